@@ -1,0 +1,77 @@
+"""What a search is told, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from iro_server.engines.base import Chunk
+
+Selection = Literal["diversity", "top", "smc"]
+
+
+class SearchParams(BaseModel):
+    """Chunk-level search: W beams, K successors of each, L tokens a chunk (None: to the end).
+
+    W=K=1 is plain sampling; W=1, L=None is best-of-K; W=1 with values is blockwise best-of-K.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    beam_width: int = Field(1, ge=1, le=256)
+    num_successors: int = Field(1, ge=1, le=256)
+    chunk_length: int | None = Field(None, ge=1)
+    selection: Selection = "diversity"
+    betas: tuple[float, ...] | None = None
+
+
+class ScorerState(Protocol):
+    """The values of one search: follows its rows as beams are dropped and repeated."""
+
+    async def score(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> torch.Tensor:
+        """Sum_t V_t / beta_t [R] at the last counted token of each row of ``chunk``; arguments as ``Session.extend``."""
+        ...
+
+
+class Scorer(Protocol):
+    """Value functions ready to steer a search."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden layers wanted from the engine; empty when the scorer runs a backbone of its own."""
+        ...
+
+    def start(self, prompt_ids: Sequence[int]) -> ScorerState: ...
+
+
+@dataclass
+class Final:
+    """One finished completion. ``hidden[layer]``: [T, D] where the search was asked to keep it.
+
+    ``value``: sum_t V_t/beta_t at the last token (0 without values). ``finish_reason``: "stop" or "length".
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    value: float
+    finish_reason: Literal["stop", "length"]
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class SearchUsage:
+    base_tokens: int = 0
+    value_tokens: int = 0
+    rounds: int = 0
+
+
+@dataclass
+class SearchResult:
+    """``finals``: every completion left at the end, best first by value (SMC: in resampled order)."""
+
+    finals: list[Final]
+    usage: SearchUsage

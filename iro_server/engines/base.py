@@ -1,0 +1,81 @@
+"""The frozen model behind one protocol: continue prefixes, token ids in and out.
+
+Axes in tensor names: R rows (beams x successors), L tokens of one chunk, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the frozen model's next token is drawn. ``seed`` None draws a fresh one."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What identifies a frozen model; value functions are tied to both hashes."""
+
+    name: str
+    model_hash: str
+    template_hash: str
+    eos_ids: tuple[int, ...]
+    num_layers: int
+    hidden_size: int
+    max_length: int
+
+
+@dataclass
+class Chunk:
+    """New tokens of R rows. Positions at or past ``lengths`` are padding.
+
+    tokens_RL: int64; logprobs_RL: float32, log-probability under the frozen model at the sampling's
+    temperature, before top-p/top-k truncation; lengths_R: int64, tokens that count (a stop id is counted);
+    stopped_R: bool, the row drew a stop id. hidden[layer]: [R, L, D] float32, the frozen model's hidden state
+    at each new token: layer 0 is the token embedding, layer i the output of decoder layer i.
+    """
+
+    tokens_RL: torch.Tensor
+    logprobs_RL: torch.Tensor
+    lengths_R: torch.Tensor
+    stopped_R: torch.Tensor
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """One prompt being continued. Rows of the last chunk are the possible parents of the next."""
+
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        """Continue each parent ``num_successors`` ways by up to ``length`` tokens.
+
+        ``parents`` are row indices of the previous chunk (the first call: ``[0]``, the prompt), repeats allowed.
+        Returns len(parents) * num_successors rows, parent-major. Ends early once every row has stopped.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the rows at once; safe to call twice and in mid-extend."""
+        ...
+
+
+class Engine(Protocol):
+    """A frozen model. Rows of all open sessions step in one batch."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> Session:
+        """Start a session. ``layers`` asks for hidden features; ValueError if the engine has none to give,
+        or if the prompt does not fit ``info.max_length``."""
+        ...
