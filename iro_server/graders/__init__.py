@@ -1,0 +1,33 @@
+"""Rewards: string_check, text_similarity, python and multi graders, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from iro_server.graders.base import Grade, Grader, GraderError, Sample
+from iro_server.graders.multi import MultiGrader, Single
+
+__all__ = ["Grade", "Grader", "GraderError", "Sample", "parse_grader"]
+
+_ANY: TypeAdapter[Grader] = TypeAdapter(Annotated[Single | MultiGrader, Field(discriminator="type")])
+
+
+def parse_grader(spec: dict[str, Any]) -> Grader:
+    """The grader a JSON object describes. Raises GraderError, with the field at fault, for the first mistake."""
+    try:
+        return _ANY.validate_python(spec)
+    except ValidationError as invalid:
+        error = invalid.errors(include_url=False, include_input=False)[0]
+    param = ".".join(["grader", *_field_path(error["loc"])])
+    if error["type"].startswith("union_tag"):
+        param += ".type"
+    message = error["msg"].removeprefix("Value error, ")
+    raise GraderError(f"{param}: {message}", param)
+
+
+def _field_path(loc: tuple[int | str, ...]) -> list[str]:
+    """Pydantic's location without the union tags it puts in: first of all, and after ``graders.<name>``."""
+    path = [str(step) for step in loc[1:]]
+    return path[:2] + path[3:] if path[:1] == ["graders"] else path

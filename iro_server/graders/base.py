@@ -1,0 +1,96 @@
+"""What a grader reads (a sample and its item) and what it gives (a grade)."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Item = dict[str, Any]
+
+
+class GraderError(ValueError):
+    """A grader that cannot be used as specified. ``param`` is the field at fault, such as ``grader.input``."""
+
+    def __init__(self, message: str, param: str):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model wrote. ``output_json`` None: ``output_text`` is parsed where it holds a JSON object or array."""
+
+    output_text: str
+    output_json: Any = None
+    output_tools: list[dict[str, Any]] | None = None
+    choices: list[dict[str, Any]] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The sample in OpenAI's shape, as templates and python graders see it."""
+        message = {"role": "assistant", "content": self.output_text}
+        return {
+            "output_text": self.output_text,
+            "output_json": _parsed(self.output_text) if self.output_json is None else self.output_json,
+            "output_tools": self.output_tools or [],
+            "choices": self.choices or [{"index": 0, "finish_reason": "stop", "message": message}],
+        }
+
+
+def _parsed(text: str) -> Any:
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class Grade:
+    """``reward`` is NaN where ``error`` tells why there is none. ``sub_rewards``: by grader name, of a multi grader."""
+
+    reward: float
+    sub_rewards: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str, sub_rewards: dict[str, float] | None = None) -> Grade:
+        return cls(math.nan, sub_rewards or {}, error)
+
+    @classmethod
+    def of(cls, reward: float, sub_rewards: dict[str, float] | None = None) -> Grade:
+        """A grade, failed unless ``reward`` is finite."""
+        if not math.isfinite(reward):
+            return cls.failed(f"the reward is {reward}, not a finite number", sub_rewards)
+        return cls(reward, sub_rewards or {})
+
+
+class Grader(BaseModel, ABC):
+    """Turns samples into rewards. It may hold processes: close it, or use it as a context manager."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("grader", min_length=1)
+
+    @abstractmethod
+    def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
+        """One grade for each (sample, item), in order. A pair that cannot be graded gets a grade with an error."""
+
+    def grade(self, sample: Sample, item: Item) -> Grade:
+        return self.grade_many([(sample, item)])[0]
+
+    def close(self) -> None:
+        """Free what the grader holds, from any thread; grades asked of it afterwards fail."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

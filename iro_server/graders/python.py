@@ -1,0 +1,70 @@
+"""The python grader: the user's ``grade(sample, item)``, run in processes of its own."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from pydantic import Field, PrivateAttr, field_validator
+
+from iro_server.graders.base import Grade, Grader, Item, Sample
+from iro_server.graders.process import GraderProcess
+
+MIN_SHARE = 8  # gradings that are worth waking another process
+
+
+class PythonGrader(Grader):
+    """``source`` defines ``grade(sample: dict, item: dict) -> float``; each of ``workers`` processes loads it once.
+
+    ``timeout``: seconds one call may take before its process is killed (an extension to OpenAI's shape, as is
+    ``workers``). ``image_tag`` is accepted and ignored: there is one environment.
+    """
+
+    type: Literal["python"]
+    source: str = Field(min_length=1, repr=False)
+    image_tag: str | None = None
+    timeout: float = Field(30.0, gt=0, le=120)
+    workers: int = Field(min(2, os.cpu_count() or 1), ge=1, le=64)
+
+    _processes: list[GraderProcess] = PrivateAttr()
+
+    @field_validator("source")
+    @classmethod
+    def _defines_grade(cls, source: str) -> str:
+        try:
+            tree = ast.parse(source)
+        except SyntaxError as error:
+            raise ValueError(f"line {error.lineno}: {error.msg}") from None
+        except (RecursionError, MemoryError):
+            raise ValueError("nested too deeply to parse") from None
+        if not any(_binds_grade(node) for node in ast.walk(tree)):
+            raise ValueError("defines no function grade(sample, item)")
+        return source
+
+    def model_post_init(self, context: object) -> None:
+        self._processes = [GraderProcess(self.source, self.timeout) for _ in range(self.workers)]
+
+    def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
+        calls = [(sample.as_dict(), item) for sample, item in pairs]
+        shares = max(1, min(self.workers, len(calls) // MIN_SHARE))
+        size = -(-len(calls) // shares)
+        batches = [calls[start : start + size] for start in range(0, len(calls), size or 1)]
+        with ThreadPoolExecutor(self.workers) as threads:
+            graded = threads.map(lambda process, batch: process.grade_batch(batch), self._processes, batches)
+            return [grade for batch in graded for grade in batch]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.close()
+
+
+def _binds_grade(node: ast.AST) -> bool:
+    match node:
+        case ast.FunctionDef(name="grade") | ast.Name(id="grade", ctx=ast.Store()):
+            return True
+        case ast.alias(name=name, asname=asname):
+            return (asname or name) == "grade"
+    return False
