@@ -1,0 +1,288 @@
+"""The frozen model in this process, on transformers: rows of all sessions step in one flat batch.
+
+A step draws every live row's next token, then feeds all of them, and the prompts of sessions that have just joined,
+through the model once. Sessions join and leave between steps. The forward pass is transformers' own, for any
+architecture it supports; only attention is ours (`attention.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iro_server.engines import attention
+from iro_server.engines.base import Chunk, ModelInfo, Sampling
+from iro_server.engines.prepare import model_hash, template_hash
+from iro_server.engines.session import ChunkWork, PromptRows, SessionRows
+
+PREFILL_TOKENS = 512  # prompt tokens fed a step at the most, so that live rows are not kept waiting
+COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
+
+
+class EmbeddedEngine:
+    """Engine over a model directory. fp32 on a CPU, bf16 on a GPU. Close it, or use it as a context manager."""
+
+    def __init__(self, model_dir: str | Path, name: str | None = None, threads: int | None = None) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=attention.NAME)
+        self.model = model.to(device).eval().requires_grad_(False)
+        fuse_norms(self.model)
+        config = self.model.config
+        eos = self.model.generation_config.eos_token_id
+        self._info = ModelInfo(
+            name=name or Path(model_dir).name,
+            model_hash=model_hash(Path(model_dir)),
+            template_hash=template_hash(self.tokenizer),
+            eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            max_length=config.max_position_embeddings,
+        )
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._cache_shape = (config.num_hidden_layers, config.num_key_value_heads, head_size)
+        self._tap = _Tap(self.model)
+        self._arrivals: deque[Callable[[], None]] = deque()
+        self._joining: list[tuple[SessionRows, Future[None]]] = []
+        self._live: list[SessionRows] = []
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def live_rows(self) -> int:
+        """Rows in the batch at this moment."""
+        return sum(s.count for s in self._live)
+
+    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> EmbeddedSession:
+        """As ``Engine.open``. ValueError: an empty prompt, one too long, or a layer the model does not have."""
+        if not 0 < len(prompt_ids) < self._info.max_length:
+            raise ValueError(
+                f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {self._info.max_length - 1}"
+            )
+        if bad := [i for i in layers if not 0 <= i <= self._info.num_layers]:
+            raise ValueError(f"the model has layers 0 to {self._info.num_layers}, not {bad}")
+        seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(6), "big")
+        prompt = PromptRows(prompt_ids, self._cache_shape, self.model.get_input_embeddings().weight)
+        rows = SessionRows(prompt, sampling, layers, seed)
+        ready: Future[None] = Future()
+        self._post(lambda: self._joining.append((rows, ready)))
+        await asyncio.wrap_future(ready)
+        return EmbeddedSession(self, rows)
+
+    def close(self) -> None:
+        """Stop stepping; chunks in progress fail with CancelledError."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def __enter__(self) -> EmbeddedEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _post(self, arrival: Callable[[], None]) -> None:
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._arrivals.append(arrival)
+            self._wake.notify()
+
+    @torch.no_grad()
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._arrivals or self._joining or self._live or self._closed):
+                    self._wake.wait()
+                if self._closed:
+                    break
+                arrivals = list(self._arrivals)
+                self._arrivals.clear()
+            for arrive in arrivals:
+                arrive()
+            try:
+                self._step()
+            except Exception as failure:  # handed to every waiting caller: the loop serves those who come after
+                self._fail(failure)
+        self._fail(asyncio.CancelledError())
+
+    def _fail(self, failure: BaseException) -> None:
+        waiting: list[Future] = [ready for _, ready in self._joining]
+        waiting += [rows.work.done for rows in self._live if rows.work]
+        self._joining, self._live = [], []
+        for future in waiting:
+            if not future.done():
+                future.set_exception(failure)
+
+    def _step(self) -> None:
+        live = self._live
+        if live:
+            self._draw(live)
+        joined, self._joining = _take(self._joining, PREFILL_TOKENS)
+        runs = [*live, *(rows.prompt for rows, _ in joined)]
+        if not runs:
+            return
+        states, hidden = self._feed(runs)
+        at = 0
+        for rows in live:
+            span = slice(at, at + rows.count)
+            rows.fed(states[span], {i: hidden[i][span] for i in rows.layers})
+            at += rows.count
+        for rows, ready in joined:
+            at += rows.prompt.count
+            rows.states = states[at - 1 : at].clone()
+            if not ready.cancelled():
+                ready.set_result(None)
+        for rows in [r for r in live if r.finished]:
+            self._live.remove(rows)
+            work, rows.work = rows.work, None
+            if work and not work.done.cancelled():
+                work.done.set_result(work.result())
+
+    def _draw(self, live: list[SessionRows]) -> None:
+        states = torch.cat([rows.states for rows in live if rows.states is not None])
+        logits = self.model.get_output_embeddings()(states).float()
+        at = 0
+        for rows in live:
+            assert rows.states is not None
+            rows.sample(logits[at : at + len(rows.states)])
+            at += len(rows.states)
+
+    def _feed(self, runs: list[SessionRows | PromptRows]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        layers = {i for run in runs if isinstance(run, SessionRows) for i in run.layers}
+        with self._tap.reading(layers) as hidden:
+            out = self.model.base_model(
+                input_ids=torch.cat([run.token_ids for run in runs])[None],
+                position_ids=torch.cat([run.positions for run in runs])[None],
+                use_cache=False,
+                runs=runs,
+            )
+        return out.last_hidden_state[0], hidden
+
+
+class EmbeddedSession:
+    """A session of the embedded engine; see ``Session``."""
+
+    def __init__(self, engine: EmbeddedEngine, rows: SessionRows) -> None:
+        self._engine, self._rows = engine, rows
+        self._inner = {0: 0}  # row of the last chunk -> row of the batch; rows that stopped early are gone from it
+
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        """As ``Session.extend``. Long chunks go in parts: between parts, rows that have stopped leave the batch."""
+        room = self._engine.info.max_length - self._rows.length
+        if length > room:
+            raise ValueError(f"{length} more tokens do not fit: the model has room for {room}")
+        chunk = part = await self._extend([self._inner[p] for p in parents], num_successors, min(length, COMPACT))
+        alive = torch.arange(len(chunk.lengths_R))
+        while (left := length - chunk.tokens_RL.shape[1]) and not part.stopped_R.all():
+            going = (~part.stopped_R).nonzero().flatten()
+            alive = alive[going]
+            part = await self._extend(going.tolist(), 1, min(left, COMPACT))
+            chunk = _append(chunk, alive, part)
+        self._inner = {outer: inner for inner, outer in enumerate(alive.tolist())}
+        return chunk
+
+    async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        work = ChunkWork(parents, num_successors, length)
+
+        def begin() -> None:
+            self._rows.begin(work)
+            self._engine._live.append(self._rows)
+
+        self._engine._post(begin)
+        return await asyncio.wrap_future(work.done)
+
+    def close(self) -> None:
+        def leave() -> None:
+            if self._rows in self._engine._live:
+                self._engine._live.remove(self._rows)
+
+        if not self._engine._closed:
+            self._engine._post(leave)
+
+
+def fuse_norms(model: torch.nn.Module) -> None:
+    """Compute RMS norms by torch's fused function: the same numbers in one operation instead of six."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            module.forward = _fused_norm(module)  # type: ignore[method-assign]
+
+
+def _fused_norm(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    weight, eps = module.weight, float(module.variance_epsilon)  # type: ignore[arg-type]
+    return lambda x: F.rms_norm(x, weight.shape, weight, eps)
+
+
+class _Tap:
+    """Reads chosen layers' hidden states out of a forward pass."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._wanted: set[int] = set()
+        self._hidden: dict[int, torch.Tensor] = {}
+        decoder = model.base_model
+        for index, module in enumerate([decoder.embed_tokens, *decoder.layers]):
+            module.register_forward_hook(lambda _m, _i, out, index=index: self._read(index, out))
+
+    def _read(self, index: int, out: torch.Tensor) -> None:
+        if index in self._wanted:
+            self._hidden[index] = out[0] if isinstance(out, torch.Tensor) else out[0][0]
+
+    def reading(self, layers: set[int]) -> _Tap:
+        self._wanted, self._hidden = layers, {}
+        return self
+
+    def __enter__(self) -> dict[int, torch.Tensor]:
+        return self._hidden
+
+    def __exit__(self, *_: object) -> None:
+        self._wanted = set()
+
+
+def _take(
+    joining: list[tuple[SessionRows, Future[None]]], limit: int
+) -> tuple[list[tuple[SessionRows, Future[None]]], list[tuple[SessionRows, Future[None]]]]:
+    """The first waiting prompts up to ``limit`` tokens (one at least), and the rest."""
+    total = 0
+    for count, (rows, _) in enumerate(joining):
+        total += rows.prompt.count
+        if count and total > limit:
+            return joining[:count], joining[count:]
+    return joining, []
+
+
+def _append(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> Chunk:
+    """``chunk`` with the rows ``alive`` continued by ``more``; the other rows are padded."""
+
+    def widen(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        padded = new.new_zeros(old.shape[0], *new.shape[1:])
+        padded[alive] = new
+        return torch.cat([old, padded], dim=1)
+
+    lengths, stopped = chunk.lengths_R.clone(), chunk.stopped_R.clone()
+    lengths[alive] += more.lengths_R
+    stopped[alive] |= more.stopped_R
+    return Chunk(
+        tokens_RL=widen(chunk.tokens_RL, more.tokens_RL),
+        logprobs_RL=widen(chunk.logprobs_RL, more.logprobs_RL),
+        lengths_R=lengths,
+        stopped_R=stopped,
+        hidden={i: widen(h, more.hidden[i]) for i, h in chunk.hidden.items()},
+    )

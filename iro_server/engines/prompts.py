@@ -1,0 +1,29 @@
+"""The one path from a prompt to token ids, for training and serving alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+def chat_prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Token ids of a conversation up to where the assistant's turn begins, by the model's own chat template."""
+    return list(
+        tokenizer.apply_chat_template(
+            [dict(m) for m in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    )
+
+
+def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text to be continued as it stands."""
+    return list(tokenizer(text)["input_ids"])
+
+
+def item_prompt_ids(tokenizer: PreTrainedTokenizerBase, item: Mapping[str, Any]) -> list[int]:
+    """Token ids of a training row: ``messages`` is a conversation, ``prompt`` a text to continue."""
+    if "messages" in item:
+        return chat_prompt_ids(tokenizer, item["messages"])
+    return text_prompt_ids(tokenizer, item["prompt"])

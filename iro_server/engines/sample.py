@@ -1,0 +1,60 @@
+"""Drawing the next token: exact inverse-CDF sampling without a cumulative sum over the whole vocabulary."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from iro_server.engines.base import Sampling
+
+BLOCK = 256
+
+
+def truncate(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Logits with everything outside top-k and the top-p nucleus at -inf (a copy)."""
+    keep = logits_MV
+    if 0 < sampling.top_k < logits_MV.shape[-1]:
+        kth = torch.topk(logits_MV, sampling.top_k, dim=-1).values[:, -1:]
+        keep = keep.masked_fill(keep < kth, -torch.inf)
+    if sampling.top_p < 1.0:
+        ordered, index = torch.sort(keep, dim=-1, descending=True)
+        probs = torch.softmax(ordered, dim=-1)
+        outside = torch.cumsum(probs, dim=-1) - probs >= sampling.top_p
+        keep = keep.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), -torch.inf)
+    return keep
+
+
+def draw(logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> torch.Tensor:
+    """K draws from softmax(logits) for each of M rows, by inverting the distribution function.
+
+    Two levels: sums of blocks of 256 tokens, then within one block, so that only one exponential and one sum pass over
+    the vocabulary. uniforms_MK in [0, 1). Returns token ids [M, K], int64.
+    """
+    vocabulary = logits_MV.shape[-1]
+    p = torch.exp(logits_MV - logits_MV.amax(dim=-1, keepdim=True))
+    p = F.pad(p, (0, -vocabulary % BLOCK)).view(p.shape[0], -1, BLOCK)
+    upto = p.sum(dim=-1).double().cumsum(dim=-1)
+    target = uniforms_MK.double() * upto[:, -1:]
+    block = torch.searchsorted(upto, target, right=True).clamp_max(upto.shape[-1] - 1)
+    before = torch.where(block > 0, upto.gather(1, (block - 1).clamp_min(0)), 0.0)
+    inside = p.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).double()
+    within = inside.cumsum(dim=-1)
+    # Rounding may leave the target a hair past the block's own sum: hold it below, so no zero-probability token is drawn.
+    rest = torch.minimum((target - before).unsqueeze(-1), within[..., -1:] * (1 - 1e-12))
+    return block * BLOCK + torch.searchsorted(within, rest.contiguous(), right=True).squeeze(-1)
+
+
+def next_tokens(
+    logits_MV: torch.Tensor, sampling: Sampling, uniforms_MK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [M, K] and their log-probabilities [M, K] under the untruncated, tempered distribution.
+
+    Temperature 0 takes the most likely token and reports its log-probability at temperature 1.
+    """
+    if sampling.temperature not in (0.0, 1.0):
+        logits_MV = logits_MV / sampling.temperature
+    if sampling.temperature == 0.0:
+        tokens = logits_MV.argmax(dim=-1, keepdim=True).expand(-1, uniforms_MK.shape[1])
+    else:
+        tokens = draw(truncate(logits_MV, sampling), uniforms_MK)
+    return tokens, logits_MV.gather(1, tokens) - torch.logsumexp(logits_MV, dim=-1, keepdim=True)
