@@ -1,0 +1,108 @@
+"""A run folder: what a finished run leaves, and what a killed one goes on from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from training.run import Cancelled, Job, JobConfig, Run, RunError
+
+
+class WalkConfig(JobConfig):
+    steps: int = 4
+
+
+class Killed(BaseException):
+    """Stands in for kill -9: nothing may catch it."""
+
+
+def walk(config: WalkConfig, run: Run, die_at: int | None = None) -> dict:
+    position = torch.zeros(())
+    for step in range(config.steps):
+
+        def move(step: int = step, position: torch.Tensor = position) -> torch.Tensor:
+            draw = float(run.rng(step).normal())
+            run.metrics({"step": step, "draw": draw})
+            if step == die_at:
+                raise Killed
+            return position + draw
+
+        position = run.step(f"position-{step}", move)
+    run.check("walked", expected=config.steps, got=step + 1, holds=step + 1 == config.steps)
+    return {"position": float(position)}
+
+
+def dying(die_at: int | None) -> Job:
+    return Job("walk", "A random walk", WalkConfig, lambda config, run: walk(config, run, die_at))
+
+
+WALK = dying(None)
+
+
+def test_a_finished_run_leaves_its_record(tmp_path: Path) -> None:
+    result = WALK.execute({"steps": 3, "seed": 7}, tmp_path)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert result["config"] == {"seed": 7, "steps": 3}
+    assert result["seeds"] == [7]
+    assert result["checks"] == [{"name": "walked", "expected": 3, "got": 3, "holds": True}]
+    assert set(result["versions"]) >= {"python", "torch", "transformers", "iro", "git"}
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert sum(row["draw"] for row in rows) == pytest.approx(result["position"], abs=1e-6)
+
+
+def test_a_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    whole = WALK.execute({"seed": 3}, tmp_path / "whole")
+    with pytest.raises(Killed):
+        dying(2).execute({"seed": 3}, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "result.json").exists()
+    resumed = WALK.execute({"seed": 3}, tmp_path / "killed")
+    assert resumed == whole
+    assert (tmp_path / "killed/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+
+
+def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:
+    run = Run(tmp_path, seed=0)
+    assert run.step("a", lambda: {"x": torch.ones(2)})["x"].tolist() == [1, 1]
+    assert Run(tmp_path, seed=0).step("a", pytest.fail)["x"].tolist() == [1, 1]
+
+
+def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:
+    WALK.execute({"steps": 2}, tmp_path)
+    assert WALK.execute({"steps": 2}, tmp_path)["config"]["steps"] == 2
+    with pytest.raises(RunError, match="another run"):
+        WALK.execute({"steps": 3}, tmp_path)
+
+
+def test_a_config_with_an_unknown_field_starts_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="stepz"):
+        WALK.execute({"stepz": 2}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_cancelled_between_steps_and_resumable(tmp_path: Path) -> None:
+    asked = iter([False, False, True])
+    with pytest.raises(Cancelled):
+        WALK.execute({}, tmp_path, should_stop=lambda: next(asked))
+    assert sorted(path.stem for path in (tmp_path / "checkpoints").iterdir()) == ["position-0", "position-1"]
+    assert WALK.execute({}, tmp_path)["checks"][0]["holds"]
+
+
+def test_seeds_run_apart_and_are_gathered(tmp_path: Path) -> None:
+    result = WALK.execute({"seed": 5}, tmp_path, seeds=2)
+    assert result["seeds"] == [5, 6]
+    assert [check["seed"] for check in result["checks"]] == [5, 6]
+    alone = WALK.execute({"seed": 6}, tmp_path / "alone")
+    assert result["per_seed"][1]["position"] == alone["position"] != result["per_seed"][0]["position"]
+
+
+def test_events_carry_metrics_that_any_json_reader_accepts(tmp_path: Path) -> None:
+    events: list[dict] = []
+    run = Run(tmp_path, seed=0, on_event=events.append)
+    run.metrics({"step": 1, "r2": float("nan")}, "Step 1/1")
+    assert events == [{"type": "metrics", "level": "info", "message": "Step 1/1", "data": {"step": 1, "r2": None}}]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)["r2"] is None

@@ -1,0 +1,245 @@
+"""What every batch job is: a typed config, a function, and a run folder.
+
+out/config.json        the config, versions and git revision it started with
+out/metrics.jsonl      one row a step, the one record of the run
+out/checkpoints/*.pt   what `Run.step` and `Run.checkpoint` saved; a killed run goes on from the last of them
+out/figures/*.png      drawn from the files above and result.json only, so that they can be redrawn
+out/result.json        config, seeds, versions, checks, and what the function returned; written last
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+Event = dict[str, Any]
+
+
+class Cancelled(Exception):
+    """The run was asked to stop. What it checkpointed is kept, and the same call goes on from there."""
+
+
+class RunError(ValueError):
+    """The run folder belongs to another run."""
+
+
+class JobConfig(BaseModel):
+    """What every job's config has: it cannot change under way, knows its fields, and carries a seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+
+
+@dataclass
+class Run:
+    """One run at one seed: its folder, seeds, metrics, checkpoints, checks and events."""
+
+    folder: Path
+    seed: int
+    on_event: Callable[[Event], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoints", "figures"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._metrics = self.folder / "metrics.jsonl"
+        self._metrics.touch()
+        # Rows past the last checkpoint will be computed, and written, again.
+        marks = [_load(path)["metrics_bytes"] for path in (self.folder / "checkpoints").glob("*.pt")]
+        os.truncate(self._metrics, max(marks, default=0))
+
+    def derive_seed(self, *path: int) -> int:
+        """A 63-bit seed from the run's seed and ``path`` alone, so that a resumed run draws what it would have."""
+        return int(np.random.SeedSequence([self.seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def rng(self, *path: int) -> np.random.Generator:
+        return np.random.default_rng(self.derive_seed(*path))
+
+    def metrics(self, row: Mapping[str, Any], message: str = "") -> None:
+        """Append ``row`` to metrics.jsonl and send it on. Numbers that are not finite become null."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(jsonable(row)) + "\n")
+        self.emit("metrics", message, row)
+
+    def emit(self, type: str, message: str = "", data: Mapping[str, Any] | None = None, level: str = "info") -> None:
+        """Send an event to whoever follows the run."""
+        if self.on_event is not None:
+            self.on_event({"type": type, "level": level, "message": message, "data": jsonable(data or {})})
+
+    def check(self, name: str, *, expected: Any, got: Any, holds: bool) -> None:
+        """State a claim of the run for result.json."""
+        self.checks.append(jsonable({"name": name, "expected": expected, "got": got, "holds": bool(holds)}))
+
+    def checkpoint(self, name: str, value: Any) -> None:
+        """Save ``value`` (tensors, numbers, strings, lists and dicts of them) whole or not at all."""
+        import torch
+
+        with self._metrics.open("a") as file:
+            os.fsync(file.fileno())
+        path = self._checkpoint_path(name)
+        partial = path.with_suffix(".partial")
+        torch.save({"metrics_bytes": self._metrics.stat().st_size, "value": value}, partial)
+        os.replace(partial, path)
+
+    def has(self, name: str) -> bool:
+        return self._checkpoint_path(name).exists()
+
+    def load(self, name: str) -> Any:
+        return _load(self._checkpoint_path(name))["value"]
+
+    def step(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The value of a step, computed at most once in the life of the run folder.
+
+        Write the step's metrics inside ``compute``: then they are kept, or dropped, together with its value.
+        """
+        if not self.has(name):
+            self.stop_if_asked()
+            self.checkpoint(name, compute())
+        return self.load(name)
+
+    def stop_if_asked(self) -> None:
+        if self.should_stop is not None and self.should_stop():
+            raise Cancelled(f"stopped; {self.folder} keeps what was done")
+
+    @contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar on the terminal. The function it gives advances it by one, and raises Cancelled when asked to stop."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(description, total=total)
+
+            def advance() -> None:
+                bar.advance(task)
+                self.stop_if_asked()
+
+            yield advance
+
+    def _checkpoint_path(self, name: str) -> Path:
+        return self.folder / "checkpoints" / f"{name}.pt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch job, registered under the entry-point group ``iro.jobs``.
+
+    ``run`` returns what result.json should hold beside config, seeds, versions and checks. ``draw`` makes the figures
+    of a finished run folder.
+    """
+
+    name: str
+    summary: str
+    Config: type[JobConfig]
+    run: Callable[[Any, Run], dict[str, Any]]
+    presets: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    draw: Callable[[Path], None] | None = None
+    Cancelled: type[Exception] = Cancelled
+
+    def execute(
+        self,
+        config: Mapping[str, Any] | JobConfig,
+        out: Path,
+        *,
+        seeds: int = 1,
+        on_event: Callable[[Event], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> dict[str, Any]:
+        """Run, or go on with what ``out`` holds of the same run, and return result.json.
+
+        Several seeds (config.seed, +1, …) run one after another in ``out/seed-<seed>``. Raises pydantic's
+        ValidationError for a bad config, RunError if ``out`` holds another run, Cancelled once ``should_stop`` is true.
+        """
+        config = config if isinstance(config, JobConfig) else self.Config.model_validate(config)
+        if seeds == 1:
+            return self._execute(config, Path(out), on_event, should_stop)
+        per_seed = []
+        for seed in range(config.seed, config.seed + seeds):
+            seeded = config.model_copy(update={"seed": seed})
+            per_seed.append(self._execute(seeded, Path(out) / f"seed-{seed}", on_event, should_stop))
+        result = {key: per_seed[0][key] for key in ("job", "config", "versions")}
+        result["seeds"] = [one["config"]["seed"] for one in per_seed]
+        result["checks"] = [check | {"seed": one["config"]["seed"]} for one in per_seed for check in one["checks"]]
+        result["per_seed"] = per_seed
+        _write_json(Path(out) / "result.json", result)
+        return result
+
+    def _execute(
+        self,
+        config: JobConfig,
+        out: Path,
+        on_event: Callable[[Event], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> dict[str, Any]:
+        header = {"job": self.name, "config": config.model_dump(mode="json"), "versions": versions()}
+        started = out / "config.json"
+        if started.exists():
+            before = json.loads(started.read_text())
+            if any(before[key] != header[key] for key in ("job", "config")):
+                raise RunError(f"{out} holds another run ({before['job']}); choose another folder")
+            header = before
+        finished = out / "result.json"
+        if not finished.exists():
+            run = Run(out, config.seed, on_event, should_stop)
+            _write_json(started, header)
+            returned = self.run(config, run)
+            _write_json(finished, header | {"seeds": [config.seed], "checks": run.checks} | returned)
+            if self.draw is not None:
+                self.draw(out)
+        return json.loads(finished.read_text())
+
+
+def versions() -> dict[str, str | None]:
+    """What a result depends on beside its config. ``git`` is None outside a checkout."""
+    packages = {name: importlib.metadata.version(name) for name in ("iro", "torch", "transformers", "numpy")}
+    return {"python": platform.python_version(), "git": _git_revision(), **packages}
+
+
+def _git_revision() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` with NumPy numbers made plain and those JSON has no word for (NaN, infinities) made None."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import torch
+
+    return torch.load(path, weights_only=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(jsonable(value), indent=2) + "\n")
+    os.replace(partial, path)
