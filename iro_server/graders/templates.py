@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 _EXPRESSION = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
-_PATH = re.compile(r"\s*((?:item|sample)(?:\.[^\s.{}\[\]]+|\[\d+\])*)\s*")
+_PATH = re.compile(r"\s*((?:item|sample)(?:\.[\w-]+|\[\d+\])*)\s*")
 _STEP = re.compile(r"[^.\[\]]+")
 
 

@@ -1,0 +1,66 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iro_server.graders.templates import MissingField, check_template, render
+
+plain = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]))
+leaves = st.none() | st.booleans() | st.integers() | st.text()
+json_values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+@given(before=plain, value=st.text(), after=plain)
+def test_strings_are_put_in_as_they_are(before, value, after):
+    template = check_template(before + "{{ item.x }}" + after)
+    assert render(template, {"item": {"x": value}, "sample": {}}) == before + value + after
+
+
+@given(value=json_values.filter(lambda value: not isinstance(value, str)))
+def test_other_values_are_put_in_as_json(value):
+    assert json.loads(render("{{item.x}}", {"item": {"x": value}, "sample": {}})) == value
+
+
+@given(text=plain)
+def test_text_without_expressions_is_itself(text):
+    assert render(check_template(text), {"item": {}, "sample": {}}) == text
+
+
+def test_paths_reach_into_objects_and_arrays():
+    scope = {"item": {"a": [{"b": "x"}, {"b": "y"}], "été": "z"}, "sample": {"output_json": {"n": 3}}}
+    template = "{{ item.a[1].b }} {{item.a.0.b}} {{ sample.output_json.n }} {{ item.été }}"
+    assert render(check_template(template), scope) == "y x 3 z"
+
+
+def test_a_value_that_looks_like_a_template_is_not_rendered_again():
+    assert (
+        render("{{ item.x }}", {"item": {"x": "{{ item.secret }}", "secret": "s"}, "sample": {}}) == "{{ item.secret }}"
+    )
+
+
+@pytest.mark.parametrize(
+    "expression", ["foo", "item.x + 1", "items.x", "item..x", "item.x|upper", "", "item.__class__()"]
+)
+def test_anything_but_a_path_is_refused_and_quoted(expression):
+    template = "a {{ item.ok }} {{" + expression + "}}"
+    with pytest.raises(ValueError, match="is not a path") as refused:
+        check_template(template)
+    assert "{{" + expression + "}}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("item.label", "item has no field 'label'"),
+        ("item.a.b", "item.a has no field 'b'"),
+        ("item.list[5]", "item.list has no field '5'"),
+        ("sample.output_json.x", "sample.output_json has no field 'x'"),
+        ("item.word.__class__", "item.word has no field '__class__'"),
+    ],
+)
+def test_a_missing_field_is_named(path, said):
+    scope = {"item": {"a": {}, "list": [1], "word": "w"}, "sample": {"output_json": None}}
+    with pytest.raises(MissingField) as missing:
+        render("{{ " + path + " }}", scope)
+    assert said in str(missing.value)
