@@ -1,0 +1,124 @@
+"""The search against a toy language model whose every completion and probability is known."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Sampling
+from tests.toy import END, ToyEngine, ToyScorer, enumerate_completions
+
+PROMPT, LENGTH = [0, 1], 4
+
+
+def reward(tokens: tuple[int, ...]) -> float:
+    return 1.5 * tokens.count(1) - 0.7 * tokens.count(0)
+
+
+def run(params: SearchParams, seed: int, scorer: ToyScorer | None = None, length: int = LENGTH):
+    return asyncio.run(
+        guided_search(ToyEngine(), PROMPT, params, Sampling(seed=seed, stop_ids=(END,)), length, scorer)
+    )
+
+
+def guided_distribution(beta: float) -> dict[tuple[int, ...], float]:
+    """pi_base * exp(V / beta), normalised, by enumeration."""
+    weights = {y: p * math.exp(reward(y) / beta) for y, p in enumerate_completions(PROMPT, LENGTH).items()}
+    total = sum(weights.values())
+    return {y: w / total for y, w in weights.items()}
+
+
+def smc_counts(width: int, draws: int, seed0: int) -> dict[tuple[int, ...], int]:
+    params = SearchParams(beam_width=width, num_successors=2, chunk_length=2, selection="smc")
+    counts: dict[tuple[int, ...], int] = {}
+    for seed in range(draws):
+        finals = run(params, seed0 + seed, ToyScorer(lambda t: reward(t) / 2.0)).finals
+        y = tuple(finals[seed % width].tokens)
+        counts[y] = counts.get(y, 0) + 1
+    return counts
+
+
+def test_enumeration_is_a_distribution() -> None:
+    assert sum(enumerate_completions(PROMPT, LENGTH).values()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_smc_samples_from_the_guided_distribution() -> None:
+    """Chi-square of independent searches' draws against pi_base * exp(V/beta), at a width where bias is small."""
+    exact = guided_distribution(2.0)
+    counts = smc_counts(width=64, draws=1500, seed0=0)
+    common = [y for y, p in exact.items() if p * 1500 >= 8]
+    observed = [counts.get(y, 0) for y in common]
+    expected = [exact[y] * 1500 for y in common]
+    observed.append(1500 - sum(observed))
+    expected.append(1500 - sum(expected))
+    assert chisquare(observed, expected).pvalue > 0.01
+
+
+def total_variation(width: int, exact: dict[tuple[int, ...], float], searches: int) -> float:
+    params = SearchParams(beam_width=width, num_successors=2, chunk_length=2, selection="smc")
+    mass: dict[tuple[int, ...], float] = {}
+    for seed in range(searches):
+        for final in run(params, seed, ToyScorer(lambda t: reward(t) / 2.0)).finals:
+            y = tuple(final.tokens)
+            mass[y] = mass.get(y, 0.0) + 1 / (width * searches)
+    return 0.5 * sum(abs(exact.get(y, 0.0) - mass.get(y, 0.0)) for y in exact.keys() | mass.keys())
+
+
+def test_smc_total_variation_falls_as_the_width_grows() -> None:
+    """At an equal number of particles in all, so that what is left at small W is the method's bias."""
+    exact = guided_distribution(2.0)
+    distances = [total_variation(w, exact, 4096 // w) for w in (1, 8, 128)]
+    assert distances[0] > distances[1] > distances[2]
+    assert distances[2] < 0.08
+
+
+def test_top_w_finds_the_best_completion() -> None:
+    best = max(enumerate_completions(PROMPT, LENGTH), key=lambda y: (reward(y), y))
+    params = SearchParams(beam_width=32, num_successors=32, chunk_length=1, selection="top")
+    finals = run(params, 0, ToyScorer(reward)).finals
+    assert reward(tuple(finals[0].tokens)) == reward(best)
+
+
+def test_one_beam_one_successor_is_plain_sampling_token_for_token() -> None:
+    guided = run(SearchParams(chunk_length=1), 7, ToyScorer(reward), 12).finals[0]
+    plain = run(SearchParams(), 7, None, 12).finals[0]
+    assert guided.tokens == plain.tokens
+    assert guided.logprobs == plain.logprobs
+
+
+def test_one_chunk_to_the_end_is_best_of_n() -> None:
+    best_of = run(SearchParams(num_successors=16), 3, ToyScorer(reward)).finals
+    samples = run(SearchParams(num_successors=16), 3, None).finals
+    assert sorted(tuple(f.tokens) for f in best_of) == sorted(tuple(f.tokens) for f in samples)
+    assert best_of[0].value == max(reward(tuple(s.tokens)) for s in samples)
+    assert np.all(np.diff([f.value for f in best_of]) <= 0)
+
+
+def test_equal_base_tokens_whatever_the_chunk() -> None:
+    """W*K rows of every token: the budget of best-of-(W*K), where nothing stops early."""
+    counts = []
+    for chunk_length in (1, 3, None):
+        engine = ToyEngine()
+        params = SearchParams(beam_width=2, num_successors=4, chunk_length=chunk_length)
+        usage = asyncio.run(guided_search(engine, PROMPT, params, Sampling(seed=0), 6, ToyScorer(reward))).usage
+        assert usage.base_tokens == engine.sampled
+        counts.append(usage.base_tokens)
+    assert counts == [48, 48, 48]
+
+
+def test_finished_rows_stay_in_the_pool() -> None:
+    """A value that only likes stopping at once must return such a completion, though other beams went on."""
+    finals = run(
+        SearchParams(beam_width=4, num_successors=8, chunk_length=1),
+        1,
+        ToyScorer(lambda t: 10.0 if t == (END,) else 0.0),
+    ).finals
+    assert finals[0].tokens == [END]
+    assert finals[0].finish_reason == "stop"
+    assert {f.finish_reason for f in finals} <= {"stop", "length"}

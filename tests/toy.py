@@ -1,0 +1,109 @@
+"""A language model small enough to enumerate, and value functions given as plain functions of the tokens."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from iro_server.engines.base import Chunk, ModelInfo, Sampling
+
+VOCABULARY = 4
+END = 3  # the stop token
+
+
+def next_probs(tokens: Sequence[int]) -> torch.Tensor:
+    """The toy model: a distribution over 4 tokens that depends on the last two tokens and the length."""
+    state = (sum((t + 1) * (i + 2) for i, t in enumerate(tokens[-2:])) + len(tokens)) % 7
+    logits = torch.tensor([math.sin(1.3 * state + 2.1 * v) for v in range(VOCABULARY)])
+    logits[END] -= 1.0
+    return torch.softmax(logits, dim=-1)
+
+
+def enumerate_completions(prompt: Sequence[int], max_tokens: int) -> dict[tuple[int, ...], float]:
+    """Every completion and its exact probability."""
+    found = {}
+    for length in range(1, max_tokens + 1):
+        for body in itertools.product(range(VOCABULARY), repeat=length):
+            if END in body[:-1] or (length < max_tokens and body[-1] != END):
+                continue
+            seq, p = list(prompt), 1.0
+            for t in body:
+                p *= float(next_probs(seq)[t])
+                seq.append(t)
+            found[body] = p
+    return found
+
+
+class ToyEngine:
+    """The Engine protocol over ``next_probs``. Hidden layer 0 is the one-hot token."""
+
+    info = ModelInfo("toy", "toy-hash", "toy-template", (END,), 1, VOCABULARY, 4096)
+
+    def __init__(self) -> None:
+        self.sampled = 0
+
+    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> ToySession:
+        if not 0 < len(prompt_ids) < self.info.max_length:
+            raise ValueError(f"the prompt has {len(prompt_ids)} tokens")
+        return ToySession(self, list(prompt_ids), sampling, tuple(layers))
+
+    def close(self) -> None:
+        pass
+
+
+class ToySession:
+    def __init__(self, engine: ToyEngine, prompt: list[int], sampling: Sampling, layers: tuple[int, ...]) -> None:
+        self.engine, self.sampling, self.layers = engine, sampling, layers
+        self.rows = [prompt]
+        self.generator = torch.Generator()
+        self.generator.manual_seed(sampling.seed) if sampling.seed is not None else self.generator.seed()
+
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        self.rows = [list(self.rows[p]) for p in parents for _ in range(num_successors)]
+        count = len(self.rows)
+        tokens = torch.zeros(count, length, dtype=torch.int64)
+        logprobs = torch.zeros(count, length)
+        lengths, stopped = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
+        for r, row in enumerate(self.rows):
+            for t in range(length):
+                p = next_probs(row)
+                token = int(torch.multinomial(p, 1, generator=self.generator))
+                row.append(token)
+                tokens[r, t], logprobs[r, t] = token, p[token].log()
+                lengths[r] += 1
+                self.engine.sampled += 1
+                if token in self.sampling.stop_ids:
+                    stopped[r] = True
+                    break
+        one_hot = torch.nn.functional.one_hot(tokens, VOCABULARY).float()
+        return Chunk(tokens, logprobs, lengths, stopped, {i: one_hot for i in self.layers})
+
+    def close(self) -> None:
+        pass
+
+
+class ToyScorer:
+    """sum_t V_t / beta_t given as a function of the completion's tokens so far."""
+
+    layers: tuple[int, ...] = ()
+
+    def __init__(self, value: Callable[[tuple[int, ...]], float]) -> None:
+        self.value = value
+
+    def start(self, prompt_ids: Sequence[int]) -> ToyScorerState:
+        return ToyScorerState(self.value)
+
+
+class ToyScorerState:
+    def __init__(self, value: Callable[[tuple[int, ...]], float]) -> None:
+        self.value = value
+        self.rows: list[tuple[int, ...]] = [()]
+
+    async def score(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> torch.Tensor:
+        tokens = [row[:n] for row, n in zip(chunk.tokens_RL.tolist(), chunk.lengths_R.tolist(), strict=True)]
+        heads = [self.rows[p] for p in parents for _ in range(num_successors)]
+        self.rows = [h + tuple(t) for h, t in zip(heads, tokens, strict=True)]
+        return torch.tensor([self.value(r) for r in self.rows], dtype=torch.float64)
