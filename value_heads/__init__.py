@@ -1,0 +1,26 @@
+"""Value functions that steer a frozen language model: features, heads, fits, stacks, bundles."""
+
+from value_heads.bundle import BundleMismatch, load_bundle, save_bundle
+from value_heads.features import FeatureSpec, advance, features
+from value_heads.fit import HeadFit, Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
+from value_heads.heads import LinearHead, MLPHead
+from value_heads.stack import ValueStack
+
+__all__ = [
+    "BundleMismatch",
+    "FeatureSpec",
+    "HeadFit",
+    "LinearHead",
+    "MLPHead",
+    "Rows",
+    "ValueStack",
+    "advance",
+    "features",
+    "fit_logistic",
+    "fit_mlp",
+    "fit_ridge",
+    "lambda_returns",
+    "load_bundle",
+    "response_rows",
+    "save_bundle",
+]

@@ -1,0 +1,61 @@
+"""A bundle comes back as it was saved, and only for the model it belongs to."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from value_heads import BundleMismatch, FeatureSpec, LinearHead, MLPHead, ValueStack, load_bundle, save_bundle
+
+SIZE = 4
+HASHES = {"model_hash": "a" * 64, "template_hash": "b" * 64}
+
+
+def stack(seed: int, iterations: int) -> ValueStack:
+    torch.manual_seed(seed)
+    spec = FeatureSpec(current=(1,), summed=(0,), decayed=((1, 0.5),), horizon=10)
+    width = spec.width(SIZE)
+    heads = [LinearHead(spec, torch.randn(width), 0.1 * seed) for _ in range(iterations)]
+    return ValueStack(
+        [*heads, MLPHead(spec, torch.randn(width), torch.rand(width) + 1, (5, 3))], range(1, iterations + 2)
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 100), iterations=st.integers(0, 3))
+def test_roundtrip_is_exact(tmp_path_factory, seed, iterations):
+    directory = tmp_path_factory.mktemp("bundle")
+    saved = stack(seed, iterations)
+    save_bundle(directory, saved, **HASHES, metrics={"reward": 1.5})
+    loaded = load_bundle(directory, **HASHES)
+    hidden = {layer: torch.randn(2, 5, SIZE) for layer in (0, 1)}
+    assert torch.equal(loaded.values(hidden), saved.values(hidden))
+    assert loaded.betas == saved.betas and loaded.layers == saved.layers
+    assert json.loads((directory / "manifest.json").read_text())["metrics"] == {"reward": 1.5}
+
+
+@pytest.mark.parametrize(("changed", "named"), [("model_hash", "base model"), ("template_hash", "chat template")])
+def test_another_base_is_refused(tmp_path, changed, named):
+    save_bundle(tmp_path, stack(0, 1), **HASHES)
+    with pytest.raises(BundleMismatch, match=named):
+        load_bundle(tmp_path, **(HASHES | {changed: "c" * 64}))
+
+
+def test_a_damaged_bundle_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
+        load_bundle(tmp_path, **HASHES)
+    save_bundle(tmp_path, stack(0, 1), **HASHES)
+    tensors, manifest = tmp_path / "value.safetensors", tmp_path / "manifest.json"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="corrupt"):
+        load_bundle(tmp_path, **HASHES)
+    tensors.unlink()
+    with pytest.raises(ValueError, match="safetensors is missing"):
+        load_bundle(tmp_path, **HASHES)
+    for text in ("{", "[]", json.dumps(json.loads(manifest.read_text()) | {"format_version": 2})):
+        manifest.write_text(text)
+        with pytest.raises(ValueError, match="manifest"):
+            load_bundle(tmp_path, **HASHES)

@@ -1,0 +1,66 @@
+"""Feature vectors: their definition, and that reading them chunk by chunk changes nothing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from value_heads import FeatureSpec, advance, features
+
+SPEC = FeatureSpec(current=(1, 3), summed=(0, 1), averaged=(1,), decayed=((3, 0.8),), horizon=16)
+ROWS, SIZE = 3, 5
+
+
+def random_hidden(length: int, seed: int, rows: int = ROWS) -> dict[int, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {layer: torch.randn(rows, length, SIZE, generator=generator) for layer in SPEC.layers}
+
+
+def test_every_block_is_what_the_spec_says():
+    hidden = random_hidden(7, seed=0)
+    row, t = 2, 5
+    expected = [
+        hidden[1][row, t - 1],
+        hidden[3][row, t - 1],
+        sum(hidden[0][row, i] for i in range(t)) / 4,
+        sum(hidden[1][row, i] for i in range(t)) / 4,
+        sum(hidden[1][row, i] for i in range(t)) / t,
+        sum(0.8 ** (t - 1 - i) * hidden[3][row, i] for i in range(t)) / 4,
+        torch.tensor([t / 16]),
+    ]
+    got = features(SPEC, hidden)
+    assert got.shape == (ROWS, 7, SPEC.width(SIZE))
+    torch.testing.assert_close(got[row, t - 1], torch.cat(expected))
+
+
+@settings(max_examples=30, deadline=None)
+@given(chunks=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 1000))
+def test_chunk_by_chunk_equals_whole_response(chunks, seed):
+    hidden = random_hidden(sum(chunks), seed)
+    whole = features(SPEC, hidden)
+    carried, start = None, 0
+    for length in chunks:
+        piece = {layer: state[:, start : start + length] for layer, state in hidden.items()}
+        within = features(SPEC, piece, carried, start)
+        torch.testing.assert_close(within, whole[:, start : start + length], atol=1e-4, rtol=1e-4)
+        last, carried = advance(SPEC, carried, piece, torch.full((ROWS,), length), start)
+        start += length
+        torch.testing.assert_close(last, whole[:, start - 1], atol=1e-4, rtol=1e-4)
+
+
+def test_padding_never_enters():
+    hidden = random_hidden(6, seed=1)
+    lengths = torch.tensor([2, 6, 3])
+    whole = features(SPEC, hidden)
+    poisoned = {layer: state.clone() for layer, state in hidden.items()}
+    for state in poisoned.values():
+        state[0, 2:], state[2, 3:] = float("nan"), float("inf")
+    last, carried = advance(SPEC, None, poisoned, lengths, 0)
+    torch.testing.assert_close(last, whole[torch.arange(3), lengths - 1])
+    assert all(total.isfinite().all() for total in carried.values())
+
+
+@pytest.mark.parametrize("bad", [{}, {"current": (1, 1)}, {"summed": (-1,)}, {"current": (1,), "horizon": 0}])
+def test_a_senseless_spec_is_refused(bad):
+    with pytest.raises(ValueError):
+        FeatureSpec(**bad)

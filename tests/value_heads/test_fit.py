@@ -1,0 +1,123 @@
+"""Fits reproduce their closed forms and scikit-learn's, streamed or not."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
+
+from value_heads import FeatureSpec, Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
+from value_heads.features import features
+
+SPEC = FeatureSpec(current=(0,))
+WIDTH = 6
+
+
+def rows(count: int, seed: int, *, noise: float = 0.5, prompt_effect: float = 0.0, per_group: int = 4) -> Rows:
+    """Linear targets; ``prompt_effect`` moves targets and the first feature alike, prompt by prompt."""
+    rng = np.random.default_rng(seed)
+    truth = np.random.default_rng(0).normal(size=WIDTH)
+    groups = np.arange(count) // per_group
+    x = rng.normal(size=(count, WIDTH)) * np.array([1, 5, 0.1, 1, 1, 1]) + 2
+    y = x @ truth + noise * rng.normal(size=count)
+    shift = rng.normal(size=count // per_group + 1)[groups] * prompt_effect
+    x[:, 0] += shift
+    y -= 3 * shift
+    return Rows(*(torch.tensor(a) for a in (x, y, rng.uniform(0.5, 2, size=count), groups)))
+
+
+def split(batch: Rows, size: int) -> list[Rows]:
+    return [Rows(*parts) for parts in zip(*(field.split(size) for field in batch), strict=True)]
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1.0])
+def test_ridge_is_scikit_learns_on_standardised_features(alpha):
+    batch = rows(200, seed=1)
+    x, y, w = (field.numpy() for field in batch[:3])
+    scaler = StandardScaler().fit(x, sample_weight=w)
+    reference = Ridge(alpha=alpha * w.sum()).fit(scaler.transform(x), y, sample_weight=w)
+    head = fit_ridge(SPEC, split(batch, 16), alphas=[alpha]).head
+    got = head(batch.features.float()).numpy()
+    np.testing.assert_allclose(got, reference.predict(scaler.transform(x)), atol=1e-4)
+
+
+def test_fixed_effects_remove_what_a_prompt_shares():
+    truth = np.random.default_rng(0).normal(size=WIDTH)
+    batch = rows(2000, seed=2, noise=0.0, prompt_effect=5.0)
+    pooled = fit_ridge(SPEC, [batch], alphas=[1e-9]).head.weight.numpy()
+    within = fit_ridge(SPEC, split(batch, 400), alphas=[1e-9], within=True).head
+    np.testing.assert_allclose(within.weight.numpy(), truth, atol=1e-4)
+    assert abs(pooled[0] - truth[0]) > 1
+    mean_error = (within(batch.features.float()) - batch.targets) @ batch.weights / batch.weights.sum()
+    assert abs(mean_error) < 1e-4
+
+
+@pytest.mark.parametrize("select", ["correlation", "loss"])
+def test_heldout_rows_choose_alpha(select):
+    train, heldout = rows(24, seed=3, noise=8.0), rows(400, seed=4, noise=8.0)
+    alphas = (1e-6, 0.3, 1e3)
+    fit = fit_ridge(SPEC, [train], [heldout], alphas=alphas, select=select)
+    for alpha in alphas:
+        head = fit_ridge(SPEC, [train], alphas=[alpha]).head
+        predicted, target, w = head(heldout.features.float()).double(), heldout.targets, heldout.weights
+        if select == "loss":
+            expected = ((predicted - target) ** 2 @ w / w.sum()).item()
+        else:
+            for g in heldout.groups.unique():
+                here = heldout.groups == g
+                predicted[here] -= predicted[here] @ w[here] / w[here].sum()
+                target[here] -= target[here] @ w[here] / w[here].sum()
+            expected = (predicted * w @ target / ((w @ predicted**2) * (w @ target**2)).sqrt()).item()
+        assert fit.scores[alpha] == pytest.approx(expected, rel=1e-4)
+    best = max if select == "correlation" else min
+    assert fit.chosen == best(fit.scores, key=fit.scores.get)
+    with pytest.raises(ValueError, match="held-out"):
+        fit_ridge(SPEC, [train], alphas=alphas)
+
+
+def test_logistic_is_scikit_learns():
+    batch = rows(300, seed=5)
+    labels = (batch.targets > batch.targets.mean()).double()
+    batch = batch._replace(targets=labels)
+    x, w = batch.features.numpy(), batch.weights.numpy()
+    scaler = StandardScaler().fit(x, sample_weight=w)
+    reference = LogisticRegression(C=1 / (0.01 * w.sum()), tol=1e-10, max_iter=1000)
+    reference.fit(scaler.transform(x), labels.numpy(), sample_weight=w)
+    head = fit_logistic(SPEC, split(batch, 64), alphas=[0.01]).head
+    expected = reference.decision_function(scaler.transform(x))
+    np.testing.assert_allclose(head(batch.features.float()).numpy(), expected, atol=1e-3)
+
+
+def test_mlp_learns_what_a_line_cannot():
+    def curved(seed: int) -> Rows:
+        batch = rows(2000, seed)
+        return batch._replace(targets=(batch.features[:, 3] - 2) ** 2)
+
+    train, heldout = curved(6), curved(7)
+    linear = fit_ridge(SPEC, [train], [heldout], alphas=[0.01])
+    fit = fit_mlp(SPEC, split(train, 500), [heldout], hidden=(32,), batch_size=64, learning_rate=5e-3, seed=1)
+    again = fit_mlp(SPEC, split(train, 500), [heldout], hidden=(32,), batch_size=64, learning_rate=5e-3, seed=1)
+    assert fit.scores[fit.chosen] > 0.9 > 0.3 > linear.scores[0.01]
+    assert fit.chosen == max(fit.scores, key=fit.scores.get)
+    assert fit.scores == again.scores
+
+
+def test_rows_are_the_counted_tokens_with_the_terminal_reward():
+    hidden = {0: torch.arange(24.0).reshape(2, 4, 3)}
+    spec = FeatureSpec(current=(0,), position=False)
+    batch = response_rows(features(spec, hidden), torch.tensor([5.0, -1.0]), torch.tensor([2, 4]), torch.tensor([9, 9]))
+    assert batch.targets.tolist() == [5, 5, -1, -1, -1, -1]
+    torch.testing.assert_close(batch.features, torch.cat([hidden[0][0, :2], hidden[0][1]]))
+    assert batch.groups[:2].tolist() == batch.groups[2:4].tolist()
+    assert len(batch.groups.unique()) == 4
+
+
+def test_lambda_returns_closed_forms():
+    values = torch.tensor([[1.0, 2.0, 4.0, 8.0], [3.0, 5.0, 0.0, 0.0]])
+    rewards = torch.tensor([10.0, -1.0])
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    assert lambda_returns(values, rewards, mask, 1.0).tolist() == [[10, 10, 10, 10], [-1, -1, 0, 0]]
+    assert lambda_returns(values, rewards, mask, 0.0).tolist() == [[2, 4, 8, 10], [5, -1, 0, 0]]
+    half = lambda_returns(values, rewards, mask, 0.5)
+    # G_t = (1 - lam) sum_n lam^(n-1) V_{t+n} + lam^(T-t) r, the n-step mixture written out
+    assert half[0, 1] == pytest.approx(0.5 * (4 + 0.5 * 8) + 0.25 * 10)

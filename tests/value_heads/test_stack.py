@@ -1,0 +1,111 @@
+"""Sum V_t/beta_t: folding is exact, and scoring a search row by row equals reading whole responses."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from value_heads import FeatureSpec, LinearHead, MLPHead, ValueStack, features
+
+SIZE = 4
+SPECS = (
+    FeatureSpec(current=(2,), summed=(0, 2), horizon=8),
+    FeatureSpec(current=(2, 3), averaged=(3,), position=False, horizon=32),
+    FeatureSpec(summed=(2,), decayed=((3, 0.9),), horizon=20),
+)
+
+
+def linear(spec: FeatureSpec, generator: torch.Generator) -> LinearHead:
+    return LinearHead(
+        spec, torch.randn(spec.width(SIZE), generator=generator), float(torch.randn(1, generator=generator))
+    )
+
+
+def mlp(spec: FeatureSpec) -> MLPHead:
+    torch.manual_seed(3)
+    width = spec.width(SIZE)
+    return MLPHead(spec, torch.randn(width), torch.rand(width) + 0.5, (8,))
+
+
+def random_hidden(rows: int, length: int, generator: torch.Generator) -> dict[int, torch.Tensor]:
+    return {layer: torch.randn(rows, length, SIZE, generator=generator) for layer in (0, 2, 3)}
+
+
+def plain_sum(heads, betas, hidden):
+    return sum(head(features(head.spec, hidden)) / beta for head, beta in zip(heads, betas, strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    chosen=st.lists(st.sampled_from(SPECS), min_size=1, max_size=8),
+    betas=st.lists(st.floats(0.1, 10), min_size=8, max_size=8),
+    seed=st.integers(0, 1000),
+)
+def test_folded_equals_the_sum(chosen, betas, seed):
+    generator = torch.Generator().manual_seed(seed)
+    heads = [linear(spec, generator) for spec in chosen]
+    betas = betas[: len(heads)]
+    stack = ValueStack(heads, betas)
+    hidden = random_hidden(3, 6, generator)
+    expected = plain_sum(heads, betas, hidden)
+    torch.testing.assert_close(stack.values(hidden), expected, atol=1e-4, rtol=1e-4)
+    assert len(stack.terms()) == 1
+
+
+class CountProducts(torch.overrides.TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += function in (
+            torch.Tensor.matmul,
+            torch.Tensor.__matmul__,
+            torch.matmul,
+            torch.nn.functional.linear,
+        )
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("iterations", [1, 8])
+async def test_eight_linear_heads_cost_one_product(iterations):
+    generator = torch.Generator().manual_seed(0)
+    stack = ValueStack([linear(SPECS[0], generator) for _ in range(iterations)], [1.0] * iterations)
+    state = stack.start([1, 2])
+    chunk = SimpleNamespace(lengths_R=torch.tensor([5, 5]), hidden=random_hidden(2, 5, generator))
+    with CountProducts() as products:
+        await state.score([0], 2, chunk)
+    assert products.count == 1
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "both"])
+async def test_scores_of_a_search_equal_full_recomputation(kind):
+    generator = torch.Generator().manual_seed(5)
+    heads = {"linear": [linear(s, generator) for s in SPECS], "mlp": [mlp(SPECS[0])]}
+    heads["both"] = [*heads["linear"], mlp(SPECS[1])]
+    betas = [0.5 + 0.5 * t for t in range(len(heads[kind]))]
+    stack = ValueStack(heads[kind], betas)
+    state = stack.start([7])
+    history = {layer: torch.zeros(1, 0, SIZE) for layer in (0, 2, 3)}
+    for parents, lengths in [([0], [3, 3, 2, 3]), ([3, 0, 0], [4, 1, 4, 4, 4, 4, 3, 4, 4, 4, 4, 2]), ([2, 8], [2] * 8)]:
+        hidden = random_hidden(len(lengths), max(lengths), generator)
+        chunk = SimpleNamespace(lengths_R=torch.tensor(lengths), hidden=hidden)
+        got = await state.score(parents, 4, chunk)
+        rows = [parent for parent in parents for _ in range(4)]
+        history = {layer: torch.cat([history[layer][rows], hidden[layer]], 1) for layer in hidden}
+        last = history[0].shape[1] - max(lengths) + torch.tensor(lengths) - 1
+        expected = plain_sum(heads[kind], betas, history)[torch.arange(len(rows)), last]
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_betas_can_be_changed_and_are_checked():
+    generator = torch.Generator().manual_seed(0)
+    heads = [linear(SPECS[0], generator) for _ in range(2)]
+    hidden = random_hidden(2, 3, generator)
+    halved = ValueStack(heads, [1, 1]).with_betas([2, 2])
+    torch.testing.assert_close(2 * halved.values(hidden), ValueStack(heads, [1, 1]).values(hidden))
+    for betas in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match="beta"):
+            ValueStack(heads, betas)

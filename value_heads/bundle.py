@@ -1,0 +1,143 @@
+"""A value stack on disk: ``value.safetensors`` and ``manifest.json``, tied to the frozen model it was fitted on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from value_heads.features import FeatureSpec
+from value_heads.heads import Head, LinearHead, MLPHead
+from value_heads.stack import ValueStack
+
+TENSORS, MANIFEST = "value.safetensors", "manifest.json"
+FORMAT_VERSION: Literal[1] = 1
+
+
+class BundleMismatch(ValueError):
+    """The bundle was fitted on another frozen model, chat template or value backbone."""
+
+
+class HeadEntry(BaseModel):
+    """One iteration's value function; ``hidden`` and ``dropout`` are an MLP's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    iteration: int
+    kind: Literal["linear", "mlp"]
+    beta: float
+    spec: FeatureSpec
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+
+
+class Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: Literal[1]
+    kind: Literal["heads"]
+    model_hash: str
+    template_hash: str
+    tensors_sha256: str
+    metrics: dict[str, Any]
+    heads: list[HeadEntry]
+
+
+def save_bundle(
+    directory: Path, stack: ValueStack, *, model_hash: str, template_hash: str, metrics: dict[str, Any] | None = None
+) -> Path:
+    """Write a stack, heads apart so that betas can still be changed. The manifest, written last, marks a whole bundle."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    entries = []
+    for index, (head, beta) in enumerate(zip(stack.heads, stack.betas, strict=True)):
+        entries.append(_entry(index, head, beta))
+        tensors |= {f"{index}.{name}": value.contiguous() for name, value in _state(head).items()}
+    save_file(tensors, directory / TENSORS)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        kind="heads",
+        model_hash=model_hash,
+        template_hash=template_hash,
+        tensors_sha256=_sha256(directory / TENSORS),
+        metrics=metrics or {},
+        heads=entries,
+    )
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    return directory
+
+
+def load_bundle(directory: Path, *, model_hash: str, template_hash: str) -> ValueStack:
+    """The stack saved under ``directory``. BundleMismatch if it belongs to another base, ValueError if unreadable."""
+    manifest = read_manifest(directory)
+    _same("base model", manifest.model_hash, model_hash, directory)
+    _same("chat template", manifest.template_hash, template_hash, directory)
+    tensors = _load_tensors(directory, manifest)
+    heads = [_head(entry, _under(tensors, index)) for index, entry in enumerate(manifest.heads)]
+    return ValueStack(heads, [entry.beta for entry in manifest.heads])
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """ValueError where there is none, or where it is not a manifest of this format."""
+    path = directory / MANIFEST
+    try:
+        return Manifest.model_validate(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise ValueError(f"no value bundle in {directory}: {MANIFEST} is missing") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise ValueError(f"{path} is not a value bundle's manifest of format {FORMAT_VERSION}: {error}") from error
+
+
+def _entry(index: int, head: Head, beta: float) -> HeadEntry:
+    if isinstance(head, LinearHead):
+        return HeadEntry(iteration=index + 1, kind="linear", beta=beta, spec=head.spec)
+    return HeadEntry(
+        iteration=index + 1, kind="mlp", beta=beta, spec=head.spec, hidden=head.hidden, dropout=head.dropout
+    )
+
+
+def _state(head: Head) -> dict[str, Tensor]:
+    if isinstance(head, LinearHead):
+        return {"weight": head.weight, "bias": torch.tensor([head.bias], dtype=torch.float64)}
+    return head.state_dict()
+
+
+def _head(entry: HeadEntry, tensors: dict[str, Tensor]) -> Head:
+    if entry.kind == "linear":
+        return LinearHead(entry.spec, tensors["weight"], float(tensors["bias"]))
+    head = MLPHead(entry.spec, tensors["mean"], tensors["std"], entry.hidden, entry.dropout)
+    head.load_state_dict(tensors)
+    return head.eval()
+
+
+def _under(tensors: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    prefix = f"{index}."
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_tensors(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
+    path = directory / TENSORS
+    if not path.is_file():
+        raise ValueError(f"no value bundle in {directory}: {TENSORS} is missing")
+    if _sha256(path) != manifest.tensors_sha256:
+        raise ValueError(f"{path} is corrupt: its SHA-256 is not the manifest's; copy or fit the bundle again")
+    return load_file(path)
+
+
+def _same(what: str, saved: str, given: str, directory: Path) -> None:
+    if saved != given:
+        raise BundleMismatch(
+            f"the value functions in {directory} were fitted on another {what} ({saved[:12]}…, here {given[:12]}…): "
+            f"load them with the {what} they were fitted on, or align this one anew"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

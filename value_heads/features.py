@@ -1,0 +1,166 @@
+"""What a value function reads: hidden states of a frozen model at one token, and sums of them over the response.
+
+Axes in tensor names: R rows, L tokens of a chunk, D hidden width, F features. Token t of a response is counted from 1.
+Everything is linear in the hidden states (but for the mean's division by t), so that linear heads fold exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from torch import Tensor
+
+POSITION = "position"
+
+
+class Block(NamedTuple):
+    """One stretch of the feature vector, D wide (``position``: one wide)."""
+
+    kind: str  # "current", "sum", "mean" or "position"
+    layer: int = 0
+    decay: float = 1.0
+
+
+Sums = dict[tuple[int, float], Tensor]
+"""(layer, decay) -> running sum over response tokens; [R, D] where it is carried from chunk to chunk."""
+
+
+class FeatureSpec(BaseModel):
+    """Which hidden states make the feature vector of response token t. Layer 0 is the token embedding.
+
+    ``current``: h_t. ``summed``: sum_{i<=t} h_i / sqrt(horizon). ``averaged``: sum_{i<=t} h_i / t.
+    ``decayed``: (layer, g) -> sum_{i<=t} g^(t-i) h_i / sqrt(horizon). ``position``: t / horizon.
+    ``horizon`` is the response length, in tokens, that brings sums and states to one size.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    current: tuple[NonNegativeInt, ...] = ()
+    summed: tuple[NonNegativeInt, ...] = ()
+    averaged: tuple[NonNegativeInt, ...] = ()
+    decayed: tuple[tuple[NonNegativeInt, Annotated[float, Field(gt=0, lt=1)]], ...] = ()
+    position: bool = True
+    horizon: int = Field(48, ge=1)
+
+    @model_validator(mode="after")
+    def _some_layer_and_none_twice(self) -> FeatureSpec:
+        if not self.layers:
+            raise ValueError("a FeatureSpec reads at least one layer")
+        if len(set(self.blocks)) < len(self.blocks):
+            raise ValueError("a FeatureSpec names each layer once per kind")
+        return self
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The feature vector's stretches, in order."""
+        blocks = [Block("current", layer) for layer in self.current]
+        blocks += [Block("sum", layer) for layer in self.summed]
+        blocks += [Block("mean", layer) for layer in self.averaged]
+        blocks += [Block("sum", layer, decay) for layer, decay in self.decayed]
+        return (*blocks, Block(POSITION)) if self.position else tuple(blocks)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden layers the model has to report, sorted."""
+        return tuple(sorted({block.layer for block in self.blocks if block.kind != POSITION}))
+
+    def width(self, hidden_size: int) -> int:
+        return sum(1 if block.kind == POSITION else hidden_size for block in self.blocks)
+
+    def scale(self, block: Block) -> float:
+        """The constant a block's raw value is multiplied with."""
+        return {"sum": 1 / math.sqrt(self.horizon), POSITION: 1 / self.horizon}.get(block.kind, 1.0)
+
+
+def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
+    """The smallest spec whose blocks contain those of every given one; its horizon is the longest."""
+
+    def merged(name: str) -> tuple:
+        return tuple(sorted({entry for spec in specs for entry in getattr(spec, name)}))
+
+    return FeatureSpec(
+        **{name: merged(name) for name in ("current", "summed", "averaged", "decayed")},
+        position=any(spec.position for spec in specs),
+        horizon=max(spec.horizon for spec in specs),
+    )
+
+
+def features(
+    spec: FeatureSpec, hidden: dict[int, Tensor], carried: Sums | None = None, start: int | Tensor = 0
+) -> Tensor:
+    """Features at every token of R rows: [R, L, F] in float32.
+
+    hidden[layer]: [R, L, D] at tokens start+1 … start+L; ``carried``: sums over the tokens before (``start``: int or [R]).
+    Padding at a row's end changes nothing before it; what is returned at the padding means nothing.
+    """
+    states = {layer: hidden[layer].float() for layer in spec.layers}
+    rows, length, device = _shape(states)
+    t_RL = torch.arange(1, length + 1, device=device) + torch.as_tensor(start, device=device).expand(rows)[:, None]
+    return assemble(spec, states, running_sums(spec, states, carried), t_RL)
+
+
+def advance(
+    spec: FeatureSpec, carried: Sums | None, hidden: dict[int, Tensor], lengths_R: Tensor, start: int | Tensor
+) -> tuple[Tensor, Sums]:
+    """Features [R, F] at each row's last counted token (``lengths_R`` >= 1), and the sums through it."""
+    states, sums, t_R = last_states(spec, carried, hidden, lengths_R, start)
+    return assemble(spec, states, sums, t_R), sums
+
+
+def last_states(
+    spec: FeatureSpec, carried: Sums | None, hidden: dict[int, Tensor], lengths_R: Tensor, start: int | Tensor
+) -> tuple[dict[int, Tensor], Sums, Tensor]:
+    """Hidden states [R, D] and sums [R, D] at each row's last counted token, and that token's number t [R]."""
+    states = {layer: hidden[layer].float() for layer in spec.layers}
+    rows, _, device = _shape(states)
+    row_R, last_R = torch.arange(rows, device=device), lengths_R.to(device) - 1
+    sums = {key: sum_RLD[row_R, last_R] for key, sum_RLD in running_sums(spec, states, carried).items()}
+    t_R = torch.as_tensor(start, device=device) + last_R + 1
+    return {layer: state[row_R, last_R] for layer, state in states.items()}, sums, t_R
+
+
+def running_sums(spec: FeatureSpec, states: dict[int, Tensor], carried: Sums | None) -> Sums:
+    """Sums [R, L, D] through every token: S_t = decay S_{t-1} + h_t, from S_0 = carried (absent: zero)."""
+    keys = {(block.layer, block.decay) for block in spec.blocks if block.kind in ("sum", "mean")}
+    sums = {}
+    for layer, decay in sorted(keys):
+        sums[layer, decay] = states[layer].cumsum(1) if decay == 1 else _decayed(states[layer], decay)
+        if carried is not None:
+            past_L = decay ** torch.arange(1, states[layer].shape[1] + 1, device=states[layer].device)
+            sums[layer, decay] += past_L[:, None] * carried[layer, decay][:, None]
+    return sums
+
+
+def assemble(spec: FeatureSpec, states: dict[int, Tensor], sums: Sums, t: Tensor) -> Tensor:
+    """Feature vectors [..., F] from hidden states and sums [..., D] at tokens number t [...]."""
+    t = t[..., None].float()
+    pieces = []
+    for block in spec.blocks:
+        match block.kind:
+            case "current":
+                raw = states[block.layer]
+            case "sum":
+                raw = sums[block.layer, block.decay]
+            case "mean":
+                raw = sums[block.layer, block.decay] / t
+            case _:
+                raw = t
+        pieces.append(raw * spec.scale(block))
+    return torch.cat(pieces, -1)
+
+
+def _decayed(states_RLD: Tensor, decay: float) -> Tensor:
+    step_L = torch.arange(states_RLD.shape[1], device=states_RLD.device)
+    gap_LL = step_L[:, None] - step_L
+    weight_LL = torch.where(gap_LL >= 0, decay ** gap_LL.clamp(min=0).float(), 0.0)
+    # A token past a row's end must not reach earlier ones even as 0 * NaN, as a matrix product would let it.
+    return torch.einsum("tl,rld->rtd", weight_LL, states_RLD.nan_to_num())
+
+
+def _shape(states: dict[int, Tensor]) -> tuple[int, int, torch.device]:
+    state = next(iter(states.values()))
+    return state.shape[0], state.shape[1], state.device

@@ -1,0 +1,273 @@
+"""Fitting V to the terminal reward on every response prefix: min_V E sum_t (V(s_t) - r(s_T))^2 (iro.md, value loss).
+
+Rows are streamed: their features need never lie in memory at once. N rows of a batch, F features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from value_heads.features import FeatureSpec
+from value_heads.heads import Head, LinearHead, MLPHead
+
+Select = Literal["correlation", "loss"]
+"""How a setting is chosen on held-out rows: highest correlation within groups (which is what predicts a search's
+lift), or lowest loss."""
+
+ALPHAS = tuple(float(10 ** (k / 2)) for k in range(-8, 3))
+
+
+class Rows(NamedTuple):
+    """A batch of response prefixes. A group is one prompt at one token number, and lies whole in one batch."""
+
+    features: Tensor  # [N, F]
+    targets: Tensor  # [N]
+    weights: Tensor  # [N], positive
+    groups: Tensor  # [N] int64
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """``scores``: setting (ridge and logistic: alpha; MLP: epoch) -> held-out score; ``chosen``: the best setting."""
+
+    head: Head
+    chosen: float
+    scores: dict[float, float]
+
+
+def response_rows(
+    features_RLF: Tensor, targets: Tensor, lengths_R: Tensor, prompt_ids_R: Tensor, weights_R: Tensor | None = None
+) -> Rows:
+    """Every counted token of R responses as rows. targets: terminal rewards [R], or one a token [R, L]."""
+    rows, length, _ = features_RLF.shape
+    t_L = torch.arange(length)
+    counted_RL = t_L < lengths_R[:, None]
+    target_RL = targets[:, None].expand(rows, length) if targets.ndim == 1 else targets
+    weight_RL = torch.ones(rows, length) if weights_R is None else weights_R[:, None].expand(rows, length)
+    group_RL = prompt_ids_R[:, None] * length + t_L
+    return Rows(features_RLF[counted_RL], target_RL[counted_RL], weight_RL[counted_RL], group_RL[counted_RL])
+
+
+def lambda_returns(values_NT: Tensor, rewards_N: Tensor, mask_NT: Tensor, lam: float) -> Tensor:
+    """Targets G [N, T] of V(s_t): G_t = (1 - lam) V(s_{t+1}) + lam G_{t+1}, and the reward at the last counted token.
+
+    TD(lambda) with the reward at the end alone and no discount; reconstruction, the paper regresses on the reward
+    (lam = 1). mask: bool, counted tokens, a prefix of each row; padding gets 0.
+    """
+    target_NT = torch.zeros_like(values_NT)
+    for t in reversed(range(values_NT.shape[1])):
+        if t + 1 == values_NT.shape[1]:
+            target_NT[:, t] = rewards_N
+        else:
+            later = (1 - lam) * values_NT[:, t + 1] + lam * target_NT[:, t + 1]
+            target_NT[:, t] = torch.where(mask_NT[:, t + 1], later, rewards_N)
+    return target_NT.masked_fill(~mask_NT, 0.0)
+
+
+class Moments:
+    """Weighted sums that a least-squares fit needs, in float64. ``within``: about each group's means."""
+
+    def __init__(self, batches: Iterable[Rows], within: bool):
+        self.within = within
+        self.total = self.x = self.y = self.xx = self.xy = self.yy = torch.zeros((), dtype=torch.float64)
+        for batch in batches:
+            x, y, w = batch.features.double(), batch.targets.double(), batch.weights.double()
+            self.total, self.x, self.y = self.total + w.sum(), self.x + w @ x, self.y + w @ y
+            if within:
+                x, y = _less_group_mean(x, w, batch.groups), _less_group_mean(y, w, batch.groups)
+            weighted = x * w[:, None]
+            self.xx = self.xx + weighted.T @ x
+            self.xy, self.yy = self.xy + y @ weighted, self.yy + w @ y**2
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """Covariance of the features [F, F], and with the target [F]."""
+        if self.within:
+            return self.xx / self.total, self.xy / self.total
+        x, y = self.x / self.total, self.y / self.total
+        return self.xx / self.total - torch.outer(x, x), self.xy / self.total - x * y
+
+    def mean_squared_error(self, weight: Tensor, bias: Tensor) -> float:
+        """Of x · weight + bias; asks for moments that are not ``within``."""
+        squares = weight @ self.xx @ weight - 2 * weight @ self.xy + self.yy
+        return float((squares + 2 * bias * (weight @ self.x - self.y)) / self.total + bias**2)
+
+    def correlation(self, weight: Tensor) -> float:
+        """Of x · weight with the target within groups; asks for ``within`` moments. 0 where either is constant."""
+        spread = ((weight @ self.xx @ weight) * self.yy).sqrt()
+        return float(weight @ self.xy / spread) if spread > 0 else 0.0
+
+
+def fit_ridge(
+    spec: FeatureSpec,
+    train: Iterable[Rows],
+    heldout: Iterable[Rows] | None = None,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    select: Select = "correlation",
+    within: bool = False,
+) -> HeadFit:
+    """Ridge regression on standardised features: min sum w (y - x·b - c)^2 / sum w + alpha |b|^2, b in standard units.
+
+    scikit-learn's alpha is this one times sum w. ``within``: features and targets lose their group's mean first, so
+    that only differences between responses to one prompt are learned. Several alphas: ``heldout`` rows, of other
+    prompts, choose; ValueError without them.
+    """
+    if len(alphas) > 1 and heldout is None:
+        raise ValueError("choosing among several alphas takes held-out rows")
+    moments = Moments(train, within)
+    covariance, with_target = moments.centred()
+    std = covariance.diagonal().clamp(min=0).sqrt()
+    std = torch.where(std > 0, std, 1.0)
+    gram, rhs = covariance / std[:, None] / std, with_target / std
+    judge = None if heldout is None else Moments(heldout, within=select == "correlation")
+    fits: dict[float, tuple[Tensor, Tensor]] = {}
+    scores: dict[float, float] = {}
+    for alpha in alphas:
+        penalised = gram + alpha * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        weight = torch.linalg.solve(penalised, rhs) / std
+        bias = (moments.y - weight @ moments.x) / moments.total
+        fits[alpha] = weight, bias
+        if judge is not None:
+            by_correlation = select == "correlation"
+            scores[alpha] = judge.correlation(weight) if by_correlation else judge.mean_squared_error(weight, bias)
+    chosen = best_setting(scores, select) if scores else alphas[0]
+    weight, bias = fits[chosen]
+    return HeadFit(LinearHead(spec, weight.float().cpu(), float(bias)), chosen, scores)
+
+
+def fit_logistic(
+    spec: FeatureSpec,
+    train: Sequence[Rows],
+    heldout: Sequence[Rows] | None = None,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    select: Select = "correlation",
+) -> HeadFit:
+    """Logistic regression (the paper's BCE variant) for rewards in [0, 1]; V is the logit, so that heads still fold.
+
+    min mean BCE + alpha/2 |b|^2 on standardised features, by L-BFGS over the batches.
+    """
+    if len(alphas) > 1 and heldout is None:
+        raise ValueError("choosing among several alphas takes held-out rows")
+    mean, std = feature_statistics(train)
+    heads: dict[float, LinearHead] = {}
+    scores: dict[float, float] = {}
+    for alpha in alphas:
+        standard, offset = _logistic(train, mean, std, alpha)
+        weight = standard / std
+        heads[alpha] = LinearHead(spec, weight.float().cpu(), float(offset - weight @ mean))
+        if heldout is not None:
+            scores[alpha] = score(heads[alpha], heldout, select, binary_cross_entropy_with_logits)
+    chosen = best_setting(scores, select) if scores else alphas[0]
+    return HeadFit(heads[chosen], chosen, scores)
+
+
+def _logistic(train: Sequence[Rows], mean: Tensor, std: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    standard = torch.zeros_like(mean, requires_grad=True)
+    offset = torch.zeros_like(mean[0], requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [standard, offset], max_iter=200, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+    total = sum(float(batch.weights.sum()) for batch in train)
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        penalty = alpha / 2 * standard.square().sum()
+        penalty.backward()
+        loss = penalty.item()
+        for batch in train:
+            logits = (batch.features.double() - mean) @ (standard / std) + offset
+            part = (
+                binary_cross_entropy_with_logits(logits, batch.targets.double(), batch.weights, reduction="sum") / total
+            )
+            part.backward()
+            loss += part.item()
+        return loss
+
+    optimiser.step(closure)
+    return standard.detach(), offset.detach()
+
+
+def fit_mlp(
+    spec: FeatureSpec,
+    train: Sequence[Rows],
+    heldout: Sequence[Rows],
+    *,
+    hidden: Sequence[int] = (64,),
+    dropout: float = 0.1,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-2,
+    epochs: int = 30,
+    patience: int = 3,
+    batch_size: int = 1024,
+    select: Select = "correlation",
+    seed: int = 0,
+) -> HeadFit:
+    """Weighted squared error by AdamW; keeps the best epoch, stops ``patience`` epochs without a better held-out score."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = feature_statistics(train)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = MLPHead(spec, mean, std, hidden, dropout)
+        optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        scores: dict[float, float] = {}
+        best = head
+        for epoch in range(1, epochs + 1):
+            head.train()
+            for index in torch.randperm(len(train), generator=generator).tolist():
+                batch = train[index]
+                for pick in torch.randperm(len(batch.targets), generator=generator).split(batch_size):
+                    error = (head(batch.features[pick].float()) - batch.targets[pick]) ** 2
+                    optimiser.zero_grad()
+                    (error @ batch.weights[pick] / batch.weights[pick].sum()).backward()
+                    optimiser.step()
+            scores[epoch] = score(head.eval(), heldout, select, torch.nn.functional.mse_loss)
+            chosen = best_setting(scores, select)
+            if chosen == epoch:
+                best = copy.deepcopy(head)
+            elif epoch - chosen >= patience:
+                break
+    return HeadFit(best.eval(), chosen, scores)
+
+
+@torch.inference_mode()
+def score(head: Head, heldout: Iterable[Rows], select: Select, loss: Callable[..., Tensor]) -> float:
+    """Held-out correlation within groups, or weighted mean loss."""
+    predicted = [
+        Rows(head(batch.features.float())[:, None], batch.targets, batch.weights, batch.groups) for batch in heldout
+    ]
+    if select == "correlation":
+        return Moments(predicted, within=True).correlation(torch.ones(1, dtype=torch.float64))
+    total = sum(float(batch.weights.sum()) for batch in predicted)
+    return (
+        sum(float(loss(b.features[:, 0], b.targets.float(), reduction="none") @ b.weights) for b in predicted) / total
+    )
+
+
+def best_setting(scores: dict[float, float], select: Select) -> float:
+    """The setting of the best score; of equals, the first."""
+    return max(scores, key=scores.__getitem__) if select == "correlation" else min(scores, key=scores.__getitem__)
+
+
+def feature_statistics(train: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+    """Weighted mean and standard deviation of each feature [F], float64; a constant feature gets deviation 1."""
+    total = sum(float(batch.weights.sum()) for batch in train)
+    mean = torch.stack([batch.weights.double() @ batch.features.double() for batch in train]).sum(0) / total
+    square = [batch.weights.double() @ (batch.features.double() - mean).square() for batch in train]
+    std = (torch.stack(square).sum(0) / total).sqrt()
+    return mean, torch.where(std > 0, std, 1.0)
+
+
+def _less_group_mean(values: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
+    ids, index = groups.unique(return_inverse=True)
+    column = weights.reshape(-1, *[1] * (values.ndim - 1))
+    mass = weights.new_zeros(len(ids)).index_add(0, index, weights).reshape(-1, *column.shape[1:])
+    sums = values.new_zeros(len(ids), *values.shape[1:]).index_add(0, index, values * column)
+    return values - (sums / mass)[index]

@@ -1,0 +1,84 @@
+"""Value functions V(s_t) on feature vectors: linear, and a small multilayer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from value_heads.features import FeatureSpec
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """V = weight · x + bias; the features' standardisation is already folded into both. weight: [F] float32."""
+
+    spec: FeatureSpec
+    weight: Tensor
+    bias: float
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """[..., F] -> [...]."""
+        return features @ self.weight.to(features) + self.bias
+
+
+class MLPHead(nn.Module):
+    """Standardised features through one or two hidden layers (GELU, dropout while training)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, spec: FeatureSpec, mean: Tensor, std: Tensor, hidden: Sequence[int] = (64,), dropout: float = 0.1
+    ):
+        super().__init__()
+        self.spec, self.hidden, self.dropout = spec, tuple(hidden), dropout
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float())
+        layers: list[nn.Module] = []
+        width = len(mean)
+        for size in hidden:
+            layers += [nn.Linear(width, size), nn.GELU(), nn.Dropout(dropout)]
+            width = size
+        self.net = nn.Sequential(*layers, nn.Linear(width, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., F] -> [...]."""
+        return self.net((features - self.mean) / self.std).squeeze(-1)
+
+
+Head = LinearHead | MLPHead
+
+
+def fold(heads: Sequence[LinearHead], betas: Sequence[float], spec: FeatureSpec) -> LinearHead:
+    """Sum_t V_t / beta_t as one linear head on ``spec``, which must contain every head's blocks.
+
+    Exact: a block's weight moves to its place in ``spec``, corrected for the two specs' scales.
+    """
+    sizes = {_hidden_size(head) for head in heads}
+    if len(sizes) > 1:
+        raise ValueError(f"heads read models of different hidden sizes: {sorted(sizes)}")
+    size = sizes.pop()
+    total = torch.zeros(spec.width(size), dtype=torch.float64)
+    places = _places(spec, size)
+    for head, beta in zip(heads, betas, strict=True):
+        for block, place in _places(head.spec, size).items():
+            ratio = head.spec.scale(block) / spec.scale(block)
+            total[places[block]] += head.weight[place].double().cpu() * (ratio / beta)
+    bias = sum(head.bias / beta for head, beta in zip(heads, betas, strict=True))
+    return LinearHead(spec, total.float(), bias)
+
+
+def _hidden_size(head: LinearHead) -> int:
+    return (len(head.weight) - head.spec.position) // (len(head.spec.blocks) - head.spec.position)
+
+
+def _places(spec: FeatureSpec, hidden_size: int) -> dict:
+    places, start = {}, 0
+    for block in spec.blocks:
+        width = 1 if block.kind == "position" else hidden_size
+        places[block] = slice(start, start + width)
+        start += width
+    return places

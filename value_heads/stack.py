@@ -1,0 +1,92 @@
+"""Sum_t V_t / beta_t: the value functions of all iterations, steering one search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from value_heads.features import Sums, assemble, features, last_states, union
+from value_heads.heads import Head, LinearHead, MLPHead, fold
+
+
+class Chunk(Protocol):
+    """New tokens of R rows, as the engine reports them (hidden[layer]: [R, L, D])."""
+
+    tokens_RL: Tensor
+    lengths_R: Tensor
+    hidden: dict[int, Tensor]
+
+
+class ValueStack:
+    """pi_T ∝ pi_base · exp(Sum_t V_t / beta_t) (iro.md). Linear heads fold into one: the cost does not grow with T.
+
+    heads[t] is iteration t's value function, betas[t] > 0 its temperature.
+    """
+
+    def __init__(self, heads: Sequence[Head], betas: Sequence[float]):
+        check_betas(betas, len(heads))
+        self.heads, self.betas = tuple(heads), tuple(betas)
+        self.spec = union([head.spec for head in heads])
+        linear = [(head, beta) for head, beta in zip(heads, betas, strict=True) if isinstance(head, LinearHead)]
+        self.folded = self._fold(linear) if linear else None
+        self.mlps = [(head.eval(), b) for head, b in zip(heads, betas, strict=True) if isinstance(head, MLPHead)]
+
+    @staticmethod
+    def _fold(linear: list[tuple[LinearHead, float]]) -> LinearHead:
+        heads = [head for head, _ in linear]
+        return fold(heads, [beta for _, beta in linear], union([head.spec for head in heads]))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden layers wanted from the engine."""
+        return self.spec.layers
+
+    def with_betas(self, betas: Sequence[float]) -> ValueStack:
+        return ValueStack(self.heads, betas)
+
+    def terms(self) -> list[tuple[Head, float]]:
+        """What is evaluated: the folded linear head (beta 1), then each MLP with its beta."""
+        folded: list[tuple[Head, float]] = [(self.folded, 1.0)] if self.folded else []
+        return folded + [(head, beta) for head, beta in self.mlps]
+
+    @torch.no_grad()
+    def values(self, hidden: dict[int, Tensor]) -> Tensor:
+        """Sum_t V_t / beta_t [R, L] at every token of whole responses; hidden[layer]: [R, L, D]."""
+        return torch.stack([head(features(head.spec, hidden)) / beta for head, beta in self.terms()]).sum(0)
+
+    def start(self, prompt_ids: Sequence[int]) -> StackState:
+        return StackState(self)
+
+
+class StackState:
+    """One search's running sums, which follow its rows."""
+
+    def __init__(self, stack: ValueStack):
+        self.stack = stack
+        self.sums: Sums | None = None
+        self.start_R = torch.zeros(1, dtype=torch.long)
+
+    async def score(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> Tensor:
+        """Sum_t V_t / beta_t [R] at each row's last counted token; rows parent-major, a stopped row no parent."""
+        stack = self.stack
+        parent_R = torch.as_tensor(parents).repeat_interleave(num_successors)
+        with torch.no_grad():
+            sums = self.sums and {key: sum_RD[parent_R] for key, sum_RD in self.sums.items()}
+            states, self.sums, t_R = last_states(
+                stack.spec, sums, chunk.hidden, chunk.lengths_R, self.start_R[parent_R].to(chunk.lengths_R.device)
+            )
+            self.start_R = t_R.cpu()
+            terms = [head(assemble(head.spec, states, self.sums, t_R)) / beta for head, beta in stack.terms()]
+            return torch.stack(terms).sum(0)
+
+
+def check_betas(betas: Sequence[float], count: int) -> None:
+    if count == 0:
+        raise ValueError("a stack holds at least one value function")
+    if len(betas) != count:
+        raise ValueError(f"{count} value functions need {count} betas, got {len(betas)}")
+    if not all(beta > 0 for beta in betas):
+        raise ValueError(f"betas must be positive, got {list(betas)}")
