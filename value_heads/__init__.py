@@ -1,5 +1,7 @@
 """Value functions that steer a frozen language model: features, heads, fits, stacks, bundles."""
 
+from value_heads.backbone import LoraBackbone, LoraValues
+from value_heads.backbone_fit import Example, fit_lora
 from value_heads.bundle import BundleMismatch, load_bundle, save_bundle
 from value_heads.features import FeatureSpec, advance, features
 from value_heads.fit import HeadFit, Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
@@ -8,15 +10,19 @@ from value_heads.stack import ValueStack
 
 __all__ = [
     "BundleMismatch",
+    "Example",
     "FeatureSpec",
     "HeadFit",
     "LinearHead",
+    "LoraBackbone",
+    "LoraValues",
     "MLPHead",
     "Rows",
     "ValueStack",
     "advance",
     "features",
     "fit_logistic",
+    "fit_lora",
     "fit_mlp",
     "fit_ridge",
     "lambda_returns",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from value_heads.backbone import LoraBackbone, LoraValues
 from value_heads.features import FeatureSpec
 from value_heads.heads import Head, LinearHead, MLPHead
 from value_heads.stack import ValueStack
@@ -37,48 +38,76 @@ class HeadEntry(BaseModel):
     dropout: float = 0.0
 
 
+class LoraEntry(BaseModel):
+    """Adapters on a backbone of their own, known by the hash of its weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone_hash: str
+    num_layers: int
+    rank: int
+    alpha: int
+    betas: list[float]
+
+
 class Manifest(BaseModel):
+    """Exactly one of ``heads`` and ``lora`` is filled, as ``kind`` says."""
+
     model_config = ConfigDict(extra="forbid")
 
     format_version: Literal[1]
-    kind: Literal["heads"]
+    kind: Literal["heads", "lora"]
     model_hash: str
     template_hash: str
     tensors_sha256: str
     metrics: dict[str, Any]
-    heads: list[HeadEntry]
+    heads: list[HeadEntry] = []
+    lora: LoraEntry | None = None
 
 
 def save_bundle(
-    directory: Path, stack: ValueStack, *, model_hash: str, template_hash: str, metrics: dict[str, Any] | None = None
+    directory: Path,
+    stack: ValueStack | LoraValues,
+    *,
+    model_hash: str,
+    template_hash: str,
+    metrics: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a stack, heads apart so that betas can still be changed. The manifest, written last, marks a whole bundle."""
+    """Write a stack, heads apart so that betas can be changed; the manifest comes last and marks a whole bundle."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    entries = []
-    for index, (head, beta) in enumerate(zip(stack.heads, stack.betas, strict=True)):
-        entries.append(_entry(index, head, beta))
-        tensors |= {f"{index}.{name}": value.contiguous() for name, value in _state(head).items()}
+    if isinstance(stack, LoraValues):
+        states = [stack.backbone.iteration_state(t) for t in range(len(stack.betas))]
+    else:
+        states = [_state(head) for head in stack.heads]
+    tensors = {f"{t}.{name}": value.contiguous() for t, state in enumerate(states) for name, value in state.items()}
     save_file(tensors, directory / TENSORS)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        kind="heads",
+        kind="lora" if isinstance(stack, LoraValues) else "heads",
         model_hash=model_hash,
         template_hash=template_hash,
         tensors_sha256=_sha256(directory / TENSORS),
         metrics=metrics or {},
-        heads=entries,
+        heads=[] if isinstance(stack, LoraValues) else _head_entries(stack),
+        lora=_lora_entry(stack) if isinstance(stack, LoraValues) else None,
     )
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return directory
 
 
-def load_bundle(directory: Path, *, model_hash: str, template_hash: str) -> ValueStack:
-    """The stack saved under ``directory``. BundleMismatch if it belongs to another base, ValueError if unreadable."""
+def load_bundle(
+    directory: Path, *, model_hash: str, template_hash: str, backbone_dir: Path | None = None
+) -> ValueStack | LoraValues:
+    """The stack saved under ``directory``. BundleMismatch if it belongs to another base, ValueError if unreadable.
+
+    ``backbone_dir``: the model that LoRA value functions adapt; they cannot be loaded without it.
+    """
     manifest = read_manifest(directory)
     _same("base model", manifest.model_hash, model_hash, directory)
     _same("chat template", manifest.template_hash, template_hash, directory)
     tensors = _load_tensors(directory, manifest)
+    if manifest.lora is not None:
+        return _load_lora(manifest.lora, tensors, backbone_dir, directory)
     heads = [_head(entry, _under(tensors, index)) for index, entry in enumerate(manifest.heads)]
     return ValueStack(heads, [entry.beta for entry in manifest.heads])
 
@@ -94,12 +123,35 @@ def read_manifest(directory: Path) -> Manifest:
         raise ValueError(f"{path} is not a value bundle's manifest of format {FORMAT_VERSION}: {error}") from error
 
 
-def _entry(index: int, head: Head, beta: float) -> HeadEntry:
-    if isinstance(head, LinearHead):
-        return HeadEntry(iteration=index + 1, kind="linear", beta=beta, spec=head.spec)
-    return HeadEntry(
-        iteration=index + 1, kind="mlp", beta=beta, spec=head.spec, hidden=head.hidden, dropout=head.dropout
+def _head_entries(stack: ValueStack) -> list[HeadEntry]:
+    entries = []
+    for iteration, (head, beta) in enumerate(zip(stack.heads, stack.betas, strict=True), start=1):
+        entry = HeadEntry(iteration=iteration, kind="linear", beta=beta, spec=head.spec)
+        if isinstance(head, MLPHead):
+            entry = entry.model_copy(update={"kind": "mlp", "hidden": head.hidden, "dropout": head.dropout})
+        entries.append(entry)
+    return entries
+
+
+def _lora_entry(values: LoraValues) -> LoraEntry:
+    backbone = values.backbone
+    return LoraEntry(
+        backbone_hash=backbone.backbone_hash,
+        num_layers=backbone.num_layers,
+        rank=backbone.rank,
+        alpha=backbone.alpha,
+        betas=list(values.betas),
     )
+
+
+def _load_lora(entry: LoraEntry, tensors: dict[str, Tensor], backbone_dir: Path | None, directory: Path) -> LoraValues:
+    if backbone_dir is None:
+        raise ValueError(f"{directory} holds LoRA value functions: pass backbone_dir, the model they were fitted on")
+    backbone = LoraBackbone(backbone_dir, entry.num_layers, entry.rank, entry.alpha)
+    _same("value backbone", entry.backbone_hash, backbone.backbone_hash, directory)
+    for index in range(len(entry.betas)):
+        backbone.load_iteration(backbone.add_iteration(), _under(tensors, index))
+    return LoraValues(backbone, entry.betas)
 
 
 def _state(head: Head) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ def features(
 ) -> Tensor:
     """Features at every token of R rows: [R, L, F] in float32.
 
-    hidden[layer]: [R, L, D] at tokens start+1 … start+L; ``carried``: sums over the tokens before (``start``: int or [R]).
+    hidden[layer]: [R, L, D] at tokens start+1 … start+L; ``carried``: sums over the ``start`` tokens before.
     Padding at a row's end changes nothing before it; what is returned at the padding means nothing.
     """
     states = {layer: hidden[layer].float() for layer in spec.layers}

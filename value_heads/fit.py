@@ -210,7 +210,7 @@ def fit_mlp(
     select: Select = "correlation",
     seed: int = 0,
 ) -> HeadFit:
-    """Weighted squared error by AdamW; keeps the best epoch, stops ``patience`` epochs without a better held-out score."""
+    """Weighted squared error by AdamW; keeps the best epoch, stops ``patience`` epochs after it by held-out score."""
     generator = torch.Generator().manual_seed(seed)
     mean, std = feature_statistics(train)
     with torch.random.fork_rng():
@@ -237,18 +237,22 @@ def fit_mlp(
     return HeadFit(best.eval(), chosen, scores)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score(head: Head, heldout: Iterable[Rows], select: Select, loss: Callable[..., Tensor]) -> float:
     """Held-out correlation within groups, or weighted mean loss."""
-    predicted = [
-        Rows(head(batch.features.float())[:, None], batch.targets, batch.weights, batch.groups) for batch in heldout
-    ]
+    predicted = [batch._replace(features=head(batch.features.float())[:, None]) for batch in heldout]
+    return score_predictions(predicted, select, loss)
+
+
+def score_predictions(predicted: Sequence[Rows], select: Select, loss: Callable[..., Tensor]) -> float:
+    """``score`` of rows whose one feature [N, 1] is the prediction."""
     if select == "correlation":
         return Moments(predicted, within=True).correlation(torch.ones(1, dtype=torch.float64))
-    total = sum(float(batch.weights.sum()) for batch in predicted)
-    return (
-        sum(float(loss(b.features[:, 0], b.targets.float(), reduction="none") @ b.weights) for b in predicted) / total
-    )
+    total = sum(float(rows.weights.sum()) for rows in predicted)
+    losses = [
+        loss(rows.features[:, 0], rows.targets.float(), reduction="none") @ rows.weights.float() for rows in predicted
+    ]
+    return sum(float(part) for part in losses) / total
 
 
 def best_setting(scores: dict[float, float], select: Select) -> float:

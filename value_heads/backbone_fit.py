@@ -1,0 +1,101 @@
+"""Training one iteration of a LoraBackbone: the value loss of iro.md over response tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from transformers import get_cosine_schedule_with_warmup
+
+from value_heads.backbone import LoraBackbone
+from value_heads.fit import Rows, Select, best_setting, score_predictions
+
+
+class Example(NamedTuple):
+    """A rollout with its terminal reward; ``prompt_index`` says which prompt it answers."""
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    reward: float
+    prompt_index: int
+
+
+def fit_lora(
+    backbone: LoraBackbone,
+    train: Sequence[Example],
+    heldout: Sequence[Example],
+    *,
+    loss: Literal["mse", "bce"] = "mse",
+    learning_rate: float = 2e-4,
+    weight_decay: float = 0.0,
+    epochs: int = 10,
+    patience: int = 2,
+    batch_size: int = 32,
+    select: Select = "correlation",
+    seed: int = 0,
+) -> dict[int, float]:
+    """Add an iteration and fit it; returns epoch -> held-out score and keeps the best epoch's weights.
+
+    Mean over response tokens of (V - reward)^2, or ("bce", rewards in [0, 1]) of the cross-entropy of sigmoid(V).
+    AdamW on a cosine schedule. ``heldout``: rollouts of other prompts. No search may be scoring meanwhile.
+    """
+    criterion = mse_loss if loss == "mse" else binary_cross_entropy_with_logits
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        iteration = backbone.add_iteration()
+    if loss == "mse":
+        backbone.set_bias(iteration, sum(example.reward for example in train) / len(train))
+    parameters = backbone.parameters_of(iteration)
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    steps = epochs * -(-len(train) // batch_size)
+    schedule = get_cosine_schedule_with_warmup(optimiser, num_warmup_steps=steps // 20, num_training_steps=steps)
+    scores: dict[float, float] = {}
+    best: dict[str, Tensor] = {}
+    for epoch in range(1, epochs + 1):
+        order = torch.randperm(len(train), generator=generator).tolist()
+        for values, targets in _predictions(backbone, iteration, [train[i] for i in order], batch_size):
+            optimiser.zero_grad()
+            criterion(values, targets).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            schedule.step()
+        scores[epoch] = _heldout_score(backbone, iteration, heldout, batch_size, select, criterion)
+        chosen = best_setting(scores, select)
+        if chosen == epoch:
+            best = backbone.iteration_state(iteration)
+        elif epoch - chosen >= patience:
+            break
+    backbone.load_iteration(iteration, best)
+    return {int(epoch): score for epoch, score in scores.items()}
+
+
+def _predictions(
+    backbone: LoraBackbone, iteration: int, examples: Sequence[Example], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Values and rewards [N] at the batch's response tokens, example by example."""
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        rows = [torch.tensor([*example.prompt_ids, *example.completion_ids]) for example in batch]
+        values_RS = backbone.values(iteration, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
+        pieces = [
+            values_S[len(example.prompt_ids) : len(example.prompt_ids) + len(example.completion_ids)]
+            for values_S, example in zip(values_RS, batch, strict=True)
+        ]
+        targets = [torch.full_like(piece, example.reward) for piece, example in zip(pieces, batch, strict=True)]
+        yield torch.cat(pieces), torch.cat(targets)
+
+
+@torch.no_grad()
+def _heldout_score(
+    backbone: LoraBackbone, iteration: int, heldout: Sequence[Example], batch_size: int, select: Select, criterion
+) -> float:
+    batches = list(_predictions(backbone, iteration, heldout, batch_size))
+    values, targets = (torch.cat(column) for column in zip(*batches, strict=True))
+    longest = max(len(example.completion_ids) for example in heldout)
+    groups = [torch.arange(len(e.completion_ids)) + e.prompt_index * longest for e in heldout]
+    rows = Rows(values[:, None], targets, torch.ones_like(targets), torch.cat(groups).to(values.device))
+    return score_predictions([rows], select, criterion)

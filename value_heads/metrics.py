@@ -1,0 +1,67 @@
+"""How good a value function is, position by position. N rollouts, T token positions; all numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def within_prompt_correlation(
+    values_NT: ArrayLike, rewards_N: ArrayLike, prompt_ids_N: ArrayLike, lengths_N: ArrayLike
+) -> Array:
+    """[T]: correlation of V at token t+1 with the final reward, each less its prompt's mean over rollouts that long.
+
+    This, and not R², predicts what a search gains. NaN where fewer than two rollouts of a prompt reach the position,
+    or either side is constant.
+    """
+    values, rewards, prompts, lengths = _arrays(values_NT, rewards_N, prompt_ids_N, lengths_N)
+    result = np.full(values.shape[1], np.nan)
+    for t in range(values.shape[1]):
+        live = lengths > t
+        v = _less_prompt_mean(values[live, t], prompts[live])
+        r = _less_prompt_mean(rewards[live], prompts[live])
+        spread = np.sqrt((v @ v) * (r @ r))
+        if spread > 1e-12:
+            result[t] = v @ r / spread
+    return result
+
+
+def r2_by_position(values_NT: ArrayLike, rewards_N: ArrayLike, lengths_N: ArrayLike) -> Array:
+    """[T]: 1 - sum (V - r)^2 / sum (r - mean r)^2 over the rollouts that reach each token; NaN if rewards are equal."""
+    values, rewards, _, lengths = _arrays(values_NT, rewards_N, np.zeros(len(np.asarray(rewards_N))), lengths_N)
+    result = np.full(values.shape[1], np.nan)
+    for t in range(values.shape[1]):
+        v, r = values[lengths > t, t], rewards[lengths > t]
+        spread = ((r - r.mean()) ** 2).sum() if len(r) else 0.0
+        if spread > 0:
+            result[t] = 1 - ((v - r) ** 2).sum() / spread
+    return result
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Rollout prefixes of similar value: how many, what V said on average, what the reward then was."""
+
+    count: int
+    predicted: float
+    realised: float
+
+
+def calibration(values: ArrayLike, rewards: ArrayLike, bins: int = 10) -> list[CalibrationBin]:
+    """Up to ``bins`` bins of equal count, by rising value; values and rewards: [N]."""
+    values, rewards = np.asarray(values, dtype=float), np.asarray(rewards, dtype=float)
+    parts = np.array_split(np.argsort(values, kind="stable"), bins)
+    return [CalibrationBin(len(p), float(values[p].mean()), float(rewards[p].mean())) for p in parts if len(p)]
+
+
+def _less_prompt_mean(x: Array, prompts: Array) -> Array:
+    _, index = np.unique(prompts, return_inverse=True)
+    return x - (np.bincount(index, x) / np.bincount(index))[index] if len(x) else x
+
+
+def _arrays(*columns: ArrayLike) -> tuple[Array, ...]:
+    return tuple(np.asarray(column, dtype=float) for column in columns)
