@@ -52,7 +52,9 @@ def response_rows(
     target_RL = targets[:, None].expand(rows, length) if targets.ndim == 1 else targets
     weight_RL = torch.ones(rows, length) if weights_R is None else weights_R[:, None].expand(rows, length)
     group_RL = prompt_ids_R[:, None] * length + t_L
-    return Rows(features_RLF[counted_RL], target_RL[counted_RL], weight_RL[counted_RL], group_RL[counted_RL])
+    return Rows(
+        features_RLF[counted_RL], target_RL[counted_RL].float(), weight_RL[counted_RL].float(), group_RL[counted_RL]
+    )
 
 
 def lambda_returns(values_NT: Tensor, rewards_N: Tensor, mask_NT: Tensor, lam: float) -> Tensor:

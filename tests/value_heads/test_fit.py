@@ -121,3 +121,14 @@ def test_lambda_returns_closed_forms():
     half = lambda_returns(values, rewards, mask, 0.5)
     # G_t = (1 - lam) sum_n lam^(n-1) V_{t+n} + lam^(T-t) r, the n-step mixture written out
     assert half[0, 1] == pytest.approx(0.5 * (4 + 0.5 * 8) + 0.25 * 10)
+
+
+def test_every_fit_takes_the_rows_of_real_responses():
+    torch.manual_seed(0)
+    hidden = {0: torch.randn(40, 5, 3)}
+    rewards = (hidden[0][:, -1, 0] > 0).double().numpy()
+    spec = FeatureSpec(current=(0,), summed=(0,))
+    args = features(spec, hidden), torch.from_numpy(rewards), torch.full((40,), 5), torch.arange(40) // 4
+    train = [response_rows(*args)]
+    fits = [fit_ridge(spec, train, train), fit_logistic(spec, train, train), fit_mlp(spec, train, train, epochs=5)]
+    assert all(fit.scores[fit.chosen] > 0.2 for fit in fits)
