@@ -1,0 +1,1 @@
+"""The demo: a frozen model aligned to the sentiment of film reviews, through the API, and judged."""

