@@ -1,0 +1,1 @@
+"""What must outlive the server: tables in a database, and files beside it."""

@@ -1,0 +1,123 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from jinja2 import TemplateError
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedTokenizerBase
+
+from iro_server.api.context import Context, Ctx
+from iro_server.api.errors import bad_request
+from iro_server.api.generation import Choice, Generation
+from iro_server.api.options import Options, usage_object
+from iro_server.api.respond import Stream, generate_all, unless_gone
+from iro_server.engines.prompts import chat_prompt_ids
+from iro_server.store.tables import new_id, now
+
+router = APIRouter(tags=["chat"])
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": content}
+
+
+class TextFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+
+
+class ChatRequest(Options):
+    prompt_param = "messages"
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: TextFormat | None = None
+    store: bool | None = None
+
+
+@router.post("/chat/completions")
+async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
+    """Generate the assistant's next message. A stream's log-probabilities come with its last chunk."""
+    generation = await run_in_threadpool(_generation, body, context)
+    frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model}
+    if body.stream:
+        chunks = ChatChunks(context.models.engine.tokenizer, body)
+        frame["object"] = "chat.completion.chunk"
+        return Stream([generation], chunks, frame, body.include_usage).response()
+    (generated,) = await unless_gone(request, generate_all([generation]))
+    choices = [_choice(generation, body, index, choice) for index, choice in enumerate(generated.choices)]
+    usage = usage_object([generation], [generated])
+    return frame | {"object": "chat.completion", "choices": choices, "usage": usage}
+
+
+def _generation(body: ChatRequest, context: Context) -> Generation:
+    model = context.models.resolve(body.model)
+    try:
+        prompt_ids = chat_prompt_ids(model.engine.tokenizer, [message.plain() for message in body.messages])
+    except TemplateError as error:
+        raise bad_request(f"The model's chat template refuses these messages: {error}", "messages") from error
+    return body.generation(context, model, prompt_ids, body.max_completion_tokens or body.max_tokens)
+
+
+def _choice(generation: Generation, body: ChatRequest, index: int, choice: Choice) -> dict[str, Any]:
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "finish_reason": choice.finish_reason,
+        "logprobs": _logprobs(generation.model.engine.tokenizer, body, choice),
+    }
+
+
+class ChatChunks:
+    """The ``choices`` of a chat stream's chunks."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, body: ChatRequest) -> None:
+        self.tokenizer, self.body = tokenizer, body
+
+    def head(self, index: int) -> list[dict[str, Any]]:
+        return [_delta(index, {"role": "assistant", "content": ""})]
+
+    def text(self, index: int, text: str) -> list[dict[str, Any]]:
+        return [_delta(index, {"content": text})]
+
+    def tail(self, index: int, choice: Choice) -> list[dict[str, Any]]:
+        logprobs = _logprobs(self.tokenizer, self.body, choice)
+        return [_delta(index, {}) | {"finish_reason": choice.finish_reason, "logprobs": logprobs}]
+
+
+def _delta(index: int, delta: dict[str, Any]) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
+
+
+def _logprobs(tokenizer: PreTrainedTokenizerBase, body: ChatRequest, choice: Choice) -> dict[str, Any] | None:
+    """Each token's log-probability; of the likeliest alternatives the engine tells only the token drawn."""
+    if not body.logprobs:
+        return None
+    content = []
+    for token, logprob in zip(choice.tokens, choice.logprobs, strict=True):
+        text = str(tokenizer.decode([token]))
+        entry = {"token": text, "bytes": None if "\ufffd" in text else list(text.encode()), "logprob": logprob}
+        content.append(entry | {"top_logprobs": [entry] if body.top_logprobs else []})
+    return {"content": content, "refusal": None}

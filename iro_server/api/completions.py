@@ -1,0 +1,100 @@
+"""POST /v1/completions: texts continued as they stand."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from iro_server.api.context import Context, Ctx
+from iro_server.api.errors import bad_request
+from iro_server.api.generation import Choice, Generation
+from iro_server.api.options import Options, usage_object
+from iro_server.api.respond import Stream, generate_all, unless_gone
+from iro_server.engines.prompts import text_prompt_ids
+from iro_server.store.tables import new_id, now
+
+router = APIRouter(tags=["completions"])
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class CompletionRequest(Options):
+    """``prompt``: a text, a text's token ids, or several of either."""
+
+    prompt_param = "prompt"
+
+    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return list(self.prompt) if several else [self.prompt]  # type: ignore[arg-type,list-item]
+
+
+@router.post("/completions")
+async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any:
+    """Continue each prompt ``n`` times. A stream's log-probabilities come with its last chunk."""
+    generations = await run_in_threadpool(_generations, body, context)
+    frame = {"id": new_id("cmpl-"), "object": "text_completion", "created": now(), "model": body.model}
+    chunks = TextChunks(context.models.engine.tokenizer, body)
+    if body.stream:
+        return Stream(generations, chunks, frame, body.include_usage).response()
+    generated = await unless_gone(request, generate_all(generations))
+    numbered = enumerate(choice for each in generated for choice in each.choices)
+    choices = [chunks.choice(index, choice.text, choice) for index, choice in numbered]
+    return frame | {"choices": choices, "usage": usage_object(generations, generated)}
+
+
+def _generations(body: CompletionRequest, context: Context) -> list[Generation]:
+    model = context.models.resolve(body.model)
+    prompts = [_token_ids(model.engine.tokenizer, prompt) for prompt in body.prompts()]
+    return [body.generation(context, model, ids, body.max_tokens, len(prompts)) for ids in prompts]
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[int]) -> list[int]:
+    if isinstance(prompt, str):
+        return text_prompt_ids(tokenizer, prompt)
+    if max(prompt) >= len(tokenizer):
+        raise bad_request(f"Invalid 'prompt': the model has token ids up to {len(tokenizer) - 1}.", "prompt")
+    return prompt
+
+
+class TextChunks:
+    """The ``choices`` of a text completion, streamed or not."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, body: CompletionRequest) -> None:
+        self.tokenizer, self.body = tokenizer, body
+
+    def head(self, index: int) -> None:
+        return None
+
+    def text(self, index: int, text: str) -> list[dict[str, Any]]:
+        return [self.choice(index, text)]
+
+    def tail(self, index: int, choice: Choice) -> list[dict[str, Any]]:
+        return [self.choice(index, "", choice)]
+
+    def choice(self, index: int, text: str, end: Choice | None = None) -> dict[str, Any]:
+        """A choice, or a part of it; ``end``: the whole, in its last part."""
+        reason, logprobs = (end.finish_reason, self._logprobs(end)) if end else (None, None)
+        return {"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs}
+
+    def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        if self.body.logprobs is None:
+            return None
+        texts = [self.tokenizer.decode([token]) for token in choice.tokens]
+        top = [{text: logprob} for text, logprob in zip(texts, choice.logprobs, strict=True)]
+        return {
+            "tokens": texts,
+            "token_logprobs": choice.logprobs,
+            "text_offset": list(accumulate((len(text) for text in texts[:-1]), initial=0)),
+            "top_logprobs": top if self.body.logprobs else None,
+        }

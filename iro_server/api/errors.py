@@ -1,0 +1,80 @@
+"""Every error in OpenAI's envelope: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+
+class APIError(Exception):
+    """An answer other than success. ``param`` is the field at fault, ``code`` a word for programs."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def envelope(self) -> dict[str, Any]:
+        type = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": type, "param": self.param, "code": self.code}}
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> APIError:
+    return APIError(400, message, param=param, code=code)
+
+
+def not_found(what: str, id: str, param: str) -> APIError:
+    return APIError(404, f"No such {what}: {id}", param=param, code=f"{what.replace(' ', '_')}_not_found")
+
+
+def invalid(error: ValidationError, prefix: str) -> APIError:
+    """The first mistake pydantic found in the object at ``prefix`` of the body."""
+    return _first_mistake(error.errors(include_url=False), (prefix,))
+
+
+def _first_mistake(errors: Sequence[dict[str, Any]] | Sequence[Any], prefix: tuple[str, ...] = ()) -> APIError:
+    first = errors[0]
+    path = [str(step) for step in (*prefix, *first["loc"])]
+    if path[0] in ("body", "query", "path"):
+        path = path[1:]
+    param = ".".join(path) or None
+    if first["type"] == "json_invalid":
+        return bad_request("We could not parse the JSON body of your request.")
+    if first["type"] == "extra_forbidden":
+        return bad_request(f"Unrecognized request argument supplied: {param}", param, "unknown_parameter")
+    if first["type"] == "missing":
+        return bad_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+    return bad_request(f"Invalid '{param}': {first['msg'].removeprefix('Value error, ')}", param, "invalid_value")
+
+
+def install(app: FastAPI) -> None:
+    """Make ``app`` answer every exception with the envelope."""
+
+    def respond(error: APIError, headers: Any = None) -> JSONResponse:
+        return JSONResponse(error.envelope(), error.status, headers)
+
+    @app.exception_handler(APIError)
+    async def raised(_: Request, error: APIError) -> JSONResponse:
+        return respond(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(_first_mistake(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        call = f"{request.method} {request.url.path}"
+        message = {404: f"Unknown request URL: {call}", 405: f"Not allowed: {call}"}.get(
+            error.status_code, error.detail
+        )
+        code = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code)
+        return respond(APIError(error.status_code, message, code=code), error.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        return respond(APIError(500, f"The server had an error: {type(error).__name__}", code="internal_error"))

@@ -1,0 +1,161 @@
+"""/v1/fine_tuning/jobs: alignment jobs, by the method ``reinforcement``."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.concurrency import run_in_threadpool
+
+from iro_server.api.context import Context, Ctx, list_object
+from iro_server.api.errors import bad_request
+from iro_server.api.job_request import JobRequest
+from iro_server.graders import GraderError, parse_grader
+from iro_server.jobs import records
+from iro_server.store import files
+from iro_server.store import tables as t
+
+router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine tuning"])
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+@router.post("")
+async def create(body: JobRequest, context: Ctx) -> dict[str, Any]:
+    """Queue a job. All of it is checked first: what can be known to fail is refused here."""
+    return await run_in_threadpool(_create, body, context)
+
+
+def _create(body: JobRequest, context: Context) -> dict[str, Any]:
+    _check_model(body, context)
+    _check_grader(body.method.reinforcement.grader)
+    sources = {"training_file": body.training_file, "validation_file": body.validation_file}
+    for param, id in sources.items():
+        if id is not None:
+            _check_file(context, id, param)
+    job_id = t.new_id("ftjob-")
+    folder = context.settings.job_dir(job_id)
+    config = {"model_dir": str(context.settings.model_dir), "model_name": body.model}
+    for param, id in sources.items():
+        if id is not None:  # the job's own name for it: the file may be deleted while the job runs
+            files.link(context.settings.files_dir / id, folder / f"{param}.jsonl")
+            config[param] = str((folder / f"{param}.jsonl").resolve())
+    seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+    job = t.Job(
+        id=job_id,
+        model=body.model,
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        suffix=body.suffix,
+        seed=seed,
+        method=body.method.model_dump(exclude_none=True),
+        job_metadata=body.metadata,
+        model_name=f"ft:{body.model}:{context.settings.organization}:{body.suffix or ''}:{job_id[-8:]}",
+        config=config
+        | {"grader": body.method.reinforcement.grader, "seed": seed}
+        | body.method.reinforcement.options(),
+    )
+    with context.sessions.begin() as session:
+        session.add(job)
+        session.flush()
+        records.add_event(session, job_id, f"Created fine-tuning job: {job_id}")
+    return show(job, context)
+
+
+def _check_model(body: JobRequest, context: Context) -> None:
+    if body.model != context.models.base:
+        context.models.resolve(body.model)
+        raise bad_request(f"'{body.model}' is aligned already; align {context.models.base}.", "model", "invalid_model")
+
+
+def _check_grader(spec: dict[str, Any]) -> None:
+    try:
+        parse_grader(spec).close()
+    except GraderError as error:
+        raise bad_request(error.message, f"method.reinforcement.{error.param}", "invalid_grader") from error
+
+
+def _check_file(context: Context, id: str, param: str) -> None:
+    row = context.get(t.File, "file", id, param)
+    if row.purpose != "fine-tune":
+        raise bad_request(f"{id} has the purpose '{row.purpose}', not 'fine-tune'.", param, "invalid_file")
+
+
+@router.get("")
+def list_jobs(context: Ctx, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
+    return list_object(context, t.Job, lambda job: show(job, context), limit=limit, after=after)
+
+
+@router.get("/{id}")
+def retrieve(id: str, context: Ctx) -> dict[str, Any]:
+    return show(_job(context, id), context)
+
+
+@router.post("/{id}/cancel")
+def cancel(id: str, context: Ctx) -> dict[str, Any]:
+    """Cancel a job that has not ended. Its worker stops at its next step, or is killed soon after."""
+    job = _job(context, id)
+    with context.sessions.begin() as session:
+        if not any(records.move(session, id, before, "cancelled") for before in ("queued", "running")):
+            raise bad_request(f"{id} has already {job.status}.", "id", "job_ended")
+        records.add_event(session, id, "The job was cancelled")
+    return show(_job(context, id), context)
+
+
+@router.get("/{id}/events")
+def events(id: str, context: Ctx, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
+    """The job's events, newest first."""
+    _job(context, id)
+    return list_object(context, t.Event, _show_event, t.Event.job_id == id, limit=limit, after=after)
+
+
+@router.get("/{id}/checkpoints")
+def checkpoints(id: str, context: Ctx, limit: Limit = 10, after: str | None = None) -> dict[str, Any]:
+    """The job's checkpoints, newest first. Each can be called by its model name."""
+    _job(context, id)
+    return list_object(context, t.Checkpoint, _show_checkpoint, t.Checkpoint.job_id == id, limit=limit, after=after)
+
+
+def _job(context: Context, id: str) -> t.Job:
+    return context.get(t.Job, "fine-tuning job", id)
+
+
+def show(job: t.Job, context: Context) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": job.created_at,
+        "finished_at": job.finished_at,
+        "status": job.status,
+        "model": job.model,
+        "fine_tuned_model": job.model_name if job.status == "succeeded" else None,
+        "organization_id": context.settings.organization,
+        "training_file": job.training_file,
+        "validation_file": job.validation_file,
+        "result_files": [],
+        "hyperparameters": {},
+        "method": job.method,
+        "seed": job.seed,
+        "error": job.error,
+        "metadata": job.job_metadata,
+        "trained_tokens": None,
+        "estimated_finish": None,
+        "integrations": [],
+    }
+
+
+def _show_event(event: t.Event) -> dict[str, Any]:
+    fields = ("id", "created_at", "level", "message", "type", "data")
+    return {"object": "fine_tuning.job.event"} | {name: getattr(event, name) for name in fields}
+
+
+def _show_checkpoint(checkpoint: t.Checkpoint) -> dict[str, Any]:
+    return {
+        "id": checkpoint.id,
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": checkpoint.created_at,
+        "fine_tuned_model_checkpoint": checkpoint.model_name,
+        "fine_tuning_job_id": checkpoint.job_id,
+        "metrics": {"step": checkpoint.step} | checkpoint.metrics,
+        "step_number": checkpoint.step,
+    }

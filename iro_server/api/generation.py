@@ -1,0 +1,125 @@
+"""One prompt, generated as a request asks: a guided search, or independent samples of the frozen model."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iro_server.api.errors import bad_request
+from iro_server.api.registry import ServedModel
+from iro_server.api.text import Detokenizer
+from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
+from iro_server.decoding.search import guided_search
+from iro_server.decoding.selection import diversity_first
+from iro_server.engines.base import Sampling
+
+STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
+OnAgreed = Callable[[int, list[int]], None]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """``n`` choices for one prompt. All is checked: what it holds fits the model."""
+
+    model: ServedModel
+    prompt_ids: list[int]
+    params: SearchParams
+    scorer: Scorer | None
+    sampling: Sampling
+    max_tokens: int
+    n: int
+    detokenizer: Detokenizer
+
+    @property
+    def plain(self) -> bool:
+        """One beam, one successor: nothing is chosen, and each choice is a sample of its own."""
+        return self.params.beam_width * self.params.num_successors == 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+@dataclass
+class Generated:
+    choices: list[Choice]
+    usage: SearchUsage
+
+
+def check_choices(params: SearchParams, n: int, max_tokens: int) -> None:
+    """400 where a search of these parameters may end with fewer than ``n`` finals."""
+    rows = params.beam_width * params.num_successors
+    one_round = params.chunk_length is None or params.chunk_length >= max_tokens
+    finals = rows if one_round and params.selection != "smc" else params.beam_width
+    if rows > 1 and n > finals:
+        raise bad_request(f"Invalid 'n': this search ends with {finals} completions at least, not {n}.", "n")
+
+
+async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:
+    """``on_agreed`` is called with a choice's index and the tokens it is sure to begin with, as they grow."""
+    if not request.plain:
+        return await _search(request, on_agreed)
+    samples = await asyncio.gather(*(_sample(request, index, on_agreed) for index in range(request.n)))
+    usages = [sample.usage for sample in samples]
+    return Generated([choice for sample in samples for choice in sample.choices], sum_usage(usages))
+
+
+async def _search(request: Generation, on_agreed: OnAgreed | None) -> Generated:
+    def agreed(tokens: list[int]) -> None:
+        assert on_agreed is not None
+        for index in range(request.n):
+            on_agreed(index, tokens)
+
+    finals, usage = await _run(request, request.params, request.sampling, agreed if on_agreed else None)
+    choices = [_choice(request, final) for final in finals]
+    if request.params.selection == "smc":
+        return Generated(choices[: request.n], usage)
+    best = diversity_first([final.value for final in finals], [choice.text for choice in choices], request.n)
+    return Generated([choices[i] for i in best], usage)
+
+
+async def _sample(request: Generation, index: int, on_agreed: OnAgreed | None) -> Generated:
+    length = STREAM_TOKENS if on_agreed else STOP_TOKENS if request.detokenizer.stops else None
+    params = request.params.model_copy(update={"chunk_length": request.params.chunk_length or length})
+    sampling = request.sampling
+    if sampling.seed is not None:
+        sampling = dataclasses.replace(sampling, seed=sampling.seed + index)
+    agreed = (lambda tokens: on_agreed(index, tokens)) if on_agreed else None
+    finals, usage = await _run(request, params, sampling, agreed)
+    return Generated([_choice(request, finals[0])], usage)
+
+
+async def _run(
+    request: Generation, params: SearchParams, sampling: Sampling, agreed: Callable[[list[int]], None] | None
+) -> tuple[list[Final], SearchUsage]:
+    result = await guided_search(
+        request.model.engine,
+        request.prompt_ids,
+        params,
+        sampling,
+        request.max_tokens,
+        request.scorer,
+        stop_text=request.detokenizer.stopped if request.detokenizer.stops else None,
+        on_agreed=agreed,
+    )
+    return result.finals, result.usage
+
+
+def _choice(request: Generation, final: Final) -> Choice:
+    text, count = request.detokenizer.whole(final.tokens)
+    finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
+    return Choice(text, final.tokens[:count], final.logprobs[:count], finish_reason)
+
+
+def sum_usage(usages: list[SearchUsage]) -> SearchUsage:
+    return SearchUsage(
+        base_tokens=sum(u.base_tokens for u in usages),
+        value_tokens=sum(u.value_tokens for u in usages),
+        rounds=sum(u.rounds for u in usages),
+    )

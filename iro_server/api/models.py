@@ -1,0 +1,57 @@
+"""/v1/models: the base model, aligned models, and the checkpoints of jobs by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from sqlalchemy import delete, select
+
+from iro_server.api.context import Context, Ctx
+from iro_server.api.errors import bad_request, not_found
+from iro_server.store.tables import Checkpoint, Model
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+
+@router.get("")
+def list_models(context: Ctx) -> dict[str, Any]:
+    with context.sessions() as session:
+        aligned = list(session.scalars(select(Model).order_by(Model.seq)))
+    return {"object": "list", "data": [_base(context), *(_aligned(context, model) for model in aligned)]}
+
+
+@router.get("/{name:path}")
+def retrieve(name: str, context: Ctx) -> dict[str, Any]:
+    if name == context.models.base:
+        return _base(context)
+    with context.sessions() as session:
+        if model := session.scalar(select(Model).where(Model.id == name)):
+            return _aligned(context, model)
+        if checkpoint := session.scalar(select(Checkpoint).where(Checkpoint.model_name == name)):
+            return _object(name, checkpoint.created_at, context.settings.organization)
+    raise not_found("model", name, "model")
+
+
+@router.delete("/{name:path}")
+def remove(name: str, context: Ctx) -> dict[str, Any]:
+    """Stop serving an aligned model. Its job, and the job's checkpoints, remain."""
+    if name == context.models.base:
+        raise bad_request("The base model cannot be deleted.", "model")
+    with context.sessions.begin() as session:
+        if session.execute(delete(Model).where(Model.id == name).returning(Model.id)).first() is None:
+            raise not_found("model", name, "model")
+    return {"id": name, "object": "model", "deleted": True}
+
+
+def _base(context: Context) -> dict[str, Any]:
+    return _object(context.models.base, context.models.created, context.settings.organization)
+
+
+def _aligned(context: Context, model: Model) -> dict[str, Any]:
+    extension = {"iro": {"base": model.base, "job": model.job_id, "search": model.search}}
+    return _object(model.id, model.created_at, context.settings.organization) | extension
+
+
+def _object(name: str, created: int, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": owner}

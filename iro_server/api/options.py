@@ -1,0 +1,120 @@
+"""What a chat and a text completion request have in common, and how it becomes a generation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from iro_server.api.context import Context
+from iro_server.api.errors import bad_request, invalid
+from iro_server.api.generation import Generation, check_choices
+from iro_server.api.registry import ServedModel
+from iro_server.api.text import Detokenizer
+from iro_server.decoding.base import Scorer, SearchParams
+from iro_server.engines.base import Sampling
+
+GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Options(BaseModel):
+    """``search`` overrides the model's own search parameters. What has no meaning here is accepted where neutral."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompt_param: ClassVar[str]  # the field that holds the prompt
+
+    model: str
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    search: dict[str, Any] | None = None
+
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def generation(
+        self, context: Context, model: ServedModel, prompt_ids: list[int], max_tokens: int | None, prompts: int = 1
+    ) -> Generation:
+        """What to do for one of the request's ``prompts``. 400 where it does not fit the model or the limits."""
+        params, scorer = self._search(model)
+        most = context.settings.max_rows
+        if (rows := params.beam_width * params.num_successors * prompts) > most:
+            raise bad_request(f"beam_width * num_successors for each prompt makes {rows} rows, over {most}", "search")
+        max_tokens = self._fit(model, prompt_ids, max_tokens, context.settings.default_max_tokens)
+        n = self.n or 1
+        check_choices(params, n, max_tokens)
+        detokenizer = Detokenizer(model.engine.tokenizer, tuple(self.stop or ()))
+        sampling = self._sampling(model)
+        return Generation(model, prompt_ids, params, scorer, sampling, max_tokens, n, detokenizer)
+
+    def _search(self, model: ServedModel) -> tuple[SearchParams, Scorer | None]:
+        try:
+            params = SearchParams.model_validate(model.search.model_dump() | (self.search or {}))
+        except ValidationError as error:
+            raise invalid(error, "search") from None
+        try:
+            return params, model.scorer(params)
+        except ValueError as error:
+            raise bad_request(str(error), "search.betas") from None
+
+    def _sampling(self, model: ServedModel) -> Sampling:
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return Sampling(
+            temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+            stop_ids=model.engine.info.eos_ids,
+        )
+
+    def _fit(self, model: ServedModel, prompt_ids: list[int], max_tokens: int | None, default: int) -> int:
+        """The tokens to generate: ``max_tokens`` or, where None, ``default`` or what is left. 400 without the room."""
+        longest, used = model.engine.info.max_length, len(prompt_ids)
+        if not prompt_ids:
+            raise bad_request("The prompt is empty.", self.prompt_param)
+        if max_tokens is None:
+            max_tokens = max(1, min(default, longest - used))
+        if used + max_tokens > longest:
+            raise bad_request(
+                f"This model's maximum context length is {longest} tokens. However, you requested {used + max_tokens} "
+                f"tokens ({used} in the prompt, {max_tokens} in the completion). Please reduce either.",
+                self.prompt_param,
+                "context_length_exceeded",
+            )
+        return max_tokens
+
+
+def usage_object(generations: list[Generation], generated: list[Any]) -> dict[str, int]:
+    """OpenAI's counts, and what the search cost: tokens sampled from the base, tokens scored, rounds."""
+    prompt = sum(len(generation.prompt_ids) for generation in generations)
+    completion = sum(len(choice.tokens) for each in generated for choice in each.choices)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "base_tokens": sum(each.usage.base_tokens for each in generated),
+        "value_tokens": sum(each.usage.value_tokens for each in generated),
+        "rounds": sum(each.usage.rounds for each in generated),
+    }

@@ -1,0 +1,102 @@
+"""Model names: what each stands for, and how it searches by default."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import select
+from transformers import PreTrainedTokenizerBase
+
+from iro_server.api.errors import APIError
+from iro_server.decoding.base import Scorer, SearchParams
+from iro_server.engines.base import Engine
+from iro_server.store.database import Sessions, find
+from iro_server.store.tables import Checkpoint, Job, Model, now
+from value_heads.backbone import LoraValues
+from value_heads.bundle import BundleMismatch, load_bundle
+from value_heads.stack import ValueStack
+
+Values = ValueStack | LoraValues
+
+BASE_SEARCH = SearchParams.model_validate({})
+
+
+class ServedEngine(Engine, Protocol):
+    """An engine with the tokenizer its token ids belong to."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A frozen model and, where it is aligned, the value functions that steer it."""
+
+    name: str
+    engine: ServedEngine
+    search: SearchParams
+    values: Values | None = None
+
+    def scorer(self, params: SearchParams) -> Scorer | None:
+        """The value functions at the request's betas. ValueError where the betas do not suit them."""
+        if params.betas is None:
+            return self.values
+        if self.values is None:
+            raise ValueError(f"{self.name} has no value functions for betas to weigh")
+        return self.values.with_betas(params.betas)
+
+
+class ModelRegistry:
+    """The base model, and the aligned models and checkpoints in the database. A bundle is loaded once, when called."""
+
+    def __init__(self, engine: ServedEngine, sessions: Sessions) -> None:
+        self.engine, self.sessions = engine, sessions
+        self.created = now()
+        self._loaded: dict[str, Values] = {}
+        self._loading = threading.Lock()
+
+    @property
+    def base(self) -> str:
+        return self.engine.info.name
+
+    def resolve(self, name: str) -> ServedModel:
+        """The model of that name. 404 if there is none, 400 if its bundle does not fit the model that is served."""
+        if name == self.base:
+            return ServedModel(name, self.engine, BASE_SEARCH)
+        found = self._find(name)
+        if found is None:
+            message = f"The model '{name}' does not exist; GET /v1/models lists those that do."
+            raise APIError(404, message, param="model", code="model_not_found")
+        path, search = found
+        return ServedModel(name, self.engine, SearchParams.model_validate(search), self._values(name, path))
+
+    def _find(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
+        with self.sessions() as session:
+            if model := find(session, Model, name):
+                return model.path, model.search
+            checkpoint = session.scalar(select(Checkpoint).where(Checkpoint.model_name == name))
+            if checkpoint is None:
+                return None
+            job = find(session, Job, checkpoint.job_id)
+            assert job is not None and job.search is not None  # the worker notes it before anything else
+            return checkpoint.path, job.search
+
+    def _values(self, name: str, path: str) -> Values:
+        with self._loading:
+            if path not in self._loaded:
+                self._loaded[path] = self._load(name, path)
+            return self._loaded[path]
+
+    def _load(self, name: str, path: str) -> Values:
+        info = self.engine.info
+        try:
+            return load_bundle(Path(path), model_hash=info.model_hash, template_hash=info.template_hash)
+        except BundleMismatch as error:
+            message = f"The model '{name}' cannot be served with {self.base}: {error}"
+            raise APIError(400, message, param="model", code="model_mismatch") from error
+        except ValueError as error:
+            raise APIError(500, f"The model '{name}' cannot be loaded: {error}", code="model_unreadable") from error

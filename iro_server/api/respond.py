@@ -1,0 +1,118 @@
+"""Answering while work goes on: text as it settles, and work dropped when nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from iro_server.api.errors import APIError
+from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
+from iro_server.api.options import usage_object
+
+log = logging.getLogger("iro.api")
+Result = TypeVar("Result")
+
+
+class ClientGone(Exception):
+    """Nobody is there to be answered."""
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """``work``'s result; cancels it and raises ClientGone once the client has disconnected."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def generate_all(generations: list[Generation], on_agreed: OnAgreed | None = None) -> list[Generated]:
+    """All prompts at once. ``on_agreed`` counts choices through: prompt 0's n, then prompt 1's, …"""
+
+    def counted(first: int) -> OnAgreed | None:
+        return (lambda index, tokens: on_agreed(first + index, tokens)) if on_agreed else None
+
+    return await asyncio.gather(*(generate(each, counted(i * each.n)) for i, each in enumerate(generations)))
+
+
+class Chunks(Protocol):
+    """How a route words its stream. Each gives the ``choices`` of a chunk."""
+
+    def head(self, index: int) -> list[dict[str, Any]] | None: ...
+
+    def text(self, index: int, text: str) -> list[dict[str, Any]]: ...
+
+    def tail(self, index: int, choice: Choice) -> list[dict[str, Any]]: ...
+
+
+@dataclass
+class Stream:
+    """Server-sent events of one request. ``frame`` is what every chunk carries: id, object, created, model."""
+
+    generations: list[Generation]
+    chunks: Chunks
+    frame: dict[str, Any]
+    include_usage: bool
+
+    def response(self) -> StreamingResponse:
+        return StreamingResponse(self._events(), media_type="text/event-stream")
+
+    async def _events(self) -> AsyncIterator[str]:
+        agreed: asyncio.Queue[tuple[int, list[int]] | None] = asyncio.Queue()
+        work = asyncio.create_task(generate_all(self.generations, lambda *part: agreed.put_nowait(part)))
+        work.add_done_callback(lambda _: agreed.put_nowait(None))
+        try:
+            async for event in self._texts(agreed, work):
+                yield event
+        except Exception as error:  # the status is sent: all that is left is to say so, and go on serving others
+            log.exception("a stream broke off")
+            yield _event(APIError(500, f"The server had an error: {error}", code="internal_error").envelope())
+        finally:
+            work.cancel()  # also where the client went away
+        yield "data: [DONE]\n\n"
+
+    async def _texts(
+        self, agreed: asyncio.Queue[tuple[int, list[int]] | None], work: asyncio.Task[list[Generated]]
+    ) -> AsyncIterator[str]:
+        count, detokenizer = self.generations[0].n, self.generations[0].detokenizer
+        sent = ["" for _ in range(count * len(self.generations))]
+        for index in range(len(sent)):
+            if head := self.chunks.head(index):
+                yield self._chunk(head)
+        while (part := await agreed.get()) is not None:
+            index, tokens = part
+            settled = detokenizer.settled(tokens)
+            if len(settled) > len(sent[index]):
+                yield self._chunk(self.chunks.text(index, settled[len(sent[index]) :]))
+                sent[index] = settled
+        generated = await work
+        for index, choice in enumerate(choice for each in generated for choice in each.choices):
+            if rest := choice.text[len(sent[index]) :]:
+                yield self._chunk(self.chunks.text(index, rest))
+            yield self._chunk(self.chunks.tail(index, choice))
+        if self.include_usage:
+            yield _event(self.frame | {"choices": [], "usage": usage_object(self.generations, generated)})
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> str:
+        usage = {"usage": None} if self.include_usage else {}
+        return _event(self.frame | {"choices": choices} | usage)
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

@@ -1,0 +1,138 @@
+"""Starts queued jobs, and sees to it that none stays "running" without a worker that lives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import select
+
+from iro_server.jobs import lock, records
+from iro_server.jobs.worker import SETTINGS_VARIABLE
+from iro_server.settings import Settings
+from iro_server.store.database import Sessions, find
+from iro_server.store.tables import FINISHED, Job
+
+log = logging.getLogger("iro.jobs")
+STOP_SECONDS = 5.0
+
+
+@dataclass
+class Worker:
+    """A job's process: our child, or (``process`` None) one that an earlier server left behind.
+
+    ``heartbeat`` is the last seen and ``since`` when it, or the job's end, was first seen (monotonic seconds).
+    """
+
+    folder: Path
+    process: subprocess.Popen | None = None
+    heartbeat: int | None = None
+    since: float = field(default_factory=time.monotonic)
+    ended: bool = False
+
+    def alive(self) -> bool:
+        child_lives = self.process is not None and self.process.poll() is None
+        return child_lives or lock.holder(self.folder) is not None
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        pid = self.process.pid if self.process and self.process.poll() is None else lock.holder(self.folder)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it died this instant
+                os.killpg(pid, how)
+
+    def seconds_silent(self, job: Job) -> float:
+        """Seconds since the heartbeat last grew or, of a job that has ended, since it did."""
+        ended = job.status in FINISHED
+        if (job.heartbeat != self.heartbeat and not ended) or ended != self.ended:
+            self.heartbeat, self.ended, self.since = job.heartbeat, ended, time.monotonic()
+        return time.monotonic() - self.since
+
+    def how_it_died(self) -> str:
+        assert self.process is not None
+        status = self.process.returncode
+        return f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+
+
+class Supervisor:
+    """One a server. ``run`` it as a task, until ``stopping`` is set."""
+
+    def __init__(self, settings: Settings, sessions: Sessions) -> None:
+        self.settings, self.sessions = settings, sessions
+        self.workers: dict[str, Worker] = {}
+        self.stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        await asyncio.to_thread(self.adopt)
+        while not self.stopping.is_set():
+            try:
+                await asyncio.to_thread(self.tick)
+            except Exception:  # such as a database that is away: jobs must be watched again once it is back
+                log.exception("the jobs could not be looked after; trying again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), self.settings.job_poll)
+        await asyncio.to_thread(self.stop)
+
+    def adopt(self) -> None:
+        """Watch what an earlier server left: jobs that run, and workers of cancelled jobs that have not stopped yet."""
+        with self.sessions() as session:
+            jobs = list(session.scalars(select(Job).where(Job.status.in_(("running", "cancelled")))))
+        for job in jobs:
+            worker = Worker(self.settings.job_dir(job.id))
+            if job.status == "running" or worker.alive():
+                self.workers[job.id] = worker
+
+    def tick(self) -> None:
+        for job_id, worker in list(self.workers.items()):
+            self._watch(job_id, worker)
+        while len(self.workers) < self.settings.job_concurrency and (job := records.take_next(self.sessions)):
+            self.workers[job.id] = self._start(job.id)
+
+    def stop(self) -> None:
+        """End the workers; their jobs go on from their run folders when a server starts again."""
+        for worker in self.workers.values():
+            worker.kill(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for job_id, worker in self.workers.items():
+            while worker.alive() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            worker.kill()
+            records.requeue(self.sessions, job_id, "The server stopped; the job goes on when it starts again")
+
+    def _watch(self, job_id: str, worker: Worker) -> None:
+        alive = worker.alive()  # before the status is read: a worker that ends well writes it first
+        with self.sessions() as session:
+            job = find(session, Job, job_id)
+        assert job is not None
+        limit = self.settings.cancel_grace if job.status in FINISHED else self.settings.heartbeat_timeout
+        if alive:
+            if worker.seconds_silent(job) > limit:
+                worker.kill()
+            return
+        if job.status == "running" and worker.process is None:
+            records.requeue(self.sessions, job_id, "The worker died while the server was away; the job goes on")
+        elif job.status == "running":
+            records.worker_died(self.sessions, job_id, worker.how_it_died(), self.settings.job_restarts)
+        del self.workers[job_id]
+
+    def _start(self, job_id: str) -> Worker:
+        folder = self.settings.job_dir(job_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {SETTINGS_VARIABLE: self.settings.model_dump_json()}
+        with (folder / "worker.log").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "iro_server.jobs.worker", "--job", job_id],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+            )
+        return Worker(folder, process)

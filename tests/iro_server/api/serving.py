@@ -1,0 +1,77 @@
+"""A real server on a free port, and the official client to call it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import uvicorn
+
+from iro_server.app import create_app
+from iro_server.settings import Settings
+
+FAKE_JOB = "tests.iro_server.jobs.fake_job:JOB"
+GRADER = {
+    "type": "string_check",
+    "name": "quick",
+    "input": "{{sample.output_text}}",
+    "reference": "z",
+    "operation": "eq",
+}
+
+
+def settings_for(folder: Path, **changes: Any) -> Settings:
+    quick = {"job_poll": 0.05, "heartbeat": 0.1, "cancel_grace": 2.0, "align_entry": FAKE_JOB, "model_name": "bytes"}
+    return Settings(data_dir=folder, **(quick | changes))
+
+
+@contextmanager
+def serving(settings: Settings, engine: Any) -> Iterator[openai.OpenAI]:
+    """Serve from a thread of this process."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(create_app(settings, engine), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def upload(client: openai.OpenAI, content: bytes = b'{"messages": [{"role": "user", "content": "say z"}]}\n') -> str:
+    return client.files.create(file=("rows.jsonl", content), purpose="fine-tune").id
+
+
+def start_job(client: openai.OpenAI, grader: dict[str, Any] = GRADER, **iro: Any) -> str:
+    method = {"type": "reinforcement", "reinforcement": {"grader": grader, "iro": iro}}
+    job = client.fine_tuning.jobs.create(
+        model="bytes", training_file=upload(client), method=method, seed=1, suffix="zeal"
+    )
+    return job.id
+
+
+def wait_for(what: Any, seconds: float = 60) -> Any:
+    """The first true value of ``what()``."""
+    deadline = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+def ended(client: openai.OpenAI, job_id: str) -> Any:
+    """The job once it has ended."""
+
+    def look() -> Any:
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        return job if job.status in ("succeeded", "failed", "cancelled") else None
+
+    return wait_for(look)

@@ -1,0 +1,75 @@
+"""A job that trains nothing: it sleeps, reports, and saves value functions that like the letter z.
+
+The grader's name says how it goes: "quick", "slow" (half a second a step), "stubborn" (never asks whether to stop),
+"raises", "dies" (kills its own process at step 2), "dies-once".
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    training_file: Path
+    grader: dict[str, Any]
+    iterations: int = 2
+    beam_width: int = 2
+    num_successors: int = 3
+    chunk_length: int = 4
+    selection: str = "diversity"
+
+
+class Cancelled(Exception):
+    pass
+
+
+class GraderFailed(ValueError):
+    code, param = "grader_failed", "grader"
+
+
+class JOB:
+    Config = Config
+    Cancelled = Cancelled
+
+    @staticmethod
+    def execute(config: Config, out: Path, *, on_event, should_stop) -> dict[str, Any]:
+        out.mkdir(parents=True, exist_ok=True)
+        behaviour = config.grader["name"]
+        assert config.training_file.read_text().strip()
+        for step in range(1, config.iterations + 1):
+            bundle = out / f"step-{step}"
+            if bundle.exists():
+                continue
+            if should_stop() and behaviour != "stubborn":
+                raise Cancelled
+            misbehave(behaviour, step, out)
+            if behaviour in ("slow", "stubborn"):
+                time.sleep(0.5)
+            spec = FeatureSpec(summed=(0,), position=False)
+            heads = [LinearHead(spec, torch.tensor([1.0, 0.0]), 0.0) for _ in range(step)]
+            stack = ValueStack(heads, [1.0] * step)
+            save_bundle(bundle, stack, model_hash="model-hash", template_hash="template-hash")
+            metrics = {"step": step, "total_steps": config.iterations, "full_valid_mean_reward": 0.1 * step}
+            on_event({"type": "metrics", "level": "info", "message": f"Step {step}", "data": metrics})
+            on_event({"type": "checkpoint", "data": {"step": step, "path": str(bundle), "metrics": metrics}})
+        return {"best_iteration": config.iterations, "best_checkpoint": str(bundle)}
+
+
+def misbehave(behaviour: str, step: int, out: Path) -> None:
+    if behaviour == "raises":
+        raise GraderFailed("the grader gave NaN for row 1")
+    once = out / "died"
+    if step == 2 and (behaviour == "dies" or (behaviour == "dies-once" and not once.exists())):
+        once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
