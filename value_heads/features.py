@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validat
 from torch import Tensor
 
 POSITION = "position"
+TOKENS = -1
+"""Key of the token ids [R, L] among the hidden states, for specs that count tokens; an id below 0 counts nowhere."""
 
 
 class Block(NamedTuple):
@@ -34,6 +36,7 @@ class FeatureSpec(BaseModel):
 
     ``current``: h_t. ``summed``: sum_{i<=t} h_i / sqrt(horizon). ``averaged``: sum_{i<=t} h_i / t.
     ``decayed``: (layer, g) -> sum_{i<=t} g^(t-i) h_i / sqrt(horizon). ``position``: t / horizon.
+    ``counted``: token ids; how often each is among y_1..y_t, / sqrt(horizon): a linear head has a weight for each.
     ``horizon`` is the response length, in tokens, that brings sums and states to one size.
     """
 
@@ -43,6 +46,7 @@ class FeatureSpec(BaseModel):
     summed: tuple[NonNegativeInt, ...] = ()
     averaged: tuple[NonNegativeInt, ...] = ()
     decayed: tuple[tuple[NonNegativeInt, Annotated[float, Field(gt=0, lt=1)]], ...] = ()
+    counted: tuple[NonNegativeInt, ...] = ()
     position: bool = True
     horizon: int = Field(48, ge=1)
 
@@ -50,6 +54,8 @@ class FeatureSpec(BaseModel):
     def _some_layer_and_none_twice(self) -> FeatureSpec:
         if not self.layers:
             raise ValueError("a FeatureSpec reads at least one layer")
+        if list(self.counted) != sorted(set(self.counted)):
+            raise ValueError("counted token ids are sorted, each named once")
         if len(set(self.blocks)) < len(self.blocks):
             raise ValueError("a FeatureSpec names each layer once per kind")
         return self
@@ -61,15 +67,21 @@ class FeatureSpec(BaseModel):
         blocks += [Block("sum", layer) for layer in self.summed]
         blocks += [Block("mean", layer) for layer in self.averaged]
         blocks += [Block("sum", layer, decay) for layer, decay in self.decayed]
+        blocks += [Block("sum", TOKENS)] if self.counted else []
         return (*blocks, Block(POSITION)) if self.position else tuple(blocks)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Hidden layers the model has to report, sorted."""
-        return tuple(sorted({block.layer for block in self.blocks if block.kind != POSITION}))
+        return tuple(sorted({block.layer for block in self.blocks if block.kind != POSITION} - {TOKENS}))
 
     def width(self, hidden_size: int) -> int:
-        return sum(1 if block.kind == POSITION else hidden_size for block in self.blocks)
+        return sum(self.block_width(block, hidden_size) for block in self.blocks)
+
+    def block_width(self, block: Block, hidden_size: int) -> int:
+        if block.kind == POSITION:
+            return 1
+        return len(self.counted) if block.layer == TOKENS else hidden_size
 
     def scale(self, block: Block) -> float:
         """The constant a block's raw value is multiplied with."""
@@ -83,7 +95,7 @@ def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
         return tuple(sorted({entry for spec in specs for entry in getattr(spec, name)}))
 
     return FeatureSpec(
-        **{name: merged(name) for name in ("current", "summed", "averaged", "decayed")},
+        **{name: merged(name) for name in ("current", "summed", "averaged", "decayed", "counted")},
         position=any(spec.position for spec in specs),
         horizon=max(spec.horizon for spec in specs),
     )
@@ -97,7 +109,7 @@ def features(
     hidden[layer]: [R, L, D] at tokens start+1 … start+L; ``carried``: sums over the ``start`` tokens before.
     Padding at a row's end changes nothing before it; what is returned at the padding means nothing.
     """
-    states = {layer: hidden[layer].float() for layer in spec.layers}
+    states = read_states(spec, hidden)
     rows, length, device = _shape(states)
     t_RL = torch.arange(1, length + 1, device=device) + torch.as_tensor(start, device=device).expand(rows)[:, None]
     return assemble(spec, states, running_sums(spec, states, carried), t_RL)
@@ -115,12 +127,24 @@ def last_states(
     spec: FeatureSpec, carried: Sums | None, hidden: dict[int, Tensor], lengths_R: Tensor, start: int | Tensor
 ) -> tuple[dict[int, Tensor], Sums, Tensor]:
     """Hidden states [R, D] and sums [R, D] at each row's last counted token, and that token's number t [R]."""
-    states = {layer: hidden[layer].float() for layer in spec.layers}
+    states = read_states(spec, hidden)
     rows, _, device = _shape(states)
     row_R, last_R = torch.arange(rows, device=device), lengths_R.to(device) - 1
     sums = {key: sum_RLD[row_R, last_R] for key, sum_RLD in running_sums(spec, states, carried).items()}
     t_R = torch.as_tensor(start, device=device) + last_R + 1
     return {layer: state[row_R, last_R] for layer, state in states.items()}, sums, t_R
+
+
+def read_states(spec: FeatureSpec, hidden: dict[int, Tensor]) -> dict[int, Tensor]:
+    """What a spec sums and reads, [R, L, width] each: hidden states, and the counted tokens one-hot."""
+    states = {layer: hidden[layer].float() for layer in spec.layers}
+    if spec.counted:
+        counted = torch.tensor(spec.counted, device=hidden[TOKENS].device)
+        place_RL = torch.searchsorted(counted, hidden[TOKENS]).clamp_max(len(counted) - 1)
+        found_RL = counted[place_RL] == hidden[TOKENS]
+        one_hot = torch.zeros(*place_RL.shape, len(counted), device=counted.device)
+        states[TOKENS] = one_hot.scatter_(-1, place_RL[..., None], found_RL[..., None].float())
+    return states
 
 
 def running_sums(spec: FeatureSpec, states: dict[int, Tensor], carried: Sums | None) -> Sums:

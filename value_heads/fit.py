@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from value_heads.features import FeatureSpec
-from value_heads.heads import Head, LinearHead, MLPHead
+from value_heads.features import Block, FeatureSpec
+from value_heads.heads import Head, LinearHead, MLPHead, feature_places
 
 Select = Literal["correlation", "loss"]
 """How a setting is chosen on held-out rows: highest correlation within groups (which is what predicts a search's
@@ -43,12 +43,21 @@ class HeadFit:
 
 
 def response_rows(
-    features_RLF: Tensor, targets: Tensor, lengths_R: Tensor, prompt_ids_R: Tensor, weights_R: Tensor | None = None
+    features_RLF: Tensor,
+    targets: Tensor,
+    lengths_R: Tensor,
+    prompt_ids_R: Tensor,
+    weights_R: Tensor | None = None,
+    stride: int = 1,
 ) -> Rows:
-    """Every counted token of R responses as rows. targets: terminal rewards [R], or one a token [R, L]."""
+    """Counted tokens of R responses as rows. targets: terminal rewards [R], or one a token [R, L].
+
+    ``stride`` n takes every n-th token and the last: neighbouring prefixes tell a fit much the same.
+    """
     rows, length, _ = features_RLF.shape
     t_L = torch.arange(length)
     counted_RL = t_L < lengths_R[:, None]
+    counted_RL &= ((t_L + 1) % stride == 0) | (t_L == lengths_R[:, None] - 1)
     target_RL = targets[:, None].expand(rows, length) if targets.ndim == 1 else targets
     weight_RL = torch.ones(rows, length) if weights_R is None else weights_R[:, None].expand(rows, length)
     group_RL = prompt_ids_R[:, None] * length + t_L
@@ -114,9 +123,12 @@ def fit_ridge(
     alphas: Sequence[float] = ALPHAS,
     select: Select = "correlation",
     within: bool = False,
+    block_scales: dict[Block, float] | None = None,
 ) -> HeadFit:
     """Ridge regression on standardised features: min sum w (y - x·b - c)^2 / sum w + alpha |b|^2, b in standard units.
 
+    A standard unit is a feature's own deviation; with ``block_scales`` a block's: its features are divided alike, so
+    that the block's total variance is its scale squared (absent: 1), and rare features stay small.
     scikit-learn's alpha is this one times sum w. ``within``: features and targets lose their group's mean first, so
     that only differences between responses to one prompt are learned. Several alphas: ``heldout`` rows, of other
     prompts, choose; ValueError without them.
@@ -125,8 +137,7 @@ def fit_ridge(
         raise ValueError("choosing among several alphas takes held-out rows")
     moments = Moments(train, within)
     covariance, with_target = moments.centred()
-    std = covariance.diagonal().clamp(min=0).sqrt()
-    std = torch.where(std > 0, std, 1.0)
+    std = standard_units(spec, covariance.diagonal().clamp(min=0), block_scales)
     gram, rhs = covariance / std[:, None] / std, with_target / std
     judge = None if heldout is None else Moments(heldout, within=select == "correlation")
     fits: dict[float, tuple[Tensor, Tensor]] = {}
@@ -142,6 +153,15 @@ def fit_ridge(
     chosen = best_setting(scores, select) if scores else alphas[0]
     weight, bias = fits[chosen]
     return HeadFit(LinearHead(spec, weight.float().cpu(), float(bias)), chosen, scores)
+
+
+def standard_units(spec: FeatureSpec, variance: Tensor, block_scales: dict[Block, float] | None) -> Tensor:
+    """What each feature is divided by [F]: see ``fit_ridge``. A constant feature: 1."""
+    if block_scales is not None:
+        variance = variance.clone()
+        for block, place in feature_places(spec, len(variance)).items():
+            variance[place] = variance[place].sum() / block_scales.get(block, 1.0) ** 2
+    return torch.where(variance > 0, variance.sqrt(), 1.0)
 
 
 def fit_logistic(

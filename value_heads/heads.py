@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from value_heads.features import FeatureSpec
+from value_heads.features import TOKENS, Block, FeatureSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,28 +57,34 @@ def fold(heads: Sequence[LinearHead], betas: Sequence[float], spec: FeatureSpec)
 
     Exact: a block's weight moves to its place in ``spec``, corrected for the two specs' scales.
     """
-    sizes = {_hidden_size(head) for head in heads}
+    sizes = {_hidden_size(head.spec, len(head.weight)) for head in heads}
     if len(sizes) > 1:
         raise ValueError(f"heads read models of different hidden sizes: {sorted(sizes)}")
     size = sizes.pop()
     total = torch.zeros(spec.width(size), dtype=torch.float64)
-    places = _places(spec, size)
+    places = feature_places(spec, len(total))
     for head, beta in zip(heads, betas, strict=True):
-        for block, place in _places(head.spec, size).items():
+        for block, place in feature_places(head.spec, len(head.weight)).items():
             ratio = head.spec.scale(block) / spec.scale(block)
-            total[places[block]] += head.weight[place].double().cpu() * (ratio / beta)
+            target = places[block]
+            if block.layer == TOKENS:
+                target = target[torch.searchsorted(torch.tensor(spec.counted), torch.tensor(head.spec.counted))]
+            total[target] += head.weight[place].double().cpu() * (ratio / beta)
     bias = sum(head.bias / beta for head, beta in zip(heads, betas, strict=True))
     return LinearHead(spec, total.float(), bias)
 
 
-def _hidden_size(head: LinearHead) -> int:
-    return (len(head.weight) - head.spec.position) // (len(head.spec.blocks) - head.spec.position)
+def _hidden_size(spec: FeatureSpec, features: int) -> int:
+    fixed = spec.width(0)
+    return (features - fixed) // (spec.width(1) - fixed)
 
 
-def _places(spec: FeatureSpec, hidden_size: int) -> dict:
+def feature_places(spec: FeatureSpec, features: int) -> dict[Block, Tensor]:
+    """Where each block lies in a vector of so many features: the indices of its own."""
+    hidden_size = _hidden_size(spec, features)
     places, start = {}, 0
     for block in spec.blocks:
-        width = 1 if block.kind == "position" else hidden_size
-        places[block] = slice(start, start + width)
+        width = spec.block_width(block, hidden_size)
+        places[block] = torch.arange(start, start + width)
         start += width
     return places

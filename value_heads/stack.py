@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from value_heads.features import Sums, assemble, features, last_states, union
+from value_heads.features import TOKENS, Sums, assemble, features, last_states, union
 from value_heads.heads import Head, LinearHead, MLPHead, fold
 
 
@@ -54,7 +54,7 @@ class ValueStack:
 
     @torch.no_grad()
     def values(self, hidden: dict[int, Tensor]) -> Tensor:
-        """Sum_t V_t / beta_t [R, L] at every token of whole responses; hidden[layer]: [R, L, D]."""
+        """Sum_t V_t / beta_t [R, L] at every token of whole responses; hidden[layer]: [R, L, D], and hidden[TOKENS]: [R, L]."""
         return torch.stack([head(features(head.spec, hidden)) / beta for head, beta in self.terms()]).sum(0)
 
     def start(self, prompt_ids: Sequence[int]) -> StackState:
@@ -76,7 +76,11 @@ class StackState:
         with torch.no_grad():
             sums = self.sums and {key: sum_RD[parent_R] for key, sum_RD in self.sums.items()}
             states, self.sums, t_R = last_states(
-                stack.spec, sums, chunk.hidden, chunk.lengths_R, self.start_R[parent_R].to(chunk.lengths_R.device)
+                stack.spec,
+                sums,
+                {**chunk.hidden, TOKENS: chunk.tokens_RL},
+                chunk.lengths_R,
+                self.start_R[parent_R].to(chunk.lengths_R.device),
             )
             self.start_R = t_R.cpu()
             terms = [head(assemble(head.spec, states, self.sums, t_R)) / beta for head, beta in stack.terms()]

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from value_heads import FeatureSpec, advance, features
+from value_heads import FeatureSpec, LinearHead, ValueStack, advance, features
+from value_heads.features import TOKENS
 
 SPEC = FeatureSpec(current=(1, 3), summed=(0, 1), averaged=(1,), decayed=((3, 0.8),), horizon=16)
 ROWS, SIZE = 3, 5
@@ -64,3 +65,20 @@ def test_padding_never_enters():
 def test_a_senseless_spec_is_refused(bad):
     with pytest.raises(ValueError):
         FeatureSpec(**bad)
+
+
+def test_counted_tokens_are_counted_and_fold_across_vocabularies():
+    """V of two heads that count different tokens equals the folded head's; ids not listed, and padding, count nowhere."""
+    generator = torch.Generator().manual_seed(3)
+    hidden = random_hidden(6, seed=4) | {TOKENS: torch.tensor([[5, 9, 5, 2, 7, 5], [9, 9, 2, 1, 1, -1], [3] * 6])}
+    specs = [
+        FeatureSpec(current=(1,), counted=(2, 5, 9), horizon=16),
+        FeatureSpec(summed=(0,), counted=(1, 5), horizon=4),
+    ]
+    counts = features(specs[0], hidden)[0, :, SIZE : SIZE + 3] * 4
+    torch.testing.assert_close(counts[-1], torch.tensor([1.0, 3.0, 1.0]))
+    heads = [LinearHead(s, torch.randn(s.width(SIZE), generator=generator), 0.3) for s in specs]
+    stack = ValueStack(heads, [1.0, 2.0])
+    apart = sum(h(features(h.spec, hidden)) / b for h, b in zip(heads, (1.0, 2.0), strict=True))
+    torch.testing.assert_close(stack.values(hidden), apart)
+    assert stack.folded is not None and stack.folded.spec.counted == (1, 2, 5, 9)
