@@ -54,7 +54,7 @@ class ValueStack:
 
     @torch.no_grad()
     def values(self, hidden: dict[int, Tensor]) -> Tensor:
-        """Sum_t V_t / beta_t [R, L] at every token of whole responses; hidden[layer]: [R, L, D], and hidden[TOKENS]: [R, L]."""
+        """Sum_t V_t / beta_t [R, L] at every token of whole responses; ``hidden`` as ``features`` takes it."""
         return torch.stack([head(features(head.spec, hidden)) / beta for head, beta in self.terms()]).sum(0)
 
     def start(self, prompt_ids: Sequence[int]) -> StackState:

@@ -68,7 +68,7 @@ def test_a_senseless_spec_is_refused(bad):
 
 
 def test_counted_tokens_are_counted_and_fold_across_vocabularies():
-    """V of two heads that count different tokens equals the folded head's; ids not listed, and padding, count nowhere."""
+    """Two heads that count different tokens equal the folded one; ids not listed, and padding, count nowhere."""
     generator = torch.Generator().manual_seed(3)
     hidden = random_hidden(6, seed=4) | {TOKENS: torch.tensor([[5, 9, 5, 2, 7, 5], [9, 9, 2, 1, 1, -1], [3] * 6])}
     specs = [

@@ -74,7 +74,11 @@ async def test_eight_linear_heads_cost_one_product(iterations):
     generator = torch.Generator().manual_seed(0)
     stack = ValueStack([linear(SPECS[0], generator) for _ in range(iterations)], [1.0] * iterations)
     state = stack.start([1, 2])
-    chunk = SimpleNamespace(lengths_R=torch.tensor([5, 5]), hidden=random_hidden(2, 5, generator))
+    chunk = SimpleNamespace(
+        tokens_RL=torch.zeros(2, 5, dtype=torch.long),
+        lengths_R=torch.tensor([5, 5]),
+        hidden=random_hidden(2, 5, generator),
+    )
     with CountProducts() as products:
         await state.score([0], 2, chunk)
     assert products.count == 1
@@ -91,7 +95,11 @@ async def test_scores_of_a_search_equal_full_recomputation(kind):
     history = {layer: torch.zeros(1, 0, SIZE) for layer in (0, 2, 3)}
     for parents, lengths in [([0], [3, 3, 2, 3]), ([3, 0, 0], [4, 1, 4, 4, 4, 4, 3, 4, 4, 4, 4, 2]), ([2, 8], [2] * 8)]:
         hidden = random_hidden(len(lengths), max(lengths), generator)
-        chunk = SimpleNamespace(lengths_R=torch.tensor(lengths), hidden=hidden)
+        chunk = SimpleNamespace(
+            tokens_RL=torch.zeros(hidden[min(hidden)].shape[:2], dtype=torch.long),
+            lengths_R=torch.tensor(lengths),
+            hidden=hidden,
+        )
         got = await state.score(parents, 4, chunk)
         rows = [parent for parent in parents for _ in range(4)]
         history = {layer: torch.cat([history[layer][rows], hidden[layer]], 1) for layer in hidden}
