@@ -236,7 +236,7 @@ def jsonable(value: Any) -> Any:
 def _load(path: Path) -> dict[str, Any]:
     import torch
 
-    return torch.load(path, weights_only=True)
+    return torch.load(path, weights_only=True, mmap=True)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,0 +1,71 @@
+"""What an alignment job is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, field_validator, model_validator
+
+from iro_server.decoding.base import Selection
+from iro_server.graders import parse_grader
+from training.run import JobConfig
+from value_heads import FeatureSpec
+
+Betas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+
+def default_feature_spec(num_layers: int, horizon: int) -> FeatureSpec:
+    """What heads read unless told otherwise: a layer two thirds up, its running sum, and that of the embeddings.
+
+    Measured on SmolLM2-135M: the last layer, made for the next token, tells far less about the reward to come.
+    """
+    middle = round(num_layers * 2 / 3)
+    return FeatureSpec(current=(middle,), summed=(0, middle), horizon=horizon)
+
+
+class AlignConfig(JobConfig):
+    """Rollouts, reward, value fit and held-out evaluation of each iteration.
+
+    Files are JSONL. A row is an item for the grader, with either ``messages`` (a conversation the model answers) or
+    ``prompt`` (a text it continues). Lengths are in tokens.
+    """
+
+    model_dir: Path
+    model_name: str | None = None
+    training_file: Path
+    validation_file: Path | None = Field(None, description="without it, validation prompts come out of training_file")
+    grader: dict[str, Any]
+
+    iterations: int = Field(3, ge=1, le=16)
+    betas: Literal["auto"] | Betas = "auto"
+    rollouts_per_prompt: int = Field(16, ge=2, le=256, description="plain samples of a prompt in the first iteration")
+    beam_width: int = Field(4, ge=1, le=256)
+    num_successors: int = Field(4, ge=1, le=256)
+    chunk_length: int = Field(8, ge=1)
+    selection: Selection = "diversity"
+    max_tokens: int = Field(48, ge=1)
+    temperature: float = Field(1.0, gt=0, le=2)
+
+    prompts_per_iteration: int | None = Field(None, ge=2, description="None: an equal share of the training prompts")
+    validation_prompts: int = Field(32, ge=1)
+    value_model: Literal["linear", "mlp"] = "linear"
+    feature_spec: FeatureSpec | None = Field(None, description="None: default_feature_spec of the model")
+    loss: Literal["mse", "bce"] = Field("mse", description="bce: for rewards in [0, 1]; V is then a log-odds")
+    return_lambda: float = Field(1.0, ge=0, le=1, description="1 regresses on the reward itself, as the paper does")
+    early_stop: bool = True
+    concurrency: int = Field(8, ge=1, le=256, description="prompts that are rolled out at once")
+
+    @field_validator("grader")
+    @classmethod
+    def _is_a_grader(cls, grader: dict[str, Any]) -> dict[str, Any]:
+        parse_grader(grader).close()
+        return grader
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> AlignConfig:
+        if self.betas != "auto" and len(self.betas) != self.iterations:
+            raise ValueError(f"betas: {self.iterations} iterations need as many, not {len(self.betas)}")
+        if self.loss == "bce" and (self.value_model != "linear" or self.return_lambda < 1):
+            raise ValueError("loss: bce goes with linear value functions and return_lambda 1")
+        return self

@@ -1,0 +1,93 @@
+"""Training rows as prompts, and which prompts serve what: validation, and a slice of its own for each iteration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from iro_server.engines.base import Engine
+from iro_server.engines.prompts import item_prompt_ids
+from training.iro.config import AlignConfig
+
+HELDOUT_SHARE = 0.2  # of an iteration's prompts, for choosing the fit's settings and for diagnostics
+
+
+class AlignError(ValueError):
+    """An alignment that cannot go on. ``code`` and ``param`` say to a program what ``str`` says to a person."""
+
+    def __init__(self, message: str, code: str = "invalid_data", param: str | None = None):
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+class TokenizingEngine(Engine, Protocol):
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``index``: its row in the file, from 0, which seeds its rollouts."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    item: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One iteration's prompts: value functions are fitted on ``train`` and judged on ``heldout``."""
+
+    train: list[Prompt]
+    heldout: list[Prompt]
+
+
+def load_prompts(path: Path, param: str, engine: TokenizingEngine, max_tokens: int) -> list[Prompt]:
+    """The rows of a JSONL file. AlignError with the line number for one that is no row, or too long for the model."""
+    prompts: list[Prompt] = []
+    room = engine.info.max_length - max_tokens
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+            if not isinstance(item, dict) or ("messages" in item) == ("prompt" in item):
+                raise ValueError('not an object with either "messages" or "prompt"')
+            token_ids = item_prompt_ids(engine.tokenizer, item)
+        except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render
+            raise AlignError(f"{path.name}, line {number}: {error}", param=param) from error
+        if not 0 < len(token_ids) <= room:
+            raise AlignError(f"{path.name}, line {number}: {len(token_ids)} tokens; 1 to {room} fit", param=param)
+        prompts.append(Prompt(len(prompts), tuple(token_ids), item))
+    if not prompts:
+        raise AlignError(f"{path.name} has no rows", param=param)
+    return prompts
+
+
+def split(config: AlignConfig, engine: TokenizingEngine, rng: np.random.Generator) -> tuple[list[Slice], list[Prompt]]:
+    """Disjoint slices, one an iteration, and the validation prompts, which occur in none of them."""
+    training = load_prompts(config.training_file, "training_file", engine, config.max_tokens)
+    training = [training[i] for i in rng.permutation(len(training))]
+    if config.validation_file:
+        validation = load_prompts(config.validation_file, "validation_file", engine, config.max_tokens)
+    else:
+        validation = training[: max(1, len(training) // 4)]
+    validation = validation[: config.validation_prompts]
+    seen = {prompt.token_ids for prompt in validation}
+    training = [prompt for prompt in training if prompt.token_ids not in seen]
+    size = config.prompts_per_iteration or len(training) // config.iterations
+    if size < 2 or size * config.iterations > len(training):
+        raise AlignError(
+            f"{len(training)} training prompts are too few for {config.iterations} iterations of {max(size, 2)}",
+            param="training_file",
+        )
+    return [_slice(training[t * size : (t + 1) * size]) for t in range(config.iterations)], validation
+
+
+def _slice(prompts: Sequence[Prompt]) -> Slice:
+    heldout = max(1, round(len(prompts) * HELDOUT_SHARE))
+    return Slice(train=list(prompts[heldout:]), heldout=list(prompts[:heldout]))

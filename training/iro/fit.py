@@ -1,0 +1,117 @@
+"""A value function from rollouts on disk: min_V E sum_t (V(s_t) - r(s_T))^2 over every response prefix (iro.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from training.iro.config import AlignConfig
+from training.iro.rollouts import unpack
+from training.run import Run
+from value_heads import FeatureSpec, features
+from value_heads.fit import Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
+from value_heads.heads import Head
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Rewards in the fit are (r - mean) / sd of the first iteration's; reports are in the user's units."""
+
+    mean: float = 0.0
+    sd: float = 1.0
+
+    def standard(self, rewards: Tensor) -> Tensor:
+        return (rewards - self.mean) / self.sd
+
+
+@dataclass
+class Graded:
+    """Graded completions of a shard, ungraded ones left out. R completions, T tokens, D width."""
+
+    hidden: dict[int, Tensor]  # [R, T, D]
+    lengths_R: Tensor
+    prompt_R: Tensor
+    rewards_R: Tensor  # standardised
+    weights_R: Tensor  # each prompt weighs 1
+
+    @property
+    def mask_RT(self) -> Tensor:
+        longest = next(iter(self.hidden.values())).shape[1]
+        return torch.arange(longest) < self.lengths_R[:, None]
+
+
+@dataclass
+class Shards(Sequence[Rows]):
+    """Shards of rollouts as rows for a fit, read from disk one at a time. ``head``: for targets G_t(lambda)."""
+
+    run: Run
+    names: Sequence[tuple[str, str]]  # checkpoints of rollouts and of rewards
+    spec: FeatureSpec
+    scale: Scale
+    head: Head | None = None
+    return_lambda: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Rows: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Rows]: ...
+    def __getitem__(self, index: int | slice) -> Rows | Sequence[Rows]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        graded = self.graded(index)
+        features_RTF = features(self.spec, graded.hidden)
+        targets = graded.rewards_R
+        if self.head is not None:
+            values_RT = self.head(features_RTF)
+            targets = lambda_returns(values_RT, graded.rewards_R, graded.mask_RT, self.return_lambda)
+        return response_rows(features_RTF, targets, graded.lengths_R, graded.prompt_R, graded.weights_R)
+
+    def graded(self, index: int) -> Graded:
+        rollouts, rewards = self.names[index]
+        hidden, lengths_R, prompt_R = unpack(self.run.load(rollouts))
+        rewards_R = torch.tensor([reward for group in self.run.load(rewards) for reward in group])
+        kept = ~rewards_R.isnan()
+        prompt_R = prompt_R[kept]
+        counts = torch.bincount(prompt_R)
+        return Graded(
+            hidden={layer: states[kept] for layer, states in hidden.items()},
+            lengths_R=lengths_R[kept],
+            prompt_R=prompt_R,
+            rewards_R=self.scale.standard(rewards_R[kept]),
+            weights_R=1 / counts[prompt_R],
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """``judged``: fitted without the held-out prompts, so that diagnostics on them are honest."""
+
+    head: Head
+    judged: Head
+    setting: float
+
+
+def fit_head(config: AlignConfig, train: Shards, heldout: Shards, seed: int) -> Fitted:
+    """The value function that the config asks for; held-out prompts choose its regularisation."""
+    fitted = _fit(config, train, heldout, seed)
+    if config.return_lambda == 1:
+        return fitted
+    return _fit(config, replace(train, head=fitted.judged, return_lambda=config.return_lambda), heldout, seed)
+
+
+def _fit(config: AlignConfig, train: Shards, heldout: Shards, seed: int) -> Fitted:
+    if config.value_model == "mlp":
+        mlp = fit_mlp(train.spec, train, heldout, seed=seed)
+        return Fitted(mlp.head, mlp.head, mlp.chosen)
+    fit = fit_logistic if config.loss == "bce" else fit_ridge
+    chosen = fit(train.spec, train, heldout)
+    # With the strength chosen, held-out prompts are worth more as data.
+    whole = fit(train.spec, replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
+    return Fitted(whole.head, chosen.head, chosen.chosen)
