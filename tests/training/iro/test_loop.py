@@ -1,0 +1,257 @@
+"""The loop on a toy language model: what it learns, what it keeps, and what it does with graders that fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.toy import END, ToyEngine, enumerate_completions
+from training.iro.config import AlignConfig
+from training.iro.data import AlignError
+from training.iro.loop import align
+from training.run import Cancelled, Job
+from value_heads import FeatureSpec, load_bundle
+
+# Reward: how many of token 1. Grader and expectation read the same text of digits.
+COUNT_ONES = "def grade(sample, item):\n    return sample['output_text'].count('1')\n"
+MAX_TOKENS = 6
+
+
+class Digits:
+    """Token t is the character t."""
+
+    chat_template = None
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [int(c) for c in text]}
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return "".join(str(t) for t in tokens if not (skip_special_tokens and t == END))
+
+
+class Toy(ToyEngine):
+    tokenizer = Digits()
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    prompts = [f"{n:06b}" for n in range(count)]
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> AlignConfig:
+    return AlignConfig(
+        model_dir=tmp_path,
+        training_file=write_prompts(tmp_path / "train.jsonl", 40),
+        grader={"type": "python", "source": COUNT_ONES, "workers": 1},
+        iterations=2,
+        rollouts_per_prompt=8,
+        beam_width=2,
+        num_successors=4,
+        chunk_length=2,
+        max_tokens=MAX_TOKENS,
+        validation_prompts=16,
+        feature_spec=FeatureSpec(current=(0,), summed=(0,), horizon=MAX_TOKENS),
+        early_stop=False,
+    )
+
+
+def job(engine: Any = None) -> Job:
+    return Job("align", "", AlignConfig, lambda config, run: align(config, run, engine or Toy()))
+
+
+def test_the_aligned_model_beats_the_frozen_one_on_held_out_prompts(config: AlignConfig, tmp_path: Path) -> None:
+    result = job().execute(config, tmp_path / "run")
+    exact = []  # the frozen model's mean reward over the prompts, by enumeration
+    for n in range(40):
+        completions = enumerate_completions([int(c) for c in f"{n:06b}"], MAX_TOKENS)
+        exact.append(sum(p * completion.count(1) for completion, p in completions.items()))
+    assert result["baseline"]["full_valid_mean_reward"] == pytest.approx(sum(exact) / len(exact), abs=0.4)
+    assert result["history"][0]["full_valid_mean_reward"] > result["baseline"]["full_valid_mean_reward"] + 0.5
+    assert result["checks"][0]["holds"]
+    assert result["history"][0]["correlation"] > 0.5  # tokens so far tell most of the count
+    best = result["history"][result["best_iteration"] - 1]
+    assert best["full_valid_mean_reward"] == max(row["full_valid_mean_reward"] for row in result["history"])
+    stack = load_bundle(Path(result["best_checkpoint"]), model_hash="toy-hash", template_hash="toy-template")
+    assert len(stack.betas) == result["best_iteration"]
+
+
+class Killed(BaseException):
+    """Stands in for kill -9."""
+
+
+class Dying(Toy):
+    """Dies at the n-th prompt it is given."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    async def open(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        return await super().open(*args, **kwargs)
+
+
+@pytest.mark.parametrize("after", [3, 25, 50, 65])
+def test_a_killed_job_goes_on_to_the_same_result(config: AlignConfig, tmp_path: Path, after: int) -> None:
+    whole = job().execute(config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        job(Dying(after)).execute(config, tmp_path / "killed")
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed/checkpoints").glob("*.pt")}
+    resumed = job().execute(config, tmp_path / "killed")
+    assert all(path.stat().st_mtime_ns == at for path, at in done.items())
+    assert _without_paths(resumed) == _without_paths(whole)
+    assert (tmp_path / "killed/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+
+
+def _without_paths(result: dict) -> dict:
+    history = [{key: value for key, value in row.items() if key != "path"} for row in result["history"]]
+    return {key: result[key] for key in ("best_iteration", "baseline", "reward_scale", "checks")} | {"history": history}
+
+
+def test_events_tell_each_iteration_and_its_checkpoint(config: AlignConfig, tmp_path: Path) -> None:
+    events: list[dict] = []
+    result = job().execute(config, tmp_path / "run", on_event=events.append)
+    messages = [event["message"] for event in events if event["type"] == "metrics"]
+    for row, message in zip(result["history"], messages[1:], strict=True):
+        assert message == (
+            f"Step {row['step']}/2, train mean reward={row['train_mean_reward']:.3f}, "
+            f"full validation mean reward={row['full_valid_mean_reward']:.3f}"
+        )
+    checkpoints = [event["data"] for event in events if event["type"] == "checkpoint"]
+    assert [checkpoint["step"] for checkpoint in checkpoints] == [1, 2]
+    assert all((Path(checkpoint["path"]) / "manifest.json").exists() for checkpoint in checkpoints)
+
+
+def test_rewards_are_reported_in_the_users_units(config: AlignConfig, tmp_path: Path) -> None:
+    """A reward of other units changes nothing but the report: the fit sees standardised rewards."""
+    scaled = COUNT_ONES.replace("count('1')", "count('1') * 1000 - 7")
+    plain = job().execute(config, tmp_path / "plain")
+    other = job().execute(
+        config.model_copy(update={"grader": {"type": "python", "source": scaled}}), tmp_path / "scaled"
+    )
+    for row, scaled_row in zip(plain["history"], other["history"], strict=True):
+        assert scaled_row["full_valid_mean_reward"] == pytest.approx(row["full_valid_mean_reward"] * 1000 - 7)
+        assert scaled_row["correlation"] == pytest.approx(row["correlation"], abs=1e-4)
+
+
+def test_a_grader_that_sometimes_fails_costs_only_those_samples(config: AlignConfig, tmp_path: Path) -> None:
+    source = (
+        "def grade(sample, item):\n"
+        "    text = sample['output_text']\n"
+        "    return float('nan') if len(text) == 6 and text[0] == '2' else text.count('1')\n"
+    )
+    events: list[dict] = []
+    flaky = config.model_copy(update={"grader": {"type": "python", "source": source}})
+    result = job().execute(flaky, tmp_path / "run", on_event=events.append)
+    assert result["checks"][0]["holds"]
+    assert any("could not be graded" in event["message"] for event in events if event["level"] == "warn")
+
+
+def test_a_broken_grader_fails_the_job_with_its_own_error(config: AlignConfig, tmp_path: Path) -> None:
+    broken = config.model_copy(update={"grader": {"type": "python", "source": "def grade(sample, item):\n    1 / 0\n"}})
+    with pytest.raises(AlignError, match="division by zero") as failure:
+        job().execute(broken, tmp_path / "run")
+    assert failure.value.code == "grader_error"
+
+
+def test_a_constant_reward_is_nothing_to_learn_from(config: AlignConfig, tmp_path: Path) -> None:
+    constant = config.model_copy(update={"grader": {"type": "python", "source": "def grade(sample, item): return 1"}})
+    with pytest.raises(AlignError, match="nothing to learn"):
+        job().execute(constant, tmp_path / "run")
+
+
+def test_every_final_is_kept_and_each_prompt_weighs_one(config: AlignConfig, tmp_path: Path) -> None:
+    from training.iro.fit import Scale, Shards
+    from training.run import Run
+
+    job().execute(config, tmp_path / "run")
+    run = Run(tmp_path / "run", seed=0)
+    rollouts = run.load("2-train-0-rollouts")
+    assert all(len(group) >= config.beam_width * config.num_successors for group in rollouts["tokens"])
+    names = [("2-train-0-rollouts", "2-train-0-rewards")]
+    graded = Shards(run, names, config.feature_spec, Scale()).graded(0)
+    totals = graded.weights_R.new_zeros(64).index_add(0, graded.prompt_R, graded.weights_R)
+    assert totals[rollouts["prompts"]].tolist() == pytest.approx([1.0] * len(rollouts["prompts"]))
+
+
+def test_prompts_of_an_iteration_are_its_own(config: AlignConfig, tmp_path: Path) -> None:
+    job().execute(config, tmp_path / "run")
+    from training.run import Run
+
+    run = Run(tmp_path / "run", seed=0)
+    used = {
+        step: {
+            index
+            for path in (tmp_path / "run/checkpoints").glob(f"{step}-*-rollouts.pt")
+            for index in run.load(path.stem)["prompts"]
+        }
+        for step in (1, 2)
+    }
+    validation = {row["prompt"] for row in run.load("0-valid")}
+    assert len(used[1]) == len(used[2]) == 15
+    assert not used[1] & used[2] and not (used[1] | used[2]) & validation
+
+
+def test_a_chosen_beta_is_the_grids_best_on_held_out_prompts(config: AlignConfig, tmp_path: Path) -> None:
+    events: list[dict] = []
+    result = job().execute(config, tmp_path / "run", on_event=events.append)
+    (message,) = [event["message"] for event in events if "reward by beta" in event["message"]]
+    scores = json.loads(message.partition("beta ")[2].replace("'", '"'))
+    assert result["history"][1]["betas"] == [1.0, float(max(scores, key=scores.__getitem__))]
+
+
+def test_stops_once_held_out_reward_no_longer_rises(config: AlignConfig, tmp_path: Path) -> None:
+    longer = config.model_copy(update={"iterations": 4, "early_stop": True})
+    history = [row["full_valid_mean_reward"] for row in job().execute(longer, tmp_path / "run")["history"]]
+    assert all(later > max(history[:i]) for i, later in enumerate(history[1:-1], 1))
+    assert len(history) == 4 or history[-1] <= max(history[:-1])
+
+
+def test_cancelling_keeps_what_was_done(config: AlignConfig, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def should_stop() -> bool:
+        asked.append(1)
+        return len(asked) > 6
+
+    with pytest.raises(Cancelled):
+        job().execute(config, tmp_path / "run", should_stop=should_stop)
+    assert (tmp_path / "run/checkpoints/1-train-0-rollouts.pt").exists()
+    assert job().execute(config, tmp_path / "run")["history"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"prompt": "0101"}', "{oops"], "line 2"),
+        (['{"text": "0101"}'], "line 1.*messages"),
+        ([json.dumps({"prompt": "0" * 5000})], "line 1: 5000 tokens"),
+        ([], "no rows"),
+        (['{"prompt": "0101"}'], "too few"),
+    ],
+)
+def test_bad_training_rows_are_named(config: AlignConfig, tmp_path: Path, lines: list[str], message: str) -> None:
+    config.training_file.write_text("\n".join(lines))
+    with pytest.raises(AlignError, match=message):
+        job().execute(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("options", [{"value_model": "mlp"}, {"return_lambda": 0.9}])
+def test_other_fits_steer_as_well(config: AlignConfig, tmp_path: Path, options: dict) -> None:
+    assert job().execute(config.model_copy(update=options), tmp_path / "run")["checks"][0]["holds"]
+
+
+def test_zero_one_rewards_by_log_odds(config: AlignConfig, tmp_path: Path) -> None:
+    source = "def grade(sample, item): return float(sample['output_text'].count('1') > 2)"
+    binary = config.model_copy(update={"loss": "bce", "grader": {"type": "python", "source": source}})
+    result = job().execute(binary, tmp_path / "run")
+    assert result["reward_scale"] == {"mean": 0.0, "sd": 1.0}
+    assert result["checks"][0]["holds"]
