@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from training.iro.fit import Shards
-from value_heads import ValueStack, features
-from value_heads.heads import Head
+from training.iro.fit import Graded, Shards
 from value_heads.metrics import calibration, r2_by_position, within_prompt_correlation
 
+Values = Callable[[Graded], Tensor]
 
-@torch.inference_mode()
-def diagnose(head: Head, stack: ValueStack, heldout: Shards, log_odds: bool) -> dict[str, Any]:
-    """Correlation within prompts [T], of the new head and of the whole stack; R² [T] and calibration bins of the head.
 
-    In standardised rewards. ``log_odds``: V is one, and its probability is what is compared with the reward.
+@torch.no_grad()
+def diagnose(heldout: Shards, new: Values, whole: Values) -> dict[str, Any]:
+    """Correlation within prompts [T], of the newest value function and of the stack; R² [T] and calibration bins of the
+    newest. In standardised rewards. ``new`` and ``whole`` give [R, T] at every response token of a shard.
     """
-    new, whole, rewards, lengths, prompts = [], [], [], [], []
-    for index in range(len(heldout)):
-        graded = heldout.graded(index)
-        values_RT = head(features(head.spec, graded.hidden))
-        new += list(values_RT.sigmoid() if log_odds else values_RT)
-        whole += list(stack.values(graded.hidden))
+    new_rows, whole_rows, rewards, lengths, prompts = [], [], [], [], []
+    for graded in map(heldout.graded, range(len(heldout))):
+        new_rows += list(new(graded))
+        whole_rows += list(whole(graded))
         rewards.append(graded.rewards_R)
         lengths.append(graded.lengths_R)
         prompts.append(graded.prompt_R)
-    new_NT, whole_NT = (pad_sequence(rows, batch_first=True).numpy() for rows in (new, whole))
+    new_NT, whole_NT = (pad_sequence(rows, batch_first=True).numpy() for rows in (new_rows, whole_rows))
     rewards_N, lengths_N, prompts_N = (torch.cat(parts).numpy() for parts in (rewards, lengths, prompts))
     counted_NT = np.arange(new_NT.shape[1]) < lengths_N[:, None]
     every_reward = np.broadcast_to(rewards_N[:, None], new_NT.shape)[counted_NT]

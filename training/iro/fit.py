@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from training.iro.config import AlignConfig
+from training.iro.config import AlignConfig, block_scales
 from training.iro.rollouts import unpack
 from training.run import Run
 from value_heads import FeatureSpec, features
 from value_heads.fit import Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
 from value_heads.heads import Head
+
+STRIDE = 4  # tokens between the prefixes that a fit reads
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Scale:
 class Graded:
     """Graded completions of a shard, ungraded ones left out. R completions, T tokens, D width."""
 
+    tokens: list[list[int]]
     hidden: dict[int, Tensor]  # [R, T, D]
     lengths_R: Tensor
     prompt_R: Tensor
@@ -40,8 +44,7 @@ class Graded:
 
     @property
     def mask_RT(self) -> Tensor:
-        longest = next(iter(self.hidden.values())).shape[1]
-        return torch.arange(longest) < self.lengths_R[:, None]
+        return torch.arange(int(self.lengths_R.max())) < self.lengths_R[:, None]
 
 
 @dataclass
@@ -50,8 +53,8 @@ class Shards(Sequence[Rows]):
 
     run: Run
     names: Sequence[tuple[str, str]]  # checkpoints of rollouts and of rewards
-    spec: FeatureSpec
     scale: Scale
+    spec: FeatureSpec | None = None  # needed for rows, not for `graded`
     head: Head | None = None
     return_lambda: float = 1.0
 
@@ -65,23 +68,28 @@ class Shards(Sequence[Rows]):
     def __getitem__(self, index: int | slice) -> Rows | Sequence[Rows]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        assert self.spec is not None
         graded = self.graded(index)
         features_RTF = features(self.spec, graded.hidden)
         targets = graded.rewards_R
         if self.head is not None:
             values_RT = self.head(features_RTF)
             targets = lambda_returns(values_RT, graded.rewards_R, graded.mask_RT, self.return_lambda)
-        return response_rows(features_RTF, targets, graded.lengths_R, graded.prompt_R, graded.weights_R)
+        return response_rows(features_RTF, targets, graded.lengths_R, graded.prompt_R, graded.weights_R, STRIDE)
 
     def graded(self, index: int) -> Graded:
         rollouts, rewards = self.names[index]
-        hidden, lengths_R, prompt_R = unpack(self.run.load(rollouts))
+        shard = self.run.load(rollouts)
+        hidden, lengths_R, prompt_R = unpack(shard)
+        tokens = [completion for group in shard["tokens"] for completion in group]
         rewards_R = torch.tensor([reward for group in self.run.load(rewards) for reward in group])
         kept = ~rewards_R.isnan()
         prompt_R = prompt_R[kept]
         counts = torch.bincount(prompt_R)
+        longest = int(lengths_R[kept].max())
         return Graded(
-            hidden={layer: states[kept] for layer, states in hidden.items()},
+            tokens=[completion for completion, keep in zip(tokens, kept.tolist(), strict=True) if keep],
+            hidden={layer: states[kept, :longest] for layer, states in hidden.items()},
             lengths_R=lengths_R[kept],
             prompt_R=prompt_R,
             rewards_R=self.scale.standard(rewards_R[kept]),
@@ -98,20 +106,22 @@ class Fitted:
     setting: float
 
 
-def fit_head(config: AlignConfig, train: Shards, heldout: Shards, seed: int) -> Fitted:
-    """The value function that the config asks for; held-out prompts choose its regularisation."""
-    fitted = _fit(config, train, heldout, seed)
+def fit_head(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards, seed: int) -> Fitted:
+    """The head that the config asks for; held-out prompts choose its regularisation."""
+    train, heldout = replace(train, spec=spec), replace(heldout, spec=spec)
+    fitted = _fit(config, spec, train, heldout, seed)
     if config.return_lambda == 1:
         return fitted
-    return _fit(config, replace(train, head=fitted.judged, return_lambda=config.return_lambda), heldout, seed)
+    towards = replace(train, head=fitted.judged, return_lambda=config.return_lambda)
+    return _fit(config, spec, towards, heldout, seed)
 
 
-def _fit(config: AlignConfig, train: Shards, heldout: Shards, seed: int) -> Fitted:
+def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards, seed: int) -> Fitted:
     if config.value_model == "mlp":
-        mlp = fit_mlp(train.spec, train, heldout, seed=seed)
+        mlp = fit_mlp(spec, train, heldout, seed=seed)
         return Fitted(mlp.head, mlp.head, mlp.chosen)
-    fit = fit_logistic if config.loss == "bce" else fit_ridge
-    chosen = fit(train.spec, train, heldout)
+    fit = fit_logistic if config.loss == "bce" else partial(fit_ridge, block_scales=block_scales(spec))
+    chosen = fit(spec, train, heldout)
     # With the strength chosen, held-out prompts are worth more as data.
-    whole = fit(train.spec, replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
+    whole = fit(spec, replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
     return Fitted(whole.head, chosen.head, chosen.chosen)

@@ -19,11 +19,12 @@ from iro_server.decoding.base import SearchParams
 from iro_server.graders import Grader, parse_grader
 from training.iro.config import AlignConfig, default_feature_spec
 from training.iro.data import AlignError, Prompt, TokenizingEngine, split
-from training.iro.diagnostics import diagnose, mean_and_error
-from training.iro.fit import Scale, Shards, fit_head
+from training.iro.diagnostics import mean_and_error
+from training.iro.fit import Scale, Shards
+from training.iro.learners import HeadLearner, Learner, LoraLearner, Stack
 from training.iro.rollouts import grade, guided, pack, plain, rewards_of, roll_out
 from training.run import Run, jsonable
-from value_heads import ValueStack, load_bundle, save_bundle
+from value_heads import load_bundle, save_bundle
 
 BETA_GRID = (0.5, 1.0, 2.0)
 BETA_PROMPTS = 8
@@ -40,10 +41,18 @@ class Alignment:
     def __init__(self, config: AlignConfig, run: Run, engine: TokenizingEngine, grader: Grader):
         self.config, self.run, self.engine, self.grader = config, run, engine, grader
         self.slices, self.validation = split(config, engine, run.rng(SPLIT))
-        self.spec = config.feature_spec or default_feature_spec(engine.info.num_layers, config.max_tokens)
+        self.learner = self.make_learner()
         self.scale = Scale()
-        self.stack: ValueStack | None = None
+        self.stack: Stack | None = None
         self.betas: list[float] = []
+
+    def make_learner(self) -> Learner:
+        if self.config.value_model == "lora":
+            return LoraLearner(self.config, {p.index: p for part in self.slices for p in [*part.train, *part.heldout]})
+        spec = self.config.feature_spec
+        return HeadLearner(
+            self.config, spec or default_feature_spec(self.engine.info.num_layers, self.config.max_tokens)
+        )
 
     def run_all(self) -> dict[str, Any]:
         base = self.run.step("0-valid", self.baseline)
@@ -87,7 +96,7 @@ class Alignment:
 
     def roll_out(self, step: int, prompts: Sequence[Prompt]) -> dict[str, Any]:
         params = plain(self.config) if step == 1 else guided(self.config)
-        layers = self.spec.layers
+        layers = self.learner.layers
         finals = roll_out(
             self.engine,
             prompts,
@@ -109,7 +118,7 @@ class Alignment:
         kept = [name for name in names if self.known_rewards([name])]
         if not kept:
             raise AlignError("no rollout of an iteration's prompts could be graded", "grader_error", "grader")
-        return Shards(self.run, kept, self.spec, self.scale)
+        return Shards(self.run, kept, self.scale)
 
     def known_rewards(self, names: Sequence[tuple[str, str]]) -> list[float]:
         rewards = [reward for _, name in names for group in self.run.load(name) for reward in group]
@@ -131,21 +140,21 @@ class Alignment:
     def fit(self, step: int, train: Shards, heldout: Shards) -> dict[str, Any]:
         """Fit iteration ``step``'s value function, save it on top of the ones before, and return its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
-        fitted = fit_head(self.config, train, heldout, self.run.derive_seed(FIT, step))
-        before = self.stack.heads if self.stack else ()
-        betas = [*self.betas, 1.0]
-        self.save(self.run.folder / "values" / str(step), ValueStack([*before, fitted.head], betas))
-        judged = ValueStack([*before, fitted.judged], betas)
-        return {"setting": fitted.setting} | diagnose(fitted.judged, judged, heldout, self.config.loss == "bce")
+        stack, report = self.learner.fit(self.stack, train, heldout, self.run.derive_seed(FIT, step))
+        self.save(self.run.folder / "values" / str(step), stack)
+        return report
 
-    def values_of(self, step: int) -> ValueStack:
+    def values_of(self, step: int) -> Stack:
+        """What the step's fit saved, betas aside."""
         info = self.engine.info
-        folder = self.run.folder / "values" / str(step)
-        stack = load_bundle(folder, model_hash=info.model_hash, template_hash=info.template_hash)
-        assert isinstance(stack, ValueStack)
-        return stack
+        return load_bundle(
+            self.run.folder / "values" / str(step),
+            model_hash=info.model_hash,
+            template_hash=info.template_hash,
+            backbone_dir=self.config.model_dir,
+        )
 
-    def save(self, folder: Path, stack: ValueStack, metrics: dict[str, Any] | None = None) -> None:
+    def save(self, folder: Path, stack: Stack, metrics: dict[str, Any] | None = None) -> None:
         info = self.engine.info
         save_bundle(
             folder,
@@ -197,7 +206,7 @@ class Alignment:
         return rows
 
     def search(
-        self, prompts: Sequence[Prompt], params: SearchParams, stack: ValueStack | None, purpose: tuple[int, ...]
+        self, prompts: Sequence[Prompt], params: SearchParams, stack: Stack | None, purpose: tuple[int, ...]
     ) -> list[dict[str, Any]]:
         """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean."""
         finals = roll_out(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from iro_server.engines.base import Sampling
 from iro_server.graders import Grade, Grader, Sample
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt, TokenizingEngine
+from value_heads.features import TOKENS
 
 
 def plain(config: AlignConfig) -> SearchParams:
@@ -72,14 +74,22 @@ def pack(prompts: Sequence[Prompt], finals: Sequence[Sequence[Final]], layers: t
 
 
 def unpack(shard: dict[str, Any]) -> tuple[dict[int, Tensor], Tensor, Tensor]:
-    """hidden[layer] [R, T, D] float32 padded with zeros; lengths [R]; prompt index [R]."""
-    lengths = [len(tokens) for group in shard["tokens"] for tokens in group]
+    """hidden[layer] [R, T, D] float32 padded with zeros, hidden[TOKENS] [R, T]; lengths [R]; prompt index [R]."""
+    tokens = [torch.tensor(tokens) for group in shard["tokens"] for tokens in group]
+    lengths = [len(row) for row in tokens]
     hidden = {
         layer: pad_sequence(states.float().split(lengths), batch_first=True)
         for layer, states in shard["hidden"].items()
     }
+    hidden[TOKENS] = pad_sequence(tokens, batch_first=True, padding_value=-1)
     sizes = torch.tensor([len(group) for group in shard["tokens"]])
     return hidden, torch.tensor(lengths), torch.tensor(shard["prompts"]).repeat_interleave(sizes)
+
+
+def commonest_tokens(completions: Iterable[Sequence[int]], count: int) -> tuple[int, ...]:
+    """The ``count`` token ids that most completions hold, sorted."""
+    held = Counter(token for tokens in completions for token in set(tokens))
+    return tuple(sorted(token for token, _ in held.most_common(count)))
 
 
 def grade(

@@ -12,8 +12,9 @@ import pytest
 from tests.toy import END, ToyEngine, enumerate_completions
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError
+from training.iro.fit import Scale, Shards
 from training.iro.loop import align
-from training.run import Cancelled, Job
+from training.run import Cancelled, Job, Run
 from value_heads import FeatureSpec, load_bundle
 
 # Reward: how many of token 1. Grader and expectation read the same text of digits.
@@ -169,23 +170,18 @@ def test_a_constant_reward_is_nothing_to_learn_from(config: AlignConfig, tmp_pat
 
 
 def test_every_final_is_kept_and_each_prompt_weighs_one(config: AlignConfig, tmp_path: Path) -> None:
-    from training.iro.fit import Scale, Shards
-    from training.run import Run
-
     job().execute(config, tmp_path / "run")
     run = Run(tmp_path / "run", seed=0)
     rollouts = run.load("2-train-0-rollouts")
     assert all(len(group) >= config.beam_width * config.num_successors for group in rollouts["tokens"])
     names = [("2-train-0-rollouts", "2-train-0-rewards")]
-    graded = Shards(run, names, config.feature_spec, Scale()).graded(0)
+    graded = Shards(run, names, Scale()).graded(0)
     totals = graded.weights_R.new_zeros(64).index_add(0, graded.prompt_R, graded.weights_R)
     assert totals[rollouts["prompts"]].tolist() == pytest.approx([1.0] * len(rollouts["prompts"]))
 
 
 def test_prompts_of_an_iteration_are_its_own(config: AlignConfig, tmp_path: Path) -> None:
     job().execute(config, tmp_path / "run")
-    from training.run import Run
-
     run = Run(tmp_path / "run", seed=0)
     used = {
         step: {

@@ -1,0 +1,111 @@
+"""From graded rollouts to a value function more: a head on the model's features, or a LoRA adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from training.iro.config import AlignConfig
+from training.iro.data import Prompt
+from training.iro.diagnostics import diagnose
+from training.iro.fit import Graded, Shards, fit_head
+from training.iro.rollouts import commonest_tokens
+from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, features, fit_lora
+from value_heads.heads import Head
+
+Stack = ValueStack | LoraValues
+
+
+class Learner(Protocol):
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden layers that rollouts have to keep."""
+        ...
+
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+        """The stack ``before`` with a value function more, its beta 1; and diagnostics on the held-out shards."""
+        ...
+
+
+class HeadLearner:
+    """Heads that read the frozen model's own hidden states, and counts of tokens."""
+
+    def __init__(self, config: AlignConfig, spec: FeatureSpec):
+        self.config, self.spec = config, spec
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.spec.layers
+
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+        spec = self.spec.model_copy(update={"counted": self._counted(train, heldout)})
+        fitted = fit_head(self.config, spec, train, heldout, seed)
+        judged = _push(before, fitted.judged)
+
+        def new(graded: Graded) -> Tensor:
+            values_RT = fitted.judged(features(spec, graded.hidden))
+            return values_RT.sigmoid() if self.config.loss == "bce" else values_RT
+
+        report = diagnose(heldout, new, lambda graded: judged.values(graded.hidden))
+        return _push(before, fitted.head), {"setting": fitted.setting} | report
+
+    def _counted(self, *parts: Shards) -> tuple[int, ...]:
+        """The commonest tokens of this iteration's rollouts: what guidance favours shifts from one to the next."""
+        shards = (part.graded(index) for part in parts for index in range(len(part)))
+        return commonest_tokens((row for graded in shards for row in graded.tokens), self.config.counted_tokens)
+
+
+def _push(before: Stack | None, head: Head) -> ValueStack:
+    if before is None:
+        return ValueStack([head], [1.0])
+    assert isinstance(before, ValueStack)
+    return ValueStack([*before.heads, head], [*before.betas, 1.0])
+
+
+class LoraLearner:
+    """A LoRA adapter an iteration on a backbone apart from the engine: the frozen model's own first layers."""
+
+    layers: tuple[int, ...] = ()
+
+    def __init__(self, config: AlignConfig, prompts: Mapping[int, Prompt]):
+        self.config, self.prompts = config, prompts
+
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+        assert not isinstance(before, ValueStack)
+        backbone = before.backbone if before else LoraBackbone(self.config.model_dir, self.config.backbone_layers)
+        betas = (*(before.betas if before else ()), 1.0)
+        scores = fit_lora(backbone, self._examples(train), self._examples(heldout), loss=self.config.loss, seed=seed)
+
+        def new(graded: Graded) -> Tensor:
+            values_RT = self._values(backbone, len(betas) - 1, graded)
+            return values_RT.sigmoid() if self.config.loss == "bce" else values_RT
+
+        def whole(graded: Graded) -> Tensor:
+            return torch.stack([self._values(backbone, t, graded) / beta for t, beta in enumerate(betas)]).sum(0)
+
+        best = max(scores, key=scores.__getitem__)
+        return LoraValues(backbone, betas), {"setting": best} | diagnose(heldout, new, whole)
+
+    def _examples(self, shards: Shards) -> list[Example]:
+        return [
+            Example(self.prompts[prompt].token_ids, tokens, reward, prompt)
+            for graded in map(shards.graded, range(len(shards)))
+            for prompt, tokens, reward in zip(
+                graded.prompt_R.tolist(), graded.tokens, graded.rewards_R.tolist(), strict=True
+            )
+        ]
+
+    def _values(self, backbone: LoraBackbone, iteration: int, graded: Graded) -> Tensor:
+        """[R, T] at response tokens; zero at padding."""
+        starts = [len(self.prompts[prompt].token_ids) for prompt in graded.prompt_R.tolist()]
+        rows = [
+            torch.tensor([*self.prompts[prompt].token_ids, *tokens])
+            for prompt, tokens in zip(graded.prompt_R.tolist(), graded.tokens, strict=True)
+        ]
+        values_RS = backbone.values(iteration, pad_sequence(rows, batch_first=True)).cpu()
+        pieces = [values_S[start : len(row)] for values_S, start, row in zip(values_RS, starts, rows, strict=True)]
+        return pad_sequence(pieces, batch_first=True)
