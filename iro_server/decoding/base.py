@@ -33,7 +33,7 @@ class ScorerState(Protocol):
     """The values of one search: follows its rows as beams are dropped and repeated."""
 
     async def score(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> torch.Tensor:
-        """Sum_t V_t / beta_t [R] at the last counted token of each row of ``chunk``; arguments as ``Session.extend``."""
+        """Sum_t V_t / beta_t [R] at each row's last counted token; arguments as ``Session.extend``."""
         ...
 
 

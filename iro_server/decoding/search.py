@@ -1,7 +1,8 @@
 """Chunk-level value-guided search (IRO, arXiv:2506.17828, test-time search).
 
-Per round: continue every live beam K ways by L tokens, score each row by sum_t V_t / beta_t at its last token, keep W.
-Finished rows stay in the pool. Plain sampling is W=K=1, best-of-N is W=1, K=N, L to the end, blockwise best-of-K is W=1.
+Per round: continue every live beam K ways by L tokens, score each row by sum_t V_t / beta_t at its last token, keep
+W. Finished rows stay in the pool. Plain sampling is W=K=1, best-of-N is W=1, K=N, L to the end, blockwise best-of-K
+is W=1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from iro_server.engines.base import Chunk, Engine, Sampling
 
 @dataclass
 class Beam:
-    """A row since the prompt. ``row`` is its place in the last chunk, ``share`` the part of its ancestor it stands for."""
+    """A row since the prompt. ``row``: its place in the last chunk. ``log_weight``: for SMC, since it was resampled."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -51,7 +52,8 @@ async def guided_search(
         stop_text: a row for which it returns True (given the row's tokens) is finished at this chunk's end.
         on_agreed: called with the tokens that every live or finished beam now shares, as they grow.
 
-    Returns finals best first by value; with "smc" in resampled order: each a draw from pi_base * exp(sum V/beta) as W grows.
+    Returns finals best first by value; with "smc" in resampled order, where each is a draw from
+    pi_base * exp(sum V/beta) as W grows.
     Raises ValueError if the prompt and ``max_tokens`` do not fit the model.
     """
     layers = tuple(sorted({*keep_hidden, *(scorer.layers if scorer else ())}))
@@ -156,10 +158,10 @@ class _Search:
         return SearchResult(finals, self.usage)
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
+def common_prefix(rows: Sequence[list[int]]) -> list[int]:
     """The tokens that all rows begin with."""
     first, last = min(rows), max(rows)
     for i, token in enumerate(first):
         if token != last[i]:
-            return list(first[:i])
-    return list(first)
+            return first[:i]
+    return first

@@ -16,7 +16,8 @@ def diversity_first(values: Sequence[float], texts: Sequence[Hashable], width: i
     """The paper's rule: the best of each group of identical rows first, by value; then duplicates, by value."""
     order = top(values, len(values))
     seen: set[Hashable] = set()
-    first, again = [], []
+    first: list[int] = []
+    again: list[int] = []
     for i in order:
         (again if texts[i] in seen else first).append(i)
         seen.add(texts[i])

@@ -77,7 +77,7 @@ def attend_prompt(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: fl
 
 
 def flat_attention(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

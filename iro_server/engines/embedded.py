@@ -13,7 +13,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ class EmbeddedEngine:
         torch.set_num_threads(threads or os.cpu_count() or 1)
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=attention.NAME)
+        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=attention.NAME)
         self.model = model.to(device).eval().requires_grad_(False)
         fuse_norms(self.model)
         config = self.model.config
@@ -137,7 +139,7 @@ class EmbeddedEngine:
         if live:
             self._draw(live)
         joined, self._joining = _take(self._joining, PREFILL_TOKENS)
-        runs = [*live, *(rows.prompt for rows, _ in joined)]
+        runs: list[SessionRows | PromptRows] = [*live, *(rows.prompt for rows, _ in joined)]
         if not runs:
             return
         states, hidden = self._feed(runs)
@@ -226,24 +228,24 @@ def fuse_norms(model: torch.nn.Module) -> None:
             module.forward = _fused_norm(module)  # type: ignore[method-assign]
 
 
-def _fused_norm(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    weight, eps = module.weight, float(module.variance_epsilon)  # type: ignore[arg-type]
+def _fused_norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    weight, eps = module.weight, float(module.variance_epsilon)
     return lambda x: F.rms_norm(x, weight.shape, weight, eps)
 
 
 class _Tap:
     """Reads chosen layers' hidden states out of a forward pass."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self._wanted: set[int] = set()
         self._hidden: dict[int, torch.Tensor] = {}
         decoder = model.base_model
         for index, module in enumerate([decoder.embed_tokens, *decoder.layers]):
-            module.register_forward_hook(lambda _m, _i, out, index=index: self._read(index, out))
+            module.register_forward_hook(partial(self._read, index))
 
-    def _read(self, index: int, out: torch.Tensor) -> None:
+    def _read(self, index: int, _module: Any, _args: Any, out: torch.Tensor) -> None:
         if index in self._wanted:
-            self._hidden[index] = out[0] if isinstance(out, torch.Tensor) else out[0][0]
+            self._hidden[index] = out[0]
 
     def reading(self, layers: set[int]) -> _Tap:
         self._wanted, self._hidden = layers, {}

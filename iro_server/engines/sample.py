@@ -39,7 +39,7 @@ def draw(logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> torch.Tensor:
     before = torch.where(block > 0, upto.gather(1, (block - 1).clamp_min(0)), 0.0)
     inside = p.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK)).double()
     within = inside.cumsum(dim=-1)
-    # Rounding may leave the target a hair past the block's own sum: hold it below, so no zero-probability token is drawn.
+    # Rounding may leave the target a hair past the block's own sum: hold it below, lest an impossible token be drawn.
     rest = torch.minimum((target - before).unsqueeze(-1), within[..., -1:] * (1 - 1e-12))
     return block * BLOCK + torch.searchsorted(within, rest.contiguous(), right=True).squeeze(-1)
 

@@ -1,0 +1,159 @@
+"""The embedded engine on the real model, held against transformers' own full forward pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Sampling
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.prepare import prepare_model
+from iro_server.engines.prompts import chat_prompt_ids, text_prompt_ids
+
+PROMPT = "This movie was one of the best that I"
+OTHER = "The plot makes no sense at all, and by the end"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[EmbeddedEngine]:
+    with EmbeddedEngine(prepare_model()) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def reference() -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(prepare_model(), dtype=torch.float32)
+
+
+async def two_rounds(engine: EmbeddedEngine, text: str, seed: int, lengths: tuple[int, int] = (5, 6)):
+    session = await engine.open(text_prompt_ids(engine.tokenizer, text), Sampling(seed=seed), layers=(0, 10, 25))
+    first = await session.extend([0], 6, lengths[0])
+    second = await session.extend([2, 0, 2], 4, lengths[1])
+    session.close()
+    return first, second
+
+
+def test_cached_rows_equal_a_full_forward_pass(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
+    """Log-probabilities and hidden features after the cache was cut down to its parents, one of them twice."""
+    first, second = asyncio.run(two_rounds(engine, PROMPT, seed=1))
+    prompt = text_prompt_ids(engine.tokenizer, PROMPT)
+    parents = [p for p in (2, 0, 2) for _ in range(4)]
+    rows = [
+        prompt + first.tokens_RL[p].tolist() + tokens
+        for p, tokens in zip(parents, second.tokens_RL.tolist(), strict=True)
+    ]
+    with torch.no_grad():
+        full = reference(torch.tensor(rows), output_hidden_states=True)
+    logprobs = torch.log_softmax(full.logits[:, -7:-1], dim=-1).gather(2, second.tokens_RL[..., None])[..., 0]
+    torch.testing.assert_close(second.logprobs_RL, logprobs, atol=1e-4, rtol=0)
+    for layer, hidden in second.hidden.items():
+        expected = full.hidden_states[layer][:, -6:]
+        assert (hidden - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_other_requests_in_the_batch_change_nothing(engine: EmbeddedEngine) -> None:
+    async def crowded():
+        texts = [(PROMPT, 5), (OTHER, 6), (OTHER, 7), (PROMPT, 8)]
+        return (await asyncio.gather(*[two_rounds(engine, text, seed) for text, seed in texts]))[0]
+
+    alone = asyncio.run(two_rounds(engine, PROMPT, seed=5))
+    among = asyncio.run(crowded())
+    for a, b in zip(alone, among, strict=True):
+        assert torch.equal(a.tokens_RL, b.tokens_RL)
+        torch.testing.assert_close(a.logprobs_RL, b.logprobs_RL, atol=1e-4, rtol=0)
+
+
+def test_samples_follow_the_models_distribution(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
+    """4,096 first tokens against the model's probabilities: total variation within what sampling noise explains."""
+    prompt = text_prompt_ids(engine.tokenizer, "The capital of France is")
+    with torch.no_grad():
+        probs = torch.softmax(reference(torch.tensor([prompt])).logits[0, -1].double(), dim=-1)
+
+    async def draw():
+        session = await engine.open(prompt, Sampling(seed=0))
+        return await session.extend([0], 4096, 1)
+
+    counts = torch.bincount(asyncio.run(draw()).tokens_RL[:, 0], minlength=len(probs))
+    common = probs > 2e-3
+    observed = torch.cat([counts[common].double(), counts[~common].sum()[None].double()])
+    expected = 4096 * torch.cat([probs[common], probs[~common].sum()[None]])
+    chi_square = ((observed - expected) ** 2 / expected).sum()
+    assert chi_square < len(expected) + 4 * (2 * len(expected)) ** 0.5
+
+
+def test_long_chunks_drop_stopped_rows_and_keep_their_place(
+    engine: EmbeddedEngine, reference: torch.nn.Module
+) -> None:
+    """Rows stop at different tokens of a chunk longer than the compaction step; survivors stay exact parents."""
+    prompt = text_prompt_ids(engine.tokenizer, PROMPT)
+    stops = tuple(engine.tokenizer(".", add_special_tokens=False)["input_ids"])
+
+    async def go():
+        session = await engine.open(prompt, Sampling(seed=2, stop_ids=stops))
+        first = await session.extend([0], 12, 40)
+        alive = (~first.stopped_R).nonzero().flatten().tolist()
+        return first, alive, await session.extend(alive[-1:], 2, 3)
+
+    first, alive, second = asyncio.run(go())
+    assert 0 < len(alive) < 12
+    for row, length in enumerate(first.lengths_R.tolist()):
+        tokens = first.tokens_RL[row, :length].tolist()
+        assert all(t not in stops for t in tokens[:-1])
+        assert (tokens[-1] in stops) == bool(first.stopped_R[row])
+    rows = [prompt + first.tokens_RL[alive[-1]].tolist() + tokens for tokens in second.tokens_RL.tolist()]
+    with torch.no_grad():
+        logits = reference(torch.tensor(rows)).logits[:, -4:-1]
+    logprobs = torch.log_softmax(logits, dim=-1).gather(2, second.tokens_RL[..., None])[..., 0]
+    torch.testing.assert_close(second.logprobs_RL, logprobs, atol=1e-4, rtol=0)
+
+
+def test_one_beam_is_plain_sampling_and_one_chunk_is_best_of_n(engine: EmbeddedEngine) -> None:
+    prompt = text_prompt_ids(engine.tokenizer, PROMPT)
+
+    def tokens(params: SearchParams, seed: int) -> list[list[int]]:
+        result = asyncio.run(guided_search(engine, prompt, params, Sampling(seed=seed), 12))
+        return sorted(f.tokens for f in result.finals)
+
+    assert tokens(SearchParams(chunk_length=4), 3) == tokens(SearchParams(), 3)
+    best_of = tokens(SearchParams(num_successors=5), 4)
+    assert len(best_of) == 5 and best_of == tokens(SearchParams(num_successors=5, chunk_length=12), 4)
+
+
+def test_greedy_decoding_equals_transformers(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
+    prompt = chat_prompt_ids(engine.tokenizer, [{"role": "user", "content": "Name three colours."}])
+    expected = reference.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
+
+    async def go():
+        session = await engine.open(prompt, Sampling(temperature=0.0))
+        return await session.extend([0], 1, 12)
+
+    assert asyncio.run(go()).tokens_RL[0].tolist() == expected.tolist()
+
+
+def test_a_session_that_closes_in_mid_chunk_frees_its_rows(engine: EmbeddedEngine) -> None:
+    async def go() -> None:
+        session = await engine.open(text_prompt_ids(engine.tokenizer, PROMPT), Sampling(seed=1))
+        task = asyncio.create_task(session.extend([0], 4, 400))
+        while engine.live_rows == 0:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        session.close()
+        for _ in range(500):
+            if engine.live_rows == 0:
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("rows of a closed session are still stepping")
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 9000])
+def test_prompts_that_do_not_fit_are_refused(engine: EmbeddedEngine, prompt: list[int]) -> None:
+    with pytest.raises(ValueError, match="tokens"):
+        asyncio.run(engine.open(prompt, Sampling()))

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iro_server.engines.base import Sampling
+from iro_server.engines.sample import draw, next_tokens, truncate
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 1000), st.integers(0, 100))
+def test_draw_inverts_the_distribution_function(vocabulary: int, seed: int) -> None:
+    """Each uniform falls in the interval of the cumulative distribution that its token owns."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, vocabulary, generator=generator)
+    uniforms = torch.rand(2, 7, generator=generator, dtype=torch.float64)
+    tokens = draw(logits, uniforms)
+    upto = torch.softmax(logits.double(), dim=-1).cumsum(dim=-1)
+    below = torch.cat([torch.zeros(2, 1, dtype=torch.float64), upto], dim=1).gather(1, tokens)
+    assert (below <= uniforms + 1e-6).all()
+    assert (upto.gather(1, tokens) >= uniforms - 1e-6).all()
+
+
+@given(st.floats(0.05, 0.99), st.integers(1, 40), st.integers(0, 20))
+def test_truncation_keeps_the_smallest_nucleus(top_p: float, top_k: int, seed: int) -> None:
+    logits = torch.randn(1, 60, generator=torch.Generator().manual_seed(seed))
+    kept = truncate(logits, Sampling(top_p=top_p, top_k=top_k)).isfinite()[0]
+    order = logits[0].argsort(descending=True)
+    probs = torch.softmax(logits[0][order[:top_k]], dim=-1)
+    size = int((probs.cumsum(0) - probs < top_p).sum())
+    assert set(kept.nonzero().flatten().tolist()) == set(order[:size].tolist())
+
+
+def test_masked_tokens_are_never_drawn_even_at_the_edge_of_rounding() -> None:
+    logits = torch.full((1, 512), -torch.inf)
+    logits[0, [3, 300]] = 0.0
+    uniforms = torch.tensor([[0.0, 0.5, 1 - 1e-16, 0.499999999]], dtype=torch.float64)
+    assert set(draw(logits, uniforms)[0].tolist()) == {3, 300}
+
+
+def test_log_probabilities_are_the_tempered_models() -> None:
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(1))
+    tokens, logprobs = next_tokens(logits, Sampling(temperature=0.5, top_k=3), torch.rand(1, 4, dtype=torch.float64))
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits / 0.5, dim=-1).gather(1, tokens))
