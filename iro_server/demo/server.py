@@ -1,0 +1,54 @@
+"""A server of the demo's own: another process, a free port, a data directory that is thrown away."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from openai import APIConnectionError, OpenAI
+
+START_SECONDS = 300.0
+STOP_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def running_server(log: Path) -> Iterator[OpenAI]:
+    """``iro serve``, ready, by the official client. Raises RuntimeError, with the log's end, if it ends first."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory(prefix="iro-demo-") as data_dir, log.open("wb") as output:
+        command = [str(Path(sys.executable).with_name("iro")), "serve", "--port", str(port), "--data-dir", data_dir]
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600, max_retries=0)
+            _wait_until_ready(server, client, log)
+            yield client
+        finally:
+            server.terminate()
+            try:
+                server.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], client: OpenAI, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(APIConnectionError):
+            client.models.list()
+            return
+        time.sleep(0.2)
+    end = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+    raise RuntimeError(f"the server is not ready ({log}):\n{end}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
