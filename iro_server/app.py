@@ -47,7 +47,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
 def serve(settings: Settings) -> None:
     """Load the model, preparing it the first time, and serve until interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    model_dir = (settings.model_dir or prepare_model()).resolve()
+    model_dir = settings.model_dir or prepare_model()
     settings = settings.model_copy(update={"model_dir": model_dir})
     with EmbeddedEngine(model_dir, settings.model_name) as engine:
         uvicorn.run(create_app(settings, engine), host=settings.host, port=settings.port, timeout_graceful_shutdown=10)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
+
+Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
 
 
 class Settings(BaseModel):
@@ -18,12 +22,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    data_dir: Path = Field(default_factory=lambda: iro_home() / "server")
+    data_dir: Directory = Field(default_factory=lambda: (iro_home() / "server").resolve())
     database_url: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
 
-    model_dir: Path | None = None
+    model_dir: Directory | None = None
     model_name: str = DEFAULT_MODEL.split("/")[-1]
     organization: str = Field("iro", pattern=r"^[A-Za-z0-9_-]+$")
 
@@ -41,7 +45,7 @@ class Settings(BaseModel):
 
     @property
     def url(self) -> str:
-        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'iro.db'}"
+        return self.database_url or f"sqlite:///{self.data_dir / 'iro.db'}"
 
     @property
     def files_dir(self) -> Path:

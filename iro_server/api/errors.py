@@ -77,4 +77,5 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
-        return respond(APIError(500, f"The server had an error: {type(error).__name__}", code="internal_error"))
+        failure = APIError(500, f"The server had an error: {type(error).__name__}", code="internal_error")
+        return respond(failure, {"connection": "close"})  # the server logs the exception and drops the connection

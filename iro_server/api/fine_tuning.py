@@ -39,7 +39,7 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     for param, id in sources.items():
         if id is not None:  # the job's own name for it: the file may be deleted while the job runs
             files.link(context.settings.files_dir / id, folder / f"{param}.jsonl")
-            config[param] = str((folder / f"{param}.jsonl").resolve())
+            config[param] = str(folder / f"{param}.jsonl")
     seed = secrets.randbelow(2**31) if body.seed is None else body.seed
     job = t.Job(
         id=job_id,

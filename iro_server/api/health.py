@@ -17,6 +17,7 @@ router = APIRouter(tags=["health"])
 def health(context: Ctx) -> dict[str, Any]:
     """Whether requests can be served: the base model is loaded and the database answers."""
     with context.sessions() as session:
-        counts = dict(session.execute(select(Job.status, func.count()).group_by(Job.status)).tuples().all())
+        rows = session.execute(select(Job.status, func.count()).group_by(Job.status))
+        counts = {status: count for status, count in rows}
     jobs = {status: counts.get(status, 0) for status in ("queued", "running")}
     return {"status": "ok", "model": context.models.base, "jobs": jobs}

@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from iro_server.decoding.base import SearchParams
 from iro_server.jobs import lock, records
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find, open_database
@@ -83,6 +82,8 @@ def load_entry(name: str | None) -> Any:
 
 def default_search(config: Any) -> dict[str, Any]:
     """How the job's models search unless a request says otherwise: the way the job evaluated them."""
+    from iro_server.decoding.base import SearchParams  # torch, which takes seconds: the heartbeat is on by now
+
     names = [name for name in ("beam_width", "num_successors", "chunk_length", "selection") if hasattr(config, name)]
     return SearchParams(**{name: getattr(config, name) for name in names}).model_dump(exclude={"betas"})
 

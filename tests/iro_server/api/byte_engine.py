@@ -27,7 +27,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class ByteEngine:
-    """Temperature 0 says the script; else each byte is "z" with probability ``noise``. Hidden layer 0: [is a "z", 1]."""
+    """Temperature 0 says the script; else each byte is "z" with probability ``noise``. Hidden layer 0: [is "z", 1]."""
 
     def __init__(self, script: str = SCRIPT, noise: float = 0.5, seconds_per_token: float = 0.0) -> None:
         self.tokenizer = byte_tokenizer()
@@ -35,9 +35,10 @@ class ByteEngine:
         self.z = self.tokenizer("z")["input_ids"][0]
         self.noise, self.seconds_per_token = noise, seconds_per_token
         self.info = ModelInfo("bytes", "model-hash", "template-hash", (self.tokenizer.eos_token_id,), 0, 2, 512)
-        self.open_sessions = 0
+        self.opened = self.open_sessions = 0
 
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> ByteSession:
+        self.opened += 1
         self.open_sessions += 1
         return ByteSession(self, sampling, layers)
 

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import math
+
+import openai
+import pytest
+
+from iro_server.app import create_app
+from tests.iro_server.api.byte_engine import SCRIPT, ByteEngine
+from tests.iro_server.api.serving import conforms, serving, settings_for, wait_for
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def chat(client, **options):
+    return client.chat.completions.create(**({"model": "bytes", "messages": HI} | options))
+
+
+def test_a_completion_has_openais_shape_and_counts_every_token(client):
+    answer = conforms(chat(client, temperature=0, logprobs=True, top_logprobs=1))
+    (choice,) = answer.choices
+    assert (choice.message.content, choice.finish_reason) == (SCRIPT, "stop")
+    assert answer.usage.completion_tokens == len(SCRIPT.encode()) + 1  # the end token
+    assert answer.usage.prompt_tokens == len("user: hi\nassistant: ")
+    assert (answer.usage.base_tokens, answer.usage.value_tokens) == (answer.usage.completion_tokens, 0)
+    tokens = choice.logprobs.content
+    assert len(tokens) == answer.usage.completion_tokens
+    assert tokens[0].token == "h" and tokens[0].bytes == [104] and tokens[0].top_logprobs[0].token == "h"
+
+
+def test_content_may_come_in_text_parts(client):
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    answer = chat(client, messages=[{"role": "user", "content": parts}], temperature=0)
+    assert answer.usage.prompt_tokens == len("user: hi\nassistant: ")
+
+
+def test_a_seed_repeats_a_completion_and_choices_differ(client):
+    first, again = (chat(client, seed=7, n=3, max_tokens=20) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert len(set(texts)) == 3
+    assert texts[1] == chat(client, seed=8, max_tokens=20).choices[0].message.content
+
+
+def test_max_tokens_ends_a_completion(client):
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = chat(client, temperature=0, **{name: 4})
+        assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 4)
+
+
+@pytest.mark.parametrize("stop", ["wör", ["good", "wör"]])
+def test_stop_strings_cut_the_text_and_its_tokens(client, stop):
+    answer = chat(client, temperature=0, stop=stop, logprobs=True)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("héllo ", "stop")
+    assert answer.usage.completion_tokens == len("héllo wör".encode()) == len(answer.choices[0].logprobs.content)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3}, {"seed": 3, "stop": "zz"}, {"seed": 3, "n": 2}])
+def test_a_stream_says_what_the_whole_answer_says(client, options):
+    whole = chat(client, **options)
+    texts = [""] * len(whole.choices)
+    reasons = [None] * len(whole.choices)
+    *chunks, last = chat(client, stream=True, stream_options={"include_usage": True}, **options)
+    for chunk in map(conforms, chunks):
+        assert chunk.usage is None
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert reasons == [choice.finish_reason for choice in whole.choices]
+    assert last.choices == [] and last.usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_a_stream_never_splits_a_character(client):
+    deltas = [chunk.choices[0].delta.content or "" for chunk in chat(client, temperature=0, stream=True)]
+    assert len(deltas) > 5
+    assert not any("\ufffd" in delta for delta in deltas)
+
+
+def test_a_stream_carries_logprobs_in_its_last_chunk(client):
+    *_, last = chat(client, temperature=0, stream=True, logprobs=True, max_tokens=9)
+    assert "".join(entry.token for entry in last.choices[0].logprobs.content if "\ufffd" not in entry.token)[0] == "h"
+    assert len(last.choices[0].logprobs.content) == 9
+
+
+def test_the_aligned_model_is_steered_and_reports_its_search(client, job):
+    answer = conforms(chat(client, model=job.fine_tuned_model, seed=1))
+    plain = chat(client, seed=1)
+    assert answer.choices[0].message.content.count("z") > plain.choices[0].message.content.count("z")
+    assert answer.usage.value_tokens == answer.usage.base_tokens > 3 * answer.usage.completion_tokens
+    assert answer.usage.rounds == math.ceil(answer.usage.completion_tokens / 4)  # the job's chunk_length
+
+
+def test_a_guided_stream_agrees_with_the_guided_answer(client, job):
+    whole = chat(client, model=job.fine_tuned_model, seed=5)
+    deltas = [c.choices[0].delta.content or "" for c in chat(client, model=job.fine_tuned_model, seed=5, stream=True)]
+    assert "".join(deltas) == whole.choices[0].message.content
+
+
+def test_n_best_distinct_finals_of_one_search(client, job):
+    search = {"beam_width": 4, "num_successors": 4, "selection": "diversity"}
+    answer = chat(client, model=job.fine_tuned_model, n=4, seed=2, extra_body={"search": search})
+    counts = [choice.message.content.count("z") for choice in answer.choices]
+    assert counts == sorted(counts, reverse=True)  # the value is the number of z's
+    assert len({choice.message.content for choice in answer.choices}) == 4
+
+
+def test_search_parameters_reach_the_search(client, job):
+    def rounds(**search):
+        return chat(client, model=job.fine_tuned_model, max_tokens=24, extra_body={"search": search}).usage
+
+    assert rounds(chunk_length=8).rounds == 3
+    usage = rounds(beam_width=1, num_successors=16, chunk_length=None)
+    assert usage.rounds == 1 and usage.base_tokens == 16 * 24
+    best_of = chat(client, extra_body={"search": {"num_successors": 8}}, n=8, max_tokens=6)
+    assert best_of.usage.base_tokens == 48 and best_of.usage.value_tokens == 0
+
+
+def test_betas_weigh_the_value_functions(client, job):
+    search = {"betas": [1e9, 1e9], "selection": "smc", "beam_width": 16}
+    model = job.fine_tuned_model
+    weak = chat(client, model=model, seed=1, extra_body={"search": search}).choices[0].message.content
+    strong = chat(client, model=model, seed=1, extra_body={"search": search | {"betas": [0.01, 0.01]}})
+    assert strong.choices[0].message.content.count("z") > weak.count("z")
+
+
+BAD = [
+    ({"search": {"beam_width": -1}}, "search.beam_width"),
+    ({"search": {"beam_width": "wide"}}, "search.beam_width"),
+    ({"search": {"selection": "worst"}}, "search.selection"),
+    ({"search": {"depth": 3}}, "search.depth"),
+    ({"search": {"beam_width": 256, "num_successors": 256}}, "search"),
+    ({"search": {"betas": [1.0]}}, "search.betas"),
+    ({"search": {"num_successors": 4}, "n": 5}, "n"),
+    ({"temperature": 3}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"stop": ["a"] * 5}, "stop"),
+    ({"stop": ""}, "stop.0"),
+    ({"seed": 2**64}, "seed"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages.0.role"),
+    ({"messages": [{"role": "developer", "content": "hi"}]}, "messages"),
+    ({"tools": []}, "tools"),
+    ({"response_format": {"type": "json_object"}}, "response_format.type"),
+]
+
+
+@pytest.mark.parametrize(("options", "param"), BAD)
+def test_bad_requests_name_the_parameter(client, options, param):
+    body = {"model": "bytes", "messages": HI} | options
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post("/chat/completions", body=body, cast_to=object)
+    assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_over_long_prompt_is_refused_before_anything_is_sent(client, stream):
+    for options in ({"messages": [{"role": "user", "content": "x" * 600}]}, {"max_tokens": 500}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            chat(client, stream=stream, **options)
+        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+
+
+def test_an_unknown_model_is_not_found(client):
+    with pytest.raises(openai.NotFoundError) as refused:
+        chat(client, model="ft:bytes:iro::none")
+    assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+
+
+def test_value_functions_of_another_base_are_refused(served, job, tmp_path):
+    other = ByteEngine()
+    other.info = other.info.__class__(**(vars(other.info) | {"model_hash": "other-hash"}))
+    app = create_app(served.settings, other)
+    with pytest.raises(Exception, match="fitted on another base model") as refused:
+        app.state.context.models.resolve(job.fine_tuned_model)
+    assert (refused.value.status, refused.value.code) == (400, "model_mismatch")
+
+
+def test_a_client_that_leaves_frees_its_search(tmp_path):
+    engine = ByteEngine(script="x" * 400, noise=0.0, seconds_per_token=0.1)
+    with serving(settings_for(tmp_path), engine) as client:
+        with pytest.raises(openai.APITimeoutError):
+            chat(client.with_options(timeout=0.5), max_tokens=400)
+        wait_for(lambda: engine.opened == 1 and engine.open_sessions == 0, seconds=5)
+        with chat(client, max_tokens=400, stream=True) as stream:
+            next(iter(stream))
+            assert engine.open_sessions == 1
+        wait_for(lambda: engine.open_sessions == 0, seconds=5)
+
+
+def test_an_engine_that_breaks_gives_a_server_error_and_goes_on(tmp_path):
+    engine = ByteEngine()
+    with serving(settings_for(tmp_path), engine) as client:
+        script, engine.script = engine.script, None
+        with pytest.raises(openai.InternalServerError):
+            chat(client)
+        with pytest.raises(openai.APIError, match="server had an error"):
+            list(chat(client, stream=True))
+        engine.script = script
+        assert chat(client, temperature=0).choices[0].message.content == SCRIPT

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import openai
+import pytest
+
+from tests.iro_server.api.byte_engine import SCRIPT
+from tests.iro_server.api.serving import conforms
+
+
+def complete(client, **options):
+    return client.completions.create(**({"model": "bytes", "prompt": "So"} | options))
+
+
+def test_a_text_is_continued_as_it_stands(client):
+    answer = conforms(complete(client, temperature=0, logprobs=1))
+    (choice,) = answer.choices
+    assert choice.text == SCRIPT.encode()[:16].decode(errors="replace")  # the default max_tokens
+    assert (choice.finish_reason, answer.usage.prompt_tokens) == ("length", 2)
+    assert len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs) == 16
+    assert choice.logprobs.text_offset[:2] == [0, 1]
+    assert choice.logprobs.top_logprobs[0] == {"h": choice.logprobs.token_logprobs[0]}
+
+
+def test_token_ids_are_a_prompt_and_prompts_come_in_lists(served):
+    ids = served.engine.tokenizer("So")["input_ids"]
+    for prompt in (ids, ["So"], [ids]):
+        assert complete(served.client, prompt=prompt).usage.prompt_tokens == 2
+    answer = complete(served.client, prompt=["a", "bc"], n=2, max_tokens=3)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 12)
+
+
+def test_a_stream_says_what_the_whole_answer_says(client):
+    options = {"prompt": ["a", "b"], "n": 2, "seed": 1, "max_tokens": 40, "stop": "zzz"}
+    whole = complete(client, **options)
+    texts = [""] * 4
+    for chunk in complete(client, stream=True, **options):
+        conforms(chunk.choices and chunk.model_copy(update={"choices": []}))
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [choice.text for choice in whole.choices]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": [99999]}, "prompt"),
+        ({"prompt": "x" * 600}, "prompt"),
+        ({"logprobs": 9}, "logprobs"),
+        ({"best_of": 4}, "best_of"),
+        ({"frequency_penalty": 1}, "frequency_penalty"),
+    ],
+)
+def test_bad_requests_name_the_parameter(client, options, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        complete(client, **options)
+    assert refused.value.param == param

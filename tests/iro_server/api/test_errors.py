@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", "/v1/nothing", 404, "unknown_url"), ("PUT", "/v1/models", 405, "method_not_allowed")],
+)
+def test_unknown_routes_answer_in_the_envelope(client, method, path, status, code):
+    answer = httpx.request(method, str(client.base_url.copy_with(path=path)))
+    assert answer.status_code == status
+    assert answer.json()["error"] | {"message": ""} == {
+        "message": "",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": code,
+    }
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe"])
+def test_a_body_that_is_no_request_is_a_bad_request(client, body):
+    answer = httpx.post(
+        f"{client.base_url}chat/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_a_body_over_the_limit_is_refused_with_or_without_its_length(client):
+    url = f"{client.base_url}chat/completions"
+    for content in (b"x" * 200_000, (b"x" * 1000 for _ in range(200))):
+        answer = httpx.post(url, content=content)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_health_names_the_model_and_counts_jobs(client):
+    health = httpx.get(f"{client.base_url}health").json()
+    assert health["status"] == "ok" and health["model"] == "bytes" and set(health["jobs"]) == {"queued", "running"}

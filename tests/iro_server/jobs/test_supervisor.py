@@ -1,0 +1,123 @@
+"""Jobs in real worker processes, under a real server, killed at will."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from iro_server.jobs import lock
+from iro_server.jobs.worker import load_entry
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
+
+
+def grader(name: str) -> dict:
+    return GRADER | {"name": name}
+
+
+def messages(client, job_id: str) -> list[str]:
+    return [event.message for event in reversed(list(client.fine_tuning.jobs.list_events(job_id, limit=100)))]
+
+
+def worker_of(settings, job_id: str) -> int:
+    return wait_for(lambda: lock.holder(settings.job_dir(job_id)))
+
+
+def wait_for_step(client, job_id: str) -> None:
+    wait_for(lambda: client.fine_tuning.jobs.checkpoints.list(job_id).data)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return settings_for(tmp_path)
+
+
+def test_a_worker_that_dies_is_restarted_and_goes_on_where_it_was(settings):
+    with serving(settings, ByteEngine()) as client:
+        job = ended(client, start_job(client, grader("dies-once")))
+        told = messages(client, job.id)
+        assert job.status == "succeeded"
+        assert "The worker died (by SIGKILL); restarting it (1 of 2)" in told
+        assert told.count("Checkpoint created at step 1") == 1  # not done again
+        assert [c.step_number for c in client.fine_tuning.jobs.checkpoints.list(job.id)] == [2, 1]
+
+
+def test_a_worker_that_keeps_dying_fails_its_job(tmp_path):
+    with serving(settings_for(tmp_path, job_restarts=1), ByteEngine()) as client:
+        job = ended(client, start_job(client, grader("dies")))
+    assert (job.status, job.error.code, job.fine_tuned_model) == ("failed", "worker_died", None)
+    assert job.error.message == "the worker died 2 times, the last time by SIGKILL"
+
+
+def test_what_a_job_raises_is_its_error(settings):
+    with serving(settings, ByteEngine()) as client:
+        job = ended(client, start_job(client, grader("raises")))
+        assert job.status == "failed"
+        assert (job.error.code, job.error.param) == ("grader_failed", "grader")
+        assert job.error.message == "the grader gave NaN for row 1"
+        assert "Traceback" in (settings.job_dir(job.id) / "worker.log").read_text()
+
+
+def test_a_job_that_cannot_be_loaded_fails(tmp_path):
+    with serving(settings_for(tmp_path, align_entry="no_such_module:JOB"), ByteEngine()) as client:
+        job = ended(client, start_job(client))
+    assert job.status == "failed" and "no_such_module" in job.error.message
+
+
+def test_a_stopped_worker_is_missed_by_its_heartbeat(tmp_path):
+    settings = settings_for(tmp_path, job_restarts=0, heartbeat_timeout=5.0)
+    with serving(settings, ByteEngine()) as client:
+        job_id = start_job(client, grader("slow"), iterations=16)
+        wait_for_step(client, job_id)
+        os.kill(worker_of(settings, job_id), signal.SIGSTOP)
+        assert ended(client, job_id).error.code == "worker_died"
+
+
+@pytest.mark.parametrize("name", ["slow", "stubborn"])
+def test_a_cancelled_job_stops_its_worker(tmp_path, name):
+    settings = settings_for(tmp_path, cancel_grace=1.0)
+    with serving(settings, ByteEngine()) as client:
+        job_id = start_job(client, grader(name), iterations=16)
+        wait_for_step(client, job_id)
+        assert client.fine_tuning.jobs.cancel(job_id).status == "cancelled"
+        wait_for(lambda: lock.holder(settings.job_dir(job_id)) is None, seconds=10)
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        assert (job.status, job.error) == ("cancelled", None)
+        with pytest.raises(Exception, match="already cancelled"):
+            client.fine_tuning.jobs.cancel(job_id)
+
+
+def test_jobs_wait_their_turn_and_a_queued_one_can_be_cancelled(settings):
+    with serving(settings, ByteEngine()) as client:
+        first, second, third = (start_job(client, grader("slow")) for _ in range(3))
+        assert client.fine_tuning.jobs.cancel(second).status == "cancelled"
+        assert ended(client, third).status == "succeeded"
+        assert messages(client, second) == [f"Created fine-tuning job: {second}", "The job was cancelled"]
+        assert client.fine_tuning.jobs.retrieve(first).status == "succeeded"
+
+
+def test_a_server_that_stops_ends_its_worker_and_the_next_goes_on(settings):
+    with serving(settings, ByteEngine()) as client:
+        job_id = start_job(client, grader("slow"), iterations=3)
+        wait_for_step(client, job_id)
+    assert lock.holder(settings.job_dir(job_id)) is None
+    with serving(settings, ByteEngine()) as client:
+        assert ended(client, job_id).status == "succeeded"
+        assert messages(client, job_id).count("Checkpoint created at step 1") == 1
+
+
+def test_a_folder_has_one_worker(tmp_path):
+    with lock.hold(tmp_path) as held:
+        assert held and lock.holder(tmp_path) == os.getpid()
+        start = time.monotonic()
+        with lock.hold(tmp_path) as again:
+            assert not again and time.monotonic() - start >= lock.PATIENCE
+    assert lock.holder(tmp_path) is None
+
+
+def test_the_server_runs_the_job_registered_as_align():
+    job = load_entry(None)
+    assert callable(job.execute) and {"training_file", "grader", "beam_width"} <= set(job.Config.model_fields)
