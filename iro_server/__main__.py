@@ -1,0 +1,3 @@
+from iro_server.cli import app
+
+app()

@@ -1,0 +1,300 @@
+"""The command line, ``iro``. Whatever is slow to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
+
+BAD_INPUT = 2
+JOBS = "iro.jobs"
+
+console = Console(highlight=False)
+
+
+class Commands(TyperGroup):
+    """Bad input is one line on stderr and exit status 2, from whichever command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ValidationError as error:
+            _fail("; ".join(_explain(mistake) for mistake in error.errors(include_url=False)))
+        except (ValueError, OSError, ModelError) as error:
+            _fail(str(error))
+
+
+def _explain(mistake: Any) -> str:
+    where = ".".join(str(step) for step in mistake["loc"])
+    return f"{where}: {mistake['msg']}" if where else mistake["msg"]
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"Error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(BAD_INPUT)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Align a frozen language model to a reward, and serve it.",
+)
+model_app = typer.Typer(no_args_is_help=True, help="The frozen model.")
+app.add_typer(model_app, name="model")
+
+Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…", help="Config fields; values as JSON.")]
+
+
+@app.command()
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    model: Model = DEFAULT_MODEL,
+    data_dir: Annotated[Path | None, typer.Option(help="Files, jobs and the database.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="An SQLAlchemy URL; SQLite in data_dir without.")] = None,
+) -> None:
+    """Serve OpenAI's API over one frozen model."""
+    from iro_server.app import serve as run_server
+    from iro_server.settings import Settings as ServerSettings
+
+    options: dict[str, Any] = {"host": host, "port": port, "database_url": database_url}
+    if data_dir is not None:
+        options["data_dir"] = data_dir
+    settings = ServerSettings(**options)
+    directory = _model_dir(model)
+    run_server(settings.model_copy(update={"model_dir": directory, "model_name": model.rstrip("/").split("/")[-1]}))
+
+
+@app.command()
+def align(
+    train: Annotated[Path, typer.Argument(help="JSONL; each row has messages or prompt.")],
+    grader: Annotated[Path, typer.Argument(help="A grader as JSON, or a .py file with grade(sample, item).")],
+    overrides: Settings = None,
+    validation: Annotated[Path | None, typer.Option(help="JSONL; without it, rows of TRAIN are held out.")] = None,
+    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="The run folder; an unfinished run in it goes on.")] = Path("runs/align"),
+) -> None:
+    """Fit value functions that steer a model towards a grader's reward."""
+    job = _find_job("align")
+    config = {"training_file": str(_existing(train)), "grader": _read_grader(grader), **_parse(overrides or [])}
+    if validation is not None:
+        config["validation_file"] = str(_existing(validation))
+    directory = _model_dir(model)
+    config |= {"model_dir": str(directory), "model_name": model.rstrip("/").split("/")[-1]}
+    result = _execute(job, config, out)
+    if result["best_checkpoint"] is None:
+        console.print("No iteration was better than the frozen model on held-out prompts.")
+        raise typer.Exit(1)
+    console.print(f"Best: iteration {result['best_iteration']}. Try it: iro generate --values", end=" ")
+    console.print(escape(result["best_checkpoint"]), '"…"', soft_wrap=True)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="A question to the model; - reads it from stdin.")],
+    model: Model = DEFAULT_MODEL,
+    values: Annotated[Path | None, typer.Option(help="A value bundle: an iteration of an alignment run.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Continue the prompt as it stands, without a chat.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    seed: int | None = None,
+    beam_width: Annotated[int | None, typer.Option(help="4 with values, else 1.")] = None,
+    num_successors: Annotated[int | None, typer.Option(help="4 with values, else 1.")] = None,
+    chunk_length: Annotated[int | None, typer.Option(help="8 with values, else all.")] = None,
+    selection: str = "diversity",
+    betas: Annotated[str | None, typer.Option(help="Comma-separated; the bundle's own without.")] = None,
+) -> None:
+    """Print a completion, steered by value functions where a bundle is given."""
+    from iro_server.decoding.base import SearchParams
+    from iro_server.engines.base import Sampling
+
+    width, successors, length = (4, 4, 8) if values else (1, 1, None)
+    params = SearchParams.model_validate(
+        {
+            "beam_width": width if beam_width is None else beam_width,
+            "num_successors": successors if num_successors is None else num_successors,
+            "chunk_length": length if chunk_length is None else chunk_length,
+            "selection": selection,
+            "betas": betas.split(",") if betas else None,
+        }
+    )
+    if params.betas and values is None:
+        raise ValueError("betas weigh value functions, and there are none without --values")
+    prompt = sys.stdin.read() if prompt == "-" else prompt
+    sampling = Sampling(temperature, top_p=top_p, seed=seed)
+    typer.echo(_complete(_model_dir(model), prompt, text, params, sampling, max_tokens, values))
+
+
+@app.command("list")
+def list_jobs() -> None:
+    """The batch jobs that `iro run` knows."""
+    table = Table("job", "what it does", "presets", box=None)
+    for entry in sorted(importlib.metadata.entry_points(group=JOBS), key=lambda entry: entry.name):
+        job = entry.load()
+        table.add_row(job.name, job.summary, ", ".join(job.presets))
+    console.print(table)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="One of `iro list`.")],
+    overrides: Settings = None,
+    preset: Annotated[str | None, typer.Option(help="smoke, paper, …: see `iro list`.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, one after another, each in a folder of its own.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="The run folder, runs/NAME by default.")] = None,
+) -> None:
+    """Run a batch job, or go on with an unfinished run; leaves result.json, metrics.jsonl and figures/."""
+    job = _find_job(name)
+    if preset is not None and preset not in job.presets:
+        raise ValueError(f"{name} has no preset {preset!r}, only: {', '.join(job.presets) or 'none'}")
+    config = {**(job.presets[preset] if preset else {}), **_parse(overrides or [])}
+    out = out or Path("runs") / (f"{name}-{preset}" if preset else name)
+    _execute(job, config, out, seeds)
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("runs/demo")) -> None:
+    """Align a model to the sentiment of film reviews, through the API, and compare (about ten minutes)."""
+    from iro_server.demo.run import run_demo
+
+    run_demo(out)
+
+
+@model_app.command()
+def prepare(
+    name: Annotated[str, typer.Argument()] = DEFAULT_MODEL,
+    out: Annotated[Path | None, typer.Option(help="Where to; a cache directory by default.")] = None,
+) -> None:
+    """Fetch a model once, convert it to fp32, and print its directory."""
+    from iro_server.engines.prepare import prepare_model
+
+    typer.echo(prepare_model(name, out))
+
+
+@model_app.command()
+def info(model: Annotated[str, typer.Argument(help="A model directory or name.")] = DEFAULT_MODEL) -> None:
+    """What identifies a model: value functions are tied to both hashes."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from iro_server.engines.prepare import model_hash, template_hash
+
+    directory = _model_dir(model)
+    config = AutoConfig.from_pretrained(directory)
+    facts = {
+        "directory": str(directory),
+        "architecture": ", ".join(config.architectures or []),
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "max_length": config.max_position_embeddings,
+        "vocabulary": config.vocab_size,
+        "model_hash": model_hash(directory),
+        "template_hash": template_hash(AutoTokenizer.from_pretrained(directory)),
+    }
+    for name, value in facts.items():
+        typer.echo(f"{name:14} {value}")
+
+
+def _complete(
+    directory: Path, prompt: str, text: bool, params: Any, sampling: Any, max_tokens: int, values: Path | None
+) -> str:
+    import asyncio
+    from dataclasses import replace
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from iro_server.decoding.search import guided_search
+    from iro_server.engines.embedded import EmbeddedEngine
+    from iro_server.engines.prompts import item_prompt_ids
+    from value_heads import load_bundle
+
+    disable_progress_bar()
+    item = {"prompt": prompt} if text else {"messages": [{"role": "user", "content": prompt}]}
+    with EmbeddedEngine(directory) as engine:
+        known = engine.info
+        hashes = {"model_hash": known.model_hash, "template_hash": known.template_hash}
+        stack = load_bundle(values, **hashes, backbone_dir=directory) if values else None
+        if stack and params.betas:
+            stack = stack.with_betas(params.betas)
+        sampling = replace(sampling, stop_ids=known.eos_ids)
+        prompt_ids = item_prompt_ids(engine.tokenizer, item)
+        search = guided_search(engine, prompt_ids, params, sampling, max_tokens, stack)
+        return str(engine.tokenizer.decode(asyncio.run(search).finals[0].tokens, skip_special_tokens=True))
+
+
+def _execute(job: Any, config: dict[str, Any], out: Path, seeds: int = 1) -> dict[str, Any]:
+    """Run the job with its events on the terminal; Ctrl-C leaves a run that the same command goes on with."""
+    styles = {"warn": "yellow", "error": "red"}
+
+    def show(event: dict[str, Any]) -> None:
+        if event["message"]:
+            console.print(escape(event["message"]), style=styles.get(event["level"]))
+
+    try:
+        result = job.execute(config, out, seeds=seeds, on_event=show)
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped. The same command goes on from {out}.", err=True)
+        raise typer.Exit(130) from None
+    for check in result["checks"]:
+        mark = "[green]✓[/]" if check["holds"] else "[red]✗[/]"
+        console.print(f"{mark} {escape(check['name'])}: {escape(str(check['got']))} ({escape(str(check['expected']))})")
+    console.print(f"Results: {escape(str(out / 'result.json'))}", soft_wrap=True)
+    return result
+
+
+def _find_job(name: str) -> Any:
+    known = importlib.metadata.entry_points(group=JOBS)
+    if name not in known.names:
+        raise ValueError(f"no job {name!r}; `iro list` has: {', '.join(sorted(known.names))}")
+    return known[name].load()
+
+
+def _parse(pairs: Sequence[str]) -> dict[str, Any]:
+    """key=value pairs; a value that is not JSON is a string."""
+    config = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{pair!r} is not of the form key=value")
+        try:
+            config[key] = json.loads(value)
+        except json.JSONDecodeError:
+            config[key] = value
+    return config
+
+
+def _read_grader(path: Path) -> dict[str, Any]:
+    if path.suffix == ".py":
+        return {"type": "python", "name": path.stem, "source": path.read_text()}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path.resolve()
+
+
+def _model_dir(model: str) -> Path:
+    """A directory as it is given, else the name of a model to prepare."""
+    from iro_server.engines.prepare import prepare_model
+
+    return Path(model).resolve() if Path(model).is_dir() else prepare_model(model)

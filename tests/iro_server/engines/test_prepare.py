@@ -1,0 +1,70 @@
+"""The prepared model is SmolLM2 as published, and a directory that changed is noticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iro_server.engines.prepare import ModelError, model_hash, prepare_model, template_hash
+
+
+@pytest.fixture(scope="module")
+def directory() -> Path:
+    return prepare_model()
+
+
+def test_it_knows_the_capital_of_france(directory: Path) -> None:
+    """A published probability, which a lost tensor or a wrong layout would not reproduce."""
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert model.dtype == torch.float32
+    with torch.no_grad():
+        logits = model(**tokenizer("The capital of France is", return_tensors="pt")).logits[0, -1]
+    assert tokenizer.decode(logits.argmax()) == " Paris"
+    assert logits.softmax(-1).max().item() == pytest.approx(0.77, abs=0.05)
+
+
+def test_the_tokenizer_splits_every_digit(directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.tokenize("1984") == ["1", "9", "8", "4"]
+    assert tokenizer.eos_token == "<|im_end|>"
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert chat.endswith("<|im_start|>assistant\n")
+
+
+def test_prepared_once(directory: Path) -> None:
+    before = (directory / "model.safetensors").stat().st_mtime_ns
+    assert prepare_model() == directory
+    assert (directory / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_changed_weights_are_an_error(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    digest = model_hash(tmp_path)
+    (tmp_path / "iro.json").write_text(json.dumps({"sha256": digest}))
+    assert model_hash(tmp_path) == digest
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="changed"):
+        prepare_model("any/model", out=tmp_path)
+
+
+def test_a_model_no_source_has_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("IRO_HOME", str(tmp_path))
+    with pytest.raises(ModelError, match="nobody/none"):
+        prepare_model("nobody/none")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_template_hash_tells_templates_apart(directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    before = template_hash(tokenizer)
+    tokenizer.chat_template += " "
+    assert template_hash(tokenizer) != before

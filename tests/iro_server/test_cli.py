@@ -1,0 +1,108 @@
+"""The command line as a user meets it: commands run in processes of their own, or through Typer's runner."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from iro_server.cli import app
+from iro_server.engines.prepare import prepare_model
+
+
+def iro(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def test_help_comes_without_loading_a_model_library() -> None:
+    code = "import sys; from iro_server.cli import app\ntry: app(['--help'])\nfinally: sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    for command in ("serve", "align", "generate", "list", "run", "demo", "model"):
+        assert command in done.stdout
+
+
+def test_list_names_the_installed_jobs_and_their_presets() -> None:
+    listed = iro("list")
+    assert listed.exit_code == 0
+    assert "align" in listed.stdout and "smoke" in listed.stdout and "paper" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nope"), "no job 'nope'; `iro list` has: align"),
+        (("run", "align", "--preset", "huge"), "no preset 'huge', only: smoke, paper"),
+        (("run", "align", "iterations"), "'iterations' is not of the form key=value"),
+        (("run", "align", "iterations=0"), "iterations: Input should be greater than or equal to 1"),
+        (("run", "align", "iteration=3"), "iteration: Extra inputs are not permitted"),
+        (("generate", "Hello", "--beam-width", "-1"), "beam_width: Input should be greater than or equal to 1"),
+        (("generate", "Hello", "--betas", "1,2"), "without --values"),
+        (("align", "missing.jsonl", "grader.json"), "missing.jsonl: no such file"),
+        (("model", "info", "nobody/no-such-model"), "no-such-model"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "grader.json").write_text("{}")
+    done = iro(*arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_the_installed_command_ends_with_status_2_and_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-m", "iro_server", "run", "nope"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+
+
+def test_align_names_the_line_that_is_no_row(tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text('{"prompt": "Once"}\n{"prompt": 3}\n')
+    (tmp_path / "grader.py").write_text("def grade(sample, item): return 1.0\n")
+    failed = iro("align", str(train), str(tmp_path / "grader.py"), "--out", str(tmp_path / "run"))
+    assert failed.exit_code == 2
+    assert "train.jsonl, line 2" in failed.stderr
+
+
+def test_align_then_generate(tmp_path: Path) -> None:
+    """The smallest whole job on the real model: more letters e, and a bundle that steers a completion."""
+    train = tmp_path / "train.jsonl"
+    openings = ["The film", "I saw", "This was", "We went", "She said", "There is", "He came", "It began", "Once", "At"]
+    train.write_text("".join(json.dumps({"prompt": opening}) + "\n" for opening in openings))
+    grader = tmp_path / "grader.py"
+    grader.write_text("def grade(sample, item): return sample['output_text'].count('e')\n")
+    out = tmp_path / "run"
+    options = (
+        "iterations=1",
+        "max_tokens=6",
+        "counted_tokens=0",
+        "rollouts_per_prompt=8",
+        "validation_prompts=2",
+        "chunk_length=2",
+    )
+    aligned = iro("align", str(train), str(grader), "--out", str(out), *options)
+    assert aligned.exit_code in (0, 1), aligned.output  # 1: two validation prompts saw no gain
+    assert "Step 1/1, train mean reward=" in aligned.stdout
+    assert json.loads((out / "result.json").read_text())["history"][0]["step"] == 1
+    assert {path.name for path in (out / "figures").iterdir()} == {"reward.png", "correlation.png"}
+    arguments = ("generate", "The film", "--text", "--max-tokens", "6", "--seed", "1")
+    steered = iro(*arguments, "--values", str(out / "iterations" / "1"), "--chunk-length", "2")
+    assert steered.exit_code == 0, steered.output
+    assert steered.stdout.strip()
+    assert steered.stdout == iro(*arguments, "--values", str(out / "iterations" / "1"), "--chunk-length", "2").stdout
+
+
+def test_model_info_gives_the_hash_values_are_tied_to() -> None:
+    known = json.loads((prepare_model() / "iro.json").read_text())
+    assert known["sha256"] in iro("model", "info").stdout
