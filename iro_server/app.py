@@ -34,7 +34,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         await watching
 
     app = FastAPI(title="Iro", lifespan=supervised)
-    app.state.context = Context(settings, sessions, ModelRegistry(engine, sessions))
+    app.state.context = Context(settings, sessions, ModelRegistry(engine, sessions, settings.model_dir))
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     errors.install(app)
     v1 = APIRouter(prefix="/v1")

@@ -43,7 +43,7 @@ class IroOptions(_Closed):
     selection: Selection | None = None
     max_tokens: Positive | None = None
     temperature: Annotated[float, Field(gt=0, le=2)] | None = None
-    value_model: Literal["linear", "mlp"] | None = None
+    value_model: Literal["linear", "mlp", "lora"] | None = None
     loss: Literal["mse", "bce"] | None = None
 
     @model_validator(mode="after")

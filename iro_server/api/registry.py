@@ -53,8 +53,8 @@ class ServedModel:
 class ModelRegistry:
     """The base model, and the aligned models and checkpoints in the database. A bundle is loaded once, when called."""
 
-    def __init__(self, engine: ServedEngine, sessions: Sessions) -> None:
-        self.engine, self.sessions = engine, sessions
+    def __init__(self, engine: ServedEngine, sessions: Sessions, model_dir: Path | None) -> None:
+        self.engine, self.sessions, self.model_dir = engine, sessions, model_dir
         self.created = now()
         self._loaded: dict[str, Values] = {}
         self._loading = threading.Lock()
@@ -94,7 +94,12 @@ class ModelRegistry:
     def _load(self, name: str, path: str) -> Values:
         info = self.engine.info
         try:
-            return load_bundle(Path(path), model_hash=info.model_hash, template_hash=info.template_hash)
+            return load_bundle(
+                Path(path),
+                model_hash=info.model_hash,
+                template_hash=info.template_hash,
+                backbone_dir=self.model_dir,
+            )
         except BundleMismatch as error:
             message = f"The model '{name}' cannot be served with {self.base}: {error}"
             raise APIError(400, message, param="model", code="model_mismatch") from error

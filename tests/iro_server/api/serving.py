@@ -73,11 +73,11 @@ def wait_for(what: Any, seconds: float = 60) -> Any:
     return value
 
 
-def ended(client: openai.OpenAI, job_id: str) -> Any:
+def ended(client: openai.OpenAI, job_id: str, seconds: float = 60) -> Any:
     """The job once it has ended."""
 
     def look() -> Any:
         job = client.fine_tuning.jobs.retrieve(job_id)
         return job if job.status in ("succeeded", "failed", "cancelled") else None
 
-    return wait_for(look)
+    return wait_for(look, seconds)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from iro_server.api.text import Detokenizer
