@@ -18,7 +18,7 @@ Betas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
 def default_feature_spec(num_layers: int, horizon: int) -> FeatureSpec:
-    """What heads read unless told otherwise, beside the counts of tokens: see ``training/iro/README.md``.
+    """What heads read unless told otherwise, beside the counts of tokens.
 
     Measured on SmolLM2-135M: the last layer, made for the next token, tells far less about the reward to come.
     """

@@ -26,7 +26,7 @@ from training.iro.rollouts import grade, guided, pack, plain, rewards_of, roll_o
 from training.run import Run, jsonable
 from value_heads import load_bundle, save_bundle
 
-BETA_GRID = (0.5, 1.0, 2.0)
+BETA_GRID = (1.0, 0.5, 2.0)  # of equally good ones the first is taken
 BETA_PROMPTS = 8
 SPLIT, ROLLOUTS, BETA, VALIDATION, FIT = range(5)  # purposes that seeds are derived for
 

@@ -201,6 +201,7 @@ def test_a_chosen_beta_is_the_grids_best_on_held_out_prompts(config: AlignConfig
     result = job().execute(config, tmp_path / "run", on_event=events.append)
     (message,) = [event["message"] for event in events if "reward by beta" in event["message"]]
     scores = json.loads(message.partition("beta ")[2].replace("'", '"'))
+    assert len(set(scores.values())) > 1
     assert result["history"][1]["betas"] == [1.0, float(max(scores, key=scores.__getitem__))]
 
 
