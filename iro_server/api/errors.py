@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -22,6 +22,10 @@ class APIError(Exception):
     def envelope(self) -> dict[str, Any]:
         type = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": type, "param": self.param, "code": self.code}}
+
+
+class ClientGone(Exception):
+    """Nobody is there to be answered."""
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> APIError:
@@ -61,6 +65,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(APIError)
     async def raised(_: Request, error: APIError) -> JSONResponse:
         return respond(error)
+
+    @app.exception_handler(ClientGone)
+    async def gone(_: Request, _error: ClientGone) -> Response:
+        return Response(status_code=499)  # for the access log
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:

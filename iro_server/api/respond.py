@@ -12,16 +12,12 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from iro_server.api.errors import APIError
+from iro_server.api.errors import APIError, ClientGone
 from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
 from iro_server.api.options import usage_object
 
 log = logging.getLogger("iro.api")
 Result = TypeVar("Result")
-
-
-class ClientGone(Exception):
-    """Nobody is there to be answered."""
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

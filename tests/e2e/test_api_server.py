@@ -1,4 +1,4 @@
-"""The real server on the real model and the real alignment job, in a process of its own, through the official client."""
+"""The real server on the real model and the real alignment job, in a process of its own."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_a_client_that_leaves_frees_its_search(tmp_path):
     engine = ByteEngine(script="x" * 400, noise=0.0, seconds_per_token=0.1)
     with serving(settings_for(tmp_path), engine) as client:
         with pytest.raises(openai.APITimeoutError):
-            chat(client.with_options(timeout=0.5), max_tokens=400)
+            chat(client.with_options(timeout=2), max_tokens=400)
         wait_for(lambda: engine.opened == 1 and engine.open_sessions == 0, seconds=5)
         with chat(client, max_tokens=400, stream=True) as stream:
             next(iter(stream))
