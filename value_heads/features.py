@@ -106,7 +106,8 @@ def features(
 ) -> Tensor:
     """Features at every token of R rows: [R, L, F] in float32.
 
-    hidden[layer]: [R, L, D], and hidden[TOKENS]: [R, L] where ids are counted, at start+1 … start+L; ``carried``: sums over the ``start`` tokens before.
+    hidden[layer]: [R, L, D] at tokens start+1 … start+L, and hidden[TOKENS]: [R, L] where ids are counted;
+    ``carried``: sums over the ``start`` tokens before.
     Padding at a row's end changes nothing before it; what is returned at the padding means nothing.
     """
     states = read_states(spec, hidden)

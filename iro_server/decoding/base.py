@@ -22,9 +22,9 @@ class SearchParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    beam_width: int = Field(1, ge=1, le=256)
-    num_successors: int = Field(1, ge=1, le=256)
-    chunk_length: int | None = Field(None, ge=1)
+    beam_width: int = Field(default=1, ge=1, le=256)
+    num_successors: int = Field(default=1, ge=1, le=256)
+    chunk_length: int | None = Field(default=None, ge=1)
     selection: Selection = "diversity"
     betas: tuple[float, ...] | None = None
 

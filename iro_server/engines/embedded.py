@@ -35,7 +35,8 @@ class EmbeddedEngine:
 
     def __init__(self, model_dir: str | Path, name: str | None = None, threads: int | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+        if threads is not None:  # else torch's own choice, which OMP_NUM_THREADS overrides
+            torch.set_num_threads(threads)
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=attention.NAME)

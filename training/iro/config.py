@@ -49,9 +49,9 @@ class AlignConfig(JobConfig):
     iterations: int = Field(3, ge=1, le=16)
     betas: Literal["auto"] | Betas = "auto"
     rollouts_per_prompt: int = Field(16, ge=2, le=256, description="plain samples of a prompt in the first iteration")
-    beam_width: int = Field(4, ge=1, le=256)
-    num_successors: int = Field(4, ge=1, le=256)
-    chunk_length: int = Field(8, ge=1)
+    beam_width: int = Field(2, ge=1, le=256)
+    num_successors: int = Field(8, ge=1, le=256)
+    chunk_length: int = Field(4, ge=1)
     selection: Selection = "diversity"
     max_tokens: int = Field(48, ge=1)
     temperature: float = Field(1.0, gt=0, le=2)

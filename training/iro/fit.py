@@ -120,7 +120,7 @@ def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards,
     if config.value_model == "mlp":
         mlp = fit_mlp(spec, train, heldout, seed=seed)
         return Fitted(mlp.head, mlp.head, mlp.chosen)
-    fit = fit_logistic if config.loss == "bce" else partial(fit_ridge, block_scales=block_scales(spec))
+    fit = fit_logistic if config.loss == "bce" else partial(fit_ridge, within=True, block_scales=block_scales(spec))
     chosen = fit(spec, train, heldout)
     # With the strength chosen, held-out prompts are worth more as data.
     whole = fit(spec, replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])

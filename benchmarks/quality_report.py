@@ -1,0 +1,189 @@
+"""The quality benchmark's saved finals, summed up: means, paired gains with 95 % intervals, the figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Final = dict[str, Any]
+PICKS: dict[str, Callable[[list[Final]], Final]] = {
+    "reward": lambda finals: max(finals, key=lambda final: final["reward"]),
+    "value": lambda finals: finals[0],
+}
+AIMS = {"reward": 1.5, "value": 0.5}
+
+
+def load(out: Path, seeds: int) -> list[dict[str, Any]]:
+    return [json.loads((out / f"seed-{seed}" / "eval.json").read_text()) for seed in range(seeds)]
+
+
+def summarise(out: Path, seeds: int) -> dict[str, Any]:
+    """Everything that is printed and drawn. Intervals: percentile bootstrap over seeds, then prompts within a seed."""
+    runs = load(out, seeds)
+    names = list(runs[0]["methods"])
+    chosen = {
+        (n, p): [[pick(f) for f in run["methods"][n]] for run in runs] for n in names for p, pick in PICKS.items()
+    }
+    reward = {key: matrix(finals, "reward") for key, finals in chosen.items()}
+    base = np.array([[np.mean([f["reward"] for f in fs]) for fs in run["methods"]["best-of-16"]] for run in runs])
+    rows = [{"method": "base, one sample", "pick": "none", "reward": interval(base)}]
+    for (name, pick), finals in chosen.items():
+        rows.append({"method": name, "pick": pick, "reward": interval(reward[name, pick])} | quality(finals))
+    best_of_n = reward["best-of-16", "reward"]
+    iterations = [name for name in names if name.startswith("IRO-")]
+    gains = [
+        {"method": name, "pick": pick, "over": "best-of-16, reward pick"}
+        | interval(reward[name, pick] - best_of_n)
+        | {"by_seed": (reward[name, pick] - best_of_n).mean(axis=1).tolist()}
+        for name in names
+        for pick in PICKS
+        if (name, pick) != ("best-of-16", "reward")
+    ]
+    steps = [
+        {"method": later, "pick": pick, "over": earlier} | interval(reward[later, pick] - reward[earlier, pick])
+        for earlier, later in pairwise(iterations)
+        for pick in PICKS
+    ]
+    return {
+        "seeds": seeds,
+        "prompts": int(base.size),
+        "methods": rows,
+        "gains": gains,
+        "steps": steps,
+        "judges": judge_gains(chosen, iterations),
+        "diversity": {
+            name: float(
+                np.mean([distinct([f["tokens"] for f in fs], 2) for run in runs for fs in run["methods"][name]])
+            )
+            for name in names
+        },
+        "correlation": correlations(runs),
+        "checks": checks(gains),
+    }
+
+
+def matrix(finals: Sequence[Sequence[Final]], key: str) -> np.ndarray:
+    """[seeds, prompts] of one number of each pick."""
+    return np.array([[final[key] for final in run] for run in finals])
+
+
+def interval(values_SP: np.ndarray, draws: int = 4000) -> dict[str, float]:
+    """Mean of [seeds, prompts] and its 95 % interval."""
+    rng = np.random.default_rng(0)
+    seeds, prompts = values_SP.shape
+    picked_S = rng.integers(seeds, size=(draws, seeds))
+    picked_P = rng.integers(prompts, size=(draws, seeds, prompts))
+    means = values_SP[picked_S[:, :, None], picked_P].mean(axis=(1, 2))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"mean": float(values_SP.mean()), "low": float(low), "high": float(high)}
+
+
+def quality(finals: Sequence[Sequence[Final]]) -> dict[str, Any]:
+    """What would show reward hacking: other judges, log-probability under the frozen model, repeated word pairs."""
+    logprob = matrix(finals, "logprob")
+    return {
+        "vader": interval(matrix(finals, "vader")),
+        "minilm": interval(matrix(finals, "minilm")),
+        "logprob": interval(logprob),
+        "perplexity": float(np.exp(-logprob.mean())),
+        "distinct_2": float(np.mean([distinct([f["tokens"]], 2) for run in finals for f in run])),
+    }
+
+
+def judge_gains(chosen: dict[tuple[str, str], list[list[Final]]], iterations: Sequence[str]) -> list[dict[str, Any]]:
+    """Each iteration's gain over best-of-16 by the judges the job never saw."""
+    return [
+        {"method": name, "pick": pick, "judge": judge}
+        | interval(matrix(chosen[name, pick], judge) - matrix(chosen["best-of-16", "reward"], judge))
+        for name in iterations
+        for pick in PICKS
+        for judge in ("vader", "minilm")
+    ]
+
+
+def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
+    """Distinct n-grams of tokens as a share of all."""
+    grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """Within-prompt correlation with the final reward by token, mean over seeds: a row an iteration."""
+    found: dict[str, list[list[float]]] = {}
+    for name in ("correlation", "stack_correlation"):
+        by_iteration = zip(*[[row["by_position"][name] for row in run["history"]] for run in runs], strict=True)
+        found[name] = [np.nanmean([as_floats(c) for c in seeds], axis=0).tolist() for seeds in by_iteration]
+    return found
+
+
+def as_floats(values: Sequence[float | None]) -> list[float]:
+    return [np.nan if value is None else value for value in values]
+
+
+def checks(gains: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best iteration's gain over best-of-16, beside its aim."""
+    found = []
+    for pick, aim in AIMS.items():
+        best = max((g for g in gains if g["pick"] == pick and g["method"].startswith("IRO-")), key=lambda g: g["mean"])
+        got = f"{best['mean']:+.2f} [{best['low']:+.2f}, {best['high']:+.2f}] ({best['method']})"
+        name = f"best iteration, {pick} pick, less best-of-16 picked by reward"
+        found.append({"name": name, "expected": f">= {aim:+.1f}", "got": got, "holds": best["mean"] >= aim})
+    return found
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    title = f"Held-out reward, {summary['prompts']} prompts over {summary['seeds']} seeds, 16 x 48 base tokens each"
+    table = Table("method", "pick", "reward", "VADER", "MiniLM", "log p/token", "distinct-2", title=title)
+    for row in summary["methods"]:
+        cells = [pretty(row[key]) if key in row else "" for key in ("reward", "vader", "minilm", "logprob")]
+        table.add_row(row["method"], row["pick"], *cells, f"{row['distinct_2']:.3f}" if "distinct_2" in row else "")
+    console.print(table)
+    for row in [*summary["gains"], *summary["steps"], *summary["judges"]]:
+        over = row.get("over") or f"best-of-16 by {row['judge']}"
+        console.print(f"{row['method']}, {row['pick']} pick, less {over}: {pretty(row, '+')}", highlight=False)
+    for check in summary["checks"]:
+        mark = "holds" if check["holds"] else "falls short"
+        console.print(f"{check['name']}: {check['got']}, aim {check['expected']}: {mark}", highlight=False)
+
+
+def pretty(row: dict[str, float], sign: str = "") -> str:
+    return f"{row['mean']:{sign}.2f} [{row['low']:{sign}.2f}, {row['high']:{sign}.2f}]"
+
+
+def draw(summary: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    names = list(dict.fromkeys(row["method"] for row in summary["methods"]))
+    for pick, colour, shift in (("none", "grey", 0), ("reward", "C0", -0.12), ("value", "C1", 0.12)):
+        rows = [row for row in summary["methods"] if row["pick"] == pick]
+        at = [names.index(row["method"]) + shift for row in rows]
+        means = [row["reward"]["mean"] for row in rows]
+        errors = [[row["reward"][side] for row in rows] for side in ("low", "high")]
+        spread = [np.subtract(means, errors[0]), np.subtract(errors[1], means)]
+        label = {"none": None, "reward": "picked by reward", "value": "picked by value"}[pick]
+        left.errorbar(at, means, yerr=spread, fmt="o", color=colour, capsize=3, label=label)
+    left.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    left.set_ylabel("held-out reward (logit)")
+    left.set_title("equal base tokens, 95 % intervals")
+    left.legend()
+    for t, curve in enumerate(summary["correlation"]["stack_correlation"], 1):
+        right.plot(range(1, len(curve) + 1), curve, label=f"sum of V_1..V_{t} on the rollouts of iteration {t}")
+    right.set_xlabel("token of the response")
+    right.set_ylabel("within-prompt correlation\nwith the final reward")
+    right.set_title("what the value functions know, and when")
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
