@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROWS, MAX_TOKENS = 16, 48
-BEAM = {"beam_width": 2, "num_successors": 8, "chunk_length": 4}
+BEAM: dict[str, Any] = {"beam_width": 2, "num_successors": 8, "chunk_length": 4}
 ITERATIONS = 3
 CONCURRENCY = 12
 

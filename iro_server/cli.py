@@ -114,9 +114,9 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0)] = 1.0,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
     seed: int | None = None,
-    beam_width: Annotated[int | None, typer.Option(help="4 with values, else 1.")] = None,
-    num_successors: Annotated[int | None, typer.Option(help="4 with values, else 1.")] = None,
-    chunk_length: Annotated[int | None, typer.Option(help="8 with values, else all.")] = None,
+    beam_width: Annotated[int | None, typer.Option(help="2 with values, else 1.")] = None,
+    num_successors: Annotated[int | None, typer.Option(help="8 with values, else 1.")] = None,
+    chunk_length: Annotated[int | None, typer.Option(help="4 with values, else all.")] = None,
     selection: str = "diversity",
     betas: Annotated[str | None, typer.Option(help="Comma-separated; the bundle's own without.")] = None,
 ) -> None:
@@ -124,7 +124,7 @@ def generate(
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.base import Sampling
 
-    width, successors, length = (4, 4, 8) if values else (1, 1, None)
+    width, successors, length = (2, 8, 4) if values else (1, 1, None)
     params = SearchParams.model_validate(
         {
             "beam_width": width if beam_width is None else beam_width,

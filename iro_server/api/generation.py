@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 from iro_server.api.errors import bad_request
 from iro_server.api.registry import ServedModel
@@ -52,13 +53,12 @@ class Generated:
     usage: SearchUsage
 
 
-def check_choices(params: SearchParams, n: int, max_tokens: int) -> None:
-    """400 where a search of these parameters may end with fewer than ``n`` finals."""
+def check_choices(params: SearchParams, n: int) -> None:
+    """400 where a search of these parameters cannot end with ``n`` finals."""
     rows = params.beam_width * params.num_successors
-    one_round = params.chunk_length is None or params.chunk_length >= max_tokens
-    finals = rows if one_round and params.selection != "smc" else params.beam_width
+    finals = params.beam_width if params.selection == "smc" else rows
     if rows > 1 and n > finals:
-        raise bad_request(f"Invalid 'n': this search ends with {finals} completions at least, not {n}.", "n")
+        raise bad_request(f"Invalid 'n': this search ends with at most {finals} completions, not {n}.", "n")
 
 
 async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:
@@ -81,7 +81,8 @@ async def _search(request: Generation, on_agreed: OnAgreed | None) -> Generated:
     if request.params.selection == "smc":
         return Generated(choices[: request.n], usage)
     best = diversity_first([final.value for final in finals], [choice.text for choice in choices], request.n)
-    return Generated([choices[i] for i in best], usage)
+    # Beams that all stopped early leave fewer finals than rows: the best stand for the missing ones.
+    return Generated([choices[i] for i in islice(cycle(best), request.n)], usage)
 
 
 async def _sample(request: Generation, index: int, on_agreed: OnAgreed | None) -> Generated:

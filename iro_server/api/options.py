@@ -65,7 +65,7 @@ class Options(BaseModel):
             raise bad_request(f"beam_width * num_successors for each prompt makes {rows} rows, over {most}", "search")
         max_tokens = self._fit(model, prompt_ids, max_tokens, context.settings.default_max_tokens)
         n = self.n or 1
-        check_choices(params, n, max_tokens)
+        check_choices(params, n)
         detokenizer = Detokenizer(model.engine.tokenizer, tuple(self.stop or ()))
         sampling = self._sampling(model)
         return Generation(model, prompt_ids, params, scorer, sampling, max_tokens, n, detokenizer)

@@ -22,9 +22,7 @@ def reward(tokens: tuple[int, ...]) -> float:
 
 
 def run(params: SearchParams, seed: int, scorer: ToyScorer | None = None, length: int = LENGTH):
-    return asyncio.run(
-        guided_search(ToyEngine(), PROMPT, params, Sampling(seed=seed, stop_ids=(END,)), length, scorer)
-    )
+    return asyncio.run(guided_search(ToyEngine(), PROMPT, params, Sampling(seed=seed, stop_ids=(END,)), length, scorer))
 
 
 def guided_distribution(beta: float) -> dict[tuple[int, ...], float]:

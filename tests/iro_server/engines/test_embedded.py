@@ -87,9 +87,7 @@ def test_samples_follow_the_models_distribution(engine: EmbeddedEngine, referenc
     assert chi_square < len(expected) + 4 * (2 * len(expected)) ** 0.5
 
 
-def test_long_chunks_drop_stopped_rows_and_keep_their_place(
-    engine: EmbeddedEngine, reference: torch.nn.Module
-) -> None:
+def test_long_chunks_drop_stopped_rows_and_keep_their_place(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
     """Rows stop at different tokens of a chunk longer than the compaction step; survivors stay exact parents."""
     prompt = text_prompt_ids(engine.tokenizer, PROMPT)
     stops = tuple(engine.tokenizer(".", add_special_tokens=False)["input_ids"])
