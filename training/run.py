@@ -10,6 +10,7 @@ out/result.json        config, seeds, versions, checks, and what the function re
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -117,7 +118,8 @@ class Run:
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar on the terminal. The function it gives advances it by one, and raises Cancelled when asked to stop."""
+        """A bar on the terminal, events elsewhere. The function it gives advances by one, and raises Cancelled when
+        asked to stop."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -125,9 +127,12 @@ class Run:
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(description, total=total)
+            done = itertools.count(1)
 
             def advance() -> None:
                 bar.advance(task)
+                if not console.is_terminal:
+                    self.emit("message", f"{description}: {next(done)} of {total}")
                 self.stop_if_asked()
 
             yield advance
