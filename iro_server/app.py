@@ -24,6 +24,7 @@ from iro_server.store.database import open_database
 def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     """The application. While it runs it starts and watches jobs; ``engine`` stays the caller's to close."""
     sessions = open_database(settings)
+    registry = ModelRegistry(engine, sessions, settings.model_dir)
 
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
@@ -32,9 +33,10 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         yield
         supervisor.stopping.set()
         await watching
+        registry.close()
 
     app = FastAPI(title="Iro", lifespan=supervised)
-    app.state.context = Context(settings, sessions, ModelRegistry(engine, sessions, settings.model_dir))
+    app.state.context = Context(settings, sessions, registry)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     errors.install(app)
     v1 = APIRouter(prefix="/v1")

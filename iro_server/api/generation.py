@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 from iro_server.api.errors import bad_request
 from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
 from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
 from iro_server.decoding.search import guided_search
-from iro_server.decoding.selection import diversity_first
+from iro_server.decoding.selection import diversity_first, top
 from iro_server.engines.base import Sampling
+from iro_server.graders import Sample
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
 OnAgreed = Callable[[int, list[int]], None]
@@ -32,6 +35,7 @@ class Generation:
     max_tokens: int
     n: int
     detokenizer: Detokenizer
+    item: dict[str, Any]
 
     @property
     def plain(self) -> bool:
@@ -78,11 +82,24 @@ async def _search(request: Generation, on_agreed: OnAgreed | None) -> Generated:
 
     finals, usage = await _run(request, request.params, request.sampling, agreed if on_agreed else None)
     choices = [_choice(request, final) for final in finals]
+    if request.params.pick == "grader":
+        return Generated(await _best_by_grader(request, choices), usage)
     if request.params.selection == "smc":
         return Generated(choices[: request.n], usage)
     best = diversity_first([final.value for final in finals], [choice.text for choice in choices], request.n)
     # Beams that all stopped early leave fewer finals than rows: the best stand for the missing ones.
     return Generated([choices[i] for i in islice(cycle(best), request.n)], usage)
+
+
+async def _best_by_grader(request: Generation, choices: list[Choice]) -> list[Choice]:
+    """``n`` choices, best reward first; what cannot be graded comes last. 400 where nothing can."""
+    assert request.model.grader is not None
+    samples = [(Sample(choice.text), request.item) for choice in choices]
+    grades = await asyncio.to_thread(request.model.grader.grade_many, samples)
+    if all(grade.error for grade in grades):
+        raise bad_request(f"The model's grader could grade no completion: {grades[0].error}", "search.pick")
+    rewards = [-math.inf if grade.error else grade.reward for grade in grades]
+    return [choices[i] for i in islice(cycle(top(rewards, request.n)), request.n)]
 
 
 async def _sample(request: Generation, index: int, on_agreed: OnAgreed | None) -> Generated:

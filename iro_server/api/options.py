@@ -25,7 +25,8 @@ class StreamOptions(BaseModel):
 
 
 class Options(BaseModel):
-    """``search`` overrides the model's own search parameters. What has no meaning here is accepted where neutral."""
+    """``search`` overrides the model's own search parameters; ``item`` is what its grader reads beside the sample where
+    ``search.pick`` is "grader". What has no meaning here is accepted where neutral."""
 
     model_config = ConfigDict(extra="forbid")
     prompt_param: ClassVar[str]  # the field that holds the prompt
@@ -40,6 +41,7 @@ class Options(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     search: dict[str, Any] | None = None
+    item: dict[str, Any] | None = None
 
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
@@ -68,7 +70,7 @@ class Options(BaseModel):
         check_choices(params, n)
         detokenizer = Detokenizer(model.engine.tokenizer, tuple(self.stop or ()))
         sampling = self._sampling(model)
-        return Generation(model, prompt_ids, params, scorer, sampling, max_tokens, n, detokenizer)
+        return Generation(model, prompt_ids, params, scorer, sampling, max_tokens, n, detokenizer, self.item or {})
 
     def _search(self, model: ServedModel) -> tuple[SearchParams, Scorer | None]:
         try:
@@ -76,9 +78,12 @@ class Options(BaseModel):
         except ValidationError as error:
             raise invalid(error, "search") from None
         try:
-            return params, model.scorer(params)
+            scorer = model.scorer(params)
         except ValueError as error:
             raise bad_request(str(error), "search.betas") from None
+        if params.pick == "grader" and model.grader is None:
+            raise bad_request(f"{model.name} was aligned to no grader that could pick.", "search.pick")
+        return params, scorer
 
     def _sampling(self, model: ServedModel) -> Sampling:
         temperature = 1.0 if self.temperature is None else self.temperature

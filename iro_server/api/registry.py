@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from iro_server.api.errors import APIError
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine
+from iro_server.graders import Grader, parse_grader
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import Checkpoint, Job, Model, now
 from value_heads.backbone import LoraValues
@@ -40,6 +41,7 @@ class ServedModel:
     engine: ServedEngine
     search: SearchParams
     values: Values | None = None
+    grader: Grader | None = None
 
     def scorer(self, params: SearchParams) -> Scorer | None:
         """The value functions at the request's betas. ValueError where the betas do not suit them."""
@@ -57,6 +59,7 @@ class ModelRegistry:
         self.engine, self.sessions, self.model_dir = engine, sessions, model_dir
         self.created = now()
         self._loaded: dict[str, Values] = {}
+        self._graders: dict[str, Grader] = {}
         self._loading = threading.Lock()
 
     @property
@@ -71,19 +74,34 @@ class ModelRegistry:
         if found is None:
             message = f"The model '{name}' does not exist; GET /v1/models lists those that do."
             raise APIError(404, message, param="model", code="model_not_found")
-        path, search = found
-        return ServedModel(name, self.engine, SearchParams.model_validate(search), self._values(name, path))
+        path, search, job = found
+        params = SearchParams.model_validate(search)
+        return ServedModel(name, self.engine, params, self._values(name, path), self._grader(job))
 
-    def _find(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
+    def close(self) -> None:
+        """End the graders' processes."""
+        for grader in self._graders.values():
+            grader.close()
+
+    def _find(self, name: str) -> tuple[str, Mapping[str, Any], Job] | None:
         with self.sessions() as session:
             if model := find(session, Model, name):
-                return model.path, model.search
+                job = find(session, Job, model.job_id)
+                assert job is not None
+                return model.path, model.search, job
             checkpoint = session.scalar(select(Checkpoint).where(Checkpoint.model_name == name))
             if checkpoint is None:
                 return None
             job = find(session, Job, checkpoint.job_id)
             assert job is not None and job.search is not None  # the worker notes it before anything else
-            return checkpoint.path, job.search
+            return checkpoint.path, job.search, job
+
+    def _grader(self, job: Job) -> Grader:
+        """What the model was aligned to. A grader starts its processes when it first grades."""
+        with self._loading:
+            if job.id not in self._graders:
+                self._graders[job.id] = parse_grader(job.method["reinforcement"]["grader"])
+            return self._graders[job.id]
 
     def _values(self, name: str, path: str) -> Values:
         with self._loading:

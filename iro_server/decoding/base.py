@@ -17,7 +17,8 @@ Selection = Literal["diversity", "top", "smc"]
 class SearchParams(BaseModel):
     """Chunk-level search: W beams, K successors of each, L tokens a chunk (None: to the end).
 
-    W=K=1 is plain sampling; W=1, L=None is best-of-K; W=1 with values is blockwise best-of-K.
+    W=K=1 is plain sampling; W=1, L=None is best-of-K; W=1 with values is blockwise best-of-K. ``pick``: what orders the
+    finals. A search orders them by value; "grader" is for callers that have one, such as the API.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,7 @@ class SearchParams(BaseModel):
     chunk_length: int | None = Field(default=None, ge=1)
     selection: Selection = "diversity"
     betas: tuple[float, ...] | None = None
+    pick: Literal["value", "grader"] = "value"
 
 
 class ScorerState(Protocol):
