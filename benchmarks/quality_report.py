@@ -112,17 +112,18 @@ def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Within-prompt correlation with the final reward by token, mean over seeds: a row an iteration."""
-    found: dict[str, list[list[float]]] = {}
+def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | None]]]:
+    """Within-prompt correlation with the final reward by token, mean over seeds: a row an iteration.
+
+    None where no seed has one: early in guided rollouts all finals of a prompt may still share their tokens.
+    """
+    found: dict[str, list[list[float | None]]] = {}
     for name in ("correlation", "stack_correlation"):
         by_iteration = zip(*[[row["by_position"][name] for row in run["history"]] for run in runs], strict=True)
-        found[name] = [np.nanmean([as_floats(c) for c in seeds], axis=0).tolist() for seeds in by_iteration]
+        found[name] = [
+            np.ma.masked_invalid(np.array(seeds, dtype=float)).mean(axis=0).tolist() for seeds in by_iteration
+        ]
     return found
-
-
-def as_floats(values: Sequence[float | None]) -> list[float]:
-    return [np.nan if value is None else value for value in values]
 
 
 def checks(gains: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -180,7 +181,11 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     left.set_title("equal base tokens, 95 % intervals")
     left.legend()
     for t, curve in enumerate(summary["correlation"]["stack_correlation"], 1):
-        right.plot(range(1, len(curve) + 1), curve, label=f"sum of V_1..V_{t} on the rollouts of iteration {t}")
+        right.plot(
+            range(1, len(curve) + 1),
+            np.array(curve, dtype=float),
+            label=f"sum of V_1..V_{t} on the rollouts of iteration {t}",
+        )
     right.set_xlabel("token of the response")
     right.set_ylabel("within-prompt correlation\nwith the final reward")
     right.set_title("what the value functions know, and when")
