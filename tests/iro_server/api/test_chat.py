@@ -186,7 +186,7 @@ def test_a_client_that_leaves_frees_its_search(tmp_path):
         wait_for(lambda: engine.opened == 1 and engine.open_sessions == 0, seconds=5)
         with chat(client, max_tokens=400, stream=True) as stream:
             next(iter(stream))
-            assert engine.open_sessions == 1
+            wait_for(lambda: engine.open_sessions == 1, seconds=5)
         wait_for(lambda: engine.open_sessions == 0, seconds=5)
 
 
