@@ -46,13 +46,17 @@ class Bench:
         assert len(self.prompt) == PROMPT_TOKENS
 
     def heads(self, count: int) -> ValueStack:
-        """So many linear heads on the trainer's features. Their weights do not matter to speed: small random ones."""
+        """So many linear heads on the trainer's features, as iterations leave them: each counts tokens of its own, a
+        third of them new. Their weights do not matter to speed: small random ones."""
         generator = torch.Generator().manual_seed(0)
         info = self.engine.info
         layers = info.num_layers
-        spec = FeatureSpec(current=(layers * 5 // 6,), summed=(0, layers // 3), counted=tuple(range(1500)), horizon=64)
-        width = spec.width(info.hidden_size)
-        heads = [LinearHead(spec, 1e-3 * torch.randn(width, generator=generator), 0.0) for _ in range(count)]
+        heads = []
+        for t in range(count):
+            counted = tuple(range(500 * t, 500 * t + 1500))
+            spec = FeatureSpec(current=(layers * 5 // 6,), summed=(0, layers // 3), counted=counted, horizon=64)
+            weight = 1e-3 * torch.randn(spec.width(info.hidden_size), generator=generator)
+            heads.append(LinearHead(spec, weight, 0.0))
         return ValueStack(heads, [1.0] * count)
 
     def lora(self, layers: int | None) -> LoraValues:

@@ -128,31 +128,58 @@ def last_states(
     spec: FeatureSpec, carried: Sums | None, hidden: dict[int, Tensor], lengths_R: Tensor, start: int | Tensor
 ) -> tuple[dict[int, Tensor], Sums, Tensor]:
     """Hidden states [R, D] and sums [R, D] at each row's last counted token, and that token's number t [R]."""
-    states = read_states(spec, hidden)
-    rows, _, device = _shape(states)
-    row_R, last_R = torch.arange(rows, device=device), lengths_R.to(device) - 1
-    sums = {key: sum_RLD[row_R, last_R] for key, sum_RLD in running_sums(spec, states, carried).items()}
-    t_R = torch.as_tensor(start, device=device) + last_R + 1
-    return {layer: state[row_R, last_R] for layer, state in states.items()}, sums, t_R
+    any_layer = next(iter(hidden.values()))
+    device, (rows, length) = any_layer.device, any_layer.shape[:2]
+    lengths_R = lengths_R.to(device)
+    row_R, last_R = torch.arange(rows, device=device), lengths_R - 1
+    counted_RL = torch.arange(length, device=device) < lengths_R[:, None]
+    sums: Sums = {}
+    for layer, decay in _sum_keys(spec):
+        if layer == TOKENS:
+            total_RD = _count_tokens(spec, hidden[TOKENS].masked_fill(~counted_RL, -1))
+        elif decay == 1:
+            total_RD = hidden[layer].float().masked_fill(~counted_RL[..., None], 0.0).sum(1)
+        else:
+            total_RD = _decayed(hidden[layer].float(), decay)[row_R, last_R]
+        if carried is not None:
+            total_RD = total_RD + decay ** lengths_R[:, None] * carried[layer, decay]
+        sums[layer, decay] = total_RD
+    t_R = torch.as_tensor(start, device=device) + lengths_R
+    return {layer: hidden[layer][row_R, last_R].float() for layer in spec.layers}, sums, t_R
+
+
+def _sum_keys(spec: FeatureSpec) -> list[tuple[int, float]]:
+    return sorted({(block.layer, block.decay) for block in spec.blocks if block.kind in ("sum", "mean")})
+
+
+def _count_tokens(spec: FeatureSpec, tokens_RL: Tensor) -> Tensor:
+    """How often each of ``spec.counted`` is among a row's tokens [R, counted]."""
+    place_RL, found_RL = _places(spec, tokens_RL)
+    counts = torch.zeros(len(tokens_RL), len(spec.counted), device=tokens_RL.device)
+    return counts.scatter_add_(1, place_RL, found_RL.float())
+
+
+def _places(spec: FeatureSpec, tokens_RL: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in ``spec.counted`` each token stands, and whether it does at all."""
+    counted = torch.tensor(spec.counted, device=tokens_RL.device)
+    place_RL = torch.searchsorted(counted, tokens_RL).clamp_max(len(counted) - 1)
+    return place_RL, counted[place_RL] == tokens_RL
 
 
 def read_states(spec: FeatureSpec, hidden: dict[int, Tensor]) -> dict[int, Tensor]:
     """What a spec sums and reads, [R, L, width] each: hidden states, and the counted tokens one-hot."""
     states = {layer: hidden[layer].float() for layer in spec.layers}
     if spec.counted:
-        counted = torch.tensor(spec.counted, device=hidden[TOKENS].device)
-        place_RL = torch.searchsorted(counted, hidden[TOKENS]).clamp_max(len(counted) - 1)
-        found_RL = counted[place_RL] == hidden[TOKENS]
-        one_hot = torch.zeros(*place_RL.shape, len(counted), device=counted.device)
+        place_RL, found_RL = _places(spec, hidden[TOKENS])
+        one_hot = torch.zeros(*place_RL.shape, len(spec.counted), device=place_RL.device)
         states[TOKENS] = one_hot.scatter_(-1, place_RL[..., None], found_RL[..., None].float())
     return states
 
 
 def running_sums(spec: FeatureSpec, states: dict[int, Tensor], carried: Sums | None) -> Sums:
     """Sums [R, L, D] through every token: S_t = decay S_{t-1} + h_t, from S_0 = carried (absent: zero)."""
-    keys = {(block.layer, block.decay) for block in spec.blocks if block.kind in ("sum", "mean")}
     sums = {}
-    for layer, decay in sorted(keys):
+    for layer, decay in _sum_keys(spec):
         sums[layer, decay] = states[layer].cumsum(1) if decay == 1 else _decayed(states[layer], decay)
         if carried is not None:
             past_L = decay ** torch.arange(1, states[layer].shape[1] + 1, device=states[layer].device)

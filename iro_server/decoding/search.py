@@ -16,6 +16,8 @@ from iro_server.decoding import selection
 from iro_server.decoding.base import Final, Scorer, SearchParams, SearchResult, SearchUsage
 from iro_server.engines.base import Chunk, Engine, Sampling
 
+RESAMPLING = 0x9E3779B97F4A7C15  # apart from any seed that users choose
+
 
 @dataclass
 class Beam:
@@ -57,6 +59,9 @@ async def guided_search(
     Raises ValueError if the prompt and ``max_tokens`` do not fit the model.
     """
     layers = tuple(sorted({*keep_hidden, *(scorer.layers if scorer else ())}))
+    if len(prompt_ids) + max_tokens > engine.info.max_length:
+        longest = engine.info.max_length
+        raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones do not fit the model's {longest}")
     session = await engine.open(prompt_ids, sampling, layers)
     search = _Search(params, keep_hidden, stop_text, sampling.seed)
     values = scorer.start(prompt_ids) if scorer else None
@@ -86,7 +91,8 @@ class _Search:
     ) -> None:
         self.params, self.keep_hidden, self.stop_text = params, keep_hidden, stop_text
         self.generator = torch.Generator()
-        self.generator.manual_seed(seed) if seed is not None else self.generator.seed()
+        # Another stream than the session's, whose uniforms drew the tokens that are resampled here.
+        self.generator.manual_seed((seed + RESAMPLING) % 2**63) if seed is not None else self.generator.seed()
         self.beams = [Beam([], [], {i: [] for i in keep_hidden}, row=0)]
         self.usage = SearchUsage()
 
@@ -140,7 +146,9 @@ class _Search:
 
     def _finish(self, pool: list[Beam]) -> list[Beam]:
         if self.params.selection == "smc":
-            return [pool[i] for i in self._resample(pool, self.params.beam_width)]
+            kept = self._resample(pool, self.params.beam_width)
+            # Resampling keeps the pool's order, where early finishers come first: shuffled, every place is a draw.
+            return [pool[kept[i]] for i in torch.randperm(len(kept), generator=self.generator).tolist()]
         return [pool[i] for i in selection.top([b.value for b in pool], len(pool))]
 
     def result(self, value_tokens: bool) -> SearchResult:

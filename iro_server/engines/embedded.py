@@ -1,8 +1,8 @@
 """The frozen model in this process, on transformers: rows of all sessions step in one flat batch.
 
 A step draws every live row's next token, then feeds all of them, and the prompts of sessions that have just joined,
-through the model once. Sessions join and leave between steps. The forward pass is transformers' own, for any
-architecture it supports; only attention is ours (`attention.py`).
+through the model once. Sessions join and leave between steps. The forward pass is transformers' own, for Llama-like
+decoders with full attention; only attention is ours (`attention.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from iro_server.engines.base import Chunk, ModelInfo, Sampling
 from iro_server.engines.prepare import model_hash, template_hash
 from iro_server.engines.session import ChunkWork, PromptRows, SessionRows
 
-PREFILL_TOKENS = 512  # prompt tokens fed a step at the most, so that live rows are not kept waiting
+PREFILL_TOKENS = 512  # prompts join a step up to so many tokens (one, however long, at least): live rows wait less
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
 
 
@@ -40,6 +40,7 @@ class EmbeddedEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=attention.NAME)
+        check_supported(model)
         self.model = model.to(device).eval().requires_grad_(False)
         fuse_norms(self.model)
         config = self.model.config
@@ -48,7 +49,7 @@ class EmbeddedEngine:
             name=name or Path(model_dir).name,
             model_hash=model_hash(Path(model_dir)),
             template_hash=template_hash(self.tokenizer),
-            eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
             num_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             max_length=config.max_position_embeddings,
@@ -56,7 +57,7 @@ class EmbeddedEngine:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._cache_shape = (config.num_hidden_layers, config.num_key_value_heads, head_size)
         self._tap = _Tap(self.model)
-        self._arrivals: deque[Callable[[], None]] = deque()
+        self._arrivals: deque[tuple[Callable[[], None], Future[Any]]] = deque()
         self._joining: list[tuple[SessionRows, Future[None]]] = []
         self._live: list[SessionRows] = []
         self._wake = threading.Condition()
@@ -85,7 +86,7 @@ class EmbeddedEngine:
         prompt = PromptRows(prompt_ids, self._cache_shape, self.model.get_input_embeddings().weight)
         rows = SessionRows(prompt, sampling, layers, seed)
         ready: Future[None] = Future()
-        self._post(lambda: self._joining.append((rows, ready)))
+        self._post(lambda: self._joining.append((rows, ready)), ready)
         await asyncio.wrap_future(ready)
         return EmbeddedSession(self, rows)
 
@@ -102,11 +103,11 @@ class EmbeddedEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _post(self, arrival: Callable[[], None]) -> None:
+    def _post(self, arrival: Callable[[], None], waiting: Future[Any]) -> None:
         with self._wake:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            self._arrivals.append(arrival)
+            self._arrivals.append((arrival, waiting))
             self._wake.notify()
 
     @torch.no_grad()
@@ -119,8 +120,11 @@ class EmbeddedEngine:
                     break
                 arrivals = list(self._arrivals)
                 self._arrivals.clear()
-            for arrive in arrivals:
-                arrive()
+            for arrive, waiting in arrivals:
+                try:
+                    arrive()
+                except Exception as failure:  # its own caller's alone: caches that found no memory, say
+                    _settle(waiting, failure)
             try:
                 self._step()
             except Exception as failure:  # handed to every waiting caller: the loop serves those who come after
@@ -132,14 +136,13 @@ class EmbeddedEngine:
         waiting += [rows.work.done for rows in self._live if rows.work]
         self._joining, self._live = [], []
         for future in waiting:
-            if not future.done():
-                future.set_exception(failure)
+            _settle(future, failure)
 
     def _step(self) -> None:
         live = self._live
         if live:
             self._draw(live)
-        joined, self._joining = _take(self._joining, PREFILL_TOKENS)
+        joined = _first(self._joining, PREFILL_TOKENS)
         runs: list[SessionRows | PromptRows] = [*live, *(rows.prompt for rows, _ in joined)]
         if not runs:
             return
@@ -152,13 +155,13 @@ class EmbeddedEngine:
         for rows, ready in joined:
             at += rows.prompt.count
             rows.states = states[at - 1 : at].clone()
-            if not ready.cancelled():
-                ready.set_result(None)
+            _settle(ready, None)
+        del self._joining[: len(joined)]
         for rows in [r for r in live if r.finished]:
             self._live.remove(rows)
             work, rows.work = rows.work, None
-            if work and not work.done.cancelled():
-                work.done.set_result(work.result())
+            if work:
+                _settle(work.done, work.result())
 
     def _draw(self, live: list[SessionRows]) -> None:
         states = torch.cat([rows.states for rows in live if rows.states is not None])
@@ -210,7 +213,7 @@ class EmbeddedSession:
             self._rows.begin(work)
             self._engine._live.append(self._rows)
 
-        self._engine._post(begin)
+        self._engine._post(begin, work.done)
         return await asyncio.wrap_future(work.done)
 
     def close(self) -> None:
@@ -219,7 +222,16 @@ class EmbeddedSession:
                 self._engine._live.remove(self._rows)
 
         if not self._engine._closed:
-            self._engine._post(leave)
+            self._engine._post(leave, Future())
+
+
+def check_supported(model: Any) -> None:
+    """ValueError for architectures whose attention is more than what `attention.py` computes, or is laid out apart."""
+    config, decoder = model.config, model.base_model
+    special = [name for name in ("sliding_window", "attn_logit_softcapping") if getattr(config, name, None)]
+    if special or not (hasattr(decoder, "embed_tokens") and hasattr(decoder, "layers")):
+        why = f"it uses {', '.join(special)}" if special else "its layers are not a plain decoder's"
+        raise ValueError(f"the embedded engine cannot run {config.model_type}: {why}; use a Llama-like model")
 
 
 def fuse_norms(model: torch.nn.Module) -> None:
@@ -259,16 +271,24 @@ class _Tap:
         self._wanted = set()
 
 
-def _take(
-    joining: list[tuple[SessionRows, Future[None]]], limit: int
-) -> tuple[list[tuple[SessionRows, Future[None]]], list[tuple[SessionRows, Future[None]]]]:
-    """The first waiting prompts up to ``limit`` tokens (one at least), and the rest."""
+def _settle(future: Future[Any], outcome: Any) -> None:
+    """Hand over a result or an exception, unless the caller has left: it may do so at any moment."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _first(joining: list[tuple[SessionRows, Future[None]]], limit: int) -> list[tuple[SessionRows, Future[None]]]:
+    """The first waiting prompts up to ``limit`` tokens, one at least."""
     total = 0
     for count, (rows, _) in enumerate(joining):
         total += rows.prompt.count
         if count and total > limit:
-            return joining[:count], joining[count:]
-    return joining, []
+            return joining[:count]
+    return joining[:]
 
 
 def _append(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> Chunk:

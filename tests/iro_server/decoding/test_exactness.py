@@ -37,7 +37,7 @@ def smc_counts(width: int, draws: int, seed0: int) -> dict[tuple[int, ...], int]
     counts: dict[tuple[int, ...], int] = {}
     for seed in range(draws):
         finals = run(params, seed0 + seed, ToyScorer(lambda t: reward(t) / 2.0)).finals
-        y = tuple(finals[seed % width].tokens)
+        y = tuple(finals[0].tokens)
         counts[y] = counts.get(y, 0) + 1
     return counts
 

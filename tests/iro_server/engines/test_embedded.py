@@ -155,3 +155,14 @@ def test_a_session_that_closes_in_mid_chunk_frees_its_rows(engine: EmbeddedEngin
 def test_prompts_that_do_not_fit_are_refused(engine: EmbeddedEngine, prompt: list[int]) -> None:
     with pytest.raises(ValueError, match="tokens"):
         asyncio.run(engine.open(prompt, Sampling()))
+
+
+def test_a_request_too_large_for_memory_fails_alone(engine: EmbeddedEngine) -> None:
+    async def go() -> tuple[object, object]:
+        prompt = text_prompt_ids(engine.tokenizer, PROMPT)
+        modest, greedy = [await engine.open(prompt, Sampling(seed=1)) for _ in range(2)]
+        return await asyncio.gather(modest.extend([0], 2, 4), greedy.extend([0], 10**8, 32), return_exceptions=True)
+
+    chunk, failure = asyncio.run(go())
+    assert isinstance(failure, RuntimeError) and "memory" in str(failure)
+    assert chunk.tokens_RL.shape == (2, 4)
