@@ -1,6 +1,6 @@
 """What every batch job is: a typed config, a function, and a run folder.
 
-out/config.json        the config, versions and git revision it started with
+out/config.json        the config, SHA-256 of its files, versions and git revision it started with
 out/metrics.jsonl      one row a step, the one record of the run
 out/checkpoints/*.pt   what `Run.step` and `Run.checkpoint` saved; a killed run goes on from the last of them
 out/figures/*.png      drawn from the files above and result.json only, so that they can be redrawn
@@ -9,6 +9,7 @@ out/result.json        config, seeds, versions, checks, and what the function re
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -169,7 +170,8 @@ class Job:
         """Run, or go on with what ``out`` holds of the same run, and return result.json.
 
         Several seeds (config.seed, +1, …) run one after another in ``out/seed-<seed>``. Raises pydantic's
-        ValidationError for a bad config, RunError if ``out`` holds another run, Cancelled once ``should_stop`` is true.
+        ValidationError for a bad config, RunError if ``out`` holds another run or one of other input files, Cancelled
+        once ``should_stop`` is true.
         """
         config = config if isinstance(config, JobConfig) else self.Config.model_validate(config)
         if seeds == 1:
@@ -192,12 +194,23 @@ class Job:
         on_event: Callable[[Event], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> dict[str, Any]:
-        header = {"job": self.name, "config": config.model_dump(mode="json"), "versions": versions()}
+        header: dict[str, Any] = {
+            "job": self.name,
+            "config": config.model_dump(mode="json"),
+            "inputs": _input_hashes(config),
+            "versions": versions(),
+        }
         started = out / "config.json"
         if started.exists():
             before = json.loads(started.read_text())
             if any(before[key] != header[key] for key in ("job", "config")):
                 raise RunError(f"{out} holds another run ({before['job']}); choose another folder")
+            # A folder of an earlier version has no "inputs".
+            changed = [
+                name for name, digest in before.get("inputs", {}).items() if header["inputs"].get(name) != digest
+            ]
+            if changed:
+                raise RunError(f"{out} holds a run of another {', '.join(changed)}; choose another folder")
             header = before
         finished = out / "result.json"
         if not finished.exists():
@@ -205,8 +218,8 @@ class Job:
             _write_json(started, header)
             returned = self.run(config, run)
             _write_json(finished, header | {"seeds": [config.seed], "checks": run.checks} | returned)
-            if self.draw is not None:
-                self.draw(out)
+        if self.draw is not None and not any((out / "figures").glob("*")):
+            self.draw(out)
         return json.loads(finished.read_text())
 
 
@@ -214,6 +227,12 @@ def versions() -> dict[str, str | None]:
     """What a result depends on beside its config. ``git`` is None outside a checkout."""
     packages = {name: importlib.metadata.version(name) for name in ("iro", "torch", "transformers", "numpy")}
     return {"python": platform.python_version(), "git": _git_revision(), **packages}
+
+
+def _input_hashes(config: JobConfig) -> dict[str, str]:
+    """SHA-256 of every file that a field names: a path alone does not tell what a run has read."""
+    files = {name: value for name, value in config if isinstance(value, Path) and value.is_file()}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
 def _git_revision() -> str | None:

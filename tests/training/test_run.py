@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,27 @@ def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:
     assert WALK.execute({"steps": 2}, tmp_path)["config"]["steps"] == 2
     with pytest.raises(RunError, match="another run"):
         WALK.execute({"steps": 3}, tmp_path)
+
+
+class FileConfig(JobConfig):
+    rows: Path
+
+
+def test_a_folder_belongs_to_its_input_files_too(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    read = Job("read", "", FileConfig, lambda config, run: {"text": config.rows.read_text()})
+    rows.write_text("one")
+    assert read.execute({"rows": rows}, tmp_path / "run")["text"] == "one"
+    rows.write_text("two")
+    with pytest.raises(RunError, match="another rows; choose another folder"):
+        read.execute({"rows": rows}, tmp_path / "run")
+
+
+def test_a_finished_run_without_figures_gets_them(tmp_path: Path) -> None:
+    WALK.execute({}, tmp_path)
+    draw = replace(WALK, draw=lambda folder: (folder / "figures" / "walk.png").touch())
+    draw.execute({}, tmp_path)
+    assert (tmp_path / "figures" / "walk.png").exists()
 
 
 def test_a_config_with_an_unknown_field_starts_nothing(tmp_path: Path) -> None:
