@@ -52,24 +52,43 @@ def main() -> None:
         print_table(summary)
 
 
+def claim(folder: Path, args: argparse.Namespace) -> None:
+    """Note what decides a seed's prompts, or refuse a folder in which they were others."""
+    asked = {name: getattr(args, name) for name in ("seeds", "train_prompts", "heldout_prompts")}
+    kept = folder / "args.json"
+    if not kept.exists():  # a new folder, or one of a version that kept none
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(asked))
+    elif (before := json.loads(kept.read_text())) != asked:
+        raise SystemExit(f"{folder} was run with {before}, not {asked}; choose another --out")
+
+
 def run_all(args: argparse.Namespace) -> None:
     """Every seed in a process of its own with one thread: on two cores two seeds run side by side."""
+    for seed in range(args.seeds):
+        claim(args.out / f"seed-{seed}", args)
     pending = [s for s in range(args.seeds) if not (args.out / f"seed-{s}" / "eval.json").exists()]
     running: list[tuple[int, subprocess.Popen[bytes]]] = []
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    while pending or running:
-        while pending and len(running) < args.workers:
-            seed = pending.pop(0)
-            command = [sys.executable, "-m", "benchmarks.quality", *sys.argv[1:], "--seed", str(seed)]
-            running.append((seed, subprocess.Popen(command, env=env)))
-        seed, process = running.pop(0)
-        try:
-            code = process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            running.append((seed, process))
-            continue
-        if code:
-            raise SystemExit(f"seed {seed} failed with exit code {code}; what it finished is in {args.out}")
+    try:
+        while pending or running:
+            while pending and len(running) < args.workers:
+                seed = pending.pop(0)
+                command = [sys.executable, "-m", "benchmarks.quality", *sys.argv[1:], "--seed", str(seed)]
+                running.append((seed, subprocess.Popen(command, env=env)))
+            seed, process = running[0]
+            try:
+                code = process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                running.append(running.pop(0))
+                continue
+            running.pop(0)
+            if code:
+                raise SystemExit(f"seed {seed} failed with exit code {code}; what it finished is in {args.out}")
+    finally:
+        for _, process in running:
+            process.terminate()
+            process.wait()
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> None:
