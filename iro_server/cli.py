@@ -16,24 +16,27 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 
-BAD_INPUT = 2
+FAILED, BAD_INPUT = 1, 2
 JOBS = "iro.jobs"
 
 console = Console(highlight=False)
 
 
 class Commands(TyperGroup):
-    """Bad input is one line on stderr and exit status 2, from whichever command."""
+    """Bad input is one line on stderr and exit status 2, from whichever command; a failed demo is status 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except ValidationError as error:
             _fail("; ".join(_explain(mistake) for mistake in error.errors(include_url=False)))
-        except (ValueError, OSError, ModelError) as error:
+        except (ValueError, OSError, ModelError, MissingPackage) as error:
             _fail(str(error))
+        except DemoError as error:
+            _fail(str(error), FAILED)
 
 
 def _explain(mistake: Any) -> str:
@@ -41,9 +44,9 @@ def _explain(mistake: Any) -> str:
     return f"{where}: {mistake['msg']}" if where else mistake["msg"]
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = BAD_INPUT) -> None:
     typer.echo(f"Error: {' '.join(message.split())}", err=True)
-    raise typer.Exit(BAD_INPUT)
+    raise typer.Exit(status)
 
 
 app = typer.Typer(
@@ -112,7 +115,8 @@ def generate(
     text: Annotated[bool, typer.Option("--text", help="Continue the prompt as it stands, without a chat.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0)] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    top_p: Annotated[float, typer.Option(max=1)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0: every token.")] = 0,
     seed: int | None = None,
     beam_width: Annotated[int | None, typer.Option(help="2 with values, else 1.")] = None,
     num_successors: Annotated[int | None, typer.Option(help="8 with values, else 1.")] = None,
@@ -124,20 +128,16 @@ def generate(
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.base import Sampling
 
-    width, successors, length = (2, 8, 4) if values else (1, 1, None)
-    params = SearchParams.model_validate(
-        {
-            "beam_width": width if beam_width is None else beam_width,
-            "num_successors": successors if num_successors is None else num_successors,
-            "chunk_length": length if chunk_length is None else chunk_length,
-            "selection": selection,
-            "betas": betas.split(",") if betas else None,
-        }
-    )
+    defaults: dict[str, Any] = {"beam_width": 2, "num_successors": 8, "chunk_length": 4} if values else {}
+    given: dict[str, Any] = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
+    given |= {"selection": selection, "betas": betas.split(",") if betas else None}
+    params = SearchParams.model_validate(defaults | {key: value for key, value in given.items() if value is not None})
+    if top_p <= 0:
+        raise ValueError("top_p: must be above 0")
     if params.betas and values is None:
         raise ValueError("betas weigh value functions, and there are none without --values")
     prompt = sys.stdin.read() if prompt == "-" else prompt
-    sampling = Sampling(temperature, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature, top_p=top_p, top_k=top_k, seed=seed)
     typer.echo(_complete(_model_dir(model), prompt, text, params, sampling, max_tokens, values))
 
 

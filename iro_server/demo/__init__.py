@@ -1,5 +1,9 @@
 """The demo: a frozen model aligned to the sentiment of film reviews, through the API, and judged."""
 
-from iro_server.demo.run import DemoSize, run_demo
 
-__all__ = ["DemoSize", "run_demo"]
+class MissingPackage(RuntimeError):
+    """A package that carries data or weights is not installed; the message says what to install."""
+
+
+class DemoError(RuntimeError):
+    """The demo's server or its job failed."""

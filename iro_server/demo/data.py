@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from iro_server.demo import MissingPackage
+
 GRADER_REVIEWS = 12_500
 JUDGE_REVIEWS = 3_000
 PROMPT_WORDS = 8
-
-
-class MissingPackage(RuntimeError):
-    """A package that carries data or weights is not installed; the message says what to install."""
 
 
 def package_dir(module: str, requirement: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from iro_server.demo.data import MissingPackage, Reviews, imdb_splits, package_dir
+from iro_server.demo import MissingPackage
+from iro_server.demo.data import Reviews, imdb_splits, package_dir
 from iro_server.engines.prepare import iro_home
 
 SNIPPET_WORDS = 40  # about as long as the continuations that are judged
@@ -54,7 +56,9 @@ def minilm_head() -> MiniLMHead:
         classifier = LogisticRegression(C=10.0, max_iter=1000).fit(embed(train.texts), train.labels)
         accuracy = classifier.score(embed(held_out.texts), held_out.labels)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, weight=classifier.coef_[0], bias=classifier.intercept_[0], accuracy=accuracy)
+        partial = path.with_stem(f"{path.stem}-{os.getpid()}")  # whole or not at all, whoever else writes it
+        np.savez(partial, weight=classifier.coef_[0], bias=classifier.intercept_[0], accuracy=accuracy)
+        os.replace(partial, path)
     saved = np.load(path)
     return MiniLMHead(saved["weight"], float(saved["bias"]), float(saved["accuracy"]))
 

@@ -17,6 +17,7 @@ from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
 from rich.progress import track
 
+from iro_server.demo import DemoError
 from iro_server.demo.data import prompt_rows
 from iro_server.demo.judges import minilm_head, minilm_judge, vader_judge
 from iro_server.demo.report import draw, print_results
@@ -46,7 +47,7 @@ class DemoSize:
 def run_demo(out: Path = Path("runs/demo"), size: DemoSize | None = None, console: Console | None = None) -> Path:
     """Run the demo and return ``out``, which then holds demo.json, demo.png and the server's log.
 
-    Raises MissingPackage where data or a judge is not installed, RuntimeError where the server or the job fails.
+    Raises MissingPackage where data or a judge is not installed, DemoError where the server or the job fails.
     """
     size, console = size or DemoSize(), console or Console()
     started = time.monotonic()
@@ -105,7 +106,7 @@ def _upload(client: OpenAI, name: str, rows: Sequence[dict[str, str]]) -> str:
 
 
 def follow(client: OpenAI, job_id: str, console: Console) -> FineTuningJob:
-    """Print the job's events as they come. Returns the succeeded job; raises RuntimeError for any other end."""
+    """Print the job's events as they come. Returns the succeeded job; raises DemoError for any other end."""
     seen: set[str] = set()
     started = time.monotonic()
     with console.status("") as status:
@@ -121,7 +122,7 @@ def follow(client: OpenAI, job_id: str, console: Console) -> FineTuningJob:
             status.update(f"Aligning: {job.status}, {minutes}:{seconds:02}")
             time.sleep(1)
     if job.status != "succeeded":
-        raise RuntimeError(f"the alignment job {job.status}" + (f": {job.error.message}" if job.error else ""))
+        raise DemoError(f"the alignment job {job.status}" + (f": {job.error.message}" if job.error else ""))
     return job
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import base64
 import json
+import os
 import zlib
 
 import numpy as np
@@ -75,5 +76,7 @@ def sentiment_grader_source() -> str:
         right = np.mean(classifier.predict(vectorizer.transform(held_out.texts)) == held_out.labels)
         summary = f"Sentiment of the text, as a logit. {right:.1%} right on {len(held_out.texts):,} held-out reviews."
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(grader_source(vectorizer, classifier, summary))
+        partial = path.with_stem(f"{path.stem}-{os.getpid()}")  # whole or not at all, whoever else writes it
+        partial.write_text(grader_source(vectorizer, classifier, summary))
+        os.replace(partial, path)
     return path.read_text()

@@ -13,13 +13,15 @@ from pathlib import Path
 
 from openai import APIConnectionError, OpenAI
 
+from iro_server.demo import DemoError
+
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 
 
 @contextlib.contextmanager
 def running_server(log: Path) -> Iterator[OpenAI]:
-    """``iro serve``, ready, by the official client. Raises RuntimeError, with the log's end, if it ends first."""
+    """``iro serve``, ready, by the official client. Raises DemoError, with the log's end, if it ends first."""
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="iro-demo-") as data_dir, log.open("wb") as output:
         command = [str(Path(sys.executable).with_name("iro")), "serve", "--port", str(port), "--data-dir", data_dir]
@@ -45,7 +47,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], client: OpenAI, log: Path
             return
         time.sleep(0.2)
     end = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
-    raise RuntimeError(f"the server is not ready ({log}):\n{end}")
+    raise DemoError(f"the server is not ready ({log}):\n{end}")
 
 
 def _free_port() -> int:

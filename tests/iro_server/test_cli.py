@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from iro_server.cli import app
+from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.prepare import prepare_model
 
 
@@ -43,6 +44,7 @@ def test_list_names_the_installed_jobs_and_their_presets() -> None:
         (("run", "align", "iteration=3"), "iteration: Extra inputs are not permitted"),
         (("generate", "Hello", "--beam-width", "-1"), "beam_width: Input should be greater than or equal to 1"),
         (("generate", "Hello", "--betas", "1,2"), "without --values"),
+        (("generate", "Hello", "--top-p", "0"), "top_p: must be above 0"),
         (("align", "missing.jsonl", "grader.json"), "missing.jsonl: no such file"),
         (("model", "info", "nobody/no-such-model"), "no-such-model"),
     ],
@@ -58,6 +60,20 @@ def test_bad_input_is_one_line_and_status_2(
     assert message in done.stderr
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(MissingPackage("reviews is not installed"), 2), (DemoError("the job failed"), 1)]
+)
+def test_a_demo_that_cannot_go_on_is_one_line(
+    error: Exception, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(out: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("iro_server.demo.run.run_demo", fail)
+    done = iro("demo", "--out", str(tmp_path))
+    assert (done.exit_code, done.stderr) == (status, f"Error: {error}\n")
 
 
 def test_the_installed_command_ends_with_status_2_and_no_traceback() -> None:
