@@ -40,7 +40,7 @@ class AlignConfig(JobConfig):
     ``prompt`` (a text it continues). Lengths are in tokens.
     """
 
-    model_dir: Path
+    model_dir: Path | None = Field(None, description="None: the default model, prepared the first time")
     model_name: str | None = None
     training_file: Path
     validation_file: Path | None = Field(None, description="without it, validation prompts come out of training_file")

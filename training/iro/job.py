@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from training.iro.config import AlignConfig
@@ -10,9 +11,12 @@ from training.run import Job, Run
 
 def run(config: AlignConfig, run: Run) -> dict[str, Any]:
     from iro_server.engines.embedded import EmbeddedEngine
+    from iro_server.engines.prepare import prepare_model
     from training.iro.loop import align
 
-    with EmbeddedEngine(config.model_dir, name=config.model_name) as engine:
+    model_dir = config.model_dir or prepare_model()
+    config = config.model_copy(update={"model_dir": model_dir})
+    with EmbeddedEngine(model_dir, name=config.model_name) as engine:
         return align(config, run, engine)
 
 
@@ -22,14 +26,33 @@ def draw(folder: Any) -> None:
     draw(folder)
 
 
+SMOKE_GRADER = {"type": "python", "source": "def grade(sample, item): return sample['output_text'].count('e')"}
+
 JOB = Job(
     name="align",
     summary="IRO: value functions, an iteration at a time, that steer a frozen model towards a grader's reward",
     Config=AlignConfig,
     run=run,
     presets={
-        "smoke": {"iterations": 2, "rollouts_per_prompt": 8, "max_tokens": 16, "validation_prompts": 4},
-        "paper": {"iterations": 3, "rollouts_per_prompt": 16, "validation_prompts": 32, "betas": (1.0, 1.0, 1.0)},
+        "smoke": {
+            "training_file": str(Path(__file__).with_name("example.jsonl")),
+            "grader": SMOKE_GRADER,
+            "iterations": 2,
+            "rollouts_per_prompt": 8,
+            "max_tokens": 16,
+            "validation_prompts": 4,
+            "counted_tokens": 200,
+        },
+        "paper": {
+            "iterations": 3,
+            "betas": (1.0, 1.0, 1.0),
+            "beam_width": 4,
+            "num_successors": 4,
+            "chunk_length": 8,
+            "selection": "diversity",
+            "rollouts_per_prompt": 16,
+            "validation_prompts": 32,
+        },
     },
     draw=draw,
 )

@@ -75,7 +75,7 @@ class LoraLearner:
         self.config, self.prompts = config, prompts
 
     def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
-        assert not isinstance(before, ValueStack)
+        assert not isinstance(before, ValueStack) and self.config.model_dir is not None
         backbone = before.backbone if before else LoraBackbone(self.config.model_dir, self.config.backbone_layers)
         betas = (*(before.betas if before else ()), 1.0)
         scores = fit_lora(backbone, self._examples(train), self._examples(heldout), loss=self.config.loss, seed=seed)
