@@ -73,7 +73,8 @@ class Shards(Sequence[Rows]):
         features_RTF = features(self.spec, graded.hidden)
         targets = graded.rewards_R
         if self.head is not None:
-            values_RT = self.head(features_RTF)
+            with torch.no_grad():
+                values_RT = self.head(features_RTF)
             targets = lambda_returns(values_RT, graded.rewards_R, graded.mask_RT, self.return_lambda)
         return response_rows(features_RTF, targets, graded.lengths_R, graded.prompt_R, graded.weights_R, STRIDE)
 
@@ -118,10 +119,15 @@ def fit_head(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Sha
 
 def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards, seed: int) -> Fitted:
     if config.value_model == "mlp":
-        mlp = fit_mlp(spec, train, heldout, seed=seed)
+        mlp = fit_mlp(spec, list(train), list(heldout), seed=seed)
         return Fitted(mlp.head, mlp.head, mlp.chosen)
-    fit = fit_logistic if config.loss == "bce" else partial(fit_ridge, within=True, block_scales=block_scales(spec))
-    chosen = fit(spec, train, heldout)
     # With the strength chosen, held-out prompts are worth more as data.
-    whole = fit(spec, replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
+    if config.loss == "bce":
+        rows, heldout_rows = list(train), list(heldout)  # in memory: L-BFGS reads them hundreds of times
+        chosen = fit_logistic(spec, rows, heldout_rows)
+        whole = fit_logistic(spec, [*rows, *heldout_rows], alphas=[chosen.chosen])
+    else:
+        ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec))
+        chosen = ridge(train, heldout)
+        whole = ridge(replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
     return Fitted(whole.head, chosen.head, chosen.chosen)

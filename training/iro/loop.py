@@ -112,7 +112,11 @@ class Alignment:
         self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[Sequence[int]]], first: bool = False
     ) -> list[list[float]]:
         grades = grade(self.engine, self.grader, prompts, tokens)
-        return rewards_of(grades, first, lambda message: self.run.emit("message", message, level="warn"))
+        rewards = rewards_of(grades, first, lambda message: self.run.emit("message", message, level="warn"))
+        outside = next((reward for group in rewards for reward in group if reward < 0 or reward > 1), None)
+        if self.config.loss == "bce" and outside is not None:
+            raise AlignError(f"loss bce takes rewards in [0, 1]; the grader gave {outside}", "invalid_reward", "loss")
+        return rewards
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         kept = [name for name in names if self.known_rewards([name])]

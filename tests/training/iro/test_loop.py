@@ -252,3 +252,14 @@ def test_zero_one_rewards_by_log_odds(config: AlignConfig, tmp_path: Path) -> No
     result = job().execute(binary, tmp_path / "run")
     assert result["reward_scale"] == {"mean": 0.0, "sd": 1.0}
     assert result["checks"][0]["holds"]
+
+
+def test_bce_takes_no_reward_outside_0_to_1(config: AlignConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"loss": "bce"})
+    with pytest.raises(AlignError, match=r"bce takes rewards in \[0, 1\]"):
+        job().execute(config, tmp_path / "run")
+
+
+def test_an_mlp_learns_from_the_returns_of_the_one_before(config: AlignConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"value_model": "mlp", "return_lambda": 0.5, "iterations": 1})
+    assert job().execute(config, tmp_path / "run")["history"][0]["correlation"] > 0
