@@ -51,7 +51,7 @@ def checked_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 def _check(number: int, line: bytes) -> None:
     try:
-        row: Any = json.loads(line)
+        row: Any = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except (ValueError, RecursionError) as error:
         raise _at(number, f"is not valid JSON: {error}") from None
     if not isinstance(row, dict):

@@ -50,7 +50,7 @@ def load_prompts(path: Path, param: str, engine: TokenizingEngine, max_tokens: i
     """The rows of a JSONL file. AlignError with the line number for one that is no row, or too long for the model."""
     prompts: list[Prompt] = []
     room = engine.info.max_length - max_tokens
-    for number, line in enumerate(path.read_text().split("\n"), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -9,6 +9,7 @@ from iro_server.api.errors import APIError
 from iro_server.api.jsonl import checked_lines
 from iro_server.store.files import write_whole
 from tests.iro_server.api.serving import conforms, upload
+from training.iro.data import load_prompts
 
 ROW = b'{"messages": [{"role": "user", "content": "hi"}], "label": 1}\n'
 
@@ -42,6 +43,8 @@ def test_files_are_listed_in_pages_newest_first_and_deleted(client):
         (ROW + b"\n" + ROW, "line 2 is blank"),
         (ROW + ROW + b"[1, 2]\n", "line 3 is not a JSON object"),
         (b'{"prompt": "\xff"}', "line 1 is not valid JSON"),
+        (ROW + b"\xef\xbb\xbf" + ROW, "line 2 is not valid JSON"),
+        ('{"prompt": "a"}'.encode("utf-16"), "line 1 is not valid JSON"),
         (b'{"label": 1}', "either 'messages' or 'prompt'"),
         (b'{"messages": []}', "line 1 is not a training row: messages"),
         (b'{"messages": [{"role": "user"}]}', "messages.0.content"),
@@ -54,6 +57,12 @@ def test_a_bad_file_is_refused_by_line_and_leaves_nothing(served, content, told)
         upload(served.client, content)
     assert refused.value.status_code == (413 if "limit" in told else 400)
     assert set(served.settings.files_dir.iterdir()) == before
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(served):
+    id = upload(served.client, b"\xef\xbb\xbf" + ROW)
+    (prompt,) = load_prompts(served.settings.files_dir / id, "training_file", served.engine, max_tokens=4)
+    assert prompt.item["label"] == 1
 
 
 def test_another_purpose_is_refused(client):
