@@ -28,6 +28,7 @@ async def create(body: JobRequest, context: Ctx) -> dict[str, Any]:
 
 def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     _check_model(body, context)
+    body.method.reinforcement.check_rows(context.settings.max_rows)
     _check_grader(body.method.reinforcement.grader)
     sources = {"training_file": body.training_file, "validation_file": body.validation_file}
     for param, id in sources.items():

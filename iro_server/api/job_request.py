@@ -6,11 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from iro_server.api.errors import bad_request
 from iro_server.decoding.base import Selection
 
 Positive = Annotated[int, Field(ge=1)]
 Betas = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
 Auto = Literal["auto"]
+BEAM_WIDTH, NUM_SUCCESSORS = 2, 8  # the alignment job's own defaults
+MOST_SUCCESSORS = 256
 
 
 class _Closed(BaseModel):
@@ -38,7 +41,7 @@ class IroOptions(_Closed):
     prompts_per_iteration: Annotated[int, Field(ge=2)] | None = None
     validation_prompts: Positive | None = None
     beam_width: Annotated[int, Field(ge=1, le=256)] | None = None
-    num_successors: Annotated[int, Field(ge=1, le=256)] | None = None
+    num_successors: Annotated[int, Field(ge=1, le=MOST_SUCCESSORS)] | None = None
     chunk_length: Positive | None = None
     selection: Selection | None = None
     max_tokens: Positive | None = None
@@ -65,8 +68,21 @@ class Reinforcement(_Closed):
             options["iterations"] = len(self.iro.betas)
         multiplier = self.hyperparameters.compute_multiplier
         if isinstance(multiplier, float | int):
-            options["num_successors"] = max(1, round(options.get("num_successors", 4) * multiplier))
+            options["num_successors"] = max(1, round(options.get("num_successors", NUM_SUCCESSORS) * multiplier))
         return options
+
+    def check_rows(self, most: int) -> None:
+        """400 where the job's search, which is its model's too, takes more than ``most`` rows a prompt."""
+        options = self.options()
+        successors = options.get("num_successors", NUM_SUCCESSORS)
+        rows = options.get("beam_width", BEAM_WIDTH) * successors
+        if rows > most or successors > MOST_SUCCESSORS:
+            scaled = isinstance(self.hyperparameters.compute_multiplier, float | int)
+            field = "hyperparameters.compute_multiplier" if scaled else "iro.num_successors"
+            message = f"beam_width * num_successors is {rows} rows, over {most}"
+            if rows <= most:
+                message = f"num_successors is {successors}, over {MOST_SUCCESSORS}"
+            raise bad_request(message, f"method.reinforcement.{field}", "invalid_value")
 
 
 class Method(_Closed):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import openai
 import pytest
 
+from iro_server.api.job_request import BEAM_WIDTH, NUM_SUCCESSORS
+from iro_server.jobs.worker import load_entry
 from tests.iro_server.api.serving import GRADER, conforms, ended, start_job, upload
 
 
@@ -55,7 +57,7 @@ def test_a_request_is_stored_as_it_was_sent(client):
     assert job.method.reinforcement.to_dict() == reinforcement
     assert (job.seed, job.metadata, job.suffix if hasattr(job, "suffix") else None) == (11, {"team": "a"}, None)
     model = client.models.retrieve(ended(client, job.id).fine_tuned_model)
-    assert model.iro["search"]["num_successors"] == 8  # 4, times compute_multiplier
+    assert model.iro["search"]["num_successors"] == 16  # 8, times compute_multiplier
 
 
 def test_a_job_outlives_the_deletion_of_its_file(client):
@@ -90,6 +92,12 @@ BAD = [
     (with_reinforcement(iro={"iterations": 0}), 400, "method.reinforcement.iro.iterations"),
     (with_reinforcement(iro={"beam_width": -4}), 400, "method.reinforcement.iro.beam_width"),
     (with_reinforcement(iro={"iterations": 3, "betas": [1.0]}), 400, "method.reinforcement.iro"),
+    (with_reinforcement(iro={"beam_width": 64}), 400, "method.reinforcement.iro.num_successors"),  # 8 by default
+    (
+        with_reinforcement(hyperparameters={"compute_multiplier": 17}),
+        400,
+        "method.reinforcement.hyperparameters.compute_multiplier",
+    ),
     (with_reinforcement(iro={"depth": 1}), 400, "method.reinforcement.iro.depth"),
     (with_reinforcement(grader={"type": "oracle"}), 400, "method.reinforcement.grader.type"),
     (with_reinforcement(grader=PYTHON | {"source": "def grade("}), 400, "method.reinforcement.grader.source"),
@@ -102,6 +110,11 @@ def test_what_can_be_known_to_fail_is_refused_at_once(client, changes, status, p
     with pytest.raises(openai.APIStatusError) as refused:
         create(client, **({"training_file": upload(client)} | changes))
     assert (refused.value.status_code, refused.value.param) == (status, param)
+
+
+def test_the_defaults_for_rows_are_the_alignment_jobs():
+    fields = load_entry(None).Config.model_fields
+    assert (fields["beam_width"].default, fields["num_successors"].default) == (BEAM_WIDTH, NUM_SUCCESSORS)
 
 
 def test_an_aligned_model_is_no_base(client, job):
