@@ -78,7 +78,8 @@ def _generation(body: ChatRequest, context: Context) -> Generation:
         prompt_ids = chat_prompt_ids(model.engine.tokenizer, [message.plain() for message in body.messages])
     except TemplateError as error:
         raise bad_request(f"The model's chat template refuses these messages: {error}", "messages") from error
-    return body.generation(context, model, prompt_ids, body.max_completion_tokens or body.max_tokens)
+    max_tokens = body.max_completion_tokens or body.max_tokens
+    return body.generation(context, model, prompt_ids, max_tokens, context.settings.default_max_tokens)
 
 
 def _choice(generation: Generation, body: ChatRequest, index: int, choice: Choice) -> dict[str, Any]:

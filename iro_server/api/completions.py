@@ -19,6 +19,7 @@ from iro_server.engines.prompts import text_prompt_ids
 from iro_server.store.tables import new_id, now
 
 router = APIRouter(tags=["completions"])
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
@@ -28,7 +29,6 @@ class CompletionRequest(Options):
     prompt_param = "prompt"
 
     prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
@@ -56,7 +56,10 @@ async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any
 def _generations(body: CompletionRequest, context: Context) -> list[Generation]:
     model = context.models.resolve(body.model)
     prompts = [_token_ids(model.engine.tokenizer, prompt) for prompt in body.prompts()]
-    return [body.generation(context, model, ids, body.max_tokens, len(prompts)) for ids in prompts]
+    return [
+        body.generation(context, model, ids, body.max_tokens, DEFAULT_MAX_TOKENS, index, len(prompts))
+        for index, ids in enumerate(prompts)
+    ]
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[int]) -> list[int]:

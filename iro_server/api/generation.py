@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from iro_server.api.errors import bad_request
 from iro_server.api.registry import ServedModel
@@ -20,6 +20,7 @@ from iro_server.engines.base import Sampling
 from iro_server.graders import Sample
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
+Result = TypeVar("Result")
 OnAgreed = Callable[[int, list[int]], None]
 
 
@@ -65,11 +66,21 @@ def check_choices(params: SearchParams, n: int) -> None:
         raise bad_request(f"Invalid 'n': this search ends with at most {finals} completions, not {n}.", "n")
 
 
+async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All results, in order. The first failure is raised, and ends the others: nobody waits for them."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:
     """``on_agreed`` is called with a choice's index and the tokens it is sure to begin with, as they grow."""
     if not request.plain:
         return await _search(request, on_agreed)
-    samples = await asyncio.gather(*(_sample(request, index, on_agreed) for index in range(request.n)))
+    samples = await together(_sample(request, index, on_agreed) for index in range(request.n))
     usages = [sample.usage for sample in samples]
     return Generated([choice for sample in samples for choice in sample.choices], sum_usage(usages))
 

@@ -49,7 +49,7 @@ def _base(context: Context) -> dict[str, Any]:
 
 
 def _aligned(context: Context, model: Model) -> dict[str, Any]:
-    extension = {"iro": {"base": model.base, "job": model.job_id, "search": model.search}}
+    extension = {"iro": {"base": model.base, "job": model.job_id} | model.search}
     return _object(model.id, model.created_at, context.settings.organization) | extension
 
 

@@ -26,7 +26,7 @@ class StreamOptions(BaseModel):
 
 class Options(BaseModel):
     """``search`` overrides the model's own search parameters; ``item`` is what its grader reads beside the sample where
-    ``search.pick`` is "grader". What has no meaning here is accepted where neutral."""
+    ``search.pick`` is "grader"; ``top_k`` 0 keeps all tokens. What has no meaning here is accepted where neutral."""
 
     model_config = ConfigDict(extra="forbid")
     prompt_param: ClassVar[str]  # the field that holds the prompt
@@ -39,6 +39,7 @@ class Options(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     search: dict[str, Any] | None = None
     item: dict[str, Any] | None = None
@@ -58,23 +59,39 @@ class Options(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def generation(
-        self, context: Context, model: ServedModel, prompt_ids: list[int], max_tokens: int | None, prompts: int = 1
+        self,
+        context: Context,
+        model: ServedModel,
+        prompt_ids: list[int],
+        max_tokens: int | None,
+        default: int,
+        index: int = 0,
+        prompts: int = 1,
     ) -> Generation:
-        """What to do for one of the request's ``prompts``. 400 where it does not fit the model or the limits."""
+        """What to do for prompt ``index`` of ``prompts``, its tokens ``default`` where neither request nor model says.
+
+        400 where it does not fit the model or the limits.
+        """
         params, scorer = self._search(model)
-        most = context.settings.max_rows
-        if (rows := params.beam_width * params.num_successors * prompts) > most:
-            raise bad_request(f"beam_width * num_successors for each prompt makes {rows} rows, over {most}", "search")
-        max_tokens = self._fit(model, prompt_ids, max_tokens, context.settings.default_max_tokens)
         n = self.n or 1
+        self._check_rows(params, n, prompts, context.settings.max_rows)
+        max_tokens = self._fit(model, prompt_ids, max_tokens, model.defaults.max_tokens or default)
         check_choices(params, n)
         detokenizer = Detokenizer(model.engine.tokenizer, tuple(self.stop or ()))
-        sampling = self._sampling(model)
+        sampling = self._sampling(model, index * n)
         return Generation(model, prompt_ids, params, scorer, sampling, max_tokens, n, detokenizer, self.item or {})
+
+    def _check_rows(self, params: SearchParams, n: int, prompts: int, most: int) -> None:
+        searched = params.beam_width * params.num_successors
+        what, param = ("beam_width * num_successors", "search") if searched > 1 else ("n", "n")
+        rows = prompts * (searched if searched > 1 else n)
+        if rows > most:
+            param = self.prompt_param if rows == prompts else param
+            raise bad_request(f"{what} for each prompt makes {rows} rows, over {most}", param)
 
     def _search(self, model: ServedModel) -> tuple[SearchParams, Scorer | None]:
         try:
-            params = SearchParams.model_validate(model.search.model_dump() | (self.search or {}))
+            params = SearchParams.model_validate(model.defaults.search.model_dump() | (self.search or {}))
         except ValidationError as error:
             raise invalid(error, "search") from None
         try:
@@ -85,12 +102,13 @@ class Options(BaseModel):
             raise bad_request(f"{model.name} was aligned to no grader that could pick.", "search.pick")
         return params, scorer
 
-    def _sampling(self, model: ServedModel) -> Sampling:
-        temperature = 1.0 if self.temperature is None else self.temperature
+    def _sampling(self, model: ServedModel, offset: int) -> Sampling:
+        temperature = model.defaults.temperature if self.temperature is None else self.temperature
         return Sampling(
             temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
             top_p=1.0 if self.top_p is None else self.top_p,
-            seed=self.seed,
+            top_k=self.top_k or 0,
+            seed=None if self.seed is None else self.seed + offset,
             stop_ids=model.engine.info.eos_ids,
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
 from transformers import PreTrainedTokenizerBase
 
@@ -23,7 +24,15 @@ from value_heads.stack import ValueStack
 
 Values = ValueStack | LoraValues
 
-BASE_SEARCH = SearchParams.model_validate({})
+
+class Defaults(BaseModel):
+    """What a model does where a request says nothing. ``max_tokens`` None: the route's own default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    search: SearchParams = SearchParams.model_validate({})
+    temperature: float = 1.0
+    max_tokens: int | None = None
 
 
 class ServedEngine(Engine, Protocol):
@@ -39,7 +48,7 @@ class ServedModel:
 
     name: str
     engine: ServedEngine
-    search: SearchParams
+    defaults: Defaults
     values: Values | None = None
     grader: Grader | None = None
 
@@ -69,14 +78,14 @@ class ModelRegistry:
     def resolve(self, name: str) -> ServedModel:
         """The model of that name. 404 if there is none, 400 if its bundle does not fit the model that is served."""
         if name == self.base:
-            return ServedModel(name, self.engine, BASE_SEARCH)
+            return ServedModel(name, self.engine, Defaults())
         found = self._find(name)
         if found is None:
             message = f"The model '{name}' does not exist; GET /v1/models lists those that do."
             raise APIError(404, message, param="model", code="model_not_found")
-        path, search, job = found
-        params = SearchParams.model_validate(search)
-        return ServedModel(name, self.engine, params, self._values(name, path), self._grader(job))
+        path, stored, job = found
+        defaults = Defaults.model_validate(stored)
+        return ServedModel(name, self.engine, defaults, self._values(name, path), self._grader(job))
 
     def close(self) -> None:
         """End the graders' processes."""

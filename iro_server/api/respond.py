@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from iro_server.api.errors import APIError, ClientGone
-from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
+from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate, together
 from iro_server.api.options import usage_object
 
 log = logging.getLogger("iro.api")
@@ -44,7 +44,7 @@ async def generate_all(generations: list[Generation], on_agreed: OnAgreed | None
     def counted(first: int) -> OnAgreed | None:
         return (lambda index, tokens: on_agreed(first + index, tokens)) if on_agreed else None
 
-    return await asyncio.gather(*(generate(each, counted(i * each.n)) for i, each in enumerate(generations)))
+    return await together(generate(each, counted(i * each.n)) for i, each in enumerate(generations))
 
 
 class Chunks(Protocol):

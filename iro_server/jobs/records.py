@@ -79,17 +79,20 @@ def fail(sessions: Sessions, job_id: str, code: str, message: str, param: str | 
 
 
 def worker_died(sessions: Sessions, job_id: str, how: str, restarts: int) -> None:
-    """Queue the job again, to go on from its run folder, or mark it failed after ``restarts`` times."""
+    """Queue the job again, to go on from its run folder, or mark it failed after ``restarts`` times.
+
+    ``how`` goes on from "the worker …".
+    """
     with sessions.begin() as session:
         job = find(session, Job, job_id)
         assert job is not None
         died = job.restarts
         if died < restarts:
             if move(session, job_id, "running", "queued", restarts=died + 1):
-                message = f"The worker died ({how}); restarting it ({died + 1} of {restarts})"
-                add_event(session, job_id, message, level="warn")
+                counts = {"restart": died + 1, "most": restarts}
+                add_event(session, job_id, f"The worker {how}; the job goes on", level="warn", data=counts)
             return
-    fail(sessions, job_id, "worker_died", f"the worker died {died + 1} times, the last time {how}")
+    fail(sessions, job_id, "worker_died", f"the worker {how}; restarts before: {died}")
 
 
 def requeue(sessions: Sessions, job_id: str, message: str) -> None:

@@ -29,11 +29,13 @@ STOP_SECONDS = 5.0
 class Worker:
     """A job's process: our child, or (``process`` None) one that an earlier server left behind.
 
-    ``heartbeat`` is the last seen and ``since`` when it, or the job's end, was first seen (monotonic seconds).
+    ``unstarted`` says why it could not be started. ``heartbeat`` is the last seen and ``since`` when it, or the job's
+    end, was first seen (monotonic seconds).
     """
 
     folder: Path
     process: subprocess.Popen | None = None
+    unstarted: str | None = None
     heartbeat: int | None = None
     since: float = field(default_factory=time.monotonic)
     ended: bool = False
@@ -56,9 +58,12 @@ class Worker:
         return time.monotonic() - self.since
 
     def how_it_died(self) -> str:
-        assert self.process is not None
+        if self.unstarted:
+            return f"could not be started ({self.unstarted})"
+        if self.process is None:
+            return "died while the server was away"
         status = self.process.returncode
-        return f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+        return f"died (by {signal.Signals(-status).name})" if status < 0 else f"died (with exit status {status})"
 
 
 class Supervisor:
@@ -70,9 +75,12 @@ class Supervisor:
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
-        await asyncio.to_thread(self.adopt)
+        adopted = False
         while not self.stopping.is_set():
             try:
+                if not adopted:
+                    await asyncio.to_thread(self.adopt)
+                    adopted = True
                 await asyncio.to_thread(self.tick)
             except Exception:  # such as a database that is away: jobs must be watched again once it is back
                 log.exception("the jobs could not be looked after; trying again")
@@ -93,7 +101,14 @@ class Supervisor:
         for job_id, worker in list(self.workers.items()):
             self._watch(job_id, worker)
         while len(self.workers) < self.settings.job_concurrency and (job := records.take_next(self.sessions)):
-            self.workers[job.id] = self._start(job.id)
+            worker = self.workers[job.id] = Worker(
+                self.settings.job_dir(job.id)
+            )  # watched, whatever starting it raises
+            try:
+                worker.process = self._start(job.id, worker.folder)
+            except OSError as error:
+                worker.unstarted = str(error)
+                return  # the next tick counts it as a death
 
     def stop(self) -> None:
         """End the workers; their jobs go on from their run folders when a server starts again."""
@@ -116,18 +131,15 @@ class Supervisor:
             if worker.seconds_silent(job) > limit:
                 worker.kill()
             return
-        if job.status == "running" and worker.process is None:
-            records.requeue(self.sessions, job_id, "The worker died while the server was away; the job goes on")
-        elif job.status == "running":
+        if job.status == "running":
             records.worker_died(self.sessions, job_id, worker.how_it_died(), self.settings.job_restarts)
         del self.workers[job_id]
 
-    def _start(self, job_id: str) -> Worker:
-        folder = self.settings.job_dir(job_id)
+    def _start(self, job_id: str, folder: Path) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {SETTINGS_VARIABLE: self.settings.model_dump_json()}
         with (folder / "worker.log").open("ab") as output:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "iro_server.jobs.worker", "--job", job_id],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -135,4 +147,3 @@ class Supervisor:
                 env=environment,
                 start_new_session=True,
             )
-        return Worker(folder, process)

@@ -56,7 +56,7 @@ def work(settings: Settings, sessions: Sessions, job_id: str, out: Path) -> None
 def _execute(settings: Settings, sessions: Sessions, job: Job, out: Path, stop: threading.Event) -> None:
     entry = load_entry(settings.align_entry)
     config = entry.Config.model_validate(job.config)
-    search = default_search(config)
+    search = defaults(config)
     with sessions.begin() as session:
         session.merge(job).search = search
     result = entry.execute(
@@ -80,12 +80,14 @@ def load_entry(name: str | None) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def default_search(config: Any) -> dict[str, Any]:
-    """How the job's models search unless a request says otherwise: the way the job evaluated them."""
+def defaults(config: Any) -> dict[str, Any]:
+    """What the job's models do unless a request says otherwise (``registry.Defaults``): as the job evaluated them."""
     from iro_server.decoding.base import SearchParams  # torch, which takes seconds: the heartbeat is on by now
 
     names = [name for name in ("beam_width", "num_successors", "chunk_length", "selection") if hasattr(config, name)]
-    return SearchParams(**{name: getattr(config, name) for name in names}).model_dump(exclude={"betas"})
+    search = SearchParams(**{name: getattr(config, name) for name in names}).model_dump(exclude={"betas"})
+    sampling = {name: getattr(config, name) for name in ("temperature", "max_tokens") if hasattr(config, name)}
+    return {"search": search} | sampling
 
 
 def explain(error: Exception) -> tuple[str, str, str | None]:
@@ -101,8 +103,11 @@ def explain(error: Exception) -> tuple[str, str, str | None]:
 
 def _beat(sessions: Sessions, job_id: str, interval: float, stop: threading.Event) -> None:
     while not stop.wait(interval):
-        if records.beat(sessions, job_id) != "running":
-            stop.set()
+        try:
+            if records.beat(sessions, job_id) != "running":
+                stop.set()
+        except Exception:  # such as a database that is locked: a heartbeat that ends would have the worker killed
+            traceback.print_exc()
 
 
 if __name__ == "__main__":

@@ -36,10 +36,12 @@ class ByteEngine:
         self.noise, self.seconds_per_token = noise, seconds_per_token
         self.info = ModelInfo("bytes", "model-hash", "template-hash", (self.tokenizer.eos_token_id,), 0, 2, 512)
         self.opened = self.open_sessions = 0
+        self.sampling: Sampling | None = None  # of the session opened last
 
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> ByteSession:
         self.opened += 1
         self.open_sessions += 1
+        self.sampling = sampling
         return ByteSession(self, sampling, layers)
 
 

@@ -42,6 +42,21 @@ def test_a_seed_repeats_a_completion_and_choices_differ(client):
     assert texts[1] == chat(client, seed=8, max_tokens=20).choices[0].message.content
 
 
+def test_top_k_reaches_the_engine(served):
+    chat(served.client, extra_body={"top_k": 40}, max_tokens=1)
+    assert served.engine.sampling.top_k == 40
+
+
+def test_a_model_samples_as_its_job_did_unless_told_otherwise(served):
+    job = ended(served.client, start_job(served.client, temperature=0.7, max_tokens=5))
+    model = served.client.models.retrieve(job.fine_tuned_model)
+    assert (model.iro["temperature"], model.iro["max_tokens"]) == (0.7, 5)
+    answer = chat(served.client, model=model.id)
+    assert (served.engine.sampling.temperature, answer.usage.completion_tokens) == (0.7, 5)
+    answer = chat(served.client, model=model.id, temperature=1.3, max_tokens=6)
+    assert (served.engine.sampling.temperature, answer.usage.completion_tokens) == (1.3, 6)
+
+
 def test_max_tokens_ends_a_completion(client):
     for name in ("max_tokens", "max_completion_tokens"):
         answer = chat(client, temperature=0, **{name: 4})
@@ -134,6 +149,7 @@ BAD = [
     ({"search": {"num_successors": 4}, "n": 5}, "n"),
     ({"temperature": 3}, "temperature"),
     ({"top_p": 0}, "top_p"),
+    ({"top_k": -1}, "top_k"),
     ({"n": 0}, "n"),
     ({"stop": ["a"] * 5}, "stop"),
     ({"stop": ""}, "stop.0"),

@@ -3,8 +3,8 @@ from __future__ import annotations
 import openai
 import pytest
 
-from tests.iro_server.api.byte_engine import SCRIPT
-from tests.iro_server.api.serving import conforms
+from tests.iro_server.api.byte_engine import SCRIPT, ByteEngine
+from tests.iro_server.api.serving import conforms, serving, settings_for, wait_for
 
 
 def complete(client, **options):
@@ -30,6 +30,27 @@ def test_token_ids_are_a_prompt_and_prompts_come_in_lists(served):
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 12)
 
 
+def test_each_prompt_of_a_list_has_seeds_of_its_own(client):
+    listed = complete(client, prompt=["So", "So"], n=2, seed=3, max_tokens=30).choices
+    alone = complete(client, n=4, seed=3, max_tokens=30).choices
+    assert [choice.text for choice in listed] == [choice.text for choice in alone]
+    assert len({choice.text for choice in listed}) == 4
+
+
+def test_a_prompt_that_fails_ends_the_others(tmp_path):
+    class SecondFails(ByteEngine):
+        async def open(self, *arguments):
+            if self.opened == 1:
+                raise RuntimeError("no room")
+            return await super().open(*arguments)
+
+    engine = SecondFails(script="x" * 400, noise=0.0, seconds_per_token=0.1)
+    with serving(settings_for(tmp_path), engine) as client:
+        with pytest.raises(openai.InternalServerError):
+            complete(client, prompt=["a", "b"], max_tokens=300)
+        wait_for(lambda: engine.opened == 1 and engine.open_sessions == 0, seconds=5)
+
+
 def test_a_stream_says_what_the_whole_answer_says(client):
     options = {"prompt": ["a", "b"], "n": 2, "seed": 1, "max_tokens": 40, "stop": "zzz"}
     whole = complete(client, **options)
@@ -48,6 +69,8 @@ def test_a_stream_says_what_the_whole_answer_says(client):
         ({"prompt": [99999]}, "prompt"),
         ({"prompt": "x" * 600}, "prompt"),
         ({"logprobs": 9}, "logprobs"),
+        ({"prompt": ["a", "b", "c"], "n": 128}, "n"),
+        ({"prompt": ["a"] * 300}, "prompt"),
         ({"best_of": 4}, "best_of"),
         ({"frequency_penalty": 1}, "frequency_penalty"),
     ],

@@ -28,6 +28,8 @@ class Config(BaseModel):
     num_successors: int = 3
     chunk_length: int = 4
     selection: str = "diversity"
+    temperature: float = 1.0
+    max_tokens: int = 64
 
 
 class Cancelled(Exception):

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from iro_server.jobs import lock
-from iro_server.jobs.worker import load_entry
+from iro_server.jobs import lock, records
+from iro_server.jobs.supervisor import Supervisor
+from iro_server.jobs.worker import _beat, load_entry
+from iro_server.store.database import find, open_database
+from iro_server.store.tables import Job
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
 
@@ -40,7 +46,7 @@ def test_a_worker_that_dies_is_restarted_and_goes_on_where_it_was(settings):
         job = ended(client, start_job(client, grader("dies-once")))
         told = messages(client, job.id)
         assert job.status == "succeeded"
-        assert "The worker died (by SIGKILL); restarting it (1 of 2)" in told
+        assert "The worker died (by SIGKILL); the job goes on" in told
         assert told.count("Checkpoint created at step 1") == 1  # not done again
         assert [c.step_number for c in client.fine_tuning.jobs.checkpoints.list(job.id)] == [2, 1]
 
@@ -49,7 +55,56 @@ def test_a_worker_that_keeps_dying_fails_its_job(tmp_path):
     with serving(settings_for(tmp_path, job_restarts=1), ByteEngine()) as client:
         job = ended(client, start_job(client, grader("dies")))
     assert (job.status, job.error.code, job.fine_tuned_model) == ("failed", "worker_died", None)
-    assert job.error.message == "the worker died 2 times, the last time by SIGKILL"
+    assert job.error.message == "the worker died (by SIGKILL); restarts before: 1"
+
+
+def test_a_worker_that_cannot_be_started_fails_its_job_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with serving(settings_for(tmp_path, job_restarts=1), ByteEngine()) as client:
+        job = ended(client, start_job(client))
+    assert (job.status, job.error.code) == ("failed", "worker_died")
+    assert "could not be started" in job.error.message and "no-python" in job.error.message
+
+
+def test_a_job_whose_worker_dies_with_the_server_each_time_fails(settings):
+    """As where the job brings the machine down: each server finds it running, and no worker."""
+    sessions = open_database(settings)
+    job = Job(id="ftjob-1", model="bytes", training_file="f", seed=1, method={}, model_name="m", config={})
+    with sessions.begin() as session:
+        session.add(job)
+    for _ in range(settings.job_restarts + 1):
+        assert records.take_next(sessions).id == job.id
+        supervisor = Supervisor(settings.model_copy(update={"job_concurrency": 0}), sessions)
+        supervisor.adopt()
+        supervisor.tick()
+    with sessions() as session:
+        found = find(session, Job, job.id)
+    assert found.status == "failed" and "while the server was away" in found.error["message"]
+
+
+def test_jobs_run_and_hearts_beat_though_the_database_failed_once(tmp_path, monkeypatch):
+    adopt, calls = Supervisor.adopt, []
+
+    def away_once(self):
+        calls.append(self)
+        if len(calls) == 1:
+            raise OperationalError("SELECT", {}, Exception("database is locked"))
+        adopt(self)
+
+    monkeypatch.setattr(Supervisor, "adopt", away_once)
+    with serving(settings_for(tmp_path), ByteEngine()) as client:
+        assert ended(client, start_job(client)).status == "succeeded"
+    answers = iter([OperationalError("UPDATE", {}, Exception("database is locked")), "cancelled"])
+
+    def beat(*_):
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(records, "beat", beat)
+    stop = threading.Event()
+    _beat(None, "ftjob-1", 0.01, stop)  # returns only once the second beat has set it
+    assert stop.is_set()
 
 
 def test_what_a_job_raises_is_its_error(settings):
