@@ -44,7 +44,8 @@ class Job(Base):
     """A fine-tuning job and its place in the queue.
 
     ``config`` is what the worker hands to the job's ``execute``; ``search``, how its models search and sample by
-    default, is known once a worker has read it. ``restarts`` counts workers that died; ``heartbeat`` grows while a worker lives.
+    default, is known once a worker has read it. ``restarts`` counts workers that died; ``heartbeat`` grows while a
+    worker lives.
     """
 
     __tablename__ = "jobs"
