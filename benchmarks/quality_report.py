@@ -49,13 +49,14 @@ def summarise(out: Path, seeds: int) -> dict[str, Any]:
         for earlier, later in pairwise(iterations)
         for pick in PICKS
     ]
+    judges = judge_gains(chosen, iterations)
     return {
         "seeds": seeds,
         "prompts": int(base.size),
         "methods": rows,
         "gains": gains,
         "steps": steps,
-        "judges": judge_gains(chosen, iterations),
+        "judges": judges,
         "diversity": {
             name: float(
                 np.mean([distinct([f["tokens"] for f in fs], 2) for run in runs for fs in run["methods"][name]])
@@ -63,7 +64,7 @@ def summarise(out: Path, seeds: int) -> dict[str, Any]:
             for name in names
         },
         "correlation": correlations(runs),
-        "checks": checks(gains),
+        "checks": checks(gains, steps, judges),
     }
 
 
@@ -126,14 +127,23 @@ def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | 
     return found
 
 
-def checks(gains: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best iteration's gain over best-of-16, beside its aim."""
+def checks(
+    gains: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], judges: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The best iteration's gain over best-of-16 beside its aim; each iteration over the last; the other judges."""
     found = []
     for pick, aim in AIMS.items():
         best = max((g for g in gains if g["pick"] == pick and g["method"].startswith("IRO-")), key=lambda g: g["mean"])
-        got = f"{best['mean']:+.2f} [{best['low']:+.2f}, {best['high']:+.2f}] ({best['method']})"
-        name = f"best iteration, {pick} pick, less best-of-16 picked by reward"
-        found.append({"name": name, "expected": f">= {aim:+.1f}", "got": got, "holds": best["mean"] >= aim})
+        name = f"{best['method']}, {pick} pick, less best-of-16 picked by reward"
+        found.append(
+            {"name": name, "expected": f">= {aim:+.1f}", "got": pretty(best, "+"), "holds": best["mean"] >= aim}
+        )
+        rises = [(f"{s['method']} less {s['over']}, {pick} pick", s) for s in steps if s["pick"] == pick]
+        others = [(f"{j['method']}, {pick} pick, less best-of-16 by {j['judge']}", j) for j in judges]
+        others = [(n, j) for n, j in others if (j["method"], j["pick"]) == (best["method"], pick)]
+        for name, row in rises + others:
+            got, holds = pretty(row, "+"), row["low"] > 0
+            found.append({"name": name, "expected": "95 % interval above 0", "got": got, "holds": holds})
     return found
 
 
