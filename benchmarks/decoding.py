@@ -25,6 +25,7 @@ from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from value_heads import FeatureSpec, LinearHead, LoraBackbone, LoraValues, ValueStack
+from value_heads.threads import on_fresh_thread
 
 BEAM = SearchParams(beam_width=4, num_successors=4, chunk_length=16)
 ROWS, PROMPT_TOKENS, REQUESTS, ITERATIONS = 16, 40, 8, 3
@@ -76,22 +77,21 @@ class Bench:
 
         return rate(lambda: asyncio.run(go()))
 
-    @torch.no_grad()
     def generate(self) -> float:
         """transformers' own plain sampling of 16 rows."""
         ids = torch.tensor([self.prompt] * ROWS)
-        return rate(lambda: self._sample(ids, self.tokens).numel() - ids.numel())
+        return rate(lambda: on_fresh_thread(lambda: self._sample(ids, self.tokens).numel() - ids.numel()))
 
     def _sample(self, ids: torch.Tensor, new: int) -> torch.Tensor:
         return self.peer.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=2
         )
 
-    @torch.no_grad()
     def papers_loop(self, tokens: int) -> float:
         """As the paper's repository decodes a prompt: a fresh ``generate`` a chunk, and T value models of the base's
         size that each read every row's whole prefix again."""
 
+        @torch.no_grad()
         def go() -> int:
             beams = torch.tensor([self.prompt])
             for _ in range(tokens // BEAM.chunk_length):  # type: ignore[operator]
@@ -100,14 +100,19 @@ class Bench:
                 beams = rows[torch.as_tensor(values).topk(BEAM.beam_width).indices]
             return ROWS * tokens
 
-        return rate(go)
+        return rate(lambda: on_fresh_thread(go))
 
-    @torch.no_grad()
     def prefill(self) -> float:
         """The arithmetic limit: 16 x 64 tokens read at once by transformers, output head included."""
         ids = torch.randint(1000, 40000, (16, 64), generator=torch.Generator().manual_seed(0))
-        self.peer(ids)
-        return rate(lambda: self.peer(ids).logits.shape[0] * ids.shape[1])
+
+        def go() -> int:
+            self.peer(ids)
+            start = time.perf_counter()
+            self.peer(ids)
+            return int(ids.numel() / (time.perf_counter() - start))
+
+        return on_fresh_thread(torch.no_grad()(go))
 
     def median(self, *measures: Callable[[], float]) -> list[float]:
         """Median of each over the repeats, taken in turn so that a drift of the machine touches all alike."""
@@ -187,7 +192,7 @@ def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
         },
         "by_value_functions": dict(zip((1, 2, 4, 8), by_heads, strict=True)),
         "share_of_wall_time": bench.parts(one),
-        "threads": torch.get_num_threads(),
+        "threads": bench.engine._threads,
         "tokens": bench.tokens,
         "loop_tokens": loop_tokens,
     }

@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from transformers import AutoModel, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from value_heads.stack import Chunk, check_betas
+from value_heads.threads import on_fresh_thread
 
 
 class LoraBackbone(nn.Module):
@@ -141,7 +142,8 @@ class LoraState:
         """Sum_t V_t / beta_t [R] at each row's last counted token. Rows are parent-major; no stopped row is a parent,
         so that all parents are equally long and their caches hold no padding."""
         parent_R = torch.as_tensor(parents).repeat_interleave(num_successors)
-        return await asyncio.get_running_loop().run_in_executor(self.backbone.worker, self._score, parent_R, chunk)
+        score = partial(on_fresh_thread, partial(self._score, parent_R, chunk))
+        return await asyncio.get_running_loop().run_in_executor(self.backbone.worker, score)
 
     @torch.no_grad()
     def _score(self, parent_R: Tensor, chunk: Chunk) -> Tensor:

@@ -35,8 +35,8 @@ class EmbeddedEngine:
 
     def __init__(self, model_dir: str | Path, name: str | None = None, threads: int | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        if threads is not None:  # else torch's own choice, which OMP_NUM_THREADS overrides
-            torch.set_num_threads(threads)
+        self._threads = threads or torch.get_num_threads()  # torch's own choice, which OMP_NUM_THREADS overrides
+        torch.set_num_threads(1)  # of this thread: its small operations must not wake a team beside the engine's
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=attention.NAME)
@@ -112,6 +112,7 @@ class EmbeddedEngine:
 
     @torch.no_grad()
     def _loop(self) -> None:
+        torch.set_num_threads(self._threads)
         while True:
             with self._wake:
                 while not (self._arrivals or self._joining or self._live or self._closed):

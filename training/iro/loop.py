@@ -25,6 +25,7 @@ from training.iro.learners import HeadLearner, Learner, LoraLearner, Stack
 from training.iro.rollouts import grade, guided, pack, plain, rewards_of, roll_out
 from training.run import Run, jsonable
 from value_heads import load_bundle, save_bundle
+from value_heads.threads import on_fresh_thread
 
 BETA_GRID = (1.0, 0.5, 2.0)  # of equally good ones the first is taken
 BETA_PROMPTS = 8
@@ -144,7 +145,8 @@ class Alignment:
     def fit(self, step: int, train: Shards, heldout: Shards) -> dict[str, Any]:
         """Fit iteration ``step``'s value function, save it on top of the ones before, and return its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
-        stack, report = self.learner.fit(self.stack, train, heldout, self.run.derive_seed(FIT, step))
+        seed = self.run.derive_seed(FIT, step)
+        stack, report = on_fresh_thread(lambda: self.learner.fit(self.stack, train, heldout, seed))
         self.save(self.run.folder / "values" / str(step), stack)
         return report
 
