@@ -3,7 +3,7 @@
 from value_heads.backbone import LoraBackbone, LoraValues
 from value_heads.backbone_fit import Example, fit_lora
 from value_heads.bundle import BundleMismatch, load_bundle, save_bundle
-from value_heads.features import FeatureSpec, advance, features
+from value_heads.features import FeatureSpec, features
 from value_heads.fit import HeadFit, Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
 from value_heads.heads import LinearHead, MLPHead
 from value_heads.stack import ValueStack
@@ -19,7 +19,6 @@ __all__ = [
     "MLPHead",
     "Rows",
     "ValueStack",
-    "advance",
     "features",
     "fit_logistic",
     "fit_lora",

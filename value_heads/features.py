@@ -116,14 +116,6 @@ def features(
     return assemble(spec, states, running_sums(spec, states, carried), t_RL)
 
 
-def advance(
-    spec: FeatureSpec, carried: Sums | None, hidden: dict[int, Tensor], lengths_R: Tensor, start: int | Tensor
-) -> tuple[Tensor, Sums]:
-    """Features [R, F] at each row's last counted token (``lengths_R`` >= 1), and the sums through it."""
-    states, sums, t_R = last_states(spec, carried, hidden, lengths_R, start)
-    return assemble(spec, states, sums, t_R), sums
-
-
 def last_states(
     spec: FeatureSpec, carried: Sums | None, hidden: dict[int, Tensor], lengths_R: Tensor, start: int | Tensor
 ) -> tuple[dict[int, Tensor], Sums, Tensor]:

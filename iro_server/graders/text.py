@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal
@@ -22,8 +23,8 @@ class _Comparison(Grader):
     input: Template
     reference: Template
 
-    def compare(self, text: str, reference: str) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def compare(self, text: str, reference: str) -> float: ...
 
     def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
         return [self._grade(sample, item) for sample, item in pairs]

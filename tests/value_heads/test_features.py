@@ -5,11 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from value_heads import FeatureSpec, LinearHead, ValueStack, advance, features
-from value_heads.features import TOKENS
+from value_heads import FeatureSpec, LinearHead, ValueStack, features
+from value_heads.features import TOKENS, assemble, last_states
 
 SPEC = FeatureSpec(current=(1, 3), summed=(0, 1), averaged=(1,), decayed=((3, 0.8),), horizon=16)
 ROWS, SIZE = 3, 5
+
+
+def advance(spec, carried, hidden, lengths, start):
+    """Features at each row's last token and the sums through it, as a search reads them."""
+    states, sums, t = last_states(spec, carried, hidden, lengths, start)
+    return assemble(spec, states, sums, t), sums
 
 
 def random_hidden(length: int, seed: int, rows: int = ROWS) -> dict[int, torch.Tensor]:
