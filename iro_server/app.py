@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,6 +17,7 @@ from iro_server.api.limits import BodyLimit
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.graders.surroundings import Surroundings
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.settings import Settings
 from iro_server.store.database import open_database
@@ -24,7 +26,8 @@ from iro_server.store.database import open_database
 def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     """The application. While it runs it starts and watches jobs; ``engine`` stays the caller's to close."""
     sessions = open_database(settings)
-    registry = ModelRegistry(engine, sessions, settings.model_dir)
+    surroundings = surroundings_of(settings)
+    registry = ModelRegistry(engine, sessions, settings.model_dir, surroundings)
 
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
@@ -36,7 +39,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         registry.close()
 
     app = FastAPI(title="Iro", lifespan=supervised)
-    app.state.context = Context(settings, sessions, registry)
+    app.state.context = Context(settings, sessions, registry, surroundings)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     errors.install(app)
     v1 = APIRouter(prefix="/v1")
@@ -44,6 +47,17 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         v1.include_router(route.router)
     app.include_router(v1)
     return app
+
+
+def surroundings_of(settings: Settings) -> Surroundings:
+    return Surroundings(
+        base_url=f"http://{settings.host}:{settings.port}/v1",
+        endpoints={url: os.environ.get(name, "") for url, name in settings.grader_endpoints.items()},
+        reward_models=settings.reward_models,
+        embedding_model=settings.embedding_model,
+        python=settings.python_graders,
+        python_limits=settings.python_limits,
+    )
 
 
 def serve(settings: Settings) -> None:

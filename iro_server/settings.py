@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
+from iro_server.graders.surroundings import PythonLimits
 
 Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
 
 
-class Settings(BaseModel):
-    """One server's settings. Files, jobs and, by default, the database live under ``data_dir``.
+class Settings(BaseSettings):
+    """One server's settings: each can be given in the environment as ``IRO_<NAME>``, one that is no text or number as
+    JSON. Files, jobs and, by default, the database live under ``data_dir``.
 
     ``model_dir`` None: the default model, prepared the first time. ``align_entry`` None: the entry point ``align`` of
     the group ``iro.jobs``; else ``module:attribute`` of an object with the same contract. Times are in seconds.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=(), env_prefix="IRO_")
 
     data_dir: Directory = Field(default_factory=lambda: (iro_home() / "server").resolve())
     database_url: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    require_keys: bool | None = None  # None: once there are keys, and wherever ``host`` is not loopback
 
     model_dir: Directory | None = None
     model_name: str = DEFAULT_MODEL.split("/")[-1]
     organization: str = Field("iro", pattern=r"^[A-Za-z0-9_-]+$")
 
     max_body_bytes: int = Field(512 * 2**20, gt=0)
+    max_upload_bytes: int = Field(8 * 2**30, gt=0)  # of a file that arrives in parts
     max_rows: int = Field(256, gt=0)  # W*K of one request
+    max_request_tokens: int = Field(2**18, gt=0)  # W*K*max_tokens of one request
+    max_active_rows: int = Field(512, gt=0)  # of all requests that generate at once; the others wait
+    max_waiting: int = Field(256, ge=0)  # requests that wait; one more is refused
+    request_timeout: float = Field(600.0, gt=0)
+    drain: float = Field(30.0, ge=0)  # for requests under way when the server is told to stop
     default_max_tokens: int = Field(256, gt=0)  # of a chat request that names none
+
+    requests_per_minute: int | None = Field(None, gt=0)  # of a key that has no limits of its own
+    tokens_per_minute: int | None = Field(None, gt=0)
+    concurrency: int | None = Field(None, gt=0)
+
+    python_graders: Literal["sandbox", "unsafe", "off"] = "sandbox"
+    python_limits: PythonLimits = PythonLimits()
+    grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""
+    reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
+    embedding_model: Directory | None = None  # for cosine similarity
 
     align_entry: str | None = None
     job_concurrency: int = Field(1, ge=1)
@@ -49,6 +69,10 @@ class Settings(BaseModel):
     @property
     def files_dir(self) -> Path:
         return self.data_dir / "files"
+
+    @property
+    def parts_dir(self) -> Path:
+        return self.data_dir / "parts"
 
     def job_dir(self, job_id: str) -> Path:
         return self.data_dir / "jobs" / job_id

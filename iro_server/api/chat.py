@@ -73,7 +73,7 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
 
 
 def _generation(body: ChatRequest, context: Context) -> Generation:
-    model = context.models.resolve(body.model)
+    model = context.model(body.model)
     try:
         prompt_ids = chat_prompt_ids(model.engine.tokenizer, [message.plain() for message in body.messages])
     except TemplateError as error:

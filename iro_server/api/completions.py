@@ -54,7 +54,7 @@ async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any
 
 
 def _generations(body: CompletionRequest, context: Context) -> list[Generation]:
-    model = context.models.resolve(body.model)
+    model = context.model(body.model)
     prompts = [_token_ids(model.engine.tokenizer, prompt) for prompt in body.prompts()]
     return [
         body.generation(context, model, ids, body.max_tokens, DEFAULT_MAX_TOKENS, index, len(prompts))

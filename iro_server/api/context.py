@@ -1,20 +1,29 @@
-"""What every route reaches: settings, database, models."""
+"""What every route reaches: settings, database, models, and who calls."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, select
 
 from iro_server.api.errors import not_found
-from iro_server.api.registry import ModelRegistry
+from iro_server.api.registry import ModelRegistry, ServedModel
+from iro_server.graders.surroundings import Surroundings
 from iro_server.settings import Settings
-from iro_server.store.database import Sessions, find, page
-from iro_server.store.tables import Base
+from iro_server.store.database import Sessions, page
+from iro_server.store.tables import DEFAULT_PROJECT, Base, Owned
 
 Row = TypeVar("Row", bound=Base)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose request it is. ``key_id`` None: nobody in particular, on a server that needs no keys."""
+
+    project: str = DEFAULT_PROJECT
+    key_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -22,18 +31,28 @@ class Context:
     settings: Settings
     sessions: Sessions
     models: ModelRegistry
+    surroundings: Surroundings
+    caller: Caller = Caller()
 
-    def get(self, table: type[Row], what: str, id: str, param: str = "id") -> Row:
-        """The row named ``id``; 404 without one."""
+    def own(self, table: type[Base]) -> list[ColumnElement[bool]]:
+        """What the caller may see of ``table``."""
+        return [table.project == self.caller.project] if issubclass(table, Owned) else []
+
+    def get(self, table: type[Row], what: str, id: str, param: str = "id", *where: ColumnElement[bool]) -> Row:
+        """The caller's row named ``id``; 404 without one."""
         with self.sessions() as session:
-            row = find(session, table, id)
+            row = session.scalar(select(table).where(table.id == id, *self.own(table), *where))
         if row is None:
             raise not_found(what, id, param)
         return row
 
+    def model(self, name: str) -> ServedModel:
+        """The model that the caller names so."""
+        return self.models.resolve(name, self.caller.project)
+
 
 def _context(request: Request) -> Context:
-    return request.app.state.context
+    return replace(request.app.state.context, caller=getattr(request.state, "caller", Caller()))
 
 
 Ctx = Annotated[Context, Depends(_context)]
@@ -48,8 +67,9 @@ def list_object(
     after: str | None = None,
     ascending: bool = False,
 ) -> dict[str, Any]:
-    """One page in OpenAI's list shape. 404 where ``after`` names no row."""
-    last = None if after is None else context.get(table, table.__name__.lower(), after, "after")
+    """One page of what the caller may see, in OpenAI's list shape. 404 where ``after`` names no row."""
+    where = (*context.own(table), *where)
+    last = None if after is None else context.get(table, table.__name__.lower(), after, "after", *where)
     with context.sessions() as session:
         rows, more = page(session, table, where, limit, last, ascending)
     data = [show(row) for row in rows]

@@ -24,7 +24,14 @@ def create(
     """Store a JSONL file of training rows. 400, with the line's number, where it is not one."""
     id = t.new_id("file-")
     size = files.write_whole(context.settings.files_dir / id, checked_lines(file.file))
-    row = t.File(id=id, filename=file.filename or "upload.jsonl", purpose=purpose, bytes=size, created_at=t.now())
+    row = t.File(
+        project=context.caller.project,
+        id=id,
+        filename=file.filename or "upload.jsonl",
+        purpose=purpose,
+        bytes=size,
+        created_at=t.now(),
+    )
     with context.sessions.begin() as session:
         session.add(row)
     return show(row)

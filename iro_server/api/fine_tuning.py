@@ -29,7 +29,7 @@ async def create(body: JobRequest, context: Ctx) -> dict[str, Any]:
 def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     _check_model(body, context)
     body.method.reinforcement.check_rows(context.settings.max_rows)
-    _check_grader(body.method.reinforcement.grader)
+    _check_grader(body.method.reinforcement.grader, context)
     sources = {"training_file": body.training_file, "validation_file": body.validation_file}
     for param, id in sources.items():
         if id is not None:
@@ -44,6 +44,7 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     seed = secrets.randbelow(2**31) if body.seed is None else body.seed
     job = t.Job(
         id=job_id,
+        project=context.caller.project,
         model=body.model,
         training_file=body.training_file,
         validation_file=body.validation_file,
@@ -65,13 +66,13 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
 
 def _check_model(body: JobRequest, context: Context) -> None:
     if body.model != context.models.base:
-        context.models.resolve(body.model)
+        context.model(body.model)
         raise bad_request(f"'{body.model}' is aligned already; align {context.models.base}.", "model", "invalid_model")
 
 
-def _check_grader(spec: dict[str, Any]) -> None:
+def _check_grader(spec: dict[str, Any], context: Context) -> None:
     try:
-        parse_grader(spec).close()
+        parse_grader(spec, context.surroundings).close()
     except GraderError as error:
         raise bad_request(error.message, f"method.reinforcement.{error.param}", "invalid_grader") from error
 

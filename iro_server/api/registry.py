@@ -16,6 +16,7 @@ from iro_server.api.errors import APIError
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine
 from iro_server.graders import Grader, parse_grader
+from iro_server.graders.surroundings import Surroundings
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import Checkpoint, Job, Model, now
 from value_heads.backbone import LoraValues
@@ -64,8 +65,11 @@ class ServedModel:
 class ModelRegistry:
     """The base model, and the aligned models and checkpoints in the database. A bundle is loaded once, when called."""
 
-    def __init__(self, engine: ServedEngine, sessions: Sessions, model_dir: Path | None) -> None:
+    def __init__(
+        self, engine: ServedEngine, sessions: Sessions, model_dir: Path | None, surroundings: Surroundings
+    ) -> None:
         self.engine, self.sessions, self.model_dir = engine, sessions, model_dir
+        self.surroundings = surroundings
         self.created = now()
         self._loaded: dict[str, Values] = {}
         self._graders: dict[str, Grader] = {}
@@ -75,11 +79,11 @@ class ModelRegistry:
     def base(self) -> str:
         return self.engine.info.name
 
-    def resolve(self, name: str) -> ServedModel:
-        """The model of that name. 404 if there is none, 400 if its bundle does not fit the model that is served."""
+    def resolve(self, name: str, project: str) -> ServedModel:
+        """The project's model of that name. 404 if it has none, 400 if its bundle does not fit the model served."""
         if name == self.base:
             return ServedModel(name, self.engine, Defaults())
-        found = self._find(name)
+        found = self._find(name, project)
         if found is None:
             message = f"The model '{name}' does not exist; GET /v1/models lists those that do."
             raise APIError(404, message, param="model", code="model_not_found")
@@ -92,24 +96,28 @@ class ModelRegistry:
         for grader in self._graders.values():
             grader.close()
 
-    def _find(self, name: str) -> tuple[str, Mapping[str, Any], Job] | None:
+    def _find(self, name: str, project: str) -> tuple[str, Mapping[str, Any], Job] | None:
         with self.sessions() as session:
-            if model := find(session, Model, name):
+            if model := session.scalar(select(Model).where(Model.id == name, Model.project == project)):
                 job = find(session, Job, model.job_id)
                 assert job is not None
                 return model.path, model.search, job
-            checkpoint = session.scalar(select(Checkpoint).where(Checkpoint.model_name == name))
-            if checkpoint is None:
+            both = select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id)
+            row = session.execute(both.where(Checkpoint.model_name == name, Job.project == project)).first()
+            if row is None:
                 return None
-            job = find(session, Job, checkpoint.job_id)
-            assert job is not None and job.search is not None  # the worker notes it before anything else
+            checkpoint, job = row
+            assert job.search is not None  # the worker notes it before anything else
             return checkpoint.path, job.search, job
 
     def _grader(self, job: Job) -> Grader:
         """What the model was aligned to. A grader starts its processes when it first grades."""
         with self._loading:
             if job.id not in self._graders:
-                self._graders[job.id] = parse_grader(job.method["reinforcement"]["grader"])
+                self._graders[job.id] = parse_grader(
+                    job.method["reinforcement"]["grader"],
+                    self.surroundings.model_copy(update={"project": job.project}),
+                )
             return self._graders[job.id]
 
     def _values(self, name: str, path: str) -> Values:

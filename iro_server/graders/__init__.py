@@ -8,16 +8,21 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from iro_server.graders.base import Grade, Grader, GraderError, Sample
 from iro_server.graders.multi import MultiGrader, Single
+from iro_server.graders.surroundings import Surroundings
 
-__all__ = ["Grade", "Grader", "GraderError", "Sample", "parse_grader"]
+__all__ = ["Grade", "Grader", "GraderError", "Sample", "Surroundings", "parse_grader"]
 
 _ANY: TypeAdapter[Grader] = TypeAdapter(Annotated[Single | MultiGrader, Field(discriminator="type")])
 
 
-def parse_grader(spec: dict[str, Any]) -> Grader:
-    """The grader a JSON object describes. Raises GraderError, with the field at fault, for the first mistake."""
+def parse_grader(spec: dict[str, Any], surroundings: Surroundings | None = None) -> Grader:
+    """The grader a JSON object describes. Raises GraderError, with the field at fault, for the first mistake.
+
+    ``surroundings`` None: those of this process.
+    """
+    surroundings = surroundings or Surroundings.of_this_process()
     try:
-        return _ANY.validate_python(spec)
+        return _ANY.validate_python(spec, context=surroundings)
     except ValidationError as invalid:
         error = invalid.errors(include_url=False, include_input=False)[0]
     param = ".".join(["grader", *_field_path(error["loc"])])

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,23 +52,44 @@ def _parsed(text: str) -> Any:
         return None
 
 
+Flag = Literal[
+    "formula_parse_error",
+    "sample_parse_error",
+    "truncated_observation_error",
+    "unresponsive_reward_error",
+    "invalid_variable_error",
+    "other_error",
+    "python_grader_server_error",
+    "python_grader_runtime_error",
+    "model_grader_server_error",
+    "model_grader_refusal_error",
+    "model_grader_parse_error",
+]
+
+
 @dataclass(frozen=True)
 class Grade:
-    """``reward`` is NaN where ``error`` tells why there is none. ``sub_rewards``: by grader name, of a multi grader."""
+    """``reward`` is NaN where ``error`` tells why there is none, and ``flag`` which of OpenAI's errors that is.
+
+    ``sub_rewards``: by grader name, of a multi grader. ``tokens``: used by each model that was asked, by its name.
+    """
 
     reward: float
     sub_rewards: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    flag: Flag = "other_error"
+    tokens: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def failed(cls, error: str, sub_rewards: dict[str, float] | None = None) -> Grade:
-        return cls(math.nan, sub_rewards or {}, error)
+    def failed(cls, error: str, flag: Flag = "other_error", sub_rewards: dict[str, float] | None = None) -> Grade:
+        return cls(math.nan, sub_rewards or {}, error, flag)
 
     @classmethod
     def of(cls, reward: float, sub_rewards: dict[str, float] | None = None) -> Grade:
         """A grade, failed unless ``reward`` is finite."""
         if not math.isfinite(reward):
-            return cls.failed(f"the reward is {reward}, not a finite number", sub_rewards)
+            message = f"the reward is {reward}, not a finite number"
+            return cls.failed(message, "unresponsive_reward_error", sub_rewards)
         return cls(reward, sub_rewards or {})
 
 

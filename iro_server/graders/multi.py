@@ -51,11 +51,12 @@ class MultiGrader(Grader):
         rewards = {name: grade.reward for name, grade in grades.items()}
         errors = [f"{name}: {grade.error}" for name, grade in grades.items() if grade.error]
         if errors:
-            return Grade.failed("; ".join(errors), rewards)
+            flag = next(grade.flag for grade in grades.values() if grade.error)
+            return Grade.failed("; ".join(errors), flag, rewards)
         try:
             return Grade.of(evaluate(self._formula, rewards), rewards)
         except (ArithmeticError, ValueError) as error:
-            return Grade.failed(f"calculate_output: {error}", rewards)
+            return Grade.failed(f"calculate_output: {error}", "formula_parse_error", rewards)
 
     def close(self) -> None:
         for grader in self.graders.values():

@@ -66,7 +66,9 @@ def succeed(sessions: Sessions, job: Job, path: str, search: dict[str, Any]) -> 
     """Mark the job succeeded and serve its model, in one transaction; nothing where it was cancelled meanwhile."""
     with sessions.begin() as session:
         if move(session, job.id, "running", "succeeded"):
-            session.add(Model(id=job.model_name, base=job.model, job_id=job.id, path=path, search=search))
+            session.add(
+                Model(id=job.model_name, project=job.project, base=job.model, job_id=job.id, path=path, search=search)
+            )
             add_event(session, job.id, f"New fine-tuned model created: {job.model_name}")
             add_event(session, job.id, "The job has successfully completed")
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+DEFAULT_PROJECT = "default"  # whose everything is that needs no key
 FINISHED = ("succeeded", "failed", "cancelled")
 
 
@@ -23,29 +24,73 @@ def now() -> int:
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012
+    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, list[Any]: JSON}  # noqa: RUF012
 
     seq: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[int] = mapped_column(default=now)
 
 
-class File(Base):
-    """An uploaded file; its bytes lie in ``<data dir>/files/<id>``."""
+class Owned:
+    """What belongs to a project; keys of other projects do not see it."""
+
+    project: Mapped[str] = mapped_column(default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT, index=True)
+
+
+class ApiKey(Base, Owned):
+    """A key, of which only the hash is kept. ``hint``: its last characters. Limits None: the server's own."""
+
+    __tablename__ = "api_keys"
+
+    name: Mapped[str]
+    hash: Mapped[str] = mapped_column(unique=True)
+    hint: Mapped[str]
+    requests_per_minute: Mapped[int | None] = mapped_column(default=None)
+    tokens_per_minute: Mapped[int | None] = mapped_column(default=None)
+    concurrency: Mapped[int | None] = mapped_column(default=None)
+    revoked_at: Mapped[int | None] = mapped_column(default=None)
+
+
+class File(Base, Owned):
+    """A stored file; its bytes lie in ``<data dir>/files/<id>``."""
 
     __tablename__ = "files"
 
     filename: Mapped[str]
     purpose: Mapped[str]
     bytes: Mapped[int]
+    sha256: Mapped[str | None] = mapped_column(default=None)
+    expires_at: Mapped[int | None] = mapped_column(default=None)
 
 
-class Job(Base):
+class Upload(Base, Owned):
+    """A file that arrives in parts; each part's bytes lie in ``<data dir>/parts/<id>`` until the upload ends."""
+
+    __tablename__ = "uploads"
+
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int]
+    status: Mapped[str] = mapped_column(default="pending")
+    expires_at: Mapped[int]
+    file_seconds: Mapped[int | None] = mapped_column(default=None)  # how long the file is kept
+    file_id: Mapped[str | None] = mapped_column(default=None)
+
+
+class Part(Base):
+    __tablename__ = "parts"
+
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), index=True)
+    bytes: Mapped[int]
+
+
+class Job(Base, Owned):
     """A fine-tuning job and its place in the queue.
 
     ``config`` is what the worker hands to the job's ``execute``; ``search``, how its models search and sample by
     default, is known once a worker has read it. ``restarts`` counts workers that died; ``heartbeat`` grows while a
-    worker lives.
+    worker lives. ``server`` looks after the job while it runs; ``attempt`` numbers its workers, of which only the
+    last may write.
     """
 
     __tablename__ = "jobs"
@@ -59,12 +104,18 @@ class Job(Base):
     seed: Mapped[int]
     method: Mapped[dict[str, Any]]
     job_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    integrations: Mapped[list[Any] | None] = mapped_column(default=None)
     error: Mapped[dict[str, Any] | None] = mapped_column(default=None)
     model_name: Mapped[str]
     config: Mapped[dict[str, Any]]
     search: Mapped[dict[str, Any] | None] = mapped_column(default=None)
+    result_files: Mapped[list[str] | None] = mapped_column(default=None)
+    trained_tokens: Mapped[int | None] = mapped_column(default=None)
+    estimated_finish: Mapped[int | None] = mapped_column(default=None)
     restarts: Mapped[int] = mapped_column(default=0)
     heartbeat: Mapped[int] = mapped_column(default=0)
+    attempt: Mapped[int] = mapped_column(default=0, server_default="0")
+    server: Mapped[str | None] = mapped_column(default=None)
 
 
 class Event(Base):
@@ -90,7 +141,7 @@ class Checkpoint(Base):
     metrics: Mapped[dict[str, Any]]
 
 
-class Model(Base):
+class Model(Base, Owned):
     """An aligned model, ``id`` its name: the base model steered by the bundle at ``path``."""
 
     __tablename__ = "models"
@@ -99,3 +150,29 @@ class Model(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     path: Mapped[str]
     search: Mapped[dict[str, Any]]
+
+
+class WebhookEndpoint(Base, Owned):
+    """Where a project wants to be told of events. ``secret`` signs what is sent."""
+
+    __tablename__ = "webhook_endpoints"
+
+    name: Mapped[str]
+    url: Mapped[str]
+    event_types: Mapped[list[str]]
+    secret: Mapped[str]
+
+
+class Delivery(Base):
+    """An event on its way to an endpoint, ``id`` its own on the wire; written with what it tells of.
+
+    ``due`` (Unix time) None: it was delivered, or given up after the last attempt.
+    """
+
+    __tablename__ = "deliveries"
+
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), index=True)
+    payload: Mapped[dict[str, Any]]
+    attempts: Mapped[int] = mapped_column(default=0)
+    due: Mapped[float | None] = mapped_column(index=True)
+    last_error: Mapped[str | None] = mapped_column(default=None)

@@ -190,7 +190,7 @@ def test_value_functions_of_another_base_are_refused(served, job, tmp_path):
     other.info = other.info.__class__(**(vars(other.info) | {"model_hash": "other-hash"}))
     app = create_app(served.settings, other)
     with pytest.raises(Exception, match="fitted on another base model") as refused:
-        app.state.context.models.resolve(job.fine_tuned_model)
+        app.state.context.model(job.fine_tuned_model)
     assert (refused.value.status, refused.value.code) == (400, "model_mismatch")
 
 
