@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,47 +12,61 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import APIRouter, FastAPI
 
-from iro_server.api import chat, completions, errors, files, fine_tuning, health, models
+from iro_server.api import chat, completions, errors, files, fine_tuning, graders, health, models, uploads, webhooks
+from iro_server.api.access import Access, is_loopback
+from iro_server.api.admission import Admission
 from iro_server.api.context import Context
 from iro_server.api.limits import BodyLimit
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.graders.surroundings import Surroundings
+from iro_server.surroundings import Surroundings
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.settings import Settings
+from iro_server.store import keys
 from iro_server.store.database import open_database
+from iro_server.store.sweep import sweep_hourly
+from iro_server.webhooks import Sender
 
 
 def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     """The application. While it runs it starts and watches jobs; ``engine`` stays the caller's to close."""
     sessions = open_database(settings)
-    surroundings = surroundings_of(settings)
+    internal_key = keys.internal(settings.data_dir)
+    surroundings = surroundings_of(settings, internal_key)
     registry = ModelRegistry(engine, sessions, settings.model_dir, surroundings)
 
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
-        supervisor = Supervisor(settings, sessions)
-        watching = asyncio.create_task(supervisor.run())
+        supervisor = Supervisor(settings, sessions, surroundings)
+        sender = Sender(sessions, supervisor.stopping)
+        sweeping = sweep_hourly(settings, sessions, supervisor.stopping)
+        tasks = [asyncio.create_task(run) for run in (supervisor.run(), sender.run(), sweeping)]
         yield
         supervisor.stopping.set()
-        await watching
+        await asyncio.gather(*tasks)
         registry.close()
 
     app = FastAPI(title="Iro", lifespan=supervised)
-    app.state.context = Context(settings, sessions, registry, surroundings)
+    admission = Admission(settings.max_active_rows, settings.max_waiting)
+    app.state.context = Context(settings, sessions, registry, surroundings, admission)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(Access, settings=settings, sessions=sessions, internal_key=internal_key)
     errors.install(app)
     v1 = APIRouter(prefix="/v1")
-    for route in (models, files, fine_tuning, chat, completions, health):
+    for route in (models, files, uploads, webhooks, fine_tuning, graders, chat, completions, health):
         v1.include_router(route.router)
     app.include_router(v1)
     return app
 
 
-def surroundings_of(settings: Settings) -> Surroundings:
+def surroundings_of(settings: Settings, internal_key: str) -> Surroundings:
+    """Where graders run, the workers' too. A server without keys is its user's own, who may ask any endpoint."""
+    everywhere = settings.host in ("0.0.0.0", "::")
     return Surroundings(
-        base_url=f"http://{settings.host}:{settings.port}/v1",
+        base_url=f"http://{'127.0.0.1' if everywhere else settings.host}:{settings.port}/v1",
+        api_key=internal_key,
+        any_endpoint=not settings.require_keys and is_loopback(settings.host),
         endpoints={url: os.environ.get(name, "") for url, name in settings.grader_endpoints.items()},
         reward_models=settings.reward_models,
         embedding_model=settings.embedding_model,
@@ -65,5 +80,21 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     model_dir = settings.model_dir or prepare_model()
     settings = settings.model_copy(update={"model_dir": model_dir})
+    check_keys(settings)
     with EmbeddedEngine(model_dir, settings.model_name) as engine:
-        uvicorn.run(create_app(settings, engine), host=settings.host, port=settings.port, timeout_graceful_shutdown=10)
+        uvicorn.run(
+            create_app(settings, engine),
+            host=settings.host,
+            port=settings.port,
+            timeout_graceful_shutdown=math.ceil(settings.drain),
+        )
+
+
+def check_keys(settings: Settings) -> None:
+    """ValueError where the server would be reached from other machines though no key exists that it could ask for."""
+    if is_loopback(settings.host) or settings.require_keys is False or keys.exist(open_database(settings)):
+        return
+    raise ValueError(
+        f"host {settings.host} is open to other machines, and there is no API key yet: make one with "
+        "`iro keys create NAME`, or set IRO_REQUIRE_KEYS=false where something else guards the server"
+    )

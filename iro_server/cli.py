@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from iro_server import cli_keys
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 
@@ -58,6 +59,7 @@ app = typer.Typer(
 )
 model_app = typer.Typer(no_args_is_help=True, help="The frozen model.")
 app.add_typer(model_app, name="model")
+app.add_typer(cli_keys.app, name="keys")
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…", help="Config fields; values as JSON.")]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
-from iro_server.graders.surroundings import PythonLimits
+from iro_server.surroundings import PythonLimits
 
 Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
 

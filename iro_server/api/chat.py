@@ -14,7 +14,8 @@ from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
 from iro_server.api.options import Options, usage_object
-from iro_server.api.respond import Stream, generate_all, unless_gone
+from iro_server.api.respond import Stream, whole
+from iro_server.api.turn import take_turn
 from iro_server.engines.prompts import chat_prompt_ids
 from iro_server.store.tables import new_id, now
 
@@ -61,12 +62,13 @@ class ChatRequest(Options):
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     """Generate the assistant's next message. A stream's log-probabilities come with its last chunk."""
     generation = await run_in_threadpool(_generation, body, context)
+    turn = await take_turn(request, context, [generation])
     frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model}
     if body.stream:
         chunks = ChatChunks(context.models.engine.tokenizer, body)
         frame["object"] = "chat.completion.chunk"
-        return Stream([generation], chunks, frame, body.include_usage).response()
-    (generated,) = await unless_gone(request, generate_all([generation]))
+        return Stream([generation], chunks, frame, body.include_usage, turn).response()
+    (generated,) = await whole(request, [generation], turn)
     choices = [_choice(generation, body, index, choice) for index, choice in enumerate(generated.choices)]
     usage = usage_object([generation], [generated])
     return frame | {"object": "chat.completion", "choices": choices, "usage": usage}

@@ -14,7 +14,8 @@ from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
 from iro_server.api.options import Options, usage_object
-from iro_server.api.respond import Stream, generate_all, unless_gone
+from iro_server.api.respond import Stream, whole
+from iro_server.api.turn import take_turn
 from iro_server.engines.prompts import text_prompt_ids
 from iro_server.store.tables import new_id, now
 
@@ -43,11 +44,12 @@ class CompletionRequest(Options):
 async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any:
     """Continue each prompt ``n`` times. A stream's log-probabilities come with its last chunk."""
     generations = await run_in_threadpool(_generations, body, context)
+    turn = await take_turn(request, context, generations)
     frame = {"id": new_id("cmpl-"), "object": "text_completion", "created": now(), "model": body.model}
     chunks = TextChunks(context.models.engine.tokenizer, body)
     if body.stream:
-        return Stream(generations, chunks, frame, body.include_usage).response()
-    generated = await unless_gone(request, generate_all(generations))
+        return Stream(generations, chunks, frame, body.include_usage, turn).response()
+    generated = await whole(request, generations, turn)
     numbered = enumerate(choice for each in generated for choice in each.choices)
     choices = [chunks.choice(index, choice.text, choice) for index, choice in numbered]
     return frame | {"choices": choices, "usage": usage_object(generations, generated)}

@@ -8,9 +8,10 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from sqlalchemy import ColumnElement, select
 
+from iro_server.api.admission import Admission
 from iro_server.api.errors import not_found
 from iro_server.api.registry import ModelRegistry, ServedModel
-from iro_server.graders.surroundings import Surroundings
+from iro_server.surroundings import Surroundings
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
 from iro_server.store.tables import DEFAULT_PROJECT, Base, Owned
@@ -32,6 +33,7 @@ class Context:
     sessions: Sessions
     models: ModelRegistry
     surroundings: Surroundings
+    admission: Admission
     caller: Caller = Caller()
 
     def own(self, table: type[Base]) -> list[ColumnElement[bool]]:

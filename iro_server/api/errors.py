@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+
+log = logging.getLogger("iro.api")
 
 
 class APIError(Exception):
-    """An answer other than success. ``param`` is the field at fault, ``code`` a word for programs."""
+    """An answer other than success. ``param`` is the field at fault, ``code`` a word for programs, ``type`` the
+    envelope's, None for what OpenAI calls its status."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+        self.type = type or ("invalid_request_error" if status < 500 else "server_error")
 
     def envelope(self) -> dict[str, Any]:
-        type = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": type, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class ClientGone(Exception):
@@ -64,7 +78,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(APIError)
     async def raised(_: Request, error: APIError) -> JSONResponse:
-        return respond(error)
+        return respond(error, error.headers)
+
+    @app.exception_handler(OperationalError)
+    async def unstored(_: Request, error: OperationalError) -> JSONResponse:
+        log.error("the database does not answer", exc_info=error)
+        message = "The database does not answer now; nothing was changed. Try again soon."
+        return respond(APIError(503, message, code="storage_unavailable"), {"Retry-After": "2"})
 
     @app.exception_handler(ClientGone)
     async def gone(_: Request, _error: ClientGone) -> Response:

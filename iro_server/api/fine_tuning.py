@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import ColumnElement
+from starlette.datastructures import QueryParams
 
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import bad_request
@@ -52,6 +54,8 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
         seed=seed,
         method=body.method.model_dump(exclude_none=True),
         job_metadata=body.metadata,
+        integrations=[each.model_dump(exclude_none=True) for each in body.integrations or []],
+        status="validating_files",
         model_name=f"ft:{body.model}:{context.settings.organization}:{body.suffix or ''}:{job_id[-8:]}",
         config=config
         | {"grader": body.method.reinforcement.grader, "seed": seed}
@@ -61,6 +65,11 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
         session.add(job)
         session.flush()
         records.add_event(session, job_id, f"Created fine-tuning job: {job_id}")
+        for id in filter(None, sources.values()):
+            records.add_event(session, job_id, f"Validating training file: {id}")
+        if body.integrations:
+            message = "wandb: nothing is sent there; the job's TensorBoard files are in its run folder"
+            records.add_event(session, job_id, message, "warn")
     return show(job, context)
 
 
@@ -84,8 +93,22 @@ def _check_file(context: Context, id: str, param: str) -> None:
 
 
 @router.get("")
-def list_jobs(context: Ctx, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
-    return list_object(context, t.Job, lambda job: show(job, context), limit=limit, after=after)
+def list_jobs(request: Request, context: Ctx, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
+    """The jobs, newest first. ``metadata[key]=value``: those that carry it; ``metadata=null``: those without any."""
+    where = _metadata_filter(request.query_params)
+    return list_object(context, t.Job, lambda job: show(job, context), *where, limit=limit, after=after)
+
+
+def _metadata_filter(query: QueryParams) -> list[ColumnElement[bool]]:
+    where: list[ColumnElement[bool]] = []
+    for name, value in query.multi_items():
+        if name == "metadata":
+            if value != "null":
+                raise bad_request("Filter by metadata[key]=value, or metadata=null.", "metadata", "invalid_value")
+            where.append(t.Job.job_metadata.is_(None))
+        elif name.startswith("metadata[") and name.endswith("]"):
+            where.append(t.Job.job_metadata[name[len("metadata[") : -1]].as_string() == value)
+    return where
 
 
 @router.get("/{id}")
@@ -98,9 +121,29 @@ def cancel(id: str, context: Ctx) -> dict[str, Any]:
     """Cancel a job that has not ended. Its worker stops at its next step, or is killed soon after."""
     job = _job(context, id)
     with context.sessions.begin() as session:
-        if not any(records.move(session, id, before, "cancelled") for before in ("queued", "running")):
+        if not any(records.move(session, id, before, "cancelled") for before in records.OPEN):
             raise bad_request(f"{id} has already {job.status}.", "id", "job_ended")
         records.add_event(session, id, "The job was cancelled")
+    return show(_job(context, id), context)
+
+
+@router.post("/{id}/pause")
+def pause(id: str, context: Ctx) -> dict[str, Any]:
+    """Pause a job. What it has done is kept: its checkpoints can be called, and resume goes on from there."""
+    job = _job(context, id)
+    if not records.pause(context.sessions, id, "The job was paused"):
+        raise bad_request(f"{id} is {job.status}; only a queued or running job can be paused.", "id", "job_not_running")
+    return show(_job(context, id), context)
+
+
+@router.post("/{id}/resume")
+def resume(id: str, context: Ctx) -> dict[str, Any]:
+    """Queue a paused job again; it goes on from its last finished step."""
+    job = _job(context, id)
+    with context.sessions.begin() as session:
+        if not records.move(session, id, "paused", "queued"):
+            raise bad_request(f"{id} is {job.status}, not paused.", "id", "job_not_paused")
+        records.add_event(session, id, "The job was resumed")
     return show(_job(context, id), context)
 
 
@@ -134,15 +177,15 @@ def show(job: t.Job, context: Context) -> dict[str, Any]:
         "organization_id": context.settings.organization,
         "training_file": job.training_file,
         "validation_file": job.validation_file,
-        "result_files": [],
+        "result_files": job.result_files or [],
         "hyperparameters": {},
         "method": job.method,
         "seed": job.seed,
         "error": job.error,
         "metadata": job.job_metadata,
-        "trained_tokens": None,
-        "estimated_finish": None,
-        "integrations": [],
+        "trained_tokens": job.trained_tokens,
+        "estimated_finish": job.estimated_finish,
+        "integrations": job.integrations or [],
     }
 
 

@@ -39,6 +39,16 @@ class Generation:
     item: dict[str, Any]
 
     @property
+    def rows(self) -> int:
+        """Rows that step at once."""
+        return self.n if self.plain else self.params.beam_width * self.params.num_successors
+
+    @property
+    def base_tokens(self) -> int:
+        """The most tokens it may draw from the frozen model."""
+        return self.rows * self.max_tokens
+
+    @property
     def plain(self) -> bool:
         """One beam, one successor: nothing is chosen, and each choice is a sample of its own."""
         return self.params.beam_width * self.params.num_successors == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from iro_server.api.errors import bad_request
 from iro_server.decoding.base import Selection
@@ -89,6 +89,30 @@ class Method(_Closed):
     type: Literal["reinforcement"]
     reinforcement: Reinforcement
 
+    @field_validator("type", mode="before")
+    @classmethod
+    def _by_reward(cls, type: Any) -> Any:
+        if type in ("supervised", "dpo"):
+            raise ValueError(f"models are aligned to a grader here, by the method 'reinforcement', not '{type}'")
+        return type
+
+
+class Wandb(_Closed):
+    project: str
+    name: str | None = None
+    entity: str | None = None
+    tags: list[str] | None = None
+
+
+class Integration(_Closed):
+    """Accepted, so that a request need not change; a run's TensorBoard files are written in any case."""
+
+    type: Literal["wandb"]
+    wandb: Wandb
+
+
+Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+
 
 class JobRequest(_Closed):
     model: str
@@ -97,9 +121,12 @@ class JobRequest(_Closed):
     method: Method
     suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-        ]
-        | None
-    ) = None
+    metadata: Annotated[Metadata, Field(max_length=16)] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
+    hyperparameters: None = None
+
+    @field_validator("hyperparameters", mode="before")
+    @classmethod
+    def _in_the_method(cls, given: Any) -> None:
+        if given:
+            raise ValueError("give them as method.reinforcement.hyperparameters")

@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request, not_found
-from iro_server.store.tables import Checkpoint, Model
+from iro_server.store.tables import Checkpoint, Job, Model
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 @router.get("")
 def list_models(context: Ctx) -> dict[str, Any]:
     with context.sessions() as session:
-        aligned = list(session.scalars(select(Model).order_by(Model.seq)))
+        aligned = list(session.scalars(select(Model).where(*context.own(Model)).order_by(Model.seq)))
     return {"object": "list", "data": [_base(context), *(_aligned(context, model) for model in aligned)]}
 
 
@@ -26,9 +26,10 @@ def retrieve(name: str, context: Ctx) -> dict[str, Any]:
     if name == context.models.base:
         return _base(context)
     with context.sessions() as session:
-        if model := session.scalar(select(Model).where(Model.id == name)):
+        if model := session.scalar(select(Model).where(Model.id == name, *context.own(Model))):
             return _aligned(context, model)
-        if checkpoint := session.scalar(select(Checkpoint).where(Checkpoint.model_name == name)):
+        of_ours = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(*context.own(Job))
+        if checkpoint := session.scalar(of_ours.where(Checkpoint.model_name == name)):
             return _object(name, checkpoint.created_at, context.settings.organization)
     raise not_found("model", name, "model")
 
@@ -39,7 +40,10 @@ def remove(name: str, context: Ctx) -> dict[str, Any]:
     if name == context.models.base:
         raise bad_request("The base model cannot be deleted.", "model")
     with context.sessions.begin() as session:
-        if session.execute(delete(Model).where(Model.id == name).returning(Model.id)).first() is None:
+        if (
+            session.execute(delete(Model).where(Model.id == name, *context.own(Model)).returning(Model.id)).first()
+            is None
+        ):
             raise not_found("model", name, "model")
     return {"id": name, "object": "model", "deleted": True}
 

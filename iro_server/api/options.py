@@ -79,7 +79,12 @@ class Options(BaseModel):
         check_choices(params, n)
         detokenizer = Detokenizer(model.engine.tokenizer, tuple(self.stop or ()))
         sampling = self._sampling(model, index * n)
-        return Generation(model, prompt_ids, params, scorer, sampling, max_tokens, n, detokenizer, self.item or {})
+        made = Generation(model, prompt_ids, params, scorer, sampling, max_tokens, n, detokenizer, self.item or {})
+        if made.base_tokens * prompts > context.settings.max_request_tokens:
+            most = context.settings.max_request_tokens
+            message = f"{made.rows} rows of {max_tokens} tokens for each of {prompts} prompts are over {most} tokens"
+            raise bad_request(message, "max_tokens", "too_many_tokens")
+        return made
 
     def _check_rows(self, params: SearchParams, n: int, prompts: int, most: int) -> None:
         searched = params.beam_width * params.num_successors

@@ -5,37 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from iro_server.api.errors import APIError, ClientGone
+from iro_server.api.errors import APIError
 from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate, together
 from iro_server.api.options import usage_object
+from iro_server.api.turn import Turn, unless_gone
 
 log = logging.getLogger("iro.api")
-Result = TypeVar("Result")
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """``work``'s result; cancels it and raises ClientGone once the client has disconnected."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
+async def whole(request: Request, generations: list[Generation], turn: Turn) -> list[Generated]:
+    """What the generations come to; their rows are free again at once where the client goes away."""
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
+        return await turn.within(unless_gone(request, generate_all(generations)))
     finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        turn.end()
 
 
 async def generate_all(generations: list[Generation], on_agreed: OnAgreed | None = None) -> list[Generated]:
@@ -45,6 +36,20 @@ async def generate_all(generations: list[Generation], on_agreed: OnAgreed | None
         return (lambda index, tokens: on_agreed(first + index, tokens)) if on_agreed else None
 
     return await together(generate(each, counted(i * each.n)) for i, each in enumerate(generations))
+
+
+class _EndingResponse(StreamingResponse):
+    """Ends the turn also where the client left before the first event, and no generator ever ran."""
+
+    def __init__(self, content: AsyncIterator[str], media_type: str, turn: Turn) -> None:
+        super().__init__(content, media_type=media_type)
+        self.turn = turn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.turn.end()
 
 
 class Chunks(Protocol):
@@ -65,17 +70,21 @@ class Stream:
     chunks: Chunks
     frame: dict[str, Any]
     include_usage: bool
+    turn: Turn
 
     def response(self) -> StreamingResponse:
-        return StreamingResponse(self._events(), media_type="text/event-stream")
+        return _EndingResponse(self._events(), media_type="text/event-stream", turn=self.turn)
 
     async def _events(self) -> AsyncIterator[str]:
         agreed: asyncio.Queue[tuple[int, list[int]] | None] = asyncio.Queue()
-        work = asyncio.create_task(generate_all(self.generations, lambda *part: agreed.put_nowait(part)))
+        generated = generate_all(self.generations, lambda *part: agreed.put_nowait(part))
+        work = asyncio.create_task(self.turn.within(generated))
         work.add_done_callback(lambda _: agreed.put_nowait(None))
         try:
             async for event in self._texts(agreed, work):
                 yield event
+        except APIError as error:
+            yield _event(error.envelope())
         except Exception as error:  # the status is sent: all that is left is to say so, and go on serving others
             log.exception("a stream broke off")
             yield _event(APIError(500, f"The server had an error: {error}", code="internal_error").envelope())

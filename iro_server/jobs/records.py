@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from iro_server.jobs.deliveries import enqueue
 from iro_server.store.database import Sessions, find
-from iro_server.store.tables import FINISHED, Checkpoint, Event, Job, Model, new_id, now
+from iro_server.store.tables import FINISHED, Checkpoint, Event, File, Job, Model, new_id, now
+
+OPEN = ("validating_files", "queued", "running", "paused")  # a job that may still be cancelled
+
+
+class Lost(Exception):
+    """The job has another worker now: this one has nothing to say any more."""
 
 
 def add_event(
@@ -23,60 +30,138 @@ def add_event(
 
 
 def move(session: Session, job_id: str, before: str, after: str, **values: Any) -> bool:
-    """Take a job from status ``before`` to ``after``; False where it is no longer in ``before``."""
+    """Take a job from status ``before`` to ``after``; False where it is no longer in ``before``.
+
+    Who asked to be told of its end will be, from the same transaction on.
+    """
     if after in FINISHED:
         values["finished_at"] = now()
+    if after != "running":
+        values["estimated_finish"] = None
     change = update(Job).where(Job.id == job_id, Job.status == before).values(status=after, **values)
-    return session.execute(change.returning(Job.id)).first() is not None
+    project = session.scalars(change.returning(Job.project)).first()
+    if project is not None and after in FINISHED:
+        enqueue(session, project, f"fine_tuning.job.{after}", {"id": job_id})
+    return project is not None
 
 
-def take_next(sessions: Sessions) -> Job | None:
-    """The oldest queued job, now running and ours."""
+def take_next(sessions: Sessions, server: str, besides: tuple[str, ...] = ()) -> Job | None:
+    """The oldest queued job but for ``besides``, now running and ours."""
     with sessions.begin() as session:
-        job = session.scalar(select(Job).where(Job.status == "queued").order_by(Job.seq).limit(1))
-        if job is None or not move(session, job.id, "queued", "running"):
+        oldest = select(Job).where(Job.status == "queued", Job.id.not_in(besides)).order_by(Job.seq).limit(1)
+        job = session.scalar(oldest)
+        if job is None:
             return None
-        add_event(session, job.id, "Fine-tuning job started" if job.restarts == 0 else "Fine-tuning job goes on")
+        message = "Fine-tuning job started" if job.attempt == 0 else "Fine-tuning job goes on"
+        if not move(session, job.id, "queued", "running", server=server, attempt=Job.attempt + 1):
+            return None
+        add_event(session, job.id, message)
+        session.refresh(job)
         return job
 
 
-def record(sessions: Sessions, job: Job, event: dict[str, Any]) -> None:
-    """Store an event of the job's ``execute``; one of type "checkpoint" makes a model that can be called."""
+def adopt(sessions: Sessions, job: Job, server: str) -> bool:
+    """Look after a running job in place of a server that is gone; False where another was faster."""
     with sessions.begin() as session:
+        change = update(Job).where(Job.id == job.id, Job.server.is_not_distinct_from(job.server)).values(server=server)
+        return session.execute(change.returning(Job.id)).first() is not None
+
+
+def _fence(session: Session, job: Job) -> str:
+    """The job's status, its row locked. Raises Lost unless the caller is its last worker."""
+    beaten = update(Job).where(Job.id == job.id, Job.attempt == job.attempt).values(heartbeat=Job.heartbeat + 1)
+    status = session.scalars(beaten.returning(Job.status)).first()
+    if status is None:
+        raise Lost(f"{job.id} has another worker")
+    return status
+
+
+def beat(sessions: Sessions, job: Job) -> str:
+    """Say that the job's worker lives; returns the job's status. Raises Lost."""
+    with sessions.begin() as session:
+        return _fence(session, job)
+
+
+def record(sessions: Sessions, job: Job, event: dict[str, Any]) -> None:
+    """Store an event of the job's ``execute``; one of type "checkpoint" makes a model that can be called. Raises Lost.
+
+    What a killed worker told before it died may be told again: a step's metrics and checkpoint are there once.
+    """
+    with sessions.begin() as session:
+        _fence(session, job)
         data = event.get("data") or {}
         message = event.get("message", "")
+        if event["type"] == "checkpoint_dropped":
+            session.execute(delete(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == data["step"]))
+            return
+        if event["type"] == "checkpoint" and not _add_checkpoint(session, job, data):
+            return
         if event["type"] == "checkpoint":
-            _add_checkpoint(session, job, data)
             message = message or f"Checkpoint created at step {data['step']}"
         type = "metrics" if event["type"] == "metrics" else "message"
-        add_event(session, job.id, message, event.get("level", "info"), type, data)
+        if type == "message" or not _told(session, job, data.get("step")):
+            add_event(session, job.id, message, event.get("level", "info"), type, data)
 
 
-def _add_checkpoint(session: Session, job: Job, data: dict[str, Any]) -> None:
+def progress(sessions: Sessions, job: Job, estimated_finish: int) -> None:
+    """Note when the running job may be done (Unix time)."""
+    with sessions.begin() as session:
+        of_ours = update(Job).where(Job.id == job.id, Job.attempt == job.attempt, Job.status == "running")
+        session.execute(of_ours.values(estimated_finish=estimated_finish))
+
+
+def _told(session: Session, job: Job, step: int | None) -> bool:
+    metrics = select(Event.data).where(Event.job_id == job.id, Event.type == "metrics")
+    return step is not None and any(data.get("step") == step for data in session.scalars(metrics))
+
+
+def _add_checkpoint(session: Session, job: Job, data: dict[str, Any]) -> bool:
+    """Whether the step's checkpoint is a new one."""
     known = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == data["step"])
-    checkpoint = session.scalar(known)  # a step that a killed worker finished may be reported again
+    checkpoint = session.scalar(known)
+    new = checkpoint is None
     if checkpoint is None:
         name = f"{job.model_name}:ckpt-step-{data['step']}"
         checkpoint = Checkpoint(id=new_id("ftckpt-"), job_id=job.id, step=data["step"], model_name=name)
         session.add(checkpoint)
     checkpoint.path, checkpoint.metrics = data["path"], data.get("metrics") or {}
+    return new
 
 
-def succeed(sessions: Sessions, job: Job, path: str, search: dict[str, Any]) -> None:
-    """Mark the job succeeded and serve its model, in one transaction; nothing where it was cancelled meanwhile."""
+def succeed(
+    sessions: Sessions, job: Job, path: str, search: dict[str, Any], results: File | None, trained_tokens: int | None
+) -> None:
+    """Mark the job succeeded and serve its model, in one transaction; nothing where it was cancelled meanwhile.
+
+    ``results``: its metrics as a file that lies on the disk already. Raises Lost.
+    """
     with sessions.begin() as session:
-        if move(session, job.id, "running", "succeeded"):
-            session.add(
-                Model(id=job.model_name, project=job.project, base=job.model, job_id=job.id, path=path, search=search)
-            )
+        _fence(session, job)
+        files = [results.id] if results else []
+        if move(session, job.id, "running", "succeeded", result_files=files, trained_tokens=trained_tokens):
+            if results:
+                session.add(results)
+            model = Model(id=job.model_name, project=job.project, base=job.model, job_id=job.id, path=path)
+            model.search = search
+            session.add(model)
             add_event(session, job.id, f"New fine-tuned model created: {job.model_name}")
             add_event(session, job.id, "The job has successfully completed")
 
 
-def fail(sessions: Sessions, job_id: str, code: str, message: str, param: str | None = None) -> None:
+def fail(sessions: Sessions, job: Job, code: str, message: str, param: str | None = None) -> None:
+    """Mark the running job failed, unless another worker has it by now."""
+    with sessions.begin() as session:
+        _fence(session, job)
+        error = {"code": code, "message": message, "param": param}
+        if move(session, job.id, "running", "failed", error=error):
+            add_event(session, job.id, f"The job failed: {message}", level="error", data=error)
+
+
+def refuse(sessions: Sessions, job_id: str, code: str, message: str, param: str) -> None:
+    """Mark a job failed whose files turned out to be no good."""
     with sessions.begin() as session:
         error = {"code": code, "message": message, "param": param}
-        if move(session, job_id, "running", "failed", error=error):
+        if move(session, job_id, "validating_files", "failed", error=error):
             add_event(session, job_id, f"The job failed: {message}", level="error", data=error)
 
 
@@ -94,7 +179,7 @@ def worker_died(sessions: Sessions, job_id: str, how: str, restarts: int) -> Non
                 counts = {"restart": died + 1, "most": restarts}
                 add_event(session, job_id, f"The worker {how}; the job goes on", level="warn", data=counts)
             return
-    fail(sessions, job_id, "worker_died", f"the worker {how}; restarts before: {died}")
+    fail(sessions, job, "worker_died", f"the worker {how}; restarts before: {died}")
 
 
 def requeue(sessions: Sessions, job_id: str, message: str) -> None:
@@ -104,8 +189,10 @@ def requeue(sessions: Sessions, job_id: str, message: str) -> None:
             add_event(session, job_id, message)
 
 
-def beat(sessions: Sessions, job_id: str) -> str:
-    """Say that the job's worker lives; returns the job's status."""
+def pause(sessions: Sessions, job_id: str, message: str, level: str = "info") -> bool:
+    """Stop a job that waits or runs, to be resumed from its last finished step; False where it does neither."""
     with sessions.begin() as session:
-        change = update(Job).where(Job.id == job_id).values(heartbeat=Job.heartbeat + 1)
-        return session.scalars(change.returning(Job.status)).one()
+        paused = any(move(session, job_id, before, "paused") for before in ("queued", "running"))
+        if paused:
+            add_event(session, job_id, message, level)
+        return paused

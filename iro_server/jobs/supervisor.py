@@ -1,4 +1,8 @@
-"""Starts queued jobs, and sees to it that none stays "running" without a worker that lives."""
+"""Starts queued jobs, and sees to it that none stays "running" without a worker that lives.
+
+Several servers may share one database and data directory: a job is looked after by the one that took it, and by
+another only once that one is gone.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,18 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from iro_server.jobs import lock, records
-from iro_server.jobs.worker import SETTINGS_VARIABLE
+from iro_server.surroundings import VARIABLE as SURROUNDINGS_VARIABLE
+from iro_server.surroundings import Surroundings
+from iro_server.jobs import lock, presence, records
+from iro_server.jobs.validation import validate_waiting
+from iro_server.jobs.worker import SETTINGS_VARIABLE, TAKEN
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Job
 
 log = logging.getLogger("iro.jobs")
 STOP_SECONDS = 5.0
+STOPPED = (*FINISHED, "paused")  # a job whose worker is to end
 
 
 @dataclass
@@ -51,8 +59,8 @@ class Worker:
                 os.killpg(pid, how)
 
     def seconds_silent(self, job: Job) -> float:
-        """Seconds since the heartbeat last grew or, of a job that has ended, since it did."""
-        ended = job.status in FINISHED
+        """Seconds since the heartbeat last grew or, of a job that is to stop, since it was."""
+        ended = job.status in STOPPED
         if (job.heartbeat != self.heartbeat and not ended) or ended != self.ended:
             self.heartbeat, self.ended, self.since = job.heartbeat, ended, time.monotonic()
         return time.monotonic() - self.since
@@ -69,46 +77,68 @@ class Worker:
 class Supervisor:
     """One a server. ``run`` it as a task, until ``stopping`` is set."""
 
-    def __init__(self, settings: Settings, sessions: Sessions) -> None:
-        self.settings, self.sessions = settings, sessions
+    def __init__(self, settings: Settings, sessions: Sessions, surroundings: Surroundings) -> None:
+        self.settings, self.sessions, self.surroundings = settings, sessions, surroundings
+        self.server = ""  # its name, while it is present
         self.workers: dict[str, Worker] = {}
+        self.silent: dict[str, tuple[int, float]] = {}  # others' jobs: heartbeat, and since when (monotonic)
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
-        adopted = False
+        with presence.present(self.settings.data_dir) as self.server:
+            await self._watch_all()
+            await asyncio.to_thread(self.stop)
+
+    async def _watch_all(self) -> None:
         while not self.stopping.is_set():
             try:
-                if not adopted:
-                    await asyncio.to_thread(self.adopt)
-                    adopted = True
                 await asyncio.to_thread(self.tick)
             except Exception:  # such as a database that is away: jobs must be watched again once it is back
                 log.exception("the jobs could not be looked after; trying again")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), self.settings.job_poll)
-        await asyncio.to_thread(self.stop)
 
     def adopt(self) -> None:
-        """Watch what an earlier server left: jobs that run, and workers of cancelled jobs that have not stopped yet."""
+        """Look after what servers that are gone left: jobs that run, and workers of jobs that are to stop."""
         with self.sessions() as session:
-            jobs = list(session.scalars(select(Job).where(Job.status.in_(("running", "cancelled")))))
+            left = select(Job).where(Job.status.in_(("running", "cancelled", "paused")))
+            jobs = list(session.scalars(left.where(Job.server.is_distinct_from(self.server))))
         for job in jobs:
+            if not self._abandoned(job):
+                continue
             worker = Worker(self.settings.job_dir(job.id))
-            if job.status == "running" or worker.alive():
+            stays = job.status == "running" or worker.alive()
+            if stays and records.adopt(self.sessions, job, self.server):
                 self.workers[job.id] = worker
 
+    def _abandoned(self, job: Job) -> bool:
+        """Whether the job's server is gone or, on another machine, its worker has been silent for too long."""
+        gone = presence.gone(self.settings.data_dir, job.server)
+        if gone is not None:
+            return gone
+        heartbeat, since = self.silent.setdefault(job.id, (job.heartbeat, time.monotonic()))
+        if heartbeat != job.heartbeat:
+            self.silent[job.id] = (job.heartbeat, time.monotonic())
+            return False
+        return time.monotonic() - since > self.settings.heartbeat_timeout
+
     def tick(self) -> None:
+        validate_waiting(self.settings, self.sessions)
+        self.adopt()
         for job_id, worker in list(self.workers.items()):
             self._watch(job_id, worker)
-        while len(self.workers) < self.settings.job_concurrency and (job := records.take_next(self.sessions)):
-            worker = self.workers[job.id] = Worker(
-                self.settings.job_dir(job.id)
-            )  # watched, whatever starting it raises
+        while len(self.workers) < self.settings.job_concurrency and (job := self._take_next()):
+            folder = self.settings.job_dir(job.id)
+            worker = self.workers[job.id] = Worker(folder)  # watched, whatever starting it raises
             try:
-                worker.process = self._start(job.id, worker.folder)
+                worker.process = self._start(job, worker.folder)
             except OSError as error:
                 worker.unstarted = str(error)
                 return  # the next tick counts it as a death
+
+    def _take_next(self) -> Job | None:
+        # A job that was paused and resumed may still have its worker, which is about to stop.
+        return records.take_next(self.sessions, self.server, besides=tuple(self.workers))
 
     def stop(self) -> None:
         """End the workers; their jobs go on from their run folders when a server starts again."""
@@ -126,21 +156,25 @@ class Supervisor:
         with self.sessions() as session:
             job = find(session, Job, job_id)
         assert job is not None
-        limit = self.settings.cancel_grace if job.status in FINISHED else self.settings.heartbeat_timeout
+        limit = self.settings.cancel_grace if job.status in STOPPED else self.settings.heartbeat_timeout
         if alive:
             if worker.seconds_silent(job) > limit:
                 worker.kill()
             return
-        if job.status == "running":
+        if job.status == "running" and worker.process and worker.process.returncode == TAKEN:
+            records.requeue(self.sessions, job_id, "An earlier worker has not stopped yet; the job waits for it")
+        elif job.status == "running":
             records.worker_died(self.sessions, job_id, worker.how_it_died(), self.settings.job_restarts)
         del self.workers[job_id]
 
-    def _start(self, job_id: str, folder: Path) -> subprocess.Popen:
+    def _start(self, job: Job, folder: Path) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
+        surroundings = self.surroundings.model_copy(update={"project": job.project})
         environment = os.environ | {SETTINGS_VARIABLE: self.settings.model_dump_json()}
+        environment[SURROUNDINGS_VARIABLE] = surroundings.model_dump_json()
         with (folder / "worker.log").open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "iro_server.jobs.worker", "--job", job_id],
+                [sys.executable, "-m", "iro_server.jobs.worker", "--job", job.id, "--attempt", str(job.attempt)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

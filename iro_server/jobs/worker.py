@@ -1,70 +1,135 @@
-"""The process that runs one job: ``python -m iro_server.jobs.worker --job ID``, its settings in ``$IRO_SETTINGS``."""
+"""The process that runs one job: ``python -m iro_server.jobs.worker --job ID --attempt N``, its settings in
+``$IRO_SETTINGS`` and where its graders run in ``$IRO_GRADERS``."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.metadata
 import os
+import shutil
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
+from tenacity import retry, retry_if_exception_type, wait_exponential
 
 from iro_server.jobs import lock, records
+from iro_server.jobs.progress import Progress
 from iro_server.settings import Settings
+from iro_server.store import files
 from iro_server.store.database import Sessions, find, open_database
-from iro_server.store.tables import Job
+from iro_server.store.tables import File, Job, new_id
 
 SETTINGS_VARIABLE = "IRO_SETTINGS"
 TAKEN = 75  # exit status: another worker has the job's folder
+ROOM = 16 * 2**20  # bytes: with less than this left, whatever failed did so for want of space
+Result = TypeVar("Result")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--job", required=True)
-    job_id = parser.parse_args().job
+    parser.add_argument("--attempt", type=int, required=True)
+    arguments = parser.parse_args()
     settings = Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
-    folder = settings.job_dir(job_id)
+    folder = settings.job_dir(arguments.job)
     with lock.hold(folder) as held:
         if not held:
             return TAKEN
-        work(settings, open_database(settings), job_id, folder / "run")
+        Worker(settings, patiently(open_database)(settings), arguments.job, arguments.attempt).work()
     return 0
 
 
-def work(settings: Settings, sessions: Sessions, job_id: str, out: Path) -> None:
-    """Run the job to its end and record how it ended, whatever it raises."""
-    with sessions() as session:
-        job = find(session, Job, job_id)
-    if job is None or job.status != "running":
-        return
-    stop = threading.Event()
-    threading.Thread(target=_beat, args=(sessions, job_id, settings.heartbeat, stop), daemon=True).start()
-    try:
-        _execute(settings, sessions, job, out, stop)
-    except Exception as error:
-        if stop.is_set():
-            return  # cancelled: the status says so already
-        traceback.print_exc()
-        records.fail(sessions, job_id, *explain(error))
+def patiently(call: Callable[..., Result]) -> Callable[..., Result]:
+    """``call``, again and again while the database is away: what was computed is not lost for want of it."""
+    away = retry_if_exception_type(OperationalError)
+    return retry(retry=away, wait=wait_exponential(multiplier=0.2, max=5), reraise=True)(call)
 
 
-def _execute(settings: Settings, sessions: Sessions, job: Job, out: Path, stop: threading.Event) -> None:
-    entry = load_entry(settings.align_entry)
-    config = entry.Config.model_validate(job.config)
-    search = defaults(config)
-    with sessions.begin() as session:
-        session.merge(job).search = search
-    result = entry.execute(
-        config, out, on_event=lambda event: records.record(sessions, job, event), should_stop=stop.is_set
-    )
-    if result.get("best_checkpoint") is None:
-        raise NoImprovement("no iteration's held-out reward was above the base model's, so there is no model to serve")
-    records.succeed(sessions, job, str(result["best_checkpoint"]), search)
+class Worker:
+    def __init__(self, settings: Settings, sessions: Sessions, job_id: str, attempt: int) -> None:
+        self.settings, self.sessions, self.job_id, self.attempt = settings, sessions, job_id, attempt
+        self.out = settings.job_dir(job_id) / "run"
+        self.stop = threading.Event()
+
+    def work(self) -> None:
+        """Run the job to its end and record how it ended, whatever it raises."""
+        job = patiently(self._read)()
+        if job is None or job.status != "running" or job.attempt != self.attempt:
+            return
+        threading.Thread(target=self.beat, args=(job,), daemon=True).start()
+        try:
+            self._execute(job)
+        except records.Lost:
+            traceback.print_exc()
+        except Exception as error:
+            if self.stop.is_set():
+                return  # cancelled or paused: the status says so already
+            traceback.print_exc()
+            if _disk_is_full(error, self.out):
+                message = "The disk is full: the job is paused. Make room and resume it."
+                patiently(records.pause)(self.sessions, self.job_id, message, "error")
+            else:
+                patiently(records.fail)(self.sessions, job, *explain(error))
+
+    def beat(self, job: Job) -> None:
+        """Heartbeats, until the job is to stop."""
+        while not self.stop.wait(self.settings.heartbeat):
+            try:
+                if records.beat(self.sessions, job) != "running":
+                    self.stop.set()
+            except records.Lost:
+                self.stop.set()
+            except Exception:  # such as a database that is locked: a heartbeat that ends would have the worker killed
+                traceback.print_exc()
+
+    def _read(self) -> Job | None:
+        with self.sessions() as session:
+            return find(session, Job, self.job_id)
+
+    def _execute(self, job: Job) -> None:
+        entry = load_entry(self.settings.align_entry)
+        config = entry.Config.model_validate(job.config)
+        search = defaults(config)
+        patiently(self._note_search)(search)
+        progress = Progress(self.sessions, job)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["type"] == "progress":
+                patiently(progress.note)(**event["data"])
+            else:
+                patiently(records.record)(self.sessions, job, event)
+
+        result = entry.execute(config, self.out, on_event=on_event, should_stop=self.stop.is_set)
+        if result.get("best_checkpoint") is None:
+            raise NoImprovement("no iteration's held-out reward was above the base model's, so there is no model")
+        ended = (str(result["best_checkpoint"]), search, self._result_file(job), result.get("trained_tokens"))
+        patiently(records.succeed)(self.sessions, job, *ended)
+
+    def _note_search(self, search: dict[str, Any]) -> None:
+        with self.sessions.begin() as session:
+            job = find(session, Job, self.job_id)
+            assert job is not None
+            job.search = search
+
+    def _result_file(self, job: Job) -> File | None:
+        """The run's metrics, stored as a file of the project; its row is for ``succeed`` to add."""
+        metrics = self.out / "metrics.csv"
+        if not metrics.exists():
+            return None
+        id = new_id("file-")
+        with metrics.open("rb") as lines:
+            size, digest = files.write_whole(self.settings.files_dir / id, lines)
+        row = File(id=id, project=job.project, filename="step_metrics.csv", purpose="fine-tune-results", bytes=size)
+        row.sha256 = digest
+        return row
 
 
 class NoImprovement(Exception):
@@ -101,13 +166,15 @@ def explain(error: Exception) -> tuple[str, str, str | None]:
     return code, str(error) or type(error).__name__, getattr(error, "param", None)
 
 
-def _beat(sessions: Sessions, job_id: str, interval: float, stop: threading.Event) -> None:
-    while not stop.wait(interval):
-        try:
-            if records.beat(sessions, job_id) != "running":
-                stop.set()
-        except Exception:  # such as a database that is locked: a heartbeat that ends would have the worker killed
-            traceback.print_exc()
+def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
+    """Whether the error comes of that; a library may tell of a failed write in words of its own."""
+    if shutil.disk_usage(folder if folder.exists() else folder.parent).free < ROOM:
+        return True
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 if __name__ == "__main__":

@@ -23,8 +23,11 @@ def now() -> int:
     return int(time.time())
 
 
+Json = JSON(none_as_null=True)
+
+
 class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, list[Any]: JSON}  # noqa: RUF012
+    type_annotation_map = {dict[str, Any]: Json, list[str]: Json, list[Any]: Json}  # noqa: RUF012
 
     seq: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
@@ -64,7 +67,7 @@ class File(Base, Owned):
 
 
 class Upload(Base, Owned):
-    """A file that arrives in parts; each part's bytes lie in ``<data dir>/parts/<id>`` until the upload ends."""
+    """A file that arrives in parts; each part's bytes lie in ``<data dir>/parts/<upload>/<part>`` until it ends."""
 
     __tablename__ = "uploads"
 
@@ -153,7 +156,7 @@ class Model(Base, Owned):
 
 
 class WebhookEndpoint(Base, Owned):
-    """Where a project wants to be told of events. ``secret`` signs what is sent."""
+    """Where a project wants to be told of events. ``secret`` signs them and, till ``old_until``, ``old_secret`` too."""
 
     __tablename__ = "webhook_endpoints"
 
@@ -161,6 +164,9 @@ class WebhookEndpoint(Base, Owned):
     url: Mapped[str]
     event_types: Mapped[list[str]]
     secret: Mapped[str]
+    old_secret: Mapped[str | None] = mapped_column(default=None)
+    old_until: Mapped[int | None] = mapped_column(default=None)
+    updated_at: Mapped[int] = mapped_column(default=now)
 
 
 class Delivery(Base):

@@ -36,7 +36,8 @@ def serving(settings: Settings, engine: Any) -> Iterator[openai.OpenAI]:
     """Serve from a thread of this process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(create_app(settings, engine), log_level="warning"))
+        app = create_app(settings.model_copy(update={"port": port}), engine)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

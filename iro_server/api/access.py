@@ -1,0 +1,166 @@
+"""The gate before every route: who calls, whether they may, how often; and a line in the audit log for each request."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import secrets
+import time
+from logging.handlers import WatchedFileHandler
+from typing import Any
+
+from cachetools import TTLCache
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from iro_server.api.context import Caller
+from iro_server.api.errors import APIError
+from iro_server.api.rates import Allowance, Rates
+from iro_server.settings import Settings
+from iro_server.store import keys
+from iro_server.store.database import Sessions
+from iro_server.store.tables import DEFAULT_PROJECT
+
+KEY_SECONDS = 2.0  # how long a key that was looked up is believed: it may work so long after it was revoked
+OPEN = ("/v1/health",)  # for probes, which have no key
+
+
+class Access:
+    """ASGI middleware. ``internal_key`` is the server's own, for its graders: it acts for the project it names."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, sessions: Sessions, internal_key: str) -> None:
+        self.app, self.settings, self.sessions, self.internal_key = app, settings, sessions, internal_key
+        self.rates = Rates()
+        self.audit = audit_log(settings)
+        self._known: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(4096, KEY_SECONDS)
+        self._needed: TTLCache[str, bool] = TTLCache(1, KEY_SECONDS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        record = Record(scope)
+        try:
+            await self._answer(scope, receive, record.through(send), record)
+        except Exception:
+            record.status = record.status or 500
+            raise
+        finally:
+            self.audit.info(record.line())
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
+        allowance = None
+        try:
+            caller, allowance = await self._identify(scope)
+            record.caller = scope["state"]["caller"] = caller
+            scope["state"] |= {"rates": self.rates, "allowance": allowance, "headers": record.headers}
+            if allowance:
+                self.rates.enter(allowance, record.headers)
+        except APIError as error:
+            return await JSONResponse(error.envelope(), error.status, error.headers)(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if allowance:
+                self.rates.leave(allowance)
+
+    async def _identify(self, scope: Scope) -> tuple[Caller, Allowance | None]:
+        headers = Headers(scope=scope)
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        secret = secret.strip() if scheme.lower() == "bearer" else ""
+        if secret and secrets.compare_digest(secret.encode(), self.internal_key.encode()):
+            return Caller(headers.get("openai-project", DEFAULT_PROJECT), "internal"), None
+        if scope["path"] in OPEN:
+            return Caller(), None
+        if not await run_in_threadpool(self._keys_needed):
+            self._check_host(headers.get("host", ""))
+            return Caller(), None
+        if not secret:
+            raise _unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.")
+        if secret not in self._known:
+            self._known[secret] = await run_in_threadpool(self._look_up, secret)
+        known = self._known.get(secret)
+        if known is None:
+            raise _unauthorized("Incorrect API key provided.", "invalid_api_key")
+        return known
+
+    def _keys_needed(self) -> bool:
+        if self.settings.require_keys is not None:
+            return self.settings.require_keys
+        if "needed" not in self._needed:
+            self._needed["needed"] = not is_loopback(self.settings.host) or keys.exist(self.sessions)
+        return self._needed.get("needed", True)
+
+    def _look_up(self, secret: str) -> tuple[Caller, Allowance] | None:
+        key = keys.by_secret(self.sessions, secret)
+        if key is None:
+            return None
+        names = ("requests_per_minute", "tokens_per_minute", "concurrency")
+        limits = {name: getattr(key, name) or getattr(self.settings, name) for name in names}
+        return Caller(key.project, key.id), Allowance(key.id, **limits)
+
+    def _check_host(self, host: str) -> None:
+        """Where no key is asked for, a web page whose name was made to resolve to this machine must not get in."""
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if is_loopback(self.settings.host) and not is_loopback(name.strip("[]")):
+            raise APIError(403, f"This server answers to localhost only, not to {host!r}.", code="host_not_allowed")
+
+
+class Record:
+    """What the audit log tells of one request."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.id, self.started, self.time = f"req_{secrets.token_hex(16)}", time.monotonic(), time.time()
+        self.method, self.path = scope["method"], scope["path"]
+        self.client = (scope.get("client") or ("", 0))[0]
+        self.caller: Caller | None = None
+        self.status: int | None = None
+        self.headers: dict[str, str] = {}
+        scope.setdefault("state", {})["request_id"] = self.id
+
+    def through(self, send: Send) -> Send:
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = self.id
+                headers["openai-processing-ms"] = str(round(self._milliseconds()))
+                headers.update(self.headers)
+            await send(message)
+
+        return noted
+
+    def line(self) -> str:
+        fields: dict[str, Any] = {"time": round(self.time, 3), "request": self.id, "client": self.client}
+        fields |= {"method": self.method, "path": self.path, "status": self.status, "ms": round(self._milliseconds())}
+        if self.caller:
+            fields |= {"project": self.caller.project, "key": self.caller.key_id}
+        return json.dumps(fields)
+
+    def _milliseconds(self) -> float:
+        return 1000 * (time.monotonic() - self.started)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def audit_log(settings: Settings) -> logging.Logger:
+    """``<data dir>/audit.jsonl``, which may be rotated from outside."""
+    log = logging.getLogger(f"iro.audit.{settings.data_dir}")
+    if not log.handlers:
+        handler = WatchedFileHandler(settings.data_dir / "audit.jsonl", delay=True)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    return log
+
+
+def _unauthorized(message: str, code: str | None = None) -> APIError:
+    return APIError(401, message, code=code, headers={"WWW-Authenticate": "Bearer"})

@@ -1,0 +1,70 @@
+"""``iro keys``: who may call a server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from iro_server.store.database import Sessions
+
+app = typer.Typer(no_args_is_help=True, help="API keys: once there is one, the server asks for keys.")
+
+DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.")]
+DatabaseUrl = Annotated[str | None, typer.Option(help="The server's database; SQLite in data_dir without.")]
+PerMinute = Annotated[int | None, typer.Option(min=1)]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What to call it in lists and logs.")],
+    project: Annotated[str | None, typer.Option(help="Keys of one project share files, jobs and models.")] = None,
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: PerMinute = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make a key and print it: it is not shown again. Without a project it gets one of its own."""
+    from iro_server.store import keys
+
+    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    made, secret = keys.create(_sessions(data_dir, database_url), name, project, **limits, concurrency=concurrency)
+    typer.echo(f"{made.id}, project {made.project}", err=True)
+    typer.echo(secret)
+
+
+@app.command("list")
+def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """All keys, without their secrets."""
+    from iro_server.store import keys
+
+    table = Table("id", "name", "project", "ends in", "created", "revoked")
+    for key in keys.every(_sessions(data_dir, database_url)):
+        table.add_row(key.id, key.name, key.project, key.hint, _day(key.created_at), _day(key.revoked_at))
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Refuse a key from now on. What its project owns remains."""
+    from iro_server.store import keys
+
+    typer.echo(f"Revoked {keys.revoke(_sessions(data_dir, database_url), id).name}.")
+
+
+def _sessions(data_dir: Path | None, database_url: str | None) -> Sessions:
+    from iro_server.settings import Settings
+    from iro_server.store.database import open_database
+
+    given: dict[str, Any] = {"data_dir": data_dir, "database_url": database_url}
+    return open_database(Settings(**{name: value for name, value in given.items() if value is not None}))
+
+
+def _day(time: int | None) -> str:
+    return "" if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")

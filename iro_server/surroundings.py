@@ -1,0 +1,57 @@
+"""What graders may reach from where they run: models to ask, and the isolation of python code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
+
+VARIABLE = "IRO_GRADERS"
+
+
+class PythonLimits(BaseModel):
+    """What one sandboxed python grader process may use. ``timeout`` is the longest a grader may ask for, in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory_bytes: int = Field(2 * 2**30, ge=64 * 2**20)
+    processes: int = Field(32, ge=1)  # and threads, of one sandbox
+    disk_bytes: int = Field(64 * 2**20, ge=2**20)
+    output_bytes: int = Field(2**20, ge=2**10)  # of one answer
+    timeout: float = Field(120.0, gt=0)
+
+
+class Surroundings(BaseModel):
+    """``base_url`` and ``api_key``: the server whose chat models score_model and label_model may name.
+
+    ``endpoints``: other OpenAI-compatible base URLs that a grader may name, each with its key ("" for none); with
+    ``any_endpoint`` it may name any. ``reward_models``: sequence classifiers by name; ``embedding_model``: what cosine
+    similarity embeds with. ``python``: "sandbox" runs python graders isolated or not at all, "unsafe" runs them as
+    plain processes, "off" refuses them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_url: str | None = None
+    api_key: str = Field("", repr=False)
+    project: str = "default"
+    endpoints: dict[str, str] = Field(default_factory=dict, repr=False)
+    any_endpoint: bool = False
+    reward_models: dict[str, Path] = Field(default_factory=dict)
+    embedding_model: Path | None = None
+    python: Literal["sandbox", "unsafe", "off"] = "sandbox"
+    python_limits: PythonLimits = PythonLimits()
+
+    @classmethod
+    def of_this_process(cls) -> Surroundings:
+        """As the server that started this process said in ``$IRO_GRADERS``; the defaults elsewhere."""
+        stored = os.environ.get(VARIABLE)
+        return cls.model_validate_json(stored) if stored else cls(any_endpoint=True)
+
+    @classmethod
+    def of_validation(cls, info: ValidationInfo) -> Surroundings:
+        """Those that the grader being parsed is to run in."""
+        assert isinstance(info.context, Surroundings)
+        return info.context

@@ -1,0 +1,211 @@
+"""Who may do what: keys, projects, limits, by the official client against a real server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from iro_server.api.access import KEY_SECONDS, is_loopback
+from iro_server.app import check_keys
+from iro_server.settings import Settings
+from iro_server.store import keys
+from iro_server.store.database import open_database
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import conforms, ended, serving, settings_for, start_job, upload, wait_for
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return settings_for(tmp_path)
+
+
+def test_without_keys_a_laptop_needs_none_and_with_one_everybody_does(settings):
+    with serving(settings, ByteEngine()) as client:
+        client.chat.completions.create(model="bytes", messages=HI, max_tokens=4)
+        made, secret = keys.create(open_database(settings), "mine")
+        wait_for(lambda: refused(client), seconds=KEY_SECONDS + 5)
+        keyed = client.with_options(api_key=secret)
+        assert keyed.models.list().data[0].id == "bytes"
+        keys.revoke(open_database(settings), made.id)
+        wait_for(lambda: refused(keyed), seconds=KEY_SECONDS + 5)
+        assert refused(client)  # the last key is revoked, and the server does not open to everyone
+
+
+def refused(client: openai.OpenAI) -> bool:
+    try:
+        client.models.list()
+    except openai.AuthenticationError as error:
+        assert error.body and error.status_code == 401
+        return True
+    return False
+
+
+def test_a_wrong_key_a_missing_one_and_a_probe(settings):
+    keys.create(open_database(settings), "mine")
+    with serving(settings, ByteEngine()) as client:
+        with pytest.raises(openai.AuthenticationError) as wrong:
+            client.models.list()
+        assert wrong.value.code == "invalid_api_key"
+        missing = httpx.get(f"{client.base_url}models")
+        assert missing.status_code == 401 and "API key" in missing.json()["error"]["message"]
+        assert missing.headers["www-authenticate"] == "Bearer"
+        assert httpx.get(f"{client.base_url}health").status_code == 200
+
+
+def test_only_a_keys_hash_is_stored(settings):
+    sessions = open_database(settings)
+    made, secret = keys.create(sessions, "mine")
+    assert keys.by_secret(sessions, secret).id == made.id and keys.by_secret(sessions, secret + "x") is None
+    stored = settings.data_dir.glob("iro.db*")
+    assert not any(secret.encode() in path.read_bytes() for path in stored)
+    assert stat.S_IMODE((settings.data_dir).stat().st_mode) & 0o077 == 0 or settings.data_dir.exists()
+
+
+def test_a_key_sees_only_its_own_projects_things(settings):
+    sessions = open_database(settings)
+    alice, bob, carol = (
+        keys.create(sessions, name, project)[1] for name, project in (("alice", "a"), ("bob", "b"), ("carol", "a"))
+    )
+    with serving(settings, ByteEngine()) as client:
+        ours, theirs, shared = (client.with_options(api_key=key) for key in (alice, bob, carol))
+        job = ended(ours, start_job(ours))
+        checkpoint = ours.fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+        calls = [
+            lambda c: c.files.retrieve(job.training_file),
+            lambda c: c.files.content(job.training_file),
+            lambda c: c.fine_tuning.jobs.retrieve(job.id),
+            lambda c: c.fine_tuning.jobs.list_events(job.id),
+            lambda c: c.fine_tuning.jobs.checkpoints.list(job.id),
+            lambda c: c.models.retrieve(job.fine_tuned_model),
+            lambda c: c.models.retrieve(checkpoint),
+            lambda c: c.chat.completions.create(model=job.fine_tuned_model, messages=HI, max_tokens=4),
+            lambda c: c.chat.completions.create(model=checkpoint, messages=HI, max_tokens=4),
+        ]
+        for call in calls:
+            call(ours), call(shared)
+            with pytest.raises(openai.NotFoundError):
+                call(theirs)
+        for call in (theirs.fine_tuning.jobs.cancel, theirs.fine_tuning.jobs.pause, theirs.fine_tuning.jobs.resume):
+            with pytest.raises(openai.NotFoundError):
+                call(job.id)
+        for call in (theirs.files.delete, theirs.models.delete):
+            with pytest.raises(openai.NotFoundError):
+                call(job.training_file)
+        with pytest.raises(openai.NotFoundError):
+            start = {"grader": {"type": "string_check", "name": "g", "input": "", "reference": "", "operation": "eq"}}
+            method = {"type": "reinforcement", "reinforcement": start}
+            theirs.fine_tuning.jobs.create(model="bytes", training_file=job.training_file, method=method)
+        assert not theirs.files.list().data and not theirs.fine_tuning.jobs.list().data
+        assert [model.id for model in theirs.models.list()] == ["bytes"]
+        assert [each.id for each in shared.fine_tuning.jobs.list()] == [job.id]
+
+
+def test_requests_a_minute_are_limited_by_key(settings):
+    sessions = open_database(settings)
+    limited = keys.create(sessions, "limited", requests_per_minute=3)[1]
+    free = keys.create(sessions, "free")[1]
+    with serving(settings, ByteEngine()) as client:
+        ours = client.with_options(api_key=limited)
+        left = [ours.models.with_raw_response.list().headers["x-ratelimit-remaining-requests"] for _ in range(3)]
+        assert left == ["2", "1", "0"]
+        with pytest.raises(openai.RateLimitError) as refusal:
+            ours.models.list()
+        headers = refusal.value.response.headers
+        assert refusal.value.code == "rate_limit_exceeded" and refusal.value.type == "requests"
+        assert 0 < int(headers["retry-after"]) <= 60 and headers["x-ratelimit-limit-requests"] == "3"
+        client.with_options(api_key=free).models.list()
+
+
+def test_tokens_a_minute_count_what_a_search_may_draw(settings):
+    secret = keys.create(open_database(settings), "limited", tokens_per_minute=200)[1]
+    with serving(settings, ByteEngine()) as client:
+        ours = client.with_options(api_key=secret)
+        search = {"beam_width": 2, "num_successors": 2}
+        ask = {"model": "bytes", "messages": HI, "max_tokens": 20, "extra_body": {"search": search}}
+        first = ours.chat.completions.with_raw_response.create(**ask)
+        assert int(first.headers["x-ratelimit-remaining-tokens"]) <= 200 - 80
+        with pytest.raises(openai.RateLimitError) as refusal:
+            ours.chat.completions.create(**ask), ours.chat.completions.create(**ask)
+        assert refusal.value.type == "tokens"
+
+
+def test_requests_at_once_are_limited_by_key(settings):
+    secret = keys.create(open_database(settings), "limited", concurrency=1)[1]
+    engine = ByteEngine(script="x" * 100, noise=0.0, seconds_per_token=0.05)
+    with serving(settings, engine) as client, ThreadPoolExecutor() as threads:
+        ours = client.with_options(api_key=secret)
+        slow = threads.submit(ours.chat.completions.create, model="bytes", messages=HI, max_tokens=40)
+        wait_for(lambda: engine.open_sessions)
+        with pytest.raises(openai.RateLimitError) as refusal:
+            ours.models.list()
+        assert refusal.value.type == "concurrency"
+        slow.result()
+        ours.models.list()
+
+
+def test_every_answer_names_its_request_and_the_audit_log_tells_of_it(settings):
+    with serving(settings, ByteEngine()) as client:
+        ids = [
+            client.models.with_raw_response.list().headers["x-request-id"],
+            httpx.get(f"{client.base_url}nothing").headers["x-request-id"],
+        ]
+        upload(client)
+    lines = [json.loads(line) for line in (settings.data_dir / "audit.jsonl").read_text().splitlines()]
+    by_id = {line["request"]: line for line in lines}
+    assert [by_id[id]["status"] for id in ids] == [200, 404]
+    assert any((line["method"], line["path"], line["status"]) == ("POST", "/v1/files", 200) for line in lines)
+    assert {"time", "client", "project", "key", "ms"} <= by_id[ids[0]].keys()
+    logging.getLogger(f"iro.audit.{settings.data_dir}").handlers.clear()
+
+
+def test_a_web_page_on_another_name_is_kept_out_of_a_server_without_keys(settings):
+    with serving(settings, ByteEngine()) as client:
+        refusal = httpx.get(f"{client.base_url}models", headers={"host": "evil.example"})
+        assert refusal.status_code == 403 and refusal.json()["error"]["code"] == "host_not_allowed"
+        assert httpx.get(f"{client.base_url}models", headers={"host": "localhost:1"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("a.localhost", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+        ("localhost.example.org", False),
+    ],
+)
+def test_what_is_loopback(host, ours):
+    assert is_loopback(host) is ours
+
+
+def test_no_server_is_open_to_other_machines_without_a_key(tmp_path):
+    settings = Settings(data_dir=tmp_path, host="0.0.0.0")
+    with pytest.raises(ValueError, match="iro keys create"):
+        check_keys(settings)
+    check_keys(settings.model_copy(update={"require_keys": False}))
+    keys.create(open_database(settings), "first")
+    check_keys(settings)
+
+
+def test_the_servers_own_key_acts_for_the_project_it_names(settings):
+    sessions = open_database(settings)
+    secret = keys.create(sessions, "mine", "a")[1]
+    with serving(settings, ByteEngine()) as client:
+        file = upload(client.with_options(api_key=secret))
+        own = client.with_options(api_key=keys.internal(settings.data_dir))
+        assert conforms(own.with_options(project="a").files.retrieve(file)).id == file
+        with pytest.raises(openai.NotFoundError):
+            own.with_options(project="b").files.retrieve(file)
+    assert stat.S_IMODE((settings.data_dir / "internal.key").stat().st_mode) == 0o600

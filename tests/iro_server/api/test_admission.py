@@ -1,0 +1,135 @@
+"""How many requests generate at once, who waits, and who is sent away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from iro_server.api.admission import Admission
+from iro_server.api.errors import APIError
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import serving, settings_for, wait_for
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+async def waiting(admission: Admission, rows: int) -> asyncio.Task:
+    task = asyncio.create_task(admission.enter(rows))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_rows_are_shared_out_first_come_first_served():
+    admission = Admission(max_rows=8, max_waiting=2)
+    first = await admission.enter(6)
+    big, small = await waiting(admission, 4), await waiting(admission, 1)
+    assert not big.done() and not small.done()  # the small one does not overtake
+    with pytest.raises(APIError) as refusal:
+        await admission.enter(1)
+    assert (refusal.value.status, refusal.value.code) == (503, "overloaded")
+    first.release()
+    first.release()
+    assert (await big).rows == 4 and (await small).rows == 1 and admission.active == 5
+
+
+async def test_a_request_larger_than_all_there_is_runs_alone():
+    admission = Admission(max_rows=8, max_waiting=2)
+    huge = await admission.enter(100)
+    other = await waiting(admission, 1)
+    assert not other.done()
+    huge.release()
+    (await other).release()
+    assert admission.active == 0
+
+
+async def test_one_that_gives_up_leaves_no_trace():
+    admission = Admission(max_rows=8, max_waiting=4)
+    first = await admission.enter(8)
+    gone, last = await waiting(admission, 8), await waiting(admission, 2)
+    gone.cancel()
+    first.release()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    (await last).release()
+    raced = await waiting(admission, 8)
+    assert raced.done()
+    raced.result().release()
+    held = await admission.enter(8)
+    raced = await waiting(admission, 8)
+    held.release()  # its turn comes, and it is cancelled before it hears of it
+    raced.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await raced
+    assert admission.active == 0 and not admission.waiting
+
+
+def slow_engine() -> ByteEngine:
+    return ByteEngine(script="x" * 400, noise=0.0, seconds_per_token=0.02)
+
+
+def ask(client: openai.OpenAI, **options):
+    return client.chat.completions.create(**({"model": "bytes", "messages": HI, "max_tokens": 100} | options))
+
+
+def test_a_full_server_says_so_and_serves_again(tmp_path):
+    engine = slow_engine()
+    with (
+        serving(settings_for(tmp_path, max_active_rows=1, max_waiting=1), engine) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        running = pool.submit(ask, client)
+        wait_for(lambda: engine.open_sessions)
+        queued = pool.submit(ask, client, max_tokens=1)
+        time.sleep(0.5)  # it waits by now
+        with pytest.raises(openai.InternalServerError) as refusal:
+            ask(client, max_tokens=1)
+        assert refusal.value.status_code == 503 and refusal.value.code == "overloaded"
+        assert refusal.value.response.headers["retry-after"]
+        running.result(), queued.result()
+        ask(client, max_tokens=1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_ends_a_request_and_frees_its_rows(tmp_path, stream):
+    engine = slow_engine()
+    with serving(settings_for(tmp_path, request_timeout=0.5), engine) as client:
+        with pytest.raises(openai.APIError) as refusal:
+            list(ask(client, stream=True)) if stream else ask(client)
+        assert refusal.value.code == "deadline_exceeded"
+        wait_for(lambda: engine.open_sessions == 0, seconds=5)
+
+
+def test_a_search_that_could_draw_too_many_tokens_is_refused(tmp_path):
+    with serving(settings_for(tmp_path, max_request_tokens=1000), ByteEngine()) as client:
+        search = {"beam_width": 4, "num_successors": 4}
+        with pytest.raises(openai.BadRequestError) as refusal:
+            ask(client, extra_body={"search": search})
+        assert (refusal.value.code, refusal.value.param) == ("too_many_tokens", "max_tokens")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_leave_free_their_places(tmp_path, stream):
+    engine = ByteEngine(script="x" * 400, noise=0.0, seconds_per_token=0.05)
+    with serving(settings_for(tmp_path, max_active_rows=1), engine) as client:
+        for _ in range(3):
+            with pytest.raises(openai.APITimeoutError):
+                list(ask(client, stream=True, timeout=0.1)) if stream else ask(client, timeout=0.3)
+        ask(client, max_tokens=1, timeout=10)  # nobody is in the way
+        wait_for(lambda: engine.open_sessions == 0, seconds=5)
+
+
+def test_a_server_told_to_stop_lets_requests_finish(tmp_path):
+    engine = slow_engine()
+    said: list[str] = []
+    with serving(settings_for(tmp_path), engine) as client:
+        asking = threading.Thread(target=lambda: said.append(ask(client).choices[0].message.content))
+        asking.start()
+        wait_for(lambda: engine.open_sessions)
+        time.sleep(0.1)
+    asking.join()
+    assert said == ["x" * 100]

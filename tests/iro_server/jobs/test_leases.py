@@ -1,0 +1,183 @@
+"""Several servers on one database: each job has one worker, and a worker that was given up on says nothing more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from iro_server.graders import Surroundings
+from iro_server.jobs import lock, presence, records
+from iro_server.jobs.supervisor import Supervisor
+from iro_server.store.database import find, open_database
+from iro_server.store.tables import Checkpoint, Job
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
+
+FOREIGN = "another-host.1234abcd"
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return settings_for(tmp_path, job_concurrency=2, heartbeat_timeout=0.5)
+
+
+@pytest.fixture
+def sessions(settings):
+    return open_database(settings)
+
+
+def running_job(sessions, server: str | None) -> Job:
+    with sessions.begin() as session:
+        job = Job(id="ftjob-1", model="bytes", training_file="f", seed=1, method={}, model_name="m", config={})
+        session.add(job)
+    return records.take_next(sessions, server)
+
+
+def supervisor(settings, sessions) -> Supervisor:
+    return Supervisor(settings.model_copy(update={"job_concurrency": 0}), sessions, Surroundings())
+
+
+def status(sessions) -> str:
+    with sessions() as session:
+        return find(session, Job, "ftjob-1").status
+
+
+def test_two_servers_run_each_job_once(settings):
+    with serving(settings, ByteEngine()) as one, serving(settings, ByteEngine()) as other:
+        jobs = [start_job(client, GRADER | {"name": "slow"}) for client in (one, other, one, other)]
+        for id in jobs:
+            assert ended(other, id).status == "succeeded"
+            told = [event.message for event in one.fine_tuning.jobs.list_events(id, limit=100)]
+            assert told.count("Fine-tuning job started") == 1 and "Fine-tuning job goes on" not in told
+            assert sum(message.startswith("Checkpoint created") for message in told) == 2
+
+
+def test_a_living_servers_job_is_left_alone_and_a_dead_ones_is_not(settings, sessions):
+    with presence.present(settings.data_dir) as elsewhere:
+        running_job(sessions, elsewhere)
+        watching = supervisor(settings, sessions)
+        watching.tick()
+        assert not watching.workers and status(sessions) == "running"
+    watching.tick()
+    assert status(sessions) == "queued"  # it had no worker, and nobody to start one
+
+
+def test_another_machines_job_is_taken_over_once_its_worker_is_silent(settings, sessions):
+    job = running_job(sessions, FOREIGN)
+    watching = supervisor(settings, sessions)
+    for _ in range(4):
+        watching.tick()
+        time.sleep(0.2)
+        records.beat(sessions, job)
+    assert status(sessions) == "running"
+    time.sleep(0.6)
+    watching.tick()
+    watching.tick()
+    assert status(sessions) == "queued"
+
+
+def test_of_two_that_would_take_over_one_does(settings, sessions):
+    job = running_job(sessions, FOREIGN)
+    assert records.adopt(sessions, job, "one") and not records.adopt(sessions, job, "other")
+
+
+def test_a_worker_that_was_given_up_on_cannot_write(sessions):
+    first = running_job(sessions, "one")
+    records.requeue(sessions, first.id, "")
+    second = records.take_next(sessions, "other")
+    assert second.attempt == first.attempt + 1
+    checkpoint = {"type": "checkpoint", "data": {"step": 1, "path": "/nowhere"}}
+    for write in (
+        lambda: records.beat(sessions, first),
+        lambda: records.record(sessions, first, checkpoint),
+        lambda: records.fail(sessions, first, "code", "message"),
+        lambda: records.succeed(sessions, first, "/nowhere", {}, None, None),
+    ):
+        with pytest.raises(records.Lost):
+            write()
+    assert status(sessions) == "running"
+    records.record(sessions, second, checkpoint)
+    with sessions() as session:
+        assert session.query(Checkpoint).count() == 1
+
+
+def test_what_is_told_twice_is_kept_once(settings, sessions):
+    job = running_job(sessions, "one")
+    for _ in range(2):
+        records.record(sessions, job, {"type": "metrics", "message": "Step 1/2", "data": {"step": 1}})
+        records.record(sessions, job, {"type": "checkpoint", "data": {"step": 1, "path": "/nowhere"}})
+    records.record(sessions, job, {"type": "metrics", "message": "Step 2/2", "data": {"step": 2}})
+    with serving(settings, ByteEngine()) as client:
+        told = [event.message for event in reversed(client.fine_tuning.jobs.list_events(job.id).data)]
+    assert [m for m in told if "tep" in m] == ["Step 1/2", "Checkpoint created at step 1", "Step 2/2"]
+
+
+def test_a_server_that_is_killed_is_seen_to_be_gone(settings):
+    program = "import sys, time; from pathlib import Path; from iro_server.jobs import presence\n"
+    program += "with presence.present(Path(sys.argv[1])) as name: print(name, flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", program, str(settings.data_dir)], stdout=subprocess.PIPE, text=True)
+    name = other.stdout.readline().strip()
+    assert presence.gone(settings.data_dir, name) is False
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    assert presence.gone(settings.data_dir, name) is True
+    assert presence.gone(settings.data_dir, FOREIGN) is None
+
+
+def test_a_paused_job_stops_keeps_its_checkpoints_and_goes_on(settings):
+    with serving(settings, ByteEngine()) as client:
+        jobs = client.fine_tuning.jobs
+        id = start_job(client, GRADER | {"name": "slow"}, iterations=4)
+        wait_for(lambda: jobs.checkpoints.list(id).data)
+        assert jobs.pause(id).status == "paused"
+        wait_for(lambda: lock.holder(settings.job_dir(id)) is None, seconds=10)
+        done = jobs.checkpoints.list(id).data
+        model = done[0].fine_tuned_model_checkpoint
+        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}], max_tokens=4)
+        time.sleep(0.3)
+        assert jobs.retrieve(id).status == "paused"
+        with pytest.raises(Exception, match="only a queued or running job"):
+            jobs.pause(id)
+        assert jobs.resume(id).status == "queued"
+        assert ended(client, id).status == "succeeded"
+        assert [c.step_number for c in jobs.checkpoints.list(id)] == [4, 3, 2, 1]
+        told = [event.message for event in jobs.list_events(id, limit=100)]
+        assert told.count("Checkpoint created at step 1") == 1
+        with pytest.raises(Exception, match="not paused"):
+            jobs.resume(id)
+
+
+def test_a_job_resumed_before_its_worker_has_stopped_waits_for_it(settings):
+    with serving(settings, ByteEngine()) as client:
+        jobs = client.fine_tuning.jobs
+        id = start_job(client, GRADER | {"name": "slow"}, iterations=3)
+        wait_for(lambda: jobs.checkpoints.list(id).data)
+        jobs.pause(id), jobs.resume(id)
+        job = ended(client, id)
+        assert job.status == "succeeded" and job.error is None
+
+
+def test_a_paused_job_can_be_cancelled(settings):
+    with serving(settings, ByteEngine()) as client:
+        id = start_job(client, GRADER | {"name": "slow"}, iterations=3)
+        wait_for(lambda: client.fine_tuning.jobs.retrieve(id).status == "running")
+        client.fine_tuning.jobs.pause(id)
+        assert client.fine_tuning.jobs.cancel(id).status == "cancelled"
+
+
+def test_a_file_that_rotted_after_its_upload_fails_the_job(settings):
+    with serving(settings, ByteEngine()) as client:
+        from tests.iro_server.api.serving import upload
+
+        file = upload(client)
+        path = settings.files_dir / file
+        path.write_bytes(path.read_bytes().replace(b"say z", b"say y"))
+        method = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
+        made = client.fine_tuning.jobs.create(model="bytes", training_file=file, method=method)
+        assert made.status == "validating_files"
+        job = ended(client, made.id)
+        assert (job.status, job.error.code, job.error.param) == ("failed", "invalid_training_file", "training_file")
