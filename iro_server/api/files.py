@@ -2,39 +2,106 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Annotated, Any, BinaryIO, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
-from fastapi.responses import FileResponse
-from sqlalchemy import delete
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy import delete, or_
 
-from iro_server.api.context import Ctx, list_object
-from iro_server.api.errors import not_found
-from iro_server.api.jsonl import checked_lines
+from iro_server.api.context import Context, Ctx, list_object
+from iro_server.api.errors import APIError, invalid, not_found
+from iro_server.api.file_route import FileRoute
+from iro_server.api.jsonl import checked_lines, lines_of
 from iro_server.store import files
 from iro_server.store import tables as t
 
-router = APIRouter(prefix="/files", tags=["files"])
+router = APIRouter(prefix="/files", tags=["files"], route_class=FileRoute)
+Purpose = Literal["fine-tune"]  # of OpenAI's, the one that something here reads
+MEDIA_TYPES = {"fine-tune": "application/jsonl", "fine-tune-results": "text/csv"}
+
+
+class ExpiresAfter(BaseModel):
+    """How long a file is kept, an hour to 30 days."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
 
 
 @router.post("")
 def create(
-    context: Ctx, file: Annotated[UploadFile, File()], purpose: Annotated[Literal["fine-tune"], Form()]
+    context: Ctx,
+    file: Annotated[UploadFile, File()],
+    purpose: Annotated[Purpose, Form()],
+    expires_after: Annotated[str | None, Form(description="As JSON, or its fields in brackets")] = None,
+    anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
+    seconds: Annotated[str | None, Form(alias="expires_after[seconds]")] = None,
 ) -> dict[str, Any]:
     """Store a JSONL file of training rows. 400, with the line's number, where it is not one."""
-    id = t.new_id("file-")
-    size = files.write_whole(context.settings.files_dir / id, checked_lines(file.file))
-    row = t.File(
-        project=context.caller.project,
-        id=id,
-        filename=file.filename or "upload.jsonl",
-        purpose=purpose,
-        bytes=size,
-        created_at=t.now(),
+    policy = _expires_after(expires_after, anchor, seconds)
+    row = stored(
+        context, lines_of(file.file), safe_name(file.filename or ""), purpose, policy.seconds if policy else None
     )
-    with context.sessions.begin() as session:
+    with context.sessions.begin() as session:  # a commit that fails may have happened: the sweep finds out
         session.add(row)
     return show(row)
+
+
+def _expires_after(text: str | None, anchor: str | None, seconds: str | None) -> ExpiresAfter | None:
+    try:
+        if text is not None:
+            return ExpiresAfter.model_validate_json(text)
+        fields = {"anchor": anchor, "seconds": seconds}
+        given = {name: value for name, value in fields.items() if value is not None}
+        return ExpiresAfter.model_validate(given) if given else None
+    except ValidationError as error:
+        raise invalid(error, "expires_after") from error
+
+
+def stored(context: Context, lines: Iterable[bytes], name: str, purpose: str, seconds: int | None) -> t.File:
+    """The row of a file whose ``lines`` are now on the disk, for the caller to commit."""
+    id, created = t.new_id("file-"), t.now()
+    size, sha256 = files.write_whole(context.settings.files_dir / id, checked_lines(lines))
+    return t.File(
+        project=context.caller.project,
+        id=id,
+        filename=name,
+        purpose=purpose,
+        bytes=size,
+        sha256=sha256,
+        created_at=created,
+        expires_at=None if seconds is None else created + seconds,
+    )
+
+
+def safe_name(name: str) -> str:
+    """The last part of a path, printable and of bounded length."""
+    last = re.split(r"[/\\]", name)[-1]
+    return "".join(char for char in last if char.isprintable())[:255].strip(". ") or "upload.jsonl"
+
+
+def kept(context: Context, id: str, param: str = "id") -> t.File:
+    """The caller's file named ``id``; 404 without one, or once it has expired."""
+    return context.get(t.File, "file", id, param, _unexpired())
+
+
+def opened(context: Context, row: t.File) -> BinaryIO:
+    """The file's bytes, checked. 500 where the disk has lost or changed them."""
+    try:
+        return files.verified(context.settings.files_dir / row.id, row.sha256)
+    except (files.FileCorrupt, FileNotFoundError) as error:
+        kept(context, row.id)  # 404 where it was deleted this instant
+        raise APIError(500, f"The stored bytes of {row.id} are damaged.", code="file_corrupt") from error
+
+
+def _unexpired() -> Any:
+    return or_(t.File.expires_at.is_(None), t.File.expires_at > t.now())
 
 
 @router.get("")
@@ -45,26 +112,36 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> dict[str, Any]:
-    where = [t.File.purpose == purpose] if purpose else []
+    where = [_unexpired()] + ([t.File.purpose == purpose] if purpose else [])
     return list_object(context, t.File, show, *where, limit=limit, after=after, ascending=order == "asc")
 
 
 @router.get("/{id}")
 def retrieve(id: str, context: Ctx) -> dict[str, Any]:
-    return show(context.get(t.File, "file", id))
+    return show(kept(context, id))
 
 
 @router.get("/{id}/content")
-def content(id: str, context: Ctx) -> FileResponse:
-    row = context.get(t.File, "file", id)
-    return FileResponse(context.settings.files_dir / row.id, filename=row.filename, media_type="application/jsonl")
+def content(id: str, context: Ctx) -> StreamingResponse:
+    row = kept(context, id)
+    headers = {
+        "content-length": str(row.bytes),
+        "content-disposition": f"attachment; filename*=utf-8''{quote(row.filename)}",
+    }
+    return StreamingResponse(_blocks(opened(context, row)), headers=headers, media_type=MEDIA_TYPES[row.purpose])
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        yield from iter(partial(file.read, 2**20), b"")
 
 
 @router.delete("/{id}")
 def remove(id: str, context: Ctx) -> dict[str, Any]:
     """Delete a file. Jobs made from it keep what they need."""
+    gone = delete(t.File).where(t.File.id == id, *context.own(t.File), _unexpired())
     with context.sessions.begin() as session:
-        if session.execute(delete(t.File).where(t.File.id == id).returning(t.File.id)).first() is None:
+        if session.execute(gone.returning(t.File.id)).first() is None:
             raise not_found("file", id, "id")
     (context.settings.files_dir / id).unlink(missing_ok=True)
     return {"id": id, "object": "file", "deleted": True}
@@ -76,7 +153,9 @@ def show(row: t.File) -> dict[str, Any]:
         "object": "file",
         "bytes": row.bytes,
         "created_at": row.created_at,
+        "expires_at": row.expires_at,
         "filename": row.filename,
         "purpose": row.purpose,
         "status": "processed",
+        "status_details": None,
     }

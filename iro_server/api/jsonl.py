@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, BinaryIO, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from iro_server.api.errors import APIError, bad_request
+
+MAX_LINE = 8 * 2**20  # bytes of one row, which is read as a whole
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+TEXT_PARTS = ("text", "input_text")
+
+
+def text_of(content: Any) -> Any:
+    """A message's text where ``content`` is a list of text parts. ValueError for a part of another kind."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
+            raise ValueError('a list holds parts {"type": "text", "text": "..."} and no others')
+        texts.append(part["text"])
+    return "".join(texts)
 
 
 class RowMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    content: Annotated[str, BeforeValidator(text_of)]
 
 
 class Row(BaseModel):
@@ -23,20 +43,29 @@ class Row(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    messages: list[RowMessage] | None = Field(None, min_length=1)
-    prompt: str | None = Field(None, min_length=1)
+    messages: list[RowMessage] = Field(default=[], min_length=1)
+    prompt: str = Field("", min_length=1)
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Row:
-        if (self.messages is None) == (self.prompt is None):
+        if (not self.messages and not self.prompt) or (self.messages and self.prompt):
             raise ValueError("a row has either 'messages' or 'prompt'")
+        if self.messages and self.messages[-1].role != "user":
+            raise ValueError("the last of 'messages' must have the role 'user': the model writes the answer")
         return self
+
+
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of ``file``, the start alone of one that is too long."""
+    return iter(partial(file.readline, MAX_LINE + 1), b"")
 
 
 def checked_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Pass ``lines`` on as they are. 400, with its number, for the first that is no training row, or without any."""
     rows = blank = 0
     for number, line in enumerate(lines, start=1):
+        if len(line) > MAX_LINE:
+            raise _at(number, f"is longer than {MAX_LINE} bytes")
         if not line.strip():
             blank = blank or number
         elif blank:
@@ -51,9 +80,10 @@ def checked_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 def _check(number: int, line: bytes) -> None:
     try:
-        row: Any = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _at(number, f"is not valid JSON: {error}") from None
+        row = from_json(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, allow_inf_nan=False)
+        json.dumps(row, allow_nan=False)  # 1e999 is JSON, but no number that a grader could be handed
+    except ValueError as error:
+        raise _at(number, f"is not valid JSON: {str(error).replace('at line 1 column', 'at column')}") from None
     if not isinstance(row, dict):
         raise _at(number, "is not a JSON object")
     try:

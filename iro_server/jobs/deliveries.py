@@ -43,7 +43,8 @@ def enqueue(session: Session, project: str, type: str, data: dict[str, Any]) -> 
 def claim(sessions: Sessions, most: int, busy: Collection[str]) -> list[Attempt]:
     """Up to ``most`` attempts that are due and now ours: the oldest of each endpoint that is not ``busy``."""
     due = (Delivery.due <= time.time(), Delivery.endpoint_id.not_in(busy))
-    oldest = select(func.min(Delivery.seq)).where(*due).group_by(Delivery.endpoint_id).limit(most)
+    oldest = select(func.min(Delivery.seq)).where(*due).group_by(Delivery.endpoint_id)
+    oldest = oldest.order_by(func.min(Delivery.due)).limit(most)
     with sessions() as session:
         if not (candidates := session.scalars(oldest).all()):
             return []
@@ -60,7 +61,7 @@ def settle(sessions: Sessions, delivery: Delivery, error: str | None, final: boo
     """Note how an attempt went. ``error`` None: well. Any other is tried again later, unless it is ``final``."""
     due = None
     if error is not None and not final:
-        wait = min(MAX_BACKOFF, BACKOFF * 2 ** (delivery.attempts - 1)) * random.uniform(0.75, 1.25)
+        wait = min(MAX_BACKOFF, BACKOFF * 2 ** min(delivery.attempts - 1, 20)) * random.uniform(0.75, 1.25)
         if time.time() + wait < delivery.created_at + GIVE_UP:
             due = time.time() + wait
     mine = (Delivery.id == delivery.id, Delivery.attempts == delivery.attempts)  # unless the lease ran out

@@ -1,25 +1,41 @@
 from __future__ import annotations
 
+import io
+import json
+import time
+
+import httpx
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from sqlalchemy import update
 
 from iro_server.api.errors import APIError
-from iro_server.api.jsonl import checked_lines
-from iro_server.store.files import write_whole
+from iro_server.api.files import safe_name
+from iro_server.api.jsonl import MAX_LINE, Row, checked_lines, lines_of
+from iro_server.store import keys
+from iro_server.store import tables as t
+from iro_server.store.database import open_database
 from tests.iro_server.api.serving import conforms, upload
 from training.iro.data import load_prompts
 
 ROW = b'{"messages": [{"role": "user", "content": "hi"}], "label": 1}\n'
 
 
+def other_project(served) -> openai.OpenAI:
+    """A client of the same server whose project is another."""
+    key = keys.internal(served.settings.data_dir)
+    return served.client.with_options(api_key=key, project="proj_other")
+
+
 def test_a_file_comes_back_as_it_was_sent(client):
-    content = ROW + b'{"prompt": "Once upon", "reference": "\xc3\xa9"}\n\n'
+    content = ROW + b'{"prompt": "Once upon", "reference": "\xc3\xa9"}\r\n\n'
     file = conforms(client.files.create(file=("rows.jsonl", content), purpose="fine-tune"))
     assert (file.bytes, file.filename, file.purpose) == (len(content), "rows.jsonl", "fine-tune")
+    assert (file.status, file.expires_at) == ("processed", None)
     assert client.files.content(file.id).content == content
-    assert client.files.retrieve(file.id) == file
+    assert conforms(client.files.retrieve(file.id)) == file
 
 
 def test_files_are_listed_in_pages_newest_first_and_deleted(client):
@@ -28,10 +44,21 @@ def test_files_are_listed_in_pages_newest_first_and_deleted(client):
     assert [file.id for file in page.data] == [ids[2], ids[1]] and page.has_more
     assert page.get_next_page().data[0].id == ids[0]
     assert client.files.list(order="asc", after=ids[0], limit=1).data[0].id == ids[1]
-    assert client.files.delete(ids[0]).deleted
+    assert client.files.list(purpose="fine-tune", limit=1).data[0].id == ids[2]
+    assert client.files.list(purpose="batch").data == []
+    assert conforms(client.files.delete(ids[0])).deleted
     for call in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError):
             call(ids[0])
+
+
+def test_a_file_is_its_own_projects_alone(served):
+    id, other = upload(served.client), other_project(served)
+    for call in (other.files.retrieve, other.files.content, other.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(id)
+    assert other.files.list().data == []
+    assert served.client.files.retrieve(id).id == id
 
 
 @pytest.mark.parametrize(
@@ -39,15 +66,26 @@ def test_files_are_listed_in_pages_newest_first_and_deleted(client):
     [
         (b"", "empty"),
         (b"\n\n", "empty"),
-        (ROW + b"{nope\n", "line 2 is not valid JSON"),
+        (ROW + b"{nope\n", "line 2 is not valid JSON: key must be a string at column 2"),
         (ROW + b"\n" + ROW, "line 2 is blank"),
         (ROW + ROW + b"[1, 2]\n", "line 3 is not a JSON object"),
         (b'{"prompt": "\xff"}', "line 1 is not valid JSON"),
+        (b'{"prompt": "a\x00b"}', "line 1 is not valid JSON"),
         (ROW + b"\xef\xbb\xbf" + ROW, "line 2 is not valid JSON"),
         ('{"prompt": "a"}'.encode("utf-16"), "line 1 is not valid JSON"),
+        (rb'{"prompt": "a", "label": "\ud800"}', "line 1 is not valid JSON"),
+        (b'{"prompt": "a", "label": NaN}', "line 1 is not valid JSON"),
+        (b'{"prompt": "a", "label": 1e999}', "line 1 is not valid JSON"),
+        (b'{"prompt": "a", "label": 1' + b"0" * 5000 + b"}", "line 1 is not valid JSON: number out of range"),
+        (b'{"prompt": "a", "label": ' + b"[" * 500 + b"]" * 500 + b"}", "line 1 is not valid JSON: recursion limit"),
         (b'{"label": 1}', "either 'messages' or 'prompt'"),
+        (b'{"messages": [{"role": "user", "content": ""}], "prompt": "a"}', "either 'messages' or 'prompt'"),
+        (b'{"messages": null, "prompt": "a"}', "line 1 is not a training row: messages: Input should be a valid list"),
         (b'{"messages": []}', "line 1 is not a training row: messages"),
         (b'{"messages": [{"role": "user"}]}', "messages.0.content"),
+        (b'{"messages": [{"role": "tool", "content": "3"}]}', "messages.0.role"),
+        (b'{"messages": [{"role": "assistant", "content": "3"}]}', "must have the role 'user'"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "messages.0.content: a list holds"),
         (b"[" * 100_000, "over the limit"),
     ],
 )
@@ -55,7 +93,7 @@ def test_a_bad_file_is_refused_by_line_and_leaves_nothing(served, content, told)
     before = set(served.settings.files_dir.iterdir()) if served.settings.files_dir.exists() else set()
     with pytest.raises(openai.APIStatusError, match=told) as refused:
         upload(served.client, content)
-    assert refused.value.status_code == (413 if "limit" in told else 400)
+    assert refused.value.status_code == (413 if "limit of" in told or "over the" in told else 400)
     assert set(served.settings.files_dir.iterdir()) == before
 
 
@@ -65,27 +103,155 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(served):
     assert prompt.item["label"] == 1
 
 
-def test_another_purpose_is_refused(client):
+def test_a_message_may_come_in_parts_of_text(client):
+    parts = [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}]
+    upload(client, json.dumps({"messages": [{"role": "user", "content": parts}]}).encode())
+
+
+@pytest.mark.parametrize("purpose", ["assistants", "batch", "vision", "user_data", "evals"])
+def test_another_purpose_is_refused(client, purpose):
     with pytest.raises(openai.BadRequestError) as refused:
-        client.files.create(file=("x.jsonl", ROW), purpose="vision")
-    assert refused.value.param == "purpose"
+        client.files.create(file=("x.jsonl", ROW), purpose=purpose)
+    assert (refused.value.param, refused.value.code) == ("purpose", "invalid_value")
+    assert "fine-tune" in refused.value.message
 
 
-@given(st.lists(st.binary(max_size=40), max_size=5))
-def test_any_bytes_pass_or_are_refused(lines):
+nasty = st.sampled_from(
+    [
+        b"\x00",
+        b"\xef\xbb\xbf",
+        rb"\ud800",
+        b"9" * 5000,
+        b"[" * 300,
+        b"\r",
+        b"NaN",
+        b"1e400",
+        b"\xff",
+        b'"',
+        b"\n",
+        b"\\",
+    ]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": values})
+)
+rows = st.dictionaries(st.text(), values) | st.fixed_dictionaries(
+    {"messages": messages | values}, optional={"prompt": st.text(), "x": values}
+)
+encoded = rows.map(lambda row: json.dumps(row).encode())
+lines = st.lists(st.lists(encoded | nasty | st.binary(max_size=20), max_size=3).map(b"".join), max_size=4)
+
+
+@given(lines.map(b"\n".join))
+@example(b'{"prompt": "a", "prompt": "b"}')
+@example(b'{"prompt": "a", "prompt": ""}')
+@example(b'{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+def test_any_bytes_are_rows_or_are_refused_by_line(content):
     try:
-        passed = list(checked_lines(lines))
+        passed = list(checked_lines(lines_of(io.BytesIO(content))))
     except APIError as error:
-        assert error.status == 400
-    else:
-        assert passed == lines
+        assert error.status == 400 and ("line " in error.message or "empty" in error.message)
+        return
+    assert b"".join(passed) == content
+    for line in content.decode("utf-8-sig").split("\n"):
+        if line.strip():
+            row = json.loads(line)
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+            assert Row.model_validate(row)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path):
-    def blocks():
-        yield b"half"
-        raise OSError("disk full")
+def test_a_line_without_end_is_refused_before_it_is_read():
+    with pytest.raises(APIError, match="line 2 is longer than"):
+        list(checked_lines(lines_of(io.BytesIO(ROW + b" " * (MAX_LINE + 1) + ROW))))
 
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(tmp_path / "file", blocks())
-    assert list(tmp_path.iterdir()) == []
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("../../etc/passwd", "passwd"),
+        (r"C:\rows\träin 😀.jsonl", "träin 😀.jsonl"),
+        ("a\x00\n\u202e.jsonl", "a.jsonl"),
+        ("..", "upload.jsonl"),
+        ("x" * 400, "x" * 255),
+    ],
+)
+def test_a_filename_is_one_name(given, stored):
+    assert safe_name(given) == stored
+
+
+def test_a_name_beyond_ascii_comes_back(client):
+    file = client.files.create(file=("träin 😀.jsonl", ROW), purpose="fine-tune")
+    assert file.filename == "träin 😀.jsonl"
+    assert "filename*=utf-8''tr%C3%A4in" in client.files.content(file.id).response.headers["content-disposition"]
+
+
+def test_a_file_expires(served):
+    client = served.client
+    policy = {"anchor": "created_at", "seconds": 3600}
+    file = conforms(client.files.create(file=("rows.jsonl", ROW), purpose="fine-tune", expires_after=policy))
+    assert file.expires_at == file.created_at + 3600
+    assert client.files.retrieve(file.id) == file
+    with open_database(served.settings).begin() as session:
+        session.execute(update(t.File).where(t.File.id == file.id).values(expires_at=int(time.time())))
+    for call in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(file.id)
+    assert file.id not in [listed.id for listed in client.files.list()]
+
+
+def test_expires_after_may_come_as_json(client):
+    fields = {"purpose": "fine-tune", "expires_after": '{"anchor": "created_at", "seconds": 7200}'}
+    answer = httpx.post(f"{client.base_url}files", data=fields, files={"file": ("rows.jsonl", ROW)}).json()
+    assert answer["expires_at"] == answer["created_at"] + 7200
+
+
+@pytest.mark.parametrize(
+    ("policy", "param"),
+    [
+        ({"anchor": "created_at", "seconds": 3599}, "expires_after.seconds"),
+        ({"anchor": "created_at", "seconds": 2_592_001}, "expires_after.seconds"),
+        ({"anchor": "last_active_at", "seconds": 3600}, "expires_after.anchor"),
+        ({"seconds": 3600}, "expires_after.anchor"),
+    ],
+)
+def test_an_expiry_out_of_range_is_refused(client, policy, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.files.create(file=("rows.jsonl", ROW), purpose="fine-tune", expires_after=policy)
+    assert refused.value.param == param
+
+
+def test_bytes_that_changed_on_the_disk_are_not_sent(served):
+    id = upload(served.client, ROW)
+    path = served.settings.files_dir / id
+    path.write_bytes(ROW.replace(b"hi", b"ho"))
+    with pytest.raises(openai.InternalServerError) as damaged:
+        served.client.files.content(id)
+    assert damaged.value.code == "file_corrupt"
+    path.unlink()
+    with pytest.raises(openai.InternalServerError) as lost:
+        served.client.files.content(id)
+    assert lost.value.code == "file_corrupt"
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(served, monkeypatch):
+    monkeypatch.setattr(t, "new_id", lambda prefix: f"{prefix}full")
+    upload_path = served.settings.files_dir / "file-full.partial"
+    upload_path.parent.mkdir(exist_ok=True)
+    upload_path.symlink_to("/dev/full")
+    with pytest.raises(openai.APIStatusError) as refused:
+        upload(served.client, ROW * 1000)
+    assert (refused.value.status_code, refused.value.code) == (507, "storage_full")
+    assert not list(served.settings.files_dir.glob("file-full*"))
+    with pytest.raises(openai.NotFoundError):
+        served.client.files.retrieve("file-full")
+
+
+def test_a_form_with_many_files_is_refused(client):
+    many = [("file", (f"{i}.jsonl", ROW)) for i in range(3)]
+    answer = httpx.post(f"{client.base_url}files", data={"purpose": "fine-tune"}, files=many)
+    assert answer.status_code == 400 and "Too many files" in answer.json()["error"]["message"]

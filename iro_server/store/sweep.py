@@ -1,0 +1,64 @@
+"""Removing what no longer has an owner: files that expired, parts of uploads that ended, what a crash left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from iro_server.settings import Settings
+from iro_server.store import tables as t
+from iro_server.store.database import Sessions
+
+log = logging.getLogger("iro.store")
+HOUR = 3600.0
+
+
+async def sweep_hourly(settings: Settings, sessions: Sessions, stopping: asyncio.Event) -> None:
+    while not stopping.is_set():
+        try:
+            await asyncio.to_thread(sweep, settings, sessions)
+        except Exception:  # such as a database that is away: the next hour will do
+            log.exception("could not sweep the stored files")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), HOUR)
+
+
+def sweep(settings: Settings, sessions: Sessions) -> None:
+    """Safe beside servers that share the data directory: what is younger than an hour may be arriving, and stays."""
+    aged = _aged(settings.files_dir, hours=1)  # before the rows are read: a row follows its file
+    with sessions.begin() as session:
+        expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
+        _expire_uploads(session)
+        named = set(session.scalars(select(t.File.id)))
+        first = session.scalar(select(func.min(t.File.created_at)))
+    for id in expired:
+        (settings.files_dir / id).unlink(missing_ok=True)
+    for path, modified in aged:
+        # a file older than every row is another database's, which this one was opened beside by mistake
+        if path.suffix == ".partial" or (path.name not in named and first is not None and modified >= first):
+            path.unlink(missing_ok=True)
+    for folder, _ in _aged(settings.parts_dir, hours=2):  # an upload takes parts for an hour
+        shutil.rmtree(folder, ignore_errors=True)  # another server may be at it too
+
+
+def _aged(folder: Path, hours: int) -> list[tuple[Path, float]]:
+    """What lies in ``folder`` and was last modified over ``hours`` ago, with when that was."""
+    found = []
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # removed this instant
+            found.append((path, path.stat().st_mtime))
+    return [(path, modified) for path, modified in found if modified < time.time() - hours * HOUR]
+
+
+def _expire_uploads(session: Session) -> None:
+    late = (t.Upload.status == "pending", t.Upload.expires_at <= t.now())
+    session.execute(update(t.Upload).where(*late).values(status="expired"))
+    ended = select(t.Upload.id).where(t.Upload.status != "pending")
+    session.execute(delete(t.Part).where(t.Part.upload_id.in_(ended)))

@@ -1,0 +1,109 @@
+"""Sends the deliveries that are due, signed by the scheme of standardwebhooks.com, which OpenAI's clients verify."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from standardwebhooks import Webhook
+
+from iro_server.jobs import deliveries
+from iro_server.store.database import Sessions
+from iro_server.store.tables import WebhookEndpoint, now
+
+log = logging.getLogger("iro.webhooks")
+TIMEOUT = 15.0  # seconds for one attempt, whatever the endpoint does
+CONCURRENCY = 64  # attempts at once, one an endpoint, so that one that is slow holds up none but itself
+POLL = 0.5
+GONE = 410  # what an endpoint says that wants no more of an event
+
+
+class Unreachable(Exception):
+    """No answer came from the endpoint."""
+
+
+def new_secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def signed(endpoint: WebhookEndpoint, id: str, body: str) -> dict[str, str]:
+    """The headers that prove ``body`` ours, by the old secret too while that one holds."""
+    sent = datetime.now(UTC)
+    keys = [endpoint.secret]
+    if endpoint.old_secret is not None and (endpoint.old_until or 0) > now():
+        keys.append(endpoint.old_secret)
+    return {
+        "content-type": "application/json",
+        "user-agent": "Iro",
+        "webhook-id": id,
+        "webhook-timestamp": str(int(sent.timestamp())),
+        "webhook-signature": " ".join(Webhook(key).sign(id, sent, body) for key in keys),
+    }
+
+
+async def post(client: httpx.AsyncClient, endpoint: WebhookEndpoint, id: str, payload: dict[str, Any]) -> int:
+    """Send ``payload``; the status of the answer, whose body is not read and whose redirect is not followed.
+
+    Unreachable where none comes.
+    """
+    body = json.dumps(payload)
+    request = client.build_request("POST", endpoint.url, content=body, headers=signed(endpoint, id, body))
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            response = await client.send(request, stream=True)
+            await response.aclose()
+    except TimeoutError as error:
+        raise Unreachable(f"no answer within {TIMEOUT:g} seconds") from error
+    except httpx.HTTPError as error:
+        raise Unreachable(f"{type(error).__name__}: {error}") from error
+    return response.status_code
+
+
+class Sender:
+    """One a server. ``run`` it as a task, until ``stopping`` is set."""
+
+    def __init__(self, sessions: Sessions, stopping: asyncio.Event) -> None:
+        self.sessions, self.stopping = sessions, stopping
+        self.sending: dict[str, asyncio.Task[None]] = {}  # by endpoint
+
+    async def run(self) -> None:
+        async with httpx.AsyncClient(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+            while not self.stopping.is_set():
+                try:
+                    await self._start_due(client)
+                except Exception:  # such as a database that is away: events must be sent once it is back
+                    log.exception("webhooks could not be looked after; trying again")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.stopping.wait(), POLL)
+            tasks = list(self.sending.values())
+            for task in tasks:
+                task.cancel()  # its lease runs out, and the event is sent again
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _start_due(self, client: httpx.AsyncClient) -> None:
+        busy = list(self.sending)
+        for attempt in await asyncio.to_thread(deliveries.claim, self.sessions, CONCURRENCY - len(busy), busy):
+            self.sending[attempt.endpoint.id] = asyncio.create_task(self._attempt(client, attempt))
+
+    async def _attempt(self, client: httpx.AsyncClient, attempt: deliveries.Attempt) -> None:
+        delivery, endpoint = attempt.delivery, attempt.endpoint
+        try:
+            try:
+                status = await post(client, endpoint, delivery.id, delivery.payload)
+                error = None if 200 <= status < 300 else f"status {status}"
+            except Unreachable as unreachable:
+                status, error = 0, str(unreachable)
+            if error is not None:
+                log.warning("%s to %s, attempt %d: %s", delivery.id, endpoint.id, delivery.attempts, error)
+            await asyncio.to_thread(deliveries.settle, self.sessions, delivery, error, final=status == GONE)
+        except Exception:  # such as a database that is away
+            log.exception("%s: its attempt came to no end; it is made again once its lease has run out", delivery.id)
+        finally:
+            del self.sending[endpoint.id]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from iro_server.settings import Settings
+from iro_server.store import tables as t
+from iro_server.store.database import open_database
+from iro_server.store.sweep import sweep
+
+HOUR = 3600
+
+
+@pytest.fixture
+def store(tmp_path):
+    settings = Settings(data_dir=tmp_path)
+    return settings, open_database(settings)
+
+
+def place(folder, name, hours):
+    """A file last written ``hours`` ago."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"x")
+    then = time.time() - hours * HOUR
+    os.utime(folder / name, (then, then))
+
+
+def add(sessions, *rows):
+    with sessions.begin() as session:
+        session.add_all(rows)
+
+
+def file_row(id, hours, **values):
+    created = int(time.time() - hours * HOUR)
+    return t.File(id=id, filename="a", purpose="fine-tune", bytes=1, created_at=created, **values)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_only_old_files_without_a_row_are_removed(store):
+    settings, sessions = store
+    for name, hours in [("file-kept", 9), ("file-crashed", 2), ("file-arriving", 0.1)]:
+        place(settings.files_dir, name, hours)
+    place(settings.files_dir, "file-cut.partial", 2)
+    place(settings.files_dir, "file-growing.partial", 0.1)
+    add(sessions, file_row("file-kept", 9))
+    sweep(settings, sessions)
+    assert names(settings.files_dir) == ["file-arriving", "file-growing.partial", "file-kept"]
+
+
+def test_expired_files_lose_row_and_bytes(store):
+    settings, sessions = store
+    now = int(time.time())
+    for name in ("file-late", "file-early"):
+        place(settings.files_dir, name, 2)
+    add(sessions, file_row("file-late", 2, expires_at=now - 1), file_row("file-early", 2, expires_at=now + HOUR))
+    sweep(settings, sessions)
+    assert names(settings.files_dir) == ["file-early"]
+    with sessions() as session:
+        assert [row.id for row in session.query(t.File)] == ["file-early"]
+
+
+def test_a_new_database_beside_old_files_removes_none_of_them(store):
+    settings, sessions = store
+    place(settings.files_dir, "file-of-another-database", 5)
+    sweep(settings, sessions)
+    place(settings.files_dir, "file-new", 2)
+    add(sessions, file_row("file-new", 2))
+    sweep(settings, sessions)
+    assert names(settings.files_dir) == ["file-new", "file-of-another-database"]
+
+
+def test_uploads_past_their_hour_end_and_their_parts_go(store):
+    settings, sessions = store
+    now = int(time.time())
+    for id, expires in [("upload_late", now - 1), ("upload_open", now + 60)]:
+        add(sessions, t.Upload(id=id, filename="a", purpose="fine-tune", bytes=1, expires_at=expires))
+        add(sessions, t.Part(id=f"part_{id}", upload_id=id, bytes=1))
+        (settings.parts_dir / id).mkdir(parents=True)
+    os.utime(settings.parts_dir / "upload_late", (now - 3 * HOUR, now - 3 * HOUR))
+    sweep(settings, sessions)
+    assert names(settings.parts_dir) == ["upload_open"]
+    with sessions() as session:
+        assert {row.id: row.status for row in session.query(t.Upload)} == {
+            "upload_late": "expired",
+            "upload_open": "pending",
+        }
+        assert [row.id for row in session.query(t.Part)] == ["part_upload_open"]
