@@ -1,4 +1,4 @@
-"""Rewards: string_check, text_similarity, python and multi graders, in OpenAI's shapes."""
+"""Rewards: string_check, text_similarity, python, score_model, label_model and multi, in OpenAI's shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from iro_server.graders.base import Grade, Grader, GraderError, Sample
 from iro_server.graders.multi import MultiGrader, Single
-from iro_server.graders.surroundings import Surroundings
+from iro_server.surroundings import Surroundings
 
 __all__ = ["Grade", "Grader", "GraderError", "Sample", "Surroundings", "parse_grader"]
 

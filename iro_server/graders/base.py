@@ -25,7 +25,7 @@ class GraderError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model wrote. ``output_json`` None: ``output_text`` is parsed where it holds a JSON object or array."""
+    """What the model wrote. ``output_json`` None: ``output_text`` is parsed where it is JSON."""
 
     output_text: str
     output_json: Any = None
@@ -44,12 +44,14 @@ class Sample:
 
 
 def _parsed(text: str) -> Any:
-    if not text.lstrip().startswith(("{", "[")):
-        return None
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
         return None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 Flag = Literal[
@@ -81,23 +83,32 @@ class Grade:
     tokens: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def failed(cls, error: str, flag: Flag = "other_error", sub_rewards: dict[str, float] | None = None) -> Grade:
-        return cls(math.nan, sub_rewards or {}, error, flag)
+    def failed(
+        cls,
+        error: str,
+        flag: Flag = "other_error",
+        sub_rewards: dict[str, float] | None = None,
+        tokens: dict[str, int] | None = None,
+    ) -> Grade:
+        return cls(math.nan, sub_rewards or {}, error, flag, tokens or {})
 
     @classmethod
-    def of(cls, reward: float, sub_rewards: dict[str, float] | None = None) -> Grade:
+    def of(
+        cls, reward: float, sub_rewards: dict[str, float] | None = None, tokens: dict[str, int] | None = None
+    ) -> Grade:
         """A grade, failed unless ``reward`` is finite."""
         if not math.isfinite(reward):
             message = f"the reward is {reward}, not a finite number"
-            return cls.failed(message, "unresponsive_reward_error", sub_rewards)
-        return cls(reward, sub_rewards or {})
+            return cls.failed(message, "unresponsive_reward_error", sub_rewards, tokens)
+        return cls(reward, sub_rewards or {}, tokens=tokens or {})
 
 
 class Grader(BaseModel, ABC):
-    """Turns samples into rewards. It may hold processes: close it, or use it as a context manager."""
+    """Turns samples into rewards. It may hold processes or connections: close it, or use it as a context manager."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    type: str
     name: str = Field("grader", min_length=1)
 
     @abstractmethod
@@ -106,6 +117,10 @@ class Grader(BaseModel, ABC):
 
     def grade(self, sample: Sample, item: Item) -> Grade:
         return self.grade_many([(sample, item)])[0]
+
+    def served_models(self) -> dict[str, str]:
+        """The chat models of this server that it asks, each by the field that names it, such as ``graders.a.model``."""
+        return {}
 
     def close(self) -> None:
         """Free what the grader holds, from any thread; grades asked of it afterwards fail."""

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import ast
+import keyword
+from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from iro_server.graders.base import Grade, Grader, Item, Sample
 from iro_server.graders.formula import evaluate, parse_formula
+from iro_server.graders.label_model import LabelModel
 from iro_server.graders.python import PythonGrader
+from iro_server.graders.score_model import ScoreModel
 from iro_server.graders.text import StringCheck, TextSimilarity
 
-Single = Annotated[StringCheck | TextSimilarity | PythonGrader, Field(discriminator="type")]
+Single = Annotated[StringCheck | TextSimilarity | PythonGrader | ScoreModel | LabelModel, Field(discriminator="type")]
+
+
+def _by_name(graders: Any) -> Any:
+    """The three shapes that OpenAI publishes, graders by name, a list of them, and one alone, as the first."""
+    if isinstance(graders, dict) and isinstance(graders.get("type"), str):
+        graders = [graders]
+    if isinstance(graders, list):
+        names = [grader.get("name") if isinstance(grader, dict) else None for grader in graders]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("a grader that is not under a key needs a name")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"two graders have the name {twice[0]!r}")
+        graders = dict(zip(names, graders, strict=True))
+    if isinstance(graders, dict):
+        for name, grader in graders.items():
+            if isinstance(grader, dict) and grader.get("type") == "multi":
+                raise ValueError(f"{name}: a multi grader cannot hold another")
+    return graders
 
 
 class MultiGrader(Grader):
-    """``calculate_output`` is a formula over the keys of ``graders``, such as ``0.7 * style + 0.3 * match``."""
+    """``calculate_output`` is a formula over the names of ``graders``, such as ``0.7 * style + 0.3 * match``."""
 
     type: Literal["multi"]
-    graders: dict[str, Single] = Field(min_length=1)
+    graders: Annotated[dict[str, Single], Field(min_length=1), BeforeValidator(_by_name)]
     calculate_output: str
 
     _formula: ast.expr = PrivateAttr()
@@ -29,13 +51,13 @@ class MultiGrader(Grader):
     @classmethod
     def _named(cls, graders: dict[str, Grader]) -> dict[str, Grader]:
         for name in graders:
-            if not name.isidentifier():
+            if not name.isidentifier() or keyword.iskeyword(name):
                 raise ValueError(f"the name {name!r} cannot stand in a formula; use letters, digits and _")
         return graders
 
     @field_validator("calculate_output")
     @classmethod
-    def _is_formula(cls, formula: str, info) -> str:
+    def _is_formula(cls, formula: str, info: ValidationInfo) -> str:
         if "graders" in info.data:  # else their own error is reported
             parse_formula(formula, info.data["graders"])
         return formula
@@ -43,20 +65,28 @@ class MultiGrader(Grader):
     def model_post_init(self, context: object) -> None:
         self._formula = parse_formula(self.calculate_output, self.graders)
 
+    def served_models(self) -> dict[str, str]:
+        return {
+            f"graders.{name}.{field}": model
+            for name, grader in self.graders.items()
+            for field, model in grader.served_models().items()
+        }
+
     def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
         by_grader = {name: grader.grade_many(pairs) for name, grader in self.graders.items()}
         return [self._combine({name: grades[i] for name, grades in by_grader.items()}) for i in range(len(pairs))]
 
     def _combine(self, grades: dict[str, Grade]) -> Grade:
         rewards = {name: grade.reward for name, grade in grades.items()}
-        errors = [f"{name}: {grade.error}" for name, grade in grades.items() if grade.error]
-        if errors:
-            flag = next(grade.flag for grade in grades.values() if grade.error)
-            return Grade.failed("; ".join(errors), flag, rewards)
+        tokens = dict(sum((Counter(grade.tokens) for grade in grades.values()), Counter()))
+        failed = {name: grade for name, grade in grades.items() if grade.error}
+        if failed:
+            error = "; ".join(f"{name}: {grade.error}" for name, grade in failed.items())
+            return Grade.failed(error, next(iter(failed.values())).flag, rewards, tokens)
         try:
-            return Grade.of(evaluate(self._formula, rewards), rewards)
+            return Grade.of(evaluate(self._formula, rewards), rewards, tokens)
         except (ArithmeticError, ValueError) as error:
-            return Grade.failed(f"calculate_output: {error}", "formula_parse_error", rewards)
+            return Grade.failed(f"calculate_output: {error}", "formula_parse_error", rewards, tokens)
 
     def close(self) -> None:
         for grader in self.graders.values():

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import sacrebleu
 from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.gleu_score import sentence_gleu
 from nltk.translate.meteor_score import meteor_score
-from pydantic import field_validator
+from pydantic import FiniteFloat, PrivateAttr, ValidationInfo, field_validator
 from rapidfuzz import fuzz
 from rouge_score.rouge_scorer import RougeScorer
 
-from iro_server.graders.base import Grade, Grader, Item, Sample
-from iro_server.graders.templates import MissingField, Template, render
+from iro_server.graders.base import Grade
+from iro_server.graders.local_models import bundled_embedding_model, embed, is_model
+from iro_server.graders.templated import TemplatedGrader
+from iro_server.graders.templates import Template, render
+from iro_server.surroundings import Surroundings
 
 
-class _Comparison(Grader):
+class _Comparison(TemplatedGrader[tuple[str, str]]):
     input: Template
     reference: Template
 
-    @abstractmethod
-    def compare(self, text: str, reference: str) -> float: ...
-
-    def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
-        return [self._grade(sample, item) for sample, item in pairs]
-
-    def _grade(self, sample: Sample, item: Item) -> Grade:
-        scope = {"sample": sample.as_dict(), "item": item}
-        try:
-            text, reference = render(self.input, scope), render(self.reference, scope)
-        except MissingField as missing:
-            return Grade.failed(str(missing))
-        return Grade.of(self.compare(text, reference))
+    def fill(self, scope: dict[str, Any]) -> tuple[str, str]:
+        return render(self.input, scope), render(self.reference, scope)
 
 
 class StringCheck(_Comparison):
@@ -44,16 +37,19 @@ class StringCheck(_Comparison):
     type: Literal["string_check"]
     operation: Literal["eq", "ne", "like", "ilike"]
 
-    def compare(self, text: str, reference: str) -> float:
+    def grade_filled(self, filled: Sequence[tuple[str, str]]) -> list[Grade]:
+        return [Grade.of(float(self._holds(text, reference))) for text, reference in filled]
+
+    def _holds(self, text: str, reference: str) -> bool:
         match self.operation:
             case "eq":
-                return float(text == reference)
+                return text == reference
             case "ne":
-                return float(text != reference)
+                return text != reference
             case "like":
-                return float(reference in text)
+                return reference in text
             case "ilike":
-                return float(reference.casefold() in text.casefold())
+                return reference.casefold() in text.casefold()
 
 
 Metric = Literal[
@@ -62,20 +58,46 @@ Metric = Literal[
 
 
 class TextSimilarity(_Comparison):
-    """Similarity of two texts in [0, 1] by ``evaluation_metric``; all metrics run offline."""
+    """Similarity of two texts by ``evaluation_metric``: in [0, 1], and cosine in [-1, 1]; all metrics run offline.
+
+    ``pass_threshold`` is part of OpenAI's shape; it tells evaluations what passes, and does not change the reward.
+    """
 
     type: Literal["text_similarity"]
     evaluation_metric: Metric
+    pass_threshold: FiniteFloat | None = None
+
+    _embedding_model: Path | None = PrivateAttr(None)
 
     @field_validator("evaluation_metric")
     @classmethod
-    def _offline(cls, metric: str) -> str:
-        if metric == "cosine":
-            raise ValueError(f"cosine needs an embedding model, which is not served here; use {', '.join(METRICS)}")
+    def _has_its_model(cls, metric: Metric, info: ValidationInfo) -> Metric:
+        directory = _embedding_model(Surroundings.of_validation(info))
+        if metric == "cosine" and (directory is None or not is_model(directory)):
+            others = ", ".join(METRICS)
+            raise ValueError(f"cosine needs an embedding model: set IRO_EMBEDDING_MODEL to its folder, or use {others}")
         return metric
 
-    def compare(self, text: str, reference: str) -> float:
-        return METRICS[self.evaluation_metric](text, reference)
+    def model_post_init(self, context: Surroundings) -> None:
+        self._embedding_model = _embedding_model(context)
+
+    def grade_filled(self, filled: Sequence[tuple[str, str]]) -> list[Grade]:
+        if self.evaluation_metric == "cosine":
+            return [Grade.of(float(cosine)) for cosine in self._cosines(filled)]
+        similarity = METRICS[self.evaluation_metric]
+        return [Grade.of(similarity(text, reference)) for text, reference in filled]
+
+    def _cosines(self, filled: Sequence[tuple[str, str]]) -> np.ndarray:
+        assert self._embedding_model is not None
+        texts = sorted({text for pair in filled for text in pair})  # a reference serves many samples
+        row = {text: i for i, text in enumerate(texts)}
+        embeddings = embed(self._embedding_model, texts)
+        left, right = (embeddings[[row[pair[side]] for pair in filled]] for side in (0, 1))
+        return (left * right).sum(-1)
+
+
+def _embedding_model(surroundings: Surroundings) -> Path | None:
+    return surroundings.embedding_model or bundled_embedding_model()
 
 
 class _NoSynonyms:

@@ -1,8 +1,10 @@
-import math
+import contextlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from iro_server.graders import GraderError, Sample, parse_grader
+from iro_server.graders import GraderError, Surroundings, parse_grader
 
 CHECK = {
     "type": "string_check",
@@ -26,24 +28,29 @@ def multi(formula, **graders):
     ("spec", "param", "said"),
     [
         ({}, "grader.type", "type"),
-        ({"type": "vibes"}, "grader.type", "'string_check', 'text_similarity', 'python', 'multi'"),
+        (
+            {"type": "vibes"},
+            "grader.type",
+            "'string_check', 'text_similarity', 'python', 'score_model', 'label_model', 'multi'",
+        ),
         ("grade", "grader", "dictionary"),
         ({**CHECK, "operation": "equals"}, "grader.operation", "'eq', 'ne', 'like' or 'ilike'"),
         ({k: v for k, v in CHECK.items() if k != "input"}, "grader.input", "required"),
         ({**CHECK, "reference": "{{ label }}"}, "grader.reference", "{{ label }} is not a path"),
         ({**CHECK, "extra": 1}, "grader.extra", "not permitted"),
-        (
-            {"type": "text_similarity", "evaluation_metric": "cosine", "input": "a", "reference": "b"},
-            "grader.evaluation_metric",
-            "fuzzy_match",
-        ),
         ({"type": "python", "source": "def grade(:"}, "grader.source", "line 1"),
         ({"type": "python", "source": "x = 1"}, "grader.source", "defines no function grade"),
         ({"type": "python", "source": "a = " + "(" * 10_000}, "grader.source", ""),
         (multi("a", a={**CHECK, "operation": "?"}), "grader.graders.a.operation", "eq"),
-        (multi("a", a=multi("b", b=CHECK)), "grader.graders.a.type", "'python'"),
+        (multi("a", a=multi("b", b=CHECK)), "grader.graders", "a: a multi grader cannot hold another"),
+        (multi("a", a={**CHECK, "type": "vibes"}), "grader.graders.a.type", "'score_model'"),
         (multi("a + b", a=CHECK), "grader.calculate_output", "'b' is not one of the graders a"),
         (multi("a", **{"not a name": CHECK}), "grader.graders", "'not a name'"),
+        (multi("a", **{"lambda": CHECK}), "grader.graders", "'lambda'"),
+        ({**multi("c"), "graders": [CHECK, CHECK]}, "grader.graders", "two graders have the name 'c'"),
+        ({**multi("c"), "graders": [{**CHECK, "name": None}]}, "grader.graders", "needs a name"),
+        ({**multi("c"), "graders": [[CHECK]]}, "grader.graders", "needs a name"),
+        ({**multi("c"), "graders": {**CHECK, "name": "not a name"}}, "grader.graders", "'not a name'"),
         (multi("1"), "grader.graders", "at least 1"),
     ],
 )
@@ -54,28 +61,86 @@ def test_a_wrong_spec_names_the_field_and_the_mistake(spec, param, said):
     assert said in refused.value.message and param in refused.value.message
 
 
-def test_multi_combines_by_its_formula_and_reports_the_parts():
-    with parse_grader(multi("0.5 * has_x + length ^ 2", has_x=CHECK, length=LENGTH)) as grader:
-        grade = grader.grade(Sample("xy"), {"m": 1})
-    assert grade.reward == 4.5
-    assert grade.sub_rewards == {"has_x": 1.0, "length": 2.0}
-
-
-def test_multi_fails_where_a_part_or_the_formula_fails_and_only_there():
-    with parse_grader(multi("1 / length", has_x=CHECK, length=LENGTH)) as grader:
-        broken, undefined, fine = grader.grade_many(
-            [(Sample("x"), {"m": 0}), (Sample(""), {"m": 1}), (Sample("xxxx"), {"m": 1})]
-        )
-    assert math.isnan(broken.reward) and "length: ZeroDivisionError" in broken.error
-    assert broken.sub_rewards["has_x"] == 1
-    assert math.isnan(undefined.reward) and "calculate_output" in undefined.error
-    assert fine.reward == 0.25 and fine.error is None
-
-
 def test_the_official_clients_types_are_accepted():
-    from openai.types.graders import PythonGrader, StringCheckGrader, TextSimilarityGrader
+    from openai.types.graders import (
+        LabelModelGrader,
+        PythonGrader,
+        ScoreModelGrader,
+        StringCheckGrader,
+        TextSimilarityGrader,
+    )
 
     check = StringCheckGrader(**CHECK)
     similar = TextSimilarityGrader(type="text_similarity", name="t", evaluation_metric="bleu", input="a", reference="b")
-    for given in (check, similar, PythonGrader(**LENGTH)):
-        assert parse_grader(given.model_dump()).name == given.name
+    asked = {"name": "m", "model": "judge", "input": [{"role": "user", "content": "{{ sample.output_text }}?"}]}
+    score = ScoreModelGrader(type="score_model", range=[1, 5], sampling_params={"temperature": 0, "seed": 1}, **asked)
+    label = LabelModelGrader(type="label_model", labels=["a", "b"], passing_labels=["a"], **asked)
+    here = Surroundings(base_url="http://127.0.0.1:1/v1")
+    for example in (check, similar, score, label, PythonGrader(**LENGTH)):
+        assert parse_grader(example.to_dict(), here).name == example.name
+
+
+def test_what_openais_guide_shows_is_accepted():
+    parse_grader(
+        {
+            "type": "multi",
+            "graders": {
+                "name": {
+                    "name": "name_grader",
+                    "type": "text_similarity",
+                    "input": "{{sample.output_json.name}}",
+                    "reference": "{{item.name}}",
+                    "evaluation_metric": "fuzzy_match",
+                    "pass_threshold": 0.9,
+                },
+                "function": {
+                    "name": "function_name",
+                    "type": "string_check",
+                    "input": "get_acceptors",
+                    "reference": "{{sample.output_tools[0].function.name}}",
+                    "operation": "eq",
+                },
+            },
+            "calculate_output": "(name + function) / 2",
+        }
+    )
+
+
+FIELDS = (
+    "type name input reference operation evaluation_metric model range labels passing_labels graders calculate_output"
+    " source role content text base_url sampling_params eq cosine user input_text a string_check text_similarity python"
+    " score_model label_model multi http://x/"
+)
+VALUES = ["def grade(sample, item): return 1", "{{ item.a }}", "{{ a }}", "a + 1", "\ud800"]
+words = st.sampled_from([*FIELDS.split(), *VALUES])
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | words
+json_values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=6), max_leaves=12
+)
+whole = st.sampled_from(
+    [
+        CHECK,
+        LENGTH,
+        {"type": "text_similarity", "evaluation_metric": "bleu", "input": "a", "reference": "{{ item.b }}"},
+        {"type": "score_model", "model": "m", "input": [{"role": "user", "content": [{"type": "input_text"}, "x"]}]},
+        {"type": "label_model", "model": "m", "input": [], "labels": ["a", "b"], "passing_labels": ["a"]},
+        multi("c + 1", c=CHECK),
+    ]
+)
+changed = st.builds(lambda spec, change: {**spec, **change}, whole, st.dictionaries(words, json_values, max_size=3))
+
+
+@given(json_values | changed, st.booleans())
+def test_any_json_is_a_grader_or_refused(spec, anywhere):
+    surroundings = Surroundings(base_url="http://127.0.0.1:1/v1" if anywhere else None, any_endpoint=anywhere)
+    with contextlib.suppress(GraderError):
+        parse_grader(spec, surroundings).close()
+
+
+def test_a_deeply_nested_spec_is_refused():
+    nested = "a"
+    for _ in range(900):
+        nested = [nested]
+    for field in ("input", "type", "reference"):
+        with pytest.raises(GraderError):
+            parse_grader({**CHECK, field: nested})

@@ -1,9 +1,11 @@
+import contextlib
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iro_server.graders import Sample
 from iro_server.graders.templates import MissingField, check_template, render
 
 plain = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]))
@@ -22,6 +24,32 @@ def test_other_values_are_put_in_as_json(value):
     assert json.loads(render("{{item.x}}", {"item": {"x": value}, "sample": {}})) == value
 
 
+pieces = st.lists(
+    st.sampled_from(["{{", "}}", "{", "}", " ", ".", "[", "]", "'", "item", "sample", "a", "0", "-1", "output_text"])
+    | st.text(max_size=4)
+)
+anything = st.text(st.characters()) | pieces.map("".join)
+
+
+@given(template=anything, item=st.dictionaries(st.sampled_from(["a", "0"]), json_values), text=anything)
+def test_any_template_is_refused_or_rendered_or_lacks_a_field(template, item, text):
+    with contextlib.suppress(ValueError):
+        check_template(template)
+        with contextlib.suppress(MissingField):
+            render(template, {"item": item, "sample": Sample(text).as_dict()})
+
+
+@given(text=anything)
+def test_values_are_never_rendered(text):
+    assert render("<{{ item.x }}>", {"item": {"x": text}, "sample": {}}) == f"<{text}>"
+
+
+def test_an_expression_that_is_not_closed_is_text_and_read_once():
+    assert render(check_template("{{ item.x"), {"item": {"x": 1}, "sample": {}}) == "{{ item.x"
+    many = "{{ " * 200_000  # takes minutes where each is searched to the end
+    assert render(check_template(many), {"item": {}, "sample": {}}) == many
+
+
 @given(text=plain)
 def test_text_without_expressions_is_itself(text):
     assert render(check_template(text), {"item": {}, "sample": {}}) == text
@@ -29,8 +57,18 @@ def test_text_without_expressions_is_itself(text):
 
 def test_paths_reach_into_objects_and_arrays():
     scope = {"item": {"a": [{"b": "x"}, {"b": "y"}], "été": "z"}, "sample": {"output_json": {"n": 3}}}
-    template = "{{ item.a[1].b }} {{item.a.0.b}} {{ sample.output_json.n }} {{ item.été }}"
-    assert render(check_template(template), scope) == "y x 3 z"
+    template = "{{ item.a[1].b }} {{item.a.0.b}} {{ sample.output_json.n }} {{ item.été }} {{ item['a'][0][\"b\"] }}"
+    assert render(check_template(template), scope) == "y x 3 z x"
+
+
+def test_what_openai_puts_in_a_sample_can_be_reached():
+    call = {"id": "1", "type": "function", "function": {"name": "search", "arguments": '{"q": 1}'}}
+    scope = {"item": {"two words": "x"}, "sample": Sample("hi", output_tools=[call]).as_dict()}
+    template = (
+        "{{sample.output_tools[0].function.name}} {{ sample.choices[0].message.content }} {{ item['two words'] }}"
+    )
+    assert render(check_template(template), scope) == "search hi x"
+    assert json.loads(render("{{ sample.output_tools }}", scope)) == [call]
 
 
 def test_a_value_that_looks_like_a_template_is_not_rendered_again():
@@ -55,7 +93,10 @@ def test_anything_but_a_path_is_refused_and_quoted(expression):
         ("item.label", "item has no field 'label'"),
         ("item.a.b", "item.a has no field 'b'"),
         ("item.list[5]", "item.list has no field '5'"),
-        ("sample.output_json.x", "sample.output_json has no field 'x'"),
+        ("item.list.-1", "item.list has no field '-1'"),
+        ("item.list.99999999999999999999", "item.list has no field"),
+        ("sample.output_json.x", "the sample is not JSON"),
+        ("sample.output_json", "the sample is not JSON"),
         ("item.word.__class__", "item.word has no field '__class__'"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iro_server.graders import Sample, parse_grader
+from iro_server.graders import GraderError, Sample, Surroundings, parse_grader
 from iro_server.graders.text import METRICS
 
 
@@ -69,7 +69,7 @@ def test_a_missing_field_is_a_grade_with_an_error_that_names_it():
     grader = parse_grader({"type": "string_check", "operation": "eq", "input": "{{ item.label }}", "reference": "x"})
     grades = grader.grade_many([(Sample(""), {}), (Sample(""), {"label": "x"})])
     assert math.isnan(grades[0].reward)
-    assert "item has no field 'label'" in grades[0].error
+    assert "item has no field 'label'" in grades[0].error and grades[0].flag == "invalid_variable_error"
     assert grades[1].reward == 1 and grades[1].error is None
 
 
@@ -80,3 +80,47 @@ def test_a_missing_field_is_a_grade_with_an_error_that_names_it():
 def test_output_json_is_given_or_parsed_from_the_text(text, given_json, reward):
     spec = {"type": "string_check", "operation": "eq", "input": "{{ sample.output_json.x }}", "reference": "yes"}
     assert parse_grader(spec).grade(Sample(text, given_json), {}).reward == reward
+
+
+def test_output_json_of_a_sample_that_is_none_is_a_parse_error():
+    spec = {"type": "string_check", "operation": "eq", "input": "{{ sample.output_json.x }}", "reference": "yes"}
+    broken, lacking = parse_grader(spec).grade_many([(Sample("{not json"), {}), (Sample('{"y": 1}'), {})])
+    assert broken.flag == "sample_parse_error" and "not JSON" in broken.error
+    assert lacking.flag == "invalid_variable_error" and "no field 'x'" in lacking.error
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "NaN", "1" * 5000, '{"a": Infinity}', ""])
+def test_text_that_is_no_json_is_only_text(text):
+    assert Sample(text).as_dict()["output_json"] is None
+    assert check("eq", text, text) == 1
+
+
+def test_cosine_is_of_meaning_not_of_words():
+    near = similarity("cosine", "The film was wonderful.", "I loved this movie!")
+    far = similarity("cosine", "The film was wonderful.", "Interest rates rose by a quarter point.")
+    assert near > 0.5 > far + 0.2
+    assert similarity("cosine", "same", "same") == pytest.approx(1, abs=1e-5)
+    assert similarity("cosine", "", "\ud800 and more") <= 1
+
+
+def test_cosine_gives_each_pair_its_own_reward_and_fails_where_a_field_is_missing():
+    spec = {"type": "text_similarity", "evaluation_metric": "cosine", "input": "{{ sample.output_text }}"}
+    grader = parse_grader({**spec, "reference": "{{ item.ref }}"})
+    words = ["cat", "a much longer sentence about a kitten that sleeps", "inflation"] * 20
+    grades = grader.grade_many([(Sample(word), {"ref": "cat"} if i % 2 == 0 else {}) for i, word in enumerate(words)])
+    assert [math.isnan(grade.reward) for grade in grades] == [i % 2 == 1 for i in range(60)]
+    for i in (0, 4, 8):  # a cat, a kitten, inflation
+        assert grades[i].reward == pytest.approx(similarity("cosine", words[i], "cat"), abs=1e-4)
+    assert grades[0].reward > grades[4].reward > grades[8].reward
+
+
+def test_cosine_without_its_model_says_how_to_name_one(tmp_path):
+    spec = {"type": "text_similarity", "evaluation_metric": "cosine", "input": "a", "reference": "b"}
+    with pytest.raises(GraderError, match="IRO_EMBEDDING_MODEL") as refused:
+        parse_grader(spec, Surroundings(embedding_model=tmp_path))
+    assert refused.value.param == "grader.evaluation_metric"
+
+
+def test_the_pass_threshold_does_not_change_the_reward():
+    spec = {"type": "text_similarity", "evaluation_metric": "fuzzy_match", "input": "abcd", "reference": "abcx"}
+    assert parse_grader({**spec, "pass_threshold": 0.9}).grade(Sample(""), {}).reward == pytest.approx(0.75)

@@ -1,0 +1,119 @@
+"""/v1/fine_tuning/alpha/graders: try a grader on one sample, or only check it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from typing import Any, get_args
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict
+
+from iro_server.api.context import Context, Ctx
+from iro_server.api.errors import APIError, bad_request
+from iro_server.graders import Grade, Grader, GraderError, Sample, parse_grader
+from iro_server.graders.base import Flag
+
+router = APIRouter(prefix="/fine_tuning/alpha/graders", tags=["graders"])
+
+# Where OpenAI's response tells more about an error than that there was one.
+DETAILS: dict[Flag, str] = {
+    "model_grader_server_error": "model_grader_server_error_details",
+    "python_grader_runtime_error": "python_grader_runtime_error_details",
+    "python_grader_server_error": "python_grader_server_error_type",
+}
+
+
+class ValidateRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    grader: dict[str, Any]
+
+
+class RunRequest(ValidateRequest):
+    """``reference_answer`` is how clients before 2025-06 gave what is ``item.reference_answer`` now."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model_sample: str
+    item: dict[str, Any] | None = None
+    reference_answer: Any = None
+
+    @property
+    def pair(self) -> tuple[Sample, dict[str, Any]]:
+        older = {} if self.reference_answer is None else {"reference_answer": self.reference_answer}
+        return Sample(self.model_sample), older | (self.item or {})
+
+
+@router.post("/validate")
+async def validate(body: ValidateRequest, context: Ctx) -> Response:
+    """The grader as it was sent, where a job would accept it."""
+    await asyncio.to_thread(lambda: check_grader(body.grader, context).close())
+    return _json({"grader": body.grader})
+
+
+@router.post("/run")
+async def run(body: RunRequest, context: Ctx) -> Response:
+    """Grade one sample. A grader that fails gives the reward 0 and says why; ``iro.error`` has its message."""
+    # Not in the pool that other routes share: a grader may wait for this server's own answer to a chat request.
+    return _json(await asyncio.to_thread(_run, body, context))
+
+
+def check_grader(spec: dict[str, Any], context: Context) -> Grader:
+    """The caller's grader, to be closed. 400 where it is wrong, or asks a model that the caller does not have."""
+    surroundings = context.surroundings.model_copy(update={"project": context.caller.project})
+    try:
+        grader = parse_grader(spec, surroundings)
+    except GraderError as error:
+        raise bad_request(error.message, error.param, "invalid_grader") from error
+    for field, model in grader.served_models().items():
+        try:
+            context.model(model)
+        except APIError as error:
+            grader.close()
+            raise bad_request(error.message, f"grader.{field}", error.code) from error
+    return grader
+
+
+def _run(body: RunRequest, context: Context) -> dict[str, Any]:
+    with check_grader(body.grader, context) as grader:
+        started = time.monotonic()
+        grade = grader.grade(*body.pair)
+        return _show(grader, grade, time.monotonic() - started)
+
+
+def _json(content: dict[str, Any]) -> Response:
+    """In ASCII: what users or models wrote may hold half a surrogate pair, which only an escape can spell."""
+    return Response(json.dumps(content, allow_nan=False), media_type="application/json")
+
+
+def _show(grader: Grader, grade: Grade, seconds: float) -> dict[str, Any]:
+    sub_rewards = {name: _number(reward) for name, reward in grade.sub_rewards.items()}
+    metadata = {
+        "name": grader.name,
+        "type": grader.type,
+        "errors": _errors(grade),
+        "execution_time": seconds,
+        "scores": sub_rewards,
+        "token_usage": sum(grade.tokens.values()) if grade.tokens else None,
+        "sampled_model_name": getattr(grader, "model", None),
+    }
+    return {
+        "reward": _number(grade.reward),
+        "sub_rewards": sub_rewards,
+        "metadata": metadata,
+        "model_grader_token_usage_per_model": {model: {"total_tokens": n} for model, n in grade.tokens.items()},
+        "iro": {"error": grade.error},
+    }
+
+
+def _errors(grade: Grade) -> dict[str, Any]:
+    errors: dict[str, Any] = {flag: grade.error is not None and flag == grade.flag for flag in get_args(Flag)}
+    return errors | {name: grade.error if errors[flag] else None for flag, name in DETAILS.items()}
+
+
+def _number(reward: float) -> float:
+    """OpenAI's reward where there is none: 0."""
+    return reward if math.isfinite(reward) else 0.0

@@ -1,0 +1,76 @@
+"""Reading a model's answer: the number or the label in it.
+
+No decoding constraint holds the models that are asked, so an answer is read with some patience, and an ambiguous one
+counts as none: a reward that was guessed is worse than one that is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w)", re.ASCII)
+_DECODER = json.JSONDecoder()
+
+
+class Unreadable(ValueError):
+    """The answer has no number, or no label, or more than one."""
+
+
+def read_score(text: str) -> float:
+    """``result`` or ``score`` of the last JSON object that has one, else the only number in the text.
+
+    Raises Unreadable.
+    """
+    value = _field(text, ("result", "score"))
+    if value is None:
+        numbers = _NUMBER.findall(text)
+        if len(numbers) != 1:
+            raise Unreadable(f'{len(numbers)} numbers and no {{"result": number}} in the answer {_quoted(text)}')
+        value = numbers[0]
+    try:
+        score = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise Unreadable(f"no finite number in the answer {_quoted(text)}")
+    return score
+
+
+def read_label(text: str, labels: Sequence[str]) -> str:
+    """``result`` or ``label`` of the last JSON object that has one, else the only label in the text, in any case.
+
+    Raises Unreadable.
+    """
+    value = _field(text, ("result", "label"))
+    said = value if isinstance(value, str) else text
+    by_folded = {label.casefold(): label for label in labels}
+    if label := by_folded.get(said.strip().casefold()):
+        return label
+    longest_first = sorted(map(re.escape, by_folded), key=len, reverse=True)
+    found = set(re.findall(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)", said.casefold()))
+    if len(found) != 1:
+        raise Unreadable(f"{len(found)} of the labels {', '.join(labels)} in the answer {_quoted(text)}")
+    return by_folded[found.pop()]
+
+
+def _field(text: str, names: Sequence[str]) -> Any:
+    """The first of ``names`` in the last outermost JSON object of the text that has any of them, or None."""
+    found = None
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            start = text.find("{", start + 1)
+            continue
+        found = next((value[name] for name in names if value.get(name) is not None), found)
+        start = text.find("{", end)
+    return found
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 100 else text[:100] + "…")

@@ -1,0 +1,151 @@
+"""Asking a chat model by HTTP: many requests at once, each tried again while the server is busy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_when_event_set
+from tenacity import sleep_using_event as sleep_until
+from tenacity.wait import wait_random_exponential
+
+from iro_server.graders.base import Flag
+
+AT_ONCE = 16
+ATTEMPTS = 5
+TIMEOUT = 120.0  # seconds, of one attempt
+LONGEST_WAIT = 30.0  # seconds between attempts, whatever the server asks for
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """``url``: an OpenAI-compatible base URL; ``key`` "": none. ``project``: on whose behalf, of Iro's own server."""
+
+    url: str
+    key: str = ""
+    project: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return headers | ({} if self.project is None else {"OpenAI-Project": self.project})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``text``: what the model said. ``error``: why it said nothing, and ``flag`` what OpenAI calls that."""
+
+    text: str = ""
+    tokens: int = 0
+    error: str | None = None
+    flag: Flag = "model_grader_server_error"
+
+
+class _Busy(Exception):
+    """The server may well answer later, after ``wait`` seconds if it said so."""
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class Asker:
+    """Asks one endpoint, from any thread, until it is closed. Redirects are not followed: they could lead anywhere."""
+
+    def __init__(self, endpoint: Endpoint, backoff: float = 0.5) -> None:
+        self._endpoint, self._backoff = endpoint, backoff
+        self._closed = threading.Event()
+        self._connecting = threading.Lock()
+
+    def ask(self, requests: Sequence[dict[str, Any]]) -> list[Answer]:
+        """One answer to each chat completion request, in order."""
+        with ThreadPoolExecutor(AT_ONCE, "asker") as threads:
+            return list(threads.map(self._ask, requests))
+
+    def close(self) -> None:
+        """End what is being asked; whatever is asked later fails."""
+        self._closed.set()
+        with self._connecting:
+            if "_client" in self.__dict__:
+                self._client.close()
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        # The own server is next door, not behind the environment's proxy.
+        return httpx.Client(
+            headers=self._endpoint.headers(),
+            timeout=httpx.Timeout(TIMEOUT, connect=10.0),
+            limits=httpx.Limits(max_connections=AT_ONCE),
+            trust_env=self._endpoint.project is None,
+        )
+
+    def _ask(self, request: dict[str, Any]) -> Answer:
+        busy = Retrying(
+            retry=retry_if_exception_type(_Busy),
+            stop=stop_after_attempt(ATTEMPTS) | stop_when_event_set(self._closed),
+            wait=_wait(self._backoff),
+            sleep=sleep_until(self._closed),
+            reraise=True,
+        )
+        try:
+            return busy(self._try, request)
+        except _Busy as error:
+            return Answer(error="the grader is closed" if self._closed.is_set() else str(error))
+
+    def _try(self, request: dict[str, Any]) -> Answer:
+        with self._connecting:
+            if self._closed.is_set():
+                return Answer(error="the grader is closed")
+            client = self._client
+        try:
+            response = client.post(f"{self._endpoint.url}/chat/completions", json=request)
+        except (httpx.RequestError, RuntimeError) as error:  # RuntimeError: closed meanwhile
+            raise _Busy(f"no answer: {type(error).__name__} {error}".strip()) from None
+        if response.status_code in (408, 409, 429) or response.status_code >= 500:
+            raise _Busy(_refusal(response), _retry_after(response))
+        if response.status_code != 200:
+            return Answer(error=_refusal(response))
+        return _read(response)
+
+
+def _wait(backoff: float) -> Callable[[RetryCallState], float]:
+    exponential = wait_random_exponential(backoff, LONGEST_WAIT)
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.wait if isinstance(error, _Busy) else None
+        return exponential(state) if asked is None else min(asked, LONGEST_WAIT)
+
+    return wait
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    try:
+        return max(0.0, float(response.headers.get("retry-after", "")))
+    except ValueError:  # absent, or a date, which servers of this kind do not send
+        return None
+
+
+def _refusal(response: httpx.Response) -> str:
+    try:
+        said = response.json()["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        said = response.text
+    return f"answered {response.status_code}: {str(said)[:300]}"
+
+
+def _read(response: httpx.Response) -> Answer:
+    try:
+        body = response.json()
+        (choice, *_), tokens = body["choices"], int((body.get("usage") or {}).get("total_tokens") or 0)
+        message = choice["message"]
+        refusal, text = message.get("refusal"), message.get("content") or ""
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Answer(error=f"answered what is no chat completion: {response.text[:100]}")
+    if refusal or choice.get("finish_reason") == "content_filter":
+        return Answer("", tokens, f"the model refused: {str(refusal or text)[:300]}", "model_grader_refusal_error")
+    return Answer(str(text), tokens)

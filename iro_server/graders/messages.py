@@ -1,0 +1,56 @@
+"""The ``input`` of model graders: messages whose contents are templates, in the shapes OpenAI publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from iro_server.graders.templates import Template, render
+
+TEXT_PARTS = ("input_text", "output_text", "text")
+
+
+def _texts(content: Any) -> list[str]:
+    """The texts of a string, of a part such as ``{"type": "input_text", "text": ...}``, or of a list of these."""
+    parts = content if isinstance(content, list) else [content]
+    return [part if isinstance(part, str) else _text(part) for part in parts]
+
+
+def _text(part: Any) -> str:
+    if not isinstance(part, dict):
+        raise ValueError("content is a string, a text part or a list of these")
+    if part.get("type") not in TEXT_PARTS:
+        raise ValueError(f"content of type {part.get('type')!r} is not supported here: graders read text (input_text)")
+    if not isinstance(part.get("text"), str):
+        raise ValueError("a text part needs its text")
+    return part["text"]
+
+
+class Message(BaseModel):
+    """``content``: its texts, which are joined."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Annotated[list[Template], BeforeValidator(_texts)]
+    type: Literal["message"] = "message"
+
+
+def render_messages(messages: Sequence[Message], scope: dict[str, Any]) -> list[dict[str, str]]:
+    """Chat messages with the templates filled in. Raises MissingField."""
+    return [{"role": message.role, "content": _content(message, scope)} for message in messages]
+
+
+def _content(message: Message, scope: dict[str, Any]) -> str:
+    text = "".join(render(text, scope) for text in message.content)
+    return text.encode(errors="replace").decode()  # JSON may spell lone surrogates, which no request can carry
+
+
+def with_instruction(messages: list[dict[str, str]], instruction: str) -> list[dict[str, str]]:
+    """``instruction`` at the end of the last message where that is the user's, else in a message after it."""
+    *before, last = messages
+    if last["role"] == "user":
+        return [*before, {"role": "user", "content": f"{last['content']}\n\n{instruction}"}]
+    return [*messages, {"role": "user", "content": instruction}]

@@ -1,0 +1,128 @@
+"""What graders that ask a chat model have in common: the input, the endpoint, the request, and the answer's grade."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, ValidationInfo, field_validator
+
+from iro_server.graders.answers import Unreadable
+from iro_server.graders.asking import Answer, Asker, Endpoint
+from iro_server.graders.base import Grade
+from iro_server.graders.messages import Message, render_messages, with_instruction
+from iro_server.graders.templated import TemplatedGrader
+from iro_server.surroundings import Surroundings
+
+Chat = list[dict[str, str]]
+Tokens = Annotated[int, Field(ge=1)]
+
+
+class SamplingParams(BaseModel):
+    """OpenAI's, and ``max_tokens``; what is left out is the asked server's own default. ``reasoning_effort`` goes to
+    other endpoints only: the models served here do not reason apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_completions_tokens: Tokens | None = None
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+    def as_request(self) -> dict[str, Any]:
+        """As fields of a chat completion request."""
+        fields = self.model_dump(exclude_none=True)
+        if (most := fields.pop("max_completions_tokens", None)) is not None:
+            fields["max_completion_tokens"] = most
+        return fields
+
+
+class ModelGrader(TemplatedGrader[Chat]):
+    """``base_url``, an extension: another OpenAI-compatible endpoint that has the model, where the server allows it."""
+
+    base_url: HttpUrl | None = None
+    model: str = Field(min_length=1)
+    input: list[Message] = Field(min_length=1)
+    sampling_params: SamplingParams = SamplingParams()
+
+    _asker: Asker | None = PrivateAttr(None)
+
+    @field_validator("base_url")
+    @classmethod
+    def _allowed(cls, url: HttpUrl | None, info: ValidationInfo) -> HttpUrl | None:
+        if url is not None and _key(url, Surroundings.of_validation(info)) is None:
+            raise ValueError(f"{url} is not among the endpoints this server allows (IRO_GRADER_ENDPOINTS)")
+        return url
+
+    @field_validator("model")
+    @classmethod
+    def _answered(cls, model: str, info: ValidationInfo) -> str:
+        if "base_url" not in info.data or info.data["base_url"] is not None:
+            return model
+        return cls.check_model(model, Surroundings.of_validation(info))
+
+    @classmethod
+    def check_model(cls, model: str, surroundings: Surroundings) -> str:
+        """The name, where something here answers to it. Raises ValueError."""
+        if surroundings.base_url is None:
+            raise ValueError(f"no server runs here that could be asked for {model!r}; give its base_url")
+        return model
+
+    def model_post_init(self, context: Surroundings) -> None:
+        if self.base_url is not None:
+            self._asker = Asker(Endpoint(_plain(self.base_url), _key(self.base_url, context) or ""))
+        elif context.base_url is not None:
+            self._asker = Asker(Endpoint(context.base_url.rstrip("/"), context.api_key, context.project))
+
+    def served_models(self) -> dict[str, str]:
+        return {"model": self.model} if self.base_url is None else {}
+
+    def fill(self, scope: dict[str, Any]) -> Chat:
+        return render_messages(self.input, scope)
+
+    def grade_filled(self, filled: Sequence[Chat]) -> list[Grade]:
+        assert self._asker is not None
+        return [self._grade(answer) for answer in self._asker.ask([self._request(chat) for chat in filled])]
+
+    @property
+    @abstractmethod
+    def instruction(self) -> str:
+        """What to answer with, told to the model after the input."""
+
+    @abstractmethod
+    def read(self, text: str) -> float:
+        """The reward in an answer. Raises Unreadable."""
+
+    def _request(self, chat: Chat) -> dict[str, Any]:
+        sampling = self.sampling_params.as_request()
+        messages = with_instruction(chat, self.instruction)
+        if self.base_url is None:  # chat templates seldom know the role developer, which means the same
+            sampling.pop("reasoning_effort", None)
+            messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
+        return {"model": self.model, "messages": messages, **sampling}
+
+    def _grade(self, answer: Answer) -> Grade:
+        tokens = {self.model: answer.tokens} if answer.tokens else {}
+        if answer.error is not None:
+            return Grade.failed(f"{self.model}: {answer.error}", answer.flag, tokens=tokens)
+        try:
+            return Grade.of(self.read(answer.text), tokens=tokens)
+        except Unreadable as error:
+            return Grade.failed(f"{self.model}: {error}", "model_grader_parse_error", tokens=tokens)
+
+    def close(self) -> None:
+        if self._asker is not None:
+            self._asker.close()
+
+
+def _plain(url: HttpUrl | str) -> str:
+    return str(HttpUrl(str(url))).rstrip("/")
+
+
+def _key(url: HttpUrl, surroundings: Surroundings) -> str | None:
+    """The key for an endpoint, "" for none needed; None where graders may not reach it."""
+    keys = {_plain(allowed): key for allowed, key in surroundings.endpoints.items()}
+    return keys.get(_plain(url), "" if surroundings.any_endpoint else None)

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from iro_server.demo.data import imdb_splits
+from iro_server.graders import GraderError, Sample, Surroundings, parse_grader
+from iro_server.graders.local_models import bundled_embedding_model
+
+SPEC = {"type": "score_model", "model": "rm", "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
+TEXTS = ["a", "b b a", "a b " * 200, "b", "a a b b " * 10, "b a"] * 12
+
+
+def rewards(spec, folder, texts):
+    with parse_grader(spec, Surroundings(reward_models={"rm": folder})) as grader:
+        return np.array([grade.reward for grade in grader.grade_many([(Sample(text), {}) for text in texts])])
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def small(request, tmp_path_factory):
+    """A random reward model over the words a and b, with that many outputs: its directory, and itself."""
+    folder = tmp_path_factory.mktemp("rm")
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "a": 1, "b": 2, "[UNK]": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=4,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        num_labels=request.param,
+        initializer_range=1.0,
+    )
+    model = BertForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder, model, tokenizer
+
+
+def test_it_scores_each_text_as_the_model_alone_does(small):
+    folder, model, tokenizer = small
+    with torch.inference_mode():
+        logits = torch.cat(
+            [model(**tokenizer(t, return_tensors="pt", truncation=True, max_length=64)).logits for t in TEXTS]
+        )
+    alone = logits[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, 1]
+    np.testing.assert_allclose(rewards(SPEC, folder, TEXTS), alone.numpy(), atol=1e-4)
+
+
+def test_a_range_clamps_only_where_it_is_given(small):
+    folder, *_ = small
+    free = rewards(SPEC, folder, TEXTS)
+    low, high = np.quantile(free, [0.3, 0.7])
+    clamped = rewards({**SPEC, "range": [float(low), float(high)]}, folder, TEXTS)
+    np.testing.assert_allclose(clamped, free.clip(low, high), atol=1e-5)
+    assert free.min() < low and free.max() > high
+
+
+def test_a_conversation_goes_through_the_chat_template_where_there_is_one(small, tmp_path):
+    folder, model, tokenizer = small
+    spec = {**SPEC, "input": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    joined = rewards(SPEC, folder, ["a\nb"])
+    np.testing.assert_allclose(rewards(spec, folder, [""]), joined, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' a b ' }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer.chat_template = None
+    np.testing.assert_allclose(rewards(spec, tmp_path, [""]), rewards(SPEC, folder, ["a a b b a b"]), atol=1e-5)
+
+
+def test_a_directory_without_a_model_is_refused_and_so_are_labels_from_a_reward_model(small, tmp_path):
+    with pytest.raises(GraderError, match="holds no model") as refused:
+        parse_grader(SPEC, Surroundings(reward_models={"rm": tmp_path}))
+    assert refused.value.param == "grader.model"
+    labels = {**SPEC, "type": "label_model", "labels": ["a"], "passing_labels": ["a"]}
+    with pytest.raises(GraderError, match="use score_model"):
+        parse_grader(labels, Surroundings(reward_models={"rm": small[0]}))
+
+
+@pytest.mark.slow
+def test_a_reward_model_of_sentiment_prefers_good_reviews(tmp_path):
+    """MiniLM with a head fitted on the ends of reviews, as a user would bring it: it ranks reviews it never saw."""
+    source, seen = bundled_embedding_model(), 1200
+    model = BertForSequenceClassification.from_pretrained(source, num_labels=1).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    reviews = imdb_splits().judge.part(0, seen + 300)
+    texts = [" ".join(text.split()[-30:]) for text in reviews.texts]
+    with torch.inference_mode():
+        batches = [tokenizer(texts[i : i + 40], padding=True, return_tensors="pt") for i in range(0, seen, 40)]
+        pooled = torch.cat([model.bert(**batch).pooler_output for batch in batches])
+    head = LogisticRegression(C=1.0, max_iter=1000).fit(pooled.numpy(), reviews.labels[:seen])
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.from_numpy(head.coef_))
+        model.classifier.bias.copy_(torch.from_numpy(head.intercept_))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    logits = rewards(SPEC, tmp_path, texts[seen:])
+    assert roc_auc_score(reviews.labels[seen:], logits) > 0.65
