@@ -5,30 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from iro_server.api.errors import APIError, bad_request
+from iro_server.engines.prompts import text_of
 
 MAX_LINE = 8 * 2**20  # bytes of one row, which is read as a whole
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-TEXT_PARTS = ("text", "input_text")
-
-
-def text_of(content: Any) -> Any:
-    """A message's text where ``content`` is a list of text parts. ValueError for a part of another kind."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise ValueError('a list holds parts {"type": "text", "text": "..."} and no others')
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 class RowMessage(BaseModel):

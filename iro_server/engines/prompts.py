@@ -7,6 +7,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+TEXT_PARTS = ("text", "input_text")
+
+
+def text_of(content: Any) -> Any:
+    """A message's text where ``content`` is a list of text parts. ValueError for a part of another kind."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
+            raise ValueError('a list holds parts {"type": "text", "text": "..."} and no others')
+        texts.append(part["text"])
+    return "".join(texts)
+
 
 def chat_prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Token ids of a conversation up to where the assistant's turn begins, by the model's own chat template."""
@@ -25,5 +39,6 @@ def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def item_prompt_ids(tokenizer: PreTrainedTokenizerBase, item: Mapping[str, Any]) -> list[int]:
     """Token ids of a training row: ``messages`` is a conversation, ``prompt`` a text to continue."""
     if "messages" in item:
-        return chat_prompt_ids(tokenizer, item["messages"])
+        messages = [{**message, "content": text_of(message["content"])} for message in item["messages"]]
+        return chat_prompt_ids(tokenizer, messages)
     return text_prompt_ids(tokenizer, item["prompt"])

@@ -103,9 +103,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(served):
     assert prompt.item["label"] == 1
 
 
-def test_a_message_may_come_in_parts_of_text(client):
+def test_a_message_may_come_in_parts_of_text(served):
     parts = [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}]
-    upload(client, json.dumps({"messages": [{"role": "user", "content": parts}]}).encode())
+    rows = [{"messages": [{"role": "user", "content": content}]} for content in (parts, "ab")]
+    id = upload(served.client, b"\n".join(json.dumps(row).encode() for row in rows))
+    whole, joined = load_prompts(served.settings.files_dir / id, "training_file", served.engine, max_tokens=4)
+    assert whole.token_ids == joined.token_ids
 
 
 @pytest.mark.parametrize("purpose", ["assistants", "batch", "vision", "user_data", "evals"])
