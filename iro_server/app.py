@@ -18,14 +18,15 @@ from iro_server.api.admission import Admission
 from iro_server.api.context import Context
 from iro_server.api.limits import BodyLimit
 from iro_server.api.registry import ModelRegistry, ServedEngine
+from iro_server.api.respond import AsciiJSON
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.surroundings import Surroundings
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
+from iro_server.surroundings import Surroundings
 from iro_server.webhooks import Sender
 
 
@@ -47,7 +48,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         await asyncio.gather(*tasks)
         registry.close()
 
-    app = FastAPI(title="Iro", lifespan=supervised)
+    app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
     admission = Admission(settings.max_active_rows, settings.max_waiting)
     app.state.context = Context(settings, sessions, registry, surroundings, admission)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)

@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from iro_server import cli_keys
+from iro_server import cli_keys, cli_model
+from iro_server.cli_model import model_dir
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 
@@ -57,8 +58,7 @@ app = typer.Typer(
     add_completion=False,
     help="Align a frozen language model to a reward, and serve it.",
 )
-model_app = typer.Typer(no_args_is_help=True, help="The frozen model.")
-app.add_typer(model_app, name="model")
+app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_keys.app, name="keys")
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
@@ -67,21 +67,21 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…", 
 
 @app.command()
 def serve(
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    host: Annotated[str | None, typer.Option(help="127.0.0.1 by default; another needs an API key first.")] = None,
+    port: Annotated[int | None, typer.Option(help="8000 by default.")] = None,
     model: Model = DEFAULT_MODEL,
     data_dir: Annotated[Path | None, typer.Option(help="Files, jobs and the database.")] = None,
     database_url: Annotated[str | None, typer.Option(help="An SQLAlchemy URL; SQLite in data_dir without.")] = None,
 ) -> None:
-    """Serve OpenAI's API over one frozen model."""
+    """Serve OpenAI's API over one frozen model. Every setting can be given as IRO_<NAME>: see iro_server/README.md."""
+    from iro_server.app import check_keys
     from iro_server.app import serve as run_server
     from iro_server.settings import Settings as ServerSettings
 
-    options: dict[str, Any] = {"host": host, "port": port, "database_url": database_url}
-    if data_dir is not None:
-        options["data_dir"] = data_dir
-    settings = ServerSettings(**options)
-    directory = _model_dir(model)
+    options = {"host": host, "port": port, "data_dir": data_dir, "database_url": database_url}
+    settings = ServerSettings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+    check_keys(settings)
+    directory = model_dir(model)
     run_server(settings.model_copy(update={"model_dir": directory, "model_name": model.rstrip("/").split("/")[-1]}))
 
 
@@ -99,7 +99,7 @@ def align(
     config = {"training_file": str(_existing(train)), "grader": _read_grader(grader), **_parse(overrides or [])}
     if validation is not None:
         config["validation_file"] = str(_existing(validation))
-    directory = _model_dir(model)
+    directory = model_dir(model)
     config |= {"model_dir": str(directory), "model_name": model.rstrip("/").split("/")[-1]}
     result = _execute(job, config, out)
     if result["best_checkpoint"] is None:
@@ -140,7 +140,7 @@ def generate(
         raise ValueError("betas weigh value functions, and there are none without --values")
     prompt = sys.stdin.read() if prompt == "-" else prompt
     sampling = Sampling(temperature, top_p=top_p, top_k=top_k, seed=seed)
-    typer.echo(_complete(_model_dir(model), prompt, text, params, sampling, max_tokens, values))
+    typer.echo(_complete(model_dir(model), prompt, text, params, sampling, max_tokens, values))
 
 
 @app.command("list")
@@ -176,40 +176,6 @@ def demo(out: Annotated[Path, typer.Option(help="Where the report and the figure
     from iro_server.demo.run import run_demo
 
     run_demo(out)
-
-
-@model_app.command()
-def prepare(
-    name: Annotated[str, typer.Argument()] = DEFAULT_MODEL,
-    out: Annotated[Path | None, typer.Option(help="Where to; a cache directory by default.")] = None,
-) -> None:
-    """Fetch a model once, convert it to fp32, and print its directory."""
-    from iro_server.engines.prepare import prepare_model
-
-    typer.echo(prepare_model(name, out))
-
-
-@model_app.command()
-def info(model: Annotated[str, typer.Argument(help="A model directory or name.")] = DEFAULT_MODEL) -> None:
-    """What identifies a model: value functions are tied to both hashes."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    from iro_server.engines.prepare import model_hash, template_hash
-
-    directory = _model_dir(model)
-    config = AutoConfig.from_pretrained(directory)
-    facts = {
-        "directory": str(directory),
-        "architecture": ", ".join(config.architectures or []),
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "max_length": config.max_position_embeddings,
-        "vocabulary": config.vocab_size,
-        "model_hash": model_hash(directory),
-        "template_hash": template_hash(AutoTokenizer.from_pretrained(directory)),
-    }
-    for name, value in facts.items():
-        typer.echo(f"{name:14} {value}")
 
 
 def _complete(
@@ -293,10 +259,3 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     return path.resolve()
-
-
-def _model_dir(model: str) -> Path:
-    """A directory as it is given, else the name of a model to prepare."""
-    from iro_server.engines.prepare import prepare_model
-
-    return Path(model).resolve() if Path(model).is_dir() else prepare_model(model)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from iro_server.store.database import Sessions
@@ -44,10 +42,9 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
     """All keys, without their secrets."""
     from iro_server.store import keys
 
-    table = Table("id", "name", "project", "ends in", "created", "revoked")
     for key in keys.every(_sessions(data_dir, database_url)):
-        table.add_row(key.id, key.name, key.project, key.hint, _day(key.created_at), _day(key.revoked_at))
-    Console(highlight=False).print(table)
+        state = f"revoked {_day(key.revoked_at)}" if key.revoked_at else "active"
+        typer.echo(f"{key.id}  …{key.hint}  {_day(key.created_at)}  {key.name}  (project {key.project})  {state}")
 
 
 @app.command()
@@ -66,5 +63,5 @@ def _sessions(data_dir: Path | None, database_url: str | None) -> Sessions:
     return open_database(Settings(**{name: value for name, value in given.items() if value is not None}))
 
 
-def _day(time: int | None) -> str:
-    return "" if time is None else datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
+def _day(time: int) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")

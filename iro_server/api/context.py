@@ -11,10 +11,10 @@ from sqlalchemy import ColumnElement, select
 from iro_server.api.admission import Admission
 from iro_server.api.errors import not_found
 from iro_server.api.registry import ModelRegistry, ServedModel
-from iro_server.surroundings import Surroundings
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
 from iro_server.store.tables import DEFAULT_PROJECT, Base, Owned
+from iro_server.surroundings import Surroundings
 
 Row = TypeVar("Row", bound=Base)
 

@@ -83,8 +83,15 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(OperationalError)
     async def unstored(_: Request, error: OperationalError) -> JSONResponse:
         log.error("the database does not answer", exc_info=error)
+        if "disk is full" in str(error.orig):
+            return respond(APIError(507, "The server's disk is full; nothing was changed.", code="storage_full"))
         message = "The database does not answer now; nothing was changed. Try again soon."
         return respond(APIError(503, message, code="storage_unavailable"), {"Retry-After": "2"})
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def unwritable(_: Request, error: UnicodeEncodeError) -> JSONResponse:
+        message = f"The request holds text that is no Unicode, such as half a surrogate pair: {error.reason}."
+        return respond(bad_request(message, code="invalid_value"))
 
     @app.exception_handler(ClientGone)
     async def gone(_: Request, _error: ClientGone) -> Response:

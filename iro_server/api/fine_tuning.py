@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -10,12 +11,13 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import ColumnElement
 from starlette.datastructures import QueryParams
 
+from iro_server.api import files
 from iro_server.api.context import Context, Ctx, list_object
-from iro_server.api.errors import bad_request
+from iro_server.api.errors import APIError, bad_request, not_found
+from iro_server.api.graders import check_grader
 from iro_server.api.job_request import JobRequest
-from iro_server.graders import GraderError, parse_grader
 from iro_server.jobs import records
-from iro_server.store import files
+from iro_server.store import files as store
 from iro_server.store import tables as t
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine tuning"])
@@ -31,17 +33,17 @@ async def create(body: JobRequest, context: Ctx) -> dict[str, Any]:
 def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     _check_model(body, context)
     body.method.reinforcement.check_rows(context.settings.max_rows)
-    _check_grader(body.method.reinforcement.grader, context)
+    _check_grader(body, context)
     sources = {"training_file": body.training_file, "validation_file": body.validation_file}
     for param, id in sources.items():
         if id is not None:
-            _check_file(context, id, param)
+            files.kept(context, id, param)
     job_id = t.new_id("ftjob-")
     folder = context.settings.job_dir(job_id)
     config = {"model_dir": str(context.settings.model_dir), "model_name": body.model}
     for param, id in sources.items():
         if id is not None:  # the job's own name for it: the file may be deleted while the job runs
-            files.link(context.settings.files_dir / id, folder / f"{param}.jsonl")
+            _link(context, id, param, folder / f"{param}.jsonl")
             config[param] = str(folder / f"{param}.jsonl")
     seed = secrets.randbelow(2**31) if body.seed is None else body.seed
     job = t.Job(
@@ -79,17 +81,19 @@ def _check_model(body: JobRequest, context: Context) -> None:
         raise bad_request(f"'{body.model}' is aligned already; align {context.models.base}.", "model", "invalid_model")
 
 
-def _check_grader(spec: dict[str, Any], context: Context) -> None:
+def _check_grader(body: JobRequest, context: Context) -> None:
     try:
-        parse_grader(spec, context.surroundings).close()
-    except GraderError as error:
-        raise bad_request(error.message, f"method.reinforcement.{error.param}", "invalid_grader") from error
+        check_grader(body.method.reinforcement.grader, context).close()
+    except APIError as error:
+        error.param = f"method.reinforcement.{error.param}"
+        raise
 
 
-def _check_file(context: Context, id: str, param: str) -> None:
-    row = context.get(t.File, "file", id, param)
-    if row.purpose != "fine-tune":
-        raise bad_request(f"{id} has the purpose '{row.purpose}', not 'fine-tune'.", param, "invalid_file")
+def _link(context: Context, id: str, param: str, target: Path) -> None:
+    try:
+        store.link(context.settings.files_dir / id, target)
+    except FileNotFoundError:  # deleted this instant
+        raise not_found("file", id, param) from None
 
 
 @router.get("")

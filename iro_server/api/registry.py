@@ -16,9 +16,9 @@ from iro_server.api.errors import APIError
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine
 from iro_server.graders import Grader, parse_grader
-from iro_server.surroundings import Surroundings
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import Checkpoint, Job, Model, now
+from iro_server.surroundings import Surroundings
 from value_heads.backbone import LoraValues
 from value_heads.bundle import BundleMismatch, load_bundle
 from value_heads.stack import ValueStack

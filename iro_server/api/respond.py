@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from iro_server.api.errors import APIError
@@ -50,6 +50,13 @@ class _EndingResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self.turn.end()
+
+
+class AsciiJSON(JSONResponse):
+    """What users or models wrote may hold half a surrogate pair, which only an escape can spell."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Chunks(Protocol):
@@ -120,4 +127,4 @@ class Stream:
 
 
 def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(data)}\n\n"

@@ -121,6 +121,8 @@ def _add_checkpoint(session: Session, job: Job, data: dict[str, Any]) -> bool:
     checkpoint = session.scalar(known)
     new = checkpoint is None
     if checkpoint is None:
+        # Deaths count from the last checkpoint on: a long job may lose many workers and still come to its end.
+        session.execute(update(Job).where(Job.id == job.id).values(restarts=0))
         name = f"{job.model_name}:ckpt-step-{data['step']}"
         checkpoint = Checkpoint(id=new_id("ftckpt-"), job_id=job.id, step=data["step"], model_name=name)
         session.add(checkpoint)

@@ -19,14 +19,14 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from iro_server.surroundings import VARIABLE as SURROUNDINGS_VARIABLE
-from iro_server.surroundings import Surroundings
 from iro_server.jobs import lock, presence, records
 from iro_server.jobs.validation import validate_waiting
 from iro_server.jobs.worker import SETTINGS_VARIABLE, TAKEN
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Job
+from iro_server.surroundings import VARIABLE as SURROUNDINGS_VARIABLE
+from iro_server.surroundings import Surroundings
 
 log = logging.getLogger("iro.jobs")
 STOP_SECONDS = 5.0

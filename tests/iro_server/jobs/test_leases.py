@@ -14,14 +14,14 @@ from iro_server.jobs.supervisor import Supervisor
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Checkpoint, Job
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
+from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload, wait_for
 
 FOREIGN = "another-host.1234abcd"
 
 
 @pytest.fixture
 def settings(tmp_path):
-    return settings_for(tmp_path, job_concurrency=2, heartbeat_timeout=0.5)
+    return settings_for(tmp_path, job_concurrency=2)
 
 
 @pytest.fixture
@@ -67,14 +67,14 @@ def test_a_living_servers_job_is_left_alone_and_a_dead_ones_is_not(settings, ses
 
 def test_another_machines_job_is_taken_over_once_its_worker_is_silent(settings, sessions):
     job = running_job(sessions, FOREIGN)
-    watching = supervisor(settings, sessions)
+    watching = supervisor(settings.model_copy(update={"heartbeat_timeout": 0.5}), sessions)
     for _ in range(4):
         watching.tick()
         time.sleep(0.2)
         records.beat(sessions, job)
     assert status(sessions) == "running"
-    time.sleep(0.6)
     watching.tick()
+    time.sleep(0.6)
     watching.tick()
     assert status(sessions) == "queued"
 
@@ -171,8 +171,6 @@ def test_a_paused_job_can_be_cancelled(settings):
 
 def test_a_file_that_rotted_after_its_upload_fails_the_job(settings):
     with serving(settings, ByteEngine()) as client:
-        from tests.iro_server.api.serving import upload
-
         file = upload(client)
         path = settings.files_dir / file
         path.write_bytes(path.read_bytes().replace(b"say z", b"say y"))

@@ -1,0 +1,43 @@
+"""``iro keys``: made, shown without their secrets, revoked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from iro_server.cli import app
+from iro_server.settings import Settings
+from iro_server.store import keys
+from iro_server.store.database import open_database
+
+
+def iro(*arguments: str):
+    return CliRunner().invoke(app, ["keys", *arguments])
+
+
+def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
+    where = ("--data-dir", str(tmp_path))
+    made = iro("create", "ci", "--project", "team", "--requests-per-minute", "60", *where)
+    secret = made.stdout.strip()
+    sessions = open_database(Settings(data_dir=tmp_path))
+    key = keys.by_secret(sessions, secret)
+    assert (key.name, key.project, key.requests_per_minute) == ("ci", "team", 60)
+    listed = iro("list", *where).stdout
+    assert key.id in listed and "team" in listed and "active" in listed and secret not in listed
+    assert iro("revoke", key.id, *where).exit_code == 0
+    assert keys.by_secret(sessions, secret) is None and "revoked" in iro("list", *where).stdout
+
+
+def test_keys_without_a_project_do_not_share_one(tmp_path: Path) -> None:
+    where = ("--data-dir", str(tmp_path))
+    for name in ("one", "other"):
+        iro("create", name, *where)
+    one, other = keys.every(open_database(Settings(data_dir=tmp_path)))
+    assert one.project != other.project
+
+
+def test_an_unknown_key_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    refused = iro("revoke", "key_none", "--data-dir", str(tmp_path))
+    assert refused.exit_code == 2
+    assert refused.stderr == "Error: no key key_none; `iro keys list` shows them\n"
