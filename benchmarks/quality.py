@@ -135,7 +135,12 @@ def align(folder: Path, model: Path, grader: dict[str, Any], seed: int) -> dict[
         "concurrency": CONCURRENCY,
         "seed": seed,
     }
-    return JOB.execute(config, folder / "train", on_event=lambda event: print(f"seed {seed}: {event['message']}"))
+
+    def show(event: dict[str, Any]) -> None:
+        if event["message"]:
+            print(f"seed {seed}: {event['message']}")
+
+    return JOB.execute(config, folder / "train", on_event=show)
 
 
 def evaluate(

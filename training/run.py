@@ -3,28 +3,30 @@
 out/config.json        the config, SHA-256 of its files, versions and git revision it started with
 out/metrics.jsonl      one row a step, the one record of the run
 out/checkpoints/*.pt   what `Run.step` and `Run.checkpoint` saved; a killed run goes on from the last of them
+out/tensorboard/       the numbers of metrics.jsonl as scalars
 out/figures/*.png      drawn from the files above and result.json only, so that they can be redrawn
+out/metrics.csv        metrics.jsonl as a table, once the run has ended
 out/result.json        config, seeds, versions, checks, and what the function returned; written last
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import itertools
 import json
 import math
 import os
-import platform
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+from training.metrics import Board, metrics_csv, read_rows
+from training.provenance import input_hashes, versions
 
 Event = dict[str, Any]
 
@@ -47,13 +49,17 @@ class JobConfig(BaseModel):
 
 @dataclass
 class Run:
-    """One run at one seed: its folder, seeds, metrics, checkpoints, checks and events."""
+    """One run at one seed: its folder, seeds, metrics, checkpoints, checks and events.
+
+    ``planned_steps``: how many steps it will take, for events that tell how far it is.
+    """
 
     folder: Path
     seed: int
     on_event: Callable[[Event], None] | None = None
     should_stop: Callable[[], bool] | None = None
     checks: list[dict[str, Any]] = field(default_factory=list)
+    planned_steps: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("checkpoints", "figures"):
@@ -63,6 +69,8 @@ class Run:
         # Rows past the last checkpoint will be computed, and written, again.
         marks = [_load(path)["metrics_bytes"] for path in (self.folder / "checkpoints").glob("*.pt")]
         os.truncate(self._metrics, max(marks, default=0))
+        self._board: Board | None = None
+        self._steps = self._computed = 0  # steps asked for, and those of them that were not on disk
 
     def derive_seed(self, *path: int) -> int:
         """A 63-bit seed from the run's seed and ``path`` alone, so that a resumed run draws what it would have."""
@@ -72,9 +80,14 @@ class Run:
         return np.random.default_rng(self.derive_seed(*path))
 
     def metrics(self, row: Mapping[str, Any], message: str = "") -> None:
-        """Append ``row`` to metrics.jsonl and send it on. Numbers that are not finite become null."""
+        """Append ``row`` to metrics.jsonl and to TensorBoard's, and send it on. What is not finite becomes null."""
+        row = jsonable(row)
         with self._metrics.open("a") as file:
-            file.write(json.dumps(jsonable(row)) + "\n")
+            file.write(json.dumps(row) + "\n")
+        if self._board is None:
+            self._board = Board(self.folder / "tensorboard", read_rows(self.folder))
+        else:
+            self._board.add(row)
         self.emit("metrics", message, row)
 
     def emit(self, type: str, message: str = "", data: Mapping[str, Any] | None = None, level: str = "info") -> None:
@@ -86,15 +99,18 @@ class Run:
         """State a claim of the run for result.json."""
         self.checks.append(jsonable({"name": name, "expected": expected, "got": got, "holds": bool(holds)}))
 
-    def checkpoint(self, name: str, value: Any) -> None:
-        """Save ``value`` (tensors, numbers, strings, lists and dicts of them) whole or not at all."""
+    def checkpoint(self, name: str, value: Any, seconds: float = 0.0) -> None:
+        """Save ``value`` (tensors, numbers, strings, lists and dicts of them) whole or not at all.
+
+        ``seconds``: what it took to compute.
+        """
         import torch
 
         with self._metrics.open("a") as file:
             os.fsync(file.fileno())
         path = self._checkpoint_path(name)
         partial = path.with_suffix(".partial")
-        torch.save({"metrics_bytes": self._metrics.stat().st_size, "value": value}, partial)
+        torch.save({"metrics_bytes": self._metrics.stat().st_size, "seconds": seconds, "value": value}, partial)
         os.replace(partial, path)
 
     def has(self, name: str) -> bool:
@@ -103,14 +119,24 @@ class Run:
     def load(self, name: str) -> Any:
         return _load(self._checkpoint_path(name))["value"]
 
+    def seconds(self, names: Iterable[str]) -> float:
+        """What the steps ``names`` took, by whichever process computed them."""
+        return sum(_load(self._checkpoint_path(name))["seconds"] for name in names)
+
     def step(self, name: str, compute: Callable[[], Any]) -> Any:
         """The value of a step, computed at most once in the life of the run folder.
 
         Write the step's metrics inside ``compute``: then they are kept, or dropped, together with its value.
         """
+        self._steps += 1
         if not self.has(name):
             self.stop_if_asked()
-            self.checkpoint(name, compute())
+            began = time.monotonic()
+            value = compute()
+            self.checkpoint(name, value, time.monotonic() - began)
+            self._computed += 1
+            if self.planned_steps is not None:
+                self.emit("progress", data={"done": self._steps, "total": self.planned_steps})
         return self.load(name)
 
     def stop_if_asked(self) -> None:
@@ -119,8 +145,8 @@ class Run:
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar on the terminal, events elsewhere. The function it gives advances by one, and raises Cancelled when
-        asked to stop."""
+        """A bar on the terminal, ten messages at most elsewhere. The function it gives advances by one, and raises
+        Cancelled when asked to stop."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -128,15 +154,21 @@ class Run:
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(description, total=total)
-            done = itertools.count(1)
+            count, computed = itertools.count(1), self._computed
 
             def advance() -> None:
                 bar.advance(task)
-                if not console.is_terminal:
-                    self.emit("message", f"{description}: {next(done)} of {total}")
+                done = next(count)
+                tenth = done * 10 // total > (done - 1) * 10 // total
+                if tenth and self._computed > computed and not console.is_terminal:
+                    self.emit("message", f"{description}: {done} of {total}")
                 self.stop_if_asked()
 
             yield advance
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
 
     def _checkpoint_path(self, name: str) -> Path:
         return self.folder / "checkpoints" / f"{name}.pt"
@@ -197,7 +229,7 @@ class Job:
         header: dict[str, Any] = {
             "job": self.name,
             "config": config.model_dump(mode="json"),
-            "inputs": _input_hashes(config),
+            "inputs": input_hashes(config),
             "versions": versions(),
         }
         started = out / "config.json"
@@ -214,34 +246,14 @@ class Job:
             header = before
         finished = out / "result.json"
         if not finished.exists():
-            run = Run(out, config.seed, on_event, should_stop)
-            _write_json(started, header)
-            returned = self.run(config, run)
+            with closing(Run(out, config.seed, on_event, should_stop)) as run:
+                _write_json(started, header)
+                returned = self.run(config, run)
+            (out / "metrics.csv").write_text(metrics_csv(out))
             _write_json(finished, header | {"seeds": [config.seed], "checks": run.checks} | returned)
         if self.draw is not None and not any((out / "figures").glob("*")):
             self.draw(out)
         return json.loads(finished.read_text())
-
-
-def versions() -> dict[str, str | None]:
-    """What a result depends on beside its config. ``git`` is None outside a checkout."""
-    packages = {name: importlib.metadata.version(name) for name in ("iro", "torch", "transformers", "numpy")}
-    return {"python": platform.python_version(), "git": _git_revision(), **packages}
-
-
-def _input_hashes(config: JobConfig) -> dict[str, str]:
-    """SHA-256 of every file that a field names: a path alone does not tell what a run has read."""
-    files = {name: value for name, value in config if isinstance(value, Path) and value.is_file()}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-
-
-def _git_revision() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
 
 
 def jsonable(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +12,8 @@ from transformers import get_cosine_schedule_with_warmup
 
 from value_heads.backbone import LoraBackbone
 from value_heads.fit import Rows, Select, best_setting, score_predictions
+
+EPOCHS, LEARNING_RATE = 10, 2e-4
 
 
 class Example(NamedTuple):
@@ -29,18 +31,20 @@ def fit_lora(
     heldout: Sequence[Example],
     *,
     loss: Literal["mse", "bce"] = "mse",
-    learning_rate: float = 2e-4,
+    learning_rate: float = LEARNING_RATE,
     weight_decay: float = 0.0,
-    epochs: int = 10,
+    epochs: int = EPOCHS,
     patience: int = 2,
     batch_size: int = 32,
     select: Select = "correlation",
     seed: int = 0,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> dict[int, float]:
     """Add an iteration and fit it; returns epoch -> held-out score and keeps the best epoch's weights.
 
     Mean over response tokens of (V - reward)^2, or ("bce", rewards in [0, 1]) of the cross-entropy of sigmoid(V).
     AdamW on a cosine schedule. ``heldout``: rollouts of other prompts. No search may be scoring meanwhile.
+    ``on_batch`` is called before each batch, and may raise to stop the fit.
     """
     criterion = mse_loss if loss == "mse" else binary_cross_entropy_with_logits
     generator = torch.Generator().manual_seed(seed)
@@ -58,6 +62,7 @@ def fit_lora(
     for epoch in range(1, epochs + 1):
         order = torch.randperm(len(train), generator=generator).tolist()
         for values, targets in _predictions(backbone, iteration, [train[i] for i in order], batch_size):
+            on_batch()
             optimiser.zero_grad()
             criterion(values, targets).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -5,7 +5,6 @@ Rows are streamed: their features need never lie in memory at once. N rows of a 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from value_heads.features import Block, FeatureSpec
-from value_heads.heads import Head, LinearHead, MLPHead, feature_places
+from value_heads.heads import Head, LinearHead, feature_places
 
 Select = Literal["correlation", "loss"]
 """How a setting is chosen on held-out rows: highest correlation within groups (which is what predicts a search's
@@ -215,48 +214,6 @@ def _logistic(train: Sequence[Rows], mean: Tensor, std: Tensor, alpha: float) ->
 
     optimiser.step(closure)
     return standard.detach(), offset.detach()
-
-
-def fit_mlp(
-    spec: FeatureSpec,
-    train: Sequence[Rows],
-    heldout: Sequence[Rows],
-    *,
-    hidden: Sequence[int] = (64,),
-    dropout: float = 0.1,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 1e-2,
-    epochs: int = 30,
-    patience: int = 3,
-    batch_size: int = 1024,
-    select: Select = "correlation",
-    seed: int = 0,
-) -> HeadFit:
-    """Weighted squared error by AdamW; keeps the best epoch, stops ``patience`` epochs after it by held-out score."""
-    generator = torch.Generator().manual_seed(seed)
-    mean, std = feature_statistics(train)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        head = MLPHead(spec, mean, std, hidden, dropout)
-        optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
-        scores: dict[float, float] = {}
-        best = head
-        for epoch in range(1, epochs + 1):
-            head.train()
-            for index in torch.randperm(len(train), generator=generator).tolist():
-                batch = train[index]
-                for pick in torch.randperm(len(batch.targets), generator=generator).split(batch_size):
-                    error = (head(batch.features[pick].float()) - batch.targets[pick]) ** 2
-                    optimiser.zero_grad()
-                    (error @ batch.weights[pick] / batch.weights[pick].sum()).backward()
-                    optimiser.step()
-            scores[epoch] = score(head.eval(), heldout, select, torch.nn.functional.mse_loss)
-            chosen = best_setting(scores, select)
-            if chosen == epoch:
-                best = copy.deepcopy(head)
-            elif epoch - chosen >= patience:
-                break
-    return HeadFit(best.eval(), chosen, scores)
 
 
 @torch.no_grad()

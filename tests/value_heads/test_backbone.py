@@ -125,6 +125,14 @@ def test_training_learns_within_prompts_and_leaves_earlier_iterations_alone(mode
     assert backbone.backbone_hash == frozen == LoraBackbone(model_dir, num_layers=2).backbone_hash
 
 
+def test_a_lora_fit_can_be_stopped_at_a_batch(model_dir):
+    batches = iter(range(3))
+    with pytest.raises(StopIteration):
+        backbone = LoraBackbone(model_dir, num_layers=1, rank=2)
+        fit_lora(backbone, examples(range(32)), examples(range(4)), on_batch=lambda: next(batches))
+    assert not list(batches)
+
+
 def test_the_best_epoch_is_kept(model_dir):
     backbone = LoraBackbone(model_dir, num_layers=1, rank=2)
     train, heldout = examples(range(8)), examples(range(100, 108))

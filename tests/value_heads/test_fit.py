@@ -102,6 +102,13 @@ def test_mlp_learns_what_a_line_cannot():
     assert fit.scores == again.scores
 
 
+def test_an_mlp_fit_can_be_stopped_at_a_batch():
+    batches = iter(range(3))
+    with pytest.raises(StopIteration):
+        fit_mlp(SPEC, split(rows(2000, 3), 500), [rows(400, 4)], batch_size=64, on_batch=lambda: next(batches))
+    assert not list(batches)
+
+
 def test_rows_are_the_counted_tokens_with_the_terminal_reward():
     hidden = {0: torch.arange(24.0).reshape(2, 4, 3)}
     spec = FeatureSpec(current=(0,), position=False)

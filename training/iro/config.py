@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from iro_server.decoding.base import Selection
 from iro_server.graders import parse_grader
+from iro_server.graders.response_format import parse_response_format
 from training.run import JobConfig
 from value_heads import FeatureSpec
 from value_heads.features import TOKENS, Block
@@ -45,6 +46,9 @@ class AlignConfig(JobConfig):
     training_file: Path
     validation_file: Path | None = Field(None, description="without it, validation prompts come out of training_file")
     grader: dict[str, Any]
+    response_format: dict[str, Any] | None = Field(
+        None, description="OpenAI's; a completion that does not conform gets the reward 0 and is not graded"
+    )
 
     iterations: int = Field(3, ge=1, le=16)
     betas: Literal["auto"] | Betas = "auto"
@@ -56,14 +60,20 @@ class AlignConfig(JobConfig):
     max_tokens: int = Field(48, ge=1)
     temperature: float = Field(1.0, gt=0, le=2)
 
-    prompts_per_iteration: int | None = Field(None, ge=2, description="None: an equal share of the training prompts")
+    prompts_per_iteration: int | None = Field(
+        None, ge=2, description="at most; None: an equal share of the training prompts, which is all there can be"
+    )
     validation_prompts: int = Field(32, ge=1)
+    eval_interval: int = Field(1, ge=1, description="validate after every so many iterations, and after the last")
+    eval_samples: int = Field(1, ge=1, le=64, description="validation searches a prompt, averaged")
     value_model: Literal["linear", "mlp", "lora"] = "linear"
     feature_spec: FeatureSpec | None = Field(None, description="None: default_feature_spec of the model")
     counted_tokens: int = Field(1500, ge=0, description="how many of the rollouts' commonest tokens get a weight each")
     backbone_layers: int | None = Field(None, ge=1, description="lora: the model's first so many; None: all")
     loss: Literal["mse", "bce"] = Field("mse", description="bce: for rewards in [0, 1]; V is then a log-odds")
     return_lambda: float = Field(1.0, ge=0, le=1, description="1 regresses on the reward itself, as the paper does")
+    epochs: int | None = Field(None, ge=1, description="mlp and lora: at most; None: 30 and 10")
+    learning_rate_multiplier: float = Field(1.0, gt=0, allow_inf_nan=False, description="mlp and lora")
     early_stop: bool = True
     concurrency: int = Field(8, ge=1, le=256, description="prompts that are rolled out at once")
 
@@ -72,6 +82,13 @@ class AlignConfig(JobConfig):
     def _is_a_grader(cls, grader: dict[str, Any]) -> dict[str, Any]:
         parse_grader(grader).close()
         return grader
+
+    @field_validator("response_format")
+    @classmethod
+    def _is_a_format(cls, response_format: dict[str, Any] | None) -> dict[str, Any] | None:
+        if response_format is not None:
+            parse_response_format(response_format)
+        return response_format
 
     @model_validator(mode="after")
     def _goes_together(self) -> AlignConfig:

@@ -79,12 +79,13 @@ def split(config: AlignConfig, engine: TokenizingEngine, rng: np.random.Generato
     validation = validation[: config.validation_prompts]
     seen = {prompt.token_ids for prompt in validation}
     training = [prompt for prompt in training if prompt.token_ids not in seen]
-    size = config.prompts_per_iteration or len(training) // config.iterations
-    if size < 2 or size * config.iterations > len(training):
+    share = len(training) // config.iterations
+    if share < 2:
         raise AlignError(
-            f"{len(training)} training prompts are too few for {config.iterations} iterations of {max(size, 2)}",
+            f"{len(training)} training prompts are too few for {config.iterations} iterations of 2",
             param="training_file",
         )
+    size = min(config.prompts_per_iteration or share, share)
     return [_slice(training[t * size : (t + 1) * size]) for t in range(config.iterations)], validation
 
 

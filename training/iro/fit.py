@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +14,8 @@ from torch import Tensor
 from training.iro.config import AlignConfig, block_scales
 from training.iro.rollouts import unpack
 from training.run import Run
-from value_heads import FeatureSpec, features
-from value_heads.fit import Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
+from value_heads import FeatureSpec, features, fit_mlp, mlp_fit
+from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns, response_rows
 from value_heads.heads import Head
 
 STRIDE = 4  # tokens between the prefixes that a fit reads
@@ -78,12 +79,23 @@ class Shards(Sequence[Rows]):
             targets = lambda_returns(values_RT, graded.rewards_R, graded.mask_RT, self.return_lambda)
         return response_rows(features_RTF, targets, graded.lengths_R, graded.prompt_R, graded.weights_R, STRIDE)
 
+    def completion_tokens(self) -> int:
+        """Of the graded completions: what one fit reads."""
+        return sum(
+            len(completion)
+            for rollouts, rewards in self.names
+            for group in zip(self.run.load(rollouts)["tokens"], self.run.load(rewards)["rewards"], strict=True)
+            for completion, reward in zip(*group, strict=True)
+            if not math.isnan(reward)
+        )
+
     def graded(self, index: int) -> Graded:
+        self.run.stop_if_asked()
         rollouts, rewards = self.names[index]
         shard = self.run.load(rollouts)
         hidden, lengths_R, prompt_R = unpack(shard)
         tokens = [completion for group in shard["tokens"] for completion in group]
-        rewards_R = torch.tensor([reward for group in self.run.load(rewards) for reward in group])
+        rewards_R = torch.tensor([reward for group in self.run.load(rewards)["rewards"] for reward in group])
         kept = ~rewards_R.isnan()
         prompt_R = prompt_R[kept]
         counts = torch.bincount(prompt_R)
@@ -119,7 +131,15 @@ def fit_head(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Sha
 
 def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards, seed: int) -> Fitted:
     if config.value_model == "mlp":
-        mlp = fit_mlp(spec, list(train), list(heldout), seed=seed)
+        mlp = fit_mlp(
+            spec,
+            list(train),
+            list(heldout),
+            epochs=config.epochs or mlp_fit.EPOCHS,
+            learning_rate=mlp_fit.LEARNING_RATE * config.learning_rate_multiplier,
+            seed=seed,
+            on_batch=train.run.stop_if_asked,
+        )
         return Fitted(mlp.head, mlp.head, mlp.chosen)
     # With the strength chosen, held-out prompts are worth more as data.
     if config.loss == "bce":

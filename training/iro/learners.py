@@ -14,7 +14,7 @@ from training.iro.data import Prompt
 from training.iro.diagnostics import diagnose
 from training.iro.fit import Graded, Shards, fit_head
 from training.iro.rollouts import commonest_tokens
-from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, features, fit_lora
+from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, features, fit_lora
 from value_heads.heads import Head
 
 Stack = ValueStack | LoraValues
@@ -78,7 +78,16 @@ class LoraLearner:
         assert not isinstance(before, ValueStack) and self.config.model_dir is not None
         backbone = before.backbone if before else LoraBackbone(self.config.model_dir, self.config.backbone_layers)
         betas = (*(before.betas if before else ()), 1.0)
-        scores = fit_lora(backbone, self._examples(train), self._examples(heldout), loss=self.config.loss, seed=seed)
+        scores = fit_lora(
+            backbone,
+            self._examples(train),
+            self._examples(heldout),
+            loss=self.config.loss,
+            epochs=self.config.epochs or backbone_fit.EPOCHS,
+            learning_rate=backbone_fit.LEARNING_RATE * self.config.learning_rate_multiplier,
+            seed=seed,
+            on_batch=train.run.stop_if_asked,
+        )
 
         def new(graded: Graded) -> Tensor:
             values_RT = self._values(backbone, len(betas) - 1, graded)

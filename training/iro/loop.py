@@ -15,21 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from iro_server.decoding.base import SearchParams
 from iro_server.graders import Grader, parse_grader
+from training.iro import report
 from training.iro.config import AlignConfig, default_feature_spec
 from training.iro.data import AlignError, Prompt, TokenizingEngine, split
 from training.iro.diagnostics import mean_and_error
 from training.iro.fit import Scale, Shards
+from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import HeadLearner, Learner, LoraLearner, Stack
-from training.iro.rollouts import grade, guided, pack, plain, rewards_of, roll_out
+from training.iro.rollouts import guided, pack, plain, roll_out
+from training.iro.seeds import FIT, ROLLOUTS, SPLIT
+from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.run import Run, jsonable
 from value_heads import load_bundle, save_bundle
 from value_heads.threads import on_fresh_thread
-
-BETA_GRID = (1.0, 0.5, 2.0)  # of equally good ones the first is taken
-BETA_PROMPTS = 8
-SPLIT, ROLLOUTS, BETA, VALIDATION, FIT = range(5)  # purposes that seeds are derived for
 
 
 def align(config: AlignConfig, run: Run, engine: TokenizingEngine) -> dict[str, Any]:
@@ -41,7 +40,9 @@ def align(config: AlignConfig, run: Run, engine: TokenizingEngine) -> dict[str, 
 class Alignment:
     def __init__(self, config: AlignConfig, run: Run, engine: TokenizingEngine, grader: Grader):
         self.config, self.run, self.engine, self.grader = config, run, engine, grader
-        self.slices, self.validation = split(config, engine, run.rng(SPLIT))
+        self.slices, self.held_out = split(config, engine, run.rng(SPLIT))
+        self.grading = Grading(config, run, engine, grader)
+        self.validation = Validation(config, run, engine, self.grading)
         self.learner = self.make_learner()
         self.scale = Scale()
         self.stack: Stack | None = None
@@ -56,41 +57,62 @@ class Alignment:
         )
 
     def run_all(self) -> dict[str, Any]:
-        base = self.run.step("0-valid", self.baseline)
+        self.run.planned_steps = self.planned_steps()
+        base = self.baseline()
         history: list[dict[str, Any]] = []
+        validated: dict[int, Validated] = {}
         for step in range(1, self.config.iterations + 1):
-            history.append(self.iterate(step))
-            if self.config.early_stop and step > 1 and not _rises(history):
+            history.append(self.iterate(step, validated))
+            report.drop_checkpoints(self.run, history)
+            if self.config.early_stop and step in validated and not _rises(history):
                 self.run.emit("message", f"Held-out reward no longer rises: stopping after iteration {step}")
                 break
-        return self.conclude(base, history)
+        return self.conclude(base, history, validated)
 
-    def iterate(self, step: int) -> dict[str, Any]:
-        """One iteration: its history row."""
-        names = self.collect(step, "train", self.slices[step - 1].train)
-        heldout_names = self.collect(step, "heldout", self.slices[step - 1].heldout)
+    def validates(self, step: int) -> bool:
+        return step % self.config.eval_interval == 0 or step == self.config.iterations
+
+    def planned_steps(self) -> int:
+        """Steps of a run that is not stopped early."""
+        validation = len(self.shards_of(self.held_out)) * self.config.eval_samples
+        total = validation + 2  # the baseline and the scale of rewards
+        for step, part in enumerate(self.slices, 1):
+            total += 2 * (len(self.shards_of(part.train)) + len(self.shards_of(part.heldout)))
+            total += 2 + validation * self.validates(step) + (len(BETA_GRID) + 1) * tries_betas(self.config, step)
+        return total
+
+    def shards_of(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+        size = self.config.concurrency
+        return [prompts[i : i + size] for i in range(0, len(prompts), size)]
+
+    def iterate(self, step: int, validated: dict[int, Validated]) -> dict[str, Any]:
+        """One iteration: its history row. Where it validates, ``validated`` gets what it found."""
+        train, heldout = self.slices[step - 1].train, self.slices[step - 1].heldout
+        names, heldout_names = self.collect(step, "train", train), self.collect(step, "heldout", heldout)
         if step == 1:
             self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale([*names, *heldout_names])))
         fitted = self.run.step(f"{step}-fit", lambda: self.fit(step, self.shards(names), self.shards(heldout_names)))
         self.betas.append(1.0)
         self.stack = self.values_of(step).with_betas(self.betas)
-        self.betas[-1] = self.run.step(f"{step}-beta", lambda: self.choose_beta(step))
+        self.betas[-1], tried = self.validation.choose_beta(step, self.slices[step - 1], self.stack, self.betas)
         self.stack = self.stack.with_betas(self.betas)
-        valid = self.run.step(f"{step}-valid", lambda: self.evaluate(guided(self.config), f"iteration {step}"))
-        train_rewards = [*self.known_rewards(names), *self.known_rewards(heldout_names)]
-        return self.run.step(f"{step}-report", lambda: self.report(step, train_rewards, fitted, valid))
+        if self.validates(step):
+            validated[step] = self.validation.validate(
+                step, self.held_out, guided(self.config), self.stack, f"iteration {step}"
+            )
+        collected = [*names, *heldout_names]
+        return self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, validated.get(step)))
 
     def collect(self, step: int, part: str, prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
         """Roll out and grade ``prompts``, shard by shard. Returns the names of the shards' checkpoints."""
         names = []
-        size = self.config.concurrency
-        shards = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        shards = self.shards_of(prompts)
         with self.run.progress(f"Iteration {step}: {part} rollouts", len(shards)) as advance:
             for number, shard in enumerate(shards):
                 rollouts, rewards = (f"{step}-{part}-{number}-{what}" for what in ("rollouts", "rewards"))
                 first = (step, part, number) == (1, "train", 0)
-                tokens = self.run.step(rollouts, partial(self.roll_out, step, shard))["tokens"]
-                self.run.step(rewards, partial(self.rewards, shard, tokens, first))
+                self.run.step(rollouts, partial(self.roll_out, step, shard))
+                self.run.step(rewards, partial(self.rewards, shard, rollouts, first))
                 names.append((rollouts, rewards))
                 advance()
         return names
@@ -98,26 +120,15 @@ class Alignment:
     def roll_out(self, step: int, prompts: Sequence[Prompt]) -> dict[str, Any]:
         params = plain(self.config) if step == 1 else guided(self.config)
         layers = self.learner.layers
-        finals = roll_out(
-            self.engine,
-            prompts,
-            self.config,
-            params,
-            self.stack,
-            lambda index: self.run.derive_seed(ROLLOUTS, step, index),
-            layers,
-        )
-        return pack(prompts, finals, layers)
+        seed = partial(self.run.derive_seed, ROLLOUTS, step)
+        results = roll_out(self.engine, prompts, self.config, params, self.stack, seed, layers)
+        return pack(prompts, results, layers)
 
-    def rewards(
-        self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[Sequence[int]]], first: bool = False
-    ) -> list[list[float]]:
-        grades = grade(self.engine, self.grader, prompts, tokens)
-        rewards = rewards_of(grades, first, lambda message: self.run.emit("message", message, level="warn"))
-        outside = next((reward for group in rewards for reward in group if reward < 0 or reward > 1), None)
-        if self.config.loss == "bce" and outside is not None:
-            raise AlignError(f"loss bce takes rewards in [0, 1]; the grader gave {outside}", "invalid_reward", "loss")
-        return rewards
+    def rewards(self, prompts: Sequence[Prompt], rollouts: str, first: bool) -> dict[str, Any]:
+        shard = self.run.load(rollouts)
+        grades = self.grading.grade(prompts, shard["tokens"], first)
+        tally = self.grading.tally([grade for group in grades for grade in group], shard["usage"])
+        return {"rewards": [[grade.reward for grade in group] for group in grades], "tally": tally}
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         kept = [name for name in names if self.known_rewards([name])]
@@ -126,7 +137,7 @@ class Alignment:
         return Shards(self.run, kept, self.scale)
 
     def known_rewards(self, names: Sequence[tuple[str, str]]) -> list[float]:
-        rewards = [reward for _, name in names for group in self.run.load(name) for reward in group]
+        rewards = [reward for _, name in names for group in self.run.load(name)["rewards"] for reward in group]
         return [reward for reward in rewards if not math.isnan(reward)]
 
     def reward_scale(self, names: Sequence[tuple[str, str]]) -> dict[str, float]:
@@ -146,9 +157,9 @@ class Alignment:
         """Fit iteration ``step``'s value function, save it on top of the ones before, and return its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
-        stack, report = on_fresh_thread(lambda: self.learner.fit(self.stack, train, heldout, seed))
+        stack, diagnostics = on_fresh_thread(lambda: self.learner.fit(self.stack, train, heldout, seed))
         self.save(self.run.folder / "values" / str(step), stack)
-        return report
+        return diagnostics | {"trained_tokens": train.completion_tokens() + heldout.completion_tokens()}
 
     def values_of(self, step: int) -> Stack:
         """What the step's fit saved, betas aside."""
@@ -170,96 +181,71 @@ class Alignment:
             metrics=jsonable(metrics or {}),
         )
 
-    def choose_beta(self, step: int) -> float:
-        """β of the newest value function: the one whose guided finals are best on prompts held out of its fit.
-
-        Reconstruction: the paper gives schedules. With one value function, rules that rank do not depend on β.
-        """
-        if self.config.betas != "auto":
-            return self.config.betas[step - 1]
-        if step == 1 and self.config.selection != "smc":
-            return 1.0
-        assert self.stack is not None
-        prompts = self.slices[step - 1].heldout[:BETA_PROMPTS]
-        scores = {}
-        for beta in BETA_GRID:
-            stack = self.stack.with_betas([*self.betas[:-1], beta])
-            rows = self.search(prompts, guided(self.config), stack, (BETA, step))
-            scores[beta] = mean_and_error([row["mean"] for row in rows])[0]
-        self.run.emit("message", f"Iteration {step}: mean held-out reward by beta {jsonable(scores)}")
-        return max(scores, key=lambda beta: -math.inf if math.isnan(scores[beta]) else scores[beta])
-
     def baseline(self) -> list[dict[str, Any]]:
         """The frozen model on the validation prompts: ``mean`` is its reward, ``grader_pick`` that of best-of-N."""
-        rows = self.evaluate(plain(self.config), "the frozen model")
-        base, best = (mean_and_error([row[key] for row in rows])[0] for key in ("mean", "grader_pick"))
-        self.run.metrics(
-            {"step": 0, "total_steps": self.config.iterations, "full_valid_mean_reward": base, "best_of_n": best},
-            f"The frozen model: full validation mean reward={base:.3f} (best of {self.config.rollouts_per_prompt}, "
-            f"picked by the grader: {best:.3f})",
-        )
-        return rows
+        valid = self.validation.validate(0, self.held_out, plain(self.config), None, "the frozen model")
+        base, best = (mean_and_error([row[key] for row in valid.rows])[0] for key in ("mean", "grader_pick"))
 
-    def evaluate(self, params: SearchParams, what: str) -> list[dict[str, Any]]:
-        """The validation prompts, one row each; the same seeds every time, so that iterations compare pairwise."""
-        size = self.config.concurrency
-        shards = [self.validation[i : i + size] for i in range(0, len(self.validation), size)]
-        rows: list[dict[str, Any]] = []
-        with self.run.progress(f"Validation of {what}", len(shards)) as advance:
-            for shard in shards:
-                rows += self.search(shard, params, self.stack, (VALIDATION,))
-                advance()
-        return rows
+        def tell() -> None:
+            self.run.metrics(
+                {
+                    "step": 0,
+                    "total_steps": self.config.iterations,
+                    "full_valid_mean_reward": base,
+                    "best_of_n": best,
+                    "timing": report.timing(self.run, [], [], valid),
+                },
+                f"The frozen model: full validation mean reward={base:.3f} (best of {self.config.rollouts_per_prompt}, "
+                f"picked by the grader: {best:.3f})",
+            )
 
-    def search(
-        self, prompts: Sequence[Prompt], params: SearchParams, stack: Stack | None, purpose: tuple[int, ...]
-    ) -> list[dict[str, Any]]:
-        """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean."""
-        finals = roll_out(
-            self.engine, prompts, self.config, params, stack, lambda index: self.run.derive_seed(*purpose, index)
-        )
-        rewards = self.rewards(prompts, [[final.tokens for final in group] for group in finals])
-        return [
-            {
-                "prompt": prompt.index,
-                "value_pick": of_prompt[0],
-                "grader_pick": max((r for r in of_prompt if not math.isnan(r)), default=math.nan),
-                "mean": mean_and_error(of_prompt)[0],
-                "text": self.engine.tokenizer.decode(group[0].tokens, skip_special_tokens=True),
-            }
-            for prompt, group, of_prompt in zip(prompts, finals, rewards, strict=True)
-        ]
+        self.run.step("0-report", tell)
+        return valid.rows
 
     def report(
-        self, step: int, train_rewards: Sequence[float], fitted: dict[str, Any], valid: list[dict[str, Any]]
+        self,
+        step: int,
+        collected: Sequence[tuple[str, str]],
+        fitted: dict[str, Any],
+        tried: list[str],
+        valid: Validated | None,
     ) -> dict[str, Any]:
-        """Save the bundle, write the iteration's metrics and tell who follows."""
+        """Write the iteration's metrics, save the bundle where it was validated, and tell who follows."""
         assert self.stack is not None
-        total = self.config.iterations
-        row: dict[str, Any] = {"step": step, "total_steps": total}
-        row["train_mean_reward"] = mean_and_error(train_rewards)[0]
-        row["full_valid_mean_reward"], row["full_valid_error"] = mean_and_error([v["value_pick"] for v in valid])
-        row["valid_grader_pick"], row["valid_grader_pick_error"] = mean_and_error([v["grader_pick"] for v in valid])
-        row["valid_mean_of_finals"] = mean_and_error([v["mean"] for v in valid])[0]
+        train = self.tallies([rewards for _, rewards in collected], "tally")
+        row: dict[str, Any] = {"step": step, "total_steps": self.config.iterations}
+        beta = self.tallies(tried, "finals")
+        row |= report.metrics_row(self.grader, self.known_rewards(collected), train, beta, valid)
         row["betas"] = list(self.betas)
         for name in ("correlation", "stack_correlation", "r2"):
             row[name] = mean_and_error(fitted[name])[0]
         folder = (self.run.folder / "iterations" / str(step)).absolute()
-        self.save(folder, self.stack, row)
-        message = (
-            f"Step {step}/{total}, train mean reward={row['train_mean_reward']:.3f}, "
-            f"full validation mean reward={row['full_valid_mean_reward']:.3f}"
-        )
-        self.run.metrics(row, message)
-        self.run.emit("checkpoint", data={"step": step, "path": str(folder), "metrics": row})
+        if valid:
+            self.save(folder, self.stack, row)
+        sampling = [name for names in collected for name in names]
+        timing = report.timing(self.run, sampling, [f"{step}-fit", *tried], valid)
+        self.run.metrics(row | {"timing": timing}, report.message(row))
+        if valid:
+            self.run.emit("checkpoint", data={"step": step, "path": str(folder), "metrics": row})
         by_position = {name: fitted[name] for name in ("correlation", "stack_correlation", "r2", "calibration")}
-        return row | {"path": str(folder), "by_position": by_position}
+        return row | {
+            "timing": timing,
+            "path": str(folder) if valid else None,
+            "trained_tokens": fitted["trained_tokens"],
+            "by_position": by_position,
+        }
 
-    def conclude(self, base: list[dict[str, Any]], history: list[dict[str, Any]]) -> dict[str, Any]:
+    def tallies(self, names: Sequence[str], part: str) -> Tally:
+        return merge(self.run.load(name)[part] for name in names)
+
+    def conclude(
+        self, base: list[dict[str, Any]], history: list[dict[str, Any]], validated: dict[int, Validated]
+    ) -> dict[str, Any]:
         """The best iteration by held-out reward; none, if it does not beat the frozen model."""
-        best = max(history, key=lambda row: row["full_valid_mean_reward"])
+        best, *others = report.best(history, report.KEPT)
+        kept = [best["step"], *(row["step"] for row in others)]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
-        pick = self.run.load(f"{best['step']}-valid")
+        pick = validated[best["step"]].rows
         gains = [row["value_pick"] - before["mean"] for row, before in zip(pick, base, strict=True)]
         gain, error = mean_and_error(gains)
         self.run.check(
@@ -272,17 +258,18 @@ class Alignment:
         return {
             "best_iteration": best["step"] if rises else None,
             "best_checkpoint": best["path"] if rises else None,
+            "trained_tokens": sum(row["trained_tokens"] for row in history),
             "baseline": {
                 "full_valid_mean_reward": base_mean,
                 "full_valid_error": base_error,
                 "valid_best_of_n": mean_and_error([row["grader_pick"] for row in base])[0],
             },
             "reward_scale": {"mean": self.scale.mean, "sd": self.scale.sd},
-            "history": history,
+            "history": [row if row["step"] in kept else row | {"path": None} for row in history],
         }
 
 
 def _rises(history: Sequence[dict[str, Any]]) -> bool:
-    """Whether the last iteration's held-out reward is above that of every iteration before."""
-    *before, last = (row["full_valid_mean_reward"] for row in history)
-    return last > max(before)
+    """Whether the last iteration's held-out reward is above that of every validated iteration before."""
+    *before, last = (row["full_valid_mean_reward"] for row in history if row["path"])
+    return not before or last > max(before)

@@ -3,67 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.toy import END, ToyEngine, enumerate_completions
+from tests.toy import enumerate_completions
+from tests.training.iro.toy_job import COUNT_ONES, MAX_TOKENS, Killed, Toy, job
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError
 from training.iro.fit import Scale, Shards
-from training.iro.loop import align
-from training.run import Cancelled, Job, Run
-from value_heads import FeatureSpec, load_bundle
-
-# Reward: how many of token 1. Grader and expectation read the same text of digits.
-COUNT_ONES = "def grade(sample, item):\n    return sample['output_text'].count('1')\n"
-MAX_TOKENS = 6
-
-
-class Digits:
-    """Token t is the character t."""
-
-    chat_template = None
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [int(c) for c in text]}
-
-    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return "".join(str(t) for t in tokens if not (skip_special_tokens and t == END))
-
-
-class Toy(ToyEngine):
-    tokenizer = Digits()
-
-
-def write_prompts(path: Path, count: int) -> Path:
-    prompts = [f"{n:06b}" for n in range(count)]
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    return path
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> AlignConfig:
-    return AlignConfig(
-        model_dir=tmp_path,
-        training_file=write_prompts(tmp_path / "train.jsonl", 40),
-        grader={"type": "python", "source": COUNT_ONES, "workers": 1},
-        iterations=2,
-        rollouts_per_prompt=8,
-        beam_width=2,
-        num_successors=4,
-        chunk_length=2,
-        max_tokens=MAX_TOKENS,
-        validation_prompts=16,
-        feature_spec=FeatureSpec(current=(0,), summed=(0,), horizon=MAX_TOKENS),
-        early_stop=False,
-    )
-
-
-def job(engine: Any = None) -> Job:
-    return Job("align", "", AlignConfig, lambda config, run: align(config, run, engine or Toy()))
+from training.run import Cancelled, Run
+from value_heads import load_bundle
 
 
 def test_the_aligned_model_beats_the_frozen_one_on_held_out_prompts(config: AlignConfig, tmp_path: Path) -> None:
@@ -82,39 +36,66 @@ def test_the_aligned_model_beats_the_frozen_one_on_held_out_prompts(config: Alig
     assert len(stack.betas) == result["best_iteration"]
 
 
-class Killed(BaseException):
-    """Stands in for kill -9."""
+def killer(at: int) -> Callable[[], bool]:
+    """Dies when asked for the ``at``-th time whether to stop: before each step, and after each shard."""
+    asked = iter(range(1, at + 1))
 
-
-class Dying(Toy):
-    """Dies at the n-th prompt it is given."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.left = after
-
-    async def open(self, *args: Any, **kwargs: Any) -> Any:
-        self.left -= 1
-        if self.left < 0:
+    def should_stop() -> bool:
+        if next(asked) == at:
             raise Killed
+        return False
+
+    return should_stop
+
+
+@pytest.mark.parametrize("options", [{}, {"value_model": "mlp", "eval_samples": 2, "selection": "smc"}])
+def test_a_killed_job_goes_on_to_the_same_result(config: AlignConfig, tmp_path: Path, options: dict) -> None:
+    config = config.model_copy(update=options)
+    asked: list[int] = []
+    whole = job().execute(config, tmp_path / "whole", should_stop=lambda: bool(asked.append(1)))
+    for at in random.Random(0).sample(range(2, len(asked)), 4):
+        killed = tmp_path / f"killed-{at}"
+        with pytest.raises(Killed):
+            job().execute(config, killed, should_stop=killer(at))
+        done = {path: path.stat().st_mtime_ns for path in (killed / "checkpoints").glob("*.pt")}
+        resumed = job().execute(config, killed)
+        assert all(path.stat().st_mtime_ns == when for path, when in done.items())
+        assert comparable(resumed) == comparable(whole)
+        assert metrics_of(killed) == metrics_of(tmp_path / "whole")
+        for bundle in (Path(kind, str(t)) for kind in ("values", "iterations") for t in (1, 2)):
+            first, second = tmp_path / "whole" / bundle, killed / bundle
+            assert (first / "manifest.json").read_text() == (second / "manifest.json").read_text()
+            tensors, again = (load_file(folder / "value.safetensors") for folder in (first, second))
+            assert tensors.keys() == again.keys() and all(torch.equal(tensors[key], again[key]) for key in tensors)
+
+
+def comparable(result: dict) -> dict:
+    """What has to be equal: all but where the run lies and how long it took."""
+    history = [{k: v for k, v in row.items() if k not in ("path", "timing")} for row in result["history"]]
+    return {k: v for k, v in result.items() if k != "best_checkpoint"} | {"history": history}
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "timing"} for row in rows]
+
+
+@pytest.mark.parametrize("after", [1, 15, 30, 52, 65])
+def test_stops_within_one_shard(config: AlignConfig, tmp_path: Path, after: int) -> None:
+    """In rollouts, validation and the choice of beta alike."""
+    engine = Counting()
+    config = config.model_copy(update={"concurrency": 4})
+    with pytest.raises(Cancelled):
+        job(engine).execute(config, tmp_path / "run", should_stop=lambda: engine.opened >= after)
+    assert after <= engine.opened < after + config.concurrency
+
+
+class Counting(Toy):
+    opened = 0
+
+    async def open(self, *args, **kwargs):
+        self.opened += 1
         return await super().open(*args, **kwargs)
-
-
-@pytest.mark.parametrize("after", [3, 25, 50, 65])
-def test_a_killed_job_goes_on_to_the_same_result(config: AlignConfig, tmp_path: Path, after: int) -> None:
-    whole = job().execute(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        job(Dying(after)).execute(config, tmp_path / "killed")
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed/checkpoints").glob("*.pt")}
-    resumed = job().execute(config, tmp_path / "killed")
-    assert all(path.stat().st_mtime_ns == at for path, at in done.items())
-    assert _without_paths(resumed) == _without_paths(whole)
-    assert (tmp_path / "killed/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
-
-
-def _without_paths(result: dict) -> dict:
-    history = [{key: value for key, value in row.items() if key != "path"} for row in result["history"]]
-    return {key: result[key] for key in ("best_iteration", "baseline", "reward_scale", "checks")} | {"history": history}
 
 
 def test_events_tell_each_iteration_and_its_checkpoint(config: AlignConfig, tmp_path: Path) -> None:
@@ -191,7 +172,11 @@ def test_prompts_of_an_iteration_are_its_own(config: AlignConfig, tmp_path: Path
         }
         for step in (1, 2)
     }
-    validation = {row["prompt"] for row in run.load("0-valid")}
+    validation = {
+        row["prompt"]
+        for path in (tmp_path / "run/checkpoints").glob("0-valid-*.pt")
+        for row in run.load(path.stem)["rows"]
+    }
     assert len(used[1]) == len(used[2]) == 15
     assert not used[1] & used[2] and not (used[1] | used[2]) & validation
 

@@ -1,0 +1,189 @@
+"""What a job tells while it runs, and which checkpoints it keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.iro.toy_job import COUNT_ONES, Killed, job
+from training.iro.config import AlignConfig
+from training.iro.report import best
+from training.run import Run
+from value_heads import load_bundle
+
+MULTI = {
+    "type": "multi",
+    "name": "both",
+    "calculate_output": "ones + 10 * empty",
+    "graders": {
+        "ones": {"type": "python", "name": "ones", "source": COUNT_ONES, "workers": 1},
+        "empty": {
+            "type": "string_check",
+            "name": "empty",
+            "input": "{{sample.output_text}}",
+            "reference": "",
+            "operation": "eq",
+        },
+    },
+}
+
+
+def test_metrics_have_the_names_of_reinforcement_fine_tuning(config: AlignConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"grader": MULTI, "iterations": 3, "eval_interval": 2})
+    events: list[dict] = []
+    result = job().execute(config, tmp_path / "run", on_event=events.append)
+    metrics = [event for event in events if event["type"] == "metrics"][1:]
+    assert [event["data"]["step"] for event in metrics] == [1, 2, 3]
+    first, second, _ = (event["data"] for event in metrics)
+    assert metrics[0]["message"] == f"Step 1/3, train mean reward={first['train_mean_reward']:.3f}"
+    assert metrics[1]["message"] == (
+        f"Step 2/3, train mean reward={second['train_mean_reward']:.3f}, "
+        f"full validation mean reward={second['full_valid_mean_reward']:.3f}"
+    )
+    assert first["full_valid_mean_reward"] is None and first["scores"]["valid_reward_mean"] is None
+    assert first["total_steps"] == 3 and first["train_mean_parse_error"] == first["mean_unresponsive_rewards"] == 0
+    for row, kind in ((first, "train"), (second, "train"), (second, "valid")):
+        ones, empty = row["scores"]["graders"]
+        assert (ones["name"], ones["type"], empty["name"], empty["type"]) == ("ones", "python", "empty", "string_check")
+        parts = ones[f"{kind}_reward_mean"] + 10 * empty[f"{kind}_reward_mean"]
+        assert row["scores"][f"{kind}_reward_mean"] == pytest.approx(parts)
+    (errors,) = second["errors"]["graders"]
+    assert (errors["name"], errors["type"], errors["valid_other_error_count"]) == ("both", "multi", 0)
+    # 10 prompts a slice; plain rollouts of 8 a prompt first, of which each token is kept
+    assert first["usage"]["prompt_tokens"] == 10 * 6
+    assert first["usage"]["base_tokens"] == first["usage"]["completion_tokens"]
+    assert first["completion_tokens_mean"] == first["usage"]["completion_tokens"] / (10 * 8)
+    assert first["usage"]["value_tokens"] == 0 < second["usage"]["value_tokens"] == second["usage"]["base_tokens"]
+    timing = second["timing"]["step"]
+    assert timing["full_iteration"] == pytest.approx(timing["sampling"] + timing["training"] + timing["eval"])
+    assert min(timing.values()) > 0 == first["timing"]["step"]["eval"]
+    assert result["trained_tokens"] > first["usage"]["completion_tokens"]
+
+
+def test_a_grader_that_answers_not_at_all_shows_in_the_metrics(config: AlignConfig, tmp_path: Path) -> None:
+    source = (
+        "def grade(sample, item):\n"
+        "    if sample['output_text'].startswith('2'): raise ValueError('two')\n"
+        "    return sample['output_text'].count('1')\n"
+    )
+    config = config.model_copy(update={"grader": {"type": "python", "source": source}, "iterations": 1})
+    events: list[dict] = []
+    job().execute(config, tmp_path / "run", on_event=events.append)
+    (row,) = [event["data"] for event in events if event["type"] == "metrics" and event["data"]["step"] == 1]
+    assert 0 < row["mean_unresponsive_rewards"] < 0.5
+    (errors,) = row["errors"]["graders"]
+    assert errors["train_python_grader_runtime_error_mean"] == row["mean_unresponsive_rewards"]
+    assert errors["train_python_grader_runtime_error_count"] == pytest.approx(row["mean_unresponsive_rewards"] * 30 * 8)
+
+
+def test_progress_counts_every_step_of_the_run(config: AlignConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"concurrency": 4, "eval_samples": 2, "eval_interval": 2, "iterations": 3})
+    events: list[dict] = []
+
+    def follow(event: dict) -> None:
+        events.append(event)
+        if len(events) == 40:
+            raise Killed
+
+    with pytest.raises(Killed):
+        job().execute(config, tmp_path / "run", on_event=follow)
+    job().execute(config, tmp_path / "run", on_event=events.append)
+    told = [event["data"] for event in events if event["type"] == "progress"]
+    done = [data["done"] for data in told]
+    assert done == sorted(set(done))
+    assert {data["total"] for data in told} == {done[-1]}
+
+
+def test_a_phase_tells_at_most_ten_messages(config: AlignConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"concurrency": 1, "iterations": 1})
+    events: list[dict] = []
+    job().execute(config, tmp_path / "run", on_event=events.append)
+    messages = [event["message"] for event in events if event["message"].startswith("Iteration 1: train rollouts")]
+    assert len(messages) == 10 and messages[-1].endswith("24 of 24")
+
+
+def test_the_three_best_checkpoints_stay(config: AlignConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"iterations": 5})
+    whole: list[dict] = []
+    result = job().execute(config, tmp_path / "whole", on_event=whole.append)
+    ranked = sorted(result["history"], key=lambda row: -row["full_valid_mean_reward"])
+    kept = sorted(row["step"] for row in ranked[:3])
+    assert kept == sorted(int(path.name) for path in (tmp_path / "whole/iterations").iterdir())
+    assert kept == [row["step"] for row in result["history"] if row["path"]]
+    dropped = [event["data"]["step"] for event in whole if event["type"] == "checkpoint_dropped"]
+    assert sorted([*kept, *dropped]) == [1, 2, 3, 4, 5]
+    assert result["best_iteration"] == ranked[0]["step"]
+    load_bundle(Path(result["best_checkpoint"]), model_hash="toy-hash", template_hash="toy-template")
+
+    def dies(event: dict) -> None:
+        if event["type"] == "checkpoint_dropped":
+            raise Killed
+
+    with pytest.raises(Killed):
+        job().execute(config, tmp_path / "killed", on_event=dies)
+    again: list[dict] = []
+    resumed = job().execute(config, tmp_path / "killed", on_event=again.append)
+    assert [event["data"]["step"] for event in again if event["type"] == "checkpoint_dropped"] == dropped
+    assert [row["path"] is None for row in resumed["history"]] == [row["path"] is None for row in result["history"]]
+
+
+def test_of_equal_checkpoints_the_earlier_stays() -> None:
+    rewards = [0.5, 0.7, float("nan"), 0.7, 0.5]
+    history = [{"step": i, "full_valid_mean_reward": reward, "path": "p"} for i, reward in enumerate(rewards, 1)]
+    history.append({"step": 6, "full_valid_mean_reward": float("nan"), "path": None})
+    assert [row["step"] for row in best(history, 3)] == [2, 4, 1]
+    assert [row["step"] for row in best(history, 9)] == [2, 4, 1, 5, 3]
+
+
+def test_validations_alone_stop_a_job_and_make_checkpoints(config: AlignConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"iterations": 5, "eval_interval": 2, "early_stop": True})
+    events: list[dict] = []
+    result = job().execute(config, tmp_path / "run", on_event=events.append)
+    steps = [event["data"]["step"] for event in events if event["type"] == "checkpoint"]
+    assert steps == [2, 4, 5][: len(steps)]
+    assert len(result["history"]) == steps[-1]
+    assert (tmp_path / "run/metrics.csv").read_text().count("\n") == len(result["history"]) + 2
+
+
+def test_validation_searches_are_averaged_and_the_first_is_as_ever(config: AlignConfig, tmp_path: Path) -> None:
+    one = job().execute(config, tmp_path / "one")["history"][0]
+    two = job().execute(config.model_copy(update={"eval_samples": 2}), tmp_path / "two")["history"][0]
+    assert two["train_mean_reward"] == one["train_mean_reward"]
+    assert two["full_valid_mean_reward"] != one["full_valid_mean_reward"]
+    assert 0 < two["full_valid_error"] < one["full_valid_error"] * 1.1
+    first, second = (Run(tmp_path / folder, seed=0).load("1-valid-0") for folder in ("one", "two"))
+    assert first["rows"] == second["rows"]
+
+
+FORMAT = {"type": "json_schema", "json_schema": {"name": "number", "strict": True, "schema": {"type": "integer"}}}
+
+
+def test_completions_without_the_response_format_get_nothing(config: AlignConfig, tmp_path: Path) -> None:
+    """Toy completions are digits: "120" is a JSON number, "012" and "" are not."""
+    source = "def grade(sample, item): return 1 + sample['output_json'] % 10"
+    config = config.model_copy(update={"grader": {"type": "python", "source": source}, "response_format": FORMAT})
+    events: list[dict] = []
+    result = job().execute(config, tmp_path / "run", on_event=events.append)
+    assert any("response_format" in event["message"] for event in events if event["level"] == "warn")
+    row, later = result["history"]
+    assert row["mean_unresponsive_rewards"] == 0
+    assert 0.1 < row["train_mean_parse_error"] < 0.9
+    assert row["errors"]["graders"][0]["train_sample_parse_error_mean"] == row["train_mean_parse_error"]
+    run = Run(tmp_path / "run", seed=0)
+    shards = [path.stem.removesuffix("-rollouts") for path in (tmp_path / "run/checkpoints").glob("1-*-rollouts.pt")]
+    rewards = [r for shard in shards for group in run.load(f"{shard}-rewards")["rewards"] for r in group]
+    assert rewards.count(0.0) / len(rewards) == row["train_mean_parse_error"]
+    assert later["full_valid_mean_parse_error"] < row["train_mean_parse_error"]  # the search has learnt to write JSON
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["response_format"] == FORMAT
+
+
+def test_epochs_and_learning_rate_reach_the_fit(config: AlignConfig, tmp_path: Path) -> None:
+    mlp = config.model_copy(update={"value_model": "mlp", "iterations": 1})
+    found = {}
+    for name, options in {"none": {}, "one": {"epochs": 1}, "slow": {"learning_rate_multiplier": 1e-6}}.items():
+        job().execute(mlp.model_copy(update=options), tmp_path / name)
+        found[name] = Run(tmp_path / name, seed=0).load("1-fit")
+    assert found["none"]["setting"] > found["one"]["setting"] == 1
+    assert found["slow"]["correlation"] != found["none"]["correlation"]

@@ -1,0 +1,67 @@
+"""An alignment job on the toy language model of ``tests.toy``, done in a second.
+
+Reward: how many of token 1. Grader and expectation read the same text of digits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.toy import END, ToyEngine
+from training.iro.config import AlignConfig
+from training.iro.loop import align
+from training.run import Job
+from value_heads import FeatureSpec
+
+COUNT_ONES = "def grade(sample, item):\n    return sample['output_text'].count('1')\n"
+MAX_TOKENS = 6
+
+
+class Digits:
+    """Token t is the character t."""
+
+    chat_template = None
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [int(c) for c in text]}
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return "".join(str(t) for t in tokens if not (skip_special_tokens and t == END))
+
+
+class Toy(ToyEngine):
+    tokenizer = Digits()
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    prompts = [f"{n:06b}" for n in range(count)]
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return path
+
+
+def toy_config(folder: Path) -> AlignConfig:
+    return AlignConfig(
+        model_dir=folder,
+        training_file=write_prompts(folder / "train.jsonl", 40),
+        grader={"type": "python", "source": COUNT_ONES, "workers": 1},
+        iterations=2,
+        rollouts_per_prompt=8,
+        beam_width=2,
+        num_successors=4,
+        chunk_length=2,
+        max_tokens=MAX_TOKENS,
+        validation_prompts=16,
+        feature_spec=FeatureSpec(current=(0,), summed=(0,), horizon=MAX_TOKENS),
+        early_stop=False,
+    )
+
+
+def job(engine: Any = None) -> Job:
+    return Job("align", "", AlignConfig, lambda config, run: align(config, run, engine or Toy()))
+
+
+class Killed(BaseException):
+    """Stands in for kill -9."""

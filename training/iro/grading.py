@@ -1,0 +1,104 @@
+"""Grades of completions, and what the grades of many of them come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from iro_server.graders import Grade, Grader, Sample
+from iro_server.graders.base import Flag
+from iro_server.graders.response_format import parse_response_format
+from training.iro.config import AlignConfig
+from training.iro.data import AlignError, Prompt, TokenizingEngine
+from training.run import Run
+
+Tally = dict[str, dict[str, float]]
+"""Counts and sums that shards add up to. ``samples``: all, unrewarded. ``errors``: by flag. ``score_sums``, ``scored``:
+by grader. ``grader_tokens``: by model. ``usage``: tokens of the searches."""
+PARSE_ERROR: Flag = "sample_parse_error"
+
+
+class Grading:
+    """What a completion is worth to the job: 0 without the response format, else what the grader says."""
+
+    def __init__(self, config: AlignConfig, run: Run, engine: TokenizingEngine, grader: Grader):
+        self.config, self.run, self.engine, self.grader = config, run, engine, grader
+        self.format = parse_response_format(config.response_format or {"type": "text"})
+
+    def grade(
+        self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[Sequence[int]]], first: bool = False
+    ) -> list[list[Grade]]:
+        """A grade for each completion of each prompt; its reward is NaN where the grader gave none.
+
+        AlignError if the ``first`` batch shows that the grader does not work, or for a reward that the loss cannot use.
+        """
+        pairs = [
+            (text, prompt) for prompt, group in zip(prompts, tokens, strict=True) for text in map(self._text, group)
+        ]
+        judged = [self._sample(text) for text, _ in pairs]
+        asked = [
+            (sample, prompt.item)
+            for sample, (_, prompt) in zip(judged, pairs, strict=True)
+            if isinstance(sample, Sample)
+        ]
+        answers = iter(self.grader.grade_many(asked))
+        grades = iter([next(answers) if isinstance(one, Sample) else one for one in judged])
+        by_prompt = [[next(grades) for _ in group] for group in tokens]
+        self._check([grade for group in by_prompt for grade in group], first)
+        return by_prompt
+
+    def _text(self, completion: Sequence[int]) -> str:
+        return self.engine.tokenizer.decode(completion, skip_special_tokens=True)
+
+    def _sample(self, text: str) -> Sample | Grade:
+        try:
+            return Sample(text, output_json=self.format.parse(text))
+        except ValueError as error:
+            return Grade(0.0, error=f"response_format: {error}", flag=PARSE_ERROR)
+
+    def _check(self, grades: Sequence[Grade], first: bool) -> None:
+        failed = [grade.error for grade in grades if math.isnan(grade.reward)]
+        if first and len(failed) > len(grades) / 2:
+            message = f"the grader failed on {len(failed)} of {len(grades)} samples: {failed[0]}"
+            raise AlignError(message, "grader_error", "grader")
+        if failed:
+            self._warn(f"{len(failed)} of {len(grades)} samples could not be graded and were left out: {failed[0]}")
+        formless = [grade.error for grade in grades if grade.error is not None and grade.reward == 0]
+        if first and formless:
+            self._warn(f"{len(formless)} of {len(grades)} samples get the reward 0: {formless[0]}")
+        outside = next((grade.reward for grade in grades if grade.reward < 0 or grade.reward > 1), None)
+        if self.config.loss == "bce" and outside is not None:
+            raise AlignError(f"loss bce takes rewards in [0, 1]; the grader gave {outside}", "invalid_reward", "loss")
+
+    def _warn(self, message: str) -> None:
+        self.run.emit("message", message, level="warn")
+
+    def tally(self, grades: Iterable[Grade], usage: Mapping[str, float]) -> Tally:
+        counts: Tally = {part: {} for part in ("samples", "errors", "score_sums", "scored", "grader_tokens")}
+
+        def add(part: str, name: str, count: float = 1) -> None:
+            counts[part][name] = counts[part].get(name, 0) + count
+
+        for grade in grades:
+            add("samples", "all")
+            if math.isnan(grade.reward):
+                add("samples", "unrewarded")
+            if grade.error is not None:
+                add("errors", grade.flag)
+            for name, score in (grade.sub_rewards or {self.grader.name: grade.reward}).items():
+                if not math.isnan(score):
+                    add("score_sums", name, score)
+                    add("scored", name)
+            for model, tokens in grade.tokens.items():
+                add("grader_tokens", model, tokens)
+        return counts | {"usage": dict(usage)}
+
+
+def merge(tallies: Iterable[Tally]) -> Tally:
+    total: Tally = {}
+    for tally in tallies:
+        for part, counts in tally.items():
+            into = total.setdefault(part, {})
+            for name, count in counts.items():
+                into[name] = into.get(name, 0) + count
+    return total

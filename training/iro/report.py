@@ -1,0 +1,125 @@
+"""An iteration's metrics, in the names that OpenAI's reinforcement fine-tuning gives them, and which bundles stay."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from iro_server.graders import Grader
+from iro_server.graders.base import Flag
+from iro_server.graders.multi import MultiGrader
+from training.iro.diagnostics import mean_and_error
+from training.iro.grading import PARSE_ERROR, Tally, merge
+from training.iro.validation import Validated
+from training.run import Run
+
+KEPT = 3  # checkpoints
+NOTHING = Validated([], {}, {}, [])
+NO_REASONING = {"train_reasoning_tokens_mean": 0.0, "valid_reasoning_tokens_mean": 0.0}  # clients of RFT read them
+
+
+def metrics_row(
+    grader: Grader, train_rewards: Sequence[float], train: Tally, beta: Tally, valid: Validated | None
+) -> dict[str, Any]:
+    """Rewards, errors and tokens of an iteration: ``train`` of its rollouts, ``beta`` of the searches that chose β.
+
+    What validation would tell is NaN where there was none. Its scores are those of the completions the values picked.
+    """
+    valid = valid or NOTHING
+    row: dict[str, Any] = {"train_mean_reward": mean_and_error(train_rewards)[0]}
+    row["train_mean_parse_error"] = _share(train, "errors", PARSE_ERROR)
+    row["full_valid_mean_reward"], row["full_valid_error"] = mean_and_error([v["value_pick"] for v in valid.rows])
+    row["full_valid_mean_parse_error"] = _share(valid.picks, "errors", PARSE_ERROR)
+    row["valid_grader_pick"], row["valid_grader_pick_error"] = mean_and_error([v["grader_pick"] for v in valid.rows])
+    row["valid_mean_of_finals"] = mean_and_error([v["mean"] for v in valid.rows])[0]
+    row["mean_unresponsive_rewards"] = _share(train, "samples", "unrewarded")
+    row["completion_tokens_mean"] = train["usage"]["completion_tokens"] / train["samples"]["all"]
+    row["reasoning_tokens_mean"] = 0.0
+    row["scores"] = {
+        "train_reward_mean": row["train_mean_reward"],
+        "valid_reward_mean": row["full_valid_mean_reward"],
+        "graders": _scores(grader, train, valid.picks),
+    }
+    row["errors"] = {"graders": [_errors(grader, train, valid.finals)]}
+    row["usage"] = merge([train, beta, valid.finals])["usage"] | {
+        "samples": NO_REASONING,
+        "graders": _grader_tokens(merge([train, beta]), valid.finals),
+    }
+    return row
+
+
+def _scores(grader: Grader, train: Tally, valid: Tally) -> list[dict[str, Any]]:
+    parts = grader.graders if isinstance(grader, MultiGrader) else {grader.name: grader}
+    return [
+        {
+            "name": name,
+            "type": part.type,
+            "train_reward_mean": _mean(train, name),
+            "valid_reward_mean": _mean(valid, name),
+        }
+        for name, part in parts.items()
+    ]
+
+
+def _errors(grader: Grader, train: Tally, valid: Tally) -> dict[str, Any]:
+    errors: dict[str, Any] = {"name": grader.name, "type": grader.type}
+    for flag in get_args(Flag):
+        for data, tally in (("train", train), ("valid", valid)):
+            errors[f"{data}_{flag}_count"] = tally.get("errors", {}).get(flag, 0)
+            errors[f"{data}_{flag}_mean"] = _share(tally, "errors", flag)
+    return errors
+
+
+def _grader_tokens(train: Tally, valid: Tally) -> list[dict[str, Any]]:
+    tokens = {data: tally.get("grader_tokens", {}) for data, tally in (("train", train), ("valid", valid))}
+    models = sorted({model for by_model in tokens.values() for model in by_model})
+    return [
+        {"model": model} | {f"{data}_tokens_count": by_model.get(model, 0) for data, by_model in tokens.items()}
+        for model in models
+    ]
+
+
+def timing(run: Run, sampling: Sequence[str], training: Sequence[str], valid: Validated | None) -> dict[str, Any]:
+    """Seconds that the iteration's steps took, whichever process took them."""
+    step = {"sampling": run.seconds(sampling), "training": run.seconds(training)}
+    step["eval"] = run.seconds(valid.steps) if valid else 0.0
+    return {"step": step | {"full_iteration": sum(step.values())}}
+
+
+def message(row: dict[str, Any]) -> str:
+    text = f"Step {row['step']}/{row['total_steps']}, train mean reward={row['train_mean_reward']:.3f}"
+    if math.isnan(row["full_valid_mean_reward"]):
+        return text
+    return f"{text}, full validation mean reward={row['full_valid_mean_reward']:.3f}"
+
+
+def best(history: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The validated iterations of the highest held-out reward, best first; of equals, the earlier."""
+
+    def held_out(row: dict[str, Any]) -> float:
+        reward = row["full_valid_mean_reward"]
+        return -math.inf if math.isnan(reward) else reward
+
+    return sorted((row for row in history if row["path"]), key=held_out, reverse=True)[:count]
+
+
+def drop_checkpoints(run: Run, history: Sequence[dict[str, Any]]) -> None:
+    """Remove the bundles of all but the best. Told before it is done: a killed run tells it again."""
+    kept = {row["step"] for row in best(history, KEPT)}
+    for row in history:
+        if row["path"] and row["step"] not in kept and Path(row["path"]).exists():
+            run.emit("checkpoint_dropped", data={"step": row["step"]})
+            shutil.rmtree(row["path"])
+
+
+def _share(tally: Tally, part: str, name: str) -> float:
+    """Of all samples; NaN without any."""
+    return tally[part].get(name, 0) / tally["samples"]["all"] if tally else math.nan
+
+
+def _mean(tally: Tally, grader: str) -> float:
+    scored = tally.get("scored", {}).get(grader)
+    return tally["score_sums"][grader] / scored if scored else math.nan

@@ -1,0 +1,3 @@
+"""Purposes that seeds are derived for, so that none is drawn twice."""
+
+SPLIT, ROLLOUTS, BETA, VALIDATION, FIT = range(5)
