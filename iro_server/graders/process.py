@@ -1,146 +1,126 @@
-"""A process that holds a python grader: started with the source, killed when a call takes too long.
-
-Messages are JSON over a socket pair, length-prefixed by ``multiprocessing.connection``; the child's standard streams
-play no part, so the user's code may print. To the child: ``{source, timeout}`` once, answered by ``{error}``; then a
-list of ``[sample, item]``, answered one by one by ``{reward}`` or ``{error}``.
-"""
+"""A python grader's process: a sandbox with the source loaded, replaced when a call ends it."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from pathlib import Path
+import time
 from typing import Any
 
 from iro_server.graders.base import Grade
+from iro_server.graders.pool import POOL
+from iro_server.graders.sandbox import Answer, Ended, Sandbox, StartError
+from iro_server.surroundings import PythonLimits
 
 Call = tuple[dict[str, Any], dict[str, Any]]
 
-WORKER = Path(__file__).with_name("worker.py")
 LOAD_TIMEOUT = 60.0  # seconds for the source's own top level: unpacking weights, importing libraries
+SLICE = 1.0  # seconds after which a batch lets other graders have a turn
+LONGEST_ERROR = 2000  # characters
+CLOSED = Grade.failed("the grader is closed", "python_grader_server_error")
 
 
-def launch(argv: list[str], channel: int) -> subprocess.Popen[bytes]:
-    """Start the child that runs the user's code; a sandbox belongs here, around ``argv``.
-
-    ``channel`` is its only open file. The environment is not passed on: it may hold the server's secrets.
-    """
-    return subprocess.Popen(
-        argv,
-        pass_fds=[channel],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={"PATH": os.defpath, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-
-
-class _Gone(Exception):
-    """The child was killed for taking too long, or died; the message says which."""
+class _NotLoaded(Exception):
+    def __init__(self, grade: Grade):
+        super().__init__(grade.error)
+        self.grade = grade
 
 
 class GraderProcess:
-    """One worker. Starts on first use and again after a kill; calls from several threads take turns."""
+    """Starts on first use and again after a call that ended it; calls from several threads take turns."""
 
-    def __init__(self, source: str, timeout: float):
-        self._source = source
+    def __init__(self, source: str, timeout: float, limits: PythonLimits, isolated: bool):
+        self._start = {"source": source, "timeout": timeout}
         self._timeout = timeout
+        self._limits = limits
+        self._isolated = isolated
         self._turn = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._channel: Connection | None = None
+        self._sandbox: Sandbox | None = None
         self._closed = False
 
     def grade_batch(self, calls: list[Call]) -> list[Grade]:
-        """One grade a call. A call that hangs or kills the process fails alone: the rest go to a new process."""
+        """One grade a call. A call that hangs or ends the process fails alone: the rest go to a new process."""
         grades: list[Grade] = []
         with self._turn:
             while len(grades) < len(calls):
-                if self._closed:
-                    return grades + [Grade.failed("the grader is closed")] * (len(calls) - len(grades))
-                if self._child is None and (error := self._start()):
-                    return grades + [Grade.failed(error)] * (len(calls) - len(grades))
-                try:
-                    self._send(calls[len(grades) :])
-                    for _ in calls[len(grades) :]:
-                        grades.append(_grade(self._receive(self._timeout)))
-                except _Gone as gone:
-                    grades.append(Grade.failed(str(gone)))
+                with POOL.turns.turn():
+                    grades += self._grade_some(calls[len(grades) :])
         return grades
 
     def close(self) -> None:
-        """End the child, in mid-call too: calls still running or made later fail."""
+        """End the process, in mid-call too: calls still running or made later fail."""
         self._closed = True
-        if child := self._child:
-            _end(child)
-        with self._turn:  # a batch that was running has seen its child die by now
-            self._kill()
+        if sandbox := self._sandbox:
+            POOL.wake(sandbox)
+            sandbox.close()
 
-    def _kill(self) -> None:
-        if self._child is not None:
-            _end(self._child)
-            self._child.wait()
-        if self._channel is not None:
-            self._channel.close()
-        self._child = self._channel = None
-
-    def _start(self) -> str | None:
-        """Launch the child and load the source; the error, if it does not load."""
-        self._channel, theirs = Pipe()
-        argv = [sys.executable, "-I", str(WORKER), str(theirs.fileno())]
-        self._child = launch(argv, theirs.fileno())
-        theirs.close()
+    def _grade_some(self, calls: list[Call]) -> list[Grade]:
+        """The first of ``calls``, and as many more as a slice of time allows."""
+        if self._sandbox and not POOL.wake(self._sandbox):
+            self._sandbox = None
+        until = time.monotonic() + SLICE
+        grades: list[Grade] = []
         try:
-            self._send({"source": self._source, "timeout": self._timeout})
-            error = self._receive(LOAD_TIMEOUT)["error"]
-        except _Gone as gone:
-            error = str(gone)
-        if error is None:
-            return None
-        self._kill()
-        return f"the source does not load: {error}"
+            while len(grades) < len(calls) and (not grades or time.monotonic() < until):
+                if self._sandbox is None:
+                    self._sandbox = self._load()
+                answer = self._ask(self._sandbox, calls[len(grades)], self._timeout)
+                grades.append(answer if isinstance(answer, Grade) else _grade(answer))
+        except _NotLoaded as failed:
+            return grades + [failed.grade] * (len(calls) - len(grades))
+        self._rest()
+        return grades
 
-    def _send(self, message: object) -> None:
-        assert self._channel is not None
+    def _load(self) -> Sandbox:
+        if self._closed:
+            raise _NotLoaded(CLOSED)
         try:
-            self._channel.send_bytes(json.dumps(message).encode())
-        except OSError:
-            raise self._died() from None
+            self._sandbox = sandbox = POOL.take(self._limits, self._isolated)
+        except (StartError, OSError) as error:
+            failed = Grade.failed(f"the grader's process does not start: {error}", "python_grader_server_error")
+            raise _NotLoaded(failed) from None
+        if self._closed:  # by a close() that came too early to see the sandbox
+            sandbox.close()
+        answer = self._ask(sandbox, self._start, min(LOAD_TIMEOUT, self._limits.timeout))
+        if answer is CLOSED:
+            raise _NotLoaded(CLOSED)
+        if answer.error is not None:
+            sandbox.close()
+            self._sandbox = None
+            flag = answer.flag if isinstance(answer, Grade) else "python_grader_runtime_error"
+            raise _NotLoaded(Grade.failed(f"the source does not load: {_printable(answer.error)}", flag))
+        return sandbox
 
-    def _receive(self, timeout: float) -> dict[str, Any]:
-        assert self._channel is not None
+    def _ask(self, sandbox: Sandbox, message: object, timeout: float) -> Answer | Grade:
+        """The answer; a failed grade where there is none."""
         try:
-            if not self._channel.poll(timeout):
-                self._kill()
-                raise _Gone(f"timed out after {timeout:g} s")
-            return json.loads(self._channel.recv_bytes())
-        except (EOFError, OSError):
-            raise self._died() from None
+            return sandbox.ask(message, timeout)
+        except RecursionError:
+            return Grade.failed("the sample or the item is nested too deeply", "sample_parse_error")
+        except Ended as ended:
+            self._sandbox = None
+            return CLOSED if self._closed else Grade.failed(str(ended), "python_grader_runtime_error")
+        except OSError as error:
+            sandbox.close()
+            self._sandbox = None
+            return Grade.failed(f"the grader's process cannot be reached: {error}", "python_grader_server_error")
 
-    def _died(self) -> _Gone:
-        child = self._child
-        assert child is not None
-        self._kill()
-        return _Gone("the grader is closed" if self._closed else f"the grader's process died ({_fate(child)})")
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    # The child leads a session of its own: whatever it started goes with it.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-
-
-def _fate(child: subprocess.Popen[bytes]) -> str:
-    code = child.returncode
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    def _rest(self) -> None:
+        """What a call left behind does not go on: the next calls get a new process."""
+        if sandbox := self._sandbox:
+            if sandbox.at_rest():
+                POOL.rest(sandbox)
+            else:
+                sandbox.close()
+                self._sandbox = None
+            if self._closed:
+                POOL.wake(sandbox)
 
 
-def _grade(answer: dict[str, Any]) -> Grade:
-    return Grade.failed(answer["error"]) if "error" in answer else Grade.of(answer["reward"])
+def _grade(answer: Answer) -> Grade:
+    if answer.error is not None or answer.reward is None:
+        return Grade.failed(_printable(answer.error or "no reward"), "python_grader_runtime_error")
+    return Grade.of(answer.reward)
+
+
+def _printable(error: str) -> str:
+    return error[:LONGEST_ERROR].replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -1,8 +1,10 @@
-"""The python grader: the user's ``grade(sample, item)``, run in processes of its own."""
+"""The python grader: the user's ``grade(sample, item)``, run in isolated processes of its own."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,21 +14,27 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from iro_server.graders.base import Grade, Grader, Item, Sample
 from iro_server.graders.process import GraderProcess
+from iro_server.graders.sandbox import isolation_problem
+from iro_server.surroundings import PythonLimits, Surroundings
 
+logger = logging.getLogger(__name__)
+
+LONGEST_SOURCE = 256 * 1024  # bytes, as OpenAI has it
 MIN_SHARE = 8  # gradings that are worth waking another process
 
 
 class PythonGrader(Grader):
     """``source`` defines ``grade(sample: dict, item: dict) -> float``; each of ``workers`` processes loads it once.
 
-    ``timeout``: seconds one call may take before its process is killed (an extension to OpenAI's shape, as is
-    ``workers``). ``image_tag`` is accepted and ignored: there is one environment.
+    ``timeout``: seconds one call may take before its process is killed, by default 30, or the most that the server
+    allows if that is less (an extension to OpenAI's shape, as is ``workers``). ``image_tag`` is accepted and ignored:
+    there is one environment.
     """
 
     type: Literal["python"]
     source: str = Field(min_length=1, repr=False)
     image_tag: str | None = None
-    timeout: float = Field(30.0, gt=0, le=120)
+    timeout: float = Field(30.0, gt=0, allow_inf_nan=False)
     workers: int = Field(min(2, os.cpu_count() or 1), ge=1, le=64)
 
     _processes: list[GraderProcess] = PrivateAttr()
@@ -34,6 +42,8 @@ class PythonGrader(Grader):
     @field_validator("source")
     @classmethod
     def _defines_grade(cls, source: str) -> str:
+        if len(source.encode(errors="replace")) > LONGEST_SOURCE:
+            raise ValueError(f"longer than {LONGEST_SOURCE // 1024} kB")
         try:
             tree = ast.parse(source)
         except SyntaxError as error:
@@ -45,7 +55,17 @@ class PythonGrader(Grader):
         return source
 
     def model_post_init(self, context: object) -> None:
-        self._processes = [GraderProcess(self.source, self.timeout) for _ in range(self.workers)]
+        surroundings = context if isinstance(context, Surroundings) else Surroundings.of_this_process()
+        isolated = _isolated(surroundings)
+        timeout = self._allowed_timeout(surroundings.python_limits)
+        self._processes = [
+            GraderProcess(self.source, timeout, surroundings.python_limits, isolated) for _ in range(self.workers)
+        ]
+
+    def _allowed_timeout(self, limits: PythonLimits) -> float:
+        if "timeout" in self.model_fields_set and self.timeout > limits.timeout:
+            raise ValueError(f"timeout is {self.timeout:g} s, more than the {limits.timeout:g} s this server allows")
+        return min(self.timeout, limits.timeout)
 
     def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
         calls = [(sample.as_dict(), item) for sample, item in pairs]
@@ -68,3 +88,22 @@ def _binds_grade(node: ast.AST) -> bool:
         case ast.alias(name=name, asname=asname):
             return (asname or name) == "grade"
     return False
+
+
+def _isolated(surroundings: Surroundings) -> bool:
+    if surroundings.python == "off":
+        raise ValueError("python graders are switched off on this server")
+    if surroundings.python == "unsafe":
+        _warn_unsafe()
+        return False
+    if problem := isolation_problem():
+        raise ValueError(
+            f"python graders need isolation, which this host does not give: {problem}; "
+            "install bubblewrap, or set IRO_PYTHON_GRADERS=unsafe to run them as plain processes"
+        )
+    return True
+
+
+@functools.cache
+def _warn_unsafe() -> None:
+    logger.warning("python graders run as plain processes: their code may do whatever this server may")

@@ -1,16 +1,60 @@
-"""The child's side of ``process.py``: runs the user's code. A script on the standard library alone."""
+"""The child's side of ``sandbox.py``: runs the user's code. A script on the standard library alone.
+
+``worker.py CHANNEL CONFINEMENT``: a socket's descriptor, and JSON of the limits to take on, or ``null``. The worker
+says ``ready``, with descriptors by which the parent watches and ends the sandbox. Then come lines ``number json``, the
+first with the source, the others each with a sample and an item; each is answered by a line of JSON,
+``{"call": number, "reward" or "error": …}``.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
+import resource
 import signal
+import socket
 import sys
 import traceback
-from multiprocessing.connection import Connection
 from types import ModuleType
+from typing import Any
 
 FILE = "grader.py"  # the name under which the user's source appears in tracebacks
+LONGEST_ERROR = 2000  # characters
+OPEN_FILES = 256
+CPU_SECONDS = 24 * 3600  # of one process, over all its calls; each call is limited by the clock
+
+
+def confine(user: int | None, memory_bytes: int, processes: int, disk_bytes: int) -> list[int]:
+    """Give up, for good, what the user's code must not have. Returns what the parent watches, as descriptors."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # a host out of memory ends this before anything else
+    os.nice(10)
+    watched = [os.open("/proc", os.O_RDONLY), os.open(os.curdir, os.O_RDONLY), os.pidfd_open(1)]
+    limits = {
+        resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_NPROC: processes,
+        resource.RLIMIT_FSIZE: disk_bytes,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_CPU: CPU_SECONDS,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+    }
+    for which, value in limits.items():
+        limit(1, which, value)  # the first process too: code of the same user could write to its memory
+    if user is not None:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    for which, value in limits.items():
+        limit(os.getpid(), which, value)
+    return watched
+
+
+def limit(process: int, which: int, value: int) -> None:
+    _, hard = resource.prlimit(process, which)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.prlimit(process, which, (value, value))
 
 
 def load(source: str) -> ModuleType:
@@ -32,29 +76,41 @@ def describe(error: BaseException) -> str:
     """The exception and the line of the user's source it came from."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == FILE]
     text = "".join(traceback.format_exception_only(error)).strip()
+    text = text[:LONGEST_ERROR].encode(errors="replace").decode()
     return f"{text} ({FILE}, line {lines[-1]})" if lines else text
 
 
-def main(channel: Connection) -> None:
-    start = json.loads(channel.recv_bytes())
-    try:
-        module = load(start["source"])
-    except BaseException as error:
-        channel.send_bytes(json.dumps({"error": describe(error)}).encode())
-        return
-    channel.send_bytes(json.dumps({"error": None}).encode())
-    while True:
-        for sample, item in json.loads(channel.recv_bytes()):
-            # The parent kills a call that takes too long; should the parent be gone, the alarm does.
-            signal.setitimer(signal.ITIMER_REAL, start["timeout"] + 5)
-            try:
-                answer: dict[str, object] = {"reward": as_number(module.grade(sample, item))}
-            except BaseException as error:
-                answer = {"error": describe(error)}
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            channel.send_bytes(json.dumps(answer).encode())
+def main(channel: socket.socket, confinement: dict[str, Any] | None) -> None:
+    watched = confine(**confinement) if confinement else []
+    socket.send_fds(channel, [b"ready\n"], watched)
+    for descriptor in watched:
+        os.close(descriptor)
+    # The parent reads errors of the start there; the user's code must not write to it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+    module: ModuleType | None = None
+    timeout = 0.0
+    worker = os.getpid()
+    for line in channel.makefile("rb"):
+        number, _, message = line.partition(b" ")
+        answer: dict[str, object] = {"call": number.decode()}
+        try:
+            if module is None:
+                start = json.loads(message)
+                timeout = start["timeout"]
+                module = load(start["source"])
+            else:
+                sample, item = json.loads(message)
+                # The parent kills a call that takes too long; should the parent be gone, the alarm does.
+                signal.setitimer(signal.ITIMER_REAL, timeout + 5)
+                answer["reward"] = as_number(module.grade(sample, item))
+        except BaseException as error:
+            answer["error"] = describe(error)
+        if os.getpid() != worker:  # the user's code forked, and came back twice
+            os._exit(1)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        channel.sendall(json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is done
-        main(Connection(int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[2]))

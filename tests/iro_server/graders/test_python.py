@@ -5,8 +5,17 @@ import time
 
 import pytest
 
-from iro_server.graders import Sample, parse_grader
-from iro_server.graders.process import WORKER
+from iro_server.graders import GraderError, Sample, parse_grader, pool
+from iro_server.graders.bubblewrap import WORKER
+from iro_server.graders.python import _warn_unsafe
+from iro_server.graders.sandbox import isolation_problem
+from iro_server.surroundings import PythonLimits, Surroundings
+
+
+@pytest.fixture(autouse=True)
+def no_warm_sandboxes(monkeypatch):
+    """So that those that live are those at work."""
+    monkeypatch.setattr(pool, "WARM", 0)
 
 
 def python(source, **more):
@@ -115,11 +124,73 @@ def test_the_source_is_loaded_once_per_process_and_never_per_call():
     assert len(first) == 2 and again == first
 
 
-def test_megabytes_of_source_and_of_samples_pass():
-    weights = "w" * 3_000_000
+def test_long_sources_and_samples_pass():
+    weights = "w" * 250_000
     with python(f"W = '{weights}'\ndef grade(sample, item): return len(W) + len(sample['output_text'])") as grader:
-        grades = grader.grade_many([(Sample("é" * 100_000), {})] * 20)
-    assert {g.reward for g in grades} == {3_100_000.0}
+        grades = grader.grade_many([(Sample("é" * 100_000), {"x": "y" * 10**6})] * 20)
+    assert {g.reward for g in grades} == {350_000.0}
+
+
+@pytest.mark.parametrize(
+    ("more", "surroundings", "said"),
+    [
+        ({"source": "#" * 256 * 1024 + "\ndef grade(s, i): return 1"}, {}, "grader.source: longer than 256 kB"),
+        ({"timeout": 6}, {"python_limits": {"timeout": 5}}, "timeout is 6 s, more than the 5 s this server allows"),
+        ({}, {"python": "off"}, "python graders are switched off on this server"),
+    ],
+)
+def test_what_this_server_does_not_allow_is_refused(more, surroundings, said):
+    spec = {"type": "python", "source": "def grade(s, i): return 1", **more}
+    with pytest.raises(GraderError, match=said):
+        parse_grader(spec, Surroundings.model_validate(surroundings))
+
+
+def test_a_timeout_nobody_set_is_at_most_what_the_server_allows():
+    surroundings = Surroundings(python_limits=PythonLimits(timeout=0.5))
+    source = "def grade(sample, item):\n    while True: pass\n"
+    with parse_grader({"type": "python", "source": source}, surroundings) as grader:
+        assert grader.grade(Sample("x"), {}).error == "timed out after 0.5 s"
+
+
+def test_an_item_nested_too_deeply_to_send_fails_alone():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with python("def grade(sample, item): return 1", workers=1) as grader:
+        grades = grader.grade_many([(Sample("x"), {"deep": deep}), (Sample("x"), {})])
+    assert grades[0].flag == "sample_parse_error" and "nested too deeply" in grades[0].error
+    assert grades[1].reward == 1
+
+
+@pytest.mark.parametrize("python_mode", ["sandbox", "unsafe"])
+def test_numpy_scipy_and_sklearn_work_in_graders(python_mode):
+    source = """
+import numpy, scipy.stats, sklearn.linear_model
+def grade(sample, item):
+    x = numpy.arange(10.0)[:, None]
+    return sklearn.linear_model.LinearRegression().fit(x, 2 * x[:, 0]).coef_[0] + scipy.stats.norm.cdf(0)
+"""
+    with parse_grader({"type": "python", "source": source}, Surroundings(python=python_mode)) as grader:
+        assert grader.grade(Sample("x"), {}).reward == pytest.approx(2.5)
+
+
+def test_unsafe_runs_plain_processes_and_says_so(caplog):
+    _warn_unsafe.cache_clear()
+    source = f"import os\ndef grade(sample, item): return os.path.exists({__file__!r})"
+    for _ in range(2):
+        with parse_grader({"type": "python", "source": source}, Surroundings(python="unsafe")) as grader:
+            assert grader.grade(Sample("x"), {}).reward == 1
+    assert [record.levelname for record in caplog.records if "plain processes" in record.message] == ["WARNING"]
+
+
+def test_a_host_that_cannot_isolate_refuses_and_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    isolation_problem.cache_clear()
+    with pytest.raises(
+        GraderError, match=r"isolation.* no program bwrap; install bubblewrap, or set IRO_PYTHON_GRADERS=unsafe"
+    ):
+        python("def grade(sample, item): return 1")
+    isolation_problem.cache_clear()
 
 
 def test_a_source_that_does_not_load_says_why_for_every_sample():

@@ -1,0 +1,52 @@
+"""The system calls that sandboxed code is refused, as the filter program ``bwrap --seccomp`` loads."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import socket
+
+REFUSED = {
+    "processes": "ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp personality",
+    "mounts": "mount umount2 pivot_root chroot mount_setattr move_mount open_tree fsopen fsconfig fsmount fspick",
+    "namespaces": "unshare setns",
+    "kernel surface": "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register vmsplice",
+    "keys": "add_key request_key keyctl",
+    "the machine": "init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct "
+    "quotactl quotactl_fd syslog settimeofday clock_settime clock_adjtime adjtimex sethostname setdomainname "
+    "iopl ioperm modify_ldt",
+    "files without a path": "name_to_handle_at open_by_handle_at",
+    "watches, which all sandboxes share": "fanotify_init fanotify_mark inotify_init inotify_init1",
+    "memory that no process maps, which the watch would miss": "memfd_create memfd_secret shmget shmat msgget semget "
+    "mq_open",
+}
+MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
+# sched.h: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+NAMESPACES = [0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000]
+
+
+@functools.cache
+def program() -> bytes:
+    """The compiled filter. Raises RuntimeError where libseccomp is missing or does not know a call."""
+    import pyseccomp as seccomp
+
+    refuse = seccomp.ERRNO(errno.EPERM)
+    rules = seccomp.SyscallFilter(seccomp.ALLOW)
+    for name in " ".join(REFUSED.values()).split():
+        number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
+        if number == -1:  # other negative numbers: calls that this architecture lacks
+            raise RuntimeError(f"libseccomp does not know the system call {name}; it is too old")
+        rules.add_rule(refuse, number)
+    shared = MAP_SHARED | MAP_ANONYMOUS
+    rules.add_rule(refuse, "mmap", seccomp.Arg(3, seccomp.MASKED_EQ, shared, shared))
+    rules.add_rule(refuse, "socket", seccomp.Arg(0, seccomp.NE, socket.AF_UNIX))
+    for flag in NAMESPACES:
+        rules.add_rule(refuse, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag))
+    # Its flags lie in memory, where no filter can look; the C library falls back to clone.
+    rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
+
+    with open(os.memfd_create("seccomp"), "w+b") as file:
+        rules.export_bpf(file)
+        file.seek(0)
+        return file.read()
