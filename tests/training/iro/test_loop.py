@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from tests.toy import enumerate_completions
 from tests.training.iro.toy_job import COUNT_ONES, MAX_TOKENS, Killed, Toy, job
 from training.iro.config import AlignConfig
-from training.iro.data import AlignError
+from training.iro.data import AlignError, split
 from training.iro.fit import Scale, Shards
 from training.run import Cancelled, Run
 from value_heads import load_bundle
@@ -179,6 +180,14 @@ def test_prompts_of_an_iteration_are_its_own(config: AlignConfig, tmp_path: Path
     }
     assert len(used[1]) == len(used[2]) == 15
     assert not used[1] & used[2] and not (used[1] | used[2]) & validation
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 15), (4, 4), (1000, 15)])
+def test_an_iteration_takes_an_equal_share_of_the_prompts_at_most(
+    config: AlignConfig, asked: int | None, given: int
+) -> None:
+    slices, _ = split(config.model_copy(update={"prompts_per_iteration": asked}), Toy(), np.random.default_rng(0))
+    assert [len(part.train) + len(part.heldout) for part in slices] == [given, given]
 
 
 def test_a_chosen_beta_is_the_grids_best_on_held_out_prompts(config: AlignConfig, tmp_path: Path) -> None:
