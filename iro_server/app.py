@@ -12,7 +12,19 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import APIRouter, FastAPI
 
-from iro_server.api import chat, completions, errors, files, fine_tuning, graders, health, models, uploads, webhooks
+from iro_server.api import (
+    chat,
+    completions,
+    errors,
+    files,
+    fine_tuning,
+    graders,
+    health,
+    models,
+    permissions,
+    uploads,
+    webhooks,
+)
 from iro_server.api.access import Access, is_loopback
 from iro_server.api.admission import Admission
 from iro_server.api.context import Context
@@ -55,7 +67,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     app.add_middleware(Access, settings=settings, sessions=sessions, internal_key=internal_key)
     errors.install(app)
     v1 = APIRouter(prefix="/v1")
-    for route in (models, files, uploads, webhooks, fine_tuning, graders, chat, completions, health):
+    for route in (models, files, uploads, webhooks, fine_tuning, permissions, graders, chat, completions, health):
         v1.include_router(route.router)
     app.include_router(v1)
     return app

@@ -9,7 +9,8 @@ from sqlalchemy import delete, select
 
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request, not_found
-from iro_server.store.tables import Checkpoint, Job, Model
+from iro_server.store.named import find_named
+from iro_server.store.tables import Model
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -26,12 +27,13 @@ def retrieve(name: str, context: Ctx) -> dict[str, Any]:
     if name == context.models.base:
         return _base(context)
     with context.sessions() as session:
-        if model := session.scalar(select(Model).where(Model.id == name, *context.own(Model))):
-            return _aligned(context, model)
-        of_ours = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(*context.own(Job))
-        if checkpoint := session.scalar(of_ours.where(Checkpoint.model_name == name)):
-            return _object(name, checkpoint.created_at, context.settings.organization)
-    raise not_found("model", name, "model")
+        found = find_named(session, name, context.caller.project)
+    if found is None:
+        raise not_found("model", name, "model")
+    row, _ = found
+    if isinstance(row, Model):
+        return _aligned(context, row)
+    return _object(name, row.created_at, context.settings.organization)
 
 
 @router.delete("/{name:path}")

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
 from transformers import PreTrainedTokenizerBase
 
 from iro_server.api.errors import APIError
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine
 from iro_server.graders import Grader, parse_grader
-from iro_server.store.database import Sessions, find
-from iro_server.store.tables import Checkpoint, Job, Model, now
+from iro_server.store.database import Sessions
+from iro_server.store.named import find_named
+from iro_server.store.tables import Job, Model, now
 from iro_server.surroundings import Surroundings
 from value_heads.backbone import LoraValues
 from value_heads.bundle import BundleMismatch, load_bundle
@@ -80,7 +80,7 @@ class ModelRegistry:
         return self.engine.info.name
 
     def resolve(self, name: str, project: str) -> ServedModel:
-        """The project's model of that name. 404 if it has none, 400 if its bundle does not fit the model served."""
+        """The model that the project calls so. 404 without one, 400 if its bundle does not fit the model served."""
         if name == self.base:
             return ServedModel(name, self.engine, Defaults())
         found = self._find(name, project)
@@ -98,17 +98,13 @@ class ModelRegistry:
 
     def _find(self, name: str, project: str) -> tuple[str, Mapping[str, Any], Job] | None:
         with self.sessions() as session:
-            if model := session.scalar(select(Model).where(Model.id == name, Model.project == project)):
-                job = find(session, Job, model.job_id)
-                assert job is not None
-                return model.path, model.search, job
-            both = select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id)
-            row = session.execute(both.where(Checkpoint.model_name == name, Job.project == project)).first()
-            if row is None:
-                return None
-            checkpoint, job = row
-            assert job.search is not None  # the worker notes it before anything else
-            return checkpoint.path, job.search, job
+            found = find_named(session, name, project)
+        if found is None:
+            return None
+        row, job = found
+        search = row.search if isinstance(row, Model) else job.search
+        assert search is not None  # the worker notes it before anything else
+        return row.path, search, job
 
     def _grader(self, job: Job) -> Grader:
         """What the model was aligned to. A grader starts its processes when it first grades."""

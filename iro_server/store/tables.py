@@ -155,6 +155,16 @@ class Model(Base, Owned):
     search: Mapped[dict[str, Any]]
 
 
+class Permission(Base):
+    """Another project that may call a model or a checkpoint."""
+
+    __tablename__ = "permissions"
+    __table_args__ = (UniqueConstraint("model_name", "project_id"),)
+
+    model_name: Mapped[str]
+    project_id: Mapped[str]
+
+
 class WebhookEndpoint(Base, Owned):
     """Where a project wants to be told of events. ``secret`` signs them and, till ``old_until``, ``old_secret`` too."""
 

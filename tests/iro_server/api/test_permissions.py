@@ -1,0 +1,39 @@
+"""A model of one's own, shared with another project and taken back."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+from iro_server.store import keys
+from iro_server.store.database import open_database
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import conforms, ended, serving, settings_for, start_job
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def test_a_checkpoint_can_be_called_by_those_who_were_allowed_to(tmp_path):
+    settings = settings_for(tmp_path)
+    sessions = open_database(settings)
+    ours, theirs = (keys.create(sessions, name, name)[1] for name in ("ours", "theirs"))
+    with serving(settings, ByteEngine()) as client:
+        ours, theirs = client.with_options(api_key=ours), client.with_options(api_key=theirs)
+        job = ended(ours, start_job(ours))
+        name = ours.fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+        permissions = ours.fine_tuning.checkpoints.permissions
+        with pytest.raises(openai.NotFoundError):
+            theirs.fine_tuning.checkpoints.permissions.create(name, project_ids=["theirs"])
+        granted = permissions.create(name, project_ids=["theirs", "third", "theirs"])
+        assert {conforms(each).project_id for each in granted} == {"theirs", "third"}
+        again = permissions.create(name, project_ids=["theirs"]).data[0]
+        assert [each.id for each in permissions.list(name, project_id="theirs")] == [again.id]
+        assert theirs.models.retrieve(name).id == name
+        theirs.chat.completions.create(model=name, messages=HI, max_tokens=4)
+        with pytest.raises(openai.NotFoundError):  # one checkpoint was shared, not the job's other models
+            theirs.chat.completions.create(model=job.fine_tuned_model, messages=HI, max_tokens=4)
+        with pytest.raises(openai.NotFoundError):
+            theirs.fine_tuning.checkpoints.permissions.list(name)
+        assert conforms(permissions.delete(again.id, fine_tuned_model_checkpoint=name)).deleted
+        with pytest.raises(openai.NotFoundError):
+            theirs.chat.completions.create(model=name, messages=HI, max_tokens=4)
