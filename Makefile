@@ -28,6 +28,8 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.decoding --json
+	$(BIN)/python -m benchmarks.load --json
+	$(BIN)/python -m benchmarks.faults --json
 	$(BIN)/python -m benchmarks.quality --task imdb --json
 
 # The packages installed with --no-deps carry model weights and nothing this project runs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 from openai import APIConnectionError, OpenAI
 
 from iro_server.demo import DemoError
+from iro_server.graders.sandbox import isolation_problem
 
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
+TRUSTED = {"IRO_PYTHON_GRADERS": "unsafe"}  # the demo's grader is its own, and must run where nothing can isolate it
 
 
 @contextlib.contextmanager
@@ -25,7 +28,8 @@ def running_server(log: Path) -> Iterator[OpenAI]:
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="iro-demo-") as data_dir, log.open("wb") as output:
         command = [str(Path(sys.executable).with_name("iro")), "serve", "--port", str(port), "--data-dir", data_dir]
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        environment = os.environ | (TRUSTED if isolation_problem() else {})
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600, max_retries=0)
             _wait_until_ready(server, client, log)
