@@ -94,13 +94,12 @@ def _files(disk_bytes: int) -> list[str]:
     # bubblewrap may make the folders above a bind for root alone.
     parents = sorted({str(parent) for _, _, path in binds for parent in Path(path).parents} - {"/"})
     return [
-        *("--proc", "/proc"),
+        *("--proc", "/proc", "--perms", "0777", "--size", str(disk_bytes), "--tmpfs", HOME),
         *(option for parent in parents for option in ("--dir", parent)),
         *(option for bind in binds for option in bind),
         *(option for path in ["/bin", "/lib", "/lib64"] for option in _top(path)),
         *(option for path in _server_packages() for option in ("--tmpfs", path, "--remount-ro", path)),
         *("--symlink", "/proc/self/fd", "/dev/fd", "--symlink", HOME, "/dev/shm"),
-        *("--perms", "0777", "--size", str(disk_bytes), "--tmpfs", HOME),
         *("--remount-ro", "/", "--chdir", HOME),
     ]
 

@@ -122,7 +122,7 @@ RESOURCES = [
         """
         while True: os.fork()
         """,
-        "",
+        "Resource temporarily unavailable",
     ),
     Hostile(
         "fork bomb that goes on",
@@ -179,7 +179,7 @@ RESOURCES = [
         """
         for n in range(10**6): os.close(os.open(f"{n}", os.O_CREAT))
         """,
-        "",
+        "made more than 10000 files",
     ),
     Hostile("a million descriptors", "hoard = [os.open('/dev/null', 0) for _ in range(10**6)]", "Too many open files"),
     Hostile("a million pipes", "hoard = [os.pipe() for _ in range(10**6)]", "Too many open files"),
