@@ -6,11 +6,12 @@ import ipaddress
 import json
 import logging
 import secrets
+import threading
 import time
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
-from cachetools import TTLCache
+from cachetools import TTLCache, cachedmethod
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
@@ -36,7 +37,8 @@ class Access:
         self.rates = Rates()
         self.audit = audit_log(settings)
         self._known: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(4096, KEY_SECONDS)
-        self._needed: TTLCache[str, bool] = TTLCache(1, KEY_SECONDS)
+        self._needed: TTLCache[tuple, bool] = TTLCache(1, KEY_SECONDS)
+        self._lock = threading.Lock()  # of _needed, which threads share
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,19 +81,19 @@ class Access:
             return Caller(), None
         if not secret:
             raise _unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.")
-        if secret not in self._known:
-            self._known[secret] = await run_in_threadpool(self._look_up, secret)
-        known = self._known.get(secret)
+        try:
+            known = self._known[secret]
+        except KeyError:
+            known = self._known[secret] = await run_in_threadpool(self._look_up, secret)
         if known is None:
             raise _unauthorized("Incorrect API key provided.", "invalid_api_key")
         return known
 
+    @cachedmethod(lambda self: self._needed, lock=lambda self: self._lock)
     def _keys_needed(self) -> bool:
         if self.settings.require_keys is not None:
             return self.settings.require_keys
-        if "needed" not in self._needed:
-            self._needed["needed"] = not is_loopback(self.settings.host) or keys.exist(self.sessions)
-        return self._needed.get("needed", True)
+        return not is_loopback(self.settings.host) or keys.exist(self.sessions)
 
     def _look_up(self, secret: str) -> tuple[Caller, Allowance] | None:
         key = keys.by_secret(self.sessions, secret)
