@@ -33,6 +33,7 @@ from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.settings import Settings
 from iro_server.store import keys
@@ -40,6 +41,8 @@ from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
 from iro_server.surroundings import Surroundings
 from iro_server.webhooks import Sender
+
+log = logging.getLogger("iro")
 
 
 def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
@@ -94,6 +97,8 @@ def serve(settings: Settings) -> None:
     model_dir = settings.model_dir or prepare_model()
     settings = settings.model_copy(update={"model_dir": model_dir})
     check_keys(settings)
+    if settings.python_graders == "sandbox" and (problem := isolation_problem()):
+        log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
     with EmbeddedEngine(model_dir, settings.model_name) as engine:
         uvicorn.run(
             create_app(settings, engine),

@@ -29,7 +29,7 @@ class Surroundings(BaseModel):
     ``endpoints``: other OpenAI-compatible base URLs that a grader may name, each with its key ("" for none); with
     ``any_endpoint`` it may name any. ``reward_models``: sequence classifiers by name; ``embedding_model``: what cosine
     similarity embeds with. ``python``: "sandbox" runs python graders isolated or not at all, "unsafe" runs them as
-    plain processes, "off" refuses them.
+    plain processes, "off" refuses them; "own", of a user's own code, isolates them where the host can.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,14 +41,14 @@ class Surroundings(BaseModel):
     any_endpoint: bool = False
     reward_models: dict[str, Path] = Field(default_factory=dict)
     embedding_model: Path | None = None
-    python: Literal["sandbox", "unsafe", "off"] = "sandbox"
+    python: Literal["sandbox", "unsafe", "off", "own"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
 
     @classmethod
     def of_this_process(cls) -> Surroundings:
-        """As the server that started this process said in ``$IRO_GRADERS``; the defaults elsewhere."""
+        """As the server that started this process said in ``$IRO_GRADERS``; without one, graders are the user's own."""
         stored = os.environ.get(VARIABLE)
-        return cls.model_validate_json(stored) if stored else cls(any_endpoint=True)
+        return cls.model_validate_json(stored) if stored else cls(any_endpoint=True, python="own")
 
     @classmethod
     def of_validation(cls, info: ValidationInfo) -> Surroundings:

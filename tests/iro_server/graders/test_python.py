@@ -186,11 +186,15 @@ def test_unsafe_runs_plain_processes_and_says_so(caplog):
 def test_a_host_that_cannot_isolate_refuses_and_says_what_to_do(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     isolation_problem.cache_clear()
-    with pytest.raises(
-        GraderError, match=r"isolation.* no program bwrap; install bubblewrap, or set IRO_PYTHON_GRADERS=unsafe"
-    ):
-        python("def grade(sample, item): return 1")
-    isolation_problem.cache_clear()
+    spec = {"type": "python", "source": "def grade(sample, item): return 1"}
+    told = r"isolation.* no program bwrap; install bubblewrap, or set IRO_PYTHON_GRADERS=unsafe"
+    try:
+        with pytest.raises(GraderError, match=told):
+            parse_grader(spec, Surroundings())
+        with parse_grader(spec) as own:  # on the command line it is the user's own code
+            assert own.grade(Sample("x"), {}).reward == 1
+    finally:
+        isolation_problem.cache_clear()
 
 
 def test_a_source_that_does_not_load_says_why_for_every_sample():
