@@ -71,9 +71,9 @@ def test_a_killed_job_goes_on_to_the_same_result(config: AlignConfig, tmp_path: 
 
 
 def comparable(result: dict) -> dict:
-    """What has to be equal: all but where the run lies and how long it took."""
+    """What has to be equal: all but where the run lies, how long it took, and the revision of the code."""
     history = [{k: v for k, v in row.items() if k not in ("path", "timing")} for row in result["history"]]
-    return {k: v for k, v in result.items() if k != "best_checkpoint"} | {"history": history}
+    return {k: v for k, v in result.items() if k not in ("best_checkpoint", "versions")} | {"history": history}
 
 
 def metrics_of(folder: Path) -> list[dict]:
