@@ -33,10 +33,13 @@ async def sweep_hourly(settings: Settings, sessions: Sessions, stopping: asyncio
 def sweep(settings: Settings, sessions: Sessions) -> None:
     """Safe beside servers that share the data directory: what is younger than an hour may be arriving, and stays."""
     aged = _aged(settings.files_dir, hours=1)  # before the rows are read: a row follows its file
+    folders = _aged(settings.data_dir / "jobs", hours=1)
     with sessions.begin() as session:
         expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
         _expire_uploads(session)
         named = set(session.scalars(select(t.File.id)))
+        jobs = set(session.scalars(select(t.Job.id)))
+        first_job = session.scalar(select(func.min(t.Job.created_at)))
         first = session.scalar(select(func.min(t.File.created_at)))
     for id in expired:
         (settings.files_dir / id).unlink(missing_ok=True)
@@ -44,6 +47,9 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
         # a file older than every row is another database's, which this one was opened beside by mistake
         if path.suffix == ".partial" or (path.name not in named and first is not None and modified >= first):
             path.unlink(missing_ok=True)
+    for path, modified in folders:  # of a job whose creation was cut short
+        if path.name not in jobs and first_job is not None and modified >= first_job:
+            shutil.rmtree(path)
     for folder, _ in _aged(settings.parts_dir, hours=2):  # an upload takes parts for an hour
         shutil.rmtree(folder, ignore_errors=True)  # another server may be at it too
 

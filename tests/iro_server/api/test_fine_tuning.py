@@ -3,7 +3,7 @@ from __future__ import annotations
 import openai
 import pytest
 
-from iro_server.api.job_request import BEAM_WIDTH, NUM_SUCCESSORS
+from iro_server.api.reinforcement import BEAM_WIDTH, NUM_SUCCESSORS
 from iro_server.jobs.worker import load_entry
 from tests.iro_server.api.serving import GRADER, conforms, ended, start_job, upload
 
@@ -57,7 +57,7 @@ def test_a_request_is_stored_as_it_was_sent(client):
     assert job.method.reinforcement.to_dict() == reinforcement
     assert (job.seed, job.metadata, job.suffix if hasattr(job, "suffix") else None) == (11, {"team": "a"}, None)
     model = client.models.retrieve(ended(client, job.id).fine_tuned_model)
-    assert model.iro["search"]["num_successors"] == 16  # 8, times compute_multiplier
+    assert model.iro["search"]["num_successors"] == 8  # 4 by low effort, times compute_multiplier
 
 
 def test_a_job_outlives_the_deletion_of_its_file(client):

@@ -90,3 +90,17 @@ def test_uploads_past_their_hour_end_and_their_parts_go(store):
             "upload_open": "pending",
         }
         assert [row.id for row in session.query(t.Part)] == ["part_upload_open"]
+
+
+def test_folders_of_jobs_that_were_never_acknowledged_go_and_no_others(store):
+    settings, sessions = store
+    for name, hours in [("ftjob-kept", 9), ("ftjob-crashed", 2), ("ftjob-new", 0.1)]:
+        folder = settings.job_dir(name)
+        folder.mkdir(parents=True)
+        then = time.time() - hours * HOUR
+        os.utime(folder, (then, then))
+    first = int(time.time() - 9 * HOUR)
+    kept = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "model_name": "m", "config": {}}
+    add(sessions, t.Job(id="ftjob-kept", created_at=first, **kept))
+    sweep(settings, sessions)
+    assert names(settings.data_dir / "jobs") == ["ftjob-kept", "ftjob-new"]
