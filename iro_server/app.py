@@ -25,7 +25,7 @@ from iro_server.api import (
     uploads,
     webhooks,
 )
-from iro_server.api.access import Access, is_loopback
+from iro_server.api.access import Access
 from iro_server.api.admission import Admission
 from iro_server.api.context import Context
 from iro_server.api.limits import BodyLimit
@@ -35,7 +35,7 @@ from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.supervisor import Supervisor
-from iro_server.settings import Settings
+from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
@@ -55,7 +55,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(settings, sessions, surroundings)
-        sender = Sender(sessions, supervisor.stopping)
+        sender = Sender(sessions, supervisor.stopping, settings.webhooks_inside)
         sweeping = sweep_hourly(settings, sessions, supervisor.stopping)
         tasks = [asyncio.create_task(run) for run in (supervisor.run(), sender.run(), sweeping)]
         yield

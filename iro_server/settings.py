@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,13 @@ from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.surroundings import PythonLimits
 
 Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 class Settings(BaseSettings):
@@ -53,6 +61,7 @@ class Settings(BaseSettings):
     grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""
     reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
     embedding_model: Directory | None = None  # for cosine similarity
+    private_webhooks: bool | None = None  # to private addresses; None: where ``host`` is loopback
 
     align_entry: str | None = None
     job_concurrency: int = Field(1, ge=1)
@@ -61,6 +70,11 @@ class Settings(BaseSettings):
     heartbeat: float = Field(1.0, gt=0)
     heartbeat_timeout: float = Field(120.0, gt=0)
     cancel_grace: float = Field(20.0, ge=0)
+
+    @property
+    def webhooks_inside(self) -> bool:
+        """Whether webhooks may go to private networks, which a server of one machine does and one of many does not."""
+        return is_loopback(self.host) if self.private_webhooks is None else self.private_webhooks
 
     @property
     def url(self) -> str:

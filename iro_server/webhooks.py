@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ipaddress
 import json
 import logging
 import secrets
+import socket
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,15 +50,22 @@ def signed(endpoint: WebhookEndpoint, id: str, body: str) -> dict[str, str]:
     }
 
 
-async def post(client: httpx.AsyncClient, endpoint: WebhookEndpoint, id: str, payload: dict[str, Any]) -> int:
+async def post(
+    client: httpx.AsyncClient, endpoint: WebhookEndpoint, id: str, payload: dict[str, Any], private: bool
+) -> int:
     """Send ``payload``; the status of the answer, whose body is not read and whose redirect is not followed.
 
-    Unreachable where none comes.
+    Unreachable where none comes, or where the endpoint is on a private network and not ``private``.
     """
     body = json.dumps(payload)
-    request = client.build_request("POST", endpoint.url, content=body, headers=signed(endpoint, id, body))
+    url = httpx.URL(endpoint.url)
+    headers = signed(endpoint, id, body) | {"host": url.netloc.decode()}
     try:
         async with asyncio.timeout(TIMEOUT):
+            # The address that was looked at is the one that is called, whatever the name resolves to next.
+            target = url.copy_with(host=await _address(url, private))
+            extensions = {"sni_hostname": url.host}
+            request = client.build_request("POST", target, content=body, headers=headers, extensions=extensions)
             response = await client.send(request, stream=True)
             await response.aclose()
     except TimeoutError as error:
@@ -66,11 +75,25 @@ async def post(client: httpx.AsyncClient, endpoint: WebhookEndpoint, id: str, pa
     return response.status_code
 
 
-class Sender:
-    """One a server. ``run`` it as a task, until ``stopping`` is set."""
+async def _address(url: httpx.URL, private: bool) -> str:
+    port = url.port or {"http": 80, "https": 443}[url.scheme]
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Unreachable(f"{url.host}: {error}") from error
+    addresses = [str(address[4][0]) for address in found]
+    inside = [address for address in addresses if not ipaddress.ip_address(address).is_global]
+    if inside and not private:
+        message = f"{url.host} is {inside[0]}, an address of a private network (IRO_PRIVATE_WEBHOOKS=true allows it)"
+        raise Unreachable(message)
+    return addresses[0]
 
-    def __init__(self, sessions: Sessions, stopping: asyncio.Event) -> None:
-        self.sessions, self.stopping = sessions, stopping
+
+class Sender:
+    """One a server. ``run`` it as a task, until ``stopping`` is set. ``private``: see ``post``."""
+
+    def __init__(self, sessions: Sessions, stopping: asyncio.Event, private: bool) -> None:
+        self.sessions, self.stopping, self.private = sessions, stopping, private
         self.sending: dict[str, asyncio.Task[None]] = {}  # by endpoint
 
     async def run(self) -> None:
@@ -96,7 +119,7 @@ class Sender:
         delivery, endpoint = attempt.delivery, attempt.endpoint
         try:
             try:
-                status = await post(client, endpoint, delivery.id, delivery.payload)
+                status = await post(client, endpoint, delivery.id, delivery.payload, self.private)
                 error = None if 200 <= status < 300 else f"status {status}"
             except Unreachable as unreachable:
                 status, error = 0, str(unreachable)

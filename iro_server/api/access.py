@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import secrets
@@ -20,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from iro_server.api.context import Caller
 from iro_server.api.errors import APIError
 from iro_server.api.rates import Allowance, Rates
-from iro_server.settings import Settings
+from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import Sessions
 from iro_server.store.tables import DEFAULT_PROJECT
@@ -143,13 +142,6 @@ class Record:
 
     def _milliseconds(self) -> float:
         return 1000 * (time.monotonic() - self.started)
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def audit_log(settings: Settings) -> logging.Logger:

@@ -10,10 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import AfterValidator, AnyHttpUrl, BaseModel, ConfigDict, Field
 from sqlalchemy import delete
 
-from iro_server.api.access import is_loopback
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.jobs.deliveries import EVENT_TYPES, EventType, event
+from iro_server.settings import is_loopback
 from iro_server.store import tables as t
 from iro_server.webhooks import TIMEOUT, Unreachable, new_secret, post
 
@@ -126,7 +126,7 @@ async def test(id: str, body: TestRequest, context: Ctx) -> dict[str, Any]:
     sample = event(body.event_type, {"id": t.new_id("ftjob-")})
     async with httpx.AsyncClient(timeout=TIMEOUT) as client:
         try:
-            status = await post(client, row, t.new_id("wh_"), sample)
+            status = await post(client, row, t.new_id("wh_"), sample, context.settings.webhooks_inside)
         except Unreachable as error:
             raise bad_request(f"The endpoint does not answer: {error}", "url", "webhook_unreachable") from error
     return {

@@ -11,9 +11,9 @@ import httpx
 import openai
 import pytest
 
-from iro_server.api.access import KEY_SECONDS, is_loopback
+from iro_server.api.access import KEY_SECONDS
 from iro_server.app import check_keys
-from iro_server.settings import Settings
+from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine

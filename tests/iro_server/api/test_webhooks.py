@@ -256,3 +256,12 @@ def test_a_sample_to_nobody_is_refused(client):
         with pytest.raises(openai.BadRequestError) as refused:
             client.webhooks.test(endpoint.id, event_type=SUCCEEDED)
         assert refused.value.code == "webhook_unreachable"
+
+
+def test_a_server_for_many_calls_no_private_address(tmp_path):
+    settings = settings_for(tmp_path, private_webhooks=False)
+    with Receiver() as receiver, serving(settings, ByteEngine()) as client:
+        endpoint = client.webhooks.create(name="n", url=receiver.url, event_types=[SUCCEEDED])
+        with pytest.raises(openai.BadRequestError, match="an address of a private network"):
+            client.webhooks.test(endpoint.id, event_type=SUCCEEDED)
+        assert not receiver.got
