@@ -69,7 +69,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Access, settings=settings, sessions=sessions, internal_key=internal_key)
     errors.install(app)
-    v1 = APIRouter(prefix="/v1")
+    v1 = APIRouter(prefix="/v1", responses=errors.RESPONSES)
     for route in (models, files, uploads, webhooks, fine_tuning, permissions, graders, chat, completions, health):
         v1.include_router(route.router)
     app.include_router(v1)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
 from iro_server.api.context import Context, Ctx
@@ -16,35 +16,35 @@ from iro_server.api.generation import Choice, Generation
 from iro_server.api.options import Options, usage_object
 from iro_server.api.respond import Stream, whole
 from iro_server.api.turn import take_turn
-from iro_server.engines.prompts import chat_prompt_ids
+from iro_server.api.unsupported import Unsupported
+from iro_server.engines.prompts import chat_prompt_ids, text_of
 from iro_server.store.tables import new_id, now
 
 router = APIRouter(tags=["chat"])
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["text"]
-    text: str
-
-
 class Message(BaseModel):
+    """A client may send an answer's message back as it came, with all its fields that are null."""
+
     model_config = ConfigDict(extra="forbid")
 
+    audio: Annotated[Any, Unsupported()] = None
+    function_call: Annotated[Any, Unsupported()] = None
+    tool_calls: Annotated[Any, Unsupported([])] = None
+    annotations: Annotated[Any, Unsupported([])] = None
+    refusal: Annotated[Any, Unsupported()] = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[str, BeforeValidator(text_of)]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": content}
+        return {"role": self.role, "content": self.content}
 
 
 class TextFormat(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["text"]
+    type: Annotated[Any, Unsupported("text")]
 
 
 class ChatRequest(Options):
@@ -55,7 +55,28 @@ class ChatRequest(Options):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: TextFormat | None = None
+
+    # What changes no answer here: there is one tier, nothing is cached or stored, and the model does not reason apart.
+    metadata: dict[str, str] | None = None
     store: bool | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prediction: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    parallel_tool_calls: bool | None = None
+
+    modalities: Annotated[Any, Unsupported(["text"])] = None
+    verbosity: Annotated[Any, Unsupported("medium")] = None
+    tool_choice: Annotated[Any, Unsupported("none", "auto")] = None
+    function_call: Annotated[Any, Unsupported("none", "auto")] = None
+    tools: Annotated[Any, Unsupported()] = None
+    functions: Annotated[Any, Unsupported()] = None
+    audio: Annotated[Any, Unsupported()] = None
+    moderation: Annotated[Any, Unsupported()] = None
+    web_search_options: Annotated[Any, Unsupported()] = None
 
 
 @router.post("/chat/completions")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -16,6 +16,7 @@ from iro_server.api.generation import Choice, Generation
 from iro_server.api.options import Options, usage_object
 from iro_server.api.respond import Stream, whole
 from iro_server.api.turn import take_turn
+from iro_server.api.unsupported import Unsupported
 from iro_server.engines.prompts import text_prompt_ids
 from iro_server.store.tables import new_id, now
 
@@ -31,9 +32,9 @@ class CompletionRequest(Options):
 
     prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    suffix: None = None
+    echo: Annotated[Any, Unsupported(False)] = None
+    best_of: Annotated[Any, Unsupported(1)] = None
+    suffix: Annotated[Any, Unsupported("")] = None
 
     def prompts(self) -> list[str | list[int]]:
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
+from iro_server.api.unsupported import UNSUPPORTED
+
 log = logging.getLogger("iro.api")
+# A step of pydantic's path that is no field: which member of a union refused the value.
+MEMBER = re.compile(r"(str|int|float|bool|constrained-.*|(literal|list|dict)\[.*)")
+
+
+class ErrorObject(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(BaseModel):
+    error: ErrorObject
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {  # of every route, in the OpenAPI document
+    "4XX": {"model": ErrorEnvelope, "description": "The request is refused"},
+    "5XX": {"model": ErrorEnvelope, "description": "The server cannot answer now"},
+}
 
 
 class APIError(Exception):
@@ -57,7 +79,7 @@ def invalid(error: ValidationError, prefix: str) -> APIError:
 
 def _first_mistake(errors: Sequence[dict[str, Any]] | Sequence[Any], prefix: tuple[str, ...] = ()) -> APIError:
     first = errors[0]
-    path = [str(step) for step in (*prefix, *first["loc"])]
+    path = [str(step) for step in (*prefix, *first["loc"]) if not MEMBER.fullmatch(str(step))]
     if path[0] in ("body", "query", "path"):
         path = path[1:]
     param = ".".join(path) or None
@@ -65,6 +87,8 @@ def _first_mistake(errors: Sequence[dict[str, Any]] | Sequence[Any], prefix: tup
         return bad_request("We could not parse the JSON body of your request.")
     if first["type"] == "extra_forbidden":
         return bad_request(f"Unrecognized request argument supplied: {param}", param, "unknown_parameter")
+    if first["type"] == UNSUPPORTED:
+        return bad_request(f"Unsupported parameter: '{param}' {first['msg']}.", param, UNSUPPORTED)
     if first["type"] == "missing":
         return bad_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
     return bad_request(f"Invalid '{param}': {first['msg'].removeprefix('Value error, ')}", param, "invalid_value")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -11,6 +11,7 @@ from iro_server.api.errors import bad_request, invalid
 from iro_server.api.generation import Generation, check_choices
 from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
+from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Sampling
 
@@ -44,10 +45,10 @@ class Options(BaseModel):
     search: dict[str, Any] | None = None
     item: dict[str, Any] | None = None
 
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Annotated[Any, Unsupported(0)] = None
+    frequency_penalty: Annotated[Any, Unsupported(0)] = None
+    logit_bias: Annotated[Any, Unsupported({})] = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -1,0 +1,28 @@
+"""Fields of OpenAI's that this server does not have: one that asks for nothing is accepted, any other is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+UNSUPPORTED = "unsupported_parameter"  # pydantic's type of the error, and the code of the answer
+
+
+class Unsupported:
+    """Annotates such a field. Null is accepted, and so is each of ``neutral``: what happens here in any case."""
+
+    def __init__(self, *neutral: Any) -> None:
+        self.neutral = neutral
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"enum": [None, *self.neutral], "description": "Not supported here otherwise."}
+
+    def _check(self, given: Any) -> Any:
+        if given is None or given in self.neutral:
+            return given
+        but = f", other than {' or '.join(map(repr, self.neutral))}" if self.neutral else ""
+        raise PydanticCustomError(UNSUPPORTED, "is not supported by this server{but}", {"but": but})
