@@ -8,11 +8,13 @@ decoders with full attention; only attention is ours (`attention.py`).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,8 @@ class EmbeddedEngine:
         self._arrivals: deque[tuple[Callable[[], None], Future[Any]]] = deque()
         self._joining: list[tuple[SessionRows, Future[None]]] = []
         self._live: list[SessionRows] = []
+        self._awaited = 0  # sessions without which no step begins
+        self._numbers = itertools.count()
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -84,11 +88,25 @@ class EmbeddedEngine:
             raise ValueError(f"the model has layers 0 to {self._info.num_layers}, not {bad}")
         seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(6), "big")
         prompt = PromptRows(prompt_ids, self._cache_shape, self.model.get_input_embeddings().weight)
-        rows = SessionRows(prompt, sampling, layers, seed)
+        rows = SessionRows(prompt, sampling, layers, seed, next(self._numbers))
         ready: Future[None] = Future()
         self._post(lambda: self._joining.append((rows, ready)), ready)
         await asyncio.wrap_future(ready)
         return EmbeddedSession(self, rows)
+
+    @contextmanager
+    def in_step(self, sessions: int) -> Iterator[None]:
+        """For so many sessions, which are opened and closed within: each step waits until all that are not closed have
+        asked for one. What a step computes depends, in its last bits, on what shares it: so it is the same every time.
+        """
+        self._post(lambda: self._await(sessions), Future())
+        try:
+            yield
+        finally:
+            self._post(lambda: self._await(0), Future())
+
+    def _await(self, sessions: int) -> None:
+        self._awaited = sessions
 
     def close(self) -> None:
         """Stop stepping; chunks in progress fail with CancelledError."""
@@ -115,7 +133,7 @@ class EmbeddedEngine:
         torch.set_num_threads(self._threads)
         while True:
             with self._wake:
-                while not (self._arrivals or self._joining or self._live or self._closed):
+                while not (self._arrivals or self._ready() or self._closed):
                     self._wake.wait()
                 if self._closed:
                     break
@@ -127,10 +145,15 @@ class EmbeddedEngine:
                 except Exception as failure:  # its own caller's alone: caches that found no memory, say
                     _settle(waiting, failure)
             try:
-                self._step()
+                if self._ready():
+                    self._step()
             except Exception as failure:  # handed to every waiting caller: the loop serves those who come after
                 self._fail(failure)
         self._fail(asyncio.CancelledError())
+
+    def _ready(self) -> bool:
+        waiting = len(self._joining) + len(self._live)
+        return waiting > 0 and waiting >= self._awaited
 
     def _fail(self, failure: BaseException) -> None:
         waiting: list[Future] = [ready for _, ready in self._joining]
@@ -140,13 +163,11 @@ class EmbeddedEngine:
             _settle(future, failure)
 
     def _step(self) -> None:
-        live = self._live
+        live = sorted(self._live, key=lambda rows: rows.number)
         if live:
             self._draw(live)
         joined = _first(self._joining, PREFILL_TOKENS)
         runs: list[SessionRows | PromptRows] = [*live, *(rows.prompt for rows, _ in joined)]
-        if not runs:
-            return
         states, hidden = self._feed(runs)
         at = 0
         for rows in live:
@@ -158,7 +179,7 @@ class EmbeddedEngine:
             rows.states = states[at - 1 : at].clone()
             _settle(ready, None)
         del self._joining[: len(joined)]
-        for rows in [r for r in live if r.finished]:
+        for rows in [rows for rows in live if rows.finished]:
             self._live.remove(rows)
             work, rows.work = rows.work, None
             if work:
@@ -190,6 +211,7 @@ class EmbeddedSession:
 
     def __init__(self, engine: EmbeddedEngine, rows: SessionRows) -> None:
         self._engine, self._rows = engine, rows
+        self._open = True
         self._inner = {0: 0}  # row of the last chunk -> row of the batch; rows that stopped early are gone from it
 
     async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
@@ -221,8 +243,10 @@ class EmbeddedSession:
         def leave() -> None:
             if self._rows in self._engine._live:
                 self._engine._live.remove(self._rows)
+            self._engine._awaited -= 1
 
-        if not self._engine._closed:
+        if self._open and not self._engine._closed:
+            self._open = False
             self._engine._post(leave, Future())
 
 

@@ -55,10 +55,11 @@ class PromptRows:
 
 
 class SessionRows:
-    """All rows of one session. ``states``: final hidden states [rows, D] from which the next token is drawn."""
+    """All rows of one session, the ``number``-th opened. ``states``: final hidden states [rows, D] from which the next
+    token is drawn."""
 
-    def __init__(self, prompt: PromptRows, sampling: Sampling, layers: Sequence[int], seed: int) -> None:
-        self.prompt, self.sampling, self.layers = prompt, sampling, tuple(layers)
+    def __init__(self, prompt: PromptRows, sampling: Sampling, layers: Sequence[int], seed: int, number: int) -> None:
+        self.prompt, self.sampling, self.layers, self.number = prompt, sampling, tuple(layers), number
         self.generator = torch.Generator().manual_seed(seed)
         self.past: Segment | None = None
         self.chunk: Segment | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,11 @@ class AlignError(ValueError):
 
 
 class TokenizingEngine(Engine, Protocol):
+    """``in_step``: sessions within do not depend on one another's timing, not even in the last bits."""
+
     tokenizer: Any
+
+    def in_step(self, sessions: int) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)

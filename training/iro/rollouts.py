@@ -45,7 +45,8 @@ def roll_out(
     seed: Callable[[int], int],
     layers: tuple[int, ...] = (),
 ) -> list[SearchResult]:
-    """A search for each prompt, all of them in one batch. ``seed``: prompt index -> seed."""
+    """A search for each prompt, all of them in one batch, the same to the bit every time. ``seed``: prompt index ->
+    seed."""
 
     async def search(prompt: Prompt) -> SearchResult:
         sampling = Sampling(config.temperature, seed=seed(prompt.index), stop_ids=engine.info.eos_ids)
@@ -56,7 +57,8 @@ def roll_out(
     async def search_all() -> list[SearchResult]:
         return await asyncio.gather(*map(search, prompts))
 
-    return asyncio.run(search_all())
+    with engine.in_step(len(prompts)):
+        return asyncio.run(search_all())
 
 
 def tokens_of(results: Sequence[SearchResult]) -> list[list[list[int]]]:

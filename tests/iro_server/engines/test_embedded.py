@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Chunk, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prompts import chat_prompt_ids, text_prompt_ids
@@ -166,3 +167,37 @@ def test_a_request_too_large_for_memory_fails_alone(engine: EmbeddedEngine) -> N
     chunk, failure = asyncio.run(go())
     assert isinstance(failure, RuntimeError) and "memory" in str(failure)
     assert chunk.tokens_RL.shape == (2, 4)
+
+
+class Dawdler:
+    """A scorer that takes its time, another time every time."""
+
+    layers = ()
+
+    def start(self, prompt_ids: object) -> Dawdler:
+        return self
+
+    async def score(self, parents: object, num_successors: int, chunk: Chunk) -> torch.Tensor:
+        await asyncio.sleep(random.SystemRandom().uniform(0, 0.03))
+        return -chunk.logprobs_RL.sum(1)
+
+
+def test_sessions_in_step_are_the_same_to_the_bit_however_long_their_callers_take(engine: EmbeddedEngine) -> None:
+    texts = ["The film", "I", "What a", "It begins", PROMPT, " ".join([PROMPT] * 50)]  # too long to join with the rest
+    params = SearchParams(beam_width=1, num_successors=4, chunk_length=3)
+
+    async def search_all():
+        tasks = []
+        for seed, text in enumerate(texts):
+            prompt, sampling = text_prompt_ids(engine.tokenizer, text), Sampling(seed=seed)
+            tasks.append(guided_search(engine, prompt, params, sampling, 9, Dawdler(), keep_hidden=(25,)))
+        return [final.hidden[25] for result in await asyncio.gather(*tasks) for final in result.finals]
+
+    def in_step() -> list[torch.Tensor]:
+        with engine.in_step(len(texts)):
+            return asyncio.run(search_all())
+
+    first = in_step()
+    for again in (in_step(), in_step(), in_step()):
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    asyncio.run(two_rounds(engine, PROMPT, seed=1))  # afterwards nobody is waited for
