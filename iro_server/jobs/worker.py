@@ -7,11 +7,11 @@ import argparse
 import errno
 import importlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from iro_server.store import files
 from iro_server.store.database import Sessions, find, open_database
 from iro_server.store.tables import File, Job, new_id
 
+log = logging.getLogger("iro.worker")  # which, unlike a print, raises nothing where the log's disk is full
 SETTINGS_VARIABLE = "IRO_SETTINGS"
 TAKEN = 75  # exit status: another worker has the job's folder
 ROOM = 16 * 2**20  # bytes: with less than this left, whatever failed did so for want of space
@@ -67,12 +68,12 @@ class Worker:
         threading.Thread(target=self.beat, args=(job,), daemon=True).start()
         try:
             self._execute(job)
-        except records.Lost:
-            traceback.print_exc()
+        except records.Lost as error:
+            log.warning("%s", error)
         except Exception as error:
             if self.stop.is_set():
                 return  # cancelled or paused: the status says so already
-            traceback.print_exc()
+            log.exception("the job failed")
             if _disk_is_full(error, self.out):
                 message = "The disk is full: the job is paused. Make room and resume it."
                 patiently(records.pause)(self.sessions, self.job_id, message, "error")
@@ -88,7 +89,7 @@ class Worker:
             except records.Lost:
                 self.stop.set()
             except Exception:  # such as a database that is locked: a heartbeat that ends would have the worker killed
-                traceback.print_exc()
+                log.exception("no heartbeat")
 
     def _read(self) -> Job | None:
         with self.sessions() as session:
