@@ -1,0 +1,73 @@
+"""A fault run's table and figure, from its saved results: ``python -m benchmarks.faults_report runs/faults``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults_ledger import Phase
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    total = summary["total"]
+    table = Table("phase", "kills", "acknowledged", "jobs", *Phase.FAULTS, title=f"{total['kills']} kills")
+    for row in summary["phases"]:
+        counts = [str(len(row[fault])) for fault in Phase.FAULTS]
+        items = ", ".join(f"{count} {kind}" for kind, count in row["acknowledged"].items())
+        table.add_row(row["phase"], str(row["kills"]), row["skipped"] or items, str(row["jobs"]), *counts)
+    counts = [str(total[fault]) for fault in Phase.FAULTS]
+    table.add_row("all", str(total["kills"]), str(total["acknowledged"]), str(total["jobs"]), *counts)
+    console.print(table)
+    for row in summary["phases"]:
+        for fault in Phase.FAULTS:
+            for what in row[fault]:
+                console.print(f"{row['phase']}: {fault}: {what}", highlight=False, markup=False)
+
+
+def draw(summary: dict[str, Any], path: Path) -> None:
+    """How many kills struck what, at which moment."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kills = [kill for row in summary["phases"] for kill in row["kills_by_moment"]]
+    by_moment: Counter[str] = Counter()
+    for kill in kills:
+        by_moment[kill["moment"]] += kill["count"]
+    moments = [moment for moment, _ in reversed(by_moment.most_common())]
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    left: Counter[str] = Counter()
+    for target in sorted({kill["target"] for kill in kills}):
+        counts = {moment: 0 for moment in moments}
+        for kill in kills:
+            counts[kill["moment"]] += kill["count"] * (kill["target"] == target)
+        axes.barh(moments, list(counts.values()), left=[left[moment] for moment in moments], label=target)
+        left.update(counts)
+    axes.set_xlabel("kills")
+    total = summary["total"]
+    found = ", ".join(f"{total[fault]} {fault}" for fault in Phase.FAULTS)
+    axes.set_title(
+        f"{total['kills']} kills, {total['acknowledged']} acknowledged items, {total['jobs']} jobs:\n{found}"
+    )
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    summary = json.loads((out / "results.json").read_text())
+    draw(summary, out / "faults.png")
+    print_table(summary)
+
+
+if __name__ == "__main__":
+    main()
