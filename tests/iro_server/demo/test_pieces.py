@@ -77,6 +77,6 @@ def test_judges_tell_praise_from_blame():
 
 def test_embeddings_do_not_depend_on_the_batch():
     texts = ["short", "a text of quite another length, " * 10, "a third"]
-    together = embed(texts, batch_size=3)
+    together = embed(texts)
     assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
     assert together == pytest.approx(np.concatenate([embed([text]) for text in texts]), abs=1e-5)
