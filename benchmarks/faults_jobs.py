@@ -19,7 +19,7 @@ from iro_server.jobs import lock
 
 OPEN = 3  # jobs at once: each of two servers runs one, and one waits
 TARGETS = {"worker": 0.55, "a server": 0.2, "all servers": 0.1, "all servers and workers": 0.15}
-AWAIT = 15.0  # seconds for the moment that was asked for to come
+AWAIT = 10.0  # seconds for the moment that was asked for to come
 PAUSES = 0.2  # a kill, as the probability of one
 
 

@@ -20,7 +20,7 @@ def print_table(summary: dict[str, Any]) -> None:
     table = Table("phase", "kills", "acknowledged", "jobs", *Phase.FAULTS, title=f"{total['kills']} kills")
     for row in summary["phases"]:
         counts = [str(len(row[fault])) for fault in Phase.FAULTS]
-        items = ", ".join(f"{count} {kind}" for kind, count in row["acknowledged"].items())
+        items = "\n".join(f"{count} {kind}" for kind, count in row["acknowledged"].items())
         table.add_row(row["phase"], str(row["kills"]), row["skipped"] or items, str(row["jobs"]), *counts)
     counts = [str(total[fault]) for fault in Phase.FAULTS]
     table.add_row("all", str(total["kills"]), str(total["acknowledged"]), str(total["jobs"]), *counts)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
-from iro_server.graders import Grade, Grader, GraderError, Sample, parse_grader
+from iro_server.graders import Grade, Grader, GraderError, Sample, as_sent, parse_grader
 from iro_server.graders.base import Flag
 
 router = APIRouter(prefix="/fine_tuning/alpha/graders", tags=["graders"])
@@ -73,7 +73,7 @@ def check_grader(spec: dict[str, Any], context: Context) -> Grader:
             context.model(model)
         except APIError as error:
             grader.close()
-            raise bad_request(error.message, f"grader.{field}", error.code) from error
+            raise bad_request(error.message, as_sent(spec, field.split(".")), error.code) from error
     return grader
 
 

@@ -10,7 +10,7 @@ from iro_server.graders.base import Grade, Grader, GraderError, Sample
 from iro_server.graders.multi import MultiGrader, Single
 from iro_server.surroundings import Surroundings
 
-__all__ = ["Grade", "Grader", "GraderError", "Sample", "Surroundings", "parse_grader"]
+__all__ = ["Grade", "Grader", "GraderError", "Sample", "Surroundings", "as_sent", "parse_grader"]
 
 _ANY: TypeAdapter[Grader] = TypeAdapter(Annotated[Single | MultiGrader, Field(discriminator="type")])
 
@@ -25,11 +25,24 @@ def parse_grader(spec: dict[str, Any], surroundings: Surroundings | None = None)
         return _ANY.validate_python(spec, context=surroundings)
     except ValidationError as invalid:
         error = invalid.errors(include_url=False, include_input=False)[0]
-    param = ".".join(["grader", *_field_path(error["loc"])])
+    path = _field_path(error["loc"])
     if error["type"].startswith("union_tag"):
-        param += ".type"
+        path.append("type")
+    param = as_sent(spec, path)
     message = error["msg"].removeprefix("Value error, ")
     raise GraderError(f"{param}: {message}", param)
+
+
+def as_sent(spec: Any, path: list[str]) -> str:
+    """Where the field that is at ``path`` once graders are by name, (graders, <name>, <field>), stands in ``spec``,
+    which may have them in a list, or one alone."""
+    graders = spec.get("graders") if isinstance(spec, dict) else None
+    if path[:1] == ["graders"] and len(path) > 1:
+        if isinstance(graders, list):
+            path = ["graders", str([grader["name"] for grader in graders].index(path[1])), *path[2:]]
+        elif isinstance(graders, dict) and isinstance(graders.get("type"), str):
+            path = ["graders", *path[2:]]
+    return ".".join(["grader", *path])
 
 
 def _field_path(loc: tuple[int | str, ...]) -> list[str]:

@@ -133,6 +133,11 @@ def test_a_valid_grader_comes_back_as_it_was_sent(judge, grader):
             "grader.graders.a.model",
             "does not exist",
         ),
+        (
+            {"type": "multi", "graders": [{**SCORE, "name": "a", "model": "gpt-9"}], "calculate_output": "a"},
+            "grader.graders.0.model",
+            "does not exist",
+        ),
     ],
 )
 def test_a_wrong_grader_is_refused_by_both_routes(judge, grader, param, said):

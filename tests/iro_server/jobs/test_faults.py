@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.faults_ledger import Phase
 from benchmarks.faults_server import Server, ended, insist, kill, served, workers
-from benchmarks.faults_uploads import Uploads
+from benchmarks.faults_uploads import Uploads, sha256
 from tests.iro_server.api.serving import GRADER, settings_for, start_job
 
 SERVE_BYTES = (
@@ -104,3 +104,17 @@ def test_a_part_that_was_acknowledged_counts_after_the_servers_death(server):
     server.wait()
     done = insist([server], lambda client: client.uploads.complete(upload.id, part_ids=parts))
     assert client.files.content(done.file.id).read() == b"".join(content)
+
+
+def test_a_loss_is_noticed(server):
+    phase = Phase("test")
+    uploads = Uploads([server], phase, seed=2)
+    for name, content in (("kept.jsonl", b'{"prompt": "a"}\n'), ("gone.jsonl", b'{"prompt": "b"}\n')):
+        uploads.sent[name] = sha256(content)
+        uploads.whole(name, content)
+    kept, gone = uploads.promised
+    server.client.files.delete(gone)
+    path = server.settings.files_dir / kept
+    path.write_bytes(path.read_bytes().upper())
+    uploads.check_all()
+    assert sorted(what.split()[0] for what in phase.faults["lost"]) == sorted([kept, gone])

@@ -1,0 +1,127 @@
+"""No request that the OpenAPI document describes, or nearly describes, makes the server fail.
+
+A quick run for every change; the long one, of 5,000 cases and more, is marked slow.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.openapi import from_url
+
+from tests.contract.strict import envelope_of
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload
+from tests.iro_server.api.test_webhooks import Receiver
+
+ROW = b'{"messages": [{"role": "user", "content": "say z"}]}\n'
+HOOK = {"name": "mine", "event_types": ["fine_tuning.job.cancelled"]}
+ASKING = {"type": "score_model", "name": "a", "model": "bytes", "input": [{"role": "user", "content": "{{item.x}}"}]}
+SIMILAR = {"type": "text_similarity", "name": "a", "input": "{{sample.output_text}}", "reference": "z"}
+GRADERS = [GRADER, ASKING, SIMILAR | {"evaluation_metric": "bleu"}]
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    """A server's document, what its requests may name, and how the cases went. New jobs stay in the queue."""
+    small = {"max_request_tokens": 2**14, "max_rows": 64, "max_body_bytes": 200_000}
+    configured = settings_for(tmp_path_factory.mktemp("data"), **small)
+    with serving(configured, ByteEngine()) as client:
+        job = ended(client, start_job(client))
+    idle = configured.model_copy(update={"job_poll": 3600})
+    with serving(idle, ByteEngine()) as client, Receiver() as receiver, requests.Session() as session:
+        yield SimpleNamespace(
+            client=client,
+            session=session,
+            document=from_url(str(client.base_url).replace("/v1/", "/openapi.json")),
+            job=job,
+            file=upload(client),
+            hook=client.webhooks.create(url=receiver.url, **HOOK).id,
+            url=receiver.url,
+            statuses=Counter(),
+        )
+
+
+def with_names(case: Case, api: SimpleNamespace, grader: dict[str, Any]) -> None:
+    """Let ``case`` name what there is, so that it comes further than a name that is unknown."""
+    known = {"files": api.file, "jobs": api.job.id, "webhook_endpoints": api.hook, "models": api.job.fine_tuned_model}
+    known |= {"checkpoints": api.job.fine_tuned_model, "uploads": new_upload(api) if "/uploads/" in case.path else ""}
+    for part, id in known.items():
+        for name in case.path_parameters.keys() & {"id", "name"}:
+            if f"/{part}/{{{name}" in case.path and case.method != "DELETE":
+                case.path_parameters[name] = id
+    if isinstance(case.body, dict):
+        given = {"model": "bytes", "training_file": api.file, "grader": grader, "file": ROW, "data": ROW}
+        case.body |= {name: value for name, value in given.items() if name in case.body}
+
+
+def new_upload(api: SimpleNamespace) -> str:
+    return api.client.uploads.create(filename="a", purpose="fine-tune", bytes=len(ROW), mime_type="text/jsonl").id
+
+
+def stays_here(case: Case, api: SimpleNamespace) -> None:
+    """No webhook goes out to a host that a case made up."""
+    if isinstance(case.body, dict) and str(case.body.get("url", "")).startswith("http"):
+        case.body["url"] = api.url
+
+
+def ask_all(api: SimpleNamespace, examples: int) -> None:
+    """``examples`` cases of each operation that fit the document, and as many that do not quite."""
+    few = settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    for operation in (each.ok() for each in api.document.get_all_operations()):
+        for mode in GenerationMode:
+
+            @few
+            @given(operation.as_strategy(generation_mode=mode), st.booleans(), st.sampled_from(GRADERS))
+            def ask(case: Case, named: bool, grader: dict[str, Any]) -> None:
+                if named:
+                    with_names(case, api, grader)
+                stays_here(case, api)
+                answer = case.call(session=api.session)
+                api.statuses[answer.status_code] += 1
+                assert answer.status_code < 500, f"{case.as_curl_command()}\n{answer.text}"
+                if answer.status_code >= 400:
+                    envelope_of(answer)
+
+            try:
+                ask()
+            except Unsatisfiable:  # an operation without anything that could be wrong
+                assert mode is GenerationMode.NEGATIVE
+
+
+def test_a_few_hundred_cases_meet_no_server_error(api):
+    ask_all(api, examples=6)
+    assert sum(api.statuses.values()) >= 300
+    assert api.statuses[200] > 50 < api.statuses[400] and api.statuses[404] > 50
+
+
+@pytest.mark.slow
+def test_thousands_of_cases_meet_no_server_error(api):
+    before = sum(api.statuses.values())
+    ask_all(api, examples=100)
+    assert sum(api.statuses.values()) - before >= 5000
+    print(dict(api.statuses))
+
+
+def test_the_document_tells_of_errors_in_the_envelope(api):
+    document = api.document.raw_schema
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["tags"] and "422" not in operation["responses"], f"{method} {path}"
+            envelope = operation["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"]
+            assert envelope.endswith("/ErrorEnvelope")

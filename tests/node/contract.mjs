@@ -1,0 +1,98 @@
+// What rft.mjs leaves out: pausing, cancelling, uploads in parts, webhooks, deletion, and the client's error classes.
+import assert from "node:assert/strict";
+import http from "node:http";
+import OpenAI, { BadRequestError, InvalidWebhookSignatureError, NotFoundError } from "openai";
+
+const client = new OpenAI({ maxRetries: 0 }); // OPENAI_BASE_URL and OPENAI_API_KEY
+const MODEL = "bytes";
+const row = '{"messages": [{"role": "user", "content": "say z"}]}\n';
+const jobs = client.fineTuning.jobs;
+
+async function until(look) {
+  for (let tries = 0; tries < 600; tries++) {
+    const seen = await look();
+    if (seen) return seen;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  throw new Error("waited in vain");
+}
+
+async function start(name, iterations) {
+  const grader = { type: "string_check", name, input: "{{sample.output_text}}", reference: "z", operation: "eq" };
+  const file = await client.files.create({ file: new File([row], "rows.jsonl"), purpose: "fine-tune" });
+  const method = { type: "reinforcement", reinforcement: { grader, iro: { iterations } } };
+  return jobs.create({ model: MODEL, training_file: file.id, method });
+}
+
+const received = [];
+const receiver = http.createServer((request, response) => {
+  let body = "";
+  request.on("data", (part) => (body += part));
+  request.on("end", () => {
+    received.push([body, request.headers]);
+    response.writeHead(204).end();
+  });
+});
+await new Promise((resolve) => receiver.listen(0, "127.0.0.1", resolve));
+const hook = await client.webhooks.create({
+  name: "mine",
+  url: `http://127.0.0.1:${receiver.address().port}/`,
+  event_types: ["fine_tuning.job.succeeded"],
+});
+
+const [quick, slow] = await Promise.all([start("quick", 2), start("slow", 16)]);
+
+await until(async () => (await jobs.listEvents(slow.id)).data.some((event) => event.type === "metrics"));
+assert.equal((await jobs.pause(slow.id)).status, "paused");
+assert.equal((await jobs.resume(slow.id)).status, "queued");
+assert.equal((await jobs.cancel(slow.id)).status, "cancelled");
+await assert.rejects(jobs.resume(slow.id), BadRequestError);
+
+const done = await until(async () => {
+  const job = await jobs.retrieve(quick.id);
+  return job.status === "succeeded" && job;
+});
+const [body, headers] = await until(() => received[0]);
+const event = await client.webhooks.unwrap(body, headers, hook.signing_secret);
+assert.deepEqual([event.type, event.data.id], ["fine_tuning.job.succeeded", quick.id]);
+await assert.rejects(client.webhooks.unwrap(body + " ", headers, hook.signing_secret), InvalidWebhookSignatureError);
+await client.webhooks.delete(hook.id);
+receiver.close();
+
+const all = [];
+for await (const each of jobs.listEvents(quick.id, { limit: 2 })) all.push(each.id);
+assert.ok(all.length > 4 && new Set(all).size === all.length);
+
+const pending = await client.uploads.create({
+  filename: "rows.jsonl",
+  purpose: "fine-tune",
+  bytes: 2 * row.length,
+  mime_type: "text/jsonl",
+});
+const part = () => client.uploads.parts.create(pending.id, { data: new File([row], "part") });
+const parts = [(await part()).id, (await part()).id];
+const { file } = await client.uploads.complete(pending.id, { part_ids: parts });
+assert.equal(await (await client.files.content(file.id)).text(), row + row);
+assert.equal((await client.files.delete(file.id)).deleted, true);
+
+await assert.rejects(client.files.retrieve(file.id), (error) => {
+  assert.ok(error instanceof NotFoundError);
+  assert.deepEqual([error.status, error.code, error.param], [404, "file_not_found", "id"]);
+  assert.match(error.requestID, /^req_/);
+  return true;
+});
+const messages = [{ role: "user", content: "hi" }];
+await assert.rejects(client.chat.completions.create({ model: MODEL, messages, tools: [{ type: "function" }] }), (error) => {
+  assert.ok(error instanceof BadRequestError);
+  assert.deepEqual([error.code, error.param], ["unsupported_parameter", "tools"]);
+  return true;
+});
+const bad = new File(['{"messages": []}\n'], "rows.jsonl");
+await assert.rejects(client.files.create({ file: bad, purpose: "fine-tune" }), /line 1/);
+
+const said = await client.chat.completions.create({ model: done.fine_tuned_model, messages, max_tokens: 4 });
+const again = [...messages, said.choices[0].message, ...messages];
+assert.ok((await client.chat.completions.create({ model: MODEL, messages: again, max_tokens: 4 })).usage.total_tokens);
+
+assert.equal((await client.models.delete(done.fine_tuned_model)).deleted, true);
+await assert.rejects(client.chat.completions.create({ model: done.fine_tuned_model, messages }), NotFoundError);
