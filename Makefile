@@ -29,6 +29,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.decoding --json
 	$(BIN)/python -m benchmarks.load --json
+	$(BIN)/python -m benchmarks.hostile --json
 	$(BIN)/python -m benchmarks.faults --json
 	$(BIN)/python -m benchmarks.quality --task imdb --json
 

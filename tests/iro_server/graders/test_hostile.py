@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.hostile_graders import HOSTILE
 from iro_server.graders import Sample, parse_grader, pool
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.surroundings import PythonLimits, Surroundings
-from tests.iro_server.graders.hostile import HOSTILE
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, disk_bytes=8 * 2**20, output_bytes=2**16, timeout=5)
 SURROUNDINGS = Surroundings(python="sandbox", python_limits=LIMITS)

@@ -466,4 +466,14 @@ LEFT_BEHIND = [
     ),
 ]
 
-HOSTILE = [*TIME, *RESOURCES, *DYING, *NETWORK, *FILES, *PRIVILEGE, *ANSWERS, *LEFT_BEHIND]
+KINDS = {
+    "time": TIME,
+    "resources": RESOURCES,
+    "dying": DYING,
+    "network": NETWORK,
+    "files": FILES,
+    "privilege": PRIVILEGE,
+    "answers": ANSWERS,
+    "left behind": LEFT_BEHIND,
+}
+HOSTILE = [hostile for kind in KINDS.values() for hostile in kind]
