@@ -28,6 +28,7 @@ class Uploads:
         self.sent: dict[str, str] = {}  # SHA-256 by file name, the moment before the file is sent
         self.promised: dict[str, str] = {}  # SHA-256 by file id
         self.seen: set[str] = set()  # ids of files that were looked at since they came
+        self.looking = threading.Lock()  # while it is held, clients begin no upload
         self.stopping = threading.Event()
 
     def run(self, client: int) -> None:
@@ -39,6 +40,8 @@ class Uploads:
                 return
             name, content = f"{client}-{number}.jsonl", rows(rng)
             self.sent[name] = sha256(content)
+            with self.looking:
+                pass
             try:
                 ways[number % 3](name, content)
             except openai.APIStatusError as error:
@@ -135,7 +138,8 @@ def kill_during_uploads(server: Server, phase: Phase, kills: int, seed: int) -> 
             phase.killed("server", "upload")
             server.start()
             server.wait()
-            uploads.check_new()
+            with uploads.looking:
+                uploads.check_new()
     finally:
         uploads.stopping.set()
         for thread in threads:
