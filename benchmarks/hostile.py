@@ -1,0 +1,177 @@
+"""Hostile python graders against a real server, and what others notice: ``python -m benchmarks.hostile --json``.
+
+Every grader of ``hostile_graders`` is sent to the route ``graders/run`` of a server with the real model, three at
+once. Meanwhile one client chats and another grades with a python grader that means well; their latencies stand beside
+those of a quiet server, and of one with three well-meaning graders at once that are as busy. The table is kept as
+``OUT/table.md``. The exit status is 1 if anything was not contained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from benchmarks.hostile_graders import HOSTILE, KINDS, Hostile
+from benchmarks.serving import ServerProcess
+from iro_server.settings import Settings
+from iro_server.surroundings import PythonLimits
+
+LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, disk_bytes=8 * 2**20, output_bytes=2**16, timeout=5)
+AT_ONCE = 3
+GOOD = "def grade(sample, item): return len(sample['output_text'])"
+BUSY = """
+import time
+def grade(sample, item):
+    end = time.monotonic() + 1
+    while time.monotonic() < end: pass
+    return 1.0
+"""
+
+
+def run_grader(http: httpx.Client, source: str, item: dict[str, Any], timeout: float = 5) -> dict[str, Any]:
+    grader = {"type": "python", "name": "a", "source": source, "timeout": timeout, "workers": 1}
+    body = {"grader": grader, "item": item, "model_sample": "four"}
+    return http.post("/fine_tuning/alpha/graders/run", json=body).raise_for_status().json()
+
+
+def attack(http: httpx.Client, hostile: Hostile, secret: str, mark: str) -> dict[str, Any]:
+    """What the server answered, and whether that is what the grader must come to."""
+    answer = run_grader(http, hostile.source(secret, mark), {"calm": False}, hostile.timeout)
+    error, flags = answer["iro"]["error"], answer["metadata"]["errors"]
+    raised = [flag for flag, is_up in flags.items() if is_up is True]
+    if hostile.said is None:
+        contained = (answer["reward"], error, raised) == (1.0, None, [])
+    else:
+        contained = answer["reward"] == 0 and hostile.said in error and raised == [hostile.flag]
+    return {"name": hostile.name, "error": error, "flags": raised, "contained": contained}
+
+
+@contextmanager
+def others(http: httpx.Client) -> Iterator[dict[str, list[float]]]:
+    """Seconds of a chat and of a grading, one after the other each, while the block runs."""
+    calls: dict[str, Callable[[], Any]] = {
+        "chat": lambda: http.post("/chat/completions", json=CHAT).raise_for_status(),
+        "grading": lambda: run_grader(http, GOOD, {}),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    stopping = threading.Event()
+
+    def go_on(name: str) -> None:
+        while not stopping.is_set():
+            start = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - start)
+            stopping.wait(0.1)
+
+    with ThreadPoolExecutor() as threads:
+        running = [threads.submit(go_on, name) for name in calls]
+        try:
+            yield seconds
+        finally:
+            stopping.set()
+        for each in running:
+            each.result()
+
+
+CHAT = {
+    "model": Settings().model_name,
+    "messages": [{"role": "user", "content": "What is a tide?"}],
+    "max_tokens": 16,
+    "seed": 1,
+}
+
+
+def measure(seconds: float) -> dict[str, Any]:
+    mark = f"hostile-{secrets.token_hex(8)}"
+    with tempfile.TemporaryDirectory(prefix="iro-hostile-") as folder:
+        secret = Path(folder) / "key"
+        secret.write_text("the key")
+        limits = LIMITS.model_dump_json()
+        with (
+            ServerProcess(Path(folder), python_limits=limits) as server,
+            httpx.Client(base_url=server.url, timeout=120) as http,
+            ThreadPoolExecutor(AT_ONCE) as threads,
+        ):
+            run_grader(http, GOOD, {})
+            with others(http) as quiet:
+                time.sleep(seconds)
+            with others(http) as busy:
+                end = time.monotonic() + seconds
+                while time.monotonic() < end:
+                    list(threads.map(lambda _: run_grader(http, BUSY, {}), range(AT_ONCE)))
+            with others(http) as attacked:
+                graders = list(threads.map(lambda hostile: attack(http, hostile, str(secret), mark), HOSTILE))
+            children = psutil.Process(server.process.pid).children(recursive=True)
+        _, left = psutil.wait_procs(children, timeout=5)
+        untouched = secret.read_text() == "the key" and not (Path(folder) / mark).exists()
+    latencies = {"quiet": quiet, "busy": busy, "attacked": attacked}
+    return {
+        "graders": graders,
+        "contained": sum(each["contained"] for each in graders),
+        "of": len(HOSTILE),
+        "host_untouched": untouched,
+        "processes_left": len(left),
+        "latencies": {when: {what: quantiles(took) for what, took in each.items()} for when, each in latencies.items()},
+        "cores": psutil.cpu_count(),
+    }
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(seconds, n=20)
+    return {"count": len(seconds), "p50": statistics.median(seconds), "p95": cuts[18], "max": max(seconds)}
+
+
+def table(result: dict[str, Any]) -> str:
+    """All of it as Markdown."""
+    came = {each["name"]: each for each in result["graders"]}
+    lines = ["| | while | calls | p50, s | p95, s | longest, s |", "|---|---|---|---|---|---|"]
+    for when, each in result["latencies"].items():
+        for what, q in each.items():
+            lines.append(f"| {what} | {when} | {q['count']} | {q['p50']:.2f} | {q['p95']:.2f} | {q['max']:.2f} |")
+    for kind, graders in KINDS.items():
+        lines += ["", f"**{kind}**", "", "| grader | what came of it | flag |", "|---|---|---|"]
+        for hostile in graders:
+            seen = came[hostile.name]
+            said = "graded, no harm done" if seen["error"] is None else cell(seen["error"])
+            mark = "" if seen["contained"] else " **not as it should be**"
+            lines.append(f"| {hostile.name} | {said}{mark} | {', '.join(seen['flags'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(text: str) -> str:
+    """The last line of a message, short, as a cell of a table."""
+    line = text.strip().splitlines()[-1].strip()
+    return (line if len(line) <= 90 else line[:89] + "…").replace("|", "\\|")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser.add_argument("--seconds", type=float, default=30, help="of quiet, and of well-meaning work")
+    parser.add_argument("--out", type=Path, default=Path("runs/hostile"))
+    args = parser.parse_args()
+    result = measure(args.seconds)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "result.json").write_text(json.dumps(result, indent=1))
+    (args.out / "table.md").write_text(table(result))
+    print(json.dumps(result, indent=1) if args.json else table(result))
+    safe = result["contained"] == result["of"] and result["host_untouched"] and not result["processes_left"]
+    sys.exit(0 if safe else 1)
+
+
+if __name__ == "__main__":
+    main()

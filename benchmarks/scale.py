@@ -1,0 +1,163 @@
+"""How many servers so many users need: ``python -m benchmarks.scale --json``.
+
+Measures what a step of the embedded engine costs by its rows, simulates a server that makes such steps for users who
+ask, read and ask again, and checks the simulation against a real server with as many real clients. Then it asks the
+simulation how many users one engine carries: this machine's, and GPUs whose steps are reckoned from their data sheets
+(``scale_model.py``), which nothing here has measured. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+
+from benchmarks.scale_model import GPUS, LIMIT, MODELS, Costs, Outcome, Workload, carried, reckoned, simulate
+from benchmarks.serving import ServerProcess
+from iro_server.engines.base import Sampling
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.prepare import prepare_model
+from iro_server.settings import Settings
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LENGTH, PROMPT = 16, 128
+CHECKED = (1, 4, 16, 48)  # users of the real server
+HERE = Workload(users=1, think=1.0, beam_width=1, num_successors=8, chunk_length=8, prompt_tokens=40, tokens=32)
+THERE = Workload(users=1, think=20.0, beam_width=4, num_successors=4, chunk_length=16, prompt_tokens=500, tokens=250)
+
+
+def measured_costs(repeats: int) -> Costs:
+    """A step's seconds by rows and a prompt token's, medians; contexts of some fifty tokens."""
+
+    async def steps(engine: EmbeddedEngine, rows: int) -> float:
+        session = await engine.open(list(range(100, 140)), Sampling(seed=1))
+        start = time.perf_counter()
+        await session.extend([0], rows, LENGTH)
+        seconds = time.perf_counter() - start
+        session.close()
+        return seconds / LENGTH
+
+    async def prefill(engine: EmbeddedEngine) -> float:
+        start = time.perf_counter()
+        (await engine.open(list(range(100, 100 + PROMPT)), Sampling(seed=1))).close()
+        return (time.perf_counter() - start) / PROMPT
+
+    with EmbeddedEngine(prepare_model()) as engine:
+        asyncio.run(steps(engine, 16))
+        seconds = [statistics.median(asyncio.run(steps(engine, rows)) for _ in range(repeats)) for rows in ROWS]
+        token = statistics.median(asyncio.run(prefill(engine)) for _ in range(repeats))
+    return Costs(ROWS, tuple(seconds), token)
+
+
+async def real_users(server: ServerProcess, workload: Workload, seconds: float) -> Outcome:
+    """What so many clients saw of the real server in so many seconds, after a tenth of them."""
+    begin = time.monotonic() + seconds / 10
+    end = begin + seconds
+    first, whole = [], []
+    search = {name: getattr(workload, name) for name in ("beam_width", "num_successors", "chunk_length")}
+    text = " ".join(["tide"] * workload.prompt_tokens)
+
+    async def user(api: openai.AsyncOpenAI, number: int) -> None:
+        rng = random.Random(number)
+        await asyncio.sleep(rng.expovariate(1 / workload.think))
+        while time.monotonic() < end:
+            start, seen = time.monotonic(), None
+            async for chunk in await api.completions.create(
+                model=Settings().model_name,
+                prompt=text,
+                max_tokens=workload.tokens,
+                seed=rng.randrange(2**31),
+                stream=True,
+                extra_body={"search": search | {"selection": "top"}},
+            ):
+                if seen is None and chunk.choices and chunk.choices[0].text:
+                    seen = time.monotonic() - start
+            if begin <= time.monotonic() < end:
+                whole.append(time.monotonic() - start)
+                first.append(seen or whole[-1])
+            await asyncio.sleep(rng.expovariate(1 / workload.think))
+
+    async with openai.AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=300) as api:
+        await asyncio.gather(*(user(api, number) for number in range(workload.users)))
+    return Outcome.of(whole, first, seconds, busy=float("nan"))
+
+
+def checked(costs: Costs, seconds: float) -> list[dict[str, Any]]:
+    """Simulated beside real, by users."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="iro-scale-") as folder, ServerProcess(Path(folder)) as server:
+        asyncio.run(real_users(server, HERE.of(2), seconds / 4))
+        for users in CHECKED:
+            real = asyncio.run(real_users(server, HERE.of(users), seconds))
+            told = simulate(costs, HERE.of(users), seconds=600)
+            rows.append({"users": users, "real": asdict(real), "simulated": asdict(told)})
+    return rows
+
+
+def plan(costs: Costs) -> list[dict[str, Any]]:
+    """Users that one engine carries within the limits, by hardware, model and rows."""
+    table = [{"engine": "this machine", "model": Settings().model_name, "measured": True, "workload": asdict(HERE)}]
+    table[0]["users"] = carried(costs, HERE)
+    for gpu in GPUS:
+        for model in MODELS:
+            if not gpu.fits(model):
+                continue
+            for width in (1, 2, 4):
+                workload = THERE.searching(width, width)
+                users = carried(reckoned(gpu, model, workload), workload)
+                table.append({"engine": gpu.name, "model": model.name, "measured": False, "users": users})
+                table[-1]["workload"] = asdict(workload)
+    return table
+
+
+def measure(seconds: float, repeats: int) -> dict[str, Any]:
+    costs = measured_costs(repeats)
+    result = {"costs": asdict(costs), "check": checked(costs, seconds), "plan": plan(costs), "limit": LIMIT}
+    return result | {"cores": psutil.cpu_count()}
+
+
+def report(result: dict[str, Any]) -> str:
+    """As Markdown."""
+    lines = ["| users | | requests/s | first chunk p50, p95 (s) | whole p50, p95 (s) |", "|---|---|---|---|---|"]
+    for row in result["check"]:
+        for kind in ("real", "simulated"):
+            q = row[kind]
+            spans = [f"{q[what][0]:.2f}, {q[what][1]:.2f}" for what in ("first_chunk", "whole")]
+            lines.append(f"| {row['users']} | {kind} | {q['requests_per_second']:.2f} | {spans[0]} | {spans[1]} |")
+    lines += ["", "| engine | model | W x K | users | engines for 1,000 users |", "|---|---|---|---|---|"]
+    for row in result["plan"]:
+        w = row["workload"]
+        needed = -(-1000 // row["users"]) if row["users"] else "-"
+        name = row["engine"] if row["measured"] else f"{row['engine']} (reckoned)"
+        lines.append(
+            f"| {name} | {row['model']} | {w['beam_width']} x {w['num_successors']} | {row['users']} | {needed} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of tables")
+    parser.add_argument("--seconds", type=float, default=45, help="of each number of real users")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/scale"))
+    args = parser.parse_args()
+    result = measure(args.seconds, args.repeats)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "result.json").write_text(json.dumps(result, indent=1))
+    (args.out / "tables.md").write_text(report(result))
+    print(json.dumps(result, indent=1) if args.json else report(result))
+
+
+if __name__ == "__main__":
+    main()
