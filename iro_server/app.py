@@ -6,8 +6,10 @@ import asyncio
 import logging
 import math
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
@@ -28,6 +30,7 @@ from iro_server.api import (
 from iro_server.api.access import Access
 from iro_server.api.admission import Admission
 from iro_server.api.context import Context
+from iro_server.api.deadlines import Deadlines
 from iro_server.api.limits import BodyLimit
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
@@ -35,6 +38,7 @@ from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.supervisor import Supervisor
+from iro_server.jobs.validation import Validation
 from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
@@ -43,6 +47,7 @@ from iro_server.surroundings import Surroundings
 from iro_server.webhooks import Sender
 
 log = logging.getLogger("iro")
+ENDING = 5  # seconds for errors and databases, after the drain
 
 
 def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
@@ -57,7 +62,8 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         supervisor = Supervisor(settings, sessions, surroundings)
         sender = Sender(sessions, supervisor.stopping, settings.webhooks_inside)
         sweeping = sweep_hourly(settings, sessions, supervisor.stopping)
-        tasks = [asyncio.create_task(run) for run in (supervisor.run(), sender.run(), sweeping)]
+        validating = Validation(settings, sessions, surroundings, engine).run(supervisor.stopping)
+        tasks = [asyncio.create_task(run) for run in (supervisor.run(), validating, sender.run(), sweeping)]
         yield
         supervisor.stopping.set()
         await asyncio.gather(*tasks)
@@ -65,7 +71,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
 
     app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
     admission = Admission(settings.max_active_rows, settings.max_waiting)
-    app.state.context = Context(settings, sessions, registry, surroundings, admission)
+    app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines())
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Access, settings=settings, sessions=sessions, internal_key=internal_key)
     errors.install(app)
@@ -100,19 +106,46 @@ def serve(settings: Settings) -> None:
     if settings.python_graders == "sandbox" and (problem := isolation_problem()):
         log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
     with EmbeddedEngine(model_dir, settings.model_name) as engine:
-        uvicorn.run(
+        config = uvicorn.Config(
             create_app(settings, engine),
             host=settings.host,
             port=settings.port,
-            timeout_graceful_shutdown=math.ceil(settings.drain),
+            timeout_graceful_shutdown=math.ceil(settings.drain) + ENDING,
         )
+        Server(config, settings.drain).run()
+
+
+class Server(uvicorn.Server):
+    """One that gives the requests under way ``drain`` seconds once it is told to stop, and those that are not done by
+    then an error, which a stream's client would not get from uvicorn."""
+
+    def __init__(self, config: uvicorn.Config, drain: float) -> None:
+        super().__init__(config)
+        self.drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app: Any = self.config.app
+        app.state.context.deadlines.stop_within(self.drain)
+        await super().shutdown(sockets)
 
 
 def check_keys(settings: Settings) -> None:
     """ValueError where the server would be reached from other machines though no key exists that it could ask for."""
     if is_loopback(settings.host) or settings.require_keys is False or keys.exist(open_database(settings)):
         return
+    database = f" --database-url '{settings.database_url}'" if settings.database_url else ""
     raise ValueError(
         f"host {settings.host} is open to other machines, and there is no API key yet: make one with "
-        "`iro keys create NAME`, or set IRO_REQUIRE_KEYS=false where something else guards the server"
+        f"`iro keys create NAME --data-dir '{settings.data_dir}'{database}`, or set IRO_REQUIRE_KEYS=false where "
+        "something else guards the server"
     )
+
+
+def check_port(settings: Settings) -> None:
+    """OSError where the address is taken: better told before the model is loaded than after."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        raise OSError(f"{where} cannot be served ({error.strerror}): choose another --port or --host") from error

@@ -74,13 +74,14 @@ def serve(
     database_url: Annotated[str | None, typer.Option(help="An SQLAlchemy URL; SQLite in data_dir without.")] = None,
 ) -> None:
     """Serve OpenAI's API over one frozen model. Every setting can be given as IRO_<NAME>: see iro_server/README.md."""
-    from iro_server.app import check_keys
+    from iro_server.app import check_keys, check_port
     from iro_server.app import serve as run_server
     from iro_server.settings import Settings as ServerSettings
 
     options = {"host": host, "port": port, "data_dir": data_dir, "database_url": database_url}
     settings = ServerSettings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
     check_keys(settings)
+    check_port(settings)
     directory = model_dir(model)
     run_server(settings.model_copy(update={"model_dir": directory, "model_name": model.rstrip("/").split("/")[-1]}))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from iro_server.store.database import Sessions
+    from iro_server.settings import Settings
+    from iro_server.store.tables import ApiKey
 
 app = typer.Typer(no_args_is_help=True, help="API keys: once there is one, the server asks for keys.")
 
@@ -30,37 +33,55 @@ def create(
 ) -> None:
     """Make a key and print it: it is not shown again. Without a project it gets one of its own."""
     from iro_server.store import keys
+    from iro_server.store.database import open_database
 
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    made, secret = keys.create(_sessions(data_dir, database_url), name, project, **limits, concurrency=concurrency)
+    settings = _settings(data_dir, database_url)
+    made, secret = keys.create(open_database(settings), name, project, **limits, concurrency=concurrency)
+    _note(settings, "key_created", made)
     typer.echo(f"{made.id}, project {made.project}", err=True)
     typer.echo(secret)
 
 
 @app.command("list")
 def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """All keys, without their secrets."""
+    """All keys, without their secrets, with the limits of their own."""
     from iro_server.store import keys
+    from iro_server.store.database import open_database
 
-    for key in keys.every(_sessions(data_dir, database_url)):
+    for key in keys.every(open_database(_settings(data_dir, database_url))):
         state = f"revoked {_day(key.revoked_at)}" if key.revoked_at else "active"
-        typer.echo(f"{key.id}  …{key.hint}  {_day(key.created_at)}  {key.name}  (project {key.project})  {state}")
+        limits = {name: getattr(key, name) for name in ("requests_per_minute", "tokens_per_minute", "concurrency")}
+        own = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
+        line = f"{key.id}  …{key.hint}  {_day(key.created_at)}  {key.name}  (project {key.project})  {state}"
+        typer.echo(f"{line}  {own}".rstrip())
 
 
 @app.command()
 def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Refuse a key from now on. What its project owns remains."""
     from iro_server.store import keys
-
-    typer.echo(f"Revoked {keys.revoke(_sessions(data_dir, database_url), id).name}.")
-
-
-def _sessions(data_dir: Path | None, database_url: str | None) -> Sessions:
-    from iro_server.settings import Settings
     from iro_server.store.database import open_database
 
+    settings = _settings(data_dir, database_url)
+    revoked = keys.revoke(open_database(settings), id)
+    _note(settings, "key_revoked", revoked)
+    typer.echo(f"Revoked {revoked.name}.")
+
+
+def _settings(data_dir: Path | None, database_url: str | None) -> Settings:
+    from iro_server.settings import Settings
+
     given: dict[str, Any] = {"data_dir": data_dir, "database_url": database_url}
-    return open_database(Settings(**{name: value for name, value in given.items() if value is not None}))
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _note(settings: Settings, event: str, key: ApiKey) -> None:
+    """A line in the audit log."""
+    from iro_server.audit import audit_log
+
+    line = {"time": round(time.time(), 3), "event": event, "key": key.id, "name": key.name, "project": key.project}
+    audit_log(settings).info(json.dumps(line))
 
 
 def _day(time: int) -> str:

@@ -73,11 +73,10 @@ class Run:
         self._steps = self._computed = 0  # steps asked for, and those of them that were not on disk
 
     def derive_seed(self, *path: int) -> int:
-        """A 63-bit seed from the run's seed and ``path`` alone, so that a resumed run draws what it would have."""
-        return int(np.random.SeedSequence([self.seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        return derive_seed(self.seed, *path)
 
     def rng(self, *path: int) -> np.random.Generator:
-        return np.random.default_rng(self.derive_seed(*path))
+        return rng_of(self.seed, *path)
 
     def metrics(self, row: Mapping[str, Any], message: str = "") -> None:
         """Append ``row`` to metrics.jsonl and to TensorBoard's, and send it on. What is not finite becomes null."""
@@ -179,7 +178,8 @@ class Job:
     """A batch job, registered under the entry-point group ``iro.jobs``.
 
     ``run`` returns what result.json should hold beside config, seeds, versions and checks. ``draw`` makes the figures
-    of a finished run folder.
+    of a finished run folder. ``check`` gives warnings about the inputs, and raises what ``run`` would on them, before
+    anything runs: (config, the server's engine, the config's grader).
     """
 
     name: str
@@ -188,6 +188,7 @@ class Job:
     run: Callable[[Any, Run], dict[str, Any]]
     presets: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     draw: Callable[[Path], None] | None = None
+    check: Callable[[Any, Any, Any], list[str]] | None = None
     Cancelled: type[Exception] = Cancelled
 
     def execute(
@@ -254,6 +255,15 @@ class Job:
         if self.draw is not None and not any((out / "figures").glob("*")):
             self.draw(out)
         return json.loads(finished.read_text())
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """A 63-bit seed from a run's seed and ``path`` alone, so that a resumed run draws what it would have."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def rng_of(seed: int, *path: int) -> np.random.Generator:
+    return np.random.default_rng(derive_seed(seed, *path))
 
 
 def jsonable(value: Any) -> Any:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 import threading
 import time
-from logging.handlers import WatchedFileHandler
 from typing import Any
 
 from cachetools import TTLCache, cachedmethod
@@ -19,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from iro_server.api.context import Caller
 from iro_server.api.errors import APIError
 from iro_server.api.rates import Allowance, Rates
+from iro_server.audit import audit_log
 from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import Sessions
@@ -142,18 +141,6 @@ class Record:
 
     def _milliseconds(self) -> float:
         return 1000 * (time.monotonic() - self.started)
-
-
-def audit_log(settings: Settings) -> logging.Logger:
-    """``<data dir>/audit.jsonl``, which may be rotated from outside."""
-    log = logging.getLogger(f"iro.audit.{settings.data_dir}")
-    if not log.handlers:
-        handler = WatchedFileHandler(settings.data_dir / "audit.jsonl", delay=True)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
-    return log
 
 
 def _unauthorized(message: str, code: str | None = None) -> APIError:

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from sqlalchemy import ColumnElement, select
 
 from iro_server.api.admission import Admission
+from iro_server.api.deadlines import Deadlines
 from iro_server.api.errors import not_found
 from iro_server.api.registry import ModelRegistry, ServedModel
 from iro_server.settings import Settings
@@ -34,6 +35,7 @@ class Context:
     models: ModelRegistry
     surroundings: Surroundings
     admission: Admission
+    deadlines: Deadlines
     caller: Caller = Caller()
 
     def own(self, table: type[Base]) -> list[ColumnElement[bool]]:

@@ -19,6 +19,10 @@ from iro_server.api.unsupported import UNSUPPORTED
 log = logging.getLogger("iro.api")
 # A step of pydantic's path that is no field: which member of a union refused the value.
 MEMBER = re.compile(r"(str|int|float|bool|constrained-.*|(literal|list|dict)\[.*)")
+HINTS = {  # by field
+    "method": "A job says how: {'type': 'reinforcement', 'reinforcement': {'grader': ...}}.",
+}
+INSTEAD = {"/v1/responses": "; answers are at /v1/chat/completions and /v1/completions"}
 
 
 class ErrorObject(BaseModel):
@@ -69,7 +73,8 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 
 def not_found(what: str, id: str, param: str) -> APIError:
-    return APIError(404, f"No such {what}: {id}", param=param, code=f"{what.replace(' ', '_')}_not_found")
+    code = f"{what.replace(' ', '_').replace('-', '_')}_not_found"
+    return APIError(404, f"No such {what}: {id}", param=param, code=code)
 
 
 def invalid(error: ValidationError, prefix: str) -> APIError:
@@ -90,7 +95,8 @@ def _first_mistake(errors: Sequence[dict[str, Any]] | Sequence[Any], prefix: tup
     if first["type"] == UNSUPPORTED:
         return bad_request(f"Unsupported parameter: '{param}' {first['msg']}.", param, UNSUPPORTED)
     if first["type"] == "missing":
-        return bad_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
+        what = f"Missing required parameter: '{param}'." if param else "The request has no body; send one as JSON."
+        return bad_request(" ".join(filter(None, (what, HINTS.get(param or "")))), param, "missing_required_parameter")
     return bad_request(f"Invalid '{param}': {first['msg'].removeprefix('Value error, ')}", param, "invalid_value")
 
 
@@ -128,7 +134,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         call = f"{request.method} {request.url.path}"
-        message = {404: f"Unknown request URL: {call}", 405: f"Not allowed: {call}"}.get(
+        hint = INSTEAD.get(request.url.path, "")
+        message = {404: f"Unknown request URL: {call}{hint}", 405: f"Not allowed: {call}"}.get(
             error.status_code, error.detail
         )
         code = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code)

@@ -67,8 +67,9 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
         session.add(job)
         session.flush()
         records.add_event(session, job_id, f"Created fine-tuning job: {job_id}")
-        for id in filter(None, sources.values()):
-            records.add_event(session, job_id, f"Validating training file: {id}")
+        for param, id in sources.items():
+            if id is not None:
+                records.add_event(session, job_id, f"Validating {param.replace('_', ' ')}: {id}")
         if body.integrations:
             message = "wandb: nothing is sent there; the job's TensorBoard files are in its run folder"
             records.add_event(session, job_id, message, "warn")
@@ -136,7 +137,9 @@ def pause(id: str, context: Ctx) -> dict[str, Any]:
     """Pause a job. What it has done is kept: its checkpoints can be called, and resume goes on from there."""
     job = _job(context, id)
     if not records.pause(context.sessions, id, "The job was paused"):
-        raise bad_request(f"{id} is {job.status}; only a queued or running job can be paused.", "id", "job_not_running")
+        raise bad_request(
+            f"{id} is {job.status}; only a job that waits or runs can be paused.", "id", "job_not_running"
+        )
     return show(_job(context, id), context)
 
 
@@ -144,8 +147,9 @@ def pause(id: str, context: Ctx) -> dict[str, Any]:
 def resume(id: str, context: Ctx) -> dict[str, Any]:
     """Queue a paused job again; it goes on from its last finished step."""
     job = _job(context, id)
+    before_it_ran = job.attempt == 0  # perhaps before its files were looked at
     with context.sessions.begin() as session:
-        if not records.move(session, id, "paused", "queued"):
+        if not records.move(session, id, "paused", "validating_files" if before_it_ran else "queued"):
             raise bad_request(f"{id} is {job.status}, not paused.", "id", "job_not_paused")
         records.add_event(session, id, "The job was resumed")
     return show(_job(context, id), context)

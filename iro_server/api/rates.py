@@ -51,6 +51,11 @@ class Rates:
     def _count(self, what: str, limit: int | None, key_id: str, cost: int, headers: dict[str, str]) -> None:
         if limit is None:
             return
+        if cost > limit:
+            message = (
+                f"Request too large: it takes {cost} {what}, and this key may have {limit} a minute. Ask for fewer."
+            )
+            raise APIError(429, message, type=what, code="rate_limit_exceeded", headers={"x-should-retry": "false"})
         item = RateLimitItemPerMinute(limit)
         allowed = self._limiter.hit(item, what, key_id, cost=cost)
         window = self._limiter.get_window_stats(item, what, key_id)

@@ -24,6 +24,7 @@ from value_heads.bundle import BundleMismatch, load_bundle
 from value_heads.stack import ValueStack
 
 Values = ValueStack | LoraValues
+LISTED = "GET /v1/models lists those that do"
 
 
 class Defaults(BaseModel):
@@ -85,7 +86,8 @@ class ModelRegistry:
             return ServedModel(name, self.engine, Defaults())
         found = self._find(name, project)
         if found is None:
-            message = f"The model '{name}' does not exist; GET /v1/models lists those that do."
+            where = "GET /v1/fine_tuning/jobs/{id}/checkpoints lists a job's" if ":ckpt-step-" in name else LISTED
+            message = f"The model '{name}' does not exist; {where}."
             raise APIError(404, message, param="model", code="model_not_found")
         path, stored, job = found
         defaults = Defaults.model_validate(stored)

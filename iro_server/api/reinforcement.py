@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from iro_server.api.errors import bad_request
 from iro_server.decoding.base import Selection
@@ -62,10 +62,16 @@ class IroOptions(_Closed):
     backbone_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     early_stop: bool | None = None
 
+    @field_validator("betas")
+    @classmethod
+    def _one_each(cls, betas: list[float] | str | None, info: ValidationInfo) -> list[float] | str | None:
+        iterations = info.data.get("iterations")
+        if isinstance(betas, list) and iterations and len(betas) != iterations:
+            raise ValueError(f"{iterations} iterations need as many betas, not {len(betas)}")
+        return betas
+
     @model_validator(mode="after")
     def _goes_together(self) -> IroOptions:
-        if isinstance(self.betas, list) and len(self.betas) != (self.iterations or len(self.betas)):
-            raise ValueError(f"{self.iterations} iterations need as many betas, not {len(self.betas)}")
         if self.loss == "bce" and self.value_model == "mlp":
             raise ValueError("loss bce goes with linear and lora value functions")
         towards_next = self.return_lambda is not None and self.return_lambda < 1

@@ -11,7 +11,8 @@ from fastapi import Request
 
 from iro_server.api.admission import Ticket
 from iro_server.api.context import Context
-from iro_server.api.errors import APIError, ClientGone
+from iro_server.api.deadlines import Deadlines
+from iro_server.api.errors import ClientGone
 from iro_server.api.generation import Generation
 
 Result = TypeVar("Result")
@@ -22,11 +23,12 @@ class Turn:
     """``deadline`` in the event loop's seconds. ``end`` it however the request ends."""
 
     ticket: Ticket
+    deadlines: Deadlines
     deadline: float
 
     async def within(self, work: Awaitable[Result]) -> Result:
-        """``work``'s result; 504 past the deadline."""
-        return await _by(self.deadline, work)
+        """``work``'s result; 504 past the deadline, 503 where the server stops before."""
+        return await self.deadlines.by(self.deadline, work)
 
     def end(self) -> None:
         self.ticket.release()
@@ -39,17 +41,8 @@ async def take_turn(request: Request, context: Context, generations: list[Genera
         tokens = sum(each.base_tokens + len(each.prompt_ids) for each in generations)
         request.state.rates.spend(allowance, tokens, request.state.headers)
     deadline = asyncio.get_running_loop().time() + context.settings.request_timeout
-    entering = context.admission.enter(sum(each.rows for each in generations))
-    return Turn(await _by(deadline, unless_gone(request, entering)), deadline)
-
-
-async def _by(deadline: float, work: Awaitable[Result]) -> Result:
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await work
-    except TimeoutError:
-        message = "The request took longer than this server lets one; ask for fewer tokens or a smaller search."
-        raise APIError(504, message, code="deadline_exceeded", headers={"x-should-retry": "false"}) from None
+    entering = unless_gone(request, context.admission.enter(sum(each.rows for each in generations)))
+    return Turn(await context.deadlines.by(deadline, entering), context.deadlines, deadline)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

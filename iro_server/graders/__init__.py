@@ -29,8 +29,17 @@ def parse_grader(spec: dict[str, Any], surroundings: Surroundings | None = None)
     if error["type"].startswith("union_tag"):
         path.append("type")
     param = as_sent(spec, path)
-    message = error["msg"].removeprefix("Value error, ")
+    message = _said(error)
     raise GraderError(f"{param}: {message}", param)
+
+
+def _said(error: Any) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":
+        return f"there is no grader of type {context['tag']!r}, only {context['expected_tags']}"
+    if error["type"] == "union_tag_not_found":
+        return "a grader needs a type"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def as_sent(spec: Any, path: list[str]) -> str:

@@ -122,6 +122,10 @@ class Grader(BaseModel, ABC):
         """The chat models of this server that it asks, each by the field that names it, such as ``graders.a.model``."""
         return {}
 
+    def item_fields(self) -> set[str]:
+        """The fields of items that it is known to read."""
+        return set()
+
     def close(self) -> None:
         """Free what the grader holds, from any thread; grades asked of it afterwards fail."""
 

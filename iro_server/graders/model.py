@@ -80,6 +80,9 @@ class ModelGrader(TemplatedGrader[Chat]):
     def served_models(self) -> dict[str, str]:
         return {"model": self.model} if self.base_url is None else {}
 
+    def templates(self) -> list[str]:
+        return [text for message in self.input for text in message.content]
+
     def fill(self, scope: dict[str, Any]) -> Chat:
         return render_messages(self.input, scope)
 

@@ -72,6 +72,9 @@ class MultiGrader(Grader):
             for field, model in grader.served_models().items()
         }
 
+    def item_fields(self) -> set[str]:
+        return set().union(*(grader.item_fields() for grader in self.graders.values()))
+
     def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
         by_grader = {name: grader.grade_many(pairs) for name, grader in self.graders.items()}
         return [self._combine({name: grades[i] for name, grades in by_grader.items()}) for i in range(len(pairs))]

@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from iro_server.graders.base import Grade, Grader, Item, Sample
-from iro_server.graders.templates import MissingField
+from iro_server.graders.templates import MissingField, item_fields
 
 Filled = TypeVar("Filled")
 
 
 class TemplatedGrader(Grader, Generic[Filled]):
     """Fills its templates in for every pair, and grades those that have all the fields together."""
+
+    @abstractmethod
+    def templates(self) -> list[str]:
+        """All that are filled in."""
+
+    def item_fields(self) -> set[str]:
+        return set().union(*map(item_fields, self.templates()))
 
     @abstractmethod
     def fill(self, scope: dict[str, Any]) -> Filled:

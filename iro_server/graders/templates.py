@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from iro_server.graders.base import Flag
+from iro_server.graders.base import Flag, Sample
 
-_EXPRESSION = re.compile(r"\{\{(.*?)(\}\}|\Z)", re.DOTALL)  # one that is not closed is text, and is read but once
+_EXPRESSION = re.compile(r"\{\{(.*?)(\}\}|\Z)", re.DOTALL)  # one that is not closed is read but once
+_UNCLOSED = re.compile(r"\s*(item|sample)\b")
+_ONE_BRACE = re.compile(r"(?<!\{)\{\s*(?:item|sample)\.[\w.]+\s*\}(?!\})")
+_OF_SAMPLE = tuple(field.name for field in fields(Sample))
 _PATH = re.compile(r"""\s*((?:item|sample)(?:\.[\w-]+|\[(?:[0-9]+|'[^']*'|"[^"]*")\])*)\s*""")
 _STEP = re.compile(r"""\.?([\w-]+)|\[(?:'([^']*)'|"([^"]*)")\]|\[([0-9]+)\]""")
 _INDEX = re.compile(r"[0-9]{1,9}")
@@ -25,13 +29,31 @@ class MissingField(LookupError):
 
 
 def check_template(template: str) -> str:
-    """The template itself. Raises ValueError naming the first expression that is not a path."""
+    """The template itself. Raises ValueError naming the first expression that is not a path, or is meant as one."""
     for expression, end in _EXPRESSION.findall(template):
-        if end and not _PATH.fullmatch(expression):
-            raise ValueError(
-                f"{{{{{expression}}}}} is not a path such as item.label, sample.output_text, item.a[0].b or item['a b']"
-            )
+        if end:
+            _check_path(expression)
+        elif _UNCLOSED.match(expression):
+            raise ValueError(f"{{{{{expression[:40]} is not closed by }}}}")
+    if meant := _ONE_BRACE.search(template):
+        raise ValueError(f"{meant[0]} is written with two braces on each side: {{{meant[0]}}}")
     return template
+
+
+def _check_path(expression: str) -> None:
+    if not _PATH.fullmatch(expression):
+        raise ValueError(
+            f"{{{{{expression}}}}} is not a path such as item.label, sample.output_text, item.a[0].b or item['a b']"
+        )
+    root, field, *_ = [*_steps(expression), ""]
+    if root == "sample" and field not in _OF_SAMPLE:
+        raise ValueError(f"{{{{{expression}}}}} is none of a sample's fields: {', '.join(_OF_SAMPLE)}")
+
+
+def item_fields(template: str) -> set[str]:
+    """The item's fields that the template reads, each by its first step."""
+    paths = [_steps(expression) for expression, end in _EXPRESSION.findall(template) if end]
+    return {path[1] for path in paths if path[0] == "item" and len(path) > 1}
 
 
 Template = Annotated[str, AfterValidator(check_template)]
@@ -46,7 +68,7 @@ def render(template: str, scope: dict[str, Any]) -> str:
 
 
 def _lookup(path: str, scope: dict[str, Any]) -> Any:
-    steps = ["".join(parts) for parts in _STEP.findall(path)]
+    steps = _steps(path)
     if steps[:2] == ["sample", "output_json"] and scope["sample"]["output_json"] is None:
         raise MissingField(f"the sample is not JSON (in {{{{ {path} }}}})", "sample_parse_error")
     value: Any = scope
@@ -57,6 +79,10 @@ def _lookup(path: str, scope: dict[str, Any]) -> Any:
             message = f"{'.'.join(steps[:depth])} has no field {step!r} (in {{{{ {path} }}}})"
             raise MissingField(message, "invalid_variable_error") from None
     return value
+
+
+def _steps(path: str) -> list[str]:
+    return ["".join(parts) for parts in _STEP.findall(path)]
 
 
 def _index(step: str) -> int:

@@ -27,6 +27,9 @@ class _Comparison(TemplatedGrader[tuple[str, str]]):
     input: Template
     reference: Template
 
+    def templates(self) -> list[str]:
+        return [self.input, self.reference]
+
     def fill(self, scope: dict[str, Any]) -> tuple[str, str]:
         return render(self.input, scope), render(self.reference, scope)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 FILE = "grader.py"  # the name under which the user's source appears in tracebacks
 LONGEST_ERROR = 2000  # characters
+CONFINED = "graders have no network here, and no files but their own empty folder"
 OPEN_FILES = 256
 CPU_SECONDS = 24 * 3600  # of one process, over all its calls; each call is limited by the clock
 
@@ -72,12 +73,13 @@ def as_number(value: object) -> float:
     return float(value)
 
 
-def describe(error: BaseException) -> str:
+def describe(error: BaseException, confined: bool) -> str:
     """The exception and the line of the user's source it came from."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == FILE]
     text = "".join(traceback.format_exception_only(error)).strip()
     text = text[:LONGEST_ERROR].encode(errors="replace").decode()
-    return f"{text} ({FILE}, line {lines[-1]})" if lines else text
+    text = f"{text} ({FILE}, line {lines[-1]})" if lines else text
+    return f"{text}: {CONFINED}" if confined and isinstance(error, OSError) else text
 
 
 def main(channel: socket.socket, confinement: dict[str, Any] | None) -> None:
@@ -105,7 +107,7 @@ def main(channel: socket.socket, confinement: dict[str, Any] | None) -> None:
                 signal.setitimer(signal.ITIMER_REAL, timeout + 5)
                 answer["reward"] = as_number(module.grade(sample, item))
         except BaseException as error:
-            answer["error"] = describe(error)
+            answer["error"] = describe(error, confinement is not None)
         if os.getpid() != worker:  # the user's code forked, and came back twice
             os._exit(1)
         signal.setitimer(signal.ITIMER_REAL, 0)

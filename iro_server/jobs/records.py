@@ -159,7 +159,7 @@ def fail(sessions: Sessions, job: Job, code: str, message: str, param: str | Non
             add_event(session, job.id, f"The job failed: {message}", level="error", data=error)
 
 
-def refuse(sessions: Sessions, job_id: str, code: str, message: str, param: str) -> None:
+def refuse(sessions: Sessions, job_id: str, code: str, message: str, param: str | None) -> None:
     """Mark a job failed whose files turned out to be no good."""
     with sessions.begin() as session:
         error = {"code": code, "message": message, "param": param}
@@ -194,7 +194,7 @@ def requeue(sessions: Sessions, job_id: str, message: str) -> None:
 def pause(sessions: Sessions, job_id: str, message: str, level: str = "info") -> bool:
     """Stop a job that waits or runs, to be resumed from its last finished step; False where it does neither."""
     with sessions.begin() as session:
-        paused = any(move(session, job_id, before, "paused") for before in ("queued", "running"))
+        paused = any(move(session, job_id, before, "paused") for before in ("validating_files", "queued", "running"))
         if paused:
             add_event(session, job_id, message, level)
         return paused

@@ -20,7 +20,6 @@ from pathlib import Path
 from sqlalchemy import select
 
 from iro_server.jobs import lock, presence, records
-from iro_server.jobs.validation import validate_waiting
 from iro_server.jobs.worker import SETTINGS_VARIABLE, TAKEN
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find
@@ -123,7 +122,6 @@ class Supervisor:
         return time.monotonic() - since > self.settings.heartbeat_timeout
 
     def tick(self) -> None:
-        validate_waiting(self.settings, self.sessions)
         self.adopt()
         for job_id, worker in list(self.workers.items()):
             self._watch(job_id, worker)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, ValidationInfo, field_validator, model_validator
 
 from iro_server.decoding.base import Selection
 from iro_server.graders import parse_grader
@@ -38,7 +38,8 @@ class AlignConfig(JobConfig):
     """Rollouts, reward, value fit and held-out evaluation of each iteration.
 
     Files are JSONL. A row is an item for the grader, with either ``messages`` (a conversation the model answers) or
-    ``prompt`` (a text it continues). Lengths are in tokens.
+    ``prompt`` (a text it continues). Lengths are in tokens. The validation context is the grader's surroundings, None
+    those of this process.
     """
 
     model_dir: Path | None = Field(None, description="None: the default model, prepared the first time")
@@ -79,8 +80,8 @@ class AlignConfig(JobConfig):
 
     @field_validator("grader")
     @classmethod
-    def _is_a_grader(cls, grader: dict[str, Any]) -> dict[str, Any]:
-        parse_grader(grader).close()
+    def _is_a_grader(cls, grader: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        parse_grader(grader, info.context).close()
         return grader
 
     @field_validator("response_format")

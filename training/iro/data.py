@@ -13,7 +13,10 @@ import numpy as np
 
 from iro_server.engines.base import Engine
 from iro_server.engines.prompts import item_prompt_ids
+from iro_server.graders import Grader
 from training.iro.config import AlignConfig
+from training.iro.seeds import SPLIT
+from training.run import rng_of
 
 HELDOUT_SHARE = 0.2  # of an iteration's prompts, for choosing the fit's settings and for diagnostics
 
@@ -73,6 +76,22 @@ def load_prompts(path: Path, param: str, engine: TokenizingEngine, max_tokens: i
     return prompts
 
 
+def check(config: AlignConfig, engine: TokenizingEngine, grader: Grader) -> list[str]:
+    """Warnings about the files. AlignError where nothing could come of them: what can be known before anything runs."""
+    slices, validation = split(config, engine, rng_of(config.seed, SPLIT))
+    training = [prompt for part in slices for prompt in [*part.train, *part.heldout]]
+    warnings = []
+    for field in sorted(grader.item_fields()):
+        for prompts, param in ((training, "training_file"), (validation, "validation_file")):
+            lacking = [prompt.index for prompt in prompts if field not in prompt.item]
+            if len(lacking) == len(prompts):
+                raise AlignError(f"the grader reads item.{field}, a field that no row of the {param} has", param=param)
+            if lacking:
+                rows = f"{len(lacking)} of {len(prompts)} rows of the {param}, row {lacking[0] + 1} the first,"
+                warnings.append(f"{rows} lack the field {field!r} that the grader reads: they cannot be graded")
+    return warnings
+
+
 def split(config: AlignConfig, engine: TokenizingEngine, rng: np.random.Generator) -> tuple[list[Slice], list[Prompt]]:
     """Disjoint slices, one an iteration, and the validation prompts, which occur in none of them."""
     training = load_prompts(config.training_file, "training_file", engine, config.max_tokens)
@@ -83,11 +102,13 @@ def split(config: AlignConfig, engine: TokenizingEngine, rng: np.random.Generato
         validation = training[: max(1, len(training) // 4)]
     validation = validation[: config.validation_prompts]
     seen = {prompt.token_ids for prompt in validation}
+    rows = len(training)
     training = [prompt for prompt in training if prompt.token_ids not in seen]
     share = len(training) // config.iterations
     if share < 2:
         raise AlignError(
-            f"{len(training)} training prompts are too few for {config.iterations} iterations of 2",
+            f"{len(training)} training prompts are too few for {config.iterations} iterations of 2"
+            + f" (of {rows} rows; the others are validation prompts)" * (rows > len(training)),
             param="training_file",
         )
     size = min(config.prompts_per_iteration or share, share)

@@ -20,6 +20,12 @@ def run(config: AlignConfig, run: Run) -> dict[str, Any]:
         return align(config, run, engine)
 
 
+def check(config: AlignConfig, engine: Any, grader: Any) -> list[str]:
+    from training.iro.data import check
+
+    return check(config, engine, grader)
+
+
 def draw(folder: Any) -> None:
     from training.iro.figures import draw
 
@@ -55,4 +61,5 @@ JOB = Job(
         },
     },
     draw=draw,
+    check=check,
 )

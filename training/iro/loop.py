@@ -255,6 +255,9 @@ class Alignment:
             holds=gain - 1.96 * error > 0,
         )
         rises = gain > 0
+        if rises:
+            reward = f"{best['full_valid_mean_reward']:.3f}, {base_mean:.3f} of the frozen model"
+            self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
         return {
             "best_iteration": best["step"] if rises else None,
             "best_checkpoint": best["path"] if rises else None,

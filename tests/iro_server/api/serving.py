@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import uvicorn
 
-from iro_server.app import create_app
+from iro_server.app import Server, create_app
 from iro_server.settings import Settings
 
 FAKE_JOB = "tests.iro_server.jobs.fake_job:JOB"
@@ -37,7 +37,7 @@ def serving(settings: Settings, engine: Any) -> Iterator[openai.OpenAI]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         app = create_app(settings.model_copy(update={"port": port}), engine)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = Server(uvicorn.Config(app, log_level="warning"), settings.drain)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
@@ -65,7 +65,7 @@ def start_job(client: openai.OpenAI, grader: dict[str, Any] = GRADER, **iro: Any
     return job.id
 
 
-def wait_for(what: Any, seconds: float = 60) -> Any:
+def wait_for(what: Any, seconds: float = 180) -> Any:
     """The first true value of ``what()``."""
     deadline = time.monotonic() + seconds
     while not (value := what()):
@@ -74,7 +74,7 @@ def wait_for(what: Any, seconds: float = 60) -> Any:
     return value
 
 
-def ended(client: openai.OpenAI, job_id: str, seconds: float = 60) -> Any:
+def ended(client: openai.OpenAI, job_id: str, seconds: float = 180) -> Any:
     """The job once it has ended."""
 
     def look() -> Any:

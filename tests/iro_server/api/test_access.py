@@ -209,3 +209,13 @@ def test_the_servers_own_key_acts_for_the_project_it_names(settings):
         with pytest.raises(openai.NotFoundError):
             own.with_options(project="b").files.retrieve(file)
     assert stat.S_IMODE((settings.data_dir / "internal.key").stat().st_mode) == 0o600
+
+
+def test_a_request_that_no_minute_could_hold_is_not_to_be_tried_again(settings):
+    secret = keys.create(open_database(settings), "small", tokens_per_minute=20)[1]
+    with serving(settings, ByteEngine()) as client, pytest.raises(openai.RateLimitError) as refusal:
+        keyed = client.with_options(api_key=secret, max_retries=5)
+        keyed.chat.completions.create(model="bytes", messages=HI, max_tokens=400)
+    assert "Request too large" in refusal.value.message
+    assert refusal.value.response.headers["x-should-retry"] == "false"
+    assert "retry-after" not in refusal.value.response.headers

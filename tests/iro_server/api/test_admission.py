@@ -133,3 +133,23 @@ def test_a_server_told_to_stop_lets_requests_finish(tmp_path):
         time.sleep(0.1)
     asking.join()
     assert said == ["x" * 100]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_the_drain_is_too_short_for_hears_of_it(tmp_path, stream):
+    engine = slow_engine()
+    heard: list[openai.APIError] = []
+
+    def asking(client: openai.OpenAI) -> None:
+        try:
+            list(ask(client, stream=True, max_tokens=400)) if stream else ask(client, max_tokens=400)
+        except openai.APIError as error:
+            heard.append(error)
+
+    with serving(settings_for(tmp_path, drain=0.5), engine) as client:
+        thread = threading.Thread(target=asking, args=(client,))
+        thread.start()
+        wait_for(lambda: engine.open_sessions)
+    thread.join()
+    assert [error.code for error in heard] == ["server_stopping"]
+    assert engine.open_sessions == 0

@@ -38,3 +38,18 @@ def test_a_body_over_the_limit_is_refused_with_or_without_its_length(client):
 def test_health_names_the_model_and_counts_jobs(client):
     health = httpx.get(f"{client.base_url}health").json()
     assert health["status"] == "ok" and health["model"] == "bytes" and set(health["jobs"]) == {"queued", "running"}
+
+
+def test_errors_say_what_would_do(client):
+    def message(path: str, **kwargs) -> str:
+        return httpx.post(f"{client.base_url}{path}", **kwargs).json()["error"]["message"]
+
+    assert message("responses", json={}).endswith("answers are at /v1/chat/completions and /v1/completions")
+    job = {"model": "bytes", "training_file": "file-1"}
+    assert "'type': 'reinforcement'" in message("fine_tuning/jobs", json=job)
+    assert message("fine_tuning/jobs") == "The request has no body; send one as JSON."
+    chat = {"model": "ft:bytes:iro::12345678:ckpt-step-9", "messages": [{"role": "user", "content": "hi"}]}
+    assert "GET /v1/fine_tuning/jobs/{id}/checkpoints" in message("chat/completions", json=chat)
+    grader = {"grader": {"type": "nonsense", "name": "x"}}
+    said = message("fine_tuning/alpha/graders/validate", json=grader)
+    assert said.startswith("grader.type: there is no grader of type 'nonsense', only 'string_check'")

@@ -94,7 +94,7 @@ def test_the_jobs_defaults_are_the_ones_the_mapping_scales() -> None:
     [
         ({"iro": {"loss": "bce", "value_model": "mlp"}}, ("iro",)),
         ({"iro": {"return_lambda": 0, "value_model": "lora"}}, ("iro",)),
-        ({"iro": {"iterations": 2, "betas": [1.0]}}, ("iro",)),
+        ({"iro": {"iterations": 2, "betas": [1.0]}}, ("iro", "betas")),
         ({"iro": {"max_tokens": 10**9}}, ("iro", "max_tokens")),
         ({"iro": {"counted_tokens": 10**6}}, ("iro", "counted_tokens")),
         ({"hyperparameters": {"eval_samples": 65}}, ("hyperparameters", "eval_samples")),

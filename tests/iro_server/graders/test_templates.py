@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iro_server.graders import Sample
-from iro_server.graders.templates import MissingField, check_template, render
+from iro_server.graders.templates import MissingField, check_template, item_fields, render
 
 plain = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]))
 leaves = st.none() | st.booleans() | st.integers() | st.text()
@@ -44,8 +44,27 @@ def test_values_are_never_rendered(text):
     assert render("<{{ item.x }}>", {"item": {"x": text}, "sample": {}}) == f"<{text}>"
 
 
-def test_an_expression_that_is_not_closed_is_text_and_read_once():
-    assert render(check_template("{{ item.x"), {"item": {"x": 1}, "sample": {}}) == "{{ item.x"
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ item.x", "is not closed"),
+        ("{{ sample.output_text }", "is not closed"),
+        ("say {item.x} now", r"two braces on each side: {{item.x}}"),
+        ("{{ sample.output }}", "none of a sample's fields: output_text, output_json, output_tools, choices"),
+    ],
+)
+def test_what_is_meant_as_an_expression_is_not_taken_for_text(template, said):
+    with pytest.raises(ValueError, match=said):
+        check_template(template)
+
+
+def test_the_fields_of_the_item_that_a_template_reads():
+    template = "{{item.a.b}} {{ item['two words'][0] }} {{sample.output_text}} {{ item }} c"
+    assert item_fields(template) == {"a", "two words"}
+
+
+def test_braces_that_mean_nothing_are_text_and_read_once():
+    assert render(check_template('{"x": {"item": 1}} {{ x'), {"item": {}, "sample": {}}) == '{"x": {"item": 1}} {{ x'
     many = "{{ " * 200_000  # takes minutes where each is searched to the end
     assert render(check_template(many), {"item": {}, "sample": {}}) == many
 

@@ -43,6 +43,7 @@ class GraderFailed(ValueError):
 class JOB:
     Config = Config
     Cancelled = Cancelled
+    check = None
 
     @staticmethod
     def execute(config: Config, out: Path, *, on_event, should_stop) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_a_paused_job_stops_keeps_its_checkpoints_and_goes_on(settings):
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}], max_tokens=4)
         time.sleep(0.3)
         assert jobs.retrieve(id).status == "paused"
-        with pytest.raises(Exception, match="only a queued or running job"):
+        with pytest.raises(Exception, match="only a job that waits or runs"):
             jobs.pause(id)
         assert jobs.resume(id).status == "queued"
         assert ended(client, id).status == "succeeded"
