@@ -91,7 +91,7 @@ BAD = [
     ({"method": {"type": "dpo"}}, 400, "method.type"),
     (with_reinforcement(iro={"iterations": 0}), 400, "method.reinforcement.iro.iterations"),
     (with_reinforcement(iro={"beam_width": -4}), 400, "method.reinforcement.iro.beam_width"),
-    (with_reinforcement(iro={"iterations": 3, "betas": [1.0]}), 400, "method.reinforcement.iro"),
+    (with_reinforcement(iro={"iterations": 3, "betas": [1.0]}), 400, "method.reinforcement.iro.betas"),
     (with_reinforcement(iro={"beam_width": 64}), 400, "method.reinforcement.iro.num_successors"),  # 8 by default
     (
         with_reinforcement(hyperparameters={"compute_multiplier": 17}),
