@@ -4,6 +4,8 @@
 set -euo pipefail
 . "$(dirname "$0")/model.sh"
 
+exec 9> "$IRO_DATA_DIR/setup.lock"
+flock 9  # on a cluster, several start at once
 echo "model: $(iro model prepare "$MODEL")"
 if [ -z "$(iro keys list)" ]; then
     (umask 077 && iro keys create first > "$IRO_DATA_DIR/first.key")
