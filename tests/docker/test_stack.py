@@ -16,19 +16,28 @@ from benchmarks.faults_server import ended, insist, wait_for
 from tests.docker.stack import ENGINE_KEY, HAS_ENGINE, MODEL, PASSWORD, Stack, stack
 
 NAME = MODEL.split("/")[-1]
-OPENINGS = ["The film", "I saw this", "The acting was", "My wife and I", "This story", "What a", "The plot", "It was"]
-ROWS = "".join(json.dumps({"prompt": opening}) + "\n" for opening in OPENINGS).encode()
-GRADER = {"type": "text_similarity", "name": "alike", "evaluation_metric": "fuzzy_match", "pass_threshold": 0.5}
-GRADER |= {"input": "{{sample.output_text}}", "reference": "eeeee eeee eee"}
+OPENINGS = [
+    "The film",
+    "I saw this",
+    "The acting was",
+    "My wife and I",
+    "This story",
+    "What a",
+    "The plot",
+    "It begins",
+]
+ROWS = "".join(json.dumps({"prompt": opening, "letter": "e"}) + "\n" for opening in OPENINGS).encode()
+COUNT_LETTER = "def grade(sample, item):\n    return sample['output_text'].count(item['letter']) / 10\n"
+GRADER = {"type": "python", "name": "letters", "source": COUNT_LETTER}
 SMALL = {"rollouts_per_prompt": 2, "beam_width": 2, "num_successors": 2, "chunk_length": 4, "max_tokens": 8}
 SMALL |= {"validation_prompts": 2, "early_stop": False}
 SMALL |= {"value_model": "lora", "backbone_layers": 1} if HAS_ENGINE else {}
 
 
-def start_job(running: Stack, file: str, iterations: int, seed: int) -> str:
+def start_job(running: Stack, file: str, iterations: int) -> str:
     method = {"type": "reinforcement", "reinforcement": {"grader": GRADER, "iro": SMALL | {"iterations": iterations}}}
     jobs = running.client.fine_tuning.jobs
-    return jobs.create(model=NAME, training_file=file, method=method, seed=seed).id
+    return jobs.create(model=NAME, training_file=file, method=method, seed=3).id
 
 
 def told(running: Stack, job: str) -> list[str]:
@@ -67,7 +76,7 @@ def test_nothing_is_lost_while_each_service_restarts_in_turn(tmp_path_factory):
             running.start(service)
 
         file = running.client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune").id
-        first = ended([running], start_job(running, file, iterations=1, seed=3))
+        first = ended([running], start_job(running, file, iterations=2))
         assert first.status == "succeeded", first.error
         said = say(running, first.fine_tuned_model)
         assert (
@@ -79,7 +88,7 @@ def test_nothing_is_lost_while_each_service_restarts_in_turn(tmp_path_factory):
             .message.content
         )
 
-        second = start_job(running, file, iterations=4, seed=4)
+        second = start_job(running, file, iterations=4)
         for service in ["worker", "postgres", *(["vllm"] if HAS_ENGINE else []), "server", "worker"]:
             wait_for(lambda: insist([running], status_of(second)) == "running", "the job to run")
             restart(running, service)
