@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The installation that the images hold: install.sh libraries|iro|vllm VENV SOURCE
-#   libraries  everything Iro needs to serve and to work, PostgreSQL's driver too, at the versions of constraints.txt
+#   libraries  everything Iro needs to serve and to work, at the versions of constraints.txt
 #   iro        Iro itself, after `libraries`: a layer of its own, as it changes most
 #   vllm       vLLM for CPUs, in an environment of its own
 # TORCH_INDEX: where PyTorch's builds for CPUs are, which are a tenth of those for GPUs; empty: pip's own index.
@@ -17,7 +17,8 @@ libraries)
     python3 - "$source/pyproject.toml" > "$wanted" <<'PYTHON'
 import sys, tomllib
 project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-print(*project["dependencies"], *project["optional-dependencies"]["postgres"], sep="\n")
+extras = [project["optional-dependencies"].get(name, []) for name in ("postgres", "tracing")]
+print(*project["dependencies"], *sum(extras, []), sep="\n")
 PYTHON
     torch=$(grep '^torch' "$wanted")
     if [ -n "${TORCH_INDEX:-}" ]; then
