@@ -48,6 +48,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 def test_it_serves_and_works_and_holds_nothing_for_development(installed, tmp_path):
     assert "work" in run(installed / "iro", "--help", cwd=tmp_path)
     assert "align" in run(installed / "iro", "list", cwd=tmp_path)  # the entry point by which workers find the job
+    run(installed / "iro", "keys", "list", "--data-dir", "data", cwd=tmp_path)  # which makes the database's tables
     modules = (
         "import iro_server.app, iro_server.work, iro_server.jobs.worker, training.iro.job, training.iro.loop, psycopg"
     )
