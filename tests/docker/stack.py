@@ -13,6 +13,7 @@ from pathlib import Path
 
 import openai
 import psutil
+import psycopg
 import yaml
 
 from benchmarks.faults_postgres import postgres, programs
@@ -124,12 +125,10 @@ def free_port() -> int:
 @contextmanager
 def database(password: str) -> Iterator[object]:
     """PostgreSQL as its image makes it: a user and a database named iro, and no way in without the password."""
-    bin = programs()
-    assert bin is not None
-    with postgres(bin) as server:
-        url = server.url.replace("+psycopg", "")
-        for statement in (f"ALTER USER iro PASSWORD '{password}'", "CREATE DATABASE iro"):
-            subprocess.run([bin / "psql", url, "--quiet", "--command", statement], check=True)
+    with postgres(programs()) as server:
+        with psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f"ALTER USER iro PASSWORD '{password}'")
+            connection.execute("CREATE DATABASE iro")
         (server.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
         server._run("pg_ctl", "reload", "-D", str(server.data))
         yield server

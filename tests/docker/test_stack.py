@@ -5,15 +5,16 @@ vLLM takes part where its environment is there (`make vllm`); without, the model
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
-import psycopg
 import pytest
 
 from benchmarks.faults_postgres import programs
 from benchmarks.faults_server import ended, insist, wait_for
-from tests.docker.stack import ENGINE_KEY, HAS_ENGINE, MODEL, PASSWORD, Stack, stack
+
+psycopg = pytest.importorskip("psycopg", reason="needs the extra postgres")
+
+from tests.docker.stack import ENGINE_KEY, HAS_ENGINE, MODEL, PASSWORD, Stack, stack  # noqa: E402
 
 NAME = MODEL.split("/")[-1]
 OPENINGS = [
@@ -63,9 +64,7 @@ def restart(running: Stack, service: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(
-    programs() is None or importlib.util.find_spec("psycopg") is None, reason="needs PostgreSQL and the extra postgres"
-)
+@pytest.mark.skipif(programs() is None, reason="needs PostgreSQL's programs")
 def test_nothing_is_lost_while_each_service_restarts_in_turn(tmp_path_factory):
     with stack(tmp_path_factory.mktemp("stack")) as running:
         assert "first API key" in running.run("setup")
