@@ -38,9 +38,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     require_keys: bool | None = None  # None: once there are keys, and wherever ``host`` is not loopback
-    server_url: str | None = (
-        None  # where jobs' graders find the API, as http://server:8000/v1; None: ``host``, ``port``
-    )
+    server_url: str | None = Field(None, pattern="^https?://")  # http://server:8000/v1, for jobs' graders elsewhere
 
     model_dir: Directory | None = None
     model_name: str = DEFAULT_MODEL.split("/")[-1]
