@@ -46,7 +46,6 @@ class Stack:
             "postgres:5432": database,
             "//server:8000": f"//127.0.0.1:{self.ports['server']}",
             "//vllm:8001": f"//127.0.0.1:{self.ports['vllm']}",
-            "/tmp/": f"{folder}/",
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         (folder / "data").mkdir()
