@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
     args = parser.parse_args()
+    args.out = args.out.resolve()  # results name their folder in full
     shutil.rmtree(args.out / "data", ignore_errors=True)
     args.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(args.out, {"kills": args.kills, "seed": args.seed})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -43,7 +42,6 @@ from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
-from iro_server.surroundings import Surroundings
 from iro_server.webhooks import Sender
 
 log = logging.getLogger("iro")
@@ -54,7 +52,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     """The application. While it runs it starts and watches jobs; ``engine`` stays the caller's to close."""
     sessions = open_database(settings)
     internal_key = keys.internal(settings.data_dir)
-    surroundings = surroundings_of(settings, internal_key)
+    surroundings = settings.surroundings(internal_key)
     registry = ModelRegistry(engine, sessions, settings.model_dir, surroundings)
 
     @asynccontextmanager
@@ -80,21 +78,6 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         v1.include_router(route.router)
     app.include_router(v1)
     return app
-
-
-def surroundings_of(settings: Settings, internal_key: str) -> Surroundings:
-    """Where graders run, the workers' too. A server without keys is its user's own, who may ask any endpoint."""
-    everywhere = settings.host in ("0.0.0.0", "::")
-    return Surroundings(
-        base_url=f"http://{'127.0.0.1' if everywhere else settings.host}:{settings.port}/v1",
-        api_key=internal_key,
-        any_endpoint=not settings.require_keys and is_loopback(settings.host),
-        endpoints={url: os.environ.get(name, "") for url, name in settings.grader_endpoints.items()},
-        reward_models=settings.reward_models,
-        embedding_model=settings.embedding_model,
-        python=settings.python_graders,
-        python_limits=settings.python_limits,
-    )
 
 
 def serve(settings: Settings) -> None:

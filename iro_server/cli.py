@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -20,6 +20,9 @@ from iro_server import cli_keys, cli_model
 from iro_server.cli_model import model_dir
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
+
+if TYPE_CHECKING:
+    from iro_server.settings import Settings as ServerSettings
 
 FAILED, BAD_INPUT = 1, 2
 JOBS = "iro.jobs"
@@ -62,6 +65,8 @@ app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_keys.app, name="keys")
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
+DataDir = Annotated[Path | None, typer.Option(help="Files, jobs and the database.")]
+DatabaseUrl = Annotated[str | None, typer.Option(help="An SQLAlchemy URL; SQLite in data_dir without.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…", help="Config fields; values as JSON.")]
 
 
@@ -69,21 +74,44 @@ Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…", 
 def serve(
     host: Annotated[str | None, typer.Option(help="127.0.0.1 by default; another needs an API key first.")] = None,
     port: Annotated[int | None, typer.Option(help="8000 by default.")] = None,
-    model: Model = DEFAULT_MODEL,
-    data_dir: Annotated[Path | None, typer.Option(help="Files, jobs and the database.")] = None,
-    database_url: Annotated[str | None, typer.Option(help="An SQLAlchemy URL; SQLite in data_dir without.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model directory, or a name to prepare.")] = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
 ) -> None:
     """Serve OpenAI's API over one frozen model. Every setting can be given as IRO_<NAME>: see iro_server/README.md."""
     from iro_server.app import check_keys, check_port
     from iro_server.app import serve as run_server
-    from iro_server.settings import Settings as ServerSettings
 
-    options = {"host": host, "port": port, "data_dir": data_dir, "database_url": database_url}
-    settings = ServerSettings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+    settings = _settings(host=host, port=port, data_dir=data_dir, database_url=database_url)
     check_keys(settings)
     check_port(settings)
-    directory = model_dir(model)
-    run_server(settings.model_copy(update={"model_dir": directory, "model_name": model.rstrip("/").split("/")[-1]}))
+    if model is not None:
+        named = {"model_dir": model_dir(model), "model_name": model.rstrip("/").split("/")[-1]}
+        settings = settings.model_copy(update=named)
+    run_server(settings)
+
+
+@app.command()
+def work(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Run the jobs of servers that share the data directory and the database, without serving requests."""
+    from iro_server.work import work as run_jobs
+
+    run_jobs(_settings(data_dir=data_dir, database_url=database_url))
+
+
+@app.command()
+def health(
+    worker: Annotated[bool, typer.Option("--worker", help="Of an `iro work` on this machine, not a server.")] = False,
+    port: Annotated[int | None, typer.Option(help="8000 by default.")] = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Exit with status 0 where this machine's server, or worker, is well: a probe for those who run it."""
+    from iro_server.health import server_problem, worker_problem
+
+    settings = _settings(port=port, data_dir=data_dir, database_url=database_url)
+    if problem := (worker_problem if worker else server_problem)(settings):
+        _fail(problem, FAILED)
 
 
 @app.command()
@@ -224,6 +252,13 @@ def _execute(job: Any, config: dict[str, Any], out: Path, seeds: int = 1) -> dic
         console.print(f"{mark} {escape(check['name'])}: {escape(str(check['got']))} ({escape(str(check['expected']))})")
     console.print(f"Results: {escape(str(out / 'result.json'))}", soft_wrap=True)
     return result
+
+
+def _settings(**options: Any) -> ServerSettings:
+    """The server's, from its environment where an option is None."""
+    from iro_server.settings import Settings as ServerSettings
+
+    return ServerSettings(**{name: value for name, value in options.items() if value is not None})
 
 
 def _find_job(name: str) -> Any:

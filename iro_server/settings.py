@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
-from iro_server.surroundings import PythonLimits
+from iro_server.surroundings import PythonLimits, Surroundings
 
 Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
 
@@ -37,6 +38,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     require_keys: bool | None = None  # None: once there are keys, and wherever ``host`` is not loopback
+    server_url: str | None = Field(None, pattern="^https?://")  # http://server:8000/v1, for jobs' graders elsewhere
 
     model_dir: Directory | None = None
     model_name: str = DEFAULT_MODEL.split("/")[-1]
@@ -64,7 +66,7 @@ class Settings(BaseSettings):
     private_webhooks: bool | None = None  # to private addresses; None: where ``host`` is loopback
 
     align_entry: str | None = None
-    job_concurrency: int = Field(1, ge=1)
+    job_concurrency: int = Field(1, ge=0)  # 0: the jobs are for other servers, or `iro work`
     job_restarts: int = Field(2, ge=0)  # of a worker that died
     job_poll: float = Field(0.5, gt=0)
     heartbeat: float = Field(1.0, gt=0)
@@ -90,3 +92,22 @@ class Settings(BaseSettings):
 
     def job_dir(self, job_id: str) -> Path:
         return self.data_dir / "jobs" / job_id
+
+    @property
+    def own_url(self) -> str:
+        """Where this machine reaches the server's API."""
+        everywhere = self.host in ("0.0.0.0", "::")
+        return f"http://{'127.0.0.1' if everywhere else self.host}:{self.port}/v1"
+
+    def surroundings(self, internal_key: str) -> Surroundings:
+        """Where graders run, the workers' too. A server without keys is its user's own, who may ask any endpoint."""
+        return Surroundings(
+            base_url=self.server_url or self.own_url,
+            api_key=internal_key,
+            any_endpoint=not self.require_keys and is_loopback(self.host),
+            endpoints={url: os.environ.get(name, "") for url, name in self.grader_endpoints.items()},
+            reward_models=self.reward_models,
+            embedding_model=self.embedding_model,
+            python=self.python_graders,
+            python_limits=self.python_limits,
+        )

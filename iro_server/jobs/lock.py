@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,23 +15,31 @@ PATIENCE = 5.0  # seconds: a look at the lock takes it for an instant, and must 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[bool]:
-    """Hold ``folder``'s lock, this process's id in it. Gives False where another process keeps it."""
+    """Hold ``folder``'s lock, this process's id and machine in it. Gives False where another process keeps it."""
     with _open(folder) as file:
         deadline = time.monotonic() + PATIENCE
         while not (held := _try_lock(file)) and time.monotonic() < deadline:
             time.sleep(0.05)
         if held:
             os.truncate(file.fileno(), 0)
-            os.pwrite(file.fileno(), str(os.getpid()).encode(), 0)
+            os.pwrite(file.fileno(), f"{os.getpid()} {socket.gethostname()}".encode(), 0)
         yield held
 
 
+def held(folder: Path) -> bool:
+    """Whether a process holds ``folder``'s lock, on this machine or on another that shares the folder."""
+    with _open(folder) as file:
+        return not _try_lock(file)
+
+
 def holder(folder: Path) -> int | None:
-    """The process id of the worker on ``folder``, None where there is none."""
+    """The process id of the worker on ``folder``, None where there is none or it is another machine's, or container's:
+    here its number is another process's."""
     with _open(folder) as file:
         if _try_lock(file):
             return None
-        return int(os.pread(file.fileno(), 32, 0) or 0) or None
+        pid, _, machine = os.pread(file.fileno(), 512, 0).decode().partition(" ")
+    return int(pid) if machine == socket.gethostname() else None
 
 
 def _open(folder: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import secrets
 import shutil
 import socket
@@ -26,6 +27,11 @@ def present(data_dir: Path) -> Iterator[str]:
     shutil.rmtree(folder)
 
 
+def here(data_dir: Path) -> bool:
+    """Whether a server of this machine looks after jobs."""
+    return any(lock.held(folder) for folder in (data_dir / "servers").glob(f"{glob.escape(socket.gethostname())}.*"))
+
+
 def gone(data_dir: Path, server: str | None) -> bool | None:
     """Whether the server of that name has died; None for one on another machine, whose locks say nothing here."""
     if server is None:
@@ -33,4 +39,4 @@ def gone(data_dir: Path, server: str | None) -> bool | None:
     if server.rpartition(".")[0] != socket.gethostname():
         return None
     folder = _folder(data_dir, server)
-    return not folder.exists() or lock.holder(folder) is None
+    return not folder.exists() or not lock.held(folder)

@@ -49,7 +49,7 @@ class Worker:
 
     def alive(self) -> bool:
         child_lives = self.process is not None and self.process.poll() is None
-        return child_lives or lock.holder(self.folder) is not None
+        return child_lives or lock.held(self.folder)
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         pid = self.process.pid if self.process and self.process.poll() is None else lock.holder(self.folder)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from iro_server.graders import Surroundings
-from iro_server.jobs import lock, records
+from iro_server.jobs import lock, records, supervisor
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.worker import Worker, load_entry
 from iro_server.store.database import find, open_database
@@ -173,6 +173,14 @@ def test_a_folder_has_one_worker(tmp_path):
         with lock.hold(tmp_path) as again:
             assert not again and time.monotonic() - start >= lock.PATIENCE
     assert lock.holder(tmp_path) is None
+
+
+def test_a_worker_on_another_machine_is_seen_but_never_killed_by_its_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "another-host")
+    with lock.hold(tmp_path):
+        monkeypatch.undo()
+        assert supervisor.Worker(tmp_path).alive()
+        assert lock.holder(tmp_path) is None  # so that `Worker.kill` finds nobody, and not whoever has that number here
 
 
 def test_the_server_runs_the_job_registered_as_align():

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Before the first start and after each upgrade: the model is fetched, the database's tables are made, and where there
+# is no API key yet, one is, into $IRO_DATA_DIR/first.key. To run it again changes nothing.
+set -euo pipefail
+. "$(dirname "$0")/model.sh"
+
+exec 9> "$IRO_DATA_DIR/setup.lock"
+flock 9  # on a cluster, several start at once
+echo "model: $(iro model prepare "$MODEL")"
+if [ -z "$(iro keys list)" ]; then
+    (umask 077 && iro keys create first > "$IRO_DATA_DIR/first.key")
+    echo "first API key: in $IRO_DATA_DIR/first.key"
+fi

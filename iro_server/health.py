@@ -1,0 +1,33 @@
+"""Whether what runs on this machine is well, for the probes of those who run it: None, or what is wrong."""
+
+from __future__ import annotations
+
+import httpx
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
+
+from iro_server.jobs import presence
+from iro_server.settings import Settings
+
+SECONDS = 5.0
+
+
+def server_problem(settings: Settings) -> str | None:
+    """Why this machine's server cannot serve."""
+    url = f"{settings.own_url}/health"
+    try:
+        httpx.get(url, timeout=SECONDS).raise_for_status()
+    except httpx.HTTPError as error:
+        return f"{url}: {error}"
+    return None
+
+
+def worker_problem(settings: Settings) -> str | None:
+    """Why jobs do not run here: no supervisor is on this machine, or the database does not answer."""
+    if not presence.here(settings.data_dir):
+        return f"nothing on this machine runs the jobs of {settings.data_dir}"
+    try:
+        create_engine(settings.url).connect().close()
+    except OperationalError as error:
+        return f"the database does not answer: {error}"
+    return None

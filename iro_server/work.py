@@ -1,0 +1,28 @@
+"""Jobs without the API: a supervisor on a machine, or in a container, of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from iro_server.jobs.supervisor import Supervisor
+from iro_server.settings import Settings
+from iro_server.store import keys
+from iro_server.store.database import open_database
+
+
+def work(settings: Settings) -> None:
+    """Take jobs and see to them until told to stop; what runs then goes on with whoever takes it next."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if settings.job_concurrency == 0:
+        raise ValueError("IRO_JOB_CONCURRENCY is 0, so this worker would take no job: make it 1 or more")
+    asyncio.run(_supervise(settings))
+
+
+async def _supervise(settings: Settings) -> None:
+    sessions = open_database(settings)
+    supervisor = Supervisor(settings, sessions, settings.surroundings(keys.internal(settings.data_dir)))
+    for told in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(told, supervisor.stopping.set)
+    await supervisor.run()

@@ -1,0 +1,113 @@
+"""All services together, started as compose starts them: a real job, then another while each service restarts in turn.
+
+vLLM takes part where its environment is there (`make vllm`); without, the model runs in the server and the workers.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.faults_postgres import programs
+from benchmarks.faults_server import ended, insist, wait_for
+
+psycopg = pytest.importorskip("psycopg", reason="needs the extra postgres")
+
+from tests.docker.stack import ENGINE_KEY, HAS_ENGINE, MODEL, PASSWORD, Stack, stack  # noqa: E402
+
+NAME = MODEL.split("/")[-1]
+OPENINGS = [
+    "The film",
+    "I saw this",
+    "The acting was",
+    "My wife and I",
+    "This story",
+    "What a",
+    "The plot",
+    "It begins",
+]
+ROWS = "".join(json.dumps({"prompt": opening, "letter": "e"}) + "\n" for opening in OPENINGS).encode()
+COUNT_LETTER = "def grade(sample, item):\n    return sample['output_text'].count(item['letter']) / 10\n"
+GRADER = {"type": "python", "name": "letters", "source": COUNT_LETTER}
+SMALL = {"rollouts_per_prompt": 2, "beam_width": 2, "num_successors": 2, "chunk_length": 4, "max_tokens": 8}
+SMALL |= {"validation_prompts": 2, "early_stop": False}
+SMALL |= {"value_model": "lora", "backbone_layers": 1} if HAS_ENGINE else {}
+
+
+def start_job(running: Stack, file: str, iterations: int) -> str:
+    method = {"type": "reinforcement", "reinforcement": {"grader": GRADER, "iro": SMALL | {"iterations": iterations}}}
+    jobs = running.client.fine_tuning.jobs
+    return jobs.create(model=NAME, training_file=file, method=method, seed=3).id
+
+
+def told(running: Stack, job: str) -> list[str]:
+    events = insist([running], lambda client: client.fine_tuning.jobs.list_events(job, limit=100).data)
+    return [event.message for event in reversed(events)]
+
+
+def say(running: Stack, model: str) -> str:
+    def ask(client) -> str:
+        return client.completions.create(model=model, prompt="The film", max_tokens=8, seed=5).choices[0].text
+
+    return insist([running], ask)
+
+
+def restart(running: Stack, service: str) -> None:
+    if service == "postgres":
+        running.database.crash()
+        running.database.start()
+    else:
+        running.crash(service)
+        running.start(service)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(programs() is None, reason="needs PostgreSQL's programs")
+def test_nothing_is_lost_while_each_service_restarts_in_turn(tmp_path_factory):
+    with stack(tmp_path_factory.mktemp("stack")) as running:
+        assert "first API key" in running.run("setup")
+        key = running.client.api_key
+        assert "first API key" not in running.run("setup") and running.client.api_key == key
+        services = [*(["vllm"] if HAS_ENGINE else []), "server", "worker"]
+        for service in services:
+            running.start(service)
+
+        file = running.client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune").id
+        first = ended([running], start_job(running, file, iterations=2))
+        assert first.status == "succeeded", first.error
+        said = say(running, first.fine_tuned_model)
+        assert (
+            "Paris"
+            in running.client.chat.completions.create(
+                model=NAME, messages=[{"role": "user", "content": "What is the capital of France?"}], temperature=0
+            )
+            .choices[0]
+            .message.content
+        )
+
+        second = start_job(running, file, iterations=4)
+        for service in ["worker", "postgres", *(["vllm"] if HAS_ENGINE else []), "server", "worker"]:
+            wait_for(lambda: insist([running], status_of(second)) == "running", "the job to run")
+            restart(running, service)
+        job = ended([running], second, seconds=1200)
+        assert job.status == "succeeded", job.error
+        messages = told(running, second)
+        for step in (1, 2, 3, 4):
+            assert messages.count(f"Checkpoint created at step {step}") == 1
+        assert any("goes on" in message for message in messages)
+        assert say(running, first.fine_tuned_model) == said
+        assert say(running, job.fine_tuned_model)
+        assert insist([running], lambda client: client.files.content(file).read()) == ROWS
+
+        running.stop("worker")
+        running.stop("server")
+        logs = "".join(path.read_text() for path in running.folder.rglob("*.log"))
+        assert not [secret for secret in (PASSWORD, ENGINE_KEY, key) if secret in logs]
+        with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+            psycopg.connect(f"postgresql://iro@{running.here['postgres:5432']}/iro")
+
+
+def status_of(job: str):
+    return lambda client: client.fine_tuning.jobs.retrieve(job).status
