@@ -14,9 +14,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from iro_server.api.errors import APIError
-from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate, together
+from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
 from iro_server.api.options import usage_object
 from iro_server.api.turn import Turn, unless_gone
+from iro_server.tasks import together
 
 log = logging.getLogger("iro.api")
 

@@ -1,0 +1,135 @@
+"""What engines over HTTP have in common: a thread with the event loop of their requests, the model's description."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer
+
+from iro_server.engines.base import Chunk, ModelInfo
+from iro_server.engines.describe import describe
+from iro_server.engines.replicas import Replicas, Timing
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a chunk."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    stopped: bool
+
+
+def chunk_of(rows: Sequence[Row]) -> Chunk:
+    return Chunk(
+        tokens_RL=pad_sequence([torch.tensor(row.tokens, dtype=torch.int64) for row in rows], batch_first=True),
+        logprobs_RL=pad_sequence([torch.tensor(row.logprobs, dtype=torch.float32) for row in rows], batch_first=True),
+        lengths_R=torch.tensor([len(row.tokens) for row in rows]),
+        stopped_R=torch.tensor([row.stopped for row in rows]),
+    )
+
+
+class RemoteEngine:
+    """``model_dir`` holds the tokenizer, and the weights that value functions adapt. ``model``: its name at the
+    endpoint, None for the first it serves. Close it, or use it as a context manager.
+
+    ValueError for a URL that is none or an endpoint that is of no use, EngineUnavailable where none answers in time.
+    """
+
+    timing: ClassVar[Timing] = Timing()
+
+    def __init__(
+        self,
+        model_dir: Path,
+        urls: Sequence[str],
+        *,
+        name: str | None = None,
+        key: str | None = None,
+        model: str | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
+        self._thread.start()
+        try:
+            self.replicas = self.submit(self._connect(urls, key, timing or self.timing)).result()
+            models = self.submit(self.replicas.models()).result()
+            self.model = model or models[0]["id"]
+            longest = next((m.get("max_model_len") for m in models if m["id"] == self.model), None)
+            if longest:
+                self._info = replace(self._info, max_length=min(longest, self._info.max_length))
+            self.submit(self.try_out()).result()
+        except BaseException:
+            self.close()
+            raise
+
+    async def _connect(self, urls: Sequence[str], key: str | None, timing: Timing) -> Replicas:
+        return Replicas(urls, key, timing, self.probe_url)
+
+    def probe_url(self, base: str) -> str:
+        raise NotImplementedError
+
+    async def try_out(self) -> None:
+        """Ask for one token: ValueError where the answer lacks what this engine needs."""
+        raise NotImplementedError
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Run ``work`` on the engine's loop, whichever loop its caller lives on; cancel the future to end it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def check(self, prompt_ids: Sequence[int], layers: Sequence[int]) -> None:
+        if layers:
+            raise ValueError(f'{self.info.name} is served over HTTP, without hidden states: use value_model "lora"')
+        if not 0 < len(prompt_ids) < self.info.max_length:
+            most = self.info.max_length - 1
+            raise ValueError(f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {most}")
+
+    @contextmanager
+    def in_step(self, sessions: int) -> Iterator[None]:
+        """No promise: the endpoint batches as requests arrive, and what shares a batch shifts the last bits of its
+        log-probabilities, so that now and then, at equal seeds, another token is drawn."""
+        yield
+
+    def report(self) -> list[dict[str, Any]]:
+        """Of each replica: whether it is up, what it decodes, and what its prefix cache saved."""
+        return [replica.report() for replica in self.replicas.all]
+
+    def close(self) -> None:
+        """End what is under way; chunks in progress fail with CancelledError."""
+        if self._loop.is_closed():
+            return
+        self.submit(self._end()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if hasattr(self, "replicas"):
+            await self.replicas.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,266 @@
+"""Servers of one model, over HTTP: which of them is asked, and what becomes of one that dies, hangs or talks nonsense.
+
+A request to decode changes nothing where it is sent and carries its seed: whatever fails is asked again elsewhere. A
+replica that failed ``FAILURES`` times in a row, or does not answer probes while it should be decoding, is left alone
+until a probe finds it well again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+log = logging.getLogger("iro.engine")
+FAILURES = 3  # in a row, and a replica is left alone
+MISSES = 2  # probes without an answer in a row, and what a replica decodes is given up
+STICKY_ROWS = 64  # a session stays on its replica until it has so many rows more than the least loaded one
+PAUSE = 0.2  # seconds between rounds of asking all replicas
+Answer = TypeVar("Answer")
+
+
+class EngineUnavailable(RuntimeError):
+    """No replica answered in time."""
+
+
+class ReplicaFailure(Exception):
+    """An answer that did not come, or that cannot be used. ``settled``: asking again will not change it."""
+
+    def __init__(self, message: str, settled: bool = False) -> None:
+        super().__init__(message)
+        self.settled = settled
+
+
+@dataclass(frozen=True)
+class Timing:
+    """In seconds. ``answer``: the longest that a replica may take for one. ``patience``: how long a caller waits, from
+    the first failure on, for a replica that answers. ``probe_every``, ``probe``: how often a replica that decodes, or
+    is left alone, is asked whether it lives, and how long it may take to say so."""
+
+    answer: float = 600.0
+    patience: float = 30.0
+    probe_every: float = 2.0
+    probe: float = 5.0
+
+
+@dataclass(eq=False)
+class Replica:
+    """``url``: its base, ending in /v1. ``rows``: being decoded. ``down``: set while it is left alone."""
+
+    url: str
+    rows: int = 0
+    requests: int = 0
+    failures: int = 0  # in a row
+    down: asyncio.Event = field(default_factory=asyncio.Event)
+    watch: asyncio.Task[None] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    def counted(self, usage: Any) -> None:
+        usage = usage if isinstance(usage, dict) else {}
+        self.prompt_tokens += int(usage.get("prompt_tokens") or 0)
+        self.cached_tokens += int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+    def report(self) -> dict[str, Any]:
+        """For /v1/health. ``cached_tokens`` of ``prompt_tokens`` were in the replica's prefix cache."""
+        names = ("rows", "requests", "prompt_tokens", "cached_tokens")
+        address = urlsplit(self.url)
+        where = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+        state = "down" if self.down.is_set() else "up"
+        return {"url": where, "state": state} | {name: getattr(self, name) for name in names}
+
+
+class Replicas:
+    """Use it from one event loop. ``probe``: from a replica's base URL to the one that tells whether it lives."""
+
+    def __init__(self, urls: Sequence[str], key: str | None, timing: Timing, probe: Callable[[str], str]) -> None:
+        self.all = [Replica(base_url(url)) for url in urls]
+        self.timing, self.probe = timing, probe
+        self.client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            timeout=httpx.Timeout(timing.answer, connect=timing.probe),
+        )
+
+    async def close(self) -> None:
+        for replica in self.all:
+            if replica.watch:
+                replica.watch.cancel()
+        await self.client.aclose()
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What the first replica that answers serves. ValueError where it refuses, EngineUnavailable where none does."""
+
+        def read(payload: Any) -> list[dict[str, Any]]:
+            models = payload["data"]
+            if not models or not all(isinstance(model["id"], str) for model in models):
+                raise ValueError("no models")
+            return models
+
+        return (await self._ask("GET", "/models", None, read, rows=0, prefer=None))[0]
+
+    async def complete(
+        self, body: dict[str, Any], read: Callable[[Any], Answer], prefer: Replica | None = None
+    ) -> tuple[Answer, Replica]:
+        """What ``read`` makes of the answer to ``body`` (it raises for one that makes no sense), and who gave it.
+
+        ValueError where the request is refused as wrong, EngineUnavailable where no replica answers within the
+        patience. ``prefer``: the replica that has the prompt in its cache.
+        """
+        return await self._ask("POST", "/completions", body, read, body["n"], prefer)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        read: Callable[[Any], Answer],
+        rows: int,
+        prefer: Replica | None,
+    ) -> tuple[Answer, Replica]:
+        clock = asyncio.get_running_loop().time
+        deadline: float | None = None
+        why = "all of them are left alone after failures"
+        tried: set[Replica] = set()
+        while True:
+            replica = self._choose(prefer, tried)
+            if replica is not None:
+                try:
+                    return await self._from(replica, method, path, body, read, rows), replica
+                except ReplicaFailure as failure:
+                    self._failed(replica, failure)
+                    tried.add(replica)
+                    why = str(failure)
+                    if failure.settled and len(tried) == len(self.all):
+                        raise EngineUnavailable(why) from failure
+            deadline = deadline or clock() + self.timing.patience
+            if clock() >= deadline:
+                raise EngineUnavailable(f"no engine answers: {why}")
+            if replica is None:
+                await asyncio.sleep(PAUSE)
+                tried.clear()
+
+    def _choose(self, prefer: Replica | None, tried: set[Replica]) -> Replica | None:
+        able = [replica for replica in self.all if not replica.down.is_set() and replica not in tried]
+        least = min(able, key=lambda replica: (replica.rows, replica.requests), default=None)
+        if prefer in able and least and prefer and prefer.rows - least.rows < STICKY_ROWS:
+            return prefer
+        return least
+
+    async def _from(
+        self,
+        replica: Replica,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        read: Callable[[Any], Answer],
+        rows: int,
+    ) -> Answer:
+        replica.rows += rows
+        replica.requests += 1
+        self._watch(replica)
+        try:
+            payload = await _unless(replica.down, self._payload(replica, method, path, body))
+        finally:
+            replica.rows -= rows
+        try:
+            answer = read(payload)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ReplicaFailure(f"{replica.report()['url']} gave an answer that makes no sense: {error!r}") from error
+        replica.failures = 0
+        replica.counted(payload.get("usage"))
+        return answer
+
+    async def _payload(self, replica: Replica, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        where = replica.report()["url"]
+        try:
+            async with asyncio.timeout(self.timing.answer):
+                response = await self.client.request(method, replica.url + path, json=body)
+        except TimeoutError as error:
+            raise ReplicaFailure(f"{where} took longer than {self.timing.answer:g} s") from error
+        except httpx.TransportError as error:
+            raise ReplicaFailure(f"{where} does not answer ({type(error).__name__}: {error})") from error
+        if response.status_code in (400, 413, 422):
+            raise ValueError(f"{where} refuses the request: {_message(response)}")
+        if response.status_code in (401, 403):
+            raise ReplicaFailure(f"{where} refuses the key (IRO_ENGINE_KEY): {_message(response)}", settled=True)
+        if response.status_code == 404:
+            raise ReplicaFailure(f"{where}{path} is not there: {_message(response)}", settled=True)
+        if not response.is_success:
+            raise ReplicaFailure(f"{where} answered {response.status_code}: {_message(response)}")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise ReplicaFailure(f"{where} gave an answer that is no JSON") from error
+
+    def _failed(self, replica: Replica, failure: ReplicaFailure) -> None:
+        replica.failures += 1
+        log.warning("%s", failure)
+        if replica.failures >= FAILURES and not replica.down.is_set():
+            log.error("%s is left alone until it is well again", replica.report()["url"])
+            replica.down.set()
+        self._watch(replica)
+
+    def _watch(self, replica: Replica) -> None:
+        """Probe the replica for as long as it decodes or is left alone."""
+        if replica.watch is None or replica.watch.done():
+            replica.watch = asyncio.create_task(self._probe_on(replica))
+
+    async def _probe_on(self, replica: Replica) -> None:
+        misses = 0
+        while True:
+            await asyncio.sleep(self.timing.probe_every)
+            if not replica.rows and not replica.down.is_set():
+                return
+            alive = await self._alive(replica)
+            misses = 0 if alive else misses + 1
+            if alive and replica.down.is_set():
+                log.info("%s is well again", replica.report()["url"])
+                replica.down.clear()
+                replica.failures = FAILURES - 1  # one more, and it is left alone again
+            elif misses == MISSES and not replica.down.is_set():
+                log.error("%s does not answer probes: it is left alone until it does", replica.report()["url"])
+                replica.down.set()
+
+    async def _alive(self, replica: Replica) -> bool:
+        try:
+            async with asyncio.timeout(self.timing.probe):
+                return (await self.client.get(self.probe(replica.url))).is_success
+        except (TimeoutError, httpx.TransportError):
+            return False
+
+
+def base_url(url: str) -> str:
+    """``url`` as a base that /completions can follow. ValueError where it is no URL."""
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ValueError(f"{url!r} is not the base URL of an engine, such as http://127.0.0.1:8001/v1")
+    return url.rstrip("/") if address.path.strip("/") else f"{url.rstrip('/')}/v1"
+
+
+async def _unless(down: asyncio.Event, work: Any) -> Any:
+    """``work``'s result; ReplicaFailure, and no more of it, once ``down`` is set."""
+    task, ended = asyncio.ensure_future(work), asyncio.ensure_future(down.wait())
+    try:
+        await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ReplicaFailure("the replica stopped answering while it decoded")
+        return task.result()
+    finally:
+        task.cancel()
+        ended.cancel()
+
+
+def _message(response: httpx.Response) -> str:
+    """The error's own words, in OpenAI's envelope or none."""
+    try:
+        payload = response.json()
+        return str((payload.get("error") or payload)["message"])[:500]
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return response.text[:200]
