@@ -31,7 +31,7 @@ from iro_server.api.context import Context
 from iro_server.api.limits import BodyLimit
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
-from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.supervisor import Supervisor
@@ -99,7 +99,15 @@ def serve(settings: Settings) -> None:
     check_keys(settings)
     if settings.python_graders == "sandbox" and (problem := isolation_problem()):
         log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
-    with EmbeddedEngine(model_dir, settings.model_name) as engine:
+    with open_engine(
+        model_dir,
+        settings.model_name,
+        settings.engine_urls,
+        settings.engine_kind,
+        settings.engine_model,
+        settings.engine_key.get_secret_value() if settings.engine_key else None,
+        settings.engine_patience,
+    ) as engine:
         uvicorn.run(
             create_app(settings, engine),
             host=settings.host,

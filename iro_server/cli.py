@@ -72,6 +72,9 @@ def serve(
     model: Model = DEFAULT_MODEL,
     data_dir: Annotated[Path | None, typer.Option(help="Files, jobs and the database.")] = None,
     database_url: Annotated[str | None, typer.Option(help="An SQLAlchemy URL; SQLite in data_dir without.")] = None,
+    engine_url: Annotated[
+        list[str] | None, typer.Option(help="A vLLM server of the model, as often as there are; none: in process.")
+    ] = None,
 ) -> None:
     """Serve OpenAI's API over one frozen model. Every setting can be given as IRO_<NAME>: see iro_server/README.md."""
     from iro_server.app import check_keys
@@ -79,6 +82,7 @@ def serve(
     from iro_server.settings import Settings as ServerSettings
 
     options = {"host": host, "port": port, "data_dir": data_dir, "database_url": database_url}
+    options["engine_urls"] = engine_url or None
     settings = ServerSettings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
     check_keys(settings)
     directory = model_dir(model)

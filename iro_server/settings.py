@@ -6,9 +6,10 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from iro_server.engines.endpoints import EngineKind, EngineUrl
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.surroundings import PythonLimits
 
@@ -40,6 +41,11 @@ class Settings(BaseSettings):
 
     model_dir: Directory | None = None
     model_name: str = DEFAULT_MODEL.split("/")[-1]
+    engine_urls: list[EngineUrl] = Field(default_factory=list)  # servers of the model; none: it runs in this process
+    engine_kind: EngineKind = "vllm"
+    engine_model: str | None = None  # its name there; None: the first that is served
+    engine_key: SecretStr | None = Field(None, exclude=True)
+    engine_patience: float = Field(30.0, ge=0)  # how long a request waits for an engine that fails
     organization: str = Field("iro", pattern=r"^[A-Za-z0-9_-]+$")
 
     max_body_bytes: int = Field(512 * 2**20, gt=0)

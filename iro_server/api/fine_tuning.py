@@ -34,13 +34,15 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     _check_model(body, context)
     body.method.reinforcement.check_rows(context.settings.max_rows)
     _check_grader(body, context)
+    if not context.models.engine.info.hidden:
+        body.method.reinforcement.check_without_hidden()
     sources = {"training_file": body.training_file, "validation_file": body.validation_file}
     for param, id in sources.items():
         if id is not None:
             files.kept(context, id, param)
     job_id = t.new_id("ftjob-")
     folder = context.settings.job_dir(job_id)
-    config = {"model_dir": str(context.settings.model_dir), "model_name": body.model}
+    config = {"model_dir": str(context.settings.model_dir), "model_name": body.model, **_engine(context)}
     for param, id in sources.items():
         if id is not None:  # the job's own name for it: the file may be deleted while the job runs
             _link(context, id, param, folder / f"{param}.jsonl")
@@ -73,6 +75,18 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
             message = "wandb: nothing is sent there; the job's TensorBoard files are in its run folder"
             records.add_event(session, job_id, message, "warn")
     return show(job, context)
+
+
+def _engine(context: Context) -> dict[str, Any]:
+    """The fields of a job's config that say where the frozen model is; nothing where the job loads it itself."""
+    settings = context.settings
+    if not settings.engine_urls:
+        return {}
+    return {
+        "engine_urls": settings.engine_urls,
+        "engine_kind": settings.engine_kind,
+        "engine_model": settings.engine_model,
+    }
 
 
 def _check_model(body: JobRequest, context: Context) -> None:

@@ -5,6 +5,7 @@ Axes in tensor names: R rows (beams x successors), L tokens of one chunk, D hidd
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,6 +26,11 @@ class Sampling:
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
     salt: str | None = None
+
+
+def cache_salt(project: str) -> str:
+    """The salt of a project's prompts, which tells nothing of its name."""
+    return hashlib.sha256(f"iro {project}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

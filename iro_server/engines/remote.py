@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import threading
+from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -15,9 +19,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from iro_server.engines.base import Chunk, ModelInfo
+from iro_server.engines.base import Chunk, ModelInfo, Sampling
 from iro_server.engines.describe import describe
-from iro_server.engines.replicas import Replicas, Timing
+from iro_server.engines.replicas import Replica, Replicas, Timing
+from iro_server.tasks import together
 
 Result = TypeVar("Result")
 
@@ -133,3 +138,56 @@ class RemoteEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class RemoteSession:
+    """A session whose rows are what the endpoint is sent (``prefixes``: token ids or text), each continued by a request
+    of its own. It stays with the replica that has its prompt in the cache."""
+
+    def __init__(self, engine: RemoteEngine, prompt: Any, sampling: Sampling) -> None:
+        self.engine, self.sampling = engine, sampling
+        self.seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "big")
+        self.prefixes = [prompt]
+        self.round = 0
+        self.replica: Replica | None = None
+        self.pending: Future[Chunk] | None = None
+
+    def request(self, prefix: Any, count: int, length: int, seed: int) -> dict[str, Any]:
+        """The body that asks for ``count`` continuations; number i draws with ``seed`` + i."""
+        raise NotImplementedError
+
+    def read(self, payload: Any, count: int, length: int) -> list[tuple[Any, Row]]:
+        """Of each continuation: what it adds to the prefix, and its row. ValueError, or another error of a wrong shape,
+        for an answer that cannot be used."""
+        raise NotImplementedError
+
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        """As ``Session.extend``. EngineUnavailable where no replica answers in time."""
+        self.pending = self.engine.submit(self._extend(parents, num_successors, length))
+        return await asyncio.wrap_future(self.pending)
+
+    async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        counts = Counter(parents)  # a parent that occurs twice is one request for twice as many rows, all different
+        answers = await together(self._continue(p, count * num_successors, length) for p, count in counts.items())
+        of_parent = {parent: iter(rows) for parent, rows in zip(counts, answers, strict=True)}
+        origins = [parent for parent in parents for _ in range(num_successors)]
+        drawn = [next(of_parent[parent]) for parent in origins]
+        self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, drawn, strict=True)]
+        self.round += 1
+        return chunk_of([row for _, row in drawn])
+
+    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Any, Row]]:
+        body = self.request(self.prefixes[parent], count, length, derive(self.seed, self.round, parent))
+        read = partial(self.read, count=count, length=length)
+        drawn, self.replica = await self.engine.replicas.complete(body, read, self.replica)
+        return drawn
+
+    def close(self) -> None:
+        if self.pending is not None:
+            self.pending.cancel()
+
+
+def derive(seed: int, round: int, parent: int) -> int:
+    """A 62-bit seed of one request."""
+    digest = hashlib.sha256(f"{seed} {round} {parent}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2

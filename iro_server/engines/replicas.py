@@ -13,9 +13,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
+
+from iro_server.engines.endpoints import KEY_VARIABLE, base_url
 
 log = logging.getLogger("iro.engine")
 FAILURES = 3  # in a row, and a replica is left alone
@@ -68,12 +69,9 @@ class Replica:
         self.cached_tokens += int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
 
     def report(self) -> dict[str, Any]:
-        """For /v1/health. ``cached_tokens`` of ``prompt_tokens`` were in the replica's prefix cache."""
+        """For /v1/health, which anybody may read: no address. ``cached_tokens`` of ``prompt_tokens`` were in its cache."""
         names = ("rows", "requests", "prompt_tokens", "cached_tokens")
-        address = urlsplit(self.url)
-        where = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
-        state = "down" if self.down.is_set() else "up"
-        return {"url": where, "state": state} | {name: getattr(self, name) for name in names}
+        return {"up": not self.down.is_set()} | {name: getattr(self, name) for name in names}
 
 
 class Replicas:
@@ -172,13 +170,13 @@ class Replicas:
         try:
             answer = read(payload)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ReplicaFailure(f"{replica.report()['url']} gave an answer that makes no sense: {error!r}") from error
+            raise ReplicaFailure(f"{replica.url} gave an answer that makes no sense: {error!r}") from error
         replica.failures = 0
         replica.counted(payload.get("usage"))
         return answer
 
     async def _payload(self, replica: Replica, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        where = replica.report()["url"]
+        where = replica.url
         try:
             async with asyncio.timeout(self.timing.answer):
                 response = await self.client.request(method, replica.url + path, json=body)
@@ -189,7 +187,7 @@ class Replicas:
         if response.status_code in (400, 413, 422):
             raise ValueError(f"{where} refuses the request: {_message(response)}")
         if response.status_code in (401, 403):
-            raise ReplicaFailure(f"{where} refuses the key (IRO_ENGINE_KEY): {_message(response)}", settled=True)
+            raise ReplicaFailure(f"{where} refuses the key ({KEY_VARIABLE}): {_message(response)}", settled=True)
         if response.status_code == 404:
             raise ReplicaFailure(f"{where}{path} is not there: {_message(response)}", settled=True)
         if not response.is_success:
@@ -203,7 +201,7 @@ class Replicas:
         replica.failures += 1
         log.warning("%s", failure)
         if replica.failures >= FAILURES and not replica.down.is_set():
-            log.error("%s is left alone until it is well again", replica.report()["url"])
+            log.error("%s is left alone until it is well again", replica.url)
             replica.down.set()
         self._watch(replica)
 
@@ -221,11 +219,11 @@ class Replicas:
             alive = await self._alive(replica)
             misses = 0 if alive else misses + 1
             if alive and replica.down.is_set():
-                log.info("%s is well again", replica.report()["url"])
+                log.info("%s is well again", replica.url)
                 replica.down.clear()
                 replica.failures = FAILURES - 1  # one more, and it is left alone again
             elif misses == MISSES and not replica.down.is_set():
-                log.error("%s does not answer probes: it is left alone until it does", replica.report()["url"])
+                log.error("%s does not answer probes: it is left alone until it does", replica.url)
                 replica.down.set()
 
     async def _alive(self, replica: Replica) -> bool:
@@ -234,14 +232,6 @@ class Replicas:
                 return (await self.client.get(self.probe(replica.url))).is_success
         except (TimeoutError, httpx.TransportError):
             return False
-
-
-def base_url(url: str) -> str:
-    """``url`` as a base that /completions can follow. ValueError where it is no URL."""
-    address = urlsplit(url)
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise ValueError(f"{url!r} is not the base URL of an engine, such as http://127.0.0.1:8001/v1")
-    return url.rstrip("/") if address.path.strip("/") else f"{url.rstrip('/')}/v1"
 
 
 async def _unless(down: asyncio.Event, work: Any) -> Any:

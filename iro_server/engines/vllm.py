@@ -7,19 +7,11 @@ cache, so that a round re-reads little but the last chunk. Nothing is tokenised 
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import os
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
-from iro_server.engines.base import Chunk, Sampling
-from iro_server.engines.remote import RemoteEngine, Row, chunk_of
-from iro_server.engines.replicas import Replica
-from iro_server.tasks import together
+from iro_server.engines.base import Sampling
+from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
 
 
 class VLLMEngine(RemoteEngine):
@@ -36,59 +28,22 @@ class VLLMEngine(RemoteEngine):
             return "token_ids" in payload["choices"][0]
 
         if not (await self.replicas.complete(body, has_ids))[0]:
-            raise ValueError("the endpoint gives no token ids: for one that is not vLLM, use the engine kind \"text\"")
+            raise ValueError('the endpoint gives no token ids: for one that is not vLLM, use the engine kind "text"')
 
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> VLLMSession:
         """As ``Engine.open``. ValueError for ``layers``: vLLM reports no hidden states."""
         self.check(prompt_ids, layers)
-        return VLLMSession(self, prompt_ids, sampling)
+        return VLLMSession(self, list(prompt_ids), sampling)
 
 
-class VLLMSession:
-    """A session of the vLLM engine; see ``Session``. It stays with the replica that has its prompt in the cache."""
+class VLLMSession(RemoteSession):
+    """A session of the vLLM engine; see ``Session``."""
 
-    def __init__(self, engine: VLLMEngine, prompt_ids: Sequence[int], sampling: Sampling) -> None:
-        self.engine, self.sampling = engine, sampling
-        self.seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "big")
-        self.rows: list[list[int]] = [list(prompt_ids)]
-        self.round = 0
-        self.replica: Replica | None = None
-        self.pending: Future[Chunk] | None = None
+    def request(self, prefix: Any, count: int, length: int, seed: int) -> dict[str, Any]:
+        return request(self.engine.model, prefix, count, length, self.sampling, seed)
 
-    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
-        """As ``Session.extend``. EngineUnavailable where no replica answers in time."""
-        room = self.engine.info.max_length - max(len(self.rows[parent]) for parent in parents)
-        if length > room:
-            raise ValueError(f"{length} more tokens do not fit: the model has room for {room}")
-        self.pending = self.engine.submit(self._extend(parents, num_successors, length))
-        return await asyncio.wrap_future(self.pending)
-
-    async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
-        counts = Counter(parents)  # a parent that occurs twice is one request for twice as many rows, all different
-        answers = await together(self._continue(p, count * num_successors, length) for p, count in counts.items())
-        of_parent = {parent: iter(rows) for parent, rows in zip(counts, answers, strict=True)}
-        origins = [parent for parent in parents for _ in range(num_successors)]
-        rows = [next(of_parent[parent]) for parent in origins]
-        self.rows = [self.rows[parent] + row.tokens for parent, row in zip(origins, rows, strict=True)]
-        self.round += 1
-        return chunk_of(rows)
-
-    async def _continue(self, parent: int, count: int, length: int) -> list[Row]:
-        seed = derive(self.seed, self.round, parent)
-        body = request(self.engine.model, self.rows[parent], count, length, self.sampling, seed)
-        read = partial(rows_of, count=count, length=length, stop_ids=self.sampling.stop_ids)
-        rows, self.replica = await self.engine.replicas.complete(body, read, self.replica)
-        return rows
-
-    def close(self) -> None:
-        if self.pending is not None:
-            self.pending.cancel()
-
-
-def derive(seed: int, round: int, parent: int) -> int:
-    """A 62-bit seed; row i of a request draws with seed + i."""
-    digest = hashlib.sha256(f"{seed} {round} {parent}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
+    def read(self, payload: Any, count: int, length: int) -> list[tuple[Any, Row]]:
+        return [(row.tokens, row) for row in rows_of(payload, count, length, self.sampling.stop_ids)]
 
 
 def request(model: str, prompt: list[int], count: int, length: int, sampling: Sampling, seed: int) -> dict[str, Any]:
@@ -112,7 +67,7 @@ def request(model: str, prompt: list[int], count: int, length: int, sampling: Sa
     return body | ({"cache_salt": sampling.salt} if sampling.salt else {})
 
 
-def rows_of(payload: Any, *, count: int, length: int, stop_ids: Sequence[int]) -> list[Row]:
+def rows_of(payload: Any, count: int, length: int, stop_ids: Sequence[int]) -> list[Row]:
     """ValueError, or another of a wrong shape's errors, unless these are ``count`` rows that each end where they
     should."""
     choices = sorted(payload["choices"], key=lambda choice: choice["index"])

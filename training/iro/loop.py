@@ -50,7 +50,8 @@ class Alignment:
 
     def make_learner(self) -> Learner:
         if self.config.value_model == "lora":
-            return LoraLearner(self.config, {p.index: p for part in self.slices for p in [*part.train, *part.heldout]})
+            prompts = {p.index: p for part in self.slices for p in [*part.train, *part.heldout]}
+            return LoraLearner(self.config, self.engine.info.num_layers, prompts)
         spec = self.config.feature_spec
         return HeadLearner(
             self.config, spec or default_feature_spec(self.engine.info.num_layers, self.config.max_tokens)

@@ -1,0 +1,24 @@
+"""Endpoints that serve the frozen model, as settings and jobs name them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
+
+EngineKind = Literal["vllm", "text"]
+KEY_VARIABLE = "IRO_ENGINE_KEY"  # read where it is needed: a key is in no config, log or run folder
+
+
+def base_url(url: str) -> str:
+    """``url`` as a base that /completions can follow. ValueError where it is no URL."""
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ValueError(f"{url!r} is not the base URL of an engine, such as http://127.0.0.1:8001/v1")
+    if address.username or address.password:
+        raise ValueError(f"the URL of an engine holds no password: give the key as {KEY_VARIABLE}")
+    return url.rstrip("/") if address.path.strip("/") else f"{url.rstrip('/')}/v1"
+
+
+EngineUrl = Annotated[str, AfterValidator(base_url)]
