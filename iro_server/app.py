@@ -99,15 +99,7 @@ def serve(settings: Settings) -> None:
     check_keys(settings)
     if settings.python_graders == "sandbox" and (problem := isolation_problem()):
         log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
-    with open_engine(
-        model_dir,
-        settings.model_name,
-        settings.engine_urls,
-        settings.engine_kind,
-        settings.engine_model,
-        settings.engine_key.get_secret_value() if settings.engine_key else None,
-        settings.engine_patience,
-    ) as engine:
+    with open_engine(model_dir, settings.model_name, settings.endpoints) as engine:
         uvicorn.run(
             create_app(settings, engine),
             host=settings.host,

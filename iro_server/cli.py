@@ -81,9 +81,9 @@ def serve(
     from iro_server.app import serve as run_server
     from iro_server.settings import Settings as ServerSettings
 
-    options = {"host": host, "port": port, "data_dir": data_dir, "database_url": database_url}
+    options: dict[str, Any] = {"host": host, "port": port, "data_dir": data_dir, "database_url": database_url}
     options["engine_urls"] = engine_url or None
-    settings = ServerSettings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+    settings = ServerSettings(**{name: value for name, value in options.items() if value is not None})
     check_keys(settings)
     directory = model_dir(model)
     run_server(settings.model_copy(update={"model_dir": directory, "model_name": model.rstrip("/").split("/")[-1]}))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from iro_server.engines.endpoints import EngineKind, EngineUrl
+from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.surroundings import PythonLimits
 
@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     engine_kind: EngineKind = "vllm"
     engine_model: str | None = None  # its name there; None: the first that is served
     engine_key: SecretStr | None = Field(None, exclude=True)
+    engine_timeout: float = Field(600.0, gt=0)  # of one answer: one chunk of a search, all of a plain sample
     engine_patience: float = Field(30.0, ge=0)  # how long a request waits for an engine that fails
     organization: str = Field("iro", pattern=r"^[A-Za-z0-9_-]+$")
 
@@ -81,6 +82,17 @@ class Settings(BaseSettings):
     def webhooks_inside(self) -> bool:
         """Whether webhooks may go to private networks, which a server of one machine does and one of many does not."""
         return is_loopback(self.host) if self.private_webhooks is None else self.private_webhooks
+
+    @property
+    def endpoints(self) -> Endpoints:
+        return Endpoints(
+            urls=tuple(self.engine_urls),
+            kind=self.engine_kind,
+            model=self.engine_model,
+            key=self.engine_key.get_secret_value() if self.engine_key else None,
+            timeout=self.engine_timeout,
+            patience=self.engine_patience,
+        )
 
     @property
     def url(self) -> str:

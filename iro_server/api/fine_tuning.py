@@ -78,15 +78,10 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
 
 
 def _engine(context: Context) -> dict[str, Any]:
-    """The fields of a job's config that say where the frozen model is; nothing where the job loads it itself."""
+    """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
     settings = context.settings
-    if not settings.engine_urls:
-        return {}
-    return {
-        "engine_urls": settings.engine_urls,
-        "engine_kind": settings.engine_kind,
-        "engine_model": settings.engine_model,
-    }
+    names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout")
+    return {name: getattr(settings, name) for name in names} if settings.engine_urls else {}
 
 
 def _check_model(body: JobRequest, context: Context) -> None:

@@ -21,7 +21,7 @@ def health(context: Ctx, response: Response) -> dict[str, Any]:
         rows = session.execute(select(Job.status, func.count()).group_by(Job.status))
         counts = {status: count for status, count in rows}
     jobs = {status: counts.get(status, 0) for status in ("queued", "running")}
-    report = {"status": "ok", "model": context.models.base, "jobs": jobs}
+    report: dict[str, Any] = {"status": "ok", "model": context.models.base, "jobs": jobs}
     replicas = context.models.replicas()
     if replicas:
         report["engines"] = replicas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -22,3 +23,19 @@ def base_url(url: str) -> str:
 
 
 EngineUrl = Annotated[str, AfterValidator(base_url)]
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Servers of the frozen model; without ``urls`` it runs in this process. Times in seconds.
+
+    ``model``: its name there, None for the first that is served. ``timeout``: the longest that one answer may take.
+    ``patience``: how long a request waits, from the first failure on, for a server that answers.
+    """
+
+    urls: tuple[str, ...] = ()
+    kind: EngineKind = "vllm"
+    model: str | None = None
+    key: str | None = field(default=None, repr=False)
+    timeout: float = 600.0
+    patience: float = 30.0

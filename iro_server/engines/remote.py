@@ -21,10 +21,12 @@ from transformers import AutoTokenizer
 
 from iro_server.engines.base import Chunk, ModelInfo, Sampling
 from iro_server.engines.describe import describe
+from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.replicas import Replica, Replicas, Timing
 from iro_server.tasks import together
 
 Result = TypeVar("Result")
+START = 300.0  # seconds that an engine which starts beside this process may take
 
 
 @dataclass(frozen=True)
@@ -46,43 +48,38 @@ def chunk_of(rows: Sequence[Row]) -> Chunk:
 
 
 class RemoteEngine:
-    """``model_dir`` holds the tokenizer, and the weights that value functions adapt. ``model``: its name at the
-    endpoint, None for the first it serves. Close it, or use it as a context manager.
+    """``model_dir`` holds the tokenizer, and the weights that value functions adapt. Close it, or use it as a context
+    manager.
 
-    ValueError for a URL that is none or an endpoint that is of no use, EngineUnavailable where none answers in time.
+    ValueError for an endpoint that is of no use, EngineUnavailable where none answers in ``START`` seconds.
     """
 
-    timing: ClassVar[Timing] = Timing()
+    probe_every: ClassVar[float] = 2.0
 
-    def __init__(
-        self,
-        model_dir: Path,
-        urls: Sequence[str],
-        *,
-        name: str | None = None,
-        key: str | None = None,
-        model: str | None = None,
-        timing: Timing | None = None,
-    ) -> None:
+    def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False)
+        timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every)
+        self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
         try:
-            self.replicas = self.submit(self._connect(urls, key, timing or self.timing)).result()
-            models = self.submit(self.replicas.models()).result()
-            self.model = model or models[0]["id"]
-            longest = next((m.get("max_model_len") for m in models if m["id"] == self.model), None)
-            if longest:
-                self._info = replace(self._info, max_length=min(longest, self._info.max_length))
-            self.submit(self.try_out()).result()
+            self.submit(self._start(endpoints.model)).result()
         except BaseException:
             self.close()
             raise
 
-    async def _connect(self, urls: Sequence[str], key: str | None, timing: Timing) -> Replicas:
-        return Replicas(urls, key, timing, self.probe_url)
+    async def _start(self, model: str | None) -> None:
+        models = await self.replicas.models(START)
+        self.model = model or models[0]["id"]
+        served = next((each for each in models if each["id"] == self.model), None)
+        if served is None:
+            known = ", ".join(each["id"] for each in models)
+            raise ValueError(f"the engine serves no model {self.model!r}, only: {known}")
+        if longest := served.get("max_model_len"):
+            self._info = replace(self._info, max_length=min(longest, self._info.max_length))
+        await self.try_out()
 
     def probe_url(self, base: str) -> str:
         raise NotImplementedError
@@ -130,8 +127,7 @@ class RemoteEngine:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        if hasattr(self, "replicas"):
-            await self.replicas.close()
+        await self.replicas.close()
 
     def __enter__(self) -> Self:
         return self

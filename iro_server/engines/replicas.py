@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import httpx
 
@@ -63,15 +63,25 @@ class Replica:
     prompt_tokens: int = 0
     cached_tokens: int = 0
 
-    def counted(self, usage: Any) -> None:
-        usage = usage if isinstance(usage, dict) else {}
+    def count(self, usage: dict[str, Any]) -> None:
         self.prompt_tokens += int(usage.get("prompt_tokens") or 0)
         self.cached_tokens += int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
 
     def report(self) -> dict[str, Any]:
-        """For /v1/health, which anybody may read: no address. ``cached_tokens`` of ``prompt_tokens`` were in its cache."""
+        """For /v1/health, which anybody may read: no address. ``cached_tokens``: of ``prompt_tokens``, not read."""
         names = ("rows", "requests", "prompt_tokens", "cached_tokens")
         return {"up": not self.down.is_set()} | {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class _Call(Generic[Answer]):
+    """``read`` makes an answer of the payload, or raises. ``rows``: what it weighs."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None
+    read: Callable[[Any], Answer]
+    rows: int
 
 
 class Replicas:
@@ -92,8 +102,8 @@ class Replicas:
                 replica.watch.cancel()
         await self.client.aclose()
 
-    async def models(self) -> list[dict[str, Any]]:
-        """What the first replica that answers serves. ValueError where it refuses, EngineUnavailable where none does."""
+    async def models(self, patience: float) -> list[dict[str, Any]]:
+        """What the first replica that answers serves; errors as of ``complete``."""
 
         def read(payload: Any) -> list[dict[str, Any]]:
             models = payload["data"]
@@ -101,7 +111,7 @@ class Replicas:
                 raise ValueError("no models")
             return models
 
-        return (await self._ask("GET", "/models", None, read, rows=0, prefer=None))[0]
+        return (await self._ask(_Call("GET", "/models", None, read, 0), None, patience))[0]
 
     async def complete(
         self, body: dict[str, Any], read: Callable[[Any], Answer], prefer: Replica | None = None
@@ -111,75 +121,57 @@ class Replicas:
         ValueError where the request is refused as wrong, EngineUnavailable where no replica answers within the
         patience. ``prefer``: the replica that has the prompt in its cache.
         """
-        return await self._ask("POST", "/completions", body, read, body["n"], prefer)
+        return await self._ask(_Call("POST", "/completions", body, read, body["n"]), prefer, self.timing.patience)
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None,
-        read: Callable[[Any], Answer],
-        rows: int,
-        prefer: Replica | None,
-    ) -> tuple[Answer, Replica]:
+    async def _ask(self, call: _Call[Answer], prefer: Replica | None, patience: float) -> tuple[Answer, Replica]:
         clock = asyncio.get_running_loop().time
         deadline: float | None = None
-        why = "all of them are left alone after failures"
-        tried: set[Replica] = set()
+        failed: dict[Replica, ReplicaFailure] = {}  # in this round of asking all
+        why: ReplicaFailure | None = None
         while True:
-            replica = self._choose(prefer, tried)
+            replica = self._choose(prefer, failed)
             if replica is not None:
                 try:
-                    return await self._from(replica, method, path, body, read, rows), replica
+                    return await self._answer(replica, call), replica
                 except ReplicaFailure as failure:
                     self._failed(replica, failure)
-                    tried.add(replica)
-                    why = str(failure)
-                    if failure.settled and len(tried) == len(self.all):
-                        raise EngineUnavailable(why) from failure
-            deadline = deadline or clock() + self.timing.patience
-            if clock() >= deadline:
-                raise EngineUnavailable(f"no engine answers: {why}")
+                    failed[replica] = why = failure
+            deadline = deadline or clock() + patience
+            settled = len(failed) == len(self.all) and all(failure.settled for failure in failed.values())
+            if settled or clock() >= deadline:
+                raise EngineUnavailable(f"no engine answers: {why or 'each has failed before'}")
             if replica is None:
                 await asyncio.sleep(PAUSE)
-                tried.clear()
+                failed.clear()
 
-    def _choose(self, prefer: Replica | None, tried: set[Replica]) -> Replica | None:
-        able = [replica for replica in self.all if not replica.down.is_set() and replica not in tried]
+    def _choose(self, prefer: Replica | None, failed: Container[Replica]) -> Replica | None:
+        able = [replica for replica in self.all if not replica.down.is_set() and replica not in failed]
         least = min(able, key=lambda replica: (replica.rows, replica.requests), default=None)
-        if prefer in able and least and prefer and prefer.rows - least.rows < STICKY_ROWS:
+        if prefer in able and prefer and least and prefer.rows - least.rows < STICKY_ROWS:
             return prefer
         return least
 
-    async def _from(
-        self,
-        replica: Replica,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None,
-        read: Callable[[Any], Answer],
-        rows: int,
-    ) -> Answer:
-        replica.rows += rows
+    async def _answer(self, replica: Replica, call: _Call[Answer]) -> Answer:
+        replica.rows += call.rows
         replica.requests += 1
         self._watch(replica)
         try:
-            payload = await _unless(replica.down, self._payload(replica, method, path, body))
+            payload = await _unless(replica.down, self._payload(replica, call))
         finally:
-            replica.rows -= rows
+            replica.rows -= call.rows
         try:
-            answer = read(payload)
+            answer = call.read(payload)
+            replica.count(payload.get("usage") or {})
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ReplicaFailure(f"{replica.url} gave an answer that makes no sense: {error!r}") from error
         replica.failures = 0
-        replica.counted(payload.get("usage"))
         return answer
 
-    async def _payload(self, replica: Replica, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    async def _payload(self, replica: Replica, call: _Call[Any]) -> Any:
         where = replica.url
         try:
             async with asyncio.timeout(self.timing.answer):
-                response = await self.client.request(method, replica.url + path, json=body)
+                response = await self.client.request(call.method, where + call.path, json=call.body)
         except TimeoutError as error:
             raise ReplicaFailure(f"{where} took longer than {self.timing.answer:g} s") from error
         except httpx.TransportError as error:
@@ -189,7 +181,7 @@ class Replicas:
         if response.status_code in (401, 403):
             raise ReplicaFailure(f"{where} refuses the key ({KEY_VARIABLE}): {_message(response)}", settled=True)
         if response.status_code == 404:
-            raise ReplicaFailure(f"{where}{path} is not there: {_message(response)}", settled=True)
+            raise ReplicaFailure(f"{where}{call.path} is not there: {_message(response)}", settled=True)
         if not response.is_success:
             raise ReplicaFailure(f"{where} answered {response.status_code}: {_message(response)}")
         try:

@@ -9,21 +9,22 @@ from typing import Any, ClassVar
 
 from iro_server.engines.base import Sampling
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
-from iro_server.engines.replicas import Timing
 
 
 class TextEngine(RemoteEngine):
     """Engine over ``POST /v1/completions`` of text, whose model need not be that of ``model_dir``: its tokenizer cuts
     the text for the value functions, and its first layers are what they adapt.
 
-    Against an engine with token ids is lost: the exact tokens (ids are ``model_dir``'s, chunk by chunk, so a word that
-    a chunk's end cuts in two is read as two pieces), chunks of equal length (``length`` counts the endpoint's tokens), a
-    character whose bytes a chunk's end cuts in two, stop ids (rows end where the endpoint ends them, and get
-    ``model_dir``'s first end-of-sequence token), and log-probabilities (all 0). A row always continues the endpoint's
-    own text, never a text that was tokenised and decoded again.
+    What is lost against token ids:
+    - The exact tokens. Ids are ``model_dir``'s, chunk by chunk: a word that a chunk's end cuts in two is read as two.
+    - Chunks of equal length: ``length`` counts the endpoint's tokens.
+    - A character whose bytes a chunk's end cuts in two.
+    - Stop ids. A row ends where the endpoint ends it, and gets ``model_dir``'s first end-of-sequence token.
+    - Log-probabilities: all 0.
+    A row always continues the endpoint's own text, never one that was tokenised and decoded again.
     """
 
-    timing: ClassVar[Timing] = Timing(probe_every=15.0)
+    probe_every: ClassVar[float] = 15.0
 
     def probe_url(self, base: str) -> str:
         return f"{base}/models"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from iro_server.decoding.base import Selection
-from iro_server.engines.endpoints import EngineKind, EngineUrl
+from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
 from iro_server.graders import parse_grader
 from iro_server.graders.response_format import parse_response_format
 from training.run import JobConfig
@@ -47,6 +47,7 @@ class AlignConfig(JobConfig):
     engine_urls: tuple[EngineUrl, ...] = Field((), description="servers of the model; none: it runs in this process")
     engine_kind: EngineKind = "vllm"
     engine_model: str | None = Field(None, description="its name there; None: the first that is served")
+    engine_timeout: float = Field(600.0, gt=0, description="seconds that one answer of an engine may take")
     engine_patience: float = Field(600.0, ge=0, description="seconds that a rollout waits for an engine which fails")
     training_file: Path
     validation_file: Path | None = Field(None, description="without it, validation prompts come out of training_file")
@@ -94,6 +95,16 @@ class AlignConfig(JobConfig):
         if response_format is not None:
             parse_response_format(response_format)
         return response_format
+
+    def endpoints(self, key: str | None) -> Endpoints:
+        return Endpoints(
+            urls=self.engine_urls,
+            kind=self.engine_kind,
+            model=self.engine_model,
+            key=key,
+            timeout=self.engine_timeout,
+            patience=self.engine_patience,
+        )
 
     @model_validator(mode="before")
     @classmethod

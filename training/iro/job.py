@@ -18,15 +18,7 @@ def run(config: AlignConfig, run: Run) -> dict[str, Any]:
 
     model_dir = config.model_dir or prepare_model()
     config = config.model_copy(update={"model_dir": model_dir})
-    with open_engine(
-        model_dir,
-        config.model_name,
-        config.engine_urls,
-        config.engine_kind,
-        config.engine_model,
-        os.environ.get(KEY_VARIABLE),
-        config.engine_patience,
-    ) as engine:
+    with open_engine(model_dir, config.model_name, config.endpoints(os.environ.get(KEY_VARIABLE))) as engine:
         return align(config, run, engine)
 
 
