@@ -59,6 +59,10 @@ class Options(BaseModel):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def wants_logprobs(self) -> bool:
+        raise NotImplementedError
+
     def generation(
         self,
         context: Context,
@@ -73,6 +77,8 @@ class Options(BaseModel):
 
         400 where it does not fit the model or the limits.
         """
+        if self.wants_logprobs and not model.engine.info.logprobs:
+            raise bad_request(f"{model.name} is served by an endpoint that gives no log-probabilities.", "logprobs")
         params, scorer = self._search(model)
         n = self.n or 1
         self._check_rows(params, n, prompts, context.settings.max_rows)
