@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -52,19 +53,15 @@ class Server:
 
     def __exit__(self, *exc: object) -> None:
         self.process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
         self.signal(signal.SIGKILL)
         self.process.wait()
 
     def signal(self, which: signal.Signals) -> None:
         """To the server and all that it started in its session."""
-        try:
+        with contextlib.suppress(ProcessLookupError):  # all gone
             os.killpg(self.process.pid, which)
-        except ProcessLookupError:  # all gone
-            pass
 
     def _answers(self) -> bool:
         try:
@@ -95,7 +92,7 @@ class ServerProcess(Server):
 class VLLMProcess(Server):
     """vLLM with the model of ``model_dir``, from the environment that ``make vllm`` installs; ``flags`` are its own."""
 
-    start_seconds = 900.0
+    start_seconds = 1800.0  # a minute on a quiet machine
     health = "/health"
     python = Path(".venv-vllm/bin/python")
 

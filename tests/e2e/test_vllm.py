@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -43,8 +44,9 @@ def model_dir():
 def servers(model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vllm")
     flags = ("--max-model-len", "512", "--max-num-seqs", "64")
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(VLLMProcess(model_dir, folder / f"{i}.log", *flags)) for i in range(2)]
+    both = [VLLMProcess(model_dir, folder / f"{i}.log", *flags) for i in range(2)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as threads:
+        yield list(threads.map(stack.enter_context, both))
 
 
 @pytest.fixture(scope="module")
