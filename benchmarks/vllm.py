@@ -133,36 +133,20 @@ def measure_uncached(bench: Bench, repeats: int) -> dict[str, float]:
     return {f"guided without prefix caching, {n}": got for n, got in zip(CROWDS, rates, strict=True)}
 
 
-def conclude(cached: dict[str, Any], uncached: dict[str, float], tokens: int, repeats: int) -> dict[str, Any]:
-    rates = cached["tokens_per_second"] | uncached
-    most = CROWDS[-1]
-    rows = [
-        ("guided W=4 K=4 L=16, one request / plain vLLM, n=16", rates["guided, 1"] / rates["plain vLLM, n=16"], 0.85),
-        (
-            "the same / a client that asks for one continuation at a time",
-            rates["guided, 1"] / rates["one beam at a time"],
-            5,
-        ),
-        *(
-            (f"requests a second, {n} at once / best-of-16", rates[f"guided, {n}"] / rates[f"best-of-16, {n}"], None)
-            for n in CROWDS
-        ),
-        (f"{most} requests / one", rates[f"guided, {most}"] / rates["guided, 1"], None),
-        *(
-            (
-                f"prefix caching / none, {n} at once",
-                rates[f"guided, {n}"] / rates[f"guided without prefix caching, {n}"],
-                None,
-            )
-            for n in CROWDS
-        ),
+def ratios(rates: dict[str, float]) -> list[tuple[str, float, float | None]]:
+    """Name, value and aim of each."""
+    one, most = rates["guided, 1"], CROWDS[-1]
+    found: list[tuple[str, float, float | None]] = [
+        ("guided W=4 K=4 L=16, one request / plain vLLM, n=16", one / rates["plain vLLM, n=16"], 0.85),
+        ("the same / a client that asks for one continuation at a time", one / rates["one beam at a time"], 5.0),
+        (f"guided, {most} requests / one", rates[f"guided, {most}"] / one, None),
     ]
-    checks = [
-        {"name": name, "expected": f">= {aim}" if aim else "", "got": got, "holds": aim is None or got >= aim}
-        for name, got, aim in rows
-    ]
-    share = {"cached_share_of_prompt_tokens": cached["cached_share"], "tokens": tokens, "repeats": repeats}
-    return {"checks": checks, "tokens_per_second": rates, **share}
+    for n in CROWDS:
+        guided, without = rates[f"guided, {n}"], rates.get(f"guided without prefix caching, {n}")
+        found.append((f"requests a second, {n} at once / best-of-16", guided / rates[f"best-of-16, {n}"], None))
+        if without:
+            found.append((f"prefix caching / none, {n} at once", guided / without, None))
+    return found
 
 
 def main() -> None:
@@ -171,8 +155,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/vllm"))
+    parser.add_argument("--url", help="of a vLLM server that is up already; none is measured without prefix caching")
     args = parser.parse_args()
-    if not VLLMProcess.python.exists():
+    if not args.url and not VLLMProcess.python.exists():
         parser.error(f"{VLLMProcess.python} does not exist: `make vllm` installs vLLM")
     args.out.mkdir(parents=True, exist_ok=True)
     model_dir = prepare_model()
@@ -180,14 +165,26 @@ def main() -> None:
     backbone.add_iteration()
     values = LoraValues(backbone, [1.0])
 
+    def over(url: str, measure: Callable[[Bench, int], Any]) -> Any:
+        with VLLMEngine(model_dir, Endpoints((url,))) as engine:
+            return measure(Bench(engine, values, args.tokens), args.repeats)
+
     def on_server(measure: Callable[[Bench, int], Any], name: str, *flags: str) -> Any:
         with VLLMProcess(model_dir, args.out / f"{name}.log", *FLAGS, *flags) as server:
-            with VLLMEngine(model_dir, Endpoints((server.url,))) as engine:
-                return measure(Bench(engine, values, args.tokens), args.repeats)
+            return over(server.url, measure)
 
-    cached = on_server(measure_cached, "cached")
-    uncached = on_server(measure_uncached, "uncached", "--no-enable-prefix-caching")
-    result = conclude(cached, uncached, args.tokens, args.repeats)
+    if args.url:
+        cached, uncached = over(args.url, measure_cached), {}
+    else:
+        cached = on_server(measure_cached, "cached")
+        uncached = on_server(measure_uncached, "uncached", "--no-enable-prefix-caching")
+    rates = cached["tokens_per_second"] | uncached
+    checks = [
+        {"name": name, "expected": f">= {aim}" if aim else "", "got": got, "holds": aim is None or got >= aim}
+        for name, got, aim in ratios(rates)
+    ]
+    share = {"cached_share_of_prompt_tokens": cached["cached_share"], "tokens": args.tokens, "repeats": args.repeats}
+    result = {"checks": checks, "tokens_per_second": rates, **share}
     (args.out / "result.json").write_text(json.dumps(result, indent=1))
     if args.json:
         print(json.dumps(result, indent=1))
