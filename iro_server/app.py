@@ -41,6 +41,7 @@ from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
 from iro_server.surroundings import Surroundings
 from iro_server.webhooks import Sender
+from value_heads.scoring import CACHES
 
 log = logging.getLogger("iro")
 
@@ -99,6 +100,7 @@ def serve(settings: Settings) -> None:
     check_keys(settings)
     if settings.python_graders == "sandbox" and (problem := isolation_problem()):
         log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
+    CACHES.limit = settings.value_cache_bytes
     with open_engine(model_dir, settings.model_name, settings.endpoints) as engine:
         uvicorn.run(
             create_app(settings, engine),

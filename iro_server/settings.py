@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     engine_key: SecretStr | None = Field(None, exclude=True)
     engine_timeout: float = Field(600.0, gt=0)  # of one answer: one chunk of a search, all of a plain sample
     engine_patience: float = Field(30.0, ge=0)  # how long a request waits for an engine that fails
+    value_cache_bytes: int = Field(2 * 2**30, ge=0)  # of what LoRA value functions keep of searches under way
     organization: str = Field("iro", pattern=r"^[A-Za-z0-9_-]+$")
 
     max_body_bytes: int = Field(512 * 2**20, gt=0)
