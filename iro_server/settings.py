@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -94,6 +94,12 @@ class Settings(BaseSettings):
             timeout=self.engine_timeout,
             patience=self.engine_patience,
         )
+
+    @property
+    def engine_fields(self) -> dict[str, Any]:
+        """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
+        names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout")
+        return {name: getattr(self, name) for name in names} if self.engine_urls else {}
 
     @property
     def url(self) -> str:

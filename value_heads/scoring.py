@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -229,10 +229,11 @@ def read(backbone: LoraBackbone, adapters: int, pieces: Sequence[Piece]) -> tupl
         for layer in range(backbone.num_layers if past else 0):
             cache.update(*_gather(pieces, adapter, layer, past), layer)
         values_RL = backbone.values(adapter, tokens_RL, cache, valid_RS)
+        layers: Any = cache.layers
         last_R = values_RL.gather(1, (lengths_R - 1).to(device)[:, None]).squeeze(1)
         for i, span in enumerate(_spans(sizes)):
             values[i].append(last_R[span])
-            reads[i].layers.append([_share(each.keys, each.values, span, kept[i]) for each in cache.layers])
+            reads[i].layers.append([_share(each.keys, each.values, span, kept[i]) for each in layers])
     return values, reads
 
 

@@ -42,7 +42,9 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
             files.kept(context, id, param)
     job_id = t.new_id("ftjob-")
     folder = context.settings.job_dir(job_id)
-    config = {"model_dir": str(context.settings.model_dir), "model_name": body.model, **_engine(context)}
+    config = {"model_dir": str(context.settings.model_dir), "model_name": body.model}
+    if not context.models.engine.info.hidden:
+        config |= {"value_model": "lora", **context.settings.engine_fields}
     for param, id in sources.items():
         if id is not None:  # the job's own name for it: the file may be deleted while the job runs
             _link(context, id, param, folder / f"{param}.jsonl")
@@ -75,13 +77,6 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
             message = "wandb: nothing is sent there; the job's TensorBoard files are in its run folder"
             records.add_event(session, job_id, message, "warn")
     return show(job, context)
-
-
-def _engine(context: Context) -> dict[str, Any]:
-    """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
-    settings = context.settings
-    names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout")
-    return {name: getattr(settings, name) for name in names} if settings.engine_urls else {}
 
 
 def _check_model(body: JobRequest, context: Context) -> None:

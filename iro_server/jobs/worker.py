@@ -105,7 +105,8 @@ class Worker:
 
     def _execute(self, job: Job) -> None:
         entry = load_entry(self.settings.align_entry)
-        config = entry.Config.model_validate(job.config)
+        moved = self.settings.engine_fields if job.config.get("engine_urls") else {}  # since the job was created
+        config = entry.Config.model_validate(job.config | moved)
         search = defaults(config)
         patiently(self._note_search)(search)
         progress = Progress(self.sessions, job)

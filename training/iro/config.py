@@ -42,6 +42,8 @@ class AlignConfig(JobConfig):
     ``prompt`` (a text it continues). Lengths are in tokens.
     """
 
+    movable = frozenset({"engine_urls", "engine_kind", "engine_model", "engine_timeout", "engine_patience"})
+
     model_dir: Path | None = Field(None, description="None: the default model, prepared the first time")
     model_name: str | None = None
     engine_urls: tuple[EngineUrl, ...] = Field((), description="servers of the model; none: it runs in this process")
