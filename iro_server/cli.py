@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from iro_server import cli_keys, cli_model
 from iro_server.cli_model import model_dir
 from iro_server.demo import DemoError, MissingPackage
+from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 
 FAILED, BAD_INPUT = 1, 2
@@ -28,7 +29,7 @@ console = Console(highlight=False)
 
 
 class Commands(TyperGroup):
-    """Bad input is one line on stderr and exit status 2, from whichever command; a failed demo is status 1."""
+    """Bad input is one line on stderr and exit status 2, from whichever command; a failed demo, or an engine that is away, is status 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -37,7 +38,7 @@ class Commands(TyperGroup):
             _fail("; ".join(_explain(mistake) for mistake in error.errors(include_url=False)))
         except (ValueError, OSError, ModelError, MissingPackage) as error:
             _fail(str(error))
-        except DemoError as error:
+        except (DemoError, EngineUnavailable) as error:
             _fail(str(error), FAILED)
 
 

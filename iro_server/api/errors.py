@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from iro_server.api.unsupported import UNSUPPORTED
-from iro_server.engines.replicas import EngineUnavailable
+from iro_server.engines.endpoints import EngineUnavailable
 
 log = logging.getLogger("iro.api")
 # A step of pydantic's path that is no field: which member of a union refused the value.

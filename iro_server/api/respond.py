@@ -17,7 +17,7 @@ from iro_server.api.errors import APIError, engine_unavailable
 from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
 from iro_server.api.options import usage_object
 from iro_server.api.turn import Turn, unless_gone
-from iro_server.engines.replicas import EngineUnavailable
+from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.tasks import together
 
 log = logging.getLogger("iro.api")

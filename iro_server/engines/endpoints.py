@@ -12,6 +12,10 @@ EngineKind = Literal["vllm", "text"]
 KEY_VARIABLE = "IRO_ENGINE_KEY"  # read where it is needed: a key is in no config, log or run folder
 
 
+class EngineUnavailable(RuntimeError):
+    """None of the model's servers answered in time."""
+
+
 def base_url(url: str) -> str:
     """``url`` as a base that /completions can follow. ValueError where it is no URL."""
     address = urlsplit(url)

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import httpx
 
-from iro_server.engines.endpoints import KEY_VARIABLE, base_url
+from iro_server.engines.endpoints import KEY_VARIABLE, EngineUnavailable, base_url
 
 log = logging.getLogger("iro.engine")
 FAILURES = 3  # in a row, and a replica is left alone
@@ -24,10 +24,6 @@ MISSES = 2  # probes without an answer in a row, and what a replica decodes is g
 STICKY_ROWS = 64  # a session stays on its replica until it has so many rows more than the least loaded one
 PAUSE = 0.2  # seconds between rounds of asking all replicas
 Answer = TypeVar("Answer")
-
-
-class EngineUnavailable(RuntimeError):
-    """No replica answered in time."""
 
 
 class ReplicaFailure(Exception):

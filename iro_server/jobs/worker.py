@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception_type, wait_exponential
 
-from iro_server.engines.replicas import EngineUnavailable
+from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.jobs import lock, records
 from iro_server.jobs.progress import Progress
 from iro_server.settings import Settings

@@ -9,9 +9,8 @@ import pytest
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
-from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.endpoints import Endpoints, EngineUnavailable
 from iro_server.engines.opening import open_engine
-from iro_server.engines.replicas import EngineUnavailable
 from iro_server.engines.text import TextEngine
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, write_byte_model
 

@@ -12,8 +12,8 @@ import torch
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
-from iro_server.engines.endpoints import Endpoints, base_url
-from iro_server.engines.replicas import STICKY_ROWS, EngineUnavailable
+from iro_server.engines.endpoints import Endpoints, EngineUnavailable, base_url
+from iro_server.engines.replicas import STICKY_ROWS
 from iro_server.engines.vllm import VLLMEngine
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, tokens_of, write_byte_model
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from iro_server.engines.replicas import EngineUnavailable
+from iro_server.engines.endpoints import EngineUnavailable
 from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
 
 
