@@ -55,12 +55,12 @@ class RemoteEngine:
     """
 
     probe_every: ClassVar[float] = 2.0  # as Timing
-    probe: ClassVar[float] = 5.0
+    silence: ClassVar[float] = 15.0
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False)
-        timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.probe)
+        timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.silence)
         self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)

@@ -20,8 +20,9 @@ from iro_server.engines.endpoints import KEY_VARIABLE, EngineUnavailable, base_u
 
 log = logging.getLogger("iro.engine")
 FAILURES = 3  # in a row, and a replica is left alone
-MISSES = 2  # probes without an answer in a row, and what a replica decodes is given up
+ALONE = 4  # so many times the silence is borne with a replica that is the last
 STICKY_ROWS = 64  # a session stays on its replica until it has so many rows more than the least loaded one
+CONNECT = 5.0  # seconds
 PAUSE = 0.2  # seconds between rounds of asking all replicas
 Answer = TypeVar("Answer")
 
@@ -37,13 +38,13 @@ class ReplicaFailure(Exception):
 @dataclass(frozen=True)
 class Timing:
     """In seconds. ``answer``: the longest that a replica may take for one. ``patience``: how long a caller waits, from
-    the first failure on, for a replica that answers. ``probe_every``, ``probe``: how often a replica that decodes, or
-    is left alone, is asked whether it lives, and how long it may take to say so."""
+    the first failure on, for a replica that answers. ``probe_every``: how often a replica that decodes, or is left
+    alone, is asked whether it lives. ``silence``: how long one may decode without answering that."""
 
     answer: float = 600.0
     patience: float = 30.0
     probe_every: float = 2.0
-    probe: float = 5.0
+    silence: float = 15.0
 
 
 @dataclass(eq=False)
@@ -89,7 +90,7 @@ class Replicas:
         self.client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            timeout=httpx.Timeout(timing.answer, connect=timing.probe),
+            timeout=httpx.Timeout(timing.answer, connect=CONNECT),
         )
 
     async def close(self) -> None:
@@ -199,24 +200,30 @@ class Replicas:
             replica.watch = asyncio.create_task(self._probe_on(replica))
 
     async def _probe_on(self, replica: Replica) -> None:
-        misses = 0
+        clock = asyncio.get_running_loop().time
+        heard = clock()
         while True:
             await asyncio.sleep(self.timing.probe_every)
             if not replica.rows and not replica.down.is_set():
                 return
-            alive = await self._alive(replica)
-            misses = 0 if alive else misses + 1
-            if alive and replica.down.is_set():
-                log.info("%s is well again", replica.url)
-                replica.down.clear()
-                replica.failures = FAILURES - 1  # one more, and it is left alone again
-            elif misses == MISSES and not replica.down.is_set():
+            if await self._alive(replica):
+                heard = clock()
+                if replica.down.is_set():
+                    log.info("%s is well again", replica.url)
+                    replica.down.clear()
+                    replica.failures = FAILURES - 1  # one more, and it is left alone again
+            elif clock() - heard > self._silence(replica) and not replica.down.is_set():
                 log.error("%s does not answer probes: it is left alone until it does", replica.url)
                 replica.down.set()
 
+    def _silence(self, replica: Replica) -> float:
+        """How long its probes may go unanswered: longer where no other could take over what it decodes."""
+        others = any(other is not replica and not other.down.is_set() for other in self.all)
+        return self.timing.silence * (1 if others else ALONE)
+
     async def _alive(self, replica: Replica) -> bool:
         try:
-            async with asyncio.timeout(self.timing.probe):
+            async with asyncio.timeout(self.timing.silence / 3):
                 return (await self.client.get(self.probe(replica.url))).is_success
         except (TimeoutError, httpx.TransportError):
             return False

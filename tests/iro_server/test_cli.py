@@ -47,7 +47,7 @@ def test_list_names_the_installed_jobs_and_their_presets() -> None:
         (("generate", "Hello", "--top-p", "0"), "top_p: must be above 0"),
         (
             ("serve", "--engine-url", "10.0.0.1"),
-            "engine_urls.0: Value error, '10.0.0.1' is not the base URL of an engine",
+            "'10.0.0.1' is not the base URL of an engine",
         ),
         (("align", "missing.jsonl", "grader.json"), "missing.jsonl: no such file"),
         (("model", "info", "nobody/no-such-model"), "no-such-model"),

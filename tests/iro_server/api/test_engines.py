@@ -20,7 +20,7 @@ from tests.iro_server.engines.fake_endpoint import FakeEndpoint, write_byte_mode
 
 
 class Quick(VLLMEngine):
-    probe_every, probe = 0.05, 0.3
+    probe_every, silence = 0.05, 0.3
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ PARAMS = SearchParams(beam_width=2, num_successors=3, chunk_length=4)
 
 
 class Quick(VLLMEngine):
-    probe_every, probe = 0.05, 0.3
+    probe_every, silence = 0.05, 0.3
 
 
 @pytest.fixture(scope="module")
