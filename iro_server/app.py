@@ -33,7 +33,7 @@ from iro_server.api.deadlines import Deadlines
 from iro_server.api.limits import BodyLimit
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
-from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.supervisor import Supervisor
@@ -43,6 +43,7 @@ from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
 from iro_server.webhooks import Sender
+from value_heads.scoring import CACHES
 
 log = logging.getLogger("iro")
 ENDING = 5  # seconds for errors and databases, after the drain
@@ -88,7 +89,8 @@ def serve(settings: Settings) -> None:
     check_keys(settings)
     if settings.python_graders == "sandbox" and (problem := isolation_problem()):
         log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
-    with EmbeddedEngine(model_dir, settings.model_name) as engine:
+    CACHES.limit = settings.value_cache_bytes
+    with open_engine(model_dir, settings.model_name, settings.endpoints) as engine:
         config = uvicorn.Config(
             create_app(settings, engine),
             host=settings.host,

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from iro_server import cli_keys, cli_model
 from iro_server.cli_model import model_dir
 from iro_server.demo import DemoError, MissingPackage
+from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ console = Console(highlight=False)
 
 
 class Commands(TyperGroup):
-    """Bad input is one line on stderr and exit status 2, from whichever command; a failed demo is status 1."""
+    """Bad input is one line on stderr and exit status 2, from whichever command; a failed demo or absent engine is 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -40,7 +41,7 @@ class Commands(TyperGroup):
             _fail("; ".join(_explain(mistake) for mistake in error.errors(include_url=False)))
         except (ValueError, OSError, ModelError, MissingPackage) as error:
             _fail(str(error))
-        except DemoError as error:
+        except (DemoError, EngineUnavailable) as error:
             _fail(str(error), FAILED)
 
 
@@ -77,12 +78,17 @@ def serve(
     model: Annotated[str | None, typer.Option(help="A model directory, or a name to prepare.")] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
+    engine_url: Annotated[
+        list[str] | None, typer.Option(help="A vLLM server of the model, as often as there are; none: in process.")
+    ] = None,
 ) -> None:
     """Serve OpenAI's API over one frozen model. Every setting can be given as IRO_<NAME>: see iro_server/README.md."""
     from iro_server.app import check_keys, check_port
     from iro_server.app import serve as run_server
 
-    settings = _settings(host=host, port=port, data_dir=data_dir, database_url=database_url)
+    settings = _settings(
+        host=host, port=port, data_dir=data_dir, database_url=database_url, engine_urls=engine_url or None
+    )
     check_keys(settings)
     check_port(settings)
     if model is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.surroundings import PythonLimits, Surroundings
 
@@ -42,6 +43,13 @@ class Settings(BaseSettings):
 
     model_dir: Directory | None = None
     model_name: str = DEFAULT_MODEL.split("/")[-1]
+    engine_urls: list[EngineUrl] = Field(default_factory=list)  # servers of the model; none: it runs in this process
+    engine_kind: EngineKind = "vllm"
+    engine_model: str | None = None  # its name there; None: the first that is served
+    engine_key: SecretStr | None = Field(None, exclude=True)
+    engine_timeout: float = Field(600.0, gt=0)  # of one answer: one chunk of a search, all of a plain sample
+    engine_patience: float = Field(30.0, ge=0)  # how long a request waits for an engine that fails
+    value_cache_bytes: int = Field(2 * 2**30, ge=0)  # of what LoRA value functions keep of searches under way
     organization: str = Field("iro", pattern=r"^[A-Za-z0-9_-]+$")
 
     max_body_bytes: int = Field(512 * 2**20, gt=0)
@@ -77,6 +85,23 @@ class Settings(BaseSettings):
     def webhooks_inside(self) -> bool:
         """Whether webhooks may go to private networks, which a server of one machine does and one of many does not."""
         return is_loopback(self.host) if self.private_webhooks is None else self.private_webhooks
+
+    @property
+    def endpoints(self) -> Endpoints:
+        return Endpoints(
+            urls=tuple(self.engine_urls),
+            kind=self.engine_kind,
+            model=self.engine_model,
+            key=self.engine_key.get_secret_value() if self.engine_key else None,
+            timeout=self.engine_timeout,
+            patience=self.engine_patience,
+        )
+
+    @property
+    def engine_fields(self) -> dict[str, Any]:
+        """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
+        names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout")
+        return {name: getattr(self, name) for name in names} if self.engine_urls else {}
 
     @property
     def url(self) -> str:

@@ -16,11 +16,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -40,9 +40,13 @@ class RunError(ValueError):
 
 
 class JobConfig(BaseModel):
-    """What every job's config has: it cannot change under way, knows its fields, and carries a seed."""
+    """What every job's config has: it cannot change under way, knows its fields, and carries a seed.
+
+    ``movable``: fields that say where the work is done and not what it is; a run may go on with others.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    movable: ClassVar[frozenset[str]] = frozenset()
 
     seed: int = 0
 
@@ -236,7 +240,8 @@ class Job:
         started = out / "config.json"
         if started.exists():
             before = json.loads(started.read_text())
-            if any(before[key] != header[key] for key in ("job", "config")):
+            fixed_before, fixed = (_without(each["config"], config.movable) for each in (before, header))
+            if before["job"] != header["job"] or fixed_before != fixed:
                 raise RunError(f"{out} holds another run ({before['job']}); choose another folder")
             # A folder of an earlier version has no "inputs".
             changed = [
@@ -277,6 +282,10 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def _without(config: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in names}
 
 
 def _load(path: Path) -> dict[str, Any]:

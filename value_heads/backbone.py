@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
+from value_heads.scoring import Request, ScoreQueue, Search
 from value_heads.stack import Chunk, check_betas
-from value_heads.threads import on_fresh_thread
 
 
 class LoraBackbone(nn.Module):
@@ -40,6 +40,10 @@ class LoraBackbone(nn.Module):
         self.heads = nn.ModuleList()
         # One worker: adapters are switched on the shared model, and the event loop must not wait on a forward pass.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="value-backbone")
+        self.queue = ScoreQueue(self)
+        self.alone = (
+            False  # whether searches are scored one by one: a score's last bits depend on what shares its batch
+        )
 
     @property
     def iterations(self) -> int:
@@ -77,15 +81,27 @@ class LoraBackbone(nn.Module):
         adapter = [weight for weight in self.model.parameters() if weight.requires_grad]
         return adapter + list(self.heads[iteration].parameters())
 
-    def values(self, iteration: int, tokens_RS: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def values(
+        self,
+        iteration: int,
+        tokens_RS: Tensor,
+        cache: DynamicCache | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
         """V [R, S] at every token, on top of what ``cache`` holds (and grows by).
 
-        Rows are right-padded: causal attention keeps padding from reaching what stands before it, so there is no mask.
+        ``valid`` [R, cached + S], bool: what is no padding, where that stands before or among what is read. Rows padded
+        on the right alone need none: causal attention keeps padding from reaching what stands before it.
         Switches the shared model's adapter, so one thread at a time (searches use ``worker``).
         """
         self._activate(iteration)
+        device = self.model.device
+        places = {}
+        if valid is not None and not bool(valid.all()):
+            positions = (valid.cumsum(1) - 1).clamp_min(0)[:, -tokens_RS.shape[1] :]
+            places = {"attention_mask": valid.to(device), "position_ids": positions.to(device)}
         output = self.model(
-            input_ids=tokens_RS.to(self.model.device), past_key_values=cache, use_cache=cache is not None
+            input_ids=tokens_RS.to(device), past_key_values=cache, use_cache=cache is not None, **places
         )
         return self.heads[iteration](output.last_hidden_state).squeeze(-1)
 
@@ -131,39 +147,18 @@ class LoraValues:
 
 
 class LoraState:
-    """One search's key-value caches, one an adapter, whose rows follow the search's."""
+    """One search's rows. Scores of concurrent searches are computed together (``scoring``)."""
 
     def __init__(self, values: LoraValues, prompt_ids: Sequence[int]):
-        self.backbone, self.betas = values.backbone, values.betas
-        self.prompt_ids = list(prompt_ids)
-        self.caches: list[DynamicCache] = []
+        self.backbone = values.backbone
+        self.search = Search(values.betas, [list(prompt_ids)])
 
     async def score(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> Tensor:
-        """Sum_t V_t / beta_t [R] at each row's last counted token. Rows are parent-major; no stopped row is a parent,
-        so that all parents are equally long and their caches hold no padding."""
-        parent_R = torch.as_tensor(parents).repeat_interleave(num_successors)
-        score = partial(on_fresh_thread, partial(self._score, parent_R, chunk))
-        return await asyncio.get_running_loop().run_in_executor(self.backbone.worker, score)
-
-    @torch.no_grad()
-    def _score(self, parent_R: Tensor, chunk: Chunk) -> Tensor:
-        if not self.caches:
-            self.caches = [self._read_prompt(iteration) for iteration in range(len(self.betas))]
-        length = chunk.tokens_RL.shape[1]
-        padding_RL = torch.arange(length) >= chunk.lengths_R.cpu()[:, None]
-        tokens_RL = chunk.tokens_RL.cpu().masked_fill(padding_RL, 0)
-        total_R = torch.zeros(len(parent_R), device=self.backbone.model.device)
-        last_R = (chunk.lengths_R - 1).to(total_R.device)
-        for iteration, (cache, beta) in enumerate(zip(self.caches, self.betas, strict=True)):
-            cache.batch_select_indices(parent_R.to(total_R.device))
-            values_RL = self.backbone.values(iteration, tokens_RL, cache)
-            total_R += values_RL.gather(1, last_R[:, None]).squeeze(1) / beta
-        return total_R.to(chunk.tokens_RL.device)
-
-    def _read_prompt(self, iteration: int) -> DynamicCache:
-        cache = DynamicCache(config=self.backbone.model.config)
-        self.backbone.values(iteration, torch.tensor([self.prompt_ids]), cache)
-        return cache
+        """Sum_t V_t / beta_t [R] at each row's last counted token; rows parent-major, a stopped row no parent."""
+        request = Request(self.search, parents, num_successors, chunk.tokens_RL, chunk.lengths_R)
+        self.backbone.queue.add(request)
+        self.backbone.worker.submit(self.backbone.queue.drain)
+        return await asyncio.wrap_future(request.done)
 
 
 def _frozen(model_dir: Path | str, num_layers: int | None) -> PreTrainedModel:

@@ -78,6 +78,10 @@ class ChatRequest(Options):
     moderation: Annotated[Any, Unsupported()] = None
     web_search_options: Annotated[Any, Unsupported()] = None
 
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.logprobs)
+
 
 @router.post("/chat/completions")
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:

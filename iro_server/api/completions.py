@@ -36,6 +36,10 @@ class CompletionRequest(Options):
     best_of: Annotated[Any, Unsupported(1)] = None
     suffix: Annotated[Any, Unsupported("")] = None
 
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
+
     def prompts(self) -> list[str | list[int]]:
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return list(self.prompt) if several else [self.prompt]  # type: ignore[arg-type,list-item]

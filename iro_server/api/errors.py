@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from iro_server.api.unsupported import UNSUPPORTED
+from iro_server.engines.endpoints import EngineUnavailable
 
 log = logging.getLogger("iro.api")
 # A step of pydantic's path that is no field: which member of a union refused the value.
@@ -77,6 +78,13 @@ def not_found(what: str, id: str, param: str) -> APIError:
     return APIError(404, f"No such {what}: {id}", param=param, code=code)
 
 
+def engine_unavailable(error: EngineUnavailable) -> APIError:
+    """Its reasons name machines, which is the operator's business: they are in the log."""
+    log.error("%s", error)
+    message = "The model cannot be reached now. Try again soon."
+    return APIError(503, message, code="engine_unavailable", headers={"Retry-After": "5"})
+
+
 def invalid(error: ValidationError, prefix: str) -> APIError:
     """The first mistake pydantic found in the object at ``prefix`` of the body."""
     return _first_mistake(error.errors(include_url=False), (prefix,))
@@ -117,6 +125,11 @@ def install(app: FastAPI) -> None:
             return respond(APIError(507, "The server's disk is full; nothing was changed.", code="storage_full"))
         message = "The database does not answer now; nothing was changed. Try again soon."
         return respond(APIError(503, message, code="storage_unavailable"), {"Retry-After": "2"})
+
+    @app.exception_handler(EngineUnavailable)
+    async def undecoded(_: Request, error: EngineUnavailable) -> JSONResponse:
+        failure = engine_unavailable(error)
+        return respond(failure, failure.headers)
 
     @app.exception_handler(UnicodeEncodeError)
     async def unwritable(_: Request, error: UnicodeEncodeError) -> JSONResponse:

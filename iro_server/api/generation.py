@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any, TypeVar
+from typing import Any
 
 from iro_server.api.errors import bad_request
 from iro_server.api.registry import ServedModel
@@ -18,9 +18,9 @@ from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first, top
 from iro_server.engines.base import Sampling
 from iro_server.graders import Sample
+from iro_server.tasks import together
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
-Result = TypeVar("Result")
 OnAgreed = Callable[[int, list[int]], None]
 
 
@@ -74,16 +74,6 @@ def check_choices(params: SearchParams, n: int) -> None:
     finals = params.beam_width if params.selection == "smc" else rows
     if rows > 1 and n > finals:
         raise bad_request(f"Invalid 'n': this search ends with at most {finals} completions, not {n}.", "n")
-
-
-async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """All results, in order. The first failure is raised, and ends the others: nobody waits for them."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from sqlalchemy import func, select
 
 from iro_server.api.context import Ctx
@@ -14,10 +14,17 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/health")
-def health(context: Ctx) -> dict[str, Any]:
-    """Whether requests can be served: the base model is loaded and the database answers."""
+def health(context: Ctx, response: Response) -> dict[str, Any]:
+    """Whether requests can be served: the base model is loaded, or some server of it answers, and so does the database.
+    503 where no engine is up."""
     with context.sessions() as session:
         rows = session.execute(select(Job.status, func.count()).group_by(Job.status))
         counts = {status: count for status, count in rows}
     jobs = {status: counts.get(status, 0) for status in ("queued", "running")}
-    return {"status": "ok", "model": context.models.base, "jobs": jobs}
+    report: dict[str, Any] = {"status": "ok", "model": context.models.base, "jobs": jobs}
+    replicas = context.models.replicas()
+    if replicas:
+        report["engines"] = replicas
+    if replicas and not any(replica["up"] for replica in replicas):
+        response.status_code, report["status"] = 503, "unavailable"
+    return report

@@ -13,7 +13,7 @@ from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.base import Scorer, SearchParams
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Sampling, cache_salt
 
 GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
 
@@ -59,6 +59,10 @@ class Options(BaseModel):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def wants_logprobs(self) -> bool:
+        raise NotImplementedError
+
     def generation(
         self,
         context: Context,
@@ -73,13 +77,15 @@ class Options(BaseModel):
 
         400 where it does not fit the model or the limits.
         """
+        if self.wants_logprobs and not model.engine.info.logprobs:
+            raise bad_request(f"{model.name} is served by an endpoint that gives no log-probabilities.", "logprobs")
         params, scorer = self._search(model)
         n = self.n or 1
         self._check_rows(params, n, prompts, context.settings.max_rows)
         max_tokens = self._fit(model, prompt_ids, max_tokens, model.defaults.max_tokens or default)
         check_choices(params, n)
         detokenizer = Detokenizer(model.engine.tokenizer, tuple(self.stop or ()))
-        sampling = self._sampling(model, index * n)
+        sampling = self._sampling(model, index * n, cache_salt(context.caller.project))
         made = Generation(model, prompt_ids, params, scorer, sampling, max_tokens, n, detokenizer, self.item or {})
         if made.base_tokens * prompts > context.settings.max_request_tokens:
             most = context.settings.max_request_tokens
@@ -108,7 +114,7 @@ class Options(BaseModel):
             raise bad_request(f"{model.name} was aligned to no grader that could pick.", "search.pick")
         return params, scorer
 
-    def _sampling(self, model: ServedModel, offset: int) -> Sampling:
+    def _sampling(self, model: ServedModel, offset: int, salt: str) -> Sampling:
         temperature = model.defaults.temperature if self.temperature is None else self.temperature
         return Sampling(
             temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
@@ -116,6 +122,7 @@ class Options(BaseModel):
             top_k=self.top_k or 0,
             seed=None if self.seed is None else self.seed + offset,
             stop_ids=model.engine.info.eos_ids,
+            salt=salt,
         )
 
     def _fit(self, model: ServedModel, prompt_ids: list[int], max_tokens: int | None, default: int) -> int:

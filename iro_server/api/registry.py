@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from iro_server.api.errors import APIError
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine
+from iro_server.engines.remote import RemoteEngine
 from iro_server.graders import Grader, parse_grader
 from iro_server.store.database import Sessions
 from iro_server.store.named import find_named
@@ -80,6 +81,10 @@ class ModelRegistry:
     def base(self) -> str:
         return self.engine.info.name
 
+    def replicas(self) -> list[dict[str, Any]]:
+        """How the servers of the base model are, in the settings' order; none where it runs in this process."""
+        return self.engine.report() if isinstance(self.engine, RemoteEngine) else []
+
     def resolve(self, name: str, project: str) -> ServedModel:
         """The model that the project calls so. 404 without one, 400 if its bundle does not fit the model served."""
         if name == self.base:
@@ -127,7 +132,7 @@ class ModelRegistry:
     def _load(self, name: str, path: str) -> Values:
         info = self.engine.info
         try:
-            return load_bundle(
+            values = load_bundle(
                 Path(path),
                 model_hash=info.model_hash,
                 template_hash=info.template_hash,
@@ -138,3 +143,9 @@ class ModelRegistry:
             raise APIError(400, message, param="model", code="model_mismatch") from error
         except ValueError as error:
             raise APIError(500, f"The model '{name}' cannot be loaded: {error}", code="model_unreadable") from error
+        if values.layers and not info.hidden:
+            message = f"The model '{name}' reads hidden states of {self.base}, which is served without them here."
+            raise APIError(
+                400, f"{message} Align it anew with value_model 'lora'.", param="model", code="model_mismatch"
+            )
+        return values

@@ -13,6 +13,7 @@ from iro_server.graders.response_format import parse_response_format
 BEAM_WIDTH, NUM_SUCCESSORS = 2, 8  # the alignment job's own defaults
 MOST_SUCCESSORS = 256
 MOST_TOKENS = 8192
+IRO = "method.reinforcement.iro"
 SEARCH_OF_EFFORT = {"low": {"num_successors": 4}, "high": {"beam_width": 4, "num_successors": 8}}
 
 Auto = Literal["auto"]
@@ -125,6 +126,15 @@ class Reinforcement(_Closed):
         if successors > MOST_SUCCESSORS:
             message = f"num_successors is {successors}, over {MOST_SUCCESSORS}"
             raise bad_request(message, f"method.reinforcement.{self._sets_rows()}", "invalid_value")
+
+    def check_without_hidden(self) -> None:
+        """400 where the value functions would read hidden states, which an engine over HTTP does not report."""
+        if self.iro.value_model in ("linear", "mlp"):
+            message = f"value_model '{self.iro.value_model}' reads the model's hidden states, and it is served here"
+            raise bad_request(f"{message} without them: use 'lora'.", f"{IRO}.value_model", "invalid_value")
+        if self.iro.return_lambda is not None and self.iro.return_lambda < 1:
+            message = "return_lambda below 1 goes with 'linear' and 'mlp', for which the model is served here without"
+            raise bad_request(f"{message} hidden states.", f"{IRO}.return_lambda", "invalid_value")
 
     def _sets_rows(self) -> str:
         """The field to blame for too many rows."""

@@ -5,6 +5,7 @@ Axes in tensor names: R rows (beams x successors), L tokens of one chunk, D hidd
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,18 +15,30 @@ import torch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the frozen model's next token is drawn. ``seed`` None draws a fresh one."""
+    """How the frozen model's next token is drawn. ``seed`` None draws a fresh one.
+
+    ``salt``: whose the prompt is. A server that keeps prompts for other requests to share does so among equal salts.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
+    salt: str | None = None
+
+
+def cache_salt(project: str) -> str:
+    """The salt of a project's prompts, which tells nothing of its name."""
+    return hashlib.sha256(f"iro {project}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What identifies a frozen model; value functions are tied to both hashes."""
+    """What identifies a frozen model; value functions are tied to both hashes.
+
+    ``hidden``, ``logprobs``: whether its engine reports hidden states, and log-probabilities (else they are 0).
+    """
 
     name: str
     model_hash: str
@@ -34,6 +47,8 @@ class ModelInfo:
     num_layers: int
     hidden_size: int
     max_length: int
+    hidden: bool = True
+    logprobs: bool = True
 
 
 @dataclass

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iro_server.engines import attention
 from iro_server.engines.base import Chunk, ModelInfo, Sampling
-from iro_server.engines.prepare import model_hash, template_hash
+from iro_server.engines.describe import describe
 from iro_server.engines.session import ChunkWork, PromptRows, SessionRows
 
 PREFILL_TOKENS = 512  # prompts join a step up to so many tokens (one, however long, at least): live rows wait less
@@ -45,17 +45,8 @@ class EmbeddedEngine:
         check_supported(model)
         self.model = model.to(device).eval().requires_grad_(False)
         fuse_norms(self.model)
+        self._info = describe(Path(model_dir), name, self.tokenizer)
         config = self.model.config
-        eos = self.model.generation_config.eos_token_id
-        self._info = ModelInfo(
-            name=name or Path(model_dir).name,
-            model_hash=model_hash(Path(model_dir)),
-            template_hash=template_hash(self.tokenizer),
-            eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-            num_layers=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
-            max_length=config.max_position_embeddings,
-        )
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._cache_shape = (config.num_hidden_layers, config.num_key_value_heads, head_size)
         self._tap = _Tap(self.model)

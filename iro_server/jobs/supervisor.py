@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from iro_server.engines.endpoints import KEY_VARIABLE
 from iro_server.jobs import lock, presence, records
 from iro_server.jobs.worker import SETTINGS_VARIABLE, TAKEN
 from iro_server.settings import Settings
@@ -170,6 +171,8 @@ class Supervisor:
         surroundings = self.surroundings.model_copy(update={"project": job.project})
         environment = os.environ | {SETTINGS_VARIABLE: self.settings.model_dump_json()}
         environment[SURROUNDINGS_VARIABLE] = surroundings.model_dump_json()
+        if self.settings.engine_key:
+            environment[KEY_VARIABLE] = self.settings.engine_key.get_secret_value()
         with (folder / "worker.log").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "iro_server.jobs.worker", "--job", job.id, "--attempt", str(job.attempt)],

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception_type, wait_exponential
 
+from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.jobs import lock, records
 from iro_server.jobs.progress import Progress
 from iro_server.settings import Settings
@@ -74,11 +75,18 @@ class Worker:
             if self.stop.is_set():
                 return  # cancelled or paused: the status says so already
             log.exception("the job failed")
-            if _disk_is_full(error, self.out):
-                message = "The disk is full: the job is paused. Make room and resume it."
-                patiently(records.pause)(self.sessions, self.job_id, message, "error")
+            if why := self._passing(error):
+                patiently(records.pause)(self.sessions, self.job_id, why, "error")
             else:
                 patiently(records.fail)(self.sessions, job, *explain(error))
+
+    def _passing(self, error: Exception) -> str | None:
+        """What to tell where the error is no fault of the job's, which can go on once that has passed."""
+        if _disk_is_full(error, self.out):
+            return "The disk is full: the job is paused. Make room and resume it."
+        if isinstance(error, EngineUnavailable):
+            return "The model cannot be reached: the job is paused. Resume it once its servers answer."
+        return None
 
     def beat(self, job: Job) -> None:
         """Heartbeats, until the job is to stop."""
@@ -97,7 +105,8 @@ class Worker:
 
     def _execute(self, job: Job) -> None:
         entry = load_entry(self.settings.align_entry)
-        config = entry.Config.model_validate(job.config)
+        moved = self.settings.engine_fields if job.config.get("engine_urls") else {}  # since the job was created
+        config = entry.Config.model_validate(job.config | moved)
         search = defaults(config)
         patiently(self._note_search)(search)
         progress = Progress(self.sessions, job)

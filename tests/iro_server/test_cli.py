@@ -45,6 +45,10 @@ def test_list_names_the_installed_jobs_and_their_presets() -> None:
         (("generate", "Hello", "--beam-width", "-1"), "beam_width: Input should be greater than or equal to 1"),
         (("generate", "Hello", "--betas", "1,2"), "without --values"),
         (("generate", "Hello", "--top-p", "0"), "top_p: must be above 0"),
+        (
+            ("serve", "--engine-url", "10.0.0.1"),
+            "'10.0.0.1' is not the base URL of an engine",
+        ),
         (("align", "missing.jsonl", "grader.json"), "missing.jsonl: no such file"),
         (("model", "info", "nobody/no-such-model"), "no-such-model"),
     ],

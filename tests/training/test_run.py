@@ -79,6 +79,21 @@ def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:
         WALK.execute({"steps": 3}, tmp_path)
 
 
+class MovableConfig(WalkConfig):
+    movable = frozenset({"where"})
+
+    where: str = "here"
+
+
+def test_a_run_may_go_on_elsewhere_but_not_as_another(tmp_path: Path) -> None:
+    there = Job("walk", "", MovableConfig, lambda config, run: {"where": config.where})
+    WALK.execute({"steps": 2}, tmp_path)  # by a version that did not know of where
+    (tmp_path / "result.json").unlink()
+    assert there.execute({"steps": 2, "where": "there"}, tmp_path)["where"] == "there"
+    with pytest.raises(RunError, match="another run"):
+        there.execute({"steps": 3, "where": "there"}, tmp_path)
+
+
 class FileConfig(JobConfig):
     rows: Path
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, ValidationInfo, field_validator, model_validator
 
 from iro_server.decoding.base import Selection
+from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
 from iro_server.graders import parse_grader
 from iro_server.graders.response_format import parse_response_format
 from training.run import JobConfig
@@ -42,8 +43,15 @@ class AlignConfig(JobConfig):
     those of this process.
     """
 
+    movable = frozenset({"engine_urls", "engine_kind", "engine_model", "engine_timeout", "engine_patience"})
+
     model_dir: Path | None = Field(None, description="None: the default model, prepared the first time")
     model_name: str | None = None
+    engine_urls: tuple[EngineUrl, ...] = Field((), description="servers of the model; none: it runs in this process")
+    engine_kind: EngineKind = "vllm"
+    engine_model: str | None = Field(None, description="its name there; None: the first that is served")
+    engine_timeout: float = Field(600.0, gt=0, description="seconds that one answer of an engine may take")
+    engine_patience: float = Field(600.0, ge=0, description="seconds that a rollout waits for an engine which fails")
     training_file: Path
     validation_file: Path | None = Field(None, description="without it, validation prompts come out of training_file")
     grader: dict[str, Any]
@@ -67,10 +75,10 @@ class AlignConfig(JobConfig):
     validation_prompts: int = Field(32, ge=1)
     eval_interval: int = Field(1, ge=1, description="validate after every so many iterations, and after the last")
     eval_samples: int = Field(1, ge=1, le=64, description="validation searches a prompt, averaged")
-    value_model: Literal["linear", "mlp", "lora"] = "linear"
+    value_model: Literal["linear", "mlp", "lora"] = Field("linear", description="lora where engine_urls are given")
     feature_spec: FeatureSpec | None = Field(None, description="None: default_feature_spec of the model")
     counted_tokens: int = Field(1500, ge=0, description="how many of the rollouts' commonest tokens get a weight each")
-    backbone_layers: int | None = Field(None, ge=1, description="lora: the model's first so many; None: all")
+    backbone_layers: int | None = Field(None, ge=1, description="lora: the model's first so many; None: a third")
     loss: Literal["mse", "bce"] = Field("mse", description="bce: for rewards in [0, 1]; V is then a log-odds")
     return_lambda: float = Field(1.0, ge=0, le=1, description="1 regresses on the reward itself, as the paper does")
     epochs: int | None = Field(None, ge=1, description="mlp and lora: at most; None: 30 and 10")
@@ -91,6 +99,23 @@ class AlignConfig(JobConfig):
             parse_response_format(response_format)
         return response_format
 
+    def endpoints(self, key: str | None) -> Endpoints:
+        return Endpoints(
+            urls=self.engine_urls,
+            kind=self.engine_kind,
+            model=self.engine_model,
+            key=key,
+            timeout=self.engine_timeout,
+            patience=self.engine_patience,
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_without_hidden_states(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("engine_urls"):
+            return {"value_model": "lora"} | given
+        return given
+
     @model_validator(mode="after")
     def _goes_together(self) -> AlignConfig:
         if self.betas != "auto" and len(self.betas) != self.iterations:
@@ -99,4 +124,8 @@ class AlignConfig(JobConfig):
             raise ValueError("loss: bce goes with linear and lora value functions")
         if self.return_lambda < 1 and (self.value_model == "lora" or self.loss == "bce"):
             raise ValueError("return_lambda below 1 goes with heads and loss mse")
+        if self.engine_urls and self.value_model != "lora":
+            raise ValueError(
+                f"value_model: {self.value_model} reads hidden states, which engine_urls give none of: use lora"
+            )
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from training.run import Job, Run
 
 
 def run(config: AlignConfig, run: Run) -> dict[str, Any]:
-    from iro_server.engines.embedded import EmbeddedEngine
+    from iro_server.engines.endpoints import KEY_VARIABLE
+    from iro_server.engines.opening import open_engine
     from iro_server.engines.prepare import prepare_model
     from training.iro.loop import align
 
     model_dir = config.model_dir or prepare_model()
     config = config.model_copy(update={"model_dir": model_dir})
-    with EmbeddedEngine(model_dir, name=config.model_name) as engine:
+    with open_engine(model_dir, config.model_name, config.endpoints(os.environ.get(KEY_VARIABLE))) as engine:
         return align(config, run, engine)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -71,12 +72,13 @@ class LoraLearner:
 
     layers: tuple[int, ...] = ()
 
-    def __init__(self, config: AlignConfig, prompts: Mapping[int, Prompt]):
+    def __init__(self, config: AlignConfig, num_layers: int, prompts: Mapping[int, Prompt]):
         self.config, self.prompts = config, prompts
+        self.num_layers = config.backbone_layers or math.ceil(num_layers / 3)
 
     def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
         assert not isinstance(before, ValueStack) and self.config.model_dir is not None
-        backbone = before.backbone if before else LoraBackbone(self.config.model_dir, self.config.backbone_layers)
+        backbone = before.backbone if before else LoraBackbone(self.config.model_dir, self.num_layers)
         betas = (*(before.betas if before else ()), 1.0)
         scores = fit_lora(
             backbone,

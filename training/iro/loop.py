@@ -27,7 +27,7 @@ from training.iro.rollouts import guided, pack, plain, roll_out
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.run import Run, jsonable
-from value_heads import load_bundle, save_bundle
+from value_heads import LoraValues, load_bundle, save_bundle
 from value_heads.threads import on_fresh_thread
 
 
@@ -50,7 +50,8 @@ class Alignment:
 
     def make_learner(self) -> Learner:
         if self.config.value_model == "lora":
-            return LoraLearner(self.config, {p.index: p for part in self.slices for p in [*part.train, *part.heldout]})
+            prompts = {p.index: p for part in self.slices for p in [*part.train, *part.heldout]}
+            return LoraLearner(self.config, self.engine.info.num_layers, prompts)
         spec = self.config.feature_spec
         return HeadLearner(
             self.config, spec or default_feature_spec(self.engine.info.num_layers, self.config.max_tokens)
@@ -164,12 +165,15 @@ class Alignment:
     def values_of(self, step: int) -> Stack:
         """What the step's fit saved, betas aside."""
         info = self.engine.info
-        return load_bundle(
+        values = load_bundle(
             self.run.folder / "values" / str(step),
             model_hash=info.model_hash,
             template_hash=info.template_hash,
             backbone_dir=self.config.model_dir,
         )
+        if isinstance(values, LoraValues):
+            values.backbone.alone = info.hidden  # such an engine promises the same to the bit
+        return values
 
     def save(self, folder: Path, stack: Stack, metrics: dict[str, Any] | None = None) -> None:
         info = self.engine.info

@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from iro_server.decoding.base import Scorer, SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Sampling, cache_salt
+from iro_server.surroundings import Surroundings
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt, TokenizingEngine
 from value_heads.features import TOKENS
@@ -48,8 +49,10 @@ def roll_out(
     """A search for each prompt, all of them in one batch, the same to the bit every time. ``seed``: prompt index ->
     seed."""
 
+    salt = cache_salt(Surroundings.of_this_process().project)
+
     async def search(prompt: Prompt) -> SearchResult:
-        sampling = Sampling(config.temperature, seed=seed(prompt.index), stop_ids=engine.info.eos_ids)
+        sampling = Sampling(config.temperature, seed=seed(prompt.index), stop_ids=engine.info.eos_ids, salt=salt)
         return await guided_search(
             engine, prompt.token_ids, params, sampling, config.max_tokens, scorer, keep_hidden=layers
         )

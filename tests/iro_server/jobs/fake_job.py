@@ -1,7 +1,7 @@
 """A job that trains nothing: it sleeps, reports, and saves value functions that like the letter z.
 
 The grader's name says how it goes: "quick", "slow" (half a second a step), "stubborn" (never asks whether to stop),
-"raises", "dies" (kills its own process at step 2), "dies-once".
+"raises", "dies" (kills its own process at step 2), "dies-once", "engine-away-once" (at step 2).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from iro_server.engines.endpoints import EngineUnavailable
 from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
 
 
@@ -73,6 +74,9 @@ def misbehave(behaviour: str, step: int, out: Path) -> None:
     if behaviour == "raises":
         raise GraderFailed("the grader gave NaN for row 1")
     once = out / "died"
+    if step == 2 and behaviour == "engine-away-once" and not once.exists():
+        once.touch()
+        raise EngineUnavailable("no engine answers: http://10.0.0.1 is away")
     if step == 2 and (behaviour == "dies" or (behaviour == "dies-once" and not once.exists())):
         once.touch()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -108,6 +108,17 @@ def test_jobs_run_and_hearts_beat_though_the_database_failed_once(tmp_path, monk
     assert worker.stop.is_set()
 
 
+def test_a_job_whose_engine_is_away_pauses_and_goes_on_when_resumed(settings):
+    with serving(settings, ByteEngine()) as client:
+        job_id = start_job(client, grader("engine-away-once"))
+        wait_for(lambda: client.fine_tuning.jobs.retrieve(job_id).status == "paused")
+        told = [event.message for event in client.fine_tuning.jobs.list_events(job_id)]
+        assert any("cannot be reached" in message for message in told)
+        assert not any("10.0.0.1" in message for message in told)
+        client.fine_tuning.jobs.resume(job_id)
+        assert ended(client, job_id).status == "succeeded"
+
+
 def test_what_a_job_raises_is_its_error(settings):
     with serving(settings, ByteEngine()) as client:
         job = ended(client, start_job(client, grader("raises")))

@@ -1,0 +1,45 @@
+"""Endpoints that serve the frozen model, as settings and jobs name them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
+
+EngineKind = Literal["vllm", "text"]
+KEY_VARIABLE = "IRO_ENGINE_KEY"  # read where it is needed: a key is in no config, log or run folder
+
+
+class EngineUnavailable(RuntimeError):
+    """None of the model's servers answered in time."""
+
+
+def base_url(url: str) -> str:
+    """``url`` as a base that /completions can follow. ValueError where it is no URL."""
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ValueError(f"{url!r} is not the base URL of an engine, such as http://127.0.0.1:8001/v1")
+    if address.username or address.password:
+        raise ValueError(f"the URL of an engine holds no password: give the key as {KEY_VARIABLE}")
+    return url.rstrip("/") if address.path.strip("/") else f"{url.rstrip('/')}/v1"
+
+
+EngineUrl = Annotated[str, AfterValidator(base_url)]
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Servers of the frozen model; without ``urls`` it runs in this process. Times in seconds.
+
+    ``model``: its name there, None for the first that is served. ``timeout``: the longest that one answer may take.
+    ``patience``: how long a request waits, from the first failure on, for a server that answers.
+    """
+
+    urls: tuple[str, ...] = ()
+    kind: EngineKind = "vllm"
+    model: str | None = None
+    key: str | None = field(default=None, repr=False)
+    timeout: float = 600.0
+    patience: float = 30.0

@@ -1,0 +1,190 @@
+"""What engines over HTTP have in common: a thread with the event loop of their requests, the model's description."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer
+
+from iro_server.engines.base import Chunk, ModelInfo, Sampling
+from iro_server.engines.describe import describe
+from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.replicas import Replica, Replicas, Timing
+from iro_server.tasks import together
+
+Result = TypeVar("Result")
+START = 300.0  # seconds that an engine which starts beside this process may take
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a chunk."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    stopped: bool
+
+
+def chunk_of(rows: Sequence[Row]) -> Chunk:
+    return Chunk(
+        tokens_RL=pad_sequence([torch.tensor(row.tokens, dtype=torch.int64) for row in rows], batch_first=True),
+        logprobs_RL=pad_sequence([torch.tensor(row.logprobs, dtype=torch.float32) for row in rows], batch_first=True),
+        lengths_R=torch.tensor([len(row.tokens) for row in rows]),
+        stopped_R=torch.tensor([row.stopped for row in rows]),
+    )
+
+
+class RemoteEngine:
+    """``model_dir`` holds the tokenizer, and the weights that value functions adapt. Close it, or use it as a context
+    manager.
+
+    ValueError for an endpoint that is of no use, EngineUnavailable where none answers in ``START`` seconds.
+    """
+
+    probe_every: ClassVar[float] = 2.0  # as Timing
+    silence: ClassVar[float] = 15.0
+
+    def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False)
+        timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.silence)
+        self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
+        self._thread.start()
+        try:
+            self.submit(self._start(endpoints.model)).result()
+        except BaseException:
+            self.close()
+            raise
+
+    async def _start(self, model: str | None) -> None:
+        models = await self.replicas.models(START)
+        self.model = model or models[0]["id"]
+        served = next((each for each in models if each["id"] == self.model), None)
+        if served is None:
+            known = ", ".join(each["id"] for each in models)
+            raise ValueError(f"the engine serves no model {self.model!r}, only: {known}")
+        if longest := served.get("max_model_len"):
+            self._info = replace(self._info, max_length=min(longest, self._info.max_length))
+        await self.try_out()
+
+    def probe_url(self, base: str) -> str:
+        raise NotImplementedError
+
+    async def try_out(self) -> None:
+        """Ask for one token: ValueError where the answer lacks what this engine needs."""
+        raise NotImplementedError
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Run ``work`` on the engine's loop, whichever loop its caller lives on; cancel the future to end it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def check(self, prompt_ids: Sequence[int], layers: Sequence[int]) -> None:
+        if layers:
+            raise ValueError(f'{self.info.name} is served over HTTP, without hidden states: use value_model "lora"')
+        if not 0 < len(prompt_ids) < self.info.max_length:
+            most = self.info.max_length - 1
+            raise ValueError(f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {most}")
+
+    @contextmanager
+    def in_step(self, sessions: int) -> Iterator[None]:
+        """No promise: the endpoint batches as requests arrive, and what shares a batch shifts the last bits of its
+        log-probabilities, so that now and then, at equal seeds, another token is drawn."""
+        yield
+
+    def report(self) -> list[dict[str, Any]]:
+        """Of each replica: whether it is up, what it decodes, and what its prefix cache saved."""
+        return [replica.report() for replica in self.replicas.all]
+
+    def close(self) -> None:
+        """End what is under way; chunks in progress fail with CancelledError."""
+        if self._loop.is_closed():
+            return
+        self.submit(self._end()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.replicas.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RemoteSession:
+    """A session whose rows are what the endpoint is sent (``prefixes``: token ids or text), each continued by a request
+    of its own. It stays with the replica that has its prompt in the cache."""
+
+    def __init__(self, engine: RemoteEngine, prompt: Any, sampling: Sampling) -> None:
+        self.engine, self.sampling = engine, sampling
+        self.seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "big")
+        self.prefixes = [prompt]
+        self.round = 0
+        self.replica: Replica | None = None
+        self.pending: Future[Chunk] | None = None
+
+    def request(self, prefix: Any, count: int, length: int, seed: int) -> dict[str, Any]:
+        """The body that asks for ``count`` continuations; number i draws with ``seed`` + i."""
+        raise NotImplementedError
+
+    def read(self, payload: Any, count: int, length: int) -> list[tuple[Any, Row]]:
+        """Of each continuation: what it adds to the prefix, and its row. ValueError, or another error of a wrong shape,
+        for an answer that cannot be used."""
+        raise NotImplementedError
+
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        """As ``Session.extend``. EngineUnavailable where no replica answers in time."""
+        self.pending = self.engine.submit(self._extend(parents, num_successors, length))
+        return await asyncio.wrap_future(self.pending)
+
+    async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        counts = Counter(parents)  # a parent that occurs twice is one request for twice as many rows, all different
+        answers = await together(self._continue(p, count * num_successors, length) for p, count in counts.items())
+        of_parent = {parent: iter(rows) for parent, rows in zip(counts, answers, strict=True)}
+        origins = [parent for parent in parents for _ in range(num_successors)]
+        drawn = [next(of_parent[parent]) for parent in origins]
+        self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, drawn, strict=True)]
+        self.round += 1
+        return chunk_of([row for _, row in drawn])
+
+    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Any, Row]]:
+        body = self.request(self.prefixes[parent], count, length, derive(self.seed, self.round, parent))
+        read = partial(self.read, count=count, length=length)
+        drawn, self.replica = await self.engine.replicas.complete(body, read, self.replica)
+        return drawn
+
+    def close(self) -> None:
+        if self.pending is not None:
+            self.pending.cancel()
+
+
+def derive(seed: int, round: int, parent: int) -> int:
+    """A 62-bit seed of one request."""
+    digest = hashlib.sha256(f"{seed} {round} {parent}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2

@@ -1,0 +1,251 @@
+"""Servers of one model, over HTTP: which of them is asked, and what becomes of one that dies, hangs or talks nonsense.
+
+A request to decode changes nothing where it is sent and carries its seed: whatever fails is asked again elsewhere. A
+replica that failed ``FAILURES`` times in a row, or does not answer probes while it should be decoding, is left alone
+until a probe finds it well again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+from iro_server.engines.endpoints import KEY_VARIABLE, EngineUnavailable, base_url
+
+log = logging.getLogger("iro.engine")
+FAILURES = 3  # in a row, and a replica is left alone
+ALONE = 4  # so many times the silence is borne with a replica that is the last
+STICKY_ROWS = 64  # a session stays on its replica until it has so many rows more than the least loaded one
+CONNECT = 5.0  # seconds
+PAUSE = 0.2  # seconds between rounds of asking all replicas
+Answer = TypeVar("Answer")
+
+
+class ReplicaFailure(Exception):
+    """An answer that did not come, or that cannot be used. ``settled``: asking again will not change it."""
+
+    def __init__(self, message: str, settled: bool = False) -> None:
+        super().__init__(message)
+        self.settled = settled
+
+
+@dataclass(frozen=True)
+class Timing:
+    """In seconds. ``answer``: the longest that a replica may take for one. ``patience``: how long a caller waits, from
+    the first failure on, for a replica that answers. ``probe_every``: how often a replica that decodes, or is left
+    alone, is asked whether it lives. ``silence``: how long one may decode without answering that."""
+
+    answer: float = 600.0
+    patience: float = 30.0
+    probe_every: float = 2.0
+    silence: float = 15.0
+
+
+@dataclass(eq=False)
+class Replica:
+    """``url``: its base, ending in /v1. ``rows``: being decoded. ``down``: set while it is left alone."""
+
+    url: str
+    rows: int = 0
+    requests: int = 0
+    failures: int = 0  # in a row
+    down: asyncio.Event = field(default_factory=asyncio.Event)
+    watch: asyncio.Task[None] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    def count(self, usage: dict[str, Any]) -> None:
+        self.prompt_tokens += int(usage.get("prompt_tokens") or 0)
+        self.cached_tokens += int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+    def report(self) -> dict[str, Any]:
+        """For /v1/health, which anybody may read: no address. ``cached_tokens``: of ``prompt_tokens``, not read."""
+        names = ("rows", "requests", "prompt_tokens", "cached_tokens")
+        return {"up": not self.down.is_set()} | {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class _Call(Generic[Answer]):
+    """``read`` makes an answer of the payload, or raises. ``rows``: what it weighs."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None
+    read: Callable[[Any], Answer]
+    rows: int
+
+
+class Replicas:
+    """Use it from one event loop. ``probe``: from a replica's base URL to the one that tells whether it lives."""
+
+    def __init__(self, urls: Sequence[str], key: str | None, timing: Timing, probe: Callable[[str], str]) -> None:
+        self.all = [Replica(base_url(url)) for url in urls]
+        self.timing, self.probe = timing, probe
+        self.client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            timeout=httpx.Timeout(timing.answer, connect=CONNECT),
+        )
+
+    async def close(self) -> None:
+        for replica in self.all:
+            if replica.watch:
+                replica.watch.cancel()
+        await self.client.aclose()
+
+    async def models(self, patience: float) -> list[dict[str, Any]]:
+        """What the first replica that answers serves; errors as of ``complete``."""
+
+        def read(payload: Any) -> list[dict[str, Any]]:
+            models = payload["data"]
+            if not models or not all(isinstance(model["id"], str) for model in models):
+                raise ValueError("no models")
+            return models
+
+        return (await self._ask(_Call("GET", "/models", None, read, 0), None, patience))[0]
+
+    async def complete(
+        self, body: dict[str, Any], read: Callable[[Any], Answer], prefer: Replica | None = None
+    ) -> tuple[Answer, Replica]:
+        """What ``read`` makes of the answer to ``body`` (it raises for one that makes no sense), and who gave it.
+
+        ValueError where the request is refused as wrong, EngineUnavailable where no replica answers within the
+        patience. ``prefer``: the replica that has the prompt in its cache.
+        """
+        return await self._ask(_Call("POST", "/completions", body, read, body["n"]), prefer, self.timing.patience)
+
+    async def _ask(self, call: _Call[Answer], prefer: Replica | None, patience: float) -> tuple[Answer, Replica]:
+        clock = asyncio.get_running_loop().time
+        deadline: float | None = None
+        failed: dict[Replica, ReplicaFailure] = {}  # in this round of asking all
+        why: ReplicaFailure | None = None
+        while True:
+            replica = self._choose(prefer, failed)
+            if replica is not None:
+                try:
+                    return await self._answer(replica, call), replica
+                except ReplicaFailure as failure:
+                    self._failed(replica, failure)
+                    failed[replica] = why = failure
+            deadline = deadline or clock() + patience
+            settled = len(failed) == len(self.all) and all(failure.settled for failure in failed.values())
+            if settled or clock() >= deadline:
+                raise EngineUnavailable(f"no engine answers: {why or 'each has failed before'}")
+            if replica is None:
+                await asyncio.sleep(PAUSE)
+                failed.clear()
+
+    def _choose(self, prefer: Replica | None, failed: Container[Replica]) -> Replica | None:
+        able = [replica for replica in self.all if not replica.down.is_set() and replica not in failed]
+        least = min(able, key=lambda replica: (replica.rows, replica.requests), default=None)
+        if prefer in able and prefer and least and prefer.rows - least.rows < STICKY_ROWS:
+            return prefer
+        return least
+
+    async def _answer(self, replica: Replica, call: _Call[Answer]) -> Answer:
+        replica.rows += call.rows
+        replica.requests += 1
+        self._watch(replica)
+        try:
+            payload = await _unless(replica.down, self._payload(replica, call))
+        finally:
+            replica.rows -= call.rows
+        try:
+            answer = call.read(payload)
+            replica.count(payload.get("usage") or {})
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ReplicaFailure(f"{replica.url} gave an answer that makes no sense: {error!r}") from error
+        replica.failures = 0
+        return answer
+
+    async def _payload(self, replica: Replica, call: _Call[Any]) -> Any:
+        where = replica.url
+        try:
+            async with asyncio.timeout(self.timing.answer):
+                response = await self.client.request(call.method, where + call.path, json=call.body)
+        except TimeoutError as error:
+            raise ReplicaFailure(f"{where} took longer than {self.timing.answer:g} s") from error
+        except httpx.TransportError as error:
+            raise ReplicaFailure(f"{where} does not answer ({type(error).__name__}: {error})") from error
+        if response.status_code in (400, 413, 422):
+            raise ValueError(f"{where} refuses the request: {_message(response)}")
+        if response.status_code in (401, 403):
+            raise ReplicaFailure(f"{where} refuses the key ({KEY_VARIABLE}): {_message(response)}", settled=True)
+        if response.status_code == 404:
+            raise ReplicaFailure(f"{where}{call.path} is not there: {_message(response)}", settled=True)
+        if not response.is_success:
+            raise ReplicaFailure(f"{where} answered {response.status_code}: {_message(response)}")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise ReplicaFailure(f"{where} gave an answer that is no JSON") from error
+
+    def _failed(self, replica: Replica, failure: ReplicaFailure) -> None:
+        replica.failures += 1
+        log.warning("%s", failure)
+        if replica.failures >= FAILURES and not replica.down.is_set():
+            log.error("%s is left alone until it is well again", replica.url)
+            replica.down.set()
+        self._watch(replica)
+
+    def _watch(self, replica: Replica) -> None:
+        """Probe the replica for as long as it decodes or is left alone."""
+        if replica.watch is None or replica.watch.done():
+            replica.watch = asyncio.create_task(self._probe_on(replica))
+
+    async def _probe_on(self, replica: Replica) -> None:
+        clock = asyncio.get_running_loop().time
+        heard = clock()
+        while True:
+            await asyncio.sleep(self.timing.probe_every)
+            if not replica.rows and not replica.down.is_set():
+                return
+            if await self._alive(replica):
+                heard = clock()
+                if replica.down.is_set():
+                    log.info("%s is well again", replica.url)
+                    replica.down.clear()
+                    replica.failures = FAILURES - 1  # one more, and it is left alone again
+            elif clock() - heard > self._silence(replica) and not replica.down.is_set():
+                log.error("%s does not answer probes: it is left alone until it does", replica.url)
+                replica.down.set()
+
+    def _silence(self, replica: Replica) -> float:
+        """How long its probes may go unanswered: longer where no other could take over what it decodes."""
+        others = any(other is not replica and not other.down.is_set() for other in self.all)
+        return self.timing.silence * (1 if others else ALONE)
+
+    async def _alive(self, replica: Replica) -> bool:
+        try:
+            async with asyncio.timeout(self.timing.silence / 3):
+                return (await self.client.get(self.probe(replica.url))).is_success
+        except (TimeoutError, httpx.TransportError):
+            return False
+
+
+async def _unless(down: asyncio.Event, work: Any) -> Any:
+    """``work``'s result; ReplicaFailure, and no more of it, once ``down`` is set."""
+    task, ended = asyncio.ensure_future(work), asyncio.ensure_future(down.wait())
+    try:
+        await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ReplicaFailure("the replica stopped answering while it decoded")
+        return task.result()
+    finally:
+        task.cancel()
+        ended.cancel()
+
+
+def _message(response: httpx.Response) -> str:
+    """The error's own words, in OpenAI's envelope or none."""
+    try:
+        payload = response.json()
+        return str((payload.get("error") or payload)["message"])[:500]
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return response.text[:200]

@@ -1,0 +1,85 @@
+"""The frozen model behind any completions endpoint, in text alone: what is left where token ids cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, ClassVar
+
+from iro_server.engines.base import Sampling
+from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
+
+
+class TextEngine(RemoteEngine):
+    """Engine over ``POST /v1/completions`` of text, whose model need not be that of ``model_dir``: its tokenizer cuts
+    the text for the value functions, and its first layers are what they adapt.
+
+    What is lost against token ids:
+    - The exact tokens. Ids are ``model_dir``'s, chunk by chunk: a word that a chunk's end cuts in two is read as two.
+    - Chunks of equal length: ``length`` counts the endpoint's tokens.
+    - A character whose bytes a chunk's end cuts in two.
+    - Stop ids. A row ends where the endpoint ends it, and gets ``model_dir``'s first end-of-sequence token.
+    - Log-probabilities: all 0.
+    A row always continues the endpoint's own text, never one that was tokenised and decoded again.
+    """
+
+    probe_every: ClassVar[float] = 15.0
+
+    def probe_url(self, base: str) -> str:
+        return f"{base}/models"
+
+    async def try_out(self) -> None:
+        if not self.info.eos_ids:
+            raise ValueError("the tokenizer's model has no end-of-sequence token, which text endpoints need")
+        body = request(self.model, "Hello", 1, 1, Sampling(), seed=0)
+        await self.replicas.complete(body, lambda payload: str(payload["choices"][0]["text"]))
+        # Value functions belong to the text of the endpoint's model as much as to the weights that they adapt.
+        both = sha256(f"{self.info.model_hash} {self.model}".encode()).hexdigest()
+        self._info = replace(self.info, logprobs=False, model_hash=both)
+
+    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> TextSession:
+        """As ``Engine.open``. ValueError for ``layers``: an endpoint reports no hidden states."""
+        self.check(prompt_ids, layers)
+        added = list(self.tokenizer("")["input_ids"])  # such as <s>, which the endpoint will add itself
+        own = list(prompt_ids[len(added) :] if list(prompt_ids[: len(added)]) == added else prompt_ids)
+        return TextSession(self, str(self.tokenizer.decode(own, clean_up_tokenization_spaces=False)), sampling)
+
+
+class TextSession(RemoteSession):
+    """A session of the text engine; see ``Session``. Rows that have not stopped may differ in length."""
+
+    def request(self, prefix: Any, count: int, length: int, seed: int) -> dict[str, Any]:
+        return request(self.engine.model, prefix, count, length, self.sampling, seed >> 31)  # some take 32 bits
+
+    def read(self, payload: Any, count: int, length: int) -> list[tuple[Any, Row]]:
+        return [(text, self._row(text, stopped)) for text, stopped in texts_of(payload, count)]
+
+    def _row(self, text: str, stopped: bool) -> Row:
+        tokens = list(self.engine.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if stopped or not tokens:  # an endpoint that adds nothing has nothing more to say
+            stopped = True
+            tokens.append(self.engine.info.eos_ids[0])
+        return Row(tokens, [0.0] * len(tokens), stopped)
+
+
+def request(model: str, prompt: str, count: int, length: int, sampling: Sampling, seed: int) -> dict[str, Any]:
+    """OpenAI's own fields; ``top_k``, which is none of them, only where it is asked for."""
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "n": count,
+        "max_tokens": length,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed,
+    }
+    return body | ({"top_k": sampling.top_k} if sampling.top_k else {})
+
+
+def texts_of(payload: Any, count: int) -> list[tuple[str, bool]]:
+    """Text of each row, and whether it has ended. ValueError unless there are ``count``."""
+    choices = sorted(payload["choices"], key=lambda choice: choice["index"])
+    if len(choices) != count or not all(isinstance(choice["text"], str) for choice in choices):
+        raise ValueError(f"{len(choices)} rows instead of {count}")
+    return [(choice["text"], choice["finish_reason"] != "length") for choice in choices]

@@ -1,0 +1,88 @@
+"""The frozen model on one or more vLLM servers, by token ids over ``POST /v1/completions``.
+
+A beam is its token ids, from the prompt on: each round sends every live beam as the prompt of one request for its
+continuations, all at once, and vLLM batches them with everybody else's. What it has read before lies in its prefix
+cache, so that a round re-reads little but the last chunk. Nothing is tokenised twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from iro_server.engines.base import Sampling
+from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
+
+
+class VLLMEngine(RemoteEngine):
+    """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's."""
+
+    def probe_url(self, base: str) -> str:
+        return f"{base.removesuffix('/v1')}/health"
+
+    async def try_out(self) -> None:
+        prompt = [self.info.eos_ids[0] if self.info.eos_ids else 0]
+        body = request(self.model, prompt, 1, 1, Sampling(temperature=0.0), seed=0)
+
+        def has_ids(payload: Any) -> bool:
+            return "token_ids" in payload["choices"][0]
+
+        if not (await self.replicas.complete(body, has_ids))[0]:
+            raise ValueError('the endpoint gives no token ids: for one that is not vLLM, use the engine kind "text"')
+
+    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> VLLMSession:
+        """As ``Engine.open``. ValueError for ``layers``: vLLM reports no hidden states."""
+        self.check(prompt_ids, layers)
+        return VLLMSession(self, list(prompt_ids), sampling)
+
+
+class VLLMSession(RemoteSession):
+    """A session of the vLLM engine; see ``Session``."""
+
+    def request(self, prefix: Any, count: int, length: int, seed: int) -> dict[str, Any]:
+        return request(self.engine.model, prefix, count, length, self.sampling, seed)
+
+    def read(self, payload: Any, count: int, length: int) -> list[tuple[Any, Row]]:
+        return [(row.tokens, row) for row in rows_of(payload, count, length, self.sampling.stop_ids)]
+
+
+def request(model: str, prompt: list[int], count: int, length: int, sampling: Sampling, seed: int) -> dict[str, Any]:
+    """All that bears on sampling is said, lest the endpoint's own defaults or the model's generation config decide."""
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "n": count,
+        "max_tokens": length,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or -1,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": seed,
+        "ignore_eos": True,  # what ends a row is in stop_token_ids
+        "stop_token_ids": list(sampling.stop_ids),
+        "return_token_ids": True,
+        "logprobs": 0,
+    }
+    return body | ({"cache_salt": sampling.salt} if sampling.salt else {})
+
+
+def rows_of(payload: Any, count: int, length: int, stop_ids: Sequence[int]) -> list[Row]:
+    """ValueError, or another of a wrong shape's errors, unless these are ``count`` rows that each end where they
+    should."""
+    choices = sorted(payload["choices"], key=lambda choice: choice["index"])
+    if [choice["index"] for choice in choices] != list(range(count)):
+        raise ValueError(f"{len(choices)} rows instead of {count}")
+    return [_row(choice, length, stop_ids) for choice in choices]
+
+
+def _row(choice: Any, length: int, stop_ids: Sequence[int]) -> Row:
+    tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    if not tokens or not all(type(token) is int and token >= 0 for token in tokens):
+        raise ValueError(f"token_ids are {str(tokens)[:80]}")
+    stopped = tokens[-1] in stop_ids
+    if len(tokens) > length or (len(tokens) < length and not stopped):
+        raise ValueError(f"{len(tokens)} tokens instead of {length}, finish_reason {choice['finish_reason']}")
+    if len(logprobs) != len(tokens):
+        raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
+    return Row(tokens, [float(each) for each in logprobs], stopped)

@@ -1,0 +1,165 @@
+"""The engine over vLLM against real vLLM servers of the real model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.serving import VLLMProcess
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Sampling
+from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.prepare import prepare_model
+from iro_server.engines.vllm import VLLMEngine
+from tests.e2e.test_api_server import COUNT_LETTER, MODEL, ROWS, SMALL, say, server, settings  # noqa: F401
+from tests.iro_server.api.serving import ended, upload
+from value_heads import LoraBackbone, LoraValues
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(2400),
+    pytest.mark.skipif(not VLLMProcess.python.exists(), reason=f"no {VLLMProcess.python}: `make vllm` installs vLLM"),
+]
+PASSAGE = (
+    "I had wanted to see this film for years, and last night a friend finally lent me her copy. It opens slowly, with "
+    "a long walk along the shore of a lake, and nothing much is said for the first ten minutes or so of it, until"
+)
+PARAMS = SearchParams(beam_width=2, num_successors=2, chunk_length=8)
+
+
+@pytest.fixture(scope="module")
+def model_dir():
+    return prepare_model()
+
+
+@pytest.fixture(scope="module")
+def servers(model_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vllm")
+    flags = ("--max-model-len", "512", "--max-num-seqs", "64")
+    both = [VLLMProcess(model_dir, folder / f"{i}.log", *flags) for i in range(2)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as threads:
+        yield list(threads.map(stack.enter_context, both))
+
+
+@pytest.fixture(scope="module")
+def engine(servers, model_dir):
+    with VLLMEngine(model_dir, Endpoints((servers[0].url,))) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def prompt(engine):
+    return engine.tokenizer(PASSAGE)["input_ids"]
+
+
+def search(engine, prompt, seed: int, scorer=None, params=PARAMS, max_tokens=24, salt=None):
+    sampling = Sampling(seed=seed, stop_ids=engine.info.eos_ids, salt=salt)
+    return guided_search(engine, prompt, params, sampling, max_tokens, scorer)
+
+
+def test_token_ids_and_log_probabilities_are_the_models_own(engine, prompt, model_dir):
+    async def two_rounds():
+        session = await engine.open(prompt, Sampling(seed=1))
+        return await session.extend([0], 3, 6), await session.extend([2, 0, 2], 2, 5)
+
+    first, second = asyncio.run(two_rounds())
+    parents = [2, 2, 0, 0, 2, 2]
+    tokens = torch.cat([first.tokens_RL[parents], second.tokens_RL], dim=1)
+    logprobs = torch.cat([first.logprobs_RL[parents], second.logprobs_RL], dim=1)
+    assert len({tuple(row) for row in tokens.tolist()}) == 6
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.cat([torch.tensor([prompt] * 6), tokens], dim=1)).logits[:, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1).gather(2, tokens[:, :, None]).squeeze(2)
+    torch.testing.assert_close(logprobs, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_equal_seeds_draw_the_same(engine, prompt):
+    one, same, other = [asyncio.run(search(engine, prompt, seed)) for seed in (5, 5, 6)]
+    assert [final.tokens for final in one.finals] == [final.tokens for final in same.finals]
+    assert [final.tokens for final in one.finals] != [final.tokens for final in other.finals]
+
+
+def test_a_prefix_is_read_once_but_not_by_another_tenant(engine, prompt):
+    def cached(salt: str) -> int:
+        before = engine.report()[0]["cached_tokens"]
+        asyncio.run(search(engine, prompt, 1, params=SearchParams(), max_tokens=2, salt=salt))
+        return engine.report()[0]["cached_tokens"] - before
+
+    assert [cached(salt) > 0 for salt in ("alice", "alice", "bob", "bob")] == [False, True, False, True]
+
+
+def test_later_rounds_find_their_beams_in_the_cache(engine, prompt):
+    before = engine.report()[0]
+    asyncio.run(search(engine, prompt, 9, max_tokens=32, salt="rounds"))
+    after = engine.report()[0]
+    read, cached = (after[name] - before[name] for name in ("prompt_tokens", "cached_tokens"))
+    assert cached > 0.4 * read
+
+
+def test_a_guided_search_scores_what_vllm_drew(engine, prompt, model_dir):
+    backbone = LoraBackbone(model_dir, 3)
+    backbone.add_iteration()
+    torch.nn.init.normal_(backbone.heads[0].weight, generator=torch.Generator().manual_seed(0))
+    values = LoraValues(backbone, [2.0])
+
+    async def both():
+        return await asyncio.gather(*(search(engine, prompt, seed, values) for seed in (1, 2)))
+
+    for result in asyncio.run(both()):
+        assert result.usage.value_tokens == result.usage.base_tokens > 0
+        for final in result.finals:
+            with torch.no_grad():
+                value = backbone.values(0, torch.tensor([[*prompt, *final.tokens]]))[0, -1] / 2
+            assert final.value == pytest.approx(float(value), abs=1e-3)
+        assert [f.value for f in result.finals] == sorted((f.value for f in result.finals), reverse=True)
+
+
+def test_a_job_aligns_a_model_that_vllm_serves(servers, settings):  # noqa: F811
+    settings = settings.model_copy(update={"engine_urls": [servers[0].url]})
+    with server(settings) as (_, client):
+        grader = {"type": "python", "name": "letters", "source": COUNT_LETTER}
+        hyperparameters = {"n_epochs": 1}
+        reinforcement = {"grader": grader, "iro": SMALL | {"backbone_layers": 2}, "hyperparameters": hyperparameters}
+        method = {"type": "reinforcement", "reinforcement": reinforcement}
+        created = client.fine_tuning.jobs.create(model=MODEL, training_file=upload(client, ROWS), method=method, seed=3)
+        job = ended(client, created.id, seconds=1800)
+        assert job.status == "succeeded" or job.error.code == "no_improvement", job.error
+        checkpoint = client.fine_tuning.jobs.checkpoints.list(job.id).data[0]
+        guided = say(client, checkpoint.fine_tuned_model_checkpoint)
+        assert guided.usage.value_tokens == guided.usage.base_tokens > 0
+        streamed = "".join(c.choices[0].text for c in say(client, MODEL, stream=True))
+        assert streamed
+
+
+def test_replicas_that_stop_or_die_in_mid_search_cost_no_request(servers, model_dir, prompt):
+    class Quick(VLLMEngine):
+        silence = 30.0
+
+    async def disturbed(how) -> list:
+        works = [asyncio.create_task(search(engine, prompt, seed, max_tokens=32)) for seed in range(4)]
+        await asyncio.sleep(2)
+        how()
+        return await asyncio.gather(*works)
+
+    with Quick(model_dir, Endpoints(tuple(server.url for server in servers), patience=120)) as engine:
+        first, second = servers
+        results = asyncio.run(disturbed(lambda: first.signal(signal.SIGSTOP)))
+        assert all(len(final.tokens) > 0 for result in results for final in result.finals)
+        assert [replica["up"] for replica in engine.report()] == [False, True]
+        first.signal(signal.SIGCONT)
+        deadline = time.monotonic() + 120
+        while not all(replica["up"] for replica in engine.report()):
+            assert time.monotonic() < deadline, "the replica that goes on is not used again"
+            time.sleep(0.5)
+        results = asyncio.run(disturbed(lambda: second.signal(signal.SIGKILL)))
+        assert all(len(final.tokens) > 0 for result in results for final in result.finals)
+        assert engine.report()[0]["requests"] > 0

@@ -1,0 +1,138 @@
+"""A completions endpoint over bytes that can be told to misbehave, and a model directory to go with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.iro_server.api.byte_engine import byte_tokenizer
+
+END = 256  # byte_tokenizer's end-of-sequence token
+
+
+def write_byte_model(folder: Path, max_length: int = 512) -> Path:
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=max_length,
+        eos_token_id=END,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tokens_of(prompt: Any, seed: int, count: int) -> list[int]:
+    """Row tokens that depend on prompt and seed alone; now and then the end."""
+    tokens: list[int] = []
+    while len(tokens) < count and END not in tokens:
+        draw = hashlib.sha256(json.dumps([prompt, seed, tokens]).encode()).digest()
+        tokens.append(END if draw[0] < 16 else 64 + draw[1] % 26)
+    return tokens
+
+
+class FakeEndpoint:
+    """``mode``: "ok", "drop" (the connection), "hang" (probes too), a status to answer with, or what to answer instead
+    of the truth. It sets in after so many requests, for so many. ``bodies``: of the requests so far."""
+
+    def __init__(self, *, model: str = "bytes", ids: bool = True) -> None:
+        self.model, self.ids = model, ids
+        self.mode: Any = "ok"
+        self.after = self.times = 0
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.released = threading.Event()
+        handler = type("Handler", (_Handler,), {"fake": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    def turn(self, mode: Any, after: int = 0, times: int = 10**9) -> None:
+        self.mode, self.after, self.times = mode, after, times
+
+    def close(self) -> None:
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        tokenizer = byte_tokenizer()
+        choices = []
+        for index in range(body["n"]):
+            tokens = tokens_of(body["prompt"], body["seed"] + index, body["max_tokens"])
+            ended = tokens[-1] == END
+            choice = {
+                "index": index,
+                "text": tokenizer.decode(tokens, skip_special_tokens=True),
+                "finish_reason": "stop" if ended else "length",
+                "logprobs": {"token_logprobs": [-0.5] * len(tokens)},
+            }
+            choices.append(choice | ({"token_ids": tokens} if self.ids else {}))
+        usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": {"cached_tokens": 3}}
+        return {"choices": choices[::-1], "usage": usage}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    fake: FakeEndpoint
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.fake.mode == "hang" and self.fake.after == 0:
+            self.fake.released.wait()
+        elif self.path == "/v1/models":
+            self._answer(200, {"data": [{"id": self.fake.model, "max_model_len": 256}]})
+        else:
+            self._answer(200 if self.fake.mode == "ok" else 500, {})
+
+    def do_POST(self) -> None:
+        fake = self.fake
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        mode = "ok" if fake.after or not fake.times else fake.mode
+        fake.times -= mode != "ok"
+        fake.after = max(0, fake.after - 1)
+        fake.bodies.append(body)
+        fake.keys.append(self.headers["Authorization"])
+        if mode == "ok":
+            self._answer(200, fake.complete(body))
+        elif mode == "drop":
+            self.close_connection = True
+        elif mode == "hang":
+            fake.released.wait()
+        elif isinstance(mode, int):
+            self._answer(mode, {"error": {"message": "told to"}})
+        else:
+            self._answer(200, mode(fake.complete(body)) if callable(mode) else mode)
+
+    def _answer(self, status: int, body: Any) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextmanager
+def endpoints(*fakes: FakeEndpoint):
+    try:
+        yield fakes
+    finally:
+        for fake in fakes:
+            fake.close()

@@ -1,0 +1,277 @@
+"""The engine over vLLM against endpoints that can be told to misbehave (tests/e2e/test_vllm.py has real ones)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Sampling
+from iro_server.engines.endpoints import Endpoints, EngineUnavailable, base_url
+from iro_server.engines.replicas import STICKY_ROWS
+from iro_server.engines.vllm import VLLMEngine
+from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, tokens_of, write_byte_model
+
+PROMPT = [72, 105, 33]
+SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=5, seed=11, stop_ids=(END,), salt="whose")
+PARAMS = SearchParams(beam_width=2, num_successors=3, chunk_length=4)
+
+
+class Quick(VLLMEngine):
+    probe_every, silence = 0.05, 0.3
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return write_byte_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def served(model_dir):
+    """Starts so many fake endpoints and an engine over them."""
+    closing = []
+
+    def start(*fakes: FakeEndpoint, patience: float = 5.0, **options):
+        closing.extend(fakes)
+        urls = tuple(fake.url for fake in fakes)
+        engine = Quick(model_dir, Endpoints(urls, patience=patience, **options))
+        closing.insert(0, engine)
+        for fake in fakes:
+            fake.bodies.clear()
+        return engine
+
+    yield start
+    for each in closing:
+        each.close()
+
+
+async def rounds(engine, *parents, seed: int = 11):
+    session = await engine.open(PROMPT, Sampling(seed=seed, stop_ids=(END,)))
+    return [await session.extend(each, 2, 5) for each in parents]
+
+
+def search(engine, seed: int = 11, max_tokens: int = 16):
+    sampling = Sampling(seed=seed, stop_ids=(END,))
+    return asyncio.run(guided_search(engine, PROMPT, PARAMS, sampling, max_tokens))
+
+
+def texts(result) -> list[list[int]]:
+    return [final.tokens for final in result.finals]
+
+
+@contextmanager
+def within(seconds: float):
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+async def test_rows_are_the_endpoints_own_tokens_and_each_round_continues_them(served):
+    fake = FakeEndpoint()
+    engine = served(fake)
+    session = await engine.open(PROMPT, SAMPLING)
+    first = await session.extend([0], 3, 5)
+    (body,) = fake.bodies
+    assert body["prompt"] == PROMPT and body["n"] == 3 and body["max_tokens"] == 5
+    said = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 5,
+        "cache_salt": "whose",
+        "stop_token_ids": [END],
+        "model": "bytes",
+    }
+    assert said.items() <= body.items()
+    expected = [tokens_of(PROMPT, body["seed"] + i, 5) for i in range(3)]
+    assert [row[:n].tolist() for row, n in zip(first.tokens_RL, first.lengths_R, strict=True)] == expected
+    assert first.stopped_R.tolist() == [row[-1] == END for row in expected]
+    assert first.logprobs_RL[0, 0] == -0.5
+    going = [i for i, row in enumerate(expected) if row[-1] != END][:2]
+    await session.extend(going, 2, 5)
+    assert sorted(each["prompt"] for each in fake.bodies[1:]) == sorted(PROMPT + expected[i] for i in going)
+    assert len({each["seed"] for each in fake.bodies}) == 3
+
+
+async def test_chunks_are_padded_and_say_how_long_rows_are(served):
+    engine = served(FakeEndpoint())
+    session = await engine.open(PROMPT, Sampling(seed=2, stop_ids=(END,)))
+    chunk = await session.extend([0], 64, 12)
+    ended = chunk.lengths_R < 12
+    assert ended.any() and not ended.all()
+    assert chunk.tokens_RL.shape == chunk.logprobs_RL.shape == (64, int(chunk.lengths_R.max()))
+    last = chunk.tokens_RL.gather(1, chunk.lengths_R[:, None] - 1).squeeze(1)
+    assert torch.equal(last == END, chunk.stopped_R)
+    assert chunk.stopped_R[ended].all()
+
+
+async def test_equal_seeds_draw_the_same_and_a_parent_that_is_repeated_draws_twice(served):
+    engine = served(FakeEndpoint())
+    (_, one), (_, same), (_, other) = [await rounds(engine, [0], [0, 0], seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(one.tokens_RL, same.tokens_RL)
+    assert not torch.equal(one.tokens_RL, other.tokens_RL)
+    assert len({tuple(row) for row in one.tokens_RL.tolist()}) == 4
+
+
+def test_what_the_engine_cannot_do_is_said(served, model_dir):
+    engine = served(FakeEndpoint())
+    assert engine.info.max_length == 256 and engine.info.eos_ids == (END,)
+    with pytest.raises(ValueError, match='value_model "lora"'):
+        asyncio.run(engine.open(PROMPT, SAMPLING, layers=[1]))
+    with pytest.raises(ValueError, match="256 tokens; the model takes 1 to 255"):
+        asyncio.run(engine.open([1] * 256, SAMPLING))
+    with pytest.raises(ValueError, match='engine kind "text"'):
+        served(FakeEndpoint(ids=False))
+    with pytest.raises(ValueError, match=r"no model 'other', only: bytes"):
+        served(FakeEndpoint(), model="other")
+    for url in ("localhost:8001", "ftp://host"):
+        with pytest.raises(ValueError, match="base URL"):
+            base_url(url)
+    with pytest.raises(ValueError, match="IRO_ENGINE_KEY"):
+        base_url("http://user:secret@host/v1")
+    assert base_url("http://host:1/") == "http://host:1/v1" and base_url("http://host/api/v1/") == "http://host/api/v1"
+
+
+def test_the_key_is_sent_and_a_refused_one_is_said_at_once(served):
+    fake = FakeEndpoint()
+    engine = served(fake, key="secret", patience=60)
+    search(engine)
+    assert set(fake.keys) == {"Bearer secret"}
+    fake.turn(401)
+    with within(2), pytest.raises(EngineUnavailable, match="IRO_ENGINE_KEY"):
+        search(engine)
+
+
+def test_a_request_that_is_refused_as_wrong_is_not_tried_elsewhere(served):
+    fakes = FakeEndpoint(), FakeEndpoint()
+    engine = served(*fakes)
+    for fake in fakes:
+        fake.turn(400)
+    with pytest.raises(ValueError, match="told to"):
+        search(engine)
+    assert sum(len(fake.bodies) for fake in fakes) == 1
+
+
+GARBAGE = {
+    "no JSON": b"<html>",
+    "a list": [],
+    "no choices": {"object": "text_completion"},
+    "too few rows": lambda good: good | {"choices": good["choices"][1:]},
+    "rows twice": lambda good: good | {"choices": [good["choices"][0]] * len(good["choices"])},
+    "no ids": lambda good: good | {"choices": [each | {"token_ids": None} for each in good["choices"]]},
+    "text for ids": lambda good: good | {"choices": [each | {"token_ids": ["a"]} for each in good["choices"]]},
+    "cut short": lambda good: (
+        good | {"choices": [each | {"token_ids": [65], "finish_reason": "abort"} for each in good["choices"]]}
+    ),
+    "logprobs missing": lambda good: (
+        good | {"choices": [each | {"logprobs": {"token_logprobs": []}} for each in good["choices"]]}
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", ["drop", 500, 503, 429, *GARBAGE.values()], ids=str)
+def test_a_replica_that_fails_in_mid_search_changes_nothing(served, mode):
+    fakes = FakeEndpoint(), FakeEndpoint()
+    engine = served(*fakes)
+    expected = texts(search(engine))
+    for fake in fakes:
+        fake.turn(mode, after=2, times=1)
+    with within(5):
+        assert texts(search(engine)) == expected
+    assert sum(fake.times == 0 for fake in fakes) >= 1
+
+
+def test_a_replica_that_hangs_is_given_up_and_used_again_once_it_answers(served):
+    fakes = FakeEndpoint(), FakeEndpoint()
+    engine = served(*fakes)
+    expected = texts(search(engine))
+    fakes[0].turn("hang")
+    with within(3):
+        for _ in range(2):  # one of the two starts on it
+            assert texts(search(engine)) == expected
+    assert [replica["up"] for replica in engine.report()] == [False, True]
+    asked = len(fakes[0].bodies)
+    assert texts(search(engine)) == expected
+    assert len(fakes[0].bodies) == asked  # left alone
+    fakes[0].turn("ok")
+    deadline = time.monotonic() + 3
+    while not all(replica["up"] for replica in engine.report()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for _ in range(2):
+        search(engine)
+    assert len(fakes[0].bodies) > asked
+
+
+def test_an_answer_that_takes_too_long_is_sought_elsewhere_though_probes_are_answered(served):
+    fakes = FakeEndpoint(), FakeEndpoint()
+    engine = served(*fakes, timeout=0.3)
+    expected = texts(search(engine))
+    fakes[0].turn("hang", after=1)
+    with within(3):
+        for _ in range(2):
+            fakes[0].after = 1
+            assert texts(search(engine)) == expected
+
+
+def test_without_any_replica_a_request_fails_within_its_patience_and_later_ones_succeed_again(served):
+    fake = FakeEndpoint()
+    engine = served(fake, patience=0.6)
+    fake.turn(500)
+    with within(2), pytest.raises(EngineUnavailable, match="answered 500: told to"):
+        search(engine)
+    assert len(fake.bodies) == 3  # then it was left alone
+    fake.turn("ok")
+    deadline = time.monotonic() + 3
+    while not engine.report()[0]["up"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert search(engine).finals
+
+
+def test_searches_spread_over_replicas_and_each_stays_on_its_own(served):
+    fakes = FakeEndpoint(), FakeEndpoint()
+    engine = served(*fakes)
+    for _ in range(6):
+        search(engine)
+    by_fake = [{tuple(body["prompt"][:3]) for body in fake.bodies} for fake in fakes]
+    assert all(by_fake)
+
+    async def one_search() -> list[int]:
+        before = [len(fake.bodies) for fake in fakes]
+        await guided_search(engine, PROMPT, PARAMS, Sampling(seed=5, stop_ids=(END,)), 16)
+        return sorted(len(fake.bodies) - n for fake, n in zip(fakes, before, strict=True))
+
+    assert asyncio.run(one_search())[0] == 0
+    report = engine.report()
+    assert all(replica["cached_tokens"] > 0 and replica["prompt_tokens"] > 0 for replica in report)
+
+
+def test_a_session_leaves_a_replica_that_is_much_more_loaded(served):
+    fakes = FakeEndpoint(), FakeEndpoint()
+    engine = served(*fakes)
+    busy, idle = engine.replicas.all
+    assert engine.replicas._choose(busy, ()) is busy
+    busy.rows = STICKY_ROWS - 1
+    assert engine.replicas._choose(busy, ()) is busy
+    busy.rows = STICKY_ROWS
+    assert engine.replicas._choose(busy, ()) is idle
+
+
+async def test_a_session_that_is_closed_lets_go_of_its_request(served):
+    fake = FakeEndpoint()
+    engine = served(fake)
+    fake.turn("hang")
+    session = await engine.open(PROMPT, SAMPLING)
+    work = asyncio.create_task(session.extend([0], 4, 4))
+    while not fake.bodies:
+        await asyncio.sleep(0.01)
+    session.close()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    await asyncio.sleep(0.05)
+    assert engine.report()[0]["rows"] == 0
