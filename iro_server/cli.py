@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from iro_server import cli_keys, cli_model
+from iro_server import cli_db, cli_keys, cli_model
 from iro_server.cli_model import model_dir
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
@@ -60,6 +60,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_db.app, name="db")
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…", help="Config fields; values as JSON.")]

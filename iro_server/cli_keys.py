@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from iro_server.settings import Settings
     from iro_server.store.database import Sessions
 
 app = typer.Typer(no_args_is_help=True, help="API keys: once there is one, the server asks for keys.")
@@ -55,12 +56,17 @@ def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) 
     typer.echo(f"Revoked {keys.revoke(_sessions(data_dir, database_url), id).name}.")
 
 
-def _sessions(data_dir: Path | None, database_url: str | None) -> Sessions:
+def settings_of(data_dir: Path | None, database_url: str | None) -> Settings:
     from iro_server.settings import Settings
-    from iro_server.store.database import open_database
 
     given: dict[str, Any] = {"data_dir": data_dir, "database_url": database_url}
-    return open_database(Settings(**{name: value for name, value in given.items() if value is not None}))
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _sessions(data_dir: Path | None, database_url: str | None) -> Sessions:
+    from iro_server.store.database import open_database
+
+    return open_database(settings_of(data_dir, database_url))
 
 
 def _day(time: int) -> str:

@@ -24,7 +24,7 @@ from iro_server.jobs import lock, records
 from iro_server.jobs.progress import Progress
 from iro_server.settings import Settings
 from iro_server.store import files
-from iro_server.store.database import Sessions, find, open_database
+from iro_server.store.database import Sessions, connect, find, sessions_on
 from iro_server.store.tables import File, Job, new_id
 
 log = logging.getLogger("iro.worker")  # which, unlike a print, raises nothing where the log's disk is full
@@ -44,7 +44,7 @@ def main() -> int:
     with lock.hold(folder) as held:
         if not held:
             return TAKEN
-        Worker(settings, patiently(open_database)(settings), arguments.job, arguments.attempt).work()
+        Worker(settings, sessions_on(connect(settings)), arguments.job, arguments.attempt).work()
     return 0
 
 

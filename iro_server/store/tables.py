@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import Any, Literal
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -190,5 +190,5 @@ class Delivery(Base):
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), index=True)
     payload: Mapped[dict[str, Any]]
     attempts: Mapped[int] = mapped_column(default=0)
-    due: Mapped[float | None] = mapped_column(index=True)
+    due: Mapped[float | None] = mapped_column(Double, index=True)
     last_error: Mapped[str | None] = mapped_column(default=None)
