@@ -20,6 +20,7 @@ from iro_server.api import (
     fine_tuning,
     graders,
     health,
+    metrics,
     models,
     permissions,
     uploads,
@@ -40,6 +41,7 @@ from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
 from iro_server.surroundings import Surroundings
+from iro_server.telemetry import logs, tracing
 from iro_server.webhooks import Sender
 
 log = logging.getLogger("iro")
@@ -73,6 +75,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     for route in (models, files, uploads, webhooks, fine_tuning, permissions, graders, chat, completions, health):
         v1.include_router(route.router)
     app.include_router(v1)
+    app.include_router(metrics.router)
     return app
 
 
@@ -93,7 +96,9 @@ def surroundings_of(settings: Settings, internal_key: str) -> Surroundings:
 
 def serve(settings: Settings) -> None:
     """Load the model, preparing it the first time, and serve until interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(settings.log_format)
+    if settings.otlp_endpoint:
+        tracing.start(settings.otlp_endpoint)
     model_dir = settings.model_dir or prepare_model()
     settings = settings.model_copy(update={"model_dir": model_dir})
     check_keys(settings)
@@ -105,6 +110,7 @@ def serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             timeout_graceful_shutdown=math.ceil(settings.drain),
+            log_config=None,
         )
 
 

@@ -13,6 +13,7 @@ from iro_server.api.admission import Ticket
 from iro_server.api.context import Context
 from iro_server.api.errors import APIError, ClientGone
 from iro_server.api.generation import Generation
+from iro_server.telemetry import metrics, tracing
 
 Result = TypeVar("Result")
 
@@ -40,7 +41,9 @@ async def take_turn(request: Request, context: Context, generations: list[Genera
         request.state.rates.spend(allowance, tokens, request.state.headers)
     deadline = asyncio.get_running_loop().time() + context.settings.request_timeout
     entering = context.admission.enter(sum(each.rows for each in generations))
-    return Turn(await _by(deadline, unless_gone(request, entering)), deadline)
+    with tracing.span("queue"), metrics.timed(metrics.QUEUE_SECONDS):
+        ticket = await _by(deadline, unless_gone(request, entering))
+    return Turn(ticket, deadline)
 
 
 async def _by(deadline: float, work: Awaitable[Result]) -> Result:

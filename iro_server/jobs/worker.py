@@ -26,6 +26,7 @@ from iro_server.settings import Settings
 from iro_server.store import files
 from iro_server.store.database import Sessions, connect, find, sessions_on
 from iro_server.store.tables import File, Job, new_id
+from iro_server.telemetry import logs
 
 log = logging.getLogger("iro.worker")  # which, unlike a print, raises nothing where the log's disk is full
 SETTINGS_VARIABLE = "IRO_SETTINGS"
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--attempt", type=int, required=True)
     arguments = parser.parse_args()
     settings = Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
+    logs.configure(settings.log_format, logging.WARNING, arguments.job)
     folder = settings.job_dir(arguments.job)
     with lock.hold(folder) as held:
         if not held:
