@@ -44,7 +44,7 @@ class Access:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         record = Record(scope)
-        token = request.set_current(record.current)
+        request.set_current(record.current)
         tracing.tag("iro.request_id", record.id)
         try:
             await self._answer(scope, receive, record.through(send), record)
@@ -54,7 +54,6 @@ class Access:
         finally:
             self.audit.info(record.line())
             record.count()
-            request.reset_current(token)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
         allowance = None

@@ -165,8 +165,8 @@ class EmbeddedEngine:
 
     def _step(self) -> None:
         live = sorted(self._live, key=lambda rows: rows.number)
-        STEP_ROWS.observe(sum(rows.count for rows in live))
         if live:
+            STEP_ROWS.observe(sum(rows.count for rows in live))
             self._draw(live)
         joined = _first(self._joining, PREFILL_TOKENS)
         runs: list[SessionRows | PromptRows] = [*live, *(rows.prompt for rows, _ in joined)]

@@ -17,7 +17,7 @@ class Current:
 
 
 _current: ContextVar[Current | None] = ContextVar("request", default=None)
-set_current, reset_current = _current.set, _current.reset
+set_current = _current.set  # never taken back: the task that answers a request ends with it
 
 
 def request_id() -> str | None:
