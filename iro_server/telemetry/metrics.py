@@ -28,7 +28,9 @@ REQUEST_SECONDS = _histogram(
     "iro_request_seconds", "From a request's arrival to the end of its answer", "method", "route", "status"
 )
 REFUSED = _counter("iro_refused", "Requests answered with 429 or 503, by the error's code", "status", "code")
-QUEUE_SECONDS = _histogram("iro_queue_seconds", "How long a generation request waited for its turn, or to be turned away")
+QUEUE_SECONDS = _histogram(
+    "iro_queue_seconds", "How long a generation request waited for its turn, or to be turned away"
+)
 FIRST_CHUNK_SECONDS = _histogram(
     "iro_first_chunk_seconds", "From a generation request's arrival to the end of its first search round"
 )

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
+from tests.iro_server.api.serving import GRADER, serving, settings_for, start_job, wait_for
 
 DOCKER = Path(__file__).parents[3] / "docker"
 HI = [{"role": "user", "content": "hi"}]
@@ -137,5 +137,3 @@ def test_the_dashboard_asks_for_metrics_that_there_are(client, job):
     assert len(asked) > 10
     unknown = {name for expr in asked for name in re.findall(r"\b(?:iro|process)_\w+", expr)} - there
     assert unknown == set()
-
-
