@@ -15,7 +15,7 @@ from sqlalchemy import create_engine
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import GRADER, serving, settings_for, start_job, wait_for
+from tests.iro_server.api.serving import GRADER, aligned, serving, settings_for, start_job, wait_for
 
 DOCKER = Path(__file__).parents[3] / "docker"
 HI = [{"role": "user", "content": "hi"}]
@@ -42,9 +42,10 @@ def grown(before: dict[tuple, float], after: dict[tuple, float], name: str, **la
     return after[key] - before.get(key, 0.0)
 
 
-def test_a_request_is_counted_once_by_what_it_cost(client, job):
+def test_a_request_is_counted_once_by_what_it_cost(served):
+    client, model = served.client, aligned(served.settings, "counted")
     before = samples(client)
-    usage = client.chat.completions.create(model=job.fine_tuned_model, messages=HI, seed=1, max_tokens=8).usage
+    usage = client.chat.completions.create(model=model, messages=HI, seed=1, max_tokens=8).usage
     after = samples(client)
     for name, expected in [
         ("iro_prompt_tokens_total", usage.prompt_tokens),
@@ -127,7 +128,7 @@ def test_a_grader_is_timed_by_its_type(client):
     assert grown(before, samples(client), "iro_grading_seconds_count", type="string_check") == 1
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are(client, job):
+def test_the_dashboard_asks_for_metrics_that_there_are(client):
     """Those of the engine in this process too, of which the test's engine has no rows."""
     there = set(re.findall(r"^(?:# TYPE )?((?:iro|process)_\w+)", scrape(client), re.MULTILINE)) | {"iro_live_rows"}
     there |= {f"{name}_bucket" for name in there} | {f"{name}_{end}" for name in there for end in ("sum", "count")}

@@ -10,7 +10,7 @@ from opentelemetry import trace as api  # noqa: E402
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 
-from tests.iro_server.api.serving import GRADER, ended, start_job, wait_for  # noqa: E402
+from tests.iro_server.api.serving import aligned, wait_for  # noqa: E402
 
 HI = [{"role": "user", "content": "hi"}]
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -35,13 +35,13 @@ def spans_of(exporter, route: str) -> list:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_is_one_trace_from_queue_to_grading(client, exporter, stream):
-    job = ended(client, start_job(client, GRADER))
+def test_a_request_is_one_trace_from_queue_to_grading(served, exporter, stream):
+    client, model = served.client, aligned(served.settings, f"traced-{stream}")
     exporter.clear()
     given = {"search": {"pick": "grader"}, "item": {}}
     headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
     answer = client.chat.completions.with_raw_response.create(
-        model=job.fine_tuned_model, messages=HI, max_tokens=8, stream=stream, extra_body=given, extra_headers=headers
+        model=model, messages=HI, max_tokens=8, stream=stream, extra_body=given, extra_headers=headers
     )
     parsed = answer.parse()
     if stream:
