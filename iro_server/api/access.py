@@ -146,7 +146,7 @@ class Record:
         return json.dumps(fields)
 
     def count(self) -> None:
-        route = getattr(self.scope.get("route"), "path", "none")  # what is refused before a route is found has none
+        route = getattr(self.scope.get("route"), "path", "none")  # without /v1; "none" where none was found
         seconds = metrics.REQUEST_SECONDS.labels(self.method, route, self.status or 0)
         seconds.observe(time.monotonic() - self.current.started)
 

@@ -60,7 +60,8 @@ def _gauge(name: str, what: str, value: float) -> Metric:
 
 
 def _jobs(session: Session) -> Iterator[Metric]:
-    counts = dict(session.execute(select(Job.status, func.count()).group_by(Job.status)).tuples().all())
+    rows = session.execute(select(Job.status, func.count()).group_by(Job.status))
+    counts = {status: count for status, count in rows}
     by_status = GaugeMetricFamily("iro_jobs", "Jobs by status", labels=["status"])
     for status in JOB_STATUSES:
         by_status.add_metric([status], counts.get(status, 0))

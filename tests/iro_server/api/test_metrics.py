@@ -19,7 +19,7 @@ from tests.iro_server.api.serving import GRADER, aligned, serving, settings_for,
 
 DOCKER = Path(__file__).parents[3] / "docker"
 HI = [{"role": "user", "content": "hi"}]
-CHAT = {"method": "POST", "route": "/v1/chat/completions"}
+CHAT = {"method": "POST", "route": "/chat/completions"}
 
 
 def scrape(client, **headers: str) -> str:
