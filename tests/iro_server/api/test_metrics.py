@@ -105,19 +105,17 @@ def test_jobs_are_told_by_status_and_a_running_one_by_its_step(tmp_path, databas
     assert ("iro_job_step", ("job", id)) not in after
 
 
-def test_without_its_database_the_server_still_tells_the_rest(tmp_path, new_database):
+def test_without_its_database_the_server_still_tells_the_rest(tmp_path, new_database, postgresql):
     url = new_database("postgresql")
+    name = url.rsplit("/", 1)[1]
     settings = settings_for(tmp_path, database_url=url, require_keys=False, job_poll=60)
     with serving(settings, ByteEngine()) as client:
         assert "iro_database_up 1.0" in scrape(client)
-        with create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
-            connection.exec_driver_sql("ALTER DATABASE " + url.rsplit("/", 1)[1] + " ALLOW_CONNECTIONS false")
-            connection.exec_driver_sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+        with create_engine(postgresql.url, isolation_level="AUTOCOMMIT").connect() as admin:
+            admin.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            admin.exec_driver_sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
             text = scrape(client)
-            connection.exec_driver_sql("ALTER DATABASE " + url.rsplit("/", 1)[1] + " ALLOW_CONNECTIONS true")
+            admin.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")  # for the server, which is to stop
     assert "iro_database_up 0.0" in text and "iro_waiting_requests 0.0" in text and "iro_jobs{" not in text
 
 
