@@ -23,7 +23,7 @@ set_current = _current.set  # never taken back: the task that answers a request 
 def request_id() -> str | None:
     """None outside of a request."""
     current = _current.get()
-    return current and current.id
+    return current.id if current else None
 
 
 def first_chunk() -> None:

@@ -5,6 +5,8 @@ A database from before that has some of them, maybe of an earlier form: it gets 
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.schema import CreateColumn
@@ -27,11 +29,11 @@ def _table(name: str, *rest: sa.schema.SchemaItem) -> None:
     )
 
 
-def _text(name: str, **options: object) -> sa.Column:
+def _text(name: str, **options: Any) -> sa.Column:
     return sa.Column(name, sa.String, **({"nullable": False} | options))
 
 
-def _number(name: str, **options: object) -> sa.Column:
+def _number(name: str, **options: Any) -> sa.Column:
     return sa.Column(name, sa.Integer, **({"nullable": False} | options))
 
 
