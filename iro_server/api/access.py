@@ -27,6 +27,7 @@ from iro_server.telemetry import metrics, request, tracing
 KEY_SECONDS = 2.0  # how long a key that was looked up is believed: it may work so long after it was revoked
 OPEN = ("/v1/health",)  # for probes, which have no key
 METRICS = "/metrics"
+METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS")
 
 
 class Access:
@@ -147,7 +148,8 @@ class Record:
 
     def count(self) -> None:
         route = getattr(self.scope.get("route"), "path", "none")  # without /v1; "none" where none was found
-        seconds = metrics.REQUEST_SECONDS.labels(self.method, route, self.status or 0)
+        method = self.method if self.method in METHODS else "other"  # a client may make up any number of them
+        seconds = metrics.REQUEST_SECONDS.labels(method, route, self.status or 0)
         seconds.observe(time.monotonic() - self.current.started)
 
     def _milliseconds(self) -> float:

@@ -136,3 +136,10 @@ def test_the_dashboard_asks_for_metrics_that_there_are(client):
     assert len(asked) > 10
     unknown = {name for expr in asked for name in re.findall(r"\b(?:iro|process)_\w+", expr)} - there
     assert unknown == set()
+
+
+def test_methods_that_a_client_makes_up_are_counted_as_one(client):
+    for method in ("BREW", "STEEP"):
+        assert httpx.request(method, f"{client.base_url}models").status_code == 405
+    text = scrape(client)
+    assert "BREW" not in text and 'iro_request_seconds_count{method="other",route="/models",status="405"} 2.0' in text
