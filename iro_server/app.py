@@ -21,6 +21,7 @@ from iro_server.api import (
     fine_tuning,
     graders,
     health,
+    metrics,
     models,
     permissions,
     uploads,
@@ -42,6 +43,7 @@ from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
+from iro_server.telemetry import logs, tracing
 from iro_server.webhooks import Sender
 from value_heads.scoring import CACHES
 
@@ -78,12 +80,15 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     for route in (models, files, uploads, webhooks, fine_tuning, permissions, graders, chat, completions, health):
         v1.include_router(route.router)
     app.include_router(v1)
+    app.include_router(metrics.router)
     return app
 
 
 def serve(settings: Settings) -> None:
     """Load the model, preparing it the first time, and serve until interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(settings.log_format)
+    if settings.otlp_endpoint:
+        tracing.start(settings.otlp_endpoint)
     model_dir = settings.model_dir or prepare_model()
     settings = settings.model_copy(update={"model_dir": model_dir})
     check_keys(settings)
@@ -96,6 +101,7 @@ def serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             timeout_graceful_shutdown=math.ceil(settings.drain) + ENDING,
+            log_config=None,
         )
         Server(config, settings.drain).run()
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from iro_server import cli_keys, cli_model
+from iro_server import cli_db, cli_keys, cli_model
 from iro_server.cli_model import model_dir
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.endpoints import EngineUnavailable
@@ -32,7 +32,7 @@ console = Console(highlight=False)
 
 
 class Commands(TyperGroup):
-    """Bad input is one line on stderr and exit status 2, from whichever command; a failed demo or absent engine is 1."""
+    """Bad input is one line on stderr and exit status 2, from whichever command; a failed demo, no engine: 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -64,6 +64,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_db.app, name="db")
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
 DataDir = Annotated[Path | None, typer.Option(help="Files, jobs and the database.")]

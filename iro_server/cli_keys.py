@@ -36,7 +36,7 @@ def create(
     from iro_server.store.database import open_database
 
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    settings = _settings(data_dir, database_url)
+    settings = settings_of(data_dir, database_url)
     made, secret = keys.create(open_database(settings), name, project, **limits, concurrency=concurrency)
     _note(settings, "key_created", made)
     typer.echo(f"{made.id}, project {made.project}", err=True)
@@ -49,7 +49,7 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
-    for key in keys.every(open_database(_settings(data_dir, database_url))):
+    for key in keys.every(open_database(settings_of(data_dir, database_url))):
         state = f"revoked {_day(key.revoked_at)}" if key.revoked_at else "active"
         limits = {name: getattr(key, name) for name in ("requests_per_minute", "tokens_per_minute", "concurrency")}
         own = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
@@ -63,13 +63,13 @@ def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) 
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
-    settings = _settings(data_dir, database_url)
+    settings = settings_of(data_dir, database_url)
     revoked = keys.revoke(open_database(settings), id)
     _note(settings, "key_revoked", revoked)
     typer.echo(f"Revoked {revoked.name}.")
 
 
-def _settings(data_dir: Path | None, database_url: str | None) -> Settings:
+def settings_of(data_dir: Path | None, database_url: str | None) -> Settings:
     from iro_server.settings import Settings
 
     given: dict[str, Any] = {"data_dir": data_dir, "database_url": database_url}

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.surroundings import PythonLimits, Surroundings
+from iro_server.telemetry.logs import LogFormat
 
 Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
 
@@ -71,6 +72,9 @@ class Settings(BaseSettings):
     grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""
     reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
     embedding_model: Directory | None = None  # for cosine similarity
+    metrics_open: bool = False  # whether /metrics is answered without a key where others need one
+    otlp_endpoint: str | None = None  # where traces go, such as http://127.0.0.1:4318/v1/traces
+    log_format: LogFormat = "text"
     private_webhooks: bool | None = None  # to private addresses; None: where ``host`` is loopback
 
     align_entry: str | None = None

@@ -19,6 +19,7 @@ from standardwebhooks import Webhook
 from iro_server.jobs import deliveries
 from iro_server.store.database import Sessions
 from iro_server.store.tables import WebhookEndpoint, now
+from iro_server.telemetry.metrics import DELIVERIES
 
 log = logging.getLogger("iro.webhooks")
 TIMEOUT = 15.0  # seconds for one attempt, whatever the endpoint does
@@ -123,6 +124,7 @@ class Sender:
                 error = None if 200 <= status < 300 else f"status {status}"
             except Unreachable as unreachable:
                 status, error = 0, str(unreachable)
+            DELIVERIES.labels("failed" if error else "delivered").inc()
             if error is not None:
                 log.warning("%s to %s, attempt %d: %s", delivery.id, endpoint.id, delivery.attempts, error)
             await asyncio.to_thread(deliveries.settle, self.sessions, delivery, error, final=status == GONE)

@@ -1,8 +1,51 @@
-"""Every property test: no deadline, as machines differ, and the same examples every time."""
+"""Every property test: no deadline, as machines differ, and the same examples every time. And the databases that a
+server may keep its rows in."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
 from hypothesis import settings
+from sqlalchemy import create_engine, text
+
+from benchmarks.postgres import MISSING, Postgres, postgres, programs
 
 settings.register_profile("iro", deadline=None, derandomize=True)
 settings.load_profile("iro")
+
+DATABASES = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgres]:
+    """One PostgreSQL server for all tests that need one."""
+    if (bin := programs()) is None:
+        pytest.skip(MISSING)
+    with postgres(bin, "-c fsync=off -c max_connections=200") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def new_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Makes an empty database of the kind, one of DATABASES, and gives its URL."""
+    numbers = count()
+
+    def make(kind: str) -> str:
+        if kind == "sqlite":
+            return f"sqlite:///{tmp_path_factory.mktemp('database') / 'iro.db'}"
+        server, name = request.getfixturevalue("postgresql"), f"test_{next(numbers)}"
+        engine = create_engine(server.url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return server.database(name)
+
+    return make
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
+    """An empty database: the test runs once on each kind."""
+    return new_database(request.param)

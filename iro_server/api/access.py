@@ -10,21 +10,23 @@ from typing import Any
 
 from cachetools import TTLCache, cachedmethod
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from iro_server.api.context import Caller
-from iro_server.api.errors import APIError
+from iro_server.api.errors import APIError, answer
 from iro_server.api.rates import Allowance, Rates
 from iro_server.audit import audit_log
 from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import Sessions
 from iro_server.store.tables import DEFAULT_PROJECT
+from iro_server.telemetry import metrics, request, tracing
 
 KEY_SECONDS = 2.0  # how long a key that was looked up is believed: it may work so long after it was revoked
 OPEN = ("/v1/health",)  # for probes, which have no key
+METRICS = "/metrics"
+METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS")
 
 
 class Access:
@@ -42,6 +44,8 @@ class Access:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         record = Record(scope)
+        request.set_current(record.current)
+        tracing.tag("iro.request_id", record.id)
         try:
             await self._answer(scope, receive, record.through(send), record)
         except Exception:
@@ -49,6 +53,7 @@ class Access:
             raise
         finally:
             self.audit.info(record.line())
+            record.count()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
         allowance = None
@@ -59,7 +64,7 @@ class Access:
             if allowance:
                 self.rates.enter(allowance, record.headers)
         except APIError as error:
-            return await JSONResponse(error.envelope(), error.status, error.headers)(scope, receive, send)
+            return await answer(error)(scope, receive, send)
         try:
             await self.app(scope, receive, send)
         finally:
@@ -72,7 +77,7 @@ class Access:
         secret = secret.strip() if scheme.lower() == "bearer" else ""
         if secret and secrets.compare_digest(secret.encode(), self.internal_key.encode()):
             return Caller(headers.get("openai-project", DEFAULT_PROJECT), "internal"), None
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or (scope["path"] == METRICS and self.settings.metrics_open):
             return Caller(), None
         if not await run_in_threadpool(self._keys_needed):
             self._check_host(headers.get("host", ""))
@@ -112,7 +117,8 @@ class Record:
     """What the audit log tells of one request."""
 
     def __init__(self, scope: Scope) -> None:
-        self.id, self.started, self.time = f"req_{secrets.token_hex(16)}", time.monotonic(), time.time()
+        self.current = request.Current(f"req_{secrets.token_hex(16)}")
+        self.id, self.time, self.scope = self.current.id, time.time(), scope
         self.method, self.path = scope["method"], scope["path"]
         self.client = (scope.get("client") or ("", 0))[0]
         self.caller: Caller | None = None
@@ -139,8 +145,14 @@ class Record:
             fields |= {"project": self.caller.project, "key": self.caller.key_id}
         return json.dumps(fields)
 
+    def count(self) -> None:
+        route = getattr(self.scope.get("route"), "path", "none")  # without /v1; "none" where none was found
+        method = self.method if self.method in METHODS else "other"  # a client may make up any number of them
+        seconds = metrics.REQUEST_SECONDS.labels(method, route, self.status or 0)
+        seconds.observe(time.monotonic() - self.current.started)
+
     def _milliseconds(self) -> float:
-        return 1000 * (time.monotonic() - self.started)
+        return 1000 * (time.monotonic() - self.current.started)
 
 
 def _unauthorized(message: str, code: str | None = None) -> APIError:

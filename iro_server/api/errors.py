@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from iro_server.api.unsupported import UNSUPPORTED
 from iro_server.engines.endpoints import EngineUnavailable
+from iro_server.telemetry.metrics import REFUSED
 
 log = logging.getLogger("iro.api")
 # A step of pydantic's path that is no field: which member of a union refused the value.
@@ -108,33 +109,35 @@ def _first_mistake(errors: Sequence[dict[str, Any]] | Sequence[Any], prefix: tup
     return bad_request(f"Invalid '{param}': {first['msg'].removeprefix('Value error, ')}", param, "invalid_value")
 
 
+def answer(error: APIError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    if error.status in (429, 503):
+        REFUSED.labels(error.status, error.code).inc()
+    return JSONResponse(error.envelope(), error.status, headers or error.headers)
+
+
 def install(app: FastAPI) -> None:
     """Make ``app`` answer every exception with the envelope."""
 
-    def respond(error: APIError, headers: Any = None) -> JSONResponse:
-        return JSONResponse(error.envelope(), error.status, headers)
-
     @app.exception_handler(APIError)
     async def raised(_: Request, error: APIError) -> JSONResponse:
-        return respond(error, error.headers)
+        return answer(error)
 
     @app.exception_handler(OperationalError)
     async def unstored(_: Request, error: OperationalError) -> JSONResponse:
         log.error("the database does not answer", exc_info=error)
         if "disk is full" in str(error.orig):
-            return respond(APIError(507, "The server's disk is full; nothing was changed.", code="storage_full"))
+            return answer(APIError(507, "The server's disk is full; nothing was changed.", code="storage_full"))
         message = "The database does not answer now; nothing was changed. Try again soon."
-        return respond(APIError(503, message, code="storage_unavailable"), {"Retry-After": "2"})
+        return answer(APIError(503, message, code="storage_unavailable"), {"Retry-After": "2"})
 
     @app.exception_handler(EngineUnavailable)
     async def undecoded(_: Request, error: EngineUnavailable) -> JSONResponse:
-        failure = engine_unavailable(error)
-        return respond(failure, failure.headers)
+        return answer(engine_unavailable(error))
 
     @app.exception_handler(UnicodeEncodeError)
     async def unwritable(_: Request, error: UnicodeEncodeError) -> JSONResponse:
         message = f"The request holds text that is no Unicode, such as half a surrogate pair: {error.reason}."
-        return respond(bad_request(message, code="invalid_value"))
+        return answer(bad_request(message, code="invalid_value"))
 
     @app.exception_handler(ClientGone)
     async def gone(_: Request, _error: ClientGone) -> Response:
@@ -142,7 +145,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        return respond(_first_mistake(error.errors()))
+        return answer(_first_mistake(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -152,9 +155,9 @@ def install(app: FastAPI) -> None:
             error.status_code, error.detail
         )
         code = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code)
-        return respond(APIError(error.status_code, message, code=code), error.headers)
+        return answer(APIError(error.status_code, message, code=code), error.headers)
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
         failure = APIError(500, f"The server had an error: {type(error).__name__}", code="internal_error")
-        return respond(failure, {"connection": "close"})  # the server logs the exception and drops the connection
+        return answer(failure, {"connection": "close"})  # the server logs the exception and drops the connection

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
@@ -17,8 +18,9 @@ from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first, top
 from iro_server.engines.base import Sampling
-from iro_server.graders import Sample
+from iro_server.graders import Grader, Sample
 from iro_server.tasks import together
+from iro_server.telemetry import metrics, tracing
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
 OnAgreed = Callable[[int, list[int]], None]
@@ -76,6 +78,14 @@ def check_choices(params: SearchParams, n: int) -> None:
         raise bad_request(f"Invalid 'n': this search ends with at most {finals} completions, not {n}.", "n")
 
 
+@contextmanager
+def graded(grader: Grader) -> Iterator[None]:
+    """A call of the grader, as traces and metrics see it."""
+    kind = {"iro.grader.type": grader.type}
+    with tracing.span("grade", attributes=kind), metrics.timed(metrics.GRADING_SECONDS.labels(grader.type)):
+        yield
+
+
 async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:
     """``on_agreed`` is called with a choice's index and the tokens it is sure to begin with, as they grow."""
     if not request.plain:
@@ -92,7 +102,8 @@ async def _search(request: Generation, on_agreed: OnAgreed | None) -> Generated:
             on_agreed(index, tokens)
 
     finals, usage = await _run(request, request.params, request.sampling, agreed if on_agreed else None)
-    choices = [_choice(request, final) for final in finals]
+    with tracing.span("detokenise"):
+        choices = [_choice(request, final) for final in finals]
     if request.params.pick == "grader":
         return Generated(await _best_by_grader(request, choices), usage)
     if request.params.selection == "smc":
@@ -106,7 +117,8 @@ async def _best_by_grader(request: Generation, choices: list[Choice]) -> list[Ch
     """``n`` choices, best reward first; what cannot be graded comes last. 400 where nothing can."""
     assert request.model.grader is not None
     samples = [(Sample(choice.text), request.item) for choice in choices]
-    grades = await asyncio.to_thread(request.model.grader.grade_many, samples)
+    with graded(request.model.grader):
+        grades = await asyncio.to_thread(request.model.grader.grade_many, samples)
     if all(grade.error for grade in grades):
         raise bad_request(f"The model's grader could grade no completion: {grades[0].error}", "search.pick")
     rewards = [-math.inf if grade.error else grade.reward for grade in grades]
@@ -121,7 +133,8 @@ async def _sample(request: Generation, index: int, on_agreed: OnAgreed | None) -
         sampling = dataclasses.replace(sampling, seed=sampling.seed + index)
     agreed = (lambda tokens: on_agreed(index, tokens)) if on_agreed else None
     finals, usage = await _run(request, params, sampling, agreed)
-    return Generated([_choice(request, finals[0])], usage)
+    with tracing.span("detokenise"):
+        return Generated([_choice(request, finals[0])], usage)
 
 
 async def _run(

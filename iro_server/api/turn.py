@@ -14,6 +14,7 @@ from iro_server.api.context import Context
 from iro_server.api.deadlines import Deadlines
 from iro_server.api.errors import ClientGone
 from iro_server.api.generation import Generation
+from iro_server.telemetry import metrics, tracing
 
 Result = TypeVar("Result")
 
@@ -42,7 +43,9 @@ async def take_turn(request: Request, context: Context, generations: list[Genera
         request.state.rates.spend(allowance, tokens, request.state.headers)
     deadline = asyncio.get_running_loop().time() + context.settings.request_timeout
     entering = unless_gone(request, context.admission.enter(sum(each.rows for each in generations)))
-    return Turn(await context.deadlines.by(deadline, entering), context.deadlines, deadline)
+    with tracing.span("queue"), metrics.timed(metrics.QUEUE_SECONDS):
+        ticket = await context.deadlines.by(deadline, entering)
+    return Turn(ticket, context.deadlines, deadline)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

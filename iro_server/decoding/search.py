@@ -15,6 +15,8 @@ import torch
 from iro_server.decoding import selection
 from iro_server.decoding.base import Final, Scorer, SearchParams, SearchResult, SearchUsage
 from iro_server.engines.base import Chunk, Engine, Sampling
+from iro_server.telemetry import metrics, tracing
+from iro_server.telemetry.request import first_chunk
 
 RESAMPLING = 0x9E3779B97F4A7C15  # apart from any seed that users choose
 
@@ -62,7 +64,9 @@ async def guided_search(
     if len(prompt_ids) + max_tokens > engine.info.max_length:
         longest = engine.info.max_length
         raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones do not fit the model's {longest}")
-    session = await engine.open(prompt_ids, sampling, layers)
+    metrics.PROMPT_TOKENS.inc(len(prompt_ids))
+    with tracing.span("prefill"):
+        session = await engine.open(prompt_ids, sampling, layers)
     search = _Search(params, keep_hidden, stop_text, sampling.seed)
     values = scorer.start(prompt_ids) if scorer else None
     try:
@@ -70,10 +74,16 @@ async def guided_search(
         while left and (live := [b for b in search.beams if not b.finished]):
             length = min(params.chunk_length or left, left)
             parents = [b.row for b in live]
-            chunk = await session.extend(parents, search.successors(), length)
-            scores = await values.score(parents, search.successors(), chunk) if values else None
-            left -= length
-            search.advance(live, chunk, scores, last=left == 0)
+            with tracing.span("round"):
+                with tracing.span("extend"):
+                    chunk = await session.extend(parents, search.successors(), length)
+                scores = None
+                if values:
+                    with tracing.span("score"):
+                        scores = await values.score(parents, search.successors(), chunk)
+                left -= length
+                search.advance(live, chunk, scores, last=left == 0)
+            first_chunk()
             if on_agreed:
                 on_agreed(common_prefix([b.tokens for b in search.beams]))
     finally:
@@ -105,8 +115,13 @@ class _Search:
     def advance(self, live: list[Beam], chunk: Chunk, scores: torch.Tensor | None, last: bool) -> None:
         """Fan the live beams out into the chunk's rows, then let the pool shrink to W (the last round keeps all)."""
         fan = self.successors()
+        drawn = int(chunk.lengths_R.sum())
         self.usage.rounds += 1
-        self.usage.base_tokens += int(chunk.lengths_R.sum())
+        self.usage.base_tokens += drawn
+        metrics.ROUNDS.inc()
+        metrics.BASE_TOKENS.inc(drawn)
+        if scores is not None:
+            metrics.VALUE_TOKENS.inc(drawn)
         pool = [b for b in self.beams if b.finished]
         for row in range(len(chunk.lengths_R)):
             pool.append(self._grow(live[row // fan], chunk, row, fan, scores))

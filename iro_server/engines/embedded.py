@@ -27,6 +27,7 @@ from iro_server.engines import attention
 from iro_server.engines.base import Chunk, ModelInfo, Sampling
 from iro_server.engines.describe import describe
 from iro_server.engines.session import ChunkWork, PromptRows, SessionRows
+from iro_server.telemetry.metrics import STEP_ROWS
 
 PREFILL_TOKENS = 512  # prompts join a step up to so many tokens (one, however long, at least): live rows wait less
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
@@ -156,6 +157,7 @@ class EmbeddedEngine:
     def _step(self) -> None:
         live = sorted(self._live, key=lambda rows: rows.number)
         if live:
+            STEP_ROWS.observe(sum(rows.count for rows in live))
             self._draw(live)
         joined = _first(self._joining, PREFILL_TOKENS)
         runs: list[SessionRows | PromptRows] = [*live, *(rows.prompt for rows, _ in joined)]

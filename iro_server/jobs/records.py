@@ -46,10 +46,10 @@ def move(session: Session, job_id: str, before: str, after: str, **values: Any) 
 
 
 def take_next(sessions: Sessions, server: str, besides: tuple[str, ...] = ()) -> Job | None:
-    """The oldest queued job but for ``besides``, now running and ours."""
+    """The oldest queued job but for ``besides`` and those that another server is just taking, now running and ours."""
     with sessions.begin() as session:
         oldest = select(Job).where(Job.status == "queued", Job.id.not_in(besides)).order_by(Job.seq).limit(1)
-        job = session.scalar(oldest)
+        job = session.scalar(oldest.with_for_update(skip_locked=True))  # PostgreSQL's; SQLite has one writer anyway
         if job is None:
             return None
         message = "Fine-tuning job started" if job.attempt == 0 else "Fine-tuning job goes on"

@@ -25,8 +25,9 @@ from iro_server.jobs import lock, records
 from iro_server.jobs.progress import Progress
 from iro_server.settings import Settings
 from iro_server.store import files
-from iro_server.store.database import Sessions, find, open_database
+from iro_server.store.database import Sessions, connect, find, sessions_on
 from iro_server.store.tables import File, Job, new_id
+from iro_server.telemetry import logs
 
 log = logging.getLogger("iro.worker")  # which, unlike a print, raises nothing where the log's disk is full
 SETTINGS_VARIABLE = "IRO_SETTINGS"
@@ -41,11 +42,12 @@ def main() -> int:
     parser.add_argument("--attempt", type=int, required=True)
     arguments = parser.parse_args()
     settings = Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
+    logs.configure(settings.log_format, logging.WARNING, arguments.job)
     folder = settings.job_dir(arguments.job)
     with lock.hold(folder) as held:
         if not held:
             return TAKEN
-        Worker(settings, patiently(open_database)(settings), arguments.job, arguments.attempt).work()
+        Worker(settings, sessions_on(connect(settings)), arguments.job, arguments.attempt).work()
     return 0
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
-from sqlalchemy import DDL, ColumnElement, Engine, create_engine, event, inspect, select
+from sqlalchemy import ColumnElement, Engine, create_engine, event, select
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.schema import CreateColumn
 
 from iro_server.settings import Settings
 from iro_server.store.tables import Base
@@ -17,18 +18,47 @@ Sessions = sessionmaker[Session]
 
 
 def open_database(settings: Settings) -> Sessions:
-    """Sessions on the settings' database, its tables created where missing.
+    """Sessions on the settings' database, its tables those of this version.
 
-    What is loaded stays readable after commit. SQLite runs with a write-ahead log, fully synced: a committed row
-    survives a crash.
+    ConnectionError where the database does not answer; ValueError where its URL is wrong, its driver is not
+    installed, or a later version has changed its tables.
     """
+    from iro_server.store.upgrade import upgrade  # alembic, which a job's worker does without
+
+    with reachable(connect(settings)) as engine:
+        upgrade(engine)
+    return sessions_on(engine)
+
+
+@contextmanager
+def reachable(engine: Engine) -> Iterator[Engine]:
+    """ConnectionError, in a line, where what is asked of the database gets no answer."""
+    try:
+        yield engine
+    except OperationalError as error:
+        url, why = engine.url.render_as_string(), " ".join(str(error.orig).split())
+        raise ConnectionError(f"the database {url} cannot be used: {why}") from error
+
+
+def sessions_on(engine: Engine) -> Sessions:
+    """What is loaded stays readable after commit."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def connect(settings: Settings) -> Engine:
+    """The settings' database, which nobody has called yet. SQLite runs with a write-ahead log, fully synced: a
+    committed row survives a crash. ValueError where the URL is wrong or its driver is not installed."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(settings.url)
+    try:
+        engine = create_engine(settings.url)
+    except ModuleNotFoundError as error:
+        extra = ": pip install 'iro[postgres]'" if settings.url.startswith("postgres") else ""
+        raise ValueError(f"database_url needs the Python package {error.name}, which is not installed{extra}") from None
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ValueError(f"database_url: {error}; such as postgresql+psycopg://user:password@host/name") from None
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine)
-    Base.metadata.create_all(engine)
-    _add_columns(engine)
-    return sessionmaker(engine, expire_on_commit=False)
+    return engine
 
 
 def _tune_sqlite(engine: Engine) -> None:
@@ -36,18 +66,6 @@ def _tune_sqlite(engine: Engine) -> None:
     def configure(connection, _record) -> None:
         for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
-
-
-def _add_columns(engine: Engine) -> None:
-    """Give tables of an earlier version the columns that have come since; all of them may be null or have a default."""
-    known = inspect(engine)
-    with engine.begin() as connection:
-        for table in Base.metadata.tables.values():
-            there = {column["name"] for column in known.get_columns(table.name)}
-            for column in table.columns:
-                if column.name not in there:
-                    definition = CreateColumn(column).compile(dialect=engine.dialect)
-                    connection.execute(DDL(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
 
 
 def find(session: Session, table: type[Row], id: str) -> Row | None:

@@ -4,15 +4,22 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.conftest import DATABASES
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import ended, serving, settings_for, start_job
 
 
+def pytest_generate_tests(metafunc):
+    """A module that says ON_EACH_DATABASE is tested on a server with each kind."""
+    if "served" in metafunc.fixturenames and getattr(metafunc.module, "ON_EACH_DATABASE", False):
+        metafunc.parametrize("served", DATABASES, indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def served(tmp_path_factory):
-    """A server with the byte engine: its client, engine and settings."""
-    engine = ByteEngine()
-    settings = settings_for(tmp_path_factory.mktemp("data"), max_body_bytes=100_000)
+def served(request, tmp_path_factory, new_database):
+    """A server with the byte engine: its client, engine and settings. Its database is SQLite unless asked otherwise."""
+    engine, database_url = ByteEngine(), new_database(getattr(request, "param", "sqlite"))
+    settings = settings_for(tmp_path_factory.mktemp("data"), max_body_bytes=100_000, database_url=database_url)
     with serving(settings, engine) as client:
         yield SimpleNamespace(client=client, engine=engine, settings=settings)
 

@@ -14,7 +14,11 @@ import openai
 import uvicorn
 
 from iro_server.app import Server, create_app
+from iro_server.jobs.worker import defaults
 from iro_server.settings import Settings
+from iro_server.store.database import open_database
+from iro_server.store.tables import Job, Model
+from tests.iro_server.jobs.fake_job import JOB, Config
 
 FAKE_JOB = "tests.iro_server.jobs.fake_job:JOB"
 GRADER = {
@@ -63,6 +67,23 @@ def start_job(client: openai.OpenAI, grader: dict[str, Any] = GRADER, **iro: Any
         model="bytes", training_file=upload(client), method=method, seed=1, suffix="zeal"
     )
     return job.id
+
+
+def aligned(settings: Settings, name: str, iterations: int = 2) -> str:
+    """A model of the fake job's value functions, as if a worker had made it."""
+    config = {"training_file": str(settings.data_dir / "rows.jsonl"), "grader": GRADER, "iterations": iterations}
+    Path(config["training_file"]).write_text("{}")
+    made = JOB.execute(
+        Config(**config), settings.job_dir(name) / "run", on_event=lambda event: None, should_stop=lambda: False
+    )
+    search = defaults(Config(**config))
+    job = Job(id=f"ftjob-{name}", status="succeeded", model="bytes", training_file="file-1", seed=1, config=config)
+    job.method, job.model_name = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}, name
+    with open_database(settings).begin() as session:
+        session.add(job)
+        session.flush()
+        session.add(Model(id=name, base="bytes", job_id=job.id, path=made["best_checkpoint"], search=search))
+    return name
 
 
 def wait_for(what: Any, seconds: float = 180) -> Any:

@@ -20,6 +20,7 @@ from iro_server.store.database import open_database
 from tests.iro_server.api.serving import conforms, upload
 from training.iro.data import load_prompts
 
+ON_EACH_DATABASE = True
 ROW = b'{"messages": [{"role": "user", "content": "hi"}], "label": 1}\n'
 
 

@@ -81,6 +81,7 @@ def with_reinforcement(**changes):
     return {"method": {"type": "reinforcement", "reinforcement": {"grader": GRADER} | changes}}
 
 
+ON_EACH_DATABASE = True
 PYTHON = {"type": "python", "name": "p"}
 BAD = [
     ({"training_file": "file-none"}, 404, "training_file"),

@@ -13,6 +13,7 @@ from iro_server.store.database import open_database
 from tests.iro_server.api.serving import conforms
 from tests.iro_server.api.test_files import other_project
 
+ON_EACH_DATABASE = True
 CONTENT = b"".join(b'{"prompt": "row %d", "label": "\xc3\xa9"}\n' % i for i in range(50))
 SIZE = len(CONTENT)
 HALVES = [CONTENT[:555], CONTENT[555:]]  # in the middle of a line

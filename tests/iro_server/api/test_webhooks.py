@@ -19,6 +19,7 @@ from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import conforms, ended, serving, settings_for, start_job, wait_for
 from tests.iro_server.api.test_files import other_project
 
+ON_EACH_DATABASE = True
 SUCCEEDED = "fine_tuning.job.succeeded"
 
 
@@ -173,9 +174,9 @@ def test_events_are_given_up_after_days(served, monkeypatch):
         assert (len(receiver.got), delivery(served.settings, endpoint).last_error) == (1, "status 500")
 
 
-def test_an_event_survives_the_server(tmp_path, monkeypatch):
+def test_an_event_survives_the_server(tmp_path, database_url, monkeypatch):
     monkeypatch.setattr(deliveries, "BACKOFF", 0.5)
-    settings = settings_for(tmp_path)
+    settings = settings_for(tmp_path, database_url=database_url)
     with Receiver(503) as receiver:
         with serving(settings, ByteEngine()) as client:
             secret = client.webhooks.create(name="n", url=receiver.url, event_types=[SUCCEEDED]).signing_secret
@@ -207,8 +208,8 @@ def test_an_endpoint_that_never_answers_counts_as_failed(served, monkeypatch):
         assert "no answer within" in delivery(served.settings, endpoint).last_error
 
 
-def test_of_two_servers_one_makes_an_attempt_until_its_lease_ends(tmp_path, monkeypatch):
-    settings = settings_for(tmp_path)
+def test_of_two_servers_one_makes_an_attempt_until_its_lease_ends(tmp_path, database_url, monkeypatch):
+    settings = settings_for(tmp_path, database_url=database_url)
     with serving(settings, ByteEngine()) as client:
         endpoint = client.webhooks.create(name="n", url="http://127.0.0.1:9/", event_types=[SUCCEEDED])
     sessions = open_database(settings)

@@ -20,8 +20,8 @@ FOREIGN = "another-host.1234abcd"
 
 
 @pytest.fixture
-def settings(tmp_path):
-    return settings_for(tmp_path, job_concurrency=2)
+def settings(tmp_path, database_url):
+    return settings_for(tmp_path, job_concurrency=2, database_url=database_url)
 
 
 @pytest.fixture

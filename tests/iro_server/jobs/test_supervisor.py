@@ -38,8 +38,8 @@ def wait_for_step(client, job_id: str) -> None:
 
 
 @pytest.fixture
-def settings(tmp_path):
-    return settings_for(tmp_path)
+def settings(tmp_path, database_url):
+    return settings_for(tmp_path, database_url=database_url)
 
 
 def test_a_worker_that_dies_is_restarted_and_goes_on_where_it_was(settings):

@@ -14,8 +14,8 @@ HOUR = 3600
 
 
 @pytest.fixture
-def store(tmp_path):
-    settings = Settings(data_dir=tmp_path)
+def store(tmp_path, database_url):
+    settings = Settings(data_dir=tmp_path, database_url=database_url)
     return settings, open_database(settings)
 
 

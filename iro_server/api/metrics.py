@@ -1,0 +1,83 @@
+"""GET /metrics: what the process has counted, and what the server is doing now, in Prometheus' text format."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from iro_server.api.context import Context, Ctx
+from iro_server.store.tables import JOB_STATUSES, Delivery, Event, Job
+from iro_server.telemetry.metrics import REGISTRY
+
+router = APIRouter(include_in_schema=False)
+log = logging.getLogger("iro.api")
+
+
+@router.get("/metrics")
+def metrics(context: Ctx) -> Response:
+    now = CollectorRegistry()
+    now.register(_Now(context))
+    return Response(generate_latest(REGISTRY) + generate_latest(now), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Now(Collector):
+    """Queue, rows and jobs at this moment. Without its database a server still tells the rest."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def collect(self) -> Iterator[Metric]:
+        admission, engine = self.context.admission, self.context.models.engine
+        yield _gauge("iro_waiting_requests", "Generation requests that wait for their turn", len(admission.waiting))
+        yield _gauge("iro_admitted_rows", "Rows of the requests that generate now", admission.active)
+        yield _gauge("iro_max_active_rows", "The most that may generate at once", admission.max_rows)
+        if (rows := getattr(engine, "live_rows", None)) is not None:
+            yield _gauge("iro_live_rows", "Rows in the engine's batch", rows)
+        found: list[Metric] = []
+        try:
+            with self.context.sessions() as session:
+                found += [*_jobs(session), _gauge("iro_webhooks_pending", "Webhooks to be sent", _pending(session))]
+        except OperationalError as error:
+            log.warning("no job metrics: the database does not answer: %s", error.orig)
+        yield _gauge("iro_database_up", "Whether the database answers", bool(found))
+        yield from found
+
+    def describe(self) -> list[Metric]:
+        return []  # registering it asks the database nothing
+
+
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, what, value=value)
+
+
+def _jobs(session: Session) -> Iterator[Metric]:
+    rows = session.execute(select(Job.status, func.count()).group_by(Job.status))
+    counts = {status: count for status, count in rows}
+    by_status = GaugeMetricFamily("iro_jobs", "Jobs by status", labels=["status"])
+    for status in JOB_STATUSES:
+        by_status.add_metric([status], counts.get(status, 0))
+    step = GaugeMetricFamily("iro_job_step", "The last step that a running job has finished", labels=["job"])
+    steps = GaugeMetricFamily("iro_job_steps", "How many steps a running job has", labels=["job"])
+    left = GaugeMetricFamily("iro_job_seconds_left", "When a running job may be done", labels=["job"])
+    for id, finish in session.execute(select(Job.id, Job.estimated_finish).where(Job.status == "running")):
+        last = select(Event.data).where(Event.job_id == id, Event.type == "metrics").order_by(Event.seq.desc())
+        data = session.scalar(last.limit(1)) or {}
+        step.add_metric([id], data.get("step") or 0)
+        if total := data.get("total_steps"):
+            steps.add_metric([id], total)
+        if finish is not None:
+            left.add_metric([id], max(0.0, finish - time.time()))
+    yield from (by_status, step, steps, left)
+
+
+def _pending(session: Session) -> int:
+    return session.scalar(select(func.count()).select_from(Delivery).where(Delivery.due.is_not(None))) or 0

@@ -1,0 +1,30 @@
+"""``iro db``: the database's tables. A server brings them up to date itself when it starts."""
+
+from __future__ import annotations
+
+import typer
+
+from iro_server.cli_keys import DatabaseUrl, DataDir, settings_of
+
+app = typer.Typer(no_args_is_help=True, help="The database's tables, which a server also upgrades when it starts.")
+
+
+@app.command()
+def upgrade(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Bring the tables to those of this version, keeping every row."""
+    from iro_server.store.database import open_database
+
+    open_database(settings_of(data_dir, database_url))
+    current(data_dir, database_url)
+
+
+@app.command()
+def current(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """The revision that the tables are at, and this version's where it is another."""
+    from iro_server.store.database import connect, reachable
+    from iro_server.store.upgrade import revisions
+
+    with reachable(connect(settings_of(data_dir, database_url))) as engine:
+        found, head = revisions(engine)
+    behind = "" if found == head else f" (this version of Iro has {head}; `iro db upgrade` goes there)"
+    typer.echo(f"{found or 'none'}{behind}")

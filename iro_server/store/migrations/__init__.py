@@ -1,0 +1,1 @@
+"""The tables' history: `versions/`, one file a change, run by alembic (`store/upgrade.py`)."""

@@ -1,0 +1,42 @@
+"""Log lines, as text or as JSON, each with the request or the job that it belongs to."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
+
+from iro_server.telemetry.request import request_id
+
+LogFormat = Literal["text", "json"]
+NAMES = {"levelname": "level", "name": "logger", "exc_info": "exception"}
+
+
+class _Named(logging.Filter):
+    """Names the request being answered or, in a worker, the job."""
+
+    def __init__(self, job: str | None) -> None:
+        super().__init__()
+        self.job = job
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        names = {"request_id": request_id(), "job_id": self.job}
+        known = {name: value for name, value in names.items() if value is not None}
+        record.__dict__ |= known
+        record.subject = "".join(f" [{value}]" for value in known.values())
+        return True
+
+
+def configure(format: LogFormat, level: int = logging.INFO, job: str | None = None) -> None:
+    """Write what this process logs to stderr. ``level`` is that of other packages' lines; ours are told from INFO."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_Named(job))
+    if format == "json":
+        wanted, unwanted = "%(levelname)s %(name)s %(message)s", [*RESERVED_ATTRS, "subject", "color_message"]
+        handler.setFormatter(JsonFormatter(wanted, rename_fields=NAMES, timestamp="time", reserved_attrs=unwanted))
+    else:
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s%(subject)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("iro").setLevel(logging.INFO)

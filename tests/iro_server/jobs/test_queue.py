@@ -1,0 +1,59 @@
+"""The queue: each job is taken once, oldest first, however many take at once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+from sqlalchemy import select
+
+from iro_server.jobs import records
+from iro_server.settings import Settings
+from iro_server.store.database import open_database
+from iro_server.store.tables import Event, Job
+
+TAKERS, JOBS = 8, 40
+
+
+@pytest.fixture
+def sessions(tmp_path, database_url):
+    return open_database(Settings(data_dir=tmp_path, database_url=database_url))
+
+
+def queue(sessions, count: int) -> list[str]:
+    rest = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "model_name": "m", "config": {}}
+    ids = [f"ftjob-{number}" for number in range(count)]
+    with sessions.begin() as session:
+        session.add_all(Job(id=id, **rest) for id in ids)
+    return ids
+
+
+def test_of_many_that_take_at_once_each_job_goes_to_one(sessions):
+    ids, together = queue(sessions, JOBS), Barrier(TAKERS)
+
+    def take_all(server: int) -> list[str]:
+        together.wait()
+        mine, empty = [], 0
+        while empty < 20:  # on SQLite two may look at the same job, and one goes away without
+            job = records.take_next(sessions, f"server-{server}")
+            mine += [job.id] if job else []
+            empty += job is None
+        return mine
+
+    with ThreadPoolExecutor(TAKERS) as pool:
+        taken = [id for mine in pool.map(take_all, range(TAKERS)) for id in mine]
+    assert sorted(taken) == sorted(ids)
+    with sessions() as session:
+        assert {(job.status, job.attempt) for job in session.scalars(select(Job))} == {("running", 1)}
+        assert len(session.scalars(select(Event)).all()) == JOBS
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_job_that_another_server_is_taking_is_passed_over_without_waiting(sessions):
+    first, second = queue(sessions, 2)
+    with sessions.begin() as other:
+        other.scalar(select(Job).where(Job.id == first).with_for_update())
+        assert records.take_next(sessions, "here").id == second
+        assert records.take_next(sessions, "here") is None
+    assert records.take_next(sessions, "here").id == first

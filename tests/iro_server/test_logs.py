@@ -1,0 +1,65 @@
+"""Log lines carry what they belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import openai
+import pytest
+
+from tests.iro_server.api.serving import GRADER, ended, settings_for, start_job, wait_for
+
+SERVE = (
+    "import sys, uvicorn; from iro_server.app import create_app; from iro_server.settings import Settings; "
+    "from iro_server.telemetry import logs; from tests.iro_server.api.byte_engine import ByteEngine; "
+    "settings = Settings.model_validate_json(sys.argv[1]); logs.configure(settings.log_format); "
+    "uvicorn.run(create_app(settings, ByteEngine()), port=settings.port, log_config=None)"
+)
+
+
+@pytest.fixture(params=["json", "text"])
+def told(request, tmp_path):
+    """What a server and a worker wrote that answered a request and ran a job which failed: the id of the request and
+    of the job, the lines of each."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = settings_for(tmp_path, port=port, log_format=request.param)
+    command = [sys.executable, "-c", SERVE, settings.model_dump_json()]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, stderr=log, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+        try:
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+            wait_for(lambda: answers(client), seconds=120)
+            answer = client.files.with_raw_response.list()
+            job = ended(client, start_job(client, GRADER | {"name": "raises"}), seconds=120)
+        finally:
+            server.terminate()
+            server.wait()
+    worker = (settings.job_dir(job.id) / "worker.log").read_text()
+    return request.param, answer.headers["x-request-id"], job.id, (tmp_path / "log").read_text(), worker
+
+
+def answers(client) -> bool:
+    try:
+        return bool(client.models.list().data)
+    except openai.APIConnectionError:
+        return False
+
+
+def test_lines_carry_the_request_and_the_job(told):
+    format, request_id, job_id, server, worker = told
+    if format == "text":
+        assert f"INFO uvicorn.access [{request_id}]: " in server
+        assert f"ERROR iro.worker [{job_id}]: the job failed" in worker and "GraderFailed" in worker
+        return
+    lines = [json.loads(line) for line in server.splitlines()]
+    (line,) = [line for line in lines if line.get("request_id") == request_id]
+    assert line["logger"] == "uvicorn.access" and "GET /v1/files" in line["message"] and line["level"] == "INFO"
+    assert any(line["logger"] == "uvicorn.error" and "request_id" not in line for line in lines)
+    (failed,) = [json.loads(line) for line in worker.splitlines()]
+    assert (failed["job_id"], failed["message"]) == (job_id, "the job failed")
+    assert "GraderFailed: the grader gave NaN" in failed["exception"] and failed["time"]
