@@ -80,7 +80,7 @@ class Bias:
     q: float  # of Q*(s, ·)
     r2: float  # of the additive fit to Q*, within states
     optimal: float  # expected return of the optimal policy
-    decomposed: float  # of the greedy policy of the additive fit
+    decomposed: tuple[float, float]  # of the greedy policies of the additive fit, ties broken for the worst and the best
     unbiased: bool
 
     def __str__(self) -> str:
@@ -88,7 +88,8 @@ class Bias:
             return f"unbiased: Q* is additive over these blocks (largest interaction {self.q:.1e})"
         return (
             f"biased: interactions up to {self.q:.3g} in Q* (R² of the additive part {self.r2:.3f});"
-            f" acting on it returns {self.decomposed:.4g} where {self.optimal:.4g} is optimal"
+            f" acting on it returns {self.decomposed[0]:.4g} to {self.decomposed[1]:.4g} as ties fall,"
+            f" where {self.optimal:.4g} is optimal"
         )
 
 
@@ -107,6 +108,8 @@ def bias(
     fit = additive_fit(q, mdp.sizes, parts, weights)
     residual = np.where(allowed, q - fit, 0)
     centred = np.where(allowed, q - np.mean(q, axis=1, where=allowed, keepdims=True), 0)
+    best = np.where(allowed, fit, -np.inf)
+    tied = best >= best.max(axis=1, keepdims=True) - tolerance
     additive_P = additive_fit(mdp.P, mdp.sizes, parts, weights)
     interaction = float(np.abs(residual).max())
     return Bias(
@@ -115,6 +118,6 @@ def bias(
         q=interaction,
         r2=float(1 - (residual**2).sum() / max((centred**2).sum(), 1e-300)),
         optimal=expected_return(mdp, greedy(q, mdp.admissible)),
-        decomposed=expected_return(mdp, greedy(fit, mask)),
+        decomposed=(expected_return(mdp, greedy(-q, tied)), expected_return(mdp, greedy(q, tied))),
         unbiased=interaction <= tolerance * max(1.0, float(np.abs(q).max())),
     )
