@@ -31,7 +31,9 @@ def check_blocks(blocks: Sequence[Sequence[int]] | None, factors: int) -> Blocks
     if blocks is None:
         return tuple((k,) for k in range(factors))
     if sorted(k for block in blocks for k in block) != list(range(factors)) or not all(blocks):
-        raise ValueError(f"{blocks} is no partition: each of the factors 0 to {factors - 1} must be in exactly one block")
+        raise ValueError(
+            f"{blocks} is no partition: each of the factors 0 to {factors - 1} must be in exactly one block"
+        )
     return tuple(tuple(block) for block in blocks)
 
 
@@ -49,6 +51,9 @@ def block_sizes(sizes: Sequence[int], blocks: Blocks) -> tuple[int, ...]:
 def one_hot(sizes: Sequence[int], blocks: Blocks) -> np.ndarray:
     """[A, Σ_b |A_b|]: the design matrix of additive functions Σ_b q_b(a_b)."""
     return np.concatenate(
-        [np.eye(n)[column] for n, column in zip(block_sizes(sizes, blocks), block_actions(sizes, blocks).T, strict=True)],
+        [
+            np.eye(n)[column]
+            for n, column in zip(block_sizes(sizes, blocks), block_actions(sizes, blocks).T, strict=True)
+        ],
         axis=1,
     )

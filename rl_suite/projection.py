@@ -60,7 +60,9 @@ def backdoor(counts: np.ndarray) -> np.ndarray:
     present = seen.sum(axis=1) > 0
     if np.any(seen[present] == 0):
         z, x = np.argwhere((seen == 0) & present[:, None])[0]
-        raise ValueError(f"action {x} was never taken at covariate {z}: its effect there is not identified; merge or drop it")
+        raise ValueError(
+            f"action {x} was never taken at covariate {z}: its effect there is not identified; merge or drop it"
+        )
     of_z = seen.sum(axis=1) / seen.sum()
     return np.einsum("z,zxy->xy", of_z[present], counts[present] / seen[present][:, :, None])
 
@@ -80,7 +82,9 @@ class Bias:
     q: float  # of Q*(s, ·)
     r2: float  # of the additive fit to Q*, within states
     optimal: float  # expected return of the optimal policy
-    decomposed: tuple[float, float]  # of the greedy policies of the additive fit, ties broken for the worst and the best
+    decomposed: tuple[
+        float, float
+    ]  # of the greedy policies of the additive fit, ties broken for the worst and the best
     unbiased: bool
 
     def __str__(self) -> str:
