@@ -22,7 +22,7 @@ def sizes_of(space: object) -> tuple[int, ...]:
         return (int(space.n),)
     raise ValueError(
         f"{type(space).__name__} action space: these agents need Discrete or MultiDiscrete;"
-        " wrap the environment in rl_suite.envs.DiscretizeActions"
+        " discretise each dimension first"
     )
 
 
