@@ -1,4 +1,4 @@
-"""Action decomposition on finite MDPs: when it is unbiased, what it costs on ICU-Sepsis, and what it saves in samples."""
+"""Action decomposition on finite MDPs: its bias, its cost on ICU-Sepsis, the samples it saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model-based learners from the same logged transitions: one law for each joint action, or one effect for each block's action."""
+"""Model-based learners from the same transitions: a law for each joint action, or an effect for each block's."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def learned_q(
 ) -> np.ndarray:
     """Q [S, A] of the model that ``log`` supports: P and R additive over ``blocks``, by least squares in each state.
 
-    With all factors in one block this is the joint model of counts. With several, regressing on every block at once adjusts
-    a block's effect for the others', whatever policy logged them (back-door). What was never seen is worth nothing.
+    With all factors in one block this is the joint model of counts. With several, regressing on all at once adjusts a block's effect for the others', whatever policy logged them (back-door). What was never seen is worth nothing.
     Raises ValueError for an empty log.
     """
     s, a, r, then = log

@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class MDP:
-    """P [S, A, S] (all-zero rows: a terminal state), expected reward R [S, A], start [S], and |A_1|, …, |A_K| in C order.
+    """P [S, A, S] (zero rows: a terminal state), expected reward R [S, A], start [S], and |A_1|, …, |A_K|, C order.
 
     ``admissible`` [S, A] bool: the actions a policy may choose from.
     """
@@ -115,7 +115,8 @@ def interacting_mdp(rng: np.random.Generator, states: int, sizes: Sequence[int],
 def icu_sepsis() -> tuple[MDP, np.ndarray]:
     """ICU-Sepsis (Choudhary et al. 2024) from its package, 716 states and 5×5 doses, and the clinicians' policy [S, A].
 
-    An inadmissible action does what the admissible ones do on average, as in the environment. γ = 1, reward 1 for survival.
+    An inadmissible action does what the admissible ones do on average, as in the environment.
+    γ = 1, reward 1 for survival.
     """
     try:
         from icu_sepsis.envs.sepsis import ICUSepsisEnv

@@ -1,7 +1,8 @@
-"""Action decomposition (arXiv:2504.21326): projected MDPs under do(a_b), and whether adding their Q-functions up is unbiased.
+"""Action decomposition (arXiv:2504.21326): projected MDPs under do(a_b), and the bias of adding their Q up.
 
-The paper has no public code; this is our reading of it. Fix the policy ρ of the other blocks. In a state, setting block b to a_b
-has the effect Q(s, do(a_b)) = Σ_{a_-b} ρ(a_-b | s) Q(s, a). For ρ a product over blocks, Σ_b Q(s, do(a_b)) − (B − 1) Q(s, ρ) is Q
+The paper has no public code; this is our reading of it. Fix the policy ρ of the other blocks. Setting block b to a_b
+has the effect Q(s, do(a_b)) = Σ_{a_-b} ρ(a_-b | s) Q(s, a). For ρ a product over blocks,
+Σ_b Q(s, do(a_b)) − (B − 1) Q(s, ρ) is Q
 itself exactly when Q(s, ·) has no interaction between blocks, and its best additive approximation under ρ otherwise.
 """
 
@@ -17,7 +18,7 @@ from rl_suite.mdp import MDP, expected_return, greedy, optimal_q
 
 
 def others(policy: np.ndarray, sizes: Sequence[int], blocks: Blocks, b: int) -> np.ndarray:
-    """[S, A_b, A]: the law of the joint action once block b is *set* to a_b, the rest drawn from its marginal under π [S, A].
+    """[S, A_b, A]: the law of the joint action once block b is *set* to a_b, the rest as its marginal under π [S, A].
 
     The marginal, not the conditional on a_b: what else π does when it chooses a_b is no effect of a_b.
     """
@@ -42,7 +43,7 @@ def combine(projected: Sequence[np.ndarray], value: np.ndarray, sizes: Sequence[
 
 
 def additive_fit(q: np.ndarray, sizes: Sequence[int], blocks: Blocks, weights: np.ndarray | None = None) -> np.ndarray:
-    """The nearest Σ_b q_b(s, a_b) to Q [S, A, …] in each state, by least squares under ``weights`` [S, A] (default: even)."""
+    """The nearest Σ_b q_b(s, a_b) to Q [S, A, …] in each state, by least squares under ``weights`` (default: even)."""
     design = one_hot(sizes, blocks)
     if weights is None:
         return np.einsum("ac,sc...->sa...", design @ np.linalg.pinv(design), q)
@@ -75,7 +76,7 @@ def naive(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Bias:
-    """What a partition costs on an MDP that is known or estimated. Interactions are maxima over (s, a), in units of Q."""
+    """What a partition costs on an MDP known or estimated. Interactions are maxima over (s, a), in units of Q."""
 
     reward: float  # of R(s, ·)
     transitions: float  # total variation between P(·|s, a) and its additive part
@@ -102,8 +103,8 @@ def bias(
 ) -> Bias:
     """Whether ``blocks`` decompose ``mdp`` without bias, and by how much they do not.
 
-    ``mask`` [S, A]: fit and act on these actions only. Additive R and P(·|s, ·) suffice; so do independent components with an
-    additive reward, whose P is *not* additive. Q* itself decides.
+    ``mask`` [S, A]: fit and act on these actions only. Additive R and P(·|s, ·) suffice; so do independent components
+    with an additive reward, whose P is *not* additive. Q* itself decides.
     """
     parts = check_blocks(blocks, len(mdp.sizes))
     q = optimal_q(mdp)
