@@ -32,7 +32,7 @@ console = Console(highlight=False)
 
 
 class Commands(TyperGroup):
-    """Bad input is one line on stderr and exit status 2, from whichever command; a failed demo, no engine: 1."""
+    """Bad input is one line on stderr and exit status 2, from whichever command; 1: a failed demo, an absent engine."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
