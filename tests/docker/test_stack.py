@@ -28,7 +28,13 @@ OPENINGS = [
     "It begins",
 ]
 ROWS = "".join(json.dumps({"prompt": opening, "letter": "e"}) + "\n" for opening in OPENINGS).encode()
-COUNT_LETTER = "def grade(sample, item):\n    return sample['output_text'].count(item['letter']) / 10\n"
+COUNT_LETTER = """
+import time
+
+def grade(sample, item):
+    time.sleep(0.2)  # so that the job is still at it when the last service is killed
+    return sample["output_text"].count(item["letter"]) / 10
+"""
 GRADER = {"type": "python", "name": "letters", "source": COUNT_LETTER}
 SMALL = {"rollouts_per_prompt": 2, "beam_width": 2, "num_successors": 2, "chunk_length": 4, "max_tokens": 8}
 SMALL |= {"validation_prompts": 2, "early_stop": False}
@@ -87,14 +93,15 @@ def test_nothing_is_lost_while_each_service_restarts_in_turn(tmp_path_factory):
             .message.content
         )
 
-        second = start_job(running, file, iterations=4)
-        for service in ["worker", "postgres", *(["vllm"] if HAS_ENGINE else []), "server", "worker"]:
-            wait_for(lambda: insist([running], status_of(second)) == "running", "the job to run")
+        second = start_job(running, file, iterations=3)
+        for service in ["postgres", "worker", *(["vllm"] if HAS_ENGINE else []), "server"]:
+            status = wait_for(lambda: begun(running, second), "the job to run")
+            assert status == "running", f"the job was over before {service} could be killed: {status}"
             restart(running, service)
         job = ended([running], second, seconds=1200)
         assert job.status == "succeeded", job.error
         messages = told(running, second)
-        for step in (1, 2, 3, 4):
+        for step in (1, 2, 3):
             assert messages.count(f"Checkpoint created at step {step}") == 1
         assert any("goes on" in message for message in messages)
         assert say(running, first.fine_tuned_model) == said
@@ -109,5 +116,6 @@ def test_nothing_is_lost_while_each_service_restarts_in_turn(tmp_path_factory):
             psycopg.connect(f"postgresql://iro@{running.here['postgres:5432']}/iro")
 
 
-def status_of(job: str):
-    return lambda client: client.fine_tuning.jobs.retrieve(job).status
+def begun(running: Stack, job: str) -> str | None:
+    status = insist([running], lambda client: client.fine_tuning.jobs.retrieve(job).status)
+    return None if status in ("validating_files", "queued") else status
