@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store.database import open_database
+from iro_server.telemetry import logs
 
 
 def work(settings: Settings) -> None:
     """Take jobs and see to them until told to stop; what runs then goes on with whoever takes it next."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(settings.log_format)
     if settings.job_concurrency == 0:
         raise ValueError("IRO_JOB_CONCURRENCY is 0, so this worker would take no job: make it 1 or more")
     asyncio.run(_supervise(settings))

@@ -16,7 +16,7 @@ import psutil
 import psycopg
 import yaml
 
-from benchmarks.faults_postgres import postgres, programs
+from benchmarks.postgres import postgres, programs
 from benchmarks.faults_server import wait_for
 from iro_server.engines.prepare import iro_home
 from iro_server.graders.sandbox import isolation_problem

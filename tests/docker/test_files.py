@@ -106,8 +106,6 @@ def test_each_iro_variable_is_a_setting(path):
     for name in read(path):
         if not name.startswith("IRO_") or name in NOT_SETTINGS:
             continue
-        if name.startswith("IRO_ENGINE_") and "engine_urls" not in Settings.model_fields:
-            continue  # of a version of Iro that can use an engine outside its process
         assert name.removeprefix("IRO_").lower() in Settings.model_fields, name
 
 

@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from benchmarks.faults_postgres import programs
+from benchmarks.postgres import programs
 from benchmarks.faults_server import ended, insist, wait_for
 
 psycopg = pytest.importorskip("psycopg", reason="needs the extra postgres")
