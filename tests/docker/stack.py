@@ -16,8 +16,8 @@ import psutil
 import psycopg
 import yaml
 
-from benchmarks.postgres import postgres, programs
 from benchmarks.faults_server import wait_for
+from benchmarks.postgres import postgres, programs
 from iro_server.engines.prepare import iro_home
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.settings import Settings

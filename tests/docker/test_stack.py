@@ -9,8 +9,8 @@ import json
 
 import pytest
 
-from benchmarks.postgres import programs
 from benchmarks.faults_server import ended, insist, wait_for
+from benchmarks.postgres import programs
 
 psycopg = pytest.importorskip("psycopg", reason="needs the extra postgres")
 
