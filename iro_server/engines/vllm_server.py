@@ -15,8 +15,10 @@ from iro_server.engines.prepare import prepare_model
 
 # Of a CPU. A block is what the prefix cache reuses: 32 tokens is the least that vLLM takes there. A prompt that is read
 # in parts would end vLLM 0.32 where its request has a seed ("CPU Generator does not use offset"): it is read whole.
-FLAGS: tuple[str, ...] = ("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--no-enable-chunked-prefill")
-FLAGS += ("--enable-prompt-tokens-details",)
+FLAGS = (
+    *("--dtype", "float32", "--enforce-eager", "--block-size", "32"),
+    *("--no-enable-chunked-prefill", "--enable-prompt-tokens-details"),
+)
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_NO_USAGE_STATS": "1",
