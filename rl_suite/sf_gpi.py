@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,17 @@ from pydantic import Field
 
 from rl_suite.sf_dqn import DQNAgent, Settings
 from rl_suite.sf_exact import distance_study, random_family, transfer
+from rl_suite.sf_figures import draw
 from rl_suite.sf_speed import Looped, per_second
 from rl_suite.sf_tasks import reacher
 from rl_suite.sf_teacher import Study, slope, train
 from rl_suite.sf_transfer import DEEP, TABULAR, four_room_scores, reacher_scores, summary
-from rl_suite.stats import draw_band
 from training.run import Job, JobConfig, Run, jsonable
 
 STATES, ACTIONS, FEATURES, KNOWN, GAMMA = 20, 4, 4, 5, 0.95  # of the random MDPs
 LATE = 5  # the tasks at the end of four rooms that count as late
+# The reacher's tasks by kind.
+PARTS = {"trained": slice(0, 4), "several": slice(4, 8), "away": slice(8, 12), "all": slice(0, 12)}
 
 
 class Config(JobConfig):
@@ -57,11 +57,10 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     settings = Settings(hidden=config.hidden, update_every=config.update_every)
     rooms = four_room_scores(run, config.agents, config.four_room_tasks, config.four_room_steps)
     arms = reacher_scores(run, config.agents, config.reacher_steps, config.evaluate_every, settings)
-    found["four_room"] = summary(rooms, "SFQL", run.rng(30), lambda curve: curve[-LATE:, :, 0].T)
-    parts = {"reacher_trained": slice(0, 4), "reacher_unseen": slice(4, None)}
-    for number, (name, part) in enumerate(parts.items()):
+    found["four rooms"] = summary(rooms, "SFQL", run.rng(30), lambda curve: curve[-LATE:, :, 0].T)
+    for number, (name, part) in enumerate(PARTS.items()):
         returns = {method: curve[:, :, part] for method, curve in arms.items()}
-        found[name] = summary(returns, "SF-DQN", run.rng(31, number), lambda curve: curve[-1])
+        found[f"reacher {name}"] = summary(returns, "SF-DQN", run.rng(31, number), lambda curve: curve[-1])
     _check(found, run)
     return found
 
@@ -176,53 +175,6 @@ def _check(found: dict[str, Any], run: Run) -> None:
     )
 
 
-def draw(folder: Path) -> None:
-    """Write figures/transfer.png and figures/theory.png from result.json."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    result = json.loads((folder / "result.json").read_text())
-    config = result["config"]
-    figure, panels = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    rooms, trained, unseen, profiles = panels.flat
-    for name, curve in result["four_room"]["curves"].items():
-        draw_band(rooms, np.arange(len(curve["value"])) + 1, curve, name, marker=".")
-    rooms.set(xlabel="task", ylabel="reward collected while learning", title="four rooms")
-    for axes, part in ((trained, "trained"), (unseen, "unseen")):
-        for name, curve in result[f"reacher_{part}"]["curves"].items():
-            draw_band(axes, config["evaluate_every"] * (np.arange(len(curve["value"])) + 1), curve, name)
-        for task in range(1, 4):
-            axes.axvline(task * config["reacher_steps"], color="0.8", zorder=0)
-        axes.set(xlabel="transitions (grey: next training task)", ylabel="return (IQM)")
-    trained.set(title="reacher, the 4 training tasks")
-    unseen.set(title="reacher, 8 unseen tasks")
-    for name, curve in result["reacher_unseen"]["profiles"].items():
-        draw_band(profiles, result["reacher_unseen"]["profile levels"], curve, name)
-    profiles.set(xlabel="return τ", ylabel="share of runs above τ", title="reacher, unseen tasks, at the end")
-    for axes in (rooms, trained):
-        axes.legend(fontsize=8)
-    figure.savefig(folder / "figures" / "transfer.png", dpi=110)
-    figure, panels = plt.subplots(1, 4, figsize=(12, 3), layout="constrained")
-    labels = {
-        "time": ("t", "‖Θ_t − Θ*‖/‖Θ*‖"),
-        "replay": ("replay", "the same, at the end"),
-        "w error": ("‖w_0 − w*‖", "|Q − Q*|"),
-    }
-    for axes, (name, (x, y)) in zip(panels, labels.items(), strict=False):
-        row = result["teacher"][name]
-        axes.loglog(row["x"], row["y"], "o-")
-        axes.set(xlabel=x, ylabel=y, title=f"slope {row['slope']:.2f}")
-    rows = result["distance"]["rows"]
-    for name, label in (("q", "|Q* − Q*_old|"), ("sf_gpi", "SF-GPI: Q* − Q^π")):
-        panels[3].loglog([r["distance"] for r in rows], [r[name] for r in rows], "o-", label=label)
-    panels[3].set(xlabel="‖Δw‖")
-    panels[3].legend(fontsize=8)
-    figure.savefig(folder / "figures" / "theory.png", dpi=110)
-    plt.close("all")
-
-
 SMOKE = {
     "repeats": 3,
     "teacher_steps": 2048,
@@ -235,7 +187,14 @@ SMOKE = {
     "hidden": (32, 32),
     "speed_seconds": 1.0,
 }
-TWO_CORES = {"reacher_steps": 6_000, "evaluate_every": 1_000, "update_every": 4, "hidden": (64, 64)}
+TWO_CORES = {
+    "teacher_steps": 4096,
+    "four_room_steps": 10_000,
+    "reacher_steps": 4_000,
+    "evaluate_every": 500,
+    "update_every": 4,
+    "hidden": (64, 64),
+}
 
 JOB = Job(
     name="rl.sf_gpi",

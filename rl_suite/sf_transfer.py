@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from rl_suite.sf_dqn import DQNAgent, Settings
@@ -70,10 +71,12 @@ def _reacher(
     agent = DQNAgent(family.make(), family.train, DEEP[name], settings, seed=run.derive_seed(21, seed))
     if task:
         agent.load(_agent(run, name, seed, task - 1))
+    weights = np.concatenate([family.train, family.test])
+    envs = [family.make() for _ in weights]
     rows = []
     for part in range(steps // evaluate_every):
         returns = agent.learn(task, evaluate_every)
-        rows.append(evaluate(agent, family, run.derive_seed(22, seed)))
+        rows.append(evaluate(agent, envs, weights, run.derive_seed(22, seed)))
         step = task * steps + (part + 1) * evaluate_every
         row = {"environment": "reacher", "method": name, "agent_seed": seed, "step": step, "returns": rows[-1]}
         run.metrics(row | {"train_return": float(np.mean(returns))})
@@ -92,10 +95,8 @@ def _slug(name: str) -> str:
     return name.lower().replace(" ", "-")
 
 
-def evaluate(agent: DQNAgent, family: Family, seed: int) -> list[float]:
-    """The undiscounted return of one greedy episode on each training and test task, all in lockstep."""
-    weights = np.concatenate([family.train, family.test])
-    envs = [family.make() for _ in weights]
+def evaluate(agent: DQNAgent, envs: Sequence[gym.Env], weights: np.ndarray, seed: int) -> list[float]:
+    """The undiscounted return of one greedy episode for each of ``weights``, each in its environment, in lockstep."""
     observations = np.stack([env.reset(seed=seed % 2**31 + i)[0] for i, env in enumerate(envs)])
     total = np.zeros(len(envs))
     for _ in range(EPISODE):
@@ -103,8 +104,6 @@ def evaluate(agent: DQNAgent, family: Family, seed: int) -> list[float]:
         for i, (env, action, w) in enumerate(zip(envs, actions, weights, strict=True)):
             observations[i], phi, *_ = env.step(int(action))
             total[i] += np.asarray(phi) @ w
-    for env in envs:
-        env.close()
     return total.tolist()
 
 
