@@ -67,7 +67,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
 
 def expected_minutes(config: Config) -> float:
     """From rates seen on two busy cores: a tabular transition, a reacher's transition, an update of four tasks."""
-    rooms = len(TABULAR) * config.four_room_tasks * config.four_room_steps * 50e-6
+    rooms = len(TABULAR) * config.four_room_tasks * config.four_room_steps * 35e-6
     each = 0.5e-3 + 2.5e-3 * (max(config.hidden) / 256) / config.update_every
     evaluations = 4 * config.reacher_steps / config.evaluate_every * 0.2
     arms = len(DEEP) * (4 * config.reacher_steps * each + evaluations)
@@ -189,7 +189,6 @@ SMOKE = {
 }
 TWO_CORES = {
     "teacher_steps": 4096,
-    "four_room_steps": 10_000,
     "reacher_steps": 4_000,
     "evaluate_every": 500,
     "update_every": 4,

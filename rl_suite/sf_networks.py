@@ -25,7 +25,9 @@ class StackedMLP(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:
                 x = torch.relu(x)
-            x = torch.baddbmm(bias[:first], x, weight[:first])
+            if first < len(weight):  # a slice of all of it would cost a copy in the backward pass
+                weight, bias = weight[:first], bias[:first]
+            x = torch.baddbmm(bias, x, weight)
         return x
 
     @torch.no_grad()
