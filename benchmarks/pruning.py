@@ -80,7 +80,7 @@ def copy_of(out: Path, keep: float, criterion: Criterion) -> Path:
 
 
 def rewards(out: Path, seeds: int) -> dict[str, Any]:
-    """Mean validation reward over seeds, and half of a 95 % interval: of a copy alone, and steered by its own values."""
+    """Mean validation reward over seeds, half of a 95 % interval: of a copy alone, and steered by its own values."""
     train, valid = prompt_rows(seeds * TRAIN, seeds * VALID)
     found: dict[str, Any] = {}
     for keep in ALIGNED:
