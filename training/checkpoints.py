@@ -71,8 +71,7 @@ class FolderCheckpoints:
     """A file each, in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.location = folder, str(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.location = folder, str(folder.absolute())  # for processes that work elsewhere
 
     def names(self) -> list[str]:
         return [path.name.removesuffix(".pt") for path in self.folder.glob("*.pt")]
@@ -91,6 +90,7 @@ class FolderCheckpoints:
         import torch
 
         path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         torch.save({**about, "value": value}, partial)
         os.replace(partial, path)
