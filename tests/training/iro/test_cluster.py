@@ -18,10 +18,11 @@ import pytest
 from iro_server.placement import Placement
 from tests.training.iro.test_loop import comparable, metrics_of
 from tests.training.iro.toy_job import Toy, job
-from training.iro.cluster import ClusterUnavailable, ray_executor
+from training.iro.cluster import ray_executor
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError
 from training.iro.loop import align
+from training.iro.pool import ClusterUnavailable
 from training.iro.values import Bundles
 from training.run import Cancelled, Job, Run
 
