@@ -90,7 +90,7 @@ class Worker:
         if isinstance(error, EngineUnavailable):
             return "The model cannot be reached: the job is paused. Resume it once its servers answer."
         if (code := getattr(error, "code", None)) in AWAY:
-            return f"{AWAY[code]} cannot be used: the job is paused. Resume it once that has passed. {error}"
+            return f"{AWAY[code]} cannot be used: the job is paused. Resume it once that has passed."
         return None
 
     def beat(self, job: Job) -> None:

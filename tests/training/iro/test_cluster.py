@@ -2,147 +2,117 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import psutil
 import pytest
 
+from iro_server.jobs import lock
 from iro_server.placement import Placement
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import ended, serving, settings_for, wait_for
+from tests.training.iro.ray_job import ray_job
 from tests.training.iro.test_loop import comparable, metrics_of
-from tests.training.iro.toy_job import Toy, job
-from training.iro.cluster import ray_executor
+from tests.training.iro.toy_job import COUNT_ONES, job
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError
-from training.iro.loop import align
 from training.iro.pool import ClusterUnavailable
-from training.iro.values import Bundles
-from training.run import Cancelled, Job, Run
+from training.run import Cancelled
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro[ray]'")
-from ray.cluster_utils import Cluster  # noqa: E402
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro[ray]'")
+from ray.cluster_utils import Cluster
 
-Hook = Callable[[dict[str, Any]], None]
-
-
-class Slow(Toy):
-    """Says in ``folder`` when and where it samples, and takes its time."""
-
-    def __init__(self, folder: Path, seconds: float) -> None:
-        super().__init__()
-        self.folder, self.seconds = folder, seconds
-
-    async def open(self, *args: Any, **kwargs: Any) -> Any:
-        (self.folder / f"{os.getpid()}-{uuid4().hex}").touch()
-        time.sleep(self.seconds)
-        return await super().open(*args, **kwargs)
+RAY_JOB = "tests.training.iro.ray_job:JOB"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def token() -> Iterator[None]:
+    """Else Ray makes one in the user's home. All clusters of a process have the first that it reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        yield
+
+
+@pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
     """A head without room for engines, and two nodes with room for one each."""
-    before = {process.pid for process in psutil.process_iter()}
+    before = running()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
-    assert not left_behind(before)
+    wait_for(lambda: not of_ray(before), seconds=20)
 
 
-def left_behind(before: set[int], seconds: float = 10) -> list[str]:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        left = []
-        for process in psutil.process_iter(["pid", "cmdline", "status"]):
-            command = " ".join(process.info["cmdline"] or ())
-            if process.pid not in before and "ray" in command and process.info["status"] != psutil.STATUS_ZOMBIE:
-                left.append(command[:120])
-        if not left:
-            return []
-        time.sleep(0.2)
-    return left
+def running() -> set[int]:
+    return {process.pid for process in psutil.process_iter()}
 
 
-def over(address: str | None, folder: Path, seconds: float = 0.0, **placement: Any) -> Job:
-    folder.mkdir(exist_ok=True)
-    opening = partial(Slow, folder, seconds)
-
-    def run(config: AlignConfig, run: Run) -> dict[str, Any]:
-        where = Placement(executor="ray", ray_address=address, **placement)
-        with ray_executor(where, run, config, Bundles(Toy.info, config.model_dir), opening) as executor:
-            return align(config, run, Toy(), executor)
-
-    return Job("align", "", AlignConfig, run)
+def of_ray(before: set[int]) -> list[psutil.Process]:
+    """Ray's processes that were not there before."""
+    processes = psutil.process_iter(["cmdline", "status"])
+    new = [p for p in processes if p.pid not in before and p.info["status"] != psutil.STATUS_ZOMBIE]
+    return [process for process in new if "ray" in " ".join(process.info["cmdline"] or ())]
 
 
-def sampled_by(folder: Path) -> set[str]:
-    return {path.name.partition("-")[0] for path in folder.iterdir()}
+def over(nodes: Cluster) -> Placement:
+    return Placement(executor="ray", ray_address=nodes.address)
 
 
-def test_the_result_is_that_of_one_process(nodes: Cluster, config: AlignConfig, tmp_path: Path) -> None:
-    whole = job().execute(config, tmp_path / "whole")
-    spread = over(nodes.address, tmp_path / "sampled").execute(config, tmp_path / "spread")
-    assert comparable(spread) == comparable(whole)
-    assert metrics_of(tmp_path / "spread") == metrics_of(tmp_path / "whole")
-    assert len(sampled_by(tmp_path / "sampled")) >= 2
-    assert str(os.getpid()) not in sampled_by(tmp_path / "sampled")
+def start(client: Any) -> str:
+    rows = "".join(json.dumps({"prompt": f"{n:06b}"}) + "\n" for n in range(40))
+    file = client.files.create(file=("rows.jsonl", rows.encode()), purpose="fine-tune").id
+    iro = {"iterations": 2, "max_tokens": 6, "rollouts_per_prompt": 8, "validation_prompts": 8}
+    grader = {"type": "python", "name": "ones", "source": COUNT_ONES}
+    method = {"type": "reinforcement", "reinforcement": {"grader": grader, "iro": iro}}
+    return client.fine_tuning.jobs.create(model="bytes", training_file=file, method=method, seed=1).id
+
+
+def sampled_by(run: Path) -> set[int]:
+    """The processes that sampled for a run."""
+    return {int(path.name.partition("-")[0]) for path in (run / "sampled").glob("*")}
+
+
+@pytest.fixture
+def reference(config: AlignConfig, tmp_path: Path) -> dict[str, Any]:
+    return job().execute(config, tmp_path / "whole")
+
+
+def test_the_result_is_that_of_one_process(
+    nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    result = ray_job(over(nodes)).execute(config, tmp_path / "run")
+    assert comparable(result) == comparable(reference)
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
+    assert len(sampled_by(tmp_path / "run")) == 2 and os.getpid() not in sampled_by(tmp_path / "run")
     for t in (1, 2):
-        bundles = [tmp_path / name / "iterations" / str(t) / "value.safetensors" for name in ("whole", "spread")]
+        bundles = [tmp_path / name / "iterations" / str(t) / "value.safetensors" for name in ("whole", "run")]
         assert bundles[0].read_bytes() == bundles[1].read_bytes()
 
 
-def test_a_node_that_dies_costs_nothing_but_time(nodes: Cluster, config: AlignConfig, tmp_path: Path) -> None:
-    """Its raylet and all of its processes get SIGKILL while an engine of it is at work."""
-    whole = job().execute(config, tmp_path / "whole")
-    node = nodes.list_all_nodes()[-1]
-    victims: list[psutil.Process] = []
-
-    def kill(event: dict[str, Any]) -> None:
-        if event["type"] == "progress" and event["data"]["done"] == 5:
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            victims.extend([*raylet.children(recursive=True), raylet])
-            for victim in victims:
-                victim.send_signal(signal.SIGKILL)
-
-    sampled = tmp_path / "sampled"
-    result = over(nodes.address, sampled, 0.05).execute(config, tmp_path / "spread", on_event=kill)
-    assert sampled_by(sampled) & {str(victim.pid) for victim in victims}
-    assert comparable(result) == comparable(whole)
-    assert metrics_of(tmp_path / "spread") == metrics_of(tmp_path / "whole")
-
-
-def test_a_job_that_is_stopped_leaves_no_work_behind(nodes: Cluster, config: AlignConfig, tmp_path: Path) -> None:
-    """And goes on in one process, to the same result."""
-    sampled = tmp_path / "sampled"
-    stopping = over(nodes.address, sampled, 0.3)
+def test_a_stopped_job_leaves_no_work_behind_and_goes_on_in_one_process(
+    nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    sampled = tmp_path / "run/sampled"
     with pytest.raises(Cancelled):
-        stopping.execute(config, tmp_path / "run", should_stop=lambda: len(list(sampled.iterdir())) > 20)
-    for pid in map(int, sampled_by(sampled)):
-        with pytest.raises(psutil.NoSuchProcess):
-            psutil.Process(pid).wait(10)
-    assert comparable(job().execute(config, tmp_path / "run")) == comparable(job().execute(config, tmp_path / "whole"))
-
-
-def test_without_an_address_the_cluster_ends_with_the_job(config: AlignConfig, tmp_path: Path) -> None:
-    before = {process.pid for process in psutil.process_iter()}
-    whole = job().execute(config, tmp_path / "whole")
-    result = over(None, tmp_path / "sampled").execute(config, tmp_path / "run")
-    assert comparable(result) == comparable(whole)
-    assert not left_behind(before)
+        ray_job(over(nodes), seconds=0.3).execute(
+            config, tmp_path / "run", should_stop=lambda: len(list(sampled.iterdir())) > 20
+        )
+    wait_for(lambda: not any(map(psutil.pid_exists, sampled_by(tmp_path / "run"))), seconds=10)
+    assert comparable(job().execute(config, tmp_path / "run")) == comparable(reference)
 
 
 def test_a_graders_own_error_comes_back_as_it_was(nodes: Cluster, config: AlignConfig, tmp_path: Path) -> None:
     broken = config.model_copy(update={"grader": {"type": "python", "source": "def grade(sample, item):\n    1 / 0\n"}})
     with pytest.raises(AlignError, match="division by zero") as failure:
-        over(nodes.address, tmp_path / "sampled").execute(broken, tmp_path / "run")
+        ray_job(over(nodes)).execute(broken, tmp_path / "run")
     assert failure.value.code == "grader_error"
 
 
@@ -151,6 +121,56 @@ def test_a_cluster_that_is_not_there_is_named(config: AlignConfig, tmp_path: Pat
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(ClusterUnavailable, match=rf"no Ray cluster at {address} \(IRO_RAY_ADDRESS\)"):
-            over(address, tmp_path / "sampled").execute(config, tmp_path / "run")
+            ray_job(Placement(ray_address=address)).execute(config, tmp_path / "run")
     with pytest.raises(ClusterUnavailable, match="host:port"):
-        over("somewhere", tmp_path / "sampled").execute(config, tmp_path / "other")
+        ray_job(Placement(ray_address="somewhere")).execute(config, tmp_path / "other")
+
+
+def test_a_servers_job_is_paused_and_resumed_on_the_cluster(nodes: Cluster, tmp_path: Path) -> None:
+    placement = {"executor": "ray", "ray_address": nodes.address, "storage": f"file://{tmp_path}/storage"}
+    settings = settings_for(tmp_path, align_entry=RAY_JOB, cancel_grace=20.0, **placement)
+    with serving(settings, ByteEngine()) as client:
+        id, jobs = start(client), client.fine_tuning.jobs
+        run = settings.job_dir(id) / "run"
+        wait_for(lambda: len(list((run / "sampled").glob("*"))) > 20)
+        assert jobs.pause(id).status == "paused"
+        wait_for(lambda: lock.holder(settings.job_dir(id)) is None, seconds=10)
+        wait_for(lambda: not any(map(psutil.pid_exists, sampled_by(run))), seconds=10)
+        assert not (run / "checkpoints").exists() and list((tmp_path / "storage").glob("align-run-*/*-rollouts.pt"))
+        jobs.resume(id)
+        assert ended(client, id).status == "succeeded"
+
+
+def test_a_killed_driver_takes_its_own_cluster_along(tmp_path: Path) -> None:
+    before = running()
+    settings = settings_for(
+        tmp_path, align_entry="tests.training.iro.ray_job:JOB", heartbeat_timeout=60.0, executor="ray"
+    )
+    with serving(settings.model_copy(update={"job_restarts": 0}), ByteEngine()) as client:
+        id = start(client)
+        run = settings.job_dir(id) / "run"
+        wait_for(lambda: list((run / "sampled").glob("*")))
+        os.kill(lock.holder(settings.job_dir(id)), signal.SIGKILL)
+        assert ended(client, id).status == "failed"
+        wait_for(lambda: not of_ray(before), seconds=20)
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_costs_nothing_but_time(
+    nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its raylet and all of its processes get SIGKILL while an engine of it is at work."""
+    node = nodes.add_node(num_cpus=1)
+    victims: list[psutil.Process] = []
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["type"] == "progress" and event["data"]["done"] == 5:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            victims.extend([raylet, *raylet.children(recursive=True)])
+            for victim in victims:
+                victim.send_signal(signal.SIGKILL)
+
+    result = ray_job(over(nodes), seconds=0.05).execute(config, tmp_path / "run", on_event=kill)
+    assert sampled_by(tmp_path / "run") & {victim.pid for victim in victims}
+    assert comparable(result) == comparable(reference)
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
