@@ -59,7 +59,8 @@ def of_ray(before: set[int]) -> list[psutil.Process]:
     """Ray's processes that were not there before."""
     processes = psutil.process_iter(["cmdline", "status"])
     new = [p for p in processes if p.pid not in before and p.info["status"] != psutil.STATUS_ZOMBIE]
-    return [process for process in new if "ray" in " ".join(process.info["cmdline"] or ())]
+    marks = ("ray::", "site-packages/ray/")
+    return [process for process in new if any(mark in " ".join(process.info["cmdline"] or ()) for mark in marks)]
 
 
 def over(nodes: Cluster) -> Placement:
@@ -97,6 +98,7 @@ def test_the_result_is_that_of_one_process(
         assert bundles[0].read_bytes() == bundles[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stopped_job_leaves_no_work_behind_and_goes_on_in_one_process(
     nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ def test_a_stopped_job_leaves_no_work_behind_and_goes_on_in_one_process(
     assert comparable(job().execute(config, tmp_path / "run")) == comparable(reference)
 
 
+@pytest.mark.slow
 def test_a_graders_own_error_comes_back_as_it_was(nodes: Cluster, config: AlignConfig, tmp_path: Path) -> None:
     broken = config.model_copy(update={"grader": {"type": "python", "source": "def grade(sample, item):\n    1 / 0\n"}})
     with pytest.raises(AlignError, match="division by zero") as failure:
@@ -126,6 +129,7 @@ def test_a_cluster_that_is_not_there_is_named(config: AlignConfig, tmp_path: Pat
         ray_job(Placement(ray_address="somewhere")).execute(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_servers_job_is_paused_and_resumed_on_the_cluster(nodes: Cluster, tmp_path: Path) -> None:
     placement = {"executor": "ray", "ray_address": nodes.address, "storage": f"file://{tmp_path}/storage"}
     settings = settings_for(tmp_path, align_entry=RAY_JOB, cancel_grace=20.0, **placement)
@@ -141,6 +145,7 @@ def test_a_servers_job_is_paused_and_resumed_on_the_cluster(nodes: Cluster, tmp_
         assert ended(client, id).status == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_killed_driver_takes_its_own_cluster_along(tmp_path: Path) -> None:
     before = running()
     settings = settings_for(
