@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -44,12 +45,16 @@ class Checkpoints(Protocol):
     def about(self, name: str) -> About: ...
     def load(self, name: str) -> Any: ...
     def save(self, name: str, value: Any, about: About) -> None: ...
+    def close(self) -> None: ...
 
 
-def open_checkpoints(location: str) -> Checkpoints:
-    """Those in a folder, or under a URL. StorageUnavailable where it cannot be read."""
+def open_checkpoints(location: str, cache: Path | None = None) -> Checkpoints:
+    """Those in a folder, or under a URL. StorageUnavailable where it cannot be read.
+
+    ``cache``: a folder for copies of what lies under a URL, which is emptied first; None: a temporary one.
+    """
     if "://" in location and not location.startswith("file://"):
-        return StoredCheckpoints(location)
+        return StoredCheckpoints(location, cache)
     return FolderCheckpoints(Path(location.removeprefix("file://")))
 
 
@@ -95,6 +100,9 @@ class FolderCheckpoints:
         torch.save({**about, "value": value}, partial)
         os.replace(partial, path)
 
+    def close(self) -> None:
+        pass
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.pt"
 
@@ -103,11 +111,15 @@ class StoredCheckpoints:
     """Objects under a URL. A value is an object of its own, and ``<name>.json``, written after it, tells which: so
     neither a new nor a replaced value is ever seen half written."""
 
-    def __init__(self, location: str, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, location: str, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
         self.location = location
         self.files, self.root = _file_system(location)
-        self._cached = tempfile.TemporaryDirectory(prefix="iro-checkpoints-")
-        self._cache = _FileCache(cache_bytes, getsizeof=lambda path: path.stat().st_size)
+        if cache is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="iro-checkpoints-")
+        self.cache = cache or Path(self._temporary.name)
+        shutil.rmtree(self.cache, ignore_errors=True)  # what a killed process left
+        self.cache.mkdir(parents=True)
+        self._copies = _FileCache(cache_bytes, getsizeof=lambda path: path.stat().st_size)
         self._marks = self._read_marks()
 
     def names(self) -> list[str]:
@@ -122,10 +134,10 @@ class StoredCheckpoints:
 
     def load(self, name: str) -> Any:
         object_name = self._marks[name]["object"]
-        path = self._cache.get(object_name)
+        path = self._copies.get(object_name)
         if path is not None:
             return _load(path)
-        path = Path(self._cached.name, object_name)
+        path = self.cache / object_name
         with _reaching(self.location):
             self.files.get_file(f"{self.root}/{object_name}", str(path))
         value = _load(path)
@@ -136,7 +148,7 @@ class StoredCheckpoints:
         import torch
 
         object_name = f"{name}-{uuid.uuid4().hex[:12]}.pt"
-        path = Path(self._cached.name, object_name)
+        path = self.cache / object_name
         torch.save(value, path)
         mark = {**about, "object": object_name}
         with _reaching(self.location):
@@ -147,9 +159,12 @@ class StoredCheckpoints:
         self._marks[name] = mark
         self._keep(object_name, path)
 
+    def close(self) -> None:
+        shutil.rmtree(self.cache, ignore_errors=True)
+
     def _keep(self, object_name: str, path: Path) -> None:
         try:
-            self._cache[object_name] = path
+            self._copies[object_name] = path
         except ValueError:  # larger than the whole cache; whoever has it open still reads it
             path.unlink()
 

@@ -72,7 +72,7 @@ class Run:
 
     def __post_init__(self) -> None:
         (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-        self.checkpoints = open_checkpoints(self.location or str(self.folder / "checkpoints"))
+        self.checkpoints = open_checkpoints(self.location or str(self.folder / "checkpoints"), self.folder / "cache")
         self._metrics = self.folder / "metrics.jsonl"
         self._metrics.touch()
         # Rows past the last checkpoint will be computed, and written, again.
@@ -173,6 +173,7 @@ class Run:
             yield advance
 
     def close(self) -> None:
+        self.checkpoints.close()
         if self._board is not None:
             self._board.close()
 

@@ -106,7 +106,7 @@ def test_the_cache_of_values_keeps_within_its_bytes() -> None:
         checkpoints.save(name, value, ABOUT)
     for name, value in [*values.items(), *values.items()]:
         assert torch.equal(checkpoints.load(name), value)
-        assert sum(path.stat().st_size for path in Path(checkpoints._cached.name).iterdir()) <= 20_000
+        assert sum(path.stat().st_size for path in checkpoints.cache.iterdir()) <= 20_000
     checkpoints.save("large", torch.zeros(10_000), ABOUT)
     assert torch.equal(checkpoints.load("large"), torch.zeros(10_000))
 
@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_from_storage(storage: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("IRO_STORAGE", storage)
     with pytest.raises(Killed):
         dying(2).execute({"seed": 3}, tmp_path / "killed")
-    assert not (tmp_path / "killed/checkpoints").exists()
+    assert not any((tmp_path / "killed" / name).exists() for name in ("checkpoints", "cache"))
     location = json.loads((tmp_path / "killed/config.json").read_text())["checkpoints"]
     assert location.startswith(f"{storage}/walk-killed-")
     monkeypatch.setenv("IRO_STORAGE", "memory://elsewhere")  # a run stays where it began

@@ -9,7 +9,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,7 +151,8 @@ class EngineActor:
             raise ClusterUnavailable(message)
         stack = None if before is None else self.opening.bundles.unpack(before)
         parts = [Shards(_There(checkpoints), names, scale) for names in (train, heldout)]
-        return executor.fit(self.opening.bundles, learner, stack, parts[0], parts[1], seed)
+        with closing(checkpoints):
+            return executor.fit(self.opening.bundles, learner, stack, parts[0], parts[1], seed)
 
     def _let_go(self) -> None:
         if self.engine is not None:

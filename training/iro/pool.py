@@ -43,6 +43,8 @@ class Pool:
         round = _Round(self, method, work)
         try:
             yield from round.results()
+        except self.ray.exceptions.RayError as error:  # of the cluster itself, such as its head
+            raise ClusterUnavailable(f"the Ray cluster fails: {last_line(error)}") from error
         finally:
             if round.unfinished:
                 self.close()

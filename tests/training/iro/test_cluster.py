@@ -112,10 +112,12 @@ def test_a_stopped_job_leaves_no_work_behind_and_goes_on_in_one_process(
 
 
 @pytest.mark.slow
-def test_a_graders_own_error_comes_back_as_it_was(nodes: Cluster, config: AlignConfig, tmp_path: Path) -> None:
+def test_what_is_raised_on_a_node_is_raised_by_the_job(nodes: Cluster, config: AlignConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^sleep length must be non-negative$"):  # not in Ray's words
+        ray_job(over(nodes), seconds=-1).execute(config, tmp_path / "run")
     broken = config.model_copy(update={"grader": {"type": "python", "source": "def grade(sample, item):\n    1 / 0\n"}})
     with pytest.raises(AlignError, match="division by zero") as failure:
-        ray_job(over(nodes)).execute(broken, tmp_path / "run")
+        ray_job(over(nodes)).execute(broken, tmp_path / "other")
     assert failure.value.code == "grader_error"
 
 
