@@ -70,6 +70,20 @@ def test_a_killed_job_goes_on_to_the_same_result(config: AlignConfig, tmp_path: 
             assert tensors.keys() == again.keys() and all(torch.equal(tensors[key], again[key]) for key in tensors)
 
 
+def test_a_killed_job_goes_on_from_object_storage(
+    config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value functions and all: what its folder keeps beside them is not needed."""
+    whole = job().execute(config, tmp_path / "whole")
+    monkeypatch.setenv("IRO_STORAGE", f"memory://{tmp_path.name}")
+    with pytest.raises(Killed):
+        job().execute(config, tmp_path / "killed", should_stop=killer(45))  # within the second iteration
+    assert {path.name for path in (tmp_path / "killed").glob("c*")} == {"config.json"}
+    assert comparable(job().execute(config, tmp_path / "killed")) == comparable(whole)
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
+    assert not (tmp_path / "killed/cache").exists()
+
+
 def comparable(result: dict) -> dict:
     """What has to be equal: all but where the run lies, how long it took, and the revision of the code."""
     history = [{k: v for k, v in row.items() if k not in ("path", "timing")} for row in result["history"]]
