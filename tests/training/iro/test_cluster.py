@@ -159,10 +159,10 @@ def test_a_killed_driver_takes_its_own_cluster_along(tmp_path: Path) -> None:
         wait_for(lambda: list((run / "sampled").glob("*")))
         os.kill(lock.holder(settings.job_dir(id)), signal.SIGKILL)
         assert ended(client, id).status == "failed"
-        wait_for(lambda: not of_ray(before), seconds=20)
+        wait_for(lambda: not any(map(psutil.pid_exists, sampled_by(run))), seconds=10)
+        wait_for(lambda: not of_ray(before), seconds=120)  # Ray's agents take a minute to notice
 
 
-@pytest.mark.slow
 def test_a_node_that_dies_costs_nothing_but_time(
     nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
 ) -> None:
