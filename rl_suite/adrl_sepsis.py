@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -57,7 +57,7 @@ class Patients:
 
 
 def patients(name: str) -> Patients:
-    """ICU-Sepsis under its clinicians, or the simulator under a policy that is optimal half of the time."""
+    """ICU-Sepsis under its clinicians, or the simulator under a short-sighted policy (γ = 0.5), half of the time."""
     if name == "ICU-Sepsis":
         mdp, expert = icu_sepsis()
         survival = np.zeros(len(mdp.R))
@@ -66,7 +66,8 @@ def patients(name: str) -> Patients:
     mdp, v = sepsis_mdp(), variables()
     levels = v.max(axis=0) + 1
     features = v + np.concatenate([[0], levels.cumsum()[:-1]])
-    behaviour = 0.5 * greedy(optimal_q(mdp)) + 0.5 * uniform(np.ones(mdp.R.shape, bool))
+    myopic = greedy(optimal_q(replace(mdp, gamma=0.5)))
+    behaviour = 0.5 * myopic + 0.5 * uniform(np.ones(mdp.R.shape, bool))
     return Patients(mdp, features, arrival_rewards(), behaviour, HORIZON)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_suite.factors import Blocks, check_blocks
+from rl_suite.factors import check_blocks
 from rl_suite.learners import samples_needed, steps_needed
 from rl_suite.mdp import (
     expected_return,
@@ -28,7 +28,12 @@ from training.run import Job, JobConfig, Run
 
 # K factors of n actions each; (2, 8) and (4, 4) share Σ = 16, (2, 16) and (4, 4) Π = 256.
 SHAPES = ((2, 2), (2, 4), (2, 8), (2, 16), (3, 2), (3, 3), (3, 4), (3, 6), (4, 2), (4, 3), (4, 4))
-RULES = ("uniform", "rmax", "dyna")
+RULES = {
+    "accuracy": "uniform actions, until Q* is known to within ε",
+    "uniform": "uniform actions, until ε-optimal",
+    "rmax": "RMax, until ε-optimal",
+    "dyna": "Dyna, until ε-optimal",
+}
 LEARNERS = ("joint", "projected")
 GOLDEN = {"random": 0.7801, "expert": 0.7818, "optimal": 0.8751}
 
@@ -36,33 +41,41 @@ GOLDEN = {"random": 0.7801, "expert": 0.7818, "optimal": 0.8751}
 class Config(JobConfig):
     """``shapes``: (K, |A_k|) of the sample-size study; ``repeats``: random MDPs for each.
 
-    ``epsilon``: the expected return that the learned policy may lose. ``weight``: of each factor's effect, the same for
-    every K, so that shapes differ in Σ|A_k| and Π|A_k| alone. ``visits``: RMax's m; of each joint action, or B times as
-    many of each of B blocks' actions, whose effects' errors add up.
+    ``epsilon``: the expected return that the learned policy may lose, or the root mean square error of Q.
+    ``weight``: of each factor's effect, the same for every K, so that shapes differ in Σ|A_k| and Π|A_k| alone.
+    ``visits``: RMax's m; of each joint action, or B times as many of each of B blocks' actions, whose errors add up.
     """
 
     shapes: tuple[tuple[int, int], ...] = SHAPES
     weight: float = 0.25
     states: int = 6
-    repeats: int = 20
+    repeats: int = 12
     epsilon: float = 0.1
     visits: int = 8
-    most: int = 2**16
+    most: int = 2**15
     resamples: int = 2000
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
     families = run.step("families", lambda: _families(run))
     sepsis = run.step("sepsis", _sepsis)
-    run.planned_steps = 2 + len(config.shapes)
-    rows = [run.step(f"samples-{k}x{n}", partial(_samples, k, n, config, run)) for k, n in config.shapes]
+    run.planned_steps = 2 + len(config.shapes) * config.repeats
+    rows = []
+    for k, n in config.shapes:
+        found = [
+            run.step(f"samples-{k}x{n}-{repeat}", partial(_samples, k, n, repeat, config, run))
+            for repeat in range(config.repeats)
+        ]
+        rows.append(_row(k, n, found, config, run))
     fits = {
         f"{rule}, {learner}": exponents(rows, f"{rule}, {learner}", config.resamples, run.rng(5))
         for rule in RULES
         for learner in LEARNERS
     }
     for name, fit in fits.items():
-        run.emit("message", f"{name}: samples ∝ {_power('Σ|A_k|', fit['sum'])} · {_power('Π|A_k|', fit['product'])}")
+        run.emit(
+            "message", f"{name}: transitions ∝ {_power('Σ|A_k|', fit['sum'])} · {_power('Π|A_k|', fit['product'])}"
+        )
     run.check(
         "product MDPs have no interaction",
         expected="<= 1e-12",
@@ -107,28 +120,38 @@ def _sepsis() -> dict[str, Any]:
     return values | {"all": asdict(bias(mdp)), "admissible": asdict(bias(mdp, mask=mdp.admissible))}
 
 
-def _samples(k: int, n: int, config: Config, run: Run) -> dict[str, Any]:
-    """Transitions to an ε-optimal policy on separable MDPs with ``k`` factors of ``n`` actions, one each repeat."""
-    blocks: dict[str, Blocks] = {"joint": check_blocks([range(k)], k), "projected": check_blocks(None, k)}
-    counts: dict[str, list[int]] = {f"{rule}, {learner}": [] for rule in RULES for learner in LEARNERS}
-    for repeat in range(config.repeats):
-        mdp = separable_mdp(run.rng(3, k, n, repeat), config.states, (n,) * k, weight=config.weight)
-        worth = expected_return(mdp, greedy(optimal_q(mdp))) - config.epsilon
-        for learner, parts in blocks.items():
-            rng = run.rng(4, k, n, repeat)
-            counts[f"uniform, {learner}"].append(samples_needed(mdp, parts, worth, rng, config.most))
-            for rule, visits in (("rmax", config.visits * len(parts)), ("dyna", 0)):
-                counts[f"{rule}, {learner}"].append(steps_needed(mdp, parts, worth, rng, config.most, visits))
-        run.stop_if_asked()
-    row: dict[str, Any] = {"factors": k, "levels": n, "sum": k * n, "product": n**k, "counts": counts}
-    row["capped"] = sum(c == config.most for found in counts.values() for c in found)
-    means = {name: math.exp(float(np.mean(np.log(found)))) for name, found in counts.items()}
-    run.metrics(
-        {"step": k * n} | {name: value for name, value in row.items() if name != "counts"} | means,
-        f"{k} factors of {n} (Σ {k * n}, Π {n**k}): "
-        + "; ".join(f"{rule} {means[f'{rule}, joint']:.0f} : {means[f'{rule}, projected']:.0f}" for rule in RULES),
-    )
-    return row
+def _samples(k: int, n: int, repeat: int, config: Config, run: Run) -> dict[str, int]:
+    """Transitions that each rule and learner needs on one separable MDP with ``k`` factors of ``n`` actions."""
+    mdp = separable_mdp(run.rng(3, k, n, repeat), config.states, (n,) * k, weight=config.weight)
+    best = optimal_q(mdp)
+    worth = expected_return(mdp, greedy(best)) - config.epsilon
+
+    def good(q: np.ndarray) -> bool:
+        return expected_return(mdp, greedy(q)) >= worth
+
+    def accurate(q: np.ndarray) -> bool:
+        return bool(np.sqrt(np.mean((q - best) ** 2)) <= config.epsilon)
+
+    counts = {}
+    for learner, parts in (("joint", check_blocks([range(k)], k)), ("projected", check_blocks(None, k))):
+        rng, visits = run.rng(4, k, n, repeat), config.visits * len(parts)
+        counts |= {
+            f"accuracy, {learner}": samples_needed(mdp, parts, accurate, rng, config.most),
+            f"uniform, {learner}": samples_needed(mdp, parts, good, rng, config.most),
+            f"rmax, {learner}": steps_needed(mdp, parts, good, rng, config.most, visits),
+            f"dyna, {learner}": steps_needed(mdp, parts, good, rng, config.most),
+        }
+    run.metrics({"step": repeat, "factors": k, "levels": n} | counts)
+    return counts
+
+
+def _row(k: int, n: int, found: list[dict[str, int]], config: Config, run: Run) -> dict[str, Any]:
+    counts = {name: [one[name] for one in found] for name in found[0]}
+    means = {name: math.exp(float(np.mean(np.log(each)))) for name, each in counts.items()}
+    text = "; ".join(f"{rule} {means[f'{rule}, joint']:.0f} : {means[f'{rule}, projected']:.0f}" for rule in RULES)
+    run.emit("message", f"{k} factors of {n} (Σ {k * n}, Π {n**k}), joint : projected: {text}")
+    capped = sum(count == config.most for each in counts.values() for count in each)
+    return {"factors": k, "levels": n, "sum": k * n, "product": n**k, "counts": counts, "capped": capped}
 
 
 def exponents(
@@ -164,8 +187,8 @@ def draw(folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     result = json.loads((folder / "result.json").read_text())
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained", sharey=True)
-    for axes, rule in zip(panels, RULES, strict=True):
+    figure, panels = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained", sharey=True)
+    for axes, (rule, title) in zip(panels, RULES.items(), strict=True):
         for learner, axis, colour in (("joint", "product", "C3"), ("projected", "sum", "C0")):
             name = f"{rule}, {learner}"
             x = [row[axis] for row in result["samples"]]
@@ -178,9 +201,9 @@ def draw(folder: Path) -> None:
                 f"{learner}: Σ^{fit['sum'][0]:.2f} Π^{fit['product'][0]:.2f}, over {'Π' if axis == 'product' else 'Σ'}"
             )
             axes.errorbar(x, y, bars, fmt="o", color=colour, label=label, markersize=4)
-        axes.set(title=rule, xlabel="Σ|A_k| (blue), Π|A_k| (red)", xscale="log", yscale="log")
+        axes.set(title=title, xlabel="Σ|A_k| (blue), Π|A_k| (red)", xscale="log", yscale="log")
         axes.legend(fontsize=8)
-    panels[0].set_ylabel("transitions to an ε-optimal policy")
+    panels[0].set_ylabel("transitions")
     figure.savefig(folder / "figures" / "samples.png", dpi=110)
     plt.close(figure)
 
@@ -190,6 +213,6 @@ JOB = Job(
     summary="Action decomposition on finite MDPs: bias, ICU-Sepsis, and samples to an ε-optimal policy",
     Config=Config,
     run=run,
-    presets={"smoke": {"shapes": ((2, 2), (2, 4), (3, 3), (4, 2)), "repeats": 5}, "paper": {}},
+    presets={"smoke": {"shapes": ((2, 2), (2, 5), (3, 3), (4, 2)), "repeats": 5}, "paper": {}},
     draw=draw,
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rl_suite.factors import Blocks, block_actions, block_sizes, one_hot
-from rl_suite.mdp import MDP, expected_return, greedy
+from rl_suite.mdp import MDP
 
 Log = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # states, joint actions, rewards, next states: [N] each
 RIDGE = 1e-3  # what was never seen is worth nothing
@@ -117,22 +117,29 @@ def learned_q(
     return model.q(np.zeros(states), sweeps)
 
 
-def samples_needed(mdp: MDP, blocks: Blocks, worth: float, rng: np.random.Generator, most: int) -> int:
-    """The fewest transitions of uniform actions, on a grid of steps of 2^¼, whose learned policy returns ``worth``.
+def samples_needed(
+    mdp: MDP, blocks: Blocks, good: Callable[[np.ndarray], bool], rng: np.random.Generator, most: int
+) -> int:
+    """The fewest transitions of uniform actions, on a grid of steps of 2^¼, whose learned Q [S, A] is ``good``.
 
     Gives ``most`` if that many do not do.
     """
     states, actions = mdp.R.shape
     s, a, r, then = sample(mdp, np.full((states, actions), 1 / actions), most, rng)
     for n in grid(most):
-        q = learned_q((s[:n], a[:n], r[:n], then[:n]), states, mdp.sizes, blocks, mdp.gamma)
-        if expected_return(mdp, greedy(q)) >= worth:
+        if good(learned_q((s[:n], a[:n], r[:n], then[:n]), states, mdp.sizes, blocks, mdp.gamma)):
             return n
     return most
 
 
 def steps_needed(
-    mdp: MDP, blocks: Blocks, worth: float, rng: np.random.Generator, most: int, visits: int = 0, epsilon: float = 0.1
+    mdp: MDP,
+    blocks: Blocks,
+    good: Callable[[np.ndarray], bool],
+    rng: np.random.Generator,
+    most: int,
+    visits: int = 0,
+    epsilon: float = 0.1,
 ) -> int:
     """The same for a learner that walks through the MDP and chooses its actions.
 
@@ -160,7 +167,7 @@ def steps_needed(
             q = model.q(value, sweeps=60, optimistic=model.unknown(visits))
             q = q + 1e-9 * rng.random(q.shape)  # unknown pairs tie: any of them may be next
         s = then
-        if step in checks and expected_return(mdp, greedy(model.q(np.zeros(states), sweeps=200))) >= worth:
+        if step in checks and good(model.q(np.zeros(states), sweeps=200)):
             return step
     return most
 
