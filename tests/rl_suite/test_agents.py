@@ -100,7 +100,7 @@ def test_n_step_returns_stop_where_an_episode_does() -> None:
         replay.add(obs, own, np.array([1.0 * t]), then, np.array([terminated]), np.array([truncated]))
     s, _, returns, discounts, last, _ = replay.sample(500, 3, 0.5, torch.Generator().manual_seed(0))
     expected = {
-        0: (0 + 0.5 + 0.5, 0.0, 3.0),  # 0 + γ·1 + γ²·2, then over
+        0: (0 + 0.5 + 0.5, 0.0, 3.0),  # half of 1 and a quarter of 2, then over
         1: (1 + 1.0, 0.0, 3.0),
         2: (2.0, 0.0, 3.0),
         3: (3 + 2 + 1.25, 0.125, 6.0),
