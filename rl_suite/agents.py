@@ -34,7 +34,8 @@ class AgentConfig:
 
     One update of ``batch`` every ``train_every`` environment steps after ``start``; the target network is copied every
     ``target_every`` updates. Each block explores on its own: with probability ε, falling to ``epsilon`` over
-    ``explore`` steps.
+    ``explore`` steps, it draws an action and holds it for 1 to ``hold`` steps (temporally extended ε-greedy, Dabney et
+    al. 2021; 1: plain ε-greedy). ε is the share of its time that it spends so.
     """
 
     blocks: tuple[tuple[int, ...], ...] | None = None
@@ -53,6 +54,7 @@ class AgentConfig:
     start: int = 1000
     explore: int = 5000
     epsilon: float = 0.1
+    hold: int = 1
     envs: int = 16
     seed: int = 0
 
@@ -149,6 +151,8 @@ class Agent:
         self.replay = Replay(config.replay, self.envs.num_envs, inputs, len(self.blocks))
         self.steps = self.updates = 0
         self._obs: Tensor | None = None
+        self._held = torch.zeros(self.envs.num_envs, len(self.blocks), dtype=torch.long)  # explored actions, and
+        self._left = torch.zeros_like(self._held)  # how many steps they will still be held
 
     def learn(self, steps: int) -> Agent:
         """At least ``steps`` more environment steps. Goes on where it stopped; after ``load`` too, to the bit if
@@ -187,6 +191,7 @@ class Agent:
         saved: dict[str, Any] = {name: module.state_dict() for name, module in self._modules.items()}
         saved |= {"config": asdict(self.config), "generator": self.generator.get_state(), "obs": self._obs}
         saved |= {"steps": self.steps, "updates": self.updates, "replay": self.replay.state_dict()}
+        saved |= {"held": self._held, "left": self._left}
         if hasattr(self.envs, "state_dict"):
             saved["envs"] = self.envs.state_dict()
         torch.save(saved, path)
@@ -209,7 +214,7 @@ class Agent:
         if "envs" in saved and saved["obs"] is not None:
             agent.envs.reset(seed=0)
             agent.envs.load_state_dict(saved["envs"])  # type: ignore[attr-defined]
-            agent._obs = saved["obs"]
+            agent._obs, agent._held, agent._left = (saved[name] for name in ("obs", "held", "left"))
         return agent
 
     @torch.no_grad()
@@ -219,12 +224,18 @@ class Agent:
         Blocks explore independently, so that given s a block's action says nothing of the others': what follows it in
         the log is what follows do(a_b), the others acting as they do.
         """
-        c = self.config
-        shape = (len(obs), len(self.blocks))
+        c, shape = self.config, self._held.shape
         epsilon = 1 + (c.epsilon - 1) * min(1.0, self.steps / c.explore)
-        own = self.net(obs)[0].argmax(dim=2)
-        random = (torch.rand(shape, generator=self.generator) * torch.tensor(self.widths)).long()
-        return torch.where(torch.rand(shape, generator=self.generator) < epsilon, random, own)
+        mean = (c.hold + 1) / 2
+        start = epsilon / (epsilon + (1 - epsilon) * mean)  # so that spells of ``mean`` steps fill ε
+        begins = (self._left == 0) & (torch.rand(shape, generator=self.generator) < start)
+        drawn = (torch.rand(shape, generator=self.generator) * torch.tensor(self.widths)).long()
+        spell = torch.randint(1, c.hold + 1, shape, generator=self.generator)
+        self._held = torch.where(begins, drawn, self._held)
+        self._left = torch.where(begins, spell, self._left)
+        own = torch.where(self._left > 0, self._held, self.net(obs)[0].argmax(dim=2))
+        self._left = (self._left - 1).clamp(min=0)
+        return own
 
     def _actions(self, own: Tensor) -> np.ndarray:
         """[N, K] of the blocks' own [N, B]; [N] for a Discrete space."""

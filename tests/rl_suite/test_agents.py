@@ -141,6 +141,18 @@ def test_agents_learn_what_the_switches_want(options: dict[str, Any]) -> None:
     assert np.array_equal(agent.predict(wishes[5]), agent.predict(wishes)[5])
 
 
+def test_each_block_explores_for_the_share_of_time_that_it_is_told_to() -> None:
+    config = AgentConfig(blocks=((0,), (1,)), epsilon=0.3, explore=1, hold=9, envs=50, start=10**9, seed=1)
+    agent = Agent(PointMasses(50, 101), config)
+    agent.steps = 1
+    obs = agent._flat(agent.envs.reset(seed=0)[0])
+    greedy = agent.net(obs)[0].argmax(dim=2)
+    explored = torch.stack([agent._explore(obs) != greedy for _ in range(400)]).float()
+    assert explored.mean(dim=(0, 1)).tolist() == pytest.approx([0.3, 0.3], abs=0.02)
+    both = (explored[:, :, 0] * explored[:, :, 1]).mean()
+    assert both.item() == pytest.approx(0.09, abs=0.02)  # the blocks explore independently
+
+
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
@@ -152,7 +164,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def test_a_resumed_agent_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path) -> None:
-    config = AgentConfig(**SMALL | {"projected": 1.0, "mixer": "mlp", "model": True})
+    config = AgentConfig(**SMALL | {"projected": 1.0, "mixer": "mlp", "model": True, "hold": 5})
     whole = Agent(PointMasses(4, 5, time_limit=50), config).learn(400).learn(400)
     Agent(PointMasses(4, 5, time_limit=50), config).learn(400).save(tmp_path / "half.pt")
     resumed = Agent.load(tmp_path / "half.pt", PointMasses(4, 5, time_limit=50)).learn(400)

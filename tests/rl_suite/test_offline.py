@@ -54,14 +54,14 @@ def test_wis_of_two_known_episodes() -> None:
 def test_estimates_of_a_known_mdp_meet_the_true_value() -> None:
     rng = np.random.default_rng(0)
     mdp = clinic(rng)
-    data, behaviour = logged(mdp, 8000, rng)
+    data, behaviour = logged(mdp, 30_000, rng)
     policy = soften(greedy(optimal_q(mdp)), behaviour, 0.3)
     true = expected_return(mdp, policy)
     assert wis(data, policy, mdp.gamma)[0] == pytest.approx(true, abs=0.05)
     assert fqe(data, policy, mdp.start, mdp.gamma) == pytest.approx(true, abs=0.03)
     value, ess = wis(data, behaviour, mdp.gamma)
     assert value == pytest.approx(data.returns(mdp.gamma).mean())
-    assert ess == pytest.approx(8000)
+    assert ess == pytest.approx(30_000)
 
 
 @pytest.mark.parametrize("kind", ["bcq", "bcqf", "ad-bcq"])
