@@ -117,7 +117,7 @@ def _dataset(name: str, n: int, config: Config, run: Run) -> list[dict[str, Any]
     for learner, options in learners.items():
         taus = config.thresholds if learner != "BC" else (0.0,)
         agent = OfflineAgent(
-            spaces.MultiDiscrete(found.mdp.sizes),
+            spaces.MultiDiscrete(np.array(found.mdp.sizes)),
             found.features,
             OfflineConfig(
                 **options,

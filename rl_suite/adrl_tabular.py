@@ -135,7 +135,7 @@ def _samples(k: int, n: int, repeat: int, config: Config, run: Run) -> dict[str,
     def accurate(q: np.ndarray) -> bool:
         return bool(np.sqrt(np.mean((q - best) ** 2)) <= tolerance)
 
-    counts = {}
+    counts: dict[str, int] = {}
     for learner, parts in (("joint", check_blocks([range(k)], k)), ("projected", check_blocks(None, k))):
         rng, visits = run.rng(4, k, n, repeat), config.visits * len(parts)
         counts |= {

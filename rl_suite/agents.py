@@ -304,7 +304,7 @@ class Agent:
             return torch.as_tensor(np.asarray(observations, np.float32)).reshape(
                 len(observations), math.prod(space.shape)
             )
-        return torch.as_tensor(np.stack([spaces.flatten(space, one) for one in observations])).float()
+        return torch.as_tensor(np.stack([np.asarray(spaces.flatten(space, one)) for one in observations])).float()
 
 
 def _vectorise(make: Callable[[], gym.Env], count: int) -> gym.vector.VectorEnv:

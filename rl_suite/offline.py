@@ -107,7 +107,7 @@ def write_minari(data: Episodes, dataset_id: str, states: int) -> minari.MinariD
         dataset_id,
         buffers,
         observation_space=spaces.Discrete(states),
-        action_space=spaces.MultiDiscrete(data.sizes),
+        action_space=spaces.MultiDiscrete(np.array(data.sizes)),
         data_format="hdf5",
     )
 
@@ -139,12 +139,13 @@ def read_minari(dataset: minari.MinariDataset, behaviour: np.ndarray | None = No
         parts.append((s[:-1], a, np.asarray(episode.rewards, float), s[1:], episode.terminations, last, propensity))
     if not parts:
         raise ValueError("the dataset is empty: log at least one episode")
-    return Episodes(*(np.concatenate(column) for column in zip(*parts, strict=True)), sizes=sizes)
+    s, a, r, then, ended, last, propensity = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Episodes(s, a, r, then, ended, last, propensity, sizes)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     """The indices of the points that no other is at least as good as in both coordinates, and better in one."""
     found = np.asarray(points, float)
-    at_least = (found[None, :, :] >= found[:, None, :]).all(axis=2)
-    above = (found[None, :, :] > found[:, None, :]).any(axis=2)
-    return np.flatnonzero(~(at_least & above).any(axis=1)).tolist()
+    at_least = np.all(found[None, :, :] >= found[:, None, :], axis=2)
+    above = np.any(found[None, :, :] > found[:, None, :], axis=2)
+    return [int(i) for i in np.flatnonzero(~np.any(at_least & above, axis=1))]

@@ -32,8 +32,8 @@ class SepsisSim(gym.Env[np.ndarray, np.ndarray]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self) -> None:
-        self.observation_space = spaces.MultiDiscrete(STATE)
-        self.action_space = spaces.MultiDiscrete(TREATMENTS)
+        self.observation_space = spaces.MultiDiscrete(np.array(STATE))
+        self.action_space = spaces.MultiDiscrete(np.array(TREATMENTS))
         self._mdp = sepsis_mdp()
         self._rewards = arrival_rewards()
         self._state = 0
