@@ -36,6 +36,7 @@ class Config(JobConfig):
     """``task``: dm_control's "domain-task"; "reacher-hard" and "cheetah-run" are harder ones.
 
     ``bins``: a dimension, one comparison each; ``variants_at``: the bins that AD-DQN's mixers and models are tried at.
+    ``explore``, ``hold``: as in AgentConfig; an action at random for one step hardly moves a point mass, one held does.
     ``repeats``: seeds; ``evaluations``: along the way, each of ``episodes`` greedy episodes of 1000 steps at most.
     """
 
@@ -43,11 +44,13 @@ class Config(JobConfig):
     bins: tuple[int, ...] = (9, 17, 33)
     variants_at: tuple[int, ...] = (17,)
     repeats: int = 5
-    steps: int = 100_000
-    evaluations: int = 10
+    steps: int = 50_000
+    evaluations: int = 5
     episodes: int = 8
     n_step: int = 3
     double: bool = True
+    explore: int = 30_000
+    hold: int = 100
     speed_steps: int = 5000
 
 
@@ -79,7 +82,9 @@ def options(name: str, config: Config, seed: int) -> AgentConfig:
     if name == "DQN":
         probe = make_vector(config.task, 1, config.bins[0])
         found = {"blocks": (tuple(range(len(sizes_of(probe.single_action_space)))),)}
-    return AgentConfig(**found, n_step=config.n_step, double=config.double, seed=seed)
+    return AgentConfig(
+        **found, n_step=config.n_step, double=config.double, explore=config.explore, hold=config.hold, seed=seed
+    )
 
 
 def _announce(cells: list[tuple[int, str]], config: Config, run: Run) -> None:

@@ -160,22 +160,28 @@ def _row(k: int, n: int, found: list[dict[str, int]], config: Config, run: Run) 
 def exponents(
     rows: list[dict[str, Any]], name: str, resamples: int, rng: np.random.Generator
 ) -> dict[str, list[float]]:
-    """α and β of samples = c (Σ|A_k|)^α (Π|A_k|)^β: [estimate, lower, upper], 95 % by bootstrap over the random MDPs.
+    """α and β of transitions = c (Σ|A_k|)^α (Π|A_k|)^β, and the slope over either alone.
 
-    Least squares on logarithms. Raises ValueError if the shapes do not tell Σ from Π.
+    [estimate, lower, upper], 95 % by bootstrap over each shape's random MDPs; least squares on logarithms. Raises
+    ValueError if the shapes do not tell Σ from Π.
     """
-    x = np.stack([np.ones(len(rows)), *(np.log([row[axis] for row in rows]) for axis in ("sum", "product"))], axis=1)
-    if np.linalg.matrix_rank(x) < 3:
+    one, s, p = np.ones(len(rows)), *(np.log([row[axis] for row in rows]) for axis in ("sum", "product"))
+    if np.linalg.matrix_rank(np.stack([one, s, p])) < 3:
         raise ValueError("these shapes do not tell Σ|A_k| from Π|A_k|: give at least three, with another K among them")
     y = np.log(np.array([row["counts"][name] for row in rows], float))  # [shapes, repeats]
     draws = rng.integers(y.shape[1], size=(resamples, *y.shape))
-    means = np.take_along_axis(y[None], draws, axis=2).mean(axis=2)
-    slopes = np.linalg.lstsq(x, means.T, rcond=None)[0]
-    found = np.linalg.lstsq(x, y.mean(axis=1), rcond=None)[0]
-    return {
-        axis: [float(found[i]), *(float(v) for v in np.quantile(slopes[i], (0.025, 0.975)))]
-        for i, axis in ((1, "sum"), (2, "product"))
+    means = np.take_along_axis(y[None], draws, axis=2).mean(axis=2)  # [resamples, shapes]
+    fits = {
+        "sum": ([one, s, p], 1),
+        "product": ([one, s, p], 2),
+        "sum alone": ([one, s], 1),
+        "product alone": ([one, p], 1),
     }
+    found = {}
+    for axis, (columns, i) in fits.items():
+        solve = np.linalg.pinv(np.stack(columns, axis=1))[i]
+        found[axis] = [float(y.mean(axis=1) @ solve), *(float(v) for v in np.quantile(means @ solve, (0.025, 0.975)))]
+    return found
 
 
 def _power(base: str, slope: list[float]) -> str:
