@@ -75,9 +75,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         for learner in LEARNERS
     }
     for name, fit in fits.items():
-        run.emit(
-            "message", f"{name}: transitions ∝ {_power('Σ|A_k|', fit['sum'])} · {_power('Π|A_k|', fit['product'])}"
-        )
+        both = f"{_power('Σ|A_k|', fit['sum'])} · {_power('Π|A_k|', fit['product'])}"
+        alone = f"{_power('Σ|A_k|', fit['sum alone'])}, {_power('Π|A_k|', fit['product alone'])}"
+        run.emit("message", f"{name}: transitions ∝ {both}; over either alone {alone}")
     run.check(
         "product MDPs have no interaction",
         expected="<= 1e-12",
