@@ -44,8 +44,8 @@ class Config(JobConfig):
     bins: tuple[int, ...] = (9, 17, 33)
     variants_at: tuple[int, ...] = (17,)
     repeats: int = 5
-    steps: int = 50_000
-    evaluations: int = 5
+    steps: int = 40_000
+    evaluations: int = 4
     episodes: int = 8
     n_step: int = 3
     double: bool = True
@@ -88,7 +88,7 @@ def options(name: str, config: Config, seed: int) -> AgentConfig:
 
 
 def _announce(cells: list[tuple[int, str]], config: Config, run: Run) -> None:
-    """About 2,000 steps/s a run on one core, a third of it with a model; seen on two busy cores."""
+    """Seen on one core that others share: 2,000 steps/s, half of it with a model."""
     per_run = config.steps / 2000 + config.evaluations * config.episodes / 8
     total = sum(per_run * (2 if "model" in name else 1) for _, name in cells) * config.repeats
     run.emit(
@@ -228,6 +228,6 @@ JOB = Job(
     summary="DQN, DecQN and AD-DQN on a dm_control task in 9, 17 and 33 bins a dimension; steps per second",
     Config=Config,
     run=run,
-    presets={"smoke": SMOKE, "paper": {}},
+    presets={"smoke": SMOKE, "paper": {"steps": 100_000, "evaluations": 10}},
     draw=draw,
 )
