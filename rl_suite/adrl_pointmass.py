@@ -44,8 +44,8 @@ class Config(JobConfig):
     bins: tuple[int, ...] = (9, 17, 33)
     variants_at: tuple[int, ...] = (17,)
     repeats: int = 5
-    steps: int = 40_000
-    evaluations: int = 4
+    steps: int = 100_000
+    evaluations: int = 10
     episodes: int = 8
     n_step: int = 3
     double: bool = True
@@ -228,6 +228,6 @@ JOB = Job(
     summary="DQN, DecQN and AD-DQN on a dm_control task in 9, 17 and 33 bins a dimension; steps per second",
     Config=Config,
     run=run,
-    presets={"smoke": SMOKE, "paper": {"steps": 100_000, "evaluations": 10}},
+    presets={"smoke": SMOKE, "two-cores": {"steps": 40_000, "evaluations": 4}, "paper": {}},
     draw=draw,
 )
