@@ -33,14 +33,18 @@ def wis(data: Episodes, policy: np.ndarray, gamma: float, clip: float = 1e3) -> 
 def fqe(data: Episodes, policy: np.ndarray, start: np.ndarray, gamma: float, sweeps: int = 300) -> float:
     """The value of π [S, A] from ``start`` [S] by fitted Q evaluation (Le et al. 2019) on a table.
 
-    The fit of a table is a mean over what was logged; pairs never logged stay worth 0.
+    The fit of a table is a mean over what was logged. A pair never logged is worth what the logged ones of its state
+    are on average; in a state never logged, what they are everywhere.
     """
     states, actions = policy.shape
     pair = data.states * actions + data.actions
-    counts = np.maximum(np.bincount(pair, minlength=states * actions), 1)
+    counts = np.bincount(pair, minlength=states * actions).reshape(states, actions)
+    of_state = counts.sum(axis=1)
     q, goes_on = np.zeros((states, actions)), gamma * ~data.ended
     for _ in range(sweeps):
-        value = (policy * q).sum(axis=1)
-        fitted = np.bincount(pair, data.rewards + goes_on * value[data.next_states], states * actions) / counts
-        q = fitted.reshape(states, actions)
+        then = (policy * q).sum(axis=1)[data.next_states]
+        total = np.bincount(pair, data.rewards + goes_on * then, states * actions).reshape(states, actions)
+        everywhere = total.sum() / len(pair)
+        mean = np.where(of_state > 0, total.sum(axis=1) / np.maximum(of_state, 1), everywhere)
+        q = np.where(counts > 0, total / np.maximum(counts, 1), mean[:, None])
     return float(start @ (policy * q).sum(axis=1))
