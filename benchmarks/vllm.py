@@ -20,7 +20,7 @@ import httpx
 import torch
 
 from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, ROWS
-from benchmarks.serving import VLLMProcess
+from benchmarks.serving import VLLMProcess, terminated_is_exit
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/vllm"))
     parser.add_argument("--url", help="of a vLLM server that is up already; none is measured without prefix caching")
     args = parser.parse_args()
+    terminated_is_exit()
     if not args.url and not VLLMProcess.python.exists():
         parser.error(f"{VLLMProcess.python} does not exist: `make vllm` installs vLLM")
     args.out.mkdir(parents=True, exist_ok=True)
