@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,15 @@ def lab(
                 raise ValueError(f"no study {', '.join(unknown)}; there are {', '.join(studies)}")
             return value
 
+    def compute(each: str, config: Any, run: Run) -> Any:
+        return plain(studies[each].compute(config, run))
+
     def run(config: Any, run: Run) -> Result:
         chosen = config.studies or tuple(studies)
         run.emit("message", f"expect about {minutes(config):.0f} min on two cores for all studies")
         results: Result = {}
         for each in chosen:
-            results[each] = run.step(each, lambda each=each: plain(studies[each].compute(config, run)))
+            results[each] = run.step(each, partial(compute, each, config, run))
             check = studies[each].check
             if check is not None:
                 check(results[each], run)
@@ -82,7 +86,7 @@ def lab(
             figure.savefig(folder / "figures" / f"{each}.png", dpi=110)
             plt.close(figure)
             panels += study.panels(result) if study.panels else []
-        _gallery(studies, results).savefig(folder / "figures" / "gallery.png", dpi=50)
+        _gallery(studies, results).savefig(folder / "figures" / "gallery.png", dpi=45)
         plt.close("all")
         if panels:
             write_page(folder / "figures" / "page.html", *page, panels)
@@ -96,7 +100,7 @@ def _gallery(studies: Mapping[str, Study], results: Result) -> Any:
 
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
-    figure = plt.figure(figsize=(7 * columns, 3.9 * rows), layout="constrained")
+    figure = plt.figure(figsize=(8 * columns, 4.3 * rows), layout="constrained")
     for part, (each, result) in zip(
         figure.subfigures(rows, columns, squeeze=False).flat, results.items(), strict=False
     ):
@@ -136,3 +140,32 @@ def loglog(x: Any, y: Any) -> Result:
         if kept.sum() >= 3:
             slopes.append(np.polyfit(np.log(np.asarray(x, float)[kept]), np.log(row[kept]), 1)[0])
     return band(slopes) if slopes else {"mean": None, "low": None, "high": None, "seeds": 0}
+
+
+def banded(axes: Any, x: list[float], curve: Result, label: str, colour: str) -> None:
+    """A mean and its interval on matplotlib axes."""
+    floor = 1e-5 if axes.get_yscale() == "log" else None
+    low, mean, high = (np.maximum(curve[k], floor) if floor else curve[k] for k in ("low", "mean", "high"))
+    axes.plot(x, mean, color=colour, label=label, lw=1.5)
+    axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+
+
+def curve_of(name: str, x: list[float], curve: Result) -> dict[str, Any]:
+    """The same for a page's panel."""
+    return {"name": name, "x": x, "y": curve["mean"], "low": curve["low"], "high": curve["high"]}
+
+
+def slope_text(slope: Result) -> str:
+    if slope["mean"] is None:
+        return "no slope"
+    return f"slope {slope['mean']:.2f} [{slope['low']:.2f}, {slope['high']:.2f}]"
+
+
+def draw_speed(figure: Any, result: Result) -> None:
+    """{"milliseconds", "ratio"}, by way of training."""
+    axes = figure.subplots()
+    names = list(result["milliseconds"])
+    axes.barh(names, [result["milliseconds"][name] for name in names])
+    for i, name in enumerate(names):
+        axes.text(result["milliseconds"][name], i, f" ×{result['ratio'][name]:.1f}", va="center")
+    axes.set(xlabel="ms a run and SGD step")

@@ -6,17 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from theory.lab import Result
+from theory.lab import Result, banded, curve_of, slope_text
 from theory.page import Panel
 
 SYMBOLS = {"alpha": "α'", "tau": "τ", "rho": "ρ", "tau_o": "τ_o", "rho_o": "ρ_o"}
-
-
-def banded(axes: Any, x: list[float], curve: Result, label: str, colour: str) -> None:
-    floor = 1e-5 if axes.get_yscale() == "log" else None
-    low, mean, high = (np.maximum(curve[k], floor) if floor else curve[k] for k in ("low", "mean", "high"))
-    axes.plot(x, mean, color=colour, label=label, lw=1.5)
-    axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 
 
 def mechanism(figure: Any, result: Result) -> None:
@@ -31,15 +24,11 @@ def mechanism(figure: Any, result: Result) -> None:
 
 def mechanism_panels(result: Result) -> list[Panel]:
     names = list(result["curves"])
-    frames = {str(i): [_curve(name, result["step"], result["curves"][name])] for i, name in enumerate(names)}
+    frames = {str(i): [curve_of(name, result["step"], result["curves"][name])] for i, name in enumerate(names)}
     readings = {1: ([0, 1000], [0.14, 0.94]), 2: ([80, 1000], [0.41, 0.05])}
     for i, (x, y) in readings.items():
         frames[str(i)].append({"name": "paper, read by eye", "x": x, "y": y, "dots": True})
     return [Panel("attention", "Attention over training", "SGD step", "share", {"of": names}, frames)]
-
-
-def _curve(name: str, x: list[float], curve: Result) -> dict[str, Any]:
-    return {"name": name, "x": x, "y": curve["mean"], "low": curve["low"], "high": curve["high"]}
 
 
 def sweep(figure: Any, result: Result) -> None:
@@ -60,7 +49,7 @@ def sweep_panels(result: Result) -> list[Panel]:
         frames = {}
         for i, row in enumerate(result.get(kind, [])):
             reading = {"name": "paper, read by eye", "x": [100], "y": [result["readings"][kind][i]], "dots": True}
-            frames[str(i)] = [_curve(f"{name} = {row['value']:g}", result["lengths"], row), reading]
+            frames[str(i)] = [curve_of(f"{name} = {row['value']:g}", result["lengths"], row), reading]
         if frames:
             title = f"{kind.upper()} error by {name}"
             sliders = {name: result["values"]}
@@ -84,7 +73,7 @@ def condition(figure: Any, result: Result) -> None:
 def condition_panels(result: Result) -> list[Panel]:
     frames = {
         str(i): [
-            _curve(f"{kind.upper()} {name}", result["lengths"], result["curves"][f"{kind} {name}"])
+            curve_of(f"{kind.upper()} {name}", result["lengths"], result["curves"][f"{kind} {name}"])
             for kind in ("cot", "icl")
         ]
         for i, name in enumerate(("with", "without"))
@@ -109,13 +98,7 @@ def required(figure: Any, result: Result) -> None:
         axes.loglog(fit["values"], np.nanmin(mean) * (np.array(fit["values"]) / fit["values"][-1]) ** -2.0, "k:")
         slope = fit["slope"]
         axes.set(xlabel=SYMBOLS[name], ylabel=f"examples to error {result['error']:g}")
-        axes.set_title(_slope(slope) + "; dotted: −2", fontsize=9)
-
-
-def _slope(slope: Result) -> str:
-    if slope["mean"] is None:
-        return "no slope"
-    return f"slope {slope['mean']:.2f} [{slope['low']:.2f}, {slope['high']:.2f}]"
+        axes.set_title(slope_text(slope) + "; dotted: −2", fontsize=9)
 
 
 def rates(figure: Any, result: Result) -> None:
@@ -127,21 +110,12 @@ def rates(figure: Any, result: Result) -> None:
     left.legend(fontsize=7)
     right.loglog(result["alphas"], result["needed"]["mean"], "o-")
     right.set(xlabel="α", ylabel=f"steps to loss {result['level']:g}")
-    right.set_title(_slope(result["slope"]) + "; theorem's bound: −2", fontsize=9)
+    right.set_title(slope_text(result["slope"]) + "; theorem's bound: −2", fontsize=9)
 
 
 def rates_panels(result: Result) -> list[Panel]:
     frames = {
-        str(i): [_curve(f"α = {alpha:g}", result["step"], curve)]
+        str(i): [curve_of(f"α = {alpha:g}", result["step"], curve)]
         for i, (alpha, curve) in enumerate(zip(result["alphas"], result["loss"], strict=True))
     }
     return [Panel("rates", "Training by α", "SGD step", "loss", {"α": result["alphas"]}, frames, log_y=True)]
-
-
-def speed(figure: Any, result: Result) -> None:
-    axes = figure.subplots()
-    names = list(result["milliseconds"])
-    axes.barh(names, [result["milliseconds"][name] for name in names])
-    for i, name in enumerate(names):
-        axes.text(result["milliseconds"][name], i, f" ×{result['ratio'][name]:.1f}", va="center")
-    axes.set(xlabel="ms a run and SGD step")

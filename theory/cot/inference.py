@@ -6,6 +6,7 @@ one by prefix. Decoding is greedy: v_k = argmin_{u∈Y} ½‖F − u‖², the l
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -44,18 +45,21 @@ def testing_prompts(
     return Prompts(noisy, index, query[:, 0])
 
 
-def _prefix_outputs(logits: Tensor, outputs: Tensor, fixed: Tensor | None = None) -> Tensor:
-    """F·u up to a factor [N, l, M'] of each prefix: running sums of e^logit (y·u) over examples.
+def _prefix_outputs(logits: Tensor, outputs: Tensor, lengths: list[int]) -> Tensor:
+    """F·u up to a factor [N, len(lengths), C, M'] of the prefixes: sums of e^logit (y·u) over examples and steps.
 
-    logits [N, l, K], outputs [N, l, K, M']; ``fixed`` [N, l, M'] is added. Softmax's denominator does not move argmax.
+    logits [N, l, K, C] for each of C queries, outputs y·u [N, l, K, M']. Softmax's denominator does not move argmax.
     """
     weights = (logits - logits.amax((1, 2), keepdim=True)).exp()
-    summed = (weights[..., None] * outputs).sum(2).cumsum(1)
-    return summed if fixed is None else summed + fixed
+    parts = [
+        weights[:, begin:end].flatten(1, 2).mT @ outputs[:, begin:end].flatten(1, 2)
+        for begin, end in itertools.pairwise([0, *lengths])
+    ]
+    return torch.stack(parts, dim=1).cumsum(1)
 
 
 def cot_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor, M: int, lengths: list[int]) -> Tensor:
-    """Chain-of-thought error at each prompt length [len(lengths)] of one model, ``product`` = W_KᵀW_Q [2d, 2d].
+    """Chain-of-thought error at each of increasing ``lengths`` of one model, ``product`` = W_KᵀW_Q [2d, 2d].
 
     Earlier steps of the query's own chain are columns too, as in training.
     """
@@ -65,21 +69,18 @@ def cot_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor
     pairs = torch.cat([prompts.noisy[:, :, :-1], prompts.noisy[:, :, 1:]], dim=-1)  # [N, l, K, 2d]
     outputs = prompts.noisy[:, :, 1:] @ patterns.T
     padded = torch.nn.functional.pad(patterns, (0, d))  # a query's y half is empty
-    at = torch.tensor(lengths) - 1
     state = prompts.query[:, None].expand(-1, len(lengths))
     past: list[tuple[Tensor, Tensor]] = []  # (x, y) pattern indices [N, lengths] of the query's chain so far
     for k in range(steps):
         own = (padded + codes[k]) @ product.T  # [M', 2d]: W_KᵀW_Q p̃_query of each pattern the query may have
+        logits = pairs @ own.T + codes @ own.T  # [N, l, K, M']
         if k == 0:  # the query is the same at all lengths
-            own_query = own[prompts.query]
-            logits = torch.einsum("nlkd,nd->nlk", pairs, own_query) + (own_query @ codes.T)[:, None]
-            scores, tops = _prefix_outputs(logits, outputs)[:, at], torch.empty(0)
+            logits = logits.gather(3, prompts.query[:, None, None, None].expand(*logits.shape[:3], 1))
+            scores = _prefix_outputs(logits, outputs, lengths)[:, :, 0]
         else:
-            logits = pairs @ own.T + (codes @ own.T)[None, None]  # [N, l, K, M']
-            each = [_prefix_outputs(logits[..., m], outputs)[:, at] for m in range(len(patterns))]
             chosen = state[..., None, None].expand(-1, -1, 1, len(patterns))
-            scores, tops = torch.stack(each, 2).gather(2, chosen)[:, :, 0], logits.amax((1, 2))
-        scores = scores + _own_past(past, state, own, patterns, codes, tops)
+            scores = _prefix_outputs(logits, outputs, lengths).gather(2, chosen)[:, :, 0]
+        scores = scores + _own_past(past, state, own, patterns, codes, logits.amax((1, 2)))
         following = scores.argmax(-1)
         past.append((state, following))
         state = following
@@ -108,7 +109,7 @@ def icl_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor
     keys = ((torch.nn.functional.pad(patterns, (0, d)) + codes[0]) @ product.T)[prompts.query]  # [N, 2d]
     logits = torch.einsum("nld,nd->nl", pairs, keys)[..., None]
     outputs = (prompts.noisy[:, :, -1] @ patterns.T)[:, :, None]
-    found = _prefix_outputs(logits, outputs)[:, torch.tensor(lengths) - 1].argmax(-1)
+    found = _prefix_outputs(logits[..., None], outputs, lengths)[:, :, 0].argmax(-1)
     correct = torch.as_tensor(chain.correct[:, -1])[prompts.query]
     return (found != correct[:, None]).float().mean(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from theory.cot.data import (
 )
 from theory.cot.inference import attention_shares, cot_errors, icl_errors, testing_prompts
 from theory.cot.model import Models, Setting, columns, dense_loss, queries, train
-from theory.lab import LabConfig, Result, Study, band, loglog
+from theory.lab import LabConfig, Result, Study, band, draw_speed, loglog
 from theory.patterns import orthonormal_combinations
 from training.run import Run
 
@@ -120,10 +121,11 @@ def trained(config: Config, run: Run, chunk: int = 100) -> tuple[Models, list[Re
         models = train(models, setting, steps, lambda step: run.derive_seed(1, step), begin, end, record)
         return {"Q": models.Q, "K": models.K, "rows": rows}
 
-    models, rows = Models.start(setting), []
+    models = Models.start(setting)
+    rows: list[Result] = []
     with run.progress("training", -(-config.iterations // chunk)) as advance:
         for begin in range(0, config.iterations, chunk):
-            saved = run.step(f"models-{begin}", lambda begin=begin, models=models: through(begin, models))
+            saved = run.step(f"models-{begin}", partial(through, begin, models))
             models, rows = Models(saved["Q"], saved["K"]), rows + saved["rows"]
             advance()
     return models, rows
@@ -250,7 +252,7 @@ def matrices(config: Config, run: Run) -> Result:
 
 def check_matrices(result: Result, run: Run) -> None:
     slides = result["slides"]
-    expected = {"B": [[0.56, 0.44], [0.64, 0.36]], "tau": 0.36, "tau_o": 0.56}
+    expected: Result = {"B": [[0.56, 0.44], [0.64, 0.36]], "tau": 0.36, "tau_o": 0.56}
     holds = all(np.allclose(slides[name], value, atol=1e-12) for name, value in expected.items())
     run.check("the slides' B, τ and τ_o", expected=expected, got=slides, holds=holds)
     cot, icl = (result["curves"][kind]["mean"] for kind in ("cot", "icl"))
@@ -270,7 +272,7 @@ REQUIRED = {  # exponents of the theorems' l_ts ≥ Ω((α'τρ)⁻²), an upper
 def required(config: Config, run: Run, error: float = 0.02) -> Result:
     """Test examples to a CoT error of 0.02 against α', τ and ρ, each model's own log-log slope, beside −2."""
     models, _ = trained(config, run)
-    lengths = tuple(sorted({round(x) for x in np.geomspace(3, 300, 22)}))
+    lengths = tuple(sorted({round(x) for x in np.geomspace(3, 240, 20)}))
     found: Result = {"error": error, "expected": -2, "fits": {}}
     for i, (name, values) in enumerate(REQUIRED.items()):
         needed, actual = [], []
@@ -374,5 +376,5 @@ STUDIES = {
     "matrices": Study(matrices, figures.matrices, check_matrices),
     "required": Study(required, figures.required, None, None, (12, 3.8)),
     "rates": Study(rates, figures.rates, None, figures.rates_panels, (9, 3.8)),
-    "speed": Study(speed, figures.speed),
+    "speed": Study(speed, draw_speed),
 }

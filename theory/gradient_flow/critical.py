@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,8 +13,9 @@ from scipy.optimize import root
 class Landscape(Protocol):
     """A loss that takes torch tensors, and minus its gradient for NumPy arrays."""
 
-    loss: Callable[[Any], Any]
-    velocity: Callable[[np.ndarray], np.ndarray]
+    def loss(self, theta: Any) -> Any: ...
+
+    def velocity(self, theta: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

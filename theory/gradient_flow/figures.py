@@ -26,7 +26,10 @@ def flows_panels(result: Result) -> list[Panel]:
                 {"name": "L(t)", "x": one["times"], "y": loss},
                 {"name": "L*", "x": [0, one["times"][-1]], "y": [one["least_loss"]] * 2},
             ]
-    sliders = {"instance": list(result), "start": list(range(len(next(iter(result.values()))["loss"])))}
+    sliders: dict[str, list[Any]] = {
+        "instance": list(result),
+        "start": list(range(len(next(iter(result.values()))["loss"]))),
+    }
     return [Panel("flows", "Loss along the flow", "t", "loss", sliders, frames)]
 
 

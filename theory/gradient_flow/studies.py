@@ -307,7 +307,25 @@ def _heavy(n: int) -> Any:
 def _joint(moments: Moments, path: np.ndarray) -> Result:
     v, W = path[..., :3], path[..., 3:].reshape(*path.shape[:-1], 3, 2)
     kept = (v**2).sum(-1) - (W**2).sum((-2, -1))
-    return {"loss": moments.loss(v, W).T[:10], "end": moments.loss(v, W)[-1], "drift": np.abs(kept - kept[:1]).max()}
+    end = moments.loss(v, W)[-1]
+    lowest = [np.linalg.eigvalsh(_hessian(moments, point))[0] for point in path[-1]]
+    stuck = end > end.min() + 1e-3
+    return {
+        "loss": moments.loss(v, W).T[:10],
+        "end": end,
+        "drift": np.abs(kept - kept[:1]).max(),
+        "stuck": int(stuck.sum()),
+        "lowest_eigenvalue_where_stuck": min(
+            (value for value, there in zip(lowest, stuck, strict=True) if there), default=None
+        ),
+    }
+
+
+def _hessian(moments: Moments, theta: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """∇²L [P, P] at theta [P], by central differences of the velocity."""
+    moved = step * np.eye(len(theta))
+    slopes = (moments.velocity(theta + moved) - moments.velocity(theta - moved)) / (2 * step)
+    return -0.5 * (slopes + slopes.T)
 
 
 def _split(moments: Moments, path: np.ndarray) -> Result:

@@ -139,3 +139,8 @@ def out_of_domain(rng: np.random.Generator, data: Data, count: int, coefficient_
     relevant[:, : data.M1] = torch.as_tensor(data.beta * coefficients)
     irrelevant[:, data.M1 : data.M1 + data.M2] = torch.as_tensor(data.beta * rotation)
     return Domain(relevant, irrelevant)
+
+
+def check_alpha(value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"alpha is a fraction of the examples, in (0, 1], not {value:g}")

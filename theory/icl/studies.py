@@ -1,0 +1,407 @@
+"""The figures of the in-context classification laboratory: what is computed, and what is claimed of it."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import field_validator, model_validator
+from torch import Tensor
+
+from theory.icl import figures
+from theory.icl.classical import LEARNERS, classical_error
+from theory.icl.data import Batch, Data, Domain, check_alpha, draw, in_domain, out_of_domain, tasks
+from theory.icl.model import Models, Setting, attention, hinge, prefix_outputs, train
+from theory.icl.pruning import ORDERS, pruned, row_norms
+from theory.lab import LabConfig, Result, Study, band, draw_speed, loglog
+from training.run import Run
+
+READINGS: dict[str, Any] = {  # read by eye from the paper's figures, at context length 20
+    "s1": [4.5e-2, 2.5e-2, 1.4e-2, 3.5e-3, 2e-3],
+    "alpha": {"in domain": [7e-2, 4.8e-2, 2e-2], "out of domain": [7e-2, 4.8e-2, 1e-2]},
+    "classical": {
+        "0.8": {
+            "in context": 1e-3,
+            "logistic": 1.5e-3,
+            "3-NN": 2e-3,
+            "1-NN": 2.7e-3,
+            "Gaussian SVM": 5.5e-3,
+            "linear SVM": 1.2e-2,
+        },
+        "0.6": {
+            "in context": 1.5e-3,
+            "logistic": 3.5e-3,
+            "3-NN": 9e-3,
+            "1-NN": 7e-3,
+            "Gaussian SVM": 1.4e-2,
+            "linear SVM": 3.5e-2,
+        },
+    },
+}
+
+
+class Config(LabConfig):
+    """Data: ``M1`` relevant and ``M2`` irrelevant patterns of norm ``beta`` in R^``d``, ``kappa``; ``odr``: M1'.
+
+    Training: ``alpha``, ``length`` l_tr, ``tasks`` of the M1(M1 − 1), ``batch``, ``rate``, ``delta``, ``neurons`` m,
+    ``std`` of W_O, ``iterations``, ``models`` from seeds of their own. ``pruning_*``: the setting whose neurons are
+    pruned, in which they fall into tiers. Testing: ``prompts`` for each model, ``lengths``.
+    """
+
+    M1: int = 6
+    M2: int = 24
+    d: int = 30
+    d_y: int = 10
+    beta: float = 3.0
+    kappa: float = 0.5
+    odr: int = 3
+    alpha: float = 0.8
+    length: int = 20
+    tasks: int = 12
+    batch: int = 256
+    rate: float = 0.1
+    delta: float = 0.2
+    neurons: int = 100
+    std: float = 0.02
+    iterations: int = 600
+    models: int = 10
+    pruning_beta: float = 1.0
+    pruning_rate: float = 0.3
+    pruning_iterations: int = 1500
+    prompts: int = 4000
+    lengths: tuple[int, ...] = (2, 4, 6, 8, 10, 15, 20, 30, 40)
+    classical_prompts: int = 200
+    rate_alphas: tuple[float, ...] = (0.3, 0.45, 0.65, 1.0)
+    rate_betas: tuple[float, ...] = (1.5, 2.0, 2.5, 3.0)
+    rate_models: int = 5
+    rate_iterations: int = 700
+
+    @field_validator("alpha")
+    @classmethod
+    def _fraction(cls, value: float) -> float:
+        check_alpha(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        tasks(self.M1, self.tasks)
+        out_of_domain(np.random.default_rng(0), self.data(), self.odr, 1.0, "mean")
+        return self
+
+    def data(self, beta: float | None = None) -> Data:
+        return Data(self.M1, self.M2, self.d, self.d_y, beta or self.beta, self.kappa)
+
+    def setting(self, alphas: Tensor, count: int | None = None, **changed: Any) -> Setting:
+        pairs, _ = tasks(self.M1, count or self.tasks)
+        beta, rate = changed.get("beta"), changed.get("rate", self.rate)
+        lengths = torch.full((len(alphas),), self.length)
+        return Setting(self.data(beta), alphas, lengths, pairs, self.batch, rate, self.delta, self.neurons, self.std)
+
+
+def trained(config: Config, run: Run, pruning: bool = False, chunk: int = 100) -> tuple[Models, list[Result]]:
+    """The models that figures share (``pruning``: those to be pruned), kept every ``chunk`` steps, and their story."""
+    changed = {"beta": config.pruning_beta, "rate": config.pruning_rate} if pruning else {}
+    setting = config.setting(torch.full((config.models,), config.alpha), **changed)
+    iterations = config.pruning_iterations if pruning else config.iterations
+
+    def through(begin: int, models: Models) -> dict[str, Any]:
+        rows: list[Result] = []
+
+        def record(step: int, now: Models, loss: Tensor) -> None:
+            if step % 20 == 0 or step == iterations - 1:
+                rows.append({"step": step, "loss": loss.tolist()} | _mechanism(config, run, setting.data, now))
+                run.metrics({"step": step, "hinge": float(loss.mean())})
+
+        def seed_of(step: int) -> int:
+            return run.derive_seed(1, pruning, step)
+
+        models = train(models, setting, seed_of, begin, min(begin + chunk, iterations), record)
+        return {"parameters": list(models.parameters), "rows": rows}
+
+    models = Models.start(setting, run.derive_seed(0, pruning))
+    rows: list[Result] = []
+    with run.progress("training", -(-iterations // chunk)) as advance:
+        for begin in range(0, iterations, chunk):
+            name = f"{'pruning-' if pruning else ''}models-{begin}"
+            saved = run.step(name, partial(through, begin, models))
+            models, rows = Models(*saved["parameters"]), rows + saved["rows"]
+            advance()
+    return models, rows
+
+
+def _mechanism(config: Config, run: Run, data: Data, models: Models) -> Result:
+    """What each model's weights do to one out-of-domain set of prompts, and how its neurons point."""
+    domain = out_of_domain(run.rng(2), data, config.odr, 1.0, "orthonormal")
+    batch = _prompts(run, data, tasks(config.odr, config.odr)[0], config.alpha, config.length, 200, 0, config.odr)
+    tokens, same = domain.tokens(batch, data)[0], batch.relevant[0, :, :-1] == batch.relevant[0, :, -1:]
+    patterns = torch.nn.functional.pad(domain.relevant, (0, data.d_y))
+    neurons = models.neurons
+    mean = torch.nn.functional.normalize(torch.ones(data.M1), dim=0)
+    large = neurons.norm(dim=-1).argsort(-1)[:, -neurons.shape[1] // 5 :]
+    top = neurons.gather(1, large[..., None].expand(-1, -1, data.width))
+    x, y = top[..., : data.d], top[..., data.d :]
+    to_mean = torch.arccos((x[..., : data.M1] @ mean / x.norm(dim=-1)).clamp(-1, 1))
+    to_label = torch.arccos((y[..., 0] / y.norm(dim=-1)).abs().clamp(-1, 1))
+    return {
+        "query norm": (patterns @ models.Q.mT).norm(dim=-1).mean(-1).tolist(),
+        "attention": [float((attention(models.one(i), tokens) * same).sum(1).mean()) for i in range(len(models.Q))],
+        "angle to mean": to_mean.mean(-1).tolist(),
+        "angle to label": to_label.mean(-1).tolist(),
+    }
+
+
+def _prompts(
+    run: Run, data: Data, pairs: Tensor, alpha: float, length: int, count: int, key: int, relevant: int = 0
+) -> Batch:
+    generator = torch.Generator().manual_seed(run.derive_seed(3, key))
+    return draw(generator, data, pairs, torch.tensor([length]), torch.tensor([alpha]), count, relevant)
+
+
+def evaluate(
+    config: Config, run: Run, models: Models, data: Data, place: str, alpha: float, key: int, s1: float = 1.0
+) -> dict[str, np.ndarray]:
+    """0/1 error and hinge loss [models, lengths], each model on prompts of its own.
+
+    ``place``: "unseen" in-domain tasks, or out of domain, "mean" or "orthonormal" (see `out_of_domain`).
+    """
+    wrong, loss = [], []
+    for i in range(len(models.Q)):
+        run.stop_if_asked()
+        domain, pairs, relevant = _place(config, run, data, place, s1, i)
+        batch = _prompts(run, data, pairs, alpha, max(config.lengths), config.prompts, 1000 * key + i, relevant)
+        label = batch.label[0, :, -1:]
+        outputs = prefix_outputs(models.one(i), domain.tokens(batch, data)[0], list(config.lengths))
+        wrong.append((outputs * label <= 0).float().mean(0).numpy())
+        loss.append(hinge(outputs, label).mean(0).numpy())
+    return {"error": np.array(wrong), "hinge": np.array(loss)}
+
+
+def _place(config: Config, run: Run, data: Data, place: str, s1: float, model: int) -> tuple[Domain, Tensor, int]:
+    if place == "unseen":
+        return in_domain(data), tasks(config.M1, config.tasks)[1], 0
+    pairs = torch.tensor([[a, b] for a in range(config.odr) for b in range(config.odr) if a != b])
+    return out_of_domain(run.rng(4, model), data, config.odr, s1, place), pairs, config.odr
+
+
+def mechanism(config: Config, run: Run) -> Result:
+    """Over training: |W_Q p| of out-of-domain patterns, attention on the query's pattern, angles of the top neurons."""
+    _, rows = trained(config, run)
+    names = [name for name in rows[0] if name != "step"]
+    curves = {name: band([row[name] for row in rows], axis=1) for name in names}
+    return {"step": [row["step"] for row in rows], "curves": curves}
+
+
+def check_mechanism(result: Result, run: Run) -> None:
+    shown = result["curves"]["attention"]["mean"]
+    holds = shown[-1] > 0.85 > shown[0]
+    run.check(
+        "attention on the query's pattern, start and end", expected="> 0.85", got=[shown[0], shown[-1]], holds=holds
+    )
+    norm = result["curves"]["query norm"]["mean"]
+    holds = norm[-1] > 1.5 * norm[0]
+    run.check("|W_Q p| grows", expected="> 1.5 times", got=[norm[0], norm[-1]], holds=holds)
+
+
+def unseen(config: Config, run: Run) -> Result:
+    """Errors on unseen in-domain tasks and out of domain against the context length."""
+    models, _ = trained(config, run)
+    found: Result = {"lengths": config.lengths, "places": {}}
+    for key, place in enumerate(("unseen", "mean", "orthonormal")):
+        errors = evaluate(config, run, models, config.data(), place, config.alpha, 10 + key)
+        found["places"][place] = {name: band(values) for name, values in errors.items()}
+    return found
+
+
+def check_unseen(result: Result, run: Run) -> None:
+    error = result["places"]["unseen"]["error"]
+    at = result["lengths"].index(20) if 20 in result["lengths"] else -1
+    got, high = error["mean"][at], error["high"][at]
+    run.check("error on unseen tasks, context 20 (upper 95 %)", expected="<= 1e-3", got=[got, high], holds=got <= 1e-3)
+
+
+def tasks_seen(config: Config, run: Run) -> Result:
+    """Error on unseen tasks against the number of training tasks, from M1 on, in-domain."""
+    counts, rows = [k * config.M1 for k in range(1, config.M1 - 1)], []
+    for count in counts:
+        setting = config.setting(torch.full((config.rate_models,), config.alpha), count)
+        models = Models.start(setting, run.derive_seed(20, count))
+        models = train(
+            models, setting, lambda s, count=count: run.derive_seed(21, count, s), 0, config.iterations, _nothing(run)
+        )
+        seen = config.model_copy(update={"tasks": count})
+        errors = evaluate(seen, run, models, config.data(), "unseen", config.alpha, 30 + count)
+        rows.append(band(errors["error"]))
+    return {"counts": counts, "lengths": config.lengths, "rows": rows}
+
+
+def _nothing(run: Run) -> Any:
+    def record(step: int, models: Models, loss: Tensor) -> None:
+        if step % 50 == 0:
+            run.stop_if_asked()
+
+    return record
+
+
+def s1(config: Config, run: Run) -> Result:
+    """Out-of-domain error by the coefficient sum S_1, for both constructions of the patterns."""
+    models, _ = trained(config, run)
+    values = (0.5, 0.7, 0.9, 1.1, 1.3)
+    found: Result = {"values": values, "lengths": config.lengths, "readings": READINGS["s1"], "kinds": {}}
+    for i, kind in enumerate(("mean", "orthonormal")):
+        errors = [
+            evaluate(config, run, models, config.data(), kind, config.alpha, 100 + 10 * i + j, value)["error"]
+            for j, value in enumerate(values)
+        ]
+        found["kinds"][kind] = [band(each) for each in errors]
+    return found
+
+
+def alpha(config: Config, run: Run) -> Result:
+    """In- and out-of-domain error by α'."""
+    models, _ = trained(config, run)
+    values = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    found: Result = {"values": values, "lengths": config.lengths, "readings": READINGS["alpha"], "places": {}}
+    for i, (name, place) in enumerate((("in domain", "unseen"), ("out of domain", "mean"))):
+        errors = [
+            evaluate(config, run, models, config.data(), place, value, 200 + 10 * i + j)["error"]
+            for j, value in enumerate(values)
+        ]
+        found["places"][name] = [band(each) for each in errors]
+    return found
+
+
+def classical(config: Config, run: Run) -> Result:
+    """In-context learning against learners that see the prompt's examples only, on the same out-of-domain prompts."""
+    models, _ = trained(config, run)
+    data, lengths = config.data(), (5, 10, 20)
+    found: Result = {"lengths": lengths, "readings": READINGS["classical"], "alphas": {}}
+    for j, value in enumerate((0.8, 0.6)):
+        errors: dict[str, list[list[float]]] = {"in context": [], **{name: [] for name in LEARNERS}}
+        for i in range(len(models.Q)):
+            run.stop_if_asked()
+            domain, pairs, relevant = _place(config, run, data, "mean", 1.0, i)
+            count, key = config.classical_prompts, 1000 * (300 + j) + i
+            batch = _prompts(run, data, pairs, value, max(lengths), count, key, relevant)
+            tokens, labels = domain.tokens(batch, data)[0], batch.label[0]
+            outputs = prefix_outputs(models.one(i), tokens, list(lengths))
+            errors["in context"].append((outputs * labels[:, -1:] <= 0).float().mean(0).tolist())
+            x, y = tokens[..., : data.d].numpy(), labels.numpy()
+            for name in LEARNERS:
+                errors[name].append([classical_error(name, x, y, length) for length in lengths])
+        found["alphas"][f"{value:g}"] = {name: band(rows) for name, rows in errors.items()}
+    return found
+
+
+def check_classical(result: Result, run: Run) -> None:
+    for value, rows in result["alphas"].items():
+        got = {name: row["mean"][-1] for name, row in rows.items()}
+        best = min(error for name, error in got.items() if name != "in context")
+        run.check(
+            f"in-context against classical, α' = {value}", expected="best", got=got, holds=got["in context"] <= best
+        )
+
+
+def pruning(config: Config, run: Run) -> Result:
+    """Hinge loss and 0/1 error when neurons are pruned, smallest, random or largest rows first; the rows' norms."""
+    models, _ = trained(config, run, pruning=True)
+    data = config.data(config.pruning_beta)
+    fractions = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
+    found: Result = {"fractions": fractions, "norms": band(row_norms(models).numpy()), "orders": {}}
+    short = config.model_copy(update={"lengths": (config.length,), "prompts": min(config.prompts, 2000)})
+    for order in ORDERS:
+        generator = torch.Generator().manual_seed(run.derive_seed(40))
+        rows = [
+            evaluate(short, run, pruned(models, fraction, order, generator), data, "unseen", config.alpha, 400)
+            for fraction in fractions
+        ]
+        found["orders"][order] = {
+            name: band(np.concatenate([row[name] for row in rows], axis=1)) for name in ("hinge", "error")
+        }
+    return found
+
+
+def check_pruning(result: Result, run: Run) -> None:
+    at = result["fractions"].index(0.4)
+    got = {order: result["orders"][order]["hinge"]["mean"][at] for order in ORDERS}
+    holds = got["small"] < got["random"] < got["large"]
+    run.check("hinge loss, 40 % pruned", expected="small < random < large", got=got, holds=holds)
+
+
+def rates(config: Config, run: Run, level: float = 0.05) -> Result:
+    """Steps to a training loss of 0.05 against α and against β, all values and seeds trained as one batch."""
+    found: Result = {"level": level, "expected": -2 / 3, "fits": {}}
+    for key, (name, values) in enumerate((("alpha", config.rate_alphas), ("beta", config.rate_betas))):
+        needed = []
+        if name == "alpha":
+            alphas = torch.tensor(values).repeat_interleave(config.rate_models)
+            needed = _steps(config, run, config.setting(alphas), key, level).reshape(len(values), -1)
+        else:
+            alphas = torch.full((config.rate_models,), config.alpha)
+            settings = [config.setting(alphas, beta=value) for value in values]
+            needed = np.stack([_steps(config, run, each, 10 + i, level) for i, each in enumerate(settings)])
+        found["fits"][name] = {"values": values, "needed": band(needed.T), "slope": loglog(values, needed.T)}
+    return found
+
+
+def _steps(config: Config, run: Run, setting: Setting, key: int, level: float) -> np.ndarray:
+    """Steps until the training loss, over ten steps, is at the level [R]; NaN if never."""
+    losses: list[Tensor] = []
+
+    def record(step: int, models: Models, loss: Tensor) -> None:
+        losses.append(loss)
+        if step % 50 == 0:
+            run.stop_if_asked()
+
+    models = Models.start(setting, run.derive_seed(50, key))
+    train(models, setting, lambda s: run.derive_seed(51, key, s), 0, config.rate_iterations, record)
+    below = torch.stack(losses).unfold(0, 10, 1).mean(-1) <= level
+    return torch.where(below.any(0), below.float().argmax(0) + 10.0, torch.nan).numpy()
+
+
+def speed(config: Config, run: Run, steps: int = 10) -> Result:
+    """Milliseconds a run and SGD step: runs as one batch, the same code run by run, dense columns run by run."""
+
+    def timed(count: int) -> float:
+        setting = config.setting(torch.full((count,), config.alpha))
+        began = time.perf_counter()
+        train(Models.start(setting, 0), setting, lambda s: s, 0, steps, lambda *_: None)
+        return 1000 * (time.perf_counter() - began) / steps / count
+
+    timed(1)
+    rows = {
+        "batch of 20 runs": timed(20),
+        "same code, one run": timed(1),
+        "dense columns, one run": _dense(config, steps),
+    }
+    return {"milliseconds": rows, "ratio": {name: value / rows["batch of 20 runs"] for name, value in rows.items()}}
+
+
+def _dense(config: Config, steps: int) -> float:
+    """Milliseconds a step with columns as vectors, for one run."""
+    setting = config.setting(torch.full((1,), config.alpha))
+    models, generator = Models.start(setting, 0).one(0), torch.Generator().manual_seed(0)
+    domain = in_domain(setting.data)
+    began = time.perf_counter()
+    for _ in range(steps):
+        batch = draw(generator, setting.data, setting.pairs, setting.lengths, setting.alphas, setting.batch)
+        free = [each.requires_grad_() for each in models.parameters]
+        outputs = prefix_outputs(models, domain.tokens(batch, setting.data)[0], [config.length])[:, 0]
+        gradients = torch.autograd.grad(hinge(outputs, batch.label[0, :, -1]).mean(), free)
+        models = Models(*(each.detach() - setting.rate * g for each, g in zip(free, gradients, strict=True)))
+    return 1000 * (time.perf_counter() - began) / steps
+
+
+STUDIES = {
+    "mechanism": Study(mechanism, figures.mechanism, check_mechanism, figures.mechanism_panels, (9, 6)),
+    "unseen": Study(unseen, figures.unseen, check_unseen, figures.unseen_panels),
+    "tasks": Study(tasks_seen, figures.tasks_seen),
+    "s1": Study(s1, figures.s1, None, figures.s1_panels, (9, 3.8)),
+    "alpha": Study(alpha, figures.alpha, None, figures.alpha_panels, (9, 3.8)),
+    "classical": Study(classical, figures.classical, check_classical, figures.classical_panels, (9, 3.8)),
+    "pruning": Study(pruning, figures.pruning, check_pruning, figures.pruning_panels, (12, 3.8)),
+    "rates": Study(rates, figures.rates, None, None, (9, 3.8)),
+    "speed": Study(speed, draw_speed),
+}
