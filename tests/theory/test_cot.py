@@ -1,4 +1,4 @@
-"""Chain of thought: chains and their constants, two implementations of one model, prefixes, the run's golden numbers."""
+"""Chain of thought: constants of chains, two implementations of one model, prefixes, the run's golden numbers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_tau_and_rho_are_those_of_enumerated_trajectories(seed: int, patterns: i
         )
     assert chain.tau == pytest.approx(min(best))
     for A in matrices:
-        others = np.where(A == A.max(axis=1, keepdims=True), 0, A)
+        others = np.where(A.max(axis=1, keepdims=True) == A, 0, A)
         assert (A.max(axis=1, keepdims=True) >= others / (1 - chain.rho) - 1e-12).all()
 
 

@@ -119,3 +119,22 @@ def rates_panels(result: Result) -> list[Panel]:
         for i, (alpha, curve) in enumerate(zip(result["alphas"], result["loss"], strict=True))
     }
     return [Panel("rates", "Training by α", "SGD step", "loss", {"α": result["alphas"]}, frames, log_y=True)]
+
+
+def layers(figure: Any, result: Result) -> None:
+    axes = figure.subplots()
+    banded(axes, result["step"], result["loss"], "loss", "grey")
+    for i, curve in enumerate(result["layers"]):
+        banded(axes, result["step"], curve, f"layer {i + 1}", f"C{i}")
+        axes.plot([0, 2000], [0.35, (0.79, 0.78, 0.70)[i]], "o", color=f"C{i}", mfc="none")
+    axes.set(xlabel="step", ylabel="attention on the same step and pattern", title="three layers (circles: paper)")
+    axes.legend(fontsize=7)
+
+
+def layers_panels(result: Result) -> list[Panel]:
+    frames = {
+        str(i): [curve_of(f"layer {i + 1}", result["step"], curve), curve_of("loss", result["step"], result["loss"])]
+        for i, curve in enumerate(result["layers"])
+    }
+    sliders = {"layer": [i + 1 for i in range(len(frames))]}
+    return [Panel("layers", "Three layers: attention on the same step and pattern", "step", "share", sliders, frames)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from theory.cot.studies import STUDIES, Config
+from theory.cot.experiment import Config
+from theory.cot.studies import STUDIES
 from theory.lab import lab
 
 SMOKE: dict[str, Any] = {
@@ -15,6 +16,8 @@ SMOKE: dict[str, Any] = {
     "rate_alphas": (0.3, 0.5, 1.0),
     "rate_models": 2,
     "rate_iterations": 600,
+    "deep_models": 2,
+    "deep_iterations": 20,
 }
 
 JOB = lab(

@@ -161,3 +161,18 @@ def rates(figure: Any, result: Result) -> None:
         axes.loglog(fit["values"], fit["needed"]["mean"], "o-")
         axes.set(xlabel={"alpha": "α", "beta": "β"}[name], ylabel=f"steps to loss {result['level']:g}")
         axes.set_title(slope_text(fit["slope"]) + "; theorem's: −2/3", fontsize=9)
+
+
+def layers(figure: Any, result: Result) -> None:
+    left, right = figure.subplots(1, 2)
+    banded(left, result["step"], result["loss"], "hinge loss", "C0")
+    left.set(xlabel="step", ylabel="training loss", title="three layers, two heads")
+    names = list(result["places"])
+    errors = [result["places"][name]["error"] for name in names]
+    mean = np.array([each["mean"] for each in errors])
+    spread = np.array([[each["mean"] - max(each["low"], 0), each["high"] - each["mean"]] for each in errors]).T
+    right.errorbar(range(len(names)), mean, spread, fmt="o", capsize=3, label="ours")
+    right.plot(range(1, 6), result["readings"], "o", color="C1", mfc="none", label="paper")
+    right.set(xticks=range(len(names)), ylabel="error, context 20", yscale="log")
+    right.set_xticklabels(names, fontsize=7)
+    right.legend(fontsize=7)

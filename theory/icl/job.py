@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from theory.icl.studies import STUDIES, Config
+from theory.icl.experiment import Config
+from theory.icl.studies import STUDIES
 from theory.lab import lab
 
 SMOKE: dict[str, Any] = {
@@ -18,6 +19,8 @@ SMOKE: dict[str, Any] = {
     "rate_betas": (2.5, 2.75, 3.0),
     "rate_models": 1,
     "rate_iterations": 300,
+    "deep_models": 2,
+    "deep_iterations": 20,
 }
 
 JOB = lab(
