@@ -26,7 +26,7 @@ import httpx
 import psutil
 
 from benchmarks.hostile_graders import HOSTILE, KINDS, Hostile
-from benchmarks.serving import ServerProcess
+from benchmarks.serving import ServerProcess, terminated_is_exit
 from iro_server.settings import Settings
 from iro_server.surroundings import PythonLimits
 
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30, help="of quiet, and of well-meaning work")
     parser.add_argument("--out", type=Path, default=Path("runs/hostile"))
     args = parser.parse_args()
+    terminated_is_exit()
     result = measure(args.seconds)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "result.json").write_text(json.dumps(result, indent=1))

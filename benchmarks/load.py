@@ -24,7 +24,7 @@ from typing import Any
 import openai
 import psutil
 
-from benchmarks.serving import ServerProcess
+from benchmarks.serving import ServerProcess, say, terminated_is_exit
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -162,9 +162,13 @@ def measure(seconds: float, repeats: int) -> dict[str, Any]:
         sessions = open_database(Settings(data_dir=Path(folder)))
         free, limited = keys.create(sessions, "free")[1], keys.create(sessions, "limited", concurrency=AT_ONCE)[1]
         with ServerProcess(Path(folder)) as server:
+            say("warming up")
             asyncio.run(crowd(server, free, 5))
+            say(f"{CLIENTS} clients")
             below, memory = asyncio.run(crowd(server, free, seconds))
+            say(f"{CLIENTS} clients with a key for {AT_ONCE}")
             above, _ = asyncio.run(crowd(server, limited, seconds / 4))
+            say("engine alone and server in turn")
             overheads = [overhead(server, free, at_once, repeats) for at_once in (1, 8)]
     quarter = len(memory) // 4
     early, late = statistics.median(memory[quarter : 2 * quarter]), statistics.median(memory[-quarter:])
@@ -199,6 +203,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/load"))
     args = parser.parse_args()
+    terminated_is_exit()
     result = measure(args.seconds, args.repeats)
     result["checks"] = checks(result)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ import openai
 import psutil
 
 from benchmarks.scale_model import GPUS, LIMIT, MODELS, Costs, Outcome, Workload, carried, reckoned, simulate
-from benchmarks.serving import ServerProcess
+from benchmarks.serving import ServerProcess, terminated_is_exit
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/scale"))
     args = parser.parse_args()
+    terminated_is_exit()
     result = measure(args.seconds, args.repeats)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "result.json").write_text(json.dumps(result, indent=1))

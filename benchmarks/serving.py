@@ -20,6 +20,15 @@ from iro_server.engines import vllm_server
 STOP_SECONDS = 60.0
 
 
+def terminated_is_exit() -> None:
+    """A program told to end leaves its ``with`` blocks, so that no server outlives it."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def say(stage: str) -> None:
+    print(f"{time.strftime('%X')} {stage}", file=sys.stderr, flush=True)
+
+
 class Server:
     """Ready inside ``with``; its output goes to ``log``."""
 
