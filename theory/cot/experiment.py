@@ -62,7 +62,8 @@ class Config(LabConfig):
     rate_iterations: int = 2000
     deep_models: int = 5
     deep_length: int = 10
-    deep_iterations: int = 2000
+    deep_batch: int = 32
+    deep_iterations: int = 1500
     deep_rate: float = 1e-3
 
     @field_validator("alpha", "test_alpha")

@@ -26,7 +26,7 @@ def layers(config: Config, run: Run, chunk: int = 100) -> Result:
 
     def sample(step: int) -> deep.Sample:
         generator.manual_seed(run.derive_seed(8, step))
-        batch = training_batch(generator, transitions, config.steps, lengths, alphas, 64)
+        batch = training_batch(generator, transitions, config.steps, lengths, alphas, config.deep_batch)
         query = asked[batch.at * config.M + batch.query][:, :, None]
         nonlocal same
         same = batch.same & (batch.step == batch.at[..., None]) & batch.live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,7 @@ class Config(LabConfig):
     rate_models: int = 5
     rate_iterations: int = 700
     deep_models: int = 5
+    deep_batch: int = 32
     deep_iterations: int = 1000
     deep_rate: float = 1e-3
 
@@ -111,7 +113,7 @@ def trained(config: Config, run: Run, pruning: bool = False, chunk: int = 100) -
 def _mechanism(config: Config, run: Run, data: Data, models: Models) -> Result:
     """What each model's weights do to one out-of-domain set of prompts, and how its neurons point."""
     domain = out_of_domain(run.rng(2), data, config.odr, 1.0, "orthonormal")
-    batch = prompts_of(run, data, tasks(config.odr, config.odr)[0], config.alpha, config.length, 200, 0, config.odr)
+    batch = prompts_of(run, data, _all_pairs(config.odr), config.alpha, config.length, 200, 0, config.odr)
     tokens, same = domain.tokens(batch, data)[0], batch.relevant[0, :, :-1] == batch.relevant[0, :, -1:]
     patterns = torch.nn.functional.pad(domain.relevant, (0, data.d_y))
     neurons = models.neurons
@@ -158,5 +160,9 @@ def evaluate(
 def place_of(config: Config, run: Run, data: Data, place: str, s1: float, model: int) -> tuple[Domain, Tensor, int]:
     if place == "unseen":
         return in_domain(data), tasks(config.M1, config.tasks)[1], 0
-    pairs = torch.tensor([[a, b] for a in range(config.odr) for b in range(config.odr) if a != b])
-    return out_of_domain(run.rng(4, model), data, config.odr, s1, place), pairs, config.odr
+    return out_of_domain(run.rng(4, model), data, config.odr, s1, place), _all_pairs(config.odr), config.odr
+
+
+def _all_pairs(patterns: int) -> Tensor:
+    """Every ordered pair (a, b) of different patterns [P(P−1), 2]."""
+    return torch.tensor(list(itertools.permutations(range(patterns), 2)))

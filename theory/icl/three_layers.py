@@ -28,7 +28,7 @@ def layers(config: Config, run: Run, chunk: int = 100) -> Result:
 
     def sample(step: int) -> deep.Sample:
         generator.manual_seed(run.derive_seed(60, step))
-        batch = draw(generator, data, pairs, lengths, torch.full((size,), alphas), 64)
+        batch = draw(generator, data, pairs, lengths, torch.full((size,), alphas), config.deep_batch)
         tokens = domain.tokens(batch, data)
         return tokens, torch.ones(tokens.shape[:3], dtype=torch.bool), batch.label[..., -1]
 
