@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,12 +134,18 @@ def required(config: Config, run: Run, error: float = 0.02) -> Result:
         needed, actual = [], []
         for j, value in enumerate(values):
             chain, alpha = _varied(config, name, "cot", value)
-            errors = evaluate(config, run, models, "cot", chain, alpha, lengths, 200 + 10 * i + j)
-            needed.append([_first(lengths, row, error) for row in errors])
+            key = 200 + 10 * i + j
+            measure = partial(evaluate, config, run, models, "cot", chain, alpha, lengths, key)
+            errors = run.step(f"required-{name}-{j}", partial(_listed, measure))
+            needed.append([_first(lengths, np.array(row), error) for row in errors])
             actual.append({"alpha": alpha, "tau": chain.tau, "rho": chain.rho}[name])
         by_model = np.array(needed).T
         found["fits"][name] = {"values": actual, "needed": band(by_model), "slope": loglog(actual, by_model)}
     return found
+
+
+def _listed(measure: Callable[[], np.ndarray]) -> Any:
+    return measure().tolist()
 
 
 def _first(lengths: tuple[int, ...], errors: np.ndarray, level: float) -> float:
@@ -153,19 +161,27 @@ def _first(lengths: tuple[int, ...], errors: np.ndarray, level: float) -> float:
     return float(np.exp(np.log(lengths[i - 1]) + part * np.log(lengths[i] / lengths[i - 1])))
 
 
-def rates(config: Config, run: Run, level: float = 0.03) -> Result:
+def rates(config: Config, run: Run, level: float = 0.03, chunk: int = 200) -> Result:
     """Iterations to a training loss of 0.03 against α, all α and seeds trained as one batch; the theorem has α⁻²."""
     alphas = torch.tensor(config.rate_alphas).repeat_interleave(config.rate_models)
-    setting, losses = config.setting(alphas), []
+    setting, transitions = config.setting(alphas), training_steps(run.derive_seed(5), config.M)
 
-    def record(step: int, models: Models, loss: Tensor, batch: Any) -> None:
-        losses.append(loss)
-        if step % 50 == 0:
-            run.stop_if_asked()
+    def through(begin: int, models: Models) -> dict[str, Any]:
+        losses: list[Tensor] = []
 
-    steps = training_steps(run.derive_seed(5), config.M)
-    train(Models.start(setting), setting, steps, lambda s: run.derive_seed(6, s), 0, config.rate_iterations, record)
-    curve = torch.stack(losses)  # [T, R]
+        def record(step: int, now: Models, loss: Tensor, batch: Any) -> None:
+            losses.append(loss)
+
+        end = min(begin + chunk, config.rate_iterations)
+        models = train(models, setting, transitions, lambda s: run.derive_seed(6, s), begin, end, record)
+        return {"Q": models.Q, "K": models.K, "losses": torch.stack(losses)}
+
+    models, parts = Models.start(setting), []
+    for begin in range(0, config.rate_iterations, chunk):
+        saved = run.step(f"rates-{begin}", partial(through, begin, models))
+        models = Models(saved["Q"], saved["K"])
+        parts.append(saved["losses"])
+    curve = torch.cat(parts)  # [T, R]
     smooth = curve.unfold(0, 10, 1).mean(-1)
     reached = torch.where((smooth <= level).any(0), (smooth <= level).float().argmax(0) + 10.0, torch.nan)
     needed = reached.reshape(len(config.rate_alphas), -1).T.numpy()

@@ -17,7 +17,7 @@ from theory.lab import Result, band
 from training.run import Run
 
 
-def layers(config: Config, run: Run, chunk: int = 100) -> Result:
+def layers(config: Config, run: Run, chunk: int = 50) -> Result:
     """A 3-layer, 2-head transformer on shorter prompts: each layer's attention on the same step and pattern."""
     shape, size = deep.Shape(2 * config.d, config.M), config.deep_models
     alphas, lengths = torch.full((size,), config.alpha), torch.full((size,), config.deep_length)

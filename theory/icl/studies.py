@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from theory.icl.experiment import Config, evaluate, place_of, prompts_of, traine
 from theory.icl.model import Models, Setting, hinge, prefix_outputs, train
 from theory.icl.pruning import ORDERS, pruned, row_norms
 from theory.icl.three_layers import S1_READINGS, layers
-from theory.lab import Result, Study, band, draw_speed, loglog
+from theory.lab import Result, Study, band, draw_speed, loglog, plain
 from training.run import Run
 
 READINGS: dict[str, Any] = {  # read by eye from the paper's figures, at context length 20
@@ -80,25 +81,18 @@ def check_unseen(result: Result, run: Run) -> None:
 
 def tasks_seen(config: Config, run: Run) -> Result:
     """Error on unseen tasks against the number of training tasks, from M1 on, in-domain."""
-    counts, rows = [k * config.M1 for k in range(1, config.M1 - 1)], []
-    for count in counts:
-        setting = config.setting(torch.full((config.rate_models,), config.alpha), count)
-        models = Models.start(setting, run.derive_seed(20, count))
-        models = train(
-            models, setting, lambda s, count=count: run.derive_seed(21, count, s), 0, config.iterations, _nothing(run)
-        )
-        seen = config.model_copy(update={"tasks": count})
-        errors = evaluate(seen, run, models, config.data(), "unseen", config.alpha, 30 + count)
-        rows.append(band(errors["error"]))
+    counts = [k * config.M1 for k in range(1, config.M1 - 1)]
+    rows = [band(run.step(f"tasks-{count}", partial(_after, count, config, run))) for count in counts]
     return {"counts": counts, "lengths": config.lengths, "rows": rows}
 
 
-def _nothing(run: Run) -> Any:
-    def record(step: int, models: Models, loss: Tensor) -> None:
-        if step % 50 == 0:
-            run.stop_if_asked()
-
-    return record
+def _after(count: int, config: Config, run: Run) -> list[list[float]]:
+    """Errors on unseen tasks [models, lengths] after training on ``count`` tasks."""
+    setting = config.setting(torch.full((config.rate_models,), config.alpha), count)
+    models = Models.start(setting, run.derive_seed(20, count))
+    models = train(models, setting, lambda s: run.derive_seed(21, count, s), 0, config.iterations, lambda *_: None)
+    seen = config.model_copy(update={"tasks": count})
+    return plain(evaluate(seen, run, models, config.data(), "unseen", config.alpha, 30 + count)["error"])
 
 
 def s1(config: Config, run: Run) -> Result:
@@ -132,23 +126,26 @@ def alpha(config: Config, run: Run) -> Result:
 def classical(config: Config, run: Run) -> Result:
     """In-context learning against learners that see the prompt's examples only, on the same out-of-domain prompts."""
     models, _ = trained(config, run)
-    data, lengths = config.data(), (5, 10, 20)
-    found: Result = {"lengths": lengths, "readings": READINGS["classical"], "alphas": {}}
+    found: Result = {"lengths": (5, 10, 20), "readings": READINGS["classical"], "alphas": {}}
     for j, value in enumerate((0.8, 0.6)):
-        errors: dict[str, list[list[float]]] = {"in context": [], **{name: [] for name in LEARNERS}}
-        for i in range(len(models.Q)):
-            run.stop_if_asked()
-            domain, pairs, relevant = place_of(config, run, data, "mean", 1.0, i)
-            count, key = config.classical_prompts, 1000 * (300 + j) + i
-            batch = prompts_of(run, data, pairs, value, max(lengths), count, key, relevant)
-            tokens, labels = domain.tokens(batch, data)[0], batch.label[0]
-            outputs = prefix_outputs(models.one(i), tokens, list(lengths))
-            errors["in context"].append((outputs * labels[:, -1:] <= 0).float().mean(0).tolist())
-            x, y = tokens[..., : data.d].numpy(), labels.numpy()
-            for name in LEARNERS:
-                errors[name].append([classical_error(name, x, y, length) for length in lengths])
-        found["alphas"][f"{value:g}"] = {name: band(rows) for name, rows in errors.items()}
+        rows = [
+            run.step(f"classical-{j}-{i}", partial(_compared, config, run, models.one(i), value, 1000 * (300 + j) + i))
+            for i in range(len(models.Q))
+        ]
+        found["alphas"][f"{value:g}"] = {name: band([row[name] for row in rows]) for name in rows[0]}
     return found
+
+
+def _compared(config: Config, run: Run, model: Models, alpha: float, key: int) -> Result:
+    """Errors at contexts of 5, 10 and 20 of one model and of each classical learner, on the same prompts."""
+    data, lengths = config.data(), [5, 10, 20]
+    domain, pairs, relevant = place_of(config, run, data, "mean", 1.0, key % 1000)
+    batch = prompts_of(run, data, pairs, alpha, max(lengths), config.classical_prompts, key, relevant)
+    tokens, labels = domain.tokens(batch, data)[0], batch.label[0]
+    outputs = prefix_outputs(model, tokens, lengths)
+    x, y = tokens[..., : data.d].numpy(), labels.numpy()
+    own = {"in context": (outputs * labels[:, -1:] <= 0).float().mean(0).tolist()}
+    return own | {name: [classical_error(name, x, y, length) for length in lengths] for name in LEARNERS}
 
 
 def check_classical(result: Result, run: Run) -> None:
@@ -187,34 +184,34 @@ def check_pruning(result: Result, run: Run) -> None:
 
 
 def rates(config: Config, run: Run, level: float = 0.05) -> Result:
-    """Steps to a training loss of 0.05 against α and against β, all values and seeds trained as one batch."""
+    """Steps to a training loss of 0.05 against α and β, the seeds of a value trained as one batch."""
     found: Result = {"level": level, "expected": -2 / 3, "fits": {}}
-    for key, (name, values) in enumerate((("alpha", config.rate_alphas), ("beta", config.rate_betas))):
+    for name, values in (("alpha", config.rate_alphas), ("beta", config.rate_betas)):
         needed = []
-        if name == "alpha":
-            alphas = torch.tensor(values).repeat_interleave(config.rate_models)
-            needed = _steps(config, run, config.setting(alphas), key, level).reshape(len(values), -1)
-        else:
-            alphas = torch.full((config.rate_models,), config.alpha)
-            settings = [config.setting(alphas, beta=value) for value in values]
-            needed = np.stack([_steps(config, run, each, 10 + i, level) for i, each in enumerate(settings)])
-        found["fits"][name] = {"values": values, "needed": band(needed.T), "slope": loglog(values, needed.T)}
+        for j, value in enumerate(values):
+            alpha, beta = (value, config.beta) if name == "alpha" else (config.alpha, value)
+            setting = config.setting(torch.full((config.rate_models,), alpha), beta=beta)
+            key = j + (10 if name == "beta" else 0)
+            needed.append(run.step(f"rates-{name}-{j}", partial(_steps, config, run, setting, key, level)))
+        fit = {"needed": band(np.array(needed).T), "slope": loglog(values, np.array(needed).T)}
+        found["fits"][name] = {"values": values} | fit
     return found
 
 
-def _steps(config: Config, run: Run, setting: Setting, key: int, level: float) -> np.ndarray:
+def _steps(config: Config, run: Run, setting: Setting, key: int, level: float) -> list[float]:
     """Steps until the training loss, over ten steps, is at the level [R]; NaN if never."""
     losses: list[Tensor] = []
-
-    def record(step: int, models: Models, loss: Tensor) -> None:
-        losses.append(loss)
-        if step % 50 == 0:
-            run.stop_if_asked()
-
     models = Models.start(setting, run.derive_seed(50, key))
-    train(models, setting, lambda s: run.derive_seed(51, key, s), 0, config.rate_iterations, record)
+    train(
+        models,
+        setting,
+        lambda s: run.derive_seed(51, key, s),
+        0,
+        config.rate_iterations,
+        lambda step, now, loss: losses.append(loss),
+    )
     below = torch.stack(losses).unfold(0, 10, 1).mean(-1) <= level
-    return torch.where(below.any(0), below.float().argmax(0) + 10.0, torch.nan).numpy()
+    return torch.where(below.any(0), below.float().argmax(0) + 10.0, torch.nan).tolist()
 
 
 def speed(config: Config, run: Run, steps: int = 10) -> Result:

@@ -19,7 +19,7 @@ from training.run import Run
 S1_READINGS = [4.5e-2, 2.5e-2, 1.4e-2, 3.5e-3, 2e-3]  # by eye, context 20, S_1 of .5, .7, .9, 1.1, 1.3
 
 
-def layers(config: Config, run: Run, chunk: int = 100) -> Result:
+def layers(config: Config, run: Run, chunk: int = 50) -> Result:
     """A 3-layer, 2-head transformer on the same prompts: errors on unseen tasks and out of domain."""
     data, size = config.data(), config.deep_models
     shape, domain = deep.Shape(data.width, 1), in_domain(data)
