@@ -17,7 +17,7 @@ SMOKE: dict[str, Any] = {
     "rate_models": 2,
     "rate_iterations": 600,
     "deep_models": 2,
-    "deep_iterations": 20,
+    "deep_iterations": 10,
 }
 
 JOB = lab(

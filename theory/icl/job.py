@@ -12,15 +12,15 @@ SMOKE: dict[str, Any] = {
     "models": 5,
     "iterations": 500,
     "pruning_iterations": 600,
-    "prompts": 1000,
+    "prompts": 600,
     "lengths": (5, 10, 20),
-    "classical_prompts": 20,
+    "classical_prompts": 10,
     "rate_alphas": (0.5, 0.7, 1.0),
     "rate_betas": (2.5, 2.75, 3.0),
     "rate_models": 1,
     "rate_iterations": 300,
     "deep_models": 2,
-    "deep_iterations": 20,
+    "deep_iterations": 10,
 }
 
 JOB = lab(
