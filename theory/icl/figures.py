@@ -18,7 +18,9 @@ READ = {  # the paper's mechanism, read by eye: start and end
 
 
 def mechanism(figure: Any, result: Result) -> None:
-    for axes, (name, curve) in zip(figure.subplots(2, 3).flat, result["curves"].items(), strict=False):
+    grid = figure.subplots(2, 3)
+    grid[1, 2].axis("off")
+    for axes, (name, curve) in zip(grid.flat, result["curves"].items(), strict=False):
         banded(axes, result["step"], curve, "ours", "C0")
         if name in READ:
             axes.plot([0, result["step"][-1]], READ[name], "o", color="C1", mfc="none", label="paper's start, end")
