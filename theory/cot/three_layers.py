@@ -24,11 +24,13 @@ def layers(config: Config, run: Run, chunk: int = 50) -> Result:
     transitions, generator = training_steps(run.derive_seed(7), config.M), torch.Generator()
     asked = queries(config.d, config.M, config.steps).T
 
+    same = torch.empty(0)  # the last batch's, for `record`
+
     def sample(step: int) -> deep.Sample:
+        nonlocal same
         generator.manual_seed(run.derive_seed(8, step))
         batch = training_batch(generator, transitions, config.steps, lengths, alphas, config.deep_batch)
         query = asked[batch.at * config.M + batch.query][:, :, None]
-        nonlocal same
         same = batch.same & (batch.step == batch.at[..., None]) & batch.live
         live = torch.cat([batch.live, torch.ones_like(batch.live[..., :1])], dim=-1)
         return torch.cat([columns(batch, config.d, config.M), query], dim=2), live, batch.target
@@ -45,7 +47,7 @@ def layers(config: Config, run: Run, chunk: int = 50) -> Result:
         end = min(begin + chunk, config.deep_iterations)
         return deep.train(shape, saved, sample, _half_squares, begin, end, record, config.deep_rate) | {"rows": rows}
 
-    same, rows = torch.empty(0), []
+    rows: list[Result] = []
     saved: dict[str, Any] = {"parameters": deep.start(shape, size, run.derive_seed(9)), "adam": {}}
     with run.progress("training three layers", -(-config.deep_iterations // chunk)) as advance:
         for begin in range(0, config.deep_iterations, chunk):

@@ -81,7 +81,7 @@ class Config(LabConfig):
 
 def trained(config: Config, run: Run, pruning: bool = False, chunk: int = 100) -> tuple[Models, list[Result]]:
     """The models that figures share (``pruning``: those to be pruned), kept every ``chunk`` steps, and their story."""
-    changed = {"beta": config.pruning_beta, "rate": config.pruning_rate} if pruning else {}
+    changed: dict[str, Any] = {"beta": config.pruning_beta, "rate": config.pruning_rate} if pruning else {}
     setting = config.setting(torch.full((config.models,), config.alpha), **changed)
     iterations = config.pruning_iterations if pruning else config.iterations
 
