@@ -180,12 +180,12 @@ def _check(found: dict[str, Any], run: Run) -> None:
 
 SMOKE = {
     "repeats": 3,
-    "teacher_steps": 2048,
+    "teacher_steps": 1024,
     "agents": 2,
     "four_room_tasks": 3,
     "four_room_steps": 1000,
     "reacher_steps": 300,
-    "evaluate_every": 150,
+    "evaluate_every": 300,
     "update_every": 2,
     "hidden": (32, 32),
     "speed_seconds": 1.0,
