@@ -185,7 +185,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     with ExitStack() as ending:
         folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="iro-ray-", ignore_cleanup_errors=True))
         ending.callback(ray.shutdown)
-        quiet = {"log_to_driver": False, "logging_level": "WARNING", "configure_logging": False}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING", "configure_logging": False}
         if address is None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the user's home
             ray.init("local", include_dashboard=False, _temp_dir=folder, **quiet)

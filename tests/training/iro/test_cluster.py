@@ -42,17 +42,13 @@ def token() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
     """A head without room for engines, and two nodes with room for one each."""
-    before = running()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     yield cluster
+    family = {process.pid for process in psutil.Process().children(recursive=True)}
     cluster.shutdown()
-    wait_for(lambda: not of_ray(before), seconds=20)
-
-
-def running() -> set[int]:
-    return {process.pid for process in psutil.process_iter()}
+    wait_for(lambda: not family & of_ray(), seconds=20)
 
 
 def living(attributes: list[str]) -> list[psutil.Process]:
@@ -61,11 +57,10 @@ def living(attributes: list[str]) -> list[psutil.Process]:
     return [process for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE]
 
 
-def of_ray(before: set[int]) -> list[psutil.Process]:
-    """Ray's processes that were not there before."""
-    new = [process for process in living(["cmdline"]) if process.pid not in before]
-    marks = ("ray::", "site-packages/ray/")
-    return [process for process in new if any(mark in " ".join(process.info["cmdline"] or ()) for mark in marks)]
+def of_ray() -> set[int]:
+    """Ray's processes, others' too."""
+    commands = {process.pid: " ".join(process.info["cmdline"] or ()) for process in living(["cmdline"])}
+    return {pid for pid, command in commands.items() if "ray::" in command or "site-packages/ray/" in command}
 
 
 def over(nodes: Cluster) -> Placement:
@@ -158,7 +153,6 @@ def test_a_servers_job_is_paused_and_resumed_on_the_cluster(nodes: Cluster, tmp_
 
 @pytest.mark.slow
 def test_a_killed_driver_takes_its_own_cluster_along(tmp_path: Path) -> None:
-    before = running()
     settings = settings_for(
         tmp_path, align_entry="tests.training.iro.ray_job:JOB", heartbeat_timeout=60.0, executor="ray"
     )
@@ -166,10 +160,13 @@ def test_a_killed_driver_takes_its_own_cluster_along(tmp_path: Path) -> None:
         id = start(client)
         run = settings.job_dir(id) / "run"
         wait_for(lambda: list((run / "sampled").glob("*")))
-        os.kill(lock.holder(settings.job_dir(id)), signal.SIGKILL)
+        driver = lock.holder(settings.job_dir(id))
+        family = {pid for pid in of_ray() if os.getsid(pid) == driver}  # a worker has a session of its own
+        assert sampled_by(run) <= family
+        os.kill(driver, signal.SIGKILL)
         assert ended(client, id).status == "failed"
         wait_for(lambda: not works(run), seconds=10)
-        wait_for(lambda: not of_ray(before), seconds=120)  # Ray's agents take a minute to notice
+        wait_for(lambda: not family & of_ray(), seconds=120)  # Ray's agents take a minute to notice
 
 
 def test_a_node_that_dies_costs_nothing_but_time(
