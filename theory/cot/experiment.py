@@ -55,6 +55,7 @@ class Config(LabConfig):
     tau_o: float = 0.4
     rho_o: float = 0.5
     prompts: int = 2000
+    required_prompts: int = 500
     lengths: tuple[int, ...] = (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100)
     transitions: tuple[tuple[tuple[float, ...], ...], ...] = tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices))
     rate_alphas: tuple[float, ...] = (0.2, 0.3, 0.45, 0.65, 1.0)

@@ -12,6 +12,7 @@ SMOKE: dict[str, Any] = {
     "models": 5,
     "iterations": 800,
     "prompts": 250,
+    "required_prompts": 200,
     "lengths": (5, 20, 50, 100),
     "rate_alphas": (0.3, 0.5, 1.0),
     "rate_models": 2,
