@@ -21,7 +21,7 @@ from theory.cot.data import (
     output_chain_of,
     training_steps,
 )
-from theory.cot.inference import attention_shares, cot_errors, icl_errors, testing_prompts
+from theory.cot.inference import attention_shares, cot_errors, draw_prompts, icl_errors
 from theory.cot.model import Models, Setting, train
 from theory.lab import LabConfig, Result
 from theory.patterns import orthonormal_combinations
@@ -128,7 +128,7 @@ def _watcher(config: Config, run: Run) -> Callable[[Models], Result]:
     """Attention shares of all models on testing prompts of the training length."""
     generator = torch.Generator().manual_seed(run.derive_seed(2))
     chain, patterns = config.chain(), _patterns(config, run, 0)
-    prompts = testing_prompts(generator, chain, patterns, config.alpha, config.length, 200, config.noise)
+    prompts = draw_prompts(generator, chain, patterns, config.alpha, config.length, 200, config.noise)
 
     def watch(models: Models) -> Result:
         shares = [attention_shares(product, prompts, patterns, config.M) for product in models.product]
@@ -158,7 +158,7 @@ def evaluate(
         parts, done = [], 0
         while done < config.prompts:
             count = min(250, config.prompts - done)
-            prompts = testing_prompts(generator, chain, patterns, alpha, max(lengths), count, config.noise)
+            prompts = draw_prompts(generator, chain, patterns, alpha, max(lengths), count, config.noise)
             parts.append(count * errors(product, prompts, chain, patterns, config.M, list(lengths)).numpy())
             done += count
         rows.append(np.sum(parts, axis=0) / config.prompts)
