@@ -58,7 +58,7 @@ class Config(LabConfig):
     required_prompts: int = 500
     lengths: tuple[int, ...] = (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100)
     transitions: tuple[tuple[tuple[float, ...], ...], ...] = tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices))
-    rate_alphas: tuple[float, ...] = (0.2, 0.3, 0.45, 0.65, 1.0)
+    rate_alphas: tuple[float, ...] = (0.1, 0.15, 0.25, 0.4, 0.65)
     rate_models: int = 5
     rate_iterations: int = 2000
     deep_models: int = 5

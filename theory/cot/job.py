@@ -14,7 +14,7 @@ SMOKE: dict[str, Any] = {
     "prompts": 250,
     "required_prompts": 200,
     "lengths": (5, 20, 50, 100),
-    "rate_alphas": (0.3, 0.5, 1.0),
+    "rate_alphas": (0.2, 0.4, 0.6),
     "rate_models": 2,
     "rate_iterations": 600,
     "deep_models": 2,
