@@ -26,7 +26,10 @@ ENGINES = ("embedded", "vllm")
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's, by the number of seeds
 
 
-def align(folder: Path, seed: int, rows: list[dict[str, str]], valid: list[dict[str, str]], urls: list[str]) -> Any:
+def align(
+    folder: Path, seed: int, rows: list[dict[str, str]], valid: list[dict[str, str]], **more: Any
+) -> dict[str, Any]:
+    """A job of one iteration; what it comes to. ``more``: of its config."""
     from training.iro.job import JOB
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +37,6 @@ def align(folder: Path, seed: int, rows: list[dict[str, str]], valid: list[dict[
         (folder / f"{name}.jsonl").write_text(jsonl(part))
     config = {
         "model_dir": prepare_model(),
-        "engine_urls": urls,
         "training_file": folder / "train.jsonl",
         "validation_file": folder / "valid.jsonl",
         "validation_prompts": len(valid),
@@ -44,19 +46,15 @@ def align(folder: Path, seed: int, rows: list[dict[str, str]], valid: list[dict[
         "rollouts_per_prompt": ROWS,
         **BEAM,
         "max_tokens": 32,
-        "value_model": "lora",
         "concurrency": 8,
         "seed": seed,
-    }
+    } | more
 
     def show(event: dict[str, Any]) -> None:
         if event["message"]:
             say(event["message"])
 
-    return JOB.execute(config, folder / "job", on_event=show)
-
-
-def found(result: dict[str, Any]) -> dict[str, float]:
+    result = JOB.execute(config, folder / "job", on_event=show)
     row = result["history"][0]
     return {
         "r2": row["r2"],
@@ -95,8 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--train-prompts", type=int, default=48)
-    parser.add_argument("--valid-prompts", type=int, default=16)
+    parser.add_argument("--train-prompts", type=int, default=32)
+    parser.add_argument("--valid-prompts", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("runs/engines"))
     args = parser.parse_args()
     terminated_is_exit()
@@ -112,7 +110,8 @@ def main() -> None:
             of = {}
             for engine, urls in zip(ENGINES, ([], [server.url]), strict=True):
                 say(f"seed {seed}, {engine}")
-                of[engine] = found(align(args.out / f"seed-{seed}" / engine, seed, rows, held, urls))
+                more = {"value_model": "lora", "engine_urls": urls}
+                of[engine] = align(args.out / f"seed-{seed}" / engine, seed, rows, held, **more)
             per_seed.append(of)
             result = summary(per_seed) | {"per_seed": per_seed, "seeds": seed + 1}
             (args.out / "result.json").write_text(json.dumps(result, indent=1))

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rl_suite.factors import Blocks, check_blocks
-from rl_suite.learners import samples_needed
+from rl_suite.factors import check_blocks
+from rl_suite.learners import samples_needed, steps_needed
 from rl_suite.mdp import (
     expected_return,
     greedy,
@@ -26,28 +26,58 @@ from rl_suite.mdp import (
 from rl_suite.projection import bias
 from training.run import Job, JobConfig, Run
 
+# K factors of n actions each; (2, 8) and (4, 4) share Σ = 16, (2, 16) and (4, 4) Π = 256.
+SHAPES = ((2, 2), (2, 4), (2, 8), (2, 16), (3, 2), (3, 3), (3, 4), (3, 6), (4, 2), (4, 3), (4, 4))
+RULES = {
+    "accuracy": "uniform actions, until Q* is accurate",
+    "uniform": "uniform actions, until ε-optimal",
+    "rmax": "RMax, until ε-optimal",
+    "dyna": "Dyna, until ε-optimal",
+}
+LEARNERS = ("joint", "projected")
 GOLDEN = {"random": 0.7801, "expert": 0.7818, "optimal": 0.8751}
 
 
 class Config(JobConfig):
-    """``levels``: |A_k| of each of two factors in the sample-size study; ``repeats``: MDPs for each."""
+    """``shapes``: (K, |A_k|) of the sample-size study; ``repeats``: random MDPs for each.
 
-    levels: tuple[int, ...] = (2, 3, 4, 6, 8)
+    ``epsilon``: the expected return that the learned policy may lose; ``accuracy``: the root mean square error that Q
+    may have, as a share of the standard deviation of V* over states, which sets the noise of a transition.
+    ``weight``: of each factor's effect, the same for every K, so that shapes differ in Σ|A_k| and Π|A_k| alone.
+    ``visits``: RMax's m; of each joint action, or B times as many of each of B blocks' actions, whose errors add up.
+    """
+
+    shapes: tuple[tuple[int, int], ...] = SHAPES
+    weight: float = 0.25
     states: int = 6
-    repeats: int = 20
-    epsilon: float = 0.01
-    most: int = 2**17
+    repeats: int = 12
+    epsilon: float = 0.1
+    accuracy: float = 0.4
+    visits: int = 8
+    most: int = 2**16
+    resamples: int = 2000
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
     families = run.step("families", lambda: _families(run))
     sepsis = run.step("sepsis", _sepsis)
-    rows = [run.step(f"samples-{n}", partial(_samples, n, config, run)) for n in config.levels]
+    run.planned_steps = 2 + len(config.shapes) * config.repeats
+    rows = []
+    for k, n in config.shapes:
+        found = [
+            run.step(f"samples-{k}x{n}-{repeat}", partial(_samples, k, n, repeat, config, run))
+            for repeat in range(config.repeats)
+        ]
+        rows.append(_row(k, n, found, config, run))
     fits = {
-        f"{learner} over {axis}": _exponent(rows, learner, axis)
-        for learner in ("joint", "projected")
-        for axis in ("sum", "product")
+        f"{rule}, {learner}": exponents(rows, f"{rule}, {learner}", config.resamples, run.rng(5))
+        for rule in RULES
+        for learner in LEARNERS
     }
+    for name, fit in fits.items():
+        both = f"{_power('Σ|A_k|', fit['sum'])} · {_power('Π|A_k|', fit['product'])}"
+        alone = f"{_power('Σ|A_k|', fit['sum alone'])}, {_power('Π|A_k|', fit['product alone'])}"
+        run.emit("message", f"{name}: transitions ∝ {both}; over either alone {alone}")
     run.check(
         "product MDPs have no interaction",
         expected="<= 1e-12",
@@ -92,27 +122,70 @@ def _sepsis() -> dict[str, Any]:
     return values | {"all": asdict(bias(mdp)), "admissible": asdict(bias(mdp, mask=mdp.admissible))}
 
 
-def _samples(n: int, config: Config, run: Run) -> dict[str, Any]:
-    """Transitions to an ε-optimal policy on separable MDPs with two factors of ``n`` actions: geometric means."""
-    blocks: dict[str, Blocks] = {"joint": check_blocks([(0, 1)], 2), "projected": check_blocks(None, 2)}
-    counts: dict[str, list[int]] = {learner: [] for learner in blocks}
-    for repeat in range(config.repeats):
-        mdp = separable_mdp(run.rng(3, n, repeat), config.states, (n, n))
-        optimal = expected_return(mdp, greedy(optimal_q(mdp)))
-        for learner, parts in blocks.items():
-            rng = run.rng(4, n, repeat)
-            counts[learner].append(samples_needed(mdp, parts, optimal, config.epsilon, rng, config.most))
-    row = {learner: math.exp(float(np.mean(np.log(found)))) for learner, found in counts.items()}
-    row |= {"sum": 2 * n, "product": n * n, "capped": sum(c == config.most for found in counts.values() for c in found)}
-    run.metrics(
-        {"step": n} | row, f"{n}×{n} actions: joint {row['joint']:.0f}, projected {row['projected']:.0f} transitions"
-    )
-    return row
+def _samples(k: int, n: int, repeat: int, config: Config, run: Run) -> dict[str, int]:
+    """Transitions that each rule and learner needs on one separable MDP with ``k`` factors of ``n`` actions."""
+    mdp = separable_mdp(run.rng(3, k, n, repeat), config.states, (n,) * k, weight=config.weight)
+    best = optimal_q(mdp)
+    worth = expected_return(mdp, greedy(best)) - config.epsilon
+    tolerance = config.accuracy * best.max(axis=1).std()
+
+    def good(q: np.ndarray) -> bool:
+        return expected_return(mdp, greedy(q)) >= worth
+
+    def accurate(q: np.ndarray) -> bool:
+        return bool(np.sqrt(np.mean((q - best) ** 2)) <= tolerance)
+
+    counts: dict[str, int] = {}
+    for learner, parts in (("joint", check_blocks([range(k)], k)), ("projected", check_blocks(None, k))):
+        rng, visits = run.rng(4, k, n, repeat), config.visits * len(parts)
+        counts |= {
+            f"accuracy, {learner}": samples_needed(mdp, parts, accurate, rng, config.most),
+            f"uniform, {learner}": samples_needed(mdp, parts, good, rng, config.most),
+            f"rmax, {learner}": steps_needed(mdp, parts, good, rng, config.most, visits),
+            f"dyna, {learner}": steps_needed(mdp, parts, good, rng, config.most),
+        }
+    run.metrics({"step": repeat, "factors": k, "levels": n} | counts)
+    return counts
 
 
-def _exponent(rows: list[dict[str, Any]], learner: str, axis: str) -> float:
-    """The slope of log samples against log Σ|A_k| or log Π|A_k|."""
-    return float(np.polyfit(np.log([row[axis] for row in rows]), np.log([row[learner] for row in rows]), 1)[0])
+def _row(k: int, n: int, found: list[dict[str, int]], config: Config, run: Run) -> dict[str, Any]:
+    counts = {name: [one[name] for one in found] for name in found[0]}
+    means = {name: math.exp(float(np.mean(np.log(each)))) for name, each in counts.items()}
+    text = "; ".join(f"{rule} {means[f'{rule}, joint']:.0f} : {means[f'{rule}, projected']:.0f}" for rule in RULES)
+    run.emit("message", f"{k} factors of {n} (Σ {k * n}, Π {n**k}), joint : projected: {text}")
+    capped = sum(count == config.most for each in counts.values() for count in each)
+    return {"factors": k, "levels": n, "sum": k * n, "product": n**k, "counts": counts, "capped": capped}
+
+
+def exponents(
+    rows: list[dict[str, Any]], name: str, resamples: int, rng: np.random.Generator
+) -> dict[str, list[float]]:
+    """α and β of transitions = c (Σ|A_k|)^α (Π|A_k|)^β, and the slope over either alone.
+
+    [estimate, lower, upper], 95 % by bootstrap over each shape's random MDPs; least squares on logarithms. Raises
+    ValueError if the shapes do not tell Σ from Π.
+    """
+    one, s, p = np.ones(len(rows)), *(np.log([row[axis] for row in rows]) for axis in ("sum", "product"))
+    if np.linalg.matrix_rank(np.stack([one, s, p])) < 3:
+        raise ValueError("these shapes do not tell Σ|A_k| from Π|A_k|: give at least three, with another K among them")
+    y = np.log(np.array([row["counts"][name] for row in rows], float))  # [shapes, repeats]
+    draws = rng.integers(y.shape[1], size=(resamples, *y.shape))
+    means = np.take_along_axis(y[None], draws, axis=2).mean(axis=2)  # [resamples, shapes]
+    fits = {
+        "sum": ([one, s, p], 1),
+        "product": ([one, s, p], 2),
+        "sum alone": ([one, s], 1),
+        "product alone": ([one, p], 1),
+    }
+    found = {}
+    for axis, (columns, i) in fits.items():
+        solve = np.linalg.pinv(np.stack(columns, axis=1))[i]
+        found[axis] = [float(y.mean(axis=1) @ solve), *(float(v) for v in np.quantile(means @ solve, (0.025, 0.975)))]
+    return found
+
+
+def _power(base: str, slope: list[float]) -> str:
+    return f"({base})^{slope[0]:.2f} [{slope[1]:.2f}, {slope[2]:.2f}]"
 
 
 def draw(folder: Path) -> None:
@@ -123,16 +196,24 @@ def draw(folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     result = json.loads((folder / "result.json").read_text())
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for learner in ("joint", "projected"):
-        slope = result["exponents"][f"{learner} over sum"]
-        rows = result["samples"]
-        axes.loglog(
-            [r["sum"] for r in rows], [r[learner] for r in rows], "o-", label=f"{learner}: (Σ|A_k|)^{slope:.2f}"
-        )
-    axes.set(xlabel="Σ|A_k|", ylabel="transitions to an ε-optimal policy")
-    axes.legend()
-    figure.savefig(folder / "figures" / "samples.png", dpi=150)
+    figure, panels = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained", sharey=True)
+    for axes, (rule, title) in zip(panels, RULES.items(), strict=True):
+        for learner, axis, colour in (("joint", "product", "C3"), ("projected", "sum", "C0")):
+            name = f"{rule}, {learner}"
+            x = [row[axis] for row in result["samples"]]
+            logs = [np.log(row["counts"][name]) for row in result["samples"]]
+            means, errors = [np.mean(y) for y in logs], [1.96 * np.std(y, ddof=1) / len(y) ** 0.5 for y in logs]
+            y = np.exp(means)
+            bars = [y - np.exp(np.subtract(means, errors)), np.exp(np.add(means, errors)) - y]
+            fit = result["exponents"][name]
+            label = (
+                f"{learner}: Σ^{fit['sum'][0]:.2f} Π^{fit['product'][0]:.2f}, over {'Π' if axis == 'product' else 'Σ'}"
+            )
+            axes.errorbar(x, y, bars, fmt="o", color=colour, label=label, markersize=4)
+        axes.set(title=title, xlabel="Σ|A_k| (blue), Π|A_k| (red)", xscale="log", yscale="log")
+        axes.legend(fontsize=8)
+    panels[0].set_ylabel("transitions")
+    figure.savefig(folder / "figures" / "samples.png", dpi=110)
     plt.close(figure)
 
 
@@ -141,6 +222,6 @@ JOB = Job(
     summary="Action decomposition on finite MDPs: bias, ICU-Sepsis, and samples to an ε-optimal policy",
     Config=Config,
     run=run,
-    presets={"smoke": {"levels": (2, 4), "repeats": 5, "most": 2**14}, "paper": {}},
+    presets={"smoke": {"shapes": ((2, 2), (2, 4), (3, 3)), "repeats": 4}, "paper": {}},
     draw=draw,
 )

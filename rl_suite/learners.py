@@ -2,71 +2,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rl_suite.factors import Blocks, one_hot
-from rl_suite.mdp import MDP, expected_return, greedy
+from rl_suite.factors import Blocks, block_actions, block_sizes, one_hot
+from rl_suite.mdp import MDP
 
 Log = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # states, joint actions, rewards, next states: [N] each
+RIDGE = 1e-3  # what was never seen is worth nothing
 
 
 def sample(mdp: MDP, behaviour: np.ndarray, n: int, rng: np.random.Generator) -> Log:
     """``n`` transitions from non-terminal states drawn evenly, actions from π_b [S, A], expected rewards."""
     states = rng.choice(np.flatnonzero(~mdp.terminal), n)
-    actions = _draw(behaviour[states], rng)
-    return states, actions, mdp.R[states, actions], _draw(mdp.P[states, actions], rng)
+    actions = draw_rows(behaviour[states], rng)
+    return states, actions, mdp.R[states, actions], draw_rows(mdp.P[states, actions], rng)
 
 
-def _draw(laws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw_rows(laws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One index a row of [N, M] probabilities."""
     below = laws.cumsum(axis=1)
     return (below < rng.random((len(laws), 1)) * below[:, -1:]).sum(axis=1)
 
 
+class Model:
+    """P and R additive over ``blocks`` in each state: least squares with a ridge, one transition at a time.
+
+    With all factors in one block this is the joint model of counts. With several, regressing on all at once adjusts a
+    block's effect for the others', whatever policy logged them (back-door).
+    """
+
+    def __init__(self, states: int, sizes: Sequence[int], blocks: Blocks, gamma: float) -> None:
+        self.design = one_hot(sizes, blocks)  # [A, C]
+        self.columns = block_actions(sizes, blocks)  # [A, B]
+        self.gamma = gamma
+        actions, effects = self.design.shape
+        self.seen = [np.zeros((states, n), int) for n in block_sizes(sizes, blocks)]  # how often (s, a_b) was taken
+        self.law = np.zeros((states, actions, states + 1))  # P(· | s, a), and R in the last place
+        self.rewards = (np.inf, -np.inf)
+        self._joint = len(blocks) == 1
+        self._effects = np.zeros((states, effects, states + 1))
+        self._inverse = np.empty((states, 0, 0)) if self._joint else np.tile(np.eye(effects) / RIDGE, (states, 1, 1))
+        self._stale: set[int] = set()
+
+    def add(self, s: int, a: int, r: float, then: int) -> None:
+        """Recursive least squares (Sherman–Morrison): the batch solution, in O(C²) a transition."""
+        for seen, own in zip(self.seen, self.columns[a], strict=True):
+            seen[s, own] += 1
+        self.rewards = (min(self.rewards[0], r), max(self.rewards[1], r))
+        outcome = np.zeros(self.law.shape[2])
+        outcome[then], outcome[-1] = 1, r
+        if self._joint:
+            self.law[s, a] += (outcome - self.law[s, a]) / (self.seen[0][s, a] + RIDGE)
+            return
+        x = self.design[a]
+        gain = self._inverse[s] @ x
+        gain /= 1 + x @ gain
+        self._inverse[s] -= np.outer(gain, x @ self._inverse[s])
+        self._effects[s] += np.outer(gain, outcome - x @ self._effects[s])
+        self._stale.add(s)
+
+    def fit(self, log: Log) -> None:
+        """Replace what was learnt by the fit to ``log``. Raises ValueError for an empty one."""
+        s, a, r, then = log
+        if len(s) == 0:
+            raise ValueError("the dataset is empty: a model needs at least one transition")
+        states, _, outcomes = self.law.shape
+        outcome = np.zeros(self.law.shape)
+        np.add.at(outcome, (s, a, then), 1.0)
+        np.add.at(outcome, (s, a, np.full(len(s), outcomes - 1)), r)
+        counts = outcome[:, :, :states].sum(axis=2)
+        self.rewards = (float(r.min()), float(r.max()))
+        if self._joint:
+            self.law = outcome / (counts + RIDGE)[:, :, None]
+            return
+        gram = np.einsum("ac,sad->scd", self.design, counts[:, :, None] * self.design)
+        gram += RIDGE * np.eye(self.design.shape[1])
+        self._effects = np.linalg.solve(gram, np.einsum("ac,sat->sct", self.design, outcome))
+        self.law = self.design @ self._effects
+
+    def q(self, value: np.ndarray, sweeps: int, optimistic: np.ndarray | None = None) -> np.ndarray:
+        """Q [S, A] after ``sweeps`` of value iteration from V [S], which is updated in place.
+
+        ``optimistic`` [S, A] bool: pairs worth the largest return there can be. Values stay between the least and the
+        largest, for an additive P need be no distribution.
+        """
+        for s in self._stale:
+            self.law[s] = self.design @ self._effects[s]
+        self._stale.clear()
+        P, R = self.law[:, :, :-1], self.law[:, :, -1]
+        low, high = (bound / (1 - self.gamma) for bound in (min(self.rewards[0], 0), max(self.rewards[1], 0)))
+        for _ in range(sweeps + 1):
+            q = R + self.gamma * P @ value
+            if optimistic is not None:
+                q = np.where(optimistic, high, q)
+            value[:] = np.clip(q.max(axis=1), low, high)
+        return q
+
+    def unknown(self, visits: int) -> np.ndarray:
+        """[S, A]: whether some block's own action was taken fewer than ``visits`` times there."""
+        return np.any(
+            [seen[:, own] < visits for seen, own in zip(self.seen, self.columns.T, strict=True)],
+            axis=0,
+        )
+
+
 def learned_q(
     log: Log, states: int, sizes: Sequence[int], blocks: Blocks, gamma: float, sweeps: int = 400
 ) -> np.ndarray:
-    """Q [S, A] of the model that ``log`` supports: P and R additive over ``blocks``, by least squares in each state.
-
-    With all factors in one block this is the joint model of counts. With several, regressing on all at once adjusts a
-    block's effect for the others', whatever policy logged them (back-door). What was never seen is worth nothing.
-    Raises ValueError for an empty log.
-    """
-    s, a, r, then = log
-    if len(s) == 0:
-        raise ValueError("the dataset is empty: a model needs at least one transition")
-    design = one_hot(sizes, blocks)  # [A, C]
-    outcome = np.zeros((states, len(design), states + 1))
-    np.add.at(outcome, (s, a, then), 1.0)
-    np.add.at(outcome, (s, a, np.full(len(s), states)), r)
-    counts = outcome[:, :, :states].sum(axis=2)
-    gram = np.einsum("ac,sa,ad->scd", design, counts, design)
-    model = design @ np.linalg.pinv(gram, hermitian=True) @ np.einsum("ac,sat->sct", design, outcome)
-    P, R = model[:, :, :states], model[:, :, states]
-    value, top = np.zeros(states), max(r.max(), 0) / (1 - gamma)
-    for _ in range(sweeps):
-        value = np.clip((R + gamma * P @ value).max(axis=1), min(r.min(), 0) / (1 - gamma), top)
-    return R + gamma * P @ value
+    """Q [S, A] of the model that ``log`` supports. Raises ValueError for an empty log."""
+    model = Model(states, sizes, blocks, gamma)
+    model.fit(log)
+    return model.q(np.zeros(states), sweeps)
 
 
 def samples_needed(
-    mdp: MDP, blocks: Blocks, optimal: float, epsilon: float, rng: np.random.Generator, most: int
+    mdp: MDP, blocks: Blocks, good: Callable[[np.ndarray], bool], rng: np.random.Generator, most: int
 ) -> int:
-    """The fewest transitions, on a grid of steps of √2, whose learned policy loses at most ``epsilon``·optimal.
+    """The fewest transitions of uniform actions, on a grid of steps of 2^¼, whose learned Q [S, A] is ``good``.
 
-    The behaviour is uniform. Gives ``most`` if that many do not do.
+    Gives ``most`` if that many do not do.
     """
     states, actions = mdp.R.shape
-    behaviour = np.full((states, actions), 1 / actions)
-    s, a, r, then = sample(mdp, behaviour, most, rng)
-    for n in _grid(most):
-        q = learned_q((s[:n], a[:n], r[:n], then[:n]), states, mdp.sizes, blocks, mdp.gamma)
-        if expected_return(mdp, greedy(q)) >= (1 - epsilon) * optimal:
+    s, a, r, then = sample(mdp, np.full((states, actions), 1 / actions), most, rng)
+    for n in grid(most):
+        if good(learned_q((s[:n], a[:n], r[:n], then[:n]), states, mdp.sizes, blocks, mdp.gamma)):
             return n
     return most
 
 
-def _grid(most: int) -> list[int]:
-    return [int(2 ** (half / 2)) for half in range(8, int(2 * np.log2(most)) + 1)]
+def steps_needed(
+    mdp: MDP,
+    blocks: Blocks,
+    good: Callable[[np.ndarray], bool],
+    rng: np.random.Generator,
+    most: int,
+    visits: int = 0,
+    epsilon: float = 0.1,
+) -> int:
+    """The same for a learner that walks through the MDP and chooses its actions.
+
+    RMax (Brafman & Tennenholtz 2002) with ``visits`` > 0: a pair is worth the largest return until each block's own
+    action was taken that often there; planned anew whenever one becomes known. Else Dyna (Sutton 1990): ε-greedy, two
+    sweeps of planning from the last values after every step.
+    """
+    states, actions = mdp.R.shape
+    model = Model(states, mdp.sizes, blocks, mdp.gamma)
+    below, checks = mdp.P.cumsum(axis=2), set(grid(most))
+    value = np.full(states, mdp.R.max() / (1 - mdp.gamma) if visits else 0.0)
+    q = rng.random((states, actions))
+    s = int(rng.choice(states, p=mdp.start))
+    for step in range(1, most + 1):
+        a = int(q[s].argmax())
+        if not visits and rng.random() < epsilon:
+            a = int(rng.integers(actions))
+        then = min(int(below[s, a].searchsorted(rng.random())), states - 1)
+        model.add(s, a, float(mdp.R[s, a]), then)
+        if not visits:
+            q = model.q(value, sweeps=2)
+        elif step in checks or any(
+            seen[s, own] == visits for seen, own in zip(model.seen, model.columns[a], strict=True)
+        ):
+            q = model.q(value, sweeps=60, optimistic=model.unknown(visits))
+            q = q + 1e-9 * rng.random(q.shape)  # unknown pairs tie: any of them may be next
+        s = then
+        if step in checks and good(model.q(np.zeros(states), sweeps=200)):
+            return step
+    return most
+
+
+def grid(most: int) -> list[int]:
+    return sorted({int(2 ** (quarter / 4)) for quarter in range(12, int(4 * np.log2(most)) + 1)})

@@ -95,14 +95,24 @@ def _merged(x: np.ndarray, y: np.ndarray) -> tuple[int, ...]:
     return tuple(i * j for i, j in zip(x.shape, y.shape, strict=True))
 
 
-def separable_mdp(rng: np.random.Generator, states: int, sizes: Sequence[int], gamma: float = 0.9) -> MDP:
-    """Each factor adds its own effect to one shared state's law: P(·|s, a) = Σ_k P_k(·|s, a_k)/K, and R likewise."""
+def separable_mdp(
+    rng: np.random.Generator, states: int, sizes: Sequence[int], gamma: float = 0.9, weight: float | None = None
+) -> MDP:
+    """Each factor adds its own effect to one shared state's law: P(·|s, a) = w Σ_k P_k(·|s, a_k) + (1 − wK) P_0(·|s).
+
+    R likewise. ``weight``: w, at most the default 1/K.
+    """
+    weight = 1 / len(sizes) if weight is None else weight
+    rest = 1 - weight * len(sizes)
     P, R = np.zeros((states, *sizes, states)), np.zeros((states, *sizes))
     for k, size in enumerate(sizes):
         shape = [states, *(size if j == k else 1 for j in range(len(sizes)))]
-        P += rng.dirichlet(np.full(states, 0.3), (states, size)).reshape(*shape, states) / len(sizes)
-        R += rng.random((states, size)).reshape(shape) / len(sizes)
-    return MDP(P.reshape(states, -1, states), R.reshape(states, -1), np.full(states, 1 / states), tuple(sizes), gamma)
+        P += weight * rng.dirichlet(np.full(states, 0.3), (states, size)).reshape(*shape, states)
+        R += weight * rng.random((states, size)).reshape(shape)
+    P, R = P.reshape(states, -1, states), R.reshape(states, -1)
+    P += rest * rng.dirichlet(np.full(states, 0.3), states)[:, None]
+    R += rest * rng.random(states)[:, None]
+    return MDP(P, R, np.full(states, 1 / states), tuple(sizes), gamma)
 
 
 def interacting_mdp(rng: np.random.Generator, states: int, sizes: Sequence[int], gamma: float = 0.9) -> MDP:

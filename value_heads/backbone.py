@@ -22,7 +22,6 @@ from transformers.utils import logging
 
 from value_heads.scoring import Request, ScoreQueue, Search
 from value_heads.stack import Chunk, check_betas
-from value_heads.threads import sparing
 
 
 class LoraBackbone(nn.Module):
@@ -158,7 +157,7 @@ class LoraState:
         """Sum_t V_t / beta_t [R] at each row's last counted token; rows parent-major, a stopped row no parent."""
         request = Request(self.search, parents, num_successors, chunk.tokens_RL, chunk.lengths_R)
         self.backbone.queue.add(request)
-        self.backbone.worker.submit(sparing(self.backbone.queue.drain))
+        self.backbone.worker.submit(self.backbone.queue.drain)
         return await asyncio.wrap_future(request.done)
 
 

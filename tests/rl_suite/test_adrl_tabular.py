@@ -7,10 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl_suite.adrl_tabular import JOB
+from rl_suite.adrl_tabular import JOB, exponents
 from rl_suite.factors import check_blocks
-from rl_suite.learners import learned_q, sample
-from rl_suite.mdp import MDP, interacting_mdp, optimal_q, policy_value, product_mdp, separable_mdp
+from rl_suite.learners import Model, learned_q, sample, steps_needed
+from rl_suite.mdp import (
+    MDP,
+    expected_return,
+    greedy,
+    interacting_mdp,
+    optimal_q,
+    policy_value,
+    product_mdp,
+    separable_mdp,
+)
 from rl_suite.projection import backdoor, bias, combine, naive, project
 
 ALONE = ((0,), (1,))
@@ -58,6 +67,51 @@ def test_learning_from_a_confounded_log_converges_to_the_true_q() -> None:
     assert np.abs(q - optimal_q(mdp)).max() < 0.05
 
 
+@pytest.mark.parametrize("blocks", [ALONE, ((0, 1),)])
+def test_one_transition_at_a_time_comes_to_the_batch_fit(blocks: tuple[tuple[int, ...], ...]) -> None:
+    rng = np.random.default_rng(4)
+    mdp = separable_mdp(rng, 3, (2, 3))
+    log = sample(mdp, np.full(mdp.R.shape, 1 / 6), 300, rng)
+    model, batch = (Model(3, mdp.sizes, blocks, mdp.gamma) for _ in range(2))
+    for s, a, r, then in zip(*log, strict=True):
+        model.add(int(s), int(a), float(r), int(then))
+    batch.fit(log)
+    assert np.allclose(model.q(np.zeros(3), 400), batch.q(np.zeros(3), 400), atol=1e-6)
+
+
+def test_a_pair_is_known_once_each_of_its_blocks_actions_is() -> None:
+    model = Model(1, (2, 2), ALONE, 0.9)
+    model.add(0, 0, 1.0, 0)  # (0, 0)
+    model.add(0, 3, 1.0, 0)  # (1, 1)
+    assert not model.unknown(1).any()  # (0, 1) and (1, 0) never happened, but each of their parts did
+    joint = Model(1, (2, 2), ((0, 1),), 0.9)
+    joint.add(0, 0, 1.0, 0)
+    joint.add(0, 3, 1.0, 0)
+    assert joint.unknown(1).tolist() == [[False, True, True, False]]
+
+
+@pytest.mark.parametrize("visits", [0, 8])
+def test_exploring_learners_end_with_a_good_policy(visits: int) -> None:
+    mdp = separable_mdp(np.random.default_rng(5), 4, (3, 3))
+    worth = 0.99 * expected_return(mdp, greedy(optimal_q(mdp)))
+
+    def good(q: np.ndarray) -> bool:
+        return expected_return(mdp, greedy(q)) >= worth
+
+    most = 2**14
+    assert steps_needed(mdp, ALONE, good, np.random.default_rng(6), most, visits) < most
+
+
+def test_exponents_of_a_known_law_come_back() -> None:
+    shapes = [(4, 4), (8, 16), (16, 64), (12, 81)]
+    rows = [{"sum": s, "product": p, "counts": {"x": [3 * s**1.5 * p**0.25] * 4}} for s, p in shapes]
+    found = exponents(rows, "x", 50, np.random.default_rng(0))
+    assert np.allclose([found["sum"][0], found["product"][0]], [1.5, 0.25])
+    assert np.allclose(found["sum"], 1.5)  # no noise, no width
+    with pytest.raises(ValueError, match="do not tell"):
+        exponents(rows[:2], "x", 50, np.random.default_rng(0))
+
+
 def test_bad_input_says_what_to_change() -> None:
     with pytest.raises(ValueError, match="no partition: each of the factors 0 to 1 must be in exactly one block"):
         check_blocks([(0,), (0, 1)], 2)
@@ -80,6 +134,6 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     pytest.importorskip("icu_sepsis", reason="needs icu-sepsis")
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert all(check["holds"] for check in result["checks"]), result["checks"]
-    exponents = result["exponents"]
-    assert exponents["projected over product"] < exponents["joint over product"]
+    found = result["exponents"]
+    assert found["accuracy, projected"]["product"][0] < found["accuracy, joint"]["product"][0]
     assert (tmp_path / "figures" / "samples.png").exists()

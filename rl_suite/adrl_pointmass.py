@@ -1,0 +1,233 @@
+"""DQN, DecQN and AD-DQN on dm_control's point mass (or another task), by the number of bins a dimension."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rl_suite.agents import Agent, AgentConfig
+from rl_suite.control import Bins, DMControl, make_vector
+from rl_suite.factors import sizes_of
+from rl_suite.single_loop import run_loop
+from rl_suite.stats import Estimate, draw_band, interval, iqm, mean, probability_of_improvement
+from training.run import Job, JobConfig, Run
+
+AGENTS: dict[str, dict[str, Any]] = {
+    "DQN": {},
+    "DecQN": {},
+    "AD-DQN": {"projected": 1.0},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "AD-DQN, weighted": {"projected": 1.0, "mixer": "weighted"},
+    "AD-DQN, MLP": {"projected": 1.0, "mixer": "mlp"},
+    "AD-DQN, model": {"projected": 1.0, "model": True},
+    "AD-DQN, weighted, model": {"projected": 1.0, "mixer": "weighted", "model": True},
+    "AD-DQN, MLP, model": {"projected": 1.0, "mixer": "mlp", "model": True},
+}
+
+
+class Config(JobConfig):
+    """``task``: dm_control's "domain-task"; "reacher-hard" and "cheetah-run" are harder ones.
+
+    ``bins``: a dimension, one comparison each; ``variants_at``: the bins that AD-DQN's mixers and models are tried at.
+    ``explore``, ``hold``: as in AgentConfig; an action at random for one step hardly moves a point mass, one held does.
+    ``repeats``: seeds; ``evaluations``: along the way, each of ``episodes`` greedy episodes of 1000 steps at most.
+    """
+
+    task: str = "point_mass-easy"
+    bins: tuple[int, ...] = (9, 17, 33)
+    variants_at: tuple[int, ...] = (17,)
+    repeats: int = 5
+    steps: int = 100_000
+    evaluations: int = 10
+    episodes: int = 8
+    n_step: int = 3
+    double: bool = True
+    explore: int = 30_000
+    hold: int = 100
+    speed_steps: int = 5000
+
+
+def run(config: Config, run: Run) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    cells = [(bins, name) for bins in config.bins for name in AGENTS]
+    cells += [(bins, name) for bins in config.variants_at for name in VARIANTS]
+    run.planned_steps = 2 + len(cells) * config.repeats
+    _announce(cells, config, run)
+    parity = run.step("parity", _parity)
+    run.check("point masses less dm_control's, 200 steps", expected="<= 1e-12", got=parity, holds=parity <= 1e-12)
+    speed = run.step("speed", partial(_speed, config, run))
+    curves: dict[str, list[list[float]]] = {}
+    for bins, name in cells:
+        steps = [(f"{bins}-{name}-{n}".replace(", ", "-"), n) for n in range(config.repeats)]
+        curves[f"{bins}, {name}"] = [run.step(step, partial(_train, bins, name, n, config, run)) for step, n in steps]
+    table = {cell: _scores(found, run) for cell, found in curves.items()}
+    for cell, found in table.items():
+        run.emit("message", f"{cell}: area {_text(found['area'])}, final {_text(found['final'])}")
+    comparisons = _comparisons(curves, config, run)
+    for line in comparisons.values():
+        run.emit("message", line["verdict"])
+    return {"speed": speed, "curves": curves, "table": table, "comparisons": comparisons}
+
+
+def options(name: str, config: Config, seed: int) -> AgentConfig:
+    """The agent called ``name``. DQN's one block of all factors is found from the task's action space."""
+    found = (AGENTS | VARIANTS)[name]
+    if name == "DQN":
+        probe = make_vector(config.task, 1, config.bins[0])
+        found = {"blocks": (tuple(range(len(sizes_of(probe.single_action_space)))),)}
+    return AgentConfig(
+        **found, n_step=config.n_step, double=config.double, explore=config.explore, hold=config.hold, seed=seed
+    )
+
+
+def _announce(cells: list[tuple[int, str]], config: Config, run: Run) -> None:
+    """Seen on one core that others share: 2,000 steps/s, half of it with a model."""
+    per_run = config.steps / 2000 + config.evaluations * config.episodes / 8
+    total = sum(per_run * (2 if "model" in name else 1) for _, name in cells) * config.repeats
+    run.emit(
+        "message",
+        f"{len(cells)} agents × {config.repeats} seeds × {config.steps} steps: about {total / 60:.0f} minutes",
+    )
+
+
+def _train(bins: int, name: str, n: int, config: Config, run: Run) -> list[float]:
+    """Mean greedy return at each of the evaluations."""
+    seed = run.derive_seed(0, n) % 2**31
+    agent_config = options(name, config, seed)
+    agent = Agent(make_vector(config.task, agent_config.envs, bins), agent_config)
+    curve, began = [], time.monotonic()
+    for i in range(config.evaluations):
+        agent.learn(config.steps * (i + 1) // config.evaluations - agent.steps)
+        curve.append(evaluate(agent, config.task, bins, config.episodes, seed + 1))
+        run.metrics({"step": agent.steps, "bins": bins, "agent": name, "repeat": n, "return": curve[-1]})
+        run.stop_if_asked()
+    seconds = time.monotonic() - began
+    run.emit("message", f"{bins} bins, {name}, seed {n}: {' '.join(f'{r:.0f}' for r in curve)} ({seconds:.0f} s)")
+    return curve
+
+
+def evaluate(agent: Agent, task: str, bins: int, episodes: int, seed: int) -> float:
+    """The mean return of greedy episodes side by side, each its environment's first."""
+    envs = make_vector(task, episodes, bins)
+    obs, _ = envs.reset(seed=seed)
+    total, going = np.zeros(episodes), np.ones(episodes, bool)
+    while going.any():
+        obs, rewards, terminated, truncated, _ = envs.step(agent.predict(obs))
+        total += going * rewards
+        going &= ~(terminated | truncated)
+    return float(total.mean())
+
+
+def _parity() -> float:
+    """The largest difference between PointMasses and dm_control's own environment under random actions."""
+    many, one = make_vector("point_mass-easy", 1, 9), DMControl("point_mass", "easy")
+    many.reset(seed=0)
+    one.reset(seed=0)
+    with one._env.physics.reset_context():
+        one._env.physics.data.qpos[:] = many._data[0].qpos  # type: ignore[attr-defined]
+    rng, levels, worst = np.random.default_rng(0), np.linspace(-1, 1, 9), 0.0
+    for _ in range(200):
+        action = rng.integers(9, size=(1, 2))
+        obs, rewards, *_ = many.step(action)
+        expected, reward, *_ = one.step(levels[action[0]])
+        worst = max(worst, float(np.abs(obs[0] - expected).max()), abs(float(rewards[0]) - reward))
+    return worst
+
+
+def _speed(config: Config, run: Run) -> dict[str, float]:
+    """Environment steps per second of DecQN: ours, and the plain loop with the same network and updates; thrice each,
+    in turn, the best of each."""
+    found: dict[str, list[float]] = {"agent": [], "loop": []}
+    domain, _, task = config.task.partition("-")
+    bins = config.bins[0]
+    for _ in range(3):
+        agent_config = options("DecQN", config, 0)
+        agent = Agent(make_vector(config.task, agent_config.envs, bins), agent_config)
+        agent.learn(agent_config.start)
+        began = time.perf_counter()
+        agent.learn(config.speed_steps)
+        found["agent"].append(config.speed_steps / (time.perf_counter() - began))
+        loop = run_loop(Bins(DMControl(domain, task), bins), agent_config, agent_config.start + config.speed_steps // 2)
+        found["loop"].append(loop)
+    best = {name: max(rates) for name, rates in found.items()}
+    ratio = best["agent"] / best["loop"]
+    run.emit("message", f"{best['agent']:.0f} steps/s, a CleanRL-style loop {best['loop']:.0f}: ratio {ratio:.2f}")
+    return best | {"ratio": ratio}
+
+
+def _scores(curves: list[list[float]], run: Run) -> dict[str, Any]:
+    """Mean over seeds of the area under the curve (its mean height) and of the last evaluation; IQM at each."""
+    found = np.array(curves)  # [seeds, evaluations]
+    each = {"area": found.mean(axis=1), "final": found[:, -1]}
+    return {name: interval(mean, scores[:, None], rng=run.rng(1)).plain() for name, scores in each.items()} | {
+        "iqm": interval(iqm, found.T[:, :, None], rng=run.rng(1)).plain()
+    }
+
+
+def _comparisons(curves: dict[str, list[list[float]]], config: Config, run: Run) -> dict[str, Any]:
+    """AD-DQN and its variants against DecQN, DecQN and AD-DQN against DQN: area under the curve at the same bins."""
+    found = {}
+    for cell, x in curves.items():
+        bins, _, name = cell.partition(", ")
+        for other in {"DQN": (), "DecQN": ("DQN",), "AD-DQN": ("DQN", "DecQN")}.get(name, ("DecQN", "AD-DQN")):
+            a, b = (np.array(one).mean(axis=1)[:, None] for one in (x, curves[f"{bins}, {other}"]))
+            gap = interval(lambda p, q: mean(p) - mean(q), a, b, rng=run.rng(2))
+            better = interval(probability_of_improvement, a, b, rng=run.rng(3))
+            noise = "within noise" if gap.low <= 0 <= gap.high else f"{name if gap.low > 0 else other} is better"
+            verdict = f"{bins} bins, {name} less {other}: area {gap:+.1f}, {noise}; P(better) {better:.2f}"
+            found[f"{cell} / {other}"] = {"gap": gap.plain(), "better": better.plain(), "verdict": verdict}
+    return found
+
+
+def _text(found: dict[str, Any]) -> str:
+    return f"{Estimate(**found):.0f}"
+
+
+def draw(folder: Path) -> None:
+    """Write figures/curves.png from result.json."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    result = json.loads((folder / "result.json").read_text())
+    config = result["config"]
+    x = config["steps"] * np.arange(1, config["evaluations"] + 1) / config["evaluations"]
+    panels = [(f"{bins} bins", [(f"{bins}, {name}", name) for name in AGENTS]) for bins in config["bins"]]
+    for bins in config["variants_at"]:
+        cells = [(f"{bins}, {name}", name) for name in ("DecQN", "AD-DQN", *VARIANTS)]
+        panels.append((f"{bins} bins: mixers, with and without a model", cells))
+    figure, every = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained", squeeze=False)
+    for axes, (title, cells) in zip(every[0], panels, strict=True):
+        for cell, name in cells:
+            draw_band(axes, x, result["table"][cell]["iqm"], name)
+        axes.set(title=title, xlabel="environment steps", ylabel="return (IQM of seeds)")
+        axes.legend(fontsize=7)
+    figure.savefig(folder / "figures" / "curves.png", dpi=90)
+    plt.close(figure)
+
+
+SMOKE = {
+    "bins": (9,),
+    "variants_at": (),
+    "repeats": 2,
+    "steps": 3000,
+    "evaluations": 2,
+    "episodes": 2,
+    "speed_steps": 1500,
+}
+JOB = Job(
+    name="rl.adrl_pointmass",
+    summary="DQN, DecQN and AD-DQN on a dm_control task in 9, 17 and 33 bins a dimension; steps per second",
+    Config=Config,
+    run=run,
+    presets={"smoke": SMOKE, "two-cores": {"steps": 40_000, "evaluations": 4}, "paper": {}},
+    draw=draw,
+)

@@ -1,0 +1,311 @@
+"""DQN, DecQN and AD-DQN for Gymnasium environments with MultiDiscrete actions: learn, predict, save, load.
+
+One agent. A partition of the action factors into blocks gives each block a head Q_b(s, ·); a mixer makes Q(s, a) of
+their parts. DQN (Mnih et al. 2015) has all factors in one block. DecQN (Seyde et al. 2023) gives each its own and
+averages. AD-DQN (arXiv:2504.21326, which has no public code: a reconstruction) also fits each head to the projected MDP
+of its block under do(a_b), on real transitions and, with ``model``, on those of a learned model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rl_suite.factors import block_sizes, check_blocks, sizes_of
+from rl_suite.replay import Replay
+
+Mixer = Literal["mean", "weighted", "mlp"]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """``blocks``: a partition of the factors, by default each alone; ``projected``: the weight of the projected losses.
+
+    One update of ``batch`` every ``train_every`` environment steps after ``start``; the target network is copied every
+    ``target_every`` updates. Each block explores on its own: with probability ε, falling to ``epsilon`` over
+    ``explore`` steps, it draws an action and holds it for 1 to ``hold`` steps (temporally extended ε-greedy, Dabney et
+    al. 2021; 1: plain ε-greedy). ε is the share of its time that it spends so.
+    """
+
+    blocks: tuple[tuple[int, ...], ...] | None = None
+    mixer: Mixer = "mean"
+    projected: float = 0.0
+    model: bool = False
+    n_step: int = 3
+    double: bool = True
+    gamma: float = 0.99
+    width: int = 128
+    lr: float = 5e-4
+    batch: int = 128
+    train_every: int = 8
+    target_every: int = 100
+    replay: int = 100_000
+    start: int = 1000
+    explore: int = 5000
+    epsilon: float = 0.1
+    hold: int = 1
+    envs: int = 16
+    seed: int = 0
+
+
+class QNet(nn.Module):
+    """Observations [N, D] to heads [N, B, M], padded with −∞, and their mixture."""
+
+    def __init__(self, inputs: int, widths: tuple[int, ...], config: AgentConfig) -> None:
+        super().__init__()
+        w, self.B, self.M, self.mixer = config.width, len(widths), max(widths), config.mixer
+        self.trunk = nn.Sequential(nn.Linear(inputs, w), nn.LayerNorm(w), nn.ReLU(), nn.Linear(w, w), nn.ReLU())
+        self.heads = nn.Linear(w, self.B * self.M)
+        padding = torch.zeros(self.B, self.M)
+        for b, width in enumerate(widths):
+            padding[b, width:] = -torch.inf
+        self.register_buffer("padding", padding)
+        self.padded = bool((padding < 0).any())
+        if self.mixer != "mean":
+            self.value = nn.Linear(w, 1)
+            self.weights = nn.Parameter(torch.zeros(self.B))
+        if self.mixer == "mlp":
+            self.up, self.down = nn.Parameter(torch.randn(self.B, 32) / 8), nn.Parameter(torch.randn(32, 1) / 32)
+            self.shift = nn.Parameter(torch.zeros(32))
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads [N, B, M], and the trunk's features, which ``mix`` wants."""
+        h = self.trunk(observations)
+        heads = self.heads(h).view(-1, self.B, self.M)
+        return (heads + self.padding if self.padded else heads), h  # type: ignore[operator]
+
+    def mix(self, parts: Tensor, h: Tensor) -> Tensor:
+        """F(Q_1, …, Q_B; s) [N] of [N, B], increasing in each part: each head's own greedy action is the joint one.
+
+        "mean" is DecQN's. "weighted" has positive weights, at first 1/B, and a value of the state. "mlp" adds a network
+        with positive weights (as QMIX, Rashid et al. 2018), the same in every state.
+        """
+        if self.mixer == "mean":
+            return parts.mean(dim=1)
+        mixed = (parts * self.weights.exp()).sum(dim=1) / self.B + self.value(h)[:, 0]
+        if self.mixer == "mlp":
+            mixed = mixed + (F.elu(parts @ self.up.abs() + self.shift) @ self.down.abs())[:, 0]
+        return mixed
+
+
+class WorldModel(nn.Module):
+    """(s, a) to the change of s in units of its usual size, the reward, and the logit of the end. A reconstruction."""
+
+    def __init__(self, inputs: int, factors: int, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(inputs + factors, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.out = nn.Linear(width, inputs + 2)
+        self.register_buffer("scale", torch.ones(inputs))
+
+    def forward(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        change, r, end = self.out(self.net(torch.cat([s, a], dim=1))).split((s.shape[1], 1, 1), dim=1)
+        return change, r[:, 0], end[:, 0]
+
+    def loss(self, s: Tensor, a: Tensor, r: Tensor, then: Tensor, ended: Tensor) -> Tensor:
+        change = then - s
+        self.scale.lerp_(change.std(dim=0) + 1e-6, 0.02)  # type: ignore[operator]
+        predicted, reward, end = self(s, a)
+        ends = F.binary_cross_entropy_with_logits(end, ended)
+        return F.mse_loss(predicted, change / self.scale) + F.mse_loss(reward, r) + ends  # type: ignore[operator]
+
+
+class Agent:
+    """``env``: a function that makes one environment (``config.envs`` of it are run), or a VectorEnv of many.
+
+    Raises ValueError for a Box action space, blocks that are no partition, a VectorEnv that does not reset itself
+    within the step that ends an episode.
+    """
+
+    def __init__(self, env: Callable[[], gym.Env] | gym.vector.VectorEnv, config: AgentConfig) -> None:
+        self.config = config
+        self.envs = env if isinstance(env, gym.vector.VectorEnv) else _vectorise(env, config.envs)
+        if self.envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+            raise ValueError("the vector environment must give final_obs: make it with AutoresetMode.SAME_STEP")
+        self.sizes = sizes_of(self.envs.single_action_space)
+        self._one_number = isinstance(self.envs.single_action_space, spaces.Discrete)
+        self.blocks = check_blocks(config.blocks, len(self.sizes))
+        self.widths = block_sizes(self.sizes, self.blocks)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        inputs = spaces.flatdim(self.envs.single_observation_space)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.net, self.target = (QNet(inputs, self.widths, config) for _ in range(2))
+            self.world = WorldModel(inputs, len(self.sizes), config.width) if config.model else None
+        self.target.requires_grad_(False).load_state_dict(self.net.state_dict())
+        self._modules: dict[str, Any] = {"net": self.net, "target": self.target}
+        self._modules["optimiser"] = torch.optim.Adam(self.net.parameters(), config.lr, fused=True)
+        if self.world is not None:
+            self._modules["world"] = self.world
+            self._modules["world_optimiser"] = torch.optim.Adam(self.world.parameters(), 1e-3, fused=True)
+        self.replay = Replay(config.replay, self.envs.num_envs, inputs, len(self.blocks))
+        self.steps = self.updates = 0
+        self._obs: Tensor | None = None
+        self._held = torch.zeros(self.envs.num_envs, len(self.blocks), dtype=torch.long)  # explored actions, and
+        self._left = torch.zeros_like(self._held)  # how many steps they will still be held
+
+    def learn(self, steps: int) -> Agent:
+        """At least ``steps`` more environment steps. Goes on where it stopped; after ``load`` too, to the bit if
+        the environment has state_dict and load_state_dict, as PointMasses has. Others begin new episodes."""
+        c = self.config
+        if self._obs is None:
+            self._obs = self._flat(self.envs.reset(seed=c.seed)[0])
+        end = self.steps + steps
+        while self.steps < end:
+            own = self._explore(self._obs)
+            obs, rewards, terminated, truncated, info = self.envs.step(self._actions(own))
+            self.steps += self.envs.num_envs
+            obs = self._flat(obs)
+            then = obs
+            if "final_obs" in info:
+                which = np.flatnonzero(info["_final_obs"])
+                then = obs.clone()
+                then[which] = self._flat(np.stack([info["final_obs"][i] for i in which]))
+            self.replay.add(self._obs, own, rewards, then, terminated, truncated)
+            self._obs = obs
+            while self.steps >= c.start and self.updates < (self.steps - c.start) // c.train_every:
+                self._update()
+        return self
+
+    @torch.no_grad()
+    def predict(self, observations: np.ndarray) -> np.ndarray:
+        """The greedy actions [N, K] for observations [N, …], or [K] for a single one."""
+        space = self.envs.single_observation_space
+        single = np.shape(observations) == space.shape
+        batch = self._flat(np.asarray(observations)[None] if single else observations)
+        actions = self._actions(self.net(batch)[0].argmax(dim=2))
+        return actions[0] if single else actions
+
+    def save(self, path: Path) -> None:
+        """Networks, optimisers, replay, random generators, and the environments where they can tell their state."""
+        saved: dict[str, Any] = {name: module.state_dict() for name, module in self._modules.items()}
+        saved |= {"config": asdict(self.config), "generator": self.generator.get_state(), "obs": self._obs}
+        saved |= {"steps": self.steps, "updates": self.updates, "replay": self.replay.state_dict()}
+        saved |= {"held": self._held, "left": self._left}
+        if hasattr(self.envs, "state_dict"):
+            saved["envs"] = self.envs.state_dict()
+        torch.save(saved, path)
+
+    @classmethod
+    def load(cls, path: Path, env: Callable[[], gym.Env] | gym.vector.VectorEnv) -> Agent:
+        """Raises ValueError for an environment of other spaces than those it was saved with."""
+        saved = torch.load(path, weights_only=True)
+        agent = cls(env, AgentConfig(**saved["config"]))
+        try:
+            for name, module in agent._modules.items():
+                module.load_state_dict(saved[name])
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} was learnt on other observation or action spaces than this environment's"
+            ) from error
+        agent.replay.load_state_dict(saved["replay"])
+        agent.generator.set_state(saved["generator"])
+        agent.steps, agent.updates = saved["steps"], saved["updates"]
+        if "envs" in saved and saved["obs"] is not None:
+            agent.envs.reset(seed=0)
+            agent.envs.load_state_dict(saved["envs"])  # type: ignore[attr-defined]
+            agent._obs, agent._held, agent._left = (saved[name] for name in ("obs", "held", "left"))
+        return agent
+
+    @torch.no_grad()
+    def _explore(self, obs: Tensor) -> Tensor:
+        """Each block's own action [E, B]: random with probability ε, block by block, else greedy.
+
+        Blocks explore independently, so that given s a block's action says nothing of the others': what follows it in
+        the log is what follows do(a_b), the others acting as they do.
+        """
+        c, shape = self.config, self._held.shape
+        epsilon = 1 + (c.epsilon - 1) * min(1.0, self.steps / c.explore)
+        mean = (c.hold + 1) / 2
+        start = epsilon / (epsilon + (1 - epsilon) * mean)  # so that spells of ``mean`` steps fill ε
+        begins = (self._left == 0) & (torch.rand(shape, generator=self.generator) < start)
+        drawn = (torch.rand(shape, generator=self.generator) * torch.tensor(self.widths)).long()
+        spell = torch.randint(1, c.hold + 1, shape, generator=self.generator)
+        self._held = torch.where(begins, drawn, self._held)
+        self._left = torch.where(begins, spell, self._left)
+        own = torch.where(self._left > 0, self._held, self.net(obs)[0].argmax(dim=2))
+        self._left = (self._left - 1).clamp(min=0)
+        return own
+
+    def _actions(self, own: Tensor) -> np.ndarray:
+        """[N, K] of the blocks' own [N, B]; [N] for a Discrete space."""
+        actions = np.empty((len(own), len(self.sizes)), np.int64)
+        for b, block in enumerate(self.blocks):
+            parts = np.unravel_index(own[:, b].numpy(), [self.sizes[k] for k in block])
+            for k, part in zip(block, parts, strict=True):
+                actions[:, k] = part
+        return actions[:, 0] if self._one_number else actions
+
+    def _update(self) -> None:
+        c = self.config
+        if self.updates % c.target_every == 0:
+            self.target.load_state_dict(self.net.state_dict())
+        s, own, returns, discounts, last, one = self.replay.sample(c.batch, c.n_step, c.gamma, self.generator)
+        heads, h = self.net(s)
+        parts = heads.gather(2, own[:, :, None])[:, :, 0]  # Q_b(s, a_b) [N, B]
+        values, mixed = self._bootstrap(last)
+        loss = F.smooth_l1_loss(self.net.mix(parts, h), returns + discounts * mixed)
+        if c.projected:
+            loss = loss + c.projected * F.smooth_l1_loss(parts, returns[:, None] + discounts[:, None] * values)
+        if self.world is not None:
+            loss = loss + c.projected * self._dream(s, heads, own, *one)
+        optimiser = self._modules["optimiser"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        self.updates += 1
+
+    @torch.no_grad()
+    def _bootstrap(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads' values [N, B] of the greedy actions, and their mixture [N]: of the target network."""
+        old, h = self.target(s)
+        best = (self.net(s)[0] if self.config.double else old).argmax(dim=2, keepdim=True)
+        values = old.gather(2, best)[:, :, 0]
+        return values, self.target.mix(values, h)
+
+    def _dream(self, s: Tensor, heads: Tensor, own: Tensor, r: Tensor, then: Tensor, ended: Tensor) -> Tensor:
+        """Fit the model, then one head a row to what it says of do(a_b): a_b random, the other blocks greedy."""
+        assert self.world is not None
+        fit = self.world.loss(s, self._scaled(own), r, then, ended)
+        optimiser = self._modules["world_optimiser"]
+        optimiser.zero_grad()
+        fit.backward()
+        optimiser.step()
+        n, rows = len(s), torch.arange(len(s))
+        with torch.no_grad():
+            b = torch.randint(len(self.blocks), (n,), generator=self.generator)
+            a = (torch.rand(n, generator=self.generator) * torch.tensor(self.widths)[b]).long()
+            set_to = heads.argmax(dim=2)
+            set_to[rows, b] = a
+            change, reward, end = self.world(s, self._scaled(set_to))
+            values = self._bootstrap(s + change * self.world.scale)[0][rows, b]
+            target = reward + self.config.gamma * (1 - end.sigmoid()) * values
+        return F.smooth_l1_loss(heads[rows, b, a], target)
+
+    def _scaled(self, own: Tensor) -> Tensor:
+        """[N, K]: each factor's action from −1 to 1."""
+        actions = torch.from_numpy(self._actions(own)).reshape(len(own), -1).float()
+        return actions / (torch.tensor(self.sizes) - 1).clamp(min=1) * 2 - 1
+
+    def _flat(self, observations: np.ndarray) -> Tensor:
+        """[N, D] float32: Discrete and MultiDiscrete ones as one-hot."""
+        space = self.envs.single_observation_space
+        if isinstance(space, spaces.Box):
+            return torch.as_tensor(np.asarray(observations, np.float32)).reshape(
+                len(observations), math.prod(space.shape)
+            )
+        return torch.as_tensor(np.stack([np.asarray(spaces.flatten(space, one)) for one in observations])).float()
+
+
+def _vectorise(make: Callable[[], gym.Env], count: int) -> gym.vector.VectorEnv:
+    return gym.vector.SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)

@@ -1,0 +1,68 @@
+"""A ring of transitions of several environments side by side; n-step returns are made when they are drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Replay:
+    """``capacity`` transitions in all, of E environments; observations [D], block actions [B]."""
+
+    def __init__(self, capacity: int, envs: int, inputs: int, blocks: int) -> None:
+        self.rows = max(capacity // envs, 1)
+        shape = (self.rows, envs)
+        self.data: dict[str, Tensor] = {
+            "obs": torch.zeros(*shape, inputs),
+            "then": torch.zeros(*shape, inputs),
+            "own": torch.zeros(*shape, blocks, dtype=torch.long),
+            "rewards": torch.zeros(shape),
+            "ended": torch.zeros(shape),  # 1: nothing follows
+            "cut": torch.zeros(shape),  # 1: the episode's log stops here, ended or cut off
+        }
+        self.added = 0
+
+    def add(
+        self, obs: Tensor, own: Tensor, rewards: np.ndarray, then: Tensor, terminated: np.ndarray, truncated: np.ndarray
+    ) -> None:
+        row = self.added % self.rows
+        ended = torch.from_numpy(terminated)
+        new = (obs, then, own, torch.from_numpy(rewards), ended, ended | torch.from_numpy(truncated))
+        for held, one in zip(self.data.values(), new, strict=True):
+            held[row] = one
+        self.added += 1
+
+    def sample(
+        self, count: int, n_step: int, gamma: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """s, own actions, Σ γ^i r_i, γ^n (0 at an end), the state n steps on, and the first step's r, s', ended.
+
+        A return stops where its episode does. The newest n − 1 rows are not drawn: what follows them is not known yet.
+        """
+        held = min(self.added, self.rows)
+        oldest = self.added - held
+        n_step = min(n_step, held)
+        envs = self.data["obs"].shape[1]
+        row = (oldest + torch.randint(held - n_step + 1, (count,), generator=generator)) % self.rows
+        env = torch.randint(envs, (count,), generator=generator)
+        d, returns, discount = self.data, torch.zeros(count), torch.ones(count)
+        goes_on, at = torch.ones(count), row
+        for i in range(n_step):
+            at = torch.where(goes_on > 0, (row + i) % self.rows, at)
+            returns += goes_on * gamma**i * d["rewards"][at, env]
+            discount = torch.where(goes_on > 0, gamma ** (i + 1) * (1 - d["ended"][at, env]), discount)
+            goes_on = goes_on * (1 - d["cut"][at, env])
+        first = (d["rewards"][row, env], d["then"][row, env], d["ended"][row, env])
+        return d["obs"][row, env], d["own"][row, env], returns, discount, d["then"][at, env], first
+
+    def state_dict(self) -> dict[str, Any]:
+        held = min(self.added, self.rows)
+        return {"added": self.added} | {name: data[:held].clone() for name, data in self.data.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.added = state["added"]
+        for name, data in self.data.items():
+            data[: len(state[name])] = state[name]

@@ -1,0 +1,135 @@
+"""Tabular SFQL with GPI, and Q-learning with GPI, warm-started or fresh: one table, all tasks in one array.
+
+Barreto et al. 2017 (arXiv:1606.05312), as arXiv:2405.15920 states it: act ε-greedily on max_i ψ_i·w; target
+φ + γ ψ_i(s', a*), a* = argmax_a max_j ψ_j(s', a)·w_i. Every transition updates every task begun, in one batched
+expression.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from rl_suite.sf_tasks import SF, Method, check_env, check_weights
+
+
+class TabularAgent:
+    """States are whatever distinct observations come up, numbered as they do; the table grows with them.
+
+    ``weights`` [n, d]: the tasks, learnt in order. Raises ValueError for an action space that is not Discrete, a scalar
+    reward, weights of another length, or UVFA.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        weights: Any,
+        method: Method = SF,
+        *,
+        alpha: float = 0.5,
+        gamma: float = 0.95,
+        epsilon: float = 0.15,
+        seed: int = 0,
+    ) -> None:
+        self.actions, d = check_env(env)
+        if method.conditioned:
+            raise ValueError("a table cannot read w: UVFA needs the networks of DQNAgent")
+        self.env, self.method, self.alpha, self.gamma, self.epsilon = env, method, alpha, gamma, epsilon
+        self.weights = check_weights(weights, d)
+        self.rng = np.random.default_rng(seed)
+        self.states: dict[bytes, int] = {}
+        self.begun = 0  # tasks that have been
+        slots, width = (len(self.weights) if method.gpi else 1), (d if method.features else 1)
+        self.table = np.zeros((1024, slots, self.actions, width))
+
+    def learn(self, task: int, steps: int) -> float:
+        """``steps`` transitions of task number ``task``, from a fresh episode; gives the reward collected.
+
+        Tasks are begun in order. Raises ValueError for one out of turn.
+        """
+        self._begin(task)
+        own, w, random = self._own(task), self.weights[task], self.rng.random
+        here = self._index(self.env.reset(seed=int(self.rng.integers(2**31)))[0])
+        collected = 0.0
+        for _ in range(steps):
+            explores = random() < self.epsilon
+            action = int(random() * self.actions) if explores else self._greedy(self.table[here], w)
+            observation, phi, terminated, truncated, _ = self.env.step(action)
+            then = self._index(observation)
+            self._update(here, action, np.asarray(phi, float), then, terminated, own)
+            collected += float(phi @ w)
+            here = self._index(self.env.reset()[0]) if terminated or truncated else then
+        return collected
+
+    def predict(self, observation: np.ndarray, w: Any) -> int:
+        """The greedy action for weights ``w`` [d]; a state never seen has no preference."""
+        w = check_weights(np.asarray(w)[None], self.weights.shape[1])[0]
+        index = self.states.get(np.asarray(observation).tobytes())
+        row = np.zeros(self.table.shape[1:]) if index is None else self.table[index]
+        return self._greedy(row, w)
+
+    def save(self, path: Path) -> None:
+        """Everything a resumed agent needs: tables, states and the generator."""
+        torch.save(
+            {
+                "table": torch.from_numpy(self.table[: len(self.states)].copy()),
+                "states": list(self.states),
+                "begun": self.begun,
+                "rng": self.rng.bit_generator.state,
+            },
+            path,
+        )
+
+    def load(self, path: Path) -> None:
+        """Go on from ``save``, in an agent made with the same arguments. Raises ValueError if it was another's."""
+        saved = torch.load(path, weights_only=True)
+        table = saved["table"].numpy()
+        if table.shape[1:] != self.table.shape[1:]:
+            raise ValueError(f"{path} holds tables {table.shape[1:]}, this agent has {self.table.shape[1:]}")
+        self.table = np.concatenate([table, np.zeros((max(len(table), 1024), *table.shape[1:]))])
+        self.states = {key: i for i, key in enumerate(saved["states"])}
+        self.begun = saved["begun"]
+        self.rng.bit_generator.state = saved["rng"]
+
+    def _begin(self, task: int) -> None:
+        if task not in (self.begun - 1, self.begun) or task >= len(self.weights):
+            raise ValueError(f"task {task}: tasks are learnt in order, and {self.begun} of them have begun")
+        if task == self.begun:
+            if not self.method.warm:
+                self.table[:] = 0
+            elif self.method.gpi and task:
+                self.table[:, task] = self.table[:, task - 1]
+            self.begun += 1
+
+    def _own(self, task: int) -> slice:
+        """The tasks that a transition updates."""
+        return slice(0, task + 1) if self.method.gpi else slice(task, task + 1)
+
+    def _index(self, observation: np.ndarray) -> int:
+        index = self.states.setdefault(observation.tobytes(), len(self.states))
+        if index == len(self.table):
+            self.table = np.concatenate([self.table, np.zeros_like(self.table)])
+        return index
+
+    def _greedy(self, row: np.ndarray, w: np.ndarray) -> int:
+        """max_i ψ_i·w over row [slots, A, d], ties broken evenly."""
+        row = row[: self.begun]
+        values = (row @ w if self.method.features else row[..., 0]).max(axis=0)
+        best = np.flatnonzero(values == values.max())
+        return int(best[int(self.rng.random() * len(best))])
+
+    def _update(self, s: int, a: int, phi: np.ndarray, then: int, terminated: bool, own: slice) -> None:
+        w = self.weights[own]  # [m, d]
+        m = len(w)
+        target = np.broadcast_to(phi, w.shape) if self.method.features else (w @ phi)[:, None]
+        if not terminated:
+            after = self.table[then, :m]  # [m, A, d]
+            values = (after @ w.T).max(axis=0).T if self.method.features else after[..., 0]  # [i, A]
+            best = values.argmax(axis=1)
+            target = target + self.gamma * after[np.arange(m), best]
+        row = self.table[s, :m, a]
+        row += self.alpha * (target - row)

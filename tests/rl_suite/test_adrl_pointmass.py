@@ -1,0 +1,33 @@
+"""The run over agents and bins: its smoke preset, and a run cut off between two seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("dm_control", reason="needs the rl extra")
+
+from rl_suite.adrl_pointmass import JOB
+from training.run import Cancelled
+
+TINY = {"bins": (9,), "repeats": 2, "steps": 1200, "evaluations": 1, "episodes": 1, "speed_steps": 200}
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    config = TINY | {"variants_at": ()}
+    whole = JOB.execute(config, tmp_path / "whole")
+    asked = iter([False] * 6 + [True] * 100)
+    with pytest.raises(Cancelled):
+        JOB.execute(config, tmp_path / "cut", should_stop=lambda: next(asked))
+    resumed = JOB.execute(config, tmp_path / "cut")
+    assert resumed["curves"] == whole["curves"]
+    assert resumed["table"] == whole["table"]
+    assert all(check["holds"] for check in whole["checks"]), whole["checks"]
+    assert (tmp_path / "cut" / "figures" / "curves.png").exists()
+
+
+@pytest.mark.slow
+def test_every_variant_runs_on_a_harder_task(tmp_path: Path) -> None:
+    result = JOB.execute(TINY | {"task": "reacher-hard", "variants_at": (9,), "repeats": 1}, tmp_path)
+    assert len(result["curves"]) == 8

@@ -1,0 +1,192 @@
+"""Online agents and their environments: parity with dm_control, n-step returns, resumption to the bit, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+gym = pytest.importorskip("gymnasium", reason="needs the rl extra")
+pytest.importorskip("dm_control", reason="needs the rl extra")
+
+from gymnasium import spaces  # noqa: E402
+from gymnasium.utils.env_checker import check_env  # noqa: E402
+from gymnasium.vector import SyncVectorEnv  # noqa: E402
+
+from rl_suite.agents import Agent, AgentConfig, QNet  # noqa: E402
+from rl_suite.control import Bins, DMControl, PointMasses, make_vector  # noqa: E402
+from rl_suite.replay import Replay  # noqa: E402
+from rl_suite.sepsis_sim import SepsisSim  # noqa: E402
+
+
+class Switches(gym.Env):  # type: ignore[misc, name-defined]
+    """Three switches of 2, 3 and 4 positions; the reward counts those set as the observation asks. Ends after 5."""
+
+    def __init__(self) -> None:
+        self.observation_space, self.action_space = spaces.MultiDiscrete([2, 3, 4]), spaces.MultiDiscrete([2, 3, 4])
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self._left = 5
+        self._wish = self.np_random.integers([2, 3, 4])
+        return self._wish, {}
+
+    def step(self, action: np.ndarray) -> Any:
+        reward = float((action == self._wish).mean())
+        self._left -= 1
+        self._wish = self.np_random.integers([2, 3, 4])
+        return self._wish, reward, self._left == 0, False, {}
+
+
+SMALL: dict[str, Any] = {"width": 32, "batch": 32, "start": 64, "explore": 400, "envs": 4, "replay": 500, "seed": 3}
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space.*:UserWarning", "ignore:.*render.*:UserWarning")
+@pytest.mark.parametrize(
+    "make", [SepsisSim, lambda: DMControl("point_mass", "easy"), lambda: Bins(DMControl("cartpole", "balance"), 5)]
+)
+def test_environments_pass_gymnasiums_checker(make: Callable[[], Any]) -> None:
+    check_env(make(), skip_render_check=True)
+
+
+def test_point_masses_are_dm_controls_to_the_bit() -> None:
+    many, one = PointMasses(2, 9), DMControl("point_mass", "easy")
+    observations, _ = many.reset(seed=5)
+    one.reset(seed=0)
+    with one._env.physics.reset_context():
+        one._env.physics.data.qpos[:] = many._data[1].qpos
+    rng = np.random.default_rng(0)
+    levels = np.linspace(-1, 1, 9)
+    for _ in range(300):
+        actions = rng.integers(9, size=(2, 2))
+        observations, rewards, *_ = many.step(actions)
+        expected, reward, *_ = one.step(levels[actions[1]])
+        assert np.array_equal(observations[1], expected)
+        assert rewards[1] == pytest.approx(reward, abs=1e-12)
+
+
+def test_the_end_of_an_episode_is_reported_and_a_new_one_begins() -> None:
+    envs = PointMasses(2, 3, time_limit=4)
+    envs.reset(seed=0)
+    for _ in range(4):
+        observations, _, terminated, truncated, info = envs.step(np.full((2, 2), 2))
+    assert truncated.all() and not terminated.any()
+    assert info["_final_obs"].all()
+    assert np.all(observations[:, 2:] == 0)  # at rest again
+    assert np.all(np.stack(info["final_obs"])[:, 2:] != 0)
+
+
+def test_bins_reach_each_dimensions_own_limits() -> None:
+    class Uneven(gym.Env):  # type: ignore[misc, name-defined]
+        observation_space = spaces.Box(0, 1, (1,))
+        action_space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), dtype=np.float64)
+
+    env = Bins(Uneven(), 5)
+    assert env.action(np.array([0, 0])).tolist() == [-1.0, 0.0]
+    assert env.action(np.array([4, 1])).tolist() == [1.0, 1.0]
+
+
+def test_n_step_returns_stop_where_an_episode_does() -> None:
+    replay = Replay(8, 1, 1, 1)
+    ends = {2: (True, False), 5: (False, True)}  # step 2 terminates, step 5 is cut off
+    for t in range(8):
+        terminated, truncated = ends.get(t, (False, False))
+        own = torch.zeros(1, 1, dtype=torch.long)
+        obs, then = torch.full((1, 1), float(t)), torch.full((1, 1), t + 1.0)
+        replay.add(obs, own, np.array([1.0 * t]), then, np.array([terminated]), np.array([truncated]))
+    s, _, returns, discounts, last, _ = replay.sample(500, 3, 0.5, torch.Generator().manual_seed(0))
+    expected = {
+        0: (0 + 0.5 + 0.5, 0.0, 3.0),  # half of 1 and a quarter of 2, then over
+        1: (1 + 1.0, 0.0, 3.0),
+        2: (2.0, 0.0, 3.0),
+        3: (3 + 2 + 1.25, 0.125, 6.0),
+        4: (4 + 2.5, 0.25, 6.0),  # cut off: bootstrapped from the final observation, two steps on
+        5: (5.0, 0.5, 6.0),
+    }
+    assert set(s[:, 0].tolist()) == set(expected)
+    for start, r, discount, then in zip(s[:, 0], returns, discounts, last[:, 0], strict=True):
+        assert (r.item(), discount.item(), then.item()) == pytest.approx(expected[int(start)])
+
+
+@pytest.mark.parametrize("mixer", ["mean", "weighted", "mlp"])
+def test_each_heads_greedy_action_is_the_mixtures(mixer: Any) -> None:
+    torch.manual_seed(0)
+    net = QNet(3, (3, 4), AgentConfig(mixer=mixer, width=16))
+    heads, h = net(torch.randn(20, 3))
+    joint = torch.cartesian_prod(torch.arange(3), torch.arange(4))  # [12, 2]
+    values = torch.stack(
+        [net.mix(torch.stack([heads[:, 0, a], heads[:, 1, b]], dim=1), h) for a, b in joint.tolist()], dim=1
+    )
+    assert torch.equal(joint[values.argmax(dim=1)], heads.argmax(dim=2))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"blocks": ((0, 1, 2),)},
+        {},
+        {"projected": 1.0, "mixer": "weighted", "blocks": ((0, 2), (1,))},
+        {"projected": 1.0, "mixer": "mlp", "model": True},
+    ],
+)
+def test_agents_learn_what_the_switches_want(options: dict[str, Any]) -> None:
+    agent = Agent(Switches, AgentConfig(**SMALL | options | {"gamma": 0.0, "n_step": 1, "train_every": 2, "lr": 3e-3}))
+    agent.learn(3000)
+    wishes = np.stack(np.unravel_index(np.arange(24), (2, 3, 4)), axis=1)
+    assert np.mean(agent.predict(wishes) == wishes) > 0.9
+    assert np.array_equal(agent.predict(wishes[5]), agent.predict(wishes)[5])
+
+
+def test_each_block_explores_for_the_share_of_time_that_it_is_told_to() -> None:
+    config = AgentConfig(blocks=((0,), (1,)), epsilon=0.3, explore=1, hold=9, envs=50, start=10**9, seed=1)
+    agent = Agent(PointMasses(50, 101), config)
+    agent.steps = 1
+    obs = agent._flat(agent.envs.reset(seed=0)[0])
+    greedy = agent.net(obs)[0].argmax(dim=2)
+    explored = torch.stack([agent._explore(obs) != greedy for _ in range(400)]).float()
+    assert explored.mean(dim=(0, 1)).tolist() == pytest.approx([0.3, 0.3], abs=0.02)
+    both = (explored[:, :, 0] * explored[:, :, 1]).mean()
+    assert both.item() == pytest.approx(0.09, abs=0.02)  # the blocks explore independently
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)
+
+
+def test_a_resumed_agent_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path) -> None:
+    config = AgentConfig(**SMALL | {"projected": 1.0, "mixer": "mlp", "model": True, "hold": 5})
+    whole = Agent(PointMasses(4, 5, time_limit=50), config).learn(400).learn(400)
+    Agent(PointMasses(4, 5, time_limit=50), config).learn(400).save(tmp_path / "half.pt")
+    resumed = Agent.load(tmp_path / "half.pt", PointMasses(4, 5, time_limit=50)).learn(400)
+    whole.save(tmp_path / "whole.pt")
+    resumed.save(tmp_path / "resumed.pt")
+    a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "resumed.pt"))
+    assert a["updates"] > 50
+    assert {"net", "target", "optimiser", "world", "replay", "generator", "envs", "obs"} <= a.keys()
+    assert _equal(a, b)
+
+
+def test_bad_environments_and_blocks_say_what_to_change(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Box action space: these agents need Discrete or MultiDiscrete"):
+        Agent(lambda: DMControl("point_mass", "easy"), AgentConfig(envs=2))
+    with pytest.raises(ValueError, match="no partition"):
+        Agent(Switches, AgentConfig(blocks=((0,), (1,)), envs=2))
+    with pytest.raises(ValueError, match=r"AutoresetMode\.SAME_STEP"):
+        Agent(SyncVectorEnv([Switches] * 2), AgentConfig())
+    with pytest.raises(ValueError, match="only a Box"):
+        Bins(Switches(), 3)
+    with pytest.raises(ValueError, match="dm_control has no point_mass-simple"):
+        make_vector("point_mass-simple", 1, 3).reset()
+    Agent(Switches, AgentConfig(**SMALL)).save(tmp_path / "agent.pt")
+    with pytest.raises(ValueError, match="other observation or action spaces"):
+        Agent.load(tmp_path / "agent.pt", PointMasses(4, 5))
