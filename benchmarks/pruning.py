@@ -1,8 +1,9 @@
 """What structured pruning does to the frozen model: ``python -m benchmarks.pruning --json``.
 
-Copies of SmolLM2-135M whose feed-forward layers keep a share of their neurons, the largest or random ones
-(``iro model prune``): perplexity of IMDB reviews, base tokens a second of a guided request, and, with ``--seeds``,
-a whole alignment job for each copy with the sentiment reward of ``benchmarks.quality``. An interrupted run goes on.
+Copies of SmolLM2-135M whose feed-forward layers keep a share of their neurons: those that write most on other reviews
+(``iro model prune``), those with the largest weights, random ones. Perplexity of IMDB reviews; base tokens a second of
+a guided request; and, with ``--seeds``, a whole alignment job for each copy with the sentiment reward of
+``benchmarks.quality``. An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import json
 import math
 import statistics
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,31 +29,47 @@ from iro_server.demo.data import imdb_splits, prompt_rows
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.engines.prune import Criterion, prune_model
+from iro_server.engines.prune import at_random, cut, magnitudes, prune_model, writing
 from value_heads.threads import on_fresh_thread
 
-COPIES: list[tuple[float, Criterion]] = [(1.0, "magnitude")]
-COPIES += [(keep, criterion) for criterion in get_args(Criterion) for keep in (0.95, 0.9, 0.8, 0.7, 0.5)]
+KEPT = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+CRITERIA = ("activation", "magnitude", "random")
 ALIGNED = (1.0, 0.95, 0.9)
 TRAIN, VALID = 32, 12  # prompts of a job
-READ, LENGTH, TOKENS = 64, 128, 48
+READ, LENGTH, TOKENS = 32, 128, 48
 
 
-def perplexity(directory: Path) -> float:
-    """Of the first 128 tokens of 64 reviews."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+def perplexities() -> dict[str, list[float]]:
+    """Of the first 128 tokens of 32 reviews, by criterion and share kept."""
+    tokenizer = AutoTokenizer.from_pretrained(prepare_model())
+    splits = imdb_splits()
 
     @torch.no_grad()
-    def go() -> float:
+    def perplexity(model: Any) -> float:
         total, count = 0.0, 0
-        for text in imdb_splits().judge.texts[:READ]:
+        for text in splits.judge.texts[:READ]:
             ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=LENGTH)["input_ids"]
             total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
             count += ids.shape[1] - 1
         return math.exp(total / count)
 
-    return on_fresh_thread(go)
+    def fresh() -> Any:
+        return AutoModelForCausalLM.from_pretrained(prepare_model(), dtype=torch.float32).eval()
+
+    whole = fresh()
+    scores = {
+        "activation": writing(whole, tokenizer, splits.grader.texts[:READ]),
+        "magnitude": magnitudes(whole),
+        "random": at_random(whole, 0),
+    }
+    found: dict[str, list[float]] = {}
+    for criterion in CRITERIA:
+        say(f"perplexity by {criterion}")
+        for keep in KEPT:
+            model = fresh()
+            cut(model, keep, scores[criterion])
+            found.setdefault(criterion, []).append(on_fresh_thread(partial(perplexity, model)))
+    return found
 
 
 def speed(directories: list[Path], repeats: int) -> list[float]:
@@ -74,9 +92,9 @@ def speed(directories: list[Path], repeats: int) -> list[float]:
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
 
 
-def copy_of(out: Path, keep: float, criterion: Criterion) -> Path:
-    folder = out / f"{criterion}-{keep}"
-    return folder if folder.exists() else prune_model(prepare_model(), folder, keep, criterion)
+def copy_of(out: Path, keep: float) -> Path:
+    folder = out / f"kept-{keep}"
+    return folder if folder.exists() else prune_model(prepare_model(), folder, keep, imdb_splits().grader.texts[:READ])
 
 
 def rewards(out: Path, seeds: int) -> dict[str, Any]:
@@ -89,7 +107,7 @@ def rewards(out: Path, seeds: int) -> dict[str, Any]:
             say(f"a job on {keep:.0%} of the neurons, seed {seed}")
             folder = out / f"job-{keep}" / str(seed)
             parts = train[seed * TRAIN : (seed + 1) * TRAIN], valid[seed * VALID : (seed + 1) * VALID]
-            jobs.append(align(folder, seed, *parts, model_dir=copy_of(out, keep, "magnitude")))
+            jobs.append(align(folder, seed, *parts, model_dir=copy_of(out, keep)))
         found[str(keep)] = {key: interval([job[key] for job in jobs]) for key in ("base", "best_of_16", "reward")}
     return found
 
@@ -102,17 +120,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pruning"))
     args = parser.parse_args()
     terminated_is_exit()
-    directories = [copy_of(args.out, *copy) for copy in COPIES]
-    say("perplexity")
-    read = [perplexity(directory) for directory in directories]
+    args.out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"kept": KEPT, "perplexity": perplexities()}
     say("speed")
-    rates = speed(directories[:6], args.repeats) + [math.nan] * 5  # random copies are as large
-    names = ("keep", "criterion", "perplexity", "tokens_per_second")
-    rows = [
-        dict(zip(names, (*copy, p, None if math.isnan(r) else r), strict=True))
-        for copy, p, r in zip(COPIES, read, rates, strict=True)
-    ]
-    result: dict[str, Any] = {"copies": rows}
+    result["tokens_per_second"] = speed([copy_of(args.out, keep) for keep in KEPT], args.repeats)
     (args.out / "result.json").write_text(json.dumps(result, indent=1))
     if args.seeds:
         result["rewards"] = rewards(args.out, args.seeds)
@@ -120,9 +131,9 @@ def main() -> None:
     if args.json:
         print(json.dumps(result, indent=1))
         return
-    for row in rows:
-        rate = f", {row['tokens_per_second']:.0f} base tokens/s" if row["tokens_per_second"] else ""
-        print(f"{row['keep']:.0%} of the neurons, {row['criterion']}: perplexity {row['perplexity']:.1f}{rate}")
+    for at, keep in enumerate(KEPT):
+        read = ", ".join(f"{result['perplexity'][criterion][at]:.1f} by {criterion}" for criterion in CRITERIA)
+        print(f"{keep:.0%} of the neurons: {result['tokens_per_second'][at]:.0f} base tokens/s; perplexity {read}")
     for keep, found in result.get("rewards", {}).items():
         print(f"{float(keep):.0%}: " + ", ".join(f"{name} {m:.2f} ± {e:.2f}" for name, (m, e) in found.items()))
 

@@ -1,8 +1,12 @@
-"""Structured magnitude pruning: a model directory whose feed-forward layers keep their largest neurons.
+"""Structured pruning: a model directory whose feed-forward layers keep a share of their neurons.
 
 The result is an ordinary model of its own: any engine runs it, a value function's backbone may read it, and value
-functions of the model it came from do not fit it. Which neurons are kept is decided layer by layer, as many in each.
-From arXiv:2402.15607, whose neurons are rows of one matrix; the magnitude of a gated neuron is our reconstruction.
+functions of the model it came from do not fit it. Which neurons stay is decided layer by layer, as many in each, by
+
+- "activation": how strongly a neuron writes on given texts, the norm of its activations times its output weights';
+- "magnitude": the norm of the weights that it alone has, after arXiv:2402.15607, where neurons are rows of one matrix
+  (for gated neurons a reconstruction). It ruins SmolLM2, whose smallest neurons matter (`benchmarks/pruning.py`);
+- "random", to compare with.
 """
 
 from __future__ import annotations
@@ -10,65 +14,96 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from iro_server.engines.prepare import MANIFEST, ModelError, hash_weights, model_hash
 
-Criterion = Literal["magnitude", "random"]
+READ = 256  # tokens of each text
 
 
-def prune_model(source: Path, out: Path, keep: float, criterion: Criterion = "magnitude", seed: int = 0) -> Path:
-    """Write ``source`` with a share ``keep`` of each layer's neurons to the new directory ``out``, and return it.
+def prune_model(source: Path, out: Path, keep: float, texts: Sequence[str]) -> Path:
+    """Write ``source`` with a share ``keep`` of each layer's neurons, those that write most on ``texts``, to the new
+    directory ``out``, and return it.
 
-    ``criterion`` "random" is what magnitude is to be compared with. ValueError for a share outside (0, 1]; ModelError
-    where ``out`` exists, or the model has no gated feed-forward layers (Llama's and its like).
+    ValueError for a share outside (0, 1], or no text; ModelError where ``out`` exists, or the model has no gated
+    feed-forward layers (Llama's and its like).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not 0 < keep <= 1:
         raise ValueError(f"keep is a share of the neurons, above 0 and at most 1, not {keep}")
+    if not any(text.strip() for text in texts):
+        raise ValueError("no texts to tell which neurons matter: give some like those that the model will see")
     if out.exists():
         raise ModelError(f"{out} exists: choose another directory")
     digest = model_hash(source)
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    prune(model, keep, criterion, seed)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    cut(model, keep, writing(model, tokenizer, texts))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         staging = Path(folder, "model")
         model.save_pretrained(staging)
-        AutoTokenizer.from_pretrained(source).save_pretrained(staging)
-        made = {"source": f"pruned:{digest}", "keep": keep, "criterion": criterion, "seed": seed}
-        (staging / MANIFEST).write_text(json.dumps(made | {"sha256": hash_weights(staging)}, indent=2) + "\n")
+        tokenizer.save_pretrained(staging)
+        made = {"source": f"pruned:{digest}", "keep": keep, "sha256": hash_weights(staging)}
+        (staging / MANIFEST).write_text(json.dumps(made, indent=2) + "\n")
         shutil.move(staging, out)
     return out
 
 
-def prune(model: Any, keep: float, criterion: Criterion = "magnitude", seed: int = 0) -> None:
-    """Cut every feed-forward layer of ``model`` to a share of its neurons. Arguments and errors as ``prune_model``."""
-    layers: list[Any] = [getattr(layer, "mlp", None) for layer in getattr(model.base_model, "layers", [])]
-    if not layers or not all(hasattr(mlp, name) for mlp in layers for name in ("gate_proj", "up_proj", "down_proj")):
-        raise ModelError(f"{model.config.model_type} has no gated feed-forward layers to prune")
-    generator = torch.Generator().manual_seed(seed)
+def cut(model: Any, keep: float, scores: Sequence[Tensor]) -> None:
+    """Keep the share ``keep`` of each layer's neurons with the highest ``scores`` (one [neurons] a layer)."""
     count = max(1, round(keep * model.config.intermediate_size))
-    for mlp in layers:
-        size = (
-            magnitude(mlp) if criterion == "magnitude" else torch.rand(mlp.gate_proj.out_features, generator=generator)
-        )
-        kept = size.topk(count).indices.sort().values
-        for name in ("gate_proj", "up_proj"):
-            linear = getattr(mlp, name)
+    for mlp, score in zip(feed_forward(model), scores, strict=True):
+        kept = score.topk(count).indices.sort().values
+        for linear in (mlp.gate_proj, mlp.up_proj):
             linear.weight, linear.out_features = nn.Parameter(linear.weight[kept].clone()), count
         down = mlp.down_proj
         down.weight, down.in_features = nn.Parameter(down.weight[:, kept].clone()), count
     model.config.intermediate_size = count
 
 
+def feed_forward(model: Any) -> list[Any]:
+    """The gated feed-forward parts of all layers; ModelError where there are none."""
+    layers: list[Any] = [getattr(layer, "mlp", None) for layer in getattr(model.base_model, "layers", [])]
+    if not layers or not all(hasattr(mlp, name) for mlp in layers for name in ("gate_proj", "up_proj", "down_proj")):
+        raise ModelError(f"{model.config.model_type} has no gated feed-forward layers to prune")
+    return layers
+
+
 @torch.no_grad()
-def magnitude(mlp: Any) -> Tensor:
-    """Of each neuron [neurons]: the Euclidean norm of all weights that it alone has."""
-    squares = sum(part.square().sum(1) for part in (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T))
-    return squares.sqrt()  # type: ignore[union-attr]
+def writing(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
+    """ "activation" of each neuron, [neurons] a layer, over the first tokens of ``texts``."""
+    layers = feed_forward(model)
+    squares = [torch.zeros(mlp.down_proj.in_features) for mlp in layers]
+
+    def count(at: int, _module: Any, inputs: tuple[Tensor]) -> None:
+        squares[at] += inputs[0].square().sum((0, 1))
+
+    hooks = [mlp.down_proj.register_forward_pre_hook(partial(count, at)) for at, mlp in enumerate(layers)]
+    for text in texts:
+        if ids := tokenizer(text)["input_ids"][:READ]:
+            model.base_model(torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    return [s.sqrt() * mlp.down_proj.weight.norm(dim=0) for s, mlp in zip(squares, layers, strict=True)]
+
+
+@torch.no_grad()
+def magnitudes(model: Any) -> list[Tensor]:
+    """ "magnitude" of each neuron, [neurons] a layer."""
+    return [
+        torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T], dim=1).norm(dim=1)
+        for mlp in feed_forward(model)
+    ]
+
+
+def at_random(model: Any, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(mlp.down_proj.in_features, generator=generator) for mlp in feed_forward(model)]

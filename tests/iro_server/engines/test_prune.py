@@ -1,4 +1,4 @@
-"""A pruned model is the model without its smallest neurons, and a model of its own."""
+"""A pruned model is the model without the neurons that score least, and a model of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import ModelError, model_hash, prepare_model
-from iro_server.engines.prune import magnitude, prune, prune_model
+from iro_server.engines.prune import cut, magnitudes, prune_model, writing
+
+TEXTS = ["Paris is the capital of France.", "The film was long."]
 
 
 def small() -> LlamaForCausalLM:
@@ -28,40 +30,50 @@ def logits(model: LlamaForCausalLM) -> torch.Tensor:
         return model(torch.arange(20)[None]).logits
 
 
-def test_it_computes_what_the_model_does_with_the_smallest_neurons_at_zero() -> None:
+def test_it_computes_what_the_model_does_with_the_other_neurons_at_zero() -> None:
     pruned, silenced = small(), small()
-    for layer in silenced.model.layers:
-        smallest = magnitude(layer.mlp).argsort()[:10]
-        layer.mlp.down_proj.weight.data[:, smallest] = 0
-    prune(pruned, keep=0.75)
+    scores = magnitudes(silenced)
+    for layer, score in zip(silenced.model.layers, scores, strict=True):
+        layer.mlp.down_proj.weight.data[:, score.argsort()[:10]] = 0
+    cut(pruned, 0.75, scores)
     assert pruned.model.layers[0].mlp.gate_proj.weight.shape == (30, 32)
     torch.testing.assert_close(logits(pruned), logits(silenced))
     assert (logits(pruned) - logits(small())).abs().max() > 1e-3
 
 
-def test_random_pruning_follows_its_seed() -> None:
-    first, same, other = small(), small(), small()
-    for model, seed in ((first, 1), (same, 1), (other, 2)):
-        prune(model, 0.5, "random", seed)
-    torch.testing.assert_close(logits(first), logits(same))
-    assert (logits(first) - logits(other)).abs().max() > 1e-3
+def test_neurons_that_write_nothing_on_the_texts_go_first() -> None:
+    model = small()
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight.data[::4] = 0
+    whole = logits(model)
+    scores = writing(model, lambda text: {"input_ids": [int(each) for each in text.split()]}, ["1 2 3", "", "4 5"])
+    assert [int((score == 0).sum()) for score in scores] == [10, 10]
+    cut(model, 0.75, scores)
+    torch.testing.assert_close(logits(model), whole)
 
 
 def test_an_engine_serves_it_under_a_hash_of_its_own(tmp_path: Path) -> None:
     source = prepare_model()
-    out = prune_model(source, tmp_path / "pruned", 0.9)
+    out = prune_model(source, tmp_path / "pruned", 0.9, TEXTS)
     assert AutoModelForCausalLM.from_pretrained(out).config.intermediate_size == 1382  # of 1536
     with EmbeddedEngine(out) as engine:
         assert engine.info.model_hash == model_hash(out) != model_hash(source)
         prompt = engine.tokenizer("The capital of France is")["input_ids"]
         found = asyncio.run(guided_search(engine, prompt, SearchParams(), Sampling(temperature=0, seed=0), 1))
-    assert engine.tokenizer.decode(found.finals[0].tokens) == " Paris"
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(out)(torch.tensor([prompt])).logits[0, -1].argmax()
+    assert found.finals[0].tokens == [int(expected)]
     with pytest.raises(ModelError, match="exists: choose another"):
-        prune_model(source, out, 0.9)
+        prune_model(source, out, 0.9, TEXTS)
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.1, 1.5, float("nan")])
 def test_a_share_that_is_none_is_refused(keep: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep is a share of the neurons"):
-        prune_model(prepare_model(), tmp_path / "pruned", keep)
+        prune_model(prepare_model(), tmp_path / "pruned", keep, TEXTS)
     assert not list(tmp_path.iterdir())
+
+
+def test_texts_that_say_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no texts"):
+        prune_model(prepare_model(), tmp_path / "pruned", 0.9, ["", " "])
