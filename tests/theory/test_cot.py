@@ -22,7 +22,7 @@ from theory.cot.data import (
     training_steps,
     violating_chain,
 )
-from theory.cot.inference import cot_errors, icl_errors, testing_prompts
+from theory.cot.inference import cot_errors, draw_prompts, icl_errors
 from theory.cot.job import JOB, SMOKE
 from theory.cot.model import Models, Setting, attention, columns, dense_loss, gradient, loss, queries, train
 from theory.patterns import orthonormal_combinations
@@ -125,7 +125,7 @@ def test_training_in_two_parts_ends_to_the_bit_where_training_in_one_does() -> N
 def test_errors_of_all_lengths_are_those_of_shorter_prompts() -> None:
     patterns = torch.eye(D)[:4]
     chain = chain_of(0.5, 0.6, 4, K)
-    prompts = testing_prompts(torch.Generator().manual_seed(0), chain, patterns, 0.7, 12, 200, 0.1)
+    prompts = draw_prompts(torch.Generator().manual_seed(0), chain, patterns, 0.7, 12, 200, 0.1)
     product = some_models(1).product[0] / 20 + 2 * torch.eye(2 * D)
     for errors in (cot_errors, icl_errors):
         together = errors(product, prompts, chain, patterns, M, [3, 7, 12])
@@ -136,7 +136,7 @@ def test_errors_of_all_lengths_are_those_of_shorter_prompts() -> None:
 
 def test_cot_by_running_sums_is_cot_done_step_by_step() -> None:
     patterns, chain, length = torch.eye(D)[:4], chain_of(0.5, 0.6, 4, K), 9
-    prompts = testing_prompts(torch.Generator().manual_seed(2), chain, patterns, 0.7, length, 60, 0.1)
+    prompts = draw_prompts(torch.Generator().manual_seed(2), chain, patterns, 0.7, length, 60, 0.1)
     product = some_models(1).product[0] / 20 + 2 * torch.eye(2 * D)
     codes, wrong = torch.eye(2 * D)[M : M + K], 0
     for i in range(60):

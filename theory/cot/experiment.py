@@ -21,7 +21,7 @@ from theory.cot.data import (
     output_chain_of,
     training_steps,
 )
-from theory.cot.inference import attention_shares, cot_errors, icl_errors, testing_prompts
+from theory.cot.inference import attention_shares, cot_errors, draw_prompts, icl_errors
 from theory.cot.model import Models, Setting, train
 from theory.lab import LabConfig, Result
 from theory.patterns import orthonormal_combinations
@@ -55,9 +55,10 @@ class Config(LabConfig):
     tau_o: float = 0.4
     rho_o: float = 0.5
     prompts: int = 2000
+    required_prompts: int = 500
     lengths: tuple[int, ...] = (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100)
     transitions: tuple[tuple[tuple[float, ...], ...], ...] = tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices))
-    rate_alphas: tuple[float, ...] = (0.2, 0.3, 0.45, 0.65, 1.0)
+    rate_alphas: tuple[float, ...] = (0.1, 0.15, 0.25, 0.4, 0.65)
     rate_models: int = 5
     rate_iterations: int = 2000
     deep_models: int = 5
@@ -127,7 +128,7 @@ def _watcher(config: Config, run: Run) -> Callable[[Models], Result]:
     """Attention shares of all models on testing prompts of the training length."""
     generator = torch.Generator().manual_seed(run.derive_seed(2))
     chain, patterns = config.chain(), _patterns(config, run, 0)
-    prompts = testing_prompts(generator, chain, patterns, config.alpha, config.length, 200, config.noise)
+    prompts = draw_prompts(generator, chain, patterns, config.alpha, config.length, 200, config.noise)
 
     def watch(models: Models) -> Result:
         shares = [attention_shares(product, prompts, patterns, config.M) for product in models.product]
@@ -157,7 +158,7 @@ def evaluate(
         parts, done = [], 0
         while done < config.prompts:
             count = min(250, config.prompts - done)
-            prompts = testing_prompts(generator, chain, patterns, alpha, max(lengths), count, config.noise)
+            prompts = draw_prompts(generator, chain, patterns, alpha, max(lengths), count, config.noise)
             parts.append(count * errors(product, prompts, chain, patterns, config.M, list(lengths)).numpy())
             done += count
         rows.append(np.sum(parts, axis=0) / config.prompts)

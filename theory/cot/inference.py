@@ -25,7 +25,7 @@ class Prompts:
     query: Tensor
 
 
-def testing_prompts(
+def draw_prompts(
     generator: torch.Generator, chain: Chain, patterns: Tensor, alpha: float, length: int, count: int, noise: float
 ) -> Prompts:
     """Each example starts from the query's pattern with probability α', else evenly from another; its steps are drawn

@@ -129,13 +129,14 @@ def required(config: Config, run: Run, error: float = 0.02) -> Result:
     """Test examples to a CoT error of 0.02 against α', τ and ρ, each model's own log-log slope, beside −2."""
     models, _ = trained(config, run)
     lengths = tuple(sorted({round(x) for x in np.geomspace(3, 240, 20)}))
+    fewer = config.model_copy(update={"prompts": config.required_prompts})
     found: Result = {"error": error, "expected": -2, "fits": {}}
     for i, (name, values) in enumerate(REQUIRED.items()):
         needed, actual = [], []
         for j, value in enumerate(values):
             chain, alpha = _varied(config, name, "cot", value)
             key = 200 + 10 * i + j
-            measure = partial(evaluate, config, run, models, "cot", chain, alpha, lengths, key)
+            measure = partial(evaluate, fewer, run, models, "cot", chain, alpha, lengths, key)
             errors = run.step(f"required-{name}-{j}", partial(_listed, measure))
             needed.append([_first(lengths, np.array(row), error) for row in errors])
             actual.append({"alpha": alpha, "tau": chain.tau, "rho": chain.rho}[name])

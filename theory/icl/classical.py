@@ -34,5 +34,5 @@ def classical_error(name: str, x: np.ndarray, y: np.ndarray, length: int) -> flo
             if isinstance(learner, KNeighborsClassifier):
                 learner.set_params(n_neighbors=min(learner.n_neighbors, length))
             guess = learner.fit(inputs[:length], seen).predict(inputs[-1:])[0]
-        wrong += guess != labels[-1]
+        wrong += bool(guess != labels[-1])
     return wrong / len(x)

@@ -47,11 +47,11 @@ class Config(LabConfig):
     pruning_iterations: int = 1500
     prompts: int = 4000
     lengths: tuple[int, ...] = (2, 4, 6, 8, 10, 15, 20, 30, 40)
-    classical_prompts: int = 200
+    classical_prompts: int = 100
     rate_alphas: tuple[float, ...] = (0.3, 0.45, 0.65, 1.0)
-    rate_betas: tuple[float, ...] = (1.5, 2.0, 2.5, 3.0)
+    rate_betas: tuple[float, ...] = (2.0, 2.3, 2.6, 3.0)
     rate_models: int = 5
-    rate_iterations: int = 700
+    rate_iterations: int = 600
     deep_models: int = 5
     deep_batch: int = 32
     deep_iterations: int = 1000
