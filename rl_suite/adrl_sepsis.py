@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Config(JobConfig):
     episodes: int = 1000
     thresholds: tuple[float, ...] = THRESHOLDS
     updates: int = 2000
+    polyak: float = 0.005
     epsilon: float = 0.01
     min_ess: float = 50.0
 
@@ -57,6 +58,7 @@ class Patients:
     horizon: int
 
 
+@cache
 def patients(name: str) -> Patients:
     """ICU-Sepsis under its clinicians, or the simulator under a short-sighted policy (γ = 0.5), half of the time."""
     if name == "ICU-Sepsis":
@@ -127,6 +129,7 @@ def _learn(name: str, n: int, learner: str, config: Config, run: Run) -> list[di
             **LEARNERS[learner],
             thresholds=taus,
             updates=config.updates,
+            polyak=config.polyak,
             gamma=found.mdp.gamma,
             seed=run.derive_seed(1, n),
         ),
@@ -228,6 +231,7 @@ JOB = Job(
     run=run,
     presets={
         "smoke": {"datasets": 2, "episodes": 300, "thresholds": (0.01, 0.3), "updates": 200, "min_ess": 10.0},
+        "two-cores": {"thresholds": (0.01, 0.1, 0.3, 0.75), "updates": 1000, "polyak": 0.01},
         "paper": {},
     },
     draw=draw,
