@@ -33,6 +33,8 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.decoding --json
+	$(BIN)/python -m benchmarks.memory --json
+	$(BIN)/python -m benchmarks.scale --json
 	$(BIN)/python -m benchmarks.load --json
 	$(BIN)/python -m benchmarks.hostile --json
 	$(BIN)/python -m benchmarks.faults --json

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import ModelInfo, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from value_heads import FeatureSpec, LinearHead, LoraBackbone, LoraValues, ValueStack
@@ -35,6 +35,20 @@ PASSAGE = (
 )
 
 
+def linear_heads(info: ModelInfo, count: int) -> ValueStack:
+    """So many linear heads on the trainer's features, as iterations leave them: each counts tokens of its own, a
+    third of them new. Their weights do not matter to speed or size: small random ones."""
+    generator = torch.Generator().manual_seed(0)
+    layers = info.num_layers
+    heads = []
+    for t in range(count):
+        counted = tuple(range(500 * t, 500 * t + 1500))
+        spec = FeatureSpec(current=(layers * 5 // 6,), summed=(0, layers // 3), counted=counted, horizon=64)
+        weight = 1e-3 * torch.randn(spec.width(info.hidden_size), generator=generator)
+        heads.append(LinearHead(spec, weight, 0.0))
+    return ValueStack(heads, [1.0] * count)
+
+
 class Bench:
     def __init__(self, tokens: int, repeats: int) -> None:
         self.tokens, self.repeats = tokens, repeats
@@ -45,20 +59,6 @@ class Bench:
         self.peer.generation_config.eos_token_id = None
         self.prompt = self.engine.tokenizer(PASSAGE)["input_ids"][:PROMPT_TOKENS]
         assert len(self.prompt) == PROMPT_TOKENS
-
-    def heads(self, count: int) -> ValueStack:
-        """So many linear heads on the trainer's features, as iterations leave them: each counts tokens of its own, a
-        third of them new. Their weights do not matter to speed: small random ones."""
-        generator = torch.Generator().manual_seed(0)
-        info = self.engine.info
-        layers = info.num_layers
-        heads = []
-        for t in range(count):
-            counted = tuple(range(500 * t, 500 * t + 1500))
-            spec = FeatureSpec(current=(layers * 5 // 6,), summed=(0, layers // 3), counted=counted, horizon=64)
-            weight = 1e-3 * torch.randn(spec.width(info.hidden_size), generator=generator)
-            heads.append(LinearHead(spec, weight, 0.0))
-        return ValueStack(heads, [1.0] * count)
 
     def lora(self, layers: int | None) -> LoraValues:
         backbone = LoraBackbone(self.model_dir, layers)
@@ -150,16 +150,16 @@ def rate(work: Callable[[], int]) -> float:
 
 
 def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
-    one = bench.heads(1)
+    one = linear_heads(bench.engine.info, 1)
     bench.guided(one, tokens=16)
     guided, generate, crowd, limit = bench.median(
         lambda: bench.guided(one), bench.generate, lambda: bench.guided(one, REQUESTS), bench.prefill
     )
     lora, lora_full = (bench.lora(layers) for layers in (bench.engine.info.num_layers // 3, None))
     lora_rate, lora_full_rate = bench.median(lambda: bench.guided(lora), lambda: bench.guided(lora_full))
-    stacks = [bench.heads(count) for count in (1, 2, 4, 8)]
+    stacks = [linear_heads(bench.engine.info, count) for count in (1, 2, 4, 8)]
     by_heads = bench.median(*[lambda s=s: bench.guided(s) for s in stacks])
-    three = bench.heads(ITERATIONS)
+    three = linear_heads(bench.engine.info, ITERATIONS)
     loop = bench.papers_loop(loop_tokens)
     ours_one, ours_eight = (bench.guided(three, n, loop_tokens) for n in (1, REQUESTS))
     spread = max(by_heads) / min(by_heads) - 1

@@ -99,8 +99,7 @@ def outcome(servers: Sequence[Server], job_id: str) -> Outcome:
         "trained tokens": job.trained_tokens,
         "bundles": {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for part in ("values", "iterations")
-            for path in sorted((folder / part).rglob("*"))
+            for path in sorted((folder / "iterations").rglob("*"))
             if path.is_file()
         },
         "result.json": without_times(

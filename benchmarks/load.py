@@ -13,7 +13,6 @@ import asyncio
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from typing import Any
 import openai
 import psutil
 
-from benchmarks.serving import ServerProcess, terminated_is_exit
+from benchmarks.serving import ServerProcess, say, terminated_is_exit
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -156,10 +155,6 @@ def overhead(server: ServerProcess, key: str, at_once: int, repeats: int) -> dic
         pairs = [(asyncio.run(in_turns(alone)), asyncio.run(served())) for _ in range(repeats)]
     ratio = statistics.median(through / direct for direct, through in pairs)
     return {"requests_at_once": at_once, "engine_and_server_seconds": pairs, "overhead": ratio - 1}
-
-
-def say(stage: str) -> None:
-    print(f"{time.strftime('%X')} {stage}", file=sys.stderr, flush=True)
 
 
 def measure(seconds: float, repeats: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from typing import Any
 import openai
 import psutil
 
+from benchmarks.decoding import linear_heads
 from benchmarks.scale_model import GPUS, LIMIT, MODELS, Costs, Outcome, Workload, carried, reckoned, simulate
 from benchmarks.serving import ServerProcess, terminated_is_exit
+from iro_server.decoding.base import Scorer
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.graders import Sample, parse_grader
 from iro_server.settings import Settings
+from value_heads import LoraBackbone, LoraValues
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LENGTH, PROMPT = 16, 128
@@ -57,6 +62,64 @@ def measured_costs(repeats: int) -> Costs:
         seconds = [statistics.median(asyncio.run(steps(engine, rows)) for _ in range(repeats)) for rows in ROWS]
         token = statistics.median(asyncio.run(prefill(engine)) for _ in range(repeats))
     return Costs(ROWS, tuple(seconds), token)
+
+
+async def scoring(engine: EmbeddedEngine, values: Scorer) -> float:
+    """Seconds that value functions take for a chunk of a search of 16 rows, after one before it."""
+    prompt = list(range(100, 140))
+    session = await engine.open(prompt, Sampling(seed=1), values.layers)
+    state = values.start(prompt)
+    await state.score([0], 16, await session.extend([0], 16, LENGTH))
+    chunk = await session.extend([0, 1, 2, 3], 4, LENGTH)
+    start = time.perf_counter()
+    await state.score([0, 1, 2, 3], 4, chunk)
+    seconds = time.perf_counter() - start
+    session.close()
+    return seconds
+
+
+def grading(repeats: int) -> float:
+    """Seconds of one grade by a python grader, of many at once in warm sandboxes."""
+    spec = {"type": "python", "name": "e", "source": "def grade(sample, item): return sample['output_text'].count('e')"}
+    samples: list[tuple[Sample, dict[str, Any]]] = [(Sample("What is asked here is answered there. " * 5), {})] * 64
+    with parse_grader(spec) as grader:
+        grader.grade_many(samples)
+        return median_seconds(repeats, lambda: grader.grade_many(samples)) / len(samples)
+
+
+def uploading(server: ServerProcess, repeats: int) -> float:
+    """Seconds of an upload of 500 rows, checked and on disk when it is answered."""
+    rows = b"".join(json.dumps({"prompt": f"Row {i} of a file"}).encode() + b"\n" for i in range(500))
+    with openai.OpenAI(base_url=server.url, api_key="none") as api:
+        return median_seconds(repeats, lambda: api.files.create(file=("rows.jsonl", rows), purpose="fine-tune"))
+
+
+def median_seconds(repeats: int, work: Callable[[], object]) -> float:
+    def one() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return statistics.median(one() for _ in range(repeats))
+
+
+def arrows(repeats: int) -> dict[str, float]:
+    """Seconds of what a request or a sample of a job costs beside the engine's steps: medians."""
+    with EmbeddedEngine(prepare_model()) as engine:
+        third = engine.info.num_layers // 3
+        backbone = LoraBackbone(prepare_model(), third)
+        backbone.add_iteration()
+        kinds: dict[str, Scorer] = {"linear": linear_heads(engine.info, 3), "lora": LoraValues(backbone, [1.0])}
+        found = {
+            f"{name} values of 16 rows x {LENGTH} tokens": statistics.median(
+                asyncio.run(scoring(engine, values)) for _ in range(repeats)
+            )
+            for name, values in kinds.items()
+        }
+    found["a python grader's grade"] = grading(repeats)
+    with tempfile.TemporaryDirectory(prefix="iro-scale-") as folder, ServerProcess(Path(folder)) as server:
+        found["an upload of 500 rows"] = uploading(server, repeats)
+    return found
 
 
 async def real_users(server: ServerProcess, workload: Workload, seconds: float) -> Outcome:
@@ -122,13 +185,24 @@ def plan(costs: Costs) -> list[dict[str, Any]]:
 
 def measure(seconds: float, repeats: int) -> dict[str, Any]:
     costs = measured_costs(repeats)
-    result = {"costs": asdict(costs), "check": checked(costs, seconds), "plan": plan(costs), "limit": LIMIT}
+    result = {
+        "costs": asdict(costs),
+        "arrows": arrows(repeats),
+        "check": checked(costs, seconds),
+        "plan": plan(costs),
+        "limit": LIMIT,
+    }
     return result | {"cores": psutil.cpu_count()}
 
 
 def report(result: dict[str, Any]) -> str:
     """As Markdown."""
-    lines = ["| users | | requests/s | first chunk p50, p95 (s) | whole p50, p95 (s) |", "|---|---|---|---|---|"]
+    lines = ["| | seconds |", "|---|---|"]
+    steps = zip(result["costs"]["rows"], result["costs"]["seconds"], strict=True)
+    lines += [f"| a step of {rows} rows | {seconds:.4f} |" for rows, seconds in steps]
+    lines.append(f"| a token of a prompt | {result['costs']['prompt_token']:.4f} |")
+    lines += [f"| {name} | {seconds:.4f} |" for name, seconds in result["arrows"].items()]
+    lines += ["", "| users | | requests/s | first chunk p50, p95 (s) | whole p50, p95 (s) |", "|---|---|---|---|---|"]
     for row in result["check"]:
         for kind in ("real", "simulated"):
             q = row[kind]

@@ -25,6 +25,10 @@ def terminated_is_exit() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
+def say(stage: str) -> None:
+    print(f"{time.strftime('%X')} {stage}", file=sys.stderr, flush=True)
+
+
 class Server:
     """Ready inside ``with``; its output goes to ``log``."""
 

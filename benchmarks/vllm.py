@@ -20,7 +20,7 @@ import httpx
 import torch
 
 from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, ROWS
-from benchmarks.serving import VLLMProcess, terminated_is_exit
+from benchmarks.serving import VLLMProcess, say, terminated_is_exit
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -120,15 +120,21 @@ def measure_cached(bench: Bench, repeats: int) -> dict[str, Any]:
     bench.search(BEAM, 1)
     guided = [lambda n=n: bench.search(BEAM, n) for n in CROWDS]
     best_of = [lambda n=n: bench.search(PLAIN, n) for n in CROWDS]
-    rates = median(repeats, bench.plain, *guided, *best_of)
-    names = ["plain vLLM, n=16", *(f"guided, {n}" for n in CROWDS), *(f"best-of-16, {n}" for n in CROWDS)]
+    say("one request, with prefix caching")
+    alone = median(3 * repeats, bench.plain, guided[0], best_of[0])
+    say("many requests, with prefix caching")
+    crowds = median(repeats, *guided[1:], *best_of[1:])
+    say("one beam at a time")
     (one_by_one,) = median(1, bench.one_at_a_time)
-    found = dict(zip(names, rates, strict=True)) | {"one beam at a time": one_by_one}
+    names = ["plain vLLM, n=16", f"guided, {CROWDS[0]}", f"best-of-16, {CROWDS[0]}"]
+    names += [f"{what}, {n}" for what in ("guided", "best-of-16") for n in CROWDS[1:]]
+    found = dict(zip(names, [*alone, *crowds], strict=True)) | {"one beam at a time": one_by_one}
     return {"tokens_per_second": found, "cached_share": bench.cached_share(guided[0])}
 
 
 def measure_uncached(bench: Bench, repeats: int) -> dict[str, float]:
     bench.search(BEAM, 1)
+    say("without prefix caching")
     rates = median(repeats, *[lambda n=n: bench.search(BEAM, n) for n in CROWDS])
     return {f"guided without prefix caching, {n}": got for n, got in zip(CROWDS, rates, strict=True)}
 
@@ -153,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1, help="of many requests; one request gets three times as many")
     parser.add_argument("--out", type=Path, default=Path("runs/vllm"))
     parser.add_argument("--url", help="of a vLLM server that is up already; none is measured without prefix caching")
     args = parser.parse_args()

@@ -46,6 +46,18 @@ def info(model: Annotated[str, typer.Argument(help="A model directory or name.")
         typer.echo(f"{name:14} {value}")
 
 
+@app.command()
+def prune(
+    out: Annotated[Path, typer.Argument(help="A directory to be made.")],
+    keep: Annotated[float, typer.Option(help="Share of each feed-forward layer's neurons that stay.")],
+    model: Annotated[str, typer.Option(help="A model directory or name.")] = DEFAULT_MODEL,
+) -> None:
+    """Write a smaller model: of each feed-forward layer, only the neurons with the largest weights."""
+    from iro_server.engines.prune import prune_model
+
+    typer.echo(prune_model(model_dir(model), out, keep))
+
+
 def model_dir(model: str) -> Path:
     """A directory as it is given, else the name of a model to prepare."""
     from iro_server.engines.prepare import prepare_model

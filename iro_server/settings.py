@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
+from iro_server.placement import Placement
 from iro_server.surroundings import PythonLimits, Surroundings
 from iro_server.telemetry.logs import LogFormat
 
@@ -25,7 +26,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-class Settings(BaseSettings):
+class Settings(Placement):
     """One server's settings: each can be given in the environment as ``IRO_<NAME>``, one that is no text or number as
     JSON. Files, jobs and, by default, the database live under ``data_dir``.
 

@@ -46,8 +46,8 @@ class Settings:
 class DQNAgent:
     """Learns the tasks ``weights`` [n, d] one after another on an environment whose reward is φ [d].
 
-    Raises ValueError for an action space that is not Discrete, a scalar reward, weights of another length, or
-    ``learn_w`` without features.
+    Raises ValueError for an action space that is not Discrete, a scalar reward, weights of another length,
+    ``learn_w`` without features, or ``Q_FRESH``.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class DQNAgent:
         self.actions, d = check_env(env)
         self.env, self.method, self.settings = env, method, settings or Settings()
         self.true_weights = check_weights(weights, d)
+        if not (method.warm or method.gpi):
+            raise ValueError("one network that starts afresh at each task is a new DQNAgent a task: make those instead")
         if self.settings.learn_w and not method.features:
             raise ValueError("learn_w needs features: only ψ_i·w has a w to learn; leave it off for the baselines")
         self.rng = np.random.default_rng(seed)
@@ -186,7 +188,7 @@ class DQNAgent:
             raise ValueError(f"task {task}: tasks are learnt in order, and {self.begun} of them have begun")
         if task == self.begun:
             self.begun += 1
-            if self.method.gpi and task:
+            if self.method.gpi and self.method.warm and task:
                 self.net.copy_network(task - 1, task)
                 self.target.copy_network(task - 1, task)
                 for parameter in self.optimiser.state.values():

@@ -50,7 +50,13 @@ def _transfer(panels: Any, result: dict[str, Any]) -> None:
         wins.plot(estimate["value"], row, "k|", markersize=14)
         wins.text(0.02, row + 0.15, f"SF-DQN over {name}")
     wins.axvline(0.5, color="0.8", zorder=0)
-    wins.set(xlim=(0, 1), yticks=[], xlabel="probability of improvement", title="reacher, all 12 tasks, at the end")
+    wins.set(
+        xlim=(0, 1),
+        ylim=(-0.5, row + 0.5),
+        yticks=[],
+        xlabel="probability of improvement",
+        title="reacher, all 12 tasks, at the end",
+    )
     for axes in (rooms, trained):
         axes.legend(fontsize=8)
 

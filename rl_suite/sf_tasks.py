@@ -15,8 +15,6 @@ from gymnasium import spaces
 
 from rl_suite.factors import sizes_of
 
-MISSING = "mo-gymnasium is not installed: pip install 'iro[rl]'"
-
 
 @dataclass(frozen=True)
 class Method:
@@ -119,7 +117,7 @@ def make(name: str) -> gym.Env:
     try:
         import mo_gymnasium
     except ImportError as error:
-        raise ValueError(MISSING) from error
+        raise ValueError("mo-gymnasium is not installed: pip install 'iro[rl]'") from error
     return mo_gymnasium.make(name)
 
 

@@ -105,7 +105,7 @@ def train(
         phi = transitions[2]
         w = w + 0.02 * rate_t * ((phi @ (w_star - w))[:, None] * phi).mean(axis=0)
         theta = step(study, theta, transitions, w, rate_t)
-        if t >= 10 and (t & (t - 1) == 0 or t == steps):
+        if t >= 8 and (t & (t - 1) == 0 or t == steps):
             wrong = np.abs(psi(theta, probe) @ w - psi(teacher, probe) @ w_star).mean()
             trace.append((t, np.linalg.norm(theta - teacher) / np.linalg.norm(teacher), wrong))
     return Trace(*np.array(trace).T)

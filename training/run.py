@@ -2,7 +2,8 @@
 
 out/config.json        the config, SHA-256 of its files, versions and git revision it started with
 out/metrics.jsonl      one row a step, the one record of the run
-out/checkpoints/*.pt   what `Run.step` and `Run.checkpoint` saved; a killed run goes on from the last of them
+out/checkpoints/*.pt   what `Run.step` and `Run.checkpoint` saved; a killed run goes on from the last of them. With
+                       IRO_STORAGE they are in object storage instead, where config.json says
 out/tensorboard/       the numbers of metrics.jsonl as scalars
 out/figures/*.png      drawn from the files above and result.json only, so that they can be redrawn
 out/metrics.csv        metrics.jsonl as a table, once the run has ended
@@ -25,6 +26,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from training.checkpoints import VARIABLE as STORAGE_VARIABLE
+from training.checkpoints import About, claim, open_checkpoints
 from training.metrics import Board, metrics_csv, read_rows
 from training.provenance import input_hashes, versions
 
@@ -55,7 +58,8 @@ class JobConfig(BaseModel):
 class Run:
     """One run at one seed: its folder, seeds, metrics, checkpoints, checks and events.
 
-    ``planned_steps``: how many steps it will take, for events that tell how far it is.
+    ``planned_steps``: how many steps it will take, for events that tell how far it is. ``location``: where checkpoints
+    are, if not in the folder.
     """
 
     folder: Path
@@ -64,15 +68,18 @@ class Run:
     should_stop: Callable[[], bool] | None = None
     checks: list[dict[str, Any]] = field(default_factory=list)
     planned_steps: int | None = None
+    location: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("checkpoints", "figures"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+        self.checkpoints = open_checkpoints(self.location or str(self.folder / "checkpoints"), self.folder / "cache")
         self._metrics = self.folder / "metrics.jsonl"
         self._metrics.touch()
         # Rows past the last checkpoint will be computed, and written, again.
-        marks = [_load(path)["metrics_bytes"] for path in (self.folder / "checkpoints").glob("*.pt")]
-        os.truncate(self._metrics, max(marks, default=0))
+        kept = max((self.checkpoints.about(name)["metrics_bytes"] for name in self.checkpoints.names()), default=0)
+        if self._metrics.stat().st_size < kept:
+            raise RunError(f"{self._metrics} has lost rows of finished steps; choose another folder")
+        os.truncate(self._metrics, kept)
         self._board: Board | None = None
         self._steps = self._computed = 0  # steps asked for, and those of them that were not on disk
 
@@ -107,24 +114,20 @@ class Run:
 
         ``seconds``: what it took to compute.
         """
-        import torch
-
         with self._metrics.open("a") as file:
             os.fsync(file.fileno())
-        path = self._checkpoint_path(name)
-        partial = path.with_suffix(".partial")
-        torch.save({"metrics_bytes": self._metrics.stat().st_size, "seconds": seconds, "value": value}, partial)
-        os.replace(partial, path)
+        about: About = {"metrics_bytes": self._metrics.stat().st_size, "seconds": seconds}
+        self.checkpoints.save(name, value, about)
 
     def has(self, name: str) -> bool:
-        return self._checkpoint_path(name).exists()
+        return self.checkpoints.has(name)
 
     def load(self, name: str) -> Any:
-        return _load(self._checkpoint_path(name))["value"]
+        return self.checkpoints.load(name)
 
     def seconds(self, names: Iterable[str]) -> float:
         """What the steps ``names`` took, by whichever process computed them."""
-        return sum(_load(self._checkpoint_path(name))["seconds"] for name in names)
+        return sum(self.checkpoints.about(name)["seconds"] for name in names)
 
     def step(self, name: str, compute: Callable[[], Any]) -> Any:
         """The value of a step, computed at most once in the life of the run folder.
@@ -170,11 +173,9 @@ class Run:
             yield advance
 
     def close(self) -> None:
+        self.checkpoints.close()
         if self._board is not None:
             self._board.close()
-
-    def _checkpoint_path(self, name: str) -> Path:
-        return self.folder / "checkpoints" / f"{name}.pt"
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ class Job:
 
         Several seeds (config.seed, +1, …) run one after another in ``out/seed-<seed>``. Raises pydantic's
         ValidationError for a bad config, RunError if ``out`` holds another run or one of other input files, Cancelled
-        once ``should_stop`` is true.
+        once ``should_stop`` is true, StorageUnavailable where checkpoints cannot be kept or read.
         """
         config = config if isinstance(config, JobConfig) else self.Config.model_validate(config)
         if seeds == 1:
@@ -238,8 +239,10 @@ class Job:
             "versions": versions(),
         }
         started = out / "config.json"
+        location = None
         if started.exists():
             before = json.loads(started.read_text())
+            location = before.pop("checkpoints", None)
             fixed_before, fixed = (_without(each["config"], config.movable) for each in (before, header))
             if before["job"] != header["job"] or fixed_before != fixed:
                 raise RunError(f"{out} holds another run ({before['job']}); choose another folder")
@@ -250,10 +253,12 @@ class Job:
             if changed:
                 raise RunError(f"{out} holds a run of another {', '.join(changed)}; choose another folder")
             header = before
+        elif storage := os.environ.get(STORAGE_VARIABLE):
+            location = claim(storage, f"{self.name}-{out.absolute().name}")
         finished = out / "result.json"
         if not finished.exists():
-            with closing(Run(out, config.seed, on_event, should_stop)) as run:
-                _write_json(started, header)
+            with closing(Run(out, config.seed, on_event, should_stop, location=location)) as run:
+                _write_json(started, header | ({"checkpoints": location} if location else {}))
                 returned = self.run(config, run)
             (out / "metrics.csv").write_text(metrics_csv(out))
             _write_json(finished, header | {"seeds": [config.seed], "checks": run.checks} | returned)
@@ -286,12 +291,6 @@ def jsonable(value: Any) -> Any:
 
 def _without(config: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in names}
-
-
-def _load(path: Path) -> dict[str, Any]:
-    import torch
-
-    return torch.load(path, weights_only=True, mmap=True)
 
 
 def _write_json(path: Path, value: Any) -> None:

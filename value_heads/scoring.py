@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from value_heads.threads import on_fresh_thread
+from value_heads.threads import on_fresh_thread, sparing
 
 if TYPE_CHECKING:
     from value_heads.backbone import LoraBackbone
@@ -136,7 +136,7 @@ class ScoreQueue:
         wanted = [request for request in waiting if request.done.set_running_or_notify_cancel()]
         for batch in batches(wanted, self.backbone.alone):
             try:
-                totals = on_fresh_thread(partial(score, self.backbone, batch))
+                totals = on_fresh_thread(sparing(partial(score, self.backbone, batch)))
             except Exception as error:  # handed to those who wait
                 for request in batch:
                     request.done.set_exception(error)

@@ -2,7 +2,8 @@
 
 A session's keys and values lie in segments. Rows that descend from the same beam read the same segment, which is
 stored and read once: the prompt (shared by all rows), the past (one copy a beam), the chunk (one a row). All rows of
-a session are of equal length, so there is neither padding nor a mask.
+a session are of equal length, so there is neither padding nor a mask. A lone row has all of it in one segment: many
+chats at once cost few calls.
 """
 
 from __future__ import annotations
@@ -68,6 +69,12 @@ def attend_segments(q_RHd: torch.Tensor, segments: list[Segment], layer: int, sc
         at += s.length
     assert out is not None
     return out.reshape(rows, heads, size)
+
+
+def attend_cache(q: torch.Tensor, cache: Segment, layer: int, scaling: float) -> torch.Tensor:
+    """One row's new token, all of whose keys lie in one segment. q [heads, 1, size] -> [1, heads, size]."""
+    k, v = (kept[layer, :, :, : cache.length] for kept in (cache.keys, cache.values))
+    return F.scaled_dot_product_attention(q[None], k, v, scale=scaling, enable_gqa=True)[0].transpose(0, 1)
 
 
 def attend_prompt(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from iro_server.engines.base import ModelInfo
 from iro_server.engines.prepare import model_hash, template_hash
+
+
+class Description:
+    """What an engine of a model directory knows of its model, where another process has the weights."""
+
+    def __init__(self, model_dir: Path, name: str | None = None) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self.info = describe(model_dir, name, self.tokenizer)
 
 
 def describe(model_dir: Path, name: str | None, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:

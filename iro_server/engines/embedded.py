@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from iro_server.engines import attention
 from iro_server.engines.base import Chunk, ModelInfo, Sampling
 from iro_server.engines.describe import describe
+from iro_server.engines.sample import next_tokens
 from iro_server.engines.session import ChunkWork, PromptRows, SessionRows
 from iro_server.telemetry.metrics import STEP_ROWS
 
@@ -179,13 +180,22 @@ class EmbeddedEngine:
                 _settle(work.done, work.result())
 
     def _draw(self, live: list[SessionRows]) -> None:
+        """Every row's next token: one draw for all sessions that sample alike."""
         states = torch.cat([rows.states for rows in live if rows.states is not None])
         logits = self.model.get_output_embeddings()(states).float()
+        alike: dict[tuple[Any, ...], list[tuple[SessionRows, torch.Tensor, torch.Tensor]]] = {}
         at = 0
         for rows in live:
-            assert rows.states is not None
-            rows.sample(logits[at : at + len(rows.states)])
-            at += len(rows.states)
+            uniforms = rows.uniforms()
+            how = rows.sampling.temperature, rows.sampling.top_p, rows.sampling.top_k, uniforms.shape[1]
+            alike.setdefault(how, []).append((rows, logits[at : at + len(uniforms)], uniforms))
+            at += len(uniforms)
+        for group in alike.values():
+            sessions, parts, uniforms_of = zip(*group, strict=True)
+            sizes = [len(part) for part in parts]
+            drawn = next_tokens(torch.cat(parts), sessions[0].sampling, torch.cat(uniforms_of).to(logits.device))
+            for rows, tokens, logprobs in zip(sessions, *(each.split(sizes) for each in drawn), strict=True):
+                rows.drawn(tokens, logprobs)
 
     def _feed(self, runs: list[SessionRows | PromptRows]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         layers = {i for run in runs if isinstance(run, SessionRows) for i in run.layers}

@@ -52,7 +52,7 @@ def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
         source, model, tokenizer = _fetch(name)
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        manifest = {"name": name, "source": source, "sha256": _hash_weights(staging)}
+        manifest = {"name": name, "source": source, "sha256": hash_weights(staging)}
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         staging.chmod(0o755)
         try:
@@ -70,7 +70,7 @@ def model_hash(directory: Path) -> str:
 
     Raises ModelError if the directory holds no weights, or others than its manifest (where it has one) says.
     """
-    digest = _hash_weights(directory)
+    digest = hash_weights(directory)
     manifest = directory / MANIFEST
     if manifest.exists() and json.loads(manifest.read_text())["sha256"] != digest:
         raise ModelError(f"{directory}: the weights have changed since they were prepared; remove the directory")
@@ -83,7 +83,8 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(template.encode() if isinstance(template, str) else repr(template).encode()).hexdigest()
 
 
-def _hash_weights(directory: Path) -> str:
+def hash_weights(directory: Path) -> str:
+    """SHA-256 over the directory's weights, as hex. ModelError where it holds none."""
     digest = hashlib.sha256()
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:

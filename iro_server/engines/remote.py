@@ -24,6 +24,7 @@ from iro_server.engines.describe import describe
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.replicas import Replica, Replicas, Timing
 from iro_server.tasks import together
+from value_heads.threads import beside_engines
 
 Result = TypeVar("Result")
 START = 300.0  # seconds that an engine which starts beside this process may take
@@ -58,6 +59,7 @@ class RemoteEngine:
     silence: ClassVar[float] = 15.0
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
+        beside_engines()
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False)
         timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.silence)

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import httpx
 
 from iro_server.engines.endpoints import KEY_VARIABLE, EngineUnavailable, base_url
+from iro_server.telemetry.metrics import CACHED_TOKENS, SENT_TOKENS
 
 log = logging.getLogger("iro.engine")
 FAILURES = 3  # in a row, and a replica is left alone
@@ -61,8 +62,12 @@ class Replica:
     cached_tokens: int = 0
 
     def count(self, usage: dict[str, Any]) -> None:
-        self.prompt_tokens += int(usage.get("prompt_tokens") or 0)
-        self.cached_tokens += int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+        sent = int(usage.get("prompt_tokens") or 0)
+        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+        self.prompt_tokens += sent
+        self.cached_tokens += cached
+        SENT_TOKENS.inc(sent)
+        CACHED_TOKENS.inc(cached)
 
     def report(self) -> dict[str, Any]:
         """For /v1/health, which anybody may read: no address. ``cached_tokens``: of ``prompt_tokens``, not read."""

@@ -7,9 +7,8 @@ from concurrent.futures import Future
 
 import torch
 
-from iro_server.engines.attention import Segment, attend_prompt, attend_segments
+from iro_server.engines.attention import Segment, attend_cache, attend_prompt, attend_segments
 from iro_server.engines.base import Chunk, Sampling
-from iro_server.engines.sample import next_tokens
 
 Cache = tuple[torch.Tensor, torch.Tensor]
 
@@ -63,6 +62,7 @@ class SessionRows:
         self.generator = torch.Generator().manual_seed(seed)
         self.past: Segment | None = None
         self.chunk: Segment | None = None
+        self.whole: Segment | None = None
         self.states: torch.Tensor | None = None
         self.successors = 1
         self.work: ChunkWork | None = None
@@ -81,11 +81,22 @@ class SessionRows:
         self.states = self.states[parents]
         if self.chunk is not None:
             self.past = self._descend(parents)
-        layers, _, kv_heads, _, size = self.prompt.segment.keys.shape
-        shape = (layers, work.rows, kv_heads, work.length, size)
         like = self.prompt.segment.keys
+        layers, _, kv_heads, _, size = like.shape
+        shape = (layers, work.rows, kv_heads, work.length, size)
         self.chunk = Segment(like.new_empty(shape), like.new_empty(shape), 0)
+        self.whole = self._in_one_piece(self.chunk) if work.rows == 1 else None
         self.successors, self.work, self.count = work.successors, work, work.rows
+
+    def _in_one_piece(self, chunk: Segment) -> Segment:
+        """A lone row's segments put side by side in one, of which they become parts."""
+        parts = [part for part in (self.prompt.segment, self.past, chunk) if part]
+        keys, values = (torch.cat([getattr(part, kind) for part in parts], dim=3) for kind in ("keys", "values"))
+        at = 0
+        for part in parts:
+            span = slice(at, at + part.keys.shape[3])
+            part.keys, part.values, at = keys[:, :, :, span], values[:, :, :, span], span.stop
+        return Segment(keys, values, self.length)
 
     def _descend(self, parents: torch.Tensor) -> Segment:
         old, new = self.past, self.chunk
@@ -97,13 +108,16 @@ class SessionRows:
             values = torch.cat([old.values[:, beams], values], dim=3)
         return Segment(keys, values, keys.shape[3])
 
-    def sample(self, logits: torch.Tensor) -> None:
-        """Draw every row's next token; ``logits`` has a row a state (a beam's successors share it)."""
+    def uniforms(self) -> torch.Tensor:
+        """What its next tokens are drawn by: a row a state, a column each of its successors."""
+        assert self.work is not None and self.states is not None
+        beams = len(self.states)
+        return torch.rand(beams, self.work.rows // beams, generator=self.generator, dtype=torch.float64)
+
+    def drawn(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
+        """Every row's next token and its log-probability, shaped as ``uniforms``."""
         work = self.work
         assert work is not None
-        draws = work.rows // logits.shape[0]
-        uniforms = torch.rand(logits.shape[0], draws, generator=self.generator, dtype=torch.float64)
-        tokens, logprobs = next_tokens(logits, self.sampling, uniforms.to(logits.device))
         self.token_ids = tokens.flatten()
         work.tokens.append(self.token_ids.cpu())
         work.logprobs.append(logprobs.flatten().float().cpu())
@@ -122,6 +136,8 @@ class SessionRows:
             k.transpose(0, 1),
             v.transpose(0, 1),
         )
+        if self.whole is not None:
+            return attend_cache(q, Segment(self.whole.keys, self.whole.values, self.length + 1), layer, scaling)
         current = Segment(chunk.keys, chunk.values, chunk.length + 1)
         segments = [self.prompt.segment, self.past, current] if self.past else [self.prompt.segment, current]
         return attend_segments(q.transpose(0, 1).contiguous(), segments, layer, scaling)

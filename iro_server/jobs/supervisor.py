@@ -169,7 +169,7 @@ class Supervisor:
     def _start(self, job: Job, folder: Path) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
         surroundings = self.surroundings.model_copy(update={"project": job.project})
-        environment = os.environ | {SETTINGS_VARIABLE: self.settings.model_dump_json()}
+        environment = os.environ | self.settings.placement | {SETTINGS_VARIABLE: self.settings.model_dump_json()}
         environment[SURROUNDINGS_VARIABLE] = surroundings.model_dump_json()
         if self.settings.engine_key:
             environment[KEY_VARIABLE] = self.settings.engine_key.get_secret_value()

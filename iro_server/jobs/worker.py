@@ -33,6 +33,7 @@ log = logging.getLogger("iro.worker")  # which, unlike a print, raises nothing w
 SETTINGS_VARIABLE = "IRO_SETTINGS"
 TAKEN = 75  # exit status: another worker has the job's folder
 ROOM = 16 * 2**20  # bytes: with less than this left, whatever failed did so for want of space
+AWAY = {"storage_unavailable": "The storage of checkpoints", "cluster_unavailable": "The Ray cluster"}
 Result = TypeVar("Result")
 
 
@@ -88,6 +89,8 @@ class Worker:
             return "The disk is full: the job is paused. Make room and resume it."
         if isinstance(error, EngineUnavailable):
             return "The model cannot be reached: the job is paused. Resume it once its servers answer."
+        if (code := getattr(error, "code", None)) in AWAY:
+            return f"{AWAY[code]} cannot be used: the job is paused. Resume it once that has passed."
         return None
 
     def beat(self, job: Job) -> None:

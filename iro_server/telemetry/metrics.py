@@ -35,9 +35,8 @@ FIRST_CHUNK_SECONDS = _histogram(
     "iro_first_chunk_seconds", "From a generation request's arrival to the end of its first search round"
 )
 PROMPT_TOKENS = _counter("iro_prompt_tokens", "Tokens of the prompts that were searched from")
-CACHED_PROMPT_TOKENS = _counter(
-    "iro_cached_prompt_tokens", "Of them, those that the engine found in its prefix cache, where it has one"
-)
+SENT_TOKENS = _counter("iro_engine_prompt_tokens", "Tokens of the prompts and beams that engine servers were sent")
+CACHED_TOKENS = _counter("iro_engine_cached_tokens", "Of them, those that the servers found in their prefix caches")
 BASE_TOKENS = _counter("iro_base_tokens", "Tokens sampled from the frozen model")
 VALUE_TOKENS = _counter("iro_value_tokens", "Tokens scored by value functions")
 ROUNDS = _counter("iro_search_rounds", "Rounds of search")

@@ -83,7 +83,7 @@ def test_targets_are_the_papers() -> None:
 def test_deep_agents_learn_a_corridor_of_two_opposite_tasks(name: str) -> None:
     agent = DQNAgent(Corridor(), np.array([[1.0, 0], [0, 1]]), METHODS[name], SMALL, seed=1)
     for task in (0, 1):
-        agent.learn(task, 500)
+        agent.learn(task, 400)
     middle = np.eye(5, dtype=np.float32)[[2, 2]]
     found = agent.predict(middle, [[1, -1], [0, 1]])
     assert found[1] == 1
@@ -189,8 +189,10 @@ def test_bad_input_says_what_to_change(tmp_path: Path) -> None:
         Replay(10, 5, 2).sample(4, np.random.default_rng(0))
     with pytest.raises(ValueError, match="learn_w needs features"):
         DQNAgent(Corridor(), one, Q_WARM, Settings(learn_w=True))
+    with pytest.raises(ValueError, match="a new DQNAgent a task"):
+        DQNAgent(Corridor(), one, Q_FRESH)
     with pytest.raises(ValueError, match="UVFA needs the networks"):
         TabularAgent(Corridor(), one, UVFA)
     DQNAgent(Corridor(), one, settings=SMALL).save(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="holds an agent made with"):
-        DQNAgent(Corridor(), one, Q_FRESH, SMALL).load(tmp_path / "a.pt")
+        DQNAgent(Corridor(), one, Q_GPI, SMALL).load(tmp_path / "a.pt")

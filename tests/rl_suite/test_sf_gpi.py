@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,18 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
     pytest.importorskip("mo_gymnasium", reason="needs mo-gymnasium")
     from rl_suite.sf_gpi import JOB
 
-    whole = JOB.execute(TINY, tmp_path / "whole")
+    job = replace(JOB, draw=None)
+    whole = job.execute(TINY, tmp_path / "whole")
     for patience in (6, 25):  # in the tables, then between two tasks of the reacher
         stop = iter([False] * patience + [True])
-        with pytest.raises(JOB.Cancelled):
-            JOB.execute(TINY, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
-    resumed = JOB.execute(TINY, tmp_path / "cut")
+        with pytest.raises(job.Cancelled):
+            job.execute(TINY, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
+    resumed = job.execute(TINY, tmp_path / "cut")
     assert _measured(resumed) == _measured(whole)
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
     kept = [[row for row in map(json.loads, part) if "speed" not in row] for part in rows]
     assert kept[0] == kept[1]
+    JOB.execute(TINY, tmp_path / "cut")  # a finished run draws what it has not drawn
     assert (tmp_path / "cut" / "figures" / "transfer.png").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from iro_server.engines.base import Engine
+from iro_server.engines.base import Engine, ModelInfo
 from iro_server.engines.prompts import item_prompt_ids
 from iro_server.graders import Grader
 from training.iro.config import AlignConfig
@@ -29,10 +29,17 @@ class AlignError(ValueError):
         self.code, self.param = code, param
 
 
-class TokenizingEngine(Engine, Protocol):
-    """``in_step``: sessions within do not depend on one another's timing, not even in the last bits."""
+class Described(Protocol):
+    """What is known of a frozen model without its weights."""
 
     tokenizer: Any
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+
+class TokenizingEngine(Engine, Described, Protocol):
+    """``in_step``: sessions within do not depend on one another's timing, not even in the last bits."""
 
     def in_step(self, sessions: int) -> AbstractContextManager[None]: ...
 
@@ -54,7 +61,7 @@ class Slice:
     heldout: list[Prompt]
 
 
-def load_prompts(path: Path, param: str, engine: TokenizingEngine, max_tokens: int) -> list[Prompt]:
+def load_prompts(path: Path, param: str, engine: Described, max_tokens: int) -> list[Prompt]:
     """The rows of a JSONL file. AlignError with the line number for one that is no row, or too long for the model."""
     prompts: list[Prompt] = []
     room = engine.info.max_length - max_tokens
@@ -76,7 +83,7 @@ def load_prompts(path: Path, param: str, engine: TokenizingEngine, max_tokens: i
     return prompts
 
 
-def check(config: AlignConfig, engine: TokenizingEngine, grader: Grader) -> list[str]:
+def check(config: AlignConfig, engine: Described, grader: Grader) -> list[str]:
     """Warnings about the files. AlignError where nothing could come of them: what can be known before anything runs."""
     slices, validation = split(config, engine, rng_of(config.seed, SPLIT))
     training = [prompt for part in slices for prompt in [*part.train, *part.heldout]]
@@ -92,7 +99,7 @@ def check(config: AlignConfig, engine: TokenizingEngine, grader: Grader) -> list
     return warnings
 
 
-def split(config: AlignConfig, engine: TokenizingEngine, rng: np.random.Generator) -> tuple[list[Slice], list[Prompt]]:
+def split(config: AlignConfig, engine: Described, rng: np.random.Generator) -> tuple[list[Slice], list[Prompt]]:
     """Disjoint slices, one an iteration, and the validation prompts, which occur in none of them."""
     training = load_prompts(config.training_file, "training_file", engine, config.max_tokens)
     training = [training[i] for i in rng.permutation(len(training))]

@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import overload
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
 
 from training.iro.config import AlignConfig, block_scales
 from training.iro.rollouts import unpack
-from training.run import Run
 from value_heads import FeatureSpec, features, fit_mlp, mlp_fit
 from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns, response_rows
 from value_heads.heads import Head
@@ -48,11 +47,18 @@ class Graded:
         return torch.arange(int(self.lengths_R.max())) < self.lengths_R[:, None]
 
 
+class Source(Protocol):
+    """Where shards are read from. A ``Run`` is one; ``stop_if_asked`` may raise, to end the fit."""
+
+    def load(self, name: str) -> Any: ...
+    def stop_if_asked(self) -> None: ...
+
+
 @dataclass
 class Shards(Sequence[Rows]):
     """Shards of rollouts as rows for a fit, read from disk one at a time. ``head``: for targets G_t(lambda)."""
 
-    run: Run
+    source: Source
     names: Sequence[tuple[str, str]]  # checkpoints of rollouts and of rewards
     scale: Scale
     spec: FeatureSpec | None = None  # needed for rows, not for `graded`
@@ -84,18 +90,18 @@ class Shards(Sequence[Rows]):
         return sum(
             len(completion)
             for rollouts, rewards in self.names
-            for group in zip(self.run.load(rollouts)["tokens"], self.run.load(rewards)["rewards"], strict=True)
+            for group in zip(self.source.load(rollouts)["tokens"], self.source.load(rewards)["rewards"], strict=True)
             for completion, reward in zip(*group, strict=True)
             if not math.isnan(reward)
         )
 
     def graded(self, index: int) -> Graded:
-        self.run.stop_if_asked()
+        self.source.stop_if_asked()
         rollouts, rewards = self.names[index]
-        shard = self.run.load(rollouts)
+        shard = self.source.load(rollouts)
         hidden, lengths_R, prompt_R = unpack(shard)
         tokens = [completion for group in shard["tokens"] for completion in group]
-        rewards_R = torch.tensor([reward for group in self.run.load(rewards)["rewards"] for reward in group])
+        rewards_R = torch.tensor([reward for group in self.source.load(rewards)["rewards"] for reward in group])
         kept = ~rewards_R.isnan()
         prompt_R = prompt_R[kept]
         counts = torch.bincount(prompt_R)
@@ -138,7 +144,7 @@ def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards,
             epochs=config.epochs or mlp_fit.EPOCHS,
             learning_rate=mlp_fit.LEARNING_RATE * config.learning_rate_multiplier,
             seed=seed,
-            on_batch=train.run.stop_if_asked,
+            on_batch=train.source.stop_if_asked,
         )
         return Fitted(mlp.head, mlp.head, mlp.chosen)
     # With the strength chosen, held-out prompts are worth more as data.

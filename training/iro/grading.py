@@ -9,7 +9,7 @@ from iro_server.graders import Grade, Grader, Sample
 from iro_server.graders.base import Flag
 from iro_server.graders.response_format import parse_response_format
 from training.iro.config import AlignConfig
-from training.iro.data import AlignError, Prompt, TokenizingEngine
+from training.iro.data import AlignError, Described, Prompt
 from training.run import Run
 
 Tally = dict[str, dict[str, float]]
@@ -21,7 +21,7 @@ PARSE_ERROR: Flag = "sample_parse_error"
 class Grading:
     """What a completion is worth to the job: 0 without the response format, else what the grader says."""
 
-    def __init__(self, config: AlignConfig, run: Run, engine: TokenizingEngine, grader: Grader):
+    def __init__(self, config: AlignConfig, run: Run, engine: Described, grader: Grader):
         self.config, self.run, self.engine, self.grader = config, run, engine, grader
         self.format = parse_response_format(config.response_format or {"type": "text"})
 

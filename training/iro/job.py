@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.iro.config import AlignConfig
 from training.run import Job, Run
+
+if TYPE_CHECKING:
+    from iro_server.placement import Placement
 
 
 def run(config: AlignConfig, run: Run) -> dict[str, Any]:
     from iro_server.engines.endpoints import KEY_VARIABLE
     from iro_server.engines.opening import open_engine
     from iro_server.engines.prepare import prepare_model
+    from iro_server.placement import Placement
+    from training.iro.executor import LocalExecutor
     from training.iro.loop import align
 
     model_dir = config.model_dir or prepare_model()
     config = config.model_copy(update={"model_dir": model_dir})
-    with open_engine(model_dir, config.model_name, config.endpoints(os.environ.get(KEY_VARIABLE))) as engine:
-        return align(config, run, engine)
+    endpoints = config.endpoints(os.environ.get(KEY_VARIABLE))
+    opening = partial(open_engine, model_dir, config.model_name, endpoints)
+    placement = Placement()
+    if placement.executor == "ray":
+        return _on_ray(config, run, opening, placement)
+    with opening() as engine:
+        return align(config, run, engine, LocalExecutor(config, engine))
+
+
+def _on_ray(config: AlignConfig, run: Run, opening: Callable[[], Any], placement: Placement) -> dict[str, Any]:
+    """The weights are loaded where rollouts are computed, and not here."""
+    from iro_server.engines.describe import Description
+    from training.iro.cluster import ray_executor
+    from training.iro.loop import align
+    from training.iro.values import Bundles
+
+    assert config.model_dir is not None
+    name = config.model_name
+    described = opening() if config.engine_urls else nullcontext(Description(config.model_dir, name))
+    with (
+        described as engine,
+        ray_executor(placement, run, config, Bundles(engine.info, config.model_dir), opening) as executor,
+    ):
+        return align(config, run, engine, executor)
 
 
 def check(config: AlignConfig, engine: Any, grader: Any) -> list[str]:

@@ -15,10 +15,9 @@ from training.iro.data import Prompt
 from training.iro.diagnostics import diagnose
 from training.iro.fit import Graded, Shards, fit_head
 from training.iro.rollouts import commonest_tokens
+from training.iro.values import Stack
 from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, features, fit_lora
 from value_heads.heads import Head
-
-Stack = ValueStack | LoraValues
 
 
 class Learner(Protocol):
@@ -88,7 +87,7 @@ class LoraLearner:
             epochs=self.config.epochs or backbone_fit.EPOCHS,
             learning_rate=backbone_fit.LEARNING_RATE * self.config.learning_rate_multiplier,
             seed=seed,
-            on_batch=train.run.stop_if_asked,
+            on_batch=train.source.stop_if_asked,
         )
 
         def new(graded: Graded) -> Tensor:

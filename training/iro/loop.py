@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,31 +19,33 @@ import numpy as np
 from iro_server.graders import Grader, parse_grader
 from training.iro import report
 from training.iro.config import AlignConfig, default_feature_spec
-from training.iro.data import AlignError, Prompt, TokenizingEngine, split
+from training.iro.data import AlignError, Described, Prompt, split
 from training.iro.diagnostics import mean_and_error
+from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
-from training.iro.learners import HeadLearner, Learner, LoraLearner, Stack
-from training.iro.rollouts import guided, pack, plain, roll_out
+from training.iro.learners import HeadLearner, Learner, LoraLearner
+from training.iro.rollouts import Batch, guided, plain
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
+from training.iro.values import Bundles, Stack
 from training.run import Run, jsonable
-from value_heads import LoraValues, load_bundle, save_bundle
-from value_heads.threads import on_fresh_thread
+from value_heads import save_bundle
 
 
-def align(config: AlignConfig, run: Run, engine: TokenizingEngine) -> dict[str, Any]:
+def align(config: AlignConfig, run: Run, engine: Described, executor: Executor) -> dict[str, Any]:
     """The whole job. Returns what result.json holds beside the config; raises AlignError where it cannot go on."""
     with parse_grader(config.grader) as grader:
-        return Alignment(config, run, engine, grader).run_all()
+        return Alignment(config, run, engine, grader, executor).run_all()
 
 
 class Alignment:
-    def __init__(self, config: AlignConfig, run: Run, engine: TokenizingEngine, grader: Grader):
-        self.config, self.run, self.engine, self.grader = config, run, engine, grader
+    def __init__(self, config: AlignConfig, run: Run, engine: Described, grader: Grader, executor: Executor) -> None:
+        self.config, self.run, self.engine, self.grader, self.executor = config, run, engine, grader, executor
+        self.bundles = Bundles(engine.info, config.model_dir)
         self.slices, self.held_out = split(config, engine, run.rng(SPLIT))
-        self.grading = Grading(config, run, engine, grader)
-        self.validation = Validation(config, run, engine, self.grading)
+        self.grading = Grading(config, run, engine, executor.grader(grader))
+        self.validation = Validation(config, run, engine, self.grading, executor)
         self.learner = self.make_learner()
         self.scale = Scale()
         self.stack: Stack | None = None
@@ -94,7 +97,7 @@ class Alignment:
             self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale([*names, *heldout_names])))
         fitted = self.run.step(f"{step}-fit", lambda: self.fit(step, self.shards(names), self.shards(heldout_names)))
         self.betas.append(1.0)
-        self.stack = self.values_of(step).with_betas(self.betas)
+        self.stack = self.values_of(step, fitted).with_betas(self.betas)
         self.betas[-1], tried = self.validation.choose_beta(step, self.slices[step - 1], self.stack, self.betas)
         self.stack = self.stack.with_betas(self.betas)
         if self.validates(step):
@@ -106,24 +109,28 @@ class Alignment:
 
     def collect(self, step: int, part: str, prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
         """Roll out and grade ``prompts``, shard by shard. Returns the names of the shards' checkpoints."""
-        names = []
         shards = self.shards_of(prompts)
-        with self.run.progress(f"Iteration {step}: {part} rollouts", len(shards)) as advance:
-            for number, shard in enumerate(shards):
-                rollouts, rewards = (f"{step}-{part}-{number}-{what}" for what in ("rollouts", "rewards"))
-                first = (step, part, number) == (1, "train", 0)
-                self.run.step(rollouts, partial(self.roll_out, step, shard))
+        names = [
+            (f"{step}-{part}-{number}-rollouts", f"{step}-{part}-{number}-rewards") for number in range(len(shards))
+        ]
+        missing = [
+            self.batch(step, shard) for shard, (name, _) in zip(shards, names, strict=True) if not self.run.has(name)
+        ]
+        with (
+            closing(self.executor.roll_out(missing)) as found,
+            self.run.progress(f"Iteration {step}: {part} rollouts", len(shards)) as advance,
+        ):
+            for shard, (rollouts, rewards) in zip(shards, names, strict=True):
+                first = rollouts == "1-train-0-rollouts"
+                self.run.step(rollouts, partial(next, found))
                 self.run.step(rewards, partial(self.rewards, shard, rollouts, first))
-                names.append((rollouts, rewards))
                 advance()
         return names
 
-    def roll_out(self, step: int, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def batch(self, step: int, prompts: Sequence[Prompt]) -> Batch:
         params = plain(self.config) if step == 1 else guided(self.config)
-        layers = self.learner.layers
-        seed = partial(self.run.derive_seed, ROLLOUTS, step)
-        results = roll_out(self.engine, prompts, self.config, params, self.stack, seed, layers)
-        return pack(prompts, results, layers)
+        seeds = [self.run.derive_seed(ROLLOUTS, step, prompt.index) for prompt in prompts]
+        return Batch(prompts, seeds, params, self.stack, self.learner.layers)
 
     def rewards(self, prompts: Sequence[Prompt], rollouts: str, first: bool) -> dict[str, Any]:
         shard = self.run.load(rollouts)
@@ -155,25 +162,18 @@ class Alignment:
         return {"mean": float(rewards.mean()), "sd": float(rewards.std())}
 
     def fit(self, step: int, train: Shards, heldout: Shards) -> dict[str, Any]:
-        """Fit iteration ``step``'s value function, save it on top of the ones before, and return its diagnostics."""
+        """Iteration ``step``'s value function on top of the ones before, as a bundle, and its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
-        stack, diagnostics = on_fresh_thread(lambda: self.learner.fit(self.stack, train, heldout, seed))
-        self.save(self.run.folder / "values" / str(step), stack)
-        return diagnostics | {"trained_tokens": train.completion_tokens() + heldout.completion_tokens()}
+        files, diagnostics = self.executor.fit(self.learner, self.stack, train, heldout, seed)
+        trained = train.completion_tokens() + heldout.completion_tokens()
+        return diagnostics | {"trained_tokens": trained, "bundle": files}
 
-    def values_of(self, step: int) -> Stack:
-        """What the step's fit saved, betas aside."""
-        info = self.engine.info
-        values = load_bundle(
-            self.run.folder / "values" / str(step),
-            model_hash=info.model_hash,
-            template_hash=info.template_hash,
-            backbone_dir=self.config.model_dir,
-        )
-        if isinstance(values, LoraValues):
-            values.backbone.alone = info.hidden  # such an engine promises the same to the bit
-        return values
+    def values_of(self, step: int, fitted: dict[str, Any]) -> Stack:
+        """What the step's fit found, betas aside. A run that an earlier version began has it in its folder."""
+        if "bundle" in fitted:
+            return self.bundles.unpack(fitted["bundle"])
+        return self.bundles.load(self.run.folder / "values" / str(step))
 
     def save(self, folder: Path, stack: Stack, metrics: dict[str, Any] | None = None) -> None:
         info = self.engine.info

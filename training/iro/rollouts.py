@@ -7,20 +7,34 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from iro_server.decoding.base import Scorer, SearchParams, SearchResult
+from iro_server.decoding.base import SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling, cache_salt
 from iro_server.surroundings import Surroundings
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt, TokenizingEngine
+from training.iro.values import Stack
 from value_heads.features import TOKENS
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are rolled out at once, in step, and a seed for each. ``layers``: hidden states to keep."""
+
+    prompts: Sequence[Prompt]
+    seeds: Sequence[int]
+    params: SearchParams
+    stack: Stack | None = None
+    layers: tuple[int, ...] = ()
+    salt: str = field(default_factory=lambda: cache_salt(Surroundings.of_this_process().project))
 
 
 def plain(config: AlignConfig) -> SearchParams:
@@ -37,56 +51,40 @@ def guided(config: AlignConfig) -> SearchParams:
     )
 
 
-def roll_out(
-    engine: TokenizingEngine,
-    prompts: Sequence[Prompt],
-    config: AlignConfig,
-    params: SearchParams,
-    scorer: Scorer | None,
-    seed: Callable[[int], int],
-    layers: tuple[int, ...] = (),
-) -> list[SearchResult]:
-    """A search for each prompt, all of them in one batch, the same to the bit every time. ``seed``: prompt index ->
-    seed."""
+def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dict[str, Any]:
+    """The finals of each prompt's search, the same to the bit every time, as they are saved.
 
-    salt = cache_salt(Surroundings.of_this_process().project)
+    ``prompts``: their indices. ``tokens``: of each final of each prompt, the pick first. ``hidden``: the states of all
+    finals' tokens by layer, [N, D] float16, half of what they take in memory.
+    """
 
-    async def search(prompt: Prompt) -> SearchResult:
-        sampling = Sampling(config.temperature, seed=seed(prompt.index), stop_ids=engine.info.eos_ids, salt=salt)
+    async def search(prompt: Prompt, seed: int) -> SearchResult:
+        sampling = Sampling(config.temperature, seed=seed, stop_ids=engine.info.eos_ids, salt=batch.salt)
         return await guided_search(
-            engine, prompt.token_ids, params, sampling, config.max_tokens, scorer, keep_hidden=layers
+            engine, prompt.token_ids, batch.params, sampling, config.max_tokens, batch.stack, keep_hidden=batch.layers
         )
 
     async def search_all() -> list[SearchResult]:
-        return await asyncio.gather(*map(search, prompts))
+        return await asyncio.gather(*map(search, batch.prompts, batch.seeds))
 
-    with engine.in_step(len(prompts)):
-        return asyncio.run(search_all())
+    with engine.in_step(len(batch.prompts)):
+        results = asyncio.run(search_all())
+    flat = [final for result in results for final in result.finals]
+    return {
+        "prompts": [prompt.index for prompt in batch.prompts],
+        "tokens": [[final.tokens for final in result.finals] for result in results],
+        "usage": _usage(batch.prompts, results),
+        "hidden": {layer: torch.cat([final.hidden[layer] for final in flat]).half().cpu() for layer in batch.layers},
+    }
 
 
-def tokens_of(results: Sequence[SearchResult]) -> list[list[list[int]]]:
-    """The finals of each prompt."""
-    return [[final.tokens for final in result.finals] for result in results]
-
-
-def usage_of(prompts: Sequence[Prompt], results: Sequence[SearchResult]) -> dict[str, int]:
+def _usage(prompts: Sequence[Prompt], results: Sequence[SearchResult]) -> dict[str, int]:
     """Tokens read, kept, sampled from the frozen model, and scored by the value functions."""
     return {
         "prompt_tokens": sum(len(prompt.token_ids) for prompt in prompts),
         "completion_tokens": sum(len(final.tokens) for result in results for final in result.finals),
         "base_tokens": sum(result.usage.base_tokens for result in results),
         "value_tokens": sum(result.usage.value_tokens for result in results),
-    }
-
-
-def pack(prompts: Sequence[Prompt], results: Sequence[SearchResult], layers: tuple[int, ...]) -> dict[str, Any]:
-    """A shard of rollouts as it is saved: hidden states as float16 [N, D], half of what they take in memory."""
-    flat = [final for result in results for final in result.finals]
-    return {
-        "prompts": [prompt.index for prompt in prompts],
-        "tokens": tokens_of(results),
-        "usage": usage_of(prompts, results),
-        "hidden": {layer: torch.cat([final.hidden[layer] for final in flat]).half().cpu() for layer in layers},
     }
 
 

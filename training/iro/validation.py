@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from iro_server.decoding.base import SearchParams
 from training.iro.config import AlignConfig
-from training.iro.data import Prompt, Slice, TokenizingEngine
+from training.iro.data import Described, Prompt, Slice
 from training.iro.diagnostics import mean_and_error
+from training.iro.executor import Executor
 from training.iro.grading import Grading, Tally, merge
-from training.iro.learners import Stack
-from training.iro.rollouts import guided, roll_out, tokens_of, usage_of
+from training.iro.rollouts import Batch, guided
 from training.iro.seeds import BETA, VALIDATION
+from training.iro.values import Stack
 from training.run import Run, jsonable
 
 BETA_GRID = (1.0, 0.5, 2.0)  # of equally good ones the first is taken
@@ -34,25 +36,24 @@ class Validated:
 
 
 class Validation:
-    def __init__(self, config: AlignConfig, run: Run, engine: TokenizingEngine, grading: Grading):
-        self.config, self.run, self.engine, self.grading = config, run, engine, grading
+    def __init__(self, config: AlignConfig, run: Run, engine: Described, grading: Grading, executor: Executor) -> None:
+        self.config, self.run, self.engine, self.grading, self.executor = config, run, engine, grading, executor
 
     def validate(
         self, step: int, prompts: Sequence[Prompt], params: SearchParams, stack: Stack | None, what: str
     ) -> Validated:
         """The same seeds every time, so that iterations compare pairwise."""
         size = self.config.concurrency
-        shards = [
-            (sample, prompts[i : i + size])
+        batches = [
+            Batch(shard, [self.seed(sample, prompt.index) for prompt in shard], params, stack)
             for sample in range(self.config.eval_samples)
-            for i in range(0, len(prompts), size)
+            for shard in (prompts[i : i + size] for i in range(0, len(prompts), size))
         ]
-        parts, names = [], []
-        with self.run.progress(f"Validation of {what}", len(shards)) as advance:
-            for number, (sample, shard) in enumerate(shards):
-                seed = partial(self.seed, sample)
-                names.append(f"{step}-valid-{number}")
-                parts.append(self.run.step(names[-1], partial(self.search, shard, params, stack, seed)))
+        names = [f"{step}-valid-{number}" for number in range(len(batches))]
+        with self.run.progress(f"Validation of {what}", len(batches)) as advance:
+            parts = []
+            for part in self.search(names, batches):
+                parts.append(part)
                 advance()
         rows = average([row for part in parts for row in part["rows"]])
         return Validated(rows, merge(part["finals"] for part in parts), merge(part["picks"] for part in parts), names)
@@ -60,16 +61,21 @@ class Validation:
     def seed(self, sample: int, index: int) -> int:
         return self.run.derive_seed(VALIDATION, index, *([sample] if sample else []))
 
-    def search(
-        self, prompts: Sequence[Prompt], params: SearchParams, stack: Stack | None, seed: Callable[[int], int]
-    ) -> dict[str, Any]:
+    def search(self, names: Sequence[str], batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
+        """The steps of batches: what ``judge`` says of each one's rollouts."""
+        missing = [batch for name, batch in zip(names, batches, strict=True) if not self.run.has(name)]
+        with closing(self.executor.roll_out(missing)) as found:
+            for name, batch in zip(names, batches, strict=True):
+                yield self.run.step(name, partial(self.judge, batch.prompts, found))
+
+    def judge(self, prompts: Sequence[Prompt], found: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies."""
-        results = roll_out(self.engine, prompts, self.config, params, stack, seed)
-        grades = self.grading.grade(prompts, tokens_of(results))
+        rollouts = next(found)
+        grades = self.grading.grade(prompts, rollouts["tokens"])
         rows = []
-        for prompt, result, of_prompt in zip(prompts, results, grades, strict=True):
+        for prompt, finals, of_prompt in zip(prompts, rollouts["tokens"], grades, strict=True):
             rewards = [grade.reward for grade in of_prompt]
-            text = self.engine.tokenizer.decode(result.finals[0].tokens, skip_special_tokens=True)
+            text = self.engine.tokenizer.decode(finals[0], skip_special_tokens=True)
             rows.append(
                 {
                     "prompt": prompt.index,
@@ -79,7 +85,7 @@ class Validation:
                     "text": text,
                 }
             )
-        finals = self.grading.tally([grade for group in grades for grade in group], usage_of(prompts, results))
+        finals = self.grading.tally([grade for group in grades for grade in group], rollouts["usage"])
         picks = self.grading.tally([group[0] for group in grades], {})
         return {"rows": rows, "finals": finals, "picks": picks}
 
@@ -94,13 +100,13 @@ class Validation:
         if not tries_betas(self.config, step):
             return 1.0, []
         prompts = part.heldout[:BETA_PROMPTS]
-        scores, names = {}, []
-        for beta in BETA_GRID:
-            names.append(f"{step}-beta-{beta}")
-            tried = stack.with_betas([*betas[:-1], beta])
-            seed = partial(self.run.derive_seed, BETA, step)
-            found = self.run.step(names[-1], partial(self.search, prompts, guided(self.config), tried, seed))
-            scores[beta] = mean_and_error([row["mean"] for row in found["rows"]])[0]
+        seeds = [self.run.derive_seed(BETA, step, prompt.index) for prompt in prompts]
+        names = [f"{step}-beta-{beta}" for beta in BETA_GRID]
+        batches = [
+            Batch(prompts, seeds, guided(self.config), stack.with_betas([*betas[:-1], beta])) for beta in BETA_GRID
+        ]
+        found = zip(BETA_GRID, self.search(names, batches), strict=True)
+        scores = {beta: mean_and_error([row["mean"] for row in part["rows"]])[0] for beta, part in found}
 
         def decide() -> float:
             self.run.emit("message", f"Iteration {step}: mean held-out reward by beta {jsonable(scores)}")

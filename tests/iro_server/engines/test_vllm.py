@@ -15,6 +15,7 @@ from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable, base_url
 from iro_server.engines.replicas import STICKY_ROWS
 from iro_server.engines.vllm import VLLMEngine
+from iro_server.telemetry.metrics import REGISTRY
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, tokens_of, write_byte_model
 
 PROMPT = [72, 105, 33]
@@ -249,6 +250,9 @@ def test_searches_spread_over_replicas_and_each_stays_on_its_own(served):
     assert asyncio.run(one_search())[0] == 0
     report = engine.report()
     assert all(replica["cached_tokens"] > 0 and replica["prompt_tokens"] > 0 for replica in report)
+    for name in ("prompt_tokens", "cached_tokens"):
+        counted = REGISTRY.get_sample_value(f"iro_engine_{name}_total")
+        assert counted is not None and counted >= sum(replica[name] for replica in report)
 
 
 def test_a_session_leaves_a_replica_that_is_much_more_loaded(served):

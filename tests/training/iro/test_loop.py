@@ -63,11 +63,25 @@ def test_a_killed_job_goes_on_to_the_same_result(config: AlignConfig, tmp_path: 
         assert all(path.stat().st_mtime_ns == when for path, when in done.items())
         assert comparable(resumed) == comparable(whole)
         assert metrics_of(killed) == metrics_of(tmp_path / "whole")
-        for bundle in (Path(kind, str(t)) for kind in ("values", "iterations") for t in (1, 2)):
+        for bundle in (Path("iterations", str(t)) for t in (1, 2)):
             first, second = tmp_path / "whole" / bundle, killed / bundle
             assert (first / "manifest.json").read_text() == (second / "manifest.json").read_text()
             tensors, again = (load_file(folder / "value.safetensors") for folder in (first, second))
             assert tensors.keys() == again.keys() and all(torch.equal(tensors[key], again[key]) for key in tensors)
+
+
+def test_a_killed_job_goes_on_from_object_storage(
+    config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value functions and all: what its folder keeps beside them is not needed."""
+    whole = job().execute(config, tmp_path / "whole")
+    monkeypatch.setenv("IRO_STORAGE", f"memory://{tmp_path.name}")
+    with pytest.raises(Killed):
+        job().execute(config, tmp_path / "killed", should_stop=killer(45))  # within the second iteration
+    assert {path.name for path in (tmp_path / "killed").glob("c*")} == {"config.json"}
+    assert comparable(job().execute(config, tmp_path / "killed")) == comparable(whole)
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
+    assert not (tmp_path / "killed/cache").exists()
 
 
 def comparable(result: dict) -> dict:

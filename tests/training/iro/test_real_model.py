@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from iro_server.engines.prepare import prepare_model
+from tests.training.iro.test_loop import comparable
 from training.iro.job import JOB
 
 OPENINGS = ["The film", "I saw it", "This was", "We went", "She said", "There is", "He came", "It began", "Once", "At"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{"counted_tokens": 200}, {"value_model": "lora", "backbone_layers": 2}])
-def test_two_iterations_leave_bundles_figures_and_a_result(tmp_path: Path, options: dict) -> None:
-    train = tmp_path / "train.jsonl"
+def config_in(folder: Path) -> dict[str, Any]:
+    train = folder / "train.jsonl"
     train.write_text("".join(json.dumps({"prompt": opening}) + "\n" for opening in OPENINGS))
-    config = {
+    return {
         "model_dir": str(prepare_model()),
         "training_file": str(train),
         "grader": {"type": "python", "source": "def grade(sample, item): return sample['output_text'].count('e')"},
@@ -29,7 +30,12 @@ def test_two_iterations_leave_bundles_figures_and_a_result(tmp_path: Path, optio
         "validation_prompts": 2,
         "early_stop": False,
     }
-    result = JOB.execute(config | options, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"counted_tokens": 200}, {"value_model": "lora", "backbone_layers": 2}])
+def test_two_iterations_leave_bundles_figures_and_a_result(tmp_path: Path, options: dict) -> None:
+    result = JOB.execute(config_in(tmp_path) | options, tmp_path / "run")
     assert [row["step"] for row in result["history"]] == [1, 2]
     for row in result["history"]:
         manifest = json.loads((Path(row["path"]) / "manifest.json").read_text())
@@ -39,3 +45,25 @@ def test_two_iterations_leave_bundles_figures_and_a_result(tmp_path: Path, optio
     # Guided rollouts: their mean is the steered policy's on prompts no value function was fitted on.
     assert result["history"][1]["train_mean_reward"] > result["history"][0]["train_mean_reward"]
     assert {path.name for path in (tmp_path / "run/figures").iterdir()} == {"reward.png", "correlation.png"}
+
+
+@pytest.mark.slow
+def test_over_ray_lora_value_functions_are_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver loads no weights; the engine's process has as many threads as this one."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro[ray]'")
+    small = {
+        "value_model": "lora",
+        "backbone_layers": 2,
+        "rollouts_per_prompt": 4,
+        "num_successors": 2,
+        "max_tokens": 6,
+    }
+    config = config_in(tmp_path) | small
+    whole = JOB.execute(config, tmp_path / "whole")
+    monkeypatch.setenv("IRO_EXECUTOR", "ray")
+    monkeypatch.setenv("IRO_RAY_CPUS", str(torch.get_num_threads()))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    assert comparable(JOB.execute(config, tmp_path / "run")) == comparable(whole)
+    for t in (1, 2):
+        bundles = [tmp_path / name / "iterations" / str(t) / "value.safetensors" for name in ("whole", "run")]
+        assert bundles[0].read_bytes() == bundles[1].read_bytes()

@@ -12,8 +12,9 @@ from typing import Any
 
 from tests.toy import END, ToyEngine
 from training.iro.config import AlignConfig
+from training.iro.executor import LocalExecutor
 from training.iro.loop import align
-from training.run import Job
+from training.run import Job, Run
 from value_heads import FeatureSpec
 
 COUNT_ONES = "def grade(sample, item):\n    return sample['output_text'].count('1')\n"
@@ -60,7 +61,11 @@ def toy_config(folder: Path) -> AlignConfig:
 
 
 def job(engine: Any = None) -> Job:
-    return Job("align", "", AlignConfig, lambda config, run: align(config, run, engine or Toy()))
+    def run(config: AlignConfig, run: Run) -> dict[str, Any]:
+        toy = engine or Toy()
+        return align(config, run, toy, LocalExecutor(config, toy))
+
+    return Job("align", "", AlignConfig, run)
 
 
 class Killed(BaseException):

@@ -1,0 +1,69 @@
+"""A pruned model is the model without its smallest neurons, and a model of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Sampling
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.prepare import ModelError, model_hash, prepare_model
+from iro_server.engines.prune import magnitude, prune, prune_model
+
+
+def small() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).eval()
+
+
+def logits(model: LlamaForCausalLM) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(20)[None]).logits
+
+
+def test_it_computes_what_the_model_does_with_the_smallest_neurons_at_zero() -> None:
+    pruned, silenced = small(), small()
+    for layer in silenced.model.layers:
+        smallest = magnitude(layer.mlp).argsort()[:10]
+        layer.mlp.down_proj.weight.data[:, smallest] = 0
+    prune(pruned, keep=0.75)
+    assert pruned.model.layers[0].mlp.gate_proj.weight.shape == (30, 32)
+    torch.testing.assert_close(logits(pruned), logits(silenced))
+    assert (logits(pruned) - logits(small())).abs().max() > 1e-3
+
+
+def test_random_pruning_follows_its_seed() -> None:
+    first, same, other = small(), small(), small()
+    for model, seed in ((first, 1), (same, 1), (other, 2)):
+        prune(model, 0.5, "random", seed)
+    torch.testing.assert_close(logits(first), logits(same))
+    assert (logits(first) - logits(other)).abs().max() > 1e-3
+
+
+def test_an_engine_serves_it_under_a_hash_of_its_own(tmp_path: Path) -> None:
+    source = prepare_model()
+    out = prune_model(source, tmp_path / "pruned", 0.9)
+    assert AutoModelForCausalLM.from_pretrained(out).config.intermediate_size == 1382  # of 1536
+    with EmbeddedEngine(out) as engine:
+        assert engine.info.model_hash == model_hash(out) != model_hash(source)
+        prompt = engine.tokenizer("The capital of France is")["input_ids"]
+        found = asyncio.run(guided_search(engine, prompt, SearchParams(), Sampling(temperature=0, seed=0), 1))
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(out)(torch.tensor([prompt])).logits[0, -1].argmax()
+    assert found.finals[0].tokens == [int(expected)]
+    with pytest.raises(ModelError, match="exists: choose another"):
+        prune_model(source, out, 0.9)
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.1, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(keep: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep is a share of the neurons"):
+        prune_model(prepare_model(), tmp_path / "pruned", keep)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,183 @@
+"""Chain of thought: constants of chains, two implementations of one model, prefixes, the run's golden numbers."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from theory.cot.data import (
+    SLIDES,
+    Chain,
+    chain_of,
+    output_chain_of,
+    training_batch,
+    training_steps,
+    violating_chain,
+)
+from theory.cot.inference import cot_errors, icl_errors, testing_prompts
+from theory.cot.job import JOB, SMOKE
+from theory.cot.model import Models, Setting, attention, columns, dense_loss, gradient, loss, queries, train
+from theory.patterns import orthonormal_combinations
+
+D, M, K = 12, 6, 2
+
+
+def a_batch(runs: int = 2) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    alphas, lengths = torch.tensor([0.4, 1.0])[:runs], torch.tensor([5, 8])[:runs]
+    return training_batch(generator, training_steps(0, M), K, lengths, alphas, 16)
+
+
+def some_models(runs: int = 2) -> Models:
+    torch.manual_seed(1)
+    return Models(torch.randn(runs, 2 * D, 2 * D), torch.randn(runs, 2 * D, 2 * D))
+
+
+def test_the_slides_matrices_have_their_constants() -> None:
+    assert np.allclose(SLIDES.product, [[0.56, 0.44], [0.64, 0.36]])
+    assert (SLIDES.tau, SLIDES.tau_o) == (pytest.approx(0.36), pytest.approx(0.56))
+    assert SLIDES.correct.tolist() == [[0, 0, 1], [1, 1, 0]]
+    assert SLIDES.condition_1.tolist() == [False, True]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 4), st.integers(1, 3))
+def test_tau_and_rho_are_those_of_enumerated_trajectories(seed: int, patterns: int, steps: int) -> None:
+    matrices = np.random.default_rng(seed).dirichlet(np.ones(patterns), (steps, patterns))
+    chain = Chain(matrices)
+    best = []
+    for start in range(patterns):
+        paths = itertools.product(range(patterns), repeat=steps)
+        best.append(
+            max(np.prod([matrices[k][i, j] for k, (i, j) in enumerate(itertools.pairwise((start, *p)))]) for p in paths)
+        )
+    assert chain.tau == pytest.approx(min(best))
+    for A in matrices:
+        others = np.where(A.max(axis=1, keepdims=True) == A, 0, A)
+        assert (A.max(axis=1, keepdims=True) >= others / (1 - chain.rho) - 1e-12).all()
+
+
+def test_chains_are_made_to_measure() -> None:
+    made = chain_of(0.4, 0.8, 10, 2)
+    assert (made.tau, made.rho) == (pytest.approx(0.4), pytest.approx(0.8))
+    assert made.condition_1.all()
+    made = output_chain_of(0.5, 0.4, 10, 2)
+    assert (made.tau_o, made.rho_o) == (pytest.approx(0.5), pytest.approx(0.4))
+    assert not violating_chain(8).condition_1.any()
+
+
+def test_testing_patterns_are_orthonormal_with_the_sum_asked_for() -> None:
+    made = orthonormal_combinations(np.random.default_rng(0), 20, 10, 1.2)
+    assert np.allclose(made @ made.T, np.eye(10))
+    assert np.allclose(made.sum(axis=1), 1.2)
+
+
+def test_a_training_batch_is_what_it_says() -> None:
+    batch = a_batch()
+    assert batch.live.sum(-1).tolist()[0] == [2 * 5 + at for at in batch.at[0].tolist()]
+    first = batch.step[: 2 * 8] == 0
+    shared = (batch.x[..., :8] == batch.x[..., :1]).sum(-1)
+    assert (shared[1] == 8).all() and first[:8].all()
+    own_x, own_y = batch.x[..., -1], batch.y[..., -1]  # the query's first step, a column when the second is asked for
+    asked_second = batch.at == 1
+    assert (own_y[asked_second] == batch.query[asked_second]).all()
+    same = (batch.x == batch.query[..., None]) & (batch.step == batch.at[..., None]) & batch.live
+    assert (batch.y[same] == batch.target[..., None].expand_as(batch.y)[same]).all()
+    assert own_x.shape == batch.at.shape
+
+
+def test_the_table_of_logits_is_the_plain_model_and_its_gradient_autograds() -> None:
+    models, batch = some_models(), a_batch()
+    tokens, asked = columns(batch, D, M), queries(D, M, K).T
+    for run in range(2):
+        Q, key = models.Q[run].clone().requires_grad_(), models.K[run].clone().requires_grad_()
+        target = torch.nn.functional.one_hot(batch.target[run], D)
+        plain = dense_loss(Q, key, tokens[run], batch.live[run], asked[batch.at[run] * M + batch.query[run]], target)
+        dQ, dK = torch.autograd.grad(plain, (Q, key))
+        value, ours_Q, ours_K = gradient(models, batch, D, M)
+        assert torch.allclose(value[run], plain, atol=1e-5)
+        assert torch.allclose(loss(models, batch, D, M)[run], plain, atol=1e-5)
+        assert torch.allclose(ours_Q[run], dQ, atol=1e-4) and torch.allclose(ours_K[run], dK, atol=1e-4)
+
+
+def test_training_in_two_parts_ends_to_the_bit_where_training_in_one_does() -> None:
+    setting = Setting(torch.tensor([0.5, 1.0]), torch.tensor([6, 6]), D, M, K, batch=20)
+
+    def trained(*parts: tuple[int, int]) -> Models:
+        models = Models.start(setting)
+        for begin, end in parts:
+            models = train(models, setting, training_steps(0, M), lambda s: s, begin, end, lambda *_: None)
+        return models
+
+    whole, parts = trained((0, 12)), trained((0, 5), (5, 12))
+    assert torch.equal(whole.Q, parts.Q) and torch.equal(whole.K, parts.K)
+    assert attention(whole, a_batch(), D, M).sum(-1).allclose(torch.ones(2, 16))
+
+
+def test_errors_of_all_lengths_are_those_of_shorter_prompts() -> None:
+    patterns = torch.eye(D)[:4]
+    chain = chain_of(0.5, 0.6, 4, K)
+    prompts = testing_prompts(torch.Generator().manual_seed(0), chain, patterns, 0.7, 12, 200, 0.1)
+    product = some_models(1).product[0] / 20 + 2 * torch.eye(2 * D)
+    for errors in (cot_errors, icl_errors):
+        together = errors(product, prompts, chain, patterns, M, [3, 7, 12])
+        for i, length in enumerate((3, 7, 12)):
+            short = type(prompts)(prompts.noisy[:, :length], prompts.states[:, :length], prompts.query)
+            assert errors(product, short, chain, patterns, M, [length])[0] == together[i]
+
+
+def test_cot_by_running_sums_is_cot_done_step_by_step() -> None:
+    patterns, chain, length = torch.eye(D)[:4], chain_of(0.5, 0.6, 4, K), 9
+    prompts = testing_prompts(torch.Generator().manual_seed(2), chain, patterns, 0.7, length, 60, 0.1)
+    product = some_models(1).product[0] / 20 + 2 * torch.eye(2 * D)
+    codes, wrong = torch.eye(2 * D)[M : M + K], 0
+    for i in range(60):
+        tokens = [
+            torch.cat([prompts.noisy[i, j, k], prompts.noisy[i, j, k + 1]]) + codes[k]
+            for j in range(length)
+            for k in range(K)
+        ]
+        state = patterns[prompts.query[i]]
+        for k in range(K):
+            query = torch.cat([state, torch.zeros(D)]) + codes[k]
+            weights = (torch.stack(tokens) @ product @ query).softmax(0)
+            output = weights @ torch.stack(tokens)[:, D:]
+            following = patterns[(output @ patterns.T).argmax()]
+            tokens.append(torch.cat([state, following]) + codes[k])
+            state = following
+        wrong += int(state.argmax()) != chain.correct[prompts.query[i], -1]
+    assert cot_errors(product, prompts, chain, patterns, M, [length])[0] == pytest.approx(wrong / 60)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"alpha": 0.0}, r"alpha is a fraction of the examples, in \(0, 1\], not 0"),
+        ({"test_alpha": 1.5}, r"test_alpha is a fraction of the examples, in \(0, 1\], not 1.5"),
+        (
+            {"transitions": [[[0.5, 0.6], [0.1, 0.9]]]},
+            "row 0 of transition matrix 1 is no distribution: it sums to 1.1",
+        ),
+        ({"d": 20}, "d=20 is smaller than the 20 patterns and 2 position codes"),
+        ({"patterns": 25}, "25 orthonormal patterns with coefficient sum 1 do not fit the span of 20"),
+    ],
+)
+def test_bad_input_says_what_to_change(bad: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        JOB.Config.model_validate(bad)
+
+
+def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
+    chosen = ("attention", "condition", "matrices")  # the studies that claim something
+    result = JOB.execute(SMOKE | {"studies": chosen}, tmp_path)
+    assert len(result["checks"]) >= 5
+    assert all(check["holds"] for check in result["checks"]), [c for c in result["checks"] if not c["holds"]]
+    assert (tmp_path / "figures" / "page.html").exists()

@@ -1,0 +1,140 @@
+"""In-context classification: data, two implementations of one model, pruning, the run's golden numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from theory.icl.classical import LEARNERS, classical_error
+from theory.icl.data import Data, draw, in_domain, out_of_domain, tasks
+from theory.icl.job import JOB, SMOKE
+from theory.icl.model import Models, Setting, attention, prefix_outputs, signs, train, train_outputs
+from theory.icl.pruning import pruned
+
+DATA = Data(M1=4, M2=6, d=10, d_y=3, beta=2.0)
+
+
+def a_setting() -> Setting:
+    pairs, _ = tasks(4, 8)
+    return Setting(DATA, torch.tensor([0.8, 0.5]), torch.tensor([6, 6]), pairs, batch=32, neurons=20, std=0.3)
+
+
+def some_models() -> Models:
+    torch.manual_seed(0)
+    width = DATA.width
+    return Models(*(torch.randn(2, width, width) / 4 for _ in range(3)), torch.randn(2, 20, width))
+
+
+def test_training_tasks_leave_others_unseen_and_every_pattern_in_both_roles() -> None:
+    seen, unseen = tasks(6, 12)
+    pairs = {tuple(pair) for pair in torch.cat([seen, unseen]).tolist()}
+    assert len(pairs) == 30 and all(a != b for a, b in pairs)
+    assert torch.bincount(seen[:, 0]).tolist() == torch.bincount(seen[:, 1]).tolist() == [2] * 6
+
+
+def test_prompts_have_the_fractions_and_labels_they_should() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.tensor([[2, 0]])
+    batch = draw(generator, DATA, pairs, torch.tensor([50]), torch.tensor([0.6]), 400)
+    shown, labels = batch.relevant[0, :, :-1], batch.label[0, :, :-1]
+    for pattern, share in ((2, 0.3), (0, 0.3), (1, 0.2), (3, 0.2)):
+        assert (shown == pattern).float().mean() == pytest.approx(share, abs=0.01)
+    assert (labels[shown == 2] == 1).all() and (labels[shown == 0] == -1).all()
+    assert labels[shown == 1].mean() == pytest.approx(0, abs=0.05)
+    query = batch.relevant[0, :, -1]
+    assert set(query.tolist()) == {0, 2} and ((batch.label[0, :, -1] == 1) == (query == 2)).all()
+
+
+def test_gathered_columns_are_the_dense_model() -> None:
+    models, setting = some_models(), a_setting()
+    batch = draw(torch.Generator().manual_seed(1), DATA, setting.pairs, setting.lengths, setting.alphas, 16)
+    tokens = in_domain(DATA).tokens(batch, DATA)
+    for run in range(2):
+        one = models.one(run)
+        dense = prefix_outputs(one, tokens[run], [6])[:, 0]
+        assert torch.allclose(train_outputs(models, batch, DATA)[run], dense, atol=1e-4)
+        read = torch.einsum("nl,nld->nd", attention(one, tokens[run]), tokens[run][:, :-1])
+        plain = (read @ one.V.T @ one.O.T).relu() @ signs(20)
+        assert torch.allclose(plain, dense, atol=1e-4)
+
+
+def test_a_prefix_is_a_shorter_prompt() -> None:
+    models, setting = some_models().one(0), a_setting()
+    batch = draw(torch.Generator().manual_seed(1), DATA, setting.pairs, setting.lengths, setting.alphas, 16)
+    tokens = in_domain(DATA).tokens(batch, DATA)[0]
+    short = torch.cat([tokens[:, :3], tokens[:, -1:]], dim=1)
+    assert torch.allclose(
+        prefix_outputs(models, tokens, [3, 6])[:, 0], prefix_outputs(models, short, [3])[:, 0], atol=1e-5
+    )
+
+
+def test_runs_trained_together_are_those_trained_in_parts_and_do_not_touch() -> None:
+    setting = a_setting()
+
+    def trained(start: Models, *parts: tuple[int, int]) -> Models:
+        for begin, end in parts:
+            start = train(start, setting, lambda s: s, begin, end, lambda *_: None)
+        return start
+
+    whole = trained(Models.start(setting, 0), (0, 8))
+    parts = trained(Models.start(setting, 0), (0, 3), (3, 8))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters, parts.parameters, strict=True))
+    other = Models.start(setting, 0)
+    other.O[1] = 0  # the second run changes; the first must not
+    apart = trained(other, (0, 8))
+    assert torch.allclose(apart.O[0], whole.O[0], atol=1e-6) and not torch.allclose(apart.O[1], whole.O[1])
+
+
+def test_out_of_domain_patterns_have_the_sum_asked_for() -> None:
+    mean = out_of_domain(np.random.default_rng(0), Data(), 3, 1.3, "mean").relevant
+    assert torch.allclose(mean.sum(1), torch.tensor(3 * 1.3)) and (mean[:, 6:] == 0).all()
+    ortho = out_of_domain(np.random.default_rng(0), Data(), 3, 1.3, "orthonormal")
+    assert torch.allclose(ortho.relevant @ ortho.relevant.T, 9 * torch.eye(3), atol=1e-5)
+    assert torch.allclose(ortho.relevant.sum(1), torch.tensor(3 * 1.3), atol=1e-5)
+    assert (ortho.irrelevant[:, :6] == 0).all()
+
+
+def test_pruning_takes_the_rows_it_says() -> None:
+    models, generator = some_models(), torch.Generator().manual_seed(0)
+    norms = models.O.norm(dim=-1)
+    for order, kept in (("small", norms.sort().values[:, 8:]), ("large", norms.sort().values[:, :12])):
+        left = pruned(models, 0.4, order, generator).O.norm(dim=-1)
+        assert torch.allclose(left[left > 0].reshape(2, 12).sort().values, kept)
+    assert ((pruned(models, 0.4, "random", generator).O.norm(dim=-1) == 0).sum(1) == 8).all()
+
+
+def test_classical_learners_learn_what_is_separable_and_nothing_from_one_label() -> None:
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random((20, 11)) < 0.5, 1.0, -1.0)
+    x = y[..., None] * np.ones(3) + 0.1 * rng.standard_normal((20, 11, 3))
+    for name in LEARNERS:
+        assert classical_error(name, x, y, 10) <= 0.05
+    same = np.ones((4, 3))
+    same[:2, -1] = -1
+    assert classical_error("logistic", x[:4, :3], same, 2) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"alpha": 1.2}, r"alpha is a fraction of the examples, in \(0, 1\], not 1.2"),
+        ({"d": 29}, r"d=29 is smaller than the 6 \+ 24 patterns"),
+        ({"tasks": 3}, "3 training tasks of 30: give at least M1=6"),
+        ({"odr": 4}, "4 patterns of disjoint pairs need M1 >= 8"),
+    ],
+)
+def test_bad_input_says_what_to_change(bad: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        JOB.Config.model_validate(bad)
+
+
+def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
+    chosen = ("mechanism", "unseen", "pruning")
+    result = JOB.execute(SMOKE | {"studies": chosen}, tmp_path)
+    assert all(check["holds"] for check in result["checks"]), [c for c in result["checks"] if not c["holds"]]
+    assert (tmp_path / "figures" / "pruning.png").exists()

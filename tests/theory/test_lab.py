@@ -1,0 +1,73 @@
+"""Runs made of studies: intervals, fits, and that only what was asked for is computed, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from theory.lab import LabConfig, Study, band, lab, loglog
+from theory.page import Panel
+from training.run import Cancelled
+
+
+def test_a_band_is_students_interval() -> None:
+    made = band([[1.0, 5.0], [3.0, 5.0]])  # t(.975, 1) = 12.706, standard error 1
+    assert made["mean"] == [2.0, 5.0] and made["seeds"] == 2
+    assert made["high"] == pytest.approx([14.706, 5.0], abs=1e-3)
+
+
+@given(st.floats(-3, 3), st.floats(0.1, 10))
+def test_a_loglog_fit_recovers_a_power(exponent: float, factor: float) -> None:
+    x = np.array([0.2, 0.5, 1.0, 2.0])
+    fit = loglog(x, [factor * x**exponent, 2 * factor * x**exponent])
+    assert fit["mean"] == pytest.approx(exponent, abs=1e-9)
+
+
+def test_a_loglog_fit_leaves_out_what_was_never_reached() -> None:
+    x = np.array([1.0, 2.0, 4.0, 8.0])
+    fit = loglog(x, [[np.nan, 4.0, 16.0, 64.0], [np.nan, np.nan, 1.0, 2.0]])
+    assert fit["seeds"] == 1 and fit["mean"] == pytest.approx(2)
+
+
+def a_lab(computed: list[str]) -> Any:
+    def compute(name: str) -> Any:
+        def made(config: Any, run: Any) -> dict[str, Any]:
+            computed.append(name)
+            return {"y": np.arange(3.0)}
+
+        return made
+
+    def draw(figure: Any, result: Any) -> None:
+        figure.subplots().plot(result["y"])
+
+    def panels(result: Any) -> list[Panel]:
+        return [Panel("p", "P", "x", "y", {}, {"": [{"name": "y", "x": [0, 1, 2], "y": result["y"]}]})]
+
+    studies = {name: Study(compute(name), draw, None, panels) for name in ("first", "second")}
+    return lab("theory.test", "", LabConfig, studies, {}, lambda config: 1, ("Title", "Intro"))
+
+
+def test_a_study_is_computed_once_and_drawn_from_what_was_saved(tmp_path: Path) -> None:
+    computed: list[str] = []
+    job, asked = a_lab(computed), iter([False, True])
+    with pytest.raises(Cancelled):
+        job.execute({}, tmp_path, should_stop=lambda: next(asked))
+    assert computed == ["first"]
+    result = job.execute({}, tmp_path)
+    assert computed == ["first", "second"] and result["studies"]["second"] == {"y": [0, 1, 2]}
+    for path in (tmp_path / "figures").iterdir():
+        path.unlink()
+    job.execute({}, tmp_path)
+    assert computed == ["first", "second"]
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"first.png", "second.png", "gallery.png", "page.html"}
+
+
+def test_one_figure_is_one_study(tmp_path: Path) -> None:
+    computed: list[str] = []
+    a_lab(computed).execute({"studies": ["second"]}, tmp_path)
+    assert computed == ["second"]

@@ -1,0 +1,47 @@
+"""An alignment of the toy language model over Ray, as a server's worker finds it: where ``Placement`` says."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from iro_server.placement import Placement
+from tests.training.iro.toy_job import Toy
+from training.iro.cluster import ray_executor
+from training.iro.config import AlignConfig
+from training.iro.loop import align
+from training.iro.values import Bundles
+from training.run import Job, Run
+
+
+class Slow(Toy):
+    """Leaves a file in ``folder`` for each prompt, which tells its process, and takes its time."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        super().__init__()
+        self.folder, self.seconds = folder, seconds
+
+    async def open(self, *args: Any, **kwargs: Any) -> Any:
+        (self.folder / f"{os.getpid()}-{uuid4().hex}").touch()
+        time.sleep(self.seconds)
+        return await super().open(*args, **kwargs)
+
+
+def ray_job(placement: Placement | None = None, seconds: float = 0.0) -> Job:
+    """``placement`` None: that of the environment."""
+
+    def run(config: AlignConfig, run: Run) -> dict[str, Any]:
+        folder = run.folder / "sampled"
+        folder.mkdir(exist_ok=True)
+        opening, bundles = partial(Slow, folder, seconds), Bundles(Toy.info, config.model_dir)
+        with ray_executor(placement or Placement(), run, config, bundles, opening) as executor:
+            return align(config, run, Toy(), executor)
+
+    return Job("align", "", AlignConfig, run)
+
+
+JOB = ray_job(seconds=0.05)

@@ -1,0 +1,251 @@
+"""The figures of the chain-of-thought laboratory: what is computed, and what is claimed of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory.cot import figures
+from theory.cot.data import SLIDES, Chain, training_batch, training_steps, violating_chain
+from theory.cot.experiment import Config, evaluate, trained
+from theory.cot.model import Models, columns, dense_loss, queries, train
+from theory.cot.three_layers import layers
+from theory.lab import Result, Study, band, draw_speed, loglog
+from training.run import Run
+
+READINGS: dict[str, dict[str, list[float]]] = {  # read by eye from the paper's figures, at 100 test examples
+    "alpha": {"cot": [3e-2, 3e-3, 1.6e-3, 1e-3], "icl": [2e-2, 6e-3, 4e-3, 1.7e-3]},
+    "tau": {"cot": [1.2e-2, 1.8e-3, 1e-3, 1e-3]},
+    "rho": {"cot": [2.8e-2, 9e-3, 8e-3, 1.8e-3]},
+    "tau_o": {"icl": [2.8e-2, 5e-3, 4e-3, 2.5e-3]},
+    "rho_o": {"icl": [4e-2, 1e-2, 6.5e-3, 3.8e-3]},
+}
+
+
+def mechanism(config: Config, run: Run) -> Result:
+    """Attention of a first step on testing prompts, and the training loss, over training."""
+    _, rows = trained(config, run)
+    names = ("loss", "same step, same pattern", "same step, other pattern", "other step")
+    curves = {name: band([row[name] for row in rows], axis=1) for name in names}
+    return {"step": [row["step"] for row in rows], "curves": curves}
+
+
+def check_mechanism(result: Result, run: Run) -> None:
+    same = result["curves"]["same step, same pattern"]["mean"]
+    other = result["curves"]["same step, other pattern"]["mean"]
+    run.check("attention on the same step and pattern", expected="> 0.9", got=same[-1], holds=same[-1] > 0.9)
+    got = [other[0], max(other), other[-1]]
+    holds = max(other) > 1.2 * other[0] and other[-1] < 0.5 * other[0]
+    run.check(
+        "attention on the same step, other patterns: start, peak, end", expected="rises, falls", got=got, holds=holds
+    )
+
+
+def _sweep(name: str, values: tuple[float, ...], kinds: tuple[str, ...], key: int) -> Study:
+    """Error against the number of test examples for each value of one of α', τ, ρ, τ_o, ρ_o."""
+
+    def compute(config: Config, run: Run) -> Result:
+        models, _ = trained(config, run)
+        found: Result = {"name": name, "values": values, "lengths": config.lengths, "readings": READINGS[name]}
+        for kind in kinds:
+            rows = []
+            for j, value in enumerate(values):
+                chain, alpha = _varied(config, name, kind, value)
+                errors = evaluate(config, run, models, kind, chain, alpha, config.lengths, 10 * key + j)
+                facts = {"tau": chain.tau, "rho": chain.rho, "tau_o": chain.tau_o, "rho_o": chain.rho_o}
+                rows.append(band(errors) | {"value": value, "chain": facts})
+                run.metrics({"study": name, "kind": kind, name: value, "error_at_100": rows[-1]["mean"][-1]})
+            found[kind] = rows
+        return found
+
+    return Study(compute, figures.sweep, None, figures.sweep_panels, (4.5 * len(kinds), 3.8))
+
+
+def _varied(config: Config, name: str, kind: str, value: float) -> tuple[Chain, float]:
+    if name == "alpha":
+        return (config.chain() if kind == "cot" else config.output_chain()), value
+    made = config.chain if name in ("tau", "rho") else config.output_chain
+    return made(**{name: value}), config.test_alpha
+
+
+def condition(config: Config, run: Run) -> Result:
+    """CoT and ICL where Condition 1 holds, and where it fails at every start."""
+    models, _ = trained(config, run)
+    found: Result = {"lengths": config.lengths, "curves": {}}
+    for i, (name, chain) in enumerate((("with", config.chain()), ("without", violating_chain(config.patterns)))):
+        for j, kind in enumerate(("cot", "icl")):
+            errors = evaluate(config, run, models, kind, chain, 0.8, config.lengths, 100 + 2 * i + j)
+            found["curves"][f"{kind} {name}"] = band(errors)
+        found[name] = {"tau": chain.tau, "rho": chain.rho, "holds": chain.condition_1.mean()}
+    return found
+
+
+def check_condition(result: Result, run: Run) -> None:
+    cot, icl = (result["curves"][f"{kind} without"]["mean"] for kind in ("cot", "icl"))
+    holds = cot[-1] < 0.6 * cot[0] and icl[-1] > 0.5
+    expected = "CoT falls, ICL stays above 0.5"
+    run.check("without Condition 1, first and last", expected=expected, got=[cot[0], cot[-1], icl[-1]], holds=holds)
+
+
+def matrices(config: Config, run: Run) -> Result:
+    """CoT and ICL on the config's matrices; the slides', its default, violate Condition 1 at one start of two."""
+    models, _ = trained(config, run)
+    chain = Chain(np.array(config.transitions))
+    curves = {
+        kind: band(evaluate(config, run, models, kind, chain, 0.8, config.lengths, 110 + j))
+        for j, kind in enumerate(("cot", "icl"))
+    }
+    facts = {"tau": chain.tau, "tau_o": chain.tau_o, "rho": chain.rho, "condition_1": chain.condition_1}
+    slides = {"B": SLIDES.product, "tau": SLIDES.tau, "tau_o": SLIDES.tau_o}
+    return {"lengths": config.lengths, "curves": curves, "slides": slides} | facts
+
+
+def check_matrices(result: Result, run: Run) -> None:
+    slides = result["slides"]
+    expected: Result = {"B": [[0.56, 0.44], [0.64, 0.36]], "tau": 0.36, "tau_o": 0.56}
+    holds = all(np.allclose(slides[name], value, atol=1e-12) for name, value in expected.items())
+    run.check("the slides' B, τ and τ_o", expected=expected, got=slides, holds=holds)
+    cot, icl = (result["curves"][kind]["mean"] for kind in ("cot", "icl"))
+    got = [cot[0], cot[-1], min(icl)]
+    if not all(result["condition_1"]):
+        holds = cot[-1] < 0.4 * cot[0] and min(icl) > 0.3
+        run.check("CoT falls where ICL stays at a floor", expected="CoT falls, ICL > 0.3", got=got, holds=holds)
+
+
+REQUIRED = {  # exponents of the theorems' l_ts ≥ Ω((α'τρ)⁻²), an upper bound on what is needed
+    "alpha": (0.3, 0.45, 0.65, 1.0),
+    "tau": (0.2, 0.28, 0.4, 0.55),
+    "rho": (0.35, 0.47, 0.62, 0.8),
+}
+
+
+def required(config: Config, run: Run, error: float = 0.02) -> Result:
+    """Test examples to a CoT error of 0.02 against α', τ and ρ, each model's own log-log slope, beside −2."""
+    models, _ = trained(config, run)
+    lengths = tuple(sorted({round(x) for x in np.geomspace(3, 240, 20)}))
+    found: Result = {"error": error, "expected": -2, "fits": {}}
+    for i, (name, values) in enumerate(REQUIRED.items()):
+        needed, actual = [], []
+        for j, value in enumerate(values):
+            chain, alpha = _varied(config, name, "cot", value)
+            key = 200 + 10 * i + j
+            measure = partial(evaluate, config, run, models, "cot", chain, alpha, lengths, key)
+            errors = run.step(f"required-{name}-{j}", partial(_listed, measure))
+            needed.append([_first(lengths, np.array(row), error) for row in errors])
+            actual.append({"alpha": alpha, "tau": chain.tau, "rho": chain.rho}[name])
+        by_model = np.array(needed).T
+        found["fits"][name] = {"values": actual, "needed": band(by_model), "slope": loglog(actual, by_model)}
+    return found
+
+
+def _listed(measure: Callable[[], np.ndarray]) -> Any:
+    return measure().tolist()
+
+
+def _first(lengths: tuple[int, ...], errors: np.ndarray, level: float) -> float:
+    """Where the error first comes down to ``level``, between lengths by log-log interpolation; NaN if never."""
+    below = np.flatnonzero(errors <= level)
+    if not len(below):
+        return float("nan")
+    i = below[0]
+    if i == 0:
+        return float(lengths[0])
+    y = np.log(np.maximum(errors[i - 1 : i + 1], 1e-4))
+    part = (y[0] - np.log(level)) / (y[0] - y[1])
+    return float(np.exp(np.log(lengths[i - 1]) + part * np.log(lengths[i] / lengths[i - 1])))
+
+
+def rates(config: Config, run: Run, level: float = 0.03, chunk: int = 200) -> Result:
+    """Iterations to a training loss of 0.03 against α, all α and seeds trained as one batch; the theorem has α⁻²."""
+    alphas = torch.tensor(config.rate_alphas).repeat_interleave(config.rate_models)
+    setting, transitions = config.setting(alphas), training_steps(run.derive_seed(5), config.M)
+
+    def through(begin: int, models: Models) -> dict[str, Any]:
+        losses: list[Tensor] = []
+
+        def record(step: int, now: Models, loss: Tensor, batch: Any) -> None:
+            losses.append(loss)
+
+        end = min(begin + chunk, config.rate_iterations)
+        models = train(models, setting, transitions, lambda s: run.derive_seed(6, s), begin, end, record)
+        return {"Q": models.Q, "K": models.K, "losses": torch.stack(losses)}
+
+    models, parts = Models.start(setting), []
+    for begin in range(0, config.rate_iterations, chunk):
+        saved = run.step(f"rates-{begin}", partial(through, begin, models))
+        models = Models(saved["Q"], saved["K"])
+        parts.append(saved["losses"])
+    curve = torch.cat(parts)  # [T, R]
+    smooth = curve.unfold(0, 10, 1).mean(-1)
+    reached = torch.where((smooth <= level).any(0), (smooth <= level).float().argmax(0) + 10.0, torch.nan)
+    needed = reached.reshape(len(config.rate_alphas), -1).T.numpy()
+    grouped = curve[::20].reshape(-1, len(config.rate_alphas), config.rate_models)
+    return {
+        "alphas": config.rate_alphas,
+        "level": level,
+        "needed": band(needed),
+        "slope": loglog(config.rate_alphas, needed),
+        "expected": -2,
+        "step": np.arange(0, config.rate_iterations, 20),
+        "loss": [band(grouped[:, i].numpy(), axis=1) for i in range(len(config.rate_alphas))],
+    }
+
+
+def speed(config: Config, run: Run, steps: int = 15) -> Result:
+    """Milliseconds a run and SGD step: runs as one batch, the same code run by run, plain autograd run by run."""
+    transitions = training_steps(0, config.M)
+
+    def timed(count: int) -> float:
+        setting = config.setting(torch.full((count,), config.alpha))
+        began = time.perf_counter()
+        train(Models.start(setting), setting, transitions, lambda s: s, 0, steps, lambda *_: None)
+        return 1000 * (time.perf_counter() - began) / steps / count
+
+    timed(1)
+    rows = {
+        "batch of 20 runs": timed(20),
+        "same code, one run": timed(1),
+        "plain autograd, one run": _plain(config, steps),
+    }
+    return {"milliseconds": rows, "ratio": {name: value / rows["batch of 20 runs"] for name, value in rows.items()}}
+
+
+def _plain(config: Config, steps: int) -> float:
+    """Milliseconds a step of `dense_loss` and autograd on the same prompts."""
+    setting = config.setting(torch.full((1,), config.alpha))
+    models, generator = Models.start(setting), torch.Generator().manual_seed(0)
+    transitions, asked = training_steps(0, config.M), queries(config.d, config.M, config.steps).T
+    Q, K = models.Q[0].requires_grad_(), models.K[0].requires_grad_()
+    began = time.perf_counter()
+    for _ in range(steps):
+        batch = training_batch(generator, transitions, config.steps, setting.lengths, setting.alphas, config.batch)
+        query = asked[batch.at[0] * config.M + batch.query[0]]
+        target = torch.nn.functional.one_hot(batch.target[0], config.d)
+        loss = dense_loss(Q, K, columns(batch, config.d, config.M)[0], batch.live[0], query, target)
+        dQ, dK = torch.autograd.grad(loss, (Q, K))
+        with torch.no_grad():
+            Q -= config.rate * dQ
+            K -= config.rate * dK
+    return 1000 * (time.perf_counter() - began) / steps
+
+
+STUDIES = {
+    "attention": Study(mechanism, figures.mechanism, check_mechanism, figures.mechanism_panels),
+    "alpha": _sweep("alpha", (0.4, 0.6, 0.8, 1.0), ("cot", "icl"), 1),
+    "tau": _sweep("tau", (0.4, 0.5, 0.6, 0.7), ("cot",), 2),
+    "rho": _sweep("rho", (0.5, 0.6, 0.7, 0.8), ("cot",), 3),
+    "tau_o": _sweep("tau_o", (0.3, 0.4, 0.5, 0.6), ("icl",), 4),
+    "rho_o": _sweep("rho_o", (0.3, 0.4, 0.5, 0.6), ("icl",), 5),
+    "condition": Study(condition, figures.condition, check_condition, figures.condition_panels),
+    "matrices": Study(matrices, figures.matrices, check_matrices),
+    "required": Study(required, figures.required, None, None, (12, 3.8)),
+    "rates": Study(rates, figures.rates, None, figures.rates_panels, (9, 3.8)),
+    "layers": Study(layers, figures.layers, None, figures.layers_panels),
+    "speed": Study(speed, draw_speed),
+}

@@ -1,0 +1,67 @@
+"""A 3-layer transformer on chain-of-thought prompts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory import layers as deep
+from theory.cot.data import training_batch, training_steps
+from theory.cot.experiment import Config
+from theory.cot.model import columns, queries
+from theory.lab import Result, band
+from training.run import Run
+
+
+def layers(config: Config, run: Run, chunk: int = 50) -> Result:
+    """A 3-layer, 2-head transformer on shorter prompts: each layer's attention on the same step and pattern."""
+    shape, size = deep.Shape(2 * config.d, config.M), config.deep_models
+    alphas, lengths = torch.full((size,), config.alpha), torch.full((size,), config.deep_length)
+    transitions, generator = training_steps(run.derive_seed(7), config.M), torch.Generator()
+    asked = queries(config.d, config.M, config.steps).T
+
+    same = torch.empty(0)  # the last batch's, for `record`
+
+    def sample(step: int) -> deep.Sample:
+        nonlocal same
+        generator.manual_seed(run.derive_seed(8, step))
+        batch = training_batch(generator, transitions, config.steps, lengths, alphas, config.deep_batch)
+        query = asked[batch.at * config.M + batch.query][:, :, None]
+        same = batch.same & (batch.step == batch.at[..., None]) & batch.live
+        live = torch.cat([batch.live, torch.ones_like(batch.live[..., :1])], dim=-1)
+        return torch.cat([columns(batch, config.d, config.M), query], dim=2), live, batch.target
+
+    def through(begin: int, saved: dict[str, Any]) -> dict[str, Any]:
+        rows: list[Result] = []
+
+        def record(step: int, loss: Tensor, attention: Tensor) -> None:
+            if step % 20 == 0:
+                shares = (attention[..., :-1] * same[:, None]).sum(-1).mean(-1)  # [R, layers]
+                rows.append({"step": step, "loss": loss.tolist(), "same": shares.tolist()})
+                run.stop_if_asked()
+
+        end = min(begin + chunk, config.deep_iterations)
+        return deep.train(shape, saved, sample, _half_squares, begin, end, record, config.deep_rate) | {"rows": rows}
+
+    rows: list[Result] = []
+    saved: dict[str, Any] = {"parameters": deep.start(shape, size, run.derive_seed(9)), "adam": {}}
+    with run.progress("training three layers", -(-config.deep_iterations // chunk)) as advance:
+        for begin in range(0, config.deep_iterations, chunk):
+            saved = run.step(f"layers-{begin}", partial(through, begin, saved))
+            rows += saved["rows"]
+            advance()
+    shares = np.array([row["same"] for row in rows])  # [T, R, layers]
+    return {
+        "step": [row["step"] for row in rows],
+        "loss": band([row["loss"] for row in rows], axis=1),
+        "layers": [band(shares[:, :, layer], axis=1) for layer in range(shape.layers)],
+    }
+
+
+def _half_squares(output: Tensor, target: Tensor) -> Tensor:
+    """½‖z − f‖² [R] of outputs [R, B, M] and target patterns [R, B]."""
+    return 0.5 * ((torch.nn.functional.one_hot(target, output.shape[-1]) - output) ** 2).sum(-1).mean(-1)

@@ -1,0 +1,174 @@
+"""How the gradient-flow studies are drawn, from their saved results alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from theory.lab import Result
+from theory.page import Panel
+
+
+def flows(figure: Any, result: Result) -> None:
+    for axes, (name, one) in zip(figure.subplots(1, 2), result.items(), strict=True):
+        excess = np.maximum(np.array(one["loss"]) - one["least_loss"], 1e-16)
+        axes.semilogy(one["times"], excess.T, lw=0.8)
+        axes.set(title=f"instance {name}: {one['reached']} of {one['flows']}, drift {one['drift']:.0e}", xlabel="t")
+        axes.set_ylabel("L − L*")
+
+
+def flows_panels(result: Result) -> list[Panel]:
+    frames = {}
+    for i, one in enumerate(result.values()):
+        for j, loss in enumerate(one["loss"]):
+            frames[f"{i},{j}"] = [
+                {"name": "L(t)", "x": one["times"], "y": loss},
+                {"name": "L*", "x": [0, one["times"][-1]], "y": [one["least_loss"]] * 2},
+            ]
+    sliders: dict[str, list[Any]] = {
+        "instance": list(result),
+        "start": list(range(len(next(iter(result.values()))["loss"]))),
+    }
+    return [Panel("flows", "Loss along the flow", "t", "loss", sliders, frames)]
+
+
+def critical(figure: Any, result: Result) -> None:
+    axes = figure.subplots()
+    for offset, name in enumerate(("I", "II")):
+        for point in result[name]:
+            values = point["eigenvalues"]
+            axes.plot(values, [point["loss"]] * len(values), "os"[offset], label=f"{name}: index {point['index']}")
+    axes.axvline(0, color="grey", lw=0.8)
+    axes.set(xlabel="Hessian eigenvalues", ylabel="loss at the critical point", title="critical points found")
+    axes.legend(fontsize=8)
+
+
+def phase(figure: Any, result: Result) -> None:
+    left, right = figure.subplots(1, 2)
+    for i, curve in enumerate(result["curves"]):
+        for u, U in zip(curve["u"], curve["U"], strict=True):
+            left.plot(u, U, color=f"C{i}", lw=1)
+        left.plot([], [], color=f"C{i}", label=f"c = {curve['c']:g}")
+        right.plot(result["times"], np.array(curve["P"]).T, color=f"C{i}", lw=0.8)
+    branch = np.linspace(0.2, 3, 200)
+    for sign in (1, -1):
+        left.plot(sign * branch, sign * result["optimum"] / branch, "k--", lw=1)
+    left.set(xlim=(-3, 3), ylim=(-3, 3), xlabel="u", ylabel="U", title="u² − U² = c; dashed: uU = 1/γ")
+    left.legend(fontsize=7)
+    right.axhline(result["optimum"], color="k", ls="--", lw=1)
+    right.set(xlabel="t", ylabel="P = uU", ylim=(-3, 3), title=f"P(t); largest gap to the 1-D ODE {result['gap']:.0e}")
+
+
+def phase_panels(result: Result) -> list[Panel]:
+    sliders = {"c": [curve["c"] for curve in result["curves"]]}
+    paths, products = {}, {}
+    for i, curve in enumerate(result["curves"]):
+        starts = range(len(curve["u"]))
+        paths[str(i)] = [{"name": "", "x": curve["u"][j], "y": curve["U"][j]} for j in starts]
+        products[str(i)] = [{"name": "", "x": result["times"], "y": curve["P"][j]} for j in starts]
+    return [
+        Panel("phase", "Phase portrait on u² − U² = c", "u", "U", sliders, paths),
+        Panel("product", "P(t) = uU", "t", "P", sliders, products, note="Only c = 0 with P ≤ 0 ends at the saddle."),
+    ]
+
+
+def basin(figure: Any, result: Result) -> None:
+    left, right = figure.subplots(1, 2)
+    axis, count = result["axis"], len(result["axis"])
+    extent = (axis[0], axis[-1], axis[0], axis[-1])
+    time = np.array([np.nan if t is None else t for t in result["time"]]).reshape(count, count)
+    image = left.imshow(time, origin="lower", extent=extent, cmap="viridis")
+    figure.colorbar(image, ax=left, label="t to within 1e-6 of L*")
+    left.set(xlabel="u", ylabel="U", title="instance I, d = 1 (white: the saddle's)")
+    family = np.array(result["family"]).reshape(count, count)
+    right.imshow(family, origin="lower", extent=extent, cmap="coolwarm", vmin=0, vmax=2.4)
+    right.set(xlabel="v = U/0.7", ylabel="p = q/0.7", title="instance II: vU (light), pq (red)")
+
+
+def tolerance(figure: Any, result: Result) -> None:
+    axes = figure.subplots()
+    rtol = [row["rtol"] for row in result["rows"]]
+    for name in ("I", "II"):
+        axes.loglog(rtol, [row[name] for row in result["rows"]], "o-", label=f"instance {name}")
+    axes.loglog(rtol, rtol, "k:", label="rtol")
+    axes.set(xlabel="relative tolerance of DOP853", ylabel="drift of the invariant")
+    axes.legend()
+
+
+def spectrum(figure: Any, result: Result) -> None:
+    for axes, (name, one) in zip(figure.subplots(1, 2), result.items(), strict=True):
+        axes.plot(one["times"], np.array(one["eigenvalues"]).T)
+        axes.axhline(0, color="grey", lw=0.8)
+        axes.set(xlabel="t", ylabel="Hessian eigenvalues", title=f"instance {name}: saddle to optimum")
+
+
+def spectrum_panels(result: Result) -> list[Panel]:
+    frames = {}
+    for i, one in enumerate(result.values()):
+        frames[str(i)] = [
+            {"name": f"λ{j + 1}", "x": one["times"], "y": values} for j, values in enumerate(one["eigenvalues"])
+        ]
+    sliders = {"instance": list(result)}
+    return [Panel("spectrum", "Hessian eigenvalues along a flow", "t", "eigenvalue", sliders, frames)]
+
+
+def escape(figure: Any, result: Result) -> None:
+    axes, time, slope = figure.subplots(), result["time"], result["slope"]
+    axes.semilogx(result["scales"], time["mean"], "o-")
+    axes.fill_between(result["scales"], time["low"], time["high"], alpha=0.3)
+    axes.set(xlabel="scale of the start", ylabel="t to half the excess loss")
+    axes.set_title(
+        f"slope {slope['mean']:.3f} [{slope['low']:.3f}, {slope['high']:.3f}]; 1/λ² = {result['expected']:g}"
+    )
+
+
+def escape_panels(result: Result) -> list[Panel]:
+    curve = {"name": "escape time", "x": result["scales"], "y": result["time"]["mean"]}
+    curve |= {"low": result["time"]["low"], "high": result["time"]["high"]}
+    return [Panel("escape", "Escape from the saddle", "scale of the start", "t", {}, {"": [curve]}, log_x=True)]
+
+
+def stochastic(figure: Any, result: Result) -> None:
+    left, right = figure.subplots(1, 2)
+    for rate, curve in zip(result["rates"], result["curves"], strict=True):
+        left.plot(curve["times"], curve["sgd"]["mean"], label=f"SGD, rate {rate:g}")
+        left.fill_between(curve["times"], curve["sgd"]["low"], curve["sgd"]["high"], alpha=0.2)
+    left.plot(result["ode"]["times"], result["ode"]["loss"], "k--", label="ODE")
+    left.set(xlabel="t = step × rate", ylabel="loss")
+    left.legend(fontsize=8)
+    gap, slope = result["gap"], result["slope"]
+    right.errorbar(result["rates"], gap["mean"], np.subtract(gap["high"], gap["mean"]), fmt="o-", capsize=3)
+    right.set(xscale="log", yscale="log", xlabel="rate", ylabel="max_t ‖θ_SGD − θ_ODE‖")
+    right.set_title(f"slope {slope['mean']:.2f} [{slope['low']:.2f}, {slope['high']:.2f}]")
+
+
+def stochastic_panels(result: Result) -> list[Panel]:
+    ode = {"name": "ODE", "x": result["ode"]["times"], "y": result["ode"]["loss"]}
+    frames = {}
+    for i, curve in enumerate(result["curves"]):
+        sgd = {"name": "SGD", "x": curve["times"], "y": curve["sgd"]["mean"]}
+        frames[str(i)] = [ode, sgd | {"low": curve["sgd"]["low"], "high": curve["sgd"]["high"]}]
+    return [Panel("sgd", "SGD and the ODE", "t = step × rate", "loss", {"rate": result["rates"]}, frames)]
+
+
+def general(figure: Any, result: Result) -> None:
+    for axes, (name, one) in zip(figure.subplots(1, 2), result["data"].items(), strict=True):
+        axes.plot(result["times"], np.array(one["loss"]).T, "C0", lw=0.8)
+        axes.plot(result["times"], np.array(one["keys_queries_loss"]).T, "C1", lw=0.8)
+        if name.startswith("Gaussian"):
+            axes.axhline(result["least_loss"], color="k", ls="--", lw=1)
+        drift = max(one["drift"], one["keys_queries_drift"])
+        axes.set(xlabel="t", ylabel="loss", title=f"{name}\ndrift {drift:.0e}; blue W, orange KᵀQ; dashed: L* of I")
+        axes.title.set_fontsize(9)
+
+
+def monte_carlo(figure: Any, result: Result) -> None:
+    axes = figure.subplots()
+    for name in ("I", "II"):
+        rows = [row for row in result["rows"] if row["name"] == name]
+        off = [row["simulated"] - row["loss"] for row in rows]
+        axes.errorbar([row["loss"] for row in rows], off, [2 * row["error"] for row in rows], fmt="o", label=name)
+    axes.axhline(0, color="k", lw=0.8)
+    axes.set(xlabel="loss by the formula", ylabel="simulated less formula, ± 2 s.e.")
+    axes.legend(title="instance")

@@ -1,0 +1,386 @@
+"""The figures of the gradient-flow laboratory: what is computed, and what is claimed of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from pydantic import field_validator
+
+from theory.gradient_flow import figures
+from theory.gradient_flow.critical import find, hessians
+from theory.gradient_flow.instances import InstanceI, InstanceII, one_dimensional
+from theory.gradient_flow.system import (
+    Moments,
+    estimated_moments,
+    flow,
+    gaussian_moments,
+    linear_regression,
+    prompts,
+    sgd,
+    split_keys_queries,
+)
+from theory.lab import LabConfig, Result, Study, band, loglog
+from training.run import Run
+
+
+class Config(LabConfig):
+    """``n`` examples a prompt, ``variance`` λ of x in one dimension, ``spectrum``: Λ's eigenvalues elsewhere.
+
+    Flows of the instances last for ``horizon``, those of the full system for ``patience``.
+    """
+
+    n: int = 10
+    variance: float = 1.0
+    spectrum: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    flows: int = 200
+    init_scale: float = 0.1
+    horizon: float = 90.0
+    starts: int = 200
+    grid: int = 61
+    prompts: int = 400_000
+    repeats: int = 20
+    patience: float = 160.0
+    scales: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+    rates: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02, 0.01)
+    batch: int = 256
+
+    @field_validator("spectrum")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or min(value) <= 0:
+            raise ValueError("spectrum must be positive numbers, the eigenvalues of the covariance of x")
+        return value
+
+    @field_validator("n")
+    @classmethod
+    def _some(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError(f"a prompt needs at least one example, not n={value}")
+        return value
+
+    @property
+    def one(self) -> InstanceI:
+        return InstanceI(np.diag(self.spectrum), self.n)
+
+    @property
+    def two(self) -> InstanceII:
+        return InstanceII(self.variance, self.n)
+
+    @property
+    def scalar(self) -> InstanceI:
+        """Instance I with d = 1."""
+        return InstanceI(np.array([[self.variance]]), self.n)
+
+
+def flows(config: Config, run: Run) -> Result:
+    """Many flows of both instances from small random starts: loss, drift of the invariant, where they end."""
+    found: Result = {}
+    for name, instance, size in (("I", config.one, 1 + len(config.spectrum) ** 2), ("II", config.two, 4)):
+        start = config.init_scale * run.rng(1, size).standard_normal((config.flows, size))
+        times = np.linspace(0, config.horizon, 241)
+        path = flow(instance.velocity, start, times)
+        loss = instance.loss(path)
+        found[name] = {
+            "times": times,
+            "loss": loss[:, :12].T,
+            "reached": int((loss[-1] - instance.least_loss < 1e-9).sum()),
+            "flows": config.flows,
+            "drift": np.abs(instance.invariant(path) - instance.invariant(path[:1])).max(),
+            "least_loss": instance.least_loss,
+        }
+        if isinstance(instance, InstanceI):
+            u, U = instance.split(path[-1])
+            gap = u[:, None, None] * U - instance.optimum
+            found[name]["gap"] = np.sqrt((gap**2).sum((1, 2))).max()
+        else:
+            found[name]["least_expected"] = config.variance / (config.n + 2)
+            found[name]["by_vU"] = int((np.abs(path[-1, :, 1]) > np.abs(path[-1, :, 0])).sum())
+    return found
+
+
+def check_flows(result: Result, run: Run) -> None:
+    for name, one in result.items():
+        got, drift = one["reached"], one["drift"]
+        run.check(f"instance {name}: flows at the optimum", expected=one["flows"], got=got, holds=got == one["flows"])
+        run.check(f"instance {name}: drift of the invariant", expected="<= 1e-9", got=drift, holds=drift <= 1e-9)
+    gap, two = result["I"]["gap"], result["II"]
+    run.check("instance I: ‖uU − Γ⁻¹‖", expected="<= 1e-10", got=gap, holds=gap <= 1e-10)
+    holds = abs(two["least_loss"] - two["least_expected"]) < 1e-12
+    run.check("instance II: L* = λ/(n+2)", expected=two["least_expected"], got=two["least_loss"], holds=holds)
+
+
+def critical(config: Config, run: Run) -> Result:
+    """Critical points of both instances found from random starts, beside the closed forms."""
+    two, one = config.two, InstanceI(np.diag(config.spectrum[:2]), config.n)
+    size = 1 + len(one.covariance) ** 2
+    points_one = find(one, 0.7 * run.rng(2, 0).standard_normal((config.starts // 4, size)))
+    # Saddles fill a subspace: the closed form is of each one's own U.
+    saddle = next((p for p in points_one if p.index == 1), None)
+    expected = one.saddle_eigenvalues(np.array(saddle.point[1:]).reshape(one.covariance.shape)) if saddle else None
+    return {
+        "I": [asdict(p) for p in points_one],
+        "II": [asdict(p) for p in find(two, run.rng(2, 1).standard_normal((config.starts, 4)))],
+        "saddle_eigenvalues": expected,
+        "mixed": two.mixed_saddle,
+        "least_loss": {"I": one.least_loss, "II": two.least_loss},
+        "mixed_slope": np.abs(two.velocity(two.mixed_saddle_point)).max(),
+    }
+
+
+def check_critical(result: Result, run: Run) -> None:
+    expected = [[0, result["least_loss"]["II"]], [1, result["mixed"][1]], [2, None]]
+    got = [[p["index"], p["loss"]] for p in result["II"]]
+    same = [index for index, _ in got] == [0, 1, 2] and all(
+        loss is None or abs(loss - other) < 1e-8 for (_, loss), (_, other) in zip(expected, got, strict=True)
+    )
+    run.check("instance II: critical points, index and loss", expected=expected, got=got, holds=same)
+    mixed = next((p for p in result["II"] if p["index"] == 1), None)
+    product = mixed["point"][1] * mixed["point"][2] if mixed else float("nan")
+    holds = abs(product - result["mixed"][0]) < 1e-8
+    run.check("instance II: vU at the mixed saddle", expected=result["mixed"][0], got=product, holds=holds)
+    indices = sorted({p["index"] for p in result["I"]})
+    run.check("instance I: Hessian indices", expected=[0, 1], got=indices, holds=indices == [0, 1])
+    saddle = next((p for p in result["I"] if p["index"] == 1), None)
+    if saddle:
+        ends = [saddle["eigenvalues"][0], saddle["eigenvalues"][-1]]
+        holds = bool(np.allclose(ends, result["saddle_eigenvalues"], atol=1e-7))
+        run.check("instance I: saddle's eigenvalues", expected=result["saddle_eigenvalues"], got=ends, holds=holds)
+
+
+def phase(config: Config, run: Run) -> Result:
+    """Instance I, d = 1: trajectories (u, U) on u² − U² = c, and P(t) = uU against the one-dimensional ODE."""
+    scalar, times = config.scalar, np.linspace(0, 8, 161)
+    curves, gap = [], 0.0
+    for c in (-1.0, -0.5, -0.1, 0.0, 0.1, 0.5, 1.0):
+        angle = np.array([-2.5, -1.5, -0.6, 0.3, 1.5, 2.5])
+        near, far = np.sqrt(abs(c)) * np.sinh(angle), np.sqrt(abs(c)) * np.cosh(angle)
+        if c == 0:
+            near, far = angle / 2, np.abs(angle) / 2 * np.sign(angle) * np.array([1, -1, 1, 1, 1, -1])
+        start = np.stack([far, near] if c >= 0 else [near, far], axis=1)
+        path = flow(scalar.velocity, start, times)
+        P = flow(one_dimensional(c, config.variance, config.n), start[:, :1] * start[:, 1:], times)[..., 0]
+        gap = max(gap, float(np.abs(path[..., 0] * path[..., 1] - P).max()))
+        curves.append({"c": c, "u": path[..., 0].T, "U": path[..., 1].T, "P": P.T})
+    return {"times": times, "curves": curves, "gap": gap, "optimum": float(scalar.optimum[0, 0])}
+
+
+def check_phase(result: Result, run: Run) -> None:
+    run.check("P(t) against the 1-D ODE", expected="<= 1e-9", got=result["gap"], holds=result["gap"] <= 1e-9)
+
+
+def basin(config: Config, run: Run) -> Result:
+    """Instance I, d = 1: time to the optimum from each (u, U); instance II: which optimum from a plane of starts."""
+    # Rounding leaves U = −u at rate λ² from 1e-16: by 25/λ² it has not come far, and all others are at the optimum.
+    axis, times = np.linspace(-1.5, 1.5, config.grid), np.linspace(0, 25 / config.variance**2, 601)
+    first, second = (part.ravel() for part in np.meshgrid(axis, axis))
+    scalar, two = config.scalar, config.two
+    loss = scalar.loss(flow(scalar.velocity, np.stack([first, second], axis=1), times, rtol=1e-9, atol=1e-12))
+    done = loss - scalar.least_loss < 1e-6
+    reached = np.where(done.any(axis=0), times[done.argmax(axis=0)], np.nan)
+    on_line = np.isclose(second, -first)
+    slice_ = np.stack(
+        [second, first, 0.7 * first, 0.7 * second], axis=1
+    )  # (p, v, U, q): vU = .7 first², pq = .7 second²
+    end = flow(two.velocity, slice_, times[[0, -1]], rtol=1e-9, atol=1e-12)[-1]
+    family = np.where(np.abs(end[:, 1] * end[:, 2]) > np.abs(end[:, 0] * end[:, 3]), 1, 2)
+    family = np.where(two.loss(end) - two.least_loss < 1e-6, family, 0)
+    return {
+        "axis": axis,
+        "time": [None if np.isnan(t) else t for t in reached],
+        "family": family,
+        "off_line_stuck": int((np.isnan(reached) & ~on_line).sum()),
+        "on_line_stuck": int((np.isnan(reached) & on_line).sum()),
+        "on_line": int(on_line.sum()),
+    }
+
+
+def check_basin(result: Result, run: Run) -> None:
+    got = [result["off_line_stuck"], result["on_line_stuck"]]
+    expected = [0, result["on_line"]]
+    run.check(
+        "only U = −u ends at the saddle (stuck off, on the line)", expected=expected, got=got, holds=got == expected
+    )
+
+
+def tolerance(config: Config, run: Run) -> Result:
+    """Drift of the invariant against the solver's relative tolerance, for both instances."""
+    rows = []
+    for rtol in 10.0 ** -np.arange(3, 14):
+        row: Result = {"rtol": rtol}
+        for name, instance, size in (("I", config.one, 1 + len(config.spectrum) ** 2), ("II", config.two, 4)):
+            start = config.init_scale * run.rng(3, size).standard_normal((config.repeats, size))
+            path = flow(instance.velocity, start, np.linspace(0, config.horizon, 61), rtol=rtol, atol=rtol / 10)
+            row[name] = np.abs(instance.invariant(path) - instance.invariant(path[:1])).max()
+        rows.append(row)
+    return {"rows": rows}
+
+
+def spectrum(config: Config, run: Run) -> Result:
+    """The Hessian's eigenvalues along one flow of each instance: from the saddle's to the optimum's."""
+    found: Result = {}
+    for name, instance, size in (("I", InstanceI(np.diag(config.spectrum[:2]), config.n), 5), ("II", config.two, 4)):
+        start = 1e-3 * run.rng(4, size).standard_normal((1, size))
+        times = np.linspace(0, 25, 126)
+        path = flow(instance.velocity, start, times)[:, 0]
+        values = np.linalg.eigvalsh(hessians(instance, path))
+        found[name] = {"times": times, "eigenvalues": values.T, "loss": instance.loss(path)}
+    return found
+
+
+def escape(config: Config, run: Run) -> Result:
+    """Time to halve the excess loss against the scale of the start: slope of t against log(1/scale), beside 1/λ²."""
+    two = config.two
+    directions = run.rng(5).standard_normal((config.repeats, 4))
+    level = 0.5 * (two.least_loss + config.variance / 2)
+    rows = []
+    for scale in config.scales:
+        times = np.linspace(0, 60 / config.variance**2, 3001)
+        loss = two.loss(flow(two.velocity, scale * directions, times, rtol=1e-10, atol=1e-13 * scale))
+        rows.append(times[(loss < level).argmax(axis=0)])
+    times_by_seed = np.array(rows).T
+    x = np.log(1 / np.array(config.scales))
+    slopes = [np.polyfit(x, row, 1)[0] for row in times_by_seed]
+    return {
+        "scales": config.scales,
+        "time": band(times_by_seed),
+        "slope": band(slopes),
+        "expected": 1 / config.variance**2,
+    }
+
+
+def check_escape(result: Result, run: Run) -> None:
+    got, expected = result["slope"]["mean"], result["expected"]
+    holds = abs(got - expected) < 0.02 * expected
+    run.check("escape time over log(1/scale)", expected=expected, got=got, holds=holds)
+
+
+def stochastic(config: Config, run: Run) -> Result:
+    """Instance II: SGD on fresh batches against the ODE at t = step × rate, for each learning rate."""
+    two, repeats = config.two, max(5, config.repeats // 2)
+    sampler = linear_regression(np.array([[config.variance]]), config.n)
+    start = np.repeat(0.3 * run.rng(6).standard_normal((1, 4)), repeats, axis=0)
+    found: Result = {"rates": config.rates, "gaps": [], "curves": []}
+    for i, rate in enumerate(config.rates):
+        steps = round(8 / rate)
+        path = sgd(sampler, run.rng(7, i), start, rate, steps, config.batch)
+        times = rate * np.arange(steps + 1)
+        exact = flow(two.velocity, start[:1], times)
+        found["gaps"].append(np.sqrt(((path - exact) ** 2).sum(-1)).max(axis=0))
+        every = max(1, steps // 80)
+        found["curves"].append({"times": times[::every], "sgd": band(two.loss(path[::every]).T)})
+        found["ode"] = {"times": times[::every], "loss": two.loss(exact[::every, 0])}
+    gaps = np.array(found.pop("gaps")).T
+    return found | {"gap": band(gaps), "slope": loglog(config.rates, gaps)}
+
+
+def general(config: Config, run: Run) -> Result:
+    """The full system in d = 2: all parameters, and separate keys and queries, on Gaussian and on other data."""
+    covariance = np.diag(config.spectrum[:2])
+    data = {
+        "Gaussian, exact moments": gaussian_moments(covariance, config.n),
+        "Student-t x, tanh labels, estimated": estimated_moments(_heavy(config.n), run.rng(8), config.prompts // 20),
+    }
+    one, times = InstanceI(covariance, config.n), np.linspace(0, config.patience, 321)
+    found: Result = {"times": times, "least_loss": one.least_loss, "data": {}}
+    for i, (name, moments) in enumerate(data.items()):
+        plain = config.init_scale * run.rng(9, i).standard_normal((config.repeats, 9))
+        joint = flow(moments.velocity, plain, times)
+        split = flow(
+            lambda theta, moments=moments: moments.keys_queries_velocity(theta, 3),  # type: ignore[misc]
+            3 * config.init_scale * run.rng(10, i).standard_normal((config.repeats, 3 + 9 + 6)),
+            times,
+        )
+        found["data"][name] = _joint(moments, joint) | _split(moments, split)
+    return found
+
+
+def _heavy(n: int) -> Any:
+    def draw(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, np.ndarray]:
+        x = np.clip(rng.standard_t(5, (samples, n + 1, 2)), -4, 4)
+        return x, np.tanh(np.einsum("snd,sd->sn", x, rng.standard_normal((samples, 2))))
+
+    return draw
+
+
+def _joint(moments: Moments, path: np.ndarray) -> Result:
+    v, W = path[..., :3], path[..., 3:].reshape(*path.shape[:-1], 3, 2)
+    kept = (v**2).sum(-1) - (W**2).sum((-2, -1))
+    end = moments.loss(v, W)[-1]
+    lowest = [np.linalg.eigvalsh(_hessian(moments, point))[0] for point in path[-1]]
+    stuck = end > end.min() + 1e-3
+    return {
+        "loss": moments.loss(v, W).T[:10],
+        "end": end,
+        "drift": np.abs(kept - kept[:1]).max(),
+        "stuck": int(stuck.sum()),
+        "lowest_eigenvalue_where_stuck": min(
+            (value for value, there in zip(lowest, stuck, strict=True) if there), default=None
+        ),
+    }
+
+
+def _hessian(moments: Moments, theta: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """∇²L [P, P] at theta [P], by central differences of the velocity."""
+    moved = step * np.eye(len(theta))
+    slopes = (moments.velocity(theta + moved) - moments.velocity(theta - moved)) / (2 * step)
+    return -0.5 * (slopes + slopes.T)
+
+
+def _split(moments: Moments, path: np.ndarray) -> Result:
+    v, K, Q = split_keys_queries(path, 2, 3)
+    matrix = K @ K.swapaxes(-1, -2) - Q @ Q.swapaxes(-1, -2)
+    scalar = (v**2).sum(-1) - (K**2).sum((-2, -1))
+    return {
+        "keys_queries_loss": moments.loss(v, K.swapaxes(-1, -2) @ Q).T[:10],
+        "keys_queries_end": moments.loss(v, K.swapaxes(-1, -2) @ Q)[-1],
+        "keys_queries_drift": max(np.abs(matrix - matrix[:1]).max(), np.abs(scalar - scalar[:1]).max()),
+    }
+
+
+def check_general(result: Result, run: Run) -> None:
+    for name, one in result["data"].items():
+        got = max(one["drift"], one["keys_queries_drift"])
+        run.check(f"invariants of the full system, {name}", expected="<= 1e-9", got=got, holds=got <= 1e-9)
+
+
+def monte_carlo(config: Config, run: Run) -> Result:
+    """The loss formulas against the loss of simulated prompts, at random parameters."""
+    rows = []
+    for name, instance, size in (("I", config.one, 1 + len(config.spectrum) ** 2), ("II", config.two, 4)):
+        covariance = np.diag(config.spectrum) if name == "I" else np.array([[config.variance]])
+        H, x, y = prompts(linear_regression(covariance, config.n), run.rng(11, size), config.prompts // 4)
+        for repeat in range(5):
+            theta = 0.4 * run.rng(12, size, repeat).standard_normal(size)
+            v, W = _parameters(theta, len(covariance), name)
+            errors = 0.5 * (np.einsum("a,sab,bc,sc->s", v, H, W, x, optimize=True) - y) ** 2
+            spread = errors.std() / np.sqrt(len(errors))
+            rows.append({"name": name, "loss": instance.loss(theta), "simulated": errors.mean(), "error": spread})
+    return {"rows": rows}
+
+
+def _parameters(theta: np.ndarray, d: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """v [d+1] and W [d+1, d] of the full system for an instance's theta."""
+    if name == "II":
+        return theta[:2], theta[2:, None]
+    return np.append(np.zeros(d), theta[0]), np.vstack([theta[1:].reshape(d, d), np.zeros((1, d))])
+
+
+def check_monte_carlo(result: Result, run: Run) -> None:
+    worst = max(abs(row["loss"] - row["simulated"]) / row["error"] for row in result["rows"])
+    run.check("simulated loss less formula, in standard errors", expected="< 4", got=worst, holds=worst < 4)
+
+
+STUDIES = {
+    "flows": Study(flows, figures.flows, check_flows, figures.flows_panels, (9, 4)),
+    "critical": Study(critical, figures.critical, check_critical),
+    "phase": Study(phase, figures.phase, check_phase, figures.phase_panels, (9, 4.2)),
+    "basin": Study(basin, figures.basin, check_basin, None, (9, 4)),
+    "tolerance": Study(tolerance, figures.tolerance),
+    "spectrum": Study(spectrum, figures.spectrum, None, figures.spectrum_panels, (9, 4)),
+    "escape": Study(escape, figures.escape, check_escape, figures.escape_panels),
+    "sgd": Study(stochastic, figures.stochastic, None, figures.stochastic_panels, (9, 4)),
+    "general": Study(general, figures.general, check_general, None, (9, 4)),
+    "monte_carlo": Study(monte_carlo, figures.monte_carlo, check_monte_carlo),
+}

@@ -1,0 +1,168 @@
+"""An in-context classification experiment: its config, the models that figures share, and their errors."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import field_validator, model_validator
+from torch import Tensor
+
+from theory.icl.data import Batch, Data, Domain, check_alpha, draw, in_domain, out_of_domain, tasks
+from theory.icl.model import Models, Setting, attention, hinge, prefix_outputs, train
+from theory.lab import LabConfig, Result
+from training.run import Run
+
+
+class Config(LabConfig):
+    """Data: ``M1`` relevant and ``M2`` irrelevant patterns of norm ``beta`` in R^``d``, ``kappa``; ``odr``: M1'.
+
+    Training: ``alpha``, ``length`` l_tr, ``tasks`` of the M1(M1 − 1), ``batch``, ``rate``, ``delta``, ``neurons`` m,
+    ``std`` of W_O, ``iterations``, ``models`` from seeds of their own. ``pruning_*``: the setting whose neurons are
+    pruned, in which they fall into tiers. Testing: ``prompts`` for each model, ``lengths``.
+    """
+
+    M1: int = 6
+    M2: int = 24
+    d: int = 30
+    d_y: int = 10
+    beta: float = 3.0
+    kappa: float = 0.5
+    odr: int = 3
+    alpha: float = 0.8
+    length: int = 20
+    tasks: int = 12
+    batch: int = 256
+    rate: float = 0.1
+    delta: float = 0.2
+    neurons: int = 100
+    std: float = 0.02
+    iterations: int = 600
+    models: int = 10
+    pruning_beta: float = 1.0
+    pruning_rate: float = 0.3
+    pruning_iterations: int = 1500
+    prompts: int = 4000
+    lengths: tuple[int, ...] = (2, 4, 6, 8, 10, 15, 20, 30, 40)
+    classical_prompts: int = 200
+    rate_alphas: tuple[float, ...] = (0.3, 0.45, 0.65, 1.0)
+    rate_betas: tuple[float, ...] = (1.5, 2.0, 2.5, 3.0)
+    rate_models: int = 5
+    rate_iterations: int = 700
+    deep_models: int = 5
+    deep_batch: int = 32
+    deep_iterations: int = 1000
+    deep_rate: float = 1e-3
+
+    @field_validator("alpha")
+    @classmethod
+    def _fraction(cls, value: float) -> float:
+        check_alpha(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        tasks(self.M1, self.tasks)
+        out_of_domain(np.random.default_rng(0), self.data(), self.odr, 1.0, "mean")
+        return self
+
+    def data(self, beta: float | None = None) -> Data:
+        return Data(self.M1, self.M2, self.d, self.d_y, beta or self.beta, self.kappa)
+
+    def setting(self, alphas: Tensor, count: int | None = None, **changed: Any) -> Setting:
+        pairs, _ = tasks(self.M1, count or self.tasks)
+        beta, rate = changed.get("beta"), changed.get("rate", self.rate)
+        lengths = torch.full((len(alphas),), self.length)
+        return Setting(self.data(beta), alphas, lengths, pairs, self.batch, rate, self.delta, self.neurons, self.std)
+
+
+def trained(config: Config, run: Run, pruning: bool = False, chunk: int = 100) -> tuple[Models, list[Result]]:
+    """The models that figures share (``pruning``: those to be pruned), kept every ``chunk`` steps, and their story."""
+    changed: dict[str, Any] = {"beta": config.pruning_beta, "rate": config.pruning_rate} if pruning else {}
+    setting = config.setting(torch.full((config.models,), config.alpha), **changed)
+    iterations = config.pruning_iterations if pruning else config.iterations
+
+    def through(begin: int, models: Models) -> dict[str, Any]:
+        rows: list[Result] = []
+
+        def record(step: int, now: Models, loss: Tensor) -> None:
+            if step % 20 == 0 or step == iterations - 1:
+                rows.append({"step": step, "loss": loss.tolist()} | _mechanism(config, run, setting.data, now))
+                run.metrics({"step": step, "hinge": float(loss.mean())})
+
+        def seed_of(step: int) -> int:
+            return run.derive_seed(1, pruning, step)
+
+        models = train(models, setting, seed_of, begin, min(begin + chunk, iterations), record)
+        return {"parameters": list(models.parameters), "rows": rows}
+
+    models = Models.start(setting, run.derive_seed(0, pruning))
+    rows: list[Result] = []
+    with run.progress("training", -(-iterations // chunk)) as advance:
+        for begin in range(0, iterations, chunk):
+            name = f"{'pruning-' if pruning else ''}models-{begin}"
+            saved = run.step(name, partial(through, begin, models))
+            models, rows = Models(*saved["parameters"]), rows + saved["rows"]
+            advance()
+    return models, rows
+
+
+def _mechanism(config: Config, run: Run, data: Data, models: Models) -> Result:
+    """What each model's weights do to one out-of-domain set of prompts, and how its neurons point."""
+    domain = out_of_domain(run.rng(2), data, config.odr, 1.0, "orthonormal")
+    batch = prompts_of(run, data, _all_pairs(config.odr), config.alpha, config.length, 200, 0, config.odr)
+    tokens, same = domain.tokens(batch, data)[0], batch.relevant[0, :, :-1] == batch.relevant[0, :, -1:]
+    patterns = torch.nn.functional.pad(domain.relevant, (0, data.d_y))
+    neurons = models.neurons
+    mean = torch.nn.functional.normalize(torch.ones(data.M1), dim=0)
+    large = neurons.norm(dim=-1).argsort(-1)[:, -neurons.shape[1] // 5 :]
+    top = neurons.gather(1, large[..., None].expand(-1, -1, data.width))
+    x, y = top[..., : data.d], top[..., data.d :]
+    to_mean = torch.arccos((x[..., : data.M1] @ mean / x.norm(dim=-1)).clamp(-1, 1))
+    to_label = torch.arccos((y[..., 0] / y.norm(dim=-1)).abs().clamp(-1, 1))
+    return {
+        "query norm": (patterns @ models.Q.mT).norm(dim=-1).mean(-1).tolist(),
+        "attention": [float((attention(models.one(i), tokens) * same).sum(1).mean()) for i in range(len(models.Q))],
+        "angle to mean": to_mean.mean(-1).tolist(),
+        "angle to label": to_label.mean(-1).tolist(),
+    }
+
+
+def prompts_of(
+    run: Run, data: Data, pairs: Tensor, alpha: float, length: int, count: int, key: int, relevant: int = 0
+) -> Batch:
+    generator = torch.Generator().manual_seed(run.derive_seed(3, key))
+    return draw(generator, data, pairs, torch.tensor([length]), torch.tensor([alpha]), count, relevant)
+
+
+def evaluate(
+    config: Config, run: Run, models: Models, data: Data, place: str, alpha: float, key: int, s1: float = 1.0
+) -> dict[str, np.ndarray]:
+    """0/1 error and hinge loss [models, lengths], each model on prompts of its own.
+
+    ``place``: "unseen" in-domain tasks, or out of domain, "mean" or "orthonormal" (see `out_of_domain`).
+    """
+    wrong, loss = [], []
+    for i in range(len(models.Q)):
+        run.stop_if_asked()
+        domain, pairs, relevant = place_of(config, run, data, place, s1, i)
+        batch = prompts_of(run, data, pairs, alpha, max(config.lengths), config.prompts, 1000 * key + i, relevant)
+        label = batch.label[0, :, -1:]
+        outputs = prefix_outputs(models.one(i), domain.tokens(batch, data)[0], list(config.lengths))
+        wrong.append((outputs * label <= 0).float().mean(0).numpy())
+        loss.append(hinge(outputs, label).mean(0).numpy())
+    return {"error": np.array(wrong), "hinge": np.array(loss)}
+
+
+def place_of(config: Config, run: Run, data: Data, place: str, s1: float, model: int) -> tuple[Domain, Tensor, int]:
+    if place == "unseen":
+        return in_domain(data), tasks(config.M1, config.tasks)[1], 0
+    return out_of_domain(run.rng(4, model), data, config.odr, s1, place), _all_pairs(config.odr), config.odr
+
+
+def _all_pairs(patterns: int) -> Tensor:
+    """Every ordered pair (a, b) of different patterns [P(P−1), 2]."""
+    return torch.tensor(list(itertools.permutations(range(patterns), 2)))

@@ -1,0 +1,252 @@
+"""The figures of the in-context classification laboratory: what is computed, and what is claimed of it."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory.icl import figures
+from theory.icl.classical import LEARNERS, classical_error
+from theory.icl.data import draw, in_domain
+from theory.icl.experiment import Config, evaluate, place_of, prompts_of, trained
+from theory.icl.model import Models, Setting, hinge, prefix_outputs, train
+from theory.icl.pruning import ORDERS, pruned, row_norms
+from theory.icl.three_layers import S1_READINGS, layers
+from theory.lab import Result, Study, band, draw_speed, loglog, plain
+from training.run import Run
+
+READINGS: dict[str, Any] = {  # read by eye from the paper's figures, at context length 20
+    "alpha": {"in domain": [7e-2, 4.8e-2, 2e-2], "out of domain": [7e-2, 4.8e-2, 1e-2]},
+    "classical": {
+        "0.8": {
+            "in context": 1e-3,
+            "logistic": 1.5e-3,
+            "3-NN": 2e-3,
+            "1-NN": 2.7e-3,
+            "Gaussian SVM": 5.5e-3,
+            "linear SVM": 1.2e-2,
+        },
+        "0.6": {
+            "in context": 1.5e-3,
+            "logistic": 3.5e-3,
+            "3-NN": 9e-3,
+            "1-NN": 7e-3,
+            "Gaussian SVM": 1.4e-2,
+            "linear SVM": 3.5e-2,
+        },
+    },
+}
+
+
+def mechanism(config: Config, run: Run) -> Result:
+    """Over training: |W_Q p| of out-of-domain patterns, attention on the query's pattern, angles of the top neurons."""
+    _, rows = trained(config, run)
+    names = [name for name in rows[0] if name != "step"]
+    curves = {name: band([row[name] for row in rows], axis=1) for name in names}
+    return {"step": [row["step"] for row in rows], "curves": curves}
+
+
+def check_mechanism(result: Result, run: Run) -> None:
+    shown = result["curves"]["attention"]["mean"]
+    holds = shown[-1] > 0.85 > shown[0]
+    run.check(
+        "attention on the query's pattern, start and end", expected="> 0.85", got=[shown[0], shown[-1]], holds=holds
+    )
+    norm = result["curves"]["query norm"]["mean"]
+    holds = norm[-1] > 1.5 * norm[0]
+    run.check("|W_Q p| grows", expected="> 1.5 times", got=[norm[0], norm[-1]], holds=holds)
+
+
+def unseen(config: Config, run: Run) -> Result:
+    """Errors on unseen in-domain tasks and out of domain against the context length."""
+    models, _ = trained(config, run)
+    found: Result = {"lengths": config.lengths, "places": {}}
+    for key, place in enumerate(("unseen", "mean", "orthonormal")):
+        errors = evaluate(config, run, models, config.data(), place, config.alpha, 10 + key)
+        found["places"][place] = {name: band(values) for name, values in errors.items()}
+    return found
+
+
+def check_unseen(result: Result, run: Run) -> None:
+    error = result["places"]["unseen"]["error"]
+    at = result["lengths"].index(20) if 20 in result["lengths"] else -1
+    got, high = error["mean"][at], error["high"][at]
+    run.check("error on unseen tasks, context 20 (upper 95 %)", expected="<= 1e-3", got=[got, high], holds=got <= 1e-3)
+
+
+def tasks_seen(config: Config, run: Run) -> Result:
+    """Error on unseen tasks against the number of training tasks, from M1 on, in-domain."""
+    counts = [k * config.M1 for k in range(1, config.M1 - 1)]
+    rows = [band(run.step(f"tasks-{count}", partial(_after, count, config, run))) for count in counts]
+    return {"counts": counts, "lengths": config.lengths, "rows": rows}
+
+
+def _after(count: int, config: Config, run: Run) -> list[list[float]]:
+    """Errors on unseen tasks [models, lengths] after training on ``count`` tasks."""
+    setting = config.setting(torch.full((config.rate_models,), config.alpha), count)
+    models = Models.start(setting, run.derive_seed(20, count))
+    models = train(models, setting, lambda s: run.derive_seed(21, count, s), 0, config.iterations, lambda *_: None)
+    seen = config.model_copy(update={"tasks": count})
+    return plain(evaluate(seen, run, models, config.data(), "unseen", config.alpha, 30 + count)["error"])
+
+
+def s1(config: Config, run: Run) -> Result:
+    """Out-of-domain error by the coefficient sum S_1, for both constructions of the patterns."""
+    models, _ = trained(config, run)
+    values = (0.5, 0.7, 0.9, 1.1, 1.3)
+    found: Result = {"values": values, "lengths": config.lengths, "readings": S1_READINGS, "kinds": {}}
+    for i, kind in enumerate(("mean", "orthonormal")):
+        errors = [
+            evaluate(config, run, models, config.data(), kind, config.alpha, 100 + 10 * i + j, value)["error"]
+            for j, value in enumerate(values)
+        ]
+        found["kinds"][kind] = [band(each) for each in errors]
+    return found
+
+
+def alpha(config: Config, run: Run) -> Result:
+    """In- and out-of-domain error by α'."""
+    models, _ = trained(config, run)
+    values = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    found: Result = {"values": values, "lengths": config.lengths, "readings": READINGS["alpha"], "places": {}}
+    for i, (name, place) in enumerate((("in domain", "unseen"), ("out of domain", "mean"))):
+        errors = [
+            evaluate(config, run, models, config.data(), place, value, 200 + 10 * i + j)["error"]
+            for j, value in enumerate(values)
+        ]
+        found["places"][name] = [band(each) for each in errors]
+    return found
+
+
+def classical(config: Config, run: Run) -> Result:
+    """In-context learning against learners that see the prompt's examples only, on the same out-of-domain prompts."""
+    models, _ = trained(config, run)
+    found: Result = {"lengths": (5, 10, 20), "readings": READINGS["classical"], "alphas": {}}
+    for j, value in enumerate((0.8, 0.6)):
+        rows = [
+            run.step(f"classical-{j}-{i}", partial(_compared, config, run, models.one(i), value, 1000 * (300 + j) + i))
+            for i in range(len(models.Q))
+        ]
+        found["alphas"][f"{value:g}"] = {name: band([row[name] for row in rows]) for name in rows[0]}
+    return found
+
+
+def _compared(config: Config, run: Run, model: Models, alpha: float, key: int) -> Result:
+    """Errors at contexts of 5, 10 and 20 of one model and of each classical learner, on the same prompts."""
+    data, lengths = config.data(), [5, 10, 20]
+    domain, pairs, relevant = place_of(config, run, data, "mean", 1.0, key % 1000)
+    batch = prompts_of(run, data, pairs, alpha, max(lengths), config.classical_prompts, key, relevant)
+    tokens, labels = domain.tokens(batch, data)[0], batch.label[0]
+    outputs = prefix_outputs(model, tokens, lengths)
+    x, y = tokens[..., : data.d].numpy(), labels.numpy()
+    own = {"in context": (outputs * labels[:, -1:] <= 0).float().mean(0).tolist()}
+    return own | {name: [classical_error(name, x, y, length) for length in lengths] for name in LEARNERS}
+
+
+def pruning(config: Config, run: Run) -> Result:
+    """Hinge loss and 0/1 error when neurons are pruned, smallest, random or largest rows first; the rows' norms."""
+    models, _ = trained(config, run, pruning=True)
+    data = config.data(config.pruning_beta)
+    fractions = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
+    found: Result = {"fractions": fractions, "norms": band(row_norms(models).numpy()), "orders": {}}
+    short = config.model_copy(update={"lengths": (config.length,), "prompts": min(config.prompts, 2000)})
+    for order in ORDERS:
+        generator = torch.Generator().manual_seed(run.derive_seed(40))
+        rows = [
+            evaluate(short, run, pruned(models, fraction, order, generator), data, "unseen", config.alpha, 400)
+            for fraction in fractions
+        ]
+        found["orders"][order] = {
+            name: band(np.concatenate([row[name] for row in rows], axis=1)) for name in ("hinge", "error")
+        }
+    return found
+
+
+def check_pruning(result: Result, run: Run) -> None:
+    at = result["fractions"].index(0.4)
+    got = {order: result["orders"][order]["hinge"]["mean"][at] for order in ORDERS}
+    holds = got["small"] < got["random"] < got["large"]
+    run.check("hinge loss, 40 % pruned", expected="small < random < large", got=got, holds=holds)
+
+
+def rates(config: Config, run: Run, level: float = 0.05) -> Result:
+    """Steps to a training loss of 0.05 against α and β, the seeds of a value trained as one batch."""
+    found: Result = {"level": level, "expected": -2 / 3, "fits": {}}
+    for name, values in (("alpha", config.rate_alphas), ("beta", config.rate_betas)):
+        needed = []
+        for j, value in enumerate(values):
+            alpha, beta = (value, config.beta) if name == "alpha" else (config.alpha, value)
+            setting = config.setting(torch.full((config.rate_models,), alpha), beta=beta)
+            key = j + (10 if name == "beta" else 0)
+            needed.append(run.step(f"rates-{name}-{j}", partial(_steps, config, run, setting, key, level)))
+        fit = {"needed": band(np.array(needed).T), "slope": loglog(values, np.array(needed).T)}
+        found["fits"][name] = {"values": values} | fit
+    return found
+
+
+def _steps(config: Config, run: Run, setting: Setting, key: int, level: float) -> list[float]:
+    """Steps until the training loss, over ten steps, is at the level [R]; NaN if never."""
+    losses: list[Tensor] = []
+    models = Models.start(setting, run.derive_seed(50, key))
+    train(
+        models,
+        setting,
+        lambda s: run.derive_seed(51, key, s),
+        0,
+        config.rate_iterations,
+        lambda step, now, loss: losses.append(loss),
+    )
+    below = torch.stack(losses).unfold(0, 10, 1).mean(-1) <= level
+    return torch.where(below.any(0), below.float().argmax(0) + 10.0, torch.nan).tolist()
+
+
+def speed(config: Config, run: Run, steps: int = 10) -> Result:
+    """Milliseconds a run and SGD step: runs as one batch, the same code run by run, dense columns run by run."""
+
+    def timed(count: int) -> float:
+        setting = config.setting(torch.full((count,), config.alpha))
+        began = time.perf_counter()
+        train(Models.start(setting, 0), setting, lambda s: s, 0, steps, lambda *_: None)
+        return 1000 * (time.perf_counter() - began) / steps / count
+
+    timed(1)
+    rows = {
+        "batch of 20 runs": timed(20),
+        "same code, one run": timed(1),
+        "dense columns, one run": _dense(config, steps),
+    }
+    return {"milliseconds": rows, "ratio": {name: value / rows["batch of 20 runs"] for name, value in rows.items()}}
+
+
+def _dense(config: Config, steps: int) -> float:
+    """Milliseconds a step with columns as vectors, for one run."""
+    setting = config.setting(torch.full((1,), config.alpha))
+    models, generator = Models.start(setting, 0).one(0), torch.Generator().manual_seed(0)
+    domain = in_domain(setting.data)
+    began = time.perf_counter()
+    for _ in range(steps):
+        batch = draw(generator, setting.data, setting.pairs, setting.lengths, setting.alphas, setting.batch)
+        free = [each.requires_grad_() for each in models.parameters]
+        outputs = prefix_outputs(models, domain.tokens(batch, setting.data)[0], [config.length])[:, 0]
+        gradients = torch.autograd.grad(hinge(outputs, batch.label[0, :, -1]).mean(), free)
+        models = Models(*(each.detach() - setting.rate * g for each, g in zip(free, gradients, strict=True)))
+    return 1000 * (time.perf_counter() - began) / steps
+
+
+STUDIES = {
+    "mechanism": Study(mechanism, figures.mechanism, check_mechanism, figures.mechanism_panels, (9, 6)),
+    "unseen": Study(unseen, figures.unseen, check_unseen, figures.unseen_panels),
+    "tasks": Study(tasks_seen, figures.tasks_seen),
+    "s1": Study(s1, figures.s1, None, figures.s1_panels, (9, 3.8)),
+    "alpha": Study(alpha, figures.alpha, None, figures.alpha_panels, (9, 3.8)),
+    "classical": Study(classical, figures.classical, None, figures.classical_panels, (9, 3.8)),
+    "pruning": Study(pruning, figures.pruning, check_pruning, figures.pruning_panels, (12, 3.8)),
+    "rates": Study(rates, figures.rates, None, None, (9, 3.8)),
+    "layers": Study(layers, figures.layers, None, None, (9, 3.8)),
+    "speed": Study(speed, draw_speed),
+}

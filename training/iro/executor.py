@@ -1,0 +1,61 @@
+"""Where a job's heavy steps are computed: in this process, or over a cluster (``cluster.py``).
+
+Each is a function of what it is given alone, so that where it is computed does not show in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol
+
+from iro_server.graders import Grader
+from training.iro.config import AlignConfig
+from training.iro.data import TokenizingEngine
+from training.iro.fit import Shards
+from training.iro.learners import Learner
+from training.iro.rollouts import Batch, roll_out
+from training.iro.values import Bundles, Files, Stack
+from value_heads.threads import on_fresh_thread
+
+
+class Executor(Protocol):
+    def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
+        """What ``rollouts.roll_out`` gives for each batch, in their order. To be closed when it is not used up."""
+        ...
+
+    def grader(self, grader: Grader) -> Grader:
+        """One that grades as ``grader`` does."""
+        ...
+
+    def fit(
+        self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
+    ) -> tuple[Files, dict[str, Any]]:
+        """What ``learner.fit`` gives, the stack as the files of its bundle."""
+        ...
+
+
+class LocalExecutor:
+    """Everything in this process, a batch at a time, each when it is asked for."""
+
+    def __init__(self, config: AlignConfig, engine: TokenizingEngine):
+        self.config, self.engine = config, engine
+        self.bundles = Bundles(engine.info, config.model_dir)
+
+    def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
+        for batch in batches:
+            yield roll_out(self.engine, self.config, batch)
+
+    def grader(self, grader: Grader) -> Grader:
+        return grader
+
+    def fit(
+        self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
+    ) -> tuple[Files, dict[str, Any]]:
+        return fit(self.bundles, learner, before, train, heldout, seed)
+
+
+def fit(
+    bundles: Bundles, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
+) -> tuple[Files, dict[str, Any]]:
+    stack, diagnostics = on_fresh_thread(lambda: learner.fit(before, train, heldout, seed))
+    return bundles.pack(stack), diagnostics

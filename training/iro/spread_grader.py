@@ -1,0 +1,52 @@
+"""A grader whose samples are graded on the nodes of a Ray cluster. What it needs has to be there: a sandbox for python
+graders, the paths of models, a way to the endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import PrivateAttr
+
+from iro_server.graders import Grade, Grader, Sample, Surroundings, parse_grader
+from iro_server.graders.base import Item
+from training.iro.pool import Pool
+
+MIN_SHARE = 8  # gradings that are worth another actor
+
+
+class SpreadGrader(Grader):
+    """Grades as the grader that ``spec`` describes does, by up to ``actors`` of it. It closes its pool with itself."""
+
+    _pool: Pool = PrivateAttr()
+    _actors: int = PrivateAttr()
+
+    @classmethod
+    def over(cls, pool: Pool, actors: int, like: Grader) -> SpreadGrader:
+        """``pool``: of GraderActor."""
+        grader = cls(type=like.type, name=like.name)
+        grader._pool, grader._actors = pool, actors
+        return grader
+
+    def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
+        shares = max(1, min(self._actors, len(pairs) // MIN_SHARE))
+        size = -(-len(pairs) // shares)
+        work = [(pairs[start : start + size],) for start in range(0, len(pairs), size or 1)]
+        return [grade for share in self._pool.map("grade_many", work, shares) for grade in share]
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class GraderActor:
+    def __init__(self, spec: dict[str, Any], surroundings: Surroundings) -> None:
+        self.spec, self.surroundings = spec, surroundings
+        self.grader: Grader | None = None
+
+    def ready(self) -> None:
+        pass
+
+    def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
+        if self.grader is None:
+            self.grader = parse_grader(self.spec, self.surroundings)
+        return self.grader.grade_many(pairs)
