@@ -231,10 +231,10 @@ SMOKE = {
     "bins": (9,),
     "variants_at": (),
     "repeats": 2,
-    "steps": 3000,
+    "steps": 2000,
     "evaluations": 2,
     "episodes": 2,
-    "speed_steps": 1500,
+    "speed_steps": 500,
 }
 JOB = Job(
     name="rl.adrl_pointmass",

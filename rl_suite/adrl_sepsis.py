@@ -230,7 +230,7 @@ JOB = Job(
     Config=Config,
     run=run,
     presets={
-        "smoke": {"datasets": 2, "episodes": 300, "thresholds": (0.01, 0.3), "updates": 200, "min_ess": 10.0},
+        "smoke": {"datasets": 2, "episodes": 300, "thresholds": (0.01, 0.3), "updates": 100, "min_ess": 10.0},
         "two-cores": {"thresholds": (0.01, 0.1, 0.3, 0.75), "updates": 1000, "polyak": 0.01},
         "paper": {},
     },
