@@ -58,7 +58,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     torch.set_num_threads(1)
     cells = [(bins, name) for bins in config.bins for name in AGENTS]
     cells += [(bins, name) for bins in config.variants_at for name in VARIANTS]
-    run.planned_steps = 2 + len(cells) * config.repeats
+    run.planned_steps = 2 + len(cells) * config.repeats * config.evaluations
     _announce(cells, config, run)
     parity = run.step("parity", _parity)
     run.check("point masses less dm_control's, 200 steps", expected="<= 1e-12", got=parity, holds=parity <= 1e-12)
@@ -66,7 +66,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     curves: dict[str, list[list[float]]] = {}
     for bins, name in cells:
         steps = [(f"{bins}-{name}-{n}".replace(", ", "-"), n) for n in range(config.repeats)]
-        curves[f"{bins}, {name}"] = [run.step(step, partial(_train, bins, name, n, config, run)) for step, n in steps]
+        curves[f"{bins}, {name}"] = [_train(step, bins, name, n, config, run) for step, n in steps]
     table = {cell: _scores(found, run) for cell, found in curves.items()}
     for cell, found in table.items():
         run.emit("message", f"{cell}: area {_text(found['area'])}, final {_text(found['final'])}")
@@ -97,19 +97,32 @@ def _announce(cells: list[tuple[int, str]], config: Config, run: Run) -> None:
     )
 
 
-def _train(bins: int, name: str, n: int, config: Config, run: Run) -> list[float]:
-    """Mean greedy return at each of the evaluations."""
+def _train(step: str, bins: int, name: str, n: int, config: Config, run: Run) -> list[float]:
+    """Mean greedy return at each of the evaluations. The agent is saved at each, and a run goes on from the last."""
     seed = run.derive_seed(0, n) % 2**31
     agent_config = options(name, config, seed)
-    agent = Agent(make_vector(config.task, agent_config.envs, bins), agent_config)
-    curve, began = [], time.monotonic()
-    for i in range(config.evaluations):
+    held: list[Agent] = []
+
+    def file(i: int) -> Path:
+        return run.folder / "agents" / f"{step}-{i}.pt"
+
+    def evaluation(i: int) -> float:
+        if not held:
+            envs = make_vector(config.task, agent_config.envs, bins)
+            held.append(Agent.load(file(i - 1), envs) if i else Agent(envs, agent_config))
+        agent = held[0]
         agent.learn(config.steps * (i + 1) // config.evaluations - agent.steps)
-        curve.append(evaluate(agent, config.task, bins, config.episodes, seed + 1))
-        run.metrics({"step": agent.steps, "bins": bins, "agent": name, "repeat": n, "return": curve[-1]})
-        run.stop_if_asked()
-    seconds = time.monotonic() - began
-    run.emit("message", f"{bins} bins, {name}, seed {n}: {' '.join(f'{r:.0f}' for r in curve)} ({seconds:.0f} s)")
+        score = evaluate(agent, config.task, bins, config.episodes, seed + 1)
+        run.metrics({"step": agent.steps, "bins": bins, "agent": name, "repeat": n, "return": score})
+        file(i).parent.mkdir(exist_ok=True)
+        agent.save(file(i))
+        return score
+
+    curve = []
+    for i in range(config.evaluations):
+        curve.append(run.step(f"{step}-{i}", partial(evaluation, i)))
+        file(i - 1).unlink(missing_ok=True)
+    run.emit("message", f"{bins} bins, {name}, seed {n}: {' '.join(f'{score:.0f}' for score in curve)}")
     return curve
 
 
@@ -218,10 +231,10 @@ SMOKE = {
     "bins": (9,),
     "variants_at": (),
     "repeats": 2,
-    "steps": 3000,
+    "steps": 2000,
     "evaluations": 2,
     "episodes": 2,
-    "speed_steps": 1500,
+    "speed_steps": 500,
 }
 JOB = Job(
     name="rl.adrl_pointmass",

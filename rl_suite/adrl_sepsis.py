@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from rl_suite.sepsis_sim import HORIZON, arrival_rewards, sepsis_mdp, variables
 from rl_suite.stats import interval, mean
 from training.run import Job, JobConfig, Run
 
+NATURAL = ((0, 2), (1,))  # of the simulator: antibiotics and vasopressors meet in the blood pressure
 LEARNERS: dict[str, dict[str, Any]] = {
     "BC": {"kind": "bc"},
     "BCQ": {"kind": "bcq"},
     "BCQf": {"kind": "bcqf"},
     "AD-BCQ": {"kind": "ad-bcq"},
+    "AD-BCQ, natural blocks": {"kind": "ad-bcq", "blocks": NATURAL},
 }
-NATURAL = ((0, 2), (1,))  # of the simulator: antibiotics and vasopressors meet in the blood pressure
 GOLDEN = {"ICU-Sepsis": {"optimal": 0.8751, "behaviour": 0.7818}, "simulator": {"optimal": 0.7418}}
 
 
@@ -41,6 +42,7 @@ class Config(JobConfig):
     episodes: int = 1000
     thresholds: tuple[float, ...] = THRESHOLDS
     updates: int = 2000
+    polyak: float = 0.005
     epsilon: float = 0.01
     min_ess: float = 50.0
 
@@ -56,6 +58,7 @@ class Patients:
     horizon: int
 
 
+@cache
 def patients(name: str) -> Patients:
     """ICU-Sepsis under its clinicians, or the simulator under a short-sighted policy (γ = 0.5), half of the time."""
     if name == "ICU-Sepsis":
@@ -72,7 +75,7 @@ def patients(name: str) -> Patients:
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
-    run.planned_steps = 2 + 2 * config.datasets
+    run.planned_steps = 2 + (2 * len(LEARNERS) - 1) * config.datasets
     exact = {name: run.step(f"exact-{i}", partial(_exact, name)) for i, name in enumerate(GOLDEN)}
     for name, golden in GOLDEN.items():
         for policy, expected in golden.items():
@@ -82,7 +85,15 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.check("the natural blocks lose less", expected=f"> {worse:.4f}", got=better, holds=better > worse)
     chosen: dict[str, Any] = {}
     for i, name in enumerate(GOLDEN):
-        found = [run.step(f"learn-{i}-{n}", partial(_dataset, name, n, config, run)) for n in range(config.datasets)]
+        learners = [learner for learner in LEARNERS if name == "simulator" or learner != "AD-BCQ, natural blocks"]
+        found = []
+        for n in range(config.datasets):
+            steps = [f"learn-{i}-{n}-{learner}".replace(", ", "-").replace(" ", "-") for learner in learners]
+            each = [
+                run.step(step, partial(_learn, name, n, learner, config, run))
+                for step, learner in zip(steps, learners, strict=True)
+            ]
+            found.append([row for rows in each for row in rows])
         chosen[name] = {"rows": [row for rows in found for row in rows]} | _summary(found, config, run)
         for line in chosen[name]["verdicts"]:
             run.emit("message", f"{name}: {line}")
@@ -102,37 +113,32 @@ def _exact(name: str) -> dict[str, Any]:
     return values | {"bias": {key: asdict(bias(found.mdp, parts)) for key, parts in blocks.items()}}
 
 
-def _dataset(name: str, n: int, config: Config, run: Run) -> list[dict[str, Any]]:
-    """One row for each learner and threshold, from one dataset: estimates on its validation and test parts."""
+def _learn(name: str, n: int, learner: str, config: Config, run: Run) -> list[dict[str, Any]]:
+    """A row for each threshold, learnt from one dataset: estimates on its validation and test parts."""
     found = patients(name)
     rng = run.rng(0, list(GOLDEN).index(name), n)
-    parts = [
+    train, *rest = (
         collect(found.mdp, found.arrival, found.behaviour, config.episodes, rng, found.horizon)
         for _ in ("train", "validate", "test")
-    ]
-    rows = []
-    learners = LEARNERS | (
-        {"AD-BCQ, natural blocks": {"kind": "ad-bcq", "blocks": NATURAL}} if name == "simulator" else {}
     )
-    for learner, options in learners.items():
-        taus = config.thresholds if learner != "BC" else (0.0,)
-        agent = OfflineAgent(
-            spaces.MultiDiscrete(np.array(found.mdp.sizes)),
-            found.features,
-            OfflineConfig(
-                **options,
-                thresholds=taus,
-                updates=config.updates,
-                gamma=found.mdp.gamma,
-                seed=run.derive_seed(1, n),
-            ),
-        )
-        agent.learn(parts[0])
-        for tau, actions in zip(taus, agent.greedy(), strict=True):
-            rows.append(
-                {"learner": learner, "dataset": n, "threshold": tau} | _judge(found, actions, parts[1:], config)
-            )
-        run.stop_if_asked()
+    taus = config.thresholds if learner != "BC" else (0.0,)
+    agent = OfflineAgent(
+        spaces.MultiDiscrete(np.array(found.mdp.sizes)),
+        found.features,
+        OfflineConfig(
+            **LEARNERS[learner],
+            thresholds=taus,
+            updates=config.updates,
+            polyak=config.polyak,
+            gamma=found.mdp.gamma,
+            seed=run.derive_seed(1, n),
+        ),
+    )
+    policies = agent.learn(train).greedy()
+    rows = [
+        {"learner": learner, "dataset": n, "threshold": tau} | _judge(found, actions, rest, config)
+        for tau, actions in zip(taus, policies, strict=True)
+    ]
     for row in rows:
         run.metrics({"step": n, "patients": name} | row)
     return rows
@@ -224,7 +230,8 @@ JOB = Job(
     Config=Config,
     run=run,
     presets={
-        "smoke": {"datasets": 2, "episodes": 300, "thresholds": (0.01, 0.3), "updates": 200, "min_ess": 10.0},
+        "smoke": {"datasets": 2, "episodes": 300, "thresholds": (0.01, 0.3), "updates": 100, "min_ess": 10.0},
+        "two-cores": {"thresholds": (0.01, 0.1, 0.3, 0.75), "updates": 1000, "polyak": 0.01},
         "paper": {},
     },
     draw=draw,

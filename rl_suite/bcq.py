@@ -76,8 +76,8 @@ class Nets(nn.Module):
 class OfflineAgent:
     """``learn`` from episodes, ``predict`` actions, ``save``, ``load``.
 
-    ``features`` [S, J] int: each state's active features, by default its own index. Raises ValueError for a Box action
-    space, or blocks that are no partition.
+    ``features`` [S, J] int: each state's active features; ``np.arange(S)[:, None]`` makes it a table. Raises ValueError
+    for a Box action space, or blocks that are no partition.
     """
 
     def __init__(self, action_space: Any, features: np.ndarray, config: OfflineConfig) -> None:
@@ -196,7 +196,7 @@ class OfflineAgent:
         return [columns[joint] for columns in self._columns]
 
     def _masked(self, q: Tensor, log_ratio: Tensor) -> Tensor:
-        """What π_b/max π_b does not exceed the threshold with is −∞; the likeliest action never is."""
+        """Q, or −∞ where π_b/max π_b is not above the threshold; the likeliest action always stays."""
         return q.masked_fill(~((log_ratio.exp() > self._threshold) | (log_ratio == 0)), -torch.inf)
 
     @torch.no_grad()

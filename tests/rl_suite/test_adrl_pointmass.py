@@ -11,7 +11,7 @@ pytest.importorskip("dm_control", reason="needs the rl extra")
 from rl_suite.adrl_pointmass import JOB
 from training.run import Cancelled
 
-TINY = {"bins": (9,), "repeats": 2, "steps": 1200, "evaluations": 1, "episodes": 1, "speed_steps": 200}
+TINY = {"bins": (9,), "repeats": 2, "steps": 2400, "evaluations": 2, "episodes": 1, "speed_steps": 200}
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
