@@ -159,10 +159,7 @@ class Simulator:
 
     def _train(self, version: int) -> None:
         """Train all who started from this model at once: nobody asks for an answer before the first of them is due."""
-        jobs = sorted(
-            (job for job in self.jobs if job.version == version and not job.late and job.number not in self.answers),
-            key=lambda job: job.number,
-        )
+        jobs = [job for job in self.jobs if job.version == version and not job.late and job.number not in self.answers]
         seeds = [derive_seed(self.settings.seed, TRAINING, job.number) for job in jobs]
         trained = self.train(self.models[version], [job.client for job in jobs], seeds)
         self.answers |= {job.number: answer for job, answer in zip(jobs, trained, strict=True)}

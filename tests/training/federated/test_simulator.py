@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from training.federated.delays import LARGE, Delays, Trace, official
-from training.federated.rules import CA2FL, RULES, Adaptive, FedAvg, FedBuff, Rule
+from training.federated.rules import CA2FL, RULES, Adaptive, FedAsync, FedAvg, FedBuff, Rule
 from training.federated.simulator import Event, Settings, Simulator
 from training.run import Run
 
@@ -110,8 +110,12 @@ def test_the_same_seed_gives_the_same_events_and_they_add_up(
 
     busy: set[int | None] = set()
     arrived, times = 0, [event.time for event in events]
+    updated = {0.0} | {event.time for event in of(events, "update")}
+    assert refill == "arrival" or {event.time for event in of(events, "start")} == updated
     assert times == sorted(times)
-    for event in events:
+    for i, event in enumerate(events):
+        if i and event.time > events[i - 1].time:  # between two instants all places are taken, or wait for the round
+            assert len(busy) == concurrency or (refill == "round" and events[i - 1].time not in updated)
         if event.kind == "start":
             assert event.client not in busy
             busy.add(event.client)
@@ -130,17 +134,26 @@ def test_another_seed_gives_other_events() -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
     rule = CA2FL(clients=N) if name == "ca2fl" else RULES[name]()
-    whole = simulator(rule, large())
-    events = whole.run(12)
+    delays = Trace(np.random.default_rng(1).uniform(1, 8, (N, 5)).tolist())
+    batches: list[list[int]] = []
+
+    def train(params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
+        batches.append(list(seeds))
+        return noisy(params, clients, seeds)
+
+    whole = simulator(rule, delays, train)
+    events, trained = whole.run(12), batches.copy()
     for cut in (1, 5, 17, 30):  # in the middle of buffers too
-        stopped = simulator(rule, large())
+        batches.clear()
+        stopped = simulator(rule, delays, train)
         before = [event for _ in range(cut) for event in stopped.advance()]
         run = Run(tmp_path / str(cut), seed=0)
         run.checkpoint("simulator", stopped.snapshot())
-        resumed = simulator(rule, large())
+        resumed = simulator(rule, delays, train)
         resumed.restore(run.load("simulator"))
         run.close()
         assert before + resumed.run(12) == events
+        assert batches == trained  # nothing twice, and together with the same others
         assert torch.equal(resumed.params, whole.params)
         for key, value in whole.state.items():
             assert torch.equal(torch.as_tensor(resumed.state[key]), torch.as_tensor(value)), key
@@ -159,6 +172,12 @@ def test_delta_is_taken_against_the_model_that_the_client_started_from() -> None
     x1 = sgd(ZERO, 0)
     x2 = x1 + sgd(x1, 0)
     torch.testing.assert_close(ours.params, x2 + sgd(ZERO, 1))
+
+    mixed = simulator(FedAsync(mix=0.5), delays, train=exact, clients=2, concurrency=2, buffer_size=1)
+    mixed.run(3)
+    y1 = sgd(ZERO, 0) / 2
+    y2 = (y1 + (y1 + sgd(y1, 0))) / 2
+    torch.testing.assert_close(mixed.params, (y2 + sgd(ZERO, 1)) / 2)  # the late client's own model, from 0
 
 
 @pytest.mark.parametrize("name", ["fadas", "fadas-min", "fadas-divide"])
