@@ -136,7 +136,8 @@ def test_no_rule_changes_what_it_is_given(name: str, deltas: list[Tensor]) -> No
     state, moved = rule.step(rule.init(params), params, buffer)
     before = {key: torch.as_tensor(value).clone() for key, value in state.items()}
     sent, was = [delta.clone() for delta in deltas], moved.clone()
-    first, second = rule.step(state, moved, buffer), rule.step(state, moved, buffer)
+    later = [Update(i, delta + 1, params) for i, delta in enumerate(deltas)]
+    first, second = rule.step(state, moved, later), rule.step(state, moved, later)
     assert torch.equal(first[1], second[1])
     assert torch.equal(moved, was) and torch.equal(params, torch.ones_like(params))
     assert all(torch.equal(torch.as_tensor(state[key]), value) for key, value in before.items())
