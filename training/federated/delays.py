@@ -1,0 +1,72 @@
+"""How long clients take, in units of virtual time: the official delay models of FADAS, and a trace file."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+MILD = ((1.0, 2.0), (3.0, 5.0), (5.0, 8.0))
+LARGE = ((1.0, 2.0), (3.0, 5.0), (50.0, 80.0))
+
+
+class Delays(Protocol):
+    def duration(self, client: int, turn: int, rng: np.random.Generator) -> float:
+        """How long ``client`` takes for its ``turn``-th training, from 0. Infinity: it never answers."""
+        ...
+
+
+@dataclass(frozen=True)
+class SpeedClasses:
+    """Client i takes U(ranges[classes[i]]) each time."""
+
+    classes: Sequence[int]
+    ranges: Sequence[tuple[float, float]] = MILD
+
+    def duration(self, client: int, turn: int, rng: np.random.Generator) -> float:
+        return float(rng.uniform(*self.ranges[self.classes[client]]))
+
+
+def official(clients: int, ranges: Sequence[tuple[float, float]], rng: np.random.Generator) -> SpeedClasses:
+    """Speed classes as the official code draws them: each client's is the largest share of a Dirichlet(3, 2, 1)."""
+    return SpeedClasses(rng.dirichlet((3.0, 2.0, 1.0), clients).argmax(1).tolist(), ranges)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """``durations[client]``: what each of its trainings took, in order, from the start again when they run out."""
+
+    durations: Sequence[Sequence[float]]
+
+    def duration(self, client: int, turn: int, rng: np.random.Generator) -> float:
+        return self.durations[client][turn % len(self.durations[client])]
+
+
+def read_trace(path: Path, clients: int) -> Trace:
+    """A CSV with the columns client (from 0) and duration; "inf" is an answer that never came.
+
+    Raises ValueError for rows that are not that, and where one of ``clients`` has none.
+    """
+    found: dict[int, list[float]] = defaultdict(list)
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"client", "duration"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path}: the first line must name the columns client and duration")
+        for row in rows:
+            try:
+                client, duration = int(row["client"]), float(row["duration"])
+            except (TypeError, ValueError):
+                raise ValueError(f"{path}, line {rows.line_num}: a whole number and a number are needed") from None
+            if math.isnan(duration) or duration <= 0:
+                raise ValueError(f"{path}, line {rows.line_num}: durations must be above 0")
+            found[client].append(duration)
+    missing = [client for client in range(clients) if client not in found]
+    if missing:
+        raise ValueError(f"{path} has no duration of client {missing[0]} ({len(missing)} of {clients} are missing)")
+    return Trace([found[client] for client in range(clients)])
