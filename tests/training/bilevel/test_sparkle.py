@@ -1,0 +1,129 @@
+"""Every strategy against its explicit recursion, and convergence where D-SOBA stalls."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from training.bilevel import quadratic, topology
+from training.bilevel.quadratic import PROBLEM, Quadratic
+from training.bilevel.sparkle import STRATEGIES, Sparkle, State, Strategy, consensus_error, diffusion
+
+AGENTS = 8
+RING = topology.ring(AGENTS)
+PAIRS = list(itertools.product(STRATEGIES, STRATEGIES))
+STEPS = 400
+
+
+@pytest.fixture(scope="module")
+def agents() -> Quadratic:
+    return quadratic.draw(AGENTS, x_size=3, y_size=4, heterogeneity=1.0, seed=0)
+
+
+def sparkle(lower: Strategy, upper: Strategy, theta: float = 0.5) -> Sparkle:
+    return Sparkle(PROBLEM, lower, upper, alpha=0.1, beta=0.2, gamma=0.2, theta=theta)
+
+
+def states(algorithm: Sparkle, agents: Quadratic, steps: int) -> Iterator[State]:
+    x, y = torch.zeros(3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    state = algorithm.start(x, y, agents)
+    for _ in range(steps):
+        state = algorithm.step(state, agents)
+        yield state
+
+
+def squared_error(state: State, agents: Quadratic) -> float:
+    """The sum over agents of the squared distance to the solution."""
+    return float((state.x - quadratic.solution(agents)).square().sum())
+
+
+Recursion = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def recursions(W: np.ndarray) -> dict[str, tuple[np.ndarray, Recursion]]:
+    """What the first step does with -step * direction, and s'' from s', s and their two steps * directions.
+
+    ED and EXTRA as in their papers, with W made semidefinite; gradient tracking with its tracker eliminated.
+    """
+    V = (np.eye(len(W)) + W) / 2
+    return {
+        "ED": (V, lambda new, old, h, g: V @ (2 * new - old - (h - g))),
+        "EXTRA": (np.eye(len(W)), lambda new, old, h, g: 2 * V @ new - V @ old - (h - g)),
+        "ATC-GT": (W @ W, lambda new, old, h, g: 2 * W @ new - W @ W @ (old + h - g)),
+        "semi-ATC-GT": (W, lambda new, old, h, g: 2 * W @ new - W @ W @ old - W @ (h - g)),
+        "non-ATC-GT": (np.eye(len(W)), lambda new, old, h, g: 2 * W @ new - W @ W @ old - (h - g)),
+    }
+
+
+def explicit(lower: str, upper: str, agents: Quadratic, steps: int) -> list[list[np.ndarray]]:
+    """x, y and z [n, .] after each step, in NumPy, by two-step recursions without dual variables; theta = 0.5."""
+    H, A, b, c, e, _ = (leaf.numpy() for leaf in agents)
+    known = recursions(RING.numpy())
+    rules = [known[upper], known[lower], known[lower]]
+    now = [np.zeros((AGENTS, size)) for size in (3, 4, 4)]
+    before, moved_before, r = None, None, np.zeros((AGENTS, 3))
+    trajectory = []
+    for _ in range(steps):
+        x, y, z = now
+        r = 0.5 * r + 0.5 * (x - e + np.einsum("nij,ni->nj", A, z))
+        v = np.einsum("nij,nj->ni", H, y) - np.einsum("nij,nj->ni", A, x) - b
+        p = np.einsum("nij,nj->ni", H, z) - (y - c)
+        moved = [0.1 * r, 0.2 * v, 0.2 * p]
+        if before is None or moved_before is None:
+            after = [-first @ move for (first, _), move in zip(rules, moved, strict=True)]
+        else:
+            after = [rule(*four) for (_, rule), *four in zip(rules, now, before, moved, moved_before, strict=True)]
+        before, moved_before, now = now, moved, after
+        trajectory.append(now)
+    return trajectory
+
+
+@pytest.mark.parametrize(("lower", "upper"), PAIRS)
+def test_every_pair_is_its_explicit_recursion(lower: str, upper: str, agents: Quadratic) -> None:
+    algorithm = sparkle(STRATEGIES[lower](RING), STRATEGIES[upper](RING))
+    for state, expected in zip(states(algorithm, agents, 40), explicit(lower, upper, agents, 40), strict=True):
+        for ours, theirs in zip((state.x, state.y, state.z), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("lower", "upper"), PAIRS)
+def test_every_pair_solves_heterogeneous_quadratics(lower: str, upper: str, agents: Quadratic) -> None:
+    *_, last = states(sparkle(STRATEGIES[lower](RING), STRATEGIES[upper](RING)), agents, STEPS)
+    assert squared_error(last, agents) <= 1e-18
+    assert consensus_error((last.x, last.y)) <= 1e-18
+
+
+def test_d_soba_stalls_where_agents_differ(agents: Quadratic) -> None:
+    *_, late, last = states(sparkle(diffusion(RING), diffusion(RING)), agents, STEPS)
+    error = squared_error(last, agents)
+    assert error > 1e-2
+    assert abs(squared_error(late, agents) - error) < 1e-9 * error  # and it has come to rest there
+
+
+def test_d_soba_solves_what_all_agents_share() -> None:
+    alike = quadratic.draw(1, x_size=3, y_size=4, heterogeneity=0.0, seed=0)
+    alike = Quadratic(*(leaf.expand(AGENTS, *leaf.shape[1:]) for leaf in alike))
+    *_, last = states(sparkle(diffusion(RING), diffusion(RING)), alike, STEPS)
+    assert squared_error(last, alike) <= 1e-18
+
+
+def test_w_is_made_semidefinite_only_where_it_is_not() -> None:
+    lazy = topology.ring(AGENTS, self_weight=0.6)
+    assert STRATEGIES["ED"](lazy).A is lazy
+    assert float(torch.linalg.eigvalsh(STRATEGIES["ED"](RING).A)[0]) >= 0
+
+
+def test_bad_input_is_one_line(agents: Quadratic) -> None:
+    x, y = torch.zeros(3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    ring, small = STRATEGIES["ED"](RING), STRATEGIES["ED"](topology.ring(4))
+    with pytest.raises(ValueError, match=r"^the lower level has 8 agents, the upper 4: make them equal$"):
+        sparkle(ring, small).start(x, y, agents)
+    with pytest.raises(ValueError, match=r"^batch, \.H: has shape \[8, 4, 4\]; its leading axis must be 4 agents$"):
+        sparkle(small, small).start(x, y, agents)
+    directed = topology.checked(torch.tensor([[0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]], dtype=torch.float64))
+    with pytest.raises(ValueError, match="must be symmetric"):
+        STRATEGIES["ATC-GT"](directed)
