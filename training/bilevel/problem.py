@@ -40,7 +40,8 @@ class BilevelProblem:
             both: tuple[Tree, Tree] = grad(self.lower, argnums=(0, 1))(x, y, batch)
             return both
 
-        (_, lower), (cross, hessian) = jvp(gradient, (y,), (z,))
+        pair: Any = jvp(gradient, (y,), (z,))
+        (_, lower), (cross, hessian) = pair
         return lower, cross, hessian
 
     def directions(self, x: Tree, y: Tree, z: Tree, batch: Tree) -> Directions:

@@ -48,6 +48,7 @@ def semi_atc_tracking(W: torch.Tensor) -> Strategy:
 
 
 def non_atc_tracking(W: torch.Tensor) -> Strategy:
+    """Directions are not mixed, so that negative eigenvalues of W call for smaller steps; (I + W)/2 has none."""
     own = _identity(W)
     return Strategy(A=own, B2=_square(own - W), C=W @ W)
 
