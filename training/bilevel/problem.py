@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.func import grad, jvp
+from torch.func import grad, vjp
 from torch.utils._pytree import tree_leaves, tree_map
 
 Tree = Any  # a tensor, or lists, tuples and dicts of them
@@ -26,8 +26,8 @@ class Directions(NamedTuple):
 class BilevelProblem:
     """``upper`` is f and ``lower`` is g, both (x, y, batch) to a scalar; x and y are any pytrees of tensors.
 
-    g is strongly convex in y. Its Hessian is never built: one Jacobian-vector product of its gradient gives all that is
-    needed, so that g must consist of operations that PyTorch differentiates in forward mode.
+    g is strongly convex in y and twice differentiable. Its Hessian is never built: one vector-Jacobian product of its
+    gradient gives all that is needed.
     """
 
     upper: Loss
@@ -36,12 +36,12 @@ class BilevelProblem:
     def second_order(self, x: Tree, y: Tree, z: Tree, batch: Tree) -> tuple[Tree, Tree, Tree]:
         """(∇₂g, ∇²₁₂g z, ∇²₂₂g z): like y, like x, like y, at the cost of a few gradients of g."""
 
-        def gradient(y: Tree) -> tuple[Tree, Tree]:
-            both: tuple[Tree, Tree] = grad(self.lower, argnums=(0, 1))(x, y, batch)
-            return both
+        def gradient(x: Tree, y: Tree) -> Tree:
+            return grad(self.lower, argnums=1)(x, y, batch)
 
-        pair: Any = jvp(gradient, (y,), (z,))
-        (_, lower), (cross, hessian) = pair
+        pair: Any = vjp(gradient, x, y)  # reverse mode twice: mse_loss among others fails in forward mode over reverse
+        lower, pull = pair
+        cross, hessian = pull(z)
         return lower, cross, hessian
 
     def directions(self, x: Tree, y: Tree, z: Tree, batch: Tree) -> Directions:
