@@ -97,7 +97,7 @@ def explicit(lower: str, upper: str, agents: Quadratic, steps: int) -> list[list
 @pytest.mark.parametrize(("lower", "upper"), PAIRS)
 def test_every_pair_is_its_explicit_recursion(lower: str, upper: str, agents: Quadratic) -> None:
     algorithm = sparkle(STRATEGIES[lower](RING), STRATEGIES[upper](RING))
-    for state, expected in zip(states(algorithm, agents, 25), explicit(lower, upper, agents, 25), strict=True):
+    for state, expected in zip(states(algorithm, agents, 15), explicit(lower, upper, agents, 15), strict=True):
         for ours, theirs in zip((state.x, state.y, state.z), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
