@@ -1,0 +1,112 @@
+"""Compressed SOBA: exact without compression, and what error feedback brings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from training.bilevel import quadratic
+from training.bilevel.compressors import RandK, TopK
+from training.bilevel.problem import BilevelProblem
+from training.bilevel.quadratic import PROBLEM, Quadratic
+from training.bilevel.soba import EFSoba, Soba, bits_up
+
+WORKERS, SIZE = 8, 10
+ORIGIN = torch.zeros(SIZE, dtype=torch.float64)
+ALL, TENTH = RandK(SIZE), RandK(1)  # of 10 coordinates
+
+
+@pytest.fixture(scope="module")
+def workers() -> Quadratic:
+    return quadratic.draw(WORKERS, x_size=SIZE, y_size=SIZE, heterogeneity=1.0, seed=0)
+
+
+def soba(compressor: RandK, theta: float = 1.0, problem: BilevelProblem = PROBLEM) -> Soba:
+    return Soba(problem, compressor, compressor, alpha=0.02, beta=0.05, gamma=0.05, theta=theta)
+
+
+def ef_soba(compressor: RandK | TopK, theta: float = 0.5) -> EFSoba:
+    return EFSoba(PROBLEM, compressor, compressor, alpha=0.02, beta=0.05, gamma=0.05, theta=theta)
+
+
+def explicit(workers: Quadratic, steps: int, theta: float) -> torch.Tensor:
+    """x after ``steps`` of SOBA on the mean problem, written out."""
+    H, A, b, c, e = (leaf.mean(0) for leaf in workers[:5])
+    x = y = z = h = ORIGIN
+    for _ in range(steps):
+        h = (1 - theta) * h + theta * (x - e + torch.einsum("ij,i->j", A, z))
+        # the right side has the old x, y and z throughout
+        x, y, z = x - 0.02 * h, y - 0.05 * (H @ y - A @ x - b), z - 0.05 * (H @ z - y + c)
+    return x
+
+
+def gradient(x: torch.Tensor, workers: Quadratic) -> float:
+    return float(quadratic.hypergradient(workers, x).square().sum())
+
+
+def end_of_soba(algorithm: Soba, workers: Quadratic, steps: int) -> torch.Tensor:
+    state, generator = algorithm.start(ORIGIN, ORIGIN), torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        state = algorithm.step(state, workers, generator)
+    return state.x
+
+
+def end_of_ef_soba(algorithm: EFSoba, workers: Quadratic, steps: int) -> torch.Tensor:
+    state, generator = algorithm.start(ORIGIN, ORIGIN, WORKERS), torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        state = algorithm.step(state, workers, generator)
+    return state.x
+
+
+@pytest.mark.parametrize("theta", [1.0, 0.3])
+def test_without_compression_all_are_soba(theta: float, workers: Quadratic) -> None:
+    expected = explicit(workers, 30, theta)
+    torch.testing.assert_close(end_of_soba(soba(ALL, theta), workers, 30), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(end_of_ef_soba(ef_soba(ALL, theta), workers, 30), expected, rtol=0, atol=1e-12)
+
+
+def test_trees_are_their_vectors(workers: Quadratic) -> None:
+    def joined(y: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([y["a"], y["b"].reshape(-1)])
+
+    problem = BilevelProblem(
+        lambda x, y, agent: quadratic.upper(x, joined(y), agent),
+        lambda x, y, agent: quadratic.lower(x, joined(y), agent),
+    )
+    algorithm, generator = soba(TENTH, problem=problem), torch.Generator().manual_seed(0)
+    state = algorithm.start(ORIGIN, {"a": ORIGIN[:4], "b": ORIGIN[4:].view(2, 3)})
+    for _ in range(30):
+        state = algorithm.step(state, workers, generator)
+    assert state.y["b"].shape == (2, 3)
+    torch.testing.assert_close(state.x, end_of_soba(soba(TENTH), workers, 30), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("theta", [1.0, 0.2], ids=["C", "CM"])
+def test_compression_alone_leaves_a_floor(theta: float, workers: Quadratic) -> None:
+    assert gradient(end_of_soba(soba(TENTH, theta), workers, 400), workers) > 1e-2
+
+
+def test_error_feedback_has_no_floor(workers: Quadratic) -> None:
+    assert gradient(end_of_ef_soba(ef_soba(TENTH), workers, 1600), workers) <= 1e-24
+
+
+def test_error_feedback_takes_a_biased_compressor(workers: Quadratic) -> None:
+    assert gradient(end_of_ef_soba(ef_soba(TopK(1)), workers, 400), workers) <= 1e-5
+
+
+def test_z_is_clipped(workers: Quadratic) -> None:
+    algorithm = Soba(PROBLEM, ALL, ALL, alpha=0.02, beta=0.05, gamma=0.05, radius=0.01)
+    state = algorithm.step(algorithm.start(ORIGIN, ORIGIN), workers, torch.Generator())
+    assert float(state.z.norm()) == pytest.approx(0.01)
+
+
+def test_bits_are_three_messages() -> None:
+    assert bits_up(soba(TENTH), ORIGIN, ORIGIN) == 3 * (32 + 4)
+
+
+def test_a_biased_compressor_is_one_line() -> None:
+    algorithm = Soba(PROBLEM, ALL, TopK(2), alpha=0.1, beta=0.1, gamma=0.1)
+    with pytest.raises(
+        ValueError, match=r"^lower: TopK\(k=2\) is biased; take an unbiased one such as RandK, or EF-SOBA"
+    ):
+        algorithm.start(ORIGIN, ORIGIN)

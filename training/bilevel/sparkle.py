@@ -1,0 +1,158 @@
+"""SPARKLE: decentralized bilevel optimization in a single loop (arXiv:2411.14166), and D-SOBA as its baseline.
+
+Variables of all agents are stacked on a leading axis n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.func import vmap
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
+
+from training.bilevel.problem import BilevelProblem, Tree
+from training.bilevel.topology import TOLERANCE
+
+
+class Strategy(NamedTuple):
+    """How a level mixes and corrects for heterogeneity: s⁺ = A(C s - step · direction) - q, q⁺ = q + B² s⁺.
+
+    A, B², C [n, n]. q is the paper's B d: (I - W)^½ has no sparsity, its square has that of W.
+    """
+
+    A: torch.Tensor
+    B2: torch.Tensor
+    C: torch.Tensor
+
+
+def exact_diffusion(W: torch.Tensor) -> Strategy:
+    W, own = _semidefinite(W), _identity(W)
+    return Strategy(A=W, B2=own - W, C=own)
+
+
+def extra(W: torch.Tensor) -> Strategy:
+    W, own = _semidefinite(W), _identity(W)
+    return Strategy(A=own, B2=own - W, C=W)
+
+
+def atc_tracking(W: torch.Tensor) -> Strategy:
+    own = _identity(W)
+    return Strategy(A=W @ W, B2=_square(own - W), C=own)
+
+
+def semi_atc_tracking(W: torch.Tensor) -> Strategy:
+    return Strategy(A=W, B2=_square(_identity(W) - W), C=W)
+
+
+def non_atc_tracking(W: torch.Tensor) -> Strategy:
+    """Directions are not mixed, so that negative eigenvalues of W call for smaller steps; (I + W)/2 has none."""
+    own = _identity(W)
+    return Strategy(A=own, B2=_square(own - W), C=W @ W)
+
+
+def diffusion(W: torch.Tensor) -> Strategy:
+    """No correction; at both levels this is D-SOBA: s⁺ = W(s - step · direction)."""
+    return Strategy(A=W, B2=torch.zeros_like(W), C=torch.eye(len(W), dtype=W.dtype))
+
+
+STRATEGIES: dict[str, Callable[[torch.Tensor], Strategy]] = {
+    "ED": exact_diffusion,
+    "EXTRA": extra,
+    "ATC-GT": atc_tracking,
+    "semi-ATC-GT": semi_atc_tracking,
+    "non-ATC-GT": non_atc_tracking,
+}
+
+
+class State(NamedTuple):
+    """x, y, z (the estimate of [∇²₂₂g]⁻¹∇₂f), r (the moving average of u) and each level's correction, all [n, ...]."""
+
+    x: Tree
+    y: Tree
+    z: Tree
+    r: Tree
+    qx: Tree
+    qy: Tree
+    qz: Tree
+
+
+@dataclass(frozen=True)
+class Sparkle:
+    """``lower`` moves y and z, ``upper`` moves x; "SPARKLE-L-U" of the paper.
+
+    ``alpha``, ``beta``, ``gamma``: steps of x, y, z. ``theta``: weight of the newest u in its moving average.
+    """
+
+    problem: BilevelProblem
+    lower: Strategy
+    upper: Strategy
+    alpha: float
+    beta: float
+    gamma: float
+    theta: float = 1.0
+
+    def start(self, x: Tree, y: Tree, batch: Tree) -> State:
+        """All agents at x and y (one agent's, no leading axis); ``batch`` is only looked at for its shapes.
+
+        Raises ValueError if W of both levels and the leading axis of ``batch`` are not of as many agents.
+        """
+        agents = len(self.lower.A)
+        if len(self.upper.A) != agents:
+            raise ValueError(f"the lower level has {agents} agents, the upper {len(self.upper.A)}: make them equal")
+        for path, leaf in tree_flatten_with_path(batch)[0]:
+            if leaf.ndim == 0 or len(leaf) != agents:
+                where = "".join(map(str, path)) or "itself"
+                raise ValueError(
+                    f"batch, {where}: has shape {list(leaf.shape)}; its leading axis must be {agents} agents"
+                )
+        x, y = (tree_map(lambda leaf: leaf.expand(agents, *leaf.shape).clone(), tree) for tree in (x, y))
+        no_x, no_y = tree_map(torch.zeros_like, x), tree_map(torch.zeros_like, y)
+        return State(x=x, y=y, z=no_y, r=no_x, qx=no_x, qy=no_y, qz=no_y)
+
+    def step(self, state: State, batch: Tree) -> State:
+        """One iteration. Every direction is taken at the current (x, y, z): reconstruction. ``batch`` [n, ...]."""
+        u, v, p = vmap(self.problem.directions)(state.x, state.y, state.z, batch)
+        r = tree_map(lambda old, new: (1 - self.theta) * old + self.theta * new, state.r, u)
+        x, qx = _move(self.upper, state.x, state.qx, self.alpha, r)
+        y, qy = _move(self.lower, state.y, state.qy, self.beta, v)
+        z, qz = _move(self.lower, state.z, state.qz, self.gamma, p)
+        return State(x=x, y=y, z=z, r=r, qx=qx, qy=qy, qz=qz)
+
+
+def consensus_error(tree: Tree) -> float:
+    """Σ_i ‖s_i - mean s‖² over agents."""
+    return sum(float((leaf - leaf.mean(0)).square().sum()) for leaf in tree_leaves(tree))
+
+
+def _move(strategy: Strategy, s: Tree, q: Tree, step: float, direction: Tree) -> tuple[Tree, Tree]:
+    moved = tree_map(
+        lambda s, q, g: _mix(strategy.A, _mix(strategy.C, s) - step * g) - q,
+        s,
+        q,
+        direction,
+    )
+    return moved, tree_map(lambda q, s: q + _mix(strategy.B2, s), q, moved)
+
+
+def _mix(weights: torch.Tensor, stacked: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("ij,j...->i...", weights.to(stacked), stacked)
+
+
+def _identity(W: torch.Tensor) -> torch.Tensor:
+    """I, beside a W that must be symmetric."""
+    if not torch.allclose(W, W.T, rtol=0, atol=TOLERANCE):
+        raise ValueError("mixing matrix: must be symmetric for SPARKLE; take (W + W^T)/2")
+    return torch.eye(len(W), dtype=W.dtype)
+
+
+def _square(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix @ matrix
+
+
+def _semidefinite(W: torch.Tensor) -> torch.Tensor:
+    """W, or (I + W)/2 if W has negative eigenvalues: (I - W)^½ alone would allow them, ED and EXTRA do not."""
+    own = _identity(W)
+    return W if float(torch.linalg.eigvalsh(W)[0]) >= -TOLERANCE else (own + W) / 2
