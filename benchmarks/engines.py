@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import t
 
 from benchmarks.quality import BEAM, ROWS, jsonl
 from benchmarks.serving import VLLMProcess, say, terminated_is_exit
 from iro_server.demo.data import prompt_rows
 from iro_server.demo.sentiment import sentiment_grader_source
 from iro_server.engines.prepare import prepare_model
+from training.iro.diagnostics import mean_and_error
 
 FLAGS = ("--max-model-len", "512", "--max-num-seqs", "128")
 ENGINES = ("embedded", "vllm")
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's, by the number of seeds
 
 
 def align(
@@ -66,11 +66,9 @@ def align(
 
 
 def interval(values: list[float]) -> list[float]:
-    """Mean and half of a 95 % interval over seeds."""
-    if len(values) < 2:
-        return [values[0], math.nan]
-    spread = T95.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
-    return [statistics.mean(values), spread]
+    """Mean and half of a 95 % interval (Student's) over seeds; NaN for one seed."""
+    mean, error = mean_and_error(values)
+    return [mean, float(t.ppf(0.975, len(values) - 1)) * error]
 
 
 def summary(per_seed: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
