@@ -5,7 +5,7 @@ functions of the model it came from do not fit it. Which neurons stay is decided
 
 - "activation": how strongly a neuron writes on given texts, the norm of its activations times its output weights';
 - "magnitude": the norm of the weights that it alone has, after arXiv:2402.15607, where neurons are rows of one matrix
-  (for gated neurons a reconstruction). It ruins SmolLM2, whose smallest neurons matter (`benchmarks/pruning.py`);
+  (for gated neurons a reconstruction). It ruins SmolLM2 (`benchmarks/pruning.py`);
 - "random", to compare with.
 """
 
