@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
@@ -29,7 +30,7 @@ from iro_server.demo.data import imdb_splits, prompt_rows
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.engines.prune import at_random, cut, magnitudes, prune_model, writing
+from iro_server.engines.prune import cut, feed_forward, prune_model, writing
 from value_heads.threads import on_fresh_thread
 
 KEPT = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
@@ -37,6 +38,20 @@ CRITERIA = ("activation", "magnitude", "random")
 ALIGNED = (1.0, 0.95, 0.9)
 TRAIN, VALID = 32, 12  # prompts of a job
 READ, LENGTH, TOKENS = 32, 128, 48
+
+
+@torch.no_grad()
+def magnitudes(model: Any) -> list[Tensor]:
+    """ "magnitude" of each neuron, [neurons] a layer."""
+    return [
+        torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T], dim=1).norm(dim=1)
+        for mlp in feed_forward(model)
+    ]
+
+
+def at_random(model: Any, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(mlp.down_proj.in_features, generator=generator) for mlp in feed_forward(model)]
 
 
 def perplexities() -> dict[str, list[float]]:

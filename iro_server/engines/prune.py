@@ -1,12 +1,9 @@
 """Structured pruning: a model directory whose feed-forward layers keep a share of their neurons.
 
 The result is an ordinary model of its own: any engine runs it, a value function's backbone may read it, and value
-functions of the model it came from do not fit it. Which neurons stay is decided layer by layer, as many in each, by
-
-- "activation": how strongly a neuron writes on given texts, the norm of its activations times its output weights';
-- "magnitude": the norm of the weights that it alone has, after arXiv:2402.15607, where neurons are rows of one matrix
-  (for gated neurons a reconstruction). It ruins SmolLM2 (`benchmarks/pruning.py`);
-- "random", to compare with.
+functions of the model it came from do not fit it. Which neurons stay is decided layer by layer, as many in each, by how
+strongly they write on given texts. Magnitude of weights, after arXiv:2402.15607, ruins SmolLM2
+(`benchmarks/pruning.py`).
 """
 
 from __future__ import annotations
@@ -93,17 +90,3 @@ def writing(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
     for hook in hooks:
         hook.remove()
     return [s.sqrt() * mlp.down_proj.weight.norm(dim=0) for s, mlp in zip(squares, layers, strict=True)]
-
-
-@torch.no_grad()
-def magnitudes(model: Any) -> list[Tensor]:
-    """ "magnitude" of each neuron, [neurons] a layer."""
-    return [
-        torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T], dim=1).norm(dim=1)
-        for mlp in feed_forward(model)
-    ]
-
-
-def at_random(model: Any, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(mlp.down_proj.in_features, generator=generator) for mlp in feed_forward(model)]

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.pruning import magnitudes
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import ModelError, model_hash, prepare_model
-from iro_server.engines.prune import cut, magnitudes, prune_model, writing
+from iro_server.engines.prune import cut, prune_model, writing
 
 TEXTS = ["Paris is the capital of France.", "The film was long."]
 
