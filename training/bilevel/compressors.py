@@ -16,9 +16,9 @@ import torch
 
 
 class Field(NamedTuple):
-    """``count`` numbers of ``bits`` bits each: floats as they are, or integers from 0."""
+    """``size`` numbers of ``bits`` bits each: floats as they are, or integers from 0."""
 
-    count: int
+    size: int
     bits: int
     floats: bool = False
 
@@ -39,7 +39,7 @@ class Compressor(ABC):
 
     @abstractmethod
     def encode(self, vectors: torch.Tensor, seeds: torch.Tensor) -> list[torch.Tensor]:
-        """The fields [n, count] of vectors [n, d]. ValueError if they have fewer coordinates than are to be kept."""
+        """The fields [n, size] of vectors [n, d]. ValueError if they have fewer coordinates than are to be kept."""
 
     @abstractmethod
     def decode(
@@ -52,7 +52,7 @@ class Compressor(ABC):
 
     def bits(self, d: int, float_bits: int = 32) -> int:
         """What one row costs to send; on a wire each field is filled up to a whole byte."""
-        return sum(field.count * field.bits for field in self.layout(d, float_bits))
+        return sum(field.size * field.bits for field in self.layout(d, float_bits))
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class TopK(Compressor):
         return [vectors.gather(-1, kept), kept]
 
     def decode(self, fields: Sequence[torch.Tensor], d: int, dtype: torch.dtype, seeds: torch.Tensor) -> torch.Tensor:
-        return _scatter(*fields, d)
+        return _scatter(fields[0], fields[1], d)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Processes:
     """A ``Network`` of ``agents``, in equal blocks over the processes that torchrun started.
 
     ``mixings``: the W [n, n] of each topology in use; all weights to mix by are polynomials of one of them, and a power
-    takes a round. ``timeout``: seconds of silence after which a process counts as lost. Every method raises ProcessLost.
+    takes a round. ``timeout``: seconds of silence after which a process counts as lost, and methods raise ProcessLost.
     """
 
     def __init__(self, agents: int, mixings: Sequence[torch.Tensor] = (), timeout: float = 60.0) -> None:
@@ -106,8 +106,10 @@ class Processes:
         with _or_lost("the server" if self.rank != SERVER else "a worker"):
             dist.broadcast(joined, SERVER)
         means = [part.to(mean) for part, mean in zip(joined.split([len(mean) for mean in means]), means, strict=True)]
-        sent = [_decode(*each, seed[own]) for *each, seed in zip(messages, encoded, seeds, strict=True)]
-        return [Average(mean, each) for mean, each in zip(means, sent, strict=True)]
+        sent = [
+            _decode(message, fields, each[own]) for message, fields, each in zip(messages, encoded, seeds, strict=True)
+        ]
+        return [Average(*each) for each in zip(means, sent, strict=True)]
 
     def gather(self, value: Any) -> list[Any]:
         """What each process has, to all of them. For beginnings and ends: this one is not neighbour to neighbour."""
