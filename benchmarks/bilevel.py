@@ -1,9 +1,9 @@
 """Speed of SPARKLE's stacked engine, and bytes on the wire of its processes: ``python -m benchmarks.bilevel --json``.
 
 Iterations a second for n agents on a ring, ED at both levels: all stacked; and each in turn in a Python loop that
-hears its two neighbours, by plain ``torch.autograd``. Two problems: quadratics of 20 coordinates a level, where overhead
-is all, and a softmax regression of 784 inputs on batches of 32 with a weight for each class, where arithmetic is more.
-``--wire`` starts torchrun with 4 processes and 8 workers of 1,000 coordinates and reads from the kernel what each sent.
+hears its two neighbours, by plain ``torch.autograd``. Two problems: quadratics of 20 coordinates a level, where
+overhead is all, and a softmax regression of 784 inputs on batches of 32, where arithmetic is more. ``--wire`` starts
+torchrun with 4 processes, 8 workers of 1,000 coordinates, and reads from the kernel what each sent.
 """
 
 from __future__ import annotations
