@@ -81,7 +81,7 @@ def _speedup(axes: Any, study: Mapping[str, Any]) -> None:
 def _compressed(axes: Any, noise: str, runs: Mapping[str, Any], every: int) -> None:
     for name, found in runs.items():
         squares = np.exp(np.mean([np.log(each["squares"]) for each in found], axis=0))
-        bits = found[0]["bits"] * every * np.arange(1, len(squares) + 1)
+        bits = found[0]["bits_up"] * every * np.arange(1, len(squares) + 1)
         axes.plot(bits, squares, label=name, linewidth=1, **(D_SOBA_STYLE if name == "uncompressed" else {}))
     axes.set(
         xscale="log", yscale="log", xlabel="bits a worker sent", ylabel="‖∇Φ‖²", title=f"compressed, noise {noise}"

@@ -15,6 +15,7 @@ from training.bilevel.quadratic_figures import draw
 from training.bilevel.quadratic_studies import (
     COMPRESSED,
     D_SOBA,
+    SIZE,
     compressed,
     decentralized,
     every_agent,
@@ -173,10 +174,10 @@ def _speedup(config: Config, run: Run) -> dict[str, Any]:
 
 
 def _compressed(config: Config, run: Run) -> dict[str, Any]:
-    """8 workers of 10 coordinates: ‖∇Φ‖² against what a worker has sent, with exact and with noisy gradients."""
+    """8 workers: ‖∇Φ‖² against what a worker has sent, with exact and with noisy gradients."""
 
     def one(name: str, noise: float, seed: int) -> dict[str, Any]:
-        problem = quadratic.draw(8, x_size=10, y_size=10, heterogeneity=1.0, seed=seed)
+        problem = quadratic.draw(8, x_size=SIZE, y_size=SIZE, heterogeneity=1.0, seed=seed)
         found = compressed(
             name,
             problem,

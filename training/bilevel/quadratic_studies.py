@@ -13,7 +13,7 @@ from torch.func import vmap
 from training.bilevel import quadratic, topology
 from training.bilevel.compressors import QSGD, Compressor, MultiStep, Natural, RandK, TopK
 from training.bilevel.quadratic import PROBLEM, Quadratic
-from training.bilevel.soba import EFSoba, Soba, bits_up
+from training.bilevel.soba import EFSoba, Soba, bits_down, bits_up
 from training.bilevel.sparkle import STRATEGIES, Sparkle, State, Strategy, diffusion
 
 D_SOBA = "D-SOBA"
@@ -77,9 +77,11 @@ def decentralized(
     return torch.stack(records)
 
 
+SIZE = 10  # coordinates of each level in the compressed study
+
 # Each by its name: the algorithm's class, its compressor, its theta.
 COMPRESSED: dict[str, tuple[type[Soba] | type[EFSoba], Compressor, float]] = {
-    "uncompressed": (Soba, RandK(10), 1.0),
+    "uncompressed": (Soba, RandK(SIZE, shared_seed=True), 1.0),  # all of it, and no indices
     "C": (Soba, RandK(1), 1.0),
     "CM": (Soba, RandK(1), 0.2),
     "EF": (EFSoba, RandK(1), 0.2),
@@ -93,11 +95,9 @@ COMPRESSED: dict[str, tuple[type[Soba] | type[EFSoba], Compressor, float]] = {
 def compressed(
     name: str, problem: Quadratic, *, settings: Steps, noise: float, steps: int, every: int, seed: int
 ) -> dict[str, Any]:
-    """``squares``: ‖∇Φ‖² each ``every`` steps; ``bits``: what a worker sends up in a step, with 32-bit floats."""
+    """``squares``: ‖∇Φ‖² each ``every`` steps; ``bits_up``, ``bits_down``: a worker's in a step, with 32-bit floats."""
     kind, compressor, theta = COMPRESSED[name]
     workers, origin = len(problem.e), torch.zeros_like(problem.e[0])
-    if compressor == RandK(10):
-        compressor = RandK(len(origin), shared_seed=True)  # all of it, and no indices
     algorithm = kind(PROBLEM, compressor, compressor, theta=theta, **settings)
     state: Any = (
         algorithm.start(origin, origin, workers) if isinstance(algorithm, EFSoba) else algorithm.start(origin, origin)
@@ -108,7 +108,11 @@ def compressed(
         state = algorithm.step(state, quadratic.noisy(problem, noise, generator), generator)
         if at % every == 0:
             squares.append(float(quadratic.hypergradient(problem, state.x).square().sum()))
-    return {"squares": squares, "bits": bits_up(algorithm, origin, origin)}
+    return {
+        "squares": squares,
+        "bits_up": bits_up(algorithm, origin, origin),
+        "bits_down": bits_down(origin, origin),
+    }
 
 
 def interval(values: Sequence[float]) -> list[float]:

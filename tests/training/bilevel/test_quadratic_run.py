@@ -37,7 +37,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert (tmp_path / "whole" / "figures" / "quadratic.png").stat().st_size > 10_000
     json.dumps(whole)
     # what a step of EF-SOBA sends up: three messages of a float and an index of 4 bits; of all coordinates, no indices
-    bits = {name: found[0]["bits"] for name, found in whole["compressed"]["runs"]["0.0"].items()}
+    bits = {name: found[0]["bits_up"] for name, found in whole["compressed"]["runs"]["0.0"].items()}
     assert bits == {"EF": 3 * 36, "uncompressed": 3 * 320}
 
 
