@@ -111,8 +111,10 @@ class EFSoba:
         return FeedbackState(x, y, z, m_x, m_x, m_y, m_y, known_x=no_x, known_y=no_y, known_z=no_y)
 
     def step(self, state: FeedbackState, batch: Tree, generator: torch.Generator) -> FeedbackState:
-        """One iteration; ``batch`` [n, ...], a row a worker."""
+        """One iteration; ``batch`` [n, ...], a row a worker. ValueError if it has not as many as there are here."""
         u, v, p = _directions(self.problem, state.x, state.y, state.z, batch)
+        if len(u) != len(state.h):
+            raise ValueError(f"batch: has {len(u)} rows; its leading axis must be {len(state.h)} workers")
         h = (1 - self.theta) * state.h + self.theta * u
         messages = [
             Message(self.upper, h - state.m_x),

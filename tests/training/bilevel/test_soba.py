@@ -147,3 +147,9 @@ def test_a_biased_compressor_is_one_line() -> None:
         ValueError, match=r"^lower: TopK\(k=2\) is biased; take an unbiased one such as RandK, or EF-SOBA"
     ):
         algorithm.start(ORIGIN, ORIGIN)
+
+
+def test_a_batch_of_other_workers_is_one_line(workers: Quadratic) -> None:
+    algorithm = ef_soba(TENTH)
+    with pytest.raises(ValueError, match=r"^batch: has 8 rows; its leading axis must be 4 workers$"):
+        algorithm.step(algorithm.start(ORIGIN, ORIGIN, 4), workers, torch.Generator())
