@@ -57,7 +57,7 @@ class Launch(JobConfig):
     steps: int = Field(400, ge=1)
     record_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(100, ge=1)
-    timeout: float = Field(60.0, gt=0)
+    timeout: float = Field(300.0, gt=0)
 
 
 class Solver(NamedTuple):

@@ -49,7 +49,7 @@ class Processes:
     takes a round. ``timeout``: seconds of silence after which a process counts as lost, and methods raise ProcessLost.
     """
 
-    def __init__(self, agents: int, mixings: Sequence[torch.Tensor] = (), timeout: float = 60.0) -> None:
+    def __init__(self, agents: int, mixings: Sequence[torch.Tensor] = (), timeout: float = 300.0) -> None:
         """ValueError if there are more processes than agents, or a W of another number of agents."""
         for W in mixings:
             if len(W) != agents:

@@ -33,7 +33,7 @@ def torchrun(out: Path, **settings: Any) -> subprocess.Popen[str]:
 
 def finished(out: Path, **settings: Any) -> dict[str, Any]:
     process = torchrun(out, **settings)
-    said = process.communicate(timeout=300)[0]
+    said = process.communicate(timeout=550)[0]
     assert process.returncode == 0, said
     return json.loads((out / "result.json").read_text())
 
@@ -46,13 +46,13 @@ def stacked(**settings: Any) -> torch.Tensor:
 
 def kill_a_worker(process: subprocess.Popen[str], out: Path) -> str:
     """SIGKILL to process 1 once all have saved a checkpoint; what the others say."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 550
     while len([*out.glob("process-*/*.pt")]) < PROCESSES:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     [victim] = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
     victim.kill()
-    return process.communicate(timeout=300)[0]
+    return process.communicate(timeout=550)[0]
 
 
 def test_sparkle_survives_the_death_of_a_process(tmp_path: Path) -> None:
