@@ -124,7 +124,9 @@ def _topologies(config: Config, run: Run) -> dict[str, Any]:
         )
         tail = found[len(found) // 2 :].mean((0, 2)).tolist()
         row = dict(zip(FEW, tail, strict=True))
-        run.metrics({"study": "topologies", "topology": name, "level": level, "error": row}, f"{name}, {level}: {row}")
+        run.metrics(
+            {"study": "topologies", "topology": name, "level": level, "error": row}, f"{name}, {level}: {_listed(row)}"
+        )
         return found.tolist()
 
     names = list(topologies(config.agents))
@@ -162,7 +164,7 @@ def _speedup(config: Config, run: Run) -> dict[str, Any]:
         )
         scaled = n * found[len(found) // 2 :].mean(0)
         means = dict(zip(names, scaled.mean(1).tolist(), strict=True))
-        run.metrics({"study": "speedup", "agents": n, "scaled_error": means}, f"n = {n}: n · MSE {means}")
+        run.metrics({"study": "speedup", "agents": n, "scaled_error": means}, f"n = {n}: n · MSE {_listed(means)}")
         return scaled.tolist()
 
     found = {n: run.step(f"speedup-{n}", partial(one, n)) for n in config.sizes}
@@ -236,6 +238,10 @@ def _check(config: Config, studies: Mapping[str, Any], run: Run) -> None:
 def _floor(squares: Sequence[float]) -> float:
     """The mean over the last quarter."""
     return float(np.mean(squares[-(len(squares) // 4) :]))
+
+
+def _listed(row: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in row.items())
 
 
 def _worst(ends: Mapping[str, float]) -> str:
