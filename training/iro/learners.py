@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
-from training.iro.diagnostics import diagnose
+from training.iro.diagnostics import diagnose, mean_and_error
 from training.iro.fit import Graded, Shards, fit_head
 from training.iro.rollouts import commonest_tokens
 from training.iro.values import Stack
@@ -119,3 +119,21 @@ class LoraLearner:
         values_RS = backbone.values(iteration, pad_sequence(rows, batch_first=True)).cpu()
         pieces = [values_S[start : len(row)] for values_S, start, row in zip(values_RS, starts, rows, strict=True)]
         return pad_sequence(pieces, batch_first=True)
+
+
+class BetterLearner:
+    """Heads or a LoRA backbone: what the first iteration's held-out prompts say, by correlation within a prompt."""
+
+    def __init__(self, heads: HeadLearner, lora: LoraLearner):
+        self.heads, self.lora = heads, lora
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.heads.layers
+
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+        if before is not None:
+            learner = self.lora if isinstance(before, LoraValues) else self.heads
+            return learner.fit(before, train, heldout, seed)
+        fitted = [learner.fit(None, train, heldout, seed) for learner in (self.heads, self.lora)]
+        return max(fitted, key=lambda each: mean_and_error(each[1]["correlation"])[0])
