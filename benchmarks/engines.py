@@ -2,8 +2,9 @@
 has installed it.
 
 IMDB openings and the sentiment reward of ``benchmarks.quality``, linear value functions of what both engines can tell:
-sums of the tokens' embeddings, and counts of the commonest. Compared: what the value functions know on held-out prompts (R² and correlation within a prompt), and validation
-reward, picked by value, against best-of-16, picked by the reward. An interrupted run goes on.
+sums of the tokens' embeddings, and counts of the commonest. Compared: what the value functions know on held-out prompts
+(R² and correlation within a prompt), and validation reward, picked by value, against best-of-16, picked by the reward.
+An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 from scipy.stats import t
 
+from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.quality import BEAM, ROWS, jsonl
-from benchmarks.serving import VLLMProcess, say, terminated_is_exit
 from iro_server.demo.data import prompt_rows
 from iro_server.demo.sentiment import sentiment_grader_source
 from iro_server.engines.prepare import prepare_model
