@@ -26,6 +26,11 @@ class Learner(Protocol):
         """Hidden layers that rollouts have to keep."""
         ...
 
+    @property
+    def spreads(self) -> bool:
+        """Whether several processes fit it sooner than one."""
+        ...
+
     def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
         """The stack ``before`` with a value function more, its beta 1; and diagnostics on the held-out shards."""
         ...
@@ -33,6 +38,8 @@ class Learner(Protocol):
 
 class HeadLearner:
     """Heads that read the frozen model's own hidden states, and counts of tokens."""
+
+    spreads = False
 
     def __init__(self, config: AlignConfig, spec: FeatureSpec):
         self.config, self.spec = config, spec
@@ -70,6 +77,7 @@ class LoraLearner:
     """A LoRA adapter an iteration on a backbone apart from the engine: the frozen model's own first layers."""
 
     layers: tuple[int, ...] = ()
+    spreads = True
 
     def __init__(self, config: AlignConfig, num_layers: int, prompts: Mapping[int, Prompt]):
         self.config, self.prompts = config, prompts
@@ -123,6 +131,8 @@ class LoraLearner:
 
 class BetterLearner:
     """Heads or a LoRA backbone: what the first iteration's held-out prompts say, by correlation within a prompt."""
+
+    spreads = True
 
     def __init__(self, heads: HeadLearner, lora: LoraLearner):
         self.heads, self.lora = heads, lora
