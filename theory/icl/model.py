@@ -71,20 +71,50 @@ def signs(neurons: int) -> Tensor:
     return a / neurons**0.5
 
 
-def train_outputs(models: Models, batch: Batch, data: Data) -> Tensor:
-    """F [R, B] on in-domain prompts: a column has three entries, so that logits are gathered and sums scattered."""
-    relevant, irrelevant = batch.relevant, data.M1 + batch.irrelevant
-    size = data.beta * batch.kappa
-    query = torch.zeros(*batch.live.shape[:2], data.width)
-    query = query.scatter(2, relevant[..., -1:], data.beta).scatter(2, irrelevant[..., -1:], size[..., -1:])
-    u = query @ models.Q.mT @ models.K  # rows (W_KᵀW_Q p)ᵀ
-    shown = (relevant[..., :-1], irrelevant[..., :-1], size[..., :-1], batch.label[..., :-1])
-    logits = data.beta * u.gather(2, shown[0]) + shown[2] * u.gather(2, shown[1]) + shown[3] * u[..., data.d, None]
-    weights = logits.masked_fill(~batch.live, -torch.inf).softmax(-1)
-    read = torch.zeros_like(query).scatter_add(2, shown[0], data.beta * weights)
-    read = read.scatter_add(2, shown[1], weights * shown[2])
-    told = torch.nn.functional.pad((weights * shown[3]).sum(-1, keepdim=True), (data.d, data.d_y - 1))
-    return head(models, read + told)
+def gradient(models: Models, batch: Batch, data: Data) -> tuple[Tensor, Models]:
+    """The hinge loss [R], the mean over in-domain prompts, and its gradient in each parameter, written out.
+
+    A column has three entries (μ, ν, y), the first d + 1 coordinates hold all of them, and W_Q, W_K matter by
+    P = W_QᵀW_K alone: logits are gathered, sums scattered. `dense_loss` is the same written plainly.
+    """
+    live = data.d + 1
+    at = torch.stack([batch.relevant, data.M1 + batch.irrelevant], dim=-2)  # [R, B, 2, l+1]
+    size = torch.stack([torch.full_like(batch.kappa, data.beta), data.beta * batch.kappa], dim=-2)
+    query = torch.zeros(*batch.live.shape[:2], live).scatter(2, at[..., -1], size[..., -1])
+    at, size, label = at[..., :-1].flatten(2), size[..., :-1], batch.label[..., :-1]
+    P = models.Q[..., :live].mT @ models.K[..., :live]
+    u = query @ P
+    entries = (size * u.gather(2, at).view_as(size)).sum(-2)
+    weights = (entries + label * u[..., -1:]).masked_fill_(~batch.live, -torch.inf).softmax(-1)
+    read = torch.zeros_like(u).scatter_add_(2, at, (size * weights[..., None, :]).flatten(2))
+    read[..., -1] = (weights * label).sum(-1)
+    reads = models.O @ models.V[..., :live]  # what a neuron reads [R, m, d + 1]
+    hidden, a = (read @ reads.mT).relu_(), signs(models.O.shape[1])
+    target = batch.label[..., -1]
+    losses = hinge(hidden @ a, target)
+
+    slope = -target * (losses > 0) / target.shape[1]  # ∂loss/∂F
+    d_hidden = (hidden > 0) * slope[..., None] * a
+    d_reads, d_read = d_hidden.mT @ read, d_hidden @ reads
+    pull = (size * d_read.gather(2, at).view_as(size)).sum(-2) + label * d_read[..., -1:]
+    d_logits = weights * (pull - (weights * pull).sum(-1, keepdim=True))
+    d_u = torch.zeros_like(u).scatter_add_(2, at, (size * d_logits[..., None, :]).flatten(2))
+    d_u[..., -1] = (d_logits * label).sum(-1)
+    d_P = query.mT @ d_u
+    rest = (0, data.width - live)
+    found = (
+        torch.nn.functional.pad(models.K[..., :live] @ d_P.mT, rest),
+        torch.nn.functional.pad(models.Q[..., :live] @ d_P, rest),
+        torch.nn.functional.pad(models.O.mT @ d_reads, rest),
+        d_reads @ models.V[..., :live].mT,
+    )
+    return losses.mean(-1), Models(*found)
+
+
+def dense_loss(models: Models, tokens: Tensor, labels: Tensor) -> Tensor:
+    """The mean hinge loss of one run, plainly: tokens [B, l+1, D], the query's labels [B]."""
+    read = torch.einsum("bl,bld->bd", attention(models, tokens), tokens[:, :-1])
+    return hinge(head(models, read), labels).mean()
 
 
 def head(models: Models, read: Tensor) -> Tensor:
@@ -124,10 +154,8 @@ def train(
     for step in range(begin, end):
         generator.manual_seed(seed_of(step))
         batch = draw(generator, setting.data, setting.pairs, setting.lengths, setting.alphas, setting.batch)
-        free = [each.requires_grad_() for each in models.parameters]
-        loss = hinge(train_outputs(models, batch, setting.data), batch.label[..., -1]).mean(-1)
-        gradients = torch.autograd.grad(loss.sum(), free)  # runs share nothing: each gets its own gradient
-        now = Models(*(each.detach() for each in free))
-        record(step, now, loss.detach())
-        models = Models(*(each - setting.rate * g for each, g in zip(now.parameters, gradients, strict=True)))
+        loss, slopes = gradient(models, batch, setting.data)
+        record(step, models, loss)
+        after = (each - setting.rate * d for each, d in zip(models.parameters, slopes.parameters, strict=True))
+        models = Models(*after)
     return models

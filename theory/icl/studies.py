@@ -14,7 +14,7 @@ from theory.icl import figures
 from theory.icl.classical import LEARNERS, classical_error
 from theory.icl.data import draw, in_domain
 from theory.icl.experiment import Config, evaluate, place_of, prompts_of, trained
-from theory.icl.model import Models, Setting, hinge, prefix_outputs, train
+from theory.icl.model import Models, Setting, dense_loss, prefix_outputs, train
 from theory.icl.pruning import ORDERS, pruned, row_norms
 from theory.icl.three_layers import S1_READINGS, layers
 from theory.lab import Result, Study, band, draw_speed, loglog, plain
@@ -206,7 +206,7 @@ def _steps(config: Config, run: Run, setting: Setting, key: int, level: float) -
 
 
 def speed(config: Config, run: Run, steps: int = 10) -> Result:
-    """Milliseconds a run and SGD step: runs as one batch, the same code run by run, dense columns run by run."""
+    """Milliseconds a run and SGD step: runs as one batch, the same code run by run, plain autograd run by run."""
 
     def timed(count: int) -> float:
         setting = config.setting(torch.full((count,), config.alpha))
@@ -218,13 +218,13 @@ def speed(config: Config, run: Run, steps: int = 10) -> Result:
     rows = {
         "batch of 20 runs": timed(20),
         "same code, one run": timed(1),
-        "dense columns, one run": _dense(config, steps),
+        "plain autograd, one run": _plain(config, steps),
     }
     return {"milliseconds": rows, "ratio": {name: value / rows["batch of 20 runs"] for name, value in rows.items()}}
 
 
-def _dense(config: Config, steps: int) -> float:
-    """Milliseconds a step with columns as vectors, for one run."""
+def _plain(config: Config, steps: int) -> float:
+    """Milliseconds a step of `dense_loss` and autograd on the same prompts."""
     setting = config.setting(torch.full((1,), config.alpha))
     models, generator = Models.start(setting, 0).one(0), torch.Generator().manual_seed(0)
     domain = in_domain(setting.data)
@@ -232,8 +232,8 @@ def _dense(config: Config, steps: int) -> float:
     for _ in range(steps):
         batch = draw(generator, setting.data, setting.pairs, setting.lengths, setting.alphas, setting.batch)
         free = [each.requires_grad_() for each in models.parameters]
-        outputs = prefix_outputs(models, domain.tokens(batch, setting.data)[0], [config.length])[:, 0]
-        gradients = torch.autograd.grad(hinge(outputs, batch.label[0, :, -1]).mean(), free)
+        loss = dense_loss(models, domain.tokens(batch, setting.data)[0], batch.label[0, :, -1])
+        gradients = torch.autograd.grad(loss, free)
         models = Models(*(each.detach() - setting.rate * g for each, g in zip(free, gradients, strict=True)))
     return 1000 * (time.perf_counter() - began) / steps
 
