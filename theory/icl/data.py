@@ -85,28 +85,30 @@ def draw(
     shown, label = (each.flatten() for each in _examples(pairs, patterns))
     kinds = 2 * patterns - 2
     task = torch.randint(len(pairs), shape[:2], generator=generator)
-    part = torch.rand(shape, generator=generator)
     alpha = alphas[:, None, None]
+    # One uniform number chooses an example: below α one of the task's two, above it one of the others.
+    part = torch.rand(shape, generator=generator)
     part[..., -1] *= alphas[:, None]
-    # One uniform number chooses the example: below α one of the task's two, above it one of the others.
-    other = ((part - alpha) * ((kinds - 2) / (1 - alpha).clamp_min(1e-9))).clamp_(0, kinds - 3).floor_() + 2
-    kind = torch.where(part < alpha, (part >= alpha / 2).float(), other).long() + kinds * task[..., None]
-    part = torch.rand(shape, generator=generator) * data.M2  # its whole part the pattern, what is left of it κ
-    irrelevant = part.long().clamp_(max=data.M2 - 1)
+    other = torch.addcmul(2 - alpha * (each := (kinds - 2) / (1 - alpha).clamp_min(1e-9)), part, each)
+    kind = torch.where(part < alpha, (part * (2 / alpha)).clamp_max_(1.5), other.clamp_(2, kinds - 0.5)).long()
+    kind = kind.add_(kinds * task[..., None]).flatten()
+    part = torch.rand(shape, generator=generator) * data.M2  # its whole part is the pattern, what is left of it κ
+    irrelevant = part.long().clamp_max_(data.M2 - 1)
     return Batch(
-        relevant=shown[kind],
+        relevant=shown.index_select(0, kind).view(shape),
         irrelevant=irrelevant,
-        kappa=data.kappa * (2 * (part - irrelevant) - 1),
-        label=label[kind],
+        kappa=part.sub_(irrelevant).sub_(0.5).mul_(2 * data.kappa),
+        label=label.index_select(0, kind).view(shape),
         live=(torch.arange(shape[2] - 1) < lengths[:, None, None]).expand(-1, batch, -1),
     )
 
 
 def _examples(pairs: Tensor, patterns: int) -> tuple[Tensor, Tensor]:
     """What an example of each task can be [T, 2P−2]: its pattern and label. First (a, +1), (b, −1), then the others."""
-    others = torch.tensor([[k for k in range(patterns) if k not in pair] for pair in pairs.tolist()], dtype=torch.long)
-    shown = torch.cat([pairs, others.repeat_interleave(2, dim=1)], dim=1)
-    return shown, (1.0 - 2.0 * (torch.arange(2 * patterns - 2) % 2)).expand(len(pairs), -1)
+    every = torch.arange(patterns).expand(len(pairs), -1)
+    others = every[(every[..., None] != pairs[:, None]).all(-1)].view(len(pairs), -1, 1)
+    shown = torch.cat([pairs, others.expand(-1, -1, 2).flatten(1)], dim=1)
+    return shown, (1.0 - 2.0 * (torch.arange(2 * patterns - 2) % 2)).repeat(len(pairs), 1)
 
 
 @dataclass(frozen=True)

@@ -74,41 +74,72 @@ def signs(neurons: int) -> Tensor:
 def gradient(models: Models, batch: Batch, data: Data) -> tuple[Tensor, Models]:
     """The hinge loss [R], the mean over in-domain prompts, and its gradient in each parameter, written out.
 
-    A column has three entries (μ, ν, y), the first d + 1 coordinates hold all of them, and W_Q, W_K matter by
-    P = W_QᵀW_K alone: logits are gathered, sums scattered. `dense_loss` is the same written plainly.
+    In units of β a column is e_r + κ e_s + y e_d, so that logits are gathered and sums scattered; W_Q and W_K matter
+    by P = W_QᵀW_K alone. Prompts past the margin have no gradient. `dense_loss` is the same model written plainly.
     """
-    live = data.d + 1
-    at = torch.stack([batch.relevant, data.M1 + batch.irrelevant], dim=-2)  # [R, B, 2, l+1]
-    size = torch.stack([torch.full_like(batch.kappa, data.beta), data.beta * batch.kappa], dim=-2)
-    query = torch.zeros(*batch.live.shape[:2], live).scatter(2, at[..., -1], size[..., -1])
-    at, size, label = at[..., :-1].flatten(2), size[..., :-1], batch.label[..., :-1]
-    P = models.Q[..., :live].mT @ models.K[..., :live]
-    u = query @ P
-    entries = (size * u.gather(2, at).view_as(size)).sum(-2)
-    weights = (entries + label * u[..., -1:]).masked_fill_(~batch.live, -torch.inf).softmax(-1)
-    read = torch.zeros_like(u).scatter_add_(2, at, (size * weights[..., None, :]).flatten(2))
-    read[..., -1] = (weights * label).sum(-1)
-    reads = models.O @ models.V[..., :live]  # what a neuron reads [R, m, d + 1]
-    hidden, a = (read @ reads.mT).relu_(), signs(models.O.shape[1])
-    target = batch.label[..., -1]
+    live = min(data.width, -(-(data.d + 1) // 16) * 16)  # d + 1 coordinates, to a width that matrix products like
+    unit = torch.ones(live)
+    unit[: data.d] = data.beta
+    Q, K, V = (each[..., :live] for each in (models.Q, models.K, models.V))
+    shown = Columns(batch.relevant, data.M1 + batch.irrelevant, batch.kappa, batch.label, data.d)
+    target, query = batch.label[..., -1], torch.zeros(*batch.live.shape[:2], live)
+    query = query.scatter_(2, shown.r[..., -1:], 1.0).scatter_(2, shown.s[..., -1:], shown.kappa[..., -1:])
+    shown = shown.map(lambda each: each[..., :-1])
+    logits = shown.gathered(query @ (data.beta * unit * (Q.mT @ K)))
+    weights = torch.where(batch.live, logits, -torch.inf).softmax(-1)
+    read = shown.scattered(weights, live)
+    reads, a = unit * (models.O @ V), signs(models.O.shape[1])  # what a neuron reads [R, m, live]
+    hidden = (read @ reads.mT).relu_()
     losses = hinge(hidden @ a, target)
 
-    slope = -target * (losses > 0) / target.shape[1]  # ∂loss/∂F
-    d_hidden = (hidden > 0) * slope[..., None] * a
-    d_reads, d_read = d_hidden.mT @ read, d_hidden @ reads
-    pull = (size * d_read.gather(2, at).view_as(size)).sum(-2) + label * d_read[..., -1:]
+    missed = losses > 0
+    slope = -(target * missed)[..., None] / target.shape[1]  # ∂loss/∂F
+    kept = _those_missed(missed)
+    shown = shown.map(kept)
+    slope, read, query, weights, fired = map(kept, (slope, read, query, weights, hidden.sign_()))
+    d_reads = unit * a[:, None] * (fired.mT @ (slope * read))
+    pull = shown.gathered(slope * (fired @ (a[:, None] * reads)))
     d_logits = weights * (pull - (weights * pull).sum(-1, keepdim=True))
-    d_u = torch.zeros_like(u).scatter_add_(2, at, (size * d_logits[..., None, :]).flatten(2))
-    d_u[..., -1] = (d_logits * label).sum(-1)
-    d_P = query.mT @ d_u
-    rest = (0, data.width - live)
-    found = (
-        torch.nn.functional.pad(models.K[..., :live] @ d_P.mT, rest),
-        torch.nn.functional.pad(models.Q[..., :live] @ d_P, rest),
-        torch.nn.functional.pad(models.O.mT @ d_reads, rest),
-        d_reads @ models.V[..., :live].mT,
-    )
-    return losses.mean(-1), Models(*found)
+    d_P = data.beta * unit * (query.mT @ shown.scattered(d_logits, live))
+    found = (K @ d_P.mT, Q @ d_P, models.O.mT @ d_reads)
+    wide = (torch.nn.functional.pad(each, (0, data.width - live)) for each in found)
+    return losses.mean(-1), Models(*wide, d_reads @ V.mT)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns e_r + κ e_s + y e_d, [R, B, l] each."""
+
+    r: Tensor
+    s: Tensor
+    kappa: Tensor
+    label: Tensor
+    d: int
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Columns:
+        return Columns(*map(change, (self.r, self.s, self.kappa, self.label)), self.d)
+
+    def gathered(self, v: Tensor) -> Tensor:
+        """Each column's product with v [R, B, D] of its prompt, [R, B, l]."""
+        return torch.addcmul(v.gather(2, self.r), self.kappa, v.gather(2, self.s)).addcmul_(
+            self.label, v[..., self.d, None]
+        )
+
+    def scattered(self, w: Tensor, width: int) -> Tensor:
+        """A prompt's columns summed with weights w [R, B, l], [R, B, width]."""
+        total = torch.zeros(*w.shape[:2], width).scatter_add_(2, self.r, w).scatter_add_(2, self.s, w * self.kappa)
+        total[..., self.d] = (w * self.label).sum(-1)
+        return total
+
+
+def _those_missed(missed: Tensor) -> Callable[[Tensor], Tensor]:
+    """What cuts [R, B, n] to as many prompts as any run has ``missed`` [R, B], those first."""
+    count = int(missed.sum(1).max())
+    if count > 0.8 * missed.shape[1]:
+        return lambda each: each
+    first = missed.byte().argsort(1, descending=True)[:, :count]
+    rows = (first + missed.shape[1] * torch.arange(len(missed))[:, None]).flatten()
+    return lambda each: each.reshape(-1, each.shape[-1]).index_select(0, rows).view(*first.shape, each.shape[-1])
 
 
 def dense_loss(models: Models, tokens: Tensor, labels: Tensor) -> Tensor:
