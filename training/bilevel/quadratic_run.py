@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from training.bilevel import quadratic, topology
+from training.bilevel.intervals import band
 from training.bilevel.quadratic_figures import draw
 from training.bilevel.quadratic_studies import (
     COMPRESSED,
@@ -19,7 +20,6 @@ from training.bilevel.quadratic_studies import (
     compressed,
     decentralized,
     every_agent,
-    interval,
     mean_agent,
     topologies,
 )
@@ -171,7 +171,7 @@ def _speedup(config: Config, run: Run) -> dict[str, Any]:
     return {
         "names": names,
         "sizes": list(config.sizes),
-        "scaled": {name: [interval(found[n][at]) for n in config.sizes] for at, name in enumerate(names)},
+        "scaled": {name: band([found[n][at] for n in config.sizes]) for at, name in enumerate(names)},
     }
 
 
@@ -203,7 +203,7 @@ def _compressed(config: Config, run: Run) -> dict[str, Any]:
         for noise in (0.0, config.compressed_noise)
     }
     floors = {
-        noise: {name: interval([_floor(each["squares"]) for each in found]) for name, found in by_name.items()}
+        noise: {name: band([_floor(each["squares"]) for each in found]) for name, found in by_name.items()}
         for noise, by_name in runs.items()
     }
     return {"every": 20, "runs": runs, "floors": floors}
@@ -221,9 +221,8 @@ def _check(config: Config, studies: Mapping[str, Any], run: Run) -> None:
         got = float(ends[0, -1])
         holds = abs(got - GOLDEN_STALL) < 1e-3
         run.check("where D-SOBA comes to rest, seed 0", expected=GOLDEN_STALL, got=got, holds=holds)
-    for name, rows in studies["speedup"]["scaled"].items():
-        means = [row[0] for row in rows]
-        ratio = max(means) / min(means)
+    for name, scaled in studies["speedup"]["scaled"].items():
+        ratio = max(scaled["mean"]) / min(scaled["mean"])
         run.check(f"n · MSE is flat: {name}", expected="largest <= 2 x smallest", got=ratio, holds=ratio <= 2)
     exact = {
         name: [each["squares"][-1] for each in found] for name, found in studies["compressed"]["runs"]["0.0"].items()
