@@ -24,7 +24,7 @@ def draw(folder: Path) -> None:
     _topologies(panels[0, 1:], result["topologies"])
     _floors(panels[1, 0], result["topologies"])
     _speedup(panels[1, 1], result["speedup"])
-    for axes, (noise, runs) in zip(panels[1, 2:], result["compressed"]["runs"].items(), strict=True):
+    for axes, (noise, runs) in zip(panels[1, 2:], result["compressed"]["runs"].items(), strict=False):
         _compressed(axes, noise, runs, result["compressed"]["every"])
     figure.savefig(folder / "figures" / "quadratic.png", dpi=80)
     plt.close(figure)

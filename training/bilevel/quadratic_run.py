@@ -38,7 +38,7 @@ class Config(JobConfig):
     """``repeats``: random problems of each study (seeds ``seed``, + 1, ...). ``agents``: of the topologies; a square.
 
     ``sizes``: n of the speed-up, with ``noise`` in its gradients and steps ``alpha``, 2 ``alpha``, 2 ``alpha`` of x, y,
-    z. ``compressed_noise``: the second of the two noises of the compressed study, whose first is 0.
+    z. ``compressed_noises``: the noise in gradients of the compressed study, whose first is none.
     """
 
     repeats: int = Field(5, ge=1)
@@ -53,13 +53,20 @@ class Config(JobConfig):
     alpha: float = Field(0.02, gt=0)
     compressors: tuple[str, ...] = tuple(COMPRESSED)
     compressed_steps: int = Field(1600, ge=100)
-    compressed_noise: float = 0.3
+    compressed_noises: tuple[float, ...] = (0.0, 0.3)
 
     @field_validator("agents")
     @classmethod
     def _square(cls, value: int) -> int:
         if value < 4 or round(value**0.5) ** 2 != value:
             raise ValueError(f"a torus of as many rows as columns needs 4, 9, 16, ... agents, not {value}")
+        return value
+
+    @field_validator("compressed_noises")
+    @classmethod
+    def _none_first(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or value[0] or min(value) < 0:
+            raise ValueError(f"must begin with 0, and have none below, not {list(value)}")
         return value
 
     @field_validator("compressors")
@@ -200,7 +207,7 @@ def _compressed(config: Config, run: Run) -> dict[str, Any]:
             name: [run.step(f"compressed-{noise:g}-{at}-{seed}", partial(one, name, noise, seed)) for seed in seeds]
             for at, name in enumerate(config.compressors)
         }
-        for noise in (0.0, config.compressed_noise)
+        for noise in config.compressed_noises
     }
     floors = {
         noise: {name: band([_floor(each["squares"]) for each in found]) for name, found in by_name.items()}
@@ -249,14 +256,16 @@ def _worst(ends: Mapping[str, float]) -> str:
 
 
 def _planned(config: Config) -> int:
-    return config.repeats * (1 + 2 * len(config.compressors)) + 2 * 3 + len(config.sizes)
+    return config.repeats * (1 + len(config.compressed_noises) * len(config.compressors)) + 2 * 3 + len(config.sizes)
 
 
 def _minutes(config: Config) -> float:
     """Milliseconds a step as measured on one core of this project's two-core machine."""
-    compressed_steps = 2 * config.repeats * len(config.compressors) * config.compressed_steps
+    compressed_steps = (
+        len(config.compressed_noises) * config.repeats * len(config.compressors) * config.compressed_steps
+    )
     speedup_steps = config.speedup_steps * len(config.sizes)
-    steps = 4 * config.pair_steps * config.repeats + 5 * 6 * config.topology_steps
+    steps = 4 * config.pair_steps * config.repeats + 6 * 6 * config.topology_steps
     return (steps + 6 * speedup_steps + 2 * compressed_steps) / 60_000
 
 
@@ -273,6 +282,7 @@ JOB = Job(
             "speedup_repeats": 10,
             "speedup_steps": 800,
             "compressors": ("C", "CM", "EF"),
+            "compressed_noises": (0.0,),
         },
         "paper": {},
     },

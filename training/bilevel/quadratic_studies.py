@@ -15,7 +15,7 @@ from training.bilevel.soba import EFSoba, Soba, bits_down, bits_up
 from training.bilevel.sparkle import STRATEGIES, Sparkle, State, Strategy, diffusion
 
 D_SOBA = "D-SOBA"
-Steps = Mapping[str, float]  # alpha, beta, gamma, theta
+Steps = Mapping[str, Any]  # alpha, beta, gamma, theta
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x [..., n, d], solution [..., d] -> [...]
 
 
