@@ -1,7 +1,7 @@
 """What SPARKLE is compared with (arXiv:2411.14166): MA-DSBO-GT, MDBO, SLDBO, single-level ED, decentralized MAML.
 
-All are reconstructions, the plainest reading of each method, in the shape of ``sparkle``: ``start`` and ``step``, agents
-stacked on a leading axis n. D-SOBA is ``sparkle.diffusion`` at both levels.
+All are reconstructions, the plainest reading of each method, in the shape of ``sparkle``: ``start`` and ``step``,
+agents stacked on a leading axis n. D-SOBA is ``sparkle.diffusion`` at both levels.
 """
 
 from __future__ import annotations
@@ -80,10 +80,11 @@ class MdboState(NamedTuple):
 
 @dataclass(frozen=True)
 class Mdbo:
-    """Momentum-based decentralized bilevel optimization: a Neumann series of each agent's own Hessian, both levels tracked.
+    """Momentum-based decentralized bilevel optimization: a Neumann series of each agent's own Hessian.
 
-    z_i = scale Σ_{j < terms} (I - scale ∇²₂₂g_i)^j ∇₂f_i. No agent hears of the Hessians of others, so that z is wrong
-    where they differ. ``scale``: at most 1 over the largest eigenvalue of ∇²₂₂g_i. ``theta``: weight of the newest u, v.
+    z_i = scale Σ_{j < terms} (I - scale ∇²₂₂g_i)^j ∇₂f_i; x and y are tracked. No agent hears of the Hessians of
+    others, so that z is wrong where they differ. ``scale``: at most 1 over the largest eigenvalue of ∇²₂₂g_i.
+    ``theta``: weight of the newest u and v.
     """
 
     problem: BilevelProblem

@@ -1,4 +1,4 @@
-"""Hyper-cleaning of Fashion-MNIST by decentralized (arXiv:2411.14166) and by compressed algorithms (arXiv:2405.18858)."""
+"""Hyper-cleaning of Fashion-MNIST: decentralized (arXiv:2411.14166) and compressed algorithms (arXiv:2405.18858)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Config(JobConfig):
 
     ``images``: training and clean images of each agent. ``concentration``: of the Dirichlet shares of classes.
     ``pool``: squares of so many pixels become one. ``evaluations``: gradients, of f or g, and second-order products of
-    a batch, for each agent. ``points`` of a curve. ``alpha`` and ``beta``: steps of x, and of y and z. ``theta``: weight
-    of the newest u. ``kept``: share of coordinates that rand-k and top-k send. ``data``: the folder of the four files.
+    a batch, for each agent. ``points`` of a curve. ``alpha`` and ``beta``: steps of x, and of y and z. ``theta``:
+    weight of the newest u. ``kept``: share of coordinates that rand-k and top-k send. ``data``: folder of the four files.
     """
 
     corruptions: tuple[float, ...] = Field((0.1, 0.2, 0.3), min_length=1)
@@ -158,7 +158,7 @@ def learn(
 
 
 def summary(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """By corruption and method: the end's accuracy, what it is above D-SOBA's, and bytes against uncompressed SOBA's."""
+    """By corruption and method: accuracy at the end, how far above D-SOBA's, bytes against uncompressed SOBA's."""
     found: dict[str, Any] = {}
     for corruption, methods in curves.items():
         found[corruption] = rows = {}
@@ -211,7 +211,7 @@ SMOKE: dict[str, Any] = {
     "evaluations": 450,
     "points": 5,
     "beta": 1.0,
-    "kept": 0.1,
+    "kept": 0.05,
     "methods": ("D-SOBA", "ED", "ED/ATC-GT", "SOBA", "EF-SOBA, rand-k"),
 }
 TWO_CORES: dict[str, Any] = {"pool": 2, "batch": 25, "evaluations": 900, "points": 6, "beta": 1.0}

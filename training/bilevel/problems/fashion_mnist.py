@@ -30,7 +30,7 @@ def load(folder: Path = DEBIAN, *, train: bool) -> Images:
 
 
 def shrunk(images: Images, by: int) -> Images:
-    """Means of squares of ``by`` × ``by`` pixels; ``by`` divides 28, or ValueError."""
+    """Means of squares of ``by`` by ``by`` pixels; ``by`` divides 28, or ValueError."""
     if SIDE % by:
         raise ValueError(f"pool: must divide the images' side of {SIDE} pixels, unlike {by}")
     if by == 1:
@@ -39,7 +39,7 @@ def shrunk(images: Images, by: int) -> Images:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array in a gzipped IDX file: two zeros, 8, the number of axes, their lengths (big-endian), the bytes."""
+    """The uint8 array in a gzipped IDX file: two zeros, 8, the number of axes, their lengths (big-endian), bytes."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: not there; `apt install dataset-fashion-mnist`, or name the folder with its four .gz files"

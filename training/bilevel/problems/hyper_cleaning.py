@@ -32,7 +32,7 @@ def logits(y: Tree, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def train_loss(x: torch.Tensor, y: Tree, batch: Batch) -> torch.Tensor:
-    """mean of σ(x_j) · cross-entropy of image j, and a ridge that makes it strongly convex."""
+    """Mean of sigmoid(x_j) · cross-entropy of image j, and a ridge that makes it strongly convex."""
     losses = cross_entropy(logits(y, batch.train.pixels), batch.train.labels, reduction="none")
     ridge = y["weights"].square().sum() + y["bias"].square().sum()
     return (torch.sigmoid(x[batch.places]) * losses).mean() + RIDGE * ridge
