@@ -133,24 +133,22 @@ def _largest(at: Setting) -> tuple[TopK, TopK]:
 
 
 METHODS: dict[str, Decentralized | Compressed] = {
-    "single-level ED": Decentralized(lambda at: single_level(PROBLEM, at.W, at.beta), 1, (0, 1)),
     "D-SOBA": Decentralized(_sparkle(diffusion, diffusion), 3, (1, 2)),
-    "SLDBO": Decentralized(lambda at: sldbo(PROBLEM, at.W, at.alpha, at.beta, at.beta), 3, (2, 4)),
-    "ATC-GT": _strategy_pair("ATC-GT", "ATC-GT"),
-    "EXTRA": _strategy_pair("EXTRA", "EXTRA"),
     "ED": _strategy_pair("ED", "ED"),
     "ED/ATC-GT": _strategy_pair("ED", "ATC-GT"),
     "SOBA": Compressed(lambda at: Soba(PROBLEM, Whole(), Whole(), at.alpha, at.beta, at.beta, at.theta)),
-    "C-SOBA, rand-k": Compressed(lambda at: Soba(PROBLEM, *_random(at), at.alpha, at.beta, at.beta)),
-    "CM-SOBA, rand-k": Compressed(lambda at: Soba(PROBLEM, *_random(at), at.alpha, at.beta, at.beta, at.theta)),
-    "EF-SOBA, rand-k": Compressed(lambda at: EFSoba(PROBLEM, *_random(at), at.alpha, at.beta, at.beta, at.theta)),
     "EF-SOBA, top-k": Compressed(lambda at: EFSoba(PROBLEM, *_largest(at), at.alpha, at.beta, at.beta, at.theta)),
-    "MA-DSBO-GT": Decentralized(
-        lambda at: MaDsboGt(PROBLEM, at.W, at.alpha, at.beta, at.beta, at.theta, INNER),
-        2 * INNER + 3,
-        (2, 4 * INNER),
-    ),
+    "C-SOBA, rand-k": Compressed(lambda at: Soba(PROBLEM, *_random(at), at.alpha, at.beta, at.beta)),
+    "ATC-GT": _strategy_pair("ATC-GT", "ATC-GT"),
+    "EF-SOBA, rand-k": Compressed(lambda at: EFSoba(PROBLEM, *_random(at), at.alpha, at.beta, at.beta, at.theta)),
+    "CM-SOBA, rand-k": Compressed(lambda at: Soba(PROBLEM, *_random(at), at.alpha, at.beta, at.beta, at.theta)),
+    "EXTRA": _strategy_pair("EXTRA", "EXTRA"),
+    "single-level ED": Decentralized(lambda at: single_level(PROBLEM, at.W, at.beta), 1, (0, 1)),
+    "SLDBO": Decentralized(lambda at: sldbo(PROBLEM, at.W, at.alpha, at.beta, at.beta), 3, (2, 4)),
     "MDBO": Decentralized(
         lambda at: Mdbo(PROBLEM, at.W, at.alpha, at.beta, at.beta / 4, at.theta, TERMS), TERMS + 2, (2, 2)
+    ),
+    "MA-DSBO-GT": Decentralized(
+        lambda at: MaDsboGt(PROBLEM, at.W, at.alpha, at.beta, at.beta, at.theta, INNER), 2 * INNER + 3, (2, 4 * INNER)
     ),
 }

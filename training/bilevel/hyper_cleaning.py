@@ -29,7 +29,7 @@ class Config(JobConfig):
     ``images``: training and clean images of each agent. ``concentration``: of the Dirichlet shares of classes.
     ``pool``: squares of so many pixels become one. ``evaluations``: gradients, of f or g, and second-order products of
     a batch, for each agent. ``points`` of a curve. ``alpha`` and ``beta``: steps of x, and of y and z. ``theta``:
-    weight of the newest u. ``kept``: share of coordinates that rand-k and top-k send. ``data``: folder of the four files.
+    weight of the newest u. ``kept``: share of coordinates that rand-k and top-k send. ``data``: a folder.
     """
 
     corruptions: tuple[float, ...] = Field((0.1, 0.2, 0.3), min_length=1)
@@ -59,30 +59,27 @@ class Config(JobConfig):
 
 
 class Data(NamedTuple):
-    """``repeats`` draws of the agents, stacked on a leading axis, and the images to test on."""
+    """The agents of every corruption and repeat, stacked on a leading axis of runs, and the images to test on."""
 
     agents: Agents
     test: Images
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
-    run.planned_steps = len(config.corruptions) * len(config.methods)
+    run.planned_steps = len(config.methods)
     run.emit("message", f"about {expected_minutes(config):.0f} minutes of one quiet core")
     images, test = (
         fashion_mnist.shrunk(fashion_mnist.load(config.data, train=train), config.pool) for train in (True, False)
     )
-    levels = [
-        (f"{corruption:g}", Data(prepare(config, images, corruption, partial(run.rng, level)), test))
-        for level, corruption in enumerate(config.corruptions)
-    ]
-    curves: dict[str, dict[str, Any]] = {label: {} for label, _ in levels}
+    data = Data(prepare(config, images, run.rng), test)
+    curves: dict[str, dict[str, Any]] = {f"{corruption:g}": {} for corruption in config.corruptions}
     for name in config.methods:
-        for level, (label, data) in enumerate(levels):
-            compute = partial(_measured, config, run, level, name, data)
-            curves[label][name] = run.step(f"{label} {name.replace('/', '-')}", compute)
-    found = {"curves": curves, "summary": summary(curves)}
-    _check(found, run)
-    return found
+        found = run.step(name.replace("/", "-"), partial(_measured, config, run, name, data))
+        for label, curve in zip(curves, found, strict=True):
+            curves[label][name] = curve
+    result = {"curves": curves, "summary": summary(curves)}
+    _check(result["summary"], run)
+    return result
 
 
 def expected_minutes(config: Config) -> float:
@@ -93,8 +90,8 @@ def expected_minutes(config: Config) -> float:
     return runs * (steps + config.points * 1e-4 * pixels) / 60
 
 
-def prepare(config: Config, images: Images, corruption: float, rng: Callable[[int], np.random.Generator]) -> Agents:
-    """All repeats' agents, stacked: leaves [repeats, n, m, ...]."""
+def prepare(config: Config, images: Images, rng: Callable[[int, int], np.random.Generator]) -> Agents:
+    """All runs' agents, leaves [corruptions · repeats, n, m, ...]; ``rng`` of a corruption and a repeat by number."""
     drawn = [
         share_out(
             images,
@@ -102,21 +99,28 @@ def prepare(config: Config, images: Images, corruption: float, rng: Callable[[in
             config.images,
             corruption=corruption,
             concentration=config.concentration,
-            rng=rng(repeat),
+            rng=rng(level, repeat),
         )
+        for level, corruption in enumerate(config.corruptions)
         for repeat in range(config.repeats)
     ]
     return tree_map(lambda *leaves: torch.stack(leaves), *drawn)
 
 
-def _measured(config: Config, run: Run, level: int, name: str, data: Data) -> dict[str, Any]:
-    generators = [torch.Generator().manual_seed(run.derive_seed(level, repeat, 1)) for repeat in range(config.repeats)]
-    noise = torch.Generator().manual_seed(run.derive_seed(level, 2))
-    curve = learn(config, name, data, generators, noise, run.stop_if_asked)
-    last = float(np.mean(curve["accuracy"], axis=1)[-1])
-    row = {"corruption": config.corruptions[level], "method": name, "accuracy": last, "found": curve["found"]}
-    run.metrics(row, f"{config.corruptions[level]:.0%} wrong labels, {name}: accuracy {last:.3f}")
-    return curve
+def _measured(config: Config, run: Run, name: str, data: Data) -> list[dict[str, Any]]:
+    """A curve for each corruption."""
+    generators = [
+        torch.Generator().manual_seed(run.derive_seed(level, repeat, 1))
+        for level in range(len(config.corruptions))
+        for repeat in range(config.repeats)
+    ]
+    noise = torch.Generator().manual_seed(run.derive_seed(2))
+    curves = learn(config, name, data, generators, noise, run.stop_if_asked)
+    for corruption, curve in zip(config.corruptions, curves, strict=True):
+        last = float(np.mean(curve["accuracy"][-1]))
+        row = {"method": name, "corruption": corruption, "accuracy": last, "found": float(np.mean(curve["found"]))}
+        run.metrics(row, f"{name}, {corruption:.0%} wrong labels: accuracy {last:.3f}")
+    return curves
 
 
 def learn(
@@ -126,15 +130,18 @@ def learn(
     generators: list[torch.Generator],
     noise: torch.Generator,
     pause: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Test accuracy [points][repeats] after so many gradient evaluations and bytes sent, each of one agent."""
-    agents, method = data.agents, METHODS[name]
+) -> list[dict[str, Any]]:
+    """For each corruption, test accuracy [points][repeats] after so many gradients and bytes, each of one agent.
+
+    All runs move at once, each on batches of its own of ``generators``; ``noise`` is the compressors'.
+    """
+    agents, method, runs = data.agents, METHODS[name], len(generators)
     one = tree_map(lambda leaf: leaf[0], agents)
     x, y = start(one)
     W = topology.ring(config.agents, config.self_weight)
     setting = Setting(W, x, y, config.alpha, config.beta, config.theta, config.kept)
     state = method.start(setting, one.everything())
-    state = tree_map(lambda leaf: leaf.expand(config.repeats, *leaf.shape).clone(), state)
+    state = tree_map(lambda leaf: leaf.expand(runs, *leaf.shape).clone(), state)
     step = vmap(lambda state, batch: method.step(setting, state, batch, noise), randomness="different")
     steps = max(config.points, config.evaluations // max(method.evaluations, 3))
     tested = [steps * (point + 1) // config.points for point in range(config.points)]
@@ -144,17 +151,19 @@ def learn(
         state = step(state, vmap(Agents.take)(agents, drawn))
         if k + 1 in tested:
             pause()
-            scores.append(accuracy(method.classifiers(state), data.test).tolist())
-    sent, weights = method.sent(setting), method.weights(state)
-    return {
-        "evaluations": [k * method.evaluations for k in tested],
-        "bytes": [k * sent for k in tested],
-        "accuracy": scores,
-        "found": [
-            found_wrong(weights[repeat], tree_map(lambda leaf, repeat=repeat: leaf[repeat], agents))
-            for repeat in range(config.repeats)
-        ],
-    }
+            scores.append(accuracy(method.classifiers(state), data.test))
+    by_level = torch.stack(scores).view(config.points, -1, config.repeats)
+    weights = method.weights(state)
+    found = [found_wrong(weights[i], tree_map(lambda leaf, i=i: leaf[i], agents)) for i in range(runs)]
+    return [
+        {
+            "evaluations": [k * method.evaluations for k in tested],
+            "bytes": [k * method.sent(setting) for k in tested],
+            "accuracy": by_level[:, level].tolist(),
+            "found": found[level * config.repeats : (level + 1) * config.repeats],
+        }
+        for level in range(len(config.corruptions))
+    ]
 
 
 def summary(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -185,8 +194,8 @@ def reached(curve: dict[str, Any], goal: float) -> float:
     return float(sent[0] if at == 0 else np.interp(goal, means[at - 1 : at + 1], sent[at - 1 : at + 1]))
 
 
-def _check(found: dict[str, Any], run: Run) -> None:
-    for corruption, rows in found["summary"].items():
+def _check(summary: dict[str, Any], run: Run) -> None:
+    for corruption, rows in summary.items():
         label = f"{float(corruption):.0%} wrong labels"
         for name, row in rows.items():
             if "over D-SOBA" in row and METHODS[name].corrects:
@@ -214,7 +223,7 @@ SMOKE: dict[str, Any] = {
     "kept": 0.05,
     "methods": ("D-SOBA", "ED", "ED/ATC-GT", "SOBA", "EF-SOBA, rand-k"),
 }
-TWO_CORES: dict[str, Any] = {"pool": 2, "batch": 25, "evaluations": 900, "points": 6, "beta": 1.0}
+TWO_CORES: dict[str, Any] = {"pool": 2, "batch": 25, "evaluations": 600, "points": 5, "beta": 1.0}
 
 JOB = Job(
     name="bilevel.hyper_cleaning",

@@ -75,7 +75,7 @@ def test_bytes_are_compared_at_the_best_accuracy_that_both_reach() -> None:
 
 
 def test_what_is_refused_is_one_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="no method SGD; there are single-level ED, D-SOBA"):
+    with pytest.raises(ValidationError, match="no method SGD; there are D-SOBA, ED"):
         JOB.execute(tiny(folder, methods=["SGD"]), tmp_path / "a")
     with pytest.raises(
         FileNotFoundError, match=r"train-images-idx3-ubyte\.gz: not there; `apt install dataset-fashion"
