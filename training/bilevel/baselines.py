@@ -14,6 +14,7 @@ import torch
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
+from training.bilevel.network import STACKED
 from training.bilevel.problem import BilevelProblem, Tree
 from training.bilevel.sparkle import Sparkle, exact_diffusion, non_atc_tracking
 
@@ -152,7 +153,7 @@ class DMaml:
         def loss(y: Tree, tasks: Tree) -> torch.Tensor:
             return vmap(lambda task: self.query(self.adapt(y, task), task))(tasks).mean()
 
-        return _mix(self.W, tree_map(lambda y, g: y - self.alpha * g, state, vmap(grad(loss))(state, tasks)))
+        return STACKED.mix(self.W, tree_map(lambda y, g: y - self.alpha * g, state, vmap(grad(loss))(state, tasks)))
 
     def adapt(self, y: Tree, task: Tree) -> Tree:
         """One agent's y, learnt on one task."""
@@ -170,13 +171,9 @@ def _still(W: torch.Tensor, one: Tree) -> Tracked:
 
 def _track(W: torch.Tensor, at: Tracked, step: float, direction: Tree) -> Tracked:
     """t⁺ = W t + direction - last; s⁺ = W s - step t⁺."""
-    t = tree_map(lambda mixed, new, last: mixed + new - last, _mix(W, at.t), direction, at.last)
-    return Tracked(tree_map(lambda mixed, t: mixed - step * t, _mix(W, at.s), t), t, direction)
+    t = tree_map(lambda mixed, new, last: mixed + new - last, STACKED.mix(W, at.t), direction, at.last)
+    return Tracked(tree_map(lambda mixed, t: mixed - step * t, STACKED.mix(W, at.s), t), t, direction)
 
 
 def _average(old: Tree, new: Tree, theta: float) -> Tree:
     return tree_map(lambda old, new: (1 - theta) * old + theta * new, old, new)
-
-
-def _mix(W: torch.Tensor, tree: Tree) -> Tree:
-    return tree_map(lambda leaf: torch.einsum("ij,j...->i...", W.to(leaf), leaf), tree)

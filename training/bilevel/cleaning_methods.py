@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from training.bilevel.baselines import MaDsboGt, Mdbo, single_level, sldbo
-from training.bilevel.compressors import RandK, TopK
+from training.bilevel.compressors import Compressor, Field, RandK, TopK
 from training.bilevel.problem import Tree
 from training.bilevel.problems.hyper_cleaning import PROBLEM, Batch
 from training.bilevel.soba import EFSoba, Soba, bits_up
@@ -93,19 +93,22 @@ class Compressed:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(Compressor):
     """No compression."""
 
     unbiased = True
 
-    def __call__(self, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return vectors
-
     def omega(self, d: int) -> float:
         return 0.0
 
-    def bits(self, d: int) -> int:
-        return 32 * d
+    def layout(self, d: int, float_bits: int = 32) -> list[Field]:
+        return [Field(d, float_bits, floats=True)]
+
+    def encode(self, vectors: torch.Tensor, seeds: torch.Tensor) -> list[torch.Tensor]:
+        return [vectors]
+
+    def decode(self, fields: Sequence[torch.Tensor], d: int, dtype: torch.dtype, seeds: torch.Tensor) -> torch.Tensor:
+        return fields[0]
 
 
 def _sparkle(lower: Callable[[torch.Tensor], Strategy], upper: Callable[[torch.Tensor], Strategy]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from training.bilevel.cleaning_methods import METHODS, Compressed
-from training.bilevel.intervals import band
+from training.bilevel.quadratic_studies import interval
 
 
 def draw(folder: Path) -> None:
@@ -28,7 +28,7 @@ def draw(folder: Path) -> None:
         for name, curve in methods.items():
             compressed = isinstance(METHODS[name], Compressed)
             x = np.array(curve["bytes"]) / 1e3 if compressed else curve["evaluations"]
-            _banded(below if compressed else above, x, band(curve["accuracy"]), name)
+            _banded(below if compressed else above, x, curve["accuracy"], name)
     for axes in panels[:, 0]:
         axes.set_ylabel("test accuracy, mean of agents")
         axes.legend(fontsize=8)
@@ -36,6 +36,8 @@ def draw(folder: Path) -> None:
     plt.close(figure)
 
 
-def _banded(axes: Any, x: Any, curve: dict[str, Any], label: str) -> None:
-    (line,) = axes.plot(x, curve["mean"], marker=".", label=label)
-    axes.fill_between(x, curve["low"], curve["high"], color=line.get_color(), alpha=0.15, linewidth=0)
+def _banded(axes: Any, x: Any, accuracy: list[list[float]], label: str) -> None:
+    """Means over repeats, and their intervals as a band."""
+    mean, low, high = np.array([interval(point) for point in accuracy]).T
+    (line,) = axes.plot(x, mean, marker=".", label=label)
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
