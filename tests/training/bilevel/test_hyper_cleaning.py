@@ -40,17 +40,18 @@ def tiny(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path: Path) -> None:
     job = replace(JOB, draw=None)
-    whole = job.execute(tiny(folder), tmp_path / "whole")
-    for patience in (1, 12):  # within a method, then after several
+    config = tiny(folder, methods=["ED/ATC-GT", "EF-SOBA, top-k", "C-SOBA, rand-k", "MDBO", "MA-DSBO-GT"])
+    whole = job.execute(config, tmp_path / "whole")
+    for patience in (1, 7):  # within the first method, then within the third or later
         stop = iter([False] * patience + [True])
         with pytest.raises(job.Cancelled):
-            job.execute(tiny(folder), tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
-    resumed = job.execute(tiny(folder), tmp_path / "cut")
+            job.execute(config, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
+    resumed = job.execute(config, tmp_path / "cut")
     assert {**resumed, "versions": None} == {**whole, "versions": None}
     rows = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
     assert rows[0] == rows[1]
     assert all(np.isfinite(curve["accuracy"]).all() for curve in whole["curves"]["0.2"].values())
-    JOB.execute(tiny(folder), tmp_path / "cut")  # a finished run draws what it has not drawn
+    JOB.execute(config, tmp_path / "cut")  # a finished run draws what it has not drawn
     assert (tmp_path / "cut" / "figures" / "hyper_cleaning.png").exists()
 
 

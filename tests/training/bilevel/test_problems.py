@@ -129,12 +129,12 @@ def test_policy_evaluation_finds_the_least_squares_values() -> None:
     seen = policy_evaluation.draw(AGENTS, states=8, size=3, seed=0)
     best = policy_evaluation.solution(seen)
     level = STRATEGIES["ED"](RING)
-    algorithm = Sparkle(policy_evaluation.PROBLEM, level, level, alpha=2.0, beta=4.0, gamma=4.0)
+    algorithm = Sparkle(policy_evaluation.PROBLEM, level, level, alpha=0.5, beta=4.0, gamma=4.0)
     state = algorithm.start(torch.zeros(3).double(), torch.zeros(8).double(), seen)
-    for _ in range(1200):
+    for _ in range(800):
         state = algorithm.step(state, seen)
     assert consensus_error(state.x) < 1e-10
-    assert float((state.x[0] - best).norm() / best.norm()) < 1e-2
+    assert float((state.x[0] - best).norm() / best.norm()) < 1e-3
     mean = policy_evaluation.Seen(*(leaf.mean(0) for leaf in seen))
     at_best = policy_evaluation.backup(best, mean)
     assert float(policy_evaluation.PROBLEM.hypergradient(best, at_best, mean).norm()) < 1e-12
@@ -231,7 +231,7 @@ def test_maml_lowers_the_loss_after_a_step_on_a_task() -> None:
 def test_agents_get_their_shares() -> None:
     images = Images(*digits())
     data = hyper_cleaning.share_out(
-        images, AGENTS, 100, corruption=0.3, concentration=1.0, rng=np.random.default_rng(0)
+        images, AGENTS, 100, corruption=0.3, concentration=20.0, rng=np.random.default_rng(0)
     )
     seen = torch.cat([data.train.pixels, data.clean.pixels]).flatten(0, 1)
     assert len(seen.unique(dim=0)) == 800
