@@ -57,7 +57,7 @@ def make(folder: Path, sizes: Sizes, rng: np.random.Generator) -> tuple[Path, Pa
 
 
 def _string(rng: np.random.Generator) -> list[int]:
-    return [int(digit) for digit in rng.integers(10, size=rng.integers(2, 6))]
+    return [int(digit) for digit in rng.integers(10, size=rng.integers(2, 4))]
 
 
 def _spoken(
@@ -67,7 +67,7 @@ def _spoken(
     rows = []
     for number in range(count):
         audio, text = folder / name / f"{number}.wav", " ".join(WORDS[digit] for digit in _string(rng))
-        speed, pitch = rng.integers(110, 161), rng.integers(30, 71)
+        speed, pitch = rng.integers(120, 171), rng.integers(30, 71)
         _speak(audio, text, voices[number % len(voices)], int(speed), int(pitch))
         rows.append((audio, text))
     return rows
@@ -86,7 +86,9 @@ def _speak(audio: Path, text: str, voice: str, speed: int, pitch: int) -> None:
 def _real(folder: Path, most: int | None, rng: np.random.Generator) -> list[tuple[Path, None]]:
     """Asterisk's recordings of at least a second outside digits/, copied in RATE, in an order of ``rng``."""
     (folder / "real").mkdir(exist_ok=True)
-    sources = sorted(path for path in ASTERISK.rglob("*.wav") if "digits" not in path.parts and "silence" not in path.parts)
+    sources = sorted(
+        path for path in ASTERISK.rglob("*.wav") if "digits" not in path.parts and "silence" not in path.parts
+    )
     rows: list[tuple[Path, None]] = []
     for number in rng.permutation(len(sources)):
         samples = load_audio(sources[number], RATE).numpy()
@@ -106,7 +108,9 @@ def _joined(folder: Path, count: int, rng: np.random.Generator) -> list[tuple[Pa
     rows = []
     for number in range(count):
         digits, audio = _string(rng), folder / "test" / f"{number}.wav"
-        parts = [part for digit in digits for part in (recorded[digit], np.zeros(int(rng.integers(160, 961)), "float32"))]
+        parts = [
+            part for digit in digits for part in (recorded[digit], np.zeros(int(rng.integers(160, 961)), "float32"))
+        ]
         _write(audio, np.concatenate(parts))
         rows.append((audio, " ".join(WORDS[digit] for digit in digits)))
     return rows

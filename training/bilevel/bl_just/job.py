@@ -1,4 +1,4 @@
-"""`iro run bilevel.bl_just`: BL-JUST (arXiv:2412.08548) against what it is compared with, on your speech or on digits."""
+"""`iro run bilevel.bl_just`: BL-JUST (arXiv:2412.08548) and what it is compared with, on your speech or on digits."""
 
 from __future__ import annotations
 
@@ -15,18 +15,13 @@ from scipy import stats
 
 from training.bilevel.bl_just import checks, digits, manifest, text
 from training.bilevel.bl_just.features import Features
+from training.bilevel.bl_just.figures import draw
 from training.bilevel.bl_just.manifest import ManifestError, Recording
 from training.bilevel.bl_just.model import Recogniser
 from training.bilevel.bl_just.training import Data, Settings, Training, error_rates, plan, transcribe
 from training.run import Job, JobConfig, Run
 
 Method = Literal["supervised", "pretrain", "fixed", "bl_just"]
-NAMES = {
-    "supervised": "supervised only",
-    "pretrain": "pre-train + fine-tune",
-    "fixed": "fixed γ",
-    "bl_just": "BL-JUST",
-}
 
 
 class Config(JobConfig):
@@ -118,10 +113,10 @@ def _judged(recordings: list[Recording], config: Config) -> tuple[Features, list
 
 def run(config: Config, run: Run) -> dict[str, Any]:
     _check_device(config.device)
-    run.emit("message", f"expect about {minutes(config):.0f} min on one core (digits, BiGRU)")
     for name, claim in checks.CLAIMS.items():
         run.check(name, **claim())
     corpus = load_corpus(config, run.folder, run.rng(0))
+    run.emit("message", f"expect about {_minutes(config, corpus, run):.1f} min on this {config.device}")
     chosen = {method: _tuned(method, config, corpus, run) for method in config.methods}
     results: dict[str, Any] = {}
     for n in range(config.models):
@@ -134,6 +129,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     }
 
 
+TUNING = 10**6  # the number of the trainings that choose rates
 TUNED = ("lr", "gamma_cap", "fixed_gamma")
 
 
@@ -141,14 +137,15 @@ def _tuned(method: str, config: Config, corpus: Corpus, run: Run) -> Config:
     """``config`` with the rates that are best on dev; the seed of these trainings is not used again."""
     if not config.tune:
         return config
+    candidates = _candidates(method, config)
+    found = [_train(f"tune-{method}-{i}", method, one, TUNING, corpus, run) for i, one in enumerate(candidates)]
+    return candidates[int(np.argmin([one["dev"]["wer"] for one in found]))]
+
+
+def _candidates(method: str, config: Config) -> list[Config]:
     gamma = {"bl_just": "gamma_cap", "fixed": "fixed_gamma"}.get(method)
-    tried = [{"lr": lr} | ({gamma: value} if gamma else {}) for lr in config.lrs for value in config.gammas[: None if gamma else 1]]
-    candidates = [config.model_copy(update=each) for each in tried]
-    scores = [
-        _train(f"tune-{method}-{i}", method, candidate, 999, corpus, run)["dev"]["cer"]
-        for i, candidate in enumerate(candidates)
-    ]
-    return candidates[int(np.argmin(scores))]
+    gammas = [{gamma: value} for value in config.gammas] if gamma else [{}]
+    return [config.model_copy(update={"lr": lr} | rates) for lr in config.lrs for rates in gammas]
 
 
 def _train(name: str, method: str, config: Config, n: int, corpus: Corpus, run: Run) -> dict[str, Any]:
@@ -183,7 +180,8 @@ def _pass(name: str, training: Training, corpus: Corpus, run: Run) -> None:
     row |= training.run_pass()
     if step.kind != "explore":
         features, meant = corpus.dev
-        row |= {f"dev_{key}": value for key, value in error_rates(transcribe(training.model, features, corpus.tokenizer), meant).items()}
+        rates = error_rates(transcribe(training.model, features, corpus.tokenizer), meant)
+        row |= {f"dev_{rate}": value for rate, value in rates.items()}
     run.metrics(row)
     run.checkpoint(f"{name}-state", training.state() | {"tokenizer": corpus.tokenizer.state()})
 
@@ -192,8 +190,12 @@ def build(config: Config, method: str, corpus: Corpus, seed: int) -> Training:
     """A training at its start."""
     torch.manual_seed(seed)
     model = Recogniser(config.encoder, config.width, config.layers, corpus.tokenizer.size)
-    settings = Settings(**{name: getattr(config, name) for name in Settings._fields})
+    settings = _settings(config)
     return Training(model, corpus.train, plan(method, settings), settings, seed, config.device)
+
+
+def _settings(config: Config) -> Settings:
+    return Settings(**{name: getattr(config, name) for name in Settings._fields})
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -207,7 +209,9 @@ def table(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         }
         if "supervised" in results and method != "supervised":
             pairs = zip(found, results["supervised"], strict=True)
-            rows[method]["test_wer_less_supervised"] = _interval([a["test"]["wer"] - b["test"]["wer"] for a, b in pairs])
+            rows[method]["test_wer_less_supervised"] = _interval(
+                [a["test"]["wer"] - b["test"]["wer"] for a, b in pairs]
+            )
     return rows
 
 
@@ -218,12 +222,15 @@ def _interval(values: list[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def minutes(config: Config) -> float:
-    """Of one core, as measured for digits with a BiGRU of width 96."""
-    tries = len(config.lrs) * len(config.gammas) if config.tune else 0
-    trainings = len(config.methods) * (config.models + tries)
-    heard = config.strings[1] + config.strings[0] + (450 if config.real is None else config.real)
-    return trainings * config.epochs * heard * (config.exploration_passes + 2) * 1e-3 / 60
+def _minutes(config: Config, corpus: Corpus, run: Run) -> float:
+    """To expect for all trainings, from the time that two steps of each loss take now."""
+    timed = build(config, "bl_just", corpus, run.seed).seconds_per_step()
+    total = 0.0
+    for method in config.methods:
+        tries = len(_candidates(method, config)) if config.tune else 0
+        settings = _settings(config)
+        total += (config.models + tries) * sum(timed[step.kind] for step in plan(method, settings))
+    return total / 60
 
 
 def _check_device(device: str) -> None:
@@ -242,19 +249,39 @@ def _write_said(path: Path, features: Features, meant: list[str], said: list[str
 
 JOB = Job(
     name="bilevel.bl_just",
-    summary="Speech recognition from few labels: BL-JUST, supervised only, pre-training and fixed γ, WER with intervals",
+    summary="Speech recognition from few labels: BL-JUST, supervised only, pre-training and fixed γ, compared by WER",
     Config=Config,
     run=run,
     presets={
         "smoke": {
-            "strings": (24, 48, 8, 8), "real": 8, "width": 32, "layers": 1, "models": 1, "epochs": 2, "batch": 16,
+            "strings": (24, 48, 8, 8),
+            "real": 8,
+            "width": 32,
+            "layers": 1,
+            "models": 1,
+            "epochs": 2,
+            "batch": 16,
             "exploration_passes": 1,
         },
         "two-cores": {"tune": True},
         "paper": {
-            "sample_rate": 16000, "encoder": "conformer", "width": 512, "layers": 8, "pieces": 1000, "context": 2.0,
-            "future": 1.0, "models": 1, "epochs": 200, "exploration_passes": 4, "finetune_passes": 5, "batch": 60,
-            "lr": 1e-4, "finetune_lr": 1e-5, "gamma_step": 0.002, "gamma_cap": 1.0,
+            "sample_rate": 16000,
+            "encoder": "conformer",
+            "width": 512,
+            "layers": 8,
+            "pieces": 1000,
+            "context": 2.0,
+            "future": 1.0,
+            "models": 1,
+            "epochs": 200,
+            "exploration_passes": 4,
+            "finetune_passes": 5,
+            "batch": 60,
+            "lr": 1e-4,
+            "finetune_lr": 1e-5,
+            "gamma_step": 0.002,
+            "gamma_cap": 1.0,
         },
     },
+    draw=draw,
 )

@@ -27,8 +27,8 @@ class Recording:
 def load(path: Path) -> list[Recording]:
     """The recordings of ``path``: a JSONL file of {"audio": …, "text": … or null}, or a folder of LibriSpeech.
 
-    Audio is whatever libsndfile reads (WAV, FLAC, OGG, MP3), its path relative to the manifest. Raises ManifestError, one
-    line that says what to change.
+    Audio is whatever libsndfile reads (WAV, FLAC, OGG, MP3), its path relative to the manifest. Raises ManifestError,
+    one line that says what to change.
     """
     if not path.exists():
         raise ManifestError(f"no manifest {path}: give a JSONL file, or a folder in LibriSpeech's layout")
@@ -66,7 +66,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
 
 
 def _librispeech(folder: Path) -> Iterator[tuple[Path, str | None, str]]:
-    """<speaker>/<chapter>/<speaker>-<chapter>.trans.txt has lines `<utterance> TEXT`; <utterance>.flac lies beside it."""
+    """speaker/chapter/speaker-chapter.trans.txt has lines `utterance TEXT`, and utterance.flac lies beside it."""
     transcripts = sorted(folder.rglob("*.trans.txt"))
     if not transcripts:
         raise ManifestError(f"{folder} has no *.trans.txt below it: LibriSpeech's layout is speaker/chapter/…trans.txt")

@@ -31,7 +31,7 @@ class PenaltyState(NamedTuple):
 class PenaltyDescent:
     """Penalty-based bilevel gradient descent (Shen and Chen, arXiv:2302.05185), value-function penalty.
 
-    A step: ω takes ``inner_steps`` of size ``lr_omega`` on g(x, ·); then x and y, of steps ``lr_x`` and ``lr_y``, descend
+    A step: ω takes ``inner_steps`` of size ``lr_omega`` on g(x, ·); then x and y, by ``lr_x`` and ``lr_y``, descend
     min(1/γ, 1) (f(x, y) + γ (g(x, y) - g(x, ω))), ω held fixed.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -94,9 +96,7 @@ class Training:
         self.model, self.data, self.passes, self.settings = model.to(device), data, passes, settings
         self.seed, self.device, self.done = seed, torch.device(device), 0
         self._window = tuple(round(each * FRAMES_PER_SECOND) for each in (settings.context, settings.future))
-        self.theta, self.phi, self.psi = (
-            list(part.parameters()) for part in (model.encoder, model.ctc, model.cpc)
-        )
+        self.theta, self.phi, self.psi = (list(part.parameters()) for part in (model.encoder, model.ctc, model.cpc))
         adam = torch.optim.AdamW
         self.optimizers = {
             "explore": adam([*self.theta, *self.psi], settings.exploration_lr),
@@ -106,9 +106,7 @@ class Training:
             "fine-tune": adam([*self.theta, *self.phi], settings.finetune_lr),
         }
         needed = sum(self._window)
-        self.heard = [
-            i for i, one in enumerate(data.features.recordings) if one.seconds * FRAMES_PER_SECOND >= needed
-        ]
+        self.heard = [i for i, one in enumerate(data.features.recordings) if one.seconds * FRAMES_PER_SECOND >= needed]
         if not self.heard:
             raise ManifestError(f"no recording is {needed / FRAMES_PER_SECOND:g} s long: lower context or future")
         self.steps = -(-len(self.heard) // settings.batch)
@@ -120,6 +118,18 @@ class Training:
         losses = {"explore": self._explore, "joint": self._joint}.get(step.kind, self._supervised)(step)
         self.done += 1
         return losses
+
+    def seconds_per_step(self) -> dict[Kind, float]:
+        """What a pass of each kind takes, from its second step now. It changes the model: build another to train."""
+        first, taken = Pass("joint", 0.0, 0, 0), []
+        for batches, loss in ((self._windows, self._unsupervised_loss), (self._utterances, self._supervised_loss)):
+            for batch in itertools.islice(batches(first), 2):
+                began = time.monotonic()
+                loss(batch).backward()
+                elapsed = time.monotonic() - began
+            taken.append(elapsed * self.steps)
+        heard, written = taken
+        return {"explore": heard, "joint": heard + written, "supervised": written, "fine-tune": written}
 
     def state(self) -> dict[str, Any]:
         return {
