@@ -56,6 +56,11 @@ def make(folder: Path, sizes: Sizes, rng: np.random.Generator) -> tuple[Path, Pa
     return paths
 
 
+def unlabelled_sources() -> list[Path]:
+    """Asterisk's recordings but those of digits/, from which the test strings are joined."""
+    return sorted(path for path in ASTERISK.rglob("*.wav") if path.parent.name not in ("digits", "silence"))
+
+
 def _string(rng: np.random.Generator) -> list[int]:
     return [int(digit) for digit in rng.integers(10, size=rng.integers(2, 4))]
 
@@ -81,14 +86,13 @@ def _speak(audio: Path, text: str, voice: str, speed: int, pitch: int) -> None:
         raise ManifestError(f"no program espeak-ng: {INSTALL}") from None
     if done.returncode:
         raise ManifestError(f"espeak-ng does not speak as {voice}: {done.stderr.strip()}")
+    _write(audio, _trimmed(load_audio(audio, RATE).numpy()))
 
 
 def _real(folder: Path, most: int | None, rng: np.random.Generator) -> list[tuple[Path, None]]:
-    """Asterisk's recordings of at least a second outside digits/, copied in RATE, in an order of ``rng``."""
+    """Those of at least a second, copied in RATE, in an order of ``rng``."""
     (folder / "real").mkdir(exist_ok=True)
-    sources = sorted(
-        path for path in ASTERISK.rglob("*.wav") if "digits" not in path.parts and "silence" not in path.parts
-    )
+    sources = unlabelled_sources()
     rows: list[tuple[Path, None]] = []
     for number in rng.permutation(len(sources)):
         samples = load_audio(sources[number], RATE).numpy()

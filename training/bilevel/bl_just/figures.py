@@ -1,4 +1,4 @@
-"""figures/bl_just.png, from result.json and metrics.jsonl."""
+"""figures/bl_just.png, from result.json alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from training.metrics import read_rows
 
 NAMES = {
     "supervised": "supervised only",
@@ -28,7 +26,7 @@ def draw(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     figure, (rates, curves) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     _draw_rates(rates, result)
-    _draw_curves(curves, list(read_rows(folder)), result["results"])
+    _draw_curves(curves, result["results"])
     figure.savefig(folder / "figures" / "bl_just.png", dpi=90)
     plt.close(figure)
 
@@ -49,10 +47,9 @@ def _draw_rates(axes: Any, result: dict[str, Any]) -> None:
     axes.legend(fontsize=8)
 
 
-def _draw_curves(axes: Any, rows: list[dict[str, Any]], results: dict[str, Any]) -> None:
+def _draw_curves(axes: Any, results: dict[str, Any]) -> None:
     for method, found in results.items():
-        names = {f"{method}-{one['seed']}" for one in found}
-        by_seed = [[row["dev_wer"] for row in rows if row["training"] == name and "dev_wer" in row] for name in names]
-        axes.plot(range(1, len(by_seed[0]) + 1), np.mean(by_seed, axis=0), label=NAMES[method])
+        curve = np.mean([one["curve"] for one in found], axis=0)
+        axes.plot(range(1, len(curve) + 1), curve, label=NAMES[method])
     axes.set(title="mean over seeds", xlabel="supervised passes", ylabel="dev WER")
     axes.legend(fontsize=8)

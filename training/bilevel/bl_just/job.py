@@ -33,8 +33,8 @@ class Config(JobConfig):
     An epoch is ``exploration_passes`` on L_unsup at ``exploration_lr`` and one joint pass at ``lr``; γ grows by
     ``gamma_step`` an epoch up to ``gamma_cap``; ``finetune_passes`` at ``finetune_lr`` end it.
 
-    ``models``: trainings of each method, of different seeds. ``tune``: try the rates of ``lrs``, and ``gammas`` as
-    ``gamma_cap`` and ``fixed_gamma``, once each, and keep for each method what is best on dev.
+    ``models``: trainings of each method, of different seeds. ``tune``: try, once each, ``lrs`` as ``lr`` where there is
+    no γ, ``gammas`` as ``gamma_cap`` or ``fixed_gamma`` where there is, and keep for each method what is best on dev.
     """
 
     movable: ClassVar[frozenset[str]] = frozenset({"device", "workers"})
@@ -44,30 +44,30 @@ class Config(JobConfig):
     test: Path | None = None
     labelled: int | None = Field(None, ge=1)
     sample_rate: int = Field(8000, ge=1000)
-    strings: tuple[int, int, int, int] = (100, 1000, 80, 200)
-    real: int | None = None
+    strings: tuple[int, int, int, int] = (100, 220, 30, 60)
+    real: int | None = Field(100, ge=0)
 
     encoder: Literal["bigru", "conformer"] = "bigru"
     width: int = Field(96, ge=8, multiple_of=8)
-    layers: int = Field(2, ge=1)
+    layers: int = Field(1, ge=1)
     pieces: int = Field(0, ge=0)
-    context: float = Field(0.8, gt=0)
-    future: float = Field(0.4, gt=0)
+    context: float = Field(0.5, gt=0)
+    future: float = Field(0.3, gt=0)
 
     methods: tuple[Method, ...] = ("supervised", "pretrain", "fixed", "bl_just")
     models: int = Field(5, ge=1)
-    epochs: int = Field(10, ge=1)
-    exploration_passes: int = Field(2, ge=0)
+    epochs: int = Field(20, ge=1)
+    exploration_passes: int = Field(1, ge=0)
     finetune_passes: int = Field(1, ge=0)
     batch: int = Field(32, ge=1)
     exploration_lr: float = Field(1e-3, gt=0)
-    lr: float = Field(2e-3, gt=0)
-    finetune_lr: float = Field(2e-4, gt=0)
+    lr: float = Field(4e-3, gt=0)
+    finetune_lr: float = Field(4e-4, gt=0)
     gamma_step: float = Field(0.05, ge=0)
     gamma_cap: float = Field(0.5, ge=0)
     fixed_gamma: float = Field(0.5, ge=0)
     tune: bool = False
-    lrs: tuple[float, ...] = (1e-3, 3e-3)
+    lrs: tuple[float, ...] = (3e-3, 6e-3)
     gammas: tuple[float, ...] = (0.1, 0.5)
 
     device: str = "cpu"
@@ -144,6 +144,25 @@ def _tuned(method: str, config: Config, corpus: Corpus, run: Run) -> Config:
 
 def _candidates(method: str, config: Config) -> list[Config]:
     gamma = {"bl_just": "gamma_cap", "fixed": "fixed_gamma"}.get(method)
+    values = {gamma: config.gammas} if gamma else {"lr": config.lrs}
+    return [config.model_copy(update={key: value}) for key, tried in values.items() for value in tried]
+
+
+TUNING = 10**6  # the number of the trainings that choose rates
+TUNED = ("lr", "gamma_cap", "fixed_gamma")
+
+
+def _tuned(method: str, config: Config, corpus: Corpus, run: Run) -> Config:
+    """``config`` with the rates that are best on dev; the seed of these trainings is not used again."""
+    if not config.tune:
+        return config
+    candidates = _candidates(method, config)
+    found = [_train(f"tune-{method}-{i}", method, one, TUNING, corpus, run) for i, one in enumerate(candidates)]
+    return candidates[int(np.argmin([one["dev"]["wer"] for one in found]))]
+
+
+def _candidates(method: str, config: Config) -> list[Config]:
+    gamma = {"bl_just": "gamma_cap", "fixed": "fixed_gamma"}.get(method)
     gammas = [{gamma: value} for value in config.gammas] if gamma else [{}]
     return [config.model_copy(update={"lr": lr} | rates) for lr in config.lrs for rates in gammas]
 
@@ -154,27 +173,27 @@ def _train(name: str, method: str, config: Config, n: int, corpus: Corpus, run: 
 
 
 def _training(name: str, method: str, config: Config, n: int, corpus: Corpus, run: Run) -> dict[str, Any]:
-    seed = run.derive_seed(1, n)
-    training = build(config, method, corpus, seed)
+    training = build(config, method, corpus, run.derive_seed(1, n))
+    curve: list[float] = []  # dev WER after each supervised pass
     if run.has(f"{name}-state"):
-        training.load(run.load(f"{name}-state"))
+        state = run.load(f"{name}-state")
+        training.load(state)
+        curve = list(state["curve"])
     with run.progress(name, len(training.passes)) as advance:
         for done in range(len(training.passes)):
             if done >= training.done:
-                _pass(name, training, corpus, run)
+                _pass(name, training, curve, corpus, run)
             advance()
-    result: dict[str, Any] = {"method": method, "seed": n}
-    for part in ("dev", "test"):
-        features, meant = getattr(corpus, part)
+    result: dict[str, Any] = {"method": method, "seed": n, "curve": curve}
+    for part, (features, meant) in (("dev", corpus.dev), ("test", corpus.test)):
         said = transcribe(training.model, features, corpus.tokenizer)
         _write_said(run.folder / "transcripts" / f"{name}-{part}.jsonl", features, meant, said)
         result[part] = error_rates(said, meant)
-    rates = ", ".join(f"{part} WER {result[part]['wer']:.3f}" for part in ("dev", "test"))
-    run.emit("message", f"{name}: {rates}")
+    run.emit("message", f"{name}: WER {result['dev']['wer']:.3f} on dev, {result['test']['wer']:.3f} on test")
     return result
 
 
-def _pass(name: str, training: Training, corpus: Corpus, run: Run) -> None:
+def _pass(name: str, training: Training, curve: list[float], corpus: Corpus, run: Run) -> None:
     step = training.passes[training.done]
     row: dict[str, Any] = {"training": name, "step": training.done, "pass": step.kind, "gamma": step.gamma}
     row |= training.run_pass()
@@ -182,8 +201,9 @@ def _pass(name: str, training: Training, corpus: Corpus, run: Run) -> None:
         features, meant = corpus.dev
         rates = error_rates(transcribe(training.model, features, corpus.tokenizer), meant)
         row |= {f"dev_{rate}": value for rate, value in rates.items()}
+        curve.append(rates["wer"])
     run.metrics(row)
-    run.checkpoint(f"{name}-state", training.state() | {"tokenizer": corpus.tokenizer.state()})
+    run.checkpoint(f"{name}-state", training.state() | {"tokenizer": corpus.tokenizer.state(), "curve": curve})
 
 
 def build(config: Config, method: str, corpus: Corpus, seed: int) -> Training:

@@ -13,7 +13,8 @@ import torch
 from tests.training.bilevel.bl_just.speech import RATE, corpus
 from training.bilevel.bl_just import text
 from training.bilevel.bl_just.features import Features
-from training.bilevel.bl_just.job import JOB, NAMES, Config, load_corpus, table
+from training.bilevel.bl_just.figures import NAMES
+from training.bilevel.bl_just.job import JOB, Config, load_corpus, table
 from training.bilevel.bl_just.manifest import ManifestError, load
 from training.bilevel.bl_just.model import ENCODERS, Recogniser
 from training.bilevel.bl_just.training import Data, Settings, Training, error_rates, plan, transcribe
@@ -145,10 +146,12 @@ def config(speech: Path, **changes: Any) -> dict[str, Any]:
 def test_a_run_that_is_stopped_goes_on_to_the_same_result(speech: Path, tmp_path: Path) -> None:
     asked = iter([False] * 9 + [True])
     with pytest.raises(Cancelled):
-        JOB.execute(config(speech, tune=True, lrs=(1e-3,)), tmp_path / "run", should_stop=lambda: next(asked))
+        JOB.execute(
+            config(speech, tune=True, lrs=(1e-3,), gammas=(0.1,)), tmp_path / "run", should_stop=lambda: next(asked)
+        )
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
-    resumed = JOB.execute(config(speech, tune=True, lrs=(1e-3,)), tmp_path / "run")
-    whole = JOB.execute(config(speech, tune=True, lrs=(1e-3,)), tmp_path / "whole")
+    resumed = JOB.execute(config(speech, tune=True, lrs=(1e-3,), gammas=(0.1,)), tmp_path / "run")
+    whole = JOB.execute(config(speech, tune=True, lrs=(1e-3,), gammas=(0.1,)), tmp_path / "whole")
     assert resumed["results"] == whole["results"] and resumed["chosen"] == whole["chosen"]
     rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "whole")]
     assert rows[0] == rows[1]
