@@ -1,13 +1,13 @@
 """The rules of `rules.py` in a Flower ServerApp: a server that does not wait, which flwr has no strategy for.
 
-Clients are asked in the words of flwr's own strategies (Message API): a "train" message has the model under "arrays" and
-"server-round" under "config"; the answer has the client's model in one ArrayRecord and "num-examples" in one
+Clients are asked in the words of flwr's own strategies (Message API): a "train" message has the model under "arrays"
+and "server-round" under "config"; the answer has the client's model in one ArrayRecord and "num-examples" in one
 MetricRecord. So a ClientApp written for flwr's FedAvg needs no change. "config" also has "client", the client's number,
 and "seed", one for each training.
 
-What one pull brings counts as one instant of the simulator: answers enter the buffer in the order in which their clients
-were started, the rule is applied each time that the buffer is full, then free places are filled. So the simulator, given
-the same arrivals, ends with the same model.
+What one pull brings counts as one instant of the simulator: answers enter the buffer in the order in which their
+clients were started, the rule is applied each time that the buffer is full, then free places are filled. So the
+simulator, given the same arrivals, ends with the same model.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class AsyncServer:
     each round; where it is there already, the run goes on from it, and clients that were at work are asked again.
     ``poll``: seconds between two looks for answers.
 
-    A client's number is that of its node, in the order in which nodes connected, lowest id first; a newcomer takes the
+    A client that was given up is asked again once its late answer has come and gone, or after a second ``timeout``. A
+    client's number is that of its node, in the order in which nodes connected, lowest id first; a newcomer takes the
     place of a node that has gone. Raises ValueError for tensors that are not of one floating-point type, and for a
     checkpoint of another model, rule or number of clients.
     """
@@ -122,7 +123,9 @@ class AsyncServer:
 
     def _fill(self) -> None:
         places = self.settings.concurrency - len(self.asked)
-        free = sorted(self._admit() - {asked.work.client for asked in self.asked.values()}) if places else []
+        # Who was given up and has not answered yet would only find more work waiting.
+        busy = {asked.work.client for asked in [*self.asked.values(), *self.given_up.values()]}
+        free = sorted(self._admit() - busy) if places else []
         for _ in range(min(places, len(free))):
             rng = rng_of(self.settings.seed, STARTS, self.started)
             work = Work(self.started, free.pop(rng.integers(len(free))), self.round)

@@ -1,4 +1,4 @@
-"""1,797 handwritten digits of 8 × 8 pixels, unevenly dealt to the clients, and a small network."""
+"""1,797 handwritten digits of 8 x 8 pixels, unevenly dealt to the clients, and a small network."""
 
 from __future__ import annotations
 

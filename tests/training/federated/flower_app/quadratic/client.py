@@ -12,6 +12,11 @@ from quadratic.task import trained
 app = ClientApp()
 
 
+@app.query()
+def wake(message: Message, context: Context) -> Message:
+    return Message(RecordDict(), reply_to=message)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     config, asked = context.run_config, message.content["config"]

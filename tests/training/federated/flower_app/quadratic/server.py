@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from flwr.app import Context
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from quadratic.task import SHAPES
@@ -28,9 +28,11 @@ def main(grid: Grid, context: Context) -> None:
             file.write(json.dumps(event) + "\n")
 
     def crash(round: int, tensors: dict) -> None:
-        if round == config["crash-after"]:
+        if 0 < config["crash-after"] <= round:
             raise RuntimeError("the server is gone")
 
+    # So that a timeout does not count the time in which processes start.
+    list(grid.send_and_receive([Message(RecordDict(), node, MessageType.QUERY) for node in grid.get_node_ids()]))
     rule = RULES[str(config["rule"])](lr=config["lr"])
     server = AsyncServer(
         grid, model, rule, settings, checkpoint=out / "server.pt", on_round=crash, on_event=note, poll=0.05
