@@ -9,6 +9,7 @@ and a home (FLWR_HOME) of its own, and ends it with all that it started.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -40,7 +41,8 @@ def main() -> None:
     parser.add_argument("config", nargs="*", help="key=value, as in [tool.flwr.app.config]")
     args = parser.parse_intermixed_args()
     with superlink() as env:
-        sys.exit(run(args.app, env, [f"num-supernodes={args.supernodes}"], args.config))
+        run(args.app, env, [f"num-supernodes={args.supernodes}"], args.config)
+        sys.exit(0 if completed(env) else "the run has failed")
 
 
 @contextmanager
@@ -59,9 +61,7 @@ def superlink(*flags: str, bin: Path = BIN) -> Iterator[dict[str, str]]:
         env["PATH"] = f"{bin}{os.pathsep}{env['PATH']}"
         command = [str(bin / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
         with (Path(home) / "superlink.log").open("w+") as log:
-            process = subprocess.Popen(
-                [*command, *(flags or ("--simulation",))], env=env, stdout=log, stderr=log, start_new_session=True
-            )
+            process = subprocess.Popen([*command, *(flags or ("--simulation",))], env=env, stdout=log, stderr=log)
             try:
                 _wait_for(process, port, Path(log.name))
                 yield env
@@ -69,13 +69,20 @@ def superlink(*flags: str, bin: Path = BIN) -> Iterator[dict[str, str]]:
                 _end(process, home)
 
 
-def run(app: Path, env: dict[str, str], federation: Sequence[str] = (), config: Sequence[str] = ()) -> int:
-    """`flwr run APP local --stream`, with `--federation-config` and `--run-config`; its exit code."""
+def run(app: Path, env: dict[str, str], federation: Sequence[str] = (), config: Sequence[str] = ()) -> None:
+    """`flwr run APP local --stream`, with `--federation-config` and `--run-config`. A run that fails raises nothing."""
     command = ["flwr", "run", str(app), "local", "--stream"]
     for flag, values in (("--federation-config", federation), ("--run-config", config)):
         if values:
             command += [flag, " ".join(values)]
-    return subprocess.run(command, env=env).returncode
+    subprocess.run(command, env=env)
+
+
+def completed(env: dict[str, str]) -> bool:
+    """Whether the SuperLink's runs, one at least, all ended well."""
+    listed = subprocess.run(["flwr", "list", "local", "--format", "json"], env=env, capture_output=True, text=True)
+    runs = json.loads(listed.stdout)["runs"]
+    return bool(runs) and all(run["status"] == "finished:completed" for run in runs)
 
 
 def free_port() -> int:

@@ -6,7 +6,9 @@ Three runs: one whose server crashes, the one that goes on from its checkpoint, 
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -191,3 +193,35 @@ def test_a_client_that_vanishes_is_given_up_and_the_run_goes_on(delayed: tuple[l
     assert not of(events, "arrive", VANISHES) and not of(events, "reject", VANISHES)
     assert of(events, "arrive")[-1].time > of(events, "late", VANISHES)[0].time
     assert result["round"] >= 30
+
+
+@pytest.mark.slow
+def test_the_example_learns_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [
+        str(BIN / "python"),
+        "-m",
+        "training.federated.flower_local",
+        str(ROOT / "training/federated/flower_app"),
+    ]
+    home = {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([*command, "slow=0.02"], cwd=ROOT, env=os.environ | home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    accuracies = [float(line.split()[2]) for line in done.stdout.splitlines() if "of the test digits" in line]
+    assert accuracies[-1] > 0.7 > accuracies[0]
+    assert not list(tmp_path.glob("flwr-*"))
+    left = [pid for pid in Path("/proc").glob("[0-9]*") if started_in(tmp_path, pid)]
+    assert left == []
+
+
+def started_in(folder: Path, process: Path) -> bool:
+    try:
+        return f"TMPDIR={folder}".encode() in (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_an_app_that_fails_is_told_of(tmp_path: Path) -> None:
+    command = [str(BIN / "python"), "-m", "training.federated.flower_local", str(APP), f'out="{tmp_path}"', "rounds=2"]
+    done = subprocess.run([*command, "crash-after=1"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and "the run has failed" in done.stderr
