@@ -31,7 +31,7 @@ OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-STARTS, ENDS = 120.0, 20.0  # seconds that a SuperLink may take to
+STARTS, ENDS = 300.0, 20.0  # seconds that a SuperLink may take to
 
 
 def main() -> None:
