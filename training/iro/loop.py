@@ -170,6 +170,8 @@ class Alignment:
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
         files, diagnostics = self.executor.fit(self.learner, self.stack, train, heldout, seed)
+        if "told" in diagnostics:
+            self.run.emit("message", diagnostics["told"])
         trained = train.completion_tokens() + heldout.completion_tokens()
         return diagnostics | {"trained_tokens": trained, "bundle": files}
 

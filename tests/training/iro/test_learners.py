@@ -34,8 +34,9 @@ def better(heads: Fits, lora: Fits) -> BetterLearner:
 )
 def test_what_ranks_held_out_completions_better_is_kept(heads: Any, lora: Any, chosen: type) -> None:
     learner = better(Fits(Heads, *heads), Fits(LoraValues, *lora))
-    stack, _ = learner.fit(None, *cast(Any, (None, None, 0)))
+    stack, first = learner.fit(None, *cast(Any, (None, None, 0)))
     assert type(stack) is chosen
+    assert first["told"].startswith(f"Value functions are {'lora' if chosen is LoraValues else 'linear'}: ")
     again, report = learner.fit(stack, *cast(Any, (None, None, 0)))
     assert type(again) is chosen and report["before"] is stack
     assert learner.layers == (0,)
