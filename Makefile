@@ -23,13 +23,14 @@ vllm: $(INSTALLED) $(VLLM)/installed
 flower: $(FLOWER)/installed
 	$(FLOWER)/bin/python -m training.federated.flower_local training/federated/flower_app
 
-# `make test` leaves out the long runs; `make test-all` has them. Tests of vLLM are skipped where it cannot be installed.
+# `make test` leaves out the long runs; `make test-all` has them. Tests of vLLM and of
+# Flower are skipped where they cannot be installed.
 test: lint
-	-$(MAKE) $(VLLM)/installed
+	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
 	$(BIN)/pytest -m "not slow"
 
 test-all: lint
-	-$(MAKE) $(VLLM)/installed
+	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
 	$(BIN)/pytest
 
 lint: $(INSTALLED)
