@@ -92,9 +92,12 @@ class Trial:
 
 def settings(task: Task, method: Method, seed: int) -> Settings:
     places, size = task.concurrency, method.buffer or task.buffer_size
+    refill: Literal["arrival", "round"] = "arrival"
     if method.waits != "no":
         places = size = task.buffer_size if method.waits == "for few" else task.concurrency
-    return Settings(clients=task.clients, concurrency=places, buffer_size=size, seed=seed, together="all")
+        refill = "round"
+    sizes = {"clients": task.clients, "concurrency": places, "buffer_size": size}
+    return Settings(**sizes, refill=refill, together="all", seed=seed)
 
 
 def rule(task: Task, method: Method, step: float) -> Rule:
