@@ -18,11 +18,13 @@ serve: $(INSTALLED)
 vllm: $(INSTALLED) $(VLLM)/installed
 	$(BIN)/python -m iro_server.engines.vllm_server --python $(VLLM)/bin/python --port 8001
 
-# `make test` leaves out the long runs; `make test-all` has them.
+# `make test` leaves out the long runs; `make test-all` has them. Tests of vLLM are skipped where it cannot be installed.
 test: lint
+	-$(MAKE) $(VLLM)/installed
 	$(BIN)/pytest -m "not slow"
 
 test-all: lint
+	-$(MAKE) $(VLLM)/installed
 	$(BIN)/pytest
 
 lint: $(INSTALLED)
