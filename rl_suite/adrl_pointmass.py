@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from rl_suite.control import Bins, DMControl, make_vector
 from rl_suite.factors import sizes_of
 from rl_suite.single_loop import run_loop
 from rl_suite.stats import Estimate, draw_band, interval, iqm, mean, probability_of_improvement
-from training.run import Job, JobConfig, Run
+from rl_suite.workers import stop_if_asked, workers
+from training.run import Job, JobConfig, Run, derive_seed
 
 AGENTS: dict[str, dict[str, Any]] = {
     "DQN": {},
@@ -38,7 +41,10 @@ class Config(JobConfig):
     ``bins``: a dimension, one comparison each; ``variants_at``: the bins that AD-DQN's mixers and models are tried at.
     ``explore``, ``hold``: as in AgentConfig; an action at random for one step hardly moves a point mass, one held does.
     ``repeats``: seeds; ``evaluations``: along the way, each of ``episodes`` greedy episodes of 1000 steps at most.
+    ``workers``: agents trained side by side, each in a process; results do not depend on it.
     """
+
+    movable: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     task: str = "point_mass-easy"
     bins: tuple[int, ...] = (9, 17, 33)
@@ -52,21 +58,31 @@ class Config(JobConfig):
     explore: int = 30_000
     hold: int = 100
     speed_steps: int = 5000
+    workers: int = 1
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
     torch.set_num_threads(1)
     cells = [(bins, name) for bins in config.bins for name in AGENTS]
     cells += [(bins, name) for bins in config.variants_at for name in VARIANTS]
-    run.planned_steps = 2 + len(cells) * config.repeats * config.evaluations
+    run.planned_steps = 2 + len(cells) * config.repeats
     _announce(cells, config, run)
     parity = run.step("parity", _parity)
     run.check("point masses less dm_control's, 200 steps", expected="<= 1e-12", got=parity, holds=parity <= 1e-12)
     speed = run.step("speed", partial(_speed, config, run))
-    curves: dict[str, list[list[float]]] = {}
-    for bins, name in cells:
-        steps = [(f"{bins}-{name}-{n}".replace(", ", "-"), n) for n in range(config.repeats)]
-        curves[f"{bins}, {name}"] = [_train(step, bins, name, n, config, run) for step, n in steps]
+    curves: dict[str, list[list[float]]] = {f"{bins}, {name}": [] for bins, name in cells}
+    jobs = {
+        f"{bins}-{name}-{n}".replace(", ", "-"): (bins, name, n) for bins, name in cells for n in range(config.repeats)
+    }
+    with workers(config.workers, run) as submit:
+        asked = run.stop_if_asked if config.workers == 1 else stop_if_asked
+        waits = {
+            step: submit(train, run.folder / "agents" / step, *job, config, asked)
+            for step, job in jobs.items()
+            if not run.has(step)
+        }
+        for step, job in jobs.items():
+            curves[f"{job[0]}, {job[1]}"].append(run.step(step, partial(_curve, waits, step, job, config, run)))
     table = {cell: _scores(found, run) for cell, found in curves.items()}
     for cell, found in table.items():
         run.emit("message", f"{cell}: area {_text(found['area'])}, final {_text(found['final'])}")
@@ -88,40 +104,47 @@ def options(name: str, config: Config, seed: int) -> AgentConfig:
 
 
 def _announce(cells: list[tuple[int, str]], config: Config, run: Run) -> None:
-    """Seen on one core that others share: 2,000 steps/s, half of it with a model."""
-    per_run = config.steps / 2000 + config.evaluations * config.episodes / 8
-    total = sum(per_run * (2 if "model" in name else 1) for _, name in cells) * config.repeats
+    """Seen on one busy core: 2,500 steps/s with evaluations, half of it with a model."""
+    per_run = config.steps / 2500
+    total = sum(per_run * (2 if "model" in name else 1) for _, name in cells) * config.repeats / config.workers
     run.emit(
         "message",
         f"{len(cells)} agents × {config.repeats} seeds × {config.steps} steps: about {total / 60:.0f} minutes",
     )
 
 
-def _train(step: str, bins: int, name: str, n: int, config: Config, run: Run) -> list[float]:
-    """Mean greedy return at each of the evaluations. The agent is saved at each, and a run goes on from the last."""
-    seed = run.derive_seed(0, n) % 2**31
+def train(folder: Path, bins: int, name: str, n: int, config: Config, asked: Callable[[], None]) -> list[float]:
+    """Mean greedy return at each of the evaluations; goes on after the last of them that ``folder`` holds.
+
+    ``asked`` is called after each and may raise.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = derive_seed(config.seed, 0, n) % 2**31
     agent_config = options(name, config, seed)
-    held: list[Agent] = []
+    envs = make_vector(config.task, agent_config.envs, bins)
+    scores = folder / "curve.json"  # written after the agent that it speaks of
+    curve = json.loads(scores.read_text()) if scores.exists() else []
+    agent = Agent.load(folder / f"{len(curve)}.pt", envs) if curve else Agent(envs, agent_config)
+    while len(curve) < config.evaluations:
+        agent.learn(config.steps * (len(curve) + 1) // config.evaluations - agent.steps)
+        curve.append(evaluate(agent, config.task, bins, config.episodes, seed + 1))
+        agent.save(folder / f"{len(curve)}.pt")
+        partial_scores = scores.with_suffix(".partial")
+        partial_scores.write_text(json.dumps(curve))
+        os.replace(partial_scores, scores)
+        (folder / f"{len(curve) - 1}.pt").unlink(missing_ok=True)
+        asked()
+    return curve
 
-    def file(i: int) -> Path:
-        return run.folder / "agents" / f"{step}-{i}.pt"
 
-    def evaluation(i: int) -> float:
-        if not held:
-            envs = make_vector(config.task, agent_config.envs, bins)
-            held.append(Agent.load(file(i - 1), envs) if i else Agent(envs, agent_config))
-        agent = held[0]
-        agent.learn(config.steps * (i + 1) // config.evaluations - agent.steps)
-        score = evaluate(agent, config.task, bins, config.episodes, seed + 1)
-        run.metrics({"step": agent.steps, "bins": bins, "agent": name, "repeat": n, "return": score})
-        file(i).parent.mkdir(exist_ok=True)
-        agent.save(file(i))
-        return score
-
-    curve = []
-    for i in range(config.evaluations):
-        curve.append(run.step(f"{step}-{i}", partial(evaluation, i)))
-        file(i - 1).unlink(missing_ok=True)
+def _curve(
+    waits: dict[str, Callable[[], Any]], step: str, job: tuple[int, str, int], config: Config, run: Run
+) -> list[float]:
+    bins, name, n = job
+    curve: list[float] = waits[step]()
+    for i, score in enumerate(curve, 1):
+        at = config.steps * i // config.evaluations
+        run.metrics({"step": at, "bins": bins, "agent": name, "repeat": n, "return": score})
     run.emit("message", f"{bins} bins, {name}, seed {n}: {' '.join(f'{score:.0f}' for score in curve)}")
     return curve
 
@@ -241,6 +264,10 @@ JOB = Job(
     summary="DQN, DecQN and AD-DQN on a dm_control task in 9, 17 and 33 bins a dimension; steps per second",
     Config=Config,
     run=run,
-    presets={"smoke": SMOKE, "two-cores": {"steps": 40_000, "evaluations": 4}, "paper": {}},
+    presets={
+        "smoke": SMOKE,
+        "two-cores": {"variants_at": (), "steps": 60_000, "evaluations": 6, "workers": 2},
+        "paper": {},
+    },
     draw=draw,
 )

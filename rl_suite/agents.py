@@ -30,7 +30,7 @@ Mixer = Literal["mean", "weighted", "mlp"]
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """``blocks``: a partition of the factors, by default each alone; ``projected``: the weight of the projected losses.
+    """``blocks``: a partition of the factors, by default each alone; ``projected``: weight of each projected loss.
 
     One update of ``batch`` every ``train_every`` environment steps after ``start``; the target network is copied every
     ``target_every`` updates. Each block explores on its own: with probability ε, falling to ``epsilon`` over
@@ -254,11 +254,13 @@ class Agent:
         heads, h = self.net(s)
         parts = heads.gather(2, own[:, :, None])[:, :, 0]  # Q_b(s, a_b) [N, B]
         values, mixed = self._bootstrap(last)
+        weight = c.projected * len(self.blocks)  # each head's loss whole, where what follows is a mean over heads
         loss = F.smooth_l1_loss(self.net.mix(parts, h), returns + discounts * mixed)
         if c.projected:
-            loss = loss + c.projected * F.smooth_l1_loss(parts, returns[:, None] + discounts[:, None] * values)
+            targets = returns[:, None] + discounts[:, None] * values
+            loss = loss + weight * F.smooth_l1_loss(parts, targets)
         if self.world is not None:
-            loss = loss + c.projected * self._dream(s, heads, own, *one)
+            loss = loss + weight * self._dream(s, heads, own, *one)
         optimiser = self._modules["optimiser"]
         optimiser.zero_grad()
         loss.backward()

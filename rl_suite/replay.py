@@ -46,17 +46,21 @@ class Replay:
         oldest = self.added - held
         n_step = min(n_step, held)
         envs = self.data["obs"].shape[1]
-        row = (oldest + torch.randint(held - n_step + 1, (count,), generator=generator)) % self.rows
-        env = torch.randint(envs, (count,), generator=generator)
-        d, returns, discount = self.data, torch.zeros(count), torch.ones(count)
-        goes_on, at = torch.ones(count), row
-        for i in range(n_step):
-            at = torch.where(goes_on > 0, (row + i) % self.rows, at)
-            returns += goes_on * gamma**i * d["rewards"][at, env]
-            discount = torch.where(goes_on > 0, gamma ** (i + 1) * (1 - d["ended"][at, env]), discount)
-            goes_on = goes_on * (1 - d["cut"][at, env])
-        first = (d["rewards"][row, env], d["then"][row, env], d["ended"][row, env])
-        return d["obs"][row, env], d["own"][row, env], returns, discount, d["then"][at, env], first
+        row = oldest + torch.randint(held - n_step + 1, (count, 1), generator=generator)
+        env = torch.randint(envs, (count, 1), generator=generator)
+        steps = torch.arange(n_step)
+        at = ((row + steps) % self.rows) * envs + env  # [count, n_step], in the ring laid flat
+        flat = {name: held.flatten(0, 1) for name, held in self.data.items()}
+        cut = flat["cut"][at]
+        goes_on = torch.ones_like(cut)
+        goes_on[:, 1:] = (1 - cut[:, :-1]).cumprod(dim=1)
+        rewards = flat["rewards"][at]
+        length = goes_on.sum(dim=1)
+        first, last = at[:, 0], at.gather(1, length.long()[:, None] - 1)[:, 0]
+        returns = (rewards * goes_on) @ gamma**steps
+        discounts = gamma**length * (1 - flat["ended"][last])
+        one = (rewards[:, 0], flat["then"][first], flat["ended"][first])
+        return flat["obs"][first], flat["own"][first], returns, discounts, flat["then"][last], one
 
     def state_dict(self) -> dict[str, Any]:
         held = min(self.added, self.rows)

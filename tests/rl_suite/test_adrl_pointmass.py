@@ -20,7 +20,8 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> No
     asked = iter([False] * 6 + [True] * 100)
     with pytest.raises(Cancelled):
         JOB.execute(config, tmp_path / "cut", should_stop=lambda: next(asked))
-    resumed = JOB.execute(config, tmp_path / "cut")
+    assert list((tmp_path / "cut" / "agents").glob("*/curve.json"))  # it was cut off inside an agent's training
+    resumed = JOB.execute(config | {"workers": 2}, tmp_path / "cut")
     assert resumed["curves"] == whole["curves"]
     assert resumed["table"] == whole["table"]
     assert all(check["holds"] for check in whole["checks"]), whole["checks"]

@@ -1,0 +1,58 @@
+"""Independent calls, here or in processes side by side, that stop when their run is asked to."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context, parent_process
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import torch
+
+from training.run import Cancelled, Run
+
+_stop: Event | None = None  # in a worker: set once its run ends
+
+
+@contextmanager
+def workers(count: int, run: Run) -> Iterator[Callable[..., Callable[[], Any]]]:
+    """``submit(function, *arguments)``, which gives a function that waits for the value.
+
+    One worker: the call is made then, in this process. The function may call ``stop_if_asked`` in either case.
+    """
+    if count == 1:
+        yield partial
+        return
+    context = get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(count, context, initializer=_begin, initargs=(stop,)) as pool:
+        try:
+            yield lambda function, *arguments: partial(_value, pool.submit(function, *arguments), run)
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def stop_if_asked() -> None:
+    """In a worker, raise Cancelled once its run has ended, or was killed."""
+    parent = parent_process()
+    if _stop is not None and (_stop.is_set() or parent is None or not parent.is_alive()):
+        raise Cancelled("the run has ended")
+
+
+def _begin(stop: Event) -> None:
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to handle
+    torch.set_num_threads(1)
+
+
+def _value(future: Future[Any], run: Run) -> Any:
+    while not future.done():
+        run.stop_if_asked()
+        wait([future], timeout=0.5)
+    return future.result()
