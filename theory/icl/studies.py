@@ -126,7 +126,7 @@ def alpha(config: Config, run: Run) -> Result:
 def required(config: Config, run: Run, error: float = 0.02) -> Result:
     """Context to an error of 0.02 against α', unseen tasks and out of domain, and training context against α."""
     models, _ = trained(config, run)
-    lengths = tuple(range(2, 31))
+    lengths = tuple(sorted({round(x) for x in np.geomspace(2, 60, 24)}))
     fewer = config.model_copy(update={"prompts": min(config.prompts, 1000), "lengths": lengths})
     found: Result = {"error": error, "fits": {}}
     for i, place in enumerate(("unseen", "mean")):
