@@ -239,8 +239,9 @@ def _steps(config: Config, run: Run, setting: Setting, key: int, level: float) -
     return torch.where(below.any(0), below.float().argmax(0) + 10.0, torch.nan).tolist()
 
 
-def speed(config: Config, run: Run, steps: int = 10) -> Result:
-    """Milliseconds a run and SGD step: runs as one batch, the same code run by run, plain autograd run by run."""
+def speed(config: Config, run: Run) -> Result:
+    """Milliseconds a run and SGD step over a whole training: as one batch, run by run, plain autograd run by run."""
+    steps = config.iterations
 
     def timed(count: int) -> float:
         setting = config.setting(torch.full((count,), config.alpha))
@@ -248,7 +249,6 @@ def speed(config: Config, run: Run, steps: int = 10) -> Result:
         train(Models.start(setting, 0), setting, lambda s: s, 0, steps, lambda *_: None)
         return 1000 * (time.perf_counter() - began) / steps / count
 
-    timed(1)
     rows = {
         "batch of 20 runs": timed(20),
         "same code, one run": timed(1),
