@@ -47,7 +47,7 @@ def stacked(**settings: Any) -> torch.Tensor:
 def kill_a_worker(process: subprocess.Popen[str], out: Path) -> str:
     """SIGKILL to process 1 once all have saved a checkpoint; what the others say."""
     deadline = time.monotonic() + 550
-    while len([*out.glob("process-*/*.pt")]) < PROCESSES:
+    while len({path.parent for path in out.glob("process-*/*.pt")}) < PROCESSES:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     [victim] = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
