@@ -78,8 +78,7 @@ class Processes:
         self.blocks = [range(agents * i // self.size, agents * (i + 1) // self.size) for i in range(self.size)]
         self.agents, self.mixings = agents, list(mixings)
         self._plans: dict[int, tuple[torch.Tensor, Plan]] = {}
-        with _or_lost("the others"):
-            dist.barrier()  # connects all of them, so that from now on traffic is that of the algorithm
+        self.meet()  # connects all of them, so that from now on traffic is that of the algorithm
 
     def close(self) -> None:
         dist.destroy_process_group()
@@ -125,6 +124,11 @@ class Processes:
             _decode(message, fields, each[own]) for message, fields, each in zip(messages, encoded, seeds, strict=True)
         ]
         return [Average(*each) for each in zip(means, sent, strict=True)]
+
+    def meet(self) -> None:
+        """Wait until all processes are here."""
+        with _or_lost("another process"):
+            dist.barrier()
 
     def gather(self, value: Any) -> list[Any]:
         """What each process has, to all of them. For beginnings and ends: this one is not neighbour to neighbour."""
@@ -201,10 +205,12 @@ class Shards:
         self.kept = FolderCheckpoints(Path(folder) / f"process-{network.rank}-of-{network.size}")
 
     def save(self, step: int, tree: Tree) -> None:
-        """``tree`` of tensors; that of the last save but one is removed."""
+        """``tree`` of tensors; earlier ones are removed once all processes have this one."""
+        earlier = self.kept.names()
         self.kept.save(str(step), tree_flatten(tree)[0], {"metrics_bytes": 0, "seconds": 0.0})
-        for old in sorted(map(int, self.kept.names()))[:-2]:  # others may still be at the last one
-            (self.kept.folder / f"{old}.pt").unlink()
+        self.network.meet()
+        for name in earlier:
+            (self.kept.folder / f"{name}.pt").unlink()
 
     def last(self, like: Tree) -> tuple[int, Tree] | None:
         """(step, tree) to go on from; ``like`` has the tree's structure."""

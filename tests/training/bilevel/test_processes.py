@@ -72,7 +72,7 @@ def test_sparkle_survives_the_death_of_a_process(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(whole["x"], dtype=expected.dtype), expected, rtol=0, atol=1e-10)
     # Rows of 4 + 4 and 3 float64, two agents' to two neighbours; rounds: ED one each for A and B², ATC-GT two each.
     messages, rows = 2 * (2 + 4), 2 * (2 * 8 + 4 * 3)
-    assert whole["sent"] == pytest.approx([steps * (messages * FRAME + 8 * rows)] * PROCESSES, rel=0.01)
+    assert whole["sent"] == pytest.approx([steps * (messages * FRAME + 8 * rows)] * PROCESSES, rel=0.03)
 
 
 def test_ef_soba_is_the_same_on_fewer_bytes(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_ef_soba_is_the_same_on_fewer_bytes(tmp_path: Path) -> None:
     expected = stacked(**settings, k=5)
     torch.testing.assert_close(torch.tensor(found["x"], dtype=expected.dtype), expected, rtol=0, atol=1e-10)
     # A worker of 3 agents: 3 messages each of 5 float64 and 5 indices of 7 bits; whole vectors would take 7,200 bytes.
-    assert found["sent"][1] == pytest.approx(60 * (3 * 3 * (40 + 5) + FRAME), rel=0.02)
+    assert found["sent"][1] == pytest.approx(60 * (3 * 3 * (40 + 5) + FRAME), rel=0.03)
 
 
 @pytest.mark.parametrize(
