@@ -206,7 +206,7 @@ class Shards:
 
     def save(self, step: int, tree: Tree) -> None:
         """``tree`` of tensors; earlier ones are removed once all processes have this one."""
-        earlier = self.kept.names()
+        earlier = set(self.kept.names()) - {str(step)}
         self.kept.save(str(step), tree_flatten(tree)[0], {"metrics_bytes": 0, "seconds": 0.0})
         self.network.meet()
         for name in earlier:
