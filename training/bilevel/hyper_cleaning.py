@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_map
 from training.bilevel import topology
 from training.bilevel.cleaning_methods import METHODS, Compressed, Setting
 from training.bilevel.hyper_cleaning_figure import draw
+from training.bilevel.intervals import band
 from training.bilevel.problems import fashion_mnist
 from training.bilevel.problems.fashion_mnist import Images
 from training.bilevel.problems.hyper_cleaning import Agents, accuracy, found_wrong, share_out, start
-from training.bilevel.quadratic_studies import interval
 from training.run import Job, JobConfig, Run
 
 
@@ -173,9 +173,9 @@ def summary(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
         found[corruption] = rows = {}
         for name, curve in methods.items():
             end = np.array(curve["accuracy"][-1])
-            rows[name] = {"accuracy": interval(end), "found": interval(curve["found"])}
+            rows[name] = {"accuracy": band(end), "found": band(curve["found"])}
             if "D-SOBA" in methods and not isinstance(METHODS[name], Compressed):
-                rows[name]["over D-SOBA"] = interval(end - methods["D-SOBA"]["accuracy"][-1])
+                rows[name]["over D-SOBA"] = band(end - methods["D-SOBA"]["accuracy"][-1])
             if "SOBA" in methods and isinstance(METHODS[name], Compressed):
                 rows[name]["bytes over SOBA"] = bytes_ratio(curve, methods["SOBA"])
     return found
@@ -199,7 +199,7 @@ def _check(summary: dict[str, Any], run: Run) -> None:
         label = f"{float(corruption):.0%} wrong labels"
         for name, row in rows.items():
             if "over D-SOBA" in row and METHODS[name].corrects:
-                gain, low, _ = row["over D-SOBA"]
+                gain, low = row["over D-SOBA"]["mean"], row["over D-SOBA"]["low"]
                 run.check(f"{label}: {name} over D-SOBA", expected="> 0", got=gain, holds=low > 0)
             if name != "SOBA" and "bytes over SOBA" in row:
                 ratio = row["bytes over SOBA"]["ratio"]

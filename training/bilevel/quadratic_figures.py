@@ -24,7 +24,7 @@ def draw(folder: Path) -> None:
     _topologies(panels[0, 1:], result["topologies"])
     _floors(panels[1, 0], result["topologies"])
     _speedup(panels[1, 1], result["speedup"])
-    for axes, (noise, runs) in zip(panels[1, 2:], result["compressed"]["runs"].items(), strict=True):
+    for axes, (noise, runs) in zip(panels[1, 2:], result["compressed"]["runs"].items(), strict=False):
         _compressed(axes, noise, runs, result["compressed"]["every"])
     figure.savefig(folder / "figures" / "quadratic.png", dpi=80)
     plt.close(figure)
@@ -68,8 +68,8 @@ def _floors(axes: Any, study: Mapping[str, Any]) -> None:
 
 
 def _speedup(axes: Any, study: Mapping[str, Any]) -> None:
-    for at, (name, rows) in enumerate(study["scaled"].items()):
-        mean, low, high = np.array(rows).T
+    for at, (name, scaled) in enumerate(study["scaled"].items()):
+        mean, low, high = (np.array(scaled[key]) for key in ("mean", "low", "high"))
         places = np.array(study["sizes"]) * (1 + 0.03 * at)
         axes.errorbar(places, mean, [mean - low, high - mean], fmt="o-", label=name, markersize=4)
     axes.set(xscale="log", xlabel="agents n", ylabel="n · mean squared error", title="noisy gradients, ring")

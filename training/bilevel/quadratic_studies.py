@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 from torch.func import vmap
 
 from training.bilevel import quadratic, topology
@@ -17,7 +15,7 @@ from training.bilevel.soba import EFSoba, Soba, bits_down, bits_up
 from training.bilevel.sparkle import STRATEGIES, Sparkle, State, Strategy, diffusion
 
 D_SOBA = "D-SOBA"
-Steps = Mapping[str, float]  # alpha, beta, gamma, theta
+Steps = Mapping[str, Any]  # alpha, beta, gamma, theta
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x [..., n, d], solution [..., d] -> [...]
 
 
@@ -113,13 +111,6 @@ def compressed(
         "bits_up": bits_up(algorithm, origin, origin),
         "bits_down": bits_down(origin, origin),
     }
-
-
-def interval(values: Sequence[float]) -> list[float]:
-    """[mean, low, high], 95 % by Student's t; of one value, that value."""
-    array = np.asarray(values, float)
-    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else 0.0
-    return [float(array.mean()), float(array.mean() - half), float(array.mean() + half)]
 
 
 def topologies(agents: int) -> dict[str, torch.Tensor]:

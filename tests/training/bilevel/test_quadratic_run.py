@@ -9,7 +9,6 @@ import pytest
 from pydantic import ValidationError
 
 from training.bilevel.quadratic_run import JOB
-from training.bilevel.quadratic_studies import interval
 from training.run import Cancelled
 
 TINY = {
@@ -52,8 +51,3 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
 def test_bad_settings_say_what_to_change(settings: dict[str, object], says: str, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=says):
         JOB.execute(settings, tmp_path)
-
-
-def test_an_interval_is_students() -> None:
-    assert interval([1.0, 3.0]) == pytest.approx([2.0, 2 - 12.706, 2 + 12.706], abs=1e-3)
-    assert interval([1.0]) == [1.0, 1.0, 1.0]
