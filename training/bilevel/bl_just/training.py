@@ -122,10 +122,14 @@ class Training:
     def seconds_per_step(self) -> dict[Kind, float]:
         """What a pass of each kind takes, from its second step now. It changes the model: build another to train."""
         first, taken = Pass("joint", 0.0, 0, 0), []
-        for batches, loss in ((self._windows, self._unsupervised_loss), (self._utterances, self._supervised_loss)):
-            for batch in itertools.islice(batches(first), 2):
+        for batches, loss in (
+            (self._windows(first), self.model.unsupervised_loss),
+            (self._utterances(first), self.model.supervised_loss),
+        ):
+            elapsed = 0.0
+            for batch in itertools.islice(batches, 2):
                 began = time.monotonic()
-                loss(batch).backward()
+                loss(*batch).backward()
                 elapsed = time.monotonic() - began
             taken.append(elapsed * self.steps)
         heard, written = taken
