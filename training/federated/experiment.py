@@ -40,12 +40,12 @@ class Method:
     buffer: int | None = None
 
 
-ADAPTIVE, PLAIN = (1e-3, 2e-3, 4e-3), (0.25, 0.5, 1.0)
+ADAPTIVE, PLAIN = (5e-4, 1e-3, 2e-3, 4e-3), (0.25, 0.5, 1.0)
 METHODS = {
     "FADAS": Method("fadas", ADAPTIVE),
     "FADAS, delay-adaptive": Method("fadas-divide", (3e-3, 6e-3, 1.2e-2)),
     "FedBuff": Method("fedbuff", PLAIN),
-    "FedAsync": Method("fedasync", (0.1, 0.3, 0.6), buffer=1),
+    "FedAsync": Method("fedasync", (0.1, 0.3, 0.6, 1.0), buffer=1),
     "CA2FL": Method("ca2fl", PLAIN),
     "FedAdam": Method("fedadam", ADAPTIVE, "for few"),
     "FedAMS": Method("fedams", ADAPTIVE, "for few"),
