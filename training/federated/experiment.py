@@ -41,17 +41,18 @@ class Method:
 
 
 ADAPTIVE, PLAIN = (5e-4, 1e-3, 2e-3, 4e-3), (0.25, 0.5, 1.0)
+LARGER_ADAPTIVE, LARGER_PLAIN = (2e-3, 4e-3, 8e-3, 1.6e-2), (0.5, 1.0, 2.0)
 METHODS = {
     "FADAS": Method("fadas", ADAPTIVE),
     "FADAS, delay-adaptive": Method("fadas-divide", (3e-3, 6e-3, 1.2e-2)),
     "FedBuff": Method("fedbuff", PLAIN),
     "FedAsync": Method("fedasync", (0.1, 0.3, 0.6, 1.0), buffer=1),
     "CA2FL": Method("ca2fl", PLAIN),
-    "FedAdam": Method("fedadam", ADAPTIVE, "for few"),
-    "FedAMS": Method("fedams", ADAPTIVE, "for few"),
+    "FedAdam": Method("fedadam", LARGER_ADAPTIVE, "for few"),
+    "FedAMS": Method("fedams", LARGER_ADAPTIVE, "for few"),
     "FedAvg": Method("fedavg", PLAIN, "for few"),
-    "FedAMS, all places": Method("fedams", ADAPTIVE, "for all"),
-    "FedAvg, all places": Method("fedavg", PLAIN, "for all"),
+    "FedAMS, all places": Method("fedams", LARGER_ADAPTIVE, "for all"),
+    "FedAvg, all places": Method("fedavg", LARGER_PLAIN, "for all"),
 }
 
 
