@@ -122,7 +122,12 @@ def local_sgd(task: Task, train: Examples, seed: int) -> tuple[LocalSGD, Tensor]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_of(seed, MODEL).integers(2**31)))
         model = MODELS[task.model](task.hidden)
-    how = {"steps": task.local_steps, "batch": task.batch, "lr": task.local_lr, "weight_decay": task.weight_decay}
+    how: dict[str, Any] = {
+        "steps": task.local_steps,
+        "batch": task.batch,
+        "lr": task.local_lr,
+        "weight_decay": task.weight_decay,
+    }
     clients = LocalSGD(model, train.images, train.labels, parts, **how)
     return clients, nn.utils.parameters_to_vector(model.parameters()).detach()
 
