@@ -24,7 +24,8 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import ModelInfo, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from value_heads import FeatureSpec, LinearHead, LoraBackbone, LoraValues, ValueStack
+from training.iro.config import default_feature_spec
+from value_heads import LinearHead, LoraBackbone, LoraValues, ValueStack
 from value_heads.threads import on_fresh_thread
 
 BEAM = SearchParams(beam_width=4, num_successors=4, chunk_length=16)
@@ -39,11 +40,10 @@ def linear_heads(info: ModelInfo, count: int) -> ValueStack:
     """So many linear heads on the trainer's features, as iterations leave them: each counts tokens of its own, a
     third of them new. Their weights do not matter to speed or size: small random ones."""
     generator = torch.Generator().manual_seed(0)
-    layers = info.num_layers
     heads = []
     for t in range(count):
-        counted = tuple(range(500 * t, 500 * t + 1500))
-        spec = FeatureSpec(current=(layers * 5 // 6,), summed=(0, layers // 3), counted=counted, horizon=64)
+        counted = {"counted": tuple(range(500 * t, 500 * t + 1500))}
+        spec = default_feature_spec(info, 64).model_copy(update=counted)
         weight = 1e-3 * torch.randn(spec.width(info.hidden_size), generator=generator)
         heads.append(LinearHead(spec, weight, 0.0))
     return ValueStack(heads, [1.0] * count)

@@ -1,9 +1,10 @@
 """The same job with the model in this process and on vLLM: ``python -m benchmarks.engines --json``, after ``make vllm``
 has installed it.
 
-IMDB openings and the sentiment reward of ``benchmarks.quality``, value functions on a LoRA backbone of a third of the
-layers. Compared: what the value functions know on held-out prompts (R² and correlation within a prompt), and validation
-reward, picked by value, against best-of-16, picked by the reward. An interrupted run goes on.
+IMDB openings and the sentiment reward of ``benchmarks.quality``, linear value functions of what both engines can tell:
+sums of the tokens' embeddings, and counts of the commonest. Compared: what the value functions know on held-out prompts
+(R² and correlation within a prompt), and validation reward, picked by value, against best-of-16, picked by the reward.
+An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from typing import Any
 
 from scipy.stats import t
 
+from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.quality import BEAM, ROWS, jsonl
-from benchmarks.serving import VLLMProcess, say, terminated_is_exit
 from iro_server.demo.data import prompt_rows
 from iro_server.demo.sentiment import sentiment_grader_source
 from iro_server.engines.prepare import prepare_model
 from training.iro.diagnostics import mean_and_error
+from value_heads import FeatureSpec
 
 FLAGS = ("--max-model-len", "512", "--max-num-seqs", "128")
 ENGINES = ("embedded", "vllm")
+MAX_TOKENS = 32
+BOTH = FeatureSpec(summed=(0,), horizon=MAX_TOKENS)
 
 
 def align(
@@ -45,7 +49,7 @@ def align(
         "betas": [1.0],
         "rollouts_per_prompt": ROWS,
         **BEAM,
-        "max_tokens": 32,
+        "max_tokens": MAX_TOKENS,
         "concurrency": 8,
         "seed": seed,
     } | more
@@ -108,7 +112,7 @@ def main() -> None:
             of = {}
             for engine, urls in zip(ENGINES, ([], [server.url]), strict=True):
                 say(f"seed {seed}, {engine}")
-                more = {"value_model": "lora", "engine_urls": urls}
+                more = {"value_model": "linear", "feature_spec": BOTH, "engine_urls": urls}
                 of[engine] = align(args.out / f"seed-{seed}" / engine, seed, rows, held, **more)
             per_seed.append(of)
             result = summary(per_seed) | {"per_seed": per_seed, "seeds": seed + 1}

@@ -26,7 +26,7 @@ import httpx
 import psutil
 
 from benchmarks.hostile_graders import HOSTILE, KINDS, Hostile
-from benchmarks.serving import ServerProcess, terminated_is_exit
+from benchmarks.processes import ServerProcess, terminated_is_exit
 from iro_server.settings import Settings
 from iro_server.surroundings import PythonLimits
 

@@ -24,7 +24,7 @@ from typing import Any
 import openai
 import psutil
 
-from benchmarks.serving import ServerProcess, say, terminated_is_exit
+from benchmarks.processes import ServerProcess, say, terminated_is_exit
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling

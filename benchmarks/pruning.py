@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from benchmarks.engines import align, interval
-from benchmarks.serving import say, terminated_is_exit
+from benchmarks.processes import say, terminated_is_exit
 from iro_server.decoding.search import guided_search
 from iro_server.demo.data import imdb_splits, prompt_rows
 from iro_server.engines.base import Sampling

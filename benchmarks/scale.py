@@ -24,8 +24,8 @@ import openai
 import psutil
 
 from benchmarks.decoding import linear_heads
+from benchmarks.processes import ServerProcess, terminated_is_exit
 from benchmarks.scale_model import GPUS, LIMIT, MODELS, Costs, Outcome, Workload, carried, reckoned, simulate
-from benchmarks.serving import ServerProcess, terminated_is_exit
 from iro_server.decoding.base import Scorer
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine

@@ -1,116 +1,216 @@
-"""Servers as processes of their own, on free ports of this machine: ``iro serve``, and vLLM."""
+"""Guided search over a real vLLM server: ``python -m benchmarks.serving --json``, after ``make vllm`` has installed it.
+
+W=4, K=4, L=16, value functions in this process: linear on embeddings and counts of tokens, and on a LoRA backbone of a
+third of the layers. Prompts of 40 tokens that share no prefix, SmolLM2-135M in fp32. Ratios within one run, on a quiet
+machine: two servers, with and without prefix caching, one after another. A base token is a token of any row drawn from
+the frozen model, kept or not.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
+import argparse
+import asyncio
+import json
+import statistics
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import httpx
-import psutil
+import torch
 
-from iro_server.engines import vllm_server
+from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
+from benchmarks.processes import VLLMProcess, say, terminated_is_exit
+from iro_server.decoding.base import Scorer, SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Sampling
+from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.prepare import prepare_model
+from iro_server.engines.vllm import VLLMEngine, request, rows_of
+from value_heads import LoraBackbone, LoraValues
 
-STOP_SECONDS = 60.0
-
-
-def terminated_is_exit() -> None:
-    """A program told to end leaves its ``with`` blocks, so that no server outlives it."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-
-def say(stage: str) -> None:
-    print(f"{time.strftime('%X')} {stage}", file=sys.stderr, flush=True)
-
-
-class Server:
-    """Ready inside ``with``; its output goes to ``log``."""
-
-    start_seconds = 120.0
-    health = "/v1/health"
-
-    def __init__(self, log: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.log = log
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-
-    def command(self) -> list[str]:
-        raise NotImplementedError
-
-    def environment(self) -> dict[str, str]:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(), stdout=log, stderr=log, env=self.environment(), start_new_session=True
-            )
-        deadline = time.monotonic() + self.start_seconds
-        while not self._answers():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.signal(signal.SIGKILL)
-                raise RuntimeError(f"the server did not start: {self.log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_SECONDS)
-        self.signal(signal.SIGKILL)
-        self.process.wait()
-
-    def signal(self, which: signal.Signals) -> None:
-        """To the server and all that it started in its session."""
-        with contextlib.suppress(ProcessLookupError):  # all gone
-            os.killpg(self.process.pid, which)
-
-    def _answers(self) -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}{self.health}").is_success
-        except httpx.TransportError:
-            return False
+CROWDS = (1, 4, 16)
+PLAIN = SearchParams(beam_width=1, num_successors=ROWS, chunk_length=None)
+FLAGS = ("--max-model-len", "1024", "--max-num-seqs", "256")
 
 
-class ServerProcess(Server):
-    """``iro serve``; ``settings`` are given to it as IRO_<NAME>. It logs to ``<data dir>/server.log``."""
+class Bench:
+    """One vLLM server, and what clients make of it. Rates are base tokens a second."""
 
-    def __init__(self, data_dir: Path, **settings: object) -> None:
-        super().__init__(data_dir / "server.log")
-        self.data_dir, self.settings = data_dir, settings
+    def __init__(self, engine: VLLMEngine, backbone: LoraBackbone, tokens: int) -> None:
+        self.engine, self.backbone, self.tokens = engine, backbone, tokens
+        self.lora, self.linear = LoraValues(backbone, [1.0]), linear_heads(engine.info, 3)
+        self.passage = engine.tokenizer(PASSAGE)["input_ids"][1:PROMPT_TOKENS]
+        self.prompts = 0
 
-    def command(self) -> list[str]:
-        iro = str(Path(sys.executable).with_name("iro"))
-        return [iro, "serve", "--port", str(self.port), "--data-dir", str(self.data_dir)]
+    def prompt(self) -> list[int]:
+        """One that no cache holds."""
+        self.prompts += 1
+        return [5000 + self.prompts, *self.passage]
 
-    def environment(self) -> dict[str, str]:
-        return os.environ | {f"IRO_{name.upper()}": str(value) for name, value in self.settings.items()}
+    def search(self, params: SearchParams, requests: int, values: Scorer) -> float:
+        """So many searches at once, steered by the value functions; rate."""
 
-    def memory(self) -> int:
-        """Resident bytes."""
-        return psutil.Process(self.process.pid).memory_info().rss
+        async def go() -> int:
+            searches = [
+                guided_search(self.engine, self.prompt(), params, Sampling(seed=i), self.tokens, values)
+                for i in range(requests)
+            ]
+            return sum(result.usage.base_tokens for result in await asyncio.gather(*searches))
+
+        return rate(go)
+
+    def plain(self) -> float:
+        """vLLM's own sampling of 16 rows of one prompt."""
+        return rate(lambda: self._post([(self.prompt(), ROWS, self.tokens, 0)]))
+
+    def one_at_a_time(self) -> float:
+        """The same search by a client that asks for each continuation of each beam by itself, and scores it by itself,
+        reading all of it."""
+        prompt = self.prompt()
+
+        async def go() -> int:
+            beams = [prompt] * BEAM.beam_width
+            for start in range(0, self.tokens, BEAM.chunk_length or self.tokens):
+                length = min(BEAM.chunk_length or self.tokens, self.tokens - start)
+                pool = []
+                for number, beam in enumerate(beams * BEAM.num_successors):
+                    await self._post([(beam, 1, length, 1000 * start + number)])
+                    row = [*beam, *self.last[0][0].tokens]
+                    with torch.no_grad():
+                        pool.append((float(self.backbone.values(0, torch.tensor([row]))[0, -1]), row))
+                beams = [row for _, row in sorted(pool, reverse=True)[: BEAM.beam_width]]
+            return ROWS * self.tokens
+
+        return rate(go)
+
+    async def _post(self, asked: list[tuple[list[int], int, int, int]]) -> int:
+        """Tokens drawn for (prompt, rows, length, seed) each; ``last``: the rows."""
+        url = f"{self.engine.replicas.all[0].url}/completions"
+        async with httpx.AsyncClient(timeout=None) as client:
+            bodies = [request(self.engine.model, p, n, length, Sampling(), seed) for p, n, length, seed in asked]
+            answers = await asyncio.gather(*(client.post(url, json=body) for body in bodies))
+        payloads = [answer.raise_for_status().json() for answer in answers]
+        self.last = [rows_of(each, n, length, ()) for each, (_, n, length, _) in zip(payloads, asked, strict=True)]
+        return sum(len(row.tokens) for rows in self.last for row in rows)
+
+    def cached_share(self, work: Callable[[], float]) -> float:
+        """Of the prompt tokens that ``work`` sends, how many vLLM had read before."""
+        before = self.engine.report()[0]
+        work()
+        after = self.engine.report()[0]
+        read, cached = (after[name] - before[name] for name in ("prompt_tokens", "cached_tokens"))
+        return cached / read
 
 
-class VLLMProcess(Server):
-    """vLLM with the model of ``model_dir``, from the environment that ``make vllm`` installs; ``flags`` are its own."""
+def rate(work: Callable[[], Awaitable[int]]) -> float:
+    async def go() -> int:
+        return await work()
 
-    start_seconds = 1800.0  # a minute on a quiet machine
-    health = "/health"
-    python = Path(".venv-vllm/bin/python")
+    start = time.perf_counter()
+    return asyncio.run(go()) / (time.perf_counter() - start)
 
-    def __init__(self, model_dir: Path, log: Path, *flags: str) -> None:
-        super().__init__(log)
-        self.model_dir, self.flags = model_dir, flags
 
-    def command(self) -> list[str]:
-        return vllm_server.command(self.python, self.model_dir, self.port, *self.flags)
+def median(repeats: int, measures: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Of each over the repeats, taken in turn so that a drift of the machine touches all alike."""
+    rounds = [{name: measure() for name, measure in measures.items()} for _ in range(repeats)]
+    return {name: statistics.median(each[name] for each in rounds) for name in measures}
 
-    def environment(self) -> dict[str, str]:
-        return vllm_server.environment(os.environ)
+
+def measure_cached(bench: Bench, repeats: int) -> dict[str, Any]:
+    bench.search(BEAM, 1, bench.lora)
+
+    def measures(n: int) -> dict[str, Callable[[], float]]:
+        return {
+            f"linear, {n}": partial(bench.search, BEAM, n, bench.linear),
+            f"lora, {n}": partial(bench.search, BEAM, n, bench.lora),
+            f"best-of-16, {n}": partial(bench.search, PLAIN, n, bench.lora),
+        }
+
+    say("one request, with prefix caching")
+    found = median(3 * repeats, {"plain vLLM, n=16": bench.plain} | measures(CROWDS[0]))
+    say("many requests, with prefix caching")
+    found |= median(repeats, {name: work for n in CROWDS[1:] for name, work in measures(n).items()})
+    say("one beam at a time")
+    found |= median(1, {"one beam at a time": bench.one_at_a_time})
+    return {"tokens_per_second": found, "cached_share": bench.cached_share(measures(1)["lora, 1"])}
+
+
+def measure_uncached(bench: Bench, repeats: int) -> dict[str, float]:
+    bench.search(BEAM, 1, bench.lora)
+    say("without prefix caching")
+    return median(
+        repeats, {f"lora without prefix caching, {n}": partial(bench.search, BEAM, n, bench.lora) for n in CROWDS}
+    )
+
+
+def ratios(rates: dict[str, float]) -> list[tuple[str, float, float | None]]:
+    """Name, value and aim of each."""
+    lora, plain, most = rates["lora, 1"], rates["plain vLLM, n=16"], CROWDS[-1]
+    found: list[tuple[str, float, float | None]] = [
+        ("guided W=4 K=4 L=16 by lora, one request / plain vLLM, n=16", lora / plain, 0.85),
+        ("the same by linear values", rates["linear, 1"] / plain, 0.85),
+        ("by lora / a client that asks for one continuation at a time", lora / rates["one beam at a time"], 5.0),
+    ]
+    for kind in ("lora", "linear"):
+        found.append((f"{kind}, {most} requests / one", rates[f"{kind}, {most}"] / rates[f"{kind}, 1"], None))
+        for n in CROWDS:
+            ratio = rates[f"{kind}, {n}"] / rates[f"best-of-16, {n}"]
+            found.append((f"requests a second by {kind}, {n} at once / best-of-16", ratio, None))
+    for n in CROWDS:
+        if without := rates.get(f"lora without prefix caching, {n}"):
+            found.append((f"prefix caching / none, {n} at once", rates[f"lora, {n}"] / without, None))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
+    parser.add_argument("--repeats", type=int, default=1, help="of many requests; one request gets three times as many")
+    parser.add_argument("--out", type=Path, default=Path("runs/serving"))
+    parser.add_argument("--url", help="of a vLLM server that is up already; none is measured without prefix caching")
+    args = parser.parse_args()
+    terminated_is_exit()
+    if not args.url and not VLLMProcess.python.exists():
+        parser.error(f"{VLLMProcess.python} does not exist: `make vllm` installs vLLM")
+    args.out.mkdir(parents=True, exist_ok=True)
+    model_dir = prepare_model()
+    backbone = LoraBackbone(model_dir, 10)
+    backbone.add_iteration()
+
+    def over(url: str, measure: Callable[[Bench, int], Any]) -> Any:
+        with VLLMEngine(model_dir, Endpoints((url,))) as engine:
+            return measure(Bench(engine, backbone, args.tokens), args.repeats)
+
+    def on_server(measure: Callable[[Bench, int], Any], name: str, *flags: str) -> Any:
+        with VLLMProcess(model_dir, args.out / f"{name}.log", *FLAGS, *flags) as server:
+            return over(server.url, measure)
+
+    if args.url:
+        cached, uncached = over(args.url, measure_cached), {}
+    else:
+        cached = on_server(measure_cached, "cached")
+        uncached = on_server(measure_uncached, "uncached", "--no-enable-prefix-caching")
+    rates = cached["tokens_per_second"] | uncached
+    checks = [
+        {"name": name, "expected": f">= {aim}" if aim else "", "got": got, "holds": aim is None or got >= aim}
+        for name, got, aim in ratios(rates)
+    ]
+    share = {"cached_share_of_prompt_tokens": cached["cached_share"], "tokens": args.tokens, "repeats": args.repeats}
+    result = {"checks": checks, "tokens_per_second": rates, **share}
+    (args.out / "result.json").write_text(json.dumps(result, indent=1))
+    if args.json:
+        print(json.dumps(result, indent=1))
+        return
+    for check in result["checks"]:
+        aim = f", aim {check['expected']}: {'holds' if check['holds'] else 'falls short'}" if check["expected"] else ""
+        print(f"{check['name']}: {check['got']:.2f}{aim}")
+    for name, value in result["tokens_per_second"].items():
+        print(f"{value:8.1f} base tokens/s  {name}")
+
+
+if __name__ == "__main__":
+    main()

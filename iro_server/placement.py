@@ -15,7 +15,7 @@ class Placement(BaseSettings):
     checkpoints; None: its run folder. ``executor`` "ray" spreads rollouts, grading and value fits of alignment jobs
     over the Ray cluster at ``ray_address``; None: over one on this machine, which ends with the job. ``ray_cpus`` and
     ``ray_gpus``: of an engine, and of a value fit. ``ray_actors``: engines at once, at most; None: as many as the
-    cluster has room for when a step begins.
+    cluster has room for when a step begins. ``ray_fit_actors``: processes that share the fit of a LoRA backbone.
     """
 
     model_config = SettingsConfigDict(frozen=True, env_prefix="IRO_")
@@ -26,6 +26,7 @@ class Placement(BaseSettings):
     ray_cpus: float = Field(1.0, gt=0)
     ray_gpus: float = Field(0.0, ge=0)
     ray_actors: int | None = Field(None, ge=1)
+    ray_fit_actors: int = Field(1, ge=1)
 
     @property
     def placement(self) -> dict[str, str]:

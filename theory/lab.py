@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,6 +140,37 @@ def loglog(x: Any, y: Any) -> Result:
         if kept.sum() >= 3:
             slopes.append(np.polyfit(np.log(np.asarray(x, float)[kept]), np.log(row[kept]), 1)[0])
     return band(slopes) if slopes else {"mean": None, "low": None, "high": None, "seeds": 0}
+
+
+def first_below(x: Sequence[float], errors: Any, level: float) -> float:
+    """Where errors [len(x)] first come down to ``level``, between x by log-log interpolation; NaN if never."""
+    errors = np.asarray(errors, dtype=float)
+    below = np.flatnonzero(errors <= level)
+    if not len(below):
+        return float("nan")
+    i = below[0]
+    if i == 0:
+        return float(x[0])
+    y = np.log(np.maximum(errors[i - 1 : i + 1], 1e-4))
+    part = (y[0] - np.log(level)) / (y[0] - y[1])
+    return float(np.exp(np.log(x[i - 1]) + part * np.log(x[i] / x[i - 1])))
+
+
+def required_fit(values: Any, needed: Any, expected: float, what: str) -> Result:
+    """``needed`` [seeds, values] of ``what`` against ``values``: band and slope, beside the theorem's exponent."""
+    fit = {"needed": band(needed), "slope": loglog(values, needed)}
+    return {"values": values, "what": what, "expected": expected} | fit
+
+
+def draw_required(figure: Any, result: Result, symbols: Mapping[str, str]) -> None:
+    """{"error", "fits": {name: `required_fit`}}."""
+    for axes, (name, fit) in zip(figure.subplots(1, len(result["fits"])), result["fits"].items(), strict=True):
+        mean = np.array([np.nan if m is None else m for m in fit["needed"]["mean"]], dtype=float)
+        values, expected = np.array(fit["values"]), fit["expected"]
+        axes.loglog(values, mean, "o-")
+        axes.loglog(values, np.nanmin(mean) * (values / values[-1]) ** expected, "k:")
+        axes.set(xlabel=symbols[name], ylabel=f"{fit['what']} to error {result['error']:g}")
+        axes.set_title(f"{slope_text(fit['slope'])}; dotted: {expected:g}".replace(": -", ": −"), fontsize=9)
 
 
 def banded(axes: Any, x: list[float], curve: Result, label: str, colour: str) -> None:

@@ -32,7 +32,7 @@ class LoraBackbone(nn.Module):
 
     def __init__(self, model_dir: Path | str, num_layers: int | None = None, rank: int = 16, alpha: int = 32):
         super().__init__()
-        self.model = _frozen(model_dir, num_layers)
+        self.model = frozen(model_dir, num_layers)
         self.num_layers: int = self.model.config.num_hidden_layers
         self.rank, self.alpha = rank, alpha
         linear = (name for name, module in self.model.named_modules() if isinstance(module, nn.Linear))
@@ -161,7 +161,8 @@ class LoraState:
         return await asyncio.wrap_future(request.done)
 
 
-def _frozen(model_dir: Path | str, num_layers: int | None) -> PreTrainedModel:
+def frozen(model_dir: Path | str, num_layers: int | None) -> PreTrainedModel:
+    """The model in float32, cut to its first so many layers; 0: it only embeds. ValueError if weights are missing."""
     cut = {} if num_layers is None else {"num_hidden_layers": num_layers}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the layers cut off would be reported as unexpected

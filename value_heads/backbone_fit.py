@@ -12,8 +12,11 @@ from transformers import get_cosine_schedule_with_warmup
 
 from value_heads.backbone import LoraBackbone
 from value_heads.fit import Rows, Select, best_setting, score_predictions
+from value_heads.peers import add_up, first_says, share
 
 EPOCHS, LEARNING_RATE = 10, 2e-4
+
+Criterion = Callable[..., Tensor]
 
 
 class Example(NamedTuple):
@@ -44,7 +47,8 @@ def fit_lora(
 
     Mean over response tokens of (V - reward)^2, or ("bce", rewards in [0, 1]) of the cross-entropy of sigmoid(V).
     AdamW on a cosine schedule. ``heldout``: rollouts of other prompts. No search may be scoring meanwhile.
-    ``on_batch`` is called before each batch, and may raise to stop the fit.
+    ``on_batch`` is called before each batch, and may raise to stop the fit. Among ``peers``, which all call this alike,
+    each batch is shared out: the same steps, up to rounding. PeerLost when one of them dies.
     """
     criterion = mse_loss if loss == "mse" else binary_cross_entropy_with_logits
     generator = torch.Generator().manual_seed(seed)
@@ -61,14 +65,15 @@ def fit_lora(
     best: dict[str, Tensor] = {}
     for epoch in range(1, epochs + 1):
         order = torch.randperm(len(train), generator=generator).tolist()
-        for values, targets in _predictions(backbone, iteration, [train[i] for i in order], batch_size):
+        for start in range(0, len(order), batch_size):
             on_batch()
             optimiser.zero_grad()
-            criterion(values, targets).backward()
+            batch = [train[i] for i in order[start : start + batch_size]]
+            _accumulate(backbone, iteration, batch, criterion, parameters)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             schedule.step()
-        scores[epoch] = _heldout_score(backbone, iteration, heldout, batch_size, select, criterion)
+        scores[epoch] = first_says(_heldout_score(backbone, iteration, heldout, batch_size, select, criterion))
         chosen = best_setting(scores, select)
         if chosen == epoch:
             best = backbone.iteration_state(iteration)
@@ -76,6 +81,20 @@ def fit_lora(
             break
     backbone.load_iteration(iteration, best)
     return {int(epoch): score for epoch, score in scores.items()}
+
+
+def _accumulate(
+    backbone: LoraBackbone, iteration: int, batch: Sequence[Example], criterion: Criterion, parameters: Sequence[Tensor]
+) -> None:
+    """The gradient of the batch's mean loss."""
+    mine = share(batch)
+    tokens = torch.tensor(float(sum(len(example.completion_ids) for example in mine)))
+    for values, targets in _predictions(backbone, iteration, mine, len(batch)):
+        criterion(values, targets, reduction="sum").backward()
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    add_up([tokens, *gradients])
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient / float(tokens)
 
 
 def _predictions(
@@ -96,7 +115,12 @@ def _predictions(
 
 @torch.no_grad()
 def _heldout_score(
-    backbone: LoraBackbone, iteration: int, heldout: Sequence[Example], batch_size: int, select: Select, criterion
+    backbone: LoraBackbone,
+    iteration: int,
+    heldout: Sequence[Example],
+    batch_size: int,
+    select: Select,
+    criterion: Criterion,
 ) -> float:
     batches = list(_predictions(backbone, iteration, heldout, batch_size))
     values, targets = (torch.cat(column) for column in zip(*batches, strict=True))

@@ -34,8 +34,6 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     _check_model(body, context)
     body.method.reinforcement.check_rows(context.settings.max_rows)
     _check_grader(body, context)
-    if not context.models.engine.info.hidden:
-        body.method.reinforcement.check_without_hidden()
     sources = {"training_file": body.training_file, "validation_file": body.validation_file}
     for param, id in sources.items():
         if id is not None:
@@ -44,7 +42,7 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     folder = context.settings.job_dir(job_id)
     config = {"model_dir": str(context.settings.model_dir), "model_name": body.model}
     if not context.models.engine.info.hidden:
-        config |= {"value_model": "lora", **context.settings.engine_fields}
+        config |= context.settings.engine_fields
     for param, id in sources.items():
         if id is not None:  # the job's own name for it: the file may be deleted while the job runs
             _link(context, id, param, folder / f"{param}.jsonl")

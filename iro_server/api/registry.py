@@ -143,9 +143,7 @@ class ModelRegistry:
             raise APIError(400, message, param="model", code="model_mismatch") from error
         except ValueError as error:
             raise APIError(500, f"The model '{name}' cannot be loaded: {error}", code="model_unreadable") from error
-        if values.layers and not info.hidden:
+        if info.lacks(values.layers):
             message = f"The model '{name}' reads hidden states of {self.base}, which is served without them here."
-            raise APIError(
-                400, f"{message} Align it anew with value_model 'lora'.", param="model", code="model_mismatch"
-            )
+            raise APIError(400, f"{message} Align it anew.", param="model", code="model_mismatch")
         return values

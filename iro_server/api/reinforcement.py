@@ -56,7 +56,7 @@ class IroOptions(_Closed):
     selection: Selection | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     temperature: Annotated[float, Field(gt=0, le=2)] | None = None
-    value_model: Literal["linear", "mlp", "lora"] | None = None
+    value_model: Literal["linear", "mlp", "lora", "auto"] | None = None
     loss: Literal["mse", "bce"] | None = None
     return_lambda: Annotated[float, Field(ge=0, le=1)] | None = None
     counted_tokens: Annotated[int, Field(ge=0, le=5000)] | None = None
@@ -76,8 +76,8 @@ class IroOptions(_Closed):
         if self.loss == "bce" and self.value_model == "mlp":
             raise ValueError("loss bce goes with linear and lora value functions")
         towards_next = self.return_lambda is not None and self.return_lambda < 1
-        if towards_next and (self.value_model == "lora" or self.loss == "bce"):
-            raise ValueError("return_lambda below 1 goes with heads and loss mse")
+        if towards_next and (self.value_model in ("lora", "auto") or self.loss == "bce"):
+            raise ValueError("return_lambda below 1 goes with value_model linear or mlp, and loss mse")
         return self
 
 
@@ -126,15 +126,6 @@ class Reinforcement(_Closed):
         if successors > MOST_SUCCESSORS:
             message = f"num_successors is {successors}, over {MOST_SUCCESSORS}"
             raise bad_request(message, f"method.reinforcement.{self._sets_rows()}", "invalid_value")
-
-    def check_without_hidden(self) -> None:
-        """400 where the value functions would read hidden states, which an engine over HTTP does not report."""
-        if self.iro.value_model in ("linear", "mlp"):
-            message = f"value_model '{self.iro.value_model}' reads the model's hidden states, and it is served here"
-            raise bad_request(f"{message} without them: use 'lora'.", f"{IRO}.value_model", "invalid_value")
-        if self.iro.return_lambda is not None and self.iro.return_lambda < 1:
-            message = "return_lambda below 1 goes with 'linear' and 'mlp', for which the model is served here without"
-            raise bad_request(f"{message} hidden states.", f"{IRO}.return_lambda", "invalid_value")
 
     def _sets_rows(self) -> str:
         """The field to blame for too many rows."""

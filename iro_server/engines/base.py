@@ -6,7 +6,7 @@ Axes in tensor names: R rows (beams x successors), L tokens of one chunk, D hidd
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,7 +37,8 @@ def cache_salt(project: str) -> str:
 class ModelInfo:
     """What identifies a frozen model; value functions are tied to both hashes.
 
-    ``hidden``, ``logprobs``: whether its engine reports hidden states, and log-probabilities (else they are 0).
+    ``hidden``: whether its engine reports hidden states past layer 0, which is the token's embedding.
+    ``logprobs``: whether it reports log-probabilities; else they are 0.
     """
 
     name: str
@@ -49,6 +50,10 @@ class ModelInfo:
     max_length: int
     hidden: bool = True
     logprobs: bool = True
+
+    def lacks(self, layers: Iterable[int]) -> bool:
+        """Whether its engine cannot report all of these layers."""
+        return not self.hidden and any(layers)
 
 
 @dataclass

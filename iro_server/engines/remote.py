@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from iro_server.engines.base import Chunk, ModelInfo, Sampling
 from iro_server.engines.describe import describe
+from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.replicas import Replica, Replicas, Timing
 from iro_server.tasks import together
@@ -39,18 +40,20 @@ class Row:
     stopped: bool
 
 
-def chunk_of(rows: Sequence[Row]) -> Chunk:
+def chunk_of(rows: Sequence[Row], embedding: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Chunk:
+    tokens_RL = pad_sequence([torch.tensor(row.tokens, dtype=torch.int64) for row in rows], batch_first=True)
     return Chunk(
-        tokens_RL=pad_sequence([torch.tensor(row.tokens, dtype=torch.int64) for row in rows], batch_first=True),
+        tokens_RL=tokens_RL,
         logprobs_RL=pad_sequence([torch.tensor(row.logprobs, dtype=torch.float32) for row in rows], batch_first=True),
         lengths_R=torch.tensor([len(row.tokens) for row in rows]),
         stopped_R=torch.tensor([row.stopped for row in rows]),
+        hidden={} if embedding is None else {0: embedding(tokens_RL)},
     )
 
 
 class RemoteEngine:
-    """``model_dir`` holds the tokenizer, and the weights that value functions adapt. Close it, or use it as a context
-    manager.
+    """``model_dir`` holds the tokenizer, and the weights that value functions read or adapt. Close it, or use it as a
+    context manager.
 
     ValueError for an endpoint that is of no use, EngineUnavailable where none answers in ``START`` seconds.
     """
@@ -62,6 +65,7 @@ class RemoteEngine:
         beside_engines()
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False)
+        self.embedding = Embedding(Path(model_dir))
         timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.silence)
         self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url)
         self._loop = asyncio.new_event_loop()
@@ -100,8 +104,8 @@ class RemoteEngine:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def check(self, prompt_ids: Sequence[int], layers: Sequence[int]) -> None:
-        if layers:
-            raise ValueError(f'{self.info.name} is served over HTTP, without hidden states: use value_model "lora"')
+        if self.info.lacks(layers):
+            raise ValueError(f"{self.info.name} is served over HTTP, without hidden states past layer 0, the embedding")
         if not 0 < len(prompt_ids) < self.info.max_length:
             most = self.info.max_length - 1
             raise ValueError(f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {most}")
@@ -143,8 +147,9 @@ class RemoteSession:
     """A session whose rows are what the endpoint is sent (``prefixes``: token ids or text), each continued by a request
     of its own. It stays with the replica that has its prompt in the cache."""
 
-    def __init__(self, engine: RemoteEngine, prompt: Any, sampling: Sampling) -> None:
+    def __init__(self, engine: RemoteEngine, prompt: Any, sampling: Sampling, layers: Sequence[int]) -> None:
         self.engine, self.sampling = engine, sampling
+        self.embedding = engine.embedding if layers else None
         self.seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "big")
         self.prefixes = [prompt]
         self.round = 0
@@ -173,7 +178,7 @@ class RemoteSession:
         drawn = [next(of_parent[parent]) for parent in origins]
         self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, drawn, strict=True)]
         self.round += 1
-        return chunk_of([row for _, row in drawn])
+        return chunk_of([row for _, row in drawn], self.embedding)
 
     async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Any, Row]]:
         body = self.request(self.prefixes[parent], count, length, derive(self.seed, self.round, parent))

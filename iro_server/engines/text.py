@@ -39,11 +39,11 @@ class TextEngine(RemoteEngine):
         self._info = replace(self.info, logprobs=False, model_hash=both)
 
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> TextSession:
-        """As ``Engine.open``. ValueError for ``layers``: an endpoint reports no hidden states."""
+        """As ``Engine.open``. ValueError for ``layers`` past 0: an endpoint reports no hidden states."""
         self.check(prompt_ids, layers)
         added = list(self.tokenizer("")["input_ids"])  # such as <s>, which the endpoint will add itself
         own = list(prompt_ids[len(added) :] if list(prompt_ids[: len(added)]) == added else prompt_ids)
-        return TextSession(self, str(self.tokenizer.decode(own, clean_up_tokenization_spaces=False)), sampling)
+        return TextSession(self, str(self.tokenizer.decode(own, clean_up_tokenization_spaces=False)), sampling, layers)
 
 
 class TextSession(RemoteSession):

@@ -31,9 +31,9 @@ class VLLMEngine(RemoteEngine):
             raise ValueError('the endpoint gives no token ids: for one that is not vLLM, use the engine kind "text"')
 
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> VLLMSession:
-        """As ``Engine.open``. ValueError for ``layers``: vLLM reports no hidden states."""
+        """As ``Engine.open``. ValueError for ``layers`` past 0: vLLM reports no hidden states."""
         self.check(prompt_ids, layers)
-        return VLLMSession(self, list(prompt_ids), sampling)
+        return VLLMSession(self, list(prompt_ids), sampling, layers)
 
 
 class VLLMSession(RemoteSession):

@@ -67,7 +67,7 @@ class Asker:
             return list(threads.map(self._ask, requests))
 
     def close(self) -> None:
-        """End what is being asked; whatever is asked later fails."""
+        """Ask nothing further, nor again. A request that waits for its answer ends with it, or with its timeout."""
         self._closed.set()
         with self._connecting:
             if "_client" in self.__dict__:

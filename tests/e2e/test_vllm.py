@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.serving import VLLMProcess
+from benchmarks.processes import VLLMProcess
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -24,7 +22,6 @@ from tests.iro_server.api.serving import ended, upload
 from value_heads import LoraBackbone, LoraValues
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(2400),
     pytest.mark.skipif(not VLLMProcess.python.exists(), reason=f"no {VLLMProcess.python}: `make vllm` installs vLLM"),
 ]
@@ -40,18 +37,19 @@ def model_dir():
     return prepare_model()
 
 
-@pytest.fixture(scope="module")
-def servers(model_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vllm")
-    flags = ("--max-model-len", "512", "--max-num-seqs", "64")
-    both = [VLLMProcess(model_dir, folder / f"{i}.log", *flags) for i in range(2)]
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as threads:
-        yield list(threads.map(stack.enter_context, both))
+def vllm(model_dir, folder):
+    return VLLMProcess(model_dir, folder / "vllm.log", "--max-model-len", "512", "--max-num-seqs", "64")
 
 
 @pytest.fixture(scope="module")
-def engine(servers, model_dir):
-    with VLLMEngine(model_dir, Endpoints((servers[0].url,))) as engine:
+def served(model_dir, tmp_path_factory):
+    with vllm(model_dir, tmp_path_factory.mktemp("vllm")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def engine(served, model_dir):
+    with VLLMEngine(model_dir, Endpoints((served.url,))) as engine:
         yield engine
 
 
@@ -123,8 +121,9 @@ def test_a_guided_search_scores_what_vllm_drew(engine, prompt, model_dir):
         assert [f.value for f in result.finals] == sorted((f.value for f in result.finals), reverse=True)
 
 
-def test_a_job_aligns_a_model_that_vllm_serves(servers, settings):  # noqa: F811
-    settings = settings.model_copy(update={"engine_urls": [servers[0].url]})
+@pytest.mark.slow
+def test_a_job_aligns_a_model_that_vllm_serves(served, settings):  # noqa: F811
+    settings = settings.model_copy(update={"engine_urls": [served.url]})
     with server(settings) as (_, client):
         grader = {"type": "python", "name": "letters", "source": COUNT_LETTER}
         hyperparameters = {"n_epochs": 1}
@@ -140,7 +139,8 @@ def test_a_job_aligns_a_model_that_vllm_serves(servers, settings):  # noqa: F811
         assert streamed
 
 
-def test_replicas_that_stop_or_die_in_mid_search_cost_no_request(servers, model_dir, prompt):
+@pytest.mark.slow
+def test_replicas_that_stop_or_die_in_mid_search_cost_no_request(served, model_dir, prompt, tmp_path):
     class Quick(VLLMEngine):
         silence = 30.0
 
@@ -150,16 +150,18 @@ def test_replicas_that_stop_or_die_in_mid_search_cost_no_request(servers, model_
         how()
         return await asyncio.gather(*works)
 
-    with Quick(model_dir, Endpoints(tuple(server.url for server in servers), patience=120)) as engine:
-        first, second = servers
-        results = asyncio.run(disturbed(lambda: first.signal(signal.SIGSTOP)))
+    with (
+        vllm(model_dir, tmp_path) as other,
+        Quick(model_dir, Endpoints((served.url, other.url), patience=120)) as engine,
+    ):
+        results = asyncio.run(disturbed(lambda: served.signal(signal.SIGSTOP)))
         assert all(len(final.tokens) > 0 for result in results for final in result.finals)
         assert [replica["up"] for replica in engine.report()] == [False, True]
-        first.signal(signal.SIGCONT)
+        served.signal(signal.SIGCONT)
         deadline = time.monotonic() + 120
         while not all(replica["up"] for replica in engine.report()):
             assert time.monotonic() < deadline, "the replica that goes on is not used again"
             time.sleep(0.5)
-        results = asyncio.run(disturbed(lambda: second.signal(signal.SIGKILL)))
+        results = asyncio.run(disturbed(lambda: other.signal(signal.SIGKILL)))
         assert all(len(final.tokens) > 0 for result in results for final in result.finals)
         assert engine.report()[0]["requests"] > 0

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from theory.icl.classical import LEARNERS, classical_error
 from theory.icl.data import Data, draw, in_domain, out_of_domain, tasks
 from theory.icl.job import JOB, SMOKE
-from theory.icl.model import Models, Setting, attention, prefix_outputs, signs, train, train_outputs
+from theory.icl.model import Models, Setting, dense_loss, gradient, prefix_outputs, train
 from theory.icl.pruning import pruned
 
 DATA = Data(M1=4, M2=6, d=10, d_y=3, beta=2.0)
@@ -50,17 +50,28 @@ def test_prompts_have_the_fractions_and_labels_they_should() -> None:
     assert set(query.tolist()) == {0, 2} and ((batch.label[0, :, -1] == 1) == (query == 2)).all()
 
 
-def test_gathered_columns_are_the_dense_model() -> None:
+def test_gathered_columns_and_the_gradient_written_out_are_the_dense_model_and_autograd() -> None:
     models, setting = some_models(), a_setting()
     batch = draw(torch.Generator().manual_seed(1), DATA, setting.pairs, setting.lengths, setting.alphas, 16)
-    tokens = in_domain(DATA).tokens(batch, DATA)
+    tokens, labels = in_domain(DATA).tokens(batch, DATA), batch.label[..., -1]
+    loss, slopes = gradient(models, batch, DATA)
+    assert loss.min() > 0
     for run in range(2):
-        one = models.one(run)
-        dense = prefix_outputs(one, tokens[run], [6])[:, 0]
-        assert torch.allclose(train_outputs(models, batch, DATA)[run], dense, atol=1e-4)
-        read = torch.einsum("nl,nld->nd", attention(one, tokens[run]), tokens[run][:, :-1])
-        plain = (read @ one.V.T @ one.O.T).relu() @ signs(20)
-        assert torch.allclose(plain, dense, atol=1e-4)
+        free = [each.clone().requires_grad_() for each in models.one(run).parameters]
+        dense = dense_loss(Models(*free), tokens[run], labels[run])
+        assert torch.allclose(loss[run], dense, atol=1e-5)
+        for ours, theirs in zip(slopes.one(run).parameters, torch.autograd.grad(dense, free), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4) and theirs.abs().max() > 1e-2
+
+
+def test_shorter_prompts_leave_their_last_columns_unread() -> None:
+    models, data = some_models(), a_setting()
+    lengths = torch.tensor([6, 3])
+    batch = draw(torch.Generator().manual_seed(1), DATA, data.pairs, lengths, data.alphas, 16)
+    loss, _ = gradient(models, batch, DATA)
+    tokens = in_domain(DATA).tokens(batch, DATA)[1]
+    short = torch.cat([tokens[:, :3], tokens[:, -1:]], dim=1)
+    assert torch.allclose(loss[1], dense_loss(models.one(1), short, batch.label[1, :, -1]), atol=1e-5)
 
 
 def test_a_prefix_is_a_shorter_prompt() -> None:

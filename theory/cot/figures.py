@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from theory.lab import Result, banded, curve_of, slope_text
+from theory.lab import Result, banded, curve_of, draw_required, slope_text
 from theory.page import Panel
 
 SYMBOLS = {"alpha": "α'", "tau": "τ", "rho": "ρ", "tau_o": "τ_o", "rho_o": "ρ_o"}
@@ -92,13 +90,7 @@ def matrices(figure: Any, result: Result) -> None:
 
 
 def required(figure: Any, result: Result) -> None:
-    for axes, (name, fit) in zip(figure.subplots(1, 3), result["fits"].items(), strict=True):
-        mean = np.array([np.nan if m is None else m for m in fit["needed"]["mean"]], dtype=float)
-        axes.loglog(fit["values"], mean, "o-")
-        axes.loglog(fit["values"], np.nanmin(mean) * (np.array(fit["values"]) / fit["values"][-1]) ** -2.0, "k:")
-        slope = fit["slope"]
-        axes.set(xlabel=SYMBOLS[name], ylabel=f"examples to error {result['error']:g}")
-        axes.set_title(slope_text(slope) + "; dotted: −2", fontsize=9)
+    draw_required(figure, result, SYMBOLS)
 
 
 def rates(figure: Any, result: Result) -> None:

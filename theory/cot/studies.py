@@ -16,7 +16,7 @@ from theory.cot.data import SLIDES, Chain, training_batch, training_steps, viola
 from theory.cot.experiment import Config, evaluate, trained
 from theory.cot.model import Models, columns, dense_loss, queries, train
 from theory.cot.three_layers import layers
-from theory.lab import Result, Study, band, draw_speed, loglog
+from theory.lab import Result, Study, band, draw_speed, first_below, loglog, required_fit
 from training.run import Run
 
 READINGS: dict[str, dict[str, list[float]]] = {  # read by eye from the paper's figures, at 100 test examples
@@ -130,7 +130,7 @@ def required(config: Config, run: Run, error: float = 0.02) -> Result:
     models, _ = trained(config, run)
     lengths = tuple(sorted({round(x) for x in np.geomspace(3, 240, 20)}))
     fewer = config.model_copy(update={"prompts": config.required_prompts})
-    found: Result = {"error": error, "expected": -2, "fits": {}}
+    found: Result = {"error": error, "fits": {}}
     for i, (name, values) in enumerate(REQUIRED.items()):
         needed, actual = [], []
         for j, value in enumerate(values):
@@ -138,28 +138,15 @@ def required(config: Config, run: Run, error: float = 0.02) -> Result:
             key = 200 + 10 * i + j
             measure = partial(evaluate, fewer, run, models, "cot", chain, alpha, lengths, key)
             errors = run.step(f"required-{name}-{j}", partial(_listed, measure))
-            needed.append([_first(lengths, np.array(row), error) for row in errors])
+            needed.append([first_below(lengths, row, error) for row in errors])
             actual.append({"alpha": alpha, "tau": chain.tau, "rho": chain.rho}[name])
         by_model = np.array(needed).T
-        found["fits"][name] = {"values": actual, "needed": band(by_model), "slope": loglog(actual, by_model)}
+        found["fits"][name] = required_fit(actual, by_model, -2, "examples")
     return found
 
 
 def _listed(measure: Callable[[], np.ndarray]) -> Any:
     return measure().tolist()
-
-
-def _first(lengths: tuple[int, ...], errors: np.ndarray, level: float) -> float:
-    """Where the error first comes down to ``level``, between lengths by log-log interpolation; NaN if never."""
-    below = np.flatnonzero(errors <= level)
-    if not len(below):
-        return float("nan")
-    i = below[0]
-    if i == 0:
-        return float(lengths[0])
-    y = np.log(np.maximum(errors[i - 1 : i + 1], 1e-4))
-    part = (y[0] - np.log(level)) / (y[0] - y[1])
-    return float(np.exp(np.log(lengths[i - 1]) + part * np.log(lengths[i] / lengths[i - 1])))
 
 
 def rates(config: Config, run: Run, level: float = 0.03, chunk: int = 200) -> Result:

@@ -82,23 +82,33 @@ def draw(
     """
     patterns = relevant or data.M1
     shape = (len(lengths), batch, int(lengths.max()) + 1)
-    pair = pairs[torch.randint(len(pairs), shape[:2], generator=generator)]  # [R, B, 2]
-    side = torch.randint(2, shape, generator=generator)
-    own = pair.gather(2, side)
-    on_task = torch.rand(shape, generator=generator) < alphas[:, None, None]
-    on_task[..., -1] = True
-    # One of the others, evenly: skip the task's two in increasing order.
-    other = torch.randint(max(1, patterns - 2), shape, generator=generator)
-    for skipped in pair.sort(-1).values.unbind(-1):
-        other = other + (other >= skipped[..., None])
-    random_side = torch.randint(2, shape, generator=generator)
+    shown, label = (each.flatten() for each in _examples(pairs, patterns))
+    kinds = 2 * patterns - 2
+    task = torch.randint(len(pairs), shape[:2], generator=generator)
+    alpha = alphas[:, None, None]
+    # One uniform number chooses an example: below α one of the task's two, above it one of the others.
+    part = torch.rand(shape, generator=generator)
+    part[..., -1] *= alphas[:, None]
+    other = torch.addcmul(2 - alpha * (each := (kinds - 2) / (1 - alpha).clamp_min(1e-9)), part, each)
+    kind = torch.where(part < alpha, (part * (2 / alpha)).clamp_max_(1.5), other.clamp_(2, kinds - 0.5)).long()
+    kind = kind.add_(kinds * task[..., None]).flatten()
+    part = torch.rand(shape, generator=generator) * data.M2  # its whole part is the pattern, what is left of it κ
+    irrelevant = part.long().clamp_max_(data.M2 - 1)
     return Batch(
-        relevant=torch.where(on_task, own, other),
-        irrelevant=torch.randint(data.M2, shape, generator=generator),
-        kappa=data.kappa * (2 * torch.rand(shape, generator=generator) - 1),
-        label=1.0 - 2.0 * torch.where(on_task, side, random_side),
+        relevant=shown.index_select(0, kind).view(shape),
+        irrelevant=irrelevant,
+        kappa=part.sub_(irrelevant).sub_(0.5).mul_(2 * data.kappa),
+        label=label.index_select(0, kind).view(shape),
         live=(torch.arange(shape[2] - 1) < lengths[:, None, None]).expand(-1, batch, -1),
     )
+
+
+def _examples(pairs: Tensor, patterns: int) -> tuple[Tensor, Tensor]:
+    """What an example of each task can be [T, 2P−2]: its pattern and label. First (a, +1), (b, −1), then the others."""
+    every = torch.arange(patterns).expand(len(pairs), -1)
+    others = every[(every[..., None] != pairs[:, None]).all(-1)].view(len(pairs), -1, 1)
+    shown = torch.cat([pairs, others.expand(-1, -1, 2).flatten(1)], dim=1)
+    return shown, (1.0 - 2.0 * (torch.arange(2 * patterns - 2) % 2)).repeat(len(pairs), 1)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ class Config(LabConfig):
     rate_betas: tuple[float, ...] = (2.0, 2.3, 2.6, 3.0)
     rate_models: int = 5
     rate_iterations: int = 600
+    test_alphas: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0)
+    train_alphas: tuple[float, ...] = (0.12, 0.18, 0.27, 0.4)
+    train_lengths: tuple[int, ...] = (2, 3, 4, 6, 9, 13, 20)
     deep_models: int = 5
     deep_batch: int = 32
     deep_iterations: int = 1000

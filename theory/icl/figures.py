@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from theory.lab import Result, banded, curve_of, slope_text
+from theory.lab import Result, banded, curve_of, draw_required, slope_text
 from theory.page import Panel
 
 READ = {  # the paper's mechanism, read by eye: start and end
@@ -114,22 +114,31 @@ def alpha_panels(result: Result) -> list[Panel]:
 
 
 def classical(figure: Any, result: Result) -> None:
-    for axes, (value, rows) in zip(figure.subplots(1, 2), result["alphas"].items(), strict=True):
-        axes.set_yscale("log")
-        for i, (name, row) in enumerate(rows.items()):
-            banded(axes, result["lengths"], row, name, f"C{i}")
-            axes.plot(20.2, result["readings"][value][name], "o", color=f"C{i}", mfc="none")
-        axes.set(xlabel="examples", ylabel="error", ylim=(1e-4, 1), title=f"α' = {value} (circles: paper)")
-        axes.legend(fontsize=7)
+    for line, (kind, alphas) in zip(figure.subplots(2, 2), result["kinds"].items(), strict=True):
+        for axes, (value, rows) in zip(line, alphas.items(), strict=True):
+            axes.set_yscale("log")
+            for i, (name, row) in enumerate(rows.items()):
+                banded(axes, result["lengths"], row, name, f"C{i}")
+                axes.plot(20.2, result["readings"][value][name], "o", color=f"C{i}", mfc="none")
+            axes.set(xlabel="examples", ylabel="error", ylim=(1e-4, 1))
+            axes.set_title(f"{kind} patterns, α' = {value} (circles: paper)", fontsize=9)
+            axes.legend(fontsize=7)
 
 
 def classical_panels(result: Result) -> list[Panel]:
-    alphas = list(result["alphas"])
+    kinds = list(result["kinds"])
+    alphas = list(result["kinds"][kinds[0]])
     frames = {
-        str(i): [curve_of(name, result["lengths"], row) for name, row in result["alphas"][value].items()]
+        f"{k},{i}": [curve_of(name, result["lengths"], row) for name, row in result["kinds"][kind][value].items()]
+        for k, kind in enumerate(kinds)
         for i, value in enumerate(alphas)
     }
-    return [Panel("classical", "Against classical learners", "examples", "error", {"α'": alphas}, frames, log_y=True)]
+    sliders: dict[str, list[Any]] = {"patterns": kinds, "α'": alphas}
+    return [Panel("classical", "Against classical learners", "examples", "error", sliders, frames, log_y=True)]
+
+
+def required(figure: Any, result: Result) -> None:
+    draw_required(figure, result, {"unseen": "α', unseen tasks", "mean": "α', out of domain", "training": "α"})
 
 
 def pruning(figure: Any, result: Result) -> None:

@@ -19,6 +19,8 @@ SMOKE: dict[str, Any] = {
     "rate_betas": (2.5, 2.75, 3.0),
     "rate_models": 1,
     "rate_iterations": 300,
+    "train_alphas": (0.4, 0.6, 0.9),
+    "train_lengths": (2, 4),
     "deep_models": 2,
     "deep_iterations": 10,
 }

@@ -71,20 +71,81 @@ def signs(neurons: int) -> Tensor:
     return a / neurons**0.5
 
 
-def train_outputs(models: Models, batch: Batch, data: Data) -> Tensor:
-    """F [R, B] on in-domain prompts: a column has three entries, so that logits are gathered and sums scattered."""
-    relevant, irrelevant = batch.relevant, data.M1 + batch.irrelevant
-    size = data.beta * batch.kappa
-    query = torch.zeros(*batch.live.shape[:2], data.width)
-    query = query.scatter(2, relevant[..., -1:], data.beta).scatter(2, irrelevant[..., -1:], size[..., -1:])
-    u = query @ models.Q.mT @ models.K  # rows (W_KᵀW_Q p)ᵀ
-    shown = (relevant[..., :-1], irrelevant[..., :-1], size[..., :-1], batch.label[..., :-1])
-    logits = data.beta * u.gather(2, shown[0]) + shown[2] * u.gather(2, shown[1]) + shown[3] * u[..., data.d, None]
-    weights = logits.masked_fill(~batch.live, -torch.inf).softmax(-1)
-    read = torch.zeros_like(query).scatter_add(2, shown[0], data.beta * weights)
-    read = read.scatter_add(2, shown[1], weights * shown[2])
-    told = torch.nn.functional.pad((weights * shown[3]).sum(-1, keepdim=True), (data.d, data.d_y - 1))
-    return head(models, read + told)
+def gradient(models: Models, batch: Batch, data: Data) -> tuple[Tensor, Models]:
+    """The hinge loss [R], the mean over in-domain prompts, and its gradient in each parameter, written out.
+
+    In units of β a column is e_r + κ e_s + y e_d, so that logits are gathered and sums scattered; W_Q and W_K matter
+    by P = W_QᵀW_K alone. Prompts past the margin have no gradient. `dense_loss` is the same model written plainly.
+    """
+    live = min(data.width, -(-(data.d + 1) // 16) * 16)  # d + 1 coordinates, to a width that matrix products like
+    unit = torch.ones(live)
+    unit[: data.d] = data.beta
+    Q, K, V = (each[..., :live] for each in (models.Q, models.K, models.V))
+    shown = Columns(batch.relevant, data.M1 + batch.irrelevant, batch.kappa, batch.label, data.d)
+    target, query = batch.label[..., -1], torch.zeros(*batch.live.shape[:2], live)
+    query = query.scatter_(2, shown.r[..., -1:], 1.0).scatter_(2, shown.s[..., -1:], shown.kappa[..., -1:])
+    shown = shown.map(lambda each: each[..., :-1])
+    logits = shown.gathered(query @ (data.beta * unit * (Q.mT @ K)))
+    weights = torch.where(batch.live, logits, -torch.inf).softmax(-1)
+    read = shown.scattered(weights, live)
+    reads, a = unit * (models.O @ V), signs(models.O.shape[1])  # what a neuron reads [R, m, live]
+    hidden = (read @ reads.mT).relu_()
+    losses = hinge(hidden @ a, target)
+
+    missed = losses > 0
+    slope = -(target * missed)[..., None] / target.shape[1]  # ∂loss/∂F
+    kept = _those_missed(missed)
+    shown = shown.map(kept)
+    slope, read, query, weights, fired = map(kept, (slope, read, query, weights, hidden.sign_()))
+    d_reads = unit * a[:, None] * (fired.mT @ (slope * read))
+    pull = shown.gathered(slope * (fired @ (a[:, None] * reads)))
+    d_logits = weights * (pull - (weights * pull).sum(-1, keepdim=True))
+    d_P = data.beta * unit * (query.mT @ shown.scattered(d_logits, live))
+    found = (K @ d_P.mT, Q @ d_P, models.O.mT @ d_reads)
+    wide = (torch.nn.functional.pad(each, (0, data.width - live)) for each in found)
+    return losses.mean(-1), Models(*wide, d_reads @ V.mT)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns e_r + κ e_s + y e_d, [R, B, l] each."""
+
+    r: Tensor
+    s: Tensor
+    kappa: Tensor
+    label: Tensor
+    d: int
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Columns:
+        return Columns(*map(change, (self.r, self.s, self.kappa, self.label)), self.d)
+
+    def gathered(self, v: Tensor) -> Tensor:
+        """Each column's product with v [R, B, D] of its prompt, [R, B, l]."""
+        return torch.addcmul(v.gather(2, self.r), self.kappa, v.gather(2, self.s)).addcmul_(
+            self.label, v[..., self.d, None]
+        )
+
+    def scattered(self, w: Tensor, width: int) -> Tensor:
+        """A prompt's columns summed with weights w [R, B, l], [R, B, width]."""
+        total = torch.zeros(*w.shape[:2], width).scatter_add_(2, self.r, w).scatter_add_(2, self.s, w * self.kappa)
+        total[..., self.d] = (w * self.label).sum(-1)
+        return total
+
+
+def _those_missed(missed: Tensor) -> Callable[[Tensor], Tensor]:
+    """What cuts [R, B, n] to as many prompts as any run has ``missed`` [R, B], those first."""
+    count = int(missed.sum(1).max())
+    if count > 0.8 * missed.shape[1]:
+        return lambda each: each
+    first = missed.byte().argsort(1, descending=True)[:, :count]
+    rows = (first + missed.shape[1] * torch.arange(len(missed))[:, None]).flatten()
+    return lambda each: each.reshape(-1, each.shape[-1]).index_select(0, rows).view(*first.shape, each.shape[-1])
+
+
+def dense_loss(models: Models, tokens: Tensor, labels: Tensor) -> Tensor:
+    """The mean hinge loss of one run, plainly: tokens [B, l+1, D], the query's labels [B]."""
+    read = torch.einsum("bl,bld->bd", attention(models, tokens), tokens[:, :-1])
+    return hinge(head(models, read), labels).mean()
 
 
 def head(models: Models, read: Tensor) -> Tensor:
@@ -124,10 +185,8 @@ def train(
     for step in range(begin, end):
         generator.manual_seed(seed_of(step))
         batch = draw(generator, setting.data, setting.pairs, setting.lengths, setting.alphas, setting.batch)
-        free = [each.requires_grad_() for each in models.parameters]
-        loss = hinge(train_outputs(models, batch, setting.data), batch.label[..., -1]).mean(-1)
-        gradients = torch.autograd.grad(loss.sum(), free)  # runs share nothing: each gets its own gradient
-        now = Models(*(each.detach() for each in free))
-        record(step, now, loss.detach())
-        models = Models(*(each - setting.rate * g for each, g in zip(now.parameters, gradients, strict=True)))
+        loss, slopes = gradient(models, batch, setting.data)
+        record(step, models, loss)
+        after = (each - setting.rate * d for each, d in zip(models.parameters, slopes.parameters, strict=True))
+        models = Models(*after)
     return models

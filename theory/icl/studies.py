@@ -14,10 +14,10 @@ from theory.icl import figures
 from theory.icl.classical import LEARNERS, classical_error
 from theory.icl.data import draw, in_domain
 from theory.icl.experiment import Config, evaluate, place_of, prompts_of, trained
-from theory.icl.model import Models, Setting, hinge, prefix_outputs, train
+from theory.icl.model import Models, Setting, dense_loss, prefix_outputs, train
 from theory.icl.pruning import ORDERS, pruned, row_norms
 from theory.icl.three_layers import S1_READINGS, layers
-from theory.lab import Result, Study, band, draw_speed, loglog, plain
+from theory.lab import Result, Study, band, draw_speed, first_below, loglog, plain, required_fit
 from training.run import Run
 
 READINGS: dict[str, Any] = {  # read by eye from the paper's figures, at context length 20
@@ -123,24 +123,58 @@ def alpha(config: Config, run: Run) -> Result:
     return found
 
 
-def classical(config: Config, run: Run) -> Result:
-    """In-context learning against learners that see the prompt's examples only, on the same out-of-domain prompts."""
+def required(config: Config, run: Run, error: float = 0.02) -> Result:
+    """Context to an error of 0.02 against α', unseen tasks and out of domain, and training context against α."""
     models, _ = trained(config, run)
-    found: Result = {"lengths": (5, 10, 20), "readings": READINGS["classical"], "alphas": {}}
-    for j, value in enumerate((0.8, 0.6)):
-        rows = [
-            run.step(f"classical-{j}-{i}", partial(_compared, config, run, models.one(i), value, 1000 * (300 + j) + i))
-            for i in range(len(models.Q))
-        ]
-        found["alphas"][f"{value:g}"] = {name: band([row[name] for row in rows]) for name in rows[0]}
+    lengths = tuple(range(2, 31))
+    fewer = config.model_copy(update={"prompts": min(config.prompts, 1000), "lengths": lengths})
+    found: Result = {"error": error, "fits": {}}
+    for i, place in enumerate(("unseen", "mean")):
+        needed = []
+        for j, value in enumerate(config.test_alphas):
+            errors = evaluate(fewer, run, models, config.data(), place, value, 600 + 10 * i + j)["error"]
+            needed.append([first_below(lengths, row, error) for row in errors])
+        found["fits"][place] = required_fit(config.test_alphas, np.array(needed).T, -1, "context")
+    rows = [run.step(f"required-{n}", partial(_shorter, n, fewer, run)) for n in config.train_lengths]
+    errors = np.array(rows).reshape(len(rows), len(config.train_alphas), -1).T  # [models, α, lengths]
+    needed = [[first_below(config.train_lengths, curve, error) for curve in by_alpha] for by_alpha in errors]
+    found["fits"]["training"] = required_fit(config.train_alphas, needed, -1, "training context")
     return found
 
 
-def _compared(config: Config, run: Run, model: Models, alpha: float, key: int) -> Result:
+def _shorter(length: int, config: Config, run: Run) -> list[float]:
+    """Errors on unseen tasks, context 30, after training on prompts of ``length``: [α · models]."""
+    alphas = torch.tensor(config.train_alphas).repeat_interleave(config.rate_models)
+    setting = config.model_copy(update={"length": length}).setting(alphas)
+    models = Models.start(setting, run.derive_seed(70, length))
+    models = train(
+        models, setting, lambda s: run.derive_seed(71, length, s), 0, config.iterations, lambda *_: run.stop_if_asked()
+    )
+    tested = config.model_copy(update={"lengths": (30,)})
+    return plain(evaluate(tested, run, models, config.data(), "unseen", config.alpha, 700 + length)["error"][:, 0])
+
+
+def classical(config: Config, run: Run) -> Result:
+    """In-context learning against learners that see the prompt's examples only, on the same out-of-domain prompts."""
+    models, _ = trained(config, run)
+    found: Result = {"lengths": (5, 10, 20), "readings": READINGS["classical"], "kinds": {}}
+    for k, kind in enumerate(("mean", "orthonormal")):
+        found["kinds"][kind] = {}
+        for j, value in enumerate((0.8, 0.6)):
+            key = 1000 * (300 + 10 * k + j)
+            rows = [
+                run.step(f"classical-{k}-{j}-{i}", partial(_compared, config, run, models.one(i), kind, value, key, i))
+                for i in range(len(models.Q))
+            ]
+            found["kinds"][kind][f"{value:g}"] = {name: band([row[name] for row in rows]) for name in rows[0]}
+    return found
+
+
+def _compared(config: Config, run: Run, model: Models, kind: str, alpha: float, key: int, index: int) -> Result:
     """Errors at contexts of 5, 10 and 20 of one model and of each classical learner, on the same prompts."""
     data, lengths = config.data(), [5, 10, 20]
-    domain, pairs, relevant = place_of(config, run, data, "mean", 1.0, key % 1000)
-    batch = prompts_of(run, data, pairs, alpha, max(lengths), config.classical_prompts, key, relevant)
+    domain, pairs, relevant = place_of(config, run, data, kind, 1.0, index)
+    batch = prompts_of(run, data, pairs, alpha, max(lengths), config.classical_prompts, key + index, relevant)
     tokens, labels = domain.tokens(batch, data)[0], batch.label[0]
     outputs = prefix_outputs(model, tokens, lengths)
     x, y = tokens[..., : data.d].numpy(), labels.numpy()
@@ -206,7 +240,7 @@ def _steps(config: Config, run: Run, setting: Setting, key: int, level: float) -
 
 
 def speed(config: Config, run: Run, steps: int = 10) -> Result:
-    """Milliseconds a run and SGD step: runs as one batch, the same code run by run, dense columns run by run."""
+    """Milliseconds a run and SGD step: runs as one batch, the same code run by run, plain autograd run by run."""
 
     def timed(count: int) -> float:
         setting = config.setting(torch.full((count,), config.alpha))
@@ -218,13 +252,13 @@ def speed(config: Config, run: Run, steps: int = 10) -> Result:
     rows = {
         "batch of 20 runs": timed(20),
         "same code, one run": timed(1),
-        "dense columns, one run": _dense(config, steps),
+        "plain autograd, one run": _plain(config, steps),
     }
     return {"milliseconds": rows, "ratio": {name: value / rows["batch of 20 runs"] for name, value in rows.items()}}
 
 
-def _dense(config: Config, steps: int) -> float:
-    """Milliseconds a step with columns as vectors, for one run."""
+def _plain(config: Config, steps: int) -> float:
+    """Milliseconds a step of `dense_loss` and autograd on the same prompts."""
     setting = config.setting(torch.full((1,), config.alpha))
     models, generator = Models.start(setting, 0).one(0), torch.Generator().manual_seed(0)
     domain = in_domain(setting.data)
@@ -232,8 +266,8 @@ def _dense(config: Config, steps: int) -> float:
     for _ in range(steps):
         batch = draw(generator, setting.data, setting.pairs, setting.lengths, setting.alphas, setting.batch)
         free = [each.requires_grad_() for each in models.parameters]
-        outputs = prefix_outputs(models, domain.tokens(batch, setting.data)[0], [config.length])[:, 0]
-        gradients = torch.autograd.grad(hinge(outputs, batch.label[0, :, -1]).mean(), free)
+        loss = dense_loss(models, domain.tokens(batch, setting.data)[0], batch.label[0, :, -1])
+        gradients = torch.autograd.grad(loss, free)
         models = Models(*(each.detach() - setting.rate * g for each, g in zip(free, gradients, strict=True)))
     return 1000 * (time.perf_counter() - began) / steps
 
@@ -244,9 +278,10 @@ STUDIES = {
     "tasks": Study(tasks_seen, figures.tasks_seen),
     "s1": Study(s1, figures.s1, None, figures.s1_panels, (9, 3.8)),
     "alpha": Study(alpha, figures.alpha, None, figures.alpha_panels, (9, 3.8)),
-    "classical": Study(classical, figures.classical, None, figures.classical_panels, (9, 3.8)),
+    "classical": Study(classical, figures.classical, None, figures.classical_panels, (9, 7)),
     "pruning": Study(pruning, figures.pruning, check_pruning, figures.pruning_panels, (12, 3.8)),
     "rates": Study(rates, figures.rates, None, None, (9, 3.8)),
+    "required": Study(required, figures.required, None, None, (12, 3.8)),
     "layers": Study(layers, figures.layers, None, None, (9, 3.8)),
     "speed": Study(speed, draw_speed),
 }

@@ -1,108 +1,235 @@
 """Lossy messages of fewer bits (arXiv:2405.18858): an operator C on vectors [n, d], a row an agent, each on its own.
 
-An unbiased C has E C(v) = v and E‖C(v) - v‖² ≤ omega(d) ‖v‖². ``bits(d)`` is what one row costs to send.
+An unbiased C has E C(v) = v and E‖C(v) - v‖² ≤ omega(d) ‖v‖². What travels are ``encode``'s fields, as many bits of
+them as ``layout`` says; ``decode`` makes C(v) of them on the other side.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 
-FLOAT_BITS = 32
+
+class Field(NamedTuple):
+    """``size`` numbers of ``bits`` bits each: floats as they are, or integers from 0."""
+
+    size: int
+    bits: int
+    floats: bool = False
 
 
-class Compressor(Protocol):
+class Compressor(ABC):
+    """``seeds`` [n], int64: the randomness of each row; whoever has a row's seed can draw what its sender drew."""
+
     @property
+    @abstractmethod
     def unbiased(self) -> bool: ...
 
-    def __call__(self, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor: ...
-
+    @abstractmethod
     def omega(self, d: int) -> float: ...
 
-    def bits(self, d: int) -> int: ...
+    @abstractmethod
+    def layout(self, d: int, float_bits: int = 32) -> list[Field]:
+        """The fields of one row's message, where a float takes ``float_bits``."""
+
+    @abstractmethod
+    def encode(self, vectors: torch.Tensor, seeds: torch.Tensor) -> list[torch.Tensor]:
+        """The fields [n, size] of vectors [n, d]. ValueError if they have fewer coordinates than are to be kept."""
+
+    @abstractmethod
+    def decode(
+        self, fields: Sequence[torch.Tensor], d: int, dtype: torch.dtype, seeds: torch.Tensor
+    ) -> torch.Tensor: ...
+
+    def __call__(self, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seeds = draw_seeds(len(vectors), generator)
+        return self.decode(self.encode(vectors, seeds), vectors.shape[-1], vectors.dtype, seeds)
+
+    def bits(self, d: int, float_bits: int = 32) -> int:
+        """What one row costs to send; on a wire each field is filled up to a whole byte."""
+        return sum(field.size * field.bits for field in self.layout(d, float_bits))
 
 
 @dataclass(frozen=True)
-class RandK:
+class RandK(Compressor):
     """k coordinates drawn anew for each row, scaled by d/k. ``shared_seed``: the receiver draws the same, unsent."""
 
     k: int
     shared_seed: bool = False
     unbiased = True
 
-    def __call__(self, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        _check_kept(self.k, vectors.shape[-1])
-        kept = torch.rand(vectors.shape, generator=generator).topk(self.k).indices
-        return _keep(vectors, kept) * (vectors.shape[-1] / self.k)
-
     def omega(self, d: int) -> float:
         return d / self.k - 1
 
-    def bits(self, d: int) -> int:
-        return self.k * (FLOAT_BITS + (0 if self.shared_seed else index_bits(d)))
+    def layout(self, d: int, float_bits: int = 32) -> list[Field]:
+        return _kept_layout(self.k, d, float_bits)[: 1 if self.shared_seed else 2]
+
+    def encode(self, vectors: torch.Tensor, seeds: torch.Tensor) -> list[torch.Tensor]:
+        _check_kept(self.k, vectors.shape[-1])
+        kept = self._draw(vectors.shape[-1], seeds)
+        values = vectors.gather(-1, kept)
+        return [values] if self.shared_seed else [values, kept]
+
+    def decode(self, fields: Sequence[torch.Tensor], d: int, dtype: torch.dtype, seeds: torch.Tensor) -> torch.Tensor:
+        kept = self._draw(d, seeds) if self.shared_seed else fields[1]
+        return _scatter(fields[0], kept, d) * (d / self.k)
+
+    def _draw(self, d: int, seeds: torch.Tensor) -> torch.Tensor:
+        return uniform(seeds, d).topk(self.k).indices
 
 
 @dataclass(frozen=True)
-class QSGD:
-    """Each |v_j| / ‖v‖ to one of the two nearest multiples of 1/levels, at random."""
+class QSGD(Compressor):
+    """Each |v_j| / ‖v‖ to one of the two nearest multiples of 1/levels, at random. Without entropy coding."""
 
     levels: int
     unbiased = True
-
-    def __call__(self, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        norms = vectors.norm(dim=-1, keepdim=True)
-        scaled = torch.where(norms > 0, vectors.abs() / norms, 0) * self.levels
-        lower = scaled.floor()
-        up = torch.rand(vectors.shape, generator=generator, dtype=vectors.dtype) < scaled - lower
-        return norms * vectors.sign() * (lower + up) / self.levels
 
     def omega(self, d: int) -> float:
         """A bound: min(d/s², √d/s)."""
         return min(d / self.levels**2, math.sqrt(d) / self.levels)
 
-    def bits(self, d: int) -> int:
-        """The norm, and for each coordinate a sign and a level; without entropy coding."""
-        return FLOAT_BITS + d * (1 + math.ceil(math.log2(self.levels + 1)))
+    def layout(self, d: int, float_bits: int = 32) -> list[Field]:
+        """The norm; for each coordinate a sign and a level."""
+        return [Field(1, float_bits, floats=True), Field(d, 1 + self._level_bits)]
+
+    def encode(self, vectors: torch.Tensor, seeds: torch.Tensor) -> list[torch.Tensor]:
+        norms = vectors.norm(dim=-1, keepdim=True)
+        scaled = torch.where(norms > 0, vectors.abs() / norms, 0) * self.levels
+        lower = scaled.floor()
+        level = lower + (uniform(seeds, vectors.shape[-1]) < scaled - lower)
+        return [norms, level.long().clamp(max=self.levels) + ((vectors < 0).long() << self._level_bits)]
+
+    def decode(self, fields: Sequence[torch.Tensor], d: int, dtype: torch.dtype, seeds: torch.Tensor) -> torch.Tensor:
+        norms, codes = fields
+        level = (codes & ((1 << self._level_bits) - 1)).to(dtype)
+        return norms * torch.where(codes >> self._level_bits == 1, -level, level) / self.levels
+
+    @property
+    def _level_bits(self) -> int:
+        return self.levels.bit_length()
 
 
 @dataclass(frozen=True)
-class Natural:
+class Natural(Compressor):
     """Each coordinate to one of the two nearest powers of 2, at random: a float's sign and exponent alone."""
 
     unbiased = True
 
-    def __call__(self, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        mantissa, exponent = torch.frexp(vectors.abs())  # mantissa in [1/2, 1), or 0
-        up = torch.rand(vectors.shape, generator=generator, dtype=vectors.dtype) < 2 * mantissa - 1
-        power = torch.ldexp(torch.ones_like(vectors), exponent - 1 + up.to(exponent.dtype))
-        return torch.where(mantissa > 0, vectors.sign() * power, 0)
-
     def omega(self, d: int) -> float:
         return 1 / 8
 
-    def bits(self, d: int) -> int:
-        return 9 * d
+    def layout(self, d: int, float_bits: int = 32) -> list[Field]:
+        return [Field(d, 12 if float_bits == 64 else 9)]
+
+    def encode(self, vectors: torch.Tensor, seeds: torch.Tensor) -> list[torch.Tensor]:
+        integers, mantissa_bits, exponents = _float_format(vectors.dtype)
+        bits = vectors.view(integers).long()
+        fraction = (bits & ((1 << mantissa_bits) - 1)) / 2.0**mantissa_bits
+        exponent = (bits >> mantissa_bits) & (exponents - 1)
+        up = (uniform(seeds, vectors.shape[-1]) < fraction) & (exponent < exponents - 2)  # the last stands for infinity
+        return [exponent + up + exponents * (bits < 0)]
+
+    def decode(self, fields: Sequence[torch.Tensor], d: int, dtype: torch.dtype, seeds: torch.Tensor) -> torch.Tensor:
+        integers, mantissa_bits, _ = _float_format(dtype)
+        return (fields[0] << mantissa_bits).to(integers).view(dtype)
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Compressor):
     """The k largest coordinates by magnitude, as they are. Biased: ‖C(v) - v‖² ≤ (1 - k/d) ‖v‖²."""
 
     k: int
     unbiased = False
 
-    def __call__(self, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        _check_kept(self.k, vectors.shape[-1])
-        return _keep(vectors, vectors.abs().topk(self.k).indices)
-
     def omega(self, d: int) -> float:
         return 1 - self.k / d
 
-    def bits(self, d: int) -> int:
-        return self.k * (FLOAT_BITS + index_bits(d))
+    def layout(self, d: int, float_bits: int = 32) -> list[Field]:
+        return _kept_layout(self.k, d, float_bits)
+
+    def encode(self, vectors: torch.Tensor, seeds: torch.Tensor) -> list[torch.Tensor]:
+        _check_kept(self.k, vectors.shape[-1])
+        kept = vectors.abs().topk(self.k).indices
+        return [vectors.gather(-1, kept), kept]
+
+    def decode(self, fields: Sequence[torch.Tensor], d: int, dtype: torch.dtype, seeds: torch.Tensor) -> torch.Tensor:
+        return _scatter(fields[0], fields[1], d)
+
+
+@dataclass(frozen=True)
+class MultiStep(Compressor):
+    """MSC: ``inner`` sends what is left, ``rounds`` times. v⁰ = 0, vʳ⁺¹ = vʳ + δ C(v - vʳ).
+
+    Of an unbiased C with variance ω: δ = 1/(1 + ω), and vᴿ is divided by 1 - qᴿ, q = ω/(1 + ω), which makes it unbiased
+    again, with variance qᴿ/(1 - qᴿ). Of a biased one: δ = 1, and what remains shrinks by its factor each round. The
+    scaling is a reconstruction.
+    """
+
+    inner: Compressor
+    rounds: int
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds: must be at least 1, not {self.rounds}")
+
+    @property
+    def unbiased(self) -> bool:
+        return self.inner.unbiased
+
+    def omega(self, d: int) -> float:
+        left = self._left(d)
+        return left / (1 - left) if self.unbiased else left
+
+    def layout(self, d: int, float_bits: int = 32) -> list[Field]:
+        return self.inner.layout(d, float_bits) * self.rounds
+
+    def encode(self, vectors: torch.Tensor, seeds: torch.Tensor) -> list[torch.Tensor]:
+        d, sent, left = vectors.shape[-1], [], vectors
+        for seed in self._seeds(seeds):
+            fields = self.inner.encode(left, seed)
+            left = left - self._delta(d) * self.inner.decode(fields, d, vectors.dtype, seed)
+            sent += fields
+        return sent
+
+    def decode(self, fields: Sequence[torch.Tensor], d: int, dtype: torch.dtype, seeds: torch.Tensor) -> torch.Tensor:
+        size = len(fields) // self.rounds
+        parts = [
+            self.inner.decode(fields[r * size : (r + 1) * size], d, dtype, seed)
+            for r, seed in enumerate(self._seeds(seeds))
+        ]
+        return self._delta(d) / (1 - self._left(d) if self.unbiased else 1) * torch.stack(parts).sum(0)
+
+    def _delta(self, d: int) -> float:
+        return 1 / (1 + self.inner.omega(d)) if self.unbiased else 1.0
+
+    def _left(self, d: int) -> float:
+        omega = self.inner.omega(d)
+        return float((omega / (1 + omega) if self.unbiased else omega) ** self.rounds)
+
+    def _seeds(self, seeds: torch.Tensor) -> Iterator[torch.Tensor]:
+        return (seeds + r for r in range(self.rounds))
+
+
+def draw_seeds(rows: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(2**63 - 1, (rows,), generator=generator)
+
+
+def uniform(seeds: torch.Tensor, d: int) -> torch.Tensor:
+    """[n, d] in [0, 1), float64, each row a function of its seed: the SplitMix64 generator.
+
+    So all rows are drawn at once in one process, and one by one in many, with the same result; torch's generators give
+    either, but not both.
+    """
+    state = seeds[:, None] + _signed(0x9E3779B97F4A7C15) * torch.arange(1, d + 1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = (state ^ _shifted(state, shift)) * _signed(factor)
+    return _shifted(state ^ _shifted(state, 31), 11).double() * 2.0**-53
 
 
 def index_bits(d: int) -> int:
@@ -110,10 +237,31 @@ def index_bits(d: int) -> int:
     return (d - 1).bit_length()
 
 
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _shifted(words: torch.Tensor, by: int) -> torch.Tensor:
+    return (words >> by) & ((1 << (64 - by)) - 1)  # >> alone would repeat the sign
+
+
 def _check_kept(k: int, d: int) -> None:
     if not 1 <= k <= d:
         raise ValueError(f"k: must be between 1 and the {d} coordinates of a message, not {k}")
 
 
-def _keep(vectors: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(vectors).scatter(-1, indices, vectors.gather(-1, indices))
+def _kept_layout(k: int, d: int, float_bits: int) -> list[Field]:
+    return [Field(k, float_bits, floats=True), Field(k, index_bits(d))]
+
+
+def _scatter(values: torch.Tensor, indices: torch.Tensor, d: int) -> torch.Tensor:
+    return values.new_zeros(len(values), d).scatter(-1, indices, values)
+
+
+def _float_format(dtype: torch.dtype) -> tuple[torch.dtype, int, int]:
+    """The integers of a float's size, bits of its mantissa, number of its exponents."""
+    if dtype == torch.float64:
+        return torch.int64, 52, 2048
+    if dtype == torch.float32:
+        return torch.int32, 23, 256
+    raise ValueError(f"natural compression takes float32 or float64, not {dtype}")

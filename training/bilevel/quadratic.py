@@ -56,6 +56,20 @@ def draw(agents: int, *, x_size: int, y_size: int, heterogeneity: float, seed: i
     )
 
 
+def noisy(agents: Quadratic, noise: float, generator: torch.Generator) -> Quadratic:
+    """A batch whose gradients are those of ``agents``, plus independent Gaussian noise on ∇₂g, ∇₁f and ∇₂f.
+
+    Normal errors of standard deviation ``noise`` in b, c and e: of a coordinate, an agent, a step.
+    """
+    if not noise:
+        return agents
+
+    def with_error(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf + noise * torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+
+    return agents._replace(b=with_error(agents.b), c=with_error(agents.c), e=with_error(agents.e))
+
+
 def lower_solution(agents: Quadratic, x: torch.Tensor) -> torch.Tensor:
     """y*(x) [m], which minimises the mean of all agents' g."""
     mean = _mean(agents)

@@ -1,6 +1,7 @@
 """Bilevel optimization by a server and workers whose messages are compressed (arXiv:2405.18858): C-, CM- and EF-SOBA.
 
-The server holds x, y and z; workers send directions, a row a worker, all leaves of a tree in one vector.
+The server holds x, y and z; workers send directions, a row a worker, all leaves of a tree in one vector. Over processes
+(``network``) each holds a copy of what the server holds, and the rows of its own workers.
 The updates are a reconstruction from the paper's description.
 """
 
@@ -14,6 +15,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from training.bilevel.compressors import Compressor
+from training.bilevel.network import STACKED, Average, Message, Network
 from training.bilevel.problem import BilevelProblem, Tree
 
 
@@ -42,6 +44,7 @@ class Soba:
     gamma: float
     theta: float = 1.0
     radius: float = float("inf")
+    network: Network = STACKED
 
     def start(self, x: Tree, y: Tree) -> State:
         """Raises ValueError if a compressor is biased."""
@@ -53,19 +56,24 @@ class Soba:
     def step(self, state: State, batch: Tree, generator: torch.Generator) -> State:
         """One iteration; ``batch`` [n, ...], a row a worker."""
         u, v, p = _directions(self.problem, state.x, state.y, state.z, batch)
-        h = (1 - self.theta) * state.h + self.theta * self.upper(u, generator).mean(0)
-        z = _descend(state.z, self.gamma, self.lower(p, generator).mean(0))
+        messages = [Message(self.upper, u), Message(self.lower, v), Message(self.lower, p)]
+        u, v, p = (average.mean for average in self.network.average(messages, generator))
+        h = (1 - self.theta) * state.h + self.theta * u
+        z = _descend(state.z, self.gamma, p)
         shrink = (self.radius / _vector(z).norm()).clamp(max=1)
         return State(
             x=_descend(state.x, self.alpha, h),
-            y=_descend(state.y, self.beta, self.lower(v, generator).mean(0)),
+            y=_descend(state.y, self.beta, v),
             z=tree_map(lambda leaf: shrink * leaf, z),
             h=h,
         )
 
 
 class FeedbackState(NamedTuple):
-    """x, y, z: the server's trees. h [n, d_x]: each worker's average of u; m: what is known of h, v and p, [n, .]."""
+    """x, y, z: the server's trees. h [n, d_x]: each worker's average of u.
+
+    m [n, .]: each worker's memory, what is known of its h, v and p. known [.]: the server's, their means over workers.
+    """
 
     x: Tree
     y: Tree
@@ -74,6 +82,9 @@ class FeedbackState(NamedTuple):
     m_x: torch.Tensor
     m_y: torch.Tensor
     m_z: torch.Tensor
+    known_x: torch.Tensor
+    known_y: torch.Tensor
+    known_z: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -90,41 +101,60 @@ class EFSoba:
     beta: float
     gamma: float
     theta: float = 1.0
+    network: Network = STACKED
 
     def start(self, x: Tree, y: Tree, workers: int) -> FeedbackState:
-        no_x, no_y = (torch.zeros_like(_vector(tree)).repeat(workers, 1) for tree in (x, y))
-        return FeedbackState(x, y, tree_map(torch.zeros_like, y), h=no_x, m_x=no_x, m_y=no_y, m_z=no_y)
+        """``workers``: of all processes."""
+        z, held = tree_map(torch.zeros_like, y), len(self.network.held(workers))
+        no_x, no_y = torch.zeros_like(_vector(x)), torch.zeros_like(_vector(y))
+        m_x, m_y = no_x.repeat(held, 1), no_y.repeat(held, 1)
+        return FeedbackState(x, y, z, m_x, m_x, m_y, m_y, known_x=no_x, known_y=no_y, known_z=no_y)
 
     def step(self, state: FeedbackState, batch: Tree, generator: torch.Generator) -> FeedbackState:
-        """One iteration; ``batch`` [n, ...], a row a worker."""
+        """One iteration; ``batch`` [n, ...], a row a worker. ValueError if it has not as many as there are here."""
         u, v, p = _directions(self.problem, state.x, state.y, state.z, batch)
+        if len(u) != len(state.h):
+            raise ValueError(f"batch: has {len(u)} rows; its leading axis must be {len(state.h)} workers")
         h = (1 - self.theta) * state.h + self.theta * u
-        x_direction, m_x = _feedback(self.upper, h, state.m_x, generator)
-        y_direction, m_y = _feedback(self.lower, v, state.m_y, generator)
-        z_direction, m_z = _feedback(self.lower, p, state.m_z, generator)
+        messages = [
+            Message(self.upper, h - state.m_x),
+            Message(self.lower, v - state.m_y),
+            Message(self.lower, p - state.m_z),
+        ]
+        to_x, to_y, to_z = self.network.average(messages, generator)
+        m_x, known_x = _remember(self.upper, state.m_x, state.known_x, to_x)
+        m_y, known_y = _remember(self.lower, state.m_y, state.known_y, to_y)
+        m_z, known_z = _remember(self.lower, state.m_z, state.known_z, to_z)
         return FeedbackState(
-            x=_descend(state.x, self.alpha, x_direction),
-            y=_descend(state.y, self.beta, y_direction),
-            z=_descend(state.z, self.gamma, z_direction),
+            x=_descend(state.x, self.alpha, state.known_x + to_x.mean),
+            y=_descend(state.y, self.beta, state.known_y + to_y.mean),
+            z=_descend(state.z, self.gamma, state.known_z + to_z.mean),
             h=h,
             m_x=m_x,
             m_y=m_y,
             m_z=m_z,
+            known_x=known_x,
+            known_y=known_y,
+            known_z=known_z,
         )
 
 
 def bits_up(algorithm: Soba | EFSoba, x: Tree, y: Tree) -> int:
-    """What one worker sends in one step."""
+    """What one worker sends in one step, with 32-bit floats."""
     return algorithm.upper.bits(len(_vector(x))) + 2 * algorithm.lower.bits(len(_vector(y)))
 
 
-def _feedback(
-    compressor: Compressor, target: torch.Tensor, memory: torch.Tensor, generator: torch.Generator
+def bits_down(x: Tree, y: Tree) -> int:
+    """What one worker hears in one step: the server's three directions, uncompressed, with 32-bit floats."""
+    return 32 * (len(_vector(x)) + 2 * len(_vector(y)))
+
+
+def _remember(
+    compressor: Compressor, memory: torch.Tensor, known: torch.Tensor, average: Average
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The server's estimate [d] of the mean of ``target`` [n, d], and the new memories [n, d]."""
-    message = compressor(target - memory, generator)
-    delta = 1 / (1 + compressor.omega(target.shape[-1])) if compressor.unbiased else 1.0
-    return (memory + message).mean(0), memory + delta * message
+    """The workers' memories [n, d] and the server's [d] after a message."""
+    delta = 1 / (1 + compressor.omega(memory.shape[-1])) if compressor.unbiased else 1.0
+    return memory + delta * average.sent, known + delta * average.mean
 
 
 def _directions(problem: BilevelProblem, x: Tree, y: Tree, z: Tree, batch: Tree) -> tuple[torch.Tensor, ...]:

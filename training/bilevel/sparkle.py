@@ -1,6 +1,6 @@
 """SPARKLE: decentralized bilevel optimization in a single loop (arXiv:2411.14166), and D-SOBA as its baseline.
 
-Variables of all agents are stacked on a leading axis n.
+Variables of all agents are stacked on a leading axis n; over processes (``Sparkle.network``), of those held here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 
+from training.bilevel.network import STACKED, Network
 from training.bilevel.problem import BilevelProblem, Tree
 from training.bilevel.topology import TOLERANCE
 
@@ -93,15 +94,18 @@ class Sparkle:
     beta: float
     gamma: float
     theta: float = 1.0
+    network: Network = STACKED
 
     def start(self, x: Tree, y: Tree, batch: Tree) -> State:
         """All agents at x and y (one agent's, no leading axis); ``batch`` is only looked at for its shapes.
 
         Raises ValueError if W of both levels and the leading axis of ``batch`` are not of as many agents.
         """
-        agents = len(self.lower.A)
-        if len(self.upper.A) != agents:
-            raise ValueError(f"the lower level has {agents} agents, the upper {len(self.upper.A)}: make them equal")
+        if len(self.upper.A) != len(self.lower.A):
+            raise ValueError(
+                f"the lower level has {len(self.lower.A)} agents, the upper {len(self.upper.A)}: make them equal"
+            )
+        agents = len(self.network.held(len(self.lower.A)))
         for path, leaf in tree_flatten_with_path(batch)[0]:
             if leaf.ndim == 0 or len(leaf) != agents:
                 where = "".join(map(str, path)) or "itself"
@@ -116,10 +120,16 @@ class Sparkle:
         """One iteration. Every direction is taken at the current (x, y, z): reconstruction. ``batch`` [n, ...]."""
         u, v, p = vmap(self.problem.directions)(state.x, state.y, state.z, batch)
         r = tree_map(lambda old, new: (1 - self.theta) * old + self.theta * new, state.r, u)
-        x, qx = _move(self.upper, state.x, state.qx, self.alpha, r)
-        y, qy = _move(self.lower, state.y, state.qy, self.beta, v)
-        z, qz = _move(self.lower, state.z, state.qz, self.gamma, p)
+        x, qx = self._move(self.upper, state.x, state.qx, _times(self.alpha, r))
+        moves = _times(self.beta, v), _times(self.gamma, p)
+        (y, z), (qy, qz) = self._move(self.lower, (state.y, state.z), (state.qy, state.qz), moves)
         return State(x=x, y=y, z=z, r=r, qx=qx, qy=qy, qz=qz)
+
+    def _move(self, strategy: Strategy, s: Tree, q: Tree, move: Tree) -> tuple[Tree, Tree]:
+        mix = self.network.mix
+        moved = mix(strategy.A, tree_map(torch.sub, mix(strategy.C, s), move))
+        moved = tree_map(torch.sub, moved, q)
+        return moved, tree_map(torch.add, q, mix(strategy.B2, moved))
 
 
 def consensus_error(tree: Tree) -> float:
@@ -127,18 +137,8 @@ def consensus_error(tree: Tree) -> float:
     return sum(float((leaf - leaf.mean(0)).square().sum()) for leaf in tree_leaves(tree))
 
 
-def _move(strategy: Strategy, s: Tree, q: Tree, step: float, direction: Tree) -> tuple[Tree, Tree]:
-    moved = tree_map(
-        lambda s, q, g: _mix(strategy.A, _mix(strategy.C, s) - step * g) - q,
-        s,
-        q,
-        direction,
-    )
-    return moved, tree_map(lambda q, s: q + _mix(strategy.B2, s), q, moved)
-
-
-def _mix(weights: torch.Tensor, stacked: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("ij,j...->i...", weights.to(stacked), stacked)
+def _times(step: float, direction: Tree) -> Tree:
+    return tree_map(lambda leaf: step * leaf, direction)
 
 
 def _identity(W: torch.Tensor) -> torch.Tensor:

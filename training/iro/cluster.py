@@ -29,6 +29,7 @@ from training.iro.spread_grader import GraderActor, SpreadGrader
 from training.iro.values import Bundles, Files, Stack
 from training.run import Run
 from value_heads.bundle import TENSORS
+from value_heads.peers import Meeting, PeerLost, meeting_place, together
 
 REACH = 10.0  # seconds for a cluster to answer
 
@@ -85,10 +86,24 @@ class RayExecutor:
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
     ) -> tuple[Files, dict[str, Any]]:
-        """On one node, which reads the shards where the run keeps its checkpoints."""
+        """On nodes that read the shards where the run keeps its checkpoints: one, or several that share a batch."""
         files = None if before is None else self.opening.bundles.pack(before)
         work = (learner, files, train.names, heldout.names, train.scale, seed, self.run.checkpoints.location)
-        (fitted,) = self.engines.map("fit", [work], 1)
+        size = min(self.placement.ray_fit_actors, self._size()) if learner.spreads else 1
+        if size > 1:
+            try:
+                return self._fit_together(work, size)
+            except PeerLost as error:
+                self.run.emit("message", f"One process fits alone: {last_line(error)}", level="warn")
+        (fitted,) = self.engines.map("fit", [(*work, None)], 1)
+        return fitted
+
+    def _fit_together(self, work: tuple[Any, ...], size: int) -> tuple[Files, dict[str, Any]]:
+        """What the first of them has fitted. PeerLost."""
+        host = self.ray.util.get_node_ip_address()
+        with meeting_place(host) as port:
+            shares = [(*work, Meeting(host, port, rank, size)) for rank in range(size)]
+            fitted, *_ = self.engines.map("fit", shares, size)
         return fitted
 
     def close(self) -> None:
@@ -142,6 +157,7 @@ class EngineActor:
         scale: Scale,
         seed: int,
         location: str,
+        meeting: Meeting | None,
     ) -> tuple[Files, dict[str, Any]]:
         """The engine makes room first, and is opened again for the next rollouts."""
         self._let_go()
@@ -151,7 +167,7 @@ class EngineActor:
             raise ClusterUnavailable(message)
         stack = None if before is None else self.opening.bundles.unpack(before)
         parts = [Shards(_There(checkpoints), names, scale) for names in (train, heldout)]
-        with closing(checkpoints):
+        with closing(checkpoints), together(meeting):
             return executor.fit(self.opening.bundles, learner, stack, parts[0], parts[1], seed)
 
     def _let_go(self) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, ValidationInfo, field_validator, model_validator
 
 from iro_server.decoding.base import Selection
+from iro_server.engines.base import ModelInfo
 from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
 from iro_server.graders import parse_grader
 from iro_server.graders.response_format import parse_response_format
@@ -19,12 +20,14 @@ from value_heads.features import TOKENS, Block
 Betas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
-def default_feature_spec(num_layers: int, horizon: int) -> FeatureSpec:
+def default_feature_spec(info: ModelInfo, horizon: int) -> FeatureSpec:
     """What heads read unless told otherwise, beside the counts of tokens.
 
     Measured on SmolLM2-135M: the last layer, made for the next token, tells far less about the reward to come.
     """
-    early, late = math.ceil(num_layers / 3), round(num_layers * 5 / 6)
+    if not info.hidden:
+        return FeatureSpec(summed=(0,), horizon=horizon)
+    early, late = math.ceil(info.num_layers / 3), round(info.num_layers * 5 / 6)
     return FeatureSpec(current=(late,), summed=(0, early), horizon=horizon)
 
 
@@ -75,7 +78,9 @@ class AlignConfig(JobConfig):
     validation_prompts: int = Field(32, ge=1)
     eval_interval: int = Field(1, ge=1, description="validate after every so many iterations, and after the last")
     eval_samples: int = Field(1, ge=1, le=64, description="validation searches a prompt, averaged")
-    value_model: Literal["linear", "mlp", "lora"] = Field("linear", description="lora where engine_urls are given")
+    value_model: Literal["linear", "mlp", "lora", "auto"] = Field(
+        "linear", description="auto: linear or lora, whichever ranks held-out completions better; so with engine_urls"
+    )
     feature_spec: FeatureSpec | None = Field(None, description="None: default_feature_spec of the model")
     counted_tokens: int = Field(1500, ge=0, description="how many of the rollouts' commonest tokens get a weight each")
     backbone_layers: int | None = Field(None, ge=1, description="lora: the model's first so many; None: a third")
@@ -111,9 +116,9 @@ class AlignConfig(JobConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _lora_without_hidden_states(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("engine_urls"):
-            return {"value_model": "lora"} | given
+    def _auto_without_hidden_states(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("engine_urls") and given.get("return_lambda", 1) == 1:
+            return {"value_model": "auto"} | given
         return given
 
     @model_validator(mode="after")
@@ -122,10 +127,8 @@ class AlignConfig(JobConfig):
             raise ValueError(f"betas: {self.iterations} iterations need as many, not {len(self.betas)}")
         if self.loss == "bce" and self.value_model == "mlp":
             raise ValueError("loss: bce goes with linear and lora value functions")
-        if self.return_lambda < 1 and (self.value_model == "lora" or self.loss == "bce"):
-            raise ValueError("return_lambda below 1 goes with heads and loss mse")
-        if self.engine_urls and self.value_model != "lora":
-            raise ValueError(
-                f"value_model: {self.value_model} reads hidden states, which engine_urls give none of: use lora"
-            )
+        if self.return_lambda < 1 and (self.value_model in ("lora", "auto") or self.loss == "bce"):
+            raise ValueError("return_lambda below 1 goes with value_model linear or mlp, and loss mse")
+        if self.engine_urls and self.feature_spec and any(self.feature_spec.layers):
+            raise ValueError("feature_spec: with engine_urls there is layer 0 alone, the embedding")
         return self

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
-from training.iro.diagnostics import diagnose
+from training.iro.diagnostics import diagnose, mean_and_error
 from training.iro.fit import Graded, Shards, fit_head
 from training.iro.rollouts import commonest_tokens
 from training.iro.values import Stack
@@ -26,6 +26,11 @@ class Learner(Protocol):
         """Hidden layers that rollouts have to keep."""
         ...
 
+    @property
+    def spreads(self) -> bool:
+        """Whether several processes fit it sooner than one."""
+        ...
+
     def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
         """The stack ``before`` with a value function more, its beta 1; and diagnostics on the held-out shards."""
         ...
@@ -33,6 +38,8 @@ class Learner(Protocol):
 
 class HeadLearner:
     """Heads that read the frozen model's own hidden states, and counts of tokens."""
+
+    spreads = False
 
     def __init__(self, config: AlignConfig, spec: FeatureSpec):
         self.config, self.spec = config, spec
@@ -70,6 +77,7 @@ class LoraLearner:
     """A LoRA adapter an iteration on a backbone apart from the engine: the frozen model's own first layers."""
 
     layers: tuple[int, ...] = ()
+    spreads = True
 
     def __init__(self, config: AlignConfig, num_layers: int, prompts: Mapping[int, Prompt]):
         self.config, self.prompts = config, prompts
@@ -119,3 +127,27 @@ class LoraLearner:
         values_RS = backbone.values(iteration, pad_sequence(rows, batch_first=True)).cpu()
         pieces = [values_S[start : len(row)] for values_S, start, row in zip(values_RS, starts, rows, strict=True)]
         return pad_sequence(pieces, batch_first=True)
+
+
+class BetterLearner:
+    """Heads or a LoRA backbone: what the first iteration's held-out prompts say, by correlation within a prompt."""
+
+    spreads = True
+
+    def __init__(self, heads: HeadLearner, lora: LoraLearner):
+        self.heads, self.lora = heads, lora
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.heads.layers
+
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+        if before is not None:
+            learner = self.lora if isinstance(before, LoraValues) else self.heads
+            return learner.fit(before, train, heldout, seed)
+        linear, lora = (learner.fit(None, train, heldout, seed) for learner in (self.heads, self.lora))
+        by_heads, by_lora = (mean_and_error(found["correlation"])[0] for _, found in (linear, lora))
+        better, report = lora if by_lora > by_heads else linear
+        name = "lora" if report is lora[1] else "linear"
+        told = f"Value functions are {name}: held-out correlation {by_heads:.3f} by linear ones, {by_lora:.3f} by lora"
+        return better, report | {"told": told}

@@ -24,7 +24,7 @@ from training.iro.diagnostics import mean_and_error
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
-from training.iro.learners import HeadLearner, Learner, LoraLearner
+from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
 from training.iro.rollouts import Batch, guided, plain
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
@@ -52,13 +52,17 @@ class Alignment:
         self.betas: list[float] = []
 
     def make_learner(self) -> Learner:
-        if self.config.value_model == "lora":
-            prompts = {p.index: p for part in self.slices for p in [*part.train, *part.heldout]}
-            return LoraLearner(self.config, self.engine.info.num_layers, prompts)
-        spec = self.config.feature_spec
-        return HeadLearner(
-            self.config, spec or default_feature_spec(self.engine.info.num_layers, self.config.max_tokens)
-        )
+        prompts = {p.index: p for part in self.slices for p in [*part.train, *part.heldout]}
+        lora = LoraLearner(self.config, self.engine.info.num_layers, prompts)
+        spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.max_tokens)
+        heads = HeadLearner(self.config, spec)
+        match self.config.value_model:
+            case "lora":
+                return lora
+            case "auto":
+                return BetterLearner(heads, lora)
+            case _:
+                return heads
 
     def run_all(self) -> dict[str, Any]:
         self.run.planned_steps = self.planned_steps()
@@ -166,6 +170,8 @@ class Alignment:
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
         files, diagnostics = self.executor.fit(self.learner, self.stack, train, heldout, seed)
+        if "told" in diagnostics:
+            self.run.emit("message", diagnostics["told"])
         trained = train.completion_tokens() + heldout.completion_tokens()
         return diagnostics | {"trained_tokens": trained, "bundle": files}
 

@@ -86,15 +86,6 @@ def test_jobs_are_told_where_the_model_is_but_not_the_key(client, fake, settings
     assert KEY_VARIABLE not in os.environ
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("value_model", "linear"), ("value_model", "mlp"), ("return_lambda", 0.9)]
-)
-def test_value_functions_on_hidden_states_are_refused(client, field, value):
-    with pytest.raises(openai.BadRequestError, match="hidden states") as refused:
-        start_job(client, GRADER, **{field: value})
-    assert refused.value.param == f"method.reinforcement.iro.{field}"
-
-
 def test_log_probabilities_of_a_text_endpoint_are_refused(settings, fake):
     with TextEngine(settings.model_dir, Endpoints((fake.url,)), "bytes") as engine, serving(settings, engine) as client:
         assert say(client).choices[0].text

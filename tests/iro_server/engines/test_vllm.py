@@ -8,10 +8,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
+from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable, base_url
 from iro_server.engines.replicas import STICKY_ROWS
 from iro_server.engines.vllm import VLLMEngine
@@ -110,6 +112,22 @@ async def test_chunks_are_padded_and_say_how_long_rows_are(served):
     assert chunk.stopped_R[ended].all()
 
 
+async def test_layer_0_is_the_models_own_embedding(served, model_dir):
+    session = await served(FakeEndpoint()).open(PROMPT, Sampling(seed=2, stop_ids=(END,)), layers=[0])
+    chunk = await session.extend([0], 8, 6)
+    assert chunk.hidden.keys() == {0}
+    model = AutoModel.from_pretrained(model_dir, dtype=torch.float32)
+    expected = model(chunk.tokens_RL, output_hidden_states=True).hidden_states[0]
+    for row, length in enumerate(chunk.lengths_R):
+        assert torch.equal(chunk.hidden[0][row, :length], expected[row, :length])
+
+
+def test_ids_past_the_table_embed_to_nothing(model_dir):
+    embedding = Embedding(model_dir)
+    states = embedding(torch.tensor([[72, 10**6]]))
+    assert states[0, 0].abs().sum() > 0 and states[0, 1].abs().sum() == 0
+
+
 async def test_equal_seeds_draw_the_same_and_a_parent_that_is_repeated_draws_twice(served):
     engine = served(FakeEndpoint())
     (_, one), (_, same), (_, other) = [await rounds(engine, [0], [0, 0], seed=seed) for seed in (1, 1, 2)]
@@ -121,8 +139,8 @@ async def test_equal_seeds_draw_the_same_and_a_parent_that_is_repeated_draws_twi
 def test_what_the_engine_cannot_do_is_said(served, model_dir):
     engine = served(FakeEndpoint())
     assert engine.info.max_length == 256 and engine.info.eos_ids == (END,)
-    with pytest.raises(ValueError, match='value_model "lora"'):
-        asyncio.run(engine.open(PROMPT, SAMPLING, layers=[1]))
+    with pytest.raises(ValueError, match="past layer 0"):
+        asyncio.run(engine.open(PROMPT, SAMPLING, layers=[0, 1]))
     with pytest.raises(ValueError, match="256 tokens; the model takes 1 to 255"):
         asyncio.run(engine.open([1] * 256, SAMPLING))
     with pytest.raises(ValueError, match='engine kind "text"'):

@@ -31,6 +31,10 @@ def says(folder, script):
         yield Surroundings(base_url=str(client.base_url).rstrip("/"))
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64  # more than a grader connects at once: what overflows is sent again after seconds
+
+
 @contextmanager
 def endpoint(*answers):
     """A server of chat completions that gives ``answers``, (status, body, headers), in turn, the last ever again.
@@ -57,7 +61,7 @@ def endpoint(*answers):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -212,7 +216,7 @@ def test_redirects_are_not_followed():
     assert reached == []
 
 
-def test_closing_ends_what_is_being_asked():
+def test_once_closed_it_asks_no_further():
     with endpoint((503, {}, {"Retry-After": "20"})) as (url, asked):
         grader = parse_grader({**SCORE, "base_url": url}, Surroundings(any_endpoint=True))
         grades = []

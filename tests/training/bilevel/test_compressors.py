@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy import stats
 
-from training.bilevel.compressors import QSGD, Compressor, Natural, RandK, TopK
+from training.bilevel.compressors import QSGD, Compressor, MultiStep, Natural, RandK, TopK, draw_seeds, uniform
+from training.bilevel.packing import pack, packed_bytes, unpack
 
 D, DRAWS = 40, 40_000
-UNBIASED: list[Compressor] = [RandK(4), QSGD(4), QSGD(1), Natural()]
+UNBIASED: list[Compressor] = [RandK(4), QSGD(4), QSGD(1), Natural(), MultiStep(RandK(4), 3), MultiStep(QSGD(1), 2)]
+ALL = [*UNBIASED, RandK(4, shared_seed=True), TopK(4), MultiStep(TopK(2), 3)]
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,56 @@ def test_bits_are_values_and_what_names_them() -> None:
 def test_k_beyond_the_message_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"^k: must be between 1 and the 40 coordinates of a message, not 41$"):
         RandK(41)(torch.zeros(2, D), torch.Generator())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("compressor", ALL, ids=repr)
+def test_what_arrives_is_what_the_stacked_engine_has(
+    compressor: Compressor, dtype: torch.dtype, vector: torch.Tensor
+) -> None:
+    v = torch.stack([vector, 1e-30 * vector.flip(0), torch.zeros(D)]).to(dtype)
+    layout = compressor.layout(D, 8 * v.element_size())
+    generator = torch.Generator().manual_seed(2)
+    seeds = draw_seeds(3, generator)
+    sent = pack(compressor.encode(v, seeds), layout)
+    assert sent.nbytes == 3 * packed_bytes(layout)
+    arrived = compressor.decode(unpack(sent, layout, dtype), D, dtype, seeds)
+    assert arrived.dtype == dtype
+    assert torch.equal(arrived, compressor(v, generator.manual_seed(2)))
+
+
+@pytest.mark.parametrize("compressor", ALL, ids=repr)
+def test_the_bytes_are_the_bits_and_less_than_one_more_a_field(compressor: Compressor) -> None:
+    layout = compressor.layout(D)
+    assert 0 <= 8 * packed_bytes(layout) - compressor.bits(D) < 8 * len(layout)
+
+
+def test_several_rounds_send_what_is_left(vector: torch.Tensor) -> None:
+    rows, generator = vector.expand(1, D), torch.Generator()
+    assert torch.equal(MultiStep(TopK(2), 3)(rows, generator), TopK(6)(rows, generator))
+    once, plain = MultiStep(RandK(4), 1), RandK(4)
+    torch.testing.assert_close(once(rows, generator.manual_seed(3)), plain(rows, generator.manual_seed(3)))
+    assert MultiStep(RandK(4), 8).omega(D) < plain.omega(D) / 8 < once.omega(D)
+    assert MultiStep(RandK(4), 8).bits(D) == 8 * plain.bits(D)
+
+
+def test_draws_are_uniform_and_each_row_has_its_own() -> None:
+    seeds = torch.arange(1000)  # neighbours, of all seeds
+    draws = uniform(seeds, 20)
+    assert stats.kstest(draws.flatten(), "uniform").pvalue > 0.01
+    correlation = torch.corrcoef(draws.T) - torch.eye(20)
+    assert correlation.abs().max() < 5 / 1000**0.5
+    assert torch.equal(uniform(seeds[7:8], 20), draws[7:8])
+
+
+def test_natural_compression_reaches_the_ends_of_its_floats() -> None:
+    info = torch.finfo(torch.float32)
+    v = torch.tensor([[info.max, -info.max, info.tiny / 4]]).expand(1000, 3)
+    found = Natural()(v, torch.Generator().manual_seed(0))
+    assert found[:, :2].abs().unique().tolist() == [2.0**127]
+    assert set(found[:, 2].tolist()) == {0.0, info.tiny}
+
+
+def test_no_round_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^rounds: must be at least 1, not 0$"):
+        MultiStep(RandK(4), 0)

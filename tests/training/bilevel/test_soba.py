@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd.functional import hessian, jacobian
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from training.bilevel import quadratic
-from training.bilevel.compressors import RandK, TopK
+from training.bilevel.compressors import Compressor, MultiStep, RandK, TopK
 from training.bilevel.problem import BilevelProblem
 from training.bilevel.quadratic import PROBLEM, Quadratic
-from training.bilevel.soba import EFSoba, Soba, bits_up
+from training.bilevel.soba import EFSoba, Soba, bits_down, bits_up
 
 WORKERS, SIZE = 8, 10
 ORIGIN = torch.zeros(SIZE, dtype=torch.float64)
@@ -21,11 +23,11 @@ def workers() -> Quadratic:
     return quadratic.draw(WORKERS, x_size=SIZE, y_size=SIZE, heterogeneity=1.0, seed=0)
 
 
-def soba(compressor: RandK, theta: float = 1.0, problem: BilevelProblem = PROBLEM) -> Soba:
+def soba(compressor: Compressor, theta: float = 1.0, problem: BilevelProblem = PROBLEM) -> Soba:
     return Soba(problem, compressor, compressor, alpha=0.02, beta=0.05, gamma=0.05, theta=theta)
 
 
-def ef_soba(compressor: RandK | TopK, theta: float = 0.5) -> EFSoba:
+def ef_soba(compressor: Compressor, theta: float = 0.5) -> EFSoba:
     return EFSoba(PROBLEM, compressor, compressor, alpha=0.02, beta=0.05, gamma=0.05, theta=theta)
 
 
@@ -102,6 +104,41 @@ def test_z_is_clipped(workers: Quadratic) -> None:
 
 def test_bits_are_three_messages() -> None:
     assert bits_up(soba(TENTH), ORIGIN, ORIGIN) == 3 * (32 + 4)
+    assert bits_down(ORIGIN, ORIGIN) == 3 * 10 * 32
+
+
+def test_on_one_node_it_is_soba_by_plain_autograd() -> None:
+    """Ridge penalties of a logistic regression; the other implementation builds Hessians, and knows no torch.func."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 30, 5, generator=generator, dtype=torch.float64)
+    labels = (features[:, :, 0] + 0.3 * torch.randn(2, 30, generator=generator) > 0).double()
+
+    def lower(x: torch.Tensor, y: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        fit = binary_cross_entropy_with_logits(features[0] @ y, labels[0])
+        return batch * (fit + (x.exp() * y.square()).sum())
+
+    def upper(x: torch.Tensor, y: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        return batch * binary_cross_entropy_with_logits(features[1] @ y, labels[1])
+
+    x, y = torch.full((5,), -1.0, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    algorithm = Soba(BilevelProblem(upper, lower), RandK(5), RandK(5), alpha=0.5, beta=0.3, gamma=0.3)
+    state = algorithm.start(x, y)
+    z = torch.zeros_like(y)
+    for _ in range(50):
+        state = algorithm.step(state, one[None], torch.Generator())
+        (_, cross), (_, own) = hessian(lambda x, y: lower(x, y, one), (x, y))
+        slope_x, slope_y = jacobian(lambda x, y: upper(x, y, one), (x, y))
+        v = jacobian(lambda y, x=x: lower(x, y, one), y)
+        x, y, z = x - 0.5 * (slope_x - cross @ z), y - 0.3 * v, z - 0.3 * (own @ z - slope_y)
+    assert float((x + 1).norm()) > 0.01  # it has gone somewhere
+    for ours, theirs in ((state.x, x), (state.y, y), (state.z, z)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_multi_step_compression_lowers_the_floor(workers: Quadratic) -> None:
+    plain = gradient(end_of_soba(soba(TENTH), workers, 400), workers)
+    assert gradient(end_of_soba(soba(MultiStep(TENTH, 10)), workers, 400), workers) < plain / 5
 
 
 def test_a_biased_compressor_is_one_line() -> None:
@@ -110,3 +147,9 @@ def test_a_biased_compressor_is_one_line() -> None:
         ValueError, match=r"^lower: TopK\(k=2\) is biased; take an unbiased one such as RandK, or EF-SOBA"
     ):
         algorithm.start(ORIGIN, ORIGIN)
+
+
+def test_a_batch_of_other_workers_is_one_line(workers: Quadratic) -> None:
+    algorithm = ef_soba(TENTH)
+    with pytest.raises(ValueError, match=r"^batch: has 8 rows; its leading axis must be 4 workers$"):
+        algorithm.step(algorithm.start(ORIGIN, ORIGIN, 4), workers, torch.Generator())

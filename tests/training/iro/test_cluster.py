@@ -173,17 +173,21 @@ def test_a_node_that_dies_costs_nothing_but_time(
     nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
 ) -> None:
     """Its raylet and all of its processes get SIGKILL while an engine of it is at work."""
-    node = nodes.add_node(num_cpus=1)
-    victims: list[psutil.Process] = []
+    victims: set[int] = set()
 
     def kill(event: dict[str, Any]) -> None:
-        if event["type"] == "progress" and event["data"]["done"] == 5:
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            victims.extend([raylet, *raylet.children(recursive=True)])
-            for victim in victims:
-                victim.send_signal(signal.SIGKILL)
+        if not victims and event["type"] == "progress" and event["data"]["done"] >= 5:
+            at_work = sampled_by(tmp_path / "run")
+            for node in nodes.list_all_nodes():
+                raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+                family = [raylet, *raylet.children(recursive=True)]
+                if at_work & {process.pid for process in family}:
+                    victims.update(process.pid for process in family)
+                    for process in family:
+                        process.send_signal(signal.SIGKILL)
+                    return
 
     result = ray_job(over(nodes), seconds=0.05).execute(config, tmp_path / "run", on_event=kill)
-    assert sampled_by(tmp_path / "run") & {victim.pid for victim in victims}
+    assert sampled_by(tmp_path / "run") & victims
     assert comparable(result) == comparable(reference)
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")

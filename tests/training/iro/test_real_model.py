@@ -67,3 +67,22 @@ def test_over_ray_lora_value_functions_are_the_same_to_the_bit(tmp_path: Path, m
     for t in (1, 2):
         bundles = [tmp_path / name / "iterations" / str(t) / "value.safetensors" for name in ("whole", "run")]
         assert bundles[0].read_bytes() == bundles[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_over_ray_two_processes_fit_a_lora_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro[ray]'")
+    small = {"value_model": "lora", "backbone_layers": 2, "iterations": 1, "num_successors": 2, "max_tokens": 6}
+    config = config_in(tmp_path) | small
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = JOB.execute(config, tmp_path / "whole")
+    torch.set_num_threads(threads)
+    for name, value in {"EXECUTOR": "ray", "RAY_CPUS": "1", "RAY_ACTORS": "2", "RAY_FIT_ACTORS": "2"}.items():
+        monkeypatch.setenv(f"IRO_{name}", value)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    events: list[dict[str, Any]] = []
+    result = JOB.execute(config, tmp_path / "run", on_event=events.append)
+    assert not any("fits alone" in event["message"] for event in events)
+    for name in ("correlation", "r2"):
+        assert result["history"][0][name] == pytest.approx(whole["history"][0][name], abs=1e-2, nan_ok=True)
