@@ -144,25 +144,6 @@ def _tuned(method: str, config: Config, corpus: Corpus, run: Run) -> Config:
 
 def _candidates(method: str, config: Config) -> list[Config]:
     gamma = {"bl_just": "gamma_cap", "fixed": "fixed_gamma"}.get(method)
-    values = {gamma: config.gammas} if gamma else {"lr": config.lrs}
-    return [config.model_copy(update={key: value}) for key, tried in values.items() for value in tried]
-
-
-TUNING = 10**6  # the number of the trainings that choose rates
-TUNED = ("lr", "gamma_cap", "fixed_gamma")
-
-
-def _tuned(method: str, config: Config, corpus: Corpus, run: Run) -> Config:
-    """``config`` with the rates that are best on dev; the seed of these trainings is not used again."""
-    if not config.tune:
-        return config
-    candidates = _candidates(method, config)
-    found = [_train(f"tune-{method}-{i}", method, one, TUNING, corpus, run) for i, one in enumerate(candidates)]
-    return candidates[int(np.argmin([one["dev"]["wer"] for one in found]))]
-
-
-def _candidates(method: str, config: Config) -> list[Config]:
-    gamma = {"bl_just": "gamma_cap", "fixed": "fixed_gamma"}.get(method)
     gammas = [{gamma: value} for value in config.gammas] if gamma else [{}]
     return [config.model_copy(update={"lr": lr} | rates) for lr in config.lrs for rates in gammas]
 
