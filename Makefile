@@ -5,8 +5,9 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 INSTALLED := .venv/installed
 VLLM := .venv-vllm
+FLOWER := .venv-flower
 
-.PHONY: demo serve vllm test test-all lint bench
+.PHONY: demo serve vllm flower test test-all lint bench
 
 demo: $(INSTALLED)
 	$(BIN)/iro demo
@@ -18,13 +19,18 @@ serve: $(INSTALLED)
 vllm: $(INSTALLED) $(VLLM)/installed
 	$(BIN)/python -m iro_server.engines.vllm_server --python $(VLLM)/bin/python --port 8001
 
-# `make test` leaves out the long runs; `make test-all` has them. Tests of vLLM are skipped where it cannot be installed.
+# Federated learning with Flower: an example app on this machine, without network.
+flower: $(FLOWER)/installed
+	$(FLOWER)/bin/python -m training.federated.flower_local training/federated/flower_app
+
+# `make test` leaves out the long runs; `make test-all` has them. Tests of vLLM and of
+# Flower are skipped where they cannot be installed.
 test: lint
-	-$(MAKE) $(VLLM)/installed
+	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
 	$(BIN)/pytest -m "not slow"
 
 test-all: lint
-	-$(MAKE) $(VLLM)/installed
+	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
 	$(BIN)/pytest
 
 lint: $(INSTALLED)
@@ -56,4 +62,11 @@ $(VLLM)/installed: vllm-requirements.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet -r vllm-requirements.txt
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+# Flower pins older versions of what the server is built on.
+$(FLOWER)/installed: training/federated/flower-requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
+	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet -r training/federated/flower-requirements.txt
 	touch $@

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from quadratic.task import trained
+
+app = ClientApp()
+
+
+@app.query()
+def wake(message: Message, context: Context) -> Message:
+    return Message(RecordDict(), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    config, asked = context.run_config, message.content["config"]
+    me = asked["client"]
+    time.sleep(float(config["pause"]) * (1 + me % 4))
+    arrays = {name: array.numpy() for name, array in message.content["arrays"].items()}
+    arrays = trained(arrays, me, asked["seed"])
+    if me == config["nan"]:
+        arrays["vector"][0] = np.nan
+    if me == config["shape"]:
+        arrays["vector"] = np.zeros(5)
+    if me == config["raises"]:
+        raise RuntimeError("no memory left")
+    if me == config["late"]:
+        time.sleep(float(config["timeout"]) + 1)
+    if me == config["vanishes"]:
+        deadline = time.monotonic() + 300
+        while not (Path(str(config["out"])) / "result.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    return Message(RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": me + 1})}), reply_to=message)

@@ -1,0 +1,131 @@
+"""``flwr run APP local --stream`` on this machine alone: no network, no telemetry, and no process left behind.
+
+flwr starts a SuperLink by itself where none is running, and leaves it running. This starts one of its own, with a port
+and a home (FLWR_HOME) of its own, and ends it with all that it started.
+
+    python -m training.federated.flower_local training/federated/flower_app --supernodes 10 rounds=50
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+OFFLINE = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+STARTS, ENDS = 300.0, 20.0  # seconds that a SuperLink may take to
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("app", type=Path, help="the app's folder")
+    parser.add_argument("--supernodes", type=int, default=10, help="how many clients are simulated")
+    parser.add_argument("config", nargs="*", help="key=value, as in [tool.flwr.app.config]")
+    args = parser.parse_intermixed_args()
+    with superlink() as env:
+        run(args.app, env, [f"num-supernodes={args.supernodes}"], args.config)
+        sys.exit(0 if completed(env) else "the run has failed")
+
+
+@contextmanager
+def superlink(*flags: str, bin: Path = BIN) -> Iterator[dict[str, str]]:
+    """A SuperLink of its own. Gives the environment in which `flwr` finds it under the name "local".
+
+    ``bin``: where flwr's programs are. Raises TimeoutError, with the end of its log, if it does not start.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="flwr-") as home:
+        (Path(home) / "config.toml").write_text(
+            f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = os.environ | OFFLINE | {"FLWR_HOME": home, "PYTHONPATH": path}
+        env["PATH"] = f"{bin}{os.pathsep}{env['PATH']}"
+        command = [str(bin / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+        with (Path(home) / "superlink.log").open("w+") as log:
+            process = subprocess.Popen([*command, *(flags or ("--simulation",))], env=env, stdout=log, stderr=log)
+            try:
+                _wait_for(process, port, Path(log.name))
+                yield env
+            finally:
+                _end(process, home)
+
+
+def run(app: Path, env: dict[str, str], federation: Sequence[str] = (), config: Sequence[str] = ()) -> None:
+    """`flwr run APP local --stream`, with `--federation-config` and `--run-config`. A run that fails raises nothing."""
+    command = ["flwr", "run", str(app), "local", "--stream"]
+    for flag, values in (("--federation-config", federation), ("--run-config", config)):
+        if values:
+            command += [flag, " ".join(values)]
+    subprocess.run(command, env=env)
+
+
+def completed(env: dict[str, str]) -> bool:
+    """Whether the SuperLink's runs, one at least, all ended well."""
+    listed = subprocess.run(["flwr", "list", "local", "--format", "json"], env=env, capture_output=True, text=True)
+    runs = json.loads(listed.stdout)["runs"]
+    return bool(runs) and all(run["status"] == "finished:completed" for run in runs)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + STARTS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise TimeoutError(f"the SuperLink did not start: {log.read_text()[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes], home: str) -> None:
+    """Asks the SuperLink to end, and then all that still has its home in its environment."""
+    process.terminate()
+    try:
+        process.wait(ENDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pid in processes_of(home):
+        os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(home: str) -> list[int]:
+    """Processes, on Linux, that were started with FLWR_HOME=``home``; this one is not among them."""
+    needle, found = f"FLWR_HOME={home}".encode(), []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = environ.read_bytes().split(b"\0")
+        except OSError:  # gone, or another user's
+            continue
+        if needle in variables:
+            found.append(int(environ.parent.name))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""A value function trained where its data are: ``iro run federated.values``.
+
+Each client has prompts of its own (openings of film reviews), samples the frozen model on them and grades what comes.
+None of that leaves it: the server sees updates of a linear value function, and decodes with what they add up to. Beside
+them clients share sums: of rewards and of their squares, of five blocks' variances, and how many of their completions
+hold each token.
+
+Compared on held-out prompts at equal numbers of base tokens: samples, the best of them by the reward itself, and guided
+search by the federated value function and by one fitted to all clients' data at once (ridge, `value_heads.fit`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from training.federated.delays import LARGE, official
+from training.federated.rules import RULES
+from training.federated.simulator import Settings, Simulator
+from training.run import Job, JobConfig, Run, derive_seed, rng_of
+
+if TYPE_CHECKING:
+    from training.iro.data import Prompt
+    from value_heads.fit import Rows
+
+PROMPTS, ROLLOUTS, HELD_OUT, FEDERATED, DELAYS, BOOTSTRAP = range(6)  # streams of random numbers
+ROWS = 16  # of each base token, whatever the method
+METHODS = ("base", "best-of-16", "federated", "pooled")
+
+
+class Config(JobConfig):
+    """``seeds``: whole repetitions, with prompts of their own. The last prompt of each client chooses settings."""
+
+    seeds: int = Field(5, ge=1)
+    clients: int = Field(8, ge=2)
+    prompts_per_client: int = Field(5, ge=2)
+    rollouts_per_prompt: int = Field(8, ge=2)
+    heldout_prompts: int = Field(8, ge=2)
+    max_tokens: int = Field(24, ge=4)
+    counted_tokens: int = Field(500, ge=1)
+    rule: Literal["fadas", "fadas-min", "fadas-divide", "fedbuff", "fedadam", "fedams", "fedavg"] = "fadas-divide"
+    rates: tuple[float, ...] = Field((0.003, 0.01, 0.03), description="the server's steps that are tried")
+    penalties: tuple[float, ...] = Field((0.01, 0.1), description="of |b|² in standard units, that are tried")
+    rounds: int = Field(100, ge=1)
+    concurrency: int = Field(4, ge=1)
+    buffer_size: int = Field(2, ge=1)
+    local_steps: int = Field(10, ge=1)
+    local_rate: float = Field(0.1, gt=0)
+    batch_size: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _enough_clients(self) -> Config:
+        if self.concurrency > self.clients:
+            raise ValueError(f"concurrency {self.concurrency} is more than the {self.clients} clients there are")
+        return self
+
+
+class Local(NamedTuple):
+    """A client's rows, less the mean of each prompt and token number, in standard units."""
+
+    features: Tensor  # [N, F]
+    targets: Tensor  # [N]
+
+
+def run(config: Config, run: Run) -> dict[str, Any]:
+    from iro_server.demo.sentiment import sentiment_grader_source
+    from iro_server.engines.embedded import EmbeddedEngine
+    from iro_server.engines.prepare import prepare_model
+    from iro_server.graders import parse_grader
+
+    spec = {"type": "python", "name": "sentiment", "source": sentiment_grader_source()}
+    with parse_grader(spec) as grader, EmbeddedEngine(prepare_model()) as engine:
+        seeds = [Seed(config, run, engine, grader, config.seed + i).evaluate() for i in range(config.seeds)]
+    summary = summarise(config, seeds)
+    for other in ("base", "best-of-16"):
+        low = summary["differences"][f"federated - {other}"]["interval"][0]
+        run.check(f"held-out reward, federated value less {other}", expected="interval above 0", got=low, holds=low > 0)
+    return {"summary": summary, "per_seed": seeds}
+
+
+class Seed:
+    """One repetition. ``engine`` is the frozen model, ``grader`` the reward."""
+
+    def __init__(self, config: Config, run: Run, engine: Any, grader: Any, seed: int) -> None:
+        from training.iro.config import default_feature_spec
+
+        self.config, self.run, self.engine, self.grader, self.seed = config, run, engine, grader, seed
+        self.spec = default_feature_spec(engine.info, config.max_tokens)
+        self.training, self.held_out = self.prompts()
+
+    def prompts(self) -> tuple[list[list[Prompt]], list[Prompt]]:
+        """Each client's, and the held-out ones."""
+        from iro_server.demo.data import prompt_rows
+        from iro_server.engines.prompts import item_prompt_ids
+        from training.iro.data import Prompt
+
+        train, held_out = prompt_rows(4000, 1000)
+        per_client, clients = self.config.prompts_per_client, self.config.clients
+        drawn = rng_of(self.seed, PROMPTS).choice(4000, clients * per_client, replace=False).tolist()
+        tested = rng_of(self.seed, PROMPTS, 1).choice(1000, self.config.heldout_prompts, replace=False).tolist()
+        rows = [(i, train[i]) for i in drawn] + [(4000 + i, held_out[i]) for i in tested]
+        made = [Prompt(i, tuple(item_prompt_ids(self.engine.tokenizer, row)), row) for i, row in rows]
+        parts = [made[i * per_client : (i + 1) * per_client] for i in range(clients)]
+        return parts, made[len(drawn) :]
+
+    def roll_out(self, name: str, prompts: Sequence[Prompt], params: Any, stack: Any, keep: bool) -> tuple[str, str]:
+        """Completions of prompts and their rewards, as two steps. Gives the steps' names."""
+        from training.iro.rollouts import Batch, roll_out
+
+        names = (f"{self.seed}-{name}-rollouts", f"{self.seed}-{name}-rewards")
+        stream = HELD_OUT if prompts[0].index >= 4000 else ROLLOUTS
+        seeds = [derive_seed(self.seed, stream, prompt.index) for prompt in prompts]
+        batch = Batch(prompts, seeds, params, stack, self.spec.layers if keep else ())
+        self.run.step(names[0], lambda: roll_out(self.engine, self.align_config(), batch))
+        self.run.step(names[1], partial(self.grade, names[0], prompts))
+        return names
+
+    def grade(self, rollouts: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        from iro_server.graders import Sample
+
+        groups = self.run.load(rollouts)["tokens"]
+        texts = [self.engine.tokenizer.decode(row, skip_special_tokens=True) for group in groups for row in group]
+        items = [prompt.item for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+        pairs = [(Sample(text), item) for text, item in zip(texts, items, strict=True)]
+        grades = iter([grade.reward for grade in self.grader.grade_many(pairs)])
+        return {"rewards": [[next(grades) for _ in group] for group in groups]}
+
+    def align_config(self) -> Any:
+        from training.iro.config import AlignConfig
+
+        never = {"type": "string_check", "operation": "eq", "input": "{{sample.output_text}}", "reference": ""}
+        return AlignConfig(
+            training_file=self.run.folder, grader=never | {"name": "none"}, max_tokens=self.config.max_tokens
+        )
+
+    def fit(self) -> dict[str, Any]:
+        """Weights [F] of the federated and the pooled value function, and of each client's own."""
+        from iro_server.decoding.base import SearchParams
+        from training.iro.config import block_scales
+        from training.iro.fit import Scale, Shards
+        from training.iro.rollouts import commonest_tokens
+        from value_heads.fit import Moments, fit_ridge, standard_units
+
+        plain = SearchParams(beam_width=1, num_successors=self.config.rollouts_per_prompt, chunk_length=None)
+        with self.run.progress(f"Seed {self.seed}: rollouts of", self.config.clients + 1) as advance:
+            names = []
+            for client, prompts in enumerate(self.training):
+                names.append(self.roll_out(f"client-{client}", prompts[:-1], plain, None, True))
+                advance()
+            choosing = self.roll_out("choosing", [prompts[-1] for prompts in self.training], plain, None, True)
+            advance()
+
+        def compute() -> dict[str, Any]:
+            rewards = np.array([r for _, name in names for group in self.run.load(name)["rewards"] for r in group])
+            scale = Scale(float(rewards.mean()), float(rewards.std()))
+            completions = (row for rollouts, _ in names for group in self.run.load(rollouts)["tokens"] for row in group)
+            counted = commonest_tokens(completions, self.config.counted_tokens)
+            spec = self.spec.model_copy(update={"counted": counted})
+            rows, judges = (list(Shards(self.run, each, scale, spec)) for each in (names, [choosing]))
+            scales = block_scales(spec)
+            pooled = fit_ridge(spec, rows, judges, within=True, block_scales=scales)
+            alone = [fit_ridge(spec, [own], judges, within=True, block_scales=scales) for own in rows]
+            judge = Moments(judges, within=True)
+            variance = Moments(rows, within=True).centred()[0].diagonal().clamp(min=0)
+            units = standard_units(spec, variance, scales).float()
+            local = [_local(own, units) for own in rows]
+            tried = {}
+            for penalty in self.config.penalties:
+                for rate in self.config.rates:
+                    weight = federated(self.config, local, rate, penalty, self.seed) / units
+                    tried[judge.correlation(weight.double())] = (weight, rate, penalty)
+            weight, rate, penalty = tried[max(tried)]
+            return {
+                "counted": list(counted),
+                "weights": {"federated": weight, "pooled": pooled.head.weight},
+                "alone": [fit.head.weight for fit in alone],
+                "chosen": {"rate": rate, "penalty": penalty, "pooled": pooled.chosen},
+            }
+
+        return self.run.step(f"{self.seed}-fit", compute)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Rewards of each held-out prompt by each method, and what each value function knows of them."""
+        from iro_server.decoding.base import SearchParams
+        from training.iro.fit import Scale, Shards
+        from training.iro.rollouts import guided
+        from value_heads import ValueStack
+        from value_heads.fit import Moments
+        from value_heads.heads import LinearHead
+
+        fitted = self.fit()
+        spec = self.spec.model_copy(update={"counted": tuple(fitted["counted"])})
+        stacks = {name: ValueStack([LinearHead(spec, w, 0.0)], [1.0]) for name, w in fitted["weights"].items()}
+        sampled = SearchParams(beam_width=1, num_successors=ROWS, chunk_length=None)
+        names = self.roll_out("base", self.held_out, sampled, None, True)
+        rewards = {
+            name: self.roll_out(name, self.held_out, guided(self.align_config()), stack, False)[1]
+            for name, stack in stacks.items()
+        }
+        base = self.run.load(names[1])["rewards"]
+        found = {"base": [float(np.mean(group)) for group in base], "best-of-16": [max(group) for group in base]}
+        found |= {name: [group[0] for group in self.run.load(step)["rewards"]] for name, step in rewards.items()}
+        judge = Moments(list(Shards(self.run, [names], Scale(), spec)), within=True)
+        known = {name: judge.correlation(weight.double()) for name, weight in fitted["weights"].items()}
+        known["alone"] = float(np.mean([judge.correlation(weight.double()) for weight in fitted["alone"]]))
+        row = {"seed": self.seed, "rewards": found, "correlation": known, "chosen": fitted["chosen"]}
+        means = {name: float(np.mean(values)) for name, values in found.items()}
+        self.run.step(f"{self.seed}-report", lambda: self.run.metrics({"seed": self.seed, **means}, f"{means}"))
+        return row
+
+
+def _local(rows: Rows, units: Tensor) -> Local:
+    _, group = rows.groups.unique(return_inverse=True)
+
+    def less_mean(values: Tensor) -> Tensor:
+        means = values.new_zeros(int(group.max()) + 1, *values.shape[1:])
+        return values - means.index_reduce(0, group, values, "mean", include_self=False)[group]
+
+    return Local(less_mean(rows.features.float()) / units, less_mean(rows.targets.float()))
+
+
+def federated(config: Config, local: Sequence[Local], rate: float, penalty: float, seed: int) -> Tensor:
+    """b [F] in standard units after the configured rounds: mean (y - x·b)² + penalty |b|², over all clients."""
+
+    def train(params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
+        who = zip(clients, seeds, strict=True)
+        return [(_steps(config, local[c], params, penalty, seed), len(local[c].targets)) for c, seed in who]
+
+    settings = Settings(
+        clients=config.clients,
+        concurrency=config.concurrency,
+        buffer_size=config.buffer_size,
+        seed=derive_seed(seed, FEDERATED),
+    )
+    delays = official(config.clients, LARGE, rng_of(seed, DELAYS))
+    zero = torch.zeros(local[0].features.shape[1])
+    simulator = Simulator(settings, RULES[config.rule](lr=rate), train, delays, zero)
+    simulator.run(config.rounds)
+    return simulator.params
+
+
+def _steps(config: Config, own: Local, start: Tensor, penalty: float, seed: int) -> Tensor:
+    """Δ of the configured local steps, each on a batch."""
+    generator = torch.Generator().manual_seed(seed)
+    b = start
+    for _ in range(config.local_steps):
+        pick = torch.randint(len(own.targets), (config.batch_size,), generator=generator)
+        x = own.features[pick]
+        b = b - config.local_rate * (x.T @ (x @ b - own.targets[pick]) / len(pick) + penalty * b)
+    return b - start
+
+
+def summarise(config: Config, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds and prompts, with 95 % intervals by bootstrap over seeds and, within them, prompts."""
+    rewards = {name: np.array([seed["rewards"][name] for seed in seeds]) for name in METHODS}  # [seeds, prompts]
+    pairs = [("federated", "base"), ("federated", "best-of-16"), ("federated", "pooled"), ("pooled", "best-of-16")]
+    differences = {f"{a} - {b}": rewards[a] - rewards[b] for a, b in pairs}
+    rng = rng_of(config.seed, BOOTSTRAP)
+    known = {name: np.array([seed["correlation"][name] for seed in seeds]) for name in seeds[0]["correlation"]}
+    return {
+        "rewards": {name: _interval(values, rng) for name, values in rewards.items()},
+        "differences": {name: _interval(values, rng) for name, values in differences.items()},
+        "correlation": {name: _interval(values[:, None], rng) for name, values in known.items()},
+    }
+
+
+def _interval(values: np.ndarray, rng: np.random.Generator, resamples: int = 4000) -> dict[str, Any]:
+    seeds, prompts = values.shape
+    who = rng.integers(seeds, size=(resamples, seeds))
+    which = rng.integers(prompts, size=(resamples, seeds, prompts))
+    means = values[who[:, :, None], which].mean((1, 2))
+    return {"mean": float(values.mean()), "interval": np.percentile(means, (2.5, 97.5)).tolist()}
+
+
+def draw(folder: Path) -> None:
+    from matplotlib.figure import Figure
+
+    summary = json.loads((folder / "result.json").read_text())["summary"]["rewards"]
+    means = [summary[name]["mean"] for name in METHODS]
+    spread = np.abs(np.array([summary[name]["interval"] for name in METHODS]).T - means)
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(METHODS, means, yerr=spread, capsize=4, color=["0.7", "0.7", "C0", "C1"])
+    axes.set_ylabel("held-out reward (logit of sentiment)")
+    figure.savefig(folder / "figures" / "rewards.png", dpi=130)
+
+
+JOB = Job(
+    name="federated.values",
+    summary="A value function trained federatedly by FADAS on private rollouts, and decoding with it",
+    Config=Config,
+    run=run,
+    presets={
+        "smoke": {
+            "seeds": 1,
+            "clients": 3,
+            "prompts_per_client": 2,
+            "rollouts_per_prompt": 4,
+            "heldout_prompts": 2,
+            "max_tokens": 8,
+            "counted_tokens": 50,
+            "rounds": 20,
+            "concurrency": 2,
+            "rates": (0.01,),
+        },
+        "paper": {},
+    },
+    draw=draw,
+)
