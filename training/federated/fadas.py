@@ -75,7 +75,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
 
 def tuning_trials(config: Config, run: Run) -> dict[str, Trial]:
     """By name; on development examples, with a seed that no other trial has."""
-    how = {"seed": run.derive_seed(0), "updates": config.tuning_updates, "on": "development"}
+    how: dict[str, Any] = {"seed": run.derive_seed(0), "updates": config.tuning_updates, "on": "development"}
     return {
         f"tune-{delays}-{method}-{step:g}": Trial(config.task, method, step, delays, **how)
         for method in config.methods

@@ -38,12 +38,12 @@ def _batched(task: Task, clients: LocalSGD, params: Tensor) -> Check:
     return {"name": name, "expected": "<= 1e-5", "got": error, "holds": error <= 1e-5}
 
 
-def _in_step(task: Task, clients: LocalSGD, params: Tensor, rounds: int = 3) -> Check:
+def _in_step(task: Task, train: LocalSGD, params: Tensor, rounds: int = 3) -> Check:
     cohorts = []
 
-    def recorded(start: Tensor, who: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
-        cohorts.append((who, seeds))
-        return clients(start, who, seeds)
+    def recorded(params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
+        cohorts.append((clients, seeds))
+        return train(params, clients, seeds)
 
     size = min(task.buffer_size, task.clients)
     how = Settings(clients=task.clients, concurrency=size, buffer_size=size)
@@ -51,7 +51,7 @@ def _in_step(task: Task, clients: LocalSGD, params: Tensor, rounds: int = 3) -> 
     ours.run(rounds)
     state, plain = RULE.init(params), params
     for who, seeds in cohorts:
-        trained = zip(who, clients(plain, who, seeds), strict=True)
+        trained = zip(who, train(plain, who, seeds), strict=True)
         updates = [Update(client, delta, plain, examples=count) for client, (delta, count) in trained]
         state, plain = RULE.step(state, plain, updates)
     error = float((plain - ours.params).abs().max())
