@@ -116,7 +116,7 @@ def _announce(cells: list[tuple[int, str]], config: Config, run: Run) -> None:
 def train(folder: Path, bins: int, name: str, n: int, config: Config, asked: Callable[[], None]) -> list[float]:
     """Mean greedy return at each of the evaluations; goes on after the last of them that ``folder`` holds.
 
-    ``asked`` is called after each and may raise.
+    ``asked`` is called before each and may raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     seed = derive_seed(config.seed, 0, n) % 2**31
@@ -126,6 +126,7 @@ def train(folder: Path, bins: int, name: str, n: int, config: Config, asked: Cal
     curve = json.loads(scores.read_text()) if scores.exists() else []
     agent = Agent.load(folder / f"{len(curve)}.pt", envs) if curve else Agent(envs, agent_config)
     while len(curve) < config.evaluations:
+        asked()
         agent.learn(config.steps * (len(curve) + 1) // config.evaluations - agent.steps)
         curve.append(evaluate(agent, config.task, bins, config.episodes, seed + 1))
         agent.save(folder / f"{len(curve)}.pt")
@@ -133,7 +134,6 @@ def train(folder: Path, bins: int, name: str, n: int, config: Config, asked: Cal
         partial_scores.write_text(json.dumps(curve))
         os.replace(partial_scores, scores)
         (folder / f"{len(curve) - 1}.pt").unlink(missing_ok=True)
-        asked()
     return curve
 
 

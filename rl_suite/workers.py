@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -38,9 +40,8 @@ def workers(count: int, run: Run) -> Iterator[Callable[..., Callable[[], Any]]]:
 
 
 def stop_if_asked() -> None:
-    """In a worker, raise Cancelled once its run has ended, or was killed."""
-    parent = parent_process()
-    if _stop is not None and (_stop.is_set() or parent is None or not parent.is_alive()):
+    """In a worker, raise Cancelled once its run has ended."""
+    if _stop is not None and _stop.is_set():
         raise Cancelled("the run has ended")
 
 
@@ -48,7 +49,16 @@ def _begin(stop: Event) -> None:
     global _stop
     _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to handle
+    threading.Thread(target=_end_with_run, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_run() -> None:
+    """A run that is killed cannot tell its workers, which would wait for it for ever."""
+    run = parent_process()
+    assert run is not None
+    run.join()
+    os._exit(1)
 
 
 def _value(future: Future[Any], run: Run) -> Any:

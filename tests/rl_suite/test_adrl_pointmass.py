@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ TINY = {"bins": (9,), "repeats": 2, "steps": 2400, "evaluations": 2, "episodes":
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     config = TINY | {"variants_at": ()}
     whole = JOB.execute(config, tmp_path / "whole")
-    asked = iter([False] * 6 + [True] * 100)
+    asked = iter([False] * 7 + [True] * 100)
     with pytest.raises(Cancelled):
         JOB.execute(config, tmp_path / "cut", should_stop=lambda: next(asked))
-    assert list((tmp_path / "cut" / "agents").glob("*/curve.json"))  # it was cut off inside an agent's training
+    curves = [json.loads(file.read_text()) for file in (tmp_path / "cut" / "agents").glob("*/curve.json")]
+    assert sorted(map(len, curves)) == [1, 2]  # one agent had been trained, another half
     resumed = JOB.execute(config | {"workers": 2}, tmp_path / "cut")
     assert resumed["curves"] == whole["curves"]
     assert resumed["table"] == whole["table"]

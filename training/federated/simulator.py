@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
@@ -30,7 +31,8 @@ class Settings(BaseModel):
 
     ``refill``: a free place is filled at once ("arrival", FedBuff's way) or after the next server round ("round", what
     the official code of FADAS does). ``timeout``: who takes longer, in virtual time, is given up.
-    ``max_staleness``: older updates are rejected, in server rounds.
+    ``max_staleness``: older updates are rejected, in server rounds. ``together``: who is trained in one call, when the
+    first answer is due: the clients that started from one model, or all at work that have not been trained.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +43,7 @@ class Settings(BaseModel):
     refill: Literal["arrival", "round"] = "arrival"
     timeout: float = Field(math.inf, gt=0)
     max_staleness: float = Field(math.inf, ge=0)
+    together: Literal["model", "all"] = "model"
     seed: int = 0
 
     @model_validator(mode="after")
@@ -54,7 +57,10 @@ class Settings(BaseModel):
 
 class Train(Protocol):
     def __call__(self, params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> Sequence[tuple[Tensor, int]]:
-        """Train ``clients``, all from ``params`` [P]. Gives Δ [P] and the number of examples of each."""
+        """Train ``clients``, all from ``params`` [P]. Gives Δ [P] and the number of examples of each.
+
+        With ``Settings.together="all"`` ``params`` is [n, P], the start of each.
+        """
         ...
 
 
@@ -158,10 +164,13 @@ class Simulator:
         return events
 
     def _train(self, version: int) -> None:
-        """Train all who started from this model at once: nobody asks for an answer before the first of them is due."""
-        jobs = [job for job in self.jobs if job.version == version and not job.late and job.number not in self.answers]
+        """Train in one call all who started from this model, or all: no answer is asked for before one is due."""
+        mixed = self.settings.together == "all"
+        waiting = [job for job in self.jobs if not job.late and job.number not in self.answers]
+        jobs = [job for job in waiting if mixed or job.version == version]
         seeds = [derive_seed(self.settings.seed, TRAINING, job.number) for job in jobs]
-        trained = self.train(self.models[version], [job.client for job in jobs], seeds)
+        starts = torch.stack([self.models[job.version] for job in jobs]) if mixed else self.models[version]
+        trained = self.train(starts, [job.client for job in jobs], seeds)
         self.answers |= {job.number: answer for job, answer in zip(jobs, trained, strict=True)}
 
     def snapshot(self) -> dict[str, Any]:

@@ -240,6 +240,22 @@ def test_clients_of_one_model_are_trained_together() -> None:
     assert batches == [N] * 4
 
 
+def test_clients_of_several_models_may_be_trained_together() -> None:
+    batches: list[int] = []
+
+    def train(params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
+        batches.append(len(clients))
+        starts = params.expand(len(clients), P)
+        return [(sgd(start, client, 0.5, seed), 1) for start, client, seed in zip(starts, clients, seeds, strict=True)]
+
+    apart, together = (simulator(FedBuff(), large(), train, together=how) for how in ("model", "all"))
+    events = apart.run(20)
+    calls = len(batches)
+    assert together.run(20) == events
+    assert torch.equal(together.params, apart.params)
+    assert len(batches) - calls < calls
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

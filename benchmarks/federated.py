@@ -1,0 +1,107 @@
+"""How fast federated clients are trained: ``python -m benchmarks.federated --json``.
+
+Client updates a second on Fashion-MNIST, by process time of one thread: clients in one batch against a plain PyTorch
+loop over them, in alternating turns; and of whole simulated runs, from 50 to 500 clients, half of them at work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.federated.clients import LocalSGD
+from training.federated.experiment import Task, Trial, examples, local_sgd, one_thread, simulator
+from training.federated.fashion import MODELS
+
+TASKS = {
+    "MLP of 32, batches of 20": Task(hidden=32),
+    "MLP of 64, batches of 20": Task(),
+    "MLP of 64, batches of 50": Task(batch=50),
+    "CNN of 8 and 16 channels, batches of 20": Task(model="cnn", hidden=32),
+}
+TOGETHER = (5, 10, 25, 50)
+AIM = 4.0
+GROWTH = (50, 100, 200, 500)
+
+
+def rates(works: dict[str, tuple[Callable[[], object], int]], seconds: float, turns: int = 5) -> dict[str, float]:
+    """Client updates a second of each (work, its updates), the median of ``turns`` alternating turns."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for work, _ in works.values():
+        work()
+    for _ in range(turns):
+        for name, (work, count) in works.items():
+            began, done = time.process_time(), 0
+            while (took := time.process_time() - began) < seconds / turns:
+                work()
+                done += count
+            found[name].append(done / took)
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def against_a_loop(task: Task, seconds: float) -> dict[str, Any]:
+    clients, params = local_sgd(task, examples(task.data, task.development)["train"], 0)
+    alone = MODELS[task.model](task.hidden)
+
+    def batched(count: int) -> Callable[[], object]:
+        return lambda: clients(params, range(count), range(count))
+
+    works = {str(count): (batched(count), count) for count in TOGETHER}
+    works["loop"] = (lambda: clients.one_by_one(params, range(5), range(5), alone), 5)
+    found = rates(works, seconds)
+    return found | {"over the loop": {str(count): found[str(count)] / found["loop"] for count in TOGETHER}}
+
+
+def growth(count: int, updates: int) -> dict[str, float]:
+    """A run of FADAS under mild delays with this many clients."""
+    task = Task(clients=count, concurrency=count // 2, hidden=32)
+    calls: list[int] = []
+    clients, params = local_sgd(task, examples(task.data, task.development)["train"], 0)
+
+    class Counted(LocalSGD):
+        def __call__(self, params: Any, clients: Any, seeds: Any) -> Any:
+            calls.append(len(clients))
+            return super().__call__(params, clients, seeds)
+
+    counted = Counted(**vars(clients))
+    ours = simulator(Trial(task, "FADAS", 2e-3, "mild", 0, updates), counted, params)
+    began = time.process_time()
+    ours.run(updates // task.buffer_size)
+    took = time.process_time() - began
+    return {"per second": sum(calls) / took, "together": sum(calls) / len(calls), "trained": sum(calls)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each work of a comparison")
+    parser.add_argument("--updates", type=int, default=1000, help="of clients, in a run of the growth")
+    parser.add_argument("--out", type=Path, default=Path("runs/federated"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with one_thread():
+        result: dict[str, Any] = {"against a loop": {}, "growth": {}, "torch": torch.__version__}
+        for name, task in TASKS.items():
+            result["against a loop"][name] = against_a_loop(task, args.seconds)
+        for count in GROWTH:
+            result["growth"][str(count)] = growth(count, args.updates)
+    (args.out / "result.json").write_text(json.dumps(result, indent=1))
+    if args.json:
+        print(json.dumps(result, indent=1))
+        return
+    for name, found in result["against a loop"].items():
+        ratios = ", ".join(f"{count}: {ratio:.2f}" for count, ratio in found["over the loop"].items())
+        print(f"{name}: loop {found['loop']:.0f} client updates/s; batched over it, aim {AIM:g}, by clients {ratios}")
+    for count, found in result["growth"].items():
+        print(f"{count} clients: {found['per second']:.0f} client updates/s, {found['together']:.1f} trained at a time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The run: interrupted and not, what it refuses, and its golden numbers."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from sklearn.datasets import load_digits
+
+from training.bilevel.hyper_cleaning import JOB, bytes_ratio, reached
+from training.bilevel.problems import fashion_mnist
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits in the form of Fashion-MNIST: 28 x 28 pixels, 1,500 to train on and 297 to test on."""
+    made = tmp_path_factory.mktemp("digits")
+    images = np.pad(np.kron(load_digits().images, np.ones((3, 3))) * 15, ((0, 0), (2, 2), (2, 2)))
+    for stem, part in (("train", slice(1500)), ("t10k", slice(1500, None))):
+        write_idx(made / f"{stem}-images-idx3-ubyte.gz", images[part])
+        write_idx(made / f"{stem}-labels-idx1-ubyte.gz", load_digits().target[part])
+    return made
+
+
+def tiny(folder: Path, **changes: Any) -> dict[str, Any]:
+    given = {"corruptions": [0.2], "repeats": 2, "agents": 3, "images": 20, "concentration": 5.0, "pool": 4, "batch": 5}
+    return given | {"evaluations": 60, "points": 2, "data": str(folder)} | changes
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path: Path) -> None:
+    job = replace(JOB, draw=None)
+    config = tiny(folder, methods=["ED/ATC-GT", "EF-SOBA, top-k", "C-SOBA, rand-k", "MDBO", "MA-DSBO-GT"])
+    whole = job.execute(config, tmp_path / "whole")
+    for patience in (1, 7):  # within the first method, then within the third or later
+        stop = iter([False] * patience + [True])
+        with pytest.raises(job.Cancelled):
+            job.execute(config, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
+    resumed = job.execute(config, tmp_path / "cut")
+    assert {**resumed, "versions": None} == {**whole, "versions": None}
+    rows = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
+    assert rows[0] == rows[1]
+    assert all(np.isfinite(curve["accuracy"]).all() for curve in whole["curves"]["0.2"].values())
+    JOB.execute(config, tmp_path / "cut")  # a finished run draws what it has not drawn
+    assert (tmp_path / "cut" / "figures" / "hyper_cleaning.png").exists()
+
+
+def test_bytes_are_counted(folder: Path, tmp_path: Path) -> None:
+    """x: 3 · 20 images; y: 49 pixels and a bias for each of 10 classes."""
+    methods = ["D-SOBA", "ED/ATC-GT", "SOBA", "EF-SOBA, top-k", "C-SOBA, rand-k"]
+    found = replace(JOB, draw=None).execute(tiny(folder, methods=methods, kept=0.1), tmp_path)["curves"]["0.2"]
+    x, y, steps = 60, 500, 20
+    assert found["D-SOBA"]["bytes"][-1] == steps * 2 * 4 * (x + 2 * y)
+    assert found["ED/ATC-GT"]["bytes"][-1] == steps * 2 * 4 * (2 * x + 2 * y)
+    assert found["SOBA"]["bytes"][-1] == steps * 4 * (x + 2 * y)
+    assert found["C-SOBA, rand-k"]["bytes"][-1] == steps * 4 * (6 + 2 * 50)
+    assert found["EF-SOBA, top-k"]["bytes"][-1] == steps * (6 * (32 + 6) + 2 * 50 * (32 + 9)) / 8
+    assert found["D-SOBA"]["evaluations"] == [30, 60]
+
+
+def test_bytes_are_compared_at_the_best_accuracy_that_both_reach() -> None:
+    dense = {"bytes": [100.0, 200.0, 300.0], "accuracy": [[0.4, 0.6], [0.6, 0.8], [0.8, 0.8]]}
+    lossy = {"bytes": [10.0, 20.0], "accuracy": [[0.5, 0.5], [0.6, 0.6]]}
+    assert reached(dense, 0.65) == pytest.approx(175)
+    assert bytes_ratio(lossy, dense) == {"accuracy": pytest.approx(0.6), "ratio": pytest.approx(20 / 150)}
+
+
+def test_what_is_refused_is_one_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="no method SGD; there are D-SOBA, ED"):
+        JOB.execute(tiny(folder, methods=["SGD"]), tmp_path / "a")
+    with pytest.raises(
+        FileNotFoundError, match=r"train-images-idx3-ubyte\.gz: not there; `apt install dataset-fashion"
+    ):
+        JOB.execute(tiny(tmp_path), tmp_path / "b")
+    with pytest.raises(ValueError, match="pool: must divide the images' side of 28 pixels, unlike 3"):
+        JOB.execute(tiny(folder, pool=3), tmp_path / "c")
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"PNG"))
+    with pytest.raises(ValueError, match="not an IDX file of bytes"):
+        fashion_mnist.load(tmp_path, train=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fashion_mnist.DEBIAN.is_dir(), reason="needs dataset-fashion-mnist")
+def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
+    result = JOB.execute(JOB.presets["smoke"], tmp_path)
+    assert all(check["holds"] for check in result["checks"]), result["checks"]

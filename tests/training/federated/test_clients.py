@@ -1,0 +1,70 @@
+"""Clients trained in one batch: what each would learn alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training.federated.clients import LocalSGD
+from training.federated.fashion import MODELS
+
+N = 4
+
+
+def local_sgd(model: nn.Module, **options) -> LocalSGD:
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(60, 1, 28, 28, generator=generator), torch.randint(0, 10, (60,), generator=generator)
+    parts = np.split(np.random.default_rng(0).permutation(60), [3, 10, 30])  # 3, 7, 20 and 30 examples
+    return LocalSGD(model, inputs, labels, parts, **({"steps": 4, "batch": 5, "lr": 0.1} | options))
+
+
+def start(model: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_batch_of_clients_learns_what_a_plain_loop_does(name: str, weight_decay: float) -> None:
+    model, other = MODELS[name](8), MODELS[name](8)
+    clients = local_sgd(model, weight_decay=weight_decay)
+    params, who, seeds = start(model), [2, 0, 3, 2], [5, 6, 7, 8]
+    before = params.clone()
+    together = clients(params, who, seeds)
+    alone = clients.one_by_one(params, who, seeds, other)
+    assert [count for _, count in together] == [count for _, count in alone] == [20, 3, 30, 20]
+    for (ours, _), (plain, _) in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+        assert plain.norm() > 0.1
+    assert torch.equal(params, before)
+    assert not torch.equal(together[0][0], together[3][0])  # the same client, another seed
+
+
+def test_each_may_start_from_a_model_of_its_own() -> None:
+    model = MODELS["mlp"](8)
+    clients = local_sgd(model)
+    starts = torch.stack([start(model), start(MODELS["mlp"](8)), torch.zeros_like(start(model))])
+    together = clients(starts, [1, 1, 3], [0, 0, 2])
+    for row, client, seed, (ours, _) in zip(starts, [1, 1, 3], [0, 0, 2], together, strict=True):
+        ((alone, _),) = clients(row, [client], [seed])
+        torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_one_step_on_all_examples_is_the_gradient() -> None:
+    model = MODELS["mlp"](8)
+    clients = local_sgd(model, steps=1, batch=20, lr=0.5)
+    ((delta, _),) = clients(start(model), [2], [0])
+    rows = torch.from_numpy(clients.parts[2])
+    nn.functional.cross_entropy(model(clients.inputs[rows]), clients.labels[rows]).backward()
+    gradient = torch.cat([tensor.grad.flatten() for tensor in model.parameters()])
+    torch.testing.assert_close(delta, -0.5 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_client_goes_through_all_its_examples_before_one_comes_again() -> None:
+    clients = local_sgd(MODELS["mlp"](8), steps=4, batch=7)
+    (steps,) = clients._rows([1], [0])
+    assert steps.shape == (4, 7)
+    for step in steps:  # its 7 examples, in four orders
+        assert sorted(step.tolist()) == sorted(clients.parts[1].tolist())
+    assert len({tuple(step.tolist()) for step in steps}) == 4

@@ -1,0 +1,121 @@
+"""`iro run federated.fadas` on the real data, at a size that takes seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from training.federated.experiment import METHODS, Task, Trial, curve, retimed, settings, staleness
+from training.federated.fadas import JOB, Config
+from training.federated.fadas_summary import band, summary
+from training.federated.fashion import FOLDER
+from training.federated.simulator import Event
+
+needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="apt install dataset-fashion-mnist")
+TASK = {"clients": 12, "concurrency": 6, "buffer_size": 3, "hidden": 8, "local_steps": 2, "evaluate_every": 12}
+TINY = TASK | {
+    "methods": ("FADAS", "FedAsync", "FedAvg"),
+    "seeds": 2,
+    "updates": 36,
+    "tuning_updates": 12,
+    "steps": {"FADAS": 2e-3},
+    "workers": 1,
+}
+
+
+@needs_data
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    job = replace(JOB, draw=None)
+    whole = job.execute(TINY, tmp_path / "whole")
+    for patience in (3, 8):  # among the trials of steps, then among the runs
+        stop = iter([False] * patience + [True])
+        with pytest.raises(job.Cancelled):
+            job.execute(TINY, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
+    assert job.execute(TINY, tmp_path / "cut") == whole
+    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert rows[0] == rows[1]
+    for delays in ("mild", "large"):
+        methods = whole["results"][delays]["methods"]
+        assert methods["FedAvg"]["oldest"] == 0 < methods["FADAS"]["oldest"] < methods["FedAsync"]["oldest"]
+        tried = whole["steps"][delays]["FedAsync"]["tried"]
+        assert tried[str(methods["FedAsync"]["step"])] == max(tried.values())
+    JOB.execute(TINY, tmp_path / "cut")  # a finished run draws what it has not drawn
+    assert (tmp_path / "cut" / "figures" / "accuracy.png").exists()
+
+
+@needs_data
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    job = replace(JOB, draw=None)
+    one, two = (job.execute(TINY | {"workers": count}, tmp_path / str(count)) for count in (1, 2))
+    assert one["results"] == two["results"]
+
+
+@needs_data
+@pytest.mark.slow
+def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
+    result = JOB.execute(JOB.presets["smoke"], tmp_path)
+    assert all(check["holds"] for check in result["checks"]), result["checks"]
+
+
+@needs_data
+def test_a_method_that_waits_learns_the_same_under_all_delays() -> None:
+    mild, large = (Trial(Task(**TASK), "FedAMS", 2e-3, delays, 1, 36) for delays in ("mild", "large"))
+    trained, other = curve(mild), curve(large)
+    again = retimed(trained, large)
+    assert again["times"] == other["times"] and other["times"][-1] > trained["times"][-1]
+    np.testing.assert_allclose(again["accuracy"], other["accuracy"], atol=2e-3)  # sums are in another order
+    assert set(trained["staleness"]) == set(other["staleness"]) == {0}
+
+
+def test_who_is_at_work_and_how_many_answers_make_a_round() -> None:
+    task = Task()
+    of = {name: settings(task, METHODS[name], 0) for name in ("FADAS", "FedAsync", "FedAvg", "FedAvg, all places")}
+    assert {name: (each.concurrency, each.buffer_size, each.refill) for name, each in of.items()} == {
+        "FADAS": (25, 5, "arrival"),
+        "FedAsync": (25, 1, "arrival"),
+        "FedAvg": (5, 5, "round"),
+        "FedAvg, all places": (25, 25, "round"),
+    }
+
+
+def test_the_staleness_of_a_round_is_that_of_its_oldest_update() -> None:
+    kinds = [("start", 0), ("arrive", 0), ("arrive", 0), ("update", 1), ("arrive", 1), ("arrive", 0), ("update", 2)]
+    events = [Event(float(i), kind, None, version) for i, (kind, version) in enumerate(kinds)]
+    assert staleness(events) == [0, 1]
+
+
+def test_a_band_is_students_interval() -> None:
+    found = band([[1.0, 5.0], [3.0, 5.0]])
+    assert found["mean"] == [2.0, 5.0]
+    np.testing.assert_allclose(found["high"], [2 + 12.7062, 5], rtol=1e-5)  # t(0.975, 1) · 1
+    assert band([[1.0]]) == {"mean": [1.0], "low": [1.0], "high": [1.0]}
+
+
+def test_a_summary_ends_where_the_first_that_does_not_wait_ends() -> None:
+    def one(times: list[float], accuracy: list[float], oldest: int) -> dict[str, Any]:
+        return {"updates": [0, 5], "times": times, "accuracy": accuracy, "staleness": [oldest], "bound": 0}
+
+    curves = {"FADAS": [one([0, 10], [0, 1], 3), one([0, 20], [0, 1], 600)], "FedAvg": [one([0, 40], [0, 0.8], 0)] * 2}
+    found = summary(curves, {"FADAS": {"step": 2e-3}, "FedAvg": {"step": 1.0}})
+    assert found["horizon"] == 10
+    assert found["methods"]["FADAS"]["at the horizon"]["mean"] == pytest.approx((1 + 0.5) / 2)
+    assert found["methods"]["FedAvg"]["at the horizon"]["mean"] == pytest.approx(0.2)
+    assert found["methods"]["FADAS"]["oldest"] == 600
+    assert found["methods"]["FADAS"]["rounds with 1/τ_max below the step"] == 1  # 1/600 < 2e-3 < 1/3
+
+
+@pytest.mark.parametrize("field", ["methods", "steps", "delays"])
+def test_names_that_are_not_known_are_refused(field: str) -> None:
+    with pytest.raises(ValidationError, match=r"\['FADUS'\] among " + field):
+        Config.model_validate({field: {"FADUS": 1.0} if field == "steps" else ["FADUS"]})
+
+
+def test_without_the_data_the_run_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="apt install dataset-fashion-mnist"):
+        JOB.execute(TINY | {"data": tmp_path}, tmp_path / "out")

@@ -1,0 +1,73 @@
+"""Few-shot learning: features that all tasks share, and a head for each, fitted to its few examples (arXiv:2411.14166).
+
+x: as in ``hyper_representation``. y [tasks, h + 1, ways]: the heads, which the lower level fits to the tasks' support
+examples; the upper level judges them on their query examples. Tasks are drawn once, or anew with each batch (then heads
+start over).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from training.bilevel.problem import BilevelProblem, Tree
+from training.bilevel.problems.hyper_representation import RIDGE, features
+from training.bilevel.problems.logistic import Rows
+
+
+class Tasks(NamedTuple):
+    """support: inputs [tasks, ways · shots, d], classes [tasks, ways · shots] from 0 to ways - 1; query likewise."""
+
+    support: Rows
+    query: Rows
+
+
+def _loss(x: Tree, y: torch.Tensor, rows: Rows) -> torch.Tensor:
+    scores = features(x, rows.inputs) @ y
+    return cross_entropy(scores.flatten(0, -2), rows.classes.flatten())
+
+
+def support_loss(x: Tree, y: torch.Tensor, tasks: Tasks) -> torch.Tensor:
+    return _loss(x, y, tasks.support) + RIDGE / 2 * y.square().sum() / len(y)
+
+
+def query_loss(x: Tree, y: torch.Tensor, tasks: Tasks) -> torch.Tensor:
+    return _loss(x, y, tasks.query)
+
+
+PROBLEM = BilevelProblem(query_loss, support_loss)
+
+
+def draw(rows: Rows, *, tasks: int, ways: int, shots: int, queries: int, generator: torch.Generator) -> Tasks:
+    """Tasks of ``ways`` classes of ``rows``, ``shots`` support and ``queries`` query examples of each class.
+
+    Raises ValueError where ``rows`` has too few classes, or a class of too few examples.
+    """
+    classes, counts = rows.classes.unique(return_counts=True)
+    if ways > len(classes):
+        raise ValueError(f"ways: {ways}, and there are {len(classes)} classes")
+    if shots + queries > counts.min():
+        raise ValueError(f"shots + queries: {shots + queries}, and a class has {int(counts.min())} examples")
+    each = shots + queries
+    places = [
+        torch.stack([_of_class(rows, one, each, generator) for one in _some(classes, ways, generator)])
+        for _ in range(tasks)
+    ]
+    inputs = rows.inputs[torch.stack(places)]  # [tasks, ways, shots + queries, d]
+    labels = torch.arange(ways)[None, :, None].expand(tasks, ways, each)
+    parts = zip(inputs.split([shots, queries], dim=2), labels.split([shots, queries], dim=2), strict=True)
+    return Tasks(*(Rows(part.flatten(1, 2), label.flatten(1)) for part, label in parts))
+
+
+def accuracy(x: Tree, y: torch.Tensor, rows: Rows) -> float:
+    return float(((features(x, rows.inputs) @ y).argmax(-1) == rows.classes).double().mean())
+
+
+def _some(of: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    return of[torch.randperm(len(of), generator=generator)[:count]]
+
+
+def _of_class(rows: Rows, one: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    return _some((rows.classes == one).nonzero()[:, 0], count, generator)

@@ -1,0 +1,54 @@
+"""The figure of `federated.fadas`, from result.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+STYLES = {
+    "FADAS": ("C0", "-"),
+    "FADAS, delay-adaptive": ("C3", "-"),
+    "FedBuff": ("C1", "-"),
+    "FedAsync": ("C2", "-"),
+    "CA2FL": ("C4", "-"),
+    "FedAdam": ("C5", "--"),
+    "FedAMS": ("C6", "--"),
+    "FedAvg": ("C7", "--"),
+    "FedAMS, all places": ("C6", ":"),
+    "FedAvg, all places": ("C7", ":"),
+}
+
+
+def draw(folder: Path) -> None:
+    """Write figures/accuracy.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    result = json.loads((folder / "result.json").read_text())
+    config, results = result["config"], result["results"]
+    figure, panels = plt.subplots(
+        len(results), 2, figsize=(12, 4 * len(results)), layout="constrained", sharey=True, squeeze=False
+    )
+    for (by_updates, by_time), (delays, found) in zip(panels, results.items(), strict=True):
+        for method, one in found["methods"].items():
+            _band(by_updates, [each / config["buffer_size"] for each in one["updates"]], one["by updates"], method)
+            _band(by_time, found["times"], one["by time"], method)
+        size = config["buffer_size"]
+        by_updates.set(title=f"{delays} delays", xlabel=f"rounds of {size} client updates", ylabel="test accuracy")
+        by_time.set(title=f"{delays} delays", xlabel="virtual time")
+    low = min(one["end"]["mean"] for found in results.values() for one in found["methods"].values())
+    panels[0, 0].set_ylim(max(0.0, low - 0.25), None)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    figure.savefig(folder / "figures" / "accuracy.png", dpi=80)
+    plt.close(figure)
+
+
+def _band(axes: Any, x: list[float], band: Mapping[str, Any], method: str) -> None:
+    colour, line = STYLES[method]
+    axes.plot(x, band["mean"], color=colour, linestyle=line, label=method, linewidth=1.4)
+    axes.fill_between(x, band["low"], band["high"], color=colour, alpha=0.15, linewidth=0)
