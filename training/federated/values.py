@@ -220,9 +220,11 @@ class Seed:
 def _local(rows: Rows, units: Tensor) -> Local:
     _, group = rows.groups.unique(return_inverse=True)
 
+    sizes = torch.bincount(group)
+
     def less_mean(values: Tensor) -> Tensor:
-        means = values.new_zeros(int(group.max()) + 1, *values.shape[1:])
-        return values - means.index_reduce(0, group, values, "mean", include_self=False)[group]
+        sums = values.new_zeros(len(sizes), *values.shape[1:]).index_add(0, group, values)
+        return values - (sums / sizes.view(-1, *[1] * (values.ndim - 1)))[group]
 
     return Local(less_mean(rows.features.float()) / units, less_mean(rows.targets.float()))
 
