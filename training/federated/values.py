@@ -167,7 +167,8 @@ class Seed:
             rows, judges = (list(Shards(self.run, each, scale, spec)) for each in (names, [choosing]))
             scales = block_scales(spec)
             pooled = fit_ridge(spec, rows, judges, within=True, block_scales=scales)
-            alone = [fit_ridge(spec, [own], judges, within=True, block_scales=scales) for own in rows]
+            one = partial(fit_ridge, spec, alphas=[pooled.chosen], within=True, block_scales=scales)
+            alone = [one([own]) for own in rows]
             judge = Moments(judges, within=True)
             variance = Moments(rows, within=True).centred()[0].diagonal().clamp(min=0)
             units = standard_units(spec, variance, scales).float()
