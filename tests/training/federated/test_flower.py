@@ -213,7 +213,7 @@ def test_the_example_learns_and_leaves_no_process_behind(tmp_path: Path) -> None
     done = subprocess.run([*command, "slow=0.02"], cwd=ROOT, env=os.environ | home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     accuracies = [float(line.split()[2]) for line in done.stdout.splitlines() if "of the test digits" in line]
-    assert accuracies[-1] > 0.7 > accuracies[0]
+    assert accuracies[-1] > 0.6 > accuracies[0]
     assert not list(tmp_path.glob("flwr-*"))
     left = [pid for pid in Path("/proc").glob("[0-9]*") if started_in(tmp_path, pid)]
     assert left == []
