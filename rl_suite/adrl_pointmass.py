@@ -266,7 +266,7 @@ JOB = Job(
     run=run,
     presets={
         "smoke": SMOKE,
-        "two-cores": {"variants_at": (), "steps": 60_000, "evaluations": 6, "workers": 2},
+        "two-cores": {"variants_at": (), "steps": 80_000, "evaluations": 8, "workers": 2},
         "paper": {},
     },
     draw=draw,

@@ -167,7 +167,8 @@ class Seed:
             rows, judges = (list(Shards(self.run, each, scale, spec)) for each in (names, [choosing]))
             scales = block_scales(spec)
             pooled = fit_ridge(spec, rows, judges, within=True, block_scales=scales)
-            alone = [fit_ridge(spec, [own], judges, within=True, block_scales=scales) for own in rows]
+            one = partial(fit_ridge, spec, alphas=[pooled.chosen], within=True, block_scales=scales)
+            alone = [one([own]) for own in rows]
             judge = Moments(judges, within=True)
             variance = Moments(rows, within=True).centred()[0].diagonal().clamp(min=0)
             units = standard_units(spec, variance, scales).float()
@@ -220,9 +221,11 @@ class Seed:
 def _local(rows: Rows, units: Tensor) -> Local:
     _, group = rows.groups.unique(return_inverse=True)
 
+    sizes = torch.bincount(group)
+
     def less_mean(values: Tensor) -> Tensor:
-        means = values.new_zeros(int(group.max()) + 1, *values.shape[1:])
-        return values - means.index_reduce(0, group, values, "mean", include_self=False)[group]
+        sums = values.new_zeros(len(sizes), *values.shape[1:]).index_add(0, group, values)
+        return values - (sums / sizes.view(-1, *[1] * (values.ndim - 1)))[group]
 
     return Local(less_mean(rows.features.float()) / units, less_mean(rows.targets.float()))
 

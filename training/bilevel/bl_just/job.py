@@ -144,8 +144,8 @@ def _tuned(method: str, config: Config, corpus: Corpus, run: Run) -> Config:
 
 def _candidates(method: str, config: Config) -> list[Config]:
     gamma = {"bl_just": "gamma_cap", "fixed": "fixed_gamma"}.get(method)
-    gammas = [{gamma: value} for value in config.gammas] if gamma else [{}]
-    return [config.model_copy(update={"lr": lr} | rates) for lr in config.lrs for rates in gammas]
+    name, values = (gamma, config.gammas) if gamma else ("lr", config.lrs)
+    return [config.model_copy(update={name: value}) for value in values]
 
 
 def _train(name: str, method: str, config: Config, n: int, corpus: Corpus, run: Run) -> dict[str, Any]:
