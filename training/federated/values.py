@@ -80,7 +80,11 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     with parse_grader(spec) as grader, EmbeddedEngine(prepare_model()) as engine:
         seeds = [Seed(config, run, engine, grader, config.seed + i).evaluate() for i in range(config.seeds)]
     summary = summarise(config, seeds)
-    for other in ("base", "best-of-16"):
+    agreement = summary["correlation"]["federated with pooled"]["mean"]
+    run.check(
+        "the federated value's correlation with the pooled one", expected="> 0.5", got=agreement, holds=agreement > 0.5
+    )
+    for other in ("base", "best-of-16") if config.seeds > 1 else ():
         low = summary["differences"][f"federated - {other}"]["interval"][0]
         run.check(f"held-out reward, federated value less {other}", expected="interval above 0", got=low, holds=low > 0)
     return {"summary": summary, "per_seed": seeds}
@@ -212,6 +216,9 @@ class Seed:
         judge = Moments(list(Shards(self.run, [names], Scale(), spec)), within=True)
         known = {name: judge.correlation(weight.double()) for name, weight in fitted["weights"].items()}
         known["alone"] = float(np.mean([judge.correlation(weight.double()) for weight in fitted["alone"]]))
+        one, other = (fitted["weights"][name].double() for name in ("federated", "pooled"))
+        spread = (one @ judge.xx @ one) * (other @ judge.xx @ other)
+        known["federated with pooled"] = float(one @ judge.xx @ other / spread.sqrt())
         row = {"seed": self.seed, "rewards": found, "correlation": known, "chosen": fitted["chosen"]}
         means = {name: float(np.mean(values)) for name, values in found.items()}
         self.run.step(f"{self.seed}-report", lambda: self.run.metrics({"seed": self.seed, **means}, f"{means}"))
