@@ -116,7 +116,9 @@ def rate(work: Callable[[], Awaitable[int]]) -> float:
 def median(repeats: int, measures: dict[str, Callable[[], float]]) -> dict[str, float]:
     """Of each over the repeats, taken in turn so that a drift of the machine touches all alike."""
     rounds = [{name: measure() for name, measure in measures.items()} for _ in range(repeats)]
-    return {name: statistics.median(each[name] for each in rounds) for name in measures}
+    found = {name: statistics.median(each[name] for each in rounds) for name in measures}
+    say(", ".join(f"{name}: {rate:.1f}" for name, rate in found.items()))
+    return found
 
 
 def measure_cached(bench: Bench, repeats: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory.lab import LabConfig, Study, band, lab, loglog
+from theory.lab import LabConfig, Study, band, first_below, lab, loglog
 from theory.page import Panel
 from training.run import Cancelled
 
@@ -32,6 +32,18 @@ def test_a_loglog_fit_leaves_out_what_was_never_reached() -> None:
     x = np.array([1.0, 2.0, 4.0, 8.0])
     fit = loglog(x, [[np.nan, 4.0, 16.0, 64.0], [np.nan, np.nan, 1.0, 2.0]])
     assert fit["seeds"] == 1 and fit["mean"] == pytest.approx(2)
+
+
+@given(st.floats(0.5, 3), st.floats(0.02, 0.4))
+def test_where_a_power_comes_down_to_a_level_is_found_between_points(exponent: float, level: float) -> None:
+    x = [1.0, 2.0, 4.0, 8.0, 64.0, 4096.0]
+    found = first_below(x, [each**-exponent for each in x], level)
+    assert found == pytest.approx(level ** (-1 / exponent), rel=1e-6)
+
+
+def test_a_level_met_at_once_or_never() -> None:
+    assert first_below([3, 6], [0.01, 0.0], 0.02) == 3
+    assert np.isnan(first_below([3, 6], [0.5, 0.4], 0.02))
 
 
 def a_lab(computed: list[str]) -> Any:

@@ -101,9 +101,10 @@ def gradient(models: Models, batch: Batch, data: Data) -> tuple[Tensor, Models]:
     pull = shown.gathered(slope * (fired @ (a[:, None] * reads)))
     d_logits = weights * (pull - (weights * pull).sum(-1, keepdim=True))
     d_P = data.beta * unit * (query.mT @ shown.scattered(d_logits, live))
-    found = (K @ d_P.mT, Q @ d_P, models.O.mT @ d_reads)
-    wide = (torch.nn.functional.pad(each, (0, data.width - live)) for each in found)
-    return losses.mean(-1), Models(*wide, d_reads @ V.mT)
+    dQ, dK, dV = (
+        torch.nn.functional.pad(each, (0, data.width - live)) for each in (K @ d_P.mT, Q @ d_P, models.O.mT @ d_reads)
+    )
+    return losses.mean(-1), Models(dQ, dK, dV, d_reads @ V.mT)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Columns:
     d: int
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Columns:
-        return Columns(*map(change, (self.r, self.s, self.kappa, self.label)), self.d)
+        return Columns(change(self.r), change(self.s), change(self.kappa), change(self.label), self.d)
 
     def gathered(self, v: Tensor) -> Tensor:
         """Each column's product with v [R, B, D] of its prompt, [R, B, l]."""

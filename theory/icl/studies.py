@@ -126,7 +126,7 @@ def alpha(config: Config, run: Run) -> Result:
 def required(config: Config, run: Run, error: float = 0.02) -> Result:
     """Context to an error of 0.02 against α', unseen tasks and out of domain, and training context against α."""
     models, _ = trained(config, run)
-    lengths = tuple(range(2, 31))
+    lengths = tuple(sorted({round(x) for x in np.geomspace(2, 60, 24)}))
     fewer = config.model_copy(update={"prompts": min(config.prompts, 1000), "lengths": lengths})
     found: Result = {"error": error, "fits": {}}
     for i, place in enumerate(("unseen", "mean")):
@@ -239,8 +239,9 @@ def _steps(config: Config, run: Run, setting: Setting, key: int, level: float) -
     return torch.where(below.any(0), below.float().argmax(0) + 10.0, torch.nan).tolist()
 
 
-def speed(config: Config, run: Run, steps: int = 10) -> Result:
-    """Milliseconds a run and SGD step: runs as one batch, the same code run by run, plain autograd run by run."""
+def speed(config: Config, run: Run) -> Result:
+    """Milliseconds a run and SGD step over a whole training: as one batch, run by run, plain autograd run by run."""
+    steps = config.iterations
 
     def timed(count: int) -> float:
         setting = config.setting(torch.full((count,), config.alpha))
@@ -248,7 +249,6 @@ def speed(config: Config, run: Run, steps: int = 10) -> Result:
         train(Models.start(setting, 0), setting, lambda s: s, 0, steps, lambda *_: None)
         return 1000 * (time.perf_counter() - began) / steps / count
 
-    timed(1)
     rows = {
         "batch of 20 runs": timed(20),
         "same code, one run": timed(1),

@@ -152,6 +152,8 @@ METHODS: dict[str, Decentralized | Compressed] = {
         lambda at: Mdbo(PROBLEM, at.W, at.alpha, at.beta, at.beta / 4, at.theta, TERMS), TERMS + 2, (2, 2)
     ),
     "MA-DSBO-GT": Decentralized(
-        lambda at: MaDsboGt(PROBLEM, at.W, at.alpha, at.beta, at.beta, at.theta, INNER), 2 * INNER + 3, (2, 4 * INNER)
+        lambda at: MaDsboGt(PROBLEM, at.W, at.alpha, at.beta / INNER, at.beta / INNER, at.theta, INNER),
+        2 * INNER + 3,
+        (2, 4 * INNER),
     ),
 }

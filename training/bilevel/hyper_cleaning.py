@@ -175,7 +175,8 @@ def summary(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
             end = np.array(curve["accuracy"][-1])
             rows[name] = {"accuracy": band(end), "found": band(curve["found"])}
             if "D-SOBA" in methods and not isinstance(METHODS[name], Compressed):
-                rows[name]["over D-SOBA"] = band(end - methods["D-SOBA"]["accuracy"][-1])
+                gains = end - methods["D-SOBA"]["accuracy"][-1]
+                rows[name]["over D-SOBA"] = band(gains) | {"least": float(gains.min())}
             if "SOBA" in methods and isinstance(METHODS[name], Compressed):
                 rows[name]["bytes over SOBA"] = bytes_ratio(curve, methods["SOBA"])
     return found
@@ -199,8 +200,8 @@ def _check(summary: dict[str, Any], run: Run) -> None:
         label = f"{float(corruption):.0%} wrong labels"
         for name, row in rows.items():
             if "over D-SOBA" in row and METHODS[name].corrects:
-                gain, low = row["over D-SOBA"]["mean"], row["over D-SOBA"]["low"]
-                run.check(f"{label}: {name} over D-SOBA", expected="> 0", got=gain, holds=low > 0)
+                least = row["over D-SOBA"]["least"]
+                run.check(f"{label}: {name} over D-SOBA, in each repeat", expected="> 0", got=least, holds=least > 0)
             if name != "SOBA" and "bytes over SOBA" in row:
                 ratio = row["bytes over SOBA"]["ratio"]
                 run.check(

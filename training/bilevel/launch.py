@@ -8,6 +8,7 @@ on the way, and the bytes that each process sent.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -58,6 +59,10 @@ class Launch(JobConfig):
     record_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     timeout: float = Field(300.0, gt=0)
+
+
+class Told(Exception):
+    """By SIGTERM to stop."""
 
 
 class Solver(NamedTuple):
@@ -180,6 +185,9 @@ def main(arguments: list[str]) -> int:
     except ProcessLost as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return 3
+    except Told:
+        print("Error: told to stop: start the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 143
     except ValidationError as error:
         for one in error.errors():
             print(f"Error: {'.'.join(map(str, one['loc']))}: {one['msg']}", file=sys.stderr, flush=True)
@@ -190,5 +198,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _stop(number: int, frame: object) -> None:
+    raise Told
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)  # torchrun sends it to the others when one has died
     sys.exit(main(sys.argv[1:]))

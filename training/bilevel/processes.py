@@ -35,10 +35,25 @@ class ProcessLost(ConnectionError):
     """Another process has ended, or has been silent for too long."""
 
 
+class Peer(NamedTuple):
+    """A neighbouring process: which of our rows it wants, and the weights [held, k] of the k of its that we hear."""
+
+    rank: int
+    wanted: list[int]
+    heard: torch.Tensor
+
+
+class Route(NamedTuple):
+    """One multiplication by W: own [held, held] weighs what is held here."""
+
+    own: torch.Tensor
+    peers: list[Peer]
+
+
 class Plan(NamedTuple):
     """Weights as a polynomial Σ_k coefficients[k] W^k, so that neighbours in W alone need to talk."""
 
-    W: torch.Tensor
+    route: Route
     coefficients: list[float]
 
 
@@ -56,15 +71,14 @@ class Processes:
                 raise ValueError(f"mixing matrix: is of {len(W)} agents; make it {agents}")
         with _or_lost("the others"):
             dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
-        self.rank, self.size, self.mixings = dist.get_rank(), dist.get_world_size(), list(mixings)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
         if self.size > agents:
             self.close()
             raise ValueError(f"{agents} agents cannot fill {self.size} processes; start at most one an agent")
         self.blocks = [range(agents * i // self.size, agents * (i + 1) // self.size) for i in range(self.size)]
-        self.agents = agents
+        self.agents, self.mixings = agents, list(mixings)
         self._plans: dict[int, tuple[torch.Tensor, Plan]] = {}
-        with _or_lost("the others"):
-            dist.barrier()  # connects all of them, so that from now on traffic is that of the algorithm
+        self.meet()  # connects all of them, so that from now on traffic is that of the algorithm
 
     def close(self) -> None:
         dist.destroy_process_group()
@@ -76,12 +90,12 @@ class Processes:
 
     def mix(self, weights: torch.Tensor, tree: Tree) -> Tree:
         """ValueError if ``weights`` are no polynomial of a W that this network was made with."""
-        W, (own, *others) = self._plan(weights)
+        route, (own, *others) = self._plan(weights)
         leaves, spec = tree_flatten(tree)
         rows = torch.cat([leaf.reshape(len(leaf), -1) for leaf in leaves], dim=1)
         total = own * rows
         for coefficient in others:
-            rows = self._hear(W, rows)
+            rows = self._hear(route, rows)
             total = total + coefficient * rows
         parts = total.split([leaf[0].numel() for leaf in leaves], dim=1)
         return tree_unflatten([part.view_as(leaf).to(leaf) for part, leaf in zip(parts, leaves, strict=True)], spec)
@@ -111,6 +125,11 @@ class Processes:
         ]
         return [Average(*each) for each in zip(means, sent, strict=True)]
 
+    def meet(self) -> None:
+        """Wait until all processes are here."""
+        with _or_lost("another process"):
+            dist.barrier()
+
     def gather(self, value: Any) -> list[Any]:
         """What each process has, to all of them. For beginnings and ends: this one is not neighbour to neighbour."""
         values: list[Any] = [None] * self.size
@@ -120,28 +139,31 @@ class Processes:
 
     def _plan(self, weights: torch.Tensor) -> Plan:
         if id(weights) not in self._plans:
-            self._plans[id(weights)] = weights, _polynomial(weights, self.mixings)
+            W, coefficients = _polynomial(weights, self.mixings)
+            self._plans[id(weights)] = weights, Plan(self._route(W), coefficients)
         return self._plans[id(weights)][1]
 
-    def _hear(self, W: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """W times the rows [held, d] of all agents, for those held here."""
-        own, W = list(self.blocks[self.rank]), W.to(rows)
-        sends, hears = [], []
-        for peer, theirs in enumerate(self.blocks):
-            if peer == self.rank:
-                continue
-            wanted = [j for j in own if W[theirs, j].any()]
-            if wanted:
-                outgoing = rows[[j - own[0] for j in wanted]].contiguous()
-                sends.append((peer, self._begin(dist.isend, outgoing, peer), outgoing))
+    def _route(self, W: torch.Tensor) -> Route:
+        own, peers = list(self.blocks[self.rank]), []
+        for peer, block in enumerate(self.blocks):
+            theirs = list(block)
+            wanted = [at for at, j in enumerate(own) if W[theirs, j].any()]
             needed = [j for j in theirs if W[own, j].any()]
-            if needed:
-                incoming = rows.new_empty(len(needed), rows.shape[1])
-                hears.append((peer, self._begin(dist.irecv, incoming, peer), incoming, needed))
-        mixed = W[own][:, own] @ rows
-        for peer, work, incoming, needed in hears:
+            if peer != self.rank and (wanted or needed):
+                peers.append(Peer(peer, wanted, W[own][:, needed]))
+        return Route(W[own][:, own], peers)
+
+    def _hear(self, route: Route, rows: torch.Tensor) -> torch.Tensor:
+        """W times the rows [held, d] of all agents, for those held here."""
+        sends, hears = [], []
+        for peer, wanted, heard in route.peers:
+            outgoing, incoming = rows[wanted], rows.new_empty(heard.shape[1], rows.shape[1])
+            sends.append((peer, self._begin(dist.isend, outgoing, peer), outgoing))
+            hears.append((peer, self._begin(dist.irecv, incoming, peer), incoming))
+        mixed = route.own.to(rows) @ rows
+        for (peer, work, incoming), (_, _, heard) in zip(hears, route.peers, strict=True):
             self._end(work, peer)
-            mixed = mixed + W[own][:, needed] @ incoming
+            mixed = mixed + heard.to(rows) @ incoming
         for peer, work, _ in sends:
             self._end(work, peer)
         return mixed
@@ -183,10 +205,12 @@ class Shards:
         self.kept = FolderCheckpoints(Path(folder) / f"process-{network.rank}-of-{network.size}")
 
     def save(self, step: int, tree: Tree) -> None:
-        """``tree`` of tensors; that of the last save but one is removed."""
+        """``tree`` of tensors; earlier ones are removed once all processes have this one."""
+        earlier = set(self.kept.names()) - {str(step)}
         self.kept.save(str(step), tree_flatten(tree)[0], {"metrics_bytes": 0, "seconds": 0.0})
-        for old in sorted(map(int, self.kept.names()))[:-2]:  # others may still be at the last one
-            (self.kept.folder / f"{old}.pt").unlink()
+        self.network.meet()
+        for name in earlier:
+            (self.kept.folder / f"{name}.pt").unlink()
 
     def last(self, like: Tree) -> tuple[int, Tree] | None:
         """(step, tree) to go on from; ``like`` has the tree's structure."""
@@ -229,14 +253,16 @@ def _connections() -> Iterator[socket.socket]:
                 yield connection
 
 
-def _polynomial(weights: torch.Tensor, mixings: Sequence[torch.Tensor]) -> Plan:
+def _polynomial(weights: torch.Tensor, mixings: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[float]]:
+    """A W of ``mixings``, and the coefficients of its powers that make ``weights``, as few of them as do."""
     for W in mixings:
+        goal = weights.to(W).flatten()[:, None]
         powers = [torch.linalg.matrix_power(W, k).flatten() for k in range(FURTHEST + 1)]
         for degree in range(FURTHEST + 1):
             basis = torch.stack(powers[: degree + 1], dim=1)
-            found = torch.linalg.lstsq(basis, weights.to(W).flatten()[:, None], driver="gelsd").solution
-            if (basis @ found - weights.to(W).flatten()[:, None]).abs().max() < TOLERANCE:
-                return Plan(W, found.flatten().tolist())
+            found = torch.linalg.lstsq(basis, goal, driver="gelsd").solution
+            if (basis @ found - goal).abs().max() < TOLERANCE:
+                return W, found.flatten().tolist()
     raise ValueError("weights: agents who are no neighbours would have to talk; give the network their mixing matrix")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,15 +51,14 @@ class LocalSGD:
             logits = forward(stacked, inputs).flatten(0, 1)
             # The sum over clients: each one's gradient is that of its own mean loss.
             loss = nn.functional.cross_entropy(logits, self.labels[flat], reduction="sum") / self.batch
-            self._descend(tensors, torch.autograd.grad(loss, tensors))
+            self._descend(tensors, list(torch.autograd.grad(loss, tensors)))
         ends = torch.cat([tensor.detach().flatten(1) for tensor in tensors], 1)
         return [
             (delta, len(self.parts[client])) for delta, client in zip((ends - starts).unbind(), clients, strict=True)
         ]
 
     @torch.no_grad()
-    def _descend(self, tensors: Sequence[Tensor], gradients: Iterable[Tensor]) -> None:
-        gradients = list(gradients)
+    def _descend(self, tensors: list[Tensor], gradients: list[Tensor]) -> None:
         if self.weight_decay:
             torch._foreach_add_(gradients, tensors, alpha=self.weight_decay)
         torch._foreach_add_(tensors, gradients, alpha=-self.lr)

@@ -40,18 +40,19 @@ class Method:
     buffer: int | None = None
 
 
-ADAPTIVE, PLAIN = (1e-3, 2e-3, 4e-3), (0.25, 0.5, 1.0)
+ADAPTIVE, PLAIN = (5e-4, 1e-3, 2e-3, 4e-3), (0.25, 0.5, 1.0)
+LARGER_ADAPTIVE, LARGER_PLAIN = (2e-3, 4e-3, 8e-3, 1.6e-2), (0.5, 1.0, 2.0)
 METHODS = {
     "FADAS": Method("fadas", ADAPTIVE),
     "FADAS, delay-adaptive": Method("fadas-divide", (3e-3, 6e-3, 1.2e-2)),
     "FedBuff": Method("fedbuff", PLAIN),
-    "FedAsync": Method("fedasync", (0.1, 0.3, 0.6), buffer=1),
+    "FedAsync": Method("fedasync", (0.1, 0.3, 0.6, 1.0), buffer=1),
     "CA2FL": Method("ca2fl", PLAIN),
-    "FedAdam": Method("fedadam", ADAPTIVE, "for few"),
-    "FedAMS": Method("fedams", ADAPTIVE, "for few"),
+    "FedAdam": Method("fedadam", LARGER_ADAPTIVE, "for few"),
+    "FedAMS": Method("fedams", LARGER_ADAPTIVE, "for few"),
     "FedAvg": Method("fedavg", PLAIN, "for few"),
-    "FedAMS, all places": Method("fedams", ADAPTIVE, "for all"),
-    "FedAvg, all places": Method("fedavg", PLAIN, "for all"),
+    "FedAMS, all places": Method("fedams", LARGER_ADAPTIVE, "for all"),
+    "FedAvg, all places": Method("fedavg", LARGER_PLAIN, "for all"),
 }
 
 
@@ -121,7 +122,12 @@ def local_sgd(task: Task, train: Examples, seed: int) -> tuple[LocalSGD, Tensor]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_of(seed, MODEL).integers(2**31)))
         model = MODELS[task.model](task.hidden)
-    how = {"steps": task.local_steps, "batch": task.batch, "lr": task.local_lr, "weight_decay": task.weight_decay}
+    how: dict[str, Any] = {
+        "steps": task.local_steps,
+        "batch": task.batch,
+        "lr": task.local_lr,
+        "weight_decay": task.weight_decay,
+    }
     clients = LocalSGD(model, train.images, train.labels, parts, **how)
     return clients, nn.utils.parameters_to_vector(model.parameters()).detach()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +93,7 @@ MODELS = {"mlp": mlp, "cnn": cnn}
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, examples: Examples, chunk: int = 2000) -> float:
+def accuracy(model: Callable[[Tensor], Tensor], examples: Examples, chunk: int = 2000) -> float:
     """The share that ``model`` gets right."""
     right = 0
     for images, labels in zip(examples.images.split(chunk), examples.labels.split(chunk), strict=True):

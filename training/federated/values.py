@@ -15,11 +15,11 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from training.federated.delays import LARGE, official
@@ -46,7 +46,7 @@ class Config(JobConfig):
     heldout_prompts: int = Field(8, ge=2)
     max_tokens: int = Field(24, ge=4)
     counted_tokens: int = Field(500, ge=1)
-    rule: str = Field("fadas-divide", description="one of training.federated.rules.RULES that take a rate")
+    rule: Literal["fadas", "fadas-min", "fadas-divide", "fedbuff", "fedadam", "fedams", "fedavg"] = "fadas-divide"
     rates: tuple[float, ...] = Field((0.003, 0.01, 0.03), description="the server's steps that are tried")
     penalties: tuple[float, ...] = Field((0.01, 0.1), description="of |b|² in standard units, that are tried")
     rounds: int = Field(100, ge=1)
@@ -55,6 +55,12 @@ class Config(JobConfig):
     local_steps: int = Field(10, ge=1)
     local_rate: float = Field(0.1, gt=0)
     batch_size: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _enough_clients(self) -> Config:
+        if self.concurrency > self.clients:
+            raise ValueError(f"concurrency {self.concurrency} is more than the {self.clients} clients there are")
+        return self
 
 
 class Local(NamedTuple):
@@ -161,7 +167,8 @@ class Seed:
             rows, judges = (list(Shards(self.run, each, scale, spec)) for each in (names, [choosing]))
             scales = block_scales(spec)
             pooled = fit_ridge(spec, rows, judges, within=True, block_scales=scales)
-            alone = [fit_ridge(spec, [own], judges, within=True, block_scales=scales) for own in rows]
+            one = partial(fit_ridge, spec, alphas=[pooled.chosen], within=True, block_scales=scales)
+            alone = [one([own]) for own in rows]
             judge = Moments(judges, within=True)
             variance = Moments(rows, within=True).centred()[0].diagonal().clamp(min=0)
             units = standard_units(spec, variance, scales).float()
@@ -195,8 +202,10 @@ class Seed:
         stacks = {name: ValueStack([LinearHead(spec, w, 0.0)], [1.0]) for name, w in fitted["weights"].items()}
         sampled = SearchParams(beam_width=1, num_successors=ROWS, chunk_length=None)
         names = self.roll_out("base", self.held_out, sampled, None, True)
-        rewards = {name: self.roll_out(name, self.held_out, guided(self.align_config()), stack, False)[1]
-                   for name, stack in stacks.items()}  # fmt: skip
+        rewards = {
+            name: self.roll_out(name, self.held_out, guided(self.align_config()), stack, False)[1]
+            for name, stack in stacks.items()
+        }
         base = self.run.load(names[1])["rewards"]
         found = {"base": [float(np.mean(group)) for group in base], "best-of-16": [max(group) for group in base]}
         found |= {name: [group[0] for group in self.run.load(step)["rewards"]] for name, step in rewards.items()}
@@ -212,9 +221,11 @@ class Seed:
 def _local(rows: Rows, units: Tensor) -> Local:
     _, group = rows.groups.unique(return_inverse=True)
 
+    sizes = torch.bincount(group)
+
     def less_mean(values: Tensor) -> Tensor:
-        means = values.new_zeros(int(group.max()) + 1, *values.shape[1:])
-        return values - means.index_reduce(0, group, values, "mean", include_self=False)[group]
+        sums = values.new_zeros(len(sizes), *values.shape[1:]).index_add(0, group, values)
+        return values - (sums / sizes.view(-1, *[1] * (values.ndim - 1)))[group]
 
     return Local(less_mean(rows.features.float()) / units, less_mean(rows.targets.float()))
 
@@ -227,9 +238,11 @@ def federated(config: Config, local: Sequence[Local], rate: float, penalty: floa
         return [(_steps(config, local[c], params, penalty, seed), len(local[c].targets)) for c, seed in who]
 
     settings = Settings(
-        clients=config.clients, concurrency=config.concurrency, buffer_size=config.buffer_size,
+        clients=config.clients,
+        concurrency=config.concurrency,
+        buffer_size=config.buffer_size,
         seed=derive_seed(seed, FEDERATED),
-    )  # fmt: skip
+    )
     delays = official(config.clients, LARGE, rng_of(seed, DELAYS))
     zero = torch.zeros(local[0].features.shape[1])
     simulator = Simulator(settings, RULES[config.rule](lr=rate), train, delays, zero)
@@ -290,10 +303,18 @@ JOB = Job(
     run=run,
     presets={
         "smoke": {
-            "seeds": 1, "clients": 3, "prompts_per_client": 2, "rollouts_per_prompt": 4, "heldout_prompts": 2,
-            "max_tokens": 8, "counted_tokens": 50, "rounds": 20, "concurrency": 2, "rates": (0.01,),
+            "seeds": 1,
+            "clients": 3,
+            "prompts_per_client": 2,
+            "rollouts_per_prompt": 4,
+            "heldout_prompts": 2,
+            "max_tokens": 8,
+            "counted_tokens": 50,
+            "rounds": 20,
+            "concurrency": 2,
+            "rates": (0.01,),
         },
         "paper": {},
     },
     draw=draw,
-)  # fmt: skip
+)

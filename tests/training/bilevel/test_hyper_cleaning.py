@@ -94,3 +94,6 @@ def test_what_is_refused_is_one_line(folder: Path, tmp_path: Path) -> None:
 def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert all(check["holds"] for check in result["checks"]), result["checks"]
+    rows = result["summary"]["0.3"]
+    assert rows["ED"]["over D-SOBA"]["mean"] == pytest.approx(0.1206, abs=0.02)
+    assert rows["EF-SOBA, rand-k"]["bytes over SOBA"]["ratio"] == pytest.approx(0.0615, abs=0.02)

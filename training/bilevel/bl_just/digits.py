@@ -72,7 +72,7 @@ def _spoken(
     rows = []
     for number in range(count):
         audio, text = folder / name / f"{number}.wav", " ".join(WORDS[digit] for digit in _string(rng))
-        speed, pitch = rng.integers(120, 171), rng.integers(30, 71)
+        speed, pitch = rng.integers(80, 171), rng.integers(30, 71)
         _speak(audio, text, voices[number % len(voices)], int(speed), int(pitch))
         rows.append((audio, text))
     return rows

@@ -56,7 +56,7 @@ class Config(JobConfig):
 
     methods: tuple[Method, ...] = ("supervised", "pretrain", "fixed", "bl_just")
     models: int = Field(5, ge=1)
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(16, ge=1)
     exploration_passes: int = Field(1, ge=0)
     finetune_passes: int = Field(1, ge=0)
     batch: int = Field(32, ge=1)
@@ -144,27 +144,8 @@ def _tuned(method: str, config: Config, corpus: Corpus, run: Run) -> Config:
 
 def _candidates(method: str, config: Config) -> list[Config]:
     gamma = {"bl_just": "gamma_cap", "fixed": "fixed_gamma"}.get(method)
-    values = {gamma: config.gammas} if gamma else {"lr": config.lrs}
-    return [config.model_copy(update={key: value}) for key, tried in values.items() for value in tried]
-
-
-TUNING = 10**6  # the number of the trainings that choose rates
-TUNED = ("lr", "gamma_cap", "fixed_gamma")
-
-
-def _tuned(method: str, config: Config, corpus: Corpus, run: Run) -> Config:
-    """``config`` with the rates that are best on dev; the seed of these trainings is not used again."""
-    if not config.tune:
-        return config
-    candidates = _candidates(method, config)
-    found = [_train(f"tune-{method}-{i}", method, one, TUNING, corpus, run) for i, one in enumerate(candidates)]
-    return candidates[int(np.argmin([one["dev"]["wer"] for one in found]))]
-
-
-def _candidates(method: str, config: Config) -> list[Config]:
-    gamma = {"bl_just": "gamma_cap", "fixed": "fixed_gamma"}.get(method)
-    gammas = [{gamma: value} for value in config.gammas] if gamma else [{}]
-    return [config.model_copy(update={"lr": lr} | rates) for lr in config.lrs for rates in gammas]
+    name, values = (gamma, config.gammas) if gamma else ("lr", config.lrs)
+    return [config.model_copy(update={name: value}) for value in values]
 
 
 def _train(name: str, method: str, config: Config, n: int, corpus: Corpus, run: Run) -> dict[str, Any]:

@@ -33,10 +33,20 @@ def load(path: Path) -> list[Recording]:
     if not path.exists():
         raise ManifestError(f"no manifest {path}: give a JSONL file, or a folder in LibriSpeech's layout")
     rows = _librispeech(path) if path.is_dir() else _jsonl(path)
-    found = [Recording(audio, text, _seconds(audio, where)) for audio, text, where in rows]
+    found = [recording(audio, text, where) for audio, text, where in rows]
     if not found:
         raise ManifestError(f"{path} names no recording")
     return found
+
+
+def recording(audio: Path, text: str | None, where: str) -> Recording:
+    """Of a file that is there and is audio, or a ManifestError that names ``where``."""
+    if not audio.is_file():
+        raise ManifestError(f'{where}: no file {audio}; correct "audio" or remove the line')
+    try:
+        return Recording(audio, text, float(soundfile.info(str(audio)).duration))
+    except soundfile.LibsndfileError as error:
+        raise ManifestError(f"{where}: {audio} is not audio that libsndfile reads ({error.error_string})") from None
 
 
 def save(path: Path, rows: Iterable[tuple[Path, str | None]]) -> None:
@@ -74,12 +84,3 @@ def _librispeech(folder: Path) -> Iterator[tuple[Path, str | None, str]]:
         for number, line in enumerate(transcript.read_text().splitlines(), 1):
             utterance, _, text = line.partition(" ")
             yield transcript.parent / f"{utterance}.flac", text.lower() or None, f"{transcript} line {number}"
-
-
-def _seconds(audio: Path, where: str) -> float:
-    if not audio.is_file():
-        raise ManifestError(f'{where}: no file {audio}; correct "audio" or remove the line')
-    try:
-        return float(soundfile.info(str(audio)).duration)
-    except soundfile.LibsndfileError as error:
-        raise ManifestError(f"{where}: {audio} is not audio that libsndfile reads ({error.error_string})") from None

@@ -28,7 +28,9 @@ class BiGRU(nn.Module):
 
     def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``lengths`` [B]: frames that are not padding. Gives vectors and their lengths."""
-        vectors = self.second(self.first(frames.transpose(1, 2)).relu()).relu().transpose(1, 2)
+        halves = self.first(frames.transpose(1, 2)).relu()
+        real = torch.arange(halves.shape[2], device=lengths.device) < -(-lengths // 2)[:, None]
+        vectors = self.second(halves * real[:, None]).relu().transpose(1, 2)
         lengths = -(-lengths // SUBSAMPLING)
         packed = pack_padded_sequence(vectors, lengths.cpu(), batch_first=True, enforce_sorted=False)
         vectors, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True)

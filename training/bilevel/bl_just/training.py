@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from training.bilevel.bl_just.features import FRAMES_PER_SECOND, Features, spec_augment
@@ -122,21 +123,25 @@ class Training:
     def seconds_per_step(self) -> dict[Kind, float]:
         """What a pass of each kind takes, from its second step now. It changes the model: build another to train."""
         first, taken = Pass("joint", 0.0, 0, 0), []
-        for batches, loss in ((self._windows, self._unsupervised_loss), (self._utterances, self._supervised_loss)):
-            for batch in itertools.islice(batches(first), 2):
+        for batches, loss in (
+            (self._windows(first), self.model.unsupervised_loss),
+            (self._utterances(first), self.model.supervised_loss),
+        ):
+            elapsed = 0.0
+            for batch in itertools.islice(batches, 2):
                 began = time.monotonic()
-                loss(batch).backward()
+                loss(*batch).backward()
                 elapsed = time.monotonic() - began
             taken.append(elapsed * self.steps)
         heard, written = taken
         return {"explore": heard, "joint": heard + written, "supervised": written, "fine-tune": written}
 
     def state(self) -> dict[str, Any]:
-        return {
-            "done": self.done,
-            "model": self.model.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-        }
+        """All that `load` needs, on the CPU, so that it can go on elsewhere."""
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        state = {"done": self.done, "model": dict(self.model.state_dict()), "optimizers": optimizers}
+        on_cpu: dict[str, Any] = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, state)
+        return on_cpu
 
     def load(self, state: dict[str, Any]) -> None:
         self.done = state["done"]

@@ -115,5 +115,10 @@ def accuracy(y: Tree, test: Images) -> torch.Tensor:
 
 
 def found_wrong(x: torch.Tensor, agents: Agents) -> float:
-    """How well one x tells wrong labels: the chance that a wrong one weighs less than a right one (AUC)."""
+    """How well one x tells wrong labels: the chance that a wrong one weighs less than a right one (AUC).
+
+    NaN where x is not finite.
+    """
+    if not x.isfinite().all():
+        return float("nan")
     return float(roc_auc_score(agents.corrupted.reshape(-1).numpy(), -x.numpy()))

@@ -1,0 +1,48 @@
+"""Federated least squares of a value function, on rows whose best fit is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from training.federated.values import Config, _interval, _local, federated
+from value_heads.fit import Rows
+
+FEATURES, CLIENTS = 5, 4
+TRUTH = torch.tensor([1.0, -0.5, 0.25, 0.0, 0.1])
+
+
+def rows(seed: int, offset: float = 0.0) -> Rows:
+    """Six groups of eight rows. Targets are linear in the features, but for an offset of each group's own."""
+    draw = torch.Generator().manual_seed(seed)
+    features = torch.randn(48, FEATURES, generator=draw)
+    groups = torch.arange(6).repeat_interleave(8)
+    return Rows(features, features @ TRUTH + offset * groups, torch.ones(48), groups)
+
+
+def test_a_clients_rows_lose_the_mean_of_their_group_and_get_standard_units() -> None:
+    own = _local(rows(0, offset=3.0), torch.full((FEATURES,), 2.0))
+    assert own.features.view(6, 8, FEATURES).mean(1).abs().max() < 1e-6
+    assert torch.allclose(own.features * 2 @ TRUTH, own.targets, atol=1e-4)  # the offsets are gone
+
+
+@pytest.mark.parametrize("rule", ["fadas-divide", "fadas", "fedbuff"])
+def test_what_clients_learn_together_is_the_pooled_fit(rule: str) -> None:
+    local = [_local(rows(seed, offset=seed), torch.ones(FEATURES)) for seed in range(CLIENTS)]
+    config = Config(clients=CLIENTS, concurrency=3, buffer_size=2, rounds=300, local_steps=5, rule=rule)
+    rate = {"fedbuff": 0.5, "fadas": 0.02, "fadas-divide": 0.02}[rule]
+    b = federated(config, local, rate=rate, penalty=0.0, seed=0)
+    x, y = torch.cat([own.features for own in local]), torch.cat([own.targets for own in local])
+    pooled = torch.linalg.lstsq(x, y).solution
+    assert torch.allclose(pooled, TRUTH, atol=1e-4)
+    assert (b - pooled).norm() < 0.1 * pooled.norm()
+
+
+def test_an_interval_counts_how_seeds_differ_and_not_only_prompts() -> None:
+    rng = np.random.default_rng(0)
+    alike = np.repeat([[0.0, 1.0]], 6, axis=0).repeat(50, axis=1)
+    differing = np.repeat([[0.0], [1.0]], 3, axis=0) * np.ones((1, 100))
+    widths = [np.diff(_interval(values, rng)["interval"])[0] for values in (alike, differing)]
+    assert _interval(alike, rng)["mean"] == _interval(differing, rng)["mean"] == 0.5
+    assert widths[1] > 4 * widths[0]
