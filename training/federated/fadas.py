@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from training.fashion_mnist import digests
 from training.federated.experiment import DELAYS, METHODS, Task, Trial, curve, retimed
 from training.federated.fadas_checks import agreements, claims, golden
 from training.federated.fadas_figures import draw
 from training.federated.fadas_summary import end, summary
-from training.federated.fashion import digests
 from training.run import Job, Run, jsonable
 
 Curve = dict[str, Any]
