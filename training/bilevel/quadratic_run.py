@@ -284,6 +284,12 @@ JOB = Job(
             "compressors": ("C", "CM", "EF"),
             "compressed_noises": (0.0,),
         },
+        "two-cores": {
+            "repeats": 2,
+            "topology_steps": 400,
+            "speedup_steps": 1000,
+            "compressors": ("uncompressed", "C", "CM", "EF", "EF, MSC 3"),
+        },
         "paper": {},
     },
     draw=draw,
