@@ -197,13 +197,18 @@ def run(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, one after another, each in a folder of its own.")] = 1,
     out: Annotated[Path | None, typer.Option(help="The run folder, runs/NAME by default.")] = None,
 ) -> None:
-    """Run a batch job, or go on with an unfinished run; leaves result.json, metrics.jsonl and figures/."""
+    """Run a batch job, or go on with an unfinished run; leaves result.json, metrics.jsonl and figures/.
+
+    Exit status 1 if a check of the preset smoke does not hold; elsewhere that is a finding.
+    """
     job = _find_job(name)
     if preset is not None and preset not in job.presets:
         raise ValueError(f"{name} has no preset {preset!r}, only: {', '.join(job.presets) or 'none'}")
     config = {**(job.presets[preset] if preset else {}), **_parse(overrides or [])}
     out = out or Path("runs") / (f"{name}-{preset}" if preset else name)
-    _execute(job, config, out, seeds)
+    result = _execute(job, config, out, seeds)
+    if preset == "smoke" and not all(check["holds"] for check in result["checks"]):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def _announce(cells: list[tuple[int, str]], config: Config, run: Run) -> None:
     total = sum(per_run * (2 if "model" in name else 1) for _, name in cells) * config.repeats / config.workers
     run.emit(
         "message",
-        f"{len(cells)} agents × {config.repeats} seeds × {config.steps} steps: about {total / 60:.0f} minutes",
+        f"{len(cells)} agents × {config.repeats} seeds × {config.steps} steps: about {math.ceil(total / 60)} minutes",
     )
 
 
@@ -266,7 +267,7 @@ JOB = Job(
     run=run,
     presets={
         "smoke": SMOKE,
-        "two-cores": {"variants_at": (), "steps": 60_000, "evaluations": 6, "workers": 2},
+        "two-cores": {"variants_at": (), "steps": 80_000, "evaluations": 8, "workers": 2},
         "paper": {},
     },
     draw=draw,

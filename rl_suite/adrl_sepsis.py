@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import combinations
@@ -78,7 +79,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.planned_steps = 2 + (2 * len(LEARNERS) - 1) * config.datasets
     policies = 7 * len(config.thresholds) + 2  # of a dataset of each kind: seven learners by threshold, and BC's
     seconds = config.datasets * policies * (0.2 + 2e-3 * config.updates)  # as seen on two busy cores
-    run.emit("message", f"about {seconds / 60:.0f} minutes")
+    run.emit("message", f"about {math.ceil(seconds / 60)} minutes")
     exact = {name: run.step(f"exact-{i}", partial(_exact, name)) for i, name in enumerate(GOLDEN)}
     for name, golden in GOLDEN.items():
         for policy, expected in golden.items():

@@ -60,7 +60,7 @@ class Config(JobConfig):
 
 def run(config: Config, run: Run) -> dict[str, Any]:
     seconds = 0.06 * config.repeats * sum(n**k for k, n in config.shapes)  # as seen on two busy cores
-    run.emit("message", f"about {seconds / 60 + 0.2:.0f} minutes")
+    run.emit("message", f"about {math.ceil(seconds / 60)} minutes")
     families = run.step("families", lambda: _families(run))
     sepsis = run.step("sepsis", _sepsis)
     run.planned_steps = 2 + len(config.shapes) * config.repeats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -48,7 +49,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     if config.reacher_steps < config.evaluate_every or config.reacher_steps % config.evaluate_every:
         raise ValueError("reacher_steps must be a multiple of evaluate_every, and at least that")
     run.planned_steps = 4 + config.agents * (len(TABULAR) + 4 * len(DEEP))
-    run.emit("message", f"about {expected_minutes(config):.0f} minutes on two cores")
+    run.emit("message", f"about {math.ceil(expected_minutes(config))} minutes on two cores")
     studies = {"bounds": _bounds, "distance": _distance, "teacher": _teacher, "speed": _speed}
     found: dict[str, Any] = {
         name: run.step(name, partial(_plain, study, config, run)) for name, study in studies.items()

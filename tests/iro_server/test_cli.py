@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from iro_server.cli import app
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.prepare import prepare_model
+from training.run import Job, JobConfig, Run
 
 
 def iro(*arguments: str) -> Result:
@@ -32,6 +34,20 @@ def test_list_names_the_installed_jobs_and_their_presets() -> None:
     listed = iro("list")
     assert listed.exit_code == 0
     assert "align" in listed.stdout and "smoke" in listed.stdout and "paper" in listed.stdout
+
+
+@pytest.mark.parametrize(("preset", "status"), [("smoke", 1), ("paper", 0)])
+def test_a_check_that_does_not_hold_fails_a_smoke_run_and_is_a_finding_elsewhere(
+    preset: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: JobConfig, run: Run) -> dict[str, Any]:
+        run.check("claim", expected=1, got=2, holds=False)
+        return {}
+
+    job = Job("claims", "", JobConfig, run, presets={"smoke": {}, "paper": {}})
+    monkeypatch.setattr("iro_server.cli._find_job", lambda name: job)
+    done = iro("run", "claims", "--preset", preset, "--out", str(tmp_path / "run"))
+    assert done.exit_code == status and "✗ claim: 2 (1)" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from training.bilevel.intervals import band
 from training.bilevel.problems import fashion_mnist
 from training.bilevel.problems.fashion_mnist import Images
 from training.bilevel.problems.hyper_cleaning import Agents, accuracy, found_wrong, share_out, start
+from training.fashion_mnist import FOLDER, SIDE
 from training.run import Job, JobConfig, Run
 
 
@@ -47,7 +48,7 @@ class Config(JobConfig):
     beta: float = 0.25
     theta: float = 0.2
     kept: float = Field(0.05, gt=0, le=1)
-    data: Path = fashion_mnist.DEBIAN
+    data: Path = FOLDER
 
     @field_validator("methods")
     @classmethod
@@ -85,7 +86,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
 def expected_minutes(config: Config) -> float:
     """From seconds of a core that a step and a test of one repeat took."""
     runs = len(config.corruptions) * config.repeats * len(config.methods)
-    pixels = (fashion_mnist.SIDE // config.pool) ** 2
+    pixels = (SIDE // config.pool) ** 2
     steps = config.evaluations / 3 * (1.1e-3 + 1.75e-7 * config.batch * pixels)
     return runs * (steps + config.points * 1e-4 * pixels) / 60
 
@@ -175,7 +176,8 @@ def summary(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
             end = np.array(curve["accuracy"][-1])
             rows[name] = {"accuracy": band(end), "found": band(curve["found"])}
             if "D-SOBA" in methods and not isinstance(METHODS[name], Compressed):
-                rows[name]["over D-SOBA"] = band(end - methods["D-SOBA"]["accuracy"][-1])
+                gains = end - methods["D-SOBA"]["accuracy"][-1]
+                rows[name]["over D-SOBA"] = band(gains) | {"least": float(gains.min())}
             if "SOBA" in methods and isinstance(METHODS[name], Compressed):
                 rows[name]["bytes over SOBA"] = bytes_ratio(curve, methods["SOBA"])
     return found
@@ -199,8 +201,8 @@ def _check(summary: dict[str, Any], run: Run) -> None:
         label = f"{float(corruption):.0%} wrong labels"
         for name, row in rows.items():
             if "over D-SOBA" in row and METHODS[name].corrects:
-                gain, low = row["over D-SOBA"]["mean"], row["over D-SOBA"]["low"]
-                run.check(f"{label}: {name} over D-SOBA", expected="> 0", got=gain, holds=low > 0)
+                least = row["over D-SOBA"]["least"]
+                run.check(f"{label}: {name} over D-SOBA, in each repeat", expected="> 0", got=least, holds=least > 0)
             if name != "SOBA" and "bytes over SOBA" in row:
                 ratio = row["bytes over SOBA"]["ratio"]
                 run.check(

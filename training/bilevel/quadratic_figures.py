@@ -24,8 +24,11 @@ def draw(folder: Path) -> None:
     _topologies(panels[0, 1:], result["topologies"])
     _floors(panels[1, 0], result["topologies"])
     _speedup(panels[1, 1], result["speedup"])
-    for axes, (noise, runs) in zip(panels[1, 2:], result["compressed"]["runs"].items(), strict=False):
-        _compressed(axes, noise, runs, result["compressed"]["every"])
+    by_noise = result["compressed"]["runs"]
+    for axes, noise in zip(panels[1, 2:], by_noise, strict=False):
+        _compressed(axes, noise, by_noise[noise], result["compressed"]["every"])
+    for axes in panels[1, 2 + len(by_noise) :]:
+        axes.set_axis_off()
     figure.savefig(folder / "figures" / "quadratic.png", dpi=80)
     plt.close(figure)
 
@@ -62,9 +65,9 @@ def _floors(axes: Any, study: Mapping[str, Any]) -> None:
         axes.bar(
             np.arange(len(places)) + at / 8, heights, 1 / 8, label=pair, color="black" if pair == "D-SOBA" else None
         )
-    labels = [f"{level}\n{name}" for level, name in places]
-    axes.set_xticks(np.arange(len(places)) + 0.3, labels, fontsize=6)
-    axes.set(yscale="log", ylabel="Σ‖x_i - x*‖² at the end")
+    labels = [f"{level}\n{name.split()[-1]}" for level, name in places]
+    axes.set_xticks(np.arange(len(places)) + 0.3, labels, fontsize=8)
+    axes.set(yscale="log", ylabel="Σ‖x_i - x*‖², second half", title="how much agents differ, topology")
 
 
 def _speedup(axes: Any, study: Mapping[str, Any]) -> None:
@@ -74,6 +77,7 @@ def _speedup(axes: Any, study: Mapping[str, Any]) -> None:
         axes.errorbar(places, mean, [mean - low, high - mean], fmt="o-", label=name, markersize=4)
     axes.set(xscale="log", xlabel="agents n", ylabel="n · mean squared error", title="noisy gradients, ring")
     axes.set_xticks(study["sizes"], study["sizes"])
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
 

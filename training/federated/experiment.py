@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from training.fashion_mnist import FOLDER
 from training.federated.clients import LocalSGD
 from training.federated.delays import LARGE, MILD, official
-from training.federated.fashion import FOLDER, MODELS, Examples, accuracy, read
+from training.federated.fashion import MODELS, Examples, accuracy, read
 from training.federated.partition import dirichlet
 from training.federated.rules import RULES, Layout, Rule
 from training.federated.simulator import Event, Settings, Simulator, Train

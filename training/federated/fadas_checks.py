@@ -19,6 +19,7 @@ from training.run import rng_of
 
 Check = dict[str, Any]
 SEEN = {"FedBuff": 0.71, "FADAS": 0.79, "FADAS, delay-adaptive": 0.81}  # elsewhere: 300 rounds, two seeds
+ENOUGH = 1000  # client updates
 RULE = Adaptive(lr=1e-3)
 
 
@@ -73,27 +74,32 @@ def _repeated(task: Task, clients: LocalSGD, params: Tensor, rounds: int = 5) ->
     return {"name": name, "expected": [True, 0], "got": [same, error], "holds": same and error == 0}
 
 
-def claims(found: Mapping[str, Mapping[str, Any]]) -> list[Check]:
-    """What the paper says of the methods that ran, and what was seen elsewhere."""
+def claims(found: Mapping[str, Mapping[str, Any]], updates: int) -> list[Check]:
+    """That the two delay-adaptive forms differ and how, and after enough ``updates`` what was seen elsewhere."""
     checks: list[Check] = []
     for delays, result in found.items():
         methods = result["methods"]
-        for method, seen in SEEN.items():
-            if method in methods:
-                got = [methods[method]["end"][part] for part in ("mean", "low", "high")]
-                name = f"{delays} delays: {method}, accuracy at the end ({seen} was seen elsewhere)"
-                checks.append(
-                    {"name": name, "expected": f">= {seen - 0.03:.2f}", "got": got, "holds": got[0] >= seen - 0.03}
-                )
-        if "FedBuff" in methods and "FADAS" in methods:
-            gain = band(np.subtract(methods["FADAS"]["per seed"], methods["FedBuff"]["per seed"]))
-            got = [gain[part] for part in ("mean", "low", "high")]
-            name = f"{delays} delays: FADAS less FedBuff, paired by seed"
-            checks.append({"name": name, "expected": "> 0", "got": got, "holds": got[0] > 0})
         if "FADAS" in methods:
             lower = methods["FADAS"]["rounds with 1/τ_max below the step"]
             name = f"{delays} delays: rounds in which min(η, 1/τ_max) is below η (none: it is FADAS)"
             checks.append({"name": name, "expected": 0, "got": lower, "holds": lower == 0})
+        if updates >= ENOUGH:
+            checks += _as_seen(delays, methods)
+    return checks
+
+
+def _as_seen(delays: str, methods: Mapping[str, Any]) -> list[Check]:
+    checks: list[Check] = []
+    for method, seen in SEEN.items():
+        if method in methods:
+            got, least = [methods[method]["end"][part] for part in ("mean", "low", "high")], seen - 0.03
+            name = f"{delays} delays: {method}, accuracy at the end ({seen} was seen elsewhere)"
+            checks.append({"name": name, "expected": f">= {least:.2f}", "got": got, "holds": got[0] >= least})
+    if "FedBuff" in methods and "FADAS" in methods:
+        gain = band(np.subtract(methods["FADAS"]["per seed"], methods["FedBuff"]["per seed"]))
+        got = [gain[part] for part in ("mean", "low", "high")]
+        name = f"{delays} delays: FADAS less FedBuff, paired by seed"
+        checks.append({"name": name, "expected": "> 0", "got": got, "holds": got[0] > 0})
     return checks
 
 

@@ -1,10 +1,7 @@
-"""Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv:1708.07747), and two small models of it."""
+"""Fashion-MNIST as examples to train on, and two small models of it."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import struct
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-FOLDER = Path("/usr/share/datasets/fashion-mnist")
+from training import fashion_mnist
+
 MEAN, DEVIATION = 0.2860, 0.3530  # of the training images
-SPLITS = {"train": "train", "test": "t10k"}
-KINDS = {"images": (3, "idx3"), "labels": (1, "idx1")}
 
 
 class Examples(NamedTuple):
@@ -31,45 +27,14 @@ class Examples(NamedTuple):
         return Examples(self.images[picked], self.labels[picked])
 
 
-def paths(folder: Path) -> dict[str, Path]:
-    """The four files by "train images" and so on. Raises ValueError if one is not there."""
-    found = {
-        f"{split} {kind}": folder / f"{prefix}-{kind}-{form}-ubyte.gz"
-        for split, prefix in SPLITS.items()
-        for kind, (_, form) in KINDS.items()
-    }
-    missing = [str(path) for path in found.values() if not path.is_file()]
-    if missing:
-        raise ValueError(
-            f"Fashion-MNIST is not at {folder} ({missing[0]} is missing): on Debian, apt install "
-            "dataset-fashion-mnist; elsewhere, set data= to a folder with its four .gz files"
-        )
-    return found
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file."""
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths(folder).items()}
-
-
 @lru_cache(maxsize=1)
 def read(folder: Path) -> dict[str, Examples]:
-    """ "train" (60,000) and "test" (10,000). Raises ValueError if they are not there, or not in the IDX format."""
-    files = paths(folder)
+    """ "train" (60,000) and "test" (10,000). Raises ValueError as ``fashion_mnist.read``."""
     found = {}
-    for split in SPLITS:
-        images, labels = (_read_idx(files[f"{split} {kind}"], axes) for kind, (axes, _) in KINDS.items())
-        scaled = (torch.from_numpy(images).float() / 255 - MEAN) / DEVIATION
-        found[split] = Examples(scaled[:, None], torch.from_numpy(labels).long())
+    for split in fashion_mnist.SPLITS:
+        images, labels = fashion_mnist.read(folder, split)
+        found[split] = Examples(((images - MEAN) / DEVIATION)[:, None], labels)
     return found
-
-
-def _read_idx(path: Path, axes: int) -> np.ndarray:
-    data = gzip.decompress(path.read_bytes())
-    magic, *shape = struct.unpack_from(f">{axes + 1}I", data)
-    if magic != 0x800 + axes or len(data) != 4 * (axes + 1) + np.prod(shape):
-        raise ValueError(f"{path} is not an IDX file of bytes with {axes} axes")
-    return np.frombuffer(data, np.uint8, offset=4 * (axes + 1)).reshape(shape).copy()
 
 
 def mlp(hidden: int) -> nn.Module:

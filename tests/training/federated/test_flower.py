@@ -45,11 +45,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
         def go(out: Path | None = None, **config: Any) -> Path:
             out = out or tmp_path_factory.mktemp("run")
-            values = [
-                f'out="{out}"',
-                f"rounds={ROUNDS}",
-                *(f"{name.replace('_', '-')}={value}" for name, value in config.items()),
-            ]
+            config = {"rounds": ROUNDS} | config
+            values = [f'out="{out}"', *(f"{name.replace('_', '-')}={value}" for name, value in config.items())]
             federation = [
                 f"num-supernodes={CLIENTS}",
                 "client-resources-num-cpus=1",
@@ -60,6 +57,15 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
         yield go
     assert processes_of(env["FLWR_HOME"]) == []
+
+
+def test_the_server_with_a_grid_that_answers_at_once() -> None:
+    cases = Path(__file__).with_name("flower_cases.py")
+    done = subprocess.run(
+        [str(BIN / "python"), str(cases)], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    assert len(done.stdout.splitlines()) == 7
 
 
 BAD = {"nan": NAN, "shape": SHAPE, "raises": RAISES}
@@ -207,7 +213,7 @@ def test_the_example_learns_and_leaves_no_process_behind(tmp_path: Path) -> None
     done = subprocess.run([*command, "slow=0.02"], cwd=ROOT, env=os.environ | home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     accuracies = [float(line.split()[2]) for line in done.stdout.splitlines() if "of the test digits" in line]
-    assert accuracies[-1] > 0.7 > accuracies[0]
+    assert accuracies[-1] > 0.6 > accuracies[0]
     assert not list(tmp_path.glob("flwr-*"))
     left = [pid for pid in Path("/proc").glob("[0-9]*") if started_in(tmp_path, pid)]
     assert left == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from training.federated.values import Config, _interval, _local, federated
+from training.federated.values import JOB, Config, _interval, _local, federated
 from value_heads.fit import Rows
 
 FEATURES, CLIENTS = 5, 4
@@ -46,3 +48,15 @@ def test_an_interval_counts_how_seeds_differ_and_not_only_prompts() -> None:
     widths = [np.diff(_interval(values, rng)["interval"])[0] for values in (alike, differing)]
     assert _interval(alike, rng)["mean"] == _interval(differing, rng)["mean"] == 0.5
     assert widths[1] > 4 * widths[0]
+
+
+@pytest.mark.slow
+def test_the_whole_way_on_the_real_model_to_decoding(tmp_path: Path) -> None:
+    result = JOB.execute(JOB.presets["smoke"], tmp_path)
+    assert all(check["holds"] for check in result["checks"])
+    rewards = result["per_seed"][0]["rewards"]
+    assert {name: len(each) for name, each in rewards.items()} == dict.fromkeys(
+        ("base", "best-of-16", "federated", "pooled"), 2
+    )
+    assert all(best > mean for best, mean in zip(rewards["best-of-16"], rewards["base"], strict=True))
+    assert (tmp_path / "figures" / "rewards.png").exists()
