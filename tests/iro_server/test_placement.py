@@ -22,10 +22,14 @@ def test_by_default_everything_stays_here(tmp_path):
         "IRO_EXECUTOR": "local",
         "IRO_RAY_CPUS": "1.0",
         "IRO_RAY_GPUS": "0.0",
+        "IRO_RAY_FIT_ACTORS": "1",
     }
 
 
-@pytest.mark.parametrize("wrong", [{"executor": "slurm"}, {"storage": "bucket"}, {"ray_actors": 0}])
+MISTAKES = [{"executor": "slurm"}, {"storage": "bucket"}, {"ray_actors": 0}, {"ray_fit_actors": 0}]
+
+
+@pytest.mark.parametrize("wrong", MISTAKES)
 def test_mistakes_name_their_field(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Placement(**wrong)
