@@ -8,6 +8,7 @@ on the way, and the bytes that each process sent.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -172,7 +173,9 @@ def _same_run(config: Launch, out: Path) -> None:
     if path.exists() and json.loads(path.read_text()) != fixed:
         raise ValueError(f"{out} holds another run; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(fixed))  # each process writes the same
+    partial = out / f"config.json.{os.getpid()}"  # each process writes the same, and may read while another does
+    partial.write_text(json.dumps(fixed))
+    os.replace(partial, path)
 
 
 def main(arguments: list[str]) -> int:
