@@ -56,7 +56,7 @@ class Config(JobConfig):
 
     methods: tuple[Method, ...] = ("supervised", "pretrain", "fixed", "bl_just")
     models: int = Field(5, ge=1)
-    epochs: int = Field(16, ge=1)
+    epochs: int = Field(40, ge=1)
     exploration_passes: int = Field(1, ge=0)
     finetune_passes: int = Field(1, ge=0)
     batch: int = Field(32, ge=1)
