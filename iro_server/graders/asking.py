@@ -59,7 +59,8 @@ class Asker:
     def __init__(self, endpoint: Endpoint, backoff: float = 0.5) -> None:
         self._endpoint, self._backoff = endpoint, backoff
         self._closed = threading.Event()
-        self._connecting = threading.Lock()
+        self._lock = threading.Lock()
+        self._under_way = 0
 
     def ask(self, requests: Sequence[dict[str, Any]]) -> list[Answer]:
         """One answer to each chat completion request, in order."""
@@ -69,8 +70,13 @@ class Asker:
     def close(self) -> None:
         """Ask nothing further, nor again. A request that waits for its answer ends with it, or with its timeout."""
         self._closed.set()
-        with self._connecting:
-            if "_client" in self.__dict__:
+        self._hang_up(0)
+
+    def _hang_up(self, ended: int) -> None:
+        """Close the connections with the last request: who reads from one that another thread closes reads on."""
+        with self._lock:
+            self._under_way -= ended
+            if self._closed.is_set() and not self._under_way and "_client" in self.__dict__:
                 self._client.close()
 
     @cached_property
@@ -97,14 +103,17 @@ class Asker:
             return Answer(error="the grader is closed" if self._closed.is_set() else str(error))
 
     def _try(self, request: dict[str, Any]) -> Answer:
-        with self._connecting:
+        with self._lock:
             if self._closed.is_set():
                 return Answer(error="the grader is closed")
             client = self._client
+            self._under_way += 1
         try:
             response = client.post(f"{self._endpoint.url}/chat/completions", json=request)
-        except (httpx.RequestError, RuntimeError) as error:  # RuntimeError: closed meanwhile
+        except httpx.RequestError as error:
             raise _Busy(f"no answer: {type(error).__name__} {error}".strip()) from None
+        finally:
+            self._hang_up(1)
         if response.status_code in (408, 409, 429) or response.status_code >= 500:
             raise _Busy(_refusal(response), _retry_after(response))
         if response.status_code != 200:
