@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_map
 from training.bilevel import topology
 from training.bilevel.cleaning_methods import METHODS, Compressed, Setting
 from training.bilevel.hyper_cleaning_figure import draw
-from training.bilevel.intervals import band
 from training.bilevel.problems import fashion_mnist
 from training.bilevel.problems.fashion_mnist import Images
 from training.bilevel.problems.hyper_cleaning import Agents, accuracy, found_wrong, share_out, start
 from training.fashion_mnist import FOLDER, SIDE
+from training.intervals import band
 from training.run import Job, JobConfig, Run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from training.bilevel.cleaning_methods import METHODS, Compressed
-from training.bilevel.intervals import band
+from training.intervals import band
 
 
 def draw(folder: Path) -> None:
@@ -38,6 +38,6 @@ def draw(folder: Path) -> None:
 
 def _banded(axes: Any, x: Any, accuracy: list[list[float]], label: str) -> None:
     """Means over repeats, and their intervals as a band."""
-    found = band(accuracy)
+    found = band(accuracy, axis=-1)
     (line,) = axes.plot(x, found["mean"], marker=".", label=label)
     axes.fill_between(x, found["low"], found["high"], color=line.get_color(), alpha=0.15, linewidth=0)

@@ -11,7 +11,6 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from training.bilevel import quadratic, topology
-from training.bilevel.intervals import band
 from training.bilevel.quadratic_figures import draw
 from training.bilevel.quadratic_studies import (
     COMPRESSED,
@@ -24,6 +23,7 @@ from training.bilevel.quadratic_studies import (
     topologies,
 )
 from training.bilevel.sparkle import STRATEGIES
+from training.intervals import band
 from training.run import Job, JobConfig, Run
 
 PAIRS = [*("/".join(pair) for pair in product(STRATEGIES, STRATEGIES)), D_SOBA]
@@ -178,7 +178,7 @@ def _speedup(config: Config, run: Run) -> dict[str, Any]:
     return {
         "names": names,
         "sizes": list(config.sizes),
-        "scaled": {name: band([found[n][at] for n in config.sizes]) for at, name in enumerate(names)},
+        "scaled": {name: band([found[n][at] for n in config.sizes], axis=-1) for at, name in enumerate(names)},
     }
 
 
@@ -210,7 +210,7 @@ def _compressed(config: Config, run: Run) -> dict[str, Any]:
         for noise in config.compressed_noises
     }
     floors = {
-        noise: {name: band([_floor(each["squares"]) for each in found]) for name, found in by_name.items()}
+        noise: {name: band([_floor(each["squares"]) for each in found], axis=-1) for name, found in by_name.items()}
         for noise, by_name in runs.items()
     }
     return {"every": 20, "runs": runs, "floors": floors}

@@ -11,10 +11,10 @@ from torch import Tensor
 from training.federated.clients import LocalSGD
 from training.federated.delays import LARGE, Trace, official
 from training.federated.experiment import Task, examples, local_sgd, one_thread
-from training.federated.fadas_summary import band
 from training.federated.fashion import MODELS
 from training.federated.rules import Adaptive, Update
 from training.federated.simulator import Settings, Simulator
+from training.intervals import band
 from training.run import rng_of
 
 Check = dict[str, Any]

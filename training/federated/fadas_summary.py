@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from training.federated.experiment import METHODS
+from training.intervals import band
 
 LAST = 3  # evaluations whose mean is the accuracy at the end: it jumps from round to round
 POINTS = 41
@@ -43,13 +43,3 @@ def summary(curves: Mapping[str, list[dict[str, Any]]], chosen: Mapping[str, Any
             "per seed": [end(each) for each in own],
         }
     return {"horizon": horizon, "times": times.tolist(), "methods": found}
-
-
-def band(values: Sequence[Any] | np.ndarray) -> dict[str, Any]:
-    """Mean and 95 % Student interval over seeds, the first axis; a single seed has no width."""
-    rows = np.asarray(values, float)
-    half = np.zeros(rows.shape[1:])
-    if len(rows) > 1:
-        half = stats.t.ppf(0.975, len(rows) - 1) * rows.std(0, ddof=1) / len(rows) ** 0.5
-    mean = rows.mean(0)
-    return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}

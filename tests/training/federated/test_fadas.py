@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from training.fashion_mnist import FOLDER
 from training.federated.experiment import METHODS, Task, Trial, curve, retimed, settings, staleness
 from training.federated.fadas import JOB, Config
-from training.federated.fadas_summary import band, summary
+from training.federated.fadas_summary import summary
 from training.federated.simulator import Event
+from training.intervals import band
 
 needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="apt install dataset-fashion-mnist")
 TASK = {"clients": 12, "concurrency": 6, "buffer_size": 3, "hidden": 8, "local_steps": 2, "evaluate_every": 12}

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from scipy import stats
 
 from training.bilevel.bl_just import checks, digits, manifest, text
 from training.bilevel.bl_just.features import Features
@@ -19,6 +18,7 @@ from training.bilevel.bl_just.figures import draw
 from training.bilevel.bl_just.manifest import ManifestError, Recording
 from training.bilevel.bl_just.model import Recogniser
 from training.bilevel.bl_just.training import Data, Settings, Training, error_rates, plan, transcribe
+from training.intervals import band
 from training.run import Job, JobConfig, Run
 
 Method = Literal["supervised", "pretrain", "fixed", "bl_just"]
@@ -204,23 +204,14 @@ def table(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for method, found in results.items():
         rows[method] = {
-            f"{part}_{rate}": _interval([one[part][rate] for one in found])
+            f"{part}_{rate}": band([one[part][rate] for one in found])
             for part in ("dev", "test")
             for rate in ("wer", "cer")
         }
         if "supervised" in results and method != "supervised":
             pairs = zip(found, results["supervised"], strict=True)
-            rows[method]["test_wer_less_supervised"] = _interval(
-                [a["test"]["wer"] - b["test"]["wer"] for a, b in pairs]
-            )
+            rows[method]["test_wer_less_supervised"] = band([a["test"]["wer"] - b["test"]["wer"] for a, b in pairs])
     return rows
-
-
-def _interval(values: list[float]) -> dict[str, float]:
-    mean, half = float(np.mean(values)), 0.0
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def _minutes(config: Config, corpus: Corpus, run: Run) -> float:

@@ -1,0 +1,16 @@
+"""What a handful of repeats say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+def band(values: Any, axis: int = 0) -> dict[str, Any]:
+    """Mean and 95 % Student interval over ``axis``: {"mean", "low", "high"}. A single value has no width."""
+    values = np.asarray(values, float)
+    count, mean = values.shape[axis], values.mean(axis)
+    half = stats.t.ppf(0.975, count - 1) * stats.sem(values, axis=axis) if count > 1 else np.zeros_like(mean)
+    return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}
