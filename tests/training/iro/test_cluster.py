@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,8 @@ def test_a_node_that_dies_costs_nothing_but_time(
                 if at_work & {process.pid for process in family}:
                     victims.update(process.pid for process in family)
                     for process in family:
-                        process.send_signal(signal.SIGKILL)
+                        with suppress(psutil.NoSuchProcess):  # it went with its raylet
+                            process.send_signal(signal.SIGKILL)
                     return
 
     result = ray_job(over(nodes), seconds=0.05).execute(config, tmp_path / "run", on_event=kill)
