@@ -9,7 +9,7 @@ from iro_server.jobs.supervisor import Supervisor
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store.database import open_database
-from iro_server.telemetry import logs
+from iro_server.telemetry import logs, tracing
 
 
 def work(settings: Settings) -> None:
@@ -17,6 +17,8 @@ def work(settings: Settings) -> None:
     logs.configure(settings.log_format)
     if settings.job_concurrency == 0:
         raise ValueError("IRO_JOB_CONCURRENCY is 0, so this worker would take no job: make it 1 or more")
+    if settings.otlp_endpoint:
+        tracing.start(settings.otlp_endpoint)  # its workers will: what they would lack is told now
     asyncio.run(_supervise(settings))
 
 

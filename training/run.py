@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict
 
 from training.checkpoints import VARIABLE as STORAGE_VARIABLE
@@ -32,6 +33,7 @@ from training.metrics import Board, metrics_csv, read_rows
 from training.provenance import input_hashes, versions
 
 Event = dict[str, Any]
+_tracer = trace.get_tracer("iro")  # its spans go where the process that runs the job sends them, if anywhere
 
 
 class Cancelled(Exception):
@@ -82,6 +84,7 @@ class Run:
         os.truncate(self._metrics, kept)
         self._board: Board | None = None
         self._steps = self._computed = 0  # steps asked for, and those of them that were not on disk
+        self._stage: str | None = None
 
     def derive_seed(self, *path: int) -> int:
         return derive_seed(self.seed, *path)
@@ -129,17 +132,22 @@ class Run:
         """What the steps ``names`` took, by whichever process computed them."""
         return sum(self.checkpoints.about(name)["seconds"] for name in names)
 
-    def step(self, name: str, compute: Callable[[], Any]) -> Any:
+    def step(self, name: str, compute: Callable[[], Any], stage: str | None = None) -> Any:
         """The value of a step, computed at most once in the life of the run folder.
 
         Write the step's metrics inside ``compute``: then they are kept, or dropped, together with its value.
+        ``stage``: what is done there, one word for all such steps; whoever follows is told when it changes.
         """
         self._steps += 1
         if not self.has(name):
             self.stop_if_asked()
-            began = time.monotonic()
-            value = compute()
-            self.checkpoint(name, value, time.monotonic() - began)
+            if stage not in (None, self._stage):
+                self._stage = stage
+                self.emit("stage", data={"stage": stage})
+            with _tracer.start_as_current_span(stage or "step", attributes={"iro.step": name}):
+                began = time.monotonic()
+                value = compute()
+                self.checkpoint(name, value, time.monotonic() - began)
             self._computed += 1
             if self.planned_steps is not None:
                 self.emit("progress", data={"done": self._steps, "total": self.planned_steps})

@@ -19,6 +19,7 @@ from iro_server.api.job_request import JobRequest
 from iro_server.jobs import records
 from iro_server.store import files as store
 from iro_server.store import tables as t
+from iro_server.telemetry import tracing
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine tuning"])
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -60,6 +61,7 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
         job_metadata=body.metadata,
         integrations=[each.model_dump(exclude_none=True) for each in body.integrations or []],
         status="validating_files",
+        traceparent=tracing.here(),
         model_name=f"ft:{body.model}:{context.settings.organization}:{body.suffix or ''}:{job_id[-8:]}",
         config=config
         | {"grader": body.method.reinforcement.grader, "seed": seed}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
@@ -18,9 +17,10 @@ from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first, top
 from iro_server.engines.base import Sampling
-from iro_server.graders import Grader, Sample
+from iro_server.graders import Sample
 from iro_server.tasks import together
-from iro_server.telemetry import metrics, tracing
+from iro_server.telemetry import tracing
+from iro_server.telemetry.grading import graded
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
 OnAgreed = Callable[[int, list[int]], None]
@@ -78,14 +78,6 @@ def check_choices(params: SearchParams, n: int) -> None:
         raise bad_request(f"Invalid 'n': this search ends with at most {finals} completions, not {n}.", "n")
 
 
-@contextmanager
-def graded(grader: Grader) -> Iterator[None]:
-    """A call of the grader, as traces and metrics see it."""
-    kind = {"iro.grader.type": grader.type}
-    with tracing.span("grade", attributes=kind), metrics.timed(metrics.GRADING_SECONDS.labels(grader.type)):
-        yield
-
-
 async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:
     """``on_agreed`` is called with a choice's index and the tokens it is sure to begin with, as they grow."""
     if not request.plain:
@@ -117,7 +109,7 @@ async def _best_by_grader(request: Generation, choices: list[Choice]) -> list[Ch
     """``n`` choices, best reward first; what cannot be graded comes last. 400 where nothing can."""
     assert request.model.grader is not None
     samples = [(Sample(choice.text), request.item) for choice in choices]
-    with graded(request.model.grader):
+    with graded(request.model.grader.type):
         grades = await asyncio.to_thread(request.model.grader.grade_many, samples)
     if all(grade.error for grade in grades):
         raise bad_request(f"The model's grader could grade no completion: {grades[0].error}", "search.pick")

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
-from iro_server.api.generation import graded
 from iro_server.graders import Grade, Grader, GraderError, Sample, as_sent, parse_grader
 from iro_server.graders.base import Flag
+from iro_server.telemetry.grading import graded
 
 router = APIRouter(prefix="/fine_tuning/alpha/graders", tags=["graders"])
 
@@ -81,7 +81,7 @@ def check_grader(spec: dict[str, Any], context: Context) -> Grader:
 def _run(body: RunRequest, context: Context) -> dict[str, Any]:
     with check_grader(body.grader, context) as grader:
         started = time.monotonic()
-        with graded(grader):
+        with graded(grader.type):
             grade = grader.grade(*body.pair)
         return _show(grader, grade, time.monotonic() - started)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -20,6 +20,7 @@ from iro_server.telemetry.metrics import REGISTRY
 
 router = APIRouter(include_in_schema=False)
 log = logging.getLogger("iro.api")
+ENDED = 300  # seconds for which an ended job's gradings are still told: longer than between two scrapes
 
 
 @router.get("/metrics")
@@ -45,7 +46,11 @@ class _Now(Collector):
         found: list[Metric] = []
         try:
             with self.context.sessions() as session:
-                found += [*_jobs(session), _gauge("iro_webhooks_pending", "Webhooks to be sent", _pending(session))]
+                found += [
+                    *_jobs(session),
+                    _grading(session),
+                    _gauge("iro_webhooks_pending", "Webhooks to be sent", _pending(session)),
+                ]
         except OperationalError as error:
             log.warning("no job metrics: the database does not answer: %s", error.orig)
         yield _gauge("iro_database_up", "Whether the database answers", bool(found))
@@ -68,7 +73,9 @@ def _jobs(session: Session) -> Iterator[Metric]:
     step = GaugeMetricFamily("iro_job_step", "The last step that a running job has finished", labels=["job"])
     steps = GaugeMetricFamily("iro_job_steps", "How many steps a running job has", labels=["job"])
     left = GaugeMetricFamily("iro_job_seconds_left", "When a running job may be done", labels=["job"])
-    for id, finish in session.execute(select(Job.id, Job.estimated_finish).where(Job.status == "running")):
+    stages = GaugeMetricFamily("iro_job_stage", "1 for what a running job is doing", labels=["job", "stage"])
+    running = select(Job.id, Job.estimated_finish, Job.stage).where(Job.status == "running")
+    for id, finish, stage in session.execute(running):
         last = select(Event.data).where(Event.job_id == id, Event.type == "metrics").order_by(Event.seq.desc())
         data = session.scalar(last.limit(1)) or {}
         step.add_metric([id], data.get("step") or 0)
@@ -76,7 +83,19 @@ def _jobs(session: Session) -> Iterator[Metric]:
             steps.add_metric([id], total)
         if finish is not None:
             left.add_metric([id], max(0.0, finish - time.time()))
-    yield from (by_status, step, steps, left)
+        if stage is not None:
+            stages.add_metric([id, stage], 1)
+    yield from (by_status, step, steps, left, stages)
+
+
+def _grading(session: Session) -> Metric:
+    """As the workers of running jobs, and of those that have just ended, told with their last heartbeats."""
+    told = HistogramMetricFamily("iro_job_grading_seconds", "One call of a job's grader", labels=["job", "type"])
+    lately = or_(Job.status == "running", Job.finished_at > time.time() - ENDED)
+    for id, grading in session.execute(select(Job.id, Job.grading).where(lately)):
+        for type, calls in (grading or {}).items():
+            told.add_metric([id, type], calls["buckets"], calls["sum"])
+    return told
 
 
 def _pending(session: Session) -> int:

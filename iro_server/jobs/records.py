@@ -67,19 +67,20 @@ def adopt(sessions: Sessions, job: Job, server: str) -> bool:
         return session.execute(change.returning(Job.id)).first() is not None
 
 
-def _fence(session: Session, job: Job) -> str:
+def _fence(session: Session, job: Job, **seen: Any) -> str:
     """The job's status, its row locked. Raises Lost unless the caller is its last worker."""
-    beaten = update(Job).where(Job.id == job.id, Job.attempt == job.attempt).values(heartbeat=Job.heartbeat + 1)
+    ours = update(Job).where(Job.id == job.id, Job.attempt == job.attempt)
+    beaten = ours.values(heartbeat=Job.heartbeat + 1, **seen)
     status = session.scalars(beaten.returning(Job.status)).first()
     if status is None:
         raise Lost(f"{job.id} has another worker")
     return status
 
 
-def beat(sessions: Sessions, job: Job) -> str:
-    """Say that the job's worker lives; returns the job's status. Raises Lost."""
+def beat(sessions: Sessions, job: Job, **seen: Any) -> str:
+    """Say that the job's worker lives, and what it does (columns of the job); returns the job's status. Raises Lost."""
     with sessions.begin() as session:
-        return _fence(session, job)
+        return _fence(session, job, **seen)
 
 
 def record(sessions: Sessions, job: Job, event: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from iro_server.settings import Settings
 from iro_server.store import files
 from iro_server.store.database import Sessions, connect, find, sessions_on
 from iro_server.store.tables import File, Job, new_id
-from iro_server.telemetry import logs
+from iro_server.telemetry import grading, logs, tracing
 
 log = logging.getLogger("iro.worker")  # which, unlike a print, raises nothing where the log's disk is full
 SETTINGS_VARIABLE = "IRO_SETTINGS"
@@ -44,6 +44,8 @@ def main() -> int:
     arguments = parser.parse_args()
     settings = Settings.model_validate_json(os.environ[SETTINGS_VARIABLE])
     logs.configure(settings.log_format, logging.WARNING, arguments.job)
+    if settings.otlp_endpoint:
+        tracing.start(settings.otlp_endpoint, "iro-worker")
     folder = settings.job_dir(arguments.job)
     with lock.hold(folder) as held:
         if not held:
@@ -63,6 +65,7 @@ class Worker:
         self.settings, self.sessions, self.job_id, self.attempt = settings, sessions, job_id, attempt
         self.out = settings.job_dir(job_id) / "run"
         self.stop = threading.Event()
+        self.stage: str | None = None
 
     def work(self) -> None:
         """Run the job to its end and record how it ended, whatever it raises."""
@@ -70,8 +73,10 @@ class Worker:
         if job is None or job.status != "running" or job.attempt != self.attempt:
             return
         threading.Thread(target=self.beat, args=(job,), daemon=True).start()
+        attributes = {"iro.job_id": job.id, "iro.job_attempt": job.attempt}
         try:
-            self._execute(job)
+            with tracing.span("job", context=tracing.after(job.traceparent), attributes=attributes):
+                self._execute(job)
         except records.Lost as error:
             log.warning("%s", error)
         except Exception as error:
@@ -97,12 +102,15 @@ class Worker:
         """Heartbeats, until the job is to stop."""
         while not self.stop.wait(self.settings.heartbeat):
             try:
-                if records.beat(self.sessions, job) != "running":
+                if self._tell(job) != "running":
                     self.stop.set()
             except records.Lost:
                 self.stop.set()
             except Exception:  # such as a database that is locked: a heartbeat that ends would have the worker killed
                 log.exception("no heartbeat")
+
+    def _tell(self, job: Job) -> str:
+        return records.beat(self.sessions, job, stage=self.stage, grading=grading.so_far())
 
     def _read(self) -> Job | None:
         with self.sessions() as session:
@@ -119,10 +127,13 @@ class Worker:
         def on_event(event: dict[str, Any]) -> None:
             if event["type"] == "progress":
                 patiently(progress.note)(**event["data"])
+            elif event["type"] == "stage":
+                self.stage = event["data"]["stage"]  # for the next heartbeat to tell
             else:
                 patiently(records.record)(self.sessions, job, event)
 
         result = entry.execute(config, self.out, on_event=on_event, should_stop=self.stop.is_set)
+        patiently(self._tell)(job)  # of what was graded since the last heartbeat
         if result.get("best_checkpoint") is None:
             raise NoImprovement("no iteration's held-out reward was above the base model's, so there is no model")
         ended = (str(result["best_checkpoint"]), search, self._result_file(job), result.get("trained_tokens"))

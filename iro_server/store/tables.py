@@ -94,7 +94,8 @@ class Job(Base, Owned):
     ``config`` is what the worker hands to the job's ``execute``; ``search``, how its models search and sample by
     default, is known once a worker has read it. ``restarts`` counts workers that died; ``heartbeat`` grows while a
     worker lives. ``server`` looks after the job while it runs; ``attempt`` numbers its workers, of which only the
-    last may write.
+    last may write. ``stage`` is what that does, ``grading`` how long its grader's calls took (``grading.so_far``);
+    ``traceparent`` is the request that created the job.
     """
 
     __tablename__ = "jobs"
@@ -120,6 +121,9 @@ class Job(Base, Owned):
     heartbeat: Mapped[int] = mapped_column(default=0)
     attempt: Mapped[int] = mapped_column(default=0, server_default="0")
     server: Mapped[str | None] = mapped_column(default=None)
+    stage: Mapped[str | None] = mapped_column(default=None)
+    grading: Mapped[dict[str, Any] | None] = mapped_column(default=None)
+    traceparent: Mapped[str | None] = mapped_column(default=None)
 
 
 class Event(Base):

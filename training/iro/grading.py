@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from iro_server.graders import Grade, Grader, Sample
 from iro_server.graders.base import Flag
 from iro_server.graders.response_format import parse_response_format
+from iro_server.telemetry.grading import graded
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Described, Prompt
 from training.run import Run
@@ -41,7 +42,8 @@ class Grading:
             for sample, (_, prompt) in zip(judged, pairs, strict=True)
             if isinstance(sample, Sample)
         ]
-        answers = iter(self.grader.grade_many(asked))
+        with graded(self.grader.type):
+            answers = iter(self.grader.grade_many(asked))
         grades = iter([next(answers) if isinstance(one, Sample) else one for one in judged])
         by_prompt = [[next(grades) for _ in group] for group in tokens]
         self._check([grade for group in by_prompt for grade in group], first)

@@ -99,7 +99,9 @@ class Alignment:
         names, heldout_names = self.collect(step, "train", train), self.collect(step, "heldout", heldout)
         if step == 1:
             self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale([*names, *heldout_names])))
-        fitted = self.run.step(f"{step}-fit", lambda: self.fit(step, self.shards(names), self.shards(heldout_names)))
+        fitted = self.run.step(
+            f"{step}-fit", lambda: self.fit(step, self.shards(names), self.shards(heldout_names)), "fitting"
+        )
         self.betas.append(1.0)
         self.stack = self.values_of(step, fitted).with_betas(self.betas)
         self.betas[-1], tried = self.validation.choose_beta(step, self.slices[step - 1], self.stack, self.betas)
@@ -126,8 +128,8 @@ class Alignment:
         ):
             for shard, (rollouts, rewards) in zip(shards, names, strict=True):
                 first = rollouts == "1-train-0-rollouts"
-                self.run.step(rollouts, partial(next, found))
-                self.run.step(rewards, partial(self.rewards, shard, rollouts, first))
+                self.run.step(rollouts, partial(next, found), "sampling")
+                self.run.step(rewards, partial(self.rewards, shard, rollouts, first), "grading")
                 advance()
         return names
 

@@ -19,6 +19,7 @@ from iro_server.decoding.base import SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling, cache_salt
 from iro_server.surroundings import Surroundings
+from iro_server.telemetry.tracing import untraced
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt, TokenizingEngine
 from training.iro.values import Stack
@@ -67,7 +68,7 @@ def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dic
     async def search_all() -> list[SearchResult]:
         return await asyncio.gather(*map(search, batch.prompts, batch.seeds))
 
-    with engine.in_step(len(batch.prompts)):
+    with engine.in_step(len(batch.prompts)), untraced():  # thousands of searches are too many for one trace
         results = asyncio.run(search_all())
     flat = [final for result in results for final in result.finals]
     return {

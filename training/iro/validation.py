@@ -66,7 +66,7 @@ class Validation:
         missing = [batch for name, batch in zip(names, batches, strict=True) if not self.run.has(name)]
         with closing(self.executor.roll_out(missing)) as found:
             for name, batch in zip(names, batches, strict=True):
-                yield self.run.step(name, partial(self.judge, batch.prompts, found))
+                yield self.run.step(name, partial(self.judge, batch.prompts, found), "validation")
 
     def judge(self, prompts: Sequence[Prompt], found: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies."""

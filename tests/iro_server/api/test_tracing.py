@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-trace = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra `tracing`")
+pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra `tracing`")
 
-from opentelemetry import trace as api  # noqa: E402
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tests.iro_server.api.serving import aligned, wait_for  # noqa: E402
+from tests.iro_server.api.serving import aligned, wait_for
+from tests.iro_server.api.tracer import provider
 
 HI = [{"role": "user", "content": "hi"}]
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -18,12 +18,11 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 @pytest.fixture(scope="module")
 def exporter():
-    """Takes every span of this process; a process has one provider for good."""
-    exporter, provider = InMemorySpanExporter(), trace.TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    api.set_tracer_provider(provider)
+    """Takes every span of this process."""
+    exporter = InMemorySpanExporter()
+    provider().add_span_processor(SimpleSpanProcessor(exporter))
     yield exporter
-    provider.shutdown()
+    exporter.shutdown()
 
 
 def spans_of(exporter, route: str) -> list:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch.distributed as dist
+
 from iro_server.placement import Placement
 from tests.training.iro.toy_job import Toy
 from training.iro.cluster import ray_executor
 from training.iro.config import AlignConfig
+from training.iro.fit import Shards, Source
+from training.iro.learners import LoraLearner
 from training.iro.loop import align
-from training.iro.values import Bundles
+from training.iro.values import Bundles, Stack
 from training.run import Job, Run
 
 
@@ -29,6 +34,32 @@ class Slow(Toy):
         (self.folder / f"{os.getpid()}-{uuid4().hex}").touch()
         time.sleep(self.seconds)
         return await super().open(*args, **kwargs)
+
+
+class Marked(LoraLearner):
+    """Leaves a file in ``folder`` for each batch of a fit, which tells its rank and process, and takes its time."""
+
+    def __init__(self, folder: Path, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.folder = folder
+
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+        return super().fit(before, replace(train, source=_Marking(train.source, self.folder)), heldout, seed)
+
+
+@dataclass(frozen=True)
+class _Marking:
+    source: Source
+    folder: Path
+
+    def load(self, name: str) -> Any:
+        return self.source.load(name)
+
+    def stop_if_asked(self) -> None:
+        rank = dist.get_rank() if dist.is_initialized() else "alone"
+        (self.folder / f"{rank}-{os.getpid()}-{uuid4().hex}").touch()
+        time.sleep(0.05)
+        self.source.stop_if_asked()
 
 
 def ray_job(placement: Placement | None = None, seconds: float = 0.0) -> Job:

@@ -6,21 +6,25 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from iro_server.jobs import lock
 from iro_server.placement import Placement
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import ended, serving, settings_for, wait_for
-from tests.training.iro.ray_job import ray_job
+from tests.training.iro.ray_job import Marked, ray_job
 from tests.training.iro.test_loop import comparable, metrics_of
 from tests.training.iro.toy_job import COUNT_ONES, job
+from tests.value_heads.test_backbone import write_model
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError
 from training.iro.pool import ClusterUnavailable
@@ -193,3 +197,46 @@ def test_a_node_that_dies_costs_nothing_but_time(
     assert sampled_by(tmp_path / "run") & victims
     assert comparable(result) == comparable(reference)
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
+
+
+def processes(marks: Path) -> dict[str, set[int]]:
+    """Those that are in the middle of a fit, by rank."""
+    names = [path.name.split("-") for path in marks.iterdir()]
+    pids = {(rank, int(pid)) for rank, pid, _ in names if sum(name[1] == pid for name in names) >= 5}
+    return {rank: {pid for of, pid in pids if of == rank} for rank, _ in pids}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [("0",), ("1",), ("0", "1")])
+def test_a_shared_fit_whose_process_dies_is_done_by_one_alone(
+    nodes: Cluster, config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: tuple[str, ...]
+) -> None:
+    """SIGKILL in the middle of it, to the first process, to the other, or to both."""
+    marks, victims, events = tmp_path / "marks", set[int](), list[dict[str, Any]]()
+    marks.mkdir()
+    lora = {"model_dir": write_model(tmp_path / "model", seed=0), "value_model": "lora", "feature_spec": None}
+    config = config.model_copy(update=lora | {"iterations": 1})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = job().execute(config, tmp_path / "whole")
+    torch.set_num_threads(threads)
+
+    def kill() -> None:
+        wait_for(lambda: set(ranks) <= processes(marks).keys(), seconds=60)
+        victims.update(pid for rank in ranks for pid in processes(marks)[rank])
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+
+    def follow(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["data"].get("stage") == "fitting":
+            threading.Thread(target=kill).start()
+
+    monkeypatch.setattr("training.iro.loop.LoraLearner", partial(Marked, marks))
+    placement = over(nodes).model_copy(update={"ray_fit_actors": 2})
+    result = ray_job(placement).execute(config, tmp_path / "run", on_event=follow)
+    assert len(victims) == len(ranks)
+    assert ["One process fits alone" in event["message"] for event in events].count(True) == 1
+    (alone,) = processes(marks)["alone"]
+    assert alone not in victims
+    assert comparable(result) == comparable(whole)

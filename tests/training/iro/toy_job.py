@@ -6,6 +6,7 @@ Reward: how many of token 1. Grader and expectation read the same text of digits
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,17 @@ def job(engine: Any = None) -> Job:
         return align(config, run, toy, LocalExecutor(config, toy))
 
     return Job("align", "", AlignConfig, run)
+
+
+class Unhurried(Toy):
+    """Takes its time, so that who looks sees what the job is doing."""
+
+    async def open(self, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.05)
+        return await super().open(*args, **kwargs)
+
+
+JOB = job(Unhurried())
 
 
 class Killed(BaseException):
