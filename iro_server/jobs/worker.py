@@ -73,7 +73,7 @@ class Worker:
         if job is None or job.status != "running" or job.attempt != self.attempt:
             return
         threading.Thread(target=self.beat, args=(job,), daemon=True).start()
-        attributes = {"iro.job_id": job.id, "iro.job_attempt": job.attempt}
+        attributes: dict[str, str | int] = {"iro.job_id": job.id, "iro.job_attempt": job.attempt}
         try:
             with tracing.span("job", context=tracing.after(job.traceparent), attributes=attributes):
                 self._execute(job)

@@ -21,7 +21,8 @@ def so_far() -> dict[str, dict[str, Any]]:
     """This process's calls by type of grader, as JSON has them: ``buckets`` ([upper bound, calls up to it]…) and
     ``sum``, in seconds."""
     found: dict[str, dict[str, Any]] = {}
-    for sample in metrics.GRADING_SECONDS.collect()[0].samples:
+    (calls,) = metrics.GRADING_SECONDS.collect()
+    for sample in calls.samples:
         of_type = found.setdefault(sample.labels["type"], {"buckets": []})
         if sample.name.endswith("_bucket"):
             of_type["buckets"].append([sample.labels["le"], sample.value])
