@@ -93,17 +93,17 @@ class RayExecutor:
         if size > 1:
             try:
                 return self._fit_together(work, size)
-            except PeerLost as error:
+            except (PeerLost, ClusterUnavailable) as error:
                 self.run.emit("message", f"One process fits alone: {last_line(error)}", level="warn")
         (fitted,) = self.engines.map("fit", [(*work, None)], 1)
         return fitted
 
     def _fit_together(self, work: tuple[Any, ...], size: int) -> tuple[Files, dict[str, Any]]:
-        """What the first of them has fitted. PeerLost."""
+        """What the first of them has fitted. PeerLost, or ClusterUnavailable: the others cannot go on without one."""
         host = self.ray.util.get_node_ip_address()
         with meeting_place(host) as port:
             shares = [(*work, Meeting(host, port, rank, size)) for rank in range(size)]
-            fitted, *_ = self.engines.map("fit", shares, size)
+            fitted, *_ = self.engines.map("fit", shares, size, tries=1)
         return fitted
 
     def close(self) -> None:

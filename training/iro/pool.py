@@ -32,7 +32,9 @@ class Pool:
         self.kind = ray.remote(kind).options(**options, max_restarts=-1)
         self.actors: list[Any] = []
 
-    def map(self, method: str, work: Sequence[tuple[Any, ...]], size: int) -> Generator[Any, None, None]:
+    def map(
+        self, method: str, work: Sequence[tuple[Any, ...]], size: int, tries: int = TRIES
+    ) -> Generator[Any, None, None]:
         """``actor.method(*arguments)`` of each piece of work, by up to ``size`` actors. Raises what it raised.
 
         Closed before it has all, or stopped with the run, it ends the actors and what they do. ClusterUnavailable where
@@ -40,7 +42,7 @@ class Pool:
         """
         while len(self.actors) < min(size, len(work)):
             self.actors.append(self.kind.remote(*self.arguments))
-        round = _Round(self, method, work)
+        round = _Round(self, method, work, tries)
         try:
             yield from round.results()
         except self.ray.exceptions.RayError as error:  # of the cluster itself, such as its head
@@ -58,9 +60,9 @@ class Pool:
 class _Round:
     """One ``Pool.map``: what waits, what each actor does, and what is done but not yet asked for."""
 
-    def __init__(self, pool: Pool, method: str, work: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, pool: Pool, method: str, work: Sequence[tuple[Any, ...]], tries: int) -> None:
         self.pool, self.ray, self.run = pool, pool.ray, pool.run
-        self.method, self.work = method, work
+        self.method, self.work, self.tries = method, work, tries
         self.waiting = deque(range(len(work)))
         self.busy: dict[Any, tuple[Any, int | None]] = {}  # by the promise of a result; None: it starts
         self.idle: list[Any] = []
@@ -118,8 +120,8 @@ class _Round:
         if piece is None:
             raise ClusterUnavailable(f"a process of the Ray cluster does not start: {last_line(error)}") from error
         self.lost[piece] += 1
-        if self.lost[piece] == TRIES:
-            message = f"{self.method} ended its process {TRIES} times on the Ray cluster: {last_line(error)}"
+        if self.lost[piece] == self.tries:
+            message = f"{self.method} ended its process on the Ray cluster (tries: {self.tries}): {last_line(error)}"
             raise ClusterUnavailable(message) from error
         self.waiting.appendleft(piece)
         self._await_start(actor)

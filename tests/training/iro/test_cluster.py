@@ -53,7 +53,7 @@ def nodes() -> Iterator[Cluster]:
     yield cluster
     family = {process.pid for process in psutil.Process().children(recursive=True)}
     cluster.shutdown()
-    wait_for(lambda: not family & of_ray(), seconds=20)
+    wait_for(lambda: not family & of_ray(), seconds=60)
 
 
 def living(attributes: list[str]) -> list[psutil.Process]:
@@ -174,31 +174,6 @@ def test_a_killed_driver_takes_its_own_cluster_along(tmp_path: Path) -> None:
         wait_for(lambda: not family & of_ray(), seconds=120)  # Ray's agents take a minute to notice
 
 
-def test_a_node_that_dies_costs_nothing_but_time(
-    nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
-) -> None:
-    """Its raylet and all of its processes get SIGKILL while an engine of it is at work."""
-    victims: set[int] = set()
-
-    def kill(event: dict[str, Any]) -> None:
-        if not victims and event["type"] == "progress" and event["data"]["done"] >= 5:
-            at_work = sampled_by(tmp_path / "run")
-            for node in nodes.list_all_nodes():
-                raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-                family = [raylet, *raylet.children(recursive=True)]
-                if at_work & {process.pid for process in family}:
-                    victims.update(process.pid for process in family)
-                    for process in family:
-                        with suppress(psutil.NoSuchProcess):  # it went with its raylet
-                            process.send_signal(signal.SIGKILL)
-                    return
-
-    result = ray_job(over(nodes), seconds=0.05).execute(config, tmp_path / "run", on_event=kill)
-    assert sampled_by(tmp_path / "run") & victims
-    assert comparable(result) == comparable(reference)
-    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
-
-
 def processes(marks: Path) -> dict[str, set[int]]:
     """Those that are in the middle of a fit, by rank."""
     names = [path.name.split("-") for path in marks.iterdir()]
@@ -236,7 +211,33 @@ def test_a_shared_fit_whose_process_dies_is_done_by_one_alone(
     placement = over(nodes).model_copy(update={"ray_fit_actors": 2})
     result = ray_job(placement).execute(config, tmp_path / "run", on_event=follow)
     assert len(victims) == len(ranks)
-    assert ["One process fits alone" in event["message"] for event in events].count(True) == 1
+    (told,) = [event["message"] for event in events if "One process fits alone" in event["message"]]
+    assert len(ranks) == 1 or "fit ended its process" in told  # and no new ones waited for the dead
     (alone,) = processes(marks)["alone"]
     assert alone not in victims
     assert comparable(result) == comparable(whole)
+
+
+def test_a_node_that_dies_costs_nothing_but_time(
+    nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its raylet and all of its processes get SIGKILL while an engine of it is at work. The last test: the node is gone."""
+    victims: set[int] = set()
+
+    def kill(event: dict[str, Any]) -> None:
+        if not victims and event["type"] == "progress" and event["data"]["done"] >= 5:
+            at_work = sampled_by(tmp_path / "run")
+            for node in nodes.list_all_nodes():
+                raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+                family = [raylet, *raylet.children(recursive=True)]
+                if at_work & {process.pid for process in family}:
+                    victims.update(process.pid for process in family)
+                    for process in family:
+                        with suppress(psutil.NoSuchProcess):  # it went with its raylet
+                            process.send_signal(signal.SIGKILL)
+                    return
+
+    result = ray_job(over(nodes), seconds=0.05).execute(config, tmp_path / "run", on_event=kill)
+    assert sampled_by(tmp_path / "run") & victims
+    assert comparable(result) == comparable(reference)
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
