@@ -97,7 +97,7 @@ def test_jobs_run_and_hearts_beat_though_the_database_failed_once(tmp_path, monk
         assert ended(client, start_job(client)).status == "succeeded"
     answers = iter([OperationalError("UPDATE", {}, Exception("database is locked")), "cancelled"])
 
-    def beat(*_):
+    def beat(*_, **__):
         if isinstance(answer := next(answers), Exception):
             raise answer
         return answer

@@ -197,7 +197,7 @@ def test_a_shared_fit_whose_process_dies_is_done_by_one_alone(
     torch.set_num_threads(threads)
 
     def kill() -> None:
-        wait_for(lambda: set(ranks) <= processes(marks).keys(), seconds=60)
+        wait_for(lambda: set(ranks) <= processes(marks).keys())
         victims.update(pid for rank in ranks for pid in processes(marks)[rank])
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
@@ -221,7 +221,7 @@ def test_a_shared_fit_whose_process_dies_is_done_by_one_alone(
 def test_a_node_that_dies_costs_nothing_but_time(
     nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Its raylet and all of its processes get SIGKILL while an engine of it is at work. The last test: the node is gone."""
+    """Its raylet and all of its processes get SIGKILL while an engine works there. The last test: it is gone."""
     victims: set[int] = set()
 
     def kill(event: dict[str, Any]) -> None:
