@@ -26,8 +26,9 @@ class Product(NamedTuple):
 class Stack:
     """Copies of ``model`` that start from ``starts`` [n, P], vectors in the order of ``model.named_parameters()``.
 
-    Linear layers of an `nn.Sequential` are batched matrix products, and the product that makes a weight's gradient adds
-    it to the weight: it is never stored. All else goes through `torch.func.vmap`, so any model without buffers will do.
+    The last linear layers of an `nn.Sequential` are batched matrix products, and the product that makes a weight's
+    gradient adds it to the weight: it is never stored. All else is `torch.func.vmap`: any model will do that has no
+    buffers.
     """
 
     def __init__(self, model: nn.Module, starts: Tensor) -> None:
@@ -72,7 +73,7 @@ class Stack:
                 outputs = torch.baddbmm(own["bias"].unsqueeze(1), rows, own["weight"].mT).requires_grad_()
                 products.append(Product(own["weight"], own["bias"], rows.detach(), outputs))
                 at = outputs.unflatten(1, at.shape[1:-1])
-            elif type(layer) in BY_EXAMPLE:
+            elif _is_by_example(layer):
                 at = layer(at.flatten(0, 1)).unflatten(0, at.shape[:2])
             else:
                 at = vmap(functional_call, in_dims=(None, 0, 0))(layer, own, at)
@@ -80,13 +81,26 @@ class Stack:
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers of a Sequential, each with the prefix of its parameters' names; of any other model, itself."""
-    if type(model) is not nn.Sequential:
+    """Parts of the model, in order, with the prefix of their parameters' names. Of a Sequential: each of its last
+    layers, as far back as they are linear or in BY_EXAMPLE, and all that comes before as one. Any other is one part.
+    """
+    if type(model) is not nn.Sequential or _shares(model):
         return [("", model)]
-    layers = list(model.named_children())
-    shared = len(layers) < len(model) or sum(len([*each.parameters()]) for each in model) > len([*model.parameters()])
-    in_place = any(getattr(layer, "inplace", False) for layer in model)
-    return [("", model)] if shared or in_place else [(f"{name}.", layer) for name, layer in layers]
+    first = len(model)
+    while first and (_is_product(model[first - 1]) or _is_by_example(model[first - 1])):
+        first -= 1
+    body = [("", model[:first])] if first else []
+    return body + [(f"{name}.", layer) for name, layer in list(model.named_children())[first:]]
+
+
+def _shares(model: nn.Sequential) -> bool:
+    """Whether two layers are one, or have parameters in common."""
+    parameters = [each for layer in model for each in layer.parameters()]
+    return len(set(model)) < len(model) or len(set(parameters)) < len(parameters)
+
+
+def _is_by_example(layer: nn.Module) -> bool:
+    return type(layer) in BY_EXAMPLE and not getattr(layer, "inplace", False)
 
 
 def _is_product(layer: nn.Module) -> bool:
