@@ -31,6 +31,7 @@ OFFLINE = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ADDRESS": "local",  # not a Ray that happens to run on this machine
 }
 STARTS, ENDS = 300.0, 20.0  # seconds that a SuperLink may take to
 

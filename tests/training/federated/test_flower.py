@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -42,7 +43,8 @@ Start = Callable[..., Path]
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Runs the app with these settings; gives the folder with what it wrote."""
-    with superlink(bin=BIN) as env:
+    another_ray = {"RAY_ADDRESS": "127.0.0.1:1"}
+    with patch.dict(os.environ, another_ray), superlink(bin=BIN) as env:
 
         def go(out: Path | None = None, **config: Any) -> Path:
             out = out or tmp_path_factory.mktemp("run")
