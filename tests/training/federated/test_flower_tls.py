@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -24,6 +25,7 @@ LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (BIN / "flwr").exists(), reason=f"no {BIN}: `make flower` installs Flower"),
+    pytest.mark.skipif(not (which("openssl") and which("ssh-keygen")), reason="openssl and ssh-keygen are needed"),
 ]
 
 
