@@ -32,6 +32,7 @@ OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ADDRESS": "local",  # not a Ray that happens to run on this machine
+    "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp"),  # its sockets' paths may have 107 bytes, and TMPDIR be long
 }
 STARTS, ENDS = 300.0, 20.0  # seconds that a SuperLink may take to
 
