@@ -14,3 +14,10 @@ def band(values: Any, axis: int = 0) -> dict[str, Any]:
     count, mean = values.shape[axis], values.mean(axis)
     half = stats.t.ppf(0.975, count - 1) * stats.sem(values, axis=axis) if count > 1 else np.zeros_like(mean)
     return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}
+
+
+def draw_band(axes: Any, x: Any, found: Any, label: str) -> None:
+    """Means over the last axis of ``found`` [len(x)][repeats], and their intervals as a band."""
+    at = band(found, axis=-1)
+    (line,) = axes.plot(x, at["mean"], marker=".", label=label)
+    axes.fill_between(x, at["low"], at["high"], color=line.get_color(), alpha=0.15, linewidth=0)

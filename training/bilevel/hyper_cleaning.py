@@ -14,11 +14,11 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from training.bilevel import topology
-from training.bilevel.cleaning_methods import METHODS, Compressed, Setting
 from training.bilevel.hyper_cleaning_figure import draw
+from training.bilevel.methods import METHODS, Compressed, Setting, bytes_ratio, follow
 from training.bilevel.problems import fashion_mnist
 from training.bilevel.problems.fashion_mnist import Images
-from training.bilevel.problems.hyper_cleaning import Agents, accuracy, found_wrong, share_out, start
+from training.bilevel.problems.hyper_cleaning import PROBLEM, Agents, Batch, accuracy, found_wrong, share_out, start
 from training.fashion_mnist import FOLDER, SIDE
 from training.intervals import band
 from training.run import Job, JobConfig, Run
@@ -138,23 +138,25 @@ def learn(
     """
     agents, method, runs = data.agents, METHODS[name], len(generators)
     one = tree_map(lambda leaf: leaf[0], agents)
-    x, y = start(one)
     W = topology.ring(config.agents, config.self_weight)
-    setting = Setting(W, x, y, config.alpha, config.beta, config.theta, config.kept)
-    state = method.start(setting, one.everything())
-    state = tree_map(lambda leaf: leaf.expand(runs, *leaf.shape).clone(), state)
-    step = vmap(lambda state, batch: method.step(setting, state, batch, noise), randomness="different")
+    setting = Setting(PROBLEM, W, *start(one), config.alpha, config.beta, config.theta, config.kept)
     steps = max(config.points, config.evaluations // max(method.evaluations, 3))
     tested = [steps * (point + 1) // config.points for point in range(config.points)]
-    scores = []
-    for k in range(steps):
+    scores: list[torch.Tensor] = []
+    states: list[Any] = []
+
+    def batch() -> Batch:
         drawn = torch.stack([one.draw(config.batch, generator) for generator in generators])
-        state = step(state, vmap(Agents.take)(agents, drawn))
-        if k + 1 in tested:
-            pause()
-            scores.append(accuracy(method.classifiers(state), data.test))
+        return vmap(Agents.take)(agents, drawn)
+
+    def look(state: Any) -> None:
+        pause()
+        scores.append(accuracy(method.lower(state), data.test))
+        states[:] = [state]
+
+    follow(method, [setting] * runs, one.everything(), batch, noise, tested, look)
     by_level = torch.stack(scores).view(config.points, -1, config.repeats)
-    weights = method.weights(state)
+    weights = method.upper(states[0]).mean(1)
     found = [found_wrong(weights[i], tree_map(lambda leaf, i=i: leaf[i], agents)) for i in range(runs)]
     return [
         {
@@ -181,19 +183,6 @@ def summary(curves: dict[str, dict[str, Any]]) -> dict[str, Any]:
             if "SOBA" in methods and isinstance(METHODS[name], Compressed):
                 rows[name]["bytes over SOBA"] = bytes_ratio(curve, methods["SOBA"])
     return found
-
-
-def bytes_ratio(curve: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
-    """Bytes over ``dense``'s to the best mean accuracy that both reach."""
-    goal = min(float(np.mean(each["accuracy"], axis=1).max()) for each in (curve, dense))
-    return {"accuracy": goal, "ratio": reached(curve, goal) / reached(dense, goal)}
-
-
-def reached(curve: dict[str, Any], goal: float) -> float:
-    """Bytes at the first point whose mean accuracy is at least ``goal``, on the line from the point before."""
-    means, sent = np.mean(curve["accuracy"], axis=1), curve["bytes"]
-    at = int(np.argmax(means >= goal))
-    return float(sent[0] if at == 0 else np.interp(goal, means[at - 1 : at + 1], sent[at - 1 : at + 1]))
 
 
 def _check(summary: dict[str, Any], run: Run) -> None:

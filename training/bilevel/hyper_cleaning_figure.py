@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from training.bilevel.cleaning_methods import METHODS, Compressed
-from training.intervals import band
+from training.bilevel.methods import METHODS, Compressed
+from training.intervals import draw_band
 
 
 def draw(folder: Path) -> None:
@@ -28,16 +27,9 @@ def draw(folder: Path) -> None:
         for name, curve in methods.items():
             compressed = isinstance(METHODS[name], Compressed)
             x = np.array(curve["bytes"]) / 1e3 if compressed else curve["evaluations"]
-            _banded(below if compressed else above, x, curve["accuracy"], name)
+            draw_band(below if compressed else above, x, curve["accuracy"], name)
     for axes in panels[:, 0]:
         axes.set_ylabel("test accuracy, mean of agents")
         axes.legend(fontsize=8)
     figure.savefig(folder / "figures" / "hyper_cleaning.png", dpi=80)
     plt.close(figure)
-
-
-def _banded(axes: Any, x: Any, accuracy: list[list[float]], label: str) -> None:
-    """Means over repeats, and their intervals as a band."""
-    found = band(accuracy, axis=-1)
-    (line,) = axes.plot(x, found["mean"], marker=".", label=label)
-    axes.fill_between(x, found["low"], found["high"], color=line.get_color(), alpha=0.15, linewidth=0)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
-from training.federated.rules import Layout
+from training.federated.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -37,31 +36,12 @@ class LocalSGD:
         ``params`` [P], or [n, P] where each has a start of its own.
         """
         starts = params.expand(len(clients), -1)
-        layout = Layout.of(dict(self.model.named_parameters()))
-        parts = starts.split([shape.numel() for shape in layout.shapes.values()], 1)
-        stacked = {
-            name: part.reshape(len(clients), *shape).clone().requires_grad_()
-            for (name, shape), part in zip(layout.shapes.items(), parts, strict=True)
-        }
-        tensors = list(stacked.values())
-        forward = vmap(lambda own, inputs: functional_call(self.model, own, (inputs,)))
+        stack = Stack(self.model, starts)
         for rows in self._rows(clients, seeds).transpose(0, 1):  # [n, batch], once a step
-            flat = rows.reshape(-1)
-            inputs = self.inputs.index_select(0, flat).unflatten(0, rows.shape)
-            logits = forward(stacked, inputs).flatten(0, 1)
-            # The sum over clients: each one's gradient is that of its own mean loss.
-            loss = nn.functional.cross_entropy(logits, self.labels[flat], reduction="sum") / self.batch
-            self._descend(tensors, list(torch.autograd.grad(loss, tensors)))
-        ends = torch.cat([tensor.detach().flatten(1) for tensor in tensors], 1)
-        return [
-            (delta, len(self.parts[client])) for delta, client in zip((ends - starts).unbind(), clients, strict=True)
-        ]
-
-    @torch.no_grad()
-    def _descend(self, tensors: list[Tensor], gradients: list[Tensor]) -> None:
-        if self.weight_decay:
-            torch._foreach_add_(gradients, tensors, alpha=self.weight_decay)
-        torch._foreach_add_(tensors, gradients, alpha=-self.lr)
+            inputs = self.inputs.index_select(0, rows.reshape(-1)).unflatten(0, rows.shape)
+            stack.step(inputs, self.labels[rows], self.lr, self.weight_decay)
+        deltas = stack.vectors() - starts
+        return [(delta, len(self.parts[client])) for delta, client in zip(deltas, clients, strict=True)]
 
     def one_by_one(
         self, params: Tensor, clients: Sequence[int], seeds: Sequence[int], model: nn.Module

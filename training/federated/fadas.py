@@ -154,15 +154,15 @@ def _reported(name: str, results: Mapping[str, Callable[[], Curve]], run: Run) -
 
 
 def expected_minutes(config: Config) -> float:
-    """From rates seen on two busy cores; a CNN takes some four times as long as an MLP."""
+    """From rates seen on two busy cores; a CNN takes some eight times as long as an MLP."""
     updates = 0
     for method in config.methods:
         tuning = 0 if method in config.steps else len(METHODS[method].steps) * config.tuning_updates
         times = sum(config.trains(method, delays) for delays in config.delays)
         updates += times * (config.seeds * config.updates + tuning)
-    step = (100e-6 + 8e-6 * config.batch) * config.hidden / 64
+    step = (50e-6 + 4e-6 * config.batch) * config.hidden / 64
     seconds = updates * (config.local_steps * step + 0.03 / config.evaluate_every)
-    return (10 + seconds * (4 if config.model == "cnn" else 1) / min(config.workers, 2)) / 60
+    return (10 + seconds * (8 if config.model == "cnn" else 1) / min(config.workers, 2)) / 60
 
 
 SMOKE = {

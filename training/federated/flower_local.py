@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ OFFLINE = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ADDRESS": "local",  # not a Ray that happens to run on this machine
+    "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp"),  # its sockets' paths may have 107 bytes, and TMPDIR be long
 }
 STARTS, ENDS = 300.0, 20.0  # seconds that a SuperLink may take to
 
@@ -49,24 +52,28 @@ def main() -> None:
 
 
 @contextmanager
-def superlink(*flags: str, bin: Path = BIN) -> Iterator[dict[str, str]]:
+def superlink(*flags: str, ca: Path | None = None, bin: Path = BIN) -> Iterator[dict[str, str]]:
     """A SuperLink of its own. Gives the environment in which `flwr` finds it under the name "local".
 
-    ``bin``: where flwr's programs are. Raises TimeoutError, with the end of its log, if it does not start.
+    ``flags`` of `flower-superlink`; without any, it simulates clients. ``ca``: for TLS, the absolute path
+    of the certificate that signed its own. ``bin``: where flwr's programs are. Raises TimeoutError, with the end of its
+    log, if it does not start.
     """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="flwr-") as home:
+        trust = f'root-certificates = "{ca}"' if ca else "insecure = true"
         (Path(home) / "config.toml").write_text(
-            f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+            f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\n{trust}\n'
         )
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = os.environ | OFFLINE | {"FLWR_HOME": home, "PYTHONPATH": path}
         env["PATH"] = f"{bin}{os.pathsep}{env['PATH']}"
-        command = [str(bin / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+        command = [str(bin / "flower-superlink"), *(flags or ("--insecure", "--simulation"))]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
         with (Path(home) / "superlink.log").open("w+") as log:
-            process = subprocess.Popen([*command, *(flags or ("--simulation",))], env=env, stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
             try:
-                _wait_for(process, port, Path(log.name))
+                _wait_for(process, port, ca, Path(log.name))
                 yield env
             finally:
                 _end(process, home)
@@ -97,11 +104,13 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_for(process: subprocess.Popen[bytes], port: int, ca: Path | None, log: Path) -> None:
+    context = ssl.create_default_context(cafile=ca) if ca else None
+    url = f"{'https' if ca else 'http'}://127.0.0.1:{port}/health"
     deadline = time.monotonic() + STARTS
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+            urllib.request.urlopen(url, timeout=1, context=context).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)

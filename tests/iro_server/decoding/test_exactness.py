@@ -49,12 +49,12 @@ def test_enumeration_is_a_distribution() -> None:
 def test_smc_samples_from_the_guided_distribution() -> None:
     """Chi-square of independent searches' draws against pi_base * exp(V/beta), at a width where bias is small."""
     exact = guided_distribution(2.0)
-    counts = smc_counts(width=64, draws=1500, seed0=0)
-    common = [y for y, p in exact.items() if p * 1500 >= 8]
+    counts = smc_counts(width=64, draws=600, seed0=0)
+    common = [y for y, p in exact.items() if p * 600 >= 8]
     observed = [counts.get(y, 0) for y in common]
-    expected = [exact[y] * 1500 for y in common]
-    observed.append(1500 - sum(observed))
-    expected.append(1500 - sum(expected))
+    expected = [exact[y] * 600 for y in common]
+    observed.append(600 - sum(observed))
+    expected.append(600 - sum(expected))
     assert chisquare(observed, expected).pvalue > 0.01
 
 

@@ -16,6 +16,15 @@ from iro_server.surroundings import PythonLimits, Surroundings
 def no_warm_sandboxes(monkeypatch):
     """So that those that live are those at work."""
     monkeypatch.setattr(pool, "WARM", 0)
+    all_started()
+    while pool.POOL._warm:  # by other tests
+        pool.POOL._warm.pop().close()
+    yield
+    all_started()
+
+
+def all_started():
+    pool.POOL._starter.submit(int).result()
 
 
 def python(source, **more):

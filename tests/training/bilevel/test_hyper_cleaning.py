@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,26 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from sklearn.datasets import load_digits
 
-from training.bilevel.hyper_cleaning import JOB, bytes_ratio, reached
+from training.bilevel.hyper_cleaning import JOB
+from training.bilevel.methods import bytes_ratio, reached
 from training.fashion_mnist import FOLDER
-
-
-def write_idx(path: Path, values: np.ndarray) -> None:
-    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Digits in the form of Fashion-MNIST: 28 x 28 pixels, 1,500 to train on and 297 to test on."""
-    made = tmp_path_factory.mktemp("digits")
-    images = np.pad(np.kron(load_digits().images, np.ones((3, 3))) * 15, ((0, 0), (2, 2), (2, 2)))
-    for stem, part in (("train", slice(1500)), ("t10k", slice(1500, None))):
-        write_idx(made / f"{stem}-images-idx3-ubyte.gz", images[part])
-        write_idx(made / f"{stem}-labels-idx1-ubyte.gz", load_digits().target[part])
-    return made
 
 
 def tiny(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -24,10 +26,39 @@ def start(model: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
-@pytest.mark.parametrize("name", MODELS)
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(784, 8), nn.Linear(8, 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.into(inputs.flatten(1))
+        return self.out(hidden + torch.tanh(hidden))
+
+
+def shared() -> nn.Module:
+    twice = nn.Linear(10, 10)
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.ReLU(), twice, nn.ReLU(), twice)
+
+
+OTHERS = {
+    "no Sequential": Residual,
+    "only one layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+    "a layer that comes twice": shared,
+    "in place": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(inplace=True), nn.Linear(8, 10)),
+    "no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 8, bias=False), nn.GELU(), nn.Linear(8, 10)),
+    "a norm between": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 6), nn.SiLU(), nn.Linear(6, 10)
+    ),
+    "rows, not examples": lambda: nn.Sequential(nn.Linear(28, 3), nn.Flatten(), nn.Sigmoid(), nn.Linear(84, 10)),
+}
+
+
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_a_batch_of_clients_learns_what_a_plain_loop_does(name: str, weight_decay: float) -> None:
-    model, other = MODELS[name](8), MODELS[name](8)
+    model = OTHERS[name]() if name in OTHERS else MODELS[name](8)
+    other = copy.deepcopy(model)
     clients = local_sgd(model, weight_decay=weight_decay)
     params, who, seeds = start(model), [2, 0, 3, 2], [5, 6, 7, 8]
     before = params.clone()

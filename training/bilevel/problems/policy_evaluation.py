@@ -58,4 +58,5 @@ def solution(agents: Seen) -> torch.Tensor:
     """x* [d], which minimises the mean squared Bellman error of the agents' mean backup: least squares."""
     mean = Seen(*(leaf.mean(0) for leaf in agents))
     design = mean.features - DISCOUNT * mean.transitions @ mean.features
-    return torch.linalg.lstsq(design, mean.rewards[:, None]).solution[:, 0]
+    q, r = torch.linalg.qr(design)  # lstsq's last bits differ from call to call
+    return torch.linalg.solve_triangular(r, (q.T @ mean.rewards)[:, None], upper=True)[:, 0]

@@ -30,11 +30,11 @@ def train(message: Message, context: Context) -> Message:
         arrays["vector"] = np.zeros(5)
     if me == config["raises"]:
         raise RuntimeError("no memory left")
-    if me == config["late"]:
-        time.sleep(float(config["timeout"]) + 1)
-    if me == config["vanishes"]:
-        deadline = time.monotonic() + 300
-        while not (Path(str(config["out"])) / "result.pt").exists() and time.monotonic() < deadline:
+    out = Path(str(config["out"]))
+    waits = {config["late"]: float(config["patience"]) + 1, config["vanishes"]: 300.0}.get(me, 0.0)
+    if waits and (out / "result.pt").exists():
+        deadline = time.monotonic() + waits
+        while not (out / "delayed.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     return Message(RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": me + 1})}), reply_to=message)

@@ -1,4 +1,4 @@
-"""The algorithms that ``hyper_cleaning`` compares, and what a step of each costs one agent."""
+"""The algorithms that runs compare, what a step of each costs one agent, and how they are run beside each other."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from training.bilevel.baselines import MaDsboGt, Mdbo, single_level, sldbo
 from training.bilevel.compressors import Compressor, Field, RandK, TopK
-from training.bilevel.problem import Tree
-from training.bilevel.problems.hyper_cleaning import PROBLEM, Batch
+from training.bilevel.problem import BilevelProblem, Tree
 from training.bilevel.soba import EFSoba, Soba, bits_up
 from training.bilevel.sparkle import STRATEGIES, Sparkle, Strategy, diffusion
 
@@ -22,8 +23,9 @@ INNER, TERMS = 5, 10  # MA-DSBO-GT's inner steps, MDBO's Neumann terms
 class Setting(NamedTuple):
     """What all methods share. x and y: where each agent starts. ``kept``: the share of coordinates that are sent."""
 
+    problem: BilevelProblem
     W: torch.Tensor
-    x: torch.Tensor
+    x: Tree
     y: Tree
     alpha: float
     beta: float
@@ -32,7 +34,8 @@ class Setting(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        return self.x.numel(), sum(leaf.numel() for leaf in tree_leaves(self.y))
+        x, y = (sum(leaf.numel() for leaf in tree_leaves(tree)) for tree in (self.x, self.y))
+        return x, y
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,22 @@ class Decentralized:
     vectors: tuple[int, int]
     corrects: bool = False  # heterogeneity, of both levels
 
-    def start(self, setting: Setting, batch: Batch) -> Any:
+    def start(self, setting: Setting, batch: Tree) -> Any:
         return self.make(setting).start(setting.x, setting.y, batch)
 
-    def step(self, setting: Setting, state: Any, batch: Batch, generator: torch.Generator) -> Any:
+    def step(self, setting: Setting, state: Any, batch: Tree, generator: torch.Generator) -> Any:
         return self.make(setting).step(state, batch)
 
     def sent(self, setting: Setting) -> float:
         """Bytes a step."""
         return 2 * 4 * sum(count * size for count, size in zip(self.vectors, setting.sizes, strict=True))
 
-    def weights(self, state: Any) -> torch.Tensor:
-        """The mean of agents' x, of stacked runs: [runs, N]."""
-        return getattr(state.x, "s", state.x).mean(1)
+    def upper(self, state: Any) -> Tree:
+        """x of stacked runs, [runs, n, ...]."""
+        return getattr(state.x, "s", state.x)
 
-    def classifiers(self, state: Any) -> Tree:
-        """y of stacked runs, [runs, n, ...]."""
+    def lower(self, state: Any) -> Tree:
+        """y likewise."""
         return getattr(state.y, "s", state.y)
 
 
@@ -72,23 +75,24 @@ class Compressed:
     evaluations: int = 3
     corrects: bool = False
 
-    def start(self, setting: Setting, batch: Batch) -> Any:
+    def start(self, setting: Setting, batch: Tree) -> Any:
         algorithm = self.make(setting)
         if isinstance(algorithm, EFSoba):
             return algorithm.start(setting.x, setting.y, len(setting.W))
         return algorithm.start(setting.x, setting.y)
 
-    def step(self, setting: Setting, state: Any, batch: Batch, generator: torch.Generator) -> Any:
+    def step(self, setting: Setting, state: Any, batch: Tree, generator: torch.Generator) -> Any:
         return self.make(setting).step(state, batch, generator)
 
     def sent(self, setting: Setting) -> float:
         """Bytes a step, from a worker to the server."""
         return bits_up(self.make(setting), setting.x, setting.y) / 8
 
-    def weights(self, state: Any) -> torch.Tensor:
-        return state.x
+    def upper(self, state: Any) -> Tree:
+        """x of stacked runs, [runs, 1, ...]."""
+        return tree_map(lambda leaf: leaf[:, None], state.x)
 
-    def classifiers(self, state: Any) -> Tree:
+    def lower(self, state: Any) -> Tree:
         return tree_map(lambda leaf: leaf[:, None], state.y)
 
 
@@ -113,7 +117,7 @@ class Whole(Compressor):
 
 def _sparkle(lower: Callable[[torch.Tensor], Strategy], upper: Callable[[torch.Tensor], Strategy]) -> Any:
     def make(at: Setting) -> Sparkle:
-        return Sparkle(PROBLEM, lower(at.W), upper(at.W), at.alpha, at.beta, at.beta, at.theta)
+        return Sparkle(at.problem, lower(at.W), upper(at.W), at.alpha, at.beta, at.beta, at.theta)
 
     return make
 
@@ -135,25 +139,65 @@ def _largest(at: Setting) -> tuple[TopK, TopK]:
     return TopK(x), TopK(y)
 
 
-METHODS: dict[str, Decentralized | Compressed] = {
+Method = Decentralized | Compressed
+
+METHODS: dict[str, Method] = {
     "D-SOBA": Decentralized(_sparkle(diffusion, diffusion), 3, (1, 2)),
     "ED": _strategy_pair("ED", "ED"),
     "ED/ATC-GT": _strategy_pair("ED", "ATC-GT"),
-    "SOBA": Compressed(lambda at: Soba(PROBLEM, Whole(), Whole(), at.alpha, at.beta, at.beta, at.theta)),
-    "EF-SOBA, top-k": Compressed(lambda at: EFSoba(PROBLEM, *_largest(at), at.alpha, at.beta, at.beta, at.theta)),
-    "C-SOBA, rand-k": Compressed(lambda at: Soba(PROBLEM, *_random(at), at.alpha, at.beta, at.beta)),
+    "SOBA": Compressed(lambda at: Soba(at.problem, Whole(), Whole(), at.alpha, at.beta, at.beta, at.theta)),
+    "EF-SOBA, top-k": Compressed(lambda at: EFSoba(at.problem, *_largest(at), at.alpha, at.beta, at.beta, at.theta)),
+    "C-SOBA, rand-k": Compressed(lambda at: Soba(at.problem, *_random(at), at.alpha, at.beta, at.beta)),
     "ATC-GT": _strategy_pair("ATC-GT", "ATC-GT"),
-    "EF-SOBA, rand-k": Compressed(lambda at: EFSoba(PROBLEM, *_random(at), at.alpha, at.beta, at.beta, at.theta)),
-    "CM-SOBA, rand-k": Compressed(lambda at: Soba(PROBLEM, *_random(at), at.alpha, at.beta, at.beta, at.theta)),
+    "EF-SOBA, rand-k": Compressed(lambda at: EFSoba(at.problem, *_random(at), at.alpha, at.beta, at.beta, at.theta)),
+    "CM-SOBA, rand-k": Compressed(lambda at: Soba(at.problem, *_random(at), at.alpha, at.beta, at.beta, at.theta)),
     "EXTRA": _strategy_pair("EXTRA", "EXTRA"),
-    "single-level ED": Decentralized(lambda at: single_level(PROBLEM, at.W, at.beta), 1, (0, 1)),
-    "SLDBO": Decentralized(lambda at: sldbo(PROBLEM, at.W, at.alpha, at.beta, at.beta), 3, (2, 4)),
+    "single-level ED": Decentralized(lambda at: single_level(at.problem, at.W, at.beta), 1, (0, 1)),
+    "SLDBO": Decentralized(lambda at: sldbo(at.problem, at.W, at.alpha, at.beta, at.beta), 3, (2, 4)),
     "MDBO": Decentralized(
-        lambda at: Mdbo(PROBLEM, at.W, at.alpha, at.beta, at.beta / 4, at.theta, TERMS), TERMS + 2, (2, 2)
+        lambda at: Mdbo(at.problem, at.W, at.alpha, at.beta, at.beta / 4, at.theta, TERMS), TERMS + 2, (2, 2)
     ),
     "MA-DSBO-GT": Decentralized(
-        lambda at: MaDsboGt(PROBLEM, at.W, at.alpha, at.beta / INNER, at.beta / INNER, at.theta, INNER),
+        lambda at: MaDsboGt(at.problem, at.W, at.alpha, at.beta / INNER, at.beta / INNER, at.theta, INNER),
         2 * INNER + 3,
         (2, 4 * INNER),
     ),
 }
+
+
+def follow(
+    method: Method,
+    settings: Sequence[Setting],
+    like: Tree,
+    draw: Callable[[], Tree],
+    noise: torch.Generator,
+    tested: Sequence[int],
+    look: Callable[[Any], None],
+) -> None:
+    """Run ``method`` from each of ``settings``, all runs at once; ``look`` at their stacked state after the steps of
+    ``tested``. They differ in where they start and in their batches.
+
+    ``like``: a batch of one run, for its shapes. ``draw``: a batch of all runs, [runs, n, ...]. ``noise``: the
+    compressors'.
+    """
+    states = [method.start(setting, like) for setting in settings]
+    state = tree_map(lambda *leaves: torch.stack(leaves), *states)
+    step = vmap(lambda state, batch: method.step(settings[0], state, batch, noise), randomness="different")
+    for k in range(max(tested) + 1):
+        if k:
+            state = step(state, draw())
+        if k in tested:
+            look(state)
+
+
+def bytes_ratio(curve: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+    """Bytes over ``dense``'s to the best mean accuracy that both reach. bytes [points], accuracy [points][runs]."""
+    goal = min(float(np.mean(each["accuracy"], axis=1).max()) for each in (curve, dense))
+    return {"accuracy": goal, "ratio": reached(curve, goal) / reached(dense, goal)}
+
+
+def reached(curve: dict[str, Any], goal: float) -> float:
+    """Bytes at the first point whose mean accuracy is at least ``goal``, on the line from the point before."""
+    means, sent = np.mean(curve["accuracy"], axis=1), curve["bytes"]
+    at = int(np.argmax(means >= goal))
+    return float(sent[0] if at == 0 else np.interp(goal, means[at - 1 : at + 1], sent[at - 1 : at + 1]))

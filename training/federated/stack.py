@@ -1,0 +1,107 @@
+"""Many copies of one model that take steps of SGD together, each on examples of its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from training.federated.rules import Layout
+
+# Nothing to train, and each example by itself: those of all copies go through as one batch.
+BY_EXAMPLE = (nn.Flatten, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU)
+
+
+class Product(NamedTuple):
+    """What one linear layer of all copies did: ``outputs`` [n, b, o] = ``inputs`` [n, b, i] Wᵀ + bias."""
+
+    weight: Tensor  # [n, o, i]
+    bias: Tensor  # [n, o]
+    inputs: Tensor
+    outputs: Tensor
+
+
+class Stack:
+    """Copies of ``model`` that start from ``starts`` [n, P], vectors in the order of ``model.named_parameters()``.
+
+    The last linear layers of an `nn.Sequential` are batched matrix products, and the product that makes a weight's
+    gradient adds it to the weight: it is never stored. All else is `torch.func.vmap`: any model will do that has no
+    buffers.
+    """
+
+    def __init__(self, model: nn.Module, starts: Tensor) -> None:
+        shapes = Layout.of(dict(model.named_parameters())).shapes
+        parts = starts.split([shape.numel() for shape in shapes.values()], 1)
+        self.tensors = {
+            name: part.reshape(len(starts), *shape).clone()
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+        self.layers = _layers(model)
+        self.differentiated = [
+            self.tensors[prefix + name].requires_grad_()
+            for prefix, layer in self.layers
+            if not _is_product(layer)
+            for name, _ in layer.named_parameters()
+        ]
+
+    def vectors(self) -> Tensor:
+        """[n, P]."""
+        return torch.cat([tensor.detach().flatten(1) for tensor in self.tensors.values()], 1)
+
+    def step(self, inputs: Tensor, labels: Tensor, lr: float, weight_decay: float) -> None:
+        """A step of each copy on its mean cross-entropy. ``inputs`` [n, b, ...], ``labels`` [n, b]."""
+        logits, products = self._forward(inputs)
+        # The sum over copies: each one's gradient is that of its own mean loss.
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
+        gradients = list(torch.autograd.grad(loss, [each.outputs for each in products] + self.differentiated))
+        kept = 1 - lr * weight_decay
+        with torch.no_grad():
+            for product, gradient in zip(products, gradients, strict=False):
+                product.weight.baddbmm_(gradient.mT, product.inputs, beta=kept, alpha=-lr)
+                product.bias.mul_(kept).sub_(gradient.sum(1), alpha=lr)
+            for tensor, gradient in zip(self.differentiated, gradients[len(products) :], strict=True):
+                tensor.mul_(kept).sub_(gradient, alpha=lr)
+
+    def _forward(self, at: Tensor) -> tuple[Tensor, list[Product]]:
+        products = []
+        for prefix, layer in self.layers:
+            own = {name: self.tensors[prefix + name] for name, _ in layer.named_parameters()}
+            if _is_product(layer):
+                rows = at.flatten(1, -2)
+                outputs = torch.baddbmm(own["bias"].unsqueeze(1), rows, own["weight"].mT).requires_grad_()
+                products.append(Product(own["weight"], own["bias"], rows.detach(), outputs))
+                at = outputs.unflatten(1, at.shape[1:-1])
+            elif _is_by_example(layer):
+                at = layer(at.flatten(0, 1)).unflatten(0, at.shape[:2])
+            else:
+                at = vmap(functional_call, in_dims=(None, 0, 0))(layer, own, at)
+        return at, products
+
+
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Parts of the model, in order, with the prefix of their parameters' names. Of a Sequential: each of its last
+    layers, as far back as they are linear or in BY_EXAMPLE, and all that comes before as one. Any other is one part.
+    """
+    if type(model) is not nn.Sequential or _shares(model):
+        return [("", model)]
+    first = len(model)
+    while first and (_is_product(model[first - 1]) or _is_by_example(model[first - 1])):
+        first -= 1
+    body = [("", model[:first])] if first else []
+    return body + [(f"{name}.", layer) for name, layer in list(model.named_children())[first:]]
+
+
+def _shares(model: nn.Sequential) -> bool:
+    """Whether two layers are one, or have parameters in common."""
+    parameters = [each for layer in model for each in layer.parameters()]
+    return len(set(model)) < len(model) or len(set(parameters)) < len(parameters)
+
+
+def _is_by_example(layer: nn.Module) -> bool:
+    return type(layer) in BY_EXAMPLE and not getattr(layer, "inplace", False)
+
+
+def _is_product(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and layer.bias is not None
