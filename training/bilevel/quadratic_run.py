@@ -52,7 +52,7 @@ class Config(JobConfig):
     noise: float = 1.0
     alpha: float = Field(0.02, gt=0)
     compressors: tuple[str, ...] = tuple(COMPRESSED)
-    compressed_steps: int = Field(1600, ge=100)
+    compressed_steps: int = Field(2400, ge=100)
     compressed_noises: tuple[float, ...] = (0.0, 0.3)
 
     @field_validator("agents")
@@ -282,6 +282,7 @@ JOB = Job(
             "speedup_repeats": 10,
             "speedup_steps": 800,
             "compressors": ("C", "CM", "EF"),
+            "compressed_steps": 1600,
             "compressed_noises": (0.0,),
         },
         "two-cores": {
@@ -289,6 +290,7 @@ JOB = Job(
             "topology_steps": 400,
             "speedup_steps": 1000,
             "compressors": ("uncompressed", "C", "CM", "EF", "EF, MSC 3"),
+            "compressed_steps": 1600,
         },
         "paper": {},
     },
