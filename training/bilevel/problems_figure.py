@@ -30,7 +30,8 @@ def draw(folder: Path) -> None:
         if by_bytes:
             axes.set_xscale("log")
         if score == "error":
-            axes.set_yscale("log")
+            lowest = min(np.mean(curve[score], axis=1).min() for curve in methods.values())
+            axes.set(yscale="log", ylim=(lowest / 3, None))  # intervals may reach below 0
         axes.legend(fontsize=8)
     figure.savefig(folder / "figures" / "problems.png", dpi=80)
     plt.close(figure)
