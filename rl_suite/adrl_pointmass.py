@@ -240,7 +240,7 @@ def draw(folder: Path) -> None:
     panels = [(f"{bins} bins", [(f"{bins}, {name}", name) for name in AGENTS]) for bins in config["bins"]]
     for bins in config["variants_at"]:
         cells = [(f"{bins}, {name}", name) for name in ("DecQN", "AD-DQN", *VARIANTS)]
-        panels.append((f"{bins} bins: mixers, with and without a model", cells))
+        panels.append((f"{bins} bins: mixers and models", cells))
     figure, every = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained", squeeze=False)
     for axes, (title, cells) in zip(every[0], panels, strict=True):
         for cell, name in cells:
