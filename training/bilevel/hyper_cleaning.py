@@ -143,7 +143,6 @@ def learn(
     steps = max(config.points, config.evaluations // max(method.evaluations, 3))
     tested = [steps * (point + 1) // config.points for point in range(config.points)]
     scores: list[torch.Tensor] = []
-    states: list[Any] = []
 
     def batch() -> Batch:
         drawn = torch.stack([one.draw(config.batch, generator) for generator in generators])
@@ -152,11 +151,10 @@ def learn(
     def look(state: Any) -> None:
         pause()
         scores.append(accuracy(method.lower(state), data.test))
-        states[:] = [state]
 
-    follow(method, [setting] * runs, one.everything(), batch, noise, tested, look)
+    state = follow(method, [setting] * runs, one.everything(), batch, noise, tested, look)
     by_level = torch.stack(scores).view(config.points, -1, config.repeats)
-    weights = method.upper(states[0]).mean(1)
+    weights = method.upper(state).mean(1)
     found = [found_wrong(weights[i], tree_map(lambda leaf, i=i: leaf[i], agents)) for i in range(runs)]
     return [
         {

@@ -173,9 +173,9 @@ def follow(
     noise: torch.Generator,
     tested: Sequence[int],
     look: Callable[[Any], None],
-) -> None:
+) -> Any:
     """Run ``method`` from each of ``settings``, all runs at once; ``look`` at their stacked state after the steps of
-    ``tested``. They differ in where they start and in their batches.
+    ``tested``, and give the last. They differ in where they start and in their batches.
 
     ``like``: a batch of one run, for its shapes. ``draw``: a batch of all runs, [runs, n, ...]. ``noise``: the
     compressors'.
@@ -188,6 +188,7 @@ def follow(
             state = step(state, draw())
         if k in tested:
             look(state)
+    return state
 
 
 def bytes_ratio(curve: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:

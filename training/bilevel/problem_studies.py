@@ -200,10 +200,13 @@ class Maml(Decentralized):
         default=lambda at: DMaml(_of_head("support"), _of_head("query"), at.W, at.alpha, at.beta)
     )
     evaluations: int = 3
-    vectors: tuple[int, int] = (1, 0)
+    vectors: tuple[int, int] = (1, 1)
 
     def start(self, setting: Setting, batch: Tree) -> Any:
         return self.make(setting).start({"x": setting.x, "head": setting.y[0]})
+
+    def sent(self, setting: Setting) -> float:
+        return super().sent(setting._replace(y=setting.y[0]))
 
     def upper(self, state: Any) -> Tree:
         return state["x"]

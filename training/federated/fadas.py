@@ -154,7 +154,8 @@ def _reported(name: str, results: Mapping[str, Callable[[], Curve]], run: Run) -
 
 
 def expected_minutes(config: Config) -> float:
-    """From rates seen on two busy cores; a CNN takes some eight times as long as an MLP."""
+    """From rates on two busy cores, halved for an MLP by what benchmarks.federated measured since; a CNN takes some
+    eight times as long."""
     updates = 0
     for method in config.methods:
         tuning = 0 if method in config.steps else len(METHODS[method].steps) * config.tuning_updates
