@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 import torch
 
-from iro_server.engines.attention import Segment, attend_cache, attend_prompt, attend_segments
+from iro_server.engines.attention import Segment, Softmax, attend_cache, attend_prompt, attend_segments
 from iro_server.engines.base import Chunk, Sampling
 
 Cache = tuple[torch.Tensor, torch.Tensor]
@@ -48,9 +48,9 @@ class PromptRows:
         shape = (layers, 1, kv_heads, self.count, size)
         self.segment = Segment(like.new_empty(shape), like.new_empty(shape), self.count)
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax: Softmax) -> torch.Tensor:
         self.segment.keys[layer, 0], self.segment.values[layer, 0] = k, v
-        return attend_prompt(q, k, v, scaling)
+        return attend_prompt(q, k, v, softmax)
 
 
 class SessionRows:
@@ -129,7 +129,7 @@ class SessionRows:
     def positions(self) -> torch.Tensor:
         return torch.full((self.count,), self.length, device=self.prompt.segment.keys.device)
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax: Softmax) -> torch.Tensor:
         chunk = self.chunk
         assert chunk is not None
         chunk.keys[layer, :, :, chunk.length], chunk.values[layer, :, :, chunk.length] = (
@@ -137,10 +137,10 @@ class SessionRows:
             v.transpose(0, 1),
         )
         if self.whole is not None:
-            return attend_cache(q, Segment(self.whole.keys, self.whole.values, self.length + 1), layer, scaling)
+            return attend_cache(q, Segment(self.whole.keys, self.whole.values, self.length + 1), layer, softmax)
         current = Segment(chunk.keys, chunk.values, chunk.length + 1)
         segments = [self.prompt.segment, self.past, current] if self.past else [self.prompt.segment, current]
-        return attend_segments(q.transpose(0, 1).contiguous(), segments, layer, scaling)
+        return attend_segments(q.transpose(0, 1).contiguous(), segments, layer, softmax)
 
     def fed(self, states: torch.Tensor, hidden: dict[int, torch.Tensor]) -> None:
         """The model has read the drawn tokens: ``states`` [R, D] final, ``hidden[layer]`` [R, D]."""
