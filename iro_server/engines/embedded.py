@@ -1,8 +1,8 @@
 """The frozen model in this process, on transformers: rows of all sessions step in one flat batch.
 
 A step draws every live row's next token, then feeds all of them, and the prompts of sessions that have just joined,
-through the model once. Sessions join and leave between steps. The forward pass is transformers' own, for Llama-like
-decoders with full attention; only attention is ours (`attention.py`).
+through the model once. Sessions join and leave between steps. The forward pass is transformers' own; only attention is
+ours (`attention.py`). A model for which that is not exact is refused at load (`equality.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from iro_server.engines import attention
 from iro_server.engines.base import Chunk, ModelInfo, Sampling
 from iro_server.engines.describe import describe
+from iro_server.engines.equality import check_equality
+from iro_server.engines.frozen_model import FrozenModel
 from iro_server.engines.sample import next_tokens
 from iro_server.engines.session import ChunkWork, PromptRows, SessionRows
 from iro_server.telemetry.metrics import STEP_ROWS
@@ -35,23 +36,20 @@ COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so
 
 
 class EmbeddedEngine:
-    """Engine over a model directory. fp32 on a CPU, bf16 on a GPU. Close it, or use it as a context manager."""
+    """Engine over a model directory: in float32 on a CPU, in the data type of its weights on a GPU.
+
+    Close it, or use it as a context manager. ValueError for a model that it cannot run exactly.
+    """
 
     def __init__(self, model_dir: str | Path, name: str | None = None, threads: int | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._threads = threads or torch.get_num_threads()  # torch's own choice, which OMP_NUM_THREADS overrides
         torch.set_num_threads(1)  # of this thread: its small operations must not wake a team beside the engine's
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=attention.NAME)
-        check_supported(model)
-        self.model = model.to(device).eval().requires_grad_(False)
-        fuse_norms(self.model)
-        self._info = describe(Path(model_dir), name, self.tokenizer)
-        config = self.model.config
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._cache_shape = (config.num_hidden_layers, config.num_key_value_heads, head_size)
-        self._tap = _Tap(self.model)
+        self.frozen = FrozenModel(model_dir, device)
+        info = describe(Path(model_dir), name, self.tokenizer)
+        self._info = replace(info, max_length=self.frozen.exact_length(info.max_length))
+        self._tap = _Tap([self.frozen.embedding, *self.frozen.layers])
         self._arrivals: deque[tuple[Callable[[], None], Future[Any]]] = deque()
         self._joining: list[tuple[SessionRows, Future[None]]] = []
         self._live: list[SessionRows] = []
@@ -61,6 +59,11 @@ class EmbeddedEngine:
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
+        try:
+            check_equality(self, self.frozen, self.tokenizer)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def info(self) -> ModelInfo:
@@ -80,7 +83,7 @@ class EmbeddedEngine:
         if bad := [i for i in layers if not 0 <= i <= self._info.num_layers]:
             raise ValueError(f"the model has layers 0 to {self._info.num_layers}, not {bad}")
         seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(6), "big")
-        prompt = PromptRows(prompt_ids, self._cache_shape, self.model.get_input_embeddings().weight)
+        prompt = PromptRows(prompt_ids, self.frozen.cache_shape, self.frozen.embedding.weight)
         rows = SessionRows(prompt, sampling, layers, seed, next(self._numbers))
         ready: Future[None] = Future()
         self._post(lambda: self._joining.append((rows, ready)), ready)
@@ -182,7 +185,7 @@ class EmbeddedEngine:
     def _draw(self, live: list[SessionRows]) -> None:
         """Every row's next token: one draw for all sessions that sample alike."""
         states = torch.cat([rows.states for rows in live if rows.states is not None])
-        logits = self.model.get_output_embeddings()(states).float()
+        logits = self.frozen.logits(states)
         alike: dict[tuple[Any, ...], list[tuple[SessionRows, torch.Tensor, torch.Tensor]]] = {}
         at = 0
         for rows in live:
@@ -200,7 +203,7 @@ class EmbeddedEngine:
     def _feed(self, runs: list[SessionRows | PromptRows]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         layers = {i for run in runs if isinstance(run, SessionRows) for i in run.layers}
         with self._tap.reading(layers) as hidden:
-            out = self.model.base_model(
+            out = self.frozen.decoder(
                 input_ids=torch.cat([run.token_ids for run in runs])[None],
                 position_ids=torch.cat([run.positions for run in runs])[None],
                 use_cache=False,
@@ -253,40 +256,18 @@ class EmbeddedSession:
             self._engine._post(leave, Future())
 
 
-def check_supported(model: Any) -> None:
-    """ValueError for architectures whose attention is more than what `attention.py` computes, or is laid out apart."""
-    config, decoder = model.config, model.base_model
-    special = [name for name in ("sliding_window", "attn_logit_softcapping") if getattr(config, name, None)]
-    if special or not (hasattr(decoder, "embed_tokens") and hasattr(decoder, "layers")):
-        why = f"it uses {', '.join(special)}" if special else "its layers are not a plain decoder's"
-        raise ValueError(f"the embedded engine cannot run {config.model_type}: {why}; use a Llama-like model")
-
-
-def fuse_norms(model: torch.nn.Module) -> None:
-    """Compute RMS norms by torch's fused function: the same numbers in one operation instead of six."""
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            module.forward = _fused_norm(module)  # type: ignore[method-assign]
-
-
-def _fused_norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    weight, eps = module.weight, float(module.variance_epsilon)
-    return lambda x: F.rms_norm(x, weight.shape, weight, eps)
-
-
 class _Tap:
     """Reads chosen layers' hidden states out of a forward pass."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self._wanted: set[int] = set()
         self._hidden: dict[int, torch.Tensor] = {}
-        decoder = model.base_model
-        for index, module in enumerate([decoder.embed_tokens, *decoder.layers]):
+        for index, module in enumerate(modules):
             module.register_forward_hook(partial(self._read, index))
 
     def _read(self, index: int, _module: Any, _args: Any, out: torch.Tensor) -> None:
         if index in self._wanted:
-            self._hidden[index] = out[0]
+            self._hidden[index] = (out[0] if isinstance(out, tuple) else out)[0]
 
     def reading(self, layers: set[int]) -> _Tap:
         self._wanted, self._hidden = layers, {}
