@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from training.iro.config import AlignConfig, block_scales
+from training.iro.data import AlignError
 from training.iro.rollouts import unpack
 from value_heads import FeatureSpec, features, fit_mlp, mlp_fit
 from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns, response_rows
-from value_heads.heads import Head
+from value_heads.heads import Head, feature_places
 
 STRIDE = 4  # tokens between the prefixes that a fit reads
 
@@ -78,6 +79,7 @@ class Shards(Sequence[Rows]):
         assert self.spec is not None
         graded = self.graded(index)
         features_RTF = features(self.spec, graded.hidden)
+        check_finite(self.spec, features_RTF[graded.mask_RT])
         targets = graded.rewards_R
         if self.head is not None:
             with torch.no_grad():
@@ -114,6 +116,20 @@ class Shards(Sequence[Rows]):
             rewards_R=self.scale.standard(rewards_R[kept]),
             weights_R=1 / counts[prompt_R],
         )
+
+
+def check_finite(spec: FeatureSpec, features_NF: Tensor) -> None:
+    """AlignError, naming the layers, where the model's hidden states hold infinities or NaN."""
+    finite_F = features_NF.isfinite().all(0)
+    if finite_F.all():
+        return
+    places = feature_places(spec, len(finite_F))
+    layers = sorted({block.layer for block, place in places.items() if not finite_F[place].all()})
+    message = (
+        f"the hidden states of layer {', '.join(map(str, layers))} are not finite numbers: "
+        "load the model in float32 or bfloat16, or name other layers in feature_spec"
+    )
+    raise AlignError(message, "non_finite_features", "feature_spec")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from iro_server.surroundings import Surroundings
 from iro_server.telemetry.tracing import untraced
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt, TokenizingEngine
+from training.iro.half import Half
 from training.iro.values import Stack
 from value_heads.features import TOKENS
 
@@ -56,7 +57,7 @@ def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dic
     """The finals of each prompt's search, the same to the bit every time, as they are saved.
 
     ``prompts``: their indices. ``tokens``: of each final of each prompt, the pick first. ``hidden``: the states of all
-    finals' tokens by layer, [N, D] float16, half of what they take in memory.
+    finals' tokens by layer, [N, D] float16, to be multiplied by the layer's entry in ``scales``.
     """
 
     async def search(prompt: Prompt, seed: int) -> SearchResult:
@@ -71,11 +72,13 @@ def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dic
     with engine.in_step(len(batch.prompts)), untraced():  # thousands of searches are too many for one trace
         results = asyncio.run(search_all())
     flat = [final for result in results for final in result.finals]
+    hidden = {layer: Half.of(torch.cat([final.hidden[layer] for final in flat])) for layer in batch.layers}
     return {
         "prompts": [prompt.index for prompt in batch.prompts],
         "tokens": [[final.tokens for final in result.finals] for result in results],
         "usage": _usage(batch.prompts, results),
-        "hidden": {layer: torch.cat([final.hidden[layer] for final in flat]).half().cpu() for layer in batch.layers},
+        "hidden": {layer: states.stored for layer, states in hidden.items()},
+        "scales": {layer: states.scale for layer, states in hidden.items()},
     }
 
 
@@ -94,7 +97,7 @@ def unpack(shard: dict[str, Any]) -> tuple[dict[int, Tensor], Tensor, Tensor]:
     tokens = [torch.tensor(tokens) for group in shard["tokens"] for tokens in group]
     lengths = [len(row) for row in tokens]
     hidden = {
-        layer: pad_sequence(states.float().split(lengths), batch_first=True)
+        layer: pad_sequence(Half(states, shard["scales"][layer]).float().split(lengths), batch_first=True)
         for layer, states in shard["hidden"].items()
     }
     hidden[TOKENS] = pad_sequence(tokens, batch_first=True, padding_value=-1)
