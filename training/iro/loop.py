@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
-from training.iro.rollouts import Batch, guided, plain
+from training.iro.rollouts import PREFIXES, Batch, completions_of, guided, plain, stored
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
@@ -111,7 +112,10 @@ class Alignment:
                 step, self.held_out, guided(self.config), self.stack, f"iteration {step}"
             )
         collected = [*names, *heldout_names]
-        return self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, validated.get(step)))
+        row = self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, validated.get(step)))
+        for rollouts, _ in collected:
+            self.run.drop_table(rollouts, PREFIXES)
+        return row
 
     def collect(self, step: int, part: str, prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
         """Roll out and grade ``prompts``, shard by shard. Returns the names of the shards' checkpoints."""
@@ -128,7 +132,7 @@ class Alignment:
         ):
             for shard, (rollouts, rewards) in zip(shards, names, strict=True):
                 first = rollouts == "1-train-0-rollouts"
-                self.run.step(rollouts, partial(next, found), "sampling")
+                self.run.step(rollouts, lambda: stored(next(found)), "sampling")
                 self.run.step(rewards, partial(self.rewards, shard, rollouts, first), "grading")
                 advance()
         return names
@@ -136,12 +140,12 @@ class Alignment:
     def batch(self, step: int, prompts: Sequence[Prompt]) -> Batch:
         params = plain(self.config) if step == 1 else guided(self.config)
         seeds = [self.run.derive_seed(ROLLOUTS, step, prompt.index) for prompt in prompts]
-        return Batch(prompts, seeds, params, self.stack, self.learner.layers)
+        return Batch(prompts, seeds, params, self.stack, self.learner.spec)
 
     def rewards(self, prompts: Sequence[Prompt], rollouts: str, first: bool) -> dict[str, Any]:
-        shard = self.run.load(rollouts)
-        grades = self.grading.grade(prompts, shard["tokens"], first)
-        tally = self.grading.tally([grade for group in grades for grade in group], shard["usage"])
+        grades = self.grading.grade(prompts, completions_of(self.run, rollouts), first)
+        usage = self.run.load(rollouts)["usage"]
+        tally = self.grading.tally([grade for group in grades for grade in group], usage)
         return {"rewards": [[grade.reward for grade in group] for group in grades], "tally": tally}
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
@@ -174,7 +178,7 @@ class Alignment:
         files, diagnostics = self.executor.fit(self.learner, self.stack, train, heldout, seed)
         if "told" in diagnostics:
             self.run.emit("message", diagnostics["told"])
-        trained = train.completion_tokens() + heldout.completion_tokens()
+        trained = sum(map(len, chain(train.completions(), heldout.completions())))
         return diagnostics | {"trained_tokens": trained, "bundle": files}
 
     def values_of(self, step: int, fitted: dict[str, Any]) -> Stack:

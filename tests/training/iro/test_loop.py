@@ -17,6 +17,7 @@ from tests.training.iro.toy_job import COUNT_ONES, MAX_TOKENS, Killed, Toy, job
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, split
 from training.iro.fit import Scale, Shards
+from training.iro.rollouts import completions_of
 from training.run import Cancelled, Run
 from value_heads import load_bundle
 
@@ -169,7 +170,8 @@ def test_every_final_is_kept_and_each_prompt_weighs_one(config: AlignConfig, tmp
     job().execute(config, tmp_path / "run")
     run = Run(tmp_path / "run", seed=0)
     rollouts = run.load("2-train-0-rollouts")
-    assert all(len(group) >= config.beam_width * config.num_successors for group in rollouts["tokens"])
+    finals = completions_of(run, "2-train-0-rollouts")
+    assert all(len(group) >= config.beam_width * config.num_successors for group in finals)
     names = [("2-train-0-rollouts", "2-train-0-rewards")]
     graded = Shards(run, names, Scale()).graded(0)
     totals = graded.weights_R.new_zeros(64).index_add(0, graded.prompt_R, graded.weights_R)
