@@ -180,11 +180,11 @@ class StoredCheckpoints:
 
         value, tables = _parts(value)
         version = uuid.uuid4().hex[:12]
-        mark = {**about, "object": f"{name}-{version}.pt", "tables": {}}
-        torch.save(value, self.cache / mark["object"])
+        objects = {table: f"{name}-{version}.{table}.arrow" for table in tables}
+        mark = {**about, "object": f"{name}-{version}.pt", "tables": objects}
+        torch.save(value, self.cache / f"{name}-{version}.pt")
         for table, rows in tables.items():
-            mark["tables"][table] = f"{name}-{version}.{table}.arrow"
-            _write_table(rows, self.cache / mark["tables"][table])
+            _write_table(rows, self.cache / objects[table])
         before = self._marks.get(name)
         with _reaching(self.location):
             for object_name in _objects(mark):

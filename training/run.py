@@ -204,7 +204,8 @@ class Job:
 
     ``run`` returns what result.json should hold beside config, seeds, versions and checks. ``draw`` makes the figures
     of a finished run folder. ``check`` gives warnings about the inputs, and raises what ``run`` would on them, before
-    anything runs: (config, the server's engine, the config's grader).
+    anything runs: (config, the server's engine, the config's grader). ``export`` gives what a run folder holds of
+    training data as a ``Dataset``.
     """
 
     name: str
@@ -214,6 +215,7 @@ class Job:
     presets: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     draw: Callable[[Path], None] | None = None
     check: Callable[[Any, Any, Any], list[str]] | None = None
+    export: Callable[[Path], Dataset] | None = None
     Cancelled: type[Exception] = Cancelled
 
     def execute(

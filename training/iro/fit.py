@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -107,11 +107,17 @@ class Graded:
         return lambda_returns(values_RP, self.rewards_R, mask_RP, return_lambda**STRIDE)[mask_RP]
 
 
+class FitSource(Source, Protocol):
+    """``stop_if_asked`` may raise, to end the fit."""
+
+    def stop_if_asked(self) -> None: ...
+
+
 @dataclass
 class Shards(Sequence[Rows]):
     """Shards of rollouts as rows for a fit, read from disk one at a time. ``head``: for targets G_t(lambda)."""
 
-    source: Source
+    source: FitSource
     names: Sequence[tuple[str, str]]  # checkpoints of rollouts and of rewards
     scale: Scale
     spec: FeatureSpec | None = None  # needed for rows, not for `graded`

@@ -27,11 +27,10 @@ COMPLETIONS, PREFIXES = "completions", "prefixes"  # tables of a stored shard
 
 
 class Source(Protocol):
-    """Where shards are read from. A ``Run`` is one; ``stop_if_asked`` may raise, to end the fit."""
+    """Where shards are read from, such as a ``Run``."""
 
     def load(self, name: str) -> Any: ...
     def table(self, name: str, table: str) -> Dataset: ...
-    def stop_if_asked(self) -> None: ...
 
 
 @dataclass(frozen=True)
