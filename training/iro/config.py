@@ -25,15 +25,16 @@ def default_feature_spec(info: ModelInfo, horizon: int) -> FeatureSpec:
 
     Measured on SmolLM2-135M: the last layer, made for the next token, tells far less about the reward to come.
     """
+    common: dict[str, Any] = {"stop_ids": tuple(sorted(set(info.eos_ids))), "position": False, "horizon": horizon}
     if not info.hidden:
-        return FeatureSpec(summed=(0,), horizon=horizon)
+        return FeatureSpec(summed=(0,), **common)
     early, late = math.ceil(info.num_layers / 3), round(info.num_layers * 5 / 6)
-    return FeatureSpec(current=(late,), summed=(0, early), horizon=horizon)
+    return FeatureSpec(current=(late,), summed=(0, early), **common)
 
 
 def block_scales(spec: FeatureSpec) -> dict[Block, float]:
     """How large each block counts in the ridge fit: larger is shrunk less. Chosen by held-out correlation."""
-    emphasis = {"current": 0.3, "sum": 0.5}
+    emphasis = {"current": 0.3, "sum": 0.5, "length": 3.0, "finished": 3.0}
     scales = {block: emphasis.get(block.kind, 1.0) for block in spec.blocks}
     return scales | {Block("sum", 0): 1.0, Block("sum", TOKENS): 2.0}
 
