@@ -17,13 +17,13 @@ from training.iro.data import AlignError
 from training.iro.prefixes import STRIDE, Prefixes, places_of
 from training.iro.rollouts import PREFIXES, Source, completions_of
 from value_heads import FeatureSpec, ValueStack, fit_mlp, mlp_fit
-from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns
+from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns, pools
 from value_heads.heads import Head, feature_places
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PREFIXES_AT_ONCE = 4096  # whose features are in memory, or one prompt's
+ROWS_AT_ONCE = 4096  # whose features are in memory, or one prompt's
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Graded:
 
     def parts(self) -> Iterator[Graded]:
         """These completions, the prompts whole, so few at once that their features fit in memory."""
-        sizes = torch.bincount(self.prompt_R[self.row_N])
-        part_of_prompt = (sizes.cumsum(0) - sizes) // PREFIXES_AT_ONCE
+        sizes = torch.bincount(self.prompt_R) * -(-int(self.lengths_R.max()) // STRIDE)
+        part_of_prompt = (sizes.cumsum(0) - sizes) // ROWS_AT_ONCE
         part_R = part_of_prompt[self.prompt_R]
         for part in part_R.unique():
             chosen = (part_R == part).nonzero()[:, 0]
@@ -90,14 +90,16 @@ class Graded:
         return values_RT[self.row_N, self.length_N - 1]
 
     def rows(self, spec: FeatureSpec, head: Head | None, return_lambda: float) -> Rows:
-        """A row a prefix; a group is one prompt at one length. ``head``: for targets G_t(lambda)."""
+        """What searches compare after every ``STRIDE`` tokens. ``head``: for targets G_t(lambda)."""
         features_NF = self.features(spec)
         target_N = self.rewards_R[self.row_N]
         if head is not None:
             with torch.no_grad():
                 target_N = self._returns(head(features_NF), return_lambda)
-        group_N = self.prompt_R[self.row_N] * (int(self.length_N.max()) + 1) + self.length_N
-        return Rows(features_NF, target_N.float(), self.weights_R[self.row_N].float(), group_N)
+        compared = pools(self.lengths_R, self.prompt_R, self.weights_R, STRIDE)
+        first_R = torch.searchsorted(self.row_N, torch.arange(len(self.tokens)))
+        place = first_R[compared.rows] + (compared.t + STRIDE - 1) // STRIDE - 1
+        return Rows(features_NF[place], target_N[place].float(), compared.weights.float(), compared.groups)
 
     def _returns(self, values_N: Tensor, return_lambda: float) -> Tensor:
         """G_t(lambda) at each prefix, from the values of the later ones, which are ``STRIDE`` tokens apart."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from training.iro.half import Half
 from value_heads import FeatureSpec
-from value_heads.features import POSITION, TOKENS, Block, Sums, assemble, running_sums
+from value_heads.features import STOPPED, TOKENS, Block, Sums, assemble, running_sums
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,7 +47,7 @@ def prefix_table(spec: FeatureSpec, hidden: Sequence[Mapping[int, Tensor]]) -> D
 
 def _columns(spec: FeatureSpec) -> dict[str, Block]:
     """What is stored, by the column's name; a mean is its sum divided by the prefix's length."""
-    blocks = [block for block in spec.blocks if block.kind != POSITION and block.layer != TOKENS]
+    blocks = [block for block in spec.blocks if block.reads_states and block.layer != TOKENS]
     sums = [Block("sum", block.layer, block.decay) for block in blocks if block.kind != "current"]
     stored = dict.fromkeys([*(block for block in blocks if block.kind == "current"), *sums])
     return {f"{block.kind}_{block.layer}_{block.decay:g}": block for block in stored}
@@ -99,6 +99,9 @@ class Prefixes:
                 sums[block.layer, block.decay] = self._vectors(name)
         if spec.counted:
             sums[TOKENS, 1.0] = self._token_counts(spec.counted)
+        if spec.stop_ids:
+            last_N = [tokens[length - 1] for tokens in self.tokens for length in prefix_lengths(len(tokens))]
+            states[STOPPED] = torch.isin(torch.tensor(last_N), torch.tensor(spec.stop_ids)).float()[:, None]
         return assemble(spec, states, sums, self.length_N)
 
     def _vectors(self, name: str) -> Tensor:

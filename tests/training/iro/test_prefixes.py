@@ -20,7 +20,7 @@ from value_heads import FeatureSpec, LinearHead, features, lambda_returns, respo
 from value_heads.features import TOKENS
 
 SPEC = FeatureSpec(
-    current=(1,), summed=(0, 2), averaged=(2,), decayed=((0, 0.5),), counted=(0, 2, 5), position=True, horizon=8
+    current=(1,), summed=(0, 2), averaged=(2,), decayed=((0, 0.5),), counted=(0, 2, 5), stop_ids=(3, 4), horizon=8
 )
 LENGTHS = (9, 4, 1, 7, 12)
 WIDTH = 3
@@ -87,19 +87,17 @@ def test_rows_are_those_of_whole_responses(tmp_path: Path, lam: float) -> None:
     graded = [0, 1, 3, 4]
     lengths, rewards = torch.tensor([LENGTHS[i] for i in graded]), torch.tensor([0.0, 0.5, -0.25, -1.0])
     features_RTF = dense(tokens, hidden)[graded]
-    expected = response_rows(features_RTF, rewards, lengths, torch.full((4,), 7), torch.full((4,), 0.25), stride=4)
+    targets = rewards
+    if lam < 1:  # of the chain of prefixes, four tokens a step
+        targets = torch.zeros(features_RTF.shape[:2])
+        for r, n in enumerate(lengths.tolist()):
+            last = torch.tensor(prefix_lengths(n)) - 1
+            values, mask = head(features_RTF[r, last])[None], torch.ones(1, len(last), dtype=torch.bool)
+            targets[r, last] = lambda_returns(values, rewards[r : r + 1], mask, lam**4)[0]
+    expected = response_rows(features_RTF, targets, lengths, torch.full((4,), 7), torch.full((4,), 0.25), stride=4)
     torch.testing.assert_close(rows.features, expected.features, rtol=2**-10, atol=1e-3)
-    assert torch.equal(rows.weights, expected.weights)
-    assert torch.equal(rows.groups.unique(return_inverse=True)[1], expected.groups.unique(return_inverse=True)[1])
-    if lam == 1:
-        assert torch.equal(rows.targets, expected.targets)
-    else:  # of the chain of prefixes, four tokens a step
-        values = [head(features_RTF[i, torch.tensor(prefix_lengths(int(n))) - 1]) for i, n in enumerate(lengths)]
-        steps = [torch.ones(1, len(row), dtype=torch.bool) for row in values]
-        targets = [
-            lambda_returns(v[None], r[None], m, lam**4)[0] for v, r, m in zip(values, rewards, steps, strict=True)
-        ]
-        torch.testing.assert_close(rows.targets, torch.cat(targets), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(rows.targets, expected.targets, rtol=1e-2, atol=1e-2)
+    assert torch.equal(rows.weights, expected.weights) and torch.equal(rows.groups, expected.groups)
 
 
 def test_states_are_stored_at_prefixes_alone_and_go_with_their_iteration(config: AlignConfig, tmp_path: Path) -> None:
