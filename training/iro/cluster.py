@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,9 @@ from training.iro.values import Bundles, Files, Stack
 from training.run import Run
 from value_heads.bundle import TENSORS
 from value_heads.peers import Meeting, PeerLost, meeting_place, together
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 REACH = 10.0  # seconds for a cluster to answer
 
@@ -85,7 +88,7 @@ class RayExecutor:
 
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-    ) -> tuple[Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, dict[str, Any]]:
         """On nodes that read the shards where the run keeps its checkpoints: one, or several that share a batch."""
         files = None if before is None else self.opening.bundles.pack(before)
         work = (learner, files, train.names, heldout.names, train.scale, seed, self.run.checkpoints.location)
@@ -98,7 +101,7 @@ class RayExecutor:
         (fitted,) = self.engines.map("fit", [(*work, None)], 1)
         return fitted
 
-    def _fit_together(self, work: tuple[Any, ...], size: int) -> tuple[Files, dict[str, Any]]:
+    def _fit_together(self, work: tuple[Any, ...], size: int) -> tuple[Files, Files, dict[str, Any]]:
         """What the first of them has fitted. PeerLost, or ClusterUnavailable: the others cannot go on without one."""
         host = self.ray.util.get_node_ip_address()
         with meeting_place(host) as port:
@@ -158,7 +161,7 @@ class EngineActor:
         seed: int,
         location: str,
         meeting: Meeting | None,
-    ) -> tuple[Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, dict[str, Any]]:
         """The engine makes room first, and is opened again for the next rollouts."""
         self._let_go()
         checkpoints = open_checkpoints(location)
@@ -186,6 +189,9 @@ class _There:
 
     def load(self, name: str) -> Any:
         return self.checkpoints.load(name)
+
+    def table(self, name: str, table: str) -> Dataset:
+        return self.checkpoints.table(name, table)
 
     def stop_if_asked(self) -> None:
         pass

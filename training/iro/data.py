@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from iro_server.engines.base import Engine, ModelInfo
 from iro_server.engines.prompts import item_prompt_ids
 from iro_server.graders import Grader
+from iro_server.row_files import format_of, table_rows
 from training.iro.config import AlignConfig
 from training.iro.seeds import SPLIT
 from training.run import rng_of
@@ -61,32 +63,70 @@ class Slice:
     heldout: list[Prompt]
 
 
+@dataclass(frozen=True)
+class Split:
+    """A job's prompts by purpose; no prompt's text serves two purposes.
+
+    ``slices``: an iteration's each. ``validation``: choose the best iteration. ``check``: compare that iteration with
+    the frozen model once, at the end; the validation prompts themselves where there is only one.
+    """
+
+    slices: list[Slice]
+    validation: list[Prompt]
+    check: list[Prompt]
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a JSONL, Parquet or CSV file, each with its place, such as "line 3". ValueError with the place.
+
+    JSONL is read line by line, not by way of Arrow, which would give every row the fields of all.
+    """
+    if (format := format_of(path)) is not None:
+        for number, item in enumerate(table_rows(path, format), 1):
+            yield f"row {number}", item
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                item = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            yield f"line {number}", item
+
+
 def load_prompts(path: Path, param: str, engine: Described, max_tokens: int) -> list[Prompt]:
-    """The rows of a JSONL file. AlignError with the line number for one that is no row, or too long for the model."""
+    """The rows of a file. AlignError with the number of one that is no row, or too long for the model."""
     prompts: list[Prompt] = []
     room = engine.info.max_length - max_tokens
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
+    rows = numbered_rows(path)
+    while (row := _next(rows, path, param)) is not None:
+        place, item = row
         try:
-            item = json.loads(line)
             if not isinstance(item, dict) or ("messages" in item) == ("prompt" in item):
                 raise ValueError('not an object with either "messages" or "prompt"')
             token_ids = item_prompt_ids(engine.tokenizer, item)
         except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render
-            raise AlignError(f"{path.name}, line {number}: {error}", param=param) from error
+            raise AlignError(f"{path.name}, {place}: {error}", param=param) from error
         if not 0 < len(token_ids) <= room:
-            raise AlignError(f"{path.name}, line {number}: {len(token_ids)} tokens; 1 to {room} fit", param=param)
+            raise AlignError(f"{path.name}, {place}: {len(token_ids)} tokens; 1 to {room} fit", param=param)
         prompts.append(Prompt(len(prompts), tuple(token_ids), item))
     if not prompts:
         raise AlignError(f"{path.name} has no rows", param=param)
     return prompts
 
 
+def _next(rows: Iterator[tuple[str, Any]], path: Path, param: str) -> tuple[str, Any] | None:
+    try:
+        return next(rows, None)
+    except ValueError as error:
+        raise AlignError(f"{path.name}, {error}", param=param) from error
+
+
 def check(config: AlignConfig, engine: Described, grader: Grader) -> list[str]:
     """Warnings about the files. AlignError where nothing could come of them: what can be known before anything runs."""
-    slices, validation = split(config, engine, rng_of(config.seed, SPLIT))
-    training = [prompt for part in slices for prompt in [*part.train, *part.heldout]]
+    parts = split(config, engine, rng_of(config.seed, SPLIT))
+    training = [prompt for part in parts.slices for prompt in [*part.train, *part.heldout]]
+    validation = [*parts.validation, *parts.check]
     warnings = []
     for field in sorted(grader.item_fields()):
         for prompts, param in ((training, "training_file"), (validation, "validation_file")):
@@ -99,29 +139,49 @@ def check(config: AlignConfig, engine: Described, grader: Grader) -> list[str]:
     return warnings
 
 
-def split(config: AlignConfig, engine: Described, rng: np.random.Generator) -> tuple[list[Slice], list[Prompt]]:
-    """Disjoint slices, one an iteration, and the validation prompts, which occur in none of them."""
-    training = load_prompts(config.training_file, "training_file", engine, config.max_tokens)
-    training = [training[i] for i in rng.permutation(len(training))]
+def split(config: AlignConfig, engine: Described, rng: np.random.Generator) -> Split:
+    """Disjoint slices, one an iteration, and prompts for validation and for the final check, which occur in none.
+
+    Rows of the same prompt stay together, whatever else they hold.
+    """
+    rows = load_prompts(config.training_file, "training_file", engine, config.max_tokens)
+    training = by_text([rows[i] for i in rng.permutation(len(rows))])
     if config.validation_file:
-        validation = load_prompts(config.validation_file, "validation_file", engine, config.max_tokens)
+        pool = by_text(load_prompts(config.validation_file, "validation_file", engine, config.max_tokens))
     else:
-        validation = training[: max(1, len(training) // 4)]
-    validation = validation[: config.validation_prompts]
-    seen = {prompt.token_ids for prompt in validation}
-    rows = len(training)
-    training = [prompt for prompt in training if prompt.token_ids not in seen]
+        pool = training[: max(1, len(training) // 4)]
+    pool = pool[: 2 * config.validation_prompts]
+    half = math.ceil(len(pool) / 2)
+    reserved = {group[0].token_ids for group in pool}
+    training = [group for group in training if group[0].token_ids not in reserved]
     share = len(training) // config.iterations
     if share < 2:
         raise AlignError(
             f"{len(training)} training prompts are too few for {config.iterations} iterations of 2"
-            + f" (of {rows} rows; the others are validation prompts)" * (rows > len(training)),
+            + f" (of {len(rows)} rows; the others are validation prompts, or repeat a prompt)"
+            * (len(rows) > len(training)),
             param="training_file",
         )
     size = min(config.prompts_per_iteration or share, share)
-    return [_slice(training[t * size : (t + 1) * size]) for t in range(config.iterations)], validation
+    return Split(
+        slices=[_slice(training[t * size : (t + 1) * size]) for t in range(config.iterations)],
+        validation=_flat(pool[:half]),
+        check=_flat(pool[half:] or pool),
+    )
 
 
-def _slice(prompts: Sequence[Prompt]) -> Slice:
-    heldout = max(1, round(len(prompts) * HELDOUT_SHARE))
-    return Slice(train=list(prompts[heldout:]), heldout=list(prompts[:heldout]))
+def by_text(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """Rows of equal prompts together, in the order of their first."""
+    groups: dict[tuple[int, ...], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.token_ids, []).append(prompt)
+    return list(groups.values())
+
+
+def _slice(groups: Sequence[list[Prompt]]) -> Slice:
+    heldout = max(1, round(len(groups) * HELDOUT_SHARE))
+    return Slice(train=_flat(groups[heldout:]), heldout=_flat(groups[:heldout]))
+
+
+def _flat(groups: Sequence[list[Prompt]]) -> list[Prompt]:
+    return [prompt for group in groups for prompt in group]

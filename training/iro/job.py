@@ -13,6 +13,8 @@ from training.iro.config import AlignConfig
 from training.run import Job, Run
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from iro_server.placement import Placement
 
 
@@ -64,6 +66,12 @@ def draw(folder: Any) -> None:
     draw(folder)
 
 
+def export(folder: Path) -> Dataset:
+    from training.iro.export import export_rollouts
+
+    return export_rollouts(folder)
+
+
 SMOKE_GRADER = {"type": "python", "source": "def grade(sample, item): return sample['output_text'].count('e')"}
 
 JOB = Job(
@@ -88,10 +96,12 @@ JOB = Job(
             "num_successors": 4,
             "chunk_length": 8,
             "selection": "diversity",
+            "guided_searches": 1,
             "rollouts_per_prompt": 16,
             "validation_prompts": 32,
         },
     },
     draw=draw,
     check=check,
+    export=export,
 )

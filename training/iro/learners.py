@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,18 +13,27 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
-from training.iro.diagnostics import diagnose, mean_and_error
+from training.iro.diagnostics import diagnose
 from training.iro.fit import Graded, Shards, fit_head
 from training.iro.rollouts import commonest_tokens
 from training.iro.values import Stack
-from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, features, fit_lora
+from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, fit_lora
 from value_heads.heads import Head
+
+
+class Learned(NamedTuple):
+    """``stack``: the stack before with a value function more, its beta 1. ``judged``: the same without the held-out
+    prompts in the fit. ``report``: diagnostics of ``judged`` on the held-out prompts."""
+
+    stack: Stack
+    judged: Stack
+    report: dict[str, Any]
 
 
 class Learner(Protocol):
     @property
-    def layers(self) -> tuple[int, ...]:
-        """Hidden layers that rollouts have to keep."""
+    def spec(self) -> FeatureSpec | None:
+        """What rollouts have to store for its fits, counts of tokens apart; None: tokens alone."""
         ...
 
     @property
@@ -31,8 +41,8 @@ class Learner(Protocol):
         """Whether several processes fit it sooner than one."""
         ...
 
-    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
-        """The stack ``before`` with a value function more, its beta 1; and diagnostics on the held-out shards."""
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
+        """A value function more on top of ``before``."""
         ...
 
 
@@ -44,26 +54,21 @@ class HeadLearner:
     def __init__(self, config: AlignConfig, spec: FeatureSpec):
         self.config, self.spec = config, spec
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return self.spec.layers
-
-    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
         spec = self.spec.model_copy(update={"counted": self._counted(train, heldout)})
         fitted = fit_head(self.config, spec, train, heldout, seed)
         judged = _push(before, fitted.judged)
 
         def new(graded: Graded) -> Tensor:
-            values_RT = fitted.judged(features(spec, graded.hidden))
-            return values_RT.sigmoid() if self.config.loss == "bce" else values_RT
+            values_N = fitted.judged(graded.features(spec))
+            return values_N.sigmoid() if self.config.loss == "bce" else values_N
 
-        report = diagnose(heldout, new, lambda graded: judged.values(graded.hidden))
-        return _push(before, fitted.head), {"setting": fitted.setting} | report
+        report = diagnose(heldout, new, lambda graded: graded.values(judged))
+        return Learned(_push(before, fitted.head), judged, {"setting": fitted.setting} | report)
 
     def _counted(self, *parts: Shards) -> tuple[int, ...]:
         """The commonest tokens of this iteration's rollouts: what guidance favours shifts from one to the next."""
-        shards = (part.graded(index) for part in parts for index in range(len(part)))
-        return commonest_tokens((row for graded in shards for row in graded.tokens), self.config.counted_tokens)
+        return commonest_tokens(chain.from_iterable(part.completions() for part in parts), self.config.counted_tokens)
 
 
 def _push(before: Stack | None, head: Head) -> ValueStack:
@@ -76,14 +81,14 @@ def _push(before: Stack | None, head: Head) -> ValueStack:
 class LoraLearner:
     """A LoRA adapter an iteration on a backbone apart from the engine: the frozen model's own first layers."""
 
-    layers: tuple[int, ...] = ()
+    spec: FeatureSpec | None = None
     spreads = True
 
     def __init__(self, config: AlignConfig, num_layers: int, prompts: Mapping[int, Prompt]):
         self.config, self.prompts = config, prompts
         self.num_layers = config.backbone_layers or math.ceil(num_layers / 3)
 
-    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
         assert not isinstance(before, ValueStack) and self.config.model_dir is not None
         backbone = before.backbone if before else LoraBackbone(self.config.model_dir, self.num_layers)
         betas = (*(before.betas if before else ()), 1.0)
@@ -99,14 +104,15 @@ class LoraLearner:
         )
 
         def new(graded: Graded) -> Tensor:
-            values_RT = self._values(backbone, len(betas) - 1, graded)
-            return values_RT.sigmoid() if self.config.loss == "bce" else values_RT
+            values_N = self._values(backbone, len(betas) - 1, graded)
+            return values_N.sigmoid() if self.config.loss == "bce" else values_N
 
         def whole(graded: Graded) -> Tensor:
             return torch.stack([self._values(backbone, t, graded) / beta for t, beta in enumerate(betas)]).sum(0)
 
         best = max(scores, key=scores.__getitem__)
-        return LoraValues(backbone, betas), {"setting": best} | diagnose(heldout, new, whole)
+        stack = LoraValues(backbone, betas)  # held-out prompts chose its epoch, and taught it nothing
+        return Learned(stack, stack, {"setting": best} | diagnose(heldout, new, whole))
 
     def _examples(self, shards: Shards) -> list[Example]:
         return [
@@ -118,7 +124,7 @@ class LoraLearner:
         ]
 
     def _values(self, backbone: LoraBackbone, iteration: int, graded: Graded) -> Tensor:
-        """[R, T] at response tokens; zero at padding."""
+        """[N] at the prefixes of its completions."""
         starts = [len(self.prompts[prompt].token_ids) for prompt in graded.prompt_R.tolist()]
         rows = [
             torch.tensor([*self.prompts[prompt].token_ids, *tokens])
@@ -126,7 +132,7 @@ class LoraLearner:
         ]
         values_RS = backbone.values(iteration, pad_sequence(rows, batch_first=True)).cpu()
         pieces = [values_S[start : len(row)] for values_S, start, row in zip(values_RS, starts, rows, strict=True)]
-        return pad_sequence(pieces, batch_first=True)
+        return graded.at_prefixes(pad_sequence(pieces, batch_first=True))
 
 
 class BetterLearner:
@@ -138,16 +144,15 @@ class BetterLearner:
         self.heads, self.lora = heads, lora
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        return self.heads.layers
+    def spec(self) -> FeatureSpec | None:
+        return self.heads.spec
 
-    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
         if before is not None:
             learner = self.lora if isinstance(before, LoraValues) else self.heads
             return learner.fit(before, train, heldout, seed)
         linear, lora = (learner.fit(None, train, heldout, seed) for learner in (self.heads, self.lora))
-        by_heads, by_lora = (mean_and_error(found["correlation"])[0] for _, found in (linear, lora))
-        better, report = lora if by_lora > by_heads else linear
-        name = "lora" if report is lora[1] else "linear"
+        by_heads, by_lora = (learned.report["overall"]["correlation"] for learned in (linear, lora))
+        name, better = ("lora", lora) if by_lora > by_heads else ("linear", linear)
         told = f"Value functions are {name}: held-out correlation {by_heads:.3f} by linear ones, {by_lora:.3f} by lora"
-        return better, report | {"told": told}
+        return better._replace(report=better.report | {"told": told})
