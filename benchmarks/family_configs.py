@@ -84,6 +84,15 @@ QWEN4 = {
     "indexer_budget": 12,
     "indexer_compress_ratio": 4,
 }
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": SPAN,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "llama_4_scaling_beta": 0.5,
+}
 CHANGES: dict[str, dict[str, Any]] = {  # what a family's validation asks for, and layers of each of its kinds
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
@@ -93,6 +102,12 @@ CHANGES: dict[str, dict[str, Any]] = {  # what a family's validation asks for, a
     "kimi_linear": {"n_group": 1, "topk_group": 1},
     "longcat_flash": {"head_dim": 8},
     "mamba2": {"num_heads": 8},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 3,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
+    "ministral3": {"rope_parameters": MINISTRAL3_ROPE},
     "phimoe": {"sliding_window": 256},  # the published model's, as long as its longest text
     "qwen2_moe": {"use_sliding_window": False},  # as published
     "qwen4_exp": {"text_config": QWEN4},
