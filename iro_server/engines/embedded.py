@@ -189,7 +189,7 @@ class EmbeddedEngine:
 
 def prefill_budget(device: str, attention_span: float) -> PrefillBudget:
     """A step reads the weights in the time of some 32 tokens' arithmetic on a CPU, of 256 on a GPU."""
-    step_units, max_units = (256, 2048) if device == "cuda" else (32, 512)
+    step_units, max_units = (256, 2048) if device == "cuda" else (32, 256)
     return PrefillBudget(step_units, max_units, attention_span)
 
 

@@ -69,7 +69,7 @@ def test_prompts_read_in_parts_beside_each_other_equal_a_full_forward_pass(
 
     for prompt, chunks in zip(prompts, asyncio.run(all_at_once()), strict=True):
         assert_equal_to_full_pass(model_dir, prompt, chunks)
-    assert max(step_tokens) <= 512
+    assert max(step_tokens) <= 256
 
 
 async def stream(engine: EmbeddedEngine, prompt: list[int], chunks: int) -> torch.Tensor:
