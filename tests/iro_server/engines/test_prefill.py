@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from iro_server.api.generation import Generation, generate
+from iro_server.api.registry import Defaults, ServedModel
+from iro_server.api.text import Detokenizer
+from iro_server.decoding.base import SearchParams
 from iro_server.engines.base import Chunk, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from tests.iro_server.engines.tiny import random_prompt, save_tiny_model
@@ -152,6 +157,44 @@ def test_sharing_a_prompt_changes_no_bit(engine: EmbeddedEngine, length: int) ->
             torch.testing.assert_close(one.logprobs_RL, other.logprobs_RL, atol=1e-5, rtol=0)
     for a, b in zip(shared, asyncio.run(run_in_turn()), strict=True):
         assert all(torch.equal(one.tokens_RL, other.tokens_RL) for one, other in zip(a, b, strict=True))
+
+
+def test_choices_of_one_request_read_its_prompt_once(engine: EmbeddedEngine, step_tokens: list[int]) -> None:
+    """``n`` plain samples as the API makes them, each a session of its own."""
+    model = ServedModel("tiny", engine, Defaults())
+    detokenizer = Detokenizer(engine.tokenizer, ())
+    params, sampling = SearchParams(), Sampling(seed=1, salt="project")
+    request = Generation(model, random_prompt(300), params, None, sampling, 1, 5, detokenizer, {})
+    assert len(asyncio.run(generate(request)).choices) == 5
+    assert sum(step_tokens) == 300 + 5
+    assert request.cache_tokens == 300 + 5 * (300 + 1)
+
+
+def test_sessions_in_step_that_share_prompts_are_the_same_to_the_bit(engine: EmbeddedEngine) -> None:
+    """Their callers take another time every time; two prompts are read in parts."""
+    prompts = [random_prompt(length, seed=length) for length in (600, 20, 600, 20, 350, 5)]
+    system = random.SystemRandom()
+
+    async def search(seed: int, prompt: list[int]) -> list[torch.Tensor]:
+        session = await engine.open(prompt, Sampling(seed=seed), LAYERS)
+        states = []
+        for parents in ([0], [1, 3], [0, 0]):
+            await asyncio.sleep(system.uniform(0, 0.02))
+            states.append((await session.extend(parents, 4, 3)).hidden[2])
+        session.close()
+        return states
+
+    async def search_all() -> list[torch.Tensor]:
+        opened = await asyncio.gather(*[search(seed, prompt) for seed, prompt in enumerate(prompts)])
+        return [states for session in opened for states in session]
+
+    def in_step() -> list[torch.Tensor]:
+        with engine.in_step(len(prompts)):
+            return asyncio.run(search_all())
+
+    first = in_step()
+    for states in (in_step(), in_step()):
+        assert all(torch.equal(a, b) for a, b in zip(first, states, strict=True))
 
 
 def allocated_tokens(engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
