@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import threading
 from collections import deque
@@ -31,7 +30,6 @@ from iro_server.engines.scheduler import PrefillBudget, Run, Scheduler, settle
 from iro_server.engines.sequences import ChunkWork, SequenceGroup
 from iro_server.telemetry.metrics import STEP_ROWS
 
-log = logging.getLogger("iro")
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
 
 
@@ -114,8 +112,9 @@ class EmbeddedEngine:
 
     def leave(self, group: SequenceGroup) -> None:
         """Free a session's rows before the next step."""
-        if not self._closed:
-            self._post(lambda: self._scheduler.close(group), Future())
+        with self._wake:  # an engine that closes meanwhile has freed them
+            if not self._closed:
+                self._post(lambda: self._scheduler.close(group), Future())
 
     def close(self) -> None:
         """Stop stepping; chunks in progress fail with CancelledError."""
@@ -174,7 +173,6 @@ class EmbeddedEngine:
         """Those of ``runs`` that failed, and none of the others with them."""
         failures = run_apart(compute, runs)
         for run, failure in failures:
-            log.error("a step failed for one of %d requests", len(runs), exc_info=failure)
             self._scheduler.fail(run, as_memory_error(failure))
         return [run for run, _ in failures]
 

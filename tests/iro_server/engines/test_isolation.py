@@ -81,9 +81,7 @@ def test_a_prompt_that_memory_does_not_hold_fails_the_sessions_that_wait_for_it(
     assert first.tokens_RL.shape == (2, 12) and last.tokens_RL.shape == (5, 12)
 
 
-def test_a_draw_that_fails_fails_its_request_alone(
-    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_draw_that_fails_fails_its_request_alone(engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     from iro_server.engines import model_runner
 
     expected = sample_all(engine, 2, 3, 5)
@@ -96,7 +94,7 @@ def test_a_draw_that_fails_fails_its_request_alone(
 
     monkeypatch.setattr(model_runner, "next_tokens", failing)
     first, second, failure, third = sample_all(engine, 2, 3, 7, 5)
-    assert isinstance(failure, EngineOutOfMemory) and "out of memory" in caplog.text
+    assert isinstance(failure, EngineOutOfMemory)
     for chunk, other in zip((first, second, third), expected, strict=True):
         assert torch.equal(chunk.tokens_RL, other.tokens_RL)
 
