@@ -71,7 +71,9 @@ class AlignConfig(JobConfig):
     chunk_length: int = Field(4, ge=1)
     selection: Selection = "diversity"
     guided_searches: int = Field(
-        4, ge=1, description="independent searches a prompt in guided rollouts, which share its W·K rows; 1: as the paper"
+        4,
+        ge=1,
+        description="independent searches a prompt in guided rollouts, which share its W·K rows",
     )
     max_tokens: int = Field(48, ge=1)
     temperature: float = Field(1.0, gt=0, le=2)

@@ -38,7 +38,7 @@ def engine(model_dir: Path) -> Iterator[EmbeddedEngine]:
 def step_tokens(engine: EmbeddedEngine) -> list[int]:
     """Tokens that each forward pass reads, rows and prompts together."""
     counts: list[int] = []
-    engine.model.base_model.register_forward_pre_hook(
+    engine.frozen.decoder.register_forward_pre_hook(
         lambda module, args, kwargs: counts.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     return counts
