@@ -2,8 +2,8 @@
 
 A session's keys and values lie in segments. Rows that descend from the same beam read the same segment, which is
 stored and read once: the prompt (shared by all rows), the past (one copy a beam), the chunk (one a row). All rows of
-a session are of equal length, so there is neither padding nor a mask. A lone row has all of it in one segment: many
-chats at once cost few calls.
+a session are of equal length, so there is neither padding nor a mask. A lone row of a short prompt has all of it in
+one segment: many chats at once cost few calls.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The frozen model in this process, on transformers: rows of all sessions step in one flat batch.
 
 A step draws every live row's next token, then feeds all of them, and parts of the prompts of sessions that have just
-joined, through the model once. Sessions join and leave between steps. A model for which that is not exact is refused at
-load (`equality.py`).
+joined, through the model once. Sessions join and leave between steps. The forward pass is transformers' own; only
+attention is ours (`attention.py`). A model for which that is not exact is refused at load (`equality.py`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from iro_server.engines.cache import CacheSpec
 from iro_server.engines.frozen_model import FrozenModel
@@ -19,24 +18,22 @@ from iro_server.engines.sequences import SequenceGroup
 class ModelRunner:
     """Draws next tokens and reads runs of tokens. Neither leaves a trace where it raises: both can be tried again."""
 
-    def __init__(self, model: FrozenModel) -> None:
-        self.model = model
-        self._tap = HiddenTap([model.embedding, *model.layers])
+    def __init__(self, frozen: FrozenModel) -> None:
+        self.frozen = frozen
+        self._tap = HiddenTap([frozen.embedding, *frozen.layers])
 
     @property
     def cache_spec(self) -> CacheSpec:
-        weight = self.model.embedding.weight
-        return CacheSpec(*self.model.cache_shape, weight.dtype, weight.device)
+        weight = self.frozen.embedding.weight
+        return CacheSpec(*self.frozen.cache_shape, weight.dtype, weight.device)
 
     @property
     def attention_span(self) -> float:
         """The position at which a token's attention costs as much as its products with the decoder's weights: 2 P
         operations for P weights, 4 D layers for each position before it, D being heads times head size."""
-        spec, heads = self.cache_spec, self.model.decoder.config.num_attention_heads
-        weights = (
-            sum(weight.numel() for weight in self.model.decoder.parameters()) - self.model.embedding.weight.numel()
-        )
-        return max(1.0, weights / (2 * spec.num_layers * heads * spec.head_size))
+        decoder, embedding, spec = self.frozen.decoder, self.frozen.embedding, self.cache_spec
+        weights = sum(weight.numel() for weight in decoder.parameters()) - embedding.weight.numel()
+        return max(1.0, weights / (2 * spec.num_layers * decoder.config.num_attention_heads * spec.head_size))
 
     def draw(self, groups: Sequence[SequenceGroup]) -> None:
         """Every row's next token: one draw for all groups that sample alike. Groups that have drawn are left alone."""
@@ -44,7 +41,7 @@ class ModelRunner:
         if not groups:
             return
         states = torch.cat([group.states for group in groups if group.states is not None])
-        logits = self.model.logits(states)
+        logits = self.frozen.logits(states)
         alike: dict[tuple[Any, ...], list[tuple[SequenceGroup, torch.Tensor]]] = {}
         start = 0
         for group in groups:
@@ -62,7 +59,7 @@ class ModelRunner:
     def read(self, runs: Sequence[Run]) -> list[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
         """Of each run the final hidden states [count, D], and those of its layers."""
         with self._tap.reading({layer for run in runs for layer in run.layers}) as hidden:
-            out = self.model.decoder(
+            out = self.frozen.decoder(
                 input_ids=torch.cat([run.token_ids for run in runs])[None],
                 position_ids=torch.cat([run.positions for run in runs])[None],
                 use_cache=False,
@@ -79,7 +76,7 @@ class ModelRunner:
 class HiddenTap:
     """Reads chosen layers' hidden states out of a forward pass."""
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self._wanted: set[int] = set()
         self._hidden: dict[int, torch.Tensor] = {}
         for index, module in enumerate(modules):
