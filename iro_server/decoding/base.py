@@ -73,7 +73,7 @@ class SearchUsage:
 
 @dataclass
 class SearchResult:
-    """``finals``: every completion left at the end, best first by value (SMC: in resampled order)."""
+    """``finals``: every completion left at the end, best first by value (SMC: in random order)."""
 
     finals: list[Final]
     usage: SearchUsage
