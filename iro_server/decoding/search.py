@@ -50,7 +50,7 @@ async def guided_search(
 
     Args:
         params: W, K, L and the selection rule. ``betas`` are the scorer's concern.
-        sampling: how the frozen model's tokens are drawn; ``stop_ids`` end a row.
+        sampling: how the frozen model's tokens are drawn; ``stop_ids`` end a row. Temperature 0 draws a single row.
         scorer: value functions; without them every value is 0 and the first rows are kept.
         keep_hidden: layers whose hidden states are returned with each final.
         stop_text: a row for which it returns True (given the row's tokens) is finished at this chunk's end.
@@ -64,6 +64,7 @@ async def guided_search(
     if len(prompt_ids) + max_tokens > engine.info.max_length:
         longest = engine.info.max_length
         raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones do not fit the model's {longest}")
+    params = params.drawn_by(sampling)
     metrics.PROMPT_TOKENS.inc(len(prompt_ids))
     with tracing.span("prefill"):
         session = await engine.open(prompt_ids, sampling, layers)

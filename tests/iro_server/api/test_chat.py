@@ -139,6 +139,54 @@ def test_betas_weigh_the_value_functions(client, job):
     assert strong.choices[0].message.content.count("z") > weak.count("z")
 
 
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"seed": 4}])
+def test_temperature_0_is_an_aligned_models_repeatable_answer(served, job, options):
+    greedy = {"model": job.fine_tuned_model, "temperature": 0} | options
+    first, again = (chat(served.client, **greedy) for _ in range(2))
+    text = first.choices[0].message.content
+    assert text == again.choices[0].message.content
+    assert text.count("z") > 0 == chat(served.client, temperature=0).choices[0].message.content.count("z")
+    assert served.engine.sampling.temperature == 0  # of the base model, which stays greedy
+    deltas = [chunk.choices[0].delta.content or "" for chunk in chat(served.client, stream=True, **greedy)]
+    assert "".join(deltas) == text
+    assert served.engine.sampling.temperature == 1.0  # the job's own
+
+
+def test_temperature_0_draws_each_prompt_with_a_seed_of_its_own(served, job):
+    seeds = set()
+    for content in ("hi", "ho", "hi"):
+        chat(served.client, model=job.fine_tuned_model, temperature=0, messages=[{"role": "user", "content": content}])
+        seeds.add(served.engine.sampling.seed)
+    assert len(seeds) == 2 and None not in seeds
+
+
+@pytest.mark.parametrize("selection", ["diversity", "smc"])
+def test_the_n_best_of_an_aligned_models_repeatable_search(client, job, selection):
+    search = {"beam_width": 4, "num_successors": 4, "selection": selection}
+    options = {"model": job.fine_tuned_model, "temperature": 0, "extra_body": {"search": search}}
+    four, one = (chat(client, n=n, **options) for n in (4, 1))
+    counts = [choice.message.content.count("z") for choice in four.choices]
+    assert counts == sorted(counts, reverse=True) and counts[0] > 0  # the value is the number of z's
+    assert four.choices[0].message.content == one.choices[0].message.content
+
+
+@pytest.mark.parametrize("search", [{}, {"beam_width": 2, "num_successors": 4, "chunk_length": 5}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_greedy_row_of_the_base_model_is_drawn_once(client, search, stream):
+    options = {"n": 3, "temperature": 0, "extra_body": {"search": search}}
+    if stream:
+        *chunks, last = chat(client, stream=True, stream_options={"include_usage": True}, **options)
+        texts = [""] * 3
+        for choice in (choice for chunk in chunks for choice in chunk.choices):
+            texts[choice.index] += choice.delta.content or ""
+        usage = last.usage
+    else:
+        answer = chat(client, **options)
+        texts, usage = [choice.message.content for choice in answer.choices], answer.usage
+    assert texts == [SCRIPT] * 3
+    assert usage.completion_tokens == 3 * usage.base_tokens
+
+
 BAD = [
     ({"search": {"beam_width": -1}}, "search.beam_width"),
     ({"search": {"beam_width": "wide"}}, "search.beam_width"),

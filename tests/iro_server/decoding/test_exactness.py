@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from iro_server.decoding.base import SearchParams
+from iro_server.decoding.base import SearchParams, repeatable
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from tests.toy import END, ToyEngine, ToyScorer, enumerate_completions, next_probs
 
 PROMPT, LENGTH = [0, 1], 4
+SEED_OF_1_2_3 = 2243870231560765811
 
 
 def reward(tokens: tuple[int, ...]) -> float:
@@ -147,6 +148,23 @@ def test_equal_base_tokens_whatever_the_chunk() -> None:
         assert usage.base_tokens == engine.sampled
         counts.append(usage.base_tokens)
     assert counts == [48, 48, 48]
+
+
+def test_temperature_0_draws_one_row_however_wide_the_search() -> None:
+    sampling = Sampling(temperature=0.0, seed=0, stop_ids=(END,))
+    params = SearchParams(beam_width=2, num_successors=4, chunk_length=2)
+    engine = ToyEngine()
+    result = asyncio.run(guided_search(engine, PROMPT, params, sampling, 6, ToyScorer(reward)))
+    assert len(result.finals) == 1
+    assert result.usage.base_tokens == engine.sampled == len(result.finals[0].tokens)
+
+
+def test_a_repeatable_seed_belongs_to_the_prompt() -> None:
+    """Written out, since another process, or another version, has to draw the same answer."""
+    greedy = Sampling(temperature=0.0, top_p=0.9)
+    assert repeatable(greedy, 0.7, [1, 2, 3]) == Sampling(temperature=0.7, top_p=0.9, seed=SEED_OF_1_2_3)
+    assert repeatable(greedy, 0.7, [12, 3]).seed != SEED_OF_1_2_3
+    assert repeatable(Sampling(temperature=0.0, seed=5), 0.7, [1, 2, 3]).seed == 5
 
 
 def test_finished_rows_stay_in_the_pool() -> None:
