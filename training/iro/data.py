@@ -101,10 +101,10 @@ def check(config: AlignConfig, engine: Described, grader: Grader) -> list[str]:
 
 def split(config: AlignConfig, engine: Described, rng: np.random.Generator) -> tuple[list[Slice], list[Prompt]]:
     """Disjoint slices, one an iteration, and the validation prompts, which occur in none of them."""
-    training = load_prompts(config.training_file, "training_file", engine, config.max_tokens)
+    training = load_prompts(config.training_file, "training_file", engine, config.least_tokens)
     training = [training[i] for i in rng.permutation(len(training))]
     if config.validation_file:
-        validation = load_prompts(config.validation_file, "validation_file", engine, config.max_tokens)
+        validation = load_prompts(config.validation_file, "validation_file", engine, config.least_tokens)
     else:
         validation = training[: max(1, len(training) // 4)]
     validation = validation[: config.validation_prompts]

@@ -89,6 +89,7 @@ JOB = Job(
             "chunk_length": 8,
             "selection": "diversity",
             "rollouts_per_prompt": 16,
+            "max_tokens": 48,
             "validation_prompts": 32,
         },
     },

@@ -25,6 +25,7 @@ from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
+from training.iro.lengths import with_max_tokens
 from training.iro.rollouts import Batch, guided, plain
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
@@ -41,9 +42,11 @@ def align(config: AlignConfig, run: Run, engine: Described, executor: Executor) 
 
 class Alignment:
     def __init__(self, config: AlignConfig, run: Run, engine: Described, grader: Grader, executor: Executor) -> None:
-        self.config, self.run, self.engine, self.grader, self.executor = config, run, engine, grader, executor
+        self.run, self.engine, self.grader, self.executor = run, engine, grader, executor
         self.bundles = Bundles(engine.info, config.model_dir)
         self.slices, self.held_out = split(config, engine, run.rng(SPLIT))
+        prompts = [*self.held_out, *(p for part in self.slices for p in [*part.train, *part.heldout])]
+        self.config = config = with_max_tokens(config, run, engine, executor, prompts)
         self.grading = Grading(config, run, engine, executor.grader(grader))
         self.validation = Validation(config, run, engine, self.grading, executor)
         self.learner = self.make_learner()
@@ -54,7 +57,9 @@ class Alignment:
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.slices for p in [*part.train, *part.heldout]}
         lora = LoraLearner(self.config, self.engine.info.num_layers, prompts)
-        spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.max_tokens)
+        horizon = self.config.max_tokens
+        assert horizon != "auto"
+        spec = self.config.feature_spec or default_feature_spec(self.engine.info, horizon)
         heads = HeadLearner(self.config, spec)
         match self.config.value_model:
             case "lora":
@@ -83,7 +88,7 @@ class Alignment:
     def planned_steps(self) -> int:
         """Steps of a run that is not stopped early."""
         validation = len(self.shards_of(self.held_out)) * self.config.eval_samples
-        total = validation + 2  # the baseline and the scale of rewards
+        total = validation + 2 + self.run.has("lengths")  # the baseline, the scale of rewards, what was measured
         for step, part in enumerate(self.slices, 1):
             total += 2 * (len(self.shards_of(part.train)) + len(self.shards_of(part.heldout)))
             total += 2 + validation * self.validates(step) + (len(BETA_GRID) + 1) * tries_betas(self.config, step)
@@ -272,6 +277,7 @@ class Alignment:
             self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
         return {
             "best_iteration": best["step"] if rises else None,
+            "max_tokens": self.config.max_tokens,
             "best_checkpoint": best["path"] if rises else None,
             "trained_tokens": sum(row["trained_tokens"] for row in history),
             "baseline": {

@@ -59,10 +59,13 @@ def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dic
     finals' tokens by layer, [N, D] float16, half of what they take in memory.
     """
 
+    max_tokens = config.max_tokens
+    assert max_tokens != "auto"  # measured before the first batch but those that measure it
+
     async def search(prompt: Prompt, seed: int) -> SearchResult:
         sampling = Sampling(config.temperature, seed=seed, stop_ids=engine.info.eos_ids, salt=batch.salt)
         return await guided_search(
-            engine, prompt.token_ids, batch.params, sampling, config.max_tokens, batch.stack, keep_hidden=batch.layers
+            engine, prompt.token_ids, batch.params, sampling, max_tokens, batch.stack, keep_hidden=batch.layers
         )
 
     async def search_all() -> list[SearchResult]:

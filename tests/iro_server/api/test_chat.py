@@ -8,6 +8,7 @@ import pytest
 from iro_server.app import create_app
 from tests.iro_server.api.byte_engine import SCRIPT, ByteEngine
 from tests.iro_server.api.serving import GRADER, conforms, ended, serving, settings_for, start_job, wait_for
+from tests.iro_server.jobs.fake_job import MEASURED
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -55,6 +56,39 @@ def test_a_model_samples_as_its_job_did_unless_told_otherwise(served):
     assert (served.engine.sampling.temperature, answer.usage.completion_tokens) == (0.7, 5)
     answer = chat(served.client, model=model.id, temperature=1.3, max_tokens=6)
     assert (served.engine.sampling.temperature, answer.usage.completion_tokens) == (1.3, 6)
+
+
+def test_a_model_answers_as_long_as_its_job_measured(served):
+    """A checkpoint does so too while the job still runs."""
+    job = ended(served.client, start_job(served.client, max_tokens="auto"))
+    checkpoint = served.client.fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+    assert served.client.models.retrieve(job.fine_tuned_model).iro["max_tokens"] == MEASURED
+    for model in (job.fine_tuned_model, checkpoint):
+        answer = chat(served.client, model=model)
+        assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", MEASURED)
+
+
+SCRIPT_TOKENS = len(SCRIPT.encode()) + 1  # the end token
+SEARCH = {"beam_width": 2, "num_successors": 3, "chunk_length": 4}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("search", [{}, SEARCH, SEARCH | {"selection": "smc"}])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"max_tokens": SCRIPT_TOKENS}, "stop"),
+        ({"max_tokens": SCRIPT_TOKENS - 1}, "length"),  # all but the end token: the whole text, and it was cut
+        ({"max_tokens": 8}, "length"),
+        ({"max_tokens": 8, "stop": "!"}, "length"),
+        ({"max_tokens": 8, "stop": ["z", "o"]}, "stop"),
+    ],
+)
+def test_a_cut_answer_says_length(client, job, stream, search, options, reason):
+    for model in ("bytes", job.fine_tuned_model):
+        answer = chat(client, model=model, seed=2, stream=stream, extra_body={"search": search}, **options)
+        last = list(answer)[-1] if stream else answer
+        assert last.choices[0].finish_reason == reason
 
 
 def test_max_tokens_ends_a_completion(client):
