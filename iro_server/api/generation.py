@@ -112,8 +112,8 @@ async def _best_by_grader(request: Generation, choices: list[Choice]) -> list[Ch
     """``n`` choices, best reward first; what cannot be graded comes last. 400 where nothing can."""
     assert request.model.grader is not None
     samples = [(Sample(choice.text), request.item) for choice in choices]
-    with graded(request.model.grader.type):
-        grades = await asyncio.to_thread(request.model.grader.grade_many, samples)
+    with request.model.grader.use() as grader, graded(grader.type):
+        grades = await asyncio.to_thread(grader.grade_many, samples)
     if all(grade.error for grade in grades):
         raise bad_request(f"The model's grader could grade no completion: {grades[0].error}", "search.pick")
     rewards = [-math.inf if grade.error else grade.reward for grade in grades]

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
@@ -119,14 +118,8 @@ class LoraLearner:
 
     def _values(self, backbone: LoraBackbone, iteration: int, graded: Graded) -> Tensor:
         """[R, T] at response tokens; zero at padding."""
-        starts = [len(self.prompts[prompt].token_ids) for prompt in graded.prompt_R.tolist()]
-        rows = [
-            torch.tensor([*self.prompts[prompt].token_ids, *tokens])
-            for prompt, tokens in zip(graded.prompt_R.tolist(), graded.tokens, strict=True)
-        ]
-        values_RS = backbone.values(iteration, pad_sequence(rows, batch_first=True)).cpu()
-        pieces = [values_S[start : len(row)] for values_S, start, row in zip(values_RS, starts, rows, strict=True)]
-        return pad_sequence(pieces, batch_first=True)
+        prompts = [self.prompts[prompt].token_ids for prompt in graded.prompt_R.tolist()]
+        return backbone.response_values(iteration, prompts, graded.tokens).cpu() * graded.mask_RT
 
 
 class BetterLearner:
