@@ -14,17 +14,27 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 from torch import Tensor
 
-POSITION = "position"
+POSITION, LENGTH, FINISHED = "position", "length", "finished"
 TOKENS = -1
-"""Key of the token ids [R, L] among the hidden states, for specs that count tokens; an id below 0 counts nowhere."""
+"""Key of the token ids [R, L] among the hidden states, for specs that count tokens or know stop ids; an id below 0
+counts nowhere."""
+STOPPED = -2
+"""Key among states [R, L, 1]: 1 where the token is a stop id, else 0."""
+
+KNOTS = (1, 2, 3, *(size * quarter // 4 for size in (2**n for n in range(2, 14)) for quarter in (4, 5, 6, 7)), 2**14)
+"""Token numbers between which length features are linear: every token up to 8, then four an octave."""
 
 
 class Block(NamedTuple):
-    """One stretch of the feature vector, D wide (``position``: one wide)."""
+    """One stretch of the feature vector, D wide where it reads a hidden layer."""
 
-    kind: str  # "current", "sum", "mean" or "position"
+    kind: str  # "current", "sum", "mean", "position", "length" or "finished"
     layer: int = 0
     decay: float = 1.0
+
+    @property
+    def reads_states(self) -> bool:
+        return self.kind in ("current", "sum", "mean")
 
 
 Sums = dict[tuple[int, float], Tensor]
@@ -37,6 +47,8 @@ class FeatureSpec(BaseModel):
     ``current``: h_t. ``summed``: sum_{i<=t} h_i / sqrt(horizon). ``averaged``: sum_{i<=t} h_i / t.
     ``decayed``: (layer, g) -> sum_{i<=t} g^(t-i) h_i / sqrt(horizon). ``position``: t / horizon.
     ``counted``: token ids; how often each is among y_1..y_t, / sqrt(horizon): a linear head has a weight for each.
+    ``stop_ids``: of the frozen model. With them a head has a piecewise linear function of t (``length``), and another
+    that is added where y_t is one of them (``finished``): what tells a finished response from an unfinished one.
     ``horizon`` is the response length, in tokens, that brings sums and states to one size.
     """
 
@@ -47,6 +59,7 @@ class FeatureSpec(BaseModel):
     averaged: tuple[NonNegativeInt, ...] = ()
     decayed: tuple[tuple[NonNegativeInt, Annotated[float, Field(gt=0, lt=1)]], ...] = ()
     counted: tuple[NonNegativeInt, ...] = ()
+    stop_ids: tuple[NonNegativeInt, ...] = ()
     position: bool = True
     horizon: int = Field(48, ge=1)
 
@@ -54,8 +67,9 @@ class FeatureSpec(BaseModel):
     def _some_layer_and_none_twice(self) -> FeatureSpec:
         if not self.layers:
             raise ValueError("a FeatureSpec reads at least one layer")
-        if list(self.counted) != sorted(set(self.counted)):
-            raise ValueError("counted token ids are sorted, each named once")
+        for name in ("counted", "stop_ids"):
+            if list(getattr(self, name)) != sorted(set(getattr(self, name))):
+                raise ValueError(f"{name}: token ids are sorted, each named once")
         if len(set(self.blocks)) < len(self.blocks):
             raise ValueError("a FeatureSpec names each layer once per kind")
         return self
@@ -68,19 +82,20 @@ class FeatureSpec(BaseModel):
         blocks += [Block("mean", layer) for layer in self.averaged]
         blocks += [Block("sum", layer, decay) for layer, decay in self.decayed]
         blocks += [Block("sum", TOKENS)] if self.counted else []
+        blocks += [Block(LENGTH), Block(FINISHED)] if self.stop_ids else []
         return (*blocks, Block(POSITION)) if self.position else tuple(blocks)
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Hidden layers the model has to report, sorted."""
-        return tuple(sorted({block.layer for block in self.blocks if block.kind != POSITION} - {TOKENS}))
+        return tuple(sorted({block.layer for block in self.blocks if block.reads_states} - {TOKENS}))
 
     def width(self, hidden_size: int) -> int:
         return sum(self.block_width(block, hidden_size) for block in self.blocks)
 
     def block_width(self, block: Block, hidden_size: int) -> int:
-        if block.kind == POSITION:
-            return 1
+        if not block.reads_states:
+            return {POSITION: 1, LENGTH: len(KNOTS) - 1, FINISHED: len(KNOTS)}[block.kind]
         return len(self.counted) if block.layer == TOKENS else hidden_size
 
     def scale(self, block: Block) -> float:
@@ -89,13 +104,22 @@ class FeatureSpec(BaseModel):
 
 
 def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
-    """The smallest spec whose blocks contain those of every given one; its horizon is the longest."""
+    """The smallest spec whose blocks contain those of every given one; its horizon is the longest.
+
+    Raises ValueError where two specs have different stop ids: their ``finished`` features are not the same.
+    """
+    stop_ids = {spec.stop_ids for spec in specs if spec.stop_ids}
+    if len(stop_ids) > 1:
+        raise ValueError(
+            f"value functions of one stack have one model's stop ids, not {sorted(stop_ids)}: fit them anew"
+        )
 
     def merged(name: str) -> tuple:
         return tuple(sorted({entry for spec in specs for entry in getattr(spec, name)}))
 
     return FeatureSpec(
         **{name: merged(name) for name in ("current", "summed", "averaged", "decayed", "counted")},
+        stop_ids=max(stop_ids, default=()),
         position=any(spec.position for spec in specs),
         horizon=max(spec.horizon for spec in specs),
     )
@@ -106,7 +130,7 @@ def features(
 ) -> Tensor:
     """Features at every token of R rows: [R, L, F] in float32.
 
-    hidden[layer]: [R, L, D] at tokens start+1 … start+L, and hidden[TOKENS]: [R, L] where ids are counted;
+    hidden[layer]: [R, L, D] at tokens start+1 … start+L; hidden[TOKENS]: [R, L], for counted and stop ids;
     ``carried``: sums over the ``start`` tokens before.
     Padding at a row's end changes nothing before it; what is returned at the padding means nothing.
     """
@@ -119,7 +143,7 @@ def features(
 def last_states(
     spec: FeatureSpec, carried: Sums | None, hidden: dict[int, Tensor], lengths_R: Tensor, start: int | Tensor
 ) -> tuple[dict[int, Tensor], Sums, Tensor]:
-    """Hidden states [R, D] and sums [R, D] at each row's last counted token, and that token's number t [R]."""
+    """States [R, D] and sums [R, D] at each row's last counted token, and that token's number t [R]."""
     any_layer = next(iter(hidden.values()))
     device, (rows, length) = any_layer.device, any_layer.shape[:2]
     lengths_R = lengths_R.to(device)
@@ -137,7 +161,10 @@ def last_states(
             total_RD = total_RD + decay ** lengths_R[:, None] * carried[layer, decay]
         sums[layer, decay] = total_RD
     t_R = torch.as_tensor(start, device=device) + lengths_R
-    return {layer: hidden[layer][row_R, last_R].float() for layer in spec.layers}, sums, t_R
+    states = {layer: hidden[layer][row_R, last_R].float() for layer in spec.layers}
+    if spec.stop_ids:
+        states[STOPPED] = _stopped(spec, hidden[TOKENS][row_R, last_R])
+    return states, sums, t_R
 
 
 def _sum_keys(spec: FeatureSpec) -> list[tuple[int, float]]:
@@ -159,13 +186,29 @@ def _places(spec: FeatureSpec, tokens_RL: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_states(spec: FeatureSpec, hidden: dict[int, Tensor]) -> dict[int, Tensor]:
-    """What a spec sums and reads, [R, L, width] each: hidden states, and the counted tokens one-hot."""
+    """What a spec sums and reads, [R, L, width] each: hidden states, counted tokens one-hot, STOPPED."""
     states = {layer: hidden[layer].float() for layer in spec.layers}
     if spec.counted:
         place_RL, found_RL = _places(spec, hidden[TOKENS])
         one_hot = torch.zeros(*place_RL.shape, len(spec.counted), device=place_RL.device)
         states[TOKENS] = one_hot.scatter_(-1, place_RL[..., None], found_RL[..., None].float())
+    if spec.stop_ids:
+        states[STOPPED] = _stopped(spec, hidden[TOKENS])
     return states
+
+
+def _stopped(spec: FeatureSpec, tokens: Tensor) -> Tensor:
+    """[...] -> [..., 1]: 1 where the token is a stop id."""
+    return torch.isin(tokens, torch.tensor(spec.stop_ids, device=tokens.device)).float()[..., None]
+
+
+def ramps(t: Tensor) -> Tensor:
+    """[..., 1] -> [..., len(KNOTS) - 1]: the n-th rises from 0 at knot n to 1 at the next, and stays there.
+
+    A weighted sum of them is a piecewise linear function of t, constant beyond the lengths that a fit has seen.
+    """
+    knots = torch.tensor(KNOTS, dtype=t.dtype, device=t.device)
+    return ((t - knots[:-1]) / knots.diff()).clamp(0, 1)
 
 
 def running_sums(spec: FeatureSpec, states: dict[int, Tensor], carried: Sums | None) -> Sums:
@@ -191,6 +234,10 @@ def assemble(spec: FeatureSpec, states: dict[int, Tensor], sums: Sums, t: Tensor
                 raw = sums[block.layer, block.decay]
             case "mean":
                 raw = sums[block.layer, block.decay] / t
+            case "length":
+                raw = ramps(t)
+            case "finished":
+                raw = states[STOPPED] * torch.cat([torch.ones_like(t), ramps(t)], -1)
             case _:
                 raw = t
         pieces.append(raw * spec.scale(block))

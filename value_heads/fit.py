@@ -24,7 +24,8 @@ ALPHAS = tuple(float(10 ** (k / 2)) for k in range(-8, 3))
 
 
 class Rows(NamedTuple):
-    """A batch of response prefixes. A group is one prompt at one token number, and lies whole in one batch."""
+    """A batch of response prefixes. A group is what one prompt's search compares after one chunk; it lies whole in one
+    batch."""
 
     features: Tensor  # [N, F]
     targets: Tensor  # [N]
@@ -41,6 +42,33 @@ class HeadFit:
     scores: dict[float, float]
 
 
+class Pools(NamedTuple):
+    """What searches compare, row by row: response ``rows`` at its token number ``t``, in group (prompt, chunk)."""
+
+    rows: Tensor  # [N] int64
+    t: Tensor  # [N] int64, from 1
+    weights: Tensor  # [N] float64, positive
+    groups: Tensor  # [N] int64
+
+
+def pools(lengths_R: Tensor, prompt_ids_R: Tensor, weights_R: Tensor | None = None, stride: int = 1) -> Pools:
+    """R responses as searches compare them, after every chunk of ``stride`` tokens: each at its last token by then.
+
+    A group holds all of a prompt's responses, as a search's pool does: those that go on, at the chunk's last token, and
+    those that have ended, at their own. It weighs as the share of its responses that grew in the chunk; chunks in which
+    none did are left out.
+    """
+    ends_C = torch.arange(stride, int(lengths_R.max()) + stride, stride)
+    t_RC = torch.minimum(ends_C, lengths_R[:, None])
+    grew_RC = (ends_C - stride < lengths_R[:, None]).double()
+    weight_R = torch.ones(len(lengths_R)).double() if weights_R is None else weights_R.double()
+    _, prompt_R = prompt_ids_R.unique(return_inverse=True)
+    share_RC = grew_RC - _less_group_mean(grew_RC, weight_R, prompt_R)
+    row_N, chunk_N = (share_RC > 0).nonzero(as_tuple=True)
+    weight_N = weight_R[row_N] * share_RC[row_N, chunk_N]
+    return Pools(row_N, t_RC[row_N, chunk_N], weight_N, prompt_ids_R[row_N] * len(ends_C) + chunk_N)
+
+
 def response_rows(
     features_RLF: Tensor,
     targets: Tensor,
@@ -49,20 +77,10 @@ def response_rows(
     weights_R: Tensor | None = None,
     stride: int = 1,
 ) -> Rows:
-    """Counted tokens of R responses as rows. targets: terminal rewards [R], or one a token [R, L].
-
-    ``stride`` n takes every n-th token and the last: neighbouring prefixes tell a fit much the same.
-    """
-    rows, length, _ = features_RLF.shape
-    t_L = torch.arange(length)
-    counted_RL = t_L < lengths_R[:, None]
-    counted_RL &= ((t_L + 1) % stride == 0) | (t_L == lengths_R[:, None] - 1)
-    target_RL = targets[:, None].expand(rows, length) if targets.ndim == 1 else targets
-    weight_RL = torch.ones(rows, length) if weights_R is None else weights_R[:, None].expand(rows, length)
-    group_RL = prompt_ids_R[:, None] * length + t_L
-    return Rows(
-        features_RLF[counted_RL], target_RL[counted_RL].float(), weight_RL[counted_RL].float(), group_RL[counted_RL]
-    )
+    """``pools`` of R responses, as rows of a fit. targets: terminal rewards [R], or one a token [R, L]."""
+    row_N, t_N, weight_N, group_N = pools(lengths_R, prompt_ids_R, weights_R, stride)
+    target_N = targets[row_N] if targets.ndim == 1 else targets[row_N, t_N - 1]
+    return Rows(features_RLF[row_N, t_N - 1], target_N.float(), weight_N.float(), group_N)
 
 
 def lambda_returns(values_NT: Tensor, rewards_N: Tensor, mask_NT: Tensor, lam: float) -> Tensor:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from value_heads import BundleMismatch, FeatureSpec, LinearHead, MLPHead, ValueStack, load_bundle, save_bundle
+from value_heads.features import TOKENS
 
 SIZE = 4
 HASHES = {"model_hash": "a" * 64, "template_hash": "b" * 64}
@@ -15,7 +16,7 @@ HASHES = {"model_hash": "a" * 64, "template_hash": "b" * 64}
 
 def stack(seed: int, iterations: int) -> ValueStack:
     torch.manual_seed(seed)
-    spec = FeatureSpec(current=(1,), summed=(0,), decayed=((1, 0.5),), horizon=10)
+    spec = FeatureSpec(current=(1,), summed=(0,), decayed=((1, 0.5),), stop_ids=(2,), horizon=10)
     width = spec.width(SIZE)
     heads = [LinearHead(spec, torch.randn(width), 0.1 * seed) for _ in range(iterations)]
     return ValueStack(
@@ -30,10 +31,22 @@ def test_roundtrip_is_exact(tmp_path_factory, seed, iterations):
     saved = stack(seed, iterations)
     save_bundle(directory, saved, **HASHES, metrics={"reward": 1.5})
     loaded = load_bundle(directory, **HASHES)
-    hidden = {layer: torch.randn(2, 5, SIZE) for layer in (0, 1)}
+    hidden = {layer: torch.randn(2, 5, SIZE) for layer in (0, 1)} | {TOKENS: torch.tensor([[5, 3, 2, -1, -1], [3] * 5])}
     assert torch.equal(loaded.values(hidden), saved.values(hidden))
     assert loaded.betas == saved.betas and loaded.layers == saved.layers
     assert json.loads((directory / "manifest.json").read_text())["metrics"] == {"reward": 1.5}
+
+
+def test_a_bundle_from_before_stop_ids_loads(tmp_path):
+    """A manifest whose specs name no stop ids means features without length and finished."""
+    spec = FeatureSpec(current=(1,), summed=(0,), horizon=10)
+    saved = ValueStack([LinearHead(spec, torch.arange(2.0 * SIZE + 1), 0.5)], [2.0])
+    save_bundle(tmp_path, saved, **HASHES)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["heads"][0]["spec"]["stop_ids"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    hidden = {layer: torch.randn(2, 5, SIZE) for layer in (0, 1)}
+    assert torch.equal(load_bundle(tmp_path, **HASHES).values(hidden), saved.values(hidden))
 
 
 @pytest.mark.parametrize(("changed", "named"), [("model_hash", "base model"), ("template_hash", "chat template")])

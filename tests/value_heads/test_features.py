@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from value_heads import FeatureSpec, LinearHead, ValueStack, features
-from value_heads.features import TOKENS, assemble, last_states
+from value_heads.features import KNOTS, TOKENS, assemble, last_states
 
 SPEC = FeatureSpec(current=(1, 3), summed=(0, 1), averaged=(1,), decayed=((3, 0.8),), horizon=16)
+STOPS = SPEC.model_copy(update={"stop_ids": (4, 7)})
 ROWS, SIZE = 3, 5
 
 
@@ -40,17 +41,40 @@ def test_every_block_is_what_the_spec_says():
     torch.testing.assert_close(got[row, t - 1], torch.cat(expected))
 
 
+def test_length_and_finished_features_are_piecewise_linear_in_the_token_number():
+    spec = FeatureSpec(current=(1,), position=False, stop_ids=(4, 7))
+    hidden = random_hidden(20, seed=0) | {TOKENS: torch.tensor([[9] * 10 + [7] + [9] * 9, [9] * 20, [4] * 20])}
+    length, finished = features(spec, hidden)[..., SIZE:].split([len(KNOTS) - 1, len(KNOTS)], -1)
+    weight = torch.tensor(KNOTS).float().diff()  # with these a sum of ramps is t - 1
+    torch.testing.assert_close(length @ weight, torch.arange(20.0).expand(ROWS, 20))
+    torch.testing.assert_close(finished[2], torch.cat([torch.ones(20, 1), length[2]], -1))
+    assert finished[1].count_nonzero() == 0
+    assert finished[0].any(-1).nonzero().tolist() == [[10]]
+    assert length[0, -1].tolist() == [1.0] * KNOTS.index(20) + [0.0] * (len(KNOTS) - 1 - KNOTS.index(20))
+
+
+def test_functions_of_the_length_are_constant_past_what_a_fit_has_seen():
+    spec = FeatureSpec(current=(1,), position=False, stop_ids=(7,))
+    hidden = {1: torch.zeros(1, 70, 1), TOKENS: torch.full((1, 70), 9)}
+    weight = torch.randn(spec.width(1), generator=torch.Generator().manual_seed(0))
+    seen = features(spec, hidden)[0, :24].any(0)
+    values = features(spec, hidden)[0] @ torch.where(seen, weight, 0.0)  # a constant feature gets the weight 0
+    torch.testing.assert_close(values[24:], values[23].expand(46))
+
+
+@pytest.mark.parametrize("spec", [SPEC, STOPS])
 @settings(max_examples=30, deadline=None)
 @given(chunks=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 1000))
-def test_chunk_by_chunk_equals_whole_response(chunks, seed):
+def test_chunk_by_chunk_equals_whole_response(spec, chunks, seed):
     hidden = random_hidden(sum(chunks), seed)
-    whole = features(SPEC, hidden)
+    hidden[TOKENS] = torch.randint(10, (ROWS, sum(chunks)), generator=torch.Generator().manual_seed(seed))
+    whole = features(spec, hidden)
     carried, start = None, 0
     for length in chunks:
         piece = {layer: state[:, start : start + length] for layer, state in hidden.items()}
-        within = features(SPEC, piece, carried, start)
+        within = features(spec, piece, carried, start)
         torch.testing.assert_close(within, whole[:, start : start + length], atol=1e-4, rtol=1e-4)
-        last, carried = advance(SPEC, carried, piece, torch.full((ROWS,), length), start)
+        last, carried = advance(spec, carried, piece, torch.full((ROWS,), length), start)
         start += length
         torch.testing.assert_close(last, whole[:, start - 1], atol=1e-4, rtol=1e-4)
 
@@ -67,7 +91,17 @@ def test_padding_never_enters():
     assert all(total.isfinite().all() for total in carried.values())
 
 
-@pytest.mark.parametrize("bad", [{}, {"current": (1, 1)}, {"summed": (-1,)}, {"current": (1,), "horizon": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {},
+        {"current": (1, 1)},
+        {"summed": (-1,)},
+        {"current": (1,), "horizon": 0},
+        {"current": (1,), "stop_ids": (7, 2)},
+        {"stop_ids": (7,)},
+    ],
+)
 def test_a_senseless_spec_is_refused(bad):
     with pytest.raises(ValueError):
         FeatureSpec(**bad)
@@ -88,3 +122,21 @@ def test_counted_tokens_are_counted_and_fold_across_vocabularies():
     apart = sum(h(features(h.spec, hidden)) / b for h, b in zip(heads, (1.0, 2.0), strict=True))
     torch.testing.assert_close(stack.values(hidden), apart)
     assert stack.folded is not None and stack.folded.spec.counted == (1, 2, 5, 9)
+
+
+def test_heads_with_and_without_stop_ids_fold_and_two_models_do_not():
+    generator = torch.Generator().manual_seed(3)
+    hidden = random_hidden(6, seed=4) | {TOKENS: torch.tensor([[5, 9, 5, 2, 7, 5], [9, 9, 2, 1, 7, -1], [3] * 6])}
+    specs = [
+        FeatureSpec(current=(1,), stop_ids=(7,), position=False, horizon=16),
+        FeatureSpec(current=(1,), horizon=8),
+        FeatureSpec(summed=(0,), counted=(1, 5), stop_ids=(7,), horizon=4),
+    ]
+    heads = [LinearHead(s, torch.randn(s.width(SIZE), generator=generator), 0.3) for s in specs]
+    stack = ValueStack(heads, [1.0, 2.0, 0.5])
+    apart = sum(h(features(h.spec, hidden)) / b for h, b in zip(heads, (1.0, 2.0, 0.5), strict=True))
+    torch.testing.assert_close(stack.values(hidden), apart)
+    assert len(stack.terms()) == 1
+    other = FeatureSpec(current=(1,), stop_ids=(2, 7))
+    with pytest.raises(ValueError, match="stop ids"):
+        ValueStack([heads[0], LinearHead(other, torch.zeros(other.width(SIZE)), 0.0)], [1.0, 1.0])

@@ -109,14 +109,37 @@ def test_an_mlp_fit_can_be_stopped_at_a_batch():
     assert not list(batches)
 
 
-def test_rows_are_the_counted_tokens_with_the_terminal_reward():
-    hidden = {0: torch.arange(24.0).reshape(2, 4, 3)}
+def test_rows_are_what_a_search_compares_after_every_chunk():
+    """Responses of 2, 4 and 5 tokens at chunks of 2: those that have ended stay, at their last token."""
+    hidden = {0: torch.arange(15.0).reshape(3, 5, 1)}
     spec = FeatureSpec(current=(0,), position=False)
-    batch = response_rows(features(spec, hidden), torch.tensor([5.0, -1.0]), torch.tensor([2, 4]), torch.tensor([9, 9]))
-    assert batch.targets.tolist() == [5, 5, -1, -1, -1, -1]
-    torch.testing.assert_close(batch.features, torch.cat([hidden[0][0, :2], hidden[0][1]]))
-    assert batch.groups[:2].tolist() == batch.groups[2:4].tolist()
-    assert len(batch.groups.unique()) == 4
+    args = torch.tensor([5.0, -1.0, 3.0]), torch.tensor([2, 4, 5]), torch.tensor([9, 9, 9])
+    batch = response_rows(features(spec, hidden), *args, stride=2)
+    assert batch.features[:, 0].tolist() == [1, 1, 1, 6, 8, 8, 11, 13, 14]
+    assert batch.targets.tolist() == [5, 5, 5, -1, -1, -1, 3, 3, 3]
+    torch.testing.assert_close(batch.weights, torch.tensor([1, 2 / 3, 1 / 3] * 3))  # of 3 responses so many grew
+    assert batch.groups[:3].tolist() == batch.groups[3:6].tolist() == batch.groups[6:].tolist()
+    assert len(batch.groups.unique()) == 3
+
+
+def test_a_prompt_whose_responses_have_all_ended_is_compared_no_more():
+    hidden = {0: torch.arange(16.0).reshape(4, 4, 1)}
+    spec = FeatureSpec(current=(0,), position=False)
+    args = torch.tensor([5.0, -1.0, 3.0, 2.0]), torch.tensor([1, 2, 4, 4]), torch.tensor([7, 7, 3, 3])
+    batch = response_rows(features(spec, hidden), *args, torch.tensor([0.25, 0.75, 0.5, 0.5]), stride=1)
+    assert batch.features[:, 0].tolist() == [0, 0, 4, 5, *range(8, 16)]
+    torch.testing.assert_close(batch.weights, torch.tensor([0.25, 0.25 * 0.75, 0.75, 0.75**2, *[0.5] * 8]))
+
+
+def test_equal_lengths_are_compared_token_by_token():
+    generator = torch.Generator().manual_seed(0)
+    hidden = {0: torch.randn(6, 3, 2, generator=generator)}
+    values = features(SPEC, hidden)
+    batch = response_rows(values, torch.arange(18.0).reshape(6, 3), torch.full((6,), 3), torch.arange(6) // 3)
+    torch.testing.assert_close(batch.features, values.flatten(0, 1))
+    assert batch.targets.tolist() == list(range(18))
+    assert batch.groups.tolist() == [*[0, 1, 2] * 3, *[3, 4, 5] * 3]
+    assert batch.weights.tolist() == [1] * 18
 
 
 def test_lambda_returns_closed_forms():

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from value_heads import FeatureSpec, LinearHead, MLPHead, ValueStack, features
+from value_heads.features import TOKENS
 
 SIZE = 4
 SPECS = (
     FeatureSpec(current=(2,), summed=(0, 2), horizon=8),
     FeatureSpec(current=(2, 3), averaged=(3,), position=False, horizon=32),
     FeatureSpec(summed=(2,), decayed=((3, 0.9),), horizon=20),
+    FeatureSpec(current=(3,), counted=(1, 5), stop_ids=(7,), position=False, horizon=16),
 )
 
 
@@ -30,7 +32,8 @@ def mlp(spec: FeatureSpec) -> MLPHead:
 
 
 def random_hidden(rows: int, length: int, generator: torch.Generator) -> dict[int, torch.Tensor]:
-    return {layer: torch.randn(rows, length, SIZE, generator=generator) for layer in (0, 2, 3)}
+    hidden = {layer: torch.randn(rows, length, SIZE, generator=generator) for layer in (0, 2, 3)}
+    return hidden | {TOKENS: torch.randint(10, (rows, length), generator=generator)}
 
 
 def plain_sum(heads, betas, hidden):
@@ -87,18 +90,19 @@ async def test_eight_linear_heads_cost_one_product(iterations):
 @pytest.mark.parametrize("kind", ["linear", "mlp", "both"])
 async def test_scores_of_a_search_equal_full_recomputation(kind):
     generator = torch.Generator().manual_seed(5)
-    heads = {"linear": [linear(s, generator) for s in SPECS], "mlp": [mlp(SPECS[0])]}
+    heads = {"linear": [linear(s, generator) for s in SPECS], "mlp": [mlp(SPECS[0]), mlp(SPECS[3])]}
     heads["both"] = [*heads["linear"], mlp(SPECS[1])]
     betas = [0.5 + 0.5 * t for t in range(len(heads[kind]))]
     stack = ValueStack(heads[kind], betas)
     state = stack.start([7])
     history = {layer: torch.zeros(1, 0, SIZE) for layer in (0, 2, 3)}
+    history[TOKENS] = torch.zeros(1, 0, dtype=torch.long)
     for parents, lengths in [([0], [3, 3, 2, 3]), ([3, 0, 0], [4, 1, 4, 4, 4, 4, 3, 4, 4, 4, 4, 2]), ([2, 8], [2] * 8)]:
         hidden = random_hidden(len(lengths), max(lengths), generator)
         chunk = SimpleNamespace(
-            tokens_RL=torch.zeros(hidden[min(hidden)].shape[:2], dtype=torch.long),
+            tokens_RL=hidden[TOKENS],
             lengths_R=torch.tensor(lengths),
-            hidden=hidden,
+            hidden={layer: hidden[layer] for layer in (0, 2, 3)},
         )
         got = await state.score(parents, 4, chunk)
         rows = [parent for parent in parents for _ in range(4)]

@@ -2,7 +2,7 @@
 
 Each client has prompts of its own (openings of film reviews), samples the frozen model on them and grades what comes.
 None of that leaves it: the server sees updates of a linear value function, and decodes with what they add up to. Beside
-them clients share sums: of rewards and of their squares, of five blocks' variances, and how many of their completions
+them clients share sums: of rewards and of their squares, of each block's variance, and how many of their completions
 hold each token.
 
 Compared on held-out prompts at equal numbers of base tokens: samples, the best of them by the reward itself, and guided
@@ -64,7 +64,7 @@ class Config(JobConfig):
 
 
 class Local(NamedTuple):
-    """A client's rows, less the mean of each prompt and token number, in standard units."""
+    """A client's rows, less the mean of each prompt and chunk, in standard units."""
 
     features: Tensor  # [N, F]
     targets: Tensor  # [N]

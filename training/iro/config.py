@@ -26,15 +26,16 @@ def default_feature_spec(info: ModelInfo, horizon: int) -> FeatureSpec:
 
     Measured on SmolLM2-135M: the last layer, made for the next token, tells far less about the reward to come.
     """
+    common: dict[str, Any] = {"stop_ids": tuple(sorted(set(info.eos_ids))), "position": False, "horizon": horizon}
     if not info.hidden:
-        return FeatureSpec(summed=(0,), horizon=horizon)
+        return FeatureSpec(summed=(0,), **common)
     early, late = math.ceil(info.num_layers / 3), round(info.num_layers * 5 / 6)
-    return FeatureSpec(current=(late,), summed=(0, early), horizon=horizon)
+    return FeatureSpec(current=(late,), summed=(0, early), **common)
 
 
 def block_scales(spec: FeatureSpec) -> dict[Block, float]:
     """How large each block counts in the ridge fit: larger is shrunk less. Chosen by held-out correlation."""
-    emphasis = {"current": 0.3, "sum": 0.5}
+    emphasis = {"current": 0.3, "sum": 0.5, "length": 3.0, "finished": 3.0}
     scales = {block: emphasis.get(block.kind, 1.0) for block in spec.blocks}
     return scales | {Block("sum", 0): 1.0, Block("sum", TOKENS): 2.0}
 
@@ -70,6 +71,11 @@ class AlignConfig(JobConfig):
     num_successors: int = Field(8, ge=1, le=256)
     chunk_length: int = Field(4, ge=1)
     selection: Selection = "diversity"
+    guided_searches: int = Field(
+        4,
+        ge=1,
+        description="independent searches a prompt in guided rollouts, which share its W·K rows; 1: as the paper",
+    )
     max_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="of a completion; auto: within which most of the frozen model's stop, up to 512"
     )
@@ -78,7 +84,9 @@ class AlignConfig(JobConfig):
     prompts_per_iteration: int | None = Field(
         None, ge=2, description="at most; None: an equal share of the training prompts, which is all there can be"
     )
-    validation_prompts: int = Field(32, ge=1)
+    validation_prompts: int = Field(
+        32, ge=1, description="at most, to choose the best iteration by; as many others check that one at the end"
+    )
     eval_interval: int = Field(1, ge=1, description="validate after every so many iterations, and after the last")
     eval_samples: int = Field(1, ge=1, le=64, description="validation searches a prompt, averaged")
     value_model: Literal["linear", "mlp", "lora", "auto"] = Field(

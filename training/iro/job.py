@@ -88,6 +88,7 @@ JOB = Job(
             "num_successors": 4,
             "chunk_length": 8,
             "selection": "diversity",
+            "guided_searches": 1,
             "rollouts_per_prompt": 16,
             "max_tokens": 48,
             "validation_prompts": 32,

@@ -1,0 +1,107 @@
+"""A value function tells finished responses from unfinished ones, where the reward depends on when a response stops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Sampling
+from tests.toy import END, VOCABULARY, ToyEngine, enumerate_completions
+from training.iro.config import block_scales, default_feature_spec
+from value_heads import FeatureSpec, ValueStack, features, fit_logistic, fit_mlp, fit_ridge, response_rows
+from value_heads.features import TOKENS
+from value_heads.fit import Rows
+from value_heads.heads import Head
+
+PROMPT = (1, 0)
+MAX_TOKENS, LIMIT = 7, 4  # the reward is 1 for a response that stops within LIMIT tokens, else 0
+
+
+class Stopping:
+    """All responses of the toy model, weighted by their exact probabilities. Hidden states are zero."""
+
+    def __init__(self) -> None:
+        weight_of = enumerate_completions(PROMPT, MAX_TOKENS)
+        self.spec = default_feature_spec(ToyEngine.info, MAX_TOKENS)
+        self.lengths_R = torch.tensor([len(tokens) for tokens in weight_of])
+        self.tokens_RL = torch.tensor([[*tokens, *[-1] * (MAX_TOKENS - len(tokens))] for tokens in weight_of])
+        self.weights_R = torch.tensor([*weight_of.values()], dtype=torch.float64)
+        self.rewards_R = torch.tensor([float(tokens[-1] == END and len(tokens) <= LIMIT) for tokens in weight_of])
+
+    def features(self, spec: FeatureSpec) -> torch.Tensor:
+        zeros = torch.zeros(*self.tokens_RL.shape, VOCABULARY)
+        return features(spec, {layer: zeros for layer in spec.layers} | {TOKENS: self.tokens_RL})
+
+    def rows(self, stride: int) -> Rows:
+        prompts_R = torch.zeros(len(self.lengths_R), dtype=torch.int64)
+        return response_rows(
+            self.features(self.spec), self.rewards_R, self.lengths_R, prompts_R, self.weights_R, stride
+        )
+
+    def mean_reward(self, t: int, finished: bool) -> float:
+        """E[reward | the response has ended with token t] or E[reward | it goes on after token t]."""
+        if finished:
+            return float(t <= LIMIT)
+        alive_R = (self.lengths_R > t) | ((self.lengths_R == t) & (self.tokens_RL[:, t - 1] != END))
+        return float(self.weights_R[alive_R] @ self.rewards_R[alive_R].double() / self.weights_R[alive_R].sum())
+
+    @torch.no_grad()
+    def value(self, head: Head, t: int, finished: bool) -> float:
+        at_R = (self.lengths_R == t) & (self.tokens_RL[:, t - 1] == END) if finished else self.lengths_R > t
+        return float(head(self.features(head.spec))[at_R][0, t - 1])
+
+
+@pytest.fixture(scope="module")
+def stopping() -> Stopping:
+    return Stopping()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_finished_less_living_value_is_the_difference_of_their_mean_rewards(stopping: Stopping, stride: int) -> None:
+    head = fit_ridge(stopping.spec, [stopping.rows(stride)], alphas=[1e-12], within=True).head
+    for living in range(stride, MAX_TOKENS, stride):
+        for finished in range(1, MAX_TOKENS):
+            difference = stopping.value(head, finished, True) - stopping.value(head, living, False)
+            expected = stopping.mean_reward(finished, True) - stopping.mean_reward(living, False)
+            assert difference == pytest.approx(expected, abs=1e-3), (finished, living)
+
+
+def test_the_penalty_of_a_job_leaves_the_difference(stopping: Stopping) -> None:
+    """At strengths that fits choose, with the other blocks beside them."""
+    rows = stopping.rows(2)
+    for alpha in (0.01, 0.1):
+        fit = fit_ridge(stopping.spec, [rows], alphas=[alpha], within=True, block_scales=block_scales(stopping.spec))
+        in_time, late = (stopping.value(fit.head, t, True) for t in (2, 6))
+        living = stopping.value(fit.head, 2, False)
+        assert in_time - living == pytest.approx(1 - stopping.mean_reward(2, False), abs=0.1)
+        assert late - living == pytest.approx(-stopping.mean_reward(2, False), abs=0.1)
+
+
+def test_logistic_and_mlp_fits_see_it(stopping: Stopping) -> None:
+    rows = [stopping.rows(1)]
+    logistic = fit_logistic(stopping.spec, rows, alphas=[1e-4]).head
+    mlp = fit_mlp(stopping.spec, rows, rows, learning_rate=1e-2, dropout=0.0, seed=1).head
+    for t, finished in ((2, True), (6, True), (2, False)):
+        expected = stopping.mean_reward(t, finished)
+        assert torch.tensor(stopping.value(logistic, t, finished)).sigmoid() == pytest.approx(expected, abs=0.1)
+        assert stopping.value(mlp, t, finished) == pytest.approx(expected, abs=0.1)
+
+
+async def test_a_search_stops_in_time_as_often_as_the_best_of_as_many_samples(stopping: Stopping) -> None:
+    """W=1: each round keeps the best of K. Where stopping in time is all that counts, it loses nothing to best-of-K."""
+    head = fit_ridge(stopping.spec, [stopping.rows(2)], alphas=[1e-9], within=True).head
+    stack, params = ValueStack([head], [1.0]), SearchParams(beam_width=1, num_successors=4, chunk_length=2)
+    searches = 300
+    in_time = 0
+    for seed in range(searches):
+        sampling = Sampling(seed=seed, stop_ids=(END,))
+        result = await guided_search(ToyEngine(), PROMPT, params, sampling, MAX_TOKENS, stack)
+        pick = result.finals[0].tokens
+        in_time += pick[-1] == END and len(pick) <= LIMIT
+    chance = 1 - (1 - float(stopping.weights_R @ stopping.rewards_R.double())) ** params.num_successors
+    assert 0.3 < chance < 0.95
+    assert in_time / searches > chance - 3 * math.sqrt(chance * (1 - chance) / searches)
