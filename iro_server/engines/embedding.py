@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from value_heads.backbone import frozen
+from value_heads.shared import frozen
 
 
 class Embedding:
