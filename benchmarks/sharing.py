@@ -53,7 +53,7 @@ def rates(engines: int, seconds: float, environment: dict[str, str], busy: bool 
         started = [EngineProcess(seconds, environment) for _ in range(engines)]
         processes = [engine.process for engine in started]
         if busy:
-            processes.append(subprocess.Popen([sys.executable, "-c", BUSY]))
+            processes.append(subprocess.Popen([sys.executable, "-c", BUSY], text=True))
         for process in processes:
             ending.callback(process.wait)
             ending.callback(process.kill)

@@ -52,6 +52,8 @@ class Settings(Placement):
     engine_timeout: float = Field(600.0, gt=0)  # of one answer: one chunk of a search, all of a plain sample
     engine_patience: float = Field(30.0, ge=0)  # how long a request waits for an engine that fails
     value_cache_bytes: int = Field(2 * 2**30, ge=0)  # of what LoRA value functions keep of searches under way
+    loaded_models: int = Field(16, gt=0)  # aligned ones in memory at once, and their graders
+    model_idle: float = Field(3600.0, gt=0)  # how long one stays there unused
     organization: str = Field("iro", pattern=r"^[A-Za-z0-9_-]+$")
 
     max_body_bytes: int = Field(512 * 2**20, gt=0)

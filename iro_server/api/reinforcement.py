@@ -55,7 +55,7 @@ class IroOptions(_Closed):
     chunk_length: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     selection: Selection | None = None
     guided_searches: Annotated[int, Field(ge=1, le=64)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | Auto | None = None
     temperature: Annotated[float, Field(gt=0, le=2)] | None = None
     value_model: Literal["linear", "mlp", "lora", "auto"] | None = None
     loss: Literal["mse", "bce"] | None = None

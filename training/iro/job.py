@@ -98,6 +98,7 @@ JOB = Job(
             "selection": "diversity",
             "guided_searches": 1,
             "rollouts_per_prompt": 16,
+            "max_tokens": 48,
             "validation_prompts": 32,
         },
     },

@@ -27,6 +27,7 @@ from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
+from training.iro.lengths import with_max_tokens
 from training.iro.rollouts import PREFIXES, Batch, completions_of, exploring, guided, plain, stored
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
@@ -43,9 +44,10 @@ def align(config: AlignConfig, run: Run, engine: Described, executor: Executor) 
 
 class Alignment:
     def __init__(self, config: AlignConfig, run: Run, engine: Described, grader: Grader, executor: Executor) -> None:
-        self.config, self.run, self.engine, self.grader, self.executor = config, run, engine, grader, executor
+        self.run, self.engine, self.grader, self.executor = run, engine, grader, executor
         self.bundles = Bundles(engine.info, config.model_dir)
         self.prompts = split(config, engine, run.rng(SPLIT))
+        self.config = config = with_max_tokens(config, run, engine, executor, self.prompts.all)
         self.grading = Grading(config, run, engine, executor.grader(grader))
         self.validation = Validation(config, run, engine, self.grading, executor)
         self.learner = self.make_learner()
@@ -57,7 +59,9 @@ class Alignment:
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
         lora = LoraLearner(self.config, self.engine.info.num_layers, prompts)
-        spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.max_tokens)
+        horizon = self.config.max_tokens
+        assert horizon != "auto"
+        spec = self.config.feature_spec or default_feature_spec(self.engine.info, horizon)
         heads = HeadLearner(self.config, spec)
         match self.config.value_model:
             case "lora":
@@ -90,6 +94,7 @@ class Alignment:
             for prompts in (self.prompts.validation, self.prompts.check)
         )
         total = validation + 2 * check + 2  # the baseline, the final check of two models, and the scale of rewards
+        total += self.run.has("lengths")
         for step, part in enumerate(self.prompts.slices, 1):
             total += 2 * (len(self.shards_of(part.train)) + len(self.shards_of(part.heldout)))
             total += 2 + validation * self.validates(step)
@@ -302,6 +307,7 @@ class Alignment:
             self.run.emit("message", f"{failed}: no aligned model", level="warn")
         return {
             "best_iteration": best["step"] if rises else None,
+            "max_tokens": self.config.max_tokens,
             "best_checkpoint": best["path"] if rises else None,
             "trained_tokens": sum(row["trained_tokens"] for row in history),
             "baseline": {

@@ -45,6 +45,7 @@ def method(hyperparameters: dict[str, Any] | None = None, **fields: Any) -> Rein
         ({"compute_multiplier": 2}, {"num_successors": 3}, {"num_successors": 6}),
         ({}, {"betas": [1.0, 0.5]}, {"betas": [1.0, 0.5], "iterations": 2}),
         ({}, {"betas": "auto", "early_stop": False}, {"betas": "auto", "early_stop": False}),
+        ({}, {"max_tokens": "auto"}, {"max_tokens": "auto"}),
     ],
 )
 def test_what_a_job_is_told(hyperparameters: dict, iro: dict, options: dict) -> None:
