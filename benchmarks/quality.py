@@ -1,7 +1,8 @@
 """Held-out reward at equal base tokens: ``python -m benchmarks.quality --task imdb --json``.
 
 Each seed is a whole alignment job (its own prompts, rollouts and value functions), evaluated on held-out prompts of
-its own. Every method draws 16 rows of each token from the frozen model; only what it does with them differs. Results
+its own. Every method draws 16 rows of each token from the frozen model; only what it does with them differs. Controls:
+one iteration on all of the job's prompts, and blockwise best-of-4 with the last iteration's value functions. Results
 are kept under ``--out``: an interrupted run goes on, a finished one is only reported again.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 ROWS, MAX_TOKENS = 16, 48
 BEAM: dict[str, Any] = {"beam_width": 2, "num_successors": 8, "chunk_length": 4}
 ITERATIONS = 3
+CONTROL = "one iteration, all prompts"
 CONCURRENCY = 12
 
 
@@ -107,10 +109,11 @@ def run_seed(args: argparse.Namespace, seed: int) -> None:
     (folder / "valid.jsonl").write_text(jsonl(validation))
     grader = {"type": "python", "name": "sentiment", "source": sentiment_grader_source()}
     model = prepare_model()
-    history = align(folder, model, grader, seed)["history"]
+    history = align(folder, "train", model, grader, seed, ITERATIONS)["history"]
+    control = align(folder, "control", model, grader, seed, iterations=1)["history"]
     with EmbeddedEngine(model, threads=1) as engine:
         prompts = heldout[seed * args.heldout_prompts : (seed + 1) * args.heldout_prompts]
-        results = evaluate(engine, [row["prompt"] for row in prompts], history, grader, seed)
+        results = evaluate(engine, [row["prompt"] for row in prompts], history, control[0], grader, seed)
     (folder / "eval.json").write_text(json.dumps(results, ensure_ascii=False))
 
 
@@ -118,7 +121,8 @@ def jsonl(rows: list[dict[str, str]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def align(folder: Path, model: Path, grader: dict[str, Any], seed: int) -> dict[str, Any]:
+def align(folder: Path, name: str, model: Path, grader: dict[str, Any], seed: int, iterations: int) -> dict[str, Any]:
+    """A job in ``folder / name`` on all of the seed's training prompts: an equal share for each iteration."""
     from training.iro.job import JOB
 
     config = {
@@ -127,8 +131,7 @@ def align(folder: Path, model: Path, grader: dict[str, Any], seed: int) -> dict[
         "validation_file": folder / "valid.jsonl",
         "validation_prompts": 4,
         "grader": grader,
-        "iterations": ITERATIONS,
-        "betas": [1.0] * ITERATIONS,
+        "iterations": iterations,
         **BEAM,
         "max_tokens": MAX_TOKENS,
         "early_stop": False,
@@ -138,27 +141,33 @@ def align(folder: Path, model: Path, grader: dict[str, Any], seed: int) -> dict[
 
     def show(event: dict[str, Any]) -> None:
         if event["message"]:
-            print(f"seed {seed}: {event['message']}")
+            print(f"seed {seed}, {name}: {event['message']}", flush=True)
 
-    return JOB.execute(config, folder / "train", on_event=show)
+    return JOB.execute(config, folder / name, on_event=show)
 
 
 def evaluate(
-    engine: Any, prompts: list[str], history: list[dict[str, Any]], grader: dict[str, Any], seed: int
+    engine: Any,
+    prompts: list[str],
+    history: list[dict[str, Any]],
+    control: dict[str, Any],
+    grader: dict[str, Any],
+    seed: int,
 ) -> dict[str, Any]:
     """Every final of every prompt by each method, with its reward, value and log-probability a token."""
     from iro_server.decoding.base import SearchParams
     from value_heads import load_bundle
 
     hashes = {"model_hash": engine.info.model_hash, "template_hash": engine.info.template_hash}
-    stacks = [load_bundle(Path(row["path"]), **hashes) for row in history]
+    *stacks, of_all_prompts = [load_bundle(Path(row["path"]), **hashes) for row in [*history, control]]
     beam = SearchParams(**BEAM)
     methods: dict[str, tuple[SearchParams, Any, int]] = {
         "best-of-16": (SearchParams(num_successors=ROWS), stacks[0], 1),
-        "blockwise 4x4": (SearchParams(num_successors=4, chunk_length=BEAM["chunk_length"]), stacks[0], 4),
+        "blockwise 4x4": (SearchParams(num_successors=4, chunk_length=BEAM["chunk_length"]), stacks[-1], 4),
+        CONTROL: (beam, of_all_prompts, 1),
     }
     methods |= {f"IRO-{t}": (beam, stack, 1) for t, stack in enumerate(stacks, 1)}
-    results: dict[str, Any] = {"prompts": prompts, "history": history, "methods": {}}
+    results: dict[str, Any] = {"prompts": prompts, "history": history, "control": control, "methods": {}}
     for name, (params, stack, repeats) in methods.items():
         finals = asyncio.run(decode(engine, prompts, params, stack, repeats, seed))
         results["methods"][name] = graded(finals, grader)

@@ -49,6 +49,13 @@ def summarise(out: Path, seeds: int) -> dict[str, Any]:
         for earlier, later in pairwise(iterations)
         for pick in PICKS
     ]
+    controls = [
+        {"method": iterations[-1], "pick": pick, "over": control}
+        | interval(reward[iterations[-1], pick] - reward[control, pick])
+        for control in names
+        if control not in iterations and control != "best-of-16"
+        for pick in PICKS
+    ]
     judges = judge_gains(chosen, iterations)
     return {
         "seeds": seeds,
@@ -56,6 +63,8 @@ def summarise(out: Path, seeds: int) -> dict[str, Any]:
         "methods": rows,
         "gains": gains,
         "steps": steps,
+        "controls": controls,
+        "betas": [run["history"][-1]["betas"] for run in runs],
         "judges": judges,
         "diversity": {
             name: float(
@@ -64,7 +73,7 @@ def summarise(out: Path, seeds: int) -> dict[str, Any]:
             for name in names
         },
         "correlation": correlations(runs),
-        "checks": checks(gains, steps, judges),
+        "checks": checks(gains, [*steps, *controls], judges),
     }
 
 
@@ -114,12 +123,13 @@ def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
 
 
 def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | None]]]:
-    """Within-prompt correlation with the final reward by token, mean over seeds: a row an iteration.
+    """Within-prompt correlation with the final reward by token, and the share of the newest value function's
+    within-prompt variance by token, mean over seeds: a row an iteration.
 
     None where no seed has one: early in guided rollouts all finals of a prompt may still share their tokens.
     """
     found: dict[str, list[list[float | None]]] = {}
-    for name in ("correlation", "stack_correlation"):
+    for name in ("correlation", "stack_correlation", "variance_share"):
         by_iteration = zip(*[[row["by_position"][name] for row in run["history"]] for run in runs], strict=True)
         found[name] = [
             np.ma.masked_invalid(np.array(seeds, dtype=float)).mean(axis=0).tolist() for seeds in by_iteration
@@ -158,7 +168,7 @@ def print_table(summary: dict[str, Any]) -> None:
         cells = [pretty(row[key]) if key in row else "" for key in ("reward", "vader", "minilm", "logprob")]
         table.add_row(row["method"], row["pick"], *cells, f"{row['distinct_2']:.3f}" if "distinct_2" in row else "")
     console.print(table)
-    for row in [*summary["gains"], *summary["steps"], *summary["judges"]]:
+    for row in [*summary["gains"], *summary["steps"], *summary["controls"], *summary["judges"]]:
         over = row.get("over") or f"best-of-16 by {row['judge']}"
         console.print(f"{row['method']}, {row['pick']} pick, less {over}: {pretty(row, '+')}", highlight=False)
     for check in summary["checks"]:
@@ -191,9 +201,10 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     left.set_title("equal base tokens, 95 % intervals")
     left.legend()
     for t, curve in enumerate(summary["correlation"]["stack_correlation"], 1):
+        known = {token: value for token, value in enumerate(curve, 1) if value is not None and np.isfinite(value)}
         right.plot(
-            range(1, len(curve) + 1),
-            np.array(curve, dtype=float),
+            list(known),
+            list(known.values()),
             label=f"sum of V_1..V_{t} on the rollouts of iteration {t}",
         )
     right.set_xlabel("token of the response")

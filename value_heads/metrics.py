@@ -10,24 +10,36 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
-def within_prompt_correlation(
-    values_NT: ArrayLike, rewards_N: ArrayLike, prompt_ids_N: ArrayLike, lengths_N: ArrayLike
-) -> Array:
-    """[T]: correlation of V at token t+1 with the final reward, each less its prompt's mean over rollouts that long.
+@dataclass(frozen=True)
+class WithinPrompt:
+    """How V differs among rollouts of one prompt at one token, and how that goes with their final rewards.
 
-    This, and not R², predicts what a search gains. NaN where fewer than two rollouts of a prompt reach the position,
-    or either side is constant.
+    This, and not R², predicts what a search gains. ``correlation_T`` [T]: by token; NaN where fewer than two rollouts
+    of a prompt reach it, or either side is constant. ``correlation``: over all tokens at once; where rollouts still
+    share their tokens it counts as no correlation. NaN where either side is constant. ``variance_share_T`` [T]: of
+    V's variance, summed over all tokens; sums to 1.
     """
+
+    correlation_T: Array
+    correlation: float
+    variance_share_T: Array
+
+
+def within_prompt(
+    values_NT: ArrayLike, rewards_N: ArrayLike, prompt_ids_N: ArrayLike, lengths_N: ArrayLike
+) -> WithinPrompt:
+    """V and the reward each less their prompt's mean over the rollouts that reach the token."""
     values, rewards, prompts, lengths = _arrays(values_NT, rewards_N, prompt_ids_N, lengths_N)
-    result = np.full(values.shape[1], np.nan)
+    vv, rr, vr = (np.zeros(values.shape[1]) for _ in range(3))
     for t in range(values.shape[1]):
         live = lengths > t
         v = _less_prompt_mean(values[live, t], prompts[live])
         r = _less_prompt_mean(rewards[live], prompts[live])
-        spread = np.sqrt((v @ v) * (r @ r))
-        if spread > 1e-12:
-            result[t] = v @ r / spread
-    return result
+        vv[t], rr[t], vr[t] = v @ v, r @ r, v @ r
+    spread_T, spread = np.sqrt(vv * rr), float(np.sqrt(vv.sum() * rr.sum()))
+    correlation_T = np.divide(vr, spread_T, out=np.full(len(vr), np.nan), where=spread_T > 1e-12)
+    share_T = vv / vv.sum() if vv.sum() > 0 else np.full(len(vv), np.nan)
+    return WithinPrompt(correlation_T, float(vr.sum() / spread) if spread > 1e-12 else float("nan"), share_T)
 
 
 def r2_by_position(values_NT: ArrayLike, rewards_N: ArrayLike, lengths_N: ArrayLike) -> Array:

@@ -88,7 +88,7 @@ class RayExecutor:
 
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-    ) -> tuple[Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, dict[str, Any]]:
         """On nodes that read the shards where the run keeps its checkpoints: one, or several that share a batch."""
         files = None if before is None else self.opening.bundles.pack(before)
         work = (learner, files, train.names, heldout.names, train.scale, seed, self.run.checkpoints.location)
@@ -101,7 +101,7 @@ class RayExecutor:
         (fitted,) = self.engines.map("fit", [(*work, None)], 1)
         return fitted
 
-    def _fit_together(self, work: tuple[Any, ...], size: int) -> tuple[Files, dict[str, Any]]:
+    def _fit_together(self, work: tuple[Any, ...], size: int) -> tuple[Files, Files, dict[str, Any]]:
         """What the first of them has fitted. PeerLost, or ClusterUnavailable: the others cannot go on without one."""
         host = self.ray.util.get_node_ip_address()
         with meeting_place(host) as port:
@@ -161,7 +161,7 @@ class EngineActor:
         seed: int,
         location: str,
         meeting: Meeting | None,
-    ) -> tuple[Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, dict[str, Any]]:
         """The engine makes room first, and is opened again for the next rollouts."""
         self._let_go()
         checkpoints = open_checkpoints(location)

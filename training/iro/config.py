@@ -70,13 +70,18 @@ class AlignConfig(JobConfig):
     num_successors: int = Field(8, ge=1, le=256)
     chunk_length: int = Field(4, ge=1)
     selection: Selection = "diversity"
+    guided_searches: int = Field(
+        4, ge=1, description="independent searches a prompt in guided rollouts, which share its W·K rows"
+    )
     max_tokens: int = Field(48, ge=1)
     temperature: float = Field(1.0, gt=0, le=2)
 
     prompts_per_iteration: int | None = Field(
         None, ge=2, description="at most; None: an equal share of the training prompts, which is all there can be"
     )
-    validation_prompts: int = Field(32, ge=1)
+    validation_prompts: int = Field(
+        32, ge=1, description="at most, to choose the best iteration by; as many others check that one at the end"
+    )
     eval_interval: int = Field(1, ge=1, description="validate after every so many iterations, and after the last")
     eval_samples: int = Field(1, ge=1, le=64, description="validation searches a prompt, averaged")
     value_model: Literal["linear", "mlp", "lora", "auto"] = Field(

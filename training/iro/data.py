@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -62,6 +63,19 @@ class Slice:
     heldout: list[Prompt]
 
 
+@dataclass(frozen=True)
+class Split:
+    """A job's prompts by purpose; no prompt's text serves two purposes.
+
+    ``slices``: an iteration's each. ``validation``: choose the best iteration. ``check``: compare that iteration with
+    the frozen model once, at the end; the validation prompts themselves where there is only one.
+    """
+
+    slices: list[Slice]
+    validation: list[Prompt]
+    check: list[Prompt]
+
+
 def numbered_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSONL, Parquet or CSV file, each with its place, such as "line 3". ValueError with the place.
 
@@ -110,8 +124,9 @@ def _next(rows: Iterator[tuple[str, Any]], path: Path, param: str) -> tuple[str,
 
 def check(config: AlignConfig, engine: Described, grader: Grader) -> list[str]:
     """Warnings about the files. AlignError where nothing could come of them: what can be known before anything runs."""
-    slices, validation = split(config, engine, rng_of(config.seed, SPLIT))
-    training = [prompt for part in slices for prompt in [*part.train, *part.heldout]]
+    parts = split(config, engine, rng_of(config.seed, SPLIT))
+    training = [prompt for part in parts.slices for prompt in [*part.train, *part.heldout]]
+    validation = [*parts.validation, *parts.check]
     warnings = []
     for field in sorted(grader.item_fields()):
         for prompts, param in ((training, "training_file"), (validation, "validation_file")):
@@ -124,29 +139,49 @@ def check(config: AlignConfig, engine: Described, grader: Grader) -> list[str]:
     return warnings
 
 
-def split(config: AlignConfig, engine: Described, rng: np.random.Generator) -> tuple[list[Slice], list[Prompt]]:
-    """Disjoint slices, one an iteration, and the validation prompts, which occur in none of them."""
-    training = load_prompts(config.training_file, "training_file", engine, config.max_tokens)
-    training = [training[i] for i in rng.permutation(len(training))]
+def split(config: AlignConfig, engine: Described, rng: np.random.Generator) -> Split:
+    """Disjoint slices, one an iteration, and prompts for validation and for the final check, which occur in none.
+
+    Rows of the same prompt stay together, whatever else they hold.
+    """
+    rows = load_prompts(config.training_file, "training_file", engine, config.max_tokens)
+    training = by_text([rows[i] for i in rng.permutation(len(rows))])
     if config.validation_file:
-        validation = load_prompts(config.validation_file, "validation_file", engine, config.max_tokens)
+        pool = by_text(load_prompts(config.validation_file, "validation_file", engine, config.max_tokens))
     else:
-        validation = training[: max(1, len(training) // 4)]
-    validation = validation[: config.validation_prompts]
-    seen = {prompt.token_ids for prompt in validation}
-    rows = len(training)
-    training = [prompt for prompt in training if prompt.token_ids not in seen]
+        pool = training[: max(1, len(training) // 4)]
+    pool = pool[: 2 * config.validation_prompts]
+    half = math.ceil(len(pool) / 2)
+    reserved = {group[0].token_ids for group in pool}
+    training = [group for group in training if group[0].token_ids not in reserved]
     share = len(training) // config.iterations
     if share < 2:
         raise AlignError(
             f"{len(training)} training prompts are too few for {config.iterations} iterations of 2"
-            + f" (of {rows} rows; the others are validation prompts)" * (rows > len(training)),
+            + f" (of {len(rows)} rows; the others are validation prompts, or repeat a prompt)"
+            * (len(rows) > len(training)),
             param="training_file",
         )
     size = min(config.prompts_per_iteration or share, share)
-    return [_slice(training[t * size : (t + 1) * size]) for t in range(config.iterations)], validation
+    return Split(
+        slices=[_slice(training[t * size : (t + 1) * size]) for t in range(config.iterations)],
+        validation=_flat(pool[:half]),
+        check=_flat(pool[half:] or pool),
+    )
 
 
-def _slice(prompts: Sequence[Prompt]) -> Slice:
-    heldout = max(1, round(len(prompts) * HELDOUT_SHARE))
-    return Slice(train=list(prompts[heldout:]), heldout=list(prompts[:heldout]))
+def by_text(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """Rows of equal prompts together, in the order of their first."""
+    groups: dict[tuple[int, ...], list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.token_ids, []).append(prompt)
+    return list(groups.values())
+
+
+def _slice(groups: Sequence[list[Prompt]]) -> Slice:
+    heldout = max(1, round(len(groups) * HELDOUT_SHARE))
+    return Slice(train=_flat(groups[heldout:]), heldout=_flat(groups[:heldout]))
+
+
+def _flat(groups: Sequence[list[Prompt]]) -> list[Prompt]:
+    return [prompt for group in groups for prompt in group]

@@ -14,16 +14,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.fit import Graded, Shards
 from training.iro.prefixes import prefix_lengths
-from value_heads.metrics import Array, calibration, r2_by_position, within_prompt_correlation
+from value_heads.metrics import Array, calibration, r2_by_position, within_prompt
 
 Values = Callable[[Graded], Tensor]
+BY_POSITION = ("correlation", "stack_correlation", "variance_share", "r2", "calibration")
 
 
 @torch.no_grad()
 def diagnose(heldout: Shards, new: Values, whole: Values) -> dict[str, Any]:
-    """Correlation within prompts [T], of the newest value function and of the stack; R² [T] and calibration bins of the
-    newest. In standardised rewards. ``new`` and ``whole`` give [N] at the prefixes of a shard; tokens where no prefix
-    ends are NaN.
+    """By token: correlation within prompts [T] of the newest value function and of the stack; the newest's share of
+    within-prompt variance [T], R² [T] and calibration bins. ``overall``: the two correlations over all prefixes.
+
+    In standardised rewards. ``new`` and ``whole`` give [N] at the stored prefixes; tokens between are NaN.
     """
     new_rows, whole_rows, rewards, lengths, prompts, every_reward = [], [], [], [], [], []
     for graded in (part for index in range(len(heldout)) for part in heldout.graded(index).parts()):
@@ -39,19 +41,22 @@ def diagnose(heldout: Shards, new: Values, whole: Values) -> dict[str, Any]:
     place_P = np.array(prefix_lengths(length)) - 1
     reach_N = np.searchsorted(place_P, lengths_N)  # prefixes of each rollout that others have too
     new_NP, whole_NP = (pad_sequence(rows, batch_first=True).numpy() for rows in (new_rows, whole_rows))
+    newest = within_prompt(new_NP, rewards_N, prompts_N, reach_N)
+    stack = within_prompt(whole_NP, rewards_N, prompts_N, reach_N)
 
     def by_token(values_P: Array) -> list[float]:
         values_T = np.full(length, np.nan)
         values_T[place_P] = values_P
         return values_T.tolist()
 
+    bins = calibration(torch.cat(new_rows).numpy(), torch.cat(every_reward).numpy())
     return {
-        "correlation": by_token(within_prompt_correlation(new_NP, rewards_N, prompts_N, reach_N)),
-        "stack_correlation": by_token(within_prompt_correlation(whole_NP, rewards_N, prompts_N, reach_N)),
+        "correlation": by_token(newest.correlation_T),
+        "stack_correlation": by_token(stack.correlation_T),
+        "variance_share": by_token(newest.variance_share_T),
+        "overall": {"correlation": newest.correlation, "stack_correlation": stack.correlation},
         "r2": by_token(r2_by_position(new_NP, rewards_N, reach_N)),
-        "calibration": [
-            asdict(bin) for bin in calibration(torch.cat(new_rows).numpy(), torch.cat(every_reward).numpy())
-        ],
+        "calibration": [asdict(bin) for bin in bins],
     }
 
 
@@ -60,3 +65,14 @@ def mean_and_error(samples: Sequence[float]) -> tuple[float, float]:
     known = np.array([sample for sample in samples if not math.isnan(sample)])
     error = known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.nan
     return float(known.mean()) if len(known) else math.nan, float(error)
+
+
+def samples_to_detect(differences: Sequence[float]) -> int | None:
+    """How many paired differences show a mean as far from 0 as theirs: at 5 %, two-sided, with power 80 %.
+
+    (z_.975 + z_.8)² variance / mean², by the normal approximation. None where it is unknown: fewer than two, or mean 0.
+    """
+    known = np.array([difference for difference in differences if not math.isnan(difference)])
+    if len(known) < 2 or known.mean() == 0:
+        return None
+    return max(2, math.ceil((1.960 + 0.842) ** 2 * known.var(ddof=1) / known.mean() ** 2))

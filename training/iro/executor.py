@@ -29,8 +29,8 @@ class Executor(Protocol):
 
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-    ) -> tuple[Files, dict[str, Any]]:
-        """What ``learner.fit`` gives, the stack as the files of its bundle."""
+    ) -> tuple[Files, Files, dict[str, Any]]:
+        """What ``learner.fit`` gives, its stacks as the files of their bundles."""
         ...
 
 
@@ -50,12 +50,14 @@ class LocalExecutor:
 
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-    ) -> tuple[Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, dict[str, Any]]:
         return fit(self.bundles, learner, before, train, heldout, seed)
 
 
 def fit(
     bundles: Bundles, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-) -> tuple[Files, dict[str, Any]]:
-    stack, diagnostics = on_fresh_thread(lambda: learner.fit(before, train, heldout, seed))
-    return bundles.pack(stack), diagnostics
+) -> tuple[Files, Files, dict[str, Any]]:
+    learned = on_fresh_thread(lambda: learner.fit(before, train, heldout, seed))
+    bundle = bundles.pack(learned.stack)
+    judged = bundle if learned.judged is learned.stack else bundles.pack(learned.judged)
+    return bundle, judged, learned.report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,12 +13,21 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
-from training.iro.diagnostics import diagnose, mean_and_error
+from training.iro.diagnostics import diagnose
 from training.iro.fit import Graded, Shards, fit_head
 from training.iro.rollouts import commonest_tokens
 from training.iro.values import Stack
 from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, fit_lora
 from value_heads.heads import Head
+
+
+class Learned(NamedTuple):
+    """``stack``: the stack before with a value function more, its beta 1. ``judged``: the same without the held-out
+    prompts in the fit. ``report``: diagnostics of ``judged`` on the held-out prompts."""
+
+    stack: Stack
+    judged: Stack
+    report: dict[str, Any]
 
 
 class Learner(Protocol):
@@ -32,8 +41,8 @@ class Learner(Protocol):
         """Whether several processes fit it sooner than one."""
         ...
 
-    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
-        """The stack ``before`` with a value function more, its beta 1; and diagnostics on the held-out shards."""
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
+        """A value function more on top of ``before``."""
         ...
 
 
@@ -45,7 +54,7 @@ class HeadLearner:
     def __init__(self, config: AlignConfig, spec: FeatureSpec):
         self.config, self.spec = config, spec
 
-    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
         spec = self.spec.model_copy(update={"counted": self._counted(train, heldout)})
         fitted = fit_head(self.config, spec, train, heldout, seed)
         judged = _push(before, fitted.judged)
@@ -55,7 +64,7 @@ class HeadLearner:
             return values_N.sigmoid() if self.config.loss == "bce" else values_N
 
         report = diagnose(heldout, new, lambda graded: graded.values(judged))
-        return _push(before, fitted.head), {"setting": fitted.setting} | report
+        return Learned(_push(before, fitted.head), judged, {"setting": fitted.setting} | report)
 
     def _counted(self, *parts: Shards) -> tuple[int, ...]:
         """The commonest tokens of this iteration's rollouts: what guidance favours shifts from one to the next."""
@@ -79,7 +88,7 @@ class LoraLearner:
         self.config, self.prompts = config, prompts
         self.num_layers = config.backbone_layers or math.ceil(num_layers / 3)
 
-    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
         assert not isinstance(before, ValueStack) and self.config.model_dir is not None
         backbone = before.backbone if before else LoraBackbone(self.config.model_dir, self.num_layers)
         betas = (*(before.betas if before else ()), 1.0)
@@ -102,7 +111,8 @@ class LoraLearner:
             return torch.stack([self._values(backbone, t, graded) / beta for t, beta in enumerate(betas)]).sum(0)
 
         best = max(scores, key=scores.__getitem__)
-        return LoraValues(backbone, betas), {"setting": best} | diagnose(heldout, new, whole)
+        stack = LoraValues(backbone, betas)  # held-out prompts chose its epoch, and taught it nothing
+        return Learned(stack, stack, {"setting": best} | diagnose(heldout, new, whole))
 
     def _examples(self, shards: Shards) -> list[Example]:
         return [
@@ -137,13 +147,12 @@ class BetterLearner:
     def spec(self) -> FeatureSpec | None:
         return self.heads.spec
 
-    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> tuple[Stack, dict[str, Any]]:
+    def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
         if before is not None:
             learner = self.lora if isinstance(before, LoraValues) else self.heads
             return learner.fit(before, train, heldout, seed)
         linear, lora = (learner.fit(None, train, heldout, seed) for learner in (self.heads, self.lora))
-        by_heads, by_lora = (mean_and_error(found["correlation"])[0] for _, found in (linear, lora))
-        better, report = lora if by_lora > by_heads else linear
-        name = "lora" if report is lora[1] else "linear"
+        by_heads, by_lora = (learned.report["overall"]["correlation"] for learned in (linear, lora))
+        name, better = ("lora", lora) if by_lora > by_heads else ("linear", linear)
         told = f"Value functions are {name}: held-out correlation {by_heads:.3f} by linear ones, {by_lora:.3f} by lora"
-        return better, report | {"told": told}
+        return better._replace(report=better.report | {"told": told})

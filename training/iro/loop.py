@@ -2,31 +2,31 @@
 
 Every step leaves a checkpoint, so that a killed job goes on from its last finished one. Steps and iterations count
 from 1. With the paper: disjoint prompts an iteration, plain rollouts first and guided ones later. Beyond it: several
-rollouts a prompt, all finals kept and weighed equally within their prompt, an early stop on held-out reward.
+rollouts a prompt, all finals kept and weighed equally within their prompt, several independent guided searches a
+prompt, an early stop on held-out reward.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from iro_server.graders import Grader, parse_grader
 from training.iro import report
+from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig, default_feature_spec
-from training.iro.data import AlignError, Described, Prompt, split
-from training.iro.diagnostics import mean_and_error
+from training.iro.data import AlignError, Described, Prompt, Slice, split
+from training.iro.diagnostics import BY_POSITION, mean_and_error
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
-from training.iro.rollouts import PREFIXES, Batch, completions_of, guided, plain, stored
+from training.iro.rollouts import PREFIXES, Batch, exploring, guided, plain
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
@@ -44,16 +44,18 @@ class Alignment:
     def __init__(self, config: AlignConfig, run: Run, engine: Described, grader: Grader, executor: Executor) -> None:
         self.config, self.run, self.engine, self.grader, self.executor = config, run, engine, grader, executor
         self.bundles = Bundles(engine.info, config.model_dir)
-        self.slices, self.held_out = split(config, engine, run.rng(SPLIT))
+        self.prompts = split(config, engine, run.rng(SPLIT))
         self.grading = Grading(config, run, engine, executor.grader(grader))
+        self.collection = Collection(run, self.grading, executor)
         self.validation = Validation(config, run, engine, self.grading, executor)
         self.learner = self.make_learner()
         self.scale = Scale()
         self.stack: Stack | None = None
         self.betas: list[float] = []
+        self.stacks: dict[int, Stack] = {}  # by the step that validated it
 
     def make_learner(self) -> Learner:
-        prompts = {p.index: p for part in self.slices for p in [*part.train, *part.heldout]}
+        prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
         lora = LoraLearner(self.config, self.engine.info.num_layers, prompts)
         spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.max_tokens)
         heads = HeadLearner(self.config, spec)
@@ -76,18 +78,23 @@ class Alignment:
             if self.config.early_stop and step in validated and not _rises(history):
                 self.run.emit("message", f"Held-out reward no longer rises: stopping after iteration {step}")
                 break
-        return self.conclude(base, history, validated)
+        return self.conclude(base, history)
 
     def validates(self, step: int) -> bool:
         return step % self.config.eval_interval == 0 or step == self.config.iterations
 
     def planned_steps(self) -> int:
         """Steps of a run that is not stopped early."""
-        validation = len(self.shards_of(self.held_out)) * self.config.eval_samples
-        total = validation + 2  # the baseline and the scale of rewards
-        for step, part in enumerate(self.slices, 1):
+        validation, check = (
+            len(self.shards_of(prompts)) * self.config.eval_samples
+            for prompts in (self.prompts.validation, self.prompts.check)
+        )
+        total = validation + 2 * check + 2  # the baseline, the final check of two models, and the scale of rewards
+        for step, part in enumerate(self.prompts.slices, 1):
             total += 2 * (len(self.shards_of(part.train)) + len(self.shards_of(part.heldout)))
-            total += 2 + validation * self.validates(step) + (len(BETA_GRID) + 1) * tries_betas(self.config, step)
+            total += 2 + validation * self.validates(step)
+            if tries_betas(self.config, step):
+                total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
         return total
 
     def shards_of(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
@@ -96,20 +103,21 @@ class Alignment:
 
     def iterate(self, step: int, validated: dict[int, Validated]) -> dict[str, Any]:
         """One iteration: its history row. Where it validates, ``validated`` gets what it found."""
-        train, heldout = self.slices[step - 1].train, self.slices[step - 1].heldout
-        names, heldout_names = self.collect(step, "train", train), self.collect(step, "heldout", heldout)
+        part = self.prompts.slices[step - 1]
+        names, heldout_names = self.collect(step, part)
         if step == 1:
             self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale([*names, *heldout_names])))
         fitted = self.run.step(
             f"{step}-fit", lambda: self.fit(step, self.shards(names), self.shards(heldout_names)), "fitting"
         )
         self.betas.append(1.0)
-        self.stack = self.values_of(step, fitted).with_betas(self.betas)
-        self.betas[-1], tried = self.validation.choose_beta(step, self.slices[step - 1], self.stack, self.betas)
-        self.stack = self.stack.with_betas(self.betas)
+        judged = self.values_of(fitted, "judged").with_betas(self.betas)
+        self.betas[-1], tried = self.validation.choose_beta(step, part, judged, self.betas)
+        self.stack = self.values_of(fitted, "bundle").with_betas(self.betas)
         if self.validates(step):
+            self.stacks[step] = self.stack
             validated[step] = self.validation.validate(
-                step, self.held_out, guided(self.config), self.stack, f"iteration {step}"
+                f"{step}-valid", self.prompts.validation, guided(self.config), self.stack, f"iteration {step}"
             )
         collected = [*names, *heldout_names]
         row = self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, validated.get(step)))
@@ -117,36 +125,23 @@ class Alignment:
             self.run.drop_table(rollouts, PREFIXES)
         return row
 
-    def collect(self, step: int, part: str, prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
-        """Roll out and grade ``prompts``, shard by shard. Returns the names of the shards' checkpoints."""
-        shards = self.shards_of(prompts)
-        names = [
-            (f"{step}-{part}-{number}-rollouts", f"{step}-{part}-{number}-rewards") for number in range(len(shards))
-        ]
-        missing = [
-            self.batch(step, shard) for shard, (name, _) in zip(shards, names, strict=True) if not self.run.has(name)
-        ]
-        with (
-            closing(self.executor.roll_out(missing)) as found,
-            self.run.progress(f"Iteration {step}: {part} rollouts", len(shards)) as advance,
-        ):
-            for shard, (rollouts, rewards) in zip(shards, names, strict=True):
-                first = rollouts == "1-train-0-rollouts"
-                self.run.step(rollouts, lambda: stored(next(found)), "sampling")
-                self.run.step(rewards, partial(self.rewards, shard, rollouts, first), "grading")
-                advance()
-        return names
+    def collect(self, step: int, part: Slice) -> tuple[list[ShardNames], list[ShardNames]]:
+        """Roll out and grade the slice, shard by shard: its checkpoints, of train and of held-out prompts."""
+        batches = {
+            ShardNames(f"{step}-{kind}-{number}-rollouts", f"{step}-{kind}-{number}-rewards"): self.batch(step, shard)
+            for kind, prompts in (("train", part.train), ("heldout", part.heldout))
+            for number, shard in enumerate(self.shards_of(prompts))
+        }
+        self.collection.collect(batches, f"Iteration {step}: rollouts", check_grader=step == 1)
+        train = len(self.shards_of(part.train))
+        return list(batches)[:train], list(batches)[train:]
 
     def batch(self, step: int, prompts: Sequence[Prompt]) -> Batch:
-        params = plain(self.config) if step == 1 else guided(self.config)
-        seeds = [self.run.derive_seed(ROLLOUTS, step, prompt.index) for prompt in prompts]
-        return Batch(prompts, seeds, params, self.stack, self.learner.spec)
-
-    def rewards(self, prompts: Sequence[Prompt], rollouts: str, first: bool) -> dict[str, Any]:
-        grades = self.grading.grade(prompts, completions_of(self.run, rollouts), first)
-        usage = self.run.load(rollouts)["usage"]
-        tally = self.grading.tally([grade for group in grades for grade in group], usage)
-        return {"rewards": [[grade.reward for grade in group] for group in grades], "tally": tally}
+        """Each prompt as often as it is searched."""
+        params, searches = (plain(self.config), 1) if step == 1 else exploring(self.config)
+        repeated = [(prompt, search) for prompt in prompts for search in range(searches)]
+        seeds = [self.run.derive_seed(ROLLOUTS, step, prompt.index, search) for prompt, search in repeated]
+        return Batch([prompt for prompt, _ in repeated], seeds, params, self.stack, self.learner.spec)
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         kept = [name for name in names if self.known_rewards([name])]
@@ -175,17 +170,15 @@ class Alignment:
         """Iteration ``step``'s value function on top of the ones before, as a bundle, and its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
-        files, diagnostics = self.executor.fit(self.learner, self.stack, train, heldout, seed)
+        bundle, judged, diagnostics = self.executor.fit(self.learner, self.stack, train, heldout, seed)
         if "told" in diagnostics:
             self.run.emit("message", diagnostics["told"])
         trained = sum(map(len, chain(train.completions(), heldout.completions())))
-        return diagnostics | {"trained_tokens": trained, "bundle": files}
+        return diagnostics | {"trained_tokens": trained, "bundle": bundle, "judged": judged}
 
-    def values_of(self, step: int, fitted: dict[str, Any]) -> Stack:
-        """What the step's fit found, betas aside. A run that an earlier version began has it in its folder."""
-        if "bundle" in fitted:
-            return self.bundles.unpack(fitted["bundle"])
-        return self.bundles.load(self.run.folder / "values" / str(step))
+    def values_of(self, fitted: dict[str, Any], part: Literal["bundle", "judged"]) -> Stack:
+        """The step's fit, betas aside: of all prompts, or ``judged``, of those not held out."""
+        return self.bundles.unpack(fitted[part])
 
     def save(self, folder: Path, stack: Stack, metrics: dict[str, Any] | None = None) -> None:
         info = self.engine.info
@@ -199,7 +192,9 @@ class Alignment:
 
     def baseline(self) -> list[dict[str, Any]]:
         """The frozen model on the validation prompts: ``mean`` is its reward, ``grader_pick`` that of best-of-N."""
-        valid = self.validation.validate(0, self.held_out, plain(self.config), None, "the frozen model")
+        valid = self.validation.validate(
+            "0-valid", self.prompts.validation, plain(self.config), None, "the frozen model"
+        )
         base, best = (mean_and_error([row[key] for row in valid.rows])[0] for key in ("mean", "grader_pick"))
 
         def tell() -> None:
@@ -233,8 +228,8 @@ class Alignment:
         beta = self.tallies(tried, "finals")
         row |= report.metrics_row(self.grader, self.known_rewards(collected), train, beta, valid)
         row["betas"] = list(self.betas)
-        for name in ("correlation", "stack_correlation", "r2"):
-            row[name] = mean_and_error(fitted[name])[0]
+        row |= {name: fitted["overall"][name] for name in ("correlation", "stack_correlation")}
+        row["r2"] = mean_and_error(fitted["r2"])[0]
         folder = (self.run.folder / "iterations" / str(step)).absolute()
         if valid:
             self.save(folder, self.stack, row)
@@ -243,7 +238,7 @@ class Alignment:
         self.run.metrics(row | {"timing": timing}, report.message(row))
         if valid:
             self.run.emit("checkpoint", data={"step": step, "path": str(folder), "metrics": row})
-        by_position = {name: fitted[name] for name in ("correlation", "stack_correlation", "r2", "calibration")}
+        by_position = {name: fitted[name] for name in BY_POSITION}
         return row | {
             "timing": timing,
             "path": str(folder) if valid else None,
@@ -254,26 +249,43 @@ class Alignment:
     def tallies(self, names: Sequence[str], part: str) -> Tally:
         return merge(self.run.load(name)[part] for name in names)
 
-    def conclude(
-        self, base: list[dict[str, Any]], history: list[dict[str, Any]], validated: dict[int, Validated]
-    ) -> dict[str, Any]:
-        """The best iteration by held-out reward; none, if it does not beat the frozen model."""
-        best, *others = report.best(history, report.KEPT)
-        kept = [best["step"], *(row["step"] for row in others)]
-        base_mean, base_error = mean_and_error([row["mean"] for row in base])
-        pick = validated[best["step"]].rows
-        gains = [row["value_pick"] - before["mean"] for row, before in zip(pick, base, strict=True)]
-        gain, error = mean_and_error(gains)
+    def final_check(self, best: dict[str, Any]) -> float:
+        """How far the best iteration is above the frozen model, on prompts that did not choose it."""
+        before = self.validation.validate("check-0", self.prompts.check, plain(self.config), None, "the frozen model")
+        after = self.validation.validate(
+            "check-best",
+            self.prompts.check,
+            guided(self.config),
+            self.stacks[best["step"]],
+            f"iteration {best['step']} on other prompts",
+            picks=True,
+        )
+        gain, error = mean_and_error(
+            [row["value_pick"] - base["mean"] for row, base in zip(after.rows, before.rows, strict=True)]
+        )
         self.run.check(
-            "held-out reward of the aligned model, without calling the grader, less the frozen model's",
+            "held-out reward of the aligned model, without calling the grader, less the frozen model's, on "
+            f"{len(self.prompts.check)} prompts that chose nothing",
             expected="95 % interval above 0",
             got=f"{gain:.3f} ± {1.96 * error:.3f}",
             holds=gain - 1.96 * error > 0,
         )
-        rises = gain > 0
+        return gain
+
+    def conclude(self, base: list[dict[str, Any]], history: list[dict[str, Any]]) -> dict[str, Any]:
+        """The best iteration by validation reward; none, if it does not beat the frozen model on the check prompts."""
+        best, *others = report.best(history, report.KEPT)
+        kept = [best["step"], *(row["step"] for row in others)]
+        base_mean, base_error = mean_and_error([row["mean"] for row in base])
+        rises = self.final_check(best) > 0
         if rises:
             reward = f"{best['full_valid_mean_reward']:.3f}, {base_mean:.3f} of the frozen model"
             self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
+        else:
+            failed = (
+                f"Iteration {best['step']} is not above the frozen model on {len(self.prompts.check)} other prompts"
+            )
+            self.run.emit("message", f"{failed}: no aligned model", level="warn")
         return {
             "best_iteration": best["step"] if rises else None,
             "best_checkpoint": best["path"] if rises else None,

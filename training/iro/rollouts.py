@@ -50,7 +50,20 @@ def plain(config: AlignConfig) -> SearchParams:
     return SearchParams(beam_width=1, num_successors=config.rollouts_per_prompt, chunk_length=None)
 
 
+def exploring(config: AlignConfig) -> tuple[SearchParams, int]:
+    """Later iterations' rollouts: one search of a prompt, and how many independent ones it gets.
+
+    Together they draw as many rows as ``guided``. A single search ends with copies of one beam, whose prefixes are
+    equal until the last chunk: nothing to learn from at earlier tokens. Each of these keeps one beam.
+    """
+    rows = config.beam_width * config.num_successors
+    searches = min(config.guided_searches, max(1, rows // 2))
+    params = guided(config).model_copy(update={"beam_width": 1, "num_successors": rows // searches})
+    return params, searches
+
+
 def guided(config: AlignConfig) -> SearchParams:
+    """The aligned model's search, as it is validated and served."""
     return SearchParams(
         beam_width=config.beam_width,
         num_successors=config.num_successors,

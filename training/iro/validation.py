@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from iro_server.decoding.base import SearchParams
+from iro_server.graders import Grade
+from training.iro.ahead import working_ahead
 from training.iro.config import AlignConfig
 from training.iro.data import Described, Prompt, Slice
-from training.iro.diagnostics import mean_and_error
+from training.iro.diagnostics import mean_and_error, samples_to_detect
 from training.iro.executor import Executor
 from training.iro.grading import Grading, Tally, merge
 from training.iro.rollouts import Batch, guided
 from training.iro.seeds import BETA, VALIDATION
 from training.iro.values import Stack
-from training.run import Run, jsonable
+from training.run import Run
 
-BETA_GRID = (1.0, 0.5, 2.0)  # of equally good ones the first is taken
-BETA_PROMPTS = 8
+BETA_GRID = (1.0, 0.5, 2.0)  # the first is taken unless another is better by twice the error of the difference
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,43 @@ class Validated:
     steps: list[str]
 
 
+class Searched(NamedTuple):
+    """A batch's finals to be graded: the name of its step, and the seconds that sampling took."""
+
+    name: str
+    prompts: Sequence[Prompt]
+    tokens: list[list[list[int]]]
+    usage: dict[str, int]
+    seconds: float
+
+
 class Validation:
     def __init__(self, config: AlignConfig, run: Run, engine: Described, grading: Grading, executor: Executor) -> None:
         self.config, self.run, self.engine, self.grading, self.executor = config, run, engine, grading, executor
 
     def validate(
-        self, step: int, prompts: Sequence[Prompt], params: SearchParams, stack: Stack | None, what: str
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        params: SearchParams,
+        stack: Stack | None,
+        what: str,
+        picks: bool = False,
     ) -> Validated:
-        """The same seeds every time, so that iterations compare pairwise."""
+        """The same seeds every time, so that iterations compare pairwise. ``name`` of the steps, ``what`` to people.
+
+        ``picks``: what the values pick is graded, and nothing else.
+        """
         size = self.config.concurrency
         batches = [
             Batch(shard, [self.seed(sample, prompt.index) for prompt in shard], params, stack)
             for sample in range(self.config.eval_samples)
             for shard in (prompts[i : i + size] for i in range(0, len(prompts), size))
         ]
-        names = [f"{step}-valid-{number}" for number in range(len(batches))]
+        names = [f"{name}-{number}" for number in range(len(batches))]
         with self.run.progress(f"Validation of {what}", len(batches)) as advance:
             parts = []
-            for part in self.search(names, batches):
+            for part in self.search(names, batches, picks):
                 parts.append(part)
                 advance()
         rows = average([row for part in parts for row in part["rows"]])
@@ -61,21 +82,43 @@ class Validation:
     def seed(self, sample: int, index: int) -> int:
         return self.run.derive_seed(VALIDATION, index, *([sample] if sample else []))
 
-    def search(self, names: Sequence[str], batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
-        """The steps of batches: what ``judge`` says of each one's rollouts."""
+    def search(self, names: Sequence[str], batches: Sequence[Batch], picks: bool = False) -> Iterator[dict[str, Any]]:
+        """The steps of batches: what ``judge`` says of each one's rollouts. ``picks``: of the values' picks alone."""
         missing = [batch for name, batch in zip(names, batches, strict=True) if not self.run.has(name)]
-        with closing(self.executor.roll_out(missing)) as found:
-            for name, batch in zip(names, batches, strict=True):
-                yield self.run.step(name, partial(self.judge, batch.prompts, found), "validation")
 
-    def judge(self, prompts: Sequence[Prompt], found: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        def grade(searched: Searched) -> list[list[Grade]]:
+            return self.grading.grade(searched.prompts, searched.tokens) if searched.tokens else []
+
+        with (
+            closing(self.executor.roll_out(missing)) as sampled,
+            closing(working_ahead(self.sample(names, batches, sampled, picks), grade)) as graded,
+        ):
+            for searched, grades in graded:
+                judge = partial(self.judge, searched, grades)
+                yield self.run.step(searched.name, judge, "validation", searched.seconds)
+
+    def sample(
+        self, names: Sequence[str], batches: Sequence[Batch], sampled: Iterator[dict[str, Any]], picks: bool
+    ) -> Iterator[Searched]:
+        """The finals of each batch that are to be graded; none where its step is done."""
+        for name, batch in zip(names, batches, strict=True):
+            if self.run.has(name):
+                yield Searched(name, batch.prompts, [], {}, 0.0)
+                continue
+            self.run.enter("validation")
+            began = time.monotonic()
+            rollouts = next(sampled)
+            tokens = [finals[:1] for finals in rollouts["tokens"]] if picks else rollouts["tokens"]
+            yield Searched(name, batch.prompts, tokens, rollouts["usage"], time.monotonic() - began)
+
+    def judge(self, searched: Searched, graded: Callable[[], list[list[Grade]]]) -> dict[str, Any]:
         """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies."""
-        rollouts = next(found)
-        grades = self.grading.grade(prompts, rollouts["tokens"])
+        grades = graded()
+        self.grading.check(grades)
         rows = []
-        for prompt, finals, of_prompt in zip(prompts, rollouts["tokens"], grades, strict=True):
+        for prompt, tokens, of_prompt in zip(searched.prompts, searched.tokens, grades, strict=True):
             rewards = [grade.reward for grade in of_prompt]
-            text = self.engine.tokenizer.decode(finals[0], skip_special_tokens=True)
+            text = self.engine.tokenizer.decode(tokens[0], skip_special_tokens=True)
             rows.append(
                 {
                     "prompt": prompt.index,
@@ -85,34 +128,63 @@ class Validation:
                     "text": text,
                 }
             )
-        finals = self.grading.tally([grade for group in grades for grade in group], rollouts["usage"])
+        finals = self.grading.tally([grade for group in grades for grade in group], searched.usage)
         picks = self.grading.tally([group[0] for group in grades], {})
         return {"rows": rows, "finals": finals, "picks": picks}
 
-    def choose_beta(self, step: int, part: Slice, stack: Stack, betas: Sequence[float]) -> tuple[float, list[str]]:
-        """β of the newest value function: the one whose guided finals are best on prompts held out of its fit; and the
-        names of the steps that it took.
+    def choose_beta(self, step: int, part: Slice, judged: Stack, betas: Sequence[float]) -> tuple[float, list[str]]:
+        """β of the newest value function, and the names of the steps that choosing it took.
 
+        ``judged``: the stack whose newest value function has not seen ``part.heldout``. β is 1 unless another gives
+        guided finals on those prompts whose reward is higher by twice the standard error of the paired difference.
         Reconstruction: the paper gives schedules.
         """
         if self.config.betas != "auto":
             return self.config.betas[step - 1], []
         if not tries_betas(self.config, step):
             return 1.0, []
-        prompts = part.heldout[:BETA_PROMPTS]
-        seeds = [self.run.derive_seed(BETA, step, prompt.index) for prompt in prompts]
-        names = [f"{step}-beta-{beta}" for beta in BETA_GRID]
+        size = self.config.concurrency
+        shards = [part.heldout[i : i + size] for i in range(0, len(part.heldout), size)]
+        trials = [(beta, number) for beta in BETA_GRID for number in range(len(shards))]
+        names = [f"{step}-beta-{beta}-{number}" for beta, number in trials]
         batches = [
-            Batch(prompts, seeds, guided(self.config), stack.with_betas([*betas[:-1], beta])) for beta in BETA_GRID
+            self.beta_trial(step, shards[number], judged.with_betas([*betas[:-1], beta])) for beta, number in trials
         ]
-        found = zip(BETA_GRID, self.search(names, batches), strict=True)
-        scores = {beta: mean_and_error([row["mean"] for row in part["rows"]])[0] for beta, part in found}
+        rewards: dict[float, list[float]] = {beta: [] for beta in BETA_GRID}
+        for (beta, _), searched in zip(trials, self.search(names, batches), strict=True):
+            rewards[beta] += [row["mean"] for row in searched["rows"]]
 
         def decide() -> float:
-            self.run.emit("message", f"Iteration {step}: mean held-out reward by beta {jsonable(scores)}")
-            return max(scores, key=lambda beta: -math.inf if math.isnan(scores[beta]) else scores[beta])
+            beta, report = better_beta(rewards)
+            self.run.emit("message", f"Iteration {step}: beta {beta:g}. Held-out reward less that of {report}")
+            return beta
 
         return self.run.step(f"{step}-beta", decide), names
+
+    def beta_trial(self, step: int, prompts: Sequence[Prompt], stack: Stack) -> Batch:
+        """The same seeds for every β."""
+        seeds = [self.run.derive_seed(BETA, step, prompt.index) for prompt in prompts]
+        return Batch(prompts, seeds, guided(self.config), stack)
+
+
+def better_beta(rewards: Mapping[float, Sequence[float]]) -> tuple[float, str]:
+    """The first β, or the best of those that are surely better; and the comparison as a text.
+
+    ``rewards``: of the same prompts in the same order by each β, at least two of them.
+    """
+    first, *others = rewards
+    best, best_gain, parts = first, 0.0, []
+    for beta in others:
+        differences = [new - old for new, old in zip(rewards[beta], rewards[first], strict=True)]
+        gain, error = mean_and_error(differences)
+        parts.append(f"{beta:g}: {gain:+.3f} ± {1.96 * error:.3f}")
+        if gain > 2 * error and gain > best_gain:
+            best, best_gain = beta, gain
+    low, high = min(others), max(others)
+    between = [new - old for new, old in zip(rewards[low], rewards[high], strict=True)]
+    needed = samples_to_detect(between)
+    advice = f"; to tell {low:g} from {high:g} at this difference takes about {needed} prompts" if needed else ""
+    return best, f"{first:g}, on {len(rewards[first])} prompts: {', '.join(parts)}{advice}"
 
 
 def tries_betas(config: AlignConfig, step: int) -> bool:

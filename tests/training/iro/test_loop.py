@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from safetensors.torch import load_file
 from tests.toy import enumerate_completions
 from tests.training.iro.toy_job import COUNT_ONES, MAX_TOKENS, Killed, Toy, job
 from training.iro.config import AlignConfig
-from training.iro.data import AlignError, split
-from training.iro.fit import Scale, Shards
+from training.iro.data import AlignError, Slice, split
+from training.iro.diagnostics import samples_to_detect
+from training.iro.fit import Scale, Shards, fit_head
 from training.iro.rollouts import completions_of
-from training.run import Cancelled, Run
-from value_heads import load_bundle
+from training.iro.seeds import SPLIT
+from training.iro.validation import Validation, better_beta
+from training.run import Cancelled, Run, rng_of
+from value_heads import ValueStack, load_bundle
 
 
 def test_the_aligned_model_beats_the_frozen_one_on_held_out_prompts(config: AlignConfig, tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_stops_within_one_shard(config: AlignConfig, tmp_path: Path, after: int)
     config = config.model_copy(update={"concurrency": 4})
     with pytest.raises(Cancelled):
         job(engine).execute(config, tmp_path / "run", should_stop=lambda: engine.opened >= after)
-    assert after <= engine.opened < after + config.concurrency
+    assert after <= engine.opened < after + config.concurrency * config.guided_searches
 
 
 class Counting(Toy):
@@ -170,12 +174,14 @@ def test_every_final_is_kept_and_each_prompt_weighs_one(config: AlignConfig, tmp
     job().execute(config, tmp_path / "run")
     run = Run(tmp_path / "run", seed=0)
     rollouts = run.load("2-train-0-rollouts")
-    finals = completions_of(run, "2-train-0-rollouts")
-    assert all(len(group) >= config.beam_width * config.num_successors for group in finals)
+    finals: Counter[int] = Counter()
+    for prompt, group in zip(rollouts["prompts"], completions_of(run, "2-train-0-rollouts"), strict=True):
+        finals[prompt] += len(group)
+    assert all(count >= config.guided_searches for count in finals.values())
     names = [("2-train-0-rollouts", "2-train-0-rewards")]
     graded = Shards(run, names, Scale()).graded(0)
     totals = graded.weights_R.new_zeros(64).index_add(0, graded.prompt_R, graded.weights_R)
-    assert totals[rollouts["prompts"]].tolist() == pytest.approx([1.0] * len(rollouts["prompts"]))
+    assert totals[list(finals)].tolist() == pytest.approx([1.0] * len(finals))
 
 
 def test_prompts_of_an_iteration_are_its_own(config: AlignConfig, tmp_path: Path) -> None:
@@ -202,17 +208,108 @@ def test_prompts_of_an_iteration_are_its_own(config: AlignConfig, tmp_path: Path
 def test_an_iteration_takes_an_equal_share_of_the_prompts_at_most(
     config: AlignConfig, asked: int | None, given: int
 ) -> None:
-    slices, _ = split(config.model_copy(update={"prompts_per_iteration": asked}), Toy(), np.random.default_rng(0))
+    limited = config.model_copy(update={"prompts_per_iteration": asked})
+    slices = split(limited, Toy(), np.random.default_rng(0)).slices
     assert [len(part.train) + len(part.heldout) for part in slices] == [given, given]
 
 
-def test_a_chosen_beta_is_the_grids_best_on_held_out_prompts(config: AlignConfig, tmp_path: Path) -> None:
+def test_rows_of_one_prompt_serve_one_purpose(config: AlignConfig) -> None:
+    """Whatever else the rows hold: the answer to a prompt seen in training is no surprise when held out."""
+    lines = [json.loads(line) for line in config.training_file.read_text().splitlines()]
+    config.training_file.write_text("".join(json.dumps(row | {"n": n}) + "\n" for n in range(3) for row in lines))
+    for seed in range(5):
+        prompts = split(config, Toy(), np.random.default_rng(seed))
+        parts = [part for each in prompts.slices for part in (each.train, each.heldout)]
+        texts = [{prompt.token_ids for prompt in part} for part in [*parts, prompts.validation, prompts.check]]
+        assert len(set.union(*texts)) == sum(map(len, texts)) == 40
+
+
+def test_the_best_iteration_is_checked_on_prompts_that_did_not_choose_it(config: AlignConfig, tmp_path: Path) -> None:
+    result = job().execute(config, tmp_path / "run")
+    run = Run(tmp_path / "run", seed=0)
+    rows = {name: run.load(f"{name}-0")["rows"] for name in ("0-valid", "check-0", "check-best")}
+    chose, checked = ({row["prompt"] for row in rows[name]} for name in ("0-valid", "check-0"))
+    assert chose and checked and not chose & checked
+    gains = [after["value_pick"] - before["mean"] for before, after in zip(*list(rows.values())[1:], strict=True)]
+    assert result["checks"][0]["got"].startswith(f"{np.mean(gains):.3f} ±")
+    assert f"on {len(checked)} prompts that chose nothing" in result["checks"][0]["name"]
+
+
+def test_no_model_comes_of_an_iteration_that_fails_the_check(config: AlignConfig, tmp_path: Path) -> None:
+    """A grader that punishes, on the check prompts alone, what it rewards elsewhere."""
+    checked = {prompt.item["prompt"] for prompt in split(config, Toy(), rng_of(config.seed, SPLIT)).check}
+    source = (
+        f"CHECKED = {checked!r}\ndef grade(sample, item):\n    ones = sample['output_text'].count('1')\n"
+        "    return -ones if item['prompt'] in CHECKED else ones\n"
+    )
     events: list[dict] = []
+    config = config.model_copy(update={"grader": {"type": "python", "source": source}})
     result = job().execute(config, tmp_path / "run", on_event=events.append)
-    (message,) = [event["message"] for event in events if "reward by beta" in event["message"]]
-    scores = json.loads(message.partition("beta ")[2].replace("'", '"'))
-    assert len(set(scores.values())) > 1
-    assert result["history"][1]["betas"] == [1.0, float(max(scores, key=scores.__getitem__))]
+    assert result["best_iteration"] is None and result["best_checkpoint"] is None
+    assert any("no aligned model" in event["message"] for event in events if event["level"] == "warn")
+
+
+def test_guided_rollouts_of_a_prompt_differ_from_their_first_token_on(config: AlignConfig, tmp_path: Path) -> None:
+    """One search's finals are copies of one beam: at most tokens there would be nothing to learn from."""
+    job().execute(config, tmp_path / "run")
+    run = Run(tmp_path / "run", seed=0)
+    shard = run.load("2-train-0-rollouts")
+    prefixes: dict[int, set[tuple[int, ...]]] = {}
+    for prompt, group in zip(shard["prompts"], completions_of(run, "2-train-0-rollouts"), strict=True):
+        prefixes.setdefault(prompt, set()).update(tuple(tokens[:2]) for tokens in group)
+    assert np.mean([len(distinct) for distinct in prefixes.values()]) > 2
+    rows = config.beam_width * config.num_successors
+    assert shard["usage"]["base_tokens"] <= len(prefixes) * rows * MAX_TOKENS
+    share = run.load("2-fit")["variance_share"]
+    assert np.nansum(share) == pytest.approx(1) and share[3] > 0.1  # of the first four tokens
+
+
+def test_beta_is_chosen_by_a_value_function_that_has_not_seen_the_prompts(
+    config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stack in the trial is the fit on the training part alone; the one that is kept has read all prompts."""
+    trials = []
+
+    def choose(self: Validation, step: int, part: Slice, judged: ValueStack, betas: list[float]) -> tuple:
+        trials.append((step, part, judged))
+        return 1.0, []
+
+    monkeypatch.setattr(Validation, "choose_beta", choose)
+    monkeypatch.setattr(Run, "drop_table", lambda *_: None)  # the fit is done again below
+    result = job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")
+    ((_, part, judged),) = trials
+    run = Run(tmp_path / "run", seed=0)
+    scale = Scale(**result["reward_scale"])
+    names = [[(f"1-{kind}-{i}-rollouts", f"1-{kind}-{i}-rewards") for i in range(n)] for kind, n in shard_counts(part)]
+    train, heldout = (Shards(run, shard_names, scale) for shard_names in names)
+    alone = fit_head(config, judged.heads[0].spec, train, heldout, 0)
+    assert torch.equal(judged.heads[0].weight, alone.judged.weight)
+    saved = load_bundle(tmp_path / "run/iterations/1", model_hash="toy-hash", template_hash="toy-template")
+    assert torch.equal(saved.heads[0].weight, alone.head.weight)
+    assert not torch.equal(saved.heads[0].weight, judged.heads[0].weight)
+
+
+def shard_counts(part: Slice) -> list[tuple[str, int]]:
+    return [("train", -(-len(part.train) // 8)), ("heldout", -(-len(part.heldout) // 8))]
+
+
+def test_another_beta_is_chosen_only_where_it_is_surely_better() -> None:
+    base = [0.0, 0.1, -0.1, 0.05]
+    by = {1.0: base, 0.5: [r + d for r, d in zip(base, (0.3, -0.25, 0.2, 0.1), strict=True)]}
+    beta, report = better_beta(by | {2.0: [r + 1 for r in base]})
+    assert beta == 2.0 and "on 4 prompts" in report and "2: +1.000 ± 0.000" in report
+    beta, report = better_beta(by | {2.0: [r - 1 for r in base]})
+    assert beta == 1.0  # .5 is better by .09 on average, within noise
+
+
+def test_so_many_prompts_tell_a_difference_four_times_in_five() -> None:
+    rng = np.random.default_rng(0)
+    needed = samples_to_detect((0.3 + rng.normal(size=100_000)).tolist())
+    assert needed == pytest.approx(87, abs=2)
+    draws = 0.3 + rng.normal(size=(4000, needed))
+    shown = np.abs(draws.mean(1)) > 1.96 * draws.std(1, ddof=1) / np.sqrt(needed)
+    assert shown.mean() == pytest.approx(0.8, abs=0.03)
+    assert samples_to_detect([0.5]) is None
 
 
 def test_stops_once_held_out_reward_no_longer_rises(config: AlignConfig, tmp_path: Path) -> None:
