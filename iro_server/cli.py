@@ -16,11 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from iro_server import cli_db, cli_keys, cli_model
+from iro_server import cli_db, cli_keys, cli_model, cli_rollouts
 from iro_server.cli_model import model_dir
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
+from iro_server.row_files import write_dataset
 
 if TYPE_CHECKING:
     from iro_server.settings import Settings as ServerSettings
@@ -65,6 +66,7 @@ app = typer.Typer(
 app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_db.app, name="db")
+app.add_typer(cli_rollouts.app, name="rollouts")
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
 DataDir = Annotated[Path | None, typer.Option(help="Files, jobs and the database.")]
@@ -123,16 +125,34 @@ def health(
 
 @app.command()
 def align(
-    train: Annotated[Path, typer.Argument(help="JSONL; each row has messages or prompt.")],
-    grader: Annotated[Path, typer.Argument(help="A grader as JSON, or a .py file with grade(sample, item).")],
-    overrides: Settings = None,
-    validation: Annotated[Path | None, typer.Option(help="JSONL; without it, rows of TRAIN are held out.")] = None,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[TRAIN] GRADER [key=value]…",
+            help="TRAIN: JSONL, Parquet or CSV, each row with messages or prompt; none with --dataset. "
+            "GRADER: JSON, or a .py file with grade(sample, item). key=value: config fields; values as JSON.",
+        ),
+    ],
+    validation: Annotated[Path | None, typer.Option(help="As TRAIN; without it, rows of TRAIN are held out.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A set of the Hugging Face hub, or a local folder.")] = None,
+    split: Annotated[str, typer.Option(help="Of --dataset, such as train or train[:1000].")] = "train",
+    prompt_column: Annotated[str | None, typer.Option(help="Of --dataset: what the model is to answer.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Continue the prompt column's texts, without a chat.")] = False,
     model: Model = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="The run folder; an unfinished run in it goes on.")] = Path("runs/align"),
 ) -> None:
     """Fit value functions that steer a model towards a grader's reward."""
     job = _find_job("align")
-    config = {"training_file": str(_existing(train)), "grader": _read_grader(grader), **_parse(overrides or [])}
+    files, overrides = arguments[: 1 if dataset else 2], arguments[1 if dataset else 2 :]
+    if len(files) < (1 if dataset else 2):
+        raise ValueError("align takes TRAIN and GRADER, or GRADER and --dataset")
+    grader = _read_grader(Path(files[-1]))
+    if dataset is None:
+        train = _existing(Path(files[0]))
+    else:
+        train = out.resolve() / "train.jsonl"
+        write_dataset(dataset, split, prompt_column, text, train)
+    config = {"training_file": str(train), "grader": grader, **_parse(overrides)}
     if validation is not None:
         config["validation_file"] = str(_existing(validation))
     directory = model_dir(model)

@@ -1,6 +1,7 @@
 """What the finished steps of a run returned: in a folder, or in object storage by a URL that fsspec knows.
 
-A value is saved whole or not at all. One process at a time writes; others may read what is there when they open it.
+A value is saved whole or not at all, with tables of Hugging Face ``datasets`` beside it as Arrow files, which are
+mapped into memory when they are read. One process at a time writes; others may read what is there when they open it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from cachetools import LRUCache
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 VARIABLE = "IRO_STORAGE"  # a URL that fsspec knows, under which each new run gets a place for its checkpoints
 CACHE_BYTES = 2**30  # of values from object storage that are kept on this machine's disk
@@ -35,8 +40,19 @@ class About(TypedDict):
     seconds: float
 
 
+@dataclass(frozen=True)
+class WithTables:
+    """A step's value, and tables to be kept beside it."""
+
+    value: Any
+    tables: Mapping[str, Dataset]
+
+
 class Checkpoints(Protocol):
-    """Values (tensors, numbers, strings, lists and dicts of them) by the name of their step."""
+    """Values (tensors, numbers, strings, lists and dicts of them) by the name of their step, with or without tables.
+
+    ``table`` raises KeyError for one that was never saved, or dropped.
+    """
 
     location: str
 
@@ -44,7 +60,9 @@ class Checkpoints(Protocol):
     def has(self, name: str) -> bool: ...
     def about(self, name: str) -> About: ...
     def load(self, name: str) -> Any: ...
+    def table(self, name: str, table: str) -> Dataset: ...
     def save(self, name: str, value: Any, about: About) -> None: ...
+    def drop_table(self, name: str, table: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -91,20 +109,36 @@ class FolderCheckpoints:
     def load(self, name: str) -> Any:
         return _load(self._path(name))["value"]
 
+    def table(self, name: str, table: str) -> Dataset:
+        path = self._table_path(name, table)
+        if not path.exists():
+            raise KeyError(f"{name} has no table {table!r}")
+        return _read_table(path)
+
     def save(self, name: str, value: Any, about: About) -> None:
         import torch
 
+        value, tables = _parts(value)
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
+        for table, rows in tables.items():  # first: a value that is there has its tables
+            _write_table(rows, partial)
+            os.replace(partial, self._table_path(name, table))
         torch.save({**about, "value": value}, partial)
         os.replace(partial, path)
+
+    def drop_table(self, name: str, table: str) -> None:
+        self._table_path(name, table).unlink(missing_ok=True)
 
     def close(self) -> None:
         pass
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.pt"
+
+    def _table_path(self, name: str, table: str) -> Path:
+        return self.folder / f"{name}.{table}.arrow"
 
 
 class StoredCheckpoints:
@@ -133,36 +167,64 @@ class StoredCheckpoints:
         return {"metrics_bytes": mark["metrics_bytes"], "seconds": mark["seconds"]}
 
     def load(self, name: str) -> Any:
-        object_name = self._marks[name]["object"]
-        path = self._copies.get(object_name)
-        if path is not None:
-            return _load(path)
-        path = self.cache / object_name
-        with _reaching(self.location):
-            self.files.get_file(f"{self.root}/{object_name}", str(path))
-        value = _load(path)
-        self._keep(object_name, path)
-        return value
+        return self._read(self._marks[name]["object"], _load)
+
+    def table(self, name: str, table: str) -> Dataset:
+        objects = self._marks[name].get("tables", {})
+        if table not in objects:
+            raise KeyError(f"{name} has no table {table!r}")
+        return self._read(objects[table], _read_table)
 
     def save(self, name: str, value: Any, about: About) -> None:
         import torch
 
-        object_name = f"{name}-{uuid.uuid4().hex[:12]}.pt"
-        path = self.cache / object_name
-        torch.save(value, path)
-        mark = {**about, "object": object_name}
+        value, tables = _parts(value)
+        version = uuid.uuid4().hex[:12]
+        objects = {table: f"{name}-{version}.{table}.arrow" for table in tables}
+        mark = {**about, "object": f"{name}-{version}.pt", "tables": objects}
+        torch.save(value, self.cache / f"{name}-{version}.pt")
+        for table, rows in tables.items():
+            _write_table(rows, self.cache / objects[table])
+        before = self._marks.get(name)
         with _reaching(self.location):
-            self.files.put_file(str(path), f"{self.root}/{object_name}")
-            self.files.pipe_file(f"{self.root}/{name}.json", json.dumps(mark).encode())
-            if before := self._marks.get(name):
-                self.files.rm_file(f"{self.root}/{before['object']}")
+            for object_name in _objects(mark):
+                self.files.put_file(str(self.cache / object_name), f"{self.root}/{object_name}")
+            self._write_mark(name, mark)
+            for object_name in _objects(before) if before else ():
+                self.files.rm_file(f"{self.root}/{object_name}")
+        for object_name in _objects(mark):
+            self._keep(object_name)
+
+    def drop_table(self, name: str, table: str) -> None:
+        mark = self._marks[name]
+        if table not in mark.get("tables", {}):
+            return
+        rest = {other: object_name for other, object_name in mark["tables"].items() if other != table}
+        with _reaching(self.location):
+            self._write_mark(name, {**mark, "tables": rest})
+            self.files.rm_file(f"{self.root}/{mark['tables'][table]}")
+
+    def _write_mark(self, name: str, mark: dict[str, Any]) -> None:
+        self.files.pipe_file(f"{self.root}/{name}.json", json.dumps(mark).encode())
         self._marks[name] = mark
-        self._keep(object_name, path)
+
+    def _read(self, object_name: str, read: Callable[[Path], Any]) -> Any:
+        """``read`` of the object's copy on this machine."""
+        path = self._copies.get(object_name)
+        if path is not None:
+            return read(path)
+        path = self.cache / object_name
+        with _reaching(self.location):
+            self.files.get_file(f"{self.root}/{object_name}", str(path))
+        value = read(path)
+        self._keep(object_name)
+        return value
 
     def close(self) -> None:
         shutil.rmtree(self.cache, ignore_errors=True)
 
-    def _keep(self, object_name: str, path: Path) -> None:
+    def _keep(self, object_name: str) -> None:
+        path = self.cache / object_name
         try:
             self._copies[object_name] = path
         except ValueError:  # larger than the whole cache; whoever has it open still reads it
@@ -211,3 +273,24 @@ def _load(path: Path) -> Any:
     import torch
 
     return torch.load(path, weights_only=True, mmap=True)
+
+
+def _parts(value: Any) -> tuple[Any, Mapping[str, Dataset]]:
+    return (value.value, value.tables) if isinstance(value, WithTables) else (value, {})
+
+
+def _objects(mark: Mapping[str, Any]) -> list[str]:
+    return [mark["object"], *mark.get("tables", {}).values()]
+
+
+def _write_table(table: Dataset, path: Path) -> None:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.data.schema) as writer:
+        writer.write_table(table.data.table)
+
+
+def _read_table(path: Path) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_file(str(path))

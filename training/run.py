@@ -4,6 +4,7 @@ out/config.json        the config, SHA-256 of its files, versions and git revisi
 out/metrics.jsonl      one row a step, the one record of the run
 out/checkpoints/*.pt   what `Run.step` and `Run.checkpoint` saved; a killed run goes on from the last of them. With
                        IRO_STORAGE they are in object storage instead, where config.json says
+out/checkpoints/*.arrow  tables of those values, as Hugging Face datasets reads them
 out/tensorboard/       the numbers of metrics.jsonl as scalars
 out/figures/*.png      drawn from the files above and result.json only, so that they can be redrawn
 out/metrics.csv        metrics.jsonl as a table, once the run has ended
@@ -21,7 +22,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from opentelemetry import trace
@@ -31,6 +32,9 @@ from training.checkpoints import VARIABLE as STORAGE_VARIABLE
 from training.checkpoints import About, claim, open_checkpoints
 from training.metrics import Board, metrics_csv, read_rows
 from training.provenance import input_hashes, versions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Event = dict[str, Any]
 _tracer = trace.get_tracer("iro")  # its spans go where the process that runs the job sends them, if anywhere
@@ -113,7 +117,7 @@ class Run:
         self.checks.append(jsonable({"name": name, "expected": expected, "got": got, "holds": bool(holds)}))
 
     def checkpoint(self, name: str, value: Any, seconds: float = 0.0) -> None:
-        """Save ``value`` (tensors, numbers, strings, lists and dicts of them) whole or not at all.
+        """Save ``value`` (tensors, numbers, strings, lists and dicts; WithTables) whole or not at all.
 
         ``seconds``: what it took to compute.
         """
@@ -127,6 +131,14 @@ class Run:
 
     def load(self, name: str) -> Any:
         return self.checkpoints.load(name)
+
+    def table(self, name: str, table: str) -> Dataset:
+        """A table of the value ``name``, mapped into memory. KeyError for one that was never saved, or dropped."""
+        return self.checkpoints.table(name, table)
+
+    def drop_table(self, name: str, table: str) -> None:
+        """Free the disk of a table that no later step reads."""
+        self.checkpoints.drop_table(name, table)
 
     def seconds(self, names: Iterable[str]) -> float:
         """What the steps ``names`` took, by whichever process computed them."""
@@ -192,7 +204,8 @@ class Job:
 
     ``run`` returns what result.json should hold beside config, seeds, versions and checks. ``draw`` makes the figures
     of a finished run folder. ``check`` gives warnings about the inputs, and raises what ``run`` would on them, before
-    anything runs: (config, the server's engine, the config's grader).
+    anything runs: (config, the server's engine, the config's grader). ``export`` gives what a run folder holds of
+    training data as a ``Dataset``.
     """
 
     name: str
@@ -202,6 +215,7 @@ class Job:
     presets: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     draw: Callable[[Path], None] | None = None
     check: Callable[[Any, Any, Any], list[str]] | None = None
+    export: Callable[[Path], Dataset] | None = None
     Cancelled: type[Exception] = Cancelled
 
     def execute(

@@ -35,11 +35,18 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadFit:
-    """``scores``: setting (ridge and logistic: alpha; MLP: epoch) -> held-out score; ``chosen``: the best setting."""
+    """``scores``: setting (ridge and logistic: alpha; MLP: epoch) -> held-out score; ``chosen``: the best setting.
+
+    ValueError for a head with a weight that is not finite.
+    """
 
     head: Head
     chosen: float
     scores: dict[float, float]
+
+    def __post_init__(self) -> None:
+        if not all(weight.isfinite().all() for weight in self.head.weights()):
+            raise ValueError("the fitted weights are not finite: check features and targets for infinities and NaN")
 
 
 class Pools(NamedTuple):

@@ -23,6 +23,9 @@ class LinearHead:
         """[..., F] -> [...]."""
         return features @ self.weight.to(features) + self.bias
 
+    def weights(self) -> list[Tensor]:
+        return [self.weight, torch.tensor(self.bias)]
+
 
 class MLPHead(nn.Module):
     """Standardised features through one or two hidden layers (GELU, dropout while training)."""
@@ -47,6 +50,9 @@ class MLPHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[..., F] -> [...]."""
         return self.net((features - self.mean) / self.std).squeeze(-1)
+
+    def weights(self) -> list[Tensor]:
+        return [*self.buffers(), *self.parameters()]
 
 
 Head = LinearHead | MLPHead

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 from urllib.parse import quote
 
@@ -14,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import delete, or_
 
 from iro_server.api.context import Context, Ctx, list_object
-from iro_server.api.errors import APIError, invalid, not_found
+from iro_server.api.errors import APIError, bad_request, invalid, not_found
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import checked_lines, lines_of
+from iro_server.row_files import PARQUET_MAGIC, BadRows, Format, converted, table_format
 from iro_server.store import files
 from iro_server.store import tables as t
 
@@ -43,11 +46,12 @@ def create(
     anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
     seconds: Annotated[str | None, Form(alias="expires_after[seconds]")] = None,
 ) -> dict[str, Any]:
-    """Store a JSONL file of training rows. 400, with the line's number, where it is not one."""
+    """Store a JSONL, Parquet or CSV file of training rows, as JSONL. 400, with the number of a row that is none."""
     policy = _expires_after(expires_after, anchor, seconds)
-    row = stored(
-        context, lines_of(file.file), safe_name(file.filename or ""), purpose, policy.seconds if policy else None
-    )
+    head = file.file.read(len(PARQUET_MAGIC))
+    file.file.seek(0)
+    upload = Received(lines_of(file.file), head, safe_name(file.filename or ""), policy.seconds if policy else None)
+    row = stored(context, upload, purpose)
     with context.sessions.begin() as session:  # a commit that fails may have happened: the sweep finds out
         session.add(row)
     return show(row)
@@ -64,10 +68,25 @@ def _expires_after(text: str | None, anchor: str | None, seconds: str | None) ->
         raise invalid(error, "expires_after") from error
 
 
-def stored(context: Context, lines: Iterable[bytes], name: str, purpose: str, seconds: int | None) -> t.File:
-    """The row of a file whose ``lines`` are now on the disk, for the caller to commit."""
+@dataclass(frozen=True)
+class Received:
+    """A file as it was sent. ``head``: its first bytes; ``seconds``: how long it is kept."""
+
+    blocks: Iterable[bytes]
+    head: bytes
+    name: str
+    seconds: int | None
+
+
+def stored(context: Context, upload: Received, purpose: str) -> t.File:
+    """The row of a file whose training rows are now on the disk as JSONL, for the caller to commit."""
     id, created = t.new_id("file-"), t.now()
-    size, sha256 = files.write_whole(context.settings.files_dir / id, checked_lines(lines))
+    path, name = context.settings.files_dir / id, upload.name
+    if (format := table_format(upload.name, upload.head)) is None:
+        size, sha256 = files.write_whole(path, checked_lines(upload.blocks))
+    else:
+        size, sha256 = _convert(context, upload.blocks, format, path)
+        name = f"{Path(upload.name).stem}.jsonl"
     return t.File(
         project=context.caller.project,
         id=id,
@@ -76,8 +95,30 @@ def stored(context: Context, lines: Iterable[bytes], name: str, purpose: str, se
         bytes=size,
         sha256=sha256,
         created_at=created,
-        expires_at=None if seconds is None else created + seconds,
+        expires_at=None if upload.seconds is None else created + upload.seconds,
     )
+
+
+def _convert(context: Context, blocks: Iterable[bytes], format: Format, path: Path) -> files.Written:
+    """Write the rows of a Parquet or CSV file to ``path`` as JSONL."""
+    table = path.with_suffix(".table")  # which the sweep removes after a crash
+    try:
+        files.write_whole(table, blocks)
+        lines = _bounded(converted(table, format), context.settings.max_upload_bytes)
+        return files.write_whole(path, checked_lines(lines, "row"))
+    except BadRows as error:
+        raise bad_request(f"Invalid file: {error}.", "file", "invalid_file") from error
+    finally:
+        table.unlink(missing_ok=True)
+
+
+def _bounded(lines: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    size = 0
+    for line in lines:
+        size += len(line)
+        if size > limit:
+            raise bad_request(f"The file's rows take more than {limit} bytes as JSONL.", "file", "file_too_large")
+        yield line
 
 
 def safe_name(name: str) -> str:

@@ -46,40 +46,43 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
     return iter(partial(file.readline, MAX_LINE + 1), b"")
 
 
-def checked_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Pass ``lines`` on as they are. 400, with its number, for the first that is no training row, or without any."""
+def checked_lines(lines: Iterable[bytes], unit: str = "line") -> Iterator[bytes]:
+    """Pass ``lines`` on as they are. 400, with its number, for the first that is no training row, or without any.
+
+    ``unit``: what a line is in the file that was sent.
+    """
     rows = blank = 0
     for number, line in enumerate(lines, start=1):
         if len(line) > MAX_LINE:
-            raise _at(number, f"is longer than {MAX_LINE} bytes")
+            raise _at(unit, number, f"is longer than {MAX_LINE} bytes")
         if not line.strip():
             blank = blank or number
         elif blank:
-            raise _at(blank, "is blank")
+            raise _at(unit, blank, "is blank")
         else:
-            _check(number, line)
+            _check(unit, number, line)
             rows += 1
         yield line
     if rows == 0:
         raise bad_request("The file is empty: it has no training rows.", "file", "invalid_file")
 
 
-def _check(number: int, line: bytes) -> None:
+def _check(unit: str, number: int, line: bytes) -> None:
     try:
         row = from_json(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, allow_inf_nan=False)
         json.dumps(row, allow_nan=False)  # 1e999 is JSON, but no number that a grader could be handed
     except ValueError as error:
-        raise _at(number, f"is not valid JSON: {str(error).replace('at line 1 column', 'at column')}") from None
+        raise _at(unit, number, f"is not valid JSON: {str(error).replace('at line 1 column', 'at column')}") from None
     if not isinstance(row, dict):
-        raise _at(number, "is not a JSON object")
+        raise _at(unit, number, "is not a JSON object")
     try:
         Row.model_validate(row)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise _at(number, f"is not a training row: {f'{where}: ' if where else ''}{message}") from None
+        raise _at(unit, number, f"is not a training row: {f'{where}: ' if where else ''}{message}") from None
 
 
-def _at(number: int, what: str) -> APIError:
-    return bad_request(f"Invalid file: line {number} {what}.", "file", "invalid_file")
+def _at(unit: str, number: int, what: str) -> APIError:
+    return bad_request(f"Invalid file: {unit} {number} {what}.", "file", "invalid_file")

@@ -18,6 +18,7 @@ from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import lines_of
+from iro_server.row_files import PARQUET_MAGIC
 from iro_server.store import files
 from iro_server.store import tables as t
 
@@ -32,7 +33,7 @@ class UploadRequest(BaseModel):
     filename: str = Field(min_length=1)
     purpose: api.Purpose
     bytes: int = Field(ge=1)
-    mime_type: str  # of whatever the client takes JSONL for
+    mime_type: str  # of whatever the client takes the file for
     expires_after: api.ExpiresAfter | None = None
 
 
@@ -107,9 +108,11 @@ def complete(id: str, body: Completion, context: Ctx) -> dict[str, Any]:
 
 def _join(upload: t.Upload, body: Completion, context: Context) -> None:
     """Make the upload's file, unless another request ends the upload first."""
-    with files.joined(_parts(context, upload, body.part_ids)) as whole:
+    parts = _parts(context, upload, body.part_ids)
+    with files.joined(parts) as start, files.joined(parts) as whole:
         lines = _matching(lines_of(whole), body.md5)
-        row = api.stored(context, lines, upload.filename, upload.purpose, upload.file_seconds)
+        head = start.read(len(PARQUET_MAGIC))
+        row = api.stored(context, api.Received(lines, head, upload.filename, upload.file_seconds), upload.purpose)
     with context.sessions.begin() as session:
         won = _move(session, upload.id, "completed", file_id=row.id)
         if won:

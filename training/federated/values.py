@@ -117,20 +117,21 @@ class Seed:
 
     def roll_out(self, name: str, prompts: Sequence[Prompt], params: Any, stack: Any, keep: bool) -> tuple[str, str]:
         """Completions of prompts and their rewards, as two steps. Gives the steps' names."""
-        from training.iro.rollouts import Batch, roll_out
+        from training.iro.rollouts import Batch, roll_out, stored
 
         names = (f"{self.seed}-{name}-rollouts", f"{self.seed}-{name}-rewards")
         stream = HELD_OUT if prompts[0].index >= 4000 else ROLLOUTS
         seeds = [derive_seed(self.seed, stream, prompt.index) for prompt in prompts]
-        batch = Batch(prompts, seeds, params, stack, self.spec.layers if keep else ())
-        self.run.step(names[0], lambda: roll_out(self.engine, self.align_config(), batch))
+        batch = Batch(prompts, seeds, params, stack, self.spec if keep else None)
+        self.run.step(names[0], lambda: stored(roll_out(self.engine, self.align_config(), batch)))
         self.run.step(names[1], partial(self.grade, names[0], prompts))
         return names
 
     def grade(self, rollouts: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
         from iro_server.graders import Sample
+        from training.iro.rollouts import completions_of
 
-        groups = self.run.load(rollouts)["tokens"]
+        groups = completions_of(self.run, rollouts)
         texts = [self.engine.tokenizer.decode(row, skip_special_tokens=True) for group in groups for row in group]
         items = [prompt.item for prompt, group in zip(prompts, groups, strict=True) for _ in group]
         pairs = [(Sample(text), item) for text, item in zip(texts, items, strict=True)]
@@ -150,7 +151,7 @@ class Seed:
         from iro_server.decoding.base import SearchParams
         from training.iro.config import block_scales
         from training.iro.fit import Scale, Shards
-        from training.iro.rollouts import commonest_tokens
+        from training.iro.rollouts import commonest_tokens, completions_of
         from value_heads.fit import Moments, fit_ridge, standard_units
 
         plain = SearchParams(beam_width=1, num_successors=self.config.rollouts_per_prompt, chunk_length=None)
@@ -165,7 +166,9 @@ class Seed:
         def compute() -> dict[str, Any]:
             rewards = np.array([r for _, name in names for group in self.run.load(name)["rewards"] for r in group])
             scale = Scale(float(rewards.mean()), float(rewards.std()))
-            completions = (row for rollouts, _ in names for group in self.run.load(rollouts)["tokens"] for row in group)
+            completions = (
+                row for rollouts, _ in names for group in completions_of(self.run, rollouts) for row in group
+            )
             counted = commonest_tokens(completions, self.config.counted_tokens)
             spec = self.spec.model_copy(update={"counted": counted})
             rows, judges = (list(Shards(self.run, each, scale, spec)) for each in (names, [choosing]))

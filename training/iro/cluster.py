@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,9 @@ from training.iro.values import Bundles, Files, Stack
 from training.run import Run
 from value_heads.bundle import TENSORS
 from value_heads.peers import Meeting, PeerLost, meeting_place, together
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 REACH = 10.0  # seconds for a cluster to answer
 
@@ -189,6 +192,9 @@ class _There:
 
     def load(self, name: str) -> Any:
         return self.checkpoints.load(name)
+
+    def table(self, name: str, table: str) -> Dataset:
+        return self.checkpoints.table(name, table)
 
     def stop_if_asked(self) -> None:
         pass

@@ -74,7 +74,7 @@ class AlignConfig(JobConfig):
     guided_searches: int = Field(
         4,
         ge=1,
-        description="independent searches a prompt in guided rollouts, which share its W·K rows; 1: as the paper",
+        description="independent searches a prompt in guided rollouts, which share its W·K rows",
     )
     max_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="of a completion; auto: within which most of the frozen model's stop, up to 512"
@@ -114,6 +114,13 @@ class AlignConfig(JobConfig):
         if response_format is not None:
             parse_response_format(response_format)
         return response_format
+
+    @property
+    def horizon(self) -> int:
+        """``max_tokens`` as a number. ValueError where it is still to be measured."""
+        if self.max_tokens == "auto":
+            raise ValueError("max_tokens is auto: the job measures it first")
+        return self.max_tokens
 
     @property
     def least_tokens(self) -> int:

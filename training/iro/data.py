@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from iro_server.engines.base import Engine, ModelInfo
 from iro_server.engines.prompts import item_prompt_ids
 from iro_server.graders import Grader
+from iro_server.row_files import format_of, table_rows
 from training.iro.config import AlignConfig
 from training.iro.seeds import SPLIT
 from training.run import rng_of
@@ -80,26 +81,50 @@ class Split:
         return [*self.validation, *self.check, *(p for part in self.slices for p in [*part.train, *part.heldout])]
 
 
+def numbered_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a JSONL, Parquet or CSV file, each with its place, such as "line 3". ValueError with the place.
+
+    JSONL is read line by line, not by way of Arrow, which would give every row the fields of all.
+    """
+    if (format := format_of(path)) is not None:
+        for number, item in enumerate(table_rows(path, format), 1):
+            yield f"row {number}", item
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                item = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            yield f"line {number}", item
+
+
 def load_prompts(path: Path, param: str, engine: Described, max_tokens: int) -> list[Prompt]:
-    """The rows of a JSONL file. AlignError with the line number for one that is no row, or too long for the model."""
+    """The rows of a file. AlignError with the number of one that is no row, or too long for the model."""
     prompts: list[Prompt] = []
     room = engine.info.max_length - max_tokens
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
+    rows = numbered_rows(path)
+    while (row := _next(rows, path, param)) is not None:
+        place, item = row
         try:
-            item = json.loads(line)
             if not isinstance(item, dict) or ("messages" in item) == ("prompt" in item):
                 raise ValueError('not an object with either "messages" or "prompt"')
             token_ids = item_prompt_ids(engine.tokenizer, item)
         except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render
-            raise AlignError(f"{path.name}, line {number}: {error}", param=param) from error
+            raise AlignError(f"{path.name}, {place}: {error}", param=param) from error
         if not 0 < len(token_ids) <= room:
-            raise AlignError(f"{path.name}, line {number}: {len(token_ids)} tokens; 1 to {room} fit", param=param)
+            raise AlignError(f"{path.name}, {place}: {len(token_ids)} tokens; 1 to {room} fit", param=param)
         prompts.append(Prompt(len(prompts), tuple(token_ids), item))
     if not prompts:
         raise AlignError(f"{path.name} has no rows", param=param)
     return prompts
+
+
+def _next(rows: Iterator[tuple[str, Any]], path: Path, param: str) -> tuple[str, Any] | None:
+    try:
+        return next(rows, None)
+    except ValueError as error:
+        raise AlignError(f"{path.name}, {error}", param=param) from error
 
 
 def check(config: AlignConfig, engine: Described, grader: Grader) -> list[str]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.fit import Graded, Shards
-from value_heads.metrics import calibration, r2_by_position, within_prompt
+from training.iro.prefixes import prefix_lengths
+from value_heads.metrics import Array, calibration, r2_by_position, within_prompt
 
 Values = Callable[[Graded], Tensor]
 BY_POSITION = ("correlation", "stack_correlation", "variance_share", "r2", "calibration")
@@ -21,31 +22,43 @@ BY_POSITION = ("correlation", "stack_correlation", "variance_share", "r2", "cali
 
 @torch.no_grad()
 def diagnose(heldout: Shards, new: Values, whole: Values) -> dict[str, Any]:
-    """By position: correlation within prompts [T] of the newest value function and of the stack; the newest's share of
-    within-prompt variance [T], R² [T] and calibration bins. ``overall``: the two correlations over all positions.
+    """By token: correlation within prompts [T] of the newest value function and of the stack; the newest's share of
+    within-prompt variance [T], R² [T] and calibration bins. ``overall``: the two correlations over all tokens.
 
-    In standardised rewards. ``new`` and ``whole`` give [R, T] at every response token of a shard.
+    In standardised rewards. ``new`` and ``whole`` give [N] at the prefixes of a shard; tokens where no prefix ends are
+    NaN.
     """
-    new_rows, whole_rows, rewards, lengths, prompts = [], [], [], [], []
-    for graded in map(heldout.graded, range(len(heldout))):
-        new_rows += list(new(graded))
-        whole_rows += list(whole(graded))
+    new_rows, whole_rows, rewards, lengths, prompts, every_reward = [], [], [], [], [], []
+    for graded in (part for index in range(len(heldout)) for part in heldout.graded(index).parts()):
+        sizes = torch.bincount(graded.row_N, minlength=len(graded.tokens)).tolist()
+        new_rows += list(new(graded).split(sizes))
+        whole_rows += list(whole(graded).split(sizes))
         rewards.append(graded.rewards_R)
         lengths.append(graded.lengths_R)
         prompts.append(graded.prompt_R)
-    new_NT, whole_NT = (pad_sequence(rows, batch_first=True).numpy() for rows in (new_rows, whole_rows))
+        every_reward.append(graded.rewards_R[graded.row_N])
     rewards_N, lengths_N, prompts_N = (torch.cat(parts).numpy() for parts in (rewards, lengths, prompts))
-    counted_NT = np.arange(new_NT.shape[1]) < lengths_N[:, None]
-    every_reward = np.broadcast_to(rewards_N[:, None], new_NT.shape)[counted_NT]
-    newest = within_prompt(new_NT, rewards_N, prompts_N, lengths_N)
-    stack = within_prompt(whole_NT, rewards_N, prompts_N, lengths_N)
+    length = int(lengths_N.max())
+    place_P = np.array(prefix_lengths(length)) - 1
+    reach_N = np.searchsorted(place_P, lengths_N)  # prefixes of each rollout that others have too
+    new_NP, whole_NP = (pad_sequence(rows, batch_first=True).numpy() for rows in (new_rows, whole_rows))
+    newest = within_prompt(new_NP, rewards_N, prompts_N, reach_N)
+    stack = within_prompt(whole_NP, rewards_N, prompts_N, reach_N)
+
+    def by_token(values_P: Array) -> list[float]:
+        values_T = np.full(length, np.nan)
+        values_T[place_P] = values_P
+        return values_T.tolist()
+
     return {
-        "correlation": newest.correlation_T.tolist(),
-        "stack_correlation": stack.correlation_T.tolist(),
-        "variance_share": newest.variance_share_T.tolist(),
+        "correlation": by_token(newest.correlation_T),
+        "stack_correlation": by_token(stack.correlation_T),
+        "variance_share": by_token(newest.variance_share_T),
         "overall": {"correlation": newest.correlation, "stack_correlation": stack.correlation},
-        "r2": r2_by_position(new_NT, rewards_N, lengths_N).tolist(),
-        "calibration": [asdict(bin) for bin in calibration(new_NT[counted_NT], every_reward)],
+        "r2": by_token(r2_by_position(new_NP, rewards_N, reach_N)),
+        "calibration": [
+            asdict(bin) for bin in calibration(torch.cat(new_rows).numpy(), torch.cat(every_reward).numpy())
+        ],
     }
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol, overload
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Protocol, overload
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.config import AlignConfig, block_scales
-from training.iro.rollouts import unpack
-from value_heads import FeatureSpec, features, fit_mlp, mlp_fit
-from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns, response_rows
-from value_heads.heads import Head
+from training.iro.data import AlignError
+from training.iro.prefixes import STRIDE, Prefixes, places_of
+from training.iro.rollouts import PREFIXES, Source, completions_of
+from value_heads import FeatureSpec, ValueStack, fit_mlp, mlp_fit
+from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns, pools
+from value_heads.heads import Head, feature_places
 
-STRIDE = 4  # tokens between the prefixes that a fit reads
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS_AT_ONCE = 4096  # whose features are in memory, or one prompt's
 
 
 @dataclass(frozen=True)
@@ -33,24 +39,79 @@ class Scale:
 
 @dataclass
 class Graded:
-    """Graded completions of a shard, ungraded ones left out. R completions, T tokens, D width."""
+    """Graded completions of a shard, ungraded ones left out. R completions, N prefixes of them, F features."""
 
     tokens: list[list[int]]
-    hidden: dict[int, Tensor]  # [R, T, D]
-    lengths_R: Tensor
     prompt_R: Tensor
     rewards_R: Tensor  # standardised
     weights_R: Tensor  # each prompt weighs 1
+    table: Callable[[], Dataset]
+    places: list[int]  # of the completions in the shard
+
+    def __post_init__(self) -> None:
+        self.row_N, self.length_N = places_of(self.tokens)
+
+    @cached_property
+    def prefixes(self) -> Prefixes:
+        return Prefixes(self.table(), self.places, self.tokens)
 
     @property
-    def mask_RT(self) -> Tensor:
-        return torch.arange(int(self.lengths_R.max())) < self.lengths_R[:, None]
+    def lengths_R(self) -> Tensor:
+        return torch.tensor([len(tokens) for tokens in self.tokens])
+
+    def parts(self) -> Iterator[Graded]:
+        """These completions, the prompts whole, so few at once that their features fit in memory."""
+        sizes = torch.bincount(self.prompt_R) * -(-int(self.lengths_R.max()) // STRIDE)
+        part_of_prompt = (sizes.cumsum(0) - sizes) // ROWS_AT_ONCE
+        part_R = part_of_prompt[self.prompt_R]
+        for part in part_R.unique():
+            chosen = (part_R == part).nonzero()[:, 0]
+            yield Graded(
+                tokens=[self.tokens[i] for i in chosen],
+                prompt_R=self.prompt_R[chosen],
+                rewards_R=self.rewards_R[chosen],
+                weights_R=self.weights_R[chosen],
+                table=self.table,
+                places=[self.places[i] for i in chosen],
+            )
+
+    def features(self, spec: FeatureSpec) -> Tensor:
+        """At each prefix, [N, F] float32. AlignError where they are not finite."""
+        features_NF = self.prefixes.features(spec)
+        check_finite(spec, features_NF)
+        return features_NF
+
+    def values(self, stack: ValueStack) -> Tensor:
+        """Sum_t V_t / beta_t at each prefix, [N]."""
+        return torch.stack([head(self.features(head.spec)) / beta for head, beta in stack.terms()]).sum(0)
+
+    def at_prefixes(self, values_RT: Tensor) -> Tensor:
+        """[N], from values at every token."""
+        return values_RT[self.row_N, self.length_N - 1]
+
+    def rows(self, spec: FeatureSpec, head: Head | None, return_lambda: float) -> Rows:
+        """What searches compare after every ``STRIDE`` tokens. ``head``: for targets G_t(lambda)."""
+        features_NF = self.features(spec)
+        target_N = self.rewards_R[self.row_N]
+        if head is not None:
+            with torch.no_grad():
+                target_N = self._returns(head(features_NF), return_lambda)
+        compared = pools(self.lengths_R, self.prompt_R, self.weights_R, STRIDE)
+        first_R = torch.searchsorted(self.row_N, torch.arange(len(self.tokens)))
+        place = first_R[compared.rows] + (compared.t + STRIDE - 1) // STRIDE - 1
+        return Rows(features_NF[place], target_N[place].float(), compared.weights.float(), compared.groups)
+
+    def _returns(self, values_N: Tensor, return_lambda: float) -> Tensor:
+        """G_t(lambda) at each prefix, from the values of the later ones, which are ``STRIDE`` tokens apart."""
+        sizes = torch.bincount(self.row_N, minlength=len(self.tokens)).tolist()
+        values_RP = pad_sequence(list(values_N.split(sizes)), batch_first=True)
+        mask_RP = torch.arange(values_RP.shape[1]) < torch.tensor(sizes)[:, None]
+        return lambda_returns(values_RP, self.rewards_R, mask_RP, return_lambda**STRIDE)[mask_RP]
 
 
-class Source(Protocol):
-    """Where shards are read from. A ``Run`` is one; ``stop_if_asked`` may raise, to end the fit."""
+class FitSource(Source, Protocol):
+    """``stop_if_asked`` may raise, to end the fit."""
 
-    def load(self, name: str) -> Any: ...
     def stop_if_asked(self) -> None: ...
 
 
@@ -58,7 +119,7 @@ class Source(Protocol):
 class Shards(Sequence[Rows]):
     """Shards of rollouts as rows for a fit, read from disk one at a time. ``head``: for targets G_t(lambda)."""
 
-    source: Source
+    source: FitSource
     names: Sequence[tuple[str, str]]  # checkpoints of rollouts and of rewards
     scale: Scale
     spec: FeatureSpec | None = None  # needed for rows, not for `graded`
@@ -76,44 +137,52 @@ class Shards(Sequence[Rows]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         assert self.spec is not None
-        graded = self.graded(index)
-        features_RTF = features(self.spec, graded.hidden)
-        targets = graded.rewards_R
-        if self.head is not None:
-            with torch.no_grad():
-                values_RT = self.head(features_RTF)
-            targets = lambda_returns(values_RT, graded.rewards_R, graded.mask_RT, self.return_lambda)
-        return response_rows(features_RTF, targets, graded.lengths_R, graded.prompt_R, graded.weights_R, STRIDE)
+        return self.graded(index).rows(self.spec, self.head, self.return_lambda)
 
-    def completion_tokens(self) -> int:
-        """Of the graded completions: what one fit reads."""
-        return sum(
-            len(completion)
-            for rollouts, rewards in self.names
-            for group in zip(self.source.load(rollouts)["tokens"], self.source.load(rewards)["rewards"], strict=True)
-            for completion, reward in zip(*group, strict=True)
-            if not math.isnan(reward)
-        )
+    def __iter__(self) -> Iterator[Rows]:
+        """All rows, in batches that may be smaller than a shard."""
+        assert self.spec is not None
+        for index in range(len(self)):
+            for part in self.graded(index).parts():
+                yield part.rows(self.spec, self.head, self.return_lambda)
+
+    def completions(self) -> Iterator[list[int]]:
+        """Tokens of the graded completions."""
+        return (tokens for index in range(len(self)) for tokens in self.graded(index).tokens)
 
     def graded(self, index: int) -> Graded:
         self.source.stop_if_asked()
         rollouts, rewards = self.names[index]
-        shard = self.source.load(rollouts)
-        hidden, lengths_R, prompt_R = unpack(shard)
-        tokens = [completion for group in shard["tokens"] for completion in group]
-        rewards_R = torch.tensor([reward for group in self.source.load(rewards)["rewards"] for reward in group])
-        kept = ~rewards_R.isnan()
-        prompt_R = prompt_R[kept]
+        groups = completions_of(self.source, rollouts)
+        reward_of = [reward for group in self.source.load(rewards)["rewards"] for reward in group]
+        prompts = self.source.load(rollouts)["prompts"]
+        searched = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+        places = [place for place, reward in enumerate(reward_of) if not math.isnan(reward)]
+        tokens = [tokens for group in groups for tokens in group]
+        prompt_R = torch.tensor([searched[place] for place in places])
         counts = torch.bincount(prompt_R)
-        longest = int(lengths_R[kept].max())
         return Graded(
-            tokens=[completion for completion, keep in zip(tokens, kept.tolist(), strict=True) if keep],
-            hidden={layer: states[kept, :longest] for layer, states in hidden.items()},
-            lengths_R=lengths_R[kept],
+            tokens=[tokens[place] for place in places],
             prompt_R=prompt_R,
-            rewards_R=self.scale.standard(rewards_R[kept]),
+            rewards_R=self.scale.standard(torch.tensor([reward_of[place] for place in places])),
             weights_R=1 / counts[prompt_R],
+            table=partial(self.source.table, rollouts, PREFIXES),
+            places=places,
         )
+
+
+def check_finite(spec: FeatureSpec, features_NF: Tensor) -> None:
+    """AlignError, naming the layers, where the model's hidden states hold infinities or NaN."""
+    finite_F = features_NF.isfinite().all(0)
+    if finite_F.all():
+        return
+    places = feature_places(spec, len(finite_F))
+    layers = sorted({block.layer for block, place in places.items() if not finite_F[place].all()})
+    message = (
+        f"the hidden states of layer {', '.join(map(str, layers))} are not finite numbers: "
+        "load the model in float32 or bfloat16, or name other layers in feature_spec"
+    )
+    raise AlignError(message, "non_finite_features", "feature_spec")
 
 
 @dataclass(frozen=True)
@@ -139,8 +208,8 @@ def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards,
     if config.value_model == "mlp":
         mlp = fit_mlp(
             spec,
-            list(train),
-            list(heldout),
+            train,
+            heldout,
             epochs=config.epochs or mlp_fit.EPOCHS,
             learning_rate=mlp_fit.LEARNING_RATE * config.learning_rate_multiplier,
             seed=seed,

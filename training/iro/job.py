@@ -13,6 +13,8 @@ from training.iro.config import AlignConfig
 from training.run import Job, Run
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from iro_server.placement import Placement
 
 
@@ -64,6 +66,12 @@ def draw(folder: Any) -> None:
     draw(folder)
 
 
+def export(folder: Path) -> Dataset:
+    from training.iro.export import export_rollouts
+
+    return export_rollouts(folder)
+
+
 SMOKE_GRADER = {"type": "python", "source": "def grade(sample, item): return sample['output_text'].count('e')"}
 
 JOB = Job(
@@ -96,4 +104,5 @@ JOB = Job(
     },
     draw=draw,
     check=check,
+    export=export,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from training.iro.diagnostics import diagnose
 from training.iro.fit import Graded, Shards, fit_head
 from training.iro.rollouts import commonest_tokens
 from training.iro.values import Stack
-from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, features, fit_lora
+from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, fit_lora
 from value_heads.heads import Head
 
 
@@ -30,8 +31,8 @@ class Learned(NamedTuple):
 
 class Learner(Protocol):
     @property
-    def layers(self) -> tuple[int, ...]:
-        """Hidden layers that rollouts have to keep."""
+    def spec(self) -> FeatureSpec | None:
+        """What rollouts have to store for its fits, counts of tokens apart; None: tokens alone."""
         ...
 
     @property
@@ -52,26 +53,21 @@ class HeadLearner:
     def __init__(self, config: AlignConfig, spec: FeatureSpec):
         self.config, self.spec = config, spec
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return self.spec.layers
-
     def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
         spec = self.spec.model_copy(update={"counted": self._counted(train, heldout)})
         fitted = fit_head(self.config, spec, train, heldout, seed)
         judged = _push(before, fitted.judged)
 
         def new(graded: Graded) -> Tensor:
-            values_RT = fitted.judged(features(spec, graded.hidden))
-            return values_RT.sigmoid() if self.config.loss == "bce" else values_RT
+            values_N = fitted.judged(graded.features(spec))
+            return values_N.sigmoid() if self.config.loss == "bce" else values_N
 
-        report = diagnose(heldout, new, lambda graded: judged.values(graded.hidden))
+        report = diagnose(heldout, new, lambda graded: graded.values(judged))
         return Learned(_push(before, fitted.head), judged, {"setting": fitted.setting} | report)
 
     def _counted(self, *parts: Shards) -> tuple[int, ...]:
         """The commonest tokens of this iteration's rollouts: what guidance favours shifts from one to the next."""
-        shards = (part.graded(index) for part in parts for index in range(len(part)))
-        return commonest_tokens((row for graded in shards for row in graded.tokens), self.config.counted_tokens)
+        return commonest_tokens(chain.from_iterable(part.completions() for part in parts), self.config.counted_tokens)
 
 
 def _push(before: Stack | None, head: Head) -> ValueStack:
@@ -84,7 +80,7 @@ def _push(before: Stack | None, head: Head) -> ValueStack:
 class LoraLearner:
     """A LoRA adapter an iteration on a backbone apart from the engine: the frozen model's own first layers."""
 
-    layers: tuple[int, ...] = ()
+    spec: FeatureSpec | None = None
     spreads = True
 
     def __init__(self, config: AlignConfig, num_layers: int, prompts: Mapping[int, Prompt]):
@@ -107,8 +103,8 @@ class LoraLearner:
         )
 
         def new(graded: Graded) -> Tensor:
-            values_RT = self._values(backbone, len(betas) - 1, graded)
-            return values_RT.sigmoid() if self.config.loss == "bce" else values_RT
+            values_N = self._values(backbone, len(betas) - 1, graded)
+            return values_N.sigmoid() if self.config.loss == "bce" else values_N
 
         def whole(graded: Graded) -> Tensor:
             return torch.stack([self._values(backbone, t, graded) / beta for t, beta in enumerate(betas)]).sum(0)
@@ -127,9 +123,9 @@ class LoraLearner:
         ]
 
     def _values(self, backbone: LoraBackbone, iteration: int, graded: Graded) -> Tensor:
-        """[R, T] at response tokens; zero at padding."""
+        """[N] at the prefixes of its completions."""
         prompts = [self.prompts[prompt].token_ids for prompt in graded.prompt_R.tolist()]
-        return backbone.response_values(iteration, prompts, graded.tokens).cpu() * graded.mask_RT
+        return graded.at_prefixes(backbone.response_values(iteration, prompts, graded.tokens).cpu())
 
 
 class BetterLearner:
@@ -141,8 +137,8 @@ class BetterLearner:
         self.heads, self.lora = heads, lora
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        return self.heads.layers
+    def spec(self) -> FeatureSpec | None:
+        return self.heads.spec
 
     def fit(self, before: Stack | None, train: Shards, heldout: Shards, seed: int) -> Learned:
         if before is not None:

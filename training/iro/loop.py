@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
 from training.iro.lengths import with_max_tokens
-from training.iro.rollouts import Batch, exploring, guided, plain
+from training.iro.rollouts import PREFIXES, Batch, completions_of, exploring, guided, plain, stored
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
@@ -58,9 +59,7 @@ class Alignment:
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
         lora = LoraLearner(self.config, self.engine.info.num_layers, prompts)
-        horizon = self.config.max_tokens
-        assert horizon != "auto"
-        spec = self.config.feature_spec or default_feature_spec(self.engine.info, horizon)
+        spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.horizon)
         heads = HeadLearner(self.config, spec)
         match self.config.value_model:
             case "lora":
@@ -125,7 +124,10 @@ class Alignment:
                 f"{step}-valid", self.prompts.validation, guided(self.config), self.stack, f"iteration {step}"
             )
         collected = [*names, *heldout_names]
-        return self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, validated.get(step)))
+        row = self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, validated.get(step)))
+        for rollouts, _ in collected:
+            self.run.drop_table(rollouts, PREFIXES)
+        return row
 
     def collect(self, step: int, part: str, prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
         """Roll out and grade ``prompts``, shard by shard. Returns the names of the shards' checkpoints."""
@@ -141,7 +143,7 @@ class Alignment:
         ):
             for batch, (rollouts, rewards) in zip(batches, names, strict=True):
                 first = rollouts == "1-train-0-rollouts"
-                self.run.step(rollouts, partial(next, found), "sampling")
+                self.run.step(rollouts, lambda: stored(next(found)), "sampling")
                 self.run.step(rewards, partial(self.rewards, batch.prompts, rollouts, first), "grading")
                 advance()
         return names
@@ -151,12 +153,12 @@ class Alignment:
         params, searches = (plain(self.config), 1) if step == 1 else exploring(self.config)
         repeated = [(prompt, search) for prompt in prompts for search in range(searches)]
         seeds = [self.run.derive_seed(ROLLOUTS, step, prompt.index, search) for prompt, search in repeated]
-        return Batch([prompt for prompt, _ in repeated], seeds, params, self.stack, self.learner.layers)
+        return Batch([prompt for prompt, _ in repeated], seeds, params, self.stack, self.learner.spec)
 
     def rewards(self, prompts: Sequence[Prompt], rollouts: str, first: bool) -> dict[str, Any]:
-        shard = self.run.load(rollouts)
-        grades = self.grading.grade(prompts, shard["tokens"], first)
-        tally = self.grading.tally([grade for group in grades for grade in group], shard["usage"])
+        grades = self.grading.grade(prompts, completions_of(self.run, rollouts), first)
+        usage = self.run.load(rollouts)["usage"]
+        tally = self.grading.tally([grade for group in grades for grade in group], usage)
         return {"rewards": [[grade.reward for grade in group] for group in grades], "tally": tally}
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
@@ -189,7 +191,7 @@ class Alignment:
         bundle, judged, diagnostics = self.executor.fit(self.learner, self.stack, train, heldout, seed)
         if "told" in diagnostics:
             self.run.emit("message", diagnostics["told"])
-        trained = train.completion_tokens() + heldout.completion_tokens()
+        trained = sum(map(len, chain(train.completions(), heldout.completions())))
         return diagnostics | {"trained_tokens": trained, "bundle": bundle, "judged": judged}
 
     def values_of(self, fitted: dict[str, Any], part: Literal["bundle", "judged"]) -> Stack:

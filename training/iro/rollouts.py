@@ -1,7 +1,4 @@
-"""Completions of many prompts at once, and their hidden states as they are kept on disk.
-
-Axes in tensor names: R completions, T tokens of the longest, N tokens of all completions one after another, D width.
-"""
+"""Completions of many prompts at once, and how they lie on disk."""
 
 from __future__ import annotations
 
@@ -9,32 +6,42 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from iro_server.decoding.base import SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling, cache_salt
 from iro_server.surroundings import Surroundings
 from iro_server.telemetry.tracing import untraced
+from training.checkpoints import WithTables
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt, TokenizingEngine
+from training.iro.prefixes import prefix_table
 from training.iro.values import Stack
-from value_heads.features import TOKENS
+from value_heads import FeatureSpec
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COMPLETIONS, PREFIXES = "completions", "prefixes"  # tables of a stored shard
+
+
+class Source(Protocol):
+    """Where shards are read from, such as a ``Run``."""
+
+    def load(self, name: str) -> Any: ...
+    def table(self, name: str, table: str) -> Dataset: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts that are rolled out at once, in step, and a seed for each. ``layers``: hidden states to keep."""
+    """Prompts that are rolled out at once, in step, and a seed for each. ``spec``: what a fit is to read of them."""
 
     prompts: Sequence[Prompt]
     seeds: Sequence[int]
     params: SearchParams
     stack: Stack | None = None
-    layers: tuple[int, ...] = ()
+    spec: FeatureSpec | None = None
     salt: str = field(default_factory=lambda: cache_salt(Surroundings.of_this_process().project))
 
 
@@ -70,17 +77,16 @@ def guided(config: AlignConfig) -> SearchParams:
 def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dict[str, Any]:
     """The finals of each prompt's search, the same to the bit every time, as they are saved.
 
-    ``prompts``: their indices. ``tokens``: of each final of each prompt, the pick first. ``hidden``: the states of all
-    finals' tokens by layer, [N, D] float16, half of what they take in memory.
+    ``prompts``: their indices. ``tokens``: of each final of each prompt, the pick first. ``prefixes``: the table that a
+    fit of the batch's spec reads, None without one.
     """
 
-    max_tokens = config.max_tokens
-    assert max_tokens != "auto"  # measured before the first batch but those that measure it
+    layers = batch.spec.layers if batch.spec else ()
 
     async def search(prompt: Prompt, seed: int) -> SearchResult:
         sampling = Sampling(config.temperature, seed=seed, stop_ids=engine.info.eos_ids, salt=batch.salt)
         return await guided_search(
-            engine, prompt.token_ids, batch.params, sampling, max_tokens, batch.stack, keep_hidden=batch.layers
+            engine, prompt.token_ids, batch.params, sampling, config.horizon, batch.stack, keep_hidden=layers
         )
 
     async def search_all() -> list[SearchResult]:
@@ -93,7 +99,7 @@ def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dic
         "prompts": [prompt.index for prompt in batch.prompts],
         "tokens": [[final.tokens for final in result.finals] for result in results],
         "usage": _usage(batch.prompts, results),
-        "hidden": {layer: torch.cat([final.hidden[layer] for final in flat]).half().cpu() for layer in batch.layers},
+        "prefixes": batch.spec and prefix_table(batch.spec, [final.hidden for final in flat]),
     }
 
 
@@ -107,17 +113,32 @@ def _usage(prompts: Sequence[Prompt], results: Sequence[SearchResult]) -> dict[s
     }
 
 
-def unpack(shard: dict[str, Any]) -> tuple[dict[int, Tensor], Tensor, Tensor]:
-    """hidden[layer] [R, T, D] float32 padded with zeros, hidden[TOKENS] [R, T]; lengths [R]; prompt index [R]."""
-    tokens = [torch.tensor(tokens) for group in shard["tokens"] for tokens in group]
-    lengths = [len(row) for row in tokens]
-    hidden = {
-        layer: pad_sequence(states.float().split(lengths), batch_first=True)
-        for layer, states in shard["hidden"].items()
-    }
-    hidden[TOKENS] = pad_sequence(tokens, batch_first=True, padding_value=-1)
-    sizes = torch.tensor([len(group) for group in shard["tokens"]])
-    return hidden, torch.tensor(lengths), torch.tensor(shard["prompts"]).repeat_interleave(sizes)
+def stored(shard: dict[str, Any]) -> WithTables:
+    """What ``roll_out`` gave, as a checkpoint: prompts and usage, with tables of completions and, if any, prefixes."""
+    from datasets import Dataset, Features, List, Value
+
+    searches = [place for place, group in enumerate(shard["tokens"]) for _ in group]
+    completions = Dataset.from_dict(
+        {
+            "search": searches,
+            "prompt": [shard["prompts"][search] for search in searches],
+            "tokens": [tokens for group in shard["tokens"] for tokens in group],
+        },
+        Features({"search": Value("int32"), "prompt": Value("int64"), "tokens": List(Value("int32"))}),
+    )
+    tables = {COMPLETIONS: completions}
+    if shard["prefixes"] is not None:
+        tables[PREFIXES] = shard["prefixes"]
+    return WithTables({"prompts": shard["prompts"], "usage": shard["usage"]}, tables)
+
+
+def completions_of(source: Source, name: str) -> list[list[list[int]]]:
+    """Token ids of each final of each search of the stored shard ``name``."""
+    table = source.table(name, COMPLETIONS).data.table.to_pydict()
+    groups: list[list[list[int]]] = [[] for _ in source.load(name)["prompts"]]
+    for search, tokens in zip(table["search"], table["tokens"], strict=True):
+        groups[search].append(tokens)
+    return groups
 
 
 def commonest_tokens(completions: Iterable[Sequence[int]], count: int) -> tuple[int, ...]:

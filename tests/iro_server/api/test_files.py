@@ -7,6 +7,7 @@ import time
 import httpx
 import openai
 import pytest
+from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import update
@@ -259,3 +260,40 @@ def test_a_form_with_many_files_is_refused(client):
     many = [("file", (f"{i}.jsonl", ROW)) for i in range(3)]
     answer = httpx.post(f"{client.base_url}files", data={"purpose": "fine-tune"}, files=many)
     assert answer.status_code == 400 and "Too many files" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_table_is_stored_as_the_jsonl_of_its_rows(served, tmp_path, suffix, parts):
+    rows = [{"prompt": "a", "label": "1"}, {"prompt": "é\n"}]
+    path = tmp_path / f"my.rows.{suffix}"
+    table = Dataset.from_list(rows)
+    table.to_parquet(str(path)) if suffix == "parquet" else table.to_csv(str(path))
+    client = served.client
+    if parts:
+        kind = {"mime_type": "application/octet-stream", "purpose": "fine-tune"}
+        file = client.uploads.upload_file_chunked(file=path, part_size=100, **kind).file
+    else:
+        file = client.files.create(file=path, purpose="fine-tune")
+    content = client.files.content(file.id).content
+    assert [json.loads(line) for line in content.splitlines()] == rows
+    assert (file.filename, file.bytes) == ("my.rows.jsonl", len(content))
+    assert len(load_prompts(served.settings.files_dir / file.id, "training_file", served.engine, 4)) == 2
+    assert not list(served.settings.files_dir.glob("*.table"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"prompt": "a"}, {"text": "b"}], "row 2 is not a training row: a row has either 'messages' or 'prompt'"),
+        ([{"messages": [{"role": "tool", "content": "3"}]}], "row 1 is not a training row: messages.0.role"),
+        ([{"prompt": "a", "score": float("nan")}], "row 1: the field 'score'"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_refused_and_leaves_nothing(served, tmp_path, rows, told):
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    before = set(served.settings.files_dir.glob("*"))
+    with pytest.raises(openai.BadRequestError, match=told) as refused:
+        served.client.files.create(file=tmp_path / "rows.parquet", purpose="fine-tune")
+    assert (refused.value.param, refused.value.code) == ("file", "invalid_file")
+    assert set(served.settings.files_dir.glob("*")) == before

@@ -65,6 +65,7 @@ def test_the_job_takes_whatever_a_request_may_set(tmp_path) -> None:
         "num_successors": 5,
         "chunk_length": 7,
         "selection": "smc",
+        "guided_searches": 2,
         "max_tokens": 20,
         "temperature": 0.5,
         "value_model": "mlp",

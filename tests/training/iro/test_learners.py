@@ -6,13 +6,13 @@ from typing import Any, cast
 import pytest
 
 from training.iro.learners import BetterLearner, HeadLearner, Learned, LoraLearner
-from value_heads import LoraValues
+from value_heads import FeatureSpec, LoraValues
 
 
 class Fits:
     """A learner whose value functions rank held-out completions as well as ``correlation`` says."""
 
-    layers = (0,)
+    spec = FeatureSpec(current=(0,))
 
     def __init__(self, kind: type, correlation: float) -> None:
         self.kind, self.correlation = kind, correlation
@@ -40,4 +40,4 @@ def test_what_ranks_held_out_completions_better_is_kept(heads: Any, lora: Any, c
     assert first["told"].startswith(f"Value functions are {'lora' if chosen is LoraValues else 'linear'}: ")
     again, _, report = learner.fit(stack, *cast(Any, (None, None, 0)))
     assert type(again) is chosen and report["before"] is stack
-    assert learner.layers == (0,)
+    assert learner.spec == Fits.spec

@@ -1,0 +1,41 @@
+"""``iro rollouts``: the graded completions of an alignment job, for other training libraries."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from iro_server.cli_keys import DataDir, settings_of
+
+app = typer.Typer(no_args_is_help=True, help="The completions that a job sampled and graded.")
+
+Format = Literal["arrow", "parquet", "jsonl"]
+
+
+@app.command()
+def export(
+    job: Annotated[str, typer.Argument(help="A job of the server's data directory, or a run folder.")],
+    out: Annotated[Path, typer.Option(help="A folder for arrow, else a file; it must not exist.")],
+    format: Annotated[Format, typer.Option(help="arrow: a folder that `datasets.load_from_disk` reads.")] = "arrow",
+    data_dir: DataDir = None,
+) -> None:
+    """Write prompts, completions and rewards in TRL's prompt-completion format, which its SFTTrainer takes as it is."""
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if out.exists():
+        raise FileExistsError(f"{out} exists")
+    rollouts = entry_points(group="iro.jobs")["align"].load().export(_run_folder(job, data_dir))
+    write = {"arrow": rollouts.save_to_disk, "parquet": rollouts.to_parquet, "jsonl": rollouts.to_json}[format]
+    write(str(out))
+    typer.echo(f"{len(rollouts)} completions: {out}")
+
+
+def _run_folder(job: str, data_dir: Path | None) -> Path:
+    folder = Path(job) if Path(job).is_dir() else settings_of(data_dir, None).job_dir(job) / "run"
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{job}: neither a run folder nor a job that has begun, in {folder}")
+    return folder

@@ -1,0 +1,183 @@
+"""Training rows out of Parquet and CSV files and sets of the hub, by Hugging Face ``datasets``, as JSON objects.
+
+``python -m iro_server.row_files parquet|csv PATH`` writes them as JSONL: a server reads what strangers upload in a
+process of its own, whose memory is bounded.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Format = Literal["parquet", "csv"]
+PARQUET_MAGIC = b"PAR1"
+ROWS_AT_ONCE = 64
+UNREADABLE = 2  # the process's exit status
+CHILD_MEMORY = 4 * 2**30  # bytes of address space
+CHILD_SECONDS = 600  # of CPU
+
+
+class BadRows(ValueError):
+    """A file whose rows cannot be read. The message names the row, where it is one row's fault."""
+
+
+def table_format(name: str, head: bytes) -> Format | None:
+    """Parquet by its first bytes, CSV by its name; None: JSONL."""
+    if head.startswith(PARQUET_MAGIC):
+        return "parquet"
+    return "csv" if name.lower().endswith(".csv") else None
+
+
+def format_of(path: Path) -> Format | None:
+    with path.open("rb") as file:
+        return table_format(path.name, file.read(len(PARQUET_MAGIC)))
+
+
+def table_rows(path: Path, format: Format) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet or CSV file, as ``as_items`` gives them. CSV has texts alone. BadRows."""
+    from datasets import Features, IterableDataset, Value
+
+    try:
+        if format == "parquet":
+            table = IterableDataset.from_parquet(str(path), batch_size=ROWS_AT_ONCE)
+        else:
+            features = Features({name: Value("string") for name in _csv_header(path)})
+            options = {"na_filter": False, "chunksize": 1000, "encoding": "utf-8-sig", "index_col": False}
+            table = IterableDataset.from_csv(str(path), features=features, **options)
+        yield from as_items(table)
+    except BadRows:
+        raise
+    except (ValueError, TypeError, KeyError, OSError) as error:  # pyarrow's and pandas' errors among them
+        raise BadRows(f"it cannot be read as {format}: {error}") from error
+
+
+def _csv_header(path: Path) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    if not header or len(set(header)) < len(header) or not all(header):
+        raise BadRows("its first row has to name each column, and none twice")
+    return header
+
+
+def write_dataset(name: str, split: str, prompt_column: str | None, as_text: bool, path: Path) -> None:
+    """Write a set of the hub, or of a local folder, to ``path`` as JSONL of training rows.
+
+    ``prompt_column``: conversations, or texts that are asked as a user's message, ``as_text`` continued as they stand;
+    None: the set has ``messages`` or ``prompt`` itself. Its other columns are fields for the grader.
+    ValueError for a split or column that is not there.
+    """
+    data = _load(name, split)
+    columns = list(data.column_names)
+    if prompt_column is None and not {"messages", "prompt"} & set(columns):
+        raise ValueError(f"{name} has no column messages or prompt: choose by --prompt-column: {', '.join(columns)}")
+    if prompt_column is not None and prompt_column not in columns:
+        raise ValueError(f"{name} has no column {prompt_column!r}, only: {', '.join(columns)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for item in as_items(data):
+            row = item if prompt_column is None else _with_prompt(item, prompt_column, as_text)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def _load(name: str, split: str) -> Dataset:
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    if not (Path(name) / "state.json").exists() and not (Path(name) / "dataset_dict.json").exists():
+        return load_dataset(name, split=split)
+    saved = load_from_disk(name)
+    if isinstance(saved, DatasetDict):
+        if split not in saved:
+            raise ValueError(f"{name} has no split {split!r}, only: {', '.join(saved)}")
+        return saved[split]
+    return saved
+
+
+def _with_prompt(item: dict[str, Any], column: str, as_text: bool) -> dict[str, Any]:
+    fields = {name: value for name, value in item.items() if name not in (column, "messages", "prompt")}
+    prompt = item.get(column)
+    if isinstance(prompt, list):
+        return {"messages": prompt} | fields
+    return ({"prompt": prompt} if as_text else {"messages": [{"role": "user", "content": prompt}]}) | fields
+
+
+def as_items(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows as JSON objects: fields that are null or an empty text are left out, ``messages`` may be JSON in a text.
+
+    BadRows for a row with a value that JSON has no word for.
+    """
+    for number, row in enumerate(rows, 1):
+        item = {name: _without_nulls(value) for name, value in row.items() if value is not None and value != ""}
+        for name, value in item.items():
+            try:
+                if name == "messages" and isinstance(value, str):
+                    item[name] = json.loads(value)
+                json.dumps(value, allow_nan=False)
+            except (ValueError, TypeError) as error:
+                raise BadRows(f"row {number}: the field {name!r} is no JSON: {error}; make it a text") from None
+        yield item
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every struct of a column all fields that one of them has."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def converted(path: Path, format: Format) -> Iterator[bytes]:
+    """The file's rows as lines of JSONL, read by a process of their own. BadRows, at the latest after the last line."""
+    command = [sys.executable, "-m", "iro_server.row_files", format, str(path)]
+    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert child.stdout is not None and child.stderr is not None
+    try:
+        yield from child.stdout
+        problem = child.stderr.read().decode(errors="replace").strip()
+        if child.wait() != 0:
+            last = (
+                problem.splitlines()[-1]
+                if child.returncode == 2 and problem
+                else "it takes too much memory or time to read"
+            )
+            raise BadRows(last)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        child.stderr.close()
+
+
+def main(arguments: list[str], out: BinaryIO) -> int:
+    resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, CHILD_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (CHILD_SECONDS, CHILD_SECONDS))
+    format, path = arguments
+    if format not in get_args(Format):
+        raise ValueError(f"{format} is neither parquet nor csv")
+    from datasets.utils.logging import CRITICAL, set_verbosity
+
+    set_verbosity(CRITICAL)
+    try:
+        for item in table_rows(Path(path), "parquet" if format == "parquet" else "csv"):
+            out.write(json.dumps(item, ensure_ascii=False).encode() + b"\n")
+    except BadRows as error:
+        print(" ".join(str(error).split()), file=sys.stderr, flush=True)
+        return UNREADABLE
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:], sys.stdout.buffer)
+    sys.stdout.flush()
+    os._exit(status)  # pyarrow's threads, which an unfinished read leaves, can crash the interpreter's own end

@@ -1,0 +1,94 @@
+"""Rollouts of a finished run as a set that TRL's SFTTrainer takes: prompt-completion, with rewards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_from_disk
+from typer.testing import CliRunner
+
+from iro_server.cli import app
+from tests.training.iro.toy_job import Digits, job
+from training.iro.config import AlignConfig
+from training.iro.data import AlignError
+from training.iro.export import export_rollouts
+
+
+@pytest.fixture(autouse=True)
+def digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda path: Digits())
+
+
+def write_rows(config: AlignConfig, rows: list[dict[str, Any]]) -> None:
+    config.training_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_prompts_completions_and_rewards_of_every_graded_rollout(config: AlignConfig, tmp_path: Path) -> None:
+    fields = [{"tag": "x"}, {"tag": 3}, {"reward": "mine"}, {}]
+    rows = [{"prompt": f"{n:06b}"} | fields[n % 4] for n in range(40)]
+    write_rows(config, rows)
+    result = job().execute(config, tmp_path / "run")
+    rollouts = export_rollouts(tmp_path / "run")
+    assert rollouts.column_names == ["prompt", "completion", "tag", "reward", "iteration", "heldout", "row"]
+    for row in rollouts:
+        assert row["prompt"] == rows[row["row"]]["prompt"]
+        assert row["reward"] == row["completion"].count("1")
+        tag = rows[row["row"]].get("tag")
+        assert row["tag"] == (None if tag is None else json.dumps(tag))  # of mixed types: JSON
+    for step in (1, 2):
+        rewards = [row["reward"] for row in rollouts if row["iteration"] == step]
+        assert sum(rewards) / len(rewards) == pytest.approx(result["history"][step - 1]["train_mean_reward"])
+    assert 0 < sum(rollouts["heldout"]) < len(rollouts) / 3
+
+
+class Chats(Digits):
+    chat_template = "toy"
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> list[int]:
+        return [int(c) for c in messages[-1]["content"]]
+
+
+def test_conversations_are_exported_as_conversations(
+    config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.training.iro.toy_job.Toy.tokenizer", Chats())
+    parts = [{"type": "text", "text": "01"}, {"type": "text", "text": "10"}]
+    write_rows(
+        config,
+        [{"messages": [{"role": "user", "content": parts}]}] * 4
+        + [{"messages": [{"role": "user", "content": f"{n:06b}"}]} for n in range(36)],
+    )
+    job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")
+    for row in export_rollouts(tmp_path / "run"):
+        (message,) = row["completion"]
+        assert message["role"] == "assistant" and message["content"].count("1") == row["reward"]
+        assert [m["role"] for m in row["prompt"]] == ["user"]
+        assert row["row"] >= 4 or row["prompt"][0]["content"] == "0110"
+
+
+def test_rows_of_two_kinds_are_refused(config: AlignConfig, tmp_path: Path) -> None:
+    job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")
+    write_rows(config, [{"prompt": "0"}, {"messages": []}])
+    with pytest.raises(AlignError, match="one table cannot hold"):
+        export_rollouts(tmp_path / "run")
+
+
+def test_the_command_writes_each_format_once(config: AlignConfig, tmp_path: Path) -> None:
+    job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "server/jobs/ftjob-1/run")
+    run_iro = CliRunner().invoke
+    options = ["rollouts", "export", "ftjob-1", "--data-dir", str(tmp_path / "server")]
+    folder = run_iro(app, [*options, "--out", str(tmp_path / "arrow")])
+    assert folder.exit_code == 0, folder.stderr
+    rollouts = load_from_disk(str(tmp_path / "arrow"))
+    assert len(rollouts) > 0 and folder.stdout.startswith(f"{len(rollouts)} completions: ")
+    by_folder = ["rollouts", "export", str(tmp_path / "server/jobs/ftjob-1/run")]
+    assert run_iro(app, [*by_folder, "--format", "jsonl", "--out", str(tmp_path / "r.jsonl")]).exit_code == 0
+    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rollouts.to_list()
+    again = run_iro(app, [*by_folder, "--out", str(tmp_path / "arrow")])
+    assert (again.exit_code, again.stderr) == (2, f"Error: {tmp_path / 'arrow'} exists\n")
+    missing = run_iro(app, ["rollouts", "export", "ftjob-2", "--out", str(tmp_path / "x"), *options[3:]])
+    assert missing.exit_code == 2 and "ftjob-2: neither" in missing.stderr

@@ -1,0 +1,85 @@
+"""The graded rollouts of a run folder as a ``Dataset`` in TRL's prompt-completion format, with their rewards."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iro_server.engines.prompts import text_of
+from training.checkpoints import Checkpoints, open_checkpoints
+from training.iro.data import AlignError, numbered_rows
+from training.iro.rollouts import completions_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROLLOUTS = re.compile(r"(\d+)-(train|heldout)-(\d+)-rollouts")
+OWN = ("prompt", "completion", "reward", "iteration", "heldout", "row")
+
+
+def export_rollouts(folder: Path) -> Dataset:
+    """A row a graded completion: ``prompt``, ``completion``, ``reward``, ``iteration``, ``heldout`` (of the value fit),
+    ``row`` (the prompt's in the training file, from 0), and the training row's other fields.
+
+    Rows with ``prompt`` give texts, rows with ``messages`` conversations, TRL's standard and conversational formats.
+    AlignError where the folder has none, or the training file rows of both kinds.
+    """
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    started = json.loads((folder / "config.json").read_text())
+    config = started["config"]
+    items = [item for _, item in numbered_rows(Path(config["training_file"]))]
+    if len({"messages" in item for item in items}) > 1:
+        raise AlignError("the training file has rows with prompt and rows with messages, which one table cannot hold")
+    tokenizer = AutoTokenizer.from_pretrained(config["model_dir"])
+    with closing(open_checkpoints(started.get("checkpoints") or str(folder / "checkpoints"))) as checkpoints:
+        rows = list(_rows(checkpoints, items, tokenizer))
+    if not rows:
+        raise AlignError(f"{folder} has no graded rollouts yet")
+    fields = dict.fromkeys(name for row in rows for name in row)
+    return Dataset.from_dict({name: _column([row.get(name) for row in rows]) for name in fields})
+
+
+def _rows(checkpoints: Checkpoints, items: Sequence[Mapping[str, Any]], tokenizer: Any) -> Iterator[dict[str, Any]]:
+    shards = [match for name in checkpoints.names() if (match := ROLLOUTS.fullmatch(name))]
+    for shard in sorted(shards, key=lambda match: (int(match[1]), match[2], int(match[3]))):
+        rollouts, rewards = shard[0], shard[0].replace("rollouts", "rewards")
+        if not checkpoints.has(rewards):  # the last shard of a run that goes on
+            continue
+        groups = completions_of(checkpoints, rollouts)
+        prompts, scores = checkpoints.load(rollouts)["prompts"], checkpoints.load(rewards)["rewards"]
+        for prompt, group, of_group in zip(prompts, groups, scores, strict=True):
+            for tokens, reward in zip(group, of_group, strict=True):
+                if not math.isnan(reward):
+                    text = tokenizer.decode(tokens, skip_special_tokens=True)
+                    yield _row(items[prompt], text) | {
+                        "reward": reward,
+                        "iteration": int(shard[1]),
+                        "heldout": shard[2] == "heldout",
+                        "row": prompt,
+                    }
+
+
+def _row(item: Mapping[str, Any], text: str) -> dict[str, Any]:
+    fields = {name: value for name, value in item.items() if name not in (*OWN, "messages")}
+    if "messages" not in item:
+        return {"prompt": item["prompt"], "completion": text} | fields
+    messages = [{"role": m["role"], "content": text_of(m["content"])} for m in item["messages"]]
+    return {"prompt": messages, "completion": [{"role": "assistant", "content": text}]} | fields
+
+
+def _column(values: Sequence[Any]) -> Sequence[Any]:
+    """The values, as JSON texts where Arrow has no one type for them."""
+    import pyarrow as pa
+
+    try:
+        pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return [None if value is None else json.dumps(value) for value in values]
+    return values
