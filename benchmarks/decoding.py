@@ -123,8 +123,8 @@ class Bench:
     def parts(self, scorer: Scorer) -> dict[str, float]:
         """Share of a guided request's wall time by part, at 8 requests."""
         spent = {"model": 0.0, "sampling": 0.0}
-        engine: Any = self.engine
-        originals: dict[str, Callable[..., Any]] = {"model": engine._feed, "sampling": engine._draw}
+        runner: Any = self.engine.runner
+        originals: dict[str, Callable[..., Any]] = {"model": runner.read, "sampling": runner.draw}
 
         def timed(name: str) -> Callable[..., Any]:
             def call(*args: Any) -> Any:
@@ -136,11 +136,11 @@ class Bench:
 
             return call
 
-        engine._feed, engine._draw = timed("model"), timed("sampling")
+        runner.read, runner.draw = timed("model"), timed("sampling")
         start = time.perf_counter()
         self.guided(scorer, REQUESTS)
         total = time.perf_counter() - start
-        engine._feed, engine._draw = originals["model"], originals["sampling"]
+        runner.read, runner.draw = originals["model"], originals["sampling"]
         shares = {name: seconds / total for name, seconds in spent.items()}
         return shares | {"search, values, bookkeeping": 1 - sum(shares.values())}
 

@@ -73,8 +73,9 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         await asyncio.gather(*tasks)
         registry.close()
 
+    max_cache_tokens = settings.max_cache_tokens or getattr(engine, "cache_capacity", None)
     app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
-    admission = Admission(settings.max_active_rows, settings.max_waiting)
+    admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens)
     app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines())
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Access, settings=settings, sessions=sessions, internal_key=internal_key)

@@ -17,6 +17,7 @@ from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first, top
 from iro_server.engines.base import Sampling
+from iro_server.engines.cache import cached_tokens
 from iro_server.graders import Sample
 from iro_server.tasks import together
 from iro_server.telemetry import tracing
@@ -53,6 +54,12 @@ class Generation:
     def base_tokens(self) -> int:
         """The most tokens it may draw from the frozen model."""
         return self.rows * self.max_tokens
+
+    @property
+    def cache_tokens(self) -> int:
+        """The most tokens whose keys and values it holds at once."""
+        sessions = self.n if self.independent else 1
+        return cached_tokens(len(self.prompt_ids), sessions, self.rows, self.max_tokens)
 
     @property
     def independent(self) -> bool:
