@@ -59,9 +59,7 @@ class Alignment:
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
         lora = LoraLearner(self.config, self.engine.info.num_layers, prompts)
-        horizon = self.config.max_tokens
-        assert horizon != "auto"
-        spec = self.config.feature_spec or default_feature_spec(self.engine.info, horizon)
+        spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.horizon)
         heads = HeadLearner(self.config, spec)
         match self.config.value_model:
             case "lora":
