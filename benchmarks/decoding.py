@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks import sharing
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import ModelInfo, Sampling
@@ -122,8 +123,8 @@ class Bench:
     def parts(self, scorer: Scorer) -> dict[str, float]:
         """Share of a guided request's wall time by part, at 8 requests."""
         spent = {"model": 0.0, "sampling": 0.0}
-        engine: Any = self.engine
-        originals: dict[str, Callable[..., Any]] = {"model": engine._feed, "sampling": engine._draw}
+        runner: Any = self.engine.runner
+        originals: dict[str, Callable[..., Any]] = {"model": runner.read, "sampling": runner.draw}
 
         def timed(name: str) -> Callable[..., Any]:
             def call(*args: Any) -> Any:
@@ -135,11 +136,11 @@ class Bench:
 
             return call
 
-        engine._feed, engine._draw = timed("model"), timed("sampling")
+        runner.read, runner.draw = timed("model"), timed("sampling")
         start = time.perf_counter()
         self.guided(scorer, REQUESTS)
         total = time.perf_counter() - start
-        engine._feed, engine._draw = originals["model"], originals["sampling"]
+        runner.read, runner.draw = originals["model"], originals["sampling"]
         shares = {name: seconds / total for name, seconds in spent.items()}
         return shares | {"search, values, bookkeeping": 1 - sum(shares.values())}
 
@@ -198,6 +199,19 @@ def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
     }
 
 
+def sharing_checks(shared: dict[str, Any]) -> list[dict[str, Any]]:
+    """How little an engine loses to sleeping threads, and to a neighbour on the same cores."""
+    rows = [
+        ("alone / alone with spinning threads", 0.97),
+        ("beside a busy process / alone", 0.6),
+        ("two at once, each / alone", 0.6),
+    ]
+    return [
+        {"line": "g", "name": name, "expected": f">= {aim}", "got": shared[name], "holds": shared[name] >= aim}
+        for name, aim in rows
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
@@ -209,6 +223,9 @@ def main() -> None:
     bench = Bench(args.tokens, args.repeats)
     result = measure(bench, args.loop_tokens)
     bench.engine.close()
+    shared = sharing.measure(sharing.SECONDS, args.repeats)
+    result["checks"] += sharing_checks(shared)
+    result["sharing"] = shared
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "result.json").write_text(json.dumps(result, indent=1))
     draw(result, args.out / "decoding.png")

@@ -61,7 +61,7 @@ def sample(folder: Path, shards: int, config: AlignConfig) -> None:
             texts = [" ".join(words[start : start + 12]) for start in range(SHARD * number, SHARD * (number + 1))]
             ids = [tuple(engine.tokenizer(text)["input_ids"]) for text in texts]
             prompts = [Prompt(SHARD * number + place, tokens, {}) for place, tokens in enumerate(ids)]
-            spec = default_feature_spec(engine.info, config.max_tokens)
+            spec = default_feature_spec(engine.info, config.horizon)
             shard = roll_out(
                 engine, config, Batch(prompts, [prompt.index for prompt in prompts], plain(config), spec=spec)
             )

@@ -56,7 +56,9 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     sessions = open_database(settings)
     internal_key = keys.internal(settings.data_dir)
     surroundings = settings.surroundings(internal_key)
-    registry = ModelRegistry(engine, sessions, settings.model_dir, surroundings)
+    registry = ModelRegistry(
+        engine, sessions, settings.model_dir, surroundings, settings.loaded_models, settings.model_idle
+    )
 
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
@@ -64,14 +66,16 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         sender = Sender(sessions, supervisor.stopping, settings.webhooks_inside)
         sweeping = sweep_hourly(settings, sessions, supervisor.stopping)
         validating = Validation(settings, sessions, surroundings, engine).run(supervisor.stopping)
-        tasks = [asyncio.create_task(run) for run in (supervisor.run(), validating, sender.run(), sweeping)]
+        idle = registry.sweep(supervisor.stopping)
+        tasks = [asyncio.create_task(run) for run in (supervisor.run(), validating, sender.run(), sweeping, idle)]
         yield
         supervisor.stopping.set()
         await asyncio.gather(*tasks)
         registry.close()
 
+    max_cache_tokens = settings.max_cache_tokens or getattr(engine, "cache_capacity", None)
     app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
-    admission = Admission(settings.max_active_rows, settings.max_waiting)
+    admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens)
     app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines())
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Access, settings=settings, sessions=sessions, internal_key=internal_key)

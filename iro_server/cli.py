@@ -172,7 +172,7 @@ def generate(
     values: Annotated[Path | None, typer.Option(help="A value bundle: an iteration of an alignment run.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Continue the prompt as it stands, without a chat.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the same text every time.")] = 1.0,
     top_p: Annotated[float, typer.Option(max=1)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: every token.")] = 0,
     seed: int | None = None,
@@ -247,6 +247,7 @@ def _complete(
 
     from transformers.utils.logging import disable_progress_bar
 
+    from iro_server.decoding.base import repeatable
     from iro_server.decoding.search import guided_search
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.engines.prompts import item_prompt_ids
@@ -262,6 +263,8 @@ def _complete(
             stack = stack.with_betas(params.betas)
         sampling = replace(sampling, stop_ids=known.eos_ids)
         prompt_ids = item_prompt_ids(engine.tokenizer, item)
+        if stack and sampling.temperature == 0 and params.rows > 1:
+            sampling = repeatable(sampling, 1.0, prompt_ids)
         search = guided_search(engine, prompt_ids, params, sampling, max_tokens, stack)
         return str(engine.tokenizer.decode(asyncio.run(search).finals[0].tokens, skip_special_tokens=True))
 

@@ -52,6 +52,8 @@ class Settings(Placement):
     engine_timeout: float = Field(600.0, gt=0)  # of one answer: one chunk of a search, all of a plain sample
     engine_patience: float = Field(30.0, ge=0)  # how long a request waits for an engine that fails
     value_cache_bytes: int = Field(2 * 2**30, ge=0)  # of what LoRA value functions keep of searches under way
+    loaded_models: int = Field(16, gt=0)  # aligned ones in memory at once, and their graders
+    model_idle: float = Field(3600.0, gt=0)  # how long one stays there unused
     organization: str = Field("iro", pattern=r"^[A-Za-z0-9_-]+$")
 
     max_body_bytes: int = Field(512 * 2**20, gt=0)
@@ -59,6 +61,7 @@ class Settings(Placement):
     max_rows: int = Field(256, gt=0)  # W*K of one request
     max_request_tokens: int = Field(2**18, gt=0)  # W*K*max_tokens of one request
     max_active_rows: int = Field(512, gt=0)  # of all requests that generate at once; the others wait
+    max_cache_tokens: int | None = Field(None, gt=0)  # they hold at once; None: half of the free memory's, in process
     max_waiting: int = Field(256, ge=0)  # requests that wait; one more is refused
     request_timeout: float = Field(600.0, gt=0)
     drain: float = Field(30.0, ge=0)  # for requests under way when the server is told to stop

@@ -1,85 +1,102 @@
-"""Value functions with a backbone of their own: one frozen transformer, a LoRA adapter and a scalar head an iteration.
+"""Value functions with a backbone of their own: a LoRA adapter and a scalar head an iteration, on a frozen transformer.
 
-For engines that report no hidden states. R rows, L new tokens, S tokens so far, D hidden width.
+For engines that report no hidden states. R rows, P prompts, L new tokens, S tokens so far, T response tokens, D width.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModel, DynamicCache, PreTrainedModel
-from transformers.utils import logging
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
 
-from value_heads.scoring import Request, ScoreQueue, Search
+from value_heads.scoring import Request, Search
+from value_heads.shared import Adapter, State, shared_model
 from value_heads.stack import Chunk, check_betas
 
 
-class LoraBackbone(nn.Module):
-    """A causal transformer read from ``model_dir``, cut to its first ``num_layers`` (None: all), frozen, in float32.
+class LoraBackbone:
+    """Adapters and heads over the process's one copy of ``model_dir``'s first ``num_layers`` (None: all) on the device.
 
-    V_t(s) = head_t · h_t(s) + bias_t, h_t: the final norm's output at the last token with adapter t active.
+    V_t(s) = head_t · h_t(s) + bias_t, h_t: the final norm's output at the last token with adapter t active. Adapters
+    and heads are float32 whatever the model's dtype, or float64 with it.
     """
 
-    def __init__(self, model_dir: Path | str, num_layers: int | None = None, rank: int = 16, alpha: int = 32):
-        super().__init__()
-        self.model = frozen(model_dir, num_layers)
-        self.num_layers: int = self.model.config.num_hidden_layers
+    def __init__(
+        self,
+        model_dir: Path | str,
+        num_layers: int | None = None,
+        rank: int = 16,
+        alpha: int = 32,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.shared = shared_model(model_dir, num_layers, device, dtype)
         self.rank, self.alpha = rank, alpha
-        linear = (name for name, module in self.model.named_modules() if isinstance(module, nn.Linear))
-        self.targets = sorted({name.rpartition(".")[2] for name in linear})
-        self.heads = nn.ModuleList()
-        # One worker: adapters are switched on the shared model, and the event loop must not wait on a forward pass.
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="value-backbone")
-        self.queue = ScoreQueue(self)
+        self.adapters: list[Adapter] = []
+        self.heads: list[nn.Linear] = []
         self.alone = (
             False  # whether searches are scored one by one: a score's last bits depend on what shares its batch
         )
 
     @property
+    def model(self) -> PreTrainedModel:
+        return self.shared.model
+
+    @property
+    def num_layers(self) -> int:
+        return self.shared.num_layers
+
+    @property
+    def worker(self) -> ThreadPoolExecutor:
+        return self.shared.worker
+
+    @property
     def iterations(self) -> int:
         return len(self.heads)
 
-    @cached_property
+    @property
     def backbone_hash(self) -> str:
         """SHA-256 over the frozen weights that are left after the cut."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.named_parameters()):
-            if "lora_" not in name:
-                digest.update(name.replace(".base_layer", "").encode())
-                digest.update(weight.detach().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return self.shared.hash
 
-    def add_iteration(self) -> int:
-        """A fresh adapter and a head that starts at V = 0; returns its number, from 0."""
-        iteration = self.iterations
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.targets)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
-            inject_adapter_in_model(config, self.model, adapter_name=_name(iteration))
-        head = nn.Linear(self.model.config.hidden_size, 1)
+    def add_iteration(self, state: State | None = None) -> int:
+        """An adapter and a head with the weights ``state``, or fresh ones with V = 0; returns its number, from 0."""
+        adapter = None if state is None else _under("adapter.", state)
+        self.adapters.append(self.shared.new_adapter(self.rank, self.alpha, adapter))
+        head = nn.utils.skip_init(nn.Linear, self.model.config.hidden_size, 1)
+        double = self.model.dtype == torch.float64
+        head = head.to(self.model.device, torch.float64 if double else torch.float32)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        self.heads.append(head.to(self.model.device))
-        return iteration
+        if state is not None:
+            head.load_state_dict(_under("head.", state))
+        self.heads.append(head)
+        return self.iterations - 1
 
     def set_bias(self, iteration: int, value: float) -> None:
         self.heads[iteration].load_state_dict({"bias": torch.tensor([value])}, strict=False)
 
-    def parameters_of(self, iteration: int) -> list[nn.Parameter]:
-        """What is trained in one iteration: its adapter, now the active one, and its head."""
-        self._activate(iteration)
-        adapter = [weight for weight in self.model.parameters() if weight.requires_grad]
-        return adapter + list(self.heads[iteration].parameters())
+    @contextmanager
+    def training(self, iteration: int) -> Iterator[list[nn.Parameter]]:
+        """What is trained in one iteration: its adapter, which stays on the model meanwhile, and its head."""
+        adapter = self.adapters[iteration]
+        adapter.pinned = True
+        try:
+            with self.shared.lock:
+                self.shared.activate(adapter)
+                weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+            yield weights + list(self.heads[iteration].parameters())
+        finally:
+            adapter.pinned = False
 
     def values(
         self,
@@ -92,39 +109,48 @@ class LoraBackbone(nn.Module):
 
         ``valid`` [R, cached + S], bool: what is no padding, where that stands before or among what is read. Rows padded
         on the right alone need none: causal attention keeps padding from reaching what stands before it.
-        Switches the shared model's adapter, so one thread at a time (searches use ``worker``).
         """
-        self._activate(iteration)
-        device = self.model.device
+        device, head = self.model.device, self.heads[iteration]
         places = {}
         if valid is not None and not bool(valid.all()):
             positions = (valid.cumsum(1) - 1).clamp_min(0)[:, -tokens_RS.shape[1] :]
             places = {"attention_mask": valid.to(device), "position_ids": positions.to(device)}
-        output = self.model(
-            input_ids=tokens_RS.to(device), past_key_values=cache, use_cache=cache is not None, **places
-        )
-        return self.heads[iteration](output.last_hidden_state).squeeze(-1)
+        with self.shared.lock:
+            self.shared.activate(self.adapters[iteration])
+            output = self.model(
+                input_ids=tokens_RS.to(device), past_key_values=cache, use_cache=cache is not None, **places
+            )
+        return head(output.last_hidden_state.to(head.weight.dtype)).squeeze(-1)
 
-    def _activate(self, iteration: int) -> None:
-        for module in self.model.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.set_adapter(_name(iteration))
+    def response_values(
+        self, iteration: int, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """V [R, T] at every token of ``responses``, number r an answer to ``prompts[r]``.
 
-    def iteration_state(self, iteration: int) -> dict[str, Tensor]:
+        A prompt is read once for all its responses. What stands at padding has no meaning.
+        """
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        rows = torch.tensor([places[tuple(prompt)] for prompt in prompts])
+        prompts_PS, known_PS = _padded(list(places))
+        responses_RT, known_RT = _padded(responses)
+        read = DynamicCache()
+        self.values(iteration, prompts_PS, read)
+        repeated, layers, index = DynamicCache(), cast(Any, read.layers), rows.to(self.model.device)
+        for number, layer in enumerate(layers):
+            repeated.update(layer.keys[index], layer.values[index], number)
+        return self.values(iteration, responses_RT, repeated, torch.cat([known_PS[rows], known_RT], dim=1))
+
+    def iteration_state(self, iteration: int) -> State:
         """Adapter and head weights, by name."""
-        adapter = get_peft_model_state_dict(self.model, adapter_name=_name(iteration))
+        adapter = self.shared.state_of(self.adapters[iteration])
+        head = self.heads[iteration].state_dict()
         state = {f"adapter.{name}": weight for name, weight in adapter.items()}
-        state |= {f"head.{name}": weight for name, weight in self.heads[iteration].state_dict().items()}
-        return {name: weight.detach().clone() for name, weight in state.items()}
+        return state | {f"head.{name}": weight.detach().cpu().clone() for name, weight in head.items()}
 
-    def load_iteration(self, iteration: int, state: dict[str, Tensor]) -> None:
+    def load_iteration(self, iteration: int, state: State) -> None:
         """Undo of ``iteration_state``."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
-
-        set_peft_model_state_dict(self.model, part("adapter."), adapter_name=_name(iteration))
-        self.heads[iteration].load_state_dict(part("head."))
+        self.shared.load(self.adapters[iteration], _under("adapter.", state))
+        self.heads[iteration].load_state_dict(_under("head.", state))
 
 
 class LoraValues:
@@ -155,27 +181,19 @@ class LoraState:
 
     async def score(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> Tensor:
         """Sum_t V_t / beta_t [R] at each row's last counted token; rows parent-major, a stopped row no parent."""
-        request = Request(self.search, parents, num_successors, chunk.tokens_RL, chunk.lengths_R)
-        self.backbone.queue.add(request)
-        self.backbone.worker.submit(self.backbone.queue.drain)
+        request = Request(self.backbone, self.search, parents, num_successors, chunk.tokens_RL, chunk.lengths_R)
+        queue = self.backbone.shared.queue
+        queue.add(request)
+        self.backbone.worker.submit(queue.drain)
         return await asyncio.wrap_future(request.done)
 
 
-def frozen(model_dir: Path | str, num_layers: int | None) -> PreTrainedModel:
-    """The model in float32, cut to its first so many layers; 0: it only embeds. ValueError if weights are missing."""
-    cut = {} if num_layers is None else {"num_hidden_layers": num_layers}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the layers cut off would be reported as unexpected
-    try:
-        model, report = AutoModel.from_pretrained(model_dir, dtype=torch.float32, output_loading_info=True, **cut)
-    finally:
-        logging.set_verbosity(verbosity)
-    if report["missing_keys"]:
-        raise ValueError(
-            f"{model_dir} lacks weights of a {num_layers}-layer backbone: {sorted(report['missing_keys'])}"
-        )
-    return model.requires_grad_(False).eval()
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids [R, S], padded with 0 on the right, and what is no padding, bool."""
+    tokens_RS = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
+    lengths_R = torch.tensor([len(row) for row in rows])
+    return tokens_RS, torch.arange(tokens_RS.shape[1]) < lengths_R[:, None]
 
 
-def _name(iteration: int) -> str:
-    return f"iteration{iteration}"
+def _under(prefix: str, state: State) -> State:
+    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}

@@ -57,30 +57,38 @@ def fit_lora(
         iteration = backbone.add_iteration()
     if loss == "mse":
         backbone.set_bias(iteration, sum(example.reward for example in train) / len(train))
-    parameters = backbone.parameters_of(iteration)
-    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
     steps = epochs * -(-len(train) // batch_size)
-    schedule = get_cosine_schedule_with_warmup(optimiser, num_warmup_steps=steps // 20, num_training_steps=steps)
     scores: dict[float, float] = {}
     best: dict[str, Tensor] = {}
-    for epoch in range(1, epochs + 1):
-        order = torch.randperm(len(train), generator=generator).tolist()
-        for start in range(0, len(order), batch_size):
-            on_batch()
-            optimiser.zero_grad()
-            batch = [train[i] for i in order[start : start + batch_size]]
-            _accumulate(backbone, iteration, batch, criterion, parameters)
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            schedule.step()
-        scores[epoch] = first_says(_heldout_score(backbone, iteration, heldout, batch_size, select, criterion))
-        chosen = best_setting(scores, select)
-        if chosen == epoch:
-            best = backbone.iteration_state(iteration)
-        elif epoch - chosen >= patience:
-            break
+    with backbone.training(iteration) as parameters:
+        optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+        schedule = get_cosine_schedule_with_warmup(optimiser, num_warmup_steps=steps // 20, num_training_steps=steps)
+        for epoch in range(1, epochs + 1):
+            examples = _shuffled(train, generator)
+            for start in range(0, len(examples), batch_size):
+                on_batch()
+                optimiser.zero_grad()
+                _accumulate(backbone, iteration, examples[start : start + batch_size], criterion, parameters)
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimiser.step()
+                schedule.step()
+            scores[epoch] = first_says(_heldout_score(backbone, iteration, heldout, batch_size, select, criterion))
+            chosen = best_setting(scores, select)
+            if chosen == epoch:
+                best = backbone.iteration_state(iteration)
+            elif epoch - chosen >= patience:
+                break
     backbone.load_iteration(iteration, best)
     return {int(epoch): score for epoch, score in scores.items()}
+
+
+def _shuffled(examples: Sequence[Example], generator: torch.Generator) -> list[Example]:
+    """Prompts in random order, the rollouts of each side by side: a batch reads their prompt once."""
+    by_prompt: dict[int, list[Example]] = {}
+    for example in examples:
+        by_prompt.setdefault(example.prompt_index, []).append(example)
+    groups = list(by_prompt.values())
+    return [example for i in torch.randperm(len(groups), generator=generator).tolist() for example in groups[i]]
 
 
 def _accumulate(
@@ -103,12 +111,9 @@ def _predictions(
     """Values and rewards [N] at the batch's response tokens, example by example."""
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
-        rows = [torch.tensor([*example.prompt_ids, *example.completion_ids]) for example in batch]
-        values_RS = backbone.values(iteration, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
-        pieces = [
-            values_S[len(example.prompt_ids) : len(example.prompt_ids) + len(example.completion_ids)]
-            for values_S, example in zip(values_RS, batch, strict=True)
-        ]
+        completions = [example.completion_ids for example in batch]
+        values_RT = backbone.response_values(iteration, [example.prompt_ids for example in batch], completions)
+        pieces = [values_T[: len(row)] for values_T, row in zip(values_RT, completions, strict=True)]
         targets = [torch.full_like(piece, example.reward) for piece, example in zip(pieces, batch, strict=True)]
         yield torch.cat(pieces), torch.cat(targets)
 

@@ -150,7 +150,7 @@ def _load_lora(entry: LoraEntry, tensors: dict[str, Tensor], backbone_dir: Path 
     backbone = LoraBackbone(backbone_dir, entry.num_layers, entry.rank, entry.alpha)
     _same("value backbone", entry.backbone_hash, backbone.backbone_hash, directory)
     for index in range(len(entry.betas)):
-        backbone.load_iteration(backbone.add_iteration(), _under(tensors, index))
+        backbone.add_iteration(_under(tensors, index))
     return LoraValues(backbone, entry.betas)
 
 

@@ -56,8 +56,11 @@ def together(meeting: Meeting | None) -> Iterator[None]:
 
 
 def share(batch: Sequence[Each]) -> Sequence[Each]:
-    """What of a batch this process computes."""
-    return batch[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else batch
+    """What of a batch this process computes: neighbours, which may have a prompt in common."""
+    if not dist.is_initialized():
+        return batch
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return batch[len(batch) * rank // size : len(batch) * (rank + 1) // size]
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:

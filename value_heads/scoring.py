@@ -87,6 +87,7 @@ class Search:
 class Request:
     """Rows ``parents`` of ``search``, each continued by ``successors`` rows of ``tokens_RL``, parent-major."""
 
+    backbone: LoraBackbone
     search: Search
     parents: Sequence[int]
     successors: int
@@ -118,10 +119,9 @@ class Piece:
 
 
 class ScoreQueue:
-    """The requests that wait for one backbone. After each ``add``, ``drain`` is to run in the backbone's worker."""
+    """The requests that wait for one shared model. After each ``add``, ``drain`` is to run in the model's worker."""
 
-    def __init__(self, backbone: LoraBackbone) -> None:
-        self.backbone = backbone
+    def __init__(self) -> None:
         self._waiting: list[Request] = []
         self._lock = threading.Lock()
 
@@ -134,9 +134,9 @@ class ScoreQueue:
         with self._lock:
             waiting, self._waiting = self._waiting, []
         wanted = [request for request in waiting if request.done.set_running_or_notify_cancel()]
-        for batch in batches(wanted, self.backbone.alone):
+        for batch in batches(wanted):
             try:
-                totals = on_fresh_thread(sparing(partial(score, self.backbone, batch)))
+                totals = on_fresh_thread(sparing(partial(score, batch)))
             except Exception as error:  # handed to those who wait
                 for request in batch:
                     request.done.set_exception(error)
@@ -145,11 +145,11 @@ class ScoreQueue:
                 request.done.set_result(total_R)
 
 
-def batches(requests: Sequence[Request], alone: bool) -> Iterator[list[Request]]:
-    """Requests of equally many adapters and similar length, BATCH_TOKENS at a time."""
+def batches(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Requests of one bundle, equally many adapters and similar length, BATCH_TOKENS at a time."""
     batch: list[Request] = []
-    for request in sorted(requests, key=lambda request: (len(request.search.betas), request.length)):
-        if batch and (alone or not _fits(batch, request)):
+    for request in sorted(requests, key=lambda r: (id(r.backbone), len(r.search.betas), r.length)):
+        if batch and (request.backbone.alone or not _fits(batch, request)):
             yield batch
             batch = []
         batch.append(request)
@@ -162,12 +162,14 @@ def _fits(batch: list[Request], request: Request) -> bool:
     rows = sum(each.tokens_RL.shape[0] for each in together)
     padded = rows * max(each.tokens_RL.shape[1] for each in together)
     alike = request.length <= 2 * batch[0].length + 32  # else more than half of what is attended to is padding
-    return len(batch[0].search.betas) == len(request.search.betas) and padded <= BATCH_TOKENS and alike
+    adapters = batch[0].backbone is request.backbone and len(batch[0].search.betas) == len(request.search.betas)
+    return adapters and padded <= BATCH_TOKENS and alike
 
 
 @torch.no_grad()
-def score(backbone: LoraBackbone, batch: Sequence[Request]) -> list[Tensor]:
-    """Sum_t V_t / beta_t [R] of each request at each row's last counted token."""
+def score(batch: Sequence[Request]) -> list[Tensor]:
+    """Sum_t V_t / beta_t [R] of each request at each row's last counted token; all of one backbone."""
+    backbone = batch[0].backbone
     adapters = len(batch[0].search.betas)
     befores = [CACHES.take(request.search) for request in batch]
     unread = [i for i, before in enumerate(befores) if before is None]
@@ -225,7 +227,7 @@ def read(backbone: LoraBackbone, adapters: int, pieces: Sequence[Piece]) -> tupl
     reads = [Read([], valid_RS[span][:, k]) for span, k in zip(_spans(sizes), kept, strict=True)]
     values: list[list[Tensor]] = [[] for _ in pieces]
     for adapter in range(adapters):
-        cache = DynamicCache(config=backbone.model.config)
+        cache = DynamicCache()  # keeps all keys, where one by the config would drop those out of a sliding window
         for layer in range(backbone.num_layers if past else 0):
             cache.update(*_gather(pieces, adapter, layer, past), layer)
         values_RL = backbone.values(adapter, tokens_RL, cache, valid_RS)

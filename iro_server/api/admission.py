@@ -1,4 +1,4 @@
-"""Which requests generate now: as many rows at once as the server is told, first come first served; the others wait."""
+"""Which requests generate now, first come first served: those whose rows and cached tokens fit; the others wait."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from iro_server.api.errors import APIError
+from iro_server.api.errors import APIError, bad_request
 
 
 @dataclass
@@ -15,54 +15,80 @@ class Ticket:
 
     admission: Admission
     rows: int
+    cache_tokens: int = 0
     held: bool = True
 
     def release(self) -> None:
         if self.held:
             self.held = False
-            self.admission.free(self.rows)
+            self.admission.free(self)
 
 
 @dataclass
 class Admission:
-    """``max_rows`` of all requests together, ``max_waiting`` requests in the queue. A request of more rows than all
-    runs alone."""
+    """``max_rows`` of all requests together, and ``max_cache_tokens`` tokens whose keys and values they hold (None: any
+    number); ``max_waiting`` requests in the queue. A request of more rows than all runs alone."""
 
     max_rows: int
     max_waiting: int
+    max_cache_tokens: int | None = None
     active: int = 0
-    waiting: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
+    active_cache_tokens: int = 0
+    waiting: deque[tuple[Ticket, asyncio.Future[None]]] = field(default_factory=deque)
 
-    async def enter(self, rows: int) -> Ticket:
-        """A ticket, once it is the request's turn. 503 where too many wait already."""
-        rows = min(rows, self.max_rows)
-        if self.waiting or self.active + rows > self.max_rows:
-            await self._wait(rows)
+    def check(self, cache_tokens: int) -> None:
+        """400 where so many cached tokens never fit."""
+        if self.max_cache_tokens is not None and cache_tokens > self.max_cache_tokens:
+            message = (
+                f"This request may hold {cache_tokens} tokens in the model's cache, over {self.max_cache_tokens}: its "
+                "prompt, and max_tokens for each of its rows. Reduce the prompt, max_tokens, n or the search's rows."
+            )
+            raise bad_request(message, "max_tokens", "too_many_tokens")
+
+    async def enter(self, rows: int, cache_tokens: int = 0) -> Ticket:
+        """A ticket, once it is the request's turn. 400 where it never fits, 503 where too many wait already."""
+        self.check(cache_tokens)
+        ticket = Ticket(self, min(rows, self.max_rows), cache_tokens)
+        if self.waiting or not self._fits(ticket):
+            await self._wait(ticket)
         else:
-            self.active += rows
-        return Ticket(self, rows)
+            self._take(ticket)
+        return ticket
 
-    def free(self, rows: int) -> None:
-        self.active -= rows
+    def free(self, ticket: Ticket) -> None:
+        self._give_back(ticket)
         self._admit()
 
-    async def _wait(self, rows: int) -> None:
+    def _fits(self, ticket: Ticket) -> bool:
+        tokens = self.active_cache_tokens + ticket.cache_tokens
+        fits_cache = self.max_cache_tokens is None or tokens <= self.max_cache_tokens
+        return fits_cache and self.active + ticket.rows <= self.max_rows
+
+    def _take(self, ticket: Ticket) -> None:
+        self.active += ticket.rows
+        self.active_cache_tokens += ticket.cache_tokens
+
+    def _give_back(self, ticket: Ticket) -> None:
+        self.active -= ticket.rows
+        self.active_cache_tokens -= ticket.cache_tokens
+
+    async def _wait(self, ticket: Ticket) -> None:
         if len(self.waiting) >= self.max_waiting:
             message = f"The server is overloaded: {len(self.waiting)} requests wait already. Try again soon."
             raise APIError(503, message, code="overloaded", headers={"Retry-After": "2"})
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.append((rows, turn))
+        self.waiting.append((ticket, turn))
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # its turn came in the same instant
-                self.active -= rows
+                self._give_back(ticket)
             self._admit()
             raise
 
     def _admit(self) -> None:
         self.waiting = deque(place for place in self.waiting if not place[1].cancelled())
-        while self.waiting and self.active + self.waiting[0][0] <= self.max_rows:
-            rows, turn = self.waiting.popleft()
-            self.active += rows
+        while self.waiting and self._fits(self.waiting[0][0]):
+            ticket, turn = self.waiting.popleft()
+            self._take(ticket)
             turn.set_result(None)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from iro_server.api.unsupported import UNSUPPORTED
 from iro_server.engines.endpoints import EngineUnavailable
+from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.telemetry.metrics import REFUSED
 
 log = logging.getLogger("iro.api")
@@ -86,6 +87,14 @@ def engine_unavailable(error: EngineUnavailable) -> APIError:
     return APIError(503, message, code="engine_unavailable", headers={"Retry-After": "5"})
 
 
+def engine_out_of_memory(error: EngineOutOfMemory) -> APIError:
+    log.error("%s", error)
+    message = (
+        "The model's memory does not hold this request now. Reduce the prompt, max_tokens, n or the search's rows."
+    )
+    return APIError(503, message, code="out_of_memory", headers={"Retry-After": "5"})
+
+
 def invalid(error: ValidationError, prefix: str) -> APIError:
     """The first mistake pydantic found in the object at ``prefix`` of the body."""
     return _first_mistake(error.errors(include_url=False), (prefix,))
@@ -133,6 +142,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(EngineUnavailable)
     async def undecoded(_: Request, error: EngineUnavailable) -> JSONResponse:
         return answer(engine_unavailable(error))
+
+    @app.exception_handler(EngineOutOfMemory)
+    async def unheld(_: Request, error: EngineOutOfMemory) -> JSONResponse:
+        return answer(engine_out_of_memory(error))
 
     @app.exception_handler(UnicodeEncodeError)
     async def unwritable(_: Request, error: UnicodeEncodeError) -> JSONResponse:

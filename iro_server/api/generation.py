@@ -17,6 +17,7 @@ from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first, top
 from iro_server.engines.base import Sampling
+from iro_server.engines.cache import cached_tokens
 from iro_server.graders import Sample
 from iro_server.tasks import together
 from iro_server.telemetry import tracing
@@ -28,7 +29,10 @@ OnAgreed = Callable[[int, list[int]], None]
 
 @dataclass(frozen=True)
 class Generation:
-    """``n`` choices for one prompt. All is checked: what it holds fits the model."""
+    """``n`` choices for one prompt. All is checked: what it holds fits the model.
+
+    ``best_first``: by value whatever the selection, where "smc" would return samples.
+    """
 
     model: ServedModel
     prompt_ids: list[int]
@@ -39,11 +43,12 @@ class Generation:
     n: int
     detokenizer: Detokenizer
     item: dict[str, Any]
+    best_first: bool = False
 
     @property
     def rows(self) -> int:
         """Rows that step at once."""
-        return self.n if self.plain else self.params.beam_width * self.params.num_successors
+        return self.n if self.independent else self.params.rows
 
     @property
     def base_tokens(self) -> int:
@@ -51,9 +56,15 @@ class Generation:
         return self.rows * self.max_tokens
 
     @property
-    def plain(self) -> bool:
-        """One beam, one successor: nothing is chosen, and each choice is a sample of its own."""
-        return self.params.beam_width * self.params.num_successors == 1
+    def cache_tokens(self) -> int:
+        """The most tokens whose keys and values it holds at once."""
+        sessions = self.n if self.independent else 1
+        return cached_tokens(len(self.prompt_ids), sessions, self.rows, self.max_tokens)
+
+    @property
+    def independent(self) -> bool:
+        """Each choice is a sample of its own: nothing is searched for, and temperature 0 would repeat one row."""
+        return self.params.rows == 1 and self.sampling.temperature > 0
 
 
 @dataclass(frozen=True)
@@ -72,15 +83,14 @@ class Generated:
 
 def check_choices(params: SearchParams, n: int) -> None:
     """400 where a search of these parameters cannot end with ``n`` finals."""
-    rows = params.beam_width * params.num_successors
-    finals = params.beam_width if params.selection == "smc" else rows
-    if rows > 1 and n > finals:
+    finals = params.beam_width if params.selection == "smc" else params.rows
+    if params.rows > 1 and n > finals:
         raise bad_request(f"Invalid 'n': this search ends with at most {finals} completions, not {n}.", "n")
 
 
 async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:
     """``on_agreed`` is called with a choice's index and the tokens it is sure to begin with, as they grow."""
-    if not request.plain:
+    if not request.independent:
         return await _search(request, on_agreed)
     samples = await together(_sample(request, index, on_agreed) for index in range(request.n))
     usages = [sample.usage for sample in samples]
@@ -93,15 +103,15 @@ async def _search(request: Generation, on_agreed: OnAgreed | None) -> Generated:
         for index in range(request.n):
             on_agreed(index, tokens)
 
-    finals, usage = await _run(request, request.params, request.sampling, agreed if on_agreed else None)
+    finals, usage = await _run(request, request.sampling, agreed if on_agreed else None)
     with tracing.span("detokenise"):
         choices = [_choice(request, final) for final in finals]
-    if request.params.pick == "grader":
+    if request.params.pick == "grader" and request.params.rows > 1:
         return Generated(await _best_by_grader(request, choices), usage)
-    if request.params.selection == "smc":
+    if request.params.selection == "smc" and request.params.rows > 1 and not request.best_first:
         return Generated(choices[: request.n], usage)
     best = diversity_first([final.value for final in finals], [choice.text for choice in choices], request.n)
-    # Beams that all stopped early leave fewer finals than rows: the best stand for the missing ones.
+    # Beams that all stopped early, and a greedy row, are fewer finals than rows: the best stand for the missing ones.
     return Generated([choices[i] for i in islice(cycle(best), request.n)], usage)
 
 
@@ -109,8 +119,8 @@ async def _best_by_grader(request: Generation, choices: list[Choice]) -> list[Ch
     """``n`` choices, best reward first; what cannot be graded comes last. 400 where nothing can."""
     assert request.model.grader is not None
     samples = [(Sample(choice.text), request.item) for choice in choices]
-    with graded(request.model.grader.type):
-        grades = await asyncio.to_thread(request.model.grader.grade_many, samples)
+    with request.model.grader.use() as grader, graded(grader.type):
+        grades = await asyncio.to_thread(grader.grade_many, samples)
     if all(grade.error for grade in grades):
         raise bad_request(f"The model's grader could grade no completion: {grades[0].error}", "search.pick")
     rewards = [-math.inf if grade.error else grade.reward for grade in grades]
@@ -118,20 +128,22 @@ async def _best_by_grader(request: Generation, choices: list[Choice]) -> list[Ch
 
 
 async def _sample(request: Generation, index: int, on_agreed: OnAgreed | None) -> Generated:
-    length = STREAM_TOKENS if on_agreed else STOP_TOKENS if request.detokenizer.stops else None
-    params = request.params.model_copy(update={"chunk_length": request.params.chunk_length or length})
     sampling = request.sampling
     if sampling.seed is not None:
         sampling = dataclasses.replace(sampling, seed=sampling.seed + index)
     agreed = (lambda tokens: on_agreed(index, tokens)) if on_agreed else None
-    finals, usage = await _run(request, params, sampling, agreed)
+    finals, usage = await _run(request, sampling, agreed)
     with tracing.span("detokenise"):
         return Generated([_choice(request, finals[0])], usage)
 
 
 async def _run(
-    request: Generation, params: SearchParams, sampling: Sampling, agreed: Callable[[list[int]], None] | None
+    request: Generation, sampling: Sampling, agreed: Callable[[list[int]], None] | None
 ) -> tuple[list[Final], SearchUsage]:
+    params = request.params
+    if params.rows == 1 and params.chunk_length is None:
+        length = STREAM_TOKENS if agreed else STOP_TOKENS if request.detokenizer.stops else None
+        params = params.model_copy(update={"chunk_length": length})
     result = await guided_search(
         request.model.engine,
         request.prompt_ids,

@@ -41,6 +41,10 @@ class _Now(Collector):
         yield _gauge("iro_waiting_requests", "Generation requests that wait for their turn", len(admission.waiting))
         yield _gauge("iro_admitted_rows", "Rows of the requests that generate now", admission.active)
         yield _gauge("iro_max_active_rows", "The most that may generate at once", admission.max_rows)
+        if admission.max_cache_tokens is not None:
+            tokens = "Tokens whose keys and values the requests that generate now may hold"
+            yield _gauge("iro_admitted_cache_tokens", tokens, admission.active_cache_tokens)
+            yield _gauge("iro_max_cache_tokens", "The most that may be held at once", admission.max_cache_tokens)
         if (rows := getattr(engine, "live_rows", None)) is not None:
             yield _gauge("iro_live_rows", "Rows in the engine's batch", rows)
         found: list[Metric] = []

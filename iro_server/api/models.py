@@ -41,12 +41,12 @@ def remove(name: str, context: Ctx) -> dict[str, Any]:
     """Stop serving an aligned model. Its job, and the job's checkpoints, remain."""
     if name == context.models.base:
         raise bad_request("The base model cannot be deleted.", "model")
+    deletion = delete(Model).where(Model.id == name, *context.own(Model)).returning(Model.path, Model.job_id)
     with context.sessions.begin() as session:
-        if (
-            session.execute(delete(Model).where(Model.id == name, *context.own(Model)).returning(Model.id)).first()
-            is None
-        ):
-            raise not_found("model", name, "model")
+        deleted = session.execute(deletion).first()
+    if deleted is None:
+        raise not_found("model", name, "model")
+    context.models.drop(*deleted)
     return {"id": name, "object": "model", "deleted": True}
 
 

@@ -12,7 +12,7 @@ from iro_server.api.generation import Generation, check_choices
 from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
 from iro_server.api.unsupported import Unsupported
-from iro_server.decoding.base import Scorer, SearchParams
+from iro_server.decoding.base import Scorer, SearchParams, repeatable
 from iro_server.engines.base import Sampling, cache_salt
 
 GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
@@ -84,9 +84,19 @@ class Options(BaseModel):
         self._check_rows(params, n, prompts, context.settings.max_rows)
         max_tokens = self._fit(model, prompt_ids, max_tokens, model.defaults.max_tokens or default)
         check_choices(params, n)
-        detokenizer = Detokenizer(model.engine.tokenizer, tuple(self.stop or ()))
-        sampling = self._sampling(model, index * n, cache_salt(context.caller.project))
-        made = Generation(model, prompt_ids, params, scorer, sampling, max_tokens, n, detokenizer, self.item or {})
+        sampling = self._sampling(model, params, prompt_ids, index * n, cache_salt(context.caller.project))
+        made = Generation(
+            model=model,
+            prompt_ids=prompt_ids,
+            params=params.drawn_by(sampling),
+            scorer=scorer,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            n=n,
+            detokenizer=Detokenizer(model.engine.tokenizer, tuple(self.stop or ())),
+            item=self.item or {},
+            best_first=self._is_greedy,
+        )
         if made.base_tokens * prompts > context.settings.max_request_tokens:
             most = context.settings.max_request_tokens
             message = f"{made.rows} rows of {max_tokens} tokens for each of {prompts} prompts are over {most} tokens"
@@ -94,9 +104,8 @@ class Options(BaseModel):
         return made
 
     def _check_rows(self, params: SearchParams, n: int, prompts: int, most: int) -> None:
-        searched = params.beam_width * params.num_successors
-        what, param = ("beam_width * num_successors", "search") if searched > 1 else ("n", "n")
-        rows = prompts * (searched if searched > 1 else n)
+        what, param = ("beam_width * num_successors", "search") if params.rows > 1 else ("n", "n")
+        rows = prompts * (params.rows if params.rows > 1 else n)
         if rows > most:
             param = self.prompt_param if rows == prompts else param
             raise bad_request(f"{what} for each prompt makes {rows} rows, over {most}", param)
@@ -114,9 +123,15 @@ class Options(BaseModel):
             raise bad_request(f"{model.name} was aligned to no grader that could pick.", "search.pick")
         return params, scorer
 
-    def _sampling(self, model: ServedModel, offset: int, salt: str) -> Sampling:
+    @property
+    def _is_greedy(self) -> bool:
+        return self.temperature is not None and self.temperature < GREEDY_BELOW
+
+    def _sampling(
+        self, model: ServedModel, params: SearchParams, prompt_ids: list[int], offset: int, salt: str
+    ) -> Sampling:
         temperature = model.defaults.temperature if self.temperature is None else self.temperature
-        return Sampling(
+        sampling = Sampling(
             temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=self.top_k or 0,
@@ -124,6 +139,9 @@ class Options(BaseModel):
             stop_ids=model.engine.info.eos_ids,
             salt=salt,
         )
+        if self._is_greedy and model.values is not None and params.rows > 1:
+            return repeatable(sampling, model.defaults.temperature, prompt_ids)
+        return sampling
 
     def _fit(self, model: ServedModel, prompt_ids: list[int], max_tokens: int | None, default: int) -> int:
         """The tokens to generate: ``max_tokens`` or, where None, ``default`` or what is left. 400 without the room."""

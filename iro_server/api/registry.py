@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,19 +15,23 @@ from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from iro_server.api.errors import APIError
+from iro_server.api.loaded import HeldGrader, Loaded
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine
 from iro_server.engines.remote import RemoteEngine
-from iro_server.graders import Grader, parse_grader
+from iro_server.graders import parse_grader
 from iro_server.store.database import Sessions
 from iro_server.store.named import find_named
 from iro_server.store.tables import Job, Model, now
 from iro_server.surroundings import Surroundings
 from value_heads.backbone import LoraValues
 from value_heads.bundle import BundleMismatch, load_bundle
+from value_heads.shared import free_memory
 from value_heads.stack import ValueStack
 
 Values = ValueStack | LoraValues
+log = logging.getLogger("iro.api")
+SWEEP = 60.0  # seconds between two looks for what is not used any more
 LISTED = "GET /v1/models lists those that do"
 
 
@@ -53,7 +60,7 @@ class ServedModel:
     engine: ServedEngine
     defaults: Defaults
     values: Values | None = None
-    grader: Grader | None = None
+    grader: HeldGrader | None = None
 
     def scorer(self, params: SearchParams) -> Scorer | None:
         """The value functions at the request's betas. ValueError where the betas do not suit them."""
@@ -65,17 +72,25 @@ class ServedModel:
 
 
 class ModelRegistry:
-    """The base model, and the aligned models and checkpoints in the database. A bundle is loaded once, when called."""
+    """The base model, and the aligned models and checkpoints in the database. A bundle is loaded when it is called.
+
+    At most ``most`` bundles stay in memory, and as many graders, each until it was not used for ``idle`` seconds.
+    """
 
     def __init__(
-        self, engine: ServedEngine, sessions: Sessions, model_dir: Path | None, surroundings: Surroundings
+        self,
+        engine: ServedEngine,
+        sessions: Sessions,
+        model_dir: Path | None,
+        surroundings: Surroundings,
+        most: int,
+        idle: float,
     ) -> None:
         self.engine, self.sessions, self.model_dir = engine, sessions, model_dir
         self.surroundings = surroundings
         self.created = now()
-        self._loaded: dict[str, Values] = {}
-        self._graders: dict[str, Grader] = {}
-        self._loading = threading.Lock()
+        self.values: Loaded[Values] = Loaded(most, idle)
+        self.graders: Loaded[HeldGrader] = Loaded(most, idle, HeldGrader.drop)
 
     @property
     def base(self) -> str:
@@ -96,12 +111,32 @@ class ModelRegistry:
             raise APIError(404, message, param="model", code="model_not_found")
         path, stored, job = found
         defaults = Defaults.model_validate(stored)
-        return ServedModel(name, self.engine, defaults, self._values(name, path), self._grader(job))
+        values = self.values.get(path, lambda: self._load(name, path))
+        return ServedModel(name, self.engine, defaults, values, self._grader(job))
+
+    def drop(self, path: str, job_id: str) -> None:
+        """Let go of a deleted model. Requests that use it go on."""
+        self.values.drop(path)
+        self.graders.drop(job_id)
+        free_memory()
+
+    async def sweep(self, stopping: asyncio.Event) -> None:
+        """Let go of what is not used any more, until ``stopping`` is set."""
+        while not stopping.is_set():
+            try:
+                await asyncio.to_thread(self._drop_idle)
+            except Exception:  # a grader that does not end: the next round goes on with the others
+                log.exception("could not let go of models that are not used")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), min(SWEEP, self.values.idle))
+
+    def _drop_idle(self) -> None:
+        if self.values.drop_idle() + self.graders.drop_idle():
+            free_memory()
 
     def close(self) -> None:
         """End the graders' processes."""
-        for grader in self._graders.values():
-            grader.close()
+        self.graders.clear()
 
     def _find(self, name: str, project: str) -> tuple[str, Mapping[str, Any], Job] | None:
         with self.sessions() as session:
@@ -113,21 +148,11 @@ class ModelRegistry:
         assert search is not None  # the worker notes it before anything else
         return row.path, search, job
 
-    def _grader(self, job: Job) -> Grader:
+    def _grader(self, job: Job) -> HeldGrader:
         """What the model was aligned to. A grader starts its processes when it first grades."""
-        with self._loading:
-            if job.id not in self._graders:
-                self._graders[job.id] = parse_grader(
-                    job.method["reinforcement"]["grader"],
-                    self.surroundings.model_copy(update={"project": job.project}),
-                )
-            return self._graders[job.id]
-
-    def _values(self, name: str, path: str) -> Values:
-        with self._loading:
-            if path not in self._loaded:
-                self._loaded[path] = self._load(name, path)
-            return self._loaded[path]
+        surroundings = self.surroundings.model_copy(update={"project": job.project})
+        make = partial(parse_grader, job.method["reinforcement"]["grader"], surroundings)
+        return self.graders.get(job.id, lambda: HeldGrader(make))
 
     def _load(self, name: str, path: str) -> Values:
         info = self.engine.info

@@ -54,7 +54,8 @@ class IroOptions(_Closed):
     num_successors: Annotated[int, Field(ge=1, le=MOST_SUCCESSORS)] | None = None
     chunk_length: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     selection: Selection | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    guided_searches: Annotated[int, Field(ge=1, le=64)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | Auto | None = None
     temperature: Annotated[float, Field(gt=0, le=2)] | None = None
     value_model: Literal["linear", "mlp", "lora", "auto"] | None = None
     loss: Literal["mse", "bce"] | None = None

@@ -36,13 +36,15 @@ class Turn:
 
 
 async def take_turn(request: Request, context: Context, generations: list[Generation]) -> Turn:
-    """Wait until these may generate. 429 where the key has no tokens left, 503 where too many wait, 504 where the
-    wait is too long."""
+    """Wait until these may generate. 400 where their tokens never fit in memory, 429 where the key has no tokens left,
+    503 where too many wait, 504 where the wait is too long."""
+    cache_tokens = sum(each.cache_tokens for each in generations)
+    context.admission.check(cache_tokens)
     if allowance := getattr(request.state, "allowance", None):
         tokens = sum(each.base_tokens + len(each.prompt_ids) for each in generations)
         request.state.rates.spend(allowance, tokens, request.state.headers)
     deadline = asyncio.get_running_loop().time() + context.settings.request_timeout
-    entering = unless_gone(request, context.admission.enter(sum(each.rows for each in generations)))
+    entering = unless_gone(request, context.admission.enter(sum(each.rows for each in generations), cache_tokens))
     with tracing.span("queue"), metrics.timed(metrics.QUEUE_SECONDS):
         ticket = await context.deadlines.by(deadline, entering)
     return Turn(ticket, context.deadlines, deadline)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from iro_server.engines.base import Chunk
+from iro_server.engines.base import Chunk, Sampling
 
 Selection = Literal["diversity", "top", "smc"]
 
@@ -29,6 +30,23 @@ class SearchParams(BaseModel):
     selection: Selection = "diversity"
     betas: tuple[float, ...] | None = None
     pick: Literal["value", "grader"] = "value"
+
+    @property
+    def rows(self) -> int:
+        """W*K: rows that step at once."""
+        return self.beam_width * self.num_successors
+
+    def drawn_by(self, sampling: Sampling) -> SearchParams:
+        """W=K=1 at temperature 0, where all successors of a beam are the same row."""
+        return self if sampling.temperature else self.model_copy(update={"beam_width": 1, "num_successors": 1})
+
+
+def repeatable(sampling: Sampling, temperature: float, prompt_ids: Sequence[int]) -> Sampling:
+    """What temperature 0 means where values choose among rows: ``temperature``, with a seed that belongs to the prompt
+    unless ``sampling`` has one. Greedy rows would all be the frozen model's likeliest text."""
+    digest = hashlib.sha256(" ".join(map(str, prompt_ids)).encode()).digest()
+    seed = int.from_bytes(digest[:8], "big") >> 2 if sampling.seed is None else sampling.seed
+    return replace(sampling, temperature=temperature, seed=seed)
 
 
 class ScorerState(Protocol):
@@ -73,7 +91,7 @@ class SearchUsage:
 
 @dataclass
 class SearchResult:
-    """``finals``: every completion left at the end, best first by value (SMC: in resampled order)."""
+    """``finals``: every completion left at the end, best first by value (SMC: in random order)."""
 
     finals: list[Final]
     usage: SearchUsage

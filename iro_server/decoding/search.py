@@ -50,13 +50,13 @@ async def guided_search(
 
     Args:
         params: W, K, L and the selection rule. ``betas`` are the scorer's concern.
-        sampling: how the frozen model's tokens are drawn; ``stop_ids`` end a row.
+        sampling: how the frozen model's tokens are drawn; ``stop_ids`` end a row. Temperature 0 draws a single row.
         scorer: value functions; without them every value is 0 and the first rows are kept.
         keep_hidden: layers whose hidden states are returned with each final.
         stop_text: a row for which it returns True (given the row's tokens) is finished at this chunk's end.
         on_agreed: called with the tokens that every live or finished beam now shares, as they grow.
 
-    Returns finals best first by value; with "smc" in resampled order, where each is a draw from
+    Returns finals best first by value; with "smc" in random order, where each is a draw from
     pi_base * exp(sum V/beta) as W grows.
     Raises ValueError if the prompt and ``max_tokens`` do not fit the model.
     """
@@ -64,6 +64,7 @@ async def guided_search(
     if len(prompt_ids) + max_tokens > engine.info.max_length:
         longest = engine.info.max_length
         raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones do not fit the model's {longest}")
+    params = params.drawn_by(sampling)
     metrics.PROMPT_TOKENS.inc(len(prompt_ids))
     with tracing.span("prefill"):
         session = await engine.open(prompt_ids, sampling, layers)
@@ -125,8 +126,8 @@ class _Search:
         pool = [b for b in self.beams if b.finished]
         for row in range(len(chunk.lengths_R)):
             pool.append(self._grow(live[row // fan], chunk, row, fan, scores))
-        if last or all(b.finished for b in pool):
-            self.beams = self._finish(pool)
+        if self.params.selection != "smc" and (last or all(b.finished for b in pool)):
+            self.beams = pool
         else:
             self.beams = [pool[i] for i in self._select(pool)]
 
@@ -159,12 +160,12 @@ class _Search:
             pool[i].log_weight = 0.0
         return kept
 
-    def _finish(self, pool: list[Beam]) -> list[Beam]:
+    def _order(self) -> list[int]:
+        """Places of the beams in the result: by value, or ("smc") at random, as resampling keeps the pool's order, in
+        which rows that stopped early come first."""
         if self.params.selection == "smc":
-            kept = self._resample(pool, self.params.beam_width)
-            # Resampling keeps the pool's order, where early finishers come first: shuffled, every place is a draw.
-            return [pool[kept[i]] for i in torch.randperm(len(kept), generator=self.generator).tolist()]
-        return [pool[i] for i in selection.top([b.value for b in pool], len(pool))]
+            return torch.randperm(len(self.beams), generator=self.generator).tolist()
+        return selection.top([b.value for b in self.beams], len(self.beams))
 
     def result(self, value_tokens: bool) -> SearchResult:
         self.usage.value_tokens = self.usage.base_tokens if value_tokens else 0
@@ -176,7 +177,7 @@ class _Search:
                 finish_reason="stop" if b.finished else "length",
                 hidden={i: torch.cat(h) for i, h in b.hidden.items()},
             )
-            for b in self.beams
+            for b in (self.beams[i] for i in self._order())
         ]
         return SearchResult(finals, self.usage)
 

@@ -1,8 +1,8 @@
 """The frozen model in this process, on transformers: rows of all sessions step in one flat batch.
 
-A step draws every live row's next token, then feeds all of them, and the prompts of sessions that have just joined,
-through the model once. Sessions join and leave between steps. The forward pass is transformers' own, for Llama-like
-decoders with full attention; only attention is ours (`attention.py`).
+A step draws every live row's next token, then feeds all of them, and parts of the prompts of sessions that have just
+joined, through the model once. Sessions join and leave between steps. The forward pass is transformers' own; only
+attention is ours (`attention.py`). A model for which that is not exact is refused at load (`equality.py`).
 """
 
 from __future__ import annotations
@@ -15,52 +15,56 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from iro_server.engines import attention
 from iro_server.engines.base import Chunk, ModelInfo, Sampling
 from iro_server.engines.describe import describe
-from iro_server.engines.sample import next_tokens
-from iro_server.engines.session import ChunkWork, PromptRows, SessionRows
+from iro_server.engines.equality import check_equality
+from iro_server.engines.frozen_model import FrozenModel
+from iro_server.engines.isolation import run_apart
+from iro_server.engines.memory import as_memory_error, available_memory
+from iro_server.engines.model_runner import ModelRunner
+from iro_server.engines.scheduler import PrefillBudget, Run, Scheduler, settle
+from iro_server.engines.sequences import ChunkWork, SequenceGroup
 from iro_server.telemetry.metrics import STEP_ROWS
 
-PREFILL_TOKENS = 512  # prompts join a step up to so many tokens (one, however long, at least): live rows wait less
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
 
 
 class EmbeddedEngine:
-    """Engine over a model directory. fp32 on a CPU, bf16 on a GPU. Close it, or use it as a context manager."""
+    """Engine over a model directory: in float32 on a CPU, in the data type of its weights on a GPU.
+
+    Close it, or use it as a context manager. ValueError for a model that it cannot run exactly.
+    """
 
     def __init__(self, model_dir: str | Path, name: str | None = None, threads: int | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._threads = threads or torch.get_num_threads()  # torch's own choice, which OMP_NUM_THREADS overrides
         torch.set_num_threads(1)  # of this thread: its small operations must not wake a team beside the engine's
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=attention.NAME)
-        check_supported(model)
-        self.model = model.to(device).eval().requires_grad_(False)
-        fuse_norms(self.model)
-        self._info = describe(Path(model_dir), name, self.tokenizer)
-        config = self.model.config
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._cache_shape = (config.num_hidden_layers, config.num_key_value_heads, head_size)
-        self._tap = _Tap(self.model)
+        self.frozen = FrozenModel(model_dir, device)
+        info = describe(Path(model_dir), name, self.tokenizer)
+        self._info = replace(info, max_length=self.frozen.exact_length(info.max_length))
+        self.runner = ModelRunner(self.frozen)
+        self._spec = self.runner.cache_spec
+        self._cache_capacity = available_memory(self._spec.device) // 2 // self._spec.token_bytes
+        self._scheduler = Scheduler(self._spec, prefill_budget(device, self.runner.attention_span))
         self._arrivals: deque[tuple[Callable[[], None], Future[Any]]] = deque()
-        self._joining: list[tuple[SessionRows, Future[None]]] = []
-        self._live: list[SessionRows] = []
-        self._awaited = 0  # sessions without which no step begins
         self._numbers = itertools.count()
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
+        try:
+            check_equality(self, self.frozen, self.tokenizer)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def info(self) -> ModelInfo:
@@ -69,10 +73,16 @@ class EmbeddedEngine:
     @property
     def live_rows(self) -> int:
         """Rows in the batch at this moment."""
-        return sum(s.count for s in self._live)
+        return self._scheduler.live_rows
+
+    @property
+    def cache_capacity(self) -> int:
+        """Tokens whose keys and values fit in half of the memory that was free once the model was loaded."""
+        return self._cache_capacity
 
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> EmbeddedSession:
-        """As ``Engine.open``. ValueError: an empty prompt, one too long, or a layer the model does not have."""
+        """As ``Engine.open``. Sessions that are open at the same time share the cache of an equal prompt of equal salt.
+        ValueError: an empty prompt, one too long, or a layer the model does not have."""
         if not 0 < len(prompt_ids) < self._info.max_length:
             raise ValueError(
                 f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {self._info.max_length - 1}"
@@ -80,12 +90,15 @@ class EmbeddedEngine:
         if bad := [i for i in layers if not 0 <= i <= self._info.num_layers]:
             raise ValueError(f"the model has layers 0 to {self._info.num_layers}, not {bad}")
         seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(6), "big")
-        prompt = PromptRows(prompt_ids, self._cache_shape, self.model.get_input_embeddings().weight)
-        rows = SessionRows(prompt, sampling, layers, seed, next(self._numbers))
-        ready: Future[None] = Future()
-        self._post(lambda: self._joining.append((rows, ready)), ready)
-        await asyncio.wrap_future(ready)
-        return EmbeddedSession(self, rows)
+        group = SequenceGroup(self._spec, sampling, layers, seed, next(self._numbers))
+        opened: Future[None] = Future()
+        self._post(lambda: self._scheduler.open(group, prompt_ids, opened), opened)
+        try:
+            await asyncio.wrap_future(opened)
+        except asyncio.CancelledError:
+            self.leave(group)
+            raise
+        return EmbeddedSession(self, group)
 
     @contextmanager
     def in_step(self, sessions: int) -> Iterator[None]:
@@ -99,7 +112,18 @@ class EmbeddedEngine:
             self._post(lambda: self._await(0), Future())
 
     def _await(self, sessions: int) -> None:
-        self._awaited = sessions
+        self._scheduler.awaited = sessions
+
+    async def extend(self, group: SequenceGroup, work: ChunkWork) -> Chunk:
+        """Sample a chunk of a session's rows."""
+        self._post(lambda: self._scheduler.extend(group, work), work.done)
+        return await asyncio.wrap_future(work.done)
+
+    def leave(self, group: SequenceGroup) -> None:
+        """Free a session's rows before the next step."""
+        with self._wake:  # an engine that closes meanwhile has freed them
+            if not self._closed:
+                self._post(lambda: self._scheduler.close(group), Future())
 
     def close(self) -> None:
         """Stop stepping; chunks in progress fail with CancelledError."""
@@ -126,7 +150,7 @@ class EmbeddedEngine:
         torch.set_num_threads(self._threads)
         while True:
             with self._wake:
-                while not (self._arrivals or self._ready() or self._closed):
+                while not (self._arrivals or self._scheduler.ready or self._closed):
                     self._wake.wait()
                 if self._closed:
                     break
@@ -135,91 +159,60 @@ class EmbeddedEngine:
             for arrive, waiting in arrivals:
                 try:
                     arrive()
-                except Exception as failure:  # its own caller's alone: caches that found no memory, say
-                    _settle(waiting, failure)
+                except Exception as failure:  # its own caller's alone: caches that do not fit in memory, say
+                    settle(waiting, as_memory_error(failure))
             try:
-                if self._ready():
+                if self._scheduler.ready:
                     self._step()
             except Exception as failure:  # handed to every waiting caller: the loop serves those who come after
-                self._fail(failure)
-        self._fail(asyncio.CancelledError())
-
-    def _ready(self) -> bool:
-        waiting = len(self._joining) + len(self._live)
-        return waiting > 0 and waiting >= self._awaited
-
-    def _fail(self, failure: BaseException) -> None:
-        waiting: list[Future] = [ready for _, ready in self._joining]
-        waiting += [rows.work.done for rows in self._live if rows.work]
-        self._joining, self._live = [], []
-        for future in waiting:
-            _settle(future, failure)
+                self._scheduler.fail_all(failure)
+        self._scheduler.fail_all(asyncio.CancelledError())
+        for _, waiting in self._arrivals:
+            settle(waiting, asyncio.CancelledError())
 
     def _step(self) -> None:
-        live = sorted(self._live, key=lambda rows: rows.number)
-        if live:
-            STEP_ROWS.observe(sum(rows.count for rows in live))
-            self._draw(live)
-        joined = _first(self._joining, PREFILL_TOKENS)
-        runs: list[SessionRows | PromptRows] = [*live, *(rows.prompt for rows, _ in joined)]
-        states, hidden = self._feed(runs)
-        at = 0
-        for rows in live:
-            span = slice(at, at + rows.count)
-            rows.fed(states[span], {i: hidden[i][span] for i in rows.layers})
-            at += rows.count
-        for rows, ready in joined:
-            at += rows.prompt.count
-            rows.states = states[at - 1 : at].clone()
-            _settle(ready, None)
-        del self._joining[: len(joined)]
-        for rows in [rows for rows in live if rows.finished]:
-            self._live.remove(rows)
-            work, rows.work = rows.work, None
-            if work:
-                _settle(work.done, work.result())
+        groups, parts = self._scheduler.step()
+        if groups:
+            STEP_ROWS.observe(sum(group.count for group in groups))
+        failed = self._run_apart(self.runner.draw, groups)
+        runs: list[Run] = [*groups, *parts]
+        self._run_apart(self._read, [run for run in runs if run not in failed])
 
-    def _draw(self, live: list[SessionRows]) -> None:
-        """Every row's next token: one draw for all sessions that sample alike."""
-        states = torch.cat([rows.states for rows in live if rows.states is not None])
-        logits = self.model.get_output_embeddings()(states).float()
-        alike: dict[tuple[Any, ...], list[tuple[SessionRows, torch.Tensor, torch.Tensor]]] = {}
-        at = 0
-        for rows in live:
-            uniforms = rows.uniforms()
-            how = rows.sampling.temperature, rows.sampling.top_p, rows.sampling.top_k, uniforms.shape[1]
-            alike.setdefault(how, []).append((rows, logits[at : at + len(uniforms)], uniforms))
-            at += len(uniforms)
-        for group in alike.values():
-            sessions, parts, uniforms_of = zip(*group, strict=True)
-            sizes = [len(part) for part in parts]
-            drawn = next_tokens(torch.cat(parts), sessions[0].sampling, torch.cat(uniforms_of).to(logits.device))
-            for rows, tokens, logprobs in zip(sessions, *(each.split(sizes) for each in drawn), strict=True):
-                rows.drawn(tokens, logprobs)
+    def _run_apart(self, compute: Callable[[list[Any]], None], runs: Sequence[Run]) -> list[Run]:
+        """Those of ``runs`` that failed, and none of the others with them."""
+        failures = run_apart(compute, runs)
+        for run, failure in failures:
+            self._scheduler.fail(run, as_memory_error(failure))
+        return [run for run, _ in failures]
 
-    def _feed(self, runs: list[SessionRows | PromptRows]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        layers = {i for run in runs if isinstance(run, SessionRows) for i in run.layers}
-        with self._tap.reading(layers) as hidden:
-            out = self.model.base_model(
-                input_ids=torch.cat([run.token_ids for run in runs])[None],
-                position_ids=torch.cat([run.positions for run in runs])[None],
-                use_cache=False,
-                runs=runs,
-            )
-        return out.last_hidden_state[0], hidden
+    def _read(self, runs: list[Run]) -> None:
+        for run, (states, hidden) in zip(runs, self.runner.read(runs), strict=True):
+            try:
+                run.finish(states, hidden)
+                self._scheduler.finish(run)
+            except Exception as failure:  # the others are read: they go on
+                self._scheduler.fail(run, as_memory_error(failure))
+
+
+def prefill_budget(device: str, attention_span: float) -> PrefillBudget:
+    """A step reads the weights in the time of some 32 tokens' arithmetic on a CPU, of 256 on a GPU."""
+    step_units, max_units = (256, 2048) if device == "cuda" else (32, 256)
+    return PrefillBudget(step_units, max_units, attention_span)
 
 
 class EmbeddedSession:
     """A session of the embedded engine; see ``Session``."""
 
-    def __init__(self, engine: EmbeddedEngine, rows: SessionRows) -> None:
-        self._engine, self._rows = engine, rows
+    def __init__(self, engine: EmbeddedEngine, group: SequenceGroup) -> None:
+        self._engine, self._group = engine, group
         self._open = True
         self._inner = {0: 0}  # row of the last chunk -> row of the batch; rows that stopped early are gone from it
 
     async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
         """As ``Session.extend``. Long chunks go in parts: between parts, rows that have stopped leave the batch."""
-        room = self._engine.info.max_length - self._rows.length
+        if not self._open:
+            raise RuntimeError("the session is closed")
+        room = self._engine.info.max_length - self._group.length
         if length > room:
             raise ValueError(f"{length} more tokens do not fit: the model has room for {room}")
         chunk = part = await self._extend([self._inner[p] for p in parents], num_successors, min(length, COMPACT))
@@ -233,90 +226,13 @@ class EmbeddedSession:
         return chunk
 
     async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
-        work = ChunkWork(parents, num_successors, length)
-
-        def begin() -> None:
-            self._rows.begin(work)
-            self._engine._live.append(self._rows)
-
-        self._engine._post(begin, work.done)
-        return await asyncio.wrap_future(work.done)
+        return await self._engine.extend(self._group, ChunkWork(parents, num_successors, length))
 
     def close(self) -> None:
-        def leave() -> None:
-            if self._rows in self._engine._live:
-                self._engine._live.remove(self._rows)
-            self._engine._awaited -= 1
-
-        if self._open and not self._engine._closed:
+        """As ``Session.close``."""
+        if self._open:
             self._open = False
-            self._engine._post(leave, Future())
-
-
-def check_supported(model: Any) -> None:
-    """ValueError for architectures whose attention is more than what `attention.py` computes, or is laid out apart."""
-    config, decoder = model.config, model.base_model
-    special = [name for name in ("sliding_window", "attn_logit_softcapping") if getattr(config, name, None)]
-    if special or not (hasattr(decoder, "embed_tokens") and hasattr(decoder, "layers")):
-        why = f"it uses {', '.join(special)}" if special else "its layers are not a plain decoder's"
-        raise ValueError(f"the embedded engine cannot run {config.model_type}: {why}; use a Llama-like model")
-
-
-def fuse_norms(model: torch.nn.Module) -> None:
-    """Compute RMS norms by torch's fused function: the same numbers in one operation instead of six."""
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            module.forward = _fused_norm(module)  # type: ignore[method-assign]
-
-
-def _fused_norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    weight, eps = module.weight, float(module.variance_epsilon)
-    return lambda x: F.rms_norm(x, weight.shape, weight, eps)
-
-
-class _Tap:
-    """Reads chosen layers' hidden states out of a forward pass."""
-
-    def __init__(self, model: Any) -> None:
-        self._wanted: set[int] = set()
-        self._hidden: dict[int, torch.Tensor] = {}
-        decoder = model.base_model
-        for index, module in enumerate([decoder.embed_tokens, *decoder.layers]):
-            module.register_forward_hook(partial(self._read, index))
-
-    def _read(self, index: int, _module: Any, _args: Any, out: torch.Tensor) -> None:
-        if index in self._wanted:
-            self._hidden[index] = out[0]
-
-    def reading(self, layers: set[int]) -> _Tap:
-        self._wanted, self._hidden = layers, {}
-        return self
-
-    def __enter__(self) -> dict[int, torch.Tensor]:
-        return self._hidden
-
-    def __exit__(self, *_: object) -> None:
-        self._wanted = set()
-
-
-def _settle(future: Future[Any], outcome: Any) -> None:
-    """Hand over a result or an exception, unless the caller has left: it may do so at any moment."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-def _first(joining: list[tuple[SessionRows, Future[None]]], limit: int) -> list[tuple[SessionRows, Future[None]]]:
-    """The first waiting prompts up to ``limit`` tokens, one at least."""
-    total = 0
-    for count, (rows, _) in enumerate(joining):
-        total += rows.prompt.count
-        if count and total > limit:
-            return joining[:count]
-    return joining[:]
+            self._engine.leave(self._group)
 
 
 def _append(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> Chunk:

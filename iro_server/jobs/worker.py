@@ -138,10 +138,14 @@ class Worker:
                 patiently(progress.note)(**event["data"])
             elif event["type"] == "stage":
                 self.stage = event["data"]["stage"]  # for the next heartbeat to tell
+            elif event["type"] == "defaults":
+                search.update(event["data"])
+                patiently(self._note_search)(search)
             else:
                 patiently(records.record)(self.sessions, job, event)
 
         result = entry.execute(config, self.out, on_event=on_event, should_stop=self.stop.is_set)
+        search |= {"max_tokens": result["max_tokens"]} if "max_tokens" in result else {}
         patiently(self._tell)(job)  # of what was graded since the last heartbeat
         if result.get("best_checkpoint") is None:
             raise NoImprovement("no iteration's held-out reward was above the base model's, so there is no model")
@@ -187,6 +191,8 @@ def defaults(config: Any) -> dict[str, Any]:
     names = [name for name in ("beam_width", "num_successors", "chunk_length", "selection") if hasattr(config, name)]
     search = SearchParams(**{name: getattr(config, name) for name in names}).model_dump(exclude={"betas"})
     sampling = {name: getattr(config, name) for name in ("temperature", "max_tokens") if hasattr(config, name)}
+    if sampling.get("max_tokens") == "auto":  # the job measures it, and says so in an event of type "defaults"
+        del sampling["max_tokens"]
     return {"search": search} | sampling
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from value_heads import BundleMismatch, Example, LoraBackbone, LoraValues, fit_lora, load_bundle, save_bundle
+from value_heads import BundleMismatch, Example, LoraBackbone, LoraValues, fit_lora, load_bundle, save_bundle, shared
 from value_heads.scoring import CACHES
+from value_heads.shared import free_memory, shared_models, weights_hash
 
 VOCABULARY = 50
 
@@ -53,10 +55,10 @@ def values(model_dir):
 @pytest.fixture(scope="module")
 def exact(model_dir):
     """In float64, where what is computed alike differs by nothing that can be seen."""
-    backbone = LoraBackbone(model_dir, num_layers=2, rank=4)
+    backbone = LoraBackbone(model_dir, num_layers=2, rank=4, dtype=torch.float64)
     for _ in range(3):
         randomise(backbone, backbone.add_iteration())
-    return LoraValues(backbone.double(), [1.0, 2.0, 2.5])
+    return LoraValues(backbone, [1.0, 2.0, 2.5])
 
 
 def full(values: LoraValues, ids: list[int]) -> float:
@@ -224,8 +226,7 @@ def test_training_learns_within_prompts_and_leaves_earlier_iterations_alone(mode
     assert backbone.iterations == 2
     assert all(torch.equal(weight, first[name]) for name, weight in backbone.iteration_state(0).items())
     assert any(not torch.equal(weight, first[name]) for name, weight in backbone.iteration_state(1).items())
-    del backbone.__dict__["backbone_hash"]
-    assert backbone.backbone_hash == frozen == LoraBackbone(model_dir, num_layers=2).backbone_hash
+    assert weights_hash(backbone.model) == frozen
 
 
 def test_a_lora_fit_can_be_stopped_at_a_batch(model_dir):
@@ -260,6 +261,163 @@ async def test_a_bundle_brings_adapters_back_to_their_backbone_only(values, mode
     other = write_model(tmp_path / "other", seed=1)
     with pytest.raises(BundleMismatch, match="value backbone"):
         load_bundle(tmp_path, **hashes, backbone_dir=other)
+
+
+def bundle(model_dir, number: int, **options) -> LoraValues:
+    """Value functions of one iteration, each number's its own."""
+    backbone = LoraBackbone(model_dir, num_layers=2, rank=4, **options)
+    backbone.add_iteration()
+    generator = torch.Generator().manual_seed(100 + number)
+    state = backbone.iteration_state(0)
+    backbone.load_iteration(0, {k: 0.3 * torch.randn(v.shape, generator=generator) for k, v in state.items()})
+    return LoraValues(backbone, [1.0])
+
+
+def models_alive() -> int:
+    gc.collect()
+    return sum(type(each) is LlamaModel for each in gc.get_objects())
+
+
+def test_bundles_of_one_base_share_one_backbone(values, model_dir, tmp_path):
+    hashes = {"model_hash": "a", "template_hash": "b"}
+    for number in range(3):
+        save_bundle(tmp_path / str(number), bundle(model_dir, number), **hashes)
+    before = models_alive()
+    loaded = [load_bundle(tmp_path / str(number), **hashes, backbone_dir=model_dir) for number in range(3)]
+    assert models_alive() == before
+    assert {id(each.backbone.model) for each in loaded} == {id(values.backbone.model)}
+    ids = [4, 8, 15, 16, 23, 42]
+    assert [full(each, ids) for each in loaded] == [full(bundle(model_dir, number), ids) for number in range(3)]
+    assert len({full(each, ids) for each in loaded}) == 3
+
+
+def test_the_backbone_goes_with_its_last_user(tmp_path):
+    first, second = (bundle(write_model(tmp_path, seed=3), number) for number in range(2))
+    model = weakref.ref(first.backbone.shared)
+    del first
+    gc.collect()
+    assert model() in shared_models()
+    free_memory()
+    assert model().adapters == 1
+    del second
+    gc.collect()
+    assert model() is None
+
+
+async def test_the_adapters_that_are_set_aside_are_the_least_recently_used(tmp_path, monkeypatch):
+    bundles = [bundle(write_model(tmp_path, seed=3), number) for number in range(4)]
+    ids = [4, 8, 15, 16, 23, 42]
+    expected = [full(each, ids) for each in bundles]
+    monkeypatch.setattr(shared, "MOST_ADAPTERS", 2)
+    for number in (0, 2, 1, 2):
+        assert full(bundles[number], ids) == expected[number]
+    assert bundles[0].backbone.shared.adapters == 2
+    assert [each.backbone.adapters[0].state is None for each in bundles] == [False, True, True, False]
+    for number, each in enumerate(bundles):  # cached keys and values of an adapter outlive its place on the model
+        await search(each, number, [5, 6, 7])
+    assert [full(each, ids) for each in bundles] == expected
+
+
+async def test_searches_of_two_bundles_do_not_mix(values, model_dir):
+    other = bundle(model_dir, 0)
+    await asyncio.gather(*(search(each, 1, [1, 2, 3]) for each in (values, other, values, other)))
+
+
+def test_loading_a_bundle_draws_no_random_numbers(model_dir):
+    state = bundle(model_dir, 0).backbone.iteration_state(0)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    backbone = LoraBackbone(model_dir, num_layers=2, rank=4)
+    backbone.add_iteration(state)
+    full(LoraValues(backbone, [1.0]), [1, 2])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_16_bit_backbone_keeps_adapters_in_32(values, model_dir):
+    """As on a GPU; a bundle fitted on a CPU belongs to it as well."""
+    half = bundle(model_dir, 0, dtype=torch.bfloat16)
+    weights = {name: weight.dtype for name, weight in half.backbone.model.named_parameters()}
+    assert {dtype for name, dtype in weights.items() if "lora_" in name} == {torch.float32}
+    assert {dtype for name, dtype in weights.items() if "lora_" not in name} == {torch.bfloat16}
+    assert half.backbone.backbone_hash == values.backbone.backbone_hash
+    ids = [4, 8, 15, 16, 23, 42]
+    whole = bundle(model_dir, 0)
+    assert full(half, ids) == pytest.approx(full(whole, ids), rel=0.05)
+    assert full(half, ids) != full(whole, ids)
+
+
+ANSWERS = [([1, 2, 3], [4, 5]), ([9] * 7, [6, 7, 8, 9]), ([1, 2, 3], [7]), ([9] * 7, [1, 2])]
+
+
+def whole_rows(backbone: LoraBackbone) -> list[torch.Tensor]:
+    """Values of the responses, each read with its prompt in a row of its own."""
+    return [backbone.values(1, torch.tensor([[*prompt, *answer]]))[0, len(prompt) :] for prompt, answer in ANSWERS]
+
+
+def grouped_rows(backbone: LoraBackbone) -> list[torch.Tensor]:
+    values_RT = backbone.response_values(1, [prompt for prompt, _ in ANSWERS], [answer for _, answer in ANSWERS])
+    return [values_T[: len(answer)] for values_T, (_, answer) in zip(values_RT, ANSWERS, strict=True)]
+
+
+def shapes_read(backbone: LoraBackbone, read: list[tuple[int, ...]]):
+    """Notes the shape [rows, tokens] of each forward pass; remove it in the end."""
+    return backbone.model.register_forward_hook(
+        lambda module, args, kwargs, output: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+
+
+def test_a_prompt_read_once_gives_the_values_of_whole_rows(values, exact):
+    read: list[tuple[int, ...]] = []
+    hook = shapes_read(values.backbone, read)
+    grouped = grouped_rows(values.backbone)
+    hook.remove()
+    assert read == [(2, 7), (4, 4)]
+    for each, expected in zip(grouped, whole_rows(values.backbone), strict=True):
+        torch.testing.assert_close(each, expected, atol=1e-5, rtol=1e-5)
+    for each, expected in zip(grouped_rows(exact.backbone), whole_rows(exact.backbone), strict=True):
+        torch.testing.assert_close(each, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_a_prompt_read_once_gives_the_gradients_of_whole_rows(exact):
+    gradients = []
+    for rows in (grouped_rows, whole_rows):
+        with exact.backbone.training(1) as parameters:
+            torch.cat(rows(exact.backbone)).square().sum().backward()
+            gradients.append([parameter.grad.clone() for parameter in parameters])
+            for parameter in parameters:
+                parameter.grad = None
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients[0])
+    for grouped, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(grouped, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fit_reads_a_prompt_once_for_its_rollouts(tmp_path):
+    backbone = LoraBackbone(write_model(tmp_path, seed=3), num_layers=1, rank=2)
+    train, heldout = (
+        [each._replace(prompt_ids=[1] * 30 + [2 + each.prompt_index % 30]) for each in examples(prompts)]
+        for prompts in (range(8), range(100, 102))
+    )
+    read: list[tuple[int, ...]] = []
+    hook = shapes_read(backbone, read)
+    fit_lora(backbone, train, heldout, epochs=1, batch_size=16)
+    hook.remove()
+    assert [rows for rows, length in read if length == 31] == [4, 4, 2]  # of 16, 16 and, held out, 8 rollouts
+    assert [rows for rows, length in read if length < 9] == [16, 16, 8]
+
+
+def test_a_fit_is_the_same_beside_searches_of_other_bundles(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared, "MOST_ADAPTERS", 1)
+    model_dir = write_model(tmp_path, seed=3)
+    others = [bundle(model_dir, number) for number in range(2)]
+
+    def fitted(on_batch=lambda: None) -> dict[str, torch.Tensor]:
+        backbone = LoraBackbone(model_dir, num_layers=2, rank=4)
+        fit_lora(backbone, examples(range(8)), examples(range(100, 104)), epochs=2, on_batch=on_batch)
+        return backbone.iteration_state(0)
+
+    alone, beside = fitted(), fitted(lambda: [full(other, [1, 2, 3]) for other in others])
+    assert all(torch.equal(weight, beside[name]) for name, weight in alone.items())
 
 
 def test_betas_name_iterations_that_exist(values):

@@ -69,13 +69,14 @@ class RayExecutor:
 
     def __init__(self, ray: Any, placement: Placement, run: Run, opening: Opening) -> None:
         self.ray, self.placement, self.run, self.opening = ray, placement, run, opening
+        self.config = opening.config
         room = {"num_cpus": placement.ray_cpus, "num_gpus": placement.ray_gpus}
         self.engines = Pool(ray, run, room, EngineActor, opening)
         self.graders: list[Grader] = []
         self._packed: tuple[Stack, str, Any] | None = None
 
     def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
-        work = [(replace(batch, stack=None), *self._shared(batch.stack)) for batch in batches]
+        work = [(self.config, replace(batch, stack=None), *self._shared(batch.stack)) for batch in batches]
         yield from self.engines.map("roll_out", work, self._size())
 
     def grader(self, grader: Grader) -> Grader:
@@ -142,14 +143,16 @@ class EngineActor:
     def ready(self) -> None:
         pass
 
-    def roll_out(self, batch: Batch, key: str, files: Files | None, betas: tuple[float, ...]) -> dict[str, Any]:
+    def roll_out(
+        self, config: AlignConfig, batch: Batch, key: str, files: Files | None, betas: tuple[float, ...]
+    ) -> dict[str, Any]:
         if self.engine is None:
             self.engine = self.opening.open_engine()
         if files is None:
-            return roll_out(self.engine, self.opening.config, batch)
+            return roll_out(self.engine, config, batch)
         if self.stack is None or self.stack[0] != key:
             self.stack = (key, self.opening.bundles.unpack(files))
-        return roll_out(self.engine, self.opening.config, replace(batch, stack=self.stack[1].with_betas(betas)))
+        return roll_out(self.engine, config, replace(batch, stack=self.stack[1].with_betas(betas)))
 
     def fit(
         self,

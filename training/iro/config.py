@@ -17,6 +17,7 @@ from training.run import JobConfig
 from value_heads import FeatureSpec
 from value_heads.features import TOKENS, Block
 
+ROOM_TOKENS = 48  # that every prompt has to leave in the model's context, where max_tokens is "auto"
 Betas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
@@ -71,9 +72,13 @@ class AlignConfig(JobConfig):
     chunk_length: int = Field(4, ge=1)
     selection: Selection = "diversity"
     guided_searches: int = Field(
-        4, ge=1, description="independent searches a prompt in guided rollouts, which share its W·K rows"
+        4,
+        ge=1,
+        description="independent searches a prompt in guided rollouts, which share its W·K rows",
     )
-    max_tokens: int = Field(48, ge=1)
+    max_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="of a completion; auto: within which most of the frozen model's stop, up to 512"
+    )
     temperature: float = Field(1.0, gt=0, le=2)
 
     prompts_per_iteration: int | None = Field(
@@ -109,6 +114,18 @@ class AlignConfig(JobConfig):
         if response_format is not None:
             parse_response_format(response_format)
         return response_format
+
+    @property
+    def horizon(self) -> int:
+        """``max_tokens`` as a number. ValueError where it is still to be measured."""
+        if self.max_tokens == "auto":
+            raise ValueError("max_tokens is auto: the job measures it first")
+        return self.max_tokens
+
+    @property
+    def least_tokens(self) -> int:
+        """For which every prompt has to leave room in the model's context."""
+        return ROOM_TOKENS if self.max_tokens == "auto" else self.max_tokens
 
     def endpoints(self, key: str | None) -> Endpoints:
         return Endpoints(

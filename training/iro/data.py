@@ -75,6 +75,11 @@ class Split:
     validation: list[Prompt]
     check: list[Prompt]
 
+    @property
+    def all(self) -> list[Prompt]:
+        """Those for validation first."""
+        return [*self.validation, *self.check, *(p for part in self.slices for p in [*part.train, *part.heldout])]
+
 
 def numbered_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a JSONL, Parquet or CSV file, each with its place, such as "line 3". ValueError with the place.
@@ -144,10 +149,10 @@ def split(config: AlignConfig, engine: Described, rng: np.random.Generator) -> S
 
     Rows of the same prompt stay together, whatever else they hold.
     """
-    rows = load_prompts(config.training_file, "training_file", engine, config.max_tokens)
+    rows = load_prompts(config.training_file, "training_file", engine, config.least_tokens)
     training = by_text([rows[i] for i in rng.permutation(len(rows))])
     if config.validation_file:
-        pool = by_text(load_prompts(config.validation_file, "validation_file", engine, config.max_tokens))
+        pool = by_text(load_prompts(config.validation_file, "validation_file", engine, config.least_tokens))
     else:
         pool = training[: max(1, len(training) // 4)]
     pool = pool[: 2 * config.validation_prompts]

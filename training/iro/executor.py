@@ -19,6 +19,9 @@ from value_heads.threads import on_fresh_thread
 
 
 class Executor(Protocol):
+    config: AlignConfig
+    """What rollouts are drawn by."""
+
     def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
         """What ``rollouts.roll_out`` gives for each batch, in their order. To be closed when it is not used up."""
         ...

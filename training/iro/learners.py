@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
@@ -125,14 +124,8 @@ class LoraLearner:
 
     def _values(self, backbone: LoraBackbone, iteration: int, graded: Graded) -> Tensor:
         """[N] at the prefixes of its completions."""
-        starts = [len(self.prompts[prompt].token_ids) for prompt in graded.prompt_R.tolist()]
-        rows = [
-            torch.tensor([*self.prompts[prompt].token_ids, *tokens])
-            for prompt, tokens in zip(graded.prompt_R.tolist(), graded.tokens, strict=True)
-        ]
-        values_RS = backbone.values(iteration, pad_sequence(rows, batch_first=True)).cpu()
-        pieces = [values_S[start : len(row)] for values_S, start, row in zip(values_RS, starts, rows, strict=True)]
-        return graded.at_prefixes(pad_sequence(pieces, batch_first=True))
+        prompts = [self.prompts[prompt].token_ids for prompt in graded.prompt_R.tolist()]
+        return graded.at_prefixes(backbone.response_values(iteration, prompts, graded.tokens).cpu())
 
 
 class BetterLearner:

@@ -26,6 +26,7 @@ from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
+from training.iro.lengths import with_max_tokens
 from training.iro.rollouts import PREFIXES, Batch, exploring, guided, plain
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
@@ -42,9 +43,10 @@ def align(config: AlignConfig, run: Run, engine: Described, executor: Executor) 
 
 class Alignment:
     def __init__(self, config: AlignConfig, run: Run, engine: Described, grader: Grader, executor: Executor) -> None:
-        self.config, self.run, self.engine, self.grader, self.executor = config, run, engine, grader, executor
+        self.run, self.engine, self.grader, self.executor = run, engine, grader, executor
         self.bundles = Bundles(engine.info, config.model_dir)
         self.prompts = split(config, engine, run.rng(SPLIT))
+        self.config = config = with_max_tokens(config, run, engine, executor, self.prompts.all)
         self.grading = Grading(config, run, engine, executor.grader(grader))
         self.collection = Collection(run, self.grading, executor)
         self.validation = Validation(config, run, engine, self.grading, executor)
@@ -57,7 +59,7 @@ class Alignment:
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
         lora = LoraLearner(self.config, self.engine.info.num_layers, prompts)
-        spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.max_tokens)
+        spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.horizon)
         heads = HeadLearner(self.config, spec)
         match self.config.value_model:
             case "lora":
@@ -90,6 +92,7 @@ class Alignment:
             for prompts in (self.prompts.validation, self.prompts.check)
         )
         total = validation + 2 * check + 2  # the baseline, the final check of two models, and the scale of rewards
+        total += self.run.has("lengths")
         for step, part in enumerate(self.prompts.slices, 1):
             total += 2 * (len(self.shards_of(part.train)) + len(self.shards_of(part.heldout)))
             total += 2 + validation * self.validates(step)
@@ -288,6 +291,7 @@ class Alignment:
             self.run.emit("message", f"{failed}: no aligned model", level="warn")
         return {
             "best_iteration": best["step"] if rises else None,
+            "max_tokens": self.config.max_tokens,
             "best_checkpoint": best["path"] if rises else None,
             "trained_tokens": sum(row["trained_tokens"] for row in history),
             "baseline": {

@@ -54,10 +54,12 @@ def exploring(config: AlignConfig) -> tuple[SearchParams, int]:
     """Later iterations' rollouts: one search of a prompt, and how many independent ones it gets.
 
     Together they draw as many rows as ``guided``. A single search ends with copies of one beam, whose prefixes are
-    equal until the last chunk: nothing to learn from at earlier tokens. Each of these keeps one beam.
+    equal until the last chunk: nothing to learn from at earlier tokens. Each of several keeps one beam.
     """
     rows = config.beam_width * config.num_successors
     searches = min(config.guided_searches, max(1, rows // 2))
+    if searches == 1:
+        return guided(config), 1
     params = guided(config).model_copy(update={"beam_width": 1, "num_successors": rows // searches})
     return params, searches
 
@@ -84,7 +86,7 @@ def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dic
     async def search(prompt: Prompt, seed: int) -> SearchResult:
         sampling = Sampling(config.temperature, seed=seed, stop_ids=engine.info.eos_ids, salt=batch.salt)
         return await guided_search(
-            engine, prompt.token_ids, batch.params, sampling, config.max_tokens, batch.stack, keep_hidden=layers
+            engine, prompt.token_ids, batch.params, sampling, config.horizon, batch.stack, keep_hidden=layers
         )
 
     async def search_all() -> list[SearchResult]:

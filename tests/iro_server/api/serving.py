@@ -69,16 +69,16 @@ def start_job(client: openai.OpenAI, grader: dict[str, Any] = GRADER, **iro: Any
     return job.id
 
 
-def aligned(settings: Settings, name: str, iterations: int = 2) -> str:
+def aligned(settings: Settings, name: str, iterations: int = 2, grader: dict[str, Any] = GRADER) -> str:
     """A model of the fake job's value functions, as if a worker had made it."""
-    config = {"training_file": str(settings.data_dir / "rows.jsonl"), "grader": GRADER, "iterations": iterations}
+    config = {"training_file": str(settings.data_dir / "rows.jsonl"), "grader": grader, "iterations": iterations}
     Path(config["training_file"]).write_text("{}")
     made = JOB.execute(
         Config(**config), settings.job_dir(name) / "run", on_event=lambda event: None, should_stop=lambda: False
     )
     search = defaults(Config(**config))
     job = Job(id=f"ftjob-{name}", status="succeeded", model="bytes", training_file="file-1", seed=1, config=config)
-    job.method, job.model_name = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}, name
+    job.method, job.model_name = {"type": "reinforcement", "reinforcement": {"grader": grader}}, name
     with open_database(settings).begin() as session:
         session.add(job)
         session.flush()

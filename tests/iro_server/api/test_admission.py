@@ -12,14 +12,16 @@ import pytest
 
 from iro_server.api.admission import Admission
 from iro_server.api.errors import APIError
+from iro_server.engines.cache import cached_tokens
+from iro_server.engines.memory import EngineOutOfMemory
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import serving, settings_for, wait_for
 
 HI = [{"role": "user", "content": "hi"}]
 
 
-async def waiting(admission: Admission, rows: int) -> asyncio.Task:
-    task = asyncio.create_task(admission.enter(rows))
+async def waiting(admission: Admission, rows: int, cache_tokens: int = 0) -> asyncio.Task:
+    task = asyncio.create_task(admission.enter(rows, cache_tokens))
     await asyncio.sleep(0)
     return task
 
@@ -45,6 +47,26 @@ async def test_a_request_larger_than_all_there_is_runs_alone():
     huge.release()
     (await other).release()
     assert admission.active == 0
+
+
+async def test_cached_tokens_are_shared_out_as_rows_are():
+    admission = Admission(max_rows=8, max_waiting=2, max_cache_tokens=1000)
+    first = await admission.enter(1, 900)
+    big, small = await waiting(admission, 1, 200), await waiting(admission, 1, 50)
+    assert not big.done() and not small.done()  # both have rows to spare
+    small.cancel()
+    first.release()
+    (await big).release()
+    assert (admission.active, admission.active_cache_tokens) == (0, 0)
+    with pytest.raises(APIError, match="1001 tokens in the model's cache, over 1000") as refusal:
+        await admission.enter(1, 1001)
+    assert (refusal.value.status, refusal.value.code, refusal.value.param) == (400, "too_many_tokens", "max_tokens")
+
+
+def test_a_requests_cache_holds_its_prompt_once():
+    """A search reads one copy; each plain sample of a short prompt has its own beside it, of a long prompt none."""
+    assert cached_tokens(prompt=8000, sessions=16, rows=16, new_tokens=100) == 8000 + 1600
+    assert cached_tokens(prompt=100, sessions=16, rows=16, new_tokens=100) == 100 + 1600 + 1600
 
 
 async def test_one_that_gives_up_leaves_no_trace():
@@ -104,6 +126,15 @@ def test_a_deadline_ends_a_request_and_frees_its_rows(tmp_path, stream):
         wait_for(lambda: engine.open_sessions == 0, seconds=5)
 
 
+def test_a_request_whose_tokens_never_fit_in_memory_is_refused(tmp_path):
+    with serving(settings_for(tmp_path, max_cache_tokens=500), ByteEngine()) as client:
+        ask(client)
+        with pytest.raises(openai.BadRequestError) as refusal:
+            ask(client, n=5)
+        assert (refusal.value.code, refusal.value.param) == ("too_many_tokens", "max_tokens")
+        assert "Reduce" in refusal.value.message
+
+
 def test_a_search_that_could_draw_too_many_tokens_is_refused(tmp_path):
     with serving(settings_for(tmp_path, max_request_tokens=1000), ByteEngine()) as client:
         search = {"beam_width": 4, "num_successors": 4}
@@ -153,3 +184,14 @@ def test_a_request_that_the_drain_is_too_short_for_hears_of_it(tmp_path, stream)
     thread.join()
     assert [error.code for error in heard] == ["server_stopping"]
     assert engine.open_sessions == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_the_engine_has_no_memory_for_hears_of_it(tmp_path, monkeypatch, stream):
+    async def fail(*_):
+        raise EngineOutOfMemory("out of memory")
+
+    monkeypatch.setattr("tests.iro_server.api.byte_engine.ByteSession.extend", fail)
+    with serving(settings_for(tmp_path), ByteEngine()) as client, pytest.raises(openai.APIError) as refusal:
+        list(ask(client, stream=True)) if stream else ask(client)
+    assert refusal.value.code == "out_of_memory" and "Reduce" in refusal.value.message

@@ -8,6 +8,7 @@ import pytest
 from iro_server.app import create_app
 from tests.iro_server.api.byte_engine import SCRIPT, ByteEngine
 from tests.iro_server.api.serving import GRADER, conforms, ended, serving, settings_for, start_job, wait_for
+from tests.iro_server.jobs.fake_job import MEASURED
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -55,6 +56,39 @@ def test_a_model_samples_as_its_job_did_unless_told_otherwise(served):
     assert (served.engine.sampling.temperature, answer.usage.completion_tokens) == (0.7, 5)
     answer = chat(served.client, model=model.id, temperature=1.3, max_tokens=6)
     assert (served.engine.sampling.temperature, answer.usage.completion_tokens) == (1.3, 6)
+
+
+def test_a_model_answers_as_long_as_its_job_measured(served):
+    """A checkpoint does so too while the job still runs."""
+    job = ended(served.client, start_job(served.client, max_tokens="auto"))
+    checkpoint = served.client.fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+    assert served.client.models.retrieve(job.fine_tuned_model).iro["max_tokens"] == MEASURED
+    for model in (job.fine_tuned_model, checkpoint):
+        answer = chat(served.client, model=model)
+        assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", MEASURED)
+
+
+SCRIPT_TOKENS = len(SCRIPT.encode()) + 1  # the end token
+SEARCH = {"beam_width": 2, "num_successors": 3, "chunk_length": 4}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("search", [{}, SEARCH, SEARCH | {"selection": "smc"}])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"max_tokens": SCRIPT_TOKENS}, "stop"),
+        ({"max_tokens": SCRIPT_TOKENS - 1}, "length"),  # all but the end token: the whole text, and it was cut
+        ({"max_tokens": 8}, "length"),
+        ({"max_tokens": 8, "stop": "!"}, "length"),
+        ({"max_tokens": 8, "stop": ["z", "o"]}, "stop"),
+    ],
+)
+def test_a_cut_answer_says_length(client, job, stream, search, options, reason):
+    for model in ("bytes", job.fine_tuned_model):
+        answer = chat(client, model=model, seed=2, stream=stream, extra_body={"search": search}, **options)
+        last = list(answer)[-1] if stream else answer
+        assert last.choices[0].finish_reason == reason
 
 
 def test_max_tokens_ends_a_completion(client):
@@ -137,6 +171,54 @@ def test_betas_weigh_the_value_functions(client, job):
     weak = chat(client, model=model, seed=1, extra_body={"search": search}).choices[0].message.content
     strong = chat(client, model=model, seed=1, extra_body={"search": search | {"betas": [0.01, 0.01]}})
     assert strong.choices[0].message.content.count("z") > weak.count("z")
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"seed": 4}])
+def test_temperature_0_is_an_aligned_models_repeatable_answer(served, job, options):
+    greedy = {"model": job.fine_tuned_model, "temperature": 0} | options
+    first, again = (chat(served.client, **greedy) for _ in range(2))
+    text = first.choices[0].message.content
+    assert text == again.choices[0].message.content
+    assert text.count("z") > 0 == chat(served.client, temperature=0).choices[0].message.content.count("z")
+    assert served.engine.sampling.temperature == 0  # of the base model, which stays greedy
+    deltas = [chunk.choices[0].delta.content or "" for chunk in chat(served.client, stream=True, **greedy)]
+    assert "".join(deltas) == text
+    assert served.engine.sampling.temperature == 1.0  # the job's own
+
+
+def test_temperature_0_draws_each_prompt_with_a_seed_of_its_own(served, job):
+    seeds = set()
+    for content in ("hi", "ho", "hi"):
+        chat(served.client, model=job.fine_tuned_model, temperature=0, messages=[{"role": "user", "content": content}])
+        seeds.add(served.engine.sampling.seed)
+    assert len(seeds) == 2 and None not in seeds
+
+
+@pytest.mark.parametrize("selection", ["diversity", "smc"])
+def test_the_n_best_of_an_aligned_models_repeatable_search(client, job, selection):
+    search = {"beam_width": 4, "num_successors": 4, "selection": selection}
+    options = {"model": job.fine_tuned_model, "temperature": 0, "extra_body": {"search": search}}
+    four, one = (chat(client, n=n, **options) for n in (4, 1))
+    counts = [choice.message.content.count("z") for choice in four.choices]
+    assert counts == sorted(counts, reverse=True) and counts[0] > 0  # the value is the number of z's
+    assert four.choices[0].message.content == one.choices[0].message.content
+
+
+@pytest.mark.parametrize("search", [{}, {"beam_width": 2, "num_successors": 4, "chunk_length": 5}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_greedy_row_of_the_base_model_is_drawn_once(client, search, stream):
+    options = {"n": 3, "temperature": 0, "extra_body": {"search": search}}
+    if stream:
+        *chunks, last = chat(client, stream=True, stream_options={"include_usage": True}, **options)
+        texts = [""] * 3
+        for choice in (choice for chunk in chunks for choice in chunk.choices):
+            texts[choice.index] += choice.delta.content or ""
+        usage = last.usage
+    else:
+        answer = chat(client, **options)
+        texts, usage = [choice.message.content for choice in answer.choices], answer.usage
+    assert texts == [SCRIPT] * 3
+    assert usage.completion_tokens == 3 * usage.base_tokens
 
 
 BAD = [

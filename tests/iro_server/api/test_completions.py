@@ -21,6 +21,18 @@ def test_a_text_is_continued_as_it_stands(client):
     assert choice.logprobs.top_logprobs[0] == {"h": choice.logprobs.token_logprobs[0]}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("search", [{}, {"beam_width": 2, "num_successors": 3, "chunk_length": 4}])
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"max_tokens": 8}, "length"), ({"max_tokens": 40, "stop": "z"}, "stop")]
+)
+def test_a_cut_text_says_length(client, job, stream, search, options, reason):
+    for model in ("bytes", job.fine_tuned_model):
+        answer = complete(client, model=model, seed=2, stream=stream, extra_body={"search": search}, **options)
+        last = list(answer)[-1] if stream else answer
+        assert last.choices[0].finish_reason == reason
+
+
 def test_token_ids_are_a_prompt_and_prompts_come_in_lists(served):
     ids = served.engine.tokenizer("So")["input_ids"]
     for prompt in (ids, ["So"], [ids]):

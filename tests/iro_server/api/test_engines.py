@@ -60,6 +60,14 @@ def test_completions_come_from_the_engine_under_the_projects_salt(client, fake):
     assert {body["cache_salt"] for body in fake.bodies} == {cache_salt("default")}
 
 
+@pytest.mark.parametrize("search", [{}, {"beam_width": 2, "num_successors": 2, "chunk_length": 4}])
+def test_a_greedy_search_asks_for_one_row(client, fake, search):
+    """vLLM refuses ``n`` above 1 at temperature 0."""
+    answer = say(client, n=2, temperature=0, extra_body={"search": search})
+    assert answer.choices[0].text == answer.choices[1].text
+    assert fake.bodies and {body["n"] for body in fake.bodies} == {1}
+
+
 def test_an_engine_that_is_away_is_a_503_and_health_says_so(client, fake):
     assert health(client).json()["engines"][0]["up"]
     fake.turn(500)

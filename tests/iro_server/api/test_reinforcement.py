@@ -45,6 +45,7 @@ def method(hyperparameters: dict[str, Any] | None = None, **fields: Any) -> Rein
         ({"compute_multiplier": 2}, {"num_successors": 3}, {"num_successors": 6}),
         ({}, {"betas": [1.0, 0.5]}, {"betas": [1.0, 0.5], "iterations": 2}),
         ({}, {"betas": "auto", "early_stop": False}, {"betas": "auto", "early_stop": False}),
+        ({}, {"max_tokens": "auto"}, {"max_tokens": "auto"}),
     ],
 )
 def test_what_a_job_is_told(hyperparameters: dict, iro: dict, options: dict) -> None:
@@ -64,6 +65,7 @@ def test_the_job_takes_whatever_a_request_may_set(tmp_path) -> None:
         "num_successors": 5,
         "chunk_length": 7,
         "selection": "smc",
+        "guided_searches": 2,
         "max_tokens": 20,
         "temperature": 0.5,
         "value_model": "mlp",

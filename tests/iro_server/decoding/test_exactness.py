@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from iro_server.decoding.base import SearchParams
+from iro_server.decoding.base import SearchParams, repeatable
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
-from tests.toy import END, ToyEngine, ToyScorer, enumerate_completions
+from tests.toy import END, ToyEngine, ToyScorer, enumerate_completions, next_probs
 
 PROMPT, LENGTH = [0, 1], 4
+SEED_OF_1_2_3 = 2243870231560765811
 
 
 def reward(tokens: tuple[int, ...]) -> float:
@@ -56,6 +57,45 @@ def test_smc_samples_from_the_guided_distribution() -> None:
     observed.append(600 - sum(observed))
     expected.append(600 - sum(expected))
     assert chisquare(observed, expected).pvalue > 0.01
+
+
+def length_distribution(longest: int) -> list[float]:
+    """The toy model's exact probability of a completion of 1, 2, … ``longest`` tokens, the last with all it cuts."""
+    running, lengths = {tuple(PROMPT): 1.0}, []
+    for length in range(1, longest + 1):
+        grown: dict[tuple[int, ...], float] = {}
+        for tail, mass in running.items():
+            for token, p in enumerate(next_probs([0] * (length - 1) + list(tail)).tolist()):
+                grown[(tail[1], token)] = grown.get((tail[1], token), 0.0) + mass * p
+        stopped = sum(mass for tail, mass in grown.items() if tail[-1] == END)
+        running = {tail: mass for tail, mass in grown.items() if tail[-1] != END}
+        lengths.append(stopped + (sum(running.values()) if length == longest else 0.0))
+    return lengths
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_the_first_final_of_smc_is_a_draw_where_rows_stop_early(width: int) -> None:
+    """Without values SMC is exact at every width: first finals are as long as the frozen model's completions."""
+    exact, draws = np.array(length_distribution(24)), 300
+    params = SearchParams(beam_width=width, num_successors=2, chunk_length=2, selection="smc")
+    lengths = [len(run(params, seed, length=24).finals[0].tokens) for seed in range(draws)]
+    fourths = np.searchsorted(exact.cumsum(), (0.25, 0.5, 0.75)) + 1  # tokens
+    observed = np.bincount(np.searchsorted(fourths, lengths), minlength=4)
+    expected = [part.sum() / exact.sum() * draws for part in np.split(exact, fourths)]
+    assert exact[:-1].sum() > 0.9
+    assert chisquare(observed, expected).pvalue > 0.01
+
+
+def test_no_place_among_the_finals_of_smc_prefers_early_stops() -> None:
+    """Guided, over searches that end because every survivor has stopped: first and last final are equally long."""
+    params = SearchParams(beam_width=4, num_successors=2, chunk_length=2, selection="smc")
+    differences = []
+    for seed in range(100):
+        finals = run(params, seed, ToyScorer(lambda t: reward(t) / 2.0), length=40).finals
+        if all(final.finish_reason == "stop" for final in finals):
+            differences.append(len(finals[0].tokens) - len(finals[-1].tokens))
+    assert len(differences) > 40
+    assert abs(np.mean(differences)) < 3 * np.std(differences) / math.sqrt(len(differences))
 
 
 def total_variation(width: int, exact: dict[tuple[int, ...], float], searches: int) -> float:
@@ -108,6 +148,23 @@ def test_equal_base_tokens_whatever_the_chunk() -> None:
         assert usage.base_tokens == engine.sampled
         counts.append(usage.base_tokens)
     assert counts == [48, 48, 48]
+
+
+def test_temperature_0_draws_one_row_however_wide_the_search() -> None:
+    sampling = Sampling(temperature=0.0, seed=0, stop_ids=(END,))
+    params = SearchParams(beam_width=2, num_successors=4, chunk_length=2)
+    engine = ToyEngine()
+    result = asyncio.run(guided_search(engine, PROMPT, params, sampling, 6, ToyScorer(reward)))
+    assert len(result.finals) == 1
+    assert result.usage.base_tokens == engine.sampled == len(result.finals[0].tokens)
+
+
+def test_a_repeatable_seed_belongs_to_the_prompt() -> None:
+    """Written out, since another process, or another version, has to draw the same answer."""
+    greedy = Sampling(temperature=0.0, top_p=0.9)
+    assert repeatable(greedy, 0.7, [1, 2, 3]) == Sampling(temperature=0.7, top_p=0.9, seed=SEED_OF_1_2_3)
+    assert repeatable(greedy, 0.7, [12, 3]).seed != SEED_OF_1_2_3
+    assert repeatable(Sampling(temperature=0.0, seed=5), 0.7, [1, 2, 3]).seed == 5
 
 
 def test_finished_rows_stay_in_the_pool() -> None:

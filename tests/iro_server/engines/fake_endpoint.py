@@ -110,7 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
         fake.after = max(0, fake.after - 1)
         fake.bodies.append(body)
         fake.keys.append(self.headers["Authorization"])
-        if mode == "ok":
+        if body["n"] > 1 and body["temperature"] == 0:
+            self._answer(400, {"error": {"message": f"n must be 1 when using greedy sampling, got {body['n']}."}})
+        elif mode == "ok":
             self._answer(200, fake.complete(body))
         elif mode == "drop":
             self.close_connection = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -42,20 +42,42 @@ async def two_rounds(engine: EmbeddedEngine, text: str, seed: int, lengths: tupl
 
 def test_cached_rows_equal_a_full_forward_pass(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
     """Log-probabilities and hidden features after the cache was cut down to its parents, one of them twice."""
-    first, second = asyncio.run(two_rounds(engine, PROMPT, seed=1))
-    prompt = text_prompt_ids(engine.tokenizer, PROMPT)
+    assert_full_forward_pass(engine, reference, PROMPT, *asyncio.run(two_rounds(engine, PROMPT, seed=1)))
+
+
+def test_a_long_prompt_equals_a_full_forward_pass(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
+    """A prompt of some 600 tokens, which several steps read beside a short one's rows."""
+    texts = [" ".join([PROMPT] * 60), OTHER]
+
+    async def all_at_once():
+        return await asyncio.gather(*[two_rounds(engine, text, seed) for seed, text in enumerate(texts)])
+
+    for text, rounds in zip(texts, asyncio.run(all_at_once()), strict=True):
+        assert_full_forward_pass(engine, reference, text, *rounds, checked=(0, 11))
+
+
+def assert_full_forward_pass(
+    engine: EmbeddedEngine,
+    reference: torch.nn.Module,
+    text: str,
+    first: Chunk,
+    second: Chunk,
+    checked: Sequence[int] = range(12),
+) -> None:
+    prompt = text_prompt_ids(engine.tokenizer, text)
     parents = [p for p in (2, 0, 2) for _ in range(4)]
+    tokens_RL = second.tokens_RL[list(checked)]
     rows = [
-        prompt + first.tokens_RL[p].tolist() + tokens
-        for p, tokens in zip(parents, second.tokens_RL.tolist(), strict=True)
+        prompt + first.tokens_RL[parents[row]].tolist() + tokens
+        for row, tokens in zip(checked, tokens_RL.tolist(), strict=True)
     ]
     with torch.no_grad():
         full = reference(torch.tensor(rows), output_hidden_states=True)
-    logprobs = torch.log_softmax(full.logits[:, -7:-1], dim=-1).gather(2, second.tokens_RL[..., None])[..., 0]
-    torch.testing.assert_close(second.logprobs_RL, logprobs, atol=1e-4, rtol=0)
+    logprobs = torch.log_softmax(full.logits[:, -7:-1], dim=-1).gather(2, tokens_RL[..., None])[..., 0]
+    torch.testing.assert_close(second.logprobs_RL[list(checked)], logprobs, atol=1e-4, rtol=0)
     for layer, hidden in second.hidden.items():
         expected = full.hidden_states[layer][:, -6:]
-        assert (hidden - expected).abs().max() <= 1e-4 * expected.abs().max()
+        assert (hidden[list(checked)] - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_other_requests_in_the_batch_change_nothing(engine: EmbeddedEngine) -> None:

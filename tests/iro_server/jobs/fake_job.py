@@ -10,13 +10,15 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from iro_server.engines.endpoints import EngineUnavailable
 from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
+
+MEASURED = 20  # what it takes for max_tokens "auto"
 
 
 class Config(BaseModel):
@@ -30,7 +32,7 @@ class Config(BaseModel):
     chunk_length: int = 4
     selection: str = "diversity"
     temperature: float = 1.0
-    max_tokens: int = 64
+    max_tokens: int | Literal["auto"] = 64
 
 
 class Cancelled(Exception):
@@ -51,6 +53,8 @@ class JOB:
         out.mkdir(parents=True, exist_ok=True)
         behaviour = config.grader["name"]
         assert config.training_file.read_text().strip()
+        max_tokens = MEASURED if config.max_tokens == "auto" else config.max_tokens
+        on_event({"type": "defaults", "data": {"max_tokens": max_tokens}})
         for step in range(1, config.iterations + 1):
             bundle = out / f"step-{step}"
             if bundle.exists():
@@ -67,7 +71,7 @@ class JOB:
             metrics = {"step": step, "total_steps": config.iterations, "full_valid_mean_reward": 0.1 * step}
             on_event({"type": "metrics", "level": "info", "message": f"Step {step}", "data": metrics})
             on_event({"type": "checkpoint", "data": {"step": step, "path": str(bundle), "metrics": metrics}})
-        return {"best_iteration": config.iterations, "best_checkpoint": str(bundle)}
+        return {"best_iteration": config.iterations, "best_checkpoint": str(bundle), "max_tokens": max_tokens}
 
 
 def misbehave(behaviour: str, step: int, out: Path) -> None:

@@ -1,0 +1,97 @@
+"""Forward passes of the frozen model over a flat batch: transformers' own, with our attention (`attention.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from iro_server.engines.cache import CacheSpec
+from iro_server.engines.frozen_model import FrozenModel
+from iro_server.engines.sample import next_tokens
+from iro_server.engines.scheduler import Run
+from iro_server.engines.sequences import SequenceGroup
+
+
+class ModelRunner:
+    """Draws next tokens and reads runs of tokens. Neither leaves a trace where it raises: both can be tried again."""
+
+    def __init__(self, frozen: FrozenModel) -> None:
+        self.frozen = frozen
+        self._tap = HiddenTap([frozen.embedding, *frozen.layers])
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        weight = self.frozen.embedding.weight
+        return CacheSpec(*self.frozen.cache_shape, weight.dtype, weight.device)
+
+    @property
+    def attention_span(self) -> float:
+        """The position at which a token's attention costs as much as its products with the decoder's weights: 2 P
+        operations for P weights, 4 D layers for each position before it, D being heads times head size."""
+        decoder, embedding, spec = self.frozen.decoder, self.frozen.embedding, self.cache_spec
+        weights = sum(weight.numel() for weight in decoder.parameters()) - embedding.weight.numel()
+        return max(1.0, weights / (2 * spec.num_layers * decoder.config.num_attention_heads * spec.head_size))
+
+    def draw(self, groups: Sequence[SequenceGroup]) -> None:
+        """Every row's next token: one draw for all groups that sample alike. Groups that have drawn are left alone."""
+        groups = [group for group in groups if group.segments is None]
+        if not groups:
+            return
+        states = torch.cat([group.states for group in groups if group.states is not None])
+        logits = self.frozen.logits(states)
+        alike: dict[tuple[Any, ...], list[tuple[SequenceGroup, torch.Tensor]]] = {}
+        start = 0
+        for group in groups:
+            beams, successors = group.uniforms.shape
+            sampling = group.sampling.temperature, group.sampling.top_p, group.sampling.top_k, successors
+            alike.setdefault(sampling, []).append((group, logits[start : start + beams]))
+            start += beams
+        for batch in alike.values():
+            sizes = [len(part) for _, part in batch]
+            uniforms = torch.cat([group.uniforms for group, _ in batch]).to(logits.device)
+            drawn = next_tokens(torch.cat([part for _, part in batch]), batch[0][0].sampling, uniforms)
+            for (group, _), tokens, logprobs in zip(batch, *(part.split(sizes) for part in drawn), strict=True):
+                group.take(tokens, logprobs)
+
+    def read(self, runs: Sequence[Run]) -> list[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
+        """Of each run the final hidden states [count, D], and those of its layers."""
+        with self._tap.reading({layer for run in runs for layer in run.layers}) as hidden:
+            out = self.frozen.decoder(
+                input_ids=torch.cat([run.token_ids for run in runs])[None],
+                position_ids=torch.cat([run.positions for run in runs])[None],
+                use_cache=False,
+                runs=runs,
+            )
+        states, outputs, start = out.last_hidden_state[0], [], 0
+        for run in runs:
+            span = slice(start, start + run.count)
+            outputs.append((states[span], {layer: hidden[layer][span] for layer in run.layers}))
+            start = span.stop
+        return outputs
+
+
+class HiddenTap:
+    """Reads chosen layers' hidden states out of a forward pass."""
+
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
+        self._wanted: set[int] = set()
+        self._hidden: dict[int, torch.Tensor] = {}
+        for index, module in enumerate(modules):
+            module.register_forward_hook(partial(self._read, index))
+
+    def _read(self, index: int, _module: Any, _args: Any, out: torch.Tensor) -> None:
+        if index in self._wanted:
+            self._hidden[index] = (out[0] if isinstance(out, tuple) else out)[0]
+
+    def reading(self, layers: set[int]) -> HiddenTap:
+        self._wanted, self._hidden = layers, {}
+        return self
+
+    def __enter__(self) -> dict[int, torch.Tensor]:
+        return self._hidden
+
+    def __exit__(self, *_: object) -> None:
+        self._wanted, self._hidden = set(), {}

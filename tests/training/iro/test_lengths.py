@@ -1,0 +1,102 @@
+"""``max_tokens`` "auto": as long as the frozen model's own completions usually are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.training.iro.toy_job import Toy, job
+from training.iro.config import AlignConfig
+from training.iro.data import Prompt
+from training.iro.executor import LocalExecutor
+from training.iro.lengths import PROMPTS, SAMPLES, choose, with_max_tokens
+from training.iro.rollouts import completions_of
+from training.run import Cancelled, Run
+
+STOPS = [True] * 20
+
+
+@pytest.mark.parametrize(
+    ("lengths", "stopped", "answers", "max_tokens"),
+    [
+        (list(range(101, 121)), STOPS, True, 120),  # 90 % of 101 … 120 is 119, in chunks of 4
+        ([3] * 20, STOPS, True, 16),
+        ([200] * 17 + [512] * 3, [True] * 17 + [False] * 3, True, 512),  # the quantile is one that went on
+        ([200] * 19 + [512], [True] * 19 + [False], False, 200),
+        ([512] * 20, [True] * 9 + [False] * 11, True, 512),
+        ([512] * 20, [True] * 9 + [False] * 11, False, 48),
+    ],
+)
+def test_nine_in_ten_samples_stop_within_it(
+    lengths: list[int], stopped: list[bool], answers: bool, max_tokens: int
+) -> None:
+    assert choose(lengths, stopped, chunk_length=4, most=512, answers=answers) == max_tokens
+
+
+def messages_of(events: list[dict], start: str) -> list[str]:
+    return [event["message"] for event in events if event["message"].startswith(start)]
+
+
+def test_a_job_measures_it_once_and_tells(config: AlignConfig, tmp_path: Path) -> None:
+    auto = config.model_copy(update={"max_tokens": "auto", "iterations": 1, "feature_spec": None})
+    events: list[dict] = []
+    result = job().execute(auto, tmp_path / "run", on_event=events.append)
+    measured = Run(tmp_path / "run", seed=0).load("lengths")
+    assert len(measured["lengths"]) == PROMPTS * SAMPLES
+    assert result["max_tokens"] == measured["max_tokens"] > 6
+    within = [n <= result["max_tokens"] for n, end in zip(measured["lengths"], measured["stopped"], strict=True) if end]
+    assert sum(within) >= 0.9 * len(measured["lengths"])
+    assert [event["data"] for event in events if event["type"] == "defaults"] == [{"max_tokens": result["max_tokens"]}]
+    (message,) = messages_of(events, "max_tokens is ")
+    assert f"{sum(measured['lengths'])} base tokens" in message
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["max_tokens"] == "auto"
+    rollouts = completions_of(Run(tmp_path / "run", seed=0), "1-train-0-rollouts")
+    longest = max(len(tokens) for group in rollouts for tokens in group)
+    assert 6 < longest <= result["max_tokens"]
+    progress = [event["data"] for event in events if event["type"] == "progress"]
+    assert progress[-1]["done"] == progress[-1]["total"]
+
+
+def test_a_killed_job_does_not_measure_again(config: AlignConfig, tmp_path: Path) -> None:
+    auto = config.model_copy(update={"max_tokens": "auto", "iterations": 1})
+    asked: list[int] = []
+    with pytest.raises(Cancelled):
+        job().execute(auto, tmp_path / "run", should_stop=lambda: bool(asked.append(1)) or len(asked) > 2)
+    events: list[dict] = []
+    result = job().execute(auto, tmp_path / "run", on_event=events.append)
+    assert not messages_of(events, "max_tokens is ")
+    assert [event["data"] for event in events if event["type"] == "defaults"] == [{"max_tokens": result["max_tokens"]}]
+
+
+class Endless(Toy):
+    """No token of its vocabulary ends a completion."""
+
+    info = replace(Toy.info, eos_ids=(99,))
+
+
+class Short(Endless):
+    info = replace(Endless.info, max_length=46)
+
+
+@pytest.mark.parametrize(
+    ("engine", "row", "max_tokens"),
+    [(Endless(), "prompt", 48), (Endless(), "messages", 512), (Short(), "messages", 40)],
+)
+def test_what_never_stops_is_cut(config: AlignConfig, tmp_path: Path, engine: Toy, row: str, max_tokens: int) -> None:
+    """A text at 48 tokens; an answer at 512, or where the longest prompt fills the model's context."""
+    auto = config.model_copy(update={"max_tokens": "auto"})
+    prompts = [Prompt(index, (0, 1, 0, 1, 0, 1), {row: "010101"}) for index in range(2)]
+    executor = LocalExecutor(auto, engine)
+    run = Run(tmp_path / "run", seed=0)
+    assert with_max_tokens(auto, run, engine, executor, prompts).max_tokens == max_tokens
+    assert executor.config.max_tokens == max_tokens
+
+
+def test_a_number_stays_as_it_is(config: AlignConfig, tmp_path: Path) -> None:
+    executor = LocalExecutor(config, Toy())
+    run = Run(tmp_path / "run", seed=0)
+    assert with_max_tokens(config, run, Toy(), executor, []) is config
+    assert not run.has("lengths")
