@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,14 +94,16 @@ def measured(folder: Path, url: str, args: argparse.Namespace) -> dict[str, floa
         training_file=train,
         grader=grader,
         iterations=1,
-        rollouts_per_prompt=8,
+        rollouts_per_prompt=args.rollouts,
+        beam_width=1,
+        num_successors=args.rollouts,
         max_tokens=args.max_tokens,
-        validation_prompts=8,
+        validation_prompts=args.prompts // 4,
         counted_tokens=100,
         concurrency=4,
     )
     Judge.calls.clear()
-    with Timed(prepare_model()) as engine:
+    with closing(Timed(prepare_model())) as engine:
 
         def run(config: AlignConfig, run: Run) -> dict[str, Any]:
             return align(config, run, engine, LocalExecutor(config, engine))
@@ -126,9 +128,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/overlap/default.json"))
     parser.add_argument("--seconds", type=float, default=2.0, help="of one answer of the judge")
     parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=32)
     args = parser.parse_args()
-    result: dict[str, Any] = {"judge_seconds": args.seconds, "prompts": args.prompts, "max_tokens": args.max_tokens}
+    names = ("prompts", "rollouts", "max_tokens")
+    result: dict[str, Any] = {"judge_seconds": args.seconds} | {name: getattr(args, name) for name in names}
     pieces = ahead.AHEAD
     with judge(args.seconds) as url, tempfile.TemporaryDirectory(prefix="iro-overlap-") as folder:
         for name, waiting in (("one after the other", 0), ("overlapped", pieces)):

@@ -209,7 +209,7 @@ class Job:
     ``run`` returns what result.json should hold beside config, seeds, versions and checks. ``draw`` makes the figures
     of a finished run folder. ``check`` gives warnings about the inputs, and raises what ``run`` would on them, before
     anything runs: (config, the server's engine, the config's grader). ``export`` gives what a run folder holds of
-    training data as a ``Dataset``.
+    training data as a ``Dataset``; ``discard`` removes from one what only going on with the run would read.
     """
 
     name: str
@@ -220,6 +220,7 @@ class Job:
     draw: Callable[[Path], None] | None = None
     check: Callable[[Any, Any, Any], list[str]] | None = None
     export: Callable[[Path], Dataset] | None = None
+    discard: Callable[[Path], None] | None = None
     Cancelled: type[Exception] = Cancelled
 
     def execute(
