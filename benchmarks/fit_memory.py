@@ -104,7 +104,7 @@ def measured(folder: Path, prompts: int, config: AlignConfig) -> dict[str, float
     """Bytes that a fit of so many prompts adds to this process at most, and its seconds."""
     from iro_server.engines.describe import Description
 
-    learner = HeadLearner(config, default_feature_spec(Description(prepare_model(), None).info, config.max_tokens))
+    learner = HeadLearner(config, default_feature_spec(Description(prepare_model(), None).info, config.horizon))
     source, available = Stored(open_checkpoints(str(folder))), len(list(folder.glob("*-rewards.pt")))
     names = [(f"{n % available}-rollouts", f"{n % available}-rewards") for n in range(-(-prompts // SHARD))]
     heldout = max(1, len(names) // 5)
