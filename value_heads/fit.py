@@ -5,7 +5,7 @@ Rows are streamed: their features need never lie in memory at once. N rows of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -63,7 +63,7 @@ def pools(lengths_R: Tensor, prompt_ids_R: Tensor, weights_R: Tensor | None = No
 
     A group holds all of a prompt's responses, as a search's pool does: those that go on, at the chunk's last token, and
     those that have ended, at their own. It weighs as the share of its responses that grew in the chunk; chunks in which
-    none did are left out.
+    none did are left out. In all its groups a response weighs ``weights_R``.
     """
     ends_C = torch.arange(stride, int(lengths_R.max()) + stride, stride)
     t_RC = torch.minimum(ends_C, lengths_R[:, None])
@@ -71,6 +71,7 @@ def pools(lengths_R: Tensor, prompt_ids_R: Tensor, weights_R: Tensor | None = No
     weight_R = torch.ones(len(lengths_R)).double() if weights_R is None else weights_R.double()
     _, prompt_R = prompt_ids_R.unique(return_inverse=True)
     share_RC = grew_RC - _less_group_mean(grew_RC, weight_R, prompt_R)
+    share_RC /= share_RC.sum(1, keepdim=True)
     row_N, chunk_N = (share_RC > 0).nonzero(as_tuple=True)
     weight_N = weight_R[row_N] * share_RC[row_N, chunk_N]
     return Pools(row_N, t_RC[row_N, chunk_N], weight_N, prompt_ids_R[row_N] * len(ends_C) + chunk_N)
@@ -150,12 +151,15 @@ def fit_ridge(
     alphas: Sequence[float] = ALPHAS,
     select: Select = "correlation",
     within: bool = False,
-    block_scales: dict[Block, float] | None = None,
+    block_scales: Mapping[Block, float] | None = None,
+    block_priors: Mapping[Block, float] | None = None,
 ) -> HeadFit:
     """Ridge regression on standardised features: min sum w (y - x·b - c)^2 / sum w + alpha |b|^2, b in standard units.
 
     A standard unit is a feature's own deviation; with ``block_scales`` a block's: its features are divided alike, so
-    that the block's total variance is its scale squared (absent: 1), and rare features stay small.
+    that the block's total variance is its scale squared (absent: 1), and rare features stay small. Weights b of blocks
+    with a prior s have the penalty (b / s)^2 / sum w instead, whatever alpha: that of a normal prior whose deviation is
+    s of the target's, with sum w independent rows. It vanishes as data grow.
     scikit-learn's alpha is this one times sum w. ``within``: features and targets lose their group's mean first, so
     that only differences between responses to one prompt are learned. Several alphas: ``heldout`` rows, of other
     prompts, choose; ValueError without them.
@@ -165,12 +169,16 @@ def fit_ridge(
     moments = Moments(train, within)
     covariance, with_target = moments.centred()
     std = standard_units(spec, covariance.diagonal().clamp(min=0), block_scales)
+    prior = torch.zeros_like(std)
+    for block, place in feature_places(spec, len(std)).items():
+        if block_priors and block in block_priors:
+            std[place], prior[place] = 1.0, 1 / (block_priors[block] ** 2 * moments.total)
     gram, rhs = covariance / std[:, None] / std, with_target / std
     judge = None if heldout is None else Moments(heldout, within=select == "correlation")
     fits: dict[float, tuple[Tensor, Tensor]] = {}
     scores: dict[float, float] = {}
     for alpha in alphas:
-        penalised = gram + alpha * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        penalised = gram + torch.where(prior > 0, prior, alpha).diag()
         weight = torch.linalg.solve(penalised, rhs) / std
         bias = (moments.y - weight @ moments.x) / moments.total
         fits[alpha] = weight, bias
@@ -182,7 +190,7 @@ def fit_ridge(
     return HeadFit(LinearHead(spec, weight.float().cpu(), float(bias)), chosen, scores)
 
 
-def standard_units(spec: FeatureSpec, variance: Tensor, block_scales: dict[Block, float] | None) -> Tensor:
+def standard_units(spec: FeatureSpec, variance: Tensor, block_scales: Mapping[Block, float] | None) -> Tensor:
     """What each feature is divided by [F]: see ``fit_ridge``. A constant feature: 1."""
     if block_scales is not None:
         variance = variance.clone()

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from value_heads import FeatureSpec, Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
-from value_heads.features import features
+from value_heads.features import Block, features
 
 SPEC = FeatureSpec(current=(0,))
 WIDTH = 6
@@ -75,6 +75,20 @@ def test_heldout_rows_choose_alpha(select):
         fit_ridge(SPEC, [train], alphas=alphas)
 
 
+def test_a_prior_is_that_of_as_many_rows_as_the_weights_sum_to():
+    """Its block's posterior mean in closed form, whatever alpha; alpha goes on governing the other block."""
+    spec = FeatureSpec(current=(0,), position=True)
+    batch = rows(60, seed=8)
+    batch = batch._replace(features=torch.cat([batch.features, batch.features[:, :1] ** 2], 1))
+    x, y, w = batch.features, batch.targets, batch.weights
+    x, y = x - w @ x / w.sum(), y - w @ y / w.sum()
+    for alpha in (1e-3, 10.0):
+        fit = fit_ridge(spec, [batch], alphas=[alpha], block_priors={Block("position"): 0.2}).head
+        penalty = torch.cat([alpha * w.sum() * (w @ x[:, :-1] ** 2 / w.sum()), torch.tensor([1 / 0.2**2]).double()])
+        expected = torch.linalg.solve(x.T @ (x * w[:, None]) + penalty.diag(), x.T @ (w * y))
+        torch.testing.assert_close(fit.weight.double(), expected, atol=1e-4, rtol=1e-3)
+
+
 def test_logistic_is_scikit_learns():
     batch = rows(300, seed=5)
     labels = (batch.targets > batch.targets.mean()).double()
@@ -117,7 +131,7 @@ def test_rows_are_what_a_search_compares_after_every_chunk():
     batch = response_rows(features(spec, hidden), *args, stride=2)
     assert batch.features[:, 0].tolist() == [1, 1, 1, 6, 8, 8, 11, 13, 14]
     assert batch.targets.tolist() == [5, 5, 5, -1, -1, -1, 3, 3, 3]
-    torch.testing.assert_close(batch.weights, torch.tensor([1, 2 / 3, 1 / 3] * 3))  # of 3 responses so many grew
+    torch.testing.assert_close(batch.weights, torch.tensor([3, 2, 1] * 3) / 6)  # of 3 responses so many grew
     assert batch.groups[:3].tolist() == batch.groups[3:6].tolist() == batch.groups[6:].tolist()
     assert len(batch.groups.unique()) == 3
 
@@ -128,7 +142,8 @@ def test_a_prompt_whose_responses_have_all_ended_is_compared_no_more():
     args = torch.tensor([5.0, -1.0, 3.0, 2.0]), torch.tensor([1, 2, 4, 4]), torch.tensor([7, 7, 3, 3])
     batch = response_rows(features(spec, hidden), *args, torch.tensor([0.25, 0.75, 0.5, 0.5]), stride=1)
     assert batch.features[:, 0].tolist() == [0, 0, 4, 5, *range(8, 16)]
-    torch.testing.assert_close(batch.weights, torch.tensor([0.25, 0.25 * 0.75, 0.75, 0.75**2, *[0.5] * 8]))
+    share = torch.tensor([1, 0.75]) / 1.75
+    torch.testing.assert_close(batch.weights, torch.cat([0.25 * share, 0.75 * share, torch.full((8,), 0.5 / 4)]))
 
 
 def test_equal_lengths_are_compared_token_by_token():
@@ -139,7 +154,7 @@ def test_equal_lengths_are_compared_token_by_token():
     torch.testing.assert_close(batch.features, values.flatten(0, 1))
     assert batch.targets.tolist() == list(range(18))
     assert batch.groups.tolist() == [*[0, 1, 2] * 3, *[3, 4, 5] * 3]
-    assert batch.weights.tolist() == [1] * 18
+    torch.testing.assert_close(batch.weights, torch.full((18,), 1 / 3))
 
 
 def test_lambda_returns_closed_forms():

@@ -15,9 +15,12 @@ from iro_server.graders import parse_grader
 from iro_server.graders.response_format import parse_response_format
 from training.run import JobConfig
 from value_heads import FeatureSpec
-from value_heads.features import TOKENS, Block
+from value_heads.features import FINISHED, LENGTH, TOKENS, Block
 
 ROOM_TOKENS = 48  # that every prompt has to leave in the model's context, where max_tokens is "auto"
+BLOCK_PRIORS = {Block(LENGTH): 1.5, Block(FINISHED): 1.5}
+"""How far functions of the length may bend, in standard deviations of the reward and for one prompt's rollouts."""
+
 Betas = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
@@ -35,7 +38,7 @@ def default_feature_spec(info: ModelInfo, horizon: int) -> FeatureSpec:
 
 def block_scales(spec: FeatureSpec) -> dict[Block, float]:
     """How large each block counts in the ridge fit: larger is shrunk less. Chosen by held-out correlation."""
-    emphasis = {"current": 0.3, "sum": 0.5, "length": 3.0, "finished": 3.0}
+    emphasis = {"current": 0.3, "sum": 0.5}
     scales = {block: emphasis.get(block.kind, 1.0) for block in spec.blocks}
     return scales | {Block("sum", 0): 1.0, Block("sum", TOKENS): 2.0}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from training.iro.config import AlignConfig, block_scales
+from training.iro.config import BLOCK_PRIORS, AlignConfig, block_scales
 from training.iro.data import AlignError
 from training.iro.prefixes import STRIDE, Prefixes, places_of
 from training.iro.rollouts import PREFIXES, Source, completions_of
@@ -222,7 +222,7 @@ def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards,
         chosen = fit_logistic(spec, rows, heldout_rows)
         whole = fit_logistic(spec, [*rows, *heldout_rows], alphas=[chosen.chosen])
     else:
-        ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec))
+        ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec), block_priors=BLOCK_PRIORS)
         chosen = ridge(train, heldout)
         whole = ridge(replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
     return Fitted(whole.head, chosen.head, chosen.chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from tests.toy import END, VOCABULARY, ToyEngine, enumerate_completions
-from training.iro.config import block_scales, default_feature_spec
+from training.iro.config import BLOCK_PRIORS, block_scales, default_feature_spec
 from value_heads import FeatureSpec, ValueStack, features, fit_logistic, fit_mlp, fit_ridge, response_rows
 from value_heads.features import TOKENS
 from value_heads.fit import Rows
@@ -70,13 +71,15 @@ def test_finished_less_living_value_is_the_difference_of_their_mean_rewards(stop
             assert difference == pytest.approx(expected, abs=1e-3), (finished, living)
 
 
-def test_the_penalty_of_a_job_leaves_the_difference(stopping: Stopping) -> None:
-    """At strengths that fits choose, with the other blocks beside them."""
+def test_the_penalties_of_a_job_leave_the_difference(stopping: Stopping) -> None:
+    """At the strengths of a fit to 50 prompts."""
     rows = stopping.rows(2)
-    for alpha in (0.01, 0.1):
-        fit = fit_ridge(stopping.spec, [rows], alphas=[alpha], within=True, block_scales=block_scales(stopping.spec))
-        in_time, late = (stopping.value(fit.head, t, True) for t in (2, 6))
-        living = stopping.value(fit.head, 2, False)
+    rows = rows._replace(weights=50 * rows.weights)
+    ridge = partial(fit_ridge, stopping.spec, [rows], within=True, block_scales=block_scales(stopping.spec))
+    for alpha in (0.01, 1.0):
+        head = ridge(alphas=[alpha], block_priors=BLOCK_PRIORS).head
+        in_time, late = (stopping.value(head, t, True) for t in (2, 6))
+        living = stopping.value(head, 2, False)
         assert in_time - living == pytest.approx(1 - stopping.mean_reward(2, False), abs=0.1)
         assert late - living == pytest.approx(-stopping.mean_reward(2, False), abs=0.1)
 
