@@ -39,14 +39,15 @@ TABLES = ("completions", "prefixes")
 ABOUT: About = {"metrics_bytes": 0, "seconds": 0.0}
 
 
-def config_of(value_model: str, rollouts: int, max_tokens: int) -> AlignConfig:
+def config_of(value_model: str, args: argparse.Namespace) -> AlignConfig:
     return AlignConfig(
         model_dir=prepare_model(),
         training_file=Path("none.jsonl"),
         grader=GRADER,
         value_model=value_model,
-        rollouts_per_prompt=rollouts,
-        max_tokens=max_tokens,
+        rollouts_per_prompt=args.rollouts,
+        max_tokens=args.max_tokens,
+        counted_tokens=args.counted_tokens,
         epochs=1 if value_model == "mlp" else None,
     )
 
@@ -60,7 +61,7 @@ def sample(folder: Path, shards: int, config: AlignConfig) -> None:
             texts = [" ".join(words[start : start + 12]) for start in range(SHARD * number, SHARD * (number + 1))]
             ids = [tuple(engine.tokenizer(text)["input_ids"]) for text in texts]
             prompts = [Prompt(SHARD * number + place, tokens, {}) for place, tokens in enumerate(ids)]
-            spec = default_feature_spec(engine.info, config.max_tokens)
+            spec = default_feature_spec(engine.info, config.horizon)
             shard = roll_out(
                 engine, config, Batch(prompts, [prompt.index for prompt in prompts], plain(config), spec=spec)
             )
@@ -104,7 +105,7 @@ def measured(folder: Path, prompts: int, config: AlignConfig) -> dict[str, float
     """Bytes that a fit of so many prompts adds to this process at most, and its seconds."""
     from iro_server.engines.describe import Description
 
-    learner = HeadLearner(config, default_feature_spec(Description(prepare_model(), None).info, config.max_tokens))
+    learner = HeadLearner(config, default_feature_spec(Description(prepare_model(), None).info, config.horizon))
     source, available = Stored(open_checkpoints(str(folder))), len(list(folder.glob("*-rewards.pt")))
     names = [(f"{n % available}-rollouts", f"{n % available}-rewards") for n in range(-(-prompts // SHARD))]
     heldout = max(1, len(names) // 5)
@@ -120,7 +121,8 @@ def measured(folder: Path, prompts: int, config: AlignConfig) -> dict[str, float
 
 
 def in_process(folder: Path, prompts: int, value_model: str, args: argparse.Namespace) -> dict[str, float]:
-    options = ["--rollouts", str(args.rollouts), "--max-tokens", str(args.max_tokens)]
+    given = {"rollouts": args.rollouts, "max-tokens": args.max_tokens, "counted-tokens": args.counted_tokens}
+    options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     child = ["--child", str(folder), str(prompts), value_model]
     print(f"{value_model}, {prompts} prompts", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.fit_memory", *options, *child]
@@ -141,17 +143,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
     parser.add_argument("--out", type=Path, default=Path("results/fit_memory/default.json"))
     parser.add_argument("--shards", type=int, default=3, help="of 8 prompts, sampled and then read again and again")
-    parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--rollouts", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--counted-tokens", type=int, default=300)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         folder, prompts, value_model = args.child
-        config = config_of(value_model, args.rollouts, args.max_tokens)
+        config = config_of(value_model, args)
         print(json.dumps(measured(Path(folder), int(prompts), config)))
         return
     with tempfile.TemporaryDirectory(prefix="iro-fit-memory-") as folder:
-        sample(Path(folder), args.shards, config_of("linear", args.rollouts, args.max_tokens))
+        sample(Path(folder), args.shards, config_of("linear", args))
         fits = {
             model: {str(count): in_process(Path(folder), count, model, args) for count in PROMPTS} for model in MODELS
         }
@@ -159,6 +162,7 @@ def main() -> None:
             "prompts": list(PROMPTS),
             "rollouts_per_prompt": args.rollouts,
             "max_tokens": args.max_tokens,
+            "counted_tokens": args.counted_tokens,
             "bytes_per_token": stored_bytes(Path(folder)),
             "fits": fits,
             "largest_over_smallest": {

@@ -201,9 +201,10 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     left.set_title("equal base tokens, 95 % intervals")
     left.legend()
     for t, curve in enumerate(summary["correlation"]["stack_correlation"], 1):
+        known = {token: value for token, value in enumerate(curve, 1) if value is not None and np.isfinite(value)}
         right.plot(
-            range(1, len(curve) + 1),
-            np.array(curve, dtype=float),
+            list(known),
+            list(known.values()),
             label=f"sum of V_1..V_{t} on the rollouts of iteration {t}",
         )
     right.set_xlabel("token of the response")

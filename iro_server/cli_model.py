@@ -17,7 +17,7 @@ def prepare(
     name: Annotated[str, typer.Argument()] = DEFAULT_MODEL,
     out: Annotated[Path | None, typer.Option(help="Where to; a cache directory by default.")] = None,
 ) -> None:
-    """Fetch a model once, convert it to fp32, and print its directory."""
+    """Fetch a model once, and print its directory."""
     from iro_server.engines.prepare import prepare_model
 
     typer.echo(prepare_model(name, out))
@@ -26,24 +26,36 @@ def prepare(
 @app.command()
 def info(model: Annotated[str, typer.Argument(help="A model directory or name.")] = DEFAULT_MODEL) -> None:
     """What identifies a model: value functions are tied to both hashes."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    from iro_server.engines.prepare import model_hash, template_hash
+    from iro_server.engines.describe import Description
 
     directory = model_dir(model)
     config = AutoConfig.from_pretrained(directory)
+    info = Description(directory).info
     facts = {
         "directory": str(directory),
         "architecture": ", ".join(config.architectures or []),
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "max_length": config.max_position_embeddings,
-        "vocabulary": config.vocab_size,
-        "model_hash": model_hash(directory),
-        "template_hash": template_hash(AutoTokenizer.from_pretrained(directory)),
+        "layers": info.num_layers,
+        "hidden_size": info.hidden_size,
+        "max_length": info.max_length,
+        "vocabulary": config.get_text_config(decoder=True).vocab_size,
+        "model_hash": info.model_hash,
+        "template_hash": info.template_hash,
     }
     for name, value in facts.items():
         typer.echo(f"{name:14} {value}")
+
+
+@app.command()
+def verify(model: Annotated[str, typer.Argument(help="A model directory or name.")] = DEFAULT_MODEL) -> None:
+    """Read all weights of a model and check that they are those that were prepared.
+
+    Starts of the server trust a hash of earlier while no file's size, time or inode has changed.
+    """
+    from iro_server.engines.prepare import verify_model
+
+    typer.echo(f"{verify_model(model_dir(model))}  unchanged")
 
 
 @app.command()

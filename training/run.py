@@ -144,22 +144,26 @@ class Run:
         """What the steps ``names`` took, by whichever process computed them."""
         return sum(self.checkpoints.about(name)["seconds"] for name in names)
 
-    def step(self, name: str, compute: Callable[[], Any], stage: str | None = None) -> Any:
+    def enter(self, stage: str | None) -> None:
+        """Tell whoever follows what is done from now on, one word, where that changes. Cancelled when asked to stop."""
+        self.stop_if_asked()
+        if stage not in (None, self._stage):
+            self._stage = stage
+            self.emit("stage", data={"stage": stage})
+
+    def step(self, name: str, compute: Callable[[], Any], stage: str | None = None, seconds: float = 0.0) -> Any:
         """The value of a step, computed at most once in the life of the run folder.
 
         Write the step's metrics inside ``compute``: then they are kept, or dropped, together with its value.
-        ``stage``: what is done there, one word for all such steps; whoever follows is told when it changes.
+        ``stage``: what is done there, as ``enter`` takes it. ``seconds``: spent on the step before.
         """
         self._steps += 1
         if not self.has(name):
-            self.stop_if_asked()
-            if stage not in (None, self._stage):
-                self._stage = stage
-                self.emit("stage", data={"stage": stage})
+            self.enter(stage)
             with _tracer.start_as_current_span(stage or "step", attributes={"iro.step": name}):
                 began = time.monotonic()
                 value = compute()
-                self.checkpoint(name, value, time.monotonic() - began)
+                self.checkpoint(name, value, seconds + time.monotonic() - began)
             self._computed += 1
             if self.planned_steps is not None:
                 self.emit("progress", data={"done": self._steps, "total": self.planned_steps})
@@ -205,7 +209,7 @@ class Job:
     ``run`` returns what result.json should hold beside config, seeds, versions and checks. ``draw`` makes the figures
     of a finished run folder. ``check`` gives warnings about the inputs, and raises what ``run`` would on them, before
     anything runs: (config, the server's engine, the config's grader). ``export`` gives what a run folder holds of
-    training data as a ``Dataset``.
+    training data as a ``Dataset``; ``discard`` removes from one what only going on with the run would read.
     """
 
     name: str
@@ -216,6 +220,7 @@ class Job:
     draw: Callable[[Path], None] | None = None
     check: Callable[[Any, Any, Any], list[str]] | None = None
     export: Callable[[Path], Dataset] | None = None
+    discard: Callable[[Path], None] | None = None
     Cancelled: type[Exception] = Cancelled
 
     def execute(

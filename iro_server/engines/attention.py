@@ -2,8 +2,8 @@
 
 A session's keys and values lie in segments. Rows that descend from the same beam read the same segment, which is
 stored and read once: the prompt (shared by all rows), the past (one copy a beam), the chunk (one a row). All rows of
-a session are of equal length, so there is neither padding nor a mask. A lone row has all of it in one segment: many
-chats at once cost few calls.
+a session are of equal length, so there is neither padding nor a mask. A lone row of a short prompt has all of it in
+one segment: many chats at once cost few calls.
 """
 
 from __future__ import annotations
@@ -16,6 +16,14 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 NAME = "iro_segments"
+# What some architectures pass to their attention beside queries, keys and values, and `attend_*` does not compute.
+UNSUPPORTED = {
+    "s_aux": "sinks",
+    "sinks": "sinks",
+    "position_bias": "a bias by position",
+    "indices": "an index of the keys that each query sees",
+    "block_indices": "an index of the blocks that each query sees",
+}
 
 
 @dataclass
@@ -154,13 +162,26 @@ def flat_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    scaling: float,
-    runs: list[Rows],
+    scaling: float | None = None,
+    runs: list[Rows] | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function transformers calls in every layer: query [1, heads, N, size]; each run of rows attends by itself."""
+    """The function transformers calls in every layer: query [1, heads, N, size]; each run of rows attends by itself.
+
+    NotImplementedError for attention that is more than `Softmax` says.
+    """
+    if runs is None:
+        raise NotImplementedError("its layers do not hand on what they are called with")
+    special = {what for name, what in UNSUPPORTED.items() if others.get(name) is not None}
+    if attention_mask is not None:
+        special.add("a mask of its own")
+    if key.shape[-1] != value.shape[-1]:
+        special.add("keys and values of different sizes")
+    if special:
+        raise NotImplementedError(f"its attention has {', '.join(sorted(special))}")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer, softmax = module.layer_idx, Softmax(scaling, sliding_window, softcap)
     q, k, v = query[0], key[0], value[0]
     out, at = [], 0

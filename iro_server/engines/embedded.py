@@ -1,7 +1,8 @@
 """The frozen model in this process, on transformers: rows of all sessions step in one flat batch.
 
 A step draws every live row's next token, then feeds all of them, and parts of the prompts of sessions that have just
-joined, through the model once. Sessions join and leave between steps.
+joined, through the model once. Sessions join and leave between steps. The forward pass is transformers' own; only
+attention is ours (`attention.py`). A model for which that is not exact is refused at load (`equality.py`).
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from iro_server.engines import attention
 from iro_server.engines.base import Chunk, ModelInfo, Sampling
 from iro_server.engines.describe import describe
+from iro_server.engines.equality import check_equality
+from iro_server.engines.frozen_model import FrozenModel
 from iro_server.engines.isolation import run_apart
 from iro_server.engines.memory import as_memory_error, available_memory
 from iro_server.engines.model_runner import ModelRunner
@@ -34,19 +37,20 @@ COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so
 
 
 class EmbeddedEngine:
-    """Engine over a model directory. fp32 on a CPU, bf16 on a GPU. Close it, or use it as a context manager."""
+    """Engine over a model directory: in float32 on a CPU, in the data type of its weights on a GPU.
+
+    Close it, or use it as a context manager. ValueError for a model that it cannot run exactly.
+    """
 
     def __init__(self, model_dir: str | Path, name: str | None = None, threads: int | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._threads = threads or torch.get_num_threads()  # torch's own choice, which OMP_NUM_THREADS overrides
         torch.set_num_threads(1)  # of this thread: its small operations must not wake a team beside the engine's
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=attention.NAME)
-        check_supported(model)
-        self.model = model.to(device).eval().requires_grad_(False)
-        self._info = describe(Path(model_dir), name, self.tokenizer)
-        self.runner = ModelRunner(self.model)
+        self.frozen = FrozenModel(model_dir, device)
+        info = describe(Path(model_dir), name, self.tokenizer)
+        self._info = replace(info, max_length=self.frozen.exact_length(info.max_length))
+        self.runner = ModelRunner(self.frozen)
         self._spec = self.runner.cache_spec
         self._cache_capacity = available_memory(self._spec.device) // 2 // self._spec.token_bytes
         self._scheduler = Scheduler(self._spec, prefill_budget(device, self.runner.attention_span))
@@ -56,6 +60,11 @@ class EmbeddedEngine:
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
+        try:
+            check_equality(self, self.frozen, self.tokenizer)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def info(self) -> ModelInfo:
@@ -123,7 +132,7 @@ class EmbeddedEngine:
             self._wake.notify()
         self._thread.join()
 
-    def __enter__(self) -> EmbeddedEngine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -224,15 +233,6 @@ class EmbeddedSession:
         if self._open:
             self._open = False
             self._engine.leave(self._group)
-
-
-def check_supported(model: Any) -> None:
-    """ValueError for architectures whose attention is more than what `attention.py` computes, or is laid out apart."""
-    config, decoder = model.config, model.base_model
-    special = [name for name in ("sliding_window", "attn_logit_softcapping") if getattr(config, name, None)]
-    if special or not (hasattr(decoder, "embed_tokens") and hasattr(decoder, "layers")):
-        why = f"it uses {', '.join(special)}" if special else "its layers are not a plain decoder's"
-        raise ValueError(f"the embedded engine cannot run {config.model_type}: {why}; use a Llama-like model")
 
 
 def _append(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> Chunk:

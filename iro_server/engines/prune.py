@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iro_server.engines.prepare import MANIFEST, ModelError, hash_weights, model_hash
+from iro_server.engines.prepare import MANIFEST, ModelError, model_hash
+from iro_server.engines.weights import hash_weights
 
 READ = 256  # tokens of each text
 

@@ -87,6 +87,15 @@ class Worker:
                 patiently(records.pause)(self.sessions, self.job_id, why, "error")
             else:
                 patiently(records.fail)(self.sessions, job, *explain(error))
+        finally:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Free the disk of what a job that has failed or was cancelled would have needed to go on."""
+        job = patiently(self._read)()
+        discard = getattr(load_entry(self.settings.align_entry), "discard", None)
+        if discard and job and job.status in ("failed", "cancelled") and (self.out / "config.json").exists():
+            discard(self.out)
 
     def _passing(self, error: Exception) -> str | None:
         """What to tell where the error is no fault of the job's, which can go on once that has passed."""

@@ -119,6 +119,13 @@ class AlignConfig(JobConfig):
         return response_format
 
     @property
+    def horizon(self) -> int:
+        """``max_tokens`` as a number. ValueError where it is still to be measured."""
+        if self.max_tokens == "auto":
+            raise ValueError("max_tokens is auto: the job measures it first")
+        return self.max_tokens
+
+    @property
     def least_tokens(self) -> int:
         """For which every prompt has to leave room in the model's context."""
         return ROOM_TOKENS if self.max_tokens == "auto" else self.max_tokens

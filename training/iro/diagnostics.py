@@ -23,10 +23,9 @@ BY_POSITION = ("correlation", "stack_correlation", "variance_share", "r2", "cali
 @torch.no_grad()
 def diagnose(heldout: Shards, new: Values, whole: Values) -> dict[str, Any]:
     """By token: correlation within prompts [T] of the newest value function and of the stack; the newest's share of
-    within-prompt variance [T], R² [T] and calibration bins. ``overall``: the two correlations over all tokens.
+    within-prompt variance [T], R² [T] and calibration bins. ``overall``: the two correlations over all prefixes.
 
-    In standardised rewards. ``new`` and ``whole`` give [N] at the prefixes of a shard; tokens where no prefix ends are
-    NaN.
+    In standardised rewards. ``new`` and ``whole`` give [N] at the stored prefixes; tokens between are NaN.
     """
     new_rows, whole_rows, rewards, lengths, prompts, every_reward = [], [], [], [], [], []
     for graded in (part for index in range(len(heldout)) for part in heldout.graded(index).parts()):
@@ -50,15 +49,14 @@ def diagnose(heldout: Shards, new: Values, whole: Values) -> dict[str, Any]:
         values_T[place_P] = values_P
         return values_T.tolist()
 
+    bins = calibration(torch.cat(new_rows).numpy(), torch.cat(every_reward).numpy())
     return {
         "correlation": by_token(newest.correlation_T),
         "stack_correlation": by_token(stack.correlation_T),
         "variance_share": by_token(newest.variance_share_T),
         "overall": {"correlation": newest.correlation, "stack_correlation": stack.correlation},
         "r2": by_token(r2_by_position(new_NP, rewards_N, reach_N)),
-        "calibration": [
-            asdict(bin) for bin in calibration(torch.cat(new_rows).numpy(), torch.cat(every_reward).numpy())
-        ],
+        "calibration": [asdict(bin) for bin in bins],
     }
 
 

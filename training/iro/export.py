@@ -1,4 +1,4 @@
-"""The graded rollouts of a run folder as a ``Dataset`` in TRL's prompt-completion format, with their rewards."""
+"""The rollouts in a run folder: the graded ones for other libraries, and their hidden states removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from iro_server.engines.prompts import text_of
 from training.checkpoints import Checkpoints, open_checkpoints
 from training.iro.data import AlignError, numbered_rows
-from training.iro.rollouts import completions_of
+from training.iro.rollouts import PREFIXES, completions_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,18 +32,30 @@ def export_rollouts(folder: Path) -> Dataset:
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    started = json.loads((folder / "config.json").read_text())
-    config = started["config"]
+    config = json.loads((folder / "config.json").read_text())["config"]
     items = [item for _, item in numbered_rows(Path(config["training_file"]))]
     if len({"messages" in item for item in items}) > 1:
         raise AlignError("the training file has rows with prompt and rows with messages, which one table cannot hold")
     tokenizer = AutoTokenizer.from_pretrained(config["model_dir"])
-    with closing(open_checkpoints(started.get("checkpoints") or str(folder / "checkpoints"))) as checkpoints:
+    with closing(_checkpoints(folder)) as checkpoints:
         rows = list(_rows(checkpoints, items, tokenizer))
     if not rows:
         raise AlignError(f"{folder} has no graded rollouts yet")
     fields = dict.fromkeys(name for row in rows for name in row)
     return Dataset.from_dict({name: _column([row.get(name) for row in rows]) for name in fields})
+
+
+def discard_states(folder: Path) -> None:
+    """Remove the states that the fit of an unfinished iteration would read: the run will not go on."""
+    with closing(_checkpoints(folder)) as checkpoints:
+        for name in checkpoints.names():
+            if ROLLOUTS.fullmatch(name):
+                checkpoints.drop_table(name, PREFIXES)
+
+
+def _checkpoints(folder: Path) -> Checkpoints:
+    location = json.loads((folder / "config.json").read_text()).get("checkpoints")
+    return open_checkpoints(location or str(folder / "checkpoints"))
 
 
 def _rows(checkpoints: Checkpoints, items: Sequence[Mapping[str, Any]], tokenizer: Any) -> Iterator[dict[str, Any]]:

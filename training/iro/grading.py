@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from cachetools import LRUCache
 
 from iro_server.graders import Grade, Grader, Sample
 from iro_server.graders.base import Flag
@@ -16,6 +21,8 @@ from training.run import Run
 Tally = dict[str, dict[str, float]]
 """Counts and sums that shards add up to. ``samples``: all, unrewarded. ``errors``: by flag. ``score_sums``, ``scored``:
 by grader. ``grader_tokens``: by model. ``usage``: tokens of the searches."""
+Key = tuple[str, str]  # of the item, and the text
+KNOWN = 2**16  # grades that are remembered
 PARSE_ERROR: Flag = "sample_parse_error"
 
 
@@ -25,29 +32,42 @@ class Grading:
     def __init__(self, config: AlignConfig, run: Run, engine: Described, grader: Grader):
         self.config, self.run, self.engine, self.grader = config, run, engine, grader
         self.format = parse_response_format(config.response_format or {"type": "text"})
+        self._known: LRUCache[Key, Grade] = LRUCache(KNOWN)
 
-    def grade(
-        self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[Sequence[int]]], first: bool = False
-    ) -> list[list[Grade]]:
+    def grade(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[Sequence[int]]]) -> list[list[Grade]]:
         """A grade for each completion of each prompt; its reward is NaN where the grader gave none.
 
-        AlignError if the ``first`` batch shows that the grader does not work, or for a reward that the loss cannot use.
+        The grader is asked once about a text of an item in the life of this object, and again where it failed. Not for
+        two threads at once.
         """
-        pairs = [
-            (text, prompt) for prompt, group in zip(prompts, tokens, strict=True) for text in map(self._text, group)
+        keys = [
+            [(self._key(prompt), self._text(completion)) for completion in group]
+            for prompt, group in zip(prompts, tokens, strict=True)
         ]
-        judged = [self._sample(text) for text, _ in pairs]
-        asked = [
-            (sample, prompt.item)
-            for sample, (_, prompt) in zip(judged, pairs, strict=True)
-            if isinstance(sample, Sample)
-        ]
-        with graded(self.grader.type):
-            answers = iter(self.grader.grade_many(asked))
-        grades = iter([next(answers) if isinstance(one, Sample) else one for one in judged])
-        by_prompt = [[next(grades) for _ in group] for group in tokens]
-        self._check([grade for group in by_prompt for grade in group], first)
-        return by_prompt
+        item_of = {key: prompt.item for group, prompt in zip(keys, prompts, strict=True) for key in group}
+        grades = {key: self._known[key] for key in item_of if key in self._known}
+        samples = {key: self._sample(key[1]) for key in item_of if key not in grades}
+        asked = {key: sample for key, sample in samples.items() if isinstance(sample, Sample)}
+        answers: list[Grade] = []
+        if asked:
+            with graded(self.grader.type):
+                answers = self.grader.grade_many([(sample, item_of[key]) for key, sample in asked.items()])
+        grades |= {key: sample for key, sample in samples.items() if isinstance(sample, Grade)}
+        grades |= dict(zip(asked, answers, strict=True))
+        given = [[self._give(key, grades) for key in group] for group in keys]
+        self._known.update({key: grade for key, grade in grades.items() if not math.isnan(grade.reward)})
+        return given
+
+    @staticmethod
+    def _give(key: Key, grades: dict[Key, Grade]) -> Grade:
+        """The grade, whose tokens count the first time alone."""
+        grade = grades[key]
+        grades[key] = replace(grade, tokens={})
+        return grade
+
+    @staticmethod
+    def _key(prompt: Prompt) -> str:
+        return hashlib.sha256(json.dumps(prompt.item, sort_keys=True).encode()).hexdigest()
 
     def _text(self, completion: Sequence[int]) -> str:
         return self.engine.tokenizer.decode(completion, skip_special_tokens=True)
@@ -58,7 +78,12 @@ class Grading:
         except ValueError as error:
             return Grade(0.0, error=f"response_format: {error}", flag=PARSE_ERROR)
 
-    def _check(self, grades: Sequence[Grade], first: bool) -> None:
+    def check(self, by_prompt: Sequence[Sequence[Grade]], first: bool = False) -> None:
+        """Warn of what was not graded.
+
+        AlignError if the ``first`` batch shows that the grader does not work, or for a reward that the loss cannot use.
+        """
+        grades = [grade for group in by_prompt for grade in group]
         failed = [grade.error for grade in grades if math.isnan(grade.reward)]
         if first and len(failed) > len(grades) / 2:
             message = f"the grader failed on {len(failed)} of {len(grades)} samples: {failed[0]}"

@@ -72,6 +72,12 @@ def export(folder: Path) -> Dataset:
     return export_rollouts(folder)
 
 
+def discard(folder: Path) -> None:
+    from training.iro.export import discard_states
+
+    discard_states(folder)
+
+
 SMOKE_GRADER = {"type": "python", "source": "def grade(sample, item): return sample['output_text'].count('e')"}
 
 JOB = Job(
@@ -105,4 +111,5 @@ JOB = Job(
     draw=draw,
     check=check,
     export=export,
+    discard=discard,
 )

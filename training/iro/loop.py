@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +18,16 @@ import numpy as np
 
 from iro_server.graders import Grader, parse_grader
 from training.iro import report
+from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig, default_feature_spec
-from training.iro.data import AlignError, Described, Prompt, split
+from training.iro.data import AlignError, Described, Prompt, Slice, split
 from training.iro.diagnostics import BY_POSITION, mean_and_error
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
 from training.iro.lengths import with_max_tokens
-from training.iro.rollouts import PREFIXES, Batch, completions_of, exploring, guided, plain, stored
+from training.iro.rollouts import PREFIXES, Batch, exploring, guided, plain
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
@@ -49,6 +48,7 @@ class Alignment:
         self.prompts = split(config, engine, run.rng(SPLIT))
         self.config = config = with_max_tokens(config, run, engine, executor, self.prompts.all)
         self.grading = Grading(config, run, engine, executor.grader(grader))
+        self.collection = Collection(run, self.grading, executor)
         self.validation = Validation(config, run, engine, self.grading, executor)
         self.learner = self.make_learner()
         self.scale = Scale()
@@ -59,9 +59,7 @@ class Alignment:
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
         lora = LoraLearner(self.config, self.engine.info.num_layers, prompts)
-        horizon = self.config.max_tokens
-        assert horizon != "auto"
-        spec = self.config.feature_spec or default_feature_spec(self.engine.info, horizon)
+        spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.horizon)
         heads = HeadLearner(self.config, spec)
         match self.config.value_model:
             case "lora":
@@ -109,8 +107,7 @@ class Alignment:
     def iterate(self, step: int, validated: dict[int, Validated]) -> dict[str, Any]:
         """One iteration: its history row. Where it validates, ``validated`` gets what it found."""
         part = self.prompts.slices[step - 1]
-        train, heldout = part.train, part.heldout
-        names, heldout_names = self.collect(step, "train", train), self.collect(step, "heldout", heldout)
+        names, heldout_names = self.collect(step, part)
         if step == 1:
             self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale([*names, *heldout_names])))
         fitted = self.run.step(
@@ -131,24 +128,16 @@ class Alignment:
             self.run.drop_table(rollouts, PREFIXES)
         return row
 
-    def collect(self, step: int, part: str, prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
-        """Roll out and grade ``prompts``, shard by shard. Returns the names of the shards' checkpoints."""
-        shards = self.shards_of(prompts)
-        names = [
-            (f"{step}-{part}-{number}-rollouts", f"{step}-{part}-{number}-rewards") for number in range(len(shards))
-        ]
-        batches = [self.batch(step, shard) for shard in shards]
-        missing = [batch for batch, (name, _) in zip(batches, names, strict=True) if not self.run.has(name)]
-        with (
-            closing(self.executor.roll_out(missing)) as found,
-            self.run.progress(f"Iteration {step}: {part} rollouts", len(shards)) as advance,
-        ):
-            for batch, (rollouts, rewards) in zip(batches, names, strict=True):
-                first = rollouts == "1-train-0-rollouts"
-                self.run.step(rollouts, lambda: stored(next(found)), "sampling")
-                self.run.step(rewards, partial(self.rewards, batch.prompts, rollouts, first), "grading")
-                advance()
-        return names
+    def collect(self, step: int, part: Slice) -> tuple[list[ShardNames], list[ShardNames]]:
+        """Roll out and grade the slice, shard by shard: its checkpoints, of train and of held-out prompts."""
+        batches = {
+            ShardNames(f"{step}-{kind}-{number}-rollouts", f"{step}-{kind}-{number}-rewards"): self.batch(step, shard)
+            for kind, prompts in (("train", part.train), ("heldout", part.heldout))
+            for number, shard in enumerate(self.shards_of(prompts))
+        }
+        self.collection.collect(batches, f"Iteration {step}: rollouts", check_grader=step == 1)
+        train = len(self.shards_of(part.train))
+        return list(batches)[:train], list(batches)[train:]
 
     def batch(self, step: int, prompts: Sequence[Prompt]) -> Batch:
         """Each prompt as often as it is searched."""
@@ -156,12 +145,6 @@ class Alignment:
         repeated = [(prompt, search) for prompt in prompts for search in range(searches)]
         seeds = [self.run.derive_seed(ROLLOUTS, step, prompt.index, search) for prompt, search in repeated]
         return Batch([prompt for prompt, _ in repeated], seeds, params, self.stack, self.learner.spec)
-
-    def rewards(self, prompts: Sequence[Prompt], rollouts: str, first: bool) -> dict[str, Any]:
-        grades = self.grading.grade(prompts, completions_of(self.run, rollouts), first)
-        usage = self.run.load(rollouts)["usage"]
-        tally = self.grading.tally([grade for group in grades for grade in group], usage)
-        return {"rewards": [[grade.reward for grade in group] for group in grades], "tally": tally}
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         kept = [name for name in names if self.known_rewards([name])]
@@ -278,6 +261,7 @@ class Alignment:
             guided(self.config),
             self.stacks[best["step"]],
             f"iteration {best['step']} on other prompts",
+            picks=True,
         )
         gain, error = mean_and_error(
             [row["value_pick"] - base["mean"] for row, base in zip(after.rows, before.rows, strict=True)]

@@ -81,14 +81,12 @@ def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dic
     fit of the batch's spec reads, None without one.
     """
 
-    max_tokens = config.max_tokens
-    assert max_tokens != "auto"  # measured before the first batch but those that measure it
     layers = batch.spec.layers if batch.spec else ()
 
     async def search(prompt: Prompt, seed: int) -> SearchResult:
         sampling = Sampling(config.temperature, seed=seed, stop_ids=engine.info.eos_ids, salt=batch.salt)
         return await guided_search(
-            engine, prompt.token_ids, batch.params, sampling, max_tokens, batch.stack, keep_hidden=layers
+            engine, prompt.token_ids, batch.params, sampling, config.horizon, batch.stack, keep_hidden=layers
         )
 
     async def search_all() -> list[SearchResult]:

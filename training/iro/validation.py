@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from iro_server.decoding.base import SearchParams
+from iro_server.graders import Grade
+from training.iro.ahead import working_ahead
 from training.iro.config import AlignConfig
 from training.iro.data import Described, Prompt, Slice
 from training.iro.diagnostics import mean_and_error, samples_to_detect
@@ -34,14 +37,33 @@ class Validated:
     steps: list[str]
 
 
+class Searched(NamedTuple):
+    """A batch's finals to be graded: the name of its step, and the seconds that sampling took."""
+
+    name: str
+    prompts: Sequence[Prompt]
+    tokens: list[list[list[int]]]
+    usage: dict[str, int]
+    seconds: float
+
+
 class Validation:
     def __init__(self, config: AlignConfig, run: Run, engine: Described, grading: Grading, executor: Executor) -> None:
         self.config, self.run, self.engine, self.grading, self.executor = config, run, engine, grading, executor
 
     def validate(
-        self, name: str, prompts: Sequence[Prompt], params: SearchParams, stack: Stack | None, what: str
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        params: SearchParams,
+        stack: Stack | None,
+        what: str,
+        picks: bool = False,
     ) -> Validated:
-        """The same seeds every time, so that iterations compare pairwise. ``name`` of the steps, ``what`` to people."""
+        """The same seeds every time, so that iterations compare pairwise. ``name`` of the steps, ``what`` to people.
+
+        ``picks``: what the values pick is graded, and nothing else.
+        """
         size = self.config.concurrency
         batches = [
             Batch(shard, [self.seed(sample, prompt.index) for prompt in shard], params, stack)
@@ -51,7 +73,7 @@ class Validation:
         names = [f"{name}-{number}" for number in range(len(batches))]
         with self.run.progress(f"Validation of {what}", len(batches)) as advance:
             parts = []
-            for part in self.search(names, batches):
+            for part in self.search(names, batches, picks):
                 parts.append(part)
                 advance()
         rows = average([row for part in parts for row in part["rows"]])
@@ -60,21 +82,43 @@ class Validation:
     def seed(self, sample: int, index: int) -> int:
         return self.run.derive_seed(VALIDATION, index, *([sample] if sample else []))
 
-    def search(self, names: Sequence[str], batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
-        """The steps of batches: what ``judge`` says of each one's rollouts."""
+    def search(self, names: Sequence[str], batches: Sequence[Batch], picks: bool = False) -> Iterator[dict[str, Any]]:
+        """The steps of batches: what ``judge`` says of each one's rollouts. ``picks``: of the values' picks alone."""
         missing = [batch for name, batch in zip(names, batches, strict=True) if not self.run.has(name)]
-        with closing(self.executor.roll_out(missing)) as found:
-            for name, batch in zip(names, batches, strict=True):
-                yield self.run.step(name, partial(self.judge, batch.prompts, found), "validation")
 
-    def judge(self, prompts: Sequence[Prompt], found: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        def grade(searched: Searched) -> list[list[Grade]]:
+            return self.grading.grade(searched.prompts, searched.tokens) if searched.tokens else []
+
+        with (
+            closing(self.executor.roll_out(missing)) as sampled,
+            closing(working_ahead(self.sample(names, batches, sampled, picks), grade)) as graded,
+        ):
+            for searched, grades in graded:
+                judge = partial(self.judge, searched, grades)
+                yield self.run.step(searched.name, judge, "validation", searched.seconds)
+
+    def sample(
+        self, names: Sequence[str], batches: Sequence[Batch], sampled: Iterator[dict[str, Any]], picks: bool
+    ) -> Iterator[Searched]:
+        """The finals of each batch that are to be graded; none where its step is done."""
+        for name, batch in zip(names, batches, strict=True):
+            if self.run.has(name):
+                yield Searched(name, batch.prompts, [], {}, 0.0)
+                continue
+            self.run.enter("validation")
+            began = time.monotonic()
+            rollouts = next(sampled)
+            tokens = [finals[:1] for finals in rollouts["tokens"]] if picks else rollouts["tokens"]
+            yield Searched(name, batch.prompts, tokens, rollouts["usage"], time.monotonic() - began)
+
+    def judge(self, searched: Searched, graded: Callable[[], list[list[Grade]]]) -> dict[str, Any]:
         """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies."""
-        rollouts = next(found)
-        grades = self.grading.grade(prompts, rollouts["tokens"])
+        grades = graded()
+        self.grading.check(grades)
         rows = []
-        for prompt, finals, of_prompt in zip(prompts, rollouts["tokens"], grades, strict=True):
+        for prompt, tokens, of_prompt in zip(searched.prompts, searched.tokens, grades, strict=True):
             rewards = [grade.reward for grade in of_prompt]
-            text = self.engine.tokenizer.decode(finals[0], skip_special_tokens=True)
+            text = self.engine.tokenizer.decode(tokens[0], skip_special_tokens=True)
             rows.append(
                 {
                     "prompt": prompt.index,
@@ -84,7 +128,7 @@ class Validation:
                     "text": text,
                 }
             )
-        finals = self.grading.tally([grade for group in grades for grade in group], rollouts["usage"])
+        finals = self.grading.tally([grade for group in grades for grade in group], searched.usage)
         picks = self.grading.tally([group[0] for group in grades], {})
         return {"rows": rows, "finals": finals, "picks": picks}
 

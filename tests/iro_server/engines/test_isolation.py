@@ -47,7 +47,7 @@ def fail_above(engine: EmbeddedEngine, tokens: int) -> None:
         if args[0].shape[1] > tokens:
             raise OUT_OF_MEMORY
 
-    engine.model.base_model.layers[1].mlp.register_forward_pre_hook(check)
+    engine.frozen.decoder.layers[1].mlp.register_forward_pre_hook(check)
 
 
 def test_the_request_that_memory_does_not_hold_fails_alone(engine: EmbeddedEngine) -> None:

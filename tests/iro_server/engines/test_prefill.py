@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.families import own_logprobs, save_model
 from iro_server.api.generation import Generation, generate
 from iro_server.api.registry import Defaults, ServedModel
 from iro_server.api.text import Detokenizer
@@ -38,7 +39,7 @@ def engine(model_dir: Path) -> Iterator[EmbeddedEngine]:
 def step_tokens(engine: EmbeddedEngine) -> list[int]:
     """Tokens that each forward pass reads, rows and prompts together."""
     counts: list[int] = []
-    engine.model.base_model.register_forward_pre_hook(
+    engine.frozen.decoder.register_forward_pre_hook(
         lambda module, args, kwargs: counts.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     return counts
@@ -75,6 +76,27 @@ def test_prompts_read_in_parts_beside_each_other_equal_a_full_forward_pass(
     for prompt, chunks in zip(prompts, asyncio.run(all_at_once()), strict=True):
         assert_equal_to_full_pass(model_dir, prompt, chunks)
     assert max(step_tokens) <= 256
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mistral"])
+def test_windows_and_soft_caps_hold_in_prompts_read_in_parts(family: str, tmp_path: Path) -> None:
+    save_model(family, tmp_path, max_position_embeddings=1024, sliding_window=40)
+    prompts = [[3 + token for token in random_prompt(length)] for length in (600, 30)]
+
+    async def all_at_once(engine: EmbeddedEngine) -> list[list[Chunk]]:
+        return await asyncio.gather(*[two_chunks(engine, prompt, seed) for seed, prompt in enumerate(prompts)])
+
+    with EmbeddedEngine(tmp_path) as engine:
+        sampled = asyncio.run(all_at_once(engine))
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    for prompt, (first, second) in zip(prompts, sampled, strict=True):
+        rows = [
+            prompt + first.tokens_RL[parent].tolist() + tokens
+            for parent, tokens in zip((1, 1, 2, 2), second.tokens_RL.tolist(), strict=True)
+        ]
+        with torch.no_grad():
+            expected = own_logprobs(model, torch.tensor(rows), 5)
+        torch.testing.assert_close(second.logprobs_RL, expected, atol=1e-3, rtol=0)
 
 
 async def stream(engine: EmbeddedEngine, prompt: list[int], chunks: int) -> torch.Tensor:

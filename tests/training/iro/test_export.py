@@ -14,7 +14,8 @@ from iro_server.cli import app
 from tests.training.iro.toy_job import Digits, job
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError
-from training.iro.export import export_rollouts
+from training.iro.export import discard_states, export_rollouts
+from training.run import Cancelled
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +93,12 @@ def test_the_command_writes_each_format_once(config: AlignConfig, tmp_path: Path
     assert (again.exit_code, again.stderr) == (2, f"Error: {tmp_path / 'arrow'} exists\n")
     missing = run_iro(app, ["rollouts", "export", "ftjob-2", "--out", str(tmp_path / "x"), *options[3:]])
     assert missing.exit_code == 2 and "ftjob-2: neither" in missing.stderr
+
+
+def test_states_of_a_run_that_will_not_go_on_are_removed(config: AlignConfig, tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        job().execute(config, tmp_path / "run", should_stop=lambda: (tmp_path / "run/checkpoints/scale.pt").exists())
+    assert list((tmp_path / "run/checkpoints").glob("*.prefixes.arrow"))
+    discard_states(tmp_path / "run")
+    assert not list((tmp_path / "run/checkpoints").glob("*.prefixes.arrow"))
+    assert len(export_rollouts(tmp_path / "run")) > 0

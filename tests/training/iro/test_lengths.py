@@ -13,6 +13,7 @@ from training.iro.config import AlignConfig
 from training.iro.data import Prompt
 from training.iro.executor import LocalExecutor
 from training.iro.lengths import PROMPTS, SAMPLES, choose, with_max_tokens
+from training.iro.rollouts import completions_of
 from training.run import Cancelled, Run
 
 STOPS = [True] * 20
@@ -52,7 +53,7 @@ def test_a_job_measures_it_once_and_tells(config: AlignConfig, tmp_path: Path) -
     (message,) = messages_of(events, "max_tokens is ")
     assert f"{sum(measured['lengths'])} base tokens" in message
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["max_tokens"] == "auto"
-    rollouts = Run(tmp_path / "run", seed=0).load("1-train-0-rollouts")["tokens"]
+    rollouts = completions_of(Run(tmp_path / "run", seed=0), "1-train-0-rollouts")
     longest = max(len(tokens) for group in rollouts for tokens in group)
     assert 6 < longest <= result["max_tokens"]
     progress = [event["data"] for event in events if event["type"] == "progress"]

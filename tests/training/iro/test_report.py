@@ -100,8 +100,8 @@ def test_a_phase_tells_at_most_ten_messages(config: AlignConfig, tmp_path: Path)
     config = config.model_copy(update={"concurrency": 1, "iterations": 1})
     events: list[dict] = []
     job().execute(config, tmp_path / "run", on_event=events.append)
-    messages = [event["message"] for event in events if event["message"].startswith("Iteration 1: train rollouts")]
-    assert len(messages) == 10 and messages[-1].endswith("24 of 24")
+    messages = [event["message"] for event in events if event["message"].startswith("Iteration 1: rollouts")]
+    assert len(messages) == 10 and messages[-1].endswith("30 of 30")
 
 
 def test_the_three_best_checkpoints_stay(config: AlignConfig, tmp_path: Path) -> None:
