@@ -55,14 +55,14 @@ def with_max_tokens(
 
 
 def choose(lengths: Sequence[int], stopped: Sequence[bool], chunk_length: int, most: int, answers: bool) -> int:
-    """The tokens within which ``QUANTILE`` of the samples stop, in whole chunks, LEAST_TOKENS to ``most``.
+    """The tokens within which ``QUANTILE`` of the samples that stop do so, in whole chunks, LEAST_TOKENS to ``most``.
 
-    A sample that has not stopped counts with all the tokens it was drawn. Where fewer than half stop, an answer gets
-    ``most``, and a text, which need not end, CONTINUATION_TOKENS.
+    Where fewer than half stop, an answer gets ``most``, and a text, which need not end, CONTINUATION_TOKENS.
     """
     if sum(stopped) < len(stopped) / 2:
         return most if answers else min(CONTINUATION_TOKENS, most)
-    quantile = float(np.quantile(lengths, QUANTILE, method="higher"))
+    stopping_lengths = [length for length, end in zip(lengths, stopped, strict=True) if end]
+    quantile = float(np.quantile(stopping_lengths, QUANTILE, method="higher"))
     return min(max(math.ceil(quantile / chunk_length) * chunk_length, LEAST_TOKENS), most)
 
 
