@@ -71,7 +71,7 @@ def save_model(family: str, folder: Path, **changes: Any) -> str:
         raise RuntimeError(f"{family}: {size} weights are too many for a tiny model: shrink its configuration")
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     randomise(model)
-    own_logprobs(model.eval(), torch.arange(3, 3 + sum(PROMPTS))[None])  # transformers itself runs it
+    reference_logprobs(model.eval(), torch.arange(3, 3 + sum(PROMPTS))[None])  # transformers itself runs it
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return type(model).__name__
@@ -102,8 +102,8 @@ def engine_difference(folder: Path) -> float:
     """Of log-probabilities, in nats, the engine's from the model's own. ValueError where the engine refuses."""
     with EmbeddedEngine(folder) as engine:
         sessions = asyncio.run(sampled(engine))
-    own: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    return max(float((logprobs - own_logprobs(own, rows)).abs().max()) for rows, logprobs in sessions)
+    reference: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return max(float((logprobs - reference_logprobs(reference, rows)).abs().max()) for rows, logprobs in sessions)
 
 
 async def sampled(engine: EmbeddedEngine) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -130,7 +130,7 @@ async def _session(
 
 
 @torch.no_grad()
-def own_logprobs(model: Any, rows: Tensor, count: int = 11) -> Tensor:
+def reference_logprobs(model: Any, rows: Tensor, count: int = 11) -> Tensor:
     """Of the last ``count`` tokens of each row, by a full forward pass over that row alone."""
     logits = torch.cat([model(input_ids=row[None], use_cache=False).logits for row in rows])
     logprobs = torch.log_softmax(logits[:, -count - 1 : -1], dim=-1)

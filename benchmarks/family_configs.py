@@ -144,8 +144,8 @@ def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
         if isinstance(part := getattr(default, name, None), PreTrainedConfig):
             values[name] = {"model_type": part.model_type} | small_values(part)
     for name, value in {**CHANGES.get(family, {}), **changes}.items():
-        both = isinstance(value, dict) and isinstance(values.get(name), dict)
-        values[name] = values[name] | value if both else value
+        nested = isinstance(value, dict) and isinstance(values.get(name), dict)
+        values[name] = values[name] | value if nested else value
     return kind(**values)
 
 

@@ -119,7 +119,10 @@ class Moments:
             if within:
                 x, y = _less_group_mean(x, w, batch.groups), _less_group_mean(y, w, batch.groups)
             weighted = x * w[:, None]
-            self.xx = self.xx + weighted.T @ x
+            if self.xx.ndim:
+                self.xx.addmm_(weighted.T, x)  # in place: [F, F] is most of a fit's memory
+            else:
+                self.xx = weighted.T @ x
             self.xy, self.yy = self.xy + y @ weighted, self.yy + w @ y**2
 
     def centred(self) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ async def _sample(
 def _differences(frozen: FrozenModel, rows: SampledRows) -> tuple[float, float]:
     """The mean of the log-probabilities, in nats, and the largest of all layers' hidden states, relative."""
     device, count = frozen.model.device, rows.logprobs_RL.shape[1]
-    with frozen.own_forward() as model:
+    with frozen.reference_forward() as model:
         out = model(input_ids=rows.tokens_RS.to(device), use_cache=False, output_hidden_states=True)
     logprobs = torch.log_softmax(out.logits[:, -count - 1 : -1].float().cpu(), dim=-1)
     drawn = logprobs.gather(2, rows.tokens_RS[:, -count:, None])[..., 0]
@@ -115,9 +115,9 @@ def _differences(frozen: FrozenModel, rows: SampledRows) -> tuple[float, float]:
     return float((rows.logprobs_RL - drawn).abs().mean()), max(hidden, default=0.0)
 
 
-def _relative_difference(states_RLD: Tensor, expected: tuple[Tensor, ...] | None, layer: int) -> float:
+def _relative_difference(states_RLD: Tensor, reference_hidden: tuple[Tensor, ...] | None, layer: int) -> float:
     """Infinite where the model reports no such layer, or states of another shape."""
-    if expected is None or layer >= len(expected) or expected[layer].dim() != states_RLD.dim():
+    if reference_hidden is None or layer >= len(reference_hidden) or reference_hidden[layer].dim() != states_RLD.dim():
         return math.inf
-    own = expected[layer][:, -states_RLD.shape[1] :].float().cpu()
-    return float((states_RLD - own).norm() / own.norm())
+    reference = reference_hidden[layer][:, -states_RLD.shape[1] :].float().cpu()
+    return float((states_RLD - reference).norm() / reference.norm())

@@ -41,7 +41,7 @@ class FrozenModel:
         self.embedding = self.decoder.get_input_embeddings()
         self.layers = self._decoder_layers()
         self.cache_shape = self._cache_shape()  # layers, key-value heads, head size
-        self._own_attention = self.decoder.config._attn_implementation
+        self._reference_attention = self.decoder.config._attn_implementation
         if not self.decoder._can_set_attn_implementation():
             raise refusal(self.architecture, "its attention cannot be replaced")
         self._fused = {norm: fused for norm in self.decoder.modules() if (fused := fused_norm(norm))}
@@ -84,11 +84,11 @@ class FrozenModel:
         return self._head(inputs_embeds=states_MD[None]).logits[0].float()
 
     @contextmanager
-    def own_forward(self) -> Iterator[Any]:
+    def reference_forward(self) -> Iterator[Any]:
         """The whole model with its own attention and norms, as transformers runs it."""
         for norm in self._fused:
             del norm.forward
-        self.decoder.set_attn_implementation(self._own_attention)
+        self.decoder.set_attn_implementation(self._reference_attention)
         try:
             yield self.model
         finally:

@@ -40,8 +40,8 @@ def remembered_hash(directory: Path, cache: Path) -> str:
     time. ``cache`` is the folder of earlier hashes.
     """
     files = fingerprint(directory)
-    known = read_record(record_path(directory, cache))
-    return str(known["sha256"]) if known.get("files") == files else remember_hash(directory, cache)
+    record = read_record(record_path(directory, cache))
+    return str(record["sha256"]) if record.get("files") == files else remember_hash(directory, cache)
 
 
 def remember_hash(directory: Path, cache: Path) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from iro_server.cli import app
@@ -142,3 +144,13 @@ def test_align_then_generate(tmp_path: Path) -> None:
 def test_model_info_gives_the_hash_values_are_tied_to() -> None:
     known = json.loads((prepare_model() / "iro.json").read_text())
     assert known["sha256"] in iro("model", "info").stdout
+
+
+def test_model_verify_reads_the_weights_again(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(4)}, tmp_path / "model.safetensors")
+    digest = iro("model", "verify", str(tmp_path)).stdout.split()[0]
+    (tmp_path / "iro.json").write_text(json.dumps({"sha256": digest}))
+    assert iro("model", "verify", str(tmp_path)).exit_code == 0
+    save_file({"w": torch.zeros(4)}, tmp_path / "model.safetensors")
+    changed = iro("model", "verify", str(tmp_path))
+    assert changed.exit_code == 2 and "changed" in changed.stderr

@@ -15,12 +15,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-from benchmarks.families import EXACT, PROMPTS, Verdict, judge, own_logprobs, save_model, table, written_table
+from benchmarks.families import EXACT, PROMPTS, Verdict, judge, reference_logprobs, save_model, table, written_table
 from benchmarks.family_configs import NOT_BUILT, SPAN, VOCABULARY, tiny_config
 from iro_server.engines import attention, equality
 from iro_server.engines.attention import Softmax
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.frozen_model import FrozenModel, data_type
 
 ROOT = Path(__file__).parents[3]
 RUN = [
@@ -56,7 +57,7 @@ def test_what_is_compared_depends_on_earlier_tokens(family: str, tmp_path: Path)
     rows = torch.randint(3, VOCABULARY - 8, (1, sum(PROMPTS)), generator=torch.Generator().manual_seed(0))
     other = rows.clone()
     other[0, -5] = 3
-    assert (own_logprobs(model, rows, 3) - own_logprobs(model, other, 3)).abs().max() > 100 * EXACT
+    assert (reference_logprobs(model, rows, 3) - reference_logprobs(model, other, 3)).abs().max() > 100 * EXACT
 
 
 def test_a_refusal_says_what_differs_and_what_to_do(tmp_path: Path) -> None:
@@ -83,6 +84,24 @@ def test_the_check_at_load_notices_wrong_attention(broken: Any, tmp_path: Path, 
     monkeypatch.setattr(attention, "Softmax", lambda *args: broken(Softmax(*args)))
     with pytest.raises(ValueError, match="nats"):
         EmbeddedEngine(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["granite", "cohere", "gemma2"])
+def test_the_check_at_load_notices_a_missing_logit_scale(family: str, tmp_path: Path, monkeypatch: Any) -> None:
+    save_model(family, tmp_path)
+    monkeypatch.setattr(FrozenModel, "logits", lambda self, states: self.model.get_output_embeddings()(states).float())
+    with pytest.raises(ValueError, match="nats"):
+        EmbeddedEngine(tmp_path)
+
+
+def test_data_types() -> None:
+    """Float32 on a CPU; on a GPU that of the weights, bfloat16 where the configuration does not say."""
+    config = tiny_config("gemma3")
+    assert (data_type(config, "cpu"), data_type(config, "cuda")) == (torch.float32, torch.bfloat16)
+    config.dtype = torch.float16
+    assert data_type(config, "cuda") == torch.float16
+    config.text_config.dtype = torch.float32
+    assert data_type(config, "cuda") == torch.float32
 
 
 def test_long_rope_runs_up_to_where_its_frequencies_change(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.families import own_logprobs, save_model
+from benchmarks.families import reference_logprobs, save_model
 from iro_server.api.generation import Generation, generate
 from iro_server.api.registry import Defaults, ServedModel
 from iro_server.api.text import Detokenizer
@@ -95,7 +95,7 @@ def test_windows_and_soft_caps_hold_in_prompts_read_in_parts(family: str, tmp_pa
             for parent, tokens in zip((1, 1, 2, 2), second.tokens_RL.tolist(), strict=True)
         ]
         with torch.no_grad():
-            expected = own_logprobs(model, torch.tensor(rows), 5)
+            expected = reference_logprobs(model, torch.tensor(rows), 5)
         torch.testing.assert_close(second.logprobs_RL, expected, atol=1e-3, rtol=0)
 
 

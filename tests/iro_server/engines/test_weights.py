@@ -145,16 +145,16 @@ def test_a_home_that_cannot_be_written_costs_only_time(
 
 
 def test_a_server_of_another_process_needs_the_embedding_alone(tmp_path: Path) -> None:
-    save_shards(tmp_path / "whole", LlamaConfig(**SMALL))
-    digest = model_hash(tmp_path / "whole")
-    (tmp_path / "whole" / "iro.json").write_text(json.dumps({"sha256": digest}))
-    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").get_input_embeddings().weight.float()
-    index = json.loads((tmp_path / "whole" / "model.safetensors.index.json").read_text())["weight_map"]
+    save_shards(tmp_path / "model", LlamaConfig(**SMALL))
+    digest = model_hash(tmp_path / "model")
+    (tmp_path / "model" / "iro.json").write_text(json.dumps({"sha256": digest}))
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "model").get_input_embeddings().weight.float()
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())["weight_map"]
     for name in {*index.values()} - {index["model.embed_tokens.weight"]}:
-        (tmp_path / "whole" / name).unlink()
-    assert len(list((tmp_path / "whole").glob("*.safetensors"))) == 1 < len({*index.values()})
-    assert Description(tmp_path / "whole").info.model_hash == digest
-    hidden = Embedding(tmp_path / "whole")(torch.tensor([[5, 127, 500]]))
+        (tmp_path / "model" / name).unlink()
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) == 1 < len({*index.values()})
+    assert Description(tmp_path / "model").info.model_hash == digest
+    hidden = Embedding(tmp_path / "model")(torch.tensor([[5, 127, 500]]))
     assert hidden.dtype == torch.float32
     torch.testing.assert_close(hidden[0, :2], expected[[5, 127]])
     assert not hidden[0, 2].any()  # an id past the table
