@@ -226,7 +226,6 @@ def summarise(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
         name: [float(np.nanmean(seed["finished less living"][name])) for seed in per_seed] for name in ("reward", *FITS)
     }
     return {
-        "seeds": len(per_seed),
         "heldout_prompts": rewards["base"].size,
         "rewards": {name: interval(values) for name, values in rewards.items()},
         "stopped": {name: interval(values) for name, values in stopped.items()},
@@ -240,7 +239,7 @@ def summarise(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON and write it to --results")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="which; each has prompts of its own")
     parser.add_argument("--train-prompts", type=int, default=32)
     parser.add_argument("--heldout-prompts", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("runs/stopping"))
@@ -250,12 +249,12 @@ def main() -> None:
     texts, size = critics(), args.train_prompts + args.heldout_prompts
     per_seed = []
     with EmbeddedEngine(prepare_model(), threads=1) as engine:
-        for seed in range(args.seeds):
+        for seed in args.seeds:
             path = args.out / f"seed-{seed}-{args.train_prompts}-{args.heldout_prompts}.json"
             if not path.exists():
                 path.write_text(json.dumps(Seed(args, engine, texts[seed * size : (seed + 1) * size], seed).run()))
             per_seed.append(json.loads(path.read_text()))
-    summary = summarise(per_seed)
+    summary = {"seeds": list(args.seeds), **summarise(per_seed)}
     if args.json:
         args.results.parent.mkdir(parents=True, exist_ok=True)
         args.results.write_text(json.dumps(summary, indent=1) + "\n")
