@@ -84,7 +84,9 @@ def judge(seconds: float) -> Iterator[str]:
 def measured(folder: Path, url: str, args: argparse.Namespace) -> dict[str, float]:
     """Of one job: seconds in all and within steps, the busy share, and calls of the judge."""
     words = PASSAGE.split()
-    rows = [{"prompt": " ".join(words[start : start + 8])} for start in range(args.prompts)]
+    lengths = range(4, 4 + -(-args.prompts // len(words)))
+    rows = [{"prompt": " ".join([*words, *words][start : start + n])} for n in lengths for start in range(len(words))]
+    rows = rows[: args.prompts]
     train = folder / "train.jsonl"
     train.write_text("".join(json.dumps(row) + "\n" for row in rows))
     message = {"role": "user", "content": "{{sample.output_text}}"}
@@ -127,9 +129,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
     parser.add_argument("--out", type=Path, default=Path("results/overlap/default.json"))
     parser.add_argument("--seconds", type=float, default=2.0, help="of one answer of the judge")
-    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rollouts", type=int, default=8)
-    parser.add_argument("--max-tokens", type=int, default=8)
+    parser.add_argument("--max-tokens", type=int, default=16)
     args = parser.parse_args()
     names = ("prompts", "rollouts", "max_tokens")
     result: dict[str, Any] = {"judge_seconds": args.seconds} | {name: getattr(args, name) for name in names}
