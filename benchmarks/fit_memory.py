@@ -143,9 +143,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
     parser.add_argument("--out", type=Path, default=Path("results/fit_memory/default.json"))
     parser.add_argument("--shards", type=int, default=3, help="of 8 prompts, sampled and then read again and again")
-    parser.add_argument("--rollouts", type=int, default=4)
-    parser.add_argument("--max-tokens", type=int, default=48)
-    parser.add_argument("--counted-tokens", type=int, default=300)
+    parser.add_argument("--rollouts", type=int, default=2)
+    parser.add_argument("--max-tokens", type=int, default=16)
+    parser.add_argument("--counted-tokens", type=int, default=100)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

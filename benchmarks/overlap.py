@@ -127,9 +127,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
     parser.add_argument("--out", type=Path, default=Path("results/overlap/default.json"))
     parser.add_argument("--seconds", type=float, default=2.0, help="of one answer of the judge")
-    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--rollouts", type=int, default=8)
-    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=8)
     args = parser.parse_args()
     names = ("prompts", "rollouts", "max_tokens")
     result: dict[str, Any] = {"judge_seconds": args.seconds} | {name: getattr(args, name) for name in names}
