@@ -1,4 +1,4 @@
-"""What the server keeps in memory to use again: so many things at most, and each for so long unused."""
+"""What the server keeps in memory to use again: a bounded number of entries, each for a bounded time unused."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from typing import Generic, TypeVar
 
 from iro_server.graders import Grader
 
-Thing = TypeVar("Thing")
+Entry = TypeVar("Entry")
 
 
-class Loaded(Generic[Thing]):
-    """Things by key, loaded when they are first asked for. ``idle``: seconds. ``release`` is told of each that goes."""
+class Loaded(Generic[Entry]):
+    """Entries by key, loaded at the first request. ``idle``: seconds. ``release`` is called with each dropped entry."""
 
-    def __init__(self, most: int, idle: float, release: Callable[[Thing], None] = lambda thing: None) -> None:
+    def __init__(self, most: int, idle: float, release: Callable[[Entry], None] = lambda entry: None) -> None:
         self.most, self.idle, self.release = most, idle, release
-        self._things: OrderedDict[str, tuple[Thing, float]] = OrderedDict()  # least recently used first
+        self._entries: OrderedDict[str, tuple[Entry, float]] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._things)
+        return len(self._entries)
 
-    def get(self, key: str, load: Callable[[], Thing]) -> Thing:
-        """The thing of ``key``; raises what ``load`` raises. Others wait meanwhile: nothing is loaded twice."""
+    def get(self, key: str, load: Callable[[], Entry]) -> Entry:
+        """The entry of ``key``; raises what ``load`` raises. Others wait meanwhile: nothing is loaded twice."""
         with self._lock:
-            thing = self._things[key][0] if key in self._things else load()
-            self._things[key] = (thing, time.monotonic())
-            self._things.move_to_end(key)
-            while len(self._things) > self.most:
-                self._release(next(iter(self._things)))
-            return thing
+            entry = self._entries[key][0] if key in self._entries else load()
+            self._entries[key] = (entry, time.monotonic())
+            self._entries.move_to_end(key)
+            while len(self._entries) > self.most:
+                self._release(next(iter(self._entries)))
+            return entry
 
     def drop(self, key: str) -> None:
         with self._lock:
-            if key in self._things:
+            if key in self._entries:
                 self._release(key)
 
     def drop_idle(self) -> int:
         """How many were not used for ``idle`` seconds, and are gone."""
         with self._lock:
             oldest = time.monotonic() - self.idle
-            idle = [key for key, (_, used) in self._things.items() if used < oldest]
+            idle = [key for key, (_, used) in self._entries.items() if used < oldest]
             for key in idle:
                 self._release(key)
             return len(idle)
 
     def clear(self) -> None:
         with self._lock:
-            for key in list(self._things):
+            for key in list(self._entries):
                 self._release(key)
 
     def _release(self, key: str) -> None:
-        thing, _ = self._things.pop(key)
-        self.release(thing)
+        entry, _ = self._entries.pop(key)
+        self.release(entry)
 
 
 class HeldGrader:
