@@ -16,7 +16,7 @@ from iro_server.placement import Placement
 from tests.training.iro.toy_job import Toy
 from training.iro.cluster import ray_executor
 from training.iro.config import AlignConfig
-from training.iro.fit import Shards, Source
+from training.iro.fit import FitSource, Shards
 from training.iro.learners import LoraLearner
 from training.iro.loop import align
 from training.iro.values import Bundles, Stack
@@ -49,11 +49,14 @@ class Marked(LoraLearner):
 
 @dataclass(frozen=True)
 class _Marking:
-    source: Source
+    source: FitSource
     folder: Path
 
     def load(self, name: str) -> Any:
         return self.source.load(name)
+
+    def table(self, name: str, table: str) -> Any:
+        return self.source.table(name, table)
 
     def stop_if_asked(self) -> None:
         rank = dist.get_rank() if dist.is_initialized() else "alone"
