@@ -95,10 +95,10 @@ def reference(config: AlignConfig, tmp_path: Path) -> dict[str, Any]:
     return job().execute(config, tmp_path / "whole")
 
 
-def test_the_result_is_that_of_one_process(
-    nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
-) -> None:
-    result = ray_job(over(nodes)).execute(config, tmp_path / "run")
+def test_the_result_is_that_of_one_process(nodes: Cluster, config: AlignConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"concurrency": 2})  # batches for both nodes
+    reference = job().execute(config, tmp_path / "whole")
+    result = ray_job(over(nodes), seconds=0.1).execute(config, tmp_path / "run")
     assert comparable(result) == comparable(reference)
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
     assert len(sampled_by(tmp_path / "run")) == 2 and os.getpid() not in sampled_by(tmp_path / "run")
