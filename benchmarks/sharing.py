@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-SECONDS = 20.0
+SECONDS = 10.0
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # GNU OpenMP's default where nobody chooses
 BUSY = "while True: pass"
 
