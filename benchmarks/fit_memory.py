@@ -121,8 +121,8 @@ def measured(folder: Path, prompts: int, config: AlignConfig) -> dict[str, float
 
 
 def in_process(folder: Path, prompts: int, value_model: str, args: argparse.Namespace) -> dict[str, float]:
-    given = {"rollouts": args.rollouts, "max-tokens": args.max_tokens, "counted-tokens": args.counted_tokens}
-    options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    size = {"rollouts": args.rollouts, "max-tokens": args.max_tokens, "counted-tokens": args.counted_tokens}
+    options = [part for name, value in size.items() for part in (f"--{name}", str(value))]
     child = ["--child", str(folder), str(prompts), value_model]
     print(f"{value_model}, {prompts} prompts", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.fit_memory", *options, *child]

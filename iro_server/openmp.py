@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-SPIN_COUNT = "1000"  # about a microsecond; GNU OpenMP's own default spins for milliseconds
+SPIN_COUNT = "1000"  # GNU OpenMP's own default, where nobody chooses, is 300,000
 CHOSEN_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 

@@ -161,18 +161,18 @@ def test_a_grader_is_closed_when_the_last_who_uses_it_is_done():
 def test_nothing_is_loaded_twice():
     loaded: Loaded[object] = Loaded(2, 60.0)
     started, release = threading.Event(), threading.Event()
-    found = []
+    entries = []
 
     def load() -> object:
         started.set()
         release.wait(10)
         return object()
 
-    threads = [threading.Thread(target=lambda: found.append(loaded.get("a", load))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: entries.append(loaded.get("a", load))) for _ in range(2)]
     for thread in threads:
         thread.start()
     started.wait(10)
     release.set()
     for thread in threads:
         thread.join()
-    assert found[0] is found[1]
+    assert entries[0] is entries[1]
