@@ -207,4 +207,8 @@ def _stop(number: int, frame: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _stop)  # torchrun sends it to the others when one has died
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Gloo's threads may still hold Python objects, and abort the process that finalises its interpreter meanwhile.
+    os._exit(status)
