@@ -38,6 +38,9 @@ class Settings(Placement):
 
     data_dir: Directory = Field(default_factory=lambda: (iro_home() / "server").resolve())
     database_url: str | None = None
+    database_connections: int = Field(20, gt=0)  # of this server at once
+    database_timeout: float = Field(10.0, gt=0)  # of connecting, and of waiting for a connection that is free
+    database_statement_timeout: float = Field(60.0, gt=0)  # PostgreSQL's, of one statement
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     require_keys: bool | None = None  # None: once there are keys, and wherever ``host`` is not loopback

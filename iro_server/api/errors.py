@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from iro_server.api.unsupported import UNSUPPORTED
@@ -131,13 +131,20 @@ def install(app: FastAPI) -> None:
     async def raised(_: Request, error: APIError) -> JSONResponse:
         return answer(error)
 
+    @app.exception_handler(TimeoutError)
+    @app.exception_handler(InterfaceError)
     @app.exception_handler(OperationalError)
-    async def unstored(_: Request, error: OperationalError) -> JSONResponse:
+    async def unstored(_: Request, error: SQLAlchemyError) -> JSONResponse:
         log.error("the database does not answer", exc_info=error)
-        if "disk is full" in str(error.orig):
+        if "disk is full" in str(getattr(error, "orig", "")):
             return answer(APIError(507, "The server's disk is full; nothing was changed.", code="storage_full"))
         message = "The database does not answer now; nothing was changed. Try again soon."
         return answer(APIError(503, message, code="storage_unavailable"), {"Retry-After": "2"})
+
+    @app.exception_handler(DataError)
+    async def unstorable(_: Request, error: DataError) -> JSONResponse:
+        log.info("a request holds what the database does not take", exc_info=error)
+        return answer(bad_request("The request holds a value that cannot be stored.", code="invalid_value"))
 
     @app.exception_handler(EngineUnavailable)
     async def undecoded(_: Request, error: EngineUnavailable) -> JSONResponse:

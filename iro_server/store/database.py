@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Engine, create_engine, event, select
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
@@ -15,6 +18,7 @@ from iro_server.store.tables import Base
 
 Row = TypeVar("Row", bound=Base)
 Sessions = sessionmaker[Session]
+NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # as JSON writes it, its backslash not itself escaped
 
 
 def open_database(settings: Settings) -> Sessions:
@@ -50,7 +54,7 @@ def connect(settings: Settings) -> Engine:
     committed row survives a crash. ValueError where the URL is wrong or its driver is not installed."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        engine = create_engine(settings.url)
+        engine = create_engine(settings.url, json_serializer=_json, **_options(settings))
     except ModuleNotFoundError as error:
         extra = ": pip install 'iro[postgres]'" if settings.url.startswith("postgres") else ""
         raise ValueError(f"database_url needs the Python package {error.name}, which is not installed{extra}") from None
@@ -58,7 +62,23 @@ def connect(settings: Settings) -> Engine:
         raise ValueError(f"database_url: {error}; such as postgresql+psycopg://user:password@host/name") from None
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine)
+    if engine.dialect.name == "postgresql":
+        _bound_statements(engine, settings.database_statement_timeout)
     return engine
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """A connection is tried before it is used: a database that was started again would fail each once."""
+    pool = {"pool_size": settings.database_connections, "max_overflow": 0, "pool_pre_ping": True}
+    pool["pool_timeout"] = settings.database_timeout
+    if not settings.url.startswith("postgresql"):
+        return pool
+    return pool | {"connect_args": {"connect_timeout": math.ceil(settings.database_timeout)}}
+
+
+def _json(value: Any) -> str:
+    """PostgreSQL reads no member of an object in which a text holds NUL: as ``tables.Text``."""
+    return NUL.sub(r"\1\\ufffd", json.dumps(value))
 
 
 def _tune_sqlite(engine: Engine) -> None:
@@ -66,6 +86,13 @@ def _tune_sqlite(engine: Engine) -> None:
     def configure(connection, _record) -> None:
         for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
+
+
+def _bound_statements(engine: Engine, seconds: float) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection, _record) -> None:
+        connection.execute(f"SET statement_timeout = {round(1000 * seconds)}")
+        connection.commit()
 
 
 def find(session: Session, table: type[Row], id: str) -> Row | None:

@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import Any, Literal, get_args
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Dialect, Double, ForeignKey, Integer, String, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -24,13 +24,27 @@ def now() -> int:
     return int(time.time())
 
 
+class Text(TypeDecorator[str]):
+    """Text without NUL, which PostgreSQL cannot hold: a replacement character stands in its place."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value and value.replace("\0", "\ufffd")
+
+
 Json = JSON(none_as_null=True)
+Long = BigInteger().with_variant(Integer, "sqlite")  # whose integers have 64 bits by any name
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: Json, list[str]: Json, list[Any]: Json}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        **{dict[str, Any]: Json, list[str]: Json, list[Any]: Json},
+        **{int: Long, str: Text},
+    }
 
-    seq: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[int] = mapped_column(default=now)
 
@@ -94,8 +108,8 @@ class Job(Base, Owned):
     ``config`` is what the worker hands to the job's ``execute``; ``search``, how its models search and sample by
     default, is known once a worker has read it. ``restarts`` counts workers that died; ``heartbeat`` grows while a
     worker lives. ``server`` looks after the job while it runs; ``attempt`` numbers its workers, of which only the
-    last may write. ``stage`` is what that does, ``grading`` how long its grader's calls took (``grading.so_far``);
-    ``traceparent`` is the request that created the job.
+    last may write; ``started_at`` is when that began (Unix time). ``stage`` is what it does, ``grading`` how long its
+    grader's calls took (``grading.so_far``); ``traceparent`` is the request that created the job.
     """
 
     __tablename__ = "jobs"
@@ -121,6 +135,7 @@ class Job(Base, Owned):
     heartbeat: Mapped[int] = mapped_column(default=0)
     attempt: Mapped[int] = mapped_column(default=0, server_default="0")
     server: Mapped[str | None] = mapped_column(default=None)
+    started_at: Mapped[float | None] = mapped_column(Double, default=None)
     stage: Mapped[str | None] = mapped_column(default=None)
     grading: Mapped[dict[str, Any] | None] = mapped_column(default=None)
     traceparent: Mapped[str | None] = mapped_column(default=None)

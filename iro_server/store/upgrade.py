@@ -76,5 +76,6 @@ def _alone(engine: Engine) -> Iterator[Connection]:
                 connection.exec_driver_sql("PRAGMA foreign_keys=ON")
     else:
         with engine.begin() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
             yield connection
