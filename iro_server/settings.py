@@ -74,6 +74,12 @@ class Settings(Placement):
     tokens_per_minute: int | None = Field(None, gt=0)
     concurrency: int | None = Field(None, gt=0)
 
+    project_bytes: int = Field(100 * 2**30, gt=0)  # of a project's files
+    project_files: int = Field(10_000, gt=0)
+    project_jobs: int = Field(200, gt=0)  # that have not ended
+    project_webhooks: int = Field(50, gt=0)
+    retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, uploads, deliveries
+
     python_graders: Literal["sandbox", "unsafe", "off"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
     grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""

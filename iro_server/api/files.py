@@ -13,12 +13,13 @@ from urllib.parse import quote
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import delete, or_
+from sqlalchemy import delete
 
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import APIError, bad_request, invalid, not_found
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import checked_lines, lines_of
+from iro_server.api.quotas import check_file
 from iro_server.row_files import PARQUET_MAGIC, BadRows, Format, converted, table_format
 from iro_server.store import files
 from iro_server.store import tables as t
@@ -48,6 +49,7 @@ def create(
 ) -> dict[str, Any]:
     """Store a JSONL, Parquet or CSV file of training rows, as JSONL. 400, with the number of a row that is none."""
     policy = _expires_after(expires_after, anchor, seconds)
+    check_file(context, file.size or 0)
     head = file.file.read(len(PARQUET_MAGIC))
     file.file.seek(0)
     upload = Received(lines_of(file.file), head, safe_name(file.filename or ""), policy.seconds if policy else None)
@@ -129,7 +131,7 @@ def safe_name(name: str) -> str:
 
 def kept(context: Context, id: str, param: str = "id") -> t.File:
     """The caller's file named ``id``; 404 without one, or once it has expired."""
-    return context.get(t.File, "file", id, param, _unexpired())
+    return context.get(t.File, "file", id, param, t.File.unexpired())
 
 
 def opened(context: Context, row: t.File) -> BinaryIO:
@@ -141,10 +143,6 @@ def opened(context: Context, row: t.File) -> BinaryIO:
         raise APIError(500, f"The stored bytes of {row.id} are damaged.", code="file_corrupt") from error
 
 
-def _unexpired() -> Any:
-    return or_(t.File.expires_at.is_(None), t.File.expires_at > t.now())
-
-
 @router.get("")
 def list_files(
     context: Ctx,
@@ -153,7 +151,7 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> dict[str, Any]:
-    where = [_unexpired()] + ([t.File.purpose == purpose] if purpose else [])
+    where = [t.File.unexpired()] + ([t.File.purpose == purpose] if purpose else [])
     return list_object(context, t.File, show, *where, limit=limit, after=after, ascending=order == "asc")
 
 
@@ -180,7 +178,7 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 @router.delete("/{id}")
 def remove(id: str, context: Ctx) -> dict[str, Any]:
     """Delete a file. Jobs made from it keep what they need."""
-    gone = delete(t.File).where(t.File.id == id, *context.own(t.File), _unexpired())
+    gone = delete(t.File).where(t.File.id == id, *context.own(t.File), t.File.unexpired())
     with context.sessions.begin() as session:
         if session.execute(gone.returning(t.File.id)).first() is None:
             raise not_found("file", id, "id")

@@ -16,6 +16,7 @@ from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.graders import check_grader
 from iro_server.api.job_request import JobRequest
+from iro_server.api.quotas import check_jobs
 from iro_server.jobs import records
 from iro_server.store import files as store
 from iro_server.store import tables as t
@@ -32,6 +33,7 @@ async def create(body: JobRequest, context: Ctx) -> dict[str, Any]:
 
 
 def _create(body: JobRequest, context: Context) -> dict[str, Any]:
+    check_jobs(context)
     _check_model(body, context)
     body.method.reinforcement.check_rows(context.settings.max_rows)
     _check_grader(body, context)

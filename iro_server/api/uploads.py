@@ -18,6 +18,7 @@ from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import lines_of
+from iro_server.api.quotas import check_file
 from iro_server.row_files import PARQUET_MAGIC
 from iro_server.store import files
 from iro_server.store import tables as t
@@ -25,6 +26,7 @@ from iro_server.store import tables as t
 router = APIRouter(prefix="/uploads", tags=["uploads"], route_class=FileRoute)
 SECONDS = 3600  # from an upload's creation to its end
 MAX_PART = 64 * 2**20
+MAX_PARTS = 10_000
 
 
 class UploadRequest(BaseModel):
@@ -49,6 +51,7 @@ def create(body: UploadRequest, context: Ctx) -> dict[str, Any]:
     """Begin an upload, which takes parts for an hour."""
     if body.bytes > context.settings.max_upload_bytes:
         raise bad_request(f"A file is at most {context.settings.max_upload_bytes} bytes.", "bytes", "invalid_value")
+    check_file(context, body.bytes)
     created = t.now()
     upload = t.Upload(
         id=t.new_id("upload_"),
@@ -73,10 +76,7 @@ def add_part(id: str, data: Annotated[UploadFile, File()], context: Ctx) -> dict
     size = data.size or 0
     if size > MAX_PART:
         raise bad_request(f"A part is at most {MAX_PART} bytes.", "data", "part_too_large")
-    with context.sessions() as session:
-        before = session.scalar(select(func.sum(t.Part.bytes)).where(t.Part.upload_id == id)) or 0
-    if before + size > 2 * upload.bytes:  # room for parts that are sent again
-        raise bad_request(f"The parts hold more than twice the {upload.bytes} bytes announced.", "data", "too_large")
+    _check_room(context, upload, size)
     part = t.Part(id=t.new_id("part_"), upload_id=id, bytes=size, created_at=t.now())
     path = _folder(context, id) / part.id
     files.write_whole(path, iter(lambda: data.file.read(2**20), b""))
@@ -86,6 +86,19 @@ def add_part(id: str, data: Annotated[UploadFile, File()], context: Ctx) -> dict
             raise _ended(context, id)
         session.add(part)
     return {"id": part.id, "object": "upload.part", "created_at": part.created_at, "upload_id": id}
+
+
+def _check_room(context: Context, upload: t.Upload, size: int) -> None:
+    """400 for a part of ``size`` bytes that the upload does not take."""
+    if not size:
+        raise bad_request("The part is empty.", "data", "empty_part")
+    with context.sessions() as session:
+        sizes = select(func.count(), func.coalesce(func.sum(t.Part.bytes), 0)).where(t.Part.upload_id == upload.id)
+        count, before = session.execute(sizes).one()
+    if count >= MAX_PARTS:
+        raise bad_request(f"An upload has at most {MAX_PARTS} parts.", "data", "too_many_parts")
+    if before + size > 2 * upload.bytes:  # room for parts that are sent again
+        raise bad_request(f"The parts hold more than twice the {upload.bytes} bytes announced.", "data", "too_large")
 
 
 @router.post("/{id}/complete")

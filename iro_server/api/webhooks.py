@@ -12,6 +12,7 @@ from sqlalchemy import delete
 
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
+from iro_server.api.quotas import check_webhooks
 from iro_server.jobs.deliveries import EVENT_TYPES, EventType, event
 from iro_server.settings import is_loopback
 from iro_server.store import tables as t
@@ -68,6 +69,7 @@ def event_types() -> dict[str, Any]:
 @router.post("/webhook_endpoints")
 def create(body: EndpointRequest, context: Ctx) -> dict[str, Any]:
     """Add an endpoint. Its secret is shown now, and never again."""
+    check_webhooks(context)
     created = t.now()
     row = t.WebhookEndpoint(
         id=t.new_id("we_"),

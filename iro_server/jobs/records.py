@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, case, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from iro_server.jobs.deliveries import enqueue
@@ -46,18 +47,35 @@ def move(session: Session, job_id: str, before: str, after: str, **values: Any) 
 
 
 def take_next(sessions: Sessions, server: str, besides: tuple[str, ...] = ()) -> Job | None:
-    """The oldest queued job but for ``besides`` and those that another server is just taking, now running and ours."""
+    """A queued job but for ``besides`` and those that another server is just taking, now running and ours: the oldest
+    of the project whose turn it is."""
+    queued = (Job.status == "queued", Job.id.not_in(besides))
     with sessions.begin() as session:
-        oldest = select(Job).where(Job.status == "queued", Job.id.not_in(besides)).order_by(Job.seq).limit(1)
-        job = session.scalar(oldest.with_for_update(skip_locked=True))  # PostgreSQL's; SQLite has one writer anyway
-        if job is None:
-            return None
-        message = "Fine-tuning job started" if job.attempt == 0 else "Fine-tuning job goes on"
-        if not move(session, job.id, "queued", "running", server=server, attempt=Job.attempt + 1):
-            return None
-        add_event(session, job.id, message)
-        session.refresh(job)
-        return job
+        for project in _in_turn(session, *queued):
+            oldest = select(Job).where(*queued, Job.project == project).order_by(Job.seq).limit(1)
+            # PostgreSQL's; SQLite has one writer anyway
+            if (job := session.scalar(oldest.with_for_update(skip_locked=True))) is not None:
+                return job if _begin(session, job, server) else None
+    return None
+
+
+def _in_turn(session: Session, *queued: ColumnElement[bool]) -> list[str]:
+    """The projects with jobs that are ``queued``: those that run the fewest first and, of these, those whose last start
+    is the longest ago."""
+    running = func.count(case((Job.status == "running", 1)))
+    last_start = func.coalesce(func.max(Job.started_at), 0.0)
+    of_each = select(Job.project).where(Job.project.in_(select(Job.project).where(*queued))).group_by(Job.project)
+    return list(session.scalars(of_each.order_by(running, last_start, func.min(Job.seq))))
+
+
+def _begin(session: Session, job: Job, server: str) -> bool:
+    message = "Fine-tuning job started" if job.attempt == 0 else "Fine-tuning job goes on"
+    values = {"server": server, "attempt": Job.attempt + 1, "started_at": time.time()}
+    if not move(session, job.id, "queued", "running", **values):
+        return False
+    add_event(session, job.id, message)
+    session.refresh(job)
+    return True
 
 
 def adopt(sessions: Sessions, job: Job, server: str) -> bool:

@@ -69,7 +69,7 @@ def connect(settings: Settings) -> Engine:
 
 def _options(settings: Settings) -> dict[str, Any]:
     """A connection is tried before it is used: a database that was started again would fail each once."""
-    pool = {"pool_size": settings.database_connections, "max_overflow": 0, "pool_pre_ping": True}
+    pool: dict[str, Any] = {"pool_size": settings.database_connections, "max_overflow": 0, "pool_pre_ping": True}
     pool["pool_timeout"] = settings.database_timeout
     if not settings.url.startswith("postgresql"):
         return pool

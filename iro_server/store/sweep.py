@@ -37,6 +37,8 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
     with sessions.begin() as session:
         expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
         _expire_uploads(session)
+        if settings.retention is not None:
+            _forget(session, time.time() - settings.retention)
         named = set(session.scalars(select(t.File.id)))
         jobs = set(session.scalars(select(t.Job.id)))
         first_job = session.scalar(select(func.min(t.Job.created_at)))
@@ -61,6 +63,17 @@ def _aged(folder: Path, hours: int) -> list[tuple[Path, float]]:
         with contextlib.suppress(FileNotFoundError):  # removed this instant
             found.append((path, path.stat().st_mtime))
     return [(path, modified) for path, modified in found if modified < time.time() - hours * HOUR]
+
+
+def _forget(session: Session, before: float) -> None:
+    """Remove the rows of what ended before then (Unix time): events of jobs, uploads, deliveries."""
+    ended = select(t.Job.id).where(t.Job.status.in_(t.FINISHED), t.Job.finished_at < before)
+    session.execute(delete(t.Event).where(t.Event.job_id.in_(ended)))
+    late = (t.Upload.status != "pending", t.Upload.expires_at < before)
+    gone = select(t.Upload.id).where(*late)
+    session.execute(delete(t.Part).where(t.Part.upload_id.in_(gone)))
+    session.execute(delete(t.Upload).where(*late))
+    session.execute(delete(t.Delivery).where(t.Delivery.due.is_(None), t.Delivery.created_at < before))
 
 
 def _expire_uploads(session: Session) -> None:

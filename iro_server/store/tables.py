@@ -6,7 +6,19 @@ import secrets
 import time
 from typing import Any, Literal, get_args
 
-from sqlalchemy import JSON, BigInteger, Dialect, Double, ForeignKey, Integer, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Dialect,
+    Double,
+    ForeignKey,
+    Integer,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+    or_,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -38,11 +50,11 @@ Json = JSON(none_as_null=True)
 Long = BigInteger().with_variant(Integer, "sqlite")  # whose integers have 64 bits by any name
 
 
+COLUMNS: dict[Any, Any] = {dict[str, Any]: Json, list[str]: Json, list[Any]: Json, int: Long, str: Text}
+
+
 class Base(DeclarativeBase):
-    type_annotation_map = {  # noqa: RUF012
-        **{dict[str, Any]: Json, list[str]: Json, list[Any]: Json},
-        **{int: Long, str: Text},
-    }
+    type_annotation_map = COLUMNS
 
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
@@ -79,6 +91,10 @@ class File(Base, Owned):
     bytes: Mapped[int]
     sha256: Mapped[str | None] = mapped_column(default=None)
     expires_at: Mapped[int | None] = mapped_column(default=None)
+
+    @classmethod
+    def unexpired(cls) -> ColumnElement[bool]:
+        return or_(cls.expires_at.is_(None), cls.expires_at > now())
 
 
 class Upload(Base, Owned):

@@ -57,3 +57,28 @@ def test_a_job_that_another_server_is_taking_is_passed_over_without_waiting(sess
         assert records.take_next(sessions, "here").id == second
         assert records.take_next(sessions, "here") is None
     assert records.take_next(sessions, "here").id == first
+
+
+def test_projects_take_turns_however_many_jobs_each_queued(sessions):
+    rest = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "model_name": "m", "config": {}}
+    with sessions.begin() as session:
+        for project, count in (("many", 6), ("few", 3)):
+            session.add_all(Job(id=f"{project}-{number}", project=project, **rest) for number in range(count))
+            session.flush()
+    order = []
+    while job := records.take_next(sessions, "here"):
+        order.append(job.id)
+        records.fail(sessions, job, "x", "no matter")
+    alternating = ["many-0", "few-0", "many-1", "few-1", "many-2", "few-2"]
+    assert order == [*alternating, "many-3", "many-4", "many-5"]
+
+
+def test_a_project_that_runs_nothing_goes_before_one_that_does(sessions):
+    rest = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "model_name": "m", "config": {}}
+    with sessions.begin() as session:
+        session.add_all(Job(id=f"many-{number}", project="many", **rest) for number in range(4))
+    first, second = (records.take_next(sessions, "here").id for _ in range(2))
+    with sessions.begin() as session:
+        session.add(Job(id="few-0", project="few", **rest))
+    assert (first, second) == ("many-0", "many-1")
+    assert records.take_next(sessions, "here").id == "few-0"

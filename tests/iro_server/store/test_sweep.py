@@ -4,6 +4,7 @@ import os
 import time
 
 import pytest
+from sqlalchemy import select
 
 from iro_server.settings import Settings
 from iro_server.store import tables as t
@@ -104,3 +105,29 @@ def test_folders_of_jobs_that_were_never_acknowledged_go_and_no_others(store):
     add(sessions, t.Job(id="ftjob-kept", created_at=first, **kept))
     sweep(settings, sessions)
     assert names(settings.data_dir / "jobs") == ["ftjob-kept", "ftjob-new"]
+
+
+def test_what_ended_is_forgotten_after_the_retention_time_and_what_has_not_is_kept(store):
+    settings, sessions = store
+    settings = settings.model_copy(update={"retention": 2.0 * HOUR})
+    now, old = int(time.time()), int(time.time()) - 3 * HOUR
+    job = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "config": {}}
+    upload = {"filename": "a", "purpose": "fine-tune", "bytes": 1}
+    with sessions.begin() as session:
+        for id, status, finished in [("ended", "failed", old), ("recent", "failed", now), ("open", "running", None)]:
+            session.add(t.Job(id=id, status=status, finished_at=finished, model_name=id, created_at=old, **job))
+            session.flush()
+            rest = {"type": "message", "level": "info", "message": "x", "data": {}}
+            session.add(t.Event(id=f"event-{id}", job_id=id, created_at=old, **rest))
+        session.add(t.Upload(id="u-ended", status="completed", expires_at=old, **upload))
+        session.add(t.Upload(id="u-recent", status="completed", expires_at=now, **upload))
+        session.add(t.WebhookEndpoint(id="we", name="x", url="https://x.test", event_types=[], secret="s"))
+        session.flush()
+        for id, due in [("d-sent", None), ("d-due", float(now))]:
+            session.add(t.Delivery(id=id, endpoint_id="we", payload={}, due=due, created_at=old))
+    sweep(settings, sessions)
+    with sessions() as session:
+        assert set(session.scalars(select(t.Event.id))) == {"event-recent", "event-open"}
+        assert set(session.scalars(select(t.Upload.id))) == {"u-recent"}
+        assert set(session.scalars(select(t.Delivery.id))) == {"d-due"}
+        assert set(session.scalars(select(t.Job.id))) == {"ended", "recent", "open"}

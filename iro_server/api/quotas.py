@@ -1,0 +1,47 @@
+"""How much one project may keep and have under way: 429 beyond, as OpenAI answers a quota that is used up.
+
+Each is counted before it grows, so requests at once may go over it together by what they bring.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select
+
+from iro_server.api.context import Context
+from iro_server.api.errors import APIError
+from iro_server.jobs.records import OPEN
+from iro_server.store import tables as t
+
+
+def check_file(context: Context, bytes: int) -> None:
+    """Refuse a file of so many bytes, or an upload that announces them, which the project has no room for."""
+    settings, project = context.settings, context.caller.project
+    pending = (t.Upload.project == project, t.Upload.status == "pending", t.Upload.expires_at > t.now())
+    stored = select(func.count(), func.coalesce(func.sum(t.File.bytes), 0))
+    announced = select(func.count(), func.coalesce(func.sum(t.Upload.bytes), 0))
+    with context.sessions() as session:
+        files, size = session.execute(stored.where(t.File.project == project, t.File.unexpired())).one()
+        uploads, coming = session.execute(announced.where(*pending)).one()
+    _check("files, with uploads under way", files + uploads + 1, settings.project_files, "Delete some")
+    _check("bytes of files", int(size + coming) + bytes, settings.project_bytes, "Delete some")
+
+
+def check_jobs(context: Context) -> None:
+    where = (t.Job.project == context.caller.project, t.Job.status.in_(OPEN))
+    with context.sessions() as session:
+        jobs = session.scalar(select(func.count()).select_from(t.Job).where(*where)) or 0
+    _check("jobs that have not ended", jobs + 1, context.settings.project_jobs, "Wait for some, or cancel them")
+
+
+def check_webhooks(context: Context) -> None:
+    where = t.WebhookEndpoint.project == context.caller.project
+    with context.sessions() as session:
+        endpoints = session.scalar(select(func.count()).select_from(t.WebhookEndpoint).where(where)) or 0
+    _check("webhook endpoints", endpoints + 1, context.settings.project_webhooks, "Delete some")
+
+
+def _check(what: str, would_be: int, most: int, instead: str) -> None:
+    if would_be > most:
+        message = f"This project would have {would_be} {what}, and it may have {most}. {instead}."
+        headers = {"x-should-retry": "false"}
+        raise APIError(429, message, type="insufficient_quota", code="insufficient_quota", headers=headers)
