@@ -18,6 +18,25 @@ settings.load_profile("iro")
 DATABASES = ("sqlite", "postgresql")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("allowed_skips", "how many tests --count-skips lets be skipped", default="0")
+    parser.addoption("--count-skips", action="store_true", help="fail if more tests are skipped than allowed")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--count-skips") and (skipped := len(terminalreporter.stats.get("skipped", []))):
+        allowed = int(config.getini("allowed_skips"))
+        terminalreporter.section(f"{skipped} tests were skipped; pyproject.toml allows {allowed}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--count-skips") and reporter:
+        too_many = len(reporter.stats.get("skipped", [])) > int(session.config.getini("allowed_skips"))
+        session.exitstatus = session.exitstatus or int(too_many)
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Postgres]:
     """One PostgreSQL server for all tests that need one."""

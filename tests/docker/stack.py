@@ -19,7 +19,6 @@ import yaml
 from benchmarks.faults_server import wait_for
 from benchmarks.postgres import postgres, programs
 from iro_server.engines.prepare import iro_home
-from iro_server.graders.sandbox import isolation_problem
 from iro_server.settings import Settings
 from tests.docker.envfiles import read
 
@@ -30,7 +29,6 @@ HAS_ENGINE = "engine_urls" in Settings.model_fields and VLLM.exists()
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PASSWORD, ENGINE_KEY = "of-the-database", "of-the-engine"
 SECRETS = {"PGPASSWORD": PASSWORD, "IRO_ENGINE_KEY": ENGINE_KEY, "VLLM_API_KEY": ENGINE_KEY, "MODEL": MODEL}
-SECRETS |= {"IRO_PYTHON_GRADERS": "unsafe"} if isolation_problem() else {}
 OF_THIS_MACHINE = {"PATH", "HOME", "LANG", "OMP_NUM_THREADS", "PYTHONPATH", "TMPDIR"}
 
 

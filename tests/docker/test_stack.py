@@ -1,6 +1,6 @@
 """All services together, started as compose starts them: a real job, then another while each service restarts in turn.
 
-vLLM takes part where its environment is there (`make vllm`); without, the model runs in the server and the workers.
+vLLM is one of them: its environment must be there (`make vllm`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from openai.types.fine_tuning import FineTuningJob
 
 from benchmarks.faults_server import ended, insist, wait_for
 from benchmarks.postgres import programs
+from iro_server.graders.sandbox import isolation_problem
 
 psycopg = pytest.importorskip("psycopg", reason="needs the extra postgres")
 
-from tests.docker.stack import ENGINE_KEY, HAS_ENGINE, MODEL, PASSWORD, Stack, stack  # noqa: E402
+from tests.docker.stack import ENGINE_KEY, HAS_ENGINE, MODEL, PASSWORD, VLLM, Stack, stack  # noqa: E402
 
 NAME = MODEL.split("/")[-1]
 OPENINGS = [
@@ -39,7 +40,7 @@ def grade(sample, item):
 GRADER = {"type": "python", "name": "letters", "source": COUNT_LETTER}
 SMALL = {"rollouts_per_prompt": 2, "beam_width": 2, "num_successors": 2, "chunk_length": 4, "max_tokens": 8}
 SMALL |= {"validation_prompts": 2, "early_stop": False}
-SMALL |= {"value_model": "lora", "backbone_layers": 1} if HAS_ENGINE else {}
+SMALL |= {"value_model": "lora", "backbone_layers": 1}
 
 
 def start_job(running: Stack, file: str, iterations: int) -> str:
@@ -79,14 +80,17 @@ def restart(running: Stack, service: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not HAS_ENGINE, reason=f"no {VLLM}: `make vllm` installs vLLM")
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(programs() is None, reason="needs PostgreSQL's programs")
 def test_nothing_is_lost_while_each_service_restarts_in_turn(tmp_path_factory):
+    if problem := isolation_problem():
+        pytest.skip(f"this host does not isolate: {problem}")
     with stack(tmp_path_factory.mktemp("stack")) as running:
         assert "first API key" in running.run("setup")
         key = running.client.api_key
         assert "first API key" not in running.run("setup") and running.client.api_key == key
-        services = [*(["vllm"] if HAS_ENGINE else []), "server", "worker"]
+        services = ["vllm", "server", "worker"]
         for service in services:
             running.start(service)
 
@@ -104,7 +108,7 @@ def test_nothing_is_lost_while_each_service_restarts_in_turn(tmp_path_factory):
         )
 
         second = start_job(running, file, iterations=3)
-        for service in ["postgres", "worker", *(["vllm"] if HAS_ENGINE else []), "server"]:
+        for service in ["postgres", "worker", "vllm", "server"]:
             status = wait_for(lambda: begun(running, second), "the job to run")
             assert status == "running", f"the job was over before {service} could be killed: {status}"
             restart(running, service)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -66,7 +67,16 @@ def test_only_a_keys_hash_is_stored(settings):
     assert keys.by_secret(sessions, secret).id == made.id and keys.by_secret(sessions, secret + "x") is None
     stored = settings.data_dir.glob("iro.db*")
     assert not any(secret.encode() in path.read_bytes() for path in stored)
-    assert stat.S_IMODE((settings.data_dir).stat().st_mode) & 0o077 == 0 or settings.data_dir.exists()
+
+
+def test_a_data_directory_is_its_users_alone(tmp_path):
+    settings = settings_for(tmp_path / "new")
+    before = os.umask(0)
+    try:
+        open_database(settings)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(settings.data_dir.stat().st_mode) == 0o700
 
 
 def test_a_key_sees_only_its_own_projects_things(settings):
