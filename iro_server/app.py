@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import socket
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -99,6 +100,7 @@ def serve(settings: Settings) -> None:
     if settings.python_graders == "sandbox" and (problem := isolation_problem()):
         log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
     CACHES.limit = settings.value_cache_bytes
+    spool_uploads(settings)
     with open_engine(model_dir, settings.model_name, settings.endpoints) as engine:
         config = uvicorn.Config(
             create_app(settings, engine),
@@ -122,6 +124,13 @@ class Server(uvicorn.Server):
         app: Any = self.config.app
         app.state.context.deadlines.stop_within(self.drain)
         await super().shutdown(sockets)
+
+
+def spool_uploads(settings: Settings) -> None:
+    """Have uploads wait in the data directory while they arrive: ``/tmp`` may be a small one, in memory."""
+    folder = settings.data_dir / "spool"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    tempfile.tempdir = str(folder)  # starlette's forms take no folder of their own
 
 
 def check_keys(settings: Settings) -> None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from iro_server import cli_db, cli_keys, cli_model, cli_rollouts
+from iro_server import cli_backup, cli_db, cli_keys, cli_model, cli_rollouts
 from iro_server.cli_model import model_dir
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.endpoints import EngineUnavailable
@@ -67,6 +67,8 @@ app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_db.app, name="db")
 app.add_typer(cli_rollouts.app, name="rollouts")
+app.command()(cli_backup.backup)
+app.command()(cli_backup.restore)
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
 DataDir = Annotated[Path | None, typer.Option(help="Files, jobs and the database.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from iro_server.store.database import Sessions
 
 log = logging.getLogger("iro.store")
 HOUR = 3600.0
+UNKNOWN = "unknown"  # the folder of what no row names, which a database restored from a backup may have forgotten
+UNKNOWN_HOURS = 7 * 24
 
 
 async def sweep_hourly(settings: Settings, sessions: Sessions, stopping: asyncio.Event) -> None:
@@ -46,14 +49,33 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
     for id in expired:
         (settings.files_dir / id).unlink(missing_ok=True)
     for path, modified in aged:
-        # a file older than every row is another database's, which this one was opened beside by mistake
-        if path.suffix == ".partial" or (path.name not in named and first is not None and modified >= first):
+        if path.suffix == ".partial":
             path.unlink(missing_ok=True)
+        # a file older than every row is another database's, which this one was opened beside by mistake
+        elif path.name not in named and first is not None and modified >= first:
+            _set_aside(settings, path)
     for path, modified in folders:  # of a job whose creation was cut short
         if path.name not in jobs and first_job is not None and modified >= first_job:
-            shutil.rmtree(path)
+            _set_aside(settings, path)
+    for path, _ in _aged(settings.data_dir / UNKNOWN, hours=UNKNOWN_HOURS):
+        _remove(path)
     for folder, _ in _aged(settings.parts_dir, hours=2):  # an upload takes parts for an hour
         shutil.rmtree(folder, ignore_errors=True)  # another server may be at it too
+
+
+def _set_aside(settings: Settings, path: Path) -> None:
+    """Move what no row names to where it is removed later, and say so."""
+    target = settings.data_dir / UNKNOWN / path.name
+    target.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another server was faster
+        path.rename(target)
+        os.utime(target)  # its time there begins now
+        days = UNKNOWN_HOURS // 24
+        log.warning("no row names %s: moved to %s, where it is deleted in %d days", path, target, days)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _aged(folder: Path, hours: int) -> list[tuple[Path, float]]:

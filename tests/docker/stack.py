@@ -25,7 +25,7 @@ from tests.docker.envfiles import read
 DOCKER = Path(__file__).parents[2] / "docker"
 SERVICES = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
 VLLM = Path(os.environ.get("VLLM_VENV", DOCKER.parent / ".venv-vllm")) / "bin"
-HAS_ENGINE = "engine_urls" in Settings.model_fields and VLLM.exists()
+HAS_ENGINE = VLLM.exists()
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PASSWORD, ENGINE_KEY = "of-the-database", "of-the-engine"
 SECRETS = {"PGPASSWORD": PASSWORD, "IRO_ENGINE_KEY": ENGINE_KEY, "VLLM_API_KEY": ENGINE_KEY, "MODEL": MODEL}

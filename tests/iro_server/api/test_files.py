@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import tempfile
 import time
 
 import httpx
@@ -15,10 +17,11 @@ from sqlalchemy import update
 from iro_server.api.errors import APIError
 from iro_server.api.files import safe_name
 from iro_server.api.jsonl import MAX_LINE, Row, checked_lines, lines_of
+from iro_server.app import spool_uploads
 from iro_server.store import keys
 from iro_server.store import tables as t
 from iro_server.store.database import open_database
-from tests.iro_server.api.serving import conforms, upload
+from tests.iro_server.api.serving import conforms, settings_for, upload
 from training.iro.data import load_prompts
 
 ON_EACH_DATABASE = True
@@ -297,3 +300,11 @@ def test_a_bad_row_of_a_table_is_refused_and_leaves_nothing(served, tmp_path, ro
         served.client.files.create(file=tmp_path / "rows.parquet", purpose="fine-tune")
     assert (refused.value.param, refused.value.code) == ("file", "invalid_file")
     assert set(served.settings.files_dir.glob("*")) == before
+
+
+def test_an_upload_waits_in_the_data_directory_while_it_arrives(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    spool_uploads(settings_for(tmp_path))
+    with tempfile.SpooledTemporaryFile(max_size=1) as arriving:
+        arriving.write(b"more than stays in memory")
+        assert os.readlink(f"/proc/self/fd/{arriving.fileno()}").startswith(f"{tmp_path}/spool/")

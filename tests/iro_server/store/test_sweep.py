@@ -9,7 +9,7 @@ from sqlalchemy import select
 from iro_server.settings import Settings
 from iro_server.store import tables as t
 from iro_server.store.database import open_database
-from iro_server.store.sweep import sweep
+from iro_server.store.sweep import UNKNOWN, sweep
 
 HOUR = 3600
 
@@ -51,6 +51,22 @@ def test_only_old_files_without_a_row_are_removed(store):
     add(sessions, file_row("file-kept", 9))
     sweep(settings, sessions)
     assert names(settings.files_dir) == ["file-arriving", "file-growing.partial", "file-kept"]
+
+
+def test_what_no_row_names_is_set_aside_and_said_before_it_is_deleted(store, caplog):
+    settings, sessions = store
+    place(settings.files_dir, "file-kept", 9)
+    place(settings.files_dir, "file-unknown", 5)
+    add(sessions, file_row("file-kept", 9))
+    sweep(settings, sessions)
+    aside = settings.data_dir / UNKNOWN
+    assert names(aside) == ["file-unknown"]
+    assert f"no row names {settings.files_dir / 'file-unknown'}" in caplog.text and "in 7 days" in caplog.text
+    sweep(settings, sessions)
+    assert names(aside) == ["file-unknown"]  # it arrived there now, however old it is
+    place(aside, "file-unknown", 8 * 24)
+    sweep(settings, sessions)
+    assert names(aside) == []
 
 
 def test_expired_files_lose_row_and_bytes(store):

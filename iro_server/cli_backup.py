@@ -1,0 +1,35 @@
+"""``iro backup`` and ``iro restore``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iro_server.cli_keys import DatabaseUrl, DataDir, settings_of
+
+Folder = Annotated[Path, typer.Argument(help="The backup's folder.")]
+
+
+def backup(out: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Write all rows and files, as of now, to a new folder. The server may go on meanwhile."""
+    from iro_server.store.backup import backup
+    from iro_server.store.database import open_database
+
+    settings = settings_of(data_dir, database_url)
+    _tell(f"Backed up to {out}", backup(settings, open_database(settings), out))
+
+
+def restore(source: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Fill an empty server, which does not run yet, from a backup. Jobs that ran go on once it does."""
+    from iro_server.store.backup import restore
+    from iro_server.store.database import open_database
+
+    settings = settings_of(data_dir, database_url)
+    _tell(f"Restored to {settings.data_dir}", restore(settings, open_database(settings), source))
+
+
+def _tell(done: str, rows: dict[str, int]) -> None:
+    counts = ", ".join(f"{rows[name]} {name}" for name in ("files", "jobs", "models", "api_keys"))
+    typer.echo(f"{done}: {counts.replace('api_keys', 'keys')}")
