@@ -19,7 +19,6 @@ import yaml
 from benchmarks.faults_server import wait_for
 from benchmarks.postgres import postgres, programs
 from iro_server.engines.prepare import iro_home
-from iro_server.settings import Settings
 from tests.docker.envfiles import read
 
 DOCKER = Path(__file__).parents[2] / "docker"
