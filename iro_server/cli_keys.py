@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from iro_server.scopes import Scope
+
 if TYPE_CHECKING:
     from iro_server.settings import Settings
     from iro_server.store.tables import ApiKey
@@ -19,6 +21,10 @@ app = typer.Typer(no_args_is_help=True, help="API keys: once there is one, the s
 DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.")]
 DatabaseUrl = Annotated[str | None, typer.Option(help="The server's database; SQLite in data_dir without.")]
 PerMinute = Annotated[int | None, typer.Option(min=1)]
+Scopes = Annotated[
+    list[Scope] | None, typer.Option("--scope", help="What it may do; several may be given. All without.")
+]
+Days = Annotated[float | None, typer.Option(min=0, help="Refuse it after so many days.")]
 
 
 @app.command()
@@ -28,6 +34,8 @@ def create(
     requests_per_minute: PerMinute = None,
     tokens_per_minute: PerMinute = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
+    scopes: Scopes = None,
+    expires_in_days: Days = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -35,9 +43,12 @@ def create(
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
-    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    limits: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    limits |= {"concurrency": concurrency, "scopes": scopes or None}
+    if expires_in_days is not None:
+        limits["expires_at"] = round(time.time() + 86_400 * expires_in_days)
     settings = settings_of(data_dir, database_url)
-    made, secret = keys.create(open_database(settings), name, project, **limits, concurrency=concurrency)
+    made, secret = keys.create(open_database(settings), name, project, **limits)
     _note(settings, "key_created", made)
     typer.echo(f"{made.id}, project {made.project}", err=True)
     typer.echo(secret)
@@ -50,9 +61,10 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
     from iro_server.store.database import open_database
 
     for key in keys.every(open_database(settings_of(data_dir, database_url))):
-        state = f"revoked {_day(key.revoked_at)}" if key.revoked_at else "active"
+        state = _state(key)
         limits = {name: getattr(key, name) for name in ("requests_per_minute", "tokens_per_minute", "concurrency")}
         own = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
+        own += f"  may {', '.join(key.scopes)}" if key.scopes else ""
         line = f"{key.id}  …{key.hint}  {_day(key.created_at)}  {key.name}  (project {key.project})  {state}"
         typer.echo(f"{line}  {own}".rstrip())
 
@@ -82,6 +94,14 @@ def _note(settings: Settings, event: str, key: ApiKey) -> None:
 
     line = {"time": round(time.time(), 3), "event": event, "key": key.id, "name": key.name, "project": key.project}
     audit_log(settings).info(json.dumps(line))
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at:
+        return f"revoked {_day(key.revoked_at)}"
+    if key.expires_at:
+        return f"{'expired' if key.expires_at <= time.time() else 'active until'} {_day(key.expires_at)}"
+    return "active"
 
 
 def _day(time: int) -> str:

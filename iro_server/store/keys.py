@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 
 from iro_server.store.database import Sessions
 from iro_server.store.tables import ApiKey, new_id, now
@@ -21,7 +21,7 @@ PREFIX = "sk-iro-"
 def create(sessions: Sessions, name: str, project: str | None = None, **limits: Any) -> tuple[ApiKey, str]:
     """A new key and, this once, its secret. Without a project it gets one of its own: nobody else's sees its things.
 
-    ``limits``: requests_per_minute, tokens_per_minute, concurrency.
+    ``limits``: requests_per_minute, tokens_per_minute, concurrency; scopes (None: all); expires_at, in Unix time.
     """
     secret = PREFIX + secrets.token_urlsafe(32)
     id = new_id("key_")
@@ -33,9 +33,10 @@ def create(sessions: Sessions, name: str, project: str | None = None, **limits: 
 
 
 def by_secret(sessions: Sessions, secret: str) -> ApiKey | None:
-    """The key that is not revoked and has this secret."""
+    """The key that has this secret, and is neither revoked nor expired."""
+    valid = (ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()))
     with sessions() as session:
-        return session.scalar(select(ApiKey).where(ApiKey.hash == _hash(secret), ApiKey.revoked_at.is_(None)))
+        return session.scalar(select(ApiKey).where(ApiKey.hash == _hash(secret), *valid))
 
 
 def every(sessions: Sessions) -> list[ApiKey]:

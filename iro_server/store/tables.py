@@ -68,7 +68,8 @@ class Owned:
 
 
 class ApiKey(Base, Owned):
-    """A key, of which only the hash is kept. ``hint``: its last characters. Limits None: the server's own."""
+    """A key, of which only the hash is kept. ``hint``: its last characters. Limits None: the server's own; ``scopes``
+    None: all there are."""
 
     __tablename__ = "api_keys"
 
@@ -78,6 +79,8 @@ class ApiKey(Base, Owned):
     requests_per_minute: Mapped[int | None] = mapped_column(default=None)
     tokens_per_minute: Mapped[int | None] = mapped_column(default=None)
     concurrency: Mapped[int | None] = mapped_column(default=None)
+    scopes: Mapped[list[str] | None] = mapped_column(default=None)
+    expires_at: Mapped[int | None] = mapped_column(default=None)
     revoked_at: Mapped[int | None] = mapped_column(default=None)
 
 

@@ -29,6 +29,19 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     assert keys.by_secret(sessions, secret) is None and "revoked" in iro("list", *where).stdout
 
 
+def test_a_key_may_end_by_itself_and_do_less_than_all(tmp_path: Path) -> None:
+    where = ("--data-dir", str(tmp_path))
+    ends = iro("create", "visitor", "--expires-in-days", "1.5", "--scope", "read", "--scope", "generate", *where)
+    ended = iro("create", "gone", "--expires-in-days", "0", *where)
+    sessions = open_database(Settings(data_dir=tmp_path))
+    key = keys.by_secret(sessions, ends.stdout.strip())
+    assert key.scopes == ["read", "generate"] and abs(key.expires_at - key.created_at - 1.5 * 86_400) < 5
+    assert keys.by_secret(sessions, ended.stdout.strip()) is None
+    visitor, gone = iro("list", *where).stdout.splitlines()
+    assert "active until" in visitor and "may read, generate" in visitor and "expired" in gone
+    assert iro("create", "x", "--scope", "everything", *where).exit_code == 2
+
+
 def test_keys_without_a_project_do_not_share_one(tmp_path: Path) -> None:
     where = ("--data-dir", str(tmp_path))
     for name in ("one", "other"):

@@ -1,4 +1,5 @@
-"""Integers of 64 bits, which a file's bytes and a job's tokens may need; when a job last started, for the queue."""
+"""Integers of 64 bits, which a file's bytes and a job's tokens may need; when a job last started, for the queue; what a
+key may do, and until when."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("started_at", sa.Double))
+    op.add_column("api_keys", sa.Column("scopes", sa.JSON))
+    op.add_column("api_keys", sa.Column("expires_at", sa.BigInteger().with_variant(sa.Integer, "sqlite")))
     if op.get_bind().dialect.name != "sqlite":  # whose integers have 64 bits
         _widen()
 
