@@ -44,9 +44,9 @@ def create(
     from iro_server.store.database import open_database
 
     limits: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    limits |= {"concurrency": concurrency, "scopes": scopes or None}
+    limits |= {"concurrency": concurrency, "scopes": [scope.value for scope in scopes] if scopes else None}
     if expires_in_days is not None:
-        limits["expires_at"] = round(time.time() + 86_400 * expires_in_days)
+        limits["expires_at"] = int(time.time() + 86_400 * expires_in_days)
     settings = settings_of(data_dir, database_url)
     made, secret = keys.create(open_database(settings), name, project, **limits)
     _note(settings, "key_created", made)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from enum import StrEnum
 
-Scope = Literal["read", "generate", "train", "admin"]
 SHARED = ("/v1/fine_tuning/checkpoints/", "/v1/webhook_endpoints", "/metrics")  # whom a project tells, the whole server
 
 
+class Scope(StrEnum):
+    read = "read"  # look
+    generate = "generate"  # have models answer
+    train = "train"  # store files, start jobs, try graders, delete
+    admin = "admin"  # share models, webhooks, the metrics of the whole server
+
+
 def needed(method: str, path: str) -> Scope:
-    """ "read": to look; "generate": to have models answer; "train": to store, to start and to delete; "admin": sharing
-    models, webhooks, and the metrics of the whole server."""
     if path.startswith(SHARED):
-        return "admin"
+        return Scope.admin
     if method in ("GET", "HEAD", "OPTIONS"):
-        return "read"
-    return "generate" if path in ("/v1/chat/completions", "/v1/completions") else "train"
+        return Scope.read
+    return Scope.generate if path in ("/v1/chat/completions", "/v1/completions") else Scope.train
