@@ -1,4 +1,5 @@
-"""GET /v1/health."""
+"""GET /v1/health, /v1/health/ready and /v1/health/live: for those who watch, for who sends requests here, for who
+starts the server again."""
 
 from __future__ import annotations
 
@@ -11,6 +12,20 @@ from iro_server.api.context import Ctx
 from iro_server.store.tables import Job
 
 router = APIRouter(tags=["health"])
+
+
+@router.get("/health/live")
+def live() -> dict[str, Any]:
+    """Whether the server answers at all. To start it again would bring no database or engine back."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready")
+def ready(context: Ctx) -> dict[str, Any]:
+    """Whether requests may be sent here: the database answers. Files and jobs are served while no engine is up."""
+    with context.sessions() as session:
+        session.execute(select(1))
+    return {"status": "ok"}
 
 
 @router.get("/health")

@@ -28,7 +28,7 @@ from iro_server.tasks import together
 from value_heads.threads import beside_engines
 
 Result = TypeVar("Result")
-START = 300.0  # seconds that an engine which starts beside this process may take
+START = 1200.0  # seconds that an engine which starts beside this process may take
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -168,7 +169,10 @@ def test_every_answer_names_its_request_and_the_audit_log_tells_of_it(settings):
             httpx.get(f"{client.base_url}nothing").headers["x-request-id"],
         ]
         upload(client)
-    lines = [json.loads(line) for line in (settings.data_dir / "audit.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (settings.data_dir / "audit" / f"{socket.gethostname()}.jsonl").read_text().splitlines()
+    ]
     by_id = {line["request"]: line for line in lines}
     assert [by_id[id]["status"] for id in ids] == [200, 404]
     assert any((line["method"], line["path"], line["status"]) == ("POST", "/v1/files", 200) for line in lines)

@@ -78,6 +78,8 @@ def test_an_engine_that_is_away_is_a_503_and_health_says_so(client, fake):
     assert fake.url not in refused.value.message
     wait_for(lambda: health(client).status_code == 503)  # a replica is down after some failures, of requests or probes
     assert health(client).json()["status"] == "unavailable"
+    for path in ("health/ready", "health/live", "files"):  # what needs no engine is served
+        assert httpx.get(f"{client.base_url}{path}").status_code == 200
     with pytest.raises(openai.APIError, match="cannot be reached now"):
         list(say(client, stream=True))
     fake.turn("ok")

@@ -47,6 +47,7 @@ def test_a_database_that_is_slow_is_unavailable(new_database, tmp_path):
         with create_engine(url).begin() as other, ThreadPoolExecutor(4) as pool:
             other.execute(text("LOCK TABLE files"))  # their statements time out, or they wait for a connection
             answers = list(pool.map(lambda _: httpx.get(f"{client.base_url}files", timeout=20), range(4)))
+            assert httpx.get(f"{client.base_url}health/live").status_code == 200
         assert {answer.status_code for answer in answers} == {503}
         assert {answer.json()["error"]["code"] for answer in answers} == {"storage_unavailable"}
         assert httpx.get(f"{client.base_url}files").status_code == 200
