@@ -100,7 +100,7 @@ def serve(settings: Settings) -> None:
     if settings.python_graders == "sandbox" and (problem := isolation_problem()):
         log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
     elif settings.python_graders == "sandbox":
-        log.info("python graders: %s", cgroup.bound())
+        log.info("python graders: %s", cgroup.memory_bound())
     CACHES.limit = settings.value_cache_bytes
     with open_engine(model_dir, settings.model_name, settings.endpoints) as engine:
         config = uvicorn.Config(

@@ -89,7 +89,7 @@ def parent() -> Path | None:
     return _choice()[0]
 
 
-def bound() -> str:
+def memory_bound() -> str:
     """What bounds a sandbox's memory on this host, for people."""
     folder, problem = _choice()
     if folder:
@@ -100,15 +100,15 @@ def bound() -> str:
 @functools.cache
 def _choice() -> tuple[Path | None, str]:
     try:
-        own = own_group(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
-        if own is None:
+        group = server_group(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+        if group is None:
             return None, "no cgroup v2 is mounted"
-        return prepare(own), ""
+        return prepare(group), ""
     except OSError as error:
         return None, str(error)
 
 
-def own_group(mountinfo: str, membership: str) -> Path | None:
+def server_group(mountinfo: str, membership: str) -> Path | None:
     """This process's folder in the cgroup v2 hierarchy, by /proc/self/mountinfo and /proc/self/cgroup."""
     paths = [line.removeprefix("0::") for line in membership.splitlines() if line.startswith("0::")]
     mounts = [line.split() for line in mountinfo.splitlines() if " - cgroup2 " in line]
@@ -118,16 +118,16 @@ def own_group(mountinfo: str, membership: str) -> Path | None:
     return None
 
 
-def prepare(own: Path) -> Path:
-    """Have the groups below the server's (``own``, or that above it once it has moved) limit memory and processes.
+def prepare(group: Path) -> Path:
+    """Have the groups below the server's (``group``, or that above it once it has moved) limit memory and processes.
     Raises OSError where that is not the server's to do."""
-    folder = own.parent if own.name == SERVER else own
+    folder = group.parent if group.name == SERVER else group
     if lacking := CONTROLLERS - set((folder / "cgroup.controllers").read_text().split()):
         raise OSError(f"{folder} has no controller of {' and '.join(sorted(lacking))}")
     if CONTROLLERS - set((folder / "cgroup.subtree_control").read_text().split()):
         _move_to(folder / SERVER)
         (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(CONTROLLERS)))
-    _remove_left(folder)
+    _remove_abandoned(folder)
     Group(folder, PythonLimits()).remove()
     return folder
 
@@ -137,7 +137,7 @@ def _move_to(group: Path) -> None:
     (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
-def _remove_left(folder: Path) -> None:
+def _remove_abandoned(folder: Path) -> None:
     """Groups of servers that were killed."""
     for group in folder.glob(f"{SANDBOX}-*"):
         if not Path("/proc", group.name.split("-")[2]).exists():

@@ -31,7 +31,7 @@ from iro_server.surroundings import PythonLimits
 START_TIMEOUT = 30.0  # seconds
 TICK = 0.05  # seconds between looks at what the sandbox uses
 AT_REST = 2  # tasks: bubblewrap's, which reaps, and the worker
-LOOKS = 3  # for other tasks once those two are stopped: new ones may come while one looks
+REST_CHECKS = 3  # for other tasks once those two are stopped: new ones may come while one looks
 
 
 class Answer(BaseModel):
@@ -128,7 +128,7 @@ class Sandbox:
             if self._watch.tasks() != AT_REST:
                 return False
             self._frozen = True
-            stopped = self._freezer.freeze() and all(self._watch.tasks() == AT_REST for _ in range(LOOKS))
+            stopped = self._freezer.freeze() and all(self._watch.tasks() == AT_REST for _ in range(REST_CHECKS))
             return stopped and not self._unread()
 
     def _unread(self) -> bool:

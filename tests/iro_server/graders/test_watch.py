@@ -17,14 +17,14 @@ def write(path, content):
 def test_a_process_that_ends_during_a_look_is_one_that_went_on(tmp_path):
     write(tmp_path / "1" / "stat", "1 (a) b) S" + " 0" * 16 + " 3 0\n")
     (tmp_path / "7").mkdir()
-    look = watch(tmp_path)
-    assert look.tasks() == 4 and set(look.running()) == {"1", "7"}
-    look.close()
+    watched = watch(tmp_path)
+    assert watched.tasks() == 4 and set(watched.running()) == {"1", "7"}
+    watched.close()
 
 
 def test_processes_that_are_stopped_do_not_run(tmp_path):
     for pid, state in {"1": "T", "2": "Z", "3": "D"}.items():
         write(tmp_path / pid / "stat", f"{pid} (a) {state}" + " 0" * 16 + " 1 0\n")
-    look = watch(tmp_path)
-    assert look.running() == ["3"]
-    look.close()
+    watched = watch(tmp_path)
+    assert watched.running() == ["3"]
+    watched.close()
