@@ -87,5 +87,6 @@ def _fields(stat: str) -> list[str]:
 
 @functools.cache
 def _socket_buffer() -> int:
-    """Bytes that may wait in a socket whose buffer nobody has enlarged."""
-    return int(Path("/proc/sys/net/core/wmem_default").read_text())
+    """The most bytes that may wait in a socket whose buffer nobody has enlarged: a last message starts below the limit
+    and may be as long."""
+    return 2 * int(Path("/proc/sys/net/core/wmem_default").read_text())
