@@ -267,6 +267,25 @@ RESOURCES = [
         "PermissionError",
     ),
     Hostile(
+        "access lists of 8,000 entries",
+        """
+        users = b"".join(n.to_bytes(4, "little").join([b"\\2\\0\\6\\0", b""]) for n in range(8000))
+        rest = [kind + b"\\0\\6\\0" + b"\\xff" * 4 for kind in (b"\\1", b"\\4", b"\\x10", b"\\x20")]
+        for n in range(5000):
+            os.close(os.open(f"{n}", os.O_CREAT))
+            os.setxattr(f"{n}", "system.posix_acl_access", b"\\2\\0\\0\\0" + rest[0] + users + b"".join(rest[1:]))
+        """,
+        "PermissionError",
+    ),
+    Hostile(
+        "rules without number",
+        """
+        descriptor = ctypes.c_long(libc.syscall(444, b"\\0" * 8 + b"\\3" + b"\\0" * 7, 16, 0))
+        if descriptor.value < 0: raise OSError(ctypes.get_errno(), "refused")
+        """,
+        "PermissionError",
+    ),
+    Hostile(
         "10,000 inotify watches",
         """
         descriptor = libc.inotify_init1(0)

@@ -14,6 +14,7 @@ REFUSED = {
     "namespaces": "unshare setns",
     "kernel surface": "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register vmsplice",
     "asynchronous reads and writes, whose number all processes of a host share": "io_setup io_submit io_pgetevents",
+    "kernel memory by the number of rules and access lists": "landlock_create_ruleset setxattr lsetxattr fsetxattr",
     "timers of any number, and of any signal": "timer_create",
     "keys": "add_key request_key keyctl",
     "the machine": "init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct "
@@ -24,6 +25,7 @@ REFUSED = {
     "memory that no process maps, which the watch would miss": "memfd_create memfd_secret shmget shmat msgget semget "
     "mq_open",
 }
+SETXATTRAT = 463  # of every architecture; libseccomp before 2.6 does not know the name
 MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
 SHARED = MAP_SHARED | MAP_ANONYMOUS
 INT = 2**32 - 1  # the kernel reads no more bits of an argument that is an int
@@ -58,6 +60,7 @@ def program() -> bytes:
         if number == -1:  # other negative numbers: calls that this architecture lacks
             raise RuntimeError(f"libseccomp does not know the system call {name}; it is too old")
         rules.add_rule(refuse, number)
+    rules.add_rule(refuse, SETXATTRAT)
     for call, arguments in REFUSED_WITH:
         rules.add_rule(refuse, call, *(seccomp.Arg(n, seccomp.MASKED_EQ, mask, value) for n, mask, value in arguments))
     for call in ["socket", "socketpair"]:
