@@ -76,17 +76,22 @@ def sandboxed(pid: int) -> list[psutil.Process]:
 
 
 def activity(pid: int, seconds: float) -> dict[str, float]:
-    """What the sandboxes of process ``pid`` do in ``seconds``: their processes, those of them that run or wait at the
-    end, their CPU seconds meanwhile, and the MiB of the host's available memory that go."""
-    memory, before = psutil.virtual_memory().available, cpu_seconds(pid)
+    """What the sandboxes of process ``pid`` do in ``seconds``: their processes, those of them that are not stopped at
+    the end, their CPU seconds meanwhile and the MiB by which their memory has grown."""
+    before, memory = cpu_seconds(pid), resident(pid)
     time.sleep(seconds)
-    after, left = cpu_seconds(pid), psutil.virtual_memory().available
+    after = cpu_seconds(pid)
     return {
         "processes": len(after),
         "not_stopped": sum(process.status() != psutil.STATUS_STOPPED for process in after),
         "cpu_seconds": sum(spent - before.get(process, 0) for process, spent in after.items()),
-        "memory_taken_mib": (memory - left) // 2**20,
+        "memory_grown_mib": (resident(pid) - memory) // 2**20,
     }
+
+
+def resident(pid: int) -> int:
+    """Bytes of the processes in the sandboxes of process ``pid``."""
+    return sum(process.memory_info().rss for process in sandboxed(pid))
 
 
 def cpu_seconds(pid: int) -> dict[psutil.Process, float]:

@@ -169,7 +169,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(f"| host memory not given back, MiB | {use['memory_kept_mib']} |")
     lines += [f"| highest {name} of a sandbox's cgroup | {value} |" for name, value in use["cgroup"].items()]
     lines.append(f"| CPU seconds of sandboxes at rest | {rest['cpu_seconds']:.2f} |")
-    lines.append(f"| host memory taken by sandboxes at rest, MiB | {rest['memory_taken_mib']} |")
+    lines.append(f"| growth of sandboxes at rest, MiB | {rest['memory_grown_mib']} |")
     for kind, graders in KINDS.items():
         lines += ["", f"**{kind}**", "", "| grader | what came of it | flag |", "|---|---|---|"]
         for hostile in graders:

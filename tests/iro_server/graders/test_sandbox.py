@@ -7,8 +7,10 @@ import time
 import psutil
 import pytest
 
-from iro_server.graders import Sample, parse_grader, pool
+from iro_server import app
+from iro_server.graders import Sample, cgroup, parse_grader, pool
 from iro_server.graders.sandbox import isolation_problem
+from iro_server.settings import Settings
 from iro_server.surroundings import PythonLimits, Surroundings
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, timeout=10)
@@ -175,3 +177,19 @@ def test_a_chain_of_processes_whose_parents_exit_at_once_is_ended():
         for _ in range(20):
             assert grader.grade(Sample("x"), {"calm": False}).reward == 1.0
             assert sandboxed() == []
+
+
+class Opened(Exception):
+    pass
+
+
+def open_engine(*_):
+    raise Opened
+
+
+def test_the_server_says_at_its_start_what_bounds_its_sandboxes(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(app, "open_engine", open_engine)
+    monkeypatch.setattr(app.logs, "configure", lambda _: None)
+    with caplog.at_level("INFO", "iro"), pytest.raises(Opened):
+        app.serve(Settings(data_dir=tmp_path, model_dir=tmp_path))
+    assert f"python graders: {cgroup.memory_bound()}" in caplog.messages
