@@ -28,6 +28,13 @@ class Group:
     def __init__(self, parent: Path, limits: PythonLimits):
         self.path = parent / f"{SANDBOX}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path.mkdir()
+        try:
+            self._limit(limits)
+        except OSError:
+            self.remove()
+            raise
+
+    def _limit(self, limits: PythonLimits) -> None:
         for name, value in settings(limits).items():
             if (self.path / name).exists():  # without swap, and in a hierarchy without the controller, it does not
                 (self.path / name).write_text(value)
@@ -48,6 +55,7 @@ class Group:
     def kill(self) -> None:
         """Kill all its processes, frozen ones too."""
         self._write("cgroup.kill", "1")
+        self.thaw()  # before Linux 5.14 nothing is killed so, and bubblewrap outside is to see the end of the sandbox
 
     def outgrown(self) -> bool:
         """Whether the kernel has killed a process for the limit of memory."""

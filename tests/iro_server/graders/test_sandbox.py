@@ -9,7 +9,7 @@ import pytest
 
 from iro_server import app
 from iro_server.graders import Sample, cgroup, parse_grader, pool
-from iro_server.graders.sandbox import isolation_problem
+from iro_server.graders.sandbox import Sandbox, isolation_problem
 from iro_server.settings import Settings
 from iro_server.surroundings import PythonLimits, Surroundings
 
@@ -177,6 +177,16 @@ def test_a_chain_of_processes_whose_parents_exit_at_once_is_ended():
         for _ in range(20):
             assert grader.grade(Sample("x"), {"calm": False}).reward == 1.0
             assert sandboxed() == []
+
+
+def test_no_look_misses_a_chain_of_processes():
+    sandbox = Sandbox(LIMITS, isolated=True)
+    sandbox.ready()
+    sandbox.ask({"source": CHAIN, "timeout": 5}, 5)
+    sandbox.ask([{}, {"calm": False}], 5)
+    assert 2 not in {sandbox._watch.tasks() for _ in range(500)}
+    assert not sandbox.rest()
+    sandbox.close()
 
 
 class Opened(Exception):
