@@ -2,14 +2,17 @@
 
 Every grader of ``hostile_graders`` is sent to the route ``graders/run`` of a server with the real model, three at
 once. Meanwhile one client chats and another grades with a python grader that means well; their latencies stand beside
-those of a quiet server, and of one with three well-meaning graders at once that are as busy. The table is kept as
-``OUT/table.md``. The exit status is 1 if anything was not contained.
+those of a quiet server, and of one with three well-meaning graders at once that are as busy. Measured too: the
+memory that the host has to spare, the counters of the sandboxes' cgroups where there are any, and what goes on in
+sandboxes at rest whose graders have left something behind. The table is kept as ``OUT/table.md``. The exit status is 1
+if anything was not contained.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import statistics
 import sys
@@ -18,20 +21,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from benchmarks.hostile_graders import HOSTILE, KINDS, Hostile
+from benchmarks.host_watch import activity, host_use
+from benchmarks.hostile_graders import HOSTILE, KINDS, LEFT_BEHIND, Hostile
 from benchmarks.processes import ServerProcess, terminated_is_exit
+from iro_server.graders import Sample, parse_grader
+from iro_server.graders.cgroup import memory_bound
 from iro_server.settings import Settings
-from iro_server.surroundings import PythonLimits
+from iro_server.surroundings import PythonLimits, Surroundings
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, disk_bytes=8 * 2**20, output_bytes=2**16, timeout=5)
 AT_ONCE = 3
+MOST_AT_REST = 0.1  # CPU seconds of sandboxes at rest
 GOOD = "def grade(sample, item): return len(sample['output_text'])"
 BUSY = """
 import time
@@ -113,7 +120,7 @@ def measure(seconds: float) -> dict[str, Any]:
                 end = time.monotonic() + seconds
                 while time.monotonic() < end:
                     list(threads.map(lambda _: run_grader(http, BUSY, {}), range(AT_ONCE)))
-            with others(http) as attacked:
+            with host_use(server.process.pid) as use, others(http) as attacked:
                 graders = list(threads.map(lambda hostile: attack(http, hostile, str(secret), mark), HOSTILE))
             children = psutil.Process(server.process.pid).children(recursive=True)
         _, left = psutil.wait_procs(children, timeout=5)
@@ -125,9 +132,23 @@ def measure(seconds: float) -> dict[str, Any]:
         "of": len(HOSTILE),
         "host_untouched": untouched,
         "processes_left": len(left),
+        "memory_bound": memory_bound(),
+        "host": use,
+        "at_rest": at_rest(seconds=5),
         "latencies": {when: {what: quantiles(took) for what, took in each.items()} for when, each in latencies.items()},
         "cores": psutil.cpu_count(),
     }
+
+
+def at_rest(seconds: float) -> dict[str, float]:
+    """What goes on in the sandboxes of graders that are open, and have left something behind in a call."""
+    surroundings = Surroundings(python="sandbox", python_limits=LIMITS)
+    with ExitStack() as graders:
+        for hostile in LEFT_BEHIND:
+            spec = {"type": "python", "source": hostile.source("/nowhere", "nothing"), "workers": 1, "timeout": 5}
+            graders.enter_context(parse_grader(spec, surroundings)).grade(Sample("four"), {"calm": False})
+        time.sleep(1)
+        return activity(os.getpid(), seconds)
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -142,6 +163,13 @@ def table(result: dict[str, Any]) -> str:
     for when, each in result["latencies"].items():
         for what, q in each.items():
             lines.append(f"| {what} | {when} | {q['count']} | {q['p50']:.2f} | {q['p95']:.2f} | {q['max']:.2f} |")
+    use, rest = result["host"], result["at_rest"]
+    lines += ["", result["memory_bound"], "", "| measure | value |", "|---|---|"]
+    lines.append(f"| host memory taken by attacks, at most, MiB | {use['memory_taken_mib']} |")
+    lines.append(f"| host memory not given back, MiB | {use['memory_kept_mib']} |")
+    lines += [f"| highest {name} of a sandbox's cgroup | {value} |" for name, value in use["cgroup"].items()]
+    lines.append(f"| CPU seconds of sandboxes at rest | {rest['cpu_seconds']:.2f} |")
+    lines.append(f"| growth of sandboxes at rest, MiB | {rest['memory_grown_mib']} |")
     for kind, graders in KINDS.items():
         lines += ["", f"**{kind}**", "", "| grader | what came of it | flag |", "|---|---|---|"]
         for hostile in graders:
@@ -171,6 +199,7 @@ def main() -> None:
     (args.out / "table.md").write_text(table(result))
     print(json.dumps(result, indent=1) if args.json else table(result))
     safe = result["contained"] == result["of"] and result["host_untouched"] and not result["processes_left"]
+    safe = safe and result["at_rest"]["cpu_seconds"] < MOST_AT_REST
     sys.exit(0 if safe else 1)
 
 

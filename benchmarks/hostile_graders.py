@@ -114,6 +114,13 @@ TIME = [
         "endless loading", "", "the source does not load: timed out after 5 s", again=False, setup="while True: pass"
     ),
     Hostile("tracing hook", "sys.settrace(lambda *a: time.sleep(10**6)); (lambda: 0)()", TIMES),
+    Hostile(
+        "loading for an hour",
+        "",
+        "the source does not load: timed out after 5 s",
+        again=False,
+        setup="time.sleep(3600)",
+    ),
 ]
 
 RESOURCES = [
@@ -203,6 +210,109 @@ RESOURCES = [
     Hostile("dearest priority", "os.nice(-20)", "PermissionError"),
     Hostile("real time", "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))", "PermissionError"),
     Hostile("locking memory", "if libc.mlockall(3): raise OSError(ctypes.get_errno(), 'refused')", "PermissionError"),
+    Hostile(
+        "socket pairs with the largest buffers",
+        """
+        pairs = [socket.socketpair() for _ in range(110)]
+        for end, _ in pairs: end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**30)
+        """,
+        "PermissionError",
+    ),
+    Hostile(
+        "sockets of many processes, filled",
+        """
+        for _ in range(12):
+            if os.fork() == 0:
+                pairs = [socket.socketpair() for _ in range(110)]
+                for end in sum(pairs, ()):
+                    end.setblocking(False)
+                    try:
+                        while True: end.send(b"x" * 2**16)
+                    except BlockingIOError: pass
+                time.sleep(10**6)
+        time.sleep(10**6)
+        """,
+        MEMORY,
+    ),
+    Hostile(
+        "sockets on their way through a socket",
+        """
+        inside, outside = socket.socketpair()
+        while True:
+            pair = socket.socketpair()
+            pair[0].setblocking(False)
+            try:
+                while True: pair[0].send(b"x" * 2**16)
+            except BlockingIOError: pass
+            socket.send_fds(outside, [b"x"], [end.fileno() for end in pair])
+        """,
+        "Too many references",
+    ),
+    Hostile("receiver of many senders", "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)", "PermissionError"),
+    Hostile(
+        "pipes with the largest buffers",
+        "import fcntl; [fcntl.fcntl(os.pipe()[1], fcntl.F_SETPIPE_SZ, 2**20) for _ in range(100)]",
+        "PermissionError",
+    ),
+    Hostile(
+        "the host's slots of asynchronous reads",
+        "syscall(206, 8000, ctypes.byref(ctypes.c_ulong()))",
+        "PermissionError",
+    ),
+    Hostile(
+        "10,000 timers",
+        """
+        for _ in range(10_000): syscall(222, 1, None, ctypes.byref(ctypes.c_int()))
+        """,
+        "PermissionError",
+    ),
+    Hostile(
+        "access lists of 8,000 entries",
+        """
+        users = b"".join(n.to_bytes(4, "little").join([b"\\2\\0\\6\\0", b""]) for n in range(8000))
+        rest = [kind + b"\\0\\6\\0" + b"\\xff" * 4 for kind in (b"\\1", b"\\4", b"\\x10", b"\\x20")]
+        for n in range(5000):
+            os.close(os.open(f"{n}", os.O_CREAT))
+            os.setxattr(f"{n}", "system.posix_acl_access", b"\\2\\0\\0\\0" + rest[0] + users + b"".join(rest[1:]))
+        """,
+        "PermissionError",
+    ),
+    Hostile(
+        "rules without number",
+        """
+        descriptor = ctypes.c_long(libc.syscall(444, b"\\0" * 8 + b"\\3" + b"\\0" * 7, 16, 0))
+        if descriptor.value < 0: raise OSError(ctypes.get_errno(), "refused")
+        """,
+        "PermissionError",
+    ),
+    Hostile(
+        "10,000 inotify watches",
+        """
+        descriptor = libc.inotify_init1(0)
+        if descriptor < 0: raise OSError(ctypes.get_errno(), "refused")
+        for n in range(10_000): libc.inotify_add_watch(descriptor, os.mkdir(f"{n}") or b"%d" % n, 2)
+        """,
+        "PermissionError",
+    ),
+    Hostile(
+        "memory files to the limit of descriptors",
+        """
+        for n in range(10_000): os.truncate(os.memfd_create(f"{n}"), 2**20)
+        """,
+        "PermissionError",
+    ),
+    Hostile(
+        "a child that a host out of memory ends last",
+        """
+        import subprocess
+        order = subprocess.run(
+            ["sh", "-c", "echo 0 > /proc/self/oom_score_adj; cat /proc/self/oom_score_adj"],
+            capture_output=True, text=True,
+        )
+        assert int(order.stdout) < 1000
+        """,
+        "AssertionError",
+    ),
 ]
 
 DYING = [
@@ -215,6 +325,20 @@ DYING = [
     Hostile("killing the parent", "os.kill(os.getppid(), 9); raise OSError('alive')", "", again=True),
     Hostile("killing the first process", "os.kill(1, 9); raise OSError('alive')", ""),
     Hostile("killing a process of the host", "os.kill(@PID@, 9)", "ProcessLookupError"),
+    Hostile(
+        "killing its own threads",
+        """
+        for thread in threading.enumerate(): signal.pthread_kill(thread.ident, signal.SIGKILL)
+        """,
+        "signal SIGKILL",
+    ),
+    Hostile(
+        "importing what does not exist",
+        "",
+        "the source does not load: ModuleNotFoundError: No module named 'nowhere'",
+        again=False,
+        setup="import nowhere",
+    ),
     Hostile("keyboard interrupt", "raise KeyboardInterrupt", "KeyboardInterrupt"),
     Hostile("exit when loading", "", "exit code 3", again=False, setup="os._exit(3)"),
     Hostile(
@@ -381,6 +505,11 @@ ANSWERS = [
     Hostile("a list, deep", "x = []\nfor _ in range(10**5): x = [x]\nreturn x", "grade returned list, not a number"),
     Hostile("no number", "return float('nan')", "nan, not a finite number", UNRESPONSIVE),
     Hostile("infinity", "return 1e308 * 10", "inf, not a finite number", UNRESPONSIVE),
+    Hostile("less than any number", "return float('-inf')", "-inf, not a finite number", UNRESPONSIVE),
+    Hostile("more than any number", "return 1e400", "inf, not a finite number", UNRESPONSIVE),
+    Hostile("a number of 100,000 digits", "return 10 ** 10**5", "OverflowError"),
+    Hostile("a list", "return [1.0]", "grade returned list, not a number"),
+    Hostile("an array", "import numpy; return numpy.ones(3)", "TypeError"),
     Hostile("true", "return True", None),
     Hostile("closing the channel", "os.closerange(3, 256); time.sleep(10**6)", "the code closed the grader's channel"),
     Hostile("closing the channel and going on", "os.closerange(3, 256)", "the grader's process died (exit code 1)"),
@@ -411,6 +540,31 @@ ANSWERS = [
         "not a finite number",
         UNRESPONSIVE,
         again=False,
+    ),
+    *(
+        Hostile(
+            f"{name}, forged",
+            f"""
+            number = inspect.currentframe().f_back.f_locals["number"].decode()
+            channel().sendall(b'{{"call": "' + number.encode() + b'", "reward": ' + {reward} + b'}}\\n')
+            time.sleep(10**6)
+            """,
+            said,
+            flag,
+            again=False,
+        )
+        for name, reward, said, flag in [
+            ("more than any number", "b'1e400'", "inf, not a finite number", UNRESPONSIVE),
+            ("no number", "b'NaN'", "nan, not a finite number", UNRESPONSIVE),
+            ("a number of 60,000 digits", "b'9' * 60_000", "wrote to the grader's channel, and no answer", RUNTIME),
+            ("a list", "b'[1.0]'", "wrote to the grader's channel, and no answer", RUNTIME),
+            (
+                "lists, 10,000 deep",
+                "b'[' * 10**4 + b']' * 10**4",
+                "wrote to the grader's channel, and no answer",
+                RUNTIME,
+            ),
+        ]
     ),
     Hostile(
         "two answers",
@@ -461,6 +615,38 @@ LEFT_BEHIND = [
         if os.fork() == 0:
             time.sleep(0.2)
             hoard = [b"x" * 2**20 for _ in range(10**6)]
+        """,
+        None,
+    ),
+    Hostile(
+        "a timer that wakes it later",
+        """
+        def work(*_):
+            while True: hoard.append(bytearray(2**20))
+        hoard, start_timer = [], signal.setitimer
+        signal.signal(signal.SIGALRM, work)
+        start_timer(signal.ITIMER_REAL, 0.2)
+        signal.setitimer = lambda *arguments: None  # with which the worker would end the timer
+        """,
+        None,
+        again=False,
+    ),
+    Hostile(
+        "a chain of processes whose parents exit at once",
+        """
+        if os.fork() == 0:
+            while True:
+                if os.fork(): os._exit(0)
+        os.wait()
+        """,
+        None,
+    ),
+    Hostile(
+        "a chain of programs",
+        """
+        import subprocess
+        link = 'sh -c "$0" "$0" & exit'
+        subprocess.Popen(["sh", "-c", link, link], start_new_session=True)
         """,
         None,
     ),

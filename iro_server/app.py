@@ -37,6 +37,7 @@ from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
 from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
+from iro_server.graders import cgroup
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.validation import Validation
@@ -99,6 +100,8 @@ def serve(settings: Settings) -> None:
     check_keys(settings)
     if settings.python_graders == "sandbox" and (problem := isolation_problem()):
         log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
+    elif settings.python_graders == "sandbox":
+        log.info("python graders: %s", cgroup.memory_bound())
     CACHES.limit = settings.value_cache_bytes
     spool_uploads(settings)
     with open_engine(model_dir, settings.model_name, settings.endpoints) as engine:

@@ -40,6 +40,12 @@ class Loaded(Generic[Entry]):
             if key in self._entries:
                 self._release(key)
 
+    def drop_where(self, belongs: Callable[[str], bool]) -> None:
+        """Drop the entries whose keys are such."""
+        with self._lock:
+            for key in filter(belongs, list(self._entries)):
+                self._release(key)
+
     def drop_idle(self) -> int:
         """How many were not used for ``idle`` seconds, and are gone."""
         with self._lock:

@@ -54,13 +54,18 @@ class ServedEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A frozen model and, where it is aligned, the value functions that steer it."""
+    """A frozen model and, where it is aligned, the value functions that steer it.
+
+    ``owned_by_caller``: the calling project aligned it. To another project no text of the grader's may be shown: the
+    grader is the owner's code, and its errors may tell of what it has read.
+    """
 
     name: str
     engine: ServedEngine
     defaults: Defaults
     values: Values | None = None
     grader: HeldGrader | None = None
+    owned_by_caller: bool = True
 
     def scorer(self, params: SearchParams) -> Scorer | None:
         """The value functions at the request's betas. ValueError where the betas do not suit them."""
@@ -112,12 +117,14 @@ class ModelRegistry:
         path, stored, job = found
         defaults = Defaults.model_validate(stored)
         values = self.values.get(path, lambda: self._load(name, path))
-        return ServedModel(name, self.engine, defaults, values, self._grader(job))
+        return ServedModel(
+            name, self.engine, defaults, values, self._grader(job, project), owned_by_caller=job.project == project
+        )
 
     def drop(self, path: str, job_id: str) -> None:
         """Let go of a deleted model. Requests that use it go on."""
         self.values.drop(path)
-        self.graders.drop(job_id)
+        self.graders.drop_where(lambda key: key.startswith(f"{job_id} "))
         free_memory()
 
     async def sweep(self, stopping: asyncio.Event) -> None:
@@ -148,11 +155,12 @@ class ModelRegistry:
         assert search is not None  # the worker notes it before anything else
         return row.path, search, job
 
-    def _grader(self, job: Job) -> HeldGrader:
-        """What the model was aligned to. A grader starts its processes when it first grades."""
+    def _grader(self, job: Job, project: str) -> HeldGrader:
+        """What the model was aligned to, for the calls of ``project`` alone: a python grader's processes may keep what
+        they are sent. It starts them when it first grades."""
         surroundings = self.surroundings.model_copy(update={"project": job.project})
         make = partial(parse_grader, job.method["reinforcement"]["grader"], surroundings)
-        return self.graders.get(job.id, lambda: HeldGrader(make))
+        return self.graders.get(f"{job.id} {project}", lambda: HeldGrader(make))
 
     def _load(self, name: str, path: str) -> Values:
         info = self.engine.info

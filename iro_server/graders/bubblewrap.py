@@ -1,7 +1,7 @@
 """The command that starts a python grader isolated: namespaces and a file system of its own, by bubblewrap.
 
-What it sees: the Python that runs the server, with its libraries, read-only; ``/proc`` of its own processes; one
-writable folder, ``/tmp``, of limited size. A new network namespace holds no interface but loopback.
+What it sees, read-only: the Python that runs the server, with its libraries; ``/proc`` of its own processes. One
+folder is writable, ``/tmp``, of limited size. A new network namespace holds no interface but loopback.
 
 The kernel counts processes by user and exempts root. So a server that is not root gets a user namespace, in which the
 count starts at none. A server that is root goes without one: the worker starts as root without any capability but
@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,9 +41,10 @@ ENVIRONMENT = {  # nothing of the server's own, which may hold secrets
 _users = itertools.cycle(random.sample(USERS, len(USERS)))
 
 
-def start(channel: int, limits: PythonLimits) -> subprocess.Popen[bytes]:
-    """The worker at ``channel``, a socket's descriptor, isolated. Raises FileNotFoundError without bubblewrap,
-    RuntimeError without libseccomp, another OSError where the system is out of processes or files."""
+def start(channel: int, limits: PythonLimits, group: Path | None = None) -> subprocess.Popen[bytes]:
+    """The worker at ``channel``, a socket's descriptor, isolated, and in ``group``, a cgroup's folder. Raises
+    FileNotFoundError without bubblewrap, RuntimeError without libseccomp, another OSError where the system is out of
+    processes or files."""
     root = os.geteuid() == 0
     confinement = {
         "user": next(_users) if root else None,
@@ -57,7 +59,11 @@ def start(channel: int, limits: PythonLimits) -> subprocess.Popen[bytes]:
         pipe.close()
         bwrap = [*_isolation(root), "--seccomp", str(reading), *_files(limits.disk_bytes), "--"]
         worker = [sys.executable, "-I", "/worker.py", str(channel), json.dumps(confinement)]
-        return popen([*bwrap, *worker], [channel, reading])
+        return popen([*_enter(group), *bwrap, *worker], [channel, reading])
+
+
+def start_plain(channel: int) -> subprocess.Popen[bytes]:
+    return popen([sys.executable, "-I", str(WORKER), str(channel), "null"], [channel])
 
 
 def popen(command: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]:
@@ -70,6 +76,13 @@ def popen(command: list[str], descriptors: list[int]) -> subprocess.Popen[bytes]
         env=ENVIRONMENT,
         start_new_session=True,
     )
+
+
+def _enter(group: Path | None) -> list[str]:
+    """A command before another: joins the group, and is what a host out of memory ends first. The sandbox itself
+    could not be given either, as its /proc is read-only."""
+    join = f"echo 0 > {shlex.quote(str(group / 'cgroup.procs'))}; " if group else ""
+    return ["/bin/sh", "-ec", f'echo 1000 > /proc/self/oom_score_adj; {join}exec "$@"', "sh"]
 
 
 def _isolation(root: bool) -> list[str]:
@@ -94,7 +107,7 @@ def _files(disk_bytes: int) -> list[str]:
     # bubblewrap may make the folders above a bind for root alone.
     parents = sorted({str(parent) for _, _, path in binds for parent in Path(path).parents} - {"/"})
     return [
-        *("--proc", "/proc", "--perms", "0777", "--size", str(disk_bytes), "--tmpfs", HOME),
+        *("--proc", "/proc", "--remount-ro", "/proc", "--perms", "0777", "--size", str(disk_bytes), "--tmpfs", HOME),
         *(option for parent in parents for option in ("--dir", parent)),
         *(option for bind in binds for option in bind),
         *(option for path in ["/bin", "/lib", "/lib64"] for option in _top(path)),

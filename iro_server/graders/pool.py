@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from iro_server.graders.sandbox import Sandbox, StartError
+from iro_server.graders.ended import StartError
+from iro_server.graders.sandbox import Sandbox
 from iro_server.surroundings import PythonLimits
 
 AT_WORK = max(4, 2 * (os.cpu_count() or 1))

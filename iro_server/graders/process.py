@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 from iro_server.graders.base import Grade
+from iro_server.graders.ended import Ended, StartError
 from iro_server.graders.pool import POOL
-from iro_server.graders.sandbox import Answer, Ended, Sandbox, StartError
+from iro_server.graders.sandbox import Answer, Sandbox
 from iro_server.surroundings import PythonLimits
 
 Call = tuple[dict[str, Any], dict[str, Any]]
@@ -107,7 +108,7 @@ class GraderProcess:
     def _rest(self) -> None:
         """What a call left behind does not go on: the next calls get a new process."""
         if sandbox := self._sandbox:
-            if sandbox.at_rest():
+            if sandbox.rest():
                 POOL.rest(sandbox)
             else:
                 sandbox.close()

@@ -1,4 +1,5 @@
-"""One process that runs a user's code: isolated by ``bubblewrap.py``, or plain. It is watched while it is asked.
+"""One process that runs a user's code: isolated by ``bubblewrap.py``, or plain. While it is asked it is watched,
+between two calls it is stopped.
 
 Whatever the code writes to the channel is data from a stranger: no more of it is read than one answer may be, and only
 what answers the call just made counts.
@@ -15,28 +16,22 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from iro_server.graders import bubblewrap
-from iro_server.graders.watch import Watch
+from iro_server.graders import bubblewrap, cgroup
+from iro_server.graders.ended import Ended, StartError, fate
+from iro_server.graders.stop_signals import StopSignals
+from iro_server.graders.watch import Watch, outgrown
 from iro_server.surroundings import PythonLimits
 
 START_TIMEOUT = 30.0  # seconds
 TICK = 0.05  # seconds between looks at what the sandbox uses
 AT_REST = 2  # tasks: bubblewrap's, which reaps, and the worker
-
-
-class StartError(Exception):
-    """The process does not start: no fault of the user's code, which has not run."""
-
-
-class Ended(Exception):
-    """The process is gone; the message says why."""
+REST_CHECKS = 3  # for other tasks once those two are stopped: new ones may come while one looks
 
 
 class Answer(BaseModel):
@@ -62,15 +57,27 @@ class Sandbox:
         self._buffer = b""
         self._first: int | None = None  # a pidfd of its first process, which outlives the others
         self._watch: Watch | None = None
+        self._group: cgroup.Group | None = None
+        self._freezer: cgroup.Group | StopSignals | None = None
+        self._frozen = False
         self._next_look = 0.0
         self._channel, theirs = socket.socketpair()
         self._channel.setblocking(False)
         with theirs:
             try:
-                self._process = bubblewrap.start(theirs.fileno(), limits) if isolated else _plain(theirs.fileno())
+                self._process = self._start(theirs.fileno())
             except BaseException:
                 self._channel.close()
+                if self._group:
+                    self._group.remove()
                 raise
+
+    def _start(self, channel: int) -> subprocess.Popen[bytes]:
+        if not self.isolated:
+            return bubblewrap.start_plain(channel)
+        if parent := cgroup.parent():
+            self._group = cgroup.Group(parent, self.limits)
+        return bubblewrap.start(channel, self.limits, self._group.path if self._group else None)
 
     def ready(self) -> None:
         """Wait until the worker runs, confined. Raises StartError."""
@@ -87,6 +94,7 @@ class Sandbox:
         if self.isolated:
             proc, folder, self._first = descriptors
             self._watch = Watch(proc, folder, self.limits)
+            self._freezer = self._group or StopSignals(self._watch)
 
     def ask(self, message: Any, timeout: float) -> Answer:
         """Raises Ended, with the process gone, when it does not answer in ``timeout`` seconds or breaks a limit."""
@@ -97,6 +105,7 @@ class Sandbox:
         with self._turn:
             if self._ended:
                 raise Ended("closed")
+            self._thaw()
             try:
                 self._send(data, deadline, late)
                 answer = Answer.model_validate_json(self._line(deadline, late))
@@ -108,12 +117,27 @@ class Sandbox:
                 raise self._end("the code wrote to the grader's channel, an answer to no call")
         return answer
 
-    def at_rest(self) -> bool:
-        """Whether nothing goes on in it: no process or thread but the worker, no answer that nobody asked for."""
+    def rest(self) -> bool:
+        """Stop all its processes until it is asked again. False: a call has left something behind in it, be it a
+        process, a thread or an answer that nobody asked for, and it is to be closed."""
         with self._turn:
-            if self._ended or self._buffer or select.select([self._channel], [], [], 0)[0]:
+            if self._ended or self._unread():
                 return False
-            return self._watch is None or self._watch.tasks() == AT_REST
+            if self._watch is None or self._freezer is None:
+                return True
+            if self._watch.tasks() != AT_REST:
+                return False
+            self._frozen = True
+            stopped = self._freezer.freeze() and all(self._watch.tasks() == AT_REST for _ in range(REST_CHECKS))
+            return stopped and not self._unread()
+
+    def _unread(self) -> bool:
+        return bool(self._buffer or select.select([self._channel], [], [], 0)[0])
+
+    def _thaw(self) -> None:
+        if self._frozen and self._freezer:
+            self._freezer.thaw()
+        self._frozen = False
 
     def close(self) -> None:
         """End all its processes, in mid-call too, and wait until they are gone."""
@@ -122,15 +146,19 @@ class Sandbox:
                 self._kill()
                 self._ended = True
         self._process.wait()
+        if self._group:
+            self._group.remove()
         with self._turn:  # a thread that was waiting for an answer has seen the end by now
             self._channel.close()
             if self._watch:
                 self._watch.close()
             if self._first is not None:
                 os.close(self._first)
-            self._watch = self._first = None
+            self._watch = self._first = self._freezer = None
 
     def _kill(self) -> None:
+        if self._group:
+            self._group.kill()
         with contextlib.suppress(ProcessLookupError):
             if self._first is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -178,18 +206,11 @@ class Sandbox:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
         code = self._process.returncode
+        grown = self._group is not None and self._group.outgrown()
         self.close()
-        return "the code closed the grader's channel" if code is None else f"the grader's process died ({_fate(code)})"
-
-
-def _plain(channel: int) -> subprocess.Popen[bytes]:
-    return bubblewrap.popen([sys.executable, "-I", str(bubblewrap.WORKER), str(channel), "null"], [channel])
-
-
-def _fate(code: int) -> str:
-    number = -code if code < 0 else code - 128  # as bubblewrap reports a signal
-    known = number in set(signal.Signals)
-    return f"signal {signal.Signals(number).name}" if known else f"exit code {code}"
+        if grown:
+            return outgrown(self.limits)
+        return "the code closed the grader's channel" if code is None else f"the grader's process died ({fate(code)})"
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import os
 import socket
@@ -12,6 +13,9 @@ REFUSED = {
     "mounts": "mount umount2 pivot_root chroot mount_setattr move_mount open_tree fsopen fsconfig fsmount fspick",
     "namespaces": "unshare setns",
     "kernel surface": "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register vmsplice",
+    "asynchronous reads and writes, whose number all processes of a host share": "io_setup io_submit io_pgetevents",
+    "kernel memory by the number of rules and access lists": "landlock_create_ruleset setxattr lsetxattr fsetxattr",
+    "timers of any number, and of any signal": "timer_create",
     "keys": "add_key request_key keyctl",
     "the machine": "init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct "
     "quotactl quotactl_fd syslog settimeofday clock_settime clock_adjtime adjtimex sethostname setdomainname "
@@ -21,9 +25,27 @@ REFUSED = {
     "memory that no process maps, which the watch would miss": "memfd_create memfd_secret shmget shmat msgget semget "
     "mq_open",
 }
+SETXATTRAT = 463  # of every architecture; libseccomp before 2.6 does not know the name
 MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
+SHARED = MAP_SHARED | MAP_ANONYMOUS
+INT = 2**32 - 1  # the kernel reads no more bits of an argument that is an int
+SOCKET_TYPE = 0xF  # the other bits are flags
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, F_SETSIG = 32, 33, 10
+BUFFERS = [socket.SO_SNDBUF, socket.SO_RCVBUF, SO_SNDBUFFORCE, SO_RCVBUFFORCE]
+Masked = tuple[int, int, int]  # an argument's index, a mask, the value under it
+DATAGRAMS: list[int] = [socket.SOCK_DGRAM, socket.SOCK_RAW]  # the same to AF_UNIX
+REFUSED_WITH: list[tuple[str, list[Masked]]] = [
+    ("mmap", [(3, SHARED, SHARED)]),
+    # Kernel memory. Many senders of datagrams may fill one receiver, and be closed.
+    *((call, [(1, SOCKET_TYPE, kind)]) for call in ["socket", "socketpair"] for kind in DATAGRAMS),
+    *(("setsockopt", [(1, INT, socket.SOL_SOCKET), (2, INT, option)]) for option in BUFFERS),
+    ("fcntl", [(1, INT, fcntl.F_SETPIPE_SZ)]),
+    # It would have the kernel send SIGCONT to what is stopped.
+    ("fcntl", [(1, INT, F_SETSIG)]),
+]
 # sched.h: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 NAMESPACES = [0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000]
+REFUSED_WITH += [("clone", [(0, flag, flag)]) for flag in NAMESPACES]
 
 
 @functools.cache
@@ -38,11 +60,11 @@ def program() -> bytes:
         if number == -1:  # other negative numbers: calls that this architecture lacks
             raise RuntimeError(f"libseccomp does not know the system call {name}; it is too old")
         rules.add_rule(refuse, number)
-    shared = MAP_SHARED | MAP_ANONYMOUS
-    rules.add_rule(refuse, "mmap", seccomp.Arg(3, seccomp.MASKED_EQ, shared, shared))
-    rules.add_rule(refuse, "socket", seccomp.Arg(0, seccomp.NE, socket.AF_UNIX))
-    for flag in NAMESPACES:
-        rules.add_rule(refuse, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag))
+    rules.add_rule(refuse, SETXATTRAT)
+    for call, arguments in REFUSED_WITH:
+        rules.add_rule(refuse, call, *(seccomp.Arg(n, seccomp.MASKED_EQ, mask, value) for n, mask, value in arguments))
+    for call in ["socket", "socketpair"]:
+        rules.add_rule(refuse, call, seccomp.Arg(0, seccomp.NE, socket.AF_UNIX))
     # Its flags lie in memory, where no filter can look; the C library falls back to clone.
     rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from iro_server.surroundings import PythonLimits
 
 MOST_FILES = 10_000  # in the writable folder: each takes kernel memory too
 PAGE = os.sysconf("SC_PAGE_SIZE")
+STOPPED = "TZX"  # states of a process that does not run on: stopped, ended, gone
 
 
 class Watch:
@@ -23,28 +26,67 @@ class Watch:
     def excess(self) -> str | None:
         """What its processes have together taken too much of."""
         folder = os.fstatvfs(self._folder)
-        used = (folder.f_blocks - folder.f_bfree) * folder.f_frsize
-        for statm in self._each("statm"):
+        used = (folder.f_blocks - folder.f_bfree) * folder.f_frsize + self._socket_bytes()
+        for statm in filter(None, self._each("statm")):
             _, resident, shared, *_ = statm.split()
             used += (int(resident) - int(shared)) * PAGE  # shared: libraries, and files of the folder
         if used > self._limits.memory_bytes:
-            return f"used more than {self._limits.memory_bytes // 2**20} MiB of memory"
+            return outgrown(self._limits)
         if folder.f_files - folder.f_ffree > MOST_FILES:
             return f"made more than {MOST_FILES} files"
         return None
 
     def tasks(self) -> int:
-        """How many processes and threads there are."""
-        return sum(int(stat.rsplit(")", 1)[1].split()[17]) for stat in self._each("stat"))
+        """How many processes and threads there are. A process that ends during the look counts: it may have started
+        another that the look has missed."""
+        return sum(int(_fields(stat)[17]) if stat else 1 for stat in self._each("stat"))
+
+    def running(self) -> list[str]:
+        """Process ids of those that are not stopped."""
+        states = ((pid, self._read(f"{pid}/stat")) for pid in self.pids())
+        return [pid for pid, stat in states if stat is None or _fields(stat)[0] not in STOPPED]
+
+    def pids(self) -> list[str]:
+        """In the sandbox's own namespace."""
+        return [name for name in os.listdir(self._proc) if name.isdigit()]
+
+    def open(self, path: str) -> int:
+        """A descriptor of a file or folder in the sandbox's /proc."""
+        return os.open(path, os.O_RDONLY, dir_fd=self._proc)
 
     def close(self) -> None:
         os.close(self._proc)
         os.close(self._folder)
 
-    def _each(self, name: str) -> Iterator[str]:
-        for pid in filter(str.isdigit, os.listdir(self._proc)):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
-                descriptor = os.open(f"{pid}/{name}", os.O_RDONLY, dir_fd=self._proc)
-                with open(descriptor, errors="replace") as file:
-                    content = file.read()
-                yield content
+    def _socket_bytes(self) -> int:
+        """The most that its sockets' buffers may hold, those included that are on their way through a socket."""
+        sockets = self._read("1/net/unix")
+        return sockets.count("\n") * _socket_buffer() if sockets else 0
+
+    def _each(self, name: str) -> Iterator[str | None]:
+        """The file of each process; None of one that has ended since."""
+        return (self._read(f"{pid}/{name}") for pid in self.pids())
+
+    def _read(self, path: str) -> str | None:
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(self.open(path), errors="replace") as file,
+        ):
+            return file.read()
+        return None
+
+
+def outgrown(limits: PythonLimits) -> str:
+    return f"used more than {limits.memory_bytes // 2**20} MiB of memory"
+
+
+def _fields(stat: str) -> list[str]:
+    """Of /proc/PID/stat, from the state on: the name before it may hold anything."""
+    return stat.rsplit(")", 1)[1].split()
+
+
+@functools.cache
+def _socket_buffer() -> int:
+    """The most bytes that may wait in a socket whose buffer nobody has enlarged: a last message starts below the limit
+    and may be as long."""
+    return 2 * int(Path("/proc/sys/net/core/wmem_default").read_text())

@@ -22,13 +22,12 @@ FILE = "grader.py"  # the name under which the user's source appears in tracebac
 LONGEST_ERROR = 2000  # characters
 CONFINED = "graders have no network here, and no files but their own empty folder"
 OPEN_FILES = 256
+PENDING_SIGNALS = 1024  # each takes kernel memory
 CPU_SECONDS = 24 * 3600  # of one process, over all its calls; each call is limited by the clock
 
 
 def confine(user: int | None, memory_bytes: int, processes: int, disk_bytes: int) -> list[int]:
     """Give up, for good, what the user's code must not have. Returns what the parent watches, as descriptors."""
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # a host out of memory ends this before anything else
     os.nice(10)
     watched = [os.open("/proc", os.O_RDONLY), os.open(os.curdir, os.O_RDONLY), os.pidfd_open(1)]
     limits = {
@@ -40,6 +39,7 @@ def confine(user: int | None, memory_bytes: int, processes: int, disk_bytes: int
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: PENDING_SIGNALS,
     }
     for which, value in limits.items():
         limit(1, which, value)  # the first process too: code of the same user could write to its memory

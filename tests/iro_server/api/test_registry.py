@@ -17,8 +17,9 @@ from fastapi.testclient import TestClient
 from iro_server.api.loaded import HeldGrader, Loaded
 from iro_server.api.registry import ModelRegistry
 from iro_server.app import create_app
+from iro_server.graders import Sample
 from iro_server.store.database import find, open_database
-from iro_server.store.tables import DEFAULT_PROJECT, Model
+from iro_server.store.tables import DEFAULT_PROJECT, Model, Permission
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import aligned, settings_for, wait_for
 from tests.iro_server.engines.fake_endpoint import write_byte_model
@@ -104,6 +105,31 @@ def test_a_deleted_models_grader_ends_its_processes(tmp_path):
         assert sandboxes and all(sandbox._process.poll() is None for sandbox in sandboxes)
         client.delete(f"/v1/models/{name}")
         assert all(sandbox._process.poll() is not None for sandbox in sandboxes)
+
+
+KEEPS = """
+seen = []
+def grade(sample, item):
+    seen.append(item)
+    if item.get("tell"): raise ValueError(f"have seen {seen}")
+    return len(seen)
+"""
+
+
+def test_a_models_grader_has_a_process_of_its_own_for_each_project_that_calls_it(tmp_path):
+    settings = settings_for(tmp_path, python_graders="unsafe")
+    name = aligned(settings, "model", grader={"type": "python", "name": "keeps", "source": KEEPS, "workers": 1})
+    with open_database(settings).begin() as session:
+        session.add(Permission(id="cp_1", model_name=name, project_id="guest", created_at=0))
+    registry = registry_of(settings)
+    owners, guests = (registry.resolve(name, project) for project in (DEFAULT_PROJECT, "guest"))
+    with guests.grader.use() as grader:
+        assert grader.grade(Sample("x"), {"secret": "of the guest"}).reward == 1
+    with owners.grader.use() as grader:
+        assert "of the guest" not in grader.grade(Sample("x"), {"tell": True}).error
+    assert owners.owned_by_caller and not guests.owned_by_caller
+    registry.drop("", "ftjob-model")
+    assert len(registry.graders) == 0
 
 
 def lora_model(settings, name: str, seed: int) -> str:
