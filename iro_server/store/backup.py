@@ -1,7 +1,7 @@
-"""A server's rows and files as they were at one point in time, in a folder from which another server can be made.
+"""Backup and restore: a server's rows and files as of one point in time, in a folder.
 
-Rows are kept as JSON, a file a table, so a server may be restored on the other kind of database. The folder holds
-what its server holds: users' files, and the secrets of webhooks.
+Rows are stored as JSON, one file per table, so that a backup of SQLite can be restored to PostgreSQL and vice versa.
+The folder contains users' files and the secrets of webhooks.
 """
 
 from __future__ import annotations
@@ -25,55 +25,55 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def backup(settings: Settings, sessions: Sessions, out: Path) -> dict[str, int]:
-    """Write the backup to ``out``, beside a server that goes on; returns how many rows each table has.
+    """Write the backup to ``out`` while the server may go on running. Returns the number of rows by table.
 
-    Every file, job and model that was acknowledged before this began is in it. ValueError where ``out`` is not empty;
-    FileCorrupt where a file's bytes are no longer those that were stored.
+    It contains every file, job and model acknowledged before the call. ValueError if ``out`` is not empty; FileCorrupt
+    if a file's bytes differ from those that were stored.
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; choose another folder")
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
-    early = {path.name for path in settings.files_dir.glob("file-*") if path.suffix == ""}
-    for name in early:  # before the rows are read: a file may be deleted while the others are copied
+    ids_before = {path.name for path in settings.files_dir.glob("file-*") if path.suffix == ""}
+    for name in ids_before:  # before the rows are read, since a file may be deleted while others are copied
         _copy(settings.files_dir / name, out / "files" / name)
     engine = sessions.kw["bind"]
     rows = _snapshot(engine)
     rows["files"] = [row for row in rows["files"] if _keep(settings, row, out)]
-    named = {row["id"] for row in rows["files"]}
+    ids_with_rows = {row["id"] for row in rows["files"]}
     for path in (out / "files").glob("*"):
-        if path.name not in named:
+        if path.name not in ids_with_rows:
             path.unlink()
     _copy_folders(settings, rows, out)
     for name, content in rows.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     counts = {name: len(content) for name, content in rows.items()}
-    about = {"data_dir": str(settings.data_dir), "revision": upgrade.revisions(engine)[0], "rows": counts}
-    (out / MANIFEST).write_text(json.dumps(about, indent=1))  # last: without it a backup is no whole one
+    manifest = {"data_dir": str(settings.data_dir), "revision": upgrade.revisions(engine)[0], "rows": counts}
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=1))  # last: it marks the backup complete
     return counts
 
 
 def restore(settings: Settings, sessions: Sessions, source: Path) -> dict[str, int]:
-    """Make the rows and files of the empty server ``settings`` those of the backup; returns how many rows each table
-    has. Jobs that ran wait to go on. ValueError where ``source`` is no whole backup, or this server is not empty."""
-    about = _manifest(source, sessions)
-    rows = {name: _read(source / f"{name}.jsonl") for name in about["rows"]}
-    if {name: len(content) for name, content in rows.items()} != about["rows"]:
-        raise ValueError(f"{source} is damaged: its tables do not have the rows that {MANIFEST} tells of")
-    moved = _Moved(about["data_dir"], str(settings.data_dir))
+    """Load the backup into the empty server of ``settings``. Returns the number of rows by table. Jobs that were running
+    are queued. ValueError if ``source`` is incomplete or the server is not empty."""
+    manifest = _manifest(source, sessions)
+    rows = {name: _read(source / f"{name}.jsonl") for name in manifest["rows"]}
+    if {name: len(content) for name, content in rows.items()} != manifest["rows"]:
+        raise ValueError(f"{source} is damaged: the number of rows in its tables differs from {MANIFEST}")
+    paths = DataDirPaths(manifest["data_dir"], str(settings.data_dir))
     for folder in ("files", "jobs", "parts"):
         if (source / folder).exists():
             shutil.copytree(source / folder, settings.data_dir / folder, dirs_exist_ok=True)
     for config in (settings.data_dir / "jobs").glob("*/run/config.json"):
-        config.write_text(json.dumps(moved.value(json.loads(config.read_text())), indent=2))
+        config.write_text(json.dumps(paths.rewrite(json.loads(config.read_text())), indent=2))
     for job in rows["jobs"]:
         if job["status"] == "running":
             job |= {"status": "queued", "server": None}
-    _insert(sessions.kw["bind"], {name: moved.value(content) for name, content in rows.items()})
-    return about["rows"]
+    _insert(sessions.kw["bind"], {name: paths.rewrite(content) for name, content in rows.items()})
+    return manifest["rows"]
 
 
 def _snapshot(engine: Engine) -> Rows:
-    with _at_one_time(engine) as connection:
+    with _snapshot_transaction(engine) as connection:
         return {
             table.name: [dict(row) for row in connection.execute(select(table).order_by(table.c.seq)).mappings()]
             for table in t.Base.metadata.sorted_tables
@@ -81,8 +81,8 @@ def _snapshot(engine: Engine) -> Rows:
 
 
 @contextlib.contextmanager
-def _at_one_time(engine: Engine) -> Iterator[Connection]:
-    """A connection whose statements all see the database as it was at the first."""
+def _snapshot_transaction(engine: Engine) -> Iterator[Connection]:
+    """A connection in a transaction whose statements all read the state at its first statement."""
     if engine.dialect.name == "sqlite":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("BEGIN")
@@ -94,7 +94,7 @@ def _at_one_time(engine: Engine) -> Iterator[Connection]:
 
 
 def _keep(settings: Settings, row: dict[str, Any], out: Path) -> bool:
-    """Whether the file's bytes are in the backup: not where it was deleted since its row was read."""
+    """Whether the file's bytes are in the backup; False if it was deleted after its row was read."""
     copy = out / "files" / row["id"]
     if not copy.exists():
         _copy(settings.files_dir / row["id"], copy)
@@ -105,7 +105,7 @@ def _keep(settings: Settings, row: dict[str, Any], out: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Nothing where ``source`` is gone."""
+    """Copy a file, unless it has been deleted."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         shutil.copy2(source, target)
@@ -119,7 +119,7 @@ def _copy_folders(settings: Settings, rows: Rows, out: Path) -> None:
 
 
 def _copy_folder(source: Path, target: Path) -> None:
-    """What lies under ``source``, but for locks; a worker may add and remove files meanwhile."""
+    """Copy the files under ``source`` except locks; a worker may add and remove files meanwhile."""
     for path in sorted(source.rglob("*")):
         if path.is_file() and path.name != "lock":
             _copy(path, target / path.relative_to(source))
@@ -127,18 +127,18 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 def _manifest(source: Path, sessions: Sessions) -> dict[str, Any]:
     try:
-        about = json.loads((source / MANIFEST).read_text())
+        manifest = json.loads((source / MANIFEST).read_text())
     except FileNotFoundError:
-        raise ValueError(f"{source} is no whole backup: it has no {MANIFEST}") from None
-    here = upgrade.revisions(sessions.kw["bind"])[0]
-    if about["revision"] != here:
-        message = f"the backup's tables are at revision {about['revision']}, this version's at {here}: restore it"
-        raise ValueError(f"{message} with the version that made it, then update Iro")
+        raise ValueError(f"{source} is not a complete backup: it has no {MANIFEST}") from None
+    revision = upgrade.revisions(sessions.kw["bind"])[0]
+    if manifest["revision"] != revision:
+        message = f"the backup's tables are at revision {manifest['revision']}, this version's at {revision}: restore"
+        raise ValueError(f"{message} with the version that made the backup, then update Iro")
     with sessions() as session:
         for table in t.Base.metadata.sorted_tables:
             if session.scalar(select(func.count()).select_from(table)):
                 raise ValueError(f"this server is not empty: its table {table.name} has rows; restore to a new one")
-    return about
+    return manifest
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -150,23 +150,23 @@ def _insert(engine: Engine, rows: Rows) -> None:
         for table in t.Base.metadata.sorted_tables:
             if rows[table.name]:
                 connection.execute(insert(table), rows[table.name])
-            if engine.dialect.name == "postgresql":  # its next number follows the rows'
+            if engine.dialect.name == "postgresql":  # its sequence continues after these rows
                 last = max((row["seq"] for row in rows[table.name]), default=0)
                 query = text("SELECT setval(pg_get_serial_sequence(:table, 'seq'), :next, false)")
                 connection.execute(query, {"table": table.name, "next": last + 1})
 
 
-class _Moved:
-    """Paths under one data directory become paths under another."""
+class DataDirPaths:
+    """Rewrites paths under one data directory to paths under another, in any JSON value."""
 
-    def __init__(self, before: str, after: str) -> None:
-        self.before, self.after = before, after
+    def __init__(self, source: str, target: str) -> None:
+        self.source, self.target = source, target
 
-    def value(self, value: Any) -> Any:
+    def rewrite(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: self.value(each) for key, each in value.items()}
+            return {key: self.rewrite(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self.value(each) for each in value]
-        if isinstance(value, str) and value.startswith(f"{self.before}/"):
-            return self.after + value.removeprefix(self.before)
+            return [self.rewrite(item) for item in value]
+        if isinstance(value, str) and value.startswith(f"{self.source}/"):
+            return self.target + value.removeprefix(self.source)
         return value

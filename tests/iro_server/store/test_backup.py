@@ -108,7 +108,7 @@ def test_what_is_no_whole_backup_and_what_is_no_empty_server_is_refused(tmp_path
     here, there = (settings_for(tmp_path / name) for name in ("here", "there"))
     with serving(here, ByteEngine()) as client:
         file = upload(client)
-    with pytest.raises(ValueError, match=r"no whole backup: it has no backup\.json"):
+    with pytest.raises(ValueError, match=r"not a complete backup: it has no backup\.json"):
         restore(there, open_database(there), tmp_path)
     backup(here, open_database(here), tmp_path / "backup")
     with pytest.raises(ValueError, match="is not empty; choose another folder"):
