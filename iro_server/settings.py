@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from pydantic_settings import SettingsConfigDict
 from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.placement import Placement
-from iro_server.surroundings import PythonLimits, Surroundings
+from iro_server.surroundings import CurrentSurroundings, PythonLimits, Surroundings
 from iro_server.telemetry.logs import LogFormat
 
 Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
@@ -79,7 +80,7 @@ class Settings(Placement):
     metrics_open: bool = False  # whether /metrics is answered without a key where others need one
     otlp_endpoint: str | None = None  # where traces go, such as http://127.0.0.1:4318/v1/traces
     log_format: LogFormat = "text"
-    private_webhooks: bool | None = None  # to private addresses; None: where ``host`` is loopback
+    private_webhooks: bool | None = None  # to private addresses; None: on loopback without keys
 
     align_entry: str | None = None
     job_concurrency: int = Field(1, ge=0)  # 0: the jobs are for other servers, or `iro work`
@@ -89,10 +90,11 @@ class Settings(Placement):
     heartbeat_timeout: float = Field(120.0, gt=0)
     cancel_grace: float = Field(20.0, ge=0)
 
-    @property
-    def webhooks_inside(self) -> bool:
-        """Whether webhooks may go to private networks, which a server of one machine does and one of many does not."""
-        return is_loopback(self.host) if self.private_webhooks is None else self.private_webhooks
+    def webhooks_inside(self, keys_required: bool) -> bool:
+        """Whether webhooks may go to private networks: as ``private_webhooks`` says, else where there is one user."""
+        if self.private_webhooks is not None:
+            return self.private_webhooks
+        return is_loopback(self.host) and not keys_required
 
     @property
     def endpoints(self) -> Endpoints:
@@ -132,12 +134,15 @@ class Settings(Placement):
         everywhere = self.host in ("0.0.0.0", "::")
         return f"http://{'127.0.0.1' if everywhere else self.host}:{self.port}/v1"
 
-    def surroundings(self, internal_key: str) -> Surroundings:
-        """Where graders run, the workers' too. A server without keys is its user's own, who may ask any endpoint."""
-        return Surroundings(
+    def surroundings(self, internal_key: str, keys_required: Callable[[], bool] = lambda: True) -> Surroundings:
+        """Where graders run, the workers' too. A server without keys is its user's own, who may ask any endpoint.
+
+        ``keys_required`` is called for each copy of these, so that a key made while the server runs is heeded.
+        """
+        return CurrentSurroundings(
+            lambda: is_loopback(self.host) and not keys_required(),
             base_url=self.server_url or self.own_url,
             api_key=internal_key,
-            any_endpoint=not self.require_keys and is_loopback(self.host),
             endpoints={url: os.environ.get(name, "") for url, name in self.grader_endpoints.items()},
             reward_models=self.reward_models,
             embedding_model=self.embedding_model,
