@@ -31,7 +31,7 @@ from iro_server.api.access import Access
 from iro_server.api.admission import Admission
 from iro_server.api.context import Context
 from iro_server.api.deadlines import Deadlines
-from iro_server.api.limits import BodyLimit
+from iro_server.api.limits import BodyLimit, BodyLimits
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
 from iro_server.engines.opening import open_engine
@@ -79,7 +79,8 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens)
     app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines(), keys_required)
-    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
     app.add_middleware(Access, required=keys_required, internal_key=internal_key)
     errors.install(app)
     v1 = APIRouter(prefix="/v1", responses=errors.RESPONSES)
