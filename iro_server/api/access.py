@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from cachetools import TTLCache
 from fastapi.concurrency import run_in_threadpool
@@ -80,6 +81,7 @@ class Access:
             return Caller(), None
         if not await run_in_threadpool(self.required):
             self._check_host(headers.get("host", ""))
+            self._check_origin(headers)
             return Caller(), None
         if not secret:
             raise _unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.")
@@ -104,6 +106,19 @@ class Access:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if is_loopback(self.settings.host) and not is_loopback(name.strip("[]")):
             raise APIError(403, f"This server answers to localhost only, not to {host!r}.", code="host_not_allowed")
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Where no key is asked for, a page of another site must not send forms, which need no consent of the server."""
+        if (origin := headers.get("origin")) is None:
+            return
+        try:
+            url = urlsplit(origin)
+            here = is_loopback(self.settings.host)
+            same = is_loopback(url.hostname or "") if here else url.netloc == headers.get("host")
+        except ValueError:  # no URL
+            same = False
+        if not same:
+            raise APIError(403, f"This server answers no page of {origin!r}.", code="origin_not_allowed")
 
 
 class Record:
