@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
+from iro_server.control_characters import escaped
 from iro_server.graders import Grade, Grader, GraderError, Sample, as_sent, parse_grader
 from iro_server.graders.base import Flag
 from iro_server.telemetry.grading import graded
@@ -107,13 +108,17 @@ def _show(grader: Grader, grade: Grade, seconds: float) -> dict[str, Any]:
         "sub_rewards": sub_rewards,
         "metadata": metadata,
         "model_grader_token_usage_per_model": {model: {"total_tokens": n} for model, n in grade.tokens.items()},
-        "iro": {"error": grade.error},
+        "iro": {"error": _error(grade)},
     }
 
 
 def _errors(grade: Grade) -> dict[str, Any]:
     errors: dict[str, Any] = {flag: grade.error is not None and flag == grade.flag for flag in get_args(Flag)}
-    return errors | {name: grade.error if errors[flag] else None for flag, name in DETAILS.items()}
+    return errors | {name: _error(grade) if errors[flag] else None for flag, name in DETAILS.items()}
+
+
+def _error(grade: Grade) -> str | None:
+    return None if grade.error is None else escaped(grade.error, layout=True)
 
 
 def _number(reward: float) -> float:
