@@ -108,7 +108,7 @@ class Access:
             raise APIError(403, f"This server answers to localhost only, not to {host!r}.", code="host_not_allowed")
 
     def _check_origin(self, headers: Headers) -> None:
-        """Where no key is asked for, a page of another site must not send forms, which need no consent of the server."""
+        """Where no key is asked for, a page of another site must not send a form, which no browser asks about first."""
         if (origin := headers.get("origin")) is None:
             return
         try:
