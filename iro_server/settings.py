@@ -79,6 +79,7 @@ class Settings(Placement):
     grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""
     reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
     embedding_model: Directory | None = None  # for cosine similarity
+    max_graded_bytes: int = Field(100_000, gt=0)  # of a text to be graded, in UTF-8
     metrics_open: bool = False  # whether /metrics is answered without a key where others need one
     otlp_endpoint: str | None = None  # where traces go, such as http://127.0.0.1:4318/v1/traces
     log_format: LogFormat = "text"
@@ -148,6 +149,7 @@ class Settings(Placement):
             endpoints={url: os.environ.get(name, "") for url, name in self.grader_endpoints.items()},
             reward_models=self.reward_models,
             embedding_model=self.embedding_model,
+            max_text_bytes=self.max_graded_bytes,
             python=self.python_graders,
             python_limits=self.python_limits,
         )

@@ -42,6 +42,7 @@ class Surroundings(BaseModel):
     any_endpoint: bool = False
     reward_models: dict[str, Path] = Field(default_factory=dict)
     embedding_model: Path | None = None
+    max_text_bytes: int = 100_000  # of a text to be graded, its template filled in
     python: Literal["sandbox", "unsafe", "off", "own"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
 

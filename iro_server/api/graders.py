@@ -15,7 +15,7 @@ from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
 from iro_server.control_characters import escaped
 from iro_server.graders import Grade, Grader, GraderError, Sample, as_sent, parse_grader
-from iro_server.graders.base import Flag
+from iro_server.graders.base import Flag, TextTooLong, check_length
 from iro_server.telemetry.grading import graded
 
 router = APIRouter(prefix="/fine_tuning/alpha/graders", tags=["graders"])
@@ -80,11 +80,24 @@ def check_grader(spec: dict[str, Any], context: Context) -> Grader:
 
 
 def _run(body: RunRequest, context: Context) -> dict[str, Any]:
+    sample, item = body.pair
     with check_grader(body.grader, context) as grader:
+        _check_texts(grader, sample, item, context.surroundings.max_text_bytes)
         started = time.monotonic()
         with graded(grader.type):
-            grade = grader.grade(*body.pair)
+            grade = grader.grade(sample, item)
         return _show(grader, grade, time.monotonic() - started)
+
+
+def _check_texts(grader: Grader, sample: Sample, item: dict[str, Any], limit: int) -> None:
+    """400 where the sample, or a text that the grader fills in, is too long."""
+    param: str | None = "model_sample"
+    try:
+        check_length(sample.output_text, limit)
+        param = None  # several fields may go into a text
+        grader.check_texts(sample, item)
+    except TextTooLong as error:
+        raise bad_request(f"Too long: {error}.", param, "text_too_long") from error
 
 
 def _json(content: dict[str, Any]) -> Response:

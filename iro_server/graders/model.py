@@ -73,6 +73,7 @@ class ModelGrader(TemplatedGrader[Chat]):
         return model
 
     def model_post_init(self, context: Surroundings) -> None:
+        super().model_post_init(context)
         if self.base_url is not None:
             self._asker = Asker(_named_endpoint(self.base_url, context))
         elif context.base_url is not None:
@@ -85,7 +86,7 @@ class ModelGrader(TemplatedGrader[Chat]):
         return [text for message in self.input for text in message.content]
 
     def fill(self, scope: dict[str, Any]) -> Chat:
-        return render_messages(self.input, scope)
+        return render_messages(self.input, scope, self._max_bytes)
 
     def grade_filled(self, filled: Sequence[Chat]) -> list[Grade]:
         assert self._asker is not None
