@@ -32,7 +32,7 @@ from iro_server.api.access import Access
 from iro_server.api.admission import Admission
 from iro_server.api.context import Context
 from iro_server.api.deadlines import Deadlines
-from iro_server.api.limits import BodyLimit
+from iro_server.api.limits import BodyLimit, BodyLimits
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
 from iro_server.engines.opening import open_engine
@@ -41,6 +41,7 @@ from iro_server.graders import cgroup
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.validation import Validation
+from iro_server.key_requirement import KeyRequirement
 from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
@@ -57,7 +58,8 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     """The application. While it runs it starts and watches jobs; ``engine`` stays the caller's to close."""
     sessions = open_database(settings)
     internal_key = keys.internal(settings.data_dir)
-    surroundings = settings.surroundings(internal_key)
+    keys_required = KeyRequirement(settings, sessions)
+    surroundings = settings.surroundings(internal_key, keys_required)
     registry = ModelRegistry(
         engine, sessions, settings.model_dir, surroundings, settings.loaded_models, settings.model_idle
     )
@@ -65,7 +67,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(settings, sessions, surroundings)
-        sender = Sender(sessions, supervisor.stopping, settings.webhooks_inside)
+        sender = Sender(sessions, supervisor.stopping, lambda: settings.webhooks_inside(keys_required()))
         sweeping = sweep_hourly(settings, sessions, supervisor.stopping)
         validating = Validation(settings, sessions, surroundings, engine).run(supervisor.stopping)
         idle = registry.sweep(supervisor.stopping)
@@ -78,9 +80,10 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     max_cache_tokens = settings.max_cache_tokens or getattr(engine, "cache_capacity", None)
     app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens)
-    app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines())
-    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
-    app.add_middleware(Access, settings=settings, sessions=sessions, internal_key=internal_key)
+    app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines(), keys_required)
+    json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
+    app.add_middleware(Access, required=keys_required, internal_key=internal_key)
     errors.install(app)
     v1 = APIRouter(prefix="/v1", responses=errors.RESPONSES)
     for route in (models, files, uploads, webhooks, fine_tuning, permissions, graders, chat, completions, health):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from pydantic_settings import SettingsConfigDict
 from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.placement import Placement
-from iro_server.surroundings import PythonLimits, Surroundings
+from iro_server.surroundings import CurrentSurroundings, PythonLimits, Surroundings
 from iro_server.telemetry.logs import LogFormat
 
 Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
@@ -59,7 +60,9 @@ class Settings(Placement):
     model_idle: float = Field(3600.0, gt=0)  # how long one stays there unused
     organization: str = Field("iro", pattern=r"^[A-Za-z0-9_-]+$")
 
-    max_body_bytes: int = Field(512 * 2**20, gt=0)
+    max_body_bytes: int = Field(512 * 2**20, gt=0)  # of a form with a file
+    max_json_bytes: int = Field(4 * 2**20, gt=0)  # of any other body
+    max_json_values: int = Field(50_000, gt=0)  # in it, counted by its commas and opening brackets
     max_upload_bytes: int = Field(8 * 2**30, gt=0)  # of a file that arrives in parts
     max_rows: int = Field(256, gt=0)  # W*K of one request
     max_request_tokens: int = Field(2**18, gt=0)  # W*K*max_tokens of one request
@@ -85,10 +88,11 @@ class Settings(Placement):
     grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""
     reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
     embedding_model: Directory | None = None  # for cosine similarity
+    max_graded_bytes: int = Field(100_000, gt=0)  # of a text to be graded, in UTF-8
     metrics_open: bool = False  # whether /metrics is answered without a key where others need one
     otlp_endpoint: str | None = None  # where traces go, such as http://127.0.0.1:4318/v1/traces
     log_format: LogFormat = "text"
-    private_webhooks: bool | None = None  # to private addresses; None: where ``host`` is loopback
+    private_webhooks: bool | None = None  # to private addresses; None: on loopback without keys
 
     align_entry: str | None = None
     job_concurrency: int = Field(1, ge=0)  # 0: the jobs are for other servers, or `iro work`
@@ -98,10 +102,11 @@ class Settings(Placement):
     heartbeat_timeout: float = Field(120.0, gt=0)
     cancel_grace: float = Field(20.0, ge=0)
 
-    @property
-    def webhooks_inside(self) -> bool:
-        """Whether webhooks may go to private networks, which a server of one machine does and one of many does not."""
-        return is_loopback(self.host) if self.private_webhooks is None else self.private_webhooks
+    def webhooks_inside(self, keys_required: bool) -> bool:
+        """Whether webhooks may go to private networks: as ``private_webhooks`` says, else where there is one user."""
+        if self.private_webhooks is not None:
+            return self.private_webhooks
+        return is_loopback(self.host) and not keys_required
 
     @property
     def endpoints(self) -> Endpoints:
@@ -141,15 +146,19 @@ class Settings(Placement):
         everywhere = self.host in ("0.0.0.0", "::")
         return f"http://{'127.0.0.1' if everywhere else self.host}:{self.port}/v1"
 
-    def surroundings(self, internal_key: str) -> Surroundings:
-        """Where graders run, the workers' too. A server without keys is its user's own, who may ask any endpoint."""
-        return Surroundings(
+    def surroundings(self, internal_key: str, keys_required: Callable[[], bool] = lambda: True) -> Surroundings:
+        """Where graders run, the workers' too. A server without keys is its user's own, who may ask any endpoint.
+
+        ``keys_required`` is called for each copy of these, so that a key made while the server runs is heeded.
+        """
+        return CurrentSurroundings(
+            lambda: is_loopback(self.host) and not keys_required(),
             base_url=self.server_url or self.own_url,
             api_key=internal_key,
-            any_endpoint=not self.require_keys and is_loopback(self.host),
             endpoints={url: os.environ.get(name, "") for url, name in self.grader_endpoints.items()},
             reward_models=self.reward_models,
             embedding_model=self.embedding_model,
+            max_text_bytes=self.max_graded_bytes,
             python=self.python_graders,
             python_limits=self.python_limits,
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo
 
 VARIABLE = "IRO_GRADERS"
 
@@ -41,6 +42,7 @@ class Surroundings(BaseModel):
     any_endpoint: bool = False
     reward_models: dict[str, Path] = Field(default_factory=dict)
     embedding_model: Path | None = None
+    max_text_bytes: int = 100_000  # of a text to be graded, its template filled in
     python: Literal["sandbox", "unsafe", "off", "own"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
 
@@ -55,3 +57,19 @@ class Surroundings(BaseModel):
         """Those that the grader being parsed is to run in."""
         assert isinstance(info.context, Surroundings)
         return info.context
+
+
+class CurrentSurroundings(Surroundings):
+    """A server's, of which each job and each request takes a copy: ``any_endpoint`` there is what holds at the time."""
+
+    _any_endpoint: Callable[[], bool] = PrivateAttr()
+
+    def __init__(self, any_endpoint: Callable[[], bool], **fields: Any) -> None:
+        super().__init__(**fields)
+        self._any_endpoint = any_endpoint
+
+    def model_copy(  # type: ignore[override]
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> Surroundings:
+        fields = {name: getattr(self, name) for name in Surroundings.model_fields}
+        return Surroundings(**fields | {"any_endpoint": self._any_endpoint()}).model_copy(update=update, deep=deep)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import ipaddress
 import json
 import logging
 import secrets
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ import httpx
 from standardwebhooks import Webhook
 
 from iro_server.jobs import deliveries
+from iro_server.public_address import is_public
 from iro_server.store.database import Sessions
 from iro_server.store.tables import WebhookEndpoint, now
 from iro_server.telemetry.metrics import DELIVERIES
@@ -29,7 +31,23 @@ GONE = 410  # what an endpoint says that wants no more of an event
 
 
 class Unreachable(Exception):
-    """No answer came from the endpoint."""
+    """No answer came from the endpoint. Why is for the operator: a caller could tell what listens where by it."""
+
+
+class PrivateAddress(Unreachable):
+    """The endpoint is on a private network, and was not called."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``public``: whether it came from a public address."""
+
+    status: int
+    public: bool
+
+    @property
+    def error(self) -> str | None:
+        return None if 200 <= self.status < 300 else f"status {self.status}"
 
 
 def new_secret() -> str:
@@ -53,10 +71,10 @@ def signed(endpoint: WebhookEndpoint, id: str, body: str) -> dict[str, str]:
 
 async def post(
     client: httpx.AsyncClient, endpoint: WebhookEndpoint, id: str, payload: dict[str, Any], private: bool
-) -> int:
-    """Send ``payload``; the status of the answer, whose body is not read and whose redirect is not followed.
+) -> Answer:
+    """Send ``payload``. The answer's body is not read, and its redirect not followed.
 
-    Unreachable where none comes, or where the endpoint is on a private network and not ``private``.
+    Unreachable where none comes; PrivateAddress where the endpoint is on a private network and not ``private``.
     """
     body = json.dumps(payload)
     url = httpx.URL(endpoint.url)
@@ -64,7 +82,8 @@ async def post(
     try:
         async with asyncio.timeout(TIMEOUT):
             # The address that was looked at is the one that is called, whatever the name resolves to next.
-            target = url.copy_with(host=await _address(url, private))
+            address = await _address(url, private)
+            target = url.copy_with(host=address)
             extensions = {"sni_hostname": url.host}
             request = client.build_request("POST", target, content=body, headers=headers, extensions=extensions)
             response = await client.send(request, stream=True)
@@ -73,7 +92,7 @@ async def post(
         raise Unreachable(f"no answer within {TIMEOUT:g} seconds") from error
     except httpx.HTTPError as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from error
-    return response.status_code
+    return Answer(response.status_code, is_public(address))
 
 
 async def _address(url: httpx.URL, private: bool) -> str:
@@ -83,17 +102,15 @@ async def _address(url: httpx.URL, private: bool) -> str:
     except OSError as error:
         raise Unreachable(f"{url.host}: {error}") from error
     addresses = [str(address[4][0]) for address in found]
-    inside = [address for address in addresses if not ipaddress.ip_address(address).is_global]
-    if inside and not private:
-        message = f"{url.host} is {inside[0]}, an address of a private network (IRO_PRIVATE_WEBHOOKS=true allows it)"
-        raise Unreachable(message)
+    if not private and not all(map(is_public, addresses)):
+        raise PrivateAddress(f"{url.host} has an address of a private network (IRO_PRIVATE_WEBHOOKS=true allows it)")
     return addresses[0]
 
 
 class Sender:
-    """One a server. ``run`` it as a task, until ``stopping`` is set. ``private``: see ``post``."""
+    """One a server. ``run`` it as a task, until ``stopping`` is set. ``private``: see ``post``; called each time."""
 
-    def __init__(self, sessions: Sessions, stopping: asyncio.Event, private: bool) -> None:
+    def __init__(self, sessions: Sessions, stopping: asyncio.Event, private: Callable[[], bool]) -> None:
         self.sessions, self.stopping, self.private = sessions, stopping, private
         self.sending: dict[str, asyncio.Task[None]] = {}  # by endpoint
 
@@ -120,8 +137,9 @@ class Sender:
         delivery, endpoint = attempt.delivery, attempt.endpoint
         try:
             try:
-                status = await post(client, endpoint, delivery.id, delivery.payload, self.private)
-                error = None if 200 <= status < 300 else f"status {status}"
+                private = await asyncio.to_thread(self.private)
+                answer = await post(client, endpoint, delivery.id, delivery.payload, private)
+                status, error = answer.status, answer.error
             except Unreachable as unreachable:
                 status, error = 0, str(unreachable)
             DELIVERIES.labels("failed" if error else "delivered").inc()

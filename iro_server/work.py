@@ -6,6 +6,7 @@ import asyncio
 import signal
 
 from iro_server.jobs.supervisor import Supervisor
+from iro_server.key_requirement import KeyRequirement
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store.database import open_database
@@ -24,7 +25,9 @@ def work(settings: Settings) -> None:
 
 async def _supervise(settings: Settings) -> None:
     sessions = open_database(settings)
-    supervisor = Supervisor(settings, sessions, settings.surroundings(keys.internal(settings.data_dir)))
+    keys_required = KeyRequirement(settings, sessions)
+    surroundings = settings.surroundings(keys.internal(settings.data_dir), keys_required)
+    supervisor = Supervisor(settings, sessions, surroundings)
     for told in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(told, supervisor.stopping.set)
     await supervisor.run()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
-from cachetools import TTLCache, cachedmethod
+from cachetools import TTLCache
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,13 +17,12 @@ from iro_server.api.context import Caller
 from iro_server.api.errors import APIError, answer
 from iro_server.api.rates import Allowance, Rates
 from iro_server.audit import audit_log
-from iro_server.settings import Settings, is_loopback
+from iro_server.key_requirement import KEY_SECONDS, KeyRequirement
+from iro_server.settings import is_loopback
 from iro_server.store import keys
-from iro_server.store.database import Sessions
 from iro_server.store.tables import DEFAULT_PROJECT
 from iro_server.telemetry import metrics, request, tracing
 
-KEY_SECONDS = 2.0  # how long a key that was looked up is believed: it may work so long after it was revoked
 OPEN = ("/v1/health",)  # for probes, which have no key
 METRICS = "/metrics"
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS")
@@ -32,13 +31,14 @@ METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS")
 class Access:
     """ASGI middleware. ``internal_key`` is the server's own, for its graders: it acts for the project it names."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, sessions: Sessions, internal_key: str) -> None:
-        self.app, self.settings, self.sessions, self.internal_key = app, settings, sessions, internal_key
+    def __init__(self, app: ASGIApp, required: KeyRequirement, internal_key: str) -> None:
+        self.app, self.required, self.internal_key = app, required, internal_key
+        self.settings, self.sessions = required.settings, required.sessions
         self.rates = Rates()
-        self.audit = audit_log(settings)
-        self._known: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(4096, KEY_SECONDS)
-        self._needed: TTLCache[tuple, bool] = TTLCache(1, KEY_SECONDS)
-        self._lock = threading.Lock()  # of _needed, which threads share
+        self.audit = audit_log(self.settings)
+        self._known: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(
+            4096, KEY_SECONDS
+        )  # a revoked key works so long
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,8 +79,9 @@ class Access:
             return Caller(headers.get("openai-project", DEFAULT_PROJECT), "internal"), None
         if scope["path"] in OPEN or (scope["path"] == METRICS and self.settings.metrics_open):
             return Caller(), None
-        if not await run_in_threadpool(self._keys_needed):
+        if not await run_in_threadpool(self.required):
             self._check_host(headers.get("host", ""))
+            self._check_origin(headers)
             return Caller(), None
         if not secret:
             raise _unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.")
@@ -91,12 +92,6 @@ class Access:
         if known is None:
             raise _unauthorized("Incorrect API key provided.", "invalid_api_key")
         return known
-
-    @cachedmethod(lambda self: self._needed, lock=lambda self: self._lock)
-    def _keys_needed(self) -> bool:
-        if self.settings.require_keys is not None:
-            return self.settings.require_keys
-        return not is_loopback(self.settings.host) or keys.exist(self.sessions)
 
     def _look_up(self, secret: str) -> tuple[Caller, Allowance] | None:
         key = keys.by_secret(self.sessions, secret)
@@ -111,6 +106,19 @@ class Access:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if is_loopback(self.settings.host) and not is_loopback(name.strip("[]")):
             raise APIError(403, f"This server answers to localhost only, not to {host!r}.", code="host_not_allowed")
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Where no key is asked for, a page of another site must not send a form, which no browser asks about first."""
+        if (origin := headers.get("origin")) is None:
+            return
+        try:
+            url = urlsplit(origin)
+            here = is_loopback(self.settings.host)
+            same = is_loopback(url.hostname or "") if here else url.netloc == headers.get("host")
+        except ValueError:  # no URL
+            same = False
+        if not same:
+            raise APIError(403, f"This server answers no page of {origin!r}.", code="origin_not_allowed")
 
 
 class Record:

@@ -12,6 +12,7 @@ from iro_server.api.admission import Admission
 from iro_server.api.deadlines import Deadlines
 from iro_server.api.errors import not_found
 from iro_server.api.registry import ModelRegistry, ServedModel
+from iro_server.key_requirement import KeyRequirement
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
 from iro_server.store.tables import DEFAULT_PROJECT, Base, Owned
@@ -36,6 +37,7 @@ class Context:
     surroundings: Surroundings
     admission: Admission
     deadlines: Deadlines
+    keys_required: KeyRequirement
     caller: Caller = Caller()
 
     def own(self, table: type[Base]) -> list[ColumnElement[bool]]:

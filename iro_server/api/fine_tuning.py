@@ -36,6 +36,7 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     check_jobs(context)
     _check_model(body, context)
     body.method.reinforcement.check_rows(context.settings.max_rows)
+    body.method.reinforcement.check_format()
     _check_grader(body, context)
     sources = {"training_file": body.training_file, "validation_file": body.validation_file}
     for param, id in sources.items():

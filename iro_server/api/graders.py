@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
+from iro_server.control_characters import escaped
 from iro_server.graders import Grade, Grader, GraderError, Sample, as_sent, parse_grader
-from iro_server.graders.base import Flag
+from iro_server.graders.base import Flag, TextTooLong, check_length
 from iro_server.telemetry.grading import graded
 
 router = APIRouter(prefix="/fine_tuning/alpha/graders", tags=["graders"])
@@ -79,11 +80,24 @@ def check_grader(spec: dict[str, Any], context: Context) -> Grader:
 
 
 def _run(body: RunRequest, context: Context) -> dict[str, Any]:
+    sample, item = body.pair
     with check_grader(body.grader, context) as grader:
+        _check_texts(grader, sample, item, context.surroundings.max_text_bytes)
         started = time.monotonic()
         with graded(grader.type):
-            grade = grader.grade(*body.pair)
+            grade = grader.grade(sample, item)
         return _show(grader, grade, time.monotonic() - started)
+
+
+def _check_texts(grader: Grader, sample: Sample, item: dict[str, Any], limit: int) -> None:
+    """400 where the sample, or a text that the grader fills in, is too long."""
+    param: str | None = "model_sample"
+    try:
+        check_length(sample.output_text, limit)
+        param = None  # several fields may go into a text
+        grader.check_texts(sample, item)
+    except TextTooLong as error:
+        raise bad_request(f"Too long: {error}.", param, "text_too_long") from error
 
 
 def _json(content: dict[str, Any]) -> Response:
@@ -107,13 +121,17 @@ def _show(grader: Grader, grade: Grade, seconds: float) -> dict[str, Any]:
         "sub_rewards": sub_rewards,
         "metadata": metadata,
         "model_grader_token_usage_per_model": {model: {"total_tokens": n} for model, n in grade.tokens.items()},
-        "iro": {"error": grade.error},
+        "iro": {"error": _error(grade)},
     }
 
 
 def _errors(grade: Grade) -> dict[str, Any]:
     errors: dict[str, Any] = {flag: grade.error is not None and flag == grade.flag for flag in get_args(Flag)}
-    return errors | {name: grade.error if errors[flag] else None for flag, name in DETAILS.items()}
+    return errors | {name: _error(grade) if errors[flag] else None for flag, name in DETAILS.items()}
+
+
+def _error(grade: Grade) -> str | None:
+    return None if grade.error is None else escaped(grade.error, layout=True)
 
 
 def _number(reward: float) -> float:

@@ -88,12 +88,13 @@ class Reinforcement(_Closed):
     hyperparameters: Hyperparameters = Hyperparameters()
     iro: IroOptions = IroOptions()
 
-    @field_validator("response_format")
-    @classmethod
-    def _is_a_format(cls, response_format: dict[str, Any] | None) -> dict[str, Any] | None:
-        if response_format is not None:
-            parse_response_format(response_format)
-        return response_format
+    def check_format(self) -> None:
+        """400 where ``response_format`` is none. A large schema takes a second, for which no event loop should wait."""
+        param = "method.reinforcement.response_format"
+        try:
+            parse_response_format(self.response_format or {"type": "text"})
+        except ValueError as error:
+            raise bad_request(f"Invalid '{param}': {error}", param, "invalid_value") from error
 
     def options(self) -> dict[str, Any]:
         """The config fields this method sets: ``iro`` before ``hyperparameters``, and those before the effort's

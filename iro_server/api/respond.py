@@ -22,6 +22,7 @@ from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.tasks import together
 
 log = logging.getLogger("iro.api")
+UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # else a proxy may hold a stream's events back
 
 
 async def whole(request: Request, generations: list[Generation], turn: Turn) -> list[Generated]:
@@ -45,7 +46,7 @@ class _EndingResponse(StreamingResponse):
     """Ends the turn also where the client left before the first event, and no generator ever ran."""
 
     def __init__(self, content: AsyncIterator[str], media_type: str, turn: Turn) -> None:
-        super().__init__(content, media_type=media_type)
+        super().__init__(content, headers=UNBUFFERED, media_type=media_type)
         self.turn = turn
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

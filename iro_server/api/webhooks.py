@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Annotated, Any
 
 import httpx
@@ -10,14 +12,16 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import AfterValidator, AnyHttpUrl, BaseModel, ConfigDict, Field
 from sqlalchemy import delete
 
+from iro_server import webhooks
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.quotas import check_webhooks
 from iro_server.jobs.deliveries import EVENT_TYPES, EventType, event
 from iro_server.settings import is_loopback
 from iro_server.store import tables as t
-from iro_server.webhooks import TIMEOUT, Unreachable, new_secret, post
+from iro_server.webhooks import PrivateAddress, Unreachable, new_secret
 
+log = logging.getLogger("iro.webhooks")
 router = APIRouter(tags=["webhooks"])
 DAY = 86_400
 
@@ -125,12 +129,7 @@ def rotate_secret(id: str, context: Ctx, body: Rotation | None = None) -> dict[s
 async def test(id: str, body: TestRequest, context: Ctx) -> dict[str, Any]:
     """Send a sample event now; 400 where the endpoint does not answer at all."""
     row = await run_in_threadpool(_endpoint, context, id)
-    sample = event(body.event_type, {"id": t.new_id("ftjob-")})
-    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
-        try:
-            status = await post(client, row, t.new_id("wh_"), sample, context.settings.webhooks_inside)
-        except Unreachable as error:
-            raise bad_request(f"The endpoint does not answer: {error}", "url", "webhook_unreachable") from error
+    status = await _send_sample(row, event(body.event_type, {"id": t.new_id("ftjob-")}), context)
     return {
         "object": "webhook_endpoint.test",
         "event_type": body.event_type,
@@ -138,6 +137,25 @@ async def test(id: str, body: TestRequest, context: Ctx) -> dict[str, Any]:
         "success": True,
         "webhook_endpoint_id": id,
     }
+
+
+async def _send_sample(row: t.WebhookEndpoint, sample: dict[str, Any], context: Context) -> int:
+    """The status of the answer. A server of many tells nobody what listens where: without an answer, and where a
+    private address refuses the event, each 400 is the same and comes after ``TIMEOUT`` seconds."""
+    latest = asyncio.get_running_loop().time() + webhooks.TIMEOUT
+    keyed = await run_in_threadpool(context.keys_required)
+    try:
+        async with httpx.AsyncClient(timeout=webhooks.TIMEOUT) as client:
+            answer = await webhooks.post(client, row, t.new_id("wh_"), sample, context.settings.webhooks_inside(keyed))
+        if keyed and not answer.public and answer.error:
+            raise Unreachable(answer.error)
+        return answer.status
+    except PrivateAddress as error:
+        raise bad_request(f"The endpoint is not called: {error}", "url", "webhook_unreachable") from error
+    except Unreachable as error:
+        log.info("a sample to %s: %s", row.id, error)
+        await asyncio.sleep(latest - asyncio.get_running_loop().time() if keyed else 0)
+        raise bad_request("The endpoint does not answer.", "url", "webhook_unreachable") from error
 
 
 @router.delete("/webhook_endpoints/{id}")

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from iro_server.engines.quoted_tokens import QuotedTokens
+
 TEXT_PARTS = ("text", "input_text")
 
 
@@ -23,11 +25,15 @@ def text_of(content: Any) -> Any:
 
 
 def chat_prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Token ids of a conversation up to where the assistant's turn begins, by the model's own chat template."""
+    """Token ids of a conversation up to where the assistant's turn begins, by the model's own chat template.
+
+    A special token's spelling within a message is text, so that no message ends its turn or begins another's.
+    """
+    conversation = [dict(message) for message in messages]
+    if QuotedTokens.occur(tokenizer, conversation):
+        return QuotedTokens(tokenizer, conversation).prompt_ids(conversation)
     return list(
-        tokenizer.apply_chat_template(
-            [dict(m) for m in messages], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=False)
     )
 
 

@@ -17,7 +17,11 @@ _DECODER = json.JSONDecoder()
 
 
 class Unreadable(ValueError):
-    """The answer has no number, or no label, or more than one."""
+    """The answer has no number, or no label, or more than one. ``reason``: what is wrong, without the answer."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(f"{reason} in the answer {_quoted(text)}")
+        self.reason = f"{reason} in the answer"
 
 
 def read_score(text: str) -> float:
@@ -29,14 +33,14 @@ def read_score(text: str) -> float:
     if value is None:
         numbers = _NUMBER.findall(text)
         if len(numbers) != 1:
-            raise Unreadable(f'{len(numbers)} numbers and no {{"result": number}} in the answer {_quoted(text)}')
+            raise Unreadable(f'{len(numbers)} numbers and no {{"result": number}}', text)
         value = numbers[0]
     try:
         score = float(value) if not isinstance(value, bool) else math.nan
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise Unreadable(f"no finite number in the answer {_quoted(text)}")
+        raise Unreadable("no finite number", text)
     return score
 
 
@@ -53,7 +57,7 @@ def read_label(text: str, labels: Sequence[str]) -> str:
     longest_first = sorted(map(re.escape, by_folded), key=len, reverse=True)
     found = set(re.findall(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)", said.casefold()))
     if len(found) != 1:
-        raise Unreadable(f"{len(found)} of the labels {', '.join(labels)} in the answer {_quoted(text)}")
+        raise Unreadable(f"{len(found)} of the labels {', '.join(labels)}", text)
     return by_folded[found.pop()]
 
 

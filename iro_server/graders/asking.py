@@ -24,11 +24,15 @@ LONGEST_WAIT = 30.0  # seconds between attempts, whatever the server asks for
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``url``: an OpenAI-compatible base URL; ``key`` "": none. ``project``: on whose behalf, of Iro's own server."""
+    """``url``: an OpenAI-compatible base URL; ``key`` "": none. ``project``: on whose behalf, of Iro's own server.
+
+    ``quoted``: whether errors may quote what it answers. Not one that a caller chose: it may be anything.
+    """
 
     url: str
     key: str = ""
     project: str | None = None
+    quoted: bool = False
 
     def headers(self) -> dict[str, str]:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -57,7 +61,7 @@ class Asker:
     """Asks one endpoint, from any thread, until it is closed. Redirects are not followed: they could lead anywhere."""
 
     def __init__(self, endpoint: Endpoint, backoff: float = 0.5) -> None:
-        self._endpoint, self._backoff = endpoint, backoff
+        self.endpoint, self._backoff = endpoint, backoff
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._under_way = 0
@@ -83,10 +87,10 @@ class Asker:
     def _client(self) -> httpx.Client:
         # The own server is next door, not behind the environment's proxy.
         return httpx.Client(
-            headers=self._endpoint.headers(),
+            headers=self.endpoint.headers(),
             timeout=httpx.Timeout(TIMEOUT, connect=10.0),
             limits=httpx.Limits(max_connections=AT_ONCE),
-            trust_env=self._endpoint.project is None,
+            trust_env=self.endpoint.project is None,
         )
 
     def _ask(self, request: dict[str, Any]) -> Answer:
@@ -109,16 +113,17 @@ class Asker:
             client = self._client
             self._under_way += 1
         try:
-            response = client.post(f"{self._endpoint.url}/chat/completions", json=request)
+            response = client.post(f"{self.endpoint.url}/chat/completions", json=request)
         except httpx.RequestError as error:
             raise _Busy(f"no answer: {type(error).__name__} {error}".strip()) from None
         finally:
             self._hang_up(1)
+        quoted = self.endpoint.quoted
         if response.status_code in (408, 409, 429) or response.status_code >= 500:
-            raise _Busy(_refusal(response), _retry_after(response))
+            raise _Busy(_refusal(response, quoted), _retry_after(response))
         if response.status_code != 200:
-            return Answer(error=_refusal(response))
-        return _read(response)
+            return Answer(error=_refusal(response, quoted))
+        return _read(response, quoted)
 
 
 def _wait(backoff: float) -> Callable[[RetryCallState], float]:
@@ -139,7 +144,9 @@ def _retry_after(response: httpx.Response) -> float | None:
         return None
 
 
-def _refusal(response: httpx.Response) -> str:
+def _refusal(response: httpx.Response, quoted: bool) -> str:
+    if not quoted:
+        return f"answered {response.status_code}"
     try:
         said = response.json()["error"]["message"]
     except (ValueError, LookupError, TypeError):
@@ -147,14 +154,15 @@ def _refusal(response: httpx.Response) -> str:
     return f"answered {response.status_code}: {str(said)[:300]}"
 
 
-def _read(response: httpx.Response) -> Answer:
+def _read(response: httpx.Response, quoted: bool) -> Answer:
     try:
         body = response.json()
         (choice, *_), tokens = body["choices"], int((body.get("usage") or {}).get("total_tokens") or 0)
         message = choice["message"]
         refusal, text = message.get("refusal"), message.get("content") or ""
     except (ValueError, LookupError, TypeError, AttributeError):
-        return Answer(error=f"answered what is no chat completion: {response.text[:100]}")
+        return Answer(error="answered what is no chat completion" + (f": {response.text[:100]}" if quoted else ""))
     if refusal or choice.get("finish_reason") == "content_filter":
-        return Answer("", tokens, f"the model refused: {str(refusal or text)[:300]}", "model_grader_refusal_error")
+        error = "the model refused" + (f": {str(refusal or text)[:300]}" if quoted else "")
+        return Answer("", tokens, error, "model_grader_refusal_error")
     return Answer(str(text), tokens)

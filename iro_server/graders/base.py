@@ -23,6 +23,22 @@ class GraderError(ValueError):
         self.param = param
 
 
+class TextTooLong(ValueError):
+    """A text to be graded takes more than ``limit`` bytes in UTF-8."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"a text to be graded is over the limit of {limit} bytes (IRO_MAX_GRADED_BYTES)")
+        self.limit = limit
+
+
+def check_length(text: str, limit: int) -> int:
+    """The bytes that ``text`` takes in UTF-8. Raises TextTooLong."""
+    size = len(text.encode(errors="surrogatepass"))
+    if size > limit:
+        raise TextTooLong(limit)
+    return size
+
+
 @dataclass(frozen=True)
 class Sample:
     """What the model wrote. ``output_json`` None: ``output_text`` is parsed where it is JSON."""
@@ -117,6 +133,9 @@ class Grader(BaseModel, ABC):
 
     def grade(self, sample: Sample, item: Item) -> Grade:
         return self.grade_many([(sample, item)])[0]
+
+    def check_texts(self, sample: Sample, item: Item) -> None:
+        """Raise TextTooLong where a text that the pair is graded by is too long."""
 
     def served_models(self) -> dict[str, str]:
         """The chat models of this server that it asks, each by the field that names it, such as ``graders.a.model``."""

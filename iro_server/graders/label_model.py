@@ -21,8 +21,8 @@ class LabelModel(ModelGrader):
     """
 
     type: Literal["label_model"]
-    labels: list[Label] = Field(min_length=1)
-    passing_labels: list[Label] = Field(min_length=1)
+    labels: list[Label] = Field(min_length=1, max_length=1000)
+    passing_labels: list[Label] = Field(min_length=1, max_length=1000)
 
     @field_validator("labels")
     @classmethod

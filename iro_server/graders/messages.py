@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from iro_server.graders.base import TextTooLong, check_length
 from iro_server.graders.templates import Template, render
 
 TEXT_PARTS = ("input_text", "output_text", "text")
@@ -38,13 +39,20 @@ class Message(BaseModel):
     type: Literal["message"] = "message"
 
 
-def render_messages(messages: Sequence[Message], scope: dict[str, Any]) -> list[dict[str, str]]:
-    """Chat messages with the templates filled in. Raises MissingField."""
-    return [{"role": message.role, "content": _content(message, scope)} for message in messages]
+def render_messages(messages: Sequence[Message], scope: dict[str, Any], limit: int) -> list[dict[str, str]]:
+    """Chat messages with the templates filled in. Raises MissingField, and TextTooLong over ``limit`` bytes in all."""
+    rendered, remaining = [], limit
+    for message in messages:
+        content = _content(message, scope, limit)
+        remaining -= check_length(content, limit)
+        if remaining < 0:
+            raise TextTooLong(limit)
+        rendered.append({"role": message.role, "content": content})
+    return rendered
 
 
-def _content(message: Message, scope: dict[str, Any]) -> str:
-    text = "".join(render(text, scope) for text in message.content)
+def _content(message: Message, scope: dict[str, Any], limit: int) -> str:
+    text = "".join(render(text, scope, limit) for text in message.content)
     return text.encode(errors="replace").decode()  # JSON may spell lone surrogates, which no request can carry
 
 

@@ -53,7 +53,8 @@ class ModelGrader(TemplatedGrader[Chat]):
     @field_validator("base_url")
     @classmethod
     def _allowed(cls, url: HttpUrl | None, info: ValidationInfo) -> HttpUrl | None:
-        if url is not None and _key(url, Surroundings.of_validation(info)) is None:
+        surroundings = Surroundings.of_validation(info)
+        if url is not None and not surroundings.any_endpoint and _plain(url) not in _keys(surroundings):
             raise ValueError(f"{url} is not among the endpoints this server allows (IRO_GRADER_ENDPOINTS)")
         return url
 
@@ -72,10 +73,11 @@ class ModelGrader(TemplatedGrader[Chat]):
         return model
 
     def model_post_init(self, context: Surroundings) -> None:
+        super().model_post_init(context)
         if self.base_url is not None:
-            self._asker = Asker(Endpoint(_plain(self.base_url), _key(self.base_url, context) or ""))
+            self._asker = Asker(_named_endpoint(self.base_url, context))
         elif context.base_url is not None:
-            self._asker = Asker(Endpoint(context.base_url.rstrip("/"), context.api_key, context.project))
+            self._asker = Asker(Endpoint(context.base_url.rstrip("/"), context.api_key, context.project, quoted=True))
 
     def served_models(self) -> dict[str, str]:
         return {"model": self.model} if self.base_url is None else {}
@@ -84,7 +86,7 @@ class ModelGrader(TemplatedGrader[Chat]):
         return [text for message in self.input for text in message.content]
 
     def fill(self, scope: dict[str, Any]) -> Chat:
-        return render_messages(self.input, scope)
+        return render_messages(self.input, scope, self._max_bytes)
 
     def grade_filled(self, filled: Sequence[Chat]) -> list[Grade]:
         assert self._asker is not None
@@ -114,7 +116,8 @@ class ModelGrader(TemplatedGrader[Chat]):
         try:
             return Grade.of(self.read(answer.text), tokens=tokens)
         except Unreadable as error:
-            return Grade.failed(f"{self.model}: {error}", "model_grader_parse_error", tokens=tokens)
+            reason = error if self._asker and self._asker.endpoint.quoted else error.reason
+            return Grade.failed(f"{self.model}: {reason}", "model_grader_parse_error", tokens=tokens)
 
     def close(self) -> None:
         if self._asker is not None:
@@ -125,7 +128,12 @@ def _plain(url: HttpUrl | str) -> str:
     return str(HttpUrl(str(url))).rstrip("/")
 
 
-def _key(url: HttpUrl, surroundings: Surroundings) -> str | None:
-    """The key for an endpoint, "" for none needed; None where graders may not reach it."""
-    keys = {_plain(allowed): key for allowed, key in surroundings.endpoints.items()}
-    return keys.get(_plain(url), "" if surroundings.any_endpoint else None)
+def _named_endpoint(url: HttpUrl, surroundings: Surroundings) -> Endpoint:
+    """The one at ``url``, quoted where the server's operator named it."""
+    keys = _keys(surroundings)
+    return Endpoint(_plain(url), keys.get(_plain(url), ""), quoted=_plain(url) in keys)
+
+
+def _keys(surroundings: Surroundings) -> dict[str, str]:
+    """The keys of the endpoints that the operator named, "" for none needed."""
+    return {_plain(allowed): key for allowed, key in surroundings.endpoints.items()}

@@ -42,7 +42,7 @@ class MultiGrader(Grader):
     """``calculate_output`` is a formula over the names of ``graders``, such as ``0.7 * style + 0.3 * match``."""
 
     type: Literal["multi"]
-    graders: Annotated[dict[str, Single], Field(min_length=1), BeforeValidator(_by_name)]
+    graders: Annotated[dict[str, Single], Field(min_length=1, max_length=64), BeforeValidator(_by_name)]
     calculate_output: str
 
     _formula: ast.expr = PrivateAttr()
@@ -71,6 +71,10 @@ class MultiGrader(Grader):
             for name, grader in self.graders.items()
             for field, model in grader.served_models().items()
         }
+
+    def check_texts(self, sample: Sample, item: Item) -> None:
+        for grader in self.graders.values():
+            grader.check_texts(sample, item)
 
     def item_fields(self) -> set[str]:
         return set().union(*(grader.item_fields() for grader in self.graders.values()))

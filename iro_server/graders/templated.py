@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-from iro_server.graders.base import Grade, Grader, Item, Sample
-from iro_server.graders.templates import MissingField, item_fields
+from pydantic import PrivateAttr
+
+from iro_server.graders.base import Grade, Grader, Item, Sample, TextTooLong
+from iro_server.graders.templates import MissingField, item_fields, render
+from iro_server.surroundings import Surroundings
 
 Filled = TypeVar("Filled")
 
 
 class TemplatedGrader(Grader, Generic[Filled]):
     """Fills its templates in for every pair, and grades those that have all the fields together."""
+
+    _max_bytes: int = PrivateAttr()
+
+    def model_post_init(self, context: Surroundings) -> None:
+        self._max_bytes = context.max_text_bytes
 
     @abstractmethod
     def templates(self) -> list[str]:
@@ -24,7 +33,14 @@ class TemplatedGrader(Grader, Generic[Filled]):
 
     @abstractmethod
     def fill(self, scope: dict[str, Any]) -> Filled:
-        """Raises MissingField."""
+        """Raises MissingField, and TextTooLong for a text over the server's limit."""
+
+    def render(self, template: str, scope: dict[str, Any]) -> str:
+        return render(template, scope, self._max_bytes)
+
+    def check_texts(self, sample: Sample, item: Item) -> None:
+        with contextlib.suppress(MissingField):
+            self.fill({"sample": sample.as_dict(), "item": item})
 
     @abstractmethod
     def grade_filled(self, filled: Sequence[Filled]) -> list[Grade]: ...
@@ -37,6 +53,8 @@ class TemplatedGrader(Grader, Generic[Filled]):
                 filled[i] = self.fill({"sample": sample.as_dict(), "item": item})
             except MissingField as missing:
                 grades[i] = Grade.failed(str(missing), missing.flag)
+            except TextTooLong as too_long:
+                grades[i] = Grade.failed(str(too_long))
         if filled:
             grades |= zip(filled, self.grade_filled(list(filled.values())), strict=True)
         return [grades[i] for i in range(len(pairs))]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from iro_server.graders.base import Flag, Sample
+from iro_server.graders.base import Flag, Sample, TextTooLong, check_length
 
 _EXPRESSION = re.compile(r"\{\{(.*?)(\}\}|\Z)", re.DOTALL)  # one that is not closed is read but once
 _UNCLOSED = re.compile(r"\s*(item|sample)\b")
@@ -17,6 +18,7 @@ _ONE_BRACE = re.compile(r"(?<!\{)\{\s*(?:item|sample)\.[\w.]+\s*\}(?!\})")
 _OF_SAMPLE = tuple(field.name for field in fields(Sample))
 _PATH = re.compile(r"""\s*((?:item|sample)(?:\.[\w-]+|\[(?:[0-9]+|'[^']*'|"[^"]*")\])*)\s*""")
 _STEP = re.compile(r"""\.?([\w-]+)|\[(?:'([^']*)'|"([^"]*)")\]|\[([0-9]+)\]""")
+LONGEST_QUOTE = 100  # characters of a template in an error
 _INDEX = re.compile(r"[0-9]{1,9}")
 
 
@@ -36,18 +38,18 @@ def check_template(template: str) -> str:
         elif _UNCLOSED.match(expression):
             raise ValueError(f"{{{{{expression[:40]} is not closed by }}}}")
     if meant := _ONE_BRACE.search(template):
-        raise ValueError(f"{meant[0]} is written with two braces on each side: {{{meant[0]}}}")
+        path = _short(meant[0].strip("{}"))
+        raise ValueError(f"{{{path}}} is written with two braces on each side: {{{{{path}}}}}")
     return template
 
 
 def _check_path(expression: str) -> None:
     if not _PATH.fullmatch(expression):
-        raise ValueError(
-            f"{{{{{expression}}}}} is not a path such as item.label, sample.output_text, item.a[0].b or item['a b']"
-        )
+        example = "item.label, sample.output_text, item.a[0].b or item['a b']"
+        raise ValueError(f"{{{{{_short(expression)}}}}} is not a path such as {example}")
     root, field, *_ = [*_steps(expression), ""]
     if root == "sample" and field not in _OF_SAMPLE:
-        raise ValueError(f"{{{{{expression}}}}} is none of a sample's fields: {', '.join(_OF_SAMPLE)}")
+        raise ValueError(f"{{{{{_short(expression)}}}}} is none of a sample's fields: {', '.join(_OF_SAMPLE)}")
 
 
 def item_fields(template: str) -> set[str]:
@@ -59,26 +61,48 @@ def item_fields(template: str) -> set[str]:
 Template = Annotated[str, AfterValidator(check_template)]
 
 
-def render(template: str, scope: dict[str, Any]) -> str:
+def render(template: str, scope: dict[str, Any], limit: int | None = None) -> str:
     """Put the values in: strings as they are, anything else as JSON. What is put in is not rendered again.
 
-    ``scope`` has ``item`` and ``sample``. Raises MissingField.
+    ``scope`` has ``item`` and ``sample``. Raises MissingField, and TextTooLong once there are over ``limit`` bytes.
     """
-    return _EXPRESSION.sub(lambda match: _as_text(_lookup(match[1].strip(), scope)) if match[2] else match[0], template)
+    pieces, remaining = [], limit
+    for piece in _pieces(template, scope):
+        pieces.append(piece)
+        if limit is not None and remaining is not None:
+            remaining -= check_length(piece, limit)
+            if remaining < 0:
+                raise TextTooLong(limit)
+    return "".join(pieces)
+
+
+def _pieces(template: str, scope: dict[str, Any]) -> Iterator[str]:
+    """The text between expressions and their values, in order."""
+    end = 0
+    for match in _EXPRESSION.finditer(template):
+        yield template[end : match.start()]
+        yield _as_text(_lookup(match[1].strip(), scope)) if match[2] else match[0]
+        end = match.end()
+    yield template[end:]
 
 
 def _lookup(path: str, scope: dict[str, Any]) -> Any:
     steps = _steps(path)
     if steps[:2] == ["sample", "output_json"] and scope["sample"]["output_json"] is None:
-        raise MissingField(f"the sample is not JSON (in {{{{ {path} }}}})", "sample_parse_error")
+        raise MissingField(f"the sample is not JSON (in {{{{ {_short(path)} }}}})", "sample_parse_error")
     value: Any = scope
     for depth, step in enumerate(steps):
         try:
             value = value[_index(step)] if isinstance(value, list) else value[step]
         except (LookupError, TypeError):
-            message = f"{'.'.join(steps[:depth])} has no field {step!r} (in {{{{ {path} }}}})"
+            parent = _short(".".join(steps[:depth]))
+            message = f"{parent} has no field {_short(step)!r} (in {{{{ {_short(path)} }}}})"
             raise MissingField(message, "invalid_variable_error") from None
     return value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
 
 
 def _steps(path: str) -> list[str]:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import sacrebleu
-from nltk.tokenize import wordpunct_tokenize
-from nltk.translate.gleu_score import sentence_gleu
-from nltk.translate.meteor_score import meteor_score
 from pydantic import FiniteFloat, PrivateAttr, ValidationInfo, field_validator
-from rapidfuzz import fuzz
-from rouge_score.rouge_scorer import RougeScorer
 
 from iro_server.graders.base import Grade
 from iro_server.graders.local_models import bundled_embedding_model, embed, is_model
+from iro_server.graders.similarity import METRICS, similarity
 from iro_server.graders.templated import TemplatedGrader
-from iro_server.graders.templates import Template, render
+from iro_server.graders.templates import Template
 from iro_server.surroundings import Surroundings
 
 
@@ -31,7 +25,7 @@ class _Comparison(TemplatedGrader[tuple[str, str]]):
         return [self.input, self.reference]
 
     def fill(self, scope: dict[str, Any]) -> tuple[str, str]:
-        return render(self.input, scope), render(self.reference, scope)
+        return self.render(self.input, scope), self.render(self.reference, scope)
 
 
 class StringCheck(_Comparison):
@@ -82,13 +76,13 @@ class TextSimilarity(_Comparison):
         return metric
 
     def model_post_init(self, context: Surroundings) -> None:
+        super().model_post_init(context)
         self._embedding_model = _embedding_model(context)
 
     def grade_filled(self, filled: Sequence[tuple[str, str]]) -> list[Grade]:
         if self.evaluation_metric == "cosine":
             return [Grade.of(float(cosine)) for cosine in self._cosines(filled)]
-        similarity = METRICS[self.evaluation_metric]
-        return [Grade.of(similarity(text, reference)) for text, reference in filled]
+        return [Grade.of(similarity(self.evaluation_metric, text, reference)) for text, reference in filled]
 
     def _cosines(self, filled: Sequence[tuple[str, str]]) -> np.ndarray:
         assert self._embedding_model is not None
@@ -101,52 +95,3 @@ class TextSimilarity(_Comparison):
 
 def _embedding_model(surroundings: Surroundings) -> Path | None:
     return surroundings.embedding_model or bundled_embedding_model()
-
-
-class _NoSynonyms:
-    """Stands for WordNet, which would have to be downloaded: METEOR then matches words and stems."""
-
-    def synsets(self, word: str) -> list[object]:
-        return []
-
-
-def _words(text: str) -> list[str]:
-    return wordpunct_tokenize(text.lower())
-
-
-def _fuzzy(text: str, reference: str) -> float:
-    return fuzz.ratio(text, reference) / 100
-
-
-def _bleu(text: str, reference: str) -> float:
-    return min(sacrebleu.sentence_bleu(text, [reference]).score / 100, 1.0)
-
-
-def _gleu(text: str, reference: str) -> float:
-    return float(sentence_gleu([_words(reference)], _words(text)))
-
-
-def _meteor(text: str, reference: str) -> float:
-    return float(meteor_score([_words(reference)], _words(text), wordnet=_NoSynonyms()))
-
-
-def _rouge(kind: str) -> Callable[[str, str], float]:
-    def f_measure(text: str, reference: str) -> float:
-        return float(_rouge_scorer(kind).score(reference, text)[kind].fmeasure)
-
-    return f_measure
-
-
-@cache
-def _rouge_scorer(kind: str) -> RougeScorer:
-    return RougeScorer([kind], use_stemmer=True)
-
-
-METRICS: dict[str, Callable[[str, str], float]] = {
-    "fuzzy_match": _fuzzy,
-    "bleu": _bleu,
-    "gleu": _gleu,
-    "meteor": _meteor,
-    **{f"rouge_{n}": _rouge(f"rouge{n}") for n in range(1, 6)},
-    "rouge_l": _rouge("rougeL"),
-}

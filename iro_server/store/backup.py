@@ -53,8 +53,8 @@ def backup(settings: Settings, sessions: Sessions, out: Path) -> dict[str, int]:
 
 
 def restore(settings: Settings, sessions: Sessions, source: Path) -> dict[str, int]:
-    """Load the backup into the empty server of ``settings``. Returns the number of rows by table. Jobs that were running
-    are queued. ValueError if ``source`` is incomplete or the server is not empty."""
+    """Load the backup into the empty server of ``settings``. Returns the number of rows by table. Running jobs are
+    queued. ValueError if ``source`` is incomplete or the server is not empty."""
     manifest = _manifest(source, sessions)
     rows = {name: _read(source / f"{name}.jsonl") for name in manifest["rows"]}
     if {name: len(content) for name, content in rows.items()} != manifest["rows"]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from iro_server.control_characters import escaped
 from iro_server.telemetry.request import request_id
 
 LogFormat = Literal["text", "json"]
@@ -29,6 +30,17 @@ class _Named(logging.Filter):
         return True
 
 
+class _OneLine(logging.Formatter):
+    """A record's message is one line, whatever it quotes; its exception, if any, follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = escaped(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return escaped(super().formatException(ei), layout=True)
+
+
 def configure(format: LogFormat, level: int = logging.INFO, job: str | None = None) -> None:
     """Write what this process logs to stderr. ``level`` is that of other packages' lines; ours are told from INFO."""
     handler = logging.StreamHandler()
@@ -37,6 +49,6 @@ def configure(format: LogFormat, level: int = logging.INFO, job: str | None = No
         wanted, unwanted = "%(levelname)s %(name)s %(message)s", [*RESERVED_ATTRS, "subject", "color_message"]
         handler.setFormatter(JsonFormatter(wanted, rename_fields=NAMES, timestamp="time", reserved_attrs=unwanted))
     else:
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s%(subject)s: %(message)s"))
+        handler.setFormatter(_OneLine("%(levelname)s %(name)s%(subject)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("iro").setLevel(logging.INFO)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import openai
 import pytest
 
+from iro_server.telemetry import logs
 from tests.iro_server.api.serving import GRADER, ended, settings_for, start_job, wait_for
 
 SERVE = (
@@ -63,3 +66,17 @@ def test_lines_carry_the_request_and_the_job(told):
     (failed,) = [json.loads(line) for line in worker.splitlines()]
     assert (failed["job_id"], failed["message"]) == (job_id, "the job failed")
     assert "GraderFailed: the grader gave NaN" in failed["exception"] and failed["time"]
+
+
+def test_a_line_in_text_stays_one_line_whatever_it_quotes(monkeypatch):
+    lines = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", lines)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    logs.configure("text")
+    try:
+        raise ValueError("two\x1b[2J\nlines")
+    except ValueError:
+        logging.getLogger("iro.test").exception("from %s", "a\x1b[2J\nERROR iro: forged")
+    first, *rest = lines.getvalue().split("\n")
+    assert first == r"ERROR iro.test: from a\x1b[2J\nERROR iro: forged"
+    assert rest[0].startswith("Traceback") and "\x1b" not in lines.getvalue()

@@ -233,3 +233,18 @@ def test_a_request_that_no_minute_could_hold_is_not_to_be_tried_again(settings):
     assert "Request too large" in refusal.value.message
     assert refusal.value.response.headers["x-should-retry"] == "false"
     assert "retry-after" not in refusal.value.response.headers
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[", "http://localhost.evil.example"])
+def test_a_page_of_another_site_sends_no_form_to_a_server_without_keys(settings, origin):
+    form = {"file": ("rows.jsonl", b'{"prompt": "a"}\n'), "purpose": (None, "fine-tune")}
+    with serving(settings, ByteEngine()) as client:
+        url = f"{client.base_url}files"
+        refusal = httpx.post(url, files=form, headers={"origin": origin})
+        assert refusal.status_code == 403 and refusal.json()["error"]["code"] == "origin_not_allowed"
+        assert not client.files.list().data
+        assert httpx.post(url, files=form, headers={"origin": "http://localhost:3000"}).status_code == 200
+        secret = keys.create(open_database(settings), "mine")[1]
+        wait_for(lambda: refused(client), seconds=KEY_SECONDS + 5)
+        headers = {"origin": origin, "authorization": f"Bearer {secret}"}  # which no page of another site has
+        assert httpx.post(url, files=form, headers=headers).status_code == 200

@@ -53,3 +53,16 @@ def test_errors_say_what_would_do(client):
     grader = {"grader": {"type": "nonsense", "name": "x"}}
     said = message("fine_tuning/alpha/graders/validate", json=grader)
     assert said.startswith("grader.type: there is no grader of type 'nonsense', only 'string_check'")
+
+
+def test_control_characters_of_a_request_are_spelled_in_its_error(client):
+    chat = {"model": "a\x1b[2J\x9b\u2028\nb", "messages": [{"role": "user", "content": "hi"}]}
+    message = httpx.post(f"{client.base_url}chat/completions", json=chat).json()["error"]["message"]
+    assert r"a\x1b[2J\x9b\u2028" in message and "\x1b" not in message and "\x9b" not in message
+
+
+def test_a_stream_is_for_no_cache_and_no_buffer(client):
+    body = {"model": "bytes", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 2}
+    headers = httpx.post(f"{client.base_url}chat/completions", json=body).headers
+    assert headers["content-type"].startswith("text/event-stream")
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")

@@ -106,8 +106,6 @@ def test_the_jobs_defaults_are_the_ones_the_mapping_scales() -> None:
             ("hyperparameters", "learning_rate_multiplier"),
         ),
         ({"hyperparameters": {"reasoning_effort": "utmost"}}, ("hyperparameters", "reasoning_effort")),
-        ({"response_format": {"type": "yaml"}}, ("response_format",)),
-        ({"response_format": {"type": "json_schema"}}, ("response_format",)),
     ],
 )
 def test_what_is_refused_is_named(fields: dict, at: tuple[str, ...]) -> None:
@@ -130,3 +128,15 @@ def test_a_search_of_too_many_rows_is_refused(hyperparameters: dict, iro: dict, 
     with pytest.raises(APIError, match="over 16") as refused:
         method(hyperparameters, iro=iro).check_rows(16)
     assert refused.value.param == f"method.reinforcement.{param}"
+
+
+@pytest.mark.parametrize("response_format", [{"type": "yaml"}, {"type": "json_schema"}])
+def test_a_wrong_response_format_is_refused(response_format: dict) -> None:
+    with pytest.raises(APIError, match=r"Invalid 'method\.reinforcement\.response_format'") as refused:
+        method(response_format=response_format).check_format()
+    assert (refused.value.status, refused.value.param) == (400, "method.reinforcement.response_format")
+
+
+@pytest.mark.parametrize("response_format", [None, {"type": "text"}, {"type": "json_object"}])
+def test_a_response_format_is_accepted(response_format: dict | None) -> None:
+    method(response_format=response_format).check_format()

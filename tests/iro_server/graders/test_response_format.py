@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -83,3 +85,56 @@ def test_strict_and_description_are_accepted() -> None:
     spec = schema({}) | {}
     spec["json_schema"] |= {"strict": True, "description": "a number"}
     assert isinstance(parse_response_format(spec), ResponseFormat)
+
+
+def chained(count: int) -> dict[str, Any]:
+    """A list of lists of lists, and a reference to each of them."""
+    schema: dict[str, Any] = {}
+    for i in range(count):
+        schema = {"items": schema, "not": {"$ref": "#" + "/items" * i}}
+    return schema
+
+
+LARGE = {
+    "200 references to the root": {"allOf": [{"$ref": "#"}] * 200},
+    "200 references to a large definition": {
+        "allOf": [{"$ref": "#/$defs/a"}] * 200,
+        "$defs": {"a": {"properties": {f"p{i}": True for i in range(1000)}}},
+    },
+    "references to all levels": chained(60),
+    "references to all levels of a large schema": {"items": chained(40), "$defs": {f"a{i}": {} for i in range(2000)}},
+    "mutual recursion": {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    "200 anchors": {
+        "allOf": [{"$ref": f"#a{i}"} for i in range(200)],
+        "$defs": {f"a{i}": {"$anchor": f"a{i}"} for i in range(200)},
+    },
+    "100,000 properties": {"properties": {f"p{i}": {} for i in range(10**5)}},
+    "100,000 choices": {"enum": list(range(10**5))},
+    "900 choices that differ": {
+        "$schema": "http://json-schema.org/draft-04/schema#",
+        "enum": [{"a": i} for i in range(900)],
+    },
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_schema_is_accepted_or_refused_quickly(name: str) -> None:
+    started = time.process_time()
+    with contextlib.suppress(ValueError):
+        parse_response_format(schema(LARGE[name]))
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("count", [1001, 10**5])
+def test_what_is_too_large_is_told_so(count: int) -> None:
+    with pytest.raises(ValueError, match="more than 1000 items"):
+        parse_response_format(schema({"enum": list(range(count))}))
+    with pytest.raises(ValueError, match="more than 4000 values"):
+        parse_response_format(schema({"properties": {f"p{i}": {"minimum": 1} for i in range(2 * count)}}))
+
+
+def test_recursion_is_no_mistake() -> None:
+    tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}}
+    assert parse_response_format(schema(tree)).parse('{"left": {"right": {}}}') == {"left": {"right": {}}}
+    with pytest.raises(ValueError, match="not of type 'object'"):
+        parse_response_format(schema(tree)).parse('{"left": {"right": 1}}')

@@ -1,11 +1,13 @@
 import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from iro_server.graders import Sample
+from iro_server.graders.base import TextTooLong
 from iro_server.graders.templates import MissingField, check_template, item_fields, render
 
 plain = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]))
@@ -124,3 +126,53 @@ def test_a_missing_field_is_named(path, said):
     with pytest.raises(MissingField) as missing:
         render("{{ " + path + " }}", scope)
     assert said in str(missing.value)
+
+
+def quickly(call):
+    started = time.monotonic()
+    call()
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ item." + "a" * 10**6, "is not closed"),
+        ("{{ item.a }} " * 10**4 + "{{ item.b", "{{ item.b is not closed"),
+        ("{{ {{ item.a }} }}", "{{ {{ item.a }} is not a path"),
+        ("{{" * 10**5 + "item.a" + "}}" * 10**5, "is not a path"),
+        ("{{ item." + "a." * 10**5 + "}}", "is not a path"),
+        ("{item." + "a" * 10**6 + "}", "two braces"),
+        ("{{ item['" + "a" * 10**6 + " }}", "is not a path"),
+        ("{{ sample." + "a" * 10**6 + " }}", "none of a sample's fields"),
+    ],
+)
+def test_a_hostile_template_is_refused_quickly_and_briefly(template, said):
+    def check():
+        with pytest.raises(ValueError) as refused:
+            check_template(template)
+        assert said in str(refused.value) and len(str(refused.value)) < 500
+
+    quickly(check)
+
+
+@pytest.mark.parametrize("count", [1, 10**5])
+def test_a_missing_field_among_many_is_named_quickly(count):
+    scope = {"item": {f"field{i}": "x" for i in range(10**5)}, "sample": {}}
+
+    def fill():
+        with pytest.raises(MissingField, match="item has no field 'a'"):
+            render("{{ item.field1 }}" * (count - 1) + "{{ item.a }}", scope)
+
+    quickly(fill)
+
+
+def test_a_missing_field_of_a_long_name_is_named_briefly():
+    with pytest.raises(MissingField) as missing:
+        render("{{ item." + "a" * 10**6 + " }}", {"item": {}, "sample": {}})
+    assert len(str(missing.value)) < 500
+
+
+def test_no_more_is_put_in_than_the_limit():
+    with pytest.raises(TextTooLong, match="limit of 100000 bytes"):
+        quickly(lambda: render("{{ item.a }}" * 10**5, {"item": {"a": "x" * 90_000}, "sample": {}}, 100_000))

@@ -1,8 +1,13 @@
 import math
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz import fuzz
+from rouge_score.rouge_scorer import RougeScorer
 
 from iro_server.graders import GraderError, Sample, Surroundings, parse_grader
 from iro_server.graders.text import METRICS
@@ -124,3 +129,65 @@ def test_cosine_without_its_model_says_how_to_name_one(tmp_path):
 def test_the_pass_threshold_does_not_change_the_reward():
     spec = {"type": "text_similarity", "evaluation_metric": "fuzzy_match", "input": "abcd", "reference": "abcx"}
     assert parse_grader({**spec, "pass_threshold": 0.9}).grade(Sample(""), {}).reward == pytest.approx(0.75)
+
+
+words = st.text("ab .", max_size=60) | st.text(max_size=30)
+
+
+@given(words, words)
+def test_the_fast_metrics_are_those_of_their_libraries(text, reference):
+    assert METRICS["fuzzy_match"](text, reference) == pytest.approx(fuzz.ratio(text, reference) / 100, abs=1e-12)
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    assert METRICS["rouge_l"](text, reference) == scorer.score(reference, text)["rougeL"].fmeasure
+
+
+@pytest.mark.parametrize("type", ["string_check", "text_similarity", "score_model"])
+@pytest.mark.parametrize("side", ["sample", "item", "template"])
+def test_a_text_over_the_limit_is_a_grade_with_an_error_that_says_so(type, side):
+    long = "x" * 600
+    shape = {"input": "{{ sample.output_text }}{{ item.a }}", "reference": "y"}
+    if side == "template":
+        shape["input"] = "{{ item.a }}" * 600
+    if type == "score_model":
+        shape = {
+            "model": "m",
+            "input": [{"role": "user", "content": shape["input"]}],
+            "base_url": "http://127.0.0.1:9/",
+        }
+    more = {"string_check": {"operation": "eq"}, "text_similarity": {"evaluation_metric": "bleu"}}.get(type, {})
+    spec = {"type": type, "name": "g"} | shape | more
+    here = Surroundings(max_text_bytes=500, any_endpoint=True)
+    sample, item = (Sample(long if side == "sample" else ""), {"a": long if side == "item" else "x"})
+    with parse_grader(spec, here) as grader:
+        grade = grader.grade(sample, item)
+    assert math.isnan(grade.reward) and "over the limit of 500 bytes" in grade.error
+
+
+def test_messages_are_bounded_together():
+    message = {"role": "user", "content": "{{ item.a }}"}
+    spec = {"type": "score_model", "model": "m", "input": [message] * 3, "base_url": "http://127.0.0.1:9/"}
+    with parse_grader(spec, Surroundings(max_text_bytes=500, any_endpoint=True)) as grader:
+        assert "over the limit" in grader.grade(Sample(""), {"a": "x" * 200}).error
+
+
+def test_a_limit_in_bytes_counts_bytes():
+    spec = {"type": "string_check", "operation": "eq", "input": "{{ sample.output_text }}", "reference": "é" * 250}
+    with parse_grader(spec, Surroundings(max_text_bytes=500)) as grader:
+        assert grader.grade(Sample("é" * 250), {}).reward == 1
+        assert "over the limit" in grader.grade(Sample("é" * 251), {}).error
+
+
+@pytest.mark.parametrize("metric", ["fuzzy_match", "rouge_l"])
+def test_other_threads_run_while_long_texts_are_compared(metric):
+    letters = random.Random(0)
+    text, reference = ("".join(letters.choices("abcdefghij  ", k=100_000)) for _ in range(2))
+    moments = []
+    with ThreadPoolExecutor(1) as threads:
+        started = time.monotonic()
+        comparison = threads.submit(METRICS[metric], text, reference)
+        while not comparison.done():
+            moments.append(time.monotonic())
+            time.sleep(0.002)
+        ended = time.monotonic()
+    waits = [after - before for before, after in zip([started, *moments], [*moments, ended], strict=True)]
+    assert ended - started < 10 and max(waits) < (ended - started) / 2

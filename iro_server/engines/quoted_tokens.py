@@ -1,0 +1,103 @@
+"""Special tokens that a conversation's messages spell: they are tokenised as text.
+
+While the chat template is rendered, a mark stands for each of them. The template's own special tokens are then the only
+ones in the text between the marks.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+MARKS = [*map(chr, range(0xE000, 0xF900))]  # characters for private use, which no tokenizer gives a meaning
+
+
+class QuotedTokens:
+    """Those of ``messages``, each shown to the template as its number between two marks that no message has."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Any) -> None:
+        self.tokenizer = tokenizer
+        self.spellings = _spellings(tokenizer)
+        self.tokens = list(self.spellings)
+        self.numbers = {token: number for number, token in enumerate(self.tokens)}
+        used = set().union(*strings(messages))
+        self.mark = next(mark for mark in MARKS if mark not in used)
+
+    @staticmethod
+    def occur(tokenizer: PreTrainedTokenizerBase, messages: Any) -> bool:
+        """Whether a string in ``messages`` spells a special token."""
+        pattern = _pattern(tokenizer)
+        return any(pattern.search(text) for text in strings(messages))
+
+    def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Token ids of the rendered conversation. Raises jinja2.TemplateError where the template refuses it."""
+        marked = [replaced(message, self._marked) for message in messages]
+        text = self.tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
+        parts = re.split(f"{self.mark}([0-9]+){self.mark}", str(text))
+        ids = [self._ids(part) if i % 2 == 0 else self._spelled(part) for i, part in enumerate(parts)]
+        return [id for part in ids for id in part]
+
+    def _marked(self, text: str) -> str:
+        return _pattern(self.tokenizer).sub(lambda match: f"{self.mark}{self.numbers[match[0]]}{self.mark}", text)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _spelled(self, number: str) -> list[int]:
+        return self.spellings[self.tokens[int(number)]]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All strings in a JSON value, keys apart."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+
+
+def replaced(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with ``change`` applied to all its strings, keys apart."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: replaced(item, change) for key, item in value.items()}
+    return [replaced(item, change) for item in value] if isinstance(value, list) else value
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    added = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
+@lru_cache(maxsize=16)
+def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Any special token, the longest that begins where it does."""
+    longest_first = sorted(filter(None, _special_ids(tokenizer)), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+@lru_cache(maxsize=16)
+def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """The ids of each special token's characters.
+
+    From a copy: ``split_special_tokens`` changes a tokenizer for all of its threads.
+    """
+    plain, special = copy.deepcopy(tokenizer), _special_ids(tokenizer)
+
+    def ids(text: str) -> list[int]:
+        return list(plain(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def spelled(token: str) -> list[int]:
+        whole = ids(token)  # a vocabulary of pieces may have the token as a piece too
+        return whole if special[token] not in whole else [id for char in token for id in ids(char)]
+
+    return {token: spelled(token) for token in special if token}
