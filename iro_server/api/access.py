@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from iro_server import scopes
 from iro_server.api.context import Caller
 from iro_server.api.errors import APIError, answer
 from iro_server.api.rates import Allowance, Rates
@@ -23,7 +24,7 @@ from iro_server.store import keys
 from iro_server.store.tables import DEFAULT_PROJECT
 from iro_server.telemetry import metrics, request, tracing
 
-OPEN = ("/v1/health",)  # for probes, which have no key
+OPEN = ("/v1/health", "/v1/health/live", "/v1/health/ready")  # for probes, which have no key
 METRICS = "/metrics"
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS")
 
@@ -36,9 +37,8 @@ class Access:
         self.settings, self.sessions = required.settings, required.sessions
         self.rates = Rates()
         self.audit = audit_log(self.settings)
-        self._known: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(
-            4096, KEY_SECONDS
-        )  # a revoked key works so long
+        # A revoked key works until its entry expires.
+        self._known: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(4096, KEY_SECONDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,6 +91,7 @@ class Access:
             known = self._known[secret] = await run_in_threadpool(self._look_up, secret)
         if known is None:
             raise _unauthorized("Incorrect API key provided.", "invalid_api_key")
+        _check_scope(known[0], scope)
         return known
 
     def _look_up(self, secret: str) -> tuple[Caller, Allowance] | None:
@@ -99,7 +100,7 @@ class Access:
             return None
         names = ("requests_per_minute", "tokens_per_minute", "concurrency")
         limits = {name: getattr(key, name) or getattr(self.settings, name) for name in names}
-        return Caller(key.project, key.id), Allowance(key.id, **limits)
+        return Caller(key.project, key.id, key.scopes), Allowance(key.id, **limits)
 
     def _check_host(self, host: str) -> None:
         """Where no key is asked for, a web page whose name was made to resolve to this machine must not get in."""
@@ -161,6 +162,14 @@ class Record:
 
     def _milliseconds(self) -> float:
         return 1000 * (time.monotonic() - self.current.started)
+
+
+def _check_scope(caller: Caller, scope: Scope) -> None:
+    """403 if the caller's key lacks the scope that the request needs."""
+    scope_needed = scopes.needed(scope["method"], scope["path"])
+    if caller.scopes is not None and scope_needed not in caller.scopes:
+        message = f"This key may {', '.join(caller.scopes)}; this request needs a key with the scope '{scope_needed}'."
+        raise APIError(403, message, code="insufficient_scope")
 
 
 def _unauthorized(message: str, code: str | None = None) -> APIError:

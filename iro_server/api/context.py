@@ -23,10 +23,12 @@ Row = TypeVar("Row", bound=Base)
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is. ``key_id`` None: nobody in particular, on a server that needs no keys."""
+    """Whose request it is. ``key_id`` None: nobody in particular, on a server that needs no keys. ``scopes``: of
+    ``scopes.Scope``, what the key may do; None: everything."""
 
     project: str = DEFAULT_PROJECT
     key_id: str | None = None
+    scopes: list[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 MARKS = [*map(chr, range(0xE000, 0xF900))]  # characters for private use, which no tokenizer gives a meaning
 
 
 class QuotedTokens:
-    """Those of ``messages``, each shown to the template as its number between two marks that no message has."""
+    """Those of ``messages``, each shown to the template as its number between two marks that no message has.
+
+    Raises jinja2.TemplateError if the messages use every mark there is.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Any) -> None:
         self.tokenizer = tokenizer
@@ -26,7 +30,10 @@ class QuotedTokens:
         self.tokens = list(self.spellings)
         self.numbers = {token: number for number, token in enumerate(self.tokens)}
         used = set().union(*strings(messages))
-        self.mark = next(mark for mark in MARKS if mark not in used)
+        unused = (mark for mark in MARKS if mark not in used)
+        if (mark := next(unused, None)) is None:
+            raise TemplateError("a message spells a special token, and every private-use character of Unicode")
+        self.mark = mark
 
     @staticmethod
     def occur(tokenizer: PreTrainedTokenizerBase, messages: Any) -> bool:

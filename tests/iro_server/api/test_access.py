@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -68,6 +69,36 @@ def test_only_a_keys_hash_is_stored(settings):
     assert keys.by_secret(sessions, secret).id == made.id and keys.by_secret(sessions, secret + "x") is None
     stored = settings.data_dir.glob("iro.db*")
     assert not any(secret.encode() in path.read_bytes() for path in stored)
+
+
+def test_a_key_does_what_its_scopes_say_and_no_more(settings):
+    sessions = open_database(settings)
+    with serving(settings, ByteEngine()) as client:
+        calls = {
+            "read": lambda c: c.files.list(),
+            "generate": lambda c: c.chat.completions.create(model="bytes", messages=HI, max_tokens=4),
+            "train": lambda c: upload(c),
+            "admin": lambda c: c.get("/webhook_endpoints", cast_to=object),
+        }
+        for scope in calls:
+            secret = keys.create(sessions, scope, "team", scopes=[scope])[1]
+            keyed = client.with_options(api_key=secret)
+            for name, call in calls.items():
+                if name == scope:
+                    call(keyed)
+                else:
+                    with pytest.raises(openai.PermissionDeniedError, match=f"with the scope '{name}'") as denied:
+                        call(keyed)
+                    assert denied.value.code == "insufficient_scope"
+
+
+def test_an_expired_key_is_refused(settings):
+    sessions = open_database(settings)
+    secret = keys.create(sessions, "brief", expires_at=int(time.time()) + 2)[1]
+    with serving(settings, ByteEngine()) as client:
+        keyed = client.with_options(api_key=secret)
+        keyed.models.list()
+        wait_for(lambda: refused(keyed), seconds=KEY_SECONDS + 5)
 
 
 def test_a_data_directory_is_its_users_alone(tmp_path):
