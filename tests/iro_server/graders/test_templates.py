@@ -129,9 +129,9 @@ def test_a_missing_field_is_named(path, said):
 
 
 def quickly(call):
-    started = time.monotonic()
+    started = time.process_time()
     call()
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
