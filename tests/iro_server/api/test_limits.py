@@ -123,7 +123,7 @@ def test_neighbours_are_served_while_long_texts_are_compared(tenant, metric):
             answers = list(threads.map(lambda _: tenant.post("fine_tuning/alpha/graders/run", json=body), range(6)))
         assert all(answer.status_code == 200 and answer.json()["iro"]["error"] is None for answer in answers)
 
-    assert longest_wait(tenant, attack) < 5  # it was over 30
+    assert longest_wait(tenant, attack) < 5
 
 
 def test_a_schema_of_many_references_is_checked_quickly(tenant):
