@@ -31,6 +31,7 @@ from iro_server.api.access import Access
 from iro_server.api.admission import Admission
 from iro_server.api.context import Context
 from iro_server.api.deadlines import Deadlines
+from iro_server.api.fair_executor import FairExecutor
 from iro_server.api.limits import BodyLimit
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
@@ -60,6 +61,8 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         engine, sessions, settings.model_dir, surroundings, settings.loaded_models, settings.model_idle
     )
 
+    grading = FairExecutor("grading", settings.grading_threads, settings.grading_per_project, settings.grading_waiting)
+
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(settings, sessions, surroundings)
@@ -71,12 +74,13 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         yield
         supervisor.stopping.set()
         await asyncio.gather(*tasks)
+        grading.shutdown()
         registry.close()
 
     max_cache_tokens = settings.max_cache_tokens or getattr(engine, "cache_capacity", None)
     app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens)
-    app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines())
+    app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines(), grading)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Access, settings=settings, sessions=sessions, internal_key=internal_key)
     errors.install(app)

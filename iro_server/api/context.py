@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, select
 from iro_server.api.admission import Admission
 from iro_server.api.deadlines import Deadlines
 from iro_server.api.errors import not_found
+from iro_server.api.fair_executor import FairExecutor
 from iro_server.api.registry import ModelRegistry, ServedModel
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
@@ -36,6 +37,7 @@ class Context:
     surroundings: Surroundings
     admission: Admission
     deadlines: Deadlines
+    grading: FairExecutor
     caller: Caller = Caller()
 
     def own(self, table: type[Base]) -> list[ColumnElement[bool]]:
