@@ -35,6 +35,7 @@ from iro_server.api.fair_executor import FairExecutor
 from iro_server.api.limits import BodyLimit
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
+from iro_server.api.send_timeout import SendTimeout, UnreadConnections
 from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.sandbox import isolation_problem
@@ -83,6 +84,7 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
     app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines(), grading)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Access, settings=settings, sessions=sessions, internal_key=internal_key)
+    app.add_middleware(SendTimeout, seconds=settings.send_timeout)
     errors.install(app)
     v1 = APIRouter(prefix="/v1", responses=errors.RESPONSES)
     for route in (models, files, uploads, webhooks, fine_tuning, permissions, graders, chat, completions, health):
@@ -121,6 +123,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: float) -> None:
         super().__init__(config)
         self.drain = drain
+        app: Any = config.app
+        self.unread = UnreadConnections(app.state.context.settings.send_timeout)
+
+    async def on_tick(self, counter: int) -> bool:
+        self.unread.reset_old(connection.transport for connection in self.server_state.connections)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         app: Any = self.config.app

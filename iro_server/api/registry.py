@@ -54,13 +54,15 @@ class ServedEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A frozen model and, where it is aligned, the value functions that steer it."""
+    """A frozen model and, where it is aligned, the value functions that steer it. ``owner``: the project that aligned
+    it."""
 
     name: str
     engine: ServedEngine
     defaults: Defaults
     values: Values | None = None
     grader: HeldGrader | None = None
+    owner: str | None = None
 
     def scorer(self, params: SearchParams) -> Scorer | None:
         """The value functions at the request's betas. ValueError where the betas do not suit them."""
@@ -112,7 +114,7 @@ class ModelRegistry:
         path, stored, job = found
         defaults = Defaults.model_validate(stored)
         values = self.values.get(path, lambda: self._load(name, path))
-        return ServedModel(name, self.engine, defaults, values, self._grader(job))
+        return ServedModel(name, self.engine, defaults, values, self._grader(job), job.project)
 
     def drop(self, path: str, job_id: str) -> None:
         """Let go of a deleted model. Requests that use it go on."""
