@@ -32,9 +32,11 @@ from iro_server.api.access import Access
 from iro_server.api.admission import Admission
 from iro_server.api.context import Context
 from iro_server.api.deadlines import Deadlines
+from iro_server.api.fair_executor import FairExecutor
 from iro_server.api.limits import BodyLimit, BodyLimits
 from iro_server.api.registry import ModelRegistry, ServedEngine
 from iro_server.api.respond import AsciiJSON
+from iro_server.api.send_timeout import SendTimeout, UnreadConnections
 from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders import cgroup
@@ -64,6 +66,8 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         engine, sessions, settings.model_dir, surroundings, settings.loaded_models, settings.model_idle
     )
 
+    grading = FairExecutor("grading", settings.grading_threads, settings.grading_per_project, settings.grading_waiting)
+
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(settings, sessions, surroundings)
@@ -75,15 +79,19 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         yield
         supervisor.stopping.set()
         await asyncio.gather(*tasks)
+        grading.shutdown()
         registry.close()
 
     max_cache_tokens = settings.max_cache_tokens or getattr(engine, "cache_capacity", None)
     app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens)
-    app.state.context = Context(settings, sessions, registry, surroundings, admission, Deadlines(), keys_required)
+    app.state.context = Context(
+        settings, sessions, registry, surroundings, admission, Deadlines(), keys_required, grading
+    )
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
     app.add_middleware(Access, required=keys_required, internal_key=internal_key)
+    app.add_middleware(SendTimeout, seconds=settings.send_timeout)
     errors.install(app)
     v1 = APIRouter(prefix="/v1", responses=errors.RESPONSES)
     for route in (models, files, uploads, webhooks, fine_tuning, permissions, graders, chat, completions, health):
@@ -125,6 +133,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: float) -> None:
         super().__init__(config)
         self.drain = drain
+        app: Any = config.app
+        self.unread = UnreadConnections(app.state.context.settings.send_timeout)
+
+    async def on_tick(self, counter: int) -> bool:
+        self.unread.reset_old(connection.transport for connection in self.server_state.connections)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         app: Any = self.config.app

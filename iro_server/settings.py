@@ -72,6 +72,7 @@ class Settings(Placement):
     request_timeout: float = Field(600.0, gt=0)
     drain: float = Field(30.0, ge=0)  # for requests under way when the server is told to stop
     default_max_tokens: int = Field(256, gt=0)  # of a chat request that names none
+    send_timeout: float = Field(60.0, gt=0)  # for a client to read a part of its answer; then its connection ends
 
     requests_per_minute: int | None = Field(None, gt=0)  # of a key that has no limits of its own
     tokens_per_minute: int | None = Field(None, gt=0)
@@ -93,6 +94,9 @@ class Settings(Placement):
     otlp_endpoint: str | None = None  # where traces go, such as http://127.0.0.1:4318/v1/traces
     log_format: LogFormat = "text"
     private_webhooks: bool | None = None  # to private addresses; None: on loopback without keys
+    grading_threads: int = Field(32, gt=0)  # calls of graders at once, for requests of all projects
+    grading_per_project: int = Field(default_factory=lambda: max(2, os.cpu_count() or 1), gt=0)  # of them, of one
+    grading_waiting: int = Field(64, ge=0)  # calls of one project that wait; one more is refused
 
     align_entry: str | None = None
     job_concurrency: int = Field(1, ge=0)  # 0: the jobs are for other servers, or `iro work`

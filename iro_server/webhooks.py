@@ -10,6 +10,7 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 from standardwebhooks import Webhook
 
+from iro_server.executors import in_thread
 from iro_server.jobs import deliveries
 from iro_server.public_address import is_public
 from iro_server.store.database import Sessions
@@ -113,6 +115,7 @@ class Sender:
     def __init__(self, sessions: Sessions, stopping: asyncio.Event, private: Callable[[], bool]) -> None:
         self.sessions, self.stopping, self.private = sessions, stopping, private
         self.sending: dict[str, asyncio.Task[None]] = {}  # by endpoint
+        self.thread = ThreadPoolExecutor(1, "webhooks")  # for the database
 
     async def run(self) -> None:
         async with httpx.AsyncClient(timeout=TIMEOUT, limits=httpx.Limits(max_keepalive_connections=0)) as client:
@@ -130,7 +133,8 @@ class Sender:
 
     async def _start_due(self, client: httpx.AsyncClient) -> None:
         busy = list(self.sending)
-        for attempt in await asyncio.to_thread(deliveries.claim, self.sessions, CONCURRENCY - len(busy), busy):
+        attempts = await in_thread(self.thread, deliveries.claim, self.sessions, CONCURRENCY - len(busy), busy)
+        for attempt in attempts:
             self.sending[attempt.endpoint.id] = asyncio.create_task(self._attempt(client, attempt))
 
     async def _attempt(self, client: httpx.AsyncClient, attempt: deliveries.Attempt) -> None:
@@ -145,7 +149,7 @@ class Sender:
             DELIVERIES.labels("failed" if error else "delivered").inc()
             if error is not None:
                 log.warning("%s to %s, attempt %d: %s", delivery.id, endpoint.id, delivery.attempts, error)
-            await asyncio.to_thread(deliveries.settle, self.sessions, delivery, error, final=status == GONE)
+            await in_thread(self.thread, deliveries.settle, self.sessions, delivery, error, status == GONE)
         except Exception:  # such as a database that is away
             log.exception("%s: its attempt came to no end; it is made again once its lease has run out", delivery.id)
         finally:

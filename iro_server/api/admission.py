@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from iro_server.api.errors import APIError, bad_request
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
-    """A place among the requests that generate. ``release`` it, once or more, however the request ends."""
+    """A place in the queue and, once ``admitted``, among the requests that generate. ``release`` it, once or more,
+    however the request ends."""
 
     admission: Admission
     rows: int
     cache_tokens: int = 0
+    admitted: asyncio.Event = field(default_factory=asyncio.Event)
     held: bool = True
 
     def release(self) -> None:
@@ -34,7 +36,7 @@ class Admission:
     max_cache_tokens: int | None = None
     active: int = 0
     active_cache_tokens: int = 0
-    waiting: deque[tuple[Ticket, asyncio.Future[None]]] = field(default_factory=deque)
+    waiting: deque[Ticket] = field(default_factory=deque)
 
     def check(self, cache_tokens: int) -> None:
         """400 where so many cached tokens never fit."""
@@ -45,18 +47,32 @@ class Admission:
             )
             raise bad_request(message, "max_tokens", "too_many_tokens")
 
-    async def enter(self, rows: int, cache_tokens: int = 0) -> Ticket:
-        """A ticket, once it is the request's turn. 400 where it never fits, 503 where too many wait already."""
+    def queue(self, rows: int, cache_tokens: int = 0) -> Ticket:
+        """A ticket, admitted at once or later. 400 where it never fits, 503 where too many wait already."""
         self.check(cache_tokens)
         ticket = Ticket(self, min(rows, self.max_rows), cache_tokens)
         if self.waiting or not self._fits(ticket):
-            await self._wait(ticket)
+            self._check_queue()
+            self.waiting.append(ticket)
         else:
             self._take(ticket)
         return ticket
 
+    async def enter(self, rows: int, cache_tokens: int = 0) -> Ticket:
+        """A ticket that is admitted. Raises what ``queue`` raises."""
+        ticket = self.queue(rows, cache_tokens)
+        try:
+            await ticket.admitted.wait()
+        except asyncio.CancelledError:
+            ticket.release()
+            raise
+        return ticket
+
     def free(self, ticket: Ticket) -> None:
-        self._give_back(ticket)
+        if ticket.admitted.is_set():
+            self._give_back(ticket)
+        else:
+            self.waiting.remove(ticket)
         self._admit()
 
     def _fits(self, ticket: Ticket) -> bool:
@@ -67,28 +83,17 @@ class Admission:
     def _take(self, ticket: Ticket) -> None:
         self.active += ticket.rows
         self.active_cache_tokens += ticket.cache_tokens
+        ticket.admitted.set()
 
     def _give_back(self, ticket: Ticket) -> None:
         self.active -= ticket.rows
         self.active_cache_tokens -= ticket.cache_tokens
 
-    async def _wait(self, ticket: Ticket) -> None:
+    def _check_queue(self) -> None:
         if len(self.waiting) >= self.max_waiting:
             message = f"The server is overloaded: {len(self.waiting)} requests wait already. Try again soon."
             raise APIError(503, message, code="overloaded", headers={"Retry-After": "2"})
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.append((ticket, turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():  # its turn came in the same instant
-                self._give_back(ticket)
-            self._admit()
-            raise
 
     def _admit(self) -> None:
-        self.waiting = deque(place for place in self.waiting if not place[1].cancelled())
-        while self.waiting and self._fits(self.waiting[0][0]):
-            ticket, turn = self.waiting.popleft()
-            self._take(ticket)
-            turn.set_result(None)
+        while self.waiting and self._fits(self.waiting[0]):
+            self._take(self.waiting.popleft())

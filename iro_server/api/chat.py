@@ -87,7 +87,7 @@ class ChatRequest(Options):
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     """Generate the assistant's next message. A stream's log-probabilities come with its last chunk."""
     generation = await run_in_threadpool(_generation, body, context)
-    turn = await take_turn(request, context, [generation])
+    turn = take_turn(request, context, [generation])
     frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model}
     if body.stream:
         chunks = ChatChunks(context.models.engine.tokenizer, body)

@@ -49,7 +49,7 @@ class CompletionRequest(Options):
 async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any:
     """Continue each prompt ``n`` times. A stream's log-probabilities come with its last chunk."""
     generations = await run_in_threadpool(_generations, body, context)
-    turn = await take_turn(request, context, generations)
+    turn = take_turn(request, context, generations)
     frame = {"id": new_id("cmpl-"), "object": "text_completion", "created": now(), "model": body.model}
     chunks = TextChunks(context.models.engine.tokenizer, body)
     if body.stream:

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, select
 from iro_server.api.admission import Admission
 from iro_server.api.deadlines import Deadlines
 from iro_server.api.errors import not_found
+from iro_server.api.fair_executor import FairExecutor
 from iro_server.api.registry import ModelRegistry, ServedModel
 from iro_server.key_requirement import KeyRequirement
 from iro_server.settings import Settings
@@ -40,6 +41,7 @@ class Context:
     admission: Admission
     deadlines: Deadlines
     keys_required: KeyRequirement
+    grading: FairExecutor
     caller: Caller = Caller()
 
     def own(self, table: type[Base]) -> list[ColumnElement[bool]]:

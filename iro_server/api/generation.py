@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -15,13 +13,11 @@ from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
 from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
 from iro_server.decoding.search import guided_search
-from iro_server.decoding.selection import diversity_first, top
+from iro_server.decoding.selection import diversity_first
 from iro_server.engines.base import Sampling
 from iro_server.engines.cache import cached_tokens
-from iro_server.graders import Sample
 from iro_server.tasks import together
 from iro_server.telemetry import tracing
-from iro_server.telemetry.grading import graded
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
 OnAgreed = Callable[[int, list[int]], None]
@@ -62,6 +58,10 @@ class Generation:
         return cached_tokens(len(self.prompt_ids), sessions, self.rows, self.max_tokens)
 
     @property
+    def picked_by_grader(self) -> bool:
+        return self.params.pick == "grader" and self.params.rows > 1
+
+    @property
     def independent(self) -> bool:
         """Each choice is a sample of its own: nothing is searched for, and temperature 0 would repeat one row."""
         return self.params.rows == 1 and self.sampling.temperature > 0
@@ -89,7 +89,10 @@ def check_choices(params: SearchParams, n: int) -> None:
 
 
 async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:
-    """``on_agreed`` is called with a choice's index and the tokens it is sure to begin with, as they grow."""
+    """``n`` choices or, where the grader picks, all that the search ends with.
+
+    ``on_agreed`` is called with a choice's index and the tokens it is sure to begin with, as they grow.
+    """
     if not request.independent:
         return await _search(request, on_agreed)
     samples = await together(_sample(request, index, on_agreed) for index in range(request.n))
@@ -106,25 +109,13 @@ async def _search(request: Generation, on_agreed: OnAgreed | None) -> Generated:
     finals, usage = await _run(request, request.sampling, agreed if on_agreed else None)
     with tracing.span("detokenise"):
         choices = [_choice(request, final) for final in finals]
-    if request.params.pick == "grader" and request.params.rows > 1:
-        return Generated(await _best_by_grader(request, choices), usage)
+    if request.picked_by_grader:
+        return Generated(choices, usage)
     if request.params.selection == "smc" and request.params.rows > 1 and not request.best_first:
         return Generated(choices[: request.n], usage)
     best = diversity_first([final.value for final in finals], [choice.text for choice in choices], request.n)
     # Beams that all stopped early, and a greedy row, are fewer finals than rows: the best stand for the missing ones.
     return Generated([choices[i] for i in islice(cycle(best), request.n)], usage)
-
-
-async def _best_by_grader(request: Generation, choices: list[Choice]) -> list[Choice]:
-    """``n`` choices, best reward first; what cannot be graded comes last. 400 where nothing can."""
-    assert request.model.grader is not None
-    samples = [(Sample(choice.text), request.item) for choice in choices]
-    with request.model.grader.use() as grader, graded(grader.type):
-        grades = await asyncio.to_thread(grader.grade_many, samples)
-    if all(grade.error for grade in grades):
-        raise bad_request(f"The model's grader could grade no completion: {grades[0].error}", "search.pick")
-    rewards = [-math.inf if grade.error else grade.reward for grade in grades]
-    return [choices[i] for i in islice(cycle(top(rewards, request.n)), request.n)]
 
 
 async def _sample(request: Generation, index: int, on_agreed: OnAgreed | None) -> Generated:

@@ -8,11 +8,13 @@ import math
 import time
 from typing import Any, get_args
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict
 
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
+from iro_server.api.turn import unless_gone
 from iro_server.control_characters import escaped
 from iro_server.graders import Grade, Grader, GraderError, Sample, as_sent, parse_grader
 from iro_server.graders.base import Flag, TextTooLong, check_length
@@ -52,15 +54,21 @@ class RunRequest(ValidateRequest):
 @router.post("/validate")
 async def validate(body: ValidateRequest, context: Ctx) -> Response:
     """The grader as it was sent, where a job would accept it."""
-    await asyncio.to_thread(lambda: check_grader(body.grader, context).close())
+    await context.grading.run(context.caller.project, lambda: check_grader(body.grader, context).close())
     return _json({"grader": body.grader})
 
 
 @router.post("/run")
-async def run(body: RunRequest, context: Ctx) -> Response:
+async def run(body: RunRequest, request: Request, context: Ctx) -> Response:
     """Grade one sample. A grader that fails gives the reward 0 and says why; ``iro.error`` has its message."""
-    # Not in the pool that other routes share: a grader may wait for this server's own answer to a chat request.
-    return _json(await asyncio.to_thread(_run, body, context))
+    deadline = asyncio.get_running_loop().time() + context.settings.request_timeout
+    grader = await context.grading.run(context.caller.project, check_grader, body.grader, context)
+    try:
+        # Not in the threads that other routes share: a grader may wait for this server's own answer to a chat request.
+        answer = unless_gone(request, context.grading.run(context.caller.project, _run, grader, body, context))
+        return _json(await context.deadlines.by(deadline, answer))
+    finally:
+        await run_in_threadpool(grader.close)  # which ends a call that nobody waits for any more
 
 
 def check_grader(spec: dict[str, Any], context: Context) -> Grader:
@@ -79,14 +87,13 @@ def check_grader(spec: dict[str, Any], context: Context) -> Grader:
     return grader
 
 
-def _run(body: RunRequest, context: Context) -> dict[str, Any]:
+def _run(grader: Grader, body: RunRequest, context: Context) -> dict[str, Any]:
     sample, item = body.pair
-    with check_grader(body.grader, context) as grader:
-        _check_texts(grader, sample, item, context.surroundings.max_text_bytes)
-        started = time.monotonic()
-        with graded(grader.type):
-            grade = grader.grade(sample, item)
-        return _show(grader, grade, time.monotonic() - started)
+    _check_texts(grader, sample, item, context.surroundings.max_text_bytes)
+    started = time.monotonic()
+    with graded(grader.type):
+        grade = grader.grade(sample, item)
+    return _show(grader, grade, time.monotonic() - started)
 
 
 def _check_texts(grader: Grader, sample: Sample, item: dict[str, Any], limit: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from iro_server.api.errors import APIError, engine_out_of_memory, engine_unavailable
 from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
 from iro_server.api.options import usage_object
+from iro_server.api.picking import pick
 from iro_server.api.turn import Turn, unless_gone
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.memory import EngineOutOfMemory
@@ -23,37 +24,48 @@ from iro_server.tasks import together
 
 log = logging.getLogger("iro.api")
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # else a proxy may hold a stream's events back
+COMMENT_SECONDS = 5.0
 
 
 async def whole(request: Request, generations: list[Generation], turn: Turn) -> list[Generated]:
     """What the generations come to; their rows are free again at once where the client goes away."""
     try:
-        return await turn.within(unless_gone(request, generate_all(generations)))
+        return await turn.within(unless_gone(request, generate_all(generations, turn)))
     finally:
         turn.end()
 
 
-async def generate_all(generations: list[Generation], on_agreed: OnAgreed | None = None) -> list[Generated]:
-    """All prompts at once. ``on_agreed`` counts choices through: prompt 0's n, then prompt 1's, …"""
+async def generate_all(generations: list[Generation], turn: Turn, on_agreed: OnAgreed | None = None) -> list[Generated]:
+    """All prompts at once, once admitted. ``on_agreed`` counts choices through: prompt 0's n, then prompt 1's, …
+
+    Their rows are free once all is computed: a client may take longer to read it, and a grader may ask this server.
+    """
 
     def counted(first: int) -> OnAgreed | None:
         return (lambda index, tokens: on_agreed(first + index, tokens)) if on_agreed else None
 
-    return await together(generate(each, counted(i * each.n)) for i, each in enumerate(generations))
+    try:
+        await turn.admitted()
+        generated = await together(generate(each, counted(i * each.n)) for i, each in enumerate(generations))
+    finally:
+        turn.end()
+    return await together(pick(each, some, turn) for each, some in zip(generations, generated, strict=True))
 
 
 class _EndingResponse(StreamingResponse):
-    """Ends the turn also where the client left before the first event, and no generator ever ran."""
+    """Ends the turn and the work also where the client left: before the first event, when no generator ever ran, or
+    while an event was being sent."""
 
-    def __init__(self, content: AsyncIterator[str], media_type: str, turn: Turn) -> None:
+    def __init__(self, content: AsyncGenerator[str], media_type: str, turn: Turn) -> None:
         super().__init__(content, headers=UNBUFFERED, media_type=media_type)
-        self.turn = turn
+        self.content, self.turn = content, turn
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self.turn.end()
+            await self.content.aclose()
 
 
 class AsciiJSON(JSONResponse):
@@ -86,12 +98,14 @@ class Stream:
     def response(self) -> StreamingResponse:
         return _EndingResponse(self._events(), media_type="text/event-stream", turn=self.turn)
 
-    async def _events(self) -> AsyncIterator[str]:
+    async def _events(self) -> AsyncGenerator[str]:
         agreed: asyncio.Queue[tuple[int, list[int]] | None] = asyncio.Queue()
-        generated = generate_all(self.generations, lambda *part: agreed.put_nowait(part))
+        generated = generate_all(self.generations, self.turn, lambda *part: agreed.put_nowait(part))
         work = asyncio.create_task(self.turn.within(generated))
         work.add_done_callback(lambda _: agreed.put_nowait(None))
         try:
+            async for comment in self._comments(work):
+                yield comment
             async for event in self._texts(agreed, work):
                 yield event
         except APIError as error:
@@ -106,6 +120,15 @@ class Stream:
         finally:
             work.cancel()  # also where the client went away
         yield "data: [DONE]\n\n"
+
+    async def _comments(self, work: asyncio.Task[list[Generated]]) -> AsyncIterator[str]:
+        """One every few seconds while the request waits for its turn, so that nothing between takes it for dead."""
+        admitted = asyncio.create_task(self.turn.ticket.admitted.wait())
+        try:
+            while not await _first_of({admitted, work}, COMMENT_SECONDS):
+                yield ": waiting\n\n"
+        finally:
+            admitted.cancel()
 
     async def _texts(
         self, agreed: asyncio.Queue[tuple[int, list[int]] | None], work: asyncio.Task[list[Generated]]
@@ -132,6 +155,12 @@ class Stream:
     def _chunk(self, choices: list[dict[str, Any]]) -> str:
         usage = {"usage": None} if self.include_usage else {}
         return _event(self.frame | {"choices": choices} | usage)
+
+
+async def _first_of(tasks: set[asyncio.Task[Any]], seconds: float) -> bool:
+    """Whether one of the tasks is done within so many seconds."""
+    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
 
 
 def _event(data: dict[str, Any]) -> str:

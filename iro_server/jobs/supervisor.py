@@ -14,12 +14,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import select
 
 from iro_server.engines.endpoints import KEY_VARIABLE
+from iro_server.executors import in_thread
 from iro_server.jobs import lock, presence, records
 from iro_server.jobs.worker import SETTINGS_VARIABLE, TAKEN
 from iro_server.settings import Settings
@@ -83,16 +85,17 @@ class Supervisor:
         self.workers: dict[str, Worker] = {}
         self.silent: dict[str, tuple[int, float]] = {}  # others' jobs: heartbeat, and since when (monotonic)
         self.stopping = asyncio.Event()
+        self.thread = ThreadPoolExecutor(1, "supervisor")
 
     async def run(self) -> None:
         with presence.present(self.settings.data_dir) as self.server:
             await self._watch_all()
-            await asyncio.to_thread(self.stop)
+            await in_thread(self.thread, self.stop)
 
     async def _watch_all(self) -> None:
         while not self.stopping.is_set():
             try:
-                await asyncio.to_thread(self.tick)
+                await in_thread(self.thread, self.tick)
             except Exception:  # such as a database that is away: jobs must be watched again once it is back
                 log.exception("the jobs could not be looked after; trying again")
             with contextlib.suppress(TimeoutError):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from iro_server.engines.base import Engine
-from iro_server.graders import parse_grader
+from iro_server.executors import in_thread
+from iro_server.graders import Grader, parse_grader
 from iro_server.jobs import records
 from iro_server.jobs.worker import explain, load_entry
 from iro_server.settings import Settings
@@ -19,6 +21,7 @@ from iro_server.store.tables import File, Job
 from iro_server.surroundings import Surroundings
 
 log = logging.getLogger("iro.jobs")
+PROJECTS_AT_ONCE = 8  # whose jobs are validated side by side; a project's own jobs one by one
 
 
 class Validation:
@@ -26,23 +29,48 @@ class Validation:
 
     def __init__(self, settings: Settings, sessions: Sessions, surroundings: Surroundings, engine: Engine) -> None:
         self.settings, self.sessions, self.surroundings, self.engine = settings, sessions, surroundings, engine
+        self.database = ThreadPoolExecutor(1, "validation")
+        self.checks = ThreadPoolExecutor(PROJECTS_AT_ONCE, "job-check")
+        self.validating: dict[str, asyncio.Task[None]] = {}  # by project
+        self.graders: dict[str, Grader] = {}  # of those jobs
+        self.stopping = False
 
     async def run(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             try:
-                await asyncio.to_thread(self.validate_waiting)
+                await self._start_waiting()
             except Exception:  # such as a database that is away
                 log.exception("no job could be validated; trying again")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), self.settings.job_poll)
+        self.stopping = True
+        for grader in list(self.graders.values()):
+            grader.close()  # it may have slept for longer than a server that stops can wait
+        await asyncio.gather(*self.validating.values())
 
-    def validate_waiting(self) -> None:
-        """Queue the jobs that can run, and fail the others."""
+    async def _start_waiting(self) -> None:
+        """Validate the oldest job of each project that has none under way: no project waits for another's."""
+        for job in await in_thread(self.database, self._oldest):
+            if job.project not in self.validating:
+                self.validating[job.project] = asyncio.create_task(self._validate(job))
+
+    def _oldest(self) -> list[Job]:
+        oldest = select(func.min(Job.seq)).where(Job.status == "validating_files").group_by(Job.project)
         with self.sessions() as session:
-            jobs = list(session.scalars(select(Job).where(Job.status == "validating_files").order_by(Job.seq)))
-        for job in jobs:
-            if all(self._sound(job, param) for param in ("training_file", "validation_file")):
-                self._check(job)
+            return list(session.scalars(select(Job).where(Job.seq.in_(oldest)).order_by(Job.seq)))
+
+    async def _validate(self, job: Job) -> None:
+        try:
+            await in_thread(self.checks, self.validate, job)
+        except Exception:  # such as a database that is away
+            log.exception("%s could not be validated; trying again", job.id)
+        finally:
+            del self.validating[job.project]
+
+    def validate(self, job: Job) -> None:
+        """Queue the job if it can run, else fail it."""
+        if all(self._sound(job, param) for param in ("training_file", "validation_file")):
+            self._check(job)
 
     def _sound(self, job: Job, param: str) -> bool:
         """Whether the file is still what was uploaded; the job has failed where it is not."""
@@ -63,9 +91,14 @@ class Validation:
         try:
             warnings = self._warnings(job)
         except Exception as error:  # a refusal, or a job that cannot be checked: its worker could not run it either
-            log.info("%s is refused", job.id, exc_info=error)
-            records.refuse(self.sessions, job.id, *explain(error))
+            if not self.stopping:
+                log.info("%s is refused", job.id, exc_info=error)
+                records.refuse(self.sessions, job.id, *explain(error))
             return
+        if not self.stopping:  # else the job's grader was closed in mid-check, and the next server validates the job
+            self._queue(job, warnings)
+
+    def _queue(self, job: Job, warnings: list[str]) -> None:
         with self.sessions.begin() as session:
             if records.move(session, job.id, "validating_files", "queued"):
                 for warning in warnings:
@@ -80,4 +113,8 @@ class Validation:
         surroundings = self.surroundings.model_copy(update={"project": job.project})
         config = entry.Config.model_validate(job.config, context=surroundings)
         with parse_grader(job.config["grader"], surroundings) as grader:
-            return entry.check(config, self.engine, grader)
+            self.graders[job.project] = grader
+            try:
+                return entry.check(config, self.engine, grader)
+            finally:
+                del self.graders[job.project]

@@ -12,7 +12,9 @@ from typing import Any
 
 import openai
 import uvicorn
+from typer.testing import CliRunner
 
+from iro_server import cli_keys
 from iro_server.app import Server, create_app
 from iro_server.jobs.worker import defaults
 from iro_server.settings import Settings
@@ -103,3 +105,10 @@ def ended(client: openai.OpenAI, job_id: str, seconds: float = 180) -> Any:
         return job if job.status in ("succeeded", "failed", "cancelled") else None
 
     return wait_for(look, seconds)
+
+
+def new_key(settings: Settings, name: str, *options: str) -> str:
+    """The secret of a key made with ``iro keys create``; its project has its name."""
+    arguments = ["create", name, "--project", name, "--data-dir", str(settings.data_dir), *options]
+    result = CliRunner().invoke(cli_keys.app, arguments, catch_exceptions=False)
+    return result.stdout.strip()

@@ -1,0 +1,41 @@
+"""A search's completions, the best picked by the grader that the model was aligned to."""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle, islice
+
+from iro_server.api.errors import APIError, bad_request
+from iro_server.api.generation import Choice, Generated, Generation
+from iro_server.api.turn import Turn
+from iro_server.decoding.selection import top
+from iro_server.graders import Grade, Sample
+from iro_server.telemetry.grading import graded
+
+
+async def pick(request: Generation, generated: Generated, turn: Turn) -> Generated:
+    """``n`` choices, best reward first, where the grader picks; what cannot be graded comes last.
+
+    400 where nothing can, 503 where too many calls of the project's graders wait. The rows must be free: a grader may
+    ask this server.
+    """
+    if not request.picked_by_grader:
+        return generated
+    grades = await turn.grade(_grades, request, generated.choices)
+    if all(grade.error for grade in grades):
+        raise _ungradable(grades[0], request.model.owned_by_caller)
+    rewards = [-math.inf if grade.error else grade.reward for grade in grades]
+    best = islice(cycle(top(rewards, request.n)), request.n)
+    return Generated([generated.choices[i] for i in best], generated.usage)
+
+
+def _grades(request: Generation, choices: list[Choice]) -> list[Grade]:
+    assert request.model.grader is not None
+    with request.model.grader.use() as grader, graded(grader.type):
+        return grader.grade_many([(Sample(choice.text), request.item) for choice in choices])
+
+
+def _ungradable(grade: Grade, is_owner: bool) -> APIError:
+    """What a grader says may tell of its owner's data: nobody else reads it."""
+    message = "The model's grader could grade no completion"
+    return bad_request(f"{message}: {grade.error}" if is_owner else f"{message}.", "search.pick")

@@ -1,0 +1,61 @@
+"""``search.pick: "grader"``: where the grader asks this server, and what others learn of it."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+from iro_server.store.database import open_database
+from iro_server.store.tables import Permission, new_id
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import aligned, new_key, serving, settings_for
+
+HI = [{"role": "user", "content": "hi"}]
+SEARCH = {"beam_width": 2, "num_successors": 2, "pick": "grader"}
+SCORE = {
+    "type": "score_model",
+    "name": "judge",
+    "model": "bytes",
+    "input": [{"role": "user", "content": "Rate {{ sample.output_text }}"}],
+    "sampling_params": {"temperature": 0, "max_tokens": 4},
+}
+LABEL = SCORE | {"type": "label_model", "labels": ["0.7", "0.2"], "passing_labels": ["0.7"]}
+FAILS = {"type": "python", "name": "fails", "source": "def grade(*_): raise ValueError('the secret answer is 42')"}
+
+
+@pytest.mark.parametrize("judge", [SCORE, LABEL], ids=["score_model", "label_model"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_judge_on_this_server_may_pick_though_its_search_took_all_rows(tmp_path, stream, judge):
+    settings = settings_for(tmp_path, max_active_rows=4)
+    key, model = new_key(settings, "default"), aligned(settings, "mine", grader=judge)
+    with serving(settings, ByteEngine("0.7", noise=0.1)) as client:
+        client = client.with_options(api_key=key, timeout=15)
+        body = {"search": SEARCH}
+        answer = client.chat.completions.create(
+            model=model, messages=HI, max_tokens=4, n=2, stream=stream, extra_body=body
+        )
+        if stream:
+            assert {choice.index for part in answer for choice in part.choices} == {0, 1}
+        else:
+            assert len(answer.choices) == 2
+
+
+def test_only_the_owner_reads_what_the_grader_says(tmp_path):
+    settings = settings_for(tmp_path)
+    owner, guest = new_key(settings, "default"), new_key(settings, "guest")
+    model = aligned(settings, "shared", grader=FAILS)
+    with open_database(settings).begin() as session:
+        session.add(Permission(id=new_id("cp_"), model_name=model, project_id="guest"))
+    with serving(settings, ByteEngine()) as client:
+
+        def refusal(key: str) -> openai.BadRequestError:
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.with_options(api_key=key).chat.completions.create(
+                    model=model, messages=HI, max_tokens=4, extra_body={"search": SEARCH}
+                )
+            return refused.value
+
+        assert "the secret answer is 42" in refusal(owner).message
+        told = refusal(guest)
+    assert told.body["message"] == "The model's grader could grade no completion."
+    assert told.body["param"] == "search.pick" and "secret" not in told.response.text
