@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from datasets import load_from_disk
@@ -47,6 +47,8 @@ def test_prompts_completions_and_rewards_of_every_graded_rollout(config: AlignCo
 
 class Chats(Digits):
     chat_template = "toy"
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    all_special_tokens = all_special_ids = ()
 
     def apply_chat_template(self, messages: Any, **_: Any) -> list[int]:
         return [int(c) for c in messages[-1]["content"]]
