@@ -21,8 +21,10 @@ from iro_server.audit import audit_log
 from iro_server.key_requirement import KEY_SECONDS, KeyRequirement
 from iro_server.settings import is_loopback
 from iro_server.store import keys
-from iro_server.store.tables import DEFAULT_PROJECT
+from iro_server.store.database import find
+from iro_server.store.tables import DEFAULT_PROJECT, ApiKey
 from iro_server.telemetry import metrics, request, tracing
+from iro_server.telemetry.request import CHARGED_KEY
 
 OPEN = ("/v1/health", "/v1/health/live", "/v1/health/ready")  # for probes, which have no key
 METRICS = "/metrics"
@@ -39,6 +41,7 @@ class Access:
         self.audit = audit_log(self.settings)
         # A revoked key works until its entry expires.
         self._known: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(4096, KEY_SECONDS)
+        self._allowances: TTLCache[str, Allowance | None] = TTLCache(4096, KEY_SECONDS)  # by key id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,27 +59,31 @@ class Access:
             record.count()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
-        allowance = None
+        counted = None
         try:
             caller, allowance = await self._identify(scope)
             record.caller = scope["state"]["caller"] = caller
             scope["state"] |= {"rates": self.rates, "allowance": allowance, "headers": record.headers}
             if allowance:
+                record.current.charged_key = allowance.key_id
+            if allowance and caller.key_id == allowance.key_id:  # else it is part of a request that was counted
+                counted = allowance
                 self.rates.enter(allowance, record.headers)
         except APIError as error:
             return await answer(error)(scope, receive, send)
         try:
             await self.app(scope, receive, send)
         finally:
-            if allowance:
-                self.rates.leave(allowance)
+            if counted:
+                self.rates.leave(counted)
 
     async def _identify(self, scope: Scope) -> tuple[Caller, Allowance | None]:
         headers = Headers(scope=scope)
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         secret = secret.strip() if scheme.lower() == "bearer" else ""
         if secret and secrets.compare_digest(secret.encode(), self.internal_key.encode()):
-            return Caller(headers.get("openai-project", DEFAULT_PROJECT), "internal"), None
+            caller = Caller(headers.get("openai-project", DEFAULT_PROJECT), "internal")
+            return caller, await self._charged(headers.get(CHARGED_KEY))
         if scope["path"] in OPEN or (scope["path"] == METRICS and self.settings.metrics_open):
             return Caller(), None
         if not await run_in_threadpool(self.required):
@@ -94,13 +101,31 @@ class Access:
         _check_scope(known[0], scope)
         return known
 
+    async def _charged(self, key_id: str | None) -> Allowance | None:
+        """The allowance of the key whose request a grader grades; None where there is none."""
+        if key_id is None:
+            return None
+        try:
+            return self._allowances[key_id]
+        except KeyError:
+            allowance = self._allowances[key_id] = await run_in_threadpool(self._allowance_of, key_id)
+            return allowance
+
+    def _allowance_of(self, key_id: str) -> Allowance | None:
+        with self.sessions() as session:
+            key = find(session, ApiKey, key_id)
+        return self._allowance(key) if key else None
+
     def _look_up(self, secret: str) -> tuple[Caller, Allowance] | None:
         key = keys.by_secret(self.sessions, secret)
         if key is None:
             return None
+        return Caller(key.project, key.id, key.scopes), self._allowance(key)
+
+    def _allowance(self, key: ApiKey) -> Allowance:
         names = ("requests_per_minute", "tokens_per_minute", "concurrency")
         limits = {name: getattr(key, name) or getattr(self.settings, name) for name in names}
-        return Caller(key.project, key.id, key.scopes), Allowance(key.id, **limits)
+        return Allowance(key.id, **limits)
 
     def _check_host(self, host: str) -> None:
         """Where no key is asked for, a web page whose name was made to resolve to this machine must not get in."""

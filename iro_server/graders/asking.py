@@ -15,6 +15,7 @@ from tenacity import sleep_using_event as sleep_until
 from tenacity.wait import wait_random_exponential
 
 from iro_server.graders.base import Flag
+from iro_server.telemetry.request import CHARGED_KEY, charged_key
 
 AT_ONCE = 16
 ATTEMPTS = 5
@@ -37,6 +38,10 @@ class Endpoint:
     def headers(self) -> dict[str, str]:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return headers | ({} if self.project is None else {"OpenAI-Project": self.project})
+
+    def charge(self, key_id: str | None) -> dict[str, str]:
+        """The header that counts a request's tokens against a key, of Iro's own server; others learn of no key."""
+        return {} if self.project is None or key_id is None else {CHARGED_KEY: key_id}
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,9 @@ class Asker:
 
     def ask(self, requests: Sequence[dict[str, Any]]) -> list[Answer]:
         """One answer to each chat completion request, in order."""
+        charge = self.endpoint.charge(charged_key())
         with ThreadPoolExecutor(AT_ONCE, "asker") as threads:
-            return list(threads.map(self._ask, requests))
+            return list(threads.map(lambda request: self._ask(request, charge), requests))
 
     def close(self) -> None:
         """Ask nothing further, nor again. A request that waits for its answer ends with it, or with its timeout."""
@@ -93,7 +99,7 @@ class Asker:
             trust_env=self.endpoint.project is None,
         )
 
-    def _ask(self, request: dict[str, Any]) -> Answer:
+    def _ask(self, request: dict[str, Any], charge: dict[str, str]) -> Answer:
         busy = Retrying(
             retry=retry_if_exception_type(_Busy),
             stop=stop_after_attempt(ATTEMPTS) | stop_when_event_set(self._closed),
@@ -102,18 +108,18 @@ class Asker:
             reraise=True,
         )
         try:
-            return busy(self._try, request)
+            return busy(self._try, request, charge)
         except _Busy as error:
             return Answer(error="the grader is closed" if self._closed.is_set() else str(error))
 
-    def _try(self, request: dict[str, Any]) -> Answer:
+    def _try(self, request: dict[str, Any], charge: dict[str, str]) -> Answer:
         with self._lock:
             if self._closed.is_set():
                 return Answer(error="the grader is closed")
             client = self._client
             self._under_way += 1
         try:
-            response = client.post(f"{self.endpoint.url}/chat/completions", json=request)
+            response = client.post(f"{self.endpoint.url}/chat/completions", json=request, headers=charge)
         except httpx.RequestError as error:
             raise _Busy(f"no answer: {type(error).__name__} {error}".strip()) from None
         finally:
