@@ -68,7 +68,7 @@ class Settings(Placement):
     max_request_tokens: int = Field(2**18, gt=0)  # W*K*max_tokens of one request
     max_active_rows: int = Field(512, gt=0)  # of all requests that generate at once; the others wait
     max_cache_tokens: int | None = Field(None, gt=0)  # they hold at once; None: half of the free memory's, in process
-    max_waiting: int = Field(256, ge=0)  # requests that wait; one more is refused
+    max_waiting: int = Field(256, ge=0)  # requests of one project that wait; one more is refused
     request_timeout: float = Field(600.0, gt=0)
     drain: float = Field(30.0, ge=0)  # for requests under way when the server is told to stop
     default_max_tokens: int = Field(256, gt=0)  # of a chat request that names none

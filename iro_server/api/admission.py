@@ -1,9 +1,10 @@
-"""Which requests generate now, first come first served: those whose rows and cached tokens fit; the others wait."""
+"""Which requests generate now: those whose rows and cached tokens fit. The others wait, a queue for each project; the
+next one admitted is of the project that holds the fewest rows."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from iro_server.api.errors import APIError, bad_request
@@ -15,6 +16,7 @@ class Ticket:
     however the request ends."""
 
     admission: Admission
+    project: str
     rows: int
     cache_tokens: int = 0
     admitted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -29,14 +31,15 @@ class Ticket:
 @dataclass
 class Admission:
     """``max_rows`` of all requests together, and ``max_cache_tokens`` tokens whose keys and values they hold (None: any
-    number); ``max_waiting`` requests in the queue. A request of more rows than all runs alone."""
+    number); ``max_waiting`` requests in the queue of each project. A request of more rows than all runs alone."""
 
     max_rows: int
     max_waiting: int
     max_cache_tokens: int | None = None
     active: int = 0
     active_cache_tokens: int = 0
-    waiting: deque[Ticket] = field(default_factory=deque)
+    active_of: Counter[str] = field(default_factory=Counter)  # rows by project
+    waiting: OrderedDict[str, deque[Ticket]] = field(default_factory=OrderedDict)  # by project, next turn first
 
     def check(self, cache_tokens: int) -> None:
         """400 where so many cached tokens never fit."""
@@ -47,20 +50,20 @@ class Admission:
             )
             raise bad_request(message, "max_tokens", "too_many_tokens")
 
-    def queue(self, rows: int, cache_tokens: int = 0) -> Ticket:
-        """A ticket, admitted at once or later. 400 where it never fits, 503 where too many wait already."""
+    def queue(self, project: str, rows: int, cache_tokens: int = 0) -> Ticket:
+        """A ticket, admitted at once or later. 400 where it never fits, 503 where too many of the project wait."""
         self.check(cache_tokens)
-        ticket = Ticket(self, min(rows, self.max_rows), cache_tokens)
+        ticket = Ticket(self, project, min(rows, self.max_rows), cache_tokens)
         if self.waiting or not self._fits(ticket):
-            self._check_queue()
-            self.waiting.append(ticket)
+            self._check_queue(project)
+            self.waiting.setdefault(project, deque()).append(ticket)
         else:
             self._take(ticket)
         return ticket
 
-    async def enter(self, rows: int, cache_tokens: int = 0) -> Ticket:
+    async def enter(self, project: str, rows: int, cache_tokens: int = 0) -> Ticket:
         """A ticket that is admitted. Raises what ``queue`` raises."""
-        ticket = self.queue(rows, cache_tokens)
+        ticket = self.queue(project, rows, cache_tokens)
         try:
             await ticket.admitted.wait()
         except asyncio.CancelledError:
@@ -72,7 +75,7 @@ class Admission:
         if ticket.admitted.is_set():
             self._give_back(ticket)
         else:
-            self.waiting.remove(ticket)
+            self._leave_queue(ticket)
         self._admit()
 
     def _fits(self, ticket: Ticket) -> bool:
@@ -82,18 +85,36 @@ class Admission:
 
     def _take(self, ticket: Ticket) -> None:
         self.active += ticket.rows
+        self.active_of[ticket.project] += ticket.rows
         self.active_cache_tokens += ticket.cache_tokens
         ticket.admitted.set()
 
     def _give_back(self, ticket: Ticket) -> None:
         self.active -= ticket.rows
+        self.active_of[ticket.project] -= ticket.rows
+        if not self.active_of[ticket.project]:
+            del self.active_of[ticket.project]
         self.active_cache_tokens -= ticket.cache_tokens
 
-    def _check_queue(self) -> None:
-        if len(self.waiting) >= self.max_waiting:
-            message = f"The server is overloaded: {len(self.waiting)} requests wait already. Try again soon."
+    def _check_queue(self, project: str) -> None:
+        waiting = len(self.waiting.get(project, ()))
+        if waiting >= self.max_waiting:
+            message = f"The server is overloaded: {waiting} requests of this project wait already. Try again soon."
             raise APIError(503, message, code="overloaded", headers={"Retry-After": "2"})
 
+    def _leave_queue(self, ticket: Ticket) -> None:
+        self.waiting[ticket.project].remove(ticket)
+        if not self.waiting[ticket.project]:
+            del self.waiting[ticket.project]
+
     def _admit(self) -> None:
-        while self.waiting and self._fits(self.waiting[0]):
-            self._take(self.waiting.popleft())
+        """Admit while the next one fits: a smaller one behind it does not overtake it."""
+        while self.waiting:
+            project = min(self.waiting, key=lambda name: self.active_of[name])  # of equal ones the longest without
+            ticket = self.waiting[project][0]
+            if not self._fits(ticket):
+                return
+            self._leave_queue(ticket)
+            if project in self.waiting:
+                self.waiting.move_to_end(project)
+            self._take(ticket)

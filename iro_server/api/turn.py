@@ -53,7 +53,8 @@ def take_turn(request: Request, context: Context, generations: list[Generation])
         tokens = sum(each.base_tokens + len(each.prompt_ids) for each in generations)
         request.state.rates.spend(allowance, tokens, request.state.headers)
     deadline = asyncio.get_running_loop().time() + context.settings.request_timeout
-    return Turn(context.admission.queue(sum(each.rows for each in generations), cache_tokens), context, deadline)
+    rows = sum(each.rows for each in generations)
+    return Turn(context.admission.queue(context.caller.project, rows, cache_tokens), context, deadline)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
