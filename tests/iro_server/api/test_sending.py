@@ -93,7 +93,7 @@ def test_a_connection_whose_client_stops_reading_ends(tmp_path):
     with serving(settings, ByteEngine("x" * 400)) as client, socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.connect((client.base_url.host, client.base_url.port))
-        body = chat_body(max_tokens=400, n=128, logprobs=True)
+        body = chat_body(max_tokens=400, n=128, logprobs=True, top_logprobs=1)
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
         head += f"Content-Type: application/json\r\nAuthorization: Bearer {key}\r\n\r\n"
         reader.sendall(head.encode() + body)
