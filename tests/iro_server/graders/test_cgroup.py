@@ -93,9 +93,19 @@ def folder_for_groups():
     return group
 
 
+def close_warm_sandboxes():
+    """Those that earlier tests left: the pool would close them first, and keep one of a later test."""
+    pool.POOL._starter.submit(int).result()
+    with pool.POOL._lock:
+        warm, pool.POOL._warm = pool.POOL._warm, []
+    for sandbox in warm:
+        sandbox.close()
+
+
 @pytest.fixture
 def groups(monkeypatch):
     """The groups of this process's sandboxes, which have none where the host allows none: the rest holds there too."""
+    close_warm_sandboxes()
     folder = cgroup.parent() or folder_for_groups()
     monkeypatch.setattr(cgroup, "parent", lambda: folder)
     monkeypatch.setattr(pool, "WARM", 0)
