@@ -54,7 +54,7 @@ def syscall(*arguments):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 def channel():
-    for descriptor in range(3, 64):
+    for descriptor in range(3, 4096):
         try:
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 return socket.socket(fileno=os.dup(descriptor))
