@@ -61,16 +61,6 @@ class Admission:
             self._take(ticket)
         return ticket
 
-    async def enter(self, project: str, rows: int, cache_tokens: int = 0) -> Ticket:
-        """A ticket that is admitted. Raises what ``queue`` raises."""
-        ticket = self.queue(project, rows, cache_tokens)
-        try:
-            await ticket.admitted.wait()
-        except asyncio.CancelledError:
-            ticket.release()
-            raise
-        return ticket
-
     def free(self, ticket: Ticket) -> None:
         if ticket.admitted.is_set():
             self._give_back(ticket)

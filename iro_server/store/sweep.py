@@ -75,7 +75,10 @@ def _set_aside(settings: Settings, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _aged(folder: Path, hours: int) -> list[tuple[Path, float]]:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from iro_server.api.admission import Admission
+from iro_server.api.admission import Admission, Ticket
 from iro_server.api.errors import APIError
 from iro_server.engines.cache import cached_tokens
 from iro_server.engines.memory import EngineOutOfMemory
@@ -20,19 +20,30 @@ from tests.iro_server.api.serving import serving, settings_for, wait_for
 HI = [{"role": "user", "content": "hi"}]
 
 
+async def enter(admission: Admission, project: str, rows: int, cache_tokens: int = 0) -> Ticket:
+    """An admitted ticket, released if the wait for it is cancelled."""
+    ticket = admission.queue(project, rows, cache_tokens)
+    try:
+        await ticket.admitted.wait()
+    except asyncio.CancelledError:
+        ticket.release()
+        raise
+    return ticket
+
+
 async def waiting(admission: Admission, rows: int, cache_tokens: int = 0, project: str = "mine") -> asyncio.Task:
-    task = asyncio.create_task(admission.enter(project, rows, cache_tokens))
+    task = asyncio.create_task(enter(admission, project, rows, cache_tokens))
     await asyncio.sleep(0)
     return task
 
 
 async def test_rows_are_shared_out_first_come_first_served():
     admission = Admission(max_rows=8, max_waiting=2)
-    first = await admission.enter("mine", 6)
+    first = await enter(admission, "mine", 6)
     big, small = await waiting(admission, 4), await waiting(admission, 1)
     assert not big.done() and not small.done()  # the small one does not overtake
     with pytest.raises(APIError) as refusal:
-        await admission.enter("mine", 1)
+        await enter(admission, "mine", 1)
     assert (refusal.value.status, refusal.value.code) == (503, "overloaded")
     first.release()
     first.release()
@@ -41,10 +52,10 @@ async def test_rows_are_shared_out_first_come_first_served():
 
 async def test_the_project_that_holds_the_fewest_rows_is_next_however_many_requests_another_has_waiting():
     admission = Admission(max_rows=4, max_waiting=3)
-    first, second = [await admission.enter("flood", 2) for _ in range(2)]
+    first, second = [await enter(admission, "flood", 2) for _ in range(2)]
     flood = [await waiting(admission, 2, project="flood") for _ in range(3)]
     with pytest.raises(APIError, match="3 requests of this project wait"):
-        await admission.enter("flood", 2)
+        await enter(admission, "flood", 2)
     other, third = [await waiting(admission, 2, project=name) for name in ("other", "third")]
     first.release()
     await asyncio.sleep(0)
@@ -62,7 +73,7 @@ async def test_the_project_that_holds_the_fewest_rows_is_next_however_many_reque
 
 async def test_a_request_larger_than_all_there_is_runs_alone():
     admission = Admission(max_rows=8, max_waiting=2)
-    huge = await admission.enter("mine", 100)
+    huge = await enter(admission, "mine", 100)
     other = await waiting(admission, 1)
     assert not other.done()
     huge.release()
@@ -72,7 +83,7 @@ async def test_a_request_larger_than_all_there_is_runs_alone():
 
 async def test_cached_tokens_are_shared_out_as_rows_are():
     admission = Admission(max_rows=8, max_waiting=2, max_cache_tokens=1000)
-    first = await admission.enter("mine", 1, 900)
+    first = await enter(admission, "mine", 1, 900)
     big, small = await waiting(admission, 1, 200), await waiting(admission, 1, 50)
     assert not big.done() and not small.done()  # both have rows to spare
     small.cancel()
@@ -80,7 +91,7 @@ async def test_cached_tokens_are_shared_out_as_rows_are():
     (await big).release()
     assert (admission.active, admission.active_cache_tokens) == (0, 0)
     with pytest.raises(APIError, match="1001 tokens in the model's cache, over 1000") as refusal:
-        await admission.enter("mine", 1, 1001)
+        await enter(admission, "mine", 1, 1001)
     assert (refusal.value.status, refusal.value.code, refusal.value.param) == (400, "too_many_tokens", "max_tokens")
 
 
@@ -92,7 +103,7 @@ def test_a_requests_cache_holds_its_prompt_once():
 
 async def test_one_that_gives_up_leaves_no_trace():
     admission = Admission(max_rows=8, max_waiting=4)
-    first = await admission.enter("mine", 8)
+    first = await enter(admission, "mine", 8)
     gone, last = await waiting(admission, 8), await waiting(admission, 2)
     gone.cancel()
     first.release()
@@ -102,7 +113,7 @@ async def test_one_that_gives_up_leaves_no_trace():
     raced = await waiting(admission, 8)
     assert raced.done()
     raced.result().release()
-    held = await admission.enter("mine", 8)
+    held = await enter(admission, "mine", 8)
     raced = await waiting(admission, 8)
     held.release()  # its turn comes, and it is cancelled before it hears of it
     raced.cancel()

@@ -56,6 +56,6 @@ def test_only_the_owner_reads_what_the_grader_says(tmp_path):
             return refused.value
 
         assert "the secret answer is 42" in refusal(owner).message
-        told = refusal(guest)
-    assert told.body["message"] == "The model's grader could grade no completion."
-    assert told.body["param"] == "search.pick" and "secret" not in told.response.text
+        message = refusal(guest)
+    assert message.body["message"] == "The model's grader could grade no completion."
+    assert message.body["param"] == "search.pick" and "secret" not in message.response.text

@@ -35,12 +35,12 @@ def used_up(call) -> str:
 
 def test_files_and_uploads_count_together_and_room_is_made_by_deleting(projects):
     full, other = projects
-    kept = [upload(full, ROW) for _ in range(2)]
+    file_ids = [upload(full, ROW) for _ in range(2)]
     full.uploads.create(bytes=len(ROW), **KIND)
     assert "4 files, with uploads under way, and it may have 3. Delete some." in used_up(lambda: upload(full, ROW))
     used_up(lambda: full.uploads.create(bytes=1, **KIND))
     upload(other, ROW)
-    full.files.delete(kept[0])
+    full.files.delete(file_ids[0])
     upload(full, ROW)
 
 

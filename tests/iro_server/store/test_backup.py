@@ -19,6 +19,7 @@ from iro_server.store import keys
 from iro_server.store.backup import backup, restore
 from iro_server.store.database import open_database
 from iro_server.store.files import FileCorrupt
+from iro_server.store.tables import Job
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload, wait_for
 
@@ -28,7 +29,7 @@ ROW = '{{"messages": [{{"role": "user", "content": "say {}"}}]}}\n'
 
 @contextmanager
 def load(client: openai.OpenAI, acknowledged: dict[str, str]):
-    """Two clients store files, each other one deleted again at once, until the context ends."""
+    """Two clients store files, each other one deleted refusal at once, until the context ends."""
     stop, numbers = threading.Event(), count()
 
     def store() -> None:
@@ -89,10 +90,6 @@ def test_a_run_that_had_begun_finds_its_config_where_it_is_now(tmp_path, new_dat
     run.mkdir(parents=True)
     inside, outside = str(here.job_dir("ftjob-1") / "rows.jsonl"), str(tmp_path / "models")
     (run / "config.json").write_text(json.dumps({"config": {"training_file": inside, "model_dir": outside}}))
-    with serving(here, ByteEngine()) as client:
-        wait_for(lambda: client.models.list().data)
-    from iro_server.store.tables import Job
-
     rest = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "model_name": "m"}
     with open_database(here).begin() as session:
         session.add(Job(id="ftjob-1", status="paused", config={"training_file": inside, "model_dir": outside}, **rest))
@@ -129,13 +126,13 @@ def test_the_commands(tmp_path):
         command = [sys.executable, "-m", "iro_server", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True)
 
-    said = iro("backup", tmp_path / "backup", "--data-dir", here)
-    assert (said.returncode, said.stdout) == (
+    result = iro("backup", tmp_path / "backup", "--data-dir", here)
+    assert (result.returncode, result.stdout) == (
         0,
         f"Backed up to {tmp_path / 'backup'}: 0 files, 0 jobs, 0 models, 1 keys\n",
     )
     assert (tmp_path / "backup").stat().st_mode & 0o077 == 0
-    said = iro("restore", tmp_path / "backup", "--data-dir", there)
-    assert (said.returncode, said.stdout) == (0, f"Restored to {there}: 0 files, 0 jobs, 0 models, 1 keys\n")
-    again = iro("restore", tmp_path / "backup", "--data-dir", there)
-    assert again.returncode == 2 and again.stderr.startswith("Error: this server is not empty")
+    result = iro("restore", tmp_path / "backup", "--data-dir", there)
+    assert (result.returncode, result.stdout) == (0, f"Restored to {there}: 0 files, 0 jobs, 0 models, 1 keys\n")
+    refusal = iro("restore", tmp_path / "backup", "--data-dir", there)
+    assert refusal.returncode == 2 and refusal.stderr.startswith("Error: this server is not empty")
