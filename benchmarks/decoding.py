@@ -193,7 +193,7 @@ def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
         },
         "by_value_functions": dict(zip((1, 2, 4, 8), by_heads, strict=True)),
         "share_of_wall_time": bench.parts(one),
-        "threads": bench.engine._threads,
+        "threads": bench.engine.max_threads,
         "tokens": bench.tokens,
         "loop_tokens": loop_tokens,
     }

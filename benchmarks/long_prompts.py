@@ -115,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     with EmbeddedEngine(prepare_model()) as engine:
         result = asyncio.run(measure(engine, args.tokens, args.chunks))
-        threads = engine._threads
+        threads = engine.max_threads
     if args.json:
         print(json.dumps({"tokens": args.tokens, "threads": threads, "seconds": result}, indent=1))
         return

@@ -1,5 +1,5 @@
-"""What a user talks to. The first import of it makes OpenMP's idle threads wait without spinning."""
+"""What a user talks to. The first import of it bounds how long OpenMP's idle threads spin."""
 
-from iro_server.openmp import wait_without_spinning
+from iro_server.openmp import limit_spinning
 
-wait_without_spinning()
+limit_spinning()

@@ -31,6 +31,7 @@ from iro_server.engines.memory import as_memory_error, available_memory
 from iro_server.engines.model_runner import ModelRunner
 from iro_server.engines.scheduler import PrefillBudget, Run, Scheduler, settle
 from iro_server.engines.sequences import ChunkWork, SequenceGroup
+from iro_server.engines.thread_count import ThreadCount
 from iro_server.telemetry.metrics import STEP_ROWS
 
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
@@ -44,7 +45,8 @@ class EmbeddedEngine:
 
     def __init__(self, model_dir: str | Path, name: str | None = None, threads: int | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._threads = threads or torch.get_num_threads()  # torch's own choice, which OMP_NUM_THREADS overrides
+        # torch's own choice, which OMP_NUM_THREADS overrides
+        self._threads = ThreadCount(threads or torch.get_num_threads())
         torch.set_num_threads(1)  # of this thread: its small operations must not wake a team beside the engine's
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self.frozen = FrozenModel(model_dir, device)
@@ -53,7 +55,8 @@ class EmbeddedEngine:
         self.runner = ModelRunner(self.frozen)
         self._spec = self.runner.cache_spec
         self._cache_capacity = available_memory(self._spec.device) // 2 // self._spec.token_bytes
-        self._scheduler = Scheduler(self._spec, prefill_budget(device, self.runner.attention_span))
+        self._budget = prefill_budget(device, self.runner.attention_span)
+        self._scheduler = Scheduler(self._spec, self._budget)
         self._arrivals: deque[tuple[Callable[[], None], Future[Any]]] = deque()
         self._numbers = itertools.count()
         self._wake = threading.Condition()
@@ -71,6 +74,11 @@ class EmbeddedEngine:
         return self._info
 
     @property
+    def max_threads(self) -> int:
+        """Threads of a step on an idle machine."""
+        return self._threads.most
+
+    @property
     def live_rows(self) -> int:
         """Rows in the batch at this moment."""
         return self._scheduler.live_rows
@@ -79,6 +87,11 @@ class EmbeddedEngine:
     def cache_capacity(self) -> int:
         """Tokens whose keys and values fit in half of the memory that was free once the model was loaded."""
         return self._cache_capacity
+
+    @property
+    def shared_rows(self) -> int:
+        """Rows of one project that slow another project's single row by half at most."""
+        return self._budget.step_units // 2
 
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> EmbeddedSession:
         """As ``Engine.open``. Sessions that are open at the same time share the cache of an equal prompt of equal salt.
@@ -147,7 +160,7 @@ class EmbeddedEngine:
 
     @torch.no_grad()
     def _loop(self) -> None:
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads.count)
         while True:
             with self._wake:
                 while not (self._arrivals or self._scheduler.ready or self._closed):
@@ -163,12 +176,23 @@ class EmbeddedEngine:
                     settle(waiting, as_memory_error(failure))
             try:
                 if self._scheduler.ready:
+                    self._choose_threads()
                     self._step()
             except Exception as failure:  # handed to every waiting caller: the loop serves those who come after
                 self._scheduler.fail_all(failure)
         self._scheduler.fail_all(asyncio.CancelledError())
         for _, waiting in self._arrivals:
             settle(waiting, asyncio.CancelledError())
+
+    def _choose_threads(self) -> None:
+        """The number of threads decides the last bits of a step: in lockstep it stays the same."""
+        if self._scheduler.awaited:
+            count = self._threads.most
+        else:
+            self._threads.update()
+            count = self._threads.count
+        if count != torch.get_num_threads():
+            torch.set_num_threads(count)
 
     def _step(self) -> None:
         groups, parts = self._scheduler.step()

@@ -100,7 +100,7 @@ class Scheduler:
         if group not in self._sessions:
             return
         self._sessions.remove(group)
-        self.awaited -= 1
+        self.awaited = max(0, self.awaited - 1)
         if group in self._live:
             self._live.remove(group)
         prompt = group.prompt

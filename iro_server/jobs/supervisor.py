@@ -24,6 +24,7 @@ from iro_server.engines.endpoints import KEY_VARIABLE
 from iro_server.executors import in_thread
 from iro_server.jobs import lock, presence, records
 from iro_server.jobs.worker import SETTINGS_VARIABLE, TAKEN
+from iro_server.openmp import job_environment
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Job
@@ -172,7 +173,8 @@ class Supervisor:
     def _start(self, job: Job, folder: Path) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
         surroundings = self.surroundings.model_copy(update={"project": job.project})
-        environment = os.environ | self.settings.placement | {SETTINGS_VARIABLE: self.settings.model_dump_json()}
+        environment = job_environment(os.environ) | self.settings.placement
+        environment[SETTINGS_VARIABLE] = self.settings.model_dump_json()
         environment[SURROUNDINGS_VARIABLE] = surroundings.model_dump_json()
         if self.settings.engine_key:
             environment[KEY_VARIABLE] = self.settings.engine_key.get_secret_value()

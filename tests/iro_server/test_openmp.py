@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from iro_server.openmp import job_environment, limit_spinning
+
 CHILD = "import os, {module}; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
 
 
@@ -18,8 +20,15 @@ def waiting(module: str, **chosen: str) -> str:
 
 
 @pytest.mark.parametrize("module", ["iro_server.cli", "training.iro.job"])
-def test_idle_threads_of_server_and_worker_do_not_spin(module: str) -> None:
-    assert waiting(module) == "1000 None"
+def test_idle_threads_spin_for_a_short_time(module: str) -> None:
+    assert waiting(module) == "20000 None"
+
+
+def test_those_of_a_job_spin_shorter_unless_a_user_chose() -> None:
+    environment = {"PATH": "/bin"}
+    limit_spinning(environment)
+    assert job_environment(environment) == {"PATH": "/bin", "GOMP_SPINCOUNT": "5000"}
+    assert job_environment({"GOMP_SPINCOUNT": "7"}) == {"GOMP_SPINCOUNT": "7"}
 
 
 def test_a_users_own_choice_stands() -> None:
