@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import FiniteFloat, PrivateAttr, ValidationInfo, field_validator
 
+from iro_server.checks.similarity import METRICS, similarity
 from iro_server.graders.base import Grade
 from iro_server.graders.local_models import bundled_embedding_model, embed, is_model
-from iro_server.graders.similarity import METRICS, similarity
 from iro_server.graders.templated import TemplatedGrader
 from iro_server.graders.templates import Template
 from iro_server.surroundings import Surroundings

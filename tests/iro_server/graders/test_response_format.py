@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from typing import Any
 
@@ -138,3 +139,20 @@ def test_recursion_is_no_mistake() -> None:
     assert parse_response_format(schema(tree)).parse('{"left": {"right": {}}}') == {"left": {"right": {}}}
     with pytest.raises(ValueError, match="not of type 'object'"):
         parse_response_format(schema(tree)).parse('{"left": {"right": 1}}')
+
+
+def doubling(depth: int) -> dict[str, Any]:
+    """A schema of a few values that is applied 2^depth times."""
+    levels = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(depth)}
+    return {"$ref": "#/$defs/a0", "$defs": levels | {f"a{depth}": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("definition", "text"),
+    [(doubling(60), "1"), ({"pattern": "^(a+)+$"}, json.dumps("a" * 60 + "!"))],
+)
+def test_a_schema_that_needs_exponential_time_is_given_up(definition: dict[str, Any], text: str) -> None:
+    form = parse_response_format(schema(definition))
+    with pytest.raises(ValueError, match="cannot be applied: it took more than"):
+        form.parse(text)
+    assert parse_response_format(schema({"type": "integer"})).parse("1") == 1

@@ -1,35 +1,34 @@
-"""Similarity of two texts, in [0, 1], by the metrics that need no model.
-
-Texts of 100 KB take up to half a second. Fuzzy match and the longest common subsequence are computed by rapidfuzz's
-cdist, which releases the interpreter's lock; the others are Python. No event loop waits for them, if few run at once.
-"""
+"""Similarity of two texts, in [0, 1], by the metrics that need no model."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
-import numpy as np
 import sacrebleu
 from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.gleu_score import sentence_gleu
 from nltk.translate.meteor_score import meteor_score
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
-from rapidfuzz.process import cdist
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import fmeasure
 from rouge_score.tokenizers import DefaultTokenizer
 
-_CONCURRENT = threading.BoundedSemaphore(2)  # computations in this process
+from iro_server.checks.worker_processes import in_worker_process
+
+SHORT = 4000  # characters of two texts that are compared in milliseconds
 
 
 def similarity(metric: str, text: str, reference: str) -> float:
-    """By a metric of METRICS. Waits while others are computed."""
-    with _CONCURRENT:
+    """By a metric of METRICS. Long texts, of 100 KB in up to half a second, are compared in a worker process."""
+    if len(text) + len(reference) <= SHORT:
         return METRICS[metric](text, reference)
+    return in_worker_process(_similarity, metric, text, reference)
+
+
+def _similarity(metric: str, text: str, reference: str) -> float:
+    return METRICS[metric](text, reference)
 
 
 class _NoSynonyms:
@@ -44,7 +43,7 @@ def _words(text: str) -> list[str]:
 
 
 def _fuzzy(text: str, reference: str) -> float:
-    return _scored(text, reference, fuzz.ratio) / 100
+    return fuzz.ratio(text, reference) / 100
 
 
 def _bleu(text: str, reference: str) -> float:
@@ -71,13 +70,8 @@ def _rouge_l(text: str, reference: str) -> float:
     words, reference_words = (_rouge_tokenizer().tokenize(each) for each in (text, reference))
     if not words or not reference_words:
         return 0.0
-    number = {word: i for i, word in enumerate({*words, *reference_words})}
-    common = _scored([number[word] for word in words], [number[word] for word in reference_words], LCSseq.similarity)
+    common = LCSseq.similarity(words, reference_words)
     return float(fmeasure(common / len(words), common / len(reference_words)))
-
-
-def _scored(left: Any, right: Any, scorer: Any) -> float:
-    return float(cdist([left], [right], scorer=scorer, dtype=np.float64)[0, 0])
 
 
 @cache

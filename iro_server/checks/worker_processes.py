@@ -1,0 +1,51 @@
+"""Python work on users' texts and schemas, in worker processes: in a thread of the server it would hold the
+interpreter's lock, for which the embedded engine and the event loop would wait."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from loky import ProcessPoolExecutor, get_reusable_executor
+
+Result = TypeVar("Result")
+
+CPU_SECONDS = 3.0  # of one call
+IDLE_SECONDS = 60  # after which a worker ends
+NICENESS = 10  # the engine's threads come first
+
+
+def in_worker_process(function: Callable[..., Result], *args: Any) -> Result:
+    """What ``function`` returns or raises, computed in a worker process, which imports its module.
+
+    Waits while the workers are busy: to be called from a thread, not from an event loop. Raises TimeoutError after
+    CPU_SECONDS of CPU time, and TerminatedWorkerError where the process ends, as one that is out of memory does.
+    """
+    return cast(Result, _executor().submit(_within_limit, function, args).result())
+
+
+def _executor() -> ProcessPoolExecutor:
+    """The workers of this process: started when they are first needed, and anew where one has ended."""
+    workers = max(1, (os.cpu_count() or 1) // 2)
+    return get_reusable_executor(workers, timeout=IDLE_SECONDS, initializer=_prepare_worker, reuse=True)
+
+
+def _prepare_worker() -> None:
+    os.nice(NICENESS)
+    signal.signal(signal.SIGVTALRM, _time_is_up)
+
+
+def _within_limit(function: Callable[..., Result], args: tuple[Any, ...]) -> Result:
+    assert threading.current_thread() is threading.main_thread(), "only there does a signal's handler run"
+    signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+    try:
+        return function(*args)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _time_is_up(signum: int, frame: object) -> None:
+    raise TimeoutError(f"took more than {CPU_SECONDS:g} s")
