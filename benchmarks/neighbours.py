@@ -56,7 +56,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--out", type=Path, default=Path("runs/neighbours"))
+    parser.add_argument("--results", type=Path, default=Path("results/neighbours/default.json"), help="with --json")
     return parser.parse_args()
 
 
@@ -196,8 +198,8 @@ def key(data_dir: Path, name: str) -> str:
     return made.stdout.decode().strip()
 
 
-def measure(seconds: float) -> dict[str, Any]:
-    """One round: the tenant alone, and beside each attack, each followed by a rest in which its end is waited for."""
+def measure(seconds: float, attacks: list[str]) -> dict[str, Any]:
+    """One round: the tenant alone, beside each attack, and after the last one."""
     with tempfile.TemporaryDirectory(prefix="iro-neighbours-") as folder:
         secrets = [key(Path(folder), name) for name in ("tenant", "attacker")]
         with ServerProcess(Path(folder)) as server, contextlib.ExitStack() as clients:
@@ -214,9 +216,9 @@ def measure(seconds: float) -> dict[str, Any]:
             )
             Tenant(tenant).work(2)  # the first calls load
             result = {"alone": Tenant(tenant).work(seconds)}
-            for name, attack in ATTACKS.items():
+            for name in attacks:
                 say(name)
-                with under(attack, attacker):
+                with under(ATTACKS[name], attacker):
                     result[name] = Tenant(tenant).work(seconds)
             result["afterwards"] = Tenant(tenant).work(seconds)
     return result
@@ -248,9 +250,12 @@ def table(summary: dict[str, Any]) -> str:
 def main() -> None:
     terminated_is_exit()
     args = parse()
-    summary = summarise([measure(args.seconds) for _ in range(args.repeats)])
+    summary = summarise([measure(args.seconds, args.attacks) for _ in range(args.repeats)])
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps(summary, indent=1))
+    if args.json:
+        args.results.parent.mkdir(parents=True, exist_ok=True)
+        args.results.write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1) if args.json else table(summary))
 
 

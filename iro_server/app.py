@@ -84,7 +84,8 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
 
     max_cache_tokens = settings.max_cache_tokens or getattr(engine, "cache_capacity", None)
     app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
-    admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens)
+    max_project_rows = settings.max_project_rows or getattr(engine, "shared_rows", None)
+    admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens, max_project_rows)
     app.state.context = Context(
         settings, sessions, registry, surroundings, admission, Deadlines(), keys_required, grading
     )

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from iro_server.api.admission import Admission, Ticket
+from iro_server.api.admission import SHARED_SECONDS, Admission, Ticket
 from iro_server.api.errors import APIError
 from iro_server.engines.cache import cached_tokens
 from iro_server.engines.memory import EngineOutOfMemory
@@ -69,6 +69,35 @@ async def test_the_project_that_holds_the_fewest_rows_is_next_however_many_reque
     for task in flood:
         (await task).release()
     assert (admission.active, admission.active_of, admission.waiting) == (0, {}, {})
+
+
+async def test_a_project_has_a_share_of_the_rows_while_another_uses_the_server():
+    now = 0.0
+    admission = Admission(max_rows=64, max_waiting=64, max_project_rows=4, clock=lambda: now)
+    alone = [await enter(admission, "flood", 1) for _ in range(10)]
+    (await enter(admission, "other", 1)).release()
+    flood = [await waiting(admission, 1, project="flood") for _ in range(10)]
+    for ticket in alone:
+        ticket.release()
+    await asyncio.sleep(0)
+    assert admission.active_of["flood"] == 4
+    large = await enter(admission, "other", 16)  # more than the share, and the project has no other
+    assert admission.active == 20 and not (await waiting(admission, 1, project="other")).done()
+    large.release()
+    await asyncio.sleep(0)
+    assert (admission.active_of["other"], sum(task.done() for task in flood)) == (1, 4)
+
+
+async def test_the_share_ends_a_minute_after_another_projects_last_request():
+    now = 0.0
+    admission = Admission(max_rows=64, max_waiting=64, max_project_rows=4, clock=lambda: now)
+    (await enter(admission, "other", 1)).release()
+    tasks = [await waiting(admission, 1, project="mine") for _ in range(8)]
+    assert sum(task.done() for task in tasks) == 4
+    now += SHARED_SECONDS + 1
+    tasks[0].result().release()
+    await asyncio.sleep(0)
+    assert all(task.done() for task in tasks) and admission.active == 7
 
 
 async def test_a_request_larger_than_all_there_is_runs_alone():
