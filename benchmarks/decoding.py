@@ -7,9 +7,7 @@ token of any row drawn from the frozen model, kept or not.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks import sharing
+from benchmarks.record import command_line, finish
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import ModelInfo, Sampling
@@ -213,12 +212,10 @@ def sharing_checks(shared: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser = command_line("decoding", __doc__)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
     parser.add_argument("--loop-tokens", type=int, default=128, help="new tokens a row against the paper's loop")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("runs/decoding"))
     args = parser.parse_args()
     bench = Bench(args.tokens, args.repeats)
     result = measure(bench, args.loop_tokens)
@@ -227,11 +224,11 @@ def main() -> None:
     result["checks"] += sharing_checks(shared)
     result["sharing"] = shared
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
     draw(result, args.out / "decoding.png")
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return
+    finish(args, result, report)
+
+
+def report(result: dict[str, Any]) -> None:
     for check in result["checks"]:
         mark = "holds" if check["holds"] else "falls short"
         print(f"({check['line']}) {check['name']}: {check['got']:.2f}, aim {check['expected']}: {mark}")

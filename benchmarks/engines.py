@@ -9,7 +9,6 @@ An interrupted run goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from scipy.stats import t
 
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.quality import BEAM, ROWS, jsonl
+from benchmarks.record import command_line, finish
 from iro_server.demo.data import prompt_rows
 from iro_server.demo.sentiment import sentiment_grader_source
 from iro_server.engines.prepare import prepare_model
@@ -92,12 +92,10 @@ def summary(per_seed: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser = command_line("engines", __doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--train-prompts", type=int, default=32)
     parser.add_argument("--valid-prompts", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path("runs/engines"))
     args = parser.parse_args()
     terminated_is_exit()
     if not VLLMProcess.python.exists():
@@ -117,9 +115,10 @@ def main() -> None:
             per_seed.append(of)
             result = summary(per_seed) | {"per_seed": per_seed, "seeds": seed + 1}
             (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return
+    finish(args, result, report, range(args.seeds))
+
+
+def report(result: dict[str, Any]) -> None:
     for part in ("vllm less embedded", "aligned less best-of-16"):
         for name, (mean, spread) in result[part].items():
             print(f"{part}: {name} {mean:+.3f} ± {spread:.3f}")

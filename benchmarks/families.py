@@ -1,4 +1,4 @@
-"""Which decoder families the embedded engine runs: ``python -m benchmarks.families`` writes the results and the table.
+"""Which decoder families the embedded engine runs: ``python -m benchmarks.families``.
 
 Of every family that transformers can load as a causal language model, a tiny random model: what the engine samples, two
 sessions in one batch, against the model's own full forward pass over each row. Windows and the like are longer than the
@@ -7,7 +7,6 @@ rows of the engine's check at load, and shorter than the rows here.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import re
@@ -23,15 +22,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
 from benchmarks.family_configs import NOT_BUILT, VOCABULARY, tiny_config
+from benchmarks.record import command_line, finish
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 
 EXACT = 1e-4  # nats, fp32
 MOST_WEIGHTS = 20_000_000
 PROMPTS = (17, 11)
-RESULTS = Path("results/models/families.json")
-DOCUMENT = Path("docs/models.md")
-MARKS = "<!-- families: python -m benchmarks.families -->", "<!-- end of families -->"
+OUTCOMES = ("exact", "refused", "not built", "wrong")
 
 
 @dataclass(frozen=True)
@@ -137,16 +135,19 @@ def reference_logprobs(model: Any, rows: Tensor, count: int = 11) -> Tensor:
     return logprobs.gather(2, rows[:, -count:, None])[..., 0]
 
 
-def table(verdicts: list[Verdict]) -> str:
-    """Markdown: families that run, refused ones by reason, and those without a tiny model."""
-    lines = ["| families | embedded engine | why |", "|---|---|---|"]
+def table(content: dict[str, Any]) -> str:
+    """Of a results file, as Markdown: families that run, refused ones by reason, and those without a tiny model."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for verdict in verdicts:
+    for verdict in (Verdict(**row) for row in content["families"]):
         groups.setdefault((verdict.outcome, reason(verdict)), []).append(verdict.family)
-    order = ("exact", "refused", "not built", "wrong")
-    for (outcome, why), families in sorted(groups.items(), key=lambda item: (order.index(item[0][0]), -len(item[1]))):
+
+    def rank(group: tuple[str, str]) -> tuple[int, int]:
+        return OUTCOMES.index(group[0]), -len(groups[group])
+
+    lines = ["| families | embedded engine | why |", "|---|---|---|"]
+    for outcome, why in sorted(groups, key=rank):
         label = {"exact": "runs exactly", "not built": "not tried"}.get(outcome, outcome)
-        lines.append(f"| {', '.join(sorted(families))} | {label} | {why} |")
+        lines.append(f"| {', '.join(sorted(groups[outcome, why]))} | {label} | {why} |")
     return "\n".join(lines)
 
 
@@ -155,18 +156,8 @@ def reason(verdict: Verdict) -> str:
     return re.split(r" by [\d.]| \(| are off", verdict.why)[0]
 
 
-def write_table(verdicts: list[Verdict], document: Path = DOCUMENT) -> None:
-    text = document.read_text()
-    before, after = text.partition(MARKS[0])[0], text.partition(MARKS[1])[2]
-    document.write_text(f"{before}{MARKS[0]}\n{table(verdicts)}\n{MARKS[1]}{after}")
-
-
-def written_table(document: Path) -> str:
-    return document.read_text().partition(MARKS[0])[2].partition(MARKS[1])[0].strip()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("families", __doc__)
     parser.add_argument("families", nargs="*", help="print these alone; without any, all, and the results are written")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -175,10 +166,9 @@ def main() -> None:
         verdicts.append(judge(family))
         print(json.dumps(asdict(verdicts[-1])), flush=True)
     if not args.families:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        results = {"transformers": transformers.__version__, "families": [asdict(verdict) for verdict in verdicts]}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        write_table(verdicts)
+        outcomes = {name: sum(verdict.outcome == name for verdict in verdicts) for name in OUTCOMES}
+        numbers = {"outcomes": outcomes, "families": [asdict(verdict) for verdict in verdicts]}
+        finish(args, numbers, lambda numbers: print(table(numbers)))
 
 
 if __name__ == "__main__":

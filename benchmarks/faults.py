@@ -8,8 +8,6 @@ status is 1 if anything was lost, stuck, repeated or unequal.
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import sys
 import time
@@ -24,6 +22,7 @@ from benchmarks.faults_server import Server, served
 from benchmarks.faults_serving import kill_while_serving
 from benchmarks.faults_store import fill_disk, lock_database
 from benchmarks.faults_uploads import kill_during_uploads
+from benchmarks.record import command_line, finish
 from iro_server.engines.prepare import prepare_model
 from iro_server.settings import Settings
 
@@ -31,11 +30,9 @@ SHARES = {"uploads": 0.2, "serving": 0.2}  # of the kills; jobs get the rest
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("faults", __doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/faults"))
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
     args = parser.parse_args()
     args.out = args.out.resolve()  # results name their folder in full
     shutil.rmtree(args.out / "data", ignore_errors=True)
@@ -47,10 +44,7 @@ def main() -> None:
     ledger.save()
     summary = ledger.summary()
     draw(summary, args.out / "faults.png")
-    if args.json:
-        print(json.dumps(summary, indent=1))
-    else:
-        print_table(summary)
+    finish(args, summary, print_table, [args.seed])
     sys.exit(1 if ledger.faults() else 0)
 
 

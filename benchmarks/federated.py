@@ -6,16 +6,14 @@ loop over them, in alternating turns; and of whole simulated runs, from 50 to 50
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.record import command_line, finish
 from training.federated.clients import LocalSGD
 from training.federated.experiment import Task, Trial, examples, local_sgd, one_thread, simulator
 from training.federated.fashion import MODELS
@@ -79,23 +77,20 @@ def growth(count: int, updates: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser = command_line("federated", __doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each work of a comparison")
     parser.add_argument("--updates", type=int, default=1000, help="of clients, in a run of the growth")
-    parser.add_argument("--out", type=Path, default=Path("runs/federated"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     with one_thread():
         result: dict[str, Any] = {"against a loop": {}, "growth": {}, "torch": torch.__version__}
         for name, task in TASKS.items():
             result["against a loop"][name] = against_a_loop(task, args.seconds)
         for count in GROWTH:
             result["growth"][str(count)] = growth(count, args.updates)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return
+    finish(args, result, report)
+
+
+def report(result: dict[str, Any]) -> None:
     for name, found in result["against a loop"].items():
         ratios = ", ".join(f"{count}: {ratio:.2f}" for count, ratio in found["over the loop"].items())
         print(f"{name}: loop {found['loop']:.0f} client updates/s; batched over it, aim {AIM:g}, by clients {ratios}")

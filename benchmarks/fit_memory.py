@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 from benchmarks.decoding import PASSAGE
+from benchmarks.record import command_line, finish
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from training.checkpoints import About, Checkpoints, open_checkpoints
@@ -139,9 +141,7 @@ def stored_bytes(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
-    parser.add_argument("--out", type=Path, default=Path("results/fit_memory/default.json"))
+    parser = command_line("fit_memory", __doc__)
     parser.add_argument("--shards", type=int, default=3, help="of 8 prompts, sampled and then read again and again")
     parser.add_argument("--rollouts", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=16)
@@ -170,12 +170,11 @@ def main() -> None:
                 for model, by_count in fits.items()
             },
         }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    if args.json:
-        print(json.dumps(result, indent=2))
-        return
-    for model, by_count in fits.items():
+    finish(args, result, report)
+
+
+def report(result: dict[str, Any]) -> None:
+    for model, by_count in result["fits"].items():
         sizes = ", ".join(f"{count}: {fit['bytes'] / 1e6:.0f} MB" for count, fit in by_count.items())
         ratio = result["largest_over_smallest"][model]
         print(f"{model}: memory that a fit adds, by prompts: {sizes}; largest over smallest {ratio:.2f} (aim: 1.2)")

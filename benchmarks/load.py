@@ -8,7 +8,6 @@ Run it on a quiet machine; the clients take their share of its cores.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
@@ -25,6 +24,7 @@ import openai
 import psutil
 
 from benchmarks.processes import ServerProcess, say, terminated_is_exit
+from benchmarks.record import command_line, finish
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -197,20 +197,17 @@ def checks(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser = command_line("load", __doc__)
     parser.add_argument("--seconds", type=float, default=60, help="of load below the limit")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("runs/load"))
     args = parser.parse_args()
     terminated_is_exit()
     result = measure(args.seconds, args.repeats)
     result["checks"] = checks(result)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return
+    finish(args, result, report)
+
+
+def report(result: dict[str, Any]) -> None:
     for check in result["checks"]:
         mark = "holds" if check["holds"] else "falls short"
         print(f"{check['name']}: {check['got']:.3g}, at most {check['at_most']}: {mark}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from transformers import AutoModel
 
 from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
+from benchmarks.record import command_line, finish
 from iro_server.decoding.base import Scorer
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -83,9 +83,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
-    parser.add_argument("--out", type=Path, default=Path("runs/memory"))
+    parser = command_line("memory", __doc__)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -95,11 +93,11 @@ def main() -> None:
     result: dict[str, Any] = {"base": measured("linear", 0)}
     result |= {kind: [measured(kind, count) for count in COUNTS] for kind in KINDS}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
     draw(result, args.out / "memory.png")
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return
+    finish(args, result, report)
+
+
+def report(result: dict[str, Any]) -> None:
     print(f"base alone: {result['base'] / 2**20:.0f} MiB; with T = 1 to 8 value functions, less that:")
     for kind, name in KINDS.items():
         more = [f"{(each - result['base']) / 2**20:.0f}" for each in result[kind]]

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import psutil
 
 from benchmarks.decoding import PASSAGE
+from benchmarks.record import command_line, finish
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from training.iro import ahead
@@ -125,9 +126,7 @@ def measured(folder: Path, url: str, args: argparse.Namespace) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
-    parser.add_argument("--out", type=Path, default=Path("results/overlap/default.json"))
+    parser = command_line("overlap", __doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one answer of the judge")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rollouts", type=int, default=8)
@@ -143,11 +142,10 @@ def main() -> None:
             result[name] = measured(Path(folder) / name, url, args)
     ahead.AHEAD = pieces
     result["load_average"] = psutil.getloadavg()[0]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    if args.json:
-        print(json.dumps(result, indent=2))
-        return
+    finish(args, result, report)
+
+
+def report(result: dict[str, Any]) -> None:
     for name in ("one after the other", "overlapped"):
         job = result[name]
         print(f"{name}: {job['seconds']:.0f} s, engine busy {job['busy']:.0%}, {job['calls']} calls of the judge")

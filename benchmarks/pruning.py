@@ -8,7 +8,6 @@ a guided request; and, with ``--seeds``, a whole alignment job for each copy wit
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
@@ -25,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from benchmarks.engines import align, interval
 from benchmarks.processes import say, terminated_is_exit
+from benchmarks.record import command_line, finish
 from iro_server.decoding.search import guided_search
 from iro_server.demo.data import imdb_splits, prompt_rows
 from iro_server.engines.base import Sampling
@@ -128,24 +128,22 @@ def rewards(out: Path, seeds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser = command_line("pruning", __doc__)
     parser.add_argument("--seeds", type=int, default=0, help="jobs of each copy; without, none is aligned")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("runs/pruning"))
     args = parser.parse_args()
     terminated_is_exit()
     args.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"kept": KEPT, "perplexity": perplexities()}
     say("speed")
     result["tokens_per_second"] = speed([copy_of(args.out, keep) for keep in KEPT], args.repeats)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
+    (args.out / "result.json").write_text(json.dumps(result, indent=1))  # the jobs take much longer
     if args.seeds:
         result["rewards"] = rewards(args.out, args.seeds)
-        (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return
+    finish(args, result, report, range(args.seeds))
+
+
+def report(result: dict[str, Any]) -> None:
     for at, keep in enumerate(KEPT):
         read = ", ".join(f"{result['perplexity'][criterion][at]:.1f} by {criterion}" for criterion in CRITERIA)
         print(f"{keep:.0%} of the neurons: {result['tokens_per_second'][at]:.0f} base tokens/s; perplexity {read}")

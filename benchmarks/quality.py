@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record import command_line, finish
+
 ROWS, MAX_TOKENS = 16, 48
 BEAM: dict[str, Any] = {"beam_width": 2, "num_successors": 8, "chunk_length": 4}
 ITERATIONS = 3
@@ -25,13 +27,11 @@ CONCURRENCY = 12
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("quality", __doc__, preset="imdb")
     parser.add_argument("--task", choices=["imdb"], default="imdb")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--train-prompts", type=int, default=64, help="prompts of one iteration")
     parser.add_argument("--heldout-prompts", type=int, default=32, help="held-out prompts of one seed")
-    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="seeds at once, a thread each")
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -46,12 +46,8 @@ def main() -> None:
     from benchmarks.quality_report import draw, print_table, summarise
 
     summary = summarise(args.out, args.seeds)
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=1))
     draw(summary, args.out / "quality.png")
-    if args.json:
-        print(json.dumps(summary, indent=1))
-    else:
-        print_table(summary)
+    finish(args, summary, print_table, range(args.seeds))
 
 
 def claim(folder: Path, args: argparse.Namespace) -> None:

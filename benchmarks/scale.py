@@ -8,7 +8,6 @@ simulation how many users one engine carries: this machine's, and GPUs whose ste
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
@@ -25,7 +24,9 @@ import psutil
 
 from benchmarks.decoding import linear_heads
 from benchmarks.processes import ServerProcess, terminated_is_exit
+from benchmarks.record import command_line, finish
 from benchmarks.scale_model import GPUS, LIMIT, MODELS, Costs, Outcome, Workload, carried, reckoned, simulate
+from benchmarks.tables import gpus
 from iro_server.decoding.base import Scorer
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
@@ -169,8 +170,13 @@ def checked(costs: Costs, seconds: float) -> list[dict[str, Any]]:
 
 def plan(costs: Costs) -> list[dict[str, Any]]:
     """Users that one engine carries within the limits, by hardware, model and rows."""
-    table = [{"engine": "this machine", "model": Settings().model_name, "measured": True, "workload": asdict(HERE)}]
-    table[0]["users"] = carried(costs, HERE)
+    here = {"engine": "this machine", "model": Settings().model_name, "measured": True, "workload": asdict(HERE)}
+    return [here | {"users": carried(costs, HERE)}, *reckoned_plan()]
+
+
+def reckoned_plan() -> list[dict[str, Any]]:
+    """Users that one engine of GPUs carries within the limits, by model and rows: reckoned from data sheets."""
+    table: list[dict[str, Any]] = []
     for gpu in GPUS:
         for model in MODELS:
             if not gpu.fits(model):
@@ -220,18 +226,14 @@ def report(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of tables")
+    parser = command_line("scale", __doc__)
     parser.add_argument("--seconds", type=float, default=45, help="of each number of real users")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("runs/scale"))
+    parser.add_argument("--gpus", action="store_true", help="reckon GPUs alone, and measure nothing")
     args = parser.parse_args()
     terminated_is_exit()
-    result = measure(args.seconds, args.repeats)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    (args.out / "tables.md").write_text(report(result))
-    print(json.dumps(result, indent=1) if args.json else report(result))
+    result = {"plan": reckoned_plan(), "limit": LIMIT} if args.gpus else measure(args.seconds, args.repeats)
+    finish(args, result, lambda result: print(gpus(result) if args.gpus else report(result)))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ the frozen model, kept or not.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +20,7 @@ import torch
 
 from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
+from benchmarks.record import command_line, finish
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -168,11 +166,9 @@ def ratios(rates: dict[str, float]) -> list[tuple[str, float, float | None]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser = command_line("serving", __doc__)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
     parser.add_argument("--repeats", type=int, default=1, help="of many requests; one request gets three times as many")
-    parser.add_argument("--out", type=Path, default=Path("runs/serving"))
     parser.add_argument("--url", help="of a vLLM server that is up already; none is measured without prefix caching")
     args = parser.parse_args()
     terminated_is_exit()
@@ -203,10 +199,10 @@ def main() -> None:
     ]
     share = {"cached_share_of_prompt_tokens": cached["cached_share"], "tokens": args.tokens, "repeats": args.repeats}
     result = {"checks": checks, "tokens_per_second": rates, **share}
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return
+    finish(args, result, report)
+
+
+def report(result: dict[str, Any]) -> None:
     for check in result["checks"]:
         aim = f", aim {check['expected']}: {'holds' if check['holds'] else 'falls short'}" if check["expected"] else ""
         print(f"{check['name']}: {check['got']:.2f}{aim}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
 from typing import Any
+
+from benchmarks.record import command_line, finish
 
 SECONDS = 10.0
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # GNU OpenMP's default where nobody chooses
@@ -109,19 +110,19 @@ def decode(seconds: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser = command_line("sharing", __doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--engine", action="store_true", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.engine:
         decode(args.seconds)
         return
     result = measure(args.seconds, args.repeats)
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return
+    finish(args, result, report)
+
+
+def report(result: dict[str, Any]) -> None:
     for name, value in result.items():
         if isinstance(value, float):
             print(f"{value:6.2f}  {name}")

@@ -6,7 +6,7 @@ function in two ways to the same rollouts, and decodes the held-out prompts by e
 by token: features that do not see the end of a response; each response is compared with those that are as long.
 by pool:  what jobs do: length and finished features; each response is compared with all that a search's pool holds.
 
-Seeds that are done are not repeated. With --json the summary goes to results/stopping/default.json and is printed.
+Seeds that are done are not repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.quality_report import interval
+from benchmarks.record import command_line, finish
 from iro_server.decoding.base import Final, SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -237,13 +237,10 @@ def summarise(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON and write it to --results")
+    parser = command_line("stopping", __doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="which; each has prompts of its own")
     parser.add_argument("--train-prompts", type=int, default=32)
     parser.add_argument("--heldout-prompts", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("runs/stopping"))
-    parser.add_argument("--results", type=Path, default=Path("results/stopping/default.json"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     texts, size = critics(), args.train_prompts + args.heldout_prompts
@@ -255,11 +252,10 @@ def main() -> None:
                 path.write_text(json.dumps(Seed(args, engine, texts[seed * size : (seed + 1) * size], seed).run()))
             per_seed.append(json.loads(path.read_text()))
     summary = {"seeds": list(args.seeds), **summarise(per_seed)}
-    if args.json:
-        args.results.parent.mkdir(parents=True, exist_ok=True)
-        args.results.write_text(json.dumps(summary, indent=1) + "\n")
-        print(json.dumps(summary, indent=1))
-        return
+    finish(args, summary, report, args.seeds)
+
+
+def report(summary: dict[str, Any]) -> None:
     for part in ("rewards", "stopped", "gains"):
         for name, cell in summary[part].items():
             print(f"{part}: {name}: {cell['mean']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]")

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-from benchmarks.families import EXACT, PROMPTS, Verdict, judge, reference_logprobs, save_model, table, written_table
+from benchmarks.families import EXACT, PROMPTS, judge, reference_logprobs, save_model
 from benchmarks.family_configs import NOT_BUILT, SPAN, VOCABULARY, tiny_config
 from iro_server.engines import attention, equality
 from iro_server.engines.attention import Softmax
@@ -124,9 +124,7 @@ async def test_a_model_that_also_sees_reports_its_text_part(tmp_path: Path) -> N
     assert chunk.hidden[0].shape == chunk.hidden[text.num_hidden_layers].shape == (2, 3, text.hidden_size)
 
 
-def test_the_document_shows_the_committed_results() -> None:
-    results = json.loads((ROOT / "results/models/families.json").read_text())
-    verdicts = [Verdict(**verdict) for verdict in results["families"]]
-    assert {verdict.outcome for verdict in verdicts} <= {"exact", "refused", "not built"}
-    assert {verdict.family for verdict in verdicts if verdict.outcome == "not built"} == {*NOT_BUILT}
-    assert written_table(ROOT / "docs/models.md") == table(verdicts)
+def test_every_family_has_a_recorded_verdict_and_none_is_wrong() -> None:
+    rows = json.loads((ROOT / "results/families/default.json").read_text())["families"]
+    assert {row["outcome"] for row in rows} <= {"exact", "refused", "not built"}
+    assert {row["family"] for row in rows if row["outcome"] == "not built"} == {*NOT_BUILT}

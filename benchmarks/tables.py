@@ -1,0 +1,202 @@
+"""Tables of the documents, as Markdown. Each function takes the content of a results file."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Content = dict[str, Any]
+Row = Sequence[str]
+MIB = 2**20
+METHODS = {"blockwise 4x4": "blockwise best-of-4x4, newest value functions"}
+IRO_PREFIX = "IRO-"
+
+
+def table(head: Row, rows: Iterable[Row]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def interval(cell: dict[str, float], sign: str = "") -> str:
+    return f"{cell['mean']:{sign}.2f} [{cell['low']:{sign}.2f}, {cell['high']:{sign}.2f}]"
+
+
+def quality_setup(content: Content) -> str:
+    config = content["run"]["config"]
+    rows = [
+        ["jobs, each with a seed of its own", str(content["seeds"])],
+        ["training prompts of an iteration", str(config["train_prompts"])],
+        ["held-out prompts of all jobs", str(content["prompts"])],
+    ]
+    return table(["setting", "value"], rows)
+
+
+def quality(content: Content) -> str:
+    """Every method's reward, its difference from best-of-N, and what no job saw."""
+    head = ["method", "pick", "reward", "less best-of-16", "VADER", "MiniLM", "perplexity", "distinct-2"]
+    gains = {(row["method"], row["pick"]): interval(row, "+") for row in content["gains"]}
+    rows = []
+    for row in content["methods"]:
+        if "perplexity" in row:
+            judges = [f"{row[judge]['mean']:.2f}" for judge in ("vader", "minilm")]
+            judges += [f"{row['perplexity']:.1f}", f"{row['distinct_2']:.3f}"]
+        else:
+            judges = [""] * 4
+        gain = gains.get((row["method"], row["pick"]), "")
+        pick = "" if row["pick"] == "none" else row["pick"]
+        rows.append([method_name(row["method"], content), pick, interval(row["reward"]), gain, *judges])
+    return table(head, rows)
+
+
+def quality_short(content: Content) -> str:
+    """The base, best-of-N and the value functions of one iteration and of several."""
+    methods = {(row["method"], row["pick"]): row for row in content["methods"]}
+    last = max(name for name, _ in methods if name.startswith(IRO_PREFIX))
+    rows = [
+        ["frozen model, one sample", methods["base, one sample", "none"]],
+        ["best of 16 by the grader", methods["best-of-16", "reward"]],
+        [f"Iro, {method_name('one iteration, all prompts', content)}", methods["one iteration, all prompts", "value"]],
+        [f"Iro, {iterations(last)} iterations", methods[last, "value"]],
+    ]
+    head = ["method", "reward", "unseen judge (VADER)", "perplexity under the frozen model"]
+    cells = [[name, interval(row["reward"]), *short_cells(row)] for name, row in rows]
+    return table(head, cells)
+
+
+def short_cells(row: Content) -> list[str]:
+    return [f"{row['vader']['mean']:.2f}", f"{row['perplexity']:.1f}"] if "perplexity" in row else ["", ""]
+
+
+def method_name(method: str, content: Content) -> str:
+    """A method's name in a table, with its number of training prompts."""
+    prompts, last = content["run"]["config"]["train_prompts"], 0
+    if method.startswith(IRO_PREFIX):
+        return f"{method} ({iterations(method) * prompts} prompts)"
+    if method == "one iteration, all prompts":
+        last = max(iterations(row["method"]) for row in content["methods"] if row["method"].startswith(IRO_PREFIX))
+        return f"one iteration on all {last * prompts} prompts"
+    return METHODS.get(method, method)
+
+
+def iterations(method: str) -> int:
+    return int(method.removeprefix(IRO_PREFIX))
+
+
+def quality_differences(content: Content) -> str:
+    """Paired differences between methods, by pick."""
+    pairs: dict[tuple[str, str], dict[str, str]] = {}
+    for row in [*content["steps"], *content["controls"]]:
+        pairs.setdefault((row["method"], row["over"]), {})[row["pick"]] = interval(row, "+")
+    rows = [[f"{a} less {method_name(b, content)}", pair["reward"], pair["value"]] for (a, b), pair in pairs.items()]
+    return table(["paired difference in reward", "by reward", "by value"], rows)
+
+
+def quality_search(content: Content) -> str:
+    """β, and the diversity of a search's completions."""
+    chosen = "; ".join(", ".join(f"{beta:g}" for beta in betas[1:]) for betas in content["betas"])
+    rows = [["β of the second and third value function, by seed", chosen]]
+    if needed := content.get("prompts_to_tell_beta_half_from_two"):
+        rows.append(["held-out prompts that would distinguish β 0.5 from 2: least, median, most", spread(needed)])
+    rows += [[f"distinct-2 among the finals of {name}", f"{value:.2f}"] for name, value in content["diversity"].items()]
+    return table(["measure", "value"], rows)
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{min(values):,}, {statistics.median(values):,}, {max(values):,}"
+
+
+def decoding(content: Content) -> str:
+    """Each ratio beside its aim."""
+    rows = [[row["name"], f"{row['got']:.2f}", row["expected"]] for row in content["checks"]]
+    return table(["ratio of base tokens a second", "measured", "aim"], rows)
+
+
+def decoding_rates(content: Content) -> str:
+    rows = [[name, f"{value:.0f}"] for name, value in content["tokens_per_second"].items()]
+    return table(["", "base tokens a second"], rows)
+
+
+def decoding_shares(content: Content) -> str:
+    rows = [[name, f"{share:.1%}"] for name, share in content["share_of_wall_time"].items()]
+    return table(["part of a search, 8 requests", "share of wall time"], rows)
+
+
+def sharing(content: Content) -> str:
+    """An engine's speed beside other processes, as a share of its speed alone."""
+    names = ("beside a busy process / alone", "two at once, each / alone")
+    return table(["ratio of base tokens a second", "measured"], [[name, f"{content[name]:.2f}"] for name in names])
+
+
+def fit_memory(content: Content) -> str:
+    """MiB that a fit adds, by value model and number of prompts."""
+    head = ["MiB that a fit adds", *[f"{count:,} prompts" for count in content["prompts"]], "largest over smallest"]
+    rows = [
+        [
+            model,
+            *[f"{fit['bytes'] / MIB:.0f}" for fit in fits.values()],
+            f"{content['largest_over_smallest'][model]:.2f}",
+        ]
+        for model, fits in content["fits"].items()
+    ]
+    return table(head, rows)
+
+
+def overlap(content: Content) -> str:
+    """A job's seconds and its engine's busy share, by when completions are graded."""
+    rows = [
+        [name, f"{content[key]['seconds']:.0f}", f"{content[key]['busy']:.0%}", str(content[key]["calls"])]
+        for name, key in (("after each shard", "one after the other"), ("while the next is sampled", "overlapped"))
+    ]
+    return table(["completions are graded", "seconds", "engine busy", "calls of the judge"], rows)
+
+
+def stopping(content: Content) -> str:
+    """Reward and share of answers that stop, by method."""
+    rows = [
+        [name, interval(cell), interval(content["stopped"][name]) if name in content["stopped"] else ""]
+        for name, cell in content["rewards"].items()
+    ]
+    return table(["method", "reward", "answers that stop"], rows)
+
+
+def stopping_differences(content: Content) -> str:
+    rows = [[name, interval(cell, "+")] for name, cell in content["gains"].items()]
+    return table(["paired difference in reward", "mean and 95 % interval"], rows)
+
+
+def families(content: Content) -> str:
+    """Decoder families by outcome."""
+    names = {
+        "exact": "run exactly",
+        "refused": "refused at load",
+        "not built": "not tried",
+        "wrong": "computed wrongly",
+    }
+    rows = [[label, str(content["outcomes"][outcome])] for outcome, label in names.items()]
+    largest = max(row["difference"] for row in content["families"] if row["outcome"] == "exact")
+    rows.append(["largest difference of those that run exactly, in nats", f"{largest:.0e}"])
+    return table(["decoder families of transformers", "value"], rows)
+
+
+def hostile(content: Content) -> str:
+    """What came of all hostile graders."""
+    chat = content["latencies"]
+    rows = [
+        ["hostile graders contained", f"{content['contained']} of {content['of']}"],
+        ["processes left behind", str(content["processes_left"])],
+        ["CPU seconds of sandboxes at rest", f"{content['at_rest']['cpu_seconds']:.2f}"],
+        *[
+            [f"median chat latency, {name}, seconds", f"{chat[key]['chat']['p50']:.1f}"]
+            for name, key in (("alone", "quiet"), ("beside harmless graders", "busy"), ("under attack", "attacked"))
+        ],
+    ]
+    return table(["measure", "value"], rows)
+
+
+def gpus(content: Content) -> str:
+    """Users that one engine of GPUs carries, estimated."""
+    rows = []
+    for row in content["plan"]:
+        search = f"{row['workload']['beam_width']} x {row['workload']['num_successors']}"
+        rows.append([f"{row['engine']}, {row['model']}", search, str(row["users"])])
+    return table(["engine and model", "W x K", "users"], rows)
