@@ -10,8 +10,6 @@ if anything was not contained.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import secrets
 import statistics
@@ -31,6 +29,7 @@ import psutil
 from benchmarks.host_watch import activity, host_use
 from benchmarks.hostile_graders import HOSTILE, KINDS, LEFT_BEHIND, Hostile
 from benchmarks.processes import ServerProcess, terminated_is_exit
+from benchmarks.record import command_line, finish
 from iro_server.graders import Sample, parse_grader
 from iro_server.graders.cgroup import memory_bound
 from iro_server.settings import Settings
@@ -187,17 +186,14 @@ def cell(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    parser = command_line("hostile", __doc__)
     parser.add_argument("--seconds", type=float, default=30, help="of quiet, and of well-meaning work")
-    parser.add_argument("--out", type=Path, default=Path("runs/hostile"))
     args = parser.parse_args()
     terminated_is_exit()
     result = measure(args.seconds)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
     (args.out / "table.md").write_text(table(result))
-    print(json.dumps(result, indent=1) if args.json else table(result))
+    finish(args, result, lambda numbers: print(table(numbers)))
     safe = result["contained"] == result["of"] and result["host_untouched"] and not result["processes_left"]
     safe = safe and result["at_rest"]["cpu_seconds"] < MOST_AT_REST
     sys.exit(0 if safe else 1)

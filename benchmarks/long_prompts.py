@@ -1,19 +1,18 @@
 """What a long prompt costs, itself and others: ``python -m benchmarks.long_prompts --json``.
 
-SmolLM2-135M in process. It uses the engine's ``open`` and ``extend`` alone, so an older checkout can run this file too.
+SmolLM2-135M in process. Measuring uses the engine's ``open`` and ``extend`` alone, which older revisions have too.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Awaitable
 from typing import Any
 
 from benchmarks.decoding import PASSAGE
+from benchmarks.record import command_line, finish
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
@@ -108,18 +107,17 @@ async def measure(engine: EmbeddedEngine, length: int, chunks: int) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser = command_line("long_prompts", __doc__)
     parser.add_argument("--tokens", type=int, default=8000, help="tokens of the long prompt")
     parser.add_argument("--chunks", type=int, default=8, help="chunks of four tokens streamed after it")
     args = parser.parse_args()
     with EmbeddedEngine(prepare_model()) as engine:
         result = asyncio.run(measure(engine, args.tokens, args.chunks))
-        threads = engine.max_threads
-    if args.json:
-        print(json.dumps({"tokens": args.tokens, "threads": threads, "seconds": result}, indent=1))
-        return
-    for name, value in result.items():
+    finish(args, {"seconds": result}, report)
+
+
+def report(numbers: dict[str, Any]) -> None:
+    for name, value in numbers["seconds"].items():
         print(f"{value:8.3f} s  {name}")
 
 

@@ -3,7 +3,7 @@
 A real server of the real model with keys made by ``iro keys``. One tenant chats, stores and reads a file, lists its
 jobs and grades, one call after the other, alone and beside each attack by another tenant's key: the 95th percentile of
 each kind of call, and its ratio to the same alone, whatever 5xx the tenant saw. The attackers are threads of this
-process and take their share of the machine's cores; ``--repeats`` rounds, of which the medians are told.
+process and take their share of the machine's cores. The figures are medians over ``--repeats`` rounds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from typing import Any
 import httpx
 
 from benchmarks.processes import ServerProcess, say, terminated_is_exit
+from benchmarks.record import command_line, finish
+from benchmarks.tables import neighbours
 from iro_server.settings import Settings
 
 MODEL = Settings().model_name
@@ -52,13 +54,10 @@ Attack = Callable[[httpx.Client, threading.Event], None]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
+    parser = command_line("neighbours", __doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
-    parser.add_argument("--out", type=Path, default=Path("runs/neighbours"))
-    parser.add_argument("--results", type=Path, default=Path("results/neighbours/default.json"), help="with --json")
     return parser.parse_args()
 
 
@@ -238,25 +237,11 @@ def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return {"aim": AIM, "rows": rows, "rounds": len(rounds)}
 
 
-def table(summary: dict[str, Any]) -> str:
-    kinds = list(summary["rows"]["alone"]["p95"])
-    lines = [f"| beside | {' | '.join(kinds)} | 5xx |", "|---" * (len(kinds) + 2) + "|"]
-    for name, row in summary["rows"].items():
-        cells = [f"{1000 * row['p95'][kind]:.0f} ms ({row['ratio'][kind]:.2f})" for kind in kinds]
-        lines.append(f"| {name} | {' | '.join(cells)} | {sum(row['failures'].values())} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     terminated_is_exit()
     args = parse()
     summary = summarise([measure(args.seconds, args.attacks) for _ in range(args.repeats)])
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(summary, indent=1))
-    if args.json:
-        args.results.parent.mkdir(parents=True, exist_ok=True)
-        args.results.write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary, indent=1) if args.json else table(summary))
+    finish(args, summary, lambda numbers: print(neighbours(numbers)))
 
 
 if __name__ == "__main__":

@@ -200,3 +200,18 @@ def gpus(content: Content) -> str:
         search = f"{row['workload']['beam_width']} x {row['workload']['num_successors']}"
         rows.append([f"{row['engine']}, {row['model']}", search, str(row["users"])])
     return table(["engine and model", "W x K", "users"], rows)
+
+
+def long_prompts(content: Content) -> str:
+    rows = [[name, f"{seconds:.2f}"] for name, seconds in content["seconds"].items()]
+    return table([f"{content['run']['config']['tokens']:,} tokens", "seconds"], rows)
+
+
+def neighbours(content: Content) -> str:
+    """p95 of a tenant's calls beside each attack, in milliseconds, and its ratio to the same alone."""
+    kinds = list(content["rows"]["alone"]["p95"])
+    rows = []
+    for name, row in content["rows"].items():
+        cells = [f"{1000 * row['p95'][kind]:.0f} ({row['ratio'][kind]:.2f})" for kind in kinds]
+        rows.append([name, *cells, str(sum(row["failures"].values()))])
+    return table(["beside", *kinds, "5xx"], rows)
