@@ -1,4 +1,4 @@
-"""Fashion-MNIST as examples to train on, and two small models of it."""
+"""Fashion-MNIST as training examples, and two small models."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Examples(NamedTuple):
 @lru_cache(maxsize=1)
 def read(folder: Path) -> dict[str, Examples]:
     """ "train" (60,000) and "test" (10,000). Raises ValueError as ``fashion_mnist.read``."""
-    found = {}
+    examples = {}
     for split in fashion_mnist.SPLITS:
         images, labels = fashion_mnist.read(folder, split)
-        found[split] = Examples(((images - MEAN) / DEVIATION)[:, None], labels)
-    return found
+        examples[split] = Examples(((images - MEAN) / DEVIATION)[:, None], labels)
+    return examples
 
 
 def mlp(hidden: int) -> nn.Module:
@@ -59,8 +59,8 @@ MODELS = {"mlp": mlp, "cnn": cnn}
 
 @torch.no_grad()
 def accuracy(model: Callable[[Tensor], Tensor], examples: Examples, chunk: int = 2000) -> float:
-    """The share that ``model`` gets right."""
-    right = 0
+    """The share of examples that ``model`` classifies correctly."""
+    correct = 0
     for images, labels in zip(examples.images.split(chunk), examples.labels.split(chunk), strict=True):
-        right += int((model(images).argmax(1) == labels).sum())
-    return right / len(examples.labels)
+        correct += int((model(images).argmax(1) == labels).sum())
+    return correct / len(examples.labels)
