@@ -87,7 +87,7 @@ class BufferedServer:
         """One of the ``free`` clients for the next training, and the generator that drew it."""
         rng = rng_of(self.settings.seed, STARTS, self.started)
         self.started += 1
-        return free[rng.integers(len(free))], rng
+        return free[int(rng.integers(len(free)))], rng
 
     def training_seed(self, number: int) -> int:
         """The seed of the ``number``-th training."""

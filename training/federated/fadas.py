@@ -154,8 +154,9 @@ def _started(trials: Mapping[str, Trial], workers: int) -> Iterator[Mapping[str,
 
 def _reported(name: str, results: Mapping[str, Callable[[], Curve]], run: Run) -> Curve:
     trained = results[name]()
-    row = {"trial": name, "accuracy": end(trained), "time": trained["times"][-1], "oldest": max(trained["staleness"])}
-    run.metrics(row, "{trial}: accuracy {accuracy:.3f} at time {time:.0f}, oldest update {oldest} rounds".format(**row))
+    accuracy, time, oldest = end(trained), trained["times"][-1], max(trained["staleness"])
+    row = {"trial": name, "accuracy": accuracy, "time": time, "oldest": oldest}
+    run.metrics(row, f"{name}: accuracy {accuracy:.3f} at time {time:.0f}, oldest update {oldest} rounds")
     return trained
 
 

@@ -21,13 +21,6 @@ class ByteCurve(TypedDict):
     accuracy: list[list[float]]
 
 
-class BytesRatio(TypedDict):
-    """``ratio`` of the bytes to reach ``accuracy``."""
-
-    accuracy: float
-    ratio: float
-
-
 def run_method(
     method: BilevelMethod,
     setups: Sequence[ProblemSetup],
@@ -55,8 +48,8 @@ def run_method(
     return state
 
 
-def bytes_ratio(curve: ByteCurve, dense: ByteCurve) -> BytesRatio:
-    """Bytes over those of ``dense``, to the highest mean accuracy that both reach."""
+def bytes_ratio(curve: ByteCurve, dense: ByteCurve) -> dict[str, float]:
+    """``ratio`` of the bytes to those of ``dense``, at the highest mean ``accuracy`` that both reach."""
     goal = min(float(np.mean(points["accuracy"], axis=1).max()) for points in (curve, dense))
     return {"accuracy": goal, "ratio": bytes_to_reach(curve, goal) / bytes_to_reach(dense, goal)}
 

@@ -209,7 +209,7 @@ def summarise(curves: Curves) -> Summary:
                 gains = end - methods["D-SOBA"]["accuracy"][-1]
                 rows[name]["over D-SOBA"] = band(gains) | {"least": float(gains.min())}
             if "SOBA" in methods and compressed:
-                rows[name]["bytes over SOBA"] = {**bytes_ratio(curve, methods["SOBA"])}
+                rows[name]["bytes over SOBA"] = bytes_ratio(curve, methods["SOBA"])
     return summary
 
 

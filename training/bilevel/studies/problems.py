@@ -126,7 +126,7 @@ def _summarise(study: str, curves: Mapping[str, ScoreCurve]) -> dict[str, dict[s
         if name != "D-SOBA" and "D-SOBA" in curves:
             rows[name]["less D-SOBA"] = band(end - curves["D-SOBA"][score][-1])
         if name != "SOBA" and "SOBA" in curves:
-            rows[name]["bytes over SOBA"] = {**bytes_ratio(_after_start(curve), _after_start(curves["SOBA"]))}
+            rows[name]["bytes over SOBA"] = bytes_ratio(_after_start(curve), _after_start(curves["SOBA"]))
     return rows
 
 

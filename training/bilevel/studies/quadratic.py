@@ -22,6 +22,7 @@ from training.bilevel.studies.quadratic_measurements import (
     PairStudy,
     QuadraticStudies,
     SpeedupStudy,
+    StepSizes,
     TopologyStudy,
     compressed,
     decentralized,
@@ -34,8 +35,8 @@ from training.run import Job, JobConfig, Run, check_names
 
 PAIRS = [*("/".join(pair) for pair in product(STRATEGIES, STRATEGIES)), D_SOBA]
 TOPOLOGY_PAIRS = ["ED", "EXTRA", "ATC-GT", "ED/ATC-GT", "EXTRA/ATC-GT", D_SOBA]
-EXACT = {"alpha": 0.1, "beta": 0.2, "gamma": 0.2, "theta": 0.5}
-COMPRESSED_STEPS = {"alpha": 0.02, "beta": 0.05, "gamma": 0.05}
+EXACT_STEPS: StepSizes = {"alpha": 0.1, "beta": 0.2, "gamma": 0.2}
+COMPRESSED_STEPS: StepSizes = {"alpha": 0.02, "beta": 0.05, "gamma": 0.05}
 LEVELS = {"mild": 0.3, "severe": 2.0}  # heterogeneity
 FIXED_POINT_ERROR = 2.2577983102  # Σ‖x_i - x*‖² of D-SOBA on the problem of seed 0, by a linear solve
 
@@ -104,7 +105,8 @@ def _pairs(config: QuadraticConfig, run: Run) -> PairStudy:
             PAIRS,
             topology.ring(8, 0.5),
             problems,
-            settings=EXACT,
+            step_sizes=EXACT_STEPS,
+            theta=0.5,
             noise=0.0,
             steps=config.pair_steps,
             every=10,
@@ -133,7 +135,8 @@ def _topologies(config: QuadraticConfig, run: Run) -> TopologyStudy:
             TOPOLOGY_PAIRS,
             W,
             problems,
-            settings=EXACT | {"theta": 0.2},
+            step_sizes=EXACT_STEPS,
+            theta=0.2,
             noise=config.topology_noise,
             steps=config.topology_steps,
             every=10,
@@ -173,7 +176,8 @@ def _speedup(config: QuadraticConfig, run: Run) -> SpeedupStudy:
             names,
             topology.ring(n, 0.5),
             problems,
-            settings={"alpha": a, "beta": 2 * a, "gamma": 2 * a, "theta": 0.2},
+            step_sizes={"alpha": a, "beta": 2 * a, "gamma": 2 * a},
+            theta=0.2,
             noise=config.noise,
             steps=config.speedup_steps,
             every=5,
@@ -201,7 +205,7 @@ def _compressed(config: QuadraticConfig, run: Run) -> CompressedStudy:
         measured = compressed(
             name,
             problem,
-            settings=COMPRESSED_STEPS,
+            step_sizes=COMPRESSED_STEPS,
             noise=noise,
             steps=config.compressed_steps,
             every=20,

@@ -81,7 +81,7 @@ def _speedup(axes: Axes, study: SpeedupStudy) -> None:
         places = np.array(study["sizes"]) * (1 + 0.03 * i)
         axes.errorbar(places, mean, [mean - low, high - mean], fmt="o-", label=name, markersize=4)
     axes.set(xscale="log", xlabel="agents n", ylabel="n · mean squared error", title="noisy gradients, ring")
-    axes.set_xticks(study["sizes"], study["sizes"])
+    axes.set_xticks(study["sizes"], [str(n) for n in study["sizes"]])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
@@ -91,7 +91,8 @@ def _compressed(axes: Axes, noise: str, runs: Mapping[str, list[CompressedRun]],
     for name, repeats in runs.items():
         squares = np.exp(np.mean([np.log(repeat["squares"]) for repeat in repeats], axis=0))
         bits = repeats[0]["bits_up"] * every * np.arange(1, len(squares) + 1)
-        axes.plot(bits, squares, label=name, linewidth=1, **(D_SOBA_STYLE if name == "uncompressed" else {}))
+        color, linestyle = ("black", "--") if name == "uncompressed" else (None, "-")
+        axes.plot(bits, squares, label=name, linewidth=1, color=color, linestyle=linestyle)
     axes.set(
         xscale="log", yscale="log", xlabel="bits sent per worker", ylabel="‖∇Φ‖²", title=f"compressed, noise {noise}"
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypedDict
 
 import torch
 from torch.func import vmap
 
 from training.bilevel import topology
+from training.bilevel.algorithms.method import Algorithm
 from training.bilevel.algorithms.soba import EFSoba, Soba, bits_down, bits_up
 from training.bilevel.algorithms.sparkle import STRATEGIES, Sparkle, SparkleState, Strategy, diffusion
 from training.bilevel.distributed.compressors import QSGD, Compressor, MultiStep, Natural, RandK, TopK
@@ -16,8 +17,15 @@ from training.bilevel.problems import quadratic
 from training.bilevel.problems.quadratic import PROBLEM, Quadratic
 
 D_SOBA = "D-SOBA"
-StepSizes = Mapping[str, float]  # alpha, beta, gamma, theta
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x [..., n, d], solution [..., d] -> [...]
+
+
+class StepSizes(TypedDict):
+    """Of x, y and z."""
+
+    alpha: float
+    beta: float
+    gamma: float
 
 
 def every_agent(x: torch.Tensor, solution: torch.Tensor) -> torch.Tensor:
@@ -42,7 +50,8 @@ def decentralized(
     W: torch.Tensor,
     problems: Sequence[Quadratic],
     *,
-    settings: StepSizes,
+    step_sizes: StepSizes,
+    theta: float,
     noise: float,
     steps: int,
     every: int,
@@ -63,11 +72,11 @@ def decentralized(
 
     # The strategies are an axis of the computation: each slice of it is an algorithm.
     def step(lower: Strategy, upper: Strategy, state: SparkleState, batch: Quadratic) -> SparkleState:
-        return Sparkle(PROBLEM, lower, upper, **settings).step(state, batch)
+        return Sparkle(PROBLEM, lower, upper, **step_sizes, theta=theta).step(state, batch)
 
     advance = vmap(vmap(step, in_dims=(None, None, 0, 0)), in_dims=(0, 0, 0, None))
     origin = torch.zeros_like(problems[0].e[0]), torch.zeros_like(problems[0].c[0])
-    start = Sparkle(PROBLEM, *strategies(pairs[0], W), **settings).start(*origin, problems[0])
+    start = Sparkle(PROBLEM, *strategies(pairs[0], W), **step_sizes, theta=theta).start(*origin, problems[0])
     state = SparkleState(*(leaf.expand(len(pairs), len(problems), *leaf.shape) for leaf in start))
     records = []
     for k in range(1, steps + 1):
@@ -107,11 +116,12 @@ class CompressedRun(TypedDict):
 
 
 def compressed(
-    name: str, problem: Quadratic, *, settings: StepSizes, noise: float, steps: int, every: int, seed: int
+    name: str, problem: Quadratic, *, step_sizes: StepSizes, noise: float, steps: int, every: int, seed: int
 ) -> CompressedRun:
     """A run of a variant of COMPRESSED, recorded after each ``every`` steps."""
     variant, origin = COMPRESSED[name], torch.zeros_like(problem.e[0])
-    algorithm = variant.algorithm(PROBLEM, variant.compressor, variant.compressor, theta=variant.theta, **settings)
+    soba = variant.algorithm(PROBLEM, variant.compressor, variant.compressor, **step_sizes, theta=variant.theta)
+    algorithm: Algorithm = soba
     state = algorithm.start(origin, origin, problem)
     generator = torch.Generator().manual_seed(seed)
     squares = []
@@ -121,7 +131,7 @@ def compressed(
             squares.append(float(quadratic.hypergradient(problem, state.x).square().sum()))
     return {
         "squares": squares,
-        "bits_up": bits_up(algorithm, origin, origin),
+        "bits_up": bits_up(soba, origin, origin),
         "bits_down": bits_down(origin, origin),
     }
 
