@@ -136,7 +136,7 @@ class Seed:
         from training.iro.rollouts import completions_of
 
         groups = completions_of(self.run, rollouts)
-        texts = [self.engine.tokenizer.decode(row, skip_special_tokens=True) for group in groups for row in group]
+        texts = [str(self.engine.tokenizer.decode(row, skip_special_tokens=True)) for group in groups for row in group]
         items = [prompt.item for prompt, group in zip(prompts, groups, strict=True) for _ in group]
         pairs = [(Sample(text), item) for text, item in zip(texts, items, strict=True)]
         grades = iter([grade.reward for grade in self.grader.grade_many(pairs)])

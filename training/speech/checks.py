@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -29,7 +29,7 @@ def small(seed: int = 0) -> tuple[Recogniser, torch.Tensor, torch.Tensor]:
     return model, upper, model.unsupervised_loss(torch.randn(3, 24, 40), torch.randn(3, 12, 40))
 
 
-def _gradient(parameters: list[torch.Tensor]) -> torch.Tensor:
+def _gradient(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
 
 

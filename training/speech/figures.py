@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,6 +19,13 @@ NAMES = {
     "fixed": "fixed γ",
     "bl_just": "BL-JUST",
 }
+
+
+DRAWN: tuple[tuple[Literal["dev", "test"], Literal["wer", "cer"]], ...] = (
+    ("dev", "wer"),
+    ("test", "wer"),
+    ("test", "cer"),
+)
 
 
 def draw(folder: Path) -> None:
@@ -38,7 +45,7 @@ def draw(folder: Path) -> None:
 
 def _draw_rates(axes: Axes, result: BLJustResult) -> None:
     methods = list(result["table"])
-    for shift, (part, rate) in enumerate((("dev", "wer"), ("test", "wer"), ("test", "cer"))):
+    for shift, (part, rate) in enumerate(DRAWN):
         places = np.arange(len(methods)) + 0.2 * (shift - 1)
         bands = [result["table"][method][f"{part}_{rate}"] for method in methods]
         means = [band["mean"] for band in bands]
