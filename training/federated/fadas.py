@@ -101,7 +101,7 @@ def choose(trials: Mapping[str, Trial], curves: Mapping[str, Curve], config: Fad
             if "tried" in choice:
                 tried = choice["tried"]
                 choice["step"] = max(tried, key=tried.__getitem__)
-                choice["at the edge"] = choice["step"] in (min(tried), max(tried))
+                choice["at_edge"] = choice["step"] in (min(tried), max(tried))
     first = choices[config.delays[0]]
     return {
         delays: {method: methods.get(method, first[method]) for method in config.methods}

@@ -97,7 +97,7 @@ def claims(results: Results, updates: int) -> list[Check]:
     for delays, result in results.items():
         methods = result["methods"]
         if "FADAS" in methods:
-            lower = methods["FADAS"]["rounds with 1/τ_max below the step"]
+            lower = methods["FADAS"]["binding_min_rounds"]
             name = f"{delays} delays: rounds in which min(η, 1/τ_max) is below η (none: it is FADAS)"
             checks.append({"name": name, "expected": 0, "got": lower, "holds": lower == 0})
         if updates >= ENOUGH_UPDATES:
@@ -113,7 +113,7 @@ def _as_earlier(delays: str, methods: Mapping[str, MethodSummary]) -> list[Check
             name = f"{delays} delays: {method}, accuracy at the end ({earlier} was seen elsewhere)"
             checks.append({"name": name, "expected": f">= {bound:.2f}", "got": got, "holds": got[0] >= bound})
     if "FedBuff" in methods and "FADAS" in methods:
-        gain = band(np.subtract(methods["FADAS"]["per seed"], methods["FedBuff"]["per seed"]))
+        gain = band(np.subtract(methods["FADAS"]["per_seed"], methods["FedBuff"]["per_seed"]))
         got = [gain[part] for part in ("mean", "low", "high")]
         name = f"{delays} delays: FADAS less FedBuff, paired by seed"
         checks.append({"name": name, "expected": "> 0", "got": got, "holds": got[0] > 0})

@@ -40,8 +40,8 @@ def draw(folder: Path) -> None:
     )
     for (by_updates, by_time), (delays, summary) in zip(panels, results.items(), strict=True):
         for method, row in summary["methods"].items():
-            _band(by_updates, [updates / size for updates in row["updates"]], row["by updates"], method)
-            _band(by_time, summary["times"], row["by time"], method)
+            _band(by_updates, [updates / size for updates in row["updates"]], row["by_updates"], method)
+            _band(by_time, summary["times"], row["by_time"], method)
         by_updates.set(title=f"{delays} delays", xlabel=f"rounds of {size} client updates", ylabel="test accuracy")
         by_time.set(title=f"{delays} delays", xlabel="virtual time")
     low = min(row["end"]["mean"] for summary in results.values() for row in summary["methods"].values())

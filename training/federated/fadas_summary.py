@@ -17,29 +17,37 @@ Band = dict[str, list[float]]
 ScalarBand = dict[str, float]
 
 
-# The server's step, the accuracies of the steps that were tried, and whether the step is the smallest or largest of
-# them. The keys are those of result.json.
-Choice = TypedDict("Choice", {"step": float, "tried": dict[float, float], "at the edge": bool}, total=False)
+class Choice(TypedDict, total=False):
+    """The server's step, the accuracies of the steps that were ``tried``, and whether it is the smallest or largest."""
+
+    step: float
+    tried: dict[float, float]
+    at_edge: bool
+
+
 Choices = dict[str, dict[str, Choice]]  # by delays and method
 
-# Of one method. The keys are those of result.json.
-MethodSummary = TypedDict(
-    "MethodSummary",
-    {
-        "step": float,
-        "updates": list[int],
-        "by updates": Band,
-        "by time": Band,
-        "end": ScalarBand,
-        "at the horizon": ScalarBand,
-        "duration": float,
-        "oldest": int,
-        "mean of oldest": float,
-        "rounds with a lower step": float,
-        "rounds with 1/τ_max below the step": int,
-        "per seed": list[float],
-    },
-)
+
+class MethodSummary(TypedDict):
+    """Of one method, over seeds.
+
+    ``oldest``: largest staleness in server rounds; ``mean_oldest``: mean over rounds of their largest staleness.
+    ``lowered_step_share``: share of rounds with a lower step. ``binding_min_rounds``: rounds in which 1/τ_max is below
+    the step.
+    """
+
+    step: float
+    updates: list[int]
+    by_updates: Band
+    by_time: Band
+    end: ScalarBand
+    at_horizon: ScalarBand
+    duration: float
+    oldest: int
+    mean_oldest: float
+    lowered_step_share: float
+    binding_min_rounds: int
+    per_seed: list[float]
 
 
 class DelaySummary(TypedDict):
@@ -72,15 +80,15 @@ def summary(curves: Mapping[str, list[Curve]], chosen: Mapping[str, Choice]) -> 
         methods[method] = {
             "step": step,
             "updates": seeds[0]["updates"],
-            "by updates": band([curve["accuracy"] for curve in seeds]),
-            "by time": band(timed),
+            "by_updates": band([curve["accuracy"] for curve in seeds]),
+            "by_time": band(timed),
             "end": band([end(curve) for curve in seeds]),
-            "at the horizon": band([accuracies[-1] for accuracies in timed]),
+            "at_horizon": band([accuracies[-1] for accuracies in timed]),
             "duration": float(np.mean([curve["times"][-1] for curve in seeds])),
             "oldest": int(oldest.max()),
-            "mean of oldest": float(oldest.mean()),
-            "rounds with a lower step": float(np.mean([curve["bound"] for curve in seeds]) / oldest.shape[1]),
-            "rounds with 1/τ_max below the step": int((oldest * step > 1).sum()),
-            "per seed": [end(curve) for curve in seeds],
+            "mean_oldest": float(oldest.mean()),
+            "lowered_step_share": float(np.mean([curve["bound"] for curve in seeds]) / oldest.shape[1]),
+            "binding_min_rounds": int((oldest * step > 1).sum()),
+            "per_seed": [end(curve) for curve in seeds],
         }
     return {"horizon": horizon, "times": times.tolist(), "methods": methods}

@@ -111,10 +111,10 @@ def test_a_summary_ends_where_the_first_that_does_not_wait_ends() -> None:
     }
     result = summary(curves, {"FADAS": {"step": 2e-3}, "FedAvg": {"step": 1.0}})
     assert result["horizon"] == 10
-    assert result["methods"]["FADAS"]["at the horizon"]["mean"] == pytest.approx((1 + 0.5) / 2)
-    assert result["methods"]["FedAvg"]["at the horizon"]["mean"] == pytest.approx(0.2)
+    assert result["methods"]["FADAS"]["at_horizon"]["mean"] == pytest.approx((1 + 0.5) / 2)
+    assert result["methods"]["FedAvg"]["at_horizon"]["mean"] == pytest.approx(0.2)
     assert result["methods"]["FADAS"]["oldest"] == 600
-    assert result["methods"]["FADAS"]["rounds with 1/τ_max below the step"] == 1  # 1/600 < 2e-3 < 1/3
+    assert result["methods"]["FADAS"]["binding_min_rounds"] == 1  # 1/600 < 2e-3 < 1/3
 
 
 @pytest.mark.parametrize("field", ["methods", "steps", "delays"])

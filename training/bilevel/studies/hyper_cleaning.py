@@ -79,10 +79,10 @@ class HyperCleaningConfig(JobConfig):
 
 
 class CleaningCurve(ByteCurve):
-    """Of one method and corruption. evaluations [points]; found [runs]: AUC of x as a detector of wrong labels."""
+    """Of one method and corruption. evaluations [points]; auc [runs]: of x as a detector of wrong labels."""
 
     evaluations: list[int]
-    found: list[float]
+    auc: list[float]
 
 
 Curves = dict[str, dict[str, CleaningCurve]]  # by corruption and method
@@ -149,7 +149,7 @@ def _measured(config: HyperCleaningConfig, run: Run, name: str, data: CleaningDa
     curves = learn(config, name, data, generators, noise, run.stop_if_asked)
     for corruption, curve in zip(config.corruptions, curves, strict=True):
         last = float(np.mean(curve["accuracy"][-1]))
-        row = {"method": name, "corruption": corruption, "accuracy": last, "found": float(np.mean(curve["found"]))}
+        row = {"method": name, "corruption": corruption, "accuracy": last, "auc": float(np.mean(curve["auc"]))}
         run.metrics(row, f"{name}, {corruption:.0%} wrong labels: accuracy {last:.3f}")
     return curves
 
@@ -191,7 +191,7 @@ def learn(
             "evaluations": [k * method.evaluations for k in recorded_steps],
             "bytes": [k * method.bytes_sent(setup) for k in recorded_steps],
             "accuracy": by_level[:, level].tolist(),
-            "found": aucs[level * config.repeats : (level + 1) * config.repeats],
+            "auc": aucs[level * config.repeats : (level + 1) * config.repeats],
         }
         for level in range(len(config.corruptions))
     ]
@@ -204,12 +204,12 @@ def summarise(curves: Curves) -> Summary:
         summary[corruption] = rows = {}
         for name, curve in methods.items():
             end, compressed = np.array(curve["accuracy"][-1]), METHODS[name].compressed
-            rows[name] = {"accuracy": band(end), "found": band(curve["found"])}
+            rows[name] = {"accuracy": band(end), "auc": band(curve["auc"])}
             if "D-SOBA" in methods and not compressed:
                 gains = end - methods["D-SOBA"]["accuracy"][-1]
-                rows[name]["over D-SOBA"] = band(gains) | {"least": float(gains.min())}
+                rows[name]["gain_over_d_soba"] = band(gains) | {"smallest": float(gains.min())}
             if "SOBA" in methods and compressed:
-                rows[name]["bytes over SOBA"] = bytes_ratio(curve, methods["SOBA"])
+                rows[name]["bytes_over_soba"] = bytes_ratio(curve, methods["SOBA"])
     return summary
 
 
@@ -217,15 +217,15 @@ def _check(summary: Summary, run: Run) -> None:
     for corruption, rows in summary.items():
         label = f"{float(corruption):.0%} wrong labels"
         for name, row in rows.items():
-            if "over D-SOBA" in row and METHODS[name].corrects_heterogeneity:
-                smallest = row["over D-SOBA"]["least"]
+            if "gain_over_d_soba" in row and METHODS[name].corrects_heterogeneity:
+                smallest = row["gain_over_d_soba"]["smallest"]
                 run.check(
                     f"{label}: {name} over D-SOBA, in each repeat", expected="> 0", got=smallest, holds=smallest > 0
                 )
-            if name != "SOBA" and "bytes over SOBA" in row:
-                ratio = row["bytes over SOBA"]["ratio"]
+            if name != "SOBA" and "bytes_over_soba" in row:
+                ratio = row["bytes_over_soba"]["ratio"]
                 run.check(
-                    f"{label}: {name}'s bytes over SOBA's for accuracy {row['bytes over SOBA']['accuracy']:.3f}",
+                    f"{label}: {name}'s bytes over SOBA's for accuracy {row['bytes_over_soba']['accuracy']:.3f}",
                     expected="<= 0.1",
                     got=ratio,
                     holds=ratio <= 0.1,

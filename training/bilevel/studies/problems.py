@@ -124,9 +124,9 @@ def _summarise(study: str, curves: Mapping[str, ScoreCurve]) -> dict[str, dict[s
         end = np.array(curve[score][-1])
         rows[name] = {score: band(end)}
         if name != "D-SOBA" and "D-SOBA" in curves:
-            rows[name]["less D-SOBA"] = band(end - curves["D-SOBA"][score][-1])
+            rows[name]["difference_from_d_soba"] = band(end - curves["D-SOBA"][score][-1])
         if name != "SOBA" and "SOBA" in curves:
-            rows[name]["bytes over SOBA"] = bytes_ratio(_after_start(curve), _after_start(curves["SOBA"]))
+            rows[name]["bytes_over_soba"] = bytes_ratio(_after_start(curve), _after_start(curves["SOBA"]))
     return rows
 
 
@@ -139,10 +139,10 @@ def _check(curves: Curves, summary: Summary, run: Run) -> None:
     for study, rows in summary.items():
         for name, row in rows.items():
             if study == "policy" and METHODS[name].corrects_heterogeneity:
-                gap = row["less D-SOBA"]["mean"]
+                gap = row["difference_from_d_soba"]["mean"]
                 run.check(f"policy: {name}'s error less D-SOBA's", expected="< 0", got=gap, holds=gap < 0)
-            if "bytes over SOBA" in row and name.startswith("EF"):
-                ratio = row["bytes over SOBA"]["ratio"]
+            if "bytes_over_soba" in row and name.startswith("EF"):
+                ratio = row["bytes_over_soba"]["ratio"]
                 run.check(f"{study}: {name}'s bytes over SOBA's", expected="<= 0.1", got=ratio, holds=ratio <= 0.1)
         if study == "meta":
             accuracies = [curve["accuracy"] for curve in curves["meta"].values()]

@@ -43,5 +43,5 @@ def test_a_study_that_is_not_known_is_named(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="needs dataset-fashion-mnist")
 def test_every_study_runs(tmp_path: Path) -> None:
     summary = JOB.execute(tiny(FOLDER), tmp_path)["summary"]
-    assert summary["ridges"]["EF-SOBA, top-k"]["bytes over SOBA"]["ratio"] > 0
+    assert summary["ridges"]["EF-SOBA, top-k"]["bytes_over_soba"]["ratio"] > 0
     assert summary["representation"]["SOBA"]["accuracy"]["mean"] > 0.1
