@@ -38,7 +38,7 @@ def read(folder: Path) -> dict[str, Examples]:
 
 
 def mlp(hidden: int) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(fashion_mnist.SIDE**2, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
 def cnn(hidden: int) -> nn.Module:
@@ -50,7 +50,7 @@ def cnn(hidden: int) -> nn.Module:
         nn.Conv2d(narrow, wide, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(wide * 49, 10),
+        nn.Linear(wide * (fashion_mnist.SIDE // 4) ** 2, 10),
     )
 
 

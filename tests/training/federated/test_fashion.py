@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.training.idx import write_idx
 from training.fashion_mnist import FOLDER, KINDS, SPLITS, digests
 from training.federated.fashion import MODELS, Examples, accuracy, read
 
@@ -19,9 +19,7 @@ def write(folder: Path, count: int = 4) -> None:
     for prefix in SPLITS.values():
         for kind, (axes, form) in KINDS.items():
             shape = (count, 28, 28)[:axes]
-            body = rng.integers(0, 10, shape, dtype=np.uint8).tobytes()
-            head = struct.pack(f">{axes + 1}I", 0x800 + axes, *shape)
-            (folder / f"{prefix}-{kind}-{form}-ubyte.gz").write_bytes(gzip.compress(head + body))
+            write_idx(folder / f"{prefix}-{kind}-{form}-ubyte.gz", rng.integers(0, 10, shape))
 
 
 def test_a_folder_without_it_says_what_to_do(tmp_path: Path) -> None:
