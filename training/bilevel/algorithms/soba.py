@@ -48,7 +48,7 @@ class Soba:
     radius: float = float("inf")
     network: Network = STACKED
 
-    def start(self, x: Tree, y: Tree, batch: Tree = None) -> SobaState:
+    def start(self, x: Tree, y: Tree, batch: Tree) -> SobaState:
         """The server at x and y; ``batch`` is not used. Raises ValueError if a compressor is biased."""
         for level, compressor in (("upper", self.upper), ("lower", self.lower)):
             if not compressor.unbiased:
@@ -187,13 +187,19 @@ def _method(build: Callable[[ProblemSetup], Soba | EFSoba]) -> BilevelMethod:
     return BilevelMethod(build=build, evaluations=3, bytes_sent=bytes_sent, variables=_server_copies, compressed=True)
 
 
-def _largest(setup: ProblemSetup) -> tuple[TopK, TopK]:
+def _sent_coordinates(setup: ProblemSetup) -> tuple[int, int]:
+    """Of x and of y."""
     x, y = (max(1, round(setup.sent_share * size)) for size in setup.sizes)
+    return x, y
+
+
+def _largest(setup: ProblemSetup) -> tuple[TopK, TopK]:
+    x, y = _sent_coordinates(setup)
     return TopK(x), TopK(y)
 
 
 def _random(setup: ProblemSetup) -> tuple[RandK, RandK]:
-    x, y = (max(1, round(setup.sent_share * size)) for size in setup.sizes)
+    x, y = _sent_coordinates(setup)
     return RandK(x, shared_seed=True), RandK(y, shared_seed=True)
 
 
