@@ -1,9 +1,9 @@
 """Speed of SPARKLE's stacked engine, and bytes on the wire of its processes: ``python -m benchmarks.bilevel --json``.
 
-Iterations a second for n agents on a ring, ED at both levels: all stacked; and each in turn in a Python loop that
-hears its two neighbours, by plain ``torch.autograd``. Two problems: quadratics of 20 coordinates a level, where
-overhead is all, and a softmax regression of 784 inputs on batches of 32, where arithmetic is more. ``--wire`` starts
-torchrun with 2 processes, 8 workers of 1,000 coordinates, and reads from the kernel what each sent.
+Iterations per second for n agents on a ring, ED at both levels: all agents stacked, and a Python loop over agents that
+read their two neighbours, by plain ``torch.autograd``. Two problems: quadratics of 20 coordinates per level, where
+overhead dominates, and a softmax regression of 784 inputs on batches of 32, where arithmetic dominates. ``--wire``
+starts torchrun with 2 processes and 8 workers of 1,000 coordinates, and reads the bytes that they send from the kernel.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.record import command_line, finish
-from training.bilevel import quadratic, topology
+from training.bilevel import topology
+from training.bilevel.algorithms.sparkle import STRATEGIES, Sparkle
 from training.bilevel.problem import BilevelProblem, Tree
-from training.bilevel.sparkle import STRATEGIES, Sparkle
+from training.bilevel.problems import quadratic
 
 SIZES = (4, 8, 16, 32, 64)
 ALPHA, BETA, THETA = 0.01, 0.01, 0.5
@@ -48,8 +49,8 @@ def softmax_regression(agents: int) -> tuple[BilevelProblem, Tree, Tree, Tree]:
 
 
 def quadratics(agents: int) -> tuple[BilevelProblem, Tree, Tree, Tree]:
-    drawn = quadratic.draw(agents, x_size=20, y_size=20, heterogeneity=1.0, seed=0)
-    return quadratic.PROBLEM, torch.zeros_like(drawn.e[0]), torch.zeros_like(drawn.c[0]), drawn
+    batch = quadratic.draw(agents, x_size=20, y_size=20, heterogeneity=1.0, seed=0)
+    return quadratic.PROBLEM, torch.zeros_like(batch.e[0]), torch.zeros_like(batch.c[0]), batch
 
 
 PROBLEMS = {"quadratic": quadratics, "softmax": softmax_regression}
@@ -69,25 +70,25 @@ def stacked(problem: BilevelProblem, x: Tree, y: Tree, batch: Tree, W: torch.Ten
 
 
 def looped(problem: BilevelProblem, x: Tree, y: Tree, batch: Tree, W: torch.Tensor) -> Advance:
-    """The same iterates, agent by agent."""
+    """The same iterates, one agent after another."""
     n = len(W)
-    heard = [[(j, float(W[i, j])) for j in torch.nonzero(W[i]).flatten().tolist()] for i in range(n)]
-    each = [torch.utils._pytree.tree_map(lambda leaf, i=i: leaf[i], batch) for i in range(n)]
-    s: list[list[torch.Tensor]] = [[one.clone() for _ in range(n)] for one in (x, y, y)]
-    q = [[torch.zeros_like(one) for _ in range(n)] for one in (x, y, y)]
+    neighbours = [[(j, float(W[i, j])) for j in torch.nonzero(W[i]).flatten().tolist()] for i in range(n)]
+    batches = [torch.utils._pytree.tree_map(lambda leaf, i=i: leaf[i], batch) for i in range(n)]
+    s: list[list[torch.Tensor]] = [[leaf.clone() for _ in range(n)] for leaf in (x, y, y)]
+    q = [[torch.zeros_like(leaf) for _ in range(n)] for leaf in (x, y, y)]
     r = [torch.zeros_like(x) for _ in range(n)]
 
     def directions(i: int) -> list[torch.Tensor]:
         x, y = s[0][i].requires_grad_(), s[1][i].requires_grad_()
         upper_x, upper_y = torch.autograd.grad(
-            problem.upper(x, y, each[i]), (x, y), allow_unused=True, materialize_grads=True
+            problem.upper(x, y, batches[i]), (x, y), allow_unused=True, materialize_grads=True
         )
-        (v,) = torch.autograd.grad(problem.lower(x, y, each[i]), y, create_graph=True)
+        (v,) = torch.autograd.grad(problem.lower(x, y, batches[i]), y, create_graph=True)
         cross, hessian = torch.autograd.grad(v, (x, y), s[2][i])
         return [upper_x - cross, v.detach(), hessian - upper_y]
 
     def mixed(rows: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [sum((w * rows[j] for j, w in heard[i]), start=torch.zeros_like(rows[i])) for i in range(n)]
+        return [sum((w * rows[j] for j, w in neighbours[i]), start=torch.zeros_like(rows[i])) for i in range(n)]
 
     def advance() -> torch.Tensor:
         nonlocal r
@@ -104,7 +105,7 @@ def looped(problem: BilevelProblem, x: Tree, y: Tree, batch: Tree, W: torch.Tens
 
 
 def rate(advance: Advance, seconds: float) -> float:
-    """Iterations a second."""
+    """Iterations per second."""
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         advance()
@@ -129,8 +130,8 @@ def speed(seconds: float, repeats: int) -> list[dict[str, Any]]:
 
 
 def wire(ks: tuple[int, ...] = (1000, 100, 10)) -> dict[str, float]:
-    """Bytes a worker sent in a step (8 workers on 2 processes), by k of rand-k on float64, as Linux counted them."""
-    found = {}
+    """Bytes per worker and step (8 workers on 2 processes) by k of rand-k on float64, by the Linux kernel."""
+    bytes_per_step = {}
     for k in ks:
         with tempfile.TemporaryDirectory() as out:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -138,9 +139,9 @@ def wire(ks: tuple[int, ...] = (1000, 100, 10)) -> dict[str, float]:
             command += ["x_size=1000", "y_size=1000"]
             subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
             result = json.loads((Path(out) / "result.json").read_text())
-        found[str(k)] = result["sent"][1] / result["steps"] / 4  # the other process is the server
-        print(f"rand-{k} of 1000: {found[str(k)]:.0f} bytes a worker and step", file=sys.stderr)
-    return found
+        bytes_per_step[str(k)] = result["sent"][1] / result["steps"] / 4  # the other process is the server
+        print(f"rand-{k} of 1000: {bytes_per_step[str(k)]:.0f} bytes a worker and step", file=sys.stderr)
+    return bytes_per_step
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """How fast federated clients are trained: ``python -m benchmarks.federated --json``.
 
-Client updates a second on Fashion-MNIST, by process time of one thread: clients in one batch against a plain PyTorch
-loop over them, in alternating turns; and of whole simulated runs, from 50 to 500 clients, half of them at work.
+Client updates per second on Fashion-MNIST, by process time of one thread: clients in one batch against a plain PyTorch
+loop over them, in alternating turns; and of simulated runs with 50 to 500 clients, half of them at work.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 
 from benchmarks.record import command_line, finish
 from training.federated.clients import LocalSGD
-from training.federated.experiment import Task, Trial, examples, local_sgd, one_thread, simulator
+from training.federated.experiment import FederatedTask, Trial, examples, local_sgd, one_thread, simulator
 from training.federated.fashion import MODELS
 
 TASKS = {
-    "MLP of 32, batches of 20": Task(hidden=32),
-    "MLP of 64, batches of 20": Task(),
-    "MLP of 64, batches of 50": Task(batch=50),
-    "CNN of 8 and 16 channels, batches of 20": Task(model="cnn", hidden=32),
+    "MLP of 32, batches of 20": FederatedTask(hidden=32),
+    "MLP of 64, batches of 20": FederatedTask(),
+    "MLP of 64, batches of 50": FederatedTask(batch=50),
+    "CNN of 8 and 16 channels, batches of 20": FederatedTask(model="cnn", hidden=32),
 }
 TOGETHER = (5, 10, 25, 50)
 AIM = 4.0
@@ -31,7 +31,7 @@ GROWTH = (50, 100, 200, 500)
 
 def rates(works: dict[str, tuple[Callable[[], object], int]], seconds: float, turns: int = 5) -> dict[str, float]:
     """Client updates a second of each (work, its updates), the median of ``turns`` alternating turns."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+    turn_rates: dict[str, list[float]] = {name: [] for name in works}
     for work, _ in works.values():
         work()
     for _ in range(turns):
@@ -40,11 +40,11 @@ def rates(works: dict[str, tuple[Callable[[], object], int]], seconds: float, tu
             while (took := time.process_time() - began) < seconds / turns:
                 work()
                 done += count
-            found[name].append(done / took)
-    return {name: statistics.median(each) for name, each in found.items()}
+            turn_rates[name].append(done / took)
+    return {name: statistics.median(values) for name, values in turn_rates.items()}
 
 
-def against_a_loop(task: Task, seconds: float) -> dict[str, Any]:
+def against_a_loop(task: FederatedTask, seconds: float) -> dict[str, Any]:
     clients, params = local_sgd(task, examples(task.data, task.development)["train"], 0)
     alone = MODELS[task.model](task.hidden)
 
@@ -53,13 +53,15 @@ def against_a_loop(task: Task, seconds: float) -> dict[str, Any]:
 
     works = {str(count): (batched(count), count) for count in TOGETHER}
     works["loop"] = (lambda: clients.one_by_one(params, range(5), range(5), alone), 5)
-    found = rates(works, seconds)
-    return found | {"over the loop": {str(count): found[str(count)] / found["loop"] for count in TOGETHER}}
+    by_work = rates(works, seconds)
+    return by_work | {"over the loop": {str(count): by_work[str(count)] / by_work["loop"] for count in TOGETHER}}
 
 
 def growth(count: int, updates: int) -> dict[str, float]:
     """A run of FADAS under mild delays with this many clients."""
-    task = Task(clients=count, concurrency=count // 2, hidden=32, alpha=1.0)  # .3 leaves one of 500 with too few
+    task = FederatedTask(
+        clients=count, concurrency=count // 2, hidden=32, alpha=1.0
+    )  # .3 leaves one of 500 with too few
     calls: list[int] = []
     clients, params = local_sgd(task, examples(task.data, task.development)["train"], 0)
 

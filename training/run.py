@@ -18,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -301,6 +301,13 @@ def derive_seed(seed: int, *path: int) -> int:
 
 def rng_of(seed: int, *path: int) -> np.random.Generator:
     return np.random.default_rng(derive_seed(seed, *path))
+
+
+def check_names(names: Iterable[str], available: Collection[str], kind: str) -> None:
+    """Raises ValueError if one of ``names``, of a ``kind`` such as "method", is not available."""
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        raise ValueError(f"no {kind} {', '.join(unknown)}; there are {', '.join(available)}")
 
 
 def jsonable(value: Any) -> Any:

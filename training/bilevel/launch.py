@@ -1,8 +1,8 @@
 """The quadratics over processes: ``torchrun --nproc-per-node 4 -m training.bilevel.launch out=DIR [key=value ...]``.
 
-On several hosts, the same with torchrun's ``--nnodes`` and ``--rdzv-endpoint``, and a ``key=value`` for each field of
-``Launch``. The same command goes on with what was interrupted. DIR/result.json, on the first host, has x of all agents
-on the way, and the bytes that each process sent.
+On several hosts, run the same command with torchrun's ``--nnodes`` and ``--rdzv-endpoint``. ``key=value`` sets a field
+of ``LaunchConfig``. The same command resumes an interrupted run. DIR/result.json, on the first host, holds the recorded
+x of all agents and the bytes that each process sent.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from pydantic import Field, ValidationError
 from torch.utils._pytree import tree_map
 
-from training.bilevel import quadratic, topology
-from training.bilevel.compressors import RandK
-from training.bilevel.network import STACKED, Network
+from training.bilevel import topology
+from training.bilevel.algorithms.method import Algorithm
+from training.bilevel.algorithms.soba import EFSoba
+from training.bilevel.algorithms.sparkle import STRATEGIES, Sparkle
+from training.bilevel.distributed.compressors import RandK
+from training.bilevel.distributed.network import STACKED, Network
+from training.bilevel.distributed.processes import ProcessCheckpoints, Processes, ProcessLost, tcp_bytes
 from training.bilevel.problem import Tree
-from training.bilevel.processes import Processes, ProcessLost, Shards, tcp_bytes
-from training.bilevel.quadratic import PROBLEM, Quadratic
-from training.bilevel.soba import EFSoba
-from training.bilevel.sparkle import STRATEGIES, Sparkle
+from training.bilevel.problems import quadratic
+from training.bilevel.problems.quadratic import PROBLEM, Quadratic
 from training.run import JobConfig
 
 MIXINGS = {
@@ -38,10 +40,10 @@ MIXINGS = {
 }
 
 
-class Launch(JobConfig):
-    """``lower`` and ``upper``: SPARKLE's strategies; ``k``: of EF-SOBA's rand-k. ``noise``: see ``quadratic.noisy``.
+class LaunchConfig(JobConfig):
+    """``lower`` and ``upper``: SPARKLE's strategies. ``k``: of EF-SOBA's rand-k. ``noise``: see ``quadratic.noisy``.
 
-    ``record_every``: steps between the x of result.json. ``timeout``: seconds of silence until a process is given up.
+    ``record_every``: steps between the records of x. ``timeout``: seconds of silence after which a process is lost.
     """
 
     movable = frozenset({"steps", "checkpoint_every", "timeout"})
@@ -62,23 +64,31 @@ class Launch(JobConfig):
     timeout: float = Field(300.0, gt=0)
 
 
-class Told(Exception):
-    """By SIGTERM to stop."""
+class Terminated(Exception):
+    """SIGTERM arrived."""
 
 
 class Solver(NamedTuple):
-    """An algorithm on a problem, of which only the state is left to be told."""
+    """An algorithm bound to its problem; only the state varies."""
 
     start: Tree
     step: Callable[[Tree, torch.Generator], Tree]
 
 
-def mixing_of(config: Launch) -> torch.Tensor:
+class ProcessResult(TypedDict):
+    """x of the agents of a process [records, held, x_size] (EF-SOBA: [records, x_size]), and its TCP bytes."""
+
+    x: list[list[list[float]]]
+    sent: int
+    received: int
+
+
+def mixing_of(config: LaunchConfig) -> torch.Tensor:
     return MIXINGS[config.topology](config.agents)
 
 
-def solver_of(config: Launch, W: torch.Tensor, network: Network = STACKED) -> Solver:
-    """ValueError if a strategy is unknown, or the problem has fewer than k coordinates."""
+def solver_of(config: LaunchConfig, W: torch.Tensor, network: Network = STACKED) -> Solver:
+    """Raises ValueError for an unknown strategy, and if the problem has fewer than k coordinates."""
     for name in (config.lower, config.upper):
         if name not in STRATEGIES:
             raise ValueError(f"no strategy {name}: take one of {', '.join(STRATEGIES)}")
@@ -90,35 +100,36 @@ def solver_of(config: Launch, W: torch.Tensor, network: Network = STACKED) -> So
         seed=config.seed,
     )
     held = list(network.held(config.agents))
-    x, y = torch.zeros_like(agents.e[0]), torch.zeros_like(agents.c[0])
-    settings: dict[str, Any] = {"alpha": 0.1, "beta": 0.2, "gamma": 0.2, "theta": 0.5, "network": network}
+    algorithm = _algorithm(config, W, network)
 
     def batch(generator: torch.Generator) -> Quadratic:
         return Quadratic(*(leaf[held] for leaf in quadratic.noisy(agents, config.noise, generator)))
 
+    start = algorithm.start(torch.zeros_like(agents.e[0]), torch.zeros_like(agents.c[0]), batch(torch.Generator()))
+    return Solver(start, lambda state, generator: algorithm.step(state, batch(generator), generator))
+
+
+def _algorithm(config: LaunchConfig, W: torch.Tensor, network: Network) -> Algorithm:
+    steps = {"alpha": 0.1, "beta": 0.2, "gamma": 0.2, "theta": 0.5}
     if config.algorithm == "sparkle":
-        sparkle = Sparkle(PROBLEM, STRATEGIES[config.lower](W), STRATEGIES[config.upper](W), **settings)
-        start = sparkle.start(x, y, batch(torch.Generator()))
-        return Solver(start, lambda state, generator: sparkle.step(state, batch(generator)))
-    soba = EFSoba(PROBLEM, RandK(config.k), RandK(config.k), **settings)
-    begun = soba.start(x, y, config.agents)
-    return Solver(begun, lambda state, generator: soba.step(state, batch(generator), generator))
+        return Sparkle(PROBLEM, STRATEGIES[config.lower](W), STRATEGIES[config.upper](W), **steps, network=network)
+    return EFSoba(PROBLEM, RandK(config.k), RandK(config.k), **steps, network=network)
 
 
 class Progress(NamedTuple):
-    """What a checkpoint holds: the solver's state, its generator's, and x on the way [records, ...]."""
+    """The contents of a checkpoint: the solver's state, its generator's, and the recorded x [records, ...]."""
 
     state: Tree
     generator: torch.Tensor
     records: torch.Tensor
 
 
-def begin(config: Launch, solver: Solver) -> Progress:
+def begin(config: LaunchConfig, solver: Solver) -> Progress:
     generator = torch.Generator().manual_seed(config.seed)
     return Progress(solver.start, generator.get_state(), torch.stack([solver.start.x]))
 
 
-def advance(config: Launch, solver: Solver, progress: Progress, first: int, last: int) -> Progress:
+def advance(config: LaunchConfig, solver: Solver, progress: Progress, first: int, last: int) -> Progress:
     """Steps ``first`` + 1 to ``last``."""
     generator = torch.Generator()
     generator.set_state(progress.generator)
@@ -130,35 +141,38 @@ def advance(config: Launch, solver: Solver, progress: Progress, first: int, last
     return Progress(tree_map(torch.Tensor.clone, state), generator.get_state(), torch.cat(records))
 
 
-def run(config: Launch, out: Path) -> None:
+def run(config: LaunchConfig, out: Path) -> None:
     """This process's part, from the last common checkpoint to the end; process 0 writes result.json."""
     W = mixing_of(config)
     network = Processes(config.agents, [W], config.timeout)
-    solver, shards = solver_of(config, W, network), Shards(out, network)
+    solver, checkpoints = solver_of(config, W, network), ProcessCheckpoints(out, network)
     progress = begin(config, solver)
-    found = shards.last(progress)
-    done, progress = found or (0, progress)
+    first, progress = checkpoints.last(progress) or (0, progress)
     if network.rank == 0:
-        print(f"{network.size} processes, {config.agents} agents: from step {done} to {config.steps}", flush=True)
-    began, before, first = time.monotonic(), tcp_bytes(), done
+        print(f"{network.size} processes, {config.agents} agents: from step {first} to {config.steps}", flush=True)
+    began, before, done = time.monotonic(), tcp_bytes(), first
     while done < config.steps:
         goal = min(config.steps, done - done % config.checkpoint_every + config.checkpoint_every)
         progress, done = advance(config, solver, progress, done, goal), goal
-        shards.save(done, progress)
+        checkpoints.save(done, progress)
     seconds, after = time.monotonic() - began, tcp_bytes()
-    mine = {"x": progress.records.tolist(), "sent": after[0] - before[0], "received": after[1] - before[1]}
-    parts = network.gather(mine)
+    result: ProcessResult = {
+        "x": progress.records.tolist(),
+        "sent": after[0] - before[0],
+        "received": after[1] - before[1],
+    }
+    parts = network.gather(result)
     if network.rank == 0:
         (out / "result.json").write_text(json.dumps(_result(config, parts, done - first, seconds)) + "\n")
     network.close()
 
 
-def _result(config: Launch, parts: list[dict[str, Any]], steps: int, seconds: float) -> dict[str, Any]:
-    """x [records, n, x_size] (EF-SOBA: [records, x_size]), steps computed now, bytes of each process in them."""
-    whole = np.concatenate([part["x"] for part in parts], axis=1).tolist()
+def _result(config: LaunchConfig, parts: list[ProcessResult], steps: int, seconds: float) -> dict[str, object]:
+    """x [records, n, x_size] (EF-SOBA: [records, x_size]), steps of this start, bytes of each process in them."""
+    all_agents = np.concatenate([part["x"] for part in parts], axis=1).tolist()
     return {
         "config": config.model_dump(),
-        "x": whole if config.algorithm == "sparkle" else parts[0]["x"],
+        "x": all_agents if config.algorithm == "sparkle" else parts[0]["x"],
         "steps": steps,
         "seconds": seconds,
         "sent": [part["sent"] for part in parts],
@@ -166,14 +180,14 @@ def _result(config: Launch, parts: list[dict[str, Any]], steps: int, seconds: fl
     }
 
 
-def _same_run(config: Launch, out: Path) -> None:
-    """ValueError if the folder holds a run of another config."""
+def _claim_folder(config: LaunchConfig, out: Path) -> None:
+    """Raises ValueError if the folder holds a run of another config."""
     fixed = config.model_dump(exclude=set(config.movable))
     path = out / "config.json"
     if path.exists() and json.loads(path.read_text()) != fixed:
         raise ValueError(f"{out} holds another run; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / f"config.json.{os.getpid()}"  # each process writes the same, and may read while another does
+    partial = out / f"config.json.{os.getpid()}"  # every process writes the same, and may read while another writes
     partial.write_text(json.dumps(fixed))
     os.replace(partial, path)
 
@@ -182,18 +196,18 @@ def main(arguments: list[str]) -> int:
     try:
         settings = dict(argument.split("=", 1) for argument in arguments)
         out = Path(settings.pop("out", "runs/bilevel.launch"))
-        config = Launch.model_validate(settings)
-        _same_run(config, out)
+        config = LaunchConfig.model_validate(settings)
+        _claim_folder(config, out)
         run(config, out)
     except ProcessLost as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return 3
-    except Told:
-        print("Error: told to stop: start the same command again to go on from the last checkpoint", file=sys.stderr)
+    except Terminated:
+        print("Error: terminated: start the same command again to go on from the last checkpoint", file=sys.stderr)
         return 143
     except ValidationError as error:
-        for one in error.errors():
-            print(f"Error: {'.'.join(map(str, one['loc']))}: {one['msg']}", file=sys.stderr, flush=True)
+        for problem in error.errors():
+            print(f"Error: {'.'.join(map(str, problem['loc']))}: {problem['msg']}", file=sys.stderr, flush=True)
         return 2
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
@@ -202,13 +216,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _stop(number: int, frame: object) -> None:
-    raise Told
+    raise Terminated
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)  # torchrun sends it to the others when one has died
+    signal.signal(signal.SIGTERM, _stop)  # torchrun sends it to the other processes when one has ended
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # Gloo's threads may still hold Python objects, and abort the process that finalises its interpreter meanwhile.
+    # Gloo's threads may still hold Python objects, and abort a process that finalises its interpreter.
     os._exit(status)

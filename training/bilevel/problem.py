@@ -15,7 +15,7 @@ Loss = Callable[[Tree, Tree, Tree], torch.Tensor]
 
 
 class Directions(NamedTuple):
-    """What one agent computes at (x, y, z): u like x, v and p like y."""
+    """The directions of one agent at (x, y, z): u like x, v and p like y."""
 
     u: Tree
     v: Tree
@@ -26,8 +26,8 @@ class Directions(NamedTuple):
 class BilevelProblem:
     """``upper`` is f and ``lower`` is g, both (x, y, batch) to a scalar; x and y are any pytrees of tensors.
 
-    g is strongly convex in y and twice differentiable. Its Hessian is never built: one vector-Jacobian product of its
-    gradient gives all that is needed.
+    g is strongly convex in y and twice differentiable. No Hessian is built: one vector-Jacobian product of ∇₂g gives
+    both second-order products.
     """
 
     upper: Loss
@@ -39,9 +39,9 @@ class BilevelProblem:
         def gradient(x: Tree, y: Tree) -> Tree:
             return grad(self.lower, argnums=1)(x, y, batch)
 
-        pair: Any = vjp(gradient, x, y)  # reverse mode twice: mse_loss among others fails in forward mode over reverse
-        lower, pull = pair
-        cross, hessian = pull(z)
+        # Reverse mode twice: mse_loss among others fails in forward mode over reverse.
+        lower, pullback = vjp(gradient, x, y)  # type: ignore[misc]  # a pair, without ``has_aux``
+        cross, hessian = pullback(z)
         return lower, cross, hessian
 
     def directions(self, x: Tree, y: Tree, z: Tree, batch: Tree) -> Directions:

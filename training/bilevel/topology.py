@@ -1,4 +1,4 @@
-"""Who talks to whom, and with what weight: mixing matrices W [n, n], float64, W[i, j] of what i hears from j."""
+"""Mixing matrices W [n, n], float64: agent i weighs the values of agent j by W[i, j]."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ TOLERANCE = 1e-8
 
 
 def ring(agents: int, self_weight: float = 1 / 3) -> torch.Tensor:
-    """Each with its two neighbours, who share what ``self_weight`` leaves.
+    """Every agent has two neighbours, which share the weight 1 - ``self_weight``.
 
-    The paper's "adjusted ring" is a ring with another ``self_weight`` (reconstruction: it gives no formula here).
+    The paper's "adjusted ring" is a ring with another ``self_weight`` (reconstruction: the paper gives no formula).
     """
     if not 0 < self_weight < 1:
         raise ValueError(f"self_weight: must be between 0 and 1, not {self_weight:g}")
@@ -22,15 +22,15 @@ def ring(agents: int, self_weight: float = 1 / 3) -> torch.Tensor:
 
 
 def torus(rows: int, columns: int) -> torch.Tensor:
-    """A grid whose edges meet; an agent and its four neighbours weigh a fifth each."""
+    """A grid with periodic boundaries; an agent and its four neighbours have weight 1/5 each."""
     down, across = _circulant(rows, {1: 1.0, -1: 1.0}), _circulant(columns, {1: 1.0, -1: 1.0})
-    own = torch.eye(rows * columns, dtype=torch.float64)
+    identity = torch.eye(rows * columns, dtype=torch.float64)
     neighbours = torch.kron(down, torch.eye(columns)) + torch.kron(torch.eye(rows), across)
-    return checked((own + neighbours) / 5)
+    return checked((identity + neighbours) / 5)
 
 
 def exponential(agents: int) -> torch.Tensor:
-    """Neighbours at distances 1, 2, 4, ... in both directions, all of the same weight (undirected, so symmetric)."""
+    """Neighbours at distances 1, 2, 4, ... in both directions, all of equal weight (undirected, so symmetric)."""
     hops = [2**power for power in range(agents.bit_length()) if 2**power < agents]
     offsets = sorted({hop % agents for hop in hops} | {-hop % agents for hop in hops} | {0})
     return checked(_circulant(agents, {offset: 1 / len(offsets) for offset in offsets}))
@@ -41,7 +41,7 @@ def fully_connected(agents: int) -> torch.Tensor:
 
 
 def from_file(path: str | Path) -> torch.Tensor:
-    """A matrix written as text, a row a line, separated by spaces or commas."""
+    """The matrix of a text file: one row per line, numbers separated by spaces or commas."""
     try:
         lines = Path(path).read_text().replace(",", " ").splitlines()
         rows = np.loadtxt(lines, ndmin=2)
@@ -51,34 +51,35 @@ def from_file(path: str | Path) -> torch.Tensor:
 
 
 def checked(mixing: torch.Tensor, name: str = "mixing matrix") -> torch.Tensor:
-    """``mixing`` itself, if it is square, doubly stochastic, connected, and brings agents together; else ValueError."""
+    """``mixing`` if it is square, doubly stochastic, connected and has a spectral gap; otherwise raises ValueError."""
     if mixing.ndim != 2 or mixing.shape[0] != mixing.shape[1] or not len(mixing):
-        raise ValueError(f"{name}: must be square, a row and a column an agent, not {list(mixing.shape)}")
+        raise ValueError(f"{name}: must be square, one row and one column per agent, not {list(mixing.shape)}")
     if not torch.isfinite(mixing).all() or (mixing < 0).any():
         raise ValueError(f"{name}: not doubly stochastic: weights must be finite and not below 0")
-    for axis, what in ((1, "row"), (0, "column")):
-        gap = (mixing.sum(axis) - 1).abs()
-        if gap.max() > TOLERANCE:
-            at = int(gap.argmax())
-            total = float(mixing.sum(axis)[at])
-            raise ValueError(f"{name}: not doubly stochastic: {what} {at} sums to {total:g}; make it 1")
-    parts = connected_components(mixing.numpy() > 0, connection="strong")[0]
-    if parts > 1:
-        raise ValueError(f"{name}: not connected: {parts} groups never hear from each other; add an edge between them")
+    for axis, label in ((1, "row"), (0, "column")):
+        sums = mixing.sum(axis)
+        worst = int((sums - 1).abs().argmax())
+        if (sums[worst] - 1).abs() > TOLERANCE:
+            raise ValueError(
+                f"{name}: not doubly stochastic: {label} {worst} sums to {float(sums[worst]):g}; make it 1"
+            )
+    components = connected_components(mixing.numpy() > 0, connection="strong")[0]
+    if components > 1:
+        raise ValueError(f"{name}: not connected: {components} groups without an edge between them; add one")
     if spectral_gap(mixing) < TOLERANCE:
-        raise ValueError(f"{name}: agents would never agree (spectral gap 0); give them weight of their own: (I + W)/2")
+        raise ValueError(f"{name}: spectral gap 0, agents never agree; increase the self-weights: (I + W)/2")
     return mixing
 
 
 def spectral_gap(mixing: torch.Tensor) -> float:
-    """1 - the largest singular value of W - 11ᵀ/n: 1 for agents who agree at once, 0 for those who never do."""
+    """1 - the largest singular value of W - 11ᵀ/n: 1 if agents agree in one round, 0 if they never do."""
     return 1 - float(torch.linalg.matrix_norm(mixing - 1 / len(mixing), ord=2))
 
 
 def _circulant(agents: int, weights: dict[int, float]) -> torch.Tensor:
     if agents < 1:
         raise ValueError(f"agents: must be at least 1, not {agents}")
-    mixing, own = torch.zeros(agents, agents, dtype=torch.float64), torch.arange(agents)
+    mixing, rows = torch.zeros(agents, agents, dtype=torch.float64), torch.arange(agents)
     for offset, weight in weights.items():
-        mixing[own, (own + offset) % agents] += weight
+        mixing[rows, (rows + offset) % agents] += weight
     return mixing

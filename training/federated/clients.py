@@ -1,4 +1,4 @@
-"""Clients that learn from examples of their own by SGD: many in one batch, or one after another."""
+"""Clients that train on their examples by SGD: many in one batch, or sequentially."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from training.federated.stack import Stack
 class LocalSGD:
     """K ``steps`` of SGD on the cross-entropy, each on ``batch`` of the client's examples: a `simulator.Train`.
 
-    ``inputs`` [N, ...], ``labels`` [N]; ``parts[client]``: its rows of them. A client goes through its examples in an
-    order drawn from its seed, and through another when they run out. The model's parameters are all that is trained:
-    it may have no buffers. Its vector is in the order of ``model.named_parameters()``.
+    ``inputs`` [N, ...], ``labels`` [N]; ``parts[client]``: its rows. A client visits its examples in random orders of
+    its seed, one order after another. Only parameters are trained: the model must have no buffers. Its vector is in the
+    order of ``model.named_parameters()``.
     """
 
     model: nn.Module
@@ -33,7 +33,7 @@ class LocalSGD:
     def __call__(self, params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
         """Δ [P] and the number of examples of each client, all trained at once.
 
-        ``params`` [P], or [n, P] where each has a start of its own.
+        ``params`` [P], or [n, P] for a separate start of each client.
         """
         starts = params.expand(len(clients), -1)
         stack = Stack(self.model, starts)
@@ -46,11 +46,11 @@ class LocalSGD:
     def one_by_one(
         self, params: Tensor, clients: Sequence[int], seeds: Sequence[int], model: nn.Module
     ) -> list[tuple[Tensor, int]]:
-        """The same with a plain loop over clients in ``model``, which it changes: what it is checked and timed against.
+        """The same by a loop over clients in ``model``, which it changes: the reference for tests and timings.
 
         ``params`` [P].
         """
-        found = []
+        answers = []
         for client, rows in zip(clients, self._rows(clients, seeds), strict=True):
             nn.utils.vector_to_parameters(params.clone(), model.parameters())
             optimiser = torch.optim.SGD(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
@@ -59,15 +59,15 @@ class LocalSGD:
                 nn.functional.cross_entropy(model(self.inputs[batch]), self.labels[batch]).backward()
                 optimiser.step()
             end = nn.utils.parameters_to_vector(model.parameters()).detach()
-            found.append((end - params, len(self.parts[client])))
-        return found
+            answers.append((end - params, len(self.parts[client])))
+        return answers
 
     def _rows(self, clients: Sequence[int], seeds: Sequence[int]) -> Tensor:
-        """The rows of ``inputs`` that each client reads: [n, steps, batch]."""
+        """The rows of ``inputs`` of each client: [n, steps, batch]."""
         needed = self.steps * self.batch
-        drawn = []
+        rows = []
         for client, seed in zip(clients, seeds, strict=True):
-            own, rng = self.parts[client], np.random.default_rng(seed)
-            orders = [rng.permutation(own) for _ in range(-(-needed // len(own)))]
-            drawn.append(np.concatenate(orders)[:needed])
-        return torch.from_numpy(np.stack(drawn)).view(len(clients), self.steps, self.batch)
+            examples, rng = self.parts[client], np.random.default_rng(seed)
+            orders = [rng.permutation(examples) for _ in range(-(-needed // len(examples)))]
+            rows.append(np.concatenate(orders)[:needed])
+        return torch.from_numpy(np.stack(rows)).view(len(clients), self.steps, self.batch)

@@ -1,4 +1,4 @@
-"""How long clients take, in units of virtual time: the official delay models of FADAS, and a trace file."""
+"""Durations of client trainings, in virtual time: the official delay models of FADAS, and a trace file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LARGE = ((1.0, 2.0), (3.0, 5.0), (50.0, 80.0))
 
 class Delays(Protocol):
     def duration(self, client: int, turn: int, rng: np.random.Generator) -> float:
-        """How long ``client`` takes for its ``turn``-th training, from 0. Infinity: it never answers."""
+        """The duration of the ``turn``-th training of ``client``, from 0. Infinity: it never answers."""
         ...
 
 
 @dataclass(frozen=True)
 class SpeedClasses:
-    """Client i takes U(ranges[classes[i]]) each time."""
+    """Each training of client i takes U(ranges[classes[i]])."""
 
     classes: Sequence[int]
     ranges: Sequence[tuple[float, float]] = MILD
@@ -34,13 +34,13 @@ class SpeedClasses:
 
 
 def official(clients: int, ranges: Sequence[tuple[float, float]], rng: np.random.Generator) -> SpeedClasses:
-    """Speed classes as the official code draws them: each client's is the largest share of a Dirichlet(3, 2, 1)."""
+    """Speed classes as in the official code: the largest share of a Dirichlet(3, 2, 1) for each client."""
     return SpeedClasses(rng.dirichlet((3.0, 2.0, 1.0), clients).argmax(1).tolist(), ranges)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """``durations[client]``: what each of its trainings took, in order, from the start again when they run out."""
+    """``durations[client]``: of its trainings, in order; cyclic."""
 
     durations: Sequence[Sequence[float]]
 
@@ -53,7 +53,7 @@ def read_trace(path: Path, clients: int) -> Trace:
 
     Raises ValueError for rows that are not that, and where one of ``clients`` has none.
     """
-    found: dict[int, list[float]] = defaultdict(list)
+    durations: dict[int, list[float]] = defaultdict(list)
     with path.open(newline="") as file:
         rows = csv.DictReader(file)
         if not {"client", "duration"} <= set(rows.fieldnames or ()):
@@ -65,8 +65,8 @@ def read_trace(path: Path, clients: int) -> Trace:
                 raise ValueError(f"{path}, line {rows.line_num}: a whole number and a number are needed") from None
             if math.isnan(duration) or duration <= 0:
                 raise ValueError(f"{path}, line {rows.line_num}: durations must be above 0")
-            found[client].append(duration)
-    missing = [client for client in range(clients) if client not in found]
+            durations[client].append(duration)
+    missing = [client for client in range(clients) if client not in durations]
     if missing:
         raise ValueError(f"{path} has no duration of client {missing[0]} ({len(missing)} of {clients} are missing)")
-    return Trace([found[client] for client in range(clients)])
+    return Trace([durations[client] for client in range(clients)])

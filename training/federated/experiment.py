@@ -1,4 +1,4 @@
-"""One federated run on Fashion-MNIST: a method, a server step, a delay model and a seed give a curve of accuracy."""
+"""A federated run on Fashion-MNIST: the accuracy curve of a method, a server step, a delay model and a seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 from pydantic import Field
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from training.fashion_mnist import FOLDER
+from training.federated.buffered import Event, FederatedSettings
 from training.federated.clients import LocalSGD
 from training.federated.delays import LARGE, MILD, official
 from training.federated.fashion import MODELS, Examples, accuracy, read
 from training.federated.partition import dirichlet
 from training.federated.rules import RULES, Layout, Rule
-from training.federated.simulator import Event, Settings, Simulator, Train
+from training.federated.simulator import Simulator, Train
 from training.run import JobConfig, rng_of
 
 DELAYS = {"mild": MILD, "large": LARGE}
@@ -28,11 +29,11 @@ SPLIT, PARTITION, SPEEDS, MODEL = range(4)  # streams of random numbers
 
 
 @dataclass(frozen=True)
-class Method:
-    """``rule`` of RULES and the server steps to try; ``waits``: who is at work and how many answers make a round.
+class FederatedMethod:
+    """A ``rule`` of RULES and the server steps to try; ``waits``: the clients at work and the answers of a round.
 
-    "no": all places, M answers (``buffer`` instead, if given). "for few": M clients, all of them. "for all": all places
-    and their answers, so that a round takes more of them.
+    "no": ``concurrency`` clients at work, M answers (or ``buffer``). "for few": M clients and all their answers. "for
+    all": ``concurrency`` clients and all their answers.
     """
 
     rule: str
@@ -44,24 +45,24 @@ class Method:
 ADAPTIVE, PLAIN = (5e-4, 1e-3, 2e-3, 4e-3), (0.25, 0.5, 1.0)
 LARGER_ADAPTIVE, LARGER_PLAIN = (2e-3, 4e-3, 8e-3, 1.6e-2), (0.5, 1.0, 2.0)
 METHODS = {
-    "FADAS": Method("fadas", ADAPTIVE),
-    "FADAS, delay-adaptive": Method("fadas-divide", (3e-3, 6e-3, 1.2e-2)),
-    "FedBuff": Method("fedbuff", PLAIN),
-    "FedAsync": Method("fedasync", (0.1, 0.3, 0.6, 1.0), buffer=1),
-    "CA2FL": Method("ca2fl", PLAIN),
-    "FedAdam": Method("fedadam", LARGER_ADAPTIVE, "for few"),
-    "FedAMS": Method("fedams", LARGER_ADAPTIVE, "for few"),
-    "FedAvg": Method("fedavg", PLAIN, "for few"),
-    "FedAMS, all places": Method("fedams", LARGER_ADAPTIVE, "for all"),
-    "FedAvg, all places": Method("fedavg", LARGER_PLAIN, "for all"),
+    "FADAS": FederatedMethod("fadas", ADAPTIVE),
+    "FADAS, delay-adaptive": FederatedMethod("fadas-divide", (3e-3, 6e-3, 1.2e-2)),
+    "FedBuff": FederatedMethod("fedbuff", PLAIN),
+    "FedAsync": FederatedMethod("fedasync", (0.1, 0.3, 0.6, 1.0), buffer=1),
+    "CA2FL": FederatedMethod("ca2fl", PLAIN),
+    "FedAdam": FederatedMethod("fedadam", LARGER_ADAPTIVE, "for few"),
+    "FedAMS": FederatedMethod("fedams", LARGER_ADAPTIVE, "for few"),
+    "FedAvg": FederatedMethod("fedavg", PLAIN, "for few"),
+    "FedAMS, all places": FederatedMethod("fedams", LARGER_ADAPTIVE, "for all"),
+    "FedAvg, all places": FederatedMethod("fedavg", LARGER_PLAIN, "for all"),
 }
 
 
-class Task(JobConfig):
-    """Who learns what. ``data``: the folder of Fashion-MNIST's four files. ``hidden``: the model's width.
+class FederatedTask(JobConfig):
+    """Clients, model and local training. ``data``: the folder of Fashion-MNIST's four files. ``hidden``: model width.
 
-    ``alpha`` of the Dirichlet partition. ``development``: training examples that no client has, to choose steps on.
-    ``evaluate_every``: client updates. ``local_steps`` K of SGD on ``batch`` examples each make a client update.
+    ``alpha`` of the Dirichlet partition. ``development``: training examples that no client has, to select steps.
+    ``evaluate_every``: client updates. A client update is ``local_steps`` K of SGD on ``batch`` examples.
     """
 
     data: Path = FOLDER
@@ -81,9 +82,9 @@ class Task(JobConfig):
 
 @dataclass(frozen=True)
 class Trial:
-    """``updates``: of clients, however many make a round. ``on``: the examples that accuracy is of."""
+    """``updates``: client updates of the run. ``on``: the examples of the evaluation."""
 
-    task: Task
+    task: FederatedTask
     method: str
     step: float
     delays: str
@@ -92,17 +93,23 @@ class Trial:
     on: Literal["development", "test"] = "test"
 
 
-def settings(task: Task, method: Method, seed: int) -> Settings:
-    places, size = task.concurrency, method.buffer or task.buffer_size
+def settings(task: FederatedTask, method: FederatedMethod, seed: int) -> FederatedSettings:
+    concurrency, size = task.concurrency, method.buffer or task.buffer_size
     refill: Literal["arrival", "round"] = "arrival"
     if method.waits != "no":
-        places = size = task.buffer_size if method.waits == "for few" else task.concurrency
+        concurrency = size = task.buffer_size if method.waits == "for few" else task.concurrency
         refill = "round"
-    sizes = {"clients": task.clients, "concurrency": places, "buffer_size": size}
-    return Settings(**sizes, refill=refill, together="all", seed=seed)
+    return FederatedSettings(
+        clients=task.clients,
+        concurrency=concurrency,
+        buffer_size=size,
+        refill=refill,
+        together="all",
+        seed=seed,
+    )
 
 
-def rule(task: Task, method: Method, step: float) -> Rule:
+def rule(task: FederatedTask, method: FederatedMethod, step: float) -> Rule:
     if method.rule == "fedasync":
         return RULES["fedasync"](mix=step, power=0.5)
     return RULES[method.rule](lr=step, **({"clients": task.clients} if method.rule == "ca2fl" else {}))
@@ -110,26 +117,29 @@ def rule(task: Task, method: Method, step: float) -> Rule:
 
 @lru_cache(maxsize=1)
 def examples(folder: Path, development: int) -> dict[str, Examples]:
-    """ "train", "development", cut from the training examples by one shuffle for all seeds, and "test"."""
-    found = read(folder)
-    rows = rng_of(0, SPLIT).permutation(len(found["train"].labels))
+    """ "train" and "development", split by one shuffle for all seeds, and "test"."""
+    splits = read(folder)
+    rows = rng_of(0, SPLIT).permutation(len(splits["train"].labels))
     parts = {"development": rows[:development], "train": rows[development:]}
-    return {name: found["train"].take(part) for name, part in parts.items()} | {"test": found["test"]}
+    return {name: splits["train"].take(part) for name, part in parts.items()} | {"test": splits["test"]}
 
 
-def local_sgd(task: Task, train: Examples, seed: int) -> tuple[LocalSGD, Tensor]:
-    """The clients of a seed, and the parameters [P] that all methods start from."""
-    parts = dirichlet(train.labels.numpy(), task.clients, task.alpha, rng_of(seed, PARTITION), least=task.batch)
+def local_sgd(task: FederatedTask, train: Examples, seed: int) -> tuple[LocalSGD, Tensor]:
+    """The clients of a seed, and the initial parameters [P] of all methods."""
+    parts = dirichlet(train.labels.numpy(), task.clients, task.alpha, rng_of(seed, PARTITION), minimum=task.batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_of(seed, MODEL).integers(2**31)))
         model = MODELS[task.model](task.hidden)
-    how: dict[str, Any] = {
-        "steps": task.local_steps,
-        "batch": task.batch,
-        "lr": task.local_lr,
-        "weight_decay": task.weight_decay,
-    }
-    clients = LocalSGD(model, train.images, train.labels, parts, **how)
+    clients = LocalSGD(
+        model,
+        train.images,
+        train.labels,
+        parts,
+        steps=task.local_steps,
+        batch=task.batch,
+        lr=task.local_lr,
+        weight_decay=task.weight_decay,
+    )
     return clients, nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
@@ -139,25 +149,41 @@ def simulator(trial: Trial, train: Train, params: Tensor) -> Simulator:
     return Simulator(settings(task, method, trial.seed), rule(task, method, trial.step), train, delays, params)
 
 
-def curve(trial: Trial) -> dict[str, Any]:
-    """Accuracy after ``updates`` of clients, by then or just after, at virtual ``times``.
+class Curve(TypedDict):
+    """``accuracy`` after ``updates`` of clients, at virtual ``times``.
 
     ``staleness``: of the oldest update of each server round. ``bound``: rounds in which it lowered the server's step.
     """
+
+    updates: list[int]
+    times: list[float]
+    accuracy: list[float]
+    staleness: list[int]
+    bound: int
+
+
+def curve(trial: Trial) -> Curve:
+    """Evaluated after each ``evaluate_every`` client updates, rounded up to server rounds."""
     with one_thread():
         data = examples(trial.task.data, trial.task.development)
         clients, params = local_sgd(trial.task, data["train"], trial.seed)
-        ours = simulator(trial, clients, params)
+        server = simulator(trial, clients, params)
         layout = Layout.of(dict(clients.model.named_parameters()))
-        size, score = ours.settings.buffer_size, evaluator(clients.model, layout, data[trial.on])
-        found: dict[str, Any] = {"updates": [0], "times": [0.0], "accuracy": [score(params)]}
+        size, score = server.settings.buffer_size, evaluator(clients.model, layout, data[trial.on])
+        updates, times, accuracies = [0], [0.0], [score(params)]
         events: list[Event] = []
         for goal in goals(trial):
-            events += ours.run(-(-goal // size))
-            found["updates"].append(ours.round * size)
-            found["times"].append(ours.clock)
-            found["accuracy"].append(score(ours.params))
-        return found | {"staleness": staleness(events), "bound": ours.state.get("bound", 0)}
+            events += server.run(-(-goal // size))
+            updates.append(server.round * size)
+            times.append(server.clock)
+            accuracies.append(score(server.params))
+        return {
+            "updates": updates,
+            "times": times,
+            "accuracy": accuracies,
+            "staleness": staleness(events),
+            "bound": server.state.get("bound", 0),
+        }
 
 
 def goals(trial: Trial) -> range:
@@ -165,18 +191,18 @@ def goals(trial: Trial) -> range:
     return range(every, trial.updates + 1, every)
 
 
-def retimed(found: dict[str, Any], trial: Trial) -> dict[str, Any]:
-    """The curve of a method that waits, with the times that ``trial``'s delays give it: delays decide nothing else."""
+def retimed(curve: Curve, trial: Trial) -> Curve:
+    """The curve of a method that waits, with the times of ``trial``'s delays, which affect nothing else."""
 
     def idle(params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
         return [(torch.zeros(1), 1) for _ in clients]
 
-    ours = simulator(trial, idle, torch.zeros(1))
+    server = simulator(trial, idle, torch.zeros(1))
     times = [0.0]
     for goal in goals(trial):
-        ours.run(-(-goal // ours.settings.buffer_size))
-        times.append(ours.clock)
-    return found | {"times": times}
+        server.run(-(-goal // server.settings.buffer_size))
+        times.append(server.clock)
+    return {**curve, "times": times}
 
 
 def evaluator(model: nn.Module, layout: Layout, data: Examples) -> Callable[[Tensor], float]:
@@ -185,19 +211,19 @@ def evaluator(model: nn.Module, layout: Layout, data: Examples) -> Callable[[Ten
 
 def staleness(events: Sequence[Event]) -> list[int]:
     """τ_max of each server round."""
-    found, versions = [], []
+    oldest, versions = [], []
     for event in events:
         if event.kind == "arrive":
             versions.append(event.version)
         elif event.kind == "update":
-            found.append(event.version - 1 - min(versions))
+            oldest.append(event.version - 1 - min(versions))
             versions = []
-    return found
+    return oldest
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The bits of a sum depend on the number of threads."""
+    """Limits torch to one thread: the bits of a sum depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

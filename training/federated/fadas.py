@@ -7,32 +7,31 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, TypeVar
 
 from pydantic import Field, field_validator
 
 from training.fashion_mnist import digests
-from training.federated.experiment import DELAYS, METHODS, Task, Trial, curve, retimed
+from training.federated.experiment import DELAYS, METHODS, Curve, FederatedTask, Trial, curve, retimed
 from training.federated.fadas_checks import agreements, claims, golden
 from training.federated.fadas_figures import draw
-from training.federated.fadas_summary import end, summary
-from training.run import Job, Run, jsonable
+from training.federated.fadas_summary import Choices, end, summary
+from training.run import Job, Run, check_names, jsonable
 
-Curve = dict[str, Any]
+T = TypeVar("T", tuple[str, ...], dict[str, float])
 
 
-class Config(Task):
-    """``updates`` of clients in a run, ``tuning_updates`` in one to choose the server's step.
+class FadasConfig(FederatedTask):
+    """``updates`` of clients in a run, ``tuning_updates`` in a run that selects the server's step.
 
-    ``steps``: the server's step by method, for methods whose step is not to be chosen. ``seeds``: of each run, after
-    the one that steps are chosen with. ``workers``: processes. ``golden``: accuracies at the end to expect, by
-    "delays, method".
+    ``steps``: the server's step by method, for methods without selection. ``seeds``: of each run; the selection has a
+    separate seed. ``workers``: processes. ``golden``: expected final accuracies, by "delays, method".
     """
 
     movable: ClassVar[frozenset[str]] = frozenset({"workers"})
 
-    methods: tuple[str, ...] = tuple(METHODS)
-    delays: tuple[str, ...] = tuple(DELAYS)
+    methods: tuple[str, ...] = Field(tuple(METHODS), min_length=1)
+    delays: tuple[str, ...] = Field(tuple(DELAYS), min_length=1)
     steps: dict[str, float] = Field({})
     seeds: int = Field(5, ge=1)
     updates: int = Field(2500, ge=1)
@@ -40,25 +39,28 @@ class Config(Task):
     workers: int = Field(2, ge=1)
     golden: dict[str, float] = Field({})
 
-    @field_validator("methods", "delays", "steps")
+    @field_validator("methods", "steps")
     @classmethod
-    def _known(cls, value: Any, info: Any) -> Any:
-        known = DELAYS if info.field_name == "delays" else METHODS
-        unknown = [each for each in value if each not in known]
-        if unknown or (info.field_name != "steps" and not value):
-            raise ValueError(f"{unknown or 'nothing'} among {info.field_name}; there are {', '.join(known)}")
+    def _methods(cls, value: T) -> T:
+        check_names(value, METHODS, "method")
+        return value
+
+    @field_validator("delays")
+    @classmethod
+    def _delays(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_names(value, DELAYS, "delay model")
         return value
 
     @property
-    def task(self) -> Task:
-        return Task(**{name: getattr(self, name) for name in Task.model_fields})
+    def task(self) -> FederatedTask:
+        return FederatedTask(**{name: getattr(self, name) for name in FederatedTask.model_fields})
 
     def trains(self, method: str, delays: str) -> bool:
-        """Delays decide only when the answers come that a method waits for: it learns the same under all of them."""
+        """Whether to train: a synchronous method learns the same under all delays, which affect its times only."""
         return METHODS[method].waits == "no" or delays == self.delays[0]
 
 
-def run(config: Config, run: Run) -> dict[str, Any]:
+def run(config: FadasConfig, run: Run) -> dict[str, object]:
     data, choices = digests(config.data), tuning_trials(config, run)
     trained = sum(config.trains(method, delays) for method in config.methods for delays in config.delays)
     run.planned_steps = len(choices) + trained * config.seeds
@@ -67,17 +69,18 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         run.check(**check)
     chosen = choose(choices, run_all(choices, config, run), config)
     curves = all_curves(chosen, config, run)
-    found = {delays: summary(curves[delays], chosen[delays]) for delays in config.delays}
-    for check in [*claims(found, config.updates), *golden(found, config.golden)]:
+    results = {delays: summary(curves[delays], chosen[delays]) for delays in config.delays}
+    for check in [*claims(results, config.updates), *golden(results, config.golden)]:
         run.check(**check)
-    return jsonable({"data": data, "steps": chosen, "results": found})
+    result: dict[str, object] = jsonable({"data": data, "steps": chosen, "results": results})
+    return result
 
 
-def tuning_trials(config: Config, run: Run) -> dict[str, Trial]:
-    """By name; on development examples, with a seed that no other trial has."""
-    how: dict[str, Any] = {"seed": run.derive_seed(0), "updates": config.tuning_updates, "on": "development"}
+def tuning_trials(config: FadasConfig, run: Run) -> dict[str, Trial]:
+    """By name; on development examples, with a separate seed."""
+    seed, updates = run.derive_seed(0), config.tuning_updates
     return {
-        f"tune-{delays}-{method}-{step:g}": Trial(config.task, method, step, delays, **how)
+        f"tune-{delays}-{method}-{step:g}": Trial(config.task, method, step, delays, seed, updates, "development")
         for method in config.methods
         for delays in config.delays
         if method not in config.steps and config.trains(method, delays)
@@ -85,26 +88,29 @@ def tuning_trials(config: Config, run: Run) -> dict[str, Trial]:
     }
 
 
-def choose(trials: Mapping[str, Trial], curves: Mapping[str, Curve], config: Config) -> dict[str, dict[str, Any]]:
-    """By delays and method: the "step" with the highest accuracy on development examples, the accuracies of all that
-    were "tried", and whether it is the smallest or largest of them."""
-    found: dict[str, dict[str, Any]] = {
+def choose(trials: Mapping[str, Trial], curves: Mapping[str, Curve], config: FadasConfig) -> Choices:
+    """The step with the highest accuracy on development examples, by delays and method."""
+    choices: Choices = {
         delays: {method: {"step": step} for method, step in config.steps.items()} for delays in config.delays
     }
     for name, trial in trials.items():
-        tried = found[trial.delays].setdefault(trial.method, {"tried": {}})["tried"]
-        tried[trial.step] = end(curves[name])
-    for one in (each for methods in found.values() for each in methods.values() if "tried" in each):
-        one["step"] = max(one["tried"], key=one["tried"].get)
-        one["at the edge"] = one["step"] in (min(one["tried"]), max(one["tried"]))
-    first = found[config.delays[0]]
+        choice = choices[trial.delays].setdefault(trial.method, {"tried": {}})
+        choice["tried"][trial.step] = end(curves[name])
+    for methods in choices.values():
+        for choice in methods.values():
+            if "tried" in choice:
+                tried = choice["tried"]
+                choice["step"] = max(tried, key=tried.__getitem__)
+                choice["at_edge"] = choice["step"] in (min(tried), max(tried))
+    first = choices[config.delays[0]]
     return {
-        delays: {method: own.get(method, first[method]) for method in config.methods} for delays, own in found.items()
+        delays: {method: methods.get(method, first[method]) for method in config.methods}
+        for delays, methods in choices.items()
     }
 
 
-def all_curves(chosen: Mapping[str, Any], config: Config, run: Run) -> dict[str, dict[str, list[Curve]]]:
-    """By delays and method, a curve a seed. Seeds are the outer loop: a run that is cut short has all methods."""
+def all_curves(chosen: Choices, config: FadasConfig, run: Run) -> dict[str, dict[str, list[Curve]]]:
+    """By delays and method, one curve per seed. Seeds are the outer loop: an interrupted run has all methods."""
     trials = {
         (delays, method, i): Trial(
             config.task, method, chosen[delays][method]["step"], delays, run.derive_seed(1, i), config.updates
@@ -116,19 +122,19 @@ def all_curves(chosen: Mapping[str, Any], config: Config, run: Run) -> dict[str,
     names = {key: "-".join(map(str, key)) for key in trials if config.trains(key[1], key[0])}
     trained = run_all({name: trials[key] for key, name in names.items()}, config, run)
 
-    def of(delays: str, method: str, i: int) -> Curve:
+    def curve_of(delays: str, method: str, i: int) -> Curve:
         if config.trains(method, delays):
             return trained[names[delays, method, i]]
         return retimed(trained[names[config.delays[0], method, i]], trials[delays, method, i])
 
     return {
-        delays: {method: [of(delays, method, i) for i in range(config.seeds)] for method in config.methods}
+        delays: {method: [curve_of(delays, method, i) for i in range(config.seeds)] for method in config.methods}
         for delays in config.delays
     }
 
 
-def run_all(trials: Mapping[str, Trial], config: Config, run: Run) -> dict[str, Curve]:
-    """The curve of each trial: a step of the run each, in processes of their own where there are several."""
+def run_all(trials: Mapping[str, Trial], config: FadasConfig, run: Run) -> dict[str, Curve]:
+    """The curve of each trial, as one step of the run; in ``workers`` processes if there are several."""
     missing = {name: trial for name, trial in trials.items() if not run.has(name)}
     with _started(missing, config.workers) as results:
         return {name: run.step(name, partial(_reported, name, results, run)) for name in trials}
@@ -147,15 +153,15 @@ def _started(trials: Mapping[str, Trial], workers: int) -> Iterator[Mapping[str,
 
 
 def _reported(name: str, results: Mapping[str, Callable[[], Curve]], run: Run) -> Curve:
-    found = results[name]()
-    row = {"trial": name, "accuracy": end(found), "time": found["times"][-1], "oldest": max(found["staleness"])}
-    run.metrics(row, "{trial}: accuracy {accuracy:.3f} at time {time:.0f}, oldest update {oldest} rounds".format(**row))
-    return found
+    trained = results[name]()
+    accuracy, time, oldest = end(trained), trained["times"][-1], max(trained["staleness"])
+    row = {"trial": name, "accuracy": accuracy, "time": time, "oldest": oldest}
+    run.metrics(row, f"{name}: accuracy {accuracy:.3f} at time {time:.0f}, oldest update {oldest} rounds")
+    return trained
 
 
-def expected_minutes(config: Config) -> float:
-    """From rates on two busy cores, halved for an MLP by what benchmarks.federated measured since; a CNN takes some
-    eight times as long."""
+def expected_minutes(config: FadasConfig) -> float:
+    """From rates on two busy cores; a CNN takes about eight times as long as an MLP."""
     updates = 0
     for method in config.methods:
         tuning = 0 if method in config.steps else len(METHODS[method].steps) * config.tuning_updates
@@ -197,7 +203,7 @@ PAPER = {"local_steps": 40, "batch": 50, "hidden": 200}  # 500 rounds; two epoch
 JOB = Job(
     name="federated.fadas",
     summary="FADAS and other federated rules, asynchronous and in step, on Fashion-MNIST under mild and large delays",
-    Config=Config,
+    Config=FadasConfig,
     run=run,
     presets={"smoke": SMOKE, "two-cores": TWO_CORES, "cnn": CNN, "paper": PAPER},
     draw=draw,

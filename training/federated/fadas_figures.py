@@ -1,11 +1,15 @@
-"""The figure of `federated.fadas`, from result.json alone."""
+"""The figure of `federated.fadas`, from result.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from training.federated.fadas_summary import Band, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STYLES = {
     "FADAS": ("C0", "-"),
@@ -29,18 +33,18 @@ def draw(folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     result = json.loads((folder / "result.json").read_text())
-    config, results = result["config"], result["results"]
+    results: Results = result["results"]
+    size = result["config"]["buffer_size"]
     figure, panels = plt.subplots(
         len(results), 2, figsize=(12, 4 * len(results)), layout="constrained", sharey=True, squeeze=False
     )
-    for (by_updates, by_time), (delays, found) in zip(panels, results.items(), strict=True):
-        for method, one in found["methods"].items():
-            _band(by_updates, [each / config["buffer_size"] for each in one["updates"]], one["by updates"], method)
-            _band(by_time, found["times"], one["by time"], method)
-        size = config["buffer_size"]
+    for (by_updates, by_time), (delays, summary) in zip(panels, results.items(), strict=True):
+        for method, row in summary["methods"].items():
+            _band(by_updates, [updates / size for updates in row["updates"]], row["by_updates"], method)
+            _band(by_time, summary["times"], row["by_time"], method)
         by_updates.set(title=f"{delays} delays", xlabel=f"rounds of {size} client updates", ylabel="test accuracy")
         by_time.set(title=f"{delays} delays", xlabel="virtual time")
-    low = min(one["end"]["mean"] for found in results.values() for one in found["methods"].values())
+    low = min(row["end"]["mean"] for summary in results.values() for row in summary["methods"].values())
     panels[0, 0].set_ylim(max(0.0, low - 0.25), None)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
@@ -48,7 +52,7 @@ def draw(folder: Path) -> None:
     plt.close(figure)
 
 
-def _band(axes: Any, x: list[float], band: Mapping[str, Any], method: str) -> None:
+def _band(axes: Axes, x: list[float], band: Band, method: str) -> None:
     colour, line = STYLES[method]
     axes.plot(x, band["mean"], color=colour, linestyle=line, label=method, linewidth=1.4)
     axes.fill_between(x, band["low"], band["high"], color=colour, alpha=0.15, linewidth=0)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as examples to train on, and two small models of it."""
+"""Fashion-MNIST as training examples, and two small models."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Examples(NamedTuple):
 @lru_cache(maxsize=1)
 def read(folder: Path) -> dict[str, Examples]:
     """ "train" (60,000) and "test" (10,000). Raises ValueError as ``fashion_mnist.read``."""
-    found = {}
+    examples = {}
     for split in fashion_mnist.SPLITS:
         images, labels = fashion_mnist.read(folder, split)
-        found[split] = Examples(((images - MEAN) / DEVIATION)[:, None], labels)
-    return found
+        examples[split] = Examples(((images - MEAN) / DEVIATION)[:, None], labels)
+    return examples
 
 
 def mlp(hidden: int) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(fashion_mnist.SIDE**2, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
 def cnn(hidden: int) -> nn.Module:
@@ -50,7 +50,7 @@ def cnn(hidden: int) -> nn.Module:
         nn.Conv2d(narrow, wide, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(wide * 49, 10),
+        nn.Linear(wide * (fashion_mnist.SIDE // 4) ** 2, 10),
     )
 
 
@@ -59,8 +59,8 @@ MODELS = {"mlp": mlp, "cnn": cnn}
 
 @torch.no_grad()
 def accuracy(model: Callable[[Tensor], Tensor], examples: Examples, chunk: int = 2000) -> float:
-    """The share that ``model`` gets right."""
-    right = 0
+    """The share of examples that ``model`` classifies correctly."""
+    correct = 0
     for images, labels in zip(examples.images.split(chunk), examples.labels.split(chunk), strict=True):
-        right += int((model(images).argmax(1) == labels).sum())
-    return right / len(examples.labels)
+        correct += int((model(images).argmax(1) == labels).sum())
+    return correct / len(examples.labels)

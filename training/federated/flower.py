@@ -1,13 +1,13 @@
-"""The rules of `rules.py` in a Flower ServerApp: a server that does not wait, which flwr has no strategy for.
+"""An asynchronous server for Flower, whose own strategies are synchronous: the rules of `rules.py` in a ServerApp.
 
-Clients are asked in the words of flwr's own strategies (Message API): a "train" message has the model under "arrays"
-and "server-round" under "config"; the answer has the client's model in one ArrayRecord and "num-examples" in one
-MetricRecord. So a ClientApp written for flwr's FedAvg needs no change. "config" also has "client", the client's number,
-and "seed", one for each training.
+The messages are those of flwr's own strategies (Message API): a "train" message has the model under "arrays" and
+"server-round" under "config"; the answer has the client's model in one ArrayRecord and "num-examples" in one
+MetricRecord. A ClientApp for flwr's FedAvg needs no change. "config" also has "client", the client's number, and
+"seed", one per training.
 
-What one pull brings counts as one instant of the simulator: answers enter the buffer in the order in which their
-clients were started, the rule is applied each time that the buffer is full, then free places are filled. So the
-simulator, given the same arrivals, ends with the same model.
+The answers of one pull count as one instant of the simulator: they enter the buffer in the order in which their clients
+were started, the rule is applied each time that the buffer is full, then free places are filled. The simulator with the
+same arrivals ends with the same model.
 """
 
 from __future__ import annotations
@@ -18,47 +18,65 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from training.federated.rules import Layout, Rule, Update, rejection
-from training.federated.simulator import STARTS, TRAINING, Event, Settings
-from training.run import derive_seed, rng_of
+from training.federated.buffered import BufferedServer, Event, FederatedSettings, ServerSnapshot
+from training.federated.rules import Layout, Rule
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 100  # at least so many answers in a row must fail before the run is given up
+MAX_FAILURES = 100  # at least so many answers in a row must fail before the run ends
 
 
-class Work(NamedTuple):
-    """A client at work: the ``number``-th that was started, from the model of round ``version``."""
+class ClientTraining(NamedTuple):
+    """The ``number``-th training, on ``client``, from the model of round ``version``."""
 
     number: int
     client: int
     version: int
 
 
-class Asked(NamedTuple):
-    work: Work
-    deadline: float  # in seconds since the server began
+class PendingAnswer(NamedTuple):
+    training: ClientTraining
+    deadline: float  # in seconds since the server started
 
 
-class AsyncServer:
-    """``AsyncServer(grid, model.state_dict(), rule, settings).run(rounds)`` gives the trained tensors.
+class ClientAnswer(NamedTuple):
+    delta: Tensor
+    examples: int
 
-    ``settings``: the simulator's, with ``timeout`` in seconds. ``on_round(round, tensors)`` is called after each server
-    round, ``on_event`` with what happens (``Event.time`` in seconds). ``checkpoint``: a file that is rewritten after
-    each round; where it is there already, the run goes on from it, and clients that were at work are asked again.
-    ``poll``: seconds between two looks for answers.
 
-    A client that was given up is asked again once its late answer has come and gone, or after a second ``timeout``. A
-    client's number is that of its node, in the order in which nodes connected, lowest id first; a newcomer takes the
-    place of a node that has gone. Raises ValueError for tensors that are not of one floating-point type, and for a
-    checkpoint of another model, rule or number of clients.
+class Origin(TypedDict):
+    """The run to which a checkpoint belongs."""
+
+    rule: str
+    model: dict[str, list[int]]
+    clients: int
+
+
+class FlowerSnapshot(ServerSnapshot):
+    belongs_to: Origin
+    nodes: list[int]
+    pending: list[tuple[int, int, int]]
+
+
+class AsyncServer(BufferedServer):
+    """``AsyncServer(grid, model.state_dict(), rule, settings).run(rounds)`` returns the trained tensors.
+
+    ``settings``: ``timeout`` is in seconds. ``on_round(round, tensors)`` is called after each server round,
+    ``on_event`` with each event (``Event.time`` in seconds). ``checkpoint``: a file that is rewritten after each round;
+    if it exists, the run continues from it, and clients that were at work are asked again. ``poll``: seconds between
+    pulls.
+
+    An abandoned client gets work again once its late answer has arrived, or after a second ``timeout``. A client's
+    number is that of its node, in the order in which nodes connected, lowest id first; a new node takes the place of a
+    disconnected one. Raises ValueError for tensors that are not of one floating-point type, and for a checkpoint of
+    another model, rule or number of clients.
     """
 
     def __init__(
@@ -66,169 +84,166 @@ class AsyncServer:
         grid: Grid,
         tensors: Mapping[str, Tensor],
         rule: Rule,
-        settings: Settings,
+        settings: FederatedSettings,
         *,
         checkpoint: Path | None = None,
         on_round: Callable[[int, dict[str, Tensor]], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
         poll: float = 0.1,
     ) -> None:
-        self.grid, self.rule, self.settings = grid, rule, settings
-        self.checkpoint, self.on_round, self.on_event, self.poll = checkpoint, on_round, on_event, poll
         _check_types(tensors)
         self.layout = Layout.of(tensors)
-        self.params = self.layout.pack(tensors)
-        self.state = rule.init(self.params)
-        self.round = self.started = self.failed = 0
+        super().__init__(settings, rule, self.layout.pack(tensors))
+        self.grid, self.checkpoint, self.on_round, self.on_event, self.poll = grid, checkpoint, on_round, on_event, poll
+        self.failures = 0  # in a row
         self.nodes: list[int] = []  # by client
-        self.models = {0: self.params}  # by round, those that a client at work started from, and the newest
-        self.buffer: list[Update] = []
-        self.pending: list[Work] = []  # at work when the checkpoint was written
-        self.asked: dict[str, Asked] = {}  # by message
-        self.given_up: dict[str, Asked] = {}
+        self.resumed: list[ClientTraining] = []  # at work when the checkpoint was written
+        self.pending: dict[str, PendingAnswer] = {}  # by message
+        self.abandoned: dict[str, PendingAnswer] = {}
         self.began, self.now = time.monotonic(), 0.0
         if checkpoint is not None and checkpoint.exists():
             self._restore(checkpoint)
 
     def run(self, rounds: int) -> dict[str, Tensor]:
-        """Go on until there have been ``rounds`` server rounds, or more if the last pull brought several.
+        """Continues to ``rounds`` server rounds, or more if the last pull has several.
 
-        Waits until ``settings.concurrency`` clients are connected. Raises RuntimeError when nothing but failures comes.
+        Waits until ``settings.concurrency`` clients are connected. Raises RuntimeError if only failures arrive.
         """
         while len(online := self._admit()) < self.settings.concurrency:
-            log.info("%d clients are connected, %d are waited for", len(online), self.settings.concurrency)
+            log.info("%d clients are connected, %d are needed", len(online), self.settings.concurrency)
             time.sleep(max(self.poll, 1.0))
-        while self.pending:
-            self._ask(self.pending.pop(0))
-        places = True
+        while self.resumed:
+            self._ask(self.resumed.pop(0))
+        refill = True
         while self.round < rounds:
-            if places:
+            if refill:
                 self._fill()
-            places = self._advance()
+            refill = self._advance()
         return self.layout.unpack(self.params)
 
     def _admit(self) -> set[int]:
-        """The clients that are connected, newcomers among them."""
+        """The clients that are connected, including new ones."""
         online = set(self.grid.get_node_ids())
-        busy = {asked.work.client for asked in self.asked.values()}
+        busy = {pending.training.client for pending in self.pending.values()}
         for node in sorted(online.difference(self.nodes)):
             if len(self.nodes) < self.settings.clients:
                 self.nodes.append(node)
                 continue
-            gone = [c for c, known in enumerate(self.nodes) if known not in online and c not in busy]
-            if gone:
-                log.info("node %d is client %d now", node, gone[0])
-                self.nodes[gone[0]] = node
+            replaceable = [c for c, client_node in enumerate(self.nodes) if client_node not in online and c not in busy]
+            if replaceable:
+                log.info("node %d is client %d now", node, replaceable[0])
+                self.nodes[replaceable[0]] = node
         return {client for client, node in enumerate(self.nodes) if node in online}
 
     def _fill(self) -> None:
-        places = self.settings.concurrency - len(self.asked)
-        # Who was given up and has not answered yet would only find more work waiting.
-        busy = {asked.work.client for asked in [*self.asked.values(), *self.given_up.values()]}
+        places = self.settings.concurrency - len(self.pending)
+        # An abandoned client that has not answered yet would queue the new work behind the old.
+        busy = {pending.training.client for pending in [*self.pending.values(), *self.abandoned.values()]}
         free = sorted(self._admit() - busy) if places else []
         for _ in range(min(places, len(free))):
-            rng = rng_of(self.settings.seed, STARTS, self.started)
-            work = Work(self.started, free.pop(rng.integers(len(free))), self.round)
-            self.started += 1
-            self._emit("start", work.client, work.version)
-            self._ask(work)
+            number = self.started
+            client, _ = self.draw_client(free)
+            free.remove(client)
+            self._emit(Event(self.now, "start", client, self.round))
+            self._ask(ClientTraining(number, client, self.round))
 
-    def _ask(self, work: Work) -> None:
+    def _ask(self, training: ClientTraining) -> None:
         timeout = self.settings.timeout
-        seed = derive_seed(self.settings.seed, TRAINING, work.number)
+        seed = self.training_seed(training.number)
         content = RecordDict(
             {
-                "arrays": ArrayRecord(self.layout.unpack(self.models[work.version])),
-                "config": ConfigRecord({"server-round": work.version, "client": work.client, "seed": seed}),
+                "arrays": ArrayRecord(self.layout.unpack(self.models[training.version])),
+                "config": ConfigRecord({"server-round": training.version, "client": training.client, "seed": seed}),
             }
         )
-        # An answer that comes after the timeout is still seen, and reported.
+        # An answer after the timeout is still read, and reported.
         ttl = None if math.isinf(timeout) else 2 * timeout
-        message = Message(content, self.nodes[work.client], MessageType.TRAIN, ttl=ttl, group_id=str(work.version))
+        node, group = self.nodes[training.client], str(training.version)
+        message = Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=group)
         message_id = next(iter(self.grid.push_messages([message])), "")
         if message_id:
-            self.asked[message_id] = Asked(work, time.monotonic() - self.began + timeout)
+            self.pending[message_id] = PendingAnswer(training, time.monotonic() - self.began + timeout)
         else:
-            self._fail("reject", work, "Flower did not take the message")
+            self._fail("reject", training, "Flower did not take the message")
 
     def _advance(self) -> bool:
-        """One look for answers. Whether free places may be filled now."""
+        """One pull. Returns whether free places may be filled now."""
         replies = self._pull()
         self.now, before = time.monotonic() - self.began, self.round
-        late = {name: asked for name, asked in self.asked.items() if asked.deadline < self.now and name not in replies}
-        names = [name for name in self.asked if name in replies or name in late]
-        done = [(self.asked.pop(name).work, replies.get(name)) for name in names]
-        for work, reply in sorted(done, key=lambda pair: pair[0].number):
-            self._arrive(work, reply)
-        self._note_late(replies)
-        self.given_up |= late
+        late = {
+            name: pending
+            for name, pending in self.pending.items()
+            if pending.deadline < self.now and name not in replies
+        }
+        names = [name for name in self.pending if name in replies or name in late]
+        ended = [(self.pending.pop(name).training, replies.get(name)) for name in names]
+        for training, reply in sorted(ended, key=lambda pair: pair[0].number):
+            self._arrive(training, reply)
+        self._report_late(replies)
+        self.abandoned |= late
         if self.round > before:
             self._end_round()
-        elif not done:
+        elif not ended:
             time.sleep(self.poll)
-        return self.settings.refill == "arrival" or self.round > before or not self.asked
+        return self.settings.refill == "arrival" or self.round > before or not self.pending
 
     def _pull(self) -> dict[str, Message]:
-        """What came since the last look, by the message that it answers."""
-        names = [*self.asked, *self.given_up]
+        """The answers since the last pull, by the message that they answer."""
+        names = [*self.pending, *self.abandoned]
         return {reply.metadata.reply_to_message_id: reply for reply in self.grid.pull_messages(names)} if names else {}
 
-    def _arrive(self, work: Work, reply: Message | None) -> None:
+    def _arrive(self, training: ClientTraining, reply: Message | None) -> None:
         if reply is None:
-            return self._fail("late", work, f"no answer within {self.settings.timeout:g} s")
-        update = self._read(work, reply)
-        reason = update if isinstance(update, str) else rejection(update, self.params, self.settings.max_staleness)
-        if isinstance(update, str) or reason is not None:
-            return self._fail("reject", work, reason or "")
-        self.failed = 0
-        self.buffer.append(update)
-        self._emit("arrive", work.client, work.version)
-        if len(self.buffer) == self.settings.buffer_size:
-            self.state, self.params = self.rule.step(self.state, self.params, self.buffer)
-            self.buffer = []
-            self.round += 1
-            self.models[self.round] = self.params
-            self._emit("update", None, self.round)
+            return self._fail("late", training, f"no answer within {self.settings.timeout:g} s")
+        answer = self._read(training, reply)
+        if isinstance(answer, str):
+            return self._fail("reject", training, answer)
+        events = self.receive(self.now, training.client, training.version, answer.delta, answer.examples)
+        if events[0].kind == "reject":
+            return self._fail("reject", training, events[0].note)
+        self.failures = 0
+        for event in events:
+            self._emit(event)
 
-    def _read(self, work: Work, reply: Message) -> Update | str:
-        """The update, or why there is none: whatever a client may send ends here."""
+    def _read(self, training: ClientTraining, reply: Message) -> ClientAnswer | str:
+        """The answer, or the reason why it is unreadable: the content of a message is untrusted."""
         if reply.has_error():
             return f"Flower's error {reply.error.code}: {reply.error.reason}"
-        start = self.models[work.version]
+        start = self.models[training.version]
         try:
             (arrays,) = reply.content.array_records.values()
             (metrics,) = reply.content.metric_records.values()
-            sent = self.layout.pack(arrays.to_torch_state_dict())
+            vector = self.layout.pack(arrays.to_torch_state_dict())
             examples = int(metrics["num-examples"])
         except Exception as error:
             return f"unreadable: {type(error).__name__}: {error}"
-        if sent.dtype != start.dtype:
-            return f"the answer is {sent.dtype}, the model {start.dtype}"
-        return Update(work.client, sent - start, start, self.round - work.version, examples)
+        if vector.dtype != start.dtype:
+            return f"the answer is {vector.dtype}, the model {start.dtype}"
+        return ClientAnswer(vector - start, examples)
 
-    def _note_late(self, replies: Mapping[str, Message]) -> None:
-        for name in [*self.given_up]:
-            asked = self.given_up[name]
+    def _report_late(self, replies: Mapping[str, Message]) -> None:
+        for name in [*self.abandoned]:
+            training, deadline = self.abandoned[name]
             if name in replies:
-                self._emit("reject", *asked.work[1:], f"answered {self.now - asked.deadline:.1f} s too late")
-            if name in replies or self.now > asked.deadline + self.settings.timeout:
-                del self.given_up[name]
+                note = f"answered {self.now - deadline:.1f} s too late"
+                self._emit(Event(self.now, "reject", training.client, training.version, note))
+            if name in replies or self.now > deadline + self.settings.timeout:
+                del self.abandoned[name]
 
-    def _fail(self, kind: str, work: Work, reason: str) -> None:
-        self.failed += 1
-        self._emit(kind, work.client, work.version, reason)
-        if self.failed >= max(PATIENCE, 2 * self.settings.concurrency):
-            raise RuntimeError(f"{self.failed} answers in a row were of no use, the last: {reason}")
+    def _fail(self, kind: str, training: ClientTraining, reason: str) -> None:
+        self.failures += 1
+        self._emit(Event(self.now, kind, training.client, training.version, reason))
+        if self.failures >= max(MAX_FAILURES, 2 * self.settings.concurrency):
+            raise RuntimeError(f"{self.failures} answers in a row were unusable, the last: {reason}")
 
-    def _emit(self, kind: str, client: int | None, version: int, note: str = "") -> None:
-        if note:
-            log.warning("%s, client %s: %s", kind, client, note)
+    def _emit(self, event: Event) -> None:
+        if event.note:
+            log.warning("%s, client %s: %s", event.kind, event.client, event.note)
         if self.on_event is not None:
-            self.on_event(Event(self.now, kind, client, version, note))
+            self.on_event(event)
 
     def _end_round(self) -> None:
-        needed = {asked.work.version for asked in self.asked.values()} | {self.round}
-        self.models = {version: model for version, model in self.models.items() if version in needed}
+        self.drop_models(pending.training.version for pending in self.pending.values())
         if self.checkpoint is not None:
             partial = self.checkpoint.with_suffix(".partial")
             torch.save(self._snapshot(), partial)
@@ -236,32 +251,28 @@ class AsyncServer:
         if self.on_round is not None:
             self.on_round(self.round, self.layout.unpack(self.params))
 
-    def _belongs_to(self) -> dict[str, Any]:
+    def _origin(self) -> Origin:
         shapes = {name: list(shape) for name, shape in self.layout.shapes.items()}
         return {"rule": repr(self.rule), "model": shapes, "clients": self.settings.clients}
 
-    def _snapshot(self) -> dict[str, Any]:
+    def _snapshot(self) -> FlowerSnapshot:
         return {
-            "belongs_to": self._belongs_to(),
-            "numbers": {"round": self.round, "started": self.started},
+            **self.server_snapshot(),
+            "belongs_to": self._origin(),
             "nodes": self.nodes,
-            "pending": [list(asked.work) for asked in self.asked.values()],
-            "models": self.models,
-            "buffer": [dict(vars(update)) for update in self.buffer],
-            "state": self.state,
+            "pending": [(*pending.training,) for pending in self.pending.values()],
         }
 
     def _restore(self, checkpoint: Path) -> None:
-        snapshot = torch.load(checkpoint, weights_only=True)
-        for name, value in self._belongs_to().items():
-            if snapshot["belongs_to"][name] != value:
-                raise ValueError(f"{checkpoint} is of another {name}: {snapshot['belongs_to'][name]}, not {value}")
-        self.round, self.started = snapshot["numbers"]["round"], snapshot["numbers"]["started"]
-        self.nodes, self.models, self.state = snapshot["nodes"], snapshot["models"], snapshot["state"]
-        self.params = self.models[self.round]
-        self.pending = [Work(*work) for work in snapshot["pending"]]
-        self.buffer = [Update(**update) for update in snapshot["buffer"]]
-        log.info("round %d: going on from %s", self.round, checkpoint)
+        snapshot: FlowerSnapshot = torch.load(checkpoint, weights_only=True)
+        for name, value in self._origin().items():
+            saved = snapshot["belongs_to"][name]  # type: ignore[literal-required]
+            if saved != value:
+                raise ValueError(f"{checkpoint} is of another {name}: {saved}, not {value}")
+        self.restore_server(snapshot)
+        self.nodes = snapshot["nodes"]
+        self.resumed = [ClientTraining(*training) for training in snapshot["pending"]]
+        log.info("round %d: continuing from %s", self.round, checkpoint)
 
 
 def _check_types(tensors: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """``flwr run APP local --stream`` on this machine alone: no network, no telemetry, and no process left behind.
 
-flwr starts a SuperLink by itself where none is running, and leaves it running. This starts one of its own, with a port
-and a home (FLWR_HOME) of its own, and ends it with all that it started.
+flwr starts a SuperLink if none is running, and leaves it running. This module starts a separate one, with its own port
+and home (FLWR_HOME), and ends it with all processes that it started.
 
     python -m training.federated.flower_local training/federated/flower_app --supernodes 10 rounds=50
 """
@@ -32,15 +32,15 @@ OFFLINE = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ADDRESS": "local",  # not a Ray that happens to run on this machine
-    "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp"),  # its sockets' paths may have 107 bytes, and TMPDIR be long
+    "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp"),  # socket paths are limited to 107 bytes, and TMPDIR may be long
 }
-STARTS, ENDS = 300.0, 20.0  # seconds that a SuperLink may take to
+START_TIMEOUT, STOP_TIMEOUT = 300.0, 20.0  # seconds of a SuperLink
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("app", type=Path, help="the app's folder")
-    parser.add_argument("--supernodes", type=int, default=10, help="how many clients are simulated")
+    parser.add_argument("--supernodes", type=int, default=10, help="number of simulated clients")
     parser.add_argument("config", nargs="*", help="key=value, as in [tool.flwr.app.config]")
     args = parser.parse_intermixed_args()
     with superlink() as env:
@@ -53,11 +53,11 @@ def main() -> None:
 
 @contextmanager
 def superlink(*flags: str, ca: Path | None = None, bin: Path = BIN) -> Iterator[dict[str, str]]:
-    """A SuperLink of its own. Gives the environment in which `flwr` finds it under the name "local".
+    """A separate SuperLink. Yields the environment in which `flwr` finds it under the name "local".
 
-    ``flags`` of `flower-superlink`; without any, it simulates clients. ``ca``: for TLS, the absolute path
-    of the certificate that signed its own. ``bin``: where flwr's programs are. Raises TimeoutError, with the end of its
-    log, if it does not start.
+    ``flags`` of `flower-superlink`; without flags, it simulates clients. ``ca``: for TLS, the absolute path of the
+    certificate that signed the SuperLink's. ``bin``: the folder of flwr's programs. Raises TimeoutError, with the end
+    of the log, if it does not start.
     """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="flwr-") as home:
@@ -82,7 +82,7 @@ def superlink(*flags: str, ca: Path | None = None, bin: Path = BIN) -> Iterator[
 def run(app: Path, env: dict[str, str], federation: Sequence[str] = (), config: Sequence[str] = ()) -> None:
     """`flwr run APP local --stream`, with `--federation-config` and `--run-config`.
 
-    Raises CalledProcessError where flwr does not take the run, and nothing where the run fails.
+    Raises CalledProcessError if flwr does not accept the run, and nothing if the run fails.
     """
     command = ["flwr", "run", str(app), "local", "--stream"]
     for flag, values in (("--federation-config", federation), ("--run-config", config)):
@@ -92,7 +92,7 @@ def run(app: Path, env: dict[str, str], federation: Sequence[str] = (), config: 
 
 
 def completed(env: dict[str, str]) -> bool:
-    """Whether the SuperLink's runs, one at least, all ended well."""
+    """Whether the SuperLink has at least one run, and all succeeded."""
     listed = subprocess.run(["flwr", "list", "local", "--format", "json"], env=env, capture_output=True, text=True)
     runs = json.loads(listed.stdout)["runs"]
     return bool(runs) and all(run["status"] == "finished:completed" for run in runs)
@@ -107,7 +107,7 @@ def free_port() -> int:
 def _wait_for(process: subprocess.Popen[bytes], port: int, ca: Path | None, log: Path) -> None:
     context = ssl.create_default_context(cafile=ca) if ca else None
     url = f"{'https' if ca else 'http'}://127.0.0.1:{port}/health"
-    deadline = time.monotonic() + STARTS
+    deadline = time.monotonic() + START_TIMEOUT
     while process.poll() is None and time.monotonic() < deadline:
         try:
             urllib.request.urlopen(url, timeout=1, context=context).close()
@@ -118,10 +118,10 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, ca: Path | None, log:
 
 
 def _end(process: subprocess.Popen[bytes], home: str) -> None:
-    """Asks the SuperLink to end, and then all that still has its home in its environment."""
+    """Terminates the SuperLink, and kills the processes that still have its home in their environment."""
     process.terminate()
     try:
-        process.wait(ENDS)
+        process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -130,16 +130,16 @@ def _end(process: subprocess.Popen[bytes], home: str) -> None:
 
 
 def processes_of(home: str) -> list[int]:
-    """Processes, on Linux, that were started with FLWR_HOME=``home``; this one is not among them."""
-    needle, found = f"FLWR_HOME={home}".encode(), []
+    """Processes, on Linux, with FLWR_HOME=``home`` in the environment at their start."""
+    needle, pids = f"FLWR_HOME={home}".encode(), []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         try:
             variables = environ.read_bytes().split(b"\0")
         except OSError:  # gone, or another user's
             continue
         if needle in variables:
-            found.append(int(environ.parent.name))
-    return found
+            pids.append(int(environ.parent.name))
+    return pids
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Server rules: a buffer of client updates and the server's state to new parameters.
+"""Server rules: from a buffer of client updates and the state of the rule to new parameters.
 
 Parameters are a flat vector x [P]; `Layout` packs a state dict into one. A rule is frozen settings with two pure
-functions, ``init(params) -> state`` and ``step(state, params, buffer) -> (state, params)``; neither changes what it is
-given. A state is a dict of tensors and numbers, as checkpoints take it. Δ_i = x_{t-τ,K} - x_{t-τ} is what client i
-learned in K local steps; the staleness τ counts server rounds.
+functions, ``init(params) -> state`` and ``step(state, params, buffer) -> (state, params)``; neither changes its
+arguments. A state is a dict of tensors and numbers, as checkpoints hold it. Δ_i = x_{t-τ,K} - x_{t-τ} is the change by
+client i in K local steps; the staleness τ counts server rounds.
 
 FADAS: Wang et al., "FADAS: Towards Federated Adaptive Asynchronous Optimization", ICML 2024 (arXiv:2407.18365).
 """
@@ -22,14 +22,14 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-State = dict[str, Any]
+RuleState = dict[str, Any]  # tensors and numbers
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sent: ``delta`` [P], learned from ``start`` [P], a model ``staleness`` rounds old.
+    """The ``delta`` [P] of one client, trained from ``start`` [P], a model ``staleness`` rounds old.
 
-    ``examples``: how many it trained on.
+    ``examples``: the number of its training examples.
     """
 
     client: int
@@ -40,9 +40,9 @@ class Update:
 
 
 class Rule(Protocol):
-    def init(self, params: Tensor) -> State: ...
+    def init(self, params: Tensor) -> RuleState: ...
 
-    def step(self, state: State, params: Tensor, buffer: Sequence[Update]) -> tuple[State, Tensor]: ...
+    def step(self, state: RuleState, params: Tensor, buffer: Sequence[Update]) -> tuple[RuleState, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Adaptive:
     """AMSGrad, or Adam, on the mean Δ of the buffer: FADAS, and FedAMS and FedAdam where nothing is stale.
 
     m = β₁m + (1-β₁)Δ; v = β₂v + (1-β₂)Δ²; v̂ = max(v̂, v), or v without ``amsgrad``; x⁺ = x + η_t m/(√v̂ + ε).
-    ``delay`` says what η_t is once the largest staleness of the buffer τ_max exceeds ``threshold`` τ_c:
-    "none" η; "min" min(η, 1/τ_max), the paper's; "divide" η/τ_max, the official code's.
-    ``bias_correction``: m and v̂ are divided by 1-β₁^t and 1-β₂^t, as in the official code; the paper does not.
+    ``delay`` selects η_t when the largest staleness of the buffer τ_max exceeds ``threshold`` τ_c: "none" η; "min"
+    min(η, 1/τ_max), of the paper; "divide" η/τ_max, of the official code. ``bias_correction``: m and v̂ are divided by
+    1-β₁^t and 1-β₂^t, as in the official code and unlike the paper.
     """
 
     lr: float = 1e-4
@@ -63,17 +63,17 @@ class Adaptive:
     delay: Literal["none", "min", "divide"] = "none"
     threshold: int = 1
 
-    def init(self, params: Tensor) -> State:
-        """``rounds`` t, ``bound`` (in how many of them delay lowered the step), m, v and v̂ [P], all zero."""
+    def init(self, params: Tensor) -> RuleState:
+        """``rounds`` t, ``bound`` (the number of rounds in which delay lowered the step), m, v and v̂ [P], all zero."""
         return {"rounds": 0, "bound": 0} | {name: torch.zeros_like(params) for name in ("m", "v", "v_max")}
 
     def rate(self, staleness: int) -> float:
-        """η_t for a buffer whose largest staleness this is, in rounds."""
+        """η_t for a buffer of this largest ``staleness``, in rounds."""
         if self.delay == "none" or staleness <= self.threshold:
             return self.lr
         return min(self.lr, 1 / staleness) if self.delay == "min" else self.lr / staleness
 
-    def step(self, state: State, params: Tensor, buffer: Sequence[Update]) -> tuple[State, Tensor]:
+    def step(self, state: RuleState, params: Tensor, buffer: Sequence[Update]) -> tuple[RuleState, Tensor]:
         rounds, (beta1, beta2), delta = state["rounds"] + 1, self.betas, mean_delta(buffer)
         m = beta1 * state["m"] + (1 - beta1) * delta
         v = beta2 * state["v"] + (1 - beta2) * delta.square()
@@ -94,10 +94,10 @@ class FedBuff:
 
     lr: float = 1.0
 
-    def init(self, params: Tensor) -> State:
+    def init(self, params: Tensor) -> RuleState:
         return {}
 
-    def step(self, state: State, params: Tensor, buffer: Sequence[Update]) -> tuple[State, Tensor]:
+    def step(self, state: RuleState, params: Tensor, buffer: Sequence[Update]) -> tuple[RuleState, Tensor]:
         return state, params + self.lr * mean_delta(buffer)
 
 
@@ -107,10 +107,10 @@ class FedAvg:
 
     lr: float = 1.0
 
-    def init(self, params: Tensor) -> State:
+    def init(self, params: Tensor) -> RuleState:
         return {}
 
-    def step(self, state: State, params: Tensor, buffer: Sequence[Update]) -> tuple[State, Tensor]:
+    def step(self, state: RuleState, params: Tensor, buffer: Sequence[Update]) -> tuple[RuleState, Tensor]:
         examples = params.new_tensor([update.examples for update in buffer])
         return state, params + self.lr * (examples / examples.sum()) @ torch.stack([update.delta for update in buffer])
 
@@ -125,10 +125,10 @@ class FedAsync:
     mix: float = 0.5
     power: float = 0.0
 
-    def init(self, params: Tensor) -> State:
+    def init(self, params: Tensor) -> RuleState:
         return {}
 
-    def step(self, state: State, params: Tensor, buffer: Sequence[Update]) -> tuple[State, Tensor]:
+    def step(self, state: RuleState, params: Tensor, buffer: Sequence[Update]) -> tuple[RuleState, Tensor]:
         for update in buffer:
             mix = self.mix * (1 + update.staleness) ** -self.power
             params = (1 - mix) * params + mix * (update.start + update.delta)
@@ -146,21 +146,21 @@ class CA2FL:
     clients: int
     lr: float = 1.0
 
-    def init(self, params: Tensor) -> State:
+    def init(self, params: Tensor) -> RuleState:
         """h [clients, P]: memory grows with the number of clients."""
         return {"h": params.new_zeros(self.clients, *params.shape)}
 
-    def step(self, state: State, params: Tensor, buffer: Sequence[Update]) -> tuple[State, Tensor]:
+    def step(self, state: RuleState, params: Tensor, buffer: Sequence[Update]) -> tuple[RuleState, Tensor]:
         h = state["h"]
-        who = [update.client for update in buffer]
-        moved = params + self.lr * (h.mean(0) + mean_delta(buffer) - h[who].mean(0))
+        clients = [update.client for update in buffer]
+        moved = params + self.lr * (h.mean(0) + mean_delta(buffer) - h[clients].mean(0))
         h = h.clone()
         for update in buffer:
             h[update.client] = update.delta
         return {"h": h}, moved
 
 
-# By name, with the official steps of FADAS (CIFAR-10) as defaults. FedAMS is FADAS's rule where clients are in step.
+# By name, with the official steps of FADAS (CIFAR-10) as defaults. FedAMS is FADAS with synchronous clients.
 RULES: dict[str, Callable[..., Rule]] = {
     "fadas": Adaptive,
     "fadas-min": partial(Adaptive, lr=1e-3, delay="min"),
@@ -179,8 +179,8 @@ def mean_delta(buffer: Sequence[Update]) -> Tensor:
 
 
 def rejection(update: Update, params: Tensor, max_staleness: float = math.inf) -> str | None:
-    """Why the server must not take ``update``, or None if it may. The rules themselves check nothing."""
-    delta: Any = update.delta  # a client may have sent anything
+    """Why the server must reject ``update``, or None. The rules themselves check nothing."""
+    delta: object = update.delta  # untrusted
     if not isinstance(delta, Tensor):
         return f"the update is a {type(delta).__name__}, not a tensor"
     if delta.shape != params.shape:
@@ -199,7 +199,7 @@ def rejection(update: Update, params: Tensor, max_staleness: float = math.inf) -
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of a state dict's tensors, in order: how it lies in one vector [P] of one dtype."""
+    """Names and shapes of a state dict's tensors, in their order in one vector [P] of one dtype."""
 
     shapes: Mapping[str, torch.Size]
 
@@ -209,11 +209,11 @@ class Layout:
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """[P]. Raises ValueError for other names or shapes than the layout's."""
-        found = {name: tensor.shape for name, tensor in tensors.items()}
-        for name in sorted(self.shapes.keys() | found.keys()):
-            if found.get(name) != self.shapes.get(name):
-                was, needed = (_shape(each.get(name)) for each in (found, self.shapes))
-                raise ValueError(f"tensor {name!r}: {was} was sent, {needed} is needed")
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        for name in sorted(self.shapes.keys() | shapes.keys()):
+            if shapes.get(name) != self.shapes.get(name):
+                sent, needed = (_shape(layout.get(name)) for layout in (shapes, self.shapes))
+                raise ValueError(f"tensor {name!r}: {sent} was sent, {needed} is needed")
         return torch.cat([tensors[name].reshape(-1) for name in self.shapes])
 
     def unpack(self, vector: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Many copies of one model that take steps of SGD together, each on examples of its own."""
+"""Many copies of one model that take steps of SGD at once, each on its examples."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.func import functional_call, vmap
 
 from training.federated.rules import Layout
 
-# Nothing to train, and each example by itself: those of all copies go through as one batch.
+# Layers without parameters that treat examples separately: the examples of all copies form one batch.
 BY_EXAMPLE = (nn.Flatten, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU)
 
 
 class Product(NamedTuple):
-    """What one linear layer of all copies did: ``outputs`` [n, b, o] = ``inputs`` [n, b, i] Wᵀ + bias."""
+    """A linear layer of all copies: ``outputs`` [n, b, o] = ``inputs`` [n, b, i] Wᵀ + bias."""
 
     weight: Tensor  # [n, o, i]
     bias: Tensor  # [n, o]
@@ -26,9 +26,9 @@ class Product(NamedTuple):
 class Stack:
     """Copies of ``model`` that start from ``starts`` [n, P], vectors in the order of ``model.named_parameters()``.
 
-    The last linear layers of an `nn.Sequential` are batched matrix products, and the product that makes a weight's
-    gradient adds it to the weight: it is never stored. All else is `torch.func.vmap`: any model will do that has no
-    buffers.
+    The last linear layers of an `nn.Sequential` are batched matrix products; the product that computes the gradient of
+    a weight adds it to the weight, so that it is never stored. All other layers use `torch.func.vmap`. The model must
+    have no buffers.
     """
 
     def __init__(self, model: nn.Module, starts: Tensor) -> None:
@@ -53,36 +53,38 @@ class Stack:
     def step(self, inputs: Tensor, labels: Tensor, lr: float, weight_decay: float) -> None:
         """A step of each copy on its mean cross-entropy. ``inputs`` [n, b, ...], ``labels`` [n, b]."""
         logits, products = self._forward(inputs)
-        # The sum over copies: each one's gradient is that of its own mean loss.
+        # A sum over copies: the gradient of each copy is that of its mean loss.
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
-        gradients = list(torch.autograd.grad(loss, [each.outputs for each in products] + self.differentiated))
-        kept = 1 - lr * weight_decay
+        gradients = list(torch.autograd.grad(loss, [product.outputs for product in products] + self.differentiated))
+        decay = 1 - lr * weight_decay
         with torch.no_grad():
             for product, gradient in zip(products, gradients, strict=False):
-                product.weight.baddbmm_(gradient.mT, product.inputs, beta=kept, alpha=-lr)
-                product.bias.mul_(kept).sub_(gradient.sum(1), alpha=lr)
+                product.weight.baddbmm_(gradient.mT, product.inputs, beta=decay, alpha=-lr)
+                product.bias.mul_(decay).sub_(gradient.sum(1), alpha=lr)
             for tensor, gradient in zip(self.differentiated, gradients[len(products) :], strict=True):
-                tensor.mul_(kept).sub_(gradient, alpha=lr)
+                tensor.mul_(decay).sub_(gradient, alpha=lr)
 
-    def _forward(self, at: Tensor) -> tuple[Tensor, list[Product]]:
+    def _forward(self, hidden: Tensor) -> tuple[Tensor, list[Product]]:
         products = []
         for prefix, layer in self.layers:
-            own = {name: self.tensors[prefix + name] for name, _ in layer.named_parameters()}
+            parameters = {name: self.tensors[prefix + name] for name, _ in layer.named_parameters()}
             if _is_product(layer):
-                rows = at.flatten(1, -2)
-                outputs = torch.baddbmm(own["bias"].unsqueeze(1), rows, own["weight"].mT).requires_grad_()
-                products.append(Product(own["weight"], own["bias"], rows.detach(), outputs))
-                at = outputs.unflatten(1, at.shape[1:-1])
+                rows, weight, bias = hidden.flatten(1, -2), parameters["weight"], parameters["bias"]
+                outputs = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT).requires_grad_()
+                products.append(Product(weight, bias, rows.detach(), outputs))
+                hidden = outputs.unflatten(1, hidden.shape[1:-1])
             elif _is_by_example(layer):
-                at = layer(at.flatten(0, 1)).unflatten(0, at.shape[:2])
+                hidden = layer(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
             else:
-                at = vmap(functional_call, in_dims=(None, 0, 0))(layer, own, at)
-        return at, products
+                hidden = vmap(functional_call, in_dims=(None, 0, 0))(layer, parameters, hidden)
+        return hidden, products
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Parts of the model, in order, with the prefix of their parameters' names. Of a Sequential: each of its last
-    layers, as far back as they are linear or in BY_EXAMPLE, and all that comes before as one. Any other is one part.
+    """Parts of the model, in order, with the prefix of their parameters' names.
+
+    A Sequential has its last layers as parts, as far back as they are linear or in BY_EXAMPLE, and all earlier layers
+    as one part. Any other model is one part.
     """
     if type(model) is not nn.Sequential or _shares(model):
         return [("", model)]
@@ -94,8 +96,8 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _shares(model: nn.Sequential) -> bool:
-    """Whether two layers are one, or have parameters in common."""
-    parameters = [each for layer in model for each in layer.parameters()]
+    """Whether a layer or a parameter occurs twice."""
+    parameters = [parameter for layer in model for parameter in layer.parameters()]
     return len(set(model)) < len(model) or len(set(parameters)) < len(parameters)
 
 

@@ -1,12 +1,11 @@
-"""A value function trained where its data are: ``iro run federated.values``.
+"""`iro run federated.values`: a value function trained on the clients' private rollouts.
 
-Each client has prompts of its own (openings of film reviews), samples the frozen model on them and grades what comes.
-None of that leaves it: the server sees updates of a linear value function, and decodes with what they add up to. Beside
-them clients share sums: of rewards and of their squares, of each block's variance, and how many of their completions
-hold each token.
+Each client has private prompts (openings of film reviews), samples the frozen model on them and grades the completions.
+The server receives updates of a linear value function, and decodes with the result. Clients also share sums: of rewards
+and their squares, of each block's variance, and the number of their completions that hold each token.
 
-Compared on held-out prompts at equal numbers of base tokens: samples, the best of them by the reward itself, and guided
-search by the federated value function and by one fitted to all clients' data at once (ridge, `value_heads.fit`).
+Compared on held-out prompts at equal numbers of base tokens: samples, the best sample by the reward itself, and guided
+search by the federated value function and by a value function fitted to the pooled data (ridge, `value_heads.fit`).
 """
 
 from __future__ import annotations
@@ -22,22 +21,25 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from training.federated.buffered import FederatedSettings
 from training.federated.delays import LARGE, official
 from training.federated.rules import RULES
-from training.federated.simulator import Settings, Simulator
+from training.federated.simulator import Simulator
 from training.run import Job, JobConfig, Run, derive_seed, rng_of
 
 if TYPE_CHECKING:
+    from iro_server.engines.embedded import EmbeddedEngine
+    from iro_server.graders import Grader
     from training.iro.data import Prompt
     from value_heads.fit import Rows
 
 PROMPTS, ROLLOUTS, HELD_OUT, FEDERATED, DELAYS, BOOTSTRAP = range(6)  # streams of random numbers
-ROWS = 16  # of each base token, whatever the method
+ROWS = 16  # sampled rows per prompt, for every method
 METHODS = ("base", "best-of-16", "federated", "pooled")
 
 
-class Config(JobConfig):
-    """``seeds``: whole repetitions, with prompts of their own. The last prompt of each client chooses settings."""
+class FederatedValuesConfig(JobConfig):
+    """``seeds``: repetitions with separate prompts. The last prompt of each client selects the settings."""
 
     seeds: int = Field(5, ge=1)
     clients: int = Field(8, ge=2)
@@ -47,8 +49,8 @@ class Config(JobConfig):
     max_tokens: int = Field(24, ge=4)
     counted_tokens: int = Field(500, ge=1)
     rule: Literal["fadas", "fadas-min", "fadas-divide", "fedbuff", "fedadam", "fedams", "fedavg"] = "fadas-divide"
-    rates: tuple[float, ...] = Field((0.003, 0.01, 0.03), description="the server's steps that are tried")
-    penalties: tuple[float, ...] = Field((0.01, 0.1), description="of |b|² in standard units, that are tried")
+    rates: tuple[float, ...] = Field((0.003, 0.01, 0.03), description="server steps to try")
+    penalties: tuple[float, ...] = Field((0.01, 0.1), description="of |b|² in standard units, to try")
     rounds: int = Field(100, ge=1)
     concurrency: int = Field(4, ge=1)
     buffer_size: int = Field(2, ge=1)
@@ -57,20 +59,20 @@ class Config(JobConfig):
     batch_size: int = Field(64, ge=1)
 
     @model_validator(mode="after")
-    def _enough_clients(self) -> Config:
+    def _enough_clients(self) -> FederatedValuesConfig:
         if self.concurrency > self.clients:
             raise ValueError(f"concurrency {self.concurrency} is more than the {self.clients} clients there are")
         return self
 
 
-class Local(NamedTuple):
-    """A client's rows, less the mean of each prompt and chunk, in standard units."""
+class ClientRows(NamedTuple):
+    """A client's rows in standard units, centred within each prompt and chunk."""
 
     features: Tensor  # [N, F]
     targets: Tensor  # [N]
 
 
-def run(config: Config, run: Run) -> dict[str, Any]:
+def run(config: FederatedValuesConfig, run: Run) -> dict[str, Any]:
     from iro_server.demo.sentiment import sentiment_grader_source
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.engines.prepare import prepare_model
@@ -93,7 +95,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
 class Seed:
     """One repetition. ``engine`` is the frozen model, ``grader`` the reward."""
 
-    def __init__(self, config: Config, run: Run, engine: Any, grader: Any, seed: int) -> None:
+    def __init__(
+        self, config: FederatedValuesConfig, run: Run, engine: EmbeddedEngine, grader: Grader, seed: int
+    ) -> None:
         from training.iro.config import default_feature_spec
 
         self.config, self.run, self.engine, self.grader, self.seed = config, run, engine, grader, seed
@@ -101,19 +105,19 @@ class Seed:
         self.training, self.held_out = self.prompts()
 
     def prompts(self) -> tuple[list[list[Prompt]], list[Prompt]]:
-        """Each client's, and the held-out ones."""
+        """Of each client, and the held-out prompts."""
         from iro_server.demo.data import prompt_rows
         from iro_server.engines.prompts import item_prompt_ids
         from training.iro.data import Prompt
 
         train, held_out = prompt_rows(4000, 1000)
         per_client, clients = self.config.prompts_per_client, self.config.clients
-        drawn = rng_of(self.seed, PROMPTS).choice(4000, clients * per_client, replace=False).tolist()
+        sampled = rng_of(self.seed, PROMPTS).choice(4000, clients * per_client, replace=False).tolist()
         tested = rng_of(self.seed, PROMPTS, 1).choice(1000, self.config.heldout_prompts, replace=False).tolist()
-        rows = [(i, train[i]) for i in drawn] + [(4000 + i, held_out[i]) for i in tested]
-        made = [Prompt(i, tuple(item_prompt_ids(self.engine.tokenizer, row)), row) for i, row in rows]
-        parts = [made[i * per_client : (i + 1) * per_client] for i in range(clients)]
-        return parts, made[len(drawn) :]
+        rows = [(i, train[i]) for i in sampled] + [(4000 + i, held_out[i]) for i in tested]
+        prompts = [Prompt(i, tuple(item_prompt_ids(self.engine.tokenizer, row)), row) for i, row in rows]
+        parts = [prompts[i * per_client : (i + 1) * per_client] for i in range(clients)]
+        return parts, prompts[len(sampled) :]
 
     def roll_out(self, name: str, prompts: Sequence[Prompt], params: Any, stack: Any, keep: bool) -> tuple[str, str]:
         """Completions of prompts and their rewards, as two steps. Gives the steps' names."""
@@ -132,7 +136,7 @@ class Seed:
         from training.iro.rollouts import completions_of
 
         groups = completions_of(self.run, rollouts)
-        texts = [self.engine.tokenizer.decode(row, skip_special_tokens=True) for group in groups for row in group]
+        texts = [str(self.engine.tokenizer.decode(row, skip_special_tokens=True)) for group in groups for row in group]
         items = [prompt.item for prompt, group in zip(prompts, groups, strict=True) for _ in group]
         pairs = [(Sample(text), item) for text, item in zip(texts, items, strict=True)]
         grades = iter([grade.reward for grade in self.grader.grade_many(pairs)])
@@ -147,7 +151,7 @@ class Seed:
         )
 
     def fit(self) -> dict[str, Any]:
-        """Weights [F] of the federated and the pooled value function, and of each client's own."""
+        """Weights [F] of the federated, the pooled and each client's value function."""
         from iro_server.decoding.base import SearchParams
         from training.iro.config import block_scales
         from training.iro.fit import Scale, Shards
@@ -171,19 +175,19 @@ class Seed:
             )
             counted = commonest_tokens(completions, self.config.counted_tokens)
             spec = self.spec.model_copy(update={"counted": counted})
-            rows, judges = (list(Shards(self.run, each, scale, spec)) for each in (names, [choosing]))
+            rows, judges = (list(Shards(self.run, steps, scale, spec)) for steps in (names, [choosing]))
             scales = block_scales(spec)
             pooled = fit_ridge(spec, rows, judges, within=True, block_scales=scales)
-            one = partial(fit_ridge, spec, alphas=[pooled.chosen], within=True, block_scales=scales)
-            alone = [one([own]) for own in rows]
+            fit_client = partial(fit_ridge, spec, alphas=[pooled.chosen], within=True, block_scales=scales)
+            alone = [fit_client([client_rows]) for client_rows in rows]
             judge = Moments(judges, within=True)
             variance = Moments(rows, within=True).centred()[0].diagonal().clamp(min=0)
             units = standard_units(spec, variance, scales).float()
-            local = [_local(own, units) for own in rows]
+            clients = [_centred(client_rows, units) for client_rows in rows]
             tried = {}
             for penalty in self.config.penalties:
                 for rate in self.config.rates:
-                    weight = federated(self.config, local, rate, penalty, self.seed) / units
+                    weight = federated(self.config, clients, rate, penalty, self.seed) / units
                     tried[judge.correlation(weight.double())] = (weight, rate, penalty)
             weight, rate, penalty = tried[max(tried)]
             return {
@@ -196,7 +200,7 @@ class Seed:
         return self.run.step(f"{self.seed}-fit", compute)
 
     def evaluate(self) -> dict[str, Any]:
-        """Rewards of each held-out prompt by each method, and what each value function knows of them."""
+        """Rewards of each held-out prompt by each method, and their correlations with each value function."""
         from iro_server.decoding.base import SearchParams
         from training.iro.fit import Scale, Shards
         from training.iro.rollouts import guided
@@ -214,21 +218,31 @@ class Seed:
             for name, stack in stacks.items()
         }
         base = self.run.load(names[1])["rewards"]
-        found = {"base": [float(np.mean(group)) for group in base], "best-of-16": [max(group) for group in base]}
-        found |= {name: [group[0] for group in self.run.load(step)["rewards"]] for name, step in rewards.items()}
+        heldout_rewards = {
+            "base": [float(np.mean(group)) for group in base],
+            "best-of-16": [max(group) for group in base],
+        }
+        heldout_rewards |= {
+            name: [group[0] for group in self.run.load(step)["rewards"]] for name, step in rewards.items()
+        }
         judge = Moments(list(Shards(self.run, [names], Scale(), spec)), within=True)
-        known = {name: judge.correlation(weight.double()) for name, weight in fitted["weights"].items()}
-        known["alone"] = float(np.mean([judge.correlation(weight.double()) for weight in fitted["alone"]]))
-        one, other = (fitted["weights"][name].double() for name in ("federated", "pooled"))
-        spread = (one @ judge.xx @ one) * (other @ judge.xx @ other)
-        known["federated with pooled"] = float(one @ judge.xx @ other / spread.sqrt())
-        row = {"seed": self.seed, "rewards": found, "correlation": known, "chosen": fitted["chosen"]}
-        means = {name: float(np.mean(values)) for name, values in found.items()}
+        correlations = {name: judge.correlation(weight.double()) for name, weight in fitted["weights"].items()}
+        correlations["alone"] = float(np.mean([judge.correlation(weight.double()) for weight in fitted["alone"]]))
+        a, b = (fitted["weights"][name].double() for name in ("federated", "pooled"))
+        spread = (a @ judge.xx @ a) * (b @ judge.xx @ b)
+        correlations["federated with pooled"] = float(a @ judge.xx @ b / spread.sqrt())
+        row = {
+            "seed": self.seed,
+            "rewards": heldout_rewards,
+            "correlation": correlations,
+            "chosen": fitted["chosen"],
+        }
+        means = {name: float(np.mean(values)) for name, values in heldout_rewards.items()}
         self.run.step(f"{self.seed}-report", lambda: self.run.metrics({"seed": self.seed, **means}, f"{means}"))
         return row
 
 
-def _local(rows: Rows, units: Tensor) -> Local:
+def _centred(rows: Rows, units: Tensor) -> ClientRows:
     _, group = rows.groups.unique(return_inverse=True)
 
     sizes = torch.bincount(group)
@@ -237,51 +251,53 @@ def _local(rows: Rows, units: Tensor) -> Local:
         sums = values.new_zeros(len(sizes), *values.shape[1:]).index_add(0, group, values)
         return values - (sums / sizes.view(-1, *[1] * (values.ndim - 1)))[group]
 
-    return Local(less_mean(rows.features.float()) / units, less_mean(rows.targets.float()))
+    return ClientRows(less_mean(rows.features.float()) / units, less_mean(rows.targets.float()))
 
 
-def federated(config: Config, local: Sequence[Local], rate: float, penalty: float, seed: int) -> Tensor:
-    """b [F] in standard units after the configured rounds: mean (y - x·b)² + penalty |b|², over all clients."""
+def federated(
+    config: FederatedValuesConfig, rows: Sequence[ClientRows], rate: float, penalty: float, seed: int
+) -> Tensor:
+    """b [F] in standard units after the configured rounds on mean (y - x·b)² + penalty |b|², over all clients."""
 
     def train(params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
-        who = zip(clients, seeds, strict=True)
-        return [(_steps(config, local[c], params, penalty, seed), len(local[c].targets)) for c, seed in who]
+        cohort = zip(clients, seeds, strict=True)
+        return [(_steps(config, rows[c], params, penalty, seed), len(rows[c].targets)) for c, seed in cohort]
 
-    settings = Settings(
+    settings = FederatedSettings(
         clients=config.clients,
         concurrency=config.concurrency,
         buffer_size=config.buffer_size,
         seed=derive_seed(seed, FEDERATED),
     )
     delays = official(config.clients, LARGE, rng_of(seed, DELAYS))
-    zero = torch.zeros(local[0].features.shape[1])
+    zero = torch.zeros(rows[0].features.shape[1])
     simulator = Simulator(settings, RULES[config.rule](lr=rate), train, delays, zero)
     simulator.run(config.rounds)
     return simulator.params
 
 
-def _steps(config: Config, own: Local, start: Tensor, penalty: float, seed: int) -> Tensor:
-    """Δ of the configured local steps, each on a batch."""
+def _steps(config: FederatedValuesConfig, rows: ClientRows, start: Tensor, penalty: float, seed: int) -> Tensor:
+    """Δ of the configured local steps."""
     generator = torch.Generator().manual_seed(seed)
     b = start
     for _ in range(config.local_steps):
-        pick = torch.randint(len(own.targets), (config.batch_size,), generator=generator)
-        x = own.features[pick]
-        b = b - config.local_rate * (x.T @ (x @ b - own.targets[pick]) / len(pick) + penalty * b)
+        pick = torch.randint(len(rows.targets), (config.batch_size,), generator=generator)
+        x = rows.features[pick]
+        b = b - config.local_rate * (x.T @ (x @ b - rows.targets[pick]) / len(pick) + penalty * b)
     return b - start
 
 
-def summarise(config: Config, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(config: FederatedValuesConfig, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds and prompts, with 95 % intervals by bootstrap over seeds and, within them, prompts."""
     rewards = {name: np.array([seed["rewards"][name] for seed in seeds]) for name in METHODS}  # [seeds, prompts]
     pairs = [("federated", "base"), ("federated", "best-of-16"), ("federated", "pooled"), ("pooled", "best-of-16")]
     differences = {f"{a} - {b}": rewards[a] - rewards[b] for a, b in pairs}
     rng = rng_of(config.seed, BOOTSTRAP)
-    known = {name: np.array([seed["correlation"][name] for seed in seeds]) for name in seeds[0]["correlation"]}
+    correlations = {name: np.array([seed["correlation"][name] for seed in seeds]) for name in seeds[0]["correlation"]}
     return {
         "rewards": {name: _interval(values, rng) for name, values in rewards.items()},
         "differences": {name: _interval(values, rng) for name, values in differences.items()},
-        "correlation": {name: _interval(values[:, None], rng) for name, values in known.items()},
+        "correlation": {name: _interval(values[:, None], rng) for name, values in correlations.items()},
     }
 
 
@@ -309,7 +325,7 @@ def draw(folder: Path) -> None:
 JOB = Job(
     name="federated.values",
     summary="A value function trained federatedly by FADAS on private rollouts, and decoding with it",
-    Config=Config,
+    Config=FederatedValuesConfig,
     run=run,
     presets={
         "smoke": {

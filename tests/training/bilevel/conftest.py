@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-
-def write_idx(path: Path, values: np.ndarray) -> None:
-    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+from tests.training.idx import write_idx
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits in the form of Fashion-MNIST: 28 x 28 pixels, 1,500 to train on and 297 to test on."""
-    made = tmp_path_factory.mktemp("digits")
+    folder = tmp_path_factory.mktemp("digits")
     images = np.pad(np.kron(load_digits().images, np.ones((3, 3))) * 15, ((0, 0), (2, 2), (2, 2)))
     for stem, part in (("train", slice(1500)), ("t10k", slice(1500, None))):
-        write_idx(made / f"{stem}-images-idx3-ubyte.gz", images[part])
-        write_idx(made / f"{stem}-labels-idx1-ubyte.gz", load_digits().target[part])
-    return made
+        write_idx(folder / f"{stem}-images-idx3-ubyte.gz", images[part])
+        write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", load_digits().target[part])
+    return folder

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.bilevel import quadratic
 from training.bilevel.problem import BilevelProblem
-from training.bilevel.quadratic import PROBLEM, Quadratic
+from training.bilevel.problems import quadratic
+from training.bilevel.problems.quadratic import PROBLEM, Quadratic
 
 
 @pytest.fixture
 def agent() -> Quadratic:
-    """The only agent of its problem: its own solution is the whole problem's."""
-    drawn = quadratic.draw(1, x_size=3, y_size=5, heterogeneity=1.0, seed=0)
-    return Quadratic(*(leaf[0] for leaf in drawn))
+    """The only agent of its problem."""
+    agents = quadratic.draw(1, x_size=3, y_size=5, heterogeneity=1.0, seed=0)
+    return Quadratic(*(leaf[0] for leaf in agents))
 
 
 def stack(agent: Quadratic) -> Quadratic:

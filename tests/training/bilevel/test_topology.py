@@ -58,21 +58,21 @@ def test_a_file_gives_its_matrix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("0.5 0.5\n0.4 0.5\n", "row 1 sums to 0.9; make it 1"),
         ("0.9 0.1\n0.9 0.1\n", "column 0 sums to 1.8; make it 1"),
         ("1.5 -0.5\n-0.5 1.5\n", "not below 0"),
         ("nan 1\n1 0\n", "finite"),
         ("1 0\n0 1\n", "not connected: 2 groups"),
-        ("0 1\n1 0\n", "give them weight of their own"),
+        ("0 1\n1 0\n", "increase the self-weights"),
         ("0.5 0.5\n", "must be square"),
         ("0.5 half\n", "not a matrix of numbers"),
     ],
 )
-def test_a_bad_file_is_one_line_that_says_what_to_change(tmp_path: Path, text: str, says: str) -> None:
+def test_a_bad_file_is_one_line_that_says_what_to_change(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "W.txt"
     path.write_text(text)
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         topology.from_file(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)

@@ -11,13 +11,13 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from training.federated.flower import PATIENCE, AsyncServer
+from training.federated.buffered import Event, FederatedSettings
+from training.federated.flower import MAX_FAILURES, AsyncServer
 from training.federated.rules import RULES
-from training.federated.simulator import Event, Settings
 
 TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # which messages ask for
 ZERO = {"weight": torch.zeros(3)}
-ONE_BY_ONE = Settings(clients=2, concurrency=1, buffer_size=1)
+ONE_BY_ONE = FederatedSettings(clients=2, concurrency=1, buffer_size=1)
 
 
 class Grid:
@@ -52,8 +52,8 @@ def up(tensors: dict) -> dict:
 def fails(call: Callable[[], object], error: type[Exception], words: str) -> None:
     try:
         call()
-    except error as found:
-        assert words in str(found), str(found)
+    except error as raised:
+        assert words in str(raised), str(raised)
     else:
         raise AssertionError(f"no {error.__name__}")
 
@@ -74,7 +74,7 @@ def answers_of_another_type_are_rejected_and_the_run_ends_when_nothing_else_come
     events: list[Event] = []
     grid = Grid(lambda tensors: {"weight": tensors["weight"].double()})
     server = AsyncServer(grid, ZERO, RULES["fedbuff"](), ONE_BY_ONE, on_event=events.append, poll=0)
-    fails(lambda: server.run(1), RuntimeError, f"{PATIENCE} answers in a row were of no use")
+    fails(lambda: server.run(1), RuntimeError, f"{MAX_FAILURES} answers in a row were unusable")
     assert {event.note for event in events if event.kind == "reject"} == {
         "the answer is torch.float64, the model torch.float32"
     }
@@ -85,14 +85,14 @@ def a_stopped_run_goes_on_to_the_same_bits() -> None:
         return {"weight": tensors["weight"] + torch.cos(17 * tensors["weight"]) / 3 + 0.1}
 
     for name in ("fadas-divide", "fedadam", "fedasync", "fedavg"):
-        whole = AsyncServer(Grid(noisy), ZERO, RULES[name](), ONE_BY_ONE, poll=0)
+        uninterrupted = AsyncServer(Grid(noisy), ZERO, RULES[name](), ONE_BY_ONE, poll=0)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "server.pt"
             for rounds in (3, 8):  # a new server each, of new nodes
                 nodes = (rounds, rounds + 1)
                 part = AsyncServer(Grid(noisy, nodes), ZERO, RULES[name](), ONE_BY_ONE, checkpoint=checkpoint, poll=0)
-                got = part.run(rounds)
-        assert torch.equal(got["weight"], whole.run(8)["weight"])
+                tensors = part.run(rounds)
+        assert torch.equal(tensors["weight"], uninterrupted.run(8)["weight"])
 
 
 def a_checkpoint_of_another_rule_or_model_is_refused() -> None:
@@ -122,7 +122,7 @@ def a_new_node_takes_the_place_of_one_that_has_gone() -> None:
 
 def older_answers_than_allowed_are_rejected() -> None:
     events: list[Event] = []
-    settings = Settings(clients=3, concurrency=3, buffer_size=1, max_staleness=1)
+    settings = FederatedSettings(clients=3, concurrency=3, buffer_size=1, max_staleness=1)
     grid = Grid(up, (1, 2, 3))
     AsyncServer(grid, ZERO, RULES["fedbuff"](), settings, on_event=events.append, poll=0).run(2)
     assert [event.note for event in events if event.kind == "reject"] == ["2 rounds old, more than 1"]

@@ -58,12 +58,12 @@ OTHERS = {
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_a_batch_of_clients_learns_what_a_plain_loop_does(name: str, weight_decay: float) -> None:
     model = OTHERS[name]() if name in OTHERS else MODELS[name](8)
-    other = copy.deepcopy(model)
+    plain_model = copy.deepcopy(model)
     clients = local_sgd(model, weight_decay=weight_decay)
     params, who, seeds = start(model), [2, 0, 3, 2], [5, 6, 7, 8]
     before = params.clone()
     together = clients(params, who, seeds)
-    alone = clients.one_by_one(params, who, seeds, other)
+    alone = clients.one_by_one(params, who, seeds, plain_model)
     assert [count for _, count in together] == [count for _, count in alone] == [20, 3, 30, 20]
     for (ours, _), (plain, _) in zip(together, alone, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from training.fashion_mnist import FOLDER
-from training.federated.experiment import METHODS, Task, Trial, curve, retimed, settings, staleness
-from training.federated.fadas import JOB, Config
+from training.federated.buffered import Event
+from training.federated.experiment import METHODS, Curve, FederatedTask, Trial, curve, retimed, settings, staleness
+from training.federated.fadas import JOB, FadasConfig
 from training.federated.fadas_summary import summary
-from training.federated.simulator import Event
 from training.intervals import band
 
 needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="apt install dataset-fashion-mnist")
@@ -32,18 +31,18 @@ TINY = TASK | {
 @needs_data
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
     job = replace(JOB, draw=None)
-    whole = job.execute(TINY, tmp_path / "whole")
+    uninterrupted = job.execute(TINY, tmp_path / "uninterrupted")
     for patience in (3, 8):  # among the trials of steps, then among the runs
         stop = iter([False] * patience + [True])
         with pytest.raises(job.Cancelled):
             job.execute(TINY, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
-    assert job.execute(TINY, tmp_path / "cut") == whole
-    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert job.execute(TINY, tmp_path / "cut") == uninterrupted
+    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("uninterrupted", "cut")]
     assert rows[0] == rows[1]
     for delays in ("mild", "large"):
-        methods = whole["results"][delays]["methods"]
+        methods = uninterrupted["results"][delays]["methods"]
         assert methods["FedAvg"]["oldest"] == 0 < methods["FADAS"]["oldest"] < methods["FedAsync"]["oldest"]
-        tried = whole["steps"][delays]["FedAsync"]["tried"]
+        tried = uninterrupted["steps"][delays]["FedAsync"]["tried"]
         assert tried[str(methods["FedAsync"]["step"])] == max(tried.values())
     JOB.execute(TINY, tmp_path / "cut")  # a finished run draws what it has not drawn
     assert (tmp_path / "cut" / "figures" / "accuracy.png").exists()
@@ -53,8 +52,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     job = replace(JOB, draw=None)
-    one, two = (job.execute(TINY | {"workers": count}, tmp_path / str(count)) for count in (1, 2))
-    assert one["results"] == two["results"]
+    single, double = (job.execute(TINY | {"workers": count}, tmp_path / str(count)) for count in (1, 2))
+    assert single["results"] == double["results"]
 
 
 @needs_data
@@ -66,18 +65,22 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
 
 @needs_data
 def test_a_method_that_waits_learns_the_same_under_all_delays() -> None:
-    mild, large = (Trial(Task(**TASK), "FedAMS", 2e-3, delays, 1, 36) for delays in ("mild", "large"))
-    trained, other = curve(mild), curve(large)
-    again = retimed(trained, large)
-    assert again["times"] == other["times"] and other["times"][-1] > trained["times"][-1]
-    np.testing.assert_allclose(again["accuracy"], other["accuracy"], atol=2e-3)  # sums are in another order
-    assert set(trained["staleness"]) == set(other["staleness"]) == {0}
+    mild, large = (Trial(FederatedTask(**TASK), "FedAMS", 2e-3, delays, 1, 36) for delays in ("mild", "large"))
+    mild_curve, large_curve = curve(mild), curve(large)
+    predicted = retimed(mild_curve, large)
+    assert predicted["times"] == large_curve["times"] and large_curve["times"][-1] > mild_curve["times"][-1]
+    np.testing.assert_allclose(predicted["accuracy"], large_curve["accuracy"], atol=2e-3)  # sums are in another order
+    assert set(mild_curve["staleness"]) == set(large_curve["staleness"]) == {0}
 
 
 def test_who_is_at_work_and_how_many_answers_make_a_round() -> None:
-    task = Task()
-    of = {name: settings(task, METHODS[name], 0) for name in ("FADAS", "FedAsync", "FedAvg", "FedAvg, all places")}
-    assert {name: (each.concurrency, each.buffer_size, each.refill) for name, each in of.items()} == {
+    task = FederatedTask()
+    by_method = {
+        name: settings(task, METHODS[name], 0) for name in ("FADAS", "FedAsync", "FedAvg", "FedAvg, all places")
+    }
+    assert {
+        name: (options.concurrency, options.buffer_size, options.refill) for name, options in by_method.items()
+    } == {
         "FADAS": (25, 5, "arrival"),
         "FedAsync": (25, 1, "arrival"),
         "FedAvg": (5, 5, "round"),
@@ -92,29 +95,34 @@ def test_the_staleness_of_a_round_is_that_of_its_oldest_update() -> None:
 
 
 def test_a_band_is_students_interval() -> None:
-    found = band([[1.0, 5.0], [3.0, 5.0]])
-    assert found["mean"] == [2.0, 5.0]
-    np.testing.assert_allclose(found["high"], [2 + 12.7062, 5], rtol=1e-5)  # t(0.975, 1) · 1
+    interval = band([[1.0, 5.0], [3.0, 5.0]])
+    assert interval["mean"] == [2.0, 5.0]
+    np.testing.assert_allclose(interval["high"], [2 + 12.7062, 5], rtol=1e-5)  # t(0.975, 1) · 1
     assert band([[1.0]]) == {"mean": [1.0], "low": [1.0], "high": [1.0]}
 
 
 def test_a_summary_ends_where_the_first_that_does_not_wait_ends() -> None:
-    def one(times: list[float], accuracy: list[float], oldest: int) -> dict[str, Any]:
+    def curve_of(times: list[float], accuracy: list[float], oldest: int) -> Curve:
         return {"updates": [0, 5], "times": times, "accuracy": accuracy, "staleness": [oldest], "bound": 0}
 
-    curves = {"FADAS": [one([0, 10], [0, 1], 3), one([0, 20], [0, 1], 600)], "FedAvg": [one([0, 40], [0, 0.8], 0)] * 2}
-    found = summary(curves, {"FADAS": {"step": 2e-3}, "FedAvg": {"step": 1.0}})
-    assert found["horizon"] == 10
-    assert found["methods"]["FADAS"]["at the horizon"]["mean"] == pytest.approx((1 + 0.5) / 2)
-    assert found["methods"]["FedAvg"]["at the horizon"]["mean"] == pytest.approx(0.2)
-    assert found["methods"]["FADAS"]["oldest"] == 600
-    assert found["methods"]["FADAS"]["rounds with 1/τ_max below the step"] == 1  # 1/600 < 2e-3 < 1/3
+    curves = {
+        "FADAS": [curve_of([0, 10], [0, 1], 3), curve_of([0, 20], [0, 1], 600)],
+        "FedAvg": [curve_of([0, 40], [0, 0.8], 0)] * 2,
+    }
+    result = summary(curves, {"FADAS": {"step": 2e-3}, "FedAvg": {"step": 1.0}})
+    assert result["horizon"] == 10
+    assert result["methods"]["FADAS"]["at_horizon"]["mean"] == pytest.approx((1 + 0.5) / 2)
+    assert result["methods"]["FedAvg"]["at_horizon"]["mean"] == pytest.approx(0.2)
+    assert result["methods"]["FADAS"]["oldest"] == 600
+    assert result["methods"]["FADAS"]["binding_min_rounds"] == 1  # 1/600 < 2e-3 < 1/3
 
 
 @pytest.mark.parametrize("field", ["methods", "steps", "delays"])
 def test_names_that_are_not_known_are_refused(field: str) -> None:
-    with pytest.raises(ValidationError, match=r"\['FADUS'\] among " + field):
-        Config.model_validate({field: {"FADUS": 1.0} if field == "steps" else ["FADUS"]})
+    with pytest.raises(
+        ValidationError, match=f"no {'delay model' if field == 'delays' else 'method'} FADUS; there are"
+    ):
+        FadasConfig.model_validate({field: {"FADUS": 1.0} if field == "steps" else ["FADUS"]})
 
 
 def test_without_the_data_the_run_says_what_to_do(tmp_path: Path) -> None:

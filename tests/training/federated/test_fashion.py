@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.training.idx import write_idx
 from training.fashion_mnist import FOLDER, KINDS, SPLITS, digests
 from training.federated.fashion import MODELS, Examples, accuracy, read
 
@@ -19,9 +19,7 @@ def write(folder: Path, count: int = 4) -> None:
     for prefix in SPLITS.values():
         for kind, (axes, form) in KINDS.items():
             shape = (count, 28, 28)[:axes]
-            body = rng.integers(0, 10, shape, dtype=np.uint8).tobytes()
-            head = struct.pack(f">{axes + 1}I", 0x800 + axes, *shape)
-            (folder / f"{prefix}-{kind}-{form}-ubyte.gz").write_bytes(gzip.compress(head + body))
+            write_idx(folder / f"{prefix}-{kind}-{form}-ubyte.gz", rng.integers(0, 10, shape))
 
 
 def test_a_folder_without_it_says_what_to_do(tmp_path: Path) -> None:
@@ -44,10 +42,10 @@ def test_files_of_another_format_are_refused(tmp_path: Path, harm) -> None:
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="apt install dataset-fashion-mnist")
 def test_the_real_images_are_standardised_and_the_classes_even() -> None:
-    found = read(FOLDER)
-    assert {name: len(each.labels) for name, each in found.items()} == {"train": 60_000, "test": 10_000}
-    assert np.bincount(found["train"].labels).tolist() == [6000] * 10
-    deviation, mean = torch.std_mean(found["train"].images)
+    splits = read(FOLDER)
+    assert {name: len(split.labels) for name, split in splits.items()} == {"train": 60_000, "test": 10_000}
+    assert np.bincount(splits["train"].labels).tolist() == [6000] * 10
+    deviation, mean = torch.std_mean(splits["train"].images)
     assert abs(mean) < 1e-3 and abs(deviation - 1) < 1e-3
 
 
@@ -55,7 +53,7 @@ def test_the_real_images_are_standardised_and_the_classes_even() -> None:
 def test_accuracy_is_the_share_of_right_answers_however_it_is_cut(name: str) -> None:
     torch.manual_seed(0)
     model, images = MODELS[name](8), torch.randn(30, 1, 28, 28)
-    right = model(images).argmax(1)
-    labels = torch.where(torch.arange(30) < 12, right, (right + 1) % 10)
+    predicted = model(images).argmax(1)
+    labels = torch.where(torch.arange(30) < 12, predicted, (predicted + 1) % 10)
     for chunk in (7, 30, 100):
         assert accuracy(model, Examples(images, labels), chunk) == 0.4

@@ -20,10 +20,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from training.federated.buffered import Event, FederatedSettings
 from training.federated.delays import Trace
 from training.federated.flower_local import processes_of, run, superlink
 from training.federated.rules import RULES, Layout
-from training.federated.simulator import Event, Settings, Simulator
+from training.federated.simulator import Simulator
 
 ROOT = Path(__file__).parents[3]
 BIN = ROOT / ".venv-flower" / "bin"
@@ -120,7 +121,7 @@ def replay(events: Sequence[Event], rounds: int) -> Simulator:
             answers.append((delta * float("nan") if client in BAD.values() else delta, client + 1))
         return answers
 
-    settings = Settings(clients=CLIENTS, concurrency=CONCURRENCY, buffer_size=BUFFER)
+    settings = FederatedSettings(clients=CLIENTS, concurrency=CONCURRENCY, buffer_size=BUFFER)
     zero = torch.zeros(sum(shape.numel() for shape in layout.shapes.values()), dtype=torch.float64)
     delays = Trace([durations[client] or [float("inf")] for client in range(CLIENTS)])
     simulator = Simulator(settings, RULES["fadas-divide"](lr=LR), train, delays, zero)
@@ -152,11 +153,13 @@ def test_a_server_that_crashed_goes_on_as_if_it_had_not(
     after, result = resumed
     assert checkpoint["pending"]
     last = before[-1].time
-    whole = [*before, *(event._replace(time=last + 1 + event.time) for event in after)]
+    all_events = [*before, *(event._replace(time=last + 1 + event.time) for event in after)]
     # Those places that were free when it crashed were filled at the instant of its last round.
-    first = next(event.time for event in whole[len(before) :])
-    whole = [event._replace(time=last) if event.kind == "start" and event.time == first else event for event in whole]
-    simulator = replay(whole, ROUNDS)
+    first = next(event.time for event in all_events[len(before) :])
+    all_events = [
+        event._replace(time=last) if event.kind == "start" and event.time == first else event for event in all_events
+    ]
+    simulator = replay(all_events, ROUNDS)
     assert simulator.round == result["round"]
     layout = Layout.of(result["model"])
     assert torch.allclose(simulator.params, layout.pack(result["model"]), rtol=0, atol=1e-6)
@@ -220,8 +223,8 @@ def test_the_example_learns_and_leaves_no_process_behind(tmp_path: Path) -> None
     accuracies = [float(line.split()[2]) for line in done.stdout.splitlines() if "of the test digits" in line]
     assert accuracies[-1] > 0.6 > accuracies[0]
     assert not list(tmp_path.glob("flwr-*"))
-    left = [pid for pid in Path("/proc").glob("[0-9]*") if started_in(tmp_path, pid)]
-    assert left == []
+    remaining = [pid for pid in Path("/proc").glob("[0-9]*") if started_in(tmp_path, pid)]
+    assert remaining == []
 
 
 def started_in(folder: Path, process: Path) -> bool:

@@ -31,10 +31,10 @@ pytestmark = [
 
 def line(begins: str, **instead: str) -> list[str]:
     """The README's one line that begins so, with some of its words replaced."""
-    (found,) = [line for line in LINES if line.startswith(begins)]
-    for word, other in instead.items():
-        found = re.sub(rf"\b{word}\b", other, found)
-    return shlex.split(found)
+    (command,) = [line for line in LINES if line.startswith(begins)]
+    for word, replacement in instead.items():
+        command = re.sub(rf"\b{word}\b", replacement, command)
+    return shlex.split(command)
 
 
 def by_path(words: list[str], folder: Path) -> list[str]:

@@ -18,8 +18,8 @@ def test_official_delays_lie_in_the_range_of_their_class(ranges: tuple, slowest:
     rng = np.random.default_rng(0)
     delays = official(3000, ranges, rng)
     bounds = [(1, 2), (3, 5), slowest]
-    for client, each in enumerate(delays.classes[:300]):
-        low, high = bounds[each]
+    for client, speed in enumerate(delays.classes[:300]):
+        low, high = bounds[speed]
         assert low <= delays.duration(client, 0, rng) <= high
     counts = np.bincount(delays.classes, minlength=3)
     assert counts[0] > counts[1] > counts[2] > 0  # Dirichlet(3, 2, 1): slow clients are the fewest
@@ -57,8 +57,8 @@ def test_every_example_has_one_owner_and_every_client_an_example(seed: int, clie
     parts = dirichlet(labels, clients, alpha, np.random.default_rng(seed))
     assert len(parts) == clients and min(map(len, parts)) >= 1
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(1000))
-    again = dirichlet(labels, clients, alpha, np.random.default_rng(seed))
-    assert all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True))
+    repeated = dirichlet(labels, clients, alpha, np.random.default_rng(seed))
+    assert all(np.array_equal(a, b) for a, b in zip(parts, repeated, strict=True))
 
 
 def test_a_small_alpha_makes_clients_differ() -> None:

@@ -104,8 +104,8 @@ def test_fedbuff_fedavg_and_fedasync() -> None:
     weighted = [Update(0, buffer[0].delta, x, examples=3), Update(1, buffer[1].delta, x, examples=1)]
     assert run(FedAvg(), x, weighted).tolist() == [3.5, 4.0]
     assert run(FedAsync(mix=0.25), x, buffer[:1]).tolist() == [0.75 * 1 + 0.25 * 2, 0.75 * 2]
-    one = [Update(0, torch.ones(2, dtype=torch.float64), x, staleness=3)]
-    assert run(FedAsync(mix=0.5, power=0.5), x, one).tolist() == [1.25, 2.25]  # a_τ = 0.5/√4, towards x + 1
+    buffer = [Update(0, torch.ones(2, dtype=torch.float64), x, staleness=3)]
+    assert run(FedAsync(mix=0.5, power=0.5), x, buffer).tolist() == [1.25, 2.25]  # a_τ = 0.5/√4, towards x + 1
 
 
 def test_ca2fl_by_hand() -> None:

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from training.federated.buffered import Event, FederatedSettings
 from training.federated.delays import LARGE, Delays, Trace, official
 from training.federated.rules import CA2FL, RULES, Adaptive, FedAsync, FedAvg, FedBuff, Rule
-from training.federated.simulator import Event, Settings, Simulator
+from training.federated.simulator import Simulator
 from training.run import Run
 
 N, P, STEPS, LR = 8, 3, 4, 0.1
@@ -47,7 +48,7 @@ EQUAL = Trace([[1.0]] * N)
 
 def simulator(rule: Rule, delays: Delays = EQUAL, train=noisy, **options) -> Simulator:
     options = {"clients": N, "concurrency": 6, "buffer_size": 3} | options
-    return Simulator(Settings(**options), rule, train, delays, ZERO)
+    return Simulator(FederatedSettings(**options), rule, train, delays, ZERO)
 
 
 def large(seed: int = 0) -> Delays:
@@ -141,8 +142,8 @@ def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_bits(name: str, tmp
         batches.append(list(seeds))
         return noisy(params, clients, seeds)
 
-    whole = simulator(rule, delays, train)
-    events, trained = whole.run(12), batches.copy()
+    uninterrupted = simulator(rule, delays, train)
+    events, trained = uninterrupted.run(12), batches.copy()
     for cut in (1, 5, 17, 30):  # in the middle of buffers too
         batches.clear()
         stopped = simulator(rule, delays, train)
@@ -154,8 +155,8 @@ def test_a_run_that_was_stopped_anywhere_goes_on_to_the_same_bits(name: str, tmp
         run.close()
         assert before + resumed.run(12) == events
         assert batches == trained  # nothing twice, and together with the same others
-        assert torch.equal(resumed.params, whole.params)
-        for key, value in whole.state.items():
+        assert torch.equal(resumed.params, uninterrupted.params)
+        for key, value in uninterrupted.state.items():
             assert torch.equal(torch.as_tensor(resumed.state[key]), torch.as_tensor(value)), key
 
 
@@ -248,7 +249,7 @@ def test_clients_of_several_models_may_be_trained_together() -> None:
         starts = params.expand(len(clients), P)
         return [(sgd(start, client, 0.5, seed), 1) for start, client, seed in zip(starts, clients, seeds, strict=True)]
 
-    apart, together = (simulator(FedBuff(), large(), train, together=how) for how in ("model", "all"))
+    apart, together = (simulator(FedBuff(), large(), train, together=cohort) for cohort in ("model", "all"))
     events = apart.run(20)
     calls = len(batches)
     assert together.run(20) == events

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.federated.values import JOB, Config, _interval, _local, federated
+from training.federated.values import JOB, FederatedValuesConfig, _centred, _interval, federated
 from value_heads.fit import Rows
 
 FEATURES, CLIENTS = 5, 4
@@ -24,18 +24,18 @@ def rows(seed: int, offset: float = 0.0) -> Rows:
 
 
 def test_a_clients_rows_lose_the_mean_of_their_group_and_get_standard_units() -> None:
-    own = _local(rows(0, offset=3.0), torch.full((FEATURES,), 2.0))
-    assert own.features.view(6, 8, FEATURES).mean(1).abs().max() < 1e-6
-    assert torch.allclose(own.features * 2 @ TRUTH, own.targets, atol=1e-4)  # the offsets are gone
+    client = _centred(rows(0, offset=3.0), torch.full((FEATURES,), 2.0))
+    assert client.features.view(6, 8, FEATURES).mean(1).abs().max() < 1e-6
+    assert torch.allclose(client.features * 2 @ TRUTH, client.targets, atol=1e-4)  # the offsets are gone
 
 
 @pytest.mark.parametrize("rule", ["fadas-divide", "fadas", "fedbuff"])
 def test_what_clients_learn_together_is_the_pooled_fit(rule: str) -> None:
-    local = [_local(rows(seed, offset=seed), torch.ones(FEATURES)) for seed in range(CLIENTS)]
-    config = Config(clients=CLIENTS, concurrency=3, buffer_size=2, rounds=300, local_steps=5, rule=rule)
+    clients = [_centred(rows(seed, offset=seed), torch.ones(FEATURES)) for seed in range(CLIENTS)]
+    config = FederatedValuesConfig(clients=CLIENTS, concurrency=3, buffer_size=2, rounds=300, local_steps=5, rule=rule)
     rate = {"fedbuff": 0.5, "fadas": 0.02, "fadas-divide": 0.02}[rule]
-    b = federated(config, local, rate=rate, penalty=0.0, seed=0)
-    x, y = torch.cat([own.features for own in local]), torch.cat([own.targets for own in local])
+    b = federated(config, clients, rate=rate, penalty=0.0, seed=0)
+    x, y = torch.cat([client.features for client in clients]), torch.cat([client.targets for client in clients])
     pooled = torch.linalg.lstsq(x, y).solution
     assert torch.allclose(pooled, TRUTH, atol=1e-4)
     assert (b - pooled).norm() < 0.1 * pooled.norm()
@@ -55,7 +55,7 @@ def test_the_whole_way_on_the_real_model_to_decoding(tmp_path: Path) -> None:
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert all(check["holds"] for check in result["checks"])
     rewards = result["per_seed"][0]["rewards"]
-    assert {name: len(each) for name, each in rewards.items()} == dict.fromkeys(
+    assert {name: len(group) for name, group in rewards.items()} == dict.fromkeys(
         ("base", "best-of-16", "federated", "pooled"), 2
     )
     assert all(best > mean for best, mean in zip(rewards["best-of-16"], rewards["base"], strict=True))

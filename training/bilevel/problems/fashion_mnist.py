@@ -1,4 +1,4 @@
-"""Fashion-MNIST as vectors, and smaller images of it."""
+"""Fashion-MNIST as vectors, at full or reduced size."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Images(NamedTuple):
 
 
 def load(folder: Path = FOLDER, *, train: bool) -> Images:
-    """The 60,000 images to train on, or the 10,000 to test on. Raises ValueError as ``read``."""
+    """The 60,000 training images or the 10,000 test images. Raises ValueError as ``read``."""
     images, labels = read(folder, "train" if train else "test")
     return Images(images.flatten(1), labels)
 
 
-def shrunk(images: Images, by: int) -> Images:
-    """Means of squares of ``by`` by ``by`` pixels; ``by`` divides 28, or ValueError."""
-    if SIDE % by:
-        raise ValueError(f"pool: must divide the images' side of {SIDE} pixels, unlike {by}")
-    if by == 1:
+def shrunk(images: Images, pool: int) -> Images:
+    """Means of squares of ``pool`` by ``pool`` pixels. Raises ValueError if ``pool`` does not divide 28."""
+    if SIDE % pool:
+        raise ValueError(f"pool: must divide the images' side of {SIDE} pixels, unlike {pool}")
+    if pool == 1:
         return images
-    return Images(avg_pool2d(images.pixels.view(-1, 1, SIDE, SIDE), by).flatten(1), images.labels)
+    return Images(avg_pool2d(images.pixels.view(-1, 1, SIDE, SIDE), pool).flatten(1), images.labels)

@@ -1,8 +1,7 @@
-"""Few-shot learning: features that all tasks share, and a head for each, fitted to its few examples (arXiv:2411.14166).
+"""Few-shot learning: features that all tasks share, and a head per task, fitted to few examples (arXiv:2411.14166).
 
-x: as in ``hyper_representation``. y [tasks, h + 1, ways]: the heads, which the lower level fits to the tasks' support
-examples; the upper level judges them on their query examples. Tasks are drawn once, or anew with each batch (then heads
-start over).
+x: as in ``hyper_representation``. y [tasks, h + 1, ways]: the heads. The lower level fits them to the support examples
+of the tasks, the upper level evaluates them on the query examples. Tasks are fixed: new tasks need new heads.
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ def draw(rows: Rows, *, tasks: int, ways: int, shots: int, queries: int, generat
         raise ValueError(f"ways: {ways}, and there are {len(classes)} classes")
     if shots + queries > counts.min():
         raise ValueError(f"shots + queries: {shots + queries}, and a class has {int(counts.min())} examples")
-    each = shots + queries
+    examples = shots + queries
     places = [
-        torch.stack([_of_class(rows, one, each, generator) for one in _some(classes, ways, generator)])
+        torch.stack([_of_class(rows, label, examples, generator) for label in _sample(classes, ways, generator)])
         for _ in range(tasks)
     ]
     inputs = rows.inputs[torch.stack(places)]  # [tasks, ways, shots + queries, d]
-    labels = torch.arange(ways)[None, :, None].expand(tasks, ways, each)
+    labels = torch.arange(ways)[None, :, None].expand(tasks, ways, examples)
     parts = zip(inputs.split([shots, queries], dim=2), labels.split([shots, queries], dim=2), strict=True)
     return Tasks(*(Rows(part.flatten(1, 2), label.flatten(1)) for part, label in parts))
 
@@ -65,9 +64,9 @@ def accuracy(x: Tree, y: torch.Tensor, rows: Rows) -> float:
     return float(((features(x, rows.inputs) @ y).argmax(-1) == rows.classes).double().mean())
 
 
-def _some(of: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    return of[torch.randperm(len(of), generator=generator)[:count]]
+def _sample(values: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    return values[torch.randperm(len(values), generator=generator)[:count]]
 
 
-def _of_class(rows: Rows, one: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    return _some((rows.classes == one).nonzero()[:, 0], count, generator)
+def _of_class(rows: Rows, label: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    return _sample((rows.classes == label).nonzero()[:, 0], count, generator)

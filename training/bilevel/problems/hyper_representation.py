@@ -1,7 +1,7 @@
-"""Hyper-representation: features of which a linear head makes the best (arXiv:2405.18858).
+"""Hyper-representation: features for a linear head (arXiv:2405.18858).
 
-x: {"in" [d, h], "bias" [h]}, a layer of h features. y [h + 1, classes]: the head, fitted to training data by the lower
-level; the upper level judges both on validation data.
+x: {"in" [d, h], "bias" [h]}, a layer of h features. y [h + 1, classes]: the head. The lower level fits y to training
+data, the upper level evaluates x and y on validation data.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ PROBLEM = BilevelProblem(validation_loss, train_loss)
 
 
 def start(inputs: int, hidden: int, classes: int, generator: torch.Generator) -> tuple[Tree, torch.Tensor]:
-    """x and y of one agent: random features, no head."""
+    """x and y of one agent: random features, and a head of zeros."""
     weights = torch.randn(inputs, hidden, generator=generator) / inputs**0.5
     return {"in": weights, "bias": torch.zeros(hidden)}, torch.zeros(hidden + 1, classes)

@@ -1,4 +1,4 @@
-"""Hyperparameters of logistic regression: a ridge for each feature, judged on validation data (arXiv:2405.18858).
+"""Hyperparameters of logistic regression: a ridge per feature, evaluated on validation data (arXiv:2405.18858).
 
 x [d]: log ridges. y: {"weights" [d, classes], "bias" [classes]}.
 """

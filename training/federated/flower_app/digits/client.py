@@ -1,4 +1,4 @@
-"""A ClientApp as for any of flwr's own strategies: it knows nothing of the server's rule."""
+"""A ClientApp for any of flwr's own strategies; it does not depend on the server's rule."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    me, clients = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-    pixels, labels = part(me, clients)
-    time.sleep(float(context.run_config["slow"]) * me)  # some are slower than others
+    client, clients = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+    pixels, labels = part(client, clients)
+    time.sleep(float(context.run_config["slow"]) * client)  # later clients are slower
     model = network()
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     optimiser = torch.optim.SGD(model.parameters(), lr=float(context.run_config["local-lr"]))

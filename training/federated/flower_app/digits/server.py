@@ -1,4 +1,4 @@
-"""The whole of a ServerApp that does not wait for its slowest client."""
+"""A complete asynchronous ServerApp."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from digits.task import accuracy, network
+from training.federated.buffered import FederatedSettings
 from training.federated.flower import AsyncServer
 from training.federated.rules import RULES
-from training.federated.simulator import Settings
 
 app = ServerApp()
 
@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
         model.load_state_dict(tensors)
         print(f"round {round}: {accuracy(model):.3f} of the test digits are right", flush=True)
 
-    settings = Settings(
+    settings = FederatedSettings(
         clients=config["clients"],
         concurrency=config["concurrency"],
         buffer_size=config["buffer-size"],

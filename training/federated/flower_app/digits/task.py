@@ -1,4 +1,4 @@
-"""1,797 handwritten digits of 8 x 8 pixels, unevenly dealt to the clients, and a small network."""
+"""1,797 handwritten digits of 8 x 8 pixels, unevenly distributed over the clients, and a small network."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def network() -> nn.Sequential:
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """Pixels [1797, 64] in [0, 1] and labels [1797], in an order of their own. The last TEST are for testing."""
+    """Pixels [1797, 64] in [0, 1] and labels [1797], shuffled. The last TEST are test digits."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     return torch.tensor(data.data[order] / 16, dtype=torch.float32), torch.tensor(data.target[order])
 
 
 def part(client: int, clients: int) -> tuple[Tensor, Tensor]:
-    """What one client has."""
-    pixels, labels = (each[:-TEST] for each in digits())
-    mine = dirichlet(labels.numpy(), clients, 0.3, np.random.default_rng(0))[client]
-    return pixels[mine], labels[mine]
+    """The training digits of one client."""
+    pixels, labels = (values[:-TEST] for values in digits())
+    rows = dirichlet(labels.numpy(), clients, 0.3, np.random.default_rng(0))[client]
+    return pixels[rows], labels[rows]
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module) -> float:
-    pixels, labels = (each[-TEST:] for each in digits())
+    pixels, labels = (values[-TEST:] for values in digits())
     return float((model(pixels).argmax(1) == labels).float().mean())

@@ -19,11 +19,11 @@ def wake(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    config, asked = context.run_config, message.content["config"]
-    me = asked["client"]
+    config, training = context.run_config, message.content["config"]
+    me = training["client"]
     time.sleep(float(config["pause"]) * (1 + me % 4))
     arrays = {name: array.numpy() for name, array in message.content["arrays"].items()}
-    arrays = trained(arrays, me, asked["seed"])
+    arrays = trained(arrays, me, training["seed"])
     if me == config["nan"]:
         arrays["vector"][0] = np.nan
     if me == config["shape"]:

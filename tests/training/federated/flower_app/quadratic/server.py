@@ -11,9 +11,9 @@ from flwr.app import Context, Message, MessageType, RecordDict, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
 from quadratic.task import SHAPES
+from training.federated.buffered import Event, FederatedSettings
 from training.federated.flower import AsyncServer
 from training.federated.rules import RULES
-from training.federated.simulator import Event, Settings
 
 app = ServerApp()
 
@@ -40,17 +40,17 @@ def trains(grid: Grid, config: UserConfig) -> None:
 
 
 def waits_in_vain(grid: Grid, config: UserConfig) -> None:
-    """Another server of the same clients, of whom one now answers late and one not at all: until both were noticed."""
-    seen = set()
+    """A second server of the same clients, until it has noticed one that answers late and one that never does."""
+    observed = set()
     server = server_of(
         grid,
         config,
         "delayed.jsonl",
         timeout=config["patience"],
-        on_event=lambda event: seen.add((event.kind, event.client)),
+        on_event=lambda event: observed.add((event.kind, event.client)),
     )
     awaited = {("late", config["late"]), ("reject", config["late"]), ("late", config["vanishes"])}
-    while not awaited <= seen and server.round < 1000:
+    while not awaited <= observed and server.round < 1000:
         server.run(server.round + 1)
     noticed = server.round
     server.run(noticed + 2)
@@ -70,7 +70,7 @@ def server_of(
         with (Path(str(config["out"])) / events).open("a") as file:
             file.write(json.dumps(event) + "\n")
 
-    settings = Settings(
+    settings = FederatedSettings(
         clients=config["clients"],
         concurrency=config["concurrency"],
         buffer_size=config["buffer-size"],
@@ -81,6 +81,6 @@ def server_of(
     return AsyncServer(grid, model, rule, settings, on_event=note, poll=0.05, **options)
 
 
-def save(found: dict, path: Path) -> None:
-    torch.save(found, path.with_suffix(".partial"))
+def save(content: dict, path: Path) -> None:
+    torch.save(content, path.with_suffix(".partial"))
     path.with_suffix(".partial").rename(path)

@@ -14,7 +14,7 @@ def trained(arrays: Arrays, client: int, seed: int) -> Arrays:
     centres = {name: centre.normal(size=shape) for name, shape in SHAPES.items()}
     for _ in range(4):
         arrays = {
-            name: each - 0.1 * (each - centres[name] + 0.1 * rng.normal(size=each.shape))
-            for name, each in arrays.items()
+            name: array - 0.1 * (array - centres[name] + 0.1 * rng.normal(size=array.shape))
+            for name, array in arrays.items()
         }
     return arrays

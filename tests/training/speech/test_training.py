@@ -1,0 +1,214 @@
+"""Trainings and the run: same bits after a resume, γ = 0 is supervised, and speech of tones is learnt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.speech.recordings import RATE, corpus
+from training.run import Cancelled
+from training.speech import listen, text
+from training.speech.features import Features
+from training.speech.figures import NAMES
+from training.speech.job import JOB, BLJustConfig, load_corpus
+from training.speech.manifest import ManifestError, load
+from training.speech.model import ENCODERS, Recogniser
+from training.speech.results import table
+from training.speech.training import (
+    Training,
+    TrainingData,
+    TrainingMethod,
+    TrainingSchedule,
+    error_rates,
+    plan,
+    transcribe,
+)
+
+SCHEDULE = TrainingSchedule(
+    epochs=2,
+    exploration_passes=1,
+    finetune_passes=1,
+    batch=8,
+    exploration_lr=1e-3,
+    lr=5e-3,
+    finetune_lr=1e-3,
+    gamma_step=0.25,
+    gamma_cap=1.0,
+    fixed_gamma=0.0,
+    context=0.4,
+    future=0.2,
+)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus(tmp_path_factory.mktemp("speech"), labelled=24, unlabelled=16)
+
+
+def started(
+    speech: Path, method: TrainingMethod, schedule: TrainingSchedule = SCHEDULE, encoder: str = "bigru"
+) -> Training:
+    recordings = load(speech)
+    texts = [str(recording.text) for recording in recordings if recording.text is not None]
+    tokenizer = text.fit(texts, 0)
+    torch.manual_seed(0)
+    model = Recogniser(encoder, 32, 1, tokenizer.size)
+    data = TrainingData(Features(recordings, RATE), [tokenizer.encode(line) for line in texts])
+    return Training(model, data, plan(method, schedule), schedule, seed=5)
+
+
+def finished(training: Training) -> dict[str, torch.Tensor]:
+    while training.done < len(training.passes):
+        training.run_pass()
+    return {name: value.clone() for name, value in training.model.state_dict().items()}
+
+
+def test_plans_take_the_same_supervised_steps_and_hear_as_much() -> None:
+    plans = {method: plan(method, SCHEDULE._replace(epochs=3, exploration_passes=2)) for method in NAMES}
+    kinds = {method: [step.kind for step in passes] for method, passes in plans.items()}
+    assert kinds["bl_just"] == ["explore", "explore", "joint"] * 3 + ["fine-tune"]
+    assert kinds["pretrain"] == ["explore"] * 9 + ["supervised"] * 3 + ["fine-tune"]
+    assert kinds["fixed"] == ["joint"] * 3 + ["fine-tune"]
+    assert kinds["supervised"] == ["supervised"] * 3 + ["fine-tune"]
+    assert [step.gamma for step in plans["bl_just"] if step.kind == "joint"] == [0.0, 0.25, 0.5]
+    assert {passes[-1].labelled for passes in plans.values()} == {3}
+
+
+def test_joint_training_at_gamma_zero_is_supervised_training(speech: Path) -> None:
+    """Bitwise: encoder and CTC head after all passes; the CPC head has gone its own way."""
+    joint, supervised = finished(started(speech, "fixed")), finished(started(speech, "supervised"))
+    for name, value in supervised.items():
+        assert torch.equal(joint[name], value) != name.startswith("cpc")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_resumed_training_ends_at_the_same_bits(speech: Path, tmp_path: Path, encoder: str) -> None:
+    schedule = SCHEDULE._replace(epochs=1)
+    uninterrupted = finished(started(speech, "bl_just", schedule, encoder))
+    first = started(speech, "bl_just", schedule, encoder)
+    first.run_pass()
+    torch.save(first.state(), tmp_path / "state.pt")
+    second = started(speech, "bl_just", schedule, encoder)
+    torch.nn.init.zeros_(second.model.cpc.weight)
+    torch.manual_seed(99)
+    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    resumed = finished(second)
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+
+
+def test_exploration_leaves_the_ctc_head_and_supervision_the_cpc_head(speech: Path) -> None:
+    training = started(speech, "pretrain")
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    training.run_pass()
+    changed = {
+        name.split(".")[0]
+        for name, value in training.model.state_dict().items()
+        if not torch.equal(before[name], value)
+    }
+    assert changed == {"encoder", "cpc"}
+    training.passes[1] = training.passes[1]._replace(kind="supervised")
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    training.run_pass()
+    changed = {
+        name.split(".")[0]
+        for name, value in training.model.state_dict().items()
+        if not torch.equal(before[name], value)
+    }
+    assert changed == {"encoder", "ctc"}
+
+
+def test_words_of_tones_are_learnt(speech: Path) -> None:
+    training = started(speech, "bl_just", SCHEDULE._replace(epochs=25, lr=1e-2, gamma_step=0.01, gamma_cap=0.1))
+    first = training.run_pass()["unsupervised"]
+    finished(training)
+    features = Features(load(speech)[:24], RATE)
+    texts = [str(recording.text) for recording in features.recordings]
+    tokenizer = text.fit(texts, 0)
+    rates = error_rates(transcribe(training.model, features, tokenizer), texts)
+    assert rates["wer"] < 0.8
+    training.passes.append(training.passes[0])
+    assert training.run_pass()["unsupervised"] < first - 0.3
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_padding_changes_nothing_that_is_heard(encoder: str) -> None:
+    torch.manual_seed(1)
+    model = Recogniser(encoder, 32, 1, tokens=4).eval()
+    frames = torch.randn(1, 41, 40)
+    padded = torch.cat([frames, torch.zeros(1, 30, 40)], dim=1)
+    batch = torch.cat([padded, torch.randn(1, 71, 40)])
+    with torch.inference_mode():
+        alone, length = model(frames, torch.tensor([41]))
+        beside, lengths = model(batch, torch.tensor([41, 71]))
+    assert length.tolist() == [11] and lengths.tolist() == [11, 18]
+    torch.testing.assert_close(beside[0, :11], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def config(speech: Path, **changes: Any) -> dict[str, Any]:
+    files = {"manifest": speech, "dev": speech, "test": speech}
+    small = {"width": 16, "layers": 1, "context": 0.4, "future": 0.2, "batch": 16, "models": 2, "epochs": 1}
+    return files | small | {"exploration_passes": 1} | changes
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_result(speech: Path, tmp_path: Path) -> None:
+    stop = iter([False] * 9 + [True])
+    with pytest.raises(Cancelled):
+        JOB.execute(
+            config(speech, tune=True, lrs=(1e-3,), gammas=(0.1,)), tmp_path / "run", should_stop=lambda: next(stop)
+        )
+    assert (tmp_path / "run" / "metrics.jsonl").read_text()
+    resumed = JOB.execute(config(speech, tune=True, lrs=(1e-3,), gammas=(0.1,)), tmp_path / "run")
+    uninterrupted = JOB.execute(config(speech, tune=True, lrs=(1e-3,), gammas=(0.1,)), tmp_path / "uninterrupted")
+    assert resumed["results"] == uninterrupted["results"] and resumed["chosen"] == uninterrupted["chosen"]
+    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "uninterrupted")]
+    assert rows[0] == rows[1]
+    assert all(check["holds"] for check in uninterrupted["checks"])
+    assert (tmp_path / "uninterrupted" / "figures" / "bl_just.png").stat().st_size > 0
+    heard = (tmp_path / "uninterrupted" / "transcripts" / "bl_just-1-test.jsonl").read_text().splitlines()
+    model, tokenizer, rate = listen.load(tmp_path / "uninterrupted", "bl_just-1")
+    transcripts = transcribe(model, Features(load(speech)[:24], rate), tokenizer)
+    assert transcripts == [json.loads(line)["heard"] for line in heard]
+    assert len(heard) == 24 and set(json.loads(heard[0])) == {"audio", "text", "heard"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": None}, "give manifest=, dev= and test= together"),
+        ({"context": 60.0}, "lower context or future"),
+        ({"device": "cuda:99"}, "device=cuda:99 cannot be used here"),
+        ({"pieces": 5000}, "pieces=5000 does not suit these texts"),
+    ],
+)
+def test_bad_input_is_one_line(speech: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        JOB.execute(config(speech, **changes), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_few_labels_are_the_first_of_the_manifest(speech: Path, tmp_path: Path) -> None:
+    loaded = load_corpus(BLJustConfig(**config(speech, labelled=5)), tmp_path, np.random.default_rng(0))
+    assert len(loaded.train.texts) == 5 and len(loaded.train.features) == 40
+
+
+def test_a_manifest_without_any_text(speech: Path, tmp_path: Path) -> None:
+    silent = corpus(tmp_path / "silent", 0, 3)
+    with pytest.raises(ManifestError, match='no row with a "text"'):
+        load_corpus(BLJustConfig(**config(speech, manifest=silent)), tmp_path, np.random.default_rng(0))
+
+
+def test_intervals_are_students_and_differences_are_paired() -> None:
+    def of(*wers: float) -> list[dict[str, Any]]:
+        return [{"dev": {"wer": 0.0, "cer": 0.0}, "test": {"wer": wer, "cer": 0.0}} for wer in wers]
+
+    rows = table({"supervised": of(0.5, 0.7, 0.9), "bl_just": of(0.4, 0.6, 0.8)})
+    mean = rows["supervised"]["test_wer"]
+    assert mean["mean"] == pytest.approx(0.7)
+    assert mean["high"] == pytest.approx(0.7 + 4.302653 * 0.2 / 3**0.5, abs=1e-5)
+    gap = rows["bl_just"]["test_wer_less_supervised"]
+    assert gap["low"] == pytest.approx(-0.1) and gap["high"] == pytest.approx(-0.1)

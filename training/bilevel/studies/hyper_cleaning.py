@@ -1,0 +1,256 @@
+"""`iro run bilevel.hyper_cleaning`: Fashion-MNIST by decentralized (arXiv:2411.14166) and compressed (arXiv:2405.18858)
+algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from training.bilevel import topology
+from training.bilevel.algorithms.method import ProblemSetup
+from training.bilevel.algorithms.registry import METHODS
+from training.bilevel.problem import Tree
+from training.bilevel.problems import fashion_mnist
+from training.bilevel.problems.fashion_mnist import Images
+from training.bilevel.problems.hyper_cleaning import PROBLEM, Agents, Batch, accuracy, share_out, start, wrong_label_auc
+from training.bilevel.studies.comparison import ByteCurve, bytes_ratio, run_method
+from training.bilevel.studies.hyper_cleaning_figure import draw
+from training.fashion_mnist import FOLDER, SIDE
+from training.intervals import band
+from training.run import Job, JobConfig, Run, check_names
+
+COMPARED = (
+    "D-SOBA",
+    "ED",
+    "ED/ATC-GT",
+    "SOBA",
+    "EF-SOBA, top-k",
+    "C-SOBA, rand-k",
+    "ATC-GT",
+    "EF-SOBA, rand-k",
+    "CM-SOBA, rand-k",
+    "EXTRA",
+    "single-level ED",
+    "SLDBO",
+    "MDBO",
+    "MA-DSBO-GT",
+)
+
+
+class HyperCleaningConfig(JobConfig):
+    """``corruptions``: shares of wrong labels. ``repeats``: draws of data and batches, the same for every method.
+
+    ``images``: training images and clean images of each agent. ``concentration``: of the Dirichlet shares of classes.
+    ``pool``: side of the squares of pixels that are averaged. ``evaluations``: gradients of f or g, and second-order
+    products, of a batch, per agent. ``points`` of a curve. ``alpha`` and ``beta``: step sizes of x, and of y and z.
+    ``theta``: weight of the newest u. ``kept``: share of the coordinates that rand-k and top-k send.
+    """
+
+    corruptions: tuple[float, ...] = Field((0.1, 0.2, 0.3), min_length=1)
+    repeats: int = Field(5, ge=1)
+    agents: int = Field(10, ge=3)
+    self_weight: float = Field(0.5, gt=0, lt=1)
+    images: int = Field(500, ge=1)
+    concentration: float = Field(0.1, gt=0)
+    pool: int = Field(1, ge=1)
+    batch: int = Field(50, ge=1)
+    evaluations: int = Field(3000, ge=60)
+    points: int = Field(10, ge=2)
+    methods: tuple[str, ...] = Field(COMPARED, min_length=1)
+    alpha: float = 300.0
+    beta: float = 0.25
+    theta: float = 0.2
+    kept: float = Field(0.05, gt=0, le=1)
+    data: Path = FOLDER
+
+    @field_validator("methods")
+    @classmethod
+    def _available(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_names(value, METHODS, "method")
+        return value
+
+
+class CleaningCurve(ByteCurve):
+    """Of one method and corruption. evaluations [points]; auc [runs]: of x as a detector of wrong labels."""
+
+    evaluations: list[int]
+    auc: list[float]
+
+
+Curves = dict[str, dict[str, CleaningCurve]]  # by corruption and method
+Summary = dict[str, dict[str, dict[str, dict[str, float]]]]  # by corruption, method and quantity
+
+
+class CleaningData(NamedTuple):
+    """The agents of all corruptions and repeats, stacked on a leading axis of runs, and the test images."""
+
+    agents: Agents
+    test: Images
+
+
+def run(config: HyperCleaningConfig, run: Run) -> dict[str, object]:
+    run.planned_steps = len(config.methods)
+    run.emit("message", f"about {expected_minutes(config):.0f} minutes on one quiet core")
+    images, test = (
+        fashion_mnist.shrunk(fashion_mnist.load(config.data, train=train), config.pool) for train in (True, False)
+    )
+    data = CleaningData(prepare(config, images, run.rng), test)
+    curves: Curves = {f"{corruption:g}": {} for corruption in config.corruptions}
+    for name in config.methods:
+        measured = run.step(name.replace("/", "-"), partial(_measured, config, run, name, data))
+        for label, curve in zip(curves, measured, strict=True):
+            curves[label][name] = curve
+    summary = summarise(curves)
+    _check(summary, run)
+    return {"curves": curves, "summary": summary}
+
+
+def expected_minutes(config: HyperCleaningConfig) -> float:
+    """From the measured core seconds of a step and of a test of one repeat."""
+    runs = len(config.corruptions) * config.repeats * len(config.methods)
+    pixels = (SIDE // config.pool) ** 2
+    steps = config.evaluations / 3 * (1.1e-3 + 1.75e-7 * config.batch * pixels)
+    return runs * (steps + config.points * 1e-4 * pixels) / 60
+
+
+def prepare(config: HyperCleaningConfig, images: Images, rng: Callable[[int, int], np.random.Generator]) -> Agents:
+    """The agents of all runs, leaves [corruptions · repeats, n, m, ...]; ``rng`` takes a corruption and a repeat."""
+    agents = [
+        share_out(
+            images,
+            config.agents,
+            config.images,
+            corruption=corruption,
+            concentration=config.concentration,
+            rng=rng(level, repeat),
+        )
+        for level, corruption in enumerate(config.corruptions)
+        for repeat in range(config.repeats)
+    ]
+    return tree_map(lambda *leaves: torch.stack(leaves), *agents)
+
+
+def _measured(config: HyperCleaningConfig, run: Run, name: str, data: CleaningData) -> list[CleaningCurve]:
+    """One curve per corruption."""
+    generators = [
+        torch.Generator().manual_seed(run.derive_seed(level, repeat, 1))
+        for level in range(len(config.corruptions))
+        for repeat in range(config.repeats)
+    ]
+    noise = torch.Generator().manual_seed(run.derive_seed(2))
+    curves = learn(config, name, data, generators, noise, run.stop_if_asked)
+    for corruption, curve in zip(config.corruptions, curves, strict=True):
+        last = float(np.mean(curve["accuracy"][-1]))
+        row = {"method": name, "corruption": corruption, "accuracy": last, "auc": float(np.mean(curve["auc"]))}
+        run.metrics(row, f"{name}, {corruption:.0%} wrong labels: accuracy {last:.3f}")
+    return curves
+
+
+def learn(
+    config: HyperCleaningConfig,
+    name: str,
+    data: CleaningData,
+    generators: list[torch.Generator],
+    noise: torch.Generator,
+    pause: Callable[[], None],
+) -> list[CleaningCurve]:
+    """One curve per corruption: test accuracy [points][repeats] by gradients and by bytes, per agent.
+
+    All runs advance together, each on batches of its entry of ``generators``; ``noise`` is the compressors'.
+    """
+    agents, method, runs = data.agents, METHODS[name], len(generators)
+    first_run = tree_map(lambda leaf: leaf[0], agents)
+    W = topology.ring(config.agents, config.self_weight)
+    setup = ProblemSetup(PROBLEM, W, *start(first_run), config.alpha, config.beta, config.theta, config.kept)
+    steps = max(config.points, config.evaluations // max(method.evaluations, 3))
+    recorded_steps = [steps * (point + 1) // config.points for point in range(config.points)]
+    scores: list[torch.Tensor] = []
+
+    def draw_batch() -> Batch:
+        indices = torch.stack([first_run.draw(config.batch, generator) for generator in generators])
+        return vmap(Agents.take)(agents, indices)
+
+    def record(state: Tree) -> None:
+        pause()
+        scores.append(accuracy(method.variables(state)[1], data.test))
+
+    state = run_method(method, [setup] * runs, first_run.everything(), draw_batch, noise, recorded_steps, record)
+    by_level = torch.stack(scores).view(config.points, -1, config.repeats)
+    x = method.variables(state)[0].mean(1)
+    aucs = [wrong_label_auc(x[i], tree_map(lambda leaf, i=i: leaf[i], agents)) for i in range(runs)]
+    return [
+        {
+            "evaluations": [k * method.evaluations for k in recorded_steps],
+            "bytes": [k * method.bytes_sent(setup) for k in recorded_steps],
+            "accuracy": by_level[:, level].tolist(),
+            "auc": aucs[level * config.repeats : (level + 1) * config.repeats],
+        }
+        for level in range(len(config.corruptions))
+    ]
+
+
+def summarise(curves: Curves) -> Summary:
+    """By corruption and method: final accuracy, its gain over D-SOBA, and bytes over those of uncompressed SOBA."""
+    summary: Summary = {}
+    for corruption, methods in curves.items():
+        summary[corruption] = rows = {}
+        for name, curve in methods.items():
+            end, compressed = np.array(curve["accuracy"][-1]), METHODS[name].compressed
+            rows[name] = {"accuracy": band(end), "auc": band(curve["auc"])}
+            if "D-SOBA" in methods and not compressed:
+                gains = end - methods["D-SOBA"]["accuracy"][-1]
+                rows[name]["gain_over_d_soba"] = band(gains) | {"smallest": float(gains.min())}
+            if "SOBA" in methods and compressed:
+                rows[name]["bytes_over_soba"] = bytes_ratio(curve, methods["SOBA"])
+    return summary
+
+
+def _check(summary: Summary, run: Run) -> None:
+    for corruption, rows in summary.items():
+        label = f"{float(corruption):.0%} wrong labels"
+        for name, row in rows.items():
+            if "gain_over_d_soba" in row and METHODS[name].corrects_heterogeneity:
+                smallest = row["gain_over_d_soba"]["smallest"]
+                run.check(
+                    f"{label}: {name} over D-SOBA, in each repeat", expected="> 0", got=smallest, holds=smallest > 0
+                )
+            if name != "SOBA" and "bytes_over_soba" in row:
+                ratio = row["bytes_over_soba"]["ratio"]
+                run.check(
+                    f"{label}: {name}'s bytes over SOBA's for accuracy {row['bytes_over_soba']['accuracy']:.3f}",
+                    expected="<= 0.1",
+                    got=ratio,
+                    holds=ratio <= 0.1,
+                )
+
+
+SMOKE = {
+    "corruptions": (0.3,),
+    "repeats": 2,
+    "images": 100,
+    "pool": 4,
+    "batch": 25,
+    "evaluations": 450,
+    "points": 5,
+    "beta": 1.0,
+    "kept": 0.05,
+    "methods": ("D-SOBA", "ED", "ED/ATC-GT", "SOBA", "EF-SOBA, rand-k"),
+}
+TWO_CORES = {"pool": 2, "batch": 25, "evaluations": 600, "points": 5, "beta": 1.0}
+
+JOB = Job(
+    name="bilevel.hyper_cleaning",
+    summary="Hyper-cleaning of Fashion-MNIST: SPARKLE and its baselines by gradients, compressed SOBA by bytes",
+    Config=HyperCleaningConfig,
+    run=run,
+    presets={"smoke": SMOKE, "two-cores": TWO_CORES, "paper": {}},
+    draw=draw,
+)

@@ -1,0 +1,271 @@
+"""A training: passes over the recordings, each with its loss; the order of the passes defines the method."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset
+
+from training.run import derive_seed, rng_of
+from training.speech.features import FRAMES_PER_SECOND, Features, spec_augment
+from training.speech.manifest import ManifestError
+from training.speech.model import Recogniser
+from training.speech.penalty import joint_gradients, rising
+from training.speech.text import Tokenizer, greedy
+
+PassKind = Literal["explore", "joint", "supervised", "fine-tune"]
+TrainingMethod = Literal["supervised", "pretrain", "fixed", "bl_just"]
+State = dict[str, object]  # of a module or an optimizer
+
+
+class TrainingSchedule(NamedTuple):
+    """Passes, steps and rates; the fields are those of `BLJustConfig`."""
+
+    epochs: int
+    exploration_passes: int
+    finetune_passes: int
+    batch: int
+    exploration_lr: float
+    lr: float
+    finetune_lr: float
+    gamma_step: float
+    gamma_cap: float
+    fixed_gamma: float
+    context: float
+    future: float
+    workers: int = 0
+
+
+class Pass(NamedTuple):
+    """``labelled`` and ``unlabelled``: numbers of earlier passes over each; they seed the order of the data."""
+
+    kind: PassKind
+    gamma: float
+    labelled: int
+    unlabelled: int
+
+
+def plan(method: TrainingMethod, schedule: TrainingSchedule) -> list[Pass]:
+    """The passes of a method. All methods take the same supervised steps; "pretrain" and "bl_just" pass over the
+    unlabelled recordings equally often."""
+    explore: list[tuple[PassKind, float]] = [("explore", 0.0)]
+    kinds: list[tuple[PassKind, float]]
+    match method:
+        case "bl_just":
+            kinds = []
+            for k in range(schedule.epochs):
+                kinds += explore * schedule.exploration_passes
+                kinds.append(("joint", rising(schedule.gamma_step, schedule.gamma_cap, k)))
+        case "pretrain":
+            passes = schedule.epochs * (schedule.exploration_passes + 1)
+            kinds = explore * passes + [("supervised", 0.0)] * schedule.epochs
+        case "fixed":
+            kinds = [("joint", schedule.fixed_gamma)] * schedule.epochs
+        case _:
+            kinds = [("supervised", 0.0)] * schedule.epochs
+    kinds += [("fine-tune", 0.0)] * schedule.finetune_passes
+    labelled = unlabelled = 0
+    plan: list[Pass] = []
+    for kind, gamma in kinds:
+        plan.append(Pass(kind, gamma, labelled, unlabelled))
+        labelled += kind != "explore"
+        unlabelled += kind in ("explore", "joint")
+    return plan
+
+
+@dataclass
+class TrainingData:
+    """``texts``: the tokens of the first ``len(texts)`` recordings of ``features``."""
+
+    features: Features
+    texts: list[list[int]]
+
+
+class TrainingState(TypedDict):
+    """``done``: finished passes. All tensors are on the CPU."""
+
+    done: int
+    model: dict[str, torch.Tensor]
+    optimizers: dict[str, State]
+
+
+class Training:
+    """The model, its optimizers and the next pass.
+
+    The seed and the number of the pass determine all randomness: a resumed training ends at the same bits.
+    """
+
+    def __init__(
+        self,
+        model: Recogniser,
+        data: TrainingData,
+        passes: list[Pass],
+        schedule: TrainingSchedule,
+        seed: int,
+        device: str = "cpu",
+    ) -> None:
+        self.model, self.data, self.passes, self.schedule = model.to(device), data, passes, schedule
+        self.seed, self.device, self.done = seed, torch.device(device), 0
+        self._window = tuple(round(seconds * FRAMES_PER_SECOND) for seconds in (schedule.context, schedule.future))
+        self.theta, self.phi, self.psi = (list(part.parameters()) for part in (model.encoder, model.ctc, model.cpc))
+        adam = torch.optim.AdamW
+        self.optimizers = {
+            "explore": adam([*self.theta, *self.psi], schedule.exploration_lr),
+            "theta": adam(self.theta, schedule.lr),
+            "phi": adam(self.phi, schedule.lr),
+            "psi": adam(self.psi, schedule.lr),
+            "fine-tune": adam([*self.theta, *self.phi], schedule.finetune_lr),
+        }
+        needed = sum(self._window)
+        self.windowed = [
+            i for i, recording in enumerate(data.features.recordings) if recording.seconds * FRAMES_PER_SECOND >= needed
+        ]
+        if not self.windowed:
+            raise ManifestError(f"no recording is {needed / FRAMES_PER_SECOND:g} s long: lower context or future")
+        self.steps = -(-len(self.windowed) // schedule.batch)
+
+    def run_pass(self) -> dict[str, float]:
+        """Runs the next pass and returns its mean losses."""
+        step = self.passes[self.done]
+        torch.manual_seed(derive_seed(self.seed, 3, self.done))  # for dropout
+        losses = {"explore": self._explore, "joint": self._joint}.get(step.kind, self._supervised)(step)
+        self.done += 1
+        return losses
+
+    def seconds_per_pass(self) -> dict[PassKind, float]:
+        """The duration of a pass of each kind, from its second step. It changes the model: build another to train."""
+        first, taken = Pass("joint", 0.0, 0, 0), []
+        for batches, loss in (
+            (self._windows(first), self.model.unsupervised_loss),
+            (self._utterances(first), self.model.supervised_loss),
+        ):
+            elapsed = 0.0
+            for batch in itertools.islice(batches, 2):
+                began = time.monotonic()
+                loss(*batch).backward()
+                elapsed = time.monotonic() - began
+            taken.append(elapsed * self.steps)
+        unsupervised, supervised = taken
+        joint = unsupervised + supervised
+        return {"explore": unsupervised, "joint": joint, "supervised": supervised, "fine-tune": supervised}
+
+    def state(self) -> TrainingState:
+        """The argument of `load`, on the CPU, so that training can resume on another device."""
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        state = {"done": self.done, "model": dict(self.model.state_dict()), "optimizers": optimizers}
+        on_cpu: TrainingState = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, state)
+        return on_cpu
+
+    def load(self, state: TrainingState) -> None:
+        self.done = state["done"]
+        self.model.load_state_dict(state["model"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+
+    def _explore(self, step: Pass) -> dict[str, float]:
+        total = 0.0
+        for windows in self._windows(step):
+            loss = self.model.unsupervised_loss(*windows)
+            self._descend(loss, "explore")
+            total += loss.item()
+        return {"unsupervised": total / self.steps}
+
+    def _supervised(self, step: Pass) -> dict[str, float]:
+        """The number of steps of a joint pass."""
+        total = 0.0
+        names = ("fine-tune",) if step.kind == "fine-tune" else ("theta", "phi")
+        for batch in self._utterances(step):
+            loss = self.model.supervised_loss(*batch)
+            self._descend(loss, *names)
+            total += loss.item()
+        return {"supervised": total / self.steps}
+
+    def _joint(self, step: Pass) -> dict[str, float]:
+        upper_total = lower_total = 0.0
+        for batch, windows in zip(self._utterances(step), self._windows(step), strict=True):
+            upper, lower = self.model.supervised_loss(*batch), self.model.unsupervised_loss(*windows)
+            joint_gradients(upper, lower, step.gamma, phi=self.phi, theta=self.theta, psi=self.psi)
+            for name in ("theta", "phi", "psi"):
+                self.optimizers[name].step()
+            upper_total, lower_total = upper_total + upper.item(), lower_total + lower.item()
+        return {"supervised": upper_total / self.steps, "unsupervised": lower_total / self.steps}
+
+    def _descend(self, loss: torch.Tensor, *names: str) -> None:
+        self.model.zero_grad()
+        loss.backward()
+        for name in names:
+            self.optimizers[name].step()
+
+    def _windows(self, step: Pass) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(context, future) [B, frames, 40] of every recording that is long enough, at a random position."""
+        rng = rng_of(self.seed, 1, step.unlabelled)
+        context, future = self._window
+        order = rng.permutation(self.windowed)
+        for indices in self._loader(np.array_split(order, self.steps)):
+            parts = []
+            for frames in indices:
+                start = int(rng.integers(max(1, len(frames) - context - future + 1)))
+                parts.append(_cut(frames, start, context + future))
+            windows = torch.stack(parts).to(self.device)
+            yield windows[:, :context], windows[:, context:]
+
+    def _utterances(self, step: Pass) -> Iterator[tuple[torch.Tensor, ...]]:
+        """``steps`` labelled batches with SpecAugment."""
+        rng = rng_of(self.seed, 2, step.labelled)
+        count, batch = len(self.data.texts), min(self.schedule.batch, len(self.data.texts))
+        rounds = -(-self.steps * batch // count)
+        order = np.concatenate([rng.permutation(count) for _ in range(rounds)])[: self.steps * batch]
+        parts = order.reshape(self.steps, batch)
+        for indices, frames in zip(parts, self._loader(list(parts)), strict=True):
+            masked = [spec_augment(recording, rng) for recording in frames]
+            texts = [torch.tensor(self.data.texts[i]) for i in indices]
+            frame_counts, token_counts = (torch.tensor([len(row) for row in rows]) for rows in (masked, texts))
+            padded = (pad_sequence(masked, batch_first=True), frame_counts, torch.cat(texts), token_counts)
+            yield tuple(part.to(self.device) for part in padded)
+
+    def _loader(self, batches: list[np.ndarray]) -> DataLoader[torch.Tensor]:
+        dataset: Dataset[torch.Tensor] = self.data.features
+        lists = [batch.tolist() for batch in batches]
+        return DataLoader(dataset, batch_sampler=lists, num_workers=self.schedule.workers, collate_fn=list)
+
+
+def _cut(frames: torch.Tensor, start: int, length: int) -> torch.Tensor:
+    """``length`` frames from ``start``; a recording shorter than its header's duration is padded with its mean, 0."""
+    window = frames[start : start + length]
+    return torch.nn.functional.pad(window, (0, 0, 0, length - len(window)))
+
+
+def transcribe(model: Recogniser, features: Features, tokenizer: Tokenizer, batch: int = 32) -> list[str]:
+    """The transcript of each recording, by greedy decoding."""
+    device, transcripts = model.cpc.weight.device, []
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(features), batch):
+            frames = [features[i] for i in range(start, min(start + batch, len(features)))]
+            lengths = torch.tensor([len(recording) for recording in frames], device=device)
+            token_lists = greedy(*model(pad_sequence(frames, batch_first=True).to(device), lengths))
+            transcripts += [" ".join(tokenizer.decode(tokens).split()) for tokens in token_lists]
+    model.train()
+    return transcripts
+
+
+class ErrorRates(TypedDict):
+    """Word and character error rate: 1 is one error per word or character of the text."""
+
+    wer: float
+    cer: float
+
+
+def error_rates(transcripts: list[str], texts: list[str]) -> ErrorRates:
+    """By jiwer."""
+    import jiwer
+
+    return {"wer": float(jiwer.wer(texts, transcripts)), "cer": float(jiwer.cer(texts, transcripts))}
