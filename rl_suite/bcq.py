@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,8 +60,8 @@ class Nets(nn.Module):
         n, J = int(features.max()) + 1, features.shape[1]
 
         def layer(*shape: int, fan: int) -> nn.Parameter:
-            one = (2 * torch.rand(shape[1:], generator=generator) - 1) / fan**0.5
-            return nn.Parameter(one.expand(shape).clone())  # all thresholds start alike
+            initial = (2 * torch.rand(shape[1:], generator=generator) - 1) / fan**0.5
+            return nn.Parameter(initial.expand(shape).clone())  # all thresholds start alike
 
         self.first = layer(count, n, width, fan=J)
         self.second, self.third = layer(count, width, width, fan=width), layer(count, width, outputs, fan=width)
@@ -80,7 +81,7 @@ class OfflineAgent:
     for a Box action space, or blocks that are no partition.
     """
 
-    def __init__(self, action_space: Any, features: np.ndarray, config: OfflineConfig) -> None:
+    def __init__(self, action_space: spaces.Space, features: np.ndarray, config: OfflineConfig) -> None:
         self.config, self.sizes = config, sizes_of(action_space)
         factors = len(self.sizes)
         joint = check_blocks([range(factors)], factors)
@@ -108,12 +109,12 @@ class OfflineAgent:
         if data.sizes != self.sizes:
             raise ValueError(f"the dataset's actions are {data.sizes}, the agent's {self.sizes}: use one of its space")
         columns = (data.states, data.actions, data.next_states)
-        s, a, then = (torch.as_tensor(column, dtype=torch.long) for column in columns)
+        s, a, next_states = (torch.as_tensor(column, dtype=torch.long) for column in columns)
         r, goes_on = torch.as_tensor(data.rewards).float(), torch.as_tensor(~data.ended).float()
         propensity = torch.as_tensor(data.propensity).float()
         for _ in range(self.config.updates if updates is None else updates):
             rows = torch.randint(len(s), (self.config.batch,), generator=self.generator)
-            loss = self._loss(s[rows], a[rows], r[rows], then[rows], goes_on[rows], propensity[rows])
+            loss = self._loss(s[rows], a[rows], r[rows], next_states[rows], goes_on[rows], propensity[rows])
             self.optimiser.zero_grad()
             loss.backward()
             self.optimiser.step()
@@ -125,29 +126,33 @@ class OfflineAgent:
             self.updates += 1
         return self
 
-    def _loss(self, s: Tensor, a: Tensor, r: Tensor, then: Tensor, goes_on: Tensor, propensity: Tensor) -> Tensor:
+    def _loss(
+        self, s: Tensor, a: Tensor, r: Tensor, next_states: Tensor, goes_on: Tensor, propensity: Tensor
+    ) -> Tensor:
         logits = self.pi(s)  # [1, N, Σ|A_b|]
         log_pi = [part.log_softmax(dim=2) for part in logits.split(self._widths, dim=2)]
-        own = [columns[a] for columns in self._columns]  # each block's own action: B of [N]
-        logs = torch.stack([part[0].gather(1, i[:, None])[:, 0] for part, i in zip(log_pi, own, strict=True)])  # [B, N]
+        taken_actions = [columns[a] for columns in self._columns]  # each block's own action: B of [N]
+        logs = torch.stack(
+            [part[0].gather(1, i[:, None])[:, 0] for part, i in zip(log_pi, taken_actions, strict=True)]
+        )  # [B, N]
         loss = -logs.sum(dim=0).mean() + self.config.logits * logits.square().mean()
         if self.config.kind == "bc":
             return loss
         heads, bias = self._heads(self.q, s)
-        taken = self._take(heads, own)  # [T, N, B]
+        taken_q = self._take(heads, taken_actions)  # [T, N, B]
         with torch.no_grad():
-            best = self._best(self._heads(self.q, then)[0], then)
-            heads_then, bias_then = self._heads(self.old, then)
-            values = self._take(heads_then, best)
-            target = r + self.config.gamma * goes_on * self._mix(values, bias_then, self.old_weights)  # [T, N]
-        q = self._mix(taken, bias, self.weights)
+            best = self._best(self._heads(self.q, next_states)[0], next_states)
+            next_heads, next_bias = self._heads(self.old, next_states)
+            values = self._take(next_heads, best)
+            target = r + self.config.gamma * goes_on * self._mix(values, next_bias, self.old_weights)  # [T, N]
+        q = self._mix(taken_q, bias, self.weights)
         T = len(self.config.thresholds)  # a sum over thresholds: each learns as if alone
         loss = loss + T * F.smooth_l1_loss(q, target)
         if self.config.kind == "ad-bcq":
-            own_target = r[:, None] + self.config.gamma * goes_on[:, None] * values
-            adjust = (logs.sum(dim=0).exp() / propensity).detach().clamp(max=10.0)[:, None]
-            projected = F.smooth_l1_loss(taken, own_target, reduction="none")
-            loss = loss + self.config.projected * T * (adjust * projected).mean()
+            block_target = r[:, None] + self.config.gamma * goes_on[:, None] * values
+            backdoor_weight = (logs.sum(dim=0).exp() / propensity).detach().clamp(max=10.0)[:, None]
+            projected = F.smooth_l1_loss(taken_q, block_target, reduction="none")
+            loss = loss + self.config.projected * T * (backdoor_weight * projected).mean()
         return loss
 
     def _heads(self, nets: Nets, s: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -216,14 +221,12 @@ class OfflineAgent:
 
     def save(self, path: Path) -> None:
         modules = {name: getattr(self, name).state_dict() for name in ("q", "old", "pi", "optimiser")}
-        rest = {name: getattr(self, name) for name in ("table", "weights", "old_weights", "sizes", "updates")}
-        rest["weights"] = self.weights.detach()
-        torch.save(modules | rest | {"config": asdict(self.config), "generator": self.generator.get_state()}, path)
+        state = {name: getattr(self, name) for name in ("table", "weights", "old_weights", "sizes", "updates")}
+        state["weights"] = self.weights.detach()
+        torch.save(modules | state | {"config": asdict(self.config), "generator": self.generator.get_state()}, path)
 
     @classmethod
     def load(cls, path: Path) -> OfflineAgent:
-        from gymnasium import spaces
-
         saved = torch.load(path, weights_only=True)
         agent = cls(spaces.MultiDiscrete(saved["sizes"]), saved["table"].numpy(), OfflineConfig(**saved["config"]))
         for name in ("q", "old", "pi", "optimiser"):

@@ -21,7 +21,7 @@ class DMControl(gym.Env[np.ndarray, np.ndarray]):
     Raises ValueError for a task that the suite lacks.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    metadata: Info = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, domain: str, task: str) -> None:
         suite = _suite()
@@ -51,7 +51,7 @@ class DMControl(gym.Env[np.ndarray, np.ndarray]):
         )
 
     @staticmethod
-    def _flat(parts: dict[str, Any]) -> np.ndarray:
+    def _flat(parts: dict[str, np.ndarray]) -> np.ndarray:
         return np.concatenate([np.ravel(part) for part in parts.values()]).astype(np.float32)
 
 
@@ -87,7 +87,7 @@ class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     infos (autoreset in the same step). ``state_dict`` is all there is to resume from.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    metadata: Info = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(self, count: int, bins: int, time_limit: int = 1000) -> None:
         import mujoco
@@ -135,14 +135,14 @@ class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             observations = self._observations()
         return observations, rewards, np.zeros(self.num_envs, bool), cut, info
 
-    def _restart(self, which: np.ndarray) -> None:
+    def _restart(self, env_indices: np.ndarray) -> None:
         """Anywhere within the joints' limits, at rest."""
         low, high = self._model.jnt_range.T
-        for i in which:
+        for i in env_indices:
             self._mujoco.mj_resetData(self._model, self._data[i])
             self._data[i].qpos[:] = self.np_random.uniform(low, high)
             self._mujoco.mj_forward(self._model, self._data[i])
-        self._elapsed[which] = 0
+        self._elapsed[env_indices] = 0
 
     def _observations(self) -> np.ndarray:
         return np.array([(*d.qpos, *d.qvel) for d in self._data], np.float32)

@@ -38,7 +38,9 @@ class Model:
         self.columns = block_actions(sizes, blocks)  # [A, B]
         self.gamma = gamma
         actions, effects = self.design.shape
-        self.seen = [np.zeros((states, n), int) for n in block_sizes(sizes, blocks)]  # how often (s, a_b) was taken
+        self.visit_counts = [
+            np.zeros((states, n), int) for n in block_sizes(sizes, blocks)
+        ]  # how often (s, a_b) was taken
         self.law = np.zeros((states, actions, states + 1))  # P(· | s, a), and R in the last place
         self.rewards = (np.inf, -np.inf)
         self._joint = len(blocks) == 1
@@ -46,15 +48,15 @@ class Model:
         self._inverse = np.empty((states, 0, 0)) if self._joint else np.tile(np.eye(effects) / RIDGE, (states, 1, 1))
         self._stale: set[int] = set()
 
-    def add(self, s: int, a: int, r: float, then: int) -> None:
+    def add(self, s: int, a: int, r: float, next_state: int) -> None:
         """Recursive least squares (Sherman–Morrison): the batch solution, in O(C²) a transition."""
-        for seen, own in zip(self.seen, self.columns[a], strict=True):
-            seen[s, own] += 1
+        for counts, block_action in zip(self.visit_counts, self.columns[a], strict=True):
+            counts[s, block_action] += 1
         self.rewards = (min(self.rewards[0], r), max(self.rewards[1], r))
         outcome = np.zeros(self.law.shape[2])
-        outcome[then], outcome[-1] = 1, r
+        outcome[next_state], outcome[-1] = 1, r
         if self._joint:
-            self.law[s, a] += (outcome - self.law[s, a]) / (self.seen[0][s, a] + RIDGE)
+            self.law[s, a] += (outcome - self.law[s, a]) / (self.visit_counts[0][s, a] + RIDGE)
             return
         x = self.design[a]
         gain = self._inverse[s] @ x
@@ -65,12 +67,12 @@ class Model:
 
     def fit(self, log: Log) -> None:
         """Replace what was learnt by the fit to ``log``. Raises ValueError for an empty one."""
-        s, a, r, then = log
+        s, a, r, next_states = log
         if len(s) == 0:
             raise ValueError("the dataset is empty: a model needs at least one transition")
         states, _, outcomes = self.law.shape
         outcome = np.zeros(self.law.shape)
-        np.add.at(outcome, (s, a, then), 1.0)
+        np.add.at(outcome, (s, a, next_states), 1.0)
         np.add.at(outcome, (s, a, np.full(len(s), outcomes - 1)), r)
         counts = outcome[:, :, :states].sum(axis=2)
         self.rewards = (float(r.min()), float(r.max()))
@@ -103,7 +105,10 @@ class Model:
     def unknown(self, visits: int) -> np.ndarray:
         """[S, A]: whether some block's own action was taken fewer than ``visits`` times there."""
         return np.any(
-            [seen[:, own] < visits for seen, own in zip(self.seen, self.columns.T, strict=True)],
+            [
+                visit_counts[:, block_action] < visits
+                for visit_counts, block_action in zip(self.visit_counts, self.columns.T, strict=True)
+            ],
             axis=0,
         )
 
@@ -125,9 +130,9 @@ def samples_needed(
     Gives ``most`` if that many do not do.
     """
     states, actions = mdp.R.shape
-    s, a, r, then = sample(mdp, np.full((states, actions), 1 / actions), most, rng)
+    s, a, r, next_states = sample(mdp, np.full((states, actions), 1 / actions), most, rng)
     for n in grid(most):
-        if good(learned_q((s[:n], a[:n], r[:n], then[:n]), states, mdp.sizes, blocks, mdp.gamma)):
+        if good(learned_q((s[:n], a[:n], r[:n], next_states[:n]), states, mdp.sizes, blocks, mdp.gamma)):
             return n
     return most
 
@@ -157,16 +162,17 @@ def steps_needed(
         a = int(q[s].argmax())
         if not visits and rng.random() < epsilon:
             a = int(rng.integers(actions))
-        then = min(int(below[s, a].searchsorted(rng.random())), states - 1)
-        model.add(s, a, float(mdp.R[s, a]), then)
+        next_state = min(int(below[s, a].searchsorted(rng.random())), states - 1)
+        model.add(s, a, float(mdp.R[s, a]), next_state)
         if not visits:
             q = model.q(value, sweeps=2)
         elif step in checks or any(
-            seen[s, own] == visits for seen, own in zip(model.seen, model.columns[a], strict=True)
+            visit_counts[s, block_action] == visits
+            for visit_counts, block_action in zip(model.visit_counts, model.columns[a], strict=True)
         ):
             q = model.q(value, sweeps=60, optimistic=model.unknown(visits))
             q = q + 1e-9 * rng.random(q.shape)  # unknown pairs tie: any of them may be next
-        s = then
+        s = next_state
         if step in checks and good(model.q(np.zeros(states), sweeps=200)):
             return step
     return most

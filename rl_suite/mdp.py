@@ -48,9 +48,9 @@ def optimal_q(mdp: MDP, tolerance: float = 1e-13, mask: np.ndarray | None = None
     policy = uniform(allowed)
     while True:
         q = mdp.q_of(policy_value(mdp, policy))
-        held = (q * policy).sum(axis=1)
+        policy_values = (q * policy).sum(axis=1)
         better = np.where(allowed, q, -np.inf)
-        if np.all(better.max(axis=1) <= held + tolerance * np.maximum(1, np.abs(held))):
+        if np.all(better.max(axis=1) <= policy_values + tolerance * np.maximum(1, np.abs(policy_values))):
             return q
         policy = np.eye(q.shape[1])[better.argmax(axis=1)]
 
@@ -103,15 +103,15 @@ def separable_mdp(
     R likewise. ``weight``: w, at most the default 1/K.
     """
     weight = 1 / len(sizes) if weight is None else weight
-    rest = 1 - weight * len(sizes)
+    base_weight = 1 - weight * len(sizes)
     P, R = np.zeros((states, *sizes, states)), np.zeros((states, *sizes))
     for k, size in enumerate(sizes):
         shape = [states, *(size if j == k else 1 for j in range(len(sizes)))]
         P += weight * rng.dirichlet(np.full(states, 0.3), (states, size)).reshape(*shape, states)
         R += weight * rng.random((states, size)).reshape(shape)
     P, R = P.reshape(states, -1, states), R.reshape(states, -1)
-    P += rest * rng.dirichlet(np.full(states, 0.3), states)[:, None]
-    R += rest * rng.random(states)[:, None]
+    P += base_weight * rng.dirichlet(np.full(states, 0.3), states)[:, None]
+    R += base_weight * rng.random(states)[:, None]
     return MDP(P, R, np.full(states, 1 / states), tuple(sizes), gamma)
 
 
@@ -133,11 +133,11 @@ def icu_sepsis() -> tuple[MDP, np.ndarray]:
     except ImportError as error:
         raise ValueError("icu-sepsis is not installed: pip install 'iro[rl]'") from error
     env = ICUSepsisEnv()
-    found = env.dynamics
-    P, R = found["tx_mat"].copy(), (found["tx_mat"] * found["r_mat"]).sum(axis=2)
+    dynamics = env.dynamics
+    P, R = dynamics["tx_mat"].copy(), (dynamics["tx_mat"] * dynamics["r_mat"]).sum(axis=2)
     admissible = np.zeros(R.shape, bool)
-    for state, actions in enumerate(found["admissible_actions"]):
+    for state, actions in enumerate(dynamics["admissible_actions"]):
         admissible[state, actions] = True
     ends = [state for state in range(len(P)) if env._is_terminal_state(state)]
     P[ends], R[ends], admissible[ends] = 0, 0, True
-    return MDP(P, R, found["d_0"], (5, 5), 1.0, admissible), env.expert_policy
+    return MDP(P, R, dynamics["d_0"], (5, 5), 1.0, admissible), env.expert_policy

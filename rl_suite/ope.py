@@ -42,8 +42,8 @@ def fqe(data: Episodes, policy: np.ndarray, start: np.ndarray, gamma: float, swe
     of_state = counts.sum(axis=1)
     q, goes_on = np.zeros((states, actions)), gamma * ~data.ended
     for _ in range(sweeps):
-        then = (policy * q).sum(axis=1)[data.next_states]
-        total = np.bincount(pair, data.rewards + goes_on * then, states * actions).reshape(states, actions)
+        next_values = (policy * q).sum(axis=1)[data.next_states]
+        total = np.bincount(pair, data.rewards + goes_on * next_values, states * actions).reshape(states, actions)
         everywhere = total.sum() / len(pair)
         mean = np.where(of_state > 0, total.sum(axis=1) / np.maximum(of_state, 1), everywhere)
         q = np.where(counts > 0, total / np.maximum(counts, 1), mean[:, None])

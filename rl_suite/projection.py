@@ -24,8 +24,10 @@ def others(policy: np.ndarray, sizes: Sequence[int], blocks: Blocks, b: int) -> 
     """
     columns = block_actions(sizes, blocks)
     n, of_block = block_sizes(sizes, blocks)[b], columns[:, b]
-    rest = np.unique(np.delete(columns, b, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
-    marginal = policy @ (rest[:, None] == rest[None, :])  # [S, A]: how often the rest is as in joint action a
+    rest_index = np.unique(np.delete(columns, b, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    marginal = policy @ (
+        rest_index[:, None] == rest_index[None, :]
+    )  # [S, A]: how often the rest is as in joint action a
     return marginal[:, None, :] * (of_block == np.arange(n)[:, None])
 
 
@@ -57,15 +59,15 @@ def backdoor(counts: np.ndarray) -> np.ndarray:
 
     Raises ValueError where some x was never seen with some z: no data say what would follow.
     """
-    seen = counts.sum(axis=2)
-    present = seen.sum(axis=1) > 0
-    if np.any(seen[present] == 0):
-        z, x = np.argwhere((seen == 0) & present[:, None])[0]
+    action_counts = counts.sum(axis=2)
+    present = action_counts.sum(axis=1) > 0
+    if np.any(action_counts[present] == 0):
+        z, x = np.argwhere((action_counts == 0) & present[:, None])[0]
         raise ValueError(
             f"action {x} was never taken at covariate {z}: its effect there is not identified; merge or drop it"
         )
-    of_z = seen.sum(axis=1) / seen.sum()
-    return np.einsum("z,zxy->xy", of_z[present], counts[present] / seen[present][:, :, None])
+    of_z = action_counts.sum(axis=1) / action_counts.sum()
+    return np.einsum("z,zxy->xy", of_z[present], counts[present] / action_counts[present][:, :, None])
 
 
 def naive(counts: np.ndarray) -> np.ndarray:

@@ -26,13 +26,19 @@ class Replay:
         self.added = 0
 
     def add(
-        self, obs: Tensor, own: Tensor, rewards: np.ndarray, then: Tensor, terminated: np.ndarray, truncated: np.ndarray
+        self,
+        obs: Tensor,
+        block_actions: Tensor,
+        rewards: np.ndarray,
+        next_obs: Tensor,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
     ) -> None:
         row = self.added % self.rows
         ended = torch.from_numpy(terminated)
-        new = (obs, then, own, torch.from_numpy(rewards), ended, ended | torch.from_numpy(truncated))
-        for held, one in zip(self.data.values(), new, strict=True):
-            held[row] = one
+        columns = (obs, next_obs, block_actions, torch.from_numpy(rewards), ended, ended | torch.from_numpy(truncated))
+        for column, value in zip(self.data.values(), columns, strict=True):
+            column[row] = value
         self.added += 1
 
     def sample(
@@ -42,29 +48,29 @@ class Replay:
 
         A return stops where its episode does. The newest n − 1 rows are not drawn: what follows them is not known yet.
         """
-        held = min(self.added, self.rows)
-        oldest = self.added - held
-        n_step = min(n_step, held)
+        stored = min(self.added, self.rows)
+        oldest = self.added - stored
+        n_step = min(n_step, stored)
         envs = self.data["obs"].shape[1]
-        row = oldest + torch.randint(held - n_step + 1, (count, 1), generator=generator)
+        row = oldest + torch.randint(stored - n_step + 1, (count, 1), generator=generator)
         env = torch.randint(envs, (count, 1), generator=generator)
         steps = torch.arange(n_step)
-        at = ((row + steps) % self.rows) * envs + env  # [count, n_step], in the ring laid flat
-        flat = {name: held.flatten(0, 1) for name, held in self.data.items()}
-        cut = flat["cut"][at]
+        flat_index = ((row + steps) % self.rows) * envs + env  # [count, n_step], in the ring laid flat
+        flat = {name: column.flatten(0, 1) for name, column in self.data.items()}
+        cut = flat["cut"][flat_index]
         goes_on = torch.ones_like(cut)
         goes_on[:, 1:] = (1 - cut[:, :-1]).cumprod(dim=1)
-        rewards = flat["rewards"][at]
+        rewards = flat["rewards"][flat_index]
         length = goes_on.sum(dim=1)
-        first, last = at[:, 0], at.gather(1, length.long()[:, None] - 1)[:, 0]
+        first, last = flat_index[:, 0], flat_index.gather(1, length.long()[:, None] - 1)[:, 0]
         returns = (rewards * goes_on) @ gamma**steps
         discounts = gamma**length * (1 - flat["ended"][last])
-        one = (rewards[:, 0], flat["then"][first], flat["ended"][first])
-        return flat["obs"][first], flat["own"][first], returns, discounts, flat["then"][last], one
+        first_step = (rewards[:, 0], flat["then"][first], flat["ended"][first])
+        return flat["obs"][first], flat["own"][first], returns, discounts, flat["then"][last], first_step
 
     def state_dict(self) -> dict[str, Any]:
-        held = min(self.added, self.rows)
-        return {"added": self.added} | {name: data[:held].clone() for name, data in self.data.items()}
+        stored = min(self.added, self.rows)
+        return {"added": self.added} | {name: data[:stored].clone() for name, data in self.data.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.added = state["added"]

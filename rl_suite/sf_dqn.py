@@ -15,16 +15,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from rl_suite.sf_networks import StackedMLP
 from rl_suite.sf_replay import Batch, Replay
-from rl_suite.sf_tasks import SF, Method, check_env, check_weights
+from rl_suite.sf_tasks import SF, TransferMethod, check_env, check_weights
 
 PARTS = ("net", "target", "optimiser", "replay")
 
 
 @dataclass(frozen=True)
-class Settings:
+class DQNSettings:
     """``update_every``: transitions an update; ``target_every``: updates between copies to the target networks.
 
     ``learn_w``: w starts at 0 and follows r = φ·w by w ← w + ``w_rate`` (r − φ·w) φ.
@@ -51,10 +52,16 @@ class DQNAgent:
     """
 
     def __init__(
-        self, env: gym.Env, weights: Any, method: Method = SF, settings: Settings | None = None, *, seed: int = 0
+        self,
+        env: gym.Env,
+        weights: ArrayLike,
+        method: TransferMethod = SF,
+        settings: DQNSettings | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
         self.actions, d = check_env(env)
-        self.env, self.method, self.settings = env, method, settings or Settings()
+        self.env, self.method, self.settings = env, method, settings or DQNSettings()
         self.true_weights = check_weights(weights, d)
         if not (method.warm or method.gpi):
             raise ValueError("one network that starts afresh at each task is a new DQNAgent a task: make those instead")
@@ -80,22 +87,22 @@ class DQNAgent:
         Tasks are begun in order. Raises ValueError for one out of turn.
         """
         self._begin(task)
-        every, w_true = self.settings.update_every, self.true_weights[task]
+        update_every, w_true = self.settings.update_every, self.true_weights[task]
         s = _flat(self.env.reset(seed=int(self.rng.integers(2**31)))[0])
         returns, collected = [], 0.0
         for t in range(steps):
             a = self._explore(s, task)
             observation, phi, terminated, truncated, _ = self.env.step(a)
-            then, phi = _flat(observation), np.asarray(phi, np.float32)
-            self.replay.add(s, a, phi, then, terminated)
+            next_s, phi = _flat(observation), np.asarray(phi, np.float32)
+            self.replay.add(s, a, phi, next_s, terminated)
             reward = float(phi @ w_true)
             collected += reward
             if self.settings.learn_w:
-                known = _tensor(phi)
-                self.w[task] += self.settings.w_rate * (reward - known @ self.w[task]) * known
-            if t % every == 0 and len(self.replay) >= self.settings.learning_starts:
+                phi_tensor = _tensor(phi)
+                self.w[task] += self.settings.w_rate * (reward - phi_tensor @ self.w[task]) * phi_tensor
+            if t % update_every == 0 and len(self.replay) >= self.settings.learning_starts:
                 self.update(self.replay.sample(self.settings.batch, self.rng))
-            s = then
+            s = next_s
             if terminated or truncated:
                 s = _flat(self.env.reset()[0])
                 returns.append(collected)
@@ -105,7 +112,7 @@ class DQNAgent:
         return returns
 
     @torch.no_grad()
-    def predict(self, observations: np.ndarray, w: Any) -> np.ndarray:
+    def predict(self, observations: np.ndarray, w: ArrayLike) -> np.ndarray:
         """Greedy actions [B] for observations [B, S] under weights [B, d], one task a row.
 
         SF-DQN: max_i ψ_i·w. DQN-GPI: max_i Q_i, whatever w. Warm-started DQN: the last task's Q. UVFA: Q(·, w).
@@ -123,13 +130,13 @@ class DQNAgent:
         """Everything a resumed agent needs: networks, optimiser, replay, w and the generator."""
         state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in PARTS}
         state |= {"w": self.w, "begun": self.begun, "updates": self.updates, "rng": self.rng.bit_generator.state}
-        torch.save(state | {"made_with": self._made_with()}, path)
+        torch.save(state | {"made_with": self._arguments()}, path)
 
     def load(self, path: Path) -> None:
         """Go on from ``save``, in an agent made with the same arguments. Raises ValueError if it was another's."""
         state = torch.load(path, weights_only=True)
-        if state["made_with"] != self._made_with():
-            raise ValueError(f"{path} holds an agent made with {state['made_with']}, not {self._made_with()}")
+        if state["made_with"] != self._arguments():
+            raise ValueError(f"{path} holds an agent made with {state['made_with']}, not {self._arguments()}")
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.w, self.begun, self.updates = state["w"], state["begun"], state["updates"]
@@ -141,8 +148,8 @@ class DQNAgent:
         with torch.no_grad():
             target = self._targets(batch, w)  # [m, B, width]
         picked = batch.a[None, :, None, None].expand(len(w), -1, 1, self.width)
-        now = self._heads(self.net, batch.s, w).gather(2, picked)[:, :, 0]
-        loss = (now - target).square().mean(dim=(1, 2)).sum()  # a task's gradient is what it would be alone
+        predicted = self._heads(self.net, batch.s, w).gather(2, picked)[:, :, 0]
+        loss = (predicted - target).square().mean(dim=(1, 2)).sum()  # a task's gradient is what it would be alone
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -153,7 +160,7 @@ class DQNAgent:
 
     def _targets(self, batch: Batch, w: torch.Tensor) -> torch.Tensor:
         """[m, B, width]: φ + γ ψ̄_i(s', a*), a* = argmax_a max_j ψ_j(s', a)·w_i. Without features r_i and Q_i alone."""
-        online = self._heads(self.net, batch.then, w)  # [j, B, A, width]
+        online = self._heads(self.net, batch.next_s, w)  # [j, B, A, width]
         if self.method.features:
             cumulant = batch.phi[None]
             values = torch.einsum("jbad,id->jiba", online, w).amax(0)  # [i, B, A]
@@ -161,7 +168,7 @@ class DQNAgent:
             cumulant = (w @ batch.phi.T)[:, :, None]
             values = online[..., 0]
         best = values.argmax(2)[:, :, None, None].expand(-1, -1, 1, self.width)
-        after = self._heads(self.target, batch.then, w).gather(2, best)[:, :, 0]
+        after = self._heads(self.target, batch.next_s, w).gather(2, best)[:, :, 0]
         return cumulant + self.settings.gamma * batch.goes_on[None, :, None] * after
 
     def _heads(self, net: StackedMLP, s: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -195,7 +202,7 @@ class DQNAgent:
                     for moment in (parameter["exp_avg"], parameter["exp_avg_sq"]):
                         moment[task] = moment[task - 1]
 
-    def _made_with(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Any]:
         settings = asdict(self.settings) | {"hidden": list(self.settings.hidden)}
         return {"method": asdict(self.method), "weights": self.true_weights.tolist(), "settings": settings}
 
@@ -204,5 +211,5 @@ def _flat(observation: np.ndarray) -> np.ndarray:
     return np.asarray(observation, np.float32).reshape(-1)
 
 
-def _tensor(array: Any) -> torch.Tensor:
+def _tensor(array: ArrayLike) -> torch.Tensor:
     return torch.as_tensor(np.asarray(array, np.float32))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from rl_suite.stats import draw_band
+from rl_suite.stats import Result, draw_band
 
 
 def draw(folder: Path) -> None:
@@ -28,7 +27,7 @@ def draw(folder: Path) -> None:
     plt.close("all")
 
 
-def _transfer(panels: Any, result: dict[str, Any]) -> None:
+def _transfer(panels: np.ndarray, result: Result) -> None:
     config = result["config"]
     (rooms, trained, several), (away, profiles, wins) = panels
     for name, curve in result["four rooms"]["curves"].items():
@@ -41,11 +40,11 @@ def _transfer(panels: Any, result: dict[str, Any]) -> None:
         for task in range(1, 4):
             axes.axvline(task * config["reacher_steps"], color="0.8", zorder=0)
         axes.set(xlabel="transitions (grey: the next task begins)", ylabel="return (IQM)", title=f"reacher, {title}")
-    last = result["reacher all"]
-    for name, curve in last["profiles"].items():
-        draw_band(profiles, last["profile levels"], curve, name)
+    final = result["reacher all"]
+    for name, curve in final["profiles"].items():
+        draw_band(profiles, final["profile levels"], curve, name)
     profiles.set(xlabel="return τ", ylabel="share of runs above τ", title="reacher, all 12 tasks, at the end")
-    for row, (name, estimate) in enumerate(last["probability of improvement"].items()):
+    for row, (name, estimate) in enumerate(final["probability of improvement"].items()):
         wins.plot([estimate["low"], estimate["high"]], [row, row], linewidth=6, alpha=0.4)
         wins.plot(estimate["value"], row, "k|", markersize=14)
         wins.text(0.02, row + 0.15, f"SF-DQN over {name}")
@@ -61,7 +60,7 @@ def _transfer(panels: Any, result: dict[str, Any]) -> None:
         axes.legend(fontsize=8)
 
 
-def _theory(panels: Any, result: dict[str, Any]) -> None:
+def _theory(panels: np.ndarray, result: Result) -> None:
     labels = {
         "time": ("t", "‖Θ_t − Θ*‖/‖Θ*‖"),
         "replay": ("transitions in replay", "‖Θ_T − Θ*‖/‖Θ*‖"),

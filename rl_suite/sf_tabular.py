@@ -8,13 +8,13 @@ expression.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
-from rl_suite.sf_tasks import SF, Method, check_env, check_weights
+from rl_suite.sf_tasks import SF, TransferMethod, check_env, check_weights
 
 
 class TabularAgent:
@@ -27,8 +27,8 @@ class TabularAgent:
     def __init__(
         self,
         env: gym.Env,
-        weights: Any,
-        method: Method = SF,
+        weights: ArrayLike,
+        method: TransferMethod = SF,
         *,
         alpha: float = 0.5,
         gamma: float = 0.95,
@@ -52,20 +52,20 @@ class TabularAgent:
         Tasks are begun in order. Raises ValueError for one out of turn.
         """
         self._begin(task)
-        own, w, random = self._own(task), self.weights[task], self.rng.random
-        here = self._index(self.env.reset(seed=int(self.rng.integers(2**31)))[0])
+        updated_tasks, w, random = self._updated_tasks(task), self.weights[task], self.rng.random
+        state = self._index(self.env.reset(seed=int(self.rng.integers(2**31)))[0])
         collected = 0.0
         for _ in range(steps):
             explores = random() < self.epsilon
-            action = int(random() * self.actions) if explores else self._greedy(self.table[here], w)
+            action = int(random() * self.actions) if explores else self._greedy(self.table[state], w)
             observation, phi, terminated, truncated, _ = self.env.step(action)
-            then = self._index(observation)
-            self._update(here, action, np.asarray(phi, float), then, terminated, own)
+            next_state = self._index(observation)
+            self._update(state, action, np.asarray(phi, float), next_state, terminated, updated_tasks)
             collected += float(phi @ w)
-            here = self._index(self.env.reset()[0]) if terminated or truncated else then
+            state = self._index(self.env.reset()[0]) if terminated or truncated else next_state
         return collected
 
-    def predict(self, observation: np.ndarray, w: Any) -> int:
+    def predict(self, observation: np.ndarray, w: ArrayLike) -> int:
         """The greedy action for weights ``w`` [d]; a state never seen has no preference."""
         w = check_weights(np.asarray(w)[None], self.weights.shape[1])[0]
         index = self.states.get(np.asarray(observation).tobytes())
@@ -105,7 +105,7 @@ class TabularAgent:
                 self.table[:, task] = self.table[:, task - 1]
             self.begun += 1
 
-    def _own(self, task: int) -> slice:
+    def _updated_tasks(self, task: int) -> slice:
         """The tasks that a transition updates."""
         return slice(0, task + 1) if self.method.gpi else slice(task, task + 1)
 
@@ -122,12 +122,12 @@ class TabularAgent:
         best = np.flatnonzero(values == values.max())
         return int(best[int(self.rng.random() * len(best))])
 
-    def _update(self, s: int, a: int, phi: np.ndarray, then: int, terminated: bool, own: slice) -> None:
-        w = self.weights[own]  # [m, d]
+    def _update(self, s: int, a: int, phi: np.ndarray, next_state: int, terminated: bool, updated_tasks: slice) -> None:
+        w = self.weights[updated_tasks]  # [m, d]
         m = len(w)
         target = np.broadcast_to(phi, w.shape) if self.method.features else (w @ phi)[:, None]
         if not terminated:
-            after = self.table[then, :m]  # [m, A, d]
+            after = self.table[next_state, :m]  # [m, A, d]
             values = (after @ w.T).max(axis=0).T if self.method.features else after[..., 0]  # [i, A]
             best = values.argmax(axis=1)
             target = target + self.gamma * after[np.arange(m), best]

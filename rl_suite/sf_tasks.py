@@ -12,12 +12,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import ArrayLike
 
 from rl_suite.factors import sizes_of
 
+Info = dict[str, Any]
+
 
 @dataclass(frozen=True)
-class Method:
+class TransferMethod:
     """What an agent learns for each task and how it acts on a new one.
 
     ``features``: ψ_i [A, d] and Q = ψ_i·w, where the others learn Q_i [A] itself. ``gpi``: acts on the best of all
@@ -31,11 +34,11 @@ class Method:
     conditioned: bool = False
 
 
-SF = Method(features=True, gpi=True)
-Q_GPI = Method(gpi=True)
-Q_WARM = Method()
-Q_FRESH = Method(warm=False)
-UVFA = Method(conditioned=True)
+SF = TransferMethod(features=True, gpi=True)
+Q_GPI = TransferMethod(gpi=True)
+Q_WARM = TransferMethod()
+Q_FRESH = TransferMethod(warm=False)
+UVFA = TransferMethod(conditioned=True)
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,14 @@ class Family:
     test: np.ndarray
 
 
-def check_weights(weights: Any, features: int) -> np.ndarray:
+def check_weights(weights: ArrayLike, features: int) -> np.ndarray:
     """``weights`` as [n, d]. Raises ValueError unless there is one weight a feature, all finite."""
-    found = np.asarray(weights, float)
-    if found.ndim != 2 or found.shape[1] != features or len(found) == 0:
-        raise ValueError(f"w of shape {found.shape}: [tasks, {features}] is needed, one weight a feature")
-    if not np.isfinite(found).all():
+    rows = np.asarray(weights, float)
+    if rows.ndim != 2 or rows.shape[1] != features or len(rows) == 0:
+        raise ValueError(f"w of shape {rows.shape}: [tasks, {features}] is needed, one weight a feature")
+    if not np.isfinite(rows).all():
         raise ValueError("w must be finite")
-    return found
+    return rows
 
 
 def check_env(env: gym.Env) -> tuple[int, int]:
@@ -86,7 +89,7 @@ class GoalFeature(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.reward_space = spaces.Box(0, 1, (4,), np.float32)
         self.reward_dim = 4
 
-    def step(self, action: Any) -> tuple:
+    def step(self, action: int) -> tuple[np.ndarray, np.ndarray, bool, bool, Info]:
         observation, phi, terminated, truncated, info = self.env.step(action)
         extended = np.zeros(4, np.float32)
         if terminated:

@@ -14,7 +14,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Study:
+class TeacherStudy:
     """Sizes: inputs p, actions A, features d, hidden units K. ``noise``: standard deviation added to φ."""
 
     inputs: int = 8
@@ -31,34 +31,34 @@ class Study:
 
 def psi(theta: np.ndarray, s: np.ndarray) -> np.ndarray:
     """[B, A, d] of Θ [d, A, K, p] and states [B, p]."""
-    return np.maximum(_before(theta, s), 0).mean(axis=-1)
+    return np.maximum(_preactivations(theta, s), 0).mean(axis=-1)
 
 
-def _before(theta: np.ndarray, s: np.ndarray) -> np.ndarray:
+def _preactivations(theta: np.ndarray, s: np.ndarray) -> np.ndarray:
     d, a, k, p = theta.shape
     return (s @ theta.reshape(-1, p).T).reshape(len(s), d, a, k).transpose(0, 2, 1, 3)
 
 
-def draw(study: Study, teacher: np.ndarray, w: np.ndarray, n: int, rng: np.random.Generator) -> tuple:
+def draw(study: TeacherStudy, teacher: np.ndarray, w: np.ndarray, n: int, rng: np.random.Generator) -> tuple:
     """``n`` transitions s [n, p], a [n], φ [n, d], s' [n, p]: states ~ N(0, I), actions even."""
-    s, then = rng.standard_normal((2, n, study.inputs))
+    s, next_s = rng.standard_normal((2, n, study.inputs))
     a = rng.integers(study.actions, size=n)
-    after = psi(teacher, then)
-    best = (after @ w).argmax(axis=1)
+    next_psi = psi(teacher, next_s)
+    best = (next_psi @ w).argmax(axis=1)
     rows = np.arange(n)
-    phi = psi(teacher, s)[rows, a] - study.gamma * after[rows, best]
-    return s, a, phi + study.noise * rng.standard_normal(phi.shape), then
+    phi = psi(teacher, s)[rows, a] - study.gamma * next_psi[rows, best]
+    return s, a, phi + study.noise * rng.standard_normal(phi.shape), next_s
 
 
-def step(study: Study, theta: np.ndarray, batch: tuple, w: np.ndarray, rate: float) -> np.ndarray:
+def step(study: TeacherStudy, theta: np.ndarray, batch: tuple, w: np.ndarray, rate: float) -> np.ndarray:
     """One semi-gradient step of SF-DQN on a batch: targets φ + γ ψ(s', argmax ψ(s', ·)·w)."""
-    s, a, phi, then = batch
+    s, a, phi, next_s = batch
     rows = np.arange(len(s))
-    after = psi(theta, then)
-    target = phi + study.gamma * after[rows, (after @ w).argmax(axis=1)]
-    before = _before(theta, s)[rows, a]  # [B, d, K]
-    error = np.maximum(before, 0).mean(axis=2) - target
-    slope = error[:, :, None] * (before > 0)  # [B, d, K]; the 1/K goes into the rate
+    next_psi = psi(theta, next_s)
+    target = phi + study.gamma * next_psi[rows, (next_psi @ w).argmax(axis=1)]
+    preactivations = _preactivations(theta, s)[rows, a]  # [B, d, K]
+    error = np.maximum(preactivations, 0).mean(axis=2) - target
+    slope = error[:, :, None] * (preactivations > 0)  # [B, d, K]; the 1/K goes into the rate
     gradient = np.stack([np.einsum("bdk,bp->dkp", slope[a == i], s[a == i]) for i in range(study.actions)], axis=1)
     return theta - rate * gradient * study.actions / len(s)
 
@@ -72,7 +72,7 @@ class Trace(NamedTuple):
 
 
 def train(
-    study: Study,
+    study: TeacherStudy,
     rng: np.random.Generator,
     steps: int,
     *,
@@ -112,8 +112,8 @@ def train(
 
 
 def _of_length(rng: np.random.Generator, shape: tuple[int, ...], length: float) -> np.ndarray:
-    found = rng.standard_normal(shape)
-    return found * (length / np.linalg.norm(found))
+    direction = rng.standard_normal(shape)
+    return direction * (length / np.linalg.norm(direction))
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
