@@ -1,4 +1,4 @@
-"""DQN, DecQN and AD-DQN on dm_control's point mass (or another task), by the number of bins a dimension."""
+"""DQN, DecQN and AD-DQN on dm_control's point mass (or another task) for several numbers of bins per dimension."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ VARIANTS = {
 class PointMassConfig(JobConfig):
     """``task``: dm_control's "domain-task"; "reacher-hard" and "cheetah-run" are harder ones.
 
-    ``bins``: a dimension, one comparison each; ``variants_at``: the bins that AD-DQN's mixers and models are tried at.
-    ``explore``, ``hold``: as in AgentConfig; an action at random for one step hardly moves a point mass, one held does.
-    ``repeats``: seeds; ``evaluations``: along the way, each of ``episodes`` greedy episodes of 1000 steps at most.
-    ``workers``: agents trained side by side, each in a process; results do not depend on it.
+    ``bins``: bins per dimension, one comparison for each; ``variants_at``: the bins at which AD-DQN's mixers and models
+    are compared. ``explore``, ``hold``: as in AgentConfig; a random action moves a point mass only if it is held.
+    ``repeats``: seeds; ``evaluations``: their number during training, each of ``episodes`` greedy episodes of at most
+    1000 steps. ``workers``: processes that train agents in parallel; results do not depend on it.
     """
 
     movable: ClassVar[frozenset[str]] = frozenset({"workers"})
@@ -113,7 +113,7 @@ def options(name: str, config: PointMassConfig, seed: int) -> AgentConfig:
 
 
 def _announce(cells: list[tuple[int, str]], config: PointMassConfig, run: Run) -> None:
-    """Seen on one busy core: 2,500 steps/s with evaluations, half of it with a model."""
+    """Emit the expected duration, from 2,500 steps/s with evaluations measured on one busy core, half with a model."""
     per_run = config.steps / 2500
     total = sum(per_run * (2 if "model" in name else 1) for _, name in cells) * config.repeats / config.workers
     run.emit(
@@ -125,7 +125,7 @@ def _announce(cells: list[tuple[int, str]], config: PointMassConfig, run: Run) -
 def train(
     folder: Path, bins: int, name: str, n: int, config: PointMassConfig, check_stop: Callable[[], None]
 ) -> list[float]:
-    """Mean greedy return at each of the evaluations; goes on after the last of them that ``folder`` holds.
+    """Mean greedy return at each evaluation; resumes after the last one saved in ``folder``.
 
     ``check_stop`` is called before each evaluation and may raise.
     """
@@ -133,7 +133,7 @@ def train(
     seed = derive_seed(config.seed, 0, n) % 2**31
     agent_config = options(name, config, seed)
     envs = make_vector(config.task, agent_config.envs, bins)
-    scores = folder / "curve.json"  # written after the agent that it speaks of
+    scores = folder / "curve.json"  # written after the agent it describes
     curve = json.loads(scores.read_text()) if scores.exists() else []
     agent = Agent.load(folder / f"{len(curve)}.pt", envs) if curve else Agent(envs, agent_config)
     while len(curve) < config.evaluations:
@@ -165,7 +165,7 @@ def _curve(
 
 
 def evaluate(agent: Agent, task: str, bins: int, episodes: int, seed: int) -> float:
-    """The mean return of greedy episodes side by side, each its environment's first."""
+    """The mean return of parallel greedy episodes, the first of each environment."""
     envs = make_vector(task, episodes, bins)
     obs, _ = envs.reset(seed=seed)
     total, going = np.zeros(episodes), np.ones(episodes, bool)
@@ -193,8 +193,10 @@ def _parity() -> float:
 
 
 def _speed(config: PointMassConfig, run: Run) -> dict[str, float]:
-    """Environment steps per second of DecQN: ours, and the plain loop with the same network and updates; thrice each,
-    in turn, the best of each."""
+    """Environment steps per second of DecQN in this package and in the plain loop with the same network and updates.
+
+    Best of three alternating measurements each.
+    """
     rates: dict[str, list[float]] = {"agent": [], "loop": []}
     domain, _, task = config.task.partition("-")
     bins = config.bins[0]
@@ -214,7 +216,7 @@ def _speed(config: PointMassConfig, run: Run) -> dict[str, float]:
 
 
 def _scores(curves: list[list[float]], run: Run) -> Result:
-    """Mean over seeds of the area under the curve (its mean height) and of the last evaluation; IQM at each."""
+    """Means over seeds of the area under the curve (its mean height) and of the last evaluation; IQM per evaluation."""
     returns = np.array(curves)  # [seeds, evaluations]
     summaries = {"area": returns.mean(axis=1), "final": returns[:, -1]}
     return {name: interval(mean, scores[:, None], rng=run.rng(1)).plain() for name, scores in summaries.items()} | {

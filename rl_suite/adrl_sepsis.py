@@ -1,4 +1,4 @@
-"""Offline learners on two sepsis MDPs whose exact values are known: what they are worth, and what estimators say."""
+"""Offline learners on two sepsis MDPs with known exact values: true values of their policies beside estimates."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ GOLDEN = {"ICU-Sepsis": {"optimal": 0.8751, "behaviour": 0.7818}, "simulator": {
 
 
 class SepsisConfig(JobConfig):
-    """``datasets``: how many independent ones, each with its networks; ``episodes``: of each of its three parts.
+    """``datasets``: the number of independent datasets and networks; ``episodes``: in each of a dataset's three parts.
 
-    ``epsilon``: evaluated policies are (1 − ε) greedy + ε π_b; ``min_ess``: of the policy to be chosen by WIS.
+    ``epsilon``: evaluated policies are (1 − ε) greedy + ε π_b; ``min_ess``: the ESS that
+    selection by WIS requires.
     """
 
     datasets: int = 5
@@ -49,7 +50,7 @@ class SepsisConfig(JobConfig):
 
 @dataclass(frozen=True)
 class Patients:
-    """``features`` [S, J]: active features of a state; ``arrival`` [S]: reward of entering it; ``behaviour`` [S, A]."""
+    """``features`` [S, J]: active features of a state; ``arrival`` [S]: reward on entry; ``behaviour`` [S, A]: π_b."""
 
     mdp: MDP
     features: np.ndarray
@@ -60,7 +61,7 @@ class Patients:
 
 @cache
 def patients(name: str) -> Patients:
-    """ICU-Sepsis under its clinicians, or the simulator under a short-sighted policy (γ = 0.5), half of the time."""
+    """ICU-Sepsis under its clinicians, or the simulator under half a myopic (γ = 0.5) and half a uniform policy."""
     if name == "ICU-Sepsis":
         mdp, expert = icu_sepsis()
         survival = np.zeros(len(mdp.R))
@@ -84,7 +85,7 @@ def run(config: SepsisConfig, run: Run) -> Result:
         for policy, expected in golden.items():
             got = exact[name][policy]
             run.check(f"{name} {policy}", expected=expected, got=got, holds=abs(got - expected) < 1e-4)
-    worse, better = (exact["simulator"]["bias"][blocks]["decomposed"][1] for blocks in ("each alone", "natural"))
+    worse, better = (exact["simulator"]["bias"][blocks]["decomposed"][1] for blocks in ("each_alone", "natural"))
     run.check("the natural blocks lose less", expected=f"> {worse:.4f}", got=better, holds=better > worse)
     results: Result = {}
     for i, name in enumerate(GOLDEN):
@@ -112,12 +113,12 @@ def _exact(name: str) -> Result:
         "random": uniform(np.ones_like(q, bool)),
     }
     values: Result = {key: expected_return(cohort.mdp, policy) for key, policy in policies.items()}
-    blocks = {"each alone": None} | ({"natural": NATURAL} if name == "simulator" else {})
+    blocks = {"each_alone": None} | ({"natural": NATURAL} if name == "simulator" else {})
     return values | {"bias": {key: asdict(bias(cohort.mdp, parts)) for key, parts in blocks.items()}}
 
 
 def _learn(name: str, n: int, learner: str, config: SepsisConfig, run: Run) -> list[Result]:
-    """A row for each threshold, learnt from one dataset: estimates on its validation and test parts."""
+    """A row per threshold, learnt from one dataset, with estimates on its validation and test parts."""
     cohort = patients(name)
     rng = run.rng(0, list(GOLDEN).index(name), n)
     train, *evaluation_parts = (
@@ -158,7 +159,7 @@ def _evaluate(cohort: Patients, actions: np.ndarray, parts: list[Episodes], conf
 
 
 def select(rows: list[Result], min_ess: float) -> Result:
-    """The threshold of the highest validation WIS among those of ``min_ess``, or of the highest ESS if none has it."""
+    """The row of the highest validation WIS among those with ``min_ess``, or of the highest ESS if there are none."""
     enough = [row for row in rows if row["validation_ess"] >= min_ess]
     if enough:
         return max(enough, key=lambda row: row["validation_wis"])

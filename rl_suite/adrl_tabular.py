@@ -41,10 +41,10 @@ GOLDEN = {"random": 0.7801, "expert": 0.7818, "optimal": 0.8751}
 class TabularConfig(JobConfig):
     """``shapes``: (K, |A_k|) of the sample-size study; ``repeats``: random MDPs for each.
 
-    ``epsilon``: the expected return that the learned policy may lose; ``accuracy``: the root mean square error that Q
-    may have, as a share of the standard deviation of V* over states, which sets the noise of a transition.
-    ``weight``: of each factor's effect, the same for every K, so that shapes differ in Σ|A_k| and Π|A_k| alone.
-    ``visits``: RMax's m; of each joint action, or B times as many of each of B blocks' actions, whose errors add up.
+    ``epsilon``: the loss of expected return allowed; ``accuracy``: the root mean square error of Q allowed, as a share
+    of the standard deviation of V* over states, which sets the noise of a transition. ``weight``: the weight of each
+    factor's effect, equal for every K, so that shapes differ in Σ|A_k| and Π|A_k| only. ``visits``: RMax's m per joint
+    action, or B times as many per action of each of B blocks, whose errors add up.
     """
 
     shapes: tuple[tuple[int, int], ...] = SHAPES
@@ -59,7 +59,7 @@ class TabularConfig(JobConfig):
 
 
 def run(config: TabularConfig, run: Run) -> Result:
-    seconds = 0.06 * config.repeats * sum(n**k for k, n in config.shapes)  # as seen on two busy cores
+    seconds = 0.06 * config.repeats * sum(n**k for k, n in config.shapes)  # measured on two busy cores
     run.emit("message", f"about {math.ceil(seconds / 60)} minutes")
     families = run.step("families", lambda: _families(run))
     sepsis = run.step("sepsis", _sepsis)
@@ -72,13 +72,13 @@ def run(config: TabularConfig, run: Run) -> Result:
         ]
         rows.append(_row(k, n, counts, config, run))
     fits = {
-        f"{rule}, {learner}": exponents(rows, f"{rule}, {learner}", config.resamples, run.rng(5))
+        f"{rule}_{learner}": exponents(rows, f"{rule}_{learner}", config.resamples, run.rng(5))
         for rule in RULES
         for learner in LEARNERS
     }
     for name, fit in fits.items():
         joint_fit = f"{_power('Σ|A_k|', fit['sum'])} · {_power('Π|A_k|', fit['product'])}"
-        single_fits = f"{_power('Σ|A_k|', fit['sum alone'])}, {_power('Π|A_k|', fit['product alone'])}"
+        single_fits = f"{_power('Σ|A_k|', fit['sum_alone'])}, {_power('Π|A_k|', fit['product_alone'])}"
         run.emit("message", f"{name}: transitions ∝ {joint_fit}; over either alone {single_fits}")
     run.check(
         "product MDPs have no interaction",
@@ -89,8 +89,8 @@ def run(config: TabularConfig, run: Run) -> Result:
     run.check(
         "a joint reward makes factors interact",
         expected="> 0.01",
-        got=families["joint reward"]["q"],
-        holds=families["joint reward"]["q"] > 0.01,
+        got=families["joint_reward"]["q"],
+        holds=families["joint_reward"]["q"] > 0.01,
     )
     for name, expected in GOLDEN.items():
         run.check(f"ICU-Sepsis {name}", expected=expected, got=sepsis[name], holds=abs(sepsis[name] - expected) < 1e-4)
@@ -106,7 +106,7 @@ def run(config: TabularConfig, run: Run) -> Result:
 def _families(run: Run) -> Result:
     mdps = {
         "product": product_mdp(run.rng(0), (3, 3), (4, 4)),
-        "joint reward": product_mdp(run.rng(0), (3, 3), (4, 4), joint_reward=0.1),
+        "joint_reward": product_mdp(run.rng(0), (3, 3), (4, 4), joint_reward=0.1),
         "separable": separable_mdp(run.rng(1), 6, (4, 4)),
         "interacting": interacting_mdp(run.rng(2), 6, (4, 4)),
     }
@@ -141,10 +141,10 @@ def _samples(k: int, n: int, repeat: int, config: TabularConfig, run: Run) -> di
     for learner, parts in (("joint", check_blocks([range(k)], k)), ("projected", check_blocks(None, k))):
         rng, visits = run.rng(4, k, n, repeat), config.visits * len(parts)
         counts |= {
-            f"accuracy, {learner}": samples_needed(mdp, parts, accurate, rng, config.most),
-            f"uniform, {learner}": samples_needed(mdp, parts, good, rng, config.most),
-            f"rmax, {learner}": steps_needed(mdp, parts, good, rng, config.most, visits),
-            f"dyna, {learner}": steps_needed(mdp, parts, good, rng, config.most),
+            f"accuracy_{learner}": samples_needed(mdp, parts, accurate, rng, config.most),
+            f"uniform_{learner}": samples_needed(mdp, parts, good, rng, config.most),
+            f"rmax_{learner}": steps_needed(mdp, parts, good, rng, config.most, visits),
+            f"dyna_{learner}": steps_needed(mdp, parts, good, rng, config.most),
         }
     run.metrics({"step": repeat, "factors": k, "levels": n} | counts)
     return counts
@@ -153,17 +153,17 @@ def _samples(k: int, n: int, repeat: int, config: TabularConfig, run: Run) -> di
 def _row(k: int, n: int, repeat_counts: list[dict[str, int]], config: TabularConfig, run: Run) -> Result:
     counts = {name: [repeat[name] for repeat in repeat_counts] for name in repeat_counts[0]}
     means = {name: math.exp(float(np.mean(np.log(name_counts)))) for name, name_counts in counts.items()}
-    text = "; ".join(f"{rule} {means[f'{rule}, joint']:.0f} : {means[f'{rule}, projected']:.0f}" for rule in RULES)
+    text = "; ".join(f"{rule} {means[f'{rule}_joint']:.0f} : {means[f'{rule}_projected']:.0f}" for rule in RULES)
     run.emit("message", f"{k} factors of {n} (Σ {k * n}, Π {n**k}), joint : projected: {text}")
     capped = sum(count == config.most for name_counts in counts.values() for count in name_counts)
     return {"factors": k, "levels": n, "sum": k * n, "product": n**k, "counts": counts, "capped": capped}
 
 
 def exponents(rows: list[Result], name: str, resamples: int, rng: np.random.Generator) -> dict[str, list[float]]:
-    """α and β of transitions = c (Σ|A_k|)^α (Π|A_k|)^β, and the slope over either alone.
+    """α and β of transitions = c (Σ|A_k|)^α (Π|A_k|)^β, and the slope over each of Σ and Π separately.
 
     [estimate, lower, upper], 95 % by bootstrap over each shape's random MDPs; least squares on logarithms. Raises
-    ValueError if the shapes do not tell Σ from Π.
+    ValueError if the shapes do not separate Σ from Π.
     """
     intercept, s, p = np.ones(len(rows)), *(np.log([row[axis] for row in rows]) for axis in ("sum", "product"))
     if np.linalg.matrix_rank(np.stack([intercept, s, p])) < 3:
@@ -174,8 +174,8 @@ def exponents(rows: list[Result], name: str, resamples: int, rng: np.random.Gene
     fits = {
         "sum": ([intercept, s, p], 1),
         "product": ([intercept, s, p], 2),
-        "sum alone": ([intercept, s], 1),
-        "product alone": ([intercept, p], 1),
+        "sum_alone": ([intercept, s], 1),
+        "product_alone": ([intercept, p], 1),
     }
     estimates = {}
     for axis, (columns, i) in fits.items():
@@ -202,7 +202,7 @@ def draw(folder: Path) -> None:
     figure, panels = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained", sharey=True)
     for axes, (rule, title) in zip(panels, RULES.items(), strict=True):
         for learner, axis, colour in (("joint", "product", "C3"), ("projected", "sum", "C0")):
-            name = f"{rule}, {learner}"
+            name = f"{rule}_{learner}"
             x = [row[axis] for row in result["samples"]]
             logs = [np.log(row["counts"][name]) for row in result["samples"]]
             means, errors = [np.mean(y) for y in logs], [1.96 * np.std(y, ddof=1) / len(y) ** 0.5 for y in logs]

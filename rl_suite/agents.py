@@ -1,9 +1,9 @@
 """DQN, DecQN and AD-DQN for Gymnasium environments with MultiDiscrete actions: learn, predict, save, load.
 
-One agent. A partition of the action factors into blocks gives each block a head Q_b(s, ·); a mixer makes Q(s, a) of
-their parts. DQN (Mnih et al. 2015) has all factors in one block. DecQN (Seyde et al. 2023) gives each its own and
-averages. AD-DQN (arXiv:2504.21326, which has no public code: a reconstruction) also fits each head to the projected MDP
-of its block under do(a_b), on real transitions and, with ``model``, on those of a learned model.
+One agent class. A partition of the action factors gives each block a head Q_b(s, ·); a mixer combines them to Q(s, a).
+DQN (Mnih et al. 2015) has all factors in one block. DecQN (Seyde et al. 2023) gives each its own and averages. AD-DQN
+(arXiv:2504.21326, which has no public code: a reconstruction) also fits each head to the projected MDP of its block
+under do(a_b), on real transitions and, with ``model``, on those of a learned model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AgentConfig:
     One update of ``batch`` every ``train_every`` environment steps after ``start``; the target network is copied every
     ``target_every`` updates. Each block explores on its own: with probability ε, falling to ``epsilon`` over
     ``explore`` steps, it draws an action and holds it for 1 to ``hold`` steps (temporally extended ε-greedy, Dabney et
-    al. 2021; 1: plain ε-greedy). ε is the share of its time that it spends so.
+    al. 2021; 1: plain ε-greedy). ε is the share of steps spent on explored actions.
     """
 
     blocks: tuple[tuple[int, ...], ...] | None = None
@@ -80,13 +80,13 @@ class QNet(nn.Module):
             self.shift = nn.Parameter(torch.zeros(32))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Heads [N, B, M], and the trunk's features, which ``mix`` wants."""
+        """Heads [N, B, M], and the trunk's features, an argument of ``mix``."""
         h = self.trunk(observations)
         heads = self.heads(h).view(-1, self.B, self.M)
         return (heads + self.padding if self.padded else heads), h  # type: ignore[operator]
 
     def mix(self, parts: Tensor, h: Tensor) -> Tensor:
-        """F(Q_1, …, Q_B; s) [N] of [N, B], increasing in each part: each head's own greedy action is the joint one.
+        """F(Q_1, …, Q_B; s) [N] of [N, B], increasing in each part: the heads' greedy actions are jointly greedy.
 
         "mean" is DecQN's. "weighted" has positive weights, at first 1/B, and a value of the state. "mlp" adds a network
         with positive weights (as QMIX, Rashid et al. 2018), the same in every state.
@@ -100,7 +100,7 @@ class QNet(nn.Module):
 
 
 class WorldModel(nn.Module):
-    """(s, a) to the change of s in units of its usual size, the reward, and the logit of the end. A reconstruction."""
+    """(s, a) to the scaled change of s, the reward, and the logit of termination (reconstruction)."""
 
     def __init__(self, inputs: int, factors: int, width: int) -> None:
         super().__init__()
@@ -155,8 +155,11 @@ class Agent:
         self._remaining_hold = torch.zeros_like(self._explored_actions)  # steps left to hold each of them
 
     def learn(self, steps: int) -> Agent:
-        """At least ``steps`` more environment steps. Goes on where it stopped; after ``load`` too, to the bit if
-        the environment has state_dict and load_state_dict, as PointMasses has. Others begin new episodes."""
+        """Take at least ``steps`` more environment steps.
+
+        After ``load`` it resumes bit-identically if the environment has state_dict and load_state_dict, as PointMasses
+        has; other environments begin new episodes.
+        """
         c = self.config
         if self._obs is None:
             self._obs = self._flat(self.envs.reset(seed=c.seed)[0])
@@ -187,7 +190,7 @@ class Agent:
         return actions[0] if single else actions
 
     def save(self, path: Path) -> None:
-        """Networks, optimisers, replay, random generators, and the environments where they can tell their state."""
+        """Save networks, optimisers, replay, random generators, and the state of environments that have state_dict."""
         saved: dict[str, Any] = {name: module.state_dict() for name, module in self._modules.items()}
         saved |= {"config": asdict(self.config), "generator": self.generator.get_state(), "obs": self._obs}
         saved |= {"steps": self.steps, "updates": self.updates, "replay": self.replay.state_dict()}
@@ -198,7 +201,7 @@ class Agent:
 
     @classmethod
     def load(cls, path: Path, env: Callable[[], gym.Env] | gym.vector.VectorEnv) -> Agent:
-        """Raises ValueError for an environment of other spaces than those it was saved with."""
+        """Raises ValueError for an environment whose spaces differ from those of the saved agent."""
         saved = torch.load(path, weights_only=True)
         agent = cls(env, AgentConfig(**saved["config"]))
         try:
@@ -223,13 +226,13 @@ class Agent:
     def _explore(self, obs: Tensor) -> Tensor:
         """Block actions [E, B]: each block is random with probability ε, independently, else greedy.
 
-        Blocks explore independently, so that given s a block's action says nothing of the others': what follows it in
-        the log is what follows do(a_b), the others acting as they do.
+        Blocks explore independently, so that given s a block's action is independent of the others': its outcomes in
+        the log are those of do(a_b) under the others' policies.
         """
         c, shape = self.config, self._explored_actions.shape
         epsilon = 1 + (c.epsilon - 1) * min(1.0, self.steps / c.explore)
         mean = (c.hold + 1) / 2
-        start = epsilon / (epsilon + (1 - epsilon) * mean)  # so that spells of ``mean`` steps fill ε
+        start = epsilon / (epsilon + (1 - epsilon) * mean)  # so that holds of ``mean`` steps take a share ε
         begins = (self._remaining_hold == 0) & (torch.rand(shape, generator=self.generator) < start)
         random_actions = (torch.rand(shape, generator=self.generator) * torch.tensor(self.widths)).long()
         hold_steps = torch.randint(1, c.hold + 1, shape, generator=self.generator)
@@ -258,7 +261,7 @@ class Agent:
         heads, h = self.net(s)
         parts = heads.gather(2, block_actions[:, :, None])[:, :, 0]  # Q_b(s, a_b) [N, B]
         values, mixed = self._bootstrap(last_obs)
-        weight = c.projected * len(self.blocks)  # each head's loss whole, where what follows is a mean over heads
+        weight = c.projected * len(self.blocks)  # undoes the mean over heads in the loss below
         loss = F.smooth_l1_loss(self.net.mix(parts, h), returns + discounts * mixed)
         if c.projected:
             targets = returns[:, None] + discounts[:, None] * values
@@ -273,7 +276,7 @@ class Agent:
 
     @torch.no_grad()
     def _bootstrap(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The heads' values [N, B] of the greedy actions, and their mixture [N]: of the target network."""
+        """The target network's head values [N, B] of the greedy actions, and their mixture [N]."""
         target_heads, h = self.target(s)
         best = (self.net(s)[0] if self.config.double else target_heads).argmax(dim=2, keepdim=True)
         values = target_heads.gather(2, best)[:, :, 0]
@@ -282,7 +285,7 @@ class Agent:
     def _model_loss(
         self, s: Tensor, heads: Tensor, block_actions: Tensor, r: Tensor, next_obs: Tensor, ended: Tensor
     ) -> Tensor:
-        """Fit the model, then one head a row to what it says of do(a_b): a_b random, the other blocks greedy."""
+        """Fit the model, then one head per row to its prediction for do(a_b): a_b random, the other blocks greedy."""
         assert self.world is not None
         fit = self.world.loss(s, self._scaled(block_actions), r, next_obs, ended)
         optimiser = self._modules["world_optimiser"]
@@ -306,7 +309,7 @@ class Agent:
         return actions / (torch.tensor(self.sizes) - 1).clamp(min=1) * 2 - 1
 
     def _flat(self, observations: np.ndarray) -> Tensor:
-        """[N, D] float32: Discrete and MultiDiscrete ones as one-hot."""
+        """Observations [N, D] float32; Discrete and MultiDiscrete ones are one-hot."""
         space = self.envs.single_observation_space
         if isinstance(space, spaces.Box):
             return torch.as_tensor(np.asarray(observations, np.float32)).reshape(

@@ -49,9 +49,9 @@ class OfflineConfig:
 
 
 class Nets(nn.Module):
-    """T networks side by side, none seeing the others: a table of states' features [S, J] → [T, N, outputs].
+    """T independent networks evaluated as one batch: from a table of states' features [S, J] to [T, N, outputs].
 
-    A state is a bag of J active features. A last layer of ``outputs``; ``bias``: one more, a value of the state alone.
+    A state is a bag of J active features.
     """
 
     def __init__(self, count: int, features: Tensor, width: int, outputs: int, generator: torch.Generator) -> None:
@@ -61,7 +61,7 @@ class Nets(nn.Module):
 
         def layer(*shape: int, fan: int) -> nn.Parameter:
             initial = (2 * torch.rand(shape[1:], generator=generator) - 1) / fan**0.5
-            return nn.Parameter(initial.expand(shape).clone())  # all thresholds start alike
+            return nn.Parameter(initial.expand(shape).clone())  # the same for all thresholds
 
         self.first = layer(count, n, width, fan=J)
         self.second, self.third = layer(count, width, width, fan=width), layer(count, width, outputs, fan=width)
@@ -96,7 +96,9 @@ class OfflineAgent:
         self.q = Nets(T, self.table, config.width, outputs + 1, self.generator)
         self.old = Nets(T, self.table, config.width, outputs + 1, self.generator).requires_grad_(False)
         self.old.load_state_dict(self.q.state_dict())
-        self.pi = Nets(1, self.table, config.width, outputs, self.generator)  # imitation knows no threshold
+        self.pi = Nets(
+            1, self.table, config.width, outputs, self.generator
+        )  # imitation does not depend on the threshold
         self.weights = nn.Parameter(torch.zeros(T, 1, 1, len(self.blocks)))
         self.old_weights = self.weights.detach().clone()
         self._threshold = torch.tensor(config.thresholds)[:, None, None]
@@ -105,7 +107,7 @@ class OfflineAgent:
         self.updates = 0
 
     def learn(self, data: Episodes, updates: int | None = None) -> OfflineAgent:
-        """Minibatches of ``data`` drawn evenly. Goes on where it stopped, to the bit after ``load``."""
+        """Train on uniform minibatches of ``data``. Resumes bit-identically after ``load``."""
         if data.sizes != self.sizes:
             raise ValueError(f"the dataset's actions are {data.sizes}, the agent's {self.sizes}: use one of its space")
         columns = (data.states, data.actions, data.next_states)
@@ -131,7 +133,7 @@ class OfflineAgent:
     ) -> Tensor:
         logits = self.pi(s)  # [1, N, Σ|A_b|]
         log_pi = [part.log_softmax(dim=2) for part in logits.split(self._widths, dim=2)]
-        taken_actions = [columns[a] for columns in self._columns]  # each block's own action: B of [N]
+        taken_actions = [columns[a] for columns in self._columns]  # block actions: B of [N]
         logs = torch.stack(
             [part[0].gather(1, i[:, None])[:, 0] for part, i in zip(log_pi, taken_actions, strict=True)]
         )  # [B, N]
@@ -146,7 +148,7 @@ class OfflineAgent:
             values = self._take(next_heads, best)
             target = r + self.config.gamma * goes_on * self._mix(values, next_bias, self.old_weights)  # [T, N]
         q = self._mix(taken_q, bias, self.weights)
-        T = len(self.config.thresholds)  # a sum over thresholds: each learns as if alone
+        T = len(self.config.thresholds)  # a sum over thresholds, so that each is trained independently
         loss = loss + T * F.smooth_l1_loss(q, target)
         if self.config.kind == "ad-bcq":
             block_target = r[:, None] + self.config.gamma * goes_on[:, None] * values
@@ -172,10 +174,10 @@ class OfflineAgent:
         )
 
     def _mix(self, parts: Tensor, bias: Tensor, weights: Tensor) -> Tensor:
-        """F(Q_1, …, Q_B; s) [T, …] of [T, …, B], increasing in each: so the greedy action is each head's own.
+        """F(Q_1, …, Q_B; s) [T, …] of [T, …, B], increasing in each part: the heads' greedy actions are jointly greedy.
 
-        BCQf sums (Tang et al.). AD-BCQ averages, or has a positive weight a block, 1/B at first, and adds a value
-        of the state: Σ_b Q_b − (B − 1) V, the exact form for additive Q, is one of these.
+        BCQf sums (Tang et al.). AD-BCQ averages, or uses a positive weight per block, initially 1/B, and adds a state
+        value. Σ_b Q_b − (B − 1) V, exact for additive Q, is a special case.
         """
         if self.config.kind != "ad-bcq":
             return parts.sum(dim=-1)
@@ -187,8 +189,8 @@ class OfflineAgent:
     def _best(self, heads: Sequence[Tensor], s: Tensor) -> list[Tensor]:
         """B of [T, N]: each block's part of the allowed action of the highest Q, of heads B of [T, N, |A_b|].
 
-        BCQf masks joint actions by the product of its factors' ratios. AD-BCQ masks each block by its own, whose outer
-        product is the joint mask: then each block chooses alone.
+        BCQf masks joint actions by the product of their factors' ratios. AD-BCQ masks each block by its ratio; the
+        joint mask is the outer product, so that blocks choose independently.
         """
         ratios = [part - part.amax(dim=2, keepdim=True) for part in self.pi(s).split(self._widths, dim=2)]
         if self.config.kind != "bcqf":
@@ -201,7 +203,7 @@ class OfflineAgent:
         return [columns[joint] for columns in self._columns]
 
     def _masked(self, q: Tensor, log_ratio: Tensor) -> Tensor:
-        """Q, or −∞ where π_b/max π_b is not above the threshold; the likeliest action always stays."""
+        """Q, or −∞ where π_b/max π_b is not above the threshold; the likeliest action is always allowed."""
         return q.masked_fill(~((log_ratio.exp() > self._threshold) | (log_ratio == 0)), -torch.inf)
 
     @torch.no_grad()

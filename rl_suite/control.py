@@ -1,4 +1,4 @@
-"""dm_control tasks as Gymnasium environments, Box actions in bins, and many point masses stepped at once."""
+"""dm_control tasks as Gymnasium environments, discretised Box actions, and a vector environment of point masses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is drawn
+os.environ.setdefault("MUJOCO_GL", "disable")  # no rendering
 Info = dict[str, Any]
 
 
@@ -56,7 +56,7 @@ class DMControl(gym.Env[np.ndarray, np.ndarray]):
 
 
 class Bins(gym.ActionWrapper[np.ndarray, np.ndarray, np.ndarray]):
-    """Each dimension of a Box action space in ``bins`` values, evenly from its own low to its own high.
+    """Discretises each dimension of a Box action space into ``bins`` values, evenly from its low to its high.
 
     Raises ValueError for another action space, an unbounded one, or fewer than two bins.
     """
@@ -83,8 +83,8 @@ class Bins(gym.ActionWrapper[np.ndarray, np.ndarray, np.ndarray]):
 class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``count`` copies of dm_control's point_mass-easy on MuJoCo directly, actions in bins.
 
-    The same physics, rewards and time limit to the bit, without the Python around each step. Reports ``final_obs`` in
-    infos (autoreset in the same step). ``state_dict`` is all there is to resume from.
+    Physics, rewards and time limit are bit-identical to dm_control's, without its Python overhead per step. Reports
+    ``final_obs`` in infos (autoreset in the same step). ``state_dict`` holds the complete state for resumption.
     """
 
     metadata: Info = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -136,7 +136,7 @@ class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return observations, rewards, np.zeros(self.num_envs, bool), cut, info
 
     def _restart(self, env_indices: np.ndarray) -> None:
-        """Anywhere within the joints' limits, at rest."""
+        """Reset to uniform positions within the joints' limits, at rest."""
         low, high = self._model.jnt_range.T
         for i in env_indices:
             self._mujoco.mj_resetData(self._model, self._data[i])

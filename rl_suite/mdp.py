@@ -1,4 +1,4 @@
-"""Finite MDPs with factored actions, and what is exactly true of them."""
+"""Finite MDPs with factored actions, and their exact values."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def uniform(mask: np.ndarray) -> np.ndarray:
 def product_mdp(
     rng: np.random.Generator, states: Sequence[int], sizes: Sequence[int], gamma: float = 0.9, joint_reward: float = 0.0
 ) -> MDP:
-    """K independent MDPs run side by side, the reward their sum: Q of a factored policy is additive.
+    """K independent MDPs in parallel with the sum of their rewards: Q of a factored policy is additive.
 
     ``joint_reward``: the scale of a random reward of the whole (s, a), which makes the factors interact.
     """
@@ -98,7 +98,7 @@ def _merged(x: np.ndarray, y: np.ndarray) -> tuple[int, ...]:
 def separable_mdp(
     rng: np.random.Generator, states: int, sizes: Sequence[int], gamma: float = 0.9, weight: float | None = None
 ) -> MDP:
-    """Each factor adds its own effect to one shared state's law: P(·|s, a) = w Σ_k P_k(·|s, a_k) + (1 − wK) P_0(·|s).
+    """Each factor adds an effect to the law of one shared state: P(·|s, a) = w Σ_k P_k(·|s, a_k) + (1 − wK) P_0(·|s).
 
     R likewise. ``weight``: w, at most the default 1/K.
     """
@@ -116,7 +116,7 @@ def separable_mdp(
 
 
 def interacting_mdp(rng: np.random.Generator, states: int, sizes: Sequence[int], gamma: float = 0.9) -> MDP:
-    """Nothing factors: every (s, a) has a law and a reward of its own."""
+    """An MDP without factor structure: an independent law and reward for every (s, a)."""
     actions = math.prod(sizes)
     P, R = rng.dirichlet(np.full(states, 0.3), (states, actions)), rng.random((states, actions))
     return MDP(P, R, np.full(states, 1 / states), tuple(sizes), gamma)
@@ -125,8 +125,8 @@ def interacting_mdp(rng: np.random.Generator, states: int, sizes: Sequence[int],
 def icu_sepsis() -> tuple[MDP, np.ndarray]:
     """ICU-Sepsis (Choudhary et al. 2024) from its package, 716 states and 5×5 doses, and the clinicians' policy [S, A].
 
-    An inadmissible action does what the admissible ones do on average, as in the environment.
-    γ = 1, reward 1 for survival.
+    An inadmissible action has the mean effect of the admissible ones, as in the environment. γ = 1, reward 1 for
+    survival.
     """
     try:
         from icu_sepsis.envs.sepsis import ICUSepsisEnv

@@ -61,7 +61,7 @@ class Episodes:
 def collect(
     mdp: MDP, arrival: np.ndarray, behaviour: np.ndarray, episodes: int, rng: np.random.Generator, horizon: int
 ) -> Episodes:
-    """Episodes of π_b [S, A], side by side; entering state s' is worth ``arrival`` [S]. Cut off after ``horizon``."""
+    """Parallel episodes of π_b [S, A]; entering state s' gives reward ``arrival`` [S]. Truncated after ``horizon``."""
     state = draw_rows(np.tile(mdp.start, (episodes, 1)), rng)
     alive, rows = np.arange(episodes), []
     for t in range(horizon):
@@ -115,8 +115,8 @@ def write_minari(data: Episodes, dataset_id: str, states: int) -> minari.MinariD
 def read_minari(dataset: minari.MinariDataset, behaviour: np.ndarray | None = None) -> Episodes:
     """Episodes of a Minari dataset with Discrete observations.
 
-    ``behaviour`` [S, A] gives propensities where the dataset has no infos["propensity"]. Raises ValueError for other
-    spaces, and where neither is there.
+    ``behaviour`` [S, A] gives propensities if the dataset has no infos["propensity"]. Raises ValueError for other
+    spaces, and if neither is available.
     """
     from rl_suite.factors import sizes_of
 
@@ -144,7 +144,7 @@ def read_minari(dataset: minari.MinariDataset, behaviour: np.ndarray | None = No
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The indices of the points that no other is at least as good as in both coordinates, and better in one."""
+    """The indices of the points that no other point dominates (at least as good in both coordinates, better in one)."""
     coordinates = np.asarray(points, float)
     at_least = np.all(coordinates[None, :, :] >= coordinates[:, None, :], axis=2)
     above = np.any(coordinates[None, :, :] > coordinates[:, None, :], axis=2)

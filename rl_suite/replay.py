@@ -1,4 +1,4 @@
-"""A ring of transitions of several environments side by side; n-step returns are made when they are drawn."""
+"""A ring buffer of transitions of parallel environments; n-step returns are computed when they are sampled."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Replay:
             "then": torch.zeros(*shape, inputs),
             "own": torch.zeros(*shape, blocks, dtype=torch.long),
             "rewards": torch.zeros(shape),
-            "ended": torch.zeros(shape),  # 1: nothing follows
-            "cut": torch.zeros(shape),  # 1: the episode's log stops here, ended or cut off
+            "ended": torch.zeros(shape),  # 1: terminated
+            "cut": torch.zeros(shape),  # 1: terminated or truncated
         }
         self.added = 0
 
@@ -44,9 +44,9 @@ class Replay:
     def sample(
         self, count: int, n_step: int, gamma: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """s, own actions, Σ γ^i r_i, γ^n (0 at an end), the state n steps on, and the first step's r, s', ended.
+        """s, block actions, Σ γ^i r_i, γ^n (0 if terminated), the state after n steps; the first step's r, s', ended.
 
-        A return stops where its episode does. The newest n − 1 rows are not drawn: what follows them is not known yet.
+        A return stops at the end of its episode. The newest n − 1 rows are not sampled: their returns are incomplete.
         """
         stored = min(self.added, self.rows)
         oldest = self.added - stored
@@ -55,7 +55,7 @@ class Replay:
         row = oldest + torch.randint(stored - n_step + 1, (count, 1), generator=generator)
         env = torch.randint(envs, (count, 1), generator=generator)
         steps = torch.arange(n_step)
-        flat_index = ((row + steps) % self.rows) * envs + env  # [count, n_step], in the ring laid flat
+        flat_index = ((row + steps) % self.rows) * envs + env  # [count, n_step], in the flattened ring
         flat = {name: column.flatten(0, 1) for name, column in self.data.items()}
         cut = flat["cut"][flat_index]
         goes_on = torch.ones_like(cut)

@@ -1,9 +1,9 @@
 """A simulated sepsis patient, after the Gumbel-max SCM simulator of Oberst & Sontag (ICML 2019), with its exact MDP.
 
 Written from the published transition structure. A state is (diabetic, heart rate, systolic pressure, oxygen, glucose;
-antibiotics, ventilation, vasopressors as given now), an action switches the three treatments. Given both, the four
-vital signs move independently. Antibiotics act on heart rate and pressure, ventilation on oxygen alone, vasopressors on
-pressure and (in diabetics) glucose: ventilation is a factor of its own, the two others meet in the pressure.
+antibiotics, ventilation, vasopressors at present), an action switches the three treatments. Given both, the four vital
+signs change independently. Antibiotics act on heart rate and pressure, ventilation on oxygen alone, vasopressors on
+pressure and (in diabetics) glucose: ventilation is a separate factor, the two others interact through the pressure.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def variables() -> np.ndarray:
 
 
 def arrival_rewards() -> np.ndarray:
-    """[S]: the reward of entering a state; not 0 exactly where an episode ends."""
+    """[S]: the reward on entering a state, nonzero exactly where an episode ends."""
     v = variables()
     abnormal = (v[:, 1:5] != NORMAL).sum(axis=1)
     treated = v[:, 5:].any(axis=1)
@@ -69,7 +69,7 @@ def arrival_rewards() -> np.ndarray:
 
 @cache
 def sepsis_mdp(gamma: float = 0.99, diabetic: float = 0.2) -> MDP:
-    """The exact MDP: 1440 states, 2×2×2 actions. ``diabetic``: how many patients are, at the start."""
+    """The exact MDP: 1440 states, 2×2×2 actions. ``diabetic``: the share of diabetic patients."""
     S, A = int(np.prod(STATE)), int(np.prod(TREATMENTS))
     P, v = np.zeros((S, A, S)), variables()
     ends = arrival_rewards()
@@ -97,7 +97,7 @@ def sepsis_mdp(gamma: float = 0.99, diabetic: float = 0.2) -> MDP:
 
 
 def _moves(levels: int, *moves: tuple[int, int, float]) -> np.ndarray:
-    """[levels, levels]: a law that stays, but for ``moves`` (from, to, probability)."""
+    """[levels, levels]: the identity law changed by ``moves`` (from, to, probability)."""
     law = np.eye(levels)
     for source, target, p in moves:
         law[source, source] -= p
@@ -151,7 +151,7 @@ def _oxygen(was_on: int, on: int) -> np.ndarray:
 
 @cache
 def _glucose(diabetic: int, on_vaso: int) -> np.ndarray:
-    """As its text says; the released simulator holds a non-diabetic's rising glucose at level 1."""
+    """As in the paper's text; the released simulator holds a non-diabetic's rising glucose at level 1."""
     if on_vaso:
         return _moves(5, *((i, i + 1, 0.5) for i in range(4))) if diabetic else np.eye(5)
     return _drift(5, 0.3 if diabetic else 0.1)

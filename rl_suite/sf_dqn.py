@@ -1,8 +1,8 @@
 """SF-DQN with GPI (arXiv:2405.15920) and its baselines DQN-GPI, warm-started DQN and UVFA, on one learner.
 
-Read ``update`` first. Targets and behaviour are those of public implementations of the algorithm. How DQN-GPI forms
-targets (from its own Q_i, double DQN), relabelling the replay for every task, starting a task from the last one's
-network, and UVFA's goals (w) are our reading.
+Read ``update`` first. Targets and behaviour follow public implementations of the algorithm. Reconstruction: DQN-GPI's
+targets (from Q_i, double DQN), relabelling the replay for every task, starting a task from the last task's network, and
+UVFA's goals (w).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS = ("net", "target", "optimiser", "replay")
 
 @dataclass(frozen=True)
 class DQNSettings:
-    """``update_every``: transitions an update; ``target_every``: updates between copies to the target networks.
+    """``update_every``: transitions per update; ``target_every``: updates between copies to the target networks.
 
     ``learn_w``: w starts at 0 and follows r = φ·w by w ← w + ``w_rate`` (r − φ·w) φ.
     """
@@ -82,9 +82,9 @@ class DQNAgent:
         self.begun = self.updates = 0
 
     def learn(self, task: int, steps: int, on_step: Callable[[], None] | None = None) -> list[float]:
-        """``steps`` transitions of task number ``task``, from a fresh episode; gives the returns of whole episodes.
+        """Learn from ``steps`` transitions of task ``task``, from a new episode; gives the returns of full episodes.
 
-        Tasks are begun in order. Raises ValueError for one out of turn.
+        Tasks begin in order. Raises ValueError otherwise.
         """
         self._begin(task)
         update_every, w_true = self.settings.update_every, self.true_weights[task]
@@ -113,9 +113,9 @@ class DQNAgent:
 
     @torch.no_grad()
     def predict(self, observations: np.ndarray, w: ArrayLike) -> np.ndarray:
-        """Greedy actions [B] for observations [B, S] under weights [B, d], one task a row.
+        """Greedy actions [B] for observations [B, S] under weights [B, d], one task per row.
 
-        SF-DQN: max_i ψ_i·w. DQN-GPI: max_i Q_i, whatever w. Warm-started DQN: the last task's Q. UVFA: Q(·, w).
+        SF-DQN: max_i ψ_i·w. DQN-GPI: max_i Q_i for any w. Warm-started DQN: the last task's Q. UVFA: Q(·, w).
         """
         weights = _tensor(check_weights(w, self.true_weights.shape[1]))
         s = _tensor(observations).reshape(len(weights), -1)
@@ -127,13 +127,13 @@ class DQNAgent:
         return values.argmax(1).numpy()
 
     def save(self, path: Path) -> None:
-        """Everything a resumed agent needs: networks, optimiser, replay, w and the generator."""
+        """Save the complete state: networks, optimiser, replay, w and the generator."""
         state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in PARTS}
         state |= {"w": self.w, "begun": self.begun, "updates": self.updates, "rng": self.rng.bit_generator.state}
         torch.save(state | {"made_with": self._arguments()}, path)
 
     def load(self, path: Path) -> None:
-        """Go on from ``save``, in an agent made with the same arguments. Raises ValueError if it was another's."""
+        """Restore what ``save`` wrote. Raises ValueError if that agent had other arguments."""
         state = torch.load(path, weights_only=True)
         if state["made_with"] != self._arguments():
             raise ValueError(f"{path} holds an agent made with {state['made_with']}, not {self._arguments()}")
@@ -143,13 +143,13 @@ class DQNAgent:
         self.rng.bit_generator.state = state["rng"]
 
     def update(self, batch: Batch) -> float:
-        """One step of Adam on all tasks in ``_current``, in one batched call; gives the loss."""
+        """One step of Adam on all tasks of ``_current`` in one batched call; gives the loss."""
         w = self.w[self._current()]  # [m, d]
         with torch.no_grad():
             target = self._targets(batch, w)  # [m, B, width]
         picked = batch.a[None, :, None, None].expand(len(w), -1, 1, self.width)
         predicted = self._heads(self.net, batch.s, w).gather(2, picked)[:, :, 0]
-        loss = (predicted - target).square().mean(dim=(1, 2)).sum()  # a task's gradient is what it would be alone
+        loss = (predicted - target).square().mean(dim=(1, 2)).sum()  # each task has the gradient of a separate fit
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -182,7 +182,7 @@ class DQNAgent:
         return out.unflatten(2, (self.actions, self.width))
 
     def _current(self) -> slice:
-        """The tasks that an update serves: all begun, or the last alone where one network moves from task to task."""
+        """The tasks of an update: all begun, or only the last where one network serves the tasks in turn."""
         return slice(0 if self.method.gpi or self.method.conditioned else self.begun - 1, self.begun)
 
     def _explore(self, s: np.ndarray, task: int) -> int:

@@ -34,10 +34,11 @@ def q_of_policy(mdp: MDP, policy: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What GPI came to on one new task. Gaps are max over (s, a) of Q* − Q^π; slacks are negative where a bound fails.
+    """The result of GPI on one new task. Gaps are max over (s, a) of Q* − Q^π; a negative slack violates a bound.
 
     ``improvement``: of Q^π ≥ max_i Q^{π_i} − 2ε/(1−γ) (Theorem 1). ``loss``: of Q* − Q^π ≤
-    2/(1−γ) (φ_max min_j‖w−w_j‖ + ε) (Theorem 2). ``exact``: of the same with 2γ/(1−γ) and ε = 0; None otherwise.
+    2/(1−γ) (φ_max min_j‖w−w_j‖ + ε) (Theorem 2). ``exact``: of the same bound with 2γ/(1−γ), where ε = 0;
+    else None.
     """
 
     sf_gpi: float
@@ -52,8 +53,8 @@ def transfer(
 ) -> Transfer:
     """GPI over the optimal policies of the tasks ``task_weights`` [n, d] on the new task ``w`` [d].
 
-    ``epsilon``: the size of the uniform error put on each ψ_i·w. DQN-GPI acts on max_j Q_j, each Q_j learnt for its
-    own reward, as the paper's baseline does.
+    ``epsilon``: the size of a uniform error added to each ψ_i·w. DQN-GPI acts on max_j Q_j, each Q_j for the reward of
+    task j, like the paper's baseline.
     """
     tasks = [task(mdp, phi, weights) for weights in task_weights]
     optimal = np.stack([optimal_q(known_task) for known_task in tasks])  # [n, S, A]
@@ -86,7 +87,7 @@ def random_family(
 def distance_study(
     rng: np.random.Generator, distances: np.ndarray, repeats: int, sizes: tuple[int, int, int], gamma: float
 ) -> list[dict[str, float]]:
-    """Mean gaps of reusing one task's policy, and of its Q itself as an estimate, on tasks at ‖Δw‖ from it."""
+    """Mean gaps of one task's policy, and of its Q as an estimate, on tasks at distance ‖Δw‖."""
     rows = []
     for distance in distances:
         gaps = []

@@ -1,4 +1,4 @@
-"""SF-DQN with GPI (arXiv:2405.15920): its bounds, its convergence, its transfer, and what batching the tasks saves."""
+"""SF-DQN with GPI (arXiv:2405.15920): bounds, convergence, transfer, and the speed of batching tasks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PARTS = {"trained": slice(0, 4), "several": slice(4, 8), "away": slice(8, 12), "
 class SuccessorFeaturesConfig(JobConfig):
     """``mdps``: random MDPs for the bounds. ``repeats``: of each synthetic study. ``agents``: seeds of each method.
 
-    ``four_room_steps`` and ``reacher_steps``: transitions a task. ``update_every``: transitions an update.
+    ``four_room_steps`` and ``reacher_steps``: transitions per task. ``update_every``: transitions per update.
     """
 
     mdps: int = Field(200, ge=2)
@@ -56,10 +56,10 @@ def run(config: SuccessorFeaturesConfig, run: Run) -> Result:
     settings = DQNSettings(hidden=config.hidden, update_every=config.update_every)
     rooms = four_room_scores(run, config.agents, config.four_room_tasks, config.four_room_steps)
     arms = reacher_scores(run, config.agents, config.reacher_steps, config.evaluate_every, settings)
-    results["four rooms"] = summary(rooms, "SFQL", run.rng(30), lambda curve: curve[-LATE:, :, 0].T)
+    results["four_rooms"] = summary(rooms, "SFQL", run.rng(30), lambda curve: curve[-LATE:, :, 0].T)
     for number, (name, part) in enumerate(PARTS.items()):
         returns = {method: curve[:, :, part] for method, curve in arms.items()}
-        results[f"reacher {name}"] = summary(returns, "SF-DQN", run.rng(31, number), lambda curve: curve[-1])
+        results[f"reacher_{name}"] = summary(returns, "SF-DQN", run.rng(31, number), lambda curve: curve[-1])
     _check(results, run)
     return results
 
@@ -71,7 +71,7 @@ def _plain(
 
 
 def expected_minutes(config: SuccessorFeaturesConfig) -> float:
-    """From rates seen on two busy cores: a tabular transition, a reacher's transition, an update of four tasks."""
+    """From rates measured on two busy cores: a tabular transition, a reacher transition, an update of four tasks."""
     rooms = len(TABULAR) * config.four_room_tasks * config.four_room_steps * 35e-6
     seconds_per_transition = 0.5e-3 + 2.5e-3 * (max(config.hidden) / 256) / config.update_every
     evaluations = 4 * config.reacher_steps / config.evaluate_every * 0.2
@@ -97,7 +97,7 @@ def _bounds(config: SuccessorFeaturesConfig, run: Run) -> Result:
     run.metrics(
         {"gaps": gaps, "slack": slack}, f"gaps to Q*: SF-GPI {gaps['sf_gpi']:.2f}, DQN-GPI {gaps['dqn_gpi']:.2f}"
     )
-    return {"mdps": config.mdps, "gaps": gaps, "gap with ε = 0.05": noisy_gap, "slack": slack}
+    return {"mdps": config.mdps, "gaps": gaps, "noisy_gap": noisy_gap, "slack": slack}
 
 
 def _distance(config: SuccessorFeaturesConfig, run: Run) -> Result:
@@ -127,7 +127,7 @@ def _teacher(config: SuccessorFeaturesConfig, run: Run) -> Result:
             "y": np.array(by_replay).tolist(),
             "slope": slope(replays, np.array(by_replay)),
         },
-        "w error": {"x": errors.tolist(), "y": np.array(by_w).tolist(), "slope": slope(errors, np.array(by_w))},
+        "w_error": {"x": errors.tolist(), "y": np.array(by_w).tolist(), "slope": slope(errors, np.array(by_w))},
     }
     slopes = {name: row["slope"] for name, row in studies.items()}
     run.metrics({"slopes": slopes}, f"teacher and student, log-log slopes: {slopes}")
@@ -135,7 +135,7 @@ def _teacher(config: SuccessorFeaturesConfig, run: Run) -> Result:
 
 
 def _speed(config: SuccessorFeaturesConfig, run: Run, tasks: int = 8) -> Result:
-    """Updates a second of ``tasks`` ψ at the reacher's sizes: batched, and by two loops over the tasks."""
+    """Updates per second of ``tasks`` ψ at the reacher's sizes: batched, and by two loops over the tasks."""
     rng = run.rng(4)
     agent = DQNAgent(reacher().make(), rng.standard_normal((tasks, 4)), settings=DQNSettings(hidden=config.hidden))
     agent.learn(0, 300)
@@ -145,10 +145,10 @@ def _speed(config: SuccessorFeaturesConfig, run: Run, tasks: int = 8) -> Result:
     shared, repeated = (LoopedUpdate(*parameters, shared=shared) for shared in (True, False))
     updates: list[Callable[[], object]] = [partial(learner.update, batch) for learner in (agent, shared, repeated)]
     batched, loop, public = per_second(updates, config.speed_seconds)
-    speeds = {"batched": batched, "loop": loop, "loop repeating GPI": public, "tasks": tasks}
+    speeds = {"batched": batched, "loop": loop, "loop_repeating_gpi": public, "tasks": tasks}
     speeds |= {
-        "over loop": batched / loop,
-        "over loop repeating GPI": batched / public,
+        "ratio_to_loop": batched / loop,
+        "ratio_to_loop_repeating_gpi": batched / public,
         "threads": torch.get_num_threads(),
     }
     run.metrics(
@@ -178,8 +178,8 @@ def _check(results: Result, run: Run) -> None:
     run.check(
         "an error in w is one in Q, in proportion",
         expected="slope 0.7 to 1.3",
-        got=slopes["w error"],
-        holds=0.7 <= slopes["w error"] <= 1.3,
+        got=slopes["w_error"],
+        holds=0.7 <= slopes["w_error"] <= 1.3,
     )
 
 

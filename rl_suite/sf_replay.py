@@ -1,4 +1,4 @@
-"""A ring of transitions (s, a, φ, s', terminated): rewards are left to whoever knows w."""
+"""A ring buffer of transitions (s, a, φ, s', terminated); rewards follow from w."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Updates a second of SF-DQN, all tasks in one batched call against a Python loop over them."""
+"""Updates per second of SF-DQN: all tasks in one batched call against a Python loop over tasks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rl_suite.sf_replay import Batch
 
 
 class LoopedUpdate:
-    """The same update as ``DQNAgent.update`` with features, a module and an Adam for each task, as it is often written.
+    """The update of ``DQNAgent.update`` with features, with one module and one Adam per task.
 
-    ``shared``: work out every ψ_j(s') once an update; otherwise once for each task that needs it, as the public
+    ``shared``: compute every ψ_j(s') once per update; otherwise once for each task that needs it, as public
     implementations of SF-DQN do. Starts from the parameters of ``stacked``.
     """
 
@@ -51,7 +51,7 @@ class LoopedUpdate:
 
 
 def per_second(updates: list[Callable[[], object]], seconds: float, turns: int = 5) -> list[float]:
-    """Calls a second of each, in ``turns`` alternating turns that come to ``seconds`` for each: their medians."""
+    """Median calls per second of each update over ``turns`` alternating turns, ``seconds`` in total for each."""
     for update in updates:
         update()
     rates: list[list[float]] = [[] for _ in updates]

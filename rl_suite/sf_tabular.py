@@ -1,8 +1,8 @@
-"""Tabular SFQL with GPI, and Q-learning with GPI, warm-started or fresh: one table, all tasks in one array.
+"""Tabular SFQL with GPI, and Q-learning with GPI, warm-started or fresh: the tables of all tasks in one array.
 
 Barreto et al. 2017 (arXiv:1606.05312), as arXiv:2405.15920 states it: act ε-greedily on max_i ψ_i·w; target
-φ + γ ψ_i(s', a*), a* = argmax_a max_j ψ_j(s', a)·w_i. Every transition updates every task begun, in one batched
-expression.
+φ + γ ψ_i(s', a*), a* = argmax_a max_j ψ_j(s', a)·w_i. Every transition updates every task begun, in one
+batched expression.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rl_suite.sf_tasks import SF, TransferMethod, check_env, check_weights
 
 
 class TabularAgent:
-    """States are whatever distinct observations come up, numbered as they do; the table grows with them.
+    """States are the distinct observations, numbered in order of appearance; the table grows with them.
 
     ``weights`` [n, d]: the tasks, learnt in order. Raises ValueError for an action space that is not Discrete, a scalar
     reward, weights of another length, or UVFA.
@@ -42,14 +42,14 @@ class TabularAgent:
         self.weights = check_weights(weights, d)
         self.rng = np.random.default_rng(seed)
         self.states: dict[bytes, int] = {}
-        self.begun = 0  # tasks that have been
+        self.begun = 0  # number of tasks begun
         slots, width = (len(self.weights) if method.gpi else 1), (d if method.features else 1)
         self.table = np.zeros((1024, slots, self.actions, width))
 
     def learn(self, task: int, steps: int) -> float:
-        """``steps`` transitions of task number ``task``, from a fresh episode; gives the reward collected.
+        """Learn from ``steps`` transitions of task number ``task``, from a new episode; gives the reward collected.
 
-        Tasks are begun in order. Raises ValueError for one out of turn.
+        Tasks begin in order. Raises ValueError otherwise.
         """
         self._begin(task)
         updated_tasks, w, random = self._updated_tasks(task), self.weights[task], self.rng.random
@@ -66,14 +66,14 @@ class TabularAgent:
         return collected
 
     def predict(self, observation: np.ndarray, w: ArrayLike) -> int:
-        """The greedy action for weights ``w`` [d]; a state never seen has no preference."""
+        """The greedy action for weights ``w`` [d], uniform in a state never visited."""
         w = check_weights(np.asarray(w)[None], self.weights.shape[1])[0]
         index = self.states.get(np.asarray(observation).tobytes())
         row = np.zeros(self.table.shape[1:]) if index is None else self.table[index]
         return self._greedy(row, w)
 
     def save(self, path: Path) -> None:
-        """Everything a resumed agent needs: tables, states and the generator."""
+        """Save the complete state: tables, states and the generator."""
         torch.save(
             {
                 "table": torch.from_numpy(self.table[: len(self.states)].copy()),
@@ -85,7 +85,7 @@ class TabularAgent:
         )
 
     def load(self, path: Path) -> None:
-        """Go on from ``save``, in an agent made with the same arguments. Raises ValueError if it was another's."""
+        """Restore what ``save`` wrote. Raises ValueError if that agent's tables have other shapes."""
         saved = torch.load(path, weights_only=True)
         table = saved["table"].numpy()
         if table.shape[1:] != self.table.shape[1:]:

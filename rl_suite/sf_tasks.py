@@ -21,11 +21,11 @@ Info = dict[str, Any]
 
 @dataclass(frozen=True)
 class TransferMethod:
-    """What an agent learns for each task and how it acts on a new one.
+    """The quantity that an agent learns for each task, and its behaviour on a new task.
 
-    ``features``: ψ_i [A, d] and Q = ψ_i·w, where the others learn Q_i [A] itself. ``gpi``: acts on the best of all
-    tasks' values, and keeps one approximator a task; without it there is one, that moves from task to task. ``warm``: a
-    new task starts from the last one's values. ``conditioned``: one network that reads w beside the observation.
+    ``features``: learns ψ_i [A, d] with Q = ψ_i·w, instead of Q_i [A]. ``gpi``: acts on the maximum over all tasks'
+    values and has one approximator per task; without it, one approximator serves the tasks in turn. ``warm``: a new
+    task starts from the last task's values. ``conditioned``: one network with w as an input.
     """
 
     features: bool = False
@@ -80,7 +80,7 @@ def check_env(env: gym.Env) -> tuple[int, int]:
 class GoalFeature(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """``four-room-v0`` with a fourth feature, 1 at the goal, where mo-gymnasium gives (1, 1, 1).
 
-    As in Barreto et al. 2017: φ counts the three shapes and the goal, so the goal is worth what its own weight says.
+    As in Barreto et al. 2017, φ counts the three shapes and the goal, so that the goal has its own weight.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -100,15 +100,15 @@ class GoalFeature(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def four_room(rng: np.random.Generator, tasks: int) -> Family:
-    """Barreto's four rooms: shapes worth U(−1, 1) each, the goal 1."""
+    """Barreto's four rooms: weights U(−1, 1) of the shapes, and 1 of the goal."""
     w = np.column_stack([rng.uniform(-1, 1, (tasks, 3)), np.ones(tasks)])
     return Family(lambda: GoalFeature(make("four-room-v0")), w, w)
 
 
 def reacher() -> Family:
-    """``mo-reacher-v5``: reach one of four targets in training; then serve three at once, or keep away from one.
+    """``mo-reacher-v5``: training tasks reach one of four targets; test tasks approach three or avoid one.
 
-    The test tasks are ours: the targets that the paper tests on are not among the environment's features. A policy that
+    The test tasks are a reconstruction: the paper's test targets are not features of this environment. A policy that
     ignores w has a mean return of exactly 0 over them.
     """
     several = (1 - np.eye(4)) / 3
@@ -125,5 +125,5 @@ def make(name: str) -> gym.Env:
 
 
 def scalar(env: gym.Env, w: np.ndarray) -> gym.Env:
-    """``env`` with reward φ·w, for agents that know nothing of features."""
+    """``env`` with the scalar reward φ·w, for agents without features."""
     return gym.wrappers.TransformReward(env, lambda phi: float(np.asarray(phi) @ w))

@@ -1,8 +1,8 @@
-"""Teacher and student: SF-DQN where ψ* is known, so that ‖Θ_t − Θ*‖ can be seen (arXiv:2405.15920, synthetic study).
+"""Teacher and student: SF-DQN with a known ψ*, so that ‖Θ_t − Θ*‖ is observable (arXiv:2405.15920, synthetic study).
 
-ψ(s, a; Θ) [d] = mean_k relu(Θ[d, a, k]·s): one hidden ReLU layer whose output weights stay 1/K. φ is what makes the
-teacher's ψ* exact: φ(s, a, s') = ψ*(s, a) − γ ψ*(s', argmax ψ*(s', ·)·w*). The paper's own sizes are not public; these
-are ours.
+ψ(s, a; Θ) [d] = mean_k relu(Θ[d, a, k]·s): one hidden ReLU layer with fixed output weights 1/K. φ(s, a, s') =
+ψ*(s, a) − γ ψ*(s', argmax ψ*(s', ·)·w*) makes the teacher's ψ* exact. The paper's sizes are not public; these are a
+reconstruction.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _preactivations(theta: np.ndarray, s: np.ndarray) -> np.ndarray:
 
 
 def draw(study: TeacherStudy, teacher: np.ndarray, w: np.ndarray, n: int, rng: np.random.Generator) -> tuple:
-    """``n`` transitions s [n, p], a [n], φ [n, d], s' [n, p]: states ~ N(0, I), actions even."""
+    """``n`` transitions s [n, p], a [n], φ [n, d], s' [n, p]: states ~ N(0, I), uniform actions."""
     s, next_s = rng.standard_normal((2, n, study.inputs))
     a = rng.integers(study.actions, size=n)
     next_psi = psi(teacher, next_s)
@@ -64,7 +64,7 @@ def step(study: TeacherStudy, theta: np.ndarray, batch: tuple, w: np.ndarray, ra
 
 
 class Trace(NamedTuple):
-    """At the times ``t`` [T]: ‖Θ_t − Θ*‖/‖Θ*‖, and mean |ψ(Θ_t)·w_t − ψ*·w*| over fresh states."""
+    """‖Θ_t − Θ*‖/‖Θ*‖, and mean |ψ(Θ_t)·w_t − ψ*·w*| over fresh states, at the times ``t`` [T]."""
 
     t: np.ndarray
     distance: np.ndarray
@@ -82,10 +82,10 @@ def train(
     batch: int = 64,
     start: float = 0.5,
 ) -> Trace:
-    """The student's way to the teacher.
+    """Train a student and trace its distance to the teacher.
 
-    ``replay``: learn from so many transitions, not fresh ones. ``w_error``: ‖w_0 − w*‖; w is learnt beside Θ by
-    w ← w + α (r − φ·w) φ. ``start``: the first distance. The step size falls as 1/t.
+    ``replay``: the size of a fixed set of transitions; fresh ones if None. ``w_error``: ‖w_0 − w*‖; w is learnt beside
+    Θ by w ← w + α (r − φ·w) φ. ``start``: the first distance. The step size falls as 1/t.
     """
     teacher = rng.standard_normal(study.shape)
     w_star = rng.standard_normal(study.features)

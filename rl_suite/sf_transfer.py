@@ -1,4 +1,4 @@
-"""Transfer curves: four rooms with tables, the reacher with networks, each method at each seed."""
+"""Transfer curves of each method and seed: four rooms with tables, the reacher with networks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def reacher_scores(
     """[T, seeds, 4 + 8] for each method: the return of a greedy episode on each training and each test task.
 
     The four training tasks are learnt in order, ``steps`` each, with an evaluation every ``evaluate_every``. The agent
-    as it was at the end of a task is kept until the next one's end, so that an interrupted run goes on from there.
+    saved at the end of a task is kept until the end of the next, so that an interrupted run resumes there.
     """
     family = reacher()
     (run.folder / "agents").mkdir(exist_ok=True)
@@ -97,7 +97,7 @@ def _slug(name: str) -> str:
 
 
 def evaluate(agent: DQNAgent, envs: Sequence[gym.Env], weights: np.ndarray, seed: int) -> list[float]:
-    """The undiscounted return of one greedy episode for each of ``weights``, each in its environment, in lockstep."""
+    """The undiscounted return of one greedy episode for each of ``weights``, in parallel environments."""
     observations = np.stack([env.reset(seed=seed % 2**31 + i)[0] for i, env in enumerate(envs)])
     total = np.zeros(len(envs))
     for _ in range(EPISODE):
@@ -111,19 +111,19 @@ def evaluate(agent: DQNAgent, envs: Sequence[gym.Env], weights: np.ndarray, seed
 def summary(
     scores: dict[str, np.ndarray], ours: str, rng: np.random.Generator, final: Callable[[np.ndarray], np.ndarray]
 ) -> Result:
-    """Curves, final scores, profiles and how often ``ours`` wins, from scores [T, seeds, tasks] of each method.
+    """Curves, final scores, profiles and the probability that ``ours`` improves, from scores [T, seeds, tasks].
 
-    ``final``: from those to the final scores [seeds, tasks].
+    ``final`` maps scores to the final scores [seeds, tasks].
     """
     final_scores = {name: final(curves) for name, curves in scores.items()}
     levels = np.linspace(min(x.min() for x in final_scores.values()), max(x.max() for x in final_scores.values()), 41)
     return {
         "curves": {name: interval(iqm, curves, rng=rng).plain() for name, curves in scores.items()},
         "final": {name: interval(iqm, curves, rng=rng).plain() for name, curves in final_scores.items()},
-        "final mean": {name: interval(mean, curves, rng=rng).plain() for name, curves in final_scores.items()},
-        "profile levels": levels.tolist(),
+        "final_mean": {name: interval(mean, curves, rng=rng).plain() for name, curves in final_scores.items()},
+        "profile_levels": levels.tolist(),
         "profiles": {name: interval(profile(levels), curves, rng=rng).plain() for name, curves in final_scores.items()},
-        "probability of improvement": {
+        "probability_of_improvement": {
             name: interval(probability_of_improvement, final_scores[ours], curves, rng=rng).plain()
             for name, curves in final_scores.items()
             if name != ours

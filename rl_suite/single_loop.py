@@ -1,6 +1,6 @@
-"""DecQN as one plain loop in CleanRL's manner: one environment, one action at a time; `agents.py` is timed against it.
+"""DecQN as one plain loop in the style of CleanRL, with one environment: the baseline for the speed of `agents.py`.
 
-The same network, loss, batch and updates per environment step; one-step returns.
+Network, loss, batch and updates per environment step are the same; returns are one-step.
 """
 
 from __future__ import annotations

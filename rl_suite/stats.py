@@ -1,4 +1,4 @@
-"""Statistics of a handful of runs: IQM, stratified bootstrap intervals, profiles, probability of improvement.
+"""Statistics of few runs: IQM, stratified bootstrap intervals, profiles, probability of improvement.
 
 Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021 (arXiv:2108.13264).
 Scores are [..., N, M]: N runs (seeds) of each of M tasks, any axes before them, such as the steps of a curve.
@@ -46,7 +46,7 @@ def mean(scores: np.ndarray) -> np.ndarray:
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How often a run of x beats one of y on a task drawn evenly, ties half: Mann–Whitney U over N·K (§4.3).
+    """The probability that a run of x beats one of y on a uniform task, ties half: Mann–Whitney U over N·K (§4.3).
 
     x [..., N, M], y [..., K, M] to [...].
     """
@@ -65,7 +65,7 @@ def interval(
 ) -> Estimate:
     """A statistic of one or two arrays of scores, with its percentile interval by stratified bootstrap (§4.1).
 
-    Each draw resamples the runs of each task on its own, with replacement; a run keeps its whole curve. With
+    Each draw resamples the runs of each task independently, with replacement; a run keeps its full curve. With
     ``iqm`` and scores [T, N, M] this is the sample-efficiency curve. Raises ValueError for scores that are empty or
     not finite.
     """

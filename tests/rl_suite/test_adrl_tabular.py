@@ -135,5 +135,5 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert all(check["holds"] for check in result["checks"]), result["checks"]
     fits = result["exponents"]
-    assert fits["accuracy, projected"]["product"][0] < fits["accuracy, joint"]["product"][0]
+    assert fits["accuracy_projected"]["product"][0] < fits["accuracy_joint"]["product"][0]
     assert (tmp_path / "figures" / "samples.png").exists()
