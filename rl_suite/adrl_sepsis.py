@@ -35,8 +35,7 @@ GOLDEN = {"ICU-Sepsis": {"optimal": 0.8751, "behaviour": 0.7818}, "simulator": {
 class SepsisConfig(JobConfig):
     """``datasets``: the number of independent datasets and networks; ``episodes``: in each of a dataset's three parts.
 
-    ``epsilon``: evaluated policies are (1 − ε) greedy + ε π_b; ``min_ess``: the ESS that
-    selection by WIS requires.
+    ``epsilon``: evaluated policies are (1 − ε) greedy + ε π_b; ``min_ess``: the ESS that selection by WIS requires.
     """
 
     datasets: int = 5

@@ -96,9 +96,8 @@ class OfflineAgent:
         self.q = Nets(T, self.table, config.width, outputs + 1, self.generator)
         self.old = Nets(T, self.table, config.width, outputs + 1, self.generator).requires_grad_(False)
         self.old.load_state_dict(self.q.state_dict())
-        self.pi = Nets(
-            1, self.table, config.width, outputs, self.generator
-        )  # imitation does not depend on the threshold
+        # Imitation does not depend on the threshold.
+        self.pi = Nets(1, self.table, config.width, outputs, self.generator)
         self.weights = nn.Parameter(torch.zeros(T, 1, 1, len(self.blocks)))
         self.old_weights = self.weights.detach().clone()
         self._threshold = torch.tensor(config.thresholds)[:, None, None]
@@ -134,9 +133,8 @@ class OfflineAgent:
         logits = self.pi(s)  # [1, N, Σ|A_b|]
         log_pi = [part.log_softmax(dim=2) for part in logits.split(self._widths, dim=2)]
         taken_actions = [columns[a] for columns in self._columns]  # block actions: B of [N]
-        logs = torch.stack(
-            [part[0].gather(1, i[:, None])[:, 0] for part, i in zip(log_pi, taken_actions, strict=True)]
-        )  # [B, N]
+        log_taken = [part[0].gather(1, i[:, None])[:, 0] for part, i in zip(log_pi, taken_actions, strict=True)]
+        logs = torch.stack(log_taken)  # [B, N]
         loss = -logs.sum(dim=0).mean() + self.config.logits * logits.square().mean()
         if self.config.kind == "bc":
             return loss

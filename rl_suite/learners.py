@@ -38,9 +38,8 @@ class Model:
         self.columns = block_actions(sizes, blocks)  # [A, B]
         self.gamma = gamma
         actions, effects = self.design.shape
-        self.visit_counts = [
-            np.zeros((states, n), int) for n in block_sizes(sizes, blocks)
-        ]  # how often (s, a_b) was taken
+        # The number of times that (s, a_b) was taken, for each block b.
+        self.visit_counts = [np.zeros((states, n), int) for n in block_sizes(sizes, blocks)]
         self.law = np.zeros((states, actions, states + 1))  # P(· | s, a), and R in the last place
         self.rewards = (np.inf, -np.inf)
         self._joint = len(blocks) == 1
@@ -106,8 +105,8 @@ class Model:
         """[S, A] bool: some block's action was taken fewer than ``visits`` times in this state."""
         return np.any(
             [
-                visit_counts[:, block_action] < visits
-                for visit_counts, block_action in zip(self.visit_counts, self.columns.T, strict=True)
+                counts[:, block_action] < visits
+                for counts, block_action in zip(self.visit_counts, self.columns.T, strict=True)
             ],
             axis=0,
         )
@@ -167,8 +166,8 @@ def steps_needed(
         if not visits:
             q = model.q(value, sweeps=2)
         elif step in checks or any(
-            visit_counts[s, block_action] == visits
-            for visit_counts, block_action in zip(model.visit_counts, model.columns[a], strict=True)
+            counts[s, block_action] == visits
+            for counts, block_action in zip(model.visit_counts, model.columns[a], strict=True)
         ):
             q = model.q(value, sweeps=60, optimistic=model.unknown(visits))
             q = q + 1e-9 * rng.random(q.shape)  # breaks ties among unknown pairs at random

@@ -1,9 +1,9 @@
 """Action decomposition (arXiv:2504.21326): projected MDPs under do(a_b), and the bias of the sum of their Q.
 
 The paper has no public code; this is a reconstruction. Fix the policy ρ of the other blocks. Setting block b to a_b has
-the effect Q(s, do(a_b)) = Σ_{a_-b} ρ(a_-b | s) Q(s, a). For ρ a product over blocks, Σ_b Q(s, do(a_b)) − (B − 1) Q(s,
-ρ) equals Q exactly if Q(s, ·) has no interaction between blocks; otherwise it is the best additive approximation under
-ρ.
+the effect Q(s, do(a_b)) = Σ_{a_-b} ρ(a_-b | s) Q(s, a). For ρ a product over blocks,
+Σ_b Q(s, do(a_b)) − (B − 1) Q(s, ρ) equals Q exactly if Q(s, ·) has no interaction between blocks; otherwise it is the
+best additive approximation under ρ.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def others(policy: np.ndarray, sizes: Sequence[int], blocks: Blocks, b: int) -> 
     columns = block_actions(sizes, blocks)
     n, of_block = block_sizes(sizes, blocks)[b], columns[:, b]
     rest_index = np.unique(np.delete(columns, b, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
-    marginal = policy @ (
-        rest_index[:, None] == rest_index[None, :]
-    )  # [S, A]: how often the rest is as in joint action a
+    same_rest = rest_index[:, None] == rest_index[None, :]
+    marginal = policy @ same_rest  # [S, A]: the probability that the rest is as in joint action a
     return marginal[:, None, :] * (of_block == np.arange(n)[:, None])
 
 

@@ -37,8 +37,7 @@ class Transfer:
     """The result of GPI on one new task. Gaps are max over (s, a) of Q* − Q^π; a negative slack violates a bound.
 
     ``improvement``: of Q^π ≥ max_i Q^{π_i} − 2ε/(1−γ) (Theorem 1). ``loss``: of Q* − Q^π ≤
-    2/(1−γ) (φ_max min_j‖w−w_j‖ + ε) (Theorem 2). ``exact``: of the same bound with 2γ/(1−γ), where ε = 0;
-    else None.
+    2/(1−γ) (φ_max min_j‖w−w_j‖ + ε) (Theorem 2). ``exact``: of the same bound with 2γ/(1−γ), where ε = 0; else None.
     """
 
     sf_gpi: float
