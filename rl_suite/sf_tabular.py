@@ -67,10 +67,10 @@ class TabularAgent:
 
     def predict(self, observation: np.ndarray, w: ArrayLike) -> int:
         """The greedy action for weights ``w`` [d], uniform in a state never visited."""
-        w = check_weights(np.asarray(w)[None], self.weights.shape[1])[0]
+        weights = check_weights(np.asarray(w)[None], self.weights.shape[1])[0]
         index = self.states.get(np.asarray(observation).tobytes())
         row = np.zeros(self.table.shape[1:]) if index is None else self.table[index]
-        return self._greedy(row, w)
+        return self._greedy(row, weights)
 
     def save(self, path: Path) -> None:
         """Save the complete state: tables, states and the generator."""

@@ -102,7 +102,7 @@ def train(
         output, attention = forward_runs(trainable, tokens, live)
         loss = loss_of(output, target)
         adam.zero_grad()
-        loss.sum().backward()  # type: ignore[no-untyped-call]  # runs share no parameters
+        loss.sum().backward()  # runs share no parameters
         adam.step()
         record(step, loss.detach(), attention.detach())
     return {

@@ -121,7 +121,8 @@ class LoraBackbone:
             output = self.model(
                 input_ids=tokens_RS.to(device), past_key_values=cache, use_cache=cache is not None, **places
             )
-        return head(output.last_hidden_state.to(head.weight.dtype)).squeeze(-1)
+        values: Tensor = head(output.last_hidden_state.to(head.weight.dtype))
+        return values.squeeze(-1)
 
     def response_values(
         self, iteration: int, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
@@ -114,7 +114,7 @@ def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
             f"value functions of one stack have one model's stop ids, not {sorted(stop_ids)}: fit them anew"
         )
 
-    def merged(name: str) -> tuple:
+    def merged(name: str) -> tuple[Any, ...]:
         return tuple(sorted({entry for spec in specs for entry in getattr(spec, name)}))
 
     return FeatureSpec(

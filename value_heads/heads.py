@@ -49,7 +49,8 @@ class MLPHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., F] -> [...]."""
-        return self.net((features - self.mean) / self.std).squeeze(-1)
+        values: Tensor = self.net((features - self.mean) / self.std)
+        return values.squeeze(-1)
 
     def weights(self) -> list[Tensor]:
         return [*self.buffers(), *self.parameters()]

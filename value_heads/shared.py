@@ -204,7 +204,8 @@ def load_frozen_model(
         raise ValueError(
             f"{model_dir} lacks weights of a {num_layers}-layer backbone: {sorted(report['missing_keys'])}"
         )
-    return model.requires_grad_(False).eval()
+    frozen_model: PreTrainedModel = model.requires_grad_(False).eval()
+    return frozen_model
 
 
 def weights_hash(model: nn.Module) -> str:
