@@ -1,4 +1,4 @@
-"""DQN, DecQN and AD-DQN on dm_control's point mass (or another task), by the number of bins a dimension."""
+"""DQN, DecQN and AD-DQN on dm_control's point mass (or another task) for several numbers of bins per dimension."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,31 +19,31 @@ from rl_suite.agents import Agent, AgentConfig
 from rl_suite.control import Bins, DMControl, make_vector
 from rl_suite.factors import sizes_of
 from rl_suite.single_loop import run_loop
-from rl_suite.stats import Estimate, draw_band, interval, iqm, mean, probability_of_improvement
+from rl_suite.stats import Estimate, Result, draw_band, interval, iqm, mean, probability_of_improvement
 from rl_suite.workers import stop_if_asked, workers
 from training.run import Job, JobConfig, Run, derive_seed
 
-AGENTS: dict[str, dict[str, Any]] = {
-    "DQN": {},
-    "DecQN": {},
-    "AD-DQN": {"projected": 1.0},
+AGENTS = {
+    "DQN": AgentConfig(),
+    "DecQN": AgentConfig(),
+    "AD-DQN": AgentConfig(projected=1.0),
 }
-VARIANTS: dict[str, dict[str, Any]] = {
-    "AD-DQN, weighted": {"projected": 1.0, "mixer": "weighted"},
-    "AD-DQN, MLP": {"projected": 1.0, "mixer": "mlp"},
-    "AD-DQN, model": {"projected": 1.0, "model": True},
-    "AD-DQN, weighted, model": {"projected": 1.0, "mixer": "weighted", "model": True},
-    "AD-DQN, MLP, model": {"projected": 1.0, "mixer": "mlp", "model": True},
+VARIANTS = {
+    "AD-DQN, weighted": AgentConfig(projected=1.0, mixer="weighted"),
+    "AD-DQN, MLP": AgentConfig(projected=1.0, mixer="mlp"),
+    "AD-DQN, model": AgentConfig(projected=1.0, model=True),
+    "AD-DQN, weighted, model": AgentConfig(projected=1.0, mixer="weighted", model=True),
+    "AD-DQN, MLP, model": AgentConfig(projected=1.0, mixer="mlp", model=True),
 }
 
 
-class Config(JobConfig):
+class PointMassConfig(JobConfig):
     """``task``: dm_control's "domain-task"; "reacher-hard" and "cheetah-run" are harder ones.
 
-    ``bins``: a dimension, one comparison each; ``variants_at``: the bins that AD-DQN's mixers and models are tried at.
-    ``explore``, ``hold``: as in AgentConfig; an action at random for one step hardly moves a point mass, one held does.
-    ``repeats``: seeds; ``evaluations``: along the way, each of ``episodes`` greedy episodes of 1000 steps at most.
-    ``workers``: agents trained side by side, each in a process; results do not depend on it.
+    ``bins``: bins per dimension, one comparison for each; ``variants_at``: the bins at which AD-DQN's mixers and models
+    are compared. ``explore``, ``hold``: as in AgentConfig; a random action moves a point mass only if it is held.
+    ``repeats``: seeds; ``evaluations``: their number during training, each of ``episodes`` greedy episodes of at most
+    1000 steps. ``workers``: processes that train agents in parallel; results do not depend on it.
     """
 
     movable: ClassVar[frozenset[str]] = frozenset({"workers"})
@@ -62,7 +63,7 @@ class Config(JobConfig):
     workers: int = 1
 
 
-def run(config: Config, run: Run) -> dict[str, Any]:
+def run(config: PointMassConfig, run: Run) -> Result:
     torch.set_num_threads(1)
     cells = [(bins, name) for bins in config.bins for name in AGENTS]
     cells += [(bins, name) for bins in config.variants_at for name in VARIANTS]
@@ -76,36 +77,43 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         f"{bins}-{name}-{n}".replace(", ", "-"): (bins, name, n) for bins, name in cells for n in range(config.repeats)
     }
     with workers(config.workers, run) as submit:
-        asked = run.stop_if_asked if config.workers == 1 else stop_if_asked
-        waits = {
-            step: submit(train, run.folder / "agents" / step, *job, config, asked)
+        check_stop = run.stop_if_asked if config.workers == 1 else stop_if_asked
+        pending_curves = {
+            step: submit(train, run.folder / "agents" / step, *job, config, check_stop)
             for step, job in jobs.items()
             if not run.has(step)
         }
         for step, job in jobs.items():
-            curves[f"{job[0]}, {job[1]}"].append(run.step(step, partial(_curve, waits, step, job, config, run)))
-    table = {cell: _scores(found, run) for cell, found in curves.items()}
-    for cell, found in table.items():
-        run.emit("message", f"{cell}: area {_text(found['area'])}, final {_text(found['final'])}")
+            curves[f"{job[0]}, {job[1]}"].append(
+                run.step(step, partial(_curve, pending_curves, step, job, config, run))
+            )
+    table = {cell: _scores(seed_curves, run) for cell, seed_curves in curves.items()}
+    for cell, scores in table.items():
+        run.emit("message", f"{cell}: area {_text(scores['area'])}, final {_text(scores['final'])}")
     comparisons = _comparisons(curves, config, run)
     for line in comparisons.values():
         run.emit("message", line["verdict"])
     return {"speed": speed, "curves": curves, "table": table, "comparisons": comparisons}
 
 
-def options(name: str, config: Config, seed: int) -> AgentConfig:
-    """The agent called ``name``. DQN's one block of all factors is found from the task's action space."""
-    found = (AGENTS | VARIANTS)[name]
+def options(name: str, config: PointMassConfig, seed: int) -> AgentConfig:
+    """The configuration of agent ``name``. DQN puts all factors of the task's action space in one block."""
+    agent_config = (AGENTS | VARIANTS)[name]
     if name == "DQN":
         probe = make_vector(config.task, 1, config.bins[0])
-        found = {"blocks": (tuple(range(len(sizes_of(probe.single_action_space)))),)}
-    return AgentConfig(
-        **found, n_step=config.n_step, double=config.double, explore=config.explore, hold=config.hold, seed=seed
+        agent_config = replace(agent_config, blocks=(tuple(range(len(sizes_of(probe.single_action_space)))),))
+    return replace(
+        agent_config,
+        n_step=config.n_step,
+        double=config.double,
+        explore=config.explore,
+        hold=config.hold,
+        seed=seed,
     )
 
 
-def _announce(cells: list[tuple[int, str]], config: Config, run: Run) -> None:
-    """Seen on one busy core: 2,500 steps/s with evaluations, half of it with a model."""
+def _announce(cells: list[tuple[int, str]], config: PointMassConfig, run: Run) -> None:
+    """Emit the expected duration, from 2,500 steps/s with evaluations measured on one busy core, half with a model."""
     per_run = config.steps / 2500
     total = sum(per_run * (2 if "model" in name else 1) for _, name in cells) * config.repeats / config.workers
     run.emit(
@@ -114,20 +122,22 @@ def _announce(cells: list[tuple[int, str]], config: Config, run: Run) -> None:
     )
 
 
-def train(folder: Path, bins: int, name: str, n: int, config: Config, asked: Callable[[], None]) -> list[float]:
-    """Mean greedy return at each of the evaluations; goes on after the last of them that ``folder`` holds.
+def train(
+    folder: Path, bins: int, name: str, n: int, config: PointMassConfig, check_stop: Callable[[], None]
+) -> list[float]:
+    """Mean greedy return at each evaluation; resumes after the last one saved in ``folder``.
 
-    ``asked`` is called before each and may raise.
+    ``check_stop`` is called before each evaluation and may raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     seed = derive_seed(config.seed, 0, n) % 2**31
     agent_config = options(name, config, seed)
     envs = make_vector(config.task, agent_config.envs, bins)
-    scores = folder / "curve.json"  # written after the agent that it speaks of
+    scores = folder / "curve.json"  # written after the agent it describes
     curve = json.loads(scores.read_text()) if scores.exists() else []
     agent = Agent.load(folder / f"{len(curve)}.pt", envs) if curve else Agent(envs, agent_config)
     while len(curve) < config.evaluations:
-        asked()
+        check_stop()
         agent.learn(config.steps * (len(curve) + 1) // config.evaluations - agent.steps)
         curve.append(evaluate(agent, config.task, bins, config.episodes, seed + 1))
         agent.save(folder / f"{len(curve)}.pt")
@@ -139,19 +149,23 @@ def train(folder: Path, bins: int, name: str, n: int, config: Config, asked: Cal
 
 
 def _curve(
-    waits: dict[str, Callable[[], Any]], step: str, job: tuple[int, str, int], config: Config, run: Run
+    pending_curves: dict[str, Callable[[], list[float]]],
+    step: str,
+    job: tuple[int, str, int],
+    config: PointMassConfig,
+    run: Run,
 ) -> list[float]:
     bins, name, n = job
-    curve: list[float] = waits[step]()
+    curve = pending_curves[step]()
     for i, score in enumerate(curve, 1):
-        at = config.steps * i // config.evaluations
-        run.metrics({"step": at, "bins": bins, "agent": name, "repeat": n, "return": score})
+        steps_done = config.steps * i // config.evaluations
+        run.metrics({"step": steps_done, "bins": bins, "agent": name, "repeat": n, "return": score})
     run.emit("message", f"{bins} bins, {name}, seed {n}: {' '.join(f'{score:.0f}' for score in curve)}")
     return curve
 
 
 def evaluate(agent: Agent, task: str, bins: int, episodes: int, seed: int) -> float:
-    """The mean return of greedy episodes side by side, each its environment's first."""
+    """The mean return of parallel greedy episodes, the first of each environment."""
     envs = make_vector(task, episodes, bins)
     obs, _ = envs.reset(seed=seed)
     total, going = np.zeros(episodes), np.ones(episodes, bool)
@@ -164,24 +178,26 @@ def evaluate(agent: Agent, task: str, bins: int, episodes: int, seed: int) -> fl
 
 def _parity() -> float:
     """The largest difference between PointMasses and dm_control's own environment under random actions."""
-    many, one = make_vector("point_mass-easy", 1, 9), DMControl("point_mass", "easy")
-    many.reset(seed=0)
-    one.reset(seed=0)
-    with one._env.physics.reset_context():
-        one._env.physics.data.qpos[:] = many._data[0].qpos  # type: ignore[attr-defined]
+    batched, single = make_vector("point_mass-easy", 1, 9), DMControl("point_mass", "easy")
+    batched.reset(seed=0)
+    single.reset(seed=0)
+    with single._env.physics.reset_context():
+        single._env.physics.data.qpos[:] = batched._data[0].qpos  # type: ignore[attr-defined]
     rng, levels, worst = np.random.default_rng(0), np.linspace(-1, 1, 9), 0.0
     for _ in range(200):
         action = rng.integers(9, size=(1, 2))
-        obs, rewards, *_ = many.step(action)
-        expected, reward, *_ = one.step(levels[action[0]])
+        obs, rewards, *_ = batched.step(action)
+        expected, reward, *_ = single.step(levels[action[0]])
         worst = max(worst, float(np.abs(obs[0] - expected).max()), abs(float(rewards[0]) - reward))
     return worst
 
 
-def _speed(config: Config, run: Run) -> dict[str, float]:
-    """Environment steps per second of DecQN: ours, and the plain loop with the same network and updates; thrice each,
-    in turn, the best of each."""
-    found: dict[str, list[float]] = {"agent": [], "loop": []}
+def _speed(config: PointMassConfig, run: Run) -> dict[str, float]:
+    """Environment steps per second of DecQN in this package and in the plain loop with the same network and updates.
+
+    Best of three alternating measurements each.
+    """
+    rates: dict[str, list[float]] = {"agent": [], "loop": []}
     domain, _, task = config.task.partition("-")
     bins = config.bins[0]
     for _ in range(3):
@@ -190,41 +206,41 @@ def _speed(config: Config, run: Run) -> dict[str, float]:
         agent.learn(agent_config.start)
         began = time.perf_counter()
         agent.learn(config.speed_steps)
-        found["agent"].append(config.speed_steps / (time.perf_counter() - began))
+        rates["agent"].append(config.speed_steps / (time.perf_counter() - began))
         loop = run_loop(Bins(DMControl(domain, task), bins), agent_config, agent_config.start + config.speed_steps // 2)
-        found["loop"].append(loop)
-    best = {name: max(rates) for name, rates in found.items()}
+        rates["loop"].append(loop)
+    best = {name: max(values) for name, values in rates.items()}
     ratio = best["agent"] / best["loop"]
     run.emit("message", f"{best['agent']:.0f} steps/s, a CleanRL-style loop {best['loop']:.0f}: ratio {ratio:.2f}")
     return best | {"ratio": ratio}
 
 
-def _scores(curves: list[list[float]], run: Run) -> dict[str, Any]:
-    """Mean over seeds of the area under the curve (its mean height) and of the last evaluation; IQM at each."""
-    found = np.array(curves)  # [seeds, evaluations]
-    each = {"area": found.mean(axis=1), "final": found[:, -1]}
-    return {name: interval(mean, scores[:, None], rng=run.rng(1)).plain() for name, scores in each.items()} | {
-        "iqm": interval(iqm, found.T[:, :, None], rng=run.rng(1)).plain()
+def _scores(curves: list[list[float]], run: Run) -> Result:
+    """Means over seeds of the area under the curve (its mean height) and of the last evaluation; IQM per evaluation."""
+    returns = np.array(curves)  # [seeds, evaluations]
+    summaries = {"area": returns.mean(axis=1), "final": returns[:, -1]}
+    return {name: interval(mean, scores[:, None], rng=run.rng(1)).plain() for name, scores in summaries.items()} | {
+        "iqm": interval(iqm, returns.T[:, :, None], rng=run.rng(1)).plain()
     }
 
 
-def _comparisons(curves: dict[str, list[list[float]]], config: Config, run: Run) -> dict[str, Any]:
+def _comparisons(curves: dict[str, list[list[float]]], config: PointMassConfig, run: Run) -> Result:
     """AD-DQN and its variants against DecQN, DecQN and AD-DQN against DQN: area under the curve at the same bins."""
-    found = {}
+    comparisons = {}
     for cell, x in curves.items():
         bins, _, name = cell.partition(", ")
-        for other in {"DQN": (), "DecQN": ("DQN",), "AD-DQN": ("DQN", "DecQN")}.get(name, ("DecQN", "AD-DQN")):
-            a, b = (np.array(one).mean(axis=1)[:, None] for one in (x, curves[f"{bins}, {other}"]))
+        for baseline in {"DQN": (), "DecQN": ("DQN",), "AD-DQN": ("DQN", "DecQN")}.get(name, ("DecQN", "AD-DQN")):
+            a, b = (np.array(returns).mean(axis=1)[:, None] for returns in (x, curves[f"{bins}, {baseline}"]))
             gap = interval(lambda p, q: mean(p) - mean(q), a, b, rng=run.rng(2))
             better = interval(probability_of_improvement, a, b, rng=run.rng(3))
-            noise = "within noise" if gap.low <= 0 <= gap.high else f"{name if gap.low > 0 else other} is better"
-            verdict = f"{bins} bins, {name} less {other}: area {gap:+.1f}, {noise}; P(better) {better:.2f}"
-            found[f"{cell} / {other}"] = {"gap": gap.plain(), "better": better.plain(), "verdict": verdict}
-    return found
+            noise = "within noise" if gap.low <= 0 <= gap.high else f"{name if gap.low > 0 else baseline} is better"
+            verdict = f"{bins} bins, {name} less {baseline}: area {gap:+.1f}, {noise}; P(better) {better:.2f}"
+            comparisons[f"{cell} / {baseline}"] = {"gap": gap.plain(), "better": better.plain(), "verdict": verdict}
+    return comparisons
 
 
-def _text(found: dict[str, Any]) -> str:
-    return f"{Estimate(**found):.0f}"
+def _text(estimate: Result) -> str:
+    return f"{Estimate(**estimate):.0f}"
 
 
 def draw(folder: Path) -> None:
@@ -241,8 +257,10 @@ def draw(folder: Path) -> None:
     for bins in config["variants_at"]:
         cells = [(f"{bins}, {name}", name) for name in ("DecQN", "AD-DQN", *VARIANTS)]
         panels.append((f"{bins} bins: mixers and models", cells))
-    figure, every = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained", squeeze=False)
-    for axes, (title, cells) in zip(every[0], panels, strict=True):
+    figure, panel_axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained", squeeze=False
+    )
+    for axes, (title, cells) in zip(panel_axes[0], panels, strict=True):
         for cell, name in cells:
             draw_band(axes, x, result["table"][cell]["iqm"], name)
         axes.set(title=title, xlabel="environment steps", ylabel="return (IQM of seeds)")
@@ -263,7 +281,7 @@ SMOKE = {
 JOB = Job(
     name="rl.adrl_pointmass",
     summary="DQN, DecQN and AD-DQN on a dm_control task in 9, 17 and 33 bins a dimension; steps per second",
-    Config=Config,
+    Config=PointMassConfig,
     run=run,
     presets={
         "smoke": SMOKE,

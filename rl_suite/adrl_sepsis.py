@@ -1,4 +1,4 @@
-"""Offline learners on two sepsis MDPs whose exact values are known: what they are worth, and what estimators say."""
+"""Offline learners on two sepsis MDPs with known exact values: true values of their policies beside estimates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -19,24 +18,24 @@ from rl_suite.offline import Episodes, collect, pareto
 from rl_suite.ope import fqe, soften, wis
 from rl_suite.projection import bias
 from rl_suite.sepsis_sim import HORIZON, arrival_rewards, sepsis_mdp, variables
-from rl_suite.stats import interval, mean
+from rl_suite.stats import Result, interval, mean
 from training.run import Job, JobConfig, Run
 
 NATURAL = ((0, 2), (1,))  # of the simulator: antibiotics and vasopressors meet in the blood pressure
-LEARNERS: dict[str, dict[str, Any]] = {
-    "BC": {"kind": "bc"},
-    "BCQ": {"kind": "bcq"},
-    "BCQf": {"kind": "bcqf"},
-    "AD-BCQ": {"kind": "ad-bcq"},
-    "AD-BCQ, natural blocks": {"kind": "ad-bcq", "blocks": NATURAL},
+LEARNERS = {
+    "BC": OfflineConfig(kind="bc"),
+    "BCQ": OfflineConfig(kind="bcq"),
+    "BCQf": OfflineConfig(kind="bcqf"),
+    "AD-BCQ": OfflineConfig(kind="ad-bcq"),
+    "AD-BCQ, natural blocks": OfflineConfig(kind="ad-bcq", blocks=NATURAL),
 }
 GOLDEN = {"ICU-Sepsis": {"optimal": 0.8751, "behaviour": 0.7818}, "simulator": {"optimal": 0.7418}}
 
 
-class Config(JobConfig):
-    """``datasets``: how many independent ones, each with its networks; ``episodes``: of each of its three parts.
+class SepsisConfig(JobConfig):
+    """``datasets``: the number of independent datasets and networks; ``episodes``: in each of a dataset's three parts.
 
-    ``epsilon``: evaluated policies are (1 − ε) greedy + ε π_b; ``min_ess``: of the policy to be chosen by WIS.
+    ``epsilon``: evaluated policies are (1 − ε) greedy + ε π_b; ``min_ess``: the ESS that selection by WIS requires.
     """
 
     datasets: int = 5
@@ -50,7 +49,7 @@ class Config(JobConfig):
 
 @dataclass(frozen=True)
 class Patients:
-    """``features`` [S, J]: active features of a state; ``arrival`` [S]: reward of entering it; ``behaviour`` [S, A]."""
+    """``features`` [S, J]: active features of a state; ``arrival`` [S]: reward on entry; ``behaviour`` [S, A]: π_b."""
 
     mdp: MDP
     features: np.ndarray
@@ -61,7 +60,7 @@ class Patients:
 
 @cache
 def patients(name: str) -> Patients:
-    """ICU-Sepsis under its clinicians, or the simulator under a short-sighted policy (γ = 0.5), half of the time."""
+    """ICU-Sepsis under its clinicians, or the simulator under half a myopic (γ = 0.5) and half a uniform policy."""
     if name == "ICU-Sepsis":
         mdp, expert = icu_sepsis()
         survival = np.zeros(len(mdp.R))
@@ -75,7 +74,7 @@ def patients(name: str) -> Patients:
     return Patients(mdp, features, arrival_rewards(), behaviour, HORIZON)
 
 
-def run(config: Config, run: Run) -> dict[str, Any]:
+def run(config: SepsisConfig, run: Run) -> Result:
     run.planned_steps = 2 + (2 * len(LEARNERS) - 1) * config.datasets
     policies = 7 * len(config.thresholds) + 2  # of a dataset of each kind: seven learners by threshold, and BC's
     seconds = config.datasets * policies * (0.2 + 2e-3 * config.updates)  # as seen on two busy cores
@@ -85,62 +84,62 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         for policy, expected in golden.items():
             got = exact[name][policy]
             run.check(f"{name} {policy}", expected=expected, got=got, holds=abs(got - expected) < 1e-4)
-    worse, better = (exact["simulator"]["bias"][blocks]["decomposed"][1] for blocks in ("each alone", "natural"))
+    worse, better = (exact["simulator"]["bias"][blocks]["decomposed"][1] for blocks in ("each_alone", "natural"))
     run.check("the natural blocks lose less", expected=f"> {worse:.4f}", got=better, holds=better > worse)
-    chosen: dict[str, Any] = {}
+    results: Result = {}
     for i, name in enumerate(GOLDEN):
         learners = [learner for learner in LEARNERS if name == "simulator" or learner != "AD-BCQ, natural blocks"]
-        found = []
+        dataset_rows = []
         for n in range(config.datasets):
             steps = [f"learn-{i}-{n}-{learner}".replace(", ", "-").replace(" ", "-") for learner in learners]
-            each = [
+            learner_rows = [
                 run.step(step, partial(_learn, name, n, learner, config, run))
                 for step, learner in zip(steps, learners, strict=True)
             ]
-            found.append([row for rows in each for row in rows])
-        chosen[name] = {"rows": [row for rows in found for row in rows]} | _summary(found, config, run)
-        for line in chosen[name]["verdicts"]:
+            dataset_rows.append([row for rows in learner_rows for row in rows])
+        results[name] = {"rows": [row for rows in dataset_rows for row in rows]} | _summary(dataset_rows, config, run)
+        for line in results[name]["verdicts"]:
             run.emit("message", f"{name}: {line}")
-    return {"exact": exact, "results": chosen}
+    return {"exact": exact, "results": results}
 
 
-def _exact(name: str) -> dict[str, Any]:
-    found = patients(name)
-    q = optimal_q(found.mdp)
+def _exact(name: str) -> Result:
+    cohort = patients(name)
+    q = optimal_q(cohort.mdp)
     policies = {
-        "optimal": greedy(q, found.mdp.admissible),
-        "behaviour": found.behaviour,
+        "optimal": greedy(q, cohort.mdp.admissible),
+        "behaviour": cohort.behaviour,
         "random": uniform(np.ones_like(q, bool)),
     }
-    values: dict[str, Any] = {key: expected_return(found.mdp, policy) for key, policy in policies.items()}
-    blocks = {"each alone": None} | ({"natural": NATURAL} if name == "simulator" else {})
-    return values | {"bias": {key: asdict(bias(found.mdp, parts)) for key, parts in blocks.items()}}
+    values: Result = {key: expected_return(cohort.mdp, policy) for key, policy in policies.items()}
+    blocks = {"each_alone": None} | ({"natural": NATURAL} if name == "simulator" else {})
+    return values | {"bias": {key: asdict(bias(cohort.mdp, parts)) for key, parts in blocks.items()}}
 
 
-def _learn(name: str, n: int, learner: str, config: Config, run: Run) -> list[dict[str, Any]]:
-    """A row for each threshold, learnt from one dataset: estimates on its validation and test parts."""
-    found = patients(name)
+def _learn(name: str, n: int, learner: str, config: SepsisConfig, run: Run) -> list[Result]:
+    """A row per threshold, learnt from one dataset, with estimates on its validation and test parts."""
+    cohort = patients(name)
     rng = run.rng(0, list(GOLDEN).index(name), n)
-    train, *rest = (
-        collect(found.mdp, found.arrival, found.behaviour, config.episodes, rng, found.horizon)
+    train, *evaluation_parts = (
+        collect(cohort.mdp, cohort.arrival, cohort.behaviour, config.episodes, rng, cohort.horizon)
         for _ in ("train", "validate", "test")
     )
     taus = config.thresholds if learner != "BC" else (0.0,)
     agent = OfflineAgent(
-        spaces.MultiDiscrete(np.array(found.mdp.sizes)),
-        found.features,
-        OfflineConfig(
-            **LEARNERS[learner],
+        spaces.MultiDiscrete(np.array(cohort.mdp.sizes)),
+        cohort.features,
+        replace(
+            LEARNERS[learner],
             thresholds=taus,
             updates=config.updates,
             polyak=config.polyak,
-            gamma=found.mdp.gamma,
+            gamma=cohort.mdp.gamma,
             seed=run.derive_seed(1, n),
         ),
     )
     policies = agent.learn(train).greedy()
     rows = [
-        {"learner": learner, "dataset": n, "threshold": tau} | _judge(found, actions, rest, config)
+        {"learner": learner, "dataset": n, "threshold": tau} | _evaluate(cohort, actions, evaluation_parts, config)
         for tau, actions in zip(taus, policies, strict=True)
     ]
     for row in rows:
@@ -148,43 +147,43 @@ def _learn(name: str, n: int, learner: str, config: Config, run: Run) -> list[di
     return rows
 
 
-def _judge(found: Patients, actions: np.ndarray, parts: list[Episodes], config: Config) -> dict[str, float]:
-    policy = np.eye(found.behaviour.shape[1])[actions]
-    soft, gamma = soften(policy, found.behaviour, config.epsilon), found.mdp.gamma
-    row = {"true": expected_return(found.mdp, soft)}
+def _evaluate(cohort: Patients, actions: np.ndarray, parts: list[Episodes], config: SepsisConfig) -> dict[str, float]:
+    policy = np.eye(cohort.behaviour.shape[1])[actions]
+    soft, gamma = soften(policy, cohort.behaviour, config.epsilon), cohort.mdp.gamma
+    row = {"true": expected_return(cohort.mdp, soft)}
     for part, data in zip(("validation", "test"), parts, strict=True):
         row[f"{part}_wis"], row[f"{part}_ess"] = wis(data, soft, gamma)
-        row[f"{part}_fqe"] = fqe(data, soft, found.mdp.start, gamma)
+        row[f"{part}_fqe"] = fqe(data, soft, cohort.mdp.start, gamma)
     return row
 
 
-def select(rows: list[dict[str, Any]], min_ess: float) -> dict[str, Any]:
-    """The threshold of the highest validation WIS among those of ``min_ess``, or of the highest ESS if none has it."""
+def select(rows: list[Result], min_ess: float) -> Result:
+    """The row of the highest validation WIS among those with ``min_ess``, or of the highest ESS if there are none."""
     enough = [row for row in rows if row["validation_ess"] >= min_ess]
     if enough:
         return max(enough, key=lambda row: row["validation_wis"])
     return max(rows, key=lambda row: row["validation_ess"])
 
 
-def _summary(found: list[list[dict[str, Any]]], config: Config, run: Run) -> dict[str, Any]:
-    learners = list(dict.fromkeys(row["learner"] for row in found[0]))
-    picked = {
-        learner: [select([row for row in rows if row["learner"] == learner], config.min_ess) for rows in found]
+def _summary(dataset_rows: list[list[Result]], config: SepsisConfig, run: Run) -> Result:
+    learners = list(dict.fromkeys(row["learner"] for row in dataset_rows[0]))
+    selected = {
+        learner: [select([row for row in rows if row["learner"] == learner], config.min_ess) for rows in dataset_rows]
         for learner in learners
     }
     columns = ("true", "test_wis", "test_ess", "test_fqe")
     table = {
         learner: {column: _interval([row[column] for row in rows], run) for column in columns}
         | {"thresholds": [row["threshold"] for row in rows]}
-        for learner, rows in picked.items()
+        for learner, rows in selected.items()
     }
     differences, verdicts = {}, []
     for x, y in combinations(learners, 2):
-        gaps = [a["true"] - b["true"] for a, b in zip(picked[x], picked[y], strict=True)]
-        found_gap = differences[f"{x} less {y}"] = _interval(gaps, run)
-        low, high = found_gap["low"], found_gap["high"]
+        gaps = [a["true"] - b["true"] for a, b in zip(selected[x], selected[y], strict=True)]
+        gap = differences[f"{x} less {y}"] = _interval(gaps, run)
+        low, high = gap["low"], gap["high"]
         verdict = "within noise" if low <= 0 <= high else f"{x if low > 0 else y} is better"
-        verdicts.append(f"{x} less {y}: {found_gap['value']:+.4f} [{low:+.4f}, {high:+.4f}], {verdict}")
+        verdicts.append(f"{x} less {y}: {gap['value']:+.4f} [{low:+.4f}, {high:+.4f}], {verdict}")
     return {"selected": table, "differences": differences, "verdicts": verdicts}
 
 
@@ -201,28 +200,28 @@ def draw(folder: Path) -> None:
 
     result = json.loads((folder / "result.json").read_text())
     figure, panels = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
-    for (left, right), (name, found) in zip(panels, result["results"].items(), strict=True):
+    for (front_axes, value_axes), (name, summary) in zip(panels, result["results"].items(), strict=True):
         exact = result["exact"][name]
-        for i, learner in enumerate(found["selected"]):
-            rows = [row for row in found["rows"] if row["learner"] == learner]
+        for i, learner in enumerate(summary["selected"]):
+            rows = [row for row in summary["rows"] if row["learner"] == learner]
             points = [(row["validation_ess"], row["validation_wis"]) for row in rows]
             front = sorted(points[j] for j in pareto(points))
-            left.plot(*zip(*points, strict=True), ".", color=f"C{i}", alpha=0.3)
-            left.plot(*zip(*front, strict=True), "o-", color=f"C{i}", label=learner, markersize=4)
+            front_axes.plot(*zip(*points, strict=True), ".", color=f"C{i}", alpha=0.3)
+            front_axes.plot(*zip(*front, strict=True), "o-", color=f"C{i}", label=learner, markersize=4)
             for column, marker, shift in (("true", "o", -0.2), ("test_wis", "x", 0.0), ("test_fqe", "^", 0.2)):
-                one = found["selected"][learner][column]
-                bars = [[one["value"] - one["low"]], [one["high"] - one["value"]]]
+                estimate = summary["selected"][learner][column]
+                bars = [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]
                 label = {"true": "true value", "test_wis": "WIS", "test_fqe": "FQE"}[column] if i == 0 else None
-                right.errorbar([i + shift], [one["value"]], bars, fmt=marker, color=f"C{i}", label=label)
-        for axes in (left, right):
+                value_axes.errorbar([i + shift], [estimate["value"]], bars, fmt=marker, color=f"C{i}", label=label)
+        for axes in (front_axes, value_axes):
             axes.axhline(exact["behaviour"], color="grey", linestyle=":")
             axes.axhline(exact["optimal"], color="grey", linestyle="--")
-        left.set(
+        front_axes.set(
             title=f"{name}: fronts over thresholds, all datasets", xlabel="ESS", ylabel="WIS (validation)", xscale="log"
         )
-        right.set(title="selected by WIS (test); behaviour dotted, optimal dashed", ylabel="value")
-        right.set_xticks(range(len(found["selected"])), list(found["selected"]), fontsize=7)
-        for axes in (left, right):
+        value_axes.set(title="selected by WIS (test); behaviour dotted, optimal dashed", ylabel="value")
+        value_axes.set_xticks(range(len(summary["selected"])), list(summary["selected"]), fontsize=7)
+        for axes in (front_axes, value_axes):
             axes.legend(fontsize=7)
     figure.savefig(folder / "figures" / "sepsis.png", dpi=100)
     plt.close(figure)
@@ -231,7 +230,7 @@ def draw(folder: Path) -> None:
 JOB = Job(
     name="rl.adrl_sepsis",
     summary="BC, BCQ, BCQf and AD-BCQ on ICU-Sepsis and a sepsis simulator: true values beside WIS, ESS and FQE",
-    Config=Config,
+    Config=SepsisConfig,
     run=run,
     presets={
         "smoke": {"datasets": 2, "episodes": 300, "thresholds": (0.01, 0.3), "updates": 100, "min_ess": 10.0},

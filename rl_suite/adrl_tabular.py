@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from rl_suite.mdp import (
     uniform,
 )
 from rl_suite.projection import bias
+from rl_suite.stats import Result
 from training.run import Job, JobConfig, Run
 
 # K factors of n actions each; (2, 8) and (4, 4) share Σ = 16, (2, 16) and (4, 4) Π = 256.
@@ -38,13 +38,13 @@ LEARNERS = ("joint", "projected")
 GOLDEN = {"random": 0.7801, "expert": 0.7818, "optimal": 0.8751}
 
 
-class Config(JobConfig):
+class TabularConfig(JobConfig):
     """``shapes``: (K, |A_k|) of the sample-size study; ``repeats``: random MDPs for each.
 
-    ``epsilon``: the expected return that the learned policy may lose; ``accuracy``: the root mean square error that Q
-    may have, as a share of the standard deviation of V* over states, which sets the noise of a transition.
-    ``weight``: of each factor's effect, the same for every K, so that shapes differ in Σ|A_k| and Π|A_k| alone.
-    ``visits``: RMax's m; of each joint action, or B times as many of each of B blocks' actions, whose errors add up.
+    ``epsilon``: the loss of expected return allowed; ``accuracy``: the root mean square error of Q allowed, as a share
+    of the standard deviation of V* over states, which sets the noise of a transition. ``weight``: the weight of each
+    factor's effect, equal for every K, so that shapes differ in Σ|A_k| and Π|A_k| only. ``visits``: RMax's m per joint
+    action, or B times as many per action of each of B blocks, whose errors add up.
     """
 
     shapes: tuple[tuple[int, int], ...] = SHAPES
@@ -58,28 +58,28 @@ class Config(JobConfig):
     resamples: int = 2000
 
 
-def run(config: Config, run: Run) -> dict[str, Any]:
-    seconds = 0.06 * config.repeats * sum(n**k for k, n in config.shapes)  # as seen on two busy cores
+def run(config: TabularConfig, run: Run) -> Result:
+    seconds = 0.06 * config.repeats * sum(n**k for k, n in config.shapes)  # measured on two busy cores
     run.emit("message", f"about {math.ceil(seconds / 60)} minutes")
     families = run.step("families", lambda: _families(run))
     sepsis = run.step("sepsis", _sepsis)
     run.planned_steps = 2 + len(config.shapes) * config.repeats
     rows = []
     for k, n in config.shapes:
-        found = [
+        counts = [
             run.step(f"samples-{k}x{n}-{repeat}", partial(_samples, k, n, repeat, config, run))
             for repeat in range(config.repeats)
         ]
-        rows.append(_row(k, n, found, config, run))
+        rows.append(_row(k, n, counts, config, run))
     fits = {
-        f"{rule}, {learner}": exponents(rows, f"{rule}, {learner}", config.resamples, run.rng(5))
+        f"{rule}_{learner}": exponents(rows, f"{rule}_{learner}", config.resamples, run.rng(5))
         for rule in RULES
         for learner in LEARNERS
     }
     for name, fit in fits.items():
-        both = f"{_power('Σ|A_k|', fit['sum'])} · {_power('Π|A_k|', fit['product'])}"
-        alone = f"{_power('Σ|A_k|', fit['sum alone'])}, {_power('Π|A_k|', fit['product alone'])}"
-        run.emit("message", f"{name}: transitions ∝ {both}; over either alone {alone}")
+        joint_fit = f"{_power('Σ|A_k|', fit['sum'])} · {_power('Π|A_k|', fit['product'])}"
+        single_fits = f"{_power('Σ|A_k|', fit['sum_alone'])}, {_power('Π|A_k|', fit['product_alone'])}"
+        run.emit("message", f"{name}: transitions ∝ {joint_fit}; over either alone {single_fits}")
     run.check(
         "product MDPs have no interaction",
         expected="<= 1e-12",
@@ -89,8 +89,8 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.check(
         "a joint reward makes factors interact",
         expected="> 0.01",
-        got=families["joint reward"]["q"],
-        holds=families["joint reward"]["q"] > 0.01,
+        got=families["joint_reward"]["q"],
+        holds=families["joint_reward"]["q"] > 0.01,
     )
     for name, expected in GOLDEN.items():
         run.check(f"ICU-Sepsis {name}", expected=expected, got=sepsis[name], holds=abs(sepsis[name] - expected) < 1e-4)
@@ -103,28 +103,28 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     return {"families": families, "sepsis": sepsis, "samples": rows, "exponents": fits}
 
 
-def _families(run: Run) -> dict[str, Any]:
-    made = {
+def _families(run: Run) -> Result:
+    mdps = {
         "product": product_mdp(run.rng(0), (3, 3), (4, 4)),
-        "joint reward": product_mdp(run.rng(0), (3, 3), (4, 4), joint_reward=0.1),
+        "joint_reward": product_mdp(run.rng(0), (3, 3), (4, 4), joint_reward=0.1),
         "separable": separable_mdp(run.rng(1), 6, (4, 4)),
         "interacting": interacting_mdp(run.rng(2), 6, (4, 4)),
     }
-    found = {name: bias(mdp) for name, mdp in made.items()}
-    for name, one in found.items():
-        run.emit("message", f"{name}: {one}")
-    return {name: asdict(one) for name, one in found.items()}
+    biases = {name: bias(mdp) for name, mdp in mdps.items()}
+    for name, family_bias in biases.items():
+        run.emit("message", f"{name}: {family_bias}")
+    return {name: asdict(family_bias) for name, family_bias in biases.items()}
 
 
-def _sepsis() -> dict[str, Any]:
+def _sepsis() -> Result:
     mdp, expert = icu_sepsis()
     q = optimal_q(mdp)
     policies = {"random": uniform(np.ones_like(q, bool)), "expert": expert, "optimal": greedy(q, mdp.admissible)}
-    values: dict[str, Any] = {name: expected_return(mdp, policy) for name, policy in policies.items()}
+    values: Result = {name: expected_return(mdp, policy) for name, policy in policies.items()}
     return values | {"all": asdict(bias(mdp)), "admissible": asdict(bias(mdp, mask=mdp.admissible))}
 
 
-def _samples(k: int, n: int, repeat: int, config: Config, run: Run) -> dict[str, int]:
+def _samples(k: int, n: int, repeat: int, config: TabularConfig, run: Run) -> dict[str, int]:
     """Transitions that each rule and learner needs on one separable MDP with ``k`` factors of ``n`` actions."""
     mdp = separable_mdp(run.rng(3, k, n, repeat), config.states, (n,) * k, weight=config.weight)
     best = optimal_q(mdp)
@@ -141,49 +141,50 @@ def _samples(k: int, n: int, repeat: int, config: Config, run: Run) -> dict[str,
     for learner, parts in (("joint", check_blocks([range(k)], k)), ("projected", check_blocks(None, k))):
         rng, visits = run.rng(4, k, n, repeat), config.visits * len(parts)
         counts |= {
-            f"accuracy, {learner}": samples_needed(mdp, parts, accurate, rng, config.most),
-            f"uniform, {learner}": samples_needed(mdp, parts, good, rng, config.most),
-            f"rmax, {learner}": steps_needed(mdp, parts, good, rng, config.most, visits),
-            f"dyna, {learner}": steps_needed(mdp, parts, good, rng, config.most),
+            f"accuracy_{learner}": samples_needed(mdp, parts, accurate, rng, config.most),
+            f"uniform_{learner}": samples_needed(mdp, parts, good, rng, config.most),
+            f"rmax_{learner}": steps_needed(mdp, parts, good, rng, config.most, visits),
+            f"dyna_{learner}": steps_needed(mdp, parts, good, rng, config.most),
         }
     run.metrics({"step": repeat, "factors": k, "levels": n} | counts)
     return counts
 
 
-def _row(k: int, n: int, found: list[dict[str, int]], config: Config, run: Run) -> dict[str, Any]:
-    counts = {name: [one[name] for one in found] for name in found[0]}
-    means = {name: math.exp(float(np.mean(np.log(each)))) for name, each in counts.items()}
-    text = "; ".join(f"{rule} {means[f'{rule}, joint']:.0f} : {means[f'{rule}, projected']:.0f}" for rule in RULES)
+def _row(k: int, n: int, repeat_counts: list[dict[str, int]], config: TabularConfig, run: Run) -> Result:
+    counts = {name: [repeat[name] for repeat in repeat_counts] for name in repeat_counts[0]}
+    means = {name: math.exp(float(np.mean(np.log(name_counts)))) for name, name_counts in counts.items()}
+    text = "; ".join(f"{rule} {means[f'{rule}_joint']:.0f} : {means[f'{rule}_projected']:.0f}" for rule in RULES)
     run.emit("message", f"{k} factors of {n} (Σ {k * n}, Π {n**k}), joint : projected: {text}")
-    capped = sum(count == config.most for each in counts.values() for count in each)
+    capped = sum(count == config.most for name_counts in counts.values() for count in name_counts)
     return {"factors": k, "levels": n, "sum": k * n, "product": n**k, "counts": counts, "capped": capped}
 
 
-def exponents(
-    rows: list[dict[str, Any]], name: str, resamples: int, rng: np.random.Generator
-) -> dict[str, list[float]]:
-    """α and β of transitions = c (Σ|A_k|)^α (Π|A_k|)^β, and the slope over either alone.
+def exponents(rows: list[Result], name: str, resamples: int, rng: np.random.Generator) -> dict[str, list[float]]:
+    """α and β of transitions = c (Σ|A_k|)^α (Π|A_k|)^β, and the slope over each of Σ and Π separately.
 
     [estimate, lower, upper], 95 % by bootstrap over each shape's random MDPs; least squares on logarithms. Raises
-    ValueError if the shapes do not tell Σ from Π.
+    ValueError if the shapes do not separate Σ from Π.
     """
-    one, s, p = np.ones(len(rows)), *(np.log([row[axis] for row in rows]) for axis in ("sum", "product"))
-    if np.linalg.matrix_rank(np.stack([one, s, p])) < 3:
+    intercept, s, p = np.ones(len(rows)), *(np.log([row[axis] for row in rows]) for axis in ("sum", "product"))
+    if np.linalg.matrix_rank(np.stack([intercept, s, p])) < 3:
         raise ValueError("these shapes do not tell Σ|A_k| from Π|A_k|: give at least three, with another K among them")
     y = np.log(np.array([row["counts"][name] for row in rows], float))  # [shapes, repeats]
     draws = rng.integers(y.shape[1], size=(resamples, *y.shape))
     means = np.take_along_axis(y[None], draws, axis=2).mean(axis=2)  # [resamples, shapes]
     fits = {
-        "sum": ([one, s, p], 1),
-        "product": ([one, s, p], 2),
-        "sum alone": ([one, s], 1),
-        "product alone": ([one, p], 1),
+        "sum": ([intercept, s, p], 1),
+        "product": ([intercept, s, p], 2),
+        "sum_alone": ([intercept, s], 1),
+        "product_alone": ([intercept, p], 1),
     }
-    found = {}
+    estimates = {}
     for axis, (columns, i) in fits.items():
-        solve = np.linalg.pinv(np.stack(columns, axis=1))[i]
-        found[axis] = [float(y.mean(axis=1) @ solve), *(float(v) for v in np.quantile(means @ solve, (0.025, 0.975)))]
-    return found
+        coefficients = np.linalg.pinv(np.stack(columns, axis=1))[i]
+        estimates[axis] = [
+            float(y.mean(axis=1) @ coefficients),
+            *(float(v) for v in np.quantile(means @ coefficients, (0.025, 0.975))),
+        ]
+    return estimates
 
 
 def _power(base: str, slope: list[float]) -> str:
@@ -201,7 +202,7 @@ def draw(folder: Path) -> None:
     figure, panels = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained", sharey=True)
     for axes, (rule, title) in zip(panels, RULES.items(), strict=True):
         for learner, axis, colour in (("joint", "product", "C3"), ("projected", "sum", "C0")):
-            name = f"{rule}, {learner}"
+            name = f"{rule}_{learner}"
             x = [row[axis] for row in result["samples"]]
             logs = [np.log(row["counts"][name]) for row in result["samples"]]
             means, errors = [np.mean(y) for y in logs], [1.96 * np.std(y, ddof=1) / len(y) ** 0.5 for y in logs]
@@ -222,7 +223,7 @@ def draw(folder: Path) -> None:
 JOB = Job(
     name="rl.adrl_tabular",
     summary="Action decomposition on finite MDPs: bias, ICU-Sepsis, and samples to an ε-optimal policy",
-    Config=Config,
+    Config=TabularConfig,
     run=run,
     presets={"smoke": {"shapes": ((2, 2), (2, 4), (3, 3)), "repeats": 4}, "paper": {}},
     draw=draw,

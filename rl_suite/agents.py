@@ -1,9 +1,9 @@
 """DQN, DecQN and AD-DQN for Gymnasium environments with MultiDiscrete actions: learn, predict, save, load.
 
-One agent. A partition of the action factors into blocks gives each block a head Q_b(s, ·); a mixer makes Q(s, a) of
-their parts. DQN (Mnih et al. 2015) has all factors in one block. DecQN (Seyde et al. 2023) gives each its own and
-averages. AD-DQN (arXiv:2504.21326, which has no public code: a reconstruction) also fits each head to the projected MDP
-of its block under do(a_b), on real transitions and, with ``model``, on those of a learned model.
+One agent class. A partition of the action factors gives each block a head Q_b(s, ·); a mixer combines them to Q(s, a).
+DQN (Mnih et al. 2015) has all factors in one block. DecQN (Seyde et al. 2023) gives each its own and averages. AD-DQN
+(arXiv:2504.21326, which has no public code: a reconstruction) also fits each head to the projected MDP of its block
+under do(a_b), on real transitions and, with ``model``, on those of a learned model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AgentConfig:
     One update of ``batch`` every ``train_every`` environment steps after ``start``; the target network is copied every
     ``target_every`` updates. Each block explores on its own: with probability ε, falling to ``epsilon`` over
     ``explore`` steps, it draws an action and holds it for 1 to ``hold`` steps (temporally extended ε-greedy, Dabney et
-    al. 2021; 1: plain ε-greedy). ε is the share of its time that it spends so.
+    al. 2021; 1: plain ε-greedy). ε is the share of steps spent on explored actions.
     """
 
     blocks: tuple[tuple[int, ...], ...] | None = None
@@ -80,13 +80,13 @@ class QNet(nn.Module):
             self.shift = nn.Parameter(torch.zeros(32))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Heads [N, B, M], and the trunk's features, which ``mix`` wants."""
+        """Heads [N, B, M], and the trunk's features, an argument of ``mix``."""
         h = self.trunk(observations)
         heads = self.heads(h).view(-1, self.B, self.M)
         return (heads + self.padding if self.padded else heads), h  # type: ignore[operator]
 
     def mix(self, parts: Tensor, h: Tensor) -> Tensor:
-        """F(Q_1, …, Q_B; s) [N] of [N, B], increasing in each part: each head's own greedy action is the joint one.
+        """F(Q_1, …, Q_B; s) [N] of [N, B], increasing in each part: the heads' greedy actions are jointly greedy.
 
         "mean" is DecQN's. "weighted" has positive weights, at first 1/B, and a value of the state. "mlp" adds a network
         with positive weights (as QMIX, Rashid et al. 2018), the same in every state.
@@ -100,7 +100,7 @@ class QNet(nn.Module):
 
 
 class WorldModel(nn.Module):
-    """(s, a) to the change of s in units of its usual size, the reward, and the logit of the end. A reconstruction."""
+    """(s, a) to the scaled change of s, the reward, and the logit of termination (reconstruction)."""
 
     def __init__(self, inputs: int, factors: int, width: int) -> None:
         super().__init__()
@@ -112,8 +112,8 @@ class WorldModel(nn.Module):
         change, r, end = self.out(self.net(torch.cat([s, a], dim=1))).split((s.shape[1], 1, 1), dim=1)
         return change, r[:, 0], end[:, 0]
 
-    def loss(self, s: Tensor, a: Tensor, r: Tensor, then: Tensor, ended: Tensor) -> Tensor:
-        change = then - s
+    def loss(self, s: Tensor, a: Tensor, r: Tensor, next_obs: Tensor, ended: Tensor) -> Tensor:
+        change = next_obs - s
         self.scale.lerp_(change.std(dim=0) + 1e-6, 0.02)  # type: ignore[operator]
         predicted, reward, end = self(s, a)
         ends = F.binary_cross_entropy_with_logits(end, ended)
@@ -133,7 +133,7 @@ class Agent:
         if self.envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise ValueError("the vector environment must give final_obs: make it with AutoresetMode.SAME_STEP")
         self.sizes = sizes_of(self.envs.single_action_space)
-        self._one_number = isinstance(self.envs.single_action_space, spaces.Discrete)
+        self._discrete = isinstance(self.envs.single_action_space, spaces.Discrete)
         self.blocks = check_blocks(config.blocks, len(self.sizes))
         self.widths = block_sizes(self.sizes, self.blocks)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -151,27 +151,30 @@ class Agent:
         self.replay = Replay(config.replay, self.envs.num_envs, inputs, len(self.blocks))
         self.steps = self.updates = 0
         self._obs: Tensor | None = None
-        self._held = torch.zeros(self.envs.num_envs, len(self.blocks), dtype=torch.long)  # explored actions, and
-        self._left = torch.zeros_like(self._held)  # how many steps they will still be held
+        self._explored_actions = torch.zeros(self.envs.num_envs, len(self.blocks), dtype=torch.long)
+        self._remaining_hold = torch.zeros_like(self._explored_actions)  # steps left to hold each of them
 
     def learn(self, steps: int) -> Agent:
-        """At least ``steps`` more environment steps. Goes on where it stopped; after ``load`` too, to the bit if
-        the environment has state_dict and load_state_dict, as PointMasses has. Others begin new episodes."""
+        """Take at least ``steps`` more environment steps.
+
+        After ``load`` it resumes bit-identically if the environment has state_dict and load_state_dict, as PointMasses
+        has; other environments begin new episodes.
+        """
         c = self.config
         if self._obs is None:
             self._obs = self._flat(self.envs.reset(seed=c.seed)[0])
         end = self.steps + steps
         while self.steps < end:
-            own = self._explore(self._obs)
-            obs, rewards, terminated, truncated, info = self.envs.step(self._actions(own))
+            block_actions = self._explore(self._obs)
+            obs, rewards, terminated, truncated, info = self.envs.step(self._actions(block_actions))
             self.steps += self.envs.num_envs
             obs = self._flat(obs)
-            then = obs
+            next_obs = obs
             if "final_obs" in info:
-                which = np.flatnonzero(info["_final_obs"])
-                then = obs.clone()
-                then[which] = self._flat(np.stack([info["final_obs"][i] for i in which]))
-            self.replay.add(self._obs, own, rewards, then, terminated, truncated)
+                finished_envs = np.flatnonzero(info["_final_obs"])
+                next_obs = obs.clone()
+                next_obs[finished_envs] = self._flat(np.stack([info["final_obs"][i] for i in finished_envs]))
+            self.replay.add(self._obs, block_actions, rewards, next_obs, terminated, truncated)
             self._obs = obs
             while self.steps >= c.start and self.updates < (self.steps - c.start) // c.train_every:
                 self._update()
@@ -187,18 +190,18 @@ class Agent:
         return actions[0] if single else actions
 
     def save(self, path: Path) -> None:
-        """Networks, optimisers, replay, random generators, and the environments where they can tell their state."""
+        """Save networks, optimisers, replay, random generators, and the state of environments that have state_dict."""
         saved: dict[str, Any] = {name: module.state_dict() for name, module in self._modules.items()}
         saved |= {"config": asdict(self.config), "generator": self.generator.get_state(), "obs": self._obs}
         saved |= {"steps": self.steps, "updates": self.updates, "replay": self.replay.state_dict()}
-        saved |= {"held": self._held, "left": self._left}
+        saved |= {"held": self._explored_actions, "left": self._remaining_hold}
         if hasattr(self.envs, "state_dict"):
             saved["envs"] = self.envs.state_dict()
         torch.save(saved, path)
 
     @classmethod
     def load(cls, path: Path, env: Callable[[], gym.Env] | gym.vector.VectorEnv) -> Agent:
-        """Raises ValueError for an environment of other spaces than those it was saved with."""
+        """Raises ValueError for an environment whose spaces differ from those of the saved agent."""
         saved = torch.load(path, weights_only=True)
         agent = cls(env, AgentConfig(**saved["config"]))
         try:
@@ -214,53 +217,57 @@ class Agent:
         if "envs" in saved and saved["obs"] is not None:
             agent.envs.reset(seed=0)
             agent.envs.load_state_dict(saved["envs"])  # type: ignore[attr-defined]
-            agent._obs, agent._held, agent._left = (saved[name] for name in ("obs", "held", "left"))
+            agent._obs, agent._explored_actions, agent._remaining_hold = (
+                saved[name] for name in ("obs", "held", "left")
+            )
         return agent
 
     @torch.no_grad()
     def _explore(self, obs: Tensor) -> Tensor:
-        """Each block's own action [E, B]: random with probability ε, block by block, else greedy.
+        """Block actions [E, B]: each block is random with probability ε, independently, else greedy.
 
-        Blocks explore independently, so that given s a block's action says nothing of the others': what follows it in
-        the log is what follows do(a_b), the others acting as they do.
+        Blocks explore independently, so that given s a block's action is independent of the others': its outcomes in
+        the log are those of do(a_b) under the others' policies.
         """
-        c, shape = self.config, self._held.shape
+        c, shape = self.config, self._explored_actions.shape
         epsilon = 1 + (c.epsilon - 1) * min(1.0, self.steps / c.explore)
         mean = (c.hold + 1) / 2
-        start = epsilon / (epsilon + (1 - epsilon) * mean)  # so that spells of ``mean`` steps fill ε
-        begins = (self._left == 0) & (torch.rand(shape, generator=self.generator) < start)
-        drawn = (torch.rand(shape, generator=self.generator) * torch.tensor(self.widths)).long()
-        spell = torch.randint(1, c.hold + 1, shape, generator=self.generator)
-        self._held = torch.where(begins, drawn, self._held)
-        self._left = torch.where(begins, spell, self._left)
-        own = torch.where(self._left > 0, self._held, self.net(obs)[0].argmax(dim=2))
-        self._left = (self._left - 1).clamp(min=0)
-        return own
+        start = epsilon / (epsilon + (1 - epsilon) * mean)  # so that holds of ``mean`` steps take a share ε
+        begins = (self._remaining_hold == 0) & (torch.rand(shape, generator=self.generator) < start)
+        random_actions = (torch.rand(shape, generator=self.generator) * torch.tensor(self.widths)).long()
+        hold_steps = torch.randint(1, c.hold + 1, shape, generator=self.generator)
+        self._explored_actions = torch.where(begins, random_actions, self._explored_actions)
+        self._remaining_hold = torch.where(begins, hold_steps, self._remaining_hold)
+        block_actions = torch.where(self._remaining_hold > 0, self._explored_actions, self.net(obs)[0].argmax(dim=2))
+        self._remaining_hold = (self._remaining_hold - 1).clamp(min=0)
+        return block_actions
 
-    def _actions(self, own: Tensor) -> np.ndarray:
-        """[N, K] of the blocks' own [N, B]; [N] for a Discrete space."""
-        actions = np.empty((len(own), len(self.sizes)), np.int64)
+    def _actions(self, block_actions: Tensor) -> np.ndarray:
+        """Factor actions [N, K] of block actions [N, B]; [N] for a Discrete space."""
+        actions = np.empty((len(block_actions), len(self.sizes)), np.int64)
         for b, block in enumerate(self.blocks):
-            parts = np.unravel_index(own[:, b].numpy(), [self.sizes[k] for k in block])
+            parts = np.unravel_index(block_actions[:, b].numpy(), [self.sizes[k] for k in block])
             for k, part in zip(block, parts, strict=True):
                 actions[:, k] = part
-        return actions[:, 0] if self._one_number else actions
+        return actions[:, 0] if self._discrete else actions
 
     def _update(self) -> None:
         c = self.config
         if self.updates % c.target_every == 0:
             self.target.load_state_dict(self.net.state_dict())
-        s, own, returns, discounts, last, one = self.replay.sample(c.batch, c.n_step, c.gamma, self.generator)
+        s, block_actions, returns, discounts, last_obs, first_step = self.replay.sample(
+            c.batch, c.n_step, c.gamma, self.generator
+        )
         heads, h = self.net(s)
-        parts = heads.gather(2, own[:, :, None])[:, :, 0]  # Q_b(s, a_b) [N, B]
-        values, mixed = self._bootstrap(last)
-        weight = c.projected * len(self.blocks)  # each head's loss whole, where what follows is a mean over heads
+        parts = heads.gather(2, block_actions[:, :, None])[:, :, 0]  # Q_b(s, a_b) [N, B]
+        values, mixed = self._bootstrap(last_obs)
+        weight = c.projected * len(self.blocks)  # undoes the mean over heads in the loss below
         loss = F.smooth_l1_loss(self.net.mix(parts, h), returns + discounts * mixed)
         if c.projected:
             targets = returns[:, None] + discounts[:, None] * values
             loss = loss + weight * F.smooth_l1_loss(parts, targets)
         if self.world is not None:
-            loss = loss + weight * self._dream(s, heads, own, *one)
+            loss = loss + weight * self._model_loss(s, heads, block_actions, *first_step)
         optimiser = self._modules["optimiser"]
         optimiser.zero_grad()
         loss.backward()
@@ -269,16 +276,18 @@ class Agent:
 
     @torch.no_grad()
     def _bootstrap(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The heads' values [N, B] of the greedy actions, and their mixture [N]: of the target network."""
-        old, h = self.target(s)
-        best = (self.net(s)[0] if self.config.double else old).argmax(dim=2, keepdim=True)
-        values = old.gather(2, best)[:, :, 0]
+        """The target network's head values [N, B] of the greedy actions, and their mixture [N]."""
+        target_heads, h = self.target(s)
+        best = (self.net(s)[0] if self.config.double else target_heads).argmax(dim=2, keepdim=True)
+        values = target_heads.gather(2, best)[:, :, 0]
         return values, self.target.mix(values, h)
 
-    def _dream(self, s: Tensor, heads: Tensor, own: Tensor, r: Tensor, then: Tensor, ended: Tensor) -> Tensor:
-        """Fit the model, then one head a row to what it says of do(a_b): a_b random, the other blocks greedy."""
+    def _model_loss(
+        self, s: Tensor, heads: Tensor, block_actions: Tensor, r: Tensor, next_obs: Tensor, ended: Tensor
+    ) -> Tensor:
+        """Fit the model, then one head per row to its prediction for do(a_b): a_b random, the other blocks greedy."""
         assert self.world is not None
-        fit = self.world.loss(s, self._scaled(own), r, then, ended)
+        fit = self.world.loss(s, self._scaled(block_actions), r, next_obs, ended)
         optimiser = self._modules["world_optimiser"]
         optimiser.zero_grad()
         fit.backward()
@@ -287,26 +296,28 @@ class Agent:
         with torch.no_grad():
             b = torch.randint(len(self.blocks), (n,), generator=self.generator)
             a = (torch.rand(n, generator=self.generator) * torch.tensor(self.widths)[b]).long()
-            set_to = heads.argmax(dim=2)
-            set_to[rows, b] = a
-            change, reward, end = self.world(s, self._scaled(set_to))
+            intervened_actions = heads.argmax(dim=2)
+            intervened_actions[rows, b] = a
+            change, reward, end = self.world(s, self._scaled(intervened_actions))
             values = self._bootstrap(s + change * self.world.scale)[0][rows, b]
             target = reward + self.config.gamma * (1 - end.sigmoid()) * values
         return F.smooth_l1_loss(heads[rows, b, a], target)
 
-    def _scaled(self, own: Tensor) -> Tensor:
+    def _scaled(self, block_actions: Tensor) -> Tensor:
         """[N, K]: each factor's action from −1 to 1."""
-        actions = torch.from_numpy(self._actions(own)).reshape(len(own), -1).float()
+        actions = torch.from_numpy(self._actions(block_actions)).reshape(len(block_actions), -1).float()
         return actions / (torch.tensor(self.sizes) - 1).clamp(min=1) * 2 - 1
 
     def _flat(self, observations: np.ndarray) -> Tensor:
-        """[N, D] float32: Discrete and MultiDiscrete ones as one-hot."""
+        """Observations [N, D] float32; Discrete and MultiDiscrete ones are one-hot."""
         space = self.envs.single_observation_space
         if isinstance(space, spaces.Box):
             return torch.as_tensor(np.asarray(observations, np.float32)).reshape(
                 len(observations), math.prod(space.shape)
             )
-        return torch.as_tensor(np.stack([np.asarray(spaces.flatten(space, one)) for one in observations])).float()
+        return torch.as_tensor(
+            np.stack([np.asarray(spaces.flatten(space, observation)) for observation in observations])
+        ).float()
 
 
 def _vectorise(make: Callable[[], gym.Env], count: int) -> gym.vector.VectorEnv:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,9 +49,9 @@ class OfflineConfig:
 
 
 class Nets(nn.Module):
-    """T networks side by side, none seeing the others: a table of states' features [S, J] → [T, N, outputs].
+    """T independent networks evaluated as one batch: from a table of states' features [S, J] to [T, N, outputs].
 
-    A state is a bag of J active features. A last layer of ``outputs``; ``bias``: one more, a value of the state alone.
+    A state is a bag of J active features.
     """
 
     def __init__(self, count: int, features: Tensor, width: int, outputs: int, generator: torch.Generator) -> None:
@@ -59,8 +60,8 @@ class Nets(nn.Module):
         n, J = int(features.max()) + 1, features.shape[1]
 
         def layer(*shape: int, fan: int) -> nn.Parameter:
-            one = (2 * torch.rand(shape[1:], generator=generator) - 1) / fan**0.5
-            return nn.Parameter(one.expand(shape).clone())  # all thresholds start alike
+            initial = (2 * torch.rand(shape[1:], generator=generator) - 1) / fan**0.5
+            return nn.Parameter(initial.expand(shape).clone())  # the same for all thresholds
 
         self.first = layer(count, n, width, fan=J)
         self.second, self.third = layer(count, width, width, fan=width), layer(count, width, outputs, fan=width)
@@ -80,7 +81,7 @@ class OfflineAgent:
     for a Box action space, or blocks that are no partition.
     """
 
-    def __init__(self, action_space: Any, features: np.ndarray, config: OfflineConfig) -> None:
+    def __init__(self, action_space: spaces.Space, features: np.ndarray, config: OfflineConfig) -> None:
         self.config, self.sizes = config, sizes_of(action_space)
         factors = len(self.sizes)
         joint = check_blocks([range(factors)], factors)
@@ -95,7 +96,8 @@ class OfflineAgent:
         self.q = Nets(T, self.table, config.width, outputs + 1, self.generator)
         self.old = Nets(T, self.table, config.width, outputs + 1, self.generator).requires_grad_(False)
         self.old.load_state_dict(self.q.state_dict())
-        self.pi = Nets(1, self.table, config.width, outputs, self.generator)  # imitation knows no threshold
+        # Imitation does not depend on the threshold.
+        self.pi = Nets(1, self.table, config.width, outputs, self.generator)
         self.weights = nn.Parameter(torch.zeros(T, 1, 1, len(self.blocks)))
         self.old_weights = self.weights.detach().clone()
         self._threshold = torch.tensor(config.thresholds)[:, None, None]
@@ -104,16 +106,16 @@ class OfflineAgent:
         self.updates = 0
 
     def learn(self, data: Episodes, updates: int | None = None) -> OfflineAgent:
-        """Minibatches of ``data`` drawn evenly. Goes on where it stopped, to the bit after ``load``."""
+        """Train on uniform minibatches of ``data``. Resumes bit-identically after ``load``."""
         if data.sizes != self.sizes:
             raise ValueError(f"the dataset's actions are {data.sizes}, the agent's {self.sizes}: use one of its space")
         columns = (data.states, data.actions, data.next_states)
-        s, a, then = (torch.as_tensor(column, dtype=torch.long) for column in columns)
+        s, a, next_states = (torch.as_tensor(column, dtype=torch.long) for column in columns)
         r, goes_on = torch.as_tensor(data.rewards).float(), torch.as_tensor(~data.ended).float()
         propensity = torch.as_tensor(data.propensity).float()
         for _ in range(self.config.updates if updates is None else updates):
             rows = torch.randint(len(s), (self.config.batch,), generator=self.generator)
-            loss = self._loss(s[rows], a[rows], r[rows], then[rows], goes_on[rows], propensity[rows])
+            loss = self._loss(s[rows], a[rows], r[rows], next_states[rows], goes_on[rows], propensity[rows])
             self.optimiser.zero_grad()
             loss.backward()
             self.optimiser.step()
@@ -125,29 +127,32 @@ class OfflineAgent:
             self.updates += 1
         return self
 
-    def _loss(self, s: Tensor, a: Tensor, r: Tensor, then: Tensor, goes_on: Tensor, propensity: Tensor) -> Tensor:
+    def _loss(
+        self, s: Tensor, a: Tensor, r: Tensor, next_states: Tensor, goes_on: Tensor, propensity: Tensor
+    ) -> Tensor:
         logits = self.pi(s)  # [1, N, Σ|A_b|]
         log_pi = [part.log_softmax(dim=2) for part in logits.split(self._widths, dim=2)]
-        own = [columns[a] for columns in self._columns]  # each block's own action: B of [N]
-        logs = torch.stack([part[0].gather(1, i[:, None])[:, 0] for part, i in zip(log_pi, own, strict=True)])  # [B, N]
+        taken_actions = [columns[a] for columns in self._columns]  # block actions: B of [N]
+        log_taken = [part[0].gather(1, i[:, None])[:, 0] for part, i in zip(log_pi, taken_actions, strict=True)]
+        logs = torch.stack(log_taken)  # [B, N]
         loss = -logs.sum(dim=0).mean() + self.config.logits * logits.square().mean()
         if self.config.kind == "bc":
             return loss
         heads, bias = self._heads(self.q, s)
-        taken = self._take(heads, own)  # [T, N, B]
+        taken_q = self._take(heads, taken_actions)  # [T, N, B]
         with torch.no_grad():
-            best = self._best(self._heads(self.q, then)[0], then)
-            heads_then, bias_then = self._heads(self.old, then)
-            values = self._take(heads_then, best)
-            target = r + self.config.gamma * goes_on * self._mix(values, bias_then, self.old_weights)  # [T, N]
-        q = self._mix(taken, bias, self.weights)
-        T = len(self.config.thresholds)  # a sum over thresholds: each learns as if alone
+            best = self._best(self._heads(self.q, next_states)[0], next_states)
+            next_heads, next_bias = self._heads(self.old, next_states)
+            values = self._take(next_heads, best)
+            target = r + self.config.gamma * goes_on * self._mix(values, next_bias, self.old_weights)  # [T, N]
+        q = self._mix(taken_q, bias, self.weights)
+        T = len(self.config.thresholds)  # a sum over thresholds, so that each is trained independently
         loss = loss + T * F.smooth_l1_loss(q, target)
         if self.config.kind == "ad-bcq":
-            own_target = r[:, None] + self.config.gamma * goes_on[:, None] * values
-            adjust = (logs.sum(dim=0).exp() / propensity).detach().clamp(max=10.0)[:, None]
-            projected = F.smooth_l1_loss(taken, own_target, reduction="none")
-            loss = loss + self.config.projected * T * (adjust * projected).mean()
+            block_target = r[:, None] + self.config.gamma * goes_on[:, None] * values
+            backdoor_weight = (logs.sum(dim=0).exp() / propensity).detach().clamp(max=10.0)[:, None]
+            projected = F.smooth_l1_loss(taken_q, block_target, reduction="none")
+            loss = loss + self.config.projected * T * (backdoor_weight * projected).mean()
         return loss
 
     def _heads(self, nets: Nets, s: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -167,10 +172,10 @@ class OfflineAgent:
         )
 
     def _mix(self, parts: Tensor, bias: Tensor, weights: Tensor) -> Tensor:
-        """F(Q_1, …, Q_B; s) [T, …] of [T, …, B], increasing in each: so the greedy action is each head's own.
+        """F(Q_1, …, Q_B; s) [T, …] of [T, …, B], increasing in each part: the heads' greedy actions are jointly greedy.
 
-        BCQf sums (Tang et al.). AD-BCQ averages, or has a positive weight a block, 1/B at first, and adds a value
-        of the state: Σ_b Q_b − (B − 1) V, the exact form for additive Q, is one of these.
+        BCQf sums (Tang et al.). AD-BCQ averages, or uses a positive weight per block, initially 1/B, and adds a state
+        value. Σ_b Q_b − (B − 1) V, exact for additive Q, is a special case.
         """
         if self.config.kind != "ad-bcq":
             return parts.sum(dim=-1)
@@ -182,8 +187,8 @@ class OfflineAgent:
     def _best(self, heads: Sequence[Tensor], s: Tensor) -> list[Tensor]:
         """B of [T, N]: each block's part of the allowed action of the highest Q, of heads B of [T, N, |A_b|].
 
-        BCQf masks joint actions by the product of its factors' ratios. AD-BCQ masks each block by its own, whose outer
-        product is the joint mask: then each block chooses alone.
+        BCQf masks joint actions by the product of their factors' ratios. AD-BCQ masks each block by its ratio; the
+        joint mask is the outer product, so that blocks choose independently.
         """
         ratios = [part - part.amax(dim=2, keepdim=True) for part in self.pi(s).split(self._widths, dim=2)]
         if self.config.kind != "bcqf":
@@ -196,7 +201,7 @@ class OfflineAgent:
         return [columns[joint] for columns in self._columns]
 
     def _masked(self, q: Tensor, log_ratio: Tensor) -> Tensor:
-        """Q, or −∞ where π_b/max π_b is not above the threshold; the likeliest action always stays."""
+        """Q, or −∞ where π_b/max π_b is not above the threshold; the likeliest action is always allowed."""
         return q.masked_fill(~((log_ratio.exp() > self._threshold) | (log_ratio == 0)), -torch.inf)
 
     @torch.no_grad()
@@ -216,14 +221,12 @@ class OfflineAgent:
 
     def save(self, path: Path) -> None:
         modules = {name: getattr(self, name).state_dict() for name in ("q", "old", "pi", "optimiser")}
-        rest = {name: getattr(self, name) for name in ("table", "weights", "old_weights", "sizes", "updates")}
-        rest["weights"] = self.weights.detach()
-        torch.save(modules | rest | {"config": asdict(self.config), "generator": self.generator.get_state()}, path)
+        state = {name: getattr(self, name) for name in ("table", "weights", "old_weights", "sizes", "updates")}
+        state["weights"] = self.weights.detach()
+        torch.save(modules | state | {"config": asdict(self.config), "generator": self.generator.get_state()}, path)
 
     @classmethod
     def load(cls, path: Path) -> OfflineAgent:
-        from gymnasium import spaces
-
         saved = torch.load(path, weights_only=True)
         agent = cls(spaces.MultiDiscrete(saved["sizes"]), saved["table"].numpy(), OfflineConfig(**saved["config"]))
         for name in ("q", "old", "pi", "optimiser"):

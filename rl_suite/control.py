@@ -1,4 +1,4 @@
-"""dm_control tasks as Gymnasium environments, Box actions in bins, and many point masses stepped at once."""
+"""dm_control tasks as Gymnasium environments, discretised Box actions, and a vector environment of point masses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is drawn
+os.environ.setdefault("MUJOCO_GL", "disable")  # no rendering
 Info = dict[str, Any]
 
 
@@ -21,7 +21,7 @@ class DMControl(gym.Env[np.ndarray, np.ndarray]):
     Raises ValueError for a task that the suite lacks.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    metadata: Info = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, domain: str, task: str) -> None:
         suite = _suite()
@@ -51,12 +51,12 @@ class DMControl(gym.Env[np.ndarray, np.ndarray]):
         )
 
     @staticmethod
-    def _flat(parts: dict[str, Any]) -> np.ndarray:
+    def _flat(parts: dict[str, np.ndarray]) -> np.ndarray:
         return np.concatenate([np.ravel(part) for part in parts.values()]).astype(np.float32)
 
 
 class Bins(gym.ActionWrapper[np.ndarray, np.ndarray, np.ndarray]):
-    """Each dimension of a Box action space in ``bins`` values, evenly from its own low to its own high.
+    """Discretises each dimension of a Box action space into ``bins`` values, evenly from its low to its high.
 
     Raises ValueError for another action space, an unbounded one, or fewer than two bins.
     """
@@ -83,11 +83,11 @@ class Bins(gym.ActionWrapper[np.ndarray, np.ndarray, np.ndarray]):
 class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``count`` copies of dm_control's point_mass-easy on MuJoCo directly, actions in bins.
 
-    The same physics, rewards and time limit to the bit, without the Python around each step. Reports ``final_obs`` in
-    infos (autoreset in the same step). ``state_dict`` is all there is to resume from.
+    Physics, rewards and time limit are bit-identical to dm_control's, without its Python overhead per step. Reports
+    ``final_obs`` in infos (autoreset in the same step). ``state_dict`` holds the complete state for resumption.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    metadata: Info = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(self, count: int, bins: int, time_limit: int = 1000) -> None:
         import mujoco
@@ -135,14 +135,14 @@ class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             observations = self._observations()
         return observations, rewards, np.zeros(self.num_envs, bool), cut, info
 
-    def _restart(self, which: np.ndarray) -> None:
-        """Anywhere within the joints' limits, at rest."""
+    def _restart(self, env_indices: np.ndarray) -> None:
+        """Reset to uniform positions within the joints' limits, at rest."""
         low, high = self._model.jnt_range.T
-        for i in which:
+        for i in env_indices:
             self._mujoco.mj_resetData(self._model, self._data[i])
             self._data[i].qpos[:] = self.np_random.uniform(low, high)
             self._mujoco.mj_forward(self._model, self._data[i])
-        self._elapsed[which] = 0
+        self._elapsed[env_indices] = 0
 
     def _observations(self) -> np.ndarray:
         return np.array([(*d.qpos, *d.qvel) for d in self._data], np.float32)

@@ -38,7 +38,7 @@ def check_blocks(blocks: Sequence[Sequence[int]] | None, factors: int) -> Blocks
 
 
 def block_actions(sizes: Sequence[int], blocks: Blocks) -> np.ndarray:
-    """[A, B]: the index within each block's own joint actions that a joint action comes to."""
+    """[A, B]: the index of each joint action's part among the joint actions of each block."""
     digits = np.stack(np.unravel_index(np.arange(math.prod(sizes)), sizes))  # [K, A]
     columns = [np.ravel_multi_index(digits[list(block)], [sizes[k] for k in block]) for block in blocks]
     return np.stack(columns, axis=1)

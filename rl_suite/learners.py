@@ -1,4 +1,4 @@
-"""Model-based learners from the same transitions: a law for each joint action, or an effect for each block's."""
+"""Model-based learners: a transition law per joint action, or additive effects of block actions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rl_suite.factors import Blocks, block_actions, block_sizes, one_hot
 from rl_suite.mdp import MDP
 
 Log = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # states, joint actions, rewards, next states: [N] each
-RIDGE = 1e-3  # what was never seen is worth nothing
+RIDGE = 1e-3  # values of unvisited pairs shrink to 0
 
 
 def sample(mdp: MDP, behaviour: np.ndarray, n: int, rng: np.random.Generator) -> Log:
@@ -29,8 +29,8 @@ def draw_rows(laws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Model:
     """P and R additive over ``blocks`` in each state: least squares with a ridge, one transition at a time.
 
-    With all factors in one block this is the joint model of counts. With several, regressing on all at once adjusts a
-    block's effect for the others', whatever policy logged them (back-door).
+    With all factors in one block this is the joint model of counts. With several, regression on all blocks adjusts each
+    block's effect for the others under any behaviour policy (back-door).
     """
 
     def __init__(self, states: int, sizes: Sequence[int], blocks: Blocks, gamma: float) -> None:
@@ -38,7 +38,8 @@ class Model:
         self.columns = block_actions(sizes, blocks)  # [A, B]
         self.gamma = gamma
         actions, effects = self.design.shape
-        self.seen = [np.zeros((states, n), int) for n in block_sizes(sizes, blocks)]  # how often (s, a_b) was taken
+        # The number of times that (s, a_b) was taken, for each block b.
+        self.visit_counts = [np.zeros((states, n), int) for n in block_sizes(sizes, blocks)]
         self.law = np.zeros((states, actions, states + 1))  # P(· | s, a), and R in the last place
         self.rewards = (np.inf, -np.inf)
         self._joint = len(blocks) == 1
@@ -46,15 +47,15 @@ class Model:
         self._inverse = np.empty((states, 0, 0)) if self._joint else np.tile(np.eye(effects) / RIDGE, (states, 1, 1))
         self._stale: set[int] = set()
 
-    def add(self, s: int, a: int, r: float, then: int) -> None:
+    def add(self, s: int, a: int, r: float, next_state: int) -> None:
         """Recursive least squares (Sherman–Morrison): the batch solution, in O(C²) a transition."""
-        for seen, own in zip(self.seen, self.columns[a], strict=True):
-            seen[s, own] += 1
+        for counts, block_action in zip(self.visit_counts, self.columns[a], strict=True):
+            counts[s, block_action] += 1
         self.rewards = (min(self.rewards[0], r), max(self.rewards[1], r))
         outcome = np.zeros(self.law.shape[2])
-        outcome[then], outcome[-1] = 1, r
+        outcome[next_state], outcome[-1] = 1, r
         if self._joint:
-            self.law[s, a] += (outcome - self.law[s, a]) / (self.seen[0][s, a] + RIDGE)
+            self.law[s, a] += (outcome - self.law[s, a]) / (self.visit_counts[0][s, a] + RIDGE)
             return
         x = self.design[a]
         gain = self._inverse[s] @ x
@@ -64,13 +65,13 @@ class Model:
         self._stale.add(s)
 
     def fit(self, log: Log) -> None:
-        """Replace what was learnt by the fit to ``log``. Raises ValueError for an empty one."""
-        s, a, r, then = log
+        """Replace the model by the fit to ``log``. Raises ValueError if the log is empty."""
+        s, a, r, next_states = log
         if len(s) == 0:
             raise ValueError("the dataset is empty: a model needs at least one transition")
         states, _, outcomes = self.law.shape
         outcome = np.zeros(self.law.shape)
-        np.add.at(outcome, (s, a, then), 1.0)
+        np.add.at(outcome, (s, a, next_states), 1.0)
         np.add.at(outcome, (s, a, np.full(len(s), outcomes - 1)), r)
         counts = outcome[:, :, :states].sum(axis=2)
         self.rewards = (float(r.min()), float(r.max()))
@@ -85,8 +86,8 @@ class Model:
     def q(self, value: np.ndarray, sweeps: int, optimistic: np.ndarray | None = None) -> np.ndarray:
         """Q [S, A] after ``sweeps`` of value iteration from V [S], which is updated in place.
 
-        ``optimistic`` [S, A] bool: pairs worth the largest return there can be. Values stay between the least and the
-        largest, for an additive P need be no distribution.
+        ``optimistic`` [S, A] bool: pairs that get the largest possible return. Values are clipped to the range of
+        returns, because an additive P need not be a distribution.
         """
         for s in self._stale:
             self.law[s] = self.design @ self._effects[s]
@@ -101,9 +102,12 @@ class Model:
         return q
 
     def unknown(self, visits: int) -> np.ndarray:
-        """[S, A]: whether some block's own action was taken fewer than ``visits`` times there."""
+        """[S, A] bool: some block's action was taken fewer than ``visits`` times in this state."""
         return np.any(
-            [seen[:, own] < visits for seen, own in zip(self.seen, self.columns.T, strict=True)],
+            [
+                counts[:, block_action] < visits
+                for counts, block_action in zip(self.visit_counts, self.columns.T, strict=True)
+            ],
             axis=0,
         )
 
@@ -111,7 +115,7 @@ class Model:
 def learned_q(
     log: Log, states: int, sizes: Sequence[int], blocks: Blocks, gamma: float, sweeps: int = 400
 ) -> np.ndarray:
-    """Q [S, A] of the model that ``log`` supports. Raises ValueError for an empty log."""
+    """Q [S, A] of the model fitted to ``log``. Raises ValueError for an empty log."""
     model = Model(states, sizes, blocks, gamma)
     model.fit(log)
     return model.q(np.zeros(states), sweeps)
@@ -122,12 +126,12 @@ def samples_needed(
 ) -> int:
     """The fewest transitions of uniform actions, on a grid of steps of 2^¼, whose learned Q [S, A] is ``good``.
 
-    Gives ``most`` if that many do not do.
+    Gives ``most`` if that many do not suffice.
     """
     states, actions = mdp.R.shape
-    s, a, r, then = sample(mdp, np.full((states, actions), 1 / actions), most, rng)
+    s, a, r, next_states = sample(mdp, np.full((states, actions), 1 / actions), most, rng)
     for n in grid(most):
-        if good(learned_q((s[:n], a[:n], r[:n], then[:n]), states, mdp.sizes, blocks, mdp.gamma)):
+        if good(learned_q((s[:n], a[:n], r[:n], next_states[:n]), states, mdp.sizes, blocks, mdp.gamma)):
             return n
     return most
 
@@ -141,11 +145,11 @@ def steps_needed(
     visits: int = 0,
     epsilon: float = 0.1,
 ) -> int:
-    """The same for a learner that walks through the MDP and chooses its actions.
+    """``samples_needed`` for a learner that acts in the MDP.
 
-    RMax (Brafman & Tennenholtz 2002) with ``visits`` > 0: a pair is worth the largest return until each block's own
-    action was taken that often there; planned anew whenever one becomes known. Else Dyna (Sutton 1990): ε-greedy, two
-    sweeps of planning from the last values after every step.
+    RMax (Brafman & Tennenholtz 2002) with ``visits`` > 0: a pair has the largest return until each of its block actions
+    was taken that often in its state; it replans when a count reaches ``visits``. Else Dyna (Sutton 1990): ε-greedy,
+    two planning sweeps from the last values after every step.
     """
     states, actions = mdp.R.shape
     model = Model(states, mdp.sizes, blocks, mdp.gamma)
@@ -157,16 +161,17 @@ def steps_needed(
         a = int(q[s].argmax())
         if not visits and rng.random() < epsilon:
             a = int(rng.integers(actions))
-        then = min(int(below[s, a].searchsorted(rng.random())), states - 1)
-        model.add(s, a, float(mdp.R[s, a]), then)
+        next_state = min(int(below[s, a].searchsorted(rng.random())), states - 1)
+        model.add(s, a, float(mdp.R[s, a]), next_state)
         if not visits:
             q = model.q(value, sweeps=2)
         elif step in checks or any(
-            seen[s, own] == visits for seen, own in zip(model.seen, model.columns[a], strict=True)
+            counts[s, block_action] == visits
+            for counts, block_action in zip(model.visit_counts, model.columns[a], strict=True)
         ):
             q = model.q(value, sweeps=60, optimistic=model.unknown(visits))
-            q = q + 1e-9 * rng.random(q.shape)  # unknown pairs tie: any of them may be next
-        s = then
+            q = q + 1e-9 * rng.random(q.shape)  # breaks ties among unknown pairs at random
+        s = next_state
         if step in checks and good(model.q(np.zeros(states), sweeps=200)):
             return step
     return most

@@ -1,4 +1,4 @@
-"""Finite MDPs with factored actions, and what is exactly true of them."""
+"""Finite MDPs with factored actions, and their exact values."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def optimal_q(mdp: MDP, tolerance: float = 1e-13, mask: np.ndarray | None = None
     policy = uniform(allowed)
     while True:
         q = mdp.q_of(policy_value(mdp, policy))
-        held = (q * policy).sum(axis=1)
+        policy_values = (q * policy).sum(axis=1)
         better = np.where(allowed, q, -np.inf)
-        if np.all(better.max(axis=1) <= held + tolerance * np.maximum(1, np.abs(held))):
+        if np.all(better.max(axis=1) <= policy_values + tolerance * np.maximum(1, np.abs(policy_values))):
             return q
         policy = np.eye(q.shape[1])[better.argmax(axis=1)]
 
@@ -78,7 +78,7 @@ def uniform(mask: np.ndarray) -> np.ndarray:
 def product_mdp(
     rng: np.random.Generator, states: Sequence[int], sizes: Sequence[int], gamma: float = 0.9, joint_reward: float = 0.0
 ) -> MDP:
-    """K independent MDPs run side by side, the reward their sum: Q of a factored policy is additive.
+    """K independent MDPs in parallel with the sum of their rewards: Q of a factored policy is additive.
 
     ``joint_reward``: the scale of a random reward of the whole (s, a), which makes the factors interact.
     """
@@ -98,25 +98,25 @@ def _merged(x: np.ndarray, y: np.ndarray) -> tuple[int, ...]:
 def separable_mdp(
     rng: np.random.Generator, states: int, sizes: Sequence[int], gamma: float = 0.9, weight: float | None = None
 ) -> MDP:
-    """Each factor adds its own effect to one shared state's law: P(·|s, a) = w Σ_k P_k(·|s, a_k) + (1 − wK) P_0(·|s).
+    """Each factor adds an effect to the law of one shared state: P(·|s, a) = w Σ_k P_k(·|s, a_k) + (1 − wK) P_0(·|s).
 
     R likewise. ``weight``: w, at most the default 1/K.
     """
     weight = 1 / len(sizes) if weight is None else weight
-    rest = 1 - weight * len(sizes)
+    base_weight = 1 - weight * len(sizes)
     P, R = np.zeros((states, *sizes, states)), np.zeros((states, *sizes))
     for k, size in enumerate(sizes):
         shape = [states, *(size if j == k else 1 for j in range(len(sizes)))]
         P += weight * rng.dirichlet(np.full(states, 0.3), (states, size)).reshape(*shape, states)
         R += weight * rng.random((states, size)).reshape(shape)
     P, R = P.reshape(states, -1, states), R.reshape(states, -1)
-    P += rest * rng.dirichlet(np.full(states, 0.3), states)[:, None]
-    R += rest * rng.random(states)[:, None]
+    P += base_weight * rng.dirichlet(np.full(states, 0.3), states)[:, None]
+    R += base_weight * rng.random(states)[:, None]
     return MDP(P, R, np.full(states, 1 / states), tuple(sizes), gamma)
 
 
 def interacting_mdp(rng: np.random.Generator, states: int, sizes: Sequence[int], gamma: float = 0.9) -> MDP:
-    """Nothing factors: every (s, a) has a law and a reward of its own."""
+    """An MDP without factor structure: an independent law and reward for every (s, a)."""
     actions = math.prod(sizes)
     P, R = rng.dirichlet(np.full(states, 0.3), (states, actions)), rng.random((states, actions))
     return MDP(P, R, np.full(states, 1 / states), tuple(sizes), gamma)
@@ -125,19 +125,19 @@ def interacting_mdp(rng: np.random.Generator, states: int, sizes: Sequence[int],
 def icu_sepsis() -> tuple[MDP, np.ndarray]:
     """ICU-Sepsis (Choudhary et al. 2024) from its package, 716 states and 5×5 doses, and the clinicians' policy [S, A].
 
-    An inadmissible action does what the admissible ones do on average, as in the environment.
-    γ = 1, reward 1 for survival.
+    An inadmissible action has the mean effect of the admissible ones, as in the environment. γ = 1, reward 1 for
+    survival.
     """
     try:
         from icu_sepsis.envs.sepsis import ICUSepsisEnv
     except ImportError as error:
         raise ValueError("icu-sepsis is not installed: pip install 'iro[rl]'") from error
     env = ICUSepsisEnv()
-    found = env.dynamics
-    P, R = found["tx_mat"].copy(), (found["tx_mat"] * found["r_mat"]).sum(axis=2)
+    dynamics = env.dynamics
+    P, R = dynamics["tx_mat"].copy(), (dynamics["tx_mat"] * dynamics["r_mat"]).sum(axis=2)
     admissible = np.zeros(R.shape, bool)
-    for state, actions in enumerate(found["admissible_actions"]):
+    for state, actions in enumerate(dynamics["admissible_actions"]):
         admissible[state, actions] = True
     ends = [state for state in range(len(P)) if env._is_terminal_state(state)]
     P[ends], R[ends], admissible[ends] = 0, 0, True
-    return MDP(P, R, found["d_0"], (5, 5), 1.0, admissible), env.expert_policy
+    return MDP(P, R, dynamics["d_0"], (5, 5), 1.0, admissible), env.expert_policy

@@ -61,22 +61,22 @@ class Episodes:
 def collect(
     mdp: MDP, arrival: np.ndarray, behaviour: np.ndarray, episodes: int, rng: np.random.Generator, horizon: int
 ) -> Episodes:
-    """Episodes of π_b [S, A], side by side; entering state s' is worth ``arrival`` [S]. Cut off after ``horizon``."""
+    """Parallel episodes of π_b [S, A]; entering state s' gives reward ``arrival`` [S]. Truncated after ``horizon``."""
     state = draw_rows(np.tile(mdp.start, (episodes, 1)), rng)
     alive, rows = np.arange(episodes), []
     for t in range(horizon):
         action = draw_rows(behaviour[state], rng)
-        then = draw_rows(mdp.P[state, action], rng)
-        ended = mdp.terminal[then]
+        next_states = draw_rows(mdp.P[state, action], rng)
+        ended = mdp.terminal[next_states]
         last = ended | (t == horizon - 1)
-        rows.append((alive, np.full(len(alive), t), state, action, arrival[then], then, ended, last))
-        alive, state = alive[~ended], then[~ended]
+        rows.append((alive, np.full(len(alive), t), state, action, arrival[next_states], next_states, ended, last))
+        alive, state = alive[~ended], next_states[~ended]
         if len(alive) == 0:
             break
     columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
     order = np.lexsort((columns[1], columns[0]))
-    s, a, r, then, ended, last = (column[order] for column in columns[2:])
-    return Episodes(s, a, r, then, ended, last, behaviour[s, a], mdp.sizes)
+    s, a, r, next_states, ended, last = (column[order] for column in columns[2:])
+    return Episodes(s, a, r, next_states, ended, last, behaviour[s, a], mdp.sizes)
 
 
 def write_minari(data: Episodes, dataset_id: str, states: int) -> minari.MinariDataset:
@@ -115,8 +115,8 @@ def write_minari(data: Episodes, dataset_id: str, states: int) -> minari.MinariD
 def read_minari(dataset: minari.MinariDataset, behaviour: np.ndarray | None = None) -> Episodes:
     """Episodes of a Minari dataset with Discrete observations.
 
-    ``behaviour`` [S, A] gives propensities where the dataset has no infos["propensity"]. Raises ValueError for other
-    spaces, and where neither is there.
+    ``behaviour`` [S, A] gives propensities if the dataset has no infos["propensity"]. Raises ValueError for other
+    spaces, and if neither is available.
     """
     from rl_suite.factors import sizes_of
 
@@ -139,13 +139,13 @@ def read_minari(dataset: minari.MinariDataset, behaviour: np.ndarray | None = No
         parts.append((s[:-1], a, np.asarray(episode.rewards, float), s[1:], episode.terminations, last, propensity))
     if not parts:
         raise ValueError("the dataset is empty: log at least one episode")
-    s, a, r, then, ended, last, propensity = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Episodes(s, a, r, then, ended, last, propensity, sizes)
+    s, a, r, next_states, ended, last, propensity = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Episodes(s, a, r, next_states, ended, last, propensity, sizes)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The indices of the points that no other is at least as good as in both coordinates, and better in one."""
-    found = np.asarray(points, float)
-    at_least = np.all(found[None, :, :] >= found[:, None, :], axis=2)
-    above = np.any(found[None, :, :] > found[:, None, :], axis=2)
+    """The indices of the points that no other point dominates (at least as good in both coordinates, better in one)."""
+    coordinates = np.asarray(points, float)
+    at_least = np.all(coordinates[None, :, :] >= coordinates[:, None, :], axis=2)
+    above = np.any(coordinates[None, :, :] > coordinates[:, None, :], axis=2)
     return [int(i) for i in np.flatnonzero(~np.any(at_least & above, axis=1))]

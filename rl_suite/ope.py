@@ -8,7 +8,7 @@ from rl_suite.offline import Episodes
 
 
 def soften(policy: np.ndarray, behaviour: np.ndarray, epsilon: float) -> np.ndarray:
-    """(1 − ε) π + ε π_b [S, A]: no logged action is impossible."""
+    """(1 − ε) π + ε π_b [S, A], which gives every logged action a positive probability."""
     return (1 - epsilon) * policy + epsilon * behaviour
 
 
@@ -33,8 +33,8 @@ def wis(data: Episodes, policy: np.ndarray, gamma: float, clip: float = 1e3) -> 
 def fqe(data: Episodes, policy: np.ndarray, start: np.ndarray, gamma: float, sweeps: int = 300) -> float:
     """The value of π [S, A] from ``start`` [S] by fitted Q evaluation (Le et al. 2019) on a table.
 
-    The fit of a table is a mean over what was logged. A pair never logged is worth what the logged ones of its state
-    are on average; in a state never logged, what they are everywhere.
+    The fit of a table entry is a mean over the logged transitions. A pair that was never logged gets the mean over its
+    state, and a state that was never logged the mean over all.
     """
     states, actions = policy.shape
     pair = data.states * actions + data.actions
@@ -42,8 +42,8 @@ def fqe(data: Episodes, policy: np.ndarray, start: np.ndarray, gamma: float, swe
     of_state = counts.sum(axis=1)
     q, goes_on = np.zeros((states, actions)), gamma * ~data.ended
     for _ in range(sweeps):
-        then = (policy * q).sum(axis=1)[data.next_states]
-        total = np.bincount(pair, data.rewards + goes_on * then, states * actions).reshape(states, actions)
+        next_values = (policy * q).sum(axis=1)[data.next_states]
+        total = np.bincount(pair, data.rewards + goes_on * next_values, states * actions).reshape(states, actions)
         everywhere = total.sum() / len(pair)
         mean = np.where(of_state > 0, total.sum(axis=1) / np.maximum(of_state, 1), everywhere)
         q = np.where(counts > 0, total / np.maximum(counts, 1), mean[:, None])

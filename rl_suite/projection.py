@@ -1,9 +1,9 @@
-"""Action decomposition (arXiv:2504.21326): projected MDPs under do(a_b), and the bias of adding their Q up.
+"""Action decomposition (arXiv:2504.21326): projected MDPs under do(a_b), and the bias of the sum of their Q.
 
-The paper has no public code; this is our reading of it. Fix the policy ρ of the other blocks. Setting block b to a_b
-has the effect Q(s, do(a_b)) = Σ_{a_-b} ρ(a_-b | s) Q(s, a). For ρ a product over blocks,
-Σ_b Q(s, do(a_b)) − (B − 1) Q(s, ρ) is Q
-itself exactly when Q(s, ·) has no interaction between blocks, and its best additive approximation under ρ otherwise.
+The paper has no public code; this is a reconstruction. Fix the policy ρ of the other blocks. Setting block b to a_b has
+the effect Q(s, do(a_b)) = Σ_{a_-b} ρ(a_-b | s) Q(s, a). For ρ a product over blocks,
+Σ_b Q(s, do(a_b)) − (B − 1) Q(s, ρ) equals Q exactly if Q(s, ·) has no interaction between blocks; otherwise it is the
+best additive approximation under ρ.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from rl_suite.mdp import MDP, expected_return, greedy, optimal_q
 def others(policy: np.ndarray, sizes: Sequence[int], blocks: Blocks, b: int) -> np.ndarray:
     """[S, A_b, A]: the law of the joint action once block b is *set* to a_b, the rest as its marginal under π [S, A].
 
-    The marginal, not the conditional on a_b: what else π does when it chooses a_b is no effect of a_b.
+    The marginal, not the conditional on a_b, because π's correlation of other blocks with a_b is no effect of a_b.
     """
     columns = block_actions(sizes, blocks)
     n, of_block = block_sizes(sizes, blocks)[b], columns[:, b]
-    rest = np.unique(np.delete(columns, b, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
-    marginal = policy @ (rest[:, None] == rest[None, :])  # [S, A]: how often the rest is as in joint action a
+    rest_index = np.unique(np.delete(columns, b, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    same_rest = rest_index[:, None] == rest_index[None, :]
+    marginal = policy @ same_rest  # [S, A]: the probability that the rest is as in joint action a
     return marginal[:, None, :] * (of_block == np.arange(n)[:, None])
 
 
@@ -55,37 +56,36 @@ def additive_fit(q: np.ndarray, sizes: Sequence[int], blocks: Blocks, weights: n
 def backdoor(counts: np.ndarray) -> np.ndarray:
     """P(y | do(x)) [X, Y] = Σ_z P(z) P(y | x, z) from counts [Z, X, Y] (Pearl's back-door formula).
 
-    Raises ValueError where some x was never seen with some z: no data say what would follow.
+    Raises ValueError if some x never occurs with some z, because its effect there is not identified.
     """
-    seen = counts.sum(axis=2)
-    present = seen.sum(axis=1) > 0
-    if np.any(seen[present] == 0):
-        z, x = np.argwhere((seen == 0) & present[:, None])[0]
+    action_counts = counts.sum(axis=2)
+    present = action_counts.sum(axis=1) > 0
+    if np.any(action_counts[present] == 0):
+        z, x = np.argwhere((action_counts == 0) & present[:, None])[0]
         raise ValueError(
             f"action {x} was never taken at covariate {z}: its effect there is not identified; merge or drop it"
         )
-    of_z = seen.sum(axis=1) / seen.sum()
-    return np.einsum("z,zxy->xy", of_z[present], counts[present] / seen[present][:, :, None])
+    of_z = action_counts.sum(axis=1) / action_counts.sum()
+    return np.einsum("z,zxy->xy", of_z[present], counts[present] / action_counts[present][:, :, None])
 
 
 def naive(counts: np.ndarray) -> np.ndarray:
-    """P(y | x) [X, Y] from counts [Z, X, Y]: what ignoring z comes to."""
+    """P(y | x) [X, Y] from counts [Z, X, Y], without adjustment for z."""
     total = counts.sum(axis=0)
     return total / total.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
 class Bias:
-    """What a partition costs on an MDP known or estimated. Interactions are maxima over (s, a), in units of Q."""
+    """The bias of a partition on a known or estimated MDP. Interactions are maxima over (s, a), in units of Q."""
 
     reward: float  # of R(s, ·)
     transitions: float  # total variation between P(·|s, a) and its additive part
     q: float  # of Q*(s, ·)
     r2: float  # of the additive fit to Q*, within states
     optimal: float  # expected return of the optimal policy
-    decomposed: tuple[
-        float, float
-    ]  # of the greedy policies of the additive fit, ties broken for the worst and the best
+    # Expected return of the greedy policies of the additive fit, with ties broken for the worst and for the best.
+    decomposed: tuple[float, float]
     unbiased: bool
 
     def __str__(self) -> str:
@@ -101,10 +101,10 @@ class Bias:
 def bias(
     mdp: MDP, blocks: Sequence[Sequence[int]] | None = None, mask: np.ndarray | None = None, tolerance: float = 1e-9
 ) -> Bias:
-    """Whether ``blocks`` decompose ``mdp`` without bias, and by how much they do not.
+    """Whether ``blocks`` decompose ``mdp`` without bias, and the size of the bias.
 
     ``mask`` [S, A]: fit and act on these actions only. Additive R and P(·|s, ·) suffice; so do independent components
-    with an additive reward, whose P is *not* additive. Q* itself decides.
+    with an additive reward, whose P is *not* additive. The criterion is the additivity of Q*.
     """
     parts = check_blocks(blocks, len(mdp.sizes))
     q = optimal_q(mdp)

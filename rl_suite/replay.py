@@ -1,4 +1,4 @@
-"""A ring of transitions of several environments side by side; n-step returns are made when they are drawn."""
+"""A ring buffer of transitions of parallel environments; n-step returns are computed when they are sampled."""
 
 from __future__ import annotations
 
@@ -20,51 +20,57 @@ class Replay:
             "then": torch.zeros(*shape, inputs),
             "own": torch.zeros(*shape, blocks, dtype=torch.long),
             "rewards": torch.zeros(shape),
-            "ended": torch.zeros(shape),  # 1: nothing follows
-            "cut": torch.zeros(shape),  # 1: the episode's log stops here, ended or cut off
+            "ended": torch.zeros(shape),  # 1: terminated
+            "cut": torch.zeros(shape),  # 1: terminated or truncated
         }
         self.added = 0
 
     def add(
-        self, obs: Tensor, own: Tensor, rewards: np.ndarray, then: Tensor, terminated: np.ndarray, truncated: np.ndarray
+        self,
+        obs: Tensor,
+        block_actions: Tensor,
+        rewards: np.ndarray,
+        next_obs: Tensor,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
     ) -> None:
         row = self.added % self.rows
         ended = torch.from_numpy(terminated)
-        new = (obs, then, own, torch.from_numpy(rewards), ended, ended | torch.from_numpy(truncated))
-        for held, one in zip(self.data.values(), new, strict=True):
-            held[row] = one
+        columns = (obs, next_obs, block_actions, torch.from_numpy(rewards), ended, ended | torch.from_numpy(truncated))
+        for column, value in zip(self.data.values(), columns, strict=True):
+            column[row] = value
         self.added += 1
 
     def sample(
         self, count: int, n_step: int, gamma: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """s, own actions, Σ γ^i r_i, γ^n (0 at an end), the state n steps on, and the first step's r, s', ended.
+        """s, block actions, Σ γ^i r_i, γ^n (0 if terminated), the state after n steps; the first step's r, s', ended.
 
-        A return stops where its episode does. The newest n − 1 rows are not drawn: what follows them is not known yet.
+        A return stops at the end of its episode. The newest n − 1 rows are not sampled: their returns are incomplete.
         """
-        held = min(self.added, self.rows)
-        oldest = self.added - held
-        n_step = min(n_step, held)
+        stored = min(self.added, self.rows)
+        oldest = self.added - stored
+        n_step = min(n_step, stored)
         envs = self.data["obs"].shape[1]
-        row = oldest + torch.randint(held - n_step + 1, (count, 1), generator=generator)
+        row = oldest + torch.randint(stored - n_step + 1, (count, 1), generator=generator)
         env = torch.randint(envs, (count, 1), generator=generator)
         steps = torch.arange(n_step)
-        at = ((row + steps) % self.rows) * envs + env  # [count, n_step], in the ring laid flat
-        flat = {name: held.flatten(0, 1) for name, held in self.data.items()}
-        cut = flat["cut"][at]
+        flat_index = ((row + steps) % self.rows) * envs + env  # [count, n_step], in the flattened ring
+        flat = {name: column.flatten(0, 1) for name, column in self.data.items()}
+        cut = flat["cut"][flat_index]
         goes_on = torch.ones_like(cut)
         goes_on[:, 1:] = (1 - cut[:, :-1]).cumprod(dim=1)
-        rewards = flat["rewards"][at]
+        rewards = flat["rewards"][flat_index]
         length = goes_on.sum(dim=1)
-        first, last = at[:, 0], at.gather(1, length.long()[:, None] - 1)[:, 0]
+        first, last = flat_index[:, 0], flat_index.gather(1, length.long()[:, None] - 1)[:, 0]
         returns = (rewards * goes_on) @ gamma**steps
         discounts = gamma**length * (1 - flat["ended"][last])
-        one = (rewards[:, 0], flat["then"][first], flat["ended"][first])
-        return flat["obs"][first], flat["own"][first], returns, discounts, flat["then"][last], one
+        first_step = (rewards[:, 0], flat["then"][first], flat["ended"][first])
+        return flat["obs"][first], flat["own"][first], returns, discounts, flat["then"][last], first_step
 
     def state_dict(self) -> dict[str, Any]:
-        held = min(self.added, self.rows)
-        return {"added": self.added} | {name: data[:held].clone() for name, data in self.data.items()}
+        stored = min(self.added, self.rows)
+        return {"added": self.added} | {name: data[:stored].clone() for name, data in self.data.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.added = state["added"]

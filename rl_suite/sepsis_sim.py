@@ -1,9 +1,9 @@
 """A simulated sepsis patient, after the Gumbel-max SCM simulator of Oberst & Sontag (ICML 2019), with its exact MDP.
 
 Written from the published transition structure. A state is (diabetic, heart rate, systolic pressure, oxygen, glucose;
-antibiotics, ventilation, vasopressors as given now), an action switches the three treatments. Given both, the four
-vital signs move independently. Antibiotics act on heart rate and pressure, ventilation on oxygen alone, vasopressors on
-pressure and (in diabetics) glucose: ventilation is a factor of its own, the two others meet in the pressure.
+antibiotics, ventilation, vasopressors at present), an action switches the three treatments. Given both, the four vital
+signs change independently. Antibiotics act on heart rate and pressure, ventilation on oxygen alone, vasopressors on
+pressure and (in diabetics) glucose: ventilation is a separate factor, the two others interact through the pressure.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ STATE = (2, 3, 3, 2, 5, 2, 2, 2)  # levels of each variable, in the order above
 TREATMENTS = (2, 2, 2)
 NORMAL = (1, 1, 1, 2)  # of the vital signs
 HORIZON = 200
+Info = dict[str, Any]
 
 
 class SepsisSim(gym.Env[np.ndarray, np.ndarray]):
@@ -29,7 +30,7 @@ class SepsisSim(gym.Env[np.ndarray, np.ndarray]):
     Observations are the eight variables, MultiDiscrete; actions (antibiotics, ventilation, vasopressors).
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    metadata: Info = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.observation_space = spaces.MultiDiscrete(np.array(STATE))
@@ -38,14 +39,12 @@ class SepsisSim(gym.Env[np.ndarray, np.ndarray]):
         self._rewards = arrival_rewards()
         self._state = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         super().reset(seed=seed)
         self._state = int(self.np_random.choice(len(self._mdp.start), p=self._mdp.start))
         return self._observation(), {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Info]:
         joint = int(np.ravel_multi_index(tuple(action), TREATMENTS))
         self._state = int(self.np_random.choice(len(self._mdp.start), p=self._mdp.P[self._state, joint]))
         reward = float(self._rewards[self._state])
@@ -61,7 +60,7 @@ def variables() -> np.ndarray:
 
 
 def arrival_rewards() -> np.ndarray:
-    """[S]: the reward of entering a state; not 0 exactly where an episode ends."""
+    """[S]: the reward on entering a state, nonzero exactly where an episode ends."""
     v = variables()
     abnormal = (v[:, 1:5] != NORMAL).sum(axis=1)
     treated = v[:, 5:].any(axis=1)
@@ -70,7 +69,7 @@ def arrival_rewards() -> np.ndarray:
 
 @cache
 def sepsis_mdp(gamma: float = 0.99, diabetic: float = 0.2) -> MDP:
-    """The exact MDP: 1440 states, 2×2×2 actions. ``diabetic``: how many patients are, at the start."""
+    """The exact MDP: 1440 states, 2×2×2 actions. ``diabetic``: the share of diabetic patients."""
     S, A = int(np.prod(STATE)), int(np.prod(TREATMENTS))
     P, v = np.zeros((S, A, S)), variables()
     ends = arrival_rewards()
@@ -83,9 +82,9 @@ def sepsis_mdp(gamma: float = 0.99, diabetic: float = 0.2) -> MDP:
                 _oxygen(vent, on_vent)[o2],
                 _glucose(d, on_vaso)[glucose],
             )
-            then = np.zeros(STATE)
-            then[d, :, :, :, :, on_abx, on_vent, on_vaso] = np.einsum("i,j,k,l->ijkl", *laws)
-            P[s, a] = then.reshape(-1)
+            next_law = np.zeros(STATE)
+            next_law[d, :, :, :, :, on_abx, on_vent, on_vaso] = np.einsum("i,j,k,l->ijkl", *laws)
+            P[s, a] = next_law.reshape(-1)
     start = np.zeros(STATE)
     for d, share, sugar in (
         (0, 1 - diabetic, (0.05, 0.15, 0.6, 0.15, 0.05)),
@@ -98,7 +97,7 @@ def sepsis_mdp(gamma: float = 0.99, diabetic: float = 0.2) -> MDP:
 
 
 def _moves(levels: int, *moves: tuple[int, int, float]) -> np.ndarray:
-    """[levels, levels]: a law that stays, but for ``moves`` (from, to, probability)."""
+    """[levels, levels]: the identity law changed by ``moves`` (from, to, probability)."""
     law = np.eye(levels)
     for source, target, p in moves:
         law[source, source] -= p
@@ -115,25 +114,25 @@ def _drift(levels: int, p: float) -> np.ndarray:
 
 
 @cache
-def _antibiotics(before: int, now: int) -> np.ndarray:
-    if now:
+def _antibiotics(was_on: int, on: int) -> np.ndarray:
+    if on:
         return _moves(3, (2, 1, 0.5))
-    return _moves(3, (1, 2, 0.1)) if before else np.eye(3)
+    return _moves(3, (1, 2, 0.1)) if was_on else np.eye(3)
 
 
 @cache
-def _heart_rate(before: int, now: int) -> np.ndarray:
-    return _antibiotics(before, now) if before or now else _drift(3, 0.1)
+def _heart_rate(was_on: int, on: int) -> np.ndarray:
+    return _antibiotics(was_on, on) if was_on or on else _drift(3, 0.1)
 
 
 @cache
-def _vasopressors(diabetic: int, before: int, now: int) -> np.ndarray:
-    if now and diabetic:
+def _vasopressors(diabetic: int, was_on: int, on: int) -> np.ndarray:
+    if on and diabetic:
         return _moves(3, (1, 2, 0.9), (0, 1, 0.5), (0, 2, 0.4))
-    if now:
+    if on:
         return _moves(3, (0, 1, 0.7), (1, 2, 0.7))
     falls = 0.05 if diabetic else 0.1
-    return _moves(3, (1, 0, falls), (2, 1, falls)) if before else np.eye(3)
+    return _moves(3, (1, 0, falls), (2, 1, falls)) if was_on else np.eye(3)
 
 
 @cache
@@ -144,15 +143,15 @@ def _pressure(diabetic: int, abx: int, on_abx: int, vaso: int, on_vaso: int) -> 
 
 
 @cache
-def _oxygen(before: int, now: int) -> np.ndarray:
-    if now:
+def _oxygen(was_on: int, on: int) -> np.ndarray:
+    if on:
         return _moves(2, (0, 1, 0.7))
-    return _moves(2, (1, 0, 0.1)) if before else _drift(2, 0.1)
+    return _moves(2, (1, 0, 0.1)) if was_on else _drift(2, 0.1)
 
 
 @cache
 def _glucose(diabetic: int, on_vaso: int) -> np.ndarray:
-    """As its text says; the released simulator holds a non-diabetic's rising glucose at level 1."""
+    """As in the paper's text; the released simulator holds a non-diabetic's rising glucose at level 1."""
     if on_vaso:
         return _moves(5, *((i, i + 1, 0.5) for i in range(4))) if diabetic else np.eye(5)
     return _drift(5, 0.3 if diabetic else 0.1)

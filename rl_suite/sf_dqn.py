@@ -1,8 +1,8 @@
 """SF-DQN with GPI (arXiv:2405.15920) and its baselines DQN-GPI, warm-started DQN and UVFA, on one learner.
 
-Read ``update`` first. Targets and behaviour are those of public implementations of the algorithm. How DQN-GPI forms
-targets (from its own Q_i, double DQN), relabelling the replay for every task, starting a task from the last one's
-network, and UVFA's goals (w) are our reading.
+Read ``update`` first. Targets and behaviour follow public implementations of the algorithm. Reconstruction: DQN-GPI's
+targets (from Q_i, double DQN), relabelling the replay for every task, starting a task from the last task's network, and
+UVFA's goals (w).
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from rl_suite.sf_networks import StackedMLP
 from rl_suite.sf_replay import Batch, Replay
-from rl_suite.sf_tasks import SF, Method, check_env, check_weights
+from rl_suite.sf_tasks import SF, TransferMethod, check_env, check_weights
 
 PARTS = ("net", "target", "optimiser", "replay")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """``update_every``: transitions an update; ``target_every``: updates between copies to the target networks.
+class DQNSettings:
+    """``update_every``: transitions per update; ``target_every``: updates between copies to the target networks.
 
     ``learn_w``: w starts at 0 and follows r = φ·w by w ← w + ``w_rate`` (r − φ·w) φ.
     """
@@ -51,10 +52,16 @@ class DQNAgent:
     """
 
     def __init__(
-        self, env: gym.Env, weights: Any, method: Method = SF, settings: Settings | None = None, *, seed: int = 0
+        self,
+        env: gym.Env,
+        weights: ArrayLike,
+        method: TransferMethod = SF,
+        settings: DQNSettings | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
         self.actions, d = check_env(env)
-        self.env, self.method, self.settings = env, method, settings or Settings()
+        self.env, self.method, self.settings = env, method, settings or DQNSettings()
         self.true_weights = check_weights(weights, d)
         if not (method.warm or method.gpi):
             raise ValueError("one network that starts afresh at each task is a new DQNAgent a task: make those instead")
@@ -75,27 +82,27 @@ class DQNAgent:
         self.begun = self.updates = 0
 
     def learn(self, task: int, steps: int, on_step: Callable[[], None] | None = None) -> list[float]:
-        """``steps`` transitions of task number ``task``, from a fresh episode; gives the returns of whole episodes.
+        """Learn from ``steps`` transitions of task ``task``, from a new episode; gives the returns of full episodes.
 
-        Tasks are begun in order. Raises ValueError for one out of turn.
+        Tasks begin in order. Raises ValueError otherwise.
         """
         self._begin(task)
-        every, w_true = self.settings.update_every, self.true_weights[task]
+        update_every, w_true = self.settings.update_every, self.true_weights[task]
         s = _flat(self.env.reset(seed=int(self.rng.integers(2**31)))[0])
         returns, collected = [], 0.0
         for t in range(steps):
             a = self._explore(s, task)
             observation, phi, terminated, truncated, _ = self.env.step(a)
-            then, phi = _flat(observation), np.asarray(phi, np.float32)
-            self.replay.add(s, a, phi, then, terminated)
+            next_s, phi = _flat(observation), np.asarray(phi, np.float32)
+            self.replay.add(s, a, phi, next_s, terminated)
             reward = float(phi @ w_true)
             collected += reward
             if self.settings.learn_w:
-                known = _tensor(phi)
-                self.w[task] += self.settings.w_rate * (reward - known @ self.w[task]) * known
-            if t % every == 0 and len(self.replay) >= self.settings.learning_starts:
+                phi_tensor = _tensor(phi)
+                self.w[task] += self.settings.w_rate * (reward - phi_tensor @ self.w[task]) * phi_tensor
+            if t % update_every == 0 and len(self.replay) >= self.settings.learning_starts:
                 self.update(self.replay.sample(self.settings.batch, self.rng))
-            s = then
+            s = next_s
             if terminated or truncated:
                 s = _flat(self.env.reset()[0])
                 returns.append(collected)
@@ -105,10 +112,10 @@ class DQNAgent:
         return returns
 
     @torch.no_grad()
-    def predict(self, observations: np.ndarray, w: Any) -> np.ndarray:
-        """Greedy actions [B] for observations [B, S] under weights [B, d], one task a row.
+    def predict(self, observations: np.ndarray, w: ArrayLike) -> np.ndarray:
+        """Greedy actions [B] for observations [B, S] under weights [B, d], one task per row.
 
-        SF-DQN: max_i ψ_i·w. DQN-GPI: max_i Q_i, whatever w. Warm-started DQN: the last task's Q. UVFA: Q(·, w).
+        SF-DQN: max_i ψ_i·w. DQN-GPI: max_i Q_i for any w. Warm-started DQN: the last task's Q. UVFA: Q(·, w).
         """
         weights = _tensor(check_weights(w, self.true_weights.shape[1]))
         s = _tensor(observations).reshape(len(weights), -1)
@@ -120,29 +127,29 @@ class DQNAgent:
         return values.argmax(1).numpy()
 
     def save(self, path: Path) -> None:
-        """Everything a resumed agent needs: networks, optimiser, replay, w and the generator."""
+        """Save the complete state: networks, optimiser, replay, w and the generator."""
         state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in PARTS}
         state |= {"w": self.w, "begun": self.begun, "updates": self.updates, "rng": self.rng.bit_generator.state}
-        torch.save(state | {"made_with": self._made_with()}, path)
+        torch.save(state | {"made_with": self._arguments()}, path)
 
     def load(self, path: Path) -> None:
-        """Go on from ``save``, in an agent made with the same arguments. Raises ValueError if it was another's."""
+        """Restore what ``save`` wrote. Raises ValueError if that agent had other arguments."""
         state = torch.load(path, weights_only=True)
-        if state["made_with"] != self._made_with():
-            raise ValueError(f"{path} holds an agent made with {state['made_with']}, not {self._made_with()}")
+        if state["made_with"] != self._arguments():
+            raise ValueError(f"{path} holds an agent made with {state['made_with']}, not {self._arguments()}")
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.w, self.begun, self.updates = state["w"], state["begun"], state["updates"]
         self.rng.bit_generator.state = state["rng"]
 
     def update(self, batch: Batch) -> float:
-        """One step of Adam on all tasks in ``_current``, in one batched call; gives the loss."""
+        """One step of Adam on all tasks of ``_current`` in one batched call; gives the loss."""
         w = self.w[self._current()]  # [m, d]
         with torch.no_grad():
             target = self._targets(batch, w)  # [m, B, width]
         picked = batch.a[None, :, None, None].expand(len(w), -1, 1, self.width)
-        now = self._heads(self.net, batch.s, w).gather(2, picked)[:, :, 0]
-        loss = (now - target).square().mean(dim=(1, 2)).sum()  # a task's gradient is what it would be alone
+        predicted = self._heads(self.net, batch.s, w).gather(2, picked)[:, :, 0]
+        loss = (predicted - target).square().mean(dim=(1, 2)).sum()  # each task has the gradient of a separate fit
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -153,7 +160,7 @@ class DQNAgent:
 
     def _targets(self, batch: Batch, w: torch.Tensor) -> torch.Tensor:
         """[m, B, width]: φ + γ ψ̄_i(s', a*), a* = argmax_a max_j ψ_j(s', a)·w_i. Without features r_i and Q_i alone."""
-        online = self._heads(self.net, batch.then, w)  # [j, B, A, width]
+        online = self._heads(self.net, batch.next_s, w)  # [j, B, A, width]
         if self.method.features:
             cumulant = batch.phi[None]
             values = torch.einsum("jbad,id->jiba", online, w).amax(0)  # [i, B, A]
@@ -161,7 +168,7 @@ class DQNAgent:
             cumulant = (w @ batch.phi.T)[:, :, None]
             values = online[..., 0]
         best = values.argmax(2)[:, :, None, None].expand(-1, -1, 1, self.width)
-        after = self._heads(self.target, batch.then, w).gather(2, best)[:, :, 0]
+        after = self._heads(self.target, batch.next_s, w).gather(2, best)[:, :, 0]
         return cumulant + self.settings.gamma * batch.goes_on[None, :, None] * after
 
     def _heads(self, net: StackedMLP, s: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -175,7 +182,7 @@ class DQNAgent:
         return out.unflatten(2, (self.actions, self.width))
 
     def _current(self) -> slice:
-        """The tasks that an update serves: all begun, or the last alone where one network moves from task to task."""
+        """The tasks of an update: all begun, or only the last where one network serves the tasks in turn."""
         return slice(0 if self.method.gpi or self.method.conditioned else self.begun - 1, self.begun)
 
     def _explore(self, s: np.ndarray, task: int) -> int:
@@ -195,7 +202,7 @@ class DQNAgent:
                     for moment in (parameter["exp_avg"], parameter["exp_avg_sq"]):
                         moment[task] = moment[task - 1]
 
-    def _made_with(self) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Any]:
         settings = asdict(self.settings) | {"hidden": list(self.settings.hidden)}
         return {"method": asdict(self.method), "weights": self.true_weights.tolist(), "settings": settings}
 
@@ -204,5 +211,5 @@ def _flat(observation: np.ndarray) -> np.ndarray:
     return np.asarray(observation, np.float32).reshape(-1)
 
 
-def _tensor(array: Any) -> torch.Tensor:
+def _tensor(array: ArrayLike) -> torch.Tensor:
     return torch.as_tensor(np.asarray(array, np.float32))

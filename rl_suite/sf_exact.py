@@ -34,10 +34,10 @@ def q_of_policy(mdp: MDP, policy: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What GPI came to on one new task. Gaps are max over (s, a) of Q* − Q^π; slacks are negative where a bound fails.
+    """The result of GPI on one new task. Gaps are max over (s, a) of Q* − Q^π; a negative slack violates a bound.
 
     ``improvement``: of Q^π ≥ max_i Q^{π_i} − 2ε/(1−γ) (Theorem 1). ``loss``: of Q* − Q^π ≤
-    2/(1−γ) (φ_max min_j‖w−w_j‖ + ε) (Theorem 2). ``exact``: of the same with 2γ/(1−γ) and ε = 0; None otherwise.
+    2/(1−γ) (φ_max min_j‖w−w_j‖ + ε) (Theorem 2). ``exact``: of the same bound with 2γ/(1−γ), where ε = 0; else None.
     """
 
     sf_gpi: float
@@ -48,26 +48,26 @@ class Transfer:
 
 
 def transfer(
-    mdp: MDP, phi: np.ndarray, known: np.ndarray, w: np.ndarray, epsilon: float, rng: np.random.Generator
+    mdp: MDP, phi: np.ndarray, task_weights: np.ndarray, w: np.ndarray, epsilon: float, rng: np.random.Generator
 ) -> Transfer:
-    """GPI over the optimal policies of ``known`` [n, d] on the task ``w`` [d].
+    """GPI over the optimal policies of the tasks ``task_weights`` [n, d] on the new task ``w`` [d].
 
-    ``epsilon``: the size of the uniform error put on each ψ_i·w. DQN-GPI acts on max_j Q_j, each Q_j learnt for its
-    own reward, as the paper's baseline does.
+    ``epsilon``: the size of a uniform error added to each ψ_i·w. DQN-GPI acts on max_j Q_j, each Q_j for the reward of
+    task j, like the paper's baseline.
     """
-    tasks = [task(mdp, phi, one) for one in known]
-    optimal = np.stack([optimal_q(one) for one in tasks])  # [n, S, A]
+    tasks = [task(mdp, phi, weights) for weights in task_weights]
+    optimal = np.stack([optimal_q(known_task) for known_task in tasks])  # [n, S, A]
     psi = np.stack([successor_features(mdp, phi, greedy(q)) for q in optimal])  # [n, S, A, d]
-    new, q_old = task(mdp, phi, w), psi @ w  # [n, S, A]
-    best = optimal_q(new)
+    new_task, q_old = task(mdp, phi, w), psi @ w  # [n, S, A]
+    best = optimal_q(new_task)
     estimate = q_old + epsilon * rng.uniform(-1, 1, q_old.shape)
-    reached = q_of_policy(new, greedy(estimate.max(axis=0)))
-    other = q_of_policy(new, greedy(optimal.max(axis=0)))
-    nearest = np.linalg.norm(phi, axis=2).max() * np.linalg.norm(known - w, axis=1).min()
+    reached = q_of_policy(new_task, greedy(estimate.max(axis=0)))
+    reached_by_q = q_of_policy(new_task, greedy(optimal.max(axis=0)))
+    nearest = np.linalg.norm(phi, axis=2).max() * np.linalg.norm(task_weights - w, axis=1).min()
     horizon, gap = 1 / (1 - mdp.gamma), float((best - reached).max())
     return Transfer(
         sf_gpi=gap,
-        dqn_gpi=float((best - other).max()),
+        dqn_gpi=float((best - reached_by_q).max()),
         improvement=float((reached - q_old.max(axis=0)).min() + 2 * epsilon * horizon),
         loss=2 * horizon * (nearest + epsilon) - gap,
         exact=2 * mdp.gamma * horizon * nearest - gap if epsilon == 0 else None,
@@ -86,16 +86,16 @@ def random_family(
 def distance_study(
     rng: np.random.Generator, distances: np.ndarray, repeats: int, sizes: tuple[int, int, int], gamma: float
 ) -> list[dict[str, float]]:
-    """Mean gaps of reusing one task's policy, and of its Q itself as an estimate, on tasks at ‖Δw‖ from it."""
+    """Mean gaps of one task's policy, and of its Q as an estimate, on tasks at distance ‖Δw‖."""
     rows = []
     for distance in distances:
-        found = []
+        gaps = []
         for _ in range(repeats):
-            mdp, phi, known, direction = random_family(rng, *sizes, 1, gamma)
-            first = known / np.linalg.norm(known)
-            w = first[0] + distance * direction / np.linalg.norm(direction)
-            old, new = optimal_q(task(mdp, phi, first[0])), optimal_q(task(mdp, phi, w))
-            found.append([transfer(mdp, phi, first, w, 0.0, rng).sf_gpi, np.abs(new - old).max()])
-        gap, change = np.mean(found, axis=0)
+            mdp, phi, raw_weights, direction = random_family(rng, *sizes, 1, gamma)
+            known_weights = raw_weights / np.linalg.norm(raw_weights)
+            w = known_weights[0] + distance * direction / np.linalg.norm(direction)
+            old_q, new_q = optimal_q(task(mdp, phi, known_weights[0])), optimal_q(task(mdp, phi, w))
+            gaps.append([transfer(mdp, phi, known_weights, w, 0.0, rng).sf_gpi, np.abs(new_q - old_q).max()])
+        gap, change = np.mean(gaps, axis=0)
         rows.append({"distance": float(distance), "sf_gpi": float(gap), "q": float(change)})
     return rows

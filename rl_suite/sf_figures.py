@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from rl_suite.stats import draw_band
+from rl_suite.stats import Result, draw_band
 
 
 def draw(folder: Path) -> None:
@@ -28,24 +27,24 @@ def draw(folder: Path) -> None:
     plt.close("all")
 
 
-def _transfer(panels: Any, result: dict[str, Any]) -> None:
+def _transfer(panels: np.ndarray, result: Result) -> None:
     config = result["config"]
     (rooms, trained, several), (away, profiles, wins) = panels
-    for name, curve in result["four rooms"]["curves"].items():
+    for name, curve in result["four_rooms"]["curves"].items():
         draw_band(rooms, np.arange(len(curve["value"])) + 1, curve, name, marker=".")
     rooms.set(xlabel="task", ylabel="reward collected while learning it", title="four rooms")
     titles = {"trained": "the training tasks", "several": "unseen: serve three targets", "away": "unseen: keep away"}
     for axes, (part, title) in zip((trained, several, away), titles.items(), strict=True):
-        for name, curve in result[f"reacher {part}"]["curves"].items():
+        for name, curve in result[f"reacher_{part}"]["curves"].items():
             draw_band(axes, config["evaluate_every"] * (np.arange(len(curve["value"])) + 1), curve, name)
         for task in range(1, 4):
             axes.axvline(task * config["reacher_steps"], color="0.8", zorder=0)
         axes.set(xlabel="transitions (grey: the next task begins)", ylabel="return (IQM)", title=f"reacher, {title}")
-    last = result["reacher all"]
-    for name, curve in last["profiles"].items():
-        draw_band(profiles, last["profile levels"], curve, name)
+    final = result["reacher_all"]
+    for name, curve in final["profiles"].items():
+        draw_band(profiles, final["profile_levels"], curve, name)
     profiles.set(xlabel="return τ", ylabel="share of runs above τ", title="reacher, all 12 tasks, at the end")
-    for row, (name, estimate) in enumerate(last["probability of improvement"].items()):
+    for row, (name, estimate) in enumerate(final["probability_of_improvement"].items()):
         wins.plot([estimate["low"], estimate["high"]], [row, row], linewidth=6, alpha=0.4)
         wins.plot(estimate["value"], row, "k|", markersize=14)
         wins.text(0.02, row + 0.15, f"SF-DQN over {name}")
@@ -61,11 +60,11 @@ def _transfer(panels: Any, result: dict[str, Any]) -> None:
         axes.legend(fontsize=8)
 
 
-def _theory(panels: Any, result: dict[str, Any]) -> None:
+def _theory(panels: np.ndarray, result: Result) -> None:
     labels = {
         "time": ("t", "‖Θ_t − Θ*‖/‖Θ*‖"),
         "replay": ("transitions in replay", "‖Θ_T − Θ*‖/‖Θ*‖"),
-        "w error": ("‖w_0 − w*‖", "mean |Q − Q*|"),
+        "w_error": ("‖w_0 − w*‖", "mean |Q − Q*|"),
     }
     for axes, (name, (x, y)) in zip(panels, labels.items(), strict=False):
         row = result["teacher"][name]

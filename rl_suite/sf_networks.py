@@ -1,4 +1,4 @@
-"""Many small networks as one: their parameters stacked, so that a layer of all of them is one batched product."""
+"""Many small networks with stacked parameters: a layer of all networks is one batched product."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StackedMLP(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:
                 x = torch.relu(x)
-            if first < len(weight):  # a slice of all of it would cost a copy in the backward pass
+            if first < len(weight):  # a full slice would copy in the backward pass
                 weight, bias = weight[:first], bias[:first]
             x = torch.baddbmm(bias, x, weight)
         return x

@@ -1,4 +1,4 @@
-"""Updates a second of SF-DQN, all tasks in one batched call against a Python loop over them."""
+"""Updates per second of SF-DQN: all tasks in one batched call against a Python loop over tasks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rl_suite.sf_networks import StackedMLP
 from rl_suite.sf_replay import Batch
 
 
-class Looped:
-    """The same update as ``DQNAgent.update`` with features, a module and an Adam for each task, as it is often written.
+class LoopedUpdate:
+    """The update of ``DQNAgent.update`` with features, with one module and one Adam per task.
 
-    ``shared``: work out every ψ_j(s') once an update; otherwise once for each task that needs it, as the public
+    ``shared``: compute every ψ_j(s') once per update; otherwise once for each task that needs it, as public
     implementations of SF-DQN do. Starts from the parameters of ``stacked``.
     """
 
     def __init__(self, stacked: StackedMLP, w: torch.Tensor, actions: int, gamma: float, rate: float, shared: bool):
         self.w, self.actions, self.gamma, self.shared = w, actions, gamma, shared
-        self.nets = [_alone(stacked, i) for i in range(len(w))]
-        self.targets = [_alone(stacked, i) for i in range(len(w))]
+        self.nets = [_single_network(stacked, i) for i in range(len(w))]
+        self.targets = [_single_network(stacked, i) for i in range(len(w))]
         self.optimisers = [torch.optim.Adam(net.parameters(), lr=rate, fused=True) for net in self.nets]
 
     def update(self, batch: Batch) -> None:
@@ -31,11 +31,11 @@ class Looped:
             bests = []
             for w in self.w:
                 psi = ahead if self.shared else self._ahead(batch)
-                bests.append(torch.stack([one @ w for one in psi]).amax(0).argmax(1))
+                bests.append(torch.stack([task_psi @ w for task_psi in psi]).amax(0).argmax(1))
         rows = torch.arange(len(batch.a))
         for net, frozen, optimiser, best in zip(self.nets, self.targets, self.optimisers, bests, strict=True):
             with torch.no_grad():
-                after = self._psi(frozen, batch.then)[rows, best]
+                after = self._psi(frozen, batch.next_s)[rows, best]
                 target = batch.phi + self.gamma * batch.goes_on[:, None] * after
             loss = (self._psi(net, batch.s)[rows, batch.a] - target).square().mean()
             optimiser.zero_grad()
@@ -44,28 +44,28 @@ class Looped:
 
     @torch.no_grad()
     def _ahead(self, batch: Batch) -> list[torch.Tensor]:
-        return [self._psi(net, batch.then) for net in self.nets]
+        return [self._psi(net, batch.next_s) for net in self.nets]
 
     def _psi(self, net: nn.Module, s: torch.Tensor) -> torch.Tensor:
         return net(s).unflatten(1, (self.actions, -1))
 
 
 def per_second(updates: list[Callable[[], object]], seconds: float, turns: int = 5) -> list[float]:
-    """Calls a second of each, in ``turns`` alternating turns that come to ``seconds`` for each: their medians."""
+    """Median calls per second of each update over ``turns`` alternating turns, ``seconds`` in total for each."""
     for update in updates:
         update()
     rates: list[list[float]] = [[] for _ in updates]
     for _ in range(turns):
-        for update, found in zip(updates, rates, strict=True):
+        for update, update_rates in zip(updates, rates, strict=True):
             began, calls = time.perf_counter(), 0
             while time.perf_counter() - began < seconds / turns:
                 update()
                 calls += 1
-            found.append(calls / (time.perf_counter() - began))
-    return [sorted(found)[turns // 2] for found in rates]
+            update_rates.append(calls / (time.perf_counter() - began))
+    return [sorted(update_rates)[turns // 2] for update_rates in rates]
 
 
-def _alone(stacked: StackedMLP, i: int) -> nn.Sequential:
+def _single_network(stacked: StackedMLP, i: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for weight, bias in zip(stacked.weights, stacked.biases, strict=True):
         linear = nn.Linear(weight.shape[1], weight.shape[2])

@@ -1,24 +1,24 @@
-"""Tabular SFQL with GPI, and Q-learning with GPI, warm-started or fresh: one table, all tasks in one array.
+"""Tabular SFQL with GPI, and Q-learning with GPI, warm-started or fresh: the tables of all tasks in one array.
 
 Barreto et al. 2017 (arXiv:1606.05312), as arXiv:2405.15920 states it: act ε-greedily on max_i ψ_i·w; target
-φ + γ ψ_i(s', a*), a* = argmax_a max_j ψ_j(s', a)·w_i. Every transition updates every task begun, in one batched
-expression.
+φ + γ ψ_i(s', a*), a* = argmax_a max_j ψ_j(s', a)·w_i. Every transition updates every task begun, in one
+batched expression.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
-from rl_suite.sf_tasks import SF, Method, check_env, check_weights
+from rl_suite.sf_tasks import SF, TransferMethod, check_env, check_weights
 
 
 class TabularAgent:
-    """States are whatever distinct observations come up, numbered as they do; the table grows with them.
+    """States are the distinct observations, numbered in order of appearance; the table grows with them.
 
     ``weights`` [n, d]: the tasks, learnt in order. Raises ValueError for an action space that is not Discrete, a scalar
     reward, weights of another length, or UVFA.
@@ -27,8 +27,8 @@ class TabularAgent:
     def __init__(
         self,
         env: gym.Env,
-        weights: Any,
-        method: Method = SF,
+        weights: ArrayLike,
+        method: TransferMethod = SF,
         *,
         alpha: float = 0.5,
         gamma: float = 0.95,
@@ -42,38 +42,38 @@ class TabularAgent:
         self.weights = check_weights(weights, d)
         self.rng = np.random.default_rng(seed)
         self.states: dict[bytes, int] = {}
-        self.begun = 0  # tasks that have been
+        self.begun = 0  # number of tasks begun
         slots, width = (len(self.weights) if method.gpi else 1), (d if method.features else 1)
         self.table = np.zeros((1024, slots, self.actions, width))
 
     def learn(self, task: int, steps: int) -> float:
-        """``steps`` transitions of task number ``task``, from a fresh episode; gives the reward collected.
+        """Learn from ``steps`` transitions of task number ``task``, from a new episode; gives the reward collected.
 
-        Tasks are begun in order. Raises ValueError for one out of turn.
+        Tasks begin in order. Raises ValueError otherwise.
         """
         self._begin(task)
-        own, w, random = self._own(task), self.weights[task], self.rng.random
-        here = self._index(self.env.reset(seed=int(self.rng.integers(2**31)))[0])
+        updated_tasks, w, random = self._updated_tasks(task), self.weights[task], self.rng.random
+        state = self._index(self.env.reset(seed=int(self.rng.integers(2**31)))[0])
         collected = 0.0
         for _ in range(steps):
             explores = random() < self.epsilon
-            action = int(random() * self.actions) if explores else self._greedy(self.table[here], w)
+            action = int(random() * self.actions) if explores else self._greedy(self.table[state], w)
             observation, phi, terminated, truncated, _ = self.env.step(action)
-            then = self._index(observation)
-            self._update(here, action, np.asarray(phi, float), then, terminated, own)
+            next_state = self._index(observation)
+            self._update(state, action, np.asarray(phi, float), next_state, terminated, updated_tasks)
             collected += float(phi @ w)
-            here = self._index(self.env.reset()[0]) if terminated or truncated else then
+            state = self._index(self.env.reset()[0]) if terminated or truncated else next_state
         return collected
 
-    def predict(self, observation: np.ndarray, w: Any) -> int:
-        """The greedy action for weights ``w`` [d]; a state never seen has no preference."""
-        w = check_weights(np.asarray(w)[None], self.weights.shape[1])[0]
+    def predict(self, observation: np.ndarray, w: ArrayLike) -> int:
+        """The greedy action for weights ``w`` [d], uniform in a state never visited."""
+        weights = check_weights(np.asarray(w)[None], self.weights.shape[1])[0]
         index = self.states.get(np.asarray(observation).tobytes())
         row = np.zeros(self.table.shape[1:]) if index is None else self.table[index]
-        return self._greedy(row, w)
+        return self._greedy(row, weights)
 
     def save(self, path: Path) -> None:
-        """Everything a resumed agent needs: tables, states and the generator."""
+        """Save the complete state: tables, states and the generator."""
         torch.save(
             {
                 "table": torch.from_numpy(self.table[: len(self.states)].copy()),
@@ -85,7 +85,7 @@ class TabularAgent:
         )
 
     def load(self, path: Path) -> None:
-        """Go on from ``save``, in an agent made with the same arguments. Raises ValueError if it was another's."""
+        """Restore what ``save`` wrote. Raises ValueError if that agent's tables have other shapes."""
         saved = torch.load(path, weights_only=True)
         table = saved["table"].numpy()
         if table.shape[1:] != self.table.shape[1:]:
@@ -105,7 +105,7 @@ class TabularAgent:
                 self.table[:, task] = self.table[:, task - 1]
             self.begun += 1
 
-    def _own(self, task: int) -> slice:
+    def _updated_tasks(self, task: int) -> slice:
         """The tasks that a transition updates."""
         return slice(0, task + 1) if self.method.gpi else slice(task, task + 1)
 
@@ -122,12 +122,12 @@ class TabularAgent:
         best = np.flatnonzero(values == values.max())
         return int(best[int(self.rng.random() * len(best))])
 
-    def _update(self, s: int, a: int, phi: np.ndarray, then: int, terminated: bool, own: slice) -> None:
-        w = self.weights[own]  # [m, d]
+    def _update(self, s: int, a: int, phi: np.ndarray, next_state: int, terminated: bool, updated_tasks: slice) -> None:
+        w = self.weights[updated_tasks]  # [m, d]
         m = len(w)
         target = np.broadcast_to(phi, w.shape) if self.method.features else (w @ phi)[:, None]
         if not terminated:
-            after = self.table[then, :m]  # [m, A, d]
+            after = self.table[next_state, :m]  # [m, A, d]
             values = (after @ w.T).max(axis=0).T if self.method.features else after[..., 0]  # [i, A]
             best = values.argmax(axis=1)
             target = target + self.gamma * after[np.arange(m), best]

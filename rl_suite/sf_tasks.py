@@ -12,17 +12,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import ArrayLike
 
 from rl_suite.factors import sizes_of
 
+Info = dict[str, Any]
+
 
 @dataclass(frozen=True)
-class Method:
-    """What an agent learns for each task and how it acts on a new one.
+class TransferMethod:
+    """The quantity that an agent learns for each task, and its behaviour on a new task.
 
-    ``features``: ψ_i [A, d] and Q = ψ_i·w, where the others learn Q_i [A] itself. ``gpi``: acts on the best of all
-    tasks' values, and keeps one approximator a task; without it there is one, that moves from task to task. ``warm``: a
-    new task starts from the last one's values. ``conditioned``: one network that reads w beside the observation.
+    ``features``: learns ψ_i [A, d] with Q = ψ_i·w, instead of Q_i [A]. ``gpi``: acts on the maximum over all tasks'
+    values and has one approximator per task; without it, one approximator serves the tasks in turn. ``warm``: a new
+    task starts from the last task's values. ``conditioned``: one network with w as an input.
     """
 
     features: bool = False
@@ -31,11 +34,11 @@ class Method:
     conditioned: bool = False
 
 
-SF = Method(features=True, gpi=True)
-Q_GPI = Method(gpi=True)
-Q_WARM = Method()
-Q_FRESH = Method(warm=False)
-UVFA = Method(conditioned=True)
+SF = TransferMethod(features=True, gpi=True)
+Q_GPI = TransferMethod(gpi=True)
+Q_WARM = TransferMethod()
+Q_FRESH = TransferMethod(warm=False)
+UVFA = TransferMethod(conditioned=True)
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,14 @@ class Family:
     test: np.ndarray
 
 
-def check_weights(weights: Any, features: int) -> np.ndarray:
+def check_weights(weights: ArrayLike, features: int) -> np.ndarray:
     """``weights`` as [n, d]. Raises ValueError unless there is one weight a feature, all finite."""
-    found = np.asarray(weights, float)
-    if found.ndim != 2 or found.shape[1] != features or len(found) == 0:
-        raise ValueError(f"w of shape {found.shape}: [tasks, {features}] is needed, one weight a feature")
-    if not np.isfinite(found).all():
+    rows = np.asarray(weights, float)
+    if rows.ndim != 2 or rows.shape[1] != features or len(rows) == 0:
+        raise ValueError(f"w of shape {rows.shape}: [tasks, {features}] is needed, one weight a feature")
+    if not np.isfinite(rows).all():
         raise ValueError("w must be finite")
-    return found
+    return rows
 
 
 def check_env(env: gym.Env) -> tuple[int, int]:
@@ -77,7 +80,7 @@ def check_env(env: gym.Env) -> tuple[int, int]:
 class GoalFeature(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """``four-room-v0`` with a fourth feature, 1 at the goal, where mo-gymnasium gives (1, 1, 1).
 
-    As in Barreto et al. 2017: φ counts the three shapes and the goal, so the goal is worth what its own weight says.
+    As in Barreto et al. 2017, φ counts the three shapes and the goal, so that the goal has its own weight.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -86,7 +89,7 @@ class GoalFeature(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.reward_space = spaces.Box(0, 1, (4,), np.float32)
         self.reward_dim = 4
 
-    def step(self, action: Any) -> tuple:
+    def step(self, action: int) -> tuple[np.ndarray, np.ndarray, bool, bool, Info]:
         observation, phi, terminated, truncated, info = self.env.step(action)
         extended = np.zeros(4, np.float32)
         if terminated:
@@ -97,15 +100,15 @@ class GoalFeature(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def four_room(rng: np.random.Generator, tasks: int) -> Family:
-    """Barreto's four rooms: shapes worth U(−1, 1) each, the goal 1."""
+    """Barreto's four rooms: weights U(−1, 1) of the shapes, and 1 of the goal."""
     w = np.column_stack([rng.uniform(-1, 1, (tasks, 3)), np.ones(tasks)])
     return Family(lambda: GoalFeature(make("four-room-v0")), w, w)
 
 
 def reacher() -> Family:
-    """``mo-reacher-v5``: reach one of four targets in training; then serve three at once, or keep away from one.
+    """``mo-reacher-v5``: training tasks reach one of four targets; test tasks approach three or avoid one.
 
-    The test tasks are ours: the targets that the paper tests on are not among the environment's features. A policy that
+    The test tasks are a reconstruction: the paper's test targets are not features of this environment. A policy that
     ignores w has a mean return of exactly 0 over them.
     """
     several = (1 - np.eye(4)) / 3
@@ -122,5 +125,5 @@ def make(name: str) -> gym.Env:
 
 
 def scalar(env: gym.Env, w: np.ndarray) -> gym.Env:
-    """``env`` with reward φ·w, for agents that know nothing of features."""
+    """``env`` with the scalar reward φ·w, for agents without features."""
     return gym.wrappers.TransformReward(env, lambda phi: float(np.asarray(phi) @ w))

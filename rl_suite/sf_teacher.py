@@ -1,8 +1,8 @@
-"""Teacher and student: SF-DQN where ψ* is known, so that ‖Θ_t − Θ*‖ can be seen (arXiv:2405.15920, synthetic study).
+"""Teacher and student: SF-DQN with a known ψ*, so that ‖Θ_t − Θ*‖ is observable (arXiv:2405.15920, synthetic study).
 
-ψ(s, a; Θ) [d] = mean_k relu(Θ[d, a, k]·s): one hidden ReLU layer whose output weights stay 1/K. φ is what makes the
-teacher's ψ* exact: φ(s, a, s') = ψ*(s, a) − γ ψ*(s', argmax ψ*(s', ·)·w*). The paper's own sizes are not public; these
-are ours.
+ψ(s, a; Θ) [d] = mean_k relu(Θ[d, a, k]·s): one hidden ReLU layer with fixed output weights 1/K. φ(s, a, s') =
+ψ*(s, a) − γ ψ*(s', argmax ψ*(s', ·)·w*) makes the teacher's ψ* exact. The paper's sizes are not public; these are a
+reconstruction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Study:
+class TeacherStudy:
     """Sizes: inputs p, actions A, features d, hidden units K. ``noise``: standard deviation added to φ."""
 
     inputs: int = 8
@@ -31,40 +31,40 @@ class Study:
 
 def psi(theta: np.ndarray, s: np.ndarray) -> np.ndarray:
     """[B, A, d] of Θ [d, A, K, p] and states [B, p]."""
-    return np.maximum(_before(theta, s), 0).mean(axis=-1)
+    return np.maximum(_preactivations(theta, s), 0).mean(axis=-1)
 
 
-def _before(theta: np.ndarray, s: np.ndarray) -> np.ndarray:
+def _preactivations(theta: np.ndarray, s: np.ndarray) -> np.ndarray:
     d, a, k, p = theta.shape
     return (s @ theta.reshape(-1, p).T).reshape(len(s), d, a, k).transpose(0, 2, 1, 3)
 
 
-def draw(study: Study, teacher: np.ndarray, w: np.ndarray, n: int, rng: np.random.Generator) -> tuple:
-    """``n`` transitions s [n, p], a [n], φ [n, d], s' [n, p]: states ~ N(0, I), actions even."""
-    s, then = rng.standard_normal((2, n, study.inputs))
+def draw(study: TeacherStudy, teacher: np.ndarray, w: np.ndarray, n: int, rng: np.random.Generator) -> tuple:
+    """``n`` transitions s [n, p], a [n], φ [n, d], s' [n, p]: states ~ N(0, I), uniform actions."""
+    s, next_s = rng.standard_normal((2, n, study.inputs))
     a = rng.integers(study.actions, size=n)
-    after = psi(teacher, then)
-    best = (after @ w).argmax(axis=1)
+    next_psi = psi(teacher, next_s)
+    best = (next_psi @ w).argmax(axis=1)
     rows = np.arange(n)
-    phi = psi(teacher, s)[rows, a] - study.gamma * after[rows, best]
-    return s, a, phi + study.noise * rng.standard_normal(phi.shape), then
+    phi = psi(teacher, s)[rows, a] - study.gamma * next_psi[rows, best]
+    return s, a, phi + study.noise * rng.standard_normal(phi.shape), next_s
 
 
-def step(study: Study, theta: np.ndarray, batch: tuple, w: np.ndarray, rate: float) -> np.ndarray:
+def step(study: TeacherStudy, theta: np.ndarray, batch: tuple, w: np.ndarray, rate: float) -> np.ndarray:
     """One semi-gradient step of SF-DQN on a batch: targets φ + γ ψ(s', argmax ψ(s', ·)·w)."""
-    s, a, phi, then = batch
+    s, a, phi, next_s = batch
     rows = np.arange(len(s))
-    after = psi(theta, then)
-    target = phi + study.gamma * after[rows, (after @ w).argmax(axis=1)]
-    before = _before(theta, s)[rows, a]  # [B, d, K]
-    error = np.maximum(before, 0).mean(axis=2) - target
-    slope = error[:, :, None] * (before > 0)  # [B, d, K]; the 1/K goes into the rate
+    next_psi = psi(theta, next_s)
+    target = phi + study.gamma * next_psi[rows, (next_psi @ w).argmax(axis=1)]
+    preactivations = _preactivations(theta, s)[rows, a]  # [B, d, K]
+    error = np.maximum(preactivations, 0).mean(axis=2) - target
+    slope = error[:, :, None] * (preactivations > 0)  # [B, d, K]; the 1/K goes into the rate
     gradient = np.stack([np.einsum("bdk,bp->dkp", slope[a == i], s[a == i]) for i in range(study.actions)], axis=1)
     return theta - rate * gradient * study.actions / len(s)
 
 
 class Trace(NamedTuple):
-    """At the times ``t`` [T]: ‖Θ_t − Θ*‖/‖Θ*‖, and mean |ψ(Θ_t)·w_t − ψ*·w*| over fresh states."""
+    """‖Θ_t − Θ*‖/‖Θ*‖, and mean |ψ(Θ_t)·w_t − ψ*·w*| over fresh states, at the times ``t`` [T]."""
 
     t: np.ndarray
     distance: np.ndarray
@@ -72,7 +72,7 @@ class Trace(NamedTuple):
 
 
 def train(
-    study: Study,
+    study: TeacherStudy,
     rng: np.random.Generator,
     steps: int,
     *,
@@ -82,10 +82,10 @@ def train(
     batch: int = 64,
     start: float = 0.5,
 ) -> Trace:
-    """The student's way to the teacher.
+    """Train a student and trace its distance to the teacher.
 
-    ``replay``: learn from so many transitions, not fresh ones. ``w_error``: ‖w_0 − w*‖; w is learnt beside Θ by
-    w ← w + α (r − φ·w) φ. ``start``: the first distance. The step size falls as 1/t.
+    ``replay``: the size of a fixed set of transitions; fresh ones if None. ``w_error``: ‖w_0 − w*‖; w is learnt beside
+    Θ by w ← w + α (r − φ·w) φ. ``start``: the first distance. The step size falls as 1/t.
     """
     teacher = rng.standard_normal(study.shape)
     w_star = rng.standard_normal(study.features)
@@ -112,8 +112,8 @@ def train(
 
 
 def _of_length(rng: np.random.Generator, shape: tuple[int, ...], length: float) -> np.ndarray:
-    found = rng.standard_normal(shape)
-    return found * (length / np.linalg.norm(found))
+    direction = rng.standard_normal(shape)
+    return direction * (length / np.linalg.norm(direction))
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:

@@ -1,19 +1,18 @@
-"""Transfer curves: four rooms with tables, the reacher with networks, each method at each seed."""
+"""Transfer curves of each method and seed: four rooms with tables, the reacher with networks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from rl_suite.sf_dqn import DQNAgent, Settings
+from rl_suite.sf_dqn import DQNAgent, DQNSettings
 from rl_suite.sf_tabular import TabularAgent
 from rl_suite.sf_tasks import Q_FRESH, Q_GPI, Q_WARM, SF, UVFA, Family, four_room, reacher
-from rl_suite.stats import interval, iqm, mean, probability_of_improvement, profile
+from rl_suite.stats import Result, interval, iqm, mean, probability_of_improvement, profile
 from training.run import Run
 
 TABULAR = {"SFQL": SF, "QL-GPI": Q_GPI, "warm QL": Q_WARM, "QL": Q_FRESH}
@@ -43,11 +42,13 @@ def _four_room(run: Run, family: Family, name: str, seed: int, steps: int) -> li
     return collected
 
 
-def reacher_scores(run: Run, seeds: int, steps: int, evaluate_every: int, settings: Settings) -> dict[str, np.ndarray]:
+def reacher_scores(
+    run: Run, seeds: int, steps: int, evaluate_every: int, settings: DQNSettings
+) -> dict[str, np.ndarray]:
     """[T, seeds, 4 + 8] for each method: the return of a greedy episode on each training and each test task.
 
     The four training tasks are learnt in order, ``steps`` each, with an evaluation every ``evaluate_every``. The agent
-    as it was at the end of a task is kept until the next one's end, so that an interrupted run goes on from there.
+    saved at the end of a task is kept until the end of the next, so that an interrupted run resumes there.
     """
     family = reacher()
     (run.folder / "agents").mkdir(exist_ok=True)
@@ -66,7 +67,7 @@ def reacher_scores(run: Run, seeds: int, steps: int, evaluate_every: int, settin
 
 
 def _reacher(
-    run: Run, family: Family, settings: Settings, name: str, seed: int, task: int, steps: int, evaluate_every: int
+    run: Run, family: Family, settings: DQNSettings, name: str, seed: int, task: int, steps: int, evaluate_every: int
 ) -> list[list[float]]:
     agent = DQNAgent(family.make(), family.train, DEEP[name], settings, seed=run.derive_seed(21, seed))
     if task:
@@ -82,8 +83,8 @@ def _reacher(
         run.metrics(row | {"train_return": float(np.mean(returns))})
         run.stop_if_asked()
     agent.save(_agent(run, name, seed, task))
-    new = np.mean(rows[-1][len(family.train) :])
-    run.emit("message", f"reacher, {name}, seed {seed}, task {task + 1}: {new:.1f} on unseen tasks")
+    unseen_return = np.mean(rows[-1][len(family.train) :])
+    run.emit("message", f"reacher, {name}, seed {seed}, task {task + 1}: {unseen_return:.1f} on unseen tasks")
     return rows
 
 
@@ -96,7 +97,7 @@ def _slug(name: str) -> str:
 
 
 def evaluate(agent: DQNAgent, envs: Sequence[gym.Env], weights: np.ndarray, seed: int) -> list[float]:
-    """The undiscounted return of one greedy episode for each of ``weights``, each in its environment, in lockstep."""
+    """The undiscounted return of one greedy episode for each of ``weights``, in parallel environments."""
     observations = np.stack([env.reset(seed=seed % 2**31 + i)[0] for i, env in enumerate(envs)])
     total = np.zeros(len(envs))
     for _ in range(EPISODE):
@@ -107,22 +108,24 @@ def evaluate(agent: DQNAgent, envs: Sequence[gym.Env], weights: np.ndarray, seed
     return total.tolist()
 
 
-def summary(scores: dict[str, np.ndarray], ours: str, rng: np.random.Generator, final: Callable) -> dict[str, Any]:
-    """Curves, final scores, profiles and how often ``ours`` wins, from scores [T, seeds, tasks] of each method.
+def summary(
+    scores: dict[str, np.ndarray], ours: str, rng: np.random.Generator, final: Callable[[np.ndarray], np.ndarray]
+) -> Result:
+    """Curves, final scores, profiles and the probability that ``ours`` improves, from scores [T, seeds, tasks].
 
-    ``final``: from those to the final scores [seeds, tasks].
+    ``final`` maps scores to the final scores [seeds, tasks].
     """
-    last = {name: final(found) for name, found in scores.items()}
-    levels = np.linspace(min(x.min() for x in last.values()), max(x.max() for x in last.values()), 41)
+    final_scores = {name: final(curves) for name, curves in scores.items()}
+    levels = np.linspace(min(x.min() for x in final_scores.values()), max(x.max() for x in final_scores.values()), 41)
     return {
-        "curves": {name: interval(iqm, found, rng=rng).plain() for name, found in scores.items()},
-        "final": {name: interval(iqm, found, rng=rng).plain() for name, found in last.items()},
-        "final mean": {name: interval(mean, found, rng=rng).plain() for name, found in last.items()},
-        "profile levels": levels.tolist(),
-        "profiles": {name: interval(profile(levels), found, rng=rng).plain() for name, found in last.items()},
-        "probability of improvement": {
-            name: interval(probability_of_improvement, last[ours], found, rng=rng).plain()
-            for name, found in last.items()
+        "curves": {name: interval(iqm, curves, rng=rng).plain() for name, curves in scores.items()},
+        "final": {name: interval(iqm, curves, rng=rng).plain() for name, curves in final_scores.items()},
+        "final_mean": {name: interval(mean, curves, rng=rng).plain() for name, curves in final_scores.items()},
+        "profile_levels": levels.tolist(),
+        "profiles": {name: interval(profile(levels), curves, rng=rng).plain() for name, curves in final_scores.items()},
+        "probability_of_improvement": {
+            name: interval(probability_of_improvement, final_scores[ours], curves, rng=rng).plain()
+            for name, curves in final_scores.items()
             if name != ours
         },
     }

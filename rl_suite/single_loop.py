@@ -1,12 +1,11 @@
-"""DecQN as one plain loop in CleanRL's manner: one environment, one action at a time; `agents.py` is timed against it.
+"""DecQN as one plain loop in the style of CleanRL, with one environment: the baseline for the speed of `agents.py`.
 
-The same network, loss, batch and updates per environment step; one-step returns.
+Network, loss, batch and updates per environment step are the same; returns are one-step.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from rl_suite.agents import AgentConfig, QNet
 
 
-def run_loop(env: gym.Env[np.ndarray, Any], config: AgentConfig, steps: int) -> float:
+def run_loop(env: gym.Env[np.ndarray, np.ndarray], config: AgentConfig, steps: int) -> float:
     """Train for ``steps`` environment steps, and give environment steps per second after ``config.start``."""
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
@@ -25,8 +24,8 @@ def run_loop(env: gym.Env[np.ndarray, Any], config: AgentConfig, steps: int) -> 
     net, target = QNet(inputs, sizes, config), QNet(inputs, sizes, config)
     target.load_state_dict(net.state_dict())
     optimiser = torch.optim.Adam(net.parameters(), lr=config.lr)
-    obs_held, then_held = (np.zeros((config.replay, inputs), np.float32) for _ in range(2))
-    own_held = np.zeros((config.replay, len(sizes)), np.int64)
+    obs_held, next_obs_held = (np.zeros((config.replay, inputs), np.float32) for _ in range(2))
+    actions_held = np.zeros((config.replay, len(sizes)), np.int64)
     reward_held, ended_held = (np.zeros(config.replay, np.float32) for _ in range(2))
 
     obs, _ = env.reset(seed=config.seed)
@@ -38,23 +37,23 @@ def run_loop(env: gym.Env[np.ndarray, Any], config: AgentConfig, steps: int) -> 
         with torch.no_grad():
             action = net(torch.from_numpy(obs)[None])[0].argmax(dim=2)[0].numpy()
         action = np.where(rng.random(len(sizes)) < epsilon, rng.integers(sizes), action)
-        then, reward, terminated, truncated, _ = env.step(action)
-        at = step % config.replay
-        obs_held[at], then_held[at], own_held[at] = obs, then, action
-        reward_held[at], ended_held[at] = reward, terminated
-        obs = env.reset()[0] if terminated or truncated else then
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        row = step % config.replay
+        obs_held[row], next_obs_held[row], actions_held[row] = obs, next_obs, action
+        reward_held[row], ended_held[row] = reward, terminated
+        obs = env.reset()[0] if terminated or truncated else next_obs
 
         if step >= config.start and step % config.train_every == 0:
             rows = rng.integers(min(step + 1, config.replay), size=config.batch)
-            s, s_then, own, r, ended = (
-                torch.tensor(held[rows]) for held in (obs_held, then_held, own_held, reward_held, ended_held)
+            s, next_s, taken_actions, r, ended = (
+                torch.tensor(held[rows]) for held in (obs_held, next_obs_held, actions_held, reward_held, ended_held)
             )
             with torch.no_grad():
-                best = net(s_then)[0].argmax(dim=2, keepdim=True)
-                old, h_then = target(s_then)
-                y = r + config.gamma * (1 - ended) * target.mix(old.gather(2, best)[:, :, 0], h_then)
+                best = net(next_s)[0].argmax(dim=2, keepdim=True)
+                old, next_h = target(next_s)
+                y = r + config.gamma * (1 - ended) * target.mix(old.gather(2, best)[:, :, 0], next_h)
             heads, h = net(s)
-            loss = F.smooth_l1_loss(net.mix(heads.gather(2, own[:, :, None])[:, :, 0], h), y)
+            loss = F.smooth_l1_loss(net.mix(heads.gather(2, taken_actions[:, :, None])[:, :, 0], h), y)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -1,4 +1,4 @@
-"""Statistics of a handful of runs: IQM, stratified bootstrap intervals, profiles, probability of improvement.
+"""Statistics of few runs: IQM, stratified bootstrap intervals, profiles, probability of improvement.
 
 Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021 (arXiv:2108.13264).
 Scores are [..., N, M]: N runs (seeds) of each of M tasks, any axes before them, such as the steps of a curve.
@@ -7,12 +7,16 @@ Scores are [..., N, M]: N runs (seeds) of each of M tasks, any axes before them,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import trim_mean
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Result = dict[str, Any]  # an object of result.json
 Statistic = Callable[..., np.ndarray]  # arrays of scores [..., N, M] to [..., *]
 
 
@@ -23,7 +27,7 @@ class Estimate(NamedTuple):
     low: np.ndarray
     high: np.ndarray
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Result:
         """Lists and numbers, for result.json."""
         return {name: np.asarray(part).tolist() for name, part in self._asdict().items()}
 
@@ -42,7 +46,7 @@ def mean(scores: np.ndarray) -> np.ndarray:
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How often a run of x beats one of y on a task drawn evenly, ties half: Mann–Whitney U over N·K (§4.3).
+    """The probability that a run of x beats one of y on a uniform task, ties half: Mann–Whitney U over N·K (§4.3).
 
     x [..., N, M], y [..., K, M] to [...].
     """
@@ -61,23 +65,23 @@ def interval(
 ) -> Estimate:
     """A statistic of one or two arrays of scores, with its percentile interval by stratified bootstrap (§4.1).
 
-    Each draw resamples the runs of each task on its own, with replacement; a run keeps its whole curve. With
+    Each draw resamples the runs of each task independently, with replacement; a run keeps its full curve. With
     ``iqm`` and scores [T, N, M] this is the sample-efficiency curve. Raises ValueError for scores that are empty or
     not finite.
     """
-    arrays = [_checked(one) for one in scores]
-    drawn = statistic(*(_resample(one, rng, draws) for one in arrays))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    arrays = [_checked(array) for array in scores]
+    resampled = statistic(*(_resample(array, rng, draws) for array in arrays))
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Estimate(statistic(*arrays), low, high)
 
 
 def _checked(scores: ArrayLike) -> np.ndarray:
-    found = np.asarray(scores, float)
-    if found.ndim < 2 or found.size == 0:
-        raise ValueError(f"scores of shape {found.shape}: [..., runs, tasks] is needed, with one of each at least")
-    if not np.isfinite(found).all():
+    array = np.asarray(scores, float)
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"scores of shape {array.shape}: [..., runs, tasks] is needed, with one of each at least")
+    if not np.isfinite(array).all():
         raise ValueError("scores must be finite: drop the runs that failed, and say so")
-    return found
+    return array
 
 
 def _resample(scores: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:
@@ -87,8 +91,8 @@ def _resample(scores: np.ndarray, rng: np.random.Generator, draws: int) -> np.nd
     return np.moveaxis(picked, -3, 0)
 
 
-def draw_band(axes: Any, x: ArrayLike, curve: Estimate | dict[str, Any], label: str, **style: Any) -> None:
+def draw_band(axes: Axes, x: ArrayLike, curve: Estimate | Result, label: str, **style: Any) -> None:
     """Plot an estimate over ``x`` with its interval as a band. ``curve``: an Estimate, or its ``plain`` form."""
-    found = curve if isinstance(curve, Estimate) else Estimate(**curve)
-    (line,) = axes.plot(x, found.value, label=label, **style)
-    axes.fill_between(x, found.low, found.high, color=line.get_color(), alpha=0.2, linewidth=0)
+    estimate = curve if isinstance(curve, Estimate) else Estimate(**curve)
+    (line,) = axes.plot(x, estimate.value, label=label, **style)
+    axes.fill_between(x, estimate.low, estimate.high, color=line.get_color(), alpha=0.2, linewidth=0)

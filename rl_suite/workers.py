@@ -1,4 +1,4 @@
-"""Independent calls, here or in processes side by side, that stop when their run is asked to."""
+"""Independent calls, in this process or in parallel processes, that stop when their run is cancelled."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _stop: Event | None = None  # in a worker: set once its run ends
 
 @contextmanager
 def workers(count: int, run: Run) -> Iterator[Callable[..., Callable[[], Any]]]:
-    """``submit(function, *arguments)``, which gives a function that waits for the value.
+    """Gives ``submit(function, *arguments)``, which returns a function that waits for the value.
 
-    One worker: the call is made then, in this process. The function may call ``stop_if_asked`` in either case.
+    With one worker, waiting makes the call in this process. ``function`` may call ``stop_if_asked`` in either case.
     """
     if count == 1:
         yield partial
@@ -48,13 +48,13 @@ def stop_if_asked() -> None:
 def _begin(stop: Event) -> None:
     global _stop
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles Ctrl-C
     threading.Thread(target=_end_with_run, daemon=True).start()
     torch.set_num_threads(1)
 
 
 def _end_with_run() -> None:
-    """A run that is killed cannot tell its workers, which would wait for it for ever."""
+    """End this worker when its run's process ends, because a killed run cannot stop its workers."""
     run = parent_process()
     assert run is not None
     run.join()

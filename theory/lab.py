@@ -1,4 +1,4 @@
-"""A run made of studies: each computes one figure's data, states what it claims, and draws from what was saved."""
+"""A run made of studies: each computes one figure's data, checks its claims, and draws from what was saved."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import field_validator
-from scipy import stats
 
-from theory.page import Panel, write_page
+from theory.page import Curve, Panel, write_page
+from training import intervals
 from training.run import Job, JobConfig, Run
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Study:
-    """One figure. ``compute(config, run)`` gives plain lists and numbers; ``check(result, run)`` states its claims;
-    ``draw(figure, result)`` fills a matplotlib figure; ``panels(result)`` are its part of the interactive page."""
-
-    compute: Callable[[Any, Run], Result]
-    draw: Callable[[Any, Result], None]
-    check: Callable[[Result, Run], None] | None = None
-    panels: Callable[[Result], list[Panel]] | None = None
-    size: tuple[float, float] = (6, 4)
+SPEED_LABELS = {
+    "batch_of_20_runs": "batch of 20 runs",
+    "same_code_one_run": "same code, one run",
+    "plain_autograd_one_run": "plain autograd, one run",
+}
 
 
 class LabConfig(JobConfig):
@@ -37,38 +35,55 @@ class LabConfig(JobConfig):
     studies: tuple[str, ...] = ()
 
 
+StudyConfig = TypeVar("StudyConfig", bound=LabConfig)
+
+
+@dataclass(frozen=True)
+class Study(Generic[StudyConfig]):
+    """One figure. ``compute(config, run)`` gives its data; ``check(result, run)`` checks its claims;
+    ``draw(figure, result)`` fills a matplotlib figure; ``panels(result)`` are its part of the interactive page."""
+
+    compute: Callable[[StudyConfig, Run], Result]
+    draw: Callable[[FigureBase, Result], None]
+    check: Callable[[Result, Run], None] | None = None
+    panels: Callable[[Result], list[Panel]] | None = None
+    size: tuple[float, float] = (6, 4)
+
+
 def lab(
     name: str,
     summary: str,
-    config: type[LabConfig],
-    studies: Mapping[str, Study],
+    config: type[StudyConfig],
+    studies: Mapping[str, Study[StudyConfig]],
     presets: Mapping[str, dict[str, Any]],
-    minutes: Callable[[Any], float],
+    minutes: Callable[[StudyConfig], float],
     page: tuple[str, str],
 ) -> Job:
-    """A job that runs ``studies`` in order. ``minutes(config)``: to expect on two cores; ``page``: title, intro."""
+    """A job that runs ``studies`` in order.
 
-    class Config(config):  # type: ignore[misc, valid-type]
+    ``minutes(config)``: the expected duration on two cores; ``page``: title and introduction of the interactive page.
+    """
+
+    class CheckedConfig(config):  # type: ignore[misc, valid-type]
         @field_validator("studies")
         @classmethod
-        def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-            unknown = [each for each in value if each not in studies]
+        def _check_studies(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+            unknown = [name for name in names if name not in studies]
             if unknown:
                 raise ValueError(f"no study {', '.join(unknown)}; there are {', '.join(studies)}")
-            return value
+            return names
 
-    def compute(each: str, config: Any, run: Run) -> Any:
-        return plain(studies[each].compute(config, run))
+    def compute(study: str, config: StudyConfig, run: Run) -> Result:
+        return plain(studies[study].compute(config, run))
 
-    def run(config: Any, run: Run) -> Result:
-        chosen = config.studies or tuple(studies)
+    def run(config: StudyConfig, run: Run) -> Result:
         run.emit("message", f"expect about {minutes(config):.0f} min on two cores for all studies")
         results: Result = {}
-        for each in chosen:
-            results[each] = run.step(each, partial(compute, each, config, run))
-            check = studies[each].check
+        for study in config.studies or tuple(studies):
+            results[study] = run.step(study, partial(compute, study, config, run))
+            check = studies[study].check
             if check is not None:
-                check(results[each], run)
+                check(results[study], run)
         return {"studies": results}
 
     def draw(folder: Path) -> None:
@@ -79,11 +94,11 @@ def lab(
 
         results = json.loads((folder / "result.json").read_text())["studies"]
         panels: list[Panel] = []
-        for each, result in results.items():
-            study = studies[each]
+        for study_name, result in results.items():
+            study = studies[study_name]
             figure = plt.figure(figsize=study.size, layout="constrained")
             study.draw(figure, result)
-            figure.savefig(folder / "figures" / f"{each}.png", dpi=110)
+            figure.savefig(folder / "figures" / f"{study_name}.png", dpi=110)
             plt.close(figure)
             panels += study.panels(result) if study.panels else []
         _gallery(studies, results).savefig(folder / "figures" / "gallery.png", dpi=45)
@@ -91,20 +106,19 @@ def lab(
         if panels:
             write_page(folder / "figures" / "page.html", *page, panels)
 
-    return Job(name=name, summary=summary, Config=Config, run=run, presets=presets, draw=draw)
+    return Job(name=name, summary=summary, Config=CheckedConfig, run=run, presets=presets, draw=draw)
 
 
-def _gallery(studies: Mapping[str, Study], results: Result) -> Any:
+def _gallery(studies: Mapping[str, Study[StudyConfig]], results: Result) -> Figure:
     """All figures of a run in one, three a row."""
     from matplotlib import pyplot as plt
 
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
     figure = plt.figure(figsize=(8 * columns, 4.3 * rows), layout="constrained")
-    for part, (each, result) in zip(
-        figure.subfigures(rows, columns, squeeze=False).flat, results.items(), strict=False
-    ):
-        studies[each].draw(part, result)
+    cells = figure.subfigures(rows, columns, squeeze=False).flat
+    for cell, (study, result) in zip(cells, results.items(), strict=False):
+        studies[study].draw(cell, result)
     return figure
 
 
@@ -119,70 +133,70 @@ def plain(value: Any) -> Any:
     return value
 
 
-def band(values: Any, axis: int = 0) -> Result:
-    """Mean and 95 % Student interval over ``axis`` (seeds): {"mean", "low", "high"}."""
-    values = np.asarray(values, dtype=float)
-    count, mean = values.shape[axis], values.mean(axis)
-    half = np.zeros_like(mean)
-    if count > 1:
-        half = stats.t.ppf(0.975, count - 1) * values.std(axis, ddof=1) / np.sqrt(count)
-    return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist(), "seeds": count}
+def check_fraction(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} is a fraction of the examples, in (0, 1], not {value:g}")
 
 
-def loglog(x: Any, y: Any) -> Result:
+def band(values: ArrayLike, axis: int = 0) -> Result:
+    """Mean and 95 % Student interval over ``axis`` (seeds): {"mean", "low", "high", "seeds"}."""
+    return intervals.band(values, axis) | {"seeds": np.shape(values)[axis]}
+
+
+def loglog(x: ArrayLike, y: ArrayLike) -> Result:
     """The slope of log y against log x: each row of y [seeds, len(x)] is fitted, then `band` over seeds.
 
-    Points that are not finite and positive are left out; a seed with fewer than three left is, too.
+    Points that are not finite and positive are ignored, and so are seeds with fewer than three usable points.
     """
     slopes = []
     for row in np.atleast_2d(np.asarray(y, dtype=float)):
-        kept = np.isfinite(row) & (row > 0)
-        if kept.sum() >= 3:
-            slopes.append(np.polyfit(np.log(np.asarray(x, float)[kept]), np.log(row[kept]), 1)[0])
+        usable = np.isfinite(row) & (row > 0)
+        if usable.sum() >= 3:
+            slopes.append(np.polyfit(np.log(np.asarray(x, float)[usable]), np.log(row[usable]), 1)[0])
     return band(slopes) if slopes else {"mean": None, "low": None, "high": None, "seeds": 0}
 
 
-def first_below(x: Sequence[float], errors: Any, level: float) -> float:
-    """Where errors [len(x)] first come down to ``level``, between x by log-log interpolation; NaN if never."""
-    errors = np.asarray(errors, dtype=float)
-    below = np.flatnonzero(errors <= level)
+def first_below(x: Sequence[float], errors: ArrayLike, level: float) -> float:
+    """The x at which errors [len(x)] first reach ``level``, by log-log interpolation; NaN if they never do."""
+    curve = np.asarray(errors, dtype=float)
+    below = np.flatnonzero(curve <= level)
     if not len(below):
         return float("nan")
     i = below[0]
     if i == 0:
         return float(x[0])
-    y = np.log(np.maximum(errors[i - 1 : i + 1], 1e-4))
+    y = np.log(np.maximum(curve[i - 1 : i + 1], 1e-4))
     part = (y[0] - np.log(level)) / (y[0] - y[1])
     return float(np.exp(np.log(x[i - 1]) + part * np.log(x[i] / x[i - 1])))
 
 
-def required_fit(values: Any, needed: Any, expected: float, what: str) -> Result:
-    """``needed`` [seeds, values] of ``what`` against ``values``: band and slope, beside the theorem's exponent."""
+def required_fit(values: ArrayLike, needed: ArrayLike, expected: float, quantity: str) -> Result:
+    """``needed`` [seeds, values] of ``quantity`` against ``values``: band and slope, beside the theorem's exponent."""
     fit = {"needed": band(needed), "slope": loglog(values, needed)}
-    return {"values": values, "what": what, "expected": expected} | fit
+    return {"values": values, "quantity": quantity, "expected": expected} | fit
 
 
-def draw_required(figure: Any, result: Result, symbols: Mapping[str, str]) -> None:
-    """{"error", "fits": {name: `required_fit`}}."""
+def draw_required(figure: FigureBase, result: Result, symbols: Mapping[str, str]) -> None:
+    """Draw {"error", "fits": {name: `required_fit`}}, one panel per fit."""
     for axes, (name, fit) in zip(figure.subplots(1, len(result["fits"])), result["fits"].items(), strict=True):
         mean = np.array([np.nan if m is None else m for m in fit["needed"]["mean"]], dtype=float)
         values, expected = np.array(fit["values"]), fit["expected"]
         axes.loglog(values, mean, "o-")
         axes.loglog(values, np.nanmin(mean) * (values / values[-1]) ** expected, "k:")
-        axes.set(xlabel=symbols[name], ylabel=f"{fit['what']} to error {result['error']:g}")
+        axes.set(xlabel=symbols[name], ylabel=f"{fit['quantity']} to error {result['error']:g}")
         axes.set_title(f"{slope_text(fit['slope'])}; dotted: {expected:g}".replace(": -", ": −"), fontsize=9)
 
 
-def banded(axes: Any, x: list[float], curve: Result, label: str, colour: str) -> None:
-    """A mean and its interval on matplotlib axes."""
+def draw_band(axes: Axes, x: list[float], curve: Result, label: str, colour: str) -> None:
+    """Draw a mean as a line and its interval as a band."""
     floor = 1e-5 if axes.get_yscale() == "log" else None
     low, mean, high = (np.maximum(curve[k], floor) if floor else curve[k] for k in ("low", "mean", "high"))
     axes.plot(x, mean, color=colour, label=label, lw=1.5)
     axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
 
 
-def curve_of(name: str, x: list[float], curve: Result) -> dict[str, Any]:
-    """The same for a page's panel."""
+def curve_of(name: str, x: list[float], curve: Result) -> Curve:
+    """A mean and its interval as a curve of a page's panel."""
     return {"name": name, "x": x, "y": curve["mean"], "low": curve["low"], "high": curve["high"]}
 
 
@@ -192,11 +206,11 @@ def slope_text(slope: Result) -> str:
     return f"slope {slope['mean']:.2f} [{slope['low']:.2f}, {slope['high']:.2f}]"
 
 
-def draw_speed(figure: Any, result: Result) -> None:
-    """{"milliseconds", "ratio"}, by way of training."""
+def draw_speed(figure: FigureBase, result: Result) -> None:
+    """Draw {"milliseconds", "ratio"}, each by way of training (`theory.training.training_speed`)."""
     axes = figure.subplots()
-    names = list(result["milliseconds"])
-    axes.barh(names, [result["milliseconds"][name] for name in names])
-    for i, name in enumerate(names):
-        axes.text(result["milliseconds"][name], i, f" ×{result['ratio'][name]:.1f}", va="center")
+    times = result["milliseconds"]
+    axes.barh([SPEED_LABELS[name] for name in times], list(times.values()))
+    for i, (name, milliseconds) in enumerate(times.items()):
+        axes.text(milliseconds, i, f" ×{result['ratio'][name]:.1f}", va="center")
     axes.set(xlabel="ms a run and SGD step")

@@ -1,8 +1,7 @@
-"""A small GPT-2-style transformer, many trained together: torch.func.vmap over a leading run axis of the parameters.
+"""A small GPT-2-style transformer, trained for many runs at once by torch.func.vmap over a leading run axis.
 
-Pre-norm blocks of multi-head attention and a GELU layer, read at the last column. Columns carry their own position
-codes, so that there are no others. Trained by Adam (reconstruction: how the papers' deeper models were trained is not
-known to us).
+Pre-norm blocks of multi-head attention and a GELU layer; the output is read at the last column. Columns contain their
+position codes. Training uses Adam (reconstruction: the papers do not describe the training of their deeper models).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Parameters = dict[str, Tensor]
+TrainingState = dict[str, Any]  # "parameters": Parameters, "adam": the optimiser's state
 Sample = tuple[Tensor, Tensor, Tensor]  # tokens [R, B, L, inputs], live [R, B, L], target [R, B, …]
 
 
@@ -29,39 +29,39 @@ class Shape:
 
 
 def start(shape: Shape, runs: int, seed: int) -> Parameters:
-    """GPT-2's initial weights, normal of scale 0.02 (its residual maps less by √(2·layers)); [R, …] each."""
+    """GPT-2's initial weights, normal with scale 0.02, residual maps divided by √(2·layers); [R, …] each."""
     generator = torch.Generator().manual_seed(seed)
     w = shape.width
 
     def normal(*size: int, scale: float = 0.02) -> Tensor:
         return scale * torch.randn((runs, *size), generator=generator)
 
-    made = {"embed": normal(shape.inputs, w, scale=shape.inputs**-0.5), "out": normal(w, shape.outputs)}
+    parameters = {"embed": normal(shape.inputs, w, scale=shape.inputs**-0.5), "out": normal(w, shape.outputs)}
     for layer in range(shape.layers):
         residual = 0.02 / (2 * shape.layers) ** 0.5
-        made |= {
+        parameters |= {
             f"{layer}.qkv": normal(w, 3 * w),
             f"{layer}.merge": normal(w, w, scale=residual),
             f"{layer}.up": normal(w, 4 * w),
             f"{layer}.down": normal(4 * w, w, scale=residual),
         }
-    return made
+    return parameters
 
 
 def forward(shape: Shape, parameters: Parameters, tokens: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
     """Output [B, outputs] at the last column and its attention [layers, B, L], the mean over heads, of one run.
 
-    tokens [B, L, inputs]; live [B, L]: which columns exist. In the last layer only the last column asks.
+    tokens [B, L, inputs]; live [B, L]: which columns exist. In the last layer only the last column is a query.
     """
-    stream, seen = tokens @ parameters["embed"], []
+    stream, attentions = tokens @ parameters["embed"], []
     for layer in range(shape.layers):
-        last = layer == shape.layers - 1
-        mixed, weights = _attend(shape, parameters[f"{layer}.qkv"], _norm(stream), live, last)
-        stream = (stream[:, -1:] if last else stream) + mixed @ parameters[f"{layer}.merge"]
+        is_last = layer == shape.layers - 1
+        mixed, weights = _attend(shape, parameters[f"{layer}.qkv"], _norm(stream), live, is_last)
+        stream = (stream[:, -1:] if is_last else stream) + mixed @ parameters[f"{layer}.merge"]
         hidden = F.gelu(_norm(stream) @ parameters[f"{layer}.up"], approximate="tanh")
         stream = stream + hidden @ parameters[f"{layer}.down"]
-        seen.append(weights[:, :, -1].mean(1))
-    return _norm(stream[:, -1]) @ parameters["out"], torch.stack(seen)
+        attentions.append(weights[:, :, -1].mean(1))
+    return _norm(stream[:, -1]) @ parameters["out"], torch.stack(attentions)
 
 
 def _norm(stream: Tensor) -> Tensor:
@@ -80,29 +80,32 @@ def _attend(shape: Shape, qkv: Tensor, stream: Tensor, live: Tensor, last: bool)
 
 def train(
     shape: Shape,
-    saved: dict[str, Any],
+    state: TrainingState,
     sample: Callable[[int], Sample],
     loss_of: Callable[[Tensor, Tensor], Tensor],
     begin: int,
     end: int,
     record: Callable[[int, Tensor, Tensor], None],
     rate: float,
-) -> dict[str, Any]:
-    """Adam steps begin … end−1 from ``saved`` {"parameters", "adam"}, and the same again after them.
+) -> TrainingState:
+    """The state after Adam steps begin … end−1 from ``state``.
 
     ``loss_of(output, target)`` gives [R]; ``record(step, loss [R], attention [R, layers, B, L])``.
     """
-    free = {name: each.clone().requires_grad_() for name, each in saved["parameters"].items()}
-    adam = torch.optim.Adam(free.values(), lr=rate)
-    if saved["adam"]:
-        adam.load_state_dict(saved["adam"])
-    together = torch.func.vmap(lambda parameters, tokens, live: forward(shape, parameters, tokens, live))
+    trainable = {name: parameter.clone().requires_grad_() for name, parameter in state["parameters"].items()}
+    adam = torch.optim.Adam(trainable.values(), lr=rate)
+    if state["adam"]:
+        adam.load_state_dict(state["adam"])
+    forward_runs = torch.func.vmap(lambda parameters, tokens, live: forward(shape, parameters, tokens, live))
     for step in range(begin, end):
         tokens, live, target = sample(step)
-        output, attention = together(free, tokens, live)
+        output, attention = forward_runs(trainable, tokens, live)
         loss = loss_of(output, target)
         adam.zero_grad()
-        loss.sum().backward()  # type: ignore[no-untyped-call]  # runs share nothing: each gets its own gradient
+        loss.sum().backward()  # runs share no parameters
         adam.step()
         record(step, loss.detach(), attention.detach())
-    return {"parameters": {name: each.detach() for name, each in free.items()}, "adam": adam.state_dict()}
+    return {
+        "parameters": {name: parameter.detach() for name, parameter in trainable.items()},
+        "adam": adam.state_dict(),
+    }

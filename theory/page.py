@@ -1,27 +1,30 @@
-"""An interactive page: precomputed curves, sliders that choose among them, no server and no library."""
+"""A static interactive page: precomputed curves, and sliders that select among them, without server or library."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+Curve = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Panel:
     """One plot. ``sliders``: name → values; ``frames``: slider indices joined by commas → curves.
 
-    A curve is {"name", "x", "y"} with optional "low", "high" (a band) and "dots": true (readings, not joined).
+    A curve is {"name", "x", "y"} with optional "low", "high" (a band) and "dots": true (unconnected readings).
     """
 
     id: str
     title: str
     x: str
     y: str
-    sliders: dict[str, list[Any]]
-    frames: dict[str, list[dict[str, Any]]]
+    sliders: Mapping[str, Sequence[float | str]]
+    frames: Mapping[str, list[Curve]]
     log_x: bool = False
     log_y: bool = False
     note: str = field(default="")
@@ -35,7 +38,7 @@ def write_page(path: Path, title: str, intro: str, panels: list[Panel]) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers to four significant digits: what a screen shows."""
+    """``value`` with its numbers rounded to four significant digits."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,8 @@
-"""Value functions with a backbone of their own: a LoRA adapter and a scalar head an iteration, on a frozen transformer.
+"""LoRA value functions: one adapter and one scalar head per iteration, on one frozen transformer.
 
-For engines that report no hidden states. R rows, P prompts, L new tokens, S tokens so far, T response tokens, D width.
+They serve engines that report no hidden states.
+
+R rows, P prompts, L new tokens, S tokens so far, T response tokens, D width.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from value_heads.stack import Chunk, check_betas
 
 
 class LoraBackbone:
-    """Adapters and heads over the process's one copy of ``model_dir``'s first ``num_layers`` (None: all) on the device.
+    """Adapters and heads on the process's shared copy of the first ``num_layers`` (None: all) layers of ``model_dir``.
 
     V_t(s) = head_t · h_t(s) + bias_t, h_t: the final norm's output at the last token with adapter t active. Adapters
     and heads are float32 whatever the model's dtype, or float64 with it.
@@ -43,9 +45,8 @@ class LoraBackbone:
         self.rank, self.alpha = rank, alpha
         self.adapters: list[Adapter] = []
         self.heads: list[nn.Linear] = []
-        self.alone = (
-            False  # whether searches are scored one by one: a score's last bits depend on what shares its batch
-        )
+        # Searches are scored one at a time if true: a score's last bits depend on the batch that it is computed in.
+        self.score_singly = False
 
     @property
     def model(self) -> PreTrainedModel:
@@ -65,11 +66,11 @@ class LoraBackbone:
 
     @property
     def backbone_hash(self) -> str:
-        """SHA-256 over the frozen weights that are left after the cut."""
+        """SHA-256 of the frozen weights of the layers in use."""
         return self.shared.hash
 
     def add_iteration(self, state: State | None = None) -> int:
-        """An adapter and a head with the weights ``state``, or fresh ones with V = 0; returns its number, from 0."""
+        """Add an adapter and a head with the weights ``state``, or new ones with V = 0; returns the index, from 0."""
         adapter = None if state is None else _under("adapter.", state)
         self.adapters.append(self.shared.new_adapter(self.rank, self.alpha, adapter))
         head = nn.utils.skip_init(nn.Linear, self.model.config.hidden_size, 1)
@@ -87,7 +88,7 @@ class LoraBackbone:
 
     @contextmanager
     def training(self, iteration: int) -> Iterator[list[nn.Parameter]]:
-        """What is trained in one iteration: its adapter, which stays on the model meanwhile, and its head."""
+        """The trainable parameters of an iteration, adapter and head; the adapter stays on the model meanwhile."""
         adapter = self.adapters[iteration]
         adapter.pinned = True
         try:
@@ -105,10 +106,10 @@ class LoraBackbone:
         cache: DynamicCache | None = None,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """V [R, S] at every token, on top of what ``cache`` holds (and grows by).
+        """V [R, S] at every token, given the keys and values in ``cache``, which grows by S tokens.
 
-        ``valid`` [R, cached + S], bool: what is no padding, where that stands before or among what is read. Rows padded
-        on the right alone need none: causal attention keeps padding from reaching what stands before it.
+        ``valid`` [R, cached + S] bool: false at padding. Rows padded only on the right do not need it, because causal
+        attention never reads later positions.
         """
         device, head = self.model.device, self.heads[iteration]
         places = {}
@@ -120,14 +121,15 @@ class LoraBackbone:
             output = self.model(
                 input_ids=tokens_RS.to(device), past_key_values=cache, use_cache=cache is not None, **places
             )
-        return head(output.last_hidden_state.to(head.weight.dtype)).squeeze(-1)
+        values: Tensor = head(output.last_hidden_state.to(head.weight.dtype))
+        return values.squeeze(-1)
 
     def response_values(
         self, iteration: int, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     ) -> Tensor:
-        """V [R, T] at every token of ``responses``, number r an answer to ``prompts[r]``.
+        """V [R, T] at every token of ``responses``, where ``responses[r]`` answers ``prompts[r]``.
 
-        A prompt is read once for all its responses. What stands at padding has no meaning.
+        Each prompt is read once for all its responses. Values at padding are meaningless.
         """
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         rows = torch.tensor([places[tuple(prompt)] for prompt in prompts])
@@ -148,13 +150,13 @@ class LoraBackbone:
         return state | {f"head.{name}": weight.detach().cpu().clone() for name, weight in head.items()}
 
     def load_iteration(self, iteration: int, state: State) -> None:
-        """Undo of ``iteration_state``."""
+        """Restore weights that ``iteration_state`` returned."""
         self.shared.load(self.adapters[iteration], _under("adapter.", state))
         self.heads[iteration].load_state_dict(_under("head.", state))
 
 
 class LoraValues:
-    """Sum_t V_t / beta_t over a backbone's first len(betas) iterations; a Scorer that wants no hidden layers."""
+    """Sum_t V_t / beta_t over a backbone's first len(betas) iterations; a Scorer that needs no hidden states."""
 
     layers: tuple[int, ...] = ()
 
@@ -173,7 +175,7 @@ class LoraValues:
 
 
 class LoraState:
-    """One search's rows. Scores of concurrent searches are computed together (``scoring``)."""
+    """The rows of one search. Concurrent searches are scored in one batch (``scoring``)."""
 
     def __init__(self, values: LoraValues, prompt_ids: Sequence[int]):
         self.backbone = values.backbone
@@ -189,7 +191,7 @@ class LoraState:
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids [R, S], padded with 0 on the right, and what is no padding, bool."""
+    """Token ids [R, S], padded with 0 on the right, and a mask [R, S] bool that is true at tokens."""
     tokens_RS = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
     lengths_R = torch.tensor([len(row) for row in rows])
     return tokens_RS, torch.arange(tokens_RS.shape[1]) < lengths_R[:, None]

@@ -12,7 +12,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from value_heads.backbone import LoraBackbone
 from value_heads.fit import Rows, Select, best_setting, score_predictions
-from value_heads.peers import add_up, first_says, share
+from value_heads.peers import broadcast_first, peer_share, sum_over_peers
 
 EPOCHS, LEARNING_RATE = 10, 2e-4
 
@@ -20,7 +20,7 @@ Criterion = Callable[..., Tensor]
 
 
 class Example(NamedTuple):
-    """A rollout with its terminal reward; ``prompt_index`` says which prompt it answers."""
+    """A rollout with its terminal reward; ``prompt_index`` identifies its prompt."""
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[int]
@@ -47,8 +47,9 @@ def fit_lora(
 
     Mean over response tokens of (V - reward)^2, or ("bce", rewards in [0, 1]) of the cross-entropy of sigmoid(V).
     AdamW on a cosine schedule. ``heldout``: rollouts of other prompts. No search may be scoring meanwhile.
-    ``on_batch`` is called before each batch, and may raise to stop the fit. Among ``peers``, which all call this alike,
-    each batch is shared out: the same steps, up to rounding. PeerLost when one of them dies.
+    ``on_batch`` is called before each batch, and may raise to stop the fit. In a process group
+    (``peers``) every process calls this with the same arguments and computes a share of each batch: the steps equal
+    those of one process up to rounding. Raises PeerLost when a process dies.
     """
     criterion = mse_loss if loss == "mse" else binary_cross_entropy_with_logits
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +73,7 @@ def fit_lora(
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimiser.step()
                 schedule.step()
-            scores[epoch] = first_says(_heldout_score(backbone, iteration, heldout, batch_size, select, criterion))
+            scores[epoch] = broadcast_first(_heldout_score(backbone, iteration, heldout, batch_size, select, criterion))
             chosen = best_setting(scores, select)
             if chosen == epoch:
                 best = backbone.iteration_state(iteration)
@@ -83,7 +84,7 @@ def fit_lora(
 
 
 def _shuffled(examples: Sequence[Example], generator: torch.Generator) -> list[Example]:
-    """Prompts in random order, the rollouts of each side by side: a batch reads their prompt once."""
+    """Prompts in random order, rollouts of a prompt adjacent, so that a batch reads each prompt once."""
     by_prompt: dict[int, list[Example]] = {}
     for example in examples:
         by_prompt.setdefault(example.prompt_index, []).append(example)
@@ -94,13 +95,13 @@ def _shuffled(examples: Sequence[Example], generator: torch.Generator) -> list[E
 def _accumulate(
     backbone: LoraBackbone, iteration: int, batch: Sequence[Example], criterion: Criterion, parameters: Sequence[Tensor]
 ) -> None:
-    """The gradient of the batch's mean loss."""
-    mine = share(batch)
-    tokens = torch.tensor(float(sum(len(example.completion_ids) for example in mine)))
-    for values, targets in _predictions(backbone, iteration, mine, len(batch)):
+    """Set each parameter's gradient to that of the batch's mean loss."""
+    local_examples = peer_share(batch)
+    tokens = torch.tensor(float(sum(len(example.completion_ids) for example in local_examples)))
+    for values, targets in _predictions(backbone, iteration, local_examples, len(batch)):
         criterion(values, targets, reduction="sum").backward()
-    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-    add_up([tokens, *gradients])
+    gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+    sum_over_peers([tokens, *gradients])
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient / float(tokens)
 

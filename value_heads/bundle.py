@@ -26,7 +26,7 @@ class BundleMismatch(ValueError):
 
 
 class HeadEntry(BaseModel):
-    """One iteration's value function; ``hidden`` and ``dropout`` are an MLP's."""
+    """One iteration's value function; ``hidden`` and ``dropout`` apply to an MLP."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,7 +39,7 @@ class HeadEntry(BaseModel):
 
 
 class LoraEntry(BaseModel):
-    """Adapters on a backbone of their own, known by the hash of its weights."""
+    """LoRA adapters, and the hash of the weights of the backbone that they adapt."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,7 +51,7 @@ class LoraEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Exactly one of ``heads`` and ``lora`` is filled, as ``kind`` says."""
+    """The manifest of a bundle. ``kind`` selects which of ``heads`` and ``lora`` is set."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,7 +73,7 @@ def save_bundle(
     template_hash: str,
     metrics: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a stack, heads apart so that betas can be changed; the manifest comes last and marks a whole bundle."""
+    """Write a stack with its heads unfolded, so that betas can be changed later. The manifest is written last."""
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(stack, LoraValues):
         states = [stack.backbone.iteration_state(t) for t in range(len(stack.betas))]
@@ -103,8 +103,8 @@ def load_bundle(
     ``backbone_dir``: the model that LoRA value functions adapt; they cannot be loaded without it.
     """
     manifest = read_manifest(directory)
-    _same("base model", manifest.model_hash, model_hash, directory)
-    _same("chat template", manifest.template_hash, template_hash, directory)
+    _check_hash("base model", manifest.model_hash, model_hash, directory)
+    _check_hash("chat template", manifest.template_hash, template_hash, directory)
     tensors = _load_tensors(directory, manifest)
     if manifest.lora is not None:
         return _load_lora(manifest.lora, tensors, backbone_dir, directory)
@@ -113,7 +113,7 @@ def load_bundle(
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """ValueError where there is none, or where it is not a manifest of this format."""
+    """The manifest of a bundle. ValueError if it is missing or has another format."""
     path = directory / MANIFEST
     try:
         return Manifest.model_validate(json.loads(path.read_text()))
@@ -148,7 +148,7 @@ def _load_lora(entry: LoraEntry, tensors: dict[str, Tensor], backbone_dir: Path 
     if backbone_dir is None:
         raise ValueError(f"{directory} holds LoRA value functions: pass backbone_dir, the model they were fitted on")
     backbone = LoraBackbone(backbone_dir, entry.num_layers, entry.rank, entry.alpha)
-    _same("value backbone", entry.backbone_hash, backbone.backbone_hash, directory)
+    _check_hash("value backbone", entry.backbone_hash, backbone.backbone_hash, directory)
     for index in range(len(entry.betas)):
         backbone.add_iteration(_under(tensors, index))
     return LoraValues(backbone, entry.betas)
@@ -182,11 +182,12 @@ def _load_tensors(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _same(what: str, saved: str, given: str, directory: Path) -> None:
-    if saved != given:
+def _check_hash(component: str, saved: str, expected: str, directory: Path) -> None:
+    if saved != expected:
         raise BundleMismatch(
-            f"the value functions in {directory} were fitted on another {what} ({saved[:12]}…, here {given[:12]}…): "
-            f"load them with the {what} they were fitted on, or align this one anew"
+            f"the value functions in {directory} were fitted on another {component} "
+            f"({saved[:12]}…, here {expected[:12]}…): load them with the {component} they were fitted on, "
+            "or align this one anew"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a value function reads: hidden states of a frozen model at one token, and sums of them over the response.
+"""Features of value functions: hidden states of a frozen model at one token, and their sums over the response.
 
 Axes in tensor names: R rows, L tokens of a chunk, D hidden width, F features. Token t of a response is counted from 1.
 Everything is linear in the hidden states (but for the mean's division by t), so that linear heads fold exactly.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
@@ -16,8 +16,8 @@ from torch import Tensor
 
 POSITION, LENGTH, FINISHED = "position", "length", "finished"
 TOKENS = -1
-"""Key of the token ids [R, L] among the hidden states, for specs that count tokens or know stop ids; an id below 0
-counts nowhere."""
+"""Key of the token ids [R, L] among the hidden states, for specs with counted tokens or stop ids; negative ids are
+ignored."""
 STOPPED = -2
 """Key among states [R, L, 1]: 1 where the token is a stop id, else 0."""
 
@@ -46,10 +46,10 @@ class FeatureSpec(BaseModel):
 
     ``current``: h_t. ``summed``: sum_{i<=t} h_i / sqrt(horizon). ``averaged``: sum_{i<=t} h_i / t.
     ``decayed``: (layer, g) -> sum_{i<=t} g^(t-i) h_i / sqrt(horizon). ``position``: t / horizon.
-    ``counted``: token ids; how often each is among y_1..y_t, / sqrt(horizon): a linear head has a weight for each.
-    ``stop_ids``: of the frozen model. With them a head has a piecewise linear function of t (``length``), and another
-    that is added where y_t is one of them (``finished``): what tells a finished response from an unfinished one.
-    ``horizon`` is the response length, in tokens, that brings sums and states to one size.
+    ``counted``: token ids; the count of each in y_1..y_t, / sqrt(horizon): a linear head has one weight per id.
+    ``stop_ids``: of the frozen model. They add a piecewise linear function of t (``length``) and a second one that
+    applies where y_t is a stop id (``finished``), which separates finished from unfinished responses.
+    ``horizon``: the response length, in tokens, at which sums and states have similar size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,7 +76,7 @@ class FeatureSpec(BaseModel):
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """The feature vector's stretches, in order."""
+        """The blocks of the feature vector, in order."""
         blocks = [Block("current", layer) for layer in self.current]
         blocks += [Block("sum", layer) for layer in self.summed]
         blocks += [Block("mean", layer) for layer in self.averaged]
@@ -87,7 +87,7 @@ class FeatureSpec(BaseModel):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Hidden layers the model has to report, sorted."""
+        """Hidden layers that the model must report, sorted."""
         return tuple(sorted({block.layer for block in self.blocks if block.reads_states} - {TOKENS}))
 
     def width(self, hidden_size: int) -> int:
@@ -99,14 +99,14 @@ class FeatureSpec(BaseModel):
         return len(self.counted) if block.layer == TOKENS else hidden_size
 
     def scale(self, block: Block) -> float:
-        """The constant a block's raw value is multiplied with."""
+        """The constant that multiplies a block's raw value."""
         return {"sum": 1 / math.sqrt(self.horizon), POSITION: 1 / self.horizon}.get(block.kind, 1.0)
 
 
 def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
-    """The smallest spec whose blocks contain those of every given one; its horizon is the longest.
+    """The smallest spec that contains the blocks of all ``specs``, with the longest horizon.
 
-    Raises ValueError where two specs have different stop ids: their ``finished`` features are not the same.
+    Raises ValueError if two specs have different stop ids, because their ``finished`` features differ.
     """
     stop_ids = {spec.stop_ids for spec in specs if spec.stop_ids}
     if len(stop_ids) > 1:
@@ -114,7 +114,7 @@ def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
             f"value functions of one stack have one model's stop ids, not {sorted(stop_ids)}: fit them anew"
         )
 
-    def merged(name: str) -> tuple:
+    def merged(name: str) -> tuple[Any, ...]:
         return tuple(sorted({entry for spec in specs for entry in getattr(spec, name)}))
 
     return FeatureSpec(
@@ -131,8 +131,8 @@ def features(
     """Features at every token of R rows: [R, L, F] in float32.
 
     hidden[layer]: [R, L, D] at tokens start+1 … start+L; hidden[TOKENS]: [R, L], for counted and stop ids;
-    ``carried``: sums over the ``start`` tokens before.
-    Padding at a row's end changes nothing before it; what is returned at the padding means nothing.
+    ``carried``: sums over the first ``start`` tokens.
+    Padding at a row's end does not affect earlier positions; features at padding are meaningless.
     """
     states = read_states(spec, hidden)
     rows, length, device = _shape(states)
@@ -172,21 +172,21 @@ def _sum_keys(spec: FeatureSpec) -> list[tuple[int, float]]:
 
 
 def _count_tokens(spec: FeatureSpec, tokens_RL: Tensor) -> Tensor:
-    """How often each of ``spec.counted`` is among a row's tokens [R, counted]."""
+    """The count of each of ``spec.counted`` in a row's tokens [R, counted]."""
     place_RL, found_RL = _places(spec, tokens_RL)
     counts = torch.zeros(len(tokens_RL), len(spec.counted), device=tokens_RL.device)
     return counts.scatter_add_(1, place_RL, found_RL.float())
 
 
 def _places(spec: FeatureSpec, tokens_RL: Tensor) -> tuple[Tensor, Tensor]:
-    """Where in ``spec.counted`` each token stands, and whether it does at all."""
+    """The index of each token in ``spec.counted``, and whether it is in it."""
     counted = torch.tensor(spec.counted, device=tokens_RL.device)
     place_RL = torch.searchsorted(counted, tokens_RL).clamp_max(len(counted) - 1)
     return place_RL, counted[place_RL] == tokens_RL
 
 
 def read_states(spec: FeatureSpec, hidden: dict[int, Tensor]) -> dict[int, Tensor]:
-    """What a spec sums and reads, [R, L, width] each: hidden states, counted tokens one-hot, STOPPED."""
+    """The states that a spec reads, [R, L, width] each: hidden states, one-hot counted tokens, STOPPED."""
     states = {layer: hidden[layer].float() for layer in spec.layers}
     if spec.counted:
         place_RL, found_RL = _places(spec, hidden[TOKENS])
@@ -205,7 +205,7 @@ def _stopped(spec: FeatureSpec, tokens: Tensor) -> Tensor:
 def ramps(t: Tensor) -> Tensor:
     """[..., 1] -> [..., len(KNOTS) - 1]: the n-th rises from 0 at knot n to 1 at the next, and stays there.
 
-    A weighted sum of them is a piecewise linear function of t, constant beyond the lengths that a fit has seen.
+    A weighted sum of them is a piecewise linear function of t, constant beyond the lengths in the fitted data.
     """
     knots = torch.tensor(KNOTS, dtype=t.dtype, device=t.device)
     return ((t - knots[:-1]) / knots.diff()).clamp(0, 1)
@@ -248,7 +248,7 @@ def _decayed(states_RLD: Tensor, decay: float) -> Tensor:
     step_L = torch.arange(states_RLD.shape[1], device=states_RLD.device)
     gap_LL = step_L[:, None] - step_L
     weight_LL = torch.where(gap_LL >= 0, decay ** gap_LL.clamp(min=0).float(), 0.0)
-    # A token past a row's end must not reach earlier ones even as 0 * NaN, as a matrix product would let it.
+    # NaN after a row's end would spread to earlier tokens as 0 * NaN in the matrix product.
     return torch.einsum("tl,rld->rtd", weight_LL, states_RLD.nan_to_num())
 
 

@@ -1,6 +1,6 @@
 """Fitting V to the terminal reward on every response prefix: min_V E sum_t (V(s_t) - r(s_T))^2 (iro.md, value loss).
 
-Rows are streamed: their features need never lie in memory at once. N rows of a batch, F features.
+Rows are streamed, so that their features need not fit in memory at once. N rows of a batch, F features.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from value_heads.features import Block, FeatureSpec
 from value_heads.heads import Head, LinearHead, feature_places
 
 Select = Literal["correlation", "loss"]
-"""How a setting is chosen on held-out rows: highest correlation within groups (which is what predicts a search's
-lift), or lowest loss."""
+"""The criterion on held-out rows: highest correlation within groups (it predicts a search's lift), or lowest loss."""
 
 ALPHAS = tuple(float(10 ** (k / 2)) for k in range(-8, 3))
 
 
 class Rows(NamedTuple):
-    """A batch of response prefixes. A group is what one prompt's search compares after one chunk; it lies whole in one
-    batch."""
+    """A batch of response prefixes. A group holds the rows that one prompt's search compares after one chunk.
+
+    No group spans two batches.
+    """
 
     features: Tensor  # [N, F]
     targets: Tensor  # [N]
@@ -50,7 +51,7 @@ class HeadFit:
 
 
 class Pools(NamedTuple):
-    """What searches compare, row by row: response ``rows`` at its token number ``t``, in group (prompt, chunk)."""
+    """The rows that searches compare: response ``rows`` at token number ``t``, in group (prompt, chunk)."""
 
     rows: Tensor  # [N] int64
     t: Tensor  # [N] int64, from 1
@@ -59,11 +60,11 @@ class Pools(NamedTuple):
 
 
 def pools(lengths_R: Tensor, prompt_ids_R: Tensor, weights_R: Tensor | None = None, stride: int = 1) -> Pools:
-    """R responses as searches compare them, after every chunk of ``stride`` tokens: each at its last token by then.
+    """R responses as searches compare them after every chunk of ``stride`` tokens, each at its last token so far.
 
-    A group holds all of a prompt's responses, as a search's pool does: those that go on, at the chunk's last token, and
-    those that have ended, at their own. It weighs as the share of its responses that grew in the chunk; chunks in which
-    none did are left out. In all its groups a response weighs ``weights_R``.
+    A group holds all of a prompt's responses, like a search's pool: unfinished ones at the chunk's last token, finished
+    ones at their last token. Its weight is the share of its responses that grew in the chunk; chunks in which none
+    grew are skipped. A response's weights over all its groups sum to ``weights_R``.
     """
     ends_C = torch.arange(stride, int(lengths_R.max()) + stride, stride)
     t_RC = torch.minimum(ends_C, lengths_R[:, None])
@@ -108,7 +109,7 @@ def lambda_returns(values_NT: Tensor, rewards_N: Tensor, mask_NT: Tensor, lam: f
 
 
 class Moments:
-    """Weighted sums that a least-squares fit needs, in float64. ``within``: about each group's means."""
+    """The weighted sums of a least-squares fit, in float64. ``within``: of deviations from group means."""
 
     def __init__(self, batches: Iterable[Rows], within: bool):
         self.within = within
@@ -133,12 +134,12 @@ class Moments:
         return self.xx / self.total - torch.outer(x, x), self.xy / self.total - x * y
 
     def mean_squared_error(self, weight: Tensor, bias: Tensor) -> float:
-        """Of x · weight + bias; asks for moments that are not ``within``."""
+        """The error of x · weight + bias; needs moments that are not ``within``."""
         squares = weight @ self.xx @ weight - 2 * weight @ self.xy + self.yy
         return float((squares + 2 * bias * (weight @ self.x - self.y)) / self.total + bias**2)
 
     def correlation(self, weight: Tensor) -> float:
-        """Of x · weight with the target within groups; asks for ``within`` moments. 0 where either is constant."""
+        """The correlation of x · weight with the target within groups, 0 where either is constant; needs ``within``."""
         spread = ((weight @ self.xx @ weight) * self.yy).sqrt()
         return float(weight @ self.xy / spread) if spread > 0 else 0.0
 
@@ -160,9 +161,9 @@ def fit_ridge(
     that the block's total variance is its scale squared (absent: 1), and rare features stay small. Weights b of blocks
     with a prior s have the penalty (b / s)^2 / sum w instead, whatever alpha: that of a normal prior whose deviation is
     s of the target's, with sum w independent rows. It vanishes as data grow.
-    scikit-learn's alpha is this one times sum w. ``within``: features and targets lose their group's mean first, so
-    that only differences between responses to one prompt are learned. Several alphas: ``heldout`` rows, of other
-    prompts, choose; ValueError without them.
+    scikit-learn's alpha is this one times sum w. ``within``: the group means of features and targets are subtracted, so
+    that only differences between responses to one prompt are learned. ``heldout``: rows of other prompts that select
+    among several alphas; ValueError if they are missing.
     """
     if len(alphas) > 1 and heldout is None:
         raise ValueError("choosing among several alphas takes held-out rows")
@@ -191,7 +192,7 @@ def fit_ridge(
 
 
 def standard_units(spec: FeatureSpec, variance: Tensor, block_scales: Mapping[Block, float] | None) -> Tensor:
-    """What each feature is divided by [F]: see ``fit_ridge``. A constant feature: 1."""
+    """The divisor of each feature [F] (see ``fit_ridge``); 1 for a constant feature."""
     if block_scales is not None:
         variance = variance.clone()
         for block, place in feature_places(spec, len(variance)).items():
@@ -271,7 +272,7 @@ def score_predictions(predicted: Sequence[Rows], select: Select, loss: Callable[
 
 
 def best_setting(scores: dict[float, float], select: Select) -> float:
-    """The setting of the best score; of equals, the first."""
+    """The setting with the best score; the first of equals."""
     return max(scores, key=scores.__getitem__) if select == "correlation" else min(scores, key=scores.__getitem__)
 
 

@@ -49,7 +49,8 @@ class MLPHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., F] -> [...]."""
-        return self.net((features - self.mean) / self.std).squeeze(-1)
+        values: Tensor = self.net((features - self.mean) / self.std)
+        return values.squeeze(-1)
 
     def weights(self) -> list[Tensor]:
         return [*self.buffers(), *self.parameters()]
@@ -61,7 +62,7 @@ Head = LinearHead | MLPHead
 def fold(heads: Sequence[LinearHead], betas: Sequence[float], spec: FeatureSpec) -> LinearHead:
     """Sum_t V_t / beta_t as one linear head on ``spec``, which must contain every head's blocks.
 
-    Exact: a block's weight moves to its place in ``spec``, corrected for the two specs' scales.
+    The fold is exact: a block's weights move to its place in ``spec``, rescaled from one spec to the other.
     """
     sizes = {_hidden_size(head.spec, len(head.weight)) for head in heads}
     if len(sizes) > 1:
@@ -86,7 +87,7 @@ def _hidden_size(spec: FeatureSpec, features: int) -> int:
 
 
 def feature_places(spec: FeatureSpec, features: int) -> dict[Block, Tensor]:
-    """Where each block lies in a vector of so many features: the indices of its own."""
+    """The indices of each block in a vector of ``features`` features."""
     hidden_size = _hidden_size(spec, features)
     places, start = {}, 0
     for block in spec.blocks:

@@ -1,4 +1,4 @@
-"""How good a value function is, position by position. N rollouts, T token positions; all numpy."""
+"""The quality of a value function by token position. N rollouts, T token positions, NumPy arrays."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class WithinPrompt:
-    """How V differs among rollouts of one prompt at one token, and how that goes with their final rewards.
+    """The correlation of V with the final reward among rollouts of one prompt at one token.
 
-    This, and not R², predicts what a search gains. ``correlation_T`` [T]: by token; NaN where fewer than two rollouts
+    This, not R², predicts the gain of a search. ``correlation_T`` [T]: by token; NaN where fewer than two rollouts
     of a prompt reach it, or either side is constant. ``correlation``: over all tokens at once; where rollouts still
     share their tokens it counts as no correlation. NaN where either side is constant. ``variance_share_T`` [T]: of
     V's variance, summed over all tokens; sums to 1.
@@ -28,7 +28,7 @@ class WithinPrompt:
 def within_prompt(
     values_NT: ArrayLike, rewards_N: ArrayLike, prompt_ids_N: ArrayLike, lengths_N: ArrayLike
 ) -> WithinPrompt:
-    """V and the reward each less their prompt's mean over the rollouts that reach the token."""
+    """Statistics of V and reward after subtracting their prompt means over the rollouts that reach the token."""
     values, rewards, prompts, lengths = _arrays(values_NT, rewards_N, prompt_ids_N, lengths_N)
     vv, rr, vr = (np.zeros(values.shape[1]) for _ in range(3))
     for t in range(values.shape[1]):
@@ -56,7 +56,7 @@ def r2_by_position(values_NT: ArrayLike, rewards_N: ArrayLike, lengths_N: ArrayL
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Rollout prefixes of similar value: how many, what V said on average, what the reward then was."""
+    """Rollout prefixes of similar value: their count, mean V and mean reward."""
 
     count: int
     predicted: float

@@ -1,4 +1,4 @@
-"""Processes that fit one value function together: each computes its share of a batch, all take the same step."""
+"""Data-parallel fits: each process computes its share of a batch, and all take the same step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Each = TypeVar("Each")
-MEET = timedelta(seconds=120)
+Item = TypeVar("Item")
+RENDEZVOUS_TIMEOUT = timedelta(seconds=120)
 
 
 class PeerLost(RuntimeError):
-    """One of the processes died, or did not come in time."""
+    """One of the processes died, or did not join in time."""
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """Where ``size`` processes find one another: a ``TCPStore`` that somebody keeps at ``host:port``."""
+class Rendezvous:
+    """Where ``size`` processes join: a ``TCPStore`` at ``host:port``."""
 
     host: str
     port: int
@@ -31,40 +31,44 @@ class Meeting:
 
 
 @contextmanager
-def meeting_place(host: str) -> Iterator[int]:
-    """The port of a store on this machine, which ``host`` is reached by, for as long as the context lasts."""
+def rendezvous_store(host: str) -> Iterator[int]:
+    """The port of a store on this machine, reachable by ``host``, that exists while the context lasts."""
     store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
     yield store.port
 
 
 @contextmanager
-def together(meeting: Meeting | None) -> Iterator[None]:
-    """In this context the process is one of several; None: it is alone. PeerLost if they do not all come."""
-    if meeting is None:
+def joined_peers(rendezvous: Rendezvous | None) -> Iterator[None]:
+    """Join the process group of ``rendezvous`` in this context; None: no group. PeerLost if a process does not join."""
+    if rendezvous is None:
         yield
         return
     try:
-        store = dist.TCPStore(meeting.host, meeting.port, timeout=MEET)
-        dist.init_process_group("gloo", store=store, rank=meeting.rank, world_size=meeting.size, timeout=MEET)
+        store = dist.TCPStore(rendezvous.host, rendezvous.port, timeout=RENDEZVOUS_TIMEOUT)
+        dist.init_process_group(
+            "gloo", store=store, rank=rendezvous.rank, world_size=rendezvous.size, timeout=RENDEZVOUS_TIMEOUT
+        )
         dist.barrier()
     except RuntimeError as error:
-        raise PeerLost(f"{meeting.size} processes did not meet at {meeting.host}:{meeting.port}: {error}") from error
+        raise PeerLost(
+            f"{rendezvous.size} processes did not meet at {rendezvous.host}:{rendezvous.port}: {error}"
+        ) from error
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def share(batch: Sequence[Each]) -> Sequence[Each]:
-    """What of a batch this process computes: neighbours, which may have a prompt in common."""
+def peer_share(batch: Sequence[Item]) -> Sequence[Item]:
+    """This process's contiguous share of a batch, in which neighbours may share a prompt."""
     if not dist.is_initialized():
         return batch
     rank, size = dist.get_rank(), dist.get_world_size()
     return batch[len(batch) * rank // size : len(batch) * (rank + 1) // size]
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace each by its sum over the processes. PeerLost."""
+def sum_over_peers(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over the processes. Raises PeerLost."""
     if not dist.is_initialized():
         return
     flat = torch.cat([tensor.detach().reshape(-1).float().cpu() for tensor in tensors])
@@ -76,10 +80,10 @@ def add_up(tensors: Sequence[Tensor]) -> None:
         tensor.detach().copy_(total.reshape(tensor.shape))
 
 
-def first_says(number: float) -> float:
-    """The number of the first process: another's may differ in its last bits. PeerLost."""
+def broadcast_first(number: float) -> float:
+    """The first process's number, since others may differ in their last bits. Raises PeerLost."""
     if not dist.is_initialized():
         return number
-    said = torch.tensor(number if dist.get_rank() == 0 else 0.0)
-    add_up([said])
-    return float(said)
+    tensor = torch.tensor(number if dist.get_rank() == 0 else 0.0)
+    sum_over_peers([tensor])
+    return float(tensor)

@@ -1,5 +1,6 @@
-"""Scores of concurrent searches over one LoRA backbone: one forward pass an adapter for all that wait, over caches that
-are given up, least recently used first, when they grow past a budget.
+"""Scores of concurrent searches on one LoRA backbone: one forward pass per adapter serves all pending requests.
+
+Key-value caches are evicted, least recently used first, when they exceed a budget.
 
 R rows, L new tokens, S tokens read before (padding included), d head size.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from value_heads.threads import on_fresh_thread, sparing
+from value_heads.threads import leaving_engine_core, on_fresh_thread
 
 if TYPE_CHECKING:
     from value_heads.backbone import LoraBackbone
@@ -31,7 +32,10 @@ CACHE_BYTES = 2 * 2**30
 
 @dataclass
 class Read:
-    """What one search's rows have read. layers[adapter][layer]: keys, values [R, heads, S, d]; valid_RS: no padding."""
+    """The cached keys and values of a search's rows.
+
+    layers[adapter][layer]: keys and values [R, heads, S, d]; valid_RS: false at padding.
+    """
 
     layers: list[list[tuple[Tensor, Tensor]]]
     valid_RS: Tensor
@@ -42,8 +46,10 @@ class Read:
 
 
 class ReadCaches:
-    """What searches have read, up to ``limit`` bytes over all backbones of the process. A search that is gone takes its
-    own along; one that is given up reads its prefix again."""
+    """The caches of all searches, up to ``limit`` bytes over all backbones of the process.
+
+    A deleted search frees its cache. A search whose cache was evicted reads its prefix again.
+    """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit = limit
@@ -58,10 +64,10 @@ class ReadCaches:
         with self._lock:
             self._held[search] = read
             total = self._bytes()
-            for other in list(self._held):
+            for oldest in list(self._held):
                 if total <= self.limit:
                     break
-                total -= self._held.pop(other).bytes
+                total -= self._held.pop(oldest).bytes
 
     @property
     def bytes(self) -> int:
@@ -119,7 +125,7 @@ class Piece:
 
 
 class ScoreQueue:
-    """The requests that wait for one shared model. After each ``add``, ``drain`` is to run in the model's worker."""
+    """The pending requests of one shared model. After each ``add``, ``drain`` must run in the model's worker."""
 
     def __init__(self) -> None:
         self._waiting: list[Request] = []
@@ -130,14 +136,14 @@ class ScoreQueue:
             self._waiting.append(request)
 
     def drain(self) -> None:
-        """Score all that wait. A request that fails fails its batch, and no other."""
+        """Score all pending requests. An error fails the requests of its batch only."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        wanted = [request for request in waiting if request.done.set_running_or_notify_cancel()]
-        for batch in batches(wanted):
+        live_requests = [request for request in waiting if request.done.set_running_or_notify_cancel()]
+        for batch in batches(live_requests):
             try:
-                totals = on_fresh_thread(sparing(partial(score, batch)))
-            except Exception as error:  # handed to those who wait
+                totals = on_fresh_thread(leaving_engine_core(partial(score, batch)))
+            except Exception as error:  # reported to the callers
                 for request in batch:
                     request.done.set_exception(error)
                 continue
@@ -149,7 +155,7 @@ def batches(requests: Sequence[Request]) -> Iterator[list[Request]]:
     """Requests of one bundle, equally many adapters and similar length, BATCH_TOKENS at a time."""
     batch: list[Request] = []
     for request in sorted(requests, key=lambda r: (id(r.backbone), len(r.search.betas), r.length)):
-        if batch and (request.backbone.alone or not _fits(batch, request)):
+        if batch and (request.backbone.score_singly or not _fits(batch, request)):
             yield batch
             batch = []
         batch.append(request)
@@ -158,12 +164,12 @@ def batches(requests: Sequence[Request]) -> Iterator[list[Request]]:
 
 
 def _fits(batch: list[Request], request: Request) -> bool:
-    together = [*batch, request]
-    rows = sum(each.tokens_RL.shape[0] for each in together)
-    padded = rows * max(each.tokens_RL.shape[1] for each in together)
-    alike = request.length <= 2 * batch[0].length + 32  # else more than half of what is attended to is padding
-    adapters = batch[0].backbone is request.backbone and len(batch[0].search.betas) == len(request.search.betas)
-    return adapters and padded <= BATCH_TOKENS and alike
+    requests = [*batch, request]
+    rows = sum(member.tokens_RL.shape[0] for member in requests)
+    padded_tokens = rows * max(member.tokens_RL.shape[1] for member in requests)
+    similar_length = request.length <= 2 * batch[0].length + 32  # else over half of the attended positions are padding
+    same_adapters = batch[0].backbone is request.backbone and len(batch[0].search.betas) == len(request.search.betas)
+    return same_adapters and padded_tokens <= BATCH_TOKENS and similar_length
 
 
 @torch.no_grad()
@@ -171,24 +177,24 @@ def score(batch: Sequence[Request]) -> list[Tensor]:
     """Sum_t V_t / beta_t [R] of each request at each row's last counted token; all of one backbone."""
     backbone = batch[0].backbone
     adapters = len(batch[0].search.betas)
-    befores = [CACHES.take(request.search) for request in batch]
-    unread = [i for i, before in enumerate(befores) if before is None]
+    previous_reads = [CACHES.take(request.search) for request in batch]
+    unread = [i for i, previous in enumerate(previous_reads) if previous is None]
     if unread:
         _, reads = read(backbone, adapters, [_prefix(batch[i]) for i in unread])
-        for i, one in zip(unread, reads, strict=True):
-            befores[i] = one
+        for i, search_read in zip(unread, reads, strict=True):
+            previous_reads[i] = search_read
     pieces = []
-    for i, (request, before) in enumerate(zip(batch, befores, strict=True)):
-        place = {parent: at for at, parent in enumerate(_needed(request))} if i in unread else None
+    for i, (request, previous) in enumerate(zip(batch, previous_reads, strict=True)):
+        place = {parent: index for index, parent in enumerate(_needed(request))} if i in unread else None
         origins = [place[parent] if place else parent for parent in request.origins]
-        pieces.append(Piece(before, torch.tensor(origins), request.tokens_RL, request.lengths_R))
+        pieces.append(Piece(previous, torch.tensor(origins), request.tokens_RL, request.lengths_R))
     values, reads = read(backbone, adapters, pieces)
-    for request, one in zip(batch, reads, strict=True):
-        search, news = request.search, request.tokens_RL.tolist()
+    for request, search_read in zip(batch, reads, strict=True):
+        search, new_tokens = request.search, request.tokens_RL.tolist()
         lengths = request.lengths_R.tolist()
-        grown = zip(request.origins, news, lengths, strict=True)
-        search.rows = [search.rows[parent] + tokens[:length] for parent, tokens, length in grown]
-        CACHES.put(search, one)
+        extensions = zip(request.origins, new_tokens, lengths, strict=True)
+        search.rows = [search.rows[parent] + tokens[:length] for parent, tokens, length in extensions]
+        CACHES.put(search, search_read)
     return [sum_values(request, of_adapters) for request, of_adapters in zip(batch, values, strict=True)]
 
 
@@ -208,34 +214,38 @@ def _prefix(request: Request) -> Piece:
 
 
 def read(backbone: LoraBackbone, adapters: int, pieces: Sequence[Piece]) -> tuple[list[list[Tensor]], list[Read]]:
-    """One forward pass an adapter. Of each piece: V_t [R] at its rows' last tokens for every adapter t, and what it has
-    read by then. Searches are padded to the longest, on the right of what was read before and of what is new."""
+    """V_t [R] of each piece at its rows' last tokens for every adapter t, and the piece's new cache.
+
+    One forward pass per adapter. Searches are padded to the longest, on the right of the cached and of the new tokens.
+    """
     device = backbone.model.device
-    past = max(piece.past for piece in pieces)
+    past_length = max(piece.past for piece in pieces)
     length = max(piece.tokens_RL.shape[1] for piece in pieces)
     sizes = [len(piece.tokens_RL) for piece in pieces]
     lengths_R = torch.cat([piece.lengths_R.cpu() for piece in pieces])
-    valid_RS = torch.zeros(sum(sizes), past + length, dtype=torch.bool)
-    valid_RS[:, past:] = torch.arange(length) < lengths_R[:, None]
+    valid_RS = torch.zeros(sum(sizes), past_length + length, dtype=torch.bool)
+    valid_RS[:, past_length:] = torch.arange(length) < lengths_R[:, None]
     tokens_RL = torch.zeros(sum(sizes), length, dtype=torch.int64)
     for span, piece in zip(_spans(sizes), pieces, strict=True):
         tokens_RL[span, : piece.tokens_RL.shape[1]] = piece.tokens_RL.cpu()
         if piece.before:
             valid_RS[span, : piece.past] = piece.before.valid_RS[piece.origin_R]
-    tokens_RL.masked_fill_(~valid_RS[:, past:], 0)
-    kept = [[*range(p.past), *range(past, past + p.tokens_RL.shape[1])] for p in pieces]
-    reads = [Read([], valid_RS[span][:, k]) for span, k in zip(_spans(sizes), kept, strict=True)]
+    tokens_RL.masked_fill_(~valid_RS[:, past_length:], 0)
+    kept_positions = [[*range(p.past), *range(past_length, past_length + p.tokens_RL.shape[1])] for p in pieces]
+    reads = [Read([], valid_RS[span][:, k]) for span, k in zip(_spans(sizes), kept_positions, strict=True)]
     values: list[list[Tensor]] = [[] for _ in pieces]
     for adapter in range(adapters):
-        cache = DynamicCache()  # keeps all keys, where one by the config would drop those out of a sliding window
-        for layer in range(backbone.num_layers if past else 0):
-            cache.update(*_gather(pieces, adapter, layer, past), layer)
+        cache = DynamicCache()  # keeps all keys; one made from the config would drop those outside a sliding window
+        for layer in range(backbone.num_layers if past_length else 0):
+            cache.update(*_gather(pieces, adapter, layer, past_length), layer)
         values_RL = backbone.values(adapter, tokens_RL, cache, valid_RS)
         layers: Any = cache.layers
         last_R = values_RL.gather(1, (lengths_R - 1).to(device)[:, None]).squeeze(1)
         for i, span in enumerate(_spans(sizes)):
             values[i].append(last_R[span])
-            reads[i].layers.append([_share(each.keys, each.values, span, kept[i]) for each in layers])
+            reads[i].layers.append(
+                [_cut_cache(layer_cache.keys, layer_cache.values, span, kept_positions[i]) for layer_cache in layers]
+            )
     return values, reads
 
 
@@ -244,24 +254,24 @@ def _spans(sizes: Sequence[int]) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _gather(pieces: Sequence[Piece], adapter: int, layer: int, past: int) -> tuple[Tensor, Tensor]:
-    """Keys and values [R, heads, past, d] of all pieces' rows; where one piece has read something, all have."""
+def _gather(pieces: Sequence[Piece], adapter: int, layer: int, past_length: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [R, heads, past_length, d] of all pieces' rows; all pieces have a cache, or none has."""
 
-    def padded(which: int) -> Tensor:
+    def padded(index: int) -> Tensor:
         parts = []
         for piece in pieces:
             assert piece.before is not None
-            kept = piece.before.layers[adapter][layer][which]
-            parts.append(F.pad(kept[piece.origin_R.to(kept.device)], (0, 0, 0, past - piece.past)))
+            cached = piece.before.layers[adapter][layer][index]
+            parts.append(F.pad(cached[piece.origin_R.to(cached.device)], (0, 0, 0, past_length - piece.past)))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return padded(0), padded(1)
 
 
-def _share(keys: Tensor | None, values: Tensor | None, span: slice, kept: list[int]) -> tuple[Tensor, Tensor]:
-    """One search's part of a layer's keys and values, without the others' padding."""
+def _cut_cache(keys: Tensor | None, values: Tensor | None, span: slice, positions: list[int]) -> tuple[Tensor, Tensor]:
+    """One search's part of a layer's keys and values, without padding added for other searches."""
     assert keys is not None and values is not None
-    if span.stop - span.start == len(keys) and len(kept) == keys.shape[2]:
+    if span.stop - span.start == len(keys) and len(positions) == keys.shape[2]:
         return keys, values
-    index = torch.tensor(kept, device=keys.device)
+    index = torch.tensor(positions, device=keys.device)
     return keys[span].index_select(2, index), values[span].index_select(2, index)

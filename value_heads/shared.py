@@ -1,6 +1,6 @@
-"""The frozen transformer that value functions adapt: one copy in this process for all bundles of a base.
+"""The frozen transformer that value functions adapt: one copy per process, shared by all bundles of a base model.
 
-Bundles bring their adapters. Those past MOST_ADAPTERS are set aside in memory, the least recently used first.
+Each bundle has its own adapters. Beyond MOST_ADAPTERS, the least recently used are moved off the model to memory.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ State = dict[str, Tensor]
 
 @dataclass(eq=False)
 class Adapter:
-    """A LoRA adapter of one shared model. ``state``: its weights while it is not on the model. ``pinned``: it stays
-    there, because it is being trained."""
+    """A LoRA adapter of one shared model.
+
+    ``state``: its weights while it is off the model. ``pinned``: it stays on the model, because it is being trained.
+    """
 
     name: str
     rank: int
@@ -53,7 +55,9 @@ class SharedModel:
     def __init__(
         self, model_dir: Path | str, num_layers: int | None, device: torch.device, dtype: torch.dtype | None
     ) -> None:
-        model = frozen(model_dir, num_layers, torch.float32 if dtype in (torch.float32, torch.float64) else "auto")
+        model = load_frozen_model(
+            model_dir, num_layers, torch.float32 if dtype in (torch.float32, torch.float64) else "auto"
+        )
         self.hash = weights_hash(model)  # before it is rounded to ``dtype``
         self.model = model
         _place(model, device, dtype or model.dtype)
@@ -70,11 +74,11 @@ class SharedModel:
 
     @property
     def adapters(self) -> int:
-        """How many are on the model."""
+        """The number of adapters on the model."""
         return len(self._placed)
 
     def new_adapter(self, rank: int, alpha: int, state: State | None = None) -> Adapter:
-        """One with the weights ``state``, or a fresh one that changes nothing yet."""
+        """An adapter with the weights ``state``, or a new one that leaves the model unchanged."""
         adapter = Adapter(f"adapter{next(self._numbers)}", rank, alpha, state)
         if state is None:
             with self.lock:
@@ -82,7 +86,7 @@ class SharedModel:
         return adapter
 
     def activate(self, adapter: Adapter) -> None:
-        """The next forward pass reads with it."""
+        """Use this adapter in the next forward pass."""
         if adapter.name == self._active:
             return
         self.forget_unowned()
@@ -93,19 +97,19 @@ class SharedModel:
             module.set_adapter(adapter.name)
         self._active = adapter.name
         for name, reference in list(self._placed.items())[:-1]:
-            other = reference()
-            if len(self._placed) > MOST_ADAPTERS and other is not None and not other.pinned:
-                other.state = self.state_of(other)
+            unused = reference()
+            if len(self._placed) > MOST_ADAPTERS and unused is not None and not unused.pinned:
+                unused.state = self.state_of(unused)
                 self._remove(name)
 
     def forget_unowned(self) -> None:
-        """Take off the model what belongs to bundles that are gone."""
+        """Remove the adapters of deleted bundles from the model."""
         with self.lock:
             for name in [name for name, adapter in self._placed.items() if adapter() is None]:
                 self._remove(name)
 
     def state_of(self, adapter: Adapter) -> State:
-        """A copy of its weights, in memory of the CPU."""
+        """A copy of the adapter's weights in CPU memory."""
         with self.lock:
             state = adapter.state
             if state is None:
@@ -113,7 +117,7 @@ class SharedModel:
             return {name: weight.detach().cpu().clone() for name, weight in state.items()}
 
     def load(self, adapter: Adapter, state: State) -> None:
-        """Undo of ``state_of``."""
+        """Restore weights that ``state_of`` returned."""
         with self.lock:
             if adapter.name in self._placed:
                 set_peft_model_state_dict(self.model, state, adapter_name=adapter.name)
@@ -156,7 +160,7 @@ def shared_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> SharedModel:
-    """The process's one such model, loaded the first time and gone with its last user.
+    """The process's copy of this model, loaded on first use and freed with its last user.
 
     Without ``device`` and ``dtype`` as in the embedded engine: on a GPU in the data type of its weights, else on the
     CPU in float32.
@@ -172,12 +176,12 @@ def shared_model(
 
 
 def shared_models() -> list[SharedModel]:
-    """All that are loaded."""
+    """All models loaded in this process."""
     return list(_MODELS.values())
 
 
 def free_memory() -> None:
-    """Give back what bundles that are gone took, on the GPU too."""
+    """Free the memory of deleted bundles, on the GPU too."""
     gc.collect()
     for model in shared_models():
         model.forget_unowned()
@@ -185,8 +189,10 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def frozen(model_dir: Path | str, num_layers: int | None, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
-    """The model, cut to its first so many layers; 0: it only embeds. ValueError if weights are missing."""
+def load_frozen_model(
+    model_dir: Path | str, num_layers: int | None, dtype: torch.dtype | str = torch.float32
+) -> PreTrainedModel:
+    """The model cut to its first ``num_layers``; 0: embeddings only. ValueError if weights are missing."""
     cut = {} if num_layers is None else {"num_hidden_layers": num_layers}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the layers cut off would be reported as unexpected
@@ -198,7 +204,8 @@ def frozen(model_dir: Path | str, num_layers: int | None, dtype: torch.dtype | s
         raise ValueError(
             f"{model_dir} lacks weights of a {num_layers}-layer backbone: {sorted(report['missing_keys'])}"
         )
-    return model.requires_grad_(False).eval()
+    frozen_model: PreTrainedModel = model.requires_grad_(False).eval()
+    return frozen_model
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -212,7 +219,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _place(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Weights alone are rounded: buffers such as rotary frequencies keep their precision."""
+    """Move the model to a device and round its weights; buffers such as rotary frequencies keep their precision."""
     for weight in model.parameters():
         weight.data = weight.data.to(device, dtype)
     for buffer in model.buffers():

@@ -1,4 +1,4 @@
-"""Sum_t V_t / beta_t: the value functions of all iterations, steering one search."""
+"""Sum_t V_t / beta_t: the value functions of all iterations, as the score of a search."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ValueStack:
         return ValueStack(self.heads, betas)
 
     def terms(self) -> list[tuple[Head, float]]:
-        """What is evaluated: the folded linear head (beta 1), then each MLP with its beta."""
+        """The heads to evaluate with their betas: the folded linear head (beta 1), then each MLP."""
         folded: list[tuple[Head, float]] = [(self.folded, 1.0)] if self.folded else []
         return folded + [(head, beta) for head, beta in self.mlps]
 
@@ -62,7 +62,7 @@ class ValueStack:
 
 
 class StackState:
-    """One search's running sums, which follow its rows."""
+    """The running feature sums of one search's rows."""
 
     def __init__(self, stack: ValueStack):
         self.stack = stack

@@ -1,7 +1,7 @@
-"""Heavy torch work beside an engine that steps in a thread of its own.
+"""Torch work beside an engine that steps in another thread or process.
 
-Each thread that runs a parallel torch operation keeps a team of OpenMP threads for as long as it lives, and a second
-living team costs the engine half its speed on two cores. Work in a thread that ends takes its team along.
+Each thread that runs a parallel torch operation keeps a team of OpenMP threads alive, and a second team halves the
+engine's speed on two cores. A team ends with its thread, so such work runs in short-lived threads.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-_all_threads: int | None = None  # known once an engine runs beside this process
+_all_threads: int | None = None  # set once an engine shares this machine
 
 
-def beside_engines() -> None:
-    """From now on ``sparing`` leaves a core to an engine of another process, which keeps one busy after each answer.
+def share_cores_with_engine() -> None:
+    """Make ``leaving_engine_core`` leave one core to an engine in another process.
 
-    vLLM's worker spins for a second, and a team of threads that shares its core waits for the slowest of them: scoring
-    took four times as long on two cores.
+    vLLM's worker spins for a second after each answer, and an OpenMP team that shares its core waits for its slowest
+    thread: scoring took four times as long on two cores.
     """
     global _all_threads
     _all_threads = _all_threads or torch.get_num_threads()
 
 
-def sparing(work: Callable[[], T]) -> Callable[[], T]:
-    """``work``, by one thread less than there are where engines run beside this process."""
+def leaving_engine_core(work: Callable[[], T]) -> Callable[[], T]:
+    """``work`` with one thread fewer if an engine process shares this machine, else ``work`` unchanged."""
 
-    def spared() -> T:
+    def with_fewer_threads() -> T:
         if _all_threads:
             torch.set_num_threads(max(1, _all_threads - 1))
         return work()
 
-    return spared
+    return with_fewer_threads
 
 
 def on_fresh_thread(work: Callable[[], T]) -> T:
-    """What ``work`` returns or raises, run in a thread that ends with it."""
+    """Run ``work`` in a new thread that ends with it; returns or raises what ``work`` does."""
 
-    def alone() -> T:
+    def run_work() -> T:
         if _all_threads:  # torch gives a new thread the number that any thread set last
             torch.set_num_threads(_all_threads)
         return work()
 
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(alone).result()
+        return thread.submit(run_work).result()

@@ -25,7 +25,7 @@ from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.replicas import Replica, Replicas, Timing
 from iro_server.tasks import together
-from value_heads.threads import beside_engines
+from value_heads.threads import share_cores_with_engine
 
 Result = TypeVar("Result")
 START = 1200.0  # seconds that an engine which starts beside this process may take
@@ -62,7 +62,7 @@ class RemoteEngine:
     silence: ClassVar[float] = 15.0
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
-        beside_engines()
+        share_cores_with_engine()
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False)
         self.embedding = Embedding(Path(model_dir))

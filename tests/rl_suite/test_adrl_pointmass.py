@@ -17,16 +17,16 @@ TINY = {"bins": (9,), "repeats": 1, "steps": 2400, "evaluations": 2, "episodes":
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     config = TINY | {"variants_at": ()}
-    whole = JOB.execute(config, tmp_path / "whole")
-    asked = iter([False] * 7 + [True] * 100)
+    uninterrupted = JOB.execute(config, tmp_path / "whole")
+    stop_answers = iter([False] * 7 + [True] * 100)
     with pytest.raises(Cancelled):
-        JOB.execute(config, tmp_path / "cut", should_stop=lambda: next(asked))
+        JOB.execute(config, tmp_path / "cut", should_stop=lambda: next(stop_answers))
     curves = [json.loads(file.read_text()) for file in (tmp_path / "cut" / "agents").glob("*/curve.json")]
     assert sorted(map(len, curves)) == [1, 2]  # one agent had been trained, another half
     resumed = JOB.execute(config | {"workers": 2}, tmp_path / "cut")
-    assert resumed["curves"] == whole["curves"]
-    assert resumed["table"] == whole["table"]
-    assert all(check["holds"] for check in whole["checks"]), whole["checks"]
+    assert resumed["curves"] == uninterrupted["curves"]
+    assert resumed["table"] == uninterrupted["table"]
+    assert all(check["holds"] for check in uninterrupted["checks"]), uninterrupted["checks"]
     assert (tmp_path / "cut" / "figures" / "curves.png").exists()
 
 

@@ -22,16 +22,16 @@ from rl_suite.mdp import (
 )
 from rl_suite.projection import backdoor, bias, combine, naive, project
 
-ALONE = ((0,), (1,))
+SEPARATE_BLOCKS = ((0,), (1,))
 
 
 def test_product_and_separable_mdps_are_unbiased_and_interacting_ones_are_not() -> None:
     rng = np.random.default_rng(0)
     assert bias(product_mdp(rng, (3, 2), (3, 4))).q <= 1e-12
     assert bias(separable_mdp(rng, 5, (3, 4))).q <= 1e-12
-    found = bias(interacting_mdp(rng, 5, (3, 4)))
-    assert not found.unbiased
-    assert found.decomposed[1] < found.optimal
+    interacting_bias = bias(interacting_mdp(rng, 5, (3, 4)))
+    assert not interacting_bias.unbiased
+    assert interacting_bias.decomposed[1] < interacting_bias.optimal
 
 
 def test_a_block_of_the_factors_that_interact_removes_the_bias() -> None:
@@ -46,8 +46,8 @@ def test_projected_values_add_up_to_q_without_interaction() -> None:
     mdp = separable_mdp(np.random.default_rng(2), 5, (3, 4))
     policy = np.full(mdp.R.shape, 1 / 12)
     value = policy_value(mdp, policy)
-    projected = [project(mdp, ALONE, b, policy).q_of(value) for b in (0, 1)]
-    assert np.allclose(combine(projected, value, mdp.sizes, ALONE), mdp.q_of(value))
+    projected = [project(mdp, SEPARATE_BLOCKS, b, policy).q_of(value) for b in (0, 1)]
+    assert np.allclose(combine(projected, value, mdp.sizes, SEPARATE_BLOCKS), mdp.q_of(value))
 
 
 def test_adjusting_for_the_state_recovers_the_effect_and_ignoring_it_does_not() -> None:
@@ -62,25 +62,25 @@ def test_adjusting_for_the_state_recovers_the_effect_and_ignoring_it_does_not() 
 def test_learning_from_a_confounded_log_converges_to_the_true_q() -> None:
     rng = np.random.default_rng(3)
     mdp = separable_mdp(rng, 3, (2, 3))
-    together = np.tile(np.array([0.4, 0.04, 0.04, 0.04, 0.08, 0.4]), (3, 1))  # the two factors go together
-    q = learned_q(sample(mdp, together, 60_000, rng), 3, mdp.sizes, ALONE, mdp.gamma)
+    confounded_policy = np.tile(np.array([0.4, 0.04, 0.04, 0.04, 0.08, 0.4]), (3, 1))  # the two factors go together
+    q = learned_q(sample(mdp, confounded_policy, 60_000, rng), 3, mdp.sizes, SEPARATE_BLOCKS, mdp.gamma)
     assert np.abs(q - optimal_q(mdp)).max() < 0.05
 
 
-@pytest.mark.parametrize("blocks", [ALONE, ((0, 1),)])
+@pytest.mark.parametrize("blocks", [SEPARATE_BLOCKS, ((0, 1),)])
 def test_one_transition_at_a_time_comes_to_the_batch_fit(blocks: tuple[tuple[int, ...], ...]) -> None:
     rng = np.random.default_rng(4)
     mdp = separable_mdp(rng, 3, (2, 3))
     log = sample(mdp, np.full(mdp.R.shape, 1 / 6), 300, rng)
     model, batch = (Model(3, mdp.sizes, blocks, mdp.gamma) for _ in range(2))
-    for s, a, r, then in zip(*log, strict=True):
-        model.add(int(s), int(a), float(r), int(then))
+    for s, a, r, next_state in zip(*log, strict=True):
+        model.add(int(s), int(a), float(r), int(next_state))
     batch.fit(log)
     assert np.allclose(model.q(np.zeros(3), 400), batch.q(np.zeros(3), 400), atol=1e-6)
 
 
 def test_a_pair_is_known_once_each_of_its_blocks_actions_is() -> None:
-    model = Model(1, (2, 2), ALONE, 0.9)
+    model = Model(1, (2, 2), SEPARATE_BLOCKS, 0.9)
     model.add(0, 0, 1.0, 0)  # (0, 0)
     model.add(0, 3, 1.0, 0)  # (1, 1)
     assert not model.unknown(1).any()  # (0, 1) and (1, 0) never happened, but each of their parts did
@@ -99,15 +99,15 @@ def test_exploring_learners_end_with_a_good_policy(visits: int) -> None:
         return expected_return(mdp, greedy(q)) >= worth
 
     most = 2**14
-    assert steps_needed(mdp, ALONE, good, np.random.default_rng(6), most, visits) < most
+    assert steps_needed(mdp, SEPARATE_BLOCKS, good, np.random.default_rng(6), most, visits) < most
 
 
 def test_exponents_of_a_known_law_come_back() -> None:
     shapes = [(4, 4), (8, 16), (16, 64), (12, 81)]
     rows = [{"sum": s, "product": p, "counts": {"x": [3 * s**1.5 * p**0.25] * 4}} for s, p in shapes]
-    found = exponents(rows, "x", 50, np.random.default_rng(0))
-    assert np.allclose([found["sum"][0], found["product"][0]], [1.5, 0.25])
-    assert np.allclose(found["sum"], 1.5)  # no noise, no width
+    fit = exponents(rows, "x", 50, np.random.default_rng(0))
+    assert np.allclose([fit["sum"][0], fit["product"][0]], [1.5, 0.25])
+    assert np.allclose(fit["sum"], 1.5)  # no noise, no width
     with pytest.raises(ValueError, match="do not tell"):
         exponents(rows[:2], "x", 50, np.random.default_rng(0))
 
@@ -116,7 +116,7 @@ def test_bad_input_says_what_to_change() -> None:
     with pytest.raises(ValueError, match="no partition: each of the factors 0 to 1 must be in exactly one block"):
         check_blocks([(0,), (0, 1)], 2)
     with pytest.raises(ValueError, match="the dataset is empty"):
-        learned_q((np.array([], int),) * 4, 3, (2, 2), ALONE, 0.9)
+        learned_q((np.array([], int),) * 4, 3, (2, 2), SEPARATE_BLOCKS, 0.9)
     with pytest.raises(ValueError, match="action 1 was never taken at covariate 0"):
         backdoor(np.array([[[1, 1], [0, 0]], [[1, 1], [1, 1]]]))
 
@@ -134,6 +134,6 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     pytest.importorskip("icu_sepsis", reason="needs icu-sepsis")
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert all(check["holds"] for check in result["checks"]), result["checks"]
-    found = result["exponents"]
-    assert found["accuracy, projected"]["product"][0] < found["accuracy, joint"]["product"][0]
+    fits = result["exponents"]
+    assert fits["accuracy_projected"]["product"][0] < fits["accuracy_joint"]["product"][0]
     assert (tmp_path / "figures" / "samples.png").exists()

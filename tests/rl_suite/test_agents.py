@@ -31,15 +31,15 @@ class Switches(gym.Env):  # type: ignore[misc, name-defined]
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
-        self._left = 5
+        self._remaining_steps = 5
         self._wish = self.np_random.integers([2, 3, 4])
         return self._wish, {}
 
     def step(self, action: np.ndarray) -> Any:
         reward = float((action == self._wish).mean())
-        self._left -= 1
+        self._remaining_steps -= 1
         self._wish = self.np_random.integers([2, 3, 4])
-        return self._wish, reward, self._left == 0, False, {}
+        return self._wish, reward, self._remaining_steps == 0, False, {}
 
 
 SMALL: dict[str, Any] = {"width": 32, "batch": 32, "start": 64, "explore": 400, "envs": 4, "replay": 500, "seed": 3}
@@ -54,17 +54,17 @@ def test_environments_pass_gymnasiums_checker(make: Callable[[], Any]) -> None:
 
 
 def test_point_masses_are_dm_controls_to_the_bit() -> None:
-    many, one = PointMasses(2, 9), DMControl("point_mass", "easy")
-    observations, _ = many.reset(seed=5)
-    one.reset(seed=0)
-    with one._env.physics.reset_context():
-        one._env.physics.data.qpos[:] = many._data[1].qpos
+    batched, single = PointMasses(2, 9), DMControl("point_mass", "easy")
+    observations, _ = batched.reset(seed=5)
+    single.reset(seed=0)
+    with single._env.physics.reset_context():
+        single._env.physics.data.qpos[:] = batched._data[1].qpos
     rng = np.random.default_rng(0)
     levels = np.linspace(-1, 1, 9)
     for _ in range(300):
         actions = rng.integers(9, size=(2, 2))
-        observations, rewards, *_ = many.step(actions)
-        expected, reward, *_ = one.step(levels[actions[1]])
+        observations, rewards, *_ = batched.step(actions)
+        expected, reward, *_ = single.step(levels[actions[1]])
         assert np.array_equal(observations[1], expected)
         assert rewards[1] == pytest.approx(reward, abs=1e-12)
 
@@ -95,9 +95,9 @@ def test_n_step_returns_stop_where_an_episode_does() -> None:
     ends = {2: (True, False), 5: (False, True)}  # step 2 terminates, step 5 is cut off
     for t in range(8):
         terminated, truncated = ends.get(t, (False, False))
-        own = torch.zeros(1, 1, dtype=torch.long)
-        obs, then = torch.full((1, 1), float(t)), torch.full((1, 1), t + 1.0)
-        replay.add(obs, own, np.array([1.0 * t]), then, np.array([terminated]), np.array([truncated]))
+        block_actions = torch.zeros(1, 1, dtype=torch.long)
+        obs, next_obs = torch.full((1, 1), float(t)), torch.full((1, 1), t + 1.0)
+        replay.add(obs, block_actions, np.array([1.0 * t]), next_obs, np.array([terminated]), np.array([truncated]))
     s, _, returns, discounts, last, _ = replay.sample(500, 3, 0.5, torch.Generator().manual_seed(0))
     expected = {
         0: (0 + 0.5 + 0.5, 0.0, 3.0),  # half of 1 and a quarter of 2, then over
@@ -108,8 +108,8 @@ def test_n_step_returns_stop_where_an_episode_does() -> None:
         5: (5.0, 0.5, 6.0),
     }
     assert set(s[:, 0].tolist()) == set(expected)
-    for start, r, discount, then in zip(s[:, 0], returns, discounts, last[:, 0], strict=True):
-        assert (r.item(), discount.item(), then.item()) == pytest.approx(expected[int(start)])
+    for start, r, discount, next_obs in zip(s[:, 0], returns, discounts, last[:, 0], strict=True):
+        assert (r.item(), discount.item(), next_obs.item()) == pytest.approx(expected[int(start)])
 
 
 @pytest.mark.parametrize("mixer", ["mean", "weighted", "mlp"])
@@ -149,8 +149,8 @@ def test_each_block_explores_for_the_share_of_time_that_it_is_told_to() -> None:
     greedy = agent.net(obs)[0].argmax(dim=2)
     explored = torch.stack([agent._explore(obs) != greedy for _ in range(400)]).float()
     assert explored.mean(dim=(0, 1)).tolist() == pytest.approx([0.3, 0.3], abs=0.02)
-    both = (explored[:, :, 0] * explored[:, :, 1]).mean()
-    assert both.item() == pytest.approx(0.09, abs=0.02)  # the blocks explore independently
+    joint_exploration = (explored[:, :, 0] * explored[:, :, 1]).mean()
+    assert joint_exploration.item() == pytest.approx(0.09, abs=0.02)  # the blocks explore independently
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -165,10 +165,10 @@ def _equal(a: Any, b: Any) -> bool:
 
 def test_a_resumed_agent_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path) -> None:
     config = AgentConfig(**SMALL | {"projected": 1.0, "mixer": "mlp", "model": True, "hold": 5})
-    whole = Agent(PointMasses(4, 5, time_limit=50), config).learn(400).learn(400)
+    uninterrupted = Agent(PointMasses(4, 5, time_limit=50), config).learn(400).learn(400)
     Agent(PointMasses(4, 5, time_limit=50), config).learn(400).save(tmp_path / "half.pt")
     resumed = Agent.load(tmp_path / "half.pt", PointMasses(4, 5, time_limit=50)).learn(400)
-    whole.save(tmp_path / "whole.pt")
+    uninterrupted.save(tmp_path / "whole.pt")
     resumed.save(tmp_path / "resumed.pt")
     a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "resumed.pt"))
     assert a["updates"] > 50

@@ -87,17 +87,17 @@ def test_a_resumed_offline_agent_equals_an_uninterrupted_one_to_the_bit(tmp_path
     def agent() -> OfflineAgent:
         return OfflineAgent(spaces.MultiDiscrete([2, 3]), np.arange(5)[:, None], config)
 
-    whole = agent().learn(data, 40)
+    uninterrupted = agent().learn(data, 40)
     agent().learn(data, 20).save(tmp_path / "half.pt")
     resumed = OfflineAgent.load(tmp_path / "half.pt").learn(data, 20)
     for name in ("q", "old", "pi"):
-        ours, theirs = (getattr(each, name).state_dict() for each in (whole, resumed))
+        ours, theirs = (getattr(each, name).state_dict() for each in (uninterrupted, resumed))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert torch.equal(whole.weights, resumed.weights)
-    assert torch.equal(whole.generator.get_state(), resumed.generator.get_state())
-    moments = [each.optimiser.state_dict()["state"] for each in (whole, resumed)]
+    assert torch.equal(uninterrupted.weights, resumed.weights)
+    assert torch.equal(uninterrupted.generator.get_state(), resumed.generator.get_state())
+    moments = [each.optimiser.state_dict()["state"] for each in (uninterrupted, resumed)]
     assert all(torch.equal(moments[0][i][key], moments[1][i][key]) for i in moments[0] for key in moments[0][i])
-    assert np.array_equal(resumed.predict(1), np.unravel_index(whole.greedy()[0, 1], (2, 3)))
+    assert np.array_equal(resumed.predict(1), np.unravel_index(uninterrupted.greedy()[0, 1], (2, 3)))
 
 
 def test_a_minari_dataset_reads_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +105,10 @@ def test_a_minari_dataset_reads_back_as_it_was(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     rng = np.random.default_rng(3)
     data, _ = logged(clinic(rng), 20, rng)
-    again = read_minari(write_minari(data, "test/clinic-v0", 5))
+    reloaded = read_minari(write_minari(data, "test/clinic-v0", 5))
     for name in ("states", "actions", "rewards", "next_states", "ended", "last", "propensity"):
-        assert np.array_equal(getattr(again, name), getattr(data, name)), name
-    assert again.sizes == data.sizes
+        assert np.array_equal(getattr(reloaded, name), getattr(data, name)), name
+    assert reloaded.sizes == data.sizes
 
 
 def test_ventilation_moves_oxygen_alone() -> None:
@@ -167,7 +167,7 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     pytest.importorskip("icu_sepsis", reason="needs icu-sepsis")
     result = JOB.execute(JOB.presets["smoke"] | {"updates": 20, "datasets": 1}, tmp_path)
     assert all(check["holds"] for check in result["checks"]), result["checks"]
-    for found in result["results"].values():
-        for row in found["rows"]:
+    for cohort_result in result["results"].values():
+        for row in cohort_result["rows"]:
             assert 1 <= row["test_ess"] <= 300
     assert (tmp_path / "figures" / "sepsis.png").exists()

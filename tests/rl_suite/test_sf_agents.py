@@ -13,14 +13,14 @@ gym = pytest.importorskip("gymnasium", reason="needs gymnasium")
 
 from gymnasium import spaces  # noqa: E402
 
-from rl_suite.sf_dqn import DQNAgent, Settings  # noqa: E402
+from rl_suite.sf_dqn import DQNAgent, DQNSettings  # noqa: E402
 from rl_suite.sf_replay import Batch, Replay  # noqa: E402
-from rl_suite.sf_speed import Looped  # noqa: E402
+from rl_suite.sf_speed import LoopedUpdate  # noqa: E402
 from rl_suite.sf_tabular import TabularAgent  # noqa: E402
 from rl_suite.sf_tasks import Q_FRESH, Q_GPI, Q_WARM, SF, UVFA, GoalFeature, four_room, reacher, scalar  # noqa: E402
 
 METHODS = {"sf": SF, "q-gpi": Q_GPI, "q-warm": Q_WARM, "uvfa": UVFA}
-SMALL = Settings(hidden=(16, 16), learning_starts=20, target_every=25, capacity=150)
+SMALL = DQNSettings(hidden=(16, 16), learning_starts=20, target_every=25, capacity=150)
 
 
 class Corridor(gym.Env):
@@ -47,16 +47,16 @@ class Corridor(gym.Env):
 
 def random_batch(n: int, states: int, actions: int, d: int) -> Batch:
     g = torch.Generator().manual_seed(0)
-    s, then = torch.randn(2, n, states, generator=g)
+    s, next_s = torch.randn(2, n, states, generator=g)
     a = torch.randint(actions, (n,), generator=g)
-    return Batch(s, a, torch.randn(n, d, generator=g), then, (torch.rand(n, generator=g) > 0.2).float())
+    return Batch(s, a, torch.randn(n, d, generator=g), next_s, (torch.rand(n, generator=g) > 0.2).float())
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_batched_update_of_all_tasks_equals_a_loop_over_them(shared: bool) -> None:
     agent = DQNAgent(Corridor(), np.random.default_rng(0).normal(size=(3, 2)), settings=SMALL)
     agent.begun = 3
-    looped = Looped(agent.net, agent.w, 2, SMALL.gamma, SMALL.rate, shared)
+    looped = LoopedUpdate(agent.net, agent.w, 2, SMALL.gamma, SMALL.rate, shared)
     for _ in range(5):
         batch = random_batch(32, 5, 2, 2)
         agent.update(batch)
@@ -69,7 +69,7 @@ def test_targets_are_the_papers() -> None:
     agent = DQNAgent(Corridor(), np.random.default_rng(0).normal(size=(3, 2)), settings=SMALL)
     agent.begun = 3
     batch = random_batch(8, 5, 2, 2)
-    psi = agent.net(batch.then, 3).detach().reshape(3, 8, 2, 2).numpy()
+    psi = agent.net(batch.next_s, 3).detach().reshape(3, 8, 2, 2).numpy()
     w, phi, goes_on = agent.w.numpy(), batch.phi.numpy(), batch.goes_on.numpy()
     for i in range(3):
         for b in range(8):
@@ -85,10 +85,10 @@ def test_deep_agents_learn_a_corridor_of_two_opposite_tasks(name: str) -> None:
     for task in (0, 1):
         agent.learn(task, 400)
     middle = np.eye(5, dtype=np.float32)[[2, 2]]
-    found = agent.predict(middle, [[1, -1], [0, 1]])
-    assert found[1] == 1
+    actions = agent.predict(middle, [[1, -1], [0, 1]])
+    assert actions[1] == 1
     if METHODS[name].features:
-        assert found[0] == 0  # a task never trained: ψ answers it at once
+        assert actions[0] == 0  # a task never trained: ψ answers it at once
 
 
 def test_tabular_psi_is_discounted_feature_counts() -> None:
@@ -103,7 +103,7 @@ def test_tabular_psi_is_discounted_feature_counts() -> None:
 
 def test_w_is_learnt_from_rewards() -> None:
     w = np.array([[1.0, -2.0]])
-    agent = DQNAgent(Corridor(), w, SF, Settings(hidden=(8,), learn_w=True, epsilon=1.0, w_rate=0.5))
+    agent = DQNAgent(Corridor(), w, SF, DQNSettings(hidden=(8,), learn_w=True, epsilon=1.0, w_rate=0.5))
     agent.learn(0, 400)
     assert np.allclose(agent.w.numpy(), w, atol=1e-3)
 
@@ -121,18 +121,18 @@ def equal(x: Any, y: Any) -> bool:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_deep_agent_equals_an_uninterrupted_one_to_the_bit(name: str, tmp_path: Path) -> None:
     def fresh() -> DQNAgent:
-        settings = Settings(**(SMALL.__dict__ | {"learn_w": name == "sf"}))
+        settings = DQNSettings(**(SMALL.__dict__ | {"learn_w": name == "sf"}))
         return DQNAgent(reacher().make(), reacher().train[:2], METHODS[name], settings, seed=3)
 
-    whole, first = fresh(), fresh()
-    for agent in (whole, first):
+    uninterrupted, first = fresh(), fresh()
+    for agent in (uninterrupted, first):
         agent.learn(0, 130)
     first.save(tmp_path / "first.pt")
     resumed = fresh()
     resumed.load(tmp_path / "first.pt")
-    outcomes = [[agent.learn(0, 60), agent.learn(1, 130)] for agent in (whole, resumed)]
+    outcomes = [[agent.learn(0, 60), agent.learn(1, 130)] for agent in (uninterrupted, resumed)]
     assert outcomes[0] == outcomes[1]
-    whole.save(tmp_path / "whole.pt")
+    uninterrupted.save(tmp_path / "whole.pt")
     resumed.save(tmp_path / "resumed.pt")
     states = [torch.load(tmp_path / f"{which}.pt", weights_only=True) for which in ("whole", "resumed")]
     assert {"net", "target", "optimiser", "replay", "rng"} <= states[0].keys()
@@ -141,15 +141,15 @@ def test_a_resumed_deep_agent_equals_an_uninterrupted_one_to_the_bit(name: str, 
 
 def test_a_resumed_tabular_agent_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path) -> None:
     family = four_room(np.random.default_rng(0), 3)
-    whole, first, resumed = (TabularAgent(family.make(), family.train, seed=4) for _ in range(3))
-    for agent in (whole, first):
+    uninterrupted, first, resumed = (TabularAgent(family.make(), family.train, seed=4) for _ in range(3))
+    for agent in (uninterrupted, first):
         agent.learn(0, 1500)
     first.save(tmp_path / "first.pt")
     resumed.load(tmp_path / "first.pt")
-    assert [whole.learn(t, 1500) for t in (0, 1)] == [resumed.learn(t, 1500) for t in (0, 1)]
-    assert whole.states == resumed.states
-    assert np.array_equal(whole.table[: len(whole.states)], resumed.table[: len(whole.states)])
-    assert whole.rng.bit_generator.state == resumed.rng.bit_generator.state
+    assert [uninterrupted.learn(t, 1500) for t in (0, 1)] == [resumed.learn(t, 1500) for t in (0, 1)]
+    assert uninterrupted.states == resumed.states
+    assert np.array_equal(uninterrupted.table[: len(uninterrupted.states)], resumed.table[: len(uninterrupted.states)])
+    assert uninterrupted.rng.bit_generator.state == resumed.rng.bit_generator.state
 
 
 @pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")
@@ -172,27 +172,27 @@ def test_the_goal_is_a_feature_of_its_own() -> None:
 
 
 def test_bad_input_says_what_to_change(tmp_path: Path) -> None:
-    one = np.ones((1, 2))
+    weights = np.ones((1, 2))
     with pytest.raises(ValueError, match="Box action space: these agents need Discrete"):
-        DQNAgent(Corridor(spaces.Box(-1, 1, (1,))), one)
+        DQNAgent(Corridor(spaces.Box(-1, 1, (1,))), weights)
     with pytest.raises(ValueError, match="flatten it to Discrete"):
-        TabularAgent(Corridor(spaces.MultiDiscrete([2, 2])), one)
+        TabularAgent(Corridor(spaces.MultiDiscrete([2, 2])), weights)
     with pytest.raises(ValueError, match="has no reward_space: the reward must be the feature vector"):
-        DQNAgent(gym.make("CartPole-v1"), one)
+        DQNAgent(gym.make("CartPole-v1"), weights)
     with pytest.raises(ValueError, match=r"w of shape \(1, 3\): \[tasks, 2\] is needed"):
         DQNAgent(Corridor(), np.ones((1, 3)))
     with pytest.raises(ValueError, match="w must be finite"):
-        TabularAgent(Corridor(), one * np.nan)
+        TabularAgent(Corridor(), weights * np.nan)
     with pytest.raises(ValueError, match="tasks are learnt in order, and 0 of them have begun"):
         DQNAgent(Corridor(), np.ones((3, 2))).learn(1, 10)
     with pytest.raises(ValueError, match="the replay is empty"):
         Replay(10, 5, 2).sample(4, np.random.default_rng(0))
     with pytest.raises(ValueError, match="learn_w needs features"):
-        DQNAgent(Corridor(), one, Q_WARM, Settings(learn_w=True))
+        DQNAgent(Corridor(), weights, Q_WARM, DQNSettings(learn_w=True))
     with pytest.raises(ValueError, match="a new DQNAgent a task"):
-        DQNAgent(Corridor(), one, Q_FRESH)
+        DQNAgent(Corridor(), weights, Q_FRESH)
     with pytest.raises(ValueError, match="UVFA needs the networks"):
-        TabularAgent(Corridor(), one, UVFA)
-    DQNAgent(Corridor(), one, settings=SMALL).save(tmp_path / "a.pt")
+        TabularAgent(Corridor(), weights, UVFA)
+    DQNAgent(Corridor(), weights, settings=SMALL).save(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="holds an agent made with"):
-        DQNAgent(Corridor(), one, Q_GPI, SMALL).load(tmp_path / "a.pt")
+        DQNAgent(Corridor(), weights, Q_GPI, SMALL).load(tmp_path / "a.pt")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rl_suite.mdp import greedy, interacting_mdp, optimal_q, policy_value
 from rl_suite.sf_exact import q_of_policy, random_family, successor_features, task, transfer
-from rl_suite.sf_teacher import Study, draw, psi, slope, step, train
+from rl_suite.sf_teacher import TeacherStudy, draw, psi, slope, step, train
 
 TINY = {
     "mdps": 4,
@@ -44,34 +44,34 @@ def test_psi_times_w_is_q_for_any_w() -> None:
 @given(st.integers(0, 2**32), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.99]))
 def test_no_bound_is_violated(seed: int, epsilon: float, gamma: float) -> None:
     rng = np.random.default_rng(seed)
-    found = transfer(*random_family(rng, 5, 3, 3, 3, gamma), epsilon, rng)
-    assert min(found.improvement, found.loss) >= -1e-8
+    outcome = transfer(*random_family(rng, 5, 3, 3, 3, gamma), epsilon, rng)
+    assert min(outcome.improvement, outcome.loss) >= -1e-8
     exact = transfer(*random_family(rng, 5, 3, 3, 3, gamma), 0.0, rng).exact
     assert exact is not None and exact >= -1e-8
 
 
 def test_a_known_task_is_solved_at_once_by_sf_gpi_and_not_by_the_best_of_all_q() -> None:
     rng = np.random.default_rng(1)
-    mdp, phi, known, _ = random_family(rng, 10, 4, 4, 4, 0.9)
-    found = transfer(mdp, phi, known, known[2], 0.0, rng)
-    assert found.sf_gpi < 1e-9 < 1 < found.dqn_gpi
-    best = optimal_q(task(mdp, phi, known[2]))
-    assert np.allclose(policy_value(task(mdp, phi, known[2]), greedy(best)), best.max(axis=1))
+    mdp, phi, task_weights, _ = random_family(rng, 10, 4, 4, 4, 0.9)
+    outcome = transfer(mdp, phi, task_weights, task_weights[2], 0.0, rng)
+    assert outcome.sf_gpi < 1e-9 < 1 < outcome.dqn_gpi
+    best = optimal_q(task(mdp, phi, task_weights[2]))
+    assert np.allclose(policy_value(task(mdp, phi, task_weights[2]), greedy(best)), best.max(axis=1))
 
 
 def test_the_teachers_step_is_the_gradient_of_the_squared_error_to_a_fixed_target() -> None:
-    study, rng = Study(), np.random.default_rng(2)
+    study, rng = TeacherStudy(), np.random.default_rng(2)
     teacher, theta = rng.standard_normal((2, *study.shape))
     w = rng.standard_normal(study.features)
     batch = draw(study, teacher, w, 32, rng)
-    s, a, phi, then = (torch.as_tensor(part) for part in batch)
+    s, a, phi, next_s = (torch.as_tensor(part) for part in batch)
     rows = torch.arange(32)
 
     def psi_of(parameters: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         return torch.relu(torch.einsum("dakp,bp->badk", parameters, states)).mean(3)
 
     parameters = torch.tensor(theta, requires_grad=True)
-    after = psi_of(parameters, then).detach()
+    after = psi_of(parameters, next_s).detach()
     target = phi + study.gamma * after[rows, (after @ torch.as_tensor(w)).argmax(1)]
     loss = (psi_of(parameters, s)[rows, a] - target).square().sum() / 2
     loss.backward()
@@ -81,10 +81,10 @@ def test_the_teachers_step_is_the_gradient_of_the_squared_error_to_a_fixed_targe
 
 
 def test_without_noise_the_teacher_stays_where_it_is_and_a_student_finds_it() -> None:
-    still = train(Study(noise=0.0), np.random.default_rng(3), 64, start=0.0)
-    assert still.distance[-1] < 1e-12
-    found = train(Study(noise=0.0), np.random.default_rng(3), 2048)
-    assert found.distance[-1] < 0.1 < 0.3 < found.distance[0]
+    unmoved = train(TeacherStudy(noise=0.0), np.random.default_rng(3), 64, start=0.0)
+    assert unmoved.distance[-1] < 1e-12
+    trained = train(TeacherStudy(noise=0.0), np.random.default_rng(3), 2048)
+    assert trained.distance[-1] < 0.1 < 0.3 < trained.distance[0]
     assert psi(np.ones((1, 1, 1, 2)), np.array([[1.0, -3], [1, 1]])).ravel().tolist() == [0, 2]
 
 
@@ -105,16 +105,16 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
     from rl_suite.sf_gpi import JOB
 
     job = replace(JOB, draw=None)
-    whole = job.execute(TINY, tmp_path / "whole")
+    uninterrupted = job.execute(TINY, tmp_path / "whole")
     for patience in (6, 25):  # in the tables, then between two tasks of the reacher
         stop = iter([False] * patience + [True])
         with pytest.raises(job.Cancelled):
             job.execute(TINY, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
     resumed = job.execute(TINY, tmp_path / "cut")
-    assert _measured(resumed) == _measured(whole)
+    assert _measured(resumed) == _measured(uninterrupted)
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
-    kept = [[row for row in map(json.loads, part) if "speed" not in row] for part in rows]
-    assert kept[0] == kept[1]
+    rows_without_speed = [[row for row in map(json.loads, part) if "speed" not in row] for part in rows]
+    assert rows_without_speed[0] == rows_without_speed[1]
     JOB.execute(TINY, tmp_path / "cut")  # a finished run draws what it has not drawn
     assert (tmp_path / "cut" / "figures" / "transfer.png").exists()
 

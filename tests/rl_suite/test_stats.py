@@ -19,42 +19,44 @@ def test_iqm_drops_a_quarter_at_each_end_over_runs_and_tasks_together() -> None:
 
 @given(hnp.arrays(float, (4, 3), elements=st.floats(-5, 5)), hnp.arrays(float, (5, 3), elements=st.floats(-5, 5)))
 def test_probability_of_improvement_is_mann_whitneys_and_complements(x: np.ndarray, y: np.ndarray) -> None:
-    found = probability_of_improvement(x, y)
+    probability = probability_of_improvement(x, y)
     expected = np.mean([mannwhitneyu(a, b).statistic / 20 for a, b in zip(x.T, y.T, strict=True)])
-    assert np.isclose(found, expected)
-    assert np.isclose(found + probability_of_improvement(y, x), 1)
+    assert np.isclose(probability, expected)
+    assert np.isclose(probability + probability_of_improvement(y, x), 1)
 
 
 def test_a_profile_falls_from_one_to_zero_and_its_area_is_the_mean() -> None:
     scores = np.random.default_rng(0).random((5, 6))
     levels = np.linspace(0, 1, 20_001)
-    found = profile(levels)(scores)
-    assert found[0] == 1 and found[-1] == 0 and np.all(np.diff(found) <= 0)
-    assert np.isclose(np.trapezoid(found, levels), scores.mean(), atol=1e-4)
+    shares = profile(levels)(scores)
+    assert shares[0] == 1 and shares[-1] == 0 and np.all(np.diff(shares) <= 0)
+    assert np.isclose(np.trapezoid(shares, levels), scores.mean(), atol=1e-4)
 
 
 def test_runs_are_resampled_within_their_task_and_keep_their_curve() -> None:
     # Tasks far apart: mixing them would spread the mean; runs that are parallel curves: mixing steps would too.
     runs, steps = np.arange(3.0), np.arange(4.0)
     scores = 1000 * np.arange(2.0) + runs[:, None] + 10 * steps[:, None, None]
-    found = interval(mean, scores, rng=np.random.default_rng(0))
-    assert np.allclose(found.value, 501 + 10 * steps)
-    assert np.allclose(found.high - found.low, (found.high - found.low)[0])
-    assert 1 < (found.high - found.low)[0] < 2
+    estimate = interval(mean, scores, rng=np.random.default_rng(0))
+    assert np.allclose(estimate.value, 501 + 10 * steps)
+    assert np.allclose(estimate.high - estimate.low, (estimate.high - estimate.low)[0])
+    assert 1 < (estimate.high - estimate.low)[0] < 2
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(1)
     scores = rng.normal(size=(200, 20, 2))
-    covered = [low <= 0 <= high for _, low, high in (interval(mean, one, rng=rng, draws=400) for one in scores)]
+    covered = [
+        low <= 0 <= high for _, low, high in (interval(mean, task_scores, rng=rng, draws=400) for task_scores in scores)
+    ]
     assert 0.88 < np.mean(covered) < 0.99
 
 
 def test_two_arrays_profiles_and_the_same_seed() -> None:
     rng = np.random.default_rng(2)
     x, y = rng.normal(1, 1, (5, 3)), rng.normal(0, 1, (7, 3))
-    first, again = (interval(probability_of_improvement, x, y, rng=np.random.default_rng(3)) for _ in range(2))
-    assert first == again
+    first, second = (interval(probability_of_improvement, x, y, rng=np.random.default_rng(3)) for _ in range(2))
+    assert first == second
     assert 0.5 < first.low < first.value < first.high <= 1
     assert interval(profile([0.0, 1.0]), x, rng=rng).low.shape == (2,)
     assert f"{Estimate(*map(np.float64, (1, 0.5, 1.5))):.1f}" == "1.0 [0.5, 1.5]"

@@ -41,12 +41,12 @@ def wait_for_the_end() -> None:
 
 
 def test_values_come_from_processes_of_their_own_and_calls_end_with_the_run(tmp_path: Path) -> None:
-    asked = iter([False, True])
-    run = Run(tmp_path, 0, should_stop=lambda: next(asked))
+    stop_answers = iter([False, True])
+    run = Run(tmp_path, 0, should_stop=lambda: next(stop_answers))
     with pytest.raises(Cancelled), workers(2, Run(tmp_path, 0)) as submit:
-        found = [wait() for wait in [submit(power, x) for x in range(3)]]
-        assert [value for value, _ in found] == [0, 1, 4]
-        assert os.getpid() not in [process for _, process in found]
+        values_and_processes = [wait() for wait in [submit(power, x) for x in range(3)]]
+        assert [value for value, _ in values_and_processes] == [0, 1, 4]
+        assert os.getpid() not in [process for _, process in values_and_processes]
         submit(wait_for_the_end)
         run.stop_if_asked()
         run.stop_if_asked()

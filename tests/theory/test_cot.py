@@ -66,41 +66,43 @@ def test_tau_and_rho_are_those_of_enumerated_trajectories(seed: int, patterns: i
 
 
 def test_chains_are_made_to_measure() -> None:
-    made = chain_of(0.4, 0.8, 10, 2)
-    assert (made.tau, made.rho) == (pytest.approx(0.4), pytest.approx(0.8))
-    assert made.condition_1.all()
-    made = output_chain_of(0.5, 0.4, 10, 2)
-    assert (made.tau_o, made.rho_o) == (pytest.approx(0.5), pytest.approx(0.4))
+    chain = chain_of(0.4, 0.8, 10, 2)
+    assert (chain.tau, chain.rho) == (pytest.approx(0.4), pytest.approx(0.8))
+    assert chain.condition_1.all()
+    chain = output_chain_of(0.5, 0.4, 10, 2)
+    assert (chain.tau_o, chain.rho_o) == (pytest.approx(0.5), pytest.approx(0.4))
     assert not violating_chain(8).condition_1.any()
 
 
 def test_testing_patterns_are_orthonormal_with_the_sum_asked_for() -> None:
-    made = orthonormal_combinations(np.random.default_rng(0), 20, 10, 1.2)
-    assert np.allclose(made @ made.T, np.eye(10))
-    assert np.allclose(made.sum(axis=1), 1.2)
+    coefficients = orthonormal_combinations(np.random.default_rng(0), 20, 10, 1.2)
+    assert np.allclose(coefficients @ coefficients.T, np.eye(10))
+    assert np.allclose(coefficients.sum(axis=1), 1.2)
 
 
 def test_a_training_batch_is_what_it_says() -> None:
     batch = a_batch()
-    assert batch.live.sum(-1).tolist()[0] == [2 * 5 + at for at in batch.at[0].tolist()]
+    assert batch.live.sum(-1).tolist()[0] == [2 * 5 + query_step for query_step in batch.query_step[0].tolist()]
     first = batch.step[: 2 * 8] == 0
     shared = (batch.x[..., :8] == batch.x[..., :1]).sum(-1)
     assert (shared[1] == 8).all() and first[:8].all()
-    own_x, own_y = batch.x[..., -1], batch.y[..., -1]  # the query's first step, a column when the second is asked for
-    asked_second = batch.at == 1
-    assert (own_y[asked_second] == batch.query[asked_second]).all()
-    same = (batch.x == batch.query[..., None]) & (batch.step == batch.at[..., None]) & batch.live
+    query_y = batch.y[..., -1]  # after the query's first step: a column when the second step is to be predicted
+    at_second_step = batch.query_step == 1
+    assert (query_y[at_second_step] == batch.query[at_second_step]).all()
+    same = (batch.x == batch.query[..., None]) & (batch.step == batch.query_step[..., None]) & batch.live
     assert (batch.y[same] == batch.target[..., None].expand_as(batch.y)[same]).all()
-    assert own_x.shape == batch.at.shape
+    assert query_y.shape == batch.query_step.shape
 
 
 def test_the_table_of_logits_is_the_plain_model_and_its_gradient_autograds() -> None:
     models, batch = some_models(), a_batch()
-    tokens, asked = columns(batch, D, M), queries(D, M, K).T
+    tokens, query_columns = columns(batch, D, M), queries(D, M, K).T
     for run in range(2):
         Q, key = models.Q[run].clone().requires_grad_(), models.K[run].clone().requires_grad_()
         target = torch.nn.functional.one_hot(batch.target[run], D)
-        plain = dense_loss(Q, key, tokens[run], batch.live[run], asked[batch.at[run] * M + batch.query[run]], target)
+        plain = dense_loss(
+            Q, key, tokens[run], batch.live[run], query_columns[batch.query_step[run] * M + batch.query[run]], target
+        )
         dQ, dK = torch.autograd.grad(plain, (Q, key))
         value, ours_Q, ours_K = gradient(models, batch, D, M)
         assert torch.allclose(value[run], plain, atol=1e-5)
@@ -117,9 +119,9 @@ def test_training_in_two_parts_ends_to_the_bit_where_training_in_one_does() -> N
             models = train(models, setting, training_steps(0, M), lambda s: s, begin, end, lambda *_: None)
         return models
 
-    whole, parts = trained((0, 12)), trained((0, 5), (5, 12))
-    assert torch.equal(whole.Q, parts.Q) and torch.equal(whole.K, parts.K)
-    assert attention(whole, a_batch(), D, M).sum(-1).allclose(torch.ones(2, 16))
+    uninterrupted, parts = trained((0, 12)), trained((0, 5), (5, 12))
+    assert torch.equal(uninterrupted.Q, parts.Q) and torch.equal(uninterrupted.K, parts.K)
+    assert attention(uninterrupted, a_batch(), D, M).sum(-1).allclose(torch.ones(2, 16))
 
 
 def test_errors_of_all_lengths_are_those_of_shorter_prompts() -> None:
@@ -128,10 +130,10 @@ def test_errors_of_all_lengths_are_those_of_shorter_prompts() -> None:
     prompts = draw_prompts(torch.Generator().manual_seed(0), chain, patterns, 0.7, 12, 200, 0.1)
     product = some_models(1).product[0] / 20 + 2 * torch.eye(2 * D)
     for errors in (cot_errors, icl_errors):
-        together = errors(product, prompts, chain, patterns, M, [3, 7, 12])
+        all_lengths = errors(product, prompts, chain, patterns, M, [3, 7, 12])
         for i, length in enumerate((3, 7, 12)):
             short = type(prompts)(prompts.noisy[:, :length], prompts.states[:, :length], prompts.query)
-            assert errors(product, short, chain, patterns, M, [length])[0] == together[i]
+            assert errors(product, short, chain, patterns, M, [length])[0] == all_lengths[i]
 
 
 def test_cot_by_running_sums_is_cot_done_step_by_step() -> None:

@@ -35,8 +35,8 @@ def loss_two() -> sp.Expr:
     return sp.expand(total)
 
 
-def gradient(loss: sp.Expr, at: tuple[Any, ...]) -> sp.Matrix:
-    return sp.Matrix([sp.diff(loss, each) for each in at])
+def gradient(loss: sp.Expr, variables: tuple[Any, ...]) -> sp.Matrix:
+    return sp.Matrix([sp.diff(loss, variable) for variable in variables])
 
 
 def test_invariants_of_any_data_have_zero_derivative() -> None:
@@ -75,8 +75,8 @@ def test_instance_one_is_proved() -> None:
     assert sp.simplify(force.subs(best)) == sp.zeros(d)
     assert sp.simplify(loss.subs(best) - (L.trace() - (L**2 * G.inv()).trace()) / 2) == 0
     # The Hessian at u = 0 is an arrow: a, −Λ² on its border, zeros: λ³(λ² − aλ − tr Λ⁴) is its polynomial.
-    at = (u, *matrix)
-    hessian = sp.hessian(loss, at).subs(u, 0)
+    variables = (u, *matrix)
+    hessian = sp.hessian(loss, variables).subs(u, 0)
     x = sp.Symbol("x")
     expected = x**3 * (x**2 - curvature * x - (L**4).trace())
     assert sp.simplify(hessian.charpoly(x).as_expr() - sp.expand(expected)) == 0
@@ -106,10 +106,10 @@ def test_instance_two_is_proved() -> None:
 def test_hessian_indices_of_instance_two_are_zero_one_and_two() -> None:
     loss = loss_two().subs({N: 10, LAMBDA: 1})
     hessian = sp.hessian(loss, FOUR)
-    X, least = InstanceII(1.0, 10).mixed_saddle
-    assert (X, least) == (pytest.approx(0.1527, abs=5e-5), pytest.approx(0.34732, abs=5e-6))
+    X, saddle_loss = InstanceII(1.0, 10).mixed_saddle
+    assert (X, saddle_loss) == (pytest.approx(0.1527, abs=5e-5), pytest.approx(0.34732, abs=5e-6))
     saddle = dict(zip(FOUR, InstanceII(1.0, 10).mixed_saddle_point, strict=True))
-    assert max(abs(float(each)) for each in gradient(loss, FOUR).subs(saddle)) < 1e-14
+    assert max(abs(float(slope)) for slope in gradient(loss, FOUR).subs(saddle)) < 1e-14
     best = {P: 0, Q: 0, V: 1, U: sp.Rational(5, 6)}
     for point, index, flat in ((best, 0, 1), (saddle, 1, 1), (dict.fromkeys(FOUR, 0), 2, 0)):
         values = np.linalg.eigvalsh(np.array(hessian.subs(point), dtype=float))
@@ -132,20 +132,20 @@ def test_the_mixed_saddle_is_the_only_critical_point_with_both_products() -> Non
 @given(st.integers(1, 40), st.floats(0.2, 2.0), st.lists(st.floats(-1.5, 1.5), min_size=4, max_size=4))
 def test_the_full_system_in_one_dimension_is_instance_two(n: int, variance: float, theta: list[float]) -> None:
     two, full = InstanceII(variance, n), gaussian_moments(np.array([[variance]]), n)
-    at = np.array(theta)
-    assert full.loss(at[:2], at[2:, None]) == pytest.approx(two.loss(at), rel=1e-11, abs=1e-11)
-    assert np.allclose(full.velocity(at), two.velocity(at), rtol=1e-10, atol=1e-10)
+    point = np.array(theta)
+    assert full.loss(point[:2], point[2:, None]) == pytest.approx(two.loss(point), rel=1e-11, abs=1e-11)
+    assert np.allclose(full.velocity(point), two.velocity(point), rtol=1e-10, atol=1e-10)
 
 
 def test_instance_one_is_invariant_under_the_full_system() -> None:
     rng = np.random.default_rng(0)
     root = rng.standard_normal((2, 2))
-    one, full = InstanceI(root @ root.T + 0.3 * np.eye(2), 5), gaussian_moments(root @ root.T + 0.3 * np.eye(2), 5)
+    instance, full = InstanceI(root @ root.T + 0.3 * np.eye(2), 5), gaussian_moments(root @ root.T + 0.3 * np.eye(2), 5)
     theta = rng.standard_normal(5)
     v, W = np.array([0, 0, theta[0]]), np.vstack([theta[1:].reshape(2, 2), np.zeros((1, 2))])
-    assert full.loss(v, W) == pytest.approx(one.loss(theta), rel=1e-12)
+    assert full.loss(v, W) == pytest.approx(instance.loss(theta), rel=1e-12)
     moved = full.velocity(np.concatenate([v, W.ravel()]))
-    expected = one.velocity(theta)
+    expected = instance.velocity(theta)
     assert np.allclose(moved[2:7], np.concatenate([expected[:1], expected[1:]]))
     assert np.allclose(np.delete(moved, range(2, 7)), 0)
 
@@ -164,9 +164,9 @@ def test_keys_and_queries_flow_downhill_and_keep_their_invariants() -> None:
     start = 0.3 * np.random.default_rng(0).standard_normal((3, 18))
     path = flow(lambda theta: moments.keys_queries_velocity(theta, 3), start, np.linspace(0, 20, 41))
     K, Q2 = path[..., 3:12].reshape(41, 3, 3, 3), path[..., 12:].reshape(41, 3, 3, 2)
-    kept = K @ K.swapaxes(2, 3) - Q2 @ Q2.swapaxes(2, 3)
+    invariant = K @ K.swapaxes(2, 3) - Q2 @ Q2.swapaxes(2, 3)
     loss = moments.loss(path[..., :3], K.swapaxes(2, 3) @ Q2)
-    assert np.abs(kept - kept[:1]).max() < 1e-9
+    assert np.abs(invariant - invariant[:1]).max() < 1e-9
     assert (np.diff(loss, axis=0) < 1e-9).all() and (loss[-1] < 0.5 * loss[0]).all()
 
 
@@ -200,5 +200,5 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert len(result["checks"]) >= 15
     assert all(check["holds"] for check in result["checks"]), [c for c in result["checks"] if not c["holds"]]
-    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    assert drawn == {*result["studies"], "gallery"}
+    figure_names = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert figure_names == {*result["studies"], "gallery"}

@@ -31,10 +31,10 @@ def some_models() -> Models:
 
 
 def test_training_tasks_leave_others_unseen_and_every_pattern_in_both_roles() -> None:
-    seen, unseen = tasks(6, 12)
-    pairs = {tuple(pair) for pair in torch.cat([seen, unseen]).tolist()}
+    training, unseen = tasks(6, 12)
+    pairs = {tuple(pair) for pair in torch.cat([training, unseen]).tolist()}
     assert len(pairs) == 30 and all(a != b for a, b in pairs)
-    assert torch.bincount(seen[:, 0]).tolist() == torch.bincount(seen[:, 1]).tolist() == [2] * 6
+    assert torch.bincount(training[:, 0]).tolist() == torch.bincount(training[:, 1]).tolist() == [2] * 6
 
 
 def test_prompts_have_the_fractions_and_labels_they_should() -> None:
@@ -58,12 +58,12 @@ def test_gathered_columns_and_the_gradient_written_out_are_the_dense_model_and_a
     tokens, labels = in_domain(DATA).tokens(batch, DATA), batch.label[..., -1]
     loss, slopes = gradient(models, batch, DATA)
     for run in range(2):
-        past = labels[run] * prefix_outputs(models.one(run), tokens[run], [6])[:, 0] > 1
+        past = labels[run] * prefix_outputs(models.single(run), tokens[run], [6])[:, 0] > 1
         assert (0.2 < past.float().mean() < 1) if scale > 1 else not past.any()  # with and without prompts left out
-        free = [each.clone().requires_grad_() for each in models.one(run).parameters]
+        free = [each.clone().requires_grad_() for each in models.single(run).parameters]
         dense = dense_loss(Models(*free), tokens[run], labels[run])
         assert torch.allclose(loss[run], dense, rtol=1e-4)
-        for ours, theirs in zip(slopes.one(run).parameters, torch.autograd.grad(dense, free), strict=True):
+        for ours, theirs in zip(slopes.single(run).parameters, torch.autograd.grad(dense, free), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max())) and theirs.abs().max() > 1e-3
 
 
@@ -74,11 +74,11 @@ def test_shorter_prompts_leave_their_last_columns_unread() -> None:
     loss, _ = gradient(models, batch, DATA)
     tokens = in_domain(DATA).tokens(batch, DATA)[1]
     short = torch.cat([tokens[:, :3], tokens[:, -1:]], dim=1)
-    assert torch.allclose(loss[1], dense_loss(models.one(1), short, batch.label[1, :, -1]), atol=1e-5)
+    assert torch.allclose(loss[1], dense_loss(models.single(1), short, batch.label[1, :, -1]), atol=1e-5)
 
 
 def test_a_prefix_is_a_shorter_prompt() -> None:
-    models, setting = some_models().one(0), a_setting()
+    models, setting = some_models().single(0), a_setting()
     batch = draw(torch.Generator().manual_seed(1), DATA, setting.pairs, setting.lengths, setting.alphas, 16)
     tokens = in_domain(DATA).tokens(batch, DATA)[0]
     short = torch.cat([tokens[:, :3], tokens[:, -1:]], dim=1)
@@ -95,13 +95,15 @@ def test_runs_trained_together_are_those_trained_in_parts_and_do_not_touch() -> 
             start = train(start, setting, lambda s: s, begin, end, lambda *_: None)
         return start
 
-    whole = trained(Models.start(setting, 0), (0, 8))
+    uninterrupted = trained(Models.start(setting, 0), (0, 8))
     parts = trained(Models.start(setting, 0), (0, 3), (3, 8))
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters, parts.parameters, strict=True))
-    other = Models.start(setting, 0)
-    other.O[1] = 0  # the second run changes; the first must not
-    apart = trained(other, (0, 8))
-    assert torch.allclose(apart.O[0], whole.O[0], atol=1e-6) and not torch.allclose(apart.O[1], whole.O[1])
+    assert all(torch.equal(a, b) for a, b in zip(uninterrupted.parameters, parts.parameters, strict=True))
+    changed = Models.start(setting, 0)
+    changed.O[1] = 0  # the second run changes; the first must not
+    trained_changed = trained(changed, (0, 8))
+    assert torch.allclose(trained_changed.O[0], uninterrupted.O[0], atol=1e-6) and not torch.allclose(
+        trained_changed.O[1], uninterrupted.O[1]
+    )
 
 
 def test_out_of_domain_patterns_have_the_sum_asked_for() -> None:
@@ -116,9 +118,9 @@ def test_out_of_domain_patterns_have_the_sum_asked_for() -> None:
 def test_pruning_takes_the_rows_it_says() -> None:
     models, generator = some_models(), torch.Generator().manual_seed(0)
     norms = models.O.norm(dim=-1)
-    for order, kept in (("small", norms.sort().values[:, 8:]), ("large", norms.sort().values[:, :12])):
-        left = pruned(models, 0.4, order, generator).O.norm(dim=-1)
-        assert torch.allclose(left[left > 0].reshape(2, 12).sort().values, kept)
+    for order, expected_norms in (("small", norms.sort().values[:, 8:]), ("large", norms.sort().values[:, :12])):
+        pruned_norms = pruned(models, 0.4, order, generator).O.norm(dim=-1)
+        assert torch.allclose(pruned_norms[pruned_norms > 0].reshape(2, 12).sort().values, expected_norms)
     assert ((pruned(models, 0.4, "random", generator).O.norm(dim=-1) == 0).sum(1) == 8).all()
 
 

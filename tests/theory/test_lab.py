@@ -16,9 +16,9 @@ from training.run import Cancelled
 
 
 def test_a_band_is_students_interval() -> None:
-    made = band([[1.0, 5.0], [3.0, 5.0]])  # t(.975, 1) = 12.706, standard error 1
-    assert made["mean"] == [2.0, 5.0] and made["seeds"] == 2
-    assert made["high"] == pytest.approx([14.706, 5.0], abs=1e-3)
+    interval = band([[1.0, 5.0], [3.0, 5.0]])  # t(.975, 1) = 12.706, standard error 1
+    assert interval["mean"] == [2.0, 5.0] and interval["seeds"] == 2
+    assert interval["high"] == pytest.approx([14.706, 5.0], abs=1e-3)
 
 
 @given(st.floats(-3, 3), st.floats(0.1, 10))
@@ -37,8 +37,8 @@ def test_a_loglog_fit_leaves_out_what_was_never_reached() -> None:
 @given(st.floats(0.5, 3), st.floats(0.02, 0.4))
 def test_where_a_power_comes_down_to_a_level_is_found_between_points(exponent: float, level: float) -> None:
     x = [1.0, 2.0, 4.0, 8.0, 64.0, 4096.0]
-    found = first_below(x, [each**-exponent for each in x], level)
-    assert found == pytest.approx(level ** (-1 / exponent), rel=1e-6)
+    crossing = first_below(x, [each**-exponent for each in x], level)
+    assert crossing == pytest.approx(level ** (-1 / exponent), rel=1e-6)
 
 
 def test_a_level_met_at_once_or_never() -> None:
@@ -48,11 +48,11 @@ def test_a_level_met_at_once_or_never() -> None:
 
 def a_lab(computed: list[str]) -> Any:
     def compute(name: str) -> Any:
-        def made(config: Any, run: Any) -> dict[str, Any]:
+        def computed_study(config: Any, run: Any) -> dict[str, Any]:
             computed.append(name)
             return {"y": np.arange(3.0)}
 
-        return made
+        return computed_study
 
     def draw(figure: Any, result: Any) -> None:
         figure.subplots().plot(result["y"])
@@ -66,9 +66,9 @@ def a_lab(computed: list[str]) -> Any:
 
 def test_a_study_is_computed_once_and_drawn_from_what_was_saved(tmp_path: Path) -> None:
     computed: list[str] = []
-    job, asked = a_lab(computed), iter([False, True])
+    job, stop_answers = a_lab(computed), iter([False, True])
     with pytest.raises(Cancelled):
-        job.execute({}, tmp_path, should_stop=lambda: next(asked))
+        job.execute({}, tmp_path, should_stop=lambda: next(stop_answers))
     assert computed == ["first"]
     result = job.execute({}, tmp_path)
     assert computed == ["first", "second"] and result["studies"]["second"] == {"y": [0, 1, 2]}

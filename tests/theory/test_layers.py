@@ -29,14 +29,17 @@ def test_runs_together_are_runs_alone() -> None:
     first = {"parameters": start(SHAPE, 3, 0), "adam": {}}
     together = trained(first, 0, 5)["parameters"]
     alone = {"parameters": {name: each[1:2] for name, each in first["parameters"].items()}, "adam": {}}
-    one = trained(alone, 0, 5, lambda step: tuple(each[1:2] for each in sample(step)))["parameters"]
-    assert all(torch.allclose(together[name][1], one[name][0], atol=1e-5) for name in one)
+    single = trained(alone, 0, 5, lambda step: tuple(each[1:2] for each in sample(step)))["parameters"]
+    assert all(torch.allclose(together[name][1], single[name][0], atol=1e-5) for name in single)
 
 
 def test_training_resumes_to_the_bit() -> None:
     first = {"parameters": start(SHAPE, 3, 0), "adam": {}}
-    whole, parts = trained(first, 0, 6), trained(trained(first, 0, 2), 2, 6)
-    assert all(torch.equal(whole["parameters"][name], parts["parameters"][name]) for name in whole["parameters"])
+    uninterrupted, parts = trained(first, 0, 6), trained(trained(first, 0, 2), 2, 6)
+    assert all(
+        torch.equal(uninterrupted["parameters"][name], parts["parameters"][name])
+        for name in uninterrupted["parameters"]
+    )
 
 
 def test_columns_that_do_not_exist_are_not_seen() -> None:
@@ -52,12 +55,12 @@ def test_columns_that_do_not_exist_are_not_seen() -> None:
 
 
 def test_it_learns_to_read_its_last_column() -> None:
-    def own(step: int) -> Sample:
+    def last_column(step: int) -> Sample:
         tokens, live, _ = sample(step)
         return tokens, live, tokens[:, :, -1, :2]
 
     losses: list[torch.Tensor] = []
     first = {"parameters": start(SHAPE, 3, 0), "adam": {}}
-    train(SHAPE, first, own, squares, 0, 200, lambda step, loss, attention: losses.append(loss), 1e-2)
-    seen = torch.stack(losses)
-    assert (seen[-20:].mean(0) < 0.6 * seen[:20].mean(0)).all()
+    train(SHAPE, first, last_column, squares, 0, 200, lambda step, loss, attention: losses.append(loss), 1e-2)
+    loss_curve = torch.stack(losses)
+    assert (loss_curve[-20:].mean(0) < 0.6 * loss_curve[:20].mean(0)).all()

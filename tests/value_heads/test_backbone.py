@@ -110,12 +110,12 @@ async def scores(values: LoraValues, prompts: list[list[int]], ragged: bool = Fa
     """Three rounds of searches that all ask at the same moment; their rows may differ in length from the start."""
     states = [values.start(prompt) for prompt in prompts]
     generators = [torch.Generator().manual_seed(len(prompt)) for prompt in prompts]
-    found = []
+    totals = []
     for parents in ([0], [1, 0], [5, 5]):
         chunks = [random_chunk(g, 4 * len(parents), 2 + i, ragged) for i, g in enumerate(generators)]
-        asked = (state.score(parents, 4, chunk) for state, chunk in zip(states, chunks, strict=True))
-        found += await asyncio.gather(*asked)
-    return found
+        requests = (state.score(parents, 4, chunk) for state, chunk in zip(states, chunks, strict=True))
+        totals += await asyncio.gather(*requests)
+    return totals
 
 
 PROMPTS = [[1, 2, 3], [4] * 9, [7, 8] * 10]
@@ -125,17 +125,17 @@ PROMPTS = [[1, 2, 3], [4] * 9, [7, 8] * 10]
 async def test_scores_are_the_same_whatever_shares_their_forward_pass(exact, ragged):
     forwards = []
     hook = exact.backbone.model.register_forward_hook(lambda *_: forwards.append(1))
-    exact.backbone.alone = True
-    alone = await scores(exact, PROMPTS, ragged)
+    exact.backbone.score_singly = True
+    score_singly = await scores(exact, PROMPTS, ragged)
     alone_forwards = len(forwards)
-    exact.backbone.alone = False
+    exact.backbone.score_singly = False
     held = threading.Event()
-    together = asyncio.create_task(scores(exact, PROMPTS, ragged))
+    concurrent = asyncio.create_task(scores(exact, PROMPTS, ragged))
     exact.backbone.worker.submit(held.wait)  # so that the first round's requests are all there
     await asyncio.sleep(0.05)
     held.set()
-    for one, other in zip(alone, await together, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+    for separate, batched in zip(score_singly, await concurrent, strict=True):
+        torch.testing.assert_close(separate, batched, atol=1e-9, rtol=1e-9)
     hook.remove()
     assert alone_forwards == 3 * 3 * 4  # a prompt and three chunks of three searches, by three adapters
     assert len(forwards) - alone_forwards < alone_forwards * 0.7
@@ -159,8 +159,8 @@ async def test_a_search_whose_cache_was_given_up_reads_its_prefix_again(exact, m
     monkeypatch.setattr(CACHES, "limit", 0)
     given_up = await scores(exact, PROMPTS)
     assert CACHES.bytes == 0
-    for one, other in zip(expected, given_up, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+    for cached, recomputed in zip(expected, given_up, strict=True):
+        torch.testing.assert_close(cached, recomputed, atol=1e-9, rtol=1e-9)
 
 
 async def test_the_caches_that_are_given_up_are_the_least_recently_used(values, monkeypatch):
@@ -207,12 +207,14 @@ async def test_only_new_tokens_are_read_once_an_adapter(values):
 def examples(prompts: range) -> list[Example]:
     """The reward is whether token 3 outnumbers token 4; prompts say nothing."""
     generator = np.random.default_rng(prompts.start)
-    made = []
+    rollouts = []
     for prompt in prompts:
         for _ in range(4):
             completion = generator.choice([3, 4, 5], size=generator.integers(4, 9)).tolist()
-            made.append(Example([1, 10 + prompt % 30], completion, completion.count(3) - completion.count(4), prompt))
-    return made
+            rollouts.append(
+                Example([1, 10 + prompt % 30], completion, completion.count(3) - completion.count(4), prompt)
+            )
+    return rollouts
 
 
 def test_training_learns_within_prompts_and_leaves_earlier_iterations_alone(model_dir):
@@ -241,12 +243,12 @@ def test_the_best_epoch_is_kept(model_dir):
     backbone = LoraBackbone(model_dir, num_layers=1, rank=2)
     train, heldout = examples(range(8)), examples(range(100, 108))
     scores = fit_lora(backbone, train, heldout, learning_rate=3e-2, epochs=8, patience=2, select="loss")
-    kept = []
+    squared_errors = []
     for example in heldout:
         ids = torch.tensor([[*example.prompt_ids, *example.completion_ids]])
         with torch.no_grad():
-            kept += (backbone.values(0, ids)[0, len(example.prompt_ids) :] - example.reward).square().tolist()
-    assert sum(kept) / len(kept) == pytest.approx(min(scores.values()), rel=1e-3)
+            squared_errors += (backbone.values(0, ids)[0, len(example.prompt_ids) :] - example.reward).square().tolist()
+    assert sum(squared_errors) / len(squared_errors) == pytest.approx(min(scores.values()), rel=1e-3)
 
 
 async def test_a_bundle_brings_adapters_back_to_their_backbone_only(values, model_dir, tmp_path):
@@ -258,9 +260,9 @@ async def test_a_bundle_brings_adapters_back_to_their_backbone_only(values, mode
     assert loaded.betas == values.betas and loaded.layers == ()
     with pytest.raises(ValueError, match="backbone_dir"):
         load_bundle(tmp_path, **hashes)
-    other = write_model(tmp_path / "other", seed=1)
+    other_model = write_model(tmp_path / "other", seed=1)
     with pytest.raises(BundleMismatch, match="value backbone"):
-        load_bundle(tmp_path, **hashes, backbone_dir=other)
+        load_bundle(tmp_path, **hashes, backbone_dir=other_model)
 
 
 def bundle(model_dir, number: int, **options) -> LoraValues:
@@ -319,8 +321,8 @@ async def test_the_adapters_that_are_set_aside_are_the_least_recently_used(tmp_p
 
 
 async def test_searches_of_two_bundles_do_not_mix(values, model_dir):
-    other = bundle(model_dir, 0)
-    await asyncio.gather(*(search(each, 1, [1, 2, 3]) for each in (values, other, values, other)))
+    second_bundle = bundle(model_dir, 0)
+    await asyncio.gather(*(search(each, 1, [1, 2, 3]) for each in (values, second_bundle, values, second_bundle)))
 
 
 def test_loading_a_bundle_draws_no_random_numbers(model_dir):
@@ -342,9 +344,9 @@ def test_a_16_bit_backbone_keeps_adapters_in_32(values, model_dir):
     assert {dtype for name, dtype in weights.items() if "lora_" not in name} == {torch.bfloat16}
     assert half.backbone.backbone_hash == values.backbone.backbone_hash
     ids = [4, 8, 15, 16, 23, 42]
-    whole = bundle(model_dir, 0)
-    assert full(half, ids) == pytest.approx(full(whole, ids), rel=0.05)
-    assert full(half, ids) != full(whole, ids)
+    full_precision = bundle(model_dir, 0)
+    assert full(half, ids) == pytest.approx(full(full_precision, ids), rel=0.05)
+    assert full(half, ids) != full(full_precision, ids)
 
 
 ANSWERS = [([1, 2, 3], [4, 5]), ([9] * 7, [6, 7, 8, 9]), ([1, 2, 3], [7]), ([9] * 7, [1, 2])]
@@ -373,10 +375,10 @@ def test_a_prompt_read_once_gives_the_values_of_whole_rows(values, exact):
     grouped = grouped_rows(values.backbone)
     hook.remove()
     assert read == [(2, 7), (4, 4)]
-    for each, expected in zip(grouped, whole_rows(values.backbone), strict=True):
-        torch.testing.assert_close(each, expected, atol=1e-5, rtol=1e-5)
-    for each, expected in zip(grouped_rows(exact.backbone), whole_rows(exact.backbone), strict=True):
-        torch.testing.assert_close(each, expected, atol=1e-9, rtol=1e-9)
+    for grouped_values, expected in zip(grouped, whole_rows(values.backbone), strict=True):
+        torch.testing.assert_close(grouped_values, expected, atol=1e-5, rtol=1e-5)
+    for grouped_values, expected in zip(grouped_rows(exact.backbone), whole_rows(exact.backbone), strict=True):
+        torch.testing.assert_close(grouped_values, expected, atol=1e-9, rtol=1e-9)
 
 
 def test_a_prompt_read_once_gives_the_gradients_of_whole_rows(exact):
@@ -388,8 +390,8 @@ def test_a_prompt_read_once_gives_the_gradients_of_whole_rows(exact):
             for parameter in parameters:
                 parameter.grad = None
     assert any(gradient.abs().max() > 1e-3 for gradient in gradients[0])
-    for grouped, whole in zip(*gradients, strict=True):
-        torch.testing.assert_close(grouped, whole, atol=1e-5, rtol=1e-5)
+    for grouped, separate in zip(*gradients, strict=True):
+        torch.testing.assert_close(grouped, separate, atol=1e-5, rtol=1e-5)
 
 
 def test_a_fit_reads_a_prompt_once_for_its_rollouts(tmp_path):
@@ -416,8 +418,8 @@ def test_a_fit_is_the_same_beside_searches_of_other_bundles(tmp_path, monkeypatc
         fit_lora(backbone, examples(range(8)), examples(range(100, 104)), epochs=2, on_batch=on_batch)
         return backbone.iteration_state(0)
 
-    alone, beside = fitted(), fitted(lambda: [full(other, [1, 2, 3]) for other in others])
-    assert all(torch.equal(weight, beside[name]) for name, weight in alone.items())
+    score_singly, beside = fitted(), fitted(lambda: [full(other, [1, 2, 3]) for other in others])
+    assert all(torch.equal(weight, beside[name]) for name, weight in score_singly.items())
 
 
 def test_betas_name_iterations_that_exist(values):

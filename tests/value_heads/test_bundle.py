@@ -61,8 +61,8 @@ def test_a_damaged_bundle_says_so(tmp_path):
         load_bundle(tmp_path, **HASHES)
     save_bundle(tmp_path, stack(0, 1), **HASHES)
     tensors, manifest = tmp_path / "value.safetensors", tmp_path / "manifest.json"
-    whole = tensors.read_bytes()
-    tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    tensor_bytes = tensors.read_bytes()
+    tensors.write_bytes(tensor_bytes[:-1] + bytes([tensor_bytes[-1] ^ 1]))
     with pytest.raises(ValueError, match="corrupt"):
         load_bundle(tmp_path, **HASHES)
     tensors.unlink()

@@ -57,8 +57,8 @@ def test_functions_of_the_length_are_constant_past_what_a_fit_has_seen():
     spec = FeatureSpec(current=(1,), position=False, stop_ids=(7,))
     hidden = {1: torch.zeros(1, 70, 1), TOKENS: torch.full((1, 70), 9)}
     weight = torch.randn(spec.width(1), generator=torch.Generator().manual_seed(0))
-    seen = features(spec, hidden)[0, :24].any(0)
-    values = features(spec, hidden)[0] @ torch.where(seen, weight, 0.0)  # a constant feature gets the weight 0
+    fitted = features(spec, hidden)[0, :24].any(0)
+    values = features(spec, hidden)[0] @ torch.where(fitted, weight, 0.0)  # a constant feature gets the weight 0
     torch.testing.assert_close(values[24:], values[23].expand(46))
 
 
@@ -68,26 +68,26 @@ def test_functions_of_the_length_are_constant_past_what_a_fit_has_seen():
 def test_chunk_by_chunk_equals_whole_response(spec, chunks, seed):
     hidden = random_hidden(sum(chunks), seed)
     hidden[TOKENS] = torch.randint(10, (ROWS, sum(chunks)), generator=torch.Generator().manual_seed(seed))
-    whole = features(spec, hidden)
+    all_at_once = features(spec, hidden)
     carried, start = None, 0
     for length in chunks:
         piece = {layer: state[:, start : start + length] for layer, state in hidden.items()}
         within = features(spec, piece, carried, start)
-        torch.testing.assert_close(within, whole[:, start : start + length], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(within, all_at_once[:, start : start + length], atol=1e-4, rtol=1e-4)
         last, carried = advance(spec, carried, piece, torch.full((ROWS,), length), start)
         start += length
-        torch.testing.assert_close(last, whole[:, start - 1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(last, all_at_once[:, start - 1], atol=1e-4, rtol=1e-4)
 
 
 def test_padding_never_enters():
     hidden = random_hidden(6, seed=1)
     lengths = torch.tensor([2, 6, 3])
-    whole = features(SPEC, hidden)
+    all_at_once = features(SPEC, hidden)
     poisoned = {layer: state.clone() for layer, state in hidden.items()}
     for state in poisoned.values():
         state[0, 2:], state[2, 3:] = float("nan"), float("inf")
     last, carried = advance(SPEC, None, poisoned, lengths, 0)
-    torch.testing.assert_close(last, whole[torch.arange(3), lengths - 1])
+    torch.testing.assert_close(last, all_at_once[torch.arange(3), lengths - 1])
     assert all(total.isfinite().all() for total in carried.values())
 
 
@@ -137,6 +137,6 @@ def test_heads_with_and_without_stop_ids_fold_and_two_models_do_not():
     apart = sum(h(features(h.spec, hidden)) / b for h, b in zip(heads, (1.0, 2.0, 0.5), strict=True))
     torch.testing.assert_close(stack.values(hidden), apart)
     assert len(stack.terms()) == 1
-    other = FeatureSpec(current=(1,), stop_ids=(2, 7))
+    other_stops = FeatureSpec(current=(1,), stop_ids=(2, 7))
     with pytest.raises(ValueError, match="stop ids"):
-        ValueStack([heads[0], LinearHead(other, torch.zeros(other.width(SIZE)), 0.0)], [1.0, 1.0])
+        ValueStack([heads[0], LinearHead(other_stops, torch.zeros(other_stops.width(SIZE)), 0.0)], [1.0, 1.0])

@@ -110,10 +110,10 @@ def test_mlp_learns_what_a_line_cannot():
     train, heldout = curved(6), curved(7)
     linear = fit_ridge(SPEC, [train], [heldout], alphas=[0.01])
     fit = fit_mlp(SPEC, split(train, 500), [heldout], hidden=(32,), batch_size=64, learning_rate=5e-3, seed=1)
-    again = fit_mlp(SPEC, split(train, 500), [heldout], hidden=(32,), batch_size=64, learning_rate=5e-3, seed=1)
+    repeated = fit_mlp(SPEC, split(train, 500), [heldout], hidden=(32,), batch_size=64, learning_rate=5e-3, seed=1)
     assert fit.scores[fit.chosen] > 0.9 > 0.3 > linear.scores[0.01]
     assert fit.chosen == max(fit.scores, key=fit.scores.get)
-    assert fit.scores == again.scores
+    assert fit.scores == repeated.scores
 
 
 def test_an_mlp_fit_can_be_stopped_at_a_batch():

@@ -13,7 +13,15 @@ import torch
 
 from tests.value_heads.test_backbone import examples, write_model
 from value_heads import LoraBackbone, fit_lora
-from value_heads.peers import Meeting, PeerLost, add_up, first_says, meeting_place, share, together
+from value_heads.peers import (
+    PeerLost,
+    Rendezvous,
+    broadcast_first,
+    joined_peers,
+    peer_share,
+    rendezvous_store,
+    sum_over_peers,
+)
 
 HOST = "127.0.0.1"
 
@@ -27,33 +35,35 @@ def fit(model_dir, on_batch=lambda: None):
     return scores, {name: weight.numpy() for name, weight in backbone.iteration_state(0).items()}
 
 
-def work(meeting, model_dir, dies_at, queue):
+def work(rendezvous, model_dir, dies_at, queue):
     torch.set_num_threads(1)
     batches = count()
 
     def on_batch():
-        if next(batches) == dies_at and meeting.rank == 1:
+        if next(batches) == dies_at and rendezvous.rank == 1:
             os._exit(1)
 
     try:
-        with together(meeting):
-            queue.put((meeting.rank, fit(model_dir, on_batch)))
+        with joined_peers(rendezvous):
+            queue.put((rendezvous.rank, fit(model_dir, on_batch)))
     except PeerLost as error:
-        queue.put((meeting.rank, str(error)))
+        queue.put((rendezvous.rank, str(error)))
 
 
 def fit_in_processes(size, model_dir, dies_at=None):
     context = get_context("spawn")
     queue = context.Queue()
-    with meeting_place(HOST) as port:
-        meetings = [Meeting(HOST, port, rank, size) for rank in range(size)]
-        processes = [context.Process(target=work, args=(each, model_dir, dies_at, queue)) for each in meetings]
+    with rendezvous_store(HOST) as port:
+        rendezvous_of_ranks = [Rendezvous(HOST, port, rank, size) for rank in range(size)]
+        processes = [
+            context.Process(target=work, args=(each, model_dir, dies_at, queue)) for each in rendezvous_of_ranks
+        ]
         for process in processes:
             process.start()
-        found = dict(queue.get(timeout=120) for _ in range(size - (dies_at is not None)))
+        fits = dict(queue.get(timeout=120) for _ in range(size - (dies_at is not None)))
         for process in processes:
             process.join(60)
-    return found
+    return fits
 
 
 @pytest.fixture(scope="module")
@@ -63,33 +73,33 @@ def model_dir(tmp_path_factory):
 
 def test_two_processes_take_the_steps_of_one(model_dir):
     scores, weights = fit(model_dir)
-    found = fit_in_processes(2, model_dir)
-    assert found.keys() == {0, 1}
-    for their_scores, theirs in found.values():
+    fits = fit_in_processes(2, model_dir)
+    assert fits.keys() == {0, 1}
+    for their_scores, theirs in fits.values():
         assert their_scores == pytest.approx(scores, abs=1e-4)
         for name, weight in weights.items():
             np.testing.assert_allclose(theirs[name], weight, atol=1e-4)
-            np.testing.assert_array_equal(theirs[name], found[0][1][name])
+            np.testing.assert_array_equal(theirs[name], fits[0][1][name])
 
 
 def test_who_outlives_another_is_told(model_dir):
-    found = fit_in_processes(2, model_dir, dies_at=4)
-    assert "gone" in found[0]
+    fits = fit_in_processes(2, model_dir, dies_at=4)
+    assert "gone" in fits[0]
 
 
 def test_alone_everything_is_ones_own():
     gradient = torch.ones(3)
-    with together(None):
-        assert share([1, 2, 3]) == [1, 2, 3]
-        add_up([gradient])
-        assert gradient.tolist() == [1, 1, 1] and first_says(0.1) == 0.1
+    with joined_peers(None):
+        assert peer_share([1, 2, 3]) == [1, 2, 3]
+        sum_over_peers([gradient])
+        assert gradient.tolist() == [1, 1, 1] and broadcast_first(0.1) == 0.1
 
 
 def test_who_is_alone_at_a_meeting_is_told(monkeypatch):
-    monkeypatch.setattr("value_heads.peers.MEET", timedelta(seconds=1))
+    monkeypatch.setattr("value_heads.peers.RENDEZVOUS_TIMEOUT", timedelta(seconds=1))
     with (
-        meeting_place(HOST) as port,
+        rendezvous_store(HOST) as port,
         pytest.raises(PeerLost, match="2 processes did not meet"),
-        together(Meeting(HOST, port, 0, 2)),
+        joined_peers(Rendezvous(HOST, port, 0, 2)),
     ):
         pass

@@ -23,11 +23,6 @@ def check_dimension(d: int, patterns: int, steps: int) -> None:
         )
 
 
-def check_fraction(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} is a fraction of the examples, in (0, 1], not {value:g}")
-
-
 def check_transitions(matrices: np.ndarray) -> np.ndarray:
     """A_1 … A_K [K, M', M'] as an array: each row a distribution with one largest entry."""
     matrices = np.asarray(matrices, dtype=float)
@@ -47,7 +42,7 @@ def check_transitions(matrices: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Chain:
-    """What K transition matrices [K, M', M'] say of chain-of-thought and in-context learning."""
+    """K transition matrices [K, M', M'] and the constants that the theorems use."""
 
     matrices: np.ndarray
 
@@ -91,12 +86,12 @@ class Chain:
 
     @property
     def rho_o(self) -> float:
-        """The same of B."""
+        """``rho`` of B."""
         return _gap(self.product)
 
     @property
     def condition_1(self) -> np.ndarray:
-        """[M'] bool: from this start the correct final state is the likeliest final state."""
+        """[M'] bool: whether the correct final state of this start is the likeliest one."""
         return self.product.argmax(axis=1) == self.correct[:, -1]
 
 
@@ -109,10 +104,10 @@ SLIDES = Chain(np.array([[[0.6, 0.4], [0.4, 0.6]], [[0.4, 0.6], [0.8, 0.2]]]))
 
 
 def chain_of(tau: float, rho: float, patterns: int, steps: int) -> Chain:
-    """Steps with τ and ρ as given: in each row τ^(1/K), a runner-up (1 − ρ) times that, the rest spread evenly.
+    """Steps with the τ and ρ specified: each row has an entry τ^(1/K), a runner-up (1 − ρ) times that, the rest even.
 
-    Reconstruction. Step k's correct state is k further on, the runner-up next to it (mod M'). Where less than the
-    runner-up's share is left, it gets what is left, and ρ is larger than asked for.
+    Reconstruction. Step k moves the correct state by k; the runner-up is next to it (mod M'). Where the remaining
+    probability is below the runner-up's share, the runner-up gets all of it, and ρ exceeds the value specified.
     """
     return Chain(np.stack([_circulant(tau ** (1 / steps), rho, patterns, 1 + k) for k in range(steps)]))
 
@@ -129,31 +124,31 @@ def _circulant(top: float, rho: float, patterns: int, shift: int) -> np.ndarray:
 
 
 def violating_chain(patterns: int) -> Chain:
-    """Two steps whose correct final state is nobody's likeliest: .4 × .5 = .2, while wrong chains meet in .255."""
+    """Two steps whose correct final state is never the likeliest: it has .4 × .5 = .2, a wrong one .255 in total."""
     first, second = np.zeros(patterns), np.zeros(patterns)
     first[:4], second[:3] = (0.4, 0.25, 0.2, 0.15), (0.5, 0.3, 0.2)
     return Chain(np.stack([[np.roll(law, i) for i in range(patterns)] for law in (first, second)]))
 
 
 def output_chain_of(tau_o: float, rho_o: float, patterns: int, steps: int) -> Chain:
-    """Steps of one law whose product B has τ_o and ρ_o as given (reconstruction). ValueError where none was found."""
+    """Steps of one law whose product B has the τ_o and ρ_o specified (reconstruction). ValueError if none is found."""
 
     def miss(entries: np.ndarray) -> list[float]:
-        made = chain_of(entries[0] ** steps, entries[1], patterns, steps)
-        return [made.tau_o - tau_o, made.rho_o - rho_o]
+        chain = chain_of(entries[0] ** steps, entries[1], patterns, steps)
+        return [chain.tau_o - tau_o, chain.rho_o - rho_o]
 
     guess = np.array([tau_o ** (1 / steps), 1 - (1 - rho_o) / steps])
-    found = least_squares(miss, guess, bounds=([0.05, 0.0], [1.0, 1.0]), xtol=1e-15, ftol=1e-15, gtol=1e-15)
-    if np.abs(found.fun).max() > 1e-6:
+    solution = least_squares(miss, guess, bounds=([0.05, 0.0], [1.0, 1.0]), xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    if np.abs(solution.fun).max() > 1e-6:
         raise ValueError(f"found no step matrices over {patterns} patterns with tau_o={tau_o:g} and rho_o={rho_o:g}")
-    return chain_of(found.x[0] ** steps, found.x[1], patterns, steps)
+    return chain_of(solution.x[0] ** steps, solution.x[1], patterns, steps)
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """B prompts for each of R runs, by pattern index. Columns: K·l of the examples, then K−1 of the query's own past.
+    """B prompts for each of R runs, by pattern index. Columns: K·l of the examples, then K−1 of the query's past steps.
 
-    x, y [R, B, L] pattern indices of the halves; step [L]; query [R, B] pattern; at [R, B] the step asked for;
+    x, y [R, B, L] pattern indices of the halves; step [L]; query [R, B] pattern; query_step [R, B] the step to predict;
     target [R, B]; live [R, B, L] bool: the column exists.
     """
 
@@ -161,7 +156,7 @@ class TrainingBatch:
     y: Tensor
     step: Tensor
     query: Tensor
-    at: Tensor
+    query_step: Tensor
     target: Tensor
     live: Tensor
 
@@ -179,30 +174,30 @@ def training_steps(seed: int, M: int, count: int = 4096) -> Tensor:
 def training_batch(
     generator: torch.Generator, transitions: Tensor, steps: int, lengths: Tensor, alphas: Tensor, batch: int
 ) -> TrainingBatch:
-    """Prompts, each of a task of its own: ``steps`` of ``transitions`` [count, M], drawn evenly.
+    """Prompts with an independent task each: ``steps`` of ``transitions`` [count, M], drawn uniformly.
 
     ``lengths`` [R] examples and ``alphas`` [R]: ⌈αl⌉ of a prompt's examples start from the query's pattern, the
-    others from other patterns, evenly. The step asked for is uniform over 1 … K.
+    others uniformly from other patterns. The step to predict is uniform over 1 … K.
     """
-    runs, most, (count, M) = len(lengths), int(lengths.max()), transitions.shape
+    runs, longest, (count, M) = len(lengths), int(lengths.max()), transitions.shape
     query = torch.randint(M, (runs, batch, 1), generator=generator)
-    other = (query + torch.randint(1, M, (runs, batch, most), generator=generator)) % M
-    index = torch.arange(most)
+    other_patterns = (query + torch.randint(1, M, (runs, batch, longest), generator=generator)) % M
+    index = torch.arange(longest)
     relevant = index < torch.ceil(alphas * lengths - 1e-9)[:, None, None]
-    states = [torch.cat([torch.where(relevant, query, other), query], dim=2)]  # the query's own chain comes last
+    states = [torch.cat([torch.where(relevant, query, other_patterns), query], dim=2)]  # the query's chain comes last
     for _ in range(steps):
         task = torch.randint(count, (runs, batch, 1), generator=generator)
         states.append(transitions.flatten()[task * M + states[-1]])
-    at = torch.randint(steps, (runs, batch), generator=generator)
+    query_step = torch.randint(steps, (runs, batch), generator=generator)
     chain = torch.stack([state[..., -1] for state in states], dim=2)  # [R, B, K+1]
-    present = (index < lengths[:, None, None]).expand(runs, batch, most)
-    past = torch.arange(steps - 1) < at[..., None]
+    present = (index < lengths[:, None, None]).expand(runs, batch, longest)
+    past = torch.arange(steps - 1) < query_step[..., None]
     return TrainingBatch(
         x=torch.cat([*(state[..., :-1] for state in states[:-1]), chain[..., : steps - 1]], dim=2),
         y=torch.cat([*(state[..., :-1] for state in states[1:]), chain[..., 1:steps]], dim=2),
-        step=torch.cat([torch.arange(steps).repeat_interleave(most), torch.arange(steps - 1)]),
-        query=chain.gather(2, at[..., None])[..., 0],
-        at=at,
-        target=chain.gather(2, at[..., None] + 1)[..., 0],
+        step=torch.cat([torch.arange(steps).repeat_interleave(longest), torch.arange(steps - 1)]),
+        query=chain.gather(2, query_step[..., None])[..., 0],
+        query_step=query_step,
+        target=chain.gather(2, query_step[..., None] + 1)[..., 0],
         live=torch.cat([present] * steps + [past], dim=2),
     )

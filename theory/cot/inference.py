@@ -1,7 +1,7 @@
 """Chain-of-thought and in-context inference on testing patterns, for all prompt lengths at once.
 
-The logits of a column do not depend on the others, so that one set of prompts of the largest length gives every shorter
-one by prefix. Decoding is greedy: v_k = argmin_{u∈Y} ½‖F − u‖², the largest F·u among orthonormal patterns.
+A column's logit does not depend on other columns, so that one set of prompts of the largest length contains every
+shorter one as a prefix. Decoding is greedy: v_k = argmin_{u∈Y} ½‖F − u‖², the largest F·u among orthonormal patterns.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ class Prompts:
 def draw_prompts(
     generator: torch.Generator, chain: Chain, patterns: Tensor, alpha: float, length: int, count: int, noise: float
 ) -> Prompts:
-    """Each example starts from the query's pattern with probability α', else evenly from another; its steps are drawn
-    from A_1 … A_K. Every state is its pattern [M', d] plus a vector of norm ``noise`` in a random direction."""
-    few, d = patterns.shape
-    query = torch.randint(few, (count, 1), generator=generator)
-    other = (query + torch.randint(1, few, (count, length), generator=generator)) % few
+    """Prompts whose examples start from the query's pattern with probability α', else uniformly from another.
+
+    Their steps are drawn from A_1 … A_K. A state is its pattern [M', d] plus a random vector of norm ``noise``.
+    """
+    pattern_count, d = patterns.shape
+    query = torch.randint(pattern_count, (count, 1), generator=generator)
+    other_patterns = (query + torch.randint(1, pattern_count, (count, length), generator=generator)) % pattern_count
     relevant = torch.rand((count, length), generator=generator) < alpha
-    states = [torch.where(relevant, query, other)]
+    states = [torch.where(relevant, query, other_patterns)]
     for A in chain.matrices:
         bounds = torch.as_tensor(A, dtype=torch.float32).cumsum(-1)[states[-1]]  # [N, l, M']
-        draw = torch.rand((count, length, 1), generator=generator)
-        states.append((draw > bounds[..., :-1]).sum(-1))
+        uniform = torch.rand((count, length, 1), generator=generator)
+        states.append((uniform > bounds[..., :-1]).sum(-1))
     index = torch.stack(states, dim=2)
     direction = torch.randn((*index.shape, d), generator=generator)
     noisy = patterns[index] + noise * torch.nn.functional.normalize(direction, dim=-1)
@@ -61,37 +63,37 @@ def _prefix_outputs(logits: Tensor, outputs: Tensor, lengths: list[int]) -> Tens
 def cot_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor, M: int, lengths: list[int]) -> Tensor:
     """Chain-of-thought error at each of increasing ``lengths`` of one model, ``product`` = W_KᵀW_Q [2d, 2d].
 
-    Earlier steps of the query's own chain are columns too, as in training.
+    Earlier steps of the query's chain are columns too, as in training.
     """
     d = patterns.shape[1]
     steps = len(chain.matrices)
     codes = torch.eye(2 * d)[M : M + steps]
     pairs = torch.cat([prompts.noisy[:, :, :-1], prompts.noisy[:, :, 1:]], dim=-1)  # [N, l, K, 2d]
     outputs = prompts.noisy[:, :, 1:] @ patterns.T
-    padded = torch.nn.functional.pad(patterns, (0, d))  # a query's y half is empty
+    padded = torch.nn.functional.pad(patterns, (0, d))  # a query's y half is zero
     state = prompts.query[:, None].expand(-1, len(lengths))
     past: list[tuple[Tensor, Tensor]] = []  # (x, y) pattern indices [N, lengths] of the query's chain so far
     for k in range(steps):
-        own = (padded + codes[k]) @ product.T  # [M', 2d]: W_KᵀW_Q p̃_query of each pattern the query may have
-        logits = pairs @ own.T + codes @ own.T  # [N, l, K, M']
+        keys = (padded + codes[k]) @ product.T  # [M', 2d]: W_KᵀW_Q p̃_query of each pattern the query may have
+        logits = pairs @ keys.T + codes @ keys.T  # [N, l, K, M']
         if k == 0:  # the query is the same at all lengths
             logits = logits.gather(3, prompts.query[:, None, None, None].expand(*logits.shape[:3], 1))
             scores = _prefix_outputs(logits, outputs, lengths)[:, :, 0]
         else:
             chosen = state[..., None, None].expand(-1, -1, 1, len(patterns))
             scores = _prefix_outputs(logits, outputs, lengths).gather(2, chosen)[:, :, 0]
-        scores = scores + _own_past(past, state, own, patterns, codes, logits.amax((1, 2)))
-        following = scores.argmax(-1)
-        past.append((state, following))
-        state = following
+        scores = scores + _past_columns(past, state, keys, patterns, codes, logits.amax((1, 2)))
+        next_state = scores.argmax(-1)
+        past.append((state, next_state))
+        state = next_state
     correct = torch.as_tensor(chain.correct[:, -1])[prompts.query]
     return (state != correct[:, None]).float().mean(0)
 
 
-def _own_past(
+def _past_columns(
     past: list[tuple[Tensor, Tensor]], state: Tensor, keys: Tensor, patterns: Tensor, codes: Tensor, top: Tensor
 ) -> Tensor | float:
-    """What the query's earlier columns add to F·u [N, lengths, M'], on the scale of `_prefix_outputs`."""
+    """The contribution of the query's earlier columns to F·u [N, lengths, M'], on the scale of `_prefix_outputs`."""
     total: Tensor | float = 0.0
     for j, (x, y) in enumerate(past):
         column = torch.cat([patterns[x], patterns[y]], dim=-1) + codes[j]
@@ -101,7 +103,7 @@ def _own_past(
 
 
 def icl_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor, M: int, lengths: list[int]) -> Tensor:
-    """In-context error at each prompt length: examples are [x, 0 … 0; y_K, 0 … 0], one step, same answer wanted."""
+    """In-context error at each prompt length: examples are [x, 0 … 0; y_K, 0 … 0], one step, the same target."""
     d = patterns.shape[1]
     steps = len(chain.matrices)
     codes = torch.eye(2 * d)[M : M + steps]
@@ -109,9 +111,9 @@ def icl_errors(product: Tensor, prompts: Prompts, chain: Chain, patterns: Tensor
     keys = ((torch.nn.functional.pad(patterns, (0, d)) + codes[0]) @ product.T)[prompts.query]  # [N, 2d]
     logits = torch.einsum("nld,nd->nl", pairs, keys)[..., None]
     outputs = (prompts.noisy[:, :, -1] @ patterns.T)[:, :, None]
-    found = _prefix_outputs(logits[..., None], outputs, lengths)[:, :, 0].argmax(-1)
+    predicted = _prefix_outputs(logits[..., None], outputs, lengths)[:, :, 0].argmax(-1)
     correct = torch.as_tensor(chain.correct[:, -1])[prompts.query]
-    return (found != correct[:, None]).float().mean(0)
+    return (predicted != correct[:, None]).float().mean(0)
 
 
 def attention_shares(product: Tensor, prompts: Prompts, patterns: Tensor, M: int) -> dict[str, float]:
@@ -125,7 +127,7 @@ def attention_shares(product: Tensor, prompts: Prompts, patterns: Tensor, M: int
     same = prompts.states[:, :, 0] == prompts.query[:, None]
     first = weights[:, :, 0]
     return {
-        "same step, same pattern": float((first * same).sum(1).mean()),
-        "same step, other pattern": float((first * ~same).sum(1).mean()),
-        "other step": float(weights[:, :, 1:].sum((1, 2)).mean()),
+        "same_step_same_pattern": float((first * same).sum(1).mean()),
+        "same_step_other_pattern": float((first * ~same).sum(1).mean()),
+        "other_step": float(weights[:, :, 1:].sum((1, 2)).mean()),
     }

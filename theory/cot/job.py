@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from theory.cot.experiment import Config
+from theory.cot.experiment import CotConfig
 from theory.cot.studies import STUDIES
 from theory.lab import lab
 
@@ -24,7 +24,7 @@ SMOKE: dict[str, Any] = {
 JOB = lab(
     name="theory.cot",
     summary="Chain of thought by an attention-only transformer: mechanism, test error, Condition 1, rates",
-    config=Config,
+    config=CotConfig,
     studies=STUDIES,
     presets={"smoke": SMOKE, "paper": {}},
     minutes=lambda config: 0.3 + config.models * (config.iterations / 30_000 + config.prompts / 3000),

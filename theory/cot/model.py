@@ -1,10 +1,10 @@
-"""The attention-only model, trained by SGD: many runs at once.
+"""The attention-only model, trained by SGD for many runs at once.
 
-f = Σ_i W_V p̃_i softmax((W_K p̃_i)ᵀ W_Q p̃_query), ℓ = ½‖z − f‖². W_Q = W_K = δI at the start; W_V reads the y half and is
-not trained (reconstruction: the sources do not say).
+f = Σ_i W_V p̃_i softmax((W_K p̃_i)ᵀ W_Q p̃_query), ℓ = ½‖z − f‖². W_Q = W_K = δI at the start; W_V reads the y half and
+is not trained (reconstruction: the paper does not specify it).
 
 Training patterns are axes (see `data`), so that attention needs W_KᵀW_Q at M·K queries only: a table of logits per run,
-from which columns gather their three entries. `dense_loss` is the same model written plainly, for one run.
+from which columns gather their three entries. `dense_loss` is a direct implementation for one run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from theory.cot.data import TrainingBatch, training_batch
 
 @dataclass(frozen=True)
 class Setting:
-    """A training setting of R runs: [R] tensors ``alphas`` and ``lengths`` (examples a prompt), and what all share."""
+    """The training setting of R runs: ``alphas`` and ``lengths`` (examples per prompt) are [R], the rest is shared."""
 
     alphas: Tensor
     lengths: Tensor
@@ -52,11 +52,11 @@ class Models:
 
 def queries(d: int, M: int, steps: int) -> Tensor:
     """p̃_query [2d, K·M] of pattern m at step k, in column kM + m."""
-    made = torch.zeros(2 * d, steps, M)
-    made[torch.arange(M), :, torch.arange(M)] = 1
+    columns = torch.zeros(2 * d, steps, M)
+    columns[torch.arange(M), :, torch.arange(M)] = 1
     for k in range(steps):
-        made[M + k, k] = 1
-    return made.reshape(2 * d, steps * M)
+        columns[M + k, k] = 1
+    return columns.reshape(2 * d, steps * M)
 
 
 def columns(batch: TrainingBatch, d: int, M: int) -> Tensor:
@@ -70,7 +70,7 @@ def attention(models: Models, batch: TrainingBatch, d: int, M: int) -> Tensor:
     steps = int(batch.step.max()) + 1
     table = (models.K.mT @ (models.Q @ queries(d, M, steps))).mT.reshape(-1, 2 * d)  # [R·K·M, 2d]
     runs = torch.arange(len(batch.query))[:, None]
-    row = (((runs * steps + batch.at) * M + batch.query) * 2 * d)[..., None]
+    row = (((runs * steps + batch.query_step) * M + batch.query) * 2 * d)[..., None]
     flat = table.flatten()
     logits = flat[row + batch.x] + flat[row + d + batch.y] + flat[row + M + batch.step]
     return logits.masked_fill(~batch.live, -torch.inf).softmax(-1)
@@ -90,9 +90,9 @@ def gradient(models: Models, batch: TrainingBatch, d: int, M: int) -> tuple[Tens
     weights = attention(models, batch, d, M)
     f = torch.zeros(*batch.query.shape, M).scatter_add_(2, batch.y, weights)
     error = f.scatter_add_(2, batch.target[..., None], -torch.ones_like(f[..., :1]))  # f − z
-    slope = weights * (error.gather(2, batch.y) - _pull(error, weights, batch))  # ∂ℓ/∂logit
+    slope = weights * (error.gather(2, batch.y) - _weighted_error(error, weights, batch))  # ∂ℓ/∂logit
     runs = torch.arange(len(batch.query))[:, None]
-    row = (((runs * steps + batch.at) * M + batch.query) * 2 * d)[..., None]
+    row = (((runs * steps + batch.query_step) * M + batch.query) * 2 * d)[..., None]
     table = torch.zeros(len(models.Q) * steps * M * 2 * d)
     for index in (batch.x, d + batch.y, (M + batch.step).expand_as(batch.x)):
         table.index_add_(0, (row + index).flatten(), slope.flatten())
@@ -100,13 +100,13 @@ def gradient(models: Models, batch: TrainingBatch, d: int, M: int) -> tuple[Tens
     return 0.5 * (error**2).sum(-1).mean(-1), models.K @ d_product, models.Q @ d_product.mT
 
 
-def _pull(error: Tensor, weights: Tensor, batch: TrainingBatch) -> Tensor:
+def _weighted_error(error: Tensor, weights: Tensor, batch: TrainingBatch) -> Tensor:
     """Σ_i s_i (f − z)·y_i [R, B, 1]."""
     return (weights * error.gather(2, batch.y)).sum(-1, keepdim=True)
 
 
 def dense_loss(Q: Tensor, K: Tensor, tokens: Tensor, live: Tensor, query: Tensor, target: Tensor) -> Tensor:
-    """½‖z − f‖² of one run, plainly: tokens [B, L, 2d], live [B, L], query [B, 2d], target [B, d]."""
+    """½‖z − f‖² of one run, computed directly: tokens [B, L, 2d], live [B, L], query [B, 2d], target [B, d]."""
     logits = torch.einsum("bld,bd->bl", tokens @ K.T, query @ Q.T)
     weights = logits.masked_fill(~live, -torch.inf).softmax(-1)
     f = torch.einsum("bl,bld->bd", weights, tokens[..., target.shape[-1] :])
@@ -122,7 +122,7 @@ def train(
     end: int,
     record: Callable[[int, Models, Tensor, TrainingBatch], None],
 ) -> Models:
-    """SGD steps begin … end−1, each batch drawn from a seed of its own; ``record`` sees what came before the update."""
+    """SGD steps begin … end−1, with one seed per batch; ``record`` gets the models before the update."""
     generator = torch.Generator()
     for step in range(begin, end):
         generator.manual_seed(seed_of(step))

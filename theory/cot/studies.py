@@ -1,22 +1,21 @@
-"""The figures of the chain-of-thought laboratory: what is computed, and what is claimed of it."""
+"""The chain-of-thought studies: the data of each figure and the claims that are checked."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from theory.cot import figures
-from theory.cot.data import SLIDES, Chain, training_batch, training_steps, violating_chain
-from theory.cot.experiment import Config, evaluate, trained
+from theory.cot.data import SLIDES, Chain, TrainingBatch, training_batch, training_steps, violating_chain
+from theory.cot.experiment import CotConfig, evaluate, trained
 from theory.cot.model import Models, columns, dense_loss, queries, train
 from theory.cot.three_layers import layers
 from theory.lab import Result, Study, band, draw_speed, first_below, loglog, required_fit
+from theory.training import steps_to_level, training_curves, training_speed
 from training.run import Run
 
 READINGS: dict[str, dict[str, list[float]]] = {  # read by eye from the paper's figures, at 100 test examples
@@ -28,31 +27,29 @@ READINGS: dict[str, dict[str, list[float]]] = {  # read by eye from the paper's 
 }
 
 
-def mechanism(config: Config, run: Run) -> Result:
-    """Attention of a first step on testing prompts, and the training loss, over training."""
+def mechanism(config: CotConfig, run: Run) -> Result:
+    """The training loss, and the attention of a first step on testing prompts, over training."""
     _, rows = trained(config, run)
-    names = ("loss", "same step, same pattern", "same step, other pattern", "other step")
-    curves = {name: band([row[name] for row in rows], axis=1) for name in names}
-    return {"step": [row["step"] for row in rows], "curves": curves}
+    return training_curves(rows)
 
 
 def check_mechanism(result: Result, run: Run) -> None:
-    same = result["curves"]["same step, same pattern"]["mean"]
-    other = result["curves"]["same step, other pattern"]["mean"]
+    same = result["curves"]["same_step_same_pattern"]["mean"]
+    other_patterns = result["curves"]["same_step_other_pattern"]["mean"]
     run.check("attention on the same step and pattern", expected="> 0.9", got=same[-1], holds=same[-1] > 0.9)
-    got = [other[0], max(other), other[-1]]
-    holds = max(other) > 1.2 * other[0] and other[-1] < 0.5 * other[0]
+    got = [other_patterns[0], max(other_patterns), other_patterns[-1]]
+    holds = max(other_patterns) > 1.2 * other_patterns[0] and other_patterns[-1] < 0.5 * other_patterns[0]
     run.check(
         "attention on the same step, other patterns: start, peak, end", expected="rises, falls", got=got, holds=holds
     )
 
 
-def _sweep(name: str, values: tuple[float, ...], kinds: tuple[str, ...], key: int) -> Study:
+def _sweep(name: str, values: tuple[float, ...], kinds: tuple[str, ...], key: int) -> Study[CotConfig]:
     """Error against the number of test examples for each value of one of α', τ, ρ, τ_o, ρ_o."""
 
-    def compute(config: Config, run: Run) -> Result:
+    def compute(config: CotConfig, run: Run) -> Result:
         models, _ = trained(config, run)
-        found: Result = {"name": name, "values": values, "lengths": config.lengths, "readings": READINGS[name]}
+        result: Result = {"name": name, "values": values, "lengths": config.lengths, "readings": READINGS[name]}
         for kind in kinds:
             rows = []
             for j, value in enumerate(values):
@@ -61,40 +58,40 @@ def _sweep(name: str, values: tuple[float, ...], kinds: tuple[str, ...], key: in
                 facts = {"tau": chain.tau, "rho": chain.rho, "tau_o": chain.tau_o, "rho_o": chain.rho_o}
                 rows.append(band(errors) | {"value": value, "chain": facts})
                 run.metrics({"study": name, "kind": kind, name: value, "error_at_100": rows[-1]["mean"][-1]})
-            found[kind] = rows
-        return found
+            result[kind] = rows
+        return result
 
     return Study(compute, figures.sweep, None, figures.sweep_panels, (4.5 * len(kinds), 3.8))
 
 
-def _varied(config: Config, name: str, kind: str, value: float) -> tuple[Chain, float]:
+def _varied(config: CotConfig, name: str, kind: str, value: float) -> tuple[Chain, float]:
     if name == "alpha":
         return (config.chain() if kind == "cot" else config.output_chain()), value
-    made = config.chain if name in ("tau", "rho") else config.output_chain
-    return made(**{name: value}), config.test_alpha
+    chain_of = config.chain if name in ("tau", "rho") else config.output_chain
+    return chain_of(**{name: value}), config.test_alpha
 
 
-def condition(config: Config, run: Run) -> Result:
-    """CoT and ICL where Condition 1 holds, and where it fails at every start."""
+def condition(config: CotConfig, run: Run) -> Result:
+    """CoT and ICL where Condition 1 holds, and where it fails for every start."""
     models, _ = trained(config, run)
-    found: Result = {"lengths": config.lengths, "curves": {}}
+    result: Result = {"lengths": config.lengths, "curves": {}}
     for i, (name, chain) in enumerate((("with", config.chain()), ("without", violating_chain(config.patterns)))):
         for j, kind in enumerate(("cot", "icl")):
             errors = evaluate(config, run, models, kind, chain, 0.8, config.lengths, 100 + 2 * i + j)
-            found["curves"][f"{kind} {name}"] = band(errors)
-        found[name] = {"tau": chain.tau, "rho": chain.rho, "holds": chain.condition_1.mean()}
-    return found
+            result["curves"][f"{kind}_{name}"] = band(errors)
+        result[name] = {"tau": chain.tau, "rho": chain.rho, "holds": chain.condition_1.mean()}
+    return result
 
 
 def check_condition(result: Result, run: Run) -> None:
-    cot, icl = (result["curves"][f"{kind} without"]["mean"] for kind in ("cot", "icl"))
+    cot, icl = (result["curves"][f"{kind}_without"]["mean"] for kind in ("cot", "icl"))
     holds = cot[-1] < 0.6 * cot[0] and icl[-1] > 0.5
     expected = "CoT falls, ICL stays above 0.5"
     run.check("without Condition 1, first and last", expected=expected, got=[cot[0], cot[-1], icl[-1]], holds=holds)
 
 
-def matrices(config: Config, run: Run) -> Result:
-    """CoT and ICL on the config's matrices; the slides', its default, violate Condition 1 at one start of two."""
+def matrices(config: CotConfig, run: Run) -> Result:
+    """CoT and ICL on the config's matrices. The default, the slides', violates Condition 1 for one of two starts."""
     models, _ = trained(config, run)
     chain = Chain(np.array(config.transitions))
     curves = {
@@ -118,46 +115,46 @@ def check_matrices(result: Result, run: Run) -> None:
         run.check("CoT falls where ICL stays at a floor", expected="CoT falls, ICL > 0.3", got=got, holds=holds)
 
 
-REQUIRED = {  # exponents of the theorems' l_ts ≥ Ω((α'τρ)⁻²), an upper bound on what is needed
+REQUIRED = {  # exponents of the theorems' l_ts ≥ Ω((α'τρ)⁻²), an upper bound
     "alpha": (0.3, 0.45, 0.65, 1.0),
     "tau": (0.2, 0.28, 0.4, 0.55),
     "rho": (0.35, 0.47, 0.62, 0.8),
 }
 
 
-def required(config: Config, run: Run, error: float = 0.02) -> Result:
+def required(config: CotConfig, run: Run, error: float = 0.02) -> Result:
     """Test examples to a CoT error of 0.02 against α', τ and ρ, each model's own log-log slope, beside −2."""
     models, _ = trained(config, run)
     lengths = tuple(sorted({round(x) for x in np.geomspace(3, 240, 20)}))
-    fewer = config.model_copy(update={"prompts": config.required_prompts})
-    found: Result = {"error": error, "fits": {}}
+    fewer_prompts = config.model_copy(update={"prompts": config.required_prompts})
+    result: Result = {"error": error, "fits": {}}
     for i, (name, values) in enumerate(REQUIRED.items()):
-        needed, actual = [], []
+        needed, measured_values = [], []
         for j, value in enumerate(values):
             chain, alpha = _varied(config, name, "cot", value)
             key = 200 + 10 * i + j
-            measure = partial(evaluate, fewer, run, models, "cot", chain, alpha, lengths, key)
+            measure = partial(evaluate, fewer_prompts, run, models, "cot", chain, alpha, lengths, key)
             errors = run.step(f"required-{name}-{j}", partial(_listed, measure))
             needed.append([first_below(lengths, row, error) for row in errors])
-            actual.append({"alpha": alpha, "tau": chain.tau, "rho": chain.rho}[name])
+            measured_values.append({"alpha": alpha, "tau": chain.tau, "rho": chain.rho}[name])
         by_model = np.array(needed).T
-        found["fits"][name] = required_fit(actual, by_model, -2, "examples")
-    return found
+        result["fits"][name] = required_fit(measured_values, by_model, -2, "examples")
+    return result
 
 
-def _listed(measure: Callable[[], np.ndarray]) -> Any:
+def _listed(measure: Callable[[], np.ndarray]) -> list[list[float]]:
     return measure().tolist()
 
 
-def rates(config: Config, run: Run, level: float = 0.03, chunk: int = 200) -> Result:
+def rates(config: CotConfig, run: Run, level: float = 0.03, chunk: int = 200) -> Result:
     """Iterations to a training loss of 0.03 against α, all α and seeds trained as one batch; the theorem has α⁻²."""
     alphas = torch.tensor(config.rate_alphas).repeat_interleave(config.rate_models)
     setting, transitions = config.setting(alphas), training_steps(run.derive_seed(5), config.M)
 
-    def through(begin: int, models: Models) -> dict[str, Any]:
+    def train_chunk(begin: int, models: Models) -> Result:
         losses: list[Tensor] = []
 
-        def record(step: int, now: Models, loss: Tensor, batch: Any) -> None:
+        def record(step: int, models: Models, loss: Tensor, batch: TrainingBatch) -> None:
             losses.append(loss)
 
         end = min(begin + chunk, config.rate_iterations)
@@ -166,13 +163,11 @@ def rates(config: Config, run: Run, level: float = 0.03, chunk: int = 200) -> Re
 
     models, parts = Models.start(setting), []
     for begin in range(0, config.rate_iterations, chunk):
-        saved = run.step(f"rates-{begin}", partial(through, begin, models))
+        saved = run.step(f"rates-{begin}", partial(train_chunk, begin, models))
         models = Models(saved["Q"], saved["K"])
         parts.append(saved["losses"])
     curve = torch.cat(parts)  # [T, R]
-    smooth = curve.unfold(0, 10, 1).mean(-1)
-    reached = torch.where((smooth <= level).any(0), (smooth <= level).float().argmax(0) + 10.0, torch.nan)
-    needed = reached.reshape(len(config.rate_alphas), -1).T.numpy()
+    needed = steps_to_level(curve, level).reshape(len(config.rate_alphas), -1).T.numpy()
     grouped = curve[::20].reshape(-1, len(config.rate_alphas), config.rate_models)
     return {
         "alphas": config.rate_alphas,
@@ -185,42 +180,33 @@ def rates(config: Config, run: Run, level: float = 0.03, chunk: int = 200) -> Re
     }
 
 
-def speed(config: Config, run: Run, steps: int = 15) -> Result:
+def speed(config: CotConfig, run: Run, steps: int = 15) -> Result:
     """Milliseconds a run and SGD step: runs as one batch, the same code run by run, plain autograd run by run."""
     transitions = training_steps(0, config.M)
 
-    def timed(count: int) -> float:
+    def train_runs(count: int) -> None:
         setting = config.setting(torch.full((count,), config.alpha))
-        began = time.perf_counter()
         train(Models.start(setting), setting, transitions, lambda s: s, 0, steps, lambda *_: None)
-        return 1000 * (time.perf_counter() - began) / steps / count
 
-    timed(1)
-    rows = {
-        "batch of 20 runs": timed(20),
-        "same code, one run": timed(1),
-        "plain autograd, one run": _plain(config, steps),
-    }
-    return {"milliseconds": rows, "ratio": {name: value / rows["batch of 20 runs"] for name, value in rows.items()}}
+    train_runs(1)
+    return training_speed(train_runs, partial(_train_plainly, config, steps), steps)
 
 
-def _plain(config: Config, steps: int) -> float:
-    """Milliseconds a step of `dense_loss` and autograd on the same prompts."""
+def _train_plainly(config: CotConfig, steps: int) -> None:
+    """SGD of one run by autograd on `dense_loss`, on the same prompts."""
     setting = config.setting(torch.full((1,), config.alpha))
     models, generator = Models.start(setting), torch.Generator().manual_seed(0)
-    transitions, asked = training_steps(0, config.M), queries(config.d, config.M, config.steps).T
+    transitions, query_columns = training_steps(0, config.M), queries(config.d, config.M, config.steps).T
     Q, K = models.Q[0].requires_grad_(), models.K[0].requires_grad_()
-    began = time.perf_counter()
     for _ in range(steps):
         batch = training_batch(generator, transitions, config.steps, setting.lengths, setting.alphas, config.batch)
-        query = asked[batch.at[0] * config.M + batch.query[0]]
+        query = query_columns[batch.query_step[0] * config.M + batch.query[0]]
         target = torch.nn.functional.one_hot(batch.target[0], config.d)
         loss = dense_loss(Q, K, columns(batch, config.d, config.M)[0], batch.live[0], query, target)
         dQ, dK = torch.autograd.grad(loss, (Q, K))
         with torch.no_grad():
             Q -= config.rate * dQ
             K -= config.rate * dK
-    return 1000 * (time.perf_counter() - began) / steps
 
 
 STUDIES = {

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from theory import layers as deep
 from theory.cot.data import training_batch, training_steps
-from theory.cot.experiment import Config
+from theory.cot.experiment import CotConfig
 from theory.cot.model import columns, queries
 from theory.lab import Result, band
+from theory.training import train_in_chunks
 from training.run import Run
 
 
-def layers(config: Config, run: Run, chunk: int = 50) -> Result:
+def layers(config: CotConfig, run: Run, chunk: int = 50) -> Result:
     """A 3-layer, 2-head transformer on shorter prompts: each layer's attention on the same step and pattern."""
     shape, size = deep.Shape(2 * config.d, config.M), config.deep_models
     alphas, lengths = torch.full((size,), config.alpha), torch.full((size,), config.deep_length)
     transitions, generator = training_steps(run.derive_seed(7), config.M), torch.Generator()
-    asked = queries(config.d, config.M, config.steps).T
+    query_columns = queries(config.d, config.M, config.steps).T
 
     same = torch.empty(0)  # the last batch's, for `record`
 
@@ -30,12 +28,12 @@ def layers(config: Config, run: Run, chunk: int = 50) -> Result:
         nonlocal same
         generator.manual_seed(run.derive_seed(8, step))
         batch = training_batch(generator, transitions, config.steps, lengths, alphas, config.deep_batch)
-        query = asked[batch.at * config.M + batch.query][:, :, None]
-        same = batch.same & (batch.step == batch.at[..., None]) & batch.live
+        query = query_columns[batch.query_step * config.M + batch.query][:, :, None]
+        same = batch.same & (batch.step == batch.query_step[..., None]) & batch.live
         live = torch.cat([batch.live, torch.ones_like(batch.live[..., :1])], dim=-1)
         return torch.cat([columns(batch, config.d, config.M), query], dim=2), live, batch.target
 
-    def through(begin: int, saved: dict[str, Any]) -> dict[str, Any]:
+    def train_chunk(state: Result, begin: int, end: int) -> Result:
         rows: list[Result] = []
 
         def record(step: int, loss: Tensor, attention: Tensor) -> None:
@@ -44,16 +42,10 @@ def layers(config: Config, run: Run, chunk: int = 50) -> Result:
                 rows.append({"step": step, "loss": loss.tolist(), "same": shares.tolist()})
                 run.stop_if_asked()
 
-        end = min(begin + chunk, config.deep_iterations)
-        return deep.train(shape, saved, sample, _half_squares, begin, end, record, config.deep_rate) | {"rows": rows}
+        return deep.train(shape, state, sample, _half_squares, begin, end, record, config.deep_rate) | {"rows": rows}
 
-    rows: list[Result] = []
-    saved: dict[str, Any] = {"parameters": deep.start(shape, size, run.derive_seed(9)), "adam": {}}
-    with run.progress("training three layers", -(-config.deep_iterations // chunk)) as advance:
-        for begin in range(0, config.deep_iterations, chunk):
-            saved = run.step(f"layers-{begin}", partial(through, begin, saved))
-            rows += saved["rows"]
-            advance()
+    start: Result = {"parameters": deep.start(shape, size, run.derive_seed(9)), "adam": {}}
+    _, rows = train_in_chunks(run, "layers", "training three layers", config.deep_iterations, chunk, start, train_chunk)
     shares = np.array([row["same"] for row in rows])  # [T, R, layers]
     return {
         "step": [row["step"] for row in rows],

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from theory.lab import Result
 from theory.page import Panel
 
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
 
-def flows(figure: Any, result: Result) -> None:
-    for axes, (name, one) in zip(figure.subplots(1, 2), result.items(), strict=True):
-        excess = np.maximum(np.array(one["loss"]) - one["least_loss"], 1e-16)
-        axes.semilogy(one["times"], excess.T, lw=0.8)
-        axes.set(title=f"instance {name}: {one['reached']} of {one['flows']}, drift {one['drift']:.0e}", xlabel="t")
+DATA_LABELS = {
+    "gaussian_exact": "Gaussian, exact moments",
+    "student_t_estimated": "Student-t x, tanh labels, estimated",
+}
+
+
+def flows(figure: FigureBase, result: Result) -> None:
+    for axes, (name, instance_result) in zip(figure.subplots(1, 2), result.items(), strict=True):
+        excess = np.maximum(np.array(instance_result["loss"]) - instance_result["least_loss"], 1e-16)
+        axes.semilogy(instance_result["times"], excess.T, lw=0.8)
+        reached, drift = f"{instance_result['reached']} of {instance_result['flows']}", instance_result["drift"]
+        axes.set(title=f"instance {name}: {reached}, drift {drift:.0e}", xlabel="t")
         axes.set_ylabel("L − L*")
 
 
 def flows_panels(result: Result) -> list[Panel]:
     frames = {}
-    for i, one in enumerate(result.values()):
-        for j, loss in enumerate(one["loss"]):
+    for i, instance_result in enumerate(result.values()):
+        for j, loss in enumerate(instance_result["loss"]):
             frames[f"{i},{j}"] = [
-                {"name": "L(t)", "x": one["times"], "y": loss},
-                {"name": "L*", "x": [0, one["times"][-1]], "y": [one["least_loss"]] * 2},
+                {"name": "L(t)", "x": instance_result["times"], "y": loss},
+                {"name": "L*", "x": [0, instance_result["times"][-1]], "y": [instance_result["least_loss"]] * 2},
             ]
-    sliders: dict[str, list[Any]] = {
+    sliders: dict[str, list[int] | list[str]] = {
         "instance": list(result),
         "start": list(range(len(next(iter(result.values()))["loss"]))),
     }
     return [Panel("flows", "Loss along the flow", "t", "loss", sliders, frames)]
 
 
-def critical(figure: Any, result: Result) -> None:
+def critical(figure: FigureBase, result: Result) -> None:
     axes = figure.subplots()
     for offset, name in enumerate(("I", "II")):
         for point in result[name]:
@@ -44,20 +53,22 @@ def critical(figure: Any, result: Result) -> None:
     axes.legend(fontsize=8)
 
 
-def phase(figure: Any, result: Result) -> None:
-    left, right = figure.subplots(1, 2)
+def phase(figure: FigureBase, result: Result) -> None:
+    plane_axes, product_axes = figure.subplots(1, 2)
     for i, curve in enumerate(result["curves"]):
         for u, U in zip(curve["u"], curve["U"], strict=True):
-            left.plot(u, U, color=f"C{i}", lw=1)
-        left.plot([], [], color=f"C{i}", label=f"c = {curve['c']:g}")
-        right.plot(result["times"], np.array(curve["P"]).T, color=f"C{i}", lw=0.8)
+            plane_axes.plot(u, U, color=f"C{i}", lw=1)
+        plane_axes.plot([], [], color=f"C{i}", label=f"c = {curve['c']:g}")
+        product_axes.plot(result["times"], np.array(curve["P"]).T, color=f"C{i}", lw=0.8)
     branch = np.linspace(0.2, 3, 200)
     for sign in (1, -1):
-        left.plot(sign * branch, sign * result["optimum"] / branch, "k--", lw=1)
-    left.set(xlim=(-3, 3), ylim=(-3, 3), xlabel="u", ylabel="U", title="u² − U² = c; dashed: uU = 1/γ")
-    left.legend(fontsize=7)
-    right.axhline(result["optimum"], color="k", ls="--", lw=1)
-    right.set(xlabel="t", ylabel="P = uU", ylim=(-3, 3), title=f"P(t); largest gap to the 1-D ODE {result['gap']:.0e}")
+        plane_axes.plot(sign * branch, sign * result["optimum"] / branch, "k--", lw=1)
+    plane_axes.set(xlim=(-3, 3), ylim=(-3, 3), xlabel="u", ylabel="U", title="u² − U² = c; dashed: uU = 1/γ")
+    plane_axes.legend(fontsize=7)
+    product_axes.axhline(result["optimum"], color="k", ls="--", lw=1)
+    product_axes.set(
+        xlabel="t", ylabel="P = uU", ylim=(-3, 3), title=f"P(t); largest gap to the 1-D ODE {result['gap']:.0e}"
+    )
 
 
 def phase_panels(result: Result) -> list[Panel]:
@@ -73,20 +84,20 @@ def phase_panels(result: Result) -> list[Panel]:
     ]
 
 
-def basin(figure: Any, result: Result) -> None:
-    left, right = figure.subplots(1, 2)
+def basin(figure: FigureBase, result: Result) -> None:
+    time_axes, family_axes = figure.subplots(1, 2)
     axis, count = result["axis"], len(result["axis"])
     extent = (axis[0], axis[-1], axis[0], axis[-1])
     time = np.array([np.nan if t is None else t for t in result["time"]]).reshape(count, count)
-    image = left.imshow(time, origin="lower", extent=extent, cmap="viridis")
-    figure.colorbar(image, ax=left, label="t to within 1e-6 of L*")
-    left.set(xlabel="u", ylabel="U", title="instance I, d = 1 (white: the saddle's)")
+    image = time_axes.imshow(time, origin="lower", extent=extent, cmap="viridis")
+    figure.colorbar(image, ax=time_axes, label="t to within 1e-6 of L*")
+    time_axes.set(xlabel="u", ylabel="U", title="instance I, d = 1 (white: the saddle's)")
     family = np.array(result["family"]).reshape(count, count)
-    right.imshow(family, origin="lower", extent=extent, cmap="coolwarm", vmin=0, vmax=2.4)
-    right.set(xlabel="v = U/0.7", ylabel="p = q/0.7", title="instance II: vU (light), pq (red)")
+    family_axes.imshow(family, origin="lower", extent=extent, cmap="coolwarm", vmin=0, vmax=2.4)
+    family_axes.set(xlabel="v = U/0.7", ylabel="p = q/0.7", title="instance II: vU (light), pq (red)")
 
 
-def tolerance(figure: Any, result: Result) -> None:
+def tolerance(figure: FigureBase, result: Result) -> None:
     axes = figure.subplots()
     rtol = [row["rtol"] for row in result["rows"]]
     for name in ("I", "II"):
@@ -96,24 +107,25 @@ def tolerance(figure: Any, result: Result) -> None:
     axes.legend()
 
 
-def spectrum(figure: Any, result: Result) -> None:
-    for axes, (name, one) in zip(figure.subplots(1, 2), result.items(), strict=True):
-        axes.plot(one["times"], np.array(one["eigenvalues"]).T)
+def spectrum(figure: FigureBase, result: Result) -> None:
+    for axes, (name, instance_result) in zip(figure.subplots(1, 2), result.items(), strict=True):
+        axes.plot(instance_result["times"], np.array(instance_result["eigenvalues"]).T)
         axes.axhline(0, color="grey", lw=0.8)
         axes.set(xlabel="t", ylabel="Hessian eigenvalues", title=f"instance {name}: saddle to optimum")
 
 
 def spectrum_panels(result: Result) -> list[Panel]:
     frames = {}
-    for i, one in enumerate(result.values()):
+    for i, instance_result in enumerate(result.values()):
         frames[str(i)] = [
-            {"name": f"λ{j + 1}", "x": one["times"], "y": values} for j, values in enumerate(one["eigenvalues"])
+            {"name": f"λ{j + 1}", "x": instance_result["times"], "y": values}
+            for j, values in enumerate(instance_result["eigenvalues"])
         ]
     sliders = {"instance": list(result)}
     return [Panel("spectrum", "Hessian eigenvalues along a flow", "t", "eigenvalue", sliders, frames)]
 
 
-def escape(figure: Any, result: Result) -> None:
+def escape(figure: FigureBase, result: Result) -> None:
     axes, time, slope = figure.subplots(), result["time"], result["slope"]
     axes.semilogx(result["scales"], time["mean"], "o-")
     axes.fill_between(result["scales"], time["low"], time["high"], alpha=0.3)
@@ -129,18 +141,18 @@ def escape_panels(result: Result) -> list[Panel]:
     return [Panel("escape", "Escape from the saddle", "scale of the start", "t", {}, {"": [curve]}, log_x=True)]
 
 
-def stochastic(figure: Any, result: Result) -> None:
-    left, right = figure.subplots(1, 2)
+def stochastic(figure: FigureBase, result: Result) -> None:
+    loss_axes, gap_axes = figure.subplots(1, 2)
     for rate, curve in zip(result["rates"], result["curves"], strict=True):
-        left.plot(curve["times"], curve["sgd"]["mean"], label=f"SGD, rate {rate:g}")
-        left.fill_between(curve["times"], curve["sgd"]["low"], curve["sgd"]["high"], alpha=0.2)
-    left.plot(result["ode"]["times"], result["ode"]["loss"], "k--", label="ODE")
-    left.set(xlabel="t = step × rate", ylabel="loss")
-    left.legend(fontsize=8)
+        loss_axes.plot(curve["times"], curve["sgd"]["mean"], label=f"SGD, rate {rate:g}")
+        loss_axes.fill_between(curve["times"], curve["sgd"]["low"], curve["sgd"]["high"], alpha=0.2)
+    loss_axes.plot(result["ode"]["times"], result["ode"]["loss"], "k--", label="ODE")
+    loss_axes.set(xlabel="t = step × rate", ylabel="loss")
+    loss_axes.legend(fontsize=8)
     gap, slope = result["gap"], result["slope"]
-    right.errorbar(result["rates"], gap["mean"], np.subtract(gap["high"], gap["mean"]), fmt="o-", capsize=3)
-    right.set(xscale="log", yscale="log", xlabel="rate", ylabel="max_t ‖θ_SGD − θ_ODE‖")
-    right.set_title(f"slope {slope['mean']:.2f} [{slope['low']:.2f}, {slope['high']:.2f}]")
+    gap_axes.errorbar(result["rates"], gap["mean"], np.subtract(gap["high"], gap["mean"]), fmt="o-", capsize=3)
+    gap_axes.set(xscale="log", yscale="log", xlabel="rate", ylabel="max_t ‖θ_SGD − θ_ODE‖")
+    gap_axes.set_title(f"slope {slope['mean']:.2f} [{slope['low']:.2f}, {slope['high']:.2f}]")
 
 
 def stochastic_panels(result: Result) -> list[Panel]:
@@ -152,18 +164,22 @@ def stochastic_panels(result: Result) -> list[Panel]:
     return [Panel("sgd", "SGD and the ODE", "t = step × rate", "loss", {"rate": result["rates"]}, frames)]
 
 
-def general(figure: Any, result: Result) -> None:
-    for axes, (name, one) in zip(figure.subplots(1, 2), result["data"].items(), strict=True):
-        axes.plot(result["times"], np.array(one["loss"]).T, "C0", lw=0.8)
-        axes.plot(result["times"], np.array(one["keys_queries_loss"]).T, "C1", lw=0.8)
-        if name.startswith("Gaussian"):
+def general(figure: FigureBase, result: Result) -> None:
+    for axes, (name, data_result) in zip(figure.subplots(1, 2), result["data"].items(), strict=True):
+        axes.plot(result["times"], np.array(data_result["loss"]).T, "C0", lw=0.8)
+        axes.plot(result["times"], np.array(data_result["keys_queries_loss"]).T, "C1", lw=0.8)
+        if name == "gaussian_exact":
             axes.axhline(result["least_loss"], color="k", ls="--", lw=1)
-        drift = max(one["drift"], one["keys_queries_drift"])
-        axes.set(xlabel="t", ylabel="loss", title=f"{name}\ndrift {drift:.0e}; blue W, orange KᵀQ; dashed: L* of I")
+        drift = max(data_result["drift"], data_result["keys_queries_drift"])
+        axes.set(
+            xlabel="t",
+            ylabel="loss",
+            title=f"{DATA_LABELS[name]}\ndrift {drift:.0e}; blue W, orange KᵀQ; dashed: L* of I",
+        )
         axes.title.set_fontsize(9)
 
 
-def monte_carlo(figure: Any, result: Result) -> None:
+def monte_carlo(figure: FigureBase, result: Result) -> None:
     axes = figure.subplots()
     for name in ("I", "II"):
         rows = [row for row in result["rows"] if row["name"] == name]

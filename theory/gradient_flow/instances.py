@@ -1,18 +1,17 @@
 """Two instances of the flow with closed forms: Gaussian linear regression, x ~ N(0, Λ), w ~ N(0, I).
 
-The abstract of arXiv:2412.16683 does not say which instances the paper treats: these two are ours. Losses and
-velocities take NumPy arrays and torch tensors alike.
+The abstract of arXiv:2412.16683 does not specify the paper's instances: these two are a reconstruction. Losses accept
+NumPy arrays and torch tensors.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from theory.gradient_flow.system import check_covariance
+from theory.gradient_flow.system import Array, Velocity, check_covariance
 
 
 @dataclass(frozen=True)
@@ -41,22 +40,22 @@ class InstanceI:
         squared = self.covariance @ self.covariance
         return float(0.5 * np.trace(self.covariance) - 0.5 * np.trace(squared @ self.optimum))
 
-    def split(self, theta: Any) -> tuple[Any, Any]:
+    def split(self, theta: Array) -> tuple[Array, Array]:
         d = len(self.covariance)
         return theta[..., 0], theta[..., 1:].reshape(*theta.shape[:-1], d, d)
 
-    def loss(self, theta: Any) -> Any:
+    def loss(self, theta: Array) -> Array:
         """L [...] = ½ tr Λ + ½u² tr(ΓΛUΛUᵀ) − u tr(Λ²Uᵀ)."""
         u, U = self.split(theta)
-        left, right, squared = (_like(part, theta) for part in self._products())
-        curvature, pull = ((left @ U @ right) * U).sum((-2, -1)), (squared * U).sum((-2, -1))
+        gamma_lambda, covariance, squared = (_like(part, theta) for part in self._products())
+        curvature, pull = ((gamma_lambda @ U @ covariance) * U).sum((-2, -1)), (squared * U).sum((-2, -1))
         return 0.5 * float(np.trace(self.covariance)) + 0.5 * u**2 * curvature - u * pull
 
     def velocity(self, theta: np.ndarray) -> np.ndarray:
         """u̇ = −tr(uΓΛUΛUᵀ − Λ²Uᵀ) and U̇ = −u²ΓΛUΛ + uΛ²."""
         u, U = self.split(theta)
-        left, right, squared = self._products()
-        force = squared - u[..., None, None] * (left @ U @ right)
+        gamma_lambda, covariance, squared = self._products()
+        force = squared - u[..., None, None] * (gamma_lambda @ U @ covariance)
         dU = u[..., None, None] * force
         return np.concatenate([(force * U).sum((-2, -1))[..., None], dU.reshape(*theta.shape[:-1], -1)], axis=-1)
 
@@ -66,8 +65,8 @@ class InstanceI:
 
     def saddle_eigenvalues(self, U: np.ndarray) -> tuple[float, float]:
         """The Hessian's two eigenvalues other than zero at (0, U) with tr(Λ²U) = 0: ½(a ± √(a² + 4 tr Λ⁴))."""
-        left, right, squared = self._products()
-        a, root = float(((left @ U @ right) * U).sum()), float((squared * squared).sum())
+        gamma_lambda, covariance, squared = self._products()
+        a, root = float(((gamma_lambda @ U @ covariance) * U).sum()), float((squared * squared).sum())
         return 0.5 * (a - math.sqrt(a * a + 4 * root)), 0.5 * (a + math.sqrt(a * a + 4 * root))
 
     def _products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -75,7 +74,7 @@ class InstanceI:
         return self.gamma @ self.covariance, self.covariance, self.covariance @ self.covariance
 
 
-def one_dimensional(c: float, variance: float, n: int) -> Any:
+def one_dimensional(c: float, variance: float, n: int) -> Velocity:
     """Instance I with d = 1 in P = uU on u² − U² = c: Ṗ = √(c² + 4P²) λ²(1 − γP) with γ = λ(1 + 2/n)."""
     gamma = variance * (1 + 2 / n)
     return lambda P: np.sqrt(c * c + 4 * P * P) * variance**2 * (1 - gamma * P)
@@ -116,13 +115,13 @@ class InstanceII:
 
     @property
     def mixed_saddle_point(self) -> np.ndarray:
-        """One point of the mixed saddle: p²U² = X²√(3a/c), and v = 1 picks it on its orbit of rescalings."""
+        """One point of the mixed saddle: p²U² = X²√(3a/c), and v = 1 fixes its scale."""
         a, c, _ = self.coefficients
         X, _ = self.mixed_saddle
         p = (3 * a / c) ** 0.25
         return np.array([p, 1.0, X, X / p])
 
-    def loss(self, theta: Any) -> Any:
+    def loss(self, theta: Array) -> Array:
         """L [...] of theta [..., 4]."""
         p, v, U, q = (theta[..., i] for i in range(4))
         a, c, e = self.coefficients
@@ -148,6 +147,6 @@ class InstanceII:
         return theta[..., 0] ** 2 + theta[..., 1] ** 2 - theta[..., 2] ** 2 - theta[..., 3] ** 2
 
 
-def _like(array: np.ndarray, other: Any) -> Any:
-    """``array`` as ``other``'s kind of array."""
-    return array if isinstance(other, np.ndarray) else other.new_tensor(array)
+def _like(array: np.ndarray, reference: Array) -> Array:
+    """``array`` as the kind of array that ``reference`` is."""
+    return array if isinstance(reference, np.ndarray) else reference.new_tensor(array)

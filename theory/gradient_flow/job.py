@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from theory.gradient_flow.studies import STUDIES, Config
+from theory.gradient_flow.studies import STUDIES, GradientFlowConfig
 from theory.lab import lab
 
 JOB = lab(
     name="theory.gradient_flow",
     summary="Gradient flows of linear in-context learning: invariants, critical points, escape, SGD",
-    config=Config,
+    config=GradientFlowConfig,
     studies=STUDIES,
     presets={"smoke": {"starts": 80, "grid": 31, "prompts": 100_000, "repeats": 10, "patience": 40.0}, "paper": {}},
     minutes=lambda config: 1.5 if config.grid > 40 else 0.5,

@@ -1,9 +1,8 @@
-"""The figures of the gradient-flow laboratory: what is computed, and what is claimed of it."""
+"""The gradient-flow studies: the data of each figure and the claims that are checked."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from pydantic import field_validator
@@ -13,6 +12,7 @@ from theory.gradient_flow.critical import find, hessians
 from theory.gradient_flow.instances import InstanceI, InstanceII, one_dimensional
 from theory.gradient_flow.system import (
     Moments,
+    Sampler,
     estimated_moments,
     flow,
     gaussian_moments,
@@ -25,7 +25,7 @@ from theory.lab import LabConfig, Result, Study, band, loglog
 from training.run import Run
 
 
-class Config(LabConfig):
+class GradientFlowConfig(LabConfig):
     """``n`` examples a prompt, ``variance`` λ of x in one dimension, ``spectrum``: Λ's eigenvalues elsewhere.
 
     Flows of the instances last for ``horizon``, those of the full system for ``patience``.
@@ -55,18 +55,23 @@ class Config(LabConfig):
 
     @field_validator("n")
     @classmethod
-    def _some(cls, value: int) -> int:
+    def _at_least_one(cls, value: int) -> int:
         if value < 1:
             raise ValueError(f"a prompt needs at least one example, not n={value}")
         return value
 
     @property
-    def one(self) -> InstanceI:
+    def instance_one(self) -> InstanceI:
         return InstanceI(np.diag(self.spectrum), self.n)
 
     @property
-    def two(self) -> InstanceII:
+    def instance_two(self) -> InstanceII:
         return InstanceII(self.variance, self.n)
+
+    @property
+    def instances(self) -> tuple[tuple[str, InstanceI | InstanceII, int], ...]:
+        """Name, instance and number of parameters of both."""
+        return ("I", self.instance_one, 1 + len(self.spectrum) ** 2), ("II", self.instance_two, 4)
 
     @property
     def scalar(self) -> InstanceI:
@@ -74,15 +79,15 @@ class Config(LabConfig):
         return InstanceI(np.array([[self.variance]]), self.n)
 
 
-def flows(config: Config, run: Run) -> Result:
-    """Many flows of both instances from small random starts: loss, drift of the invariant, where they end."""
-    found: Result = {}
-    for name, instance, size in (("I", config.one, 1 + len(config.spectrum) ** 2), ("II", config.two, 4)):
+def flows(config: GradientFlowConfig, run: Run) -> Result:
+    """Flows of both instances from small random starts: loss, drift of the invariant, and end points."""
+    result: Result = {}
+    for name, instance, size in config.instances:
         start = config.init_scale * run.rng(1, size).standard_normal((config.flows, size))
         times = np.linspace(0, config.horizon, 241)
         path = flow(instance.velocity, start, times)
         loss = instance.loss(path)
-        found[name] = {
+        result[name] = {
             "times": times,
             "loss": loss[:, :12].T,
             "reached": int((loss[-1] - instance.least_loss < 1e-9).sum()),
@@ -93,39 +98,53 @@ def flows(config: Config, run: Run) -> Result:
         if isinstance(instance, InstanceI):
             u, U = instance.split(path[-1])
             gap = u[:, None, None] * U - instance.optimum
-            found[name]["gap"] = np.sqrt((gap**2).sum((1, 2))).max()
+            result[name]["gap"] = np.sqrt((gap**2).sum((1, 2))).max()
         else:
-            found[name]["least_expected"] = config.variance / (config.n + 2)
-            found[name]["by_vU"] = int((np.abs(path[-1, :, 1]) > np.abs(path[-1, :, 0])).sum())
-    return found
+            result[name]["least_expected"] = config.variance / (config.n + 2)
+            result[name]["by_vU"] = int((np.abs(path[-1, :, 1]) > np.abs(path[-1, :, 0])).sum())
+    return result
 
 
 def check_flows(result: Result, run: Run) -> None:
-    for name, one in result.items():
-        got, drift = one["reached"], one["drift"]
-        run.check(f"instance {name}: flows at the optimum", expected=one["flows"], got=got, holds=got == one["flows"])
+    for name, instance_result in result.items():
+        got, drift = instance_result["reached"], instance_result["drift"]
+        run.check(
+            f"instance {name}: flows at the optimum",
+            expected=instance_result["flows"],
+            got=got,
+            holds=got == instance_result["flows"],
+        )
         run.check(f"instance {name}: drift of the invariant", expected="<= 1e-9", got=drift, holds=drift <= 1e-9)
-    gap, two = result["I"]["gap"], result["II"]
+    gap, second = result["I"]["gap"], result["II"]
     run.check("instance I: ‖uU − Γ⁻¹‖", expected="<= 1e-10", got=gap, holds=gap <= 1e-10)
-    holds = abs(two["least_loss"] - two["least_expected"]) < 1e-12
-    run.check("instance II: L* = λ/(n+2)", expected=two["least_expected"], got=two["least_loss"], holds=holds)
+    holds = abs(second["least_loss"] - second["least_expected"]) < 1e-12
+    run.check(
+        "instance II: L* = λ/(n+2)",
+        expected=second["least_expected"],
+        got=second["least_loss"],
+        holds=holds,
+    )
 
 
-def critical(config: Config, run: Run) -> Result:
-    """Critical points of both instances found from random starts, beside the closed forms."""
-    two, one = config.two, InstanceI(np.diag(config.spectrum[:2]), config.n)
-    size = 1 + len(one.covariance) ** 2
-    points_one = find(one, 0.7 * run.rng(2, 0).standard_normal((config.starts // 4, size)))
-    # Saddles fill a subspace: the closed form is of each one's own U.
+def critical(config: GradientFlowConfig, run: Run) -> Result:
+    """Critical points of both instances from random starts, beside the closed forms."""
+    instance_two, instance_one = config.instance_two, InstanceI(np.diag(config.spectrum[:2]), config.n)
+    size = 1 + len(instance_one.covariance) ** 2
+    points_one = find(instance_one, 0.7 * run.rng(2, 0).standard_normal((config.starts // 4, size)))
+    # Saddles fill a subspace: the closed form depends on the saddle's U.
     saddle = next((p for p in points_one if p.index == 1), None)
-    expected = one.saddle_eigenvalues(np.array(saddle.point[1:]).reshape(one.covariance.shape)) if saddle else None
+    expected = (
+        instance_one.saddle_eigenvalues(np.array(saddle.point[1:]).reshape(instance_one.covariance.shape))
+        if saddle
+        else None
+    )
     return {
         "I": [asdict(p) for p in points_one],
-        "II": [asdict(p) for p in find(two, run.rng(2, 1).standard_normal((config.starts, 4)))],
+        "II": [asdict(p) for p in find(instance_two, run.rng(2, 1).standard_normal((config.starts, 4)))],
         "saddle_eigenvalues": expected,
-        "mixed": two.mixed_saddle,
-        "least_loss": {"I": one.least_loss, "II": two.least_loss},
-        "mixed_slope": np.abs(two.velocity(two.mixed_saddle_point)).max(),
+        "mixed": instance_two.mixed_saddle,
+        "least_loss": {"I": instance_one.least_loss, "II": instance_two.least_loss},
+        "mixed_slope": np.abs(instance_two.velocity(instance_two.mixed_saddle_point)).max(),
     }
 
 
@@ -133,7 +152,7 @@ def check_critical(result: Result, run: Run) -> None:
     expected = [[0, result["least_loss"]["II"]], [1, result["mixed"][1]], [2, None]]
     got = [[p["index"], p["loss"]] for p in result["II"]]
     same = [index for index, _ in got] == [0, 1, 2] and all(
-        loss is None or abs(loss - other) < 1e-8 for (_, loss), (_, other) in zip(expected, got, strict=True)
+        loss is None or abs(loss - found_loss) < 1e-8 for (_, loss), (_, found_loss) in zip(expected, got, strict=True)
     )
     run.check("instance II: critical points, index and loss", expected=expected, got=got, holds=same)
     mixed = next((p for p in result["II"] if p["index"] == 1), None)
@@ -149,7 +168,7 @@ def check_critical(result: Result, run: Run) -> None:
         run.check("instance I: saddle's eigenvalues", expected=result["saddle_eigenvalues"], got=ends, holds=holds)
 
 
-def phase(config: Config, run: Run) -> Result:
+def phase(config: GradientFlowConfig, run: Run) -> Result:
     """Instance I, d = 1: trajectories (u, U) on u² − U² = c, and P(t) = uU against the one-dimensional ODE."""
     scalar, times = config.scalar, np.linspace(0, 8, 161)
     curves, gap = [], 0.0
@@ -170,12 +189,12 @@ def check_phase(result: Result, run: Run) -> None:
     run.check("P(t) against the 1-D ODE", expected="<= 1e-9", got=result["gap"], holds=result["gap"] <= 1e-9)
 
 
-def basin(config: Config, run: Run) -> Result:
+def basin(config: GradientFlowConfig, run: Run) -> Result:
     """Instance I, d = 1: time to the optimum from each (u, U); instance II: which optimum from a plane of starts."""
-    # Rounding leaves U = −u at rate λ² from 1e-16: by 25/λ² it has not come far, and all others are at the optimum.
+    # Rounding errors leave U = −u at rate λ² from 1e-16: at 25/λ² they are small, and other starts are at the optimum.
     axis, times = np.linspace(-1.5, 1.5, config.grid), np.linspace(0, 25 / config.variance**2, 601)
     first, second = (part.ravel() for part in np.meshgrid(axis, axis))
-    scalar, two = config.scalar, config.two
+    scalar, instance_two = config.scalar, config.instance_two
     loss = scalar.loss(flow(scalar.velocity, np.stack([first, second], axis=1), times, rtol=1e-9, atol=1e-12))
     done = loss - scalar.least_loss < 1e-6
     reached = np.where(done.any(axis=0), times[done.argmax(axis=0)], np.nan)
@@ -183,9 +202,9 @@ def basin(config: Config, run: Run) -> Result:
     slice_ = np.stack(
         [second, first, 0.7 * first, 0.7 * second], axis=1
     )  # (p, v, U, q): vU = .7 first², pq = .7 second²
-    end = flow(two.velocity, slice_, times[[0, -1]], rtol=1e-9, atol=1e-12)[-1]
+    end = flow(instance_two.velocity, slice_, times[[0, -1]], rtol=1e-9, atol=1e-12)[-1]
     family = np.where(np.abs(end[:, 1] * end[:, 2]) > np.abs(end[:, 0] * end[:, 3]), 1, 2)
-    family = np.where(two.loss(end) - two.least_loss < 1e-6, family, 0)
+    family = np.where(instance_two.loss(end) - instance_two.least_loss < 1e-6, family, 0)
     return {
         "axis": axis,
         "time": [None if np.isnan(t) else t for t in reached],
@@ -204,12 +223,12 @@ def check_basin(result: Result, run: Run) -> None:
     )
 
 
-def tolerance(config: Config, run: Run) -> Result:
+def tolerance(config: GradientFlowConfig, run: Run) -> Result:
     """Drift of the invariant against the solver's relative tolerance, for both instances."""
     rows = []
     for rtol in 10.0 ** -np.arange(3, 14):
         row: Result = {"rtol": rtol}
-        for name, instance, size in (("I", config.one, 1 + len(config.spectrum) ** 2), ("II", config.two, 4)):
+        for name, instance, size in config.instances:
             start = config.init_scale * run.rng(3, size).standard_normal((config.repeats, size))
             path = flow(instance.velocity, start, np.linspace(0, config.horizon, 61), rtol=rtol, atol=rtol / 10)
             row[name] = np.abs(instance.invariant(path) - instance.invariant(path[:1])).max()
@@ -217,27 +236,30 @@ def tolerance(config: Config, run: Run) -> Result:
     return {"rows": rows}
 
 
-def spectrum(config: Config, run: Run) -> Result:
+def spectrum(config: GradientFlowConfig, run: Run) -> Result:
     """The Hessian's eigenvalues along one flow of each instance: from the saddle's to the optimum's."""
-    found: Result = {}
-    for name, instance, size in (("I", InstanceI(np.diag(config.spectrum[:2]), config.n), 5), ("II", config.two, 4)):
+    result: Result = {}
+    for name, instance, size in (
+        ("I", InstanceI(np.diag(config.spectrum[:2]), config.n), 5),
+        ("II", config.instance_two, 4),
+    ):
         start = 1e-3 * run.rng(4, size).standard_normal((1, size))
         times = np.linspace(0, 25, 126)
         path = flow(instance.velocity, start, times)[:, 0]
         values = np.linalg.eigvalsh(hessians(instance, path))
-        found[name] = {"times": times, "eigenvalues": values.T, "loss": instance.loss(path)}
-    return found
+        result[name] = {"times": times, "eigenvalues": values.T, "loss": instance.loss(path)}
+    return result
 
 
-def escape(config: Config, run: Run) -> Result:
+def escape(config: GradientFlowConfig, run: Run) -> Result:
     """Time to halve the excess loss against the scale of the start: slope of t against log(1/scale), beside 1/λ²."""
-    two = config.two
+    instance_two = config.instance_two
     directions = run.rng(5).standard_normal((config.repeats, 4))
-    level = 0.5 * (two.least_loss + config.variance / 2)
+    level = 0.5 * (instance_two.least_loss + config.variance / 2)
     rows = []
     for scale in config.scales:
         times = np.linspace(0, 60 / config.variance**2, 3001)
-        loss = two.loss(flow(two.velocity, scale * directions, times, rtol=1e-10, atol=1e-13 * scale))
+        loss = instance_two.loss(flow(instance_two.velocity, scale * directions, times, rtol=1e-10, atol=1e-13 * scale))
         rows.append(times[(loss < level).argmax(axis=0)])
     times_by_seed = np.array(rows).T
     x = np.log(1 / np.array(config.scales))
@@ -256,34 +278,34 @@ def check_escape(result: Result, run: Run) -> None:
     run.check("escape time over log(1/scale)", expected=expected, got=got, holds=holds)
 
 
-def stochastic(config: Config, run: Run) -> Result:
+def stochastic(config: GradientFlowConfig, run: Run) -> Result:
     """Instance II: SGD on fresh batches against the ODE at t = step × rate, for each learning rate."""
-    two, repeats = config.two, max(5, config.repeats // 2)
+    instance_two, repeats = config.instance_two, max(5, config.repeats // 2)
     sampler = linear_regression(np.array([[config.variance]]), config.n)
     start = np.repeat(0.3 * run.rng(6).standard_normal((1, 4)), repeats, axis=0)
-    found: Result = {"rates": config.rates, "gaps": [], "curves": []}
+    result: Result = {"rates": config.rates, "gaps": [], "curves": []}
     for i, rate in enumerate(config.rates):
         steps = round(8 / rate)
         path = sgd(sampler, run.rng(7, i), start, rate, steps, config.batch)
         times = rate * np.arange(steps + 1)
-        exact = flow(two.velocity, start[:1], times)
-        found["gaps"].append(np.sqrt(((path - exact) ** 2).sum(-1)).max(axis=0))
-        every = max(1, steps // 80)
-        found["curves"].append({"times": times[::every], "sgd": band(two.loss(path[::every]).T)})
-        found["ode"] = {"times": times[::every], "loss": two.loss(exact[::every, 0])}
-    gaps = np.array(found.pop("gaps")).T
-    return found | {"gap": band(gaps), "slope": loglog(config.rates, gaps)}
+        exact = flow(instance_two.velocity, start[:1], times)
+        result["gaps"].append(np.sqrt(((path - exact) ** 2).sum(-1)).max(axis=0))
+        stride = max(1, steps // 80)
+        result["curves"].append({"times": times[::stride], "sgd": band(instance_two.loss(path[::stride]).T)})
+        result["ode"] = {"times": times[::stride], "loss": instance_two.loss(exact[::stride, 0])}
+    gaps = np.array(result.pop("gaps")).T
+    return result | {"gap": band(gaps), "slope": loglog(config.rates, gaps)}
 
 
-def general(config: Config, run: Run) -> Result:
-    """The full system in d = 2: all parameters, and separate keys and queries, on Gaussian and on other data."""
+def general(config: GradientFlowConfig, run: Run) -> Result:
+    """The full system in d = 2, with all parameters and with separate keys and queries, on Gaussian and other data."""
     covariance = np.diag(config.spectrum[:2])
     data = {
-        "Gaussian, exact moments": gaussian_moments(covariance, config.n),
-        "Student-t x, tanh labels, estimated": estimated_moments(_heavy(config.n), run.rng(8), config.prompts // 20),
+        "gaussian_exact": gaussian_moments(covariance, config.n),
+        "student_t_estimated": estimated_moments(_heavy_tailed(config.n), run.rng(8), config.prompts // 20),
     }
-    one, times = InstanceI(covariance, config.n), np.linspace(0, config.patience, 321)
-    found: Result = {"times": times, "least_loss": one.least_loss, "data": {}}
+    instance_one, times = InstanceI(covariance, config.n), np.linspace(0, config.patience, 321)
+    result: Result = {"times": times, "least_loss": instance_one.least_loss, "data": {}}
     for i, (name, moments) in enumerate(data.items()):
         plain = config.init_scale * run.rng(9, i).standard_normal((config.repeats, 9))
         joint = flow(moments.velocity, plain, times)
@@ -292,11 +314,11 @@ def general(config: Config, run: Run) -> Result:
             3 * config.init_scale * run.rng(10, i).standard_normal((config.repeats, 3 + 9 + 6)),
             times,
         )
-        found["data"][name] = _joint(moments, joint) | _split(moments, split)
-    return found
+        result["data"][name] = _joint(moments, joint) | _split(moments, split)
+    return result
 
 
-def _heavy(n: int) -> Any:
+def _heavy_tailed(n: int) -> Sampler:
     def draw(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, np.ndarray]:
         x = np.clip(rng.standard_t(5, (samples, n + 1, 2)), -4, 4)
         return x, np.tanh(np.einsum("snd,sd->sn", x, rng.standard_normal((samples, 2))))
@@ -306,17 +328,17 @@ def _heavy(n: int) -> Any:
 
 def _joint(moments: Moments, path: np.ndarray) -> Result:
     v, W = path[..., :3], path[..., 3:].reshape(*path.shape[:-1], 3, 2)
-    kept = (v**2).sum(-1) - (W**2).sum((-2, -1))
+    invariant = (v**2).sum(-1) - (W**2).sum((-2, -1))
     end = moments.loss(v, W)[-1]
     lowest = [np.linalg.eigvalsh(_hessian(moments, point))[0] for point in path[-1]]
     stuck = end > end.min() + 1e-3
     return {
         "loss": moments.loss(v, W).T[:10],
         "end": end,
-        "drift": np.abs(kept - kept[:1]).max(),
+        "drift": np.abs(invariant - invariant[:1]).max(),
         "stuck": int(stuck.sum()),
         "lowest_eigenvalue_where_stuck": min(
-            (value for value, there in zip(lowest, stuck, strict=True) if there), default=None
+            (value for value, is_stuck in zip(lowest, stuck, strict=True) if is_stuck), default=None
         ),
     }
 
@@ -340,15 +362,20 @@ def _split(moments: Moments, path: np.ndarray) -> Result:
 
 
 def check_general(result: Result, run: Run) -> None:
-    for name, one in result["data"].items():
-        got = max(one["drift"], one["keys_queries_drift"])
-        run.check(f"invariants of the full system, {name}", expected="<= 1e-9", got=got, holds=got <= 1e-9)
+    for name, data_result in result["data"].items():
+        got = max(data_result["drift"], data_result["keys_queries_drift"])
+        run.check(
+            f"invariants of the full system, {figures.DATA_LABELS[name]}",
+            expected="<= 1e-9",
+            got=got,
+            holds=got <= 1e-9,
+        )
 
 
-def monte_carlo(config: Config, run: Run) -> Result:
+def monte_carlo(config: GradientFlowConfig, run: Run) -> Result:
     """The loss formulas against the loss of simulated prompts, at random parameters."""
     rows = []
-    for name, instance, size in (("I", config.one, 1 + len(config.spectrum) ** 2), ("II", config.two, 4)):
+    for name, instance, size in config.instances:
         covariance = np.diag(config.spectrum) if name == "I" else np.array([[config.variance]])
         H, x, y = prompts(linear_regression(covariance, config.n), run.rng(11, size), config.prompts // 4)
         for repeat in range(5):

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy.integrate import solve_ivp
+from torch import Tensor
 
+Array = TypeVar("Array", np.ndarray, Tensor)
 Velocity = Callable[[np.ndarray], np.ndarray]
 Sampler = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 

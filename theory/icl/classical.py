@@ -1,4 +1,4 @@
-"""Classical learners trained on a prompt's examples alone, tried on its query (scikit-learn)."""
+"""Classical learners (scikit-learn) trained on a prompt's examples and tested on its query."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ LEARNERS: dict[str, Callable[[], Any]] = {
 
 
 def classical_error(name: str, x: np.ndarray, y: np.ndarray, length: int) -> float:
-    """Share of prompts [N, l+1, d] whose query (last) gets the wrong label of ±1 from the first ``length`` examples.
+    """The share of prompts [N, l+1, d] whose query (last) is misclassified from the first ``length`` examples.
 
-    Where all examples have one label that label is the answer; with fewer examples than neighbours, all of them vote.
+    If all examples have the same label, it is the prediction; with fewer examples than neighbours, all of them vote.
     """
     wrong = 0
     for inputs, labels in zip(x, y, strict=True):
-        seen = labels[:length]
-        if (seen == seen[0]).all():
-            guess = seen[0]
+        example_labels = labels[:length]
+        if (example_labels == example_labels[0]).all():
+            predicted = example_labels[0]
         else:
             learner = LEARNERS[name]()
             if isinstance(learner, KNeighborsClassifier):
                 learner.set_params(n_neighbors=min(learner.n_neighbors, length))
-            guess = learner.fit(inputs[:length], seen).predict(inputs[-1:])[0]
-        wrong += bool(guess != labels[-1])
+            predicted = learner.fit(inputs[:length], example_labels).predict(inputs[-1:])[0]
+        wrong += bool(predicted != labels[-1])
     return wrong / len(x)

@@ -57,8 +57,8 @@ class Batch:
 def tasks(M1: int, count: int) -> tuple[Tensor, Tensor]:
     """Training tasks [count, 2] and unseen ones [M1(M1−1) − count, 2]: ordered pairs (a, b).
 
-    They come in rounds b = a + 1, a + 2, … (mod M1): every pattern is as often positive as negative once ``count`` is
-    a multiple of M1, as the theory wants.
+    They come in rounds b = a + 1, a + 2, … (mod M1): if ``count`` is a multiple of M1, every pattern is equally often
+    positive and negative, as the theory requires.
     """
     if not M1 <= count < M1 * (M1 - 1):
         raise ValueError(f"{count} training tasks of {M1 * (M1 - 1)}: give at least M1={M1} and leave some unseen")
@@ -77,34 +77,35 @@ def draw(
 ) -> Batch:
     """Prompts [R, batch, l+1] for R runs, of tasks drawn from ``pairs`` [T, 2]. ``lengths`` [R], ``alphas`` [R].
 
-    An example has μ_a or μ_b with probability α/2 each and a label ±1 by which; else another of the ``relevant``
-    patterns (M1 by default) and a random label. The query has μ_a or μ_b.
+    An example has μ_a (label 1) or μ_b (label −1) with probability α/2 each; else another of the ``relevant`` patterns
+    (M1 by default) and a random label. The query has μ_a or μ_b.
     """
     patterns = relevant or data.M1
     shape = (len(lengths), batch, int(lengths.max()) + 1)
-    shown, label = (each.flatten() for each in _examples(pairs, patterns))
+    pattern_table, label_table = (table.flatten() for table in _examples(pairs, patterns))
     kinds = 2 * patterns - 2
     task = torch.randint(len(pairs), shape[:2], generator=generator)
     alpha = alphas[:, None, None]
     # One uniform number chooses an example: below α one of the task's two, above it one of the others.
     part = torch.rand(shape, generator=generator)
     part[..., -1] *= alphas[:, None]
-    other = torch.addcmul(2 - alpha * (each := (kinds - 2) / (1 - alpha).clamp_min(1e-9)), part, each)
-    kind = torch.where(part < alpha, (part * (2 / alpha)).clamp_max_(1.5), other.clamp_(2, kinds - 0.5)).long()
+    kinds_per_unit = (kinds - 2) / (1 - alpha).clamp_min(1e-9)
+    other_kind = torch.addcmul(2 - alpha * kinds_per_unit, part, kinds_per_unit)
+    kind = torch.where(part < alpha, (part * (2 / alpha)).clamp_max_(1.5), other_kind.clamp_(2, kinds - 0.5)).long()
     kind = kind.add_(kinds * task[..., None]).flatten()
-    part = torch.rand(shape, generator=generator) * data.M2  # its whole part is the pattern, what is left of it κ
+    part = torch.rand(shape, generator=generator) * data.M2  # the integer part is the pattern, the remainder κ
     irrelevant = part.long().clamp_max_(data.M2 - 1)
     return Batch(
-        relevant=shown.index_select(0, kind).view(shape),
+        relevant=pattern_table.index_select(0, kind).view(shape),
         irrelevant=irrelevant,
         kappa=part.sub_(irrelevant).sub_(0.5).mul_(2 * data.kappa),
-        label=label.index_select(0, kind).view(shape),
+        label=label_table.index_select(0, kind).view(shape),
         live=(torch.arange(shape[2] - 1) < lengths[:, None, None]).expand(-1, batch, -1),
     )
 
 
 def _examples(pairs: Tensor, patterns: int) -> tuple[Tensor, Tensor]:
-    """What an example of each task can be [T, 2P−2]: its pattern and label. First (a, +1), (b, −1), then the others."""
+    """The patterns and labels of every kind of example of each task [T, 2P−2]: (a, +1), (b, −1), then the others."""
     every = torch.arange(patterns).expand(len(pairs), -1)
     others = every[(every[..., None] != pairs[:, None]).all(-1)].view(len(pairs), -1, 1)
     shown = torch.cat([pairs, others.expand(-1, -1, 2).flatten(1)], dim=1)
@@ -119,7 +120,7 @@ class Domain:
     irrelevant: Tensor
 
     def tokens(self, batch: Batch, data: Data) -> Tensor:
-        """Columns [..., l+1, d + d_y]; the query's y part is empty."""
+        """Columns [..., l+1, d + d_y]; the query's y part is zero."""
         x = self.relevant[batch.relevant] + batch.kappa[..., None] * self.irrelevant[batch.irrelevant]
         y = torch.zeros(*x.shape[:-1], data.d_y)
         y[..., :-1, 0] = batch.label[..., :-1]
@@ -149,8 +150,3 @@ def out_of_domain(rng: np.random.Generator, data: Data, count: int, coefficient_
     relevant[:, : data.M1] = torch.as_tensor(data.beta * coefficients)
     irrelevant[:, data.M1 : data.M1 + data.M2] = torch.as_tensor(data.beta * rotation)
     return Domain(relevant, irrelevant)
-
-
-def check_alpha(value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"alpha is a fraction of the examples, in (0, 1], not {value:g}")

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from pydantic import field_validator, model_validator
 from torch import Tensor
 
-from theory.icl.data import Batch, Data, Domain, check_alpha, draw, in_domain, out_of_domain, tasks
+from theory.icl.data import Batch, Data, Domain, draw, in_domain, out_of_domain, tasks
 from theory.icl.model import Models, Setting, attention, hinge, prefix_outputs, train
-from theory.lab import LabConfig, Result
+from theory.lab import LabConfig, Result, check_fraction
+from theory.training import train_in_chunks
 from training.run import Run
 
 
-class Config(LabConfig):
+class IclConfig(LabConfig):
     """Data: ``M1`` relevant and ``M2`` irrelevant patterns of norm ``beta`` in R^``d``, ``kappa``; ``odr``: M1'.
 
     Training: ``alpha``, ``length`` l_tr, ``tasks`` of the M1(M1 − 1), ``batch``, ``rate``, ``delta``, ``neurons`` m,
-    ``std`` of W_O, ``iterations``, ``models`` from seeds of their own. ``pruning_*``: the setting whose neurons are
-    pruned, in which they fall into tiers. Testing: ``prompts`` for each model, ``lengths``.
+    ``std`` of W_O, ``iterations``, ``models`` with different seeds. ``pruning_*``: the setting of the pruned models,
+    in which neurons fall into tiers. Testing: ``prompts`` for each model, ``lengths``.
     """
 
     M1: int = 6
@@ -63,11 +62,11 @@ class Config(LabConfig):
     @field_validator("alpha")
     @classmethod
     def _fraction(cls, value: float) -> float:
-        check_alpha(value)
+        check_fraction("alpha", value)
         return value
 
     @model_validator(mode="after")
-    def _fits(self) -> Config:
+    def _fits(self) -> IclConfig:
         tasks(self.M1, self.tasks)
         out_of_domain(np.random.default_rng(0), self.data(), self.odr, 1.0, "mean")
         return self
@@ -75,46 +74,54 @@ class Config(LabConfig):
     def data(self, beta: float | None = None) -> Data:
         return Data(self.M1, self.M2, self.d, self.d_y, beta or self.beta, self.kappa)
 
-    def setting(self, alphas: Tensor, count: int | None = None, **changed: Any) -> Setting:
+    def setting(
+        self, alphas: Tensor, count: int | None = None, beta: float | None = None, rate: float | None = None
+    ) -> Setting:
+        """Training at ``alphas`` [R], on ``count`` tasks, with another ``beta`` or ``rate`` than the config's."""
         pairs, _ = tasks(self.M1, count or self.tasks)
-        beta, rate = changed.get("beta"), changed.get("rate", self.rate)
         lengths = torch.full((len(alphas),), self.length)
-        return Setting(self.data(beta), alphas, lengths, pairs, self.batch, rate, self.delta, self.neurons, self.std)
+        return Setting(
+            self.data(beta),
+            alphas,
+            lengths,
+            pairs,
+            self.batch,
+            self.rate if rate is None else rate,
+            self.delta,
+            self.neurons,
+            self.std,
+        )
 
 
-def trained(config: Config, run: Run, pruning: bool = False, chunk: int = 100) -> tuple[Models, list[Result]]:
-    """The models that figures share (``pruning``: those to be pruned), kept every ``chunk`` steps, and their story."""
-    changed: dict[str, Any] = {"beta": config.pruning_beta, "rate": config.pruning_rate} if pruning else {}
-    setting = config.setting(torch.full((config.models,), config.alpha), **changed)
+def trained(config: IclConfig, run: Run, pruning: bool = False, chunk: int = 100) -> tuple[Models, list[Result]]:
+    """The models that figures share and the rows recorded during training; ``pruning``: those that are pruned."""
+    alphas = torch.full((config.models,), config.alpha)
+    if pruning:
+        setting = config.setting(alphas, beta=config.pruning_beta, rate=config.pruning_rate)
+    else:
+        setting = config.setting(alphas)
     iterations = config.pruning_iterations if pruning else config.iterations
 
-    def through(begin: int, models: Models) -> dict[str, Any]:
+    def train_chunk(state: Result, begin: int, end: int) -> Result:
         rows: list[Result] = []
 
-        def record(step: int, now: Models, loss: Tensor) -> None:
+        def record(step: int, models: Models, loss: Tensor) -> None:
             if step % 20 == 0 or step == iterations - 1:
-                rows.append({"step": step, "loss": loss.tolist()} | _mechanism(config, run, setting.data, now))
+                rows.append({"step": step, "loss": loss.tolist()} | _mechanism(config, run, setting.data, models))
                 run.metrics({"step": step, "hinge": float(loss.mean())})
 
-        def seed_of(step: int) -> int:
-            return run.derive_seed(1, pruning, step)
-
-        models = train(models, setting, seed_of, begin, min(begin + chunk, iterations), record)
+        models = Models(*state["parameters"])
+        models = train(models, setting, lambda step: run.derive_seed(1, pruning, step), begin, end, record)
         return {"parameters": list(models.parameters), "rows": rows}
 
-    models = Models.start(setting, run.derive_seed(0, pruning))
-    rows: list[Result] = []
-    with run.progress("training", -(-iterations // chunk)) as advance:
-        for begin in range(0, iterations, chunk):
-            name = f"{'pruning-' if pruning else ''}models-{begin}"
-            saved = run.step(name, partial(through, begin, models))
-            models, rows = Models(*saved["parameters"]), rows + saved["rows"]
-            advance()
-    return models, rows
+    start: Result = {"parameters": list(Models.start(setting, run.derive_seed(0, pruning)).parameters)}
+    prefix = "pruning-models" if pruning else "models"
+    state, rows = train_in_chunks(run, prefix, "training", iterations, chunk, start, train_chunk)
+    return Models(*state["parameters"]), rows
 
 
-def _mechanism(config: Config, run: Run, data: Data, models: Models) -> Result:
-    """What each model's weights do to one out-of-domain set of prompts, and how its neurons point."""
+def _mechanism(config: IclConfig, run: Run, data: Data, models: Models) -> Result:
+    """Query norms and attention of each model on one out-of-domain set of prompts, and the angles of its neurons."""
     domain = out_of_domain(run.rng(2), data, config.odr, 1.0, "orthonormal")
     batch = prompts_of(run, data, _all_pairs(config.odr), config.alpha, config.length, 200, 0, config.odr)
     tokens, same = domain.tokens(batch, data)[0], batch.relevant[0, :, :-1] == batch.relevant[0, :, -1:]
@@ -127,10 +134,10 @@ def _mechanism(config: Config, run: Run, data: Data, models: Models) -> Result:
     to_mean = torch.arccos((x[..., : data.M1] @ mean / x.norm(dim=-1)).clamp(-1, 1))
     to_label = torch.arccos((y[..., 0] / y.norm(dim=-1)).abs().clamp(-1, 1))
     return {
-        "query norm": (patterns @ models.Q.mT).norm(dim=-1).mean(-1).tolist(),
-        "attention": [float((attention(models.one(i), tokens) * same).sum(1).mean()) for i in range(len(models.Q))],
-        "angle to mean": to_mean.mean(-1).tolist(),
-        "angle to label": to_label.mean(-1).tolist(),
+        "query_norm": (patterns @ models.Q.mT).norm(dim=-1).mean(-1).tolist(),
+        "attention": [float((attention(models.single(i), tokens) * same).sum(1).mean()) for i in range(len(models.Q))],
+        "angle_to_mean": to_mean.mean(-1).tolist(),
+        "angle_to_label": to_label.mean(-1).tolist(),
     }
 
 
@@ -142,11 +149,11 @@ def prompts_of(
 
 
 def evaluate(
-    config: Config, run: Run, models: Models, data: Data, place: str, alpha: float, key: int, s1: float = 1.0
+    config: IclConfig, run: Run, models: Models, data: Data, place: str, alpha: float, key: int, s1: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """0/1 error and hinge loss [models, lengths], each model on prompts of its own.
+    """0/1 error and hinge loss [models, lengths], each model on different prompts.
 
-    ``place``: "unseen" in-domain tasks, or out of domain, "mean" or "orthonormal" (see `out_of_domain`).
+    ``place``: "unseen" for in-domain tasks; "mean" or "orthonormal" out of domain (see `out_of_domain`).
     """
     wrong, loss = [], []
     for i in range(len(models.Q)):
@@ -154,13 +161,13 @@ def evaluate(
         domain, pairs, relevant = place_of(config, run, data, place, s1, i)
         batch = prompts_of(run, data, pairs, alpha, max(config.lengths), config.prompts, 1000 * key + i, relevant)
         label = batch.label[0, :, -1:]
-        outputs = prefix_outputs(models.one(i), domain.tokens(batch, data)[0], list(config.lengths))
+        outputs = prefix_outputs(models.single(i), domain.tokens(batch, data)[0], list(config.lengths))
         wrong.append((outputs * label <= 0).float().mean(0).numpy())
         loss.append(hinge(outputs, label).mean(0).numpy())
     return {"error": np.array(wrong), "hinge": np.array(loss)}
 
 
-def place_of(config: Config, run: Run, data: Data, place: str, s1: float, model: int) -> tuple[Domain, Tensor, int]:
+def place_of(config: IclConfig, run: Run, data: Data, place: str, s1: float, model: int) -> tuple[Domain, Tensor, int]:
     if place == "unseen":
         return in_domain(data), tasks(config.M1, config.tasks)[1], 0
     return out_of_domain(run.rng(4, model), data, config.odr, s1, place), _all_pairs(config.odr), config.odr

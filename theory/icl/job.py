@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from theory.icl.experiment import Config
+from theory.icl.experiment import IclConfig
 from theory.icl.studies import STUDIES
 from theory.lab import lab
 
@@ -28,7 +28,7 @@ SMOKE: dict[str, Any] = {
 JOB = lab(
     name="theory.icl",
     summary="In-context classification by attention and a ReLU layer: mechanism, domains, classical learners, pruning",
-    config=Config,
+    config=IclConfig,
     studies=STUDIES,
     presets={"smoke": SMOKE, "paper": {}},
     minutes=lambda config: 0.3 + config.models * (config.iterations / 5000 + config.prompts / 8000),

@@ -1,4 +1,4 @@
-"""Softmax attention and a ReLU layer with hinge loss, trained by SGD: many runs at once.
+"""Softmax attention and a ReLU layer with hinge loss, trained by SGD for many runs at once.
 
 F = aᵀReLU(W_O Σ_i W_V p_i softmax((W_K p_i)ᵀ W_Q p_query)), hinge loss max(0, 1 − zF). W_Q, W_K, W_V start at δI, W_O
 Gaussian, a = ±1/√m fixed, half of each sign (reconstruction).
@@ -55,12 +55,12 @@ class Models:
     def parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.Q, self.K, self.V, self.O
 
-    def one(self, run: int) -> Models:
-        return Models(*(each[run] for each in self.parameters))
+    def single(self, run: int) -> Models:
+        return Models(*(parameter[run] for parameter in self.parameters))
 
     @property
     def neurons(self) -> Tensor:
-        """W_O W_V [..., m, D]: what each neuron reads."""
+        """W_O W_V [..., m, D]: the input weights of each neuron."""
         return self.O @ self.V
 
 
@@ -74,35 +74,37 @@ def signs(neurons: int) -> Tensor:
 def gradient(models: Models, batch: Batch, data: Data) -> tuple[Tensor, Models]:
     """The hinge loss [R], the mean over in-domain prompts, and its gradient in each parameter, written out.
 
-    In units of β a column is e_r + κ e_s + y e_d, so that logits are gathered and sums scattered; W_Q and W_K matter
-    by P = W_QᵀW_K alone. Prompts past the margin have no gradient. `dense_loss` is the same model written plainly.
+    In units of β a column is e_r + κ e_s + y e_d, so that logits are gathered and sums scattered; the loss depends on
+    W_Q and W_K through P = W_QᵀW_K only. Prompts beyond the margin have no gradient. `dense_loss` is a direct
+    implementation.
     """
-    live = min(data.width, -(-(data.d + 1) // 16) * 16)  # d + 1 coordinates, to a width that matrix products like
+    live = min(data.width, -(-(data.d + 1) // 16) * 16)  # d + 1 coordinates, rounded up for fast matrix products
     unit = torch.ones(live)
     unit[: data.d] = data.beta
-    Q, K, V = (each[..., :live] for each in (models.Q, models.K, models.V))
-    shown = Columns(batch.relevant, data.M1 + batch.irrelevant, batch.kappa, batch.label, data.d)
+    Q, K, V = (tensor[..., :live] for tensor in (models.Q, models.K, models.V))
+    columns = Columns(batch.relevant, data.M1 + batch.irrelevant, batch.kappa, batch.label, data.d)
     target, query = batch.label[..., -1], torch.zeros(*batch.live.shape[:2], live)
-    query = query.scatter_(2, shown.r[..., -1:], 1.0).scatter_(2, shown.s[..., -1:], shown.kappa[..., -1:])
-    shown = shown.map(lambda each: each[..., :-1])
-    logits = shown.gathered(query @ (data.beta * unit * (Q.mT @ K)))
+    query = query.scatter_(2, columns.r[..., -1:], 1.0).scatter_(2, columns.s[..., -1:], columns.kappa[..., -1:])
+    columns = columns.map(lambda tensor: tensor[..., :-1])
+    logits = columns.gathered(query @ (data.beta * unit * (Q.mT @ K)))
     weights = torch.where(batch.live, logits, -torch.inf).softmax(-1)
-    read = shown.scattered(weights, live)
-    reads, a = unit * (models.O @ V), signs(models.O.shape[1])  # what a neuron reads [R, m, live]
+    read = columns.scattered(weights, live)
+    reads, a = unit * (models.O @ V), signs(models.O.shape[1])  # input weights of neurons [R, m, live]
     hidden = (read @ reads.mT).relu_()
     losses = hinge(hidden @ a, target)
 
     missed = losses > 0
     slope = -(target * missed)[..., None] / target.shape[1]  # ∂loss/∂F
-    kept = _those_missed(missed)
-    shown = shown.map(kept)
-    slope, read, query, weights, fired = map(kept, (slope, read, query, weights, hidden.sign_()))
+    select_missed = _select_missed(missed)
+    columns = columns.map(select_missed)
+    slope, read, query, weights, fired = map(select_missed, (slope, read, query, weights, hidden.sign_()))
     d_reads = unit * a[:, None] * (fired.mT @ (slope * read))
-    pull = shown.gathered(slope * (fired @ (a[:, None] * reads)))
+    pull = columns.gathered(slope * (fired @ (a[:, None] * reads)))
     d_logits = weights * (pull - (weights * pull).sum(-1, keepdim=True))
-    d_P = data.beta * unit * (query.mT @ shown.scattered(d_logits, live))
+    d_P = data.beta * unit * (query.mT @ columns.scattered(d_logits, live))
     dQ, dK, dV = (
-        torch.nn.functional.pad(each, (0, data.width - live)) for each in (K @ d_P.mT, Q @ d_P, models.O.mT @ d_reads)
+        torch.nn.functional.pad(tensor, (0, data.width - live))
+        for tensor in (K @ d_P.mT, Q @ d_P, models.O.mT @ d_reads)
     )
     return losses.mean(-1), Models(dQ, dK, dV, d_reads @ V.mT)
 
@@ -121,36 +123,38 @@ class Columns:
         return Columns(change(self.r), change(self.s), change(self.kappa), change(self.label), self.d)
 
     def gathered(self, v: Tensor) -> Tensor:
-        """Each column's product with v [R, B, D] of its prompt, [R, B, l]."""
+        """The product of each column with its prompt's v [R, B, D]: [R, B, l]."""
         return torch.addcmul(v.gather(2, self.r), self.kappa, v.gather(2, self.s)).addcmul_(
             self.label, v[..., self.d, None]
         )
 
     def scattered(self, w: Tensor, width: int) -> Tensor:
-        """A prompt's columns summed with weights w [R, B, l], [R, B, width]."""
+        """The sum of a prompt's columns with weights w [R, B, l]: [R, B, width]."""
         total = torch.zeros(*w.shape[:2], width).scatter_add_(2, self.r, w).scatter_add_(2, self.s, w * self.kappa)
         total[..., self.d] = (w * self.label).sum(-1)
         return total
 
 
-def _those_missed(missed: Tensor) -> Callable[[Tensor], Tensor]:
-    """What cuts [R, B, n] to as many prompts as any run has ``missed`` [R, B], those first."""
+def _select_missed(missed: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that cuts [R, B, n] to the largest count of ``missed`` [R, B] prompts of any run, those first."""
     count = int(missed.sum(1).max())
     if count > 0.8 * missed.shape[1]:
-        return lambda each: each
+        return lambda tensor: tensor
     first = missed.byte().argsort(1, descending=True)[:, :count]
     rows = (first + missed.shape[1] * torch.arange(len(missed))[:, None]).flatten()
-    return lambda each: each.reshape(-1, each.shape[-1]).index_select(0, rows).view(*first.shape, each.shape[-1])
+    return lambda tensor: (
+        tensor.reshape(-1, tensor.shape[-1]).index_select(0, rows).view(*first.shape, tensor.shape[-1])
+    )
 
 
 def dense_loss(models: Models, tokens: Tensor, labels: Tensor) -> Tensor:
-    """The mean hinge loss of one run, plainly: tokens [B, l+1, D], the query's labels [B]."""
+    """The mean hinge loss of one run, computed directly: tokens [B, l+1, D], the query's labels [B]."""
     read = torch.einsum("bl,bld->bd", attention(models, tokens), tokens[:, :-1])
     return hinge(head(models, read), labels).mean()
 
 
 def head(models: Models, read: Tensor) -> Tensor:
-    """F [...] of what attention read [..., N, D]."""
+    """F [..., N] of attention outputs [..., N, D]."""
     hidden = (read @ models.V.mT @ models.O.mT).relu()
     return hidden @ signs(models.O.shape[-2])
 
@@ -181,13 +185,15 @@ def train(
     end: int,
     record: Callable[[int, Models, Tensor], None],
 ) -> Models:
-    """SGD steps begin … end−1, each batch drawn from a seed of its own; ``record`` sees what came before the update."""
+    """SGD steps begin … end−1, with one seed per batch; ``record`` gets the models before the update."""
     generator = torch.Generator()
     for step in range(begin, end):
         generator.manual_seed(seed_of(step))
         batch = draw(generator, setting.data, setting.pairs, setting.lengths, setting.alphas, setting.batch)
         loss, slopes = gradient(models, batch, setting.data)
         record(step, models, loss)
-        after = (each - setting.rate * d for each, d in zip(models.parameters, slopes.parameters, strict=True))
-        models = Models(*after)
+        updated = (
+            parameter - setting.rate * d for parameter, d in zip(models.parameters, slopes.parameters, strict=True)
+        )
+        models = Models(*updated)
     return models

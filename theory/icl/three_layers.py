@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from theory import layers as deep
 from theory.icl.data import draw, in_domain, tasks
-from theory.icl.experiment import Config, place_of, prompts_of
+from theory.icl.experiment import IclConfig, place_of, prompts_of
 from theory.icl.model import hinge
 from theory.lab import Result, band
+from theory.training import train_in_chunks
 from training.run import Run
 
 S1_READINGS = [4.5e-2, 2.5e-2, 1.4e-2, 3.5e-3, 2e-3]  # by eye, context 20, S_1 of .5, .7, .9, 1.1, 1.3
 
 
-def layers(config: Config, run: Run, chunk: int = 50) -> Result:
+def layers(config: IclConfig, run: Run, chunk: int = 50) -> Result:
     """A 3-layer, 2-head transformer on the same prompts: errors on unseen tasks and out of domain."""
     data, size = config.data(), config.deep_models
     shape, domain = deep.Shape(data.width, 1), in_domain(data)
@@ -32,30 +30,26 @@ def layers(config: Config, run: Run, chunk: int = 50) -> Result:
         tokens = domain.tokens(batch, data)
         return tokens, torch.ones(tokens.shape[:3], dtype=torch.bool), batch.label[..., -1]
 
-    def through(begin: int, saved: dict[str, Any]) -> dict[str, Any]:
+    def train_chunk(state: Result, begin: int, end: int) -> Result:
         losses: list[list[float]] = []
 
         def record(step: int, loss: Tensor, attention: Tensor) -> None:
             losses.append(loss.tolist())
             run.stop_if_asked()
 
-        end = min(begin + chunk, config.deep_iterations)
-        return deep.train(shape, saved, sample, _mean_hinge, begin, end, record, config.deep_rate) | {"rows": losses}
+        return deep.train(shape, state, sample, _mean_hinge, begin, end, record, config.deep_rate) | {"rows": losses}
 
-    saved: dict[str, Any] = {"parameters": deep.start(shape, size, run.derive_seed(61)), "adam": {}}
-    losses: list[list[float]] = []
-    with run.progress("training three layers", -(-config.deep_iterations // chunk)) as advance:
-        for begin in range(0, config.deep_iterations, chunk):
-            saved = run.step(f"layers-{begin}", partial(through, begin, saved))
-            losses += saved["rows"]
-            advance()
+    start: Result = {"parameters": deep.start(shape, size, run.derive_seed(61)), "adam": {}}
+    state, losses = train_in_chunks(
+        run, "layers", "training three layers", config.deep_iterations, chunk, start, train_chunk
+    )
     loss = np.array(losses).T  # [R, T]
-    found: Result = {"step": np.arange(loss.shape[1])[::10], "loss": band(loss[:, ::10]), "places": {}}
+    result: Result = {"step": np.arange(loss.shape[1])[::10], "loss": band(loss[:, ::10]), "places": {}}
     places = [("unseen", 1.0), *(("mean", value) for value in (0.5, 0.7, 0.9, 1.1, 1.3))]
     for key, (place, value) in enumerate(places):
-        name = place if place == "unseen" else f"S₁ = {value:g}"
-        found["places"][name] = _deep_errors(config, run, shape, saved["parameters"], place, value, key)
-    return found | {"readings": S1_READINGS}
+        name = place if place == "unseen" else f"s1_{value:g}"
+        result["places"][name] = _deep_errors(config, run, shape, state["parameters"], place, value, key)
+    return result | {"readings": S1_READINGS}
 
 
 def _mean_hinge(output: Tensor, label: Tensor) -> Tensor:
@@ -63,7 +57,7 @@ def _mean_hinge(output: Tensor, label: Tensor) -> Tensor:
 
 
 def _deep_errors(
-    config: Config, run: Run, shape: deep.Shape, parameters: dict[str, Tensor], place: str, s1: float, key: int
+    config: IclConfig, run: Run, shape: deep.Shape, parameters: dict[str, Tensor], place: str, s1: float, key: int
 ) -> Result:
     """0/1 error and attention of the query on its own pattern in each layer, at the training length."""
     data, errors, shares = config.data(), [], []
@@ -74,8 +68,8 @@ def _deep_errors(
         batch = prompts_of(run, data, pairs, config.alpha, config.length, count, 1000 * (500 + key) + i, relevant)
         tokens = domain.tokens(batch, data)[0]
         with torch.no_grad():
-            one = {name: each[i] for name, each in parameters.items()}
-            output, attention = deep.forward(shape, one, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+            model = {name: parameter[i] for name, parameter in parameters.items()}
+            output, attention = deep.forward(shape, model, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
         errors.append(float((output[:, 0] * batch.label[0, :, -1] <= 0).float().mean()))
         same = batch.relevant[0, :, :-1] == batch.relevant[0, :, -1:]
         shares.append((attention[..., :-1] * same).sum(-1).mean(-1).tolist())

@@ -29,7 +29,7 @@ from training.iro.spread_grader import GraderActor, SpreadGrader
 from training.iro.values import Bundles, Files, Stack
 from training.run import Run
 from value_heads.bundle import TENSORS
-from value_heads.peers import Meeting, PeerLost, meeting_place, together
+from value_heads.peers import PeerLost, Rendezvous, joined_peers, rendezvous_store
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -105,8 +105,8 @@ class RayExecutor:
     def _fit_together(self, work: tuple[Any, ...], size: int) -> tuple[Files, Files, dict[str, Any]]:
         """What the first of them has fitted. PeerLost, or ClusterUnavailable: the others cannot go on without one."""
         host = self.ray.util.get_node_ip_address()
-        with meeting_place(host) as port:
-            shares = [(*work, Meeting(host, port, rank, size)) for rank in range(size)]
+        with rendezvous_store(host) as port:
+            shares = [(*work, Rendezvous(host, port, rank, size)) for rank in range(size)]
             fitted, *_ = self.engines.map("fit", shares, size, tries=1)
         return fitted
 
@@ -163,7 +163,7 @@ class EngineActor:
         scale: Scale,
         seed: int,
         location: str,
-        meeting: Meeting | None,
+        rendezvous: Rendezvous | None,
     ) -> tuple[Files, Files, dict[str, Any]]:
         """The engine makes room first, and is opened again for the next rollouts."""
         self._let_go()
@@ -173,7 +173,7 @@ class EngineActor:
             raise ClusterUnavailable(message)
         stack = None if before is None else self.opening.bundles.unpack(before)
         parts = [Shards(_There(checkpoints), names, scale) for names in (train, heldout)]
-        with closing(checkpoints), together(meeting):
+        with closing(checkpoints), joined_peers(rendezvous):
             return executor.fit(self.opening.bundles, learner, stack, parts[0], parts[1], seed)
 
     def _let_go(self) -> None:

@@ -42,7 +42,7 @@ class Bundles:
         hashes = {"model_hash": self.info.model_hash, "template_hash": self.info.template_hash}
         values = load_bundle(folder, **hashes, backbone_dir=self.model_dir)
         if isinstance(values, LoraValues):
-            values.backbone.alone = self.info.hidden  # such an engine promises the same to the bit
+            values.backbone.score_singly = self.info.hidden  # such an engine promises the same to the bit
         return values
 
 
