@@ -12,6 +12,8 @@ from sqlalchemy import create_engine, text
 
 from benchmarks.postgres import MISSING, Postgres, postgres, programs
 
+pytest_plugins = ["tests.rotation"]
+
 settings.register_profile("iro", deadline=None, derandomize=True)
 settings.load_profile("iro")
 
