@@ -24,14 +24,14 @@ flower: $(FLOWER)/installed
 	$(FLOWER)/bin/python -m training.federated.flower_local training/federated/flower_app
 
 # `make test` leaves out the long runs; `make test-all` has them. Tests of vLLM and of
-# Flower are skipped where they cannot be installed.
+# Flower are skipped where they cannot be installed. CI adds PYTEST_FLAGS.
 test: lint
 	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow or rotated" $(PYTEST_FLAGS)
 
 test-all: lint
 	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST_FLAGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
