@@ -6,6 +6,8 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 VLLM := .venv-vllm
 FLOWER := .venv-flower
+# Two processes run the tests, each without threads of its own; the second starts at the middle of the list.
+PYTEST = $(BIN)/pytest --numprocesses 2 --dist worksteal $(PYTEST_FLAGS)
 
 .PHONY: demo serve vllm flower test test-all lint bench
 
@@ -27,11 +29,11 @@ flower: $(FLOWER)/installed
 # Flower are skipped where they cannot be installed. CI adds PYTEST_FLAGS.
 test: lint
 	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
-	$(BIN)/pytest -m "not slow or rotated" $(PYTEST_FLAGS)
+	$(PYTEST) -m "not slow or rotated"
 
 test-all: lint
 	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
