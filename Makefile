@@ -6,6 +6,8 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 VLLM := .venv-vllm
 FLOWER := .venv-flower
+# Two processes run the tests, each without threads of its own; the second starts at the middle of the list.
+PYTEST = $(BIN)/pytest --numprocesses 2 --dist worksteal $(PYTEST_FLAGS)
 
 .PHONY: demo serve vllm flower test test-all lint bench results
 
@@ -24,14 +26,14 @@ flower: $(FLOWER)/installed
 	$(FLOWER)/bin/python -m training.federated.flower_local training/federated/flower_app
 
 # `make test` leaves out the long runs; `make test-all` has them. Tests of vLLM and of
-# Flower are skipped where they cannot be installed.
+# Flower are skipped where they cannot be installed. CI adds PYTEST_FLAGS.
 test: lint
 	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow or rotated"
 
 test-all: lint
 	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

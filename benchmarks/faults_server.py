@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import openai
 
 from iro_server.jobs import lock
+from iro_server.ports import free_port
 from iro_server.settings import Settings
 
 SERVE = (
@@ -34,8 +34,7 @@ class Server:
     """A server process over ``settings`` on a port of its own. ``program``: Python that serves ``sys.argv[1]``."""
 
     def __init__(self, settings: Settings, log: Path, program: str = SERVE) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.settings = settings.model_copy(update={"port": free.getsockname()[1]})
+        self.settings = settings.model_copy(update={"port": free_port()})
         self.log, self.program = log, program
         self.client = openai.OpenAI(
             base_url=f"http://127.0.0.1:{self.settings.port}/v1", api_key="none", max_retries=0, timeout=90

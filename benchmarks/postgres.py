@@ -6,12 +6,13 @@ import glob
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from iro_server.ports import free_port
 
 MISSING = "needs PostgreSQL's programs and the extra `postgres`"
 
@@ -29,8 +30,7 @@ class Postgres:
 
     def __init__(self, folder: Path, bin: Path, options: str = "") -> None:
         self.data, self.log, self.bin, self.options = folder / "data", folder / "log", bin, options
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         # It refuses to run as root; Debian's package makes a user for it.
         self.as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         if self.as_user:

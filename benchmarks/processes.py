@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import httpx
 import psutil
 
 from iro_server.engines import vllm_server
+from iro_server.ports import free_port
 
 STOP_SECONDS = 60.0
 
@@ -36,8 +36,7 @@ class Server:
     health = "/v1/health"
 
     def __init__(self, log: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log = log
         self.url = f"http://127.0.0.1:{self.port}/v1"
 

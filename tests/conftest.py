@@ -3,6 +3,7 @@ server may keep its rows in."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import count
 
@@ -11,6 +12,10 @@ from hypothesis import settings
 from sqlalchemy import create_engine, text
 
 from benchmarks.postgres import MISSING, Postgres, postgres, programs
+
+pytest_plugins = ["tests.rotation"]
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("iro", deadline=None, derandomize=True)
 settings.load_profile("iro")

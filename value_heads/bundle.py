@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from value_heads.backbone import LoraBackbone, LoraValues
 from value_heads.features import FeatureSpec
 from value_heads.heads import Head, LinearHead, MLPHead
 from value_heads.stack import ValueStack
+
+if TYPE_CHECKING:
+    from value_heads.backbone import LoraValues
 
 TENSORS, MANIFEST = "value.safetensors", "manifest.json"
 FORMAT_VERSION: Literal[1] = 1
@@ -75,21 +77,21 @@ def save_bundle(
 ) -> Path:
     """Write a stack with its heads unfolded, so that betas can be changed later. The manifest is written last."""
     directory.mkdir(parents=True, exist_ok=True)
-    if isinstance(stack, LoraValues):
-        states = [stack.backbone.iteration_state(t) for t in range(len(stack.betas))]
-    else:
+    if isinstance(stack, ValueStack):
         states = [_state(head) for head in stack.heads]
+    else:
+        states = [stack.backbone.iteration_state(t) for t in range(len(stack.betas))]
     tensors = {f"{t}.{name}": value.contiguous() for t, state in enumerate(states) for name, value in state.items()}
     save_file(tensors, directory / TENSORS)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        kind="lora" if isinstance(stack, LoraValues) else "heads",
+        kind="heads" if isinstance(stack, ValueStack) else "lora",
         model_hash=model_hash,
         template_hash=template_hash,
         tensors_sha256=_sha256(directory / TENSORS),
         metrics=metrics or {},
-        heads=[] if isinstance(stack, LoraValues) else _head_entries(stack),
-        lora=_lora_entry(stack) if isinstance(stack, LoraValues) else None,
+        heads=_head_entries(stack) if isinstance(stack, ValueStack) else [],
+        lora=None if isinstance(stack, ValueStack) else _lora_entry(stack),
     )
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return directory
@@ -145,6 +147,8 @@ def _lora_entry(values: LoraValues) -> LoraEntry:
 
 
 def _load_lora(entry: LoraEntry, tensors: dict[str, Tensor], backbone_dir: Path | None, directory: Path) -> LoraValues:
+    from value_heads.backbone import LoraBackbone, LoraValues  # on first use: peft and transformers take seconds
+
     if backbone_dir is None:
         raise ValueError(f"{directory} holds LoRA value functions: pass backbone_dir, the model they were fitted on")
     backbone = LoraBackbone(backbone_dir, entry.num_layers, entry.rank, entry.alpha)

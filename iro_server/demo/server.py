@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from openai import APIConnectionError, OpenAI
 
 from iro_server.demo import DemoError
 from iro_server.graders.sandbox import isolation_problem
+from iro_server.ports import free_port
 
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
@@ -25,7 +25,7 @@ TRUSTED = {"IRO_PYTHON_GRADERS": "unsafe"}  # the demo's grader is its own, and 
 @contextlib.contextmanager
 def running_server(log: Path) -> Iterator[OpenAI]:
     """``iro serve``, ready, by the official client. Raises DemoError, with the log's end, if it ends first."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="iro-demo-") as data_dir, log.open("wb") as output:
         command = [str(Path(sys.executable).with_name("iro")), "serve", "--port", str(port), "--data-dir", data_dir]
         environment = os.environ | (TRUSTED if isolation_problem() else {})
@@ -52,9 +52,3 @@ def _wait_until_ready(server: subprocess.Popen[bytes], client: OpenAI, log: Path
         time.sleep(0.2)
     end = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
     raise DemoError(f"the server is not ready ({log}):\n{end}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -17,7 +17,6 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.openapi import from_url
 
-from tests.conftest import DATABASES
 from tests.contract.strict import envelope_of
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload
@@ -31,7 +30,8 @@ SECONDS = 2.0  # that no request may take
 GRADERS = [GRADER, ASKING, SIMILAR | {"evaluation_metric": "bleu"}]
 
 
-@pytest.fixture(scope="module", params=DATABASES)
+# On PostgreSQL in turn (--rotate-slow): what it does otherwise than SQLite has tests of its own in tests/iro_server.
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow(60))])
 def api(request, tmp_path_factory, new_database):
     """A server's document, what its requests may name, and how the cases went. New jobs stay in the queue."""
     limits = {"max_request_tokens": 2**14, "max_rows": 64, "project_jobs": 10**6, "project_webhooks": 10**6}

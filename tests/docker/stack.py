@@ -4,7 +4,6 @@ environment from docker/env, with this machine's addresses and folders in place 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import yaml
 from benchmarks.faults_server import wait_for
 from benchmarks.postgres import postgres, programs
 from iro_server.engines.prepare import iro_home
+from iro_server.ports import free_port
 from tests.docker.envfiles import read
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -111,11 +111,6 @@ class Stack:
     def client(self) -> openai.OpenAI:
         key = (self.folder / "data" / "first.key").read_text().strip()
         return openai.OpenAI(base_url=f"http://127.0.0.1:{self.ports['server']}/v1", api_key=key, max_retries=0)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import openai
 import pytest
 
 from iro_server.jobs import lock
+from iro_server.ports import free_port
 from iro_server.settings import Settings
 from tests.iro_server.api.serving import conforms, ended, upload, wait_for
 
@@ -67,9 +67,7 @@ def server(settings: Settings):
 
 @pytest.fixture
 def settings(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    return Settings(data_dir=tmp_path, port=port, heartbeat=0.2)
+    return Settings(data_dir=tmp_path, port=free_port(), heartbeat=0.2)
 
 
 def create_job(client, source: str = COUNT_LETTER) -> str:

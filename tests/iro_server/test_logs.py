@@ -6,13 +6,13 @@ import io
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 
 import openai
 import pytest
 
+from iro_server.ports import free_port
 from iro_server.telemetry import logs
 from tests.iro_server.api.serving import GRADER, ended, settings_for, start_job, wait_for
 
@@ -28,14 +28,12 @@ SERVE = (
 def told(request, tmp_path):
     """What a server and a worker wrote that answered a request and ran a job which failed: the id of the request and
     of the job, the lines of each."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = settings_for(tmp_path, port=port, log_format=request.param)
+    settings = settings_for(tmp_path, port=free_port(), log_format=request.param)
     command = [sys.executable, "-c", SERVE, settings.model_dump_json()]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, stderr=log, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
         try:
-            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{settings.port}/v1", api_key="none", max_retries=0)
             wait_for(lambda: answers(client), seconds=120)
             answer = client.files.with_raw_response.list()
             job = ended(client, start_job(client, GRADER | {"name": "raises"}), seconds=120)

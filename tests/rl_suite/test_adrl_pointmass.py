@@ -30,7 +30,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> No
     assert (tmp_path / "cut" / "figures" / "curves.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_every_variant_runs_on_a_harder_task(tmp_path: Path) -> None:
     short = {"steps": 1200, "evaluations": 1}
     result = JOB.execute(TINY | short | {"task": "reacher-hard", "variants_at": (9,)}, tmp_path)

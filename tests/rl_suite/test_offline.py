@@ -162,7 +162,7 @@ def test_fronts_and_selection() -> None:
     assert select(rows, 400) is rows[0]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     pytest.importorskip("icu_sepsis", reason="needs icu-sepsis")
     result = JOB.execute(JOB.presets["smoke"] | {"updates": 20, "datasets": 1}, tmp_path)

@@ -124,7 +124,7 @@ def _measured(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in ("speed", "versions")}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     pytest.importorskip("mo_gymnasium", reason="needs mo-gymnasium")
     from rl_suite.sf_gpi import JOB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from uuid import uuid4
 import pytest
 import torch
 
+from iro_server.ports import free_port
 from tests.training.test_run import WALK, Killed, dying
 from training.checkpoints import StorageUnavailable, StoredCheckpoints, claim, open_checkpoints
 from training.run import RunError
@@ -28,9 +28,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bucket of an S3 server that runs as a process of its own."""
     for module in ("s3fs", "moto.server"):
         pytest.importorskip(module, reason=f"{module} is not installed: pip install 'iro[dev]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=log, stderr=log)

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,6 +22,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from iro_server.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -96,12 +97,6 @@ def completed(env: dict[str, str]) -> bool:
     listed = subprocess.run(["flwr", "list", "local", "--format", "json"], env=env, capture_output=True, text=True)
     runs = json.loads(listed.stdout)["runs"]
     return bool(runs) and all(run["status"] == "finished:completed" for run in runs)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int, ca: Path | None, log: Path) -> None:

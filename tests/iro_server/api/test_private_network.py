@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import pytest
 from iro_server import webhooks
 from iro_server.app import create_app
 from iro_server.key_requirement import KEY_SECONDS
+from iro_server.ports import free_port
 from iro_server.public_address import is_public
 from iro_server.store import keys
 from iro_server.store.database import open_database
@@ -85,17 +85,12 @@ def sample(client, url):
     return SimpleNamespace(status=status, said=None, seconds=time.monotonic() - started)
 
 
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return unused.getsockname()[1]
-
-
 def test_once_there_are_keys_no_webhook_goes_to_a_private_address(settings):
     with Receiver(200, 200) as inside, serving(settings, ByteEngine()) as client:
         assert sample(client, inside.url).status == 200
         tenant = keyed(settings, client)
         time.sleep(KEY_SECONDS)
-        open_port, closed = sample(tenant, inside.url), sample(tenant, f"http://127.0.0.1:{closed_port()}/")
+        open_port, closed = sample(tenant, inside.url), sample(tenant, f"http://127.0.0.1:{free_port()}/")
         assert len(inside.got) == 1
         assert open_port.said == closed.said and "127.0.0.1:" not in closed.said
 
@@ -107,7 +102,7 @@ def test_a_test_of_a_webhook_does_not_tell_ports_apart(settings, monkeypatch):
     with silent, Receiver(404) as wrong, serving(settings, ByteEngine()) as client:
         tenant = keyed(settings, client)
         time.sleep(KEY_SECONDS)
-        answers = [sample(tenant, url) for url in (silent.url, wrong.url, f"http://127.0.0.1:{closed_port()}/")]
+        answers = [sample(tenant, url) for url in (silent.url, wrong.url, f"http://127.0.0.1:{free_port()}/")]
     assert len({answer.said for answer in answers}) == 1
     assert all(answer.status is None and answer.seconds > 0.95 for answer in answers)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from sqlalchemy import select
 
 from iro_server import webhooks
 from iro_server.jobs import deliveries
+from iro_server.ports import free_port
 from iro_server.store.database import open_database
 from iro_server.store.tables import DEFAULT_PROJECT, Delivery
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -250,9 +250,7 @@ def test_a_sample_is_sent_on_request(client):
 
 
 def test_a_sample_to_nobody_is_refused(client):
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    with listening(client, f"http://127.0.0.1:{port}/") as endpoint:
+    with listening(client, f"http://127.0.0.1:{free_port()}/") as endpoint:
         with pytest.raises(openai.BadRequestError) as refused:
             client.webhooks.test(endpoint.id, event_type=SUCCEEDED)
         assert refused.value.code == "webhook_unreachable"

@@ -42,7 +42,7 @@ def test_families_that_a_flat_batch_would_mix_up_are_refused(family: str) -> Non
     assert judge(family).outcome == "refused"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("family", sorted({*CAUSAL} - {*RUN, *REFUSED, *NOT_BUILT}))
 def test_every_other_family_is_exact_or_refused(family: str) -> None:
     verdict = judge(family)

@@ -192,7 +192,10 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("mode", ["drop", 500, 503, 429, *GARBAGE.values()], ids=str)
+FAILURES = {"drop": "drop", "500": 500, "503": 503, "429": 429, **GARBAGE}
+
+
+@pytest.mark.parametrize("mode", FAILURES.values(), ids=FAILURES)
 def test_a_replica_that_fails_in_mid_search_changes_nothing(served, mode):
     fakes = FakeEndpoint(), FakeEndpoint()
     engine = served(*fakes)

@@ -83,7 +83,7 @@ def test_a_directory_without_a_model_is_refused_and_so_are_labels_from_a_reward_
         parse_grader(labels, Surroundings(reward_models={"rm": small[0]}))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_a_reward_model_of_sentiment_prefers_good_reviews(tmp_path):
     """MiniLM with a head fitted on the ends of reviews, as a user would bring it: it ranks reviews it never saw."""
     source, seen = bundled_embedding_model(), 1200

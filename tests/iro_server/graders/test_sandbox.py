@@ -2,6 +2,7 @@
 
 import os
 import platform
+import tempfile
 import time
 
 import psutil
@@ -200,6 +201,7 @@ def open_engine(*_):
 def test_the_server_says_at_its_start_what_bounds_its_sandboxes(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(app, "open_engine", open_engine)
     monkeypatch.setattr(app.logs, "configure", lambda _: None)
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)  # which a server moves into its data_dir
     with caplog.at_level("INFO", "iro"), pytest.raises(Opened):
         app.serve(Settings(data_dir=tmp_path, model_dir=tmp_path))
     assert f"python graders: {cgroup.memory_bound()}" in caplog.messages

@@ -49,7 +49,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
 
 
 @needs_data
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     job = replace(JOB, draw=None)
     single, double = (job.execute(TINY | {"workers": count}, tmp_path / str(count)) for count in (1, 2))
@@ -57,7 +57,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
 
 
 @needs_data
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert all(check["holds"] for check in result["checks"]), result["checks"]

@@ -15,7 +15,8 @@ from shutil import which
 
 import pytest
 
-from training.federated.flower_local import completed, free_port, processes_of, superlink
+from iro_server.ports import free_port
+from training.federated.flower_local import completed, processes_of, superlink
 
 ROOT = Path(__file__).parents[3]
 BIN = ROOT / ".venv-flower" / "bin"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +18,7 @@ import torch
 
 from iro_server.jobs import lock
 from iro_server.placement import Placement
+from iro_server.ports import free_port
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import ended, serving, settings_for, wait_for
 from tests.training.iro.ray_job import Marked, ray_job
@@ -131,11 +131,9 @@ def test_what_is_raised_on_a_node_is_raised_by_the_job(nodes: Cluster, config: A
 
 
 def test_a_cluster_that_is_not_there_is_named(config: AlignConfig, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(ClusterUnavailable, match=rf"no Ray cluster at {address} \(IRO_RAY_ADDRESS\)"):
-            ray_job(Placement(ray_address=address)).execute(config, tmp_path / "run")
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(ClusterUnavailable, match=rf"no Ray cluster at {address} \(IRO_RAY_ADDRESS\)"):
+        ray_job(Placement(ray_address=address)).execute(config, tmp_path / "run")
     with pytest.raises(ClusterUnavailable, match="host:port"):
         ray_job(Placement(ray_address="somewhere")).execute(config, tmp_path / "other")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from iro_server.ports import free_port
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import ended, serving, settings_for
 from tests.iro_server.api.test_metrics import samples
@@ -140,9 +140,7 @@ def test_metrics_tell_what_a_running_job_does_and_how_long_its_grader_takes(obse
 
 
 def test_a_job_succeeds_though_nobody_takes_its_spans(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}/v1/traces"
-        settings = settings_for(tmp_path, align_entry="tests.training.iro.toy_job:JOB", otlp_endpoint=nowhere)
-        with serving(settings, ByteEngine()) as client:
-            assert ended(client, start(client)).status == "succeeded"
+    nowhere = f"http://127.0.0.1:{free_port()}/v1/traces"
+    settings = settings_for(tmp_path, align_entry="tests.training.iro.toy_job:JOB", otlp_endpoint=nowhere)
+    with serving(settings, ByteEngine()) as client:
+        assert ended(client, start(client)).status == "succeeded"

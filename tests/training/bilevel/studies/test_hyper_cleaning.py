@@ -73,7 +73,7 @@ def test_what_is_refused_is_one_line(folder: Path, tmp_path: Path) -> None:
         JOB.execute(tiny(folder, pool=3), tmp_path / "c")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="needs dataset-fashion-mnist")
 def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     result = JOB.execute(JOB.presets["smoke"], tmp_path)

@@ -39,7 +39,7 @@ def test_a_study_that_is_not_known_is_named(folder: Path, tmp_path: Path) -> Non
         JOB.execute(tiny(folder, studies=["knapsack"]), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="needs dataset-fashion-mnist")
 def test_every_study_runs(tmp_path: Path) -> None:
     summary = JOB.execute(tiny(FOLDER), tmp_path)["summary"]
