@@ -77,7 +77,7 @@ def random_prompts(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[
 async def _sample_together(
     engine: EmbeddedEngine, prompts: list[list[int]], layers: tuple[int, ...]
 ) -> list[SampledRows]:
-    with engine.in_step(len(prompts)):
+    with engine.lockstep(len(prompts)):
         return await asyncio.gather(
             *(_sample(engine, prompt, rounds, layers) for prompt, rounds in zip(prompts, ROUNDS, strict=True))
         )
