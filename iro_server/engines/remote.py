@@ -176,16 +176,16 @@ class RemoteSession:
         answers = await together(self._continue(p, count * num_successors, length) for p, count in counts.items())
         of_parent = {parent: iter(rows) for parent, rows in zip(counts, answers, strict=True)}
         origins = [parent for parent in parents for _ in range(num_successors)]
-        drawn = [next(of_parent[parent]) for parent in origins]
-        self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, drawn, strict=True)]
+        sampled = [next(of_parent[parent]) for parent in origins]
+        self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, sampled, strict=True)]
         self.round += 1
-        return chunk_of([row for _, row in drawn], self.embedding)
+        return chunk_of([row for _, row in sampled], self.embedding)
 
     async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Any, Row]]:
         body = self.request(self.prefixes[parent], count, length, derive(self.seed, self.round, parent))
         read = partial(self.read, count=count, length=length)
-        drawn, self.replica = await self.engine.replicas.complete(body, read, self.replica)
-        return drawn
+        sampled, self.replica = await self.engine.replicas.complete(body, read, self.replica)
+        return sampled
 
     def close(self) -> None:
         if self.pending is not None:

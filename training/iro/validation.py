@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from iro_server.decoding.base import SearchParams
+from iro_server.decoding.selection import RULES
 from iro_server.engines.describe import Description
 from iro_server.graders import Grade
 from training.iro.ahead import working_ahead
@@ -196,7 +197,7 @@ def better_beta(rewards: Mapping[float, Sequence[float]]) -> tuple[float, str]:
 
 def tries_betas(config: AlignConfig, step: int) -> bool:
     """With one value function, rules that rank do not depend on β."""
-    return config.betas == "auto" and (step > 1 or config.selection == "smc")
+    return config.betas == "auto" and (step > 1 or RULES[config.selection].samples)
 
 
 def average(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
