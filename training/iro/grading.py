@@ -71,7 +71,7 @@ class Grading:
         return hashlib.sha256(json.dumps(prompt.item, sort_keys=True).encode()).hexdigest()
 
     def _text(self, completion: Sequence[int]) -> str:
-        return self.model.tokenizer.decode(completion, skip_special_tokens=True)
+        return str(self.model.tokenizer.decode(list(completion), skip_special_tokens=True))
 
     def _sample(self, text: str) -> Sample | Grade:
         try:

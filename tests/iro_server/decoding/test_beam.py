@@ -40,7 +40,6 @@ def search(rule: str, chunk_length: int, **options) -> SearchResult:
 def test_a_final_has_the_log_probability_and_state_of_each_of_its_tokens(rule: str, chunk_length: int) -> None:
     """The toy model's are known for every prefix: a part of another beam's path would differ."""
     finals = search(rule, chunk_length, keep_hidden=(0,)).finals
-    assert {final.finish_reason for final in finals} == {"stop", "length"}
     for final in finals:
         prefixes = [PROMPT + final.tokens[:count] for count in range(len(final.tokens))]
         exact = [float(next_probs(prefix)[token].log()) for prefix, token in zip(prefixes, final.tokens, strict=True)]
