@@ -31,7 +31,7 @@ from training.iro.config import AlignConfig, default_feature_spec
 from training.iro.data import Prompt
 from training.iro.fit import Scale, Shards
 from training.iro.learners import HeadLearner
-from training.iro.rollouts import Batch, plain, roll_out, stored
+from training.iro.rollouts import Batch, plain, roll_out, rollout_sampling, stored
 
 PROMPTS = (100, 1000, 4000)
 SHARD = 8  # prompts
@@ -64,9 +64,9 @@ def sample(folder: Path, shards: int, config: AlignConfig) -> None:
             ids = [tuple(engine.tokenizer(text)["input_ids"]) for text in texts]
             prompts = [Prompt(SHARD * number + place, tokens, {}) for place, tokens in enumerate(ids)]
             spec = default_feature_spec(engine.info, config.horizon)
-            shard = roll_out(
-                engine, config, Batch(prompts, [prompt.index for prompt in prompts], plain(config), spec=spec)
-            )
+            sampling, seeds = rollout_sampling(config.temperature, engine.info), [prompt.index for prompt in prompts]
+            batch = Batch(prompts, seeds, sampling, plain(config), config.horizon, spec=spec)
+            shard = roll_out(engine, batch)
             texts_of = [[engine.tokenizer.decode(tokens) for tokens in group] for group in shard["tokens"]]
             rewards = [[text.count("e") / max(1, len(text)) for text in group] for group in texts_of]
             checkpoints.save(f"{number}-rollouts", stored(shard), ABOUT)
@@ -107,7 +107,7 @@ def measured(folder: Path, prompts: int, config: AlignConfig) -> dict[str, float
     """Bytes that a fit of so many prompts adds to this process at most, and its seconds."""
     from iro_server.engines.describe import Description
 
-    learner = HeadLearner(config, default_feature_spec(Description(prepare_model(), None).info, config.horizon))
+    learner = HeadLearner(config, default_feature_spec(Description.of_directory(prepare_model()).info, config.horizon))
     source, available = Stored(open_checkpoints(str(folder))), len(list(folder.glob("*-rewards.pt")))
     names = [(f"{n % available}-rollouts", f"{n % available}-rewards") for n in range(-(-prompts // SHARD))]
     heldout = max(1, len(names) // 5)

@@ -22,6 +22,7 @@ import psutil
 
 from benchmarks.decoding import PASSAGE
 from benchmarks.record import command_line, finish
+from iro_server.engines.describe import Description
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from training.iro import ahead
@@ -109,7 +110,7 @@ def measured(folder: Path, url: str, args: argparse.Namespace) -> dict[str, floa
     with closing(Timed(prepare_model())) as engine:
 
         def run(config: AlignConfig, run: Run) -> dict[str, Any]:
-            return align(config, run, engine, LocalExecutor(config, engine))
+            return align(config, run, Description.of_engine(engine), LocalExecutor(engine, config.model_dir))
 
         began = time.monotonic()
         result = Job("align", "", AlignConfig, run).execute(config, folder / "run")

@@ -96,9 +96,9 @@ class Bench:
 
     def cached_share(self, work: Callable[[], float]) -> float:
         """Of the prompt tokens that ``work`` sends, how many vLLM had read before."""
-        before = self.engine.report()[0]
+        before = self.engine.health().replicas[0]
         work()
-        after = self.engine.report()[0]
+        after = self.engine.health().replicas[0]
         read, cached = (after[name] - before[name] for name in ("prompt_tokens", "cached_tokens"))
         return cached / read
 

@@ -8,7 +8,7 @@ import math
 import socket
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import uvicorn
@@ -34,9 +34,10 @@ from iro_server.api.context import Context
 from iro_server.api.deadlines import Deadlines
 from iro_server.api.fair_executor import FairExecutor
 from iro_server.api.limits import BodyLimit, BodyLimits
-from iro_server.api.registry import ModelRegistry, ServedEngine
+from iro_server.api.registry import ModelRegistry
 from iro_server.api.respond import AsciiJSON
 from iro_server.api.send_timeout import SendTimeout, UnreadConnections
+from iro_server.engines.base import Engine
 from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders import cgroup
@@ -56,7 +57,7 @@ log = logging.getLogger("iro")
 ENDING = 5  # seconds for errors and databases, after the drain
 
 
-def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
+def create_app(settings: Settings, engine: Engine) -> FastAPI:
     """The application. While it runs it starts and watches jobs; ``engine`` stays the caller's to close."""
     sessions = open_database(settings)
     internal_key = keys.internal(settings.data_dir)
@@ -82,9 +83,10 @@ def create_app(settings: Settings, engine: ServedEngine) -> FastAPI:
         grading.shutdown()
         registry.close()
 
-    max_cache_tokens = settings.max_cache_tokens or getattr(engine, "cache_capacity", None)
+    capacity = engine.health()
+    max_cache_tokens = settings.max_cache_tokens or capacity.cache_capacity
     app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
-    max_project_rows = settings.max_project_rows or getattr(engine, "shared_rows", None)
+    max_project_rows = settings.max_project_rows or capacity.shared_rows
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens, max_project_rows)
     app.state.context = Context(
         settings, sessions, registry, surroundings, admission, Deadlines(), keys_required, grading
@@ -116,7 +118,7 @@ def serve(settings: Settings) -> None:
         log.info("python graders: %s", cgroup.memory_bound())
     CACHES.limit = settings.value_cache_bytes
     spool_uploads(settings)
-    with open_engine(model_dir, settings.model_name, settings.endpoints) as engine:
+    with closing(open_engine(model_dir, settings.model_name, settings.endpoints)) as engine:
         config = uvicorn.Config(
             create_app(settings, engine),
             host=settings.host,

@@ -32,7 +32,7 @@ def info(model: Annotated[str, typer.Argument(help="A model directory or name.")
 
     directory = model_dir(model)
     config = AutoConfig.from_pretrained(directory)
-    info = Description(directory).info
+    info = Description.of_directory(directory).info
     facts = {
         "directory": str(directory),
         "architecture": ", ".join(config.architectures or []),

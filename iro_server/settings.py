@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
+from iro_server.engines.endpoints import Endpoints, EngineUrl
+from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.placement import Placement
 from iro_server.surroundings import CurrentSurroundings, PythonLimits, Surroundings

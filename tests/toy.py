@@ -6,10 +6,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
-from iro_server.engines.base import Chunk, ModelInfo, Sampling
+from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling
 
 VOCABULARY = 4
 END = 3  # the stop token
@@ -41,6 +42,7 @@ def enumerate_completions(prompt: Sequence[int], max_tokens: int) -> dict[tuple[
 class ToyEngine:
     """The Engine protocol over ``next_probs``. Hidden layer 0 is the one-hot token."""
 
+    tokenizer: Any = None  # its prompts are token ids
     info = ModelInfo("toy", "toy-hash", "toy-template", (END,), 1, VOCABULARY, 4096)
 
     def __init__(self) -> None:
@@ -51,8 +53,11 @@ class ToyEngine:
             raise ValueError(f"the prompt has {len(prompt_ids)} tokens")
         return ToySession(self, list(prompt_ids), sampling, tuple(layers))
 
-    def in_step(self, sessions: int) -> AbstractContextManager[None]:
+    def lockstep(self, sessions: int) -> AbstractContextManager[None]:
         return nullcontext()  # its rows share nothing
+
+    def health(self) -> EngineHealth:
+        return EngineHealth()
 
     def close(self) -> None:
         pass

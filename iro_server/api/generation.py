@@ -18,8 +18,10 @@ from iro_server.engines.base import Sampling
 from iro_server.engines.cache import cached_tokens
 from iro_server.tasks import together
 from iro_server.telemetry import tracing
+from iro_server.telemetry.search import SearchTelemetry
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
+TELEMETRY = SearchTelemetry()
 OnAgreed = Callable[[int, list[int]], None]
 
 
@@ -27,7 +29,7 @@ OnAgreed = Callable[[int, list[int]], None]
 class Generation:
     """``n`` choices for one prompt. All is checked: what it holds fits the model.
 
-    ``best_first``: by value whatever the selection, where "smc" would return samples.
+    ``best_first``: by value, also where the selection rule returns samples.
     """
 
     model: ServedModel
@@ -83,9 +85,8 @@ class Generated:
 
 def check_choices(params: SearchParams, n: int) -> None:
     """400 where a search of these parameters cannot end with ``n`` finals."""
-    finals = params.beam_width if params.selection == "smc" else params.rows
-    if params.rows > 1 and n > finals:
-        raise bad_request(f"Invalid 'n': this search ends with at most {finals} completions, not {n}.", "n")
+    if params.rows > 1 and n > params.max_finals:
+        raise bad_request(f"Invalid 'n': this search ends with at most {params.max_finals} completions, not {n}.", "n")
 
 
 async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:
@@ -111,7 +112,7 @@ async def _search(request: Generation, on_agreed: OnAgreed | None) -> Generated:
         choices = [_choice(request, final) for final in finals]
     if request.picked_by_grader:
         return Generated(choices, usage)
-    if request.params.selection == "smc" and request.params.rows > 1 and not request.best_first:
+    if request.params.rule.samples and request.params.rows > 1 and not request.best_first:
         return Generated(choices[: request.n], usage)
     best = diversity_first([final.value for final in finals], [choice.text for choice in choices], request.n)
     # Beams that all stopped early, and a greedy row, are fewer finals than rows: the best stand for the missing ones.
@@ -144,6 +145,7 @@ async def _run(
         request.scorer,
         stop_text=request.detokenizer.stopped if request.detokenizer.stops else None,
         on_agreed=agreed,
+        observer=TELEMETRY,
     )
     return result.finals, result.usage
 

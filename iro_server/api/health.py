@@ -37,9 +37,9 @@ def health(context: Ctx, response: Response) -> dict[str, Any]:
         counts = {status: count for status, count in rows}
     jobs = {status: counts.get(status, 0) for status in ("queued", "running")}
     report: dict[str, Any] = {"status": "ok", "model": context.models.base, "jobs": jobs}
-    replicas = context.models.replicas()
-    if replicas:
-        report["engines"] = replicas
-    if replicas and not any(replica["up"] for replica in replicas):
+    engine = context.models.engine.health()
+    if engine.replicas:
+        report["engines"] = list(engine.replicas)
+    if not engine.up:
         response.status_code, report["status"] = 503, "unavailable"
     return report

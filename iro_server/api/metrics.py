@@ -45,8 +45,8 @@ class _Now(Collector):
             tokens = "Tokens whose keys and values the requests that generate now may hold"
             yield _gauge("iro_admitted_cache_tokens", tokens, admission.active_cache_tokens)
             yield _gauge("iro_max_cache_tokens", "The most that may be held at once", admission.max_cache_tokens)
-        if (rows := getattr(engine, "live_rows", None)) is not None:
-            yield _gauge("iro_live_rows", "Rows in the engine's batch", rows)
+        if (live_rows := engine.health().live_rows) is not None:
+            yield _gauge("iro_live_rows", "Rows in the engine's batch", live_rows)
         found: list[Metric] = []
         try:
             with self.context.sessions() as session:

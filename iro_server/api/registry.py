@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from iro_server.api.errors import APIError
 from iro_server.api.loaded import HeldGrader, Loaded
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine
-from iro_server.engines.remote import RemoteEngine
 from iro_server.graders import parse_grader
 from iro_server.store.database import Sessions
 from iro_server.store.named import find_named
@@ -45,13 +43,6 @@ class Defaults(BaseModel):
     max_tokens: int | None = None
 
 
-class ServedEngine(Engine, Protocol):
-    """An engine with the tokenizer its token ids belong to."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-
-
 @dataclass(frozen=True)
 class ServedModel:
     """A frozen model and, where it is aligned, the value functions that steer it.
@@ -61,7 +52,7 @@ class ServedModel:
     """
 
     name: str
-    engine: ServedEngine
+    engine: Engine
     defaults: Defaults
     values: Values | None = None
     grader: HeldGrader | None = None
@@ -84,7 +75,7 @@ class ModelRegistry:
 
     def __init__(
         self,
-        engine: ServedEngine,
+        engine: Engine,
         sessions: Sessions,
         model_dir: Path | None,
         surroundings: Surroundings,
@@ -100,10 +91,6 @@ class ModelRegistry:
     @property
     def base(self) -> str:
         return self.engine.info.name
-
-    def replicas(self) -> list[dict[str, Any]]:
-        """How the servers of the base model are, in the settings' order; none where it runs in this process."""
-        return self.engine.report() if isinstance(self.engine, RemoteEngine) else []
 
     def resolve(self, name: str, project: str) -> ServedModel:
         """The model that the project calls so. 404 without one, 400 if its bundle does not fit the model served."""

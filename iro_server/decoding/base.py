@@ -1,18 +1,25 @@
-"""What a search is told, and what it gives back."""
+"""The parameters of a search, the protocols that it uses, and its result."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from iro_server.decoding.selection import RULES, SelectionRule
 from iro_server.engines.base import Chunk, Sampling
 
-Selection = Literal["diversity", "top", "smc"]
+if TYPE_CHECKING:
+    Selection = str
+else:
+    Selection = Literal[tuple(RULES)]
+
+Stage = Literal["prefill", "round", "extend", "score"]
 
 
 class SearchParams(BaseModel):
@@ -36,21 +43,30 @@ class SearchParams(BaseModel):
         """W*K: rows that step at once."""
         return self.beam_width * self.num_successors
 
+    @property
+    def rule(self) -> SelectionRule:
+        return RULES[self.selection]
+
+    @property
+    def max_finals(self) -> int:
+        """The most completions that the search ends with."""
+        return self.rule.max_finals(self.beam_width, self.num_successors)
+
     def drawn_by(self, sampling: Sampling) -> SearchParams:
         """W=K=1 at temperature 0, where all successors of a beam are the same row."""
         return self if sampling.temperature else self.model_copy(update={"beam_width": 1, "num_successors": 1})
 
 
 def repeatable(sampling: Sampling, temperature: float, prompt_ids: Sequence[int]) -> Sampling:
-    """What temperature 0 means where values choose among rows: ``temperature``, with a seed that belongs to the prompt
-    unless ``sampling`` has one. Greedy rows would all be the frozen model's likeliest text."""
+    """Temperature 0 where values choose among rows: ``temperature``, with the seed of ``sampling``, or one derived from
+    the prompt. Greedy rows would all be the frozen model's likeliest text."""
     digest = hashlib.sha256(" ".join(map(str, prompt_ids)).encode()).digest()
     seed = int.from_bytes(digest[:8], "big") >> 2 if sampling.seed is None else sampling.seed
     return replace(sampling, temperature=temperature, seed=seed)
 
 
 class ScorerState(Protocol):
-    """The values of one search: follows its rows as beams are dropped and repeated."""
+    """The values of one search, whose rows are dropped and repeated as its beams are."""
 
     async def score(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> torch.Tensor:
         """Sum_t V_t / beta_t [R] at each row's last counted token; arguments as ``Session.extend``."""
@@ -66,6 +82,22 @@ class Scorer(Protocol):
         ...
 
     def start(self, prompt_ids: Sequence[int]) -> ScorerState: ...
+
+
+class SearchObserver(Protocol):
+    """Follows the searches that it is passed to, such as for telemetry."""
+
+    def prompt(self, tokens: int) -> None:
+        """A search begins, of a prompt of so many tokens."""
+        ...
+
+    def stage(self, name: Stage) -> AbstractContextManager[object]:
+        """Entered for the time of a stage; "extend" and "score" lie within "round"."""
+        ...
+
+    def round(self, usage: SearchUsage) -> None:
+        """A round has ended; ``usage`` is the round's."""
+        ...
 
 
 @dataclass
@@ -91,7 +123,7 @@ class SearchUsage:
 
 @dataclass
 class SearchResult:
-    """``finals``: every completion left at the end, best first by value (SMC: in random order)."""
+    """``finals``: every completion at the end, in the order of the selection rule."""
 
     finals: list[Final]
     usage: SearchUsage

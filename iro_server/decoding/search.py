@@ -8,30 +8,37 @@ is W=1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from iro_server.decoding import selection
-from iro_server.decoding.base import Final, Scorer, SearchParams, SearchResult, SearchUsage
-from iro_server.engines.base import Chunk, Engine, Sampling
-from iro_server.telemetry import metrics, tracing
-from iro_server.telemetry.request import first_chunk
+from iro_server.decoding.base import (
+    Final,
+    Scorer,
+    ScorerState,
+    SearchObserver,
+    SearchParams,
+    SearchResult,
+    SearchUsage,
+    Stage,
+)
+from iro_server.decoding.beam import Beam
+from iro_server.engines.base import Chunk, Engine, Sampling, Session
 
 RESAMPLING = 0x9E3779B97F4A7C15  # apart from any seed that users choose
 
 
-@dataclass
-class Beam:
-    """A row since the prompt. ``row``: its place in the last chunk. ``log_weight``: for SMC, since it was resampled."""
+class NullObserver:
+    """An observer that records nothing."""
 
-    tokens: list[int]
-    logprobs: list[float]
-    hidden: dict[int, list[torch.Tensor]]
-    row: int
-    value: float = 0.0
-    log_weight: float = 0.0
-    finished: bool = False
+    def prompt(self, tokens: int) -> None:
+        pass
+
+    def stage(self, name: Stage) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def round(self, usage: SearchUsage) -> None:
+        pass
 
 
 async def guided_search(
@@ -45,141 +52,140 @@ async def guided_search(
     keep_hidden: tuple[int, ...] = (),
     stop_text: Callable[[list[int]], bool] | None = None,
     on_agreed: Callable[[list[int]], None] | None = None,
+    observer: SearchObserver | None = None,
 ) -> SearchResult:
     """Search for completions of one prompt.
 
     Args:
         params: W, K, L and the selection rule. ``betas`` are the scorer's concern.
-        sampling: how the frozen model's tokens are drawn; ``stop_ids`` end a row. Temperature 0 draws a single row.
+        sampling: of the frozen model's tokens; ``stop_ids`` end a row. Temperature 0 draws a single row.
         scorer: value functions; without them every value is 0 and the first rows are kept.
         keep_hidden: layers whose hidden states are returned with each final.
         stop_text: a row for which it returns True (given the row's tokens) is finished at this chunk's end.
         on_agreed: called with the tokens that every live or finished beam now shares, as they grow.
+        observer: follows the search's stages and rounds.
 
     Returns finals best first by value; with "smc" in random order, where each is a draw from
     pi_base * exp(sum V/beta) as W grows.
     Raises ValueError if the prompt and ``max_tokens`` do not fit the model.
     """
-    layers = tuple(sorted({*keep_hidden, *(scorer.layers if scorer else ())}))
     if len(prompt_ids) + max_tokens > engine.info.max_length:
-        longest = engine.info.max_length
-        raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones do not fit the model's {longest}")
-    params = params.drawn_by(sampling)
-    metrics.PROMPT_TOKENS.inc(len(prompt_ids))
-    with tracing.span("prefill"):
+        limit = engine.info.max_length
+        raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones do not fit the model's {limit}")
+    observer = observer or NullObserver()
+    observer.prompt(len(prompt_ids))
+    layers = tuple(sorted({*keep_hidden, *(scorer.layers if scorer else ())}))
+    with observer.stage("prefill"):
         session = await engine.open(prompt_ids, sampling, layers)
-    search = _Search(params, keep_hidden, stop_text, sampling.seed)
-    values = scorer.start(prompt_ids) if scorer else None
     try:
-        left = max_tokens
-        while left and (live := [b for b in search.beams if not b.finished]):
-            length = min(params.chunk_length or left, left)
-            parents = [b.row for b in live]
-            with tracing.span("round"):
-                with tracing.span("extend"):
-                    chunk = await session.extend(parents, search.successors(), length)
-                scores = None
-                if values:
-                    with tracing.span("score"):
-                        scores = await values.score(parents, search.successors(), chunk)
-                left -= length
-                search.advance(live, chunk, scores, last=left == 0)
-            first_chunk()
+        values = scorer.start(prompt_ids) if scorer else None
+        search = _Search(session, values, params.drawn_by(sampling), sampling.seed, keep_hidden, stop_text, observer)
+        agreed: list[int] = []
+        remaining_tokens = max_tokens
+        while remaining_tokens and search.live:
+            length = min(params.chunk_length or remaining_tokens, remaining_tokens)
+            remaining_tokens -= length
+            await search.round(length, last=remaining_tokens == 0)
             if on_agreed:
-                on_agreed(common_prefix([b.tokens for b in search.beams]))
+                agreed = agreed + common_prefix([beam.tokens_from(len(agreed)) for beam in search.beams])
+                on_agreed(agreed)
     finally:
         session.close()
-    return search.result(value_tokens=scorer is not None)
+    return search.result()
 
 
 class _Search:
+    """The beams of one search; the first is the prompt."""
+
     def __init__(
         self,
+        session: Session,
+        values: ScorerState | None,
         params: SearchParams,
+        seed: int | None,
         keep_hidden: tuple[int, ...],
         stop_text: Callable[[list[int]], bool] | None,
-        seed: int | None,
+        observer: SearchObserver,
     ) -> None:
-        self.params, self.keep_hidden, self.stop_text = params, keep_hidden, stop_text
+        self.session, self.values, self.params, self.observer = session, values, params, observer
+        self.keep_hidden, self.stop_text = keep_hidden, stop_text
         self.generator = torch.Generator()
         # Another stream than the session's, whose uniforms drew the tokens that are resampled here.
         self.generator.manual_seed((seed + RESAMPLING) % 2**63) if seed is not None else self.generator.seed()
-        self.beams = [Beam([], [], {i: [] for i in keep_hidden}, row=0)]
+        self.beams = [Beam()]
         self.usage = SearchUsage()
 
-    def successors(self) -> int:
-        """K, but W*K in the first round, where the prompt is the only beam."""
-        if self.usage.rounds == 0:
-            return self.params.beam_width * self.params.num_successors
-        return self.params.num_successors
+    @property
+    def live(self) -> list[Beam]:
+        return [beam for beam in self.beams if not beam.finished]
 
-    def advance(self, live: list[Beam], chunk: Chunk, scores: torch.Tensor | None, last: bool) -> None:
-        """Fan the live beams out into the chunk's rows, then let the pool shrink to W (the last round keeps all)."""
-        fan = self.successors()
-        drawn = int(chunk.lengths_R.sum())
-        self.usage.rounds += 1
-        self.usage.base_tokens += drawn
-        metrics.ROUNDS.inc()
-        metrics.BASE_TOKENS.inc(drawn)
-        if scores is not None:
-            metrics.VALUE_TOKENS.inc(drawn)
-        pool = [b for b in self.beams if b.finished]
-        for row in range(len(chunk.lengths_R)):
-            pool.append(self._grow(live[row // fan], chunk, row, fan, scores))
-        if self.params.selection != "smc" and (last or all(b.finished for b in pool)):
-            self.beams = pool
-        else:
-            self.beams = [pool[i] for i in self._select(pool)]
+    async def round(self, length: int, last: bool) -> None:
+        """Continue the live beams by ``length`` tokens, then let the rule choose from their rows and finished beams."""
+        live, rule = self.live, self.params.rule
+        successors = self.params.num_successors if self.usage.rounds else self.params.rows  # first the prompt has W*K
+        with self.observer.stage("round"):
+            chunk, scores_R = await self._extend([beam.row for beam in live], successors, length)
+            pool = [beam for beam in self.beams if beam.finished]
+            pool += self._rows(live, successors, chunk, scores_R)
+            choose = rule.finish if last or all(beam.finished for beam in pool) else rule.select
+            self.beams = [pool[place] for place in choose(pool, self.params.beam_width, self.generator)]
+        self._count(chunk)
 
-    def _grow(self, parent: Beam, chunk: Chunk, row: int, fan: int, scores: torch.Tensor | None) -> Beam:
-        length = int(chunk.lengths_R[row])
-        value = float(scores[row]) if scores is not None else 0.0
-        tokens = parent.tokens + chunk.tokens_RL[row, :length].tolist()
-        return Beam(
-            tokens=tokens,
-            logprobs=parent.logprobs + chunk.logprobs_RL[row, :length].tolist(),
-            hidden={i: [*parent.hidden[i], chunk.hidden[i][row, :length]] for i in self.keep_hidden},
-            row=row,
-            value=value,
-            log_weight=value - parent.value - torch.tensor(float(fan)).log().item(),
-            finished=bool(chunk.stopped_R[row]) or bool(self.stop_text and self.stop_text(tokens)),
-        )
+    async def _extend(self, parents: list[int], successors: int, length: int) -> tuple[Chunk, torch.Tensor | None]:
+        """The chunk of R rows, ``successors`` of each parent, and their values [R]."""
+        with self.observer.stage("extend"):
+            chunk = await self.session.extend(parents, successors, length)
+        if self.values is None:
+            return chunk, None
+        with self.observer.stage("score"):
+            return chunk, await self.values.score(parents, successors, chunk)
 
-    def _select(self, pool: list[Beam]) -> list[int]:
-        width = self.params.beam_width
-        values = [b.value for b in pool]
-        if self.params.selection == "smc":
-            return self._resample(pool, width)
-        if self.params.selection == "top":
-            return selection.top(values, width)
-        return selection.diversity_first(values, [tuple(b.tokens) for b in pool], width)
-
-    def _resample(self, pool: list[Beam], width: int) -> list[int]:
-        kept = selection.resample(torch.tensor([b.log_weight for b in pool]), width, self.generator)
-        for i in kept:
-            pool[i].log_weight = 0.0
-        return kept
-
-    def _order(self) -> list[int]:
-        """Places of the beams in the result: by value, or ("smc") at random, as resampling keeps the pool's order, in
-        which rows that stopped early come first."""
-        if self.params.selection == "smc":
-            return torch.randperm(len(self.beams), generator=self.generator).tolist()
-        return selection.top([b.value for b in self.beams], len(self.beams))
-
-    def result(self, value_tokens: bool) -> SearchResult:
-        self.usage.value_tokens = self.usage.base_tokens if value_tokens else 0
-        finals = [
-            Final(
-                tokens=b.tokens,
-                logprobs=b.logprobs,
-                value=b.value,
-                finish_reason="stop" if b.finished else "length",
-                hidden={i: torch.cat(h) for i, h in b.hidden.items()},
+    def _rows(self, live: list[Beam], successors: int, chunk: Chunk, scores_R: torch.Tensor | None) -> list[Beam]:
+        """A beam of each row of the chunk."""
+        tokens, logprobs = chunk.tokens_RL.tolist(), chunk.logprobs_RL.tolist()
+        lengths, stopped = chunk.lengths_R.tolist(), chunk.stopped_R.tolist()
+        values = scores_R.tolist() if scores_R is not None else [0.0] * len(lengths)
+        log_successors = torch.tensor(float(successors)).log().item()
+        beams = []
+        for row, length in enumerate(lengths):
+            parent = live[row // successors]
+            beam = Beam(
+                parent,
+                tokens[row][:length],
+                logprobs[row][:length],
+                {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
+                row,
+                values[row],
+                log_weight=values[row] - parent.value - log_successors,
+                finished=stopped[row],
             )
-            for b in (self.beams[i] for i in self._order())
-        ]
-        return SearchResult(finals, self.usage)
+            if self.stop_text and not beam.finished:
+                beam.finished = self.stop_text(beam.tokens_from(0))
+            beams.append(beam)
+        return beams
+
+    def _count(self, chunk: Chunk) -> None:
+        base_tokens = int(chunk.lengths_R.sum())
+        round_usage = SearchUsage(base_tokens, base_tokens if self.values else 0, rounds=1)
+        self.usage.base_tokens += round_usage.base_tokens
+        self.usage.value_tokens += round_usage.value_tokens
+        self.usage.rounds += 1
+        self.observer.round(round_usage)
+
+    def result(self) -> SearchResult:
+        order = self.params.rule.order(self.beams, self.generator)
+        return SearchResult([self._final(self.beams[place]) for place in order], self.usage)
+
+    def _final(self, beam: Beam) -> Final:
+        """The beam, written out from the prompt on."""
+        path = beam.path()
+        return Final(
+            tokens=[token for part in path for token in part.tokens],
+            logprobs=[logprob for part in path for logprob in part.logprobs],
+            value=beam.value,
+            finish_reason="stop" if beam.finished else "length",
+            hidden={layer: torch.cat([part.hidden[layer] for part in path]) for layer in self.keep_hidden},
+        )
 
 
 def common_prefix(rows: Sequence[list[int]]) -> list[int]:

@@ -75,7 +75,7 @@ def attend_segments(q_RHd: torch.Tensor, segments: list[Segment], layer: int, so
     q_RHd = q_RHd * softmax.scaling
     spans = visible_spans(segments, softmax)
     scores = q_RHd.new_empty(rows, kv_heads, group, sum(stop - start for _, start, stop in spans))
-    at = 0
+    offset = 0
     for s, start, stop in spans:
         owners, length = s.keys.shape[1], stop - start
         q = (
@@ -85,19 +85,19 @@ def attend_segments(q_RHd: torch.Tensor, segments: list[Segment], layer: int, so
         )
         keys = s.keys[layer, :, :, start:stop].flatten(0, 1)
         part = torch.bmm(q, keys.transpose(1, 2)).view(owners, kv_heads, rows // owners, group, length)
-        target = scores[..., at : at + length].view(owners, rows // owners, kv_heads, group, length)
+        target = scores[..., offset : offset + length].view(owners, rows // owners, kv_heads, group, length)
         target.copy_(part.transpose(1, 2))
-        at += length
+        offset += length
     weights = torch.softmax(softmax.cap(scores), dim=-1)
-    out, at = None, 0
+    out, offset = None, 0
     for s, start, stop in spans:
         owners, length = s.keys.shape[1], stop - start
-        w = weights[..., at : at + length].view(owners, rows // owners, kv_heads, group, length)
+        w = weights[..., offset : offset + length].view(owners, rows // owners, kv_heads, group, length)
         values = s.values[layer, :, :, start:stop].flatten(0, 1)
         part = torch.bmm(w.transpose(1, 2).reshape(owners * kv_heads, -1, length), values)
         part = part.view(owners, kv_heads, rows // owners, group, size).transpose(1, 2)
         out = part if out is None else out.reshape(part.shape) + part
-        at += length
+        offset += length
     assert out is not None
     return out.reshape(rows, heads, size)
 
@@ -166,7 +166,7 @@ def flat_attention(
     runs: list[Rows] | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **others: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """The function transformers calls in every layer: query [1, heads, N, size]; each run of rows attends by itself.
 
@@ -174,7 +174,7 @@ def flat_attention(
     """
     if runs is None:
         raise NotImplementedError("its layers do not hand on what they are called with")
-    special = {what for name, what in UNSUPPORTED.items() if others.get(name) is not None}
+    special = {feature for name, feature in UNSUPPORTED.items() if options.get(name) is not None}
     if attention_mask is not None:
         special.add("a mask of its own")
     if key.shape[-1] != value.shape[-1]:
@@ -184,11 +184,11 @@ def flat_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer, softmax = module.layer_idx, Softmax(scaling, sliding_window, softcap)
     q, k, v = query[0], key[0], value[0]
-    out, at = [], 0
+    out, offset = [], 0
     for run in runs:
-        span = slice(at, at + run.count)
+        span = slice(offset, offset + run.count)
         out.append(run.attend(layer, q[:, span], k[:, span], v[:, span], softmax))
-        at += run.count
+        offset += run.count
     return torch.cat(out)[None], None
 
 

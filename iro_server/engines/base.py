@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,50 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class EngineHealth:
+    """The state of an engine at this moment.
+
+    ``live_rows``: rows in its batch; None where servers batch them. ``cache_capacity``: tokens whose keys and values
+    fit in half of the memory that was free once the model was loaded; None where it is unknown. ``shared_rows``: rows of
+    one project that slow another project's single row by half at most; None where it is unknown. ``replicas``: a report
+    of each server, in the order of the settings; none where the model runs in this process.
+    """
+
+    live_rows: int | None = None
+    cache_capacity: int | None = None
+    shared_rows: int | None = None
+    replicas: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def up(self) -> bool:
+        """Whether the model runs in this process, or some server of it answers."""
+        return not self.replicas or any(replica["up"] for replica in self.replicas)
+
+
 class Engine(Protocol):
-    """A frozen model. Rows of all open sessions step in one batch."""
+    """A frozen model and its tokenizer. Rows of all open sessions step in one batch."""
 
     @property
     def info(self) -> ModelInfo: ...
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> Session:
         """Start a session. ``layers`` asks for hidden features; ValueError if the engine has none to give,
         or if the prompt does not fit ``info.max_length``."""
+        ...
+
+    def lockstep(self, sessions: int) -> AbstractContextManager[None]:
+        """For so many sessions, which are opened and closed within: their results do not depend on their timing, not
+        even in the last bits. An engine that cannot promise it documents that."""
+        ...
+
+    def health(self) -> EngineHealth:
+        """Returns at once, without asking a server."""
+        ...
+
+    def close(self) -> None:
+        """Free the model; chunks in progress fail with CancelledError."""
         ...

@@ -1,23 +1,34 @@
-"""What a prepared model directory says about its model, without loading the weights."""
+"""The description of a frozen model: from its directory, without loading the weights, or of an engine that has them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from iro_server.engines.base import ModelInfo
+from iro_server.engines.base import Engine, ModelInfo
 from iro_server.engines.prepare import model_hash, template_hash
 
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
 
 
+@dataclass(frozen=True)
 class Description:
-    """What an engine of a model directory knows of its model, where another process has the weights."""
+    """A frozen model as prompts and value functions need it: the weights may be in another process."""
 
-    def __init__(self, model_dir: Path, name: str | None = None) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        self.info = describe(model_dir, name, self.tokenizer)
+    info: ModelInfo
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of_directory(cls, model_dir: Path, name: str | None = None) -> Description:
+        """Of a prepared model. ModelError as ``describe``."""
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        return cls(describe(model_dir, name, tokenizer), tokenizer)
+
+    @classmethod
+    def of_engine(cls, engine: Engine) -> Description:
+        return cls(engine.info, engine.tokenizer)
 
 
 def describe(model_dir: Path, name: str | None, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:

@@ -22,7 +22,7 @@ from typing import Any, Self
 import torch
 from transformers import AutoTokenizer
 
-from iro_server.engines.base import Chunk, ModelInfo, Sampling
+from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling
 from iro_server.engines.describe import describe
 from iro_server.engines.equality import check_equality
 from iro_server.engines.frozen_model import FrozenModel
@@ -78,20 +78,12 @@ class EmbeddedEngine:
         """Threads of a step on an idle machine."""
         return self._threads.most
 
-    @property
-    def live_rows(self) -> int:
-        """Rows in the batch at this moment."""
-        return self._scheduler.live_rows
-
-    @property
-    def cache_capacity(self) -> int:
-        """Tokens whose keys and values fit in half of the memory that was free once the model was loaded."""
-        return self._cache_capacity
-
-    @property
-    def shared_rows(self) -> int:
-        """Rows of one project that slow another project's single row by half at most."""
-        return self._budget.step_units // 2
+    def health(self) -> EngineHealth:
+        """As ``Engine.health``. A step reads the weights in the time of ``step_units`` rows' arithmetic."""
+        shared_rows = self._budget.step_units // 2
+        return EngineHealth(
+            live_rows=self._scheduler.live_rows, cache_capacity=self._cache_capacity, shared_rows=shared_rows
+        )
 
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> EmbeddedSession:
         """As ``Engine.open``. Sessions that are open at the same time share the cache of an equal prompt of equal salt.
@@ -100,8 +92,8 @@ class EmbeddedEngine:
             raise ValueError(
                 f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {self._info.max_length - 1}"
             )
-        if bad := [i for i in layers if not 0 <= i <= self._info.num_layers]:
-            raise ValueError(f"the model has layers 0 to {self._info.num_layers}, not {bad}")
+        if missing_layers := [i for i in layers if not 0 <= i <= self._info.num_layers]:
+            raise ValueError(f"the model has layers 0 to {self._info.num_layers}, not {missing_layers}")
         seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(6), "big")
         group = SequenceGroup(self._spec, sampling, layers, seed, next(self._numbers))
         opened: Future[None] = Future()
@@ -114,18 +106,18 @@ class EmbeddedEngine:
         return EmbeddedSession(self, group)
 
     @contextmanager
-    def in_step(self, sessions: int) -> Iterator[None]:
-        """For so many sessions, which are opened and closed within: each step waits until all that are not closed have
-        asked for one. What a step computes depends, in its last bits, on what shares it: so it is the same every time.
+    def lockstep(self, sessions: int) -> Iterator[None]:
+        """As ``Engine.lockstep``: each step waits until all sessions that are not closed have asked for one. The last
+        bits of a step's results depend on the rows that share it: those are the same every time.
         """
-        self._post(lambda: self._await(sessions), Future())
+        self._post(lambda: self._await_sessions(sessions), Future())
         try:
             yield
         finally:
-            self._post(lambda: self._await(0), Future())
+            self._post(lambda: self._await_sessions(0), Future())
 
-    def _await(self, sessions: int) -> None:
-        self._scheduler.awaited = sessions
+    def _await_sessions(self, count: int) -> None:
+        self._scheduler.awaited = count
 
     async def extend(self, group: SequenceGroup, work: ChunkWork) -> Chunk:
         """Sample a chunk of a session's rows."""
@@ -139,7 +131,7 @@ class EmbeddedEngine:
                 self._post(lambda: self._scheduler.close(group), Future())
 
     def close(self) -> None:
-        """Stop stepping; chunks in progress fail with CancelledError."""
+        """As ``Engine.close``: the engine stops stepping."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -241,10 +233,10 @@ class EmbeddedSession:
             raise ValueError(f"{length} more tokens do not fit: the model has room for {room}")
         chunk = part = await self._extend([self._inner[p] for p in parents], num_successors, min(length, COMPACT))
         alive = torch.arange(len(chunk.lengths_R))
-        while (left := length - chunk.tokens_RL.shape[1]) and not part.stopped_R.all():
-            going = (~part.stopped_R).nonzero().flatten()
-            alive = alive[going]
-            part = await self._extend(going.tolist(), 1, min(left, COMPACT))
+        while (remaining_tokens := length - chunk.tokens_RL.shape[1]) and not part.stopped_R.all():
+            live_places = (~part.stopped_R).nonzero().flatten()
+            alive = alive[live_places]
+            part = await self._extend(live_places.tolist(), 1, min(remaining_tokens, COMPACT))
             chunk = _append(chunk, alive, part)
         self._inner = {outer: inner for inner, outer in enumerate(alive.tolist())}
         return chunk

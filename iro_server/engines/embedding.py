@@ -38,7 +38,7 @@ def read_embedding(model_dir: Path) -> nn.Embedding:
     with torch.device("meta"):
         model: Any = AutoModel.from_config(AutoConfig.from_pretrained(model_dir), dtype=torch.float32)
     module = model.get_input_embeddings()
-    name = next(name for name, other in model.named_modules() if other is module)
+    name = next(name for name, candidate in model.named_modules() if candidate is module)
     weight = read_tensor(model_dir, f"{name.rpartition('.')[2]}.weight").float()
     # What the layer holds besides its weight was made without values, above: the model's own initialisation gives them.
     module.weight, module.padding_idx = nn.Parameter(torch.empty(1, module.embedding_dim)), None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
-EngineKind = Literal["vllm", "text"]
 KEY_VARIABLE = "IRO_ENGINE_KEY"  # read where it is needed: a key is in no config, log or run folder
 
 
@@ -33,12 +32,13 @@ EngineUrl = Annotated[str, AfterValidator(base_url)]
 class Endpoints:
     """Servers of the frozen model; without ``urls`` it runs in this process. Times in seconds.
 
-    ``model``: its name there, None for the first that is served. ``timeout``: the longest that one answer may take.
-    ``patience``: how long a request waits, from the first failure on, for a server that answers.
+    ``kind``: the engine that calls them, a key of ``opening.ENGINES``. ``model``: its name there; None: the first that
+    is served. ``timeout``: the longest that one answer may take. ``patience``: how long a request waits, from the first
+    failure on, for a server that answers.
     """
 
     urls: tuple[str, ...] = ()
-    kind: EngineKind = "vllm"
+    kind: str = "vllm"
     model: str | None = None
     key: str | None = field(default=None, repr=False)
     timeout: float = 600.0

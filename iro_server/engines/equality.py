@@ -77,7 +77,7 @@ def random_prompts(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[
 async def _sample_together(
     engine: EmbeddedEngine, prompts: list[list[int]], layers: tuple[int, ...]
 ) -> list[SampledRows]:
-    with engine.in_step(len(prompts)):
+    with engine.lockstep(len(prompts)):
         return await asyncio.gather(
             *(_sample(engine, prompt, rounds, layers) for prompt, rounds in zip(prompts, ROUNDS, strict=True))
         )
@@ -110,9 +110,9 @@ def _differences(frozen: FrozenModel, rows: SampledRows) -> tuple[float, float]:
     with frozen.reference_forward() as model:
         out = model(input_ids=rows.tokens_RS.to(device), use_cache=False, output_hidden_states=True)
     logprobs = torch.log_softmax(out.logits[:, -count - 1 : -1].float().cpu(), dim=-1)
-    drawn = logprobs.gather(2, rows.tokens_RS[:, -count:, None])[..., 0]
+    sampled_logprobs = logprobs.gather(2, rows.tokens_RS[:, -count:, None])[..., 0]
     hidden = [_relative_difference(states, out.hidden_states, layer) for layer, states in rows.hidden.items()]
-    return float((rows.logprobs_RL - drawn).abs().mean()), max(hidden, default=0.0)
+    return float((rows.logprobs_RL - sampled_logprobs).abs().mean()), max(hidden, default=0.0)
 
 
 def _relative_difference(states_RLD: Tensor, reference_hidden: tuple[Tensor, ...] | None, layer: int) -> float:

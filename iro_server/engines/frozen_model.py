@@ -102,7 +102,7 @@ class FrozenModel:
         before = [
             (owner, name, getattr(owner, name)) for name in SPANS for owner in owners if _is_span(owner, name, limit)
         ]
-        longest = {name: max((value for _, other, value in before if other == name), default=0) for name in SPANS}
+        longest = {name: max((value for _, span, value in before if span == name), default=0) for name in SPANS}
         for owner, name, value in before:  # some layers count their own token in, and have one more than others
             setattr(owner, name, max(1, value - longest[name] + length))
         try:

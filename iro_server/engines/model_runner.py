@@ -52,8 +52,8 @@ class ModelRunner:
         for batch in alike.values():
             sizes = [len(part) for _, part in batch]
             uniforms = torch.cat([group.uniforms for group, _ in batch]).to(logits.device)
-            drawn = next_tokens(torch.cat([part for _, part in batch]), batch[0][0].sampling, uniforms)
-            for (group, _), tokens, logprobs in zip(batch, *(part.split(sizes) for part in drawn), strict=True):
+            sampled = next_tokens(torch.cat([part for _, part in batch]), batch[0][0].sampling, uniforms)
+            for (group, _), tokens, logprobs in zip(batch, *(part.split(sizes) for part in sampled), strict=True):
                 group.take(tokens, logprobs)
 
     def read(self, runs: Sequence[Run]) -> list[tuple[torch.Tensor, dict[int, torch.Tensor]]]:

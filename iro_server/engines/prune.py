@@ -49,8 +49,8 @@ def prune_model(source: Path, out: Path, keep: float, texts: Sequence[str]) -> P
         staging = Path(folder, "model")
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        made = {"source": f"pruned:{digest}", "keep": keep, "sha256": hash_weights(staging)}
-        (staging / MANIFEST).write_text(json.dumps(made, indent=2) + "\n")
+        manifest = {"source": f"pruned:{digest}", "keep": keep, "sha256": hash_weights(staging)}
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         shutil.move(staging, out)
     return out
 
@@ -59,11 +59,11 @@ def cut(model: Any, keep: float, scores: Sequence[Tensor]) -> None:
     """Keep the share ``keep`` of each layer's neurons with the highest ``scores`` (one [neurons] a layer)."""
     count = max(1, round(keep * model.config.intermediate_size))
     for mlp, score in zip(feed_forward(model), scores, strict=True):
-        kept = score.topk(count).indices.sort().values
+        kept_neurons = score.topk(count).indices.sort().values
         for linear in (mlp.gate_proj, mlp.up_proj):
-            linear.weight, linear.out_features = nn.Parameter(linear.weight[kept].clone()), count
+            linear.weight, linear.out_features = nn.Parameter(linear.weight[kept_neurons].clone()), count
         down = mlp.down_proj
-        down.weight, down.in_features = nn.Parameter(down.weight[:, kept].clone()), count
+        down.weight, down.in_features = nn.Parameter(down.weight[:, kept_neurons].clone()), count
     model.config.intermediate_size = count
 
 
@@ -81,10 +81,10 @@ def writing(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
     layers = feed_forward(model)
     squares = [torch.zeros(mlp.down_proj.in_features) for mlp in layers]
 
-    def count(at: int, _module: Any, inputs: tuple[Tensor]) -> None:
-        squares[at] += inputs[0].square().sum((0, 1))
+    def count(layer: int, _module: Any, inputs: tuple[Tensor]) -> None:
+        squares[layer] += inputs[0].square().sum((0, 1))
 
-    hooks = [mlp.down_proj.register_forward_pre_hook(partial(count, at)) for at, mlp in enumerate(layers)]
+    hooks = [mlp.down_proj.register_forward_pre_hook(partial(count, layer)) for layer, mlp in enumerate(layers)]
     for text in texts:
         if ids := tokenizer(text)["input_ids"][:READ]:
             model.base_model(torch.tensor([ids]))

@@ -104,7 +104,7 @@ def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
         return list(plain(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def spelled(token: str) -> list[int]:
-        whole = ids(token)  # a vocabulary of pieces may have the token as a piece too
-        return whole if special[token] not in whole else [id for char in token for id in ids(char)]
+        token_ids = ids(token)  # a vocabulary of pieces may have the token as a piece too
+        return token_ids if special[token] not in token_ids else [id for char in token for id in ids(char)]
 
     return {token: spelled(token) for token in special if token}

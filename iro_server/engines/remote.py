@@ -1,4 +1,4 @@
-"""What engines over HTTP have in common: a thread with the event loop of their requests, the model's description."""
+"""The common part of engines over HTTP: a thread with the event loop of their requests, the model's description."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from iro_server.engines.base import Chunk, ModelInfo, Sampling
+from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling
 from iro_server.engines.describe import describe
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
@@ -80,12 +80,12 @@ class RemoteEngine:
     async def _start(self, model: str | None) -> None:
         models = await self.replicas.models(START)
         self.model = model or models[0]["id"]
-        served = next((each for each in models if each["id"] == self.model), None)
-        if served is None:
-            known = ", ".join(each["id"] for each in models)
-            raise ValueError(f"the engine serves no model {self.model!r}, only: {known}")
-        if longest := served.get("max_model_len"):
-            self._info = replace(self._info, max_length=min(longest, self._info.max_length))
+        served_model = next((model for model in models if model["id"] == self.model), None)
+        if served_model is None:
+            served_names = ", ".join(model["id"] for model in models)
+            raise ValueError(f"the engine serves no model {self.model!r}, only: {served_names}")
+        if max_length := served_model.get("max_model_len"):
+            self._info = replace(self._info, max_length=min(max_length, self._info.max_length))
         await self.try_out()
 
     def probe_url(self, base: str) -> str:
@@ -107,21 +107,22 @@ class RemoteEngine:
         if self.info.lacks(layers):
             raise ValueError(f"{self.info.name} is served over HTTP, without hidden states past layer 0, the embedding")
         if not 0 < len(prompt_ids) < self.info.max_length:
-            most = self.info.max_length - 1
-            raise ValueError(f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {most}")
+            max_tokens = self.info.max_length - 1
+            raise ValueError(f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {max_tokens}")
 
     @contextmanager
-    def in_step(self, sessions: int) -> Iterator[None]:
-        """No promise: the endpoint batches as requests arrive, and what shares a batch shifts the last bits of its
-        log-probabilities, so that now and then, at equal seeds, another token is drawn."""
+    def lockstep(self, sessions: int) -> Iterator[None]:
+        """Changes nothing: the endpoint batches requests as they arrive, and the rows of a batch shift the last bits of
+        each other's log-probabilities. At equal seeds another token is drawn now and then."""
         yield
 
-    def report(self) -> list[dict[str, Any]]:
-        """Of each replica: whether it is up, what it decodes, and what its prefix cache saved."""
-        return [replica.report() for replica in self.replicas.all]
+    def health(self) -> EngineHealth:
+        """As ``Engine.health``. Of each replica: whether it is up, the rows that it decodes, the tokens that its prefix
+        cache saved."""
+        return EngineHealth(replicas=tuple(replica.report() for replica in self.replicas.all))
 
     def close(self) -> None:
-        """End what is under way; chunks in progress fail with CancelledError."""
+        """As ``Engine.close``: requests in progress are cancelled."""
         if self._loop.is_closed():
             return
         self.submit(self._end()).result()
@@ -130,10 +131,10 @@ class RemoteEngine:
         self._loop.close()
 
     async def _end(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         await self.replicas.close()
 
     def __enter__(self) -> Self:
@@ -175,16 +176,16 @@ class RemoteSession:
         answers = await together(self._continue(p, count * num_successors, length) for p, count in counts.items())
         of_parent = {parent: iter(rows) for parent, rows in zip(counts, answers, strict=True)}
         origins = [parent for parent in parents for _ in range(num_successors)]
-        drawn = [next(of_parent[parent]) for parent in origins]
-        self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, drawn, strict=True)]
+        sampled = [next(of_parent[parent]) for parent in origins]
+        self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, sampled, strict=True)]
         self.round += 1
-        return chunk_of([row for _, row in drawn], self.embedding)
+        return chunk_of([row for _, row in sampled], self.embedding)
 
     async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Any, Row]]:
         body = self.request(self.prefixes[parent], count, length, derive(self.seed, self.round, parent))
         read = partial(self.read, count=count, length=length)
-        drawn, self.replica = await self.engine.replicas.complete(body, read, self.replica)
-        return drawn
+        sampled, self.replica = await self.engine.replicas.complete(body, read, self.replica)
+        return sampled
 
     def close(self) -> None:
         if self.pending is not None:

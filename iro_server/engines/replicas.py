@@ -148,10 +148,10 @@ class Replicas:
 
     def _choose(self, prefer: Replica | None, failed: Container[Replica]) -> Replica | None:
         able = [replica for replica in self.all if not replica.down.is_set() and replica not in failed]
-        least = min(able, key=lambda replica: (replica.rows, replica.requests), default=None)
-        if prefer in able and prefer and least and prefer.rows - least.rows < STICKY_ROWS:
+        least_loaded = min(able, key=lambda replica: (replica.rows, replica.requests), default=None)
+        if prefer in able and prefer and least_loaded and prefer.rows - least_loaded.rows < STICKY_ROWS:
             return prefer
-        return least
+        return least_loaded
 
     async def _answer(self, replica: Replica, call: _Call[Answer]) -> Answer:
         replica.rows += call.rows
@@ -223,8 +223,8 @@ class Replicas:
 
     def _silence(self, replica: Replica) -> float:
         """How long its probes may go unanswered: longer where no other could take over what it decodes."""
-        others = any(other is not replica and not other.down.is_set() for other in self.all)
-        return self.timing.silence * (1 if others else ALONE)
+        has_substitute = any(peer is not replica and not peer.down.is_set() for peer in self.all)
+        return self.timing.silence * (1 if has_substitute else ALONE)
 
     async def _alive(self, replica: Replica) -> bool:
         try:

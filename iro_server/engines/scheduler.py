@@ -120,11 +120,11 @@ class Scheduler:
     def _parts(self) -> list[PromptPart]:
         # Rows between two chunks wait as well: their next chunk arrives while the step is computed.
         units = self._budget.units(sum(group.count for group in self._sessions if group.states is not None))
-        oldest, *others = self._openings
+        oldest, *newer_prompts = self._openings
         reserved = min(units / 2, self._budget.cost(oldest, oldest.remaining))
         units -= reserved
         counts = {}
-        for prompt in sorted(others, key=lambda prompt: prompt.remaining):
+        for prompt in sorted(newer_prompts, key=lambda prompt: prompt.remaining):
             counts[prompt] = self._budget.tokens(prompt, units)
             units -= self._budget.cost(prompt, counts[prompt])
         counts[oldest] = max(1, self._budget.tokens(oldest, units + reserved))

@@ -35,15 +35,17 @@ class TextEngine(RemoteEngine):
         body = request(self.model, "Hello", 1, 1, Sampling(), seed=0)
         await self.replicas.complete(body, lambda payload: str(payload["choices"][0]["text"]))
         # Value functions belong to the text of the endpoint's model as much as to the weights that they adapt.
-        both = sha256(f"{self.info.model_hash} {self.model}".encode()).hexdigest()
-        self._info = replace(self.info, logprobs=False, model_hash=both)
+        model_hash = sha256(f"{self.info.model_hash} {self.model}".encode()).hexdigest()
+        self._info = replace(self.info, logprobs=False, model_hash=model_hash)
 
     async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> TextSession:
         """As ``Engine.open``. ValueError for ``layers`` past 0: an endpoint reports no hidden states."""
         self.check(prompt_ids, layers)
-        added = list(self.tokenizer("")["input_ids"])  # such as <s>, which the endpoint will add itself
-        own = list(prompt_ids[len(added) :] if list(prompt_ids[: len(added)]) == added else prompt_ids)
-        return TextSession(self, str(self.tokenizer.decode(own, clean_up_tokenization_spaces=False)), sampling, layers)
+        prefix_ids = list(self.tokenizer("")["input_ids"])  # such as <s>, which the endpoint will add itself
+        has_prefix = list(prompt_ids[: len(prefix_ids)]) == prefix_ids
+        text_ids = list(prompt_ids[len(prefix_ids) :] if has_prefix else prompt_ids)
+        text = str(self.tokenizer.decode(text_ids, clean_up_tokenization_spaces=False))
+        return TextSession(self, text, sampling, layers)
 
 
 class TextSession(RemoteSession):

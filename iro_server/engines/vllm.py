@@ -47,7 +47,7 @@ class VLLMSession(RemoteSession):
 
 
 def request(model: str, prompt: list[int], count: int, length: int, sampling: Sampling, seed: int) -> dict[str, Any]:
-    """All that bears on sampling is said, lest the endpoint's own defaults or the model's generation config decide."""
+    """Sets every sampling field: no default of the endpoint or of the model's generation config applies."""
     body: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
@@ -85,4 +85,4 @@ def _row(choice: Any, length: int, stop_ids: Sequence[int]) -> Row:
         raise ValueError(f"{len(tokens)} tokens instead of {length}, finish_reason {choice['finish_reason']}")
     if len(logprobs) != len(tokens):
         raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
-    return Row(tokens, [float(each) for each in logprobs], stopped)
+    return Row(tokens, [float(logprob) for logprob in logprobs], stopped)

@@ -3,9 +3,6 @@ to send them to a span is OpenTelemetry's own that does nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -45,15 +42,6 @@ def here() -> str | None:
 def after(traceparent: str | None) -> Context:
     """For a span's ``context``: that of a trace begun elsewhere; None: of no trace yet."""
     return _w3c.extract({"traceparent": traceparent} if traceparent else {})
-
-
-@contextmanager
-def untraced() -> Iterator[None]:
-    """Spans made in this context are not sent."""
-    at = trace.get_current_span().get_span_context()
-    unsampled = trace.SpanContext(at.trace_id, at.span_id, is_remote=False, trace_flags=trace.TraceFlags(0))
-    with trace.use_span(trace.NonRecordingSpan(unsampled)):
-        yield
 
 
 def tag(name: str, value: str) -> None:

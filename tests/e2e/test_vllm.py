@@ -88,17 +88,17 @@ def test_equal_seeds_draw_the_same(engine, prompt):
 
 def test_a_prefix_is_read_once_but_not_by_another_tenant(engine, prompt):
     def cached(salt: str) -> int:
-        before = engine.report()[0]["cached_tokens"]
+        before = engine.health().replicas[0]["cached_tokens"]
         asyncio.run(search(engine, prompt, 1, params=SearchParams(), max_tokens=2, salt=salt))
-        return engine.report()[0]["cached_tokens"] - before
+        return engine.health().replicas[0]["cached_tokens"] - before
 
     assert [cached(salt) > 0 for salt in ("alice", "alice", "bob", "bob")] == [False, True, False, True]
 
 
 def test_later_rounds_find_their_beams_in_the_cache(engine, prompt):
-    before = engine.report()[0]
+    before = engine.health().replicas[0]
     asyncio.run(search(engine, prompt, 9, max_tokens=32, salt="rounds"))
-    after = engine.report()[0]
+    after = engine.health().replicas[0]
     read, cached = (after[name] - before[name] for name in ("prompt_tokens", "cached_tokens"))
     assert cached > 0.4 * read
 
@@ -156,12 +156,12 @@ def test_replicas_that_stop_or_die_in_mid_search_cost_no_request(served, model_d
     ):
         results = asyncio.run(disturbed(lambda: served.signal(signal.SIGSTOP)))
         assert all(len(final.tokens) > 0 for result in results for final in result.finals)
-        assert [replica["up"] for replica in engine.report()] == [False, True]
+        assert [replica["up"] for replica in engine.health().replicas] == [False, True]
         served.signal(signal.SIGCONT)
         deadline = time.monotonic() + 120
-        while not all(replica["up"] for replica in engine.report()):
+        while not all(replica["up"] for replica in engine.health().replicas):
             assert time.monotonic() < deadline, "the replica that goes on is not used again"
             time.sleep(0.5)
         results = asyncio.run(disturbed(lambda: other.signal(signal.SIGKILL)))
         assert all(len(final.tokens) > 0 for result in results for final in result.finals)
-        assert engine.report()[0]["requests"] > 0
+        assert engine.health().replicas[0]["requests"] > 0

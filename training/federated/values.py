@@ -121,13 +121,14 @@ class Seed:
 
     def roll_out(self, name: str, prompts: Sequence[Prompt], params: Any, stack: Any, keep: bool) -> tuple[str, str]:
         """Completions of prompts and their rewards, as two steps. Gives the steps' names."""
-        from training.iro.rollouts import Batch, roll_out, stored
+        from training.iro.rollouts import Batch, roll_out, rollout_sampling, stored
 
         names = (f"{self.seed}-{name}-rollouts", f"{self.seed}-{name}-rewards")
         stream = HELD_OUT if prompts[0].index >= 4000 else ROLLOUTS
         seeds = [derive_seed(self.seed, stream, prompt.index) for prompt in prompts]
-        batch = Batch(prompts, seeds, params, stack, self.spec if keep else None)
-        self.run.step(names[0], lambda: stored(roll_out(self.engine, self.align_config(), batch)))
+        sampling, spec = rollout_sampling(1.0, self.engine.info), self.spec if keep else None
+        batch = Batch(prompts, seeds, sampling, params, self.config.max_tokens, stack, spec)
+        self.run.step(names[0], lambda: stored(roll_out(self.engine, batch)))
         self.run.step(names[1], partial(self.grade, names[0], prompts))
         return names
 
@@ -141,14 +142,6 @@ class Seed:
         pairs = [(Sample(text), item) for text, item in zip(texts, items, strict=True)]
         grades = iter([grade.reward for grade in self.grader.grade_many(pairs)])
         return {"rewards": [[next(grades) for _ in group] for group in groups]}
-
-    def align_config(self) -> Any:
-        from training.iro.config import AlignConfig
-
-        never = {"type": "string_check", "operation": "eq", "input": "{{sample.output_text}}", "reference": ""}
-        return AlignConfig(
-            training_file=self.run.folder, grader=never | {"name": "none"}, max_tokens=self.config.max_tokens
-        )
 
     def fit(self) -> dict[str, Any]:
         """Weights [F] of the federated, the pooled and each client's value function."""
@@ -203,7 +196,6 @@ class Seed:
         """Rewards of each held-out prompt by each method, and their correlations with each value function."""
         from iro_server.decoding.base import SearchParams
         from training.iro.fit import Scale, Shards
-        from training.iro.rollouts import guided
         from value_heads import ValueStack
         from value_heads.fit import Moments
         from value_heads.heads import LinearHead
@@ -213,10 +205,8 @@ class Seed:
         stacks = {name: ValueStack([LinearHead(spec, w, 0.0)], [1.0]) for name, w in fitted["weights"].items()}
         sampled = SearchParams(beam_width=1, num_successors=ROWS, chunk_length=None)
         names = self.roll_out("base", self.held_out, sampled, None, True)
-        rewards = {
-            name: self.roll_out(name, self.held_out, guided(self.align_config()), stack, False)[1]
-            for name, stack in stacks.items()
-        }
+        guided = SearchParams(beam_width=2, num_successors=ROWS // 2, chunk_length=4)
+        rewards = {name: self.roll_out(name, self.held_out, guided, stack, False)[1] for name, stack in stacks.items()}
         base = self.run.load(names[1])["rewards"]
         heldout_rewards = {
             "base": [float(np.mean(group)) for group in base],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from iro_server.engines.base import Engine
 from iro_server.graders import Grader
 from iro_server.placement import Placement
 from iro_server.surroundings import Surroundings
@@ -43,14 +44,14 @@ Names = Sequence[tuple[str, str]]
 class Opening:
     """How an actor comes by its engine."""
 
-    open_engine: Callable[[], Any]
+    open_engine: Callable[[], Engine]
     config: AlignConfig
     bundles: Bundles
 
 
 @contextmanager
 def ray_executor(
-    placement: Placement, run: Run, config: AlignConfig, bundles: Bundles, open_engine: Callable[[], Any]
+    placement: Placement, run: Run, config: AlignConfig, bundles: Bundles, open_engine: Callable[[], Engine]
 ) -> Iterator[RayExecutor]:
     """Over the cluster that ``placement`` says. ``open_engine`` is called on its nodes, and has to be picklable.
 
@@ -69,14 +70,13 @@ class RayExecutor:
 
     def __init__(self, ray: Any, placement: Placement, run: Run, opening: Opening) -> None:
         self.ray, self.placement, self.run, self.opening = ray, placement, run, opening
-        self.config = opening.config
         room = {"num_cpus": placement.ray_cpus, "num_gpus": placement.ray_gpus}
         self.engines = Pool(ray, run, room, EngineActor, opening)
         self.graders: list[Grader] = []
         self._packed: tuple[Stack, str, Any] | None = None
 
     def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
-        work = [(self.config, replace(batch, stack=None), *self._shared(batch.stack)) for batch in batches]
+        work = [(replace(batch, stack=None), *self._shared(batch.stack)) for batch in batches]
         yield from self.engines.map("roll_out", work, self._size())
 
     def grader(self, grader: Grader) -> Grader:
@@ -137,22 +137,20 @@ class EngineActor:
 
     def __init__(self, opening: Opening) -> None:
         self.opening = opening
-        self.engine: Any = None
+        self.engine: Engine | None = None
         self.stack: tuple[str, Stack] | None = None
 
     def ready(self) -> None:
         pass
 
-    def roll_out(
-        self, config: AlignConfig, batch: Batch, key: str, files: Files | None, betas: tuple[float, ...]
-    ) -> dict[str, Any]:
+    def roll_out(self, batch: Batch, key: str, files: Files | None, betas: tuple[float, ...]) -> dict[str, Any]:
         if self.engine is None:
             self.engine = self.opening.open_engine()
         if files is None:
-            return roll_out(self.engine, config, batch)
+            return roll_out(self.engine, batch)
         if self.stack is None or self.stack[0] != key:
             self.stack = (key, self.opening.bundles.unpack(files))
-        return roll_out(self.engine, config, replace(batch, stack=self.stack[1].with_betas(betas)))
+        return roll_out(self.engine, replace(batch, stack=self.stack[1].with_betas(betas)))
 
     def fit(
         self,

@@ -10,7 +10,8 @@ from pydantic import Field, PositiveFloat, ValidationInfo, field_validator, mode
 
 from iro_server.decoding.base import Selection
 from iro_server.engines.base import ModelInfo
-from iro_server.engines.endpoints import Endpoints, EngineKind, EngineUrl
+from iro_server.engines.endpoints import Endpoints, EngineUrl
+from iro_server.engines.opening import EngineKind
 from iro_server.graders import parse_grader
 from iro_server.graders.response_format import parse_response_format
 from training.run import JobConfig

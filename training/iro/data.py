@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from iro_server.engines.base import Engine, ModelInfo
+from iro_server.engines.describe import Description
 from iro_server.engines.prompts import item_prompt_ids
 from iro_server.graders import Grader
 from iro_server.row_files import format_of, table_rows
@@ -29,21 +28,6 @@ class AlignError(ValueError):
     def __init__(self, message: str, code: str = "invalid_data", param: str | None = None):
         super().__init__(message)
         self.code, self.param = code, param
-
-
-class Described(Protocol):
-    """What is known of a frozen model without its weights."""
-
-    tokenizer: Any
-
-    @property
-    def info(self) -> ModelInfo: ...
-
-
-class TokenizingEngine(Engine, Described, Protocol):
-    """``in_step``: sessions within do not depend on one another's timing, not even in the last bits."""
-
-    def in_step(self, sessions: int) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)
@@ -99,17 +83,17 @@ def numbered_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"line {number}", item
 
 
-def load_prompts(path: Path, param: str, engine: Described, max_tokens: int) -> list[Prompt]:
+def load_prompts(path: Path, param: str, model: Description, max_tokens: int) -> list[Prompt]:
     """The rows of a file. AlignError with the number of one that is no row, or too long for the model."""
     prompts: list[Prompt] = []
-    room = engine.info.max_length - max_tokens
+    room = model.info.max_length - max_tokens
     rows = numbered_rows(path)
     while (row := _next(rows, path, param)) is not None:
         place, item = row
         try:
             if not isinstance(item, dict) or ("messages" in item) == ("prompt" in item):
                 raise ValueError('not an object with either "messages" or "prompt"')
-            token_ids = item_prompt_ids(engine.tokenizer, item)
+            token_ids = item_prompt_ids(model.tokenizer, item)
         except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render
             raise AlignError(f"{path.name}, {place}: {error}", param=param) from error
         if not 0 < len(token_ids) <= room:
@@ -127,9 +111,9 @@ def _next(rows: Iterator[tuple[str, Any]], path: Path, param: str) -> tuple[str,
         raise AlignError(f"{path.name}, {error}", param=param) from error
 
 
-def check(config: AlignConfig, engine: Described, grader: Grader) -> list[str]:
+def check(config: AlignConfig, model: Description, grader: Grader) -> list[str]:
     """Warnings about the files. AlignError where nothing could come of them: what can be known before anything runs."""
-    parts = split(config, engine, rng_of(config.seed, SPLIT))
+    parts = split(config, model, rng_of(config.seed, SPLIT))
     training = [prompt for part in parts.slices for prompt in [*part.train, *part.heldout]]
     validation = [*parts.validation, *parts.check]
     warnings = []
@@ -144,15 +128,15 @@ def check(config: AlignConfig, engine: Described, grader: Grader) -> list[str]:
     return warnings
 
 
-def split(config: AlignConfig, engine: Described, rng: np.random.Generator) -> Split:
+def split(config: AlignConfig, model: Description, rng: np.random.Generator) -> Split:
     """Disjoint slices, one an iteration, and prompts for validation and for the final check, which occur in none.
 
     Rows of the same prompt stay together, whatever else they hold.
     """
-    rows = load_prompts(config.training_file, "training_file", engine, config.least_tokens)
+    rows = load_prompts(config.training_file, "training_file", model, config.least_tokens)
     training = by_text([rows[i] for i in rng.permutation(len(rows))])
     if config.validation_file:
-        pool = by_text(load_prompts(config.validation_file, "validation_file", engine, config.least_tokens))
+        pool = by_text(load_prompts(config.validation_file, "validation_file", model, config.least_tokens))
     else:
         pool = training[: max(1, len(training) // 4)]
     pool = pool[: 2 * config.validation_prompts]

@@ -6,11 +6,11 @@ Each is a function of what it is given alone, so that where it is computed does 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from iro_server.engines.base import Engine
 from iro_server.graders import Grader
-from training.iro.config import AlignConfig
-from training.iro.data import TokenizingEngine
 from training.iro.fit import Shards
 from training.iro.learners import Learner
 from training.iro.rollouts import Batch, roll_out
@@ -19,9 +19,6 @@ from value_heads.threads import on_fresh_thread
 
 
 class Executor(Protocol):
-    config: AlignConfig
-    """What rollouts are drawn by."""
-
     def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
         """What ``rollouts.roll_out`` gives for each batch, in their order. To be closed when it is not used up."""
         ...
@@ -38,15 +35,15 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Everything in this process, a batch at a time, each when it is asked for."""
+    """Computes every step in this process, one batch at a time. ``model_dir``: the directory of the engine's model."""
 
-    def __init__(self, config: AlignConfig, engine: TokenizingEngine):
-        self.config, self.engine = config, engine
-        self.bundles = Bundles(engine.info, config.model_dir)
+    def __init__(self, engine: Engine, model_dir: Path | None) -> None:
+        self.engine = engine
+        self.bundles = Bundles(engine.info, model_dir)
 
     def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
         for batch in batches:
-            yield roll_out(self.engine, self.config, batch)
+            yield roll_out(self.engine, batch)
 
     def grader(self, grader: Grader) -> Grader:
         return grader

@@ -10,12 +10,13 @@ from dataclasses import replace
 
 from cachetools import LRUCache
 
+from iro_server.engines.describe import Description
 from iro_server.graders import Grade, Grader, Sample
 from iro_server.graders.base import Flag
 from iro_server.graders.response_format import parse_response_format
 from iro_server.telemetry.grading import graded
 from training.iro.config import AlignConfig
-from training.iro.data import AlignError, Described, Prompt
+from training.iro.data import AlignError, Prompt
 from training.run import Run
 
 Tally = dict[str, dict[str, float]]
@@ -29,8 +30,8 @@ PARSE_ERROR: Flag = "sample_parse_error"
 class Grading:
     """What a completion is worth to the job: 0 without the response format, else what the grader says."""
 
-    def __init__(self, config: AlignConfig, run: Run, engine: Described, grader: Grader):
-        self.config, self.run, self.engine, self.grader = config, run, engine, grader
+    def __init__(self, config: AlignConfig, run: Run, model: Description, grader: Grader):
+        self.config, self.run, self.model, self.grader = config, run, model, grader
         self.format = parse_response_format(config.response_format or {"type": "text"})
         self._known: LRUCache[Key, Grade] = LRUCache(KNOWN)
 
@@ -70,7 +71,7 @@ class Grading:
         return hashlib.sha256(json.dumps(prompt.item, sort_keys=True).encode()).hexdigest()
 
     def _text(self, completion: Sequence[int]) -> str:
-        return self.engine.tokenizer.decode(completion, skip_special_tokens=True)
+        return str(self.model.tokenizer.decode(list(completion), skip_special_tokens=True))
 
     def _sample(self, text: str) -> Sample | Grade:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,14 @@ from training.run import Job, Run
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from iro_server.engines.base import Engine
+    from iro_server.engines.describe import Description
+    from iro_server.graders import Grader
     from iro_server.placement import Placement
 
 
 def run(config: AlignConfig, run: Run) -> dict[str, Any]:
+    from iro_server.engines.describe import Description
     from iro_server.engines.endpoints import KEY_VARIABLE
     from iro_server.engines.opening import open_engine
     from iro_server.engines.prepare import prepare_model
@@ -33,31 +37,37 @@ def run(config: AlignConfig, run: Run) -> dict[str, Any]:
     placement = Placement()
     if placement.executor == "ray":
         return _on_ray(config, run, opening, placement)
-    with opening() as engine:
-        return align(config, run, engine, LocalExecutor(config, engine))
+    with closing(opening()) as engine:
+        return align(config, run, Description.of_engine(engine), LocalExecutor(engine, model_dir))
 
 
-def _on_ray(config: AlignConfig, run: Run, opening: Callable[[], Any], placement: Placement) -> dict[str, Any]:
+def _on_ray(config: AlignConfig, run: Run, opening: Callable[[], Engine], placement: Placement) -> dict[str, Any]:
     """The weights are loaded where rollouts are computed, and not here."""
-    from iro_server.engines.describe import Description
     from training.iro.cluster import ray_executor
     from training.iro.loop import align
     from training.iro.values import Bundles
 
+    model = _describe(config, opening)
+    with ray_executor(placement, run, config, Bundles(model.info, config.model_dir), opening) as executor:
+        return align(config, run, model, executor)
+
+
+def _describe(config: AlignConfig, opening: Callable[[], Engine]) -> Description:
+    """The frozen model of the job: where servers run it, as they report it."""
+    from iro_server.engines.describe import Description
+
     assert config.model_dir is not None
-    name = config.model_name
-    described = opening() if config.engine_urls else nullcontext(Description(config.model_dir, name))
-    with (
-        described as engine,
-        ray_executor(placement, run, config, Bundles(engine.info, config.model_dir), opening) as executor,
-    ):
-        return align(config, run, engine, executor)
+    if not config.engine_urls:
+        return Description.of_directory(config.model_dir, config.model_name)
+    with closing(opening()) as engine:
+        return Description.of_engine(engine)
 
 
-def check(config: AlignConfig, engine: Any, grader: Any) -> list[str]:
+def check(config: AlignConfig, engine: Engine, grader: Grader) -> list[str]:
+    from iro_server.engines.describe import Description
     from training.iro.data import check
 
-    return check(config, engine, grader)
+    return check(config, Description.of_engine(engine), grader)
 
 
 def draw(folder: Any) -> None:

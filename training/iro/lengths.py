@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from iro_server.decoding.base import SearchParams
+from iro_server.engines.describe import Description
 from training.iro.config import AlignConfig
-from training.iro.data import Described, Prompt
+from training.iro.data import Prompt
 from training.iro.executor import Executor
-from training.iro.rollouts import Batch
+from training.iro.rollouts import Batch, rollout_sampling
 from training.iro.seeds import LENGTHS
 from training.run import Run
 
@@ -23,26 +24,28 @@ PROMPTS, SAMPLES = 8, 4  # plain samples that are measured: 16,384 base tokens a
 
 
 def with_max_tokens(
-    config: AlignConfig, run: Run, engine: Described, executor: Executor, prompts: Sequence[Prompt]
+    config: AlignConfig, run: Run, model: Description, executor: Executor, prompts: Sequence[Prompt]
 ) -> AlignConfig:
-    """``config`` with a number for ``max_tokens`` "auto", by which ``executor`` draws from now on.
+    """``config`` with a number for ``max_tokens`` "auto".
 
     ``prompts``: all of the job's, of which the first are measured, once in the life of the run.
     """
     if config.max_tokens != "auto":
         return config
-    most = min(MOST_TOKENS, engine.info.max_length - max(len(prompt.token_ids) for prompt in prompts))
-    executor.config = config.model_copy(update={"max_tokens": most})
+    most = min(MOST_TOKENS, model.info.max_length - max(len(prompt.token_ids) for prompt in prompts))
     measured = prompts[:PROMPTS]
 
     def measure() -> dict[str, Any]:
         shards = [measured[i : i + config.concurrency] for i in range(0, len(measured), config.concurrency)]
-        params = SearchParams(num_successors=SAMPLES)
+        sampling, params = rollout_sampling(config.temperature, model.info), SearchParams(num_successors=SAMPLES)
         seeds = {prompt.index: run.derive_seed(LENGTHS, prompt.index) for prompt in measured}
-        batches = [Batch(shard, [seeds[prompt.index] for prompt in shard], params) for shard in shards]
+        batches = [
+            Batch(shard, [seeds[prompt.index] for prompt in shard], sampling, params, max_tokens=most)
+            for shard in shards
+        ]
         completions = [tokens for part in executor.roll_out(batches) for group in part["tokens"] for tokens in group]
         lengths = [len(tokens) for tokens in completions]
-        stopped = [tokens[-1] in engine.info.eos_ids for tokens in completions]
+        stopped = [tokens[-1] in model.info.eos_ids for tokens in completions]
         answers = any("messages" in prompt.item for prompt in measured)
         max_tokens = choose(lengths, stopped, config.chunk_length, most, answers)
         run.emit("message", _report(lengths, stopped, most, max_tokens))
@@ -50,8 +53,7 @@ def with_max_tokens(
 
     max_tokens = run.step("lengths", measure, "sampling")["max_tokens"]
     run.emit("defaults", data={"max_tokens": max_tokens})
-    executor.config = config.model_copy(update={"max_tokens": max_tokens})
-    return executor.config
+    return config.model_copy(update={"max_tokens": max_tokens})
 
 
 def choose(lengths: Sequence[int], stopped: Sequence[bool], chunk_length: int, most: int, answers: bool) -> int:

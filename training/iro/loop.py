@@ -16,18 +16,19 @@ from typing import Any, Literal
 
 import numpy as np
 
+from iro_server.engines.describe import Description
 from iro_server.graders import Grader, parse_grader
 from training.iro import report
 from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig, default_feature_spec
-from training.iro.data import AlignError, Described, Prompt, Slice, split
+from training.iro.data import AlignError, Prompt, Slice, split
 from training.iro.diagnostics import BY_POSITION, mean_and_error
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
 from training.iro.lengths import with_max_tokens
-from training.iro.rollouts import PREFIXES, Batch, exploring, guided, plain
+from training.iro.rollouts import PREFIXES, Batch, exploring, guided, plain, rollout_sampling
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
@@ -35,21 +36,21 @@ from training.run import Run, jsonable
 from value_heads import save_bundle
 
 
-def align(config: AlignConfig, run: Run, engine: Described, executor: Executor) -> dict[str, Any]:
+def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> dict[str, Any]:
     """The whole job. Returns what result.json holds beside the config; raises AlignError where it cannot go on."""
     with parse_grader(config.grader) as grader:
-        return Alignment(config, run, engine, grader, executor).run_all()
+        return Alignment(config, run, model, grader, executor).run_all()
 
 
 class Alignment:
-    def __init__(self, config: AlignConfig, run: Run, engine: Described, grader: Grader, executor: Executor) -> None:
-        self.run, self.engine, self.grader, self.executor = run, engine, grader, executor
-        self.bundles = Bundles(engine.info, config.model_dir)
-        self.prompts = split(config, engine, run.rng(SPLIT))
-        self.config = config = with_max_tokens(config, run, engine, executor, self.prompts.all)
-        self.grading = Grading(config, run, engine, executor.grader(grader))
+    def __init__(self, config: AlignConfig, run: Run, model: Description, grader: Grader, executor: Executor) -> None:
+        self.run, self.model, self.grader, self.executor = run, model, grader, executor
+        self.bundles = Bundles(model.info, config.model_dir)
+        self.prompts = split(config, model, run.rng(SPLIT))
+        self.config = config = with_max_tokens(config, run, model, executor, self.prompts.all)
+        self.grading = Grading(config, run, model, executor.grader(grader))
         self.collection = Collection(run, self.grading, executor)
-        self.validation = Validation(config, run, engine, self.grading, executor)
+        self.validation = Validation(config, run, model, self.grading, executor)
         self.learner = self.make_learner()
         self.scale = Scale()
         self.stack: Stack | None = None
@@ -58,8 +59,8 @@ class Alignment:
 
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
-        lora = LoraLearner(self.config, self.engine.info.num_layers, prompts)
-        spec = self.config.feature_spec or default_feature_spec(self.engine.info, self.config.horizon)
+        lora = LoraLearner(self.config, self.model.info.num_layers, prompts)
+        spec = self.config.feature_spec or default_feature_spec(self.model.info, self.config.horizon)
         heads = HeadLearner(self.config, spec)
         match self.config.value_model:
             case "lora":
@@ -144,7 +145,15 @@ class Alignment:
         params, searches = (plain(self.config), 1) if step == 1 else exploring(self.config)
         repeated = [(prompt, search) for prompt in prompts for search in range(searches)]
         seeds = [self.run.derive_seed(ROLLOUTS, step, prompt.index, search) for prompt, search in repeated]
-        return Batch([prompt for prompt, _ in repeated], seeds, params, self.stack, self.learner.spec)
+        return Batch(
+            [prompt for prompt, _ in repeated],
+            seeds,
+            rollout_sampling(self.config.temperature, self.model.info),
+            params,
+            self.config.horizon,
+            self.stack,
+            self.learner.spec,
+        )
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         kept = [name for name in names if self.known_rewards([name])]
@@ -184,7 +193,7 @@ class Alignment:
         return self.bundles.unpack(fitted[part])
 
     def save(self, folder: Path, stack: Stack, metrics: dict[str, Any] | None = None) -> None:
-        info = self.engine.info
+        info = self.model.info
         save_bundle(
             folder,
             stack,

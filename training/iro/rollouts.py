@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from iro_server.decoding.base import SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import Sampling, cache_salt
+from iro_server.engines.base import Engine, ModelInfo, Sampling, cache_salt
 from iro_server.surroundings import Surroundings
-from iro_server.telemetry.tracing import untraced
 from training.checkpoints import WithTables
 from training.iro.config import AlignConfig
-from training.iro.data import Prompt, TokenizingEngine
+from training.iro.data import Prompt
 from training.iro.prefixes import prefix_table
 from training.iro.values import Stack
 from value_heads import FeatureSpec
@@ -35,14 +34,25 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts that are rolled out at once, in step, and a seed for each. ``spec``: what a fit is to read of them."""
+    """Prompts that are rolled out at once, in lockstep, each with a seed of its own.
+
+    ``sampling``: of the frozen model's tokens, without a seed. ``params``, ``max_tokens``, ``stack``: the search of
+    each prompt, the length of a completion, the value functions that steer it. ``spec``: the features that a fit reads.
+    """
 
     prompts: Sequence[Prompt]
     seeds: Sequence[int]
+    sampling: Sampling
     params: SearchParams
+    max_tokens: int
     stack: Stack | None = None
     spec: FeatureSpec | None = None
-    salt: str = field(default_factory=lambda: cache_salt(Surroundings.of_this_process().project))
+
+
+def rollout_sampling(temperature: float, info: ModelInfo) -> Sampling:
+    """Sampling to the frozen model's end tokens. Prompts are shared within this process's project."""
+    salt = cache_salt(Surroundings.of_this_process().project)
+    return Sampling(temperature, stop_ids=info.eos_ids, salt=salt)
 
 
 def plain(config: AlignConfig) -> SearchParams:
@@ -74,25 +84,24 @@ def guided(config: AlignConfig) -> SearchParams:
     )
 
 
-def roll_out(engine: TokenizingEngine, config: AlignConfig, batch: Batch) -> dict[str, Any]:
-    """The finals of each prompt's search, the same to the bit every time, as they are saved.
+def roll_out(engine: Engine, batch: Batch) -> dict[str, Any]:
+    """The finals of each prompt's search, bit-identical every time, as they are saved.
 
     ``prompts``: their indices. ``tokens``: of each final of each prompt, the pick first. ``prefixes``: the table that a
     fit of the batch's spec reads, None without one.
     """
-
     layers = batch.spec.layers if batch.spec else ()
 
     async def search(prompt: Prompt, seed: int) -> SearchResult:
-        sampling = Sampling(config.temperature, seed=seed, stop_ids=engine.info.eos_ids, salt=batch.salt)
+        sampling = replace(batch.sampling, seed=seed)
         return await guided_search(
-            engine, prompt.token_ids, batch.params, sampling, config.horizon, batch.stack, keep_hidden=layers
+            engine, prompt.token_ids, batch.params, sampling, batch.max_tokens, batch.stack, keep_hidden=layers
         )
 
     async def search_all() -> list[SearchResult]:
         return await asyncio.gather(*map(search, batch.prompts, batch.seeds))
 
-    with engine.in_step(len(batch.prompts)), untraced():  # thousands of searches are too many for one trace
+    with engine.lockstep(len(batch.prompts)):
         results = asyncio.run(search_all())
     flat = [final for result in results for final in result.finals]
     return {
@@ -114,7 +123,7 @@ def _usage(prompts: Sequence[Prompt], results: Sequence[SearchResult]) -> dict[s
 
 
 def stored(shard: dict[str, Any]) -> WithTables:
-    """What ``roll_out`` gave, as a checkpoint: prompts and usage, with tables of completions and, if any, prefixes."""
+    """The result of ``roll_out`` as a checkpoint: prompts and usage; tables of completions and, if any, prefixes."""
     from datasets import Dataset, Features, List, Value
 
     searches = [place for place, group in enumerate(shard["tokens"]) for _ in group]
@@ -143,5 +152,5 @@ def completions_of(source: Source, name: str) -> list[list[list[int]]]:
 
 def commonest_tokens(completions: Iterable[Sequence[int]], count: int) -> tuple[int, ...]:
     """The ``count`` token ids that most completions hold, sorted."""
-    held = Counter(token for tokens in completions for token in set(tokens))
-    return tuple(sorted(token for token, _ in held.most_common(count)))
+    completion_counts = Counter(token for tokens in completions for token in set(tokens))
+    return tuple(sorted(token for token, _ in completion_counts.most_common(count)))

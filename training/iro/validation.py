@@ -11,14 +11,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from iro_server.decoding.base import SearchParams
+from iro_server.decoding.selection import RULES
+from iro_server.engines.describe import Description
 from iro_server.graders import Grade
 from training.iro.ahead import working_ahead
 from training.iro.config import AlignConfig
-from training.iro.data import Described, Prompt, Slice
+from training.iro.data import Prompt, Slice
 from training.iro.diagnostics import mean_and_error, samples_to_detect
 from training.iro.executor import Executor
 from training.iro.grading import Grading, Tally, merge
-from training.iro.rollouts import Batch, guided
+from training.iro.rollouts import Batch, guided, rollout_sampling
 from training.iro.seeds import BETA, VALIDATION
 from training.iro.values import Stack
 from training.run import Run
@@ -48,8 +50,8 @@ class Searched(NamedTuple):
 
 
 class Validation:
-    def __init__(self, config: AlignConfig, run: Run, engine: Described, grading: Grading, executor: Executor) -> None:
-        self.config, self.run, self.engine, self.grading, self.executor = config, run, engine, grading, executor
+    def __init__(self, config: AlignConfig, run: Run, model: Description, grading: Grading, executor: Executor) -> None:
+        self.config, self.run, self.model, self.grading, self.executor = config, run, model, grading, executor
 
     def validate(
         self,
@@ -66,7 +68,7 @@ class Validation:
         """
         size = self.config.concurrency
         batches = [
-            Batch(shard, [self.seed(sample, prompt.index) for prompt in shard], params, stack)
+            self.batch(shard, [self.seed(sample, prompt.index) for prompt in shard], params, stack)
             for sample in range(self.config.eval_samples)
             for shard in (prompts[i : i + size] for i in range(0, len(prompts), size))
         ]
@@ -118,7 +120,7 @@ class Validation:
         rows = []
         for prompt, tokens, of_prompt in zip(searched.prompts, searched.tokens, grades, strict=True):
             rewards = [grade.reward for grade in of_prompt]
-            text = self.engine.tokenizer.decode(tokens[0], skip_special_tokens=True)
+            text = self.model.tokenizer.decode(tokens[0], skip_special_tokens=True)
             rows.append(
                 {
                     "prompt": prompt.index,
@@ -164,7 +166,13 @@ class Validation:
     def beta_trial(self, step: int, prompts: Sequence[Prompt], stack: Stack) -> Batch:
         """The same seeds for every β."""
         seeds = [self.run.derive_seed(BETA, step, prompt.index) for prompt in prompts]
-        return Batch(prompts, seeds, guided(self.config), stack)
+        return self.batch(prompts, seeds, guided(self.config), stack)
+
+    def batch(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], params: SearchParams, stack: Stack | None
+    ) -> Batch:
+        sampling = rollout_sampling(self.config.temperature, self.model.info)
+        return Batch(prompts, seeds, sampling, params, self.config.horizon, stack)
 
 
 def better_beta(rewards: Mapping[float, Sequence[float]]) -> tuple[float, str]:
@@ -189,7 +197,7 @@ def better_beta(rewards: Mapping[float, Sequence[float]]) -> tuple[float, str]:
 
 def tries_betas(config: AlignConfig, step: int) -> bool:
     """With one value function, rules that rank do not depend on β."""
-    return config.betas == "auto" and (step > 1 or config.selection == "smc")
+    return config.betas == "auto" and (step > 1 or RULES[config.selection].samples)
 
 
 def average(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

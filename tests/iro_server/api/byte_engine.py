@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from iro_server.engines.base import Chunk, ModelInfo, Sampling
+from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling
 
 SCRIPT = "héllo wörld 😀, and good night"
 TEMPLATE = (
@@ -43,6 +44,15 @@ class ByteEngine:
         self.open_sessions += 1
         self.sampling = sampling
         return ByteSession(self, sampling, layers)
+
+    def lockstep(self, sessions: int) -> AbstractContextManager[None]:
+        return nullcontext()  # its rows share nothing
+
+    def health(self) -> EngineHealth:
+        return EngineHealth()
+
+    def close(self) -> None:
+        pass
 
 
 class ByteSession:

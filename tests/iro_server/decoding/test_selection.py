@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from iro_server.decoding import selection
-from iro_server.decoding.search import common_prefix
+from iro_server.decoding.base import SearchParams, SearchUsage, Stage
+from iro_server.decoding.beam import Beam
+from iro_server.decoding.search import common_prefix, guided_search
+from iro_server.decoding.selection import RULES
+from iro_server.engines.base import Sampling
+from tests.toy import ToyEngine, ToyScorer
 
 POOLS = st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("abcde")), min_size=1, max_size=30)
 
@@ -46,3 +57,60 @@ def test_common_prefix_is_the_longest(rows: list[list[int]]) -> None:
     assert all(row[: len(prefix)] == prefix for row in rows)
     longer = len(prefix) + 1
     assert any(len(row) < longer for row in rows) or len({row[longer - 1] for row in rows}) > 1
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(pool=st.lists(st.tuples(st.integers(0, 3), st.floats(-5, 5)), min_size=1, max_size=12), width=st.integers(1, 6))
+def test_every_rule_chooses_and_orders_beams_of_the_pool(name: str, pool: list[tuple[int, float]], width: int) -> None:
+    rule, prompt, generator = RULES[name], Beam(), torch.Generator().manual_seed(0)
+    beams = [Beam(prompt, [token], value=value, log_weight=value) for token, value in pool]
+    survivors = rule.select(beams, width, generator)
+    assert 0 < len(survivors) <= width and set(survivors) <= set(range(len(beams)))
+    finals = rule.finish(beams, width, generator)
+    assert 0 < len(finals) <= rule.max_finals(width, len(beams)) and set(finals) <= set(range(len(beams)))
+    ordered = rule.order([beams[place] for place in finals], generator)
+    assert sorted(ordered) == list(range(len(finals)))
+    if not rule.samples:
+        assert [beams[finals[place]].value for place in ordered] == sorted((value for _, value in pool), reverse=True)
+
+
+def test_a_search_takes_the_rules_in_the_table_and_no_others() -> None:
+    schema = SearchParams.model_json_schema()["properties"]["selection"]
+    assert schema["enum"] == list(RULES)
+    assert [SearchParams(selection=name).rule for name in RULES] == list(RULES.values())
+    with pytest.raises(ValidationError, match="'diversity', 'top' or 'smc'"):
+        SearchParams(selection="best")
+
+
+class Recorder:
+    """Notes what an observer is called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.usage = SearchUsage()
+
+    def prompt(self, tokens: int) -> None:
+        self.calls.append(f"prompt {tokens}")
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        self.calls.append(name)
+        yield
+        self.calls.append(f"/{name}")
+
+    def round(self, usage: SearchUsage) -> None:
+        self.calls.append("counted")
+        self.usage.base_tokens += usage.base_tokens
+        self.usage.value_tokens += usage.value_tokens
+        self.usage.rounds += usage.rounds
+
+
+@pytest.mark.parametrize("scorer", [None, ToyScorer(lambda tokens: tokens.count(1))])
+def test_an_observer_follows_every_stage_and_round(scorer: ToyScorer | None) -> None:
+    recorder, params = Recorder(), SearchParams(beam_width=2, num_successors=2, chunk_length=3)
+    search = guided_search(ToyEngine(), [0, 1], params, Sampling(seed=0), 6, scorer, observer=recorder)
+    usage = asyncio.run(search).usage
+    assert recorder.usage == usage
+    score = ["score", "/score"] if scorer else []
+    of_round = ["round", "extend", "/extend", *score, "/round", "counted"]
+    assert recorder.calls == ["prompt 2", "prefill", "/prefill", *of_round, *of_round]

@@ -23,7 +23,7 @@ def test_a_models_text_part_is_described(family: str, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
-    info = Description(tmp_path).info
+    info = Description.of_directory(tmp_path).info
     assert (info.num_layers, info.hidden_size, info.max_length) == (6, 64, 256)
 
 
@@ -31,4 +31,4 @@ def test_a_model_without_a_length_has_its_tokenizers(tmp_path: Path) -> None:
     tiny_config("mamba").save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
-    assert Description(tmp_path).info.max_length > 10**6
+    assert Description.of_directory(tmp_path).info.max_length > 10**6

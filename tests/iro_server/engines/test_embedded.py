@@ -161,12 +161,12 @@ def test_a_session_that_closes_in_mid_chunk_frees_its_rows(engine: EmbeddedEngin
     async def go() -> None:
         session = await engine.open(text_prompt_ids(engine.tokenizer, PROMPT), Sampling(seed=1))
         task = asyncio.create_task(session.extend([0], 4, 400))
-        while engine.live_rows == 0:
+        while engine.health().live_rows == 0:
             await asyncio.sleep(0.01)
         task.cancel()
         session.close()
         for _ in range(500):
-            if engine.live_rows == 0:
+            if engine.health().live_rows == 0:
                 return
             await asyncio.sleep(0.01)
         pytest.fail("rows of a closed session are still stepping")
@@ -204,7 +204,7 @@ class Dawdler:
         return -chunk.logprobs_RL.sum(1)
 
 
-def test_sessions_in_step_are_the_same_to_the_bit_however_long_their_callers_take(engine: EmbeddedEngine) -> None:
+def test_sessions_in_lockstep_are_the_same_to_the_bit_however_long_their_callers_take(engine: EmbeddedEngine) -> None:
     texts = ["The film", "I", "What a", "It begins", PROMPT, " ".join([PROMPT] * 50)]  # too long to join with the rest
     params = SearchParams(beam_width=1, num_successors=4, chunk_length=3)
 
@@ -215,11 +215,11 @@ def test_sessions_in_step_are_the_same_to_the_bit_however_long_their_callers_tak
             tasks.append(guided_search(engine, prompt, params, sampling, 9, Dawdler(), keep_hidden=(25,)))
         return [final.hidden[25] for result in await asyncio.gather(*tasks) for final in result.finals]
 
-    def in_step() -> list[torch.Tensor]:
-        with engine.in_step(len(texts)):
+    def in_lockstep() -> list[torch.Tensor]:
+        with engine.lockstep(len(texts)):
             return asyncio.run(search_all())
 
-    first = in_step()
-    for again in (in_step(), in_step(), in_step()):
+    first = in_lockstep()
+    for again in (in_lockstep(), in_lockstep(), in_lockstep()):
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     asyncio.run(two_rounds(engine, PROMPT, seed=1))  # afterwards nobody is waited for

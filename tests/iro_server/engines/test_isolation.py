@@ -58,7 +58,7 @@ def test_the_request_that_memory_does_not_hold_fails_alone(engine: EmbeddedEngin
     for chunk, other in zip(chunks, expected, strict=True):
         assert torch.equal(chunk.tokens_RL, other.tokens_RL)
         torch.testing.assert_close(chunk.logprobs_RL, other.logprobs_RL, atol=1e-5, rtol=0)
-    assert engine.live_rows == 0
+    assert engine.health().live_rows == 0
 
 
 def test_requests_that_memory_holds_one_at_a_time_all_succeed(engine: EmbeddedEngine) -> None:
@@ -76,7 +76,7 @@ def test_a_prompt_that_memory_does_not_hold_fails_the_sessions_that_wait_for_it(
         works = [sample(engine, 2), sample(engine, 3, "a", longer), sample(engine, 4, "a", longer), sample(engine, 5)]
         return await asyncio.gather(*works, return_exceptions=True)
 
-    with engine.in_step(4):  # so that the first step reads most of the long prompt
+    with engine.lockstep(4):  # so that the first step reads most of the long prompt
         first, *failures, last = asyncio.run(go())
     assert [type(failure) for failure in failures] == [EngineOutOfMemory] * 2
     assert first.tokens_RL.shape == (2, 12) and last.tokens_RL.shape == (5, 12)

@@ -111,7 +111,7 @@ def test_a_long_prompt_adds_at_most_two_steps_to_each_step(engine: EmbeddedEngin
 
     async def go() -> None:
         streaming = asyncio.create_task(stream(engine, random_prompt(5), chunks=40))
-        while not engine.live_rows:
+        while not engine.health().live_rows:
             await asyncio.sleep(0)
         step_tokens.clear()
         session = await engine.open(random_prompt(1500), Sampling(seed=1))
@@ -168,9 +168,9 @@ def test_sharing_a_prompt_changes_no_bit(engine: EmbeddedEngine, length: int) ->
     async def run_in_turn() -> list[list[Chunk]]:
         return [await two_chunks(engine, prompt, seed) for seed in range(3)]
 
-    with engine.in_step(3):
+    with engine.lockstep(3):
         shared = asyncio.run(run(["a", "a", "a"]))
-    with engine.in_step(3):
+    with engine.lockstep(3):
         apart = asyncio.run(run(["a", "b", "c"]))
     for a, b in zip(shared, apart, strict=True):
         for first, second in zip(a, b, strict=True):
@@ -191,7 +191,7 @@ def test_choices_of_one_request_read_its_prompt_once(engine: EmbeddedEngine, ste
     assert request.cache_tokens == 300 + 5 * (300 + 1)
 
 
-def test_sessions_in_step_that_share_prompts_are_the_same_to_the_bit(engine: EmbeddedEngine) -> None:
+def test_sessions_in_lockstep_that_share_prompts_are_the_same_to_the_bit(engine: EmbeddedEngine) -> None:
     """Their callers take another time every time; two prompts are read in parts."""
     prompts = [random_prompt(length, seed=length) for length in (600, 20, 600, 20, 350, 5)]
     system = random.SystemRandom()
@@ -209,12 +209,12 @@ def test_sessions_in_step_that_share_prompts_are_the_same_to_the_bit(engine: Emb
         opened = await asyncio.gather(*[search(seed, prompt) for seed, prompt in enumerate(prompts)])
         return [states for session in opened for states in session]
 
-    def in_step() -> list[torch.Tensor]:
-        with engine.in_step(len(prompts)):
+    def in_lockstep() -> list[torch.Tensor]:
+        with engine.lockstep(len(prompts)):
             return asyncio.run(search_all())
 
-    first = in_step()
-    for states in (in_step(), in_step()):
+    first = in_lockstep()
+    for states in (in_lockstep(), in_lockstep()):
         assert all(torch.equal(a, b) for a, b in zip(first, states, strict=True))
 
 

@@ -91,6 +91,6 @@ async def test_an_engine_keeps_its_number_in_lockstep_and_adapts_it_otherwise(tm
             return set(counts)
 
         assert await decode() == {1}
-        with engine.in_step(1):
+        with engine.lockstep(1):
             assert await decode() == {2}
         assert await decode() == {1}

@@ -215,13 +215,13 @@ def test_a_replica_that_hangs_is_given_up_and_used_again_once_it_answers(served)
     with within(3):
         for _ in range(2):  # one of the two starts on it
             assert texts(search(engine)) == expected
-    assert [replica["up"] for replica in engine.report()] == [False, True]
+    assert [replica["up"] for replica in engine.health().replicas] == [False, True]
     asked = len(fakes[0].bodies)
     assert texts(search(engine)) == expected
     assert len(fakes[0].bodies) == asked  # left alone
     fakes[0].turn("ok")
     deadline = time.monotonic() + 3
-    while not all(replica["up"] for replica in engine.report()):
+    while not all(replica["up"] for replica in engine.health().replicas):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     for _ in range(2):
@@ -249,7 +249,7 @@ def test_without_any_replica_a_request_fails_within_its_patience_and_later_ones_
     assert len(fake.bodies) == 3  # then it was left alone
     fake.turn("ok")
     deadline = time.monotonic() + 3
-    while not engine.report()[0]["up"]:
+    while not engine.health().replicas[0]["up"]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert search(engine).finals
@@ -269,7 +269,7 @@ def test_searches_spread_over_replicas_and_each_stays_on_its_own(served):
         return sorted(len(fake.bodies) - n for fake, n in zip(fakes, before, strict=True))
 
     assert asyncio.run(one_search())[0] == 0
-    report = engine.report()
+    report = engine.health().replicas
     assert all(replica["cached_tokens"] > 0 and replica["prompt_tokens"] > 0 for replica in report)
     for name in ("prompt_tokens", "cached_tokens"):
         counted = REGISTRY.get_sample_value(f"iro_engine_{name}_total")
@@ -299,4 +299,4 @@ async def test_a_session_that_is_closed_lets_go_of_its_request(served):
     with pytest.raises(asyncio.CancelledError):
         await work
     await asyncio.sleep(0.05)
-    assert engine.report()[0]["rows"] == 0
+    assert engine.health().replicas[0]["rows"] == 0

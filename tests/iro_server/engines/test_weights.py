@@ -153,7 +153,7 @@ def test_a_server_of_another_process_needs_the_embedding_alone(tmp_path: Path) -
     for name in {*index.values()} - {index["model.embed_tokens.weight"]}:
         (tmp_path / "model" / name).unlink()
     assert len(list((tmp_path / "model").glob("*.safetensors"))) == 1 < len({*index.values()})
-    assert Description(tmp_path / "model").info.model_hash == digest
+    assert Description.of_directory(tmp_path / "model").info.model_hash == digest
     hidden = Embedding(tmp_path / "model")(torch.tensor([[5, 127, 500]]))
     assert hidden.dtype == torch.float32
     torch.testing.assert_close(hidden[0, :2], expected[[5, 127]])

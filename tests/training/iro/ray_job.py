@@ -13,7 +13,7 @@ from uuid import uuid4
 import torch.distributed as dist
 
 from iro_server.placement import Placement
-from tests.training.iro.toy_job import Toy
+from tests.training.iro.toy_job import MODEL, Toy
 from training.iro.cluster import ray_executor
 from training.iro.config import AlignConfig
 from training.iro.fit import FitSource, Shards
@@ -73,7 +73,7 @@ def ray_job(placement: Placement | None = None, seconds: float = 0.0) -> Job:
         folder.mkdir(exist_ok=True)
         opening, bundles = partial(Slow, folder, seconds), Bundles(Toy.info, config.model_dir)
         with ray_executor(placement or Placement(), run, config, bundles, opening) as executor:
-            return align(config, run, Toy(), executor)
+            return align(config, run, MODEL, executor)
 
     return Job("align", "", AlignConfig, run)
 

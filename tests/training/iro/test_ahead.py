@@ -13,7 +13,7 @@ import pytest
 
 from iro_server.graders import Grade, Grader, Sample
 from iro_server.graders.base import Item
-from tests.training.iro.toy_job import Toy, job
+from tests.training.iro.toy_job import MODEL, Toy, job
 from training.iro.ahead import AHEAD, working_ahead
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
@@ -100,7 +100,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
     monkeypatch.setattr("training.iro.loop.parse_grader", lambda spec: Watched())
 
     def run(config: AlignConfig, run: Run) -> dict[str, Any]:
-        return align(config, run, ENGINE, LocalExecutor(config, ENGINE))
+        return align(config, run, MODEL, LocalExecutor(ENGINE, config.model_dir))
 
     yield Job("align", "", AlignConfig, run)
 
@@ -141,7 +141,7 @@ def test_a_grade_that_failed_is_asked_for_again_and_one_that_was_given_is_not(
             failed = Grade.failed("no answer", tokens=tokens)
             return [Grade.of(1.0, tokens=tokens) if sample.output_text == "0" else failed for sample, _ in pairs]
 
-    grading = Grading(config, Run(tmp_path, seed=0), Toy(), Flaky())
+    grading = Grading(config, Run(tmp_path, seed=0), MODEL, Flaky())
     prompts = [Prompt(0, (0,), {"prompt": "0"}), Prompt(1, (1,), {"prompt": "1"})]
     first = grading.grade(prompts, [[[0], [0], [1]], [[0]]])
     assert calls == [["0", "1", "0"]]  # once a text of an item

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.iro.toy_job import Toy, job
+from iro_server.engines.describe import Description
+from tests.training.iro.toy_job import MODEL, Toy, job
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
 from training.iro.executor import LocalExecutor
@@ -89,14 +90,13 @@ def test_what_never_stops_is_cut(config: AlignConfig, tmp_path: Path, engine: To
     """A text at 48 tokens; an answer at 512, or where the longest prompt fills the model's context."""
     auto = config.model_copy(update={"max_tokens": "auto"})
     prompts = [Prompt(index, (0, 1, 0, 1, 0, 1), {row: "010101"}) for index in range(2)]
-    executor = LocalExecutor(auto, engine)
+    executor = LocalExecutor(engine, auto.model_dir)
     run = Run(tmp_path / "run", seed=0)
-    assert with_max_tokens(auto, run, engine, executor, prompts).max_tokens == max_tokens
-    assert executor.config.max_tokens == max_tokens
+    assert with_max_tokens(auto, run, Description.of_engine(engine), executor, prompts).max_tokens == max_tokens
 
 
 def test_a_number_stays_as_it_is(config: AlignConfig, tmp_path: Path) -> None:
-    executor = LocalExecutor(config, Toy())
+    executor = LocalExecutor(Toy(), config.model_dir)
     run = Run(tmp_path / "run", seed=0)
-    assert with_max_tokens(config, run, Toy(), executor, []) is config
+    assert with_max_tokens(config, run, MODEL, executor, []) is config
     assert not run.has("lengths")

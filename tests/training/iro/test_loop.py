@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.toy import enumerate_completions
-from tests.training.iro.toy_job import COUNT_ONES, MAX_TOKENS, Killed, Toy, job
+from tests.training.iro.toy_job import COUNT_ONES, MAX_TOKENS, MODEL, Killed, Toy, job
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Slice, split
 from training.iro.diagnostics import samples_to_detect
@@ -209,7 +209,7 @@ def test_an_iteration_takes_an_equal_share_of_the_prompts_at_most(
     config: AlignConfig, asked: int | None, given: int
 ) -> None:
     limited = config.model_copy(update={"prompts_per_iteration": asked})
-    slices = split(limited, Toy(), np.random.default_rng(0)).slices
+    slices = split(limited, MODEL, np.random.default_rng(0)).slices
     assert [len(part.train) + len(part.heldout) for part in slices] == [given, given]
 
 
@@ -218,7 +218,7 @@ def test_rows_of_one_prompt_serve_one_purpose(config: AlignConfig) -> None:
     lines = [json.loads(line) for line in config.training_file.read_text().splitlines()]
     config.training_file.write_text("".join(json.dumps(row | {"n": n}) + "\n" for n in range(3) for row in lines))
     for seed in range(5):
-        prompts = split(config, Toy(), np.random.default_rng(seed))
+        prompts = split(config, MODEL, np.random.default_rng(seed))
         parts = [part for each in prompts.slices for part in (each.train, each.heldout)]
         texts = [{prompt.token_ids for prompt in part} for part in [*parts, prompts.validation, prompts.check]]
         assert len(set.union(*texts)) == sum(map(len, texts)) == 40
@@ -237,7 +237,7 @@ def test_the_best_iteration_is_checked_on_prompts_that_did_not_choose_it(config:
 
 def test_no_model_comes_of_an_iteration_that_fails_the_check(config: AlignConfig, tmp_path: Path) -> None:
     """A grader that punishes, on the check prompts alone, what it rewards elsewhere."""
-    checked = {prompt.item["prompt"] for prompt in split(config, Toy(), rng_of(config.seed, SPLIT)).check}
+    checked = {prompt.item["prompt"] for prompt in split(config, MODEL, rng_of(config.seed, SPLIT)).check}
     source = (
         f"CHECKED = {checked!r}\ndef grade(sample, item):\n    ones = sample['output_text'].count('1')\n"
         "    return -ones if item['prompt'] in CHECKED else ones\n"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from iro_server.engines.describe import Description
 from tests.toy import END, ToyEngine
 from training.iro.config import AlignConfig
 from training.iro.executor import LocalExecutor
@@ -36,6 +37,9 @@ class Digits:
 
 class Toy(ToyEngine):
     tokenizer = Digits()
+
+
+MODEL = Description.of_engine(Toy())
 
 
 def write_prompts(path: Path, count: int) -> Path:
@@ -64,7 +68,7 @@ def toy_config(folder: Path) -> AlignConfig:
 def job(engine: Any = None) -> Job:
     def run(config: AlignConfig, run: Run) -> dict[str, Any]:
         toy = engine or Toy()
-        return align(config, run, toy, LocalExecutor(config, toy))
+        return align(config, run, Description.of_engine(toy), LocalExecutor(toy, config.model_dir))
 
     return Job("align", "", AlignConfig, run)
 

@@ -1,0 +1,66 @@
+"""A beam: one row of a chunk, and the beam that it continues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(eq=False, slots=True)
+class Beam:
+    """A row's tokens in one chunk, after those of its parent. The beam of the prompt has neither parent nor tokens.
+
+    Beams are equal where all their tokens since the prompt are, however chunks divide them.
+
+    ``logprobs``, ``hidden[layer]`` [L, D]: of ``tokens``. ``row``: its place in the chunk. ``value``: sum_t V_t/beta_t
+    at the last token. ``log_weight``: of SMC, since the beam was resampled. ``length``: tokens since the prompt.
+    """
+
+    parent: Beam | None = None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    row: int = 0
+    value: float = 0.0
+    log_weight: float = 0.0
+    finished: bool = False
+    length: int = field(init=False)
+    _digest: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = len(self.tokens) + (self.parent.length if self.parent else 0)
+        self._digest = self.parent._digest if self.parent else 0
+        for token in self.tokens:
+            self._digest = hash((self._digest, token))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Beam):
+            return NotImplemented
+        if (self.length, self._digest) != (other.length, other._digest):
+            return False
+        if self.parent is other.parent:
+            return self.tokens == other.tokens
+        return self.tokens_from(0) == other.tokens_from(0)
+
+    def __hash__(self) -> int:
+        return self._digest
+
+    def path(self) -> list[Beam]:
+        """The beams of all chunks since the prompt, this one last."""
+        return self._path_from(0)
+
+    def tokens_from(self, start: int) -> list[int]:
+        """The tokens since the prompt, without the first ``start``."""
+        path = self._path_from(start)
+        tokens = [token for beam in path for token in beam.tokens]
+        return tokens[start - self.length + len(tokens) :]
+
+    def _path_from(self, start: int) -> list[Beam]:
+        """Those that reach past token ``start``."""
+        path: list[Beam] = []
+        beam = self
+        while beam.parent is not None and beam.length > start:
+            path.append(beam)
+            beam = beam.parent
+        return path[::-1]

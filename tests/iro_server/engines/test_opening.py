@@ -1,0 +1,39 @@
+"""The table of engines by kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from iro_server.engines import opening
+from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.opening import open_engine
+from iro_server.settings import Settings
+from tests.toy import ToyEngine
+
+URLS = ("http://127.0.0.1:9/v1",)
+UNKNOWN = "no engine of kind 'sglang': the kinds are embedded, vllm, text"
+
+
+@pytest.mark.parametrize("urls", [(), URLS])
+def test_an_unknown_kind_is_refused_before_anything_is_opened(tmp_path: Path, urls: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=UNKNOWN):
+        open_engine(tmp_path, None, Endpoints(urls, kind="sglang"))
+
+
+def test_settings_refuse_an_unknown_kind(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=UNKNOWN):
+        Settings(data_dir=tmp_path, engine_kind="sglang")
+
+
+def test_the_embedded_engine_takes_no_urls(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="takes no engine URLs"):
+        open_engine(tmp_path, None, Endpoints(URLS, kind="embedded"))
+
+
+def test_an_engine_in_the_table_can_be_set_and_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(opening.ENGINES, "toy", lambda model_dir, endpoints, name: ToyEngine())
+    settings = Settings(data_dir=tmp_path, engine_kind="toy", engine_urls=list(URLS))
+    assert isinstance(open_engine(tmp_path, None, settings.endpoints), ToyEngine)
