@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from iro_server.engines.base import Chunk, Sampling
+if TYPE_CHECKING:  # the command line reads SearchParams for its help, without a model library
+    import torch
+
+    from iro_server.engines.base import Chunk, Sampling
 
 Selection = Literal["diversity", "top", "smc"]
 

@@ -47,7 +47,7 @@ def test_a_check_that_does_not_hold_fails_a_smoke_run_and_is_a_finding_elsewhere
         return {}
 
     job = Job("claims", "", JobConfig, run, presets={"smoke": {}, "paper": {}})
-    monkeypatch.setattr("iro_server.cli._find_job", lambda name: job)
+    monkeypatch.setattr("iro_server.cli.load_batch_job", lambda name: job)
     done = iro("run", "claims", "--preset", preset, "--out", str(tmp_path / "run"))
     assert done.exit_code == status and "✗ claim: 2 (1)" in done.stdout
 
