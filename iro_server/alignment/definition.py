@@ -78,7 +78,11 @@ class AlignmentOptions(BaseModel):
         8, ge=1, le=MAX_SUCCESSORS, description="K: continuations of each beam that the search draws."
     )
     chunk_length: int = Field(4, ge=1, description="L: tokens between two selections of the search.")
-    selection: Selection = Field("diversity", description="The rule by which the search keeps beams.")
+    selection: Selection = Field(
+        "diversity",
+        description="Which beams the search keeps: `diversity`, the highest values among different texts; `top`, the "
+        "highest values; `smc`, resampled by weight, which makes each completion a sample of the guided distribution.",
+    )
     guided_searches: int = Field(
         4,
         ge=1,
