@@ -54,10 +54,10 @@ class BatchJob(Protocol[AnyConfig]):
 class DescribedModel(Protocol):
     """A frozen model without its weights."""
 
-    tokenizer: Any
-
     @property
     def info(self) -> ModelInfo: ...
+    @property
+    def tokenizer(self) -> Any: ...
 
 
 class AlignmentJob(Protocol[AlignmentConfig]):

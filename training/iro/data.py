@@ -34,10 +34,10 @@ class AlignError(ValueError):
 class Described(Protocol):
     """What is known of a frozen model without its weights."""
 
-    tokenizer: Any
-
     @property
     def info(self) -> ModelInfo: ...
+    @property
+    def tokenizer(self) -> Any: ...
 
 
 class TokenizingEngine(Engine, Described, Protocol):
