@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from iro_server import cli_backup, cli_db, cli_keys, cli_model, cli_rollouts
+from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
+from iro_server.alignment.entry import BatchJob, batch_jobs, load_batch_job
 from iro_server.cli_model import model_dir
+from iro_server.cli_options import parse_value, with_options_of
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from iro_server.settings import Settings as ServerSettings
 
 FAILED, BAD_INPUT = 1, 2
-JOBS = "iro.jobs"
+ALIGNED_SEARCH = DEFAULT_OPTIONS.search
 
 console = Console(highlight=False)
 
@@ -48,7 +50,8 @@ class Commands(TyperGroup):
 
 def _explain(mistake: Any) -> str:
     where = ".".join(str(step) for step in mistake["loc"])
-    return f"{where}: {mistake['msg']}" if where else mistake["msg"]
+    message = str(mistake["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> None:
@@ -126,13 +129,14 @@ def health(
 
 
 @app.command()
+@with_options_of(AlignmentOptions, "Alignment")
 def align(
     arguments: Annotated[
         list[str],
         typer.Argument(
             metavar="[TRAIN] GRADER [key=value]…",
             help="TRAIN: JSONL, Parquet or CSV, each row with messages or prompt; none with --dataset. "
-            "GRADER: JSON, or a .py file with grade(sample, item). key=value: config fields; values as JSON.",
+            "GRADER: JSON, or a .py file with grade(sample, item). key=value: any config field; values as JSON.",
         ),
     ],
     validation: Annotated[Path | None, typer.Option(help="As TRAIN; without it, rows of TRAIN are held out.")] = None,
@@ -142,9 +146,12 @@ def align(
     text: Annotated[bool, typer.Option("--text", help="Continue the prompt column's texts, without a chat.")] = False,
     model: Model = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="The run folder; an unfinished run in it goes on.")] = Path("runs/align"),
+    **options: Any,
 ) -> None:
     """Fit value functions that steer a model towards a grader's reward."""
-    job = _find_job("align")
+    from iro_server.graders import parse_grader
+
+    job = load_batch_job("align")
     files, overrides = arguments[: 1 if dataset else 2], arguments[1 if dataset else 2 :]
     if len(files) < (1 if dataset else 2):
         raise ValueError("align takes TRAIN and GRADER, or GRADER and --dataset")
@@ -154,9 +161,10 @@ def align(
     else:
         train = out.resolve() / "train.jsonl"
         write_dataset(dataset, split, prompt_column, text, train)
-    config = {"training_file": str(train), "grader": grader, **_parse(overrides)}
+    config = {"training_file": str(train), "grader": grader, **options, **_parse(overrides)}
     if validation is not None:
         config["validation_file"] = str(_existing(validation))
+    parse_grader(config["grader"]).close()  # refused before the model is loaded
     directory = model_dir(model)
     config |= {"model_dir": str(directory), "model_name": model.rstrip("/").split("/")[-1]}
     result = _execute(job, config, out)
@@ -178,20 +186,26 @@ def generate(
     top_p: Annotated[float, typer.Option(max=1)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: every token.")] = 0,
     seed: int | None = None,
-    beam_width: Annotated[int | None, typer.Option(help="2 with values, else 1.")] = None,
-    num_successors: Annotated[int | None, typer.Option(help="8 with values, else 1.")] = None,
-    chunk_length: Annotated[int | None, typer.Option(help="4 with values, else all.")] = None,
-    selection: str = "diversity",
+    beam_width: Annotated[int | None, typer.Option(help=f"{ALIGNED_SEARCH.beam_width} with values, else 1.")] = None,
+    num_successors: Annotated[
+        int | None, typer.Option(help=f"{ALIGNED_SEARCH.num_successors} with values, else 1.")
+    ] = None,
+    chunk_length: Annotated[
+        int | None, typer.Option(help=f"{ALIGNED_SEARCH.chunk_length} with values, else all.")
+    ] = None,
+    selection: Annotated[str | None, typer.Option(help=f"{ALIGNED_SEARCH.selection} by default.")] = None,
     betas: Annotated[str | None, typer.Option(help="Comma-separated; the bundle's own without.")] = None,
 ) -> None:
     """Print a completion, steered by value functions where a bundle is given."""
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.base import Sampling
 
-    defaults: dict[str, Any] = {"beam_width": 2, "num_successors": 8, "chunk_length": 4} if values else {}
-    given: dict[str, Any] = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
-    given |= {"selection": selection, "betas": betas.split(",") if betas else None}
-    params = SearchParams.model_validate(defaults | {key: value for key, value in given.items() if value is not None})
+    options: dict[str, Any] = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
+    options |= {"selection": selection, "betas": betas.split(",") if betas else None}
+    defaults = ALIGNED_SEARCH.model_dump() if values else {}
+    params = SearchParams.model_validate(
+        defaults | {name: value for name, value in options.items() if value is not None}
+    )
     if top_p <= 0:
         raise ValueError("top_p: must be above 0")
     if params.betas and values is None:
@@ -205,8 +219,8 @@ def generate(
 def list_jobs() -> None:
     """The batch jobs that `iro run` knows."""
     table = Table("job", "what it does", "presets", box=None)
-    for entry in sorted(importlib.metadata.entry_points(group=JOBS), key=lambda entry: entry.name):
-        job = entry.load()
+    for name in sorted(batch_jobs().names):
+        job = load_batch_job(name)
         table.add_row(job.name, job.summary, ", ".join(job.presets))
     console.print(table)
 
@@ -223,7 +237,7 @@ def run(
 
     Exit status 1 if a check of the preset smoke does not hold; elsewhere that is a finding.
     """
-    job = _find_job(name)
+    job = load_batch_job(name)
     if preset is not None and preset not in job.presets:
         raise ValueError(f"{name} has no preset {preset!r}, only: {', '.join(job.presets) or 'none'}")
     config = {**(job.presets[preset] if preset else {}), **_parse(overrides or [])}
@@ -271,7 +285,7 @@ def _complete(
         return str(engine.tokenizer.decode(asyncio.run(search).finals[0].tokens, skip_special_tokens=True))
 
 
-def _execute(job: Any, config: dict[str, Any], out: Path, seeds: int = 1) -> dict[str, Any]:
+def _execute(job: BatchJob[Any], config: dict[str, Any], out: Path, seeds: int = 1) -> dict[str, Any]:
     """Run the job with its events on the terminal; Ctrl-C leaves a run that the same command goes on with."""
     styles = {"warn": "yellow", "error": "red"}
 
@@ -298,13 +312,6 @@ def _settings(**options: Any) -> ServerSettings:
     return ServerSettings(**{name: value for name, value in options.items() if value is not None})
 
 
-def _find_job(name: str) -> Any:
-    known = importlib.metadata.entry_points(group=JOBS)
-    if name not in known.names:
-        raise ValueError(f"no job {name!r}; `iro list` has: {', '.join(sorted(known.names))}")
-    return known[name].load()
-
-
 def _parse(pairs: Sequence[str]) -> dict[str, Any]:
     """key=value pairs; a value that is not JSON is a string."""
     config = {}
@@ -312,10 +319,7 @@ def _parse(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"{pair!r} is not of the form key=value")
-        try:
-            config[key] = json.loads(value)
-        except json.JSONDecodeError:
-            config[key] = value
+        config[key] = parse_value(value)
     return config
 
 

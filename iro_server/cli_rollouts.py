@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from iro_server.alignment.entry import load_alignment_job
 from iro_server.cli_keys import DataDir, settings_of
 
 app = typer.Typer(no_args_is_help=True, help="The completions that a job sampled and graded.")
@@ -28,7 +28,7 @@ def export(
     disable_progress_bar()
     if out.exists():
         raise FileExistsError(f"{out} exists")
-    rollouts = entry_points(group="iro.jobs")["align"].load().export(_run_folder(job, data_dir))
+    rollouts = load_alignment_job().export(_run_folder(job, data_dir))
     write = {"arrow": rollouts.save_to_disk, "parquet": rollouts.to_parquet, "jsonl": rollouts.to_json}[format]
     write(str(out))
     typer.echo(f"{len(rollouts)} completions: {out}")

@@ -33,7 +33,7 @@ class Settings(Placement):
     JSON. Files, jobs and, by default, the database live under ``data_dir``.
 
     ``model_dir`` None: the default model, prepared the first time. ``align_entry`` None: the entry point ``align`` of
-    the group ``iro.jobs``; else ``module:attribute`` of an object with the same contract. Times are in seconds.
+    the group ``iro.jobs``; else ``module:attribute`` of another ``AlignmentJob``. Times are in seconds.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", protected_namespaces=(), env_prefix="IRO_")

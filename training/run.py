@@ -41,7 +41,7 @@ _tracer = trace.get_tracer("iro")  # its spans go where the process that runs th
 
 
 class Cancelled(Exception):
-    """The run was asked to stop. What it checkpointed is kept, and the same call goes on from there."""
+    """The run was asked to stop. Its checkpoints stay, and the same call continues from them."""
 
 
 class RunError(ValueError):
@@ -49,9 +49,9 @@ class RunError(ValueError):
 
 
 class JobConfig(BaseModel):
-    """What every job's config has: it cannot change under way, knows its fields, and carries a seed.
+    """The base of every job's config: frozen, without unknown fields, with a seed.
 
-    ``movable``: fields that say where the work is done and not what it is; a run may go on with others.
+    ``movable``: fields that say where the work is done and not what it is; a run may continue with other values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,10 +82,10 @@ class Run:
         self._metrics = self.folder / "metrics.jsonl"
         self._metrics.touch()
         # Rows past the last checkpoint will be computed, and written, again.
-        kept = max((self.checkpoints.about(name)["metrics_bytes"] for name in self.checkpoints.names()), default=0)
-        if self._metrics.stat().st_size < kept:
+        saved = max((self.checkpoints.about(name)["metrics_bytes"] for name in self.checkpoints.names()), default=0)
+        if self._metrics.stat().st_size < saved:
             raise RunError(f"{self._metrics} has lost rows of finished steps; choose another folder")
-        os.truncate(self._metrics, kept)
+        os.truncate(self._metrics, saved)
         self._board: Board | None = None
         self._steps = self._computed = 0  # steps asked for, and those of them that were not on disk
         self._stage: str | None = None
@@ -207,9 +207,7 @@ class Job:
     """A batch job, registered under the entry-point group ``iro.jobs``.
 
     ``run`` returns what result.json should hold beside config, seeds, versions and checks. ``draw`` makes the figures
-    of a finished run folder. ``check`` gives warnings about the inputs, and raises what ``run`` would on them, before
-    anything runs: (config, the server's engine, the config's grader). ``export`` gives what a run folder holds of
-    training data as a ``Dataset``; ``discard`` removes from one what only going on with the run would read.
+    of a finished run folder.
     """
 
     name: str
@@ -218,10 +216,6 @@ class Job:
     run: Callable[[Any, Run], dict[str, Any]]
     presets: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     draw: Callable[[Path], None] | None = None
-    check: Callable[[Any, Any, Any], list[str]] | None = None
-    export: Callable[[Path], Dataset] | None = None
-    discard: Callable[[Path], None] | None = None
-    Cancelled: type[Exception] = Cancelled
 
     def execute(
         self,
@@ -246,8 +240,10 @@ class Job:
             seeded = config.model_copy(update={"seed": seed})
             per_seed.append(self._execute(seeded, Path(out) / f"seed-{seed}", on_event, should_stop))
         result = {key: per_seed[0][key] for key in ("job", "config", "versions")}
-        result["seeds"] = [one["config"]["seed"] for one in per_seed]
-        result["checks"] = [check | {"seed": one["config"]["seed"]} for one in per_seed for check in one["checks"]]
+        result["seeds"] = [record["config"]["seed"] for record in per_seed]
+        result["checks"] = [
+            check | {"seed": record["config"]["seed"]} for record in per_seed for check in record["checks"]
+        ]
         result["per_seed"] = per_seed
         _write_json(Path(out) / "result.json", result)
         return result
@@ -286,12 +282,18 @@ class Job:
         if not finished.exists():
             with closing(Run(out, config.seed, on_event, should_stop, location=location)) as run:
                 _write_json(started, header | ({"checkpoints": location} if location else {}))
-                returned = self.run(config, run)
+                try:
+                    returned = self.run(config, run)
+                except ValueError:
+                    if location is None and not run.checkpoints.names():
+                        started.unlink()  # a corrected config may use the folder
+                    raise
             (out / "metrics.csv").write_text(metrics_csv(out))
             _write_json(finished, header | {"seeds": [config.seed], "checks": run.checks} | returned)
         if self.draw is not None and not any((out / "figures").glob("*")):
             self.draw(out)
-        return json.loads(finished.read_text())
+        result: dict[str, Any] = json.loads(finished.read_text())
+        return result
 
 
 def derive_seed(seed: int, *path: int) -> int:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from iro_server.api.reinforcement import Reinforcement
+from iro_server.api.reinforcement import ClosedModel, Reinforcement
 from iro_server.api.unsupported import Unsupported
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-
-class Method(_Closed):
+class Method(ClosedModel):
     type: Literal["reinforcement"]
     reinforcement: Reinforcement
     supervised: Annotated[Any, Unsupported()] = None
@@ -22,20 +18,20 @@ class Method(_Closed):
 
     @field_validator("type", mode="before")
     @classmethod
-    def _by_reward(cls, type: Any) -> Any:
+    def _is_reinforcement(cls, type: Any) -> Any:
         if type in ("supervised", "dpo"):
             raise ValueError(f"models are aligned to a grader here, by the method 'reinforcement', not '{type}'")
         return type
 
 
-class Wandb(_Closed):
+class Wandb(ClosedModel):
     project: str
     name: str | None = None
     entity: str | None = None
     tags: list[str] | None = None
 
 
-class Integration(_Closed):
+class Integration(ClosedModel):
     """Accepted, so that a request need not change; a run's TensorBoard files are written in any case."""
 
     type: Literal["wandb"]
@@ -45,7 +41,7 @@ class Integration(_Closed):
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 
 
-class JobRequest(_Closed):
+class JobRequest(ClosedModel):
     model: str
     training_file: str
     validation_file: str | None = None
@@ -58,6 +54,6 @@ class JobRequest(_Closed):
 
     @field_validator("hyperparameters", mode="before")
     @classmethod
-    def _in_the_method(cls, given: Any) -> None:
-        if given:
+    def _in_the_method(cls, hyperparameters: Any) -> None:
+        if hyperparameters:
             raise ValueError("give them as method.reinforcement.hyperparameters")

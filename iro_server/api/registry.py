@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from iro_server.alignment.definition import ServedDefaults
 from iro_server.api.errors import APIError
 from iro_server.api.loaded import HeldGrader, Loaded
 from iro_server.decoding.base import Scorer, SearchParams
@@ -33,16 +32,6 @@ SWEEP = 60.0  # seconds between two looks for what is not used any more
 LISTED = "GET /v1/models lists those that do"
 
 
-class Defaults(BaseModel):
-    """What a model does where a request says nothing. ``max_tokens`` None: the route's own default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    search: SearchParams = SearchParams.model_validate({})
-    temperature: float = 1.0
-    max_tokens: int | None = None
-
-
 @dataclass(frozen=True)
 class ServedModel:
     """A frozen model and, where it is aligned, the value functions that steer it.
@@ -53,7 +42,7 @@ class ServedModel:
 
     name: str
     engine: Engine
-    defaults: Defaults
+    defaults: ServedDefaults
     values: Values | None = None
     grader: HeldGrader | None = None
     owned_by_caller: bool = True
@@ -95,14 +84,14 @@ class ModelRegistry:
     def resolve(self, name: str, project: str) -> ServedModel:
         """The model that the project calls so. 404 without one, 400 if its bundle does not fit the model served."""
         if name == self.base:
-            return ServedModel(name, self.engine, Defaults())
+            return ServedModel(name, self.engine, ServedDefaults())
         found = self._find(name, project)
         if found is None:
             where = "GET /v1/fine_tuning/jobs/{id}/checkpoints lists a job's" if ":ckpt-step-" in name else LISTED
             message = f"The model '{name}' does not exist; {where}."
             raise APIError(404, message, param="model", code="model_not_found")
         path, stored, job = found
-        defaults = Defaults.model_validate(stored)
+        defaults = ServedDefaults.model_validate(stored)
         values = self.values.get(path, lambda: self._load(name, path))
         return ServedModel(
             name, self.engine, defaults, values, self._grader(job, project), owned_by_caller=job.project == project

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from iro_server.decoding.beam import Beam
+
+if TYPE_CHECKING:  # the command line reads the rules' names without a model library
+    import torch
 
 
 def top(values: Sequence[float], width: int) -> list[int]:
@@ -32,6 +33,8 @@ def diversity_first(values: Sequence[float], texts: Sequence[Hashable], width: i
 
 def resample(log_weights: torch.Tensor, width: int, generator: torch.Generator) -> list[int]:
     """SMC: ``width`` rows drawn in proportion to their weights, by systematic resampling (unbiased, low variance)."""
+    import torch
+
     weights = torch.softmax(log_weights.double(), dim=0)
     points = (torch.arange(width) + torch.rand((), generator=generator, dtype=torch.float64)) / width
     places: list[int] = torch.searchsorted(weights.cumsum(0), points).clamp_max(len(weights) - 1).tolist()
@@ -84,6 +87,8 @@ class SequentialMonteCarlo(SelectionRule):
     samples = True
 
     def select(self, pool: Sequence[Beam], width: int, generator: torch.Generator) -> list[int]:
+        import torch
+
         places = resample(torch.tensor([beam.log_weight for beam in pool]), width, generator)
         for place in places:
             pool[place].log_weight = 0.0
@@ -94,6 +99,8 @@ class SequentialMonteCarlo(SelectionRule):
 
     def order(self, finals: Sequence[Beam], generator: torch.Generator) -> list[int]:
         """At random: resampling keeps the pool's order, in which rows that stopped early come first."""
+        import torch
+
         places: list[int] = torch.randperm(len(finals), generator=generator).tolist()
         return places
 

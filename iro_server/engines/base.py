@@ -98,9 +98,9 @@ class EngineHealth:
     """The state of an engine at this moment.
 
     ``live_rows``: rows in its batch; None where servers batch them. ``cache_capacity``: tokens whose keys and values
-    fit in half of the memory that was free once the model was loaded; None where it is unknown. ``shared_rows``: rows of
-    one project that slow another project's single row by half at most; None where it is unknown. ``replicas``: a report
-    of each server, in the order of the settings; none where the model runs in this process.
+    fit in half of the memory that was free once the model was loaded; None where it is unknown. ``shared_rows``: rows
+    of one project that slow another project's single row by half at most; None where it is unknown. ``replicas``: a
+    report of each server, in the order of the settings; none where the model runs in this process.
     """
 
     live_rows: int | None = None

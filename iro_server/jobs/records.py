@@ -15,8 +15,8 @@ from iro_server.store.tables import FINISHED, Checkpoint, Event, File, Job, Mode
 OPEN = ("validating_files", "queued", "running", "paused")  # a job that may still be cancelled
 
 
-class Lost(Exception):
-    """The job has another worker now: this one has nothing to say any more."""
+class LeaseLost(Exception):
+    """The job has another worker now, and this one may not write any more."""
 
 
 def add_event(
@@ -86,25 +86,29 @@ def adopt(sessions: Sessions, job: Job, server: str) -> bool:
 
 
 def _fence(session: Session, job: Job, **seen: Any) -> str:
-    """The job's status, its row locked. Raises Lost unless the caller is its last worker."""
+    """The job's status, its row locked. Raises LeaseLost unless the caller is its last worker."""
     ours = update(Job).where(Job.id == job.id, Job.attempt == job.attempt)
     beaten = ours.values(heartbeat=Job.heartbeat + 1, **seen)
     status = session.scalars(beaten.returning(Job.status)).first()
     if status is None:
-        raise Lost(f"{job.id} has another worker")
+        raise LeaseLost(f"{job.id} has another worker")
     return status
 
 
 def beat(sessions: Sessions, job: Job, **seen: Any) -> str:
-    """Say that the job's worker lives, and what it does (columns of the job); returns the job's status. Raises Lost."""
+    """Record that the job's worker lives, and what it does (columns of the job); returns the job's status.
+
+    Raises LeaseLost.
+    """
     with sessions.begin() as session:
         return _fence(session, job, **seen)
 
 
 def record(sessions: Sessions, job: Job, event: dict[str, Any]) -> None:
-    """Store an event of the job's ``execute``; one of type "checkpoint" makes a model that can be called. Raises Lost.
+    """Store an event of the job's ``execute``; one of type "checkpoint" makes a model that can be called.
 
-    What a killed worker told before it died may be told again: a step's metrics and checkpoint are there once.
+    A worker may repeat the events of one that was killed: a step's metrics and checkpoint are stored once. Raises
+    LeaseLost.
     """
     with sessions.begin() as session:
         _fence(session, job)
@@ -154,7 +158,7 @@ def succeed(
 ) -> None:
     """Mark the job succeeded and serve its model, in one transaction; nothing where it was cancelled meanwhile.
 
-    ``results``: its metrics as a file that lies on the disk already. Raises Lost.
+    ``results``: its metrics as a file that lies on the disk already. Raises LeaseLost.
     """
     with sessions.begin() as session:
         _fence(session, job)

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import func, select
 
-from iro_server.engines.base import Engine
+from iro_server.alignment.entry import DescribedModel, load_alignment_job
 from iro_server.executors import in_thread
 from iro_server.graders import Grader, parse_grader
 from iro_server.jobs import records
-from iro_server.jobs.worker import explain, load_entry
+from iro_server.jobs.worker import explain
 from iro_server.settings import Settings
 from iro_server.store import files
 from iro_server.store.database import Sessions, find
@@ -27,8 +27,10 @@ PROJECTS_AT_ONCE = 8  # whose jobs are validated side by side; a project's own j
 class Validation:
     """One a server. ``run`` it as a task, until ``stopping`` is set. Two servers that both look do no harm."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, surroundings: Surroundings, engine: Engine) -> None:
-        self.settings, self.sessions, self.surroundings, self.engine = settings, sessions, surroundings, engine
+    def __init__(
+        self, settings: Settings, sessions: Sessions, surroundings: Surroundings, model: DescribedModel
+    ) -> None:
+        self.settings, self.sessions, self.surroundings, self.model = settings, sessions, surroundings, model
         self.database = ThreadPoolExecutor(1, "validation")
         self.checks = ThreadPoolExecutor(PROJECTS_AT_ONCE, "job-check")
         self.validating: dict[str, asyncio.Task[None]] = {}  # by project
@@ -106,15 +108,13 @@ class Validation:
                 records.add_event(session, job.id, "Files validated, moving job to queued state")
 
     def _warnings(self, job: Job) -> list[str]:
-        """What the job's own check says. Raises what it raises."""
-        entry = load_entry(self.settings.align_entry)
-        if entry.check is None:
-            return []
+        """What the alignment job's own validation warns of. Raises what it raises."""
+        alignment_job = load_alignment_job(self.settings.align_entry)
+        config = alignment_job.Config.model_validate(job.config)
         surroundings = self.surroundings.model_copy(update={"project": job.project})
-        config = entry.Config.model_validate(job.config, context=surroundings)
-        with parse_grader(job.config["grader"], surroundings) as grader:
+        with parse_grader(config.grader, surroundings) as grader:
             self.graders[job.project] = grader
             try:
-                return entry.check(config, self.engine, grader)
+                return alignment_job.validate(config, self.model, grader)
             finally:
                 del self.graders[job.project]

@@ -1,12 +1,12 @@
-"""The process that runs one job: ``python -m iro_server.jobs.worker --job ID --attempt N``, its settings in
-``$IRO_SETTINGS`` and where its graders run in ``$IRO_GRADERS``."""
+"""The process that runs one job: ``python -m iro_server.jobs.worker --job ID --attempt N``.
+
+Its settings are in ``$IRO_SETTINGS``, and where its graders run in ``$IRO_GRADERS``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import errno
-import importlib
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception_type, wait_exponential
 
+from iro_server.alignment.entry import load_alignment_job
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.jobs import lock, records
 from iro_server.jobs.progress import Progress
@@ -54,10 +55,10 @@ def main() -> int:
     return 0
 
 
-def patiently(call: Callable[..., Result]) -> Callable[..., Result]:
-    """``call``, again and again while the database is away: what was computed is not lost for want of it."""
-    away = retry_if_exception_type(OperationalError)
-    return retry(retry=away, wait=wait_exponential(multiplier=0.2, max=5), reraise=True)(call)
+def retry_while_unavailable(call: Callable[..., Result]) -> Callable[..., Result]:
+    """``call``, retried while the database is unavailable, so that no computed result is lost."""
+    unavailable = retry_if_exception_type(OperationalError)
+    return retry(retry=unavailable, wait=wait_exponential(multiplier=0.2, max=5), reraise=True)(call)
 
 
 class Worker:
@@ -69,7 +70,7 @@ class Worker:
 
     def work(self) -> None:
         """Run the job to its end and record how it ended, whatever it raises."""
-        job = patiently(self._read)()
+        job = retry_while_unavailable(self._read)()
         if job is None or job.status != "running" or job.attempt != self.attempt:
             return
         threading.Thread(target=self.beat, args=(job,), daemon=True).start()
@@ -77,25 +78,24 @@ class Worker:
         try:
             with tracing.span("job", context=tracing.after(job.traceparent), attributes=attributes):
                 self._execute(job)
-        except records.Lost as error:
+        except records.LeaseLost as error:
             log.warning("%s", error)
         except Exception as error:
             if self.stop.is_set():
                 return  # cancelled or paused: the status says so already
             log.exception("the job failed")
             if why := self._passing(error):
-                patiently(records.pause)(self.sessions, self.job_id, why, "error")
+                retry_while_unavailable(records.pause)(self.sessions, self.job_id, why, "error")
             else:
-                patiently(records.fail)(self.sessions, job, *explain(error))
+                retry_while_unavailable(records.fail)(self.sessions, job, *explain(error))
         finally:
             self._discard()
 
     def _discard(self) -> None:
         """Free the disk of what a job that has failed or was cancelled would have needed to go on."""
-        job = patiently(self._read)()
-        discard = getattr(load_entry(self.settings.align_entry), "discard", None)
-        if discard and job and job.status in ("failed", "cancelled") and (self.out / "config.json").exists():
-            discard(self.out)
+        job = retry_while_unavailable(self._read)()
+        if job and job.status in ("failed", "cancelled") and (self.out / "config.json").exists():
+            load_alignment_job(self.settings.align_entry).discard(self.out)
 
     def _passing(self, error: Exception) -> str | None:
         """What to tell where the error is no fault of the job's, which can go on once that has passed."""
@@ -113,7 +113,7 @@ class Worker:
             try:
                 if self._tell(job) != "running":
                     self.stop.set()
-            except records.Lost:
+            except records.LeaseLost:
                 self.stop.set()
             except Exception:  # such as a database that is locked: a heartbeat that ends would have the worker killed
                 log.exception("no heartbeat")
@@ -126,31 +126,31 @@ class Worker:
             return find(session, Job, self.job_id)
 
     def _execute(self, job: Job) -> None:
-        entry = load_entry(self.settings.align_entry)
+        alignment_job = load_alignment_job(self.settings.align_entry)
         moved = self.settings.engine_fields if job.config.get("engine_urls") else {}  # since the job was created
-        config = entry.Config.model_validate(job.config | moved)
-        search = defaults(config)
-        patiently(self._note_search)(search)
+        config = alignment_job.Config.model_validate(job.config | moved)
+        search = config.served_defaults.model_dump(exclude_none=True)
+        retry_while_unavailable(self._note_search)(search)
         progress = Progress(self.sessions, job)
 
         def on_event(event: dict[str, Any]) -> None:
             if event["type"] == "progress":
-                patiently(progress.note)(**event["data"])
+                retry_while_unavailable(progress.note)(**event["data"])
             elif event["type"] == "stage":
                 self.stage = event["data"]["stage"]  # for the next heartbeat to tell
             elif event["type"] == "defaults":
                 search.update(event["data"])
-                patiently(self._note_search)(search)
+                retry_while_unavailable(self._note_search)(search)
             else:
-                patiently(records.record)(self.sessions, job, event)
+                retry_while_unavailable(records.record)(self.sessions, job, event)
 
-        result = entry.execute(config, self.out, on_event=on_event, should_stop=self.stop.is_set)
+        result = alignment_job.execute(config, self.out, on_event=on_event, should_stop=self.stop.is_set)
         search |= {"max_tokens": result["max_tokens"]} if "max_tokens" in result else {}
-        patiently(self._tell)(job)  # of what was graded since the last heartbeat
+        retry_while_unavailable(self._tell)(job)  # of what was graded since the last heartbeat
         if result.get("best_checkpoint") is None:
             raise NoImprovement("no iteration's held-out reward was above the base model's, so there is no model")
         ended = (str(result["best_checkpoint"]), search, self._result_file(job), result.get("trained_tokens"))
-        patiently(records.succeed)(self.sessions, job, *ended)
+        retry_while_unavailable(records.succeed)(self.sessions, job, *ended)
 
     def _note_search(self, search: dict[str, Any]) -> None:
         with self.sessions.begin() as session:
@@ -173,27 +173,6 @@ class Worker:
 
 class NoImprovement(Exception):
     code = "no_improvement"
-
-
-def load_entry(name: str | None) -> Any:
-    """The alignment job: the entry point ``align`` of ``iro.jobs``, or the object that ``module:attribute`` names."""
-    if name is None:
-        (entry,) = importlib.metadata.entry_points(group="iro.jobs", name="align")
-        return entry.load()
-    module, attribute = name.split(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def defaults(config: Any) -> dict[str, Any]:
-    """What the job's models do unless a request says otherwise (``registry.Defaults``): as the job evaluated them."""
-    from iro_server.decoding.base import SearchParams  # torch, which takes seconds: the heartbeat is on by now
-
-    names = [name for name in ("beam_width", "num_successors", "chunk_length", "selection") if hasattr(config, name)]
-    search = SearchParams(**{name: getattr(config, name) for name in names}).model_dump(exclude={"betas"})
-    sampling = {name: getattr(config, name) for name in ("temperature", "max_tokens") if hasattr(config, name)}
-    if sampling.get("max_tokens") == "auto":  # the job measures it, and says so in an event of type "defaults"
-        del sampling["max_tokens"]
-    return {"search": search} | sampling
 
 
 def explain(error: Exception) -> tuple[str, str, str | None]:

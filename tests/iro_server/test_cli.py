@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
+from iro_server.alignment.definition import AlignmentOptions
 from iro_server.cli import app
 from iro_server.demo import DemoError, MissingPackage
 from iro_server.engines.prepare import prepare_model
+from training.iro.config import AlignConfig
 from training.run import Job, JobConfig, Run
 
 
@@ -47,7 +49,7 @@ def test_a_check_that_does_not_hold_fails_a_smoke_run_and_is_a_finding_elsewhere
         return {}
 
     job = Job("claims", "", JobConfig, run, presets={"smoke": {}, "paper": {}})
-    monkeypatch.setattr("iro_server.cli._find_job", lambda name: job)
+    monkeypatch.setattr("iro_server.cli.load_batch_job", lambda name: job)
     done = iro("run", "claims", "--preset", preset, "--out", str(tmp_path / "run"))
     assert done.exit_code == status and "✗ claim: 2 (1)" in done.stdout
 
@@ -111,6 +113,41 @@ def test_align_names_the_line_that_is_no_row(tmp_path: Path) -> None:
     failed = iro("align", str(train), str(tmp_path / "grader.py"), "--out", str(tmp_path / "run"))
     assert failed.exit_code == 2
     assert "train.jsonl, line 2" in failed.stderr
+
+
+def test_align_has_the_options_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[dict[str, Any]] = []
+
+    def record(config: AlignConfig, run: Run) -> dict[str, Any]:
+        configs.append(config.model_dump(exclude_unset=True))
+        return {"best_checkpoint": None}
+
+    monkeypatch.setattr("iro_server.cli.load_batch_job", lambda name: Job(name, "", AlignConfig, record))
+    monkeypatch.setattr("iro_server.cli.model_dir", lambda model: tmp_path)
+    train, grader = tmp_path / "train.jsonl", tmp_path / "grader.py"
+    train.write_text('{"prompt": "Once"}\n')
+    grader.write_text("def grade(sample, item): return 1.0\n")
+    options = ("--beam-width", "3", "--betas", "1,0.5", "--max-tokens", "auto", "--no-early-stop", "selection=top")
+    done = iro("align", str(train), str(grader), "--out", str(tmp_path / "run"), *options)
+    assert "No iteration was better" in done.stdout, done.output
+    options_set = configs[0].keys() & AlignmentOptions.model_fields.keys()
+    assert {name: configs[0][name] for name in options_set} == {
+        "beam_width": 3,
+        "betas": [1.0, 0.5],
+        "iterations": 2,
+        "max_tokens": "auto",
+        "early_stop": False,
+        "selection": "top",
+    }
+    (tmp_path / "grader.json").write_text('{"type": "oracle"}')
+    refused = iro("align", str(train), str(tmp_path / "grader.json"), "--out", str(tmp_path / "other"))
+    assert (refused.exit_code, len(configs)) == (2, 1) and "no grader of type 'oracle'" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_help_of_align_describes_the_options() -> None:
+    shown = " ".join(iro("align", "--help").stdout.replace("│", " ").split())
+    assert "--num-successors" in shown and "K: continuations of each beam" in shown and "default 8" in shown
 
 
 def test_align_then_generate(tmp_path: Path) -> None:

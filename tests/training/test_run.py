@@ -108,6 +108,18 @@ def test_a_folder_belongs_to_its_input_files_too(tmp_path: Path) -> None:
         read.execute({"rows": rows}, tmp_path / "run")
 
 
+def test_a_run_that_fails_at_once_leaves_its_folder_to_a_corrected_config(tmp_path: Path) -> None:
+    def refuse(config: WalkConfig, run: Run) -> dict:
+        if config.steps < 3:
+            raise ValueError("too few steps")
+        return walk(config, run)
+
+    refusing = Job("walk", "", WalkConfig, refuse)
+    with pytest.raises(ValueError, match="too few"):
+        refusing.execute({"steps": 2}, tmp_path)
+    assert refusing.execute({"steps": 3}, tmp_path)["config"]["steps"] == 3
+
+
 def test_a_finished_run_without_figures_gets_them(tmp_path: Path) -> None:
     WALK.execute({}, tmp_path)
     draw = replace(WALK, draw=lambda folder: (folder / "figures" / "walk.png").touch())

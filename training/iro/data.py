@@ -133,10 +133,10 @@ def split(config: AlignConfig, model: Description, rng: np.random.Generator) -> 
 
     Rows of the same prompt stay together, whatever else they hold.
     """
-    rows = load_prompts(config.training_file, "training_file", model, config.least_tokens)
+    rows = load_prompts(config.training_file, "training_file", model, config.min_room)
     training = by_text([rows[i] for i in rng.permutation(len(rows))])
     if config.validation_file:
-        pool = by_text(load_prompts(config.validation_file, "validation_file", model, config.least_tokens))
+        pool = by_text(load_prompts(config.validation_file, "validation_file", model, config.min_room))
     else:
         pool = training[: max(1, len(training) // 4)]
     pool = pool[: 2 * config.validation_prompts]

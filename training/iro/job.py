@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from training.run import Job, Run
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from iro_server.alignment.entry import AlignmentJob, DescribedModel
     from iro_server.engines.base import Engine
     from iro_server.engines.describe import Description
     from iro_server.graders import Grader
@@ -63,34 +65,41 @@ def _describe(config: AlignConfig, opening: Callable[[], Engine]) -> Description
         return Description.of_engine(engine)
 
 
-def check(config: AlignConfig, engine: Engine, grader: Grader) -> list[str]:
-    from iro_server.engines.describe import Description
-    from training.iro.data import check
-
-    return check(config, Description.of_engine(engine), grader)
-
-
-def draw(folder: Any) -> None:
+def draw(folder: Path) -> None:
     from training.iro.figures import draw
 
     draw(folder)
 
 
-def export(folder: Path) -> Dataset:
-    from training.iro.export import export_rollouts
+@dataclass(frozen=True)
+class AlignJob(Job):
+    """The alignment job as the server calls it: ``iro_server.alignment.entry.AlignmentJob``."""
 
-    return export_rollouts(folder)
+    Config: type[AlignConfig]
 
+    def validate(self, config: AlignConfig, model: DescribedModel, grader: Grader) -> list[str]:
+        """Warnings about the config's files. AlignError where no run could succeed."""
+        from iro_server.engines.describe import Description
+        from training.iro.data import check
 
-def discard(folder: Path) -> None:
-    from training.iro.export import discard_states
+        return check(config, Description(model.info, model.tokenizer), grader)
 
-    discard_states(folder)
+    def export(self, folder: Path) -> Dataset:
+        """The graded completions of the run in ``folder``."""
+        from training.iro.export import export_rollouts
+
+        return export_rollouts(folder)
+
+    def discard(self, folder: Path) -> None:
+        """Remove from ``folder`` the hidden states, which only a continued run would read."""
+        from training.iro.export import discard_states
+
+        discard_states(folder)
 
 
 SMOKE_GRADER = {"type": "python", "source": "def grade(sample, item): return sample['output_text'].count('e')"}
 
-JOB = Job(
+JOB = AlignJob(
     name="align",
     summary="IRO: value functions, an iteration at a time, that steer a frozen model towards a grader's reward",
     Config=AlignConfig,
@@ -119,7 +128,7 @@ JOB = Job(
         },
     },
     draw=draw,
-    check=check,
-    export=export,
-    discard=discard,
 )
+
+if TYPE_CHECKING:
+    _entry: AlignmentJob[AlignConfig] = JOB

@@ -76,12 +76,7 @@ def exploring(config: AlignConfig) -> tuple[SearchParams, int]:
 
 def guided(config: AlignConfig) -> SearchParams:
     """The aligned model's search, as it is validated and served."""
-    return SearchParams(
-        beam_width=config.beam_width,
-        num_successors=config.num_successors,
-        chunk_length=config.chunk_length,
-        selection=config.selection,
-    )
+    return config.search
 
 
 def roll_out(engine: Engine, batch: Batch) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from iro_server import cli_keys
 from iro_server.app import Server, create_app
-from iro_server.jobs.worker import defaults
 from iro_server.settings import Settings
 from iro_server.store.database import open_database
 from iro_server.store.tables import Job, Model
@@ -78,7 +77,7 @@ def aligned(settings: Settings, name: str, iterations: int = 2, grader: dict[str
     made = JOB.execute(
         Config(**config), settings.job_dir(name) / "run", on_event=lambda event: None, should_stop=lambda: False
     )
-    search = defaults(Config(**config))
+    search = Config(**config).served_defaults.model_dump(exclude_none=True)
     job = Job(id=f"ftjob-{name}", status="succeeded", model="bytes", training_file="file-1", seed=1, config=config)
     job.method, job.model_name = {"type": "reinforcement", "reinforcement": {"grader": grader}}, name
     with open_database(settings).begin() as session:

@@ -3,8 +3,6 @@ from __future__ import annotations
 import openai
 import pytest
 
-from iro_server.api.reinforcement import BEAM_WIDTH, NUM_SUCCESSORS
-from iro_server.jobs.worker import load_entry
 from tests.iro_server.api.serving import GRADER, conforms, ended, start_job, upload
 
 
@@ -111,11 +109,6 @@ def test_what_can_be_known_to_fail_is_refused_at_once(client, changes, status, p
     with pytest.raises(openai.APIStatusError) as refused:
         create(client, **({"training_file": upload(client)} | changes))
     assert (refused.value.status_code, refused.value.param) == (status, param)
-
-
-def test_the_defaults_for_rows_are_the_alignment_jobs():
-    fields = load_entry(None).Config.model_fields
-    assert (fields["beam_width"].default, fields["num_successors"].default) == (BEAM_WIDTH, NUM_SUCCESSORS)
 
 
 def test_an_aligned_model_is_no_base(client, job):

@@ -78,17 +78,9 @@ def test_the_job_takes_whatever_a_request_may_set(tmp_path) -> None:
     assert iro.keys() == IroOptions.model_fields.keys()
     options = method(hyperparameters, iro=iro, response_format={"type": "json_object"}).options()
     config = AlignConfig(training_file=tmp_path / "rows.jsonl", grader=GRADER, **options)
-    expected = iro | {"betas": (1.0, 2.0), "num_successors": 10, "epochs": 3, "eval_interval": 2, "eval_samples": 2}
+    expected = iro | {"num_successors": 10, "epochs": 3, "eval_interval": 2, "eval_samples": 2}
     assert {name: getattr(config, name) for name in expected} == expected
     assert config.response_format == {"type": "json_object"}
-
-
-def test_the_jobs_defaults_are_the_ones_the_mapping_scales() -> None:
-    from iro_server.api import reinforcement
-
-    defaults = AlignConfig.model_fields
-    assert defaults["beam_width"].default == reinforcement.BEAM_WIDTH
-    assert defaults["num_successors"].default == reinforcement.NUM_SUCCESSORS
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,10 @@ def test_clients_that_leave_end_their_graders(tmp_path):
 
 
 class CheckingJob(JOB):
-    """Its check grades one sample: how long that takes is the grader's business."""
+    """Its validation grades one sample: how long that takes is the grader's business."""
 
     @staticmethod
-    def check(config, engine, grader) -> list[str]:
+    def validate(config, model, grader) -> list[str]:
         grader.grade(Sample("x"), {})
         return []
 

@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.families import reference_logprobs, save_model
+from iro_server.alignment.definition import ServedDefaults
 from iro_server.api.generation import Generation, generate
-from iro_server.api.registry import Defaults, ServedModel
+from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
 from iro_server.decoding.base import SearchParams
 from iro_server.engines.base import Chunk, Sampling
@@ -182,7 +183,7 @@ def test_sharing_a_prompt_changes_no_bit(engine: EmbeddedEngine, length: int) ->
 
 def test_choices_of_one_request_read_its_prompt_once(engine: EmbeddedEngine, step_tokens: list[int]) -> None:
     """``n`` plain samples as the API makes them, each a session of its own."""
-    model = ServedModel("tiny", engine, Defaults())
+    model = ServedModel("tiny", engine, ServedDefaults())
     detokenizer = Detokenizer(engine.tokenizer, ())
     params, sampling = SearchParams(), Sampling(seed=1, salt="project")
     request = Generation(model, random_prompt(300), params, None, sampling, 1, 5, detokenizer, {})

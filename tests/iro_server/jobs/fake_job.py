@@ -13,25 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from iro_server.alignment.definition import Alignment
 from iro_server.engines.endpoints import EngineUnavailable
 from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
 
 MEASURED = 20  # what it takes for max_tokens "auto"
 
 
-class Config(BaseModel):
+class Config(Alignment):
     model_config = ConfigDict(extra="ignore")
 
-    training_file: Path
-    grader: dict[str, Any]
     iterations: int = 2
-    beam_width: int = 2
     num_successors: int = 3
-    chunk_length: int = 4
-    selection: str = "diversity"
-    temperature: float = 1.0
     max_tokens: int | Literal["auto"] = 64
 
 
@@ -46,7 +41,14 @@ class GraderFailed(ValueError):
 class JOB:
     Config = Config
     Cancelled = Cancelled
-    check = None
+
+    @staticmethod
+    def validate(config: Config, model: Any, grader: Any) -> list[str]:
+        return []
+
+    @staticmethod
+    def discard(folder: Path) -> None:
+        pass
 
     @staticmethod
     def execute(config: Config, out: Path, *, on_event, should_stop) -> dict[str, Any]:

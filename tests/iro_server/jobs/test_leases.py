@@ -96,7 +96,7 @@ def test_a_worker_that_was_given_up_on_cannot_write(sessions):
         lambda: records.fail(sessions, first, "code", "message"),
         lambda: records.succeed(sessions, first, "/nowhere", {}, None, None),
     ):
-        with pytest.raises(records.Lost):
+        with pytest.raises(records.LeaseLost):
             write()
     assert status(sessions) == "running"
     records.record(sessions, second, checkpoint)

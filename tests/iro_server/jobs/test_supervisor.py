@@ -11,10 +11,11 @@ import time
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from iro_server.alignment.entry import load_alignment_job
 from iro_server.graders import Surroundings
 from iro_server.jobs import lock, records, supervisor
 from iro_server.jobs.supervisor import Supervisor
-from iro_server.jobs.worker import Worker, load_entry
+from iro_server.jobs.worker import Worker
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Job
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -195,5 +196,5 @@ def test_a_worker_on_another_machine_is_seen_but_never_killed_by_its_number(tmp_
 
 
 def test_the_server_runs_the_job_registered_as_align():
-    job = load_entry(None)
+    job = load_alignment_job()
     assert callable(job.execute) and {"training_file", "grader", "beam_width"} <= set(job.Config.model_fields)

@@ -17,10 +17,11 @@ from tests.training.iro.toy_job import MODEL, Toy
 from training.iro.cluster import ray_executor
 from training.iro.config import AlignConfig
 from training.iro.fit import FitSource, Shards
+from training.iro.job import AlignJob
 from training.iro.learners import LoraLearner
 from training.iro.loop import align
 from training.iro.values import Bundles, Stack
-from training.run import Job, Run
+from training.run import Run
 
 
 class Slow(Toy):
@@ -65,7 +66,7 @@ class _Marking:
         self.source.stop_if_asked()
 
 
-def ray_job(placement: Placement | None = None, seconds: float = 0.0) -> Job:
+def ray_job(placement: Placement | None = None, seconds: float = 0.0) -> AlignJob:
     """``placement`` None: that of the environment."""
 
     def run(config: AlignConfig, run: Run) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def ray_job(placement: Placement | None = None, seconds: float = 0.0) -> Job:
         with ray_executor(placement or Placement(), run, config, bundles, opening) as executor:
             return align(config, run, MODEL, executor)
 
-    return Job("align", "", AlignConfig, run)
+    return AlignJob("align", "", AlignConfig, run)
 
 
 JOB = ray_job(seconds=0.05)

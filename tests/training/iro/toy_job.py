@@ -15,8 +15,9 @@ from iro_server.engines.describe import Description
 from tests.toy import END, ToyEngine
 from training.iro.config import AlignConfig
 from training.iro.executor import LocalExecutor
+from training.iro.job import AlignJob
 from training.iro.loop import align
-from training.run import Job, Run
+from training.run import Run
 from value_heads import FeatureSpec
 
 COUNT_ONES = "def grade(sample, item):\n    return sample['output_text'].count('1')\n"
@@ -65,12 +66,12 @@ def toy_config(folder: Path) -> AlignConfig:
     )
 
 
-def job(engine: Any = None) -> Job:
+def job(engine: Any = None) -> AlignJob:
     def run(config: AlignConfig, run: Run) -> dict[str, Any]:
         toy = engine or Toy()
         return align(config, run, Description.of_engine(toy), LocalExecutor(toy, config.model_dir))
 
-    return Job("align", "", AlignConfig, run)
+    return AlignJob("align", "", AlignConfig, run)
 
 
 class Unhurried(Toy):

@@ -1,0 +1,67 @@
+"""Command-line options made from the fields of a pydantic model, so that their help is the model's own text."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from iro_server.alignment.reference import FieldRow, field_rows
+
+
+def parse_value(text: str) -> Any:
+    """``text`` as JSON, or as a string where it is not JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def with_options_of(model: type[BaseModel], panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator of a Typer command that ends in ``**options``: adds an option for each field of ``model``.
+
+    The command receives those that the user sets, by the field's name. ``panel``: their heading in the help.
+    """
+    rows = field_rows(model)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_options(**arguments: Any) -> None:
+            texts = {row.name: arguments.pop(row.name) for row in rows}
+            options = {name: _option_value(text) for name, text in texts.items() if text is not None}
+            command(**arguments, **options)
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters += [_parameter(row, panel) for row in rows]
+        with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return with_options
+
+    return decorate
+
+
+def _option_value(value: str | bool) -> Any:
+    """``1,0.5`` is a list of numbers."""
+    if isinstance(value, bool):
+        return value
+    numbers = parse_value(f"[{value}]") if "," in value else None
+    return numbers if isinstance(numbers, list) else parse_value(value)
+
+
+def _parameter(row: FieldRow, panel: str) -> inspect.Parameter:
+    values = row.values.replace("`", "")
+    default = f"; default {row.default}" if row.default else ""
+    is_flag = values == "true, false"
+    option = typer.Option(
+        help=f"{row.description} ({values}{default})".replace("`", ""),
+        metavar=None if is_flag else "VALUE",
+        show_default=False,
+        rich_help_panel=panel,
+    )
+    annotation: Any = Annotated[bool | None, option] if is_flag else Annotated[str | None, option]
+    return inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
