@@ -111,15 +111,33 @@ def work(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
 
 
 @app.command()
+def graders(
+    host: Annotated[str | None, typer.Option(help="127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="8002 by default.")] = None,
+) -> None:
+    """Run python graders for servers and workers elsewhere, which send IRO_GRADER_SERVICE_KEY."""
+    from iro_server.graders.service import ServiceSettings
+    from iro_server.graders.service import serve as run_service
+
+    options = {"host": host, "port": port}
+    run_service(ServiceSettings(**{name: value for name, value in options.items() if value is not None}))
+
+
+@app.command()
 def health(
     worker: Annotated[bool, typer.Option("--worker", help="Of an `iro work` on this machine, not a server.")] = False,
-    port: Annotated[int | None, typer.Option(help="8000 by default.")] = None,
+    graders: Annotated[bool, typer.Option("--graders", help="Of an `iro graders` on this machine.")] = False,
+    port: Annotated[int | None, typer.Option(help="8000 by default, 8002 of --graders.")] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Exit with status 0 where this machine's server, or worker, is well: a probe for those who run it."""
-    from iro_server.health import server_problem, worker_problem
+    """Exit with status 0 where this machine's server, worker or graders are well: a probe for those who run them."""
+    from iro_server.health import graders_problem, server_problem, worker_problem
 
+    if graders:
+        if problem := graders_problem(port):
+            _fail(problem, FAILED)
+        return
     settings = _settings(port=port, data_dir=data_dir, database_url=database_url)
     if problem := (worker_problem if worker else server_problem)(settings):
         _fail(problem, FAILED)
