@@ -119,8 +119,7 @@ def graders(
     from iro_server.graders.service import ServiceSettings
     from iro_server.graders.service import serve as run_service
 
-    options = {"host": host, "port": port}
-    run_service(ServiceSettings(**{name: value for name, value in options.items() if value is not None}))
+    run_service(ServiceSettings(**_without_none(host=host, port=port)))
 
 
 @app.command()
@@ -313,7 +312,11 @@ def _settings(**options: Any) -> ServerSettings:
     """The server's, from its environment where an option is None."""
     from iro_server.settings import Settings as ServerSettings
 
-    return ServerSettings(**{name: value for name, value in options.items() if value is not None})
+    return ServerSettings(**_without_none(**options))
+
+
+def _without_none(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _find_job(name: str) -> Any:
