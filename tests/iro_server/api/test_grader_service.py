@@ -7,6 +7,7 @@ import os
 import openai
 import pytest
 
+from iro_server.app import create_app
 from iro_server.graders import Sample, parse_grader, pool
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.store.database import open_database
@@ -113,3 +114,8 @@ def test_a_guest_neither_sees_what_the_owner_sent_nor_what_the_grader_says(tmp_p
             with pytest.raises(openai.BadRequestError, match="have seen") as to_owner:
                 ask(owner, tell=True)
             assert "guest" not in to_owner.value.response.text
+
+
+def test_a_server_that_lacks_the_services_key_does_not_start(tmp_path):
+    with pytest.raises(ValueError, match="needs IRO_GRADER_SERVICE_KEY"):
+        create_app(settings_for(tmp_path, grader_service="http://graders:8002"), ByteEngine())
