@@ -2,14 +2,16 @@
 # Builds and starts everything, and waits until the API answers. The first time it writes .env, with secrets of its own.
 #   up.sh                    on CPUs
 #   up.sh gpu                vLLM on this machine's NVIDIA GPUs
-#   up.sh [gpu] graders      with what isolates python graders: README.md says what that allows
+#   up.sh [gpu] graders      with the service that isolates python graders: README.md says what that allows
 set -euo pipefail
 cd "$(dirname "$0")"
 
 secret() { head -c 24 /dev/urandom | base64 | tr '+/' '-_'; }
-if [ ! -e .env ]; then
-    (umask 077 && sed -e "s/^POSTGRES_PASSWORD=$/&$(secret)/" -e "s/^IRO_ENGINE_KEY=$/&$(secret)/" .env.example > .env)
-fi
+[ -e .env ] || (umask 077 && cp .env.example .env)
+for name in POSTGRES_PASSWORD IRO_ENGINE_KEY IRO_GRADER_SERVICE_KEY; do
+    grep -q "^$name=" .env || echo "$name=" >> .env  # an earlier version had it not
+    sed -i "s/^$name=$/&$(secret)/" .env
+done
 files=(--file compose.yaml)
 for name in "$@"; do
     files+=(--file "compose.$name.yaml")

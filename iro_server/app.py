@@ -32,7 +32,6 @@ from iro_server.api.access import Access
 from iro_server.api.admission import Admission
 from iro_server.api.context import Context
 from iro_server.api.deadlines import Deadlines
-from iro_server.api.fair_executor import FairExecutor
 from iro_server.api.limits import BodyLimit, BodyLimits
 from iro_server.api.registry import ModelRegistry
 from iro_server.api.respond import AsciiJSON
@@ -40,6 +39,7 @@ from iro_server.api.send_timeout import SendTimeout, UnreadConnections
 from iro_server.engines.base import Engine
 from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
+from iro_server.fair_executor import FairExecutor
 from iro_server.graders import cgroup
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.supervisor import Supervisor
@@ -50,7 +50,7 @@ from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
 from iro_server.telemetry import logs, tracing
-from iro_server.webhooks import Sender
+from iro_server.webhooks import Sender, lookup_executor
 from value_heads.scoring import CACHES
 
 log = logging.getLogger("iro")
@@ -68,11 +68,15 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     )
 
     grading = FairExecutor("grading", settings.grading_threads, settings.grading_per_project, settings.grading_waiting)
+    lookups = lookup_executor()
+
+    def private_webhooks() -> bool:
+        return settings.webhooks_inside(keys_required())
 
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(settings, sessions, surroundings)
-        sender = Sender(sessions, supervisor.stopping, lambda: settings.webhooks_inside(keys_required()))
+        sender = Sender(sessions, supervisor.stopping, private_webhooks, lookups)
         sweeping = sweep_hourly(settings, sessions, supervisor.stopping)
         validating = Validation(settings, sessions, surroundings, engine).run(supervisor.stopping)
         idle = registry.sweep(supervisor.stopping)
@@ -81,6 +85,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         supervisor.stopping.set()
         await asyncio.gather(*tasks)
         grading.shutdown()
+        lookups.shutdown()
         registry.close()
 
     capacity = engine.health()
@@ -89,7 +94,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     max_project_rows = settings.max_project_rows or capacity.shared_rows
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens, max_project_rows)
     app.state.context = Context(
-        settings, sessions, registry, surroundings, admission, Deadlines(), keys_required, grading
+        settings, sessions, registry, surroundings, admission, Deadlines(), keys_required, grading, lookups
     )
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
@@ -112,10 +117,7 @@ def serve(settings: Settings) -> None:
     model_dir = settings.model_dir or prepare_model()
     settings = settings.model_copy(update={"model_dir": model_dir})
     check_keys(settings)
-    if settings.python_graders == "sandbox" and (problem := isolation_problem()):
-        log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
-    elif settings.python_graders == "sandbox":
-        log.info("python graders: %s", cgroup.memory_bound())
+    log_isolation(settings)
     CACHES.limit = settings.value_cache_bytes
     spool_uploads(settings)
     with closing(open_engine(model_dir, settings.model_name, settings.endpoints)) as engine:
@@ -147,6 +149,18 @@ class Server(uvicorn.Server):
         app: Any = self.config.app
         app.state.context.deadlines.stop_within(self.drain)
         await super().shutdown(sockets)
+
+
+def log_isolation(settings: Settings) -> None:
+    """Where python graders run, and how they are isolated."""
+    if settings.python_graders == "off":
+        return
+    if settings.grader_service:
+        log.info("python graders run in the service at %s", settings.grader_service)
+    elif settings.python_graders == "sandbox" and (problem := isolation_problem()):
+        log.warning("python graders are refused: this host gives no isolation (%s); install bubblewrap", problem)
+    elif settings.python_graders == "sandbox":
+        log.info("python graders: %s", cgroup.memory_bound())
 
 
 def spool_uploads(settings: Settings) -> None:

@@ -114,15 +114,32 @@ def work(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
 
 
 @app.command()
+def graders(
+    host: Annotated[str | None, typer.Option(help="127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="8002 by default.")] = None,
+) -> None:
+    """Run python graders for servers and workers elsewhere, which send IRO_GRADER_SERVICE_KEY."""
+    from iro_server.graders.service import ServiceSettings
+    from iro_server.graders.service import serve as run_service
+
+    run_service(ServiceSettings(**_without_none(host=host, port=port)))
+
+
+@app.command()
 def health(
     worker: Annotated[bool, typer.Option("--worker", help="Of an `iro work` on this machine, not a server.")] = False,
-    port: Annotated[int | None, typer.Option(help="8000 by default.")] = None,
+    graders: Annotated[bool, typer.Option("--graders", help="Of an `iro graders` on this machine.")] = False,
+    port: Annotated[int | None, typer.Option(help="8000 by default, 8002 of --graders.")] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Exit with status 0 where this machine's server, or worker, is well: a probe for those who run it."""
-    from iro_server.health import server_problem, worker_problem
+    """Exit with status 0 where this machine's server, worker or graders are well: a probe for those who run them."""
+    from iro_server.health import graders_problem, server_problem, worker_problem
 
+    if graders:
+        if problem := graders_problem(port):
+            _fail(problem, FAILED)
+        return
     settings = _settings(port=port, data_dir=data_dir, database_url=database_url)
     if problem := (worker_problem if worker else server_problem)(settings):
         _fail(problem, FAILED)
@@ -309,7 +326,11 @@ def _settings(**options: Any) -> ServerSettings:
     """The server's, from its environment where an option is None."""
     from iro_server.settings import Settings as ServerSettings
 
-    return ServerSettings(**{name: value for name, value in options.items() if value is not None})
+    return ServerSettings(**_without_none(**options))
+
+
+def _without_none(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _parse(pairs: Sequence[str]) -> dict[str, Any]:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
+
 import httpx
 from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 
 from iro_server.jobs import presence
-from iro_server.settings import Settings
+from iro_server.settings import GRADERS_PORT, Settings
 
 SECONDS = 5.0
 
 
 def server_problem(settings: Settings) -> str | None:
     """Why this machine's server cannot serve."""
-    url = f"{settings.own_url}/health"
+    return _get_problem(f"{settings.own_url}/health")
+
+
+def graders_problem(port: int | None) -> str | None:
+    """Why this machine's grader service does not answer. ``port`` None: $IRO_PORT, or the default."""
+    return _get_problem(f"http://127.0.0.1:{port or os.environ.get('IRO_PORT', GRADERS_PORT)}/health")
+
+
+def _get_problem(url: str) -> str | None:
     try:
         httpx.get(url, timeout=SECONDS).raise_for_status()
     except httpx.HTTPError as error:

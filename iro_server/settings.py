@@ -15,9 +15,10 @@ from iro_server.engines.endpoints import Endpoints, EngineUrl
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.placement import Placement
-from iro_server.surroundings import CurrentSurroundings, PythonLimits, Surroundings
+from iro_server.surroundings import CurrentSurroundings, GraderService, PythonLimits, Surroundings
 from iro_server.telemetry.logs import LogFormat
 
+GRADERS_PORT = 8002  # of `iro graders`
 Directory = Annotated[Path, AfterValidator(Path.resolve)]  # jobs note paths that another working directory must find
 
 
@@ -88,6 +89,9 @@ class Settings(Placement):
 
     python_graders: Literal["sandbox", "unsafe", "off"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
+    grader_service: str | None = Field(None, pattern="^https?://")  # http://graders:8002; None: they run beside this
+    grader_service_key: SecretStr | None = Field(None, exclude=True)
+    grader_patience: float = Field(30.0, ge=0)  # how long a request waits for a grader service that does not answer
     grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""
     reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
     embedding_model: Directory | None = None  # for cosine similarity
@@ -167,4 +171,13 @@ class Settings(Placement):
             max_text_bytes=self.max_graded_bytes,
             python=self.python_graders,
             python_limits=self.python_limits,
+            grader_service=self._grader_service(),
         )
+
+    def _grader_service(self) -> GraderService | None:
+        if self.grader_service is None:
+            return None
+        if self.grader_service_key is None:
+            raise ValueError("IRO_GRADER_SERVICE needs IRO_GRADER_SERVICE_KEY, which the service asks for")
+        key = self.grader_service_key.get_secret_value()
+        return GraderService(url=self.grader_service.rstrip("/"), key=key, patience=self.grader_patience)

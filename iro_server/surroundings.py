@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo
 
 VARIABLE = "IRO_GRADERS"
+JOB_PATIENCE = 600.0  # seconds that a job waits for a grader service that does not answer
 
 
 class PythonLimits(BaseModel):
@@ -24,13 +25,26 @@ class PythonLimits(BaseModel):
     timeout: float = Field(120.0, gt=0)
 
 
+class GraderService(BaseModel):
+    """Where python graders run apart from this process (``iro graders``), and the key it asks for. ``patience``: how
+    long a grading waits for a service that does not answer, in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    key: str = Field(repr=False)
+    patience: float = Field(30.0, ge=0)
+
+
 class Surroundings(BaseModel):
     """``base_url`` and ``api_key``: the server whose chat models score_model and label_model may name.
 
     ``endpoints``: other OpenAI-compatible base URLs that a grader may name, each with its key ("" for none); with
     ``any_endpoint`` it may name any. ``reward_models``: sequence classifiers by name; ``embedding_model``: what cosine
     similarity embeds with. ``python``: "sandbox" runs python graders isolated or not at all, "unsafe" runs them as
-    plain processes, "off" refuses them; "own", of a user's own code, isolates them where the host can.
+    plain processes, "off" refuses them; "own", of a user's own code, isolates them where the host can. With
+    ``grader_service`` they run there, as it is set up. ``caller``: the project whose samples are graded, where that is
+    not ``project``, the grader's owner.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +52,7 @@ class Surroundings(BaseModel):
     base_url: str | None = None
     api_key: str = Field("", repr=False)
     project: str = "default"
+    caller: str | None = None
     endpoints: dict[str, str] = Field(default_factory=dict, repr=False)
     any_endpoint: bool = False
     reward_models: dict[str, Path] = Field(default_factory=dict)
@@ -45,6 +60,12 @@ class Surroundings(BaseModel):
     max_text_bytes: int = 100_000  # of a text to be graded, its template filled in
     python: Literal["sandbox", "unsafe", "off", "own"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
+    grader_service: GraderService | None = None
+
+    def of_job(self, project: str) -> Surroundings:
+        """Those of the process that runs a job of ``project``: it may wait longer than a request for what is away."""
+        service = self.grader_service and self.grader_service.model_copy(update={"patience": JOB_PATIENCE})
+        return self.model_copy(update={"project": project, "grader_service": service})
 
     @classmethod
     def of_this_process(cls) -> Surroundings:

@@ -19,6 +19,8 @@ import httpx
 from standardwebhooks import Webhook
 
 from iro_server.executors import in_thread
+from iro_server.fair_executor import FairExecutor
+from iro_server.fair_queue import QueueFull
 from iro_server.jobs import deliveries
 from iro_server.public_address import is_public
 from iro_server.store.database import Sessions
@@ -29,6 +31,7 @@ log = logging.getLogger("iro.webhooks")
 TIMEOUT = 15.0  # seconds for one attempt, whatever the endpoint does
 CONCURRENCY = 64  # attempts at once, one an endpoint, so that one that is slow holds up none but itself
 POLL = 0.5
+LOOKUP_THREADS, LOOKUPS_PER_PROJECT, LOOKUPS_WAITING = 32, 4, 64  # names resolved at once; of one project; that wait
 GONE = 410  # what an endpoint says that wants no more of an event
 
 
@@ -71,10 +74,21 @@ def signed(endpoint: WebhookEndpoint, id: str, body: str) -> dict[str, str]:
     }
 
 
+def lookup_executor() -> FairExecutor:
+    """Threads that resolve endpoints' names: a name server that is slow holds up its own project's webhooks alone."""
+    return FairExecutor("webhook-names", LOOKUP_THREADS, LOOKUPS_PER_PROJECT, LOOKUPS_WAITING)
+
+
 async def post(
-    client: httpx.AsyncClient, endpoint: WebhookEndpoint, id: str, payload: dict[str, Any], private: bool
+    client: httpx.AsyncClient,
+    lookups: FairExecutor,
+    endpoint: WebhookEndpoint,
+    id: str,
+    payload: dict[str, Any],
+    private: bool,
 ) -> Answer:
-    """Send ``payload``. The answer's body is not read, and its redirect not followed.
+    """Send ``payload``. The answer's body is not read, and its redirect not followed. ``lookups``: see
+    ``lookup_executor``.
 
     Unreachable where none comes; PrivateAddress where the endpoint is on a private network and not ``private``.
     """
@@ -84,7 +98,7 @@ async def post(
     try:
         async with asyncio.timeout(TIMEOUT):
             # The address that was looked at is the one that is called, whatever the name resolves to next.
-            address = await _address(url, private)
+            address = await _address(lookups, endpoint.project, url, private)
             target = url.copy_with(host=address)
             extensions = {"sni_hostname": url.host}
             request = client.build_request("POST", target, content=body, headers=headers, extensions=extensions)
@@ -97,23 +111,29 @@ async def post(
     return Answer(response.status_code, is_public(address))
 
 
-async def _address(url: httpx.URL, private: bool) -> str:
+async def _address(lookups: FairExecutor, project: str, url: httpx.URL, private: bool) -> str:
     port = url.port or {"http": 80, "https": 443}[url.scheme]
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+        resolved = await lookups.run(project, _resolve, url.host, port)
+    except (OSError, QueueFull) as error:
         raise Unreachable(f"{url.host}: {error}") from error
-    addresses = [str(address[4][0]) for address in found]
+    addresses = [str(address[4][0]) for address in resolved]
     if not private and not all(map(is_public, addresses)):
         raise PrivateAddress(f"{url.host} has an address of a private network (IRO_PRIVATE_WEBHOOKS=true allows it)")
     return addresses[0]
 
 
+def _resolve(host: str, port: int) -> list[Any]:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
 class Sender:
     """One a server. ``run`` it as a task, until ``stopping`` is set. ``private``: see ``post``; called each time."""
 
-    def __init__(self, sessions: Sessions, stopping: asyncio.Event, private: Callable[[], bool]) -> None:
-        self.sessions, self.stopping, self.private = sessions, stopping, private
+    def __init__(
+        self, sessions: Sessions, stopping: asyncio.Event, private: Callable[[], bool], lookups: FairExecutor
+    ) -> None:
+        self.sessions, self.stopping, self.private, self.lookups = sessions, stopping, private, lookups
         self.sending: dict[str, asyncio.Task[None]] = {}  # by endpoint
         self.thread = ThreadPoolExecutor(1, "webhooks")  # for the database
 
@@ -141,8 +161,8 @@ class Sender:
         delivery, endpoint = attempt.delivery, attempt.endpoint
         try:
             try:
-                private = await asyncio.to_thread(self.private)
-                answer = await post(client, endpoint, delivery.id, delivery.payload, private)
+                private = await in_thread(self.thread, self.private)
+                answer = await post(client, self.lookups, endpoint, delivery.id, delivery.payload, private)
                 status, error = answer.status, answer.error
             except Unreachable as unreachable:
                 status, error = 0, str(unreachable)

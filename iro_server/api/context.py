@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, select
 from iro_server.api.admission import Admission
 from iro_server.api.deadlines import Deadlines
 from iro_server.api.errors import not_found
-from iro_server.api.fair_executor import FairExecutor
 from iro_server.api.registry import ModelRegistry, ServedModel
+from iro_server.fair_executor import FairExecutor
 from iro_server.key_requirement import KeyRequirement
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
@@ -42,6 +42,7 @@ class Context:
     deadlines: Deadlines
     keys_required: KeyRequirement
     grading: FairExecutor
+    lookups: FairExecutor
     caller: Caller = Caller()
 
     def own(self, table: type[Base]) -> list[ColumnElement[bool]]:

@@ -18,6 +18,8 @@ from iro_server.api.unsupported import UNSUPPORTED
 from iro_server.control_characters import escaped
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.memory import EngineOutOfMemory
+from iro_server.fair_queue import QueueFull
+from iro_server.graders.remote import GraderServiceUnavailable
 from iro_server.telemetry.metrics import REFUSED
 
 log = logging.getLogger("iro.api")
@@ -88,19 +90,23 @@ def not_found(what: str, id: str, param: str) -> APIError:
     return APIError(404, f"No such {what}: {id}", param=param, code=code)
 
 
-def engine_unavailable(error: EngineUnavailable) -> APIError:
-    """Its reasons name machines, which is the operator's business: they are in the log."""
-    log.error("%s", error)
-    message = "The model cannot be reached now. Try again soon."
-    return APIError(503, message, code="engine_unavailable", headers={"Retry-After": "5"})
+UNAVAILABLE: dict[type[Exception], tuple[str, str]] = {  # 503: code and message
+    EngineUnavailable: ("engine_unavailable", "The model cannot be reached now. Try again soon."),
+    EngineOutOfMemory: (
+        "out_of_memory",
+        "The model's memory does not hold this request now. Reduce the prompt, max_tokens, n or the search's rows.",
+    ),
+    GraderServiceUnavailable: (GraderServiceUnavailable.code, "Python graders cannot run now. Try again soon."),
+    QueueFull: ("overloaded", "The server is overloaded: {error}. Try again soon."),
+}
 
 
-def engine_out_of_memory(error: EngineOutOfMemory) -> APIError:
-    log.error("%s", error)
-    message = (
-        "The model's memory does not hold this request now. Reduce the prompt, max_tokens, n or the search's rows."
-    )
-    return APIError(503, message, code="out_of_memory", headers={"Retry-After": "5"})
+def unavailable(error: Exception) -> APIError:
+    """Of an exception of UNAVAILABLE. Its message may name machines, which is the operator's business: it is logged."""
+    if not isinstance(error, QueueFull):
+        log.error("%s", error)
+    code, message = next(UNAVAILABLE[kind] for kind in type(error).__mro__ if kind in UNAVAILABLE)
+    return APIError(503, message.format(error=error), code=code, headers={"Retry-After": "5"})
 
 
 def invalid(error: ValidationError, prefix: str) -> APIError:
@@ -154,13 +160,11 @@ def install(app: FastAPI) -> None:
         log.info("a request holds what the database does not take", exc_info=error)
         return answer(bad_request("The request holds a value that cannot be stored.", code="invalid_value"))
 
-    @app.exception_handler(EngineUnavailable)
-    async def undecoded(_: Request, error: EngineUnavailable) -> JSONResponse:
-        return answer(engine_unavailable(error))
+    async def passing(_: Request, error: Exception) -> JSONResponse:
+        return answer(unavailable(error))
 
-    @app.exception_handler(EngineOutOfMemory)
-    async def unheld(_: Request, error: EngineOutOfMemory) -> JSONResponse:
-        return answer(engine_out_of_memory(error))
+    for kind in UNAVAILABLE:
+        app.add_exception_handler(kind, passing)
 
     @app.exception_handler(UnicodeEncodeError)
     async def unwritable(_: Request, error: UnicodeEncodeError) -> JSONResponse:

@@ -134,7 +134,7 @@ class ModelRegistry:
     def _grader(self, job: Job, project: str) -> HeldGrader:
         """What the model was aligned to, for the calls of ``project`` alone: a python grader's processes may keep what
         they are sent. It starts them when it first grades."""
-        surroundings = self.surroundings.model_copy(update={"project": job.project})
+        surroundings = self.surroundings.model_copy(update={"project": job.project, "caller": project})
         make = partial(parse_grader, job.method["reinforcement"]["grader"], surroundings)
         return self.graders.get(f"{job.id} {project}", lambda: HeldGrader(make))
 

@@ -13,13 +13,11 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from iro_server.api.errors import APIError, engine_out_of_memory, engine_unavailable
+from iro_server.api.errors import UNAVAILABLE, APIError, unavailable
 from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
 from iro_server.api.options import usage_object
 from iro_server.api.picking import pick
 from iro_server.api.turn import Turn, unless_gone
-from iro_server.engines.endpoints import EngineUnavailable
-from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.tasks import together
 
 log = logging.getLogger("iro.api")
@@ -110,10 +108,8 @@ class Stream:
                 yield event
         except APIError as error:
             yield _event(error.envelope())
-        except EngineUnavailable as error:
-            yield _event(engine_unavailable(error).envelope())
-        except EngineOutOfMemory as error:
-            yield _event(engine_out_of_memory(error).envelope())
+        except tuple(UNAVAILABLE) as error:
+            yield _event(unavailable(error).envelope())
         except Exception as error:  # the status is sent: all that is left is to say so, and go on serving others
             log.exception("a stream broke off")
             yield _event(APIError(500, f"The server had an error: {error}", code="internal_error").envelope())

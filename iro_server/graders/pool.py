@@ -8,50 +8,46 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from iro_server.fair_queue import FairQueue
 from iro_server.graders.ended import StartError
 from iro_server.graders.sandbox import Sandbox
 from iro_server.surroundings import PythonLimits
 
 AT_WORK = max(4, 2 * (os.cpu_count() or 1))
+AT_WORK_PER_PROJECT = AT_WORK // 2
 AT_REST = 16  # with their graders' code loaded
 WARM = 2
 
 
-class Turns:
-    """At most ``places`` hold a turn at once; those who wait are served in the order they came."""
+class SandboxSlots:
+    """At most ``slots`` are held at once, ``per_project`` by one project; projects that wait are served in rotation,
+    a project's threads in the order they came."""
 
-    def __init__(self, places: int):
+    def __init__(self, slots: int, per_project: int):
         self._lock = threading.Lock()
-        self._free = places
-        self._waiting: deque[threading.Event] = deque()
+        self._queue: FairQueue[threading.Event] = FairQueue(slots, per_project)
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        called = threading.Event()
+    def slot(self, project: str) -> Iterator[None]:
+        admitted = threading.Event()
         with self._lock:
-            if self._free:
-                self._free -= 1
-                called.set()
-            else:
-                self._waiting.append(called)
-        called.wait()
+            if self._queue.enter(project, admitted):
+                admitted.set()
+        admitted.wait()
         try:
             yield
         finally:
             with self._lock:
-                if self._waiting:
-                    self._waiting.popleft().set()
-                else:
-                    self._free += 1
+                for waiter in self._queue.leave(project):
+                    waiter.set()
 
 
 class Pool:
     def __init__(self) -> None:
-        self.turns = Turns(AT_WORK)
+        self.slots = SandboxSlots(AT_WORK, AT_WORK_PER_PROJECT)
         self._lock = threading.Lock()
         self._warm: list[Sandbox] = []
         self._resting: list[Sandbox] = []  # the longest at rest first

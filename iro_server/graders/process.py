@@ -15,9 +15,10 @@ from iro_server.surroundings import PythonLimits
 Call = tuple[dict[str, Any], dict[str, Any]]
 
 LOAD_TIMEOUT = 60.0  # seconds for the source's own top level: unpacking weights, importing libraries
-SLICE = 1.0  # seconds after which a batch lets other graders have a turn
+SLICE = 1.0  # seconds after which a batch gives its slot to other graders
 LONGEST_ERROR = 2000  # characters
 CLOSED = Grade.failed("the grader is closed", "python_grader_server_error")
+TOO_DEEP = Grade.failed("the sample or the item is nested too deeply", "sample_parse_error")
 
 
 class _NotLoaded(Exception):
@@ -27,10 +28,14 @@ class _NotLoaded(Exception):
 
 
 class GraderProcess:
-    """Starts on first use and again after a call that ended it; calls from several threads take turns."""
+    """Starts on first use and again after a call that ended it; calls from several threads take turns.
 
-    def __init__(self, source: str, timeout: float, limits: PythonLimits, isolated: bool):
+    ``project``: for whom it grades; projects share the sandboxes.
+    """
+
+    def __init__(self, source: str, timeout: float, limits: PythonLimits, isolated: bool, project: str):
         self._start = {"source": source, "timeout": timeout}
+        self._project = project
         self._timeout = timeout
         self._limits = limits
         self._isolated = isolated
@@ -43,9 +48,17 @@ class GraderProcess:
         grades: list[Grade] = []
         with self._turn:
             while len(grades) < len(calls):
-                with POOL.turns.turn():
-                    grades += self._grade_some(calls[len(grades) :])
+                grades += self._grade_some(calls[len(grades) :])
         return grades
+
+    def grade_some(self, calls: list[Call]) -> list[Grade]:
+        """The first of ``calls``, and as many more as a slice of time allows."""
+        with self._turn:
+            return self._grade_some(calls)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def close(self) -> None:
         """End the process, in mid-call too: calls still running or made later fail."""
@@ -55,7 +68,10 @@ class GraderProcess:
             sandbox.close()
 
     def _grade_some(self, calls: list[Call]) -> list[Grade]:
-        """The first of ``calls``, and as many more as a slice of time allows."""
+        with POOL.slots.slot(self._project):
+            return self._grade_slice(calls)
+
+    def _grade_slice(self, calls: list[Call]) -> list[Grade]:
         if self._sandbox and not POOL.wake(self._sandbox):
             self._sandbox = None
         until = time.monotonic() + SLICE
@@ -96,7 +112,7 @@ class GraderProcess:
         try:
             return sandbox.ask(message, timeout)
         except RecursionError:
-            return Grade.failed("the sample or the item is nested too deeply", "sample_parse_error")
+            return TOO_DEEP
         except Ended as ended:
             self._sandbox = None
             return CLOSED if self._closed else Grade.failed(str(ended), "python_grader_runtime_error")

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from iro_server.graders.base import Grade, Grader, Item, Sample
 from iro_server.graders.process import GraderProcess
+from iro_server.graders.remote import RemoteGraderProcess
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.surroundings import PythonLimits, Surroundings
 
@@ -37,7 +38,7 @@ class PythonGrader(Grader):
     timeout: float = Field(30.0, gt=0, allow_inf_nan=False)
     workers: int = Field(min(2, os.cpu_count() or 1), ge=1, le=64)
 
-    _processes: list[GraderProcess] = PrivateAttr()
+    _processes: list[GraderProcess | RemoteGraderProcess] = PrivateAttr()
 
     @field_validator("source")
     @classmethod
@@ -56,11 +57,8 @@ class PythonGrader(Grader):
 
     def model_post_init(self, context: object) -> None:
         surroundings = context if isinstance(context, Surroundings) else Surroundings.of_this_process()
-        isolated = _isolated(surroundings)
         timeout = self._allowed_timeout(surroundings.python_limits)
-        self._processes = [
-            GraderProcess(self.source, timeout, surroundings.python_limits, isolated) for _ in range(self.workers)
-        ]
+        self._processes = [_process(self.source, timeout, surroundings) for _ in range(self.workers)]
 
     def _allowed_timeout(self, limits: PythonLimits) -> float:
         if "timeout" in self.model_fields_set and self.timeout > limits.timeout:
@@ -90,9 +88,17 @@ def _binds_grade(node: ast.AST) -> bool:
     return False
 
 
-def _isolated(surroundings: Surroundings) -> bool:
+def _process(source: str, timeout: float, surroundings: Surroundings) -> GraderProcess | RemoteGraderProcess:
+    """Not started yet. Raises ValueError where python graders may not run."""
     if surroundings.python == "off":
         raise ValueError("python graders are switched off on this server")
+    project = surroundings.caller or surroundings.project
+    if surroundings.grader_service:
+        return RemoteGraderProcess(surroundings.grader_service, source, timeout, project)
+    return GraderProcess(source, timeout, surroundings.python_limits, _isolated(surroundings), project)
+
+
+def _isolated(surroundings: Surroundings) -> bool:
     if surroundings.python == "unsafe":
         _warn_unsafe()
         return False

@@ -172,7 +172,7 @@ class Supervisor:
 
     def _start(self, job: Job, folder: Path) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
-        surroundings = self.surroundings.model_copy(update={"project": job.project})
+        surroundings = self.surroundings.of_job(job.project)
         environment = job_environment(os.environ) | self.settings.placement
         environment[SETTINGS_VARIABLE] = self.settings.model_dump_json()
         environment[SURROUNDINGS_VARIABLE] = surroundings.model_dump_json()

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from iro_server.alignment.entry import DescribedModel, load_alignment_job
 from iro_server.executors import in_thread
 from iro_server.graders import Grader, parse_grader
+from iro_server.graders.remote import GraderServiceUnavailable
 from iro_server.jobs import records
 from iro_server.jobs.worker import explain
 from iro_server.settings import Settings
@@ -92,6 +93,8 @@ class Validation:
     def _check(self, job: Job) -> None:
         try:
             warnings = self._warnings(job)
+        except GraderServiceUnavailable:
+            raise  # to be validated again
         except Exception as error:  # a refusal, or a job that cannot be checked: its worker could not run it either
             if not self.stopping:
                 log.info("%s is refused", job.id, exc_info=error)

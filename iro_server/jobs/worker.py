@@ -34,7 +34,11 @@ log = logging.getLogger("iro.worker")  # which, unlike a print, raises nothing w
 SETTINGS_VARIABLE = "IRO_SETTINGS"
 TAKEN = 75  # exit status: another worker has the job's folder
 ROOM = 16 * 2**20  # bytes: with less than this left, whatever failed did so for want of space
-AWAY = {"storage_unavailable": "The storage of checkpoints", "cluster_unavailable": "The Ray cluster"}
+AWAY = {  # by the code of the error
+    "storage_unavailable": "The storage of checkpoints",
+    "cluster_unavailable": "The Ray cluster",
+    "grader_service_unavailable": "The service of python graders",
+}
 Result = TypeVar("Result")
 
 

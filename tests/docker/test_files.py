@@ -19,7 +19,8 @@ from tests.docker.envfiles import read
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-SECRETS = {"POSTGRES_PASSWORD": "one", "IRO_ENGINE_KEY": "other"}
+SECRETS = {"POSTGRES_PASSWORD": "one", "IRO_ENGINE_KEY": "other", "IRO_GRADER_SERVICE_KEY": "third"}
+RELAXED = {"seccomp=unconfined", "apparmor=unconfined", "systempaths=unconfined"}
 COMPOSITIONS = [(), ("gpu",), ("graders",), ("gpu", "graders")]
 MANIFESTS = sorted((DOCKER / "k8s").rglob("*.yaml"))
 ENV_FILES = sorted((DOCKER / "env").glob("*.env"))
@@ -66,7 +67,7 @@ def pods() -> dict[str, dict]:
 @pytest.mark.parametrize("names", COMPOSITIONS, ids="+".join)
 def test_compose_takes_the_files_and_publishes_the_server_alone_on_loopback(names):
     services = composed(names)["services"]
-    assert set(services) == {"setup", "server", "worker", "vllm", "postgres"}
+    assert set(services) == {"setup", "server", "worker", "vllm", "postgres"} | ({"graders"} & set(names))
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert set(published) == {"server"}
     assert {port["host_ip"] for port in published["server"]} == {"127.0.0.1"}
@@ -75,6 +76,39 @@ def test_compose_takes_the_files_and_publishes_the_server_alone_on_loopback(name
         assert (DOCKER.parent / services[name]["build"]["dockerfile"]).exists()
     assert services["server"]["environment"]["IRO_JOB_CONCURRENCY"] == "0"
     assert int(services["worker"]["environment"]["IRO_JOB_CONCURRENCY"]) >= 1
+
+
+def test_only_graders_are_less_confined_and_they_have_neither_data_nor_secrets_nor_a_way_out():
+    composition = composed(("graders",))
+    services = composition["services"]
+    graders = services.pop("graders")
+    assert set(graders["security_opt"]) == RELAXED | {"no-new-privileges:true"}
+    assert not any(RELAXED & set(service.get("security_opt", ())) for service in services.values())
+    assert graders["read_only"] and graders["cap_drop"] == ["ALL"]
+    assert int(graders["mem_limit"]) and graders["pids_limit"]
+    assert "volumes" not in graders and "ports" not in graders
+    assert set(graders["environment"]) == {"IRO_HOST", "IRO_PORT", "IRO_GRADER_SERVICE_KEY"}
+    assert set(graders["networks"]) == {"graders"} and composition["networks"]["graders"]["internal"]
+    assert {name for name, service in services.items() if "graders" in service["networks"]} == {"server", "worker"}
+    for name in ("server", "worker"):
+        assert services[name]["environment"]["IRO_GRADER_SERVICE"] == "http://graders:8002"
+        assert (
+            services[name]["environment"]["IRO_GRADER_SERVICE_KEY"] == graders["environment"]["IRO_GRADER_SERVICE_KEY"]
+        )
+
+
+def test_graders_have_no_volume_and_only_server_and_worker_reach_them_on_a_cluster():
+    assert set(pods()["graders"]) & {"volumes"} and pods()["graders"]["volumes"][0]["emptyDir"]
+    policies = [document for document in documents() if document["kind"] == "NetworkPolicy"]
+    by_name = {policy["metadata"]["name"]: policy["spec"] for policy in policies}
+    graders = by_name["graders"]
+    assert graders["podSelector"] == {"matchLabels": {"app": "graders"}}
+    assert set(graders["policyTypes"]) == {"Ingress", "Egress"} and "egress" not in graders
+    (source,) = graders["ingress"][0]["from"]
+    assert source["podSelector"]["matchExpressions"][0]["values"] == ["server", "worker"]
+    assert by_name["names"]["podSelector"]["matchExpressions"] == [
+        {"key": "app", "operator": "NotIn", "values": ["graders"]}
+    ]
 
 
 def test_the_gpu_composition_differs_in_vllm_alone():
@@ -120,7 +154,7 @@ def test_the_settings_that_the_files_make_are_valid(monkeypatch, tmp_path):
 
 
 def test_no_secret_is_in_a_file_that_is_committed():
-    for name in ("POSTGRES_PASSWORD", "IRO_ENGINE_KEY", "HF_TOKEN"):
+    for name in (*SECRETS, "HF_TOKEN"):
         assert f"\n{name}=\n" in (DOCKER / ".env.example").read_text()
     for path in ENV_FILES:
         assert not [name for name in read(path) if re.search("PASSWORD|KEY|TOKEN", name)]
@@ -145,7 +179,7 @@ def test_images_run_as_a_user_without_rights_and_say_whether_they_are_well():
     by_name = {stage.split()[0]: stage for stage in stages}
     for name in ("iro", "vllm-cpu", "vllm-gpu"):
         assert "\nUSER 10001\n" in by_name[name]
-    for name in ("server", "worker", "vllm-cpu", "vllm-gpu"):
+    for name in ("server", "worker", "graders", "vllm-cpu", "vllm-gpu"):
         assert "\nHEALTHCHECK " in by_name[name]
 
 
@@ -166,7 +200,7 @@ def test_the_config_maps_say_what_the_env_files_say():
     maps = {
         document["metadata"]["name"]: document["data"] for document in documents() if document["kind"] == "ConfigMap"
     }
-    for name in ("iro", "server", "worker", "postgres"):
+    for name in ("iro", "server", "worker", "graders", "postgres"):
         assert maps[name] == read(DOCKER / f"env/{name}.env")
     gpu = read(DOCKER / "env/vllm-cpu.env") | read(DOCKER / "env/vllm-gpu.env")
     assert maps["vllm"] == {name: value for name, value in gpu.items() if not name.startswith("VLLM_CPU_")}
@@ -196,7 +230,7 @@ def test_pods_have_no_rights_and_no_service_writes_into_their_settings():
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
-            }
+            } | ({"procMount": "Unmasked"} if container["name"] == "graders" else {})
             assert {"requests", "limits"} <= set(container["resources"])
     (vllm,) = pods()["vllm"]["containers"]
     gpus = {variable["name"]: variable.get("value") for variable in vllm["env"]}["ENGINE_GPUS"]
@@ -215,6 +249,11 @@ def test_up_writes_secrets_once_and_starts_what_it_is_told(tmp_path):
     assert "compose --file compose.yaml --file compose.gpu.yaml up" in (tmp_path / "calls").read_text()
     written = read(copy / ".env")
     assert stat.S_IMODE((copy / ".env").stat().st_mode) == 0o600
-    assert len({written["POSTGRES_PASSWORD"], written["IRO_ENGINE_KEY"], ""}) == 3
+    assert len({*(written[name] for name in SECRETS), ""}) == 4
     check(copy / "up.sh", **path)
     assert read(copy / ".env") == written
+    (copy / ".env").write_text("POSTGRES_PASSWORD=mine\nIRO_ENGINE_KEY=too\nPORT=8000\n")  # of an earlier version
+    check(copy / "up.sh", "graders", **path)
+    upgraded = read(copy / ".env")
+    assert (upgraded["POSTGRES_PASSWORD"], upgraded["IRO_ENGINE_KEY"]) == ("mine", "too")
+    assert upgraded["IRO_GRADER_SERVICE_KEY"]

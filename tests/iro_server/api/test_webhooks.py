@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,7 +17,7 @@ from iro_server.ports import free_port
 from iro_server.store.database import open_database
 from iro_server.store.tables import DEFAULT_PROJECT, Delivery
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import conforms, ended, serving, settings_for, start_job, wait_for
+from tests.iro_server.api.serving import conforms, ended, new_key, serving, settings_for, start_job, wait_for
 from tests.iro_server.api.test_files import other_project
 
 ON_EACH_DATABASE = True
@@ -254,6 +255,32 @@ def test_a_sample_to_nobody_is_refused(client):
         with pytest.raises(openai.BadRequestError) as refused:
             client.webhooks.test(endpoint.id, event_type=SUCCEEDED)
         assert refused.value.code == "webhook_unreachable"
+
+
+def test_a_slow_name_server_holds_up_its_own_projects_webhooks_alone(tmp_path, monkeypatch):
+    resolve, answered = socket.getaddrinfo, threading.Event()
+
+    def slow(host, *args, **options):
+        if host == "slow.test":
+            answered.wait(60)
+            raise socket.gaierror("no such name")
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(webhooks, "TIMEOUT", 6.0)
+    settings = settings_for(tmp_path, private_webhooks=True)
+    flood, other = new_key(settings, "flood"), new_key(settings, "other")
+    with serving(settings, ByteEngine()) as client, Receiver(200) as receiver, ThreadPoolExecutor(40) as threads:
+        flooding, client = client.with_options(api_key=flood), client.with_options(api_key=other)
+        slow_id = flooding.webhooks.create(name="slow", url="https://slow.test/", event_types=[SUCCEEDED]).id
+        quick_id = client.webhooks.create(name="quick", url=receiver.url, event_types=[SUCCEEDED]).id
+        tests = [threads.submit(flooding.webhooks.test, slow_id, event_type=SUCCEEDED) for _ in range(40)]
+        time.sleep(1)
+        started = time.monotonic()
+        assert client.webhooks.test(quick_id, event_type=SUCCEEDED).status_code == 200
+        assert time.monotonic() - started < 3
+        assert {type(test.exception()) for test in tests} == {openai.BadRequestError}
+        answered.set()
 
 
 def test_a_server_for_many_calls_no_private_address(tmp_path):

@@ -18,8 +18,11 @@ LOOP = "def grade(sample, item):\n    while True: pass"
 REPOSITORY = Path(__file__).parents[3]
 
 
-def python(source, **more):
-    surroundings = Surroundings(python_limits=PythonLimits(timeout=10))
+SLEEP = "import time\ndef grade(sample, item): time.sleep(60)"
+
+
+def python(source, project="default", **more):
+    surroundings = Surroundings(python_limits=PythonLimits(timeout=10), project=project)
     return parse_grader({"type": "python", "source": source, "workers": 1, **more}, surroundings)
 
 
@@ -27,24 +30,48 @@ def children():
     return {child.pid for child in psutil.Process().children() if child.name() == "bwrap"}
 
 
-def test_turns_are_served_in_the_order_they_were_asked_for():
-    turns = pool.Turns(1)
-    served = []
+def served(slots, projects):
+    """In which order threads that wait are given slots: their numbers, by the projects they wait for."""
+    order = []
 
-    def wait(number):
-        with turns.turn():
-            served.append(number)
+    def wait(number, project):
+        with slots.slot(project):
+            order.append(number)
 
-    with turns.turn():
-        waiting = []
-        for number in range(10):
-            waiting.append(threading.Thread(target=wait, args=(number,)))
-            waiting[-1].start()
-            while len(turns._waiting) <= number:
+    with slots.slot("first"):
+        threads = []
+        for number, project in enumerate(projects):
+            threads.append(threading.Thread(target=wait, args=(number, project)))
+            threads[-1].start()
+            while sum(map(len, slots._queue._waiting.values())) <= number:
                 time.sleep(0.001)
-    for thread in waiting:
+    for thread in threads:
         thread.join()
-    assert served == list(range(10))
+    return order
+
+
+def test_a_projects_threads_get_slots_in_the_order_they_came():
+    assert served(pool.SandboxSlots(1, 1), ["first"] * 10) == list(range(10))
+
+
+def test_projects_that_wait_get_slots_in_rotation():
+    assert served(pool.SandboxSlots(1, 1), ["flood"] * 4 + ["other", "third", "other"]) == [0, 4, 5, 1, 6, 2, 3]
+
+
+def test_a_project_that_floods_the_sandboxes_holds_up_no_other_project():
+    def flood():
+        with python(SLEEP, "flood", timeout=6) as grader:
+            return grader.grade(Sample("x"), {}).error
+
+    calls = 2 * pool.AT_WORK
+    with ThreadPoolExecutor(calls) as threads, python("def grade(sample, item): return 1", "other") as good:
+        flooding = [threads.submit(flood) for _ in range(calls)]
+        time.sleep(1)
+        started = time.monotonic()
+        assert good.grade(Sample("x"), {}).reward == 1
+        assert time.monotonic() - started < 4
+        assert not all(call.done() for call in flooding)
+        assert {call.result() for call in flooding} == {"timed out after 6 s"}
 
 
 def test_a_warm_sandbox_is_ready_and_what_has_seen_code_is_not_given_on():

@@ -1,7 +1,7 @@
 """A job that trains nothing: it sleeps, reports, and saves value functions that like the letter z.
 
 The grader's name says how it goes: "quick", "slow" (half a second a step), "stubborn" (never asks whether to stop),
-"raises", "dies" (kills its own process at step 2), "dies-once", "engine-away-once" (at step 2).
+"raises", "dies" (kills its own process at step 2), "dies-once", "engine-away-once" and "graders-away-once" (at step 2).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import ConfigDict
 
 from iro_server.alignment.definition import Alignment
 from iro_server.engines.endpoints import EngineUnavailable
+from iro_server.graders.remote import GraderServiceUnavailable
 from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
 
 MEASURED = 20  # what it takes for max_tokens "auto"
@@ -83,6 +84,9 @@ def misbehave(behaviour: str, step: int, out: Path) -> None:
     if step == 2 and behaviour == "engine-away-once" and not once.exists():
         once.touch()
         raise EngineUnavailable("no engine answers: http://10.0.0.1 is away")
+    if step == 2 and behaviour == "graders-away-once" and not once.exists():
+        once.touch()
+        raise GraderServiceUnavailable("http://10.0.0.1: ConnectError")
     if step == 2 and (behaviour == "dies" or (behaviour == "dies-once" and not once.exists())):
         once.touch()
         os.kill(os.getpid(), signal.SIGKILL)

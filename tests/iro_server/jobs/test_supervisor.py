@@ -109,12 +109,13 @@ def test_jobs_run_and_hearts_beat_though_the_database_failed_once(tmp_path, monk
     assert worker.stop.is_set()
 
 
-def test_a_job_whose_engine_is_away_pauses_and_goes_on_when_resumed(settings):
+@pytest.mark.parametrize("behaviour", ["engine-away-once", "graders-away-once"])
+def test_a_job_whose_engine_or_graders_are_away_pauses_and_goes_on_when_resumed(settings, behaviour):
     with serving(settings, ByteEngine()) as client:
-        job_id = start_job(client, grader("engine-away-once"))
+        job_id = start_job(client, grader(behaviour))
         wait_for(lambda: client.fine_tuning.jobs.retrieve(job_id).status == "paused")
         told = [event.message for event in client.fine_tuning.jobs.list_events(job_id)]
-        assert any("cannot be reached" in message for message in told)
+        assert any("the job is paused" in message for message in told)
         assert not any("10.0.0.1" in message for message in told)
         client.fine_tuning.jobs.resume(job_id)
         assert ended(client, job_id).status == "succeeded"

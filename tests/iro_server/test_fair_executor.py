@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from iro_server.api.errors import APIError
-from iro_server.api.fair_executor import FairExecutor
+from iro_server.fair_executor import FairExecutor
+from iro_server.fair_queue import QueueFull
 
 
 class Calls:
@@ -57,10 +57,8 @@ async def test_one_call_too_many_is_refused_and_other_projects_are_not():
     calls = Calls(FairExecutor("test", threads=2, per_project=1, max_waiting=2))
     tasks = calls.start("flood", 3)
     await calls.until_started(1)
-    with pytest.raises(APIError) as refusal:
+    with pytest.raises(QueueFull, match="2 calls of this project wait"):
         await calls.executor.run("flood", print)
-    assert (refusal.value.status, refusal.value.code) == (503, "overloaded")
-    assert refusal.value.headers == {"Retry-After": "5"}
     tasks += calls.start("other")
     calls.release.release(4)
     assert await asyncio.gather(*tasks) == ["flood"] * 3 + ["other"]
@@ -81,3 +79,17 @@ async def test_a_call_that_is_given_up_leaves_its_place():
     (last,) = calls.start("b")
     calls.release.release()
     assert await last == "b"
+
+
+async def test_a_call_that_waits_too_long_is_refused_and_leaves_the_queue():
+    calls = Calls(FairExecutor("test", threads=1, per_project=1, max_waiting=1, max_seconds=0.2))
+    (running,) = calls.start("a")
+    await calls.until_started(1)
+    for _ in range(2):  # the second has the place in the queue that the first has left
+        with pytest.raises(QueueFull, match=r"waited for 0\.2 s"):
+            await calls.executor.run("b", print)
+    calls.release.release(2)
+    assert await running == "a"
+    (last,) = calls.start("b")
+    assert await last == "b"
+    assert calls.started == ["a", "b"]

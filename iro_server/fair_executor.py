@@ -1,0 +1,72 @@
+"""Threads that projects share: each project has a queue and a limit of its own, and projects take turns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from iro_server.fair_queue import FairQueue, QueueFull
+
+Result = TypeVar("Result")
+
+
+class FairExecutor:
+    """At most ``threads`` calls run at once, ``per_project`` of one project; ``max_waiting`` of a project wait, each
+    for at most ``max_seconds``.
+
+    Free threads go to the waiting projects in rotation. To be used from one event loop.
+    """
+
+    def __init__(
+        self, name: str, threads: int, per_project: int, max_waiting: int, max_seconds: float | None = None
+    ) -> None:
+        self.max_seconds = max_seconds
+        self._executor = ThreadPoolExecutor(threads, name)
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(threads, per_project, max_waiting)
+
+    async def run(self, project: str, call: Callable[..., Result], *args: Any) -> Result:
+        """The call's result. Raises what it raises; QueueFull where too many calls of the project wait, or for too
+        long.
+
+        A cancelled call leaves the queue; one that runs holds its thread until it returns.
+        """
+        await self._enter(project)
+        work = self._executor.submit(contextvars.copy_context().run, call, *args)
+        self._leave_after(work, project)
+        return await asyncio.wrap_future(work)
+
+    def shutdown(self) -> None:
+        """Take no further calls; those that run are not waited for."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _leave_after(self, work: Future[Any], project: str) -> None:
+        loop = asyncio.get_running_loop()
+
+        def done(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._leave, project)
+
+        work.add_done_callback(done)
+
+    async def _enter(self, project: str) -> None:
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._queue.enter(project, admitted):
+            return
+        try:
+            async with asyncio.timeout(self.max_seconds):
+                await admitted
+        except BaseException as error:
+            if not self._queue.withdraw(project, admitted):  # it was admitted in the same instant
+                self._leave(project)
+            if isinstance(error, TimeoutError):
+                raise QueueFull(f"a call of this project has waited for {self.max_seconds:g} s") from None
+            raise
+
+    def _leave(self, project: str) -> None:
+        for admitted in self._queue.leave(project):
+            if not admitted.done():  # else it was cancelled, and leaves by itself
+                admitted.set_result(None)
