@@ -218,3 +218,13 @@ def test_up_writes_secrets_once_and_starts_what_it_is_told(tmp_path):
     assert len({written["POSTGRES_PASSWORD"], written["IRO_ENGINE_KEY"], ""}) == 3
     check(copy / "up.sh", **path)
     assert read(copy / ".env") == written
+
+
+def test_up_succeeds_after_a_restore_which_leaves_no_first_key(tmp_path):
+    copy = shutil.copytree(DOCKER, tmp_path / "docker", ignore=shutil.ignore_patterns(".env"))
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text('#!/bin/sh\ncase "$*" in *first.key*) exit 1;; esac\n')
+    docker.chmod(0o755)
+    output = check(copy / "up.sh", PATH=f"{docker.parent}{os.pathsep}{os.environ['PATH']}")
+    assert "http://127.0.0.1:8000/v1 answers" in output and "first key:" not in output

@@ -1,0 +1,79 @@
+"""docker/ on a real Docker engine: the images, and a deployment that is upgraded, killed, backed up and restored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import deployment as d
+
+ROOT = Path(__file__).parents[2]
+FLOATING = {"torch", "iro"}  # torch's build differs by machine: the Dockerfile has its version
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
+
+
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[tuple[d.Deployment, d.Drill]]:
+    if problem := d.engine_problem():
+        pytest.skip(problem)
+    with d.deployment() as deployment:
+        yield deployment, d.drill(deployment)
+
+
+@pytest.fixture(scope="module")
+def images(deployed: tuple[d.Deployment, d.Drill]) -> dict[str, d.ImageReport]:
+    deployment, _ = deployed
+    secrets = d.environment_secrets(deployment)
+    return {name: deployment.image_report(name, secrets) for name in ("server", "worker", "vllm")}
+
+
+def test_events_lose_nothing_that_a_client_had(deployed):
+    _, drill = deployed
+    assert set(drill.lost) >= {"upgrade", "restart", "kills", "restore", "restore of the newest model"}
+    assert not any(drill.lost.values()), drill.lost
+
+
+def test_the_upgrade_starts_from_older_tables(deployed):
+    _, drill = deployed
+    if d.previous_revision() is None:
+        pytest.skip("the repository's history has no commit before the newest migration")
+    before, after = drill.revisions
+    assert before < after
+
+
+def test_every_container_is_healthy_and_a_killed_one_starts_again(deployed):
+    _, drill = deployed
+    assert drill.health == dict.fromkeys(d.SERVICES, "healthy")
+    assert all(drill.restarts[service] >= 1 for service in ("server", "worker", "vllm"))
+    assert drill.checkpoints == [1, 2, 3]
+
+
+def test_without_the_graders_file_python_graders_are_refused(deployed):
+    _, drill = deployed
+    assert drill.isolation_problem not in ("", "None")
+
+
+def test_images_hold_no_secret_and_no_root_user(images):
+    for image in images.values():
+        assert image.leaked == []
+        assert image.user == "10001"
+
+
+def test_the_server_without_cuda_is_under_2_gb(images):
+    assert images["server"].size_bytes < 2e9
+    assert not [name for name in images["server"].versions if name.startswith("nvidia")]
+
+
+def test_versions_are_those_of_the_constraints(images):
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {canonical(name): version for name, version in (line.split("==") for line in lines if "==" in line)}
+    installed = {canonical(name): version for name, version in images["server"].versions.items()}
+    assert {name: version for name, version in installed.items() if pinned.get(name) != version}.keys() == FLOATING
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
