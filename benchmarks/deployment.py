@@ -9,6 +9,7 @@ PYTHON_IMAGE, VLLM_IMAGE, POSTGRES_IMAGE, TORCH_INDEX   as in docker/README.md
 PIP_CONFIG_FILE   pip's configuration during builds
 BUILD_NETWORK     of builds, such as host
 MODEL_SOURCE      a prepared model's directory, copied to the volume `models` before the first start
+ENGINE            embedded: the model in the server and the worker; without it, in vLLM
 """
 
 from __future__ import annotations
@@ -36,7 +37,16 @@ from benchmarks.faults_server import ended, insist, wait_for
 ROOT = Path(__file__).parents[1]
 PROJECT = "iro-drill"
 IMAGES = {"setup": "server", "server": "server", "worker": "worker", "vllm": "vllm"}  # by service
-SERVICES = ("postgres", "vllm", "server", "worker")
+HAS_VLLM = os.environ.get("ENGINE") != "embedded"
+BUILT = ("server", "worker", *(["vllm"] if HAS_VLLM else []))
+SERVICES = ("postgres", *BUILT)
+# In place of vLLM, so that what depends on it starts.
+NO_VLLM: dict[str, Any] = {
+    "image": f"{PROJECT}-server",
+    "build": {"target": "server"},
+    "entrypoint": ["sleep", "infinity"],
+    "healthcheck": {"test": ["CMD", "true"], "interval": "2s"},
+}
 PACKAGES = ("iro_server", "training", "value_heads")
 MIGRATIONS = "iro_server/store/migrations/versions"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -142,6 +152,10 @@ class Deployment:
         services: dict[str, Any] = {
             service: {"image": f"{PROJECT}-{image}", "build": dict(build)} for service, image in IMAGES.items()
         }
+        if not HAS_VLLM:
+            services["vllm"] |= NO_VLLM | {"build": services["vllm"]["build"] | NO_VLLM["build"]}
+            for service in ("setup", "server", "worker"):
+                services[service]["environment"] = {"IRO_ENGINE_URLS": "[]"}
         override: dict[str, Any] = {"services": services, "networks": {"iro": {"name": PROJECT}}}
         if path := os.environ.get("PIP_CONFIG_FILE"):
             override["secrets"] = {"pip": {"file": path}}
@@ -183,10 +197,10 @@ class Deployment:
 
     def copy_model(self) -> None:
         """Fill the volume `models`, for want of the hub."""
-        source = Path(os.environ["MODEL_SOURCE"])
-        mount, target = f"{source}:/source:ro", f"/models/models/{MODEL.replace('/', '--')}"
-        copy = f"mkdir -p /models/models && test -e {target} || cp -r /source {target}"
-        self.compose("run", "--rm", "--no-deps", "-T", "--volume", mount, "setup", "bash", "-c", copy)
+        target = f"/models/models/{MODEL.replace('/', '--')}"
+        archive = self.run(["tar", "-C", os.environ["MODEL_SOURCE"], "-c", "."])
+        unpack = f"mkdir -p {target} && tar -C {target} -x"
+        self.compose("run", "--rm", "--no-deps", "-T", "setup", "sh", "-c", unpack, input=archive)
 
     def execute(self, service: str, *command: str) -> str:
         return self.compose("exec", "-T", service, *command)
@@ -305,12 +319,12 @@ def drill(deployment: Deployment) -> Drill:
     report.health = deployment.health()
 
     with report.step("restart"):
-        deployment.compose("restart", "server", "worker", "vllm", "postgres")
+        deployment.compose("restart", *SERVICES)
         deployment.wait_until_healthy()
     check(report, "restart", deployment, before)
 
     job = start_job(deployment, before.file, iterations=3)
-    for service in ("postgres", "worker", "vllm", "server"):
+    for service in SERVICES:
         wait_for(lambda: running(deployment, job), f"the job to run before {service} is killed", 600)
         with report.step(f"killed {service}"):
             deployment.crash(service)
@@ -440,7 +454,7 @@ def main() -> None:
     with deployment() as running_deployment:
         report = drill(running_deployment)
         secrets = environment_secrets(running_deployment)
-        images = {name: running_deployment.image_report(name, secrets) for name in ("server", "worker", "vllm")}
+        images = {name: running_deployment.image_report(name, secrets) for name in BUILT}
     sizes = {name: image.size_bytes for name, image in images.items()}
     leaked = {name: image.leaked for name, image in images.items()}
     users = {name: image.user for name, image in images.items()}

@@ -28,7 +28,7 @@ def deployed() -> Iterator[tuple[d.Deployment, d.Drill]]:
 def images(deployed: tuple[d.Deployment, d.Drill]) -> dict[str, d.ImageReport]:
     deployment, _ = deployed
     secrets = d.environment_secrets(deployment)
-    return {name: deployment.image_report(name, secrets) for name in ("server", "worker", "vllm")}
+    return {name: deployment.image_report(name, secrets) for name in d.BUILT}
 
 
 def test_events_lose_nothing_that_a_client_had(deployed):
@@ -48,7 +48,7 @@ def test_the_upgrade_starts_from_older_tables(deployed):
 def test_every_container_is_healthy_and_a_killed_one_starts_again(deployed):
     _, drill = deployed
     assert drill.health == dict.fromkeys(d.SERVICES, "healthy")
-    assert all(drill.restarts[service] >= 1 for service in ("server", "worker", "vllm"))
+    assert all(drill.restarts[service] >= 1 for service in d.BUILT)
     assert drill.checkpoints == [1, 2, 3]
 
 

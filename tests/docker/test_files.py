@@ -9,6 +9,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -228,3 +230,19 @@ def test_up_succeeds_after_a_restore_which_leaves_no_first_key(tmp_path):
     docker.chmod(0o755)
     output = check(copy / "up.sh", PATH=f"{docker.parent}{os.pathsep}{os.environ['PATH']}")
     assert "http://127.0.0.1:8000/v1 answers" in output and "first key:" not in output
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(200, 0), (503, 1)])
+def test_the_servers_probe_fails_unless_the_server_can_serve(status, exit_status):
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/v1/health" else 404)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        probe = [str(DOCKER / "bin/server-health.sh")]
+        environment = os.environ | {"IRO_PORT": str(server.server_port)}
+        assert subprocess.run(probe, env=environment).returncode == exit_status
+        server.shutdown()
+    assert subprocess.run(probe, env=environment).returncode != 0  # nothing listens
