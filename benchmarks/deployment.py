@@ -36,7 +36,6 @@ from benchmarks.faults_server import ended, insist, wait_for
 
 ROOT = Path(__file__).parents[1]
 PROJECT = "iro-drill"
-IMAGES = {"setup": "server", "server": "server", "worker": "worker", "vllm": "vllm"}  # by service
 HAS_VLLM = os.environ.get("ENGINE") != "embedded"
 BUILT = ("server", "worker", *(["vllm"] if HAS_VLLM else []))
 SERVICES = ("postgres", *BUILT)
@@ -73,7 +72,14 @@ def grade(sample, item):
     time.sleep(0.2)  # so that the job still runs when the last service is killed
     return sample["output_text"].count(item["letter"]) / 10
 """
-GRADER = {"type": "python", "name": "letters", "source": COUNT_LETTER}
+PYTHON_GRADER = {"type": "python", "name": "letters", "source": COUNT_LETTER}
+TEXT_GRADER = {
+    "type": "text_similarity",
+    "name": "likeness",
+    "input": "{{sample.output_text}}",
+    "reference": "The film was a pleasure to see.",
+    "evaluation_metric": "rouge_l",
+}
 SEARCH = {"rollouts_per_prompt": 2, "beam_width": 2, "num_successors": 2, "chunk_length": 4, "max_tokens": 8}
 SMALL = {**SEARCH, "validation_prompts": 2, "early_stop": False, "value_model": "lora", "backbone_layers": 1}
 
@@ -144,24 +150,36 @@ class Deployment:
         example = self.docker / ".env.example"
         example.write_text(re.sub(r"(?m)^PORT=.*", f"PORT={self.port}", example.read_text()))
         self.key = "none"
-        self._write_override()
+        self.use()
 
-    def _write_override(self) -> None:
-        """What keeps the project apart from a real one on the same engine, and this machine's mirrors."""
-        build: dict[str, Any] = {"network": os.environ.get("BUILD_NETWORK", "default")}
-        services: dict[str, Any] = {
-            service: {"image": f"{PROJECT}-{image}", "build": dict(build)} for service, image in IMAGES.items()
-        }
+    def use(self, *names: str) -> None:
+        """Compose from compose.yaml and ``compose.NAME.yaml`` of each of ``names``, and from an override that keeps the
+        project apart from a real one on the same engine and names this machine's mirrors."""
+        self.names = (*names, "drill")
+        paths = [self.docker / "compose.yaml", *(self.docker / f"compose.{name}.yaml" for name in names)]
+        services: dict[str, Any] = {}
+        networks: dict[str, Any] = {}
+        for content in (yaml.safe_load(path.read_text()) for path in paths):
+            for service, fields in content["services"].items():
+                if "build" in fields:
+                    services[service] = self._override(fields["image"])
+            for network, fields in content.get("networks", {}).items():
+                if fields and "name" in fields:
+                    networks[network] = {"name": f"{PROJECT}-{network}"}
         if not HAS_VLLM:
             services["vllm"] |= NO_VLLM | {"build": services["vllm"]["build"] | NO_VLLM["build"]}
             for service in ("setup", "server", "worker"):
                 services[service]["environment"] = {"IRO_ENGINE_URLS": "[]"}
-        override: dict[str, Any] = {"services": services, "networks": {"iro": {"name": PROJECT}}}
+        override = {"services": services, "networks": networks}
         if path := os.environ.get("PIP_CONFIG_FILE"):
             override["secrets"] = {"pip": {"file": path}}
-            for service in services.values():
-                service["build"]["secrets"] = ["pip"]
         (self.docker / "compose.drill.yaml").write_text(yaml.safe_dump(override))
+
+    def _override(self, image: str) -> dict[str, Any]:
+        build: dict[str, Any] = {"network": os.environ.get("BUILD_NETWORK", "default")}
+        if "PIP_CONFIG_FILE" in os.environ:
+            build["secrets"] = ["pip"]
+        return {"image": f"{PROJECT}-{image.removeprefix('iro-')}", "build": build}
 
     def take_packages(self, revision: str | None) -> None:
         """Put Iro's packages as they are at a git revision, or as they are now, where images are built from."""
@@ -170,15 +188,19 @@ class Deployment:
             if revision is None:
                 shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         if revision is not None:
-            archive = subprocess.run(
-                ["git", "archive", revision, *PACKAGES], cwd=ROOT, check=True, capture_output=True
-            ).stdout
+            command = ["git", "archive", revision, *PACKAGES]
+            archive = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
             subprocess.run(["tar", "-x"], cwd=self.folder, input=archive, check=True)
 
     @property
     def environment(self) -> dict[str, str]:
         environment = {**os.environ, **MEMORY, "COMPOSE_PROJECT_NAME": PROJECT, "PORT": str(self.port), "MODEL": MODEL}
         environment.pop("PIP_CONFIG_FILE", None)
+        if not (
+            self.docker / ".env"
+        ).exists():  # up.sh has not made the secrets yet: a build needs none, but names them
+            names = re.findall(r"(?m)^([A-Z_]+)=$", (self.docker / ".env.example").read_text())
+            environment |= dict.fromkeys(names, "unset")
         return environment
 
     def run(self, command: Sequence[str | Path], input: bytes | None = None) -> bytes:
@@ -189,11 +211,12 @@ class Deployment:
         return result.stdout
 
     def compose(self, *arguments: str, input: bytes | None = None) -> str:
-        files = ("-f", "compose.yaml", "-f", "compose.graders.yaml", "-f", "compose.drill.yaml")
-        return self.run(["docker", "compose", *files, *arguments], input).decode()
+        files = ["compose.yaml", *(f"compose.{name}.yaml" for name in self.names)]
+        options = [option for file in files for option in ("--file", file)]
+        return self.run(["docker", "compose", *options, *arguments], input).decode()
 
     def up(self) -> str:
-        return self.run([self.docker / "up.sh", "graders", "drill"]).decode()
+        return self.run([self.docker / "up.sh", *self.names]).decode()
 
     def copy_model(self) -> None:
         """Fill the volume `models`, for want of the hub."""
@@ -230,8 +253,9 @@ class Deployment:
     def remove(self) -> None:
         """Remove containers, volumes, networks and images of the project."""
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
-        for image in sorted(set(IMAGES.values())):
-            subprocess.run(["docker", "image", "rm", "--force", f"{PROJECT}-{image}"], capture_output=True)
+        images = self.run(["docker", "image", "ls", "--quiet", f"{PROJECT}-*"]).decode().split()
+        if images:
+            self.run(["docker", "image", "rm", "--force", *sorted(set(images))])
 
     def image_report(self, image: str, secrets: Mapping[str, bytes]) -> ImageReport:
         """Of image ``PROJECT-image``. ``secrets``: bytes that none of its layers may contain, by name."""
@@ -296,7 +320,7 @@ def environment_secrets(deployment: Deployment) -> dict[str, bytes]:
 
 
 def drill(deployment: Deployment) -> Drill:
-    """Start the previous images, align a model, upgrade, restart, crash each service, back up and restore."""
+    """Start the previous images, align a model, upgrade, restart, kill each service, back up and restore."""
     report = Drill()
     deployment.take_packages(previous_revision())
     with report.step("build the previous images"):
@@ -310,6 +334,7 @@ def drill(deployment: Deployment) -> Drill:
         before = first_outcome(deployment)
 
     deployment.take_packages(None)
+    deployment.use("graders")
     with report.step("upgrade"):
         deployment.up()
     check(report, "upgrade", deployment, before)
@@ -323,7 +348,7 @@ def drill(deployment: Deployment) -> Drill:
         deployment.wait_until_healthy()
     check(report, "restart", deployment, before)
 
-    job = start_job(deployment, before.file, iterations=3)
+    job = start_job(deployment, before.file, PYTHON_GRADER, iterations=3)
     for service in SERVICES:
         wait_for(lambda: running(deployment, job), f"the job to run before {service} is killed", 600)
         with report.step(f"killed {service}"):
@@ -360,14 +385,14 @@ def tables_revision(deployment: Deployment) -> str:
 
 def first_outcome(deployment: Deployment) -> Outcome:
     file = deployment.client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune").id
-    model = model_of(deployment, start_job(deployment, file, iterations=2))
+    model = model_of(deployment, start_job(deployment, file, TEXT_GRADER, iterations=2))
     return Outcome(deployment.key, file, model, answer(deployment, model))
 
 
-def start_job(deployment: Deployment, file: str, iterations: int) -> str:
+def start_job(deployment: Deployment, file: str, grader: Mapping[str, str], iterations: int) -> str:
     method: Any = {
         "type": "reinforcement",
-        "reinforcement": {"grader": GRADER, "iro": {**SMALL, "iterations": iterations}},
+        "reinforcement": {"grader": grader, "iro": {**SMALL, "iterations": iterations}},
     }
     jobs = deployment.client.fine_tuning.jobs
     return jobs.create(model=MODEL.split("/")[-1], training_file=file, method=method, seed=3).id
