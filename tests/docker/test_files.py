@@ -246,3 +246,16 @@ def test_the_servers_probe_fails_unless_the_server_can_serve(status, exit_status
         assert subprocess.run(probe, env=environment).returncode == exit_status
         server.shutdown()
     assert subprocess.run(probe, env=environment).returncode != 0  # nothing listens
+
+
+def test_setup_keeps_the_first_key_while_the_database_is_away(tmp_path):
+    iro, data = tmp_path / "bin" / "iro", tmp_path / "data"
+    iro.parent.mkdir()
+    data.mkdir()
+    iro.write_text('#!/bin/sh\n[ "$1" = model ]\n')  # `iro keys` fails
+    iro.chmod(0o755)
+    (data / "first.key").write_text("sk-iro-first\n")
+    path = f"{iro.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "MODEL": "m", "IRO_HOME": str(tmp_path), "IRO_DATA_DIR": str(data)}
+    assert subprocess.run([DOCKER / "bin/setup.sh"], env=environment, capture_output=True).returncode != 0
+    assert (data / "first.key").read_text() == "sk-iro-first\n"
