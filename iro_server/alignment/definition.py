@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from iro_server.decoding.base import SearchParams, Selection
-from iro_server.engines.endpoints import EngineKind, EngineUrl
+from iro_server.engines.endpoints import EngineUrl
+from iro_server.engines.opening import EngineKind
 
 Auto = Literal["auto"]
 Beta = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -9,6 +9,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -257,3 +259,42 @@ def test_up_writes_secrets_once_and_starts_what_it_is_told(tmp_path):
     upgraded = read(copy / ".env")
     assert (upgraded["POSTGRES_PASSWORD"], upgraded["IRO_ENGINE_KEY"]) == ("mine", "too")
     assert upgraded["IRO_GRADER_SERVICE_KEY"]
+
+
+def test_up_succeeds_after_a_restore_which_leaves_no_first_key(tmp_path):
+    copy = shutil.copytree(DOCKER, tmp_path / "docker", ignore=shutil.ignore_patterns(".env"))
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text('#!/bin/sh\ncase "$*" in *first.key*) exit 1;; esac\n')
+    docker.chmod(0o755)
+    output = check(copy / "up.sh", PATH=f"{docker.parent}{os.pathsep}{os.environ['PATH']}")
+    assert "http://127.0.0.1:8000/v1 answers" in output and "first key:" not in output
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(200, 0), (503, 1)])
+def test_the_servers_probe_fails_unless_the_server_can_serve(status, exit_status):
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/v1/health" else 404)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        probe = [str(DOCKER / "bin/server-health.sh")]
+        environment = os.environ | {"IRO_PORT": str(server.server_port)}
+        assert subprocess.run(probe, env=environment).returncode == exit_status
+        server.shutdown()
+    assert subprocess.run(probe, env=environment).returncode != 0  # nothing listens
+
+
+def test_setup_keeps_the_first_key_while_the_database_is_away(tmp_path):
+    iro, data = tmp_path / "bin" / "iro", tmp_path / "data"
+    iro.parent.mkdir()
+    data.mkdir()
+    iro.write_text('#!/bin/sh\n[ "$1" = model ]\n')  # `iro keys` fails
+    iro.chmod(0o755)
+    (data / "first.key").write_text("sk-iro-first\n")
+    path = f"{iro.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "MODEL": "m", "IRO_HOME": str(tmp_path), "IRO_DATA_DIR": str(data)}
+    assert subprocess.run([DOCKER / "bin/setup.sh"], env=environment, capture_output=True).returncode != 0
+    assert (data / "first.key").read_text() == "sk-iro-first\n"

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from iro_server.decoding.base import Final, SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
+from iro_server.engines.describe import Description
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders import Grader, Sample, parse_grader
@@ -48,7 +49,7 @@ class SimpleLoop:
 
     def run(self) -> list[float]:
         """The mean reward on validation prompts of the frozen model, then of the policy after each iteration."""
-        prompts = split(self.config, self.engine, rng_of(self.config.seed, SPLIT))
+        prompts = split(self.config, Description.of_engine(self.engine), rng_of(self.config.seed, SPLIT))
         rewards = [self.mean_reward(prompts.validation, plain(self.config), None)]
         scale: Scale | None = None
         stack: ValueStack | None = None
@@ -88,7 +89,7 @@ class SimpleLoop:
         async def search_all() -> list[list[Final]]:
             return await asyncio.gather(*map(search, prompts, seeds))
 
-        with self.engine.in_step(len(prompts)):  # in lockstep, so that the result is the same each time
+        with self.engine.lockstep(len(prompts)):  # in lockstep, so that the result is the same each time
             finals = asyncio.run(search_all())
         return [
             [Rollout(prompt.index, final, self.reward(prompt, final)) for final in group]
