@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import openai
 
@@ -28,6 +28,12 @@ Answer = TypeVar("Answer")
 
 class Stuck(Exception):
     """Something that should have happened has not."""
+
+
+class HasClient(Protocol):
+    """A server, however it runs."""
+
+    client: openai.OpenAI
 
 
 class Server:
@@ -111,7 +117,7 @@ def wait_for(what: Callable[[], Answer], name: str, seconds: float = PATIENCE) -
     return value
 
 
-def insist(servers: Sequence[Server], call: Callable[[openai.OpenAI], Answer], seconds: float = PATIENCE) -> Answer:
+def insist(servers: Sequence[HasClient], call: Callable[[openai.OpenAI], Answer], seconds: float = PATIENCE) -> Answer:
     """What ``call`` gets of the first of ``servers`` that answers it. Raises Stuck, or the answer that is an error."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -127,7 +133,7 @@ def insist(servers: Sequence[Server], call: Callable[[openai.OpenAI], Answer], s
     raise Stuck(f"no server answered for {seconds:.0f} s")
 
 
-def ended(servers: Sequence[Server], job_id: str, seconds: float = PATIENCE) -> Any:
+def ended(servers: Sequence[HasClient], job_id: str, seconds: float = PATIENCE) -> Any:
     """The job once it has ended. Raises Stuck."""
 
     def look() -> Any:
