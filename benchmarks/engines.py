@@ -18,8 +18,8 @@ from scipy.stats import t
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.quality import BEAM, ROWS, jsonl
 from benchmarks.record import command_line, finish
-from iro_server.demo.data import prompt_rows
-from iro_server.demo.sentiment import sentiment_grader_source
+from iro_server.cli.demo.data import prompt_rows
+from iro_server.cli.demo.sentiment import sentiment_grader_source
 from iro_server.engines.prepare import prepare_model
 from training.iro.diagnostics import mean_and_error
 from value_heads import FeatureSpec

@@ -14,12 +14,12 @@ from typing import Any, Protocol, TypeVar
 
 import openai
 
+from iro_server.engines.ports import free_port
 from iro_server.jobs import lock
-from iro_server.ports import free_port
 from iro_server.settings import Settings
 
 SERVE = (
-    "import sys; from iro_server.app import serve; from iro_server.settings import Settings; "
+    "import sys; from iro_server.api.app import serve; from iro_server.settings import Settings; "
     "serve(Settings.model_validate_json(sys.argv[1]))"
 )
 PATIENCE = 300.0  # seconds for a server to start, or a job to end, before it counts as stuck

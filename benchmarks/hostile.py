@@ -30,10 +30,11 @@ from benchmarks.host_watch import activity, host_use
 from benchmarks.hostile_graders import HOSTILE, KINDS, LEFT_BEHIND, Hostile
 from benchmarks.processes import ServerProcess, terminated_is_exit
 from benchmarks.record import command_line, finish
-from iro_server.graders import Sample, parse_grader
+from iro_server.graders.base import Sample
 from iro_server.graders.cgroup import memory_bound
+from iro_server.graders.environment import GraderEnvironment, PythonLimits
+from iro_server.graders.parsing import parse_grader
 from iro_server.settings import Settings
-from iro_server.surroundings import PythonLimits, Surroundings
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, disk_bytes=8 * 2**20, output_bytes=2**16, timeout=5)
 AT_ONCE = 3
@@ -141,11 +142,11 @@ def measure(seconds: float) -> dict[str, Any]:
 
 def at_rest(seconds: float) -> dict[str, float]:
     """What goes on in the sandboxes of graders that are open, and have left something behind in a call."""
-    surroundings = Surroundings(python="sandbox", python_limits=LIMITS)
+    grader_environment = GraderEnvironment(python="sandbox", python_limits=LIMITS)
     with ExitStack() as graders:
         for hostile in LEFT_BEHIND:
             spec = {"type": "python", "source": hostile.source("/nowhere", "nothing"), "workers": 1, "timeout": 5}
-            graders.enter_context(parse_grader(spec, surroundings)).grade(Sample("four"), {"calm": False})
+            graders.enter_context(parse_grader(spec, grader_environment)).grade(Sample("four"), {"calm": False})
         time.sleep(1)
         return activity(os.getpid(), seconds)
 

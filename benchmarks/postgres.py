@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from iro_server.ports import free_port
+from iro_server.engines.ports import free_port
 
 MISSING = "needs PostgreSQL's programs and the extra `postgres`"
 

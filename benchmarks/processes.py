@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from iro_server.engines import vllm_server
-from iro_server.ports import free_port
+from iro_server.engines.ports import free_port
 
 STOP_SECONDS = 60.0
 

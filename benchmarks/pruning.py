@@ -25,8 +25,8 @@ from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from benchmarks.engines import align, interval
 from benchmarks.processes import say, terminated_is_exit
 from benchmarks.record import command_line, finish
+from iro_server.cli.demo.data import imdb_splits, prompt_rows
 from iro_server.decoding.search import guided_search
-from iro_server.demo.data import imdb_splits, prompt_rows
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model

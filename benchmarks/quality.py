@@ -91,8 +91,8 @@ def run_all(args: argparse.Namespace) -> None:
 
 def run_seed(args: argparse.Namespace, seed: int) -> None:
     """Align at this seed, then decode the held-out prompts by every method and keep every final."""
-    from iro_server.demo.data import prompt_rows
-    from iro_server.demo.sentiment import sentiment_grader_source
+    from iro_server.cli.demo.data import prompt_rows
+    from iro_server.cli.demo.sentiment import sentiment_grader_source
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.engines.prepare import prepare_model
 
@@ -205,8 +205,9 @@ async def decode(
 
 def graded(finals: list[list[dict[str, Any]]], spec: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """``finals`` with their rewards, and with what the two judges that the job never saw think of them."""
-    from iro_server.demo.judges import minilm_judge, vader_judge
-    from iro_server.graders import Sample, parse_grader
+    from iro_server.cli.demo.judges import minilm_judge, vader_judge
+    from iro_server.graders.base import Sample
+    from iro_server.graders.parsing import parse_grader
 
     flat = [final for group in finals for final in group]
     with parse_grader(spec) as grader:

@@ -31,7 +31,8 @@ from iro_server.decoding.base import Scorer
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.graders import Sample, parse_grader
+from iro_server.graders.base import Sample
+from iro_server.graders.parsing import parse_grader
 from iro_server.settings import Settings
 from value_heads import LoraBackbone, LoraValues
 

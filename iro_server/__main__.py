@@ -1,3 +1,3 @@
-from iro_server.cli import app
+from iro_server.cli.main import app
 
 app()

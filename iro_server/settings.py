@@ -14,8 +14,8 @@ from pydantic_settings import SettingsConfigDict
 from iro_server.engines.endpoints import Endpoints, EngineUrl
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
-from iro_server.placement import Placement
-from iro_server.surroundings import CurrentSurroundings, GraderService, PythonLimits, Surroundings
+from iro_server.graders.environment import CurrentGraderEnvironment, GraderEnvironment, GraderService, PythonLimits
+from iro_server.jobs.placement import Placement
 from iro_server.telemetry.logs import LogFormat
 
 GRADERS_PORT = 8002  # of `iro graders`
@@ -156,12 +156,14 @@ class Settings(Placement):
         everywhere = self.host in ("0.0.0.0", "::")
         return f"http://{'127.0.0.1' if everywhere else self.host}:{self.port}/v1"
 
-    def surroundings(self, internal_key: str, keys_required: Callable[[], bool] = lambda: True) -> Surroundings:
+    def grader_environment(
+        self, internal_key: str, keys_required: Callable[[], bool] = lambda: True
+    ) -> GraderEnvironment:
         """Where graders run, the workers' too. A server without keys is its user's own, who may ask any endpoint.
 
         ``keys_required`` is called for each copy of these, so that a key made while the server runs is heeded.
         """
-        return CurrentSurroundings(
+        return CurrentGraderEnvironment(
             lambda: is_loopback(self.host) and not keys_required(),
             base_url=self.server_url or self.own_url,
             api_key=internal_key,

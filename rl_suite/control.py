@@ -188,5 +188,5 @@ def _suite() -> Any:
     try:
         from dm_control import suite
     except ImportError as error:
-        raise ValueError("dm_control is not installed: pip install 'iro[rl]'") from error
+        raise ValueError("dm_control is not installed: pip install 'iro-align[rl]'") from error
     return suite

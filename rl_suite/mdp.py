@@ -131,7 +131,7 @@ def icu_sepsis() -> tuple[MDP, np.ndarray]:
     try:
         from icu_sepsis.envs.sepsis import ICUSepsisEnv
     except ImportError as error:
-        raise ValueError("icu-sepsis is not installed: pip install 'iro[rl]'") from error
+        raise ValueError("icu-sepsis is not installed: pip install 'iro-align[rl]'") from error
     env = ICUSepsisEnv()
     dynamics = env.dynamics
     P, R = dynamics["tx_mat"].copy(), (dynamics["tx_mat"] * dynamics["r_mat"]).sum(axis=2)

@@ -120,7 +120,7 @@ def make(name: str) -> gym.Env:
     try:
         import mo_gymnasium
     except ImportError as error:
-        raise ValueError("mo-gymnasium is not installed: pip install 'iro[rl]'") from error
+        raise ValueError("mo-gymnasium is not installed: pip install 'iro-align[rl]'") from error
     return mo_gymnasium.make(name)
 
 

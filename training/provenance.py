@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 def versions() -> dict[str, str | None]:
     """What a result depends on beside its config. ``git`` is None outside a checkout."""
-    packages = {name: importlib.metadata.version(name) for name in ("iro", "torch", "transformers", "numpy")}
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")}
+    packages |= {"iro": importlib.metadata.version("iro-align")}
     return {"python": platform.python_version(), "git": _git_revision(), **packages}
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from iro_server.alignment.definition import Alignment
     from iro_server.engines.base import ModelInfo
-    from iro_server.graders import Grader
+    from iro_server.graders.base import Grader
 
 GROUP = "iro.jobs"
 Event = dict[str, Any]

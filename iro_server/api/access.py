@@ -13,12 +13,12 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from iro_server import scopes
+from iro_server.access import scopes
+from iro_server.access.audit import audit_log
+from iro_server.access.key_requirement import KEY_SECONDS, KeyRequirement
 from iro_server.api.context import Caller
 from iro_server.api.errors import APIError, answer
 from iro_server.api.rates import Allowance, Rates
-from iro_server.audit import audit_log
-from iro_server.key_requirement import KEY_SECONDS, KeyRequirement
 from iro_server.settings import is_loopback
 from iro_server.store import keys
 from iro_server.store.database import find

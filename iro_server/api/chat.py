@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
+from iro_server.api.generation_slot import take_turn
 from iro_server.api.options import Options, usage_object
 from iro_server.api.respond import Stream, whole
-from iro_server.api.turn import take_turn
 from iro_server.api.unsupported import Unsupported
 from iro_server.engines.prompts import chat_prompt_ids, text_of
 from iro_server.store.tables import new_id, now

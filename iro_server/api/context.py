@@ -8,16 +8,16 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from sqlalchemy import ColumnElement, select
 
+from iro_server.access.key_requirement import KeyRequirement
 from iro_server.api.admission import Admission
 from iro_server.api.deadlines import Deadlines
 from iro_server.api.errors import not_found
 from iro_server.api.registry import ModelRegistry, ServedModel
-from iro_server.fair_executor import FairExecutor
-from iro_server.key_requirement import KeyRequirement
+from iro_server.concurrency.fair_executor import FairExecutor
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
 from iro_server.store.tables import DEFAULT_PROJECT, Base, Owned
-from iro_server.surroundings import Surroundings
 
 Row = TypeVar("Row", bound=Base)
 
@@ -37,7 +37,7 @@ class Context:
     settings: Settings
     sessions: Sessions
     models: ModelRegistry
-    surroundings: Surroundings
+    grader_environment: GraderEnvironment
     admission: Admission
     deadlines: Deadlines
     keys_required: KeyRequirement

@@ -15,11 +15,11 @@ from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlche
 from starlette.exceptions import HTTPException
 
 from iro_server.api.unsupported import UNSUPPORTED
-from iro_server.control_characters import escaped
+from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.memory import EngineOutOfMemory
-from iro_server.fair_queue import QueueFull
 from iro_server.graders.remote import GraderServiceUnavailable
+from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.metrics import REFUSED
 
 log = logging.getLogger("iro.api")

@@ -20,9 +20,9 @@ from iro_server.api.errors import APIError, bad_request, invalid, not_found
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import checked_lines, lines_of
 from iro_server.api.quotas import check_file
-from iro_server.row_files import PARQUET_MAGIC, BadRows, Format, converted, table_format
 from iro_server.store import files
 from iro_server.store import tables as t
+from iro_server.store.row_files import PARQUET_MAGIC, BadRows, Format, converted, table_format
 
 router = APIRouter(prefix="/files", tags=["files"], route_class=FileRoute)
 Purpose = Literal["fine-tune"]  # of OpenAI's, the one that something here reads

@@ -11,12 +11,12 @@ from typing import Any
 from iro_server.api.errors import bad_request
 from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
+from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
 from iro_server.engines.base import Sampling
 from iro_server.engines.cache import cached_tokens
-from iro_server.tasks import together
 from iro_server.telemetry import tracing
 from iro_server.telemetry.search import SearchTelemetry
 
@@ -96,7 +96,7 @@ async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Ge
     """
     if not request.independent:
         return await _search(request, on_agreed)
-    samples = await together(_sample(request, index, on_agreed) for index in range(request.n))
+    samples = await gather_or_cancel(_sample(request, index, on_agreed) for index in range(request.n))
     usages = [sample.usage for sample in samples]
     return Generated([choice for sample in samples for choice in sample.choices], sum_usage(usages))
 

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
-from iro_server.api.turn import unless_gone
-from iro_server.control_characters import escaped
-from iro_server.graders import Grade, Grader, GraderError, Sample, as_sent, parse_grader
-from iro_server.graders.base import Flag, TextTooLong, check_length
+from iro_server.api.generation_slot import unless_gone
+from iro_server.graders.base import Flag, Grade, Grader, GraderError, Sample, TextTooLong, check_length
+from iro_server.graders.parsing import as_sent, parse_grader
+from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.grading import graded
 
 router = APIRouter(prefix="/fine_tuning/alpha/graders", tags=["graders"])
@@ -73,9 +73,9 @@ async def run(body: RunRequest, request: Request, context: Ctx) -> Response:
 
 def check_grader(spec: dict[str, Any], context: Context) -> Grader:
     """The caller's grader, to be closed. 400 where it is wrong, or asks a model that the caller does not have."""
-    surroundings = context.surroundings.model_copy(update={"project": context.caller.project})
+    grader_environment = context.grader_environment.model_copy(update={"project": context.caller.project})
     try:
-        grader = parse_grader(spec, surroundings)
+        grader = parse_grader(spec, grader_environment)
     except GraderError as error:
         raise bad_request(error.message, error.param, "invalid_grader") from error
     for field, model in grader.served_models().items():
@@ -89,7 +89,7 @@ def check_grader(spec: dict[str, Any], context: Context) -> Grader:
 
 def _run(grader: Grader, body: RunRequest, context: Context) -> dict[str, Any]:
     sample, item = body.pair
-    _check_texts(grader, sample, item, context.surroundings.max_text_bytes)
+    _check_texts(grader, sample, item, context.grader_environment.max_text_bytes)
     started = time.monotonic()
     with graded(grader.type):
         grade = grader.grade(sample, item)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from iro_server.graders import Grader
+from iro_server.graders.base import Grader
 
 Entry = TypeVar("Entry")
 

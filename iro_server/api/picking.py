@@ -7,9 +7,9 @@ from itertools import cycle, islice
 
 from iro_server.api.errors import APIError, bad_request
 from iro_server.api.generation import Choice, Generated, Generation
-from iro_server.api.turn import Turn
+from iro_server.api.generation_slot import Turn
 from iro_server.decoding.selection import top
-from iro_server.graders import Grade, Sample
+from iro_server.graders.base import Grade, Sample
 from iro_server.telemetry.grading import graded
 
 

@@ -16,11 +16,11 @@ from iro_server.api.errors import APIError
 from iro_server.api.loaded import HeldGrader, Loaded
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine
-from iro_server.graders import parse_grader
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.parsing import parse_grader
 from iro_server.store.database import Sessions
 from iro_server.store.named import find_named
 from iro_server.store.tables import Job, Model, now
-from iro_server.surroundings import Surroundings
 from value_heads.backbone import LoraValues
 from value_heads.bundle import BundleMismatch, load_bundle
 from value_heads.shared import free_memory
@@ -67,12 +67,12 @@ class ModelRegistry:
         engine: Engine,
         sessions: Sessions,
         model_dir: Path | None,
-        surroundings: Surroundings,
+        grader_environment: GraderEnvironment,
         most: int,
         idle: float,
     ) -> None:
         self.engine, self.sessions, self.model_dir = engine, sessions, model_dir
-        self.surroundings = surroundings
+        self.grader_environment = grader_environment
         self.created = now()
         self.values: Loaded[Values] = Loaded(most, idle)
         self.graders: Loaded[HeldGrader] = Loaded(most, idle, HeldGrader.drop)
@@ -134,8 +134,8 @@ class ModelRegistry:
     def _grader(self, job: Job, project: str) -> HeldGrader:
         """What the model was aligned to, for the calls of ``project`` alone: a python grader's processes may keep what
         they are sent. It starts them when it first grades."""
-        surroundings = self.surroundings.model_copy(update={"project": job.project, "caller": project})
-        make = partial(parse_grader, job.method["reinforcement"]["grader"], surroundings)
+        grader_environment = self.grader_environment.model_copy(update={"project": job.project, "caller": project})
+        make = partial(parse_grader, job.method["reinforcement"]["grader"], grader_environment)
         return self.graders.get(f"{job.id} {project}", lambda: HeldGrader(make))
 
     def _load(self, name: str, path: str) -> Values:

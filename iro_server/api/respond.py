@@ -15,10 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from iro_server.api.errors import UNAVAILABLE, APIError, unavailable
 from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
+from iro_server.api.generation_slot import Turn, unless_gone
 from iro_server.api.options import usage_object
 from iro_server.api.picking import pick
-from iro_server.api.turn import Turn, unless_gone
-from iro_server.tasks import together
+from iro_server.concurrency.tasks import gather_or_cancel
 
 log = logging.getLogger("iro.api")
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # else a proxy may hold a stream's events back
@@ -44,10 +44,10 @@ async def generate_all(generations: list[Generation], turn: Turn, on_agreed: OnA
 
     try:
         await turn.admitted()
-        generated = await together(generate(each, counted(i * each.n)) for i, each in enumerate(generations))
+        generated = await gather_or_cancel(generate(each, counted(i * each.n)) for i, each in enumerate(generations))
     finally:
         turn.end()
-    return await together(pick(each, some, turn) for each, some in zip(generations, generated, strict=True))
+    return await gather_or_cancel(pick(each, some, turn) for each, some in zip(generations, generated, strict=True))
 
 
 class _EndingResponse(StreamingResponse):

@@ -19,9 +19,9 @@ from iro_server.api.errors import APIError, bad_request
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import lines_of
 from iro_server.api.quotas import check_file
-from iro_server.row_files import PARQUET_MAGIC
 from iro_server.store import files
 from iro_server.store import tables as t
+from iro_server.store.row_files import PARQUET_MAGIC
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], route_class=FileRoute)
 SECONDS = 3600  # from an upload's creation to its end

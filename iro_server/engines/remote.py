@@ -19,12 +19,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
+from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling
 from iro_server.engines.describe import describe
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.replicas import Replica, Replicas, Timing
-from iro_server.tasks import together
 from value_heads.threads import share_cores_with_engine
 
 Result = TypeVar("Result")
@@ -173,7 +173,9 @@ class RemoteSession:
 
     async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
         counts = Counter(parents)  # a parent that occurs twice is one request for twice as many rows, all different
-        answers = await together(self._continue(p, count * num_successors, length) for p, count in counts.items())
+        answers = await gather_or_cancel(
+            self._continue(p, count * num_successors, length) for p, count in counts.items()
+        )
         of_parent = {parent: iter(rows) for parent, rows in zip(counts, answers, strict=True)}
         origins = [parent for parent in parents for _ in range(num_successors)]
         sampled = [next(of_parent[parent]) for parent in origins]

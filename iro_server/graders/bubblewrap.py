@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iro_server.graders import seccomp
-from iro_server.surroundings import PythonLimits
+from iro_server.graders.environment import PythonLimits
 
 WORKER = Path(__file__).with_name("worker.py")
 HOME = "/tmp"

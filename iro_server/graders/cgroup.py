@@ -14,7 +14,7 @@ import secrets
 import time
 from pathlib import Path
 
-from iro_server.surroundings import PythonLimits
+from iro_server.graders.environment import PythonLimits
 
 CONTROLLERS = {"memory", "pids"}
 SERVER, SANDBOX = "iro-server", "iro-grader"

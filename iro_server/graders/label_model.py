@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from iro_server.graders.answers import read_label
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.model import ModelGrader
-from iro_server.surroundings import Surroundings
 
 Label = Annotated[str, Field(min_length=1)]
 
@@ -39,10 +39,10 @@ class LabelModel(ModelGrader):
         return passing
 
     @classmethod
-    def check_model(cls, model: str, surroundings: Surroundings) -> str:
-        if model in surroundings.reward_models:
+    def check_model(cls, model: str, grader_environment: GraderEnvironment) -> str:
+        if model in grader_environment.reward_models:
             raise ValueError(f"{model!r} is a reward model, which gives scores: use score_model")
-        return super().check_model(model, surroundings)
+        return super().check_model(model, grader_environment)
 
     @property
     def instruction(self) -> str:

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, Validat
 from iro_server.graders.answers import Unreadable
 from iro_server.graders.asking import Answer, Asker, Endpoint
 from iro_server.graders.base import Grade
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.messages import Message, render_messages, with_instruction
 from iro_server.graders.templated import TemplatedGrader
-from iro_server.surroundings import Surroundings
 
 Chat = list[dict[str, str]]
 Tokens = Annotated[int, Field(ge=1)]
@@ -53,8 +53,8 @@ class ModelGrader(TemplatedGrader[Chat]):
     @field_validator("base_url")
     @classmethod
     def _allowed(cls, url: HttpUrl | None, info: ValidationInfo) -> HttpUrl | None:
-        surroundings = Surroundings.of_validation(info)
-        if url is not None and not surroundings.any_endpoint and _plain(url) not in _keys(surroundings):
+        grader_environment = GraderEnvironment.of_validation(info)
+        if url is not None and not grader_environment.any_endpoint and _plain(url) not in _keys(grader_environment):
             raise ValueError(f"{url} is not among the endpoints this server allows (IRO_GRADER_ENDPOINTS)")
         return url
 
@@ -63,16 +63,16 @@ class ModelGrader(TemplatedGrader[Chat]):
     def _answered(cls, model: str, info: ValidationInfo) -> str:
         if "base_url" not in info.data or info.data["base_url"] is not None:
             return model
-        return cls.check_model(model, Surroundings.of_validation(info))
+        return cls.check_model(model, GraderEnvironment.of_validation(info))
 
     @classmethod
-    def check_model(cls, model: str, surroundings: Surroundings) -> str:
+    def check_model(cls, model: str, grader_environment: GraderEnvironment) -> str:
         """The name, where something here answers to it. Raises ValueError."""
-        if surroundings.base_url is None:
+        if grader_environment.base_url is None:
             raise ValueError(f"no server runs here that could be asked for {model!r}; give its base_url")
         return model
 
-    def model_post_init(self, context: Surroundings) -> None:
+    def model_post_init(self, context: GraderEnvironment) -> None:
         super().model_post_init(context)
         if self.base_url is not None:
             self._asker = Asker(_named_endpoint(self.base_url, context))
@@ -128,12 +128,12 @@ def _plain(url: HttpUrl | str) -> str:
     return str(HttpUrl(str(url))).rstrip("/")
 
 
-def _named_endpoint(url: HttpUrl, surroundings: Surroundings) -> Endpoint:
+def _named_endpoint(url: HttpUrl, grader_environment: GraderEnvironment) -> Endpoint:
     """The one at ``url``, quoted where the server's operator named it."""
-    keys = _keys(surroundings)
+    keys = _keys(grader_environment)
     return Endpoint(_plain(url), keys.get(_plain(url), ""), quoted=_plain(url) in keys)
 
 
-def _keys(surroundings: Surroundings) -> dict[str, str]:
+def _keys(grader_environment: GraderEnvironment) -> dict[str, str]:
     """The keys of the endpoints that the operator named, "" for none needed."""
-    return {_plain(allowed): key for allowed, key in surroundings.endpoints.items()}
+    return {_plain(allowed): key for allowed, key in grader_environment.endpoints.items()}

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from iro_server.fair_queue import FairQueue
+from iro_server.concurrency.fair_queue import FairQueue
 from iro_server.graders.ended import StartError
+from iro_server.graders.environment import PythonLimits
 from iro_server.graders.sandbox import Sandbox
-from iro_server.surroundings import PythonLimits
 
 AT_WORK = max(4, 2 * (os.cpu_count() or 1))
 AT_WORK_PER_PROJECT = AT_WORK // 2

@@ -8,9 +8,9 @@ from typing import Any
 
 from iro_server.graders.base import Grade
 from iro_server.graders.ended import Ended, StartError
+from iro_server.graders.environment import PythonLimits
 from iro_server.graders.pool import POOL
 from iro_server.graders.sandbox import Answer, Sandbox
-from iro_server.surroundings import PythonLimits
 
 Call = tuple[dict[str, Any], dict[str, Any]]
 

@@ -13,10 +13,10 @@ from typing import Literal
 from pydantic import Field, PrivateAttr, field_validator
 
 from iro_server.graders.base import Grade, Grader, Item, Sample
+from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.process import GraderProcess
 from iro_server.graders.remote import RemoteGraderProcess
 from iro_server.graders.sandbox import isolation_problem
-from iro_server.surroundings import PythonLimits, Surroundings
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ class PythonGrader(Grader):
         return source
 
     def model_post_init(self, context: object) -> None:
-        surroundings = context if isinstance(context, Surroundings) else Surroundings.of_this_process()
-        timeout = self._allowed_timeout(surroundings.python_limits)
-        self._processes = [_process(self.source, timeout, surroundings) for _ in range(self.workers)]
+        grader_environment = context if isinstance(context, GraderEnvironment) else GraderEnvironment.of_this_process()
+        timeout = self._allowed_timeout(grader_environment.python_limits)
+        self._processes = [_process(self.source, timeout, grader_environment) for _ in range(self.workers)]
 
     def _allowed_timeout(self, limits: PythonLimits) -> float:
         if "timeout" in self.model_fields_set and self.timeout > limits.timeout:
@@ -88,21 +88,21 @@ def _binds_grade(node: ast.AST) -> bool:
     return False
 
 
-def _process(source: str, timeout: float, surroundings: Surroundings) -> GraderProcess | RemoteGraderProcess:
+def _process(source: str, timeout: float, grader_environment: GraderEnvironment) -> GraderProcess | RemoteGraderProcess:
     """Not started yet. Raises ValueError where python graders may not run."""
-    if surroundings.python == "off":
+    if grader_environment.python == "off":
         raise ValueError("python graders are switched off on this server")
-    project = surroundings.caller or surroundings.project
-    if surroundings.grader_service:
-        return RemoteGraderProcess(surroundings.grader_service, source, timeout, project)
-    return GraderProcess(source, timeout, surroundings.python_limits, _isolated(surroundings), project)
+    project = grader_environment.caller or grader_environment.project
+    if grader_environment.grader_service:
+        return RemoteGraderProcess(grader_environment.grader_service, source, timeout, project)
+    return GraderProcess(source, timeout, grader_environment.python_limits, _isolated(grader_environment), project)
 
 
-def _isolated(surroundings: Surroundings) -> bool:
-    if surroundings.python == "unsafe":
+def _isolated(grader_environment: GraderEnvironment) -> bool:
+    if grader_environment.python == "unsafe":
         _warn_unsafe()
         return False
-    if (problem := isolation_problem()) and surroundings.python == "own":
+    if (problem := isolation_problem()) and grader_environment.python == "own":
         _warn_unsafe()
         return False
     if problem:

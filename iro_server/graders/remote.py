@@ -19,9 +19,9 @@ from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from iro_server.graders.base import Flag, Grade
+from iro_server.graders.environment import GraderService
 from iro_server.graders.process import CLOSED, LOAD_TIMEOUT, TOO_DEEP, Call
 from iro_server.graders.sandbox import START_TIMEOUT
-from iro_server.surroundings import GraderService
 
 QUEUE_SECONDS = 60.0  # that a request waits in the service for a slot, before it is to be sent again
 CONNECT = 5.0  # seconds

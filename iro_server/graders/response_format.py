@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from iro_server.checks.json_schema import Schema, check_schema, check_text
+from iro_server.graders.json_schema import Schema, check_schema, check_text
 
 
 class JsonSchema(BaseModel):

@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iro_server.graders import bubblewrap, cgroup
 from iro_server.graders.ended import Ended, StartError, fate
+from iro_server.graders.environment import PythonLimits
 from iro_server.graders.stop_signals import StopSignals
 from iro_server.graders.watch import Watch, outgrown
-from iro_server.surroundings import PythonLimits
 
 START_TIMEOUT = 30.0  # seconds
 TICK = 0.05  # seconds between looks at what the sandbox uses

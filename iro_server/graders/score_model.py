@@ -11,9 +11,9 @@ from pydantic import FiniteFloat, PrivateAttr, field_validator
 
 from iro_server.graders.answers import read_score
 from iro_server.graders.base import Grade
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.local_models import chat_text, is_model, reward
 from iro_server.graders.model import Chat, ModelGrader
-from iro_server.surroundings import Surroundings
 
 
 class ScoreModel(ModelGrader):
@@ -37,14 +37,14 @@ class ScoreModel(ModelGrader):
         return range
 
     @classmethod
-    def check_model(cls, model: str, surroundings: Surroundings) -> str:
-        if model not in surroundings.reward_models:
-            return super().check_model(model, surroundings)
-        if not is_model(surroundings.reward_models[model]):
+    def check_model(cls, model: str, grader_environment: GraderEnvironment) -> str:
+        if model not in grader_environment.reward_models:
+            return super().check_model(model, grader_environment)
+        if not is_model(grader_environment.reward_models[model]):
             raise ValueError(f"the directory that this server names for the reward model {model!r} holds no model")
         return model
 
-    def model_post_init(self, context: Surroundings) -> None:
+    def model_post_init(self, context: GraderEnvironment) -> None:
         super().model_post_init(context)
         if self.base_url is None:
             self._reward_model = context.reward_models.get(self.model)

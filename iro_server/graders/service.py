@@ -24,15 +24,15 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from iro_server.api.loaded import Loaded
-from iro_server.fair_executor import FairExecutor
-from iro_server.fair_queue import QueueFull
+from iro_server.concurrency.fair_executor import FairExecutor
+from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.graders.base import Grade
 from iro_server.graders.cgroup import memory_bound
+from iro_server.graders.environment import PythonLimits
 from iro_server.graders.pool import AT_WORK, AT_WORK_PER_PROJECT
 from iro_server.graders.process import GraderProcess
 from iro_server.graders.remote import MOST_CALLS, QUEUE_SECONDS
 from iro_server.graders.sandbox import isolation_problem
-from iro_server.surroundings import PythonLimits
 from iro_server.telemetry import logs
 from iro_server.telemetry.logs import LogFormat
 

@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 from pydantic import PrivateAttr
 
 from iro_server.graders.base import Grade, Grader, Item, Sample, TextTooLong
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.templates import MissingField, item_fields, render
-from iro_server.surroundings import Surroundings
 
 Filled = TypeVar("Filled")
 
@@ -21,7 +21,7 @@ class TemplatedGrader(Grader, Generic[Filled]):
 
     _max_bytes: int = PrivateAttr()
 
-    def model_post_init(self, context: Surroundings) -> None:
+    def model_post_init(self, context: GraderEnvironment) -> None:
         self._max_bytes = context.max_text_bytes
 
     @abstractmethod

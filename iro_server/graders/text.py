@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import FiniteFloat, PrivateAttr, ValidationInfo, field_validator
 
-from iro_server.checks.similarity import METRICS, similarity
 from iro_server.graders.base import Grade
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.local_models import bundled_embedding_model, embed, is_model
+from iro_server.graders.similarity import METRICS, similarity
 from iro_server.graders.templated import TemplatedGrader
 from iro_server.graders.templates import Template
-from iro_server.surroundings import Surroundings
 
 
 class _Comparison(TemplatedGrader[tuple[str, str]]):
@@ -69,13 +69,13 @@ class TextSimilarity(_Comparison):
     @field_validator("evaluation_metric")
     @classmethod
     def _has_its_model(cls, metric: Metric, info: ValidationInfo) -> Metric:
-        directory = _embedding_model(Surroundings.of_validation(info))
+        directory = _embedding_model(GraderEnvironment.of_validation(info))
         if metric == "cosine" and (directory is None or not is_model(directory)):
             others = ", ".join(METRICS)
             raise ValueError(f"cosine needs an embedding model: set IRO_EMBEDDING_MODEL to its folder, or use {others}")
         return metric
 
-    def model_post_init(self, context: Surroundings) -> None:
+    def model_post_init(self, context: GraderEnvironment) -> None:
         super().model_post_init(context)
         self._embedding_model = _embedding_model(context)
 
@@ -93,5 +93,5 @@ class TextSimilarity(_Comparison):
         return (left * right).sum(-1)
 
 
-def _embedding_model(surroundings: Surroundings) -> Path | None:
-    return surroundings.embedding_model or bundled_embedding_model()
+def _embedding_model(grader_environment: GraderEnvironment) -> Path | None:
+    return grader_environment.embedding_model or bundled_embedding_model()

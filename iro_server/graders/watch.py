@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from iro_server.surroundings import PythonLimits
+from iro_server.graders.environment import PythonLimits
 
 MOST_FILES = 10_000  # in the writable folder: each takes kernel memory too
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -20,16 +20,16 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from iro_server.concurrency.executors import in_thread
+from iro_server.concurrency.openmp import job_environment
 from iro_server.engines.endpoints import KEY_VARIABLE
-from iro_server.executors import in_thread
+from iro_server.graders.environment import VARIABLE as GRADER_ENVIRONMENT_VARIABLE
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs import lock, presence, records
 from iro_server.jobs.worker import SETTINGS_VARIABLE, TAKEN
-from iro_server.openmp import job_environment
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Job
-from iro_server.surroundings import VARIABLE as SURROUNDINGS_VARIABLE
-from iro_server.surroundings import Surroundings
 
 log = logging.getLogger("iro.jobs")
 STOP_SECONDS = 5.0
@@ -80,8 +80,8 @@ class Worker:
 class Supervisor:
     """One a server. ``run`` it as a task, until ``stopping`` is set."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, surroundings: Surroundings) -> None:
-        self.settings, self.sessions, self.surroundings = settings, sessions, surroundings
+    def __init__(self, settings: Settings, sessions: Sessions, grader_environment: GraderEnvironment) -> None:
+        self.settings, self.sessions, self.grader_environment = settings, sessions, grader_environment
         self.server = ""  # its name, while it is present
         self.workers: dict[str, Worker] = {}
         self.silent: dict[str, tuple[int, float]] = {}  # others' jobs: heartbeat, and since when (monotonic)
@@ -172,10 +172,10 @@ class Supervisor:
 
     def _start(self, job: Job, folder: Path) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)
-        surroundings = self.surroundings.of_job(job.project)
+        grader_environment = self.grader_environment.of_job(job.project)
         environment = job_environment(os.environ) | self.settings.placement
         environment[SETTINGS_VARIABLE] = self.settings.model_dump_json()
-        environment[SURROUNDINGS_VARIABLE] = surroundings.model_dump_json()
+        environment[GRADER_ENVIRONMENT_VARIABLE] = grader_environment.model_dump_json()
         if self.settings.engine_key:
             environment[KEY_VARIABLE] = self.settings.engine_key.get_secret_value()
         with (folder / "worker.log").open("ab") as output:

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import func, select
 
 from iro_server.alignment.entry import DescribedModel, load_alignment_job
-from iro_server.executors import in_thread
-from iro_server.graders import Grader, parse_grader
+from iro_server.concurrency.executors import in_thread
+from iro_server.graders.base import Grader
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.parsing import parse_grader
 from iro_server.graders.remote import GraderServiceUnavailable
 from iro_server.jobs import records
 from iro_server.jobs.worker import explain
@@ -19,7 +21,6 @@ from iro_server.settings import Settings
 from iro_server.store import files
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import File, Job
-from iro_server.surroundings import Surroundings
 
 log = logging.getLogger("iro.jobs")
 PROJECTS_AT_ONCE = 8  # whose jobs are validated side by side; a project's own jobs one by one
@@ -29,9 +30,14 @@ class Validation:
     """One a server. ``run`` it as a task, until ``stopping`` is set. Two servers that both look do no harm."""
 
     def __init__(
-        self, settings: Settings, sessions: Sessions, surroundings: Surroundings, model: DescribedModel
+        self, settings: Settings, sessions: Sessions, grader_environment: GraderEnvironment, model: DescribedModel
     ) -> None:
-        self.settings, self.sessions, self.surroundings, self.model = settings, sessions, surroundings, model
+        self.settings, self.sessions, self.grader_environment, self.model = (
+            settings,
+            sessions,
+            grader_environment,
+            model,
+        )
         self.database = ThreadPoolExecutor(1, "validation")
         self.checks = ThreadPoolExecutor(PROJECTS_AT_ONCE, "job-check")
         self.validating: dict[str, asyncio.Task[None]] = {}  # by project
@@ -114,8 +120,8 @@ class Validation:
         """What the alignment job's own validation warns of. Raises what it raises."""
         alignment_job = load_alignment_job(self.settings.align_entry)
         config = alignment_job.Config.model_validate(job.config)
-        surroundings = self.surroundings.model_copy(update={"project": job.project})
-        with parse_grader(config.grader, surroundings) as grader:
+        grader_environment = self.grader_environment.model_copy(update={"project": job.project})
+        with parse_grader(config.grader, grader_environment) as grader:
             self.graders[job.project] = grader
             try:
                 return alignment_job.validate(config, self.model, grader)

@@ -56,7 +56,7 @@ def connect(settings: Settings) -> Engine:
     try:
         engine = create_engine(settings.url, json_serializer=_json, **_options(settings))
     except ModuleNotFoundError as error:
-        extra = ": pip install 'iro[postgres]'" if settings.url.startswith("postgres") else ""
+        extra = ": pip install 'iro-align[postgres]'" if settings.url.startswith("postgres") else ""
         raise ValueError(f"database_url needs the Python package {error.name}, which is not installed{extra}") from None
     except (ArgumentError, NoSuchModuleError) as error:
         raise ValueError(f"database_url: {error}; such as postgresql+psycopg://user:password@host/name") from None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
-from iro_server.control_characters import escaped
+from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.request import request_id
 
 LogFormat = Literal["text", "json"]

@@ -25,7 +25,7 @@ def start(endpoint: str, service: str = "iro") -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"IRO_OTLP_ENDPOINT needs {error.name}, which is not installed: pip install 'iro[tracing]'"
+            f"IRO_OTLP_ENDPOINT needs {error.name}, which is not installed: pip install 'iro-align[tracing]'"
         ) from None
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))

@@ -17,8 +17,8 @@ import yaml
 
 from benchmarks.faults_server import wait_for
 from benchmarks.postgres import postgres, programs
+from iro_server.engines.ports import free_port
 from iro_server.engines.prepare import iro_home
-from iro_server.ports import free_port
 from tests.docker.envfiles import read
 
 DOCKER = Path(__file__).parents[2] / "docker"

@@ -22,7 +22,7 @@ from benchmarks.deployment import (
 )
 
 ROOT = Path(__file__).parents[2]
-UNPINNED = {"torch", "iro"}  # torch's build differs by machine: the Dockerfile has its version
+UNPINNED = {"torch", "iro-align"}  # torch's build differs by machine: the Dockerfile has its version
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 

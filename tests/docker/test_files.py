@@ -151,8 +151,8 @@ def test_the_settings_that_the_files_make_are_valid(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
         settings = Settings()
         assert settings.url == "postgresql+psycopg://iro@postgres:5432/iro"
-        assert settings.surroundings("").base_url == "http://server:8000/v1"
-        assert not settings.surroundings("").any_endpoint
+        assert settings.grader_environment("").base_url == "http://server:8000/v1"
+        assert not settings.grader_environment("").any_endpoint
 
 
 def test_no_secret_is_in_a_file_that_is_committed():

@@ -49,14 +49,12 @@ def test_it_serves_and_works_and_holds_nothing_for_development(installed, tmp_pa
     assert "work" in run(installed / "iro", "--help", cwd=tmp_path)
     assert "align" in run(installed / "iro", "list", cwd=tmp_path)  # the entry point by which workers find the job
     run(installed / "iro", "keys", "list", "--data-dir", "data", cwd=tmp_path)  # which makes the database's tables
-    modules = (
-        "import iro_server.app, iro_server.work, iro_server.jobs.worker, training.iro.job, training.iro.loop, psycopg"
-    )
+    modules = "import iro_server.api.app, iro_server.jobs.standalone, iro_server.jobs.worker, training.iro.job, psycopg"
     run(installed / "python", "-c", modules, cwd=tmp_path)
     unwanted = ("pytest", "ruff", "mypy", "hypothesis", "schemathesis", "pip", "nvidia-cudnn-cu12")
     names = "import importlib.metadata as m; print(*(d.name.lower() for d in m.distributions()))"
     found = set(run(installed / "python", "-c", names, cwd=tmp_path).split())
-    assert {"iro", "torch", "psycopg"} <= found and not found & set(unwanted)
+    assert {"iro-align", "torch", "psycopg"} <= found and not found & set(unwanted)
     model = ("--model", str(prepare_model()))
     said = run(installed / "iro", "generate", *model, "The film", "--text", "--max-tokens", "4", cwd=tmp_path)
     assert said.strip()

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 import openai
 import pytest
 
+from iro_server.engines.ports import free_port
 from iro_server.jobs import lock
-from iro_server.ports import free_port
 from iro_server.settings import Settings
 from tests.iro_server.api.serving import conforms, ended, upload, wait_for
 
 MODEL = Settings().model_name
-SERVE = "import sys; from iro_server.app import serve; from iro_server.settings import Settings; "
+SERVE = "import sys; from iro_server.api.app import serve; from iro_server.settings import Settings; "
 SERVE += "serve(Settings.model_validate_json(sys.argv[1]))"
 OPENINGS = [
     "The film",

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from iro_server.alignment.definition import AlignmentOptions
-from iro_server.cli import app
-from iro_server.demo import DemoError, MissingPackage
+from iro_server.cli.demo import DemoError, MissingPackage
+from iro_server.cli.main import app
 from iro_server.engines.prepare import prepare_model
 from training.iro.config import AlignConfig
 from training.run import Job, JobConfig, Run
@@ -27,7 +27,8 @@ def iro(*arguments: str) -> Result:
 
 
 def test_help_comes_without_loading_a_model_library() -> None:
-    code = "import sys; from iro_server.cli import app\ntry: app(['--help'])\nfinally: sys.exit('torch' in sys.modules)"
+    code = "import sys; from iro_server.cli.main import app\n"
+    code += "try: app(['--help'])\nfinally: sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     for command in ("serve", "align", "generate", "list", "run", "demo", "model"):
@@ -49,7 +50,7 @@ def test_a_check_that_does_not_hold_fails_a_smoke_run_and_is_a_finding_elsewhere
         return {}
 
     job = Job("claims", "", JobConfig, run, presets={"smoke": {}, "paper": {}})
-    monkeypatch.setattr("iro_server.cli.load_batch_job", lambda name: job)
+    monkeypatch.setattr("iro_server.cli.main.load_batch_job", lambda name: job)
     done = iro("run", "claims", "--preset", preset, "--out", str(tmp_path / "run"))
     assert done.exit_code == status and "✗ claim: 2 (1)" in done.stdout
 
@@ -95,7 +96,7 @@ def test_a_demo_that_cannot_go_on_is_one_line(
     def fail(out: Path) -> None:
         raise error
 
-    monkeypatch.setattr("iro_server.demo.run.run_demo", fail)
+    monkeypatch.setattr("iro_server.cli.demo.run.run_demo", fail)
     done = iro("demo", "--out", str(tmp_path))
     assert (done.exit_code, done.stderr) == (status, f"Error: {error}\n")
 
@@ -122,8 +123,8 @@ def test_align_has_the_options_of_a_job(tmp_path: Path, monkeypatch: pytest.Monk
         configs.append(config.model_dump(exclude_unset=True))
         return {"best_checkpoint": None}
 
-    monkeypatch.setattr("iro_server.cli.load_batch_job", lambda name: Job(name, "", AlignConfig, record))
-    monkeypatch.setattr("iro_server.cli.model_dir", lambda model: tmp_path)
+    monkeypatch.setattr("iro_server.cli.main.load_batch_job", lambda name: Job(name, "", AlignConfig, record))
+    monkeypatch.setattr("iro_server.cli.main.model_dir", lambda model: tmp_path)
     train, grader = tmp_path / "train.jsonl", tmp_path / "grader.py"
     train.write_text('{"prompt": "Once"}\n')
     grader.write_text("def grade(sample, item): return 1.0\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from iro_server.cli import app
+from iro_server.cli.main import app
 
 
 def iro(*arguments: str):

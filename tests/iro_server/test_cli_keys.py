@@ -6,7 +6,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from iro_server.cli import app
+from iro_server.cli.main import app
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store.database import open_database

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from iro_server.fair_executor import FairExecutor
-from iro_server.fair_queue import QueueFull
+from iro_server.concurrency.fair_executor import FairExecutor
+from iro_server.concurrency.fair_queue import QueueFull
 
 
 class Calls:

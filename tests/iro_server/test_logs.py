@@ -12,12 +12,12 @@ import sys
 import openai
 import pytest
 
-from iro_server.ports import free_port
+from iro_server.engines.ports import free_port
 from iro_server.telemetry import logs
 from tests.iro_server.api.serving import GRADER, ended, settings_for, start_job, wait_for
 
 SERVE = (
-    "import sys, uvicorn; from iro_server.app import create_app; from iro_server.settings import Settings; "
+    "import sys, uvicorn; from iro_server.api.app import create_app; from iro_server.settings import Settings; "
     "from iro_server.telemetry import logs; from tests.iro_server.api.byte_engine import ByteEngine; "
     "settings = Settings.model_validate_json(sys.argv[1]); logs.configure(settings.log_format); "
     "uvicorn.run(create_app(settings, ByteEngine()), port=settings.port, log_config=None)"

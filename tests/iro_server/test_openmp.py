@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from iro_server.openmp import job_environment, limit_spinning
+from iro_server.concurrency.openmp import job_environment, limit_spinning
 
 CHILD = "import os, {module}; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
 
@@ -19,7 +19,7 @@ def waiting(module: str, **chosen: str) -> str:
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["iro_server.cli", "training.iro.job"])
+@pytest.mark.parametrize("module", ["iro_server.cli.main", "training.iro.job"])
 def test_idle_threads_spin_for_a_short_time(module: str) -> None:
     assert waiting(module) == "20000 None"
 

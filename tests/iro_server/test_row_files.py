@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from iro_server.row_files import BadRows, converted, format_of, table_rows, write_dataset
+from iro_server.store.row_files import BadRows, converted, format_of, table_rows, write_dataset
 
 CHAT = [{"role": "system", "content": "Be brief.", "name": "s"}, {"role": "user", "content": "Hi"}]
 ROWS: list[dict[str, Any]] = [
@@ -123,5 +123,5 @@ def test_a_folder_of_files_is_a_set_too(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_server_and_the_command_line_start_without_datasets() -> None:
-    code = "import sys, iro_server.app, iro_server.cli, training.iro.job; print('datasets' in sys.modules)"
+    code = "import sys, iro_server.api.app, iro_server.cli.main, training.iro.job; print('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

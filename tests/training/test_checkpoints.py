@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 import torch
 
-from iro_server.ports import free_port
+from iro_server.engines.ports import free_port
 from tests.training.test_run import WALK, Killed, dying
 from training.checkpoints import StorageUnavailable, StoredCheckpoints, claim, open_checkpoints
 from training.run import RunError
@@ -27,7 +27,7 @@ VALUE = {"states": torch.arange(6, dtype=torch.float16).reshape(2, 3), "text": "
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bucket of an S3 server that runs as a process of its own."""
     for module in ("s3fs", "moto.server"):
-        pytest.importorskip(module, reason=f"{module} is not installed: pip install 'iro[dev]'")
+        pytest.importorskip(module, reason=f"{module} is not installed: pip install 'iro-align[dev]'")
     port = free_port()
     log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]

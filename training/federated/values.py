@@ -29,7 +29,7 @@ from training.run import Job, JobConfig, Run, derive_seed, rng_of
 
 if TYPE_CHECKING:
     from iro_server.engines.embedded import EmbeddedEngine
-    from iro_server.graders import Grader
+    from iro_server.graders.base import Grader
     from training.iro.data import Prompt
     from value_heads.fit import Rows
 
@@ -73,10 +73,10 @@ class ClientRows(NamedTuple):
 
 
 def run(config: FederatedValuesConfig, run: Run) -> dict[str, Any]:
-    from iro_server.demo.sentiment import sentiment_grader_source
+    from iro_server.cli.demo.sentiment import sentiment_grader_source
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.engines.prepare import prepare_model
-    from iro_server.graders import parse_grader
+    from iro_server.graders.parsing import parse_grader
 
     spec = {"type": "python", "name": "sentiment", "source": sentiment_grader_source()}
     with parse_grader(spec) as grader, EmbeddedEngine(prepare_model()) as engine:
@@ -106,7 +106,7 @@ class Seed:
 
     def prompts(self) -> tuple[list[list[Prompt]], list[Prompt]]:
         """Of each client, and the held-out prompts."""
-        from iro_server.demo.data import prompt_rows
+        from iro_server.cli.demo.data import prompt_rows
         from iro_server.engines.prompts import item_prompt_ids
         from training.iro.data import Prompt
 
@@ -133,7 +133,7 @@ class Seed:
         return names
 
     def grade(self, rollouts: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        from iro_server.graders import Sample
+        from iro_server.graders.base import Sample
         from training.iro.rollouts import completions_of
 
         groups = completions_of(self.run, rollouts)

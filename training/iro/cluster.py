@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from iro_server.engines.base import Engine
-from iro_server.graders import Grader
-from iro_server.placement import Placement
-from iro_server.surroundings import Surroundings
+from iro_server.graders.base import Grader
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.jobs.placement import Placement
 from training.checkpoints import Checkpoints, open_checkpoints
 from training.iro import executor
 from training.iro.config import AlignConfig
@@ -82,8 +82,8 @@ class RayExecutor:
     def grader(self, grader: Grader) -> Grader:
         """Its actors ask for no CPU, which engines may have taken whole."""
         options = {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
-        spec, surroundings = self.opening.config.grader, Surroundings.of_this_process()
-        pool = Pool(self.ray, self.run, options, GraderActor, spec, surroundings)
+        spec, grader_environment = self.opening.config.grader, GraderEnvironment.of_this_process()
+        pool = Pool(self.ray, self.run, options, GraderActor, spec, grader_environment)
         self.graders.append(SpreadGrader.over(pool, self._size(), grader))
         return self.graders[-1]
 
@@ -203,7 +203,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise ClusterUnavailable("IRO_EXECUTOR=ray needs Ray: pip install 'iro[ray]'") from error
+        raise ClusterUnavailable("IRO_EXECUTOR=ray needs Ray: pip install 'iro-align[ray]'") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with ExitStack() as ending:
         folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="iro-ray-", ignore_cleanup_errors=True))

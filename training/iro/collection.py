@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
-from iro_server.graders import Grade
+from iro_server.graders.base import Grade
 from training.iro.ahead import working_ahead
 from training.iro.data import Prompt
 from training.iro.executor import Executor

@@ -13,8 +13,8 @@ import numpy as np
 
 from iro_server.engines.describe import Description
 from iro_server.engines.prompts import item_prompt_ids
-from iro_server.graders import Grader
-from iro_server.row_files import format_of, table_rows
+from iro_server.graders.base import Grader
+from iro_server.store.row_files import format_of, table_rows
 from training.iro.config import AlignConfig
 from training.iro.seeds import SPLIT
 from training.run import rng_of

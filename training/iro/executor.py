@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from iro_server.engines.base import Engine
-from iro_server.graders import Grader
+from iro_server.graders.base import Grader
 from training.iro.fit import Shards
 from training.iro.learners import Learner
 from training.iro.rollouts import Batch, roll_out

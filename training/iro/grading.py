@@ -11,8 +11,7 @@ from dataclasses import replace
 from cachetools import LRUCache
 
 from iro_server.engines.describe import Description
-from iro_server.graders import Grade, Grader, Sample
-from iro_server.graders.base import Flag
+from iro_server.graders.base import Flag, Grade, Grader, Sample
 from iro_server.graders.response_format import parse_response_format
 from iro_server.telemetry.grading import graded
 from training.iro.config import AlignConfig

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from iro_server.engines.describe import Description
-from iro_server.graders import Grader, parse_grader
+from iro_server.graders.base import Grader
+from iro_server.graders.parsing import parse_grader
 from training.iro import report
 from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig, default_feature_spec

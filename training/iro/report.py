@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from iro_server.graders import Grader
-from iro_server.graders.base import Flag
+from iro_server.graders.base import Flag, Grader
 from iro_server.graders.multi import MultiGrader
 from training.iro.diagnostics import mean_and_error
 from training.iro.grading import PARSE_ERROR, Tally, merge

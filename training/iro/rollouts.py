@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from iro_server.decoding.base import SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Engine, ModelInfo, Sampling, cache_salt
-from iro_server.surroundings import Surroundings
+from iro_server.graders.environment import GraderEnvironment
 from training.checkpoints import WithTables
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
@@ -51,7 +51,7 @@ class Batch:
 
 def rollout_sampling(temperature: float, info: ModelInfo) -> Sampling:
     """Sampling to the frozen model's end tokens. Prompts are shared within this process's project."""
-    salt = cache_salt(Surroundings.of_this_process().project)
+    salt = cache_salt(GraderEnvironment.of_this_process().project)
     return Sampling(temperature, stop_ids=info.eos_ids, salt=salt)
 
 

@@ -21,7 +21,8 @@ from iro_server.engines.base import Sampling
 from iro_server.engines.describe import Description
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.graders import Grader, Sample, parse_grader
+from iro_server.graders.base import Grader, Sample
+from iro_server.graders.parsing import parse_grader
 from training.iro.config import BLOCK_PRIORS, AlignConfig, block_scales, default_feature_spec
 from training.iro.data import Prompt, split
 from training.iro.fit import Scale

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from iro_server.graders import Grade, Grader, Sample, Surroundings, parse_grader
-from iro_server.graders.base import Item
+from iro_server.graders.base import Grade, Grader, Item, Sample
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.parsing import parse_grader
 from training.iro.pool import Pool
 
 MIN_SHARE = 8  # gradings that are worth another actor
@@ -39,8 +40,8 @@ class SpreadGrader(Grader):
 
 
 class GraderActor:
-    def __init__(self, spec: dict[str, Any], surroundings: Surroundings) -> None:
-        self.spec, self.surroundings = spec, surroundings
+    def __init__(self, spec: dict[str, Any], grader_environment: GraderEnvironment) -> None:
+        self.spec, self.grader_environment = spec, grader_environment
         self.grader: Grader | None = None
 
     def ready(self) -> None:
@@ -48,5 +49,5 @@ class GraderActor:
 
     def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
         if self.grader is None:
-            self.grader = parse_grader(self.spec, self.surroundings)
+            self.grader = parse_grader(self.spec, self.grader_environment)
         return self.grader.grade_many(pairs)

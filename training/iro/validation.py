@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.selection import RULES
 from iro_server.engines.describe import Description
-from iro_server.graders import Grade
+from iro_server.graders.base import Grade
 from training.iro.ahead import working_ahead
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt, Slice

@@ -14,8 +14,8 @@ import openai
 import uvicorn
 from typer.testing import CliRunner
 
-from iro_server import cli_keys
-from iro_server.app import Server, create_app
+from iro_server.api.app import Server, create_app
+from iro_server.cli import keys as cli_keys
 from iro_server.settings import Settings
 from iro_server.store.database import open_database
 from iro_server.store.tables import Job, Model

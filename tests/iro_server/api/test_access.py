@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from iro_server.api.access import KEY_SECONDS
-from iro_server.app import check_keys
+from iro_server.api.app import check_keys
 from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database

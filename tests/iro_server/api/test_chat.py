@@ -5,7 +5,7 @@ import math
 import openai
 import pytest
 
-from iro_server.app import create_app
+from iro_server.api.app import create_app
 from tests.iro_server.api.byte_engine import SCRIPT, ByteEngine
 from tests.iro_server.api.serving import GRADER, conforms, ended, serving, settings_for, start_job, wait_for
 from tests.iro_server.jobs.fake_job import MEASURED

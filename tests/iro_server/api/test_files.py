@@ -14,10 +14,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
+from iro_server.api.app import spool_uploads
 from iro_server.api.errors import APIError
 from iro_server.api.files import safe_name
 from iro_server.api.jsonl import MAX_LINE, Row, checked_lines, lines_of
-from iro_server.app import spool_uploads
 from iro_server.store import keys
 from iro_server.store import tables as t
 from iro_server.store.database import open_database

@@ -7,8 +7,10 @@ import os
 import openai
 import pytest
 
-from iro_server.app import create_app
-from iro_server.graders import Sample, parse_grader, pool
+from iro_server.api.app import create_app
+from iro_server.graders import pool
+from iro_server.graders.base import Sample
+from iro_server.graders.parsing import parse_grader
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.store.database import open_database
 from iro_server.store.tables import Permission, new_id

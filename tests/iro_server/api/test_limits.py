@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from iro_server.checks.similarity import METRICS
+from iro_server.graders.similarity import METRICS
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import openai
 import pytest
 
-from iro_server import webhooks
-from iro_server.app import create_app
-from iro_server.key_requirement import KEY_SECONDS
-from iro_server.ports import free_port
-from iro_server.public_address import is_public
+from iro_server.access.key_requirement import KEY_SECONDS
+from iro_server.access.public_address import is_public
+from iro_server.api.app import create_app
+from iro_server.engines.ports import free_port
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.jobs import webhook_sender as webhooks
 from iro_server.store import keys
 from iro_server.store.database import open_database
-from iro_server.surroundings import Surroundings
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import serving, settings_for, wait_for
 from tests.iro_server.api.test_graders import SCORE
@@ -56,13 +56,13 @@ def test_once_there_are_keys_a_grader_asks_only_endpoints_that_the_operator_name
 
 def test_a_job_starts_with_what_holds_then(settings):
     app = create_app(settings, ByteEngine())
-    surroundings = app.state.context.surroundings
-    assert surroundings.model_copy(update={"project": "p"}).any_endpoint
+    grader_environment = app.state.context.grader_environment
+    assert grader_environment.model_copy(update={"project": "p"}).any_endpoint
     keys.create(open_database(settings), "tenant")
-    wait_for(lambda: not surroundings.model_copy().any_endpoint, seconds=KEY_SECONDS + 5)
-    started = surroundings.model_copy(update={"project": "p"})
-    assert Surroundings.model_validate_json(started.model_dump_json()) == started
-    assert (started.project, started.base_url, started.any_endpoint) == ("p", surroundings.base_url, False)
+    wait_for(lambda: not grader_environment.model_copy().any_endpoint, seconds=KEY_SECONDS + 5)
+    started = grader_environment.model_copy(update={"project": "p"})
+    assert GraderEnvironment.model_validate_json(started.model_dump_json()) == started
+    assert (started.project, started.base_url, started.any_endpoint) == ("p", grader_environment.base_url, False)
 
 
 def test_the_operators_word_is_the_last(settings):

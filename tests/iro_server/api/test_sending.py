@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from iro_server.api import respond
-from iro_server.app import create_app
+from iro_server.api.app import create_app
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import new_key, serving, settings_for, wait_for
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import openai
 import pytest
 
-from iro_server.graders import Sample
+from iro_server.graders.base import Sample
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Job
 from tests.iro_server.api.byte_engine import ByteEngine

@@ -12,9 +12,9 @@ import openai
 import pytest
 from sqlalchemy import select
 
-from iro_server import webhooks
+from iro_server.engines.ports import free_port
 from iro_server.jobs import deliveries
-from iro_server.ports import free_port
+from iro_server.jobs import webhook_sender as webhooks
 from iro_server.store.database import open_database
 from iro_server.store.tables import DEFAULT_PROJECT, Delivery
 from tests.iro_server.api.byte_engine import ByteEngine

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from loky.process_executor import TerminatedWorkerError
 
-from iro_server.checks.similarity import METRICS, SHORT, similarity
-from iro_server.checks.worker_processes import CPU_SECONDS, in_worker_process
+from iro_server.concurrency.worker_processes import CPU_SECONDS, in_worker_process
+from iro_server.graders.similarity import METRICS, SHORT, similarity
 
 LONG = "the tide goes out and comes in again " * 2700  # 100 KB
 

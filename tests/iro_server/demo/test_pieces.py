@@ -4,10 +4,11 @@ import re
 import numpy as np
 import pytest
 
-from iro_server.demo.data import MissingPackage, imdb_splits, package_dir, prompt_rows
-from iro_server.demo.judges import embed, minilm_head, minilm_judge, vader_judge
-from iro_server.demo.sentiment import fit_classifier, grader_source, sentiment_grader_source
-from iro_server.graders import Sample, parse_grader
+from iro_server.cli.demo.data import MissingPackage, imdb_splits, package_dir, prompt_rows
+from iro_server.cli.demo.judges import embed, minilm_head, minilm_judge, vader_judge
+from iro_server.cli.demo.sentiment import fit_classifier, grader_source, sentiment_grader_source
+from iro_server.graders.base import Sample
+from iro_server.graders.parsing import parse_grader
 
 
 @pytest.fixture

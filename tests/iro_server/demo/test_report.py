@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from iro_server.demo import run
-from iro_server.demo.report import draw, print_results
-from iro_server.demo.run import FINALS, judge, summary
+from iro_server.cli.demo import run
+from iro_server.cli.demo.report import draw, print_results
+from iro_server.cli.demo.run import FINALS, judge, summary
 
 PROMPTS = ["The film opens with", "I have never [sic] seen"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import Server
-from iro_server.surroundings import GraderService, PythonLimits, Surroundings
+from iro_server.graders.environment import GraderEnvironment, GraderService, PythonLimits
 
 KEY = "of-the-grader-service"
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, disk_bytes=8 * 2**20, output_bytes=2**16, timeout=10)
@@ -34,10 +34,10 @@ class GraderServiceProcess(Server):
         self.signal(signal.SIGKILL)
         self.process.wait()
 
-    def surroundings(self, project: str = "default", key: str = KEY, patience: float = 30.0) -> Surroundings:
+    def grader_environment(self, project: str = "default", key: str = KEY, patience: float = 30.0) -> GraderEnvironment:
         """Of a server that uses it."""
         service = GraderService(url=self.address, key=key, patience=patience)
-        return Surroundings(project=project, python_limits=LIMITS, grader_service=service)
+        return GraderEnvironment(project=project, python_limits=LIMITS, grader_service=service)
 
     def settings(self) -> dict[str, Any]:
         """Of ``Settings``."""

@@ -7,8 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from iro_server.graders import Sample, cgroup, parse_grader, pool
-from iro_server.surroundings import PythonLimits, Surroundings
+from iro_server.graders import cgroup, pool
+from iro_server.graders.base import Sample
+from iro_server.graders.environment import GraderEnvironment, PythonLimits
+from iro_server.graders.parsing import parse_grader
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, timeout=10)
 MOUNTS = """\
@@ -118,7 +120,9 @@ def groups(monkeypatch):
 
 
 def python(source, **more):
-    return parse_grader({"type": "python", "source": source, "workers": 1, **more}, Surroundings(python_limits=LIMITS))
+    return parse_grader(
+        {"type": "python", "source": source, "workers": 1, **more}, GraderEnvironment(python_limits=LIMITS)
+    )
 
 
 def test_a_sandbox_is_in_its_group_frozen_between_calls_and_takes_it_along(groups):

@@ -9,7 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from iro_server.graders import GraderError, Sample, Surroundings, parse_grader
+from iro_server.graders.base import GraderError, Sample
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.parsing import parse_grader
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import serving, settings_for
 
@@ -26,9 +28,9 @@ PAIR = (Sample("it"), {"q": "x"})
 
 @contextmanager
 def says(folder, script):
-    """A served model that says ``script``: the surroundings that name it as theirs."""
+    """A served model that says ``script``: the grader_environment that name it as theirs."""
     with serving(settings_for(folder), ByteEngine(script)) as client:
-        yield Surroundings(base_url=str(client.base_url).rstrip("/"))
+        yield GraderEnvironment(base_url=str(client.base_url).rstrip("/"))
 
 
 class Server(ThreadingHTTPServer):
@@ -78,7 +80,7 @@ def said(content, tokens=7, **message):
 
 
 def graded(spec, url, pairs=(PAIR,), key=""):
-    with parse_grader({**spec, "base_url": url}, Surroundings(endpoints={url: key})) as grader:
+    with parse_grader({**spec, "base_url": url}, GraderEnvironment(endpoints={url: key})) as grader:
         return grader.grade_many(pairs)
 
 
@@ -104,8 +106,8 @@ def test_a_model_of_this_server_and_one_elsewhere_combine(tmp_path):
     with says(tmp_path / "here", "0.5") as here, says(tmp_path / "there", "0.25") as there:
         elsewhere = {**SCORE, "base_url": there.base_url}
         spec = {"type": "multi", "graders": {"a": SCORE, "b": elsewhere}, "calculate_output": "a - b"}
-        surroundings = here.model_copy(update={"endpoints": {there.base_url: ""}})
-        with parse_grader(spec, surroundings) as grader:
+        grader_environment = here.model_copy(update={"endpoints": {there.base_url: ""}})
+        with parse_grader(spec, grader_environment) as grader:
             grade = grader.grade(*PAIR)
     assert grade.reward == 0.25 and grade.sub_rewards == {"a": 0.5, "b": 0.25}
     assert grade.tokens["bytes"] > 2 * len("0.5")
@@ -156,7 +158,7 @@ def test_an_endpoint_is_asked_as_openai_would_be():
 def test_the_own_server_is_told_the_project_and_no_role_it_may_not_know():
     spec = {**SCORE, "input": [{"role": "developer", "content": "x"}], "sampling_params": {"reasoning_effort": "low"}}
     with endpoint(said("1")) as (url, asked):
-        grader = parse_grader(spec, Surroundings(base_url=url, api_key="inner", project="p7"))
+        grader = parse_grader(spec, GraderEnvironment(base_url=url, api_key="inner", project="p7"))
         assert grader.served_models() == {"model": "bytes"}
         assert grader.grade(*PAIR).reward == 1
         grader.close()
@@ -218,7 +220,7 @@ def test_redirects_are_not_followed():
 
 def test_once_closed_it_asks_no_further():
     with endpoint((503, {}, {"Retry-After": "20"})) as (url, asked):
-        grader = parse_grader({**SCORE, "base_url": url}, Surroundings(any_endpoint=True))
+        grader = parse_grader({**SCORE, "base_url": url}, GraderEnvironment(any_endpoint=True))
         grades = []
         grading = threading.Thread(target=lambda: grades.extend(grader.grade_many([PAIR] * 40)))
         grading.start()
@@ -258,7 +260,7 @@ IMAGE = {"type": "input_image", "image_url": "http://x/y.png"}
     ],
 )
 def test_a_wrong_spec_names_the_field_and_the_mistake(change, param, message):
-    here = Surroundings(base_url="http://127.0.0.1:1/v1", endpoints={"http://allowed/v1": "k"})
+    here = GraderEnvironment(base_url="http://127.0.0.1:1/v1", endpoints={"http://allowed/v1": "k"})
     with pytest.raises(GraderError) as refused:
         parse_grader({**SCORE, **change}, here)
     assert refused.value.param == f"grader.{param}" and message in refused.value.message
@@ -266,11 +268,11 @@ def test_a_wrong_spec_names_the_field_and_the_mistake(change, param, message):
 
 def test_without_a_server_a_grader_must_name_one():
     with pytest.raises(GraderError, match="give its base_url") as refused:
-        parse_grader(SCORE, Surroundings())
+        parse_grader(SCORE, GraderEnvironment())
     assert refused.value.param == "grader.model"
-    parse_grader({**SCORE, "base_url": "http://anywhere/v1/"}, Surroundings(any_endpoint=True))
-    parse_grader({**SCORE, "base_url": "http://allowed/v1/"}, Surroundings(endpoints={"HTTP://allowed/v1": ""}))
+    parse_grader({**SCORE, "base_url": "http://anywhere/v1/"}, GraderEnvironment(any_endpoint=True))
+    parse_grader({**SCORE, "base_url": "http://allowed/v1/"}, GraderEnvironment(endpoints={"HTTP://allowed/v1": ""}))
 
 
 def test_pass_threshold_is_accepted():
-    parse_grader({**SCORE, "pass_threshold": 0.5}, Surroundings(base_url="http://127.0.0.1:1/v1"))
+    parse_grader({**SCORE, "pass_threshold": 0.5}, GraderEnvironment(base_url="http://127.0.0.1:1/v1"))

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from iro_server.graders import Sample, parse_grader
+from iro_server.graders.base import Sample
+from iro_server.graders.parsing import parse_grader
 
 HAS_X = {
     "type": "string_check",

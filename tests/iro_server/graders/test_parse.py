@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iro_server.graders import GraderError, Surroundings, parse_grader
+from iro_server.graders.base import GraderError
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.parsing import parse_grader
 
 CHECK = {
     "type": "string_check",
@@ -78,7 +80,7 @@ def test_the_official_clients_types_are_accepted():
     asked = {"name": "m", "model": "judge", "input": [{"role": "user", "content": "{{ sample.output_text }}?"}]}
     score = ScoreModelGrader(type="score_model", range=[1, 5], sampling_params={"temperature": 0, "seed": 1}, **asked)
     label = LabelModelGrader(type="label_model", labels=["a", "b"], passing_labels=["a"], **asked)
-    here = Surroundings(base_url="http://127.0.0.1:1/v1")
+    here = GraderEnvironment(base_url="http://127.0.0.1:1/v1")
     for example in (check, similar, score, label, PythonGrader(**LENGTH)):
         assert parse_grader(example.to_dict(), here).name == example.name
 
@@ -135,9 +137,11 @@ changed = st.builds(lambda spec, change: {**spec, **change}, whole, st.dictionar
 
 @given(json_values | changed, st.booleans())
 def test_any_json_is_a_grader_or_refused(spec, anywhere):
-    surroundings = Surroundings(base_url="http://127.0.0.1:1/v1" if anywhere else None, any_endpoint=anywhere)
+    grader_environment = GraderEnvironment(
+        base_url="http://127.0.0.1:1/v1" if anywhere else None, any_endpoint=anywhere
+    )
     with contextlib.suppress(GraderError):
-        parse_grader(spec, surroundings).close()
+        parse_grader(spec, grader_environment).close()
 
 
 def test_a_deeply_nested_spec_is_refused():

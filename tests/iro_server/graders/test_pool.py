@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from iro_server.graders import Sample, parse_grader, pool
-from iro_server.surroundings import PythonLimits, Surroundings
+from iro_server.graders import pool
+from iro_server.graders.base import Sample
+from iro_server.graders.environment import GraderEnvironment, PythonLimits
+from iro_server.graders.parsing import parse_grader
 
 WHERE = "import os, time\nborn = time.monotonic_ns()\ndef grade(sample, item): return born"
 LOOP = "def grade(sample, item):\n    while True: pass"
@@ -22,8 +24,8 @@ SLEEP = "import time\ndef grade(sample, item): time.sleep(60)"
 
 
 def python(source, project="default", **more):
-    surroundings = Surroundings(python_limits=PythonLimits(timeout=10), project=project)
-    return parse_grader({"type": "python", "source": source, "workers": 1, **more}, surroundings)
+    grader_environment = GraderEnvironment(python_limits=PythonLimits(timeout=10), project=project)
+    return parse_grader({"type": "python", "source": source, "workers": 1, **more}, grader_environment)
 
 
 def children():
@@ -114,7 +116,8 @@ def test_a_grader_gets_its_turn_while_more_hang_than_may_work_at_once():
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_is_killed_takes_its_sandboxes_with_it(how):
     script = """
-from iro_server.graders import parse_grader, Sample
+from iro_server.graders.parsing import parse_grader
+from iro_server.graders.base import Sample
 source = '''
 import os, time
 def grade(sample, item):
@@ -143,7 +146,8 @@ def test_a_server_that_is_not_root_isolates_too():
         pytest.skip("needs root, and a Python that others may run")
     script = """
 import os
-from iro_server.graders import parse_grader, Sample
+from iro_server.graders.parsing import parse_grader
+from iro_server.graders.base import Sample
 source = '''
 import os, time
 def grade(sample, item):

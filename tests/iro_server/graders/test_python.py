@@ -5,11 +5,13 @@ import time
 
 import pytest
 
-from iro_server.graders import GraderError, Sample, parse_grader, pool
+from iro_server.graders import pool
+from iro_server.graders.base import GraderError, Sample
 from iro_server.graders.bubblewrap import WORKER
+from iro_server.graders.environment import GraderEnvironment, PythonLimits
+from iro_server.graders.parsing import parse_grader
 from iro_server.graders.python import _warn_unsafe
 from iro_server.graders.sandbox import isolation_problem
-from iro_server.surroundings import PythonLimits, Surroundings
 
 
 @pytest.fixture(autouse=True)
@@ -141,23 +143,23 @@ def test_long_sources_and_samples_pass():
 
 
 @pytest.mark.parametrize(
-    ("more", "surroundings", "said"),
+    ("more", "grader_environment", "said"),
     [
         ({"source": "#" * 256 * 1024 + "\ndef grade(s, i): return 1"}, {}, "grader.source: longer than 256 kB"),
         ({"timeout": 6}, {"python_limits": {"timeout": 5}}, "timeout is 6 s, more than the 5 s this server allows"),
         ({}, {"python": "off"}, "python graders are switched off on this server"),
     ],
 )
-def test_what_this_server_does_not_allow_is_refused(more, surroundings, said):
+def test_what_this_server_does_not_allow_is_refused(more, grader_environment, said):
     spec = {"type": "python", "source": "def grade(s, i): return 1", **more}
     with pytest.raises(GraderError, match=said):
-        parse_grader(spec, Surroundings.model_validate(surroundings))
+        parse_grader(spec, GraderEnvironment.model_validate(grader_environment))
 
 
 def test_a_timeout_nobody_set_is_at_most_what_the_server_allows():
-    surroundings = Surroundings(python_limits=PythonLimits(timeout=0.5))
+    grader_environment = GraderEnvironment(python_limits=PythonLimits(timeout=0.5))
     source = "def grade(sample, item):\n    while True: pass\n"
-    with parse_grader({"type": "python", "source": source}, surroundings) as grader:
+    with parse_grader({"type": "python", "source": source}, grader_environment) as grader:
         assert grader.grade(Sample("x"), {}).error == "timed out after 0.5 s"
 
 
@@ -179,7 +181,7 @@ def grade(sample, item):
     x = numpy.arange(10.0)[:, None]
     return sklearn.linear_model.LinearRegression().fit(x, 2 * x[:, 0]).coef_[0] + scipy.stats.norm.cdf(0)
 """
-    with parse_grader({"type": "python", "source": source}, Surroundings(python=python_mode)) as grader:
+    with parse_grader({"type": "python", "source": source}, GraderEnvironment(python=python_mode)) as grader:
         assert grader.grade(Sample("x"), {}).reward == pytest.approx(2.5)
 
 
@@ -187,7 +189,7 @@ def test_unsafe_runs_plain_processes_and_says_so(caplog):
     _warn_unsafe.cache_clear()
     source = f"import os\ndef grade(sample, item): return os.path.exists({__file__!r})"
     for _ in range(2):
-        with parse_grader({"type": "python", "source": source}, Surroundings(python="unsafe")) as grader:
+        with parse_grader({"type": "python", "source": source}, GraderEnvironment(python="unsafe")) as grader:
             assert grader.grade(Sample("x"), {}).reward == 1
     assert [record.levelname for record in caplog.records if "plain processes" in record.message] == ["WARNING"]
 
@@ -199,7 +201,7 @@ def test_a_host_that_cannot_isolate_refuses_and_says_what_to_do(monkeypatch):
     told = r"isolation.* no program bwrap; install bubblewrap, or set IRO_PYTHON_GRADERS=unsafe"
     try:
         with pytest.raises(GraderError, match=told):
-            parse_grader(spec, Surroundings())
+            parse_grader(spec, GraderEnvironment())
         with parse_grader(spec) as own:  # on the command line it is the user's own code
             assert own.grade(Sample("x"), {}).reward == 1
     finally:

@@ -6,16 +6,18 @@ from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from iro_server.demo.data import imdb_splits
-from iro_server.graders import GraderError, Sample, Surroundings, parse_grader
+from iro_server.cli.demo.data import imdb_splits
+from iro_server.graders.base import GraderError, Sample
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.local_models import bundled_embedding_model
+from iro_server.graders.parsing import parse_grader
 
 SPEC = {"type": "score_model", "model": "rm", "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
 TEXTS = ["a", "b b a", "a b " * 200, "b", "a a b b " * 10, "b a"] * 12
 
 
 def rewards(spec, folder, texts):
-    with parse_grader(spec, Surroundings(reward_models={"rm": folder})) as grader:
+    with parse_grader(spec, GraderEnvironment(reward_models={"rm": folder})) as grader:
         return np.array([grade.reward for grade in grader.grade_many([(Sample(text), {}) for text in texts])])
 
 
@@ -76,11 +78,11 @@ def test_a_conversation_goes_through_the_chat_template_where_there_is_one(small,
 
 def test_a_directory_without_a_model_is_refused_and_so_are_labels_from_a_reward_model(small, tmp_path):
     with pytest.raises(GraderError, match="holds no model") as refused:
-        parse_grader(SPEC, Surroundings(reward_models={"rm": tmp_path}))
+        parse_grader(SPEC, GraderEnvironment(reward_models={"rm": tmp_path}))
     assert refused.value.param == "grader.model"
     labels = {**SPEC, "type": "label_model", "labels": ["a"], "passing_labels": ["a"]}
     with pytest.raises(GraderError, match="use score_model"):
-        parse_grader(labels, Surroundings(reward_models={"rm": small[0]}))
+        parse_grader(labels, GraderEnvironment(reward_models={"rm": small[0]}))
 
 
 @pytest.mark.slow(30)

@@ -8,11 +8,13 @@ import time
 import psutil
 import pytest
 
-from iro_server import app
-from iro_server.graders import Sample, cgroup, parse_grader, pool
+from iro_server.api import app
+from iro_server.graders import cgroup, pool
+from iro_server.graders.base import Sample
+from iro_server.graders.environment import GraderEnvironment, PythonLimits
+from iro_server.graders.parsing import parse_grader
 from iro_server.graders.sandbox import Sandbox, isolation_problem
 from iro_server.settings import Settings
-from iro_server.surroundings import PythonLimits, Surroundings
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, timeout=10)
 SOCKETS = """
@@ -61,7 +63,9 @@ def no_warm_sandboxes(monkeypatch):
 
 
 def python(source, **more):
-    return parse_grader({"type": "python", "source": source, "workers": 1, **more}, Surroundings(python_limits=LIMITS))
+    return parse_grader(
+        {"type": "python", "source": source, "workers": 1, **more}, GraderEnvironment(python_limits=LIMITS)
+    )
 
 
 def grade(body, **more):

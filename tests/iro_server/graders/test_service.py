@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from benchmarks.hostile_graders import HOSTILE
-from iro_server.graders import Sample, parse_grader
+from iro_server.graders.base import Sample
+from iro_server.graders.parsing import parse_grader
 from iro_server.graders.pool import AT_WORK
 from iro_server.graders.remote import GraderServiceUnavailable
 from iro_server.graders.sandbox import isolation_problem
@@ -48,9 +49,9 @@ def service(tmp_path_factory):
         yield running
 
 
-def python(service, source, project="default", surroundings=None, **more):
-    surroundings = surroundings or service.surroundings(project)
-    return parse_grader({"type": "python", "source": source, "workers": 1, **more}, surroundings)
+def python(service, source, project="default", grader_environment=None, **more):
+    grader_environment = grader_environment or service.grader_environment(project)
+    return parse_grader({"type": "python", "source": source, "workers": 1, **more}, grader_environment)
 
 
 def asleep(service):
@@ -189,10 +190,11 @@ def test_closing_a_grader_ends_its_call_in_the_service(service):
 
 def test_a_caller_that_is_killed_takes_its_call_with_it(service):
     script = f"""
-from iro_server.graders import Sample, parse_grader
-from iro_server.surroundings import Surroundings
-surroundings = Surroundings.model_validate_json({service.surroundings().model_dump_json()!r})
-parse_grader({{"type": "python", "source": {SLEEPS!r}}}, surroundings).grade(Sample("x"), {{}})
+from iro_server.graders.base import Sample
+from iro_server.graders.parsing import parse_grader
+from iro_server.graders.environment import GraderEnvironment
+grader_environment = GraderEnvironment.model_validate_json({service.grader_environment().model_dump_json()!r})
+parse_grader({{"type": "python", "source": {SLEEPS!r}}}, grader_environment).grade(Sample("x"), {{}})
 """
     caller = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY)
     wait_for(lambda: asleep(service), seconds=60)
@@ -234,7 +236,7 @@ def test_a_stopped_service_ends_its_sandboxes_and_lets_callers_ask_the_next(tmp_
 
 def test_a_service_that_stays_away_is_said_to_be(tmp_path):
     service = grader_service(tmp_path)  # not started
-    with python(service, ONE, surroundings=service.surroundings(patience=1)) as grader:
+    with python(service, ONE, grader_environment=service.grader_environment(patience=1)) as grader:
         started = time.monotonic()
         with pytest.raises(GraderServiceUnavailable, match=f"{service.address}: ConnectError"):
             grader.grade(Sample("x"), {})
@@ -242,7 +244,7 @@ def test_a_service_that_stays_away_is_said_to_be(tmp_path):
 
 
 def test_a_wrong_key_is_said_to_be_at_once(service):
-    with python(service, ONE, surroundings=service.surroundings(key="wrong")) as grader:
+    with python(service, ONE, grader_environment=service.grader_environment(key="wrong")) as grader:
         started = time.monotonic()
         with pytest.raises(GraderServiceUnavailable, match="refuses the key"):
             grader.grade(Sample("x"), {})

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iro_server.graders import Sample
-from iro_server.graders.base import TextTooLong
+from iro_server.graders.base import Sample, TextTooLong
 from iro_server.graders.templates import MissingField, check_template, item_fields, render
 
 plain = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]))

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from rapidfuzz import fuzz
 from rouge_score.rouge_scorer import RougeScorer
 
-from iro_server.graders import GraderError, Sample, Surroundings, parse_grader
+from iro_server.graders.base import GraderError, Sample
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.parsing import parse_grader
 from iro_server.graders.text import METRICS
 
 
@@ -119,7 +121,7 @@ def test_cosine_gives_each_pair_its_own_reward_and_fails_where_a_field_is_missin
 def test_cosine_without_its_model_says_how_to_name_one(tmp_path):
     spec = {"type": "text_similarity", "evaluation_metric": "cosine", "input": "a", "reference": "b"}
     with pytest.raises(GraderError, match="IRO_EMBEDDING_MODEL") as refused:
-        parse_grader(spec, Surroundings(embedding_model=tmp_path))
+        parse_grader(spec, GraderEnvironment(embedding_model=tmp_path))
     assert refused.value.param == "grader.evaluation_metric"
 
 
@@ -153,7 +155,7 @@ def test_a_text_over_the_limit_is_a_grade_with_an_error_that_says_so(type, side)
         }
     more = {"string_check": {"operation": "eq"}, "text_similarity": {"evaluation_metric": "bleu"}}.get(type, {})
     spec = {"type": type, "name": "g"} | shape | more
-    here = Surroundings(max_text_bytes=500, any_endpoint=True)
+    here = GraderEnvironment(max_text_bytes=500, any_endpoint=True)
     sample, item = (Sample(long if side == "sample" else ""), {"a": long if side == "item" else "x"})
     with parse_grader(spec, here) as grader:
         grade = grader.grade(sample, item)
@@ -163,12 +165,12 @@ def test_a_text_over_the_limit_is_a_grade_with_an_error_that_says_so(type, side)
 def test_messages_are_bounded_together():
     message = {"role": "user", "content": "{{ item.a }}"}
     spec = {"type": "score_model", "model": "m", "input": [message] * 3, "base_url": "http://127.0.0.1:9/"}
-    with parse_grader(spec, Surroundings(max_text_bytes=500, any_endpoint=True)) as grader:
+    with parse_grader(spec, GraderEnvironment(max_text_bytes=500, any_endpoint=True)) as grader:
         assert "over the limit" in grader.grade(Sample(""), {"a": "x" * 200}).error
 
 
 def test_a_limit_in_bytes_counts_bytes():
     spec = {"type": "string_check", "operation": "eq", "input": "{{ sample.output_text }}", "reference": "é" * 250}
-    with parse_grader(spec, Surroundings(max_text_bytes=500)) as grader:
+    with parse_grader(spec, GraderEnvironment(max_text_bytes=500)) as grader:
         assert grader.grade(Sample("é" * 250), {}).reward == 1
         assert "over the limit" in grader.grade(Sample("é" * 251), {}).error

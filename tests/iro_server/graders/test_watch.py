@@ -1,7 +1,7 @@
 import os
 
+from iro_server.graders.environment import PythonLimits
 from iro_server.graders.watch import Watch
-from iro_server.surroundings import PythonLimits
 
 
 def watch(tmp_path, limits=None):

@@ -14,7 +14,7 @@ from benchmarks.faults_uploads import Uploads, sha256
 from tests.iro_server.api.serving import GRADER, settings_for, start_job
 
 SERVE_BYTES = (
-    "import sys, uvicorn; from iro_server.app import create_app; from iro_server.settings import Settings; "
+    "import sys, uvicorn; from iro_server.api.app import create_app; from iro_server.settings import Settings; "
     "from tests.iro_server.api.byte_engine import ByteEngine; "
     "settings = Settings.model_validate_json(sys.argv[1]); "
     "uvicorn.run(create_app(settings, ByteEngine()), port=settings.port)"

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from iro_server.graders import Surroundings
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs import lock, presence, records
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.store.database import find, open_database
@@ -37,7 +37,7 @@ def running_job(sessions, server: str | None) -> Job:
 
 
 def supervisor(settings, sessions) -> Supervisor:
-    return Supervisor(settings.model_copy(update={"job_concurrency": 0}), sessions, Surroundings())
+    return Supervisor(settings.model_copy(update={"job_concurrency": 0}), sessions, GraderEnvironment())
 
 
 def status(sessions) -> str:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from iro_server.alignment.entry import load_alignment_job
-from iro_server.graders import Surroundings
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs import lock, records, supervisor
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.worker import Worker
@@ -76,7 +76,7 @@ def test_a_job_whose_worker_dies_with_the_server_each_time_fails(settings):
         session.add(job)
     for _ in range(settings.job_restarts + 1):
         assert records.take_next(sessions, f"{socket.gethostname()}.gone").id == job.id
-        supervisor = Supervisor(settings.model_copy(update={"job_concurrency": 0}), sessions, Surroundings())
+        supervisor = Supervisor(settings.model_copy(update={"job_concurrency": 0}), sessions, GraderEnvironment())
         supervisor.tick()
         supervisor.tick()
     with sessions() as session:

@@ -125,5 +125,5 @@ def test_a_database_that_is_away_is_an_error_of_one_line(tmp_path):
 
 def test_a_missing_driver_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ValueError, match=r"psycopg, which is not installed: pip install 'iro\[postgres\]'"):
+    with pytest.raises(ValueError, match=r"psycopg, which is not installed: pip install 'iro-align\[postgres\]'"):
         open_database(Settings(data_dir=tmp_path, database_url="postgresql+psycopg://iro@127.0.0.1:1/iro"))

@@ -15,7 +15,7 @@ from shutil import which
 
 import pytest
 
-from iro_server.ports import free_port
+from iro_server.engines.ports import free_port
 from training.federated.flower_local import completed, processes_of, superlink
 
 ROOT = Path(__file__).parents[3]

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from iro_server.graders import Grade, Grader, Sample
-from iro_server.graders.base import Item
+from iro_server.graders.base import Grade, Grader, Item, Sample
 from tests.training.iro.toy_job import MODEL, Toy, job
 from training.iro.ahead import AHEAD, working_ahead
 from training.iro.config import AlignConfig

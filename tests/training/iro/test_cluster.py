@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
+from iro_server.engines.ports import free_port
 from iro_server.jobs import lock
-from iro_server.placement import Placement
-from iro_server.ports import free_port
+from iro_server.jobs.placement import Placement
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import ended, serving, settings_for, wait_for
 from tests.training.iro.ray_job import Marked, ray_job
@@ -30,7 +30,7 @@ from training.iro.data import AlignError
 from training.iro.pool import ClusterUnavailable
 from training.run import Cancelled
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro[ray]'")
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro-align[ray]'")
 from ray.cluster_utils import Cluster
 
 RAY_JOB = "tests.training.iro.ray_job:JOB"

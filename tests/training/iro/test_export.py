@@ -10,7 +10,7 @@ import pytest
 from datasets import load_from_disk
 from typer.testing import CliRunner
 
-from iro_server.cli import app
+from iro_server.cli.main import app
 from tests.training.iro.toy_job import Digits, job
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from iro_server.ports import free_port
+from iro_server.engines.ports import free_port
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import ended, serving, settings_for
 from tests.iro_server.api.test_metrics import samples

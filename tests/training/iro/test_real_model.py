@@ -50,7 +50,7 @@ def test_two_iterations_leave_bundles_figures_and_a_result(tmp_path: Path, optio
 @pytest.mark.slow
 def test_over_ray_lora_value_functions_are_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver loads no weights; the engine's process has as many threads as this one."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro-align[ray]'")
     small = {
         "value_model": "lora",
         "backbone_layers": 2,
@@ -71,7 +71,7 @@ def test_over_ray_lora_value_functions_are_the_same_to_the_bit(tmp_path: Path, m
 
 @pytest.mark.slow
 def test_over_ray_two_processes_fit_a_lora_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'iro-align[ray]'")
     small = {"value_model": "lora", "backbone_layers": 2, "iterations": 1, "num_successors": 2, "max_tokens": 6}
     config = config_in(tmp_path) | small
     threads = torch.get_num_threads()

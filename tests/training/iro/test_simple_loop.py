@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from iro_server.engines.prepare import prepare_model
-from iro_server.graders import parse_grader
+from iro_server.graders.parsing import parse_grader
 from tests.training.iro.toy_job import Toy, job
 from training.iro.config import AlignConfig
 from training.iro.job import JOB

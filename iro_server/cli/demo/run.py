@@ -17,14 +17,15 @@ from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
 from rich.progress import track
 
-from iro_server.demo import DemoError
-from iro_server.demo.data import prompt_rows
-from iro_server.demo.judges import minilm_head, minilm_judge, vader_judge
-from iro_server.demo.report import draw, print_results
-from iro_server.demo.sentiment import sentiment_grader_source
-from iro_server.demo.server import running_server
+from iro_server.cli.demo import DemoError
+from iro_server.cli.demo.data import prompt_rows
+from iro_server.cli.demo.judges import minilm_head, minilm_judge, vader_judge
+from iro_server.cli.demo.report import draw, print_results
+from iro_server.cli.demo.sentiment import sentiment_grader_source
+from iro_server.cli.demo.server import running_server
 from iro_server.engines.prepare import prepare_model
-from iro_server.graders import Sample, parse_grader
+from iro_server.graders.base import Sample
+from iro_server.graders.parsing import parse_grader
 
 BATCH = 8  # prompts of one request
 FINALS = 16

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from iro_server.fair_queue import FairQueue, QueueFull
+from iro_server.concurrency.fair_queue import FairQueue, QueueFull
 
 Result = TypeVar("Result")
 

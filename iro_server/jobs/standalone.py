@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from iro_server.access.key_requirement import KeyRequirement
 from iro_server.jobs.supervisor import Supervisor
-from iro_server.key_requirement import KeyRequirement
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store.database import open_database
@@ -26,8 +26,8 @@ def work(settings: Settings) -> None:
 async def _supervise(settings: Settings) -> None:
     sessions = open_database(settings)
     keys_required = KeyRequirement(settings, sessions)
-    surroundings = settings.surroundings(keys.internal(settings.data_dir), keys_required)
-    supervisor = Supervisor(settings, sessions, surroundings)
+    grader_environment = settings.grader_environment(keys.internal(settings.data_dir), keys_required)
+    supervisor = Supervisor(settings, sessions, grader_environment)
     for told in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(told, supervisor.stopping.set)
     await supervisor.run()

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from fastapi import APIRouter, FastAPI
 
+from iro_server.access.key_requirement import KeyRequirement
 from iro_server.api import (
     chat,
     completions,
@@ -36,21 +37,20 @@ from iro_server.api.limits import BodyLimit, BodyLimits
 from iro_server.api.registry import ModelRegistry
 from iro_server.api.respond import AsciiJSON
 from iro_server.api.send_timeout import SendTimeout, UnreadConnections
+from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.engines.base import Engine
 from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
-from iro_server.fair_executor import FairExecutor
 from iro_server.graders import cgroup
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.validation import Validation
-from iro_server.key_requirement import KeyRequirement
+from iro_server.jobs.webhook_sender import Sender, lookup_executor
 from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
 from iro_server.telemetry import logs, tracing
-from iro_server.webhooks import Sender, lookup_executor
 from value_heads.scoring import CACHES
 
 log = logging.getLogger("iro")
@@ -62,9 +62,9 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     sessions = open_database(settings)
     internal_key = keys.internal(settings.data_dir)
     keys_required = KeyRequirement(settings, sessions)
-    surroundings = settings.surroundings(internal_key, keys_required)
+    grader_environment = settings.grader_environment(internal_key, keys_required)
     registry = ModelRegistry(
-        engine, sessions, settings.model_dir, surroundings, settings.loaded_models, settings.model_idle
+        engine, sessions, settings.model_dir, grader_environment, settings.loaded_models, settings.model_idle
     )
 
     grading = FairExecutor("grading", settings.grading_threads, settings.grading_per_project, settings.grading_waiting)
@@ -75,10 +75,10 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
 
     @asynccontextmanager
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
-        supervisor = Supervisor(settings, sessions, surroundings)
+        supervisor = Supervisor(settings, sessions, grader_environment)
         sender = Sender(sessions, supervisor.stopping, private_webhooks, lookups)
         sweeping = sweep_hourly(settings, sessions, supervisor.stopping)
-        validating = Validation(settings, sessions, surroundings, engine).run(supervisor.stopping)
+        validating = Validation(settings, sessions, grader_environment, engine).run(supervisor.stopping)
         idle = registry.sweep(supervisor.stopping)
         tasks = [asyncio.create_task(run) for run in (supervisor.run(), validating, sender.run(), sweeping, idle)]
         yield
@@ -94,7 +94,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     max_project_rows = settings.max_project_rows or capacity.shared_rows
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens, max_project_rows)
     app.state.context = Context(
-        settings, sessions, registry, surroundings, admission, Deadlines(), keys_required, grading, lookups
+        settings, sessions, registry, grader_environment, admission, Deadlines(), keys_required, grading, lookups
     )
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))

@@ -15,15 +15,19 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from iro_server import cli_backup, cli_db, cli_keys, cli_model, cli_rollouts
 from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
 from iro_server.alignment.entry import BatchJob, batch_jobs, load_batch_job
-from iro_server.cli_model import model_dir
-from iro_server.cli_options import parse_value, with_options_of
-from iro_server.demo import DemoError, MissingPackage
+from iro_server.cli import backup as cli_backup
+from iro_server.cli import db as cli_db
+from iro_server.cli import keys as cli_keys
+from iro_server.cli import model as cli_model
+from iro_server.cli import rollouts as cli_rollouts
+from iro_server.cli.demo import DemoError, MissingPackage
+from iro_server.cli.model import model_dir
+from iro_server.cli.options import parse_value, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
-from iro_server.row_files import write_dataset
+from iro_server.store.row_files import write_dataset
 
 if TYPE_CHECKING:
     from iro_server.settings import Settings as ServerSettings
@@ -91,8 +95,8 @@ def serve(
     ] = None,
 ) -> None:
     """Serve OpenAI's API over one frozen model. Every setting can be given as IRO_<NAME>: see iro_server/README.md."""
-    from iro_server.app import check_keys, check_port
-    from iro_server.app import serve as run_server
+    from iro_server.api.app import check_keys, check_port
+    from iro_server.api.app import serve as run_server
 
     settings = _settings(
         host=host, port=port, data_dir=data_dir, database_url=database_url, engine_urls=engine_url or None
@@ -108,7 +112,7 @@ def serve(
 @app.command()
 def work(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Run the jobs of servers that share the data directory and the database, without serving requests."""
-    from iro_server.work import work as run_jobs
+    from iro_server.jobs.standalone import work as run_jobs
 
     run_jobs(_settings(data_dir=data_dir, database_url=database_url))
 
@@ -134,7 +138,7 @@ def health(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Exit with status 0 where this machine's server, worker or graders are well: a probe for those who run them."""
-    from iro_server.health import graders_problem, server_problem, worker_problem
+    from iro_server.jobs.health import graders_problem, server_problem, worker_problem
 
     if graders:
         if problem := graders_problem(port):
@@ -166,7 +170,7 @@ def align(
     **options: Any,
 ) -> None:
     """Fit value functions that steer a model towards a grader's reward."""
-    from iro_server.graders import parse_grader
+    from iro_server.graders.parsing import parse_grader
 
     job = load_batch_job("align")
     files, overrides = arguments[: 1 if dataset else 2], arguments[1 if dataset else 2 :]
@@ -267,7 +271,7 @@ def run(
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("runs/demo")) -> None:
     """Align a model to the sentiment of film reviews, through the API, and compare (about ten minutes)."""
-    from iro_server.demo.run import run_demo
+    from iro_server.cli.demo.run import run_demo
 
     run_demo(out)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from iro_server.alignment.entry import load_alignment_job
-from iro_server.cli_keys import DataDir, settings_of
+from iro_server.cli.keys import DataDir, settings_of
 
 app = typer.Typer(no_args_is_help=True, help="The completions that a job sampled and graded.")
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
     """All results, in order. The first failure is raised, and ends the others: nobody waits for them."""
     tasks = [asyncio.create_task(work) for work in works]
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from iro_server.demo.data import Reviews, imdb_splits
+from iro_server.cli.demo.data import Reviews, imdb_splits
 from iro_server.engines.prepare import iro_home
 
 _GRADER = '''"""{summary}"""

@@ -10,8 +10,8 @@ from functools import cache
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from iro_server.demo import MissingPackage
-from iro_server.demo.data import Reviews, imdb_splits, package_dir
+from iro_server.cli.demo import MissingPackage
+from iro_server.cli.demo.data import Reviews, imdb_splits, package_dir
 from iro_server.engines.prepare import iro_home
 from iro_server.graders import local_models
 
@@ -26,7 +26,7 @@ def vader_judge(texts: Sequence[str]) -> np.ndarray:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ModuleNotFoundError:
-        raise MissingPackage("vaderSentiment is not installed: pip install 'iro[demo]'") from None
+        raise MissingPackage("vaderSentiment is not installed: pip install 'iro-align[demo]'") from None
     analyzer = SentimentIntensityAnalyzer()
     return np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
 

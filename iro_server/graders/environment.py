@@ -36,7 +36,7 @@ class GraderService(BaseModel):
     patience: float = Field(30.0, ge=0)
 
 
-class Surroundings(BaseModel):
+class GraderEnvironment(BaseModel):
     """``base_url`` and ``api_key``: the server whose chat models score_model and label_model may name.
 
     ``endpoints``: other OpenAI-compatible base URLs that a grader may name, each with its key ("" for none); with
@@ -62,25 +62,25 @@ class Surroundings(BaseModel):
     python_limits: PythonLimits = PythonLimits()
     grader_service: GraderService | None = None
 
-    def of_job(self, project: str) -> Surroundings:
+    def of_job(self, project: str) -> GraderEnvironment:
         """Those of the process that runs a job of ``project``: it may wait longer than a request for what is away."""
         service = self.grader_service and self.grader_service.model_copy(update={"patience": JOB_PATIENCE})
         return self.model_copy(update={"project": project, "grader_service": service})
 
     @classmethod
-    def of_this_process(cls) -> Surroundings:
+    def of_this_process(cls) -> GraderEnvironment:
         """As the server that started this process said in ``$IRO_GRADERS``; without one, graders are the user's own."""
         stored = os.environ.get(VARIABLE)
         return cls.model_validate_json(stored) if stored else cls(any_endpoint=True, python="own")
 
     @classmethod
-    def of_validation(cls, info: ValidationInfo) -> Surroundings:
+    def of_validation(cls, info: ValidationInfo) -> GraderEnvironment:
         """Those that the grader being parsed is to run in."""
-        assert isinstance(info.context, Surroundings)
+        assert isinstance(info.context, GraderEnvironment)
         return info.context
 
 
-class CurrentSurroundings(Surroundings):
+class CurrentGraderEnvironment(GraderEnvironment):
     """A server's, of which each job and each request takes a copy: ``any_endpoint`` there is what holds at the time."""
 
     _any_endpoint: Callable[[], bool] = PrivateAttr()
@@ -91,6 +91,6 @@ class CurrentSurroundings(Surroundings):
 
     def model_copy(  # type: ignore[override]
         self, *, update: Mapping[str, Any] | None = None, deep: bool = False
-    ) -> Surroundings:
-        fields = {name: getattr(self, name) for name in Surroundings.model_fields}
-        return Surroundings(**fields | {"any_endpoint": self._any_endpoint()}).model_copy(update=update, deep=deep)
+    ) -> GraderEnvironment:
+        fields = {name: getattr(self, name) for name in GraderEnvironment.model_fields}
+        return GraderEnvironment(**fields | {"any_endpoint": self._any_endpoint()}).model_copy(update=update, deep=deep)

@@ -1,7 +1,7 @@
 """Training rows out of Parquet and CSV files and sets of the hub, by Hugging Face ``datasets``, as JSON objects.
 
-``python -m iro_server.row_files parquet|csv PATH`` writes them as JSONL: a server reads what strangers upload in a
-process of its own, whose memory is bounded.
+``python -m iro_server.store.row_files parquet|csv PATH`` writes them as JSONL: a server reads what strangers upload in
+a process of its own, whose memory is bounded.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _without_nulls(value: Any) -> Any:
 
 def converted(path: Path, format: Format) -> Iterator[bytes]:
     """The file's rows as lines of JSONL, read by a process of their own. BadRows, at the latest after the last line."""
-    command = [sys.executable, "-m", "iro_server.row_files", format, str(path)]
+    command = [sys.executable, "-m", "iro_server.store.row_files", format, str(path)]
     environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert child.stdout is not None and child.stderr is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from iro_server.cli_keys import DatabaseUrl, DataDir, settings_of
+from iro_server.cli.keys import DatabaseUrl, DataDir, settings_of
 
 app = typer.Typer(no_args_is_help=True, help="The database's tables, which a server also upgrades when it starts.")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iro_server.scopes import Scope
+from iro_server.access.scopes import Scope
 
 if TYPE_CHECKING:
     from iro_server.settings import Settings
@@ -90,7 +90,7 @@ def settings_of(data_dir: Path | None, database_url: str | None) -> Settings:
 
 def _note(settings: Settings, event: str, key: ApiKey) -> None:
     """A line in the audit log."""
-    from iro_server.audit import audit_log
+    from iro_server.access.audit import audit_log
 
     line = {"time": round(time.time(), 3), "event": event, "key": key.id, "name": key.name, "project": key.project}
     audit_log(settings).info(json.dumps(line))

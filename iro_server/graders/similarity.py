@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import fmeasure
 from rouge_score.tokenizers import DefaultTokenizer
 
-from iro_server.checks.worker_processes import in_worker_process
+from iro_server.concurrency.worker_processes import in_worker_process
 
 SHORT = 4000  # characters of two texts that are compared in milliseconds
 

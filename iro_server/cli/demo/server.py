@@ -13,9 +13,9 @@ from pathlib import Path
 
 from openai import APIConnectionError, OpenAI
 
-from iro_server.demo import DemoError
+from iro_server.cli.demo import DemoError
+from iro_server.engines.ports import free_port
 from iro_server.graders.sandbox import isolation_problem
-from iro_server.ports import free_port
 
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from iro_server.cli_keys import DatabaseUrl, DataDir, settings_of
+from iro_server.cli.keys import DatabaseUrl, DataDir, settings_of
 
 Folder = Annotated[Path, typer.Argument(help="The backup's folder.")]
 

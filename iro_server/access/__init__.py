@@ -1,0 +1,1 @@
+"""Who may call the server, and where the server may send requests."""

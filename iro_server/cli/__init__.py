@@ -1,0 +1,1 @@
+"""The command line, ``iro``: one module a group of commands."""

@@ -1,0 +1,60 @@
+"""Rewards: string_check, text_similarity, python, score_model, label_model and multi, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from iro_server.graders.base import Grade, Grader, GraderError, Sample
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.multi import MultiGrader, Single
+
+__all__ = ["Grade", "Grader", "GraderEnvironment", "GraderError", "Sample", "as_sent", "parse_grader"]
+
+_ANY: TypeAdapter[Grader] = TypeAdapter(Annotated[Single | MultiGrader, Field(discriminator="type")])
+
+
+def parse_grader(spec: dict[str, Any], grader_environment: GraderEnvironment | None = None) -> Grader:
+    """The grader a JSON object describes. Raises GraderError, with the field at fault, for the first mistake.
+
+    ``grader_environment`` None: those of this process.
+    """
+    grader_environment = grader_environment or GraderEnvironment.of_this_process()
+    try:
+        return _ANY.validate_python(spec, context=grader_environment)
+    except ValidationError as invalid:
+        error = invalid.errors(include_url=False, include_input=False)[0]
+    path = _field_path(error["loc"])
+    if error["type"].startswith("union_tag"):
+        path.append("type")
+    param = as_sent(spec, path)
+    message = _said(error)
+    raise GraderError(f"{param}: {message}", param)
+
+
+def _said(error: Any) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "union_tag_invalid":
+        return f"there is no grader of type {context['tag']!r}, only {context['expected_tags']}"
+    if error["type"] == "union_tag_not_found":
+        return "a grader needs a type"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def as_sent(spec: Any, path: list[str]) -> str:
+    """Where the field that is at ``path`` once graders are by name, (graders, <name>, <field>), stands in ``spec``,
+    which may have them in a list, or one alone."""
+    graders = spec.get("graders") if isinstance(spec, dict) else None
+    if path[:1] == ["graders"] and len(path) > 1:
+        if isinstance(graders, list):
+            path = ["graders", str([grader["name"] for grader in graders].index(path[1])), *path[2:]]
+        elif isinstance(graders, dict) and isinstance(graders.get("type"), str):
+            path = ["graders", *path[2:]]
+    return ".".join(["grader", *path])
+
+
+def _field_path(loc: tuple[int | str, ...]) -> list[str]:
+    """Pydantic's location without the union tags it puts in: first of all, and after ``graders.<name>``."""
+    path = [str(step) for step in loc[1:]]
+    return path[:2] + path[3:] if path[:1] == ["graders"] else path
