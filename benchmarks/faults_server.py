@@ -33,7 +33,8 @@ class Stuck(Exception):
 class HasClient(Protocol):
     """A server, however it runs."""
 
-    client: openai.OpenAI
+    @property
+    def client(self) -> openai.OpenAI: ...
 
 
 class Server:
