@@ -21,8 +21,8 @@ OPENINGS = [
     for verb in ("was", "began to", "had never", "seemed")
 ]
 TOLERANCE = 0.35
-"""Mean letters a completion. The trainer stores hidden states in float16 and the simple loop does not: a pick on a
-validation prompt may differ."""
+"""Mean letters a completion: one letter on one of three validation prompts. The trainer stores hidden states in float16
+and the simple loop does not, which may change a pick; the rewards were equal when this was written."""
 
 
 def trainer_rewards(result: dict[str, Any]) -> list[float]:
