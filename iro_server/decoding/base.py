@@ -8,13 +8,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from iro_server.decoding.selection import RULES, SelectionRule
-from iro_server.engines.base import Chunk, Sampling
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line reads SearchParams for its help, without a model library
+    import torch
+
+    from iro_server.engines.base import Chunk, Sampling
+
     Selection = str
 else:
     Selection = Literal[tuple(RULES)]

@@ -1,17 +1,19 @@
 """The beams of a round that live on: selection rules by name.
 
-To add a rule: a subclass of ``SelectionRule`` and its line in ``RULES``.
+To add a rule: a subclass of ``SelectionRule`` and its line in ``RULES``. Rules import torch when they run: the command
+line reads their names without it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from iro_server.decoding.beam import Beam
+
+if TYPE_CHECKING:
+    import torch
 
 
 def top(values: Sequence[float], width: int) -> list[int]:
@@ -30,9 +32,11 @@ def diversity_first(values: Sequence[float], texts: Sequence[Hashable], width: i
     return (distinct + duplicates)[:width]
 
 
-def resample(log_weights: torch.Tensor, width: int, generator: torch.Generator) -> list[int]:
+def resample(log_weights: Sequence[float], width: int, generator: torch.Generator) -> list[int]:
     """SMC: ``width`` rows drawn in proportion to their weights, by systematic resampling (unbiased, low variance)."""
-    weights = torch.softmax(log_weights.double(), dim=0)
+    import torch
+
+    weights = torch.softmax(torch.tensor(log_weights, dtype=torch.float32).double(), dim=0)
     points = (torch.arange(width) + torch.rand((), generator=generator, dtype=torch.float64)) / width
     places: list[int] = torch.searchsorted(weights.cumsum(0), points).clamp_max(len(weights) - 1).tolist()
     return places
@@ -84,7 +88,7 @@ class SequentialMonteCarlo(SelectionRule):
     samples = True
 
     def select(self, pool: Sequence[Beam], width: int, generator: torch.Generator) -> list[int]:
-        places = resample(torch.tensor([beam.log_weight for beam in pool]), width, generator)
+        places = resample([beam.log_weight for beam in pool], width, generator)
         for place in places:
             pool[place].log_weight = 0.0
         return places
@@ -94,6 +98,8 @@ class SequentialMonteCarlo(SelectionRule):
 
     def order(self, finals: Sequence[Beam], generator: torch.Generator) -> list[int]:
         """At random: resampling keeps the pool's order, in which rows that stopped early come first."""
+        import torch
+
         places: list[int] = torch.randperm(len(finals), generator=generator).tolist()
         return places
 
