@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # the command line reads SearchParams for its help, without a
 
     from iro_server.engines.base import Chunk, Sampling
 
-if TYPE_CHECKING:
     Selection = str
 else:
     Selection = Literal[tuple(RULES)]

@@ -1,6 +1,7 @@
 """The beams of a round that live on: selection rules by name.
 
-To add a rule: a subclass of ``SelectionRule`` and its line in ``RULES``.
+To add a rule: a subclass of ``SelectionRule`` and its line in ``RULES``. Rules import torch when they run: the command
+line reads their names without it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from iro_server.decoding.beam import Beam
 
-if TYPE_CHECKING:  # the command line reads the rules' names without a model library
+if TYPE_CHECKING:
     import torch
 
 
@@ -31,11 +32,11 @@ def diversity_first(values: Sequence[float], texts: Sequence[Hashable], width: i
     return (distinct + duplicates)[:width]
 
 
-def resample(log_weights: torch.Tensor, width: int, generator: torch.Generator) -> list[int]:
+def resample(log_weights: Sequence[float], width: int, generator: torch.Generator) -> list[int]:
     """SMC: ``width`` rows drawn in proportion to their weights, by systematic resampling (unbiased, low variance)."""
     import torch
 
-    weights = torch.softmax(log_weights.double(), dim=0)
+    weights = torch.softmax(torch.tensor(log_weights, dtype=torch.float32).double(), dim=0)
     points = (torch.arange(width) + torch.rand((), generator=generator, dtype=torch.float64)) / width
     places: list[int] = torch.searchsorted(weights.cumsum(0), points).clamp_max(len(weights) - 1).tolist()
     return places
@@ -87,9 +88,7 @@ class SequentialMonteCarlo(SelectionRule):
     samples = True
 
     def select(self, pool: Sequence[Beam], width: int, generator: torch.Generator) -> list[int]:
-        import torch
-
-        places = resample(torch.tensor([beam.log_weight for beam in pool]), width, generator)
+        places = resample([beam.log_weight for beam in pool], width, generator)
         for place in places:
             pool[place].log_weight = 0.0
         return places

@@ -40,8 +40,8 @@ def test_top_keeps_the_highest(pool: list[tuple[float, str]], width: int) -> Non
 
 def test_resampling_is_unbiased() -> None:
     """The expected number of copies is width * weight (systematic resampling: exact within one copy, each draw)."""
-    log_weights = torch.tensor([0.0, 1.0, -2.0, 0.5])
-    weights = torch.softmax(log_weights.double(), 0)
+    log_weights = [0.0, 1.0, -2.0, 0.5]
+    weights = torch.softmax(torch.tensor(log_weights).double(), 0)
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(4, dtype=torch.float64)
     for _ in range(2000):
