@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import openai
 
@@ -24,6 +24,13 @@ SERVE = (
 )
 PATIENCE = 300.0  # seconds for a server to start, or a job to end, before it counts as stuck
 Answer = TypeVar("Answer")
+
+
+class HasClient(Protocol):
+    """Whatever can be asked by an OpenAI client."""
+
+    @property
+    def client(self) -> openai.OpenAI: ...
 
 
 class Stuck(Exception):
@@ -112,7 +119,7 @@ def wait_for(what: Callable[[], Answer], name: str, seconds: float = PATIENCE) -
     return value
 
 
-def insist(servers: Sequence[Server], call: Callable[[openai.OpenAI], Answer], seconds: float = PATIENCE) -> Answer:
+def insist(servers: Sequence[HasClient], call: Callable[[openai.OpenAI], Answer], seconds: float = PATIENCE) -> Answer:
     """What ``call`` gets of the first of ``servers`` that answers it. Raises Stuck, or the answer that is an error."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -128,7 +135,7 @@ def insist(servers: Sequence[Server], call: Callable[[openai.OpenAI], Answer], s
     raise Stuck(f"no server answered for {seconds:.0f} s")
 
 
-def ended(servers: Sequence[Server], job_id: str, seconds: float = PATIENCE) -> Any:
+def ended(servers: Sequence[HasClient], job_id: str, seconds: float = PATIENCE) -> Any:
     """The job once it has ended. Raises Stuck."""
 
     def look() -> Any:

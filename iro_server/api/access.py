@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from iro_server import scopes
 from iro_server.api.context import Caller
-from iro_server.api.errors import APIError, answer
+from iro_server.api.errors import DATABASE_AWAY, APIError, answer, storage_failure
 from iro_server.api.rates import Allowance, Rates
 from iro_server.audit import audit_log
 from iro_server.key_requirement import KEY_SECONDS, KeyRequirement
@@ -71,6 +71,8 @@ class Access:
                 self.rates.enter(allowance, record.headers)
         except APIError as error:
             return await answer(error)(scope, receive, send)
+        except DATABASE_AWAY as error:  # the app's handlers see only what is raised inside of it
+            return await storage_failure(error)(scope, receive, send)
         try:
             await self.app(scope, receive, send)
         finally:
