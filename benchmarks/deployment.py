@@ -88,7 +88,7 @@ def engine_problem() -> str | None:
     """Why no Docker engine with Compose can be used from here."""
     if shutil.which("docker") is None:
         return "no Docker engine: the command docker is not installed"
-    for command in (["docker", "info", "--format", "{{.ServerVersion}}"], ["docker", "compose", "version"]):
+    for command in (["docker", "version", "--format", "{{.Server.Version}}"], ["docker", "compose", "version"]):
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             return f"no Docker engine: `{' '.join(command[:2])}` fails: {result.stderr.strip()}"

@@ -26,6 +26,13 @@ PATIENCE = 300.0  # seconds for a server to start, or a job to end, before it co
 Answer = TypeVar("Answer")
 
 
+class HasClient(Protocol):
+    """Whatever can be asked by an OpenAI client."""
+
+    @property
+    def client(self) -> openai.OpenAI: ...
+
+
 class Stuck(Exception):
     """Something that should have happened has not."""
 

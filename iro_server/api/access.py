@@ -17,7 +17,7 @@ from iro_server.access import scopes
 from iro_server.access.audit import audit_log
 from iro_server.access.key_requirement import KEY_SECONDS, KeyRequirement
 from iro_server.api.context import Caller
-from iro_server.api.errors import APIError, answer
+from iro_server.api.errors import DATABASE_AWAY, APIError, answer, storage_failure
 from iro_server.api.rates import Allowance, Rates
 from iro_server.settings import is_loopback
 from iro_server.store import keys
@@ -71,6 +71,8 @@ class Access:
                 self.rates.enter(allowance, record.headers)
         except APIError as error:
             return await answer(error)(scope, receive, send)
+        except DATABASE_AWAY as error:  # the app's handlers see only what is raised inside of it
+            return await storage_failure(error)(scope, receive, send)
         try:
             await self.app(scope, receive, send)
         finally:

@@ -23,6 +23,7 @@ from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.metrics import REFUSED
 
 log = logging.getLogger("iro.api")
+DATABASE_AWAY = (TimeoutError, InterfaceError, OperationalError)
 # A step of pydantic's path that is no field: which member of a union refused the value.
 MEMBER = re.compile(r"(str|int|float|bool|constrained-.*|(literal|list|dict)\[.*)")
 HINTS = {  # by field
@@ -138,6 +139,15 @@ def answer(error: APIError, headers: Mapping[str, str] | None = None) -> JSONRes
     return JSONResponse(error.envelope(), error.status, headers or error.headers)
 
 
+def storage_failure(error: SQLAlchemyError) -> JSONResponse:
+    """The response to a request that the database did not answer, one of ``DATABASE_AWAY``."""
+    log.error("the database does not answer", exc_info=error)
+    if "disk is full" in str(getattr(error, "orig", "")):
+        return answer(APIError(507, "The server's disk is full; nothing was changed.", code="storage_full"))
+    message = "The database does not answer now; nothing was changed. Try again soon."
+    return answer(APIError(503, message, code="storage_unavailable"), {"Retry-After": "2"})
+
+
 def install(app: FastAPI) -> None:
     """Make ``app`` answer every exception with the envelope."""
 
@@ -149,11 +159,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(InterfaceError)
     @app.exception_handler(OperationalError)
     async def unstored(_: Request, error: SQLAlchemyError) -> JSONResponse:
-        log.error("the database does not answer", exc_info=error)
-        if "disk is full" in str(getattr(error, "orig", "")):
-            return answer(APIError(507, "The server's disk is full; nothing was changed.", code="storage_full"))
-        message = "The database does not answer now; nothing was changed. Try again soon."
-        return answer(APIError(503, message, code="storage_unavailable"), {"Retry-After": "2"})
+        return storage_failure(error)
 
     @app.exception_handler(DataError)
     async def unstorable(_: Request, error: DataError) -> JSONResponse:

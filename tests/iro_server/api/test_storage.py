@@ -8,6 +8,8 @@ import httpx
 import pytest
 from sqlalchemy import create_engine, text
 
+from iro_server.store import keys
+from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, upload
 
@@ -52,3 +54,16 @@ def test_a_database_that_is_slow_is_unavailable(new_database, tmp_path):
         assert {answer.status_code for answer in answers} == {503}
         assert {answer.json()["error"]["code"] for answer in answers} == {"storage_unavailable"}
         assert httpx.get(f"{client.base_url}files").status_code == 200
+
+
+def test_a_database_that_is_slow_while_a_key_is_checked_is_unavailable(new_database, tmp_path):
+    url = new_database("postgresql")
+    settings = settings_for(tmp_path, database_url=url, database_statement_timeout=1.0)
+    _, secret = keys.create(open_database(settings), "first", None)
+    with serving(settings, ByteEngine()) as client:
+        headers = {"Authorization": f"Bearer {secret}"}
+        with create_engine(url).begin() as other:
+            other.execute(text("LOCK TABLE api_keys"))
+            answer = httpx.get(f"{client.base_url}models", headers=headers, timeout=20)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
+        assert httpx.get(f"{client.base_url}models", headers=headers).status_code == 200
