@@ -37,13 +37,6 @@ class Stuck(Exception):
     """Something that should have happened has not."""
 
 
-class HasClient(Protocol):
-    """A server, however it runs."""
-
-    @property
-    def client(self) -> openai.OpenAI: ...
-
-
 class Server:
     """A server process over ``settings`` on a port of its own. ``program``: Python that serves ``sys.argv[1]``."""
 
