@@ -196,15 +196,13 @@ class Deployment:
     def environment(self) -> dict[str, str]:
         environment = {**os.environ, **MEMORY, "COMPOSE_PROJECT_NAME": PROJECT, "PORT": str(self.port), "MODEL": MODEL}
         environment.pop("PIP_CONFIG_FILE", None)
-        if not (
-            self.docker / ".env"
-        ).exists():  # up.sh has not made the secrets yet: a build needs none, but names them
-            names = re.findall(r"(?m)^([A-Z_]+)=$", (self.docker / ".env.example").read_text())
-            environment |= dict.fromkeys(names, "unset")
         return environment
 
-    def run(self, command: Sequence[str | Path], input: bytes | None = None) -> bytes:
-        result = subprocess.run(command, cwd=self.docker, env=self.environment, input=input, capture_output=True)
+    def run(
+        self, command: Sequence[str | Path], input: bytes | None = None, variables: Mapping[str, str] | None = None
+    ) -> bytes:
+        environment = {**self.environment, **(variables or {})}
+        result = subprocess.run(command, cwd=self.docker, env=environment, input=input, capture_output=True)
         if result.returncode:
             output = (result.stdout[-2000:] + result.stderr[-6000:]).decode(errors="replace")
             raise RuntimeError(f"{' '.join(map(str, command))}: exit status {result.returncode}\n{output}")
@@ -213,7 +211,14 @@ class Deployment:
     def compose(self, *arguments: str, input: bytes | None = None) -> str:
         files = ["compose.yaml", *(f"compose.{name}.yaml" for name in self.names)]
         options = [option for file in files for option in ("--file", file)]
-        return self.run(["docker", "compose", *options, *arguments], input).decode()
+        return self.run(["docker", "compose", *options, *arguments], input, self.placeholders()).decode()
+
+    def placeholders(self) -> dict[str, str]:
+        """Values of the secrets until up.sh has made them: a build needs none, but compose requires them."""
+        if (self.docker / ".env").exists():
+            return {}
+        names = re.findall(r"(?m)^([A-Z_]+)=$", (self.docker / ".env.example").read_text())
+        return dict.fromkeys(names, "unset")
 
     def up(self) -> str:
         return self.run([self.docker / "up.sh", *self.names]).decode()
