@@ -26,7 +26,7 @@ LIMITS = {
     "value_heads": MENDED,
     "iro_server": Limits(0.5, 25.0),
     "training": Limits(1.3, 60.5),
-    "training/iro": Limits(1.3, 32.0),
+    "training/iro": Limits(0.5, 32.0),
     "training/bilevel": MENDED,
     "training/speech": MENDED,
     "training/federated": MENDED,
