@@ -25,7 +25,7 @@ MENDED = Limits(vague=0.5, any=8.0)
 LIMITS = {
     "value_heads": MENDED,
     "iro_server": Limits(0.5, 25.0),
-    "training": Limits(1.3, 60.5),
+    "training": Limits(0.5, 60.5),
     "training/iro": Limits(0.5, 32.0),
     "training/bilevel": MENDED,
     "training/speech": MENDED,
