@@ -32,7 +32,7 @@ LIMITS = {
     "training/federated": MENDED,
     "rl_suite": MENDED,
     "theory": MENDED,
-    "benchmarks": Limits(2.9, 25.5),
+    "benchmarks": Limits(0.5, 25.5),
 }
 
 
