@@ -150,10 +150,10 @@ def rate(work: Callable[[], int]) -> float:
 
 
 def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
-    one = linear_heads(bench.engine.info, 1)
-    bench.guided(one, tokens=16)
+    single_head = linear_heads(bench.engine.info, 1)
+    bench.guided(single_head, tokens=16)
     guided, generate, crowd, limit = bench.median(
-        lambda: bench.guided(one), bench.generate, lambda: bench.guided(one, REQUESTS), bench.prefill
+        lambda: bench.guided(single_head), bench.generate, lambda: bench.guided(single_head, REQUESTS), bench.prefill
     )
     lora, lora_full = (bench.lora(layers) for layers in (bench.engine.info.num_layers // 3, None))
     lora_rate, lora_full_rate = bench.median(lambda: bench.guided(lora), lambda: bench.guided(lora_full))
@@ -191,7 +191,7 @@ def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
             "prefill, 16 x 64 tokens": limit,
         },
         "by_value_functions": dict(zip((1, 2, 4, 8), by_heads, strict=True)),
-        "share_of_wall_time": bench.parts(one),
+        "share_of_wall_time": bench.parts(single_head),
         "threads": bench.engine.max_threads,
         "tokens": bench.tokens,
         "loop_tokens": loop_tokens,

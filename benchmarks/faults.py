@@ -40,7 +40,7 @@ def main() -> None:
     ledger = Ledger(args.out, {"kills": args.kills, "seed": args.seed})
     began = time.monotonic()
     run(ledger, args.out, args.kills, args.seed)
-    ledger.asked["seconds"] = round(time.monotonic() - began)
+    ledger.options["seconds"] = round(time.monotonic() - began)
     ledger.save()
     summary = ledger.summary()
     draw(summary, args.out / "faults.png")

@@ -147,17 +147,19 @@ class Jobs:
         if job.status != "succeeded":
             self.phase.fault("unequal", f"{id} ({recipe}) {job.status}: {job.error}")
             return
-        told = Counter(each["data"]["step"] for each in there.values() if each.get("type") == "metrics")
+        metric_steps = Counter(each["data"]["step"] for each in there.values() if each.get("type") == "metrics")
         saved = Counter(each["step_number"] for each in there.values() if "step_number" in each)
-        for what, counts in (("metrics", told), ("checkpoint", saved)):
+        for kind, counts in (("metrics", metric_steps), ("checkpoint", saved)):
             for step in (step for step, count in counts.items() if count > 1):
-                self.phase.fault("repeated", f"{what} of step {step} of {id}")
+                self.phase.fault("repeated", f"{kind} of step {step} of {id}")
         started = sum(each.get("message") == "Fine-tuning job started" for each in there.values())
         self.phase.expect(started == 1, f"{id} was started {started} times")
         expected = self.references[recipe].outcome
-        self.phase.expect(set(told) == {row["step"] for row in expected["metrics.jsonl"]}, f"{id}: metrics of {told}")
-        for what in differences(expected, outcome(self.servers, id)):
-            self.phase.fault("unequal", f"{what} of {id} ({recipe})")
+        self.phase.expect(
+            set(metric_steps) == {row["step"] for row in expected["metrics.jsonl"]}, f"{id}: metrics of {metric_steps}"
+        )
+        for difference in differences(expected, outcome(self.servers, id)):
+            self.phase.fault("unequal", f"{difference} of {id} ({recipe})")
 
 
 def _plain(item: Any) -> dict[str, Any]:

@@ -39,18 +39,18 @@ class Phase:
         with self._lock:
             self.acknowledged[kind] += count
 
-    def note(self, what: str) -> None:
+    def note(self, event: str) -> None:
         with self._lock:
-            self.notes[what] += 1
+            self.notes[event] += 1
 
-    def fault(self, fault: str, what: str) -> None:
+    def fault(self, fault: str, description: str) -> None:
         with self._lock:
-            self.faults[fault].append(what)
-        print(f"{self.name}: {fault}: {what}", flush=True)
+            self.faults[fault].append(description)
+        print(f"{self.name}: {fault}: {description}", flush=True)
 
-    def expect(self, holds: bool, what: str) -> None:
+    def expect(self, holds: bool, description: str) -> None:
         if not holds:
-            self.fault("failed", what)
+            self.fault("failed", description)
 
     def row(self) -> dict[str, Any]:
         kills = [{"target": t, "moment": m, "count": count} for (t, m), count in sorted(self.kills.items())]
@@ -62,8 +62,8 @@ class Phase:
 class Ledger:
     """All phases, on disk after each."""
 
-    def __init__(self, out: Path, asked: dict[str, Any]) -> None:
-        self.path, self.asked = out / "results.json", asked
+    def __init__(self, out: Path, options: dict[str, Any]) -> None:
+        self.path, self.options = out / "results.json", options
         self.phases: list[Phase] = []
 
     @contextmanager
@@ -89,4 +89,4 @@ class Ledger:
         total: dict[str, Any] = {"kills": sum(row["kills"] for row in rows), "jobs": sum(row["jobs"] for row in rows)}
         total["acknowledged"] = sum(sum(row["acknowledged"].values()) for row in rows)
         total |= {fault: sum(len(row[fault]) for row in rows) for fault in Phase.FAULTS}
-        return {"asked": self.asked, "total": total, "phases": rows}
+        return {"asked": self.options, "total": total, "phases": rows}

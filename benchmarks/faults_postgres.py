@@ -30,11 +30,11 @@ def crash_postgres(settings: Settings, log: Path, phase: Phase, reference: Refer
         server = Server(settings.model_copy(update={"database_url": database.url}), log)
         with served(server):
             jobs = Jobs([server], phase, {reference.recipe: reference}, rng)
-            kept = Uploads([server], phase, 0)
-            kept.sent["rows.jsonl"] = kept.hash_of(jobs.training_file)
+            uploads = Uploads([server], phase, 0)
+            uploads.sent["rows.jsonl"] = uploads.hash_of(jobs.training_file)
             job = start(server, jobs, reference)
             for _ in range(CRASHES):
-                kept.promise(upload_rows(server.client), "rows.jsonl")
+                uploads.promise(upload_rows(server.client), "rows.jsonl")
                 time.sleep(rng.uniform(0, 2))
                 database.crash()
                 phase.note("crashes of the database")
@@ -46,5 +46,5 @@ def crash_postgres(settings: Settings, log: Path, phase: Phase, reference: Refer
                     phase.fault("lost", "an upload was acknowledged without a database")
                 time.sleep(rng.uniform(0, 3))
                 database.start()
-            kept.check_all()
+            uploads.check_all()
             jobs.judge(job, reference.recipe)

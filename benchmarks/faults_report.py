@@ -27,8 +27,8 @@ def print_table(summary: dict[str, Any]) -> None:
     console.print(table)
     for row in summary["phases"]:
         for fault in Phase.FAULTS:
-            for what in row[fault]:
-                console.print(f"{row['phase']}: {fault}: {what}", highlight=False, markup=False)
+            for description in row[fault]:
+                console.print(f"{row['phase']}: {fault}: {description}", highlight=False, markup=False)
 
 
 def draw(summary: dict[str, Any], path: Path) -> None:
@@ -44,18 +44,18 @@ def draw(summary: dict[str, Any], path: Path) -> None:
         by_moment[kill["moment"]] += kill["count"]
     moments = [moment for moment, _ in reversed(by_moment.most_common())]
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    left: Counter[str] = Counter()
+    offsets: Counter[str] = Counter()
     for target in sorted({kill["target"] for kill in kills}):
         counts = {moment: 0 for moment in moments}
         for kill in kills:
             counts[kill["moment"]] += kill["count"] * (kill["target"] == target)
-        axes.barh(moments, list(counts.values()), left=[left[moment] for moment in moments], label=target)
-        left.update(counts)
+        axes.barh(moments, list(counts.values()), left=[offsets[moment] for moment in moments], label=target)
+        offsets.update(counts)
     axes.set_xlabel("kills")
     total = summary["total"]
-    found = ", ".join(f"{total[fault]} {fault}" for fault in Phase.FAULTS)
+    fault_counts = ", ".join(f"{total[fault]} {fault}" for fault in Phase.FAULTS)
     axes.set_title(
-        f"{total['kills']} kills, {total['acknowledged']} acknowledged items, {total['jobs']} jobs:\n{found}"
+        f"{total['kills']} kills, {total['acknowledged']} acknowledged items, {total['jobs']} jobs:\n{fault_counts}"
     )
     axes.legend()
     figure.tight_layout()

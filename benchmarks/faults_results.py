@@ -111,12 +111,12 @@ def outcome(servers: Sequence[Server], job_id: str) -> Outcome:
             for row in csv.DictReader(io.StringIO(table))
         ],
         "checkpoints": {
-            each.step_number: without_times(each.metrics.to_dict())
-            for each in sorted(checkpoints, key=lambda each: each.step_number)
+            checkpoint.step_number: without_times(checkpoint.metrics.to_dict())
+            for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.step_number)
         },
         "completion": say(servers, job.fine_tuned_model),
         "completions of checkpoints": {
-            each.step_number: say(servers, each.fine_tuned_model_checkpoint) for each in checkpoints
+            checkpoint.step_number: say(servers, checkpoint.fine_tuned_model_checkpoint) for checkpoint in checkpoints
         },
     }
 

@@ -73,9 +73,9 @@ class Server:
     def stop(self) -> None:
         self._end(signal.SIGTERM)
 
-    def _end(self, how: signal.Signals) -> None:
+    def _end(self, stop_signal: signal.Signals) -> None:
         if self.process is not None:
-            self.process.send_signal(how)
+            self.process.send_signal(stop_signal)
             self.process.wait()
             self.process = None
 
@@ -99,8 +99,8 @@ def served(*servers: Server) -> Iterator[None]:
 
 def workers(data_dir: Path) -> dict[str, int]:
     """The living workers' process ids by job."""
-    found = {folder.name: lock.holder(folder) for folder in sorted((data_dir / "jobs").glob("ftjob-*"))}
-    return {job: pid for job, pid in found.items() if pid is not None}
+    holders = {folder.name: lock.holder(folder) for folder in sorted((data_dir / "jobs").glob("ftjob-*"))}
+    return {job: pid for job, pid in holders.items() if pid is not None}
 
 
 def kill(pid: int) -> None:
@@ -108,10 +108,10 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(what: Callable[[], Answer], name: str, seconds: float = PATIENCE) -> Answer:
+def wait_for(probe: Callable[[], Answer], name: str, seconds: float = PATIENCE) -> Answer:
     """The first true value of ``what()``. Raises Stuck."""
     deadline = time.monotonic() + seconds
-    while not (value := what()):
+    while not (value := probe()):
         if time.monotonic() > deadline:
             raise Stuck(f"waited {seconds:.0f} s in vain for {name}")
         time.sleep(0.05)

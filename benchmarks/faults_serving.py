@@ -41,11 +41,11 @@ class Serving:
 
     def stream(self, model: str) -> str:
         request: Any = {"model": model, "prompt": PROMPT, "seed": SEED, "max_tokens": MAX_TOKENS, "stream": True}
-        text, whole = "", False
+        text, finished = "", False
         for chunk in self.server.client.completions.create(**request):
             text += chunk.choices[0].text
-            whole = whole or chunk.choices[0].finish_reason is not None
-        if not whole:
+            finished = finished or chunk.choices[0].finish_reason is not None
+        if not finished:
             self.phase.fault("lost", f"a stream of {model} ended early as if it were whole: {text!r}")
         return text
 

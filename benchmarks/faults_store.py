@@ -39,14 +39,14 @@ def lock_database(server: Server, phase: Phase, reference: Reference) -> None:
     def upload() -> None:
         while not stopping.is_set():
             try:
-                kept.promise(upload_rows(server.client), "rows.jsonl")
+                uploads.promise(upload_rows(server.client), "rows.jsonl")
             except openai.APIStatusError as error:
                 codes[f"{error.status_code} {error.code}"] += 1
 
-    kept = Uploads([server], phase, 0)
-    kept.sent["rows.jsonl"] = kept.hash_of(judge.training_file)
-    with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
+    uploads = Uploads([server], phase, 0)
+    uploads.sent["rows.jsonl"] = uploads.hash_of(judge.training_file)
+    with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
         threads = [threading.Thread(target=upload, daemon=True) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -54,13 +54,13 @@ def lock_database(server: Server, phase: Phase, reference: Reference) -> None:
         while time.monotonic() < until:
             server.client.fine_tuning.jobs.retrieve(job)  # what only reads goes on
             time.sleep(1)
-        other.execute("ROLLBACK")
+        connection.execute("ROLLBACK")
     stopping.set()
     for thread in threads:
         thread.join()
     phase.notes |= {f"uploads answered {code}": count for code, count in codes.items()}
     phase.expect(set(codes) == {"503 storage_unavailable"}, f"uploads to a locked database got {dict(codes)}")
-    kept.check_all()
+    uploads.check_all()
     judge.judge(job, reference.recipe)
 
 
@@ -97,14 +97,14 @@ def small_disk(mount: Path, size: str) -> Iterator[None]:
 
 
 def fill_by_uploads(server: Server, phase: Phase) -> None:
-    kept = Uploads([server], phase, 0)
+    uploads = Uploads([server], phase, 0)
     refused = None
     for number in range(1000):
         name = f"{number}.jsonl"
         content = b'{"prompt": "%s"}\n' % (str(number % 10).encode() * FILE)
-        kept.sent[name] = sha256(content)
+        uploads.sent[name] = sha256(content)
         try:
-            kept.promise(server.client.files.create(file=(name, content), purpose="fine-tune").id, name)
+            uploads.promise(server.client.files.create(file=(name, content), purpose="fine-tune").id, name)
         except openai.APIStatusError as error:
             refused = error
             break
@@ -112,8 +112,8 @@ def fill_by_uploads(server: Server, phase: Phase) -> None:
         refused is not None and (refused.status_code, refused.code) == (507, "storage_full"),
         f"an upload to a full disk got {refused}",
     )
-    kept.check_all()
-    for id in kept.promised:
+    uploads.check_all()
+    for id in uploads.promised:
         server.client.files.delete(id)
 
 
@@ -125,8 +125,8 @@ def fill_under_job(server: Server, phase: Phase, reference: Reference) -> None:
     time.sleep(15)  # steps fail, and what they tell finds no room either
     ballast.unlink()
     wait_for(lambda: server.client.fine_tuning.jobs.retrieve(job).status == "paused", "the job to be paused", 60)
-    told = [event.message for event in server.client.fine_tuning.jobs.list_events(job, limit=100)]
-    phase.expect(any("disk is full" in message for message in told), f"no event tells of the disk: {told}")
+    messages = [event.message for event in server.client.fine_tuning.jobs.list_events(job, limit=100)]
+    phase.expect(any("disk is full" in message for message in messages), f"no event tells of the disk: {messages}")
     phase.acknowledge("pauses")
     insist([server], lambda client: client.fine_tuning.jobs.resume(job))
     jobs.judge(job, reference.recipe)

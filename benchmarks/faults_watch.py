@@ -55,13 +55,13 @@ class Watch:
 
     def repeated(self) -> list[str]:
         """Steps that were computed again since the last call."""
-        again = []
+        repeated_steps = []
         for path in self.checkpoints.glob("*.pt"):
-            made = path.stat().st_mtime_ns
-            if self.made.setdefault(path.name, made) != made:
-                again.append(path.stem)
-                self.made[path.name] = made
-        return again
+            modified_ns = path.stat().st_mtime_ns
+            if self.made.setdefault(path.name, modified_ns) != modified_ns:
+                repeated_steps.append(path.stem)
+                self.made[path.name] = modified_ns
+        return repeated_steps
 
     def _names(self) -> set[str]:
         return {path.name for path in self.checkpoints.glob("*")}

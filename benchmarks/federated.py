@@ -93,11 +93,13 @@ def main() -> None:
 
 
 def report(result: dict[str, Any]) -> None:
-    for name, found in result["against a loop"].items():
-        ratios = ", ".join(f"{count}: {ratio:.2f}" for count, ratio in found["over the loop"].items())
-        print(f"{name}: loop {found['loop']:.0f} client updates/s; batched over it, aim {AIM:g}, by clients {ratios}")
-    for count, found in result["growth"].items():
-        print(f"{count} clients: {found['per second']:.0f} client updates/s, {found['together']:.1f} trained at a time")
+    for name, speeds in result["against a loop"].items():
+        ratios = ", ".join(f"{count}: {ratio:.2f}" for count, ratio in speeds["over the loop"].items())
+        print(f"{name}: loop {speeds['loop']:.0f} client updates/s; batched over it, aim {AIM:g}, by clients {ratios}")
+    for count, speeds in result["growth"].items():
+        print(
+            f"{count} clients: {speeds['per second']:.0f} client updates/s, {speeds['together']:.1f} trained at a time"
+        )
 
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ def others(http: httpx.Client) -> Iterator[dict[str, list[float]]]:
             yield seconds
         finally:
             stopping.set()
-        for each in running:
-            each.result()
+        for future in running:
+            future.result()
 
 
 CHAT = {
@@ -123,7 +123,7 @@ def measure(seconds: float) -> dict[str, Any]:
             with host_use(server.process.pid) as use, others(http) as attacked:
                 graders = list(threads.map(lambda hostile: attack(http, hostile, str(secret), mark), HOSTILE))
             children = psutil.Process(server.process.pid).children(recursive=True)
-        _, left = psutil.wait_procs(children, timeout=5)
+        _, surviving = psutil.wait_procs(children, timeout=5)
         untouched = secret.read_text() == "the key" and not (Path(folder) / mark).exists()
     latencies = {"quiet": quiet, "busy": busy, "attacked": attacked}
     return {
@@ -131,7 +131,7 @@ def measure(seconds: float) -> dict[str, Any]:
         "contained": sum(each["contained"] for each in graders),
         "of": len(HOSTILE),
         "host_untouched": untouched,
-        "processes_left": len(left),
+        "processes_left": len(surviving),
         "memory_bound": memory_bound(),
         "host": use,
         "at_rest": at_rest(seconds=5),
@@ -160,9 +160,9 @@ def table(result: dict[str, Any]) -> str:
     """All of it as Markdown."""
     came = {each["name"]: each for each in result["graders"]}
     lines = ["| | while | calls | p50, s | p95, s | longest, s |", "|---|---|---|---|---|---|"]
-    for when, each in result["latencies"].items():
-        for what, q in each.items():
-            lines.append(f"| {what} | {when} | {q['count']} | {q['p50']:.2f} | {q['p95']:.2f} | {q['max']:.2f} |")
+    for when, latencies in result["latencies"].items():
+        for call, q in latencies.items():
+            lines.append(f"| {call} | {when} | {q['count']} | {q['p50']:.2f} | {q['p95']:.2f} | {q['max']:.2f} |")
     use, rest = result["host"], result["at_rest"]
     lines += ["", result["memory_bound"], "", "| measure | value |", "|---|---|"]
     lines.append(f"| host memory taken by attacks, at most, MiB | {use['memory_taken_mib']} |")
@@ -173,10 +173,10 @@ def table(result: dict[str, Any]) -> str:
     for kind, graders in KINDS.items():
         lines += ["", f"**{kind}**", "", "| grader | what came of it | flag |", "|---|---|---|"]
         for hostile in graders:
-            seen = came[hostile.name]
-            said = "graded, no harm done" if seen["error"] is None else cell(seen["error"])
-            mark = "" if seen["contained"] else " **not as it should be**"
-            lines.append(f"| {hostile.name} | {said}{mark} | {', '.join(seen['flags'])} |")
+            outcome = came[hostile.name]
+            verdict = "graded, no harm done" if outcome["error"] is None else cell(outcome["error"])
+            mark = "" if outcome["contained"] else " **not as it should be**"
+            lines.append(f"| {hostile.name} | {verdict}{mark} | {', '.join(outcome['flags'])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -122,12 +122,12 @@ def overhead(server: ServerProcess, key: str, at_once: int, repeats: int) -> dic
     """Wall seconds of the same completions by the engine alone and through the server, in turn."""
     seeds = range(at_once * 4)
 
-    async def in_turns(one: Callable[[int], Awaitable[Any]]) -> float:
+    async def in_turns(send: Callable[[int], Awaitable[Any]]) -> float:
         queue = iter(seeds)
 
         async def worker() -> None:
             for seed in queue:
-                await one(seed)
+                await send(seed)
 
         start = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(at_once)))
@@ -184,16 +184,16 @@ def measure(seconds: float, repeats: int) -> dict[str, Any]:
 
 def checks(result: dict[str, Any]) -> list[dict[str, Any]]:
     below, above = result["below_the_limit"], result["above_the_limit"]
-    known = [
+    measured = [
         ("errors below the limit", 0, sum(below["errors"].values()) + below["refused"]),
         ("errors above the limit other than clean 429s", 0, sum(above["errors"].values())),
         ("growth of the server's memory over the minute", 0.05, result["memory"]["growth"]),
     ]
-    known += [
+    measured += [
         (f"overhead over the engine alone, {each['requests_at_once']} at once", 0.05, each["overhead"])
         for each in result["overhead"]
     ]
-    return [{"name": name, "at_most": most, "got": got, "holds": got <= most} for name, most, got in known]
+    return [{"name": name, "at_most": most, "got": got, "holds": got <= most} for name, most, got in measured]
 
 
 def main() -> None:
@@ -211,8 +211,8 @@ def report(result: dict[str, Any]) -> None:
     for check in result["checks"]:
         mark = "holds" if check["holds"] else "falls short"
         print(f"{check['name']}: {check['got']:.3g}, at most {check['at_most']}: {mark}")
-    for kind, seen in result["below_the_limit"]["done"].items():
-        print(f"{kind:8} {seen['count']:5} done, seconds p50 {seen['p50']:.2f}, p95 {seen['p95']:.2f}")
+    for kind, latencies in result["below_the_limit"]["done"].items():
+        print(f"{kind:8} {latencies['count']:5} done, seconds p50 {latencies['p50']:.2f}, p95 {latencies['p95']:.2f}")
     first = result["below_the_limit"]["first_chunk"]
     print(f"time to a stream's first chunk: p50 {first['p50']:.2f} s, p95 {first['p95']:.2f} s")
 

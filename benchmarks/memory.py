@@ -34,7 +34,7 @@ TOKENS = 48
 
 def resident(kind: str, count: int) -> int:
     """Bytes resident in this process with the base and so many value functions, after a request."""
-    kept: list[Any] = []
+    models: list[Any] = []
     with EmbeddedEngine(prepare_model()) as engine:
         scorer: Scorer | None = None
         if kind == "linear" and count:
@@ -45,11 +45,13 @@ def resident(kind: str, count: int) -> int:
                 backbone.add_iteration()
             scorer = LoraValues(backbone, [1.0] * count)
         elif kind == "models":
-            kept = [own_weights(AutoModel.from_pretrained(prepare_model(), dtype=torch.float32)) for _ in range(count)]
+            models = [
+                own_weights(AutoModel.from_pretrained(prepare_model(), dtype=torch.float32)) for _ in range(count)
+            ]
         prompt = engine.tokenizer(PASSAGE)["input_ids"][:PROMPT_TOKENS]
         asyncio.run(guided_search(engine, prompt, BEAM, Sampling(seed=0), TOKENS, scorer))
         memory: int = psutil.Process().memory_info().rss
-    del kept
+    del models
     return memory
 
 

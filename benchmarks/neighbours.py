@@ -193,8 +193,10 @@ def under(attack: Attack, http: httpx.Client) -> Iterator[None]:
 
 def key(data_dir: Path, name: str) -> str:
     iro = str(Path(sys.executable).with_name("iro"))
-    made = subprocess.run([iro, "keys", "create", name, "--data-dir", str(data_dir)], capture_output=True, check=True)
-    return made.stdout.decode().strip()
+    process = subprocess.run(
+        [iro, "keys", "create", name, "--data-dir", str(data_dir)], capture_output=True, check=True
+    )
+    return process.stdout.decode().strip()
 
 
 def measure(seconds: float, attacks: list[str]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ def programs() -> Path | None:
     """Where PostgreSQL's programs are, where their driver is installed too; Debian keeps them off the path."""
     if importlib.util.find_spec("psycopg") is None:
         return None
-    found = shutil.which("pg_ctl") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"))), None)
-    return Path(found).parent if found else None
+    pg_ctl = shutil.which("pg_ctl") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"))), None)
+    return Path(pg_ctl).parent if pg_ctl else None
 
 
 class Postgres:

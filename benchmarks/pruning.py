@@ -71,20 +71,20 @@ def perplexities() -> dict[str, list[float]]:
     def fresh() -> Any:
         return AutoModelForCausalLM.from_pretrained(prepare_model(), dtype=torch.float32).eval()
 
-    whole = fresh()
+    full_model = fresh()
     scores = {
-        "activation": writing(whole, tokenizer, splits.grader.texts[:READ]),
-        "magnitude": magnitudes(whole),
-        "random": at_random(whole, 0),
+        "activation": writing(full_model, tokenizer, splits.grader.texts[:READ]),
+        "magnitude": magnitudes(full_model),
+        "random": at_random(full_model, 0),
     }
-    found: dict[str, list[float]] = {}
+    by_criterion: dict[str, list[float]] = {}
     for criterion in CRITERIA:
         say(f"perplexity by {criterion}")
         for keep in KEPT:
             model = fresh()
             cut(model, keep, scores[criterion])
-            found.setdefault(criterion, []).append(on_fresh_thread(partial(perplexity, model)))
-    return found
+            by_criterion.setdefault(criterion, []).append(on_fresh_thread(partial(perplexity, model)))
+    return by_criterion
 
 
 def speed(directories: list[Path], repeats: int) -> list[float]:
@@ -115,7 +115,7 @@ def copy_of(out: Path, keep: float) -> Path:
 def rewards(out: Path, seeds: int) -> dict[str, Any]:
     """Mean validation reward over seeds, half of a 95 % interval: of a copy alone, and steered by its own values."""
     train, valid = prompt_rows(seeds * TRAIN, seeds * VALID)
-    found: dict[str, Any] = {}
+    by_share: dict[str, Any] = {}
     for keep in ALIGNED:
         jobs = []
         for seed in range(seeds):
@@ -123,8 +123,8 @@ def rewards(out: Path, seeds: int) -> dict[str, Any]:
             folder = out / f"job-{keep}" / str(seed)
             parts = train[seed * TRAIN : (seed + 1) * TRAIN], valid[seed * VALID : (seed + 1) * VALID]
             jobs.append(align(folder, seed, *parts, model_dir=copy_of(out, keep)))
-        found[str(keep)] = {key: interval([job[key] for job in jobs]) for key in ("base", "best_of_16", "reward")}
-    return found
+        by_share[str(keep)] = {key: interval([job[key] for job in jobs]) for key in ("base", "best_of_16", "reward")}
+    return by_share
 
 
 def main() -> None:
@@ -144,11 +144,11 @@ def main() -> None:
 
 
 def report(result: dict[str, Any]) -> None:
-    for at, keep in enumerate(KEPT):
-        read = ", ".join(f"{result['perplexity'][criterion][at]:.1f} by {criterion}" for criterion in CRITERIA)
-        print(f"{keep:.0%} of the neurons: {result['tokens_per_second'][at]:.0f} base tokens/s; perplexity {read}")
-    for keep, found in result.get("rewards", {}).items():
-        print(f"{float(keep):.0%}: " + ", ".join(f"{name} {m:.2f} ± {e:.2f}" for name, (m, e) in found.items()))
+    for index, keep in enumerate(KEPT):
+        read = ", ".join(f"{result['perplexity'][criterion][index]:.1f} by {criterion}" for criterion in CRITERIA)
+        print(f"{keep:.0%} of the neurons: {result['tokens_per_second'][index]:.0f} base tokens/s; perplexity {read}")
+    for keep, intervals in result.get("rewards", {}).items():
+        print(f"{float(keep):.0%}: " + ", ".join(f"{name} {m:.2f} ± {e:.2f}" for name, (m, e) in intervals.items()))
 
 
 if __name__ == "__main__":

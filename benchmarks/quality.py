@@ -52,13 +52,13 @@ def main() -> None:
 
 def claim(folder: Path, args: argparse.Namespace) -> None:
     """Note what decides a seed's prompts, or refuse a folder in which they were others."""
-    asked = {name: getattr(args, name) for name in ("seeds", "train_prompts", "heldout_prompts")}
-    kept = folder / "args.json"
-    if not kept.exists():  # a new folder, or one of a version that kept none
+    prompt_options = {name: getattr(args, name) for name in ("seeds", "train_prompts", "heldout_prompts")}
+    args_path = folder / "args.json"
+    if not args_path.exists():  # a new folder, or one of a version that kept none
         folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(asked))
-    elif (before := json.loads(kept.read_text())) != asked:
-        raise SystemExit(f"{folder} was run with {before}, not {asked}; choose another --out")
+        args_path.write_text(json.dumps(prompt_options))
+    elif (before := json.loads(args_path.read_text())) != prompt_options:
+        raise SystemExit(f"{folder} was run with {before}, not {prompt_options}; choose another --out")
 
 
 def run_all(args: argparse.Namespace) -> None:

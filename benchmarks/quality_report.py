@@ -128,24 +128,24 @@ def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | 
 
     None where no seed has one: early in guided rollouts all finals of a prompt may still share their tokens.
     """
-    found: dict[str, list[list[float | None]]] = {}
+    by_name: dict[str, list[list[float | None]]] = {}
     for name in ("correlation", "stack_correlation", "variance_share"):
         by_iteration = zip(*[[row["by_position"][name] for row in run["history"]] for run in runs], strict=True)
-        found[name] = [
+        by_name[name] = [
             np.ma.masked_invalid(np.array(seeds, dtype=float)).mean(axis=0).tolist() for seeds in by_iteration
         ]
-    return found
+    return by_name
 
 
 def checks(
     gains: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], judges: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The best iteration's gain over best-of-16 beside its aim; each iteration over the last; the other judges."""
-    found = []
+    check_rows = []
     for pick, aim in AIMS.items():
         best = max((g for g in gains if g["pick"] == pick and g["method"].startswith("IRO-")), key=lambda g: g["mean"])
         name = f"{best['method']}, {pick} pick, less best-of-16 picked by reward"
-        found.append(
+        check_rows.append(
             {"name": name, "expected": f">= {aim:+.1f}", "got": pretty(best, "+"), "holds": best["mean"] >= aim}
         )
         rises = [(f"{s['method']} less {s['over']}, {pick} pick", s) for s in steps if s["pick"] == pick]
@@ -153,8 +153,8 @@ def checks(
         others = [(n, j) for n, j in others if (j["method"], j["pick"]) == (best["method"], pick)]
         for name, row in rises + others:
             got, holds = pretty(row, "+"), row["low"] > 0
-            found.append({"name": name, "expected": "95 % interval above 0", "got": got, "holds": holds})
-    return found
+            check_rows.append({"name": name, "expected": "95 % interval above 0", "got": got, "holds": holds})
+    return check_rows
 
 
 def print_table(summary: dict[str, Any]) -> None:
@@ -186,30 +186,32 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure, (reward_axes, correlation_axes) = plt.subplots(1, 2, figsize=(11, 4.2))
     names = list(dict.fromkeys(row["method"] for row in summary["methods"]))
     for pick, colour, shift in (("none", "grey", 0), ("reward", "C0", -0.12), ("value", "C1", 0.12)):
         rows = [row for row in summary["methods"] if row["pick"] == pick]
-        at = [names.index(row["method"]) + shift for row in rows]
+        positions = [names.index(row["method"]) + shift for row in rows]
         means = [row["reward"]["mean"] for row in rows]
         errors = [[row["reward"][side] for row in rows] for side in ("low", "high")]
         spread = [np.subtract(means, errors[0]), np.subtract(errors[1], means)]
         label = {"none": None, "reward": "picked by reward", "value": "picked by value"}[pick]
-        left.errorbar(at, means, yerr=spread, fmt="o", color=colour, capsize=3, label=label)
-    left.set_xticks(range(len(names)), names, rotation=20, ha="right")
-    left.set_ylabel("held-out reward (logit)")
-    left.set_title("equal base tokens, 95 % intervals")
-    left.legend()
+        reward_axes.errorbar(positions, means, yerr=spread, fmt="o", color=colour, capsize=3, label=label)
+    reward_axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    reward_axes.set_ylabel("held-out reward (logit)")
+    reward_axes.set_title("equal base tokens, 95 % intervals")
+    reward_axes.legend()
     for t, curve in enumerate(summary["correlation"]["stack_correlation"], 1):
-        known = {token: value for token, value in enumerate(curve, 1) if value is not None and np.isfinite(value)}
-        right.plot(
-            list(known),
-            list(known.values()),
+        finite_values = {
+            token: value for token, value in enumerate(curve, 1) if value is not None and np.isfinite(value)
+        }
+        correlation_axes.plot(
+            list(finite_values),
+            list(finite_values.values()),
             label=f"sum of V_1..V_{t} on the rollouts of iteration {t}",
         )
-    right.set_xlabel("token of the response")
-    right.set_ylabel("within-prompt correlation\nwith the final reward")
-    right.set_title("what the value functions know, and when")
-    right.legend()
+    correlation_axes.set_xlabel("token of the response")
+    correlation_axes.set_ylabel("within-prompt correlation\nwith the final reward")
+    correlation_axes.set_title("what the value functions know, and when")
+    correlation_axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=130)

@@ -72,8 +72,8 @@ def redrawn(text: str) -> str:
 def main() -> None:
     for document in documents():
         text = document.read_text()
-        if (drawn := redrawn(text)) != text:
-            document.write_text(drawn)
+        if (redrawn_text := redrawn(text)) != text:
+            document.write_text(redrawn_text)
             print(f"{document.relative_to(ROOT)}: redrawn")
     for figure in sorted(figures()):
         drawing(figure.function)(read(ROOT / figure.results), ROOT / figure.file)

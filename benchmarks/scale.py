@@ -112,23 +112,23 @@ def arrows(repeats: int) -> dict[str, float]:
         backbone = LoraBackbone(prepare_model(), third)
         backbone.add_iteration()
         kinds: dict[str, Scorer] = {"linear": linear_heads(engine.info, 3), "lora": LoraValues(backbone, [1.0])}
-        found = {
+        seconds = {
             f"{name} values of 16 rows x {LENGTH} tokens": statistics.median(
                 asyncio.run(scoring(engine, values)) for _ in range(repeats)
             )
             for name, values in kinds.items()
         }
-    found["a python grader's grade"] = grading(repeats)
+    seconds["a python grader's grade"] = grading(repeats)
     with tempfile.TemporaryDirectory(prefix="iro-scale-") as folder, ServerProcess(Path(folder)) as server:
-        found["an upload of 500 rows"] = uploading(server, repeats)
-    return found
+        seconds["an upload of 500 rows"] = uploading(server, repeats)
+    return seconds
 
 
 async def real_users(server: ServerProcess, workload: Workload, seconds: float) -> Outcome:
     """What so many clients saw of the real server in so many seconds, after a tenth of them."""
     begin = time.monotonic() + seconds / 10
     end = begin + seconds
-    first, whole = [], []
+    first_chunks, durations = [], []
     search = {name: getattr(workload, name) for name in ("beam_width", "num_successors", "chunk_length")}
     text = " ".join(["tide"] * workload.prompt_tokens)
 
@@ -136,7 +136,7 @@ async def real_users(server: ServerProcess, workload: Workload, seconds: float) 
         rng = random.Random(number)
         await asyncio.sleep(rng.expovariate(1 / workload.think))
         while time.monotonic() < end:
-            start, seen = time.monotonic(), None
+            start, first_chunk = time.monotonic(), None
             async for chunk in await api.completions.create(
                 model=Settings().model_name,
                 prompt=text,
@@ -145,16 +145,16 @@ async def real_users(server: ServerProcess, workload: Workload, seconds: float) 
                 stream=True,
                 extra_body={"search": search | {"selection": "top"}},
             ):
-                if seen is None and chunk.choices and chunk.choices[0].text:
-                    seen = time.monotonic() - start
+                if first_chunk is None and chunk.choices and chunk.choices[0].text:
+                    first_chunk = time.monotonic() - start
             if begin <= time.monotonic() < end:
-                whole.append(time.monotonic() - start)
-                first.append(seen or whole[-1])
+                durations.append(time.monotonic() - start)
+                first_chunks.append(first_chunk or durations[-1])
             await asyncio.sleep(rng.expovariate(1 / workload.think))
 
     async with openai.AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=300) as api:
         await asyncio.gather(*(user(api, number) for number in range(workload.users)))
-    return Outcome.of(whole, first, seconds, busy=float("nan"))
+    return Outcome.of(durations, first_chunks, seconds, busy=float("nan"))
 
 
 def checked(costs: Costs, seconds: float) -> list[dict[str, Any]]:
@@ -164,8 +164,8 @@ def checked(costs: Costs, seconds: float) -> list[dict[str, Any]]:
         asyncio.run(real_users(server, HERE.of(2), seconds / 4))
         for users in CHECKED:
             real = asyncio.run(real_users(server, HERE.of(users), seconds))
-            told = simulate(costs, HERE.of(users), seconds=600)
-            rows.append({"users": users, "real": asdict(real), "simulated": asdict(told)})
+            simulated = simulate(costs, HERE.of(users), seconds=600)
+            rows.append({"users": users, "real": asdict(real), "simulated": asdict(simulated)})
     return rows
 
 

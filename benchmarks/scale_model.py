@@ -36,13 +36,13 @@ class Costs:
         return (self._rows(rows) if rows else 0.0) + prompt_tokens * self.prompt_token
 
     def _rows(self, rows: int) -> float:
-        at = bisect.bisect_left(self.rows, rows)
-        if at == len(self.rows):
+        index = bisect.bisect_left(self.rows, rows)
+        if index == len(self.rows):
             return self.seconds[-1] * rows / self.rows[-1]
-        if self.rows[at] == rows or at == 0:
-            return self.seconds[at]
-        share = (rows - self.rows[at - 1]) / (self.rows[at] - self.rows[at - 1])
-        return self.seconds[at - 1] + share * (self.seconds[at] - self.seconds[at - 1])
+        if self.rows[index] == rows or index == 0:
+            return self.seconds[index]
+        share = (rows - self.rows[index - 1]) / (self.rows[index] - self.rows[index - 1])
+        return self.seconds[index - 1] + share * (self.seconds[index] - self.seconds[index - 1])
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Outcome:
     busy: float
 
     @classmethod
-    def of(cls, whole: list[float], first: list[float], seconds: float, busy: float) -> Self:
-        return cls(len(whole) / seconds, _quantiles(first), _quantiles(whole), busy)
+    def of(cls, durations: list[float], first: list[float], seconds: float, busy: float) -> Self:
+        return cls(len(durations) / seconds, _quantiles(first), _quantiles(durations), busy)
 
     def bearable(self) -> bool:
         return self.first_chunk[1] <= LIMIT["first_chunk_p95"] and self.whole[1] <= LIMIT["whole_p95"]
@@ -169,7 +169,7 @@ def simulate(costs: Costs, workload: Workload, seconds: float, seed: int = 0) ->
     server = Server(env, costs)
     env.process(server.run())
     first: list[float] = []
-    whole: list[float] = []
+    durations: list[float] = []
     begin = seconds / 10
 
     def user(rng: random.Random) -> Generator[simpy.Event, Any, None]:
@@ -186,16 +186,16 @@ def simulate(costs: Costs, workload: Workload, seconds: float, seed: int = 0) ->
             )
             server.ask(request)
             yield request.first
-            seen = env.now - start
+            first_chunk = env.now - start
             yield request.done
             if env.now >= begin:
-                first.append(seen)
-                whole.append(env.now - start)
+                first.append(first_chunk)
+                durations.append(env.now - start)
 
     for number in range(workload.users):
         env.process(user(random.Random(f"{seed}-{number}")))
     env.run(until=begin + seconds)
-    return Outcome.of(whole, first, seconds, server.busy / env.now)
+    return Outcome.of(durations, first, seconds, server.busy / env.now)
 
 
 def carried(costs: Costs, workload: Workload) -> int:

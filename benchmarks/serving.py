@@ -84,14 +84,14 @@ class Bench:
 
         return rate(go)
 
-    async def _post(self, asked: list[tuple[list[int], int, int, int]]) -> int:
+    async def _post(self, requests: list[tuple[list[int], int, int, int]]) -> int:
         """Tokens drawn for (prompt, rows, length, seed) each; ``last``: the rows."""
         url = f"{self.engine.replicas.all[0].url}/completions"
         async with httpx.AsyncClient(timeout=None) as client:
-            bodies = [request(self.engine.model, p, n, length, Sampling(), seed) for p, n, length, seed in asked]
+            bodies = [request(self.engine.model, p, n, length, Sampling(), seed) for p, n, length, seed in requests]
             answers = await asyncio.gather(*(client.post(url, json=body) for body in bodies))
         payloads = [answer.raise_for_status().json() for answer in answers]
-        self.last = [rows_of(each, n, length, ()) for each, (_, n, length, _) in zip(payloads, asked, strict=True)]
+        self.last = [rows_of(each, n, length, ()) for each, (_, n, length, _) in zip(payloads, requests, strict=True)]
         return sum(len(row.tokens) for rows in self.last for row in rows)
 
     def cached_share(self, work: Callable[[], float]) -> float:
@@ -114,9 +114,9 @@ def rate(work: Callable[[], Awaitable[int]]) -> float:
 def median(repeats: int, measures: dict[str, Callable[[], float]]) -> dict[str, float]:
     """Of each over the repeats, taken in turn so that a drift of the machine touches all alike."""
     rounds = [{name: measure() for name, measure in measures.items()} for _ in range(repeats)]
-    found = {name: statistics.median(each[name] for each in rounds) for name in measures}
-    say(", ".join(f"{name}: {rate:.1f}" for name, rate in found.items()))
-    return found
+    rates = {name: statistics.median(each[name] for each in rounds) for name in measures}
+    say(", ".join(f"{name}: {rate:.1f}" for name, rate in rates.items()))
+    return rates
 
 
 def measure_cached(bench: Bench, repeats: int) -> dict[str, Any]:
@@ -130,12 +130,12 @@ def measure_cached(bench: Bench, repeats: int) -> dict[str, Any]:
         }
 
     say("one request, with prefix caching")
-    found = median(3 * repeats, {"plain vLLM, n=16": bench.plain} | measures(CROWDS[0]))
+    rates = median(3 * repeats, {"plain vLLM, n=16": bench.plain} | measures(CROWDS[0]))
     say("many requests, with prefix caching")
-    found |= median(repeats, {name: work for n in CROWDS[1:] for name, work in measures(n).items()})
+    rates |= median(repeats, {name: work for n in CROWDS[1:] for name, work in measures(n).items()})
     say("one beam at a time")
-    found |= median(1, {"one beam at a time": bench.one_at_a_time})
-    return {"tokens_per_second": found, "cached_share": bench.cached_share(measures(1)["lora, 1"])}
+    rates |= median(1, {"one beam at a time": bench.one_at_a_time})
+    return {"tokens_per_second": rates, "cached_share": bench.cached_share(measures(1)["lora, 1"])}
 
 
 def measure_uncached(bench: Bench, repeats: int) -> dict[str, float]:
@@ -149,20 +149,20 @@ def measure_uncached(bench: Bench, repeats: int) -> dict[str, float]:
 def ratios(rates: dict[str, float]) -> list[tuple[str, float, float | None]]:
     """Name, value and aim of each."""
     lora, plain, most = rates["lora, 1"], rates["plain vLLM, n=16"], CROWDS[-1]
-    found: list[tuple[str, float, float | None]] = [
+    named_ratios: list[tuple[str, float, float | None]] = [
         ("guided W=4 K=4 L=16 by lora, one request / plain vLLM, n=16", lora / plain, 0.85),
         ("the same by linear values", rates["linear, 1"] / plain, 0.85),
         ("by lora / a client that asks for one continuation at a time", lora / rates["one beam at a time"], 5.0),
     ]
     for kind in ("lora", "linear"):
-        found.append((f"{kind}, {most} requests / one", rates[f"{kind}, {most}"] / rates[f"{kind}, 1"], None))
+        named_ratios.append((f"{kind}, {most} requests / one", rates[f"{kind}, {most}"] / rates[f"{kind}, 1"], None))
         for n in CROWDS:
             ratio = rates[f"{kind}, {n}"] / rates[f"best-of-16, {n}"]
-            found.append((f"requests a second by {kind}, {n} at once / best-of-16", ratio, None))
+            named_ratios.append((f"requests a second by {kind}, {n} at once / best-of-16", ratio, None))
     for n in CROWDS:
         if without := rates.get(f"lora without prefix caching, {n}"):
-            found.append((f"prefix caching / none, {n} at once", rates[f"lora, {n}"] / without, None))
-    return found
+            named_ratios.append((f"prefix caching / none, {n} at once", rates[f"lora, {n}"] / without, None))
+    return named_ratios
 
 
 def main() -> None:

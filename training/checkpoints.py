@@ -263,8 +263,8 @@ def _reaching(location: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        what = "pip install 'iro-align[s3]'" if location.startswith("s3") else str(error)
-        raise StorageUnavailable(f"storage {location}: its library is missing: {what}") from error
+        detail = "pip install 'iro-align[s3]'" if location.startswith("s3") else str(error)
+        raise StorageUnavailable(f"storage {location}: its library is missing: {detail}") from error
     except Exception as error:  # botocore's errors share no class with others
         raise StorageUnavailable(f"storage {location} cannot be used: {error or type(error).__name__}") from error
 

@@ -19,18 +19,18 @@ KINDS = {"images": (3, "idx3"), "labels": (1, "idx1")}
 
 def paths(folder: Path) -> dict[str, Path]:
     """The four files by "train images" and so on. Raises ValueError if one is not there."""
-    found = {
+    files = {
         f"{split} {kind}": folder / f"{prefix}-{kind}-{form}-ubyte.gz"
         for split, prefix in SPLITS.items()
         for kind, (_, form) in KINDS.items()
     }
-    missing = [str(path) for path in found.values() if not path.is_file()]
+    missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
         raise ValueError(
             f"Fashion-MNIST is not at {folder} ({missing[0]} is missing): on Debian, apt install "
             "dataset-fashion-mnist; elsewhere, set data= to a folder with its four .gz files"
         )
-    return found
+    return files
 
 
 def digests(folder: Path) -> dict[str, str]:

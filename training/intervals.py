@@ -16,8 +16,8 @@ def band(values: Any, axis: int = 0) -> dict[str, Any]:
     return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}
 
 
-def draw_band(axes: Any, x: Any, found: Any, label: str) -> None:
-    """Means over the last axis of ``found`` [len(x)][repeats], and their intervals as a band."""
-    at = band(found, axis=-1)
-    (line,) = axes.plot(x, at["mean"], marker=".", label=label)
-    axes.fill_between(x, at["low"], at["high"], color=line.get_color(), alpha=0.15, linewidth=0)
+def draw_band(axes: Any, x: Any, samples: Any, label: str) -> None:
+    """Means over the last axis of ``samples`` [len(x)][repeats], and their intervals as a band."""
+    interval = band(samples, axis=-1)
+    (line,) = axes.plot(x, interval["mean"], marker=".", label=label)
+    axes.fill_between(x, interval["low"], interval["high"], color=line.get_color(), alpha=0.15, linewidth=0)

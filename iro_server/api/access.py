@@ -95,13 +95,13 @@ class Access:
         if not secret:
             raise _unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.")
         try:
-            known = self._known[secret]
+            identity = self._known[secret]
         except KeyError:
-            known = self._known[secret] = await run_in_threadpool(self._look_up, secret)
-        if known is None:
+            identity = self._known[secret] = await run_in_threadpool(self._look_up, secret)
+        if identity is None:
             raise _unauthorized("Incorrect API key provided.", "invalid_api_key")
-        _check_scope(known[0], scope)
-        return known
+        _check_scope(identity[0], scope)
+        return identity
 
     async def _charged(self, key_id: str | None) -> Allowance | None:
         """The allowance of the key whose request a grader grades; None where there is none."""

@@ -49,12 +49,12 @@ class Context:
         """What the caller may see of ``table``."""
         return [table.project == self.caller.project] if issubclass(table, Owned) else []
 
-    def get(self, table: type[Row], what: str, id: str, param: str = "id", *where: ColumnElement[bool]) -> Row:
+    def get(self, table: type[Row], kind: str, id: str, param: str = "id", *where: ColumnElement[bool]) -> Row:
         """The caller's row named ``id``; 404 without one."""
         with self.sessions() as session:
             row = session.scalar(select(table).where(table.id == id, *self.own(table), *where))
         if row is None:
-            raise not_found(what, id, param)
+            raise not_found(kind, id, param)
         return row
 
     def model(self, name: str) -> ServedModel:

@@ -86,9 +86,9 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return APIError(400, message, param=param, code=code)
 
 
-def not_found(what: str, id: str, param: str) -> APIError:
-    code = f"{what.replace(' ', '_').replace('-', '_')}_not_found"
-    return APIError(404, f"No such {what}: {id}", param=param, code=code)
+def not_found(kind: str, id: str, param: str) -> APIError:
+    code = f"{kind.replace(' ', '_').replace('-', '_')}_not_found"
+    return APIError(404, f"No such {kind}: {id}", param=param, code=code)
 
 
 UNAVAILABLE: dict[type[Exception], tuple[str, str]] = {  # 503: code and message
@@ -128,8 +128,10 @@ def _first_mistake(errors: Sequence[dict[str, Any]] | Sequence[Any], prefix: tup
     if first["type"] == UNSUPPORTED:
         return bad_request(f"Unsupported parameter: '{param}' {first['msg']}.", param, UNSUPPORTED)
     if first["type"] == "missing":
-        what = f"Missing required parameter: '{param}'." if param else "The request has no body; send one as JSON."
-        return bad_request(" ".join(filter(None, (what, HINTS.get(param or "")))), param, "missing_required_parameter")
+        message = f"Missing required parameter: '{param}'." if param else "The request has no body; send one as JSON."
+        return bad_request(
+            " ".join(filter(None, (message, HINTS.get(param or "")))), param, "missing_required_parameter"
+        )
     return bad_request(f"Invalid '{param}': {first['msg'].removeprefix('Value error, ')}", param, "invalid_value")
 
 

@@ -64,8 +64,8 @@ def _expires_after(text: str | None, anchor: str | None, seconds: str | None) ->
         if text is not None:
             return ExpiresAfter.model_validate_json(text)
         fields = {"anchor": anchor, "seconds": seconds}
-        given = {name: value for name, value in fields.items() if value is not None}
-        return ExpiresAfter.model_validate(given) if given else None
+        present_fields = {name: value for name, value in fields.items() if value is not None}
+        return ExpiresAfter.model_validate(present_fields) if present_fields else None
     except ValidationError as error:
         raise invalid(error, "expires_after") from error
 

@@ -84,5 +84,5 @@ def _check(unit: str, number: int, line: bytes) -> None:
         raise _at(unit, number, f"is not a training row: {f'{where}: ' if where else ''}{message}") from None
 
 
-def _at(unit: str, number: int, what: str) -> APIError:
-    return bad_request(f"Invalid file: {unit} {number} {what}.", "file", "invalid_file")
+def _at(unit: str, number: int, problem: str) -> APIError:
+    return bad_request(f"Invalid file: {unit} {number} {problem}.", "file", "invalid_file")

@@ -47,25 +47,25 @@ class _Now(Collector):
             yield _gauge("iro_max_cache_tokens", "The most that may be held at once", admission.max_cache_tokens)
         if (live_rows := engine.health().live_rows) is not None:
             yield _gauge("iro_live_rows", "Rows in the engine's batch", live_rows)
-        found: list[Metric] = []
+        job_metrics: list[Metric] = []
         try:
             with self.context.sessions() as session:
-                found += [
+                job_metrics += [
                     *_jobs(session),
                     _grading(session),
                     _gauge("iro_webhooks_pending", "Webhooks to be sent", _pending(session)),
                 ]
         except OperationalError as error:
             log.warning("no job metrics: the database does not answer: %s", error.orig)
-        yield _gauge("iro_database_up", "Whether the database answers", bool(found))
-        yield from found
+        yield _gauge("iro_database_up", "Whether the database answers", bool(job_metrics))
+        yield from job_metrics
 
     def describe(self) -> list[Metric]:
         return []  # registering it asks the database nothing
 
 
-def _gauge(name: str, what: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, what, value=value)
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, value=value)
 
 
 def _jobs(session: Session) -> Iterator[Metric]:
@@ -76,7 +76,7 @@ def _jobs(session: Session) -> Iterator[Metric]:
         by_status.add_metric([status], counts.get(status, 0))
     step = GaugeMetricFamily("iro_job_step", "The last step that a running job has finished", labels=["job"])
     steps = GaugeMetricFamily("iro_job_steps", "How many steps a running job has", labels=["job"])
-    left = GaugeMetricFamily("iro_job_seconds_left", "When a running job may be done", labels=["job"])
+    seconds_left = GaugeMetricFamily("iro_job_seconds_left", "When a running job may be done", labels=["job"])
     stages = GaugeMetricFamily("iro_job_stage", "1 for what a running job is doing", labels=["job", "stage"])
     running = select(Job.id, Job.estimated_finish, Job.stage).where(Job.status == "running")
     for id, finish, stage in session.execute(running):
@@ -86,20 +86,20 @@ def _jobs(session: Session) -> Iterator[Metric]:
         if total := data.get("total_steps"):
             steps.add_metric([id], total)
         if finish is not None:
-            left.add_metric([id], max(0.0, finish - time.time()))
+            seconds_left.add_metric([id], max(0.0, finish - time.time()))
         if stage is not None:
             stages.add_metric([id, stage], 1)
-    yield from (by_status, step, steps, left, stages)
+    yield from (by_status, step, steps, seconds_left, stages)
 
 
 def _grading(session: Session) -> Metric:
     """As the workers of running jobs, and of those that have just ended, told with their last heartbeats."""
-    told = HistogramMetricFamily("iro_job_grading_seconds", "One call of a job's grader", labels=["job", "type"])
+    histogram = HistogramMetricFamily("iro_job_grading_seconds", "One call of a job's grader", labels=["job", "type"])
     lately = or_(Job.status == "running", Job.finished_at > time.time() - ENDED)
     for id, grading in session.execute(select(Job.id, Job.grading).where(lately)):
         for type, calls in (grading or {}).items():
-            told.add_metric([id, type], calls["buckets"], calls["sum"])
-    return told
+            histogram.add_metric([id, type], calls["buckets"], calls["sum"])
+    return histogram
 
 
 def _pending(session: Session) -> int:

@@ -27,10 +27,10 @@ def retrieve(name: str, context: Ctx) -> dict[str, Any]:
     if name == context.models.base:
         return _base(context)
     with context.sessions() as session:
-        found = find_named(session, name, context.caller.project)
-    if found is None:
+        row_and_job = find_named(session, name, context.caller.project)
+    if row_and_job is None:
         raise not_found("model", name, "model")
-    row, _ = found
+    row, _ = row_and_job
     if isinstance(row, Model):
         return _aligned(context, row)
     return _object(name, row.created_at, context.settings.organization)

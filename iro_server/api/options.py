@@ -85,7 +85,7 @@ class Options(BaseModel):
         max_tokens = self._fit(model, prompt_ids, max_tokens, model.defaults.max_tokens or default)
         check_choices(params, n)
         sampling = self._sampling(model, params, prompt_ids, index * n, cache_salt(context.caller.project))
-        made = Generation(
+        generation = Generation(
             model=model,
             prompt_ids=prompt_ids,
             params=params.drawn_by(sampling),
@@ -97,18 +97,20 @@ class Options(BaseModel):
             item=self.item or {},
             best_first=self._is_greedy,
         )
-        if made.base_tokens * prompts > context.settings.max_request_tokens:
+        if generation.base_tokens * prompts > context.settings.max_request_tokens:
             most = context.settings.max_request_tokens
-            message = f"{made.rows} rows of {max_tokens} tokens for each of {prompts} prompts are over {most} tokens"
+            message = (
+                f"{generation.rows} rows of {max_tokens} tokens for each of {prompts} prompts are over {most} tokens"
+            )
             raise bad_request(message, "max_tokens", "too_many_tokens")
-        return made
+        return generation
 
     def _check_rows(self, params: SearchParams, n: int, prompts: int, most: int) -> None:
-        what, param = ("beam_width * num_successors", "search") if params.rows > 1 else ("n", "n")
+        formula, param = ("beam_width * num_successors", "search") if params.rows > 1 else ("n", "n")
         rows = prompts * (params.rows if params.rows > 1 else n)
         if rows > most:
             param = self.prompt_param if rows == prompts else param
-            raise bad_request(f"{what} for each prompt makes {rows} rows, over {most}", param)
+            raise bad_request(f"{formula} for each prompt makes {rows} rows, over {most}", param)
 
     def _search(self, model: ServedModel) -> tuple[SearchParams, Scorer | None]:
         try:

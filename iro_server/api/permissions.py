@@ -29,9 +29,9 @@ def create(name: str, body: Grants, context: Ctx) -> dict[str, Any]:
     _own(context, name)
     with context.sessions.begin() as session:
         held = select(t.Permission).where(t.Permission.model_name == name)
-        known = {each.project_id for each in session.scalars(held)}
+        permitted_projects = {permission.project_id for permission in session.scalars(held)}
         for project in dict.fromkeys(body.project_ids):
-            if project not in known:
+            if project not in permitted_projects:
                 session.add(t.Permission(id=t.new_id("cp_"), model_name=name, project_id=project))
     granted = t.Permission.project_id.in_(body.project_ids)
     return list_object(context, t.Permission, _show, t.Permission.model_name == name, granted, limit=100)
@@ -67,8 +67,8 @@ def remove(name: str, id: str, context: Ctx) -> dict[str, Any]:
 def _own(context: Context, name: str) -> None:
     """404 unless the caller's own project has a model or a checkpoint of that name."""
     with context.sessions() as session:
-        found = find_named(session, name, context.caller.project)
-    if found is None or found[1].project != context.caller.project:
+        row_and_job = find_named(session, name, context.caller.project)
+    if row_and_job is None or row_and_job[1].project != context.caller.project:
         raise not_found("checkpoint", name, "fine_tuned_model_checkpoint")
 
 

@@ -40,8 +40,8 @@ def check_webhooks(context: Context) -> None:
     _check("webhook endpoints", endpoints + 1, context.settings.project_webhooks, "Delete some")
 
 
-def _check(what: str, would_be: int, most: int, instead: str) -> None:
+def _check(resource: str, would_be: int, most: int, instead: str) -> None:
     if would_be > most:
-        message = f"This project would have {would_be} {what}, and it may have {most}. {instead}."
+        message = f"This project would have {would_be} {resource}, and it may have {most}. {instead}."
         headers = {"x-should-retry": "false"}
         raise APIError(429, message, type="insufficient_quota", code="insufficient_quota", headers=headers)

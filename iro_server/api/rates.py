@@ -48,24 +48,24 @@ class Rates:
         """Count tokens that a request may draw from the model. 429 where they are too many."""
         self._count("tokens", allowance.tokens_per_minute, allowance.key_id, tokens, headers)
 
-    def _count(self, what: str, limit: int | None, key_id: str, cost: int, headers: dict[str, str]) -> None:
+    def _count(self, unit: str, limit: int | None, key_id: str, cost: int, headers: dict[str, str]) -> None:
         if limit is None:
             return
         if cost > limit:
             message = (
-                f"Request too large: it takes {cost} {what}, and this key may have {limit} a minute. Ask for fewer."
+                f"Request too large: it takes {cost} {unit}, and this key may have {limit} a minute. Ask for fewer."
             )
-            raise APIError(429, message, type=what, code="rate_limit_exceeded", headers={"x-should-retry": "false"})
+            raise APIError(429, message, type=unit, code="rate_limit_exceeded", headers={"x-should-retry": "false"})
         item = RateLimitItemPerMinute(limit)
-        allowed = self._limiter.hit(item, what, key_id, cost=cost)
-        window = self._limiter.get_window_stats(item, what, key_id)
+        allowed = self._limiter.hit(item, unit, key_id, cost=cost)
+        window = self._limiter.get_window_stats(item, unit, key_id)
         reset = max(0.0, window.reset_time - time.time())
-        headers[f"x-ratelimit-limit-{what}"] = str(limit)
-        headers[f"x-ratelimit-remaining-{what}"] = str(window.remaining)
-        headers[f"x-ratelimit-reset-{what}"] = f"{reset:.3f}s"
+        headers[f"x-ratelimit-limit-{unit}"] = str(limit)
+        headers[f"x-ratelimit-remaining-{unit}"] = str(window.remaining)
+        headers[f"x-ratelimit-reset-{unit}"] = f"{reset:.3f}s"
         if not allowed:
-            message = f"Rate limit reached: {limit} {what} a minute for this key, and this request takes {cost}."
-            raise _too_many(message, what, math.ceil(reset))
+            message = f"Rate limit reached: {limit} {unit} a minute for this key, and this request takes {cost}."
+            raise _too_many(message, unit, math.ceil(reset))
 
 
 def _too_many(message: str, type: str, seconds: int) -> APIError:

@@ -85,12 +85,12 @@ class ModelRegistry:
         """The model that the project calls so. 404 without one, 400 if its bundle does not fit the model served."""
         if name == self.base:
             return ServedModel(name, self.engine, ServedDefaults())
-        found = self._find(name, project)
-        if found is None:
+        stored_bundle = self._find(name, project)
+        if stored_bundle is None:
             where = "GET /v1/fine_tuning/jobs/{id}/checkpoints lists a job's" if ":ckpt-step-" in name else LISTED
             message = f"The model '{name}' does not exist; {where}."
             raise APIError(404, message, param="model", code="model_not_found")
-        path, stored, job = found
+        path, stored, job = stored_bundle
         defaults = ServedDefaults.model_validate(stored)
         values = self.values.get(path, lambda: self._load(name, path))
         return ServedModel(
@@ -123,10 +123,10 @@ class ModelRegistry:
 
     def _find(self, name: str, project: str) -> tuple[str, Mapping[str, Any], Job] | None:
         with self.sessions() as session:
-            found = find_named(session, name, project)
-        if found is None:
+            row_and_job = find_named(session, name, project)
+        if row_and_job is None:
             return None
-        row, job = found
+        row, job = row_and_job
         search = row.search if isinstance(row, Model) else job.search
         assert search is not None  # the worker notes it before anything else
         return row.path, search, job

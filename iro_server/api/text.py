@@ -24,7 +24,7 @@ class Detokenizer:
 
     def stop_at(self, text: str) -> int | None:
         """Where the first stop string begins."""
-        return min((at for stop in self.stops if (at := text.find(stop)) >= 0), default=None)
+        return min((start for stop in self.stops if (start := text.find(stop)) >= 0), default=None)
 
     def stopped(self, tokens: Sequence[int]) -> bool:
         return self.stop_at(self.decode(tokens)) is not None

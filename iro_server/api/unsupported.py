@@ -21,8 +21,8 @@ class Unsupported:
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         return {"enum": [None, *self.neutral], "description": "Not supported here otherwise."}
 
-    def _check(self, given: Any) -> Any:
-        if given is None or given in self.neutral:
-            return given
+    def _check(self, value: Any) -> Any:
+        if value is None or value in self.neutral:
+            return value
         but = f", other than {' or '.join(map(repr, self.neutral))}" if self.neutral else ""
         raise PydanticCustomError(UNSUPPORTED, "is not supported by this server{but}", {"but": but})

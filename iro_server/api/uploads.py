@@ -122,8 +122,8 @@ def complete(id: str, body: Completion, context: Ctx) -> dict[str, Any]:
 def _join(upload: t.Upload, body: Completion, context: Context) -> None:
     """Make the upload's file, unless another request ends the upload first."""
     parts = _parts(context, upload, body.part_ids)
-    with files.joined(parts) as start, files.joined(parts) as whole:
-        lines = _matching(lines_of(whole), body.md5)
+    with files.joined(parts) as start, files.joined(parts) as content:
+        lines = _matching(lines_of(content), body.md5)
         head = start.read(len(PARQUET_MAGIC))
         row = api.stored(context, api.Received(lines, head, upload.filename, upload.file_seconds), upload.purpose)
     with context.sessions.begin() as session:

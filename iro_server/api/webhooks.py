@@ -179,12 +179,12 @@ def _missing(id: str) -> APIError:
 
 def _change(context: Context, row: t.WebhookEndpoint, **values: Any) -> t.WebhookEndpoint:
     with context.sessions.begin() as session:
-        known = session.get(t.WebhookEndpoint, row.seq)
-        if known is None:  # deleted this instant
+        endpoint = session.get(t.WebhookEndpoint, row.seq)
+        if endpoint is None:  # deleted this instant
             raise _missing(row.id)
         for name, value in (values | {"updated_at": t.now()}).items():
-            setattr(known, name, value)
-    return known
+            setattr(endpoint, name, value)
+    return endpoint
 
 
 def show(row: t.WebhookEndpoint) -> dict[str, Any]:

@@ -25,6 +25,6 @@ def current(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     from iro_server.store.upgrade import revisions
 
     with reachable(connect(settings_of(data_dir, database_url))) as engine:
-        found, head = revisions(engine)
-    behind = "" if found == head else f" (this version of Iro has {head}; `iro db upgrade` goes there)"
-    typer.echo(f"{found or 'none'}{behind}")
+        revision, head = revisions(engine)
+    behind = "" if revision == head else f" (this version of Iro has {head}; `iro db upgrade` goes there)"
+    typer.echo(f"{revision or 'none'}{behind}")

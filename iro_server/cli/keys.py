@@ -48,9 +48,9 @@ def create(
     if expires_in_days is not None:
         limits["expires_at"] = int(time.time() + 86_400 * expires_in_days)
     settings = settings_of(data_dir, database_url)
-    made, secret = keys.create(open_database(settings), name, project, **limits)
-    _note(settings, "key_created", made)
-    typer.echo(f"{made.id}, project {made.project}", err=True)
+    key, secret = keys.create(open_database(settings), name, project, **limits)
+    _note(settings, "key_created", key)
+    typer.echo(f"{key.id}, project {key.project}", err=True)
     typer.echo(secret)
 
 
@@ -63,10 +63,10 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
     for key in keys.every(open_database(settings_of(data_dir, database_url))):
         state = _state(key)
         limits = {name: getattr(key, name) for name in ("requests_per_minute", "tokens_per_minute", "concurrency")}
-        own = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
-        own += f"  may {', '.join(key.scopes)}" if key.scopes else ""
+        key_limits = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
+        key_limits += f"  may {', '.join(key.scopes)}" if key.scopes else ""
         line = f"{key.id}  …{key.hint}  {_day(key.created_at)}  {key.name}  (project {key.project})  {state}"
-        typer.echo(f"{line}  {own}".rstrip())
+        typer.echo(f"{line}  {key_limits}".rstrip())
 
 
 @app.command()
@@ -84,8 +84,8 @@ def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) 
 def settings_of(data_dir: Path | None, database_url: str | None) -> Settings:
     from iro_server.settings import Settings
 
-    given: dict[str, Any] = {"data_dir": data_dir, "database_url": database_url}
-    return Settings(**{name: value for name, value in given.items() if value is not None})
+    options: dict[str, Any] = {"data_dir": data_dir, "database_url": database_url}
+    return Settings(**{name: value for name, value in options.items() if value is not None})
 
 
 def _note(settings: Settings, event: str, key: ApiKey) -> None:

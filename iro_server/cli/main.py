@@ -293,12 +293,12 @@ def _complete(
     disable_progress_bar()
     item = {"prompt": prompt} if text else {"messages": [{"role": "user", "content": prompt}]}
     with EmbeddedEngine(directory) as engine:
-        known = engine.info
-        hashes = {"model_hash": known.model_hash, "template_hash": known.template_hash}
+        info = engine.info
+        hashes = {"model_hash": info.model_hash, "template_hash": info.template_hash}
         stack = load_bundle(values, **hashes, backbone_dir=directory) if values else None
         if stack and params.betas:
             stack = stack.with_betas(params.betas)
-        sampling = replace(sampling, stop_ids=known.eos_ids)
+        sampling = replace(sampling, stop_ids=info.eos_ids)
         prompt_ids = item_prompt_ids(engine.tokenizer, item)
         if stack and sampling.temperature == 0 and params.rows > 1:
             sampling = repeatable(sampling, 1.0, prompt_ids)

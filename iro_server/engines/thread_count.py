@@ -19,18 +19,21 @@ STALE = 5.0  # seconds: an average over longer tells nothing of now
 
 @dataclass(frozen=True)
 class CpuUse:
-    """Seconds of all cores together: ``busy`` of the machine, ``own`` of this process; ``moment`` on the clock."""
+    """Seconds of all cores together: ``busy`` of the machine, ``process_busy`` of this process.
+
+    ``moment``: seconds on the monotonic clock.
+    """
 
     moment: float
     busy: float
-    own: float
+    process_busy: float
 
 
 def measure_use() -> CpuUse:
-    times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    times, process_times = psutil.cpu_times(), psutil.Process().cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
     guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted as user time too
-    return CpuUse(time.monotonic(), sum(times) - idle - guest, own.user + own.system)
+    return CpuUse(time.monotonic(), sum(times) - idle - guest, process_times.user + process_times.system)
 
 
 class ThreadCount:
@@ -49,5 +52,5 @@ class ThreadCount:
         self._since = now
         elapsed = now.moment - since.moment
         if elapsed < STALE:
-            others = (now.busy - since.busy - (now.own - since.own)) / elapsed
+            others = (now.busy - since.busy - (now.process_busy - since.process_busy)) / elapsed
             self.count = min(self.most, max(1, round(self._cores - others)))

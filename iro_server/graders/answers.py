@@ -50,20 +50,20 @@ def read_label(text: str, labels: Sequence[str]) -> str:
     Raises Unreadable.
     """
     value = _field(text, ("result", "label"))
-    said = value if isinstance(value, str) else text
+    answer = value if isinstance(value, str) else text
     by_folded = {label.casefold(): label for label in labels}
-    if label := by_folded.get(said.strip().casefold()):
+    if label := by_folded.get(answer.strip().casefold()):
         return label
     longest_first = sorted(map(re.escape, by_folded), key=len, reverse=True)
-    found = set(re.findall(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)", said.casefold()))
-    if len(found) != 1:
-        raise Unreadable(f"{len(found)} of the labels {', '.join(labels)}", text)
-    return by_folded[found.pop()]
+    matched_labels = set(re.findall(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)", answer.casefold()))
+    if len(matched_labels) != 1:
+        raise Unreadable(f"{len(matched_labels)} of the labels {', '.join(labels)}", text)
+    return by_folded[matched_labels.pop()]
 
 
 def _field(text: str, names: Sequence[str]) -> Any:
     """The first of ``names`` in the last outermost JSON object of the text that has any of them, or None."""
-    found = None
+    field_value = None
     start = text.find("{")
     while start >= 0:
         try:
@@ -71,9 +71,9 @@ def _field(text: str, names: Sequence[str]) -> Any:
         except (ValueError, RecursionError):
             start = text.find("{", start + 1)
             continue
-        found = next((value[name] for name in names if value.get(name) is not None), found)
+        field_value = next((value[name] for name in names if value.get(name) is not None), field_value)
         start = text.find("{", end)
-    return found
+    return field_value
 
 
 def _quoted(text: str) -> str:

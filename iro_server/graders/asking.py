@@ -137,8 +137,8 @@ def _wait(backoff: float) -> Callable[[RetryCallState], float]:
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        asked = error.wait if isinstance(error, _Busy) else None
-        return exponential(state) if asked is None else min(asked, LONGEST_WAIT)
+        retry_after = error.wait if isinstance(error, _Busy) else None
+        return exponential(state) if retry_after is None else min(retry_after, LONGEST_WAIT)
 
     return wait
 
@@ -154,10 +154,10 @@ def _refusal(response: httpx.Response, quoted: bool) -> str:
     if not quoted:
         return f"answered {response.status_code}"
     try:
-        said = response.json()["error"]["message"]
+        message = response.json()["error"]["message"]
     except (ValueError, LookupError, TypeError):
-        said = response.text
-    return f"answered {response.status_code}: {str(said)[:300]}"
+        message = response.text
+    return f"answered {response.status_code}: {str(message)[:300]}"
 
 
 def _read(response: httpx.Response, quoted: bool) -> Answer:

@@ -131,5 +131,5 @@ def _top(path: str) -> tuple[str, ...]:
 def _server_packages() -> list[str]:
     """Those that lie in what the sandbox sees."""
     folder = WORKER.parents[2]
-    seen = any(folder.is_relative_to(path) for path in _runtime())
-    return [str(folder / package) for package in SERVER_PACKAGES if seen and (folder / package).is_dir()]
+    visible = any(folder.is_relative_to(path) for path in _runtime())
+    return [str(folder / package) for package in SERVER_PACKAGES if visible and (folder / package).is_dir()]

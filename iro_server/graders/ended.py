@@ -16,5 +16,5 @@ class Ended(Exception):
 def fate(code: int) -> str:
     """What an exit code says of a process."""
     number = -code if code < 0 else code - 128  # as bubblewrap reports a signal
-    known = number in set(signal.Signals)
-    return f"signal {signal.Signals(number).name}" if known else f"exit code {code}"
+    is_signal = number in set(signal.Signals)
+    return f"signal {signal.Signals(number).name}" if is_signal else f"exit code {code}"

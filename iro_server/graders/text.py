@@ -89,8 +89,8 @@ class TextSimilarity(_Comparison):
         texts = sorted({text for pair in filled for text in pair})  # a reference serves many samples
         row = {text: i for i, text in enumerate(texts)}
         embeddings = embed(self._embedding_model, texts)
-        left, right = (embeddings[[row[pair[side]] for pair in filled]] for side in (0, 1))
-        return (left * right).sum(-1)
+        text_rows, reference_rows = (embeddings[[row[pair[side]] for pair in filled]] for side in (0, 1))
+        return (text_rows * reference_rows).sum(-1)
 
 
 def _embedding_model(grader_environment: GraderEnvironment) -> Path | None:

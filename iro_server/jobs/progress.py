@@ -24,6 +24,6 @@ class Progress:
             self.first = (time_now, done)
         since, before = self.first
         if done > before and time_now - self.noted >= INTERVAL:
-            left = (time_now - since) / (done - before) * (total - done)
+            remaining_seconds = (time_now - since) / (done - before) * (total - done)
             self.noted = time_now
-            records.progress(self.sessions, self.job, round(time.time() + left))
+            records.progress(self.sessions, self.job, round(time.time() + remaining_seconds))

@@ -85,23 +85,23 @@ def adopt(sessions: Sessions, job: Job, server: str) -> bool:
         return session.execute(change.returning(Job.id)).first() is not None
 
 
-def _fence(session: Session, job: Job, **seen: Any) -> str:
+def _fence(session: Session, job: Job, **columns: Any) -> str:
     """The job's status, its row locked. Raises LeaseLost unless the caller is its last worker."""
     ours = update(Job).where(Job.id == job.id, Job.attempt == job.attempt)
-    beaten = ours.values(heartbeat=Job.heartbeat + 1, **seen)
+    beaten = ours.values(heartbeat=Job.heartbeat + 1, **columns)
     status = session.scalars(beaten.returning(Job.status)).first()
     if status is None:
         raise LeaseLost(f"{job.id} has another worker")
     return status
 
 
-def beat(sessions: Sessions, job: Job, **seen: Any) -> str:
+def beat(sessions: Sessions, job: Job, **columns: Any) -> str:
     """Record that the job's worker lives, and what it does (columns of the job); returns the job's status.
 
     Raises LeaseLost.
     """
     with sessions.begin() as session:
-        return _fence(session, job, **seen)
+        return _fence(session, job, **columns)
 
 
 def record(sessions: Sessions, job: Job, event: dict[str, Any]) -> None:
@@ -140,8 +140,8 @@ def _told(session: Session, job: Job, step: int | None) -> bool:
 
 def _add_checkpoint(session: Session, job: Job, data: dict[str, Any]) -> bool:
     """Whether the step's checkpoint is a new one."""
-    known = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == data["step"])
-    checkpoint = session.scalar(known)
+    query = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == data["step"])
+    checkpoint = session.scalar(query)
     new = checkpoint is None
     if checkpoint is None:
         # Deaths count from the last checkpoint on: a long job may lose many workers and still come to its end.
@@ -190,10 +190,10 @@ def refuse(sessions: Sessions, job_id: str, code: str, message: str, param: str 
             add_event(session, job_id, f"The job failed: {message}", level="error", data=error)
 
 
-def worker_died(sessions: Sessions, job_id: str, how: str, restarts: int) -> None:
+def worker_died(sessions: Sessions, job_id: str, fate: str, restarts: int) -> None:
     """Queue the job again, to go on from its run folder, or mark it failed after ``restarts`` times.
 
-    ``how`` goes on from "the worker …".
+    ``fate`` goes on from "the worker …".
     """
     with sessions.begin() as session:
         job = find(session, Job, job_id)
@@ -202,9 +202,9 @@ def worker_died(sessions: Sessions, job_id: str, how: str, restarts: int) -> Non
         if died < restarts:
             if move(session, job_id, "running", "queued", restarts=died + 1):
                 counts = {"restart": died + 1, "most": restarts}
-                add_event(session, job_id, f"The worker {how}; the job goes on", level="warn", data=counts)
+                add_event(session, job_id, f"The worker {fate}; the job goes on", level="warn", data=counts)
             return
-    fail(sessions, job, "worker_died", f"the worker {how}; restarts before: {died}")
+    fail(sessions, job, "worker_died", f"the worker {fate}; restarts before: {died}")
 
 
 def requeue(sessions: Sessions, job_id: str, message: str) -> None:

@@ -28,6 +28,6 @@ async def _supervise(settings: Settings) -> None:
     keys_required = KeyRequirement(settings, sessions)
     grader_environment = settings.grader_environment(keys.internal(settings.data_dir), keys_required)
     supervisor = Supervisor(settings, sessions, grader_environment)
-    for told in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(told, supervisor.stopping.set)
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(stop_signal, supervisor.stopping.set)
     await supervisor.run()

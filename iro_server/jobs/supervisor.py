@@ -55,11 +55,11 @@ class Worker:
         child_lives = self.process is not None and self.process.poll() is None
         return child_lives or lock.held(self.folder)
 
-    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+    def kill(self, stop_signal: signal.Signals = signal.SIGKILL) -> None:
         pid = self.process.pid if self.process and self.process.poll() is None else lock.holder(self.folder)
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):  # it died this instant
-                os.killpg(pid, how)
+                os.killpg(pid, stop_signal)
 
     def seconds_silent(self, job: Job) -> float:
         """Seconds since the heartbeat last grew or, of a job that is to stop, since it was."""
@@ -105,8 +105,8 @@ class Supervisor:
     def adopt(self) -> None:
         """Look after what servers that are gone left: jobs that run, and workers of jobs that are to stop."""
         with self.sessions() as session:
-            left = select(Job).where(Job.status.in_(("running", "cancelled", "paused")))
-            jobs = list(session.scalars(left.where(Job.server.is_distinct_from(self.server))))
+            unfinished = select(Job).where(Job.status.in_(("running", "cancelled", "paused")))
+            jobs = list(session.scalars(unfinished.where(Job.server.is_distinct_from(self.server))))
         for job in jobs:
             if not self._abandoned(job):
                 continue

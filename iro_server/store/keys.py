@@ -65,12 +65,12 @@ def internal(data_dir: Path) -> str:
     """The server's own key, with which its graders call it; made the first time, readable by its user alone."""
     path = data_dir / "internal.key"
     if not path.exists():
-        handle, made = tempfile.mkstemp(dir=data_dir)  # mode 600
+        handle, temporary_path = tempfile.mkstemp(dir=data_dir)  # mode 600
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_urlsafe(32))
         with contextlib.suppress(FileExistsError):  # another server was first
-            os.link(made, path)
-        os.unlink(made)
+            os.link(temporary_path, path)
+        os.unlink(temporary_path)
     return path.read_text()
 
 

@@ -83,11 +83,11 @@ def _remove(path: Path) -> None:
 
 def _aged(folder: Path, hours: int) -> list[tuple[Path, float]]:
     """What lies in ``folder`` and was last modified over ``hours`` ago, with when that was."""
-    found = []
+    modified_paths = []
     for path in folder.glob("*"):
         with contextlib.suppress(FileNotFoundError):  # removed this instant
-            found.append((path, path.stat().st_mtime))
-    return [(path, modified) for path, modified in found if modified < time.time() - hours * HOUR]
+            modified_paths.append((path, path.stat().st_mtime))
+    return [(path, modified) for path, modified in modified_paths if modified < time.time() - hours * HOUR]
 
 
 def _forget(session: Session, before: float) -> None:

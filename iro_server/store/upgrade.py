@@ -53,8 +53,8 @@ def _current(engine: Engine) -> str | None:
 
 def _at_head(engine: Engine, config: Config) -> bool:
     current = _current(engine)
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if current is not None and current not in known:
+    known_revisions = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if current is not None and current not in known_revisions:
         raise ValueError(f"the database is at revision {current}, which this version of Iro does not know: update Iro")
     return current == _head(config)
 

@@ -20,12 +20,12 @@ def graded(type: str) -> Iterator[None]:
 def so_far() -> dict[str, dict[str, Any]]:
     """This process's calls by type of grader, as JSON has them: ``buckets`` ([upper bound, calls up to it]…) and
     ``sum``, in seconds."""
-    found: dict[str, dict[str, Any]] = {}
+    by_type: dict[str, dict[str, Any]] = {}
     (calls,) = metrics.GRADING_SECONDS.collect()
     for sample in calls.samples:
-        of_type = found.setdefault(sample.labels["type"], {"buckets": []})
+        of_type = by_type.setdefault(sample.labels["type"], {"buckets": []})
         if sample.name.endswith("_bucket"):
             of_type["buckets"].append([sample.labels["le"], sample.value])
         elif sample.name.endswith("_sum"):
             of_type["sum"] = sample.value
-    return found
+    return by_type

@@ -24,9 +24,9 @@ class _Named(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         names = {"request_id": request_id(), "job_id": self.job}
-        known = {name: value for name, value in names.items() if value is not None}
-        record.__dict__ |= known
-        record.subject = "".join(f" [{value}]" for value in known.values())
+        log_fields = {name: value for name, value in names.items() if value is not None}
+        record.__dict__ |= log_fields
+        record.subject = "".join(f" [{value}]" for value in log_fields.values())
         return True
 
 

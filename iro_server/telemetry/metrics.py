@@ -16,12 +16,12 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100,
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def _counter(name: str, what: str, *labels: str) -> Counter:
-    return Counter(name, what, labels, registry=REGISTRY)
+def _counter(name: str, documentation: str, *labels: str) -> Counter:
+    return Counter(name, documentation, labels, registry=REGISTRY)
 
 
-def _histogram(name: str, what: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
-    return Histogram(name, what, labels, registry=REGISTRY, buckets=buckets)
+def _histogram(name: str, documentation: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+    return Histogram(name, documentation, labels, registry=REGISTRY, buckets=buckets)
 
 
 REQUEST_SECONDS = _histogram(

@@ -35,14 +35,14 @@ class Collection:
     def __init__(self, run: Run, grading: Grading, executor: Executor) -> None:
         self.run, self.grading, self.executor = run, grading, executor
 
-    def collect(self, batches: Mapping[ShardNames, Batch], what: str, check_grader: bool) -> None:
+    def collect(self, batches: Mapping[ShardNames, Batch], description: str, check_grader: bool) -> None:
         """Roll out and grade. ``check_grader``: AlignError where the grader fails on most of the first shard."""
         missing = [batch for names, batch in batches.items() if not self.run.has(names.rollouts)]
         first = next(iter(batches)) if check_grader else None
         with (
             closing(self.executor.roll_out(missing)) as sampled,
             closing(working_ahead(self._sample(batches, sampled), self._grade)) as graded,
-            self.run.progress(what, len(batches)) as advance,
+            self.run.progress(description, len(batches)) as advance,
         ):
             for shard, grades in graded:
                 rewards = partial(self._rewards, shard, grades, shard.names == first)

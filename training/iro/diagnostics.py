@@ -21,17 +21,17 @@ BY_POSITION = ("correlation", "stack_correlation", "variance_share", "r2", "cali
 
 
 @torch.no_grad()
-def diagnose(heldout: Shards, new: Values, whole: Values) -> dict[str, Any]:
+def diagnose(heldout: Shards, new: Values, stack_values: Values) -> dict[str, Any]:
     """By token: correlation within prompts [T] of the newest value function and of the stack; the newest's share of
     within-prompt variance [T], R² [T] and calibration bins. ``overall``: the two correlations over all prefixes.
 
-    In standardised rewards. ``new`` and ``whole`` give [N] at the stored prefixes; tokens between are NaN.
+    In standardised rewards. ``new`` and ``stack_values`` give [N] at the stored prefixes; tokens between are NaN.
     """
-    new_rows, whole_rows, rewards, lengths, prompts, every_reward = [], [], [], [], [], []
+    new_rows, stack_rows, rewards, lengths, prompts, every_reward = [], [], [], [], [], []
     for graded in (part for index in range(len(heldout)) for part in heldout.graded(index).parts()):
         sizes = torch.bincount(graded.row_N, minlength=len(graded.tokens)).tolist()
         new_rows += list(new(graded).split(sizes))
-        whole_rows += list(whole(graded).split(sizes))
+        stack_rows += list(stack_values(graded).split(sizes))
         rewards.append(graded.rewards_R)
         lengths.append(graded.lengths_R)
         prompts.append(graded.prompt_R)
@@ -40,9 +40,9 @@ def diagnose(heldout: Shards, new: Values, whole: Values) -> dict[str, Any]:
     length = int(lengths_N.max())
     place_P = np.array(prefix_lengths(length)) - 1
     reach_N = np.searchsorted(place_P, lengths_N)  # prefixes of each rollout that others have too
-    new_NP, whole_NP = (pad_sequence(rows, batch_first=True).numpy() for rows in (new_rows, whole_rows))
+    new_NP, stack_NP = (pad_sequence(rows, batch_first=True).numpy() for rows in (new_rows, stack_rows))
     newest = within_prompt(new_NP, rewards_N, prompts_N, reach_N)
-    stack = within_prompt(whole_NP, rewards_N, prompts_N, reach_N)
+    stack = within_prompt(stack_NP, rewards_N, prompts_N, reach_N)
 
     def by_token(values_P: Array) -> list[float]:
         values_T = np.full(length, np.nan)
@@ -62,9 +62,9 @@ def diagnose(heldout: Shards, new: Values, whole: Values) -> dict[str, Any]:
 
 def mean_and_error(samples: Sequence[float]) -> tuple[float, float]:
     """Mean of the samples that are not NaN, and its standard error (NaN for fewer than two)."""
-    known = np.array([sample for sample in samples if not math.isnan(sample)])
-    error = known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return float(known.mean()) if len(known) else math.nan, float(error)
+    valid_samples = np.array([sample for sample in samples if not math.isnan(sample)])
+    error = valid_samples.std(ddof=1) / math.sqrt(len(valid_samples)) if len(valid_samples) > 1 else math.nan
+    return float(valid_samples.mean()) if len(valid_samples) else math.nan, float(error)
 
 
 def samples_to_detect(differences: Sequence[float]) -> int | None:
@@ -72,7 +72,7 @@ def samples_to_detect(differences: Sequence[float]) -> int | None:
 
     (z_.975 + z_.8)² variance / mean², by the normal approximation. None where it is unknown: fewer than two, or mean 0.
     """
-    known = np.array([difference for difference in differences if not math.isnan(difference)])
-    if len(known) < 2 or known.mean() == 0:
+    valid_differences = np.array([difference for difference in differences if not math.isnan(difference)])
+    if len(valid_differences) < 2 or valid_differences.mean() == 0:
         return None
-    return max(2, math.ceil((1.960 + 0.842) ** 2 * known.var(ddof=1) / known.mean() ** 2))
+    return max(2, math.ceil((1.960 + 0.842) ** 2 * valid_differences.var(ddof=1) / valid_differences.mean() ** 2))

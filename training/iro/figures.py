@@ -43,9 +43,9 @@ def _correlation(result: dict, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for row in result["history"]:
         by_position = np.array(row["by_position"]["stack_correlation"], dtype=float)
-        known = np.isfinite(by_position)  # at every fourth token and the last
+        finite = np.isfinite(by_position)  # at every fourth token and the last
         position = np.arange(1, len(by_position) + 1)
-        axes.plot(position[known], by_position[known], label=f"ΣV/β after iteration {row['step']}")
+        axes.plot(position[finite], by_position[finite], label=f"ΣV/β after iteration {row['step']}")
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.set(xlabel="token of the response", ylabel="correlation with the reward, within prompts")
     axes.legend(fontsize="small")

@@ -220,9 +220,9 @@ def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards,
     if config.loss == "bce":
         rows, heldout_rows = list(train), list(heldout)  # in memory: L-BFGS reads them hundreds of times
         chosen = fit_logistic(spec, rows, heldout_rows)
-        whole = fit_logistic(spec, [*rows, *heldout_rows], alphas=[chosen.chosen])
+        refit = fit_logistic(spec, [*rows, *heldout_rows], alphas=[chosen.chosen])
     else:
         ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec), block_priors=BLOCK_PRIORS)
         chosen = ridge(train, heldout)
-        whole = ridge(replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
-    return Fitted(whole.head, chosen.head, chosen.chosen)
+        refit = ridge(replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
+    return Fitted(refit.head, chosen.head, chosen.chosen)

@@ -47,16 +47,16 @@ class Grading:
         item_of = {key: prompt.item for group, prompt in zip(keys, prompts, strict=True) for key in group}
         grades = {key: self._known[key] for key in item_of if key in self._known}
         samples = {key: self._sample(key[1]) for key in item_of if key not in grades}
-        asked = {key: sample for key, sample in samples.items() if isinstance(sample, Sample)}
+        samples_to_grade = {key: sample for key, sample in samples.items() if isinstance(sample, Sample)}
         answers: list[Grade] = []
-        if asked:
+        if samples_to_grade:
             with graded(self.grader.type):
-                answers = self.grader.grade_many([(sample, item_of[key]) for key, sample in asked.items()])
+                answers = self.grader.grade_many([(sample, item_of[key]) for key, sample in samples_to_grade.items()])
         grades |= {key: sample for key, sample in samples.items() if isinstance(sample, Grade)}
-        grades |= dict(zip(asked, answers, strict=True))
-        given = [[self._give(key, grades) for key in group] for group in keys]
+        grades |= dict(zip(samples_to_grade, answers, strict=True))
+        group_grades = [[self._give(key, grades) for key in group] for group in keys]
         self._known.update({key: grade for key, grade in grades.items() if not math.isnan(grade.reward)})
-        return given
+        return group_grades
 
     @staticmethod
     def _give(key: Key, grades: dict[Key, Grade]) -> Grade:

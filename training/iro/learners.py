@@ -106,12 +106,12 @@ class LoraLearner:
             values_N = self._values(backbone, len(betas) - 1, graded)
             return values_N.sigmoid() if self.config.loss == "bce" else values_N
 
-        def whole(graded: Graded) -> Tensor:
+        def stack_values(graded: Graded) -> Tensor:
             return torch.stack([self._values(backbone, t, graded) / beta for t, beta in enumerate(betas)]).sum(0)
 
         best = max(scores, key=scores.__getitem__)
         stack = LoraValues(backbone, betas)  # held-out prompts chose its epoch, and taught it nothing
-        return Learned(stack, stack, {"setting": best} | diagnose(heldout, new, whole))
+        return Learned(stack, stack, {"setting": best} | diagnose(heldout, new, stack_values))
 
     def _examples(self, shards: Shards) -> list[Example]:
         return [
@@ -147,5 +147,7 @@ class BetterLearner:
         linear, lora = (learner.fit(None, train, heldout, seed) for learner in (self.heads, self.lora))
         by_heads, by_lora = (learned.report["overall"]["correlation"] for learned in (linear, lora))
         name, better = ("lora", lora) if by_lora > by_heads else ("linear", linear)
-        told = f"Value functions are {name}: held-out correlation {by_heads:.3f} by linear ones, {by_lora:.3f} by lora"
-        return better._replace(report=better.report | {"told": told})
+        message = (
+            f"Value functions are {name}: held-out correlation {by_heads:.3f} by linear ones, {by_lora:.3f} by lora"
+        )
+        return better._replace(report=better.report | {"told": message})

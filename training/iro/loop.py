@@ -157,10 +157,10 @@ class Alignment:
         )
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
-        kept = [name for name in names if self.known_rewards([name])]
-        if not kept:
+        graded_names = [name for name in names if self.known_rewards([name])]
+        if not graded_names:
             raise AlignError("no rollout of an iteration's prompts could be graded", "grader_error", "grader")
-        return Shards(self.run, kept, self.scale)
+        return Shards(self.run, graded_names, self.scale)
 
     def known_rewards(self, names: Sequence[tuple[str, str]]) -> list[float]:
         rewards = [reward for _, name in names for group in self.run.load(name)["rewards"] for reward in group]
@@ -288,7 +288,7 @@ class Alignment:
     def conclude(self, base: list[dict[str, Any]], history: list[dict[str, Any]]) -> dict[str, Any]:
         """The best iteration by validation reward; none, if it does not beat the frozen model on the check prompts."""
         best, *others = report.best(history, report.KEPT)
-        kept = [best["step"], *(row["step"] for row in others)]
+        best_steps = [best["step"], *(row["step"] for row in others)]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
         rises = self.final_check(best) > 0
         if rises:
@@ -310,7 +310,7 @@ class Alignment:
                 "valid_best_of_n": mean_and_error([row["grader_pick"] for row in base])[0],
             },
             "reward_scale": {"mean": self.scale.mean, "sd": self.scale.sd},
-            "history": [row if row["step"] in kept else row | {"path": None} for row in history],
+            "history": [row if row["step"] in best_steps else row | {"path": None} for row in history],
         }
 
 

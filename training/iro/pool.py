@@ -131,8 +131,8 @@ class _Round:
             self.since = time.monotonic()
         elif not self.told and time.monotonic() - self.since > PATIENCE:
             self.told = True
-            asked = f"{self.pool.options['num_cpus']:g} CPU and {self.pool.options.get('num_gpus', 0):g} GPU"
-            self.run.emit("message", f"The Ray cluster has no process of {asked} for the job yet", level="warn")
+            resources = f"{self.pool.options['num_cpus']:g} CPU and {self.pool.options.get('num_gpus', 0):g} GPU"
+            self.run.emit("message", f"The Ray cluster has no process of {resources} for the job yet", level="warn")
 
 
 def last_line(error: BaseException) -> str:

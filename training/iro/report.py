@@ -107,9 +107,9 @@ def best(history: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 def drop_checkpoints(run: Run, history: Sequence[dict[str, Any]]) -> None:
     """Remove the bundles of all but the best. Told before it is done: a killed run tells it again."""
-    kept = {row["step"] for row in best(history, KEPT)}
+    best_steps = {row["step"] for row in best(history, KEPT)}
     for row in history:
-        if row["path"] and row["step"] not in kept and Path(row["path"]).exists():
+        if row["path"] and row["step"] not in best_steps and Path(row["path"]).exists():
             run.emit("checkpoint_dropped", data={"step": row["step"]})
             shutil.rmtree(row["path"])
 

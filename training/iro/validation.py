@@ -59,10 +59,10 @@ class Validation:
         prompts: Sequence[Prompt],
         params: SearchParams,
         stack: Stack | None,
-        what: str,
+        label: str,
         picks: bool = False,
     ) -> Validated:
-        """The same seeds every time, so that iterations compare pairwise. ``name`` of the steps, ``what`` to people.
+        """The same seeds every time, so that iterations compare pairwise. ``name`` of the steps, ``label`` to people.
 
         ``picks``: what the values pick is graded, and nothing else.
         """
@@ -73,7 +73,7 @@ class Validation:
             for shard in (prompts[i : i + size] for i in range(0, len(prompts), size))
         ]
         names = [f"{name}-{number}" for number in range(len(batches))]
-        with self.run.progress(f"Validation of {what}", len(batches)) as advance:
+        with self.run.progress(f"Validation of {label}", len(batches)) as advance:
             parts = []
             for part in self.search(names, batches, picks):
                 parts.append(part)

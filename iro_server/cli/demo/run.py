@@ -108,14 +108,14 @@ def _upload(client: OpenAI, name: str, rows: Sequence[dict[str, str]]) -> str:
 
 def follow(client: OpenAI, job_id: str, console: Console) -> FineTuningJob:
     """Print the job's events as they come. Returns the succeeded job; raises DemoError for any other end."""
-    seen: set[str] = set()
+    printed_ids: set[str] = set()
     started = time.monotonic()
     with console.status("") as status:
         while True:
             job = client.fine_tuning.jobs.retrieve(job_id)
             for event in reversed(client.fine_tuning.jobs.list_events(job_id, limit=100).data):
-                if event.id not in seen:
-                    seen.add(event.id)
+                if event.id not in printed_ids:
+                    printed_ids.add(event.id)
                     console.print(f"  {event.message}", highlight=False, markup=False)
             if job.status in ENDED:
                 break
@@ -131,8 +131,10 @@ def continuations(
     client: OpenAI, job: FineTuningJob, prompts: Sequence[str], size: DemoSize, console: Console
 ) -> Iterator[tuple[str, list[list[str]]]]:
     """(model, finals of each prompt): the base's 16 samples, then 16 finals of each iteration, best value first."""
-    checkpoints = sorted(client.fine_tuning.jobs.checkpoints.list(job.id).data, key=lambda each: each.step_number)
-    names = {f"IRO-{each.step_number}": each.fine_tuned_model_checkpoint for each in checkpoints}
+    checkpoints = sorted(
+        client.fine_tuning.jobs.checkpoints.list(job.id).data, key=lambda checkpoint: checkpoint.step_number
+    )
+    names = {f"IRO-{checkpoint.step_number}": checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints}
     searches = {"base": {"num_successors": FINALS}}  # one beam, 16 successors, no chunks: 16 plain samples
     for label, name in ({"base": job.model} | names).items():
         finals = []

@@ -17,8 +17,8 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
 
 
-if (given := context.config.attributes.get("connection")) is not None:
-    migrate(given)
+if (shared_connection := context.config.attributes.get("connection")) is not None:
+    migrate(shared_connection)
 else:
-    with create_engine(Settings().url).begin() as own:
-        migrate(own)
+    with create_engine(Settings().url).begin() as new_connection:
+        migrate(new_connection)

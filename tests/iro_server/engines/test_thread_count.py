@@ -29,7 +29,7 @@ class Machine:
 
     def count(self, threads: ThreadCount, seconds: float = INTERVAL) -> int:
         busy = self.use.busy + seconds * (self.own + self.others)
-        self.use = CpuUse(self.use.moment + seconds, busy, self.use.own + seconds * self.own)
+        self.use = CpuUse(self.use.moment + seconds, busy, self.use.process_busy + seconds * self.own)
         threads.update()
         return threads.count
 

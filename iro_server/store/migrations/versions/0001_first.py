@@ -152,10 +152,10 @@ _table(
 def upgrade() -> None:
     connection = op.get_bind()
     there = sa.inspect(connection)
-    known = set(there.get_table_names())
+    present_tables = set(there.get_table_names())
     metadata.create_all(connection)
     for table in metadata.tables.values():
-        if table.name not in known:
+        if table.name not in present_tables:
             continue
         columns = {column["name"] for column in there.get_columns(table.name)}
         for column in table.columns:
