@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rl_suite.mdp import greedy, interacting_mdp, optimal_q, policy_value
 from rl_suite.sf_exact import q_of_policy, random_family, successor_features, task, transfer
 from rl_suite.sf_teacher import TeacherStudy, draw, psi, slope, step, train
+from training.run import Cancelled
 
 TINY = {
     "mdps": 4,
@@ -108,7 +109,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
     uninterrupted = job.execute(TINY, tmp_path / "whole")
     for patience in (6, 25):  # in the tables, then between two tasks of the reacher
         stop = iter([False] * patience + [True])
-        with pytest.raises(job.Cancelled):
+        with pytest.raises(Cancelled):
             job.execute(TINY, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
     resumed = job.execute(TINY, tmp_path / "cut")
     assert _measured(resumed) == _measured(uninterrupted)

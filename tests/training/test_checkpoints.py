@@ -151,5 +151,5 @@ def test_storage_that_cannot_be_used_says_so_in_a_line(s3: str, monkeypatch: pyt
 def test_s3_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
-    with pytest.raises(StorageUnavailable, match=r"iro\[s3\]"):
+    with pytest.raises(StorageUnavailable, match=r"iro-align\[s3\]"):
         claim("s3://bucket/x", "run")

@@ -45,10 +45,10 @@ def no_local_sandbox(monkeypatch):
 
 
 class GradingJob(JOB):
-    """Its check and its worker each grade one sample."""
+    """Its validation and its worker each grade one sample."""
 
     @staticmethod
-    def check(config, engine, grader) -> list[str]:
+    def validate(config, model, grader) -> list[str]:
         assert grader.grade(Sample("x"), {}).reward == 1
         return []
 

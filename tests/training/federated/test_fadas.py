@@ -15,6 +15,7 @@ from training.federated.experiment import METHODS, Curve, FederatedTask, Trial, 
 from training.federated.fadas import JOB, FadasConfig
 from training.federated.fadas_summary import summary
 from training.intervals import band
+from training.run import Cancelled
 
 needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="apt install dataset-fashion-mnist")
 TASK = {"clients": 12, "concurrency": 6, "buffer_size": 3, "hidden": 8, "local_steps": 2, "evaluate_every": 12}
@@ -34,7 +35,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
     uninterrupted = job.execute(TINY, tmp_path / "uninterrupted")
     for patience in (3, 8):  # among the trials of steps, then among the runs
         stop = iter([False] * patience + [True])
-        with pytest.raises(job.Cancelled):
+        with pytest.raises(Cancelled):
             job.execute(TINY, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
     assert job.execute(TINY, tmp_path / "cut") == uninterrupted
     rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("uninterrupted", "cut")]

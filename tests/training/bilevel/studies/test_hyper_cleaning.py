@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from training.bilevel.studies.comparison import bytes_ratio, bytes_to_reach
 from training.bilevel.studies.hyper_cleaning import JOB
 from training.fashion_mnist import FOLDER
+from training.run import Cancelled
 
 
 def tiny(folder: Path, **changes: object) -> dict[str, object]:
@@ -33,7 +34,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path:
     uninterrupted = job.execute(config, tmp_path / "uninterrupted")
     for patience in (1, 7):  # within the first method, then within the third or later
         stop = iter([False] * patience + [True])
-        with pytest.raises(job.Cancelled):
+        with pytest.raises(Cancelled):
             job.execute(config, tmp_path / "cut", should_stop=lambda stop=stop: next(stop))
     resumed = job.execute(config, tmp_path / "cut")
     assert {**resumed, "versions": None} == {**uninterrupted, "versions": None}

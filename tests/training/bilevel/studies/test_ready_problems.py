@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from training.bilevel.studies.problems import JOB
 from training.fashion_mnist import FOLDER
+from training.run import Cancelled
 
 
 def tiny(folder: Path, **changes: object) -> dict[str, object]:
@@ -23,7 +24,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path:
     config = tiny(folder, studies=["policy"])
     uninterrupted = job.execute(config, tmp_path / "uninterrupted")
     stop = iter([False] * 25 + [True])
-    with pytest.raises(job.Cancelled):
+    with pytest.raises(Cancelled):
         job.execute(config, tmp_path / "cut", should_stop=lambda: next(stop))
     resumed = job.execute(config, tmp_path / "cut")
     assert {**resumed, "versions": None} == {**uninterrupted, "versions": None}
