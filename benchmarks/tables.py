@@ -223,5 +223,6 @@ def neighbours(content: Content) -> str:
     rows = []
     for name, row in content["rows"].items():
         cells = [f"{1000 * row['p95'][kind]:.0f} ({row['ratio'][kind]:.2f})" for kind in kinds]
-        rows.append([name, *cells, str(sum(row["failures"].values()))])
+        failures = ", ".join(f"{count} of {status}" for status, count in row["failures"].items())
+        rows.append([name, *cells, failures or "none"])
     return table(["beside", *kinds, "5xx"], rows)
