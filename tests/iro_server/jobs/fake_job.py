@@ -41,7 +41,6 @@ class GraderFailed(ValueError):
 
 class JOB:
     Config = Config
-    Cancelled = Cancelled
 
     @staticmethod
     def validate(config: Config, model: Any, grader: Any) -> list[str]:
