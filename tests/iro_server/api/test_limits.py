@@ -44,7 +44,7 @@ def test_a_large_body_is_refused_at_once(tenant, path, body):
     started = time.monotonic()
     answer = tenant.post(path, content=LARGE[body])
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 def test_one_of_unknown_length_is_refused_as_it_arrives(tenant):
@@ -87,9 +87,9 @@ def longest_wait(client, busy):
 def test_the_worst_that_is_let_in_takes_little_time(tenant, value):
     count = 49_000 // (value.count(",") + value.count("{") + 1)
     body = f'{{"model": "bytes", "messages": [{",".join([value] * count)}]}}'
-    started = time.process_time()  # of the server too, which is in this process
+    started = time.monotonic()
     assert tenant.post("chat/completions", content=body).status_code == 400
-    assert time.process_time() - started < 1
+    assert time.monotonic() - started < 5  # a body of 22 MiB took 8.6 s
 
 
 def letters(count):
@@ -130,10 +130,10 @@ def test_a_schema_of_many_references_is_checked_quickly(tenant):
     schema = {"name": "s", "schema": {"allOf": [{"$ref": "#"}] * 200}}
     method = {"grader": GRADER, "response_format": {"type": "json_schema", "json_schema": schema}}
     body = {"model": "bytes", "training_file": "file-0", "method": {"type": "reinforcement", "reinforcement": method}}
-    started = time.process_time()
+    started = time.monotonic()
     error = tenant.post("fine_tuning/jobs", json=body).json()["error"]
     assert error["code"] == "file_not_found"  # which is looked for last
-    assert time.process_time() - started < 1
+    assert time.monotonic() - started < 5  # it took 21 s where each reference was followed
     method["response_format"] = {"type": "yaml"}
     error = tenant.post("fine_tuning/jobs", json=body).json()["error"]
     assert (error["param"], error["code"]) == ("method.reinforcement.response_format", "invalid_value")

@@ -45,9 +45,9 @@ def test_a_worker_that_is_killed_is_replaced() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_long_texts_take_no_time_of_this_process(metric: str) -> None:
     similarity(metric, LONG, LONG)  # the worker has imported what it needs
-    started = time.process_time()
+    started = time.thread_time()
     assert similarity(metric, LONG, LONG[: len(LONG) // 2]) < 1
-    assert time.process_time() - started < 0.05
+    assert time.thread_time() - started < 0.05
 
 
 @pytest.mark.parametrize("metric", METRICS)

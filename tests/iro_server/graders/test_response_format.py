@@ -120,10 +120,10 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_schema_is_accepted_or_refused_quickly(name: str) -> None:
-    started = time.process_time()
+    started = time.monotonic()
     with contextlib.suppress(ValueError):
         parse_response_format(schema(LARGE[name]))
-    assert time.process_time() - started < 1
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("count", [1001, 10**5])

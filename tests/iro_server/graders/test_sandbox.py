@@ -1,5 +1,6 @@
 """What a sandbox's processes may take of the kernel, and what they may do between two calls."""
 
+import contextlib
 import os
 import platform
 import tempfile
@@ -153,8 +154,12 @@ def grade(sample, item):
 
 def sandboxed():
     """The processes in sandboxes of this process."""
-    bubblewraps = [child for child in psutil.Process().children() if child.name() == "bwrap"]
-    return [process for bubblewrap in bubblewraps for process in bubblewrap.children(recursive=True)]
+    processes = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended as it was looked at
+            if child.name() == "bwrap":
+                processes += child.children(recursive=True)
+    return processes
 
 
 def cpu_seconds(processes):

@@ -128,9 +128,9 @@ def test_a_missing_field_is_named(path, said):
 
 
 def quickly(call):
-    started = time.process_time()
+    started = time.thread_time()
     call()
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize(
