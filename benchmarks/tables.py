@@ -226,3 +226,45 @@ def neighbours(content: Content) -> str:
         failures = ", ".join(f"{count} of {status}" for status, count in row["failures"].items())
         rows.append([name, *cells, failures or "none"])
     return table(["beside", *kinds, "5xx"], rows)
+
+
+def deployment(content: Content) -> str:
+    """The steps of a deployment on a Docker engine: seconds, and what a client had before and lost."""
+    rows = [[name, f"{seconds:.0f}"] for name, seconds in content["seconds"].items()]
+    return table(["step", "seconds"], rows)
+
+
+def deployment_losses(content: Content) -> str:
+    rows = [[event, "; ".join(items) or "nothing"] for event, items in content["lost"].items()]
+    return table(["event", "files, jobs and models lost or changed"], rows)
+
+
+def deployment_images(content: Content) -> str:
+    """Each image's size and user, and the secrets in its layers."""
+    rows = [
+        [name, f"{size / 1e9:.2f}", str(content["uid"][name]), ", ".join(content["leaked_secrets"][name]) or "none"]
+        for name, size in content["size_bytes"].items()
+    ]
+    return table(["image", "GB", "user", "secrets in its layers"], rows)
+
+
+def deployment_checks(content: Content) -> str:
+    """What was checked beside losses."""
+    before, after = content["tables"]
+    rows = [
+        ["revision of the tables before the upgrade", before],
+        ["revision of the tables after the upgrade", after],
+        ["healthy after the upgrade", ", ".join(names_with(content["health"], "healthy"))],
+        ["first job", content["jobs"]["first job"]],
+        ["job whose services were killed", content["jobs"]["job with killed services"]],
+        ["its checkpoints", ", ".join(map(str, content["checkpoints"]))],
+        ["reward of a python grader", f"{content['python_grader']['reward']:g}"],
+        ["things outside its sandbox that a python grader reached", f"{content['grader_reach']['reward']:g}"],
+        ["installed files compared with a second build", f"{content['files_of_two_builds']:,}"],
+        ["installed files that differ", ", ".join(content["differing_files"]) or "none"],
+    ]
+    return table(["check", "result"], rows)
+
+
+def names_with(values: dict[str, str], value: str) -> list[str]:
+    return [name for name in values if values[name] == value]
