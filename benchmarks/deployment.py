@@ -69,7 +69,7 @@ class Drill:
     health: dict[str, str] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
     checkpoints: list[int] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)
+    tables: list[int] = field(default_factory=list)
     isolation_problem: str = ""
     python_grader: dict[str, Any] = field(default_factory=dict)
     grader_reach: dict[str, Any] = field(default_factory=dict)
@@ -146,9 +146,9 @@ def key_of(output: str) -> str:
     return match[1]
 
 
-def tables_revision(deployment: Deployment) -> str:
+def tables_revision(deployment: Deployment) -> int:
     query = "SELECT version_num FROM alembic_version"
-    return deployment.execute("postgres", "psql", "-U", "iro", "-d", "iro", "-At", "-c", query).strip()
+    return int(deployment.execute("postgres", "psql", "-U", "iro", "-d", "iro", "-At", "-c", query))
 
 
 def main() -> None:

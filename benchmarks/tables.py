@@ -252,8 +252,8 @@ def deployment_checks(content: Content) -> str:
     """What was checked beside losses."""
     before, after = content["tables"]
     rows = [
-        ["revision of the tables before the upgrade", before],
-        ["revision of the tables after the upgrade", after],
+        ["revision of the tables before the upgrade", str(before)],
+        ["revision of the tables after the upgrade", str(after)],
         ["healthy after the upgrade", ", ".join(names_with(content["health"], "healthy"))],
         ["first job", content["jobs"]["first job"]],
         ["job whose services were killed", content["jobs"]["job with killed services"]],
