@@ -10,6 +10,7 @@ PYTHON_IMAGE, VLLM_IMAGE, POSTGRES_IMAGE, TORCH_INDEX   as in docker/README.md
 PIP_CONFIG_FILE   pip's configuration during builds
 BUILD_NETWORK     of builds, such as host
 MODEL_SOURCE      a prepared model's directory, copied to the volume `models` before the first start
+PROJECT           the compose project, iro-drill without it
 ENGINE            embedded: the model in the server and the worker; without it, in vLLM
 """
 
@@ -26,19 +27,16 @@ from typing import Any
 
 from benchmarks.deployment_client import (
     COUNT_LETTER,
-    PYTHON_GRADER,
     REACH,
     checkpoint_steps,
     first_outcome,
     graded,
     lost_items,
     outcome_of,
-    running,
-    start_job,
+    running_job,
 )
-from benchmarks.deployment_images import environment_secrets, image_report, output, second_build
+from benchmarks.deployment_images import environment_secrets, image_report, output
 from benchmarks.deployment_stack import BUILT, HAS_VLLM, PROJECT, ROOT, Deployment, deployment, engine_problem
-from benchmarks.faults_server import wait_for
 from benchmarks.record import command_line, finish
 from benchmarks.tables import deployment as deployment_table
 
@@ -58,7 +56,8 @@ def previous_revision() -> str | None:
 class Drill:
     """``seconds`` by step. ``lost``: what an event changed or removed that a client had before, by event.
 
-    ``jobs``: status of the job before the upgrade, and of the one whose services were killed. ``tables``: revision of
+    ``jobs``: status of the job before the upgrade, and of those beside which services were killed; ``checkpoints`` of
+    the latter. ``tables``: revision of
     the database's tables before and after the upgrade. ``grader_reach``: the number of things outside its sandbox that
     a python grader reached.
     """
@@ -68,7 +67,7 @@ class Drill:
     jobs: dict[str, str] = field(default_factory=dict)
     health: dict[str, str] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
-    checkpoints: list[int] = field(default_factory=list)
+    checkpoints: list[list[int]] = field(default_factory=list)
     tables: list[int] = field(default_factory=list)
     isolation_problem: str = ""
     python_grader: dict[str, Any] = field(default_factory=dict)
@@ -116,16 +115,16 @@ def drill(deployment: Deployment) -> Drill:
         deployment.wait_until_healthy()
     report.lost["restart"] = lost_items(deployment, before)
 
-    job = start_job(deployment, before.file, PYTHON_GRADER, iterations=3)
+    jobs: list[str] = []
     for service in deployment.services:
-        wait_for(lambda: running(deployment, job), f"the job to run before {service} is killed", 600)
+        running_job(deployment, before.file, jobs)
         with report.step(f"killed {service}"):
             deployment.crash(service)
             deployment.wait_until_healthy()
     report.restarts = {name: state["RestartCount"] for name, state in deployment.states().items()}
-    newest = outcome_of(deployment, before.file, job)
-    report.jobs["job with killed services"] = newest.status
-    report.checkpoints = checkpoint_steps(deployment, job)
+    outcomes = [outcome_of(deployment, before.file, job) for job in jobs]
+    report.jobs |= {f"job {number} beside kills": done.status for number, done in enumerate(outcomes, 1)}
+    report.checkpoints = [checkpoint_steps(deployment, job) for job in jobs]
     report.lost["kills"] = lost_items(deployment, before)
 
     with report.step("backup"):
@@ -135,7 +134,7 @@ def drill(deployment: Deployment) -> Drill:
         deployment.restore(archive)
         deployment.up()
     report.lost["restore"] = lost_items(deployment, before)
-    report.lost["restore of the newest model"] = lost_items(deployment, newest)
+    report.lost["restore of the newest model"] = lost_items(deployment, outcomes[-1])
     return report
 
 
@@ -161,15 +160,11 @@ def main() -> None:
         report = drill(stack)
         secrets = environment_secrets(stack)
         images = {name: image_report(stack, name, secrets) for name in (*BUILT, "graders")}
-        with report.step("second build of the server's image"):
-            files, differing = second_build(stack)
     numbers = {
         "size_bytes": {name: image.size_bytes for name, image in images.items()},
         "uid": {name: image.uid for name, image in images.items()},
         "secrets_sought": sorted(secrets),
         "leaked_secrets": {name: image.leaked for name, image in images.items()},
-        "files_of_two_builds": files,
-        "differing_files": differing,
         **asdict(report),
     }
     finish(arguments, numbers, lambda content: print(deployment_table(content)))

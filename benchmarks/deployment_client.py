@@ -11,7 +11,7 @@ from typing import Any
 import openai
 
 from benchmarks.deployment_stack import MODEL, Deployment
-from benchmarks.faults_server import ended, insist
+from benchmarks.faults_server import ended, insist, wait_for
 
 OPENINGS = (
     "The film",
@@ -79,8 +79,7 @@ def first_outcome(deployment: Deployment) -> Outcome:
 def outcome_of(deployment: Deployment, file: str, job: str) -> Outcome:
     """Once the job has ended."""
     model = model_of(deployment, job)
-    status = insist([deployment], lambda client: client.fine_tuning.jobs.retrieve(job).status)
-    return Outcome(file, job, status, model, answer(deployment, model))
+    return Outcome(file, job, status_of(deployment, job), model, answer(deployment, model))
 
 
 def start_job(deployment: Deployment, file: str, grader: Mapping[str, str], iterations: int) -> str:
@@ -92,12 +91,18 @@ def start_job(deployment: Deployment, file: str, grader: Mapping[str, str], iter
     return jobs.create(model=MODEL.split("/")[-1], training_file=file, method=method, seed=3).id
 
 
-def running(deployment: Deployment, job: str) -> bool:
-    """Whether it runs; RuntimeError once it has ended."""
-    status = insist([deployment], lambda client: client.fine_tuning.jobs.retrieve(job).status)
-    if status in ("succeeded", "failed", "cancelled"):
-        raise RuntimeError(f"{job} ended too early: {status}")
-    return status == "running"
+def running_job(deployment: Deployment, file: str, jobs: list[str]) -> str:
+    """The last of ``jobs`` while it runs, else a new one, which is added to them."""
+    while True:
+        if not jobs or status_of(deployment, jobs[-1]) in ("succeeded", "failed", "cancelled"):
+            jobs.append(start_job(deployment, file, PYTHON_GRADER, iterations=3))
+        wait_for(lambda: status_of(deployment, jobs[-1]) not in ("validating_files", "queued"), "a job to run", 600)
+        if status_of(deployment, jobs[-1]) == "running":
+            return jobs[-1]
+
+
+def status_of(deployment: Deployment, job: str) -> str:
+    return insist([deployment], lambda client: client.fine_tuning.jobs.retrieve(job).status)
 
 
 def model_of(deployment: Deployment, job: str) -> str:
@@ -130,9 +135,8 @@ def lost_items(deployment: Deployment, before: Outcome) -> list[str]:
     try:
         if insist([deployment], lambda client: client.files.content(before.file).read()) != ROWS:
             lost.append("the file's bytes")
-        job = insist([deployment], lambda client: client.fine_tuning.jobs.retrieve(before.job))
-        if job.status != before.status:
-            lost.append(f"the job's status: {before.status} became {job.status}")
+        if (status := status_of(deployment, before.job)) != before.status:
+            lost.append(f"the job's status: {before.status} became {status}")
         if (text := answer(deployment, before.model)) != before.answer:
             lost.append(f"the model's answer: {before.answer!r} became {text!r}")
     except openai.APIStatusError as error:

@@ -1,4 +1,10 @@
-"""What the images of a deployment hold: sizes, users, versions, secrets in layers, files of a second build."""
+"""What the images of a deployment hold: sizes, users, versions, secrets in layers; and whether a build is reproducible.
+
+    python -m benchmarks.deployment_images
+
+It builds the server's image twice, the second time without the cache, and compares the installed files. Environment
+variables are those of ``benchmarks.deployment``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.deployment_stack import PROJECT, Deployment
+from benchmarks.deployment_stack import PROJECT, Deployment, deployment, engine_problem
+from benchmarks.record import command_line, finish
+from benchmarks.tables import deployment_rebuild
 
 CHUNK = 1 << 24  # bytes of an image's layers scanned at once
 VERSIONS = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
@@ -87,7 +95,22 @@ def installed_files(image: str) -> dict[str, str]:
 def second_build(deployment: Deployment) -> tuple[int, list[str]]:
     """The number of files in the server's image, and those that a second build, without cache, makes differently."""
     name = f"{PROJECT}-server"
+    deployment.compose("build", "server")
     first = installed_files(name)
     deployment.compose("build", "--no-cache", "server")
     second = installed_files(name)
     return len(first), sorted(path for path in first.keys() | second.keys() if first.get(path) != second.get(path))
+
+
+def main() -> None:
+    arguments = command_line("docker", __doc__, "rebuild").parse_args()
+    if problem := engine_problem():
+        raise SystemExit(problem)
+    with deployment() as stack:
+        files, differing = second_build(stack)
+    numbers = {"files": files, "differing_files": len(differing), "examples": differing[:10]}
+    finish(arguments, numbers, lambda content: print(deployment_rebuild(content)))
+
+
+if __name__ == "__main__":
+    main()

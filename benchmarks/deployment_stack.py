@@ -20,7 +20,7 @@ import yaml
 from benchmarks.faults_server import wait_for
 
 ROOT = Path(__file__).parents[1]
-PROJECT = "iro-drill"
+PROJECT = os.environ.get("PROJECT", "iro-drill")
 HAS_VLLM = os.environ.get("ENGINE") != "embedded"
 BUILT = ("server", "worker", *(["vllm"] if HAS_VLLM else []))
 SERVICES = ("postgres", *BUILT)
@@ -98,6 +98,7 @@ class Deployment:
             services["vllm"] |= NO_VLLM | {"build": services["vllm"]["build"] | NO_VLLM["build"]}
             for service in ("setup", "server", "worker"):
                 services[service]["environment"] = {"IRO_ENGINE_URLS": "[]"}
+        services["worker"]["healthcheck"] = {"interval": "15s"}  # of 60 s, for which each step would wait
         override = {"services": services, "networks": networks}
         if path := os.environ.get("PIP_CONFIG_FILE"):
             override["secrets"] = {"pip": {"file": path}}

@@ -255,15 +255,20 @@ def deployment_checks(content: Content) -> str:
         ["revision of the tables before the upgrade", str(before)],
         ["revision of the tables after the upgrade", str(after)],
         ["healthy after the upgrade", ", ".join(names_with(content["health"], "healthy"))],
-        ["first job", content["jobs"]["first job"]],
-        ["job whose services were killed", content["jobs"]["job with killed services"]],
-        ["its checkpoints", ", ".join(map(str, content["checkpoints"]))],
+        ["checkpoints of jobs beside kills", "; ".join(", ".join(map(str, steps)) for steps in content["checkpoints"])],
         ["reward of a python grader", f"{content['python_grader']['reward']:g}"],
         ["things outside its sandbox that a python grader reached", f"{content['grader_reach']['reward']:g}"],
-        ["installed files compared with a second build", f"{content['files_of_two_builds']:,}"],
-        ["installed files that differ", ", ".join(content["differing_files"]) or "none"],
     ]
     return table(["check", "result"], rows)
+
+
+def deployment_rebuild(content: Content) -> str:
+    """Files of the server's image by two builds."""
+    rows = [
+        ["files installed in the server's image", f"{content['files']:,}"],
+        ["of which a second build makes differently", str(content["differing_files"])],
+    ]
+    return table(["measure", "value"], rows)
 
 
 def names_with(values: dict[str, str], value: str) -> list[str]:
