@@ -121,6 +121,19 @@ class AlignmentOptions(BaseModel):
     backbone_layers: int | None = Field(
         None, ge=1, description="For `lora`: the first layers of the model that form the backbone. Null takes a third."
     )
+    tilt: Literal["auto", "off"] = Field(
+        "auto",
+        description="`auto` fits tilts, which steer each token as it is drawn, and keeps the best of them where it is "
+        "surely better than none at one row. It needs the frozen model in the job's own process and `value_model` "
+        "`linear` or `mlp`; elsewhere, as with `off`, values steer the search alone.",
+    )
+    max_rows: int = Field(
+        256,
+        ge=1,
+        le=65_536,
+        description="Maximum rows W·K that the aligned model is served with. A model with a tilt is served with the "
+        "fewest rows, of 1, a quarter of W·K and W·K, whose validation reward the best does not surely exceed.",
+    )
     early_stop: bool = Field(
         True, description="Stop at the first validation whose reward does not exceed all earlier ones."
     )

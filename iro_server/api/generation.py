@@ -15,7 +15,7 @@ from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.cache import cached_tokens
 from iro_server.telemetry import tracing
 from iro_server.telemetry.search import SearchTelemetry
@@ -36,6 +36,7 @@ class Generation:
     prompt_ids: list[int]
     params: SearchParams
     scorer: Scorer | None
+    steering: Steering | None
     sampling: Sampling
     max_tokens: int
     n: int
@@ -75,6 +76,7 @@ class Choice:
     tokens: list[int]
     logprobs: list[float]
     finish_reason: str
+    kl: float = 0.0
 
 
 @dataclass
@@ -142,7 +144,8 @@ async def _run(
         params,
         sampling,
         request.max_tokens,
-        request.scorer,
+        request.scorer if params.rows > 1 else None,
+        steering=request.steering,
         stop_text=request.detokenizer.stopped if request.detokenizer.stops else None,
         on_agreed=agreed,
         observer=TELEMETRY,
@@ -153,7 +156,7 @@ async def _run(
 def _choice(request: Generation, final: Final) -> Choice:
     text, count = request.detokenizer.whole(final.tokens)
     finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
-    return Choice(text, final.tokens[:count], final.logprobs[:count], finish_reason)
+    return Choice(text, final.tokens[:count], final.logprobs[:count], finish_reason, final.kl)
 
 
 def sum_usage(usages: list[SearchUsage]) -> SearchUsage:

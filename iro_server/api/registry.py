@@ -15,7 +15,7 @@ from iro_server.alignment.definition import ServedDefaults
 from iro_server.api.errors import APIError
 from iro_server.api.loaded import HeldGrader, Loaded
 from iro_server.decoding.base import Scorer, SearchParams
-from iro_server.engines.base import Engine
+from iro_server.engines.base import Engine, Steering
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.parsing import parse_grader
 from iro_server.store.database import Sessions
@@ -54,6 +54,15 @@ class ServedModel:
         if self.values is None:
             raise ValueError(f"{self.name} has no value functions for betas to weigh")
         return self.values.with_betas(params.betas)
+
+    def steering(self, params: SearchParams) -> Steering | None:
+        """The tilt of its logits at the request's strength. ValueError where it has none to be strong."""
+        tilt = self.values.tilt if isinstance(self.values, ValueStack) else None
+        if not params.strength:
+            return None
+        if tilt is None:
+            raise ValueError(f"{self.name} has no tilt: leave strength out, or 0")
+        return Steering(tilt, params.strength, params.max_kl)
 
 
 class ModelRegistry:
@@ -152,6 +161,9 @@ class ModelRegistry:
             raise APIError(400, message, param="model", code="model_mismatch") from error
         except ValueError as error:
             raise APIError(500, f"The model '{name}' cannot be loaded: {error}", code="model_unreadable") from error
+        if isinstance(values, ValueStack) and values.tilt is not None and not info.steers:
+            message = f"The model '{name}' tilts the logits of {self.base}, which is served where nothing can."
+            raise APIError(400, f"{message} Align it anew.", param="model", code="model_mismatch")
         if info.lacks(values.layers):
             message = f"The model '{name}' reads hidden states of {self.base}, which is served without them here."
             raise APIError(400, f"{message} Align it anew.", param="model", code="model_mismatch")

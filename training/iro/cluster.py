@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from iro_server.engines.base import Engine
+from iro_server.engines.frozen_model import FrozenModel
 from iro_server.graders.base import Grader
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs.placement import Placement
@@ -67,6 +68,8 @@ def ray_executor(
 
 class RayExecutor:
     """An ``Executor``; see ``ray_executor``."""
+
+    frozen: FrozenModel | None = None  # in other processes
 
     def __init__(self, ray: Any, placement: Placement, run: Run, opening: Opening) -> None:
         self.ray, self.placement, self.run, self.opening = ray, placement, run, opening
