@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from benchmarks.engines import align, interval
 from benchmarks.processes import say, terminated_is_exit
 from benchmarks.record import command_line, finish
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from iro_server.cli.demo.data import imdb_splits, prompt_rows
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling

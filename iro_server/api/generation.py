@@ -10,6 +10,7 @@ from typing import Any
 
 from iro_server.api.errors import bad_request
 from iro_server.api.registry import ServedModel
+from iro_server.api.search_telemetry import SearchTelemetry
 from iro_server.api.text import Detokenizer
 from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
@@ -18,7 +19,6 @@ from iro_server.decoding.selection import diversity_first
 from iro_server.engines.base import Sampling
 from iro_server.engines.cache import cached_tokens
 from iro_server.telemetry import tracing
-from iro_server.telemetry.search import SearchTelemetry
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
 TELEMETRY = SearchTelemetry()

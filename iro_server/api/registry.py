@@ -13,10 +13,10 @@ from typing import Any
 
 from iro_server.alignment.definition import ServedDefaults
 from iro_server.api.errors import APIError
-from iro_server.api.loaded import HeldGrader, Loaded
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine
 from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.loaded import HeldGrader, Loaded
 from iro_server.graders.parsing import parse_grader
 from iro_server.store.database import Sessions
 from iro_server.store.named import find_named

@@ -23,12 +23,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from iro_server.api.loaded import Loaded
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.graders.base import Grade
 from iro_server.graders.cgroup import memory_bound
 from iro_server.graders.environment import PythonLimits
+from iro_server.graders.loaded import Loaded
 from iro_server.graders.pool import AT_WORK, AT_WORK_PER_PROJECT
 from iro_server.graders.process import GraderProcess
 from iro_server.graders.remote import MOST_CALLS, QUEUE_SECONDS
