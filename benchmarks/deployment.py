@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -33,6 +32,7 @@ import openai
 import yaml
 
 from benchmarks.faults_server import ended, insist, wait_for
+from iro_server.engines.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 PROJECT = "iro-drill"
@@ -145,8 +145,7 @@ class Deployment:
             shutil.copy(ROOT / name, folder / name)
         for path in ROOT.glob("vllm-*.txt"):
             shutil.copy(path, folder / path.name)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         example = self.docker / ".env.example"
         example.write_text(re.sub(r"(?m)^PORT=.*", f"PORT={self.port}", example.read_text()))
         self.key = "none"

@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.decoding import PASSAGE
 from benchmarks.record import command_line, finish
+from benchmarks.workload import PASSAGE
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from training.checkpoints import About, Checkpoints, open_checkpoints

@@ -98,12 +98,21 @@ def batch_jobs() -> importlib.metadata.EntryPoints:
     return importlib.metadata.entry_points(group=GROUP)
 
 
+class JobUnavailable(ValueError):
+    """A package that a batch job imports is not installed; the message says what to install."""
+
+
 def load_batch_job(name: str) -> BatchJob[Any]:
-    """The batch job ``name``. ValueError where there is none."""
+    """The batch job ``name``. ValueError where there is none, JobUnavailable where a package is missing."""
     jobs = batch_jobs()
     if name not in jobs.names:
         raise ValueError(f"no job {name!r}; `iro list` has: {', '.join(sorted(jobs.names))}")
-    job: BatchJob[Any] = jobs[name].load()
+    try:
+        job: BatchJob[Any] = jobs[name].load()
+    except ModuleNotFoundError as error:
+        extras = ",".join(jobs[name].extras)
+        requirement = f": pip install 'iro-align[{extras}]'" if extras else ""
+        raise JobUnavailable(f"{name} needs {error.name}, which is not installed{requirement}") from error
     return job
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from iro_server.api.context import Context
 from iro_server.api.errors import bad_request, invalid
-from iro_server.api.generation import Generation, check_choices
+from iro_server.api.generation import Generation
 from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
 from iro_server.api.unsupported import Unsupported
@@ -83,7 +83,9 @@ class Options(BaseModel):
         n = self.n or 1
         self._check_rows(params, n, prompts, context.settings.max_rows)
         max_tokens = self._fit(model, prompt_ids, max_tokens, model.defaults.max_tokens or default)
-        check_choices(params, n)
+        if params.rows > 1 and n > params.max_finals:
+            message = f"Invalid 'n': this search ends with at most {params.max_finals} completions, not {n}."
+            raise bad_request(message, "n")
         sampling = self._sampling(model, params, prompt_ids, index * n, cache_salt(context.caller.project))
         generation = Generation(
             model=model,

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from iro_server.alignment.placement import Placement
 from iro_server.engines.base import Engine
 from iro_server.engines.frozen_model import FrozenModel
 from iro_server.graders.base import Grader
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.jobs.placement import Placement
 from training.checkpoints import Checkpoints, open_checkpoints
 from training.iro import executor
 from training.iro.config import AlignConfig

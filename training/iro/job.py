@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from iro_server.alignment.entry import AlignmentJob, DescribedModel
+    from iro_server.alignment.placement import Placement
     from iro_server.engines.base import Engine
     from iro_server.engines.describe import Description
     from iro_server.graders.base import Grader
-    from iro_server.jobs.placement import Placement
 
 
 def run(config: AlignConfig, run: Run) -> dict[str, Any]:
+    from iro_server.alignment.placement import Placement
     from iro_server.engines.describe import Description
     from iro_server.engines.endpoints import KEY_VARIABLE
     from iro_server.engines.opening import open_engine
     from iro_server.engines.prepare import prepare_model
-    from iro_server.jobs.placement import Placement
     from training.iro.executor import LocalExecutor
     from training.iro.loop import align
 
