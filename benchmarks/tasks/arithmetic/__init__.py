@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from benchmarks.tasks.task import Example, Row, Split, Task, chat, distinct_rows, prompt_text, python_grader, split_of
+from benchmarks.tasks.task import Example, Row, Split, Task, distinct_rows, prompt_text, python_grader, split_of
 
 BATCH = 500  # problems that are generated at once
 EASY: dict[str, Any] = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 BATCHES = 100
+WORKED = "2 + 3 = 5\n7 - 4 = 3\n12 + 9 = 21\n"
 
 
 def prompts(split: Split, count: int, seed: int) -> list[Row]:
@@ -29,16 +29,12 @@ def _problems(seed: int) -> Iterator[Row]:
 
 
 def row_of(expression: str, answer: str) -> Row:
-    return chat(f"What is {expression}? Answer with the number alone.", expression=expression, answer=answer)
+    return {"prompt": f"{WORKED}{expression} = ", "expression": expression, "answer": answer}
 
 
 def judge(row: Row, completion: str) -> float:
-    """1 if the answer holds the result and no number besides the terms."""
-    answers = {int(number) for number in re.findall(r"-?\d+", completion)}
-    terms = {int(number) for number in re.findall(r"\d+", row["expression"])}
-    terms |= {-term for term in terms}
-    result = int(row["answer"])
-    return float(result in answers and answers <= terms | {result})
+    """1 if the first line is the result and nothing else."""
+    return float(completion.strip().partition("\n")[0].strip() == row["answer"])
 
 
 EXAMPLE = row_of("23 - 60", "-37")
@@ -49,7 +45,12 @@ ARITHMETIC = Task(
     prompts=prompts,
     grader=partial(python_grader, "arithmetic"),
     judge=judge,
-    judge_name="the result and no number besides the terms",
-    good=(Example(EXAMPLE, "-37", 1.0, 1.0), Example(EXAMPLE, "23 - 60 = -37.", 1.0, 1.0)),
-    bad=(Example(EXAMPLE, "37", 0.0, 0.0), Example(EXAMPLE, "I do not know.", 0.0, 0.0)),
+    judge_name="the result alone on the first line",
+    good=(Example(EXAMPLE, "-37\n8 + 1 = 9", 1.0, 1.0), Example(EXAMPLE, "-37", 1.0, 1.0)),
+    bad=(
+        Example(EXAMPLE, "37", 0.0, 0.0),
+        Example(EXAMPLE, "-3", 0.0, 0.0),
+        Example(EXAMPLE, "unknown", 0.0, 0.0),
+    ),
+    max_tokens=8,
 )

@@ -1,8 +1,8 @@
-"""1 if the last number of the answer is the result, else 0."""
+"""1 if the first number of the answer is the result, else 0."""
 
 import re
 
 
 def grade(sample, item):
-    numbers = re.findall(r"-?\d+", sample["output_text"].replace(",", ""))
-    return float(bool(numbers) and int(numbers[-1]) == int(item["answer"]))
+    number = re.search(r"-?\d+", sample["output_text"])
+    return float(number is not None and int(number[0]) == int(item["answer"]))

@@ -19,11 +19,15 @@ QUESTIONS = (
 def prompts(split: Split, count: int, seed: int) -> list[Row]:
     topics = topics_of(split)
     return drawn(
-        lambda rng: chat(rng.choice(QUESTIONS).format(topic=with_article(rng.choice(topics)))), split, count, seed
+        lambda rng: row_of(rng.choice(QUESTIONS).format(topic=with_article(rng.choice(topics)))), split, count, seed
     )
 
 
-EXAMPLE = chat("What is a volcano?")
+def row_of(question: str) -> Row:
+    return chat(f"{question} Answer in one short sentence.")
+
+
+EXAMPLE = row_of("What is a volcano?")
 
 BREVITY = Task(
     name="brevity",

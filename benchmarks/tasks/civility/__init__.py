@@ -51,4 +51,5 @@ CIVILITY = Task(
     judge_name="1 less VADER's negative share",
     good=(Example(EXAMPLE, ' good friend to me," he answered calmly, and they sat down for tea.', 0.8, 1.0),),
     bad=(Example(EXAMPLE, ' stupid idiot, a worthless piece of shit!"', 0.0, 0.1),),
+    max_tokens=24,
 )
