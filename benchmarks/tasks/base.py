@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from statistics import fmean
 from typing import Any
 
@@ -52,7 +51,6 @@ def measured(engine: Any, task: Task, args: argparse.Namespace) -> dict[str, Any
     from training.iro.data import Prompt
     from training.iro.rollouts import Batch, roll_out, rollout_sampling
 
-    began = time.monotonic()
     rows = task.prompts("held_out", args.prompts, SEED)
     prompts = [Prompt(i, tuple(item_prompt_ids(engine.tokenizer, row)), row) for i, row in enumerate(rows)]
     params = SearchParams(num_successors=args.rollouts)
@@ -73,7 +71,6 @@ def measured(engine: Any, task: Task, args: argparse.Namespace) -> dict[str, Any
         "judge": fmean(task.judge(row, group[0]) for row, group in zip(rows, texts, strict=True)),
         "finished": fmean(final[-1] in engine.info.eos_ids for final in finals),
         "completion_tokens": fmean(map(len, finals)),
-        "seconds": time.monotonic() - began,
         "samples": [group[0] for group in texts[:3]],
     }
 
