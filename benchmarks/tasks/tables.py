@@ -10,7 +10,14 @@ from benchmarks.tables import table
 def base(content: dict[str, Any]) -> str:
     """Rewards of the frozen model by task."""
     config = content["run"]["config"]
-    head = ["task", f"mean of {config['rollouts']}", f"best of {config['rollouts']}", "judge", "finished", "tokens"]
+    head = [
+        "task",
+        f"mean of {config['prompts']} x {config['rollouts']}",
+        f"best of {config['rollouts']}",
+        "judge",
+        "finished",
+        "tokens",
+    ]
     rows = [
         [
             name,
