@@ -37,13 +37,17 @@ SERVER_LIMITS: dict[str, int] = {
 
 
 class ServedDefaults(BaseModel):
-    """What a model does where a request says nothing. ``max_tokens`` None: the route's own default."""
+    """What a model does where a request says nothing. ``max_tokens`` None: the route's own default.
+
+    ``improved``: whether its job's held-out gain has a 95 % interval above 0; None where no job has said so.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     search: SearchParams = SearchParams.model_validate({})
     temperature: float = 1.0
     max_tokens: int | None = None
+    improved: bool | None = None
 
 
 class AlignmentOptions(BaseModel):
@@ -160,6 +164,11 @@ class AlignmentOptions(BaseModel):
         ge=1,
         le=64,
         description="Searches of each validation prompt, with different seeds; their rewards are averaged.",
+    )
+    keep_unproven: bool = Field(
+        False,
+        description="Serve the search also where the 95 % interval of the held-out gain includes 0. By default such a "
+        "model samples as the frozen model does.",
     )
 
     @model_validator(mode="before")

@@ -201,6 +201,7 @@ def show(job: t.Job, context: Context) -> dict[str, Any]:
         "trained_tokens": job.trained_tokens,
         "estimated_finish": job.estimated_finish,
         "integrations": job.integrations or [],
+        "iro": {"improved": (job.search or {}).get("improved")},
     }
 
 
