@@ -226,3 +226,50 @@ def neighbours(content: Content) -> str:
         failures = ", ".join(f"{count} of {status}" for status, count in row["failures"].items())
         rows.append([name, *cells, failures or "none"])
     return table(["beside", *kinds, "5xx"], rows)
+
+
+def deployment(content: Content) -> str:
+    """The steps of a deployment on a Docker engine: seconds, and what a client had before and lost."""
+    rows = [[name, f"{seconds:.0f}"] for name, seconds in content["seconds"].items()]
+    return table(["step", "seconds"], rows)
+
+
+def deployment_losses(content: Content) -> str:
+    rows = [[event, "; ".join(items) or "nothing"] for event, items in content["lost"].items()]
+    return table(["event", "files, jobs and models lost or changed"], rows)
+
+
+def deployment_images(content: Content) -> str:
+    """Each image's size and user, and the secrets in its layers."""
+    rows = [
+        [name, f"{size / 1e9:.2f}", str(content["uid"][name]), ", ".join(content["leaked_secrets"][name]) or "none"]
+        for name, size in content["size_bytes"].items()
+    ]
+    return table(["image", "GB", "user", "secrets in its layers"], rows)
+
+
+def deployment_checks(content: Content) -> str:
+    """What was checked beside losses."""
+    before, after = content["tables"]
+    rows = [
+        ["revision of the tables before the upgrade", str(before)],
+        ["revision of the tables after the upgrade", str(after)],
+        ["healthy after the upgrade", ", ".join(names_with(content["health"], "healthy"))],
+        ["checkpoints of jobs beside kills", "; ".join(", ".join(map(str, steps)) for steps in content["checkpoints"])],
+        ["reward of a python grader", f"{content['python_grader']['reward']:g}"],
+        ["things outside its sandbox that a python grader reached", f"{content['grader_reach']['reward']:g}"],
+    ]
+    return table(["check", "result"], rows)
+
+
+def deployment_rebuild(content: Content) -> str:
+    """Files of the server's image by two builds."""
+    rows = [
+        ["files installed in the server's image", f"{content['files']:,}"],
+        ["of which a second build makes differently", str(content["differing_files"])],
+    ]
+    return table(["measure", "value"], rows)
+
+
+def names_with(values: dict[str, str], value: str) -> list[str]:
+    return [name for name in values if values[name] == value]

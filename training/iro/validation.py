@@ -98,7 +98,9 @@ class Validation:
         ):
             for searched, grades in graded:
                 judge = partial(self.judge, searched, grades)
-                yield self.run.step(searched.name, judge, "validation", searched.seconds)
+                result = self.run.step(searched.name, judge, "validation", searched.seconds)
+                self.grading.charge(result["finals"])
+                yield result
 
     def sample(
         self, names: Sequence[str], batches: Sequence[Batch], sampled: Iterator[dict[str, Any]], picks: bool
