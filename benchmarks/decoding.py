@@ -24,6 +24,7 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import ModelInfo, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.json_values import JsonObject
 from training.iro.config import default_feature_spec
 from value_heads import LinearHead, LoraBackbone, LoraValues, ValueStack
 from value_heads.threads import on_fresh_thread
@@ -149,7 +150,7 @@ def rate(work: Callable[[], int]) -> float:
     return work() / (time.perf_counter() - start)
 
 
-def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
+def measure(bench: Bench, loop_tokens: int) -> JsonObject:
     single_head = linear_heads(bench.engine.info, 1)
     bench.guided(single_head, tokens=16)
     guided, generate, crowd, limit = bench.median(
@@ -198,7 +199,7 @@ def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
     }
 
 
-def sharing_checks(shared: dict[str, Any]) -> list[dict[str, Any]]:
+def sharing_checks(shared: JsonObject) -> list[JsonObject]:
     """How little an engine loses to sleeping threads, and to a neighbour on the same cores."""
     rows = [
         ("alone / alone with spinning threads", 0.97),
@@ -228,7 +229,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for check in result["checks"]:
         mark = "holds" if check["holds"] else "falls short"
         print(f"({check['line']}) {check['name']}: {check['got']:.2f}, aim {check['expected']}: {mark}")
@@ -238,7 +239,7 @@ def report(result: dict[str, Any]) -> None:
         print(f"{share:8.1%} of wall time at 8 requests: {name}")
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw(result: JsonObject, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

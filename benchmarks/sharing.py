@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from typing import Any
 
 from benchmarks.record import command_line, finish
+from iro_server.json_values import JsonObject
 
 SECONDS = 10.0
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # GNU OpenMP's default where nobody chooses
@@ -63,7 +63,7 @@ def rates(engines: int, seconds: float, environment: dict[str, str], busy: bool 
         return [engine.rate() for engine in started]
 
 
-def measure(seconds: float, repeats: int) -> dict[str, Any]:
+def measure(seconds: float, repeats: int) -> JsonObject:
     """Rates by situation, the situations in turn, and the ratios of their means."""
     rows: dict[str, list[float]] = {}
     for _ in range(repeats):
@@ -122,7 +122,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for name, value in result.items():
         if isinstance(value, float):
             print(f"{value:6.2f}  {name}")

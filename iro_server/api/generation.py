@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
 
 from iro_server.api.errors import bad_request
 from iro_server.api.registry import ServedModel
@@ -17,6 +16,7 @@ from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
 from iro_server.engines.base import Sampling
 from iro_server.engines.cache import cached_tokens
+from iro_server.json_values import JsonObject
 from iro_server.telemetry import tracing
 from iro_server.telemetry.search import SearchTelemetry
 
@@ -40,7 +40,7 @@ class Generation:
     max_tokens: int
     n: int
     detokenizer: Detokenizer
-    item: dict[str, Any]
+    item: JsonObject
     best_first: bool = False
 
     @property
@@ -151,7 +151,7 @@ async def _run(
 
 
 def _choice(request: Generation, final: Final) -> Choice:
-    text, count = request.detokenizer.whole(final.tokens)
+    text, count = request.detokenizer.final_text(final.tokens)
     finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
     return Choice(text, final.tokens[:count], final.logprobs[:count], finish_reason)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
 
@@ -35,7 +35,7 @@ class Turn:
         with tracing.span("queue"), metrics.timed(metrics.QUEUE_SECONDS):
             await self.ticket.admitted.wait()
 
-    async def grade(self, call: Callable[..., Result], *args: Any) -> Result:
+    async def grade(self, call: Callable[..., Result], *args: object) -> Result:
         """The result of a call that grades, among those of the caller's project. 503 where too many of them wait."""
         return await self.context.grading.run(self.context.caller.project, call, *args)
 
@@ -57,7 +57,7 @@ def take_turn(request: Request, context: Context, generations: list[Generation])
     return Turn(context.admission.queue(context.caller.project, rows, cache_tokens), context, deadline)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def unless_gone(request: Request, work: Coroutine[object, None, Result]) -> Result:
     """``work``'s result; cancels it and raises ClientGone once the client has disconnected."""
     task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
     try:

@@ -6,11 +6,12 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from iro_server.access.scopes import Scope
+from iro_server.json_values import JsonObject
 
 if TYPE_CHECKING:
     from iro_server.settings import Settings
@@ -43,7 +44,7 @@ def create(
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
-    limits: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    limits: JsonObject = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     limits |= {"concurrency": concurrency, "scopes": [scope.value for scope in scopes] if scopes else None}
     if expires_in_days is not None:
         limits["expires_at"] = int(time.time() + 86_400 * expires_in_days)
@@ -84,7 +85,7 @@ def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) 
 def settings_of(data_dir: Path | None, database_url: str | None) -> Settings:
     from iro_server.settings import Settings
 
-    options: dict[str, Any] = {"data_dir": data_dir, "database_url": database_url}
+    options: JsonObject = {"data_dir": data_dir, "database_url": database_url}
     return Settings(**{name: value for name, value in options.items() if value is not None})
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
 from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
-from iro_server.alignment.entry import BatchJob, batch_jobs, load_batch_job
+from iro_server.alignment.entry import BatchJob, JobEvent, batch_jobs, load_batch_job
 from iro_server.cli import backup as cli_backup
 from iro_server.cli import db as cli_db
 from iro_server.cli import keys as cli_keys
@@ -27,6 +27,7 @@ from iro_server.cli.model import model_dir
 from iro_server.cli.options import parse_value, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
+from iro_server.json_values import JsonObject
 from iro_server.store.row_files import write_dataset
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def generate(
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.base import Sampling
 
-    options: dict[str, Any] = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
+    options: JsonObject = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
     options |= {"selection": selection, "betas": betas.split(",") if betas else None}
     defaults = ALIGNED_SEARCH.model_dump() if values else {}
     params = SearchParams.model_validate(
@@ -306,11 +307,11 @@ def _complete(
         return str(engine.tokenizer.decode(asyncio.run(search).finals[0].tokens, skip_special_tokens=True))
 
 
-def _execute(job: BatchJob[Any], config: dict[str, Any], out: Path, seeds: int = 1) -> dict[str, Any]:
+def _execute(job: BatchJob[BaseModel], config: JsonObject, out: Path, seeds: int = 1) -> JsonObject:
     """Run the job with its events on the terminal; Ctrl-C leaves a run that the same command goes on with."""
     styles = {"warn": "yellow", "error": "red"}
 
-    def show(event: dict[str, Any]) -> None:
+    def show(event: JobEvent) -> None:
         if event["message"]:
             console.print(escape(event["message"]), style=styles.get(event["level"]))
 
@@ -333,11 +334,11 @@ def _settings(**options: Any) -> ServerSettings:
     return ServerSettings(**_without_none(**options))
 
 
-def _without_none(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> JsonObject:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _parse(pairs: Sequence[str]) -> dict[str, Any]:
+def _parse(pairs: Sequence[str]) -> JsonObject:
     """key=value pairs; a value that is not JSON is a string."""
     config = {}
     for pair in pairs:
@@ -348,7 +349,7 @@ def _parse(pairs: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def _read_grader(path: Path) -> dict[str, Any]:
+def _read_grader(path: Path) -> JsonObject:
     if path.suffix == ".py":
         return {"type": "python", "name": path.stem, "source": path.read_text()}
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -42,7 +41,7 @@ class ModelRunner:
             return
         states = torch.cat([group.states for group in groups if group.states is not None])
         logits = self.frozen.logits(states)
-        alike: dict[tuple[Any, ...], list[tuple[SequenceGroup, torch.Tensor]]] = {}
+        alike: dict[tuple[object, ...], list[tuple[SequenceGroup, torch.Tensor]]] = {}
         start = 0
         for group in groups:
             beams, successors = group.uniforms.shape
@@ -82,7 +81,7 @@ class HiddenTap:
         for index, module in enumerate(modules):
             module.register_forward_hook(partial(self._read, index))
 
-    def _read(self, index: int, _module: Any, _args: Any, out: torch.Tensor) -> None:
+    def _read(self, index: int, _module: object, _args: object, out: torch.Tensor) -> None:
         if index in self._wanted:
             self._hidden[index] = (out[0] if isinstance(out, tuple) else out)[0]
 
