@@ -145,7 +145,7 @@ RESOURCES = [
         "while True: threading.Thread(target=time.sleep, args=(10**6,)).start()",
         "RuntimeError: can't start new thread",
     ),
-    Hostile("memory bomb", "hoard = [bytearray(2**24) for _ in range(10**6)]",, "MemoryError"),
+    Hostile("memory bomb", "hoard = [bytearray(2**24) for _ in range(10**6)]", "MemoryError"),
     Hostile("one huge allocation", "bytearray(2**40)", "MemoryError"),
     Hostile(
         "private map", "mmap.mmap(-1, 2**33, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)", "Cannot allocate memory"
