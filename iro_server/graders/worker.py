@@ -16,8 +16,7 @@ import socket
 import sys
 import traceback
 from types import ModuleType
-
-from iro_server.json_values import JsonObject
+from typing import Any
 
 FILE = "grader.py"  # the name under which the user's source appears in tracebacks
 LONGEST_ERROR = 2000  # characters
@@ -83,7 +82,7 @@ def describe(error: BaseException, confined: bool) -> str:
     return f"{text}: {CONFINED}" if confined and isinstance(error, OSError) else text
 
 
-def main(channel: socket.socket, confinement: JsonObject | None) -> None:
+def main(channel: socket.socket, confinement: dict[str, Any] | None) -> None:
     watched = confine(**confinement) if confinement else []
     socket.send_fds(channel, [b"ready\n"], watched)
     for descriptor in watched:
