@@ -23,7 +23,7 @@ async def pick(request: Generation, generated: Generated, turn: Turn) -> Generat
         return generated
     grades = await turn.grade(_grades, request, generated.choices)
     if all(grade.error for grade in grades):
-        raise _ungradable(grades[0], request.model.owned)
+        raise _ungradable(grades[0], request.model.owned_by_caller)
     rewards = [-math.inf if grade.error else grade.reward for grade in grades]
     best = islice(cycle(top(rewards, request.n)), request.n)
     return Generated([generated.choices[i] for i in best], generated.usage)

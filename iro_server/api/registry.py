@@ -35,7 +35,7 @@ LISTED = "GET /v1/models lists those that do"
 class ServedModel:
     """A frozen model and, where it is aligned, the value functions that steer it.
 
-    ``owned``: the calling project aligned it. To another project no text of the grader's may be shown: the
+    ``owned_by_caller``: the calling project aligned it. To another project no text of the grader's may be shown: the
     grader is the owner's code, and its errors may tell of what it has read.
     """
 
@@ -44,7 +44,7 @@ class ServedModel:
     defaults: ServedDefaults
     values: Values | None = None
     grader: HeldGrader | None = None
-    owned: bool = True
+    owned_by_caller: bool = True
 
     def scorer(self, params: SearchParams) -> Scorer | None:
         """The value functions at the request's betas. ValueError where the betas do not suit them."""
@@ -93,7 +93,7 @@ class ModelRegistry:
         defaults = ServedDefaults.model_validate(stored)
         values = self.values.get(path, lambda: self._load(name, path))
         return ServedModel(
-            name, self.engine, defaults, values, self._grader(job, project), owned=job.project == project
+            name, self.engine, defaults, values, self._grader(job, project), owned_by_caller=job.project == project
         )
 
     def drop(self, path: str, job_id: str) -> None:
