@@ -28,7 +28,9 @@ class SearchParams(BaseModel):
     """Chunk-level search: W beams, K successors of each, L tokens a chunk (None: to the end).
 
     W=K=1 is plain sampling; W=1, L=None is best-of-K; W=1 with values is blockwise best-of-K. ``pick``: what orders the
-    finals. A search orders them by value; "grader" is for callers that have one, such as the API.
+    finals. A search orders them by value; "grader" is for callers that have one, such as the API. ``strength``: of the
+    aligned model's tilt at each token, 0 for none. ``max_kl``: nats that a completion may move from the frozen model by
+    it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +41,8 @@ class SearchParams(BaseModel):
     selection: Selection = "diversity"
     betas: tuple[float, ...] | None = None
     pick: Literal["value", "grader"] = "value"
+    strength: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    max_kl: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @property
     def rows(self) -> int:
@@ -106,7 +110,8 @@ class SearchObserver(Protocol):
 class Final:
     """One finished completion. ``hidden[layer]``: [T, D] where the search was asked to keep it.
 
-    ``value``: sum_t V_t/beta_t at the last token (0 without values). ``finish_reason``: "stop" or "length".
+    ``value``: sum_t V_t/beta_t at the last token (0 without values). ``kl``: nats from the frozen model, summed over
+    the states that its tokens were drawn from (0 without steering). ``finish_reason``: "stop" or "length".
     """
 
     tokens: list[int]
@@ -114,6 +119,7 @@ class Final:
     value: float
     finish_reason: Literal["stop", "length"]
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    kl: float = 0.0
 
 
 @dataclass

@@ -79,6 +79,12 @@ class FrozenModel:
         limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
         return min([max_length, *limits])
 
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D]: the output head's row of each token."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
     def logits(self, states_MD: Tensor) -> Tensor:
         """[M, V] float32, from the decoder's final states: the head's own scales and soft caps included."""
         return self._head(inputs_embeds=states_MD[None]).logits[0].float()

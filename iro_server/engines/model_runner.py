@@ -9,9 +9,12 @@ import torch
 
 from iro_server.engines.cache import CacheSpec
 from iro_server.engines.frozen_model import FrozenModel
-from iro_server.engines.sample import next_tokens
+from iro_server.engines.sample import next_tokens, steered_tokens, tempered
 from iro_server.engines.scheduler import Run
 from iro_server.engines.sequences import SequenceGroup
+from iro_server.engines.steering import additions, divergence, within_room
+
+Drawn = tuple[torch.Tensor, ...]
 
 
 class ModelRunner:
@@ -46,14 +49,16 @@ class ModelRunner:
         for group in groups:
             beams, successors = group.uniforms.shape
             sampling = group.sampling.temperature, group.sampling.top_p, group.sampling.top_k, successors
+            sampling = (*sampling, group.steered is not None)
             alike.setdefault(sampling, []).append((group, logits[start : start + beams]))
             start += beams
         for batch in alike.values():
             sizes = [len(part) for _, part in batch]
             uniforms = torch.cat([group.uniforms for group, _ in batch]).to(logits.device)
-            sampled = next_tokens(torch.cat([part for _, part in batch]), batch[0][0].sampling, uniforms)
-            for (group, _), tokens, logprobs in zip(batch, *(part.split(sizes) for part in sampled), strict=True):
-                group.take(tokens, logprobs)
+            sample = _steered if batch[0][0].steered else _plain
+            sampled = sample([group for group, _ in batch], torch.cat([part for _, part in batch]), uniforms)
+            for (group, _), *drawn in zip(batch, *(part.split(sizes) for part in sampled), strict=True):
+                group.take(*drawn)
 
     def read(self, runs: Sequence[Run]) -> list[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
         """Of each run the final hidden states [count, D], and those of its layers."""
@@ -70,6 +75,24 @@ class ModelRunner:
             outputs.append((states[span], {layer: hidden[layer][span] for layer in run.layers}))
             start = span.stop
         return outputs
+
+
+def _plain(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> Drawn:
+    """Tokens and log-probabilities [M, K] of groups that sample alike."""
+    return next_tokens(logits_MV, groups[0].sampling, uniforms_MK)
+
+
+def _steered(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> Drawn:
+    """Tokens, log-probabilities and log q/pi_0 [M, K], and KL(q || pi_0) [M], of groups that are steered."""
+    steered = [(group.steered, group.states) for group in groups if group.steered and group.states is not None]
+    sampling = groups[0].sampling
+    addition_MV = torch.cat(additions(steered))
+    base_MV = tempered(logits_MV, sampling)
+    if any(rows.steering.max_kl is not None for rows, _ in steered):
+        room_M = torch.cat([rows.room_M for rows, _ in steered]).to(logits_MV.device)
+        addition_MV = within_room(base_MV, addition_MV, room_M)
+    drawn = steered_tokens(logits_MV, addition_MV, sampling, uniforms_MK)
+    return (*drawn, divergence(base_MV, addition_MV))
 
 
 class HiddenTap:

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from iro_server.concurrency.tasks import gather_or_cancel
-from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling
+from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling, Steering
 from iro_server.engines.describe import describe
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
@@ -66,7 +66,7 @@ class RemoteEngine:
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         share_cores_with_engine()
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False)
+        self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False, steers=False)
         self.embedding = Embedding(Path(model_dir))
         timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.silence)
         self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url)
@@ -105,7 +105,9 @@ class RemoteEngine:
         """Run ``work`` on the engine's loop, whichever loop its caller lives on; cancel the future to end it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def check(self, prompt_ids: Sequence[int], layers: Sequence[int]) -> None:
+    def check(self, prompt_ids: Sequence[int], layers: Sequence[int], steering: Steering | None) -> None:
+        if steering is not None:
+            raise ValueError(f"{self.info.name} is served over HTTP, where nothing tilts its logits")
         if self.info.lacks(layers):
             raise ValueError(f"{self.info.name} is served over HTTP, without hidden states past layer 0, the embedding")
         if not 0 < len(prompt_ids) < self.info.max_length:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import ClassVar
 
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
 from iro_server.json_values import JsonObject
 
@@ -39,9 +39,15 @@ class TextEngine(RemoteEngine):
         model_hash = sha256(f"{self.info.model_hash} {self.model}".encode()).hexdigest()
         self._info = replace(self.info, logprobs=False, model_hash=model_hash)
 
-    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> TextSession:
+    async def open(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        layers: Sequence[int] = (),
+        steering: Steering | None = None,
+    ) -> TextSession:
         """As ``Engine.open``. ValueError for ``layers`` past 0: an endpoint reports no hidden states."""
-        self.check(prompt_ids, layers)
+        self.check(prompt_ids, layers, steering)
         prefix_ids = list(self.tokenizer("")["input_ids"])  # such as <s>, which the endpoint will add itself
         has_prefix = list(prompt_ids[: len(prefix_ids)]) == prefix_ids
         text_ids = list(prompt_ids[len(prefix_ids) :] if has_prefix else prompt_ids)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
 from iro_server.json_values import JsonObject
 
@@ -30,9 +30,15 @@ class VLLMEngine(RemoteEngine):
         if not (await self.replicas.complete(body, has_ids))[0]:
             raise ValueError('the endpoint gives no token ids: for one that is not vLLM, use the engine kind "text"')
 
-    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> VLLMSession:
+    async def open(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        layers: Sequence[int] = (),
+        steering: Steering | None = None,
+    ) -> VLLMSession:
         """As ``Engine.open``. ValueError for ``layers`` past 0: vLLM reports no hidden states."""
-        self.check(prompt_ids, layers)
+        self.check(prompt_ids, layers, steering)
         return VLLMSession(self, list(prompt_ids), sampling, layers)
 
 
