@@ -26,7 +26,7 @@ LIMITS = {
     "value_heads": MENDED,
     "iro_server": MENDED,
     "training": MENDED,
-    "training/iro": Limits(0.5, 32.0),
+    "training/iro": MENDED,
     "training/bilevel": MENDED,
     "training/speech": MENDED,
     "training/federated": MENDED,

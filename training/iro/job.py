@@ -8,9 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.iro.config import AlignConfig
+from training.json_values import JsonObject
 from training.run import Job, Run
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from iro_server.jobs.placement import Placement
 
 
-def run(config: AlignConfig, run: Run) -> dict[str, Any]:
+def run(config: AlignConfig, run: Run) -> JsonObject:
     from iro_server.engines.describe import Description
     from iro_server.engines.endpoints import KEY_VARIABLE
     from iro_server.engines.opening import open_engine
@@ -43,7 +44,7 @@ def run(config: AlignConfig, run: Run) -> dict[str, Any]:
         return align(config, run, Description.of_engine(engine), LocalExecutor(engine, model_dir))
 
 
-def _on_ray(config: AlignConfig, run: Run, opening: Callable[[], Engine], placement: Placement) -> dict[str, Any]:
+def _on_ray(config: AlignConfig, run: Run, opening: Callable[[], Engine], placement: Placement) -> JsonObject:
     """The weights are loaded where rollouts are computed, and not here."""
     from training.iro.cluster import ray_executor
     from training.iro.loop import align

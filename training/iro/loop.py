@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -33,11 +33,12 @@ from training.iro.rollouts import PREFIXES, Batch, exploring, guided, plain, rol
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
+from training.json_values import JsonObject
 from training.run import Run, jsonable
 from value_heads import save_bundle
 
 
-def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> dict[str, Any]:
+def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> JsonObject:
     """The whole job. Returns what result.json holds beside the config; raises AlignError where it cannot go on."""
     with parse_grader(config.grader) as grader:
         return Alignment(config, run, model, grader, executor).run_all()
@@ -71,10 +72,10 @@ class Alignment:
             case _:
                 return heads
 
-    def run_all(self) -> dict[str, Any]:
+    def run_all(self) -> JsonObject:
         self.run.planned_steps = self.planned_steps()
         base = self.baseline()
-        history: list[dict[str, Any]] = []
+        history: list[JsonObject] = []
         validated: dict[int, Validated] = {}
         for step in range(1, self.config.iterations + 1):
             history.append(self.iterate(step, validated))
@@ -106,7 +107,7 @@ class Alignment:
         size = self.config.concurrency
         return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
-    def iterate(self, step: int, validated: dict[int, Validated]) -> dict[str, Any]:
+    def iterate(self, step: int, validated: dict[int, Validated]) -> JsonObject:
         """One iteration: its history row. Where it validates, ``validated`` gets what it found."""
         part = self.prompts.slices[step - 1]
         names, heldout_names = self.collect(step, part)
@@ -179,7 +180,7 @@ class Alignment:
             )
         return {"mean": float(rewards.mean()), "sd": float(rewards.std())}
 
-    def fit(self, step: int, train: Shards, heldout: Shards) -> dict[str, Any]:
+    def fit(self, step: int, train: Shards, heldout: Shards) -> JsonObject:
         """Iteration ``step``'s value function on top of the ones before, as a bundle, and its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
@@ -189,11 +190,11 @@ class Alignment:
         trained = sum(map(len, chain(train.completions(), heldout.completions())))
         return diagnostics | {"trained_tokens": trained, "bundle": bundle, "judged": judged}
 
-    def values_of(self, fitted: dict[str, Any], part: Literal["bundle", "judged"]) -> Stack:
+    def values_of(self, fitted: JsonObject, part: Literal["bundle", "judged"]) -> Stack:
         """The step's fit, betas aside: of all prompts, or ``judged``, of those not held out."""
         return self.bundles.unpack(fitted[part])
 
-    def save(self, folder: Path, stack: Stack, metrics: dict[str, Any] | None = None) -> None:
+    def save(self, folder: Path, stack: Stack, metrics: JsonObject | None = None) -> None:
         info = self.model.info
         save_bundle(
             folder,
@@ -203,7 +204,7 @@ class Alignment:
             metrics=jsonable(metrics or {}),
         )
 
-    def baseline(self) -> list[dict[str, Any]]:
+    def baseline(self) -> list[JsonObject]:
         """The frozen model on the validation prompts: ``mean`` is its reward, ``grader_pick`` that of best-of-N."""
         valid = self.validation.validate(
             "0-valid", self.prompts.validation, plain(self.config), None, "the frozen model"
@@ -230,14 +231,14 @@ class Alignment:
         self,
         step: int,
         collected: Sequence[tuple[str, str]],
-        fitted: dict[str, Any],
+        fitted: JsonObject,
         tried: list[str],
         valid: Validated | None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Write the iteration's metrics, save the bundle where it was validated, and tell who follows."""
         assert self.stack is not None
         train = self.tallies([rewards for _, rewards in collected], "tally")
-        row: dict[str, Any] = {"step": step, "total_steps": self.config.iterations}
+        row: JsonObject = {"step": step, "total_steps": self.config.iterations}
         beta = self.tallies(tried, "finals")
         row |= report.metrics_row(self.grader, self.known_rewards(collected), train, beta, valid)
         row["betas"] = list(self.betas)
@@ -262,7 +263,7 @@ class Alignment:
     def tallies(self, names: Sequence[str], part: str) -> Tally:
         return merge(self.run.load(name)[part] for name in names)
 
-    def final_check(self, best: dict[str, Any]) -> float:
+    def final_check(self, best: JsonObject) -> float:
         """How far the best iteration is above the frozen model, on prompts that did not choose it."""
         before = self.validation.validate("check-0", self.prompts.check, plain(self.config), None, "the frozen model")
         after = self.validation.validate(
@@ -285,9 +286,9 @@ class Alignment:
         )
         return gain
 
-    def conclude(self, base: list[dict[str, Any]], history: list[dict[str, Any]]) -> dict[str, Any]:
+    def conclude(self, base: list[JsonObject], history: list[JsonObject]) -> JsonObject:
         """The best iteration by validation reward; none, if it does not beat the frozen model on the check prompts."""
-        best, *others = report.best(history, report.KEPT)
+        best, *others = report.best(history, report.KEPT_CHECKPOINTS)
         best_steps = [best["step"], *(row["step"] for row in others)]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
         rises = self.final_check(best) > 0
@@ -314,7 +315,7 @@ class Alignment:
         }
 
 
-def _rises(history: Sequence[dict[str, Any]]) -> bool:
+def _rises(history: Sequence[JsonObject]) -> bool:
     """Whether the last iteration's held-out reward is above that of every validated iteration before."""
     *before, last = (row["full_valid_mean_reward"] for row in history if row["path"])
     return not before or last > max(before)
