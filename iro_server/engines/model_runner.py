@@ -48,9 +48,9 @@ class ModelRunner:
         start = 0
         for group in groups:
             beams, successors = group.uniforms.shape
-            sampling = group.sampling.temperature, group.sampling.top_p, group.sampling.top_k, successors
-            sampling = (*sampling, group.steered is not None)
-            alike.setdefault(sampling, []).append((group, logits[start : start + beams]))
+            sampling, steered = group.sampling, group.steered is not None
+            key = (sampling.temperature, sampling.top_p, sampling.top_k, successors, steered)
+            alike.setdefault(key, []).append((group, logits[start : start + beams]))
             start += beams
         for batch in alike.values():
             sizes = [len(part) for _, part in batch]
