@@ -146,9 +146,9 @@ def wire(ks: tuple[int, ...] = (1000, 100, 10)) -> dict[str, float]:
 
 def main() -> None:
     parser = command_line("bilevel", __doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--wire", action="store_true", help="bytes of real processes, too")
+    parser.add_argument("--wire", action="store_true", help="also count the bytes of real processes")
     args = parser.parse_args()
     torch.set_num_threads(1)
     result: JsonObject = {"speed": speed(args.seconds, args.repeats)}

@@ -215,7 +215,7 @@ def sharing_checks(shared: JsonObject) -> list[JsonObject]:
 def main() -> None:
     parser = command_line("decoding", __doc__)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
-    parser.add_argument("--loop-tokens", type=int, default=128, help="new tokens a row against the paper's loop")
+    parser.add_argument("--loop-tokens", type=int, default=128, help="new tokens of each row against the paper's loop")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     bench = Bench(args.tokens, args.repeats)

@@ -159,7 +159,7 @@ def reason(verdict: Verdict) -> str:
 
 def main() -> None:
     parser = command_line("families", __doc__)
-    parser.add_argument("families", nargs="*", help="print these alone; without any, all, and the results are written")
+    parser.add_argument("families", nargs="*", help="print only these families; default: all, and write the results")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     verdicts = []

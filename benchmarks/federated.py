@@ -81,8 +81,8 @@ def growth(count: int, updates: int) -> dict[str, float]:
 
 def main() -> None:
     parser = command_line("federated", __doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each work of a comparison")
-    parser.add_argument("--updates", type=int, default=1000, help="of clients, in a run of the growth")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement of a comparison")
+    parser.add_argument("--updates", type=int, default=1000, help="client updates in a run of the growth measurement")
     args = parser.parse_args()
     with one_thread():
         result: JsonObject = {"against a loop": {}, "growth": {}, "torch": torch.__version__}

@@ -142,7 +142,9 @@ def stored_bytes(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = command_line("fit_memory", __doc__)
-    parser.add_argument("--shards", type=int, default=3, help="of 8 prompts, sampled and then read again and again")
+    parser.add_argument(
+        "--shards", type=int, default=3, help="rollout files of 8 prompts, sampled once and read repeatedly"
+    )
     parser.add_argument("--rollouts", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--counted-tokens", type=int, default=100)

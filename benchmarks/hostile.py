@@ -188,7 +188,7 @@ def cell(text: str) -> str:
 
 def main() -> None:
     parser = command_line("hostile", __doc__)
-    parser.add_argument("--seconds", type=float, default=30, help="of quiet, and of well-meaning work")
+    parser.add_argument("--seconds", type=float, default=30, help="seconds of the quiet and the busy measurement")
     args = parser.parse_args()
     terminated_is_exit()
     result = measure(args.seconds)

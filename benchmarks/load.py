@@ -198,7 +198,7 @@ def checks(result: JsonObject) -> list[JsonObject]:
 
 def main() -> None:
     parser = command_line("load", __doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="of load below the limit")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of load below the limit")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     terminated_is_exit()

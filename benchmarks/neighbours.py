@@ -55,7 +55,7 @@ Attack = Callable[[httpx.Client, threading.Event], None]
 
 def parse() -> argparse.Namespace:
     parser = command_line("neighbours", __doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds of each measurement")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     return parser.parse_args()

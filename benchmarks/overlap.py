@@ -129,7 +129,7 @@ def measured(folder: Path, url: str, args: argparse.Namespace) -> dict[str, floa
 
 def main() -> None:
     parser = command_line("overlap", __doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one answer of the judge")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of one answer of the judge")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=16)

@@ -129,7 +129,7 @@ def rewards(out: Path, seeds: int) -> JsonObject:
 
 def main() -> None:
     parser = command_line("pruning", __doc__)
-    parser.add_argument("--seeds", type=int, default=0, help="jobs of each copy; without, none is aligned")
+    parser.add_argument("--seeds", type=int, default=0, help="alignment jobs of each copy; default: none")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     terminated_is_exit()

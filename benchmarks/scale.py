@@ -228,9 +228,9 @@ def report(result: JsonObject) -> str:
 
 def main() -> None:
     parser = command_line("scale", __doc__)
-    parser.add_argument("--seconds", type=float, default=45, help="of each number of real users")
+    parser.add_argument("--seconds", type=float, default=45, help="seconds for each number of real users")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--gpus", action="store_true", help="reckon GPUs alone, and measure nothing")
+    parser.add_argument("--gpus", action="store_true", help="estimate only GPUs, without measurements")
     args = parser.parse_args()
     terminated_is_exit()
     result = {"plan": reckoned_plan(), "limit": LIMIT} if args.gpus else measure(args.seconds, args.repeats)

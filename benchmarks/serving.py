@@ -169,8 +169,10 @@ def ratios(rates: dict[str, float]) -> list[tuple[str, float, float | None]]:
 def main() -> None:
     parser = command_line("serving", __doc__)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
-    parser.add_argument("--repeats", type=int, default=1, help="of many requests; one request gets three times as many")
-    parser.add_argument("--url", help="of a vLLM server that is up already; none is measured without prefix caching")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="repetitions with many requests; three times as many with one request"
+    )
+    parser.add_argument("--url", help="a running vLLM server; then there is no measurement without prefix caching")
     args = parser.parse_args()
     terminated_is_exit()
     if not args.url and not VLLMProcess.python.exists():

@@ -111,7 +111,7 @@ def decode(seconds: float) -> None:
 
 def main() -> None:
     parser = command_line("sharing", __doc__)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--engine", action="store_true", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -244,7 +244,7 @@ def summarise(per_seed: Sequence[JsonObject]) -> JsonObject:
 
 def main() -> None:
     parser = command_line("stopping", __doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="which; each has prompts of its own")
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="seeds; each has separate prompts")
     parser.add_argument("--train-prompts", type=int, default=32)
     parser.add_argument("--heldout-prompts", type=int, default=16)
     args = parser.parse_args()

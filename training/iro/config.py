@@ -46,9 +46,9 @@ class AlignConfig(Alignment, JobConfig):
 
     feature_spec: FeatureSpec | None = Field(
         None,
-        description="What heads read of the frozen model's states. Null takes `default_feature_spec` of the model.",
+        description="Features of the model's states that heads read. Null takes its `default_feature_spec`.",
     )
-    concurrency: int = Field(8, ge=1, le=256, description="Prompts that are rolled out at once.")
+    concurrency: int = Field(8, ge=1, le=256, description="Number of prompts sampled at once.")
 
     @model_validator(mode="after")
     def _engine_has_the_layers(self) -> Self:
