@@ -10,19 +10,19 @@ An interrupted run goes on.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
-
-from scipy.stats import t
 
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.quality import BEAM, ROWS, jsonl
 from benchmarks.record import command_line, finish
+from benchmarks.tables import interval_text
 from iro_server.cli.demo.data import prompt_rows
 from iro_server.cli.demo.sentiment import sentiment_grader_source
 from iro_server.engines.prepare import prepare_model
 from iro_server.json_values import JsonObject
-from training.iro.diagnostics import mean_and_error
+from training.intervals import band
 from training.run import RunEvent
 from value_heads import FeatureSpec
 
@@ -69,10 +69,9 @@ def align(folder: Path, seed: int, rows: list[dict[str, str]], valid: list[dict[
     }
 
 
-def interval(values: list[float]) -> list[float]:
-    """Mean and half of a 95 % interval (Student's) over seeds; NaN for one seed."""
-    mean, error = mean_and_error(values)
-    return [mean, float(t.ppf(0.975, len(values) - 1)) * error]
+def interval(values: list[float]) -> dict[str, float]:
+    """``band`` over the seeds whose value is not NaN."""
+    return band([value for value in values if not math.isnan(value)])
 
 
 def summary(per_seed: list[dict[str, dict[str, float]]]) -> JsonObject:
@@ -120,8 +119,8 @@ def main() -> None:
 
 def report(result: JsonObject) -> None:
     for part in ("vllm less embedded", "aligned less best-of-16"):
-        for name, (mean, spread) in result[part].items():
-            print(f"{part}: {name} {mean:+.3f} ± {spread:.3f}")
+        for name, cell in result[part].items():
+            print(f"{part}: {name} {interval_text(cell, '+')}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.decoding import PASSAGE
 from benchmarks.record import command_line, finish
+from benchmarks.workload import PASSAGE
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.json_values import JsonObject

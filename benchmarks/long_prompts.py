@@ -10,8 +10,8 @@ import statistics
 import time
 from collections.abc import Awaitable
 
-from benchmarks.decoding import PASSAGE
 from benchmarks.record import command_line, finish
+from benchmarks.workload import PASSAGE
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model

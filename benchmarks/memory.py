@@ -18,8 +18,8 @@ import psutil
 import torch
 from transformers import AutoModel
 
-from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from benchmarks.record import command_line, finish
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from iro_server.decoding.base import Scorer
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling

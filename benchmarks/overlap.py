@@ -20,8 +20,8 @@ from typing import ClassVar
 
 import psutil
 
-from benchmarks.decoding import PASSAGE
 from benchmarks.record import command_line, finish
+from benchmarks.workload import PASSAGE
 from iro_server.engines.describe import Description
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from benchmarks.engines import align, interval
 from benchmarks.processes import say, terminated_is_exit
 from benchmarks.record import command_line, finish
+from benchmarks.tables import interval_text
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from iro_server.cli.demo.data import imdb_splits, prompt_rows
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
@@ -113,7 +114,7 @@ def copy_of(out: Path, keep: float) -> Path:
 
 
 def rewards(out: Path, seeds: int) -> JsonObject:
-    """Mean validation reward over seeds, half of a 95 % interval: of a copy alone, and steered by its own values."""
+    """Mean validation reward over seeds and its 95 % interval: of a copy alone, and steered by its own values."""
     train, valid = prompt_rows(seeds * TRAIN, seeds * VALID)
     by_share: JsonObject = {}
     for keep in ALIGNED:
@@ -148,7 +149,8 @@ def report(result: JsonObject) -> None:
         read = ", ".join(f"{result['perplexity'][criterion][index]:.1f} by {criterion}" for criterion in CRITERIA)
         print(f"{keep:.0%} of the neurons: {result['tokens_per_second'][index]:.0f} base tokens/s; perplexity {read}")
     for keep, intervals in result.get("rewards", {}).items():
-        print(f"{float(keep):.0%}: " + ", ".join(f"{name} {m:.2f} ± {e:.2f}" for name, (m, e) in intervals.items()))
+        rewards_text = ", ".join(f"{name} {interval_text(cell)}" for name, cell in intervals.items())
+        print(f"{float(keep):.0%}: {rewards_text}")
 
 
 if __name__ == "__main__":

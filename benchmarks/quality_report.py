@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.tables import interval_text
 from iro_server.json_values import JsonObject
 
 Final = JsonObject
@@ -145,13 +146,13 @@ def checks(gains: Sequence[JsonObject], steps: Sequence[JsonObject], judges: Seq
         best = max((g for g in gains if g["pick"] == pick and g["method"].startswith("IRO-")), key=lambda g: g["mean"])
         name = f"{best['method']}, {pick} pick, less best-of-16 picked by reward"
         check_rows.append(
-            {"name": name, "expected": f">= {aim:+.1f}", "got": pretty(best, "+"), "holds": best["mean"] >= aim}
+            {"name": name, "expected": f">= {aim:+.1f}", "got": interval_text(best, "+"), "holds": best["mean"] >= aim}
         )
         rises = [(f"{s['method']} less {s['over']}, {pick} pick", s) for s in steps if s["pick"] == pick]
         others = [(f"{j['method']}, {pick} pick, less best-of-16 by {j['judge']}", j) for j in judges]
         others = [(n, j) for n, j in others if (j["method"], j["pick"]) == (best["method"], pick)]
         for name, row in rises + others:
-            got, holds = pretty(row, "+"), row["low"] > 0
+            got, holds = interval_text(row, "+"), row["low"] > 0
             check_rows.append({"name": name, "expected": "95 % interval above 0", "got": got, "holds": holds})
     return check_rows
 
@@ -164,19 +165,15 @@ def print_table(summary: JsonObject) -> None:
     title = f"Held-out reward, {summary['prompts']} prompts over {summary['seeds']} seeds, 16 x 48 base tokens each"
     table = Table("method", "pick", "reward", "VADER", "MiniLM", "log p/token", "distinct-2", title=title)
     for row in summary["methods"]:
-        cells = [pretty(row[key]) if key in row else "" for key in ("reward", "vader", "minilm", "logprob")]
+        cells = [interval_text(row[key]) if key in row else "" for key in ("reward", "vader", "minilm", "logprob")]
         table.add_row(row["method"], row["pick"], *cells, f"{row['distinct_2']:.3f}" if "distinct_2" in row else "")
     console.print(table)
     for row in [*summary["gains"], *summary["steps"], *summary["controls"], *summary["judges"]]:
         over = row.get("over") or f"best-of-16 by {row['judge']}"
-        console.print(f"{row['method']}, {row['pick']} pick, less {over}: {pretty(row, '+')}", highlight=False)
+        console.print(f"{row['method']}, {row['pick']} pick, less {over}: {interval_text(row, '+')}", highlight=False)
     for check in summary["checks"]:
         mark = "holds" if check["holds"] else "falls short"
         console.print(f"{check['name']}: {check['got']}, aim {check['expected']}: {mark}", highlight=False)
-
-
-def pretty(row: dict[str, float], sign: str = "") -> str:
-    return f"{row['mean']:{sign}.2f} [{row['low']:{sign}.2f}, {row['high']:{sign}.2f}]"
 
 
 def draw(summary: JsonObject, path: Path) -> None:

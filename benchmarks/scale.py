@@ -21,11 +21,11 @@ from pathlib import Path
 import openai
 import psutil
 
-from benchmarks.decoding import linear_heads
 from benchmarks.processes import ServerProcess, terminated_is_exit
 from benchmarks.record import command_line, finish
 from benchmarks.scale_model import GPUS, LIMIT, MODELS, Costs, Outcome, Workload, carried, reckoned, simulate
 from benchmarks.tables import gpus
+from benchmarks.workload import linear_heads
 from iro_server.decoding.base import Scorer
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine

@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import torch
 
-from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.record import command_line, finish
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling

@@ -87,7 +87,7 @@ def measure(seconds: float, repeats: int) -> JsonObject:
 
 def decode(seconds: float) -> None:
     """Say when ready; from the next line of input on, decode for so long and print the rate."""
-    from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS
+    from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS
     from iro_server.decoding.search import guided_search
     from iro_server.engines.base import Sampling
     from iro_server.engines.embedded import EmbeddedEngine

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar, ov
 
 import numpy as np
 from opentelemetry import trace
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.checkpoints import VARIABLE as STORAGE_VARIABLE
 from training.checkpoints import About, SavedValue, WithTables, claim, open_checkpoints
@@ -300,8 +300,7 @@ class Job(Generic[AnyConfig]):
         if started.exists():
             before = json.loads(started.read_text())
             location = before.pop("checkpoints", None)
-            fixed_before, fixed = (_without(record["config"], config.movable) for record in (before, header))
-            if before["job"] != header["job"] or fixed_before != fixed:
+            if before["job"] != header["job"] or not _continues(before["config"], config):
                 raise RunError(f"{out} holds another run ({before['job']}); choose another folder")
             # A folder of an earlier version has no "inputs".
             changed = [
@@ -359,7 +358,20 @@ def jsonable(value: object) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _without(config: Mapping[str, object], names: Container[str]) -> dict[str, object]:
+def _continues(before: Mapping[str, Any], config: JobConfig) -> bool:
+    """Whether a run of the saved config ``before`` may go on with ``config``: they differ in movable fields alone.
+
+    A field that an earlier version did not have counts as its default.
+    """
+    try:
+        saved = type(config).model_validate(before)
+    except ValidationError:
+        return False
+    saved_fields, fields = (_without(each.model_dump(mode="json"), config.movable) for each in (saved, config))
+    return saved_fields == fields
+
+
+def _without(config: Mapping[str, Any], names: Container[str]) -> JsonObject:
     return {name: value for name, value in config.items() if name not in names}
 
 

@@ -38,13 +38,17 @@ SERVER_LIMITS: dict[str, int] = {
 
 
 class ServedDefaults(BaseModel):
-    """What a model does where a request says nothing. ``max_tokens`` None: the route's own default."""
+    """What a model does where a request says nothing. ``max_tokens`` None: the route's own default.
+
+    ``improved``: whether its job's held-out gain has a 95 % interval above 0; None where no job has said so.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     search: SearchParams = SearchParams.model_validate({})
     temperature: float = 1.0
     max_tokens: int | None = None
+    improved: bool | None = None
 
 
 class AlignmentOptions(BaseModel):
@@ -122,6 +126,19 @@ class AlignmentOptions(BaseModel):
     backbone_layers: int | None = Field(
         None, ge=1, description="For `lora`: the first layers of the model that form the backbone. Null takes a third."
     )
+    tilt: Literal["auto", "off"] = Field(
+        "auto",
+        description="`auto` fits tilts, which steer each token as it is drawn, and keeps the best of them where it is "
+        "surely better than none at one row. It needs the frozen model in the job's own process and `value_model` "
+        "`linear` or `mlp`; elsewhere, as with `off`, values steer the search alone.",
+    )
+    max_rows: int = Field(
+        256,
+        ge=1,
+        le=65_536,
+        description="Maximum rows W·K that the aligned model is served with. A model with a tilt is served with the "
+        "fewest rows, of 1, a quarter of W·K and W·K, whose validation reward the best does not surely exceed.",
+    )
     early_stop: bool = Field(
         True, description="Stop at the first validation whose reward does not exceed all earlier ones."
     )
@@ -148,6 +165,11 @@ class AlignmentOptions(BaseModel):
         ge=1,
         le=64,
         description="Searches of each validation prompt, with different seeds; their rewards are averaged.",
+    )
+    keep_unproven: bool = Field(
+        False,
+        description="Serve the search also where the 95 % interval of the held-out gain includes 0. By default such a "
+        "model samples as the frozen model does.",
     )
 
     @model_validator(mode="before")

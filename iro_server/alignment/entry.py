@@ -75,7 +75,7 @@ class DescribedModel(Protocol):
 
 class AlignmentJob(Protocol[AlignmentConfig]):
     """The job that aligns a model. Its result has ``best_checkpoint`` (a value bundle; None: no iteration improved),
-    ``max_tokens`` and ``trained_tokens``.
+    ``improved`` (whether the 95 % interval of the held-out gain is above 0), ``max_tokens`` and ``trained_tokens``.
 
     Events are ``{"type", "level", "message", "data"}``; the type is "message", "metrics", "checkpoint", "progress",
     "stage" or "defaults".
@@ -111,12 +111,21 @@ def batch_jobs() -> importlib.metadata.EntryPoints:
     return importlib.metadata.entry_points(group=GROUP)
 
 
+class JobUnavailable(ValueError):
+    """A package that a batch job imports is not installed; the message says what to install."""
+
+
 def load_batch_job(name: str) -> BatchJob[BaseModel]:
-    """The batch job ``name``. ValueError where there is none."""
+    """The batch job ``name``. ValueError where there is none, JobUnavailable where a package is missing."""
     jobs = batch_jobs()
     if name not in jobs.names:
         raise ValueError(f"no job {name!r}; `iro list` has: {', '.join(sorted(jobs.names))}")
-    job: BatchJob[BaseModel] = jobs[name].load()
+    try:
+        job: BatchJob[BaseModel] = jobs[name].load()
+    except ModuleNotFoundError as error:
+        extras = ",".join(jobs[name].extras)
+        requirement = f": pip install 'iro-align[{extras}]'" if extras else ""
+        raise JobUnavailable(f"{name} needs {error.name}, which is not installed{requirement}") from error
     return job
 
 

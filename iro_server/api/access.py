@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from iro_server.access import scopes
 from iro_server.access.audit import audit_log
 from iro_server.access.key_requirement import KEY_SECONDS, KeyRequirement
+from iro_server.access.rates import Allowance, RateLimitExceeded, Rates
 from iro_server.api.context import Caller
-from iro_server.api.errors import DATABASE_AWAY, APIError, answer, storage_failure
-from iro_server.api.rates import Allowance, Rates
+from iro_server.api.errors import DATABASE_AWAY, APIError, answer, api_error, storage_failure
 from iro_server.json_values import JsonObject
 from iro_server.settings import is_loopback
 from iro_server.store import keys
@@ -69,8 +69,8 @@ class Access:
             if allowance and caller.key_id == allowance.key_id:  # else it is part of a request that was counted
                 counted = allowance
                 self.rates.enter(allowance, record.headers)
-        except APIError as error:
-            return await answer(error)(scope, receive, send)
+        except (APIError, RateLimitExceeded) as error:
+            return await answer(api_error(error))(scope, receive, send)
         except DATABASE_AWAY as error:  # the app's handlers see only what is raised inside of it
             return await storage_failure(error)(scope, receive, send)
         try:

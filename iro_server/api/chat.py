@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
-from iro_server.api.generation_slot import take_turn
+from iro_server.api.generation_slot import take_slot
 from iro_server.api.options import Options, usage_object
 from iro_server.api.respond import Stream, whole
 from iro_server.api.unsupported import Unsupported
@@ -88,13 +88,13 @@ class ChatRequest(Options):
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     """Generate the assistant's next message. A stream's log-probabilities come with its last chunk."""
     generation = await run_in_threadpool(_generation, body, context)
-    turn = take_turn(request, context, [generation])
+    slot = take_slot(request, context, [generation])
     frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model}
     if body.stream:
         chunks = ChatChunks(context.models.engine.tokenizer, body)
         frame["object"] = "chat.completion.chunk"
-        return Stream([generation], chunks, frame, body.include_usage, turn).response()
-    (generated,) = await whole(request, [generation], turn)
+        return Stream([generation], chunks, frame, body.include_usage, slot).response()
+    (generated,) = await whole(request, [generation], slot)
     choices = [_choice(generation, body, index, choice) for index, choice in enumerate(generated.choices)]
     usage = usage_object([generation], [generated])
     return frame | {"object": "chat.completion", "choices": choices, "usage": usage}

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
-from iro_server.api.generation_slot import take_turn
+from iro_server.api.generation_slot import take_slot
 from iro_server.api.options import Options, usage_object
 from iro_server.api.respond import Stream, whole
 from iro_server.api.unsupported import Unsupported
@@ -50,12 +50,12 @@ class CompletionRequest(Options):
 async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any:
     """Continue each prompt ``n`` times. A stream's log-probabilities come with its last chunk."""
     generations = await run_in_threadpool(_generations, body, context)
-    turn = take_turn(request, context, generations)
+    slot = take_slot(request, context, generations)
     frame = {"id": new_id("cmpl-"), "object": "text_completion", "created": now(), "model": body.model}
     chunks = TextChunks(context.models.engine.tokenizer, body)
     if body.stream:
-        return Stream(generations, chunks, frame, body.include_usage, turn).response()
-    generated = await whole(request, generations, turn)
+        return Stream(generations, chunks, frame, body.include_usage, slot).response()
+    generated = await whole(request, generations, slot)
     numbered = enumerate(choice for each in generated for choice in each.choices)
     choices = [chunks.choice(index, choice.text, choice) for index, choice in numbered]
     return frame | {"choices": choices, "usage": usage_object(generations, generated)}

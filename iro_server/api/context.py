@@ -9,10 +9,10 @@ from fastapi import Depends, Request
 from sqlalchemy import ColumnElement, select
 
 from iro_server.access.key_requirement import KeyRequirement
-from iro_server.api.admission import Admission
-from iro_server.api.deadlines import Deadlines
 from iro_server.api.errors import not_found
 from iro_server.api.registry import ModelRegistry, ServedModel
+from iro_server.concurrency.admission import Admission
+from iro_server.concurrency.deadlines import Deadlines
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.json_values import JsonObject

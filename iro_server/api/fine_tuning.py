@@ -202,6 +202,7 @@ def show(job: t.Job, context: Context) -> JsonObject:
         "trained_tokens": job.trained_tokens,
         "estimated_finish": job.estimated_finish,
         "integrations": job.integrations or [],
+        "iro": {"improved": (job.search or {}).get("improved")},
     }
 
 

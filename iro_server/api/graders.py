@@ -13,8 +13,9 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict
 
 from iro_server.api.context import Context, Ctx
-from iro_server.api.errors import APIError, bad_request
-from iro_server.api.generation_slot import unless_gone
+from iro_server.api.errors import api_error, bad_request
+from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
+from iro_server.concurrency.disconnect import unless_gone
 from iro_server.graders.base import Flag, Grade, Grader, GraderError, Sample, TextTooLong, check_length
 from iro_server.graders.parsing import as_sent, parse_grader
 from iro_server.json_values import JsonObject
@@ -66,8 +67,9 @@ async def run(body: RunRequest, request: Request, context: Ctx) -> Response:
     grader = await context.grading.run(context.caller.project, check_grader, body.grader, context)
     try:
         # Not in the threads that other routes share: a grader may wait for this server's own answer to a chat request.
-        answer = unless_gone(request, context.grading.run(context.caller.project, _run, grader, body, context))
-        return _json(await context.deadlines.by(deadline, answer))
+        grading = context.grading.run(context.caller.project, _run, grader, body, context)
+        async with context.deadlines.until(deadline):
+            return _json(await unless_gone(request.receive, grading))
     finally:
         await run_in_threadpool(grader.close)  # which ends a call that nobody waits for any more
 
@@ -82,9 +84,9 @@ def check_grader(spec: JsonObject, context: Context) -> Grader:
     for field, model in grader.served_models().items():
         try:
             context.model(model)
-        except APIError as error:
+        except (ModelMismatch, ModelNotFound, ModelUnreadable) as error:
             grader.close()
-            raise bad_request(error.message, as_sent(spec, field.split(".")), error.code) from error
+            raise bad_request(str(error), as_sent(spec, field.split(".")), api_error(error).code) from error
     return grader
 
 

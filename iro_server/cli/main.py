@@ -16,7 +16,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
-from iro_server.alignment.entry import BatchJob, JobEvent, batch_jobs, load_batch_job
+from iro_server.alignment.entry import BatchJob, JobEvent, JobUnavailable, batch_jobs, load_batch_job
 from iro_server.cli import backup as cli_backup
 from iro_server.cli import db as cli_db
 from iro_server.cli import keys as cli_keys
@@ -197,6 +197,8 @@ def align(
     if result["best_checkpoint"] is None:
         console.print("No iteration was better than the frozen model on held-out prompts.")
         raise typer.Exit(1)
+    if not result.get("improved", True):
+        console.print("The 95 % interval of its gain over the frozen model includes 0.")
     console.print(f"Best: iteration {result['best_iteration']}. Try it: iro generate --values", end=" ")
     console.print(escape(result["best_checkpoint"]), '"…"', soft_wrap=True)
 
@@ -243,11 +245,15 @@ def generate(
 
 @app.command("list")
 def list_jobs() -> None:
-    """List the batch jobs of `iro run`."""
+    """The installed batch jobs, which `iro run` runs."""
     table = Table("job", "what it does", "presets", box=None)
     for name in sorted(batch_jobs().names):
-        job = load_batch_job(name)
-        table.add_row(job.name, job.summary, ", ".join(job.presets))
+        try:
+            job = load_batch_job(name)
+        except JobUnavailable as error:
+            table.add_row(name, escape(str(error)), "")
+        else:
+            table.add_row(job.name, job.summary, ", ".join(job.presets))
     console.print(table)
 
 
@@ -274,11 +280,19 @@ def run(
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder of the report and the figure.")] = Path("runs/demo")) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("runs/demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One iteration on a few prompts: shows that it works.")
+    ] = False,
+) -> None:
     """Align a model to the sentiment of film reviews, through the API, and compare (about ten minutes)."""
-    from iro_server.cli.demo.run import run_demo
+    try:
+        from iro_server.cli.demo.run import QUICK, DemoSize, run_demo
+    except ModuleNotFoundError as error:
+        raise MissingPackage(f"{error.name} is not installed: pip install 'iro-align[demo]'") from error
 
-    run_demo(out)
+    run_demo(out, QUICK if quick else DemoSize())
 
 
 def _complete(

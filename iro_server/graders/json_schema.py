@@ -14,7 +14,7 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from iro_server.concurrency.worker_processes import in_worker_process
+from iro_server.concurrency.worker_processes import WorkerKilled, in_worker_process
 from iro_server.json_values import JsonObject
 
 MAX_VALUES = 4000  # of a schema: its objects, lists, strings and numbers
@@ -34,14 +34,14 @@ def check_schema(schema: Schema) -> None:
 
 def check_text(schema: Schema, text: str) -> None:
     """ValueError with the place and the reason where ``text``, which is JSON, does not fit ``schema``, or where the
-    schema takes too long: one can need time exponential in its size."""
+    schema takes too long or too much memory: one can need time exponential in its size."""
     _in_worker(_check_text, json.dumps(schema), text)
 
 
 def _in_worker(check: Callable[..., None], *args: str) -> None:
     try:
         in_worker_process(check, *args)
-    except TimeoutError as error:
+    except (TimeoutError, WorkerKilled) as error:
         raise ValueError(f"the schema cannot be applied: it {error}") from error
 
 

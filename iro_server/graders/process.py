@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from iro_server.graders.base import Grade
 from iro_server.graders.ended import Ended, StartError
@@ -27,6 +28,14 @@ class _NotLoaded(Exception):
         self.grade = grade
 
 
+def grade_in_slices(grade_some: Callable[[list[Call]], list[Grade]], calls: list[Call]) -> list[Grade]:
+    """One grade a call. ``grade_some`` grades the first of the calls that it is given, and as many more as it can."""
+    grades: list[Grade] = []
+    while len(grades) < len(calls):
+        grades += grade_some(calls[len(grades) :])
+    return grades
+
+
 class GraderProcess:
     """Starts on first use and again after a call that ended it; calls from several threads take turns.
 
@@ -45,11 +54,8 @@ class GraderProcess:
 
     def grade_batch(self, calls: list[Call]) -> list[Grade]:
         """One grade a call. A call that hangs or ends the process fails alone: the rest go to a new process."""
-        grades: list[Grade] = []
         with self._turn:
-            while len(grades) < len(calls):
-                grades += self._grade_some(calls[len(grades) :])
-        return grades
+            return grade_in_slices(self._grade_some, calls)
 
     def grade_some(self, calls: list[Call]) -> list[Grade]:
         """The first of ``calls``, and as many more as a slice of time allows."""

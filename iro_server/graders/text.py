@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import FiniteFloat, PrivateAttr, ValidationInfo, field_validator
 
+from iro_server.concurrency.worker_processes import WorkerKilled
 from iro_server.graders.base import Grade
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.local_models import bundled_embedding_model, embed, is_model
@@ -83,7 +84,13 @@ class TextSimilarity(_Comparison):
     def grade_filled(self, filled: Sequence[tuple[str, str]]) -> list[Grade]:
         if self.evaluation_metric == "cosine":
             return [Grade.of(float(cosine)) for cosine in self._cosines(filled)]
-        return [Grade.of(similarity(self.evaluation_metric, text, reference)) for text, reference in filled]
+        return [self._compared(text, reference) for text, reference in filled]
+
+    def _compared(self, text: str, reference: str) -> Grade:
+        try:
+            return Grade.of(similarity(self.evaluation_metric, text, reference))
+        except (TimeoutError, WorkerKilled) as error:
+            return Grade.failed(f"{self.evaluation_metric} {error}")
 
     def _cosines(self, filled: Sequence[tuple[str, str]]) -> np.ndarray:
         assert self._embedding_model is not None

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception_type, wait_exponential
 
+from iro_server.alignment.definition import ServedDefaults
 from iro_server.alignment.entry import JobEvent, load_alignment_job
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.jobs import lock, records
@@ -150,10 +151,13 @@ class Worker:
                 retry_while_unavailable(records.record)(self.sessions, job, event)
 
         result = alignment_job.execute(config, self.out, on_event=on_event, should_stop=self.stop.is_set)
-        search |= {"max_tokens": result["max_tokens"]} if "max_tokens" in result else {}
+        search |= {name: result[name] for name in ("max_tokens", "improved") if name in result}
         retry_while_unavailable(self._tell)(job)  # of what was graded since the last heartbeat
         if result.get("best_checkpoint") is None:
             raise NoImprovement("no iteration's held-out reward was above the base model's, so there is no model")
+        retry_while_unavailable(self._note_search)(search)
+        if not (search.get("improved", True) or config.keep_unproven):
+            search |= ServedDefaults().model_dump(include={"search"})
         ended = (str(result["best_checkpoint"]), search, self._result_file(job), result.get("trained_tokens"))
         retry_while_unavailable(records.succeed)(self.sessions, job, *ended)
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from iro_server.alignment.placement import Placement
 from iro_server.engines.base import Engine
+from iro_server.engines.frozen_model import FrozenModel
 from iro_server.graders.base import Grader
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.jobs.placement import Placement
 from training.checkpoints import Checkpoints, SavedValue, open_checkpoints
 from training.iro import executor
 from training.iro.config import AlignConfig
@@ -70,7 +71,9 @@ def ray_executor(
 class RayExecutor:
     """An ``Executor``; see ``ray_executor``."""
 
-    def __init__(self, ray: ModuleType, placement: Placement, run: Run, opening: Opening) -> None:
+    frozen: FrozenModel | None = None  # in other processes
+
+    def __init__(self, ray: Any, placement: Placement, run: Run, opening: Opening) -> None:
         self.ray, self.placement, self.run, self.opening = ray, placement, run, opening
         room = {"num_cpus": placement.ray_cpus, "num_gpus": placement.ray_gpus}
         self.engines = Pool(ray, run, room, EngineActor, opening)

@@ -47,7 +47,7 @@ class Collection:
         ):
             for shard, grades in graded:
                 rewards = partial(self._rewards, shard, grades, shard.names == first)
-                self.run.step(shard.names.rewards, rewards, "grading")
+                self.grading.charge(self.run.step(shard.names.rewards, rewards, "grading")["tally"])
                 advance()
 
     def _sample(self, batches: Mapping[ShardNames, Batch], sampled: Iterator[JsonObject]) -> Iterator[RolledOut]:

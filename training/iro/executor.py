@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from iro_server.engines.base import Engine
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.frozen_model import FrozenModel
 from iro_server.graders.base import Grader
 from training.iro.fit import Shards
 from training.iro.learners import Learner
@@ -20,6 +22,11 @@ from value_heads.threads import on_fresh_thread
 
 
 class Executor(Protocol):
+    @property
+    def frozen(self) -> FrozenModel | None:
+        """The frozen model, where it is in this process: tilts are fitted with its output head."""
+        ...
+
     def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
         """What ``rollouts.roll_out`` gives for each batch, in their order. To be closed when it is not used up."""
         ...
@@ -41,6 +48,7 @@ class LocalExecutor:
     def __init__(self, engine: Engine, model_dir: Path | None) -> None:
         self.engine = engine
         self.bundles = Bundles(engine.info, model_dir)
+        self.frozen = engine.frozen if isinstance(engine, EmbeddedEngine) else None
 
     def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
         for batch in batches:

@@ -12,6 +12,7 @@ from cachetools import LRUCache
 
 from iro_server.engines.describe import Description
 from iro_server.graders.base import Flag, Grade, Grader, Sample
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.response_format import parse_response_format
 from iro_server.telemetry.grading import graded
 from training.iro.config import AlignConfig
@@ -33,6 +34,8 @@ class Grading:
         self.config, self.run, self.model, self.grader = config, run, model, grader
         self.format = parse_response_format(config.response_format or {"type": "text"})
         self._grades: LRUCache[Key, Grade] = LRUCache(REMEMBERED)
+        self._max_judge_tokens = GraderEnvironment.of_this_process().max_judge_tokens
+        self._judge_tokens = 0.0  # of the steps that are done
 
     def grade(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[Sequence[int]]]) -> list[list[Grade]]:
         """A grade for each completion of each prompt; its reward is NaN where the grader gave none.
@@ -96,6 +99,14 @@ class Grading:
         outside = next((grade.reward for grade in grades if grade.reward < 0 or grade.reward > 1), None)
         if self.config.loss == "bce" and outside is not None:
             raise AlignError(f"loss bce takes rewards in [0, 1]; the grader gave {outside}", "invalid_reward", "loss")
+
+    def charge(self, tally: Tally) -> None:
+        """Count what the judges of a finished step took, in this process or before. AlignError beyond their limit."""
+        self._judge_tokens += sum(tally["grader_tokens"].values())
+        limit = self._max_judge_tokens
+        if limit is not None and self._judge_tokens > limit:
+            message = f"the graders' models took {self._judge_tokens:.0f} tokens; a job's limit is {limit} tokens"
+            raise AlignError(message, "judge_token_limit", "grader")
 
     def _warn(self, message: str) -> None:
         self.run.emit("message", message, level="warn")

@@ -47,6 +47,7 @@ class Searched(NamedTuple):
     prompts: Sequence[Prompt]
     tokens: list[list[list[int]]]
     usage: dict[str, int]
+    drift: list[dict[str, float]]
     seconds: float
 
 
@@ -98,7 +99,9 @@ class Validation:
         ):
             for searched, grades in graded:
                 judge = partial(self.judge, searched, grades)
-                yield self.run.step(searched.name, judge, "validation", searched.seconds)
+                result = self.run.step(searched.name, judge, "validation", searched.seconds)
+                self.grading.charge(result["finals"])
+                yield result
 
     def sample(
         self, names: Sequence[str], batches: Sequence[Batch], sampled: Iterator[JsonObject], picks: bool
@@ -106,20 +109,23 @@ class Validation:
         """The finals of each batch that are to be graded; none where its step is done."""
         for name, batch in zip(names, batches, strict=True):
             if self.run.has(name):
-                yield Searched(name, batch.prompts, [], {}, 0.0)
+                yield Searched(name, batch.prompts, [], {}, [], 0.0)
                 continue
             self.run.enter("validation")
             began = time.monotonic()
             rollouts = next(sampled)
             tokens = [finals[:1] for finals in rollouts["tokens"]] if picks else rollouts["tokens"]
-            yield Searched(name, batch.prompts, tokens, rollouts["usage"], time.monotonic() - began)
+            seconds = time.monotonic() - began
+            yield Searched(name, batch.prompts, tokens, rollouts["usage"], rollouts["drift"], seconds)
 
     def judge(self, searched: Searched, graded: Callable[[], list[list[Grade]]]) -> JsonObject:
         """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies."""
         grades = graded()
         self.grading.check(grades)
         rows = []
-        for prompt, tokens, of_prompt in zip(searched.prompts, searched.tokens, grades, strict=True):
+        for prompt, tokens, drift, of_prompt in zip(
+            searched.prompts, searched.tokens, searched.drift, grades, strict=True
+        ):
             rewards = [grade.reward for grade in of_prompt]
             text = self.model.tokenizer.decode(tokens[0], skip_special_tokens=True)
             rows.append(
@@ -130,6 +136,7 @@ class Validation:
                     "mean": mean_and_error(rewards)[0],
                     "text": text,
                 }
+                | drift
             )
         finals = self.grading.tally([grade for group in grades for grade in group], searched.usage)
         picks = self.grading.tally([group[0] for group in grades], {})
@@ -170,10 +177,15 @@ class Validation:
         return self.batch(prompts, seeds, guided(self.config), stack)
 
     def batch(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], params: SearchParams, stack: Stack | None
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        params: SearchParams,
+        stack: Stack | None,
+        ranked: bool = True,
     ) -> Batch:
         sampling = rollout_sampling(self.config.temperature, self.model.info)
-        return Batch(prompts, seeds, sampling, params, self.config.horizon, stack)
+        return Batch(prompts, seeds, sampling, params, self.config.horizon, stack, ranked=ranked)
 
 
 def better_beta(rewards: Mapping[float, Sequence[float]]) -> tuple[float, str]:
@@ -206,7 +218,7 @@ def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
     by_prompt: dict[int, list[JsonObject]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
-    means = ("value_pick", "grader_pick", "mean")
+    means = ("value_pick", "grader_pick", "mean", "tokens", "logprob", "kl")
     return [
         of_prompt[0] | {name: mean_and_error([row[name] for row in of_prompt])[0] for name in means}
         for of_prompt in by_prompt.values()

@@ -46,6 +46,9 @@ class DemoSize:
     max_tokens: int = 40
 
 
+QUICK = DemoSize(iterations=1, train_prompts=16, validation_prompts=4, heldout_prompts=8, max_tokens=16)
+
+
 def run_demo(out: Path = Path("runs/demo"), size: DemoSize | None = None, console: Console | None = None) -> Path:
     """Run the demo and return ``out``, which then holds demo.json, demo.png and the server's log.
 
