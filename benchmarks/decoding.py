@@ -25,6 +25,7 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.json_values import JsonObject
 from value_heads import LoraBackbone, LoraValues
 from value_heads.threads import on_fresh_thread
 
@@ -131,7 +132,7 @@ def rate(work: Callable[[], int]) -> float:
     return work() / (time.perf_counter() - start)
 
 
-def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
+def measure(bench: Bench, loop_tokens: int) -> JsonObject:
     single_head = linear_heads(bench.engine.info, 1)
     bench.guided(single_head, tokens=16)
     guided, generate, crowd, limit = bench.median(
@@ -180,7 +181,7 @@ def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
     }
 
 
-def sharing_checks(shared: dict[str, Any]) -> list[dict[str, Any]]:
+def sharing_checks(shared: JsonObject) -> list[JsonObject]:
     """How little an engine loses to sleeping threads, and to a neighbour on the same cores."""
     rows = [
         ("alone / alone with spinning threads", 0.97),
@@ -196,7 +197,7 @@ def sharing_checks(shared: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = command_line("decoding", __doc__)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
-    parser.add_argument("--loop-tokens", type=int, default=128, help="new tokens a row against the paper's loop")
+    parser.add_argument("--loop-tokens", type=int, default=128, help="new tokens of each row against the paper's loop")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     bench = Bench(args.tokens, args.repeats)
@@ -210,7 +211,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for check in result["checks"]:
         mark = "holds" if check["holds"] else "falls short"
         print(f"({check['line']}) {check['name']}: {check['got']:.2f}, aim {check['expected']}: {mark}")
@@ -220,7 +221,7 @@ def report(result: dict[str, Any]) -> None:
         print(f"{share:8.1%} of wall time at 8 requests: {name}")
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw(result: JsonObject, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

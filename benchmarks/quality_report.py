@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.tables import interval_text
+from iro_server.json_values import JsonObject
 
-Final = dict[str, Any]
+Final = JsonObject
 PICKS: dict[str, Callable[[list[Final]], Final]] = {
     "reward": lambda finals: max(finals, key=lambda final: final["reward"]),
     "value": lambda finals: finals[0],
@@ -20,11 +20,11 @@ PICKS: dict[str, Callable[[list[Final]], Final]] = {
 AIMS = {"reward": 1.5, "value": 0.5}
 
 
-def load(out: Path, seeds: int) -> list[dict[str, Any]]:
+def load(out: Path, seeds: int) -> list[JsonObject]:
     return [json.loads((out / f"seed-{seed}" / "eval.json").read_text()) for seed in range(seeds)]
 
 
-def summarise(out: Path, seeds: int) -> dict[str, Any]:
+def summarise(out: Path, seeds: int) -> JsonObject:
     """Everything that is printed and drawn. Intervals: percentile bootstrap over seeds, then prompts within a seed."""
     runs = load(out, seeds)
     names = list(runs[0]["methods"])
@@ -95,7 +95,7 @@ def interval(values_SP: np.ndarray, draws: int = 4000) -> dict[str, float]:
     return {"mean": float(values_SP.mean()), "low": float(low), "high": float(high)}
 
 
-def quality(finals: Sequence[Sequence[Final]]) -> dict[str, Any]:
+def quality(finals: Sequence[Sequence[Final]]) -> JsonObject:
     """What would show reward hacking: other judges, log-probability under the frozen model, repeated word pairs."""
     logprob = matrix(finals, "logprob")
     return {
@@ -107,7 +107,7 @@ def quality(finals: Sequence[Sequence[Final]]) -> dict[str, Any]:
     }
 
 
-def judge_gains(chosen: dict[tuple[str, str], list[list[Final]]], iterations: Sequence[str]) -> list[dict[str, Any]]:
+def judge_gains(chosen: dict[tuple[str, str], list[list[Final]]], iterations: Sequence[str]) -> list[JsonObject]:
     """Each iteration's gain over best-of-16 by the judges the job never saw."""
     return [
         {"method": name, "pick": pick, "judge": judge}
@@ -124,7 +124,7 @@ def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | None]]]:
+def correlations(runs: Sequence[JsonObject]) -> dict[str, list[list[float | None]]]:
     """Within-prompt correlation with the final reward by token, and the share of the newest value function's
     within-prompt variance by token, mean over seeds: a row an iteration.
 
@@ -139,9 +139,7 @@ def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | 
     return by_name
 
 
-def checks(
-    gains: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], judges: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def checks(gains: Sequence[JsonObject], steps: Sequence[JsonObject], judges: Sequence[JsonObject]) -> list[JsonObject]:
     """The best iteration's gain over best-of-16 beside its aim; each iteration over the last; the other judges."""
     check_rows = []
     for pick, aim in AIMS.items():
@@ -159,7 +157,7 @@ def checks(
     return check_rows
 
 
-def print_table(summary: dict[str, Any]) -> None:
+def print_table(summary: JsonObject) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -178,7 +176,7 @@ def print_table(summary: dict[str, Any]) -> None:
         console.print(f"{check['name']}: {check['got']}, aim {check['expected']}: {mark}", highlight=False)
 
 
-def draw(summary: dict[str, Any], path: Path) -> None:
+def draw(summary: JsonObject, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

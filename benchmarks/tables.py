@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-Content = dict[str, Any]
+from iro_server.json_values import JsonObject
+
+Content = JsonObject
 Row = Sequence[str]
 MIB = 2**20
 METHODS = {"blockwise 4x4": "blockwise best-of-4x4, newest value functions"}

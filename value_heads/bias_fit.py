@@ -72,4 +72,5 @@ def _best_penalty(features_RF: Tensor, targets_R: Tensor, heldout_R: Tensor) -> 
 
 def _ridge(features_RF: Tensor, targets_R: Tensor, penalty: float) -> Tensor:
     gram_RR = features_RF @ features_RF.T
-    return features_RF.T @ torch.linalg.solve(gram_RR + penalty * torch.eye(len(gram_RR)), targets_R)
+    duals_R: Tensor = torch.linalg.solve(gram_RR + penalty * torch.eye(len(gram_RR)), targets_R)
+    return features_RF.T @ duals_R

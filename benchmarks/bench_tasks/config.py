@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
+from iro_server.json_values import JsonObject
 from training.run import JobConfig, check_names
 
 METHOD_NAMES = ("base", "best_of_n", "blockwise", "static_bias", "iro", "iro_search", "iro_by_reward")
@@ -52,7 +53,7 @@ ALL_TASKS = (
     "reading_level",
     "civility",
 )
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, JsonObject] = {
     "smoke": {
         "tasks": ("keywords",),
         "rows": (1, 2),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Split, Task
-from training.run import Run, derive_seed
+from iro_server.json_values import JsonObject
+from training.run import Run, RunEvent, derive_seed
 
 if TYPE_CHECKING:
     from benchmarks.bench_tasks.config import BenchTasksConfig
@@ -50,7 +51,7 @@ class Piece:
     folder: Path
     engine: EmbeddedEngine
     grader: Grader
-    on_event: Callable[[dict[str, Any]], None] | None = None
+    on_event: Callable[[RunEvent], None] | None = None
     should_stop: Callable[[], bool] | None = None
 
     @property
@@ -143,7 +144,7 @@ def train(piece: Piece) -> Trained:
     model_dir = prepare_model()
     description = Description.of_engine(piece.engine)
 
-    def run(align_config: Any, run: Run) -> dict[str, Any]:
+    def run(align_config: Any, run: Run) -> JsonObject:
         return align(align_config, run, description, LocalExecutor(piece.engine, model_dir))
 
     options = {
@@ -192,7 +193,7 @@ def best_static_bias(folder: Path, piece: Piece) -> Tilt:
     return replace(zero, bias=checkpoints.load("tilts")["bias"]["bias"] * strength)
 
 
-def spent(folder: Path) -> dict[str, Any]:
+def spent(folder: Path) -> JsonObject:
     """Base tokens, graded completions and seconds of the alignment job in ``folder``."""
     from training.checkpoints import open_checkpoints
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from starlette.exceptions import HTTPException
 
@@ -24,6 +25,7 @@ from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.graders.remote import GraderServiceUnavailable
+from iro_server.json_values import JsonObject
 from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.metrics import REFUSED
 
@@ -48,7 +50,7 @@ class ErrorEnvelope(BaseModel):
     error: ErrorObject
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {  # of every route, in the OpenAPI document
+RESPONSES: dict[int | str, JsonObject] = {  # of every route, in the OpenAPI document
     "4XX": {"model": ErrorEnvelope, "description": "The request is refused"},
     "5XX": {"model": ErrorEnvelope, "description": "The server cannot answer now"},
 }
@@ -72,7 +74,7 @@ class APIError(Exception):
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
         self.type = type or ("invalid_request_error" if status < 500 else "server_error")
 
-    def envelope(self) -> dict[str, Any]:
+    def envelope(self) -> JsonObject:
         return {
             "error": {
                 "message": escaped(self.message, layout=True),
@@ -150,7 +152,7 @@ def invalid(error: ValidationError, prefix: str) -> APIError:
     return _first_mistake(error.errors(include_url=False), (prefix,))
 
 
-def _first_mistake(errors: Sequence[dict[str, Any]] | Sequence[Any], prefix: tuple[str, ...] = ()) -> APIError:
+def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix: tuple[str, ...] = ()) -> APIError:
     first = errors[0]
     path = [str(step) for step in (*prefix, *first["loc"]) if not MEMBER.fullmatch(str(step))]
     if path[0] in ("body", "query", "path"):

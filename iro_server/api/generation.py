@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from typing import Any
 
 from iro_server.api.registry import ServedModel
 from iro_server.api.search_telemetry import SearchTelemetry
@@ -18,6 +17,7 @@ from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.cache import cached_tokens
+from iro_server.json_values import JsonObject
 from iro_server.telemetry import tracing
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
@@ -41,7 +41,7 @@ class Generation:
     max_tokens: int
     n: int
     detokenizer: Detokenizer
-    item: dict[str, Any]
+    item: JsonObject
     best_first: bool = False
 
     @property
@@ -138,7 +138,7 @@ def _ordered(request: Generation, result: SearchResult) -> Generated:
 
 
 def _choice(request: Generation, final: Final) -> Choice:
-    text, count = request.detokenizer.whole(final.tokens)
+    text, count = request.detokenizer.final_text(final.tokens)
     finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
     return Choice(text, final.tokens[:count], final.logprobs[:count], finish_reason, final.kl)
 

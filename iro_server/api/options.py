@@ -14,6 +14,7 @@ from iro_server.api.text import Detokenizer
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.base import Scorer, SearchParams, repeatable
 from iro_server.engines.base import Sampling, Steering, cache_salt
+from iro_server.json_values import JsonObject
 
 GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
 
@@ -42,8 +43,8 @@ class Options(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    search: dict[str, Any] | None = None
-    item: dict[str, Any] | None = None
+    search: JsonObject | None = None
+    item: JsonObject | None = None
 
     presence_penalty: Annotated[Any, Unsupported(0)] = None
     frequency_penalty: Annotated[Any, Unsupported(0)] = None
@@ -52,7 +53,7 @@ class Options(BaseModel):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _one_is_a_list(cls, stop: Any) -> Any:
+    def _one_is_a_list(cls, stop: object) -> object:
         return [stop] if isinstance(stop, str) else stop
 
     @property

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from iro_server.alignment.definition import ServedDefaults
 from iro_server.decoding.base import Scorer, SearchParams
@@ -140,7 +139,7 @@ class ModelRegistry:
         """End the graders' processes."""
         self.graders.clear()
 
-    def _find(self, name: str, project: str) -> tuple[str, Mapping[str, Any], Job] | None:
+    def _find(self, name: str, project: str) -> tuple[str, Mapping[str, object], Job] | None:
         with self.sessions() as session:
             row_and_job = find_named(session, name, project)
         if row_and_job is None:

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -20,6 +20,7 @@ from iro_server.api.options import usage_object
 from iro_server.api.picking import pick
 from iro_server.concurrency.disconnect import unless_gone
 from iro_server.concurrency.tasks import gather_or_cancel
+from iro_server.json_values import JsonObject
 
 log = logging.getLogger("iro.api")
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # else a proxy may hold a stream's events back
@@ -73,18 +74,18 @@ class _EndingResponse(StreamingResponse):
 class AsciiJSON(JSONResponse):
     """What users or models wrote may hold half a surrogate pair, which only an escape can spell."""
 
-    def render(self, content: Any) -> bytes:
+    def render(self, content: object) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Chunks(Protocol):
     """How a route words its stream. Each gives the ``choices`` of a chunk."""
 
-    def head(self, index: int) -> list[dict[str, Any]] | None: ...
+    def head(self, index: int) -> list[JsonObject] | None: ...
 
-    def text(self, index: int, text: str) -> list[dict[str, Any]]: ...
+    def text(self, index: int, text: str) -> list[JsonObject]: ...
 
-    def tail(self, index: int, choice: Choice) -> list[dict[str, Any]]: ...
+    def tail(self, index: int, choice: Choice) -> list[JsonObject]: ...
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Stream:
 
     generations: list[Generation]
     chunks: Chunks
-    frame: dict[str, Any]
+    frame: JsonObject
     include_usage: bool
     slot: GenerationSlot
 
@@ -151,16 +152,16 @@ class Stream:
         if self.include_usage:
             yield _event(self.frame | {"choices": [], "usage": usage_object(self.generations, generated)})
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> str:
+    def _chunk(self, choices: list[JsonObject]) -> str:
         usage = {"usage": None} if self.include_usage else {}
         return _event(self.frame | {"choices": choices} | usage)
 
 
-async def _first_of(tasks: set[asyncio.Task[Any]], seconds: float) -> bool:
+async def _first_of(tasks: set[asyncio.Task[object]], seconds: float) -> bool:
     """Whether one of the tasks is done within so many seconds."""
     done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     return bool(done)
 
 
-def _event(data: dict[str, Any]) -> str:
+def _event(data: JsonObject) -> str:
     return f"data: {json.dumps(data)}\n\n"

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from iro_server.decoding.selection import RULES, SelectionRule
+from iro_server.json_values import JsonObject
 
 if TYPE_CHECKING:  # the command line reads SearchParams for its help, without a model library
     import torch
@@ -64,7 +65,7 @@ class SearchParams(BaseModel):
         """The most completions that the search ends with."""
         return self.rule.max_finals(self.beam_width, self.num_successors)
 
-    def overridden(self, changes: dict[str, Any]) -> SearchParams:
+    def overridden(self, changes: JsonObject) -> SearchParams:
         """With some fields changed. ``rows``, which is none, sets W·K: 1 is a single row; more keep W where it divides
         them, and else one beam. ValidationError for what is no search."""
         fields = self.model_dump() | {name: value for name, value in changes.items() if name != "rows"}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from iro_server.graders.base import Grade
 from iro_server.graders.ended import Ended, StartError
 from iro_server.graders.environment import PythonLimits
 from iro_server.graders.pool import POOL
 from iro_server.graders.sandbox import Answer, Sandbox
+from iro_server.json_values import JsonObject
 
-Call = tuple[dict[str, Any], dict[str, Any]]
+Call = tuple[JsonObject, JsonObject]
 
 LOAD_TIMEOUT = 60.0  # seconds for the source's own top level: unpacking weights, importing libraries
 SLICE = 1.0  # seconds after which a batch gives its slot to other graders

@@ -14,7 +14,7 @@ import math
 import secrets
 import threading
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import uvicorn
 from cachetools import TTLCache
@@ -34,6 +34,7 @@ from iro_server.graders.pool import AT_WORK, AT_WORK_PER_PROJECT
 from iro_server.graders.process import GraderProcess
 from iro_server.graders.remote import MOST_CALLS, QUEUE_SECONDS
 from iro_server.graders.sandbox import isolation_problem
+from iro_server.json_values import JsonObject
 from iro_server.telemetry import logs
 from iro_server.telemetry.logs import LogFormat
 
@@ -204,6 +205,6 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _shown(grade: Grade) -> dict[str, Any]:
+def _shown(grade: Grade) -> JsonObject:
     reward = grade.reward if math.isfinite(grade.reward) else None
     return {"reward": reward, "error": grade.error, "flag": grade.flag}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from iro_server.engines.base import Engine
 from iro_server.engines.embedded import EmbeddedEngine
@@ -17,6 +17,7 @@ from training.iro.fit import Shards
 from training.iro.learners import Learner
 from training.iro.rollouts import Batch, roll_out
 from training.iro.values import Bundles, Files, Stack
+from training.json_values import JsonObject
 from value_heads.threads import on_fresh_thread
 
 
@@ -26,7 +27,7 @@ class Executor(Protocol):
         """The frozen model, where it is in this process: tilts are fitted with its output head."""
         ...
 
-    def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
+    def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
         """What ``rollouts.roll_out`` gives for each batch, in their order. To be closed when it is not used up."""
         ...
 
@@ -36,7 +37,7 @@ class Executor(Protocol):
 
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-    ) -> tuple[Files, Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, JsonObject]:
         """What ``learner.fit`` gives, its stacks as the files of their bundles."""
         ...
 
@@ -49,7 +50,7 @@ class LocalExecutor:
         self.bundles = Bundles(engine.info, model_dir)
         self.frozen = engine.frozen if isinstance(engine, EmbeddedEngine) else None
 
-    def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
+    def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
         for batch in batches:
             yield roll_out(self.engine, batch)
 
@@ -58,13 +59,13 @@ class LocalExecutor:
 
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-    ) -> tuple[Files, Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, JsonObject]:
         return fit(self.bundles, learner, before, train, heldout, seed)
 
 
 def fit(
     bundles: Bundles, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-) -> tuple[Files, Files, dict[str, Any]]:
+) -> tuple[Files, Files, JsonObject]:
     learned = on_fresh_thread(lambda: learner.fit(before, train, heldout, seed))
     bundle = bundles.pack(learned.stack)
     judged = bundle if learned.judged is learned.stack else bundles.pack(learned.judged)

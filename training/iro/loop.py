@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -35,11 +35,12 @@ from training.iro.tilt_rows import TiltData
 from training.iro.tilting import TRIALS, Served, Tilting, searches
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
+from training.json_values import JsonObject
 from training.run import Run, jsonable
 from value_heads import ValueStack, save_bundle
 
 
-def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> dict[str, Any]:
+def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> JsonObject:
     """The whole job. Returns what result.json holds beside the config; raises AlignError where it cannot go on."""
     with parse_grader(config.grader) as grader:
         return Alignment(config, run, model, grader, executor).run_all()
@@ -74,10 +75,10 @@ class Alignment:
             case _:
                 return heads
 
-    def run_all(self) -> dict[str, Any]:
+    def run_all(self) -> JsonObject:
         self.run.planned_steps = self.planned_steps()
         base = self.baseline()
-        history: list[dict[str, Any]] = []
+        history: list[JsonObject] = []
         validated: dict[int, Validated] = {}
         for step in range(1, self.config.iterations + 1):
             history.append(self.iterate(step, validated))
@@ -87,7 +88,7 @@ class Alignment:
                 break
         return self.conclude(base, history, self.serve(history, validated))
 
-    def serve(self, history: list[dict[str, Any]], validated: dict[int, Validated]) -> Served:
+    def serve(self, history: list[JsonObject], validated: dict[int, Validated]) -> Served:
         """How the best iteration's model is served. Its bundle gets the tilt, and its row the reward."""
         best = report.best(history, 1)[0]
         step, part = best["step"], self.prompts.slices[0]
@@ -100,10 +101,10 @@ class Alignment:
         data = TiltData(prompts, self.shards(names), self.model, self.executor.frozen)
         tilting = Tilting(self.config, self.run, self.validation, data)
         tilt = tilting.choose(part.heldout, stack)
-        for name in [*names, *(self.shard_names(1, "heldout", n) for n in range(len(self.shards_of(part.heldout))))]:
-            self.run.drop_table(name.rollouts, HEAD_STATES)
-        self.stacks[step] = stack.with_tilt(tilt)
-        served = tilting.serve(self.prompts.validation, self.stacks[step], search)
+        for shard in [*names, *(self.shard_names(1, "heldout", n) for n in range(len(self.shards_of(part.heldout))))]:
+            self.run.drop_table(shard.rollouts, HEAD_STATES)
+        tilted = self.stacks[step] = stack.with_tilt(tilt)
+        served = tilting.serve(self.prompts.validation, tilted, search)
         row = {key: value for key, value in best.items() if key not in ("timing", "path", "by_position")}
         self.save(Path(best["path"]), self.stacks[step], row)
         self.run.emit("defaults", data={"search": served.params.model_dump()})
@@ -135,7 +136,7 @@ class Alignment:
         size = self.config.concurrency
         return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
-    def iterate(self, step: int, validated: dict[int, Validated]) -> dict[str, Any]:
+    def iterate(self, step: int, validated: dict[int, Validated]) -> JsonObject:
         """One iteration: its history row. Where it validates, ``validated`` gets what it found."""
         part = self.prompts.slices[step - 1]
         names, heldout_names = self.collect(step, part)
@@ -213,7 +214,7 @@ class Alignment:
             )
         return {"mean": float(rewards.mean()), "sd": float(rewards.std())}
 
-    def fit(self, step: int, train: Shards, heldout: Shards) -> dict[str, Any]:
+    def fit(self, step: int, train: Shards, heldout: Shards) -> JsonObject:
         """Iteration ``step``'s value function on top of the ones before, as a bundle, and its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
@@ -223,11 +224,11 @@ class Alignment:
         trained = sum(map(len, chain(train.completions(), heldout.completions())))
         return diagnostics | {"trained_tokens": trained, "bundle": bundle, "judged": judged}
 
-    def values_of(self, fitted: dict[str, Any], part: Literal["bundle", "judged"]) -> Stack:
+    def values_of(self, fitted: JsonObject, part: Literal["bundle", "judged"]) -> Stack:
         """The step's fit, betas aside: of all prompts, or ``judged``, of those not held out."""
         return self.bundles.unpack(fitted[part])
 
-    def save(self, folder: Path, stack: Stack, metrics: dict[str, Any] | None = None) -> None:
+    def save(self, folder: Path, stack: Stack, metrics: JsonObject | None = None) -> None:
         info = self.model.info
         save_bundle(
             folder,
@@ -237,7 +238,7 @@ class Alignment:
             metrics=jsonable(metrics or {}),
         )
 
-    def baseline(self) -> list[dict[str, Any]]:
+    def baseline(self) -> list[JsonObject]:
         """The frozen model on the validation prompts: ``mean`` is its reward, ``grader_pick`` that of best-of-N."""
         valid = self.validation.validate(
             "0-valid", self.prompts.validation, plain(self.config), None, "the frozen model"
@@ -264,14 +265,14 @@ class Alignment:
         self,
         step: int,
         collected: Sequence[tuple[str, str]],
-        fitted: dict[str, Any],
+        fitted: JsonObject,
         tried: list[str],
         valid: Validated | None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Write the iteration's metrics, save the bundle where it was validated, and tell who follows."""
         assert self.stack is not None
         train = self.tallies([rewards for _, rewards in collected], "tally")
-        row: dict[str, Any] = {"step": step, "total_steps": self.config.iterations}
+        row: JsonObject = {"step": step, "total_steps": self.config.iterations}
         beta = self.tallies(tried, "finals")
         row |= report.metrics_row(self.grader, self.known_rewards(collected), train, beta, valid)
         row["betas"] = list(self.betas)
@@ -296,7 +297,7 @@ class Alignment:
     def tallies(self, names: Sequence[str], part: str) -> Tally:
         return merge(self.run.load(name)[part] for name in names)
 
-    def final_check(self, best: dict[str, Any], served: Served) -> float:
+    def final_check(self, best: JsonObject, served: Served) -> float:
         """How far the best iteration is above the frozen model, on prompts that did not choose it."""
         before = self.validation.validate("check-0", self.prompts.check, plain(self.config), None, "the frozen model")
         after = self.validation.validate(
@@ -319,9 +320,9 @@ class Alignment:
         )
         return gain
 
-    def conclude(self, base: list[dict[str, Any]], history: list[dict[str, Any]], served: Served) -> dict[str, Any]:
+    def conclude(self, base: list[JsonObject], history: list[JsonObject], served: Served) -> JsonObject:
         """The best iteration by validation reward; none, if it does not beat the frozen model on the check prompts."""
-        best, *others = report.best(history, report.KEPT)
+        best, *others = report.best(history, report.KEPT_CHECKPOINTS)
         best_steps = [best["step"], *(row["step"] for row in others)]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
         rises = self.final_check(best, served) > 0
@@ -351,7 +352,7 @@ class Alignment:
         }
 
 
-def _rises(history: Sequence[dict[str, Any]]) -> bool:
+def _rises(history: Sequence[JsonObject]) -> bool:
     """Whether the last iteration's held-out reward is above that of every validated iteration before."""
     *before, last = (row["full_valid_mean_reward"] for row in history if row["path"])
     return not before or last > max(before)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from training.iro.half import Half
+from training.json_values import JsonObject
 from value_heads import FeatureSpec
 from value_heads.features import STOPPED, TOKENS, Block, Sums, assemble, running_sums
 
@@ -64,7 +65,7 @@ def _to_arrow(lengths: Sequence[Sequence[int]], halves: Mapping[str, Half]) -> D
     return _vector_table(halves, columns)
 
 
-def _vector_table(halves: Mapping[str, Half], columns: dict[str, Any]) -> Dataset:
+def _vector_table(halves: Mapping[str, Half], columns: JsonObject) -> Dataset:
     import pyarrow as pa
     from datasets import Dataset
     from datasets.table import InMemoryTable

@@ -6,17 +6,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from iro_server.decoding.base import Final, SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import HEAD_STATE, Engine, ModelInfo, Sampling, Steering, cache_salt
 from iro_server.graders.environment import GraderEnvironment
-from training.checkpoints import WithTables
+from training.checkpoints import SavedValue, WithTables
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
 from training.iro.prefixes import prefix_table, state_table
 from training.iro.values import Stack
+from training.json_values import JsonObject
 from value_heads import FeatureSpec, ValueStack
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ COMPLETIONS, PREFIXES, HEAD_STATES = "completions", "prefixes", "head_states"  #
 class Source(Protocol):
     """Where shards are read from, such as a ``Run``."""
 
-    def load(self, name: str) -> Any: ...
+    def load(self, name: str) -> SavedValue: ...
     def table(self, name: str, table: str) -> Dataset: ...
 
 
@@ -90,7 +91,7 @@ def guided(config: AlignConfig) -> SearchParams:
     return config.search
 
 
-def roll_out(engine: Engine, batch: Batch) -> dict[str, Any]:
+def roll_out(engine: Engine, batch: Batch) -> JsonObject:
     """The finals of each prompt's search, bit-identical every time, as they are saved.
 
     ``prompts``: their indices. ``tokens``: of each final of each prompt, the pick first. ``prefixes``: the table that a
@@ -147,7 +148,7 @@ def _usage(prompts: Sequence[Prompt], results: Sequence[SearchResult]) -> dict[s
     }
 
 
-def stored(shard: dict[str, Any]) -> WithTables:
+def stored(shard: JsonObject) -> WithTables:
     """The result of ``roll_out`` as a checkpoint: prompts and usage; tables of completions and, if any, prefixes."""
     from datasets import Dataset, Features, List, Value
 

@@ -49,7 +49,8 @@ def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> d
     """A tilt of each kind in ``TRIALS``."""
     prompt_ids = [prompt.token_ids for prompt in data.prompts.values()]
     head_VD = data.frozen.head_weight.float().cpu()
-    zero = zero_tilt(*head_VD.shape, common_tokens(prompt_ids), data.model.info.eos_ids)
+    vocabulary, width = head_VD.shape
+    zero = zero_tilt(vocabulary, width, common_tokens(prompt_ids), data.model.info.eos_ids)
     rows = tilt_rows(data, zero, seed)
     parts = [data.shards.graded(index) for index in range(len(data.shards))]
     completions = [tokens for part in parts for tokens in part.tokens]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from iro_server.decoding.base import SearchParams
 from training.iro.config import AlignConfig
@@ -18,6 +17,7 @@ from training.iro.diagnostics import mean_and_error
 from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
 from training.iro.validation import Validated, Validation
+from training.json_values import JsonObject
 from training.run import Run
 from value_heads import ValueStack
 from value_heads.prompt_features import common_tokens
@@ -39,7 +39,7 @@ class Tilting:
         """The tilt that the model gets, its strength folded in; None where none is surely better than no tilt."""
         seed = self.run.derive_seed(TILT)
 
-        def fit() -> dict[str, Any]:
+        def fit() -> JsonObject:
             self.run.emit("message", "Fitting tilts of the frozen model's logits")
             tilts = on_fresh_thread(lambda: fit_tilts(self.data, seed, self.run.stop_if_asked))
             return {kind: tilt.tensors() for kind, tilt in tilts.items()}
@@ -98,10 +98,10 @@ class Served:
 
     params: SearchParams
     validated: Validated
-    prices: list[dict[str, Any]]
+    prices: list[JsonObject]
 
 
-def price(name: str, params: SearchParams, valid: Validated) -> dict[str, Any]:
+def price(name: str, params: SearchParams, valid: Validated) -> JsonObject:
     reward, error = mean_and_error([row["value_pick"] for row in valid.rows])
     kl = mean_and_error([row["kl"] for row in valid.rows])[0]
     return {
@@ -115,7 +115,7 @@ def price(name: str, params: SearchParams, valid: Validated) -> dict[str, Any]:
     }
 
 
-def price_report(prices: Sequence[dict[str, Any]], chosen: str) -> str:
+def price_report(prices: Sequence[JsonObject], chosen: str) -> str:
     parts = [f"{p['name']} ({p['rows']} rows) {p['reward']:.3f} ± {1.96 * p['error']:.3f}" for p in prices]
     return f"Validation reward by rows: {'; '.join(parts)}. The model is served with: {chosen}"
 
@@ -136,14 +136,14 @@ class Trial:
 
     kind: str
     strength: float
-    rows: list[dict[str, Any]]
+    rows: list[JsonObject]
 
     @property
     def rewards(self) -> list[float]:
         return [row["mean"] for row in self.rows]
 
 
-def perplexity(rows: Sequence[dict[str, Any]]) -> float:
+def perplexity(rows: Sequence[JsonObject]) -> float:
     """Of the completions under the frozen model."""
     return math.exp(-sum(row["logprob"] for row in rows) / max(1.0, sum(row["tokens"] for row in rows)))
 

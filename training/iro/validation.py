@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.selection import RULES
@@ -23,6 +23,7 @@ from training.iro.grading import Grading, Tally, merge
 from training.iro.rollouts import Batch, guided, rollout_sampling
 from training.iro.seeds import BETA, VALIDATION
 from training.iro.values import Stack
+from training.json_values import JsonObject
 from training.run import Run
 
 BETA_GRID = (1.0, 0.5, 2.0)  # the first is taken unless another is better by twice the error of the difference
@@ -33,7 +34,7 @@ class Validated:
     """``rows``: rewards of each prompt, averaged over its searches. ``finals`` and ``picks``: tallies of all that was
     graded, and of what the values picked. ``steps``: the names of what it took."""
 
-    rows: list[dict[str, Any]]
+    rows: list[JsonObject]
     finals: Tally
     picks: Tally
     steps: list[str]
@@ -85,7 +86,7 @@ class Validation:
     def seed(self, sample: int, index: int) -> int:
         return self.run.derive_seed(VALIDATION, index, *([sample] if sample else []))
 
-    def search(self, names: Sequence[str], batches: Sequence[Batch], picks: bool = False) -> Iterator[dict[str, Any]]:
+    def search(self, names: Sequence[str], batches: Sequence[Batch], picks: bool = False) -> Iterator[JsonObject]:
         """The steps of batches: what ``judge`` says of each one's rollouts. ``picks``: of the values' picks alone."""
         missing = [batch for name, batch in zip(names, batches, strict=True) if not self.run.has(name)]
 
@@ -103,7 +104,7 @@ class Validation:
                 yield result
 
     def sample(
-        self, names: Sequence[str], batches: Sequence[Batch], sampled: Iterator[dict[str, Any]], picks: bool
+        self, names: Sequence[str], batches: Sequence[Batch], sampled: Iterator[JsonObject], picks: bool
     ) -> Iterator[Searched]:
         """The finals of each batch that are to be graded; none where its step is done."""
         for name, batch in zip(names, batches, strict=True):
@@ -117,7 +118,7 @@ class Validation:
             seconds = time.monotonic() - began
             yield Searched(name, batch.prompts, tokens, rollouts["usage"], rollouts["drift"], seconds)
 
-    def judge(self, searched: Searched, graded: Callable[[], list[list[Grade]]]) -> dict[str, Any]:
+    def judge(self, searched: Searched, graded: Callable[[], list[list[Grade]]]) -> JsonObject:
         """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies."""
         grades = graded()
         self.grading.check(grades)
@@ -212,9 +213,9 @@ def tries_betas(config: AlignConfig, step: int) -> bool:
     return config.betas == "auto" and (step > 1 or RULES[config.selection].samples)
 
 
-def average(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
     """A row for each prompt, from one for each of its searches; the text is the first's."""
-    by_prompt: dict[int, list[dict[str, Any]]] = {}
+    by_prompt: dict[int, list[JsonObject]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
     means = ("value_pick", "grader_pick", "mean", "tokens", "logprob", "kl")

@@ -78,13 +78,13 @@ def test_a_hostile_grader_is_contained(hostile, outcome):
     if "syscall(" in hostile.body and platform.machine() != "x86_64":
         pytest.skip("calls the system by the numbers of another architecture")
     attack, calm = outcome[0][hostile.name]
-    if hostile.said is None:
+    if hostile.error is None:
         assert (attack.reward, attack.error) == (1.0, None)
     else:
         assert math.isnan(attack.reward)
-        assert hostile.said in attack.error and len(attack.error) < 2100
+        assert hostile.error in attack.error and len(attack.error) < 2100
         assert attack.flag == hostile.flag
-    if hostile.again:
+    if hostile.recovers:
         assert (calm.reward, calm.error) == (7.0, None)
 
 

@@ -107,8 +107,8 @@ def test_a_hostile_call_is_contained_in_the_service(service, hostile, tmp_path):
     (tmp_path / "key").write_text("the key")
     with python(service, hostile.source(str(tmp_path / "key"), "hostile-mark"), timeout=hostile.timeout) as grader:
         attack, calm = grader.grade_many([(Sample("x"), {"calm": calm}) for calm in (False, True)])
-    assert hostile.said in attack.error if hostile.said else attack.reward == 1
-    if hostile.again:
+    assert hostile.error in attack.error if hostile.error else attack.reward == 1
+    if hostile.recovers:
         assert calm.reward == 7
     with python(service, ONE) as good:
         assert good.grade(Sample("x"), {}).reward == 1
