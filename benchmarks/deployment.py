@@ -23,7 +23,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from benchmarks.deployment_client import (
     COUNT_LETTER,
@@ -39,6 +38,7 @@ from benchmarks.deployment_images import environment_secrets, image_report, outp
 from benchmarks.deployment_stack import BUILT, HAS_VLLM, PROJECT, ROOT, Deployment, deployment, engine_problem
 from benchmarks.record import command_line, finish
 from benchmarks.tables import deployment as deployment_table
+from iro_server.json_values import JsonObject
 
 MIGRATIONS = "iro_server/store/migrations/versions"
 ISOLATION = "from iro_server.graders.sandbox import isolation_problem; print(isolation_problem())"
@@ -70,8 +70,8 @@ class Drill:
     checkpoints: list[list[int]] = field(default_factory=list)
     tables: list[int] = field(default_factory=list)
     isolation_problem: str = ""
-    python_grader: dict[str, Any] = field(default_factory=dict)
-    grader_reach: dict[str, Any] = field(default_factory=dict)
+    python_grader: JsonObject = field(default_factory=dict)
+    grader_reach: JsonObject = field(default_factory=dict)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -12,6 +12,7 @@ import openai
 
 from benchmarks.deployment_stack import MODEL, Deployment
 from benchmarks.faults_server import ended, insist, wait_for
+from iro_server.json_values import JsonObject
 
 OPENINGS = (
     "The film",
@@ -144,7 +145,7 @@ def lost_items(deployment: Deployment, before: Outcome) -> list[str]:
     return lost
 
 
-def graded(deployment: Deployment, source: str) -> dict[str, Any]:
+def graded(deployment: Deployment, source: str) -> JsonObject:
     """Reward and error of a python grader for a sample with two `t`."""
     grader: Any = {"type": "python", "name": "probe", "source": source}
 

@@ -12,12 +12,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import openai
 import yaml
 
 from benchmarks.faults_server import wait_for
+from iro_server.json_values import JsonObject
 
 ROOT = Path(__file__).parents[1]
 PROJECT = os.environ.get("PROJECT", "iro-drill")
@@ -25,7 +25,7 @@ HAS_VLLM = os.environ.get("ENGINE") != "embedded"
 BUILT = ("server", "worker", *(["vllm"] if HAS_VLLM else []))
 SERVICES = ("postgres", *BUILT)
 # In place of vLLM, so that what depends on it starts.
-NO_VLLM: dict[str, Any] = {
+NO_VLLM: JsonObject = {
     "image": f"{PROJECT}-server",
     "build": {"target": "server"},
     "entrypoint": ["sleep", "infinity"],
@@ -85,8 +85,8 @@ class Deployment:
         self.names = (*names, "drill")
         self.services = (*SERVICES, *(["graders"] if "graders" in names else []))
         paths = [self.docker / "compose.yaml", *(self.docker / f"compose.{name}.yaml" for name in names)]
-        services: dict[str, Any] = {}
-        networks: dict[str, Any] = {}
+        services: JsonObject = {}
+        networks: JsonObject = {}
         for content in (yaml.safe_load(path.read_text()) for path in paths):
             for service, fields in content["services"].items():
                 if "build" in fields:
@@ -104,8 +104,8 @@ class Deployment:
             override["secrets"] = {"pip": {"file": path}}
         (self.docker / "compose.drill.yaml").write_text(yaml.safe_dump(override))
 
-    def _override(self, image: str) -> dict[str, Any]:
-        build: dict[str, Any] = {"network": os.environ.get("BUILD_NETWORK", "default")}
+    def _override(self, image: str) -> JsonObject:
+        build: JsonObject = {"network": os.environ.get("BUILD_NETWORK", "default")}
         if "PIP_CONFIG_FILE" in os.environ:
             build["secrets"] = ["pip"]
         return {"image": f"{PROJECT}-{image.removeprefix('iro-')}", "build": build}
@@ -156,7 +156,7 @@ class Deployment:
         with contextlib.suppress(RuntimeError):  # the killed container takes the command with it
             self.execute(service, "bash", "-c", "kill -KILL -1")
 
-    def states(self) -> dict[str, dict[str, Any]]:
+    def states(self) -> dict[str, JsonObject]:
         """The container of each service as `docker inspect` describes it."""
         ids = self.compose("ps", "--all", "--quiet", *self.services).split()
         containers = json.loads(self.run(["docker", "inspect", *ids]))

@@ -6,16 +6,17 @@ import ipaddress
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from iro_server.alignment.placement import Placement
 from iro_server.engines.endpoints import Endpoints, EngineUrl
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.graders.environment import CurrentGraderEnvironment, GraderEnvironment, GraderService, PythonLimits
-from iro_server.jobs.placement import Placement
+from iro_server.json_values import JsonObject
 from iro_server.telemetry.logs import LogFormat
 
 GRADERS_PORT = 8002  # of `iro graders`
@@ -131,7 +132,7 @@ class Settings(Placement):
         )
 
     @property
-    def engine_fields(self) -> dict[str, Any]:
+    def engine_fields(self) -> JsonObject:
         """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
         names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout")
         return {name: getattr(self, name) for name in names} if self.engine_urls else {}

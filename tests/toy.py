@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling
+from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling, Steering
 
 VOCABULARY = 4
 END = 3  # the stop token
@@ -22,6 +22,13 @@ def next_probs(tokens: Sequence[int]) -> torch.Tensor:
     logits = torch.tensor([math.sin(1.3 * state + 2.1 * v) for v in range(VOCABULARY)])
     logits[END] -= 1.0
     return torch.softmax(logits, dim=-1)
+
+
+def tilted_probs(tokens: Sequence[int], steering: Any | None) -> torch.Tensor:
+    """q(a|s) = pi(a|s) exp(strength A(s,a)) / Z(s)."""
+    if steering is None:
+        return next_probs(tokens)
+    return torch.softmax(next_probs(tokens).log() + steering.strength * steering.tilt(tuple(tokens)), dim=-1)
 
 
 def enumerate_completions(prompt: Sequence[int], max_tokens: int) -> dict[tuple[int, ...], float]:
@@ -48,10 +55,16 @@ class ToyEngine:
     def __init__(self) -> None:
         self.sampled = 0
 
-    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> ToySession:
+    async def open(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        layers: Sequence[int] = (),
+        steering: Steering | None = None,
+    ) -> ToySession:
         if not 0 < len(prompt_ids) < self.info.max_length:
             raise ValueError(f"the prompt has {len(prompt_ids)} tokens")
-        return ToySession(self, list(prompt_ids), sampling, tuple(layers))
+        return ToySession(self, list(prompt_ids), sampling, tuple(layers), steering)
 
     def lockstep(self, sessions: int) -> AbstractContextManager[None]:
         return nullcontext()  # its rows share nothing
@@ -64,8 +77,17 @@ class ToyEngine:
 
 
 class ToySession:
-    def __init__(self, engine: ToyEngine, prompt: list[int], sampling: Sampling, layers: tuple[int, ...]) -> None:
-        self.engine, self.sampling, self.layers = engine, sampling, layers
+    """Steered, its tilt is a function of a row's tokens: A(s, .) [VOCABULARY]."""
+
+    def __init__(
+        self,
+        engine: ToyEngine,
+        prompt: list[int],
+        sampling: Sampling,
+        layers: tuple[int, ...],
+        steering: Any | None = None,
+    ) -> None:
+        self.engine, self.sampling, self.layers, self.steering = engine, sampling, layers, steering
         self.rows = [prompt]
         self.generator = torch.Generator()
         self.generator.manual_seed(sampling.seed) if sampling.seed is not None else self.generator.seed()
@@ -74,21 +96,24 @@ class ToySession:
         self.rows = [list(self.rows[p]) for p in parents for _ in range(num_successors)]
         count = len(self.rows)
         tokens = torch.zeros(count, length, dtype=torch.int64)
-        logprobs = torch.zeros(count, length)
+        logprobs, log_ratios, kl = (torch.zeros(count, length) for _ in range(3))
         lengths, stopped = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
         for r, row in enumerate(self.rows):
             for t in range(length):
                 p = next_probs(row)
-                token = int(torch.multinomial(p, 1, generator=self.generator))
+                q = tilted_probs(row, self.steering)
+                token = int(torch.multinomial(q, 1, generator=self.generator))
                 row.append(token)
                 tokens[r, t], logprobs[r, t] = token, p[token].log()
+                log_ratios[r, t], kl[r, t] = (q / p)[token].log(), (q * (q / p).log()).sum()
                 lengths[r] += 1
                 self.engine.sampled += 1
                 if token in self.sampling.stop_ids:
                     stopped[r] = True
                     break
         one_hot = torch.nn.functional.one_hot(tokens, VOCABULARY).float()
-        return Chunk(tokens, logprobs, lengths, stopped, {i: one_hot for i in self.layers})
+        steered = (log_ratios, kl) if self.steering else (None, None)
+        return Chunk(tokens, logprobs, lengths, stopped, {i: one_hot for i in self.layers}, *steered)
 
     def close(self) -> None:
         pass

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from loky import ProcessPoolExecutor, get_reusable_executor
 from loky.process_executor import ShutdownExecutorError, TerminatedWorkerError
@@ -28,7 +28,7 @@ class WorkerKilled(Exception):
         super().__init__("ran out of memory, or was killed: its process ended without a result, twice")
 
 
-def in_worker_process(function: Callable[..., Result], *args: Any) -> Result:
+def in_worker_process(function: Callable[..., Result], *args: object) -> Result:
     """What ``function`` returns or raises, computed in a worker process, which imports its module.
 
     Waits while the workers are busy: to be called from a thread, not from an event loop. A killed worker ends the calls
@@ -55,7 +55,7 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGVTALRM, _time_is_up)
 
 
-def _within_limit(function: Callable[..., Result], args: tuple[Any, ...]) -> Result:
+def _within_limit(function: Callable[..., Result], args: tuple[object, ...]) -> Result:
     assert threading.current_thread() is threading.main_thread(), "only there does a signal's handler run"
     signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
     try:

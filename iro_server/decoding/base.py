@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from iro_server.decoding.selection import RULES, SelectionRule
+from iro_server.json_values import JsonObject
 
 if TYPE_CHECKING:  # the command line reads SearchParams for its help, without a model library
     import torch
@@ -24,11 +25,19 @@ else:
 Stage = Literal["prefill", "round", "extend", "score"]
 
 
+class Rows(BaseModel):
+    """Rows that step at once, as a request asks for them."""
+
+    rows: int = Field(ge=1, le=256)
+
+
 class SearchParams(BaseModel):
     """Chunk-level search: W beams, K successors of each, L tokens a chunk (None: to the end).
 
     W=K=1 is plain sampling; W=1, L=None is best-of-K; W=1 with values is blockwise best-of-K. ``pick``: what orders the
-    finals. A search orders them by value; "grader" is for callers that have one, such as the API.
+    finals. A search orders them by value; "grader" is for callers that have one, such as the API. ``strength``: of the
+    aligned model's tilt at each token, 0 for none. ``max_kl``: nats that a completion may move from the frozen model by
+    it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +48,8 @@ class SearchParams(BaseModel):
     selection: Selection = "diversity"
     betas: tuple[float, ...] | None = None
     pick: Literal["value", "grader"] = "value"
+    strength: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    max_kl: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @property
     def rows(self) -> int:
@@ -53,6 +64,16 @@ class SearchParams(BaseModel):
     def max_finals(self) -> int:
         """The most completions that the search ends with."""
         return self.rule.max_finals(self.beam_width, self.num_successors)
+
+    def overridden(self, changes: JsonObject) -> SearchParams:
+        """With some fields changed. ``rows``, which is none, sets W·K: 1 is a single row; more keep W where it divides
+        them, and else one beam. ValidationError for what is no search."""
+        fields = self.model_dump() | {name: value for name, value in changes.items() if name != "rows"}
+        if "rows" in changes:
+            rows = Rows.model_validate({"rows": changes["rows"]}).rows
+            width = self.beam_width if rows > self.beam_width and rows % self.beam_width == 0 else 1
+            fields |= {"beam_width": width, "num_successors": rows // width}
+        return SearchParams.model_validate(fields)
 
     def drawn_by(self, sampling: Sampling) -> SearchParams:
         """W=K=1 at temperature 0, where all successors of a beam are the same row."""
@@ -106,7 +127,8 @@ class SearchObserver(Protocol):
 class Final:
     """One finished completion. ``hidden[layer]``: [T, D] where the search was asked to keep it.
 
-    ``value``: sum_t V_t/beta_t at the last token (0 without values). ``finish_reason``: "stop" or "length".
+    ``value``: sum_t V_t/beta_t at the last token (0 without values). ``kl``: nats from the frozen model, summed over
+    the states that its tokens were drawn from (0 without steering). ``finish_reason``: "stop" or "length".
     """
 
     tokens: list[int]
@@ -114,6 +136,7 @@ class Final:
     value: float
     finish_reason: Literal["stop", "length"]
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    kl: float = 0.0
 
 
 @dataclass

@@ -16,7 +16,8 @@ class Beam:
     Beams are equal where all their tokens since the prompt are, however chunks divide them.
 
     ``logprobs``, ``hidden[layer]`` [L, D]: of ``tokens``. ``row``: its place in the chunk. ``value``: sum_t V_t/beta_t
-    at the last token. ``log_weight``: of SMC, since the beam was resampled. ``length``: tokens since the prompt.
+    at the last token. ``log_weight``: of SMC, since the beam was resampled. ``kl``: nats from
+    the frozen model along its tokens, where it was steered. ``length``: tokens since the prompt.
     """
 
     parent: Beam | None = None
@@ -26,6 +27,7 @@ class Beam:
     row: int = 0
     value: float = 0.0
     log_weight: float = 0.0
+    kl: float = 0.0
     finished: bool = False
     length: int = field(init=False)
     _digest: int = field(init=False)

@@ -23,7 +23,7 @@ from iro_server.decoding.base import (
     Stage,
 )
 from iro_server.decoding.beam import Beam
-from iro_server.engines.base import Chunk, Engine, Sampling, Session
+from iro_server.engines.base import Chunk, Engine, Sampling, Session, Steering
 
 RESAMPLING = 0x9E3779B97F4A7C15  # apart from any seed that users choose
 
@@ -49,6 +49,7 @@ async def guided_search(
     max_tokens: int,
     scorer: Scorer | None = None,
     *,
+    steering: Steering | None = None,
     keep_hidden: tuple[int, ...] = (),
     stop_text: Callable[[list[int]], bool] | None = None,
     on_agreed: Callable[[list[int]], None] | None = None,
@@ -60,6 +61,8 @@ async def guided_search(
         params: W, K, L and the selection rule. ``betas`` are the scorer's concern.
         sampling: of the frozen model's tokens; ``stop_ids`` end a row. Temperature 0 draws a single row.
         scorer: value functions; without them every value is 0 and the first rows are kept.
+        steering: tilts what is drawn. Rules that resample correct for it: their finals are draws from
+            pi_base * exp(sum V/beta) still. Rules that rank order what q proposes by value.
         keep_hidden: layers whose hidden states are returned with each final.
         stop_text: a row for which it returns True (given the row's tokens) is finished at this chunk's end.
         on_agreed: called with the tokens that every live or finished beam now shares, as they grow.
@@ -76,7 +79,7 @@ async def guided_search(
     observer.prompt(len(prompt_ids))
     layers = tuple(sorted({*keep_hidden, *(scorer.layers if scorer else ())}))
     with observer.stage("prefill"):
-        session = await engine.open(prompt_ids, sampling, layers)
+        session = await engine.open(prompt_ids, sampling, layers, steering)
     try:
         values = scorer.start(prompt_ids) if scorer else None
         search = _Search(session, values, params.drawn_by(sampling), sampling.seed, keep_hidden, stop_text, observer)
@@ -145,6 +148,7 @@ class _Search:
         tokens, logprobs = chunk.tokens_RL.tolist(), chunk.logprobs_RL.tolist()
         lengths, stopped = chunk.lengths_R.tolist(), chunk.stopped_R.tolist()
         values = scores_R.tolist() if scores_R is not None else [0.0] * len(lengths)
+        log_ratios, kl = _sums(chunk.log_ratios_RL, chunk.lengths_R), _sums(chunk.kl_RL, chunk.lengths_R)
         log_successors = torch.tensor(float(successors)).log().item()
         beams = []
         for row, length in enumerate(lengths):
@@ -156,8 +160,9 @@ class _Search:
                 {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
                 row,
                 values[row],
-                log_weight=values[row] - parent.value - log_successors,
+                log_weight=values[row] - parent.value - log_ratios[row] - log_successors,
                 finished=stopped[row],
+                kl=parent.kl + kl[row],
             )
             if self.stop_text and not beam.finished:
                 beam.finished = self.stop_text(beam.tokens_from(0))
@@ -185,7 +190,17 @@ class _Search:
             value=beam.value,
             finish_reason="stop" if beam.finished else "length",
             hidden={layer: torch.cat([part.hidden[layer] for part in path]) for layer in self.keep_hidden},
+            kl=beam.kl,
         )
+
+
+def _sums(terms_RL: torch.Tensor | None, lengths_R: torch.Tensor) -> list[float]:
+    """Of each row's counted tokens; zeros without terms."""
+    if terms_RL is None:
+        return [0.0] * len(lengths_R)
+    counted_RL = torch.arange(terms_RL.shape[1]) < lengths_R[:, None]
+    sums: list[float] = terms_RL.masked_fill(~counted_RL, 0.0).double().sum(1).tolist()
+    return sums
 
 
 def common_prefix(rows: Sequence[list[int]]) -> list[int]:

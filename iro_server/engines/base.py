@@ -9,12 +9,19 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from iro_server.json_values import JsonObject
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from value_heads.tilt import Tilt
+
+HEAD_STATE = -10
+"""Asked for as a layer: the states that the new tokens were drawn from, as the output head reads them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,19 @@ class Sampling:
     salt: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """A tilt of the frozen model's logits: tokens are drawn from q(a|s) = pi_0(a|s) exp(strength A(s,a)) / Z(s).
+
+    pi_0 is at the sampling's temperature; top-p and top-k truncate q. ``max_kl``: nats, summed over a row's tokens, of
+    KL(q || pi_0). Where a step would exceed what is left of it, the step's strength is lowered.
+    """
+
+    tilt: Tilt
+    strength: float = 1.0
+    max_kl: float | None = None
+
+
 def cache_salt(project: str) -> str:
     """The salt of a project's prompts, which tells nothing of its name."""
     return hashlib.sha256(f"iro {project}".encode()).hexdigest()[:32]
@@ -42,7 +62,7 @@ class ModelInfo:
     """What identifies a frozen model; value functions are tied to both hashes.
 
     ``hidden``: whether its engine reports hidden states past layer 0, which is the token's embedding.
-    ``logprobs``: whether it reports log-probabilities; else they are 0.
+    ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: whether it takes a tilt.
     """
 
     name: str
@@ -54,6 +74,7 @@ class ModelInfo:
     max_length: int
     hidden: bool = True
     logprobs: bool = True
+    steers: bool = True
 
     def lacks(self, layers: Iterable[int]) -> bool:
         """Whether its engine cannot report all of these layers."""
@@ -67,7 +88,9 @@ class Chunk:
     tokens_RL: int64; logprobs_RL: float32, log-probability under the frozen model at the sampling's
     temperature, before top-p/top-k truncation; lengths_R: int64, tokens that count (a stop id is counted);
     stopped_R: bool, the row drew a stop id. hidden[layer]: [R, L, D] float32, the frozen model's hidden state
-    at each new token: layer 0 is the token embedding, layer i the output of decoder layer i.
+    at each new token: layer 0 is the token embedding, layer i the output of decoder layer i, HEAD_STATE the state that
+    the token was drawn from. log_ratios_RL: log q/pi_0 of each token, and kl_RL: KL(q || pi_0) where it was drawn, both
+    float32; None without steering.
     """
 
     tokens_RL: torch.Tensor
@@ -75,6 +98,8 @@ class Chunk:
     lengths_R: torch.Tensor
     stopped_R: torch.Tensor
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    log_ratios_RL: torch.Tensor | None = None
+    kl_RL: torch.Tensor | None = None
 
 
 class Session(Protocol):
@@ -106,7 +131,7 @@ class EngineHealth:
     live_rows: int | None = None
     cache_capacity: int | None = None
     shared_rows: int | None = None
-    replicas: tuple[dict[str, Any], ...] = ()
+    replicas: tuple[JsonObject, ...] = ()
 
     @property
     def up(self) -> bool:
@@ -123,9 +148,15 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
-    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> Session:
-        """Start a session. ``layers`` asks for hidden features; ValueError if the engine has none to give,
-        or if the prompt does not fit ``info.max_length``."""
+    async def open(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        layers: Sequence[int] = (),
+        steering: Steering | None = None,
+    ) -> Session:
+        """Start a session. ``layers`` asks for hidden features, ``steering`` tilts what is drawn. ValueError if the
+        engine can do neither, or if the prompt does not fit ``info.max_length``."""
         ...
 
     def lockstep(self, sessions: int) -> AbstractContextManager[None]:

@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AutoTokenizer
 
-from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling
+from iro_server.engines.base import HEAD_STATE, Chunk, EngineHealth, ModelInfo, Sampling, Steering
 from iro_server.engines.describe import describe
 from iro_server.engines.equality import check_equality
 from iro_server.engines.frozen_model import FrozenModel
@@ -31,8 +32,11 @@ from iro_server.engines.memory import as_memory_error, available_memory
 from iro_server.engines.model_runner import ModelRunner
 from iro_server.engines.scheduler import PrefillBudget, Run, Scheduler, settle
 from iro_server.engines.sequences import ChunkWork, SequenceGroup
+from iro_server.engines.steering import SteeredRows
 from iro_server.engines.thread_count import ThreadCount
 from iro_server.telemetry.metrics import STEP_ROWS
+from value_heads.prompt_features import TokenGroups
+from value_heads.tilt import BoundTilt, Tilt
 
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
 
@@ -59,6 +63,9 @@ class EmbeddedEngine:
         self._scheduler = Scheduler(self._spec, self._budget)
         self._arrivals: deque[tuple[Callable[[], None], Future[Any]]] = deque()
         self._numbers = itertools.count()
+        self._tilts: WeakKeyDictionary[Tilt, BoundTilt] = WeakKeyDictionary()
+        self._groups: TokenGroups | None = None
+        self._binding = threading.Lock()
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -85,17 +92,24 @@ class EmbeddedEngine:
             live_rows=self._scheduler.live_rows, cache_capacity=self._cache_capacity, shared_rows=shared_rows
         )
 
-    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> EmbeddedSession:
+    async def open(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        layers: Sequence[int] = (),
+        steering: Steering | None = None,
+    ) -> EmbeddedSession:
         """As ``Engine.open``. Sessions that are open at the same time share the cache of an equal prompt of equal salt.
-        ValueError: an empty prompt, one too long, or a layer the model does not have."""
+        ValueError: an empty prompt, one too long, a layer the model does not have, or a tilt of another model."""
         if not 0 < len(prompt_ids) < self._info.max_length:
             raise ValueError(
                 f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {self._info.max_length - 1}"
             )
-        if missing_layers := [i for i in layers if not 0 <= i <= self._info.num_layers]:
+        if missing_layers := [i for i in layers if not (0 <= i <= self._info.num_layers or i == HEAD_STATE)]:
             raise ValueError(f"the model has layers 0 to {self._info.num_layers}, not {missing_layers}")
         seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(6), "big")
-        group = SequenceGroup(self._spec, sampling, layers, seed, next(self._numbers))
+        steered = SteeredRows(steering, self._bound(steering.tilt), prompt_ids) if steering else None
+        group = SequenceGroup(self._spec, sampling, layers, seed, next(self._numbers), steered)
         opened: Future[None] = Future()
         self._post(lambda: self._scheduler.open(group, prompt_ids, opened), opened)
         try:
@@ -104,6 +118,17 @@ class EmbeddedEngine:
             self.leave(group)
             raise
         return EmbeddedSession(self, group)
+
+    def _bound(self, tilt: Tilt) -> BoundTilt:
+        """The tilt with this model's output head, kept as long as the tilt is."""
+        with self._binding:
+            if tilt not in self._tilts:
+                pieces: list[str | None] = [*self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))]
+                head_VD = self.frozen.head_weight
+                pieces += [None] * (len(head_VD) - len(pieces))
+                self._groups = self._groups or TokenGroups(pieces[: len(head_VD)])
+                self._tilts[tilt] = BoundTilt(tilt, head_VD, self._groups)
+            return self._tilts[tilt]
 
     @contextmanager
     def lockstep(self, sessions: int) -> Iterator[None]:
@@ -259,6 +284,9 @@ def _append(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> Chunk:
         padded[alive] = new
         return torch.cat([old, padded], dim=1)
 
+    def widen_steered(old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
+        return None if old is None or new is None else widen(old, new)
+
     lengths, stopped = chunk.lengths_R.clone(), chunk.stopped_R.clone()
     lengths[alive] += more.lengths_R
     stopped[alive] |= more.stopped_R
@@ -268,4 +296,6 @@ def _append(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> Chunk:
         lengths_R=lengths,
         stopped_R=stopped,
         hidden={i: widen(h, more.hidden[i]) for i, h in chunk.hidden.items()},
+        log_ratios_RL=widen_steered(chunk.log_ratios_RL, more.log_ratios_RL),
+        kl_RL=widen_steered(chunk.kl_RL, more.kl_RL),
     )

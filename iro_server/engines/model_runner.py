@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
 from iro_server.engines.cache import CacheSpec
 from iro_server.engines.frozen_model import FrozenModel
-from iro_server.engines.sample import next_tokens
+from iro_server.engines.sample import next_tokens, steered_tokens, tempered
 from iro_server.engines.scheduler import Run
 from iro_server.engines.sequences import SequenceGroup
+from iro_server.engines.steering import additions, divergence, within_room
+
+Drawn = tuple[torch.Tensor, ...]
 
 
 class ModelRunner:
@@ -42,19 +44,21 @@ class ModelRunner:
             return
         states = torch.cat([group.states for group in groups if group.states is not None])
         logits = self.frozen.logits(states)
-        alike: dict[tuple[Any, ...], list[tuple[SequenceGroup, torch.Tensor]]] = {}
+        alike: dict[tuple[object, ...], list[tuple[SequenceGroup, torch.Tensor]]] = {}
         start = 0
         for group in groups:
             beams, successors = group.uniforms.shape
-            sampling = group.sampling.temperature, group.sampling.top_p, group.sampling.top_k, successors
-            alike.setdefault(sampling, []).append((group, logits[start : start + beams]))
+            sampling, steered = group.sampling, group.steered is not None
+            key = (sampling.temperature, sampling.top_p, sampling.top_k, successors, steered)
+            alike.setdefault(key, []).append((group, logits[start : start + beams]))
             start += beams
         for batch in alike.values():
             sizes = [len(part) for _, part in batch]
             uniforms = torch.cat([group.uniforms for group, _ in batch]).to(logits.device)
-            sampled = next_tokens(torch.cat([part for _, part in batch]), batch[0][0].sampling, uniforms)
-            for (group, _), tokens, logprobs in zip(batch, *(part.split(sizes) for part in sampled), strict=True):
-                group.take(tokens, logprobs)
+            sample = _steered if batch[0][0].steered else _plain
+            sampled = sample([group for group, _ in batch], torch.cat([part for _, part in batch]), uniforms)
+            for (group, _), *drawn in zip(batch, *(part.split(sizes) for part in sampled), strict=True):
+                group.take(*drawn)
 
     def read(self, runs: Sequence[Run]) -> list[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
         """Of each run the final hidden states [count, D], and those of its layers."""
@@ -73,6 +77,24 @@ class ModelRunner:
         return outputs
 
 
+def _plain(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> Drawn:
+    """Tokens and log-probabilities [M, K] of groups that sample alike."""
+    return next_tokens(logits_MV, groups[0].sampling, uniforms_MK)
+
+
+def _steered(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> Drawn:
+    """Tokens, log-probabilities and log q/pi_0 [M, K], and KL(q || pi_0) [M], of groups that are steered."""
+    steered = [(group.steered, group.states) for group in groups if group.steered and group.states is not None]
+    sampling = groups[0].sampling
+    addition_MV = torch.cat(additions(steered))
+    base_MV = tempered(logits_MV, sampling)
+    if any(rows.steering.max_kl is not None for rows, _ in steered):
+        room_M = torch.cat([rows.room_M for rows, _ in steered]).to(logits_MV.device)
+        addition_MV = within_room(base_MV, addition_MV, room_M)
+    drawn = steered_tokens(logits_MV, addition_MV, sampling, uniforms_MK)
+    return (*drawn, divergence(base_MV, addition_MV))
+
+
 class HiddenTap:
     """Reads chosen layers' hidden states out of a forward pass."""
 
@@ -82,7 +104,7 @@ class HiddenTap:
         for index, module in enumerate(modules):
             module.register_forward_hook(partial(self._read, index))
 
-    def _read(self, index: int, _module: Any, _args: Any, out: torch.Tensor) -> None:
+    def _read(self, index: int, _module: object, _args: object, out: torch.Tensor) -> None:
         if index in self._wanted:
             self._hidden[index] = (out[0] if isinstance(out, tuple) else out)[0]
 

@@ -44,6 +44,18 @@ def draw(logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> torch.Tensor:
     return block * BLOCK + torch.searchsorted(within, rest.contiguous(), right=True).squeeze(-1)
 
 
+def steered_tokens(
+    logits_MV: torch.Tensor, addition_MV: torch.Tensor, sampling: Sampling, uniforms_MK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As ``next_tokens``, of q = softmax(logits + addition): tokens [M, K], their log-probabilities under the frozen
+    model, and log q/pi_0. Temperature 0 takes the likeliest token of q at temperature 1."""
+    logits_MV = tempered(logits_MV, sampling)
+    tilted_MV = logits_MV + addition_MV
+    tokens = _draw(tilted_MV, sampling, uniforms_MK)
+    logprobs = log_probability(logits_MV, tokens)
+    return tokens, logprobs, log_probability(tilted_MV, tokens) - logprobs
+
+
 def next_tokens(
     logits_MV: torch.Tensor, sampling: Sampling, uniforms_MK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,10 +63,22 @@ def next_tokens(
 
     Temperature 0 takes the most likely token and reports its log-probability at temperature 1.
     """
-    if sampling.temperature not in (0.0, 1.0):
-        logits_MV = logits_MV / sampling.temperature
+    logits_MV = tempered(logits_MV, sampling)
+    tokens = _draw(logits_MV, sampling, uniforms_MK)
+    return tokens, log_probability(logits_MV, tokens)
+
+
+def tempered(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """At the sampling's temperature; at 0 as at 1."""
+    return logits_MV if sampling.temperature in (0.0, 1.0) else logits_MV / sampling.temperature
+
+
+def log_probability(logits_MV: torch.Tensor, tokens_MK: torch.Tensor) -> torch.Tensor:
+    """[M, K]."""
+    return logits_MV.gather(1, tokens_MK) - torch.logsumexp(logits_MV, dim=-1, keepdim=True)
+
+
+def _draw(logits_MV: torch.Tensor, sampling: Sampling, uniforms_MK: torch.Tensor) -> torch.Tensor:
     if sampling.temperature == 0.0:
-        tokens = logits_MV.argmax(dim=-1, keepdim=True).expand(-1, uniforms_MK.shape[1])
-    else:
-        tokens = draw(truncate(logits_MV, sampling), uniforms_MK)
-    return tokens, logits_MV.gather(1, tokens) - torch.logsumexp(logits_MV, dim=-1, keepdim=True)
+        return logits_MV.argmax(dim=-1, keepdim=True).expand(-1, uniforms_MK.shape[1])
+    return draw(truncate(logits_MV, sampling), uniforms_MK)

@@ -8,9 +8,10 @@ from concurrent.futures import Future
 import torch
 
 from iro_server.engines.attention import Segment, Softmax, attend_cache, attend_segments
-from iro_server.engines.base import Chunk, Sampling
+from iro_server.engines.base import HEAD_STATE, Chunk, Sampling
 from iro_server.engines.cache import CONTIGUOUS_PROMPT, CacheSpec, append, select_owners, with_growth
 from iro_server.engines.prefill import Prompt
+from iro_server.engines.steering import SteeredRows
 
 
 class ChunkWork:
@@ -23,17 +24,25 @@ class ChunkWork:
         self.tokens: list[torch.Tensor] = []
         self.logprobs: list[torch.Tensor] = []
         self.hidden: list[dict[int, torch.Tensor]] = []
+        self.head_states: list[torch.Tensor] = []
+        self.log_ratios: list[torch.Tensor] = []
+        self.kl: list[torch.Tensor] = []
         self.lengths_R = torch.zeros(self.rows, dtype=torch.int64)
         self.stopped_R = torch.zeros(self.rows, dtype=torch.bool)
 
     def result(self) -> Chunk:
         layers = self.hidden[0].keys()
+        hidden = {i: torch.stack([h[i] for h in self.hidden], dim=1).float() for i in layers}
+        if self.head_states:
+            hidden[HEAD_STATE] = torch.stack(self.head_states, dim=1).float()
         return Chunk(
             tokens_RL=torch.stack(self.tokens, dim=1),
             logprobs_RL=torch.stack(self.logprobs, dim=1),
             lengths_R=self.lengths_R,
             stopped_R=self.stopped_R,
-            hidden={i: torch.stack([h[i] for h in self.hidden], dim=1).float() for i in layers},
+            hidden=hidden,
+            log_ratios_RL=torch.stack(self.log_ratios, dim=1) if self.log_ratios else None,
+            kl_RL=torch.stack(self.kl, dim=1) if self.kl else None,
         )
 
 
@@ -49,8 +58,18 @@ class SequenceGroup:
 
     prompt: Prompt
 
-    def __init__(self, spec: CacheSpec, sampling: Sampling, layers: Sequence[int], seed: int, number: int) -> None:
-        self.spec, self.sampling, self.layers, self.number = spec, sampling, tuple(layers), number
+    def __init__(
+        self,
+        spec: CacheSpec,
+        sampling: Sampling,
+        layers: Sequence[int],
+        seed: int,
+        number: int,
+        steered: SteeredRows | None = None,
+    ) -> None:
+        self.spec, self.sampling, self.number, self.steered = spec, sampling, number, steered
+        self.layers = tuple(layer for layer in layers if layer != HEAD_STATE)
+        self.keeps_head_states = HEAD_STATE in layers
         self.generator = torch.Generator().manual_seed(seed)
         self.past = spec.allocate(1, 0)
         self.past_has_prompt = False
@@ -76,6 +95,8 @@ class SequenceGroup:
         appended = work.length if work.successors == 1 else 0
         self._keep(work.parents, appended)
         self.states = self.states[work.parents]
+        if self.steered:
+            self.steered.select(work.parents)
         self.chunk = None if work.successors == 1 else self.spec.allocate(work.rows, work.length)
         self.successors, self.work, self.count = work.successors, work, work.rows
 
@@ -110,10 +131,23 @@ class SequenceGroup:
             self._uniforms = torch.rand(shape, generator=self.generator, dtype=torch.float64)
         return self._uniforms
 
-    def take(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
-        """Every row's next token and its log-probability, shaped as ``uniforms``."""
+    def take(
+        self,
+        tokens: torch.Tensor,
+        logprobs: torch.Tensor,
+        log_ratios: torch.Tensor | None = None,
+        kl: torch.Tensor | None = None,
+    ) -> None:
+        """Every row's next token, its log-probability and log q/pi_0, shaped as ``uniforms``, and each beam's KL."""
         work = self.work
-        assert work is not None
+        assert work is not None and self.states is not None
+        successors = tokens.shape[1]
+        if self.keeps_head_states:
+            work.head_states.append(self.states.cpu().repeat_interleave(successors, dim=0))
+        if self.steered and log_ratios is not None and kl is not None:
+            work.log_ratios.append(log_ratios.flatten().float().cpu())
+            work.kl.append(kl.float().cpu().repeat_interleave(successors))
+            self.steered.take(tokens.tolist(), kl)
         token_ids, cpu_ids, cpu_logprobs = tokens.flatten(), tokens.flatten().cpu(), logprobs.flatten().float().cpu()
         stops = torch.isin(cpu_ids, torch.tensor(self.sampling.stop_ids, dtype=torch.int64))
         self.token_ids, self._uniforms = token_ids, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import FiniteFloat, PrivateAttr, ValidationInfo, field_validator
@@ -16,6 +16,7 @@ from iro_server.graders.local_models import bundled_embedding_model, embed, is_m
 from iro_server.graders.similarity import METRICS, similarity
 from iro_server.graders.templated import TemplatedGrader
 from iro_server.graders.templates import Template
+from iro_server.json_values import JsonObject
 
 
 class _Comparison(TemplatedGrader[tuple[str, str]]):
@@ -25,7 +26,7 @@ class _Comparison(TemplatedGrader[tuple[str, str]]):
     def templates(self) -> list[str]:
         return [self.input, self.reference]
 
-    def fill(self, scope: dict[str, Any]) -> tuple[str, str]:
+    def fill(self, scope: JsonObject) -> tuple[str, str]:
         return self.render(self.input, scope), self.render(self.reference, scope)
 
 

@@ -79,6 +79,19 @@ def test_a_folder_belongs_to_one_config(tmp_path: Path) -> None:
         WALK.execute({"steps": 3}, tmp_path)
 
 
+class LaterConfig(WalkConfig):
+    pace: float = 1.0
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_default_of_a_new_field(tmp_path: Path) -> None:
+    later = Job("walk", "", LaterConfig, lambda config, run: {"pace": config.pace})
+    WALK.execute({"steps": 2}, tmp_path)
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(RunError, match="another run"):
+        later.execute({"steps": 2, "pace": 2.0}, tmp_path)
+    assert later.execute({"steps": 2}, tmp_path)["pace"] == 1
+
+
 class MovableConfig(WalkConfig):
     movable = frozenset({"where"})
 

@@ -23,7 +23,7 @@ Tally = dict[str, dict[str, float]]
 """Counts and sums that shards add up to. ``samples``: all, unrewarded. ``errors``: by flag. ``score_sums``, ``scored``:
 by grader. ``grader_tokens``: by model. ``usage``: tokens of the searches."""
 Key = tuple[str, str]  # of the item, and the text
-KNOWN = 2**16  # grades that are remembered
+REMEMBERED = 2**16  # grades that are remembered
 PARSE_ERROR: Flag = "sample_parse_error"
 
 
@@ -33,7 +33,7 @@ class Grading:
     def __init__(self, config: AlignConfig, run: Run, model: Description, grader: Grader):
         self.config, self.run, self.model, self.grader = config, run, model, grader
         self.format = parse_response_format(config.response_format or {"type": "text"})
-        self._known: LRUCache[Key, Grade] = LRUCache(KNOWN)
+        self._grades: LRUCache[Key, Grade] = LRUCache(REMEMBERED)
         self._max_judge_tokens = GraderEnvironment.of_this_process().max_judge_tokens
         self._judge_tokens = 0.0  # of the steps that are done
 
@@ -48,7 +48,7 @@ class Grading:
             for prompt, group in zip(prompts, tokens, strict=True)
         ]
         item_of = {key: prompt.item for group, prompt in zip(keys, prompts, strict=True) for key in group}
-        grades = {key: self._known[key] for key in item_of if key in self._known}
+        grades = {key: self._grades[key] for key in item_of if key in self._grades}
         samples = {key: self._sample(key[1]) for key in item_of if key not in grades}
         samples_to_grade = {key: sample for key, sample in samples.items() if isinstance(sample, Sample)}
         answers: list[Grade] = []
@@ -58,7 +58,7 @@ class Grading:
         grades |= {key: sample for key, sample in samples.items() if isinstance(sample, Grade)}
         grades |= dict(zip(samples_to_grade, answers, strict=True))
         group_grades = [[self._give(key, grades) for key in group] for group in keys]
-        self._known.update({key: grade for key, grade in grades.items() if not math.isnan(grade.reward)})
+        self._grades.update({key: grade for key, grade in grades.items() if not math.isnan(grade.reward)})
         return group_grades
 
     @staticmethod

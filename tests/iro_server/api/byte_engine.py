@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling
+from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling, Steering
 
 SCRIPT = "héllo wörld 😀, and good night"
 TEMPLATE = (
@@ -39,7 +39,13 @@ class ByteEngine:
         self.opened = self.open_sessions = 0
         self.sampling: Sampling | None = None  # of the session opened last
 
-    async def open(self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int] = ()) -> ByteSession:
+    async def open(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        layers: Sequence[int] = (),
+        steering: Steering | None = None,
+    ) -> ByteSession:
         self.opened += 1
         self.open_sessions += 1
         self.sampling = sampling

@@ -104,6 +104,26 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_model_whose_gain_is_unproven_samples_as_the_frozen_one_unless_it_is_to_search(client, keep):
+    job = ended(client, start_job(client, GRADER | {"name": "unproven"}, keep_unproven=keep))
+    assert job.status == "succeeded" and job.iro["improved"] is False
+    model = client.models.retrieve(job.fine_tuned_model).iro
+    assert model["improved"] is False
+    assert (model["search"]["beam_width"], model["search"]["num_successors"]) == ((2, 3) if keep else (1, 1))
+    chat = [{"role": "user", "content": "hello"}]
+    answers = [
+        client.chat.completions.create(model=name, messages=chat, seed=1, max_tokens=8).choices[0].message.content
+        for name in ("bytes", job.fine_tuned_model)
+    ]
+    assert (answers[0] == answers[1]) is not keep
+
+
+def test_a_proven_gain_is_told_of_job_and_model(client, job):
+    assert job.iro["improved"] is True
+    assert client.models.retrieve(job.fine_tuned_model).iro["improved"] is True
+
+
 @pytest.mark.parametrize(("changes", "status", "param"), BAD)
 def test_what_can_be_known_to_fail_is_refused_at_once(client, changes, status, param):
     with pytest.raises(openai.APIStatusError) as refused:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chisquare
 
 from iro_server.decoding.base import SearchParams, repeatable
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
-from tests.toy import END, ToyEngine, ToyScorer, enumerate_completions, next_probs
+from tests.toy import END, VOCABULARY, ToyEngine, ToyScorer, enumerate_completions, next_probs, tilted_probs
 
 PROMPT, LENGTH = [0, 1], 4
 SEED_OF_1_2_3 = 2243870231560765811
@@ -177,3 +180,85 @@ def test_finished_rows_stay_in_the_pool() -> None:
     assert finals[0].tokens == [END]
     assert finals[0].finish_reason == "stop"
     assert {f.finish_reason for f in finals} <= {"stop", "length"}
+
+
+@dataclass(frozen=True)
+class ToySteering:
+    tilt: Callable[[tuple[int, ...]], torch.Tensor]
+    strength: float = 1.0
+
+
+def static(tokens: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor([0.8, -0.6, 0.3, 0.1])
+
+
+def of_the_state(tokens: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor([math.cos(len(tokens) + 2.0 * v + tokens[-1]) for v in range(VOCABULARY)])
+
+
+def soft_advantage(beta: float) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """A(s,a) = V(s a) - V(s) in units of beta, V(s) = log E[exp(r/beta) | s]: the proposal is then the target."""
+    weights = {y: p * math.exp(reward(y) / beta) for y, p in enumerate_completions(PROMPT, LENGTH).items()}
+    chances = enumerate_completions(PROMPT, LENGTH)
+
+    def value(response: tuple[int, ...]) -> float:
+        below = [y for y in weights if y[: len(response)] == response]
+        return math.log(sum(weights[y] for y in below) / sum(chances[y] for y in below))
+
+    def tilt(tokens: tuple[int, ...]) -> torch.Tensor:
+        response = tokens[len(PROMPT) :]
+        return torch.tensor([value((*response, token)) - value(response) for token in range(VOCABULARY)])
+
+    return tilt
+
+
+def steered(width: int, seed: int, tilt: Callable[[tuple[int, ...]], torch.Tensor], beta: float = 2.0):
+    params = SearchParams(beam_width=width, num_successors=2, chunk_length=2, selection="smc")
+    sampling, scorer = Sampling(seed=seed, stop_ids=(END,)), ToyScorer(lambda tokens: reward(tokens) / beta)
+    search = guided_search(ToyEngine(), PROMPT, params, sampling, LENGTH, scorer, steering=ToySteering(tilt))
+    return asyncio.run(search).finals
+
+
+@pytest.mark.parametrize("tilt", [static, of_the_state])
+def test_smc_samples_from_the_target_whatever_the_proposal(tilt: Callable[[tuple[int, ...]], torch.Tensor]) -> None:
+    exact, distances = guided_distribution(2.0), []
+    for width, searches in ((1, 512), (128, 16)):
+        mass: dict[tuple[int, ...], float] = {}
+        for seed in range(searches):
+            for final in steered(width, seed, tilt):
+                y = tuple(final.tokens)
+                mass[y] = mass.get(y, 0.0) + 1 / (width * searches)
+        distances.append(0.5 * sum(abs(exact.get(y, 0.0) - mass.get(y, 0.0)) for y in exact.keys() | mass.keys()))
+    assert distances[1] < 0.13 and distances[1] < distances[0] / 2
+
+
+def test_with_the_exact_advantage_every_row_weighs_the_same_and_is_a_draw_from_the_target() -> None:
+    """One row of the exact proposal is a sample of pi_base * exp(r/beta): no search, no correction."""
+    exact, draws = guided_distribution(2.0), 600
+    tilt = soft_advantage(2.0)
+    counts: dict[tuple[int, ...], int] = {}
+    for seed in range(draws):
+        sampling = Sampling(seed=seed, stop_ids=(END,))
+        search = guided_search(ToyEngine(), PROMPT, SearchParams(), sampling, LENGTH, steering=ToySteering(tilt))
+        y = tuple(asyncio.run(search).finals[0].tokens)
+        counts[y] = counts.get(y, 0) + 1
+    common = [y for y, p in exact.items() if p * draws >= 8]
+    observed, expected = [counts.get(y, 0) for y in common], [exact[y] * draws for y in common]
+    observed.append(draws - sum(observed))
+    expected.append(draws - sum(expected))
+    assert chisquare(observed, expected).pvalue > 0.01
+
+
+def test_the_kl_of_an_answer_is_unbiased_for_its_log_ratio() -> None:
+    """E_q[log q/pi_0] over answers is the sum of the states' KL: both means agree, the sum with less noise."""
+    params, kls, ratios = SearchParams(), [], []
+    for seed in range(800):
+        sampling = Sampling(seed=seed, stop_ids=(END,))
+        search = guided_search(ToyEngine(), PROMPT, params, sampling, LENGTH, steering=ToySteering(of_the_state))
+        final = asyncio.run(search).finals[0]
+        prefixes = [(*PROMPT, *final.tokens[:count]) for count in range(len(final.tokens))]
+        q = [tilted_probs(prefix, ToySteering(of_the_state)) for prefix in prefixes]
+        ratios.append(sum(float(p[t].log()) for p, t in zip(q, final.tokens, strict=True)) - sum(final.logprobs))
+        kls.append(final.kl)
+    assert np.mean(kls) == pytest.approx(np.mean(ratios), abs=4 * np.std(ratios) / math.sqrt(800))
+    assert np.std(kls) < np.std(ratios)

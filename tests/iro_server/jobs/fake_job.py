@@ -1,7 +1,8 @@
 """A job that trains nothing: it sleeps, reports, and saves value functions that like the letter z.
 
 The grader's name says how it goes: "quick", "slow" (half a second a step), "stubborn" (never asks whether to stop),
-"raises", "dies" (kills its own process at step 2), "dies-once", "engine-away-once" and "graders-away-once" (at step 2).
+"raises", "dies" (kills its own process at step 2), "dies-once", "engine-away-once" and "graders-away-once" (at step 2),
+"unproven" (its gain has an interval that includes 0).
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class JOB:
             metrics = {"step": step, "total_steps": config.iterations, "full_valid_mean_reward": 0.1 * step}
             on_event({"type": "metrics", "level": "info", "message": f"Step {step}", "data": metrics})
             on_event({"type": "checkpoint", "data": {"step": step, "path": str(bundle), "metrics": metrics}})
-        return {"best_iteration": config.iterations, "best_checkpoint": str(bundle), "max_tokens": max_tokens}
+        outcome = {"best_iteration": config.iterations, "best_checkpoint": str(bundle), "max_tokens": max_tokens}
+        return outcome | {"improved": behaviour != "unproven"}
 
 
 def misbehave(behaviour: str, step: int, out: Path) -> None:

@@ -1,0 +1,1 @@
+"""Every method on every task at equal numbers of rows: ``iro run bench.tasks``."""

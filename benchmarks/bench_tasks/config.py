@@ -1,0 +1,70 @@
+"""What ``bench.tasks`` compares."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from iro_server.json_values import JsonObject
+from training.run import JobConfig, check_names
+
+METHOD_NAMES = ("base", "best_of_n", "blockwise", "static_bias", "iro", "iro_search", "iro_by_reward")
+"""The keys of ``methods.METHODS``, which imports this configuration."""
+
+
+class BenchTasksConfig(JobConfig):
+    """Lengths are in tokens."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    methods: tuple[str, ...] = METHOD_NAMES
+    rows: tuple[int, ...] = Field((1, 2, 4, 16, 64), description="Rows of a prompt: what a method may sample at once.")
+    seeds: int = Field(5, ge=1, description="Repetitions, each with prompts and value functions of its own.")
+    seeds_of: dict[str, int] = Field({}, description="Fewer seeds for some methods.")
+    train_prompts: int = Field(96, ge=4)
+    validation_prompts: int = Field(12, ge=1, description="Choose an iteration; as many others compare it.")
+    heldout_prompts: int = Field(24, ge=1)
+    iterations: int = Field(1, ge=1)
+    rollouts_per_prompt: int = Field(16, ge=2)
+    chunk_length: int = Field(4, ge=1)
+    max_tokens: int = Field(48, ge=1, description="Of an answer, where the task does not set less.")
+    counted_tokens: int = Field(1500, ge=0)
+    concurrency: int = Field(8, ge=1, description="Prompts that are decoded at once.")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        from benchmarks.tasks import TASKS
+
+        check_names(self.tasks, TASKS, "task")
+        check_names([*self.methods, *self.seeds_of], METHOD_NAMES, "method")
+        return self
+
+    def seeds_for(self, method: str) -> int:
+        return min(self.seeds, self.seeds_of.get(method, self.seeds))
+
+
+ALL_TASKS = (
+    "sentiment",
+    "keywords",
+    "instructions",
+    "arithmetic",
+    "extraction",
+    "brevity",
+    "reading_level",
+    "civility",
+)
+PRESETS: dict[str, JsonObject] = {
+    "smoke": {
+        "tasks": ("keywords",),
+        "rows": (1, 2),
+        "seeds": 1,
+        "train_prompts": 6,
+        "validation_prompts": 1,
+        "heldout_prompts": 2,
+        "rollouts_per_prompt": 4,
+        "max_tokens": 8,
+        "counted_tokens": 50,
+    },
+    "two-cores": {"tasks": ("sentiment", "keywords"), "rows": (1, 4, 16), "seeds": 2},
+    "paper": {"tasks": ALL_TASKS, "seeds_of": {"blockwise": 3, "iro_search": 3, "iro_by_reward": 3}},
+}

@@ -1,0 +1,81 @@
+"""``iro run bench.tasks``: rewards, an unseen judge and costs of every method on every task.
+
+A piece is a task and a seed. Its alignment job and each of its methods is a step: an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks.bench_tasks.config import PRESETS, BenchTasksConfig
+from iro_server.json_values import JsonObject
+from training.run import Job, Run
+
+if TYPE_CHECKING:
+    from iro_server.engines.embedded import EmbeddedEngine
+
+METRICS = ("task", "method", "rows", "seed", "reward", "judge", "seconds")
+
+
+def run(config: BenchTasksConfig, run: Run) -> JsonObject:
+    """``rows`` of the results file, ``training`` of each piece, ``intervals`` and paired ``comparisons``."""
+    from benchmarks.bench_tasks.measure import comparisons, intervals
+    from iro_server.engines.embedded import EmbeddedEngine
+    from iro_server.engines.prepare import prepare_model
+
+    rows: list[JsonObject] = []
+    training: list[JsonObject] = []
+    with closing(EmbeddedEngine(prepare_model())) as engine:
+        for seed in range(config.seeds):
+            for name in config.tasks:
+                piece_rows, piece_training = run_piece(config, name, config.seed + seed, run, engine)
+                rows += piece_rows
+                training.append(piece_training)
+    return {"rows": rows, "training": training, "intervals": intervals(rows), "comparisons": comparisons(rows)}
+
+
+def run_piece(
+    config: BenchTasksConfig, name: str, seed: int, run: Run, engine: EmbeddedEngine
+) -> tuple[list[JsonObject], JsonObject]:
+    """The result rows of a task at a seed, and what its alignment job took."""
+    from benchmarks.bench_tasks.methods import METHODS
+    from benchmarks.bench_tasks.piece import open_piece
+    from benchmarks.tasks import TASKS
+    from iro_server.graders.parsing import parse_grader
+
+    with parse_grader(TASKS[name].grader()) as grader:
+        piece = open_piece(config, name, seed, run, engine, grader)
+
+        def train() -> JsonObject:
+            trained = piece.trained
+            cost = {field: getattr(trained, field) for field in ("base_tokens", "reward_calls", "seconds")}
+            return {"task": name, "seed": seed, "trained": trained.stack is not None} | cost
+
+        def measure(method: str, count: int) -> JsonObject:
+            from benchmarks.bench_tasks.measure import measured
+
+            row = measured(piece, method, count)
+            message = f"{name}, seed {seed}: {method} with {count} rows: reward {row['reward']:.3f}"
+            run.metrics({field: row[field] for field in METRICS}, message)
+            return row
+
+        training = run.step(f"{name}-{seed}-training", train, "training")
+        rows = [
+            run.step(f"{name}-{seed}-{method}-{count}", partial(measure, method, count), "decoding")
+            for method in config.methods
+            if seed - config.seed < config.seeds_for(method)
+            for count in config.rows
+            if METHODS[method].takes(count)
+        ]
+    return rows, training
+
+
+JOB = Job(
+    name="bench.tasks",
+    summary="Decoding methods on eight tasks at equal base tokens: reward, an unseen judge, costs, paired tests",
+    Config=BenchTasksConfig,
+    run=run,
+    presets=PRESETS,
+)

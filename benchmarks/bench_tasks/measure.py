@@ -1,0 +1,117 @@
+"""What a method's answers are worth, and which differences between methods are more than chance."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import product
+from statistics import fmean
+
+import numpy as np
+
+from benchmarks.bench_tasks.methods import METHODS, Answer
+from benchmarks.bench_tasks.piece import Piece
+from benchmarks.quality_report import distinct, interval
+from iro_server.json_values import JsonObject
+
+ResultRow = JsonObject
+COMPARED_WITH = ("base", "best_of_n")
+SIGN_FLIPS = 9999
+
+
+def measured(piece: Piece, method: str, rows: int) -> ResultRow:
+    """A line of the results: means over held-out prompts, and ``rewards`` and ``judges`` of each prompt."""
+    decoder = METHODS[method].build(piece)
+    began = time.monotonic()
+    answers = decoder.answers(piece.held_out, rows, piece.seed)
+    seconds = time.monotonic() - began
+    piece_stops(piece, answers)
+    texts = [piece.text(answer.tokens) for answer in answers]
+    rewards = piece.rewards(piece.held_out, texts)
+    judges = [piece.task.judge(prompt.item, text) for prompt, text in zip(piece.held_out, texts, strict=True)]
+    return {
+        "task": piece.task.name,
+        "method": method,
+        "rows": rows,
+        "seed": piece.seed,
+        "reward": fmean(rewards),
+        "judge": fmean(judges),
+        **qualities(answers),
+        "seconds": seconds,
+        "rewards": rewards,
+        "judges": judges,
+        "texts": texts,
+    }
+
+
+def piece_stops(piece: Piece, answers: Sequence[Answer]) -> None:
+    """Raises Cancelled where the run was asked to stop before all prompts were answered."""
+    from training.run import Cancelled
+
+    if len(answers) < len(piece.held_out):
+        raise Cancelled(f"stopped; {piece.folder} keeps what was done")
+
+
+def qualities(answers: Sequence[Answer]) -> JsonObject:
+    """Base tokens, reward calls and KL a prompt; perplexity over all tokens; distinct-2 within an answer."""
+    logprobs = [logprob for answer in answers for logprob in answer.logprobs]
+    divergences = [answer.kl for answer in answers if answer.kl is not None]
+    return {
+        "perplexity": math.exp(-fmean(logprobs)),
+        "distinct_2": fmean(distinct([answer.tokens], 2) for answer in answers),
+        "kl": fmean(divergences) if len(divergences) == len(answers) else None,
+        "length": fmean(len(answer.tokens) for answer in answers),
+        "base_tokens": fmean(answer.base_tokens for answer in answers),
+        "reward_calls": fmean(answer.reward_calls for answer in answers),
+        "finished": fmean(answer.finished for answer in answers),
+    }
+
+
+def matrix(rows: Sequence[ResultRow], task: str, method: str, count: int, name: str) -> np.ndarray:
+    """[seeds, prompts] of ``rewards`` or ``judges``; no seeds where the method was not run with so many rows."""
+    lines = [row for row in rows if (row["task"], row["method"], row["rows"]) == (task, method, count)]
+    return np.array([row[name] for row in sorted(lines, key=lambda row: row["seed"])])
+
+
+def intervals(rows: Sequence[ResultRow]) -> list[JsonObject]:
+    """Reward and judge of each task, method and number of rows: 95 % bootstrap intervals over seeds and prompts."""
+    settings = dict.fromkeys((row["task"], row["method"], row["rows"]) for row in rows)
+    return [
+        {"task": task, "method": method, "rows": count}
+        | {name: interval(matrix(rows, task, method, count, f"{name}s")) for name in ("reward", "judge")}
+        for task, method, count in settings
+    ]
+
+
+def comparisons(rows: Sequence[ResultRow]) -> list[JsonObject]:
+    """Paired differences from the base, and from best-of-N at equal rows, on the seeds that both have."""
+    settings = dict.fromkeys((row["task"], row["method"], row["rows"]) for row in rows)
+    results = []
+    for (task, method, count), other in product(settings, COMPARED_WITH):
+        other_count = 1 if other == "base" else count
+        if method == other or (task, other, other_count) not in settings:
+            continue
+        values = {
+            name: [matrix(rows, task, *of, name) for of in ((method, count), (other, other_count))]
+            for name in ("rewards", "judges")
+        }
+        seeds = min(map(len, values["rewards"]))
+        reward, judge = (first[:seeds] - second[:seeds] for first, second in values.values())
+        results.append(
+            {"task": task, "method": method, "rows": count, "over": other, "seeds": seeds}
+            | {"reward": interval(reward), "judge": interval(judge), "p": sign_flip_p(reward)}
+        )
+    return results
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Two-sided p of a paired permutation test: each prompt's difference changes its sign with probability 1/2."""
+    from scipy.stats import permutation_test
+
+    if not differences.any():
+        return 1.0
+    result = permutation_test(
+        (differences.ravel(),), np.mean, permutation_type="samples", n_resamples=SIGN_FLIPS, rng=0, vectorized=True
+    )
+    return float(result.pvalue)

@@ -1,0 +1,217 @@
+"""A piece of the benchmark: one task at one seed, with the rollouts and value functions that its methods share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.tasks import TASKS
+from benchmarks.tasks.task import Split, Task
+from iro_server.json_values import JsonObject
+from training.run import Run, RunEvent, derive_seed
+
+if TYPE_CHECKING:
+    from benchmarks.bench_tasks.config import BenchTasksConfig
+    from iro_server.decoding.base import SearchParams, SearchResult
+    from iro_server.engines.embedded import EmbeddedEngine
+    from iro_server.graders.base import Grader
+    from training.iro.data import Prompt
+    from training.iro.values import Stack
+    from value_heads.tilt import Tilt
+
+DECODING, TRAINING = 0, 1  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An alignment job's outcome. ``stack`` None: all rewards of its rollouts were equal. ``static_bias``: the static
+    tilt of the job, at the strength that its held-out prompts choose. ``folder``: its run folder, with graded rollouts.
+    ``base_tokens``, ``reward_calls``: what it took, validation included."""
+
+    folder: Path
+    stack: Stack | None
+    static_bias: Tilt | None
+    base_tokens: int
+    reward_calls: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """``grader`` is open. ``folder`` is the piece's own. Axes: prompts of ``held_out`` in order."""
+
+    config: BenchTasksConfig
+    task: Task
+    seed: int
+    folder: Path
+    engine: EmbeddedEngine
+    grader: Grader
+    on_event: Callable[[RunEvent], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+
+    @property
+    def max_tokens(self) -> int:
+        return min(self.task.max_tokens, self.config.max_tokens)
+
+    @cached_property
+    def held_out(self) -> list[Prompt]:
+        from iro_server.engines.prompts import item_prompt_ids
+        from training.iro.data import Prompt
+
+        rows = self.task.prompts("held_out", self.config.heldout_prompts, self.seed)
+        return [Prompt(i, tuple(item_prompt_ids(self.engine.tokenizer, row)), row) for i, row in enumerate(rows)]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self.engine.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def rewards(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """Of one text for each prompt. ValueError where one could not be graded."""
+        from iro_server.graders.base import Sample
+
+        grades = self.grader.grade_many(
+            [(Sample(text), prompt.item) for prompt, text in zip(prompts, texts, strict=True)]
+        )
+        if errors := [grade.error for grade in grades if grade.error]:
+            raise ValueError(f"{self.task.name}: {len(errors)} texts could not be graded: {errors[0]}")
+        return [grade.reward for grade in grades]
+
+    def search(
+        self,
+        prompts: Sequence[Prompt],
+        params: SearchParams,
+        stack: Stack | None,
+        seed: int,
+        tilt: Tilt | None = None,
+    ) -> list[SearchResult]:
+        """A search of each prompt, in lockstep, steered by ``tilt`` where the search has a strength.
+
+        A prompt's seed is the same for all methods.
+        """
+        from iro_server.decoding.search import guided_search
+        from iro_server.engines.base import Steering
+        from training.iro.rollouts import rollout_sampling
+
+        sampling = rollout_sampling(1.0, self.engine.info)
+        steering = Steering(tilt, params.strength) if tilt is not None and params.strength else None
+        scorer = stack if params.rows > 1 else None
+
+        async def search_one(prompt: Prompt) -> SearchResult:
+            seeded = replace(sampling, seed=derive_seed(seed, DECODING, prompt.index))
+            return await guided_search(
+                self.engine, prompt.token_ids, params, seeded, self.max_tokens, scorer, steering=steering
+            )
+
+        async def search_all(shard: Sequence[Prompt]) -> list[SearchResult]:
+            return await asyncio.gather(*map(search_one, shard))
+
+        results: list[SearchResult] = []
+        for start in range(0, len(prompts), self.config.concurrency):
+            if self.should_stop is not None and self.should_stop():
+                break
+            shard = prompts[start : start + self.config.concurrency]
+            with self.engine.lockstep(len(shard)):
+                results += asyncio.run(search_all(shard))
+        return results
+
+    @cached_property
+    def trained(self) -> Trained:
+        """The alignment job of this task and seed; a second call, or a second process, goes on from its run folder."""
+        return train(self)
+
+    def jsonl(self, split: Split, count: int) -> Path:
+        path = self.folder / f"{split}.jsonl"
+        rows = self.task.prompts(split, count, self.seed)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+
+def train(piece: Piece) -> Trained:
+    """The trainer of ``training.iro`` on the piece's engine. The stack is that of the best validated iteration."""
+    from iro_server.engines.describe import Description
+    from iro_server.engines.prepare import prepare_model
+    from training.iro.data import AlignError
+    from training.iro.executor import LocalExecutor
+    from training.iro.job import JOB
+    from training.iro.loop import align
+    from training.iro.values import Bundles
+
+    config, folder = piece.config, piece.folder / "align"
+    model_dir = prepare_model()
+    description = Description.of_engine(piece.engine)
+
+    def run(align_config: Any, run: Run) -> JsonObject:
+        return align(align_config, run, description, LocalExecutor(piece.engine, model_dir))
+
+    options = {
+        "model_dir": model_dir,
+        "training_file": piece.jsonl("train", config.train_prompts),
+        "validation_file": piece.jsonl("validation", 2 * config.validation_prompts),
+        "validation_prompts": config.validation_prompts,
+        "grader": piece.task.grader(),
+        "iterations": config.iterations,
+        "rollouts_per_prompt": config.rollouts_per_prompt,
+        "chunk_length": config.chunk_length,
+        "max_tokens": piece.max_tokens,
+        "counted_tokens": config.counted_tokens,
+        "concurrency": config.concurrency,
+        "seed": derive_seed(piece.seed, TRAINING) % 2**31,
+    }
+    execute = partial(replace(JOB, run=run, draw=None).execute, on_event=piece.on_event, should_stop=piece.should_stop)
+    stack = static_bias = None
+    try:
+        history = execute(options, folder)["history"]
+    except AlignError as error:
+        if error.code != "constant_reward":
+            raise
+    else:
+        best = max((row for row in history if row["path"]), key=lambda row: row["full_valid_mean_reward"])
+        stack = Bundles(piece.engine.info, model_dir).load(Path(best["path"]))
+        static_bias = best_static_bias(folder, piece)
+    return Trained(folder, stack, static_bias, **spent(folder))
+
+
+def best_static_bias(folder: Path, piece: Piece) -> Tilt:
+    """Of the strengths that the job tried on held-out prompts, the one of the highest reward."""
+    from training.checkpoints import open_checkpoints
+    from training.iro.tilting import TRIALS
+    from value_heads.tilt import zero_tilt
+
+    checkpoints = open_checkpoints(str(folder / "checkpoints"))
+
+    def reward(strength: float) -> float:
+        names = [name for name in checkpoints.names() if name.startswith(f"tilt-bias-{strength}-")]
+        rows = [row["mean"] for name in names for row in checkpoints.load(name)["rows"]]
+        return sum(rows) / len(rows)
+
+    strength = max(TRIALS["bias"], key=reward)
+    zero = zero_tilt(*piece.engine.frozen.head_weight.shape, (), piece.engine.info.eos_ids)
+    return replace(zero, bias=checkpoints.load("tilts")["bias"]["bias"] * strength)
+
+
+def spent(folder: Path) -> JsonObject:
+    """Base tokens, graded completions and seconds of the alignment job in ``folder``."""
+    from training.checkpoints import open_checkpoints
+
+    checkpoints = open_checkpoints(str(folder / "checkpoints"))
+    base_tokens = reward_calls = 0
+    for name in checkpoints.names():
+        value = checkpoints.load(name)
+        tally = value.get("tally") or value.get("finals") if isinstance(value, dict) else None
+        if tally:
+            base_tokens += int(tally["usage"]["base_tokens"])
+            reward_calls += int(tally["samples"]["all"])
+    seconds = sum(checkpoints.about(name)["seconds"] for name in checkpoints.names())
+    return {"base_tokens": base_tokens, "reward_calls": reward_calls, "seconds": seconds}
+
+
+def open_piece(
+    config: BenchTasksConfig, name: str, seed: int, run: Run, engine: EmbeddedEngine, grader: Grader
+) -> Piece:
+    folder = run.folder / "pieces" / f"{name}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Piece(config, TASKS[name], seed, folder, engine, grader, run.on_event, run.should_stop)

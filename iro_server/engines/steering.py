@@ -1,0 +1,78 @@
+"""Steered rows in the engine's batch: what is added to their logits, and how far that takes them from the frozen model.
+
+Axes in tensor names: M rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from iro_server.engines.base import Steering
+from value_heads.tilt import BoundTilt
+
+BISECTIONS = 12  # of a step's strength where ``max_kl`` leaves less room than it would take
+
+
+class SteeredRows:
+    """The rows of one session. ``kl_M``: nats that each row's tokens have taken so far."""
+
+    def __init__(self, steering: Steering, bound: BoundTilt, prompt_ids: Sequence[int]) -> None:
+        self.steering, self.bound = steering, bound
+        self.features = bound.start(prompt_ids)
+        self.kl_M = torch.zeros(1)
+
+    def select(self, parents: Sequence[int]) -> None:
+        """Keep these rows, in this order; repeats allowed."""
+        self.features.select(parents)
+        self.kl_M = self.kl_M[list(parents)]
+
+    def take(self, tokens: Sequence[Sequence[int]], kl_M: torch.Tensor) -> None:
+        """Every row goes on as many ways as it has tokens here; its step took ``kl_M``."""
+        self.features.take(tokens)
+        successors = len(tokens[0])
+        self.kl_M = (self.kl_M + kl_M.cpu()).repeat_interleave(successors)
+
+    @property
+    def room_M(self) -> torch.Tensor:
+        """Nats that each row may still take."""
+        limit = self.steering.max_kl
+        return torch.full_like(self.kl_M, torch.inf) if limit is None else (limit - self.kl_M).clamp(min=0)
+
+
+def additions(sessions: Sequence[tuple[SteeredRows, torch.Tensor]]) -> list[torch.Tensor]:
+    """strength A(s, .) [M, V] of each session's states [M, D]: one product for all that share a tilt."""
+    by_tilt: dict[BoundTilt, list[int]] = {}
+    for place, (rows, _) in enumerate(sessions):
+        by_tilt.setdefault(rows.bound, []).append(place)
+    added: dict[int, torch.Tensor] = {}
+    for bound, places in by_tilt.items():
+        states = [sessions[place][1] for place in places]
+        steered = [sessions[place][0] for place in places]
+        sums = bound.additions(torch.cat(states), [rows.features for rows in steered])
+        for place, rows, part in zip(places, steered, sums.split([len(state) for state in states]), strict=True):
+            added[place] = part * rows.steering.strength
+    return [added[place] for place in range(len(sessions))]
+
+
+def within_room(logits_MV: torch.Tensor, addition_MV: torch.Tensor, room_M: torch.Tensor) -> torch.Tensor:
+    """The addition, scaled down in the rows where its KL exceeds what is left of their ``max_kl``."""
+    over = (divergence(logits_MV, addition_MV) > room_M).nonzero()[:, 0]
+    if not len(over):
+        return addition_MV
+    low, high = torch.zeros(len(over), device=over.device), torch.ones(len(over), device=over.device)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        fits = divergence(logits_MV[over], addition_MV[over] * middle[:, None]) <= room_M[over]
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    scale = torch.ones(len(addition_MV), device=over.device).index_put((over,), low)
+    return addition_MV * scale[:, None]
+
+
+def divergence(logits_MV: torch.Tensor, addition_MV: torch.Tensor) -> torch.Tensor:
+    """KL(q || pi_0) [M] in nats: E_q[A] - log Z."""
+    tilted_MV = logits_MV + addition_MV
+    log_z_M = tilted_MV.logsumexp(-1)
+    expected_M = ((tilted_MV - log_z_M[:, None]).exp() * addition_MV).sum(-1)
+    return (expected_M - log_z_M + logits_MV.logsumexp(-1)).clamp(min=0)

@@ -1,0 +1,134 @@
+"""The harness: a small run of the real model, rows as results have them, resumption, and paired tests."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from benchmarks.bench_tasks.config import METHOD_NAMES, PRESETS, BenchTasksConfig
+from benchmarks.bench_tasks.job import JOB
+from benchmarks.bench_tasks.measure import comparisons, sign_flip_p
+from benchmarks.bench_tasks.methods import METHODS, iro_search
+from benchmarks.tasks import NULL_TASK, TASKS
+from training.run import Cancelled
+
+FIELDS = {
+    *("task", "method", "rows", "seed", "reward", "judge", "perplexity", "distinct_2", "kl", "base_tokens", "seconds"),
+    *("reward_calls", "finished", "length", "rewards", "judges", "texts"),
+}
+PROMPTS = PRESETS["smoke"]["heldout_prompts"]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return JOB.execute(PRESETS["smoke"], tmp_path_factory.mktemp("bench") / "run")
+
+
+def comparable(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("seconds", "perplexity")}
+
+
+def test_the_configuration_knows_every_method() -> None:
+    assert tuple(METHODS) == METHOD_NAMES
+
+
+def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: dict[str, Any]) -> None:
+    assert [(row["method"], row["rows"]) for row in result["rows"]] == [
+        ("base", 1),
+        ("best_of_n", 2),
+        ("blockwise", 2),
+        *((name, rows) for name in ("static_bias", "iro") for rows in (1, 2)),
+        ("iro_search", 2),
+        ("iro_by_reward", 2),
+    ]
+    for row in result["rows"]:
+        assert row.keys() == FIELDS
+        assert len(row["rewards"]) == len(row["judges"]) == len(row["texts"]) == PROMPTS
+        assert row["reward"] == pytest.approx(np.mean(row["rewards"]))
+        assert row["perplexity"] > 1 and 0 <= row["distinct_2"] <= 1 and 0 <= row["finished"] <= 1
+        assert 1 <= row["length"] <= 8 and row["base_tokens"] <= 8 * row["rows"]
+
+
+def test_methods_of_a_seed_share_their_samples(result: dict[str, Any]) -> None:
+    rows = {row["method"]: row for row in result["rows"]}  # of two rows, where a method takes both
+    assert rows["best_of_n"]["reward"] >= rows["base"]["reward"]  # the first of its samples is the base's
+    assert rows["iro_by_reward"]["reward"] >= rows["iro"]["reward"]  # the same search
+    assert rows["base"]["kl"] == 0 and rows["base"]["reward_calls"] == rows["iro"]["reward_calls"] == 0
+    assert 1 <= rows["best_of_n"]["reward_calls"] <= 2
+
+
+def test_training_is_counted_apart(result: dict[str, Any]) -> None:
+    (training,) = result["training"]
+    assert (training["task"], training["seed"]) == ("keywords", 0)
+    assert training["reward_calls"] >= 6 * 4  # the rollouts, and validation beside them
+    assert training["base_tokens"] >= training["reward_calls"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_rows(result: dict[str, Any], tmp_path: Path) -> None:
+    decoded: list[str] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["type"] == "metrics" and "method" in event["data"]:
+            decoded.append(event["data"]["method"])
+
+    with pytest.raises(Cancelled):
+        JOB.execute(PRESETS["smoke"], tmp_path / "run", on_event=on_event, should_stop=lambda: len(decoded) == 2)
+    resumed = JOB.execute(PRESETS["smoke"], tmp_path / "run", on_event=on_event)
+    for row, uninterrupted in zip(resumed["rows"], result["rows"], strict=True):
+        assert row["perplexity"] == pytest.approx(uninterrupted["perplexity"], rel=1e-4)  # of another engine
+        assert comparable(row) == comparable(uninterrupted)
+    assert decoded == ["base", "best_of_n", "blockwise", "iro", "iro_by_reward"]
+
+
+def row(method: str, seed: int, rewards: list[float], rows: int = 1) -> dict[str, Any]:
+    return {"task": "t", "method": method, "rows": rows, "seed": seed, "rewards": rewards, "judges": rewards}
+
+
+def test_a_paired_difference_beyond_chance_is_told_from_chance() -> None:
+    rng = np.random.default_rng(0)
+    prompts = rng.normal(0, 5, size=(3, 20))  # prompts differ far more than methods do
+    noise = rng.normal(0, 0.1, size=(2, 3, 20))
+    rows = [
+        *(row("base", seed, list(prompts[seed])) for seed in range(3)),
+        *(row("iro", seed, list(prompts[seed] + 0.2 + noise[0, seed]), 4) for seed in range(3)),
+        *(row("blockwise", seed, list(prompts[seed] + noise[1, seed] - noise[1].mean()), 4) for seed in range(2)),
+    ]
+    iro, blockwise = comparisons(rows)
+    assert (iro["method"], iro["over"], iro["seeds"]) == ("iro", "base", 3)
+    assert iro["reward"]["mean"] == pytest.approx(0.2, abs=0.05)
+    assert iro["reward"]["low"] > 0 and iro["p"] < 0.001
+    assert blockwise["seeds"] == 2 and blockwise["reward"]["low"] < 0 < blockwise["reward"]["high"]
+    assert blockwise["p"] > 0.05
+
+
+def test_equal_rewards_have_p_1() -> None:
+    assert sign_flip_p(np.zeros((2, 3))) == 1
+    # 2^4 sign patterns, two of which have a mean as far from 0
+    assert sign_flip_p(np.array([[1.0, 2.0], [3.0, 4.0]])) == pytest.approx(2 / 16)
+
+
+def test_searches_draw_the_rows_that_they_are_compared_at() -> None:
+    for rows in (2, 4, 16, 64):
+        assert iro_search(rows, 4).rows == rows
+    assert (iro_search(16, 4).beam_width, iro_search(64, 4).beam_width) == (2, 4)
+    with pytest.raises(ValueError, match="no multiple"):
+        iro_search(9, 4)
+
+
+def test_the_paper_preset_has_eight_tasks_and_five_seeds_of_the_main_methods() -> None:
+    config = BenchTasksConfig(**PRESETS["paper"])
+    assert set(config.tasks) == TASKS.keys() - {NULL_TASK} and len(config.tasks) == 8
+    assert [config.seeds_for(method) for method in ("base", "best_of_n", "iro", "blockwise")] == [5, 5, 5, 3]
+    assert math.prod((len(PRESETS["two-cores"]["tasks"]), PRESETS["two-cores"]["seeds"])) == 4
+
+
+@pytest.mark.parametrize("options", [{"tasks": ("poems",)}, {"methods": ("magic",)}, {"seeds_of": {"magic": 1}}])
+def test_unknown_names_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="there are"):
+        BenchTasksConfig(**{"tasks": ("keywords",)} | options)
+    assert {"base", "iro"} <= METHODS.keys()

@@ -1,0 +1,142 @@
+"""Steered sessions of the embedded engine, on the real model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import HEAD_STATE, Chunk, Sampling, Steering
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.prepare import prepare_model
+from iro_server.engines.prompts import chat_prompt_ids
+from value_heads.prompt_features import FEATURES
+from value_heads.tilt import Tilt, zero_tilt
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[EmbeddedEngine]:
+    with EmbeddedEngine(prepare_model()) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def prompt(engine: EmbeddedEngine) -> list[int]:
+    text = "Write one sentence that uses the words river, lamp and garden."
+    return chat_prompt_ids(engine.tokenizer, [{"role": "user", "content": text}])
+
+
+@pytest.fixture(scope="module")
+def tilt(engine: EmbeddedEngine) -> Tilt:
+    """A bias, a map of the state and gates, all of a size that moves the draw."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, width = engine.frozen.head_weight.shape
+    zero = zero_tilt(vocabulary, width, (), engine.info.eos_ids)
+    return replace(
+        zero,
+        bias=torch.randn(vocabulary, generator=generator) * 0.3,
+        state_factor=torch.randn(8, width + 1, generator=generator) * 0.02,
+        token_factor=torch.randn(8, width, generator=generator) * 0.2,
+        gates=torch.cat([torch.zeros(len(FEATURES), width), torch.tensor([[1.5], [0.1], [-0.3], [0.5], [-0.4]])], 1),
+    )
+
+
+def extend(engine: EmbeddedEngine, prompt: list[int], steering: Steering | None, sampling: Sampling) -> Chunk:
+    async def run() -> Chunk:
+        session = await engine.open(prompt, sampling, (HEAD_STATE,), steering)
+        await session.extend([0], 4, 5)
+        chunk = await session.extend([2, 0, 2], 2, 6)
+        session.close()
+        return chunk
+
+    return asyncio.run(run())
+
+
+def test_log_probabilities_are_the_frozen_models_and_ratios_those_of_the_proposal(
+    engine: EmbeddedEngine, prompt: list[int], tilt: Tilt
+) -> None:
+    """Recomputed from the states that the tokens were drawn from, without the features of the prompt."""
+    plain = replace(tilt, gates=torch.zeros_like(tilt.gates))
+    chunk = extend(engine, prompt, Steering(plain, 1.5), Sampling(seed=1, temperature=0.8))
+    states = chunk.hidden[HEAD_STATE]
+    base = torch.log_softmax(engine.frozen.logits(states.flatten(0, 1)) / 0.8, -1)
+    with_one = torch.cat([states.flatten(0, 1), torch.ones(states.shape[0] * states.shape[1], 1)], 1)
+    added = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ engine.frozen.head_weight.T)
+    proposal = torch.log_softmax(base + 1.5 * added, -1)
+    drawn = chunk.tokens_RL.flatten()[:, None]
+    assert chunk.log_ratios_RL is not None and chunk.kl_RL is not None
+    assert torch.allclose(chunk.logprobs_RL.flatten(), base.gather(1, drawn)[:, 0], atol=1e-3)
+    assert torch.allclose(chunk.log_ratios_RL.flatten(), (proposal - base).gather(1, drawn)[:, 0], atol=1e-3)
+    assert torch.allclose(chunk.kl_RL.flatten(), (proposal.exp() * (proposal - base)).sum(1), atol=1e-3)
+
+
+def test_a_tilt_that_changes_nothing_draws_the_frozen_models_tokens(engine: EmbeddedEngine, prompt: list[int]) -> None:
+    zero = zero_tilt(*engine.frozen.head_weight.shape, (), engine.info.eos_ids)
+    plain, steered = (extend(engine, prompt, steering, Sampling(seed=3)) for steering in (None, Steering(zero)))
+    assert torch.equal(plain.tokens_RL, steered.tokens_RL)
+    assert plain.kl_RL is None and steered.kl_RL is not None and steered.kl_RL.abs().max() < 1e-5
+
+
+def test_a_stronger_tilt_of_the_prompts_words_says_more_of_them(
+    engine: EmbeddedEngine, prompt: list[int], tilt: Tilt
+) -> None:
+    gates = replace(zero_tilt(*engine.frozen.head_weight.shape, (), engine.info.eos_ids), gates=tilt.gates)
+
+    def words(strength: float) -> int:
+        params = SearchParams(num_successors=16)
+        search = guided_search(engine, prompt, params, Sampling(seed=1), 24, steering=Steering(gates, strength))
+        texts = [engine.tokenizer.decode(final.tokens).lower() for final in asyncio.run(search).finals]
+        return sum(word in text for text in texts for word in ("river", "lamp", "garden"))
+
+    assert words(0.0) < words(2.0)
+
+
+def test_different_tilts_in_one_batch_draw_what_each_draws_alone(
+    engine: EmbeddedEngine, prompt: list[int], tilt: Tilt
+) -> None:
+    steerings = [None, Steering(tilt), Steering(tilt, 0.3), Steering(replace(tilt, bias=-tilt.bias), max_kl=2.0)]
+
+    async def run(steering: Steering | None, seed: int) -> list[list[int]]:
+        params, sampling = SearchParams(beam_width=2, num_successors=2, chunk_length=4), Sampling(seed=seed)
+        finals = (await guided_search(engine, prompt, params, sampling, 16, steering=steering)).finals
+        return [final.tokens for final in finals]
+
+    async def together() -> list[list[list[int]]]:
+        return await asyncio.gather(*(run(steering, seed) for seed, steering in enumerate(steerings)))
+
+    alone = [asyncio.run(run(steering, seed)) for seed, steering in enumerate(steerings)]
+    assert asyncio.run(together()) == alone
+
+
+@pytest.mark.parametrize("max_kl", [0.0, 0.5, 3.0])
+def test_an_answer_moves_no_further_than_it_may(
+    engine: EmbeddedEngine, prompt: list[int], tilt: Tilt, max_kl: float
+) -> None:
+    params, sampling = SearchParams(num_successors=4), Sampling(seed=2)
+
+    def finals(limit: float | None):
+        steering = Steering(tilt, 3.0, limit)
+        return asyncio.run(guided_search(engine, prompt, params, sampling, 20, steering=steering)).finals
+
+    assert min(final.kl for final in finals(None)) > 3
+    assert all(max_kl - 0.3 <= final.kl <= max_kl + 1e-3 for final in finals(max_kl))
+
+
+def test_at_temperature_0_the_likeliest_token_of_the_proposal_is_taken(
+    engine: EmbeddedEngine, prompt: list[int], tilt: Tilt
+) -> None:
+    chunk = extend(engine, prompt, Steering(replace(tilt, gates=torch.zeros_like(tilt.gates))), Sampling(temperature=0))
+    states = chunk.hidden[HEAD_STATE][0]
+    with_one = torch.cat([states, torch.ones(len(states), 1)], 1)
+    added = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ engine.frozen.head_weight.T)
+    assert chunk.tokens_RL[0].tolist() == (engine.frozen.logits(states) + added).argmax(-1).tolist()
+
+
+def test_a_tilt_of_another_vocabulary_is_refused(engine: EmbeddedEngine, prompt: list[int]) -> None:
+    with pytest.raises(ValueError, match="the tilt is of 7 tokens"):
+        asyncio.run(engine.open(prompt, Sampling(), (), Steering(zero_tilt(7, 576, (), ()))))

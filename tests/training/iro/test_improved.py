@@ -1,0 +1,65 @@
+"""A gain whose interval includes 0: the job's result and events say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.iro.toy_job import MODEL, job
+from training.iro.config import AlignConfig
+from training.iro.data import split
+from training.iro.job import AlignJob, with_improvement
+from training.iro.seeds import SPLIT
+from training.run import Run, rng_of
+
+
+def improvement_job() -> AlignJob:
+    """The toy job, its result completed as the real job's is."""
+    toy = job()
+
+    def run(config: AlignConfig, run: Run) -> dict[str, Any]:
+        return with_improvement(config, run, toy.run(config, run))
+
+    return AlignJob("align", "", AlignConfig, run)
+
+
+def unproven(config: AlignConfig, rewarded: int) -> AlignConfig:
+    """A grader that rewards ones, and on all but ``rewarded`` of the check prompts punishes them."""
+    checked = [prompt.item["prompt"] for prompt in split(config, MODEL, rng_of(config.seed, SPLIT)).check]
+    source = (
+        f"PUNISHED = {set(checked[rewarded:])!r}\ndef grade(sample, item):\n"
+        "    ones = sample['output_text'].count('1')\n    return -ones if item['prompt'] in PUNISHED else ones\n"
+    )
+    return config.model_copy(update={"grader": {"type": "python", "source": source, "workers": 1}})
+
+
+def execute(config: AlignConfig, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The result, and the warnings."""
+    events: list[dict[str, Any]] = []
+    result = improvement_job().execute(config, folder, on_event=events.append)
+    return result, [event["message"] for event in events if event["level"] == "warn"]
+
+
+def test_a_proven_gain_is_an_improvement(config: AlignConfig, tmp_path: Path) -> None:
+    result, warnings = execute(config, tmp_path / "run")
+    assert result["improved"] is True and result["checks"][0]["holds"] and not warnings
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_gain_whose_interval_includes_0_is_none(config: AlignConfig, tmp_path: Path, keep: bool) -> None:
+    config = unproven(config, rewarded=4).model_copy(update={"keep_unproven": keep})
+    assert len(split(config, MODEL, rng_of(config.seed, SPLIT)).check) == 4 + 1  # four are rewarded, one is punished
+    result, warnings = execute(config, tmp_path / "run")
+    assert result["best_checkpoint"] is not None and not result["checks"][0]["holds"]
+    assert result["improved"] is False
+    (warning,) = warnings
+    assert result["checks"][0]["got"] in warning and "includes 0" in warning
+    assert ("as the frozen model does" in warning) is not keep
+
+
+def test_a_loss_is_no_improvement(config: AlignConfig, tmp_path: Path) -> None:
+    result, warnings = execute(unproven(config, rewarded=0), tmp_path / "run")
+    assert result["improved"] is False and result["best_checkpoint"] is None
+    assert len(warnings) == 1 and "no aligned model" in warnings[0]

@@ -1,0 +1,130 @@
+"""Tilts: what a value function adds to the frozen model's logits before a token is drawn.
+
+A(s, a) = bias[a] + <U s, R E[a]> + sum_f gate_f(s) f(a), where s is the state that the output head reads, E[a] the
+head's row of token a, and f(a) says what the prompt and the response hold of a (``prompt_features``). The proposal is
+q(a|s) = pi_0(a|s) exp(A(s,a)) / Z(s). Reconstruction: the papers tilt by a second model's forward pass; this form needs
+none. Axes in tensor names: V vocabulary, D width, r rank, M rows, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from value_heads.prompt_features import FEATURES, RunningFeatures, TokenGroups
+
+
+@dataclass(frozen=True, eq=False)
+class Tilt:
+    """``bias``: [V]. ``state_factor``: [r, D + 1] and ``gates``: [F, D + 1], their last column a constant.
+    ``token_factor``: [r, D]. ``ignored``: tokens whose words are not a prompt's own. ``stop_ids``: sorted."""
+
+    bias: Tensor
+    state_factor: Tensor
+    token_factor: Tensor
+    gates: Tensor
+    ignored: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.state_factor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parameters by name, as a file stores them."""
+        return {
+            "bias": self.bias,
+            "state_factor": self.state_factor,
+            "token_factor": self.token_factor,
+            "gates": self.gates,
+        }
+
+
+def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
+    """Sum_t strength_t A_t as one tilt: biases and gates add, factor pairs concatenate. Exact.
+
+    ValueError where the tilts read prompts differently.
+    """
+    first = tilts[0]
+    if any((tilt.ignored, tilt.stop_ids) != (first.ignored, first.stop_ids) for tilt in tilts):
+        raise ValueError("tilts that ignore different tokens of a prompt, or stop at different ones, do not fold")
+    scaled = list(zip(tilts, strengths, strict=True))
+    return Tilt(
+        bias=torch.stack([tilt.bias * strength for tilt, strength in scaled]).sum(0),
+        state_factor=torch.cat([tilt.state_factor * strength for tilt, strength in scaled]),
+        token_factor=torch.cat([tilt.token_factor for tilt in tilts]),
+        gates=torch.stack([tilt.gates * strength for tilt, strength in scaled]).sum(0),
+        ignored=first.ignored,
+        stop_ids=first.stop_ids,
+    )
+
+
+def recompress(tilt: Tilt, rank: int) -> tuple[Tilt, float]:
+    """The tilt whose factor pair is the best of ``rank``, and the relative Frobenius error of that pair.
+
+    QR of both factors and an SVD of their small core: no D x D matrix is formed.
+    """
+    q_state, r_state = torch.linalg.qr(tilt.state_factor.double().T)
+    q_token, r_token = torch.linalg.qr(tilt.token_factor.double().T)
+    u, singular, vh = torch.linalg.svd(r_state @ r_token.T)
+    root = singular[:rank].sqrt()
+    state_factor = (q_state @ u[:, :rank] * root).T.float().contiguous()
+    token_factor = (q_token @ vh[:rank].T * root).T.float().contiguous()
+    total = float(singular.square().sum())
+    error = (float(singular[rank:].square().sum()) / total) ** 0.5 if total else 0.0
+    compressed = Tilt(tilt.bias, state_factor, token_factor, tilt.gates, tilt.ignored, tilt.stop_ids)
+    return compressed, error
+
+
+class BoundTilt:
+    """A tilt with the output head and the vocabulary of the model that it steers.
+
+    ``head_VD``: the output head's weight; ``groups``: of its vocabulary.
+    """
+
+    def __init__(self, tilt: Tilt, head_VD: Tensor, groups: TokenGroups) -> None:
+        if len(tilt.bias) != len(head_VD):
+            raise ValueError(f"the tilt is of {len(tilt.bias)} tokens, the model's output head of {len(head_VD)}")
+        self.tilt, self.groups = tilt, groups
+        device = head_VD.device
+        self.bias_V = tilt.bias.float().to(device)
+        self.state_factor = tilt.state_factor.float().to(device)
+        self.gates = tilt.gates.float().to(device)
+        self.token_rV = tilt.token_factor.float().to(device) @ head_VD.float().T
+        self.stop_ids = torch.tensor(tilt.stop_ids, dtype=torch.int64)
+
+    def start(self, prompt_ids: Sequence[int]) -> RunningFeatures:
+        """The features of a session's rows, the first of them the prompt."""
+        return RunningFeatures(self.groups, prompt_ids, self.tilt.ignored, self.stop_ids)
+
+    def additions(self, states_MD: Tensor, sessions: Sequence[RunningFeatures]) -> Tensor:
+        """A(s, .) [M, V] float32, of the rows of these sessions one after another."""
+        states_MD = states_MD.float()
+        gates_MF = affine(states_MD, self.gates)
+        addition_MV = torch.addmm(self.bias_V, affine(states_MD, self.state_factor), self.token_rV)
+        start = 0
+        for features in sessions:
+            rows = slice(start, start + len(features.rows))
+            features.add(addition_MV[rows], gates_MF[rows])
+            start = rows.stop
+        return addition_MV
+
+
+def affine(states_MD: Tensor, weight: Tensor) -> Tensor:
+    """[M, D] by [n, D + 1], whose last column is a constant: [M, n]."""
+    return torch.addmm(weight[:, -1], states_MD, weight[:, :-1].T)
+
+
+def zero_tilt(vocabulary: int, width: int, ignored: Sequence[int], stop_ids: Sequence[int]) -> Tilt:
+    """One that changes nothing."""
+    return Tilt(
+        torch.zeros(vocabulary),
+        torch.zeros(0, width + 1),
+        torch.zeros(0, width),
+        torch.zeros(len(FEATURES), width + 1),
+        tuple(ignored),
+        tuple(sorted(stop_ids)),
+    )
