@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Split, Task
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from training.run import Run, RunEvent, derive_seed
 
 if TYPE_CHECKING:
