@@ -1,4 +1,9 @@
-"""What a user talks to. The first import of it bounds how long OpenMP's idle threads spin."""
+"""What a user talks to. The first import of it bounds how long OpenMP's idle threads spin.
+
+``JsonValue`` and ``JsonObject`` are JSON as Python values.
+"""
+
+from typing import Any, TypeAlias
 
 from typing import Any, TypeAlias
 
