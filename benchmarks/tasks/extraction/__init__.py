@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from functools import partial
+from typing import Any
 
 from jsonschema import Draft202012Validator
 
@@ -30,7 +31,7 @@ SENTENCES = (
     "The {job} {name} ({age}) moved to {city} last year.",
 )
 MIN_AGE, MAX_AGE = 18, 79
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
     "required": ["name", "age", "city"],
