@@ -17,12 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.record import command_line, finish
+from iro_server.json_values import JsonObject
 from training.bilevel import topology
 from training.bilevel.algorithms.sparkle import STRATEGIES, Sparkle
 from training.bilevel.problem import BilevelProblem, Tree
@@ -113,7 +113,7 @@ def rate(advance: Advance, seconds: float) -> float:
     return count / (time.perf_counter() - began)
 
 
-def speed(seconds: float, repeats: int) -> list[dict[str, Any]]:
+def speed(seconds: float, repeats: int) -> list[JsonObject]:
     """Medians over repeats, both engines in turn."""
     rows = []
     for name, make in PROBLEMS.items():
@@ -146,18 +146,18 @@ def wire(ks: tuple[int, ...] = (1000, 100, 10)) -> dict[str, float]:
 
 def main() -> None:
     parser = command_line("bilevel", __doc__)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--wire", action="store_true", help="bytes of real processes, too")
+    parser.add_argument("--wire", action="store_true", help="also count the bytes of real processes")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"speed": speed(args.seconds, args.repeats)}
+    result: JsonObject = {"speed": speed(args.seconds, args.repeats)}
     if args.wire:
         result["bytes"] = wire()
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     print(json.dumps(result, indent=1))
 
 

@@ -19,34 +19,17 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import sharing
 from benchmarks.record import command_line, finish
-from iro_server.decoding.base import Scorer, SearchParams
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
+from iro_server.decoding.base import Scorer
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import ModelInfo, Sampling
+from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from training.iro.config import default_feature_spec
-from value_heads import LinearHead, LoraBackbone, LoraValues, ValueStack
+from iro_server.json_values import JsonObject
+from value_heads import LoraBackbone, LoraValues
 from value_heads.threads import on_fresh_thread
 
-BEAM = SearchParams(beam_width=4, num_successors=4, chunk_length=16)
-ROWS, PROMPT_TOKENS, REQUESTS, ITERATIONS = 16, 40, 8, 3
-PASSAGE = (
-    "I had wanted to see this film for years, and last night a friend finally lent me her copy. It opens slowly, with "
-    "a long walk along the shore of a lake, and nothing much is said for the first ten minutes or so of it"
-)
-
-
-def linear_heads(info: ModelInfo, count: int) -> ValueStack:
-    """So many linear heads on the trainer's features, as iterations leave them: each counts tokens of its own, a
-    third of them new. Their weights do not matter to speed or size: small random ones."""
-    generator = torch.Generator().manual_seed(0)
-    heads = []
-    for t in range(count):
-        counted = {"counted": tuple(range(500 * t, 500 * t + 1500))}
-        spec = default_feature_spec(info, 64).model_copy(update=counted)
-        weight = 1e-3 * torch.randn(spec.width(info.hidden_size), generator=generator)
-        heads.append(LinearHead(spec, weight, 0.0))
-    return ValueStack(heads, [1.0] * count)
+REQUESTS, ITERATIONS = 8, 3
 
 
 class Bench:
@@ -149,7 +132,7 @@ def rate(work: Callable[[], int]) -> float:
     return work() / (time.perf_counter() - start)
 
 
-def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
+def measure(bench: Bench, loop_tokens: int) -> JsonObject:
     single_head = linear_heads(bench.engine.info, 1)
     bench.guided(single_head, tokens=16)
     guided, generate, crowd, limit = bench.median(
@@ -198,7 +181,7 @@ def measure(bench: Bench, loop_tokens: int) -> dict[str, Any]:
     }
 
 
-def sharing_checks(shared: dict[str, Any]) -> list[dict[str, Any]]:
+def sharing_checks(shared: JsonObject) -> list[JsonObject]:
     """How little an engine loses to sleeping threads, and to a neighbour on the same cores."""
     rows = [
         ("alone / alone with spinning threads", 0.97),
@@ -214,7 +197,7 @@ def sharing_checks(shared: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = command_line("decoding", __doc__)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
-    parser.add_argument("--loop-tokens", type=int, default=128, help="new tokens a row against the paper's loop")
+    parser.add_argument("--loop-tokens", type=int, default=128, help="new tokens of each row against the paper's loop")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     bench = Bench(args.tokens, args.repeats)
@@ -228,7 +211,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for check in result["checks"]:
         mark = "holds" if check["holds"] else "falls short"
         print(f"({check['line']}) {check['name']}: {check['got']:.2f}, aim {check['expected']}: {mark}")
@@ -238,7 +221,7 @@ def report(result: dict[str, Any]) -> None:
         print(f"{share:8.1%} of wall time at 8 requests: {name}")
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw(result: JsonObject, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

@@ -10,29 +10,29 @@ An interrupted run goes on.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
-
-from scipy.stats import t
 
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.quality import BEAM, ROWS, jsonl
 from benchmarks.record import command_line, finish
+from benchmarks.tables import interval_text
 from iro_server.cli.demo.data import prompt_rows
 from iro_server.cli.demo.sentiment import sentiment_grader_source
 from iro_server.engines.prepare import prepare_model
-from training.iro.diagnostics import mean_and_error
+from iro_server.json_values import JsonObject
+from training.intervals import band
+from training.run import RunEvent
 from value_heads import FeatureSpec
 
 FLAGS = ("--max-model-len", "512", "--max-num-seqs", "128")
 ENGINES = ("embedded", "vllm")
 MAX_TOKENS = 32
-BOTH = FeatureSpec(summed=(0,), horizon=MAX_TOKENS)
+COMMON_SPEC = FeatureSpec(summed=(0,), horizon=MAX_TOKENS)
 
 
-def align(
-    folder: Path, seed: int, rows: list[dict[str, str]], valid: list[dict[str, str]], **more: Any
-) -> dict[str, Any]:
+def align(folder: Path, seed: int, rows: list[dict[str, str]], valid: list[dict[str, str]], **more: Any) -> JsonObject:
     """A job of one iteration; what it comes to. ``more``: of its config."""
     from training.iro.job import JOB
 
@@ -54,7 +54,7 @@ def align(
         "seed": seed,
     } | more
 
-    def show(event: dict[str, Any]) -> None:
+    def show(event: RunEvent) -> None:
         if event["message"]:
             say(event["message"])
 
@@ -69,13 +69,12 @@ def align(
     }
 
 
-def interval(values: list[float]) -> list[float]:
-    """Mean and half of a 95 % interval (Student's) over seeds; NaN for one seed."""
-    mean, error = mean_and_error(values)
-    return [mean, float(t.ppf(0.975, len(values) - 1)) * error]
+def interval(values: list[float]) -> dict[str, float]:
+    """``band`` over the seeds whose value is not NaN."""
+    return band([value for value in values if not math.isnan(value)])
 
 
-def summary(per_seed: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+def summary(per_seed: list[dict[str, dict[str, float]]]) -> JsonObject:
     of = {
         engine: {key: interval([seed[engine][key] for seed in per_seed]) for key in per_seed[0][engine]}
         for engine in ENGINES
@@ -110,7 +109,7 @@ def main() -> None:
             of = {}
             for engine, urls in zip(ENGINES, ([], [server.url]), strict=True):
                 say(f"seed {seed}, {engine}")
-                more = {"value_model": "linear", "feature_spec": BOTH, "engine_urls": urls}
+                more = {"value_model": "linear", "feature_spec": COMMON_SPEC, "engine_urls": urls}
                 of[engine] = align(args.out / f"seed-{seed}" / engine, seed, rows, held, **more)
             per_seed.append(of)
             result = summary(per_seed) | {"per_seed": per_seed, "seeds": seed + 1}
@@ -118,10 +117,10 @@ def main() -> None:
     finish(args, result, report, range(args.seeds))
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for part in ("vllm less embedded", "aligned less best-of-16"):
-        for name, (mean, spread) in result[part].items():
-            print(f"{part}: {name} {mean:+.3f} ± {spread:.3f}")
+        for name, cell in result[part].items():
+            print(f"{part}: {name} {interval_text(cell, '+')}")
 
 
 if __name__ == "__main__":

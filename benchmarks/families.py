@@ -25,6 +25,7 @@ from benchmarks.family_configs import NOT_BUILT, VOCABULARY, tiny_config
 from benchmarks.record import command_line, finish
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.json_values import JsonObject
 
 EXACT = 1e-4  # nats, fp32
 MOST_WEIGHTS = 20_000_000
@@ -135,7 +136,7 @@ def reference_logprobs(model: Any, rows: Tensor, count: int = 11) -> Tensor:
     return logprobs.gather(2, rows[:, -count:, None])[..., 0]
 
 
-def table(content: dict[str, Any]) -> str:
+def table(content: JsonObject) -> str:
     """Of a results file, as Markdown: families that run, refused ones by reason, and those without a tiny model."""
     groups: dict[tuple[str, str], list[str]] = {}
     for verdict in (Verdict(**row) for row in content["families"]):
@@ -158,7 +159,7 @@ def reason(verdict: Verdict) -> str:
 
 def main() -> None:
     parser = command_line("families", __doc__)
-    parser.add_argument("families", nargs="*", help="print these alone; without any, all, and the results are written")
+    parser.add_argument("families", nargs="*", help="print only these families; default: all, and write the results")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     verdicts = []

@@ -6,10 +6,12 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from iro_server.json_values import JsonObject
+
 VOCABULARY = 128
 SPAN = 12  # tokens of a window or chunk: longer than the rows of the engine's own check
 
-SMALL: dict[str, Any] = {
+SMALL: JsonObject = {
     **dict.fromkeys(["vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"], VOCABULARY),
     **dict.fromkeys(["hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "backbone_hidden_size"], 64),
     **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"], 6),
@@ -93,7 +95,7 @@ MINISTRAL3_ROPE = {
     "beta_slow": 1.0,
     "llama_4_scaling_beta": 0.5,
 }
-CHANGES: dict[str, dict[str, Any]] = {  # what a family's validation asks for, and layers of each of its kinds
+CHANGES: dict[str, JsonObject] = {  # what a family's validation asks for, and layers of each of its kinds
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "dots3_note_text": DOTS3_NOTE,
@@ -149,7 +151,7 @@ def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
     return kind(**values)
 
 
-def small_values(default: PreTrainedConfig) -> dict[str, Any]:
+def small_values(default: PreTrainedConfig) -> JsonObject:
     names = default.to_dict()
     values = {name: value for name, value in SMALL.items() if name in names}
     if "kv_lora_rank" in names:  # latent attention: as many key-value heads as heads, whose sizes follow

@@ -16,6 +16,7 @@ from benchmarks.faults_results import Reference, create, differences, outcome, r
 from benchmarks.faults_server import PATIENCE, Server, Stuck, ended, insist, kill, workers
 from benchmarks.faults_watch import MOMENTS, Watch
 from iro_server.jobs import lock
+from iro_server.json_values import JsonObject
 
 OPEN = 3  # jobs at once: each of two servers runs one, and one waits
 TARGETS = {"worker": 0.55, "a server": 0.2, "all servers": 0.1, "all servers and workers": 0.15}
@@ -24,7 +25,7 @@ PAUSES = 0.2  # a kill, as the probability of one
 
 
 class Jobs:
-    """Jobs under way on several servers over one database; ``seen`` is what a client read of them on the way."""
+    """Jobs under way on several servers over one database; ``observed`` is what a client read of them on the way."""
 
     def __init__(
         self, servers: Sequence[Server], phase: Phase, references: Mapping[str, Reference], rng: random.Random
@@ -32,7 +33,7 @@ class Jobs:
         self.servers, self.phase, self.references, self.rng = servers, phase, references, rng
         self.training_file = insist(servers, upload_rows)
         self.watches: dict[str, Watch] = {}  # of the jobs that have not ended yet
-        self.seen: dict[str, dict[str, dict[str, Any]]] = {}
+        self.observed: dict[str, dict[str, JsonObject]] = {}
         self.resume_at: dict[str, float] = {}
         self.stopping = threading.Event()
 
@@ -44,7 +45,7 @@ class Jobs:
             seed = self.references[recipe].seed
             id = insist(self.servers, lambda client: create(client, recipe, seed, self.training_file))  # noqa: B023
             self.phase.acknowledge("jobs")
-            self.seen[id] = {}
+            self.observed[id] = {}
             self.watches[id] = Watch(run_folder(self.servers[0], id).parent, self.references[recipe].steps)
 
     def _status(self, id: str) -> str:
@@ -77,7 +78,7 @@ class Jobs:
         while time.monotonic() - since < PATIENCE:
             self.resume_due()
             for watch in self.watches.values():
-                watch.look()
+                watch.update()
             running = [watch for watch in self.watches.values() if watch.pid]
             looked = time.monotonic()
             while time.monotonic() - looked < 0.2:
@@ -119,14 +120,14 @@ class Jobs:
         while not self.stopping.wait(0.3):
             for id, watch in list(self.watches.items()):
                 for item in self.items(id):
-                    if item["id"] not in self.seen[id]:
-                        self.seen[id][item["id"]] = item
+                    if item["id"] not in self.observed[id]:
+                        self.observed[id][item["id"]] = item
                         self.phase.acknowledge("events" if item["object"].endswith("event") else "checkpoints")
                 for step in watch.repeated():
                     self.phase.fault("repeated", f"{id} computed {step} again")
 
-    def items(self, id: str) -> list[dict[str, Any]]:
-        def read(client: openai.OpenAI) -> list[dict[str, Any]]:
+    def items(self, id: str) -> list[JsonObject]:
+        def read(client: openai.OpenAI) -> list[JsonObject]:
             jobs = client.fine_tuning.jobs
             return [*map(_plain, jobs.list_events(id, limit=100)), *map(_plain, jobs.checkpoints.list(id))]
 
@@ -141,7 +142,7 @@ class Jobs:
             self.phase.fault("stuck", str(error))
             return
         there = {item["id"]: item for item in self.items(id)}
-        for item_id, item in self.seen.get(id, {}).items():
+        for item_id, item in self.observed.get(id, {}).items():
             if there.get(item_id) != item:
                 self.phase.fault("lost", f"{item['object']} {item_id} of {id} was {item}, is {there.get(item_id)}")
         if job.status != "succeeded":
@@ -162,7 +163,7 @@ class Jobs:
             self.phase.fault("unequal", f"{difference} of {id} ({recipe})")
 
 
-def _plain(item: Any) -> dict[str, Any]:
+def _plain(item: Any) -> JsonObject:
     return item.to_dict()
 
 
@@ -184,7 +185,7 @@ def kill_during_jobs(
         done = {reference.job_id for reference in references.values()}
         there = insist(servers, lambda client: list(client.fine_tuning.jobs.list(limit=100)))
         recipes = {job.id: job.metadata["recipe"] for job in there if job.id not in done and job.metadata}
-        for id in jobs.seen.keys() - recipes.keys():
+        for id in jobs.observed.keys() - recipes.keys():
             phase.fault("lost", f"job {id}")
         for id, recipe in recipes.items():
             jobs.judge(id, recipe)

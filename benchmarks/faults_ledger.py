@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from iro_server.json_values import JsonObject
 
 
 class Phase:
@@ -52,9 +53,9 @@ class Phase:
         if not holds:
             self.fault("failed", description)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         kills = [{"target": t, "moment": m, "count": count} for (t, m), count in sorted(self.kills.items())]
-        row: dict[str, Any] = {"phase": self.name, "kills": self.kills.total(), "kills_by_moment": kills}
+        row: JsonObject = {"phase": self.name, "kills": self.kills.total(), "kills_by_moment": kills}
         row |= {"acknowledged": dict(self.acknowledged), "jobs": self.jobs, "notes": dict(self.notes)}
         return row | self.faults | {"skipped": self.skipped}
 
@@ -62,7 +63,7 @@ class Phase:
 class Ledger:
     """All phases, on disk after each."""
 
-    def __init__(self, out: Path, options: dict[str, Any]) -> None:
+    def __init__(self, out: Path, options: JsonObject) -> None:
         self.path, self.options = out / "results.json", options
         self.phases: list[Phase] = []
 
@@ -82,11 +83,11 @@ class Ledger:
         self.path.write_text(json.dumps(self.summary(), indent=1) + "\n")
 
     def faults(self) -> int:
-        return sum(len(found) for phase in self.phases for found in phase.faults.values())
+        return sum(len(details) for phase in self.phases for details in phase.faults.values())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         rows = [phase.row() for phase in self.phases]
-        total: dict[str, Any] = {"kills": sum(row["kills"] for row in rows), "jobs": sum(row["jobs"] for row in rows)}
+        total: JsonObject = {"kills": sum(row["kills"] for row in rows), "jobs": sum(row["jobs"] for row in rows)}
         total["acknowledged"] = sum(sum(row["acknowledged"].values()) for row in rows)
         total |= {fault: sum(len(row[fault]) for row in rows) for fault in Phase.FAULTS}
         return {"asked": self.options, "total": total, "phases": rows}

@@ -6,12 +6,12 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from benchmarks.faults_ledger import Phase
+from iro_server.json_values import JsonObject
 
 
-def print_table(summary: dict[str, Any]) -> None:
+def print_table(summary: JsonObject) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -31,7 +31,7 @@ def print_table(summary: dict[str, Any]) -> None:
                 console.print(f"{row['phase']}: {fault}: {description}", highlight=False, markup=False)
 
 
-def draw(summary: dict[str, Any], path: Path) -> None:
+def draw(summary: JsonObject, path: Path) -> None:
     """How many kills struck what, at which moment."""
     import matplotlib
 

@@ -14,6 +14,7 @@ from typing import Any
 from openai import OpenAI
 
 from benchmarks.faults_server import Server, ended, insist
+from iro_server.json_values import JsonObject
 from training.metrics import read_rows
 
 OPENINGS = ["The film", "I saw this", "The acting was", "My wife and I", "This story", "What a", "The plot"]
@@ -25,7 +26,7 @@ ALIKE = {"type": "text_similarity", "name": "alike", "evaluation_metric": "fuzzy
 ALIKE |= {"input": "{{sample.output_text}}", "reference": "the best of all"}
 SMALL = {"iterations": 2, "rollouts_per_prompt": 4, "beam_width": 2, "num_successors": 2, "chunk_length": 4}
 SMALL |= {"max_tokens": 8, "validation_prompts": 2, "early_stop": False, "counted_tokens": 50}
-RECIPES: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, JsonObject] = {
     "linear": {"grader": LETTERS, "iro": SMALL},
     "mlp": {
         "grader": ALIKE,
@@ -40,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 SEEDS = range(1, 9)  # a job whose held-out reward does not rise has no model to compare: another seed is tried
 PROMPT, SEED = "The film", 5
-Outcome = dict[str, Any]
+Outcome = JsonObject
 
 
 @dataclass(frozen=True)

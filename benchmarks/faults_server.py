@@ -137,8 +137,8 @@ def insist(servers: Sequence[HasClient], call: Callable[[openai.OpenAI], Answer]
 def ended(servers: Sequence[HasClient], job_id: str, seconds: float = PATIENCE) -> Any:
     """The job once it has ended. Raises Stuck."""
 
-    def look() -> Any:
+    def ended_job() -> Any:
         job = insist(servers, lambda client: client.fine_tuning.jobs.retrieve(job_id))
         return job if job.status in ("succeeded", "failed", "cancelled") else None
 
-    return wait_for(look, f"{job_id} to end", seconds)
+    return wait_for(ended_job, f"{job_id} to end", seconds)

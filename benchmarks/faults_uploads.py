@@ -27,14 +27,14 @@ class Uploads:
         self.servers, self.phase, self.seed = servers, phase, seed
         self.sent: dict[str, str] = {}  # SHA-256 by file name, the moment before the file is sent
         self.promised: dict[str, str] = {}  # SHA-256 by file id
-        self.seen: set[str] = set()  # ids of files that were looked at since they came
+        self.verified: set[str] = set()  # ids of files that were verified since they came
         self.looking = threading.Lock()  # while it is held, clients begin no upload
         self.stopping = threading.Event()
 
     def run(self, client: int) -> None:
         """One client's uploads until ``stopping``: two whole ones for each in parts."""
         rng = random.Random(f"{self.seed}-{client}")
-        ways = (self.whole, self.whole, self.in_parts)
+        ways = (self.in_one_request, self.in_one_request, self.in_parts)
         for number in itertools.count():
             if self.stopping.is_set():
                 return
@@ -47,7 +47,7 @@ class Uploads:
             except openai.APIStatusError as error:
                 self.phase.fault("lost", f"{name}: {error}")
 
-    def whole(self, name: str, content: bytes) -> None:
+    def in_one_request(self, name: str, content: bytes) -> None:
         """Send a file once. Where no answer comes, nothing was promised."""
         try:
             file = self.servers[0].client.files.create(file=(name, content), purpose="fine-tune")
@@ -85,16 +85,16 @@ class Uploads:
         }
         for id in promised - listed.keys():
             self.phase.fault("lost", f"{id} is not listed")
-        for id in listed.keys() - self.seen:
+        for id in listed.keys() - self.verified:
             name = listed[id]
             if name not in self.sent:
                 continue  # another phase's
             if self.hash_of(id) != self.sent[name]:
                 self.phase.fault("lost" if id in promised else "failed", f"{id} ({name}) holds other bytes")
-            self.seen.add(id)
+            self.verified.add(id)
 
     def check_all(self) -> None:
-        self.seen.clear()
+        self.verified.clear()
         self.check_new()
 
     def hash_of(self, id: str) -> str:

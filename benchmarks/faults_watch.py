@@ -31,9 +31,9 @@ class Watch:
         self.checkpoints = folder / "run" / "checkpoints"
         self.pid = 0
         self.before: set[str] = set()
-        self.made: dict[str, int] = {}
+        self.modified_ns: dict[str, int] = {}
 
-    def look(self) -> None:
+    def update(self) -> None:
         """See whether the job has a worker, and what there was before it."""
         pid = lock.holder(self.folder) or 0
         if pid != self.pid:
@@ -58,9 +58,9 @@ class Watch:
         repeated_steps = []
         for path in self.checkpoints.glob("*.pt"):
             modified_ns = path.stat().st_mtime_ns
-            if self.made.setdefault(path.name, modified_ns) != modified_ns:
+            if self.modified_ns.setdefault(path.name, modified_ns) != modified_ns:
                 repeated_steps.append(path.stem)
-                self.made[path.name] = modified_ns
+                self.modified_ns[path.name] = modified_ns
         return repeated_steps
 
     def _names(self) -> set[str]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from benchmarks.record import command_line, finish
+from iro_server.json_values import JsonObject
 from training.federated.clients import LocalSGD
 from training.federated.experiment import FederatedTask, Trial, examples, local_sgd, one_thread, simulator
 from training.federated.fashion import MODELS
@@ -44,7 +45,7 @@ def rates(works: dict[str, tuple[Callable[[], object], int]], seconds: float, tu
     return {name: statistics.median(values) for name, values in turn_rates.items()}
 
 
-def against_a_loop(task: FederatedTask, seconds: float) -> dict[str, Any]:
+def against_a_loop(task: FederatedTask, seconds: float) -> JsonObject:
     clients, params = local_sgd(task, examples(task.data, task.development)["train"], 0)
     alone = MODELS[task.model](task.hidden)
 
@@ -66,7 +67,7 @@ def growth(count: int, updates: int) -> dict[str, float]:
     clients, params = local_sgd(task, examples(task.data, task.development)["train"], 0)
 
     class Counted(LocalSGD):
-        def __call__(self, params: Any, clients: Any, seeds: Any) -> Any:
+        def __call__(self, params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
             calls.append(len(clients))
             return super().__call__(params, clients, seeds)
 
@@ -80,11 +81,11 @@ def growth(count: int, updates: int) -> dict[str, float]:
 
 def main() -> None:
     parser = command_line("federated", __doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each work of a comparison")
-    parser.add_argument("--updates", type=int, default=1000, help="of clients, in a run of the growth")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement of a comparison")
+    parser.add_argument("--updates", type=int, default=1000, help="client updates in a run of the growth measurement")
     args = parser.parse_args()
     with one_thread():
-        result: dict[str, Any] = {"against a loop": {}, "growth": {}, "torch": torch.__version__}
+        result: JsonObject = {"against a loop": {}, "growth": {}, "torch": torch.__version__}
         for name, task in TASKS.items():
             result["against a loop"][name] = against_a_loop(task, args.seconds)
         for count in GROWTH:
@@ -92,7 +93,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for name, speeds in result["against a loop"].items():
         ratios = ", ".join(f"{count}: {ratio:.2f}" for count, ratio in speeds["over the loop"].items())
         print(f"{name}: loop {speeds['loop']:.0f} client updates/s; batched over it, aim {AIM:g}, by clients {ratios}")

@@ -17,15 +17,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
-from benchmarks.decoding import PASSAGE
 from benchmarks.record import command_line, finish
+from benchmarks.workload import PASSAGE
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.json_values import JsonObject
 from training.checkpoints import About, Checkpoints, open_checkpoints
 from training.iro.config import AlignConfig, default_feature_spec
 from training.iro.data import Prompt
@@ -142,7 +142,9 @@ def stored_bytes(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = command_line("fit_memory", __doc__)
-    parser.add_argument("--shards", type=int, default=3, help="of 8 prompts, sampled and then read again and again")
+    parser.add_argument(
+        "--shards", type=int, default=3, help="rollout files of 8 prompts, sampled once and read repeatedly"
+    )
     parser.add_argument("--rollouts", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--counted-tokens", type=int, default=100)
@@ -173,7 +175,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for model, by_count in result["fits"].items():
         sizes = ", ".join(f"{count}: {fit['bytes'] / 1e6:.0f} MB" for count, fit in by_count.items())
         ratio = result["largest_over_smallest"][model]

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from iro_server.graders import cgroup
+from iro_server.json_values import JsonObject
 
 PERIOD = 0.1  # seconds between two samples
 
@@ -36,7 +36,7 @@ def sampled(sample: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def host_use(pid: int) -> Iterator[dict[str, Any]]:
+def host_use(pid: int) -> Iterator[JsonObject]:
     """MiB of the host's available memory that go while the block runs, at most and at its end, and the highest counters
     of the sandboxes' cgroups of server ``pid``, where it has any."""
     start = psutil.virtual_memory().available
@@ -48,7 +48,7 @@ def host_use(pid: int) -> Iterator[dict[str, Any]]:
         for name, value in cgroup_counters(pid):
             counters[name] = max(counters.get(name, 0), value)
 
-    use: dict[str, Any] = {"cgroup": counters}
+    use: JsonObject = {"cgroup": counters}
     with sampled(sample):
         yield use
     end = psutil.virtual_memory().available

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -34,6 +33,7 @@ from iro_server.graders.base import Sample
 from iro_server.graders.cgroup import memory_bound
 from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.parsing import parse_grader
+from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, disk_bytes=8 * 2**20, output_bytes=2**16, timeout=5)
@@ -49,28 +49,28 @@ def grade(sample, item):
 """
 
 
-def run_grader(http: httpx.Client, source: str, item: dict[str, Any], timeout: float = 5) -> dict[str, Any]:
+def run_grader(http: httpx.Client, source: str, item: JsonObject, timeout: float = 5) -> JsonObject:
     grader = {"type": "python", "name": "a", "source": source, "timeout": timeout, "workers": 1}
     body = {"grader": grader, "item": item, "model_sample": "four"}
     return http.post("/fine_tuning/alpha/graders/run", json=body).raise_for_status().json()
 
 
-def attack(http: httpx.Client, hostile: Hostile, secret: str, mark: str) -> dict[str, Any]:
+def attack(http: httpx.Client, hostile: Hostile, secret: str, mark: str) -> JsonObject:
     """What the server answered, and whether that is what the grader must come to."""
     answer = run_grader(http, hostile.source(secret, mark), {"calm": False}, hostile.timeout)
     error, flags = answer["iro"]["error"], answer["metadata"]["errors"]
     raised = [flag for flag, is_up in flags.items() if is_up is True]
-    if hostile.said is None:
+    if hostile.error is None:
         contained = (answer["reward"], error, raised) == (1.0, None, [])
     else:
-        contained = answer["reward"] == 0 and hostile.said in error and raised == [hostile.flag]
+        contained = answer["reward"] == 0 and hostile.error in error and raised == [hostile.flag]
     return {"name": hostile.name, "error": error, "flags": raised, "contained": contained}
 
 
 @contextmanager
 def others(http: httpx.Client) -> Iterator[dict[str, list[float]]]:
     """Seconds of a chat and of a grading, one after the other each, while the block runs."""
-    calls: dict[str, Callable[[], Any]] = {
+    calls: dict[str, Callable[[], object]] = {
         "chat": lambda: http.post("/chat/completions", json=CHAT).raise_for_status(),
         "grading": lambda: run_grader(http, GOOD, {}),
     }
@@ -102,7 +102,7 @@ CHAT = {
 }
 
 
-def measure(seconds: float) -> dict[str, Any]:
+def measure(seconds: float) -> JsonObject:
     mark = f"hostile-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="iro-hostile-") as folder:
         secret = Path(folder) / "key"
@@ -156,7 +156,7 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     return {"count": len(seconds), "p50": statistics.median(seconds), "p95": cuts[18], "max": max(seconds)}
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: JsonObject) -> str:
     """All of it as Markdown."""
     came = {each["name"]: each for each in result["graders"]}
     lines = ["| | while | calls | p50, s | p95, s | longest, s |", "|---|---|---|---|---|---|"]
@@ -188,7 +188,7 @@ def cell(text: str) -> str:
 
 def main() -> None:
     parser = command_line("hostile", __doc__)
-    parser.add_argument("--seconds", type=float, default=30, help="of quiet, and of well-meaning work")
+    parser.add_argument("--seconds", type=float, default=30, help="seconds of the quiet and the busy measurement")
     args = parser.parse_args()
     terminated_is_exit()
     result = measure(args.seconds)

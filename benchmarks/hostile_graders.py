@@ -16,21 +16,21 @@ UNRESPONSIVE = "unresponsive_reward_error"
 
 @dataclass(frozen=True)
 class Hostile:
-    """``body`` is run in a call. ``said``: part of the error, or None where it gets the reward 1 and does no harm.
+    """``body`` is run in a call. ``error``: part of the error, or None where it gets the reward 1 and does no harm.
 
-    ``again``: whether a calm call after it is graded as ever. Those that spoil their own process alone are not asked.
+    ``recovers``: whether a harmless call after it is graded normally. False for those that spoil only their process.
     """
 
     name: str
     body: str
-    said: str | None
+    error: str | None
     flag: str = RUNTIME
-    again: bool = True
+    recovers: bool = True
     setup: str = ""
 
     @property
     def timeout(self) -> float:
-        return 1 if self.said == TIMES else 5
+        return 1 if self.error == TIMES else 5
 
     def source(self, secret: str, mark: str) -> str:
         body = textwrap.indent(textwrap.dedent(self.body).strip(), "    ")
@@ -111,14 +111,14 @@ TIME = [
         TIMES,
     ),
     Hostile(
-        "endless loading", "", "the source does not load: timed out after 5 s", again=False, setup="while True: pass"
+        "endless loading", "", "the source does not load: timed out after 5 s", recovers=False, setup="while True: pass"
     ),
     Hostile("tracing hook", "sys.settrace(lambda *a: time.sleep(10**6)); (lambda: 0)()", TIMES),
     Hostile(
         "loading for an hour",
         "",
         "the source does not load: timed out after 5 s",
-        again=False,
+        recovers=False,
         setup="time.sleep(3600)",
     ),
 ]
@@ -163,7 +163,11 @@ RESOURCES = [
         MEMORY,
     ),
     Hostile(
-        "memory while loading", "", "MemoryError", again=False, setup="hoard = [bytearray(2**24) for _ in range(10**6)]"
+        "memory while loading",
+        "",
+        "MemoryError",
+        recovers=False,
+        setup="hoard = [bytearray(2**24) for _ in range(10**6)]",
     ),
     Hostile(
         "raising the limit of memory",
@@ -322,7 +326,7 @@ DYING = [
     Hostile("abort", "os.abort()", "signal SIGABRT"),
     Hostile("killing everything it can", "os.kill(-1, signal.SIGKILL)", "ProcessLookupError"),
     Hostile("killing its process group", "os.killpg(0, signal.SIGKILL)", "signal SIGKILL"),
-    Hostile("killing the parent", "os.kill(os.getppid(), 9); raise OSError('alive')", "", again=True),
+    Hostile("killing the parent", "os.kill(os.getppid(), 9); raise OSError('alive')", "", recovers=True),
     Hostile("killing the first process", "os.kill(1, 9); raise OSError('alive')", ""),
     Hostile("killing a process of the host", "os.kill(@PID@, 9)", "ProcessLookupError"),
     Hostile(
@@ -336,11 +340,11 @@ DYING = [
         "importing what does not exist",
         "",
         "the source does not load: ModuleNotFoundError: No module named 'nowhere'",
-        again=False,
+        recovers=False,
         setup="import nowhere",
     ),
     Hostile("keyboard interrupt", "raise KeyboardInterrupt", "KeyboardInterrupt"),
-    Hostile("exit when loading", "", "exit code 3", again=False, setup="os._exit(3)"),
+    Hostile("exit when loading", "", "exit code 3", recovers=False, setup="os._exit(3)"),
     Hostile(
         "exit hooks and finalizers",
         """
@@ -539,7 +543,7 @@ ANSWERS = [
         """,
         "not a finite number",
         UNRESPONSIVE,
-        again=False,
+        recovers=False,
     ),
     *(
         Hostile(
@@ -549,11 +553,11 @@ ANSWERS = [
             channel().sendall(b'{{"call": "' + number.encode() + b'", "reward": ' + {reward} + b'}}\\n')
             time.sleep(10**6)
             """,
-            said,
+            error,
             flag,
-            again=False,
+            recovers=False,
         )
-        for name, reward, said, flag in [
+        for name, reward, error, flag in [
             ("more than any number", "b'1e400'", "inf, not a finite number", UNRESPONSIVE),
             ("no number", "b'NaN'", "nan, not a finite number", UNRESPONSIVE),
             ("a number of 60,000 digits", "b'9' * 60_000", "wrote to the grader's channel, and no answer", RUNTIME),
@@ -573,9 +577,9 @@ ANSWERS = [
         channel().sendall(json.dumps({"call": number, "reward": 1}).encode() + b"\\n")
         """,
         None,
-        again=False,
+        recovers=False,
     ),
-    Hostile("changed internals", "json.dumps = lambda *a: 'x' * 10", "wrote to the grader's channel", again=False),
+    Hostile("changed internals", "json.dumps = lambda *a: 'x' * 10", "wrote to the grader's channel", recovers=False),
     Hostile(
         "internals that loop",
         """
@@ -629,7 +633,7 @@ LEFT_BEHIND = [
         signal.setitimer = lambda *arguments: None  # with which the worker would end the timer
         """,
         None,
-        again=False,
+        recovers=False,
     ),
     Hostile(
         "a chain of processes whose parents exit at once",

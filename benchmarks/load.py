@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import openai
 import psutil
@@ -30,6 +29,7 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store.database import open_database
@@ -56,7 +56,7 @@ class Tally:
     refused: int = 0
     errors: Counter[str] = field(default_factory=Counter)
 
-    async def timed(self, kind: str, call: Awaitable[Any]) -> None:
+    async def timed(self, kind: str, call: Awaitable[object]) -> None:
         start = time.perf_counter()
         try:
             await call
@@ -69,7 +69,7 @@ class Tally:
         except openai.OpenAIError as error:
             self.errors[f"{kind}: {type(error).__name__}"] += 1
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         done = {kind: quantiles(seconds) for kind, seconds in self.seconds.items()}
         summary = {"done": done, "refused": self.refused, "errors": dict(+self.errors)}
         return summary | {"first_chunk": quantiles(self.first_chunk)}
@@ -86,7 +86,7 @@ async def client(api: openai.AsyncOpenAI, number: int, until: float, tally: Tall
     rng = random.Random(number)
     while time.monotonic() < until:
         messages = [{"role": "user", "content": rng.choice(QUESTIONS)}]
-        ask: dict[str, Any] = {"model": MODEL, "messages": messages, "max_tokens": TOKENS}
+        ask: JsonObject = {"model": MODEL, "messages": messages, "max_tokens": TOKENS}
         kind = rng.choices(["chat", "stream", "search", "upload"], [4, 4, 1, 1])[0]
         if kind == "upload":
             await tally.timed(kind, api.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune"))
@@ -97,7 +97,7 @@ async def client(api: openai.AsyncOpenAI, number: int, until: float, tally: Tall
             await tally.timed(kind, api.chat.completions.create(**ask, extra_body=extra))
 
 
-async def stream(api: openai.AsyncOpenAI, ask: dict[str, Any], tally: Tally) -> None:
+async def stream(api: openai.AsyncOpenAI, ask: JsonObject, tally: Tally) -> None:
     start, first = time.perf_counter(), True
     async for chunk in await api.chat.completions.create(**ask, stream=True):
         if first and chunk.choices and chunk.choices[0].delta.content:
@@ -118,11 +118,11 @@ async def crowd(server: ServerProcess, key: str, seconds: float) -> tuple[Tally,
     return tally, memory
 
 
-def overhead(server: ServerProcess, key: str, at_once: int, repeats: int) -> dict[str, Any]:
+def overhead(server: ServerProcess, key: str, at_once: int, repeats: int) -> JsonObject:
     """Wall seconds of the same completions by the engine alone and through the server, in turn."""
     seeds = range(at_once * 4)
 
-    async def in_turns(send: Callable[[int], Awaitable[Any]]) -> float:
+    async def in_turns(send: Callable[[int], Awaitable[object]]) -> float:
         queue = iter(seeds)
 
         async def worker() -> None:
@@ -137,7 +137,7 @@ def overhead(server: ServerProcess, key: str, at_once: int, repeats: int) -> dic
         prompts = [engine.tokenizer(question)["input_ids"] for question in QUESTIONS]
         stops = engine.info.eos_ids
 
-        async def alone(seed: int) -> Any:
+        async def alone(seed: int) -> object:
             sampling = Sampling(seed=seed, stop_ids=stops)
             prompt = prompts[seed % len(prompts)]
             return await guided_search(engine, prompt, SearchParams.model_validate({}), sampling, 48)
@@ -145,7 +145,7 @@ def overhead(server: ServerProcess, key: str, at_once: int, repeats: int) -> dic
         async def served() -> float:
             async with openai.AsyncOpenAI(base_url=server.url, api_key=key, max_retries=0) as api:
 
-                async def ask(seed: int) -> Any:
+                async def ask(seed: int) -> object:
                     prompt = QUESTIONS[seed % len(QUESTIONS)]
                     return await api.completions.create(model=MODEL, prompt=prompt, seed=seed, max_tokens=48)
 
@@ -157,7 +157,7 @@ def overhead(server: ServerProcess, key: str, at_once: int, repeats: int) -> dic
     return {"requests_at_once": at_once, "engine_and_server_seconds": pairs, "overhead": ratio - 1}
 
 
-def measure(seconds: float, repeats: int) -> dict[str, Any]:
+def measure(seconds: float, repeats: int) -> JsonObject:
     with tempfile.TemporaryDirectory(prefix="iro-load-") as folder:
         sessions = open_database(Settings(data_dir=Path(folder)))
         free, limited = keys.create(sessions, "free")[1], keys.create(sessions, "limited", concurrency=AT_ONCE)[1]
@@ -182,7 +182,7 @@ def measure(seconds: float, repeats: int) -> dict[str, Any]:
     }
 
 
-def checks(result: dict[str, Any]) -> list[dict[str, Any]]:
+def checks(result: JsonObject) -> list[JsonObject]:
     below, above = result["below_the_limit"], result["above_the_limit"]
     measured = [
         ("errors below the limit", 0, sum(below["errors"].values()) + below["refused"]),
@@ -198,7 +198,7 @@ def checks(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = command_line("load", __doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="of load below the limit")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of load below the limit")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     terminated_is_exit()
@@ -207,7 +207,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for check in result["checks"]:
         mark = "holds" if check["holds"] else "falls short"
         print(f"{check['name']}: {check['got']:.3g}, at most {check['at_most']}: {mark}")

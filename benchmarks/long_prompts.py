@@ -9,13 +9,13 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable
-from typing import Any
 
-from benchmarks.decoding import PASSAGE
 from benchmarks.record import command_line, finish
+from benchmarks.workload import PASSAGE
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.json_values import JsonObject
 
 SHORT = 20  # tokens of a short prompt
 STREAMED = 4  # tokens of a chunk, as the API streams
@@ -28,7 +28,7 @@ def prompt_of(engine: EmbeddedEngine, length: int, start: int = 0) -> list[int]:
     return (ids * (2 + length // len(ids)))[start : start + length]
 
 
-async def seconds(work: Awaitable[Any]) -> float:
+async def seconds(work: Awaitable[object]) -> float:
     start = time.perf_counter()
     await work
     return time.perf_counter() - start
@@ -116,7 +116,7 @@ def main() -> None:
     finish(args, {"seconds": result}, report)
 
 
-def report(numbers: dict[str, Any]) -> None:
+def report(numbers: JsonObject) -> None:
     for name, value in numbers["seconds"].items():
         print(f"{value:8.3f} s  {name}")
 

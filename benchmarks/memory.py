@@ -18,13 +18,14 @@ import psutil
 import torch
 from transformers import AutoModel
 
-from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from benchmarks.record import command_line, finish
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from iro_server.decoding.base import Scorer
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.json_values import JsonObject
 from value_heads import LoraBackbone, LoraValues
 
 KINDS = {"linear": "linear heads", "lora": "LoRA on a third of the layers", "models": "T models of the base's size"}
@@ -68,7 +69,7 @@ def measured(kind: str, count: int) -> int:
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw(result: JsonObject, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -92,14 +93,14 @@ def main() -> None:
         kind, count = args.child
         print(resident(kind, int(count)))
         return
-    result: dict[str, Any] = {"base": measured("linear", 0)}
+    result: JsonObject = {"base": measured("linear", 0)}
     result |= {kind: [measured(kind, count) for count in COUNTS] for kind in KINDS}
     args.out.mkdir(parents=True, exist_ok=True)
     draw(result, args.out / "memory.png")
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     print(f"base alone: {result['base'] / 2**20:.0f} MiB; with T = 1 to 8 value functions, less that:")
     for kind, name in KINDS.items():
         more = [f"{(each - result['base']) / 2**20:.0f}" for each in result[kind]]

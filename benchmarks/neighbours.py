@@ -22,13 +22,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from benchmarks.processes import ServerProcess, say, terminated_is_exit
 from benchmarks.record import command_line, finish
 from benchmarks.tables import neighbours
+from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 
 MODEL = Settings().model_name
@@ -55,13 +55,13 @@ Attack = Callable[[httpx.Client, threading.Event], None]
 
 def parse() -> argparse.Namespace:
     parser = command_line("neighbours", __doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds of each measurement")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     return parser.parse_args()
 
 
-def repeated(call: Callable[[httpx.Client], Any], at_once: int) -> Attack:
+def repeated(call: Callable[[httpx.Client], object], at_once: int) -> Attack:
     """The call, again and again in so many threads."""
 
     def attack(http: httpx.Client, stopping: threading.Event) -> None:
@@ -160,7 +160,7 @@ class Tenant:
         stored = self.http.post("/files", files={"file": ("rows.jsonl", ROW)}, data={"purpose": "fine-tune"})
         return self.http.delete(f"/files/{stored.json()['id']}") if stored.is_success else stored
 
-    def work(self, seconds: float) -> dict[str, Any]:
+    def work(self, seconds: float) -> JsonObject:
         """p95 of each kind of call, and what failed, over so many seconds; each kind three times at least."""
         until = time.monotonic() + seconds
         while time.monotonic() < until or len(self.seconds["grading"]) < 3:
@@ -199,7 +199,7 @@ def key(data_dir: Path, name: str) -> str:
     return process.stdout.decode().strip()
 
 
-def measure(seconds: float, attacks: list[str]) -> dict[str, Any]:
+def measure(seconds: float, attacks: list[str]) -> JsonObject:
     """One round: the tenant alone, beside each attack, and after the last one."""
     with tempfile.TemporaryDirectory(prefix="iro-neighbours-") as folder:
         secrets = [key(Path(folder), name) for name in ("tenant", "attacker")]
@@ -225,7 +225,7 @@ def measure(seconds: float, attacks: list[str]) -> dict[str, Any]:
     return result
 
 
-def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(rounds: list[JsonObject]) -> JsonObject:
     rows = {}
     for name in rounds[0]:
         ratios = {

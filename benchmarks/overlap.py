@@ -16,15 +16,16 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import psutil
 
-from benchmarks.decoding import PASSAGE
 from benchmarks.record import command_line, finish
+from benchmarks.workload import PASSAGE
 from iro_server.engines.describe import Description
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
+from iro_server.json_values import JsonObject
 from training.iro import ahead
 from training.iro.config import AlignConfig
 from training.iro.executor import LocalExecutor
@@ -54,7 +55,7 @@ class Judge(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(sent)
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 
@@ -109,7 +110,7 @@ def measured(folder: Path, url: str, args: argparse.Namespace) -> dict[str, floa
     Judge.calls.clear()
     with closing(Timed(prepare_model())) as engine:
 
-        def run(config: AlignConfig, run: Run) -> dict[str, Any]:
+        def run(config: AlignConfig, run: Run) -> JsonObject:
             return align(config, run, Description.of_engine(engine), LocalExecutor(engine, config.model_dir))
 
         began = time.monotonic()
@@ -128,13 +129,13 @@ def measured(folder: Path, url: str, args: argparse.Namespace) -> dict[str, floa
 
 def main() -> None:
     parser = command_line("overlap", __doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one answer of the judge")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of one answer of the judge")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=16)
     args = parser.parse_args()
     names = ("prompts", "rollouts", "max_tokens")
-    result: dict[str, Any] = {"judge_seconds": args.seconds} | {name: getattr(args, name) for name in names}
+    result: JsonObject = {"judge_seconds": args.seconds} | {name: getattr(args, name) for name in names}
     pieces = ahead.AHEAD
     with judge(args.seconds) as url, tempfile.TemporaryDirectory(prefix="iro-overlap-") as folder:
         for name, waiting in (("one after the other", 0), ("overlapped", pieces)):
@@ -146,7 +147,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for name in ("one after the other", "overlapped"):
         job = result[name]
         print(f"{name}: {job['seconds']:.0f} s, engine busy {job['busy']:.0%}, {job['calls']} calls of the judge")

@@ -15,25 +15,26 @@ import statistics
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from benchmarks.engines import align, interval
 from benchmarks.processes import say, terminated_is_exit
 from benchmarks.record import command_line, finish
+from benchmarks.tables import interval_text
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
 from iro_server.cli.demo.data import imdb_splits, prompt_rows
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prune import cut, feed_forward, prune_model, writing
+from iro_server.json_values import JsonObject
 from value_heads.threads import on_fresh_thread
 
-KEPT = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 CRITERIA = ("activation", "magnitude", "random")
 ALIGNED = (1.0, 0.95, 0.9)
 TRAIN, VALID = 32, 12  # prompts of a job
@@ -41,7 +42,7 @@ READ, LENGTH, TOKENS = 32, 128, 48
 
 
 @torch.no_grad()
-def magnitudes(model: Any) -> list[Tensor]:
+def magnitudes(model: PreTrainedModel) -> list[Tensor]:
     """ "magnitude" of each neuron, [neurons] a layer."""
     return [
         torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.T], dim=1).norm(dim=1)
@@ -49,7 +50,7 @@ def magnitudes(model: Any) -> list[Tensor]:
     ]
 
 
-def at_random(model: Any, seed: int) -> list[Tensor]:
+def at_random(model: PreTrainedModel, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(mlp.down_proj.in_features, generator=generator) for mlp in feed_forward(model)]
 
@@ -60,7 +61,7 @@ def perplexities() -> dict[str, list[float]]:
     splits = imdb_splits()
 
     @torch.no_grad()
-    def perplexity(model: Any) -> float:
+    def perplexity(model: PreTrainedModel) -> float:
         total, count = 0.0, 0
         for text in splits.judge.texts[:READ]:
             ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=LENGTH)["input_ids"]
@@ -68,7 +69,7 @@ def perplexities() -> dict[str, list[float]]:
             count += ids.shape[1] - 1
         return math.exp(total / count)
 
-    def fresh() -> Any:
+    def fresh() -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(prepare_model(), dtype=torch.float32).eval()
 
     full_model = fresh()
@@ -80,7 +81,7 @@ def perplexities() -> dict[str, list[float]]:
     by_criterion: dict[str, list[float]] = {}
     for criterion in CRITERIA:
         say(f"perplexity by {criterion}")
-        for keep in KEPT:
+        for keep in SHARES:
             model = fresh()
             cut(model, keep, scores[criterion])
             by_criterion.setdefault(criterion, []).append(on_fresh_thread(partial(perplexity, model)))
@@ -90,7 +91,7 @@ def perplexities() -> dict[str, list[float]]:
 def speed(directories: list[Path], repeats: int) -> list[float]:
     """Base tokens a second of one guided request, each model in turn."""
 
-    def one(directory: Path) -> float:
+    def tokens_per_second(directory: Path) -> float:
         with EmbeddedEngine(directory) as engine:
             values = linear_heads(engine.info, 1)
             prompt = engine.tokenizer(PASSAGE)["input_ids"][:PROMPT_TOKENS]
@@ -103,7 +104,7 @@ def speed(directories: list[Path], repeats: int) -> list[float]:
             go()
             return go()
 
-    rounds = [[one(directory) for directory in directories] for _ in range(repeats)]
+    rounds = [[tokens_per_second(directory) for directory in directories] for _ in range(repeats)]
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
 
 
@@ -112,10 +113,10 @@ def copy_of(out: Path, keep: float) -> Path:
     return folder if folder.exists() else prune_model(prepare_model(), folder, keep, imdb_splits().grader.texts[:READ])
 
 
-def rewards(out: Path, seeds: int) -> dict[str, Any]:
-    """Mean validation reward over seeds, half of a 95 % interval: of a copy alone, and steered by its own values."""
+def rewards(out: Path, seeds: int) -> JsonObject:
+    """Mean validation reward over seeds and its 95 % interval: of a copy alone, and steered by its own values."""
     train, valid = prompt_rows(seeds * TRAIN, seeds * VALID)
-    by_share: dict[str, Any] = {}
+    by_share: JsonObject = {}
     for keep in ALIGNED:
         jobs = []
         for seed in range(seeds):
@@ -129,26 +130,27 @@ def rewards(out: Path, seeds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = command_line("pruning", __doc__)
-    parser.add_argument("--seeds", type=int, default=0, help="jobs of each copy; without, none is aligned")
+    parser.add_argument("--seeds", type=int, default=0, help="alignment jobs of each copy; default: none")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     terminated_is_exit()
     args.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"kept": KEPT, "perplexity": perplexities()}
+    result: JsonObject = {"kept": SHARES, "perplexity": perplexities()}
     say("speed")
-    result["tokens_per_second"] = speed([copy_of(args.out, keep) for keep in KEPT], args.repeats)
+    result["tokens_per_second"] = speed([copy_of(args.out, keep) for keep in SHARES], args.repeats)
     (args.out / "result.json").write_text(json.dumps(result, indent=1))  # the jobs take much longer
     if args.seeds:
         result["rewards"] = rewards(args.out, args.seeds)
     finish(args, result, report, range(args.seeds))
 
 
-def report(result: dict[str, Any]) -> None:
-    for index, keep in enumerate(KEPT):
+def report(result: JsonObject) -> None:
+    for index, keep in enumerate(SHARES):
         read = ", ".join(f"{result['perplexity'][criterion][index]:.1f} by {criterion}" for criterion in CRITERIA)
         print(f"{keep:.0%} of the neurons: {result['tokens_per_second'][index]:.0f} base tokens/s; perplexity {read}")
     for keep, intervals in result.get("rewards", {}).items():
-        print(f"{float(keep):.0%}: " + ", ".join(f"{name} {m:.2f} ± {e:.2f}" for name, (m, e) in intervals.items()))
+        rewards_text = ", ".join(f"{name} {interval_text(cell)}" for name, cell in intervals.items())
+        print(f"{float(keep):.0%}: {rewards_text}")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from benchmarks.record import command_line, finish
+from iro_server.json_values import JsonObject
+
+if TYPE_CHECKING:
+    from iro_server.decoding.base import SearchParams
+    from iro_server.engines.base import Engine
+    from training.run import RunEvent
+    from value_heads import LoraValues, ValueStack
 
 ROWS, MAX_TOKENS = 16, 48
-BEAM: dict[str, Any] = {"beam_width": 2, "num_successors": 8, "chunk_length": 4}
+BEAM: JsonObject = {"beam_width": 2, "num_successors": 8, "chunk_length": 4}
 ITERATIONS = 3
 CONTROL = "one iteration, all prompts"
 CONCURRENCY = 12
@@ -117,7 +124,7 @@ def jsonl(rows: list[dict[str, str]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def align(folder: Path, name: str, model: Path, grader: dict[str, Any], seed: int, iterations: int) -> dict[str, Any]:
+def align(folder: Path, name: str, model: Path, grader: JsonObject, seed: int, iterations: int) -> JsonObject:
     """A job in ``folder / name`` on all of the seed's training prompts: an equal share for each iteration."""
     from training.iro.job import JOB
 
@@ -135,7 +142,7 @@ def align(folder: Path, name: str, model: Path, grader: dict[str, Any], seed: in
         "seed": seed,
     }
 
-    def show(event: dict[str, Any]) -> None:
+    def show(event: RunEvent) -> None:
         if event["message"]:
             print(f"seed {seed}, {name}: {event['message']}", flush=True)
 
@@ -143,27 +150,27 @@ def align(folder: Path, name: str, model: Path, grader: dict[str, Any], seed: in
 
 
 def evaluate(
-    engine: Any,
+    engine: Engine,
     prompts: list[str],
-    history: list[dict[str, Any]],
-    control: dict[str, Any],
-    grader: dict[str, Any],
+    history: list[JsonObject],
+    control: JsonObject,
+    grader: JsonObject,
     seed: int,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Every final of every prompt by each method, with its reward, value and log-probability a token."""
     from iro_server.decoding.base import SearchParams
     from value_heads import load_bundle
 
-    hashes = {"model_hash": engine.info.model_hash, "template_hash": engine.info.template_hash}
+    hashes: JsonObject = {"model_hash": engine.info.model_hash, "template_hash": engine.info.template_hash}
     *stacks, of_all_prompts = [load_bundle(Path(row["path"]), **hashes) for row in [*history, control]]
     beam = SearchParams(**BEAM)
-    methods: dict[str, tuple[SearchParams, Any, int]] = {
+    methods: dict[str, tuple[SearchParams, ValueStack | LoraValues, int]] = {
         "best-of-16": (SearchParams(num_successors=ROWS), stacks[0], 1),
         "blockwise 4x4": (SearchParams(num_successors=4, chunk_length=BEAM["chunk_length"]), stacks[-1], 4),
         CONTROL: (beam, of_all_prompts, 1),
     }
     methods |= {f"IRO-{t}": (beam, stack, 1) for t, stack in enumerate(stacks, 1)}
-    results: dict[str, Any] = {"prompts": prompts, "history": history, "control": control, "methods": {}}
+    results: JsonObject = {"prompts": prompts, "history": history, "control": control, "methods": {}}
     for name, (params, stack, repeats) in methods.items():
         finals = asyncio.run(decode(engine, prompts, params, stack, repeats, seed))
         results["methods"][name] = graded(finals, grader)
@@ -172,8 +179,8 @@ def evaluate(
 
 
 async def decode(
-    engine: Any, prompts: list[str], params: Any, stack: Any, repeats: int, seed: int
-) -> list[list[dict[str, Any]]]:
+    engine: Engine, prompts: list[str], params: SearchParams, stack: ValueStack | LoraValues, repeats: int, seed: int
+) -> list[list[JsonObject]]:
     """The finals of each prompt, of all ``repeats`` independent searches together."""
     from iro_server.decoding.search import guided_search
     from iro_server.engines.base import Sampling
@@ -181,7 +188,7 @@ async def decode(
 
     gate = asyncio.Semaphore(CONCURRENCY * repeats)
 
-    async def search(index: int, repeat: int) -> list[dict[str, Any]]:
+    async def search(index: int, repeat: int) -> list[JsonObject]:
         sampling = Sampling(seed=1_000_000 * (seed + 1) + 100 * index + repeat, stop_ids=engine.info.eos_ids)
         async with gate:
             ids = text_prompt_ids(engine.tokenizer, prompts[index])
@@ -196,14 +203,14 @@ async def decode(
             for final in result.finals
         ]
 
-    async def prompt_finals(index: int) -> list[dict[str, Any]]:
+    async def prompt_finals(index: int) -> list[JsonObject]:
         parts = await asyncio.gather(*[search(index, repeat) for repeat in range(repeats)])
         return sorted((final for part in parts for final in part), key=lambda final: -final["value"])
 
     return await asyncio.gather(*[prompt_finals(i) for i in range(len(prompts))])
 
 
-def graded(finals: list[list[dict[str, Any]]], spec: dict[str, Any]) -> list[list[dict[str, Any]]]:
+def graded(finals: list[list[JsonObject]], spec: JsonObject) -> list[list[JsonObject]]:
     """``finals`` with their rewards, and with what the two judges that the job never saw think of them."""
     from iro_server.cli.demo.judges import minilm_judge, vader_judge
     from iro_server.graders.base import Sample

@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-Final = dict[str, Any]
+from benchmarks.tables import interval_text
+from iro_server.json_values import JsonObject
+
+Final = JsonObject
 PICKS: dict[str, Callable[[list[Final]], Final]] = {
     "reward": lambda finals: max(finals, key=lambda final: final["reward"]),
     "value": lambda finals: finals[0],
@@ -18,11 +20,11 @@ PICKS: dict[str, Callable[[list[Final]], Final]] = {
 AIMS = {"reward": 1.5, "value": 0.5}
 
 
-def load(out: Path, seeds: int) -> list[dict[str, Any]]:
+def load(out: Path, seeds: int) -> list[JsonObject]:
     return [json.loads((out / f"seed-{seed}" / "eval.json").read_text()) for seed in range(seeds)]
 
 
-def summarise(out: Path, seeds: int) -> dict[str, Any]:
+def summarise(out: Path, seeds: int) -> JsonObject:
     """Everything that is printed and drawn. Intervals: percentile bootstrap over seeds, then prompts within a seed."""
     runs = load(out, seeds)
     names = list(runs[0]["methods"])
@@ -93,7 +95,7 @@ def interval(values_SP: np.ndarray, draws: int = 4000) -> dict[str, float]:
     return {"mean": float(values_SP.mean()), "low": float(low), "high": float(high)}
 
 
-def quality(finals: Sequence[Sequence[Final]]) -> dict[str, Any]:
+def quality(finals: Sequence[Sequence[Final]]) -> JsonObject:
     """What would show reward hacking: other judges, log-probability under the frozen model, repeated word pairs."""
     logprob = matrix(finals, "logprob")
     return {
@@ -105,7 +107,7 @@ def quality(finals: Sequence[Sequence[Final]]) -> dict[str, Any]:
     }
 
 
-def judge_gains(chosen: dict[tuple[str, str], list[list[Final]]], iterations: Sequence[str]) -> list[dict[str, Any]]:
+def judge_gains(chosen: dict[tuple[str, str], list[list[Final]]], iterations: Sequence[str]) -> list[JsonObject]:
     """Each iteration's gain over best-of-16 by the judges the job never saw."""
     return [
         {"method": name, "pick": pick, "judge": judge}
@@ -122,7 +124,7 @@ def distinct(rows: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | None]]]:
+def correlations(runs: Sequence[JsonObject]) -> dict[str, list[list[float | None]]]:
     """Within-prompt correlation with the final reward by token, and the share of the newest value function's
     within-prompt variance by token, mean over seeds: a row an iteration.
 
@@ -137,27 +139,25 @@ def correlations(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | 
     return by_name
 
 
-def checks(
-    gains: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], judges: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def checks(gains: Sequence[JsonObject], steps: Sequence[JsonObject], judges: Sequence[JsonObject]) -> list[JsonObject]:
     """The best iteration's gain over best-of-16 beside its aim; each iteration over the last; the other judges."""
     check_rows = []
     for pick, aim in AIMS.items():
         best = max((g for g in gains if g["pick"] == pick and g["method"].startswith("IRO-")), key=lambda g: g["mean"])
         name = f"{best['method']}, {pick} pick, less best-of-16 picked by reward"
         check_rows.append(
-            {"name": name, "expected": f">= {aim:+.1f}", "got": pretty(best, "+"), "holds": best["mean"] >= aim}
+            {"name": name, "expected": f">= {aim:+.1f}", "got": interval_text(best, "+"), "holds": best["mean"] >= aim}
         )
         rises = [(f"{s['method']} less {s['over']}, {pick} pick", s) for s in steps if s["pick"] == pick]
         others = [(f"{j['method']}, {pick} pick, less best-of-16 by {j['judge']}", j) for j in judges]
         others = [(n, j) for n, j in others if (j["method"], j["pick"]) == (best["method"], pick)]
         for name, row in rises + others:
-            got, holds = pretty(row, "+"), row["low"] > 0
+            got, holds = interval_text(row, "+"), row["low"] > 0
             check_rows.append({"name": name, "expected": "95 % interval above 0", "got": got, "holds": holds})
     return check_rows
 
 
-def print_table(summary: dict[str, Any]) -> None:
+def print_table(summary: JsonObject) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -165,22 +165,18 @@ def print_table(summary: dict[str, Any]) -> None:
     title = f"Held-out reward, {summary['prompts']} prompts over {summary['seeds']} seeds, 16 x 48 base tokens each"
     table = Table("method", "pick", "reward", "VADER", "MiniLM", "log p/token", "distinct-2", title=title)
     for row in summary["methods"]:
-        cells = [pretty(row[key]) if key in row else "" for key in ("reward", "vader", "minilm", "logprob")]
+        cells = [interval_text(row[key]) if key in row else "" for key in ("reward", "vader", "minilm", "logprob")]
         table.add_row(row["method"], row["pick"], *cells, f"{row['distinct_2']:.3f}" if "distinct_2" in row else "")
     console.print(table)
     for row in [*summary["gains"], *summary["steps"], *summary["controls"], *summary["judges"]]:
         over = row.get("over") or f"best-of-16 by {row['judge']}"
-        console.print(f"{row['method']}, {row['pick']} pick, less {over}: {pretty(row, '+')}", highlight=False)
+        console.print(f"{row['method']}, {row['pick']} pick, less {over}: {interval_text(row, '+')}", highlight=False)
     for check in summary["checks"]:
         mark = "holds" if check["holds"] else "falls short"
         console.print(f"{check['name']}: {check['got']}, aim {check['expected']}: {mark}", highlight=False)
 
 
-def pretty(row: dict[str, float], sign: str = "") -> str:
-    return f"{row['mean']:{sign}.2f} [{row['low']:{sign}.2f}, {row['high']:{sign}.2f}]"
-
-
-def draw(summary: dict[str, Any], path: Path) -> None:
+def draw(summary: JsonObject, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

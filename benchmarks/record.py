@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from iro_server.json_values import JsonObject
 from training.provenance import versions
 
 NOT_CONFIG = ("benchmark", "json", "out", "results")
@@ -43,8 +44,8 @@ def command_line(benchmark: str, description: str | None, preset: str = "default
 
 def finish(
     args: argparse.Namespace,
-    numbers: dict[str, Any],
-    report: Callable[[dict[str, Any]], None],
+    numbers: JsonObject,
+    report: Callable[[JsonObject], None],
     seeds: Sequence[int] = (),
 ) -> None:
     """Write ``args.results``; print it with ``--json``, or else call ``report`` with the numbers."""
@@ -57,7 +58,7 @@ def finish(
         report(numbers)
 
 
-def write(path: Path, run: dict[str, Any], numbers: dict[str, Any]) -> str:
+def write(path: Path, run: JsonObject, numbers: JsonObject) -> str:
     """Write a results file without paths of this machine, and return its text."""
     content = without_paths(json.loads(json.dumps({"run": run | {"preset": path.stem}, **numbers}, default=str)))
     content["run"]["sha256"] = digest(content)
@@ -67,15 +68,15 @@ def write(path: Path, run: dict[str, Any], numbers: dict[str, Any]) -> str:
     return text
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> JsonObject:
     """A results file. Raises ValueError where its content is not what a benchmark wrote."""
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: JsonObject = json.loads(path.read_text())
     if content.get("run", {}).get("sha256") != digest(content):
         raise ValueError(f"{path} was changed after its benchmark wrote it")
     return content
 
 
-def digest(content: dict[str, Any]) -> str:
+def digest(content: JsonObject) -> str:
     """SHA-256 of a results file's content, the digest itself aside."""
     run = {name: value for name, value in content["run"].items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content | {"run": run}, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.record import read
+from iro_server.json_values import JsonObject
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("benchmarks", "docker", "docs", "iro_server", "rl_suite", "theory", "training", "value_heads")
@@ -60,7 +61,7 @@ def drawing(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-def markdown(function: str, content: dict[str, Any]) -> str:
+def markdown(function: str, content: JsonObject) -> str:
     return drawing(function)(content).strip() + "\n"
 
 

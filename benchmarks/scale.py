@@ -17,22 +17,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import openai
 import psutil
 
-from benchmarks.decoding import linear_heads
 from benchmarks.processes import ServerProcess, terminated_is_exit
 from benchmarks.record import command_line, finish
 from benchmarks.scale_model import GPUS, LIMIT, MODELS, Costs, Outcome, Workload, carried, reckoned, simulate
 from benchmarks.tables import gpus
+from benchmarks.workload import linear_heads
 from iro_server.decoding.base import Scorer
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.base import Sample
 from iro_server.graders.parsing import parse_grader
+from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from value_heads import LoraBackbone, LoraValues
 
@@ -83,7 +83,7 @@ async def scoring(engine: EmbeddedEngine, values: Scorer) -> float:
 def grading(repeats: int) -> float:
     """Seconds of one grade by a python grader, of many at once in warm sandboxes."""
     spec = {"type": "python", "name": "e", "source": "def grade(sample, item): return sample['output_text'].count('e')"}
-    samples: list[tuple[Sample, dict[str, Any]]] = [(Sample("What is asked here is answered there. " * 5), {})] * 64
+    samples: list[tuple[Sample, JsonObject]] = [(Sample("What is asked here is answered there. " * 5), {})] * 64
     with parse_grader(spec) as grader:
         grader.grade_many(samples)
         return median_seconds(repeats, lambda: grader.grade_many(samples)) / len(samples)
@@ -97,12 +97,12 @@ def uploading(server: ServerProcess, repeats: int) -> float:
 
 
 def median_seconds(repeats: int, work: Callable[[], object]) -> float:
-    def one() -> float:
+    def seconds() -> float:
         start = time.perf_counter()
         work()
         return time.perf_counter() - start
 
-    return statistics.median(one() for _ in range(repeats))
+    return statistics.median(seconds() for _ in range(repeats))
 
 
 def arrows(repeats: int) -> dict[str, float]:
@@ -157,7 +157,7 @@ async def real_users(server: ServerProcess, workload: Workload, seconds: float) 
     return Outcome.of(durations, first_chunks, seconds, busy=float("nan"))
 
 
-def checked(costs: Costs, seconds: float) -> list[dict[str, Any]]:
+def checked(costs: Costs, seconds: float) -> list[JsonObject]:
     """Simulated beside real, by users."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="iro-scale-") as folder, ServerProcess(Path(folder)) as server:
@@ -169,15 +169,15 @@ def checked(costs: Costs, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def plan(costs: Costs) -> list[dict[str, Any]]:
+def plan(costs: Costs) -> list[JsonObject]:
     """Users that one engine carries within the limits, by hardware, model and rows."""
     here = {"engine": "this machine", "model": Settings().model_name, "measured": True, "workload": asdict(HERE)}
     return [here | {"users": carried(costs, HERE)}, *reckoned_plan()]
 
 
-def reckoned_plan() -> list[dict[str, Any]]:
+def reckoned_plan() -> list[JsonObject]:
     """Users that one engine of GPUs carries within the limits, by model and rows: reckoned from data sheets."""
-    table: list[dict[str, Any]] = []
+    table: list[JsonObject] = []
     for gpu in GPUS:
         for model in MODELS:
             if not gpu.fits(model):
@@ -190,7 +190,7 @@ def reckoned_plan() -> list[dict[str, Any]]:
     return table
 
 
-def measure(seconds: float, repeats: int) -> dict[str, Any]:
+def measure(seconds: float, repeats: int) -> JsonObject:
     costs = measured_costs(repeats)
     result = {
         "costs": asdict(costs),
@@ -202,7 +202,7 @@ def measure(seconds: float, repeats: int) -> dict[str, Any]:
     return result | {"cores": psutil.cpu_count()}
 
 
-def report(result: dict[str, Any]) -> str:
+def report(result: JsonObject) -> str:
     """As Markdown."""
     lines = ["| | seconds |", "|---|---|"]
     steps = zip(result["costs"]["rows"], result["costs"]["seconds"], strict=True)
@@ -228,9 +228,9 @@ def report(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = command_line("scale", __doc__)
-    parser.add_argument("--seconds", type=float, default=45, help="of each number of real users")
+    parser.add_argument("--seconds", type=float, default=45, help="seconds for each number of real users")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--gpus", action="store_true", help="reckon GPUs alone, and measure nothing")
+    parser.add_argument("--gpus", action="store_true", help="estimate only GPUs, without measurements")
     args = parser.parse_args()
     terminated_is_exit()
     result = {"plan": reckoned_plan(), "limit": LIMIT} if args.gpus else measure(args.seconds, args.repeats)

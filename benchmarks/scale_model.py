@@ -12,7 +12,7 @@ import statistics
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import simpy
 
@@ -114,7 +114,7 @@ class Server:
     admitted: int = 0  # rows
     live: int = 0  # rows that step
     steps: int = 0
-    due: defaultdict[int, list[Callable[[], Any]]] = field(default_factory=lambda: defaultdict(list))
+    due: defaultdict[int, list[Callable[[], object]]] = field(default_factory=lambda: defaultdict(list))
     busy: float = 0.0
     wake: simpy.Event | None = None
 
@@ -130,7 +130,7 @@ class Server:
         if self.joining and self.wake and not self.wake.triggered:
             self.wake.succeed()
 
-    def run(self) -> Generator[simpy.Event, Any, None]:
+    def run(self) -> Generator[simpy.Event, object, None]:
         while True:
             if not (self.live or self.joining):
                 self.wake = self.env.event()
@@ -172,7 +172,7 @@ def simulate(costs: Costs, workload: Workload, seconds: float, seed: int = 0) ->
     durations: list[float] = []
     begin = seconds / 10
 
-    def user(rng: random.Random) -> Generator[simpy.Event, Any, None]:
+    def user(rng: random.Random) -> Generator[simpy.Event, object, None]:
         while True:
             yield env.timeout(rng.expovariate(1 / workload.think))
             start = env.now

@@ -18,15 +18,16 @@ from typing import Any
 import httpx
 import torch
 
-from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.record import command_line, finish
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.vllm import VLLMEngine, request, rows_of
+from iro_server.json_values import JsonObject
 from value_heads import LoraBackbone, LoraValues
 
 CROWDS = (1, 4, 16)
@@ -119,7 +120,7 @@ def median(repeats: int, measures: dict[str, Callable[[], float]]) -> dict[str, 
     return rates
 
 
-def measure_cached(bench: Bench, repeats: int) -> dict[str, Any]:
+def measure_cached(bench: Bench, repeats: int) -> JsonObject:
     bench.search(BEAM, 1, bench.lora)
 
     def measures(n: int) -> dict[str, Callable[[], float]]:
@@ -168,8 +169,10 @@ def ratios(rates: dict[str, float]) -> list[tuple[str, float, float | None]]:
 def main() -> None:
     parser = command_line("serving", __doc__)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
-    parser.add_argument("--repeats", type=int, default=1, help="of many requests; one request gets three times as many")
-    parser.add_argument("--url", help="of a vLLM server that is up already; none is measured without prefix caching")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="repetitions with many requests; three times as many with one request"
+    )
+    parser.add_argument("--url", help="a running vLLM server; then there is no measurement without prefix caching")
     args = parser.parse_args()
     terminated_is_exit()
     if not args.url and not VLLMProcess.python.exists():
@@ -202,7 +205,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for check in result["checks"]:
         aim = f", aim {check['expected']}: {'holds' if check['holds'] else 'falls short'}" if check["expected"] else ""
         print(f"{check['name']}: {check['got']:.2f}{aim}")

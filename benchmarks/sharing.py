@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from typing import Any
 
 from benchmarks.record import command_line, finish
+from iro_server.json_values import JsonObject
 
 SECONDS = 10.0
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # GNU OpenMP's default where nobody chooses
@@ -63,7 +63,7 @@ def rates(engines: int, seconds: float, environment: dict[str, str], busy: bool 
         return [engine.rate() for engine in started]
 
 
-def measure(seconds: float, repeats: int) -> dict[str, Any]:
+def measure(seconds: float, repeats: int) -> JsonObject:
     """Rates by situation, the situations in turn, and the ratios of their means."""
     rows: dict[str, list[float]] = {}
     for _ in range(repeats):
@@ -87,7 +87,7 @@ def measure(seconds: float, repeats: int) -> dict[str, Any]:
 
 def decode(seconds: float) -> None:
     """Say when ready; from the next line of input on, decode for so long and print the rate."""
-    from benchmarks.decoding import BEAM, PASSAGE, PROMPT_TOKENS
+    from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS
     from iro_server.decoding.search import guided_search
     from iro_server.engines.base import Sampling
     from iro_server.engines.embedded import EmbeddedEngine
@@ -111,7 +111,7 @@ def decode(seconds: float) -> None:
 
 def main() -> None:
     parser = command_line("sharing", __doc__)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--engine", action="store_true", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -122,7 +122,7 @@ def main() -> None:
     finish(args, result, report)
 
 
-def report(result: dict[str, Any]) -> None:
+def report(result: JsonObject) -> None:
     for name, value in result.items():
         if isinstance(value, float):
             print(f"{value:6.2f}  {name}")

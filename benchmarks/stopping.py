@@ -16,21 +16,22 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.quality_report import interval
 from benchmarks.record import command_line, finish
-from iro_server.decoding.base import Final, SearchParams
+from iro_server.decoding.base import Final, SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prompts import chat_prompt_ids
+from iro_server.json_values import JsonObject
 from training.iro.config import BLOCK_PRIORS, block_scales, default_feature_spec
 from training.iro.rollouts import commonest_tokens
 from training.run import derive_seed, rng_of
@@ -53,9 +54,9 @@ INSTRUCTIONS = (
 TASK = " Answer in at most twelve words, then stop."
 
 
-def reward(final: Final, tokenizer: Any) -> float:
+def reward(final: Final, tokenizer: PreTrainedTokenizerBase) -> float:
     """1 for an answer that stops after 1 to 12 words, falling to 0 at 24; 0 for one that is empty or cut."""
-    words = len(tokenizer.decode(final.tokens, skip_special_tokens=True).split())
+    words = len(str(tokenizer.decode(final.tokens, skip_special_tokens=True)).split())
     return float(np.clip(2 - words / WORDS, 0, 1)) if words and final.finish_reason == "stop" else 0.0
 
 
@@ -81,7 +82,7 @@ class Rollouts:
     rewards_R: Tensor
 
     @classmethod
-    def of(cls, finals: Sequence[Sequence[Final]], tokenizer: Any) -> Rollouts:
+    def of(cls, finals: Sequence[Sequence[Final]], tokenizer: PreTrainedTokenizerBase) -> Rollouts:
         flat = [final for group in finals for final in group]
         layers = flat[0].hidden
         hidden = {layer: pad_sequence([f.hidden[layer] for f in flat], batch_first=True) for layer in layers}
@@ -161,9 +162,14 @@ class Seed:
         self.training, self.held_out = self.prompts[: args.train_prompts], self.prompts[args.train_prompts :]
 
     def search(
-        self, prompts: Sequence[list[int]], stream: int, params: SearchParams, stack: ValueStack | None, keep: Any = ()
+        self,
+        prompts: Sequence[list[int]],
+        stream: int,
+        params: SearchParams,
+        stack: ValueStack | None,
+        keep: tuple[int, ...] = (),
     ) -> list[list[Final]]:
-        async def search_all(start: int) -> list[Any]:
+        async def search_all(start: int) -> list[SearchResult]:
             searches = [
                 guided_search(
                     self.engine,
@@ -181,7 +187,7 @@ class Seed:
         batches = [asyncio.run(search_all(start)) for start in range(0, len(prompts), CONCURRENCY)]
         return [result.finals for batch in batches for result in batch]
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> JsonObject:
         """Rewards of each held-out prompt by method, and finished less living by fit."""
         tokenizer = self.engine.tokenizer
         spec = default_feature_spec(self.engine.info, MAX_TOKENS)
@@ -210,7 +216,7 @@ class Seed:
         return {"rewards": rewards, "stopped": stopped, "finished less living": gaps}
 
 
-def summarise(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(per_seed: Sequence[JsonObject]) -> JsonObject:
     """Means with 95 % intervals, by bootstrap over seeds and, within them, prompts; gains are paired."""
     rewards, stopped = (
         {name: np.array([seed[part][name] for seed in per_seed]) for name in per_seed[0][part]}
@@ -238,7 +244,7 @@ def summarise(per_seed: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = command_line("stopping", __doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="which; each has prompts of its own")
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5), help="seeds; each has separate prompts")
     parser.add_argument("--train-prompts", type=int, default=32)
     parser.add_argument("--heldout-prompts", type=int, default=16)
     args = parser.parse_args()
@@ -255,7 +261,7 @@ def main() -> None:
     finish(args, summary, report, args.seeds)
 
 
-def report(summary: dict[str, Any]) -> None:
+def report(summary: JsonObject) -> None:
     for part in ("rewards", "stopped", "gains"):
         for name, cell in summary[part].items():
             print(f"{part}: {name}: {cell['mean']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-Content = dict[str, Any]
+from iro_server.json_values import JsonObject
+
+Content = JsonObject
 Row = Sequence[str]
 MIB = 2**20
 METHODS = {"blockwise 4x4": "blockwise best-of-4x4, newest value functions"}
@@ -17,7 +18,7 @@ def table(head: Row, rows: Iterable[Row]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def interval(cell: dict[str, float], sign: str = "") -> str:
+def interval_text(cell: dict[str, float], sign: str = "") -> str:
     return f"{cell['mean']:{sign}.2f} [{cell['low']:{sign}.2f}, {cell['high']:{sign}.2f}]"
 
 
@@ -34,7 +35,7 @@ def quality_setup(content: Content) -> str:
 def quality(content: Content) -> str:
     """Every method's reward, its difference from best-of-N, and what no job saw."""
     head = ["method", "pick", "reward", "less best-of-16", "VADER", "MiniLM", "perplexity", "distinct-2"]
-    gains = {(row["method"], row["pick"]): interval(row, "+") for row in content["gains"]}
+    gains = {(row["method"], row["pick"]): interval_text(row, "+") for row in content["gains"]}
     rows = []
     for row in content["methods"]:
         if "perplexity" in row:
@@ -44,7 +45,7 @@ def quality(content: Content) -> str:
             judges = [""] * 4
         gain = gains.get((row["method"], row["pick"]), "")
         pick = "" if row["pick"] == "none" else row["pick"]
-        rows.append([method_name(row["method"], content), pick, interval(row["reward"]), gain, *judges])
+        rows.append([method_name(row["method"], content), pick, interval_text(row["reward"]), gain, *judges])
     return table(head, rows)
 
 
@@ -59,7 +60,7 @@ def quality_short(content: Content) -> str:
         [f"Iro, {iterations(last)} iterations", methods[last, "value"]],
     ]
     head = ["method", "reward", "unseen judge (VADER)", "perplexity under the frozen model"]
-    cells = [[name, interval(row["reward"]), *short_cells(row)] for name, row in rows]
+    cells = [[name, interval_text(row["reward"]), *short_cells(row)] for name, row in rows]
     return table(head, cells)
 
 
@@ -86,7 +87,7 @@ def quality_differences(content: Content) -> str:
     """Paired differences between methods, by pick."""
     pairs: dict[tuple[str, str], dict[str, str]] = {}
     for row in [*content["steps"], *content["controls"]]:
-        pairs.setdefault((row["method"], row["over"]), {})[row["pick"]] = interval(row, "+")
+        pairs.setdefault((row["method"], row["over"]), {})[row["pick"]] = interval_text(row, "+")
     rows = [[f"{a} less {method_name(b, content)}", pair["reward"], pair["value"]] for (a, b), pair in pairs.items()]
     return table(["paired difference in reward", "by reward", "by value"], rows)
 
@@ -163,14 +164,14 @@ def overlap(content: Content) -> str:
 def stopping(content: Content) -> str:
     """Reward and share of answers that stop, by method."""
     rows = [
-        [name, interval(cell), interval(content["stopped"][name]) if name in content["stopped"] else ""]
+        [name, interval_text(cell), interval_text(content["stopped"][name]) if name in content["stopped"] else ""]
         for name, cell in content["rewards"].items()
     ]
     return table(["method", "reward", "answers that stop"], rows)
 
 
 def stopping_differences(content: Content) -> str:
-    rows = [[name, interval(cell, "+")] for name, cell in content["gains"].items()]
+    rows = [[name, interval_text(cell, "+")] for name, cell in content["gains"].items()]
     return table(["paired difference in reward", "mean and 95 % interval"], rows)
 
 
@@ -226,3 +227,50 @@ def neighbours(content: Content) -> str:
         failures = ", ".join(f"{count} of {status}" for status, count in row["failures"].items())
         rows.append([name, *cells, failures or "none"])
     return table(["beside", *kinds, "5xx"], rows)
+
+
+def deployment(content: Content) -> str:
+    """The steps of a deployment on a Docker engine: seconds, and what a client had before and lost."""
+    rows = [[name, f"{seconds:.0f}"] for name, seconds in content["seconds"].items()]
+    return table(["step", "seconds"], rows)
+
+
+def deployment_losses(content: Content) -> str:
+    rows = [[event, "; ".join(items) or "nothing"] for event, items in content["lost"].items()]
+    return table(["event", "files, jobs and models lost or changed"], rows)
+
+
+def deployment_images(content: Content) -> str:
+    """Each image's size and user, and the secrets in its layers."""
+    rows = [
+        [name, f"{size / 1e9:.2f}", str(content["uid"][name]), ", ".join(content["leaked_secrets"][name]) or "none"]
+        for name, size in content["size_bytes"].items()
+    ]
+    return table(["image", "GB", "user", "secrets in its layers"], rows)
+
+
+def deployment_checks(content: Content) -> str:
+    """What was checked beside losses."""
+    before, after = content["tables"]
+    rows = [
+        ["revision of the tables before the upgrade", str(before)],
+        ["revision of the tables after the upgrade", str(after)],
+        ["healthy after the upgrade", ", ".join(names_with(content["health"], "healthy"))],
+        ["checkpoints of jobs beside kills", "; ".join(", ".join(map(str, steps)) for steps in content["checkpoints"])],
+        ["reward of a python grader", f"{content['python_grader']['reward']:g}"],
+        ["things outside its sandbox that a python grader reached", f"{content['grader_reach']['reward']:g}"],
+    ]
+    return table(["check", "result"], rows)
+
+
+def deployment_rebuild(content: Content) -> str:
+    """Files of the server's image by two builds."""
+    rows = [
+        ["files installed in the server's image", f"{content['files']:,}"],
+        ["of which a second build makes differently", str(content["differing_files"])],
+    ]
+    return table(["measure", "value"], rows)
+
+
+def names_with(values: dict[str, str], value: str) -> list[str]:
+    return [name for name in values if values[name] == value]

@@ -18,7 +18,7 @@ for name in "$@"; do
 done
 docker compose "${files[@]}" up --build --detach
 for ((tries = 0; tries < 120; tries++)); do
-    if docker compose "${files[@]}" exec -T server /iro/bin/server-health.sh 2> /dev/null; then
+    if docker compose "${files[@]}" exec -T server /iro/bin/http-health.sh /v1/health 8000 2> /dev/null; then
         echo "http://127.0.0.1:$(sed -n 's/^PORT=//p' .env)/v1 answers."
         # None after a restore: the keys are those of the backup.
         if key=$(docker compose "${files[@]}" exec -T server cat /data/first.key 2> /dev/null); then

@@ -6,16 +6,17 @@ import ipaddress
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from iro_server.alignment.placement import Placement
 from iro_server.engines.endpoints import Endpoints, EngineUrl
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.graders.environment import CurrentGraderEnvironment, GraderEnvironment, GraderService, PythonLimits
-from iro_server.jobs.placement import Placement
+from iro_server.json_values import JsonObject
 from iro_server.telemetry.logs import LogFormat
 
 GRADERS_PORT = 8002  # of `iro graders`
@@ -96,6 +97,7 @@ class Settings(Placement):
     reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
     embedding_model: Directory | None = None  # for cosine similarity
     max_graded_bytes: int = Field(100_000, gt=0)  # of a text to be graded, in UTF-8
+    max_judge_tokens_per_job: int | None = Field(None, gt=0)  # None: 50 million; without keys on loopback no limit
     metrics_open: bool = False  # whether /metrics is answered without a key where others need one
     otlp_endpoint: str | None = None  # where traces go, such as http://127.0.0.1:4318/v1/traces
     log_format: LogFormat = "text"
@@ -130,7 +132,7 @@ class Settings(Placement):
         )
 
     @property
-    def engine_fields(self) -> dict[str, Any]:
+    def engine_fields(self) -> JsonObject:
         """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
         names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout")
         return {name: getattr(self, name) for name in names} if self.engine_urls else {}
@@ -171,6 +173,7 @@ class Settings(Placement):
             reward_models=self.reward_models,
             embedding_model=self.embedding_model,
             max_text_bytes=self.max_graded_bytes,
+            max_judge_tokens=self.max_judge_tokens_per_job,
             python=self.python_graders,
             python_limits=self.python_limits,
             grader_service=self._grader_service(),

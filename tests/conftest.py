@@ -43,6 +43,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
+def isolation() -> None:
+    """Python graders are isolated on this host; without it the test is skipped, and fails in CI."""
+    from iro_server.graders.sandbox import isolation_problem
+
+    problem = isolation_problem()
+    if problem and "CI" not in os.environ:
+        pytest.skip(f"this host does not isolate: {problem}")
+    assert problem is None
+
+
+@pytest.fixture(scope="session")
 def postgresql() -> Iterator[Postgres]:
     """One PostgreSQL server for all tests that need one."""
     if (bin := programs()) is None:

@@ -15,12 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, NotRequired, Protocol, TypeAlias, TypedDict, TypeVar
 
 from cachetools import LRUCache
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from fsspec import AbstractFileSystem
+
+SavedValue: TypeAlias = Any  # tensors, numbers, strings, lists and dicts of them, as torch.load returns them
+Value = TypeVar("Value")
 
 VARIABLE = "IRO_STORAGE"  # a URL that fsspec knows, under which each new run gets a place for its checkpoints
 CACHE_BYTES = 2**30  # of values from object storage that are kept on this machine's disk
@@ -40,11 +44,18 @@ class About(TypedDict):
     seconds: float
 
 
+class Mark(About):
+    """What ``<name>.json`` holds: the objects of a value and of its tables. Earlier versions wrote no "tables"."""
+
+    object: str
+    tables: NotRequired[dict[str, str]]
+
+
 @dataclass(frozen=True)
-class WithTables:
+class WithTables(Generic[Value]):
     """A step's value, and tables to be kept beside it."""
 
-    value: Any
+    value: Value
     tables: Mapping[str, Dataset]
 
 
@@ -59,9 +70,9 @@ class Checkpoints(Protocol):
     def names(self) -> list[str]: ...
     def has(self, name: str) -> bool: ...
     def about(self, name: str) -> About: ...
-    def load(self, name: str) -> Any: ...
+    def load(self, name: str) -> SavedValue: ...
     def table(self, name: str, table: str) -> Dataset: ...
-    def save(self, name: str, value: Any, about: About) -> None: ...
+    def save(self, name: str, value: object, about: About) -> None: ...
     def drop_table(self, name: str, table: str) -> None: ...
     def close(self) -> None: ...
 
@@ -106,7 +117,7 @@ class FolderCheckpoints:
         saved = _load(self._path(name))
         return {"metrics_bytes": saved["metrics_bytes"], "seconds": saved["seconds"]}
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str) -> SavedValue:
         return _load(self._path(name))["value"]
 
     def table(self, name: str, table: str) -> Dataset:
@@ -115,7 +126,7 @@ class FolderCheckpoints:
             raise KeyError(f"{name} has no table {table!r}")
         return _read_table(path)
 
-    def save(self, name: str, value: Any, about: About) -> None:
+    def save(self, name: str, value: object, about: About) -> None:
         import torch
 
         value, tables = _parts(value)
@@ -166,7 +177,7 @@ class StoredCheckpoints:
         mark = self._marks[name]
         return {"metrics_bytes": mark["metrics_bytes"], "seconds": mark["seconds"]}
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str) -> SavedValue:
         return self._read(self._marks[name]["object"], _load)
 
     def table(self, name: str, table: str) -> Dataset:
@@ -175,13 +186,13 @@ class StoredCheckpoints:
             raise KeyError(f"{name} has no table {table!r}")
         return self._read(objects[table], _read_table)
 
-    def save(self, name: str, value: Any, about: About) -> None:
+    def save(self, name: str, value: object, about: About) -> None:
         import torch
 
         value, tables = _parts(value)
         version = uuid.uuid4().hex[:12]
         objects = {table: f"{name}-{version}.{table}.arrow" for table in tables}
-        mark = {**about, "object": f"{name}-{version}.pt", "tables": objects}
+        mark: Mark = {**about, "object": f"{name}-{version}.pt", "tables": objects}
         torch.save(value, self.cache / f"{name}-{version}.pt")
         for table, rows in tables.items():
             _write_table(rows, self.cache / objects[table])
@@ -199,16 +210,16 @@ class StoredCheckpoints:
         mark = self._marks[name]
         if table not in mark.get("tables", {}):
             return
-        rest = {other: object_name for other, object_name in mark["tables"].items() if other != table}
+        remaining = {label: object_name for label, object_name in mark["tables"].items() if label != table}
         with _reaching(self.location):
-            self._write_mark(name, {**mark, "tables": rest})
+            self._write_mark(name, {**mark, "tables": remaining})
             self.files.rm_file(f"{self.root}/{mark['tables'][table]}")
 
-    def _write_mark(self, name: str, mark: dict[str, Any]) -> None:
+    def _write_mark(self, name: str, mark: Mark) -> None:
         self.files.pipe_file(f"{self.root}/{name}.json", json.dumps(mark).encode())
         self._marks[name] = mark
 
-    def _read(self, object_name: str, read: Callable[[Path], Any]) -> Any:
+    def _read(self, object_name: str, read: Callable[[Path], Value]) -> Value:
         """``read`` of the object's copy on this machine."""
         path = self._copies.get(object_name)
         if path is not None:
@@ -230,7 +241,7 @@ class StoredCheckpoints:
         except ValueError:  # larger than the whole cache; whoever has it open still reads it
             path.unlink()
 
-    def _read_marks(self) -> dict[str, Any]:
+    def _read_marks(self) -> dict[str, Mark]:
         with _reaching(self.location):
             try:
                 paths = [path for path in self.files.ls(self.root, detail=False) if path.endswith(".json")]
@@ -249,7 +260,7 @@ class _FileCache(LRUCache[str, Path]):
         return name, path
 
 
-def _file_system(location: str) -> tuple[Any, str]:
+def _file_system(location: str) -> tuple[AbstractFileSystem, str]:
     from fsspec.core import url_to_fs
 
     with _reaching(location):
@@ -269,17 +280,17 @@ def _reaching(location: str) -> Iterator[None]:
         raise StorageUnavailable(f"storage {location} cannot be used: {error or type(error).__name__}") from error
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> SavedValue:
     import torch
 
     return torch.load(path, weights_only=True, mmap=True)
 
 
-def _parts(value: Any) -> tuple[Any, Mapping[str, Dataset]]:
+def _parts(value: object) -> tuple[object, Mapping[str, Dataset]]:
     return (value.value, value.tables) if isinstance(value, WithTables) else (value, {})
 
 
-def _objects(mark: Mapping[str, Any]) -> list[str]:
+def _objects(mark: Mark) -> list[str]:
     return [mark["object"], *mark.get("tables", {}).values()]
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
+from training.json_values import JsonObject
 
-def band(values: Any, axis: int = 0) -> dict[str, Any]:
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def band(values: ArrayLike, axis: int = 0) -> JsonObject:
     """Mean and 95 % Student interval over ``axis``: {"mean", "low", "high"}. A single value has no width."""
     values = np.asarray(values, float)
     count, mean = values.shape[axis], values.mean(axis)
@@ -16,7 +22,7 @@ def band(values: Any, axis: int = 0) -> dict[str, Any]:
     return {"mean": mean.tolist(), "low": (mean - half).tolist(), "high": (mean + half).tolist()}
 
 
-def draw_band(axes: Any, x: Any, samples: Any, label: str) -> None:
+def draw_band(axes: Axes, x: ArrayLike, samples: ArrayLike, label: str) -> None:
     """Means over the last axis of ``samples`` [len(x)][repeats], and their intervals as a band."""
     interval = band(samples, axis=-1)
     (line,) = axes.plot(x, interval["mean"], marker=".", label=label)

@@ -9,26 +9,27 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-Row = Mapping[str, Any]
+from training.json_values import JsonObject
+
+Row = Mapping[str, object]
 LABELS = ("type", "name", "model")  # what tells the objects of a list apart
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: object, prefix: str = "") -> dict[str, object]:
     """The numbers and strings in ``value`` by their path, such as ``timing/step/eval`` or ``betas/0``.
 
     An object in a list goes by its labels instead of its place: ``scores/graders/python/style/train_reward_mean``.
     """
     if not isinstance(value, Mapping | list | tuple):
         return {prefix: value}
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, item in _items(value):
         flat |= flatten(item, f"{prefix}/{key}" if prefix else key)
     return flat
 
 
-def _items(value: Mapping | list | tuple) -> Iterator[tuple[str, Any]]:
+def _items(value: Mapping | list | tuple) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         yield from ((str(key), item) for key, item in value.items())
         return
@@ -41,7 +42,7 @@ def _items(value: Mapping | list | tuple) -> Iterator[tuple[str, Any]]:
             yield str(place), item
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: Path) -> list[JsonObject]:
     """The rows of a run folder's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

@@ -22,22 +22,41 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar, overload
 
 import numpy as np
 from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.checkpoints import VARIABLE as STORAGE_VARIABLE
-from training.checkpoints import About, claim, open_checkpoints
+from training.checkpoints import About, SavedValue, WithTables, claim, open_checkpoints
+from training.json_values import JsonObject
 from training.metrics import Board, metrics_csv, read_rows
 from training.provenance import input_hashes, versions
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Event = dict[str, Any]
+Value = TypeVar("Value")
 _tracer = trace.get_tracer("iro")  # its spans go where the process that runs the job sends them, if anywhere
+
+
+class RunEvent(TypedDict):
+    """What a run reports to whoever follows it. ``type``: "message", "metrics", "stage", "progress" or a job's word."""
+
+    type: str
+    level: str
+    message: str
+    data: JsonObject
+
+
+class Check(TypedDict):
+    """A claim of a run and whether it holds."""
+
+    name: str
+    expected: object
+    got: object
+    holds: bool
 
 
 class Cancelled(Exception):
@@ -60,6 +79,9 @@ class JobConfig(BaseModel):
     seed: int = 0
 
 
+AnyConfig = TypeVar("AnyConfig", bound=JobConfig)
+
+
 @dataclass
 class Run:
     """One run at one seed: its folder, seeds, metrics, checkpoints, checks and events.
@@ -70,9 +92,9 @@ class Run:
 
     folder: Path
     seed: int
-    on_event: Callable[[Event], None] | None = None
+    on_event: Callable[[RunEvent], None] | None = None
     should_stop: Callable[[], bool] | None = None
-    checks: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
     planned_steps: int | None = None
     location: str | None = None
 
@@ -96,27 +118,27 @@ class Run:
     def rng(self, *path: int) -> np.random.Generator:
         return rng_of(self.seed, *path)
 
-    def metrics(self, row: Mapping[str, Any], message: str = "") -> None:
+    def metrics(self, row: Mapping[str, object], message: str = "") -> None:
         """Append ``row`` to metrics.jsonl and to TensorBoard's, and send it on. What is not finite becomes null."""
-        row = jsonable(row)
+        json_row: JsonObject = jsonable(row)
         with self._metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(json_row) + "\n")
         if self._board is None:
             self._board = Board(self.folder / "tensorboard", read_rows(self.folder))
         else:
-            self._board.add(row)
-        self.emit("metrics", message, row)
+            self._board.add(json_row)
+        self.emit("metrics", message, json_row)
 
-    def emit(self, type: str, message: str = "", data: Mapping[str, Any] | None = None, level: str = "info") -> None:
+    def emit(self, type: str, message: str = "", data: Mapping[str, object] | None = None, level: str = "info") -> None:
         """Send an event to whoever follows the run."""
         if self.on_event is not None:
             self.on_event({"type": type, "level": level, "message": message, "data": jsonable(data or {})})
 
-    def check(self, name: str, *, expected: Any, got: Any, holds: bool) -> None:
+    def check(self, name: str, *, expected: object, got: object, holds: bool) -> None:
         """State a claim of the run for result.json."""
         self.checks.append(jsonable({"name": name, "expected": expected, "got": got, "holds": bool(holds)}))
 
-    def checkpoint(self, name: str, value: Any, seconds: float = 0.0) -> None:
+    def checkpoint(self, name: str, value: object, seconds: float = 0.0) -> None:
         """Save ``value`` (tensors, numbers, strings, lists and dicts; WithTables) whole or not at all.
 
         ``seconds``: what it took to compute.
@@ -129,7 +151,7 @@ class Run:
     def has(self, name: str) -> bool:
         return self.checkpoints.has(name)
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str) -> SavedValue:
         return self.checkpoints.load(name)
 
     def table(self, name: str, table: str) -> Dataset:
@@ -151,7 +173,19 @@ class Run:
             self._stage = stage
             self.emit("stage", data={"stage": stage})
 
-    def step(self, name: str, compute: Callable[[], Any], stage: str | None = None, seconds: float = 0.0) -> Any:
+    @overload
+    def step(
+        self, name: str, compute: Callable[[], WithTables[Value]], stage: str | None = None, seconds: float = 0.0
+    ) -> Value: ...
+
+    @overload
+    def step(
+        self, name: str, compute: Callable[[], Value], stage: str | None = None, seconds: float = 0.0
+    ) -> Value: ...
+
+    def step(
+        self, name: str, compute: Callable[[], object], stage: str | None = None, seconds: float = 0.0
+    ) -> SavedValue:
         """The value of a step, computed at most once in the life of the run folder.
 
         Write the step's metrics inside ``compute``: then they are kept, or dropped, together with its value.
@@ -203,7 +237,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[AnyConfig]):
     """A batch job, registered under the entry-point group ``iro.jobs``.
 
     ``run`` returns what result.json should hold beside config, seeds, versions and checks. ``draw`` makes the figures
@@ -212,27 +246,27 @@ class Job:
 
     name: str
     summary: str
-    Config: type[JobConfig]
-    run: Callable[[Any, Run], dict[str, Any]]
-    presets: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    Config: type[AnyConfig]
+    run: Callable[[AnyConfig, Run], Mapping[str, object]]
+    presets: Mapping[str, JsonObject] = field(default_factory=dict)
     draw: Callable[[Path], None] | None = None
 
     def execute(
         self,
-        config: Mapping[str, Any] | JobConfig,
+        config: Mapping[str, object] | AnyConfig,
         out: Path,
         *,
         seeds: int = 1,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: Callable[[RunEvent], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Run, or go on with what ``out`` holds of the same run, and return result.json.
 
         Several seeds (config.seed, +1, …) run one after another in ``out/seed-<seed>``. Raises pydantic's
         ValidationError for a bad config, RunError if ``out`` holds another run or one of other input files, Cancelled
         once ``should_stop`` is true, StorageUnavailable where checkpoints cannot be kept or read.
         """
-        config = config if isinstance(config, JobConfig) else self.Config.model_validate(config)
+        config = config if isinstance(config, self.Config) else self.Config.model_validate(config)
         if seeds == 1:
             return self._execute(config, Path(out), on_event, should_stop)
         per_seed = []
@@ -250,12 +284,12 @@ class Job:
 
     def _execute(
         self,
-        config: JobConfig,
+        config: AnyConfig,
         out: Path,
-        on_event: Callable[[Event], None] | None,
+        on_event: Callable[[RunEvent], None] | None,
         should_stop: Callable[[], bool] | None,
-    ) -> dict[str, Any]:
-        header: dict[str, Any] = {
+    ) -> JsonObject:
+        header: JsonObject = {
             "job": self.name,
             "config": config.model_dump(mode="json"),
             "inputs": input_hashes(config),
@@ -288,10 +322,10 @@ class Job:
                         started.unlink()  # a corrected config may use the folder
                     raise
             (out / "metrics.csv").write_text(metrics_csv(out))
-            _write_json(finished, header | {"seeds": [config.seed], "checks": run.checks} | returned)
+            _write_json(finished, header | {"seeds": [config.seed], "checks": run.checks, **returned})
         if self.draw is not None and not any((out / "figures").glob("*")):
             self.draw(out)
-        result: dict[str, Any] = json.loads(finished.read_text())
+        result: JsonObject = json.loads(finished.read_text())
         return result
 
 
@@ -311,7 +345,7 @@ def check_names(names: Iterable[str], available: Collection[str], kind: str) -> 
         raise ValueError(f"no {kind} {', '.join(unknown)}; there are {', '.join(available)}")
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: object) -> Any:
     """``value`` with NumPy numbers made plain and those JSON has no word for (NaN, infinities) made None."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
@@ -337,11 +371,11 @@ def _continues(before: Mapping[str, Any], config: JobConfig) -> bool:
     return saved_fields == fields
 
 
-def _without(config: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+def _without(config: Mapping[str, Any], names: Container[str]) -> JsonObject:
     return {name: value for name, value in config.items() if name not in names}
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: object) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(jsonable(value), indent=2) + "\n")
     os.replace(partial, path)

@@ -15,12 +15,14 @@ from torch import Tensor
 from value_heads.features import FeatureSpec
 from value_heads.heads import Head, LinearHead, MLPHead
 from value_heads.stack import ValueStack
+from value_heads.tilt import Tilt
 
 if TYPE_CHECKING:
     from value_heads.backbone import LoraValues
 
 TENSORS, MANIFEST = "value.safetensors", "manifest.json"
-FORMAT_VERSION: Literal[1] = 1
+TILT = "tilt"
+FORMAT_VERSION: Literal[2] = 2
 
 
 class BundleMismatch(ValueError):
@@ -52,12 +54,24 @@ class LoraEntry(BaseModel):
     betas: list[float]
 
 
-class Manifest(BaseModel):
-    """The manifest of a bundle. ``kind`` selects which of ``heads`` and ``lora`` is set."""
+class TiltEntry(BaseModel):
+    """What a tilt is beside its tensors."""
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: Literal[1]
+    ignored: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+
+
+class Manifest(BaseModel):
+    """The manifest of a bundle. ``kind`` selects which of ``heads`` and ``lora`` is set.
+
+    Format 2 added ``tilt``; a bundle of format 1 is read as one without.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: Literal[1, 2]
     kind: Literal["heads", "lora"]
     model_hash: str
     template_hash: str
@@ -65,6 +79,7 @@ class Manifest(BaseModel):
     metrics: dict[str, Any]
     heads: list[HeadEntry] = []
     lora: LoraEntry | None = None
+    tilt: TiltEntry | None = None
 
 
 def save_bundle(
@@ -82,6 +97,9 @@ def save_bundle(
     else:
         states = [stack.backbone.iteration_state(t) for t in range(len(stack.betas))]
     tensors = {f"{t}.{name}": value.contiguous() for t, state in enumerate(states) for name, value in state.items()}
+    tilt = stack.tilt if isinstance(stack, ValueStack) else None
+    if tilt is not None:
+        tensors |= {f"{TILT}.{name}": value.contiguous() for name, value in tilt.tensors().items()}
     save_file(tensors, directory / TENSORS)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -92,6 +110,7 @@ def save_bundle(
         metrics=metrics or {},
         heads=_head_entries(stack) if isinstance(stack, ValueStack) else [],
         lora=None if isinstance(stack, ValueStack) else _lora_entry(stack),
+        tilt=TiltEntry(ignored=tilt.ignored, stop_ids=tilt.stop_ids) if tilt is not None else None,
     )
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return directory
@@ -111,7 +130,10 @@ def load_bundle(
     if manifest.lora is not None:
         return _load_lora(manifest.lora, tensors, backbone_dir, directory)
     heads = [_head(entry, _under(tensors, index)) for index, entry in enumerate(manifest.heads)]
-    return ValueStack(heads, [entry.beta for entry in manifest.heads])
+    tilt = None
+    if manifest.tilt is not None:
+        tilt = Tilt(**_under(tensors, TILT), ignored=manifest.tilt.ignored, stop_ids=manifest.tilt.stop_ids)
+    return ValueStack(heads, [entry.beta for entry in manifest.heads], tilt)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -172,7 +194,7 @@ def _head(entry: HeadEntry, tensors: dict[str, Tensor]) -> Head:
     return head.eval()
 
 
-def _under(tensors: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+def _under(tensors: dict[str, Tensor], index: int | str) -> dict[str, Tensor]:
     prefix = f"{index}."
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 

@@ -12,22 +12,34 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from value_heads.threads import leaving_engine_core, on_fresh_thread
 
-if TYPE_CHECKING:
-    from value_heads.backbone import LoraBackbone
-
 BATCH_TOKENS = 8192  # new tokens of one forward pass, padding included; a single search may have more
 CACHE_BYTES = 2 * 2**30
+
+
+class Backbone(Protocol):
+    """A shared model with value functions. ``score_singly``: no two searches in one batch."""
+
+    score_singly: bool
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+    @property
+    def num_layers(self) -> int: ...
+
+    def values(self, iteration: int, tokens_RS: Tensor, cache: DynamicCache | None, valid: Tensor | None) -> Tensor:
+        """V [R, S] at every token; ``cache`` grows by S tokens; ``valid`` [R, cached + S] is false at padding."""
+        ...
 
 
 @dataclass
@@ -93,7 +105,7 @@ class Search:
 class Request:
     """Rows ``parents`` of ``search``, each continued by ``successors`` rows of ``tokens_RL``, parent-major."""
 
-    backbone: LoraBackbone
+    backbone: Backbone
     search: Search
     parents: Sequence[int]
     successors: int
@@ -213,7 +225,7 @@ def _prefix(request: Request) -> Piece:
     return Piece(None, torch.arange(len(rows)), pad_sequence(rows, batch_first=True), lengths_R)
 
 
-def read(backbone: LoraBackbone, adapters: int, pieces: Sequence[Piece]) -> tuple[list[list[Tensor]], list[Read]]:
+def read(backbone: Backbone, adapters: int, pieces: Sequence[Piece]) -> tuple[list[list[Tensor]], list[Read]]:
     """V_t [R] of each piece at its rows' last tokens for every adapter t, and the piece's new cache.
 
     One forward pass per adapter. Searches are padded to the longest, on the right of the cached and of the new tokens.

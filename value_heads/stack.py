@@ -10,6 +10,7 @@ from torch import Tensor
 
 from value_heads.features import TOKENS, Sums, assemble, features, last_states, union
 from value_heads.heads import Head, LinearHead, MLPHead, fold
+from value_heads.tilt import Tilt
 
 
 class Chunk(Protocol):
@@ -23,10 +24,12 @@ class Chunk(Protocol):
 class ValueStack:
     """pi_T ∝ pi_base · exp(Sum_t V_t / beta_t) (iro.md). Linear heads fold into one: the cost does not grow with T.
 
-    heads[t] is iteration t's value function, betas[t] > 0 its temperature.
+    heads[t] is iteration t's value function, betas[t] > 0 its temperature. ``tilt``: what they add to the frozen
+    model's logits, if anything.
     """
 
-    def __init__(self, heads: Sequence[Head], betas: Sequence[float]):
+    def __init__(self, heads: Sequence[Head], betas: Sequence[float], tilt: Tilt | None = None):
+        self.tilt = tilt
         check_betas(betas, len(heads))
         self.heads, self.betas = tuple(heads), tuple(betas)
         self.spec = union([head.spec for head in heads])
@@ -45,7 +48,10 @@ class ValueStack:
         return self.spec.layers
 
     def with_betas(self, betas: Sequence[float]) -> ValueStack:
-        return ValueStack(self.heads, betas)
+        return ValueStack(self.heads, betas, self.tilt)
+
+    def with_tilt(self, tilt: Tilt | None) -> ValueStack:
+        return ValueStack(self.heads, self.betas, tilt)
 
     def terms(self) -> list[tuple[Head, float]]:
         """The heads to evaluate with their betas: the folded linear head (beta 1), then each MLP."""

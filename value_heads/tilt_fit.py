@@ -141,7 +141,7 @@ def fit_tilt(
             batch = rows.at(places)
             loss = tilt_loss(parameters.additions(batch, parameters.place_NK[places]), batch, fit.beta)
             optimizer.zero_grad()
-            (loss + fit.decay * parameters.penalty()).backward()  # type: ignore[no-untyped-call]
+            (loss + fit.decay * parameters.penalty()).backward()
             optimizer.step()
             schedule.step()
     return parameters.tilt(zero)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
+from iro_server.json_values import JsonObject
 from training.run import JobConfig, check_names
+
+METHOD_NAMES = ("base", "best_of_n", "blockwise", "static_bias", "iro", "iro_search", "iro_by_reward")
+"""The keys of ``methods.METHODS``, which imports this configuration."""
 
 
 class BenchTasksConfig(JobConfig):
     """Lengths are in tokens."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
-    methods: tuple[str, ...] = ("base", "best_of_n", "blockwise", "iro", "iro_by_reward")
+    methods: tuple[str, ...] = METHOD_NAMES
     rows: tuple[int, ...] = Field((1, 2, 4, 16, 64), description="Rows of a prompt: what a method may sample at once.")
     seeds: int = Field(5, ge=1, description="Repetitions, each with prompts and value functions of its own.")
     seeds_of: dict[str, int] = Field({}, description="Fewer seeds for some methods.")
@@ -29,11 +33,10 @@ class BenchTasksConfig(JobConfig):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        from benchmarks.bench_tasks.methods import METHODS
         from benchmarks.tasks import TASKS
 
         check_names(self.tasks, TASKS, "task")
-        check_names([*self.methods, *self.seeds_of], METHODS, "method")
+        check_names([*self.methods, *self.seeds_of], METHOD_NAMES, "method")
         return self
 
     def seeds_for(self, method: str) -> int:
@@ -50,7 +53,7 @@ ALL_TASKS = (
     "reading_level",
     "civility",
 )
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, JsonObject] = {
     "smoke": {
         "tasks": ("keywords",),
         "rows": (1, 2),
@@ -63,5 +66,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "counted_tokens": 50,
     },
     "two-cores": {"tasks": ("sentiment", "keywords"), "rows": (1, 4, 16), "seeds": 2},
-    "paper": {"tasks": ALL_TASKS, "seeds_of": {"blockwise": 3, "iro_by_reward": 3}},
+    "paper": {"tasks": ALL_TASKS, "seeds_of": {"blockwise": 3, "iro_search": 3, "iro_by_reward": 3}},
 }

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.bench_tasks.config import PRESETS, BenchTasksConfig
+from iro_server.json_values import JsonObject
 from training.run import Job, Run
 
 if TYPE_CHECKING:
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 METRICS = ("task", "method", "rows", "seed", "reward", "judge", "seconds")
 
 
-def run(config: BenchTasksConfig, run: Run) -> dict[str, Any]:
+def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     """``rows`` of the results file, ``training`` of each piece, ``intervals`` and paired ``comparisons``."""
     from benchmarks.bench_tasks.measure import comparisons, intervals
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.engines.prepare import prepare_model
 
-    rows: list[dict[str, Any]] = []
-    training: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
+    training: list[JsonObject] = []
     with closing(EmbeddedEngine(prepare_model())) as engine:
         for seed in range(config.seeds):
             for name in config.tasks:
@@ -37,7 +38,7 @@ def run(config: BenchTasksConfig, run: Run) -> dict[str, Any]:
 
 def run_piece(
     config: BenchTasksConfig, name: str, seed: int, run: Run, engine: EmbeddedEngine
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[JsonObject], JsonObject]:
     """The result rows of a task at a seed, and what its alignment job took."""
     from benchmarks.bench_tasks.methods import METHODS
     from benchmarks.bench_tasks.piece import open_piece
@@ -47,12 +48,12 @@ def run_piece(
     with parse_grader(TASKS[name].grader()) as grader:
         piece = open_piece(config, name, seed, run, engine, grader)
 
-        def train() -> dict[str, Any]:
+        def train() -> JsonObject:
             trained = piece.trained
             cost = {field: getattr(trained, field) for field in ("base_tokens", "reward_calls", "seconds")}
             return {"task": name, "seed": seed, "trained": trained.stack is not None} | cost
 
-        def measure(method: str, count: int) -> dict[str, Any]:
+        def measure(method: str, count: int) -> JsonObject:
             from benchmarks.bench_tasks.measure import measured
 
             row = measured(piece, method, count)

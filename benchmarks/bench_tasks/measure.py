@@ -7,15 +7,15 @@ import time
 from collections.abc import Sequence
 from itertools import product
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from benchmarks.bench_tasks.methods import METHODS, Answer
 from benchmarks.bench_tasks.piece import Piece
 from benchmarks.quality_report import distinct, interval
+from iro_server.json_values import JsonObject
 
-ResultRow = dict[str, Any]
+ResultRow = JsonObject
 COMPARED_WITH = ("base", "best_of_n")
 SIGN_FLIPS = 9999
 
@@ -53,7 +53,7 @@ def piece_stops(piece: Piece, answers: Sequence[Answer]) -> None:
         raise Cancelled(f"stopped; {piece.folder} keeps what was done")
 
 
-def qualities(answers: Sequence[Answer]) -> dict[str, Any]:
+def qualities(answers: Sequence[Answer]) -> JsonObject:
     """Base tokens, reward calls and KL a prompt; perplexity over all tokens; distinct-2 within an answer."""
     logprobs = [logprob for answer in answers for logprob in answer.logprobs]
     divergences = [answer.kl for answer in answers if answer.kl is not None]
@@ -74,7 +74,7 @@ def matrix(rows: Sequence[ResultRow], task: str, method: str, count: int, name: 
     return np.array([row[name] for row in sorted(lines, key=lambda row: row["seed"])])
 
 
-def intervals(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+def intervals(rows: Sequence[ResultRow]) -> list[JsonObject]:
     """Reward and judge of each task, method and number of rows: 95 % bootstrap intervals over seeds and prompts."""
     settings = dict.fromkeys((row["task"], row["method"], row["rows"]) for row in rows)
     return [
@@ -84,7 +84,7 @@ def intervals(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     ]
 
 
-def comparisons(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+def comparisons(rows: Sequence[ResultRow]) -> list[JsonObject]:
     """Paired differences from the base, and from best-of-N at equal rows, on the seeds that both have."""
     settings = dict.fromkeys((row["task"], row["method"], row["rows"]) for row in rows)
     results = []

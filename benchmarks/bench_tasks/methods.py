@@ -87,18 +87,40 @@ class Blockwise:
 
 @dataclass(frozen=True)
 class Iro:
-    """The search of the aligned model. ``by_reward``: the grader picks among its finals, else the values do."""
+    """The aligned model at so many rows: steered by its tilt, if its job kept one, and searched by its values.
+
+    ``by_reward``: the grader picks among its finals, else the values do. ``tilted``: False leaves the search alone.
+    """
 
     piece: Piece
     stack: Stack | None
     by_reward: bool = False
+    tilted: bool = True
 
     def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
-        params = iro_search(rows, self.piece.config.chunk_length)
-        results = self.piece.search(prompts, params, self.stack, seed)
+        tilt = getattr(self.stack, "tilt", None) if self.tilted else None
+        params = iro_search(rows, self.piece.config.chunk_length) if rows > 1 else best_of(1)
+        params = params.model_copy(update={"strength": 1.0 if tilt is not None else 0.0})
+        results = self.piece.search(prompts, params, self.stack, seed, tilt)
         if self.by_reward:
             return picked_by_reward(self.piece, prompts, results)
-        return [answer_of(result.finals[0], result) for result in results]
+        return [
+            answer_of(result.finals[0], result, kl=result.finals[0].kl if rows == 1 else None) for result in results
+        ]
+
+
+@dataclass(frozen=True)
+class StaticBias:
+    """A number for each token added to its logit, and the sample of the highest reward where there are several."""
+
+    piece: Piece
+
+    def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
+        params = best_of(rows).model_copy(update={"strength": 1.0})
+        results = self.piece.search(prompts, params, None, seed, self.piece.trained.static_bias)
+        if rows > 1:
+            return picked_by_reward(self.piece, prompts, results)
+        return [answer_of(result.finals[0], result, kl=result.finals[0].kl) for result in results]
 
 
 def best_of(rows: int) -> SearchParams:
@@ -147,6 +169,8 @@ METHODS: dict[str, Entry] = {
     "base": Entry(Base, min_rows=1, max_rows=1),
     "best_of_n": Entry(BestOfN),
     "blockwise": Entry(lambda piece: Blockwise(piece, piece.trained.stack)),
-    "iro": Entry(lambda piece: Iro(piece, piece.trained.stack)),
+    "static_bias": Entry(StaticBias, min_rows=1),
+    "iro": Entry(lambda piece: Iro(piece, piece.trained.stack), min_rows=1),
+    "iro_search": Entry(lambda piece: Iro(piece, piece.trained.stack, tilted=False)),
     "iro_by_reward": Entry(lambda piece: Iro(piece, piece.trained.stack, by_reward=True)),
 }

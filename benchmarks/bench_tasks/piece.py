@@ -10,28 +10,32 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.bench_tasks.config import BenchTasksConfig
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Split, Task
-from training.run import Run, derive_seed
+from iro_server.json_values import JsonObject
+from training.run import Run, RunEvent, derive_seed
 
 if TYPE_CHECKING:
+    from benchmarks.bench_tasks.config import BenchTasksConfig
     from iro_server.decoding.base import SearchParams, SearchResult
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.graders.base import Grader
     from training.iro.data import Prompt
     from training.iro.values import Stack
+    from value_heads.tilt import Tilt
 
 DECODING, TRAINING = 0, 1  # streams of random numbers
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An alignment job's outcome. ``stack`` None: all rewards of its rollouts were equal. ``folder``: its run folder,
-    with graded rollouts. ``base_tokens``, ``reward_calls``: what it took, validation included."""
+    """An alignment job's outcome. ``stack`` None: all rewards of its rollouts were equal. ``static_bias``: the static
+    tilt of the job, at the strength that its held-out prompts choose. ``folder``: its run folder, with graded rollouts.
+    ``base_tokens``, ``reward_calls``: what it took, validation included."""
 
     folder: Path
     stack: Stack | None
+    static_bias: Tilt | None
     base_tokens: int
     reward_calls: int
     seconds: float
@@ -47,7 +51,7 @@ class Piece:
     folder: Path
     engine: EmbeddedEngine
     grader: Grader
-    on_event: Callable[[dict[str, Any]], None] | None = None
+    on_event: Callable[[RunEvent], None] | None = None
     should_stop: Callable[[], bool] | None = None
 
     @property
@@ -77,17 +81,30 @@ class Piece:
         return [grade.reward for grade in grades]
 
     def search(
-        self, prompts: Sequence[Prompt], params: SearchParams, stack: Stack | None, seed: int
+        self,
+        prompts: Sequence[Prompt],
+        params: SearchParams,
+        stack: Stack | None,
+        seed: int,
+        tilt: Tilt | None = None,
     ) -> list[SearchResult]:
-        """A search of each prompt, in lockstep. A prompt's seed is the same for all methods."""
+        """A search of each prompt, in lockstep, steered by ``tilt`` where the search has a strength.
+
+        A prompt's seed is the same for all methods.
+        """
         from iro_server.decoding.search import guided_search
+        from iro_server.engines.base import Steering
         from training.iro.rollouts import rollout_sampling
 
         sampling = rollout_sampling(1.0, self.engine.info)
+        steering = Steering(tilt, params.strength) if tilt is not None and params.strength else None
+        scorer = stack if params.rows > 1 else None
 
         async def search_one(prompt: Prompt) -> SearchResult:
             seeded = replace(sampling, seed=derive_seed(seed, DECODING, prompt.index))
-            return await guided_search(self.engine, prompt.token_ids, params, seeded, self.max_tokens, stack)
+            return await guided_search(
+                self.engine, prompt.token_ids, params, seeded, self.max_tokens, scorer, steering=steering
+            )
 
         async def search_all(shard: Sequence[Prompt]) -> list[SearchResult]:
             return await asyncio.gather(*map(search_one, shard))
@@ -127,7 +144,7 @@ def train(piece: Piece) -> Trained:
     model_dir = prepare_model()
     description = Description.of_engine(piece.engine)
 
-    def run(align_config: Any, run: Run) -> dict[str, Any]:
+    def run(align_config: Any, run: Run) -> JsonObject:
         return align(align_config, run, description, LocalExecutor(piece.engine, model_dir))
 
     options = {
@@ -145,7 +162,7 @@ def train(piece: Piece) -> Trained:
         "seed": derive_seed(piece.seed, TRAINING) % 2**31,
     }
     execute = partial(replace(JOB, run=run, draw=None).execute, on_event=piece.on_event, should_stop=piece.should_stop)
-    stack = None
+    stack = static_bias = None
     try:
         history = execute(options, folder)["history"]
     except AlignError as error:
@@ -154,10 +171,29 @@ def train(piece: Piece) -> Trained:
     else:
         best = max((row for row in history if row["path"]), key=lambda row: row["full_valid_mean_reward"])
         stack = Bundles(piece.engine.info, model_dir).load(Path(best["path"]))
-    return Trained(folder, stack, **spent(folder))
+        static_bias = best_static_bias(folder, piece)
+    return Trained(folder, stack, static_bias, **spent(folder))
 
 
-def spent(folder: Path) -> dict[str, Any]:
+def best_static_bias(folder: Path, piece: Piece) -> Tilt:
+    """Of the strengths that the job tried on held-out prompts, the one of the highest reward."""
+    from training.checkpoints import open_checkpoints
+    from training.iro.tilting import TRIALS
+    from value_heads.tilt import zero_tilt
+
+    checkpoints = open_checkpoints(str(folder / "checkpoints"))
+
+    def reward(strength: float) -> float:
+        names = [name for name in checkpoints.names() if name.startswith(f"tilt-bias-{strength}-")]
+        rows = [row["mean"] for name in names for row in checkpoints.load(name)["rows"]]
+        return sum(rows) / len(rows)
+
+    strength = max(TRIALS["bias"], key=reward)
+    zero = zero_tilt(*piece.engine.frozen.head_weight.shape, (), piece.engine.info.eos_ids)
+    return replace(zero, bias=checkpoints.load("tilts")["bias"]["bias"] * strength)
+
+
+def spent(folder: Path) -> JsonObject:
     """Base tokens, graded completions and seconds of the alignment job in ``folder``."""
     from training.checkpoints import open_checkpoints
 

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.record import command_line, finish
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Task
+from iro_server.json_values import JsonObject
 
 SEED = 0
 
@@ -31,18 +32,18 @@ def main() -> None:
     finish(args, {"tasks": tasks}, report, seeds=[SEED])
 
 
-def measured_once(engine: Any, task: Task, args: argparse.Namespace) -> dict[str, Any]:
+def measured_once(engine: Any, task: Task, args: argparse.Namespace) -> JsonObject:
     """As ``measured``, kept under ``--out``: an interrupted run goes on with the next task."""
     path = args.out / f"{task.name}-{args.prompts}x{args.rollouts}.json"
     if not path.exists():
         row = measured(engine, task, args)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(row))
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: JsonObject = json.loads(path.read_text())
     return content
 
 
-def measured(engine: Any, task: Task, args: argparse.Namespace) -> dict[str, Any]:
+def measured(engine: Any, task: Task, args: argparse.Namespace) -> JsonObject:
     """Means over prompts of ``--rollouts`` samples each, and the first sample of some prompts."""
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.prompts import item_prompt_ids
@@ -75,7 +76,7 @@ def measured(engine: Any, task: Task, args: argparse.Namespace) -> dict[str, Any
     }
 
 
-def report(numbers: dict[str, Any]) -> None:
+def report(numbers: JsonObject) -> None:
     for name, row in numbers["tasks"].items():
         print(
             f"{name}: base {row['base']:.2f}, best of n {row['best_of_n']:.2f}, {row['completion_tokens']:.0f} tokens"

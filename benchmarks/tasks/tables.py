@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from benchmarks.tables import table
+from iro_server.json_values import JsonObject
 
 
-def base(content: dict[str, Any]) -> str:
+def base(content: JsonObject) -> str:
     """Rewards of the frozen model by task."""
     config = content["run"]["config"]
     head = [

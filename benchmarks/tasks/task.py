@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from iro_server.json_values import JsonObject
+
 Split = Literal["train", "validation", "held_out"]
-Row = dict[str, Any]
+Row = JsonObject
 SPLITS: tuple[Split, ...] = get_args(Split)
 MAX_TOKENS = 48
 DRAWS_PER_ROW = 1000  # candidates that are tried before a split counts as exhausted
@@ -36,7 +38,7 @@ class Task:
     name: str
     summary: str
     prompts: Callable[[Split, int, int], list[Row]]
-    grader: Callable[[], dict[str, Any]]
+    grader: Callable[[], JsonObject]
     judge: Callable[[Row, str], float]
     judge_name: str
     good: tuple[Example, ...]
@@ -97,7 +99,7 @@ def chat(text: str, **fields: Any) -> Row:
     return {"messages": [{"role": "user", "content": text}], **fields}
 
 
-def python_grader(name: str) -> dict[str, Any]:
+def python_grader(name: str) -> JsonObject:
     """The python grader in the file ``grader.py`` of the task ``name``."""
     source = (Path(__file__).parent / name / "grader.py").read_text()
     return {"type": "python", "name": name, "source": source}

@@ -7,13 +7,14 @@ text and a row of docs/hyperparameters.md. Lengths are in tokens, times in secon
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from iro_server.decoding.base import SearchParams, Selection
 from iro_server.engines.endpoints import EngineUrl
 from iro_server.engines.opening import EngineKind
+from iro_server.json_values import JsonObject
 
 Auto = Literal["auto"]
 Beta = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -125,6 +126,19 @@ class AlignmentOptions(BaseModel):
     backbone_layers: int | None = Field(
         None, ge=1, description="For `lora`: the first layers of the model that form the backbone. Null takes a third."
     )
+    tilt: Literal["auto", "off"] = Field(
+        "auto",
+        description="`auto` fits tilts, which steer each token as it is drawn, and keeps the best of them where it is "
+        "surely better than none at one row. It needs the frozen model in the job's own process and `value_model` "
+        "`linear` or `mlp`; elsewhere, as with `off`, values steer the search alone.",
+    )
+    max_rows: int = Field(
+        256,
+        ge=1,
+        le=65_536,
+        description="Maximum rows W·K that the aligned model is served with. A model with a tilt is served with the "
+        "fewest rows, of 1, a quarter of W·K and W·K, whose validation reward the best does not surely exceed.",
+    )
     early_stop: bool = Field(
         True, description="Stop at the first validation whose reward does not exceed all earlier ones."
     )
@@ -160,11 +174,11 @@ class AlignmentOptions(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _iterations_of_betas(cls, values: Any) -> Any:
-        betas = values.get("betas") if isinstance(values, dict) else None
-        if isinstance(betas, list | tuple) and betas and "iterations" not in values:
-            return values | {"iterations": len(betas)}
-        return values
+    def _iterations_of_betas(cls, values: object) -> object:
+        if not isinstance(values, dict) or "iterations" in values:
+            return values
+        betas = values.get("betas")
+        return values | {"iterations": len(betas)} if isinstance(betas, list | tuple) and betas else values
 
     @field_validator("betas")
     @classmethod
@@ -228,14 +242,14 @@ class Alignment(AlignmentOptions):
     validation_file: Path | None = Field(
         None, description="Validation rows. Null takes validation prompts out of training_file."
     )
-    grader: dict[str, Any] = Field(description="The reward, in OpenAI's shape.")
-    response_format: dict[str, Any] | None = Field(
+    grader: JsonObject = Field(description="The reward, in OpenAI's shape.")
+    response_format: JsonObject | None = Field(
         None, description="OpenAI's. A completion that does not conform gets the reward 0 and is not graded."
     )
 
     @field_validator("response_format")
     @classmethod
-    def _is_a_response_format(cls, response_format: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _is_a_response_format(cls, response_format: JsonObject | None) -> JsonObject | None:
         from iro_server.graders.response_format import parse_response_format  # loads the graders: slow
 
         if response_format is not None:
@@ -244,7 +258,7 @@ class Alignment(AlignmentOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _auto_value_model_over_http(cls, values: Any) -> Any:
+    def _auto_value_model_over_http(cls, values: object) -> object:
         if isinstance(values, dict) and values.get("engine_urls") and values.get("return_lambda", 1) == 1:
             return {"value_model": "auto"} | values
         return values

@@ -6,19 +6,32 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar
 
 from pydantic import BaseModel
 
+from iro_server.json_values import JsonObject
+
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from iro_server.alignment.definition import Alignment
     from iro_server.engines.base import ModelInfo
     from iro_server.graders.base import Grader
 
 GROUP = "iro.jobs"
-Event = dict[str, Any]
+
+
+class JobEvent(TypedDict):
+    """What a job reports while it runs."""
+
+    type: str
+    level: str
+    message: str
+    data: JsonObject
+
+
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 AlignmentConfig = TypeVar("AlignmentConfig", bound="Alignment")
 
@@ -31,19 +44,19 @@ class BatchJob(Protocol[AnyConfig]):
     @property
     def summary(self) -> str: ...
     @property
-    def presets(self) -> Mapping[str, dict[str, Any]]: ...
+    def presets(self) -> Mapping[str, JsonObject]: ...
     @property
     def Config(self) -> type[AnyConfig]: ...
 
     def execute(
         self,
-        config: Mapping[str, Any] | AnyConfig,
+        config: Mapping[str, object] | AnyConfig,
         out: Path,
         *,
         seeds: int = 1,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: Callable[[JobEvent], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Run to the end, or continue the unfinished run in ``out``; returns what its result.json holds.
 
         Raises ValueError for a bad config.
@@ -57,7 +70,7 @@ class DescribedModel(Protocol):
     @property
     def info(self) -> ModelInfo: ...
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
 
 class AlignmentJob(Protocol[AlignmentConfig]):
@@ -80,9 +93,9 @@ class AlignmentJob(Protocol[AlignmentConfig]):
         config: AlignmentConfig,
         out: Path,
         *,
-        on_event: Callable[[Event], None],
+        on_event: Callable[[JobEvent], None],
         should_stop: Callable[[], bool],
-    ) -> dict[str, Any]: ...
+    ) -> JsonObject: ...
 
     def export(self, folder: Path) -> Dataset:
         """The graded completions of the run in ``folder``."""
@@ -98,12 +111,21 @@ def batch_jobs() -> importlib.metadata.EntryPoints:
     return importlib.metadata.entry_points(group=GROUP)
 
 
-def load_batch_job(name: str) -> BatchJob[Any]:
-    """The batch job ``name``. ValueError where there is none."""
+class JobUnavailable(ValueError):
+    """A package that a batch job imports is not installed; the message says what to install."""
+
+
+def load_batch_job(name: str) -> BatchJob[BaseModel]:
+    """The batch job ``name``. ValueError where there is none, JobUnavailable where a package is missing."""
     jobs = batch_jobs()
     if name not in jobs.names:
         raise ValueError(f"no job {name!r}; `iro list` has: {', '.join(sorted(jobs.names))}")
-    job: BatchJob[Any] = jobs[name].load()
+    try:
+        job: BatchJob[BaseModel] = jobs[name].load()
+    except ModuleNotFoundError as error:
+        extras = ",".join(jobs[name].extras)
+        requirement = f": pip install 'iro-align[{extras}]'" if extras else ""
+        raise JobUnavailable(f"{name} needs {error.name}, which is not installed{requirement}") from error
     return job
 
 

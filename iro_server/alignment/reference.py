@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel
+
+from iro_server.json_values import JsonObject
 
 
 class FieldRow(NamedTuple):
@@ -17,7 +19,7 @@ class FieldRow(NamedTuple):
     values: str
 
 
-def field_rows(model: type[BaseModel], defaults: Mapping[str, Any] | None = None) -> list[FieldRow]:
+def field_rows(model: type[BaseModel], defaults: Mapping[str, object] | None = None) -> list[FieldRow]:
     """A row for each field of ``model``. ``defaults``: shown in place of the model's own, by the field's name."""
     properties = model.model_json_schema()["properties"]
     rows = []
@@ -37,7 +39,7 @@ def markdown_table(title: str, rows: list[FieldRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _as_json(default: Any) -> str:
+def _as_json(default: object) -> str:
     if default is None:
         return ""
     if isinstance(default, bool):
@@ -45,7 +47,7 @@ def _as_json(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def _values(schema: Mapping[str, Any]) -> str:
+def _values(schema: JsonObject) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
@@ -57,7 +59,7 @@ def _values(schema: Mapping[str, Any]) -> str:
     return {"boolean": "`true`, `false`"}[schema["type"]]
 
 
-def _range(schema: Mapping[str, Any]) -> str:
+def _range(schema: JsonObject) -> str:
     low = schema.get("minimum")
     high = schema.get("maximum")
     if "exclusiveMinimum" in schema:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from typing import Any
 from urllib.parse import urlsplit
 
 from cachetools import TTLCache
@@ -16,9 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from iro_server.access import scopes
 from iro_server.access.audit import audit_log
 from iro_server.access.key_requirement import KEY_SECONDS, KeyRequirement
+from iro_server.access.rates import Allowance, RateLimitExceeded, Rates
 from iro_server.api.context import Caller
-from iro_server.api.errors import DATABASE_AWAY, APIError, answer, storage_failure
-from iro_server.api.rates import Allowance, Rates
+from iro_server.api.errors import DATABASE_AWAY, APIError, answer, api_error, storage_failure
+from iro_server.json_values import JsonObject
 from iro_server.settings import is_loopback
 from iro_server.store import keys
 from iro_server.store.database import find
@@ -40,7 +40,7 @@ class Access:
         self.rates = Rates()
         self.audit = audit_log(self.settings)
         # A revoked key works until its entry expires.
-        self._known: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(4096, KEY_SECONDS)
+        self._identities: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(4096, KEY_SECONDS)
         self._allowances: TTLCache[str, Allowance | None] = TTLCache(4096, KEY_SECONDS)  # by key id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,8 +69,8 @@ class Access:
             if allowance and caller.key_id == allowance.key_id:  # else it is part of a request that was counted
                 counted = allowance
                 self.rates.enter(allowance, record.headers)
-        except APIError as error:
-            return await answer(error)(scope, receive, send)
+        except (APIError, RateLimitExceeded) as error:
+            return await answer(api_error(error))(scope, receive, send)
         except DATABASE_AWAY as error:  # the app's handlers see only what is raised inside of it
             return await storage_failure(error)(scope, receive, send)
         try:
@@ -95,9 +95,9 @@ class Access:
         if not secret:
             raise _unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer KEY'.")
         try:
-            identity = self._known[secret]
+            identity = self._identities[secret]
         except KeyError:
-            identity = self._known[secret] = await run_in_threadpool(self._look_up, secret)
+            identity = self._identities[secret] = await run_in_threadpool(self._look_up, secret)
         if identity is None:
             raise _unauthorized("Incorrect API key provided.", "invalid_api_key")
         _check_scope(identity[0], scope)
@@ -175,7 +175,7 @@ class Record:
         return noted
 
     def line(self) -> str:
-        fields: dict[str, Any] = {"time": round(self.time, 3), "request": self.id, "client": self.client}
+        fields: JsonObject = {"time": round(self.time, 3), "request": self.id, "client": self.client}
         fields |= {"method": self.method, "path": self.path, "status": self.status, "ms": round(self._milliseconds())}
         if self.caller:
             fields |= {"project": self.caller.project, "key": self.caller.key_id}

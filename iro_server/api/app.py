@@ -30,13 +30,13 @@ from iro_server.api import (
     webhooks,
 )
 from iro_server.api.access import Access
-from iro_server.api.admission import Admission
 from iro_server.api.context import Context
-from iro_server.api.deadlines import Deadlines
 from iro_server.api.limits import BodyLimit, BodyLimits
 from iro_server.api.registry import ModelRegistry
 from iro_server.api.respond import AsciiJSON
 from iro_server.api.send_timeout import SendTimeout, UnreadConnections
+from iro_server.concurrency.admission import Admission
+from iro_server.concurrency.deadlines import Deadlines
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.engines.base import Engine
 from iro_server.engines.opening import open_engine

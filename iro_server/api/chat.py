@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
-from iro_server.api.generation_slot import take_turn
+from iro_server.api.generation_slot import take_slot
 from iro_server.api.options import Options, usage_object
 from iro_server.api.respond import Stream, whole
 from iro_server.api.unsupported import Unsupported
 from iro_server.engines.prompts import chat_prompt_ids, text_of
+from iro_server.json_values import JsonObject
 from iro_server.store.tables import new_id, now
 
 router = APIRouter(tags=["chat"])
@@ -28,11 +29,11 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    audio: Annotated[Any, Unsupported()] = None
-    function_call: Annotated[Any, Unsupported()] = None
-    tool_calls: Annotated[Any, Unsupported([])] = None
-    annotations: Annotated[Any, Unsupported([])] = None
-    refusal: Annotated[Any, Unsupported()] = None
+    audio: Annotated[object, Unsupported()] = None
+    function_call: Annotated[object, Unsupported()] = None
+    tool_calls: Annotated[object, Unsupported([])] = None
+    annotations: Annotated[object, Unsupported([])] = None
+    refusal: Annotated[object, Unsupported()] = None
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(text_of)]
     name: str | None = None
@@ -44,7 +45,7 @@ class Message(BaseModel):
 class TextFormat(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    type: Annotated[Any, Unsupported("text")]
+    type: Annotated[object, Unsupported("text")]
 
 
 class ChatRequest(Options):
@@ -62,21 +63,21 @@ class ChatRequest(Options):
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_options: JsonObject | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-    prediction: dict[str, Any] | None = None
+    prediction: JsonObject | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     parallel_tool_calls: bool | None = None
 
-    modalities: Annotated[Any, Unsupported(["text"])] = None
-    verbosity: Annotated[Any, Unsupported("medium")] = None
-    tool_choice: Annotated[Any, Unsupported("none", "auto")] = None
-    function_call: Annotated[Any, Unsupported("none", "auto")] = None
-    tools: Annotated[Any, Unsupported()] = None
-    functions: Annotated[Any, Unsupported()] = None
-    audio: Annotated[Any, Unsupported()] = None
-    moderation: Annotated[Any, Unsupported()] = None
-    web_search_options: Annotated[Any, Unsupported()] = None
+    modalities: Annotated[object, Unsupported(["text"])] = None
+    verbosity: Annotated[object, Unsupported("medium")] = None
+    tool_choice: Annotated[object, Unsupported("none", "auto")] = None
+    function_call: Annotated[object, Unsupported("none", "auto")] = None
+    tools: Annotated[object, Unsupported()] = None
+    functions: Annotated[object, Unsupported()] = None
+    audio: Annotated[object, Unsupported()] = None
+    moderation: Annotated[object, Unsupported()] = None
+    web_search_options: Annotated[object, Unsupported()] = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -87,13 +88,13 @@ class ChatRequest(Options):
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     """Generate the assistant's next message. A stream's log-probabilities come with its last chunk."""
     generation = await run_in_threadpool(_generation, body, context)
-    turn = take_turn(request, context, [generation])
+    slot = take_slot(request, context, [generation])
     frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model}
     if body.stream:
         chunks = ChatChunks(context.models.engine.tokenizer, body)
         frame["object"] = "chat.completion.chunk"
-        return Stream([generation], chunks, frame, body.include_usage, turn).response()
-    (generated,) = await whole(request, [generation], turn)
+        return Stream([generation], chunks, frame, body.include_usage, slot).response()
+    (generated,) = await whole(request, [generation], slot)
     choices = [_choice(generation, body, index, choice) for index, choice in enumerate(generated.choices)]
     usage = usage_object([generation], [generated])
     return frame | {"object": "chat.completion", "choices": choices, "usage": usage}
@@ -109,7 +110,7 @@ def _generation(body: ChatRequest, context: Context) -> Generation:
     return body.generation(context, model, prompt_ids, max_tokens, context.settings.default_max_tokens)
 
 
-def _choice(generation: Generation, body: ChatRequest, index: int, choice: Choice) -> dict[str, Any]:
+def _choice(generation: Generation, body: ChatRequest, index: int, choice: Choice) -> JsonObject:
     return {
         "index": index,
         "message": {"role": "assistant", "content": choice.text, "refusal": None},
@@ -124,22 +125,22 @@ class ChatChunks:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, body: ChatRequest) -> None:
         self.tokenizer, self.body = tokenizer, body
 
-    def head(self, index: int) -> list[dict[str, Any]]:
+    def head(self, index: int) -> list[JsonObject]:
         return [_delta(index, {"role": "assistant", "content": ""})]
 
-    def text(self, index: int, text: str) -> list[dict[str, Any]]:
+    def text(self, index: int, text: str) -> list[JsonObject]:
         return [_delta(index, {"content": text})]
 
-    def tail(self, index: int, choice: Choice) -> list[dict[str, Any]]:
+    def tail(self, index: int, choice: Choice) -> list[JsonObject]:
         logprobs = _logprobs(self.tokenizer, self.body, choice)
         return [_delta(index, {}) | {"finish_reason": choice.finish_reason, "logprobs": logprobs}]
 
 
-def _delta(index: int, delta: dict[str, Any]) -> dict[str, Any]:
+def _delta(index: int, delta: JsonObject) -> JsonObject:
     return {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
 
 
-def _logprobs(tokenizer: PreTrainedTokenizerBase, body: ChatRequest, choice: Choice) -> dict[str, Any] | None:
+def _logprobs(tokenizer: PreTrainedTokenizerBase, body: ChatRequest, choice: Choice) -> JsonObject | None:
     """Each token's log-probability; of the likeliest alternatives the engine tells only the token drawn."""
     if not body.logprobs:
         return None

@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
-from iro_server.api.generation_slot import take_turn
+from iro_server.api.generation_slot import take_slot
 from iro_server.api.options import Options, usage_object
 from iro_server.api.respond import Stream, whole
 from iro_server.api.unsupported import Unsupported
 from iro_server.engines.prompts import text_prompt_ids
+from iro_server.json_values import JsonObject
 from iro_server.store.tables import new_id, now
 
 router = APIRouter(tags=["completions"])
@@ -32,9 +33,9 @@ class CompletionRequest(Options):
 
     prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: Annotated[Any, Unsupported(False)] = None
-    best_of: Annotated[Any, Unsupported(1)] = None
-    suffix: Annotated[Any, Unsupported("")] = None
+    echo: Annotated[object, Unsupported(False)] = None
+    best_of: Annotated[object, Unsupported(1)] = None
+    suffix: Annotated[object, Unsupported("")] = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -49,12 +50,12 @@ class CompletionRequest(Options):
 async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any:
     """Continue each prompt ``n`` times. A stream's log-probabilities come with its last chunk."""
     generations = await run_in_threadpool(_generations, body, context)
-    turn = take_turn(request, context, generations)
+    slot = take_slot(request, context, generations)
     frame = {"id": new_id("cmpl-"), "object": "text_completion", "created": now(), "model": body.model}
     chunks = TextChunks(context.models.engine.tokenizer, body)
     if body.stream:
-        return Stream(generations, chunks, frame, body.include_usage, turn).response()
-    generated = await whole(request, generations, turn)
+        return Stream(generations, chunks, frame, body.include_usage, slot).response()
+    generated = await whole(request, generations, slot)
     numbered = enumerate(choice for each in generated for choice in each.choices)
     choices = [chunks.choice(index, choice.text, choice) for index, choice in numbered]
     return frame | {"choices": choices, "usage": usage_object(generations, generated)}
@@ -86,18 +87,18 @@ class TextChunks:
     def head(self, index: int) -> None:
         return None
 
-    def text(self, index: int, text: str) -> list[dict[str, Any]]:
+    def text(self, index: int, text: str) -> list[JsonObject]:
         return [self.choice(index, text)]
 
-    def tail(self, index: int, choice: Choice) -> list[dict[str, Any]]:
+    def tail(self, index: int, choice: Choice) -> list[JsonObject]:
         return [self.choice(index, "", choice)]
 
-    def choice(self, index: int, text: str, end: Choice | None = None) -> dict[str, Any]:
+    def choice(self, index: int, text: str, end: Choice | None = None) -> JsonObject:
         """A choice, or a part of it; ``end``: the whole, in its last part."""
         reason, logprobs = (end.finish_reason, self._logprobs(end)) if end else (None, None)
         return {"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs}
 
-    def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
+    def _logprobs(self, choice: Choice) -> JsonObject | None:
         if self.body.logprobs is None:
             return None
         texts = [self.tokenizer.decode([token]) for token in choice.tokens]

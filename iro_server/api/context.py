@@ -9,12 +9,13 @@ from fastapi import Depends, Request
 from sqlalchemy import ColumnElement, select
 
 from iro_server.access.key_requirement import KeyRequirement
-from iro_server.api.admission import Admission
-from iro_server.api.deadlines import Deadlines
 from iro_server.api.errors import not_found
 from iro_server.api.registry import ModelRegistry, ServedModel
+from iro_server.concurrency.admission import Admission
+from iro_server.concurrency.deadlines import Deadlines
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.graders.environment import GraderEnvironment
+from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
 from iro_server.store.tables import DEFAULT_PROJECT, Base, Owned
@@ -45,14 +46,14 @@ class Context:
     lookups: FairExecutor
     caller: Caller = Caller()
 
-    def own(self, table: type[Base]) -> list[ColumnElement[bool]]:
+    def owned(self, table: type[Base]) -> list[ColumnElement[bool]]:
         """What the caller may see of ``table``."""
         return [table.project == self.caller.project] if issubclass(table, Owned) else []
 
     def get(self, table: type[Row], kind: str, id: str, param: str = "id", *where: ColumnElement[bool]) -> Row:
         """The caller's row named ``id``; 404 without one."""
         with self.sessions() as session:
-            row = session.scalar(select(table).where(table.id == id, *self.own(table), *where))
+            row = session.scalar(select(table).where(table.id == id, *self.owned(table), *where))
         if row is None:
             raise not_found(kind, id, param)
         return row
@@ -77,9 +78,9 @@ def list_object(
     limit: int,
     after: str | None = None,
     ascending: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """One page of what the caller may see, in OpenAI's list shape. 404 where ``after`` names no row."""
-    where = (*context.own(table), *where)
+    where = (*context.owned(table), *where)
     last = None if after is None else context.get(table, table.__name__.lower(), after, "after", *where)
     with context.sessions() as session:
         rows, more = page(session, table, where, limit, last, ascending)

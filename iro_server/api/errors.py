@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from starlette.exceptions import HTTPException
 
+from iro_server.access.rates import RateLimitExceeded
+from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
 from iro_server.api.unsupported import UNSUPPORTED
+from iro_server.concurrency.admission import RequestTooLarge, TooManyWaiting
+from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
+from iro_server.concurrency.disconnect import ClientGone
 from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.graders.remote import GraderServiceUnavailable
+from iro_server.json_values import JsonObject
 from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.metrics import REFUSED
 
@@ -43,7 +50,7 @@ class ErrorEnvelope(BaseModel):
     error: ErrorObject
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {  # of every route, in the OpenAPI document
+RESPONSES: dict[int | str, JsonObject] = {  # of every route, in the OpenAPI document
     "4XX": {"model": ErrorEnvelope, "description": "The request is refused"},
     "5XX": {"model": ErrorEnvelope, "description": "The server cannot answer now"},
 }
@@ -67,7 +74,7 @@ class APIError(Exception):
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
         self.type = type or ("invalid_request_error" if status < 500 else "server_error")
 
-    def envelope(self) -> dict[str, Any]:
+    def envelope(self) -> JsonObject:
         return {
             "error": {
                 "message": escaped(self.message, layout=True),
@@ -76,10 +83,6 @@ class APIError(Exception):
                 "code": self.code,
             }
         }
-
-
-class ClientGone(Exception):
-    """Nobody is there to be answered."""
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> APIError:
@@ -91,23 +94,57 @@ def not_found(kind: str, id: str, param: str) -> APIError:
     return APIError(404, f"No such {kind}: {id}", param=param, code=code)
 
 
-UNAVAILABLE: dict[type[Exception], tuple[str, str]] = {  # 503: code and message
-    EngineUnavailable: ("engine_unavailable", "The model cannot be reached now. Try again soon."),
-    EngineOutOfMemory: (
+def _unavailable(code: str, message: str) -> Callable[[Exception], APIError]:
+    """503 with a message that does not repeat the exception's, which may name machines: that one is logged."""
+
+    def api_error(error: Exception) -> APIError:
+        log.error("%s", error)
+        return APIError(503, message, code=code, headers={"Retry-After": "5"})
+
+    return api_error
+
+
+def _rate_limit(error: RateLimitExceeded) -> APIError:
+    retries = error.retry_after is not None
+    headers = {"Retry-After": str(error.retry_after)} if retries else {"x-should-retry": "false"}
+    return APIError(429, str(error), type=error.unit, code="rate_limit_exceeded", headers=headers)
+
+
+DOMAIN_ERRORS: dict[type[Exception], Callable[[Any], APIError]] = {
+    DeadlineExceeded: lambda error: APIError(
+        504, str(error), code="deadline_exceeded", headers={"x-should-retry": "false"}
+    ),
+    EngineOutOfMemory: _unavailable(
         "out_of_memory",
         "The model's memory does not hold this request now. Reduce the prompt, max_tokens, n or the search's rows.",
     ),
-    GraderServiceUnavailable: (GraderServiceUnavailable.code, "Python graders cannot run now. Try again soon."),
-    QueueFull: ("overloaded", "The server is overloaded: {error}. Try again soon."),
+    EngineUnavailable: _unavailable("engine_unavailable", "The model cannot be reached now. Try again soon."),
+    GraderServiceUnavailable: _unavailable(
+        GraderServiceUnavailable.code, "Python graders cannot run now. Try again soon."
+    ),
+    ModelMismatch: lambda error: bad_request(str(error), "model", "model_mismatch"),
+    ModelNotFound: lambda error: APIError(404, str(error), param="model", code="model_not_found"),
+    ModelUnreadable: lambda error: APIError(500, str(error), code="model_unreadable"),
+    QueueFull: lambda error: APIError(
+        503,
+        f"The server is overloaded: {error}. Try again soon.",
+        code="overloaded",
+        headers={"Retry-After": "5"},
+    ),
+    RateLimitExceeded: _rate_limit,
+    RequestTooLarge: lambda error: bad_request(str(error), "max_tokens", "too_many_tokens"),
+    ServerStopping: lambda error: APIError(503, str(error), code="server_stopping", headers={"Retry-After": "2"}),
+    TooManyWaiting: lambda error: APIError(503, str(error), code="overloaded", headers={"Retry-After": "2"}),
 }
+ANSWERED: tuple[type[Exception], ...] = (APIError, *DOMAIN_ERRORS)  # what ``api_error`` takes
 
 
-def unavailable(error: Exception) -> APIError:
-    """Of an exception of UNAVAILABLE. Its message may name machines, which is the operator's business: it is logged."""
-    if not isinstance(error, QueueFull):
-        log.error("%s", error)
-    code, message = next(UNAVAILABLE[kind] for kind in type(error).__mro__ if kind in UNAVAILABLE)
-    return APIError(503, message.format(error=error), code=code, headers={"Retry-After": "5"})
+def api_error(error: Exception) -> APIError:
+    """The answer to an APIError, which is itself, or to an exception of DOMAIN_ERRORS."""
+    if isinstance(error, APIError):
+        return error
+    answer_to = next(DOMAIN_ERRORS[kind] for kind in type(error).__mro__ if kind in DOMAIN_ERRORS)
+    return answer_to(error)
 
 
 def invalid(error: ValidationError, prefix: str) -> APIError:
@@ -115,7 +152,7 @@ def invalid(error: ValidationError, prefix: str) -> APIError:
     return _first_mistake(error.errors(include_url=False), (prefix,))
 
 
-def _first_mistake(errors: Sequence[dict[str, Any]] | Sequence[Any], prefix: tuple[str, ...] = ()) -> APIError:
+def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix: tuple[str, ...] = ()) -> APIError:
     first = errors[0]
     path = [str(step) for step in (*prefix, *first["loc"]) if not MEMBER.fullmatch(str(step))]
     if path[0] in ("body", "query", "path"):
@@ -153,9 +190,11 @@ def storage_failure(error: SQLAlchemyError) -> JSONResponse:
 def install(app: FastAPI) -> None:
     """Make ``app`` answer every exception with the envelope."""
 
-    @app.exception_handler(APIError)
-    async def raised(_: Request, error: APIError) -> JSONResponse:
-        return answer(error)
+    async def raised(_: Request, error: Exception) -> JSONResponse:
+        return answer(api_error(error))
+
+    for kind in ANSWERED:
+        app.add_exception_handler(kind, raised)
 
     @app.exception_handler(TimeoutError)
     @app.exception_handler(InterfaceError)
@@ -167,12 +206,6 @@ def install(app: FastAPI) -> None:
     async def unstorable(_: Request, error: DataError) -> JSONResponse:
         log.info("a request holds what the database does not take", exc_info=error)
         return answer(bad_request("The request holds a value that cannot be stored.", code="invalid_value"))
-
-    async def passing(_: Request, error: Exception) -> JSONResponse:
-        return answer(unavailable(error))
-
-    for kind in UNAVAILABLE:
-        app.add_exception_handler(kind, passing)
 
     @app.exception_handler(UnicodeEncodeError)
     async def unwritable(_: Request, error: UnicodeEncodeError) -> JSONResponse:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Coroutine
-from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -17,7 +16,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 class FileRoute(APIRoute):
     """A form brings one file, of which all but the first megabyte waits on the disk. 507 where the disk is full."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[object, None, Response]]:
         answer = super().get_route_handler()
 
         async def handle(request: Request) -> Response:

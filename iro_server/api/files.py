@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
@@ -20,6 +20,7 @@ from iro_server.api.errors import APIError, bad_request, invalid, not_found
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import checked_lines, lines_of
 from iro_server.api.quotas import check_file
+from iro_server.json_values import JsonObject
 from iro_server.store import files
 from iro_server.store import tables as t
 from iro_server.store.row_files import PARQUET_MAGIC, BadRows, Format, converted, table_format
@@ -46,7 +47,7 @@ def create(
     expires_after: Annotated[str | None, Form(description="As JSON, or its fields in brackets")] = None,
     anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
     seconds: Annotated[str | None, Form(alias="expires_after[seconds]")] = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Store a JSONL, Parquet or CSV file of training rows, as JSONL. 400, with the number of a row that is none."""
     policy = _expires_after(expires_after, anchor, seconds)
     check_file(context, file.size or 0)
@@ -129,7 +130,7 @@ def safe_name(name: str) -> str:
     return "".join(char for char in last if char.isprintable())[:255].strip(". ") or "upload.jsonl"
 
 
-def kept(context: Context, id: str, param: str = "id") -> t.File:
+def unexpired_file(context: Context, id: str, param: str = "id") -> t.File:
     """The caller's file named ``id``; 404 without one, or once it has expired."""
     return context.get(t.File, "file", id, param, t.File.unexpired())
 
@@ -139,7 +140,7 @@ def opened(context: Context, row: t.File) -> BinaryIO:
     try:
         return files.verified(context.settings.files_dir / row.id, row.sha256)
     except (files.FileCorrupt, FileNotFoundError) as error:
-        kept(context, row.id)  # 404 where it was deleted this instant
+        unexpired_file(context, row.id)  # 404 where it was deleted this instant
         raise APIError(500, f"The stored bytes of {row.id} are damaged.", code="file_corrupt") from error
 
 
@@ -150,19 +151,19 @@ def list_files(
     after: str | None = None,
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     where = [t.File.unexpired()] + ([t.File.purpose == purpose] if purpose else [])
     return list_object(context, t.File, show, *where, limit=limit, after=after, ascending=order == "asc")
 
 
 @router.get("/{id}")
-def retrieve(id: str, context: Ctx) -> dict[str, Any]:
-    return show(kept(context, id))
+def retrieve(id: str, context: Ctx) -> JsonObject:
+    return show(unexpired_file(context, id))
 
 
 @router.get("/{id}/content")
 def content(id: str, context: Ctx) -> StreamingResponse:
-    row = kept(context, id)
+    row = unexpired_file(context, id)
     headers = {
         "content-length": str(row.bytes),
         "content-disposition": f"attachment; filename*=utf-8''{quote(row.filename)}",
@@ -176,9 +177,9 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 
 
 @router.delete("/{id}")
-def remove(id: str, context: Ctx) -> dict[str, Any]:
+def remove(id: str, context: Ctx) -> JsonObject:
     """Delete a file. Jobs made from it keep what they need."""
-    gone = delete(t.File).where(t.File.id == id, *context.own(t.File), t.File.unexpired())
+    gone = delete(t.File).where(t.File.id == id, *context.owned(t.File), t.File.unexpired())
     with context.sessions.begin() as session:
         if session.execute(gone.returning(t.File.id)).first() is None:
             raise not_found("file", id, "id")
@@ -186,7 +187,7 @@ def remove(id: str, context: Ctx) -> dict[str, Any]:
     return {"id": id, "object": "file", "deleted": True}
 
 
-def show(row: t.File) -> dict[str, Any]:
+def show(row: t.File) -> JsonObject:
     return {
         "id": row.id,
         "object": "file",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -18,6 +18,7 @@ from iro_server.api.graders import check_grader
 from iro_server.api.job_request import JobRequest
 from iro_server.api.quotas import check_jobs
 from iro_server.jobs import records
+from iro_server.json_values import JsonObject
 from iro_server.store import files as store
 from iro_server.store import tables as t
 from iro_server.telemetry import tracing
@@ -27,12 +28,12 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 @router.post("")
-async def create(body: JobRequest, context: Ctx) -> dict[str, Any]:
+async def create(body: JobRequest, context: Ctx) -> JsonObject:
     """Queue a job. All of it is checked first: what can be known to fail is refused here."""
     return await run_in_threadpool(_create, body, context)
 
 
-def _create(body: JobRequest, context: Context) -> dict[str, Any]:
+def _create(body: JobRequest, context: Context) -> JsonObject:
     check_jobs(context)
     _check_model(body, context)
     body.method.reinforcement.check_rows(context.settings.max_rows)
@@ -41,7 +42,7 @@ def _create(body: JobRequest, context: Context) -> dict[str, Any]:
     sources = {"training_file": body.training_file, "validation_file": body.validation_file}
     for param, id in sources.items():
         if id is not None:
-            files.kept(context, id, param)
+            files.unexpired_file(context, id, param)
     job_id = t.new_id("ftjob-")
     folder = context.settings.job_dir(job_id)
     config = {"model_dir": str(context.settings.model_dir), "model_name": body.model}
@@ -105,7 +106,7 @@ def _link(context: Context, id: str, param: str, target: Path) -> None:
 
 
 @router.get("")
-def list_jobs(request: Request, context: Ctx, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
+def list_jobs(request: Request, context: Ctx, limit: Limit = 20, after: str | None = None) -> JsonObject:
     """The jobs, newest first. ``metadata[key]=value``: those that carry it; ``metadata=null``: those without any."""
     where = _metadata_filter(request.query_params)
     return list_object(context, t.Job, lambda job: show(job, context), *where, limit=limit, after=after)
@@ -124,12 +125,12 @@ def _metadata_filter(query: QueryParams) -> list[ColumnElement[bool]]:
 
 
 @router.get("/{id}")
-def retrieve(id: str, context: Ctx) -> dict[str, Any]:
+def retrieve(id: str, context: Ctx) -> JsonObject:
     return show(_job(context, id), context)
 
 
 @router.post("/{id}/cancel")
-def cancel(id: str, context: Ctx) -> dict[str, Any]:
+def cancel(id: str, context: Ctx) -> JsonObject:
     """Cancel a job that has not ended. Its worker stops at its next step, or is killed soon after."""
     job = _job(context, id)
     with context.sessions.begin() as session:
@@ -140,7 +141,7 @@ def cancel(id: str, context: Ctx) -> dict[str, Any]:
 
 
 @router.post("/{id}/pause")
-def pause(id: str, context: Ctx) -> dict[str, Any]:
+def pause(id: str, context: Ctx) -> JsonObject:
     """Pause a job. What it has done is kept: its checkpoints can be called, and resume goes on from there."""
     job = _job(context, id)
     if not records.pause(context.sessions, id, "The job was paused"):
@@ -151,7 +152,7 @@ def pause(id: str, context: Ctx) -> dict[str, Any]:
 
 
 @router.post("/{id}/resume")
-def resume(id: str, context: Ctx) -> dict[str, Any]:
+def resume(id: str, context: Ctx) -> JsonObject:
     """Queue a paused job again; it goes on from its last finished step."""
     job = _job(context, id)
     before_it_ran = job.attempt == 0  # perhaps before its files were looked at
@@ -163,14 +164,14 @@ def resume(id: str, context: Ctx) -> dict[str, Any]:
 
 
 @router.get("/{id}/events")
-def events(id: str, context: Ctx, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
+def events(id: str, context: Ctx, limit: Limit = 20, after: str | None = None) -> JsonObject:
     """The job's events, newest first."""
     _job(context, id)
     return list_object(context, t.Event, _show_event, t.Event.job_id == id, limit=limit, after=after)
 
 
 @router.get("/{id}/checkpoints")
-def checkpoints(id: str, context: Ctx, limit: Limit = 10, after: str | None = None) -> dict[str, Any]:
+def checkpoints(id: str, context: Ctx, limit: Limit = 10, after: str | None = None) -> JsonObject:
     """The job's checkpoints, newest first. Each can be called by its model name."""
     _job(context, id)
     return list_object(context, t.Checkpoint, _show_checkpoint, t.Checkpoint.job_id == id, limit=limit, after=after)
@@ -180,7 +181,7 @@ def _job(context: Context, id: str) -> t.Job:
     return context.get(t.Job, "fine-tuning job", id)
 
 
-def show(job: t.Job, context: Context) -> dict[str, Any]:
+def show(job: t.Job, context: Context) -> JsonObject:
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -205,12 +206,12 @@ def show(job: t.Job, context: Context) -> dict[str, Any]:
     }
 
 
-def _show_event(event: t.Event) -> dict[str, Any]:
+def _show_event(event: t.Event) -> JsonObject:
     fields = ("id", "created_at", "level", "message", "type", "data")
     return {"object": "fine_tuning.job.event"} | {name: getattr(event, name) for name in fields}
 
 
-def _show_checkpoint(checkpoint: t.Checkpoint) -> dict[str, Any]:
+def _show_checkpoint(checkpoint: t.Checkpoint) -> JsonObject:
     return {
         "id": checkpoint.id,
         "object": "fine_tuning.job.checkpoint",

@@ -5,24 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
-from typing import Any
 
-from iro_server.api.errors import bad_request
 from iro_server.api.registry import ServedModel
+from iro_server.api.search_telemetry import SearchTelemetry
 from iro_server.api.text import Detokenizer
 from iro_server.concurrency.tasks import gather_or_cancel
-from iro_server.decoding.base import Final, Scorer, SearchParams, SearchUsage
+from iro_server.decoding.base import Final, Scorer, SearchParams, SearchResult, SearchUsage
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.cache import cached_tokens
+from iro_server.json_values import JsonObject
 from iro_server.telemetry import tracing
-from iro_server.telemetry.search import SearchTelemetry
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
 TELEMETRY = SearchTelemetry()
-OnAgreed = Callable[[int, list[int]], None]
+OnAgreed = Callable[[range, list[int]], None]
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class Generation:
     prompt_ids: list[int]
     params: SearchParams
     scorer: Scorer | None
+    steering: Steering | None
     sampling: Sampling
     max_tokens: int
     n: int
     detokenizer: Detokenizer
-    item: dict[str, Any]
+    item: JsonObject
     best_first: bool = False
 
     @property
@@ -75,6 +76,7 @@ class Choice:
     tokens: list[int]
     logprobs: list[float]
     finish_reason: str
+    kl: float = 0.0
 
 
 @dataclass
@@ -83,77 +85,62 @@ class Generated:
     usage: SearchUsage
 
 
-def check_choices(params: SearchParams, n: int) -> None:
-    """400 where a search of these parameters cannot end with ``n`` finals."""
-    if params.rows > 1 and n > params.max_finals:
-        raise bad_request(f"Invalid 'n': this search ends with at most {params.max_finals} completions, not {n}.", "n")
-
-
-async def generate(request: Generation, on_agreed: OnAgreed | None = None) -> Generated:
+async def generate(request: Generation, first: int = 0, on_agreed: OnAgreed | None = None) -> Generated:
     """``n`` choices or, where the grader picks, all that the search ends with.
 
-    ``on_agreed`` is called with a choice's index and the tokens it is sure to begin with, as they grow.
+    ``first``: the number of the first choice. ``on_agreed`` is called, as they grow, with the tokens that choices are
+    sure to begin with, and the choices' numbers.
     """
+    numbers = range(first, first + request.n)
     if not request.independent:
-        return await _search(request, on_agreed)
-    samples = await gather_or_cancel(_sample(request, index, on_agreed) for index in range(request.n))
-    usages = [sample.usage for sample in samples]
-    return Generated([choice for sample in samples for choice in sample.choices], sum_usage(usages))
-
-
-async def _search(request: Generation, on_agreed: OnAgreed | None) -> Generated:
-    def agreed(tokens: list[int]) -> None:
-        assert on_agreed is not None
-        for index in range(request.n):
-            on_agreed(index, tokens)
-
-    finals, usage = await _run(request, request.sampling, agreed if on_agreed else None)
+        return _ordered(request, await _search(request, request.sampling, numbers, on_agreed))
+    seed = request.sampling.seed
+    seeds = [None if seed is None else seed + index for index in range(request.n)]
+    samples = await gather_or_cancel(
+        _search(request, dataclasses.replace(request.sampling, seed=seed), numbers[index : index + 1], on_agreed)
+        for index, seed in enumerate(seeds)
+    )
     with tracing.span("detokenise"):
-        choices = [_choice(request, final) for final in finals]
-    if request.picked_by_grader:
-        return Generated(choices, usage)
-    if request.params.rule.samples and request.params.rows > 1 and not request.best_first:
-        return Generated(choices[: request.n], usage)
-    best = diversity_first([final.value for final in finals], [choice.text for choice in choices], request.n)
-    # Beams that all stopped early, and a greedy row, are fewer finals than rows: the best stand for the missing ones.
-    return Generated([choices[i] for i in islice(cycle(best), request.n)], usage)
+        choices = [_choice(request, sample.finals[0]) for sample in samples]
+    return Generated(choices, sum_usage([sample.usage for sample in samples]))
 
 
-async def _sample(request: Generation, index: int, on_agreed: OnAgreed | None) -> Generated:
-    sampling = request.sampling
-    if sampling.seed is not None:
-        sampling = dataclasses.replace(sampling, seed=sampling.seed + index)
-    agreed = (lambda tokens: on_agreed(index, tokens)) if on_agreed else None
-    finals, usage = await _run(request, sampling, agreed)
-    with tracing.span("detokenise"):
-        return Generated([_choice(request, finals[0])], usage)
-
-
-async def _run(
-    request: Generation, sampling: Sampling, agreed: Callable[[list[int]], None] | None
-) -> tuple[list[Final], SearchUsage]:
+async def _search(request: Generation, sampling: Sampling, numbers: range, on_agreed: OnAgreed | None) -> SearchResult:
     params = request.params
     if params.rows == 1 and params.chunk_length is None:
-        length = STREAM_TOKENS if agreed else STOP_TOKENS if request.detokenizer.stops else None
+        length = STREAM_TOKENS if on_agreed else STOP_TOKENS if request.detokenizer.stops else None
         params = params.model_copy(update={"chunk_length": length})
-    result = await guided_search(
+    return await guided_search(
         request.model.engine,
         request.prompt_ids,
         params,
         sampling,
         request.max_tokens,
-        request.scorer,
+        request.scorer if params.rows > 1 else None,
+        steering=request.steering,
         stop_text=request.detokenizer.stopped if request.detokenizer.stops else None,
-        on_agreed=agreed,
+        on_agreed=partial(on_agreed, numbers) if on_agreed else None,
         observer=TELEMETRY,
     )
-    return result.finals, result.usage
+
+
+def _ordered(request: Generation, result: SearchResult) -> Generated:
+    """The choices of one search, best first."""
+    with tracing.span("detokenise"):
+        choices = [_choice(request, final) for final in result.finals]
+    if request.picked_by_grader:
+        return Generated(choices, result.usage)
+    if request.params.rule.samples and request.params.rows > 1 and not request.best_first:
+        return Generated(choices[: request.n], result.usage)
+    best = diversity_first([final.value for final in result.finals], [choice.text for choice in choices], request.n)
+    # Beams that all stopped early, and a greedy row, are fewer finals than rows: the best stand for the missing ones.
+    return Generated([choices[i] for i in islice(cycle(best), request.n)], result.usage)
 
 
 def _choice(request: Generation, final: Final) -> Choice:
-    text, count = request.detokenizer.whole(final.tokens)
+    text, count = request.detokenizer.final_text(final.tokens)
     finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
-    return Choice(text, final.tokens[:count], final.logprobs[:count], finish_reason)
+    return Choice(text, final.tokens[:count], final.logprobs[:count], finish_reason, final.kl)
 
 
 def sum_usage(usages: list[SearchUsage]) -> SearchUsage:

@@ -13,10 +13,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict
 
 from iro_server.api.context import Context, Ctx
-from iro_server.api.errors import APIError, bad_request
-from iro_server.api.generation_slot import unless_gone
+from iro_server.api.errors import api_error, bad_request
+from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
+from iro_server.concurrency.disconnect import unless_gone
 from iro_server.graders.base import Flag, Grade, Grader, GraderError, Sample, TextTooLong, check_length
 from iro_server.graders.parsing import as_sent, parse_grader
+from iro_server.json_values import JsonObject
 from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.grading import graded
 
@@ -33,7 +35,7 @@ DETAILS: dict[Flag, str] = {
 class ValidateRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    grader: dict[str, Any]
+    grader: JsonObject
 
 
 class RunRequest(ValidateRequest):
@@ -42,11 +44,11 @@ class RunRequest(ValidateRequest):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model_sample: str
-    item: dict[str, Any] | None = None
+    item: JsonObject | None = None
     reference_answer: Any = None
 
     @property
-    def pair(self) -> tuple[Sample, dict[str, Any]]:
+    def pair(self) -> tuple[Sample, JsonObject]:
         older = {} if self.reference_answer is None else {"reference_answer": self.reference_answer}
         return Sample(self.model_sample), older | (self.item or {})
 
@@ -65,13 +67,14 @@ async def run(body: RunRequest, request: Request, context: Ctx) -> Response:
     grader = await context.grading.run(context.caller.project, check_grader, body.grader, context)
     try:
         # Not in the threads that other routes share: a grader may wait for this server's own answer to a chat request.
-        answer = unless_gone(request, context.grading.run(context.caller.project, _run, grader, body, context))
-        return _json(await context.deadlines.by(deadline, answer))
+        grading = context.grading.run(context.caller.project, _run, grader, body, context)
+        async with context.deadlines.until(deadline):
+            return _json(await unless_gone(request.receive, grading))
     finally:
         await run_in_threadpool(grader.close)  # which ends a call that nobody waits for any more
 
 
-def check_grader(spec: dict[str, Any], context: Context) -> Grader:
+def check_grader(spec: JsonObject, context: Context) -> Grader:
     """The caller's grader, to be closed. 400 where it is wrong, or asks a model that the caller does not have."""
     grader_environment = context.grader_environment.model_copy(update={"project": context.caller.project})
     try:
@@ -81,13 +84,13 @@ def check_grader(spec: dict[str, Any], context: Context) -> Grader:
     for field, model in grader.served_models().items():
         try:
             context.model(model)
-        except APIError as error:
+        except (ModelMismatch, ModelNotFound, ModelUnreadable) as error:
             grader.close()
-            raise bad_request(error.message, as_sent(spec, field.split(".")), error.code) from error
+            raise bad_request(str(error), as_sent(spec, field.split(".")), api_error(error).code) from error
     return grader
 
 
-def _run(grader: Grader, body: RunRequest, context: Context) -> dict[str, Any]:
+def _run(grader: Grader, body: RunRequest, context: Context) -> JsonObject:
     sample, item = body.pair
     _check_texts(grader, sample, item, context.grader_environment.max_text_bytes)
     started = time.monotonic()
@@ -96,7 +99,7 @@ def _run(grader: Grader, body: RunRequest, context: Context) -> dict[str, Any]:
     return _show(grader, grade, time.monotonic() - started)
 
 
-def _check_texts(grader: Grader, sample: Sample, item: dict[str, Any], limit: int) -> None:
+def _check_texts(grader: Grader, sample: Sample, item: JsonObject, limit: int) -> None:
     """400 where the sample, or a text that the grader fills in, is too long."""
     param: str | None = "model_sample"
     try:
@@ -107,12 +110,12 @@ def _check_texts(grader: Grader, sample: Sample, item: dict[str, Any], limit: in
         raise bad_request(f"Too long: {error}.", param, "text_too_long") from error
 
 
-def _json(content: dict[str, Any]) -> Response:
+def _json(content: JsonObject) -> Response:
     """In ASCII: what users or models wrote may hold half a surrogate pair, which only an escape can spell."""
     return Response(json.dumps(content, allow_nan=False), media_type="application/json")
 
 
-def _show(grader: Grader, grade: Grade, seconds: float) -> dict[str, Any]:
+def _show(grader: Grader, grade: Grade, seconds: float) -> JsonObject:
     sub_rewards = {name: _number(reward) for name, reward in grade.sub_rewards.items()}
     metadata = {
         "name": grader.name,
@@ -132,8 +135,8 @@ def _show(grader: Grader, grade: Grade, seconds: float) -> dict[str, Any]:
     }
 
 
-def _errors(grade: Grade) -> dict[str, Any]:
-    errors: dict[str, Any] = {flag: grade.error is not None and flag == grade.flag for flag in get_args(Flag)}
+def _errors(grade: Grade) -> JsonObject:
+    errors: JsonObject = {flag: grade.error is not None and flag == grade.flag for flag in get_args(Flag)}
     return errors | {name: _error(grade) if errors[flag] else None for flag, name in DETAILS.items()}
 
 

@@ -18,7 +18,7 @@ class Method(ClosedModel):
 
     @field_validator("type", mode="before")
     @classmethod
-    def _is_reinforcement(cls, type: Any) -> Any:
+    def _is_reinforcement(cls, type: object) -> object:
         if type in ("supervised", "dpo"):
             raise ValueError(f"models are aligned to a grader here, by the method 'reinforcement', not '{type}'")
         return type
@@ -54,6 +54,6 @@ class JobRequest(ClosedModel):
 
     @field_validator("hyperparameters", mode="before")
     @classmethod
-    def _in_the_method(cls, hyperparameters: Any) -> None:
+    def _in_the_method(cls, hyperparameters: object) -> None:
         if hyperparameters:
             raise ValueError("give them as method.reinforcement.hyperparameters")

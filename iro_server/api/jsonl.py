@@ -54,11 +54,11 @@ def checked_lines(lines: Iterable[bytes], unit: str = "line") -> Iterator[bytes]
     rows = blank = 0
     for number, line in enumerate(lines, start=1):
         if len(line) > MAX_LINE:
-            raise _at(unit, number, f"is longer than {MAX_LINE} bytes")
+            raise _invalid(unit, number, f"is longer than {MAX_LINE} bytes")
         if not line.strip():
             blank = blank or number
         elif blank:
-            raise _at(unit, blank, "is blank")
+            raise _invalid(unit, blank, "is blank")
         else:
             _check(unit, number, line)
             rows += 1
@@ -72,17 +72,19 @@ def _check(unit: str, number: int, line: bytes) -> None:
         row = from_json(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, allow_inf_nan=False)
         json.dumps(row, allow_nan=False)  # 1e999 is JSON, but no number that a grader could be handed
     except ValueError as error:
-        raise _at(unit, number, f"is not valid JSON: {str(error).replace('at line 1 column', 'at column')}") from None
+        raise _invalid(
+            unit, number, f"is not valid JSON: {str(error).replace('at line 1 column', 'at column')}"
+        ) from None
     if not isinstance(row, dict):
-        raise _at(unit, number, "is not a JSON object")
+        raise _invalid(unit, number, "is not a JSON object")
     try:
         Row.model_validate(row)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise _at(unit, number, f"is not a training row: {f'{where}: ' if where else ''}{message}") from None
+        raise _invalid(unit, number, f"is not a training row: {f'{where}: ' if where else ''}{message}") from None
 
 
-def _at(unit: str, number: int, problem: str) -> APIError:
+def _invalid(unit: str, number: int, problem: str) -> APIError:
     return bad_request(f"Invalid file: {unit} {number} {problem}.", "file", "invalid_file")

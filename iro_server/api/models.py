@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from sqlalchemy import delete, select
 
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request, not_found
+from iro_server.json_values import JsonObject
 from iro_server.store.named import find_named
 from iro_server.store.tables import Model
 
@@ -16,14 +15,14 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 
 @router.get("")
-def list_models(context: Ctx) -> dict[str, Any]:
+def list_models(context: Ctx) -> JsonObject:
     with context.sessions() as session:
-        aligned = list(session.scalars(select(Model).where(*context.own(Model)).order_by(Model.seq)))
+        aligned = list(session.scalars(select(Model).where(*context.owned(Model)).order_by(Model.seq)))
     return {"object": "list", "data": [_base(context), *(_aligned(context, model) for model in aligned)]}
 
 
 @router.get("/{name:path}")
-def retrieve(name: str, context: Ctx) -> dict[str, Any]:
+def retrieve(name: str, context: Ctx) -> JsonObject:
     if name == context.models.base:
         return _base(context)
     with context.sessions() as session:
@@ -37,11 +36,11 @@ def retrieve(name: str, context: Ctx) -> dict[str, Any]:
 
 
 @router.delete("/{name:path}")
-def remove(name: str, context: Ctx) -> dict[str, Any]:
+def remove(name: str, context: Ctx) -> JsonObject:
     """Stop serving an aligned model. Its job, and the job's checkpoints, remain."""
     if name == context.models.base:
         raise bad_request("The base model cannot be deleted.", "model")
-    deletion = delete(Model).where(Model.id == name, *context.own(Model)).returning(Model.path, Model.job_id)
+    deletion = delete(Model).where(Model.id == name, *context.owned(Model)).returning(Model.path, Model.job_id)
     with context.sessions.begin() as session:
         deleted = session.execute(deletion).first()
     if deleted is None:
@@ -50,14 +49,14 @@ def remove(name: str, context: Ctx) -> dict[str, Any]:
     return {"id": name, "object": "model", "deleted": True}
 
 
-def _base(context: Context) -> dict[str, Any]:
+def _base(context: Context) -> JsonObject:
     return _object(context.models.base, context.models.created, context.settings.organization)
 
 
-def _aligned(context: Context, model: Model) -> dict[str, Any]:
+def _aligned(context: Context, model: Model) -> JsonObject:
     extension = {"iro": {"base": model.base, "job": model.job_id} | model.search}
     return _object(model.id, model.created_at, context.settings.organization) | extension
 
 
-def _object(name: str, created: int, owner: str) -> dict[str, Any]:
+def _object(name: str, created: int, owner: str) -> JsonObject:
     return {"id": name, "object": "model", "created": created, "owned_by": owner}

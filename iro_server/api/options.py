@@ -8,12 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from iro_server.api.context import Context
 from iro_server.api.errors import bad_request, invalid
-from iro_server.api.generation import Generation, check_choices
+from iro_server.api.generation import Generation
 from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.base import Scorer, SearchParams, repeatable
-from iro_server.engines.base import Sampling, cache_salt
+from iro_server.engines.base import Sampling, Steering, cache_salt
+from iro_server.json_values import JsonObject
 
 GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
 
@@ -42,8 +43,8 @@ class Options(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    search: dict[str, Any] | None = None
-    item: dict[str, Any] | None = None
+    search: JsonObject | None = None
+    item: JsonObject | None = None
 
     presence_penalty: Annotated[Any, Unsupported(0)] = None
     frequency_penalty: Annotated[Any, Unsupported(0)] = None
@@ -52,7 +53,7 @@ class Options(BaseModel):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _one_is_a_list(cls, stop: Any) -> Any:
+    def _one_is_a_list(cls, stop: object) -> object:
         return [stop] if isinstance(stop, str) else stop
 
     @property
@@ -79,17 +80,20 @@ class Options(BaseModel):
         """
         if self.wants_logprobs and not model.engine.info.logprobs:
             raise bad_request(f"{model.name} is served by an endpoint that gives no log-probabilities.", "logprobs")
-        params, scorer = self._search(model)
+        params, scorer, steering = self._search(model)
         n = self.n or 1
         self._check_rows(params, n, prompts, context.settings.max_rows)
         max_tokens = self._fit(model, prompt_ids, max_tokens, model.defaults.max_tokens or default)
-        check_choices(params, n)
+        if params.rows > 1 and n > params.max_finals:
+            message = f"Invalid 'n': this search ends with at most {params.max_finals} completions, not {n}."
+            raise bad_request(message, "n")
         sampling = self._sampling(model, params, prompt_ids, index * n, cache_salt(context.caller.project))
         generation = Generation(
             model=model,
             prompt_ids=prompt_ids,
             params=params.drawn_by(sampling),
             scorer=scorer,
+            steering=steering,
             sampling=sampling,
             max_tokens=max_tokens,
             n=n,
@@ -112,18 +116,22 @@ class Options(BaseModel):
             param = self.prompt_param if rows == prompts else param
             raise bad_request(f"{formula} for each prompt makes {rows} rows, over {most}", param)
 
-    def _search(self, model: ServedModel) -> tuple[SearchParams, Scorer | None]:
+    def _search(self, model: ServedModel) -> tuple[SearchParams, Scorer | None, Steering | None]:
         try:
-            params = SearchParams.model_validate(model.defaults.search.model_dump() | (self.search or {}))
+            params = model.defaults.search.overridden(self.search or {})
         except ValidationError as error:
             raise invalid(error, "search") from None
         try:
             scorer = model.scorer(params)
         except ValueError as error:
             raise bad_request(str(error), "search.betas") from None
+        try:
+            steering = model.steering(params)
+        except ValueError as error:
+            raise bad_request(str(error), "search.strength") from None
         if params.pick == "grader" and model.grader is None:
             raise bad_request(f"{model.name} was aligned to no grader that could pick.", "search.pick")
-        return params, scorer
+        return params, scorer, steering
 
     @property
     def _is_greedy(self) -> bool:
@@ -162,8 +170,9 @@ class Options(BaseModel):
         return max_tokens
 
 
-def usage_object(generations: list[Generation], generated: list[Any]) -> dict[str, int]:
-    """OpenAI's counts, and what the search cost: tokens sampled from the base, tokens scored, rounds."""
+def usage_object(generations: list[Generation], generated: list[Any]) -> dict[str, int | float]:
+    """OpenAI's counts, and what the search cost: tokens sampled from the base, tokens scored, rounds. ``kl``: nats that
+    the choices moved from the frozen model on average, where they were steered."""
     prompt = sum(len(generation.prompt_ids) for generation in generations)
     completion = sum(len(choice.tokens) for each in generated for choice in each.choices)
     return {
@@ -173,4 +182,12 @@ def usage_object(generations: list[Generation], generated: list[Any]) -> dict[st
         "base_tokens": sum(each.usage.base_tokens for each in generated),
         "value_tokens": sum(each.usage.value_tokens for each in generated),
         "rounds": sum(each.usage.rounds for each in generated),
+        **_kl(generations, generated),
     }
+
+
+def _kl(generations: list[Generation], generated: list[Any]) -> dict[str, float]:
+    choices = [choice for each in generated for choice in each.choices]
+    if not choices or not any(generation.steering for generation in generations):
+        return {}
+    return {"kl": round(sum(choice.kl for choice in choices) / len(choices), 4)}

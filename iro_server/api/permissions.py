@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +10,7 @@ from sqlalchemy import delete, select
 
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import not_found
+from iro_server.json_values import JsonObject
 from iro_server.store import tables as t
 from iro_server.store.named import find_named
 
@@ -24,9 +25,9 @@ class Grants(BaseModel):
 
 
 @router.post("")
-def create(name: str, body: Grants, context: Ctx) -> dict[str, Any]:
+def create(name: str, body: Grants, context: Ctx) -> JsonObject:
     """Let projects call the model; those that may already keep their permission."""
-    _own(context, name)
+    _require_ownership(context, name)
     with context.sessions.begin() as session:
         held = select(t.Permission).where(t.Permission.model_name == name)
         permitted_projects = {permission.project_id for permission in session.scalars(held)}
@@ -45,8 +46,8 @@ def list_permissions(
     limit: Annotated[int, Query(ge=1, le=100)] = 10,
     after: str | None = None,
     order: Literal["ascending", "descending"] = "descending",
-) -> dict[str, Any]:
-    _own(context, name)
+) -> JsonObject:
+    _require_ownership(context, name)
     where = [t.Permission.model_name == name]
     if project_id is not None:
         where.append(t.Permission.project_id == project_id)
@@ -55,8 +56,8 @@ def list_permissions(
 
 
 @router.delete("/{id}")
-def remove(name: str, id: str, context: Ctx) -> dict[str, Any]:
-    _own(context, name)
+def remove(name: str, id: str, context: Ctx) -> JsonObject:
+    _require_ownership(context, name)
     with context.sessions.begin() as session:
         gone = delete(t.Permission).where(t.Permission.id == id, t.Permission.model_name == name)
         if session.execute(gone.returning(t.Permission.id)).first() is None:
@@ -64,7 +65,7 @@ def remove(name: str, id: str, context: Ctx) -> dict[str, Any]:
     return {"id": id, "object": "checkpoint.permission", "deleted": True}
 
 
-def _own(context: Context, name: str) -> None:
+def _require_ownership(context: Context, name: str) -> None:
     """404 unless the caller's own project has a model or a checkpoint of that name."""
     with context.sessions() as session:
         row_and_job = find_named(session, name, context.caller.project)
@@ -72,7 +73,7 @@ def _own(context: Context, name: str) -> None:
         raise not_found("checkpoint", name, "fine_tuned_model_checkpoint")
 
 
-def _show(row: t.Permission) -> dict[str, Any]:
+def _show(row: t.Permission) -> JsonObject:
     return {
         "id": row.id,
         "object": "checkpoint.permission",

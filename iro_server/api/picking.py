@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 from itertools import cycle, islice
 
+from iro_server.api.context import Context
 from iro_server.api.errors import APIError, bad_request
 from iro_server.api.generation import Choice, Generated, Generation
-from iro_server.api.generation_slot import Turn
 from iro_server.decoding.selection import top
 from iro_server.graders.base import Grade, Sample
 from iro_server.telemetry.grading import graded
 
 
-async def pick(request: Generation, generated: Generated, turn: Turn) -> Generated:
+async def pick(request: Generation, generated: Generated, context: Context) -> Generated:
     """``n`` choices, best reward first, where the grader picks; what cannot be graded comes last.
 
-    400 where nothing can, 503 where too many calls of the project's graders wait. The rows must be free: a grader may
-    ask this server.
+    400 where nothing can; QueueFull where too many calls of the project's graders wait. The rows must be free: a grader
+    may ask this server.
     """
     if not request.picked_by_grader:
         return generated
-    grades = await turn.grade(_grades, request, generated.choices)
+    grades = await context.grading.run(context.caller.project, _grades, request, generated.choices)
     if all(grade.error for grade in grades):
         raise _ungradable(grades[0], request.model.owned_by_caller)
     rewards = [-math.inf if grade.error else grade.reward for grade in grades]

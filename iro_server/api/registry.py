@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from iro_server.alignment.definition import ServedDefaults
-from iro_server.api.errors import APIError
-from iro_server.api.loaded import HeldGrader, Loaded
 from iro_server.decoding.base import Scorer, SearchParams
-from iro_server.engines.base import Engine
+from iro_server.engines.base import Engine, Steering
 from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.loaded import HeldGrader, Loaded
 from iro_server.graders.parsing import parse_grader
 from iro_server.store.database import Sessions
 from iro_server.store.named import find_named
@@ -30,6 +28,18 @@ Values = ValueStack | LoraValues
 log = logging.getLogger("iro.api")
 SWEEP = 60.0  # seconds between two looks for what is not used any more
 LISTED = "GET /v1/models lists those that do"
+
+
+class ModelNotFound(LookupError):
+    """The project has no model of the name."""
+
+
+class ModelMismatch(ValueError):
+    """A model's value functions do not fit the frozen model that is served."""
+
+
+class ModelUnreadable(Exception):
+    """A model's value functions cannot be loaded."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,15 @@ class ServedModel:
         if self.values is None:
             raise ValueError(f"{self.name} has no value functions for betas to weigh")
         return self.values.with_betas(params.betas)
+
+    def steering(self, params: SearchParams) -> Steering | None:
+        """The tilt of its logits at the request's strength. ValueError where it has none to be strong."""
+        tilt = self.values.tilt if isinstance(self.values, ValueStack) else None
+        if not params.strength:
+            return None
+        if tilt is None:
+            raise ValueError(f"{self.name} has no tilt: leave strength out, or 0")
+        return Steering(tilt, params.strength, params.max_kl)
 
 
 class ModelRegistry:
@@ -82,14 +101,13 @@ class ModelRegistry:
         return self.engine.info.name
 
     def resolve(self, name: str, project: str) -> ServedModel:
-        """The model that the project calls so. 404 without one, 400 if its bundle does not fit the model served."""
+        """The model that the project calls so. Raises ModelNotFound, ModelMismatch or ModelUnreadable."""
         if name == self.base:
             return ServedModel(name, self.engine, ServedDefaults())
         stored_bundle = self._find(name, project)
         if stored_bundle is None:
             where = "GET /v1/fine_tuning/jobs/{id}/checkpoints lists a job's" if ":ckpt-step-" in name else LISTED
-            message = f"The model '{name}' does not exist; {where}."
-            raise APIError(404, message, param="model", code="model_not_found")
+            raise ModelNotFound(f"The model '{name}' does not exist; {where}.")
         path, stored, job = stored_bundle
         defaults = ServedDefaults.model_validate(stored)
         values = self.values.get(path, lambda: self._load(name, path))
@@ -121,7 +139,7 @@ class ModelRegistry:
         """End the graders' processes."""
         self.graders.clear()
 
-    def _find(self, name: str, project: str) -> tuple[str, Mapping[str, Any], Job] | None:
+    def _find(self, name: str, project: str) -> tuple[str, Mapping[str, object], Job] | None:
         with self.sessions() as session:
             row_and_job = find_named(session, name, project)
         if row_and_job is None:
@@ -148,11 +166,13 @@ class ModelRegistry:
                 backbone_dir=self.model_dir,
             )
         except BundleMismatch as error:
-            message = f"The model '{name}' cannot be served with {self.base}: {error}"
-            raise APIError(400, message, param="model", code="model_mismatch") from error
+            raise ModelMismatch(f"The model '{name}' cannot be served with {self.base}: {error}") from error
         except ValueError as error:
-            raise APIError(500, f"The model '{name}' cannot be loaded: {error}", code="model_unreadable") from error
+            raise ModelUnreadable(f"The model '{name}' cannot be loaded: {error}") from error
+        if isinstance(values, ValueStack) and values.tilt is not None and not info.steers:
+            message = f"The model '{name}' tilts the logits of {self.base}, which is served where nothing can."
+            raise ModelMismatch(f"{message} Align it anew.")
         if info.lacks(values.layers):
             message = f"The model '{name}' reads hidden states of {self.base}, which is served without them here."
-            raise APIError(400, f"{message} Align it anew.", param="model", code="model_mismatch")
+            raise ModelMismatch(f"{message} Align it anew.")
         return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,6 +10,7 @@ from iro_server.alignment.definition import DEFAULT_OPTIONS, MAX_SUCCESSORS, Ali
 from iro_server.alignment.partial import with_fields_of
 from iro_server.api.errors import bad_request
 from iro_server.graders.response_format import parse_response_format
+from iro_server.json_values import JsonObject
 
 SEARCH_OF_EFFORT = {"low": {"num_successors": 4}, "high": {"beam_width": 4, "num_successors": 8}}
 RENAMED = {
@@ -26,7 +27,7 @@ Auto = Literal["auto"]
 class ClosedModel(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    def set_fields(self) -> dict[str, Any]:
+    def set_fields(self) -> JsonObject:
         """Fields that are neither null nor absent, as JSON."""
         return self.model_dump(mode="json", exclude_none=True)
 
@@ -50,7 +51,7 @@ class Hyperparameters(ClosedModel):
         description="A search: `low` K=4; `medium` and `default` the job's default, W=2 and K=8; `high` W=4, K=8.",
     )
 
-    def set_fields(self) -> dict[str, Any]:
+    def set_fields(self) -> JsonObject:
         """Fields that are set, other than to "auto"."""
         return {name: value for name, value in super().set_fields().items() if value != "auto"}
 
@@ -66,14 +67,14 @@ class IroOptions(ClosedModel):
         AlignmentOptions.model_validate(self.set_fields())
         return self
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> JsonObject:
         """The options that are set, or follow from those."""
         return AlignmentOptions.model_validate(self.set_fields()).model_dump(mode="json", exclude_unset=True)
 
 
 class Reinforcement(ClosedModel):
-    grader: dict[str, Any]
-    response_format: dict[str, Any] | None = None
+    grader: JsonObject
+    response_format: JsonObject | None = None
     hyperparameters: Hyperparameters = Hyperparameters()
     iro: IroOptions = IroOptions()
 
@@ -85,14 +86,14 @@ class Reinforcement(ClosedModel):
         except ValueError as error:
             raise bad_request(f"Invalid '{param}': {error}", param, "invalid_value") from error
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> JsonObject:
         """The config fields that this method sets.
 
         ``iro`` overrides ``hyperparameters``, and those override the search of ``reasoning_effort``.
         ``compute_multiplier`` scales K, wherever it comes from.
         """
         hyperparameters = self.hyperparameters.set_fields()
-        options: dict[str, Any] = dict(SEARCH_OF_EFFORT.get(hyperparameters.get("reasoning_effort", "default"), {}))
+        options: JsonObject = dict(SEARCH_OF_EFFORT.get(hyperparameters.get("reasoning_effort", "default"), {}))
         options |= {option: hyperparameters[name] for name, option in RENAMED.items() if name in hyperparameters}
         if "batch_size" in hyperparameters:  # at least one prompt of an iteration is held out of its fit
             options["prompts_per_iteration"] = max(2, hyperparameters["batch_size"])

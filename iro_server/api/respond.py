@@ -7,80 +7,85 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from iro_server.api.errors import UNAVAILABLE, APIError, unavailable
+from iro_server.api.errors import ANSWERED, APIError, api_error
 from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
-from iro_server.api.generation_slot import Turn, unless_gone
+from iro_server.api.generation_slot import GenerationSlot
 from iro_server.api.options import usage_object
 from iro_server.api.picking import pick
+from iro_server.concurrency.disconnect import unless_gone
 from iro_server.concurrency.tasks import gather_or_cancel
+from iro_server.json_values import JsonObject
 
 log = logging.getLogger("iro.api")
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # else a proxy may hold a stream's events back
 COMMENT_SECONDS = 5.0
+Part = tuple[range, list[int]]  # numbers of choices, and the tokens that they begin with
 
 
-async def whole(request: Request, generations: list[Generation], turn: Turn) -> list[Generated]:
+async def whole(request: Request, generations: list[Generation], slot: GenerationSlot) -> list[Generated]:
     """What the generations come to; their rows are free again at once where the client goes away."""
     try:
-        return await turn.within(unless_gone(request, generate_all(generations, turn)))
+        return await unless_gone(request.receive, generate_all(generations, slot))
     finally:
-        turn.end()
+        slot.ticket.release()
 
 
-async def generate_all(generations: list[Generation], turn: Turn, on_agreed: OnAgreed | None = None) -> list[Generated]:
+async def generate_all(
+    generations: list[Generation], slot: GenerationSlot, on_agreed: OnAgreed | None = None
+) -> list[Generated]:
     """All prompts at once, once admitted. ``on_agreed`` counts choices through: prompt 0's n, then prompt 1's, …
 
     Their rows are free once all is computed: a client may take longer to read it, and a grader may ask this server.
+    Raises DeadlineExceeded, ServerStopping.
     """
-
-    def counted(first: int) -> OnAgreed | None:
-        return (lambda index, tokens: on_agreed(first + index, tokens)) if on_agreed else None
-
-    try:
-        await turn.admitted()
-        generated = await gather_or_cancel(generate(each, counted(i * each.n)) for i, each in enumerate(generations))
-    finally:
-        turn.end()
-    return await gather_or_cancel(pick(each, some, turn) for each, some in zip(generations, generated, strict=True))
+    async with slot.context.deadlines.until(slot.deadline):
+        try:
+            await slot.admitted()
+            works = [generate(each, i * each.n, on_agreed) for i, each in enumerate(generations)]
+            generated = await gather_or_cancel(works)
+        finally:
+            slot.ticket.release()
+        pairs = zip(generations, generated, strict=True)
+        return await gather_or_cancel(pick(each, choices, slot.context) for each, choices in pairs)
 
 
 class _EndingResponse(StreamingResponse):
-    """Ends the turn and the work also where the client left: before the first event, when no generator ever ran, or
-    while an event was being sent."""
+    """Frees the slot and ends the work also where the client left: before the first event, when no generator ever ran,
+    or while an event was being sent."""
 
-    def __init__(self, content: AsyncGenerator[str], media_type: str, turn: Turn) -> None:
+    def __init__(self, content: AsyncGenerator[str], media_type: str, slot: GenerationSlot) -> None:
         super().__init__(content, headers=UNBUFFERED, media_type=media_type)
-        self.content, self.turn = content, turn
+        self.content, self.slot = content, slot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.turn.end()
+            self.slot.ticket.release()
             await self.content.aclose()
 
 
 class AsciiJSON(JSONResponse):
     """What users or models wrote may hold half a surrogate pair, which only an escape can spell."""
 
-    def render(self, content: Any) -> bytes:
+    def render(self, content: object) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Chunks(Protocol):
     """How a route words its stream. Each gives the ``choices`` of a chunk."""
 
-    def head(self, index: int) -> list[dict[str, Any]] | None: ...
+    def head(self, index: int) -> list[JsonObject] | None: ...
 
-    def text(self, index: int, text: str) -> list[dict[str, Any]]: ...
+    def text(self, index: int, text: str) -> list[JsonObject]: ...
 
-    def tail(self, index: int, choice: Choice) -> list[dict[str, Any]]: ...
+    def tail(self, index: int, choice: Choice) -> list[JsonObject]: ...
 
 
 @dataclass
@@ -89,27 +94,25 @@ class Stream:
 
     generations: list[Generation]
     chunks: Chunks
-    frame: dict[str, Any]
+    frame: JsonObject
     include_usage: bool
-    turn: Turn
+    slot: GenerationSlot
 
     def response(self) -> StreamingResponse:
-        return _EndingResponse(self._events(), media_type="text/event-stream", turn=self.turn)
+        return _EndingResponse(self._events(), media_type="text/event-stream", slot=self.slot)
 
     async def _events(self) -> AsyncGenerator[str]:
-        agreed: asyncio.Queue[tuple[int, list[int]] | None] = asyncio.Queue()
-        generated = generate_all(self.generations, self.turn, lambda *part: agreed.put_nowait(part))
-        work = asyncio.create_task(self.turn.within(generated))
+        agreed: asyncio.Queue[Part | None] = asyncio.Queue()
+        generated = generate_all(self.generations, self.slot, lambda *part: agreed.put_nowait(part))
+        work = asyncio.create_task(generated)
         work.add_done_callback(lambda _: agreed.put_nowait(None))
         try:
             async for comment in self._comments(work):
                 yield comment
             async for event in self._texts(agreed, work):
                 yield event
-        except APIError as error:
-            yield _event(error.envelope())
-        except tuple(UNAVAILABLE) as error:
-            yield _event(unavailable(error).envelope())
+        except ANSWERED as error:
+            yield _event(api_error(error).envelope())
         except Exception as error:  # the status is sent: all that is left is to say so, and go on serving others
             log.exception("a stream broke off")
             yield _event(APIError(500, f"The server had an error: {error}", code="internal_error").envelope())
@@ -118,8 +121,8 @@ class Stream:
         yield "data: [DONE]\n\n"
 
     async def _comments(self, work: asyncio.Task[list[Generated]]) -> AsyncIterator[str]:
-        """One every few seconds while the request waits for its turn, so that nothing between takes it for dead."""
-        admitted = asyncio.create_task(self.turn.ticket.admitted.wait())
+        """One every few seconds while the request waits for its slot, so that nothing between takes it for dead."""
+        admitted = asyncio.create_task(self.slot.ticket.admitted.wait())
         try:
             while not await _first_of({admitted, work}, COMMENT_SECONDS):
                 yield ": waiting\n\n"
@@ -127,7 +130,7 @@ class Stream:
             admitted.cancel()
 
     async def _texts(
-        self, agreed: asyncio.Queue[tuple[int, list[int]] | None], work: asyncio.Task[list[Generated]]
+        self, agreed: asyncio.Queue[Part | None], work: asyncio.Task[list[Generated]]
     ) -> AsyncIterator[str]:
         count, detokenizer = self.generations[0].n, self.generations[0].detokenizer
         sent = ["" for _ in range(count * len(self.generations))]
@@ -135,11 +138,12 @@ class Stream:
             if head := self.chunks.head(index):
                 yield self._chunk(head)
         while (part := await agreed.get()) is not None:
-            index, tokens = part
+            numbers, tokens = part
             settled = detokenizer.settled(tokens)
-            if len(settled) > len(sent[index]):
-                yield self._chunk(self.chunks.text(index, settled[len(sent[index]) :]))
-                sent[index] = settled
+            for index in numbers:
+                if len(settled) > len(sent[index]):
+                    yield self._chunk(self.chunks.text(index, settled[len(sent[index]) :]))
+                    sent[index] = settled
         generated = await work
         for index, choice in enumerate(choice for each in generated for choice in each.choices):
             if rest := choice.text[len(sent[index]) :]:
@@ -148,16 +152,16 @@ class Stream:
         if self.include_usage:
             yield _event(self.frame | {"choices": [], "usage": usage_object(self.generations, generated)})
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> str:
+    def _chunk(self, choices: list[JsonObject]) -> str:
         usage = {"usage": None} if self.include_usage else {}
         return _event(self.frame | {"choices": choices} | usage)
 
 
-async def _first_of(tasks: set[asyncio.Task[Any]], seconds: float) -> bool:
+async def _first_of(tasks: set[asyncio.Task[object]], seconds: float) -> bool:
     """Whether one of the tasks is done within so many seconds."""
     done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     return bool(done)
 
 
-def _event(data: dict[str, Any]) -> str:
+def _event(data: JsonObject) -> str:
     return f"data: {json.dumps(data)}\n\n"

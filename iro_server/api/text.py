@@ -29,7 +29,7 @@ class Detokenizer:
     def stopped(self, tokens: Sequence[int]) -> bool:
         return self.stop_at(self.decode(tokens)) is not None
 
-    def whole(self, tokens: Sequence[int]) -> tuple[str, int]:
+    def final_text(self, tokens: Sequence[int]) -> tuple[str, int]:
         """The text up to the first stop string, and how many of ``tokens`` it takes to see that it ends there."""
         text = self.decode(tokens)
         end = self.stop_at(text)

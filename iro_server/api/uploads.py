@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, File, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +19,7 @@ from iro_server.api.errors import APIError, bad_request
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import lines_of
 from iro_server.api.quotas import check_file
+from iro_server.json_values import JsonObject
 from iro_server.store import files
 from iro_server.store import tables as t
 from iro_server.store.row_files import PARQUET_MAGIC
@@ -47,7 +48,7 @@ class Completion(BaseModel):
 
 
 @router.post("")
-def create(body: UploadRequest, context: Ctx) -> dict[str, Any]:
+def create(body: UploadRequest, context: Ctx) -> JsonObject:
     """Begin an upload, which takes parts for an hour."""
     if body.bytes > context.settings.max_upload_bytes:
         raise bad_request(f"A file is at most {context.settings.max_upload_bytes} bytes.", "bytes", "invalid_value")
@@ -70,7 +71,7 @@ def create(body: UploadRequest, context: Ctx) -> dict[str, Any]:
 
 
 @router.post("/{id}/parts")
-def add_part(id: str, data: Annotated[UploadFile, File()], context: Ctx) -> dict[str, Any]:
+def add_part(id: str, data: Annotated[UploadFile, File()], context: Ctx) -> JsonObject:
     """Store a part. Parts may arrive in any order, several at once; one may be sent again."""
     upload = _pending(context, id)
     size = data.size or 0
@@ -102,7 +103,7 @@ def _check_room(context: Context, upload: t.Upload, size: int) -> None:
 
 
 @router.post("/{id}/complete")
-def complete(id: str, body: Completion, context: Ctx) -> dict[str, Any]:
+def complete(id: str, body: Completion, context: Ctx) -> JsonObject:
     """Join the parts to a file, checked as one that is sent whole. An upload completed already is answered again."""
     upload = context.get(t.Upload, "upload", id)
     if _status(upload) == "pending":
@@ -138,7 +139,7 @@ def _join(upload: t.Upload, body: Completion, context: Context) -> None:
 
 
 @router.post("/{id}/cancel")
-def cancel(id: str, context: Ctx) -> dict[str, Any]:
+def cancel(id: str, context: Ctx) -> JsonObject:
     """End an upload. Its parts are removed."""
     _pending(context, id)
     with context.sessions.begin() as session:
@@ -170,7 +171,7 @@ def _ended(context: Context, id: str) -> APIError:
     return bad_request(f"The upload {id} is {status}.", "upload_id", f"upload_{status}")
 
 
-def _move(session: Session, id: str, status: str, **values: Any) -> bool:
+def _move(session: Session, id: str, status: str, **values: object) -> bool:
     """Take an upload from "pending" to ``status``, and hold its row till the commit; False where it has ended."""
     change = update(t.Upload).where(t.Upload.id == id, t.Upload.status == "pending").values(status=status, **values)
     return session.execute(change.returning(t.Upload.id)).first() is not None
@@ -202,7 +203,7 @@ def _matching(blocks: Iterable[bytes], md5: str | None) -> Iterator[bytes]:
         raise bad_request(f"The parts have the MD5 hash {digest.hexdigest()}, not {md5}.", "md5", "md5_mismatch")
 
 
-def show(upload: t.Upload, file: t.File | None = None) -> dict[str, Any]:
+def show(upload: t.Upload, file: t.File | None = None) -> JsonObject:
     fields = ("id", "bytes", "created_at", "expires_at", "filename", "purpose")
     shown = {name: getattr(upload, name) for name in fields}
     return {"object": "upload", "status": _status(upload), "file": api.show(file) if file else None} | shown

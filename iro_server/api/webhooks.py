@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 from fastapi import APIRouter, Query
@@ -18,6 +18,7 @@ from iro_server.api.quotas import check_webhooks
 from iro_server.jobs import webhook_sender as webhooks
 from iro_server.jobs.deliveries import EVENT_TYPES, EventType, event
 from iro_server.jobs.webhook_sender import PrivateAddress, Unreachable, new_secret
+from iro_server.json_values import JsonObject
 from iro_server.settings import is_loopback
 from iro_server.store import tables as t
 
@@ -66,12 +67,12 @@ class TestRequest(BaseModel):
 
 
 @router.get("/webhook_event_types")
-def event_types() -> dict[str, Any]:
+def event_types() -> JsonObject:
     return {"object": "list", "data": list(EVENT_TYPES)}
 
 
 @router.post("/webhook_endpoints")
-def create(body: EndpointRequest, context: Ctx) -> dict[str, Any]:
+def create(body: EndpointRequest, context: Ctx) -> JsonObject:
     """Add an endpoint. Its secret is shown now, and never again."""
     check_webhooks(context)
     created = t.now()
@@ -88,7 +89,7 @@ def create(body: EndpointRequest, context: Ctx) -> dict[str, Any]:
     return show(row) | {"signing_secret": row.secret}
 
 
-def _values(body: EndpointRequest | EndpointChange) -> dict[str, Any]:
+def _values(body: EndpointRequest | EndpointChange) -> JsonObject:
     values = body.model_dump(mode="json", exclude_none=True)
     if "event_types" in values:
         values["event_types"] = sorted(set(values["event_types"]))
@@ -98,17 +99,17 @@ def _values(body: EndpointRequest | EndpointChange) -> dict[str, Any]:
 @router.get("/webhook_endpoints")
 def list_endpoints(
     context: Ctx, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     return list_object(context, t.WebhookEndpoint, show, limit=limit, after=after)
 
 
 @router.get("/webhook_endpoints/{id}")
-def retrieve(id: str, context: Ctx) -> dict[str, Any]:
+def retrieve(id: str, context: Ctx) -> JsonObject:
     return show(_endpoint(context, id))
 
 
 @router.post("/webhook_endpoints/{id}")
-def update(id: str, body: EndpointChange, context: Ctx) -> dict[str, Any]:
+def update(id: str, body: EndpointChange, context: Ctx) -> JsonObject:
     """Change what is given. Events that wait go to the new URL."""
     row = _endpoint(context, id)
     changed = {name: value for name, value in _values(body).items() if getattr(row, name) != value}
@@ -116,7 +117,7 @@ def update(id: str, body: EndpointChange, context: Ctx) -> dict[str, Any]:
 
 
 @router.post("/webhook_endpoints/{id}/rotate_secret")
-def rotate_secret(id: str, context: Ctx, body: Rotation | None = None) -> dict[str, Any]:
+def rotate_secret(id: str, context: Ctx, body: Rotation | None = None) -> JsonObject:
     """Give the endpoint a new secret, shown now and never again. The old one may go on for a day beside it."""
     row = _endpoint(context, id)
     keep = body is not None and body.keep_old_secret_active_for_24_hours
@@ -126,7 +127,7 @@ def rotate_secret(id: str, context: Ctx, body: Rotation | None = None) -> dict[s
 
 
 @router.post("/webhook_endpoints/{id}/test")
-async def test(id: str, body: TestRequest, context: Ctx) -> dict[str, Any]:
+async def test(id: str, body: TestRequest, context: Ctx) -> JsonObject:
     """Send a sample event now; 400 where the endpoint does not answer at all."""
     row = await run_in_threadpool(_endpoint, context, id)
     status = await _send_sample(row, event(body.event_type, {"id": t.new_id("ftjob-")}), context)
@@ -139,7 +140,7 @@ async def test(id: str, body: TestRequest, context: Ctx) -> dict[str, Any]:
     }
 
 
-async def _send_sample(row: t.WebhookEndpoint, sample: dict[str, Any], context: Context) -> int:
+async def _send_sample(row: t.WebhookEndpoint, sample: JsonObject, context: Context) -> int:
     """The status of the answer. A server of many tells nobody what listens where: without an answer, and where a
     private address refuses the event, each 400 is the same and comes after ``TIMEOUT`` seconds."""
     latest = asyncio.get_running_loop().time() + webhooks.TIMEOUT
@@ -160,9 +161,9 @@ async def _send_sample(row: t.WebhookEndpoint, sample: dict[str, Any], context: 
 
 
 @router.delete("/webhook_endpoints/{id}")
-def remove(id: str, context: Ctx) -> dict[str, Any]:
+def remove(id: str, context: Ctx) -> JsonObject:
     """Delete an endpoint, and with it the events that wait for it."""
-    mine = delete(t.WebhookEndpoint).where(t.WebhookEndpoint.id == id, *context.own(t.WebhookEndpoint))
+    mine = delete(t.WebhookEndpoint).where(t.WebhookEndpoint.id == id, *context.owned(t.WebhookEndpoint))
     with context.sessions.begin() as session:
         if session.execute(mine.returning(t.WebhookEndpoint.id)).first() is None:
             raise _missing(id)
@@ -177,7 +178,7 @@ def _missing(id: str) -> APIError:
     return not_found("webhook endpoint", id, "id")
 
 
-def _change(context: Context, row: t.WebhookEndpoint, **values: Any) -> t.WebhookEndpoint:
+def _change(context: Context, row: t.WebhookEndpoint, **values: object) -> t.WebhookEndpoint:
     with context.sessions.begin() as session:
         endpoint = session.get(t.WebhookEndpoint, row.seq)
         if endpoint is None:  # deleted this instant
@@ -187,7 +188,7 @@ def _change(context: Context, row: t.WebhookEndpoint, **values: Any) -> t.Webhoo
     return endpoint
 
 
-def show(row: t.WebhookEndpoint) -> dict[str, Any]:
+def show(row: t.WebhookEndpoint) -> JsonObject:
     fields = ("id", "created_at", "updated_at", "name", "url", "event_types")
     shown = {name: getattr(row, name) for name in fields}
     return {"object": "webhook_endpoint", "signing_secret_hint": f"whsec_…{row.secret[-4:]}"} | shown

@@ -13,7 +13,7 @@ Folder = Annotated[Path, typer.Argument(help="The backup's folder.")]
 
 
 def backup(out: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """Write all rows and files, as of now, to a new folder. The server may go on meanwhile."""
+    """Write all rows and files, as of now, to a new folder. The server may run meanwhile."""
     from iro_server.store.backup import backup
     from iro_server.store.database import open_database
 
@@ -22,7 +22,7 @@ def backup(out: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = No
 
 
 def restore(source: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """Fill an empty server, which does not run yet, from a backup. Jobs that ran go on once it does."""
+    """Fill an empty, stopped server from a backup. Jobs that ran continue when it starts."""
     from iro_server.store.backup import restore
     from iro_server.store.database import open_database
 

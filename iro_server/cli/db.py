@@ -6,12 +6,12 @@ import typer
 
 from iro_server.cli.keys import DatabaseUrl, DataDir, settings_of
 
-app = typer.Typer(no_args_is_help=True, help="The database's tables, which a server also upgrades when it starts.")
+app = typer.Typer(no_args_is_help=True, help="Database migrations; a server also runs them when it starts.")
 
 
 @app.command()
 def upgrade(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """Bring the tables to those of this version, keeping every row."""
+    """Migrate the tables to this version; all rows are kept."""
     from iro_server.store.database import open_database
 
     open_database(settings_of(data_dir, database_url))
@@ -20,7 +20,7 @@ def upgrade(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
 
 @app.command()
 def current(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """The revision that the tables are at, and this version's where it is another."""
+    """Print the revision of the tables, and that of this version if it differs."""
     from iro_server.store.database import connect, reachable
     from iro_server.store.upgrade import revisions
 

@@ -6,44 +6,45 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from iro_server.access.scopes import Scope
+from iro_server.json_values import JsonObject
 
 if TYPE_CHECKING:
     from iro_server.settings import Settings
     from iro_server.store.tables import ApiKey
 
-app = typer.Typer(no_args_is_help=True, help="API keys: once there is one, the server asks for keys.")
+app = typer.Typer(no_args_is_help=True, help="API keys. Once one exists, the server requires a key.")
 
 DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.")]
-DatabaseUrl = Annotated[str | None, typer.Option(help="The server's database; SQLite in data_dir without.")]
+DatabaseUrl = Annotated[str | None, typer.Option(help="The server's database; SQLite in data_dir by default.")]
 PerMinute = Annotated[int | None, typer.Option(min=1)]
 Scopes = Annotated[
-    list[Scope] | None, typer.Option("--scope", help="What it may do; several may be given. All without.")
+    list[Scope] | None, typer.Option("--scope", help="A scope of the key; repeat for several. Default: all.")
 ]
-Days = Annotated[float | None, typer.Option(min=0, help="Refuse it after so many days.")]
+Days = Annotated[float | None, typer.Option(min=0, help="Days until the key expires.")]
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What to call it in lists and logs.")],
+    name: Annotated[str, typer.Argument(help="Its name in lists and logs.")],
     project: Annotated[str | None, typer.Option(help="Keys of one project share files, jobs and models.")] = None,
     requests_per_minute: PerMinute = None,
     tokens_per_minute: PerMinute = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Maximum number of concurrent requests.")] = None,
     scopes: Scopes = None,
     expires_in_days: Days = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Make a key and print it: it is not shown again. Without a project it gets one of its own."""
+    """Create a key and print it, only this once. Without --project it gets a new project."""
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
-    limits: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    limits: JsonObject = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     limits |= {"concurrency": concurrency, "scopes": [scope.value for scope in scopes] if scopes else None}
     if expires_in_days is not None:
         limits["expires_at"] = int(time.time() + 86_400 * expires_in_days)
@@ -56,7 +57,7 @@ def create(
 
 @app.command("list")
 def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """All keys, without their secrets, with the limits of their own."""
+    """List all keys with their limits, without their secrets."""
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
@@ -71,7 +72,7 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
 
 @app.command()
 def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """Refuse a key from now on. What its project owns remains."""
+    """Revoke a key. Data of its project remains."""
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
@@ -84,7 +85,7 @@ def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) 
 def settings_of(data_dir: Path | None, database_url: str | None) -> Settings:
     from iro_server.settings import Settings
 
-    options: dict[str, Any] = {"data_dir": data_dir, "database_url": database_url}
+    options: JsonObject = {"data_dir": data_dir, "database_url": database_url}
     return Settings(**{name: value for name, value in options.items() if value is not None})
 
 

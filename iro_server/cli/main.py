@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
 from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
-from iro_server.alignment.entry import BatchJob, batch_jobs, load_batch_job
+from iro_server.alignment.entry import BatchJob, JobEvent, JobUnavailable, batch_jobs, load_batch_job
 from iro_server.cli import backup as cli_backup
 from iro_server.cli import db as cli_db
 from iro_server.cli import keys as cli_keys
@@ -27,6 +27,7 @@ from iro_server.cli.model import model_dir
 from iro_server.cli.options import parse_value, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
+from iro_server.json_values import JsonObject
 from iro_server.store.row_files import write_dataset
 
 if TYPE_CHECKING:
@@ -79,19 +80,19 @@ app.command()(cli_backup.restore)
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
 DataDir = Annotated[Path | None, typer.Option(help="Files, jobs and the database.")]
-DatabaseUrl = Annotated[str | None, typer.Option(help="An SQLAlchemy URL; SQLite in data_dir without.")]
+DatabaseUrl = Annotated[str | None, typer.Option(help="An SQLAlchemy URL; SQLite in data_dir by default.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[key=value]…", help="Config fields; values as JSON.")]
 
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="127.0.0.1 by default; another needs an API key first.")] = None,
+    host: Annotated[str | None, typer.Option(help="127.0.0.1 by default; any other requires an API key.")] = None,
     port: Annotated[int | None, typer.Option(help="8000 by default.")] = None,
     model: Annotated[str | None, typer.Option(help="A model directory, or a name to prepare.")] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     engine_url: Annotated[
-        list[str] | None, typer.Option(help="A vLLM server of the model, as often as there are; none: in process.")
+        list[str] | None, typer.Option(help="A vLLM server of the model; repeat for replicas. Default: in process.")
     ] = None,
 ) -> None:
     """Serve OpenAI's API over one frozen model. Every setting can be given as IRO_<NAME>: see iro_server/README.md."""
@@ -131,13 +132,15 @@ def graders(
 
 @app.command()
 def health(
-    worker: Annotated[bool, typer.Option("--worker", help="Of an `iro work` on this machine, not a server.")] = False,
-    graders: Annotated[bool, typer.Option("--graders", help="Of an `iro graders` on this machine.")] = False,
-    port: Annotated[int | None, typer.Option(help="8000 by default, 8002 of --graders.")] = None,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Check `iro work` on this machine instead of a server.")
+    ] = False,
+    graders: Annotated[bool, typer.Option("--graders", help="Check `iro graders` on this machine.")] = False,
+    port: Annotated[int | None, typer.Option(help="8000 by default; 8002 with --graders.")] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Exit with status 0 where this machine's server, worker or graders are well: a probe for those who run them."""
+    """Health probe: exit with status 0 if this machine's server, worker or graders are healthy."""
     from iro_server.jobs.health import graders_problem, server_problem, worker_problem
 
     if graders:
@@ -160,13 +163,15 @@ def align(
             "GRADER: JSON, or a .py file with grade(sample, item). key=value: any config field; values as JSON.",
         ),
     ],
-    validation: Annotated[Path | None, typer.Option(help="As TRAIN; without it, rows of TRAIN are held out.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A set of the Hugging Face hub, or a local folder.")] = None,
-    split: Annotated[str, typer.Option(help="Of --dataset, such as train or train[:1000].")] = "train",
-    prompt_column: Annotated[str | None, typer.Option(help="Of --dataset: what the model is to answer.")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="Format as TRAIN; by default rows of TRAIN are held out.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A data set of the Hugging Face hub, or a local folder.")] = None,
+    split: Annotated[str, typer.Option(help="Split of --dataset, such as train or train[:1000].")] = "train",
+    prompt_column: Annotated[str | None, typer.Option(help="Column of --dataset with the prompts.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Continue the prompt column's texts, without a chat.")] = False,
     model: Model = DEFAULT_MODEL,
-    out: Annotated[Path, typer.Option(help="The run folder; an unfinished run in it goes on.")] = Path("runs/align"),
+    out: Annotated[Path, typer.Option(help="The run folder; an unfinished run in it continues.")] = Path("runs/align"),
     **options: Any,
 ) -> None:
     """Fit value functions that steer a model towards a grader's reward."""
@@ -203,7 +208,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="A question to the model; - reads it from stdin.")],
     model: Model = DEFAULT_MODEL,
     values: Annotated[Path | None, typer.Option(help="A value bundle: an iteration of an alignment run.")] = None,
-    text: Annotated[bool, typer.Option("--text", help="Continue the prompt as it stands, without a chat.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Continue the prompt unchanged, without a chat.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: the same text every time.")] = 1.0,
     top_p: Annotated[float, typer.Option(max=1)] = 1.0,
@@ -217,13 +222,13 @@ def generate(
         int | None, typer.Option(help=f"{ALIGNED_SEARCH.chunk_length} with values, else all.")
     ] = None,
     selection: Annotated[str | None, typer.Option(help=f"{ALIGNED_SEARCH.selection} by default.")] = None,
-    betas: Annotated[str | None, typer.Option(help="Comma-separated; the bundle's own without.")] = None,
+    betas: Annotated[str | None, typer.Option(help="Comma-separated; default: the bundle's.")] = None,
 ) -> None:
-    """Print a completion, steered by value functions where a bundle is given."""
+    """Print a completion, guided by the value functions of a bundle if one is given."""
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.base import Sampling
 
-    options: dict[str, Any] = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
+    options: JsonObject = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
     options |= {"selection": selection, "betas": betas.split(",") if betas else None}
     defaults = ALIGNED_SEARCH.model_dump() if values else {}
     params = SearchParams.model_validate(
@@ -240,11 +245,15 @@ def generate(
 
 @app.command("list")
 def list_jobs() -> None:
-    """The batch jobs that `iro run` knows."""
+    """The installed batch jobs, which `iro run` runs."""
     table = Table("job", "what it does", "presets", box=None)
     for name in sorted(batch_jobs().names):
-        job = load_batch_job(name)
-        table.add_row(job.name, job.summary, ", ".join(job.presets))
+        try:
+            job = load_batch_job(name)
+        except JobUnavailable as error:
+            table.add_row(name, escape(str(error)), "")
+        else:
+            table.add_row(job.name, job.summary, ", ".join(job.presets))
     console.print(table)
 
 
@@ -253,10 +262,10 @@ def run(
     name: Annotated[str, typer.Argument(help="One of `iro list`.")],
     overrides: Settings = None,
     preset: Annotated[str | None, typer.Option(help="smoke, paper, …: see `iro list`.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds, one after another, each in a folder of its own.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, run in sequence, each in a separate folder.")] = 1,
     out: Annotated[Path | None, typer.Option(help="The run folder, runs/NAME by default.")] = None,
 ) -> None:
-    """Run a batch job, or go on with an unfinished run; leaves result.json, metrics.jsonl and figures/.
+    """Run a batch job, or continue an unfinished run; writes result.json, metrics.jsonl and figures/.
 
     Exit status 1 if a check of the preset smoke does not hold; elsewhere that is a finding.
     """
@@ -271,11 +280,19 @@ def run(
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("runs/demo")) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the report and the figure go.")] = Path("runs/demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One iteration on a few prompts: shows that it works.")
+    ] = False,
+) -> None:
     """Align a model to the sentiment of film reviews, through the API, and compare (about ten minutes)."""
-    from iro_server.cli.demo.run import run_demo
+    try:
+        from iro_server.cli.demo.run import QUICK, DemoSize, run_demo
+    except ModuleNotFoundError as error:
+        raise MissingPackage(f"{error.name} is not installed: pip install 'iro-align[demo]'") from error
 
-    run_demo(out)
+    run_demo(out, QUICK if quick else DemoSize())
 
 
 def _complete(
@@ -308,11 +325,11 @@ def _complete(
         return str(engine.tokenizer.decode(asyncio.run(search).finals[0].tokens, skip_special_tokens=True))
 
 
-def _execute(job: BatchJob[Any], config: dict[str, Any], out: Path, seeds: int = 1) -> dict[str, Any]:
+def _execute(job: BatchJob[BaseModel], config: JsonObject, out: Path, seeds: int = 1) -> JsonObject:
     """Run the job with its events on the terminal; Ctrl-C leaves a run that the same command goes on with."""
     styles = {"warn": "yellow", "error": "red"}
 
-    def show(event: dict[str, Any]) -> None:
+    def show(event: JobEvent) -> None:
         if event["message"]:
             console.print(escape(event["message"]), style=styles.get(event["level"]))
 
@@ -335,11 +352,11 @@ def _settings(**options: Any) -> ServerSettings:
     return ServerSettings(**_without_none(**options))
 
 
-def _without_none(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> JsonObject:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _parse(pairs: Sequence[str]) -> dict[str, Any]:
+def _parse(pairs: Sequence[str]) -> JsonObject:
     """key=value pairs; a value that is not JSON is a string."""
     config = {}
     for pair in pairs:
@@ -350,7 +367,7 @@ def _parse(pairs: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def _read_grader(path: Path) -> dict[str, Any]:
+def _read_grader(path: Path) -> JsonObject:
     if path.suffix == ".py":
         return {"type": "python", "name": path.stem, "source": path.read_text()}
     try:

@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="The frozen model.")
 @app.command()
 def prepare(
     name: Annotated[str, typer.Argument()] = DEFAULT_MODEL,
-    out: Annotated[Path | None, typer.Option(help="Where to; a cache directory by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Destination; a cache directory by default.")] = None,
 ) -> None:
     """Fetch a model once, and print its directory."""
     from iro_server.engines.prepare import prepare_model
@@ -25,7 +25,7 @@ def prepare(
 
 @app.command()
 def info(model: Annotated[str, typer.Argument(help="A model directory or name.")] = DEFAULT_MODEL) -> None:
-    """What identifies a model: value functions are tied to both hashes."""
+    """Print the two hashes that identify a model; value functions store both."""
     from transformers import AutoConfig
 
     from iro_server.engines.describe import Description
@@ -49,7 +49,7 @@ def info(model: Annotated[str, typer.Argument(help="A model directory or name.")
 
 @app.command()
 def verify(model: Annotated[str, typer.Argument(help="A model directory or name.")] = DEFAULT_MODEL) -> None:
-    """Read all weights of a model and check that they are those that were prepared.
+    """Read all weights of a model and compare their hash with that of the prepared model.
 
     Starts of the server trust a hash of earlier while no file's size, time or inode has changed.
     """
@@ -60,12 +60,12 @@ def verify(model: Annotated[str, typer.Argument(help="A model directory or name.
 
 @app.command()
 def prune(
-    out: Annotated[Path, typer.Argument(help="A directory to be made.")],
-    texts: Annotated[Path, typer.Argument(help="Texts like those that the model will see, one a line.")],
-    keep: Annotated[float, typer.Option(help="Share of each feed-forward layer's neurons that stay.")],
+    out: Annotated[Path, typer.Argument(help="A new directory.")],
+    texts: Annotated[Path, typer.Argument(help="File of typical texts, one on each line.")],
+    keep: Annotated[float, typer.Option(help="Share of each feed-forward layer's neurons to keep.")],
     model: Annotated[str, typer.Option(help="A model directory or name.")] = DEFAULT_MODEL,
 ) -> None:
-    """Write a smaller, faster and worse model: of each layer, only the neurons that do most on some texts."""
+    """Write a smaller, faster and less accurate model: keep the most active neurons of each layer."""
     from iro_server.engines.prune import prune_model
 
     typer.echo(prune_model(model_dir(model), out, keep, texts.read_text().splitlines()))

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from iro_server.alignment.reference import FieldRow, field_rows
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: str) -> object:
     """``text`` as JSON, or as a string where it is not JSON."""
     try:
         return json.loads(text)
@@ -31,7 +31,7 @@ def with_options_of(model: type[BaseModel], panel: str) -> Callable[[Callable[..
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def with_options(**arguments: Any) -> None:
+        def with_options(**arguments: str | bool | None) -> None:
             texts = {row.name: arguments.pop(row.name) for row in rows}
             options = {name: _option_value(text) for name, text in texts.items() if text is not None}
             command(**arguments, **options)
@@ -45,7 +45,7 @@ def with_options_of(model: type[BaseModel], panel: str) -> Callable[[Callable[..
     return decorate
 
 
-def _option_value(value: str | bool) -> Any:
+def _option_value(value: str | bool) -> object:
     """``1,0.5`` is a list of numbers."""
     if isinstance(value, bool):
         return value

@@ -10,7 +10,7 @@ import typer
 from iro_server.alignment.entry import load_alignment_job
 from iro_server.cli.keys import DataDir, settings_of
 
-app = typer.Typer(no_args_is_help=True, help="The completions that a job sampled and graded.")
+app = typer.Typer(no_args_is_help=True, help="Sampled and graded completions of a job.")
 
 Format = Literal["arrow", "parquet", "jsonl"]
 
@@ -22,7 +22,7 @@ def export(
     format: Annotated[Format, typer.Option(help="arrow: a folder that `datasets.load_from_disk` reads.")] = "arrow",
     data_dir: DataDir = None,
 ) -> None:
-    """Write prompts, completions and rewards in TRL's prompt-completion format, which its SFTTrainer takes as it is."""
+    """Write prompts, completions and rewards in TRL's prompt-completion format, which its SFTTrainer reads directly."""
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -6,12 +6,12 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Result = TypeVar("Result")
 
 
-async def in_thread(executor: Executor, call: Callable[..., Result], *args: Any) -> Result:
+async def in_thread(executor: Executor, call: Callable[..., Result], *args: object) -> Result:
     """The call's result: ``asyncio.to_thread`` with the executor chosen. Raises what the call raises."""
     context = contextvars.copy_context()
     return await asyncio.get_running_loop().run_in_executor(executor, lambda: context.run(call, *args))

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from iro_server.concurrency.fair_queue import FairQueue, QueueFull
 
@@ -28,7 +28,7 @@ class FairExecutor:
         self._executor = ThreadPoolExecutor(threads, name)
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(threads, per_project, max_waiting)
 
-    async def run(self, project: str, call: Callable[..., Result], *args: Any) -> Result:
+    async def run(self, project: str, call: Callable[..., Result], *args: object) -> Result:
         """The call's result. Raises what it raises; QueueFull where too many calls of the project wait, or for too
         long.
 
@@ -43,10 +43,10 @@ class FairExecutor:
         """Take no further calls; those that run are not waited for."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _leave_after(self, work: Future[Any], project: str) -> None:
+    def _leave_after(self, work: Future[Result], project: str) -> None:
         loop = asyncio.get_running_loop()
 
-        def done(_: Future[Any]) -> None:
+        def done(_: Future[Result]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(self._leave, project)
 

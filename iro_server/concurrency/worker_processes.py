@@ -3,28 +3,45 @@ interpreter's lock, for which the embedded engine and the event loop would wait.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from loky import ProcessPoolExecutor, get_reusable_executor
+from loky.process_executor import ShutdownExecutorError, TerminatedWorkerError
 
 Result = TypeVar("Result")
 
 CPU_SECONDS = 3.0  # of one call
 IDLE_SECONDS = 60  # after which a worker ends
 NICENESS = 10  # the engine's threads come first
+_repeating = threading.Lock()  # one repeated call at a time, so that memory serves one more worker and no more
 
 
-def in_worker_process(function: Callable[..., Result], *args: Any) -> Result:
+class WorkerKilled(Exception):
+    """The worker process of a call was killed, and so was the one that repeated the call."""
+
+    def __init__(self) -> None:
+        super().__init__("ran out of memory, or was killed: its process ended without a result, twice")
+
+
+def in_worker_process(function: Callable[..., Result], *args: object) -> Result:
     """What ``function`` returns or raises, computed in a worker process, which imports its module.
 
-    Waits while the workers are busy: to be called from a thread, not from an event loop. Raises TimeoutError after
-    CPU_SECONDS of CPU time, and TerminatedWorkerError where the process ends, as one that is out of memory does.
+    Waits while the workers are busy: to be called from a thread, not from an event loop. A killed worker ends the calls
+    of the others too, so that each of these calls is repeated once, apart from the others. Raises TimeoutError after
+    CPU_SECONDS of CPU time, and WorkerKilled where the second process is killed too, as one out of memory is.
     """
-    return cast(Result, _executor().submit(_within_limit, function, args).result())
+    with contextlib.suppress(TerminatedWorkerError, ShutdownExecutorError):
+        return cast(Result, _executor().submit(_within_limit, function, args).result())
+    with _repeating, ProcessPoolExecutor(1, initializer=_prepare_worker) as executor:
+        try:
+            return cast(Result, executor.submit(_within_limit, function, args).result())
+        except TerminatedWorkerError as error:
+            raise WorkerKilled from error
 
 
 def _executor() -> ProcessPoolExecutor:
@@ -38,7 +55,7 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGVTALRM, _time_is_up)
 
 
-def _within_limit(function: Callable[..., Result], args: tuple[Any, ...]) -> Result:
+def _within_limit(function: Callable[..., Result], args: tuple[object, ...]) -> Result:
     assert threading.current_thread() is threading.main_thread(), "only there does a signal's handler run"
     signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from iro_server.decoding.selection import RULES, SelectionRule
+from iro_server.json_values import JsonObject
 
 if TYPE_CHECKING:  # the command line reads SearchParams for its help, without a model library
     import torch
@@ -22,6 +23,12 @@ else:
     Selection = Literal[tuple(RULES)]
 
 Stage = Literal["prefill", "round", "extend", "score"]
+
+
+class Rows(BaseModel):
+    """Rows that step at once, as a request asks for them."""
+
+    rows: int = Field(ge=1, le=256)
 
 
 class SearchParams(BaseModel):
@@ -57,6 +64,16 @@ class SearchParams(BaseModel):
     def max_finals(self) -> int:
         """The most completions that the search ends with."""
         return self.rule.max_finals(self.beam_width, self.num_successors)
+
+    def overridden(self, changes: JsonObject) -> SearchParams:
+        """With some fields changed. ``rows``, which is none, sets W·K: 1 is a single row; more keep W where it divides
+        them, and else one beam. ValidationError for what is no search."""
+        fields = self.model_dump() | {name: value for name, value in changes.items() if name != "rows"}
+        if "rows" in changes:
+            rows = Rows.model_validate({"rows": changes["rows"]}).rows
+            width = self.beam_width if rows > self.beam_width and rows % self.beam_width == 0 else 1
+            fields |= {"beam_width": width, "num_successors": rows // width}
+        return SearchParams.model_validate(fields)
 
     def drawn_by(self, sampling: Sampling) -> SearchParams:
         """W=K=1 at temperature 0, where all successors of a beam are the same row."""

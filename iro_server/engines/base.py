@@ -9,9 +9,11 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+from iro_server.json_values import JsonObject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,7 +131,7 @@ class EngineHealth:
     live_rows: int | None = None
     cache_capacity: int | None = None
     shared_rows: int | None = None
-    replicas: tuple[dict[str, Any], ...] = ()
+    replicas: tuple[JsonObject, ...] = ()
 
     @property
     def up(self) -> bool:

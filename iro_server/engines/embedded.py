@@ -123,7 +123,7 @@ class EmbeddedEngine:
         """The tilt with this model's output head, kept as long as the tilt is."""
         with self._binding:
             if tilt not in self._tilts:
-                pieces = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+                pieces: list[str | None] = [*self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))]
                 head_VD = self.frozen.head_weight
                 pieces += [None] * (len(head_VD) - len(pieces))
                 self._groups = self._groups or TokenGroups(pieces[: len(head_VD)])

@@ -10,18 +10,14 @@ import asyncio
 import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Engine, Sampling
 from iro_server.engines.frozen_model import FrozenModel, refusal
 from value_heads.threads import on_fresh_thread
-
-if TYPE_CHECKING:
-    from iro_server.engines.embedded import EmbeddedEngine
 
 # A session's mean difference: of log-probabilities in nats, of hidden states relative to their size. Rounding leaves
 # SmolLM2 7e-6 in float32 and 0.07 in bfloat16; a model that is computed wrongly is off by tenths or more.
@@ -41,7 +37,7 @@ class SampledRows:
     hidden: dict[int, Tensor]
 
 
-def check_equality(engine: EmbeddedEngine, frozen: FrozenModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_equality(engine: Engine, frozen: FrozenModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """ValueError, naming the architecture and the difference, where the engine's numbers are not the model's."""
     prompts = random_prompts(tokenizer, frozen.decoder.config.vocab_size)
     layers = tuple(range(1, engine.info.num_layers))  # the last is reported before the final norm, which is another
@@ -74,9 +70,7 @@ def random_prompts(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[
     return [draw.choices(ordinary, k=count) for count in PROMPTS]
 
 
-async def _sample_together(
-    engine: EmbeddedEngine, prompts: list[list[int]], layers: tuple[int, ...]
-) -> list[SampledRows]:
+async def _sample_together(engine: Engine, prompts: list[list[int]], layers: tuple[int, ...]) -> list[SampledRows]:
     with engine.lockstep(len(prompts)):
         return await asyncio.gather(
             *(_sample(engine, prompt, rounds, layers) for prompt, rounds in zip(prompts, ROUNDS, strict=True))
@@ -84,7 +78,7 @@ async def _sample_together(
 
 
 async def _sample(
-    engine: EmbeddedEngine, prompt: list[int], rounds: list[tuple[list[int], int]], layers: tuple[int, ...]
+    engine: Engine, prompt: list[int], rounds: list[tuple[list[int], int]], layers: tuple[int, ...]
 ) -> SampledRows:
     session = await engine.open(prompt, Sampling(seed=0), layers)
     tokens_RS, logprobs_RL = torch.tensor([prompt]), torch.empty(1, 0)

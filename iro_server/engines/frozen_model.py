@@ -118,7 +118,7 @@ class FrozenModel:
                 setattr(owner, name, value)
 
 
-def _is_span(owner: Any, name: str, limit: float) -> bool:
+def _is_span(owner: object, name: str, limit: float) -> bool:
     """Whether ``owner`` names a span that hides something: shorter than the longest text."""
     value = getattr(owner, name, None)
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < limit
@@ -162,7 +162,7 @@ def output_head(model: Any, decoder: nn.Module) -> Any:
 class _FinalStates(nn.Module):
     """Returns the states that it gets, as a decoder does."""
 
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Output:
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> _Output:
         return _Output(last_hidden_state=inputs_embeds)
 
 

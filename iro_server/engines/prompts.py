@@ -12,7 +12,7 @@ from iro_server.engines.quoted_tokens import QuotedTokens
 TEXT_PARTS = ("text", "input_text")
 
 
-def text_of(content: Any) -> Any:
+def text_of(content: object) -> object:
     """A message's text where ``content`` is a list of text parts. ValueError for a part of another kind."""
     if not isinstance(content, list):
         return content

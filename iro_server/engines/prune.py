@@ -14,13 +14,16 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from iro_server.engines.prepare import MANIFEST, ModelError, model_hash
 from iro_server.engines.weights import hash_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 READ = 256  # tokens of each text
 
@@ -55,7 +58,7 @@ def prune_model(source: Path, out: Path, keep: float, texts: Sequence[str]) -> P
     return out
 
 
-def cut(model: Any, keep: float, scores: Sequence[Tensor]) -> None:
+def cut(model: PreTrainedModel, keep: float, scores: Sequence[Tensor]) -> None:
     """Keep the share ``keep`` of each layer's neurons with the highest ``scores`` (one [neurons] a layer)."""
     count = max(1, round(keep * model.config.intermediate_size))
     for mlp, score in zip(feed_forward(model), scores, strict=True):
@@ -67,7 +70,7 @@ def cut(model: Any, keep: float, scores: Sequence[Tensor]) -> None:
     model.config.intermediate_size = count
 
 
-def feed_forward(model: Any) -> list[Any]:
+def feed_forward(model: PreTrainedModel) -> list[Any]:
     """The gated feed-forward parts of all layers; ModelError where there are none."""
     layers: list[Any] = [getattr(layer, "mlp", None) for layer in getattr(model.base_model, "layers", [])]
     if not layers or not all(hasattr(mlp, name) for mlp in layers for name in ("gate_proj", "up_proj", "down_proj")):
@@ -76,12 +79,12 @@ def feed_forward(model: Any) -> list[Any]:
 
 
 @torch.no_grad()
-def writing(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
+def writing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Tensor]:
     """ "activation" of each neuron, [neurons] a layer, over the first tokens of ``texts``."""
     layers = feed_forward(model)
     squares = [torch.zeros(mlp.down_proj.in_features) for mlp in layers]
 
-    def count(layer: int, _module: Any, inputs: tuple[Tensor]) -> None:
+    def count(layer: int, _module: nn.Module, inputs: tuple[Tensor]) -> None:
         squares[layer] += inputs[0].square().sum((0, 1))
 
     hooks = [mlp.down_proj.register_forward_pre_hook(partial(count, layer)) for layer, mlp in enumerate(layers)]

@@ -15,6 +15,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from iro_server.json_values import JsonObject
+
 MARKS = [*map(chr, range(0xE000, 0xF900))]  # characters for private use, which no tokenizer gives a meaning
 
 
@@ -24,7 +26,7 @@ class QuotedTokens:
     Raises jinja2.TemplateError if the messages use every mark there is.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, messages: object) -> None:
         self.tokenizer = tokenizer
         self.spellings = _spellings(tokenizer)
         self.tokens = list(self.spellings)
@@ -36,12 +38,12 @@ class QuotedTokens:
         self.mark = mark
 
     @staticmethod
-    def occur(tokenizer: PreTrainedTokenizerBase, messages: Any) -> bool:
+    def occur(tokenizer: PreTrainedTokenizerBase, messages: object) -> bool:
         """Whether a string in ``messages`` spells a special token."""
         pattern = _pattern(tokenizer)
         return any(pattern.search(text) for text in strings(messages))
 
-    def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:
+    def prompt_ids(self, messages: list[JsonObject]) -> list[int]:
         """Token ids of the rendered conversation. Raises jinja2.TemplateError where the template refuses it."""
         marked = [replaced(message, self._marked) for message in messages]
         text = self.tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
@@ -59,7 +61,7 @@ class QuotedTokens:
         return self.spellings[self.tokens[int(number)]]
 
 
-def strings(value: Any) -> Iterator[str]:
+def strings(value: object) -> Iterator[str]:
     """All strings in a JSON value, keys apart."""
     if isinstance(value, str):
         yield value

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -25,9 +25,11 @@ from iro_server.engines.describe import describe
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.replicas import Replica, Replicas, Timing
+from iro_server.json_values import JsonObject
 from value_heads.threads import share_cores_with_engine
 
 Result = TypeVar("Result")
+Prefix = TypeVar("Prefix", str, list[int])
 START = 1200.0  # seconds that an engine which starts beside this process may take
 
 
@@ -99,7 +101,7 @@ class RemoteEngine:
     def info(self) -> ModelInfo:
         return self._info
 
-    def submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+    def submit(self, work: Coroutine[object, None, Result]) -> Future[Result]:
         """Run ``work`` on the engine's loop, whichever loop its caller lives on; cancel the future to end it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
@@ -146,24 +148,24 @@ class RemoteEngine:
         self.close()
 
 
-class RemoteSession:
+class RemoteSession(Generic[Prefix]):
     """A session whose rows are what the endpoint is sent (``prefixes``: token ids or text), each continued by a request
     of its own. It stays with the replica that has its prompt in the cache."""
 
-    def __init__(self, engine: RemoteEngine, prompt: Any, sampling: Sampling, layers: Sequence[int]) -> None:
+    def __init__(self, engine: RemoteEngine, prompt: Prefix, sampling: Sampling, layers: Sequence[int]) -> None:
         self.engine, self.sampling = engine, sampling
         self.embedding = engine.embedding if layers else None
         self.seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "big")
-        self.prefixes = [prompt]
+        self.prefixes: list[Prefix] = [prompt]
         self.round = 0
         self.replica: Replica | None = None
         self.pending: Future[Chunk] | None = None
 
-    def request(self, prefix: Any, count: int, length: int, seed: int) -> dict[str, Any]:
+    def request(self, prefix: Prefix, count: int, length: int, seed: int) -> JsonObject:
         """The body that asks for ``count`` continuations; number i draws with ``seed`` + i."""
         raise NotImplementedError
 
-    def read(self, payload: Any, count: int, length: int) -> list[tuple[Any, Row]]:
+    def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[Prefix, Row]]:
         """Of each continuation: what it adds to the prefix, and its row. ValueError, or another error of a wrong shape,
         for an answer that cannot be used."""
         raise NotImplementedError
@@ -185,7 +187,7 @@ class RemoteSession:
         self.round += 1
         return chunk_of([row for _, row in sampled], self.embedding)
 
-    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Any, Row]]:
+    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Prefix, Row]]:
         body = self.request(self.prefixes[parent], count, length, derive(self.seed, self.round, parent))
         read = partial(self.read, count=count, length=length)
         sampled, self.replica = await self.engine.replicas.complete(body, read, self.replica)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import httpx
 
 from iro_server.engines.endpoints import KEY_VARIABLE, EngineUnavailable, base_url
+from iro_server.json_values import JsonObject
 from iro_server.telemetry.metrics import CACHED_TOKENS, SENT_TOKENS
 
 log = logging.getLogger("iro.engine")
@@ -61,7 +62,7 @@ class Replica:
     prompt_tokens: int = 0
     cached_tokens: int = 0
 
-    def count(self, usage: dict[str, Any]) -> None:
+    def count(self, usage: JsonObject) -> None:
         sent = int(usage.get("prompt_tokens") or 0)
         cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
         self.prompt_tokens += sent
@@ -69,7 +70,7 @@ class Replica:
         SENT_TOKENS.inc(sent)
         CACHED_TOKENS.inc(cached)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> JsonObject:
         """For /v1/health, which anybody may read: no address. ``cached_tokens``: of ``prompt_tokens``, not read."""
         names = ("rows", "requests", "prompt_tokens", "cached_tokens")
         return {"up": not self.down.is_set()} | {name: getattr(self, name) for name in names}
@@ -81,8 +82,8 @@ class _Call(Generic[Answer]):
 
     method: str
     path: str
-    body: dict[str, Any] | None
-    read: Callable[[Any], Answer]
+    body: JsonObject | None
+    read: Callable[[JsonObject], Answer]
     rows: int
 
 
@@ -104,10 +105,10 @@ class Replicas:
                 replica.watch.cancel()
         await self.client.aclose()
 
-    async def models(self, patience: float) -> list[dict[str, Any]]:
+    async def models(self, patience: float) -> list[JsonObject]:
         """What the first replica that answers serves; errors as of ``complete``."""
 
-        def read(payload: Any) -> list[dict[str, Any]]:
+        def read(payload: JsonObject) -> list[JsonObject]:
             models = payload["data"]
             if not models or not all(isinstance(model["id"], str) for model in models):
                 raise ValueError("no models")
@@ -116,7 +117,7 @@ class Replicas:
         return (await self._ask(_Call("GET", "/models", None, read, 0), None, patience))[0]
 
     async def complete(
-        self, body: dict[str, Any], read: Callable[[Any], Answer], prefer: Replica | None = None
+        self, body: JsonObject, read: Callable[[JsonObject], Answer], prefer: Replica | None = None
     ) -> tuple[Answer, Replica]:
         """What ``read`` makes of the answer to ``body`` (it raises for one that makes no sense), and who gave it.
 
@@ -169,7 +170,7 @@ class Replicas:
         replica.failures = 0
         return answer
 
-    async def _payload(self, replica: Replica, call: _Call[Any]) -> Any:
+    async def _payload(self, replica: Replica, call: _Call[Answer]) -> JsonObject:
         where = replica.url
         try:
             async with asyncio.timeout(self.timing.answer):
@@ -187,9 +188,10 @@ class Replicas:
         if not response.is_success:
             raise ReplicaFailure(f"{where} answered {response.status_code}: {_message(response)}")
         try:
-            return response.json()
+            payload: JsonObject = response.json()
         except ValueError as error:
             raise ReplicaFailure(f"{where} gave an answer that is no JSON") from error
+        return payload
 
     def _failed(self, replica: Replica, failure: ReplicaFailure) -> None:
         replica.failures += 1
@@ -234,7 +236,7 @@ class Replicas:
             return False
 
 
-async def _unless(down: asyncio.Event, work: Any) -> Any:
+async def _unless(down: asyncio.Event, work: Coroutine[object, None, Answer]) -> Answer:
     """``work``'s result; ReplicaFailure, and no more of it, once ``down`` is set."""
     task, ended = asyncio.ensure_future(work), asyncio.ensure_future(down.wait())
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from iro_server.engines.cache import CacheSpec
 from iro_server.engines.prefill import Prompt, PromptKey, PromptPart, prompt_key
 from iro_server.engines.sequences import ChunkWork, SequenceGroup
 
+Outcome = TypeVar("Outcome")
 Run = SequenceGroup | PromptPart  # tokens of a step's flat batch that belong together
 
 
@@ -161,7 +162,7 @@ class Scheduler:
             self.fail(run, failure)
 
 
-def settle(future: Future[Any], outcome: Any) -> None:
+def settle(future: Future[Outcome], outcome: Outcome | BaseException) -> None:
     """Hand over a result or an exception, unless the caller has left: it may do so at any moment."""
     if not future.set_running_or_notify_cancel():
         return

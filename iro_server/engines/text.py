@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
+from iro_server.json_values import JsonObject
 
 
 class TextEngine(RemoteEngine):
@@ -54,13 +55,13 @@ class TextEngine(RemoteEngine):
         return TextSession(self, text, sampling, layers)
 
 
-class TextSession(RemoteSession):
+class TextSession(RemoteSession[str]):
     """A session of the text engine; see ``Session``. Rows that have not stopped may differ in length."""
 
-    def request(self, prefix: Any, count: int, length: int, seed: int) -> dict[str, Any]:
+    def request(self, prefix: str, count: int, length: int, seed: int) -> JsonObject:
         return request(self.engine.model, prefix, count, length, self.sampling, seed >> 31)  # some take 32 bits
 
-    def read(self, payload: Any, count: int, length: int) -> list[tuple[Any, Row]]:
+    def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[str, Row]]:
         return [(text, self._row(text, stopped)) for text, stopped in texts_of(payload, count)]
 
     def _row(self, text: str, stopped: bool) -> Row:
@@ -71,9 +72,9 @@ class TextSession(RemoteSession):
         return Row(tokens, [0.0] * len(tokens), stopped)
 
 
-def request(model: str, prompt: str, count: int, length: int, sampling: Sampling, seed: int) -> dict[str, Any]:
+def request(model: str, prompt: str, count: int, length: int, sampling: Sampling, seed: int) -> JsonObject:
     """OpenAI's own fields; ``top_k``, which is none of them, only where it is asked for."""
-    body: dict[str, Any] = {
+    body: JsonObject = {
         "model": model,
         "prompt": prompt,
         "n": count,
@@ -85,7 +86,7 @@ def request(model: str, prompt: str, count: int, length: int, sampling: Sampling
     return body | ({"top_k": sampling.top_k} if sampling.top_k else {})
 
 
-def texts_of(payload: Any, count: int) -> list[tuple[str, bool]]:
+def texts_of(payload: JsonObject, count: int) -> list[tuple[str, bool]]:
     """Text of each row, and whether it has ended. ValueError unless there are ``count``."""
     choices = sorted(payload["choices"], key=lambda choice: choice["index"])
     if len(choices) != count or not all(isinstance(choice["text"], str) for choice in choices):

@@ -8,10 +8,10 @@ cache, so that a round re-reads little but the last chunk. Nothing is tokenised 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
+from iro_server.json_values import JsonObject
 
 
 class VLLMEngine(RemoteEngine):
@@ -24,7 +24,7 @@ class VLLMEngine(RemoteEngine):
         prompt = [self.info.eos_ids[0] if self.info.eos_ids else 0]
         body = request(self.model, prompt, 1, 1, Sampling(temperature=0.0), seed=0)
 
-        def has_ids(payload: Any) -> bool:
+        def has_ids(payload: JsonObject) -> bool:
             return "token_ids" in payload["choices"][0]
 
         if not (await self.replicas.complete(body, has_ids))[0]:
@@ -42,19 +42,19 @@ class VLLMEngine(RemoteEngine):
         return VLLMSession(self, list(prompt_ids), sampling, layers)
 
 
-class VLLMSession(RemoteSession):
+class VLLMSession(RemoteSession[list[int]]):
     """A session of the vLLM engine; see ``Session``."""
 
-    def request(self, prefix: Any, count: int, length: int, seed: int) -> dict[str, Any]:
+    def request(self, prefix: list[int], count: int, length: int, seed: int) -> JsonObject:
         return request(self.engine.model, prefix, count, length, self.sampling, seed)
 
-    def read(self, payload: Any, count: int, length: int) -> list[tuple[Any, Row]]:
+    def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[list[int], Row]]:
         return [(row.tokens, row) for row in rows_of(payload, count, length, self.sampling.stop_ids)]
 
 
-def request(model: str, prompt: list[int], count: int, length: int, sampling: Sampling, seed: int) -> dict[str, Any]:
+def request(model: str, prompt: list[int], count: int, length: int, sampling: Sampling, seed: int) -> JsonObject:
     """Sets every sampling field: no default of the endpoint or of the model's generation config applies."""
-    body: dict[str, Any] = {
+    body: JsonObject = {
         "model": model,
         "prompt": prompt,
         "n": count,
@@ -73,7 +73,7 @@ def request(model: str, prompt: list[int], count: int, length: int, sampling: Sa
     return body | ({"cache_salt": sampling.salt} if sampling.salt else {})
 
 
-def rows_of(payload: Any, count: int, length: int, stop_ids: Sequence[int]) -> list[Row]:
+def rows_of(payload: JsonObject, count: int, length: int, stop_ids: Sequence[int]) -> list[Row]:
     """ValueError, or another of a wrong shape's errors, unless these are ``count`` rows that each end where they
     should."""
     choices = sorted(payload["choices"], key=lambda choice: choice["index"])
@@ -82,7 +82,7 @@ def rows_of(payload: Any, count: int, length: int, stop_ids: Sequence[int]) -> l
     return [_row(choice, length, stop_ids) for choice in choices]
 
 
-def _row(choice: Any, length: int, stop_ids: Sequence[int]) -> Row:
+def _row(choice: JsonObject, length: int, stop_ids: Sequence[int]) -> Row:
     tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
     if not tokens or not all(type(token) is int and token >= 0 for token in tokens):
         raise ValueError(f"token_ids are {str(tokens)[:80]}")

@@ -41,7 +41,7 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, default=Path(".venv-vllm/bin/python"), help="that has vLLM")
-    parser.add_argument("--model", type=Path, help="a prepared directory; the default model without")
+    parser.add_argument("--model", type=Path, help="a prepared directory; default: the default model")
     parser.add_argument("--port", type=int, default=8001)
     args, more = parser.parse_known_args()
     if not args.python.exists():

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
+from iro_server.json_values import JsonObject
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -68,7 +70,7 @@ def fingerprint(directory: Path) -> list[list[Any]]:
     return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats]
 
 
-def read_record(record: Path) -> dict[str, Any]:
+def read_record(record: Path) -> JsonObject:
     """Empty where there is none that can be read."""
     try:
         return dict(json.loads(record.read_text()))
@@ -76,7 +78,7 @@ def read_record(record: Path) -> dict[str, Any]:
         return {}
 
 
-def write_record(record: Path, content: dict[str, Any]) -> None:
+def write_record(record: Path, content: JsonObject) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=record.parent, delete=False) as file:
         json.dump(content, file)

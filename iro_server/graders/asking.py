@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_when_event_set
@@ -15,6 +14,7 @@ from tenacity import sleep_using_event as sleep_until
 from tenacity.wait import wait_random_exponential
 
 from iro_server.graders.base import Flag
+from iro_server.json_values import JsonObject
 from iro_server.telemetry.request import CHARGED_KEY, charged_key
 
 AT_ONCE = 16
@@ -71,7 +71,7 @@ class Asker:
         self._lock = threading.Lock()
         self._under_way = 0
 
-    def ask(self, requests: Sequence[dict[str, Any]]) -> list[Answer]:
+    def ask(self, requests: Sequence[JsonObject]) -> list[Answer]:
         """One answer to each chat completion request, in order."""
         charge = self.endpoint.charge(charged_key())
         with ThreadPoolExecutor(AT_ONCE, "asker") as threads:
@@ -99,7 +99,7 @@ class Asker:
             trust_env=self.endpoint.project is None,
         )
 
-    def _ask(self, request: dict[str, Any], charge: dict[str, str]) -> Answer:
+    def _ask(self, request: JsonObject, charge: dict[str, str]) -> Answer:
         busy = Retrying(
             retry=retry_if_exception_type(_Busy),
             stop=stop_after_attempt(ATTEMPTS) | stop_when_event_set(self._closed),
@@ -112,7 +112,7 @@ class Asker:
         except _Busy as error:
             return Answer(error="the grader is closed" if self._closed.is_set() else str(error))
 
-    def _try(self, request: dict[str, Any], charge: dict[str, str]) -> Answer:
+    def _try(self, request: JsonObject, charge: dict[str, str]) -> Answer:
         with self._lock:
             if self._closed.is_set():
                 return Answer(error="the grader is closed")

@@ -11,7 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Item = dict[str, Any]
+from iro_server.json_values import JsonObject, JsonValue
+
+Item = JsonObject
 
 
 class GraderError(ValueError):
@@ -45,10 +47,10 @@ class Sample:
 
     output_text: str
     output_json: Any = None
-    output_tools: list[dict[str, Any]] | None = None
-    choices: list[dict[str, Any]] | None = None
+    output_tools: list[JsonObject] | None = None
+    choices: list[JsonObject] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The sample in OpenAI's shape, as templates and python graders see it."""
         message = {"role": "assistant", "content": self.output_text}
         return {
@@ -59,7 +61,7 @@ class Sample:
         }
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> JsonValue:
     try:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo
 
 VARIABLE = "IRO_GRADERS"
+JUDGE_TOKENS = 50_000_000  # of a job's judges, where keys are required and the setting is not given
 JOB_PATIENCE = 600.0  # seconds that a job waits for a grader service that does not answer
 
 
@@ -44,7 +45,8 @@ class GraderEnvironment(BaseModel):
     similarity embeds with. ``python``: "sandbox" runs python graders isolated or not at all, "unsafe" runs them as
     plain processes, "off" refuses them; "own", of a user's own code, isolates them where the host can. With
     ``grader_service`` they run there, as it is set up. ``caller``: the project whose samples are graded, where that is
-    not ``project``, the grader's owner.
+    not ``project``, the grader's owner. ``max_judge_tokens``: of all models that the graders of one job ask; None: no
+    limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,11 +63,15 @@ class GraderEnvironment(BaseModel):
     python: Literal["sandbox", "unsafe", "off", "own"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
     grader_service: GraderService | None = None
+    max_judge_tokens: int | None = None
 
     def of_job(self, project: str) -> GraderEnvironment:
         """Those of the process that runs a job of ``project``: it may wait longer than a request for what is away."""
         service = self.grader_service and self.grader_service.model_copy(update={"patience": JOB_PATIENCE})
-        return self.model_copy(update={"project": project, "grader_service": service})
+        job = self.model_copy(update={"project": project, "grader_service": service})
+        if job.max_judge_tokens is None and not job.any_endpoint:
+            return job.model_copy(update={"max_judge_tokens": JUDGE_TOKENS})
+        return job
 
     @classmethod
     def of_this_process(cls) -> GraderEnvironment:

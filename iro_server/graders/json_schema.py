@@ -14,12 +14,13 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from iro_server.concurrency.worker_processes import in_worker_process
+from iro_server.concurrency.worker_processes import WorkerKilled, in_worker_process
+from iro_server.json_values import JsonObject
 
 MAX_VALUES = 4000  # of a schema: its objects, lists, strings and numbers
 MAX_ITEMS = 1000  # of a list in it, such as enum: OpenAI's limit
 
-Schema = dict[str, Any] | bool
+Schema = JsonObject | bool
 
 
 def check_schema(schema: Schema) -> None:
@@ -33,14 +34,14 @@ def check_schema(schema: Schema) -> None:
 
 def check_text(schema: Schema, text: str) -> None:
     """ValueError with the place and the reason where ``text``, which is JSON, does not fit ``schema``, or where the
-    schema takes too long: one can need time exponential in its size."""
+    schema takes too long or too much memory: one can need time exponential in its size."""
     _in_worker(_check_text, json.dumps(schema), text)
 
 
 def _in_worker(check: Callable[..., None], *args: str) -> None:
     try:
         in_worker_process(check, *args)
-    except TimeoutError as error:
+    except (TimeoutError, WorkerKilled) as error:
         raise ValueError(f"the schema cannot be applied: it {error}") from error
 
 
@@ -65,14 +66,14 @@ def _validator(schema_json: str) -> Validator:
     return validator_for(schema, Draft202012Validator)(schema, registry=Registry())
 
 
-def _check_form(schema: Any) -> None:
+def _check_form(schema: object) -> None:
     try:
         validator_for(schema, Draft202012Validator).check_schema(schema)
     except SchemaError as error:
         raise ValueError(f"not a JSON schema: {error.message}") from error
 
 
-def _check_size(schema: Any, remaining: int) -> int:
+def _check_size(schema: object, remaining: int) -> int:
     """The schema's values, itself included. ValueError where there are more than ``remaining``, or a list is too long.
 
     Checking a schema takes up to 0.2 ms a value, and time quadratic in a list whose items have to differ.
@@ -87,7 +88,7 @@ def _check_size(schema: Any, remaining: int) -> int:
     return size
 
 
-def _check_targets(schema: Any) -> None:
+def _check_targets(schema: object) -> None:
     """Check what references name within the schema, each target once."""
     resolver = Registry().with_resource("", Resource.from_contents(schema, DRAFT202012)).crawl().resolver()
     checked, remaining = {id(schema)}, MAX_VALUES
@@ -106,7 +107,7 @@ def _lookup(resolver: Any, reference: str) -> Any:
         raise ValueError(f"$ref {reference[:100]!r} leads nowhere in the schema") from error
 
 
-def _references(schema: Any) -> Iterator[str]:
+def _references(schema: object) -> Iterator[str]:
     if isinstance(schema, dict):
         for key, item in schema.items():
             if key in ("$ref", "$dynamicRef") and isinstance(item, str):

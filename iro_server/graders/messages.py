@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from iro_server.graders.base import TextTooLong, check_length
 from iro_server.graders.templates import Template, render
+from iro_server.json_values import JsonObject
 
 TEXT_PARTS = ("input_text", "output_text", "text")
 
 
-def _texts(content: Any) -> list[str]:
+def _texts(content: object) -> list[str]:
     """The texts of a string, of a part such as ``{"type": "input_text", "text": ...}``, or of a list of these."""
     parts = content if isinstance(content, list) else [content]
     return [part if isinstance(part, str) else _text(part) for part in parts]
 
 
-def _text(part: Any) -> str:
+def _text(part: object) -> str:
     if not isinstance(part, dict):
         raise ValueError("content is a string, a text part or a list of these")
     if part.get("type") not in TEXT_PARTS:
@@ -39,7 +40,7 @@ class Message(BaseModel):
     type: Literal["message"] = "message"
 
 
-def render_messages(messages: Sequence[Message], scope: dict[str, Any], limit: int) -> list[dict[str, str]]:
+def render_messages(messages: Sequence[Message], scope: JsonObject, limit: int) -> list[dict[str, str]]:
     """Chat messages with the templates filled in. Raises MissingField, and TextTooLong over ``limit`` bytes in all."""
     rendered, remaining = [], limit
     for message in messages:
@@ -51,7 +52,7 @@ def render_messages(messages: Sequence[Message], scope: dict[str, Any], limit: i
     return rendered
 
 
-def _content(message: Message, scope: dict[str, Any], limit: int) -> str:
+def _content(message: Message, scope: JsonObject, limit: int) -> str:
     text = "".join(render(text, scope, limit) for text in message.content)
     return text.encode(errors="replace").decode()  # JSON may spell lone surrogates, which no request can carry
 

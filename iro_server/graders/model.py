@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, ValidationInfo, field_validator
 
@@ -14,6 +14,7 @@ from iro_server.graders.base import Grade
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.messages import Message, render_messages, with_instruction
 from iro_server.graders.templated import TemplatedGrader
+from iro_server.json_values import JsonObject
 
 Chat = list[dict[str, str]]
 Tokens = Annotated[int, Field(ge=1)]
@@ -32,7 +33,7 @@ class SamplingParams(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
-    def as_request(self) -> dict[str, Any]:
+    def as_request(self) -> JsonObject:
         """As fields of a chat completion request."""
         fields = self.model_dump(exclude_none=True)
         if (most := fields.pop("max_completions_tokens", None)) is not None:
@@ -85,7 +86,7 @@ class ModelGrader(TemplatedGrader[Chat]):
     def templates(self) -> list[str]:
         return [text for message in self.input for text in message.content]
 
-    def fill(self, scope: dict[str, Any]) -> Chat:
+    def fill(self, scope: JsonObject) -> Chat:
         return render_messages(self.input, scope, self._max_bytes)
 
     def grade_filled(self, filled: Sequence[Chat]) -> list[Grade]:
@@ -101,7 +102,7 @@ class ModelGrader(TemplatedGrader[Chat]):
     def read(self, text: str) -> float:
         """The reward in an answer. Raises Unreadable."""
 
-    def _request(self, chat: Chat) -> dict[str, Any]:
+    def _request(self, chat: Chat) -> JsonObject:
         sampling = self.sampling_params.as_request()
         messages = with_instruction(chat, self.instruction)
         if self.base_url is None:  # chat templates seldom know the role developer, which means the same

@@ -6,7 +6,7 @@ import ast
 import keyword
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
@@ -20,7 +20,7 @@ from iro_server.graders.text import StringCheck, TextSimilarity
 Single = Annotated[StringCheck | TextSimilarity | PythonGrader | ScoreModel | LabelModel, Field(discriminator="type")]
 
 
-def _by_name(graders: Any) -> Any:
+def _by_name(graders: object) -> object:
     """The three shapes that OpenAI publishes, graders by name, a list of them, and one alone, as the first."""
     if isinstance(graders, dict) and isinstance(graders.get("type"), str):
         graders = [graders]

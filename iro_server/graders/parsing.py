@@ -9,13 +9,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from iro_server.graders.base import Grade, Grader, GraderError, Sample
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.multi import MultiGrader, Single
+from iro_server.json_values import JsonObject
 
 __all__ = ["Grade", "Grader", "GraderEnvironment", "GraderError", "Sample", "as_sent", "parse_grader"]
 
 _ANY: TypeAdapter[Grader] = TypeAdapter(Annotated[Single | MultiGrader, Field(discriminator="type")])
 
 
-def parse_grader(spec: dict[str, Any], grader_environment: GraderEnvironment | None = None) -> Grader:
+def parse_grader(spec: JsonObject, grader_environment: GraderEnvironment | None = None) -> Grader:
     """The grader a JSON object describes. Raises GraderError, with the field at fault, for the first mistake.
 
     ``grader_environment`` None: those of this process.
@@ -29,11 +30,11 @@ def parse_grader(spec: dict[str, Any], grader_environment: GraderEnvironment | N
     if error["type"].startswith("union_tag"):
         path.append("type")
     param = as_sent(spec, path)
-    message = _said(error)
+    message = _message(error)
     raise GraderError(f"{param}: {message}", param)
 
 
-def _said(error: Any) -> str:
+def _message(error: Any) -> str:
     context = error.get("ctx", {})
     if error["type"] == "union_tag_invalid":
         return f"there is no grader of type {context['tag']!r}, only {context['expected_tags']}"
@@ -42,7 +43,7 @@ def _said(error: Any) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-def as_sent(spec: Any, path: list[str]) -> str:
+def as_sent(spec: object, path: list[str]) -> str:
     """Where the field that is at ``path`` once graders are by name, (graders, <name>, <field>), stands in ``spec``,
     which may have them in a list, or one alone."""
     graders = spec.get("graders") if isinstance(spec, dict) else None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
 
 from iro_server.graders.base import Grade
 from iro_server.graders.ended import Ended, StartError
 from iro_server.graders.environment import PythonLimits
 from iro_server.graders.pool import POOL
 from iro_server.graders.sandbox import Answer, Sandbox
+from iro_server.json_values import JsonObject
 
-Call = tuple[dict[str, Any], dict[str, Any]]
+Call = tuple[JsonObject, JsonObject]
 
 LOAD_TIMEOUT = 60.0  # seconds for the source's own top level: unpacking weights, importing libraries
 SLICE = 1.0  # seconds after which a batch gives its slot to other graders
@@ -25,6 +26,14 @@ class _NotLoaded(Exception):
     def __init__(self, grade: Grade):
         super().__init__(grade.error)
         self.grade = grade
+
+
+def grade_in_slices(grade_some: Callable[[list[Call]], list[Grade]], calls: list[Call]) -> list[Grade]:
+    """One grade a call. ``grade_some`` grades the first of the calls that it is given, and as many more as it can."""
+    grades: list[Grade] = []
+    while len(grades) < len(calls):
+        grades += grade_some(calls[len(grades) :])
+    return grades
 
 
 class GraderProcess:
@@ -45,11 +54,8 @@ class GraderProcess:
 
     def grade_batch(self, calls: list[Call]) -> list[Grade]:
         """One grade a call. A call that hangs or ends the process fails alone: the rest go to a new process."""
-        grades: list[Grade] = []
         with self._turn:
-            while len(grades) < len(calls):
-                grades += self._grade_some(calls[len(grades) :])
-        return grades
+            return grade_in_slices(self._grade_some, calls)
 
     def grade_some(self, calls: list[Call]) -> list[Grade]:
         """The first of ``calls``, and as many more as a slice of time allows."""

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from iro_server.graders.base import Flag, Grade
 from iro_server.graders.environment import GraderService
-from iro_server.graders.process import CLOSED, LOAD_TIMEOUT, TOO_DEEP, Call
+from iro_server.graders.process import CLOSED, LOAD_TIMEOUT, TOO_DEEP, Call, grade_in_slices
 from iro_server.graders.sandbox import START_TIMEOUT
 
 QUEUE_SECONDS = 60.0  # that a request waits in the service for a slot, before it is to be sent again
@@ -75,11 +75,8 @@ class RemoteGraderProcess:
 
     def grade_batch(self, calls: list[Call]) -> list[Grade]:
         """One grade a call. Raises GraderServiceUnavailable once the service has been away for its patience."""
-        grades: list[Grade] = []
         with self._turn:
-            while len(grades) < len(calls):
-                grades += self._grade_some(calls[len(grades) :])
-        return grades
+            return grade_in_slices(self._grade_some, calls)
 
     def close(self) -> None:
         """End the process, in mid-call too: calls still running or made later fail."""

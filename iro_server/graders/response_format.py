@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from iro_server.graders.json_schema import Schema, check_schema, check_text
+from iro_server.json_values import JsonObject, JsonValue
 
 
 class JsonSchema(BaseModel):
@@ -39,7 +40,7 @@ class ResponseFormat(BaseModel):
             raise ValueError("json_schema goes with the type json_schema, and only with it")
         return self
 
-    def parse(self, text: str) -> Any:
+    def parse(self, text: str) -> JsonValue:
         """The completion as a grader's ``output_json``; None for plain text. ValueError where it lacks the form."""
         if self.type == "text":
             return None
@@ -54,7 +55,7 @@ class ResponseFormat(BaseModel):
         return value
 
 
-def parse_response_format(spec: dict[str, Any]) -> ResponseFormat:
+def parse_response_format(spec: JsonObject) -> ResponseFormat:
     """Raises ValueError, with the field at fault, for the first mistake."""
     try:
         return ResponseFormat.model_validate(spec)

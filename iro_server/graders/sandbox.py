@@ -18,7 +18,6 @@ import socket
 import subprocess
 import threading
 import time
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -96,7 +95,7 @@ class Sandbox:
             self._watch = Watch(proc, folder, self.limits)
             self._freezer = self._group or StopSignals(self._watch)
 
-    def ask(self, message: Any, timeout: float) -> Answer:
+    def ask(self, message: object, timeout: float) -> Answer:
         """Raises Ended, with the process gone, when it does not answer in ``timeout`` seconds or breaks a limit."""
         number = secrets.token_hex(8)  # code from an earlier call cannot know it
         data = f"{number} {json.dumps(message)}\n".encode()

@@ -13,8 +13,8 @@ import logging
 import math
 import secrets
 import threading
-from collections.abc import AsyncIterator, Coroutine
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
 
 import uvicorn
 from cachetools import TTLCache
@@ -23,16 +23,18 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from iro_server.api.loaded import Loaded
+from iro_server.concurrency.disconnect import ClientGone, unless_gone
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.graders.base import Grade
 from iro_server.graders.cgroup import memory_bound
 from iro_server.graders.environment import PythonLimits
+from iro_server.graders.loaded import Loaded
 from iro_server.graders.pool import AT_WORK, AT_WORK_PER_PROJECT
 from iro_server.graders.process import GraderProcess
 from iro_server.graders.remote import MOST_CALLS, QUEUE_SECONDS
 from iro_server.graders.sandbox import isolation_problem
+from iro_server.json_values import JsonObject
 from iro_server.telemetry import logs
 from iro_server.telemetry.logs import LogFormat
 
@@ -64,10 +66,6 @@ class ProcessEnded(Exception):
 
 class Malformed(ValueError):
     """The request's body cannot be read."""
-
-
-class ClientGone(Exception):
-    """The connection of the request has ended."""
 
 
 class Processes:
@@ -152,7 +150,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         requests of the project wait."""
         body = await _body(request)
         try:
-            grades = await _unless_gone(request, executor.run(project, processes.grade, project, process, body))
+            grades = await unless_gone(request.receive, executor.run(project, processes.grade, project, process, body))
         except QueueFull as error:
             raise HTTPException(429, str(error)) from error
         except ProcessEnded as error:
@@ -207,24 +205,6 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[Grade]]) -> list[Grade]:
-    """``work``'s result. Raises ClientGone once nobody waits for it."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _shown(grade: Grade) -> dict[str, Any]:
+def _shown(grade: Grade) -> JsonObject:
     reward = grade.reward if math.isfinite(grade.reward) else None
     return {"reward": reward, "error": grade.error, "flag": grade.flag}

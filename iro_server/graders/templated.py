@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import PrivateAttr
 
 from iro_server.graders.base import Grade, Grader, Item, Sample, TextTooLong
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.templates import MissingField, item_fields, render
+from iro_server.json_values import JsonObject
 
 Filled = TypeVar("Filled")
 
@@ -32,10 +33,10 @@ class TemplatedGrader(Grader, Generic[Filled]):
         return set().union(*map(item_fields, self.templates()))
 
     @abstractmethod
-    def fill(self, scope: dict[str, Any]) -> Filled:
+    def fill(self, scope: JsonObject) -> Filled:
         """Raises MissingField, and TextTooLong for a text over the server's limit."""
 
-    def render(self, template: str, scope: dict[str, Any]) -> str:
+    def render(self, template: str, scope: JsonObject) -> str:
         return render(template, scope, self._max_bytes)
 
     def check_texts(self, sample: Sample, item: Item) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from iro_server.graders.base import Flag, Sample, TextTooLong, check_length
+from iro_server.json_values import JsonObject
 
 _EXPRESSION = re.compile(r"\{\{(.*?)(\}\}|\Z)", re.DOTALL)  # one that is not closed is read but once
 _UNCLOSED = re.compile(r"\s*(item|sample)\b")
@@ -61,7 +62,7 @@ def item_fields(template: str) -> set[str]:
 Template = Annotated[str, AfterValidator(check_template)]
 
 
-def render(template: str, scope: dict[str, Any], limit: int | None = None) -> str:
+def render(template: str, scope: JsonObject, limit: int | None = None) -> str:
     """Put the values in: strings as they are, anything else as JSON. What is put in is not rendered again.
 
     ``scope`` has ``item`` and ``sample``. Raises MissingField, and TextTooLong once there are over ``limit`` bytes.
@@ -76,7 +77,7 @@ def render(template: str, scope: dict[str, Any], limit: int | None = None) -> st
     return "".join(pieces)
 
 
-def _pieces(template: str, scope: dict[str, Any]) -> Iterator[str]:
+def _pieces(template: str, scope: JsonObject) -> Iterator[str]:
     """The text between expressions and their values, in order."""
     end = 0
     for match in _EXPRESSION.finditer(template):
@@ -86,7 +87,7 @@ def _pieces(template: str, scope: dict[str, Any]) -> Iterator[str]:
     yield template[end:]
 
 
-def _lookup(path: str, scope: dict[str, Any]) -> Any:
+def _lookup(path: str, scope: JsonObject) -> Any:
     steps = _steps(path)
     if steps[:2] == ["sample", "output_json"] and scope["sample"]["output_json"] is None:
         raise MissingField(f"the sample is not JSON (in {{{{ {_short(path)} }}}})", "sample_parse_error")
@@ -115,5 +116,5 @@ def _index(step: str) -> int:
     return int(step)
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

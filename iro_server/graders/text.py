@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import FiniteFloat, PrivateAttr, ValidationInfo, field_validator
 
+from iro_server.concurrency.worker_processes import WorkerKilled
 from iro_server.graders.base import Grade
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.local_models import bundled_embedding_model, embed, is_model
 from iro_server.graders.similarity import METRICS, similarity
 from iro_server.graders.templated import TemplatedGrader
 from iro_server.graders.templates import Template
+from iro_server.json_values import JsonObject
 
 
 class _Comparison(TemplatedGrader[tuple[str, str]]):
@@ -24,7 +26,7 @@ class _Comparison(TemplatedGrader[tuple[str, str]]):
     def templates(self) -> list[str]:
         return [self.input, self.reference]
 
-    def fill(self, scope: dict[str, Any]) -> tuple[str, str]:
+    def fill(self, scope: JsonObject) -> tuple[str, str]:
         return self.render(self.input, scope), self.render(self.reference, scope)
 
 
@@ -82,7 +84,13 @@ class TextSimilarity(_Comparison):
     def grade_filled(self, filled: Sequence[tuple[str, str]]) -> list[Grade]:
         if self.evaluation_metric == "cosine":
             return [Grade.of(float(cosine)) for cosine in self._cosines(filled)]
-        return [Grade.of(similarity(self.evaluation_metric, text, reference)) for text, reference in filled]
+        return [self._compared(text, reference) for text, reference in filled]
+
+    def _compared(self, text: str, reference: str) -> Grade:
+        try:
+            return Grade.of(similarity(self.evaluation_metric, text, reference))
+        except (TimeoutError, WorkerKilled) as error:
+            return Grade.failed(f"{self.evaluation_metric} {error}")
 
     def _cosines(self, filled: Sequence[tuple[str, str]]) -> np.ndarray:
         assert self._embedding_model is not None

@@ -27,7 +27,7 @@ class Watch:
         """What its processes have together taken too much of."""
         folder = os.fstatvfs(self._folder)
         used = (folder.f_blocks - folder.f_bfree) * folder.f_frsize + self._socket_bytes()
-        for statm in filter(None, self._each("statm")):
+        for statm in filter(None, self._per_process("statm")):
             _, resident, shared, *_ = statm.split()
             used += (int(resident) - int(shared)) * PAGE  # shared: libraries, and files of the folder
         if used > self._limits.memory_bytes:
@@ -39,7 +39,7 @@ class Watch:
     def tasks(self) -> int:
         """How many processes and threads there are. A process that ends during the look counts: it may have started
         another that the look has missed."""
-        return sum(int(_fields(stat)[17]) if stat else 1 for stat in self._each("stat"))
+        return sum(int(_fields(stat)[17]) if stat else 1 for stat in self._per_process("stat"))
 
     def running(self) -> list[str]:
         """Process ids of those that are not stopped."""
@@ -63,7 +63,7 @@ class Watch:
         sockets = self._read("1/net/unix")
         return sockets.count("\n") * _socket_buffer() if sockets else 0
 
-    def _each(self, name: str) -> Iterator[str | None]:
+    def _per_process(self, name: str) -> Iterator[str | None]:
         """The file of each process; None of one that has ended since."""
         return (self._read(f"{pid}/{name}") for pid in self.pids())
 

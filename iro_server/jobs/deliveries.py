@@ -6,11 +6,12 @@ import random
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from iro_server.json_values import JsonObject
 from iro_server.store.database import Sessions
 from iro_server.store.tables import Delivery, WebhookEndpoint, new_id, now
 
@@ -28,11 +29,11 @@ class Attempt:
     endpoint: WebhookEndpoint
 
 
-def event(type: str, data: dict[str, Any]) -> dict[str, Any]:
+def event(type: str, data: JsonObject) -> JsonObject:
     return {"id": new_id("evt_"), "object": "event", "created_at": now(), "type": type, "data": data}
 
 
-def enqueue(session: Session, project: str, type: str, data: dict[str, Any]) -> None:
+def enqueue(session: Session, project: str, type: str, data: JsonObject) -> None:
     """Have the project's endpoints that listen for ``type`` told, should the transaction of ``session`` commit."""
     payload = event(type, data)
     for endpoint in session.scalars(select(WebhookEndpoint).where(WebhookEndpoint.project == project)):

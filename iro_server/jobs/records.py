@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from sqlalchemy import ColumnElement, case, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from iro_server.alignment.entry import JobEvent
 from iro_server.jobs.deliveries import enqueue
+from iro_server.json_values import JsonObject
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Checkpoint, Event, File, Job, Model, new_id, now
 
@@ -25,12 +26,12 @@ def add_event(
     message: str,
     level: str = "info",
     type: str = "message",
-    data: dict[str, Any] | None = None,
+    data: JsonObject | None = None,
 ) -> None:
     session.add(Event(id=new_id("ftevent-"), job_id=job_id, type=type, level=level, message=message, data=data or {}))
 
 
-def move(session: Session, job_id: str, before: str, after: str, **values: Any) -> bool:
+def move(session: Session, job_id: str, before: str, after: str, **values: object) -> bool:
     """Take a job from status ``before`` to ``after``; False where it is no longer in ``before``.
 
     Who asked to be told of its end will be, from the same transaction on.
@@ -85,7 +86,7 @@ def adopt(sessions: Sessions, job: Job, server: str) -> bool:
         return session.execute(change.returning(Job.id)).first() is not None
 
 
-def _fence(session: Session, job: Job, **columns: Any) -> str:
+def _fence(session: Session, job: Job, **columns: object) -> str:
     """The job's status, its row locked. Raises LeaseLost unless the caller is its last worker."""
     ours = update(Job).where(Job.id == job.id, Job.attempt == job.attempt)
     beaten = ours.values(heartbeat=Job.heartbeat + 1, **columns)
@@ -95,7 +96,7 @@ def _fence(session: Session, job: Job, **columns: Any) -> str:
     return status
 
 
-def beat(sessions: Sessions, job: Job, **columns: Any) -> str:
+def beat(sessions: Sessions, job: Job, **columns: object) -> str:
     """Record that the job's worker lives, and what it does (columns of the job); returns the job's status.
 
     Raises LeaseLost.
@@ -104,7 +105,7 @@ def beat(sessions: Sessions, job: Job, **columns: Any) -> str:
         return _fence(session, job, **columns)
 
 
-def record(sessions: Sessions, job: Job, event: dict[str, Any]) -> None:
+def record(sessions: Sessions, job: Job, event: JobEvent) -> None:
     """Store an event of the job's ``execute``; one of type "checkpoint" makes a model that can be called.
 
     A worker may repeat the events of one that was killed: a step's metrics and checkpoint are stored once. Raises
@@ -122,7 +123,7 @@ def record(sessions: Sessions, job: Job, event: dict[str, Any]) -> None:
         if event["type"] == "checkpoint":
             message = message or f"Checkpoint created at step {data['step']}"
         type = "metrics" if event["type"] == "metrics" else "message"
-        if type == "message" or not _told(session, job, data.get("step")):
+        if type == "message" or not _has_metrics(session, job, data.get("step")):
             add_event(session, job.id, message, event.get("level", "info"), type, data)
 
 
@@ -133,12 +134,12 @@ def progress(sessions: Sessions, job: Job, estimated_finish: int) -> None:
         session.execute(of_ours.values(estimated_finish=estimated_finish))
 
 
-def _told(session: Session, job: Job, step: int | None) -> bool:
+def _has_metrics(session: Session, job: Job, step: int | None) -> bool:
     metrics = select(Event.data).where(Event.job_id == job.id, Event.type == "metrics")
     return step is not None and any(data.get("step") == step for data in session.scalars(metrics))
 
 
-def _add_checkpoint(session: Session, job: Job, data: dict[str, Any]) -> bool:
+def _add_checkpoint(session: Session, job: Job, data: JsonObject) -> bool:
     """Whether the step's checkpoint is a new one."""
     query = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == data["step"])
     checkpoint = session.scalar(query)
@@ -154,7 +155,7 @@ def _add_checkpoint(session: Session, job: Job, data: dict[str, Any]) -> bool:
 
 
 def succeed(
-    sessions: Sessions, job: Job, path: str, search: dict[str, Any], results: File | None, trained_tokens: int | None
+    sessions: Sessions, job: Job, path: str, search: JsonObject, results: File | None, trained_tokens: int | None
 ) -> None:
     """Mark the job succeeded and serve its model, in one transaction; nothing where it was cancelled meanwhile.
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import httpx
 from standardwebhooks import Webhook
@@ -23,6 +22,7 @@ from iro_server.concurrency.executors import in_thread
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.jobs import deliveries
+from iro_server.json_values import JsonObject
 from iro_server.store.database import Sessions
 from iro_server.store.tables import WebhookEndpoint, now
 from iro_server.telemetry.metrics import DELIVERIES
@@ -84,7 +84,7 @@ async def post(
     lookups: FairExecutor,
     endpoint: WebhookEndpoint,
     id: str,
-    payload: dict[str, Any],
+    payload: JsonObject,
     private: bool,
 ) -> Answer:
     """Send ``payload``. The answer's body is not read, and its redirect not followed. ``lookups``: see
@@ -114,17 +114,16 @@ async def post(
 async def _address(lookups: FairExecutor, project: str, url: httpx.URL, private: bool) -> str:
     port = url.port or {"http": 80, "https": 443}[url.scheme]
     try:
-        resolved = await lookups.run(project, _resolve, url.host, port)
+        addresses = await lookups.run(project, _resolve, url.host, port)
     except (OSError, QueueFull) as error:
         raise Unreachable(f"{url.host}: {error}") from error
-    addresses = [str(address[4][0]) for address in resolved]
     if not private and not all(map(is_public, addresses)):
         raise PrivateAddress(f"{url.host} has an address of a private network (IRO_PRIVATE_WEBHOOKS=true allows it)")
     return addresses[0]
 
 
-def _resolve(host: str, port: int) -> list[Any]:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _resolve(host: str, port: int) -> list[str]:
+    return [str(address[0]) for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 class Sender:

@@ -14,17 +14,18 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception_type, wait_exponential
 
 from iro_server.alignment.definition import ServedDefaults
-from iro_server.alignment.entry import load_alignment_job
+from iro_server.alignment.entry import JobEvent, load_alignment_job
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.jobs import lock, records
 from iro_server.jobs.progress import Progress
+from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from iro_server.store import files
 from iro_server.store.database import Sessions, connect, find, sessions_on
@@ -138,7 +139,7 @@ class Worker:
         retry_while_unavailable(self._note_search)(search)
         progress = Progress(self.sessions, job)
 
-        def on_event(event: dict[str, Any]) -> None:
+        def on_event(event: JobEvent) -> None:
             if event["type"] == "progress":
                 retry_while_unavailable(progress.note)(**event["data"])
             elif event["type"] == "stage":
@@ -160,7 +161,7 @@ class Worker:
         ended = (str(result["best_checkpoint"]), search, self._result_file(job), result.get("trained_tokens"))
         retry_while_unavailable(records.succeed)(self.sessions, job, *ended)
 
-    def _note_search(self, search: dict[str, Any]) -> None:
+    def _note_search(self, search: JsonObject) -> None:
         with self.sessions.begin() as session:
             job = find(session, Job, self.job_id)
             assert job is not None

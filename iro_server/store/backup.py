@@ -15,13 +15,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select, text
 
+from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from iro_server.store import files, upgrade
 from iro_server.store import tables as t
 from iro_server.store.database import Sessions
 
 MANIFEST = "backup.json"
-Rows = dict[str, list[dict[str, Any]]]
+Rows = dict[str, list[JsonObject]]
 
 
 def backup(settings: Settings, sessions: Sessions, out: Path) -> dict[str, int]:
@@ -93,7 +94,7 @@ def _snapshot_transaction(engine: Engine) -> Iterator[Connection]:
             yield connection
 
 
-def _keep(settings: Settings, row: dict[str, Any], out: Path) -> bool:
+def _keep(settings: Settings, row: JsonObject, out: Path) -> bool:
     """Whether the file's bytes are in the backup; False if it was deleted after its row was read."""
     copy = out / "files" / row["id"]
     if not copy.exists():
@@ -125,7 +126,7 @@ def _copy_folder(source: Path, target: Path) -> None:
             _copy(path, target / path.relative_to(source))
 
 
-def _manifest(source: Path, sessions: Sessions) -> dict[str, Any]:
+def _manifest(source: Path, sessions: Sessions) -> JsonObject:
     try:
         manifest = json.loads((source / MANIFEST).read_text())
     except FileNotFoundError:
@@ -141,7 +142,7 @@ def _manifest(source: Path, sessions: Sessions) -> dict[str, Any]:
     return manifest
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[JsonObject]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

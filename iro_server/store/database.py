@@ -7,12 +7,13 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Engine, create_engine, event, select
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from iro_server.store.tables import Base
 
@@ -67,16 +68,16 @@ def connect(settings: Settings) -> Engine:
     return engine
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def _options(settings: Settings) -> JsonObject:
     """A connection is tried before it is used: a database that was started again would fail each once."""
-    pool: dict[str, Any] = {"pool_size": settings.database_connections, "max_overflow": 0, "pool_pre_ping": True}
+    pool: JsonObject = {"pool_size": settings.database_connections, "max_overflow": 0, "pool_pre_ping": True}
     pool["pool_timeout"] = settings.database_timeout
     if not settings.url.startswith("postgresql"):
         return pool
     return pool | {"connect_args": {"connect_timeout": math.ceil(settings.database_timeout)}}
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     """PostgreSQL reads no member of an object in which a text holds NUL: as ``tables.Text``."""
     return NUL.sub(r"\1\\ufffd", json.dumps(value))
 

@@ -8,7 +8,6 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import func, or_, select
 
@@ -18,7 +17,7 @@ from iro_server.store.tables import ApiKey, new_id, now
 PREFIX = "sk-iro-"
 
 
-def create(sessions: Sessions, name: str, project: str | None = None, **limits: Any) -> tuple[ApiKey, str]:
+def create(sessions: Sessions, name: str, project: str | None = None, **limits: object) -> tuple[ApiKey, str]:
     """A new key and, this once, its secret. Without a project it gets one of its own: nobody else's sees its things.
 
     ``limits``: requests_per_minute, tokens_per_minute, concurrency; scopes (None: all); expires_at, in Unix time.

@@ -14,7 +14,9 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
+from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
+
+from iro_server.json_values import JsonObject
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +45,7 @@ def format_of(path: Path) -> Format | None:
         return table_format(path.name, file.read(len(PARQUET_MAGIC)))
 
 
-def table_rows(path: Path, format: Format) -> Iterator[dict[str, Any]]:
+def table_rows(path: Path, format: Format) -> Iterator[JsonObject]:
     """The rows of a Parquet or CSV file, as ``as_items`` gives them. CSV has texts alone. BadRows."""
     from datasets import Features, IterableDataset, Value
 
@@ -104,7 +106,7 @@ def _load(name: str, split: str) -> Dataset:
     return saved
 
 
-def _with_prompt(item: dict[str, Any], column: str, as_text: bool) -> dict[str, Any]:
+def _with_prompt(item: JsonObject, column: str, as_text: bool) -> JsonObject:
     fields = {name: value for name, value in item.items() if name not in (column, "messages", "prompt")}
     prompt = item.get(column)
     if isinstance(prompt, list):
@@ -112,7 +114,7 @@ def _with_prompt(item: dict[str, Any], column: str, as_text: bool) -> dict[str, 
     return ({"prompt": prompt} if as_text else {"messages": [{"role": "user", "content": prompt}]}) | fields
 
 
-def as_items(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def as_items(rows: Iterable[Mapping[str, object]]) -> Iterator[JsonObject]:
     """Rows as JSON objects: fields that are null or an empty text are left out, ``messages`` may be JSON in a text.
 
     BadRows for a row with a value that JSON has no word for.
@@ -129,7 +131,7 @@ def as_items(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         yield item
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> object:
     """Arrow gives every struct of a column all fields that one of them has."""
     if isinstance(value, dict):
         return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}

@@ -21,6 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from iro_server.json_values import JsonObject
+
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 JOB_STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
 DEFAULT_PROJECT = "default"  # whose everything is that needs no key
@@ -50,7 +52,7 @@ Json = JSON(none_as_null=True)
 Long = BigInteger().with_variant(Integer, "sqlite")  # whose integers have 64 bits by any name
 
 
-COLUMNS: dict[Any, Any] = {dict[str, Any]: Json, list[str]: Json, list[Any]: Json, int: Long, str: Text}
+COLUMNS: dict[Any, Any] = {JsonObject: Json, list[str]: Json, list[Any]: Json, int: Long, str: Text}
 
 
 class Base(DeclarativeBase):
@@ -140,13 +142,13 @@ class Job(Base, Owned):
     validation_file: Mapped[str | None]
     suffix: Mapped[str | None]
     seed: Mapped[int]
-    method: Mapped[dict[str, Any]]
-    job_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    method: Mapped[JsonObject]
+    job_metadata: Mapped[JsonObject | None] = mapped_column("metadata")
     integrations: Mapped[list[Any] | None] = mapped_column(default=None)
-    error: Mapped[dict[str, Any] | None] = mapped_column(default=None)
+    error: Mapped[JsonObject | None] = mapped_column(default=None)
     model_name: Mapped[str]
-    config: Mapped[dict[str, Any]]
-    search: Mapped[dict[str, Any] | None] = mapped_column(default=None)
+    config: Mapped[JsonObject]
+    search: Mapped[JsonObject | None] = mapped_column(default=None)
     result_files: Mapped[list[str] | None] = mapped_column(default=None)
     trained_tokens: Mapped[int | None] = mapped_column(default=None)
     estimated_finish: Mapped[int | None] = mapped_column(default=None)
@@ -156,7 +158,7 @@ class Job(Base, Owned):
     server: Mapped[str | None] = mapped_column(default=None)
     started_at: Mapped[float | None] = mapped_column(Double, default=None)
     stage: Mapped[str | None] = mapped_column(default=None)
-    grading: Mapped[dict[str, Any] | None] = mapped_column(default=None)
+    grading: Mapped[JsonObject | None] = mapped_column(default=None)
     traceparent: Mapped[str | None] = mapped_column(default=None)
 
 
@@ -167,7 +169,7 @@ class Event(Base):
     type: Mapped[str]
     level: Mapped[str]
     message: Mapped[str]
-    data: Mapped[dict[str, Any]]
+    data: Mapped[JsonObject]
 
 
 class Checkpoint(Base):
@@ -180,7 +182,7 @@ class Checkpoint(Base):
     step: Mapped[int]
     model_name: Mapped[str] = mapped_column(unique=True)
     path: Mapped[str]
-    metrics: Mapped[dict[str, Any]]
+    metrics: Mapped[JsonObject]
 
 
 class Model(Base, Owned):
@@ -191,7 +193,7 @@ class Model(Base, Owned):
     base: Mapped[str]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     path: Mapped[str]
-    search: Mapped[dict[str, Any]]
+    search: Mapped[JsonObject]
 
 
 class Permission(Base):
@@ -227,7 +229,7 @@ class Delivery(Base):
     __tablename__ = "deliveries"
 
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), index=True)
-    payload: Mapped[dict[str, Any]]
+    payload: Mapped[JsonObject]
     attempts: Mapped[int] = mapped_column(default=0)
     due: Mapped[float | None] = mapped_column(Double, index=True)
     last_error: Mapped[str | None] = mapped_column(default=None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from iro_server.json_values import JsonObject
 from iro_server.telemetry import metrics, tracing
 
 
@@ -17,10 +17,10 @@ def graded(type: str) -> Iterator[None]:
         yield
 
 
-def so_far() -> dict[str, dict[str, Any]]:
+def so_far() -> dict[str, JsonObject]:
     """This process's calls by type of grader, as JSON has them: ``buckets`` ([upper bound, calls up to it]…) and
     ``sum``, in seconds."""
-    by_type: dict[str, dict[str, Any]] = {}
+    by_type: dict[str, JsonObject] = {}
     (calls,) = metrics.GRADING_SECONDS.collect()
     for sample in calls.samples:
         of_type = by_type.setdefault(sample.labels["type"], {"buckets": []})

@@ -41,7 +41,7 @@ VAGUE_NAMES = frozenset(
 
 @dataclass
 class NameCounts:
-    """``assigned``: names that are assigned. ``vague``: those of them in VAGUE_NAMES, by name. ``lines``: of source.
+    """``assigned``: names that are assigned. ``vague``: those of them that are vague, by name. ``lines``: of source.
 
     ``any``: annotations and expressions that name ``typing.Any``; its import does not count.
     """
@@ -67,23 +67,25 @@ def count_names(paths: Iterable[Path]) -> NameCounts:
         tree = ast.parse(source)
         names = list(assigned_names(tree))
         counts.assigned += len(names)
-        counts.vague.update(name for name in names if name in VAGUE_NAMES)
+        counts.vague.update(filter(is_vague, names))
         counts.any += sum(_is_any(node) for node in ast.walk(tree))
         counts.lines += len(source.splitlines())
     return counts
 
 
 def assigned_names(tree: ast.AST) -> Iterator[str]:
-    """Targets of assignments, ``for``, ``with`` and ``except``, parameters, and fields of classes.
+    """Targets of assignments (attributes among them), ``for``, ``with`` and ``except``; parameters; fields, functions
+    and classes.
 
     The loop variables of comprehensions are left out: they live for one line.
     """
-    if isinstance(tree, ast.Name) and isinstance(tree.ctx, ast.Store):
-        yield tree.id
-    elif isinstance(tree, ast.arg):
-        yield tree.arg
-    elif isinstance(tree, ast.ExceptHandler) and tree.name is not None:
-        yield tree.name
+    match tree:
+        case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()) | ast.arg(arg=name):
+            yield name
+        case ast.ExceptHandler(name=str(name)):
+            yield name
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, ast.comprehension):
             yield from assigned_names(child.iter)
@@ -91,6 +93,11 @@ def assigned_names(tree: ast.AST) -> Iterator[str]:
                 yield from assigned_names(condition)
         else:
             yield from assigned_names(child)
+
+
+def is_vague(name: str) -> bool:
+    """Whether a name, its case and outer underscores apart, names nothing."""
+    return name.strip("_").lower() in VAGUE_NAMES
 
 
 def _is_any(node: ast.AST) -> bool:

@@ -24,15 +24,15 @@ MENDED = Limits(vague=0.5, any=8.0)
 # Lower a limit when a package is mended; the aim is MENDED for all.
 LIMITS = {
     "value_heads": MENDED,
-    "iro_server": Limits(0.5, 25.0),
-    "training": Limits(0.5, 60.5),
-    "training/iro": Limits(0.5, 32.0),
+    "iro_server": MENDED,
+    "training": MENDED,
+    "training/iro": MENDED,
     "training/bilevel": MENDED,
     "training/speech": MENDED,
     "training/federated": MENDED,
     "rl_suite": MENDED,
     "theory": MENDED,
-    "benchmarks": Limits(0.5, 25.5),
+    "benchmarks": MENDED,
 }
 
 
@@ -67,12 +67,14 @@ def of(one: int, *each, **own) -> "Any":
     lambda whole: whole.made
 class A:
     told: dict[str, Any]
+    def _own(self): self._known = self.KEPT = row.look
 try: ...
 except ValueError as known: ...
 """
     names = list(assigned_names(ast.parse(code)))
     vague = ["found", "one", "each", "own", "at", "said", "left", "at", "seen", "whole", "told", "known"]
-    assert sorted(names) == sorted([*vague, "row", "right"])
+    vague += ["_own", "_known", "KEPT"]
+    assert sorted(names) == sorted([*vague, "of", "row", "right", "A", "self"])
     (tmp_path / "a.py").write_text(code)
     counts = count_names([tmp_path / "a.py"])
-    assert (counts.vague.total(), counts.assigned, counts.any, counts.lines) == (12, 14, 2, 12)
+    assert (counts.vague.total(), counts.assigned, counts.any, counts.lines) == (15, 20, 2, 13)

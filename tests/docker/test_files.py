@@ -271,16 +271,17 @@ def test_up_succeeds_after_a_restore_which_leaves_no_first_key(tmp_path):
     assert "http://127.0.0.1:8000/v1 answers" in output and "first key:" not in output
 
 
+@pytest.mark.parametrize("path", ["/v1/health", "/health"])
 @pytest.mark.parametrize(("status", "exit_status"), [(200, 0), (503, 1)])
-def test_the_servers_probe_fails_unless_the_server_can_serve(status, exit_status):
+def test_a_services_probe_fails_unless_the_service_can_serve(path, status, exit_status):
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status if self.path == "/v1/health" else 404)
+            self.send_response(status if self.path == path else 404)
             self.end_headers()
 
     with HTTPServer(("127.0.0.1", 0), Health) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        probe = [str(DOCKER / "bin/server-health.sh")]
+        probe = [str(DOCKER / "bin/http-health.sh"), path, "1"]
         environment = os.environ | {"IRO_PORT": str(server.server_port)}
         assert subprocess.run(probe, env=environment).returncode == exit_status
         server.shutdown()

@@ -93,7 +93,7 @@ def test_bad_input_is_one_line_and_status_2(
 def test_a_demo_that_cannot_go_on_is_one_line(
     error: Exception, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(out: Path) -> None:
+    def fail(out: Path, size: object) -> None:
         raise error
 
     monkeypatch.setattr("iro_server.cli.demo.run.run_demo", fail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from iro_server.jobs.placement import Placement
+from iro_server.alignment.placement import Placement
 from iro_server.settings import Settings
 
 ELSEWHERE = {"storage": "s3://bucket/runs", "executor": "ray", "ray_address": "head:6379", "ray_gpus": 0.5}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -17,17 +16,7 @@ from training.federated.fashion import MODELS
 from training.federated.rules import Adaptive, Update
 from training.federated.simulator import Simulator
 from training.intervals import band
-from training.run import rng_of
-
-
-class Check(TypedDict):
-    """The arguments of `Run.check`."""
-
-    name: str
-    expected: object
-    got: object
-    holds: bool
-
+from training.run import Check, rng_of
 
 EARLIER = {
     "FedBuff": 0.71,

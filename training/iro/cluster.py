@@ -11,15 +11,17 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from iro_server.alignment.placement import Placement
 from iro_server.engines.base import Engine
+from iro_server.engines.frozen_model import FrozenModel
 from iro_server.graders.base import Grader
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.jobs.placement import Placement
-from training.checkpoints import Checkpoints, open_checkpoints
+from training.checkpoints import Checkpoints, SavedValue, open_checkpoints
 from training.iro import executor
 from training.iro.config import AlignConfig
 from training.iro.fit import Scale, Shards
@@ -28,6 +30,7 @@ from training.iro.pool import ClusterUnavailable, Pool, last_line
 from training.iro.rollouts import Batch, roll_out
 from training.iro.spread_grader import GraderActor, SpreadGrader
 from training.iro.values import Bundles, Files, Stack
+from training.json_values import JsonObject
 from training.run import Run
 from value_heads.bundle import TENSORS
 from value_heads.peers import PeerLost, Rendezvous, joined_peers, rendezvous_store
@@ -68,6 +71,8 @@ def ray_executor(
 class RayExecutor:
     """An ``Executor``; see ``ray_executor``."""
 
+    frozen: FrozenModel | None = None  # in other processes
+
     def __init__(self, ray: Any, placement: Placement, run: Run, opening: Opening) -> None:
         self.ray, self.placement, self.run, self.opening = ray, placement, run, opening
         room = {"num_cpus": placement.ray_cpus, "num_gpus": placement.ray_gpus}
@@ -75,7 +80,7 @@ class RayExecutor:
         self.graders: list[Grader] = []
         self._packed: tuple[Stack, str, Any] | None = None
 
-    def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
+    def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
         work = [(replace(batch, stack=None), *self._shared(batch.stack)) for batch in batches]
         yield from self.engines.map("roll_out", work, self._size())
 
@@ -89,7 +94,7 @@ class RayExecutor:
 
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-    ) -> tuple[Files, Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, JsonObject]:
         """On nodes that read the shards where the run keeps its checkpoints: one, or several that share a batch."""
         files = None if before is None else self.opening.bundles.pack(before)
         work = (learner, files, train.names, heldout.names, train.scale, seed, self.run.checkpoints.location)
@@ -102,7 +107,7 @@ class RayExecutor:
         (fitted,) = self.engines.map("fit", [(*work, None)], 1)
         return fitted
 
-    def _fit_together(self, work: tuple[Any, ...], size: int) -> tuple[Files, Files, dict[str, Any]]:
+    def _fit_together(self, work: tuple[object, ...], size: int) -> tuple[Files, Files, JsonObject]:
         """What the first of them has fitted. PeerLost, or ClusterUnavailable: the others cannot go on without one."""
         host = self.ray.util.get_node_ip_address()
         with rendezvous_store(host) as port:
@@ -143,7 +148,7 @@ class EngineActor:
     def ready(self) -> None:
         pass
 
-    def roll_out(self, batch: Batch, key: str, files: Files | None, betas: tuple[float, ...]) -> dict[str, Any]:
+    def roll_out(self, batch: Batch, key: str, files: Files | None, betas: tuple[float, ...]) -> JsonObject:
         if self.engine is None:
             self.engine = self.opening.open_engine()
         if files is None:
@@ -162,7 +167,7 @@ class EngineActor:
         seed: int,
         location: str,
         rendezvous: Rendezvous | None,
-    ) -> tuple[Files, Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, JsonObject]:
         """The engine makes room first, and is opened again for the next rollouts."""
         self._let_go()
         checkpoints = open_checkpoints(location)
@@ -188,7 +193,7 @@ class _There:
 
     checkpoints: Checkpoints
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str) -> SavedValue:
         return self.checkpoints.load(name)
 
     def table(self, name: str, table: str) -> Dataset:
@@ -199,7 +204,7 @@ class _There:
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
+def _connected(address: str | None) -> Iterator[ModuleType]:
     try:
         import ray
     except ImportError as error:
@@ -208,7 +213,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     with ExitStack() as ending:
         folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="iro-ray-", ignore_cleanup_errors=True))
         ending.callback(ray.shutdown)
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING", "configure_logging": False}
+        quiet: JsonObject = {"log_to_driver": False, "logging_level": "WARNING", "configure_logging": False}
         if address is None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the user's home
             ray.init("local", include_dashboard=False, _temp_dir=folder, **quiet)
@@ -217,7 +222,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
 
 
-def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+def _join(ray: ModuleType, address: str, options: JsonObject) -> None:
     _reach(address)
     try:
         ray.init(address, **options)

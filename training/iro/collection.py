@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from iro_server.graders.base import Grade
 from training.iro.ahead import working_ahead
@@ -13,6 +13,7 @@ from training.iro.data import Prompt
 from training.iro.executor import Executor
 from training.iro.grading import Grading
 from training.iro.rollouts import Batch, completions_of, stored
+from training.json_values import JsonObject
 from training.run import Run
 
 
@@ -46,10 +47,10 @@ class Collection:
         ):
             for shard, grades in graded:
                 rewards = partial(self._rewards, shard, grades, shard.names == first)
-                self.run.step(shard.names.rewards, rewards, "grading")
+                self.grading.charge(self.run.step(shard.names.rewards, rewards, "grading")["tally"])
                 advance()
 
-    def _sample(self, batches: Mapping[ShardNames, Batch], sampled: Iterator[dict[str, Any]]) -> Iterator[RolledOut]:
+    def _sample(self, batches: Mapping[ShardNames, Batch], sampled: Iterator[JsonObject]) -> Iterator[RolledOut]:
         for names, batch in batches.items():
             self.run.step(names.rollouts, lambda: stored(next(sampled)), "sampling")
             graded = self.run.has(names.rewards)
@@ -58,7 +59,7 @@ class Collection:
     def _grade(self, shard: RolledOut) -> list[list[Grade]]:
         return self.grading.grade(shard.prompts, shard.completions) if shard.completions else []
 
-    def _rewards(self, shard: RolledOut, graded: Callable[[], list[list[Grade]]], first: bool) -> dict[str, Any]:
+    def _rewards(self, shard: RolledOut, graded: Callable[[], list[list[Grade]]], first: bool) -> JsonObject:
         grades = graded()
         self.grading.check(grades, first)
         usage = self.run.load(shard.names.rollouts)["usage"]

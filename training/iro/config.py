@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from iro_server.alignment.definition import Alignment
 from iro_server.engines.base import ModelInfo
 from iro_server.engines.endpoints import Endpoints
+from training.json_values import JsonObject
 from training.run import JobConfig
 from value_heads import FeatureSpec
 from value_heads.features import FINISHED, LENGTH, TOKENS, Block
@@ -24,7 +25,7 @@ def default_feature_spec(info: ModelInfo, horizon: int) -> FeatureSpec:
 
     Measured on SmolLM2-135M: the last layer, made for the next token, predicts the reward far worse.
     """
-    common: dict[str, Any] = {"stop_ids": tuple(sorted(set(info.eos_ids))), "position": False, "horizon": horizon}
+    common: JsonObject = {"stop_ids": tuple(sorted(set(info.eos_ids))), "position": False, "horizon": horizon}
     if not info.hidden:
         return FeatureSpec(summed=(0,), **common)
     early, late = math.ceil(info.num_layers / 3), round(info.num_layers * 5 / 6)
@@ -45,9 +46,9 @@ class AlignConfig(Alignment, JobConfig):
 
     feature_spec: FeatureSpec | None = Field(
         None,
-        description="What heads read of the frozen model's states. Null takes `default_feature_spec` of the model.",
+        description="Features of the model's states that heads read. Null takes its `default_feature_spec`.",
     )
-    concurrency: int = Field(8, ge=1, le=256, description="Prompts that are rolled out at once.")
+    concurrency: int = Field(8, ge=1, le=256, description="Number of prompts sampled at once.")
 
     @model_validator(mode="after")
     def _engine_has_the_layers(self) -> Self:

@@ -17,6 +17,7 @@ from iro_server.graders.base import Grader
 from iro_server.store.row_files import format_of, table_rows
 from training.iro.config import AlignConfig
 from training.iro.seeds import SPLIT
+from training.json_values import JsonObject
 from training.run import rng_of
 
 HELDOUT_SHARE = 0.2  # of an iteration's prompts, for choosing the fit's settings and for diagnostics
@@ -36,7 +37,7 @@ class Prompt:
 
     index: int
     token_ids: tuple[int, ...]
-    item: dict[str, Any]
+    item: JsonObject
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Split:
         return [*self.validation, *self.check, *(p for part in self.slices for p in [*part.train, *part.heldout])]
 
 
-def numbered_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def numbered_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     """The rows of a JSONL, Parquet or CSV file, each with its place, such as "line 3". ValueError with the place.
 
     JSONL is read line by line, not by way of Arrow, which would give every row the fields of all.

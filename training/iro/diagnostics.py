@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.fit import Graded, Shards
 from training.iro.prefixes import prefix_lengths
+from training.json_values import JsonObject
 from value_heads.metrics import Array, calibration, r2_by_position, within_prompt
 
 Values = Callable[[Graded], Tensor]
@@ -21,7 +21,7 @@ BY_POSITION = ("correlation", "stack_correlation", "variance_share", "r2", "cali
 
 
 @torch.no_grad()
-def diagnose(heldout: Shards, new: Values, stack_values: Values) -> dict[str, Any]:
+def diagnose(heldout: Shards, new: Values, stack_values: Values) -> JsonObject:
     """By token: correlation within prompts [T] of the newest value function and of the stack; the newest's share of
     within-prompt variance [T], R² [T] and calibration bins. ``overall``: the two correlations over all prefixes.
 

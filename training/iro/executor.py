@@ -7,19 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from iro_server.engines.base import Engine
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.frozen_model import FrozenModel
 from iro_server.graders.base import Grader
 from training.iro.fit import Shards
 from training.iro.learners import Learner
 from training.iro.rollouts import Batch, roll_out
 from training.iro.values import Bundles, Files, Stack
+from training.json_values import JsonObject
 from value_heads.threads import on_fresh_thread
 
 
 class Executor(Protocol):
-    def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
+    @property
+    def frozen(self) -> FrozenModel | None:
+        """The frozen model, where it is in this process: tilts are fitted with its output head."""
+        ...
+
+    def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
         """What ``rollouts.roll_out`` gives for each batch, in their order. To be closed when it is not used up."""
         ...
 
@@ -29,7 +37,7 @@ class Executor(Protocol):
 
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-    ) -> tuple[Files, Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, JsonObject]:
         """What ``learner.fit`` gives, its stacks as the files of their bundles."""
         ...
 
@@ -40,8 +48,9 @@ class LocalExecutor:
     def __init__(self, engine: Engine, model_dir: Path | None) -> None:
         self.engine = engine
         self.bundles = Bundles(engine.info, model_dir)
+        self.frozen = engine.frozen if isinstance(engine, EmbeddedEngine) else None
 
-    def roll_out(self, batches: Sequence[Batch]) -> Generator[dict[str, Any], None, None]:
+    def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
         for batch in batches:
             yield roll_out(self.engine, batch)
 
@@ -50,13 +59,13 @@ class LocalExecutor:
 
     def fit(
         self, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-    ) -> tuple[Files, Files, dict[str, Any]]:
+    ) -> tuple[Files, Files, JsonObject]:
         return fit(self.bundles, learner, before, train, heldout, seed)
 
 
 def fit(
     bundles: Bundles, learner: Learner, before: Stack | None, train: Shards, heldout: Shards, seed: int
-) -> tuple[Files, Files, dict[str, Any]]:
+) -> tuple[Files, Files, JsonObject]:
     learned = on_fresh_thread(lambda: learner.fit(before, train, heldout, seed))
     bundle = bundles.pack(learned.stack)
     judged = bundle if learned.judged is learned.stack else bundles.pack(learned.judged)

@@ -14,12 +14,13 @@ from iro_server.engines.prompts import text_of
 from training.checkpoints import Checkpoints, open_checkpoints
 from training.iro.data import AlignError, numbered_rows
 from training.iro.rollouts import PREFIXES, completions_of
+from training.json_values import JsonObject
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ROLLOUTS = re.compile(r"(\d+)-(train|heldout)-(\d+)-rollouts")
-OWN = ("prompt", "completion", "reward", "iteration", "heldout", "row")
+ROLLOUT_COLUMNS = ("prompt", "completion", "reward", "iteration", "heldout", "row")
 
 
 def export_rollouts(folder: Path) -> Dataset:
@@ -58,7 +59,7 @@ def _checkpoints(folder: Path) -> Checkpoints:
     return open_checkpoints(location or str(folder / "checkpoints"))
 
 
-def _rows(checkpoints: Checkpoints, items: Sequence[Mapping[str, Any]], tokenizer: Any) -> Iterator[dict[str, Any]]:
+def _rows(checkpoints: Checkpoints, items: Sequence[Mapping[str, Any]], tokenizer: Any) -> Iterator[JsonObject]:
     shards = [match for name in checkpoints.names() if (match := ROLLOUTS.fullmatch(name))]
     for shard in sorted(shards, key=lambda match: (int(match[1]), match[2], int(match[3]))):
         rollouts, rewards = shard[0], shard[0].replace("rollouts", "rewards")
@@ -78,15 +79,15 @@ def _rows(checkpoints: Checkpoints, items: Sequence[Mapping[str, Any]], tokenize
                     }
 
 
-def _row(item: Mapping[str, Any], text: str) -> dict[str, Any]:
-    fields = {name: value for name, value in item.items() if name not in (*OWN, "messages")}
+def _row(item: Mapping[str, Any], text: str) -> JsonObject:
+    fields = {name: value for name, value in item.items() if name not in (*ROLLOUT_COLUMNS, "messages")}
     if "messages" not in item:
         return {"prompt": item["prompt"], "completion": text} | fields
     messages = [{"role": m["role"], "content": text_of(m["content"])} for m in item["messages"]]
     return {"prompt": messages, "completion": [{"role": "assistant", "content": text}]} | fields
 
 
-def _column(values: Sequence[Any]) -> Sequence[Any]:
+def _column(values: Sequence[object]) -> Sequence[object]:
     """The values, as JSON texts where Arrow has no one type for them."""
     import pyarrow as pa
 

@@ -12,6 +12,7 @@ from cachetools import LRUCache
 
 from iro_server.engines.describe import Description
 from iro_server.graders.base import Flag, Grade, Grader, Sample
+from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.response_format import parse_response_format
 from iro_server.telemetry.grading import graded
 from training.iro.config import AlignConfig
@@ -22,7 +23,7 @@ Tally = dict[str, dict[str, float]]
 """Counts and sums that shards add up to. ``samples``: all, unrewarded. ``errors``: by flag. ``score_sums``, ``scored``:
 by grader. ``grader_tokens``: by model. ``usage``: tokens of the searches."""
 Key = tuple[str, str]  # of the item, and the text
-KNOWN = 2**16  # grades that are remembered
+REMEMBERED = 2**16  # grades that are remembered
 PARSE_ERROR: Flag = "sample_parse_error"
 
 
@@ -32,7 +33,9 @@ class Grading:
     def __init__(self, config: AlignConfig, run: Run, model: Description, grader: Grader):
         self.config, self.run, self.model, self.grader = config, run, model, grader
         self.format = parse_response_format(config.response_format or {"type": "text"})
-        self._known: LRUCache[Key, Grade] = LRUCache(KNOWN)
+        self._grades: LRUCache[Key, Grade] = LRUCache(REMEMBERED)
+        self._max_judge_tokens = GraderEnvironment.of_this_process().max_judge_tokens
+        self._judge_tokens = 0.0  # of the steps that are done
 
     def grade(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[Sequence[int]]]) -> list[list[Grade]]:
         """A grade for each completion of each prompt; its reward is NaN where the grader gave none.
@@ -45,7 +48,7 @@ class Grading:
             for prompt, group in zip(prompts, tokens, strict=True)
         ]
         item_of = {key: prompt.item for group, prompt in zip(keys, prompts, strict=True) for key in group}
-        grades = {key: self._known[key] for key in item_of if key in self._known}
+        grades = {key: self._grades[key] for key in item_of if key in self._grades}
         samples = {key: self._sample(key[1]) for key in item_of if key not in grades}
         samples_to_grade = {key: sample for key, sample in samples.items() if isinstance(sample, Sample)}
         answers: list[Grade] = []
@@ -55,7 +58,7 @@ class Grading:
         grades |= {key: sample for key, sample in samples.items() if isinstance(sample, Grade)}
         grades |= dict(zip(samples_to_grade, answers, strict=True))
         group_grades = [[self._give(key, grades) for key in group] for group in keys]
-        self._known.update({key: grade for key, grade in grades.items() if not math.isnan(grade.reward)})
+        self._grades.update({key: grade for key, grade in grades.items() if not math.isnan(grade.reward)})
         return group_grades
 
     @staticmethod
@@ -96,6 +99,14 @@ class Grading:
         outside = next((grade.reward for grade in grades if grade.reward < 0 or grade.reward > 1), None)
         if self.config.loss == "bce" and outside is not None:
             raise AlignError(f"loss bce takes rewards in [0, 1]; the grader gave {outside}", "invalid_reward", "loss")
+
+    def charge(self, tally: Tally) -> None:
+        """Count what the judges of a finished step took, in this process or before. AlignError beyond their limit."""
+        self._judge_tokens += sum(tally["grader_tokens"].values())
+        limit = self._max_judge_tokens
+        if limit is not None and self._judge_tokens > limit:
+            message = f"the graders' models took {self._judge_tokens:.0f} tokens; a job's limit is {limit} tokens"
+            raise AlignError(message, "judge_token_limit", "grader")
 
     def _warn(self, message: str) -> None:
         self.run.emit("message", message, level="warn")

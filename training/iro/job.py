@@ -8,26 +8,27 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.iro.config import AlignConfig
+from training.json_values import JsonObject
 from training.run import Job, Run
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from iro_server.alignment.entry import AlignmentJob, DescribedModel
+    from iro_server.alignment.placement import Placement
     from iro_server.engines.base import Engine
     from iro_server.engines.describe import Description
     from iro_server.graders.base import Grader
-    from iro_server.jobs.placement import Placement
 
 
-def run(config: AlignConfig, run: Run) -> dict[str, Any]:
+def run(config: AlignConfig, run: Run) -> JsonObject:
     return with_improvement(config, run, _align(config, run))
 
 
-def with_improvement(config: AlignConfig, run: Run, result: dict[str, Any]) -> dict[str, Any]:
+def with_improvement(config: AlignConfig, run: Run, result: JsonObject) -> JsonObject:
     """``result`` of the job with ``improved``: whether the 95 % interval of the final check's gain is above 0.
 
     Where it is not, an event says how the model is served.
@@ -40,12 +41,12 @@ def with_improvement(config: AlignConfig, run: Run, result: dict[str, Any]) -> d
     return result | {"improved": check["holds"]}
 
 
-def _align(config: AlignConfig, run: Run) -> dict[str, Any]:
+def _align(config: AlignConfig, run: Run) -> JsonObject:
+    from iro_server.alignment.placement import Placement
     from iro_server.engines.describe import Description
     from iro_server.engines.endpoints import KEY_VARIABLE
     from iro_server.engines.opening import open_engine
     from iro_server.engines.prepare import prepare_model
-    from iro_server.jobs.placement import Placement
     from training.iro.executor import LocalExecutor
     from training.iro.loop import align
 
@@ -60,7 +61,7 @@ def _align(config: AlignConfig, run: Run) -> dict[str, Any]:
         return align(config, run, Description.of_engine(engine), LocalExecutor(engine, model_dir))
 
 
-def _on_ray(config: AlignConfig, run: Run, opening: Callable[[], Engine], placement: Placement) -> dict[str, Any]:
+def _on_ray(config: AlignConfig, run: Run, opening: Callable[[], Engine], placement: Placement) -> JsonObject:
     """The weights are loaded where rollouts are computed, and not here."""
     from training.iro.cluster import ray_executor
     from training.iro.loop import align

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from training.iro.diagnostics import diagnose
 from training.iro.fit import Graded, Shards, fit_head
 from training.iro.rollouts import commonest_tokens
 from training.iro.values import Stack
+from training.json_values import JsonObject
 from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, fit_lora
 from value_heads.heads import Head
 
@@ -26,7 +27,7 @@ class Learned(NamedTuple):
 
     stack: Stack
     judged: Stack
-    report: dict[str, Any]
+    report: JsonObject
 
 
 class Learner(Protocol):

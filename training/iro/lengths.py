@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from training.iro.data import Prompt
 from training.iro.executor import Executor
 from training.iro.rollouts import Batch, rollout_sampling
 from training.iro.seeds import LENGTHS
+from training.json_values import JsonObject
 from training.run import Run
 
 LEAST_TOKENS, MOST_TOKENS = 16, 512
@@ -35,7 +35,7 @@ def with_max_tokens(
     most = min(MOST_TOKENS, model.info.max_length - max(len(prompt.token_ids) for prompt in prompts))
     measured = prompts[:PROMPTS]
 
-    def measure() -> dict[str, Any]:
+    def measure() -> JsonObject:
         shards = [measured[i : i + config.concurrency] for i in range(0, len(measured), config.concurrency)]
         sampling, params = rollout_sampling(config.temperature, model.info), SearchParams(num_successors=SAMPLES)
         seeds = {prompt.index: run.derive_seed(LENGTHS, prompt.index) for prompt in measured}

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -29,15 +29,18 @@ from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
 from training.iro.lengths import with_max_tokens
-from training.iro.rollouts import PREFIXES, Batch, exploring, guided, plain, rollout_sampling
+from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
+from training.iro.tilt_rows import TiltData
+from training.iro.tilting import TRIALS, Served, Tilting, searches
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
+from training.json_values import JsonObject
 from training.run import Run, jsonable
-from value_heads import save_bundle
+from value_heads import ValueStack, save_bundle
 
 
-def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> dict[str, Any]:
+def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> JsonObject:
     """The whole job. Returns what result.json holds beside the config; raises AlignError where it cannot go on."""
     with parse_grader(config.grader) as grader:
         return Alignment(config, run, model, grader, executor).run_all()
@@ -57,6 +60,7 @@ class Alignment:
         self.stack: Stack | None = None
         self.betas: list[float] = []
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
+        self.tilts = config.tilt == "auto" and executor.frozen is not None and self.learner.spec is not None
 
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
@@ -71,10 +75,10 @@ class Alignment:
             case _:
                 return heads
 
-    def run_all(self) -> dict[str, Any]:
+    def run_all(self) -> JsonObject:
         self.run.planned_steps = self.planned_steps()
         base = self.baseline()
-        history: list[dict[str, Any]] = []
+        history: list[JsonObject] = []
         validated: dict[int, Validated] = {}
         for step in range(1, self.config.iterations + 1):
             history.append(self.iterate(step, validated))
@@ -82,7 +86,29 @@ class Alignment:
             if self.config.early_stop and step in validated and not _rises(history):
                 self.run.emit("message", f"Held-out reward no longer rises: stopping after iteration {step}")
                 break
-        return self.conclude(base, history)
+        return self.conclude(base, history, self.serve(history, validated))
+
+    def serve(self, history: list[JsonObject], validated: dict[int, Validated]) -> Served:
+        """How the best iteration's model is served. Its bundle gets the tilt, and its row the reward."""
+        best = report.best(history, 1)[0]
+        step, part = best["step"], self.prompts.slices[0]
+        stack, search = self.stacks[step], validated[step]
+        if not self.tilts or not isinstance(stack, ValueStack) or self.executor.frozen is None:
+            name = next(iter(searches(self.config, tilted=False)))
+            return Served(searches(self.config, tilted=False)[name], search, [])
+        prompts = {prompt.index: prompt for prompt in part.train}
+        names = [self.shard_names(1, "train", number) for number in range(len(self.shards_of(part.train)))]
+        data = TiltData(prompts, self.shards(names), self.model, self.executor.frozen)
+        tilting = Tilting(self.config, self.run, self.validation, data)
+        tilt = tilting.choose(part.heldout, stack)
+        for shard in [*names, *(self.shard_names(1, "heldout", n) for n in range(len(self.shards_of(part.heldout))))]:
+            self.run.drop_table(shard.rollouts, HEAD_STATES)
+        tilted = self.stacks[step] = stack.with_tilt(tilt)
+        served = tilting.serve(self.prompts.validation, tilted, search)
+        row = {key: value for key, value in best.items() if key not in ("timing", "path", "by_position")}
+        self.save(Path(best["path"]), self.stacks[step], row)
+        self.run.emit("defaults", data={"search": served.params.model_dump()})
+        return served
 
     def validates(self, step: int) -> bool:
         return step % self.config.eval_interval == 0 or step == self.config.iterations
@@ -100,13 +126,17 @@ class Alignment:
             total += 2 + validation * self.validates(step)
             if tries_betas(self.config, step):
                 total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
+        if self.tilts:
+            trials = 1 + sum(map(len, TRIALS.values()))
+            total += trials * len(self.shards_of(self.prompts.slices[0].heldout)) + 3
+            total += validation * (len(searches(self.config, tilted=True)) - 1)
         return total
 
     def shards_of(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
         size = self.config.concurrency
         return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
-    def iterate(self, step: int, validated: dict[int, Validated]) -> dict[str, Any]:
+    def iterate(self, step: int, validated: dict[int, Validated]) -> JsonObject:
         """One iteration: its history row. Where it validates, ``validated`` gets what it found."""
         part = self.prompts.slices[step - 1]
         names, heldout_names = self.collect(step, part)
@@ -133,13 +163,17 @@ class Alignment:
     def collect(self, step: int, part: Slice) -> tuple[list[ShardNames], list[ShardNames]]:
         """Roll out and grade the slice, shard by shard: its checkpoints, of train and of held-out prompts."""
         batches = {
-            ShardNames(f"{step}-{kind}-{number}-rollouts", f"{step}-{kind}-{number}-rewards"): self.batch(step, shard)
+            self.shard_names(step, kind, number): self.batch(step, shard)
             for kind, prompts in (("train", part.train), ("heldout", part.heldout))
             for number, shard in enumerate(self.shards_of(prompts))
         }
         self.collection.collect(batches, f"Iteration {step}: rollouts", check_grader=step == 1)
         train = len(self.shards_of(part.train))
         return list(batches)[:train], list(batches)[train:]
+
+    @staticmethod
+    def shard_names(step: int, kind: str, number: int) -> ShardNames:
+        return ShardNames(f"{step}-{kind}-{number}-rollouts", f"{step}-{kind}-{number}-rewards")
 
     def batch(self, step: int, prompts: Sequence[Prompt]) -> Batch:
         """Each prompt as often as it is searched."""
@@ -154,6 +188,7 @@ class Alignment:
             self.config.horizon,
             self.stack,
             self.learner.spec,
+            head_states=self.tilts and step == 1,
         )
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
@@ -179,7 +214,7 @@ class Alignment:
             )
         return {"mean": float(rewards.mean()), "sd": float(rewards.std())}
 
-    def fit(self, step: int, train: Shards, heldout: Shards) -> dict[str, Any]:
+    def fit(self, step: int, train: Shards, heldout: Shards) -> JsonObject:
         """Iteration ``step``'s value function on top of the ones before, as a bundle, and its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
@@ -189,11 +224,11 @@ class Alignment:
         trained = sum(map(len, chain(train.completions(), heldout.completions())))
         return diagnostics | {"trained_tokens": trained, "bundle": bundle, "judged": judged}
 
-    def values_of(self, fitted: dict[str, Any], part: Literal["bundle", "judged"]) -> Stack:
+    def values_of(self, fitted: JsonObject, part: Literal["bundle", "judged"]) -> Stack:
         """The step's fit, betas aside: of all prompts, or ``judged``, of those not held out."""
         return self.bundles.unpack(fitted[part])
 
-    def save(self, folder: Path, stack: Stack, metrics: dict[str, Any] | None = None) -> None:
+    def save(self, folder: Path, stack: Stack, metrics: JsonObject | None = None) -> None:
         info = self.model.info
         save_bundle(
             folder,
@@ -203,7 +238,7 @@ class Alignment:
             metrics=jsonable(metrics or {}),
         )
 
-    def baseline(self) -> list[dict[str, Any]]:
+    def baseline(self) -> list[JsonObject]:
         """The frozen model on the validation prompts: ``mean`` is its reward, ``grader_pick`` that of best-of-N."""
         valid = self.validation.validate(
             "0-valid", self.prompts.validation, plain(self.config), None, "the frozen model"
@@ -230,14 +265,14 @@ class Alignment:
         self,
         step: int,
         collected: Sequence[tuple[str, str]],
-        fitted: dict[str, Any],
+        fitted: JsonObject,
         tried: list[str],
         valid: Validated | None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Write the iteration's metrics, save the bundle where it was validated, and tell who follows."""
         assert self.stack is not None
         train = self.tallies([rewards for _, rewards in collected], "tally")
-        row: dict[str, Any] = {"step": step, "total_steps": self.config.iterations}
+        row: JsonObject = {"step": step, "total_steps": self.config.iterations}
         beta = self.tallies(tried, "finals")
         row |= report.metrics_row(self.grader, self.known_rewards(collected), train, beta, valid)
         row["betas"] = list(self.betas)
@@ -262,13 +297,13 @@ class Alignment:
     def tallies(self, names: Sequence[str], part: str) -> Tally:
         return merge(self.run.load(name)[part] for name in names)
 
-    def final_check(self, best: dict[str, Any]) -> float:
+    def final_check(self, best: JsonObject, served: Served) -> float:
         """How far the best iteration is above the frozen model, on prompts that did not choose it."""
         before = self.validation.validate("check-0", self.prompts.check, plain(self.config), None, "the frozen model")
         after = self.validation.validate(
             "check-best",
             self.prompts.check,
-            guided(self.config),
+            served.params,
             self.stacks[best["step"]],
             f"iteration {best['step']} on other prompts",
             picks=True,
@@ -285,14 +320,15 @@ class Alignment:
         )
         return gain
 
-    def conclude(self, base: list[dict[str, Any]], history: list[dict[str, Any]]) -> dict[str, Any]:
+    def conclude(self, base: list[JsonObject], history: list[JsonObject], served: Served) -> JsonObject:
         """The best iteration by validation reward; none, if it does not beat the frozen model on the check prompts."""
-        best, *others = report.best(history, report.KEPT)
+        best, *others = report.best(history, report.KEPT_CHECKPOINTS)
         best_steps = [best["step"], *(row["step"] for row in others)]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
-        rises = self.final_check(best) > 0
+        rises = self.final_check(best, served) > 0
         if rises:
-            reward = f"{best['full_valid_mean_reward']:.3f}, {base_mean:.3f} of the frozen model"
+            served_mean = mean_and_error([row["value_pick"] for row in served.validated.rows])[0]
+            reward = f"{served_mean:.3f}, {base_mean:.3f} of the frozen model"
             self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
         else:
             failed = (
@@ -302,6 +338,8 @@ class Alignment:
         return {
             "best_iteration": best["step"] if rises else None,
             "max_tokens": self.config.max_tokens,
+            "search": served.params.model_dump(),
+            "prices": served.prices,
             "best_checkpoint": best["path"] if rises else None,
             "trained_tokens": sum(row["trained_tokens"] for row in history),
             "baseline": {
@@ -314,7 +352,7 @@ class Alignment:
         }
 
 
-def _rises(history: Sequence[dict[str, Any]]) -> bool:
+def _rises(history: Sequence[JsonObject]) -> bool:
     """Whether the last iteration's held-out reward is above that of every validated iteration before."""
     *before, last = (row["full_valid_mean_reward"] for row in history if row["path"])
     return not before or last > max(before)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
+from types import ModuleType
 from typing import Any
 
+from training.json_values import JsonObject
 from training.run import Run
 
 POLL = 0.5  # seconds between looks at whether the job is to stop
@@ -27,13 +29,13 @@ class ClusterUnavailable(OSError):
 class Pool:
     """Actors of one ``kind``, which has a method ``ready``; as many as there has been work for. ``options``: Ray's."""
 
-    def __init__(self, ray: Any, run: Run, options: dict[str, Any], kind: type, *arguments: Any) -> None:
+    def __init__(self, ray: ModuleType, run: Run, options: JsonObject, kind: type, *arguments: object) -> None:
         self.ray, self.run, self.options, self.arguments = ray, run, options, arguments
         self.kind = ray.remote(kind).options(**options, max_restarts=-1)
         self.actors: list[Any] = []
 
     def map(
-        self, method: str, work: Sequence[tuple[Any, ...]], size: int, tries: int = TRIES
+        self, method: str, work: Sequence[tuple[object, ...]], size: int, tries: int = TRIES
     ) -> Generator[Any, None, None]:
         """``actor.method(*arguments)`` of each piece of work, by up to ``size`` actors. Raises what it raised.
 
@@ -60,7 +62,7 @@ class Pool:
 class _Round:
     """One ``Pool.map``: what waits, what each actor does, and what is done but not yet asked for."""
 
-    def __init__(self, pool: Pool, method: str, work: Sequence[tuple[Any, ...]], tries: int) -> None:
+    def __init__(self, pool: Pool, method: str, work: Sequence[tuple[object, ...]], tries: int) -> None:
         self.pool, self.ray, self.run = pool, pool.ray, pool.run
         self.method, self.work, self.tries = method, work, tries
         self.waiting = deque(range(len(work)))
@@ -69,7 +71,7 @@ class _Round:
         self.done: dict[int, Any] = {}
         self.lost: Counter[int] = Counter()
         self.since = time.monotonic()  # when an actor was last seen to live
-        self.told = False
+        self.warned = False
 
     @property
     def unfinished(self) -> bool:
@@ -129,8 +131,8 @@ class _Round:
     def _tell_if_there_is_no_room(self) -> None:
         if len(self.busy) < len(self.pool.actors) or any(piece is not None for _, piece in self.busy.values()):
             self.since = time.monotonic()
-        elif not self.told and time.monotonic() - self.since > PATIENCE:
-            self.told = True
+        elif not self.warned and time.monotonic() - self.since > PATIENCE:
+            self.warned = True
             resources = f"{self.pool.options['num_cpus']:g} CPU and {self.pool.options.get('num_gpus', 0):g} GPU"
             self.run.emit("message", f"The Ray cluster has no process of {resources} for the job yet", level="warn")
 

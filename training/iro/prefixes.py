@@ -8,13 +8,14 @@ Axes in tensor names: N prefixes of all completions one after another, D width, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from training.iro.half import Half
+from training.json_values import JsonObject
 from value_heads import FeatureSpec
 from value_heads.features import STOPPED, TOKENS, Block, Sums, assemble, running_sums
 
@@ -55,14 +56,20 @@ def _columns(spec: FeatureSpec) -> dict[str, Block]:
 
 def _to_arrow(lengths: Sequence[Sequence[int]], halves: Mapping[str, Half]) -> Dataset:
     import pyarrow as pa
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
 
     completions = [place for place, prefixes in enumerate(lengths) for _ in prefixes]
     columns = {
         "completion": pa.array(completions, pa.int32()),
         "length": pa.array([length for prefixes in lengths for length in prefixes], pa.int32()),
     }
+    return _vector_table(halves, columns)
+
+
+def _vector_table(halves: Mapping[str, Half], columns: JsonObject) -> Dataset:
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
     for name, half in halves.items():
         vectors = pa.array(half.stored.numpy().reshape(-1))
         columns[name] = pa.FixedSizeListArray.from_arrays(vectors, half.stored.shape[-1])
@@ -70,11 +77,27 @@ def _to_arrow(lengths: Sequence[Sequence[int]], halves: Mapping[str, Half]) -> D
     return Dataset(InMemoryTable(pa.table(columns)))
 
 
+def state_table(states: Sequence[Tensor]) -> Dataset:
+    """A row a token: the states [T, D] of completions, one after another."""
+    return _vector_table({"state": Half.of(torch.cat(list(states)))}, {})
+
+
+def read_states(table: Dataset) -> Tensor:
+    """[tokens, D] float32, as ``state_table`` stored them."""
+    return _read_vectors(table.data.table, "state").float()
+
+
 def places_of(completions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Of each prefix of the completions: which one's it is, and its length in tokens; [N] both."""
     lengths = [prefix_lengths(len(tokens)) for tokens in completions]
     row_N = torch.tensor([row for row, prefixes in enumerate(lengths) for _ in prefixes])
     return row_N, torch.tensor([length for prefixes in lengths for length in prefixes])
+
+
+def _read_vectors(table: Any, name: str) -> Half:
+    vectors, scale_N = (table.column(column).combine_chunks() for column in (name, f"{name}_scale"))
+    stored = torch.tensor(vectors.flatten().to_numpy()).reshape(len(scale_N), -1)
+    return Half(stored, torch.tensor(scale_N.to_numpy()))
 
 
 class Prefixes:
@@ -105,9 +128,8 @@ class Prefixes:
         return assemble(spec, states, sums, self.length_N)
 
     def _vectors(self, name: str) -> Tensor:
-        vectors, scale_N = (self.table.column(column).combine_chunks() for column in (name, f"{name}_scale"))
-        stored = torch.tensor(vectors.flatten().to_numpy()).reshape(len(scale_N), -1)
-        return Half(stored[self._chosen_N], torch.tensor(scale_N.to_numpy())[self._chosen_N]).float()
+        vectors = _read_vectors(self.table, name)
+        return Half(vectors.stored[self._chosen_N], vectors.scale[self._chosen_N]).float()
 
     def _token_counts(self, counted: Sequence[int]) -> Tensor:
         """How often each counted token is in each prefix, [N, counted]."""

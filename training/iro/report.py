@@ -6,29 +6,30 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from iro_server.graders.base import Flag, Grader
 from iro_server.graders.multi import MultiGrader
 from training.iro.diagnostics import mean_and_error
 from training.iro.grading import PARSE_ERROR, Tally, merge
 from training.iro.validation import Validated
+from training.json_values import JsonObject
 from training.run import Run
 
-KEPT = 3  # checkpoints
+KEPT_CHECKPOINTS = 3  # checkpoints
 NOTHING = Validated([], {}, {}, [])
 NO_REASONING = {"train_reasoning_tokens_mean": 0.0, "valid_reasoning_tokens_mean": 0.0}  # clients of RFT read them
 
 
 def metrics_row(
     grader: Grader, train_rewards: Sequence[float], train: Tally, beta: Tally, valid: Validated | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Rewards, errors and tokens of an iteration: ``train`` of its rollouts, ``beta`` of the searches that chose β.
 
     What validation would tell is NaN where there was none. Its scores are those of the completions the values picked.
     """
     valid = valid or NOTHING
-    row: dict[str, Any] = {"train_mean_reward": mean_and_error(train_rewards)[0]}
+    row: JsonObject = {"train_mean_reward": mean_and_error(train_rewards)[0]}
     row["train_mean_parse_error"] = _share(train, "errors", PARSE_ERROR)
     row["full_valid_mean_reward"], row["full_valid_error"] = mean_and_error([v["value_pick"] for v in valid.rows])
     row["full_valid_mean_parse_error"] = _share(valid.picks, "errors", PARSE_ERROR)
@@ -50,7 +51,7 @@ def metrics_row(
     return row
 
 
-def _scores(grader: Grader, train: Tally, valid: Tally) -> list[dict[str, Any]]:
+def _scores(grader: Grader, train: Tally, valid: Tally) -> list[JsonObject]:
     parts = grader.graders if isinstance(grader, MultiGrader) else {grader.name: grader}
     return [
         {
@@ -63,8 +64,8 @@ def _scores(grader: Grader, train: Tally, valid: Tally) -> list[dict[str, Any]]:
     ]
 
 
-def _errors(grader: Grader, train: Tally, valid: Tally) -> dict[str, Any]:
-    errors: dict[str, Any] = {"name": grader.name, "type": grader.type}
+def _errors(grader: Grader, train: Tally, valid: Tally) -> JsonObject:
+    errors: JsonObject = {"name": grader.name, "type": grader.type}
     for flag in get_args(Flag):
         for data, tally in (("train", train), ("valid", valid)):
             errors[f"{data}_{flag}_count"] = tally.get("errors", {}).get(flag, 0)
@@ -72,7 +73,7 @@ def _errors(grader: Grader, train: Tally, valid: Tally) -> dict[str, Any]:
     return errors
 
 
-def _grader_tokens(train: Tally, valid: Tally) -> list[dict[str, Any]]:
+def _grader_tokens(train: Tally, valid: Tally) -> list[JsonObject]:
     tokens = {data: tally.get("grader_tokens", {}) for data, tally in (("train", train), ("valid", valid))}
     models = sorted({model for by_model in tokens.values() for model in by_model})
     return [
@@ -81,33 +82,33 @@ def _grader_tokens(train: Tally, valid: Tally) -> list[dict[str, Any]]:
     ]
 
 
-def timing(run: Run, sampling: Sequence[str], training: Sequence[str], valid: Validated | None) -> dict[str, Any]:
+def timing(run: Run, sampling: Sequence[str], training: Sequence[str], valid: Validated | None) -> JsonObject:
     """Seconds that the iteration's steps took, whichever process took them."""
     step = {"sampling": run.seconds(sampling), "training": run.seconds(training)}
     step["eval"] = run.seconds(valid.steps) if valid else 0.0
     return {"step": step | {"full_iteration": sum(step.values())}}
 
 
-def message(row: dict[str, Any]) -> str:
+def message(row: JsonObject) -> str:
     text = f"Step {row['step']}/{row['total_steps']}, train mean reward={row['train_mean_reward']:.3f}"
     if math.isnan(row["full_valid_mean_reward"]):
         return text
     return f"{text}, full validation mean reward={row['full_valid_mean_reward']:.3f}"
 
 
-def best(history: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def best(history: Sequence[JsonObject], count: int) -> list[JsonObject]:
     """The validated iterations of the highest held-out reward, best first; of equals, the earlier."""
 
-    def held_out(row: dict[str, Any]) -> float:
+    def held_out(row: JsonObject) -> float:
         reward = row["full_valid_mean_reward"]
         return -math.inf if math.isnan(reward) else reward
 
     return sorted((row for row in history if row["path"]), key=held_out, reverse=True)[:count]
 
 
-def drop_checkpoints(run: Run, history: Sequence[dict[str, Any]]) -> None:
+def drop_checkpoints(run: Run, history: Sequence[JsonObject]) -> None:
     """Remove the bundles of all but the best. Told before it is done: a killed run tells it again."""
-    best_steps = {row["step"] for row in best(history, KEPT)}
+    best_steps = {row["step"] for row in best(history, KEPT_CHECKPOINTS)}
     for row in history:
         if row["path"] and row["step"] not in best_steps and Path(row["path"]).exists():
             run.emit("checkpoint_dropped", data={"step": row["step"]})

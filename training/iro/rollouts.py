@@ -6,29 +6,30 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from iro_server.decoding.base import SearchParams, SearchResult
+from iro_server.decoding.base import Final, SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import Engine, ModelInfo, Sampling, cache_salt
+from iro_server.engines.base import HEAD_STATE, Engine, ModelInfo, Sampling, Steering, cache_salt
 from iro_server.graders.environment import GraderEnvironment
-from training.checkpoints import WithTables
+from training.checkpoints import SavedValue, WithTables
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
-from training.iro.prefixes import prefix_table
+from training.iro.prefixes import prefix_table, state_table
 from training.iro.values import Stack
-from value_heads import FeatureSpec
+from training.json_values import JsonObject
+from value_heads import FeatureSpec, ValueStack
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COMPLETIONS, PREFIXES = "completions", "prefixes"  # tables of a stored shard
+COMPLETIONS, PREFIXES, HEAD_STATES = "completions", "prefixes", "head_states"  # tables of a stored shard
 
 
 class Source(Protocol):
     """Where shards are read from, such as a ``Run``."""
 
-    def load(self, name: str) -> Any: ...
+    def load(self, name: str) -> SavedValue: ...
     def table(self, name: str, table: str) -> Dataset: ...
 
 
@@ -37,7 +38,9 @@ class Batch:
     """Prompts that are rolled out at once, in lockstep, each with a seed of its own.
 
     ``sampling``: of the frozen model's tokens, without a seed. ``params``, ``max_tokens``, ``stack``: the search of
-    each prompt, the length of a completion, the value functions that steer it. ``spec``: the features that a fit reads.
+    each prompt, the length of a completion, the value functions that steer it, by their tilt too where the search has a
+    strength. ``spec``: the features that a fit reads. ``head_states``: whether the fit of a tilt follows. ``ranked``:
+    by value, else the value functions' tilt is all that is used of them.
     """
 
     prompts: Sequence[Prompt]
@@ -47,6 +50,15 @@ class Batch:
     max_tokens: int
     stack: Stack | None = None
     spec: FeatureSpec | None = None
+    head_states: bool = False
+    ranked: bool = True
+
+    @property
+    def steering(self) -> Steering | None:
+        tilt = self.stack.tilt if isinstance(self.stack, ValueStack) else None
+        if tilt is None or not self.params.strength:
+            return None
+        return Steering(tilt, self.params.strength, self.params.max_kl)
 
 
 def rollout_sampling(temperature: float, info: ModelInfo) -> Sampling:
@@ -79,18 +91,26 @@ def guided(config: AlignConfig) -> SearchParams:
     return config.search
 
 
-def roll_out(engine: Engine, batch: Batch) -> dict[str, Any]:
+def roll_out(engine: Engine, batch: Batch) -> JsonObject:
     """The finals of each prompt's search, bit-identical every time, as they are saved.
 
     ``prompts``: their indices. ``tokens``: of each final of each prompt, the pick first. ``prefixes``: the table that a
     fit of the batch's spec reads, None without one.
     """
-    layers = batch.spec.layers if batch.spec else ()
+    layers = (*(batch.spec.layers if batch.spec else ()), *([HEAD_STATE] if batch.head_states else []))
+    scorer = batch.stack if batch.ranked and batch.params.rows > 1 else None  # a single row leaves nothing to choose
 
     async def search(prompt: Prompt, seed: int) -> SearchResult:
         sampling = replace(batch.sampling, seed=seed)
         return await guided_search(
-            engine, prompt.token_ids, batch.params, sampling, batch.max_tokens, batch.stack, keep_hidden=layers
+            engine,
+            prompt.token_ids,
+            batch.params,
+            sampling,
+            batch.max_tokens,
+            scorer,
+            steering=batch.steering,
+            keep_hidden=layers,
         )
 
     async def search_all() -> list[SearchResult]:
@@ -103,7 +123,18 @@ def roll_out(engine: Engine, batch: Batch) -> dict[str, Any]:
         "prompts": [prompt.index for prompt in batch.prompts],
         "tokens": [[final.tokens for final in result.finals] for result in results],
         "usage": _usage(batch.prompts, results),
+        "drift": [drift(result.finals) for result in results],
         "prefixes": batch.spec and prefix_table(batch.spec, [final.hidden for final in flat]),
+        "head_states": state_table([final.hidden[HEAD_STATE] for final in flat]) if batch.head_states else None,
+    }
+
+
+def drift(finals: Sequence[Final]) -> dict[str, float]:
+    """Of a search's finals together: tokens, their log-probability under the frozen model, and nats from it."""
+    return {
+        "tokens": float(sum(len(final.tokens) for final in finals)),
+        "logprob": sum(sum(final.logprobs) for final in finals),
+        "kl": sum(final.kl for final in finals) / len(finals),
     }
 
 
@@ -117,7 +148,7 @@ def _usage(prompts: Sequence[Prompt], results: Sequence[SearchResult]) -> dict[s
     }
 
 
-def stored(shard: dict[str, Any]) -> WithTables:
+def stored(shard: JsonObject) -> WithTables:
     """The result of ``roll_out`` as a checkpoint: prompts and usage; tables of completions and, if any, prefixes."""
     from datasets import Dataset, Features, List, Value
 
@@ -133,6 +164,8 @@ def stored(shard: dict[str, Any]) -> WithTables:
     tables = {COMPLETIONS: completions}
     if shard["prefixes"] is not None:
         tables[PREFIXES] = shard["prefixes"]
+    if shard["head_states"] is not None:
+        tables[HEAD_STATES] = shard["head_states"]
     return WithTables({"prompts": shard["prompts"], "usage": shard["usage"]}, tables)
 
 

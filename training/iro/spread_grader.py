@@ -4,7 +4,6 @@ graders, the paths of models, a way to the endpoints."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import PrivateAttr
 
@@ -12,6 +11,7 @@ from iro_server.graders.base import Grade, Grader, Item, Sample
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.parsing import parse_grader
 from training.iro.pool import Pool
+from training.json_values import JsonObject
 
 MIN_SHARE = 8  # gradings that are worth another actor
 
@@ -40,7 +40,7 @@ class SpreadGrader(Grader):
 
 
 class GraderActor:
-    def __init__(self, spec: dict[str, Any], grader_environment: GraderEnvironment) -> None:
+    def __init__(self, spec: JsonObject, grader_environment: GraderEnvironment) -> None:
         self.spec, self.grader_environment = spec, grader_environment
         self.grader: Grader | None = None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.selection import RULES
@@ -23,6 +23,7 @@ from training.iro.grading import Grading, Tally, merge
 from training.iro.rollouts import Batch, guided, rollout_sampling
 from training.iro.seeds import BETA, VALIDATION
 from training.iro.values import Stack
+from training.json_values import JsonObject
 from training.run import Run
 
 BETA_GRID = (1.0, 0.5, 2.0)  # the first is taken unless another is better by twice the error of the difference
@@ -33,7 +34,7 @@ class Validated:
     """``rows``: rewards of each prompt, averaged over its searches. ``finals`` and ``picks``: tallies of all that was
     graded, and of what the values picked. ``steps``: the names of what it took."""
 
-    rows: list[dict[str, Any]]
+    rows: list[JsonObject]
     finals: Tally
     picks: Tally
     steps: list[str]
@@ -46,6 +47,7 @@ class Searched(NamedTuple):
     prompts: Sequence[Prompt]
     tokens: list[list[list[int]]]
     usage: dict[str, int]
+    drift: list[dict[str, float]]
     seconds: float
 
 
@@ -84,7 +86,7 @@ class Validation:
     def seed(self, sample: int, index: int) -> int:
         return self.run.derive_seed(VALIDATION, index, *([sample] if sample else []))
 
-    def search(self, names: Sequence[str], batches: Sequence[Batch], picks: bool = False) -> Iterator[dict[str, Any]]:
+    def search(self, names: Sequence[str], batches: Sequence[Batch], picks: bool = False) -> Iterator[JsonObject]:
         """The steps of batches: what ``judge`` says of each one's rollouts. ``picks``: of the values' picks alone."""
         missing = [batch for name, batch in zip(names, batches, strict=True) if not self.run.has(name)]
 
@@ -97,28 +99,33 @@ class Validation:
         ):
             for searched, grades in graded:
                 judge = partial(self.judge, searched, grades)
-                yield self.run.step(searched.name, judge, "validation", searched.seconds)
+                result = self.run.step(searched.name, judge, "validation", searched.seconds)
+                self.grading.charge(result["finals"])
+                yield result
 
     def sample(
-        self, names: Sequence[str], batches: Sequence[Batch], sampled: Iterator[dict[str, Any]], picks: bool
+        self, names: Sequence[str], batches: Sequence[Batch], sampled: Iterator[JsonObject], picks: bool
     ) -> Iterator[Searched]:
         """The finals of each batch that are to be graded; none where its step is done."""
         for name, batch in zip(names, batches, strict=True):
             if self.run.has(name):
-                yield Searched(name, batch.prompts, [], {}, 0.0)
+                yield Searched(name, batch.prompts, [], {}, [], 0.0)
                 continue
             self.run.enter("validation")
             began = time.monotonic()
             rollouts = next(sampled)
             tokens = [finals[:1] for finals in rollouts["tokens"]] if picks else rollouts["tokens"]
-            yield Searched(name, batch.prompts, tokens, rollouts["usage"], time.monotonic() - began)
+            seconds = time.monotonic() - began
+            yield Searched(name, batch.prompts, tokens, rollouts["usage"], rollouts["drift"], seconds)
 
-    def judge(self, searched: Searched, graded: Callable[[], list[list[Grade]]]) -> dict[str, Any]:
+    def judge(self, searched: Searched, graded: Callable[[], list[list[Grade]]]) -> JsonObject:
         """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies."""
         grades = graded()
         self.grading.check(grades)
         rows = []
-        for prompt, tokens, of_prompt in zip(searched.prompts, searched.tokens, grades, strict=True):
+        for prompt, tokens, drift, of_prompt in zip(
+            searched.prompts, searched.tokens, searched.drift, grades, strict=True
+        ):
             rewards = [grade.reward for grade in of_prompt]
             text = self.model.tokenizer.decode(tokens[0], skip_special_tokens=True)
             rows.append(
@@ -129,6 +136,7 @@ class Validation:
                     "mean": mean_and_error(rewards)[0],
                     "text": text,
                 }
+                | drift
             )
         finals = self.grading.tally([grade for group in grades for grade in group], searched.usage)
         picks = self.grading.tally([group[0] for group in grades], {})
@@ -169,10 +177,15 @@ class Validation:
         return self.batch(prompts, seeds, guided(self.config), stack)
 
     def batch(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], params: SearchParams, stack: Stack | None
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        params: SearchParams,
+        stack: Stack | None,
+        ranked: bool = True,
     ) -> Batch:
         sampling = rollout_sampling(self.config.temperature, self.model.info)
-        return Batch(prompts, seeds, sampling, params, self.config.horizon, stack)
+        return Batch(prompts, seeds, sampling, params, self.config.horizon, stack, ranked=ranked)
 
 
 def better_beta(rewards: Mapping[float, Sequence[float]]) -> tuple[float, str]:
@@ -200,12 +213,12 @@ def tries_betas(config: AlignConfig, step: int) -> bool:
     return config.betas == "auto" and (step > 1 or RULES[config.selection].samples)
 
 
-def average(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
     """A row for each prompt, from one for each of its searches; the text is the first's."""
-    by_prompt: dict[int, list[dict[str, Any]]] = {}
+    by_prompt: dict[int, list[JsonObject]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
-    means = ("value_pick", "grader_pick", "mean")
+    means = ("value_pick", "grader_pick", "mean", "tokens", "logprob", "kl")
     return [
         of_prompt[0] | {name: mean_and_error([row[name] for row in of_prompt])[0] for name in means}
         for of_prompt in by_prompt.values()

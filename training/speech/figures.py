@@ -21,7 +21,7 @@ NAMES = {
 }
 
 
-DRAWN: tuple[tuple[Literal["dev", "test"], Literal["wer", "cer"]], ...] = (
+PLOTTED: tuple[tuple[Literal["dev", "test"], Literal["wer", "cer"]], ...] = (
     ("dev", "wer"),
     ("test", "wer"),
     ("test", "cer"),
@@ -45,7 +45,7 @@ def draw(folder: Path) -> None:
 
 def _draw_rates(axes: Axes, result: BLJustResult) -> None:
     methods = list(result["table"])
-    for shift, (part, rate) in enumerate(DRAWN):
+    for shift, (part, rate) in enumerate(PLOTTED):
         places = np.arange(len(methods)) + 0.2 * (shift - 1)
         bands = [result["table"][method][f"{part}_{rate}"] for method in methods]
         means = [band["mean"] for band in bands]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from benchmarks.tasks.task import Example, Row, Split, Task, distinct_rows, prompt_text, python_grader, split_of
+from iro_server.json_values import JsonObject
 
 BATCH = 500  # problems that are generated at once
-EASY: dict[str, Any] = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+EASY: JsonObject = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 BATCHES = 100
 WORKED = "2 + 3 = 5\n7 - 4 = 3\n12 + 9 = 21\n"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import random
 from functools import partial
-from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from benchmarks.tasks.task import Example, Row, Split, Task, chat, drawn, python_grader, split_of, words_of
+from iro_server.json_values import JsonObject
 
 FIRST_NAMES = words_of(
     "Ada Amir Anika Bela Carlos Chidi Clara Dana Diego Elif Emma Farid Fiona Goran Hana Hugo Ines Ivan Jana Jonas "
@@ -31,7 +31,7 @@ SENTENCES = (
     "The {job} {name} ({age}) moved to {city} last year.",
 )
 MIN_AGE, MAX_AGE = 18, 79
-SCHEMA: dict[str, Any] = {
+SCHEMA: JsonObject = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
     "required": ["name", "age", "city"],

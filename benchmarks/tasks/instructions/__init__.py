@@ -21,6 +21,7 @@ from benchmarks.tasks.task import (
 )
 from benchmarks.tasks.topics import topics_of, with_article
 from iro_server.cli.demo.data import package_dir
+from iro_server.json_values import JsonObject
 
 QUESTIONS = ("What is {topic}?", "Describe {topic}.", "Tell me about {topic}.")
 KEYWORDS = ("water", "people", "light", "world", "money", "summer", "music", "letter", "simple", "history")
@@ -82,13 +83,13 @@ def prompts(split: Split, count: int, seed: int) -> list[Row]:
     return drawn(generate, split, count, seed)
 
 
-def row_of(question: str, instructions: Sequence[Instruction], arguments: Sequence[dict[str, Any]]) -> Row:
+def row_of(question: str, instructions: Sequence[Instruction], arguments: Sequence[JsonObject]) -> Row:
     sentences = [description(*pair) for pair in zip(instructions, arguments, strict=True)]
     checked = [{"name": each.name, "arguments": values} for each, values in zip(instructions, arguments, strict=True)]
     return chat(" ".join([question, *sentences]), question=question, instructions=checked)
 
 
-def description(instruction: Instruction, arguments: dict[str, Any]) -> str:
+def description(instruction: Instruction, arguments: JsonObject) -> str:
     words = arguments.get("keywords") or arguments.get("forbidden_words") or [""]
     return instruction.text.format(**arguments, keyword=words[0], first=words[0], second=words[-1])
 

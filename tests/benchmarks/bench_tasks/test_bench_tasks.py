@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.bench_tasks.config import PRESETS, BenchTasksConfig
+from benchmarks.bench_tasks.config import METHOD_NAMES, PRESETS, BenchTasksConfig
 from benchmarks.bench_tasks.job import JOB
 from benchmarks.bench_tasks.measure import comparisons, sign_flip_p
 from benchmarks.bench_tasks.methods import METHODS, iro_search
@@ -33,10 +33,18 @@ def comparable(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ("seconds", "perplexity")}
 
 
+def test_the_configuration_knows_every_method() -> None:
+    assert tuple(METHODS) == METHOD_NAMES
+
+
 def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: dict[str, Any]) -> None:
     assert [(row["method"], row["rows"]) for row in result["rows"]] == [
         ("base", 1),
-        *((name, 2) for name in ("best_of_n", "blockwise", "iro", "iro_by_reward")),
+        ("best_of_n", 2),
+        ("blockwise", 2),
+        *((name, rows) for name in ("static_bias", "iro") for rows in (1, 2)),
+        ("iro_search", 2),
+        ("iro_by_reward", 2),
     ]
     for row in result["rows"]:
         assert row.keys() == FIELDS
@@ -47,7 +55,7 @@ def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: di
 
 
 def test_methods_of_a_seed_share_their_samples(result: dict[str, Any]) -> None:
-    rows = {row["method"]: row for row in result["rows"]}
+    rows = {row["method"]: row for row in result["rows"]}  # of two rows, where a method takes both
     assert rows["best_of_n"]["reward"] >= rows["base"]["reward"]  # the first of its samples is the base's
     assert rows["iro_by_reward"]["reward"] >= rows["iro"]["reward"]  # the same search
     assert rows["base"]["kl"] == 0 and rows["base"]["reward_calls"] == rows["iro"]["reward_calls"] == 0

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from iro_server.api.admission import SHARED_SECONDS, Admission, Ticket
-from iro_server.api.errors import APIError
+from iro_server.api.errors import api_error
+from iro_server.concurrency.admission import SHARED_SECONDS, Admission, RequestTooLarge, Ticket, TooManyWaiting
 from iro_server.engines.cache import cached_tokens
 from iro_server.engines.memory import EngineOutOfMemory
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -42,9 +42,10 @@ async def test_rows_are_shared_out_first_come_first_served():
     first = await enter(admission, "mine", 6)
     big, small = await waiting(admission, 4), await waiting(admission, 1)
     assert not big.done() and not small.done()  # the small one does not overtake
-    with pytest.raises(APIError) as refusal:
+    with pytest.raises(TooManyWaiting) as refusal:
         await enter(admission, "mine", 1)
-    assert (refusal.value.status, refusal.value.code) == (503, "overloaded")
+    error = api_error(refusal.value)
+    assert (error.status, error.code, error.headers) == (503, "overloaded", {"Retry-After": "2"})
     first.release()
     first.release()
     assert (await big).rows == 4 and (await small).rows == 1 and admission.active == 5
@@ -54,7 +55,7 @@ async def test_the_project_that_holds_the_fewest_rows_is_next_however_many_reque
     admission = Admission(max_rows=4, max_waiting=3)
     first, second = [await enter(admission, "flood", 2) for _ in range(2)]
     flood = [await waiting(admission, 2, project="flood") for _ in range(3)]
-    with pytest.raises(APIError, match="3 requests of this project wait"):
+    with pytest.raises(TooManyWaiting, match="3 requests of this project wait"):
         await enter(admission, "flood", 2)
     other, third = [await waiting(admission, 2, project=name) for name in ("other", "third")]
     first.release()
@@ -119,9 +120,10 @@ async def test_cached_tokens_are_shared_out_as_rows_are():
     first.release()
     (await big).release()
     assert (admission.active, admission.active_cache_tokens) == (0, 0)
-    with pytest.raises(APIError, match="1001 tokens in the model's cache, over 1000") as refusal:
+    with pytest.raises(RequestTooLarge, match="1001 tokens in the model's cache, over 1000") as refusal:
         await enter(admission, "mine", 1, 1001)
-    assert (refusal.value.status, refusal.value.code, refusal.value.param) == (400, "too_many_tokens", "max_tokens")
+    error = api_error(refusal.value)
+    assert (error.status, error.code, error.param) == (400, "too_many_tokens", "max_tokens")
 
 
 def test_a_requests_cache_holds_its_prompt_once():

@@ -6,6 +6,8 @@ import openai
 import pytest
 
 from iro_server.api.app import create_app
+from iro_server.api.errors import api_error
+from iro_server.api.registry import ModelMismatch
 from tests.iro_server.api.byte_engine import SCRIPT, ByteEngine
 from tests.iro_server.api.serving import GRADER, conforms, ended, serving, settings_for, start_job, wait_for
 from tests.iro_server.jobs.fake_job import MEASURED
@@ -271,9 +273,10 @@ def test_value_functions_of_another_base_are_refused(served, job, tmp_path):
     other = ByteEngine()
     other.info = other.info.__class__(**(vars(other.info) | {"model_hash": "other-hash"}))
     app = create_app(served.settings, other)
-    with pytest.raises(Exception, match="fitted on another base model") as refused:
+    with pytest.raises(ModelMismatch, match="fitted on another base model") as refused:
         app.state.context.model(job.fine_tuned_model)
-    assert (refused.value.status, refused.value.code) == (400, "model_mismatch")
+    error = api_error(refused.value)
+    assert (error.status, error.code, error.param) == (400, "model_mismatch", "model")
 
 
 def test_a_client_that_leaves_frees_its_search(tmp_path):

@@ -2,6 +2,16 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from iro_server.access.rates import RateLimitExceeded
+from iro_server.api import errors
+from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
+from iro_server.concurrency.admission import RequestTooLarge, TooManyWaiting
+from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
+from iro_server.concurrency.fair_queue import QueueFull
+from iro_server.engines.endpoints import EngineUnavailable
 
 
 @pytest.mark.parametrize(
@@ -66,3 +76,35 @@ def test_a_stream_is_for_no_cache_and_no_buffer(client):
     headers = httpx.post(f"{client.base_url}chat/completions", json=body).headers
     assert headers["content-type"].startswith("text/event-stream")
     assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "header"),
+    [
+        (DeadlineExceeded(), 504, "deadline_exceeded", ("x-should-retry", "false")),
+        (EngineUnavailable("http://10.0.0.1"), 503, "engine_unavailable", ("retry-after", "5")),
+        (ModelMismatch("other weights"), 400, "model_mismatch", None),
+        (ModelNotFound("no model"), 404, "model_not_found", None),
+        (ModelUnreadable("damaged"), 500, "model_unreadable", None),
+        (QueueFull("9 wait"), 503, "overloaded", ("retry-after", "5")),
+        (RateLimitExceeded("too many", "requests", 7), 429, "rate_limit_exceeded", ("retry-after", "7")),
+        (RateLimitExceeded("too large", "tokens", None), 429, "rate_limit_exceeded", ("x-should-retry", "false")),
+        (RequestTooLarge("1001 tokens"), 400, "too_many_tokens", None),
+        (ServerStopping(), 503, "server_stopping", ("retry-after", "2")),
+        (TooManyWaiting("2 wait"), 503, "overloaded", ("retry-after", "2")),
+    ],
+)
+def test_exceptions_of_the_domain_have_their_response(
+    error: Exception, status: int, code: str, header: tuple[str, str] | None
+) -> None:
+    app = FastAPI()
+    errors.install(app)
+
+    @app.get("/")
+    def fail() -> None:
+        raise error
+
+    response = TestClient(app).get("/")
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert header is None or response.headers[header[0]] == header[1]
+    assert "10.0.0.1" not in response.text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import openai
 import pytest
 
@@ -11,13 +9,14 @@ from iro_server.api.app import create_app
 from iro_server.graders import pool
 from iro_server.graders.base import Sample
 from iro_server.graders.parsing import parse_grader
-from iro_server.graders.sandbox import isolation_problem
 from iro_server.store.database import open_database
 from iro_server.store.tables import Permission, new_id
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import aligned, ended, new_key, serving, settings_for, start_job, wait_for
 from tests.iro_server.graders.grader_service import grader_service
 from tests.iro_server.jobs.fake_job import JOB
+
+pytestmark = pytest.mark.usefixtures("isolation")
 
 KEEPS = """
 seen = []
@@ -29,14 +28,6 @@ def grade(sample, item):
 PYTHON = {"type": "python", "name": "quick", "source": KEEPS, "workers": 1}
 HI = [{"role": "user", "content": "hi"}]
 SEARCH = {"beam_width": 2, "num_successors": 2, "pick": "grader"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def isolation():
-    problem = isolation_problem()
-    if problem and "CI" not in os.environ:
-        pytest.skip(f"this host does not isolate: {problem}")
-    assert problem is None
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
+from iro_server.graders.environment import JUDGE_TOKENS
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.telemetry.request import CHARGED_KEY
@@ -64,3 +65,13 @@ def test_only_the_servers_own_key_may_name_another_that_pays(settings):
         spender.chat.completions.create(model="bytes", messages=HI, max_tokens=400)
         assert remaining(client.with_options(api_key=payer)) > LIMIT - 400
         assert remaining(client.with_options(api_key=other)) < LIMIT - 400
+
+
+@pytest.mark.parametrize(
+    ("limit", "keys_required", "of_a_job"),
+    [(None, True, JUDGE_TOKENS), (None, False, None), (500, True, 500), (500, False, 500)],
+)
+def test_the_judges_of_a_job_have_a_limit_where_keys_are_required(settings, limit, keys_required, of_a_job):
+    settings = settings.model_copy(update={"max_judge_tokens_per_job": limit})
+    grader_environment = settings.grader_environment("internal", lambda: keys_required)
+    assert grader_environment.of_job("default").max_judge_tokens == of_a_job

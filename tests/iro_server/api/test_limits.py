@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from iro_server.graders import json_schema
+from iro_server.graders import similarity as text_similarity
 from iro_server.graders.similarity import METRICS
 from iro_server.store import keys
 from iro_server.store.database import open_database
@@ -137,3 +141,34 @@ def test_a_schema_of_many_references_is_checked_quickly(tenant):
     method["response_format"] = {"type": "yaml"}
     error = tenant.post("fine_tuning/jobs", json=body).json()["error"]
     assert (error["param"], error["code"]) == ("method.reinforcement.response_format", "invalid_value")
+
+
+def in_place_of_a_check(ending):
+    """A function that ends as ``ending`` says, by itself: its worker process need not import this module."""
+    return {
+        "out of memory": lambda *_: os.kill(os.getpid(), signal.SIGKILL),  # as the kernel does
+        "never": lambda *_: sum(number for number in iter(int, 1)),
+    }[ending]
+
+
+@pytest.mark.parametrize(
+    ("ending", "message"), [("out of memory", "ran out of memory"), ("never", "took more than 3 s")]
+)
+def test_a_comparison_that_takes_too_much_is_a_grading_error(tenant, monkeypatch, ending, message):
+    monkeypatch.setattr(text_similarity, "_similarity", in_place_of_a_check(ending))
+    answer = tenant.post("fine_tuning/alpha/graders/run", json=similarity("rouge_l", letters(5000), letters(5000)))
+    assert answer.status_code == 200
+    assert message in answer.json()["iro"]["error"]
+    assert answer.json()["metadata"]["errors"]["other_error"] is True
+
+
+def test_a_schema_whose_check_runs_out_of_memory_is_refused(tenant, monkeypatch):
+    monkeypatch.setattr(json_schema, "_check_schema", in_place_of_a_check("out of memory"))
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
+    method = {"grader": GRADER, "response_format": form}
+    body = {"model": "bytes", "training_file": "file-0", "method": {"type": "reinforcement", "reinforcement": method}}
+    answer = tenant.post("fine_tuning/jobs", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "invalid_value")
+    assert "ran out of memory" in error["message"]
+    assert error["param"] == "method.reinforcement.response_format"

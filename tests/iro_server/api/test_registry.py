@@ -15,9 +15,9 @@ import torch
 from fastapi.testclient import TestClient
 
 from iro_server.api.app import create_app
-from iro_server.api.loaded import HeldGrader, Loaded
 from iro_server.api.registry import ModelRegistry
 from iro_server.graders.base import Sample
+from iro_server.graders.loaded import HeldGrader, Loaded
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import DEFAULT_PROJECT, Model, Permission
 from tests.iro_server.api.byte_engine import ByteEngine

@@ -15,7 +15,7 @@ BYTE_NAMES = bytes_to_unicode()
 def test_settled_text_only_grows_towards_the_whole(data, stops):
     tokens = [TOKENIZER.convert_tokens_to_ids(BYTE_NAMES[byte]) for byte in data]
     detokenizer = Detokenizer(TOKENIZER, tuple(stops))
-    whole, _ = detokenizer.whole(tokens)
+    whole, _ = detokenizer.final_text(tokens)
     settled = [detokenizer.settled(tokens[:n]) for n in range(len(tokens) + 1)]
     assert all(later.startswith(earlier) for earlier, later in zip(settled, [*settled[1:], whole], strict=True))
 
@@ -23,7 +23,7 @@ def test_settled_text_only_grows_towards_the_whole(data, stops):
 @given(st.text("abc", max_size=12), st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=3))
 def test_the_first_stop_string_ends_the_text_at_its_token(text, stops):
     tokens = TOKENIZER(text)["input_ids"]
-    cut, count = Detokenizer(TOKENIZER, tuple(stops)).whole(tokens)
+    cut, count = Detokenizer(TOKENIZER, tuple(stops)).final_text(tokens)
     at = min((text.find(stop) for stop in stops if stop in text), default=None)
     assert cut == (text if at is None else text[:at])
     if at is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
-from loky.process_executor import TerminatedWorkerError
 
-from iro_server.concurrency.worker_processes import CPU_SECONDS, in_worker_process
+from iro_server.concurrency.worker_processes import CPU_SECONDS, WorkerKilled, in_worker_process
 from iro_server.graders.similarity import METRICS, SHORT, similarity
 
 LONG = "the tide goes out and comes in again " * 2700  # 100 KB
@@ -36,10 +38,35 @@ def test_a_call_ends_after_its_limit_of_cpu_time_and_the_next_one_runs() -> None
     assert in_worker_process(abs, -1) == 1
 
 
-def test_a_worker_that_is_killed_is_replaced() -> None:
-    with pytest.raises(TerminatedWorkerError):
-        in_worker_process(os.kill, in_worker_process(os.getpid), signal.SIGKILL)
+def killer(unless: Path | None = None) -> Callable[[], str]:
+    """A call that kills its process, unless ``unless`` is a file that such a call made before."""
+
+    def kill_process() -> str:
+        if unless is None or not unless.exists():
+            if unless is not None:
+                unless.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "checked"
+
+    return kill_process
+
+
+def test_a_call_whose_worker_is_killed_once_is_repeated_in_another(tmp_path: Path) -> None:
+    assert in_worker_process(killer(unless=tmp_path / "killed")) == "checked"
+
+
+def test_a_call_whose_workers_are_killed_twice_fails_with_its_likely_cause_and_the_next_one_runs() -> None:
+    with pytest.raises(WorkerKilled, match="ran out of memory"):
+        in_worker_process(killer())
     assert in_worker_process(abs, -1) == 1
+
+
+def test_calls_beside_one_that_kills_its_workers_are_answered() -> None:
+    with ThreadPoolExecutor(5) as threads:
+        killed = threads.submit(in_worker_process, killer())
+        answers = [threads.submit(in_worker_process, abs, -number) for number in range(4)]
+        assert [answer.result() for answer in answers] == [0, 1, 2, 3]
+        assert isinstance(killed.exception(), WorkerKilled)
 
 
 @pytest.mark.parametrize("metric", METRICS)

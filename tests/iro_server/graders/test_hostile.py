@@ -17,21 +17,14 @@ from iro_server.graders import pool
 from iro_server.graders.base import Sample
 from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.parsing import parse_grader
-from iro_server.graders.sandbox import isolation_problem
+
+pytestmark = pytest.mark.usefixtures("isolation")
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, disk_bytes=8 * 2**20, output_bytes=2**16, timeout=5)
 SURROUNDINGS = GraderEnvironment(python="sandbox", python_limits=LIMITS)
 GOOD = "def grade(sample, item): return len(sample['output_text'])"
 AT_ONCE = 3  # fewer than may work at once, so that the good grader need not wait for a turn
 MARK = f"hostile-{secrets.token_hex(8)}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def isolation():
-    problem = isolation_problem()
-    if problem and "CI" not in os.environ:
-        pytest.skip(f"this host does not isolate: {problem}")
-    assert problem is None
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,13 +78,13 @@ def test_a_hostile_grader_is_contained(hostile, outcome):
     if "syscall(" in hostile.body and platform.machine() != "x86_64":
         pytest.skip("calls the system by the numbers of another architecture")
     attack, calm = outcome[0][hostile.name]
-    if hostile.said is None:
+    if hostile.error is None:
         assert (attack.reward, attack.error) == (1.0, None)
     else:
         assert math.isnan(attack.reward)
-        assert hostile.said in attack.error and len(attack.error) < 2100
+        assert hostile.error in attack.error and len(attack.error) < 2100
         assert attack.flag == hostile.flag
-    if hostile.again:
+    if hostile.recovers:
         assert (calm.reward, calm.error) == (7.0, None)
 
 

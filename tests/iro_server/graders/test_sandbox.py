@@ -1,7 +1,6 @@
 """What a sandbox's processes may take of the kernel, and what they may do between two calls."""
 
 import contextlib
-import os
 import platform
 import tempfile
 import time
@@ -14,9 +13,11 @@ from iro_server.graders import cgroup, pool
 from iro_server.graders.base import Sample
 from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.parsing import parse_grader
-from iro_server.graders.sandbox import Sandbox, isolation_problem
+from iro_server.graders.sandbox import Sandbox
 from iro_server.settings import Settings
 from tests.iro_server.api.serving import wait_for
+
+pytestmark = pytest.mark.usefixtures("isolation")
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, timeout=10)
 SOCKETS = """
@@ -49,14 +50,6 @@ def grade(sample, item):
     time.sleep(1)
     return held / 2**20
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def isolation():
-    problem = isolation_problem()
-    if problem and "CI" not in os.environ:
-        pytest.skip(f"this host does not isolate: {problem}")
-    assert problem is None
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,10 @@ from iro_server.graders.base import Sample
 from iro_server.graders.parsing import parse_grader
 from iro_server.graders.pool import AT_WORK
 from iro_server.graders.remote import GraderServiceUnavailable
-from iro_server.graders.sandbox import isolation_problem
 from tests.iro_server.api.serving import wait_for
 from tests.iro_server.graders.grader_service import KEY, grader_service
+
+pytestmark = pytest.mark.usefixtures("isolation")
 
 REPOSITORY = Path(__file__).parents[3]
 ONE = "def grade(sample, item): return 1"
@@ -33,14 +34,6 @@ def grade(sample, item):
     return 1
 """
 COUNTS = "calls = 0\ndef grade(sample, item):\n    global calls\n    calls += 1\n    return calls"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def isolation():
-    problem = isolation_problem()
-    if problem and "CI" not in os.environ:
-        pytest.skip(f"this host does not isolate: {problem}")
-    assert problem is None
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +107,8 @@ def test_a_hostile_call_is_contained_in_the_service(service, hostile, tmp_path):
     (tmp_path / "key").write_text("the key")
     with python(service, hostile.source(str(tmp_path / "key"), "hostile-mark"), timeout=hostile.timeout) as grader:
         attack, calm = grader.grade_many([(Sample("x"), {"calm": calm}) for calm in (False, True)])
-    assert hostile.said in attack.error if hostile.said else attack.reward == 1
-    if hostile.again:
+    assert hostile.error in attack.error if hostile.error else attack.reward == 1
+    if hostile.recovers:
         assert calm.reward == 7
     with python(service, ONE) as good:
         assert good.grade(Sample("x"), {}).reward == 1

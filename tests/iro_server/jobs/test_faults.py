@@ -111,7 +111,7 @@ def test_a_loss_is_noticed(server):
     uploads = Uploads([server], phase, seed=2)
     for name, content in (("kept.jsonl", b'{"prompt": "a"}\n'), ("gone.jsonl", b'{"prompt": "b"}\n')):
         uploads.sent[name] = sha256(content)
-        uploads.whole(name, content)
+        uploads.in_one_request(name, content)
     kept, gone = uploads.promised
     server.client.files.delete(gone)
     path = server.settings.files_dir / kept

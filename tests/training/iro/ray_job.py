@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import torch.distributed as dist
 
-from iro_server.jobs.placement import Placement
+from iro_server.alignment.placement import Placement
 from tests.training.iro.toy_job import MODEL, Toy
 from training.iro.cluster import ray_executor
 from training.iro.config import AlignConfig

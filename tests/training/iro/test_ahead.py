@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from iro_server.graders.base import Grade, Grader, Item, Sample
+from iro_server.graders.environment import VARIABLE, GraderEnvironment
 from tests.training.iro.toy_job import MODEL, Toy, job
 from training.iro.ahead import AHEAD, working_ahead
 from training.iro.config import AlignConfig
-from training.iro.data import Prompt
+from training.iro.data import AlignError, Prompt
 from training.iro.executor import LocalExecutor
 from training.iro.grading import Grading
 from training.iro.loop import align
@@ -119,6 +120,32 @@ def test_a_text_of_an_item_is_graded_once_in_a_job(config: AlignConfig, tmp_path
     assert len(ASKED) == len(set(ASKED))
     used = [row["usage"]["graders"][0] for row in result["history"]]
     assert sum(row["train_tokens_count"] + row["valid_tokens_count"] for row in used) < len(ASKED)
+
+
+def test_a_job_whose_judges_exceed_their_tokens_fails_and_keeps_its_finished_iterations(
+    config: AlignConfig, tmp_path: Path, watched: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlimited = watched.execute(config, tmp_path / "unlimited")
+    first = Run(tmp_path / "unlimited", seed=0)
+    needed = sum(judge_tokens(first.load(name)) for name in first.checkpoints.names())
+    assert len(unlimited["history"]) == 2
+
+    limit = GraderEnvironment(any_endpoint=True, python="own", max_judge_tokens=needed - 1)
+    monkeypatch.setenv(VARIABLE, limit.model_dump_json())
+    for _ in range(2):  # it counts from the start where it is continued
+        with pytest.raises(AlignError, match=f"{needed - 1} tokens") as error:
+            watched.execute(config, tmp_path / "limited")
+        assert error.value.code == "judge_token_limit"
+    assert Run(tmp_path / "limited", seed=0).has("1-report")
+
+    monkeypatch.setenv(VARIABLE, limit.model_copy(update={"max_judge_tokens": needed}).model_dump_json())
+    assert len(watched.execute(config, tmp_path / "enough")["history"]) == 2
+
+
+def judge_tokens(step: Any) -> float:
+    """Of a stored step of rewards, or of a validation."""
+    tally = step.get("tally") or step.get("finals") if isinstance(step, dict) else None
+    return sum(tally["grader_tokens"].values()) if tally else 0
 
 
 def test_the_final_check_grades_what_the_values_pick_alone(config: AlignConfig, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
+from iro_server.alignment.placement import Placement
 from iro_server.engines.ports import free_port
 from iro_server.jobs import lock
-from iro_server.jobs.placement import Placement
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import ended, serving, settings_for, wait_for
 from tests.training.iro.ray_job import Marked, ray_job

@@ -11,7 +11,14 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from iro_server.api.errors import APIError
+
+class RateLimitExceeded(Exception):
+    """A key asks for too much. ``unit``: "requests", "tokens" or "concurrency". ``retry_after``: seconds, None where no
+    retry succeeds."""
+
+    def __init__(self, message: str, unit: str, retry_after: int | None) -> None:
+        super().__init__(message)
+        self.unit, self.retry_after = unit, retry_after
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,11 @@ class Rates:
         self._running: Counter[str] = Counter()
 
     def enter(self, allowance: Allowance, headers: dict[str, str]) -> None:
-        """Count a request that begins; ``leave`` must follow. 429, with nothing to leave, where there are too many."""
+        """Count a request that begins; ``leave`` must follow. RateLimitExceeded, with nothing to leave, where there are
+        too many."""
         if allowance.concurrency is not None and self._running[allowance.key_id] >= allowance.concurrency:
             message = f"Too many requests at once for this key: it may have {allowance.concurrency}."
-            raise _too_many(message, "concurrency", 1)
+            raise RateLimitExceeded(message, "concurrency", 1)
         self._count("requests", allowance.requests_per_minute, allowance.key_id, 1, headers)
         self._running[allowance.key_id] += 1
 
@@ -45,7 +53,7 @@ class Rates:
             del self._running[allowance.key_id]
 
     def spend(self, allowance: Allowance, tokens: int, headers: dict[str, str]) -> None:
-        """Count tokens that a request may draw from the model. 429 where they are too many."""
+        """Count tokens that a request may draw from the model. RateLimitExceeded where they are too many."""
         self._count("tokens", allowance.tokens_per_minute, allowance.key_id, tokens, headers)
 
     def _count(self, unit: str, limit: int | None, key_id: str, cost: int, headers: dict[str, str]) -> None:
@@ -55,7 +63,7 @@ class Rates:
             message = (
                 f"Request too large: it takes {cost} {unit}, and this key may have {limit} a minute. Ask for fewer."
             )
-            raise APIError(429, message, type=unit, code="rate_limit_exceeded", headers={"x-should-retry": "false"})
+            raise RateLimitExceeded(message, unit, None)
         item = RateLimitItemPerMinute(limit)
         allowed = self._limiter.hit(item, unit, key_id, cost=cost)
         window = self._limiter.get_window_stats(item, unit, key_id)
@@ -65,9 +73,4 @@ class Rates:
         headers[f"x-ratelimit-reset-{unit}"] = f"{reset:.3f}s"
         if not allowed:
             message = f"Rate limit reached: {limit} {unit} a minute for this key, and this request takes {cost}."
-            raise _too_many(message, unit, math.ceil(reset))
-
-
-def _too_many(message: str, type: str, seconds: int) -> APIError:
-    headers = {"Retry-After": str(max(1, seconds))}
-    return APIError(429, message, type=type, code="rate_limit_exceeded", headers=headers)
+            raise RateLimitExceeded(message, unit, max(1, math.ceil(reset)))

@@ -9,9 +9,15 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from iro_server.api.errors import APIError, bad_request
-
 SHARED_SECONDS = 60.0  # since a project's last request, during which the server counts as shared with it
+
+
+class RequestTooLarge(ValueError):
+    """A request that is never admitted."""
+
+
+class TooManyWaiting(Exception):
+    """The queue of a project is full."""
 
 
 @dataclass(eq=False)
@@ -53,16 +59,16 @@ class Admission:
     last_request: dict[str, float] = field(default_factory=dict)  # by project, of the last SHARED_SECONDS
 
     def check(self, cache_tokens: int) -> None:
-        """400 where so many cached tokens never fit."""
+        """RequestTooLarge where so many cached tokens never fit."""
         if self.max_cache_tokens is not None and cache_tokens > self.max_cache_tokens:
             message = (
                 f"This request may hold {cache_tokens} tokens in the model's cache, over {self.max_cache_tokens}: its "
                 "prompt, and max_tokens for each of its rows. Reduce the prompt, max_tokens, n or the search's rows."
             )
-            raise bad_request(message, "max_tokens", "too_many_tokens")
+            raise RequestTooLarge(message)
 
     def queue(self, project: str, rows: int, cache_tokens: int = 0) -> Ticket:
-        """A ticket, admitted at once or later. 400 where it never fits, 503 where too many of the project wait."""
+        """A ticket, admitted at once or later. Raises RequestTooLarge, TooManyWaiting."""
         self.check(cache_tokens)
         self._note_request(project)
         ticket = Ticket(self, project, min(rows, self.max_rows), cache_tokens)
@@ -112,12 +118,12 @@ class Admission:
         self.active_cache_tokens -= ticket.cache_tokens
 
     def _check_queue(self, ticket: Ticket) -> None:
-        """503, and the ticket leaves, where too many of its project's wait before it."""
+        """TooManyWaiting, and the ticket leaves, where too many of its project's wait before it."""
         waiting = len(self.waiting[ticket.project]) - 1
         if waiting >= self.max_waiting:
             self._leave_queue(ticket)
             message = f"The server is overloaded: {waiting} requests of this project wait already. Try again soon."
-            raise APIError(503, message, code="overloaded", headers={"Retry-After": "2"})
+            raise TooManyWaiting(message)
 
     def _leave_queue(self, ticket: Ticket) -> None:
         self.waiting[ticket.project].remove(ticket)

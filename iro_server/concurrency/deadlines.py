@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
-from iro_server.api.errors import APIError
 
-Result = TypeVar("Result")
+class DeadlineExceeded(Exception):
+    """A request took longer than it may."""
+
+    def __init__(self) -> None:
+        super().__init__("The request took longer than this server lets one; ask for fewer tokens or a smaller search.")
+
+
+class ServerStopping(Exception):
+    """The server stops before a request is done."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is being stopped, and the request was not done in time. Try again soon.")
 
 
 class Deadlines:
@@ -25,23 +35,18 @@ class Deadlines:
             if not timeout.expired():
                 timeout.reschedule(min(self._last, timeout.when() or self._last))
 
-    async def by(self, deadline: float, work: Awaitable[Result]) -> Result:
-        """``work``'s result; 504 past the deadline, 503 where the server stops before."""
+    @asynccontextmanager
+    async def until(self, deadline: float) -> AsyncGenerator[None]:
+        """Cancels the block at ``deadline``. Raises DeadlineExceeded; ServerStopping where the server stops before."""
         if self._last is not None:
             deadline = min(deadline, self._last)
         timeout = asyncio.timeout_at(deadline)
         try:
             async with timeout:
                 self._running.add(timeout)
-                return await work
+                yield
         except TimeoutError:
-            raise self._error(timeout.when()) from None
+            stops = self._last is not None and timeout.when() == self._last
+            raise (ServerStopping if stops else DeadlineExceeded) from None
         finally:
             self._running.discard(timeout)
-
-    def _error(self, when: float | None) -> APIError:
-        if self._last is not None and when == self._last:
-            message = "The server is being stopped, and the request was not done in time. Try again soon."
-            return APIError(503, message, code="server_stopping", headers={"Retry-After": "2"})
-        message = "The request took longer than this server lets one; ask for fewer tokens or a smaller search."
-        return APIError(504, message, code="deadline_exceeded", headers={"x-should-retry": "false"})

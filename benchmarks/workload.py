@@ -1,0 +1,30 @@
+"""The search, the prompt and the value functions that the benchmarks of decoding share."""
+
+from __future__ import annotations
+
+import torch
+
+from iro_server.decoding.base import SearchParams
+from iro_server.engines.base import ModelInfo
+from training.iro.config import default_feature_spec
+from value_heads import LinearHead, ValueStack
+
+BEAM = SearchParams(beam_width=4, num_successors=4, chunk_length=16)
+ROWS, PROMPT_TOKENS = BEAM.rows, 40
+PASSAGE = (
+    "I had wanted to see this film for years, and last night a friend finally lent me her copy. It opens slowly, with "
+    "a long walk along the shore of a lake, and nothing much is said for the first ten minutes or so of it"
+)
+
+
+def linear_heads(info: ModelInfo, count: int) -> ValueStack:
+    """So many linear heads on the trainer's features, as iterations leave them: each counts tokens of its own, a
+    third of them new. Their weights do not matter to speed or size: small random ones."""
+    generator = torch.Generator().manual_seed(0)
+    heads = []
+    for t in range(count):
+        counted = {"counted": tuple(range(500 * t, 500 * t + 1500))}
+        spec = default_feature_spec(info, 64).model_copy(update=counted)
+        weight = 1e-3 * torch.randn(spec.width(info.hidden_size), generator=generator)
+        heads.append(LinearHead(spec, weight, 0.0))
+    return ValueStack(heads, [1.0] * count)

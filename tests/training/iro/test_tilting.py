@@ -1,0 +1,119 @@
+"""Which tilt a job keeps, and the rows that its model is served with."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from iro_server.engines.prepare import prepare_model
+from tests.training.iro.test_loop import comparable
+from training.iro.config import AlignConfig
+from training.iro.job import JOB
+from training.iro.tilting import Trial, best_trial, cheapest, perplexity, searches
+from value_heads import ValueStack, load_bundle
+
+
+def trial(kind: str, rewards: list[float], logprob: float = -30.0) -> Trial:
+    rows = [{"mean": reward, "logprob": logprob, "tokens": 10.0} for reward in rewards]
+    return Trial(kind, 1.0, rows)
+
+
+BASE = trial("none", [0.0, 0.2, 0.1, 0.3])
+
+
+def test_perplexity_is_that_of_all_tokens_together() -> None:
+    rows = [{"logprob": -3.0, "tokens": 1.0}, {"logprob": -1.0, "tokens": 3.0}]
+    assert perplexity(rows) == pytest.approx(math.e)
+
+
+def test_the_tilt_of_the_highest_reward_is_kept() -> None:
+    better, best = trial("words", [0.5, 0.7, 0.6, 0.8]), trial("states", [0.8, 0.9, 1.0, 1.0])
+    assert best_trial([better, best], BASE) is best
+
+
+def test_a_tilt_whose_text_is_unlikely_is_not_kept() -> None:
+    """Perplexity 3 % and 28 % above the frozen model's own."""
+    likely, unlikely = trial("words", [0.5, 0.7, 0.6, 0.8], -30.3), trial("states", [0.9] * 4, -32.5)
+    assert best_trial([likely, unlikely], BASE) is likely
+    assert best_trial([unlikely], BASE) is None
+
+
+def test_a_tilt_that_is_not_surely_better_is_not_kept() -> None:
+    assert best_trial([trial("words", [0.9, 0.0, 0.0, 0.2])], BASE) is None
+
+
+def test_one_row_is_served_where_more_are_not_surely_better() -> None:
+    rows = {"tilt": 1, "search": 16}
+    assert cheapest({"tilt": [0.9, 0.5, 0.7], "search": [0.8, 0.7, 0.7]}, rows) == "tilt"
+    assert cheapest({"tilt": [0.1, 0.2, 0.1], "search": [0.8, 0.9, 0.9]}, rows) == "search"
+
+
+def config_in(folder: Path, **options: object) -> AlignConfig:
+    train, valid = folder / "train.jsonl", folder / "valid.jsonl"
+    words = [
+        "river",
+        "lamp",
+        "garden",
+        "mirror",
+        "kitchen",
+        "train",
+        "winter",
+        "coffee",
+        "soldier",
+        "window",
+        "island",
+        "bridge",
+        "candle",
+        "forest",
+    ]
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"Write one sentence that uses the words {a} and {b}."}],
+            "words": [a, b],
+        }
+        for a, b in zip(words, words[1:] + words[:1], strict=True)
+    ]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows[:10]))
+    valid.write_text("".join(json.dumps(row) + "\n" for row in rows[10:]))
+    source = "def grade(sample, item): return sum(w in sample['output_text'].lower() for w in item['words']) / 2"
+    return AlignConfig.model_validate(
+        {
+            "model_dir": prepare_model(),
+            "training_file": train,
+            "validation_file": valid,
+            "grader": {"type": "python", "source": source},
+            "iterations": 1,
+            "rollouts_per_prompt": 8,
+            "beam_width": 1,
+            "num_successors": 4,
+            "max_tokens": 20,
+            "validation_prompts": 2,
+        }
+        | options
+    )
+
+
+def test_without_a_tilt_the_search_is_served(tmp_path: Path) -> None:
+    config = config_in(tmp_path, max_rows=1)
+    assert searches(config, tilted=False) == {"search": config.search}
+    assert [params.rows for params in searches(config, tilted=True).values()] == [1]
+
+
+@pytest.mark.slow
+def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
+    """On the real model; a killed run's second half gives what one run does."""
+    config = config_in(tmp_path)
+    result = JOB.execute(config, tmp_path / "run")
+    rows = [price["rows"] for price in result["prices"]]
+    assert rows in ([1, 2, 4, 4], [4])  # with a tilt, and without
+    if result["best_checkpoint"]:
+        info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
+        hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}
+        stack = load_bundle(Path(result["best_checkpoint"]), **hashes)
+        assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 4)
+    for name in ("tilts.pt", "serve-report.pt"):
+        (tmp_path / "run" / "checkpoints" / name).unlink(missing_ok=True)
+    assert comparable(JOB.execute(config, tmp_path / "run")) == comparable(result)

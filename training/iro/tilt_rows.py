@@ -1,0 +1,115 @@
+"""Tilts from an alignment job's first rollouts, which are plain samples of the frozen model.
+
+Three kinds are fitted: ``words`` reads what prompt and response hold of a candidate, ``states`` the model's state too,
+``bias`` is one number for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from iro_server.engines.describe import Description
+from iro_server.engines.frozen_model import FrozenModel
+from training.iro.data import Prompt
+from training.iro.fit import Graded, Shards
+from training.iro.prefixes import read_states
+from training.iro.rollouts import HEAD_STATES, completions_of
+from value_heads.bias_fit import fit_bias
+from value_heads.prompt_features import TokenGroups, candidate_features, common_tokens
+from value_heads.tilt import Tilt, zero_tilt
+from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt
+
+CANDIDATES = 96  # tokens of each state that the fit compares
+MOST_POSITIONS = 65_536  # of all rollouts together: more are left out at random
+
+
+@dataclass(frozen=True)
+class TiltData:
+    """What tilts are fitted from: prompts by number, graded shards of plain rollouts, and the frozen model's head."""
+
+    prompts: dict[int, Prompt]
+    shards: Shards
+    model: Description
+    frozen: FrozenModel
+
+    def groups(self) -> TokenGroups:
+        return vocabulary_groups(self.model, len(self.frozen.head_weight))
+
+
+def vocabulary_groups(model: Description, vocabulary: int) -> TokenGroups:
+    pieces: list[str | None] = list(model.tokenizer.convert_ids_to_tokens(list(range(len(model.tokenizer)))))
+    return TokenGroups([*pieces, *[None] * (vocabulary - len(pieces))][:vocabulary])
+
+
+def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> dict[str, Tilt]:
+    """A tilt of each kind in ``TRIALS``."""
+    prompt_ids = [prompt.token_ids for prompt in data.prompts.values()]
+    head_VD = data.frozen.head_weight.float().cpu()
+    vocabulary, width = head_VD.shape
+    zero = zero_tilt(vocabulary, width, common_tokens(prompt_ids), data.model.info.eos_ids)
+    rows = tilt_rows(data, zero, seed)
+    parts = [data.shards.graded(index) for index in range(len(data.shards))]
+    completions = [tokens for part in parts for tokens in part.tokens]
+    prompts_R, rewards_R = (torch.cat([getattr(part, name) for part in parts]) for name in ("prompt_R", "rewards_R"))
+    fit = TiltFit()
+    return {
+        "words": fit_tilt(rows, head_VD, zero, replace(fit, rank=0, bias_rate=0.0), seed, stop_if_asked),
+        "states": fit_tilt(rows, head_VD, zero, fit, seed, stop_if_asked),
+        "bias": replace(zero, bias=fit_bias(completions, prompts_R, rewards_R, head_VD, seed)),
+    }
+
+
+def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
+    """The positions of all graded rollouts, or of as many as ``MOST_POSITIONS``."""
+    groups, parts, shards = data.groups(), [], data.shards
+    total = sum(len(tokens) for tokens in shards.completions())
+    generator = torch.Generator().manual_seed(seed)
+    for index, (name, _) in enumerate(shards.names):
+        graded = shards.graded(index)
+        states = read_states(shards.source.table(name, HEAD_STATES))
+        lengths = [len(tokens) for group in completions_of(shards.source, name) for tokens in group]
+        starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        advantages = _advantages(graded)
+        for row, (place, tokens) in enumerate(zip(graded.places, graded.tokens, strict=True)):
+            if total > MOST_POSITIONS and float(torch.rand((), generator=generator)) > MOST_POSITIONS / total:
+                continue
+            prompt_ids = data.prompts[int(graded.prompt_R[row])].token_ids
+            states_TD = states[starts[place] : starts[place + 1]]
+            parts.append(_rows_of(data, groups, zero, prompt_ids, tokens, states_TD, float(advantages[row])))
+    rows = TiltRows.concatenate(parts)
+    return replace(rows, advantages_N=rows.advantages_N / (rows.advantages_N.std() + 1e-6))
+
+
+def _advantages(graded: Graded) -> Tensor:
+    """Rewards less the mean of their prompt's."""
+    _, group_R = graded.prompt_R.unique(return_inverse=True)
+    sums = torch.zeros(int(group_R.max()) + 1).index_add_(0, group_R, graded.rewards_R.float())
+    return graded.rewards_R.float() - (sums / torch.bincount(group_R))[group_R]
+
+
+@torch.no_grad()
+def _rows_of(
+    data: TiltData,
+    groups: TokenGroups,
+    zero: Tilt,
+    prompt_ids: Sequence[int],
+    tokens: list[int],
+    states_TD: Tensor,
+    advantage: float,
+) -> TiltRows:
+    device = data.frozen.head_weight.device
+    logits_TV = data.frozen.logits(states_TD.to(device, data.frozen.head_weight.dtype))
+    logprobs_TV = torch.log_softmax(logits_TV, -1).cpu()
+    logprobs_TK, candidates_TK = logprobs_TV.topk(min(CANDIDATES, logprobs_TV.shape[1]))
+    drawn_T = torch.tensor(tokens)
+    missing = ~(candidates_TK == drawn_T[:, None]).any(1)
+    candidates_TK[missing, -1] = drawn_T[missing]
+    logprobs_TK[missing, -1] = logprobs_TV[missing, drawn_T[missing]]
+    stop_ids = torch.tensor(zero.stop_ids, dtype=torch.int64)
+    features = candidate_features(groups, prompt_ids, zero.ignored, stop_ids, tokens, candidates_TK)
+    place_T = (candidates_TK == drawn_T[:, None]).int().argmax(1)
+    return TiltRows(states_TD, candidates_TK, logprobs_TK, features, place_T, torch.full((len(tokens),), advantage))

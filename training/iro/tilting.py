@@ -1,0 +1,188 @@
+"""Whether an alignment job's model is tilted, and the rows that it is served with.
+
+Held-out prompts of the first iteration choose among tilts (``tilt_rows``) at one row; then validation prompts decide
+whether one row, a quarter of the search's rows, or all of them are served. Reconstruction: the paper searches alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from iro_server.decoding.base import SearchParams
+from training.iro.config import AlignConfig
+from training.iro.data import Prompt
+from training.iro.diagnostics import mean_and_error
+from training.iro.seeds import TILT
+from training.iro.tilt_rows import TiltData, fit_tilts
+from training.iro.validation import Validated, Validation
+from training.json_values import JsonObject
+from training.run import Run
+from value_heads import ValueStack
+from value_heads.prompt_features import common_tokens
+from value_heads.threads import on_fresh_thread
+from value_heads.tilt import Tilt, fold_tilts
+
+TRIAL_SAMPLES = 4  # of each held-out prompt and tilt
+TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
+MOST_PERPLEXITY = 1.1  # times the frozen model's own: a tilt whose text is less likely is not taken
+
+
+class Tilting:
+    """The tilts of one job: fitted once, tried, and the best of them kept."""
+
+    def __init__(self, config: AlignConfig, run: Run, validation: Validation, data: TiltData) -> None:
+        self.config, self.run, self.validation, self.data = config, run, validation, data
+
+    def choose(self, heldout: Sequence[Prompt], stack: ValueStack) -> Tilt | None:
+        """The tilt that the model gets, its strength folded in; None where none is surely better than no tilt."""
+        seed = self.run.derive_seed(TILT)
+
+        def fit() -> JsonObject:
+            self.run.emit("message", "Fitting tilts of the frozen model's logits")
+            tilts = on_fresh_thread(lambda: fit_tilts(self.data, seed, self.run.stop_if_asked))
+            return {kind: tilt.tensors() for kind, tilt in tilts.items()}
+
+        tensors = self.run.step("tilts", fit, "fitting")
+        ignored = common_tokens([prompt.token_ids for prompt in self.data.prompts.values()])
+        stop_ids = tuple(sorted(self.data.model.info.eos_ids))
+        tilts = {kind: Tilt(**parts, ignored=ignored, stop_ids=stop_ids) for kind, parts in tensors.items()}
+        scaled = {
+            (kind, strength): fold_tilts([tilts[kind]], [strength])
+            for kind, strengths in TRIALS.items()
+            for strength in strengths
+        }
+        base = self.trial("none", 0.0, heldout, stack)
+        trials = [
+            self.trial(kind, strength, heldout, stack.with_tilt(tilt)) for (kind, strength), tilt in scaled.items()
+        ]
+        best = best_trial(trials, base)
+        self.run.step("tilt-report", lambda: self.run.emit("message", trial_report(base, trials, best)))
+        return scaled[best.kind, best.strength] if best else None
+
+    def trial(self, kind: str, strength: float, prompts: Sequence[Prompt], stack: ValueStack) -> Trial:
+        """The same seeds for every tilt."""
+        params = SearchParams(num_successors=TRIAL_SAMPLES, strength=1.0 if strength else 0.0)
+        size = self.config.concurrency
+        shards = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        batches = [
+            self.validation.batch(
+                shard, [self.run.derive_seed(TILT, prompt.index) for prompt in shard], params, stack, ranked=False
+            )
+            for shard in shards
+        ]
+        names = [f"tilt-{kind}-{strength}-{number}" for number in range(len(shards))]
+        rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
+        return Trial(kind, strength, rows)
+
+    def serve(self, prompts: Sequence[Prompt], stack: ValueStack, search: Validated) -> Served:
+        """What the model is served with. ``search``: the validation of the search without a tilt."""
+        by_name = searches(self.config, stack.tilt is not None)
+        validated = {
+            name: search
+            if params == self.config.search
+            else self.validation.validate(f"serve-{params.rows}", prompts, params, stack, name)
+            for name, params in by_name.items()
+        }
+        rewards = {name: [row["value_pick"] for row in valid.rows] for name, valid in validated.items()}
+        chosen = cheapest(rewards, {name: params.rows for name, params in by_name.items()})
+        prices = [price(name, by_name[name], valid) for name, valid in validated.items()]
+        self.run.step("serve-report", lambda: self.run.emit("message", price_report(prices, chosen)))
+        return Served(by_name[chosen], validated[chosen], prices)
+
+
+@dataclass(frozen=True)
+class Served:
+    """``prices``: of each way to serve the model, its rows, and reward, perplexity and KL on validation prompts."""
+
+    params: SearchParams
+    validated: Validated
+    prices: list[JsonObject]
+
+
+def price(name: str, params: SearchParams, valid: Validated) -> JsonObject:
+    reward, error = mean_and_error([row["value_pick"] for row in valid.rows])
+    kl = mean_and_error([row["kl"] for row in valid.rows])[0]
+    return {
+        "name": name,
+        "rows": params.rows,
+        "reward": reward,
+        "error": error,
+        "perplexity": perplexity(valid.rows),
+        "kl": kl,
+        "search": params.model_dump(exclude_none=True),
+    }
+
+
+def price_report(prices: Sequence[JsonObject], chosen: str) -> str:
+    parts = [f"{p['name']} ({p['rows']} rows) {p['reward']:.3f} ± {1.96 * p['error']:.3f}" for p in prices]
+    return f"Validation reward by rows: {'; '.join(parts)}. The model is served with: {chosen}"
+
+
+def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> str:
+    parts = [
+        f"{trial.kind} at {trial.strength:g}: {mean_and_error(trial.rewards)[0]:.3f} "
+        f"(perplexity {perplexity(trial.rows):.1f})"
+        for trial in [base, *trials]
+    ]
+    chosen = f"{best.kind} at {best.strength:g}" if best else "none, because none is surely better"
+    return f"Tilts at one row, held-out reward: {'; '.join(parts)}. Chosen: {chosen}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A tilt at a strength on held-out prompts. ``rows``: what ``Validation.judge`` says of each prompt."""
+
+    kind: str
+    strength: float
+    rows: list[JsonObject]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [row["mean"] for row in self.rows]
+
+
+def perplexity(rows: Sequence[JsonObject]) -> float:
+    """Of the completions under the frozen model."""
+    return math.exp(-sum(row["logprob"] for row in rows) / max(1.0, sum(row["tokens"] for row in rows)))
+
+
+def best_trial(trials: Sequence[Trial], base: Trial) -> Trial | None:
+    """The trial of the highest reward whose text is about as likely as the frozen model's own.
+
+    None unless it is above the frozen model's by twice the standard error of the paired difference.
+    """
+    limit = MOST_PERPLEXITY * perplexity(base.rows)
+    allowed = [trial for trial in trials if perplexity(trial.rows) <= limit]
+    if not allowed:
+        return None
+    best = max(allowed, key=lambda trial: mean_and_error(trial.rewards)[0])
+    gain, error = mean_and_error([new - old for new, old in zip(best.rewards, base.rewards, strict=True)])
+    return best if gain > 2 * error else None
+
+
+def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
+    """By name, what a model may be served with, the cheapest first. With a tilt no more rows than ``max_rows``."""
+    full = config.search
+    if not tilted:
+        return {"search": full}
+    quarter = {"beam_width": 1, "num_successors": max(2, full.rows // 4), "strength": 1.0}
+    by_name = {
+        "tilt": SearchParams(strength=1.0),
+        "tilt and a quarter of the rows": full.model_copy(update=quarter),
+        "tilt and search": full.model_copy(update={"strength": 1.0}),
+        "search": full,
+    }
+    return {name: params for name, params in by_name.items() if params.rows <= config.max_rows}
+
+
+def cheapest(rewards: dict[str, list[float]], rows: dict[str, int]) -> str:
+    """The fewest rows whose reward the best does not exceed by twice the error of the paired difference."""
+    best = max(rewards, key=lambda name: mean_and_error(rewards[name])[0])
+
+    def is_as_good(name: str) -> bool:
+        gap, error = mean_and_error([b - a for a, b in zip(rewards[name], rewards[best], strict=True)])
+        return name == best or gap <= 2 * error
+
+    return min(filter(is_as_good, rewards), key=lambda name: (rows[name], -mean_and_error(rewards[name])[0]))
