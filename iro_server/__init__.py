@@ -5,8 +5,6 @@
 
 from typing import Any, TypeAlias
 
-from typing import Any, TypeAlias
-
 from iro_server.concurrency.openmp import limit_spinning
 
 JsonValue: TypeAlias = "str | int | float | bool | list[JsonValue] | dict[str, JsonValue] | None"
