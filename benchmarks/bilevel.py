@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.record import command_line, finish
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from training.bilevel import topology
 from training.bilevel.algorithms.sparkle import STRATEGIES, Sparkle
 from training.bilevel.problem import BilevelProblem, Tree

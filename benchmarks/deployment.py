@@ -38,7 +38,7 @@ from benchmarks.deployment_images import environment_secrets, image_report, outp
 from benchmarks.deployment_stack import BUILT, HAS_VLLM, PROJECT, ROOT, Deployment, deployment, engine_problem
 from benchmarks.record import command_line, finish
 from benchmarks.tables import deployment as deployment_table
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 MIGRATIONS = "iro_server/store/migrations/versions"
 ISOLATION = "from iro_server.graders.sandbox import isolation_problem; print(isolation_problem())"

@@ -12,7 +12,7 @@ import openai
 
 from benchmarks.deployment_stack import MODEL, Deployment
 from benchmarks.faults_server import ended, insist, wait_for
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 OPENINGS = (
     "The film",

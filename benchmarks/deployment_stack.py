@@ -17,7 +17,7 @@ import openai
 import yaml
 
 from benchmarks.faults_server import wait_for
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 ROOT = Path(__file__).parents[1]
 PROJECT = os.environ.get("PROJECT", "iro-drill")

@@ -18,10 +18,10 @@ from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.quality import BEAM, ROWS, jsonl
 from benchmarks.record import command_line, finish
 from benchmarks.tables import interval_text
+from iro_server import JsonObject
 from iro_server.cli.demo.data import prompt_rows
 from iro_server.cli.demo.sentiment import sentiment_grader_source
 from iro_server.engines.prepare import prepare_model
-from iro_server.json_values import JsonObject
 from training.intervals import band
 from training.run import RunEvent
 from value_heads import FeatureSpec

@@ -23,9 +23,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from benchmarks.family_configs import NOT_BUILT, VOCABULARY, tiny_config
 from benchmarks.record import command_line, finish
+from iro_server import JsonObject
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
-from iro_server.json_values import JsonObject
 
 EXACT = 1e-4  # nats, fp32
 MOST_WEIGHTS = 20_000_000

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 VOCABULARY = 128
 SPAN = 12  # tokens of a window or chunk: longer than the rows of the engine's own check

@@ -15,8 +15,8 @@ from benchmarks.faults_ledger import Phase
 from benchmarks.faults_results import Reference, create, differences, outcome, run_folder, upload_rows
 from benchmarks.faults_server import PATIENCE, Server, Stuck, ended, insist, kill, workers
 from benchmarks.faults_watch import MOMENTS, Watch
+from iro_server import JsonObject
 from iro_server.jobs import lock
-from iro_server.json_values import JsonObject
 
 OPEN = 3  # jobs at once: each of two servers runs one, and one waits
 TARGETS = {"worker": 0.55, "a server": 0.2, "all servers": 0.1, "all servers and workers": 0.15}

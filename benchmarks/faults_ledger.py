@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 
 class Phase:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.faults_ledger import Phase
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 
 def print_table(summary: JsonObject) -> None:

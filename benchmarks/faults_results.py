@@ -14,7 +14,7 @@ from typing import Any
 from openai import OpenAI
 
 from benchmarks.faults_server import Server, ended, insist
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from training.metrics import read_rows
 
 OPENINGS = ["The film", "I saw this", "The acting was", "My wife and I", "This story", "What a", "The plot"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import command_line, finish
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from training.federated.clients import LocalSGD
 from training.federated.experiment import FederatedTask, Trial, examples, local_sgd, one_thread, simulator
 from training.federated.fashion import MODELS

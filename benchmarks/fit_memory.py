@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.record import command_line, finish
 from benchmarks.workload import PASSAGE
+from iro_server import JsonObject
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.json_values import JsonObject
 from training.checkpoints import About, Checkpoints, open_checkpoints
 from training.iro.config import AlignConfig, default_feature_spec
 from training.iro.data import Prompt

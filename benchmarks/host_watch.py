@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from iro_server import JsonObject
 from iro_server.graders import cgroup
-from iro_server.json_values import JsonObject
 
 PERIOD = 0.1  # seconds between two samples
 

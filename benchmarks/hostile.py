@@ -29,11 +29,11 @@ from benchmarks.host_watch import activity, host_use
 from benchmarks.hostile_graders import HOSTILE, KINDS, LEFT_BEHIND, Hostile
 from benchmarks.processes import ServerProcess, terminated_is_exit
 from benchmarks.record import command_line, finish
+from iro_server import JsonObject
 from iro_server.graders.base import Sample
 from iro_server.graders.cgroup import memory_bound
 from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.parsing import parse_grader
-from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, disk_bytes=8 * 2**20, output_bytes=2**16, timeout=5)

@@ -24,12 +24,12 @@ import psutil
 
 from benchmarks.processes import ServerProcess, say, terminated_is_exit
 from benchmarks.record import command_line, finish
+from iro_server import JsonObject
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store.database import open_database

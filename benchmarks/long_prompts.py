@@ -12,10 +12,10 @@ from collections.abc import Awaitable
 
 from benchmarks.record import command_line, finish
 from benchmarks.workload import PASSAGE
+from iro_server import JsonObject
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.json_values import JsonObject
 
 SHORT = 20  # tokens of a short prompt
 STREAMED = 4  # tokens of a chunk, as the API streams

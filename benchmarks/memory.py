@@ -20,12 +20,12 @@ from transformers import AutoModel
 
 from benchmarks.record import command_line, finish
 from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
+from iro_server import JsonObject
 from iro_server.decoding.base import Scorer
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.json_values import JsonObject
 from value_heads import LoraBackbone, LoraValues
 
 KINDS = {"linear": "linear heads", "lora": "LoRA on a third of the layers", "models": "T models of the base's size"}

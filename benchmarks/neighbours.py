@@ -28,7 +28,7 @@ import httpx
 from benchmarks.processes import ServerProcess, say, terminated_is_exit
 from benchmarks.record import command_line, finish
 from benchmarks.tables import neighbours
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from iro_server.settings import Settings
 
 MODEL = Settings().model_name

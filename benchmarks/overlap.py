@@ -22,10 +22,10 @@ import psutil
 
 from benchmarks.record import command_line, finish
 from benchmarks.workload import PASSAGE
+from iro_server import JsonObject
 from iro_server.engines.describe import Description
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
-from iro_server.json_values import JsonObject
 from training.iro import ahead
 from training.iro.config import AlignConfig
 from training.iro.executor import LocalExecutor

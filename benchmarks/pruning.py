@@ -25,13 +25,13 @@ from benchmarks.processes import say, terminated_is_exit
 from benchmarks.record import command_line, finish
 from benchmarks.tables import interval_text
 from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
+from iro_server import JsonObject
 from iro_server.cli.demo.data import imdb_splits, prompt_rows
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prune import cut, feed_forward, prune_model, writing
-from iro_server.json_values import JsonObject
 from value_heads.threads import on_fresh_thread
 
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)

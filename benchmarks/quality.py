@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.record import command_line, finish
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 if TYPE_CHECKING:
     from iro_server.decoding.base import SearchParams

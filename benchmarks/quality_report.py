@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import interval_text
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 Final = JsonObject
 PICKS: dict[str, Callable[[list[Final]], Final]] = {

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from training.provenance import versions
 
 NOT_CONFIG = ("benchmark", "json", "out", "results")

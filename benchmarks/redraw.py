@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.record import read
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("benchmarks", "docker", "docs", "iro_server", "rl_suite", "theory", "training", "value_heads")

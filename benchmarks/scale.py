@@ -26,13 +26,13 @@ from benchmarks.record import command_line, finish
 from benchmarks.scale_model import GPUS, LIMIT, MODELS, Costs, Outcome, Workload, carried, reckoned, simulate
 from benchmarks.tables import gpus
 from benchmarks.workload import linear_heads
+from iro_server import JsonObject
 from iro_server.decoding.base import Scorer
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.base import Sample
 from iro_server.graders.parsing import parse_grader
-from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from value_heads import LoraBackbone, LoraValues
 

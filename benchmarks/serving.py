@@ -21,13 +21,13 @@ import torch
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.record import command_line, finish
 from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
+from iro_server import JsonObject
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.vllm import VLLMEngine, request, rows_of
-from iro_server.json_values import JsonObject
 from value_heads import LoraBackbone, LoraValues
 
 CROWDS = (1, 4, 16)

@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack
 
 from benchmarks.record import command_line, finish
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 SECONDS = 10.0
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # GNU OpenMP's default where nobody chooses

@@ -25,13 +25,13 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.quality_report import interval
 from benchmarks.record import command_line, finish
+from iro_server import JsonObject
 from iro_server.decoding.base import Final, SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prompts import chat_prompt_ids
-from iro_server.json_values import JsonObject
 from training.iro.config import BLOCK_PRIORS, block_scales, default_feature_spec
 from training.iro.rollouts import commonest_tokens
 from training.run import derive_seed, rng_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 Content = JsonObject
 Row = Sequence[str]

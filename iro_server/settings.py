@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from iro_server import JsonObject
 from iro_server.alignment.placement import Placement
 from iro_server.engines.endpoints import Endpoints, EngineUrl
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.graders.environment import CurrentGraderEnvironment, GraderEnvironment, GraderService, PythonLimits
-from iro_server.json_values import JsonObject
 from iro_server.telemetry.logs import LogFormat
 
 GRADERS_PORT = 8002  # of `iro graders`

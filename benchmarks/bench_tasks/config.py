@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from training.run import JobConfig, check_names
 
 METHOD_NAMES = ("base", "best_of_n", "blockwise", "static_bias", "iro", "iro_search", "iro_by_reward")

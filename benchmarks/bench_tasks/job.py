@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.bench_tasks.config import PRESETS, BenchTasksConfig
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from training.run import Job, Run
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.bench_tasks.methods import METHODS, Answer
 from benchmarks.bench_tasks.piece import Piece
 from benchmarks.quality_report import distinct, interval
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 ResultRow = JsonObject
 COMPARED_WITH = ("base", "best_of_n")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Split, Task
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from training.run import Run, RunEvent, derive_seed
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def best_static_bias(folder: Path, piece: Piece) -> Tilt:
         return sum(rows) / len(rows)
 
     strength = max(TRIALS["bias"], key=reward)
-    zero = zero_tilt(*piece.engine.frozen.head_weight.shape, (), piece.engine.info.eos_ids)
+    vocabulary, width = piece.engine.frozen.head_weight.shape
+    zero = zero_tilt(vocabulary, width, (), piece.engine.info.eos_ids)
     return replace(zero, bias=checkpoints.load("tilts")["bias"]["bias"] * strength)
 
 

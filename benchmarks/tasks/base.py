@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.record import command_line, finish
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Task
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 SEED = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.tables import table
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 
 def base(content: JsonObject) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 Split = Literal["train", "validation", "held_out"]
 Row = JsonObject

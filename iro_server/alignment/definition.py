@@ -11,10 +11,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from iro_server import JsonObject
 from iro_server.decoding.base import SearchParams, Selection
 from iro_server.engines.endpoints import EngineUrl
 from iro_server.engines.opening import EngineKind
-from iro_server.json_values import JsonObject
 
 Auto = Literal["auto"]
 Beta = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar
 
 from pydantic import BaseModel
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 
 class FieldRow(NamedTuple):

@@ -12,13 +12,13 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from iro_server import JsonObject
 from iro_server.access import scopes
 from iro_server.access.audit import audit_log
 from iro_server.access.key_requirement import KEY_SECONDS, KeyRequirement
 from iro_server.access.rates import Allowance, RateLimitExceeded, Rates
 from iro_server.api.context import Caller
 from iro_server.api.errors import DATABASE_AWAY, APIError, answer, api_error, storage_failure
-from iro_server.json_values import JsonObject
 from iro_server.settings import is_loopback
 from iro_server.store import keys
 from iro_server.store.database import find

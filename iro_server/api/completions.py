@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
+from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
@@ -18,7 +19,6 @@ from iro_server.api.options import Options, usage_object
 from iro_server.api.respond import Stream, whole
 from iro_server.api.unsupported import Unsupported
 from iro_server.engines.prompts import text_prompt_ids
-from iro_server.json_values import JsonObject
 from iro_server.store.tables import new_id, now
 
 router = APIRouter(tags=["completions"])

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from sqlalchemy import ColumnElement, select
 
+from iro_server import JsonObject
 from iro_server.access.key_requirement import KeyRequirement
 from iro_server.api.errors import not_found
 from iro_server.api.registry import ModelRegistry, ServedModel
@@ -15,7 +16,6 @@ from iro_server.concurrency.admission import Admission
 from iro_server.concurrency.deadlines import Deadlines
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
 from iro_server.store.tables import DEFAULT_PROJECT, Base, Owned

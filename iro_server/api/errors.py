@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
 from starlette.exceptions import HTTPException
 
+from iro_server import JsonObject
 from iro_server.access.rates import RateLimitExceeded
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
 from iro_server.api.unsupported import UNSUPPORTED
@@ -25,7 +26,6 @@ from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.graders.remote import GraderServiceUnavailable
-from iro_server.json_values import JsonObject
 from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.metrics import REFUSED
 

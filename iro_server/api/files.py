@@ -15,12 +15,12 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import delete
 
+from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import APIError, bad_request, invalid, not_found
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import checked_lines, lines_of
 from iro_server.api.quotas import check_file
-from iro_server.json_values import JsonObject
 from iro_server.store import files
 from iro_server.store import tables as t
 from iro_server.store.row_files import PARQUET_MAGIC, BadRows, Format, converted, table_format

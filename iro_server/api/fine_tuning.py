@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import ColumnElement
 from starlette.datastructures import QueryParams
 
+from iro_server import JsonObject
 from iro_server.api import files
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
@@ -18,7 +19,6 @@ from iro_server.api.graders import check_grader
 from iro_server.api.job_request import JobRequest
 from iro_server.api.quotas import check_jobs
 from iro_server.jobs import records
-from iro_server.json_values import JsonObject
 from iro_server.store import files as store
 from iro_server.store import tables as t
 from iro_server.telemetry import tracing

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 
+from iro_server import JsonObject
 from iro_server.api.registry import ServedModel
 from iro_server.api.search_telemetry import SearchTelemetry
 from iro_server.api.text import Detokenizer
@@ -17,7 +18,6 @@ from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.cache import cached_tokens
-from iro_server.json_values import JsonObject
 from iro_server.telemetry import tracing
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings

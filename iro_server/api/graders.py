@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict
 
+from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import api_error, bad_request
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
 from iro_server.concurrency.disconnect import unless_gone
 from iro_server.graders.base import Flag, Grade, Grader, GraderError, Sample, TextTooLong, check_length
 from iro_server.graders.parsing import as_sent, parse_grader
-from iro_server.json_values import JsonObject
 from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.grading import graded
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from sqlalchemy import func, select
 
+from iro_server import JsonObject
 from iro_server.api.context import Ctx
-from iro_server.json_values import JsonObject
 from iro_server.store.tables import Job
 
 router = APIRouter(tags=["health"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 from sqlalchemy import delete, select
 
+from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request, not_found
-from iro_server.json_values import JsonObject
 from iro_server.store.named import find_named
 from iro_server.store.tables import Model
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from iro_server import JsonObject
 from iro_server.api.context import Context
 from iro_server.api.errors import bad_request, invalid
 from iro_server.api.generation import Generation
@@ -14,7 +15,6 @@ from iro_server.api.text import Detokenizer
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.base import Scorer, SearchParams, repeatable
 from iro_server.engines.base import Sampling, Steering, cache_salt
-from iro_server.json_values import JsonObject
 
 GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
 

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, select
 
+from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import not_found
-from iro_server.json_values import JsonObject
 from iro_server.store import tables as t
 from iro_server.store.named import find_named
 

@@ -6,11 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from iro_server import JsonObject
 from iro_server.alignment.definition import DEFAULT_OPTIONS, MAX_SUCCESSORS, AlignmentOptions
 from iro_server.alignment.partial import with_fields_of
 from iro_server.api.errors import bad_request
 from iro_server.graders.response_format import parse_response_format
-from iro_server.json_values import JsonObject
 
 SEARCH_OF_EFFORT = {"low": {"num_successors": 4}, "high": {"beam_width": 4, "num_successors": 8}}
 RENAMED = {

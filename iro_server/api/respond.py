@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from iro_server import JsonObject
 from iro_server.api.errors import ANSWERED, APIError, api_error
 from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
 from iro_server.api.generation_slot import GenerationSlot
@@ -20,7 +21,6 @@ from iro_server.api.options import usage_object
 from iro_server.api.picking import pick
 from iro_server.concurrency.disconnect import unless_gone
 from iro_server.concurrency.tasks import gather_or_cancel
-from iro_server.json_values import JsonObject
 
 log = logging.getLogger("iro.api")
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # else a proxy may hold a stream's events back

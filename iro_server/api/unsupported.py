@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 UNSUPPORTED = "unsupported_parameter"  # pydantic's type of the error, and the code of the answer
 

@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from iro_server import JsonObject
 from iro_server.api import files as api
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
 from iro_server.api.file_route import FileRoute
 from iro_server.api.jsonl import lines_of
 from iro_server.api.quotas import check_file
-from iro_server.json_values import JsonObject
 from iro_server.store import files
 from iro_server.store import tables as t
 from iro_server.store.row_files import PARQUET_MAGIC

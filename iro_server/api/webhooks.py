@@ -12,13 +12,13 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import AfterValidator, AnyHttpUrl, BaseModel, ConfigDict, Field
 from sqlalchemy import delete
 
+from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.quotas import check_webhooks
 from iro_server.jobs import webhook_sender as webhooks
 from iro_server.jobs.deliveries import EVENT_TYPES, EventType, event
 from iro_server.jobs.webhook_sender import PrivateAddress, Unreachable, new_secret
-from iro_server.json_values import JsonObject
 from iro_server.settings import is_loopback
 from iro_server.store import tables as t
 

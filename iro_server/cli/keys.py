@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from iro_server import JsonObject
 from iro_server.access.scopes import Scope
-from iro_server.json_values import JsonObject
 
 if TYPE_CHECKING:
     from iro_server.settings import Settings

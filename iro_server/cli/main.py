@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from iro_server import JsonObject
 from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
 from iro_server.alignment.entry import BatchJob, JobEvent, JobUnavailable, batch_jobs, load_batch_job
 from iro_server.cli import backup as cli_backup
@@ -27,7 +28,6 @@ from iro_server.cli.model import model_dir
 from iro_server.cli.options import parse_value, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
-from iro_server.json_values import JsonObject
 from iro_server.store.row_files import write_dataset
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from iro_server import JsonObject
 from iro_server.decoding.selection import RULES, SelectionRule
-from iro_server.json_values import JsonObject
 
 if TYPE_CHECKING:  # the command line reads SearchParams for its help, without a model library
     import torch

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

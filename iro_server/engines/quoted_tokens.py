@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 MARKS = [*map(chr, range(0xE000, 0xF900))]  # characters for private use, which no tokenizer gives a meaning
 

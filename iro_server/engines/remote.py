@@ -19,13 +19,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
+from iro_server import JsonObject
 from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling, Steering
 from iro_server.engines.describe import describe
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.replicas import Replica, Replicas, Timing
-from iro_server.json_values import JsonObject
 from value_heads.threads import share_cores_with_engine
 
 Result = TypeVar("Result")

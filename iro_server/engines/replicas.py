@@ -16,8 +16,8 @@ from typing import Generic, TypeVar
 
 import httpx
 
+from iro_server import JsonObject
 from iro_server.engines.endpoints import KEY_VARIABLE, EngineUnavailable, base_url
-from iro_server.json_values import JsonObject
 from iro_server.telemetry.metrics import CACHED_TOKENS, SENT_TOKENS
 
 log = logging.getLogger("iro.engine")

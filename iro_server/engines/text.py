@@ -7,9 +7,9 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import ClassVar
 
+from iro_server import JsonObject
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
-from iro_server.json_values import JsonObject
 
 
 class TextEngine(RemoteEngine):

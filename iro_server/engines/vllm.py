@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from iro_server import JsonObject
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
-from iro_server.json_values import JsonObject
 
 
 class VLLMEngine(RemoteEngine):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from tenacity import sleep_using_event as sleep_until
 from tenacity.wait import wait_random_exponential
 
+from iro_server import JsonObject
 from iro_server.graders.base import Flag
-from iro_server.json_values import JsonObject
 from iro_server.telemetry.request import CHARGED_KEY, charged_key
 
 AT_ONCE = 16

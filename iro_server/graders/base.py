@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from iro_server.json_values import JsonObject, JsonValue
+from iro_server import JsonObject, JsonValue
 
 Item = JsonObject
 

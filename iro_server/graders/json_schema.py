@@ -14,8 +14,8 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
+from iro_server import JsonObject
 from iro_server.concurrency.worker_processes import WorkerKilled, in_worker_process
-from iro_server.json_values import JsonObject
 
 MAX_VALUES = 4000  # of a schema: its objects, lists, strings and numbers
 MAX_ITEMS = 1000  # of a list in it, such as enum: OpenAI's limit

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from iro_server import JsonObject
 from iro_server.graders.base import TextTooLong, check_length
 from iro_server.graders.templates import Template, render
-from iro_server.json_values import JsonObject
 
 TEXT_PARTS = ("input_text", "output_text", "text")
 

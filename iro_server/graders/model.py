@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, ValidationInfo, field_validator
 
+from iro_server import JsonObject
 from iro_server.graders.answers import Unreadable
 from iro_server.graders.asking import Answer, Asker, Endpoint
 from iro_server.graders.base import Grade
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.messages import Message, render_messages, with_instruction
 from iro_server.graders.templated import TemplatedGrader
-from iro_server.json_values import JsonObject
 
 Chat = list[dict[str, str]]
 Tokens = Annotated[int, Field(ge=1)]

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from iro_server import JsonObject
 from iro_server.graders.base import Grade, Grader, GraderError, Sample
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.multi import MultiGrader, Single
-from iro_server.json_values import JsonObject
 
 __all__ = ["Grade", "Grader", "GraderEnvironment", "GraderError", "Sample", "as_sent", "parse_grader"]
 

@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from iro_server import JsonObject
 from iro_server.graders.base import Grade
 from iro_server.graders.ended import Ended, StartError
 from iro_server.graders.environment import PythonLimits
 from iro_server.graders.pool import POOL
 from iro_server.graders.sandbox import Answer, Sandbox
-from iro_server.json_values import JsonObject
 
 Call = tuple[JsonObject, JsonObject]
 

@@ -7,8 +7,8 @@ from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from iro_server import JsonObject, JsonValue
 from iro_server.graders.json_schema import Schema, check_schema, check_text
-from iro_server.json_values import JsonObject, JsonValue
 
 
 class JsonSchema(BaseModel):

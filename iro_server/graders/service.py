@@ -23,6 +23,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from iro_server import JsonObject
 from iro_server.concurrency.disconnect import ClientGone, unless_gone
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.concurrency.fair_queue import QueueFull
@@ -34,7 +35,6 @@ from iro_server.graders.pool import AT_WORK, AT_WORK_PER_PROJECT
 from iro_server.graders.process import GraderProcess
 from iro_server.graders.remote import MOST_CALLS, QUEUE_SECONDS
 from iro_server.graders.sandbox import isolation_problem
-from iro_server.json_values import JsonObject
 from iro_server.telemetry import logs
 from iro_server.telemetry.logs import LogFormat
 

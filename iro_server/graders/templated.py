@@ -9,10 +9,10 @@ from typing import Generic, TypeVar
 
 from pydantic import PrivateAttr
 
+from iro_server import JsonObject
 from iro_server.graders.base import Grade, Grader, Item, Sample, TextTooLong
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.templates import MissingField, item_fields, render
-from iro_server.json_values import JsonObject
 
 Filled = TypeVar("Filled")
 

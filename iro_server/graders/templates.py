@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from iro_server import JsonObject
 from iro_server.graders.base import Flag, Sample, TextTooLong, check_length
-from iro_server.json_values import JsonObject
 
 _EXPRESSION = re.compile(r"\{\{(.*?)(\}\}|\Z)", re.DOTALL)  # one that is not closed is read but once
 _UNCLOSED = re.compile(r"\s*(item|sample)\b")

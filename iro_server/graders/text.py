@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import FiniteFloat, PrivateAttr, ValidationInfo, field_validator
 
+from iro_server import JsonObject
 from iro_server.concurrency.worker_processes import WorkerKilled
 from iro_server.graders.base import Grade
 from iro_server.graders.environment import GraderEnvironment
@@ -16,7 +17,6 @@ from iro_server.graders.local_models import bundled_embedding_model, embed, is_m
 from iro_server.graders.similarity import METRICS, similarity
 from iro_server.graders.templated import TemplatedGrader
 from iro_server.graders.templates import Template
-from iro_server.json_values import JsonObject
 
 
 class _Comparison(TemplatedGrader[tuple[str, str]]):

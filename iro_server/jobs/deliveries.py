@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from iro_server.store.database import Sessions
 from iro_server.store.tables import Delivery, WebhookEndpoint, new_id, now
 

@@ -7,9 +7,9 @@ import time
 from sqlalchemy import ColumnElement, case, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from iro_server import JsonObject
 from iro_server.alignment.entry import JobEvent
 from iro_server.jobs.deliveries import enqueue
-from iro_server.json_values import JsonObject
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Checkpoint, Event, File, Job, Model, new_id, now
 

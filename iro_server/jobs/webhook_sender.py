@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 import httpx
 from standardwebhooks import Webhook
 
+from iro_server import JsonObject
 from iro_server.access.public_address import is_public
 from iro_server.concurrency.executors import in_thread
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.jobs import deliveries
-from iro_server.json_values import JsonObject
 from iro_server.store.database import Sessions
 from iro_server.store.tables import WebhookEndpoint, now
 from iro_server.telemetry.metrics import DELIVERIES

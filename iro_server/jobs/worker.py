@@ -20,12 +20,12 @@ from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from tenacity import retry, retry_if_exception_type, wait_exponential
 
+from iro_server import JsonObject
 from iro_server.alignment.definition import ServedDefaults
 from iro_server.alignment.entry import JobEvent, load_alignment_job
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.jobs import lock, records
 from iro_server.jobs.progress import Progress
-from iro_server.json_values import JsonObject
 from iro_server.settings import Settings
 from iro_server.store import files
 from iro_server.store.database import Sessions, connect, find, sessions_on

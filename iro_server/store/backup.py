@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select, text
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from iro_server.settings import Settings
 from iro_server.store import files, upgrade
 from iro_server.store import tables as t

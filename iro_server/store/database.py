@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Engine, create_engine, event, select
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from iro_server.settings import Settings
 from iro_server.store.tables import Base
 

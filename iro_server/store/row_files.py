@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 if TYPE_CHECKING:
     from datasets import Dataset

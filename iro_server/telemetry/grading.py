@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 from iro_server.telemetry import metrics, tracing
 
 

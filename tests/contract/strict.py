@@ -13,6 +13,7 @@ EXTENSIONS = {
     "CompletionUsage.base_tokens": "what a search cost: tokens drawn from the frozen model,",
     "CompletionUsage.value_tokens": "tokens scored by the value functions,",
     "CompletionUsage.rounds": "rounds of the search",
+    "FineTuningJob.iro": "whether the gain of the aligned model is proven",
     "ReinforcementMethod.iro": "the alignment job's own options",
     "ReinforcementMethod.response_format": "OpenAI documents it; the client's type has not got it",
     "Metrics.*": "of a checkpoint: the metrics of reinforcement, where the client's type has those of supervised jobs",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from benchmarks.tasks.task import Example, Row, Split, Task, distinct_rows, prompt_text, python_grader, split_of
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 BATCH = 500  # problems that are generated at once
 EASY: JsonObject = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}

@@ -9,7 +9,7 @@ from functools import partial
 from jsonschema import Draft202012Validator
 
 from benchmarks.tasks.task import Example, Row, Split, Task, chat, drawn, python_grader, split_of, words_of
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 FIRST_NAMES = words_of(
     "Ada Amir Anika Bela Carlos Chidi Clara Dana Diego Elif Emma Farid Fiona Goran Hana Hugo Ines Ivan Jana Jonas "

@@ -20,8 +20,8 @@ from benchmarks.tasks.task import (
     python_grader,
 )
 from benchmarks.tasks.topics import topics_of, with_article
+from iro_server import JsonObject
 from iro_server.cli.demo.data import package_dir
-from iro_server.json_values import JsonObject
 
 QUESTIONS = ("What is {topic}?", "Describe {topic}.", "Tell me about {topic}.")
 KEYWORDS = ("water", "people", "light", "world", "money", "summer", "music", "letter", "simple", "history")

@@ -9,7 +9,7 @@ from functools import cache
 from nltk.stem import PorterStemmer
 
 from benchmarks.tasks.task import Example, Row, Split, Task, chat, drawn, split_of
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 SUBJECTS = (
     "a school trip",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.tasks.task import Example, Row, Split, Task, shuffled
+from iro_server import JsonObject
 from iro_server.cli.demo.data import PROMPT_WORDS, imdb_splits
 from iro_server.cli.demo.judges import vader_judge
 from iro_server.cli.demo.sentiment import sentiment_grader_source
-from iro_server.json_values import JsonObject
 
 OPENING = {"prompt": "I went to see this film with my"}
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from iro_server.json_values import JsonObject
+from iro_server import JsonObject
 
 JUDGES = {"grader": "grader (logit)", "vader": "VADER", "minilm": "MiniLM (logit)"}
 

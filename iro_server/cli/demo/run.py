@@ -17,6 +17,7 @@ from openai.types.fine_tuning import FineTuningJob
 from rich.console import Console
 from rich.progress import track
 
+from iro_server import JsonObject
 from iro_server.cli.demo import DemoError
 from iro_server.cli.demo.data import prompt_rows
 from iro_server.cli.demo.judges import minilm_head, minilm_judge, vader_judge
@@ -26,7 +27,6 @@ from iro_server.cli.demo.server import running_server
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.base import Sample
 from iro_server.graders.parsing import parse_grader
-from iro_server.json_values import JsonObject
 
 BATCH = 8  # prompts of one request
 FINALS = 16
