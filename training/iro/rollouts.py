@@ -164,7 +164,7 @@ def stored(shard: JsonObject) -> WithTables:
     tables = {COMPLETIONS: completions}
     if shard["prefixes"] is not None:
         tables[PREFIXES] = shard["prefixes"]
-    if shard["head_states"] is not None:
+    if shard.get("head_states") is not None:
         tables[HEAD_STATES] = shard["head_states"]
     return WithTables({"prompts": shard["prompts"], "usage": shard["usage"]}, tables)
 

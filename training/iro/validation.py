@@ -220,6 +220,7 @@ def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
         by_prompt.setdefault(row["prompt"], []).append(row)
     means = ("value_pick", "grader_pick", "mean", "tokens", "logprob", "kl")
     return [
-        of_prompt[0] | {name: mean_and_error([row[name] for row in of_prompt])[0] for name in means}
+        of_prompt[0]
+        | {name: mean_and_error([row[name] for row in of_prompt])[0] for name in means if name in of_prompt[0]}
         for of_prompt in by_prompt.values()
     ]

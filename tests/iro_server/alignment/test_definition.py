@@ -80,6 +80,7 @@ def test_betas_say_how_many_iterations_there_are() -> None:
 def test_a_model_is_served_as_its_job_searched() -> None:
     options = AlignmentOptions(beam_width=3, selection="smc", temperature=0.7, max_tokens=20)
     search = {"beam_width": 3, "num_successors": 8, "chunk_length": 4, "selection": "smc", "pick": "value"}
+    search |= {"strength": 0.0}
     assert options.served_defaults.model_dump(exclude_none=True) == {
         "search": search,
         "temperature": 0.7,
@@ -99,7 +100,8 @@ def test_a_saved_config_is_still_the_same_config(tmp_path: Path) -> None:
     """The fields of config.json as version 0.1.0 wrote it, and those added since: a run in a folder continues with
     equal fields alone."""
     saved = json.loads(Path(__file__).with_name("config.json").read_text())
-    assert AlignConfig.model_validate(saved).model_dump(mode="json") == saved | {"keep_unproven": False}
+    added = {"keep_unproven": False, "tilt": "auto", "max_rows": 256}
+    assert AlignConfig.model_validate(saved).model_dump(mode="json") == saved | added
 
 
 def test_the_trainers_config_is_an_alignment() -> None:
