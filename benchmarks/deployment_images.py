@@ -76,7 +76,7 @@ def leaked_secrets(image: str, secrets: Mapping[str, bytes]) -> list[str]:
 
 
 def environment_secrets(deployment: Deployment) -> dict[str, bytes]:
-    """The secrets of .env and, where one is given, each password in pip's configuration."""
+    """The secrets of .env and, where one is given, each line with a URL in pip's configuration."""
     lines = (deployment.docker / ".env").read_text().splitlines()
     pairs = (line.split("=", 1) for line in lines if re.match("[A-Z_]*(PASSWORD|KEY|TOKEN)=.", line))
     secrets = {name: value.encode() for name, value in pairs}
