@@ -16,7 +16,8 @@ from benchmarks.quality_report import distinct, interval
 from iro_server import JsonObject
 
 ResultRow = JsonObject
-COMPARED_WITH = ("base", "best_of_n")
+COMPARED_WITH = (("base", 1), ("best_of_n", None), ("best_of_n", 16), ("static_bias", None))
+"""Methods, and their rows: None for as many as the method that is compared has."""
 SIGN_FLIPS = 9999
 
 
@@ -85,12 +86,13 @@ def intervals(rows: Sequence[ResultRow]) -> list[JsonObject]:
 
 
 def comparisons(rows: Sequence[ResultRow]) -> list[JsonObject]:
-    """Paired differences from the base, and from best-of-N at equal rows, on the seeds that both have."""
+    """Paired differences from those of ``COMPARED_WITH``, on the seeds that both have."""
     settings = dict.fromkeys((row["task"], row["method"], row["rows"]) for row in rows)
     results = []
-    for (task, method, count), other in product(settings, COMPARED_WITH):
-        other_count = 1 if other == "base" else count
-        if method == other or (task, other, other_count) not in settings:
+    for (task, method, count), (other, fixed_count) in product(settings, COMPARED_WITH):
+        other_count = fixed_count or count
+        is_repeated = fixed_count == count and other != "base"
+        if method == other or is_repeated or (task, other, other_count) not in settings:
             continue
         values = {
             name: [matrix(rows, task, *of, name) for of in ((method, count), (other, other_count))]
@@ -99,7 +101,7 @@ def comparisons(rows: Sequence[ResultRow]) -> list[JsonObject]:
         seeds = min(map(len, values["rewards"]))
         reward, judge = (first[:seeds] - second[:seeds] for first, second in values.values())
         results.append(
-            {"task": task, "method": method, "rows": count, "over": other, "seeds": seeds}
+            {"task": task, "method": method, "rows": count, "over": other, "over_rows": other_count, "seeds": seeds}
             | {"reward": interval(reward), "judge": interval(judge), "p": sign_flip_p(reward)}
         )
     return results

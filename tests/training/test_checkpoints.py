@@ -41,6 +41,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             _wait_for(url, server)
             import s3fs
 
+            s3fs.S3FileSystem.clear_instance_cache()  # of an earlier server, on another port
             s3fs.S3FileSystem().mkdir("runs")
             yield "s3://runs/of-tests"
         finally:

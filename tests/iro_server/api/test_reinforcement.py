@@ -73,6 +73,9 @@ def test_the_job_takes_whatever_a_request_may_set(tmp_path) -> None:
         "return_lambda": 0.5,
         "counted_tokens": 10,
         "backbone_layers": 3,
+        "tilt": "off",
+        "max_rows": 4,
+        "keep_unproven": True,
         "early_stop": False,
     }
     assert iro.keys() == IroOptions.model_fields.keys()

@@ -186,7 +186,7 @@ def test_choices_of_one_request_read_its_prompt_once(engine: EmbeddedEngine, ste
     model = ServedModel("tiny", engine, ServedDefaults())
     detokenizer = Detokenizer(engine.tokenizer, ())
     params, sampling = SearchParams(), Sampling(seed=1, salt="project")
-    request = Generation(model, random_prompt(300), params, None, sampling, 1, 5, detokenizer, {})
+    request = Generation(model, random_prompt(300), params, None, None, sampling, 1, 5, detokenizer, {})
     assert len(asyncio.run(generate(request)).choices) == 5
     assert sum(step_tokens) == 300 + 5
     assert request.cache_tokens == 300 + 5 * (300 + 1)

@@ -1,0 +1,56 @@
+"""Record a finished batch job: ``python -m benchmarks.record_run RUN_FOLDER --preset NAME``.
+
+Writes ``results/<job>/<preset>.json`` from the folder's ``result.json``, as ``record.write`` writes a benchmark's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from benchmarks.record import write
+from iro_server import JsonObject
+
+PROVENANCE = ("job", "config", "seeds", "versions", "inputs")
+LONG = ("texts",)  # fields of a row that are kept in the run folder alone
+
+
+def record(folder: Path, preset: str, results: Path = Path("results")) -> Path:
+    """The results file of the run in ``folder``. ValueError where the run has not finished."""
+    path = folder / "result.json"
+    if not path.exists():
+        raise ValueError(f"{folder} has no result.json: the run has not finished")
+    content: JsonObject = json.loads(path.read_text())
+    run = {"benchmark": content["job"], "config": content["config"], "seeds": content["seeds"]}
+    run |= {"versions": content["versions"], "cores": os.cpu_count()}
+    numbers = {name: shortened(value) for name, value in content.items() if name not in PROVENANCE}
+    target = results / str(content["job"]) / f"{preset}.json"
+    write(target, run, numbers)
+    return target
+
+
+def shortened(value: object) -> object:
+    """Rows without their long fields."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {name: field for name, field in row.items() if name not in LONG} if isinstance(row, dict) else row
+        for row in value
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the run's folder")
+    parser.add_argument("--preset", required=True, help="name of the results file")
+    args = parser.parse_args()
+    try:
+        print(record(args.folder, args.preset))
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""An aligned model that is served with a tilt, over HTTP and on the real frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.prepare import prepare_model
+from iro_server.store.database import find, open_database
+from iro_server.store.tables import Model
+from tests.iro_server.api.serving import aligned, serving, settings_for
+from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
+from value_heads.prompt_features import FEATURES
+from value_heads.tilt import zero_tilt
+
+ASK = {
+    "model": "tilted",
+    "messages": [{"role": "user", "content": "Write one sentence that uses the words river, lamp and garden."}],
+    "max_tokens": 24,
+    "seed": 3,
+}
+WORDS = ("river", "lamp", "garden")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    settings = settings_for(tmp_path_factory.mktemp("steered"))
+    with EmbeddedEngine(prepare_model(), name="bytes") as engine:
+        aligned(settings, "tilted", iterations=1)
+        with open_database(settings).begin() as session:
+            model = find(session, Model, "tilted")
+            model.search = {"search": {"strength": 1.0}}
+            path = Path(model.path)
+        save_tilted(engine, path)
+        with serving(settings, engine) as client:
+            yield client
+
+
+def save_tilted(engine: EmbeddedEngine, path: Path) -> None:
+    """Values of nothing, and a tilt towards the prompt's words."""
+    vocabulary, width = engine.frozen.head_weight.shape
+    spec = FeatureSpec(summed=(0,), position=False)
+    head = LinearHead(spec, torch.zeros(spec.width(width)), 0.0)
+    zero = zero_tilt(vocabulary, width, (), engine.info.eos_ids)
+    gates = torch.zeros(len(FEATURES), width + 1)
+    gates[FEATURES.index("prompt"), -1] = 3.0
+    stack = ValueStack([head], [1.0], replace(zero, gates=gates))
+    save_bundle(path, stack, model_hash=engine.info.model_hash, template_hash=engine.info.template_hash)
+
+
+def ask(client: openai.OpenAI, **search: float) -> tuple[str, float]:
+    """The text and the nats that it moved."""
+    extra = {"search": search} if search else {}
+    answer = client.chat.completions.create(**ASK, extra_body=extra)
+    assert answer.usage is not None and answer.choices[0].message.content is not None
+    return answer.choices[0].message.content, (answer.usage.model_extra or {}).get("kl", 0.0)
+
+
+def test_one_row_is_steered_and_says_how_far(client: openai.OpenAI) -> None:
+    def words(**search: float) -> int:
+        answer = client.chat.completions.create(**ASK, n=8, extra_body={"search": search} if search else {})
+        return sum(word in str(choice.message.content).lower() for choice in answer.choices for word in WORDS)
+
+    assert words() > words(strength=0)
+    assert ask(client)[1] > 1 and ask(client, strength=0)[1] == 0
+
+
+def test_a_request_bounds_how_far_an_answer_moves(client: openai.OpenAI) -> None:
+    assert ask(client, max_kl=0.5)[1] <= 0.501
+    assert ask(client, max_kl=0.0)[0] == ask(client, strength=0)[0]
+
+
+def test_a_stream_is_the_whole_answer(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(**ASK, stream=True)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert "".join(pieces) == ask(client)[0] and len(list(filter(None, pieces))) > 2
+
+
+def test_rows_add_a_search(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(**ASK, extra_body={"search": {"rows": 4, "chunk_length": 8}})
+    usage = answer.usage.model_extra
+    assert usage["rounds"] == 3 and usage["base_tokens"] > ASK["max_tokens"] and usage["kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "search", "param"),
+    [
+        ("bytes", {"strength": 1}, "search.strength"),
+        ("tilted", {"strength": -1}, "search.strength"),
+        ("tilted", {"max_kl": -1}, "search.max_kl"),
+        ("tilted", {"rows": 0}, "search.rows"),
+        ("tilted", {"rows": 100_000}, "search.rows"),
+    ],
+)
+def test_what_cannot_be_is_refused(client: openai.OpenAI, model: str, search: dict[str, float], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(**ASK | {"model": model}, extra_body={"search": search})
+    assert error.value.param == param
