@@ -41,7 +41,12 @@ OPENINGS = [
 ROWS = "".join(json.dumps({"prompt": opening, "letter": "e"}) + "\n" for opening in OPENINGS).encode()
 COUNT_LETTER = "def grade(sample, item):\n    return sample['output_text'].count(item['letter']) / 10\n"
 SMALL = {"iterations": 2, "rollouts_per_prompt": 8, "beam_width": 2, "num_successors": 4, "chunk_length": 2}
-SMALL |= {"max_tokens": 8, "validation_prompts": 4, "tilt": "off"}  # values steer a search, not the draw
+SMALL |= {
+    "max_tokens": 8,
+    "validation_prompts": 4,
+    "tilt": "off",
+    "keep_unproven": True,
+}  # served by its search in any case
 
 
 @contextmanager
