@@ -30,6 +30,28 @@ def rewards(content: JsonObject) -> str:
     return table(head, lines)
 
 
+SHORT = (
+    ("base", 1, "frozen model, one sample"),
+    ("best_of_n", 16, "best of 16 by the grader"),
+    ("static_bias", 1, "static bias, one row"),
+    ("iro_search", 16, "Iro, search alone, 16 rows"),
+    ("iro", 1, "Iro, one row"),
+    ("iro", 16, "Iro, 16 rows"),
+)
+
+
+def short(content: JsonObject) -> str:
+    """Rewards of the main methods, a column a task."""
+    cells = {(cell["task"], cell["method"], cell["rows"]): cell["reward"] for cell in content["intervals"]}
+    tasks = list(dict.fromkeys(task for task, _, _ in cells))
+    lines = [
+        [label, *(interval_text(cells[task, method, rows]) for task in tasks)]
+        for method, rows, label in SHORT
+        if (tasks[0], method, rows) in cells
+    ]
+    return table(["method", *tasks], lines)
+
+
 def gains(content: JsonObject) -> str:
     """Paired differences of the aligned model."""
     lines = [
@@ -38,7 +60,7 @@ def gains(content: JsonObject) -> str:
             str(cell["rows"]),
             f"{cell['over']} ({cell['over_rows']})",
             interval_text(cell["reward"], "+"),
-            f"{cell['p']:.3f}",
+            "< 0.001" if cell["p"] < 0.001 else f"{cell['p']:.3f}",
         ]
         for cell in content["comparisons"]
         if cell["method"] == "iro"
