@@ -31,25 +31,25 @@ def rewards(content: JsonObject) -> str:
 
 
 SHORT = (
-    ("base", 1, "frozen model, one sample"),
-    ("best_of_n", 16, "best of 16 by the grader"),
-    ("static_bias", 1, "static bias, one row"),
-    ("iro_search", 16, "Iro, search alone, 16 rows"),
-    ("iro", 1, "Iro, one row"),
-    ("iro", 16, "Iro, 16 rows"),
+    ("base", min, "frozen model"),
+    ("best_of_n", max, "best by the grader"),
+    ("static_bias", min, "static bias"),
+    ("iro_search", max, "Iro, search alone"),
+    ("iro", min, "Iro"),
+    ("iro", max, "Iro"),
 )
 
 
 def short(content: JsonObject) -> str:
-    """Rewards of the main methods, a column a task."""
+    """Rewards of the main methods at the fewest or the most rows, a column a task."""
     cells = {(cell["task"], cell["method"], cell["rows"]): cell["reward"] for cell in content["intervals"]}
     tasks = list(dict.fromkeys(task for task, _, _ in cells))
-    lines = [
-        [label, *(interval_text(cells[task, method, rows]) for task in tasks)]
-        for method, rows, label in SHORT
-        if (tasks[0], method, rows) in cells
-    ]
-    return table(["method", *tasks], lines)
+    lines = []
+    for method, pick, label in SHORT:
+        rows = [pick(count for task, name, count in cells if (task, name) == (of, method)) for of in tasks]
+        rewards = [interval_text(cells[task, method, count]) for task, count in zip(tasks, rows, strict=True)]
+        lines.append([label, str(rows[0]), *rewards])
+    return table(["method", "rows", *tasks], lines)
 
 
 def gains(content: JsonObject) -> str:
