@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ token. Words that most training prompts share are none of the prompt's."""
 WORD_START = "Ġ▁ "  # how tokenizers write a leading space
 
 
+class Tokenizer(Protocol):
+    def __len__(self) -> int: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> Sequence[str]: ...
+
+
 class TokenGroups:
     """The groups of a vocabulary, from its tokens' spellings in the order of their ids."""
 
@@ -30,6 +36,12 @@ class TokenGroups:
         self.group_V = torch.tensor([numbers.setdefault(word, len(numbers)) for word in words])
         self._order = torch.argsort(self.group_V, stable=True)
         self._start = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(self.group_V).cumsum(0)]).tolist()
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Tokenizer, vocabulary: int) -> TokenGroups:
+        """Of an output head of ``vocabulary`` rows, which may be more than the tokenizer has tokens, or fewer."""
+        pieces: list[str | None] = [*tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+        return cls([*pieces, *[None] * (vocabulary - len(pieces))][:vocabulary])
 
     def __len__(self) -> int:
         return len(self._start) - 1

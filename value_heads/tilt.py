@@ -88,7 +88,7 @@ class BoundTilt:
     def __init__(self, tilt: Tilt, head_VD: Tensor, groups: TokenGroups) -> None:
         if len(tilt.bias) != len(head_VD):
             raise ValueError(f"the tilt is of {len(tilt.bias)} tokens, the model's output head of {len(head_VD)}")
-        self.tilt, self.groups = tilt, groups
+        self.groups, self.ignored = groups, tilt.ignored  # not the tilt: who holds it decides how long this is kept
         device = head_VD.device
         self.bias_V = tilt.bias.float().to(device)
         self.state_factor = tilt.state_factor.float().to(device)
@@ -98,7 +98,7 @@ class BoundTilt:
 
     def start(self, prompt_ids: Sequence[int]) -> RunningFeatures:
         """The features of a session's rows, the first of them the prompt."""
-        return RunningFeatures(self.groups, prompt_ids, self.tilt.ignored, self.stop_ids)
+        return RunningFeatures(self.groups, prompt_ids, self.ignored, self.stop_ids)
 
     def additions(self, states_MD: Tensor, sessions: Sequence[RunningFeatures]) -> Tensor:
         """A(s, .) [M, V] float32, of the rows of these sessions one after another."""

@@ -108,7 +108,10 @@ class EmbeddedEngine:
         if missing_layers := [i for i in layers if not (0 <= i <= self._info.num_layers or i == HEAD_STATE)]:
             raise ValueError(f"the model has layers 0 to {self._info.num_layers}, not {missing_layers}")
         seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(6), "big")
-        steered = SteeredRows(steering, self._bound(steering.tilt), prompt_ids) if steering else None
+        steered = None
+        if steering:
+            bound = await asyncio.to_thread(self._bound, steering.tilt)
+            steered = SteeredRows(steering, bound, prompt_ids)
         group = SequenceGroup(self._spec, sampling, layers, seed, next(self._numbers), steered)
         opened: Future[None] = Future()
         self._post(lambda: self._scheduler.open(group, prompt_ids, opened), opened)
@@ -123,10 +126,8 @@ class EmbeddedEngine:
         """The tilt with this model's output head, kept as long as the tilt is."""
         with self._binding:
             if tilt not in self._tilts:
-                pieces: list[str | None] = [*self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))]
                 head_VD = self.frozen.head_weight
-                pieces += [None] * (len(head_VD) - len(pieces))
-                self._groups = self._groups or TokenGroups(pieces[: len(head_VD)])
+                self._groups = self._groups or TokenGroups.of_tokenizer(self.tokenizer, len(head_VD))
                 self._tilts[tilt] = BoundTilt(tilt, head_VD, self._groups)
             return self._tilts[tilt]
 

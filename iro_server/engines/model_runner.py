@@ -91,8 +91,8 @@ def _steered(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_
     if any(rows.steering.max_kl is not None for rows, _ in steered):
         room_M = torch.cat([rows.room_M for rows, _ in steered]).to(logits_MV.device)
         addition_MV = within_room(base_MV, addition_MV, room_M)
-    drawn = steered_tokens(logits_MV, addition_MV, sampling, uniforms_MK)
-    return (*drawn, divergence(base_MV, addition_MV))
+    sampled = steered_tokens(logits_MV, addition_MV, sampling, uniforms_MK)
+    return (*sampled, divergence(base_MV, addition_MV))
 
 
 class HiddenTap:

@@ -93,8 +93,8 @@ class Alignment:
         best = report.best(history, 1)[0]
         step, part = best["step"], self.prompts.slices[0]
         stack, search = self.stacks[step], validated[step]
-        is_resumed = "kl" not in search.rows[0]  # from a version that kept no states for tilts
-        if not self.tilts or is_resumed or not isinstance(stack, ValueStack) or self.executor.frozen is None:
+        lacks_states = "kl" not in search.rows[0]  # from a version that kept no states for tilts
+        if not self.tilts or lacks_states or not isinstance(stack, ValueStack) or self.executor.frozen is None:
             name = next(iter(searches(self.config, tilted=False)))
             return Served(searches(self.config, tilted=False)[name], search, [])
         prompts = {prompt.index: prompt for prompt in part.train}

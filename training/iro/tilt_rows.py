@@ -36,14 +36,6 @@ class TiltData:
     model: Description
     frozen: FrozenModel
 
-    def groups(self) -> TokenGroups:
-        return vocabulary_groups(self.model, len(self.frozen.head_weight))
-
-
-def vocabulary_groups(model: Description, vocabulary: int) -> TokenGroups:
-    pieces: list[str | None] = list(model.tokenizer.convert_ids_to_tokens(list(range(len(model.tokenizer)))))
-    return TokenGroups([*pieces, *[None] * (vocabulary - len(pieces))][:vocabulary])
-
 
 def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> dict[str, Tilt]:
     """A tilt of each kind in ``TRIALS``."""
@@ -65,7 +57,8 @@ def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> d
 
 def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
     """The positions of all graded rollouts, or of as many as ``MOST_POSITIONS``."""
-    groups, parts, shards = data.groups(), [], data.shards
+    parts, shards = [], data.shards
+    groups = TokenGroups.of_tokenizer(data.model.tokenizer, len(zero.bias))
     total = sum(len(tokens) for tokens in shards.completions())
     generator = torch.Generator().manual_seed(seed)
     for index, (name, _) in enumerate(shards.names):

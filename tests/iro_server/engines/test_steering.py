@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -140,3 +142,14 @@ def test_at_temperature_0_the_likeliest_token_of_the_proposal_is_taken(
 def test_a_tilt_of_another_vocabulary_is_refused(engine: EmbeddedEngine, prompt: list[int]) -> None:
     with pytest.raises(ValueError, match="the tilt is of 7 tokens"):
         asyncio.run(engine.open(prompt, Sampling(), (), Steering(zero_tilt(7, 576, (), ()))))
+
+
+def test_a_tilt_that_nobody_holds_is_forgotten(engine: EmbeddedEngine, prompt: list[int]) -> None:
+    vocabulary, width = engine.frozen.head_weight.shape
+    tilt = zero_tilt(vocabulary, width, (), engine.info.eos_ids)
+    bound = weakref.ref(engine._bound(tilt))
+    gc.collect()
+    assert bound() is not None
+    del tilt
+    gc.collect()
+    assert bound() is None
