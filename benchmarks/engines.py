@@ -46,6 +46,7 @@ def align(folder: Path, seed: int, rows: list[dict[str, str]], valid: list[dict[
         "validation_prompts": len(valid),
         "grader": {"type": "python", "name": "sentiment", "source": sentiment_grader_source()},
         "iterations": 1,
+        "tilt": "off",  # vLLM has none
         "betas": [1.0],
         "rollouts_per_prompt": ROWS,
         **BEAM,

@@ -135,6 +135,7 @@ def align(folder: Path, name: str, model: Path, grader: JsonObject, seed: int, i
         "validation_prompts": 4,
         "grader": grader,
         "iterations": iterations,
+        "tilt": "off",  # the searches alone are compared
         **BEAM,
         "max_tokens": MAX_TOKENS,
         "early_stop": False,

@@ -156,6 +156,8 @@ class Worker:
         if result.get("best_checkpoint") is None:
             raise NoImprovement("no iteration's held-out reward was above the base model's, so there is no model")
         retry_while_unavailable(self._note_search)(search)
+        if "search" in result:  # of the model alone: checkpoints have no tilt, and search as the job did
+            search |= {"search": result["search"]}
         if not (search.get("improved", True) or config.keep_unproven):
             search |= ServedDefaults().model_dump(include={"search"})
         ended = (str(result["best_checkpoint"]), search, self._result_file(job), result.get("trained_tokens"))

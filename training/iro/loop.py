@@ -108,7 +108,6 @@ class Alignment:
         served = tilting.serve(self.prompts.validation, tilted, search)
         row = {key: value for key, value in best.items() if key not in ("timing", "path", "by_position")}
         self.save(Path(best["path"]), self.stacks[step], row)
-        self.run.emit("defaults", data={"search": served.params.model_dump()})
         return served
 
     def validates(self, step: int) -> bool:

@@ -119,6 +119,15 @@ def test_a_model_whose_gain_is_unproven_samples_as_the_frozen_one_unless_it_is_t
     assert (answers[0] == answers[1]) is not keep
 
 
+def test_a_model_is_served_as_its_job_decided_and_checkpoints_as_it_searched(client):
+    job = ended(client, start_job(client, GRADER | {"name": "served-otherwise"}))
+    assert client.models.retrieve(job.fine_tuned_model).iro["search"]["num_successors"] == 2
+    checkpoint = client.fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+    chat = [{"role": "user", "content": "hello"}]
+    answer = client.chat.completions.create(model=checkpoint, messages=chat, n=6)
+    assert len(answer.choices) == 6  # W·K of the job's search
+
+
 def test_a_proven_gain_is_told_of_job_and_model(client, job):
     assert job.iro["improved"] is True
     assert client.models.retrieve(job.fine_tuned_model).iro["improved"] is True

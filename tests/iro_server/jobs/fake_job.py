@@ -2,7 +2,7 @@
 
 The grader's name says how it goes: "quick", "slow" (half a second a step), "stubborn" (never asks whether to stop),
 "raises", "dies" (kills its own process at step 2), "dies-once", "engine-away-once" and "graders-away-once" (at step 2),
-"unproven" (its gain has an interval that includes 0).
+"unproven" (its gain has an interval that includes 0), "served-otherwise" (its model with two rows).
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class JOB:
             on_event({"type": "metrics", "level": "info", "message": f"Step {step}", "data": metrics})
             on_event({"type": "checkpoint", "data": {"step": step, "path": str(bundle), "metrics": metrics}})
         outcome = {"best_iteration": config.iterations, "best_checkpoint": str(bundle), "max_tokens": max_tokens}
-        return outcome | {"improved": behaviour != "unproven"}
+        served = {"search": {"num_successors": 2}} if behaviour == "served-otherwise" else {}
+        return outcome | {"improved": behaviour != "unproven"} | served
 
 
 def misbehave(behaviour: str, step: int, out: Path) -> None:
