@@ -212,6 +212,28 @@ def soft_advantage(beta: float) -> Callable[[tuple[int, ...]], torch.Tensor]:
     return tilt
 
 
+def log_ratio(completion: tuple[int, ...], steering: ToySteering) -> float:
+    """log q/pi_0 of a completion."""
+    prefixes = [(*PROMPT, *completion[:count]) for count in range(len(completion))]
+    ratios = [(tilted_probs(p, steering) / next_probs(p))[t].log() for p, t in zip(prefixes, completion, strict=True)]
+    return float(sum(ratios))
+
+
+def test_for_an_additive_reward_the_optimal_tilt_is_a_bias_and_what_lies_ahead() -> None:
+    """A(s,a) = b[a] + log Z(s a) - log Z(s), Z(s) of the rewards of the tokens that follow."""
+    beta, chances = 2.0, enumerate_completions(PROMPT, LENGTH)
+    bias = torch.tensor([-0.7, 1.5, 0.0, 0.0]) / beta
+
+    def log_z(response: tuple[int, ...]) -> float:
+        below = [y for y in chances if y[: len(response)] == response]
+        ahead = sum(chances[y] * math.exp((reward(y) - reward(response)) / beta) for y in below)
+        return math.log(ahead / sum(chances[y] for y in below))
+
+    for response in ((), (0,), (1, 2), (2, 1, 0)):
+        look_ahead = torch.tensor([log_z((*response, token)) - log_z(response) for token in range(VOCABULARY)])
+        assert torch.allclose(soft_advantage(beta)((*PROMPT, *response)), bias + look_ahead, atol=1e-5)
+
+
 def steered(width: int, seed: int, tilt: Callable[[tuple[int, ...]], torch.Tensor], beta: float = 2.0):
     params = SearchParams(beam_width=width, num_successors=2, chunk_length=2, selection="smc")
     sampling, scorer = Sampling(seed=seed, stop_ids=(END,)), ToyScorer(lambda tokens: reward(tokens) / beta)
@@ -236,6 +258,8 @@ def test_with_the_exact_advantage_every_row_weighs_the_same_and_is_a_draw_from_t
     """One row of the exact proposal is a sample of pi_base * exp(r/beta): no search, no correction."""
     exact, draws = guided_distribution(2.0), 600
     tilt = soft_advantage(2.0)
+    weights = [reward(y) / 2.0 - log_ratio(y, ToySteering(tilt)) for y in exact]
+    assert max(weights) - min(weights) < 1e-4
     counts: dict[tuple[int, ...], int] = {}
     for seed in range(draws):
         sampling = Sampling(seed=seed, stop_ids=(END,))
