@@ -33,7 +33,7 @@ def fit_bias(
     rows_VD = (head_VD.float() - head_VD.float().mean(0)) / head_VD.float().std() * ROW_SCALE
     features_RF = torch.stack([_features(tokens, counted, rows_VD) for tokens in completions])
     _, group_R = prompts_R.unique(return_inverse=True)
-    features_RF, targets_R = _within(features_RF, group_R), _within(rewards_R.float(), group_R)
+    features_RF, targets_R = within_groups(features_RF, group_R), within_groups(rewards_R.float(), group_R)
     targets_R = targets_R / (targets_R.std() + 1e-6)
     heldout_R = group_R % HELDOUT_SHARE == 0
     penalty = _best_penalty(features_RF, targets_R, heldout_R)
@@ -49,8 +49,8 @@ def _features(tokens: Sequence[int], counted: Tensor, rows_VD: Tensor) -> Tensor
     return torch.cat([counts_C.float(), rows_VD[ids].sum(0)])
 
 
-def _within(values: Tensor, group_R: Tensor) -> Tensor:
-    """Less the mean of the prompt's rollouts."""
+def within_groups(values: Tensor, group_R: Tensor) -> Tensor:
+    """Less the mean of its group, such as a prompt's rollouts; ``values``: [R, ...]."""
     sizes = torch.bincount(group_R).float()
     shape = (-1,) + (1,) * (values.dim() - 1)
     sums = torch.zeros(len(sizes), *values.shape[1:]).index_add_(0, group_R, values)

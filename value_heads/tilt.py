@@ -29,10 +29,6 @@ class Tilt:
     ignored: tuple[int, ...]
     stop_ids: tuple[int, ...]
 
-    @property
-    def rank(self) -> int:
-        return len(self.state_factor)
-
     def tensors(self) -> dict[str, Tensor]:
         """Its parameters by name, as a file stores them."""
         return {
@@ -60,23 +56,6 @@ def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
         ignored=first.ignored,
         stop_ids=first.stop_ids,
     )
-
-
-def recompress(tilt: Tilt, rank: int) -> tuple[Tilt, float]:
-    """The tilt whose factor pair is the best of ``rank``, and the relative Frobenius error of that pair.
-
-    QR of both factors and an SVD of their small core: no D x D matrix is formed.
-    """
-    q_state, r_state = torch.linalg.qr(tilt.state_factor.double().T)
-    q_token, r_token = torch.linalg.qr(tilt.token_factor.double().T)
-    u, singular, vh = torch.linalg.svd(r_state @ r_token.T)
-    root = singular[:rank].sqrt()
-    state_factor = (q_state @ u[:, :rank] * root).T.float().contiguous()
-    token_factor = (q_token @ vh[:rank].T * root).T.float().contiguous()
-    total = float(singular.square().sum())
-    error = (float(singular[rank:].square().sum()) / total) ** 0.5 if total else 0.0
-    compressed = Tilt(tilt.bias, state_factor, token_factor, tilt.gates, tilt.ignored, tilt.stop_ids)
-    return compressed, error
 
 
 class BoundTilt:

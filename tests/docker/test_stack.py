@@ -5,11 +5,10 @@ vLLM is one of them: its environment must be there (`make vllm`).
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
+from benchmarks.deployment_client import COUNT_LETTER, ROWS
 from benchmarks.faults_server import ended, insist, wait_for
 from benchmarks.postgres import programs
 from iro_server.graders.sandbox import isolation_problem
@@ -19,24 +18,6 @@ psycopg = pytest.importorskip("psycopg", reason="needs the extra postgres")
 from tests.docker.stack import ENGINE_KEY, HAS_ENGINE, MODEL, PASSWORD, VLLM, Stack, stack  # noqa: E402
 
 NAME = MODEL.split("/")[-1]
-OPENINGS = [
-    "The film",
-    "I saw this",
-    "The acting was",
-    "My wife and I",
-    "This story",
-    "What a",
-    "The plot",
-    "It begins",
-]
-ROWS = "".join(json.dumps({"prompt": opening, "letter": "e"}) + "\n" for opening in OPENINGS).encode()
-COUNT_LETTER = """
-import time
-
-def grade(sample, item):
-    time.sleep(0.2)  # so that the job is still at it when the last service is killed
-    return sample["output_text"].count(item["letter"]) / 10
-"""
 GRADER = {"type": "python", "name": "letters", "source": COUNT_LETTER}
 SMALL = {"rollouts_per_prompt": 2, "beam_width": 2, "num_successors": 2, "chunk_length": 4, "max_tokens": 8}
 SMALL |= {"validation_prompts": 2, "early_stop": False}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from value_heads.prompt_features import FEATURES, TokenGroups, candidate_features, common_tokens
-from value_heads.tilt import BoundTilt, Tilt, fold_tilts, recompress, zero_tilt
+from value_heads.tilt import BoundTilt, Tilt, fold_tilts, zero_tilt
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt, tilt_loss
 
 WORDS = ["Ġriver", "river", "River", "Ġlamp", "Ġa", "a", ".", "<end>", "Ġ", "ĠLAMP", "Ġsea", "sea"]
@@ -87,20 +87,6 @@ def test_a_fold_is_the_weighted_sum(strengths: list[float], seed: int) -> None:
     states, response = torch.randn(3, WIDTH), [0, 6, 3]
     expected = sum(s * additions(t, states, response) for s, t in zip(strengths, tilts, strict=True))
     assert torch.allclose(additions(fold_tilts(tilts, strengths), states, response), expected, atol=1e-3)
-
-
-def test_recompression_keeps_what_its_rank_can_and_tells_the_rest() -> None:
-    folded = fold_tilts([random_tilt(1), random_tilt(2)], [1.0, 0.5])
-    product = folded.state_factor.T @ folded.token_factor
-    same, error = recompress(folded, folded.rank)
-    assert error < 1e-6 and torch.allclose(same.state_factor.T @ same.token_factor, product, atol=1e-4)
-    smaller, error = recompress(folded, 2)
-    kept = smaller.state_factor.T @ smaller.token_factor
-    assert smaller.rank == 2
-    assert (
-        error == torch.linalg.norm(kept - product) / torch.linalg.norm(product)
-        or abs(error - float(torch.linalg.norm(kept - product) / torch.linalg.norm(product))) < 1e-4
-    )
 
 
 def test_common_tokens_are_those_of_more_than_half_of_the_prompts() -> None:

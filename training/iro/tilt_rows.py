@@ -15,10 +15,10 @@ from torch import Tensor
 from iro_server.engines.describe import Description
 from iro_server.engines.frozen_model import FrozenModel
 from training.iro.data import Prompt
-from training.iro.fit import Graded, Shards
+from training.iro.fit import Shards
 from training.iro.prefixes import read_states
 from training.iro.rollouts import HEAD_STATES, completions_of
-from value_heads.bias_fit import fit_bias
+from value_heads.bias_fit import fit_bias, within_groups
 from value_heads.prompt_features import TokenGroups, candidate_features, common_tokens
 from value_heads.tilt import Tilt, zero_tilt
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt
@@ -66,7 +66,8 @@ def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
         states = read_states(shards.source.table(name, HEAD_STATES))
         lengths = [len(tokens) for group in completions_of(shards.source, name) for tokens in group]
         starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-        advantages = _advantages(graded)
+        _, group_R = graded.prompt_R.unique(return_inverse=True)
+        advantages = within_groups(graded.rewards_R.float(), group_R)
         for row, (place, tokens) in enumerate(zip(graded.places, graded.tokens, strict=True)):
             if total > MOST_POSITIONS and float(torch.rand((), generator=generator)) > MOST_POSITIONS / total:
                 continue
@@ -75,13 +76,6 @@ def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
             parts.append(_rows_of(data, groups, zero, prompt_ids, tokens, states_TD, float(advantages[row])))
     rows = TiltRows.concatenate(parts)
     return replace(rows, advantages_N=rows.advantages_N / (rows.advantages_N.std() + 1e-6))
-
-
-def _advantages(graded: Graded) -> Tensor:
-    """Rewards less the mean of their prompt's."""
-    _, group_R = graded.prompt_R.unique(return_inverse=True)
-    sums = torch.zeros(int(group_R.max()) + 1).index_add_(0, group_R, graded.rewards_R.float())
-    return graded.rewards_R.float() - (sums / torch.bincount(group_R))[group_R]
 
 
 @torch.no_grad()
