@@ -86,6 +86,13 @@ class Settings(Placement):
     project_files: int = Field(10_000, gt=0)
     project_jobs: int = Field(200, gt=0)  # that have not ended
     project_webhooks: int = Field(50, gt=0)
+    project_evals: int = Field(1000, gt=0)
+    project_eval_runs: int = Field(50, gt=0)  # that have not ended
+    project_eval_items: int = Field(200_000, gt=0)  # of all runs
+    eval_items: int = Field(20_000, gt=0)  # of one run
+    eval_bytes: int = Field(64 * 2**20, gt=0)  # of one run's items, as JSON
+    eval_concurrency: int = Field(2, ge=0)  # runs at once on this server; 0: they are for other servers
+    lease: float = Field(30.0, gt=0)  # after which another server goes on with what one that died did in the background
     retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, uploads, deliveries
 
     python_graders: Literal["sandbox", "unsafe", "off"] = "sandbox"

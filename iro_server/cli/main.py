@@ -20,6 +20,7 @@ from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
 from iro_server.alignment.entry import BatchJob, JobEvent, JobUnavailable, batch_jobs, load_batch_job
 from iro_server.cli import backup as cli_backup
 from iro_server.cli import db as cli_db
+from iro_server.cli import evals as cli_evals
 from iro_server.cli import keys as cli_keys
 from iro_server.cli import model as cli_model
 from iro_server.cli import rollouts as cli_rollouts
@@ -75,6 +76,7 @@ app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_db.app, name="db")
 app.add_typer(cli_rollouts.app, name="rollouts")
+app.add_typer(cli_evals.app, name="evals")
 app.command()(cli_backup.backup)
 app.command()(cli_backup.restore)
 

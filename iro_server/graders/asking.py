@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import httpx
@@ -46,12 +46,14 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Answer:
-    """``text``: what the model said. ``error``: why it said nothing, and ``flag`` what OpenAI calls that."""
+    """``text``: what the model said. ``error``: why it said nothing, and ``flag`` what OpenAI calls that. ``body``: the
+    chat completion itself."""
 
     text: str = ""
     tokens: int = 0
     error: str | None = None
     flag: Flag = "model_grader_server_error"
+    body: JsonObject = field(default_factory=dict)
 
 
 class _Busy(Exception):
@@ -65,8 +67,8 @@ class _Busy(Exception):
 class Asker:
     """Asks one endpoint, from any thread, until it is closed. Redirects are not followed: they could lead anywhere."""
 
-    def __init__(self, endpoint: Endpoint, backoff: float = 0.5) -> None:
-        self.endpoint, self._backoff = endpoint, backoff
+    def __init__(self, endpoint: Endpoint, backoff: float = 0.5, attempts: int | None = None) -> None:
+        self.endpoint, self._backoff, self._attempts = endpoint, backoff, attempts or ATTEMPTS
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._under_way = 0
@@ -102,7 +104,7 @@ class Asker:
     def _ask(self, request: JsonObject, charge: dict[str, str]) -> Answer:
         busy = Retrying(
             retry=retry_if_exception_type(_Busy),
-            stop=stop_after_attempt(ATTEMPTS) | stop_when_event_set(self._closed),
+            stop=stop_after_attempt(self._attempts) | stop_when_event_set(self._closed),
             wait=_wait(self._backoff),
             sleep=sleep_until(self._closed),
             reraise=True,
@@ -171,4 +173,4 @@ def _read(response: httpx.Response, quoted: bool) -> Answer:
     if refusal or choice.get("finish_reason") == "content_filter":
         error = "the model refused" + (f": {str(refusal or text)[:300]}" if quoted else "")
         return Answer("", tokens, error, "model_grader_refusal_error")
-    return Answer(str(text), tokens)
+    return Answer(str(text), tokens, body=body)

@@ -11,6 +11,7 @@ import pytest
 from openai._resource import SyncAPIResource
 
 from tests.contract.strict import envelope_of, strictly
+from tests.iro_server.api.evals import CRITERIA, CUSTOM, ended_run, run_eval, sampled
 from tests.iro_server.api.serving import GRADER, ended, upload, wait_for
 
 ROW = b'{"messages": [{"role": "user", "content": "say z"}], "answer": "z"}\n'
@@ -132,6 +133,26 @@ def permissions(world: Any) -> Iterable[Any]:
     yield permissions.delete(granted.data[0].id, fine_tuned_model_checkpoint=world.model)
 
 
+def evals(world: Any) -> Iterable[Any]:
+    evals, runs = world.client.evals, world.client.evals.runs
+    label = {"type": "label_model", "name": "label", "model": "bytes", "labels": ["a", "b"], "passing_labels": ["a"]}
+    judge = {"type": "score_model", "name": "judge", "model": "bytes", "input": HI, "pass_threshold": 0.5}
+    criteria = [*CRITERIA, judge, label | {"input": HI}]
+    made = evals.create(data_source_config=CUSTOM, testing_criteria=criteria, name="e", metadata={"team": "red"})
+    yield from (made, evals.retrieve(made.id), evals.update(made.id, name="f"), evals.list(limit=5, order="desc"))
+    run = runs.create(made.id, data_source=sampled(3, world.model), name="r", metadata={"try": "1"})
+    yield from (run, ended_run(world.client, made.id, run.id), runs.list(made.id, order="desc", status="completed"))
+    stored = [{"item": {"q": "a"}, "sample": {"output_text": "z"}}]
+    jsonl = {"type": "jsonl", "source": {"type": "file_content", "content": stored}}
+    items = runs.output_items
+    for run_id in (run.id, run_eval(world.client, made.id, jsonl).id):
+        page = items.list(run_id, eval_id=made.id, status="fail", order="desc", limit=2)
+        yield from (page, items.retrieve(page.data[0].id, eval_id=made.id, run_id=run_id))
+    canceled = runs.create(made.id, data_source=sampled(500))
+    yield from (runs.cancel(canceled.id, eval_id=made.id), runs.delete(canceled.id, eval_id=made.id))
+    yield evals.delete(made.id)
+
+
 # By the methods of the client that each calls.
 CALLS: dict[str, Callable[[Any], Any]] = {
     "files.create": lambda w: w.client.files.create(
@@ -165,6 +186,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "completions.create": texts,
     "webhooks.create webhooks.retrieve webhooks.update webhooks.list webhooks.delete webhooks.rotate_secret "
     "webhooks.test webhooks.unwrap webhooks.verify_signature": webhooks,
+    "evals.create evals.retrieve evals.update evals.list evals.delete evals.runs.create evals.runs.retrieve "
+    "evals.runs.list evals.runs.cancel evals.runs.delete evals.runs.output_items.list "
+    "evals.runs.output_items.retrieve": evals,
     "webhooks.event_types.list": lambda w: w.client.webhooks.event_types.list(),
 }
 # What Iro does not have: a call is refused, and says so.
@@ -178,6 +202,7 @@ NOT_HERE: dict[str, Callable[[Any], Any]] = {
 RESOURCES = ("files", "uploads", "uploads.parts", "fine_tuning.jobs", "fine_tuning.jobs.checkpoints")
 RESOURCES += ("fine_tuning.alpha.graders", "fine_tuning.checkpoints.permissions", "models", "chat.completions")
 RESOURCES += ("chat.completions.messages", "completions", "webhooks", "webhooks.event_types")
+RESOURCES += ("evals", "evals.runs", "evals.runs.output_items")
 
 
 def resource(client: openai.OpenAI, path: str) -> Any:
