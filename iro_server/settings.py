@@ -92,6 +92,12 @@ class Settings(Placement):
     eval_items: int = Field(20_000, gt=0)  # of one run
     eval_bytes: int = Field(64 * 2**20, gt=0)  # of one run's items, as JSON
     eval_concurrency: int = Field(2, ge=0)  # runs at once on this server; 0: they are for other servers
+    job_estimates: bool = True  # whether each job is estimated, beside it, once its files are validated
+    estimate_seconds: float = Field(120.0, gt=0, le=3600)  # of sampling and grading for one estimate, about
+    estimate_prompts: int = Field(24, ge=3, le=256)  # at most, in that time
+    estimate_rollouts: int = Field(8, ge=2, le=128)  # completions of each
+    estimate_concurrency: int = Field(1, ge=0)  # estimates at once on this server; 0: they are for other servers
+    project_estimates: int = Field(10, gt=0)  # that have not ended
     lease: float = Field(30.0, gt=0)  # after which another server goes on with what one that died did in the background
     retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, uploads, deliveries
 

@@ -19,6 +19,7 @@ from iro_server.api import (
     chat,
     completions,
     errors,
+    estimates,
     eval_runs,
     evals,
     files,
@@ -46,6 +47,7 @@ from iro_server.engines.prepare import prepare_model
 from iro_server.graders import cgroup
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.background import Background
+from iro_server.jobs.estimates.running import EstimateExecutor
 from iro_server.jobs.evals.running import RunExecutor
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.validation import Validation
@@ -54,7 +56,7 @@ from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
-from iro_server.store.tables import EvalRun
+from iro_server.store.tables import Estimate, EvalRun
 from iro_server.telemetry import logs, tracing
 from value_heads.scoring import CACHES
 
@@ -88,7 +90,11 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         evaluating = Background(
             settings, sessions, EvalRun, RunExecutor(sessions, grader_environment).execute, settings.eval_concurrency
         ).run(supervisor.stopping)
-        work = (supervisor.run(), validating, sender.run(), sweeping, idle, evaluating)
+        estimator = EstimateExecutor(settings, sessions, grader_environment, engine.info.hidden_size)
+        estimating = Background(settings, sessions, Estimate, estimator.execute, settings.estimate_concurrency).run(
+            supervisor.stopping
+        )
+        work = (supervisor.run(), validating, sender.run(), sweeping, idle, evaluating, estimating)
         tasks = [asyncio.create_task(run) for run in work]
         yield
         supervisor.stopping.set()
@@ -116,6 +122,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         files,
         uploads,
         webhooks,
+        estimates,
         fine_tuning,
         permissions,
         graders,

@@ -56,6 +56,11 @@ def check_eval_runs(context: Context, items: int) -> None:
     _check("items of eval runs", stored + items, context.settings.project_eval_items, "Delete some runs")
 
 
+def check_estimates(context: Context) -> None:
+    unfinished = _count(context, t.Estimate, t.Estimate.status.in_(("queued", "in_progress")))
+    _check("estimates that have not ended", unfinished + 1, context.settings.project_estimates, "Wait for some")
+
+
 def _count(context: Context, table: type[t.Base], *where: ColumnElement[bool]) -> int:
     """The project's rows of ``table``."""
     with context.sessions() as session:

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iro_server import JsonObject, JsonValue
+from iro_server.cli.http import SERVER, Key, Url, get, post, server_client, upload
 
 if TYPE_CHECKING:
     import httpx
 
 app = typer.Typer(no_args_is_help=True, help="Evals of a running server.")
 PAGE = 100
-SERVER = "http://127.0.0.1:8000/v1"
-
-Url = Annotated[str, typer.Option("--url", envvar="IRO_URL", help="The server's address.")]
-Key = Annotated[str, typer.Option("--key", envvar="IRO_KEY", help="An API key of the server, where it requires one.")]
 
 
 @app.command("import")
@@ -35,14 +32,14 @@ def import_evals(
     """Create the evals of FILE, and start the runs that they hold under "runs"."""
     exported = json.loads(file.read_text(encoding="utf-8-sig"))
     paths = dict(_pair(text) for text in items or [])
-    with _server(url, key) as server:
-        files = {id: _upload(server, Path(path)) for id, path in paths.items()}
+    with server_client(url, key) as server:
+        files = {id: upload(server, Path(path), "evals") for id, path in paths.items()}
         for evaluation in _evals(exported):
             body = eval_request(evaluation, judge)
-            created = _post(server, "/evals", body)
+            created = post(server, "/evals", body)
             typer.echo(f"{created['id']}  {created['name']}")
             for run in evaluation.get("runs", []):
-                started = _post(server, f"/evals/{created['id']}/runs", run_request(run, model, files))
+                started = post(server, f"/evals/{created['id']}/runs", run_request(run, model, files))
                 typer.echo(f"{started['id']}  {started['name']}  {started['report_url']}")
 
 
@@ -56,8 +53,8 @@ def export(
     """Write an eval with its runs and their output items, in the API's shapes."""
     if out.exists():
         raise FileExistsError(f"{out} exists")
-    with _server(url, key) as server:
-        evaluation = _get(server, f"/evals/{id}")
+    with server_client(url, key) as server:
+        evaluation = get(server, f"/evals/{id}")
         evaluation["runs"] = _pages(server, f"/evals/{id}/runs")
         for run in evaluation["runs"]:
             run["output_items"] = _pages(server, f"/evals/{id}/runs/{run['id']}/output_items")
@@ -136,38 +133,10 @@ def _pair(text: str) -> tuple[str, str]:
     return id, path
 
 
-def _server(url: str, key: str) -> httpx.Client:
-    import httpx
-
-    return httpx.Client(base_url=url.rstrip("/"), headers={"Authorization": f"Bearer {key}"}, timeout=60)
-
-
-def _upload(server: httpx.Client, path: Path) -> str:
-    with path.open("rb") as content:
-        response = server.post("/files", files={"file": (path.name, content)}, data={"purpose": "evals"})
-    return str(_read(response)["id"])
-
-
-def _post(server: httpx.Client, path: str, body: JsonObject) -> JsonObject:
-    return _read(server.post(path, json=body))
-
-
-def _get(server: httpx.Client, path: str, **query: str | int) -> JsonObject:
-    return _read(server.get(path, params=query))
-
-
 def _pages(server: httpx.Client, path: str) -> list[JsonObject]:
     rows: list[JsonObject] = []
     more = True
     while more:
-        page = _get(server, path, limit=PAGE, **({"after": rows[-1]["id"]} if rows else {}))
+        page = get(server, path, limit=PAGE, **({"after": rows[-1]["id"]} if rows else {}))
         rows, more = rows + page["data"], page["has_more"]
     return rows
-
-
-def _read(response: httpx.Response) -> JsonObject:
-    """The answer. ValueError with what the server says where it refuses."""
-    body: JsonObject = response.json()
-    if response.status_code >= 400:
-        raise ValueError(body["error"]["message"])
-    return body

@@ -294,3 +294,20 @@ class EvalItem(Base):
     item: Mapped[JsonObject]
     sample: Mapped[JsonObject | None] = mapped_column(default=None)
     results: Mapped[list[Any] | None] = mapped_column(default=None)
+
+
+class Estimate(BackgroundRow):
+    """What a job may gain and cost. ``job_id`` None: it was asked for before a job. ``prompts``: training rows.
+
+    ``config``: what the job's own would be.
+    """
+
+    __tablename__ = "estimates"
+
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), default=None)
+    model: Mapped[str]
+    training_file: Mapped[str]
+    rows: Mapped[int]  # of the training file
+    config: Mapped[JsonObject]
+    prompts: Mapped[list[Any]]
+    result: Mapped[JsonObject | None] = mapped_column(default=None)

@@ -27,6 +27,7 @@ ROW = b'{"messages": [{"role": "user", "content": "say z"}]}\n'
 HOOK = {"name": "mine", "event_types": ["fine_tuning.job.cancelled"]}
 ASKING = {"type": "score_model", "name": "a", "model": "bytes", "input": [{"role": "user", "content": "{{item.x}}"}]}
 SIMILAR = {"type": "text_similarity", "name": "a", "input": "{{sample.output_text}}", "reference": "z"}
+METHOD = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
 SECONDS = 2.0  # that no request may take
 GRADERS = [GRADER, ASKING, SIMILAR | {"evaluation_metric": "bleu"}]
 
@@ -36,7 +37,7 @@ GRADERS = [GRADER, ASKING, SIMILAR | {"evaluation_metric": "bleu"}]
 def api(request, tmp_path_factory, new_database):
     """A server's document, what its requests may name, and how the cases went. New jobs stay in the queue."""
     limits = {"max_request_tokens": 2**14, "max_rows": 64, "project_jobs": 10**6, "project_webhooks": 10**6}
-    limits |= {"project_evals": 10**6, "project_eval_runs": 10**6}
+    limits |= {"project_evals": 10**6, "project_eval_runs": 10**6, "project_estimates": 10**6}
     limits["database_url"] = new_database(request.param)
     configured = settings_for(tmp_path_factory.mktemp("data"), **limits)
     with serving(configured, ByteEngine()) as client:
@@ -49,6 +50,7 @@ def api(request, tmp_path_factory, new_database):
             document=from_url(str(client.base_url).replace("/v1/", "/openapi.json")),
             job=job,
             file=upload(client),
+            estimate=an_estimate(client),
             **evaluation,
             hook=client.webhooks.create(url=receiver.url, **HOOK).id,
             url=receiver.url,
@@ -61,7 +63,7 @@ def with_names(case: Case, api: SimpleNamespace, grader: dict[str, Any]) -> None
     """Let ``case`` name what there is, so that it comes further than a name that is unknown."""
     known = {"files": api.file, "jobs": api.job.id, "webhook_endpoints": api.hook, "models": api.job.fine_tuned_model}
     known |= {"checkpoints": api.job.fine_tuned_model, "uploads": new_upload(api) if "/uploads/" in case.path else ""}
-    known |= {"evals": api.eval, "runs": api.run, "output_items": api.output_item}
+    known |= {"estimate": api.estimate, "evals": api.eval, "runs": api.run, "output_items": api.output_item}
     for part, id in known.items():
         for name in case.path_parameters.keys() & {"id", "name", "run_id", "item_id"}:
             if f"/{part}/{{{name}" in case.path and case.method != "DELETE":
@@ -77,6 +79,12 @@ def an_eval(client: Any) -> dict[str, str]:
     run = run_eval(client, eval_id, sampled(2))
     item = client.evals.runs.output_items.list(run.id, eval_id=eval_id).data[0]
     return {"eval": eval_id, "run": run.id, "output_item": item.id}
+
+
+def an_estimate(client: Any) -> str:
+    """One that waits: nothing is done in the background of this server."""
+    body = {"model": "bytes", "training_file": upload(client), "method": METHOD}
+    return client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object)["id"]
 
 
 def new_upload(api: SimpleNamespace) -> str:
