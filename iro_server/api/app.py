@@ -29,6 +29,7 @@ from iro_server.api import (
     metrics,
     models,
     permissions,
+    responses,
     uploads,
     webhooks,
 )
@@ -130,6 +131,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         eval_runs,
         chat,
         completions,
+        responses,
         health,
     ):
         v1.include_router(route.router)

@@ -61,6 +61,11 @@ def check_estimates(context: Context) -> None:
     _check("estimates that have not ended", unfinished + 1, context.settings.project_estimates, "Wait for some")
 
 
+def check_responses(context: Context) -> None:
+    stored = _count(context, t.Response, t.Response.unexpired())
+    _check("stored responses", stored + 1, context.settings.project_responses, "Delete some, or set store to false")
+
+
 def _count(context: Context, table: type[t.Base], *where: ColumnElement[bool]) -> int:
     """The project's rows of ``table``."""
     with context.sessions() as session:

@@ -311,3 +311,18 @@ class Estimate(BackgroundRow):
     config: Mapped[JsonObject]
     prompts: Mapped[list[Any]]
     result: Mapped[JsonObject | None] = mapped_column(default=None)
+
+
+class Response(Base, Owned):
+    """A stored response. ``input``: its own items; ``previous_id``: the response that it continues."""
+
+    __tablename__ = "responses"
+
+    previous_id: Mapped[str | None] = mapped_column(default=None)
+    input: Mapped[list[Any]]
+    body: Mapped[JsonObject]
+    expires_at: Mapped[int] = mapped_column(index=True)
+
+    @classmethod
+    def unexpired(cls) -> ColumnElement[bool]:
+        return cls.expires_at > now()

@@ -22,6 +22,7 @@ from openai.types.fine_tuning.alpha.grader_run_params import GraderRunParams
 from openai.types.fine_tuning.alpha.grader_validate_params import GraderValidateParams
 from openai.types.fine_tuning.job_create_params import JobCreateParams
 from openai.types.fine_tuning.reinforcement_method_param import ReinforcementMethodParam
+from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseBody
 from openai.types.upload_create_params import UploadCreateParams
 from openai.types.webhooks.webhook_create_params import WebhookCreateParams
 from typing_extensions import is_typeddict
@@ -45,6 +46,7 @@ ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "fine_tuning/alpha/graders/validate": (GraderValidateParams, {"grader": GRADER}),
     "uploads": (UploadCreateParams, {"filename": "a", "purpose": "fine-tune", "bytes": 9, "mime_type": "text/plain"}),
     "webhook_endpoints": (WebhookCreateParams, HOOK),
+    "responses": (ResponseBody, {"input": "hi", "max_output_tokens": 4}),
     "evals": (EvalCreateParams, {"data_source_config": CUSTOM, "testing_criteria": [GRADER]}),
     "evals/{eval}": (EvalUpdateParams, {}),
     "evals/{eval}/runs": (RunCreateParams, {"data_source": JSONL}),

@@ -50,6 +50,7 @@ def api(request, tmp_path_factory, new_database):
             document=from_url(str(client.base_url).replace("/v1/", "/openapi.json")),
             job=job,
             file=upload(client),
+            response=client.responses.create(model="bytes", input="a", max_output_tokens=2).id,
             estimate=an_estimate(client),
             **evaluation,
             hook=client.webhooks.create(url=receiver.url, **HOOK).id,
@@ -63,7 +64,13 @@ def with_names(case: Case, api: SimpleNamespace, grader: dict[str, Any]) -> None
     """Let ``case`` name what there is, so that it comes further than a name that is unknown."""
     known = {"files": api.file, "jobs": api.job.id, "webhook_endpoints": api.hook, "models": api.job.fine_tuned_model}
     known |= {"checkpoints": api.job.fine_tuned_model, "uploads": new_upload(api) if "/uploads/" in case.path else ""}
-    known |= {"estimate": api.estimate, "evals": api.eval, "runs": api.run, "output_items": api.output_item}
+    known |= {
+        "responses": api.response,
+        "estimate": api.estimate,
+        "evals": api.eval,
+        "runs": api.run,
+        "output_items": api.output_item,
+    }
     for part, id in known.items():
         for name in case.path_parameters.keys() & {"id", "name", "run_id", "item_id"}:
             if f"/{part}/{{{name}" in case.path and case.method != "DELETE":
