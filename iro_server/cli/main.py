@@ -21,6 +21,7 @@ from iro_server.cli import backup as cli_backup
 from iro_server.cli import db as cli_db
 from iro_server.cli import estimate as cli_estimate
 from iro_server.cli import evals as cli_evals
+from iro_server.cli import export as cli_export
 from iro_server.cli import keys as cli_keys
 from iro_server.cli import model as cli_model
 from iro_server.cli import rollouts as cli_rollouts
@@ -80,6 +81,7 @@ app.add_typer(cli_evals.app, name="evals")
 app.command()(cli_backup.backup)
 app.command()(cli_backup.restore)
 app.command()(cli_estimate.estimate)
+app.command()(cli_export.export)
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
 DataDir = Annotated[Path | None, typer.Option(help="Files, jobs and the database.")]
