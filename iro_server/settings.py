@@ -101,7 +101,7 @@ class Settings(Placement):
     estimate_concurrency: int = Field(1, ge=0)  # estimates at once on this server; 0: they are for other servers
     project_estimates: int = Field(10, gt=0)  # that have not ended
     lease: float = Field(30.0, gt=0)  # after which another server goes on with what one that died did in the background
-    retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, uploads, deliveries
+    retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, estimates, uploads, deliveries
 
     python_graders: Literal["sandbox", "unsafe", "off"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()

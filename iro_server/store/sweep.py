@@ -92,9 +92,10 @@ def _aged(folder: Path, hours: int) -> list[tuple[Path, float]]:
 
 
 def _forget(session: Session, before: float) -> None:
-    """Remove the rows of what ended before then (Unix time): events of jobs, uploads, deliveries."""
+    """Remove the rows of what ended before then (Unix time): events of jobs, estimates, uploads, deliveries."""
     ended = select(t.Job.id).where(t.Job.status.in_(t.FINISHED), t.Job.finished_at < before)
     session.execute(delete(t.Event).where(t.Event.job_id.in_(ended)))
+    session.execute(delete(t.Estimate).where(t.Estimate.finished_at < before))
     late = (t.Upload.status != "pending", t.Upload.expires_at < before)
     gone = select(t.Upload.id).where(*late)
     session.execute(delete(t.Part).where(t.Part.upload_id.in_(gone)))

@@ -15,7 +15,7 @@ from iro_server.graders.response_format import parse_response_format
 from iro_server.jobs import records
 from iro_server.jobs.background import Lease, WorkFailed
 from iro_server.jobs.estimates import statistics
-from iro_server.jobs.estimates.cost import Rates, job_cost
+from iro_server.jobs.estimates.cost import Rates, completions, job_cost
 from iro_server.jobs.estimates.rollouts import Completion, Roller, Rollouts
 from iro_server.jobs.estimates.statistics import Repeats
 from iro_server.jobs.estimates.verdict import judge
@@ -24,6 +24,8 @@ from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Estimate, Job, now
 from iro_server.telemetry import request
 
+JOB_SHARE = 0.05  # of a job's completions that the estimate beside it may take
+LEAST_OF_JOB = 4  # prompts of that estimate in any case
 SHOWN = 500  # characters of a sample completion and of what the grader said
 
 
@@ -39,7 +41,19 @@ def drawn_rows(lines: Iterable[bytes], count: int, seed: int) -> tuple[list[Json
             chosen.append(line)
         elif (place := generator.randrange(total)) < count:
             chosen[place] = line
+    generator.shuffle(chosen)
     return [json.loads(line.decode("utf-8-sig")) for line in chosen], total
+
+
+def affordable_prompts(options: AlignmentOptions, rows: int, rollouts: int) -> int:
+    """How many prompts cost at most ``JOB_SHARE`` of the completions of the job itself, but some in any case."""
+    return max(LEAST_OF_JOB, int(JOB_SHARE * sum(completions(options, rows)) / rollouts))
+
+
+def options_of(config: JsonObject) -> AlignmentOptions:
+    """The alignment options in a job's config."""
+    fields = AlignmentOptions.model_fields.keys() & config.keys()
+    return AlignmentOptions.model_validate({name: config[name] for name in fields})
 
 
 class EstimateExecutor:
@@ -57,8 +71,7 @@ class EstimateExecutor:
             lease.end("canceled")
             return
         request.set_current(request.Current(estimate.id, charged_key=estimate.key_id))
-        fields = AlignmentOptions.model_fields.keys() & estimate.config.keys()
-        options = AlignmentOptions.model_validate({name: estimate.config[name] for name in fields})
+        options = options_of(estimate.config)
         rollouts = self._roll_out(estimate, options, lease)
         if not rollouts.by_prompt:
             raise WorkFailed(f"no completion could be sampled: {rollouts.errors[0]}", "sampling_failed")
@@ -95,10 +108,10 @@ def report(rollouts: Rollouts, options: AlignmentOptions, rows: int, width: int)
     rewards = rollouts.rewards
     values = statistics.gradable(rewards)
     within, repeats = statistics.within_prompt_variance(rewards), Repeats.of(rollouts.repeats)
-    completions = [completion for of_prompt in rollouts.by_prompt for completion in of_prompt]
+    graded = [completion for of_prompt in rollouts.by_prompt for completion in of_prompt]
     searched = options.beam_width * options.num_successors
     expected = statistics.gain(rewards, searched) if values else None
-    errors = [completion.grade.error for completion in completions if completion.grade.error]
+    errors = [completion.grade.error for completion in graded if completion.grade.error]
     verdict = judge(rewards, repeats, expected, errors[0] if errors else None)
     rates = _rates(rollouts)
     means = [sum(of_prompt) / len(of_prompt) for of_prompt in values]
@@ -106,7 +119,7 @@ def report(rollouts: Rollouts, options: AlignmentOptions, rows: int, width: int)
         "verdict": verdict.word,
         "message": verdict.sentence,
         "prompts": len(rewards),
-        "completions": len(completions),
+        "completions": len(graded),
         "reward": {
             "mean": sum(means) / len(means) if means else None,
             "within_prompt_variance": within,
@@ -127,7 +140,7 @@ def report(rollouts: Rollouts, options: AlignmentOptions, rows: int, width: int)
             "grader_calls": rollouts.graded,
             "seconds": round(rollouts.sampling_seconds + rollouts.grading_seconds, 2),
         },
-        "samples": [_shown(completion) for completion in _chosen(completions)],
+        "samples": [_shown(completion) for completion in _chosen(graded)],
     }
 
 
@@ -139,14 +152,14 @@ def _rates(rollouts: Rollouts) -> Rates:
     )
 
 
-def _chosen(completions: list[Completion]) -> list[Completion]:
+def _chosen(graded: list[Completion]) -> list[Completion]:
     """Up to three: the one of the lowest reward, one in the middle, and the highest; those without any count as low."""
 
     def order(completion: Completion) -> tuple[bool, float]:
         reward = completion.grade.reward
         return (reward == reward, reward if reward == reward else 0.0)
 
-    ranked = sorted(completions, key=order)
+    ranked = sorted(graded, key=order)
     places = dict.fromkeys((0, len(ranked) // 2, len(ranked) - 1))
     return [ranked[place] for place in places]
 

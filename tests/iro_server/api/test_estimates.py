@@ -22,7 +22,7 @@ PLANTED = {
     "constant_reward": "return 0",
     "nothing_to_choose_from": "return item['n']",
     "flaky_grader": "import random; return random.random()",
-    "more_rollouts": "return float(item['n'] == 7 and 'zz' in sample['output_text']) + item['n']",
+    "more_rollouts": "return float(item['n'] == 7 and sample['output_text'].count('z') % 2) + item['n']",
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from iro_server.alignment.definition import AlignmentOptions
 from iro_server.jobs.estimates.cost import Rates, completions, job_cost
-from iro_server.jobs.estimates.running import drawn_rows
+from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows
 from iro_server.jobs.estimates.statistics import (
     Repeats,
     best_of,
@@ -119,4 +119,12 @@ def test_rows_are_drawn_from_the_whole_file_and_again_the_same():
     rows, total = drawn_rows(lines, 24, seed=1)
     assert total == 500 and len({row["n"] for row in rows}) == 24 and max(row["n"] for row in rows) > 250
     assert drawn_rows(lines, 24, seed=1)[0] == rows != drawn_rows(lines, 24, seed=2)[0]
-    assert drawn_rows(lines[:3], 24, seed=1) == ([{"n": 0}, {"n": 1}, {"n": 2}], 3)
+    few, number = drawn_rows(lines[:3], 24, seed=1)
+    assert sorted(row["n"] for row in few) == [0, 1, 2] and number == 3
+
+
+def test_the_estimate_beside_a_job_takes_a_twentieth_of_its_completions_or_four_prompts():
+    options = AlignmentOptions()
+    most = affordable_prompts(options, 4000, rollouts=8)
+    assert most > 4 and 8 * most <= sum(completions(options, 4000)) / 20 < 8 * (most + 1)
+    assert affordable_prompts(AlignmentOptions(iterations=1, prompts_per_iteration=2), 10, rollouts=8) == 4
