@@ -57,7 +57,7 @@ class Lease:
             seconds,
         )
         self._lock = threading.Lock()
-        self._stopped = False
+        self.stopped = False
         self._closers: list[Callable[[], None]] = []
 
     def write(self, session: Session, **columns: object) -> None:
@@ -82,20 +82,20 @@ class Lease:
 
     def check(self) -> None:
         """Raises Stopping once it is to end."""
-        if self._stopped:
+        if self.stopped:
             raise Stopping
 
     def on_stop(self, close: Callable[[], None]) -> None:
         """Have ``close`` called from another thread when the work is to stop, so that nothing is waited for."""
         with self._lock:
             self._closers.append(close)
-            stopped = self._stopped
+            stopped = self.stopped
         if stopped:
             close()
 
     def stop(self) -> None:
         with self._lock:
-            self._stopped, closers = True, list(self._closers)
+            self.stopped, closers = True, list(self._closers)
         for close in closers:
             close()
 
@@ -196,15 +196,20 @@ class Background(Generic[Row]):
             self.execute(row, lease)
         except LeaseLost as error:  # cancelled, deleted, or taken by another server
             log.info("%s", error)
-        except Stopping:
-            with contextlib.suppress(LeaseLost):
-                lease.give_back()
         except (SQLAlchemyError, GraderServiceUnavailable):
             raise
-        except WorkFailed as error:
-            lease.end("failed", {"code": error.code, "message": str(error)})
         except Exception as error:
-            log.exception("%s failed", row.id)
+            with contextlib.suppress(LeaseLost):
+                self._settle(row, lease, error)
+
+    def _settle(self, row: Row, lease: Lease, error: Exception) -> None:
+        """Give the row back where the server stops, whatever its graders raise once they are closed; else fail it."""
+        if lease.stopped:
+            lease.give_back()
+        elif isinstance(error, WorkFailed):
+            lease.end("failed", {"code": error.code, "message": str(error)})
+        else:
+            log.error("%s failed", row.id, exc_info=error)
             lease.end("failed", {"code": "internal_error", "message": f"the server had an error: {error}"})
 
     def _renew(self) -> None:
