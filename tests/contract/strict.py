@@ -23,6 +23,7 @@ EXTENSIONS = {
     "GraderRunResponse.iro": "the grader's error in words",
     "PerTestingCriteriaResult.errored": "items that the criterion could not grade, and",
     "PerTestingCriteriaResult.mean_score": "the mean score of the others",
+    "PerModelUsage.model_name": "run_model_name by its alias, which the client keeps twice",
     "Result.error": "of an eval's criterion: why it gave no score",
     "Result.sub_scores": "what the graders of a multi grader gave",
     "SyncPage.*": "OpenAI's lists have them too, the client's pages do not:",
