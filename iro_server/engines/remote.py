@@ -186,6 +186,10 @@ class RemoteSession(Generic[Prefix]):
         return await asyncio.wrap_future(self.pending)
 
     async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        return chunk_of(await self._draw(parents, num_successors, length), self.embedding)
+
+    async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
+        """The rows of a chunk, which are the session's from now on."""
         counts = Counter(parents)  # a parent that occurs twice is one request for twice as many rows, all different
         answers = await gather_or_cancel(
             self._continue(p, count * num_successors, length) for p, count in counts.items()
@@ -196,7 +200,7 @@ class RemoteSession(Generic[Prefix]):
         self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, sampled, strict=True)]
         self.round += 1
         self.follow(origins, [row.tokens for _, row in sampled])
-        return chunk_of([row for _, row in sampled], self.embedding)
+        return [row for _, row in sampled]
 
     async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Prefix, Row]]:
         body = self.request(parent, count, length, derive(self.seed, self.round, parent))

@@ -19,7 +19,7 @@ from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
 from iro_server.engines.vllm_adapters import AdapterFolder, StaticTilt
-from iro_server.engines.vllm_steering import SteeredPrompt
+from iro_server.engines.vllm_steering import WORDS_CHUNK, SteeredPrompt
 from value_heads.prompt_features import TokenGroups
 from value_heads.tilt import Tilt, TiltPart
 
@@ -84,6 +84,23 @@ class VLLMSession(RemoteSession[list[int]]):
         model = self.adapter.name if self.adapter else self.engine.model
         body = request(model, self.prefixes[parent], count, length, self.sampling, seed)
         return body | ({"logit_bias": self.steered.logit_bias(parent)} if self.steered else {})
+
+    async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
+        """As of any session, but in several requests where what the rows have said changes their tilt."""
+        if self.steered is None or not self.steered.reads_words:
+            return await super()._draw(parents, num_successors, length)
+        rows = await super()._draw(parents, num_successors, min(length, WORDS_CHUNK))
+        for drawn in range(WORDS_CHUNK, length, WORDS_CHUNK):
+            live = [place for place, row in enumerate(rows) if not row.stopped]
+            if not live:
+                break
+            prefixes, said = self.prefixes, self.steered.features.rows
+            more = await super()._draw(live, 1, min(WORDS_CHUNK, length - drawn))
+            for place, row, prefix, words in zip(live, more, self.prefixes, self.steered.features.rows, strict=True):
+                rows[place] = Row(rows[place].tokens + row.tokens, rows[place].logprobs + row.logprobs, row.stopped)
+                prefixes[place], said[place] = prefix, words
+            self.prefixes, self.steered.features.rows = prefixes, said
+        return rows
 
     def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
         if self.steered:
