@@ -25,6 +25,7 @@ from iro_server.api import (
     health,
     metrics,
     models,
+    page,
     permissions,
     uploads,
     webhooks,
@@ -106,6 +107,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         v1.include_router(route.router)
     app.include_router(v1)
     app.include_router(metrics.router)
+    page.install(app)
     return app
 
 
