@@ -39,7 +39,19 @@ export function Chart({ label, x, curves }: { label: string; x: number[]; curves
     };
   }, [names, isDark]);
   useEffect(() => plot.current?.setData(data), [JSON.stringify(data)]);
-  return <div class="chart" role="img" aria-label={label} ref={place} />;
+  return (
+    <>
+      <div class="chart" role="img" aria-label={label} ref={place} />
+      <ul class="legend">
+        {curves.map(({ name, dashed }, i) => (
+          <li>
+            <i class={dashed ? "dashed" : undefined} style={{ borderColor: `var(--curve-${i + 1})` }} />
+            {name}
+          </li>
+        ))}
+      </ul>
+    </>
+  );
 }
 
 /** x, then for each curve its values and, where it has errors, the band's lower and upper end. */
@@ -56,14 +68,14 @@ function band(values: Numbers, errors: Numbers): [Numbers, Numbers] {
 function options(element: HTMLElement, curves: Curve[]): uPlot.Options {
   const style = getComputedStyle(element);
   const colour = (name: string) => style.getPropertyValue(name).trim();
-  const series: uPlot.Series[] = [{ label: "iteration" }];
+  const series: uPlot.Series[] = [{}];
   const bands: uPlot.Band[] = [];
   curves.forEach(({ name, errors, dashed }, i) => {
     const stroke = colour(`--curve-${i + 1}`);
-    series.push({ label: name, stroke, width: 2, dash: dashed ? [6, 4] : undefined, points: { show: !dashed, size: 7 }, value: readable });
+    series.push({ label: name, stroke, width: 2, dash: dashed ? [6, 4] : undefined, points: { show: !dashed, size: 7 } });
     if (errors) {
-      const end = { stroke: "transparent", points: { show: false }, value: readable };
-      series.push({ ...end, label: "from" }, { ...end, label: "to" });
+      const end = { stroke: "transparent", points: { show: false } };
+      series.push(end, end);
       bands.push({ series: [series.length - 1, series.length - 2], fill: colour(`--band-${i + 1}`) });
     }
   });
@@ -78,8 +90,7 @@ function options(element: HTMLElement, curves: Curve[]): uPlot.Options {
       { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100], values: (_plot, steps) => steps.map((step) => (step === 0 ? "frozen" : String(step))) },
       { ...axis, size: 56 },
     ],
-    cursor: { drag: { x: false, y: false } },
+    cursor: { show: false },
+    legend: { show: false },
   };
 }
-
-const readable = (_plot: uPlot, value: number | null): string => (value === null || value === undefined ? "–" : value.toFixed(3));

@@ -19,7 +19,7 @@ export function Problem({ error, again }: { error: Error; again?: () => void }) 
   return (
     <div class="problem" role="alert">
       <span class="text">{error.message}</span>
-      {again && <button onClick={again}>Try again</button>}
+      {again && <button type="button" onClick={again}>Try again</button>}
     </div>
   );
 }

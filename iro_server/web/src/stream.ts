@@ -1,9 +1,16 @@
 // Server-sent events of a completion, parsed as they arrive.
 
 export interface Chunk {
-  choices: { index: number; text?: string; delta?: { content?: string }; finish_reason: string | null }[];
+  choices: { text?: string; delta?: { content?: string }; finish_reason: string | null; logprobs?: Logprobs | null }[];
   usage?: Usage | null;
   error?: { message: string };
+}
+
+/** Of a chat: `content`; of a text: the other two. */
+interface Logprobs {
+  content?: { token: string; logprob: number }[];
+  tokens?: string[];
+  token_logprobs?: number[];
 }
 
 export interface Usage {

@@ -6,9 +6,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import serving, settings_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 120_000  # milliseconds: a worker loads its libraries first, on a machine that may be busy
@@ -42,8 +47,12 @@ class Watch:
         if not request.url.startswith((self.address, "data:", "blob:")):
             self.foreign_requests.append(request.url)
 
-    def assert_clean(self) -> None:
-        assert (self.errors, self.dialogs, self.foreign_requests) == ([], [], [])
+    def assert_clean(self, refusals: int = 0) -> None:
+        """``refusals``: answers of the API with an error status, of which the browser itself writes to the console."""
+        refused, errors = [], []
+        for error in self.errors:
+            (refused if error.startswith("Failed to load resource") else errors).append(error)
+        assert (errors, len(refused), self.dialogs, self.foreign_requests) == ([], refusals, [], [])
 
 
 @contextmanager
@@ -58,3 +67,13 @@ def opened(browser: Browser, address: str, path: str = "", **context: object) ->
         yield page, watch
     finally:
         browser_context.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A server on loopback that needs no keys, with the byte engine: its clients, address and settings."""
+    settings = settings_for(tmp_path_factory.mktemp("data"))
+    with serving(settings, ByteEngine()) as client:
+        address = str(client.base_url).removesuffix("/v1/")
+        http = httpx.Client(base_url=address)
+        yield SimpleNamespace(client=client, http=http, address=address, settings=settings)

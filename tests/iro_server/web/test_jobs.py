@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import pytest
 from playwright.sync_api import expect
 
-from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job
+from tests.iro_server.api.serving import GRADER, ended, start_job
 from tests.iro_server.web.conftest import opened
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A server on loopback that needs no keys: its client, address and settings."""
-    settings = settings_for(tmp_path_factory.mktemp("data"))
-    with serving(settings, ByteEngine()) as client:
-        address = str(client.base_url).removesuffix("/v1/")
-        yield SimpleNamespace(client=client, address=address, settings=settings)
 
 
 def test_a_job_runs_before_ones_eyes_is_paused_resumed_and_cancelled(browser, served):

@@ -131,7 +131,7 @@ function Failure({ job }: { job: Job }) {
   );
 }
 
-const compare = (job: Job, model: string): string => address(["playground"], { model, file: job.training_file });
+const compare = (job: Job, model: string): string => address(["playground"], { model, job: job.id });
 
 function Checkpoints({ job, checkpoints }: { job: Job; checkpoints: Checkpoint[] }) {
   if (checkpoints.length === 0) return null;

@@ -108,13 +108,14 @@ const COLUMNS: { name: string; value: (row: Metrics) => string }[] = [
 const STAGES = ["sampling", "training", "eval"] as const;
 
 function Table({ rows }: { rows: Metrics[] }) {
+  const columns = COLUMNS.filter(({ value }) => rows.some((row) => value(row) !== "–"));
   const longest = Math.max(...rows.map((row) => row.timing?.step?.full_iteration ?? 0));
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label="Table of iterations">
       <table class="numbers">
         <thead>
           <tr>
-            {COLUMNS.map(({ name }) => (
+            {columns.map(({ name }) => (
               <th scope="col">{name}</th>
             ))}
             {longest > 0 && (
@@ -132,7 +133,7 @@ function Table({ rows }: { rows: Metrics[] }) {
         <tbody>
           {rows.map((row) => (
             <tr key={row.step}>
-              {COLUMNS.map(({ value }) => (
+              {columns.map(({ value }) => (
                 <td>{value(row)}</td>
               ))}
               {longest > 0 && <td class="wide">{row.timing?.step && <Times step={row.timing.step} longest={longest} />}</td>}
