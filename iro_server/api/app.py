@@ -143,6 +143,12 @@ class Server(uvicorn.Server):
         app: Any = config.app
         self.unread = UnreadConnections(app.state.context.settings.send_timeout)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            app: Any = self.config.app
+            log.info("the page is at %s", page.address(app.state.context.settings))
+
     async def on_tick(self, counter: int) -> bool:
         self.unread.reset_old(connection.transport for connection in self.server_state.connections)
         return await super().on_tick(counter)

@@ -10,6 +10,8 @@ from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from iro_server.settings import Settings
+
 ROOT, ASSETS = "/", "/assets/"
 BUILT = Path(__file__).parents[1] / "web" / "built"
 HEADERS = {
@@ -45,6 +47,12 @@ class Assets(StaticFiles):
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers.update(HEADERS | IMMUTABLE)
         return response
+
+
+def address(settings: Settings) -> str:
+    """The page's URL, as this machine reaches it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{ROOT}"
 
 
 def install(app: FastAPI) -> None:

@@ -61,7 +61,7 @@ function columns(x: number[], curves: Curve[]): uPlot.AlignedData {
 
 function band(values: Numbers, errors: Numbers): [Numbers, Numbers] {
   const end = (sign: number) =>
-    values.map((value, i) => (typeof value === "number" ? value + sign * 1.96 * (errors[i] ?? 0) : null));
+    values.map((value, i) => (typeof value === "number" && typeof errors[i] === "number" ? value + sign * 1.96 * errors[i]! : null));
   return [end(-1), end(1)];
 }
 

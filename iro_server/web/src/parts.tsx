@@ -17,7 +17,7 @@ export const Badge = ({ status }: { status: Status }) => <span class={`badge ${s
 
 export function Problem({ error, again }: { error: Error; again?: () => void }) {
   return (
-    <div class="problem" role="alert">
+    <div class="problem" role="alert" tabIndex={0}>
       <span class="text">{error.message}</span>
       {again && <button type="button" onClick={again}>Try again</button>}
     </div>

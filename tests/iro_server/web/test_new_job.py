@@ -75,7 +75,7 @@ def test_from_an_empty_page_to_a_finished_job_and_its_answer(browser, served, tm
         page.get_by_role("button", name="Generate").click()
         expect(page.locator(".reward b")).to_have_count(3)
         watch.assert_clean()
-    (job,) = served.client.fine_tuning.jobs.list().data
+    job = served.client.fine_tuning.jobs.list().data[0]
     assert job.fine_tuned_model.startswith("ft:bytes:iro:mine:")
     grader = job.method.reinforcement.grader
     assert (grader.operation, grader.reference) == ("ilike", "{{item.letter}}")
@@ -99,3 +99,18 @@ def test_a_grader_that_is_none_starts_no_job(page_of_new_job, grader, message):
     page.get_by_role("button", name="Start the job").click()
     expect(page.get_by_role("alert")).to_contain_text(message)
     assert "#/new" in page.url
+
+
+def test_the_example_starts_a_job(browser, served):
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_role("button", name="Fill in an example").click()
+        page.get_by_label("Answer to grade").fill("A good film, really")
+        page.get_by_role("button", name="Grade it").click()
+        expect(page.get_by_text("reward 2")).to_be_visible()
+        page.get_by_role("button", name="Start the job").click()
+        expect(page.get_by_text("Created fine-tuning job")).to_be_visible()
+        watch.assert_clean()
+    job = served.client.fine_tuning.jobs.list().data[0]
+    options = {"iterations": 1, "rollouts_per_prompt": 8, "max_tokens": 24}
+    assert job.method.reinforcement.model_dump(exclude_none=True)["iro"] == options
+    assert job.method.reinforcement.hyperparameters.eval_samples == 4

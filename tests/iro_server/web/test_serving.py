@@ -8,7 +8,8 @@ import re
 import httpx
 import pytest
 
-from iro_server.api.page import BUILT
+from iro_server.api.page import BUILT, address
+from iro_server.settings import Settings
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import serving, settings_for
 
@@ -66,3 +67,23 @@ def test_the_api_document_leaves_the_page_out(tmp_path):
         paths = httpx.get(f"{address}/openapi.json").json()["paths"]
         assert "/v1/models" in paths and not {"/", "/assets", "/assets/{path}"} & paths.keys()
         assert httpx.get(f"{address}/v1/none").json()["error"]["code"] == "unknown_url"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000/"),
+        ("0.0.0.0", "http://127.0.0.1:8000/"),
+        ("::1", "http://[::1]:8000/"),
+        ("::", "http://[::1]:8000/"),
+        ("iro.example", "http://iro.example:8000/"),
+    ],
+)
+def test_the_address_that_a_server_logs(host, url):
+    assert address(Settings(host=host, port=8000)) == url
+
+
+def test_a_server_logs_where_its_page_is(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="iro"), serving(settings_for(tmp_path), ByteEngine()) as client:
+        httpx.get(str(client.base_url) + "health/live")
+    assert f"the page is at {str(client.base_url).removesuffix('v1/')}" in caplog.messages

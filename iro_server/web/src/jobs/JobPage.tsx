@@ -47,7 +47,7 @@ export function JobPage({ id }: { id: string }) {
       <EventLog {...events} />
       <details class="card">
         <summary>Request</summary>
-        <pre class="text">{JSON.stringify(value.job.method, null, 2)}</pre>
+        <pre class="text" tabIndex={0}>{JSON.stringify(value.job.method, null, 2)}</pre>
       </details>
     </section>
   );
@@ -123,7 +123,7 @@ const Fact = ({ name, value }: { name: string; value: string }) => (
 
 function Failure({ job }: { job: Job }) {
   return (
-    <div class="problem" role="alert">
+    <div class="problem" role="alert" tabIndex={0}>
       <span class="text">
         <strong>{job.error!.code}</strong> {job.error!.message}
       </span>

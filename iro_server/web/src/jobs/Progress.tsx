@@ -28,6 +28,7 @@ export function Progress({ events }: { events: JobEvent[] }) {
         curves={curves(rows)}
       />
       <Table rows={rows} />
+      <p class="faint small">± and the band: 95 % intervals over held-out prompts.</p>
     </section>
   );
 }
@@ -94,16 +95,20 @@ const graderTokens = (row: Metrics): number =>
     .filter(([name]) => name.endsWith("_tokens_count"))
     .reduce((sum, [, value]) => sum + Number(value), 0);
 
+function heldOut(row: Metrics): string {
+  const error = row.full_valid_error;
+  return number(row.full_valid_mean_reward) + (typeof error === "number" ? ` ± ${number(1.96 * error, 2)}` : "");
+}
+
 const COLUMNS: { name: string; value: (row: Metrics) => string }[] = [
   { name: "Iteration", value: (row) => (row.step === 0 ? "frozen" : String(row.step)) },
   { name: "Training", value: (row) => number(row.train_mean_reward) },
-  { name: "Held out", value: (row) => number(row.full_valid_mean_reward) },
-  { name: "± error", value: (row) => number(row.full_valid_error) },
+  { name: "Held out", value: heldOut },
   { name: "Value correlation", value: (row) => number(row.stack_correlation, 2) },
   { name: "Tokens each", value: (row) => number(row.completion_tokens_mean, 0) },
   { name: "Base tokens", value: (row) => count(row.usage?.base_tokens) },
   { name: "Grader errors", value: (row) => (row.errors ? count(graderErrors(row)) : "–") },
-  { name: "Grader tokens", value: (row) => (row.usage ? count(graderTokens(row)) : "–") },
+  { name: "Grader tokens", value: (row) => count(graderTokens(row) || null) },
 ];
 const STAGES = ["sampling", "training", "eval"] as const;
 
@@ -152,7 +157,7 @@ function Times({ step, longest }: { step: Record<string, number>; longest: numbe
         <i
           class={stage}
           title={`${stage}: ${duration(step[stage] ?? 0)}`}
-          style={{ width: `${(70 * (step[stage] ?? 0)) / longest}%` }}
+          style={{ width: `${(60 * (step[stage] ?? 0)) / longest}%` }}
         />
       ))}
       <span>{duration(step.full_iteration ?? 0)}</span>

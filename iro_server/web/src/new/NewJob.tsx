@@ -11,7 +11,7 @@ import { EXAMPLE_GRADER, EXAMPLE_OPTIONS, EXAMPLE_ROWS } from "./example";
 import type { Draft } from "./graders";
 import { EMPTY, graderOf } from "./graders";
 import type { Option, Options } from "./options";
-import { FIRST, MORE, iroOptions } from "./options";
+import { FIRST, MORE, methodFields } from "./options";
 import type { Checked } from "./rows";
 import { checkRows } from "./rows";
 
@@ -36,7 +36,7 @@ export function NewJob({ base }: { base: string }) {
       const file = source.file ?? new Blob([source.text.trimEnd(), "\n"]);
       const training_file = await uploadRows(file, source.file?.name ?? "rows.jsonl");
       setBusy("Starting …");
-      const method = { type: "reinforcement", reinforcement: { grader, iro: iroOptions(options) } };
+      const method = { type: "reinforcement", reinforcement: { grader, ...methodFields(options) } };
       const job = await createJob({ model: base, training_file, method, suffix: options.suffix || undefined });
       location.hash = address(["jobs", job.id]);
     } catch (problem) {

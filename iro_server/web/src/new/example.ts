@@ -4,14 +4,27 @@ import type { Draft } from "./graders";
 import { EMPTY } from "./graders";
 import type { Options } from "./options";
 
+const NOUNS = ["film", "story", "acting", "music", "script", "cast", "ending", "director"];
 const OPENINGS = [
-  "The film", "I saw this", "The acting was", "My wife and I", "This story", "What a", "The plot", "It begins",
-  "We went to", "After the first", "Nobody in", "The music", "Her voice", "At the end", "A friend", "The director",
-  "This movie", "The cast", "From the start", "I expected", "The script", "Most of", "The last scene", "Last night",
+  "The NOUN was", "I thought the NOUN", "In my opinion, the NOUN", "Everyone said that the NOUN",
+  "As for the NOUN, it", "What a NOUN! It", "The NOUN of this one is", "My friend found the NOUN",
 ];
 
-export const EXAMPLE_ROWS = OPENINGS.map((opening) => JSON.stringify({ prompt: opening })).join("\n");
+export const EXAMPLE_ROWS = OPENINGS.flatMap((opening) =>
+  NOUNS.map((noun) => JSON.stringify({ prompt: opening.replace("NOUN", noun) })),
+).join("\n");
 
-export const EXAMPLE_GRADER: Draft = { ...EMPTY, kind: "words", words: "great, love, beautiful, best, excellent, enjoy" };
+export const EXAMPLE_GRADER: Draft = {
+  ...EMPTY,
+  kind: "words",
+  words: "good, great, love, best, beautiful, wonderful, excellent, enjoy, amazing, perfect, brilliant, interesting, very, really",
+};
 
-export const EXAMPLE_OPTIONS: Options = { suffix: "praise", iterations: "1", max_tokens: "32" };
+// Few prompts are held out, so each is searched four times: else chance hides the gain.
+export const EXAMPLE_OPTIONS: Options = {
+  suffix: "praise",
+  iterations: "1",
+  rollouts_per_prompt: "8",
+  max_tokens: "24",
+  eval_samples: "4",
+};

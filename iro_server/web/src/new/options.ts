@@ -9,6 +9,7 @@ export interface Option {
   hint: string;
   least: number;
   most?: number;
+  isHyperparameter?: boolean; // one of OpenAI's; others are in the block "iro"
 }
 
 export const FIRST: Option[] = [
@@ -22,9 +23,15 @@ export const MORE: Option[] = [
   { name: "num_successors", label: "K, successors", default: "8", least: 1, most: 256, hint: "Continuations of each beam." },
   { name: "chunk_length", label: "L, chunk length", default: "4", least: 1, most: 8192, hint: "Tokens between two choices." },
   { name: "validation_prompts", label: "Validation prompts", default: "32", least: 1, most: 10_000, hint: "They choose the best iteration." },
+  { name: "eval_samples", label: "Searches of each", default: "1", least: 1, most: 64, hint: "Of each validation prompt.", isHyperparameter: true },
 ];
 
-export function iroOptions(options: Options): Record<string, number> {
-  const names = [...FIRST, ...MORE].map(({ name }) => name);
-  return Object.fromEntries(names.filter((name) => options[name]).map((name) => [name, Number(options[name])]));
+/** The fields of a request's `method.reinforcement` that hold the options which are set. */
+export function methodFields(options: Options): Record<"iro" | "hyperparameters", Record<string, number>> {
+  const set = [...FIRST, ...MORE].filter(({ name }) => options[name]);
+  const values = (list: Option[]) => Object.fromEntries(list.map(({ name }) => [name, Number(options[name])]));
+  return {
+    iro: values(set.filter(({ isHyperparameter }) => !isHyperparameter)),
+    hyperparameters: values(set.filter(({ isHyperparameter }) => isHyperparameter)),
+  };
 }

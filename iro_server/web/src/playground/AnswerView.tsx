@@ -5,14 +5,15 @@ import type { Answer, Token } from "./answer";
 const LEVELS = [0.5, 0.1, 0.02]; // probabilities: a token below one more of them is coloured more strongly
 const COLOURED = 4000; // tokens; more are shown without colours
 
-export function AnswerView({ answer, coloured, best }: { answer: Answer; coloured: boolean; best: boolean }) {
+export function AnswerView({ answer, label, coloured, best }: { answer: Answer; label: string; coloured: boolean; best: boolean }) {
   const { text, state, tokens, error, graderError } = answer;
   const split = coloured && tokens.length > 0 && tokens.length <= COLOURED;
   return (
     <>
       {error && <Problem error={error} />}
-      <div class="answer text" tabIndex={0} role="region" aria-label="Answer" aria-busy={state === "streaming"}>
+      <div class="answer text" tabIndex={0} role="region" aria-label={label} aria-busy={state === "streaming"}>
         {split ? tokens.map((token) => <TokenView token={token} />) : text}
+        {state === "streaming" && !text && <span class="faint">waiting for the first tokens </span>}
         {state === "streaming" && <span class="caret" aria-hidden="true" />}
         {state === "stopped" && <span class="faint"> (stopped)</span>}
         {state === "done" && !text && <span class="faint">(an empty answer)</span>}

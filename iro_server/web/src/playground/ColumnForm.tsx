@@ -16,9 +16,9 @@ export function ColumnForm({ column, models, base, onChange }: Props) {
   const change = (fields: Partial<Column>) => onChange({ ...column, ...fields });
   const pickModel = (model: string) => change(model === base ? { model, mode: "served" } : { model });
   return (
-    <>
+    <div>
       <Field id={id("model")} label="Model">
-        <select id={id("model")} value={column.model} onChange={(event) => pickModel(event.currentTarget.value)}>
+        <select id={id("model")} title={column.model} value={column.model} onChange={(event) => pickModel(event.currentTarget.value)}>
           {models.map((name) => (
             <option value={name}>{name === base ? `${name} (frozen)` : name}</option>
           ))}
@@ -51,7 +51,7 @@ export function ColumnForm({ column, models, base, onChange }: Props) {
             }}
           />
         ))}
-    </>
+    </div>
   );
 }
 

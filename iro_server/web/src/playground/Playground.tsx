@@ -118,9 +118,16 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
         {columns.map((column, index) => (
           <section class="card column" key={column.id} aria-label={`Column ${index + 1}`}>
             <ColumnForm column={column} models={models} base={base} onChange={change} />
-            {answers[column.id] && (
-              <AnswerView answer={answers[column.id]!} coloured={coloured} best={distinct && answers[column.id]!.reward === highest} />
-            )}
+            <div>
+              {answers[column.id] && (
+                <AnswerView
+                  answer={answers[column.id]!}
+                  label={`Answer ${index + 1}`}
+                  coloured={coloured}
+                  best={distinct && answers[column.id]!.reward === highest}
+                />
+              )}
+            </div>
             {columns.length > 1 && (
               <button class="quiet remove" aria-label={`Remove column ${index + 1}`} onClick={() => remove(column.id)}>
                 ×

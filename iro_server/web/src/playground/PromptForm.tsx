@@ -61,7 +61,7 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
       {prompt.chat && prompt.before.length > 0 && (
         <details>
           <summary>{prompt.before.length === 1 ? "1 message" : `${prompt.before.length} messages`} before it</summary>
-          <pre class="text">{prompt.before.map(({ role, content }) => `${role}: ${String(content)}`).join("\n")}</pre>
+          <pre class="text" tabIndex={0}>{prompt.before.map(({ role, content }) => `${role}: ${String(content)}`).join("\n")}</pre>
           <button type="button" onClick={() => change({ before: [] })}>
             Leave out
           </button>
@@ -81,7 +81,7 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
       {graded && extra && (
         <details>
           <summary>The row's fields for the grader</summary>
-          <pre class="text">{JSON.stringify(prompt.item, null, 2)}</pre>
+          <pre class="text" tabIndex={0}>{JSON.stringify(prompt.item, null, 2)}</pre>
         </details>
       )}
       <div class="below">
@@ -95,7 +95,7 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
             Generate
           </button>
         )}
-        <Small id="max" label="Most tokens" most={8192} value={prompt.maxTokens} onInput={(maxTokens) => change({ maxTokens })} />
+        <Small id="max" label="Max tokens" most={8192} value={prompt.maxTokens} onInput={(maxTokens) => change({ maxTokens })} />
         <Small id="temperature" label="Temperature" most={2} step={0.1} value={prompt.temperature} onInput={(temperature) => change({ temperature })} />
         <Small id="seed" label="Seed" most={2 ** 31} value={prompt.seed} onInput={(seed) => change({ seed })} />
       </div>
