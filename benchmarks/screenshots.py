@@ -24,8 +24,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for scheme, draw in (("light", job), ("light", new_job), ("dark", playground)):
-            context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
+        for draw in (job, new_job, playground):
+            dark_or_light = "dark" if draw is playground else "light"
+            context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=dark_or_light)
             page = context.new_page()
             page.set_default_timeout(PATIENCE)
             page.goto(f"{arguments.address}/#/jobs")

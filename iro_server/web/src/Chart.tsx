@@ -56,12 +56,17 @@ export function Chart({ label, x, curves }: { label: string; x: number[]; curves
 
 /** x, then for each curve its values and, where it has errors, the band's lower and upper end. */
 function columns(x: number[], curves: Curve[]): uPlot.AlignedData {
-  return [x, ...curves.flatMap(({ values, errors }) => (errors ? [values, ...band(values, errors)] : [values]))] as uPlot.AlignedData;
+  return [
+    x,
+    ...curves.flatMap(({ values, errors }) => (errors ? [values, ...band(values, errors)] : [values])),
+  ] as uPlot.AlignedData;
 }
 
 function band(values: Numbers, errors: Numbers): [Numbers, Numbers] {
   const end = (sign: number) =>
-    values.map((value, i) => (typeof value === "number" && typeof errors[i] === "number" ? value + sign * 1.96 * errors[i]! : null));
+    values.map((value, i) =>
+      typeof value === "number" && typeof errors[i] === "number" ? value + sign * 1.96 * errors[i]! : null,
+    );
   return [end(-1), end(1)];
 }
 
@@ -72,7 +77,13 @@ function options(element: HTMLElement, curves: Curve[]): uPlot.Options {
   const bands: uPlot.Band[] = [];
   curves.forEach(({ name, errors, dashed }, i) => {
     const stroke = colour(`--curve-${i + 1}`);
-    series.push({ label: name, stroke, width: 2, dash: dashed ? [6, 4] : undefined, points: { show: !dashed, size: 7 } });
+    series.push({
+      label: name,
+      stroke,
+      width: 2,
+      dash: dashed ? [6, 4] : undefined,
+      points: { show: !dashed, size: 7 },
+    });
     if (errors) {
       const end = { stroke: "transparent", points: { show: false } };
       series.push(end, end);
@@ -87,7 +98,11 @@ function options(element: HTMLElement, curves: Curve[]): uPlot.Options {
     bands,
     scales: { x: { time: false, range: (_plot, least, most) => [least - 0.25, Math.max(most, least + 1) + 0.25] } },
     axes: [
-      { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100], values: (_plot, steps) => steps.map((step) => (step === 0 ? "frozen" : String(step))) },
+      {
+        ...axis,
+        incrs: [1, 2, 5, 10, 20, 50, 100],
+        values: (_plot, steps) => steps.map((step) => (step === 0 ? "frozen" : String(step))),
+      },
       { ...axis, size: 56 },
     ],
     cursor: { show: false },

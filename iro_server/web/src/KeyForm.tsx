@@ -10,8 +10,8 @@ export function KeyForm({ wrong, onKey }: { wrong: boolean; onKey: (key: string)
     <section class="card narrow">
       <h1>API key</h1>
       <p>
-        This server asks for a key (<code>iro keys create NAME</code>). This tab keeps it until you close it; it is sent to
-        this server only.
+        This server asks for a key (<code>iro keys create NAME</code>). This tab keeps it until you close it; it is sent
+        to this server only.
       </p>
       <form onSubmit={submit}>
         <label for="key">Key</label>

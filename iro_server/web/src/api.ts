@@ -116,7 +116,12 @@ async function failure(response: Response): Promise<ApiError> {
     const { error } = JSON.parse(text) as { error: { message: string; param: string | null } };
     return new ApiError(response.status, error.message, error.param, retryAfter);
   } catch {
-    return new ApiError(response.status, text.slice(0, 300) || `The server answered ${response.status}.`, null, retryAfter);
+    return new ApiError(
+      response.status,
+      text.slice(0, 300) || `The server answered ${response.status}.`,
+      null,
+      retryAfter,
+    );
   }
 }
 

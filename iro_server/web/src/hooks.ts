@@ -27,7 +27,8 @@ export function usePolled<Value>(read: (signal: AbortSignal) => Promise<Value>, 
       } catch (problem) {
         if (controller.signal.aborted) return;
         setError(problem as Error);
-        const refused = problem instanceof ApiError && problem.status >= 400 && problem.status < 500 && problem.status !== 429;
+        const refused =
+          problem instanceof ApiError && problem.status >= 400 && problem.status < 500 && problem.status !== 429;
         wait = refused ? null : Math.max(every ?? 0, 2000, problem instanceof ApiError ? problem.retryAfter * 1000 : 0);
       }
       if (wait !== null && !controller.signal.aborted) {

@@ -68,6 +68,8 @@ def test_from_an_empty_page_to_a_finished_job_and_its_answer(browser, served, tm
         expect(page.get_by_text("reward 1")).to_be_visible()
         page.get_by_label("Name").fill("mine")
         page.get_by_label("Iterations").fill("2")
+        page.get_by_text("More options").click()
+        page.get_by_label("Seed").fill("7")
         page.get_by_role("button", name="Start the job").click()
         expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
         page.get_by_role("link", name="Try it", exact=True).click()
@@ -76,7 +78,7 @@ def test_from_an_empty_page_to_a_finished_job_and_its_answer(browser, served, tm
         expect(page.locator(".reward b")).to_have_count(3)
         watch.assert_clean()
     job = served.client.fine_tuning.jobs.list().data[0]
-    assert job.fine_tuned_model.startswith("ft:bytes:iro:mine:")
+    assert job.fine_tuned_model.startswith("ft:bytes:iro:mine:") and job.seed == 7
     grader = job.method.reinforcement.grader
     assert (grader.operation, grader.reference) == ("ilike", "{{item.letter}}")
     content = served.client.files.content(job.training_file).text

@@ -59,9 +59,7 @@ export function EventLog({ events, error, again }: Events) {
           </li>
         ))}
       </ol>
-      {shown.length < events.length && (
-        <button onClick={() => setAll(true)}>Show all {events.length} events</button>
-      )}
+      {shown.length < events.length && <button onClick={() => setAll(true)}>Show all {events.length} events</button>}
     </section>
   );
 }

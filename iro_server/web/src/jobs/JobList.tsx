@@ -47,8 +47,8 @@ function NoJobs() {
     <div class="card empty">
       <h2>No jobs yet</h2>
       <p>
-        A job aligns the frozen model to a score that you define: give it example prompts and a grader, and it learns to steer
-        the model towards answers that score high.
+        A job aligns the frozen model to a score that you define: give it example prompts and a grader, and it learns to
+        steer the model towards answers that score high.
       </p>
       <a class="button main" href="#/new">
         Start your first job

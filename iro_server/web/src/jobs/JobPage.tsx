@@ -47,7 +47,9 @@ export function JobPage({ id }: { id: string }) {
       <EventLog {...events} />
       <details class="card">
         <summary>Request</summary>
-        <pre class="text" tabIndex={0}>{JSON.stringify(value.job.method, null, 2)}</pre>
+        <pre class="text" tabIndex={0}>
+          {JSON.stringify(value.job.method, null, 2)}
+        </pre>
       </details>
     </section>
   );
@@ -106,8 +108,8 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
       </dl>
       {job.iro.improved === false && (
         <p class="warn">
-          Held-out prompts do not show that the model improved, so it answers as the frozen model does. More prompts, or more
-          rollouts of each, may show it.
+          Held-out prompts do not show that the model improved, so it answers as the frozen model does. More prompts, or
+          more rollouts of each, may show it.
         </p>
       )}
     </>

@@ -43,7 +43,11 @@ function iterations(events: JobEvent[]): Metrics[] {
 function curves(rows: Metrics[]) {
   const bestOfN = rows[0]?.best_of_n;
   const all = [
-    { name: "held out", values: rows.map((row) => row.full_valid_mean_reward), errors: rows.map((row) => row.full_valid_error) },
+    {
+      name: "held out",
+      values: rows.map((row) => row.full_valid_mean_reward),
+      errors: rows.map((row) => row.full_valid_error),
+    },
     { name: "training", values: rows.map((row) => row.train_mean_reward) },
     { name: "held out, picked by the grader", values: rows.map((row) => row.valid_grader_pick) },
     { name: "frozen model, best of n by the grader", values: rows.map(() => bestOfN), dashed: true },
@@ -141,7 +145,9 @@ function Table({ rows }: { rows: Metrics[] }) {
               {columns.map(({ value }) => (
                 <td>{value(row)}</td>
               ))}
-              {longest > 0 && <td class="wide">{row.timing?.step && <Times step={row.timing.step} longest={longest} />}</td>}
+              {longest > 0 && (
+                <td class="wide">{row.timing?.step && <Times step={row.timing.step} longest={longest} />}</td>
+              )}
             </tr>
           ))}
         </tbody>

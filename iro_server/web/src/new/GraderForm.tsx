@@ -46,14 +46,27 @@ export function GraderForm({ draft, rows, base, onChange }: Props) {
 function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draft>) => void }) {
   if (draft.kind === "words") {
     return (
-      <Field id="words" label="Words" hint="With commas between them. The reward is the number of them that an answer has.">
-        <input id="words" placeholder="great, beautiful" value={draft.words} onInput={(event) => change({ words: event.currentTarget.value })} />
+      <Field
+        id="words"
+        label="Words"
+        hint="With commas between them. The reward is the number of them that an answer has."
+      >
+        <input
+          id="words"
+          placeholder="great, beautiful"
+          value={draft.words}
+          onInput={(event) => change({ words: event.currentTarget.value })}
+        />
       </Field>
     );
   }
   if (draft.kind === "python") {
     return (
-      <Field id="source" label="Source" hint="grade(sample, item) returns a number; item is the row. It runs in a sandbox.">
+      <Field
+        id="source"
+        label="Source"
+        hint="grade(sample, item) returns a number; item is the row. It runs in a sandbox."
+      >
         <textarea
           id="source"
           class="code"
@@ -68,7 +81,11 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
   }
   if (draft.kind === "json") {
     return (
-      <Field id="json" label="Grader" hint="As in the API: string_check, text_similarity, python, score_model, label_model or multi.">
+      <Field
+        id="json"
+        label="Grader"
+        hint="As in the API: string_check, text_similarity, python, score_model, label_model or multi."
+      >
         <textarea
           id="json"
           class="code"
@@ -85,7 +102,11 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
     <div class="pair">
       {draft.kind === "string_check" ? (
         <Field id="operation" label="The answer">
-          <select id="operation" value={draft.operation} onChange={(event) => change({ operation: event.currentTarget.value })}>
+          <select
+            id="operation"
+            value={draft.operation}
+            onChange={(event) => change({ operation: event.currentTarget.value })}
+          >
             {Object.entries(OPERATIONS).map(([operation, name]) => (
               <option value={operation}>{name}</option>
             ))}
@@ -101,7 +122,11 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
         </Field>
       )}
       <Field id="reference" label="Text" hint="May hold fields of the row.">
-        <input id="reference" value={draft.reference} onInput={(event) => change({ reference: event.currentTarget.value })} />
+        <input
+          id="reference"
+          value={draft.reference}
+          onInput={(event) => change({ reference: event.currentTarget.value })}
+        />
       </Field>
     </div>
   );
@@ -130,7 +155,12 @@ function TryIt({ draft, rows, base }: Omit<Props, "onChange">) {
   return (
     <fieldset class="try">
       <legend>Try it on this answer</legend>
-      <textarea aria-label="Answer to grade" rows={3} value={answer} onInput={(event) => setAnswer(event.currentTarget.value)} />
+      <textarea
+        aria-label="Answer to grade"
+        rows={3}
+        value={answer}
+        onInput={(event) => setAnswer(event.currentTarget.value)}
+      />
       <div class="below">
         {rows.length > 0 && (
           <label class="inline">

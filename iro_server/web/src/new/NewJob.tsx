@@ -11,7 +11,7 @@ import { EXAMPLE_GRADER, EXAMPLE_OPTIONS, EXAMPLE_ROWS } from "./example";
 import type { Draft } from "./graders";
 import { EMPTY, graderOf } from "./graders";
 import type { Option, Options } from "./options";
-import { FIRST, MORE, methodFields } from "./options";
+import { FIRST, MORE, optionsIn } from "./options";
 import type { Checked } from "./rows";
 import { checkRows } from "./rows";
 
@@ -36,11 +36,20 @@ export function NewJob({ base }: { base: string }) {
       const file = source.file ?? new Blob([source.text.trimEnd(), "\n"]);
       const training_file = await uploadRows(file, source.file?.name ?? "rows.jsonl");
       setBusy("Starting …");
-      const method = { type: "reinforcement", reinforcement: { grader, ...methodFields(options) } };
-      const job = await createJob({ model: base, training_file, method, suffix: options.suffix || undefined });
+      const hyperparameters = optionsIn("hyperparameters", options);
+      const method = {
+        type: "reinforcement",
+        reinforcement: { grader, hyperparameters, iro: optionsIn(undefined, options) },
+      };
+      const suffix = options.suffix || undefined;
+      const job = await createJob({ model: base, training_file, method, suffix, ...optionsIn("job", options) });
       location.hash = address(["jobs", job.id]);
     } catch (problem) {
-      setError(problem instanceof SyntaxError ? new Error(`The grader is not valid JSON: ${problem.message}`) : (problem as Error));
+      setError(
+        problem instanceof SyntaxError
+          ? new Error(`The grader is not valid JSON: ${problem.message}`)
+          : (problem as Error),
+      );
       setBusy("");
     }
   };

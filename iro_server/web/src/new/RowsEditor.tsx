@@ -51,15 +51,17 @@ export function RowsEditor({ source, checked, onChange }: Props) {
     >
       <label for="rows">Training rows</label>
       <p class="faint small" id="rows-hint">
-        One JSON object a line: <code>{'{"messages": [{"role": "user", "content": "…"}]}'}</code>, a conversation to answer, or{" "}
-        <code>{'{"prompt": "…"}'}</code>, a text to continue. Other fields are for the grader.
+        One JSON object a line: <code>{'{"messages": [{"role": "user", "content": "…"}]}'}</code>, a conversation to
+        answer, or <code>{'{"prompt": "…"}'}</code>, a text to continue. Other fields are for the grader.
       </p>
       {source.file ? (
         <p class="file">
           <span class="text">
             {source.file.name}, {count(source.file.size)} bytes: checked when it is uploaded
           </span>
-          <button type="button" onClick={() => onChange({ text: "", file: null })}>Remove</button>
+          <button type="button" onClick={() => onChange({ text: "", file: null })}>
+            Remove
+          </button>
         </p>
       ) : (
         <div class="lines">
@@ -116,6 +118,11 @@ export function RowsEditor({ source, checked, onChange }: Props) {
 
 function State({ checked }: { checked: Checked }) {
   const { rows, problems } = checked;
-  if (problems.length) return <span class="bad">{problems.length === 1 ? "1 line is" : `${problems.length} lines are`} wrong</span>;
-  return rows.length ? <span class="good">{rows.length === 1 ? "1 row" : `${count(rows.length)} rows`}, all valid</span> : <span class="faint">no rows yet</span>;
+  if (problems.length)
+    return <span class="bad">{problems.length === 1 ? "1 line is" : `${problems.length} lines are`} wrong</span>;
+  return rows.length ? (
+    <span class="good">{rows.length === 1 ? "1 row" : `${count(rows.length)} rows`}, all valid</span>
+  ) : (
+    <span class="faint">no rows yet</span>
+  );
 }

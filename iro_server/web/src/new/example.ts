@@ -6,8 +6,14 @@ import type { Options } from "./options";
 
 const NOUNS = ["film", "story", "acting", "music", "script", "cast", "ending", "director"];
 const OPENINGS = [
-  "The NOUN was", "I thought the NOUN", "In my opinion, the NOUN", "Everyone said that the NOUN",
-  "As for the NOUN, it", "What a NOUN! It", "The NOUN of this one is", "My friend found the NOUN",
+  "The NOUN was",
+  "I thought the NOUN",
+  "In my opinion, the NOUN",
+  "Everyone said that the NOUN",
+  "As for the NOUN, it",
+  "What a NOUN! It",
+  "The NOUN of this one is",
+  "My friend found the NOUN",
 ];
 
 export const EXAMPLE_ROWS = OPENINGS.flatMap((opening) =>
@@ -17,7 +23,8 @@ export const EXAMPLE_ROWS = OPENINGS.flatMap((opening) =>
 export const EXAMPLE_GRADER: Draft = {
   ...EMPTY,
   kind: "words",
-  words: "good, great, love, best, beautiful, wonderful, excellent, enjoy, amazing, perfect, brilliant, interesting, very, really",
+  words:
+    "good, great, love, best, beautiful, wonderful, excellent, enjoy, amazing, perfect, brilliant, interesting, very, really",
 };
 
 // Few prompts are held out, so each is searched four times: else chance hides the gain.

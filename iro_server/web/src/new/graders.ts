@@ -45,16 +45,34 @@ const INPUT = "{{sample.output_text}}";
 export function graderOf(draft: Draft): Grader {
   switch (draft.kind) {
     case "words":
-      return wordsGrader(draft.words.split(",").map((word) => word.trim()).filter(Boolean));
+      return wordsGrader(
+        draft.words
+          .split(",")
+          .map((word) => word.trim())
+          .filter(Boolean),
+      );
     case "string_check":
-      return { type: "string_check", name: "text check", input: INPUT, operation: draft.operation, reference: draft.reference };
+      return {
+        type: "string_check",
+        name: "text check",
+        input: INPUT,
+        operation: draft.operation,
+        reference: draft.reference,
+      };
     case "text_similarity":
-      return { type: "text_similarity", name: "similarity", input: INPUT, evaluation_metric: draft.metric, reference: draft.reference };
+      return {
+        type: "text_similarity",
+        name: "similarity",
+        input: INPUT,
+        evaluation_metric: draft.metric,
+        reference: draft.reference,
+      };
     case "python":
       return { type: "python", name: "python", source: draft.source };
     case "json": {
       const grader: unknown = JSON.parse(draft.json);
-      if (typeof grader !== "object" || grader === null || Array.isArray(grader)) throw new Error("A grader is a JSON object.");
+      if (typeof grader !== "object" || grader === null || Array.isArray(grader))
+        throw new Error("A grader is a JSON object.");
       return grader as Grader;
     }
   }
@@ -64,6 +82,8 @@ export function graderOf(draft: Draft): Grader {
 function wordsGrader(words: string[]): Grader {
   if (words.length === 0) throw new Error("Give the words that the answer is to use, with commas between them.");
   const check = (word: string) => ({ type: "string_check", input: INPUT, operation: "ilike", reference: word });
-  const graders = Object.fromEntries(words.map((word, i) => [`word_${i + 1}`, { ...check(word), name: `word_${i + 1}` }]));
+  const graders = Object.fromEntries(
+    words.map((word, i) => [`word_${i + 1}`, { ...check(word), name: `word_${i + 1}` }]),
+  );
   return { type: "multi", name: "words", graders, calculate_output: Object.keys(graders).join(" + ") };
 }

@@ -11,7 +11,10 @@ const ROLES = ["system", "developer", "user", "assistant"];
 
 export function checkRows(text: string): Checked {
   const checked: Checked = { rows: [], problems: [] };
-  const lines = text.replace(/^\uFEFF/, "").trimEnd().split("\n");
+  const lines = text
+    .replace(/^\uFEFF/, "")
+    .trimEnd()
+    .split("\n");
   if (lines.length === 1 && !lines[0]) return checked;
   lines.forEach((line, index) => {
     try {
@@ -45,7 +48,8 @@ function parsed(line: string): unknown {
 function checkMessages(messages: unknown): void {
   if (!Array.isArray(messages) || messages.length === 0) throw new Error('"messages" must be a list that is not empty');
   for (const message of messages as (Row | null)[]) {
-    if (!ROLES.includes(String(message?.role))) throw new Error(`a message's "role" must be one of ${ROLES.join(", ")}`);
+    if (!ROLES.includes(String(message?.role)))
+      throw new Error(`a message's "role" must be one of ${ROLES.join(", ")}`);
     if (typeof message!.content !== "string" && !Array.isArray(message!.content)) {
       throw new Error('a message needs a "content", a text');
     }

@@ -5,7 +5,17 @@ import type { Answer, Token } from "./answer";
 const LEVELS = [0.5, 0.1, 0.02]; // probabilities: a token below one more of them is coloured more strongly
 const COLOURED = 4000; // tokens; more are shown without colours
 
-export function AnswerView({ answer, label, coloured, best }: { answer: Answer; label: string; coloured: boolean; best: boolean }) {
+export function AnswerView({
+  answer,
+  label,
+  coloured,
+  best,
+}: {
+  answer: Answer;
+  label: string;
+  coloured: boolean;
+  best: boolean;
+}) {
   const { text, state, tokens, error, graderError } = answer;
   const split = coloured && tokens.length > 0 && tokens.length <= COLOURED;
   return (
@@ -35,7 +45,10 @@ export function AnswerView({ answer, label, coloured, best }: { answer: Answer; 
 function TokenView({ token: { text, probability } }: { token: Token }) {
   const level = LEVELS.filter((limit) => probability < limit).length;
   return (
-    <span class={level ? `unlikely-${level}` : undefined} title={`probability ${probability.toPrecision(2)} under the frozen model`}>
+    <span
+      class={level ? `unlikely-${level}` : undefined}
+      title={`probability ${probability.toPrecision(2)} under the frozen model`}
+    >
       {text}
     </span>
   );
@@ -43,7 +56,10 @@ function TokenView({ token: { text, probability } }: { token: Token }) {
 
 function cost({ usage, seconds, cut }: Answer): string {
   if (!usage) return "";
-  const parts = [`${count(usage.completion_tokens)} tokens${cut ? ", cut at the maximum" : ""}`, `${count(usage.base_tokens)} drawn`];
+  const parts = [
+    `${count(usage.completion_tokens)} tokens${cut ? ", cut at the maximum" : ""}`,
+    `${count(usage.base_tokens)} drawn`,
+  ];
   if (usage.kl !== undefined) parts.push(`moved by ${number(usage.kl, 1)} nats`);
   return [...parts, `${seconds.toFixed(1)} s`].join(" · ");
 }

@@ -18,7 +18,12 @@ export function ColumnForm({ column, models, base, onChange }: Props) {
   return (
     <div>
       <Field id={id("model")} label="Model">
-        <select id={id("model")} title={column.model} value={column.model} onChange={(event) => pickModel(event.currentTarget.value)}>
+        <select
+          id={id("model")}
+          title={column.model}
+          value={column.model}
+          onChange={(event) => pickModel(event.currentTarget.value)}
+        >
           {models.map((name) => (
             <option value={name}>{name === base ? `${name} (frozen)` : name}</option>
           ))}
@@ -26,7 +31,11 @@ export function ColumnForm({ column, models, base, onChange }: Props) {
       </Field>
       {column.model !== base && (
         <Field id={id("mode")} label="Answers">
-          <select id={id("mode")} value={column.mode} onChange={(event) => change({ mode: event.currentTarget.value as Mode })}>
+          <select
+            id={id("mode")}
+            value={column.mode}
+            onChange={(event) => change({ mode: event.currentTarget.value as Mode })}
+          >
             {Object.entries(MODES).map(([mode, name]) => (
               <option value={mode}>{name}</option>
             ))}
@@ -34,7 +43,13 @@ export function ColumnForm({ column, models, base, onChange }: Props) {
         </Field>
       )}
       {column.mode === "best_of_n" && (
-        <Slider id={id("n")} label="n" values={BEST_OF} value={column.n} onChange={(n) => change({ n: n ?? BEST_OF[0]! })} />
+        <Slider
+          id={id("n")}
+          label="n"
+          values={BEST_OF}
+          value={column.n}
+          onChange={(n) => change({ n: n ?? BEST_OF[0]! })}
+        />
       )}
       {column.mode === "search" &&
         SETTINGS.map(({ name, label, values }) => (

@@ -28,7 +28,10 @@ export function Playground({ base, query }: { base: string; query: URLSearchPara
   const [error, setError] = useState<Error | null>(null);
   useEffect(() => {
     const controller = new AbortController();
-    load(base, query, controller.signal).then(setSubject, (problem: Error) => controller.signal.aborted || setError(problem));
+    load(base, query, controller.signal).then(
+      setSubject,
+      (problem: Error) => controller.signal.aborted || setError(problem),
+    );
     return () => controller.abort();
   }, []);
   if (error) return <Problem error={error} />;
@@ -44,7 +47,8 @@ async function load(base: string, query: URLSearchParams, signal: AbortSignal): 
   const { grader, row } = jobId ? await jobOf(jobId, signal) : { grader: null, row: null };
   const column = { n: 16, settings: {}, mode: "served" as const };
   const columns: Column[] = [{ ...column, id: 0, model: base }];
-  if (aligned) columns.push({ ...column, id: 1, model: aligned, mode: "best_of_n" }, { ...column, id: 2, model: aligned });
+  if (aligned)
+    columns.push({ ...column, id: 1, model: aligned, mode: "best_of_n" }, { ...column, id: 2, model: aligned });
   return { models: [...names], columns, grader, prompt: promptOf(row) };
 }
 
@@ -81,7 +85,8 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
     setAnswers({});
     setRunning(true);
     const row = rowOf(prompt);
-    const show = (id: number) => (state: Answer) => signal.aborted && state.state === "streaming" || setAnswers((all) => ({ ...all, [id]: state }));
+    const show = (id: number) => (state: Answer) =>
+      (signal.aborted && state.state === "streaming") || setAnswers((all) => ({ ...all, [id]: state }));
     await Promise.all(
       columns.map((column) => {
         const options = optionsOf(prompt, column, row);
@@ -95,7 +100,8 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
   const distinct = new Set(rewards).size > 1;
   const change = (column: Column) => setColumns((all) => all.map((other) => (other.id === column.id ? column : other)));
   const remove = (id: number) => setColumns((all) => all.filter((column) => column.id !== id));
-  const add = () => setColumns((all) => [...all, { id: nextId.current++, model: models.at(-1)!, mode: "served", n: 16, settings: {} }]);
+  const add = () =>
+    setColumns((all) => [...all, { id: nextId.current++, model: models.at(-1)!, mode: "served", n: 16, settings: {} }]);
   return (
     <section>
       <div class="title">
@@ -106,7 +112,14 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
           Only the frozen model answers so far. <a href="#/new">Start a job</a> to compare it with an aligned one.
         </p>
       )}
-      <PromptForm prompt={prompt} running={running} graded={grader !== null} onChange={setPrompt} onGenerate={() => void generate()} onStop={() => controller.current?.abort()} />
+      <PromptForm
+        prompt={prompt}
+        running={running}
+        graded={grader !== null}
+        onChange={setPrompt}
+        onGenerate={() => void generate()}
+        onStop={() => controller.current?.abort()}
+      />
       <label class="check">
         <input type="checkbox" checked={coloured} onChange={(event) => setColoured(event.currentTarget.checked)} />
         <span>

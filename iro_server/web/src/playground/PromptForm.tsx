@@ -23,7 +23,15 @@ export function promptOf(row: Row | null): Prompt {
   const conversation = (messages ?? []) as Message[];
   const last = conversation.at(-1)?.content ?? "";
   const text = typeof prompt === "string" ? prompt : typeof last === "string" ? last : JSON.stringify(last);
-  return { chat: prompt === undefined, text, before: conversation.slice(0, -1), item, maxTokens: "", temperature: "", seed: "" };
+  return {
+    chat: prompt === undefined,
+    text,
+    before: conversation.slice(0, -1),
+    item,
+    maxTokens: "",
+    temperature: "",
+    seed: "",
+  };
 }
 
 export function rowOf({ chat, text, before, item }: Prompt): Row {
@@ -61,7 +69,9 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
       {prompt.chat && prompt.before.length > 0 && (
         <details>
           <summary>{prompt.before.length === 1 ? "1 message" : `${prompt.before.length} messages`} before it</summary>
-          <pre class="text" tabIndex={0}>{prompt.before.map(({ role, content }) => `${role}: ${String(content)}`).join("\n")}</pre>
+          <pre class="text" tabIndex={0}>
+            {prompt.before.map(({ role, content }) => `${role}: ${String(content)}`).join("\n")}
+          </pre>
           <button type="button" onClick={() => change({ before: [] })}>
             Leave out
           </button>
@@ -81,7 +91,9 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
       {graded && extra && (
         <details>
           <summary>The row's fields for the grader</summary>
-          <pre class="text" tabIndex={0}>{JSON.stringify(prompt.item, null, 2)}</pre>
+          <pre class="text" tabIndex={0}>
+            {JSON.stringify(prompt.item, null, 2)}
+          </pre>
         </details>
       )}
       <div class="below">
@@ -95,8 +107,21 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
             Generate
           </button>
         )}
-        <Small id="max" label="Max tokens" most={8192} value={prompt.maxTokens} onInput={(maxTokens) => change({ maxTokens })} />
-        <Small id="temperature" label="Temperature" most={2} step={0.1} value={prompt.temperature} onInput={(temperature) => change({ temperature })} />
+        <Small
+          id="max"
+          label="Max tokens"
+          most={8192}
+          value={prompt.maxTokens}
+          onInput={(maxTokens) => change({ maxTokens })}
+        />
+        <Small
+          id="temperature"
+          label="Temperature"
+          most={2}
+          step={0.1}
+          value={prompt.temperature}
+          onInput={(temperature) => change({ temperature })}
+        />
         <Small id="seed" label="Seed" most={2 ** 31} value={prompt.seed} onInput={(seed) => change({ seed })} />
       </div>
     </form>
@@ -115,6 +140,15 @@ interface SmallProps {
 const Small = ({ id, label, most, step = 1, value, onInput }: SmallProps) => (
   <label class="inline" for={id}>
     {label}{" "}
-    <input id={id} type="number" min={step === 1 && id !== "seed" ? 1 : 0} max={most} step={step} placeholder="auto" value={value} onInput={(event) => onInput(event.currentTarget.value)} />
+    <input
+      id={id}
+      type="number"
+      min={step === 1 && id !== "seed" ? 1 : 0}
+      max={most}
+      step={step}
+      placeholder="auto"
+      value={value}
+      onInput={(event) => onInput(event.currentTarget.value)}
+    />
   </label>
 );

@@ -23,7 +23,15 @@ export interface Answer {
 }
 
 const BEGUN: Answer = {
-  text: "", state: "streaming", seconds: 0, cut: false, usage: null, tokens: [], reward: null, graderError: null, error: null,
+  text: "",
+  state: "streaming",
+  seconds: 0,
+  cut: false,
+  usage: null,
+  tokens: [],
+  reward: null,
+  graderError: null,
+  error: null,
 };
 
 export interface Request {
@@ -39,7 +47,11 @@ export async function answer(request: Request, signal: AbortSignal, show: (answe
   const started = performance.now();
   let current = BEGUN;
   const update = (fields: Partial<Answer>) => {
-    current = { ...current, ...fields, seconds: current.state === "streaming" ? (performance.now() - started) / 1000 : current.seconds };
+    current = {
+      ...current,
+      ...fields,
+      seconds: current.state === "streaming" ? (performance.now() - started) / 1000 : current.seconds,
+    };
     show(current);
   };
   try {
@@ -67,7 +79,8 @@ export async function answer(request: Request, signal: AbortSignal, show: (answe
 }
 
 function tokensOf(logprobs: NonNullable<Chunk["choices"][number]["logprobs"]>): Token[] {
-  if (logprobs.content) return logprobs.content.map(({ token, logprob }) => ({ text: token, probability: Math.exp(logprob) }));
+  if (logprobs.content)
+    return logprobs.content.map(({ token, logprob }) => ({ text: token, probability: Math.exp(logprob) }));
   return (logprobs.tokens ?? []).map((text, i) => ({ text, probability: Math.exp(logprobs.token_logprobs![i]!) }));
 }
 
