@@ -81,7 +81,7 @@ export interface Checkpoint {
 export interface Model {
   id: string;
   created: number;
-  iro?: { base: string; job: string; search?: Record<string, unknown>; improved?: boolean | null };
+  iro?: { base: string; job: string; max_tokens?: number };
 }
 
 export interface Page<Row> {
