@@ -114,5 +114,5 @@ def test_the_example_starts_a_job(browser, served):
         watch.assert_clean()
     job = served.client.fine_tuning.jobs.list().data[0]
     options = {"iterations": 1, "rollouts_per_prompt": 8, "max_tokens": 24}
-    assert job.method.reinforcement.model_dump(exclude_none=True)["iro"] == options
+    assert job.method.reinforcement.iro == options
     assert job.method.reinforcement.hyperparameters.eval_samples == 4

@@ -79,7 +79,7 @@ def test_models_answer_side_by_side_with_their_settings(browser, served):
         by_grader = {"beam_width": 1, "num_successors": 16, "chunk_length": None, "strength": 0, "pick": "grader"}
         assert [body.get("search") for body in asked] == [None, by_grader, {"chunk_length": 32, "num_successors": 1}]
         assert [body["model"] for body in asked] == ["bytes", served.model, served.model]
-        assert {body["seed"] for body in asked} == {7}
+        assert {(body["seed"], body["max_completion_tokens"]) for body in asked} == {(7, 64)}  # as the job's model
         page.get_by_role("button", name="Remove column 2").click()
         expect(columns).to_have_count(2)
         watch.assert_clean(refusals=1)  # the job's training file is gone

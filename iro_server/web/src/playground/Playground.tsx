@@ -1,7 +1,7 @@
 // One prompt, answered by several models side by side.
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import type { Grader, Model } from "../api";
+import type { Grader } from "../api";
 import { ApiError, firstRow, getJob, listModels } from "../api";
 import { isChat } from "../completion";
 import { Problem } from "../parts";
@@ -42,14 +42,15 @@ export function Playground({ base, query }: { base: string; query: URLSearchPara
 async function load(base: string, query: URLSearchParams, signal: AbortSignal): Promise<Subject> {
   const { data } = await listModels(signal);
   const aligned = query.get("model") ?? data.filter((model) => model.iro).at(-1)?.id ?? null;
-  const jobId = query.get("job") ?? data.find((model: Model) => model.id === aligned)?.iro?.job ?? null;
+  const jobId = query.get("job") ?? data.find((model) => model.id === aligned)?.iro?.job ?? null;
   const names = new Set([...data.map((model) => model.id), ...(aligned ? [aligned] : [])]);
   const { grader, row } = jobId ? await jobOf(jobId, signal) : { grader: null, row: null };
   const column = { n: 16, settings: {}, mode: "served" as const };
   const columns: Column[] = [{ ...column, id: 0, model: base }];
   if (aligned)
     columns.push({ ...column, id: 1, model: aligned, mode: "best_of_n" }, { ...column, id: 2, model: aligned });
-  return { models: [...names], columns, grader, prompt: promptOf(row) };
+  const maxTokens = data.find((model) => jobId && model.iro?.job === jobId)?.iro?.max_tokens;
+  return { models: [...names], columns, grader, prompt: promptOf(row, maxTokens) };
 }
 
 async function jobOf(id: string, signal: AbortSignal) {

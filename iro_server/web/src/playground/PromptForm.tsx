@@ -18,7 +18,8 @@ export interface Prompt {
   seed: string;
 }
 
-export function promptOf(row: Row | null): Prompt {
+/** A training row's prompt. `maxTokens`: as long as the aligned model's answers, so that all are of one length. */
+export function promptOf(row: Row | null, maxTokens?: number): Prompt {
   const { messages, prompt, ...item } = row ?? {};
   const conversation = (messages ?? []) as Message[];
   const last = conversation.at(-1)?.content ?? "";
@@ -28,7 +29,7 @@ export function promptOf(row: Row | null): Prompt {
     text,
     before: conversation.slice(0, -1),
     item,
-    maxTokens: "",
+    maxTokens: maxTokens?.toString() ?? "",
     temperature: "",
     seed: "",
   };
