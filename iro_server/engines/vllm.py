@@ -15,7 +15,6 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from iro_server import JsonObject
-from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
@@ -27,7 +26,7 @@ from value_heads.tilt import Tilt, TiltPart
 
 class VLLMEngine(RemoteEngine):
     """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's. Where a tilt has an
-    adapter they are the adapted model's, unless the steering asks for the frozen model's."""
+    adapter they are the adapted model's."""
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters)
@@ -62,7 +61,6 @@ class VLLMEngine(RemoteEngine):
         self.check(prompt_ids, layers, steering)
         session = VLLMSession(self, list(prompt_ids), sampling, layers)
         if steering is not None:
-            session.steering = steering
             session.steered = await asyncio.to_thread(self._steered, steering, prompt_ids)
             session.adapter = session.steered.adapter
         return session
@@ -80,7 +78,6 @@ class VLLMEngine(RemoteEngine):
 class VLLMSession(RemoteSession[list[int]]):
     """A session of the vLLM engine; see ``Session``."""
 
-    steering: Steering | None = None
     steered: SteeredPrompt | None = None
 
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
@@ -91,26 +88,6 @@ class VLLMSession(RemoteSession[list[int]]):
     def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
         if self.steered:
             self.steered.follow(parents, tokens)
-
-    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[list[int], Row]]:
-        sampled = await super()._continue(parent, count, length)
-        if not (self.adapter and self.steering and self.steering.frozen_logprobs):
-            return sampled
-        rows = [row for _, row in sampled]
-        rescored = await gather_or_cancel(self._with_frozen_logprobs(self.prefixes[parent], row) for row in rows)
-        return [(row.tokens, row) for row in rescored]
-
-    async def _with_frozen_logprobs(self, prefix: list[int], row: Row) -> Row:
-        """The row with its tokens' log-probabilities under the frozen model, which reads it once more."""
-        body = request(self.engine.model, [*prefix, *row.tokens], 1, 1, self.sampling, seed=0) | {"prompt_logprobs": 0}
-
-        def read(payload: JsonObject) -> list[float]:
-            entries = payload["choices"][0]["prompt_logprobs"][-len(row.tokens) :]
-            pairs = zip(entries, row.tokens, strict=True)
-            return [float(entry[str(token)]["logprob"]) for entry, token in pairs]
-
-        logprobs, _ = await self.engine.replicas.complete(body, read, self.replica)
-        return replace(row, logprobs=logprobs)
 
     def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[list[int], Row]]:
         return [(row.tokens, row) for row in rows_of(payload, count, length, self.sampling.stop_ids)]

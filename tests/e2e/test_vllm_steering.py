@@ -165,16 +165,6 @@ def test_words_of_the_prompt_are_drawn_as_the_tilt_says(engine, prompt, model, s
     assert abs(float(torch.isin(drawn, tokens).float().mean()) - probability) < 4.5 * deviation
 
 
-def test_log_probabilities_can_be_the_frozen_models(engine, prompt, model, tilt) -> None:
-    steering = Steering(tilt, frozen_logprobs=True)
-    final = asyncio.run(guided_search(engine, prompt, SearchParams(), Sampling(seed=4), 6, steering=steering)).finals[0]
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *final.tokens]])).logits[0, len(prompt) - 1 : -1]
-    expected = logits.log_softmax(-1).gather(1, torch.tensor(final.tokens)[:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor(final.logprobs), expected, atol=2e-3, rtol=1e-3)
-    assert final.kl != final.kl  # no server reports it
-
-
 def test_an_adapter_that_a_server_has_lost_is_loaded_again(engine, served, prompt, tilt) -> None:
     """As after a restart of the server."""
     steering = Steering(without_words(tilt))
