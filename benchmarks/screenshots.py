@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -26,8 +27,8 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for draw in (job, new_job, playground):
-            dark_or_light = "dark" if draw is playground else "light"
-            context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=dark_or_light)
+            scheme: Literal["light", "dark"] = "dark" if draw is playground else "light"
+            context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
             page = context.new_page()
             page.set_default_timeout(PATIENCE)
             page.goto(f"{arguments.address}/#/jobs")
