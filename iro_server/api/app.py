@@ -28,6 +28,7 @@ from iro_server.api import (
     health,
     metrics,
     models,
+    page,
     permissions,
     responses,
     uploads,
@@ -137,6 +138,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         v1.include_router(route.router)
     app.include_router(v1)
     app.include_router(metrics.router)
+    page.install(app)
     return app
 
 
@@ -171,6 +173,12 @@ class Server(uvicorn.Server):
         self.drain = drain
         app: Any = config.app
         self.unread = UnreadConnections(app.state.context.settings.send_timeout)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            app: Any = self.config.app
+            log.info("the page is at %s", page.address(app.state.context.settings))
 
     async def on_tick(self, counter: int) -> bool:
         self.unread.reset_old(connection.transport for connection in self.server_state.connections)
