@@ -15,9 +15,13 @@ from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
 from iro_server.api.generation_slot import take_slot
-from iro_server.api.options import Options, usage_object
+from iro_server.api.logprobs import chat_logprobs
+from iro_server.api.options import Options, fingerprint, usage_object
+from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
+from iro_server.api.response_schema import response_schema
 from iro_server.api.unsupported import Unsupported
+from iro_server.decoding.beam import SampledTokens
 from iro_server.engines.prompts import chat_prompt_ids, text_of
 from iro_server.store.tables import new_id, now
 
@@ -42,12 +46,6 @@ class Message(BaseModel):
         return {"role": self.role, "content": self.content}
 
 
-class TextFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    type: Annotated[object, Unsupported("text")]
-
-
 class ChatRequest(Options):
     prompt_param = "messages"
 
@@ -55,7 +53,7 @@ class ChatRequest(Options):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: TextFormat | None = None
+    response_format: JsonObject | None = None
 
     # What changes no answer here: there is one tier, nothing is cached or stored, and the model does not reason apart.
     metadata: dict[str, str] | None = None
@@ -83,15 +81,21 @@ class ChatRequest(Options):
     def wants_logprobs(self) -> bool:
         return bool(self.logprobs)
 
+    @property
+    def num_alternatives(self) -> int:
+        return self.top_logprobs or 0
+
 
 @router.post("/chat/completions")
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
-    """Generate the assistant's next message. A stream's log-probabilities come with its last chunk."""
-    generation = await run_in_threadpool(_generation, body, context)
+    """Generate the assistant's next message."""
+    model = await run_in_threadpool(context.model, body.model)
+    schema = await response_schema(body.response_format, context, model)
+    generation = await run_in_threadpool(_generation, body, context, model, schema)
     slot = take_slot(request, context, [generation])
-    frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model}
+    frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model, "system_fingerprint": fingerprint(model)}
     if body.stream:
-        chunks = ChatChunks(context.models.engine.tokenizer, body)
+        chunks = ChatChunks(model.engine.tokenizer, body)
         frame["object"] = "chat.completion.chunk"
         return Stream([generation], chunks, frame, body.include_usage, slot).response()
     (generated,) = await whole(request, [generation], slot)
@@ -100,14 +104,14 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     return frame | {"object": "chat.completion", "choices": choices, "usage": usage}
 
 
-def _generation(body: ChatRequest, context: Context) -> Generation:
-    model = context.model(body.model)
+def _generation(body: ChatRequest, context: Context, model: ServedModel, schema: str | None) -> Generation:
     try:
         prompt_ids = chat_prompt_ids(model.engine.tokenizer, [message.plain() for message in body.messages])
     except TemplateError as error:
         raise bad_request(f"The model's chat template refuses these messages: {error}", "messages") from error
     max_tokens = body.max_completion_tokens or body.max_tokens
-    return body.generation(context, model, prompt_ids, max_tokens, context.settings.default_max_tokens)
+    default = context.settings.default_max_tokens
+    return body.generation(context, model, prompt_ids, max_tokens, default, schema=schema)
 
 
 def _choice(generation: Generation, body: ChatRequest, index: int, choice: Choice) -> JsonObject:
@@ -115,7 +119,7 @@ def _choice(generation: Generation, body: ChatRequest, index: int, choice: Choic
         "index": index,
         "message": {"role": "assistant", "content": choice.text, "refusal": None},
         "finish_reason": choice.finish_reason,
-        "logprobs": _logprobs(generation.model.engine.tokenizer, body, choice),
+        "logprobs": _logprobs(generation.model.engine.tokenizer, body, choice.sampled),
     }
 
 
@@ -128,11 +132,11 @@ class ChatChunks:
     def head(self, index: int) -> list[JsonObject]:
         return [_delta(index, {"role": "assistant", "content": ""})]
 
-    def text(self, index: int, text: str) -> list[JsonObject]:
-        return [_delta(index, {"content": text})]
+    def text(self, index: int, text: str, sampled: SampledTokens) -> list[JsonObject]:
+        return [_delta(index, {"content": text}) | {"logprobs": _logprobs(self.tokenizer, self.body, sampled)}]
 
-    def tail(self, index: int, choice: Choice) -> list[JsonObject]:
-        logprobs = _logprobs(self.tokenizer, self.body, choice)
+    def tail(self, index: int, choice: Choice, rest: SampledTokens) -> list[JsonObject]:
+        logprobs = _logprobs(self.tokenizer, self.body, rest) if rest.tokens else None
         return [_delta(index, {}) | {"finish_reason": choice.finish_reason, "logprobs": logprobs}]
 
 
@@ -140,13 +144,5 @@ def _delta(index: int, delta: JsonObject) -> JsonObject:
     return {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
 
 
-def _logprobs(tokenizer: PreTrainedTokenizerBase, body: ChatRequest, choice: Choice) -> JsonObject | None:
-    """Each token's log-probability; of the likeliest alternatives the engine tells only the token drawn."""
-    if not body.logprobs:
-        return None
-    content = []
-    for token, logprob in zip(choice.tokens, choice.logprobs, strict=True):
-        text = str(tokenizer.decode([token]))
-        entry = {"token": text, "bytes": None if "\ufffd" in text else list(text.encode()), "logprob": logprob}
-        content.append(entry | {"top_logprobs": [entry] if body.top_logprobs else []})
-    return {"content": content, "refusal": None}
+def _logprobs(tokenizer: PreTrainedTokenizerBase, body: ChatRequest, sampled: SampledTokens) -> JsonObject | None:
+    return chat_logprobs(tokenizer, sampled, body.num_alternatives) if body.logprobs else None
