@@ -80,7 +80,7 @@ class AsciiJSON(JSONResponse):
 
 
 class Chunks(Protocol):
-    """How a route words its stream. Each gives the ``choices`` of a chunk."""
+    """How a route words its stream. ``head`` gives the ``choices`` of a chunk, the others a chunk's one choice each."""
 
     def head(self, index: int) -> list[JsonObject] | None: ...
 
@@ -150,15 +150,18 @@ class Stream:
             for index in numbers:
                 if len(settled) > len(sent[index]):
                     new = settled[len(sent[index]) :], sampled[num_sent[index] : num_settled]
-                    yield self._chunk(self.chunks.text(index, *new))
+                    for worded in self.chunks.text(index, *new):
+                        yield self._chunk([worded])
                     sent[index], num_sent[index] = settled, num_settled
         generated = await work
         for index, choice in enumerate(choice for each in generated for choice in each.choices):
             rest = choice.sampled[num_sent[index] :]
             if text := choice.text[len(sent[index]) :]:
-                yield self._chunk(self.chunks.text(index, text, rest))
+                for worded in self.chunks.text(index, text, rest):
+                    yield self._chunk([worded])
                 rest = rest[len(rest.tokens) :]
-            yield self._chunk(self.chunks.tail(index, choice, rest))
+            for worded in self.chunks.tail(index, choice, rest):
+                yield self._chunk([worded])
         if self.include_usage:
             yield _event(self.frame | {"choices": [], "usage": usage_object(self.generations, generated)})
 

@@ -33,12 +33,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 class ByteEngine:
     """Temperature 0 says the script; else each byte is "z" with probability ``noise``. Hidden layer 0: [is "z", 1]."""
 
-    def __init__(self, script: str = SCRIPT, noise: float = 0.5, seconds_per_token: float = 0.0) -> None:
+    def __init__(
+        self, script: str = SCRIPT, noise: float = 0.5, seconds_per_token: float = 0.0, length: int = 512
+    ) -> None:
         self.tokenizer = byte_tokenizer()
         self.script = [*self.tokenizer(script)["input_ids"], self.tokenizer.eos_token_id]
         self.z = self.tokenizer("z")["input_ids"][0]
         self.noise, self.seconds_per_token = noise, seconds_per_token
-        self.info = ModelInfo("bytes", "model-hash", "template-hash", (self.tokenizer.eos_token_id,), 0, 2, 512)
+        self.info = ModelInfo("bytes", "model-hash", "template-hash", (self.tokenizer.eos_token_id,), 0, 2, length)
         self.opened = self.open_sessions = 0
         self.sampling: Sampling | None = None  # of the session opened last
 

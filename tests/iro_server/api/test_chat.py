@@ -282,7 +282,6 @@ BAD = [
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages.0.role"),
     ({"messages": [{"role": "developer", "content": "hi"}]}, "messages"),
-    ({"tools": []}, "tools"),
     ({"response_format": {"type": "xml"}}, "response_format"),
     ({"response_format": {"type": "json_schema"}}, "response_format"),
     (

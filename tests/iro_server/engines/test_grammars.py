@@ -93,9 +93,8 @@ def test_each_draw_is_the_models_among_the_tokens_that_the_schema_leaves(engine,
     first, second = extend(engine, prompt, sampling(engine, temperature=temperature, alternatives=20))
     eos = engine.info.eos_ids[0]
     for before, state, logprob, row, place in paths(first, second):
-        allowed = torch.tensor(
-            allowed_after(engine.tokenizer.decode(before), pieces, second.alternatives[row][place], eos)
-        )
+        told = second.alternatives[row][place]
+        allowed = torch.tensor(allowed_after(engine.tokenizer.decode(before), pieces, told, eos))
         logits = engine.frozen.logits(state[None])[0] / temperature
         exact = dict(zip(allowed.tolist(), torch.log_softmax(logits[allowed], 0).tolist(), strict=True))
         assert logprob == pytest.approx(exact[int(second.tokens_RL[row, place])], abs=1e-3)
@@ -132,9 +131,8 @@ def test_a_tilt_chooses_among_what_the_schema_leaves(engine, prompt, pieces) -> 
     assert set(texts) <= set(TEXTS) and sum("bl" in text for text in texts) > 3
     eos = engine.info.eos_ids[0]
     for before, state, logprob, row, place in paths(first, second):
-        allowed = torch.tensor(
-            allowed_after(engine.tokenizer.decode(before), pieces, second.alternatives[row][place], eos)
-        )
+        told = second.alternatives[row][place]
+        allowed = torch.tensor(allowed_after(engine.tokenizer.decode(before), pieces, told, eos))
         logits, token = engine.frozen.logits(state[None])[0], int(second.tokens_RL[row, place])
         base, proposal = (torch.log_softmax((logits + added)[allowed], 0) for added in (torch.zeros(()), bias))
         at = allowed.tolist().index(token)
