@@ -21,7 +21,6 @@ from iro_server.engines.base import Sampling, Steering, cache_salt
 RELEASE = version("iro-align")
 MAX_BIASES = 1024
 ADJUSTING = ("logit_bias", "presence_penalty", "frequency_penalty", "response_format")
-TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 COMPLETION_TOKENS_DETAILS = {
     "reasoning_tokens": 0,
@@ -62,13 +61,20 @@ class Options(BaseModel):
 
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)] | None = None
     user: str | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
     def _one_is_a_list(cls, stop: object) -> object:
         return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _keys_are_token_ids(cls, biases: dict[str, float] | None) -> dict[str, float] | None:
+        if wrong := [key for key in biases or {} if not key.isdecimal()]:
+            raise ValueError(f"{wrong[0][:20]!r} is no token id")
+        return biases
 
     @property
     def include_usage(self) -> bool:
@@ -176,7 +182,7 @@ class Options(BaseModel):
 
     def _adjusted(self, model: ServedModel, sampling: Sampling, schema: str | None) -> Sampling:
         """With what changes the model's logits. 400 where the engine cannot, or for a token that the model lacks."""
-        biases = self.logit_bias or {}
+        biases = {int(token): bias for token, bias in (self.logit_bias or {}).items()}
         if unknown := [token for token in biases if token >= len(model.engine.tokenizer)]:
             last = len(model.engine.tokenizer) - 1
             message = f"Invalid 'logit_bias': token {unknown[0]}; the model has ids up to {last}."

@@ -293,7 +293,7 @@ BAD = [
         "response_format",
     ),
     ({"logit_bias": {"99999": 1}}, "logit_bias"),
-    ({"logit_bias": {"a": 1}}, "logit_bias.a.[key]"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
     ({"logit_bias": {"1": 101}}, "logit_bias.1"),
     ({"presence_penalty": 3}, "presence_penalty"),
 ]
