@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 from iro_server import JsonObject
 from iro_server.api.context import Context
@@ -11,6 +12,7 @@ from iro_server.api.registry import ServedModel
 from iro_server.engines.grammars import SchemaRefused, grammars_of
 from iro_server.graders.response_format import parse_response_format
 
+log = logging.getLogger("iro.api")
 PLAIN = ({"type": "text"}, None)
 
 
@@ -22,6 +24,17 @@ async def response_schema(spec: JsonObject | None, context: Context, model: Serv
     if spec in PLAIN:
         return None
     return await context.schemas.run(context.caller.project, _checked_schema, spec, model)
+
+
+async def default_schema(context: Context, model: ServedModel) -> str | None:
+    """Of the format that the model's job sampled under; None where its completions could not be held to it."""
+    if model.defaults.response_format is None or not model.engine.info.resumes:
+        return None
+    try:
+        return await response_schema(model.defaults.response_format, context, model)
+    except APIError as error:
+        log.info("%s is not held to its job's response format: %s", model.name, error.message)
+        return None
 
 
 async def check_schema(schema: str, context: Context, model: ServedModel, param: str) -> None:

@@ -12,7 +12,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.iro_server.api.serving import conforms
+from tests.iro_server.api.serving import GRADER, conforms, ended, upload
 
 HI = [{"role": "user", "content": "hi"}]
 SCHEMA = {
@@ -80,6 +80,18 @@ def test_log_probabilities_are_those_of_what_the_schema_leaves(client):
     place = next(i for i, entry in enumerate(content) if entry.token in "fb" and content[i - 1].token == '"' and i > 6)
     assert {alternative.token for alternative in content[place].top_logprobs} == {"f", "b"}
     assert content[place + 1].logprob == pytest.approx(0, abs=1e-6)
+
+
+def test_a_model_answers_in_its_jobs_format_unless_asked_otherwise(client):
+    reinforcement = {"grader": GRADER, "response_format": FORMAT}
+    method = {"type": "reinforcement", "reinforcement": reinforcement}
+    job = client.fine_tuning.jobs.create(model="bytes", training_file=upload(client), method=method)
+    model = ended(client, job.id).fine_tuned_model
+    ask = client.chat.completions.create
+    jsonschema.validate(json.loads(ask(model=model, messages=HI, max_tokens=99).choices[0].message.content), SCHEMA)
+    for other in ({"type": "text"}, named({"const": "z"})):
+        text = ask(model=model, messages=HI, max_tokens=9, response_format=other).choices[0].message.content
+        assert not text.startswith("{")
 
 
 def named(schema):
