@@ -55,6 +55,7 @@ class Settings(Placement):
     engine_urls: list[EngineUrl] = Field(default_factory=list)  # servers of the model; none: it runs in this process
     engine_kind: EngineKind = "vllm"
     engine_model: str | None = None  # its name there; None: the first that is served
+    engine_adapters: Path | None = None  # a directory that vLLM servers read too: tilts as LoRA adapters
     engine_key: SecretStr | None = Field(None, exclude=True)
     engine_timeout: float = Field(600.0, gt=0)  # of one answer: one chunk of a search, all of a plain sample
     engine_patience: float = Field(30.0, ge=0)  # how long a request waits for an engine that fails
@@ -129,12 +130,13 @@ class Settings(Placement):
             key=self.engine_key.get_secret_value() if self.engine_key else None,
             timeout=self.engine_timeout,
             patience=self.engine_patience,
+            adapters=self.engine_adapters,
         )
 
     @property
     def engine_fields(self) -> JsonObject:
         """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
-        names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout")
+        names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout", "engine_adapters")
         return {name: getattr(self, name) for name in names} if self.engine_urls else {}
 
     @property

@@ -6,6 +6,7 @@ sentence's "River" are one. Axes in tensor names: V vocabulary, M rows, T tokens
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -112,6 +113,22 @@ class RunningFeatures:
     def take(self, tokens: Sequence[Sequence[int]]) -> None:
         """Every row goes on as many ways as it has tokens here."""
         self.rows = [self._taken(row, token) for row, drawn in zip(self.rows, tokens, strict=True) for token in drawn]
+
+    def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        """The rows are now these tokens, of any number, after these rows."""
+        rows = []
+        for parent, drawn in zip(parents, tokens, strict=True):
+            row = self.rows[parent]
+            for token in drawn:
+                row = self._taken(row, token)
+            rows.append(row)
+        self.rows = rows
+
+    def of_row(self, place: int) -> RunningFeatures:
+        """The features of one row alone."""
+        alone = copy.copy(self)
+        alone.rows = [self.rows[place]]
+        return alone
 
     def _taken(self, row: Row, token: int) -> Row:
         word = int(self.groups.group_V[token])

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from value_heads.prompt_features import FEATURES, RunningFeatures, TokenGroups
 
+TiltPart = Literal["bias", "states", "words", "word_states"]
+TILT_PARTS: frozenset[TiltPart] = frozenset({"bias", "states", "words", "word_states"})
+TENSORS = ("bias", "state_factor", "token_factor", "gates", "direction", "direction_error")
+
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
     """``bias``: [V]. ``state_factor``: [r, D + 1] and ``gates``: [F, D + 1], their last column a constant.
-    ``token_factor``: [r, D]. ``ignored``: tokens whose words are not a prompt's own. ``stop_ids``: sorted."""
+    ``token_factor``: [r, D]. ``ignored``: tokens whose words are not a prompt's own. ``stop_ids``: sorted.
+    ``direction``: [D], and ``direction_error``: [], see ``tilt_export.constant_direction``; an adapter without a bias
+    needs them."""
 
     bias: Tensor
     state_factor: Tensor
@@ -28,15 +35,26 @@ class Tilt:
     gates: Tensor
     ignored: tuple[int, ...]
     stop_ids: tuple[int, ...]
+    direction: Tensor | None = None
+    direction_error: Tensor | None = None
+
+    @property
+    def parts(self) -> frozenset[TiltPart]:
+        """What a server must be able to do: add a ``bias``, read the model's ``states``, read the ``words`` of prompt
+        and response, weigh them by the state (``word_states``)."""
+        word_gates, stop_gate = self.gates[:-1], self.gates[-1]
+        needs: dict[TiltPart, bool] = {
+            "bias": bool(self.bias.any()) or bool(stop_gate[-1]) or bool(self.state_factor[:, -1:].any()),
+            "states": bool(self.state_factor[:, :-1].any()) or bool(stop_gate[:-1].any()),
+            "words": bool(word_gates.any()),
+            "word_states": bool(word_gates[:, :-1].any()),
+        }
+        return frozenset(part for part, needed in needs.items() if needed)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its parameters by name, as a file stores them."""
-        return {
-            "bias": self.bias,
-            "state_factor": self.state_factor,
-            "token_factor": self.token_factor,
-            "gates": self.gates,
-        }
+        parts = {name: getattr(self, name) for name in TENSORS}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
 
 def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
@@ -55,6 +73,8 @@ def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
         gates=torch.stack([tilt.gates * strength for tilt, strength in scaled]).sum(0),
         ignored=first.ignored,
         stop_ids=first.stop_ids,
+        direction=first.direction,
+        direction_error=first.direction_error,
     )
 
 

@@ -240,6 +240,9 @@ class Alignment(AlignmentOptions):
     engine_patience: float = Field(
         600.0, ge=0, description="Maximum seconds that a rollout waits for an engine that fails."
     )
+    engine_adapters: Path | None = Field(
+        None, description="Directory that vLLM servers read too, for tilts as LoRA adapters. Null: they take none."
+    )
     training_file: Path = Field(description="Training rows.")
     validation_file: Path | None = Field(
         None, description="Validation rows. Null takes validation prompts out of training_file."

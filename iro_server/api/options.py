@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, ClassVar
@@ -247,4 +248,5 @@ def _kl(generations: list[Generation], generated: list[Generated]) -> dict[str, 
     choices = [choice for each in generated for choice in each.choices]
     if not choices or not any(generation.steering for generation in generations):
         return {}
-    return {"kl": round(sum(choice.kl for choice in choices) / len(choices), 4)}
+    kl = sum(choice.kl for choice in choices) / len(choices)
+    return {} if math.isnan(kl) else {"kl": round(kl, 4)}

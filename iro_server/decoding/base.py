@@ -128,8 +128,9 @@ class Final:
     """One finished completion. ``hidden[layer]``: [T, D] where the search was asked to keep it.
 
     ``value``: sum_t V_t/beta_t at the last token (0 without values). ``kl``: nats from the frozen model, summed over
-    the states that its tokens were drawn from (0 without steering). ``finish_reason``: "stop" or "length".
-    ``alternatives``: of each token, as ``Chunk``; empty where the sampling asks for none.
+    the states that its tokens were drawn from (0 without steering, NaN where the engine does not report it).
+    ``finish_reason``: "stop" or "length". ``alternatives``: of each token, as ``Chunk``; empty where the sampling asks
+    for none.
     """
 
     tokens: list[int]

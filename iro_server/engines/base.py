@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from iro_server import JsonObject
+from value_heads.tilt import TILT_PARTS, Tilt, TiltPart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from value_heads.tilt import Tilt
 
 Alternatives = list[tuple[int, float]]
 HEAD_STATE = -10
@@ -65,11 +64,13 @@ class Steering:
 
     pi_0 is at the sampling's temperature; top-p and top-k truncate q. ``max_kl``: nats, summed over a row's tokens, of
     KL(q || pi_0). Where a step would exceed what is left of it, the step's strength is lowered.
+    ``frozen_logprobs``: log-probabilities must be the frozen model's, also where that takes a server one more pass.
     """
 
     tilt: Tilt
     strength: float = 1.0
     max_kl: float | None = None
+    frozen_logprobs: bool = False
 
 
 def cache_salt(project: str) -> str:
@@ -82,7 +83,8 @@ class ModelInfo:
     """What identifies a frozen model; value functions are tied to both hashes.
 
     ``hidden``: whether its engine reports hidden states past layer 0, which is the token's embedding.
-    ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: whether it takes a tilt.
+    ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: the parts of a
+    tilt that it applies. ``drift``: whether it reports how far a tilt has moved a row.
     ``adjusts``: whether it takes a schema, biases and penalties, which it may do only where a completion is a single
     chunk (``resumes`` False).
     """
@@ -96,13 +98,18 @@ class ModelInfo:
     max_length: int
     hidden: bool = True
     logprobs: bool = True
-    steers: bool = True
+    steers: frozenset[TiltPart] = TILT_PARTS
+    drift: bool = True
     adjusts: bool = True
     resumes: bool = True
 
     def lacks(self, layers: Iterable[int]) -> bool:
         """Whether its engine cannot report all of these layers."""
         return not self.hidden and any(layers)
+
+    def cannot_apply(self, tilt: Tilt) -> frozenset[TiltPart]:
+        """The parts of the tilt that its engine does not apply."""
+        return tilt.parts - self.steers
 
 
 @dataclass
@@ -114,8 +121,8 @@ class Chunk:
     stopped_R: bool, the row drew a stop id. hidden[layer]: [R, L, D] float32, the frozen model's hidden state
     at each new token: layer 0 is the token embedding, layer i the output of decoder layer i, HEAD_STATE the state that
     the token was drawn from. log_ratios_RL: log q/pi_0 of each token, and kl_RL: KL(q || pi_0) where it was drawn, both
-    float32; None without steering. alternatives[row][position]: the likeliest tokens and their log-probabilities, the
-    likeliest first, where the sampling asks for them.
+    float32; None without steering, and from an engine that does not report drift. alternatives[row][position]: the
+    likeliest tokens and their log-probabilities, the likeliest first, where the sampling asks for them.
     """
 
     tokens_RL: torch.Tensor

@@ -7,17 +7,39 @@ cache, so that a round re-reads little but the last chunk. Nothing is tokenised 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from iro_server import JsonObject
+from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.engines.base import Alternatives, Sampling, Steering
+from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
+from iro_server.engines.vllm_adapters import AdapterFolder, StaticTilt
+from iro_server.engines.vllm_steering import SteeredPrompt
+from value_heads.prompt_features import TokenGroups
+from value_heads.tilt import Tilt, TiltPart
 
 
 class VLLMEngine(RemoteEngine):
     """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's, before biases, penalties
-    and a schema's mask."""
+    and a schema's mask. Where a tilt has an adapter they are the adapted model's, unless the steering asks for the
+    frozen model's."""
+
+    def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
+        self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters)
+        self._static: WeakKeyDictionary[Tilt, dict[float, StaticTilt]] = WeakKeyDictionary()
+        self._groups: TokenGroups | None = None
+        self._preparing = threading.Lock()
+        super().__init__(model_dir, endpoints, name)
+        steers: frozenset[TiltPart] = frozenset({"bias", "words"})
+        self._info = replace(self._info, steers=steers | ({"states"} if endpoints.adapters else set()))
 
     def probe_url(self, base: str) -> str:
         return f"{base.removesuffix('/v1')}/health"
@@ -41,14 +63,62 @@ class VLLMEngine(RemoteEngine):
     ) -> VLLMSession:
         """As ``Engine.open``. ValueError for ``layers`` past 0: vLLM reports no hidden states."""
         self.check(prompt_ids, layers, steering)
-        return VLLMSession(self, list(prompt_ids), sampling, layers)
+        session = VLLMSession(self, list(prompt_ids), sampling, layers)
+        if steering is not None:
+            session.steering = steering
+            session.steered = await asyncio.to_thread(self._steered, steering, prompt_ids)
+            session.adapter = session.steered.adapter
+        return session
+
+    def _steered(self, steering: Steering, prompt_ids: Sequence[int]) -> SteeredPrompt:
+        with self._preparing:
+            static = self._static.setdefault(steering.tilt, {})
+            if steering.strength not in static:
+                static[steering.strength] = self._adapters.of(steering.tilt, steering.strength)
+            if self._groups is None:
+                self._groups = TokenGroups.of_tokenizer(self.tokenizer, len(steering.tilt.bias))
+        return SteeredPrompt(steering.tilt, steering.strength, static[steering.strength], self._groups, prompt_ids)
 
 
 class VLLMSession(RemoteSession[list[int]]):
     """A session of the vLLM engine; see ``Session``."""
 
-    def request(self, prefix: list[int], count: int, length: int, seed: int) -> JsonObject:
-        return request(self.engine.model, prefix, count, length, self.sampling, seed)
+    steering: Steering | None = None
+    steered: SteeredPrompt | None = None
+
+    def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
+        model = self.adapter.name if self.adapter else self.engine.model
+        body = request(model, self.prefixes[parent], count, length, self.sampling, seed)
+        if self.steered:
+            biases = Counter(self.steered.logit_bias(parent))
+            biases.update(body.get("logit_bias", {}))
+            body["logit_bias"] = dict(biases)
+        return body
+
+    def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        if self.steered:
+            self.steered.follow(parents, tokens)
+
+    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[list[int], Row]]:
+        sampled = await super()._continue(parent, count, length)
+        if not (self.adapter and self.steering and self.steering.frozen_logprobs):
+            return sampled
+        rows = [row for _, row in sampled]
+        rescored = await gather_or_cancel(self._with_frozen_logprobs(self.prefixes[parent], row) for row in rows)
+        return [(row.tokens, row) for row in rescored]
+
+    async def _with_frozen_logprobs(self, prefix: list[int], row: Row) -> Row:
+        """The row with its tokens' log-probabilities under the frozen model, which reads it once more."""
+        plain = Sampling(stop_ids=self.sampling.stop_ids, salt=self.sampling.salt)
+        body = request(self.engine.model, [*prefix, *row.tokens], 1, 1, plain, seed=0) | {"prompt_logprobs": 0}
+
+        def read(payload: JsonObject) -> list[float]:
+            entries = payload["choices"][0]["prompt_logprobs"][-len(row.tokens) :]
+            pairs = zip(entries, row.tokens, strict=True)
+            return [float(entry[str(token)]["logprob"]) for entry, token in pairs]
+
+        logprobs, _ = await self.engine.replicas.complete(body, read, self.replica)
+        return replace(row, logprobs=logprobs)
 
     def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[list[int], Row]]:
         if not self.round:
