@@ -225,14 +225,19 @@ def generate(
     ] = None,
     selection: Annotated[str | None, typer.Option(help=f"{ALIGNED_SEARCH.selection} by default.")] = None,
     betas: Annotated[str | None, typer.Option(help="Comma-separated; default: the bundle's.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0, help="Of the bundle's tilt; 1 by default, then with a single row.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Colour each token by what it adds to the value.")] = False,
 ) -> None:
     """Print a completion, guided by the value functions of a bundle if one is given."""
+    from iro_server.cli.generate import complete, explained, search_defaults
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.base import Sampling
 
     options: JsonObject = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
-    options |= {"selection": selection, "betas": betas.split(",") if betas else None}
-    defaults = ALIGNED_SEARCH.model_dump() if values else {}
+    options |= {"selection": selection, "betas": betas.split(",") if betas else None, "strength": strength}
+    defaults = search_defaults(values, options) if values else {}
     params = SearchParams.model_validate(
         defaults | {name: value for name, value in options.items() if value is not None}
     )
@@ -240,9 +245,15 @@ def generate(
         raise ValueError("top_p: must be above 0")
     if params.betas and values is None:
         raise ValueError("betas weigh value functions, and there are none without --values")
+    if explain and values is None:
+        raise ValueError("--explain colours tokens by the value functions of --values")
     prompt = sys.stdin.read() if prompt == "-" else prompt
     sampling = Sampling(temperature, top_p=top_p, top_k=top_k, seed=seed)
-    typer.echo(_complete(model_dir(model), prompt, text, params, sampling, max_tokens, values))
+    completion = complete(model_dir(model), prompt, text, params, sampling, max_tokens, values)
+    if explain:
+        console.print(explained(completion))
+    else:
+        typer.echo(completion.text)
 
 
 @app.command("list")
@@ -295,36 +306,6 @@ def demo(
         raise MissingPackage(f"{error.name} is not installed: pip install 'iro-align[demo]'") from error
 
     run_demo(out, QUICK if quick else DemoSize())
-
-
-def _complete(
-    directory: Path, prompt: str, text: bool, params: Any, sampling: Any, max_tokens: int, values: Path | None
-) -> str:
-    import asyncio
-    from dataclasses import replace
-
-    from transformers.utils.logging import disable_progress_bar
-
-    from iro_server.decoding.base import repeatable
-    from iro_server.decoding.search import guided_search
-    from iro_server.engines.embedded import EmbeddedEngine
-    from iro_server.engines.prompts import item_prompt_ids
-    from value_heads import load_bundle
-
-    disable_progress_bar()
-    item = {"prompt": prompt} if text else {"messages": [{"role": "user", "content": prompt}]}
-    with EmbeddedEngine(directory) as engine:
-        info = engine.info
-        hashes = {"model_hash": info.model_hash, "template_hash": info.template_hash}
-        stack = load_bundle(values, **hashes, backbone_dir=directory) if values else None
-        if stack and params.betas:
-            stack = stack.with_betas(params.betas)
-        sampling = replace(sampling, stop_ids=info.eos_ids)
-        prompt_ids = item_prompt_ids(engine.tokenizer, item)
-        if stack and sampling.temperature == 0 and params.rows > 1:
-            sampling = repeatable(sampling, 1.0, prompt_ids)
-        search = guided_search(engine, prompt_ids, params, sampling, max_tokens, stack)
-        return str(engine.tokenizer.decode(asyncio.run(search).finals[0].tokens, skip_special_tokens=True))
 
 
 def _execute(job: BatchJob[BaseModel], config: JsonObject, out: Path, seeds: int = 1) -> JsonObject:

@@ -159,6 +159,7 @@ class _Search:
         values = scores_R.tolist() if scores_R is not None else [0.0] * len(lengths)
         log_ratios = _sums(chunk.log_ratios_RL, chunk.lengths_R)
         kl = _sums(chunk.kl_RL, chunk.lengths_R) if self.knows_drift else [math.nan] * len(lengths)
+        ratios = [] if chunk.log_ratios_RL is None else chunk.log_ratios_RL.tolist()
         log_successors = torch.tensor(float(successors)).log().item()
         beams = []
         for row, length in enumerate(lengths):
@@ -168,6 +169,7 @@ class _Search:
                 tokens[row][:length],
                 logprobs[row][:length],
                 chunk.alternatives[row][:length] if chunk.alternatives else [],
+                ratios[row][:length] if ratios else [],
                 {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
                 row,
                 values[row],
@@ -204,6 +206,7 @@ class _Search:
         return Final(
             tokens=sampled.tokens,
             logprobs=sampled.logprobs,
+            log_ratios=[ratio for part in path for ratio in part.log_ratios],
             value=beam.value,
             finish_reason="stop" if beam.finished else "length",
             hidden={layer: torch.cat([part.hidden[layer] for part in path]) for layer in self.keep_hidden},
