@@ -147,10 +147,17 @@ class RunningFeatures:
         in_prompt = torch.stack([row.in_prompt for row in self.rows])[:, self._prompt_place].to(gates_MF.device)
         addition_MV[:, self._prompt_ids] += torch.where(in_prompt, prompt_repeated[:, None], prompt[:, None])
         addition_MV[:, self.stop_ids] += stop[:, None]
-        for place, row in enumerate(self.rows):
-            addition_MV[place, row.others] += repeated[place]
-            if row.last in self._following:
-                addition_MV[place, self._following[row.last]] += continues[place]
+        nothing = torch.empty(0, dtype=torch.int64)
+        _add_to_rows(addition_MV, [row.others for row in self.rows], repeated)
+        _add_to_rows(addition_MV, [self._following.get(row.last, nothing) for row in self.rows], continues)
+
+
+def _add_to_rows(addition_MV: Tensor, tokens: Sequence[Tensor], number_M: Tensor) -> None:
+    """Add each row's number to its tokens, which differ from each other, in place."""
+    counts_M = torch.tensor([len(of_row) for of_row in tokens])
+    row_N = torch.arange(len(tokens)).repeat_interleave(counts_M).to(addition_MV.device)
+    token_N = torch.cat(list(tokens)).to(addition_MV.device)
+    addition_MV[row_N, token_N] += number_M[row_N]
 
 
 def candidate_features(

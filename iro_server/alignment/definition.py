@@ -58,7 +58,12 @@ class AlignmentOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    iterations: int = Field(3, ge=1, le=16, description="Value functions, one for each iteration.")
+    iterations: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Value functions, one for each iteration. Iterations share the prompts: each takes its part.",
+    )
     betas: Betas | Auto = Field(
         "auto",
         description="How strongly each value function guides: one number for each iteration. Smaller values guide more "

@@ -22,7 +22,7 @@ from iro_server.api.messages import Message, Tool
 from iro_server.api.options import Options, fingerprint, usage_object
 from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
-from iro_server.api.response_schema import check_schema, default_schema, response_schema
+from iro_server.api.response_schema import check_schema, requested_schema, response_schema
 from iro_server.api.tools import CallStream, ToolUse, call_object, tool_use
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.beam import SampledTokens
@@ -95,9 +95,9 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
 async def _schema(body: ChatRequest, use: ToolUse | None, context: Context, model: ServedModel) -> str | None:
     """What the answer is held to: a call, where one is required, or the response format; without tools and a format of
     the request's own, that of the model's job."""
-    if use is None and body.response_format is None:
-        return await default_schema(context, model)
-    if use is None or not use.required:
+    if use is None:
+        return await requested_schema(body.response_format, context, model)
+    if not use.required:
         return await response_schema(body.response_format, context, model)
     schema = json.dumps(use.tools.call_schema(use.required))
     await check_schema(schema, context, model, "tools")

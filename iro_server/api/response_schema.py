@@ -23,7 +23,12 @@ async def response_schema(spec: JsonObject | None, context: Context, model: Serv
     """
     if spec in PLAIN:
         return None
-    return await context.schemas.run(context.caller.project, _checked_schema, spec, model)
+    return await context.schemas.run(context.caller.project, checked_schema, spec, model)
+
+
+async def requested_schema(spec: JsonObject | None, context: Context, model: ServedModel) -> str | None:
+    """As ``response_schema``; without a format of the request's own, that of the model's job."""
+    return await (default_schema(context, model) if spec is None else response_schema(spec, context, model))
 
 
 async def default_schema(context: Context, model: ServedModel) -> str | None:
@@ -42,7 +47,8 @@ async def check_schema(schema: str, context: Context, model: ServedModel, param:
     await context.schemas.run(context.caller.project, _check, schema, model, param)
 
 
-def _checked_schema(spec: JsonObject, model: ServedModel) -> str | None:
+def checked_schema(spec: JsonObject, model: ServedModel) -> str | None:
+    """As ``response_schema``, in this thread."""
     try:
         schema = parse_response_format(spec).schema_to_fit
     except ValueError as error:

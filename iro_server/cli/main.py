@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,15 @@ from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
 from iro_server.alignment.entry import BatchJob, JobEvent, JobUnavailable, batch_jobs, load_batch_job
 from iro_server.cli import backup as cli_backup
 from iro_server.cli import db as cli_db
+from iro_server.cli import estimate as cli_estimate
+from iro_server.cli import evals as cli_evals
 from iro_server.cli import export as cli_export
 from iro_server.cli import keys as cli_keys
 from iro_server.cli import model as cli_model
 from iro_server.cli import rollouts as cli_rollouts
 from iro_server.cli.demo import DemoError, MissingPackage
 from iro_server.cli.model import model_dir
-from iro_server.cli.options import parse_value, with_options_of
+from iro_server.cli.options import parse_value, read_grader, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 from iro_server.store.row_files import write_dataset
@@ -76,8 +77,10 @@ app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_db.app, name="db")
 app.add_typer(cli_rollouts.app, name="rollouts")
+app.add_typer(cli_evals.app, name="evals")
 app.command()(cli_backup.backup)
 app.command()(cli_backup.restore)
+app.command()(cli_estimate.estimate)
 app.command()(cli_export.export)
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
@@ -183,7 +186,7 @@ def align(
     files, overrides = arguments[: 1 if dataset else 2], arguments[1 if dataset else 2 :]
     if len(files) < (1 if dataset else 2):
         raise ValueError("align takes TRAIN and GRADER, or GRADER and --dataset")
-    grader = _read_grader(Path(files[-1]))
+    grader = read_grader(Path(files[-1]))
     if dataset is None:
         train = _existing(Path(files[0]))
     else:
@@ -348,15 +351,6 @@ def _parse(pairs: Sequence[str]) -> JsonObject:
             raise ValueError(f"{pair!r} is not of the form key=value")
         config[key] = parse_value(value)
     return config
-
-
-def _read_grader(path: Path) -> JsonObject:
-    if path.suffix == ".py":
-        return {"type": "python", "name": path.stem, "source": path.read_text()}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
 
 
 def _existing(path: Path) -> Path:

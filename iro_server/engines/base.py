@@ -64,13 +64,11 @@ class Steering:
 
     pi_0 is at the sampling's temperature; top-p and top-k truncate q. ``max_kl``: nats, summed over a row's tokens, of
     KL(q || pi_0). Where a step would exceed what is left of it, the step's strength is lowered.
-    ``frozen_logprobs``: log-probabilities must be the frozen model's, also where that takes a server one more pass.
     """
 
     tilt: Tilt
     strength: float = 1.0
     max_kl: float | None = None
-    frozen_logprobs: bool = False
 
 
 def cache_salt(project: str) -> str:

@@ -43,6 +43,11 @@ class Row:
     stopped: bool
     alternatives: list[Alternatives] = field(default_factory=list)
 
+    def continued(self, more: Row) -> Row:
+        """With the tokens that ``more`` adds."""
+        tokens, logprobs = self.tokens + more.tokens, self.logprobs + more.logprobs
+        return Row(tokens, logprobs, more.stopped, self.alternatives + more.alternatives)
+
 
 def chunk_of(rows: Sequence[Row], embedding: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Chunk:
     tokens_RL = pad_sequence([torch.tensor(row.tokens, dtype=torch.int64) for row in rows], batch_first=True)
@@ -187,6 +192,10 @@ class RemoteSession(Generic[Prefix]):
         return await asyncio.wrap_future(self.pending)
 
     async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        return chunk_of(await self._draw(parents, num_successors, length), self.embedding)
+
+    async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
+        """The rows of a chunk, which are the session's from now on."""
         counts = Counter(parents)  # a parent that occurs twice is one request for twice as many rows, all different
         answers = await gather_or_cancel(
             self._continue(p, count * num_successors, length) for p, count in counts.items()
@@ -197,7 +206,7 @@ class RemoteSession(Generic[Prefix]):
         self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, sampled, strict=True)]
         self.round += 1
         self.follow(origins, [row.tokens for _, row in sampled])
-        return chunk_of([row for _, row in sampled], self.embedding)
+        return [row for _, row in sampled]
 
     async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Prefix, Row]]:
         body = self.request(parent, count, length, derive(self.seed, self.round, parent))

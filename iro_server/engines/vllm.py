@@ -17,20 +17,18 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from iro_server import JsonObject
-from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.engines.base import Alternatives, Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
 from iro_server.engines.vllm_adapters import AdapterFolder, StaticTilt
-from iro_server.engines.vllm_steering import SteeredPrompt
+from iro_server.engines.vllm_steering import WORDS_CHUNK, SteeredPrompt
 from value_heads.prompt_features import TokenGroups
 from value_heads.tilt import Tilt, TiltPart
 
 
 class VLLMEngine(RemoteEngine):
     """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's, before biases, penalties
-    and a schema's mask. Where a tilt has an adapter they are the adapted model's, unless the steering asks for the
-    frozen model's."""
+    and a schema's mask. Where a tilt has an adapter they are the adapted model's."""
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters)
@@ -65,7 +63,6 @@ class VLLMEngine(RemoteEngine):
         self.check(prompt_ids, layers, steering)
         session = VLLMSession(self, list(prompt_ids), sampling, layers)
         if steering is not None:
-            session.steering = steering
             session.steered = await asyncio.to_thread(self._steered, steering, prompt_ids)
             session.adapter = session.steered.adapter
         return session
@@ -83,7 +80,6 @@ class VLLMEngine(RemoteEngine):
 class VLLMSession(RemoteSession[list[int]]):
     """A session of the vLLM engine; see ``Session``."""
 
-    steering: Steering | None = None
     steered: SteeredPrompt | None = None
 
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
@@ -95,30 +91,27 @@ class VLLMSession(RemoteSession[list[int]]):
             body["logit_bias"] = dict(biases)
         return body
 
+    async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
+        """As of any session, but in several requests where what the rows have said changes their tilt, and the sampling
+        does not hold them to one."""
+        if self.steered is None or not self.steered.reads_words or self.sampling.remembers:
+            return await super()._draw(parents, num_successors, length)
+        rows = await super()._draw(parents, num_successors, min(length, WORDS_CHUNK))
+        for drawn in range(WORDS_CHUNK, length, WORDS_CHUNK):
+            live = [place for place, row in enumerate(rows) if not row.stopped]
+            if not live:
+                break
+            prefixes, said = self.prefixes, self.steered.features.rows
+            more = await super()._draw(live, 1, min(WORDS_CHUNK, length - drawn))
+            for place, row, prefix, words in zip(live, more, self.prefixes, self.steered.features.rows, strict=True):
+                rows[place] = rows[place].continued(row)
+                prefixes[place], said[place] = prefix, words
+            self.prefixes, self.steered.features.rows = prefixes, said
+        return rows
+
     def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
         if self.steered:
             self.steered.follow(parents, tokens)
-
-    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[list[int], Row]]:
-        sampled = await super()._continue(parent, count, length)
-        if not (self.adapter and self.steering and self.steering.frozen_logprobs):
-            return sampled
-        rows = [row for _, row in sampled]
-        rescored = await gather_or_cancel(self._with_frozen_logprobs(self.prefixes[parent], row) for row in rows)
-        return [(row.tokens, row) for row in rescored]
-
-    async def _with_frozen_logprobs(self, prefix: list[int], row: Row) -> Row:
-        """The row with its tokens' log-probabilities under the frozen model, which reads it once more."""
-        plain = Sampling(stop_ids=self.sampling.stop_ids, salt=self.sampling.salt)
-        body = request(self.engine.model, [*prefix, *row.tokens], 1, 1, plain, seed=0) | {"prompt_logprobs": 0}
-
-        def read(payload: JsonObject) -> list[float]:
-            entries = payload["choices"][0]["prompt_logprobs"][-len(row.tokens) :]
-            pairs = zip(entries, row.tokens, strict=True)
-            return [float(entry[str(token)]["logprob"]) for entry, token in pairs]
-
-        logprobs, _ = await self.engine.replicas.complete(body, read, self.replica)
-        return replace(row, logprobs=logprobs)
 
     def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[list[int], Row]]:
         if not self.round:

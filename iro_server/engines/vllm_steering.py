@@ -1,7 +1,7 @@
 """One steered session on vLLM: its adapter, and the logit_bias of each row's next chunk.
 
-What a tilt reads of the prompt's and the response's words is set for a whole chunk, from the row as the chunk begins;
-in this process it changes with each token.
+What a tilt reads of the prompt's and the response's words is set for ``WORDS_CHUNK`` tokens at most, from the row as
+they begin; in this process it changes with each token.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from iro_server.engines.vllm_adapters import Adapter, StaticTilt
 from value_heads.prompt_features import RunningFeatures, TokenGroups
 from value_heads.tilt import Tilt
 
+WORDS_CHUNK = 8  # tokens of one request
 LEAST_BIAS = 1e-4  # smaller entries are not sent
 MOST_BIAS = 100.0  # vLLM clamps there
 
@@ -25,6 +26,7 @@ class SteeredPrompt:
         self, tilt: Tilt, strength: float, static: StaticTilt, groups: TokenGroups, prompt_ids: Sequence[int]
     ) -> None:
         self.adapter: Adapter | None = static.adapter
+        self.reads_words = "words" in tilt.parts
         vocabulary = len(tilt.bias)
         self._static_V = torch.zeros(vocabulary) if static.logit_bias is None else static.logit_bias
         gates_F = tilt.gates[:, -1].float() * strength

@@ -165,14 +165,22 @@ def test_words_of_the_prompt_are_drawn_as_the_tilt_says(engine, prompt, model, s
     assert abs(float(torch.isin(drawn, tokens).float().mean()) - probability) < 4.5 * deviation
 
 
-def test_log_probabilities_can_be_the_frozen_models(engine, prompt, model, tilt) -> None:
-    steering = Steering(tilt, frozen_logprobs=True)
-    final = asyncio.run(guided_search(engine, prompt, SearchParams(), Sampling(seed=4), 6, steering=steering)).finals[0]
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *final.tokens]])).logits[0, len(prompt) - 1 : -1]
-    expected = logits.log_softmax(-1).gather(1, torch.tensor(final.tokens)[:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor(final.logprobs), expected, atol=2e-3, rtol=1e-3)
-    assert final.kl != final.kl  # no server reports it
+def test_rows_of_several_requests_are_whole(engine, prompt, model, tilt) -> None:
+    """Log-probabilities of 20 tokens of each row, under the adapted model; a stopped row ends at its stop token."""
+    stop_ids = (engine.tokenizer.encode(" the")[0],)
+    sampling = Sampling(seed=4, stop_ids=stop_ids)
+    params = SearchParams(num_successors=4)
+    search = guided_search(engine, prompt, params, sampling, 20, steering=Steering(tilt))
+    adapter = without_static(head_adapter(tilt, model.lm_head.weight), tilt.direction)
+    finals = asyncio.run(search).finals
+    assert {final.finish_reason for final in finals} == {"stop", "length"}
+    for final in finals:
+        assert (len(final.tokens) == 20) if final.finish_reason == "length" else final.tokens[-1] in stop_ids
+        with torch.no_grad():
+            states = model.model(torch.tensor([[*prompt, *final.tokens]])).last_hidden_state[0, len(prompt) - 1 : -1]
+            logprobs = (model.lm_head(states) + adapter.additions(states)).log_softmax(-1)
+        expected = logprobs.gather(1, torch.tensor(final.tokens)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(final.logprobs), expected, atol=2e-3, rtol=1e-3)
 
 
 def test_an_adapter_that_a_server_has_lost_is_loaded_again(engine, served, prompt, tilt) -> None:

@@ -107,6 +107,7 @@ class Alignment:
             self.run.drop_table(shard.rollouts, HEAD_STATES)
         tilted = self.stacks[step] = stack.with_tilt(tilt)
         served = tilting.serve(self.prompts.validation, tilted, search)
+        self.validation.rescore = None  # and with it the frozen model, where servers run it
         row = {key: value for key, value in best.items() if key not in ("timing", "path", "by_position")}
         self.save(Path(best["path"]), self.stacks[step], row)
         return served

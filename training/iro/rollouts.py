@@ -58,7 +58,7 @@ class Batch:
         tilt = self.stack.tilt if self.stack is not None else None
         if tilt is None or not self.params.strength:
             return None
-        return Steering(tilt, self.params.strength, self.params.max_kl, frozen_logprobs=True)
+        return Steering(tilt, self.params.strength, self.params.max_kl)
 
 
 def rollout_sampling(temperature: float, info: ModelInfo, schema: str | None = None) -> Sampling:

@@ -39,6 +39,8 @@ class Tilting:
 
     def __init__(self, config: AlignConfig, run: Run, validation: Validation, data: TiltData) -> None:
         self.config, self.run, self.validation, self.data = config, run, validation, data
+        if not data.model.info.drift:
+            validation.rescore = data.frozen_logprob
 
     def choose(self, heldout: Sequence[Prompt], stack: Stack) -> Tilt | None:
         """The tilt that the model gets, its strength folded in; None where none is surely better than no tilt."""
