@@ -78,6 +78,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
 
     grading = FairExecutor("grading", settings.grading_threads, settings.grading_per_project, settings.grading_waiting)
     lookups = lookup_executor()
+    schemas = FairExecutor("schemas", threads=2, per_project=1, max_waiting=64, max_seconds=30)
 
     def private_webhooks() -> bool:
         return settings.webhooks_inside(keys_required())
@@ -103,6 +104,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         await asyncio.gather(*tasks)
         grading.shutdown()
         lookups.shutdown()
+        schemas.shutdown()
         registry.close()
 
     capacity = engine.health()
@@ -111,7 +113,16 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     max_project_rows = settings.max_project_rows or capacity.shared_rows
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens, max_project_rows)
     app.state.context = Context(
-        settings, sessions, registry, grader_environment, admission, Deadlines(), keys_required, grading, lookups
+        settings,
+        sessions,
+        registry,
+        grader_environment,
+        admission,
+        Deadlines(),
+        keys_required,
+        grading,
+        lookups,
+        schemas,
     )
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
