@@ -95,6 +95,22 @@ export interface Graded {
   iro: { error: string | null };
 }
 
+export interface EstimateResult {
+  verdict: string;
+  message: string;
+  reward: { mean: number | null };
+  expected_gain: { mean: number; low: number; high: number } | null;
+  cost: { seconds: number; grader_calls: number };
+  samples: { text: string; reward: number | null; error: string | null }[];
+}
+
+export interface Estimate {
+  id: string;
+  status: string;
+  error: { message: string } | null;
+  result: EstimateResult | null;
+}
+
 async function call(path: string, init: RequestInit = {}): Promise<Response> {
   const headers = new Headers(init.headers);
   if (savedKey()) headers.set("authorization", `Bearer ${savedKey()}`);
@@ -150,6 +166,9 @@ export const listCheckpoints = (id: string, signal?: AbortSignal) =>
   get<Page<Checkpoint>>(`${job(id)}/checkpoints?limit=100`, signal);
 export const actOnJob = (id: string, action: "cancel" | "pause" | "resume") => post<Job>(`${job(id)}/${action}`);
 export const createJob = (body: unknown) => post<Job>("/fine_tuning/jobs", body);
+export const createEstimate = (body: unknown) => post<Estimate>("/fine_tuning/jobs/estimate", body);
+export const getEstimate = (id: string, signal?: AbortSignal) =>
+  get<Estimate>(`/fine_tuning/jobs/estimate/${encodeURIComponent(id)}`, signal);
 export const validateGrader = (grader: Grader) => post("/fine_tuning/alpha/graders/validate", { grader });
 export const runGrader = (grader: Grader, sample: string, item: unknown, signal?: AbortSignal) =>
   post<Graded>("/fine_tuning/alpha/graders/run", { grader, model_sample: sample, item }, signal);

@@ -103,6 +103,21 @@ def test_a_grader_that_is_none_starts_no_job(page_of_new_job, grader, message):
     assert "#/new" in page.url
 
 
+def test_an_estimate_says_before_the_job_what_is_wrong(browser, served):
+    """A reward that no answer gets; the server's own answers are shown."""
+    jobs = len(served.client.fine_tuning.jobs.list().data)
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_label("Training rows").fill("\n".join([ROW] * 6))
+        page.get_by_label("Kind of grader").select_option("string_check")
+        page.get_by_label("Text", exact=True).fill("no answer has this")
+        page.get_by_role("button", name="Estimate first").click()
+        expect(page.get_by_text("The reward is constant")).to_be_visible()
+        expect(page.locator("blockquote")).to_have_count(3)
+        expect(page.locator("blockquote").first).to_contain_text("reward 0.000")
+        watch.assert_clean()
+    assert len(served.client.fine_tuning.jobs.list().data) == jobs
+
+
 def test_the_example_starts_a_job(browser, served):
     with opened(browser, served.address, "/#/new") as (page, watch):
         page.get_by_role("button", name="Fill in an example").click()

@@ -1,9 +1,10 @@
 // From rows and a grader to a job that runs.
 
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { ApiError, createJob, uploadRows, validateGrader } from "../api";
+import { ApiError, createEstimate, createJob, uploadRows, validateGrader } from "../api";
 import { Field, Problem } from "../parts";
 import { address } from "../router";
+import { EstimateView } from "./Estimate";
 import { GraderForm } from "./GraderForm";
 import { RowsEditor } from "./RowsEditor";
 import type { RowsSource } from "./RowsEditor";
@@ -25,9 +26,10 @@ export function NewJob({ base }: { base: string }) {
   const [error, setError] = useState<Error | null>(null);
   const checked = useChecked(source.text);
   const ready = source.file !== null || (checked.rows.length > 0 && checked.problems.length === 0);
-  const start = async (event: Event) => {
-    event.preventDefault();
+  const [estimate, setEstimate] = useState("");
+  const send = async (what: "job" | "estimate") => {
     setError(null);
+    setEstimate("");
     try {
       setBusy("Checking the grader …");
       const grader = graderOf(draft);
@@ -35,15 +37,17 @@ export function NewJob({ base }: { base: string }) {
       setBusy("Uploading rows …");
       const file = source.file ?? new Blob([source.text.trimEnd(), "\n"]);
       const training_file = await uploadRows(file, source.file?.name ?? "rows.jsonl");
-      setBusy("Starting …");
+      setBusy(what === "job" ? "Starting …" : "Estimating …");
       const hyperparameters = optionsIn("hyperparameters", options);
       const method = {
         type: "reinforcement",
         reinforcement: { grader, hyperparameters, iro: optionsIn(undefined, options) },
       };
       const suffix = options.suffix || undefined;
-      const job = await createJob({ model: base, training_file, method, suffix, ...optionsIn("job", options) });
-      location.hash = address(["jobs", job.id]);
+      const body = { model: base, training_file, method, suffix, ...optionsIn("job", options) };
+      if (what === "job") location.hash = address(["jobs", (await createJob(body)).id]);
+      else setEstimate((await createEstimate(body)).id);
+      setBusy("");
     } catch (problem) {
       setError(
         problem instanceof SyntaxError
@@ -59,7 +63,12 @@ export function NewJob({ base }: { base: string }) {
     setOptions(EXAMPLE_OPTIONS);
   };
   return (
-    <form onSubmit={(event) => void start(event)}>
+    <form
+      onSubmit={(event) => {
+        event.preventDefault();
+        void send("job");
+      }}
+    >
       <div class="title">
         <h1>New job</h1>
         <button type="button" onClick={fill}>
@@ -80,7 +89,16 @@ export function NewJob({ base }: { base: string }) {
         <OptionFields options={options} onChange={setOptions} />
       </section>
       {error && <Problem error={named(error)} />}
+      {estimate && (
+        <section class="card" aria-labelledby="estimate">
+          <h2 id="estimate">Estimate</h2>
+          <EstimateView id={estimate} />
+        </section>
+      )}
       <div class="start">
+        <button type="button" disabled={!ready || busy !== ""} onClick={() => void send("estimate")}>
+          Estimate first
+        </button>
         <button class="main" disabled={!ready || busy !== ""}>
           Start the job
         </button>
