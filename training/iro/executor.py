@@ -14,7 +14,7 @@ import torch
 from iro_server.engines.base import Engine
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.frozen_model import FrozenModel
-from iro_server.engines.weights import missing_shards
+from iro_server.engines.weights import missing_shards, weight_files
 from iro_server.graders.base import Grader
 from training.iro.fit import Shards
 from training.iro.learners import Learner
@@ -61,8 +61,10 @@ class LocalExecutor:
 
     @property
     def steers(self) -> frozenset[TiltPart]:
-        is_here = self.model_dir is not None and not missing_shards(self.model_dir)
-        return self.engine.info.steers if is_here or isinstance(self.engine, EmbeddedEngine) else frozenset()
+        if isinstance(self.engine, EmbeddedEngine):
+            return self.engine.info.steers
+        has_weights = self.model_dir is not None and weight_files(self.model_dir) and not missing_shards(self.model_dir)
+        return self.engine.info.steers if has_weights else frozenset()
 
     def load_frozen(self) -> FrozenModel:
         if isinstance(self.engine, EmbeddedEngine):
