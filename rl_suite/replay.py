@@ -12,9 +12,9 @@ from torch import Tensor
 class Sample(NamedTuple):
     """N transitions and the n-step returns that begin with them.
 
-    ``obs`` [N, D]; ``block_actions`` and ``propensity`` [N, B]; ``returns`` [N]: Σ γ^i r_i over n steps or to the end of
-    the episode; ``discounts`` [N]: γ^n, 0 if terminated; ``last_obs`` [N, D]: the state after those steps; ``reward``,
-    ``next_obs``, ``ended``: of the first step alone.
+    ``obs`` [N, D]; ``block_actions`` and ``propensity`` [N, B]; ``returns`` [N]: Σ γ^i r_i over n steps or to the
+    end of the episode; ``discounts`` [N]: γ^n, 0 if terminated; ``last_obs`` [N, D]: the state after those steps;
+    ``reward``, ``next_obs``, ``ended``: of the first step alone.
     """
 
     obs: Tensor
@@ -83,9 +83,17 @@ class Replay:
         first, last = flat_index[:, 0], flat_index.gather(1, length.long()[:, None] - 1)[:, 0]
         returns = (rewards * goes_on) @ gamma**steps
         discounts = gamma**length * (1 - flat["ended"][last])
-        start = (flat[name][first] for name in ("obs", "block_actions", "propensity"))
-        one_step = (rewards[:, 0], flat["next_obs"][first], flat["ended"][first])
-        return Sample(*start, returns, discounts, flat["next_obs"][last], *one_step)
+        return Sample(
+            obs=flat["obs"][first],
+            block_actions=flat["block_actions"][first],
+            propensity=flat["propensity"][first],
+            returns=returns,
+            discounts=discounts,
+            last_obs=flat["next_obs"][last],
+            reward=rewards[:, 0],
+            next_obs=flat["next_obs"][first],
+            ended=flat["ended"][first],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         stored = min(self.added, self.rows)
