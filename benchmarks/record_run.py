@@ -13,11 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.record import write
-from benchmarks.research import theory
+from benchmarks.research import bilevel, federated, theory
 from iro_server import JsonObject
 
 PROVENANCE = ("job", "config", "seeds", "versions", "inputs")
 KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
+    "bilevel.problems": bilevel.problems,
+    "bilevel.quadratic": bilevel.quadratic,
+    "federated.fadas": federated.fadas,
     "theory.cot": theory.cot,
     "theory.gradient_flow": theory.gradient_flow,
     "theory.icl": theory.icl,

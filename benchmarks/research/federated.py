@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.research.claims import Claim, against, cell_text, estimate, positive
+from benchmarks.research.claims import Claim, against, cell_text, estimate, positive, welch
 from benchmarks.tables import table
 from iro_server import JsonObject
 
@@ -20,7 +20,6 @@ def fadas(result: JsonObject) -> JsonObject:
     accuracy: JsonObject = {}
     for delays, by_delays in result["results"].items():
         methods = by_delays["methods"]
-        rows += _paired(delays, methods)
         accuracy[delays] = {
             name: {
                 "step": row["step"],
@@ -29,6 +28,7 @@ def fadas(result: JsonObject) -> JsonObject:
             }
             for name, row in methods.items()
         }
+        rows += [*_paired(delays, methods), *_in_time(delays, accuracy[delays])]
     return {"claims": rows, "accuracy": accuracy}
 
 
@@ -37,6 +37,16 @@ def _paired(delays: str, methods: Mapping[str, JsonObject]) -> list[Claim]:
     for better, worse in PAIRS:
         gap = estimate(np.subtract(methods[better]["per_seed"], methods[worse]["per_seed"]))
         rows.append(positive(f"{delays} delays: {better} above {worse}", [gap], against(gap, 0)))
+    return rows
+
+
+def _in_time(delays: str, accuracy: JsonObject) -> list[Claim]:
+    """Against the synchronous rules when the first asynchronous run ends."""
+    rows = []
+    for synchronous in ("FedAMS, all places", "FedAvg, all places"):
+        cells = [accuracy[name]["at_horizon"] for name in (ADAPTIVE, synchronous)]
+        paper = f"{delays} delays, in time: {ADAPTIVE} above {synchronous}"
+        rows.append(positive(paper, cells, welch(*cells)))
     return rows
 
 
