@@ -13,14 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.record import write
-from benchmarks.research import bilevel, federated, theory
+from benchmarks.research import bilevel, federated, rl, theory
 from iro_server import JsonObject
 
 PROVENANCE = ("job", "config", "seeds", "versions", "inputs")
 KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
+    "bilevel.hyper_cleaning": bilevel.hyper_cleaning,
     "bilevel.problems": bilevel.problems,
     "bilevel.quadratic": bilevel.quadratic,
     "federated.fadas": federated.fadas,
+    "rl.adrl_doses": rl.doses,
     "theory.cot": theory.cot,
     "theory.gradient_flow": theory.gradient_flow,
     "theory.icl": theory.icl,

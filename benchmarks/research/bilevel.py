@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.research.claims import Claim, against, estimate, exact, negative, positive, welch, zero
+from benchmarks.research.claims import (
+    Claim,
+    against,
+    cell_text,
+    estimate,
+    exact,
+    negative,
+    number,
+    positive,
+    welch,
+    zero,
+)
+from benchmarks.tables import table
 from iro_server import JsonObject
 from training.bilevel.algorithms.registry import METHODS
-from training.bilevel.studies.comparison import bytes_ratio
+from training.bilevel.studies.comparison import ByteCurve, bytes_ratio
 
 COMPRESSED_SHARE = 0.1  # of SOBA's bytes
 
@@ -67,7 +79,51 @@ def problems(result: JsonObject) -> JsonObject:
     for study, curves in result["curves"].items():
         score = "error" if study == "policy" else "accuracy"
         rows += _against_d_soba(study, score, curves) if "D-SOBA" in curves else _against_soba(study, curves)
-    return {"claims": rows}
+    scores = {
+        study: {
+            name: {"score": estimate(curve["error" if study == "policy" else "accuracy"][-1]), "scale": curve["scale"]}
+            for name, curve in curves.items()
+        }
+        for study, curves in result["curves"].items()
+    }
+    return {"claims": rows, "scores": scores}
+
+
+def hyper_cleaning(result: JsonObject) -> JsonObject:
+    """Claims, and accuracy and AUC by method and share of wrong labels."""
+    rows: list[Claim] = []
+    for corruption, curves in result["curves"].items():
+        label = f"{float(corruption):.0%} wrong labels"
+        with_dense = {name: curve for name, curve in curves.items() if METHODS[name].compressed or name == "SOBA"}
+        rows += _against_d_soba(label, "accuracy", curves) + _against_soba(label, with_dense)
+    summary = {
+        corruption: {name: {"accuracy": row["accuracy"], "auc": row["auc"]["mean"]} for name, row in methods.items()}
+        for corruption, methods in result["summary"].items()
+    }
+    return {"claims": rows, "summary": summary}
+
+
+def accuracies(content: JsonObject) -> str:
+    """Test accuracy of hyper-cleaning by share of wrong labels, and the AUC of x as a detector of them."""
+    summary = content["summary"]
+    first = next(iter(summary.values()))
+    head = ["method", *(f"{float(corruption):.0%}" for corruption in summary), "AUC of x"]
+    rows = []
+    for method in first:
+        cells = [summary[corruption][method] for corruption in summary]
+        aucs = ", ".join("" if cell["auc"] is None else f"{cell['auc']:.2f}" for cell in cells)
+        rows.append([method, *(cell_text(cell["accuracy"]) for cell in cells), aucs])
+    return table(head, rows)
+
+
+def scores(content: JsonObject) -> str:
+    """Each ready problem's final score by method, and the scale of its step sizes."""
+    rows = [
+        [f"{study}, {name}", cell_text(row["score"]), number(row["scale"])]
+        for study, methods in content["scores"].items()
+        for name, row in methods.items()
+    ]
+    return table(["problem, method", "relative error (policy) or accuracy", "scale of the steps"], rows)
 
 
 def _against_d_soba(study: str, score: str, curves: JsonObject) -> list[Claim]:
@@ -89,14 +145,17 @@ def _against_soba(study: str, curves: JsonObject) -> list[Claim]:
     for name, curve in curves.items():
         if name == "SOBA":
             continue
-        ratios = []
-        for i in range(len(curve["accuracy"][0])):
-            one, dense = (
-                {"bytes": c["bytes"][1:], "accuracy": [[scores[i]] for scores in c["accuracy"][1:]]}
-                for c in (curve, curves["SOBA"])
-            )
-            ratios.append(bytes_ratio(one, dense)["ratio"])  # type: ignore[arg-type]
+        ratios = [
+            bytes_ratio(_of_draw(curve, i), _of_draw(curves["SOBA"], i))["ratio"]
+            for i in range(len(curve["accuracy"][0]))
+        ]
         cell = estimate(np.log10(ratios))
         paper = f"{study}: log10 of the bytes of {name} over SOBA's, same accuracy, below −1"
         rows.append(negative(paper, [cell], against(cell, np.log10(COMPRESSED_SHARE)), "the interval includes −1"))
     return rows
+
+
+def _of_draw(curve: JsonObject, draw: int) -> ByteCurve:
+    """The curve of one draw, without the start, at which nothing has been sent."""
+    points = [i for i, sent in enumerate(curve["bytes"]) if sent > 0]
+    return {"bytes": [curve["bytes"][i] for i in points], "accuracy": [[curve["accuracy"][i][draw]] for i in points]}

@@ -69,6 +69,21 @@ def test_point_masses_are_dm_controls_to_the_bit() -> None:
         assert rewards[1] == pytest.approx(reward, abs=1e-12)
 
 
+def test_a_dense_point_mass_rewards_every_approach() -> None:
+    near, far = np.array([[0.02, 0.02]]), np.array([[0.2, 0.2]])
+    rewards = {}
+    for task in ("point_mass-easy", "point_mass-dense"):
+        envs = make_vector(task, 1, 3)
+        for name, position in (("near", near), ("far", far)):
+            envs.reset(seed=0)
+            assert isinstance(envs, PointMasses)
+            envs._data[0].qpos[:] = position
+            envs._mujoco.mj_forward(envs._model, envs._data[0])
+            rewards[task, name] = float(envs._rewards(np.zeros((1, 2)))[0])
+    assert rewards["point_mass-dense", "near"] > rewards["point_mass-dense", "far"] > 0.1
+    assert rewards["point_mass-easy", "far"] < 1e-6
+
+
 def test_the_end_of_an_episode_is_reported_and_a_new_one_begins() -> None:
     envs = PointMasses(2, 3, time_limit=4)
     envs.reset(seed=0)
