@@ -23,6 +23,7 @@ KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
     "bilevel.quadratic": bilevel.quadratic,
     "federated.fadas": federated.fadas,
     "rl.adrl_doses": rl.doses,
+    "rl.adrl_pointmass": rl.pointmass,
     "theory.cot": theory.cot,
     "theory.gradient_flow": theory.gradient_flow,
     "theory.icl": theory.icl,

@@ -34,7 +34,7 @@ def _topologies(study: JsonObject) -> list[Claim]:
     """Errors of the second half of the steps; 16 agents on a ring."""
     rows = []
     for level in study["errors"]:
-        errors = np.array(study["errors"][level]["ring"])  # [times, pairs, repeats]
+        errors = np.array(study["errors"][level]["adjusted ring"])  # [times, pairs, repeats]
         tails = np.log10(errors[len(errors) // 2 :].mean(0))
         tail_of = dict(zip(study["names"], tails, strict=True))
         for better, worse in (("ED", "ATC-GT"), ("EXTRA", "ATC-GT"), ("ED/ATC-GT", "ATC-GT"), ("ED/ATC-GT", "D-SOBA")):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.research.claims import Claim, against, cell_text, estimate, number, positive
 from benchmarks.tables import table
@@ -70,3 +73,68 @@ def dose_values(content: JsonObject) -> str:
             ]
         )
     return table(head, rows)
+
+
+def doses_figure(content: JsonObject, path: Path) -> None:
+    """True values against n, one panel for each interaction."""
+    rows = content["rows"]
+    interactions = list(dict.fromkeys(row["interaction"] for row in rows))
+    figure = Figure(figsize=(4.5 * len(interactions), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(interactions), squeeze=False)[0]
+    for axes, interaction in zip(panels, interactions, strict=True):
+        of_panel = [row for row in rows if row["interaction"] == interaction]
+        sizes = [row["doses"] for row in of_panel]
+        for learner in of_panel[0]["learners"]:
+            _draw(axes, sizes, [row["learners"][learner]["value"] for row in of_panel], learner)
+        axes.plot(sizes, [row["optimal"] for row in of_panel], "k--", label="optimal")
+        axes.plot(sizes, [row["behaviour"] for row in of_panel], "k:", label="clinicians")
+        axes.set(
+            title=f"interaction {interaction:g}", xlabel="doses of each drug, n", ylabel="true value", xticks=sizes
+        )
+    np.atleast_1d(panels)[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def pointmass(result: JsonObject) -> JsonObject:
+    """Claims on areas and last evaluations, paired by seed; the mean curve of each agent."""
+    config, curves = result["config"], {name: np.array(curve) for name, curve in result["curves"].items()}
+    rows: list[Claim] = []
+    for name, returns in curves.items():
+        bins, _, agent = name.partition(", ")
+        if not agent.startswith("AD-DQN"):
+            continue
+        gaps = returns - curves[f"{bins}, DecQN"]
+        for quantity, gap in (("area", gaps.mean(axis=1)), ("final return", gaps[:, -1])):
+            cell = estimate(gap)
+            rows.append(positive(f"{bins} bins: {quantity}, {agent} above DecQN", [cell], against(cell, 0)))
+    summary = {
+        name: {"area": estimate(returns.mean(axis=1)), "final": estimate(returns[:, -1])}
+        for name, returns in curves.items()
+    }
+    steps = [config["steps"] * (i + 1) // config["evaluations"] for i in range(config["evaluations"])]
+    points = {name: [estimate(column) for column in returns.T] for name, returns in curves.items()}
+    return {"claims": rows, "summary": summary, "steps": steps, "curves": points}
+
+
+def returns(content: JsonObject) -> str:
+    """The area under each agent's curve (its mean height), and its last evaluation."""
+    rows = [[name, cell_text(row["area"]), cell_text(row["final"])] for name, row in content["summary"].items()]
+    return table(["bins, agent", "area", "final"], rows)
+
+
+def returns_figure(content: JsonObject, path: Path) -> None:
+    """Mean greedy returns during training."""
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for name, points in content["curves"].items():
+        _draw(axes, content["steps"], points, name)
+    axes.set(xlabel="environment steps", ylabel="greedy return")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _draw(axes: Axes, x: Sequence[float], points: Sequence[JsonObject], label: str) -> None:
+    """Means as a line, intervals as a band."""
+    (line,) = axes.plot(x, [point["mean"] for point in points], marker="o", markersize=3, label=label)
+    low, high = ([point[side] for point in points] for side in ("low", "high"))
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
