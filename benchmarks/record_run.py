@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.record import write
-from benchmarks.research import bilevel, federated, rl, theory
+from benchmarks.research import bilevel, federated, rl, rl_exact, theory
 from iro_server import JsonObject
 
 PROVENANCE = ("job", "config", "seeds", "versions", "inputs")
@@ -24,6 +24,8 @@ KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
     "federated.fadas": federated.fadas,
     "rl.adrl_doses": rl.doses,
     "rl.adrl_pointmass": rl.pointmass,
+    "rl.adrl_sepsis": rl_exact.sepsis,
+    "rl.adrl_tabular": rl_exact.tabular,
     "theory.cot": theory.cot,
     "theory.gradient_flow": theory.gradient_flow,
     "theory.icl": theory.icl,
