@@ -214,13 +214,13 @@ class Agent:
         saved = torch.load(path, weights_only=True)
         agent = cls(env, AgentConfig(**saved["config"]))
         try:
+            agent.replay.load_state_dict(saved["replay"])
             for name, module in agent._modules.items():
                 module.load_state_dict(saved[name])
         except RuntimeError as error:
             raise ValueError(
                 f"{path} was learnt on other observation or action spaces than this environment's"
             ) from error
-        agent.replay.load_state_dict(saved["replay"])
         agent.generator.set_state(saved["generator"])
         agent.steps, agent.updates = saved["steps"], saved["updates"]
         if "envs" in saved and saved["obs"] is not None:

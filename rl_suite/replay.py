@@ -100,6 +100,9 @@ class Replay:
         return {"added": self.added} | {name: data[:stored].clone() for name, data in self.data.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for a replay that an earlier version saved."""
+        if missing := sorted(self.data.keys() - state.keys()):
+            raise ValueError(f"the replay has no {', '.join(missing)}: an earlier version saved it; train again")
         self.added = state["added"]
         for name, data in self.data.items():
             data[: len(state[name])] = state[name]

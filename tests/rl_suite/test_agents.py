@@ -210,3 +210,8 @@ def test_bad_environments_and_blocks_say_what_to_change(tmp_path: Path) -> None:
     Agent(Switches, AgentConfig(**SMALL)).save(tmp_path / "agent.pt")
     with pytest.raises(ValueError, match="other observation or action spaces"):
         Agent.load(tmp_path / "agent.pt", PointMasses(4, 5))
+    saved = torch.load(tmp_path / "agent.pt", weights_only=True)
+    del saved["replay"]["propensity"]
+    torch.save(saved, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match="no propensity: an earlier version saved it; train again"):
+        Agent.load(tmp_path / "old.pt", Switches)
