@@ -210,7 +210,7 @@ class Agent:
 
     @classmethod
     def load(cls, path: Path, env: Callable[[], gym.Env] | gym.vector.VectorEnv) -> Agent:
-        """Raises ValueError for an environment whose spaces differ from those of the saved agent."""
+        """Raises ValueError where the saved agent is of other spaces than the environment, or of an earlier version."""
         saved = torch.load(path, weights_only=True)
         agent = cls(env, AgentConfig(**saved["config"]))
         try:
