@@ -33,13 +33,13 @@ class DoseConfig(JobConfig):
     ``tuning_datasets`` separate logs, for each n and interaction.
     """
 
-    sizes: tuple[int, ...] = Field((5, 8, 11, 14), min_length=1)
+    sizes: tuple[int, ...] = Field((5, 9, 14), min_length=1)
     interactions: tuple[float, ...] = Field((0.0, 0.5), min_length=1)
-    datasets: int = Field(12, ge=2)
-    tuning_datasets: int = Field(4, ge=1)
+    datasets: int = Field(10, ge=2)
+    tuning_datasets: int = Field(3, ge=1)
     episodes: int = Field(300, ge=1)
-    thresholds: tuple[float, ...] = Field((0.03, 0.1, 0.3, 0.6), min_length=1)
-    updates: tuple[int, ...] = Field((100, 200, 400, 800), min_length=1)
+    thresholds: tuple[float, ...] = Field((0.1, 0.3, 0.6), min_length=1)
+    updates: tuple[int, ...] = Field((100, 200, 400), min_length=1)
     polyak: float = Field(0.02, gt=0, le=1)
 
 
@@ -47,7 +47,7 @@ def run(config: DoseConfig, run: Run) -> Result:
     cells = [(interaction, n) for interaction in config.interactions for n in config.sizes]
     logs = config.datasets + config.tuning_datasets
     run.planned_steps = len(cells) * logs
-    run.emit("message", f"about {len(cells) * logs * 0.2 * max(config.updates) / 800:.0f} minutes on one busy core")
+    run.emit("message", f"about {len(cells) * logs * 0.25 * max(config.updates) / 400:.0f} minutes on one busy core")
     rows = []
     for i, (interaction, n) in enumerate(cells):
         values = [

@@ -287,8 +287,8 @@ TWO_CORES = {
     "variants_at": (),
     "repeats": 20,
     "steps": 24_000,
-    "evaluations": 6,
-    "episodes": 5,
+    "evaluations": 4,
+    "episodes": 4,
     "explore": 8000,
     "workers": 2,
 }

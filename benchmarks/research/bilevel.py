@@ -129,7 +129,7 @@ def scores(content: JsonObject) -> str:
 def _against_d_soba(study: str, score: str, curves: JsonObject) -> list[Claim]:
     rows, diffusion = [], np.array(curves["D-SOBA"][score][-1])
     for name, curve in curves.items():
-        if not METHODS[name].corrects_heterogeneity:
+        if name not in METHODS or not METHODS[name].corrects_heterogeneity:
             continue
         end = np.array(curve[score][-1])
         logarithm = score == "error"
