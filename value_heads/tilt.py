@@ -16,11 +16,15 @@ from torch import Tensor
 
 from value_heads.prompt_features import FEATURES, RunningFeatures, TokenGroups
 
+TENSORS = ("bias", "state_factor", "token_factor", "gates", "direction", "direction_error")
+
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
     """``bias``: [V]. ``state_factor``: [r, D + 1] and ``gates``: [F, D + 1], their last column a constant.
-    ``token_factor``: [r, D]. ``ignored``: tokens whose words are not a prompt's own. ``stop_ids``: sorted."""
+    ``token_factor``: [r, D]. ``ignored``: tokens whose words are not a prompt's own. ``stop_ids``: sorted.
+    ``direction``: [D], and ``direction_error``: [], see ``tilt_export.constant_direction``; an adapter without a bias
+    needs them."""
 
     bias: Tensor
     state_factor: Tensor
@@ -28,15 +32,13 @@ class Tilt:
     gates: Tensor
     ignored: tuple[int, ...]
     stop_ids: tuple[int, ...]
+    direction: Tensor | None = None
+    direction_error: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Its parameters by name, as a file stores them."""
-        return {
-            "bias": self.bias,
-            "state_factor": self.state_factor,
-            "token_factor": self.token_factor,
-            "gates": self.gates,
-        }
+        parts = {name: getattr(self, name) for name in TENSORS}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
 
 def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
@@ -55,6 +57,8 @@ def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
         gates=torch.stack([tilt.gates * strength for tilt, strength in scaled]).sum(0),
         ignored=first.ignored,
         stop_ids=first.stop_ids,
+        direction=first.direction,
+        direction_error=first.direction_error,
     )
 
 

@@ -20,6 +20,7 @@ from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
 from iro_server.alignment.entry import BatchJob, JobEvent, JobUnavailable, batch_jobs, load_batch_job
 from iro_server.cli import backup as cli_backup
 from iro_server.cli import db as cli_db
+from iro_server.cli import export as cli_export
 from iro_server.cli import keys as cli_keys
 from iro_server.cli import model as cli_model
 from iro_server.cli import rollouts as cli_rollouts
@@ -77,6 +78,7 @@ app.add_typer(cli_db.app, name="db")
 app.add_typer(cli_rollouts.app, name="rollouts")
 app.command()(cli_backup.backup)
 app.command()(cli_backup.restore)
+app.command()(cli_export.export)
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
 DataDir = Annotated[Path | None, typer.Option(help="Files, jobs and the database.")]

@@ -12,6 +12,7 @@ import torch
 from iro_server.engines.base import Steering
 from value_heads.tilt import BoundTilt
 
+LEAST_ROOM = 1e-3  # nats: what is less is none. KL is quadratic in the strength, so that rounding would choose it
 BISECTIONS = 12  # of a step's strength where ``max_kl`` leaves less room than it would take
 
 
@@ -65,14 +66,22 @@ def within_room(logits_MV: torch.Tensor, addition_MV: torch.Tensor, room_M: torc
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         fits = divergence(logits_MV[over], addition_MV[over] * middle[:, None]) <= room_M[over]
+        fits &= room_M[over] >= LEAST_ROOM
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
     scale = torch.ones(len(addition_MV), device=over.device).index_put((over,), low)
     return addition_MV * scale[:, None]
 
 
 def divergence(logits_MV: torch.Tensor, addition_MV: torch.Tensor) -> torch.Tensor:
-    """KL(q || pi_0) [M] in nats: E_q[A] - log Z."""
+    """KL(q || pi_0) [M] in nats, float64: E_q[A] - log Z. Sums are in float64, since their difference may be small."""
     tilted_MV = logits_MV + addition_MV
-    log_z_M = tilted_MV.logsumexp(-1)
-    expected_M = ((tilted_MV - log_z_M[:, None]).exp() * addition_MV).sum(-1)
-    return (expected_M - log_z_M + logits_MV.logsumexp(-1)).clamp(min=0)
+    weights_MV, log_sum_M = _exponentials(tilted_MV)
+    expected_M = (weights_MV * addition_MV).sum(-1, dtype=torch.float64) / weights_MV.sum(-1, dtype=torch.float64)
+    return (expected_M - log_sum_M + _exponentials(logits_MV)[1]).clamp(min=0)
+
+
+def _exponentials(logits_MV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """exp(logits - their largest) [M, V], and the logarithm of the sum of exp(logits) [M], float64."""
+    largest_M1 = logits_MV.amax(-1, keepdim=True)
+    weights_MV = (logits_MV - largest_M1).exp()
+    return weights_MV, largest_M1[:, 0].double() + weights_MV.sum(-1, dtype=torch.float64).log()

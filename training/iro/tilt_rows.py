@@ -21,6 +21,7 @@ from training.iro.rollouts import HEAD_STATES, completions_of
 from value_heads.bias_fit import fit_bias, within_groups
 from value_heads.prompt_features import TokenGroups, candidate_features, common_tokens
 from value_heads.tilt import Tilt, zero_tilt
+from value_heads.tilt_export import constant_direction
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt
 
 CANDIDATES = 96  # tokens of each state that the fit compares
@@ -44,6 +45,8 @@ def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> d
     vocabulary, width = head_VD.shape
     zero = zero_tilt(vocabulary, width, common_tokens(prompt_ids), data.model.info.eos_ids)
     rows = tilt_rows(data, zero, seed)
+    direction, error = constant_direction(rows.states_ND)
+    zero = replace(zero, direction=direction, direction_error=error)
     parts = [data.shards.graded(index) for index in range(len(data.shards))]
     completions = [tokens for part in parts for tokens in part.tokens]
     prompts_R, rewards_R = (torch.cat([getattr(part, name) for part in parts]) for name in ("prompt_R", "rewards_R"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import socket
 import threading
 import time
@@ -14,7 +16,7 @@ import openai
 import uvicorn
 from typer.testing import CliRunner
 
-from iro_server.api.app import Server, create_app
+from iro_server.api.app import ENDING, Server, create_app
 from iro_server.cli import keys as cli_keys
 from iro_server.settings import Settings
 from iro_server.store.database import open_database
@@ -42,14 +44,22 @@ def serving(settings: Settings, engine: Any) -> Iterator[openai.OpenAI]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         app = create_app(settings.model_copy(update={"port": port}), engine)
-        server = Server(uvicorn.Config(app, log_level="warning"), settings.drain)
+        graceful = math.ceil(settings.drain) + ENDING
+        server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=graceful), settings.drain)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(graceful + 60)
+            assert not thread.is_alive(), f"the server does not stop: {unfinished_tasks(server)}"
+
+
+def unfinished_tasks(server: Server) -> list[str]:
+    """What the server's connections and tasks wait for."""
+    connections = [str(vars(connection)) for connection in server.server_state.connections]
+    return connections + [repr(task) for task in asyncio.all_tasks(server.servers[0].get_loop())]
 
 
 def conforms(answer: Any) -> Any:

@@ -186,7 +186,7 @@ def test_a_deadline_ends_a_request_and_frees_its_rows(tmp_path, stream):
         with pytest.raises(openai.APIError) as refusal:
             list(ask(client, stream=True)) if stream else ask(client)
         assert refusal.value.code == "deadline_exceeded"
-        wait_for(lambda: engine.open_sessions == 0, seconds=5)
+        wait_for(lambda: engine.open_sessions == 0)
 
 
 def test_a_request_whose_tokens_never_fit_in_memory_is_refused(tmp_path):
@@ -214,7 +214,7 @@ def test_clients_that_leave_free_their_places(tmp_path, stream):
             with pytest.raises(openai.APITimeoutError):
                 list(ask(client, stream=True, timeout=0.1)) if stream else ask(client, timeout=0.3)
         ask(client, max_tokens=1, timeout=10)  # nobody is in the way
-        wait_for(lambda: engine.open_sessions == 0, seconds=5)
+        wait_for(lambda: engine.open_sessions == 0)
 
 
 def test_a_server_told_to_stop_lets_requests_finish(tmp_path):

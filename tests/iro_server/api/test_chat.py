@@ -284,11 +284,11 @@ def test_a_client_that_leaves_frees_its_search(tmp_path):
     with serving(settings_for(tmp_path), engine) as client:
         with pytest.raises(openai.APITimeoutError):
             chat(client.with_options(timeout=2), max_tokens=400)
-        wait_for(lambda: engine.opened == 1 and engine.open_sessions == 0, seconds=5)
+        wait_for(lambda: engine.opened == 1 and engine.open_sessions == 0)
         with chat(client, max_tokens=400, stream=True) as stream:
             next(iter(stream))
-            wait_for(lambda: engine.open_sessions == 1, seconds=5)
-        wait_for(lambda: engine.open_sessions == 0, seconds=5)
+            wait_for(lambda: engine.open_sessions == 1)
+        wait_for(lambda: engine.open_sessions == 0)
 
 
 def test_an_engine_that_breaks_gives_a_server_error_and_goes_on(tmp_path):

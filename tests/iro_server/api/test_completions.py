@@ -60,7 +60,7 @@ def test_a_prompt_that_fails_ends_the_others(tmp_path):
     with serving(settings_for(tmp_path), engine) as client:
         with pytest.raises(openai.InternalServerError):
             complete(client, prompt=["a", "b"], max_tokens=300)
-        wait_for(lambda: engine.opened == 1 and engine.open_sessions == 0, seconds=5)
+        wait_for(lambda: engine.opened == 1 and engine.open_sessions == 0)
 
 
 def test_a_stream_says_what_the_whole_answer_says(client):

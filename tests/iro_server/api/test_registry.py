@@ -77,7 +77,7 @@ def test_what_is_not_called_goes(tmp_path):
     name = aligned(settings, "model")
     with server(settings) as (client, registry):
         assert chat(client, name) == 200
-        wait_for(lambda: not len(registry.values) and not len(registry.graders), seconds=10)
+        wait_for(lambda: not len(registry.values) and not len(registry.graders))
         assert chat(client, name) == 200
 
 

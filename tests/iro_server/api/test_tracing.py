@@ -28,7 +28,7 @@ def exporter():
 def spans_of(exporter, route: str) -> list:
     """Those of the one request to ``route``, once its own has ended."""
     named = f"POST {route}"
-    wait_for(lambda: any(span.name == named for span in exporter.get_finished_spans()), seconds=10)
+    wait_for(lambda: any(span.name == named for span in exporter.get_finished_spans()))
     (request,) = [span for span in exporter.get_finished_spans() if span.name == named]
     return [span for span in exporter.get_finished_spans() if span.context.trace_id == request.context.trace_id]
 

@@ -26,18 +26,20 @@ SUCCEEDED = "fine_tuning.job.succeeded"
 
 
 class Receiver:
-    """A server that notes what it gets. Each answer has the next of ``statuses``, or 204, ``delay`` seconds late."""
+    """A server that notes what it gets. Each answer has the next of ``statuses``, or 204, ``delay`` seconds late,
+    or once the receiver closes."""
 
     def __init__(self, *statuses: int, delay: float = 0.0) -> None:
         self.statuses, self.delay = list(statuses), delay
         self.got: list[tuple[bytes, dict[str, str]]] = []
+        self.closing = threading.Event()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 receiver.got.append((body, dict(self.headers)))
-                time.sleep(receiver.delay)
+                receiver.closing.wait(receiver.delay)
                 self.send_response(receiver.statuses.pop(0) if receiver.statuses else 204)
                 self.send_header("location", "/elsewhere")
                 self.end_headers()
@@ -53,6 +55,7 @@ class Receiver:
         return self
 
     def __exit__(self, *_) -> None:
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -193,17 +196,17 @@ def test_an_event_survives_the_server(tmp_path, database_url, monkeypatch):
 
 def test_a_slow_endpoint_holds_up_no_other(served):
     client = served.client
-    with Receiver(delay=3) as slow, Receiver() as quick, listening(client, slow.url), listening(client, quick.url):
+    with Receiver(delay=60) as slow, Receiver() as quick, listening(client, slow.url), listening(client, quick.url):
         for _ in range(3):
             tell(served.settings)
-        wait_for(lambda: len(quick.got) == 3, seconds=2.5)
+        wait_for(lambda: len(quick.got) == 3, seconds=50)
         assert len(slow.got) == 1
 
 
 def test_an_endpoint_that_never_answers_counts_as_failed(served, monkeypatch):
     monkeypatch.setattr(webhooks, "TIMEOUT", 0.2)
     monkeypatch.setattr(deliveries, "GIVE_UP", 0.0)
-    with Receiver(delay=1) as receiver, listening(served.client, receiver.url) as endpoint:
+    with Receiver(delay=60) as receiver, listening(served.client, receiver.url) as endpoint:
         tell(served.settings)
         wait_for(lambda: delivery(served.settings, endpoint).due is None)
         assert "no answer within" in delivery(served.settings, endpoint).last_error

@@ -17,6 +17,7 @@ from iro_server.engines.base import HEAD_STATE, Chunk, Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prompts import chat_prompt_ids
+from iro_server.engines.steering import divergence, within_room
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import Tilt, zero_tilt
 
@@ -153,3 +154,19 @@ def test_a_tilt_that_nobody_holds_is_forgotten(engine: EmbeddedEngine, prompt: l
     del tilt
     gc.collect()
     assert bound() is None
+
+
+def test_room_that_rounding_would_fill_is_none() -> None:
+    """Such a step has the frozen model's distribution, whatever else is in the batch."""
+    generator = torch.Generator().manual_seed(0)
+    logits, addition = (torch.randn(4, 4000, generator=generator) for _ in range(2))
+    room = torch.tensor([0.0, 1e-6, 0.1, torch.inf], dtype=torch.float64)
+    scaled = within_room(logits, addition, room)
+    assert not scaled[:2].any() and torch.equal(scaled[3], addition[3])
+    taken = divergence(logits, scaled)
+    assert 0.099 < taken[2] <= 0.1
+    exact = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=(logits + scaled).double()),
+        torch.distributions.Categorical(logits=logits.double()),
+    )
+    assert torch.allclose(taken, exact, atol=1e-6)

@@ -149,7 +149,7 @@ def test_a_grader_is_closed_while_it_is_frozen_and_in_no_time(groups):
     grader.grade(Sample("x"), {})
     start = time.monotonic()
     grader.close()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert groups() == []
 
 

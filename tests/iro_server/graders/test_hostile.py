@@ -91,7 +91,7 @@ def test_a_hostile_grader_is_contained(hostile, outcome):
 def test_others_are_answered_meanwhile(outcome):
     _, waits, _ = outcome
     assert len(waits) > 10
-    assert sorted(waits)[len(waits) // 2] < 1 and max(waits) < 10
+    assert sorted(waits)[len(waits) // 2] < 3 and max(waits) < 30
 
 
 def test_no_process_is_left(outcome):

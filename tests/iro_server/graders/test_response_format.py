@@ -123,7 +123,7 @@ def test_a_large_schema_is_accepted_or_refused_quickly(name: str) -> None:
     started = time.monotonic()
     with contextlib.suppress(ValueError):
         parse_response_format(schema(LARGE[name]))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("count", [1001, 10**5])

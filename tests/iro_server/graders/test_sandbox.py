@@ -180,7 +180,7 @@ def test_a_chain_of_processes_whose_parents_exit_at_once_is_ended():
     with python(CHAIN) as grader:
         for _ in range(20):
             assert grader.grade(Sample("x"), {"calm": False}).reward == 1.0
-            wait_for(lambda: not sandboxed(), seconds=2)  # the kernel ends them after their sandbox
+            wait_for(lambda: not sandboxed())  # the kernel ends them after their sandbox
 
 
 def test_no_look_misses_a_chain_of_processes():

@@ -134,7 +134,7 @@ def test_a_paused_job_stops_keeps_its_checkpoints_and_goes_on(settings):
         id = start_job(client, GRADER | {"name": "slow"}, iterations=4)
         wait_for(lambda: jobs.checkpoints.list(id).data)
         assert jobs.pause(id).status == "paused"
-        wait_for(lambda: lock.holder(settings.job_dir(id)) is None, seconds=10)
+        wait_for(lambda: lock.holder(settings.job_dir(id)) is None)
         done = jobs.checkpoints.list(id).data
         model = done[0].fine_tuned_model_checkpoint
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}], max_tokens=4)

@@ -152,7 +152,7 @@ def test_a_cancelled_job_stops_its_worker(tmp_path, name):
         job_id = start_job(client, grader(name), iterations=16)
         wait_for_step(client, job_id)
         assert client.fine_tuning.jobs.cancel(job_id).status == "cancelled"
-        wait_for(lambda: lock.holder(settings.job_dir(job_id)) is None, seconds=10)
+        wait_for(lambda: lock.holder(settings.job_dir(job_id)) is None)
         job = client.fine_tuning.jobs.retrieve(job_id)
         assert (job.status, job.error) == ("cancelled", None)
         with pytest.raises(Exception, match="already cancelled"):

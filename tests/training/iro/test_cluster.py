@@ -53,7 +53,7 @@ def nodes() -> Iterator[Cluster]:
     yield cluster
     family = {process.pid for process in psutil.Process().children(recursive=True)}
     cluster.shutdown()
-    wait_for(lambda: not family & of_ray(), seconds=60)
+    wait_for(lambda: not family & of_ray())
 
 
 def living(attributes: list[str]) -> list[psutil.Process]:
@@ -116,7 +116,7 @@ def test_a_stopped_job_leaves_no_work_behind_and_goes_on_in_one_process(
         ray_job(over(nodes), seconds=0.3).execute(
             config, tmp_path / "run", should_stop=lambda: len(list(sampled.iterdir())) > 20
         )
-    wait_for(lambda: not works(tmp_path / "run"), seconds=10)
+    wait_for(lambda: not works(tmp_path / "run"))
     assert comparable(job().execute(config, tmp_path / "run")) == comparable(reference)
 
 
@@ -147,8 +147,8 @@ def test_a_servers_job_is_paused_and_resumed_on_the_cluster(nodes: Cluster, tmp_
         run = settings.job_dir(id) / "run"
         wait_for(lambda: len(list((run / "sampled").glob("*"))) > 20)
         assert jobs.pause(id).status == "paused"
-        wait_for(lambda: lock.holder(settings.job_dir(id)) is None, seconds=10)
-        wait_for(lambda: not works(run), seconds=10)
+        wait_for(lambda: lock.holder(settings.job_dir(id)) is None)
+        wait_for(lambda: not works(run))
         assert not (run / "checkpoints").exists() and list((tmp_path / "storage").glob("align-run-*/*-rollouts.pt"))
         jobs.resume(id)
         assert ended(client, id).status == "succeeded"
@@ -168,7 +168,7 @@ def test_a_killed_driver_takes_its_own_cluster_along(tmp_path: Path) -> None:
         assert sampled_by(run) <= family
         os.kill(driver, signal.SIGKILL)
         assert ended(client, id).status == "failed"
-        wait_for(lambda: not works(run), seconds=10)
+        wait_for(lambda: not works(run))
         wait_for(lambda: not family & of_ray(), seconds=120)  # Ray's agents take a minute to notice
 
 

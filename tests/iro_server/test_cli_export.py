@@ -1,0 +1,114 @@
+"""``iro export``: the tilt of a bundle, loaded by the libraries that it is written for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iro_server.engines.describe import Description
+from iro_server.engines.prepare import prepare_model
+from tests.iro_server.test_cli import iro
+from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
+from value_heads.prompt_features import FEATURES
+from value_heads.tilt import Tilt, zero_tilt
+
+STOP_IDS = (2,)
+LOADS_WITH_PEFT = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+model_dir, adapter, ids, out = sys.argv[1:]
+base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, adapter).eval()
+with torch.no_grad():
+    torch.save(model(torch.load(ids)).logits[0].log_softmax(-1), out)
+"""
+
+
+@pytest.fixture(scope="module")
+def model_dir() -> Path:
+    return prepare_model()
+
+
+@pytest.fixture(scope="module")
+def head_VD(model_dir: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    weight: torch.Tensor = model.get_output_embeddings().weight.detach()
+    return weight
+
+
+@pytest.fixture(scope="module")
+def tilt(head_VD: torch.Tensor) -> Tilt:
+    vocabulary, width = head_VD.shape
+    generator = torch.Generator().manual_seed(0)
+    gates = torch.zeros(len(FEATURES), width + 1)
+    gates[FEATURES.index("stop")] = torch.randn(width + 1, generator=generator) * 0.01
+    return replace(
+        zero_tilt(vocabulary, width, (), STOP_IDS),
+        bias=torch.randn(vocabulary, generator=generator) * 0.3,
+        state_factor=torch.randn(8, width + 1, generator=generator) * 0.02,
+        token_factor=torch.randn(8, width, generator=generator) * 0.2,
+        gates=gates,
+    )
+
+
+def saved(folder: Path, tilt: Tilt | None, model_dir: Path) -> str:
+    info = Description.of_directory(model_dir).info
+    spec = FeatureSpec(summed=(0,), position=False)
+    stack = ValueStack([LinearHead(spec, torch.zeros(spec.width(info.hidden_size)), 0.0)], [1.0], tilt)
+    save_bundle(folder, stack, model_hash=info.model_hash, template_hash=info.template_hash)
+    return str(folder)
+
+
+def test_peft_loads_the_adapter_and_draws_as_the_tilt_does(
+    tmp_path: Path, tilt: Tilt, head_VD: torch.Tensor, model_dir: Path
+) -> None:
+    bundle = saved(tmp_path / "bundle", tilt, model_dir)
+    done = iro("export", bundle, "--out", str(tmp_path / "adapter"))
+    assert done.exit_code == 0, done.output
+    ids = AutoTokenizer.from_pretrained(model_dir)("A walk along the shore of the lake", return_tensors="pt").input_ids
+    torch.save(ids, tmp_path / "ids.pt")
+    files = [str(tmp_path / name) for name in ("adapter", "ids.pt", "logprobs.pt")]
+    subprocess.run([sys.executable, "-c", LOADS_WITH_PEFT, str(model_dir), *files], check=True)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    with torch.no_grad():
+        states = model.model(ids).last_hidden_state[0]
+    with_one = torch.cat([states, torch.ones(len(states), 1)], 1)
+    added = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ head_VD.T)
+    added[:, list(STOP_IDS)] += with_one @ tilt.gates[FEATURES.index("stop")][:, None]
+    expected = (states @ head_VD.T + added).log_softmax(-1)
+    torch.testing.assert_close(torch.load(tmp_path / "logprobs.pt"), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_logit_bias_has_the_strongest_tokens(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:
+    bias = torch.zeros_like(tilt.bias)
+    bias[[7, 11]] = torch.tensor([2.0, -3.0])
+    only_bias = replace(tilt, bias=bias, state_factor=tilt.state_factor[:0], token_factor=tilt.token_factor[:0])
+    only_bias = replace(only_bias, gates=torch.zeros_like(tilt.gates))
+    bundle, out = saved(tmp_path / "bundle", only_bias, model_dir), tmp_path / "bias.json"
+    assert iro("export", bundle, "--format", "logit_bias", "--out", str(out)).exit_code == 0
+    assert json.loads(out.read_text()) == {"7": 2.0, "11": -3.0}
+
+
+def refused(*arguments: str) -> str:
+    done = iro("export", *arguments)
+    assert done.exit_code == 2
+    return done.output
+
+
+def test_what_no_adapter_holds_is_refused(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:
+    plain = saved(tmp_path / "plain", None, model_dir)
+    assert "has no tilt" in refused(plain, "--out", str(tmp_path / "out"))
+    words = saved(tmp_path / "words", replace(tilt, gates=torch.ones_like(tilt.gates)), model_dir)
+    assert "--without-words" in refused(words, "--out", str(tmp_path / "out"))
+    assert iro("export", words, "--without-words", "--out", str(tmp_path / "out")).exit_code == 0
+    assert "exists" in refused(words, "--out", str(tmp_path / "out"))
+    assert "earlier format" in refused(words, "--without-words", "--format", "vllm", "--out", str(tmp_path / "v"))
+    assert "neither a value bundle" in refused(str(tmp_path), "--out", str(tmp_path / "v"))

@@ -1,0 +1,68 @@
+"""Tilts as adapters of the output head and as entries of ``logit_bias``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.value_heads.test_tilt import GROUPS, VOCABULARY, WIDTH, head, random_tilt
+from value_heads.prompt_features import FEATURES
+from value_heads.tilt import BoundTilt, Tilt
+from value_heads.tilt_export import (
+    constant_direction,
+    head_adapter,
+    logit_bias,
+    reads_words,
+    without_static,
+)
+
+
+def without_words(tilt: Tilt) -> Tilt:
+    reads_stop = torch.tensor([[name == "stop"] for name in FEATURES])
+    return replace(tilt, gates=tilt.gates * reads_stop)
+
+
+@given(st.integers(0, 999), st.integers(0, 4))
+def test_an_adapter_and_a_bias_draw_as_the_tilt_does(seed: int, rank: int) -> None:
+    tilt = without_words(random_tilt(seed, rank))
+    states = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed + 1))
+    base = states @ head().T
+    expected = [
+        BoundTilt(tilt, head(), GROUPS).additions(s[None], [BoundTilt(tilt, head(), GROUPS).start([1])]) for s in states
+    ]
+    tilted = (base + torch.cat(expected)).log_softmax(-1)
+    adapter = head_adapter(tilt, head())
+    assert torch.allclose((base + adapter.additions(states)).log_softmax(-1), tilted, atol=1e-4)
+    assert adapter.lora_A.shape == (rank + 1, WIDTH) and not reads_words(tilt)
+
+
+def test_what_reads_words_is_known() -> None:
+    assert reads_words(random_tilt(0))
+
+
+def test_states_with_a_constant_part_need_no_bias() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.cat([torch.full((200, 1), 3.0), torch.randn(200, WIDTH - 1, generator=generator)], 1)
+    direction, error = constant_direction(states)
+    assert torch.allclose(states @ direction, torch.ones(200), atol=5e-3) and error < 5e-3
+    adapter = head_adapter(random_tilt(3), head())
+    ranked = without_static(adapter, direction)
+    assert len(ranked.lora_A) == len(adapter.lora_A) + 1 and not ranked.static.any()
+    limit = 5e-3 * float(adapter.static.abs().max())
+    assert torch.allclose(ranked.additions(states), adapter.additions(states), atol=limit)
+
+
+def test_the_error_of_the_direction_is_that_of_unseen_states() -> None:
+    """Of states without a constant part, whose dimensions are more than there are states to fit them."""
+    states = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    assert constant_direction(states)[1] > 0.9
+
+
+def test_the_strongest_entries_are_kept() -> None:
+    static = torch.tensor([0.1, -3.0, 0.0, 2.0])
+    assert logit_bias(static, 2) == {1: -3.0, 3: 2.0}
+    assert set(logit_bias(static, 9)) == {0, 1, 3}
+    assert len(logit_bias(torch.arange(float(VOCABULARY)), 300)) == VOCABULARY - 1

@@ -1,0 +1,106 @@
+"""A tilt as other servers apply it: a LoRA adapter of the output head, and numbers for single tokens.
+
+A(s, a) = <B[a], A s> + static[a] + what depends on the prompt. The first part is an adapter (A: ``lora_A``, B:
+``lora_B``), the second a bias; the third, the gates on the prompt's and the response's words, no fixed file can hold.
+Axes in tensor names: V vocabulary, D width, r rank, N states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from value_heads.prompt_features import FEATURES
+from value_heads.tilt import Tilt
+
+STOP = FEATURES.index("stop")
+PENALTY = 1e-3  # of the direction's ridge regression, relative to the states' mean square
+HELDOUT_SHARE = 4  # one state in so many measures the direction's error
+
+
+@dataclass(frozen=True, eq=False)
+class HeadAdapter:
+    """Adds lora_B (lora_A s) + static to the logits. ``lora_A``: [r, D]; ``lora_B``: [V, r]; ``static``: [V]."""
+
+    lora_A: Tensor
+    lora_B: Tensor
+    static: Tensor
+
+    def additions(self, states_ND: Tensor) -> Tensor:
+        """[N, V]."""
+        return states_ND @ self.lora_A.T @ self.lora_B.T + self.static
+
+
+def head_adapter(tilt: Tilt, head_VD: Tensor) -> HeadAdapter:
+    """What of the tilt depends on no word of the prompt or the response. Exact. Token factors and the stop gate count
+    as ranks; ``static`` is centred, which changes no distribution."""
+    token_rV = tilt.token_factor.float() @ head_VD.float().T
+    stops = torch.zeros(len(tilt.bias), 1)
+    stops[list(tilt.stop_ids)] = 1.0
+    rows, columns = torch.cat([tilt.state_factor, tilt.gates[STOP:]]).float(), torch.cat([token_rV.T, stops], 1)
+    static = tilt.bias + columns @ rows[:, -1]
+    used = (rows[:, :-1] != 0).any(1)
+    return HeadAdapter(rows[used, :-1].contiguous(), columns[:, used].contiguous(), static - static.median())
+
+
+def reads_words(tilt: Tilt) -> bool:
+    """Whether it depends on the words of the prompt or of the response."""
+    return bool(tilt.gates[:STOP].any())
+
+
+def constant_direction(states_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """u [D] of which <u, s> is nearly 1 at every state, by ridge regression, and the root mean square of <u, s> - 1 on
+    states that it was not fitted on. An adapter without a bias spends a rank on it.
+
+    Reconstruction: a final norm leaves the state's length nearly constant, and no direction exactly so.
+    """
+    states_ND = states_ND.double()
+    heldout_N = torch.arange(len(states_ND)) % HELDOUT_SHARE == 0
+    fitted = states_ND[~heldout_N]
+    gram_DD = fitted.T @ fitted / len(fitted)
+    penalty = PENALTY * gram_DD.diagonal().mean()
+    u_D = torch.linalg.solve(gram_DD + penalty * torch.eye(len(gram_DD), dtype=torch.float64), fitted.mean(0))
+    error = (states_ND[heldout_N] @ u_D - 1).square().mean().sqrt()
+    return u_D.float(), error.float()
+
+
+def without_static(adapter: HeadAdapter, direction_D: Tensor) -> HeadAdapter:
+    """The static part as one more rank: off by the direction's error at a state, times the static part."""
+    return HeadAdapter(
+        torch.cat([adapter.lora_A, direction_D[None]]),
+        torch.cat([adapter.lora_B, adapter.static[:, None]], 1),
+        torch.zeros_like(adapter.static),
+    )
+
+
+def write_peft(adapter: HeadAdapter, folder: Path, base_model: str, module: str) -> Path:
+    """An adapter folder that ``peft`` and vLLM load. ``module``: the output head's name in the model. A static part
+    becomes LoRA's bias, which vLLM does not take."""
+    from peft import LoraConfig  # on first use: it takes seconds
+
+    rank, has_bias = len(adapter.lora_A), bool(adapter.static.any())
+    lora_A, lora_B = adapter.lora_A, adapter.lora_B
+    if rank == 0:
+        rank, lora_A, lora_B = 1, torch.zeros(1, lora_A.shape[1]), torch.zeros(len(lora_B), 1)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[module], task_type="CAUSAL_LM", lora_bias=has_bias)
+    config.base_model_name_or_path = base_model
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    prefix = f"base_model.model.{module}"
+    tensors = {f"{prefix}.lora_A.weight": lora_A, f"{prefix}.lora_B.weight": lora_B}
+    if has_bias:
+        tensors[f"{prefix}.lora_B.bias"] = adapter.static
+    save_file(
+        {name: value.float().contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors"
+    )
+    return folder
+
+
+def logit_bias(static_V: Tensor, count: int) -> dict[int, float]:
+    """The strongest entries of a static tilt: OpenAI's API takes 300 of them."""
+    strongest = static_V.abs().topk(min(count, len(static_V))).indices
+    return {token: float(static_V[token]) for token in strongest.sort().values.tolist() if static_V[token] != 0}
