@@ -138,6 +138,20 @@ def sharing(content: Content) -> str:
     return table(["ratio of base tokens a second", "measured"], [[name, f"{content[name]:.2f}"] for name in names])
 
 
+def tilts(content: Content) -> str:
+    """What a tilt costs, as ratios within one run."""
+    rows = [
+        [
+            row["name"],
+            f"{row['median']:.2f}",
+            f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}",
+            f"≥ {row['aim']:g}",
+        ]
+        for row in content["rows"]
+    ]
+    return table(["ratio", "median", "repeats", "aim"], rows)
+
+
 def fit_memory(content: Content) -> str:
     """MiB that a fit adds, by value model and number of prompts."""
     head = ["MiB that a fit adds", *[f"{count:,} prompts" for count in content["prompts"]], "largest over smallest"]

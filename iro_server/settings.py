@@ -55,6 +55,7 @@ class Settings(Placement):
     engine_urls: list[EngineUrl] = Field(default_factory=list)  # servers of the model; none: it runs in this process
     engine_kind: EngineKind = "vllm"
     engine_model: str | None = None  # its name there; None: the first that is served
+    engine_adapters: Path | None = None  # a directory that vLLM servers read too: tilts as LoRA adapters
     engine_key: SecretStr | None = Field(None, exclude=True)
     engine_timeout: float = Field(600.0, gt=0)  # of one answer: one chunk of a search, all of a plain sample
     engine_patience: float = Field(30.0, ge=0)  # how long a request waits for an engine that fails
@@ -86,7 +87,22 @@ class Settings(Placement):
     project_files: int = Field(10_000, gt=0)
     project_jobs: int = Field(200, gt=0)  # that have not ended
     project_webhooks: int = Field(50, gt=0)
-    retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, uploads, deliveries
+    project_responses: int = Field(100_000, gt=0)  # stored and not expired
+    response_seconds: float = Field(30 * 86400.0, ge=1)  # that a response is stored
+    project_evals: int = Field(1000, gt=0)
+    project_eval_runs: int = Field(50, gt=0)  # that have not ended
+    project_eval_items: int = Field(200_000, gt=0)  # of all runs
+    eval_items: int = Field(20_000, gt=0)  # of one run
+    eval_bytes: int = Field(64 * 2**20, gt=0)  # of one run's items, as JSON
+    eval_concurrency: int = Field(2, ge=0)  # runs at once on this server; 0: they are for other servers
+    job_estimates: bool = True  # whether each job is estimated, beside it, once its files are validated
+    estimate_seconds: float = Field(120.0, gt=0, le=3600)  # of sampling and grading for one estimate, about
+    estimate_prompts: int = Field(24, ge=3, le=256)  # at most, in that time
+    estimate_rollouts: int = Field(8, ge=2, le=128)  # completions of each
+    estimate_concurrency: int = Field(1, ge=0)  # estimates at once on this server; 0: they are for other servers
+    project_estimates: int = Field(10, gt=0)  # that have not ended
+    lease: float = Field(30.0, gt=0)  # after which another server goes on with what one that died did in the background
+    retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, estimates, uploads, deliveries
 
     python_graders: Literal["sandbox", "unsafe", "off"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
@@ -129,12 +145,13 @@ class Settings(Placement):
             key=self.engine_key.get_secret_value() if self.engine_key else None,
             timeout=self.engine_timeout,
             patience=self.engine_patience,
+            adapters=self.engine_adapters,
         )
 
     @property
     def engine_fields(self) -> JsonObject:
         """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
-        names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout")
+        names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout", "engine_adapters")
         return {name: getattr(self, name) for name in names} if self.engine_urls else {}
 
     @property

@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from value_heads.scoring import Request, Search
 from value_heads.shared import Adapter, State, shared_model
 from value_heads.stack import Chunk, check_betas
+from value_heads.tilt import Tilt
 
 
 class LoraBackbone:
@@ -156,11 +157,13 @@ class LoraBackbone:
 
 
 class LoraValues:
-    """Sum_t V_t / beta_t over a backbone's first len(betas) iterations; a Scorer that needs no hidden states."""
+    """Sum_t V_t / beta_t over a backbone's first len(betas) iterations; a Scorer that needs no hidden states. ``tilt``:
+    as of a ``ValueStack``."""
 
     layers: tuple[int, ...] = ()
 
-    def __init__(self, backbone: LoraBackbone, betas: Sequence[float]):
+    def __init__(self, backbone: LoraBackbone, betas: Sequence[float], tilt: Tilt | None = None):
+        self.tilt = tilt
         check_betas(betas, len(betas))
         if len(betas) > backbone.iterations:
             raise ValueError(f"{len(betas)} betas for a backbone of {backbone.iterations} iterations")
@@ -168,7 +171,10 @@ class LoraValues:
 
     def with_betas(self, betas: Sequence[float]) -> LoraValues:
         check_betas(betas, len(self.betas))
-        return LoraValues(self.backbone, betas)
+        return LoraValues(self.backbone, betas, self.tilt)
+
+    def with_tilt(self, tilt: Tilt | None) -> LoraValues:
+        return LoraValues(self.backbone, self.betas, tilt)
 
     def start(self, prompt_ids: Sequence[int]) -> LoraState:
         return LoraState(self, prompt_ids)

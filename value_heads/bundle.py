@@ -97,7 +97,7 @@ def save_bundle(
     else:
         states = [stack.backbone.iteration_state(t) for t in range(len(stack.betas))]
     tensors = {f"{t}.{name}": value.contiguous() for t, state in enumerate(states) for name, value in state.items()}
-    tilt = stack.tilt if isinstance(stack, ValueStack) else None
+    tilt = stack.tilt
     if tilt is not None:
         tensors |= {f"{TILT}.{name}": value.contiguous() for name, value in tilt.tensors().items()}
     save_file(tensors, directory / TENSORS)
@@ -127,12 +127,12 @@ def load_bundle(
     _check_hash("base model", manifest.model_hash, model_hash, directory)
     _check_hash("chat template", manifest.template_hash, template_hash, directory)
     tensors = _load_tensors(directory, manifest)
-    if manifest.lora is not None:
-        return _load_lora(manifest.lora, tensors, backbone_dir, directory)
-    heads = [_head(entry, _under(tensors, index)) for index, entry in enumerate(manifest.heads)]
     tilt = None
     if manifest.tilt is not None:
         tilt = Tilt(**_under(tensors, TILT), ignored=manifest.tilt.ignored, stop_ids=manifest.tilt.stop_ids)
+    if manifest.lora is not None:
+        return _load_lora(manifest.lora, tensors, backbone_dir, directory).with_tilt(tilt)
+    heads = [_head(entry, _under(tensors, index)) for index, entry in enumerate(manifest.heads)]
     return ValueStack(heads, [entry.beta for entry in manifest.heads], tilt)
 
 

@@ -6,6 +6,7 @@ sentence's "River" are one. Axes in tensor names: V vocabulary, M rows, T tokens
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -113,6 +114,22 @@ class RunningFeatures:
         """Every row goes on as many ways as it has tokens here."""
         self.rows = [self._taken(row, token) for row, drawn in zip(self.rows, tokens, strict=True) for token in drawn]
 
+    def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        """The rows are now these tokens, of any number, after these rows."""
+        rows = []
+        for parent, drawn in zip(parents, tokens, strict=True):
+            row = self.rows[parent]
+            for token in drawn:
+                row = self._taken(row, token)
+            rows.append(row)
+        self.rows = rows
+
+    def of_row(self, place: int) -> RunningFeatures:
+        """The features of one row alone."""
+        alone = copy.copy(self)
+        alone.rows = [self.rows[place]]
+        return alone
+
     def _taken(self, row: Row, token: int) -> Row:
         word = int(self.groups.group_V[token])
         if word in row.words:
@@ -130,10 +147,17 @@ class RunningFeatures:
         in_prompt = torch.stack([row.in_prompt for row in self.rows])[:, self._prompt_place].to(gates_MF.device)
         addition_MV[:, self._prompt_ids] += torch.where(in_prompt, prompt_repeated[:, None], prompt[:, None])
         addition_MV[:, self.stop_ids] += stop[:, None]
-        for place, row in enumerate(self.rows):
-            addition_MV[place, row.others] += repeated[place]
-            if row.last in self._following:
-                addition_MV[place, self._following[row.last]] += continues[place]
+        nothing = torch.empty(0, dtype=torch.int64)
+        _add_to_rows(addition_MV, [row.others for row in self.rows], repeated)
+        _add_to_rows(addition_MV, [self._following.get(row.last, nothing) for row in self.rows], continues)
+
+
+def _add_to_rows(addition_MV: Tensor, tokens: Sequence[Tensor], number_M: Tensor) -> None:
+    """Add each row's number to its tokens, which differ from each other, in place."""
+    counts_M = torch.tensor([len(of_row) for of_row in tokens])
+    row_N = torch.arange(len(tokens)).repeat_interleave(counts_M).to(addition_MV.device)
+    token_N = torch.cat(list(tokens)).to(addition_MV.device)
+    addition_MV[row_N, token_N] += number_M[row_N]
 
 
 def candidate_features(

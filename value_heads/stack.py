@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -62,6 +62,14 @@ class ValueStack:
     def values(self, hidden: dict[int, Tensor]) -> Tensor:
         """Sum_t V_t / beta_t [R, L] at every token of whole responses; ``hidden`` as ``features`` takes it."""
         return torch.stack([head(features(head.spec, hidden)) / beta for head, beta in self.terms()]).sum(0)
+
+    def token_values(self, tokens: Sequence[int], hidden: Mapping[int, Tensor]) -> list[float]:
+        """What each token of one response adds to Sum_t V_t / beta_t, the first with the value of any start: they sum
+        to the response's value. ``hidden[layer]``: [T, D] at its tokens."""
+        states = {layer: states_TD[None] for layer, states_TD in hidden.items()}
+        values_T = self.values({**states, TOKENS: torch.tensor([list(tokens)])})[0]
+        increments: list[float] = values_T.diff(prepend=torch.zeros(1)).tolist()
+        return increments
 
     def start(self, prompt_ids: Sequence[int]) -> StackState:
         return StackState(self)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from value_heads.prompt_features import FEATURES, RunningFeatures, TokenGroups
 
+TiltPart = Literal["bias", "states", "words", "word_states"]
+TILT_PARTS: frozenset[TiltPart] = frozenset({"bias", "states", "words", "word_states"})
 TENSORS = ("bias", "state_factor", "token_factor", "gates", "direction", "direction_error")
 
 
@@ -34,6 +37,19 @@ class Tilt:
     stop_ids: tuple[int, ...]
     direction: Tensor | None = None
     direction_error: Tensor | None = None
+
+    @property
+    def parts(self) -> frozenset[TiltPart]:
+        """What a server must be able to do: add a ``bias``, read the model's ``states``, read the ``words`` of prompt
+        and response, weigh them by the state (``word_states``)."""
+        word_gates, stop_gate = self.gates[:-1], self.gates[-1]
+        needs: dict[TiltPart, bool] = {
+            "bias": bool(self.bias.any()) or bool(stop_gate[-1]) or bool(self.state_factor[:, -1:].any()),
+            "states": bool(self.state_factor[:, :-1].any()) or bool(stop_gate[:-1].any()),
+            "words": bool(word_gates.any()),
+            "word_states": bool(word_gates[:, :-1].any()),
+        }
+        return frozenset(part for part, needed in needs.items() if needed)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its parameters by name, as a file stores them."""

@@ -47,11 +47,6 @@ def head_adapter(tilt: Tilt, head_VD: Tensor) -> HeadAdapter:
     return HeadAdapter(rows[used, :-1].contiguous(), columns[:, used].contiguous(), static - static.median())
 
 
-def reads_words(tilt: Tilt) -> bool:
-    """Whether it depends on the words of the prompt or of the response."""
-    return bool(tilt.gates[:STOP].any())
-
-
 def constant_direction(states_ND: Tensor) -> tuple[Tensor, Tensor]:
     """u [D] of which <u, s> is nearly 1 at every state, by ridge regression, and the root mean square of <u, s> - 1 on
     states that it was not fitted on. An adapter without a bias spends a rank on it.

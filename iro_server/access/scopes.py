@@ -6,6 +6,8 @@ from enum import StrEnum
 
 SHARED = ("/v1/fine_tuning/checkpoints/", "/v1/webhook_endpoints", "/metrics")  # whom a project tells, the whole server
 
+GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
 
 class Scope(StrEnum):
     read = "read"  # look
@@ -19,4 +21,4 @@ def needed(method: str, path: str) -> Scope:
         return Scope.admin
     if method in ("GET", "HEAD", "OPTIONS"):
         return Scope.read
-    return Scope.generate if path in ("/v1/chat/completions", "/v1/completions") else Scope.train
+    return Scope.generate if method == "POST" and path in GENERATING else Scope.train

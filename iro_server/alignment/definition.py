@@ -56,7 +56,12 @@ class AlignmentOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    iterations: int = Field(3, ge=1, le=16, description="Value functions, one for each iteration.")
+    iterations: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Value functions, one for each iteration. Iterations share the prompts: each takes its part.",
+    )
     betas: Betas | Auto = Field(
         "auto",
         description="How strongly each value function guides: one number for each iteration. Smaller values guide more "
@@ -237,6 +242,9 @@ class Alignment(AlignmentOptions):
     engine_timeout: float = Field(600.0, gt=0, description="Maximum seconds that one answer of an engine takes.")
     engine_patience: float = Field(
         600.0, ge=0, description="Maximum seconds that a rollout waits for an engine that fails."
+    )
+    engine_adapters: Path | None = Field(
+        None, description="Directory that vLLM servers read too, for tilts as LoRA adapters. Null: they take none."
     )
     training_file: Path = Field(description="Training rows.")
     validation_file: Path | None = Field(

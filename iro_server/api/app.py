@@ -19,6 +19,9 @@ from iro_server.api import (
     chat,
     completions,
     errors,
+    estimates,
+    eval_runs,
+    evals,
     files,
     fine_tuning,
     graders,
@@ -26,6 +29,7 @@ from iro_server.api import (
     metrics,
     models,
     permissions,
+    responses,
     uploads,
     webhooks,
 )
@@ -43,6 +47,9 @@ from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders import cgroup
 from iro_server.graders.sandbox import isolation_problem
+from iro_server.jobs.background import Background
+from iro_server.jobs.estimates.running import EstimateExecutor
+from iro_server.jobs.evals.running import RunExecutor
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.validation import Validation
 from iro_server.jobs.webhook_sender import Sender, lookup_executor
@@ -50,6 +57,7 @@ from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
+from iro_server.store.tables import Estimate, EvalRun
 from iro_server.telemetry import logs, tracing
 from value_heads.scoring import CACHES
 
@@ -80,7 +88,15 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         sweeping = sweep_hourly(settings, sessions, supervisor.stopping)
         validating = Validation(settings, sessions, grader_environment, engine).run(supervisor.stopping)
         idle = registry.sweep(supervisor.stopping)
-        tasks = [asyncio.create_task(run) for run in (supervisor.run(), validating, sender.run(), sweeping, idle)]
+        evaluating = Background(
+            settings, sessions, EvalRun, RunExecutor(sessions, grader_environment).execute, settings.eval_concurrency
+        ).run(supervisor.stopping)
+        estimator = EstimateExecutor(settings, sessions, grader_environment, engine.info.hidden_size)
+        estimating = Background(settings, sessions, Estimate, estimator.execute, settings.estimate_concurrency).run(
+            supervisor.stopping
+        )
+        work = (supervisor.run(), validating, sender.run(), sweeping, idle, evaluating, estimating)
+        tasks = [asyncio.create_task(run) for run in work]
         yield
         supervisor.stopping.set()
         await asyncio.gather(*tasks)
@@ -102,7 +118,22 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     app.add_middleware(SendTimeout, seconds=settings.send_timeout)
     errors.install(app)
     v1 = APIRouter(prefix="/v1", responses=errors.RESPONSES)
-    for route in (models, files, uploads, webhooks, fine_tuning, permissions, graders, chat, completions, health):
+    for route in (
+        models,
+        files,
+        uploads,
+        webhooks,
+        estimates,
+        fine_tuning,
+        permissions,
+        graders,
+        evals,
+        eval_runs,
+        chat,
+        completions,
+        responses,
+        health,
+    ):
         v1.include_router(route.router)
     app.include_router(v1)
     app.include_router(metrics.router)

@@ -36,7 +36,6 @@ MEMBER = re.compile(r"(str|int|float|bool|constrained-.*|(literal|list|dict)\[.*
 HINTS = {  # by field
     "method": "A job says how: {'type': 'reinforcement', 'reinforcement': {'grader': ...}}.",
 }
-INSTEAD = {"/v1/responses": "; answers are at /v1/chat/completions and /v1/completions"}
 
 
 class ErrorObject(BaseModel):
@@ -223,8 +222,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         call = f"{request.method} {request.url.path}"
-        hint = INSTEAD.get(request.url.path, "")
-        message = {404: f"Unknown request URL: {call}{hint}", 405: f"Not allowed: {call}"}.get(
+        message = {404: f"Unknown request URL: {call}", 405: f"Not allowed: {call}"}.get(
             error.status_code, error.detail
         )
         code = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code)

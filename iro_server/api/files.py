@@ -26,8 +26,8 @@ from iro_server.store import tables as t
 from iro_server.store.row_files import PARQUET_MAGIC, BadRows, Format, converted, table_format
 
 router = APIRouter(prefix="/files", tags=["files"], route_class=FileRoute)
-Purpose = Literal["fine-tune"]  # of OpenAI's, the one that something here reads
-MEDIA_TYPES = {"fine-tune": "application/jsonl", "fine-tune-results": "text/csv"}
+Purpose = Literal["fine-tune", "evals"]  # of OpenAI's, those that something here reads
+MEDIA_TYPES = {"fine-tune": "application/jsonl", "evals": "application/jsonl", "fine-tune-results": "text/csv"}
 
 
 class ExpiresAfter(BaseModel):
@@ -48,7 +48,8 @@ def create(
     anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
     seconds: Annotated[str | None, Form(alias="expires_after[seconds]")] = None,
 ) -> JsonObject:
-    """Store a JSONL, Parquet or CSV file of training rows, as JSONL. 400, with the number of a row that is none."""
+    """Store a JSONL, Parquet or CSV file of training rows, or of an eval's items, as JSONL. 400, with the number of a
+    row that is none."""
     policy = _expires_after(expires_after, anchor, seconds)
     check_file(context, file.size or 0)
     head = file.file.read(len(PARQUET_MAGIC))
@@ -86,9 +87,9 @@ def stored(context: Context, upload: Received, purpose: str) -> t.File:
     id, created = t.new_id("file-"), t.now()
     path, name = context.settings.files_dir / id, upload.name
     if (format := table_format(upload.name, upload.head)) is None:
-        size, sha256 = files.write_whole(path, checked_lines(upload.blocks))
+        size, sha256 = files.write_whole(path, checked_lines(upload.blocks, purpose))
     else:
-        size, sha256 = _convert(context, upload.blocks, format, path)
+        size, sha256 = _convert(context, upload.blocks, format, path, purpose)
         name = f"{Path(upload.name).stem}.jsonl"
     return t.File(
         project=context.caller.project,
@@ -102,13 +103,13 @@ def stored(context: Context, upload: Received, purpose: str) -> t.File:
     )
 
 
-def _convert(context: Context, blocks: Iterable[bytes], format: Format, path: Path) -> files.Written:
+def _convert(context: Context, blocks: Iterable[bytes], format: Format, path: Path, purpose: str) -> files.Written:
     """Write the rows of a Parquet or CSV file to ``path`` as JSONL."""
     table = path.with_suffix(".table")  # which the sweep removes after a crash
     try:
         files.write_whole(table, blocks)
         lines = _bounded(converted(table, format), context.settings.max_upload_bytes)
-        return files.write_whole(path, checked_lines(lines, "row"))
+        return files.write_whole(path, checked_lines(lines, purpose, "row"))
     except BadRows as error:
         raise bad_request(f"Invalid file: {error}.", "file", "invalid_file") from error
     finally:

@@ -35,14 +35,7 @@ async def create(body: JobRequest, context: Ctx) -> JsonObject:
 
 def _create(body: JobRequest, context: Context) -> JsonObject:
     check_jobs(context)
-    _check_model(body, context)
-    body.method.reinforcement.check_rows(context.settings.max_rows)
-    body.method.reinforcement.check_format()
-    _check_grader(body, context)
-    sources = {"training_file": body.training_file, "validation_file": body.validation_file}
-    for param, id in sources.items():
-        if id is not None:
-            files.unexpired_file(context, id, param)
+    sources = check_request(body, context)
     job_id = t.new_id("ftjob-")
     folder = context.settings.job_dir(job_id)
     config = {"model_dir": str(context.settings.model_dir), "model_name": body.model}
@@ -52,7 +45,7 @@ def _create(body: JobRequest, context: Context) -> JsonObject:
         if id is not None:  # the job's own name for it: the file may be deleted while the job runs
             _link(context, id, param, folder / f"{param}.jsonl")
             config[param] = str(folder / f"{param}.jsonl")
-    seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+    seed = job_seed(body)
     job = t.Job(
         id=job_id,
         project=context.caller.project,
@@ -82,6 +75,23 @@ def _create(body: JobRequest, context: Context) -> JsonObject:
             message = "wandb: nothing is sent there; the job's TensorBoard files are in its run folder"
             records.add_event(session, job_id, message, "warn")
     return show(job, context)
+
+
+def check_request(body: JobRequest, context: Context) -> dict[str, str | None]:
+    """The request's files by parameter. 400 or 404 for what can be known to fail."""
+    _check_model(body, context)
+    body.method.reinforcement.check_rows(context.settings.max_rows)
+    body.method.reinforcement.check_format()
+    _check_grader(body, context)
+    sources = {"training_file": body.training_file, "validation_file": body.validation_file}
+    for param, id in sources.items():
+        if id is not None:
+            files.unexpired_file(context, id, param)
+    return sources
+
+
+def job_seed(body: JobRequest) -> int:
+    return secrets.randbelow(2**31) if body.seed is None else body.seed
 
 
 def _check_model(body: JobRequest, context: Context) -> None:

@@ -1,4 +1,4 @@
-"""Training rows: what an uploaded line must hold."""
+"""Training rows and the items of evals: what an uploaded line must hold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, BinaryIO, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
+from iro_server import JsonObject
 from iro_server.api.errors import APIError, bad_request
 from iro_server.engines.prompts import text_of
 
@@ -41,13 +42,30 @@ class Row(BaseModel):
         return self
 
 
+class EvalRow(BaseModel):
+    """An item of an eval and, where a model has answered already, its sample."""
+
+    model_config = ConfigDict(extra="allow")
+
+    item: JsonObject
+    sample: JsonObject | None = None
+
+
+KINDS: dict[str, tuple[type[BaseModel], str]] = {
+    "fine-tune": (Row, "a training row"),
+    "evals": (EvalRow, "an eval item"),
+}
+"""By a file's purpose: what its lines hold."""
+
+
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
     """The lines of ``file``, the start alone of one that is too long."""
     return iter(partial(file.readline, MAX_LINE + 1), b"")
 
 
-def checked_lines(lines: Iterable[bytes], unit: str = "line") -> Iterator[bytes]:
-    """Pass ``lines`` on as they are. 400, with its number, for the first that is no training row, or without any.
+def checked_lines(lines: Iterable[bytes], purpose: str = "fine-tune", unit: str = "line") -> Iterator[bytes]:
+    """Pass ``lines`` on as they are. 400, with its number, for the first that is no row of the ``purpose``, or without
+    any.
 
     ``unit``: what a line is in the file that was sent.
     """
@@ -60,14 +78,15 @@ def checked_lines(lines: Iterable[bytes], unit: str = "line") -> Iterator[bytes]
         elif blank:
             raise _invalid(unit, blank, "is blank")
         else:
-            _check(unit, number, line)
+            _check(unit, number, line, purpose)
             rows += 1
         yield line
     if rows == 0:
-        raise bad_request("The file is empty: it has no training rows.", "file", "invalid_file")
+        raise bad_request("The file is empty: it has no rows.", "file", "invalid_file")
 
 
-def _check(unit: str, number: int, line: bytes) -> None:
+def _check(unit: str, number: int, line: bytes, purpose: str) -> None:
+    kind, noun = KINDS[purpose]
     try:
         row = from_json(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, allow_inf_nan=False)
         json.dumps(row, allow_nan=False)  # 1e999 is JSON, but no number that a grader could be handed
@@ -78,12 +97,13 @@ def _check(unit: str, number: int, line: bytes) -> None:
     if not isinstance(row, dict):
         raise _invalid(unit, number, "is not a JSON object")
     try:
-        Row.model_validate(row)
+        kind.model_validate(row)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise _invalid(unit, number, f"is not a training row: {f'{where}: ' if where else ''}{message}") from None
+        message = f"{f'{where}: ' if where else ''}{message}"
+        raise _invalid(unit, number, f"is not {noun}: {message}") from None
 
 
 def _invalid(unit: str, number: int, problem: str) -> APIError:

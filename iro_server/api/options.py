@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -190,4 +191,5 @@ def _kl(generations: list[Generation], generated: list[Any]) -> dict[str, float]
     choices = [choice for each in generated for choice in each.choices]
     if not choices or not any(generation.steering for generation in generations):
         return {}
-    return {"kl": round(sum(choice.kl for choice in choices) / len(choices), 4)}
+    kl = sum(choice.kl for choice in choices) / len(choices)
+    return {} if math.isnan(kl) else {"kl": round(kl, 4)}

@@ -5,7 +5,7 @@ Each is counted before it grows, so requests at once may go over it together by 
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 
 from iro_server.api.context import Context
 from iro_server.api.errors import APIError
@@ -38,6 +38,38 @@ def check_webhooks(context: Context) -> None:
     with context.sessions() as session:
         endpoints = session.scalar(select(func.count()).select_from(t.WebhookEndpoint).where(where)) or 0
     _check("webhook endpoints", endpoints + 1, context.settings.project_webhooks, "Delete some")
+
+
+def check_evals(context: Context) -> None:
+    evals = _count(context, t.Eval)
+    _check("evals", evals + 1, context.settings.project_evals, "Delete some")
+
+
+def check_eval_runs(context: Context, items: int) -> None:
+    """Refuse a run of so many items that the project has no room for."""
+    unfinished = _count(context, t.EvalRun, t.EvalRun.status.in_(("queued", "in_progress")))
+    most = context.settings.project_eval_runs
+    _check("eval runs that have not ended", unfinished + 1, most, "Wait for some, or cancel them")
+    owned = t.EvalItem.run_id.in_(select(t.EvalRun.id).where(t.EvalRun.project == context.caller.project))
+    with context.sessions() as session:
+        stored = session.scalar(select(func.count()).select_from(t.EvalItem).where(owned)) or 0
+    _check("items of eval runs", stored + items, context.settings.project_eval_items, "Delete some runs")
+
+
+def check_estimates(context: Context) -> None:
+    unfinished = _count(context, t.Estimate, t.Estimate.status.in_(("queued", "in_progress")))
+    _check("estimates that have not ended", unfinished + 1, context.settings.project_estimates, "Wait for some")
+
+
+def check_responses(context: Context) -> None:
+    stored = _count(context, t.Response, t.Response.unexpired())
+    _check("stored responses", stored + 1, context.settings.project_responses, "Delete some, or set store to false")
+
+
+def _count(context: Context, table: type[t.Base], *where: ColumnElement[bool]) -> int:
+    """The project's rows of ``table``."""
+    with context.sessions() as session:
+        return session.scalar(select(func.count()).select_from(table).where(*context.owned(table), *where)) or 0
 
 
 def _check(resource: str, would_be: int, most: int, instead: str) -> None:

@@ -67,11 +67,13 @@ class ServedModel:
 
     def steering(self, params: SearchParams) -> Steering | None:
         """The tilt of its logits at the request's strength. ValueError where it has none to be strong."""
-        tilt = self.values.tilt if isinstance(self.values, ValueStack) else None
+        tilt = self.values.tilt if self.values is not None else None
         if not params.strength:
             return None
         if tilt is None:
             raise ValueError(f"{self.name} has no tilt: leave strength out, or 0")
+        if not self.engine.info.drift and (params.max_kl is not None or params.rule.samples):
+            raise ValueError(f"{self.name} is served where KL is not known: leave out max_kl, and smc with a strength")
         return Steering(tilt, params.strength, params.max_kl)
 
 
@@ -169,9 +171,9 @@ class ModelRegistry:
             raise ModelMismatch(f"The model '{name}' cannot be served with {self.base}: {error}") from error
         except ValueError as error:
             raise ModelUnreadable(f"The model '{name}' cannot be loaded: {error}") from error
-        if isinstance(values, ValueStack) and values.tilt is not None and not info.steers:
-            message = f"The model '{name}' tilts the logits of {self.base}, which is served where nothing can."
-            raise ModelMismatch(f"{message} Align it anew.")
+        if values.tilt is not None and (missing := info.cannot_apply(values.tilt)):
+            message = f"The model '{name}' tilts the logits of {self.base}, which is served where no tilt has"
+            raise ModelMismatch(f"{message} {', '.join(sorted(missing))}. Align it anew.")
         if info.lacks(values.layers):
             message = f"The model '{name}' reads hidden states of {self.base}, which is served without them here."
             raise ModelMismatch(f"{message} Align it anew.")

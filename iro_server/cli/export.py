@@ -33,8 +33,7 @@ def export(
     from iro_server.engines.describe import Description
     from iro_server.engines.output_head import read_output_head
     from value_heads import load_bundle
-    from value_heads.stack import ValueStack
-    from value_heads.tilt_export import head_adapter, logit_bias, reads_words, without_static, write_peft
+    from value_heads.tilt_export import head_adapter, logit_bias, without_static, write_peft
 
     if out.exists():
         raise FileExistsError(f"{out} exists")
@@ -42,10 +41,10 @@ def export(
     info = Description.of_directory(directory).info
     bundle = _bundle(values, data_dir)
     stack = load_bundle(bundle, model_hash=info.model_hash, template_hash=info.template_hash, backbone_dir=directory)
-    tilt = stack.tilt if isinstance(stack, ValueStack) else None
+    tilt = stack.tilt
     if tilt is None:
         raise ValueError(f"{bundle} has no tilt: its values only rank what the model proposes, which no adapter does")
-    if reads_words(tilt) and not words:
+    if "words" in tilt.parts and not words:
         raise ValueError(
             "this tilt depends on the words of prompt and response, which no adapter holds: serve it by Iro, "
             "or export the rest by --without-words"

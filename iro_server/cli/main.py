@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,15 @@ from iro_server.alignment.definition import DEFAULT_OPTIONS, AlignmentOptions
 from iro_server.alignment.entry import BatchJob, JobEvent, JobUnavailable, batch_jobs, load_batch_job
 from iro_server.cli import backup as cli_backup
 from iro_server.cli import db as cli_db
+from iro_server.cli import estimate as cli_estimate
+from iro_server.cli import evals as cli_evals
 from iro_server.cli import export as cli_export
 from iro_server.cli import keys as cli_keys
 from iro_server.cli import model as cli_model
 from iro_server.cli import rollouts as cli_rollouts
 from iro_server.cli.demo import DemoError, MissingPackage
 from iro_server.cli.model import model_dir
-from iro_server.cli.options import parse_value, with_options_of
+from iro_server.cli.options import parse_value, read_grader, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 from iro_server.store.row_files import write_dataset
@@ -76,8 +77,10 @@ app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_db.app, name="db")
 app.add_typer(cli_rollouts.app, name="rollouts")
+app.add_typer(cli_evals.app, name="evals")
 app.command()(cli_backup.backup)
 app.command()(cli_backup.restore)
+app.command()(cli_estimate.estimate)
 app.command()(cli_export.export)
 
 Model = Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")]
@@ -183,7 +186,7 @@ def align(
     files, overrides = arguments[: 1 if dataset else 2], arguments[1 if dataset else 2 :]
     if len(files) < (1 if dataset else 2):
         raise ValueError("align takes TRAIN and GRADER, or GRADER and --dataset")
-    grader = _read_grader(Path(files[-1]))
+    grader = read_grader(Path(files[-1]))
     if dataset is None:
         train = _existing(Path(files[0]))
     else:
@@ -225,14 +228,19 @@ def generate(
     ] = None,
     selection: Annotated[str | None, typer.Option(help=f"{ALIGNED_SEARCH.selection} by default.")] = None,
     betas: Annotated[str | None, typer.Option(help="Comma-separated; default: the bundle's.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0, help="Of the bundle's tilt; 1 by default, then with a single row.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Colour each token by what it adds to the value.")] = False,
 ) -> None:
     """Print a completion, guided by the value functions of a bundle if one is given."""
+    from iro_server.cli.generate import complete, explained, search_defaults
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.base import Sampling
 
     options: JsonObject = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
-    options |= {"selection": selection, "betas": betas.split(",") if betas else None}
-    defaults = ALIGNED_SEARCH.model_dump() if values else {}
+    options |= {"selection": selection, "betas": betas.split(",") if betas else None, "strength": strength}
+    defaults = search_defaults(values, options) if values else {}
     params = SearchParams.model_validate(
         defaults | {name: value for name, value in options.items() if value is not None}
     )
@@ -240,9 +248,15 @@ def generate(
         raise ValueError("top_p: must be above 0")
     if params.betas and values is None:
         raise ValueError("betas weigh value functions, and there are none without --values")
+    if explain and values is None:
+        raise ValueError("--explain colours tokens by the value functions of --values")
     prompt = sys.stdin.read() if prompt == "-" else prompt
     sampling = Sampling(temperature, top_p=top_p, top_k=top_k, seed=seed)
-    typer.echo(_complete(model_dir(model), prompt, text, params, sampling, max_tokens, values))
+    completion = complete(model_dir(model), prompt, text, params, sampling, max_tokens, values)
+    if explain:
+        console.print(explained(completion))
+    else:
+        typer.echo(completion.text)
 
 
 @app.command("list")
@@ -297,36 +311,6 @@ def demo(
     run_demo(out, QUICK if quick else DemoSize())
 
 
-def _complete(
-    directory: Path, prompt: str, text: bool, params: Any, sampling: Any, max_tokens: int, values: Path | None
-) -> str:
-    import asyncio
-    from dataclasses import replace
-
-    from transformers.utils.logging import disable_progress_bar
-
-    from iro_server.decoding.base import repeatable
-    from iro_server.decoding.search import guided_search
-    from iro_server.engines.embedded import EmbeddedEngine
-    from iro_server.engines.prompts import item_prompt_ids
-    from value_heads import load_bundle
-
-    disable_progress_bar()
-    item = {"prompt": prompt} if text else {"messages": [{"role": "user", "content": prompt}]}
-    with EmbeddedEngine(directory) as engine:
-        info = engine.info
-        hashes = {"model_hash": info.model_hash, "template_hash": info.template_hash}
-        stack = load_bundle(values, **hashes, backbone_dir=directory) if values else None
-        if stack and params.betas:
-            stack = stack.with_betas(params.betas)
-        sampling = replace(sampling, stop_ids=info.eos_ids)
-        prompt_ids = item_prompt_ids(engine.tokenizer, item)
-        if stack and sampling.temperature == 0 and params.rows > 1:
-            sampling = repeatable(sampling, 1.0, prompt_ids)
-        search = guided_search(engine, prompt_ids, params, sampling, max_tokens, stack)
-        return str(engine.tokenizer.decode(asyncio.run(search).finals[0].tokens, skip_special_tokens=True))
-
-
 def _execute(job: BatchJob[BaseModel], config: JsonObject, out: Path, seeds: int = 1) -> JsonObject:
     """Run the job with its events on the terminal; Ctrl-C leaves a run that the same command goes on with."""
     styles = {"warn": "yellow", "error": "red"}
@@ -367,15 +351,6 @@ def _parse(pairs: Sequence[str]) -> JsonObject:
             raise ValueError(f"{pair!r} is not of the form key=value")
         config[key] = parse_value(value)
     return config
-
-
-def _read_grader(path: Path) -> JsonObject:
-    if path.suffix == ".py":
-        return {"type": "python", "name": path.stem, "source": path.read_text()}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
 
 
 def _existing(path: Path) -> Path:

@@ -6,11 +6,13 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
+from iro_server import JsonObject
 from iro_server.alignment.reference import FieldRow, field_rows
 
 
@@ -20,6 +22,17 @@ def parse_value(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def read_grader(path: Path) -> JsonObject:
+    """A grader's JSON, or one in Python by a ``.py`` file. ValueError for a file that is no JSON."""
+    if path.suffix == ".py":
+        return {"type": "python", "name": path.stem, "source": path.read_text()}
+    try:
+        grader: JsonObject = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    return grader
 
 
 def with_options_of(model: type[BaseModel], panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

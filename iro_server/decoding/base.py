@@ -128,7 +128,9 @@ class Final:
     """One finished completion. ``hidden[layer]``: [T, D] where the search was asked to keep it.
 
     ``value``: sum_t V_t/beta_t at the last token (0 without values). ``kl``: nats from the frozen model, summed over
-    the states that its tokens were drawn from (0 without steering). ``finish_reason``: "stop" or "length".
+    the states that its tokens were drawn from (0 without steering, NaN where the engine does not report it).
+    ``finish_reason``: "stop" or "length". ``log_ratios``: log q/pi_0 of each token where the engine reports drift of a
+    tilt q, else none.
     """
 
     tokens: list[int]
@@ -137,6 +139,7 @@ class Final:
     finish_reason: Literal["stop", "length"]
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     kl: float = 0.0
+    log_ratios: list[float] = field(default_factory=list)
 
 
 @dataclass

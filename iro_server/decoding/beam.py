@@ -15,14 +15,15 @@ class Beam:
 
     Beams are equal where all their tokens since the prompt are, however chunks divide them.
 
-    ``logprobs``, ``hidden[layer]`` [L, D]: of ``tokens``. ``row``: its place in the chunk. ``value``: sum_t V_t/beta_t
-    at the last token. ``log_weight``: of SMC, since the beam was resampled. ``kl``: nats from
-    the frozen model along its tokens, where it was steered. ``length``: tokens since the prompt.
+    ``logprobs``, ``log_ratios`` (where it was steered), ``hidden[layer]`` [L, D]: of ``tokens``. ``row``: its place in
+    the chunk. ``value``: sum_t V_t/beta_t at the last token. ``log_weight``: of SMC, since the beam was resampled.
+    ``kl``: nats from the frozen model along its tokens, where it was steered. ``length``: tokens since the prompt.
     """
 
     parent: Beam | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    log_ratios: list[float] = field(default_factory=list)
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     row: int = 0
     value: float = 0.0

@@ -7,6 +7,7 @@ is W=1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -75,6 +76,9 @@ async def guided_search(
     if len(prompt_ids) + max_tokens > engine.info.max_length:
         limit = engine.info.max_length
         raise ValueError(f"{len(prompt_ids)} prompt tokens and {max_tokens} new ones do not fit the model's {limit}")
+    knows_drift = steering is None or engine.info.drift
+    if params.rule.samples and not knows_drift:
+        raise ValueError(f"{engine.info.name} reports no log-ratios of a tilt, which {params.selection} corrects for")
     observer = observer or NullObserver()
     observer.prompt(len(prompt_ids))
     layers = tuple(sorted({*keep_hidden, *(scorer.layers if scorer else ())}))
@@ -82,7 +86,8 @@ async def guided_search(
         session = await engine.open(prompt_ids, sampling, layers, steering)
     try:
         values = scorer.start(prompt_ids) if scorer else None
-        search = _Search(session, values, params.drawn_by(sampling), sampling.seed, keep_hidden, stop_text, observer)
+        drawn = params.drawn_by(sampling)
+        search = _Search(session, values, drawn, sampling.seed, keep_hidden, stop_text, observer, knows_drift)
         agreed: list[int] = []
         remaining_tokens = max_tokens
         while remaining_tokens and search.live:
@@ -109,12 +114,14 @@ class _Search:
         keep_hidden: tuple[int, ...],
         stop_text: Callable[[list[int]], bool] | None,
         observer: SearchObserver,
+        knows_drift: bool,
     ) -> None:
         self.session, self.values, self.params, self.observer = session, values, params, observer
         self.keep_hidden, self.stop_text = keep_hidden, stop_text
         self.generator = torch.Generator()
         # Another stream than the session's, whose uniforms drew the tokens that are resampled here.
         self.generator.manual_seed((seed + RESAMPLING) % 2**63) if seed is not None else self.generator.seed()
+        self.knows_drift = knows_drift
         self.beams = [Beam()]
         self.usage = SearchUsage()
 
@@ -148,7 +155,9 @@ class _Search:
         tokens, logprobs = chunk.tokens_RL.tolist(), chunk.logprobs_RL.tolist()
         lengths, stopped = chunk.lengths_R.tolist(), chunk.stopped_R.tolist()
         values = scores_R.tolist() if scores_R is not None else [0.0] * len(lengths)
-        log_ratios, kl = _sums(chunk.log_ratios_RL, chunk.lengths_R), _sums(chunk.kl_RL, chunk.lengths_R)
+        log_ratios = _sums(chunk.log_ratios_RL, chunk.lengths_R)
+        kl = _sums(chunk.kl_RL, chunk.lengths_R) if self.knows_drift else [math.nan] * len(lengths)
+        ratios = [] if chunk.log_ratios_RL is None else chunk.log_ratios_RL.tolist()
         log_successors = torch.tensor(float(successors)).log().item()
         beams = []
         for row, length in enumerate(lengths):
@@ -157,6 +166,7 @@ class _Search:
                 parent,
                 tokens[row][:length],
                 logprobs[row][:length],
+                ratios[row][:length] if ratios else [],
                 {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
                 row,
                 values[row],
@@ -187,6 +197,7 @@ class _Search:
         return Final(
             tokens=[token for part in path for token in part.tokens],
             logprobs=[logprob for part in path for logprob in part.logprobs],
+            log_ratios=[ratio for part in path for ratio in part.log_ratios],
             value=beam.value,
             finish_reason="stop" if beam.finished else "length",
             hidden={layer: torch.cat([part.hidden[layer] for part in path]) for layer in self.keep_hidden},

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from iro_server import JsonObject
+from value_heads.tilt import TILT_PARTS, Tilt, TiltPart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from value_heads.tilt import Tilt
 
 HEAD_STATE = -10
 """Asked for as a layer: the states that the new tokens were drawn from, as the output head reads them."""
@@ -62,7 +61,8 @@ class ModelInfo:
     """What identifies a frozen model; value functions are tied to both hashes.
 
     ``hidden``: whether its engine reports hidden states past layer 0, which is the token's embedding.
-    ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: whether it takes a tilt.
+    ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: the parts of a
+    tilt that it applies. ``drift``: whether it reports how far a tilt has moved a row.
     """
 
     name: str
@@ -74,11 +74,16 @@ class ModelInfo:
     max_length: int
     hidden: bool = True
     logprobs: bool = True
-    steers: bool = True
+    steers: frozenset[TiltPart] = TILT_PARTS
+    drift: bool = True
 
     def lacks(self, layers: Iterable[int]) -> bool:
         """Whether its engine cannot report all of these layers."""
         return not self.hidden and any(layers)
+
+    def cannot_apply(self, tilt: Tilt) -> frozenset[TiltPart]:
+        """The parts of the tilt that its engine does not apply."""
+        return tilt.parts - self.steers
 
 
 @dataclass
@@ -90,7 +95,7 @@ class Chunk:
     stopped_R: bool, the row drew a stop id. hidden[layer]: [R, L, D] float32, the frozen model's hidden state
     at each new token: layer 0 is the token embedding, layer i the output of decoder layer i, HEAD_STATE the state that
     the token was drawn from. log_ratios_RL: log q/pi_0 of each token, and kl_RL: KL(q || pi_0) where it was drawn, both
-    float32; None without steering.
+    float32; None without steering, and from an engine that does not report drift.
     """
 
     tokens_RL: torch.Tensor

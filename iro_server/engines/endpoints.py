@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -34,7 +35,8 @@ class Endpoints:
 
     ``kind``: the engine that calls them, a key of ``opening.ENGINES``. ``model``: its name there; None: the first that
     is served. ``timeout``: the longest that one answer may take. ``patience``: how long a request waits, from the first
-    failure on, for a server that answers.
+    failure on, for a server that answers. ``adapters``: a directory that vLLM servers read too, where tilts are written
+    as LoRA adapters; None: servers without LoRA.
     """
 
     urls: tuple[str, ...] = ()
@@ -43,3 +45,4 @@ class Endpoints:
     key: str | None = field(default=None, repr=False)
     timeout: float = 600.0
     patience: float = 30.0
+    adapters: Path | None = None

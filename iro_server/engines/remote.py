@@ -26,6 +26,7 @@ from iro_server.engines.describe import describe
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.replicas import Replica, Replicas, Timing
+from iro_server.engines.vllm_adapters import Adapter
 from value_heads.threads import share_cores_with_engine
 
 Result = TypeVar("Result")
@@ -66,7 +67,9 @@ class RemoteEngine:
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         share_cores_with_engine()
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        self._info = replace(describe(Path(model_dir), name, self.tokenizer), hidden=False, steers=False)
+        self._info = replace(
+            describe(Path(model_dir), name, self.tokenizer), hidden=False, steers=frozenset(), drift=False
+        )
         self.embedding = Embedding(Path(model_dir))
         timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.silence)
         self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url)
@@ -107,12 +110,18 @@ class RemoteEngine:
 
     def check(self, prompt_ids: Sequence[int], layers: Sequence[int], steering: Steering | None) -> None:
         if steering is not None:
-            raise ValueError(f"{self.info.name} is served over HTTP, where nothing tilts its logits")
+            self.check_steering(steering)
         if self.info.lacks(layers):
             raise ValueError(f"{self.info.name} is served over HTTP, without hidden states past layer 0, the embedding")
         if not 0 < len(prompt_ids) < self.info.max_length:
             max_tokens = self.info.max_length - 1
             raise ValueError(f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {max_tokens}")
+
+    def check_steering(self, steering: Steering) -> None:
+        if missing := self.info.cannot_apply(steering.tilt):
+            raise ValueError(f"{self.info.name} is served over HTTP, where no tilt has {', '.join(sorted(missing))}")
+        if steering.max_kl is not None:
+            raise ValueError(f"{self.info.name} is served over HTTP, where KL from the frozen model is not known")
 
     @contextmanager
     def lockstep(self, sessions: int) -> Iterator[None]:
@@ -160,9 +169,10 @@ class RemoteSession(Generic[Prefix]):
         self.round = 0
         self.replica: Replica | None = None
         self.pending: Future[Chunk] | None = None
+        self.adapter: Adapter | None = None
 
-    def request(self, prefix: Prefix, count: int, length: int, seed: int) -> JsonObject:
-        """The body that asks for ``count`` continuations; number i draws with ``seed`` + i."""
+    def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
+        """The body that asks for ``count`` continuations of a row; number i draws with ``seed`` + i."""
         raise NotImplementedError
 
     def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[Prefix, Row]]:
@@ -176,6 +186,10 @@ class RemoteSession(Generic[Prefix]):
         return await asyncio.wrap_future(self.pending)
 
     async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        return chunk_of(await self._draw(parents, num_successors, length), self.embedding)
+
+    async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
+        """The rows of a chunk, which are the session's from now on."""
         counts = Counter(parents)  # a parent that occurs twice is one request for twice as many rows, all different
         answers = await gather_or_cancel(
             self._continue(p, count * num_successors, length) for p, count in counts.items()
@@ -185,13 +199,17 @@ class RemoteSession(Generic[Prefix]):
         sampled = [next(of_parent[parent]) for parent in origins]
         self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, sampled, strict=True)]
         self.round += 1
-        return chunk_of([row for _, row in sampled], self.embedding)
+        self.follow(origins, [row.tokens for _, row in sampled])
+        return [row for _, row in sampled]
 
     async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Prefix, Row]]:
-        body = self.request(self.prefixes[parent], count, length, derive(self.seed, self.round, parent))
+        body = self.request(parent, count, length, derive(self.seed, self.round, parent))
         read = partial(self.read, count=count, length=length)
-        sampled, self.replica = await self.engine.replicas.complete(body, read, self.replica)
+        sampled, self.replica = await self.engine.replicas.complete(body, read, self.replica, self.adapter)
         return sampled
+
+    def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        """Called as rows grow: these tokens after these rows."""
 
     def close(self) -> None:
         if self.pending is not None:

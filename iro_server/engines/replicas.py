@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Container, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -18,6 +19,7 @@ import httpx
 
 from iro_server import JsonObject
 from iro_server.engines.endpoints import KEY_VARIABLE, EngineUnavailable, base_url
+from iro_server.engines.vllm_adapters import Adapter
 from iro_server.telemetry.metrics import CACHED_TOKENS, SENT_TOKENS
 
 log = logging.getLogger("iro.engine")
@@ -25,6 +27,7 @@ FAILURES = 3  # in a row, and a replica is left alone
 ALONE = 4  # so many times the silence is borne with a replica that is the last
 STICKY_ROWS = 64  # a session stays on its replica until it has so many rows more than the least loaded one
 CONNECT = 5.0  # seconds
+MOST_ADAPTERS = 64  # loaded on one replica
 PAUSE = 0.2  # seconds between rounds of asking all replicas
 Answer = TypeVar("Answer")
 
@@ -59,8 +62,10 @@ class Replica:
     failures: int = 0  # in a row
     down: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    adapters: OrderedDict[str, None] = field(default_factory=OrderedDict)  # that it has loaded, last used last
 
     def count(self, usage: JsonObject) -> None:
         sent = int(usage.get("prompt_tokens") or 0)
@@ -78,13 +83,15 @@ class Replica:
 
 @dataclass(frozen=True)
 class _Call(Generic[Answer]):
-    """``read`` makes an answer of the payload, or raises. ``rows``: what it weighs."""
+    """``read`` makes an answer of the payload, or raises. ``rows``: what it weighs. ``adapter``: what it names as its
+    model."""
 
     method: str
     path: str
     body: JsonObject | None
     read: Callable[[JsonObject], Answer]
     rows: int
+    adapter: Adapter | None = None
 
 
 class Replicas:
@@ -117,14 +124,19 @@ class Replicas:
         return (await self._ask(_Call("GET", "/models", None, read, 0), None, patience))[0]
 
     async def complete(
-        self, body: JsonObject, read: Callable[[JsonObject], Answer], prefer: Replica | None = None
+        self,
+        body: JsonObject,
+        read: Callable[[JsonObject], Answer],
+        prefer: Replica | None = None,
+        adapter: Adapter | None = None,
     ) -> tuple[Answer, Replica]:
         """What ``read`` makes of the answer to ``body`` (it raises for one that makes no sense), and who gave it.
 
         ValueError where the request is refused as wrong, EngineUnavailable where no replica answers within the
-        patience. ``prefer``: the replica that has the prompt in its cache.
+        patience. ``prefer``: the replica that has the prompt in its cache. ``adapter``: loaded on the replica first.
         """
-        return await self._ask(_Call("POST", "/completions", body, read, body["n"]), prefer, self.timing.patience)
+        call = _Call("POST", "/completions", body, read, body["n"], adapter)
+        return await self._ask(call, prefer, self.timing.patience)
 
     async def _ask(self, call: _Call[Answer], prefer: Replica | None, patience: float) -> tuple[Answer, Replica]:
         clock = asyncio.get_running_loop().time
@@ -159,6 +171,8 @@ class Replicas:
         replica.requests += 1
         self._watch(replica)
         try:
+            if call.adapter:
+                await _unless(replica.down, self._load(replica, call.adapter))
             payload = await _unless(replica.down, self._payload(replica, call))
         finally:
             replica.rows -= call.rows
@@ -169,6 +183,28 @@ class Replicas:
             raise ReplicaFailure(f"{replica.url} gave an answer that makes no sense: {error!r}") from error
         replica.failures = 0
         return answer
+
+    async def _load(self, replica: Replica, adapter: Adapter) -> None:
+        """Have the replica serve the adapter; the one that was not asked for longest gives way."""
+        async with replica.loading:
+            if adapter.name not in replica.adapters:
+                body: JsonObject = {"lora_name": adapter.name, "lora_path": str(adapter.path)}
+                response = await self._post(replica, "/load_lora_adapter", body)
+                if not response.is_success and "already been loaded" not in response.text:
+                    message = f"{replica.url} cannot load the adapter of a tilt: {_message(response)}"
+                    hint = " (start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True)"
+                    raise ReplicaFailure(message + (hint if response.status_code == 404 else ""), settled=True)
+            replica.adapters[adapter.name] = None
+            replica.adapters.move_to_end(adapter.name)
+            while len(replica.adapters) > MOST_ADAPTERS:
+                oldest, _ = replica.adapters.popitem(last=False)
+                await self._post(replica, "/unload_lora_adapter", {"lora_name": oldest})
+
+    async def _post(self, replica: Replica, path: str, body: JsonObject) -> httpx.Response:
+        try:
+            return await self.client.post(replica.url + path, json=body)
+        except httpx.HTTPError as error:
+            raise ReplicaFailure(f"{replica.url} does not answer ({type(error).__name__}: {error})") from error
 
     async def _payload(self, replica: Replica, call: _Call[Answer]) -> JsonObject:
         where = replica.url
@@ -183,6 +219,9 @@ class Replicas:
             raise ValueError(f"{where} refuses the request: {_message(response)}")
         if response.status_code in (401, 403):
             raise ReplicaFailure(f"{where} refuses the key ({KEY_VARIABLE}): {_message(response)}", settled=True)
+        if response.status_code == 404 and call.adapter:  # the server was started again since it loaded the adapter
+            replica.adapters.pop(call.adapter.name, None)
+            raise ReplicaFailure(f"{where} has lost an adapter, which is loaded again")
         if response.status_code == 404:
             raise ReplicaFailure(f"{where}{call.path} is not there: {_message(response)}", settled=True)
         if not response.is_success:

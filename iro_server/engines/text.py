@@ -58,8 +58,10 @@ class TextEngine(RemoteEngine):
 class TextSession(RemoteSession[str]):
     """A session of the text engine; see ``Session``. Rows that have not stopped may differ in length."""
 
-    def request(self, prefix: str, count: int, length: int, seed: int) -> JsonObject:
-        return request(self.engine.model, prefix, count, length, self.sampling, seed >> 31)  # some take 32 bits
+    def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
+        return request(
+            self.engine.model, self.prefixes[parent], count, length, self.sampling, seed >> 31
+        )  # some take 32 bits
 
     def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[str, Row]]:
         return [(text, self._row(text, stopped)) for text, stopped in texts_of(payload, count)]

@@ -7,15 +7,35 @@ cache, so that a round re-reads little but the last chunk. Nothing is tokenised 
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from iro_server import JsonObject
 from iro_server.engines.base import Sampling, Steering
+from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
+from iro_server.engines.vllm_adapters import AdapterFolder, StaticTilt
+from iro_server.engines.vllm_steering import WORDS_CHUNK, SteeredPrompt
+from value_heads.prompt_features import TokenGroups
+from value_heads.tilt import Tilt, TiltPart
 
 
 class VLLMEngine(RemoteEngine):
-    """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's."""
+    """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's. Where a tilt has an
+    adapter they are the adapted model's."""
+
+    def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
+        self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters)
+        self._static: WeakKeyDictionary[Tilt, dict[float, StaticTilt]] = WeakKeyDictionary()
+        self._groups: TokenGroups | None = None
+        self._preparing = threading.Lock()
+        super().__init__(model_dir, endpoints, name)
+        steers: frozenset[TiltPart] = frozenset({"bias", "words"})
+        self._info = replace(self._info, steers=steers | ({"states"} if endpoints.adapters else set()))
 
     def probe_url(self, base: str) -> str:
         return f"{base.removesuffix('/v1')}/health"
@@ -39,14 +59,52 @@ class VLLMEngine(RemoteEngine):
     ) -> VLLMSession:
         """As ``Engine.open``. ValueError for ``layers`` past 0: vLLM reports no hidden states."""
         self.check(prompt_ids, layers, steering)
-        return VLLMSession(self, list(prompt_ids), sampling, layers)
+        session = VLLMSession(self, list(prompt_ids), sampling, layers)
+        if steering is not None:
+            session.steered = await asyncio.to_thread(self._steered, steering, prompt_ids)
+            session.adapter = session.steered.adapter
+        return session
+
+    def _steered(self, steering: Steering, prompt_ids: Sequence[int]) -> SteeredPrompt:
+        with self._preparing:
+            static = self._static.setdefault(steering.tilt, {})
+            if steering.strength not in static:
+                static[steering.strength] = self._adapters.of(steering.tilt, steering.strength)
+            if self._groups is None:
+                self._groups = TokenGroups.of_tokenizer(self.tokenizer, len(steering.tilt.bias))
+        return SteeredPrompt(steering.tilt, steering.strength, static[steering.strength], self._groups, prompt_ids)
 
 
 class VLLMSession(RemoteSession[list[int]]):
     """A session of the vLLM engine; see ``Session``."""
 
-    def request(self, prefix: list[int], count: int, length: int, seed: int) -> JsonObject:
-        return request(self.engine.model, prefix, count, length, self.sampling, seed)
+    steered: SteeredPrompt | None = None
+
+    def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
+        model = self.adapter.name if self.adapter else self.engine.model
+        body = request(model, self.prefixes[parent], count, length, self.sampling, seed)
+        return body | ({"logit_bias": self.steered.logit_bias(parent)} if self.steered else {})
+
+    async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
+        """As of any session, but in several requests where what the rows have said changes their tilt."""
+        if self.steered is None or not self.steered.reads_words:
+            return await super()._draw(parents, num_successors, length)
+        rows = await super()._draw(parents, num_successors, min(length, WORDS_CHUNK))
+        for drawn in range(WORDS_CHUNK, length, WORDS_CHUNK):
+            live = [place for place, row in enumerate(rows) if not row.stopped]
+            if not live:
+                break
+            prefixes, said = self.prefixes, self.steered.features.rows
+            more = await super()._draw(live, 1, min(WORDS_CHUNK, length - drawn))
+            for place, row, prefix, words in zip(live, more, self.prefixes, self.steered.features.rows, strict=True):
+                rows[place] = Row(rows[place].tokens + row.tokens, rows[place].logprobs + row.logprobs, row.stopped)
+                prefixes[place], said[place] = prefix, words
+            self.prefixes, self.steered.features.rows = prefixes, said
+        return rows
+
+    def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        if self.steered:
+            self.steered.follow(parents, tokens)
 
     def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[list[int], Row]]:
         return [(row.tokens, row) for row in rows_of(payload, count, length, self.sampling.stop_ids)]

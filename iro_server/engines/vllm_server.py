@@ -18,9 +18,12 @@ from iro_server.engines.prepare import prepare_model
 FLAGS = (
     *("--dtype", "float32", "--enforce-eager", "--block-size", "32"),
     *("--no-enable-chunked-prefill", "--enable-prompt-tokens-details"),
+    *("--enable-lora", "--lora-target-modules", "lm_head", "--max-lora-rank", "32"),  # tilts: the output head alone
+    *("--max-loras", "4", "--max-cpu-loras", "64"),
 )
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_when_event_set
@@ -46,12 +47,14 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Answer:
-    """``text``: what the model said. ``error``: why it said nothing, and ``flag`` what OpenAI calls that."""
+    """``text``: what the model said. ``error``: why it said nothing, and ``flag`` what OpenAI calls that. ``body``: the
+    chat completion itself."""
 
     text: str = ""
     tokens: int = 0
     error: str | None = None
     flag: Flag = "model_grader_server_error"
+    body: JsonObject = field(default_factory=dict)
 
 
 class _Busy(Exception):
@@ -63,10 +66,20 @@ class _Busy(Exception):
 
 
 class Asker:
-    """Asks one endpoint, from any thread, until it is closed. Redirects are not followed: they could lead anywhere."""
+    """Asks one endpoint, from any thread, until it is closed. Redirects are not followed: they could lead anywhere.
 
-    def __init__(self, endpoint: Endpoint, backoff: float = 0.5) -> None:
-        self.endpoint, self._backoff = endpoint, backoff
+    ``route`` "completions": requests continue texts.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        backoff: float = 0.5,
+        attempts: int | None = None,
+        route: Literal["chat/completions", "completions"] = "chat/completions",
+    ) -> None:
+        self.endpoint, self._backoff, self._attempts = endpoint, backoff, attempts or ATTEMPTS
+        self._url = f"{endpoint.url}/{route}"
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._under_way = 0
@@ -102,7 +115,7 @@ class Asker:
     def _ask(self, request: JsonObject, charge: dict[str, str]) -> Answer:
         busy = Retrying(
             retry=retry_if_exception_type(_Busy),
-            stop=stop_after_attempt(ATTEMPTS) | stop_when_event_set(self._closed),
+            stop=stop_after_attempt(self._attempts) | stop_when_event_set(self._closed),
             wait=_wait(self._backoff),
             sleep=sleep_until(self._closed),
             reraise=True,
@@ -119,7 +132,7 @@ class Asker:
             client = self._client
             self._under_way += 1
         try:
-            response = client.post(f"{self.endpoint.url}/chat/completions", json=request, headers=charge)
+            response = client.post(self._url, json=request, headers=charge)
         except httpx.RequestError as error:
             raise _Busy(f"no answer: {type(error).__name__} {error}".strip()) from None
         finally:
@@ -164,11 +177,11 @@ def _read(response: httpx.Response, quoted: bool) -> Answer:
     try:
         body = response.json()
         (choice, *_), tokens = body["choices"], int((body.get("usage") or {}).get("total_tokens") or 0)
-        message = choice["message"]
+        message = choice["message"] if "message" in choice else {"content": choice["text"]}
         refusal, text = message.get("refusal"), message.get("content") or ""
     except (ValueError, LookupError, TypeError, AttributeError):
         return Answer(error="answered what is no chat completion" + (f": {response.text[:100]}" if quoted else ""))
     if refusal or choice.get("finish_reason") == "content_filter":
         error = "the model refused" + (f": {str(refusal or text)[:300]}" if quoted else "")
         return Answer("", tokens, error, "model_grader_refusal_error")
-    return Answer(str(text), tokens)
+    return Answer(str(text), tokens, body=body)

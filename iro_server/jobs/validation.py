@@ -16,11 +16,12 @@ from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.parsing import parse_grader
 from iro_server.graders.remote import GraderServiceUnavailable
 from iro_server.jobs import records
+from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows, options_of
 from iro_server.jobs.worker import explain
 from iro_server.settings import Settings
 from iro_server.store import files
 from iro_server.store.database import Sessions, find
-from iro_server.store.tables import File, Job
+from iro_server.store.tables import Estimate, File, Job, new_id
 
 log = logging.getLogger("iro.jobs")
 PROJECTS_AT_ONCE = 8  # whose jobs are validated side by side; a project's own jobs one by one
@@ -110,11 +111,27 @@ class Validation:
             self._queue(job, warnings)
 
     def _queue(self, job: Job, warnings: list[str]) -> None:
+        estimate = self._estimate(job) if self.settings.job_estimates else None
         with self.sessions.begin() as session:
             if records.move(session, job.id, "validating_files", "queued"):
                 for warning in warnings:
                     records.add_event(session, job.id, warning, "warn")
                 records.add_event(session, job.id, "Files validated, moving job to queued state")
+                if estimate is not None:
+                    session.add(estimate)
+
+    def _estimate(self, job: Job) -> Estimate | None:
+        """An estimate to be made beside the job, which does not wait for it; None where it has one already."""
+        with self.sessions() as session:
+            if session.scalar(select(Estimate.id).where(Estimate.job_id == job.id)) is not None:
+                return None  # it was validated before it was paused
+        with (self.settings.job_dir(job.id) / "training_file.jsonl").open("rb") as lines:
+            prompts, rows = drawn_rows(lines, self.settings.estimate_prompts, job.seed)
+        most = affordable_prompts(options_of(job.config), rows, self.settings.estimate_rollouts)
+        estimate = Estimate(id=new_id("ftest-"), project=job.project, job_id=job.id, model=job.model)
+        estimate.training_file, estimate.rows, estimate.prompts = job.training_file, rows, prompts[:most]
+        estimate.config = job.config
+        return estimate
 
     def _warnings(self, job: Job) -> list[str]:
         """What the alignment job's own validation warns of. Raises what it raises."""

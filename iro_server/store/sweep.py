@@ -39,6 +39,7 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
     folders = _aged(settings.data_dir / "jobs", hours=1)
     with sessions.begin() as session:
         expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
+        session.execute(delete(t.Response).where(t.Response.expires_at <= t.now()))
         _expire_uploads(session)
         if settings.retention is not None:
             _forget(session, time.time() - settings.retention)
@@ -91,9 +92,10 @@ def _aged(folder: Path, hours: int) -> list[tuple[Path, float]]:
 
 
 def _forget(session: Session, before: float) -> None:
-    """Remove the rows of what ended before then (Unix time): events of jobs, uploads, deliveries."""
+    """Remove the rows of what ended before then (Unix time): events of jobs, estimates, uploads, deliveries."""
     ended = select(t.Job.id).where(t.Job.status.in_(t.FINISHED), t.Job.finished_at < before)
     session.execute(delete(t.Event).where(t.Event.job_id.in_(ended)))
+    session.execute(delete(t.Estimate).where(t.Estimate.finished_at < before))
     late = (t.Upload.status != "pending", t.Upload.expires_at < before)
     gone = select(t.Upload.id).where(*late)
     session.execute(delete(t.Part).where(t.Part.upload_id.in_(gone)))

@@ -233,3 +233,96 @@ class Delivery(Base):
     attempts: Mapped[int] = mapped_column(default=0)
     due: Mapped[float | None] = mapped_column(Double, index=True)
     last_error: Mapped[str | None] = mapped_column(default=None)
+
+
+class BackgroundRow(Base, Owned):
+    """What a server does in the background (``jobs.background``): it holds the row while ``lease_until`` (Unix time) is
+    ahead. ``attempt`` numbers the holders, of which only the last may write; ``tries`` counts those since the last
+    progress. ``key_id``: whose allowance its requests count against."""
+
+    __abstract__ = True
+
+    status: Mapped[str] = mapped_column(default="queued", server_default="queued", index=True)
+    finished_at: Mapped[int | None] = mapped_column(default=None)
+    error: Mapped[JsonObject | None] = mapped_column(default=None)
+    key_id: Mapped[str | None] = mapped_column(default=None)
+    attempt: Mapped[int] = mapped_column(default=0, server_default="0")
+    tries: Mapped[int] = mapped_column(default=0, server_default="0")
+    lease_until: Mapped[float | None] = mapped_column(Double, default=None)
+
+
+class Eval(Base, Owned):
+    """What runs are graded by: ``testing_criteria`` are graders in OpenAI's shape, as they were sent."""
+
+    __tablename__ = "evals"
+
+    name: Mapped[str]
+    data_source_config: Mapped[JsonObject]
+    testing_criteria: Mapped[list[Any]]
+    eval_metadata: Mapped[JsonObject | None] = mapped_column("metadata", default=None)
+
+
+class EvalRun(BackgroundRow):
+    """A run of an eval over its items. ``model`` None: the items bring their samples.
+
+    ``counts``: items by status. ``criteria``: passed, failed, errored and the sum of scores, in the criteria's order.
+    ``usage``: tokens and calls by model. All three grow with each batch of items, in its transaction.
+    """
+
+    __tablename__ = "eval_runs"
+
+    eval_id: Mapped[str] = mapped_column(ForeignKey("evals.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    model: Mapped[str | None] = mapped_column(default=None)
+    data_source: Mapped[JsonObject]
+    run_metadata: Mapped[JsonObject | None] = mapped_column("metadata", default=None)
+    sampling: Mapped[JsonObject]
+    counts: Mapped[JsonObject]
+    criteria: Mapped[list[Any]]
+    usage: Mapped[JsonObject]
+
+
+class EvalItem(Base):
+    """An item of a run, ``position`` from 0, and what came of it: "pending", then "pass", "fail" or "error"."""
+
+    __tablename__ = "eval_items"
+    __table_args__ = (UniqueConstraint("run_id", "position"),)
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("eval_runs.id", ondelete="CASCADE"), index=True)
+    position: Mapped[int]
+    status: Mapped[str] = mapped_column(default="pending")
+    item: Mapped[JsonObject]
+    sample: Mapped[JsonObject | None] = mapped_column(default=None)
+    results: Mapped[list[Any] | None] = mapped_column(default=None)
+
+
+class Estimate(BackgroundRow):
+    """What a job may gain and cost. ``job_id`` None: it was asked for before a job. ``prompts``: training rows.
+
+    ``config``: what the job's own would be.
+    """
+
+    __tablename__ = "estimates"
+
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), default=None)
+    model: Mapped[str]
+    training_file: Mapped[str]
+    rows: Mapped[int]  # of the training file
+    config: Mapped[JsonObject]
+    prompts: Mapped[list[Any]]
+    result: Mapped[JsonObject | None] = mapped_column(default=None)
+
+
+class Response(Base, Owned):
+    """A stored response. ``input``: its own items; ``previous_id``: the response that it continues."""
+
+    __tablename__ = "responses"
+
+    previous_id: Mapped[str | None] = mapped_column(default=None)
+    input: Mapped[list[Any]]
+    body: Mapped[JsonObject]
+    expires_at: Mapped[int] = mapped_column(index=True)
+
+    @classmethod
+    def unexpired(cls) -> ColumnElement[bool]:
+        return cls.expires_at > now()

@@ -13,11 +13,19 @@ EXTENSIONS = {
     "CompletionUsage.base_tokens": "what a search cost: tokens drawn from the frozen model,",
     "CompletionUsage.value_tokens": "tokens scored by the value functions,",
     "CompletionUsage.rounds": "rounds of the search",
+    "ResponseUsage.base_tokens": "the same of a response,",
+    "ResponseUsage.value_tokens": "and",
+    "ResponseUsage.rounds": "too",
     "FineTuningJob.iro": "whether the gain of the aligned model is proven",
     "ReinforcementMethod.iro": "the alignment job's own options",
     "ReinforcementMethod.response_format": "OpenAI documents it; the client's type has not got it",
     "Metrics.*": "of a checkpoint: the metrics of reinforcement, where the client's type has those of supervised jobs",
     "GraderRunResponse.iro": "the grader's error in words",
+    "PerTestingCriteriaResult.errored": "items that the criterion could not grade, and",
+    "PerTestingCriteriaResult.mean_score": "the mean score of the others",
+    "PerModelUsage.model_name": "run_model_name by its alias, which the client keeps twice",
+    "Result.error": "of an eval's criterion: why it gave no score",
+    "Result.sub_scores": "what the graders of a multi grader gave",
     "SyncPage.*": "OpenAI's lists have them too, the client's pages do not:",
     "SyncCursorPage.*": "object, first_id, last_id, has_more",
     "SyncConversationCursorPage.*": "the same",
@@ -25,6 +33,7 @@ EXTENSIONS = {
 # Values that OpenAI documents or sends, and that the client's Literals lack, by field.
 VALUES = {
     ("status", "paused"): "of a job",
+    ("error", None): "of an eval's run or sample without one",
     ("finish_reason", None): "of a streamed text completion's chunk before its last",
 }
 

@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatBody
 from openai.types.chat.completion_create_params import ResponseFormat
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextBody
+from openai.types.eval_create_params import EvalCreateParams
+from openai.types.eval_update_params import EvalUpdateParams
+from openai.types.evals.run_create_params import RunCreateParams
 from openai.types.fine_tuning.alpha.grader_run_params import GraderRunParams
 from openai.types.fine_tuning.alpha.grader_validate_params import GraderValidateParams
 from openai.types.fine_tuning.job_create_params import JobCreateParams
 from openai.types.fine_tuning.reinforcement_method_param import ReinforcementMethodParam
+from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseBody
 from openai.types.upload_create_params import UploadCreateParams
 from openai.types.webhooks.webhook_create_params import WebhookCreateParams
 from typing_extensions import is_typeddict
@@ -31,6 +35,8 @@ GRADER = {"type": "string_check", "name": "a", "input": "a", "reference": "a", "
 METHOD = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
 SOURCE = "def grade(sample, item):\n    return 1\n"
 HOOK = {"name": "a", "url": "https://example.com/", "event_types": ["fine_tuning.job.failed"]}
+CUSTOM = {"type": "custom", "item_schema": {"type": "object"}}
+JSONL = {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"a": "b"}}]}}
 # By route: the client's type of its body, and a body that is accepted.
 ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "chat/completions": (ChatBody, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}),
@@ -40,6 +46,10 @@ ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "fine_tuning/alpha/graders/validate": (GraderValidateParams, {"grader": GRADER}),
     "uploads": (UploadCreateParams, {"filename": "a", "purpose": "fine-tune", "bytes": 9, "mime_type": "text/plain"}),
     "webhook_endpoints": (WebhookCreateParams, HOOK),
+    "responses": (ResponseBody, {"input": "hi", "max_output_tokens": 4}),
+    "evals": (EvalCreateParams, {"data_source_config": CUSTOM, "testing_criteria": [GRADER]}),
+    "evals/{eval}": (EvalUpdateParams, {}),
+    "evals/{eval}/runs": (RunCreateParams, {"data_source": JSONL}),
 }
 FIELDS = [(route, field) for route, (kind, _) in ROUTES.items() for field in get_type_hints(kind)]
 TEXTS = st.sampled_from(["a", "z", "say z", "{{sample.output_text}}", "{{item.answer}}"])
@@ -92,6 +102,7 @@ def http(tmp_path_factory):
         httpx.Client(base_url=str(client.base_url), timeout=30) as http,
     ):
         http.file = upload(client)
+        http.eval = client.evals.create(data_source_config=CUSTOM, testing_criteria=[GRADER]).id
         yield http
 
 
@@ -99,7 +110,7 @@ def post(http: httpx.Client, route: str, **changes: Any) -> httpx.Response:
     kind, base = ROUTES[route]
     needed = {"model": "bytes", "training_file": http.file}
     needed = {name: value for name, value in needed.items() if name in get_type_hints(kind)}
-    return http.post(route, json=needed | base | changes)
+    return http.post(route.format(eval=http.eval), json=needed | base | changes)
 
 
 def check(answer: httpx.Response) -> None:

@@ -19,6 +19,7 @@ from schemathesis.openapi import from_url
 
 from tests.contract.strict import envelope_of
 from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.evals import CRITERIA, new_eval, run_eval, sampled
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload
 from tests.iro_server.api.test_webhooks import Receiver
 
@@ -26,6 +27,7 @@ ROW = b'{"messages": [{"role": "user", "content": "say z"}]}\n'
 HOOK = {"name": "mine", "event_types": ["fine_tuning.job.cancelled"]}
 ASKING = {"type": "score_model", "name": "a", "model": "bytes", "input": [{"role": "user", "content": "{{item.x}}"}]}
 SIMILAR = {"type": "text_similarity", "name": "a", "input": "{{sample.output_text}}", "reference": "z"}
+METHOD = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
 SECONDS = 2.0  # that no request may take
 GRADERS = [GRADER, ASKING, SIMILAR | {"evaluation_metric": "bleu"}]
 
@@ -35,10 +37,11 @@ GRADERS = [GRADER, ASKING, SIMILAR | {"evaluation_metric": "bleu"}]
 def api(request, tmp_path_factory, new_database):
     """A server's document, what its requests may name, and how the cases went. New jobs stay in the queue."""
     limits = {"max_request_tokens": 2**14, "max_rows": 64, "project_jobs": 10**6, "project_webhooks": 10**6}
+    limits |= {"project_evals": 10**6, "project_eval_runs": 10**6, "project_estimates": 10**6}
     limits["database_url"] = new_database(request.param)
     configured = settings_for(tmp_path_factory.mktemp("data"), **limits)
     with serving(configured, ByteEngine()) as client:
-        job = ended(client, start_job(client))
+        job, evaluation = ended(client, start_job(client)), an_eval(client)
     idle = configured.model_copy(update={"job_poll": 3600})
     with serving(idle, ByteEngine()) as client, Receiver() as receiver, requests.Session() as session:
         yield SimpleNamespace(
@@ -47,6 +50,9 @@ def api(request, tmp_path_factory, new_database):
             document=from_url(str(client.base_url).replace("/v1/", "/openapi.json")),
             job=job,
             file=upload(client),
+            response=client.responses.create(model="bytes", input="a", max_output_tokens=2).id,
+            estimate=an_estimate(client),
+            **evaluation,
             hook=client.webhooks.create(url=receiver.url, **HOOK).id,
             url=receiver.url,
             statuses=Counter(),
@@ -58,13 +64,34 @@ def with_names(case: Case, api: SimpleNamespace, grader: dict[str, Any]) -> None
     """Let ``case`` name what there is, so that it comes further than a name that is unknown."""
     known = {"files": api.file, "jobs": api.job.id, "webhook_endpoints": api.hook, "models": api.job.fine_tuned_model}
     known |= {"checkpoints": api.job.fine_tuned_model, "uploads": new_upload(api) if "/uploads/" in case.path else ""}
+    known |= {
+        "responses": api.response,
+        "estimate": api.estimate,
+        "evals": api.eval,
+        "runs": api.run,
+        "output_items": api.output_item,
+    }
     for part, id in known.items():
-        for name in case.path_parameters.keys() & {"id", "name"}:
+        for name in case.path_parameters.keys() & {"id", "name", "run_id", "item_id"}:
             if f"/{part}/{{{name}" in case.path and case.method != "DELETE":
                 case.path_parameters[name] = id
     if isinstance(case.body, dict):
         given = {"model": "bytes", "training_file": api.file, "grader": grader, "file": ROW, "data": ROW}
         case.body |= {name: value for name, value in given.items() if name in case.body}
+
+
+def an_eval(client: Any) -> dict[str, str]:
+    """An eval, a run of it that has ended, and an item of that."""
+    eval_id = new_eval(client, CRITERIA[:2])
+    run = run_eval(client, eval_id, sampled(2))
+    item = client.evals.runs.output_items.list(run.id, eval_id=eval_id).data[0]
+    return {"eval": eval_id, "run": run.id, "output_item": item.id}
+
+
+def an_estimate(client: Any) -> str:
+    """One that waits: nothing is done in the background of this server."""
+    body = {"model": "bytes", "training_file": upload(client), "method": METHOD}
+    return client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object)["id"]
 
 
 def new_upload(api: SimpleNamespace) -> str:

@@ -15,8 +15,8 @@ from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import Endpoints
-from iro_server.engines.prepare import prepare_model
 from iro_server.engines.vllm import VLLMEngine
+from tests.e2e.conftest import vllm
 from tests.e2e.test_api_server import COUNT_LETTER, MODEL, ROWS, SMALL, say, server, settings  # noqa: F401
 from tests.iro_server.api.serving import ended, upload
 from value_heads import LoraBackbone, LoraValues
@@ -30,21 +30,6 @@ PASSAGE = (
     "a long walk along the shore of a lake, and nothing much is said for the first ten minutes or so of it, until"
 )
 PARAMS = SearchParams(beam_width=2, num_successors=2, chunk_length=8)
-
-
-@pytest.fixture(scope="module")
-def model_dir():
-    return prepare_model()
-
-
-def vllm(model_dir, folder):
-    return VLLMProcess(model_dir, folder / "vllm.log", "--max-model-len", "512", "--max-num-seqs", "64")
-
-
-@pytest.fixture(scope="module")
-def served(model_dir, tmp_path_factory):
-    with vllm(model_dir, tmp_path_factory.mktemp("vllm")) as process:
-        yield process
 
 
 @pytest.fixture(scope="module")

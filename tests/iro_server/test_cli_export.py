@@ -97,6 +97,19 @@ def test_logit_bias_has_the_strongest_tokens(tmp_path: Path, tilt: Tilt, model_d
     assert json.loads(out.read_text()) == {"7": 2.0, "11": -3.0}
 
 
+def test_generate_applies_the_tilt_and_explains_it(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:
+    bias = torch.zeros_like(tilt.bias)
+    bias[1024] = 40.0
+    bundle = saved(tmp_path / "bundle", replace(tilt, bias=bias), model_dir)
+    arguments = ("generate", "The film", "--text", "--max-tokens", "3", "--seed", "1", "--values", bundle)
+    word = AutoTokenizer.from_pretrained(model_dir).decode([1024])
+    assert iro(*arguments).stdout.strip() == (word * 3).strip()
+    assert iro(*arguments, "--strength", "0").stdout.strip() != (word * 3).strip()
+    explained = iro(*arguments, "--explain").stdout
+    assert "value" in explained and "tilt" in explained and word.strip() in explained
+    assert iro("generate", "The film", "--explain").exit_code == 2
+
+
 def refused(*arguments: str) -> str:
     done = iro("export", *arguments)
     assert done.exit_code == 2

@@ -121,3 +121,15 @@ def test_betas_can_be_changed_and_are_checked():
     for betas in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
         with pytest.raises(ValueError, match="beta"):
             ValueStack(heads, betas)
+
+
+@given(
+    chosen=st.lists(st.sampled_from(SPECS), min_size=1, max_size=3), length=st.integers(1, 7), seed=st.integers(0, 99)
+)
+def test_what_tokens_add_sums_to_the_value_of_every_prefix(chosen, length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    stack = ValueStack([linear(spec, generator) for spec in chosen], [2.0] * len(chosen))
+    hidden = random_hidden(1, length, generator)
+    tokens, states = hidden[TOKENS][0].tolist(), {layer: hidden[layer][0] for layer in stack.layers}
+    added = torch.tensor(stack.token_values(tokens, states))
+    assert torch.allclose(added.cumsum(0), stack.values(hidden)[0], atol=1e-4)

@@ -15,7 +15,6 @@ from value_heads.tilt_export import (
     constant_direction,
     head_adapter,
     logit_bias,
-    reads_words,
     without_static,
 )
 
@@ -36,11 +35,7 @@ def test_an_adapter_and_a_bias_draw_as_the_tilt_does(seed: int, rank: int) -> No
     tilted = (base + torch.cat(expected)).log_softmax(-1)
     adapter = head_adapter(tilt, head())
     assert torch.allclose((base + adapter.additions(states)).log_softmax(-1), tilted, atol=1e-4)
-    assert adapter.lora_A.shape == (rank + 1, WIDTH) and not reads_words(tilt)
-
-
-def test_what_reads_words_is_known() -> None:
-    assert reads_words(random_tilt(0))
+    assert adapter.lora_A.shape == (rank + 1, WIDTH) and "words" not in tilt.parts
 
 
 def test_states_with_a_constant_part_need_no_bias() -> None:

@@ -34,6 +34,7 @@ from training.json_values import JsonObject
 from training.run import Run
 from value_heads.bundle import TENSORS
 from value_heads.peers import PeerLost, Rendezvous, joined_peers, rendezvous_store
+from value_heads.tilt import TiltPart
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,7 +72,10 @@ def ray_executor(
 class RayExecutor:
     """An ``Executor``; see ``ray_executor``."""
 
-    frozen: FrozenModel | None = None  # in other processes
+    steers: frozenset[TiltPart] = frozenset()
+
+    def load_frozen(self) -> FrozenModel:
+        raise NotImplementedError("the frozen model is in other processes")
 
     def __init__(self, ray: Any, placement: Placement, run: Run, opening: Opening) -> None:
         self.ray, self.placement, self.run, self.opening = ray, placement, run, opening

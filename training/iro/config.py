@@ -42,7 +42,9 @@ def block_scales(spec: FeatureSpec) -> dict[Block, float]:
 class AlignConfig(Alignment, JobConfig):
     """Rollouts, rewards, value fit and held-out evaluation of each iteration."""
 
-    movable = frozenset({"engine_urls", "engine_kind", "engine_model", "engine_timeout", "engine_patience"})
+    movable = frozenset(
+        {"engine_urls", "engine_kind", "engine_model", "engine_timeout", "engine_patience", "engine_adapters"}
+    )
 
     feature_spec: FeatureSpec | None = Field(
         None,
@@ -76,4 +78,5 @@ class AlignConfig(Alignment, JobConfig):
             key=key,
             timeout=self.engine_timeout,
             patience=self.engine_patience,
+            adapters=self.engine_adapters,
         )

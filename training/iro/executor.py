@@ -9,9 +9,12 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from iro_server.engines.base import Engine
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.frozen_model import FrozenModel
+from iro_server.engines.weights import missing_shards
 from iro_server.graders.base import Grader
 from training.iro.fit import Shards
 from training.iro.learners import Learner
@@ -19,12 +22,18 @@ from training.iro.rollouts import Batch, roll_out
 from training.iro.values import Bundles, Files, Stack
 from training.json_values import JsonObject
 from value_heads.threads import on_fresh_thread
+from value_heads.tilt import TiltPart
 
 
 class Executor(Protocol):
     @property
-    def frozen(self) -> FrozenModel | None:
-        """The frozen model, where it is in this process: tilts are fitted with its output head."""
+    def steers(self) -> frozenset[TiltPart]:
+        """The parts of a tilt that the job may fit; none where the frozen model cannot be in this process."""
+        ...
+
+    def load_frozen(self) -> FrozenModel:
+        """The frozen model in this process: tilts are fitted with its output head, and its states where rollouts came
+        without them. A copy to be dropped after use where servers run the model."""
         ...
 
     def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
@@ -48,7 +57,18 @@ class LocalExecutor:
     def __init__(self, engine: Engine, model_dir: Path | None) -> None:
         self.engine = engine
         self.bundles = Bundles(engine.info, model_dir)
-        self.frozen = engine.frozen if isinstance(engine, EmbeddedEngine) else None
+        self.model_dir = model_dir
+
+    @property
+    def steers(self) -> frozenset[TiltPart]:
+        is_here = self.model_dir is not None and not missing_shards(self.model_dir)
+        return self.engine.info.steers if is_here or isinstance(self.engine, EmbeddedEngine) else frozenset()
+
+    def load_frozen(self) -> FrozenModel:
+        if isinstance(self.engine, EmbeddedEngine):
+            return self.engine.frozen
+        assert self.model_dir is not None
+        return FrozenModel(self.model_dir, "cuda" if torch.cuda.is_available() else "cpu")
 
     def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
         for batch in batches:

@@ -32,12 +32,12 @@ from training.iro.lengths import with_max_tokens
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.tilt_rows import TiltData
-from training.iro.tilting import TRIALS, Served, Tilting, searches
+from training.iro.tilting import Served, Tilting, num_trials, searches
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
 from training.run import Run, jsonable
-from value_heads import ValueStack, save_bundle
+from value_heads import save_bundle
 
 
 def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> JsonObject:
@@ -60,7 +60,7 @@ class Alignment:
         self.stack: Stack | None = None
         self.betas: list[float] = []
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
-        self.tilts = config.tilt == "auto" and executor.frozen is not None and self.learner.spec is not None
+        self.tilts = config.tilt == "auto" and bool(executor.steers) and self.learner.spec is not None
 
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
@@ -94,18 +94,19 @@ class Alignment:
         step, part = best["step"], self.prompts.slices[0]
         stack, search = self.stacks[step], validated[step]
         lacks_states = "kl" not in search.rows[0]  # from a version that kept no states for tilts
-        if not self.tilts or lacks_states or not isinstance(stack, ValueStack) or self.executor.frozen is None:
+        if not self.tilts or lacks_states:
             name = next(iter(searches(self.config, tilted=False)))
             return Served(searches(self.config, tilted=False)[name], search, [])
         prompts = {prompt.index: prompt for prompt in part.train}
         names = [self.shard_names(1, "train", number) for number in range(len(self.shards_of(part.train)))]
-        data = TiltData(prompts, self.shards(names), self.model, self.executor.frozen)
+        data = TiltData(prompts, self.shards(names), self.model, self.executor.load_frozen, self.executor.steers)
         tilting = Tilting(self.config, self.run, self.validation, data)
         tilt = tilting.choose(part.heldout, stack)
         for shard in [*names, *(self.shard_names(1, "heldout", n) for n in range(len(self.shards_of(part.heldout))))]:
             self.run.drop_table(shard.rollouts, HEAD_STATES)
         tilted = self.stacks[step] = stack.with_tilt(tilt)
         served = tilting.serve(self.prompts.validation, tilted, search)
+        self.validation.rescore = None  # and with it the frozen model, where servers run it
         row = {key: value for key, value in best.items() if key not in ("timing", "path", "by_position")}
         self.save(Path(best["path"]), self.stacks[step], row)
         return served
@@ -127,7 +128,7 @@ class Alignment:
             if tries_betas(self.config, step):
                 total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
         if self.tilts:
-            trials = 1 + sum(map(len, TRIALS.values()))
+            trials = 1 + num_trials(self.executor.steers)
             total += trials * len(self.shards_of(self.prompts.slices[0].heldout)) + 3
             total += validation * (len(searches(self.config, tilted=True)) - 1)
         return total
@@ -188,7 +189,7 @@ class Alignment:
             self.config.horizon,
             self.stack,
             self.learner.spec,
-            head_states=self.tilts and step == 1,
+            head_states=self.tilts and step == 1 and self.model.info.hidden,
         )
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:

@@ -18,7 +18,7 @@ from training.iro.data import Prompt
 from training.iro.prefixes import prefix_table, state_table
 from training.iro.values import Stack
 from training.json_values import JsonObject
-from value_heads import FeatureSpec, ValueStack
+from value_heads import FeatureSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,7 +55,7 @@ class Batch:
 
     @property
     def steering(self) -> Steering | None:
-        tilt = self.stack.tilt if isinstance(self.stack, ValueStack) else None
+        tilt = self.stack.tilt if self.stack is not None else None
         if tilt is None or not self.params.strength:
             return None
         return Steering(tilt, self.params.strength, self.params.max_kl)

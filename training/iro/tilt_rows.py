@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -16,11 +18,12 @@ from iro_server.engines.describe import Description
 from iro_server.engines.frozen_model import FrozenModel
 from training.iro.data import Prompt
 from training.iro.fit import Shards
+from training.iro.head_states import head_states
 from training.iro.prefixes import read_states
 from training.iro.rollouts import HEAD_STATES, completions_of
 from value_heads.bias_fit import fit_bias, within_groups
 from value_heads.prompt_features import TokenGroups, candidate_features, common_tokens
-from value_heads.tilt import Tilt, zero_tilt
+from value_heads.tilt import Tilt, TiltPart, zero_tilt
 from value_heads.tilt_export import constant_direction
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt
 
@@ -30,16 +33,46 @@ MOST_POSITIONS = 65_536  # of all rollouts together: more are left out at random
 
 @dataclass(frozen=True)
 class TiltData:
-    """What tilts are fitted from: prompts by number, graded shards of plain rollouts, and the frozen model's head."""
+    """What tilts are fitted from: prompts by number, graded shards of plain rollouts, the frozen model, and the parts
+    of a tilt (``Tilt.parts``) that its engine applies."""
 
     prompts: dict[int, Prompt]
     shards: Shards
     model: Description
-    frozen: FrozenModel
+    load_frozen: Callable[[], FrozenModel]
+    steers: frozenset[TiltPart]
+
+    @cached_property
+    def frozen(self) -> FrozenModel:
+        return self.load_frozen()
+
+    @torch.no_grad()
+    def frozen_logprob(self, prompt: Prompt, completions: Sequence[Sequence[int]]) -> float:
+        """Of all tokens of the completions together, under the frozen model at temperature 1."""
+        states = head_states(self.frozen, prompt.token_ids, completions)
+        head, total = self.frozen.head_weight, 0.0
+        for states_TD, tokens in zip(states, completions, strict=True):
+            logprobs_TV = self.frozen.logits(states_TD.to(head.device, head.dtype)).log_softmax(-1).cpu()
+            total += float(logprobs_TV.gather(1, torch.tensor(tokens)[:, None]).sum())
+        return total
+
+    def states(self, index: int) -> list[Tensor]:
+        """Of each completion of a shard, in its order: the states that its tokens were drawn from, [T, D]."""
+        name, _ = self.shards.names[index]
+        groups = completions_of(self.shards.source, name)
+        if self.model.info.hidden:
+            states = read_states(self.shards.source.table(name, HEAD_STATES))
+            return list(states.split([len(tokens) for group in groups for tokens in group]))
+        prompts = self.shards.source.load(name)["prompts"]
+        by_prompt = [
+            head_states(self.frozen, self.prompts[prompt].token_ids, group)
+            for prompt, group in zip(prompts, groups, strict=True)
+        ]
+        return list(chain.from_iterable(by_prompt))
 
 
 def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> dict[str, Tilt]:
-    """A tilt of each kind in ``TRIALS``."""
+    """A tilt of each kind in ``TRIALS`` that the engine applies."""
     prompt_ids = [prompt.token_ids for prompt in data.prompts.values()]
     head_VD = data.frozen.head_weight.float().cpu()
     vocabulary, width = head_VD.shape
@@ -50,12 +83,14 @@ def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> d
     parts = [data.shards.graded(index) for index in range(len(data.shards))]
     completions = [tokens for part in parts for tokens in part.tokens]
     prompts_R, rewards_R = (torch.cat([getattr(part, name) for part in parts]) for name in ("prompt_R", "rewards_R"))
-    fit = TiltFit()
-    return {
+    fit = TiltFit() if "word_states" in data.steers else TiltFit(gate_rate=0.0)
+    tilts = {
         "words": fit_tilt(rows, head_VD, zero, replace(fit, rank=0, bias_rate=0.0), seed, stop_if_asked),
-        "states": fit_tilt(rows, head_VD, zero, fit, seed, stop_if_asked),
         "bias": replace(zero, bias=fit_bias(completions, prompts_R, rewards_R, head_VD, seed)),
     }
+    if "states" in data.steers:
+        tilts["states"] = fit_tilt(rows, head_VD, zero, fit, seed, stop_if_asked)
+    return tilts
 
 
 def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
@@ -64,19 +99,16 @@ def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
     groups = TokenGroups.of_tokenizer(data.model.tokenizer, len(zero.bias))
     total = sum(len(tokens) for tokens in shards.completions())
     generator = torch.Generator().manual_seed(seed)
-    for index, (name, _) in enumerate(shards.names):
+    for index in range(len(shards)):
         graded = shards.graded(index)
-        states = read_states(shards.source.table(name, HEAD_STATES))
-        lengths = [len(tokens) for group in completions_of(shards.source, name) for tokens in group]
-        starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        states = data.states(index)
         _, group_R = graded.prompt_R.unique(return_inverse=True)
         advantages = within_groups(graded.rewards_R.float(), group_R)
         for row, (place, tokens) in enumerate(zip(graded.places, graded.tokens, strict=True)):
             if total > MOST_POSITIONS and float(torch.rand((), generator=generator)) > MOST_POSITIONS / total:
                 continue
             prompt_ids = data.prompts[int(graded.prompt_R[row])].token_ids
-            states_TD = states[starts[place] : starts[place + 1]]
-            parts.append(_rows_of(data, groups, zero, prompt_ids, tokens, states_TD, float(advantages[row])))
+            parts.append(_rows_of(data, groups, zero, prompt_ids, tokens, states[place], float(advantages[row])))
     rows = TiltRows.concatenate(parts)
     return replace(rows, advantages_N=rows.advantages_N / (rows.advantages_N.std() + 1e-6))
 

@@ -17,16 +17,21 @@ from training.iro.diagnostics import mean_and_error
 from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
 from training.iro.validation import Validated, Validation
+from training.iro.values import Stack
 from training.json_values import JsonObject
 from training.run import Run
-from value_heads import ValueStack
 from value_heads.prompt_features import common_tokens
 from value_heads.threads import on_fresh_thread
-from value_heads.tilt import Tilt, fold_tilts
+from value_heads.tilt import Tilt, TiltPart, fold_tilts
 
 TRIAL_SAMPLES = 4  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
 MOST_PERPLEXITY = 1.1  # times the frozen model's own: a tilt whose text is less likely is not taken
+
+
+def num_trials(steers: frozenset[TiltPart]) -> int:
+    """Tilts that are tried, each at its strengths."""
+    return sum(len(strengths) for kind, strengths in TRIALS.items() if kind != "states" or "states" in steers)
 
 
 class Tilting:
@@ -34,8 +39,10 @@ class Tilting:
 
     def __init__(self, config: AlignConfig, run: Run, validation: Validation, data: TiltData) -> None:
         self.config, self.run, self.validation, self.data = config, run, validation, data
+        if not data.model.info.drift:
+            validation.rescore = data.frozen_logprob
 
-    def choose(self, heldout: Sequence[Prompt], stack: ValueStack) -> Tilt | None:
+    def choose(self, heldout: Sequence[Prompt], stack: Stack) -> Tilt | None:
         """The tilt that the model gets, its strength folded in; None where none is surely better than no tilt."""
         seed = self.run.derive_seed(TILT)
 
@@ -51,6 +58,7 @@ class Tilting:
         scaled = {
             (kind, strength): fold_tilts([tilts[kind]], [strength])
             for kind, strengths in TRIALS.items()
+            if kind in tilts
             for strength in strengths
         }
         base = self.trial("none", 0.0, heldout, stack)
@@ -61,7 +69,7 @@ class Tilting:
         self.run.step("tilt-report", lambda: self.run.emit("message", trial_report(base, trials, best)))
         return scaled[best.kind, best.strength] if best else None
 
-    def trial(self, kind: str, strength: float, prompts: Sequence[Prompt], stack: ValueStack) -> Trial:
+    def trial(self, kind: str, strength: float, prompts: Sequence[Prompt], stack: Stack) -> Trial:
         """The same seeds for every tilt."""
         params = SearchParams(num_successors=TRIAL_SAMPLES, strength=1.0 if strength else 0.0)
         size = self.config.concurrency
@@ -76,7 +84,7 @@ class Tilting:
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
         return Trial(kind, strength, rows)
 
-    def serve(self, prompts: Sequence[Prompt], stack: ValueStack, search: Validated) -> Served:
+    def serve(self, prompts: Sequence[Prompt], stack: Stack, search: Validated) -> Served:
         """What the model is served with. ``search``: the validation of the search without a tilt."""
         by_name = searches(self.config, stack.tilt is not None)
         validated = {

@@ -52,6 +52,11 @@ class Searched(NamedTuple):
 
 
 class Validation:
+    """Held-out rewards of policies. ``rescore``: the frozen model's log-probability of a prompt's completions together,
+    where the engine does not report it of a tilted policy."""
+
+    rescore: Callable[[Prompt, list[list[int]]], float] | None = None
+
     def __init__(self, config: AlignConfig, run: Run, model: Description, grading: Grading, executor: Executor) -> None:
         self.config, self.run, self.model, self.grading, self.executor = config, run, model, grading, executor
 
@@ -137,6 +142,7 @@ class Validation:
                     "text": text,
                 }
                 | drift
+                | ({"logprob": self.rescore(prompt, tokens)} if self.rescore else {})
             )
         finals = self.grading.tally([grade for group in grades for grade in group], searched.usage)
         picks = self.grading.tally([group[0] for group in grades], {})

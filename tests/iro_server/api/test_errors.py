@@ -54,7 +54,6 @@ def test_errors_say_what_would_do(client):
     def message(path: str, **kwargs) -> str:
         return httpx.post(f"{client.base_url}{path}", **kwargs).json()["error"]["message"]
 
-    assert message("responses", json={}).endswith("answers are at /v1/chat/completions and /v1/completions")
     job = {"model": "bytes", "training_file": "file-1"}
     assert "'type': 'reinforcement'" in message("fine_tuning/jobs", json=job)
     assert message("fine_tuning/jobs") == "The request has no body; send one as JSON."

@@ -1,0 +1,118 @@
+"""What a tilt costs, as ratios within one run: ``python -m benchmarks.tilts --json``.
+
+Tokens a second with a tilt over those without one, at equal rows, and the time of an answer by a tilt at one row over
+that by a search of 16 rows. fp32, SmolLM2-135M, prompts of 40 tokens, tilts of rank 16 with a bias and gates. The two
+sides of a ratio take turns. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+
+from benchmarks.record import command_line, finish
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
+from iro_server import JsonObject
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Sampling, Steering
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.prepare import prepare_model
+from value_heads import ValueStack
+from value_heads.prompt_features import FEATURES
+from value_heads.tilt import Tilt, zero_tilt
+
+RANK, AIM, SPEEDUP_AIM = 16, 0.95, 10.0
+ROWS, TILTS = (1, 4, 16, 64), 8
+
+
+def random_tilt(engine: EmbeddedEngine, seed: int) -> Tilt:
+    """Its numbers do not matter to speed: small random ones."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary, width = engine.frozen.head_weight.shape
+
+    def small(*shape: int) -> torch.Tensor:
+        return 1e-3 * torch.randn(*shape, generator=generator)
+
+    return replace(
+        zero_tilt(vocabulary, width, (), engine.info.eos_ids),
+        bias=small(vocabulary),
+        state_factor=small(RANK, width + 1),
+        token_factor=small(RANK, width),
+        gates=small(len(FEATURES), width + 1),
+    )
+
+
+class Bench:
+    def __init__(self, engine: EmbeddedEngine, tokens: int, repeats: int) -> None:
+        self.engine, self.tokens, self.repeats = engine, tokens, repeats
+        self.prompt = engine.tokenizer(PASSAGE)["input_ids"][:PROMPT_TOKENS]
+        self.tilts = [random_tilt(engine, seed) for seed in range(TILTS)]
+
+    def seconds(
+        self, params: SearchParams, steerings: list[Steering | None], values: ValueStack | None = None
+    ) -> float:
+        """Of so many requests at once."""
+
+        async def go() -> None:
+            searches = [
+                guided_search(
+                    self.engine, self.prompt, params, Sampling(seed=seed), self.tokens, values, steering=steering
+                )
+                for seed, steering in enumerate(steerings)
+            ]
+            await asyncio.gather(*searches)
+
+        start = time.perf_counter()
+        asyncio.run(go())
+        return time.perf_counter() - start
+
+    def ratio(self, params: SearchParams, tilted: list[Steering | None], params_of_other: SearchParams) -> list[float]:
+        """The other's seconds over the tilted requests', of each repeat after one that does not count."""
+        values = linear_heads(self.engine.info, 1) if params_of_other.rows > params.rows else None
+        plain: list[Steering | None] = [None] * len(tilted)
+        pairs = [
+            (self.seconds(params_of_other, plain, values), self.seconds(params, tilted))
+            for _ in range(self.repeats + 1)
+        ]
+        return [other / ours for other, ours in pairs[1:]]
+
+
+def measure(bench: Bench) -> JsonObject:
+    tilt, plain = Steering(bench.tilts[0]), SearchParams()
+    ratios = {
+        f"a tilt, {rows} rows / none": bench.ratio(rows_at_once, [tilt], rows_at_once)
+        for rows in ROWS
+        for rows_at_once in (SearchParams(num_successors=rows),)
+    }
+    ratios[f"{TILTS} requests, a tilt each / none"] = bench.ratio(plain, [Steering(t) for t in bench.tilts], plain)
+    speedup = "answers a second, a tilt at one row / a search of 16 rows"
+    ratios[speedup] = bench.ratio(plain, [tilt], BEAM)
+    aims = dict.fromkeys(ratios, AIM) | {speedup: SPEEDUP_AIM}
+    rows = [
+        {"name": name, "median": statistics.median(values), "ratios": values, "aim": aims[name]}
+        for name, values in ratios.items()
+    ]
+    return {"rows": rows, "tokens": bench.tokens, "rank": RANK}
+
+
+def report(numbers: JsonObject) -> None:
+    for row in numbers["rows"]:
+        print(f"{row['name']}: {row['median']:.2f} (aim {row['aim']:g})")
+
+
+def main() -> None:
+    parser = command_line("tilts", __doc__)
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens a row")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    with EmbeddedEngine(prepare_model()) as engine:
+        finish(args, measure(Bench(engine, args.tokens, args.repeats)), report)
+
+
+if __name__ == "__main__":
+    main()

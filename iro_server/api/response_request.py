@@ -1,0 +1,142 @@
+"""The body of POST /v1/responses, and what of it is a chat request."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from iro_server import JsonObject
+from iro_server.api.chat import ChatRequest
+from iro_server.api.errors import APIError, invalid
+from iro_server.api.eval_requests import Tags, chat_format
+from iro_server.api.reinforcement import ClosedModel
+from iro_server.api.unsupported import Unsupported
+from iro_server.store.tables import new_id
+
+TEXT_PARTS = ("input_text", "output_text", "text")
+PARAMS = {  # of the chat request, by what the field is called here
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+}
+
+
+def _text(content: object) -> object:
+    """The text of a string or of a list of text parts. ValueError for a part of another kind."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
+            raise ValueError('a list holds parts {"type": "input_text", "text": "..."} and no others')
+    return "".join(part["text"] for part in content)
+
+
+class InputItem(ClosedModel):
+    """A message; one of an earlier response's output may be sent back as it came."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Annotated[str, BeforeValidator(_text)]
+    id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    phase: str | None = None
+
+    @property
+    def message(self) -> JsonObject:
+        return {"role": self.role, "content": self.content}
+
+    def stored(self) -> JsonObject:
+        """As ``input_items`` shows it."""
+        part: JsonObject = {"type": "input_text", "text": self.content}
+        if self.role == "assistant":
+            part = {"type": "output_text", "text": self.content, "annotations": []}
+        id = self.id or new_id("msg_")
+        return {"id": id, "type": "message", "role": self.role, "status": "completed", "content": [part]}
+
+
+def _items(value: object) -> object:
+    """A text is one message of the user's."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class Text(ClosedModel):
+    format: JsonObject | None = None
+    verbosity: object = None
+
+
+class StreamOptions(ClosedModel):
+    include_obfuscation: bool = False
+
+
+class ResponseRequest(ClosedModel):
+    """``search``, ``item``, ``seed`` and ``top_k``, extensions, are those of a chat request."""
+
+    model: str
+    input: Annotated[list[InputItem], Field(min_length=1), BeforeValidator(_items)]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    text: Text | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    store: bool | None = None
+    metadata: Tags | None = None
+    search: JsonObject | None = None
+    item: JsonObject | None = None
+    seed: int | None = None
+    top_k: int | None = None
+
+    # What changes no answer here, as in a chat request.
+    user: str | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: JsonObject | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    reasoning: JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+
+    tools: Annotated[object, Unsupported([])] = None
+    tool_choice: Annotated[object, Unsupported("none", "auto")] = None
+    max_tool_calls: Annotated[object, Unsupported()] = None
+    include: Annotated[object, Unsupported([])] = None
+    top_logprobs: Annotated[object, Unsupported(0)] = None
+    truncation: Annotated[object, Unsupported("disabled")] = None
+    background: Annotated[object, Unsupported(False)] = None
+    background_options: Annotated[object, Unsupported()] = None
+    conversation: Annotated[object, Unsupported()] = None
+    context_management: Annotated[object, Unsupported([])] = None
+    prompt: Annotated[object, Unsupported()] = None
+    image: Annotated[object, Unsupported()] = None
+    moderation: Annotated[object, Unsupported()] = None
+    access_programs: Annotated[object, Unsupported()] = None
+
+    def chat(self, before: list[JsonObject]) -> ChatRequest:
+        """The chat request that it is, after the messages of earlier responses. 400 where that would be refused."""
+        names = ("model", "temperature", "top_p", "search", "item", "seed", "top_k", "stream")
+        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
+        fields["max_tokens"] = self.max_output_tokens
+        instructions = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
+        fields["messages"] = [*instructions, *before, *(item.message for item in self.input)]
+        if self.text is not None:
+            fields["verbosity"] = self.text.verbosity
+            if self.text.format is not None:
+                fields["response_format"] = chat_format(self.text.format)
+        try:
+            return ChatRequest.model_validate({name: value for name, value in fields.items() if value is not None})
+        except ValidationError as error:
+            raise as_sent(invalid(error, "body")) from error
+
+
+def as_sent(error: APIError) -> APIError:
+    """An error of the chat request, at the field of this one that it comes from."""
+    field = (error.param or "").split(".")[0]
+    if field in PARAMS and error.param is not None:
+        param = PARAMS[field] if field == "messages" else PARAMS[field] + error.param.removeprefix(field)
+        error.message = error.message.replace(f"'{error.param}'", f"'{param}'")
+        error.param = param
+    return error

@@ -1,0 +1,186 @@
+"""/v1/responses: answers that are stored for a while, so that the next request can go on from one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from jinja2 import TemplateError
+from sqlalchemy import delete
+
+from iro_server import JsonObject
+from iro_server.api.context import Context, Ctx
+from iro_server.api.errors import APIError, bad_request, not_found
+from iro_server.api.generation import Choice, Generation
+from iro_server.api.generation_slot import take_slot
+from iro_server.api.options import usage_object
+from iro_server.api.quotas import check_responses
+from iro_server.api.respond import whole
+from iro_server.api.response_request import ResponseRequest, as_sent
+from iro_server.api.response_stream import ResponseEvents, ResponseStream
+from iro_server.engines.prompts import chat_prompt_ids
+from iro_server.store import tables as t
+from iro_server.store.tables import new_id, now
+
+router = APIRouter(prefix="/responses", tags=["responses"])
+LONGEST_CHAIN = 1000  # responses that one continues
+
+
+class Answering:
+    """One request on its way to a stored response."""
+
+    def __init__(self, body: ResponseRequest, context: Context) -> None:
+        self.body, self.context = body, context
+        self.id, self.message_id, self.created = new_id("resp_"), new_id("msg_"), now()
+        if body.store is not False:
+            check_responses(context)
+        self.generation = self._generation()
+
+    def _generation(self) -> Generation:
+        before = _conversation(self.context, self.body.previous_response_id)
+        chat = self.body.chat(before)
+        model = self.context.model(chat.model)
+        messages = [message.plain() for message in chat.messages]
+        try:
+            prompt_ids = chat_prompt_ids(model.engine.tokenizer, messages)
+        except TemplateError as error:
+            raise bad_request(f"The model's chat template refuses this input: {error}", "input") from error
+        default = self.context.settings.default_max_tokens
+        try:
+            return chat.generation(self.context, model, prompt_ids, chat.max_tokens, default)
+        except APIError as error:
+            raise as_sent(error) from None
+
+    def shown(self, choice: Choice | None = None, usage: JsonObject | None = None) -> JsonObject:
+        """The response: in progress without its choice."""
+        body, cut = self.body, choice is not None and choice.finish_reason == "length"
+        status = "in_progress" if choice is None else "incomplete" if cut else "completed"
+        sampling = self.generation.sampling
+        response: JsonObject = {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "completed_at": now() if status == "completed" else None,
+            "status": status,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": body.model,
+            "output": [] if choice is None else [self.message(choice)],
+            "previous_response_id": body.previous_response_id,
+            "temperature": float(sampling.temperature),
+            "top_p": float(sampling.top_p),
+            "text": {"format": (body.text and body.text.format) or {"type": "text"}},
+            "usage": usage and _usage(usage),
+        }
+        unused = {"background": False, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+        return response | unused | {"truncation": "disabled", "user": body.user}
+
+    def message(self, choice: Choice) -> JsonObject:
+        status = "incomplete" if choice.finish_reason == "length" else "completed"
+        part = {"type": "output_text", "text": choice.text, "annotations": []}
+        return {"id": self.message_id, "type": "message", "role": "assistant", "status": status, "content": [part]}
+
+    def store(self, response: JsonObject) -> None:
+        if self.body.store is False:
+            return
+        row = t.Response(
+            id=self.id,
+            project=self.context.caller.project,
+            previous_id=self.body.previous_response_id,
+            input=[item.stored() for item in self.body.input],
+            body=response,
+            expires_at=self.created + round(self.context.settings.response_seconds),
+        )
+        with self.context.sessions.begin() as session:
+            session.add(row)
+
+
+@router.post("")
+async def create(body: ResponseRequest, request: Request, context: Ctx) -> Any:
+    """Generate a response, through the same search as a chat completion. It is stored unless ``store`` is false."""
+    answering = await run_in_threadpool(Answering, body, context)
+    generation = answering.generation
+    slot = take_slot(request, context, [generation])
+    if body.stream:
+        events = ResponseEvents(answering.message_id, answering.shown())
+        stream = ResponseStream([generation], events, {}, False, slot)
+        stream.shown, stream.store = answering.shown, answering.store
+        return stream.response()
+    (generated,) = await whole(request, [generation], slot)
+    response = answering.shown(generated.choices[0], usage_object([generation], [generated]))
+    await run_in_threadpool(answering.store, response)
+    return response
+
+
+@router.get("/{id}")
+def retrieve(
+    id: str, context: Ctx, include: Annotated[list[str] | None, Query()] = None, stream: Literal[False] = False
+) -> JsonObject:
+    return _stored(context, id).body
+
+
+@router.delete("/{id}")
+def remove(id: str, context: Ctx) -> JsonObject:
+    """Delete a response. Those that continue it can be read, and not be continued any more."""
+    gone = delete(t.Response).where(t.Response.id == id, *context.owned(t.Response), t.Response.unexpired())
+    with context.sessions.begin() as session:
+        if session.execute(gone.returning(t.Response.id)).first() is None:
+            raise not_found("response", id, "id")
+    return {"id": id, "object": "response", "deleted": True}
+
+
+@router.get("/{id}/input_items")
+def input_items(
+    id: str,
+    context: Ctx,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: str | None = None,
+    order: Literal["asc", "desc"] = "desc",
+    include: Annotated[list[str] | None, Query()] = None,
+) -> JsonObject:
+    """The items of the response's own input, without those of the responses that it continues."""
+    items = _stored(context, id).input
+    items = items if order == "asc" else items[::-1]
+    if after is not None:
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise not_found("item", after, "after")
+        items = items[places[0] + 1 :]
+    page = items[:limit]
+    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": page, **ends, "has_more": len(items) > limit}
+
+
+def _stored(context: Context, id: str, param: str = "id") -> t.Response:
+    return context.get(t.Response, "response", id, param, t.Response.unexpired())
+
+
+def _conversation(context: Context, previous_id: str | None) -> list[JsonObject]:
+    """The messages up to and with the response ``previous_id``. 404 where one on the way is gone."""
+    turns: list[list[JsonObject]] = []
+    while previous_id is not None:
+        if len(turns) == LONGEST_CHAIN:
+            message = f"The conversation has more than {LONGEST_CHAIN} responses; send its messages as input."
+            raise bad_request(message, "previous_response_id", "conversation_too_long")
+        row = _stored(context, previous_id, "previous_response_id")
+        turns.append([_message(item) for item in [*row.input, *row.body["output"]]])
+        previous_id = row.previous_id
+    return [message for turn in reversed(turns) for message in turn]
+
+
+def _message(item: JsonObject) -> JsonObject:
+    return {"role": item["role"], "content": "".join(part["text"] for part in item["content"])}
+
+
+def _usage(usage: JsonObject) -> JsonObject:
+    """A chat completion's usage in the fields of a response, with the same extensions."""
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    fields: JsonObject = {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]}
+    fields |= {"total_tokens": usage["total_tokens"], "output_tokens_details": {"reasoning_tokens": 0}}
+    fields["input_tokens_details"] = {"cached_tokens": cached, "cache_write_tokens": 0}
+    extensions = ("base_tokens", "value_tokens", "rounds", "kl")
+    return fields | {name: usage[name] for name in extensions if name in usage}

@@ -1,0 +1,70 @@
+"""``iro estimate``: what a job may gain and cost, by a running server."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iro_server import JsonObject
+from iro_server.cli.http import SERVER, Key, Url, get, post, server_client, upload
+from iro_server.cli.options import parse_value, read_grader
+
+POLL = 1.0  # seconds
+
+
+def estimate(
+    training_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training rows.")],
+    grader: Annotated[Path, typer.Argument(help="JSON, or a .py file with grade(sample, item).")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]…", help="Options of the job; values as JSON.")
+    ] = None,
+    url: Url = SERVER,
+    key: Key = "none",
+) -> None:
+    """Sample and grade a few prompts (about two minutes), and say what a job would gain and cost. Status 1: not go."""
+    iro = dict(_option(text) for text in options or [])
+    with server_client(url, key) as server:
+        model = get(server, "/models")["data"][0]["id"]
+        method = {"type": "reinforcement", "reinforcement": {"grader": read_grader(grader), "iro": iro}}
+        body = {"model": model, "training_file": upload(server, training_file, "fine-tune"), "method": method}
+        record = post(server, "/fine_tuning/jobs/estimate", body)
+        while record["status"] in ("queued", "in_progress"):
+            time.sleep(POLL)
+            record = get(server, f"/fine_tuning/jobs/estimate/{record['id']}")
+    if record["result"] is None:
+        raise ValueError((record["error"] or {}).get("message", f"the estimate was {record['status']}"))
+    for line in _lines(record["result"]):
+        typer.echo(line)
+    if record["result"]["verdict"] != "go":
+        raise typer.Exit(1)
+
+
+def _option(text: str) -> tuple[str, object]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"{text}: write key=value")
+    return name, parse_value(value)
+
+
+def _lines(result: JsonObject) -> list[str]:
+    reward, cost, grader = result["reward"], result["cost"], result["grader"]
+    lines = [f"{result['verdict']}: {result['message']}"]
+    if reward["mean"] is not None:
+        best = ", ".join(f"of {n} {mean:.3g}" for n, mean in reward["best_of"].items())
+        lines.append(f"reward {reward['mean']:.3g}; best {best}")
+    lines.append(
+        f"prompts {result['prompts']}, completions {result['completions']}; ungradable "
+        f"{result['ungradable_share']:.0%}, prompts with equal rewards {result['all_equal_share']:.0%}; "
+        f"grader {grader['seconds_per_call']:.2g} s a call"
+    )
+    lines.append(
+        f"the job: {cost['base_tokens']} tokens, {cost['grader_calls']} grader calls, about {cost['seconds']} s, "
+        f"{cost['disk_bytes'] / 2**20:.0f} MiB of disk"
+    )
+    for sample in result["samples"]:
+        said = sample["error"] or f"reward {sample['reward']:.3g}"
+        lines.append(f"  {said}: {' '.join(sample['text'].split())[:200]}")
+    return lines

@@ -1,0 +1,47 @@
+"""Calls of a running server, for the commands that need one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iro_server import JsonObject
+
+if TYPE_CHECKING:
+    import httpx
+
+SERVER = "http://127.0.0.1:8000/v1"
+Url = Annotated[str, typer.Option("--url", envvar="IRO_URL", help="The server's address.")]
+Key = Annotated[str, typer.Option("--key", envvar="IRO_KEY", help="An API key of the server, where it requires one.")]
+
+
+def server_client(url: str, key: str) -> httpx.Client:
+    import httpx
+
+    return httpx.Client(base_url=url.rstrip("/"), headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+
+def upload(server: httpx.Client, path: Path, purpose: str) -> str:
+    """The id of the file once it is stored."""
+    with path.open("rb") as content:
+        response = server.post("/files", files={"file": (path.name, content)}, data={"purpose": purpose})
+    return str(_read(response)["id"])
+
+
+def post(server: httpx.Client, path: str, body: JsonObject) -> JsonObject:
+    """The answer. ValueError with what the server says where it refuses."""
+    return _read(server.post(path, json=body))
+
+
+def get(server: httpx.Client, path: str, **query: str | int) -> JsonObject:
+    """The answer. ValueError with what the server says where it refuses."""
+    return _read(server.get(path, params=query))
+
+
+def _read(response: httpx.Response) -> JsonObject:
+    body: JsonObject = response.json()
+    if response.status_code >= 400:
+        raise ValueError(body["error"]["message"])
+    return body

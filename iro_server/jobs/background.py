@@ -1,0 +1,223 @@
+"""Work that servers do beside requests: rows of a table, each held by one server at a time, which renews its lease.
+
+A server that dies leaves its rows; once their leases are over another server, or the next one here, goes on with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from iro_server import JsonObject
+from iro_server.concurrency.executors import in_thread
+from iro_server.graders.remote import GraderServiceUnavailable
+from iro_server.jobs.records import LeaseLost
+from iro_server.settings import Settings
+from iro_server.store.database import Sessions
+from iro_server.store.tables import BackgroundRow, now
+
+log = logging.getLogger("iro.jobs")
+TRIES = 3  # of a row without progress: one that kills each server it comes to must not do so for ever
+
+
+Row = TypeVar("Row", bound=BackgroundRow)
+
+
+class Stopping(Exception):
+    """The server stops, or the row is another's: what is under way is dropped, and done again by whoever takes it."""
+
+
+class WorkFailed(Exception):
+    """The work cannot be done. ``code`` says to a program what the message says to a person."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Lease:
+    """One server's hold on a row. ``check`` it before results that a stop may have spoiled are written."""
+
+    def __init__(self, sessions: Sessions, row: BackgroundRow, seconds: float) -> None:
+        self.sessions, self.table, self.id, self.attempt, self.seconds = (
+            sessions,
+            type(row),
+            row.id,
+            row.attempt,
+            seconds,
+        )
+        self._lock = threading.Lock()
+        self.stopped = False
+        self._closers: list[Callable[[], None]] = []
+
+    def write(self, session: Session, **columns: object) -> None:
+        """Set columns of the row, in the transaction of ``session``. Raises LeaseLost unless it is still ours."""
+        ours = (self.table.id == self.id, self.table.attempt == self.attempt, self.table.status == "in_progress")
+        values = {"lease_until": time.time() + self.seconds} | columns
+        change = update(self.table).where(*ours).values(**values).returning(self.table.id)
+        if session.execute(change).first() is None:
+            raise LeaseLost(f"{self.id} is not this server's any more")
+
+    def end(self, status: str, error: JsonObject | None = None, **columns: object) -> None:
+        with self.sessions.begin() as session:
+            self.write(session, status=status, error=error, finished_at=now(), **columns)
+
+    def renew(self) -> None:
+        with self.sessions.begin() as session:
+            self.write(session)
+
+    def give_back(self) -> None:
+        with self.sessions.begin() as session:
+            self.write(session, status="queued", lease_until=None, tries=0)
+
+    def check(self) -> None:
+        """Raises Stopping once it is to end."""
+        if self.stopped:
+            raise Stopping
+
+    def on_stop(self, close: Callable[[], None]) -> None:
+        """Have ``close`` called from another thread when the work is to stop, so that nothing is waited for."""
+        with self._lock:
+            self._closers.append(close)
+            stopped = self.stopped
+        if stopped:
+            close()
+
+    def stop(self) -> None:
+        with self._lock:
+            self.stopped, closers = True, list(self._closers)
+        for close in closers:
+            close()
+
+
+def claim(sessions: Sessions, table: type[Row], seconds: float, besides: Collection[str] = ()) -> Row | None:
+    """A row that waits, or that a server which died held, now ours: the oldest of the project whose turn it is."""
+    waiting = _waiting(table)
+    with sessions.begin() as session:
+        _give_up(session, table)
+        running = func.count(case((and_(table.status == "in_progress", table.lease_until >= time.time()), 1)))
+        oldest = func.min(case((and_(waiting, table.id.not_in(besides)), table.seq)))
+        turn = select(oldest).where(or_(waiting, table.status == "in_progress")).group_by(table.project)
+        turn = turn.having(oldest.is_not(None)).order_by(running, oldest)
+        if (seq := session.scalar(turn.limit(1))) is None:
+            return None
+        values = {"status": "in_progress", "attempt": table.attempt + 1, "tries": table.tries + 1}
+        ours = update(table).where(table.seq == seq, waiting).values(**values, lease_until=time.time() + seconds)
+        if session.execute(ours.returning(table.seq)).first() is None:
+            return None  # another server was faster
+        return session.scalar(select(table).where(table.seq == seq))
+
+
+def _waiting(table: type[BackgroundRow]) -> ColumnElement[bool]:
+    """Queued, or left by a server that died."""
+    left_over = and_(table.status == "in_progress", table.lease_until < time.time())
+    return or_(table.status == "queued", left_over)
+
+
+def _give_up(session: Session, table: type[BackgroundRow]) -> None:
+    error = {"code": "server_died", "message": f"{TRIES} servers in turn ended while they worked on it"}
+    spent = update(table).where(_waiting(table), table.tries >= TRIES)
+    session.execute(spent.values(status="failed", error=error, finished_at=now()))
+
+
+class Background(Generic[Row]):
+    """One a server and table. ``run`` it as a task, until ``stopping`` is set.
+
+    ``execute`` does a row's work in a thread, writes by the row's lease alone, and ends it. WorkFailed fails the row; a
+    database or a grader service that is away lets the lease run out, so that the work is tried again.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        table: type[Row],
+        execute: Callable[[Row, Lease], None],
+        at_once: int,
+    ) -> None:
+        self.settings, self.sessions, self.table, self.execute, self.at_once = (
+            settings,
+            sessions,
+            table,
+            execute,
+            at_once,
+        )
+        self.database = ThreadPoolExecutor(1, f"{table.__tablename__}-leases")
+        self.threads = ThreadPoolExecutor(max(1, at_once), table.__tablename__)
+        self.leases: dict[str, Lease] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.renewed = time.monotonic()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
+            try:
+                await in_thread(self.database, self._renew)
+                await self._start_waiting()
+            except Exception:  # such as a database that is away
+                log.exception("%s: no work could be taken; trying again", self.table.__tablename__)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), self.settings.job_poll)
+        for lease in list(self.leases.values()):
+            await in_thread(self.database, lease.stop)
+        await asyncio.gather(*self.tasks)
+        self.database.shutdown()
+        self.threads.shutdown()
+
+    async def _start_waiting(self) -> None:
+        while len(self.leases) < self.at_once:
+            row = await in_thread(self.database, claim, self.sessions, self.table, self.settings.lease, [*self.leases])
+            if row is None:
+                return
+            lease = self.leases[row.id] = Lease(self.sessions, row, self.settings.lease)
+            task = asyncio.create_task(self._do(row, lease))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _do(self, row: Row, lease: Lease) -> None:
+        try:
+            await in_thread(self.threads, self._work, row, lease)
+        except Exception:
+            log.exception("%s was broken off; it is tried again once its lease is over", row.id)
+        finally:
+            del self.leases[row.id]
+
+    def _work(self, row: Row, lease: Lease) -> None:
+        try:
+            self.execute(row, lease)
+        except LeaseLost as error:  # cancelled, deleted, or taken by another server
+            log.info("%s", error)
+        except (SQLAlchemyError, GraderServiceUnavailable):
+            raise
+        except Exception as error:
+            with contextlib.suppress(LeaseLost):
+                self._settle(row, lease, error)
+
+    def _settle(self, row: Row, lease: Lease, error: Exception) -> None:
+        """Give the row back where the server stops, whatever its graders raise once they are closed; else fail it."""
+        if lease.stopped:
+            lease.give_back()
+        elif isinstance(error, WorkFailed):
+            lease.end("failed", {"code": error.code, "message": str(error)})
+        else:
+            log.error("%s failed", row.id, exc_info=error)
+            lease.end("failed", {"code": "internal_error", "message": f"the server had an error: {error}"})
+
+    def _renew(self) -> None:
+        if time.monotonic() - self.renewed < self.settings.lease / 4:
+            return
+        self.renewed = time.monotonic()
+        for lease in list(self.leases.values()):
+            try:
+                lease.renew()
+            except LeaseLost:
+                lease.stop()

@@ -1,0 +1,1 @@
+"""What a job may gain and cost, from a few plain rollouts before it starts."""

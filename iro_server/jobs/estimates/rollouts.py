@@ -1,0 +1,158 @@
+"""Plain rollouts of a few training prompts, asked of this server's own routes, and their grades, until time is up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from iro_server import JsonObject
+from iro_server.alignment.definition import AlignmentOptions
+from iro_server.graders.asking import Answer, Asker, Endpoint
+from iro_server.graders.base import Grade, Grader, Sample
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.response_format import ResponseFormat
+from iro_server.jobs.background import Lease
+from iro_server.telemetry.grading import graded
+
+FIRST_BATCH, BATCH = 2, 4  # prompts that are sampled at once
+SLICE = 4  # completions that one call of a grader gets, between looks at the clock
+REPEATED = 2  # completions of a prompt that are graded twice
+CONTINUATION_TOKENS = 48  # of a text where the job measures its own length, as in the job
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text and its grade. ``prompt``: its number."""
+
+    prompt: int
+    text: str
+    grade: Grade
+
+
+@dataclass
+class Rollouts:
+    """What was sampled and graded so far. Seconds are of the wall clock, ``graded`` the calls that they were for."""
+
+    by_prompt: list[list[Completion]] = field(default_factory=list)
+    repeats: list[tuple[float, float]] = field(default_factory=list)
+    tokens: int = 0
+    sampled: int = 0
+    sampling_seconds: float = 0.0
+    graded: int = 0
+    grading_seconds: float = 0.0
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def rewards(self) -> list[list[float]]:
+        return [[completion.grade.reward for completion in of_prompt] for of_prompt in self.by_prompt]
+
+
+class Roller:
+    """Samples ``rows``, training rows, and grades what it gets. Close it, from any thread."""
+
+    def __init__(
+        self,
+        model: str,
+        options: AlignmentOptions,
+        grader: Grader,
+        environment: GraderEnvironment,
+        form: ResponseFormat,
+        seed: int,
+        completions: int,
+    ) -> None:
+        assert environment.base_url is not None
+        self.model, self.options, self.grader, self.form = model, options, grader, form
+        self.seed, self.completions = seed, completions
+        endpoint = Endpoint(environment.base_url, environment.api_key, environment.project, quoted=True)
+        self.chat, self.text = Asker(endpoint), Asker(endpoint, route="completions")
+
+    def roll_out(self, rows: Sequence[JsonObject], seconds: float, lease: Lease) -> Rollouts:
+        """As many of the rows as ``seconds`` leave time for, the first of them in any case."""
+        rollouts, deadline, start = Rollouts(), time.monotonic() + seconds, 0
+        while start < len(rows):
+            began = time.monotonic()
+            batch = range(start, min(start + (BATCH if start else FIRST_BATCH), len(rows)))
+            answers = self._sample(rows, batch, rollouts)
+            lease.check()
+            for number, answer in zip(batch, answers, strict=True):
+                if not rollouts.by_prompt or time.monotonic() < deadline:
+                    self._grade(number, rows[number], answer, rollouts, deadline)
+                    lease.check()
+            start = batch.stop
+            if 2 * time.monotonic() - began > deadline:  # another batch would end too late
+                break
+        return rollouts
+
+    def close(self) -> None:
+        for asker in (self.chat, self.text):
+            asker.close()
+
+    def _sample(self, rows: Sequence[JsonObject], batch: range, rollouts: Rollouts) -> list[Answer]:
+        began = time.monotonic()
+        numbers = {route: [n for n in batch if ("messages" in rows[n]) == route] for route in (True, False)}
+        answers: dict[int, Answer] = {}
+        for route, asker in ((True, self.chat), (False, self.text)):
+            requests = [self._request(n, rows[n]) for n in numbers[route]]
+            answers |= zip(numbers[route], asker.ask(requests), strict=True)
+        rollouts.sampling_seconds += time.monotonic() - began
+        for answer in answers.values():
+            rollouts.tokens += answer.body.get("usage", {}).get("completion_tokens", 0)
+            rollouts.sampled += len(answer.body.get("choices", []))
+        return [answers[n] for n in batch]
+
+    def _request(self, number: int, row: JsonObject) -> JsonObject:
+        request: JsonObject = {"model": self.model, "n": self.completions, "temperature": self.options.temperature}
+        request["seed"] = self.seed + number * self.completions
+        if self.options.max_tokens != "auto":
+            request["max_tokens"] = self.options.max_tokens
+        if "messages" in row:
+            messages = [{name: message[name] for name in ("role", "content")} for message in row["messages"]]
+            return request | {"messages": messages}
+        return {"max_tokens": CONTINUATION_TOKENS} | request | {"prompt": row["prompt"]}
+
+    def _grade(self, number: int, row: JsonObject, answer: Answer, rollouts: Rollouts, deadline: float) -> None:
+        if answer.error is not None:
+            rollouts.errors.append(answer.error)
+            return
+        texts = [_text(choice) for choice in answer.body["choices"]]
+        rollouts.by_prompt.append(completions := [])
+        for start in range(0, len(texts), SLICE):
+            part = texts[start : start + SLICE]
+            completions += [
+                Completion(number, *pair) for pair in zip(part, self._grades(part, row, rollouts), strict=True)
+            ]
+            if not start:
+                repeated = self._grades(part[:REPEATED], row, rollouts)
+                first = [completion.grade.reward for completion in completions[:REPEATED]]
+                rollouts.repeats += zip(first, [grade.reward for grade in repeated], strict=True)
+            if time.monotonic() > deadline:
+                return
+
+    def _grades(self, texts: Sequence[str], row: JsonObject, rollouts: Rollouts) -> list[Grade]:
+        """As a job grades: without the response format a text gets 0."""
+        samples = [self._sample_of(text) for text in texts]
+        pairs = [(sample, row) for sample in samples if isinstance(sample, Sample)]
+        began = time.monotonic()
+        with graded(self.grader.type):
+            grades = iter(self.grader.grade_many(pairs) if pairs else [])
+        rollouts.grading_seconds += time.monotonic() - began
+        rollouts.graded += len(pairs)
+        return [next(grades) if isinstance(sample, Sample) else sample for sample in samples]
+
+    def _sample_of(self, text: str) -> Sample | Grade:
+        try:
+            return Sample(text, output_json=self.form.parse(text))
+        except ValueError as error:
+            return Grade(0.0, error=f"response_format: {error}", flag="sample_parse_error")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _text(choice: JsonObject) -> str:
+    return str(choice["message"]["content"] or "") if "message" in choice else str(choice["text"])

@@ -1,0 +1,211 @@
+"""Tilts on a real vLLM server of the real model: adapters of the output head and ``logit_bias``."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import httpx
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.processes import VLLMProcess
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Sampling, Steering
+from iro_server.engines.endpoints import Endpoints, EngineUnavailable
+from iro_server.engines.vllm import VLLMEngine
+from tests.e2e.test_vllm import PASSAGE
+from value_heads.prompt_features import FEATURES
+from value_heads.tilt import Tilt, zero_tilt
+from value_heads.tilt_export import constant_direction, head_adapter, without_static
+
+pytestmark = [
+    pytest.mark.timeout(2400),
+    pytest.mark.skipif(not VLLMProcess.python.exists(), reason=f"no {VLLMProcess.python}: `make vllm` installs vLLM"),
+]
+TOP = 20  # alternatives that vLLM reports
+
+
+@pytest.fixture(scope="module")
+def engine(served, model_dir, tmp_path_factory):
+    with VLLMEngine(model_dir, Endpoints((served.url,), adapters=tmp_path_factory.mktemp("adapters"))) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def model(model_dir):
+    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def prompt(engine):
+    return engine.tokenizer(PASSAGE)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def states(model, prompt) -> torch.Tensor:
+    with torch.no_grad():
+        return model.model(torch.tensor([prompt])).last_hidden_state[0]
+
+
+@pytest.fixture(scope="module")
+def tilt(model, engine, states) -> Tilt:
+    """A bias, a map of the state, and gates on words, all of a size that moves the draw."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, width = model.lm_head.weight.shape
+    direction, error = constant_direction(states)
+    return replace(
+        zero_tilt(vocabulary, width, (), engine.info.eos_ids),
+        bias=torch.randn(vocabulary, generator=generator) * 0.3,
+        state_factor=torch.randn(8, width + 1, generator=generator) * 0.02,
+        token_factor=torch.randn(8, width, generator=generator) * 0.2,
+        gates=torch.cat([torch.zeros(len(FEATURES), width), torch.tensor([[1.5], [0.1], [-0.3], [0.5], [-0.4]])], 1),
+        direction=direction,
+        direction_error=error,
+    )
+
+
+def without_words(tilt: Tilt) -> Tilt:
+    return replace(tilt, gates=tilt.gates * torch.tensor([[0.0]] * 4 + [[1.0]]))
+
+
+def only_bias(tilt: Tilt) -> Tilt:
+    return replace(without_words(tilt), state_factor=tilt.state_factor[:0], token_factor=tilt.token_factor[:0])
+
+
+def next_token(engine: VLLMEngine, prompt: list[int], steering: Steering | None) -> dict[int, float]:
+    """Log-probabilities of the likeliest next tokens, as the session's own request draws them."""
+
+    async def ask() -> dict[int, float]:
+        session = await engine.open(prompt, Sampling(), (), steering)
+        body = session.request(0, 1, 1, seed=1) | {"logprobs": TOP, "return_tokens_as_token_ids": True}
+
+        def read(payload):
+            top = payload["choices"][0]["logprobs"]["top_logprobs"][0]
+            return {int(name.removeprefix("token_id:")): logprob for name, logprob in top.items()}
+
+        likeliest, _ = await engine.replicas.complete(body, read, adapter=session.adapter)
+        return likeliest
+
+    return engine.submit(ask()).result()
+
+
+def expected_logits(model, states: torch.Tensor, tilt: Tilt | None, strength: float = 1.0) -> torch.Tensor:
+    """[V] after the prompt. The adapter's own static part: a direction stands for the bias."""
+    with torch.no_grad():
+        logits = model.lm_head(states[-1:])
+        if tilt is not None:
+            adapter = head_adapter(tilt, model.lm_head.weight)
+            logits = logits + strength * without_static(adapter, tilt.direction).additions(states[-1:])
+    return logits[0]
+
+
+def test_an_adapter_draws_as_the_tilt_does(engine, prompt, model, states, tilt) -> None:
+    """The base, two strengths of one tilt, and another tilt, asked for at once of one server."""
+    plain, other = without_words(tilt), replace(without_words(tilt), bias=-tilt.bias)
+    asked = [(None, 1.0), (plain, 1.0), (plain, 2.0), (other, 1.0)]
+    for steered, strength in asked:
+        likeliest = next_token(engine, prompt, steered and Steering(steered, strength))
+        expected = expected_logits(model, states, steered, strength).log_softmax(-1)
+        for token, logprob in likeliest.items():
+            assert logprob == pytest.approx(float(expected[token]), abs=1e-3)
+
+
+def sampled(engine, prompt, steering, seeds: range) -> list[int]:
+    """One token of each seed."""
+
+    async def draw() -> list[int]:
+        sessions = [await engine.open(prompt, Sampling(seed=seed * 1000), (), steering) for seed in seeds]
+        chunks = await asyncio.gather(*(session.extend([0], 32, 1) for session in sessions))
+        return [token for chunk in chunks for token in chunk.tokens_RL[:, 0].tolist()]
+
+    return asyncio.run(draw())
+
+
+def test_a_bias_without_an_adapter_draws_as_the_tilt_does(served, model_dir, prompt, model, states, tilt) -> None:
+    """vLLM reports log-probabilities before ``logit_bias``: shares of 512 draws, against their exact probabilities."""
+    bias = only_bias(tilt)
+    with VLLMEngine(model_dir, Endpoints((served.url,))) as engine:
+        assert engine.info.steers == {"bias", "words"}
+        tokens = torch.tensor(sampled(engine, prompt, Steering(bias, 2.0), range(16)))
+        with pytest.raises(ValueError, match="no tilt has states"):
+            asyncio.run(engine.open(prompt, Sampling(), (), Steering(without_words(tilt))))
+    with torch.no_grad():
+        static = head_adapter(bias, model.lm_head.weight).static
+        probabilities = (model.lm_head(states[-1]) + 2.0 * static).softmax(-1)
+    likeliest = probabilities.topk(5)
+    for probability, token in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
+        deviation = (probability * (1 - probability) / len(tokens)) ** 0.5
+        assert abs(float((tokens == token).float().mean()) - probability) < 4.5 * deviation
+
+
+def test_words_of_the_prompt_are_drawn_as_the_tilt_says(engine, prompt, model, states, tilt) -> None:
+    """Shares of 512 draws in the prompt's words, against their exact probability; words that are said lose the tilt."""
+    gates = torch.zeros_like(tilt.gates)
+    gates[FEATURES.index("prompt"), -1] = 3.0
+    words = replace(only_bias(tilt), bias=torch.zeros_like(tilt.bias), gates=gates)
+
+    async def biases() -> tuple[dict[str, float], dict[str, float]]:
+        session = await engine.open(prompt, Sampling(seed=1), (), Steering(words))
+        before = session.request(0, 1, 1, seed=1)["logit_bias"]
+        await session.extend([0], 1, 4)
+        return before, session.request(0, 1, 1, seed=1)["logit_bias"]
+
+    before, after = asyncio.run(biases())
+    assert after.keys() < before.keys() and set(before.values()) == {3.0}
+    tokens = torch.tensor([int(token) for token in before])
+    assert set(prompt) <= set(tokens.tolist())
+    logits = model.lm_head(states[-1]).detach()
+    logits[tokens] += 3.0
+    probability = float(logits.softmax(-1)[tokens].sum())
+    drawn = torch.tensor(sampled(engine, prompt, Steering(words), range(16)))
+    deviation = (probability * (1 - probability) / len(drawn)) ** 0.5
+    assert abs(float(torch.isin(drawn, tokens).float().mean()) - probability) < 4.5 * deviation
+
+
+def test_rows_of_several_requests_are_whole(engine, prompt, model, tilt) -> None:
+    """Log-probabilities of 20 tokens of each row, under the adapted model; a stopped row ends at its stop token."""
+    stop_ids = (engine.tokenizer.encode(" the")[0],)
+    sampling = Sampling(seed=4, stop_ids=stop_ids)
+    params = SearchParams(num_successors=4)
+    search = guided_search(engine, prompt, params, sampling, 20, steering=Steering(tilt))
+    adapter = without_static(head_adapter(tilt, model.lm_head.weight), tilt.direction)
+    finals = asyncio.run(search).finals
+    assert {final.finish_reason for final in finals} == {"stop", "length"}
+    for final in finals:
+        assert (len(final.tokens) == 20) if final.finish_reason == "length" else final.tokens[-1] in stop_ids
+        with torch.no_grad():
+            states = model.model(torch.tensor([[*prompt, *final.tokens]])).last_hidden_state[0, len(prompt) - 1 : -1]
+            logprobs = (model.lm_head(states) + adapter.additions(states)).log_softmax(-1)
+        expected = logprobs.gather(1, torch.tensor(final.tokens)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(final.logprobs), expected, atol=2e-3, rtol=1e-3)
+
+
+def test_an_adapter_that_a_server_has_lost_is_loaded_again(engine, served, prompt, tilt) -> None:
+    """As after a restart of the server."""
+    steering = Steering(without_words(tilt))
+    before = next_token(engine, prompt, steering)
+    name = next(reversed(engine.replicas.all[0].adapters))
+    gone = httpx.post(f"{served.url}/unload_lora_adapter", json={"lora_name": name}, timeout=60)
+    assert gone.status_code == 200
+    after = next_token(engine, prompt, steering)
+    assert after.keys() == before.keys()
+
+
+def test_an_adapter_that_cannot_be_loaded_is_an_error_and_no_plain_answer(served, model_dir, prompt, tilt, tmp_path):
+    rank = 40  # above the server's limit
+    generator = torch.Generator().manual_seed(0)
+    width = tilt.gates.shape[1] - 1
+    high = replace(
+        without_words(tilt),
+        state_factor=torch.randn(rank, width + 1, generator=generator),
+        token_factor=torch.randn(rank, width, generator=generator),
+    )
+    endpoints = Endpoints((served.url,), adapters=tmp_path / "a", patience=1.0)
+    with (
+        VLLMEngine(model_dir, endpoints) as engine,
+        pytest.raises(EngineUnavailable, match=r"cannot load the adapter of a tilt.*rank"),
+    ):
+        asyncio.run(guided_search(engine, prompt, SearchParams(), Sampling(), 2, steering=Steering(high)))

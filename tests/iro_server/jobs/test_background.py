@@ -1,0 +1,133 @@
+"""Rows that servers hold by a lease: whose turn it is, who may write, and what a stop or a death leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from sqlalchemy import select, update
+
+from iro_server.jobs.background import TRIES, Background, Lease, Stopping, WorkFailed, claim
+from iro_server.jobs.records import LeaseLost
+from iro_server.settings import Settings
+from iro_server.store.database import find, open_database
+from iro_server.store.tables import Estimate
+
+
+@pytest.fixture
+def settings(tmp_path, database_url):
+    return Settings(data_dir=tmp_path, database_url=database_url, job_poll=0.02, lease=30)
+
+
+@pytest.fixture
+def sessions(settings):
+    return open_database(settings)
+
+
+def add(sessions, id: str, project: str = "default", **fields) -> None:
+    plain = {"model": "m", "training_file": "f", "rows": 1, "config": {}, "prompts": []}
+    with sessions.begin() as session:
+        session.add(Estimate(id=id, project=project, **plain, **fields))
+
+
+def row(sessions, id: str) -> Estimate:
+    with sessions() as session:
+        return find(session, Estimate, id)
+
+
+def test_projects_take_turns_and_a_row_has_one_holder(sessions):
+    for id, project in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        add(sessions, id, project)
+    order = [claim(sessions, Estimate, 30).id for _ in range(3)]
+    assert order == ["a1", "b1", "a2"] and claim(sessions, Estimate, 30) is None
+
+
+def test_a_row_whose_holder_died_is_taken_and_the_dead_one_may_not_write(sessions):
+    add(sessions, "a")
+    dead = Lease(sessions, claim(sessions, Estimate, 0.05), 0.05)
+    assert claim(sessions, Estimate, 30) is None
+    time.sleep(0.1)
+    heir = Lease(sessions, claim(sessions, Estimate, 30), 30)
+    with pytest.raises(LeaseLost):
+        dead.end("completed")
+    heir.end("completed", result={"verdict": "go"})
+    assert (row(sessions, "a").status, row(sessions, "a").result) == ("completed", {"verdict": "go"})
+
+
+def test_a_row_that_kills_each_server_is_given_up(sessions):
+    add(sessions, "a")
+    for _ in range(TRIES):
+        assert claim(sessions, Estimate, -1).id == "a"
+    assert claim(sessions, Estimate, 30) is None
+    assert (row(sessions, "a").status, row(sessions, "a").error["code"]) == ("failed", "server_died")
+
+
+def run(settings, sessions, execute, seconds: float = 10.0) -> None:
+    """A server's background work until no row is open, or for so long."""
+
+    async def until_done() -> None:
+        stopping = asyncio.Event()
+        work = asyncio.create_task(Background(settings, sessions, Estimate, execute, 1).run(stopping))
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and open_rows(sessions):
+            await asyncio.sleep(0.02)
+        stopping.set()
+        await work
+
+    asyncio.run(until_done())
+
+
+def open_rows(sessions) -> bool:
+    with sessions() as session:
+        waiting = select(Estimate.id).where(Estimate.status.in_(("queued", "in_progress")))
+        return session.scalar(waiting) is not None
+
+
+def test_what_cannot_be_done_fails_and_what_breaks_does_not_stop_the_others(settings, sessions):
+    for id in ("refused", "broken", "good"):
+        add(sessions, id)
+
+    def execute(estimate: Estimate, lease: Lease) -> None:
+        if estimate.id == "refused":
+            raise WorkFailed("no model", "no_model")
+        if estimate.id == "broken":
+            raise KeyError("x")
+        lease.end("completed")
+
+    run(settings, sessions, execute)
+    statuses = {id: row(sessions, id).status for id in ("refused", "broken", "good")}
+    assert statuses == {"refused": "failed", "broken": "failed", "good": "completed"}
+    assert row(sessions, "refused").error == {"code": "no_model", "message": "no model"}
+    assert row(sessions, "broken").error["code"] == "internal_error"
+
+
+@pytest.mark.parametrize("raised", [Stopping, RuntimeError])
+def test_a_server_that_stops_gives_its_row_back_whatever_the_work_raises_then(settings, sessions, raised):
+    add(sessions, "a")
+
+    def execute(estimate: Estimate, lease: Lease) -> None:
+        closed: list[bool] = []
+        lease.on_stop(lambda: closed.append(True))
+        while not closed:
+            time.sleep(0.01)
+        raise raised
+
+    run(settings, sessions, execute, seconds=0.5)
+    after = row(sessions, "a")
+    assert (after.status, after.tries, after.lease_until) == ("queued", 0, None)
+
+
+def test_work_that_is_cancelled_hears_of_it(settings, sessions):
+    add(sessions, "a")
+    short = settings.model_copy(update={"lease": 0.4})
+
+    def execute(estimate: Estimate, lease: Lease) -> None:
+        with sessions.begin() as session:
+            session.execute(update(Estimate).values(status="canceled"))
+        while True:
+            lease.check()
+            time.sleep(0.01)
+
+    run(short, sessions, execute, seconds=1.5)
+    assert row(sessions, "a").status == "canceled"

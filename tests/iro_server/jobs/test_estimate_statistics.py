@@ -1,0 +1,130 @@
+"""The estimate's statistics against closed forms, and its verdicts on rewards whose trouble is known."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iro_server.alignment.definition import AlignmentOptions
+from iro_server.jobs.estimates.cost import Rates, completions, job_cost
+from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows
+from iro_server.jobs.estimates.statistics import (
+    Repeats,
+    best_of,
+    best_of_curve,
+    equal_share,
+    gain,
+    ungradable_share,
+    within_prompt_variance,
+)
+from iro_server.jobs.estimates.verdict import judge
+
+NAN = math.nan
+NEVER = Repeats.of([(0.5, 0.5)] * 8)
+
+
+def verdict(rewards, repeats=NEVER):
+    values = [value for group in rewards for value in group if math.isfinite(value)]
+    return judge(rewards, repeats, gain(rewards, 16) if values else None, "the grader raised KeyError")
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=7), st.data())
+def test_the_best_of_n_is_the_mean_maximum_of_all_subsets(values, data):
+    n = data.draw(st.integers(1, len(values)))
+    assert best_of(values, n) == pytest.approx(np.mean([max(part) for part in combinations(values, n)]), abs=1e-9)
+
+
+def test_the_curve_estimates_the_expected_maximum_without_bias():
+    """Of n uniform rewards the expected maximum is n / (n + 1); of n successes with p it is 1 - (1 - p)^n."""
+    rng = np.random.default_rng(1)
+    curve = best_of_curve(rng.uniform(size=(20_000, 8)))
+    assert curve == pytest.approx({n: n / (n + 1) for n in (1, 2, 4, 8)}, abs=0.01)
+    successes = best_of_curve((rng.uniform(size=(20_000, 8)) < 0.1).astype(float))
+    assert successes == pytest.approx({n: 1 - 0.9**n for n in (1, 2, 4, 8)}, abs=0.01)
+
+
+def test_the_variance_within_prompts_leaves_out_that_between_them():
+    rng = np.random.default_rng(2)
+    rewards = rng.normal(scale=0.3, size=(4000, 6)) + rng.normal(scale=5, size=(4000, 1))
+    assert within_prompt_variance(rewards) == pytest.approx(0.09, rel=0.05)
+    assert within_prompt_variance([[1.0], [2.0, NAN]]) == 0
+
+
+def test_the_interval_of_the_gain_covers_it_about_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    truth = 4 / 5 - 1 / 2  # of uniform rewards, best of 4
+    covered = 0
+    for _ in range(200):
+        interval = gain(rng.uniform(size=(24, 4)), 4)
+        covered += interval.low <= truth <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+    assert gain([[0.0, 1.0], [NAN, NAN]], 16).mean == 0.5  # as many as there are
+
+
+def test_shares_of_prompts_and_completions():
+    rewards = [[1.0, 1.0, NAN], [0.0, 1.0, NAN], [NAN, NAN, NAN]]
+    assert equal_share(rewards) == 0.5 and ungradable_share(rewards) == pytest.approx(5 / 9)
+
+
+def test_the_noise_of_a_grader_is_half_the_squared_difference_of_two_grades():
+    rng = np.random.default_rng(4)
+    quality = rng.normal(scale=2, size=20_000)
+    first, second = (quality + rng.normal(size=20_000) for _ in range(2))
+    repeats = Repeats.of([*zip(first, second, strict=True)])
+    assert repeats.noise == pytest.approx(1, rel=0.05) and repeats.disagreement == 1
+    assert repeats.reliability(5.0) == pytest.approx(4 / 5, abs=0.02)
+    assert Repeats.of([(1.0, NAN), (0.0, 0.0)]).disagreement == 0.5
+
+
+def test_each_trouble_has_its_verdict_and_says_what_to_change():
+    rng = np.random.default_rng(5)
+    useful = rng.uniform(size=(8, 8)).tolist()
+    assert verdict(useful).word == "go" and "Expected gain +" in verdict(useful).sentence
+    zero = verdict([[0.0] * 8] * 8)
+    assert zero.word == "constant_reward" and "always 0, for each of 64 completions" in zero.sentence
+    assert verdict([[NAN] * 8] * 8).word == "flaky_grader" and "KeyError" in verdict([[NAN] * 8] * 8).sentence
+    assert verdict([[float(i)] * 8 for i in range(8)]).word == "nothing_to_choose_from"
+    random = Repeats.of([*zip(rng.uniform(size=16), rng.uniform(size=16), strict=True)])
+    assert verdict(useful, random).word == "flaky_grader"
+    rare = [[0.0] * 8] * 11 + [[0.0] * 7 + [1.0]]
+    assert verdict(rare).word == "more_rollouts" and "Only 1 of 12 prompts" in verdict(rare).sentence
+    assert verdict(useful[:2]).word == "more_rollouts"
+
+
+def test_a_little_noise_does_not_hide_a_useful_reward():
+    rng = np.random.default_rng(6)
+    useful = rng.uniform(size=(8, 8)).tolist()
+    noisy = Repeats.of([(value, value + 0.01) for value in np.ravel(useful)[:16]])
+    assert verdict(useful, noisy).word == "go" and "100%" in verdict(useful, noisy).sentence
+
+
+def test_the_cost_counts_rollouts_and_validations():
+    options = AlignmentOptions(
+        iterations=2, rollouts_per_prompt=4, beam_width=1, num_successors=2, validation_prompts=4
+    )
+    rollouts, searched = completions(options, rows=48)  # 8 of them reserved, 20 an iteration
+    assert (rollouts, searched) == (20 * 4 + 20 * 2, 4 * 2 * (3 + 2))
+    cost = job_cost(options, 48, Rates(tokens=10, tokens_per_second=100, grader_seconds=0.5), width=64)
+    assert cost["grader_calls"] == cost["completions"] == 160 and cost["base_tokens"] == 1600
+    assert cost["seconds"] == 16 + 80 and cost["disk_bytes"] == 120 * 10 * 2 * 64 * 2
+
+
+def test_rows_are_drawn_from_the_whole_file_and_again_the_same():
+    lines = [b'{"n": %d}\n' % n for n in range(500)]
+    rows, total = drawn_rows(lines, 24, seed=1)
+    assert total == 500 and len({row["n"] for row in rows}) == 24 and max(row["n"] for row in rows) > 250
+    assert drawn_rows(lines, 24, seed=1)[0] == rows != drawn_rows(lines, 24, seed=2)[0]
+    few, number = drawn_rows(lines[:3], 24, seed=1)
+    assert sorted(row["n"] for row in few) == [0, 1, 2] and number == 3
+
+
+def test_the_estimate_beside_a_job_takes_a_twentieth_of_its_completions_or_four_prompts():
+    options = AlignmentOptions()
+    most = affordable_prompts(options, 4000, rollouts=8)
+    assert most > 4 and 8 * most <= sum(completions(options, 4000)) / 20 < 8 * (most + 1)
+    assert affordable_prompts(AlignmentOptions(iterations=1, prompts_per_iteration=2), 10, rollouts=8) == 4
