@@ -106,7 +106,8 @@ def flat(value: object) -> Iterable[float]:
 def number(value: float) -> str:
     """Three digits; the power of ten of small and large ones as superscript."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.0f}" if value == round(value) and abs(value) >= 1 else f"{value:.3g}"
+        whole = abs(value) >= 1000 or (abs(value) >= 1 and value == round(value))
+        return f"{value:.0f}" if whole else f"{value:.3g}"
     mantissa, power = f"{value:.1e}".split("e")
     return f"{mantissa}e{str(int(power)).translate(SUPERSCRIPTS)}"
 

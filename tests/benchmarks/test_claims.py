@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.research.claims import against, cell_text, claims, estimate, exact, negative, positive, welch, zero
+from benchmarks.research.claims import (
+    against,
+    cell_text,
+    claims,
+    estimate,
+    exact,
+    negative,
+    number,
+    positive,
+    welch,
+    zero,
+)
 
 RNG = np.random.default_rng(0)
 SMALL, LARGE = RNG.normal(0, 1, 8), RNG.normal(3, 2, 12)
@@ -40,3 +51,10 @@ def test_a_check_without_seeds_is_shown_without_a_statistic() -> None:
     table = claims({"claims": [exact(check)]})
     assert table.splitlines()[-1] == "| points: 0, 0.25 | 0; 0.25; 3.2e⁻¹² |  | confirmed |"
     assert cell_text({"mean": -2, "low": -2.5, "high": -1.5}) == "-2 [-2.5, -1.5]"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (12, "12"), (0.12345, "0.123"), (1672.4, "1672"), (-2e-7, "-2.0e⁻⁷"), (3e8, "3.0e⁸")]
+)
+def test_numbers_have_three_digits_and_powers_of_ten_as_superscripts(value: float, text: str) -> None:
+    assert number(value) == text
