@@ -92,7 +92,9 @@ class Bench:
             bodies = [request(self.engine.model, p, n, length, Sampling(), seed) for p, n, length, seed in requests]
             answers = await asyncio.gather(*(client.post(url, json=body) for body in bodies))
         payloads = [answer.raise_for_status().json() for answer in answers]
-        self.last = [rows_of(each, n, length, ()) for each, (_, n, length, _) in zip(payloads, requests, strict=True)]
+        self.last = [
+            rows_of(each, n, length, Sampling()) for each, (_, n, length, _) in zip(payloads, requests, strict=True)
+        ]
         return sum(len(row.tokens) for rows in self.last for row in rows)
 
     def cached_share(self, work: Callable[[], float]) -> float:

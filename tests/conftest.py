@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import count
 
+import httpx
 import pytest
 from hypothesis import settings
 from sqlalchemy import create_engine, text
@@ -16,6 +17,8 @@ from benchmarks.postgres import MISSING, Postgres, postgres, programs
 pytest_plugins = ["tests.rotation"]
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in the processes that tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+httpx._config.DEFAULT_TIMEOUT_CONFIG.read = 120  # of httpx.get and the like: a loaded machine exceeds 5 s
 
 settings.register_profile("iro", deadline=None, derandomize=True)
 settings.load_profile("iro")

@@ -79,6 +79,8 @@ class ToyEngine:
 class ToySession:
     """Steered, its tilt is a function of a row's tokens: A(s, .) [VOCABULARY]."""
 
+    cached_tokens = 0
+
     def __init__(
         self,
         engine: ToyEngine,

@@ -41,6 +41,7 @@ class ServedDefaults(BaseModel):
     """What a model does where a request says nothing. ``max_tokens`` None: the route's own default.
 
     ``improved``: whether its job's held-out gain has a 95 % interval above 0; None where no job has said so.
+    ``response_format``: the job's, of chats without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +50,7 @@ class ServedDefaults(BaseModel):
     temperature: float = 1.0
     max_tokens: int | None = None
     improved: bool | None = None
+    response_format: JsonObject | None = None
 
 
 class AlignmentOptions(BaseModel):
@@ -254,6 +256,10 @@ class Alignment(AlignmentOptions):
     response_format: JsonObject | None = Field(
         None, description="OpenAI's. A completion that does not conform gets the reward 0 and is not graded."
     )
+
+    @property
+    def served_defaults(self) -> ServedDefaults:
+        return super().served_defaults.model_copy(update={"response_format": self.response_format})
 
     @field_validator("response_format")
     @classmethod

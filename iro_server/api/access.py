@@ -19,6 +19,7 @@ from iro_server.access.key_requirement import KEY_SECONDS, KeyRequirement
 from iro_server.access.rates import Allowance, RateLimitExceeded, Rates
 from iro_server.api.context import Caller
 from iro_server.api.errors import DATABASE_AWAY, APIError, answer, api_error, storage_failure
+from iro_server.api.page import is_page
 from iro_server.settings import is_loopback
 from iro_server.store import keys
 from iro_server.store.database import find
@@ -86,7 +87,7 @@ class Access:
         if secret and secrets.compare_digest(secret.encode(), self.internal_key.encode()):
             caller = Caller(headers.get("openai-project", DEFAULT_PROJECT), "internal")
             return caller, await self._charged(headers.get(CHARGED_KEY))
-        if scope["path"] in OPEN or (scope["path"] == METRICS and self.settings.metrics_open):
+        if scope["path"] in OPEN or is_page(scope["path"]) or (scope["path"] == METRICS and self.settings.metrics_open):
             return Caller(), None
         if not await run_in_threadpool(self.required):
             self._check_host(headers.get("host", ""))

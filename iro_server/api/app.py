@@ -28,6 +28,7 @@ from iro_server.api import (
     health,
     metrics,
     models,
+    page,
     permissions,
     responses,
     uploads,
@@ -77,6 +78,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
 
     grading = FairExecutor("grading", settings.grading_threads, settings.grading_per_project, settings.grading_waiting)
     lookups = lookup_executor()
+    schemas = FairExecutor("schemas", threads=2, per_project=1, max_waiting=64, max_seconds=30)
 
     def private_webhooks() -> bool:
         return settings.webhooks_inside(keys_required())
@@ -102,6 +104,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         await asyncio.gather(*tasks)
         grading.shutdown()
         lookups.shutdown()
+        schemas.shutdown()
         registry.close()
 
     capacity = engine.health()
@@ -110,7 +113,16 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     max_project_rows = settings.max_project_rows or capacity.shared_rows
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens, max_project_rows)
     app.state.context = Context(
-        settings, sessions, registry, grader_environment, admission, Deadlines(), keys_required, grading, lookups
+        settings,
+        sessions,
+        registry,
+        grader_environment,
+        admission,
+        Deadlines(),
+        keys_required,
+        grading,
+        lookups,
+        schemas,
     )
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
@@ -137,6 +149,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         v1.include_router(route.router)
     app.include_router(v1)
     app.include_router(metrics.router)
+    page.install(app)
     return app
 
 
@@ -171,6 +184,12 @@ class Server(uvicorn.Server):
         self.drain = drain
         app: Any = config.app
         self.unread = UnreadConnections(app.state.context.settings.send_timeout)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            app: Any = self.config.app
+            log.info("the page is at %s", page.address(app.state.context.settings))
 
     async def on_tick(self, counter: int) -> bool:
         self.unread.reset_old(connection.transport for connection in self.server_state.connections)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from jinja2 import TemplateError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from iro_server import JsonObject
@@ -15,37 +17,19 @@ from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
 from iro_server.api.generation_slot import take_slot
-from iro_server.api.options import Options, usage_object
+from iro_server.api.logprobs import chat_logprobs
+from iro_server.api.messages import Message, Tool
+from iro_server.api.options import Options, fingerprint, usage_object
+from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
+from iro_server.api.response_schema import check_schema, requested_schema, response_schema
+from iro_server.api.tools import CallStream, ToolUse, call_object, tool_use
 from iro_server.api.unsupported import Unsupported
-from iro_server.engines.prompts import chat_prompt_ids, text_of
+from iro_server.decoding.beam import SampledTokens
+from iro_server.engines.prompts import chat_prompt_ids
 from iro_server.store.tables import new_id, now
 
 router = APIRouter(tags=["chat"])
-
-
-class Message(BaseModel):
-    """A client may send an answer's message back as it came, with all its fields that are null."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    audio: Annotated[object, Unsupported()] = None
-    function_call: Annotated[object, Unsupported()] = None
-    tool_calls: Annotated[object, Unsupported([])] = None
-    annotations: Annotated[object, Unsupported([])] = None
-    refusal: Annotated[object, Unsupported()] = None
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(text_of)]
-    name: str | None = None
-
-    def plain(self) -> dict[str, str]:
-        return {"role": self.role, "content": self.content}
-
-
-class TextFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    type: Annotated[object, Unsupported("text")]
 
 
 class ChatRequest(Options):
@@ -55,7 +39,7 @@ class ChatRequest(Options):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: TextFormat | None = None
+    response_format: JsonObject | None = None
 
     # What changes no answer here: there is one tier, nothing is cached or stored, and the model does not reason apart.
     metadata: dict[str, str] | None = None
@@ -67,13 +51,14 @@ class ChatRequest(Options):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     prediction: JsonObject | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
 
     modalities: Annotated[object, Unsupported(["text"])] = None
     verbosity: Annotated[object, Unsupported("medium")] = None
-    tool_choice: Annotated[object, Unsupported("none", "auto")] = None
     function_call: Annotated[object, Unsupported("none", "auto")] = None
-    tools: Annotated[object, Unsupported()] = None
     functions: Annotated[object, Unsupported()] = None
     audio: Annotated[object, Unsupported()] = None
     moderation: Annotated[object, Unsupported()] = None
@@ -83,70 +68,114 @@ class ChatRequest(Options):
     def wants_logprobs(self) -> bool:
         return bool(self.logprobs)
 
+    @property
+    def num_alternatives(self) -> int:
+        return self.top_logprobs or 0
+
 
 @router.post("/chat/completions")
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
-    """Generate the assistant's next message. A stream's log-probabilities come with its last chunk."""
-    generation = await run_in_threadpool(_generation, body, context)
+    """Generate the assistant's next message."""
+    model = await run_in_threadpool(context.model, body.model)
+    use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, model)
+    schema = await _schema(body, use, context, model)
+    generation = await run_in_threadpool(_generation, body, context, model, schema, use)
     slot = take_slot(request, context, [generation])
-    frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model}
+    frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model, "system_fingerprint": fingerprint(model)}
     if body.stream:
-        chunks = ChatChunks(context.models.engine.tokenizer, body)
+        chunks = ChatChunks(model.engine.tokenizer, body, use)
         frame["object"] = "chat.completion.chunk"
         return Stream([generation], chunks, frame, body.include_usage, slot).response()
     (generated,) = await whole(request, [generation], slot)
-    choices = [_choice(generation, body, index, choice) for index, choice in enumerate(generated.choices)]
+    choices = [_choice(generation, body, use, index, choice) for index, choice in enumerate(generated.choices)]
     usage = usage_object([generation], [generated])
     return frame | {"object": "chat.completion", "choices": choices, "usage": usage}
 
 
-def _generation(body: ChatRequest, context: Context) -> Generation:
-    model = context.model(body.model)
+async def _schema(body: ChatRequest, use: ToolUse | None, context: Context, model: ServedModel) -> str | None:
+    """What the answer is held to: a call, where one is required, or the response format; without tools and a format of
+    the request's own, that of the model's job."""
+    if use is None:
+        return await requested_schema(body.response_format, context, model)
+    if not use.required:
+        return await response_schema(body.response_format, context, model)
+    schema = json.dumps(use.tools.call_schema(use.required))
+    await check_schema(schema, context, model, "tools")
+    return schema
+
+
+def _generation(
+    body: ChatRequest, context: Context, model: ServedModel, schema: str | None, use: ToolUse | None
+) -> Generation:
+    messages = [message.plain() for message in body.messages]
+    tools, begun = (use.tools.functions, use.begun) if use else ((), "")
     try:
-        prompt_ids = chat_prompt_ids(model.engine.tokenizer, [message.plain() for message in body.messages])
+        prompt_ids = chat_prompt_ids(model.engine.tokenizer, messages, tools, begun)
     except TemplateError as error:
         raise bad_request(f"The model's chat template refuses these messages: {error}", "messages") from error
     max_tokens = body.max_completion_tokens or body.max_tokens
-    return body.generation(context, model, prompt_ids, max_tokens, context.settings.default_max_tokens)
+    default = context.settings.default_max_tokens
+    return body.generation(context, model, prompt_ids, max_tokens, default, schema=schema)
 
 
-def _choice(generation: Generation, body: ChatRequest, index: int, choice: Choice) -> JsonObject:
+def _choice(generation: Generation, body: ChatRequest, use: ToolUse | None, index: int, choice: Choice) -> JsonObject:
+    content, calls = use.read(choice.text) if use else (choice.text, [])
+    message: JsonObject = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+    if calls:
+        message["tool_calls"] = [call_object(call) for call in calls]
     return {
         "index": index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
-        "finish_reason": choice.finish_reason,
-        "logprobs": _logprobs(generation.model.engine.tokenizer, body, choice),
+        "message": message,
+        "finish_reason": use.finish_reason(choice.finish_reason, calls) if use else choice.finish_reason,
+        "logprobs": _logprobs(generation.model.engine.tokenizer, body, choice.sampled),
     }
 
 
 class ChatChunks:
     """The ``choices`` of a chat stream's chunks."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, body: ChatRequest) -> None:
-        self.tokenizer, self.body = tokenizer, body
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, body: ChatRequest, use: ToolUse | None) -> None:
+        self.tokenizer, self.body, self.use = tokenizer, body, use
+        self.texts: defaultdict[int, str] = defaultdict(str)  # of each choice, so far
+        self.unsent: defaultdict[int, SampledTokens] = defaultdict(lambda: SampledTokens([], [], []))
+        self.calls: dict[int, CallStream] = {}
 
     def head(self, index: int) -> list[JsonObject]:
         return [_delta(index, {"role": "assistant", "content": ""})]
 
-    def text(self, index: int, text: str) -> list[JsonObject]:
-        return [_delta(index, {"content": text})]
+    def text(self, index: int, text: str, sampled: SampledTokens) -> list[JsonObject]:
+        if self.use is None:
+            return [self._part(index, {"content": text}, sampled)]
+        stream = self.calls.setdefault(index, CallStream(self.use))
+        self.texts[index] += text
+        return self._parts(index, stream.text(self.texts[index]), sampled)
 
-    def tail(self, index: int, choice: Choice) -> list[JsonObject]:
-        logprobs = _logprobs(self.tokenizer, self.body, choice)
-        return [_delta(index, {}) | {"finish_reason": choice.finish_reason, "logprobs": logprobs}]
+    def tail(self, index: int, choice: Choice, rest: SampledTokens) -> list[JsonObject]:
+        reason, parts = choice.finish_reason, []
+        if self.use is not None:
+            stream = self.calls.setdefault(index, CallStream(self.use))
+            parts = self._parts(index, stream.end(choice.text), rest)
+            rest = self.unsent.pop(index, SampledTokens([], [], []))
+            reason = self.use.finish_reason(reason, self.use.read(choice.text)[1])
+        return [*parts, self._part(index, {}, rest) | {"finish_reason": reason}]
+
+    def _parts(self, index: int, deltas: list[JsonObject], sampled: SampledTokens) -> list[JsonObject]:
+        """Chunks of the deltas; the first brings the log-probabilities, which wait for one."""
+        sampled = self.unsent.pop(index, SampledTokens([], [], [])) + sampled
+        if not deltas:
+            self.unsent[index] = sampled
+            return []
+        first, *others = deltas
+        return [self._part(index, first, sampled), *(_delta(index, delta) for delta in others)]
+
+    def _part(self, index: int, delta: JsonObject, sampled: SampledTokens) -> JsonObject:
+        logprobs = _logprobs(self.tokenizer, self.body, sampled) if sampled.tokens else None
+        return _delta(index, delta) | {"logprobs": logprobs}
 
 
 def _delta(index: int, delta: JsonObject) -> JsonObject:
     return {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
 
 
-def _logprobs(tokenizer: PreTrainedTokenizerBase, body: ChatRequest, choice: Choice) -> JsonObject | None:
-    """Each token's log-probability; of the likeliest alternatives the engine tells only the token drawn."""
-    if not body.logprobs:
-        return None
-    content = []
-    for token, logprob in zip(choice.tokens, choice.logprobs, strict=True):
-        text = str(tokenizer.decode([token]))
-        entry = {"token": text, "bytes": None if "\ufffd" in text else list(text.encode()), "logprob": logprob}
-        content.append(entry | {"top_logprobs": [entry] if body.top_logprobs else []})
-    return {"content": content, "refusal": None}
+def _logprobs(tokenizer: PreTrainedTokenizerBase, body: ChatRequest, sampled: SampledTokens) -> JsonObject | None:
+    return chat_logprobs(tokenizer, sampled, body.num_alternatives) if body.logprobs else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -15,9 +15,11 @@ from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
 from iro_server.api.generation_slot import take_slot
-from iro_server.api.options import Options, usage_object
+from iro_server.api.logprobs import text_logprobs
+from iro_server.api.options import Options, fingerprint, usage_object
 from iro_server.api.respond import Stream, whole
 from iro_server.api.unsupported import Unsupported
+from iro_server.decoding.beam import SampledTokens
 from iro_server.engines.prompts import text_prompt_ids
 from iro_server.store.tables import new_id, now
 
@@ -41,6 +43,10 @@ class CompletionRequest(Options):
     def wants_logprobs(self) -> bool:
         return self.logprobs is not None
 
+    @property
+    def num_alternatives(self) -> int:
+        return self.logprobs or 0
+
     def prompts(self) -> list[str | list[int]]:
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return list(self.prompt) if several else [self.prompt]  # type: ignore[arg-type,list-item]
@@ -48,16 +54,22 @@ class CompletionRequest(Options):
 
 @router.post("/completions")
 async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any:
-    """Continue each prompt ``n`` times. A stream's log-probabilities come with its last chunk."""
+    """Continue each prompt ``n`` times."""
     generations = await run_in_threadpool(_generations, body, context)
     slot = take_slot(request, context, generations)
-    frame = {"id": new_id("cmpl-"), "object": "text_completion", "created": now(), "model": body.model}
+    frame = {
+        "id": new_id("cmpl-"),
+        "object": "text_completion",
+        "created": now(),
+        "model": body.model,
+        "system_fingerprint": fingerprint(generations[0].model),
+    }
     chunks = TextChunks(context.models.engine.tokenizer, body)
     if body.stream:
         return Stream(generations, chunks, frame, body.include_usage, slot).response()
     generated = await whole(request, generations, slot)
     numbered = enumerate(choice for each in generated for choice in each.choices)
-    choices = [chunks.choice(index, choice.text, choice) for index, choice in numbered]
+    choices = [chunks.choice(index, choice.text, choice.sampled, choice.finish_reason) for index, choice in numbered]
     return frame | {"choices": choices, "usage": usage_object(generations, generated)}
 
 
@@ -83,29 +95,24 @@ class TextChunks:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, body: CompletionRequest) -> None:
         self.tokenizer, self.body = tokenizer, body
+        self.offsets: Counter[int] = Counter()  # of each choice's next token
 
     def head(self, index: int) -> None:
         return None
 
-    def text(self, index: int, text: str) -> list[JsonObject]:
-        return [self.choice(index, text)]
+    def text(self, index: int, text: str, sampled: SampledTokens) -> list[JsonObject]:
+        return [self.choice(index, text, sampled)]
 
-    def tail(self, index: int, choice: Choice) -> list[JsonObject]:
-        return [self.choice(index, "", choice)]
+    def tail(self, index: int, choice: Choice, rest: SampledTokens) -> list[JsonObject]:
+        return [self.choice(index, "", rest, choice.finish_reason)]
 
-    def choice(self, index: int, text: str, end: Choice | None = None) -> JsonObject:
-        """A choice, or a part of it; ``end``: the whole, in its last part."""
-        reason, logprobs = (end.finish_reason, self._logprobs(end)) if end else (None, None)
-        return {"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs}
+    def choice(self, index: int, text: str, sampled: SampledTokens, reason: str | None = None) -> JsonObject:
+        """A choice, or a part of it, whose tokens are ``sampled``; ``reason``: of the whole, in its last part."""
+        return {"index": index, "text": text, "finish_reason": reason, "logprobs": self._logprobs(index, sampled)}
 
-    def _logprobs(self, choice: Choice) -> JsonObject | None:
-        if self.body.logprobs is None:
+    def _logprobs(self, index: int, sampled: SampledTokens) -> JsonObject | None:
+        if self.body.logprobs is None or not sampled.tokens:
             return None
-        texts = [self.tokenizer.decode([token]) for token in choice.tokens]
-        top = [{text: logprob} for text, logprob in zip(texts, choice.logprobs, strict=True)]
-        return {
-            "tokens": texts,
-            "token_logprobs": choice.logprobs,
-            "text_offset": list(accumulate((len(text) for text in texts[:-1]), initial=0)),
-            "top_logprobs": top if self.body.logprobs else None,
-        }
+        logprobs = text_logprobs(self.tokenizer, sampled, self.body.logprobs, self.offsets[index])
+        self.offsets[index] += sum(map(len, logprobs["tokens"]))
+        return logprobs

@@ -44,6 +44,7 @@ class Context:
     keys_required: KeyRequirement
     grading: FairExecutor
     lookups: FairExecutor
+    schemas: FairExecutor
     caller: Caller = Caller()
 
     def owned(self, table: type[Base]) -> list[ColumnElement[bool]]:

@@ -24,6 +24,7 @@ from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
 from iro_server.concurrency.disconnect import ClientGone
 from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.engines.endpoints import EngineUnavailable
+from iro_server.engines.grammars import SchemaRefused
 from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.graders.remote import GraderServiceUnavailable
 from iro_server.telemetry.control_characters import escaped
@@ -132,6 +133,7 @@ DOMAIN_ERRORS: dict[type[Exception], Callable[[Any], APIError]] = {
     ),
     RateLimitExceeded: _rate_limit,
     RequestTooLarge: lambda error: bad_request(str(error), "max_tokens", "too_many_tokens"),
+    SchemaRefused: lambda error: bad_request(f"The schema of the answer: {error}", "response_format", "invalid_value"),
     ServerStopping: lambda error: APIError(503, str(error), code="server_stopping", headers={"Retry-After": "2"}),
     TooManyWaiting: lambda error: APIError(503, str(error), code="overloaded", headers={"Retry-After": "2"}),
 }

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from iro_server import JsonObject
 from iro_server.api.job_request import Metadata
 from iro_server.api.reinforcement import ClosedModel
+from iro_server.api.unsupported import Unsupported
 from iro_server.graders.json_schema import Schema
 from iro_server.graders.messages import Message
 
@@ -97,14 +98,12 @@ class SamplingParams(ClosedModel):
     reasoning_effort: str | None = None
     response_format: JsonObject | None = None
     text: JsonObject | None = None
-    tools: list[JsonObject] | None = None
+    tools: Annotated[object, Unsupported([])] = None
     search: JsonObject | None = None
 
     def as_request(self) -> JsonObject:
         """As fields of a chat completion request, without the seed."""
-        fields = self.model_dump(exclude_none=True, exclude={"seed", "text", "max_completions_tokens"})
-        if not self.tools:
-            fields.pop("tools", None)
+        fields = self.model_dump(exclude_none=True, exclude={"seed", "text", "tools", "max_completions_tokens"})
         if self.max_completions_tokens is not None:
             fields.setdefault("max_completion_tokens", self.max_completions_tokens)
         if self.text is not None and (format := self.text.get("format")) is not None:

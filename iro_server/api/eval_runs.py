@@ -16,13 +16,14 @@ from iro_server import JsonObject
 from iro_server.api import files
 from iro_server.api.chat import ChatRequest
 from iro_server.api.context import Context, Ctx, list_object
-from iro_server.api.errors import api_error, bad_request, invalid, not_found
+from iro_server.api.errors import APIError, api_error, bad_request, invalid, not_found
 from iro_server.api.eval_report import report_page
 from iro_server.api.eval_requests import DataSource, RunRequest, SamplingParams
 from iro_server.api.evals import Limit, Order, owned_eval
 from iro_server.api.jsonl import lines_of
 from iro_server.api.quotas import check_eval_runs
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
+from iro_server.api.response_schema import checked_schema
 from iro_server.jobs.evals.criteria import criterion_names
 from iro_server.jobs.evals.running import new_counts, new_criteria
 from iro_server.jobs.evals.source import BadItem, Row, check_items, row_of, rows_of_lines
@@ -92,6 +93,11 @@ def _sampling(name: str, source: DataSource, context: Context) -> JsonObject:
         chat = ChatRequest.model_validate({"model": name, "messages": [{"role": "user", "content": "a"}]} | request)
     except ValidationError as error:
         raise _of_params(invalid(error, "data_source.sampling_params"), params) from error
+    try:
+        checked_schema(chat.response_format or {"type": "text"}, model)
+    except APIError as error:
+        error.param = f"data_source.sampling_params.{error.param}"
+        raise _of_params(error, params) from error
     most = chat.max_completion_tokens or model.defaults.max_tokens or context.settings.default_max_tokens
     temperature = model.defaults.temperature if chat.temperature is None else chat.temperature
     seed = DEFAULT_SEED if params.seed is None else params.seed

@@ -14,6 +14,7 @@ from iro_server.api.search_telemetry import SearchTelemetry
 from iro_server.api.text import Detokenizer
 from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.decoding.base import Final, Scorer, SearchParams, SearchResult, SearchUsage
+from iro_server.decoding.beam import SampledTokens
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
 from iro_server.engines.base import Sampling, Steering
@@ -22,7 +23,7 @@ from iro_server.telemetry import tracing
 
 STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
 TELEMETRY = SearchTelemetry()
-OnAgreed = Callable[[range, list[int]], None]
+OnAgreed = Callable[[range, SampledTokens], None]
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,7 @@ class Generation:
 @dataclass(frozen=True)
 class Choice:
     text: str
-    tokens: list[int]
-    logprobs: list[float]
+    sampled: SampledTokens
     finish_reason: str
     kl: float = 0.0
 
@@ -140,7 +140,8 @@ def _ordered(request: Generation, result: SearchResult) -> Generated:
 def _choice(request: Generation, final: Final) -> Choice:
     text, count = request.detokenizer.final_text(final.tokens)
     finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
-    return Choice(text, final.tokens[:count], final.logprobs[:count], finish_reason, final.kl)
+    sampled = SampledTokens(final.tokens, final.logprobs, final.alternatives)[:count]
+    return Choice(text, sampled, finish_reason, final.kl)
 
 
 def sum_usage(usages: list[SearchUsage]) -> SearchUsage:
@@ -148,4 +149,5 @@ def sum_usage(usages: list[SearchUsage]) -> SearchUsage:
         base_tokens=sum(u.base_tokens for u in usages),
         value_tokens=sum(u.value_tokens for u in usages),
         rounds=sum(u.rounds for u in usages),
+        cached_tokens=min(u.cached_tokens for u in usages),  # of one prompt, which some session of these may have read
     )

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from typing import Annotated, Any, ClassVar
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from iro_server import JsonObject
 from iro_server.api.context import Context
 from iro_server.api.errors import bad_request, invalid
-from iro_server.api.generation import Generation
+from iro_server.api.generation import Generated, Generation
 from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
-from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.base import Scorer, SearchParams, repeatable
 from iro_server.engines.base import Sampling, Steering, cache_salt
 
+RELEASE = version("iro-align")
+MAX_BIASES = 1024
+ADJUSTING = ("logit_bias", "presence_penalty", "frequency_penalty", "response_format")
+Bias = Annotated[float, Field(ge=-100, le=100)]
+COMPLETION_TOKENS_DETAILS = {
+    "reasoning_tokens": 0,
+    "audio_tokens": 0,
+    "accepted_prediction_tokens": 0,
+    "rejected_prediction_tokens": 0,
+}
+"""No completion has tokens of these kinds here."""
 GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
 
 
@@ -47,9 +60,9 @@ class Options(BaseModel):
     search: JsonObject | None = None
     item: JsonObject | None = None
 
-    presence_penalty: Annotated[Any, Unsupported(0)] = None
-    frequency_penalty: Annotated[Any, Unsupported(0)] = None
-    logit_bias: Annotated[Any, Unsupported({})] = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES)] | None = None
     user: str | None = None
 
     @field_validator("stop", mode="before")
@@ -57,12 +70,24 @@ class Options(BaseModel):
     def _one_is_a_list(cls, stop: object) -> object:
         return [stop] if isinstance(stop, str) else stop
 
+    @field_validator("logit_bias")
+    @classmethod
+    def _keys_are_token_ids(cls, biases: dict[str, float] | None) -> dict[str, float] | None:
+        if wrong := [key for key in biases or {} if not key.isdecimal()]:
+            raise ValueError(f"{wrong[0][:20]!r} is no token id")
+        return biases
+
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def wants_logprobs(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def num_alternatives(self) -> int:
+        """How many of the likeliest tokens are told of beside each one drawn."""
         raise NotImplementedError
 
     def generation(
@@ -74,6 +99,7 @@ class Options(BaseModel):
         default: int,
         index: int = 0,
         prompts: int = 1,
+        schema: str | None = None,
     ) -> Generation:
         """What to do for prompt ``index`` of ``prompts``, its tokens ``default`` where neither request nor model says.
 
@@ -89,6 +115,7 @@ class Options(BaseModel):
             message = f"Invalid 'n': this search ends with at most {params.max_finals} completions, not {n}."
             raise bad_request(message, "n")
         sampling = self._sampling(model, params, prompt_ids, index * n, cache_salt(context.caller.project))
+        sampling = self._adjusted(model, sampling, schema)
         generation = Generation(
             model=model,
             prompt_ids=prompt_ids,
@@ -154,6 +181,27 @@ class Options(BaseModel):
             return repeatable(sampling, model.defaults.temperature, prompt_ids)
         return sampling
 
+    def _adjusted(self, model: ServedModel, sampling: Sampling, schema: str | None) -> Sampling:
+        """With what changes the model's logits. 400 where the engine cannot, or for a token that the model lacks."""
+        biases = {int(token): bias for token, bias in (self.logit_bias or {}).items()}
+        if unknown := [token for token in biases if token >= len(model.engine.tokenizer)]:
+            last = len(model.engine.tokenizer) - 1
+            message = f"Invalid 'logit_bias': token {unknown[0]}; the model has ids up to {last}."
+            raise bad_request(message, "logit_bias", "invalid_value")
+        adjusted = replace(
+            sampling,
+            schema=schema,
+            logit_bias=tuple(biases.items()),
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            alternatives=self.num_alternatives if self.wants_logprobs else 0,
+        )
+        if adjusted.adjusts and not model.engine.info.adjusts:
+            param = next(name for name in ADJUSTING if getattr(self, name, None))
+            message = f"{model.name} is served by an endpoint that does not take '{param}'."
+            raise bad_request(message, param, "unsupported_parameter")
+        return adjusted
+
     def _fit(self, model: ServedModel, prompt_ids: list[int], max_tokens: int | None, default: int) -> int:
         """The tokens to generate: ``max_tokens`` or, where None, ``default`` or what is left. 400 without the room."""
         longest, used = model.engine.info.max_length, len(prompt_ids)
@@ -171,15 +219,24 @@ class Options(BaseModel):
         return max_tokens
 
 
-def usage_object(generations: list[Generation], generated: list[Any]) -> dict[str, int | float]:
+def fingerprint(model: ServedModel) -> str:
+    """OpenAI's ``system_fingerprint``: of the frozen model and of this release, which decide what a seed draws."""
+    info = model.engine.info
+    return "fp_" + hashlib.sha256(f"{info.model_hash} {info.template_hash} {RELEASE}".encode()).hexdigest()[:10]
+
+
+def usage_object(generations: list[Generation], generated: list[Generated]) -> JsonObject:
     """OpenAI's counts, and what the search cost: tokens sampled from the base, tokens scored, rounds. ``kl``: nats that
     the choices moved from the frozen model on average, where they were steered."""
     prompt = sum(len(generation.prompt_ids) for generation in generations)
-    completion = sum(len(choice.tokens) for each in generated for choice in each.choices)
+    cached = sum(each.usage.cached_tokens for each in generated)
+    completion = sum(len(choice.sampled.tokens) for each in generated for choice in each.choices)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
+        "completion_tokens_details": COMPLETION_TOKENS_DETAILS,
         "base_tokens": sum(each.usage.base_tokens for each in generated),
         "value_tokens": sum(each.usage.value_tokens for each in generated),
         "rounds": sum(each.usage.rounds for each in generated),
@@ -187,7 +244,7 @@ def usage_object(generations: list[Generation], generated: list[Any]) -> dict[st
     }
 
 
-def _kl(generations: list[Generation], generated: list[Any]) -> dict[str, float]:
+def _kl(generations: list[Generation], generated: list[Generated]) -> dict[str, float]:
     choices = [choice for each in generated for choice in each.choices]
     if not choices or not any(generation.steering for generation in generations):
         return {}

@@ -21,11 +21,12 @@ from iro_server.api.options import usage_object
 from iro_server.api.picking import pick
 from iro_server.concurrency.disconnect import unless_gone
 from iro_server.concurrency.tasks import gather_or_cancel
+from iro_server.decoding.beam import SampledTokens
 
 log = logging.getLogger("iro.api")
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # else a proxy may hold a stream's events back
 COMMENT_SECONDS = 5.0
-Part = tuple[range, list[int]]  # numbers of choices, and the tokens that they begin with
+Part = tuple[range, SampledTokens]  # numbers of choices, and the tokens that they begin with
 
 
 async def whole(request: Request, generations: list[Generation], slot: GenerationSlot) -> list[Generated]:
@@ -79,13 +80,17 @@ class AsciiJSON(JSONResponse):
 
 
 class Chunks(Protocol):
-    """How a route words its stream. Each gives the ``choices`` of a chunk."""
+    """How a route words its stream. ``head`` gives the ``choices`` of a chunk, the others a chunk's one choice each."""
 
     def head(self, index: int) -> list[JsonObject] | None: ...
 
-    def text(self, index: int, text: str) -> list[JsonObject]: ...
+    def text(self, index: int, text: str, sampled: SampledTokens) -> list[JsonObject]:
+        """``sampled``: the tokens that the text ends, since those of the chunk before."""
+        ...
 
-    def tail(self, index: int, choice: Choice) -> list[JsonObject]: ...
+    def tail(self, index: int, choice: Choice, rest: SampledTokens) -> list[JsonObject]:
+        """``rest``: the choice's tokens since those of the chunk before."""
+        ...
 
 
 @dataclass
@@ -134,21 +139,29 @@ class Stream:
     ) -> AsyncIterator[str]:
         count, detokenizer = self.generations[0].n, self.generations[0].detokenizer
         sent = ["" for _ in range(count * len(self.generations))]
+        num_sent = [0 for _ in sent]  # tokens
         for index in range(len(sent)):
             if head := self.chunks.head(index):
                 yield self._chunk(head)
         while (part := await agreed.get()) is not None:
-            numbers, tokens = part
-            settled = detokenizer.settled(tokens)
+            numbers, sampled = part
+            settled = detokenizer.settled(sampled.tokens)
+            num_settled = detokenizer.tokens_within(sampled.tokens, settled)
             for index in numbers:
                 if len(settled) > len(sent[index]):
-                    yield self._chunk(self.chunks.text(index, settled[len(sent[index]) :]))
-                    sent[index] = settled
+                    new = settled[len(sent[index]) :], sampled[num_sent[index] : num_settled]
+                    for worded in self.chunks.text(index, *new):
+                        yield self._chunk([worded])
+                    sent[index], num_sent[index] = settled, num_settled
         generated = await work
         for index, choice in enumerate(choice for each in generated for choice in each.choices):
-            if rest := choice.text[len(sent[index]) :]:
-                yield self._chunk(self.chunks.text(index, rest))
-            yield self._chunk(self.chunks.tail(index, choice))
+            rest = choice.sampled[num_sent[index] :]
+            if text := choice.text[len(sent[index]) :]:
+                for worded in self.chunks.text(index, text, rest):
+                    yield self._chunk([worded])
+                rest = rest[len(rest.tokens) :]
+            for worded in self.chunks.tail(index, choice, rest):
+                yield self._chunk([worded])
         if self.include_usage:
             yield _event(self.frame | {"choices": [], "usage": usage_object(self.generations, generated)})
 

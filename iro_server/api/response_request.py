@@ -115,6 +115,11 @@ class ResponseRequest(ClosedModel):
     moderation: Annotated[object, Unsupported()] = None
     access_programs: Annotated[object, Unsupported()] = None
 
+    @property
+    def response_format(self) -> JsonObject | None:
+        """The text's format as a chat request's."""
+        return chat_format(self.text.format) if self.text and self.text.format is not None else None
+
     def chat(self, before: list[JsonObject]) -> ChatRequest:
         """The chat request that it is, after the messages of earlier responses. 400 where that would be refused."""
         names = ("model", "temperature", "top_p", "search", "item", "seed", "top_k", "stream")
@@ -124,8 +129,6 @@ class ResponseRequest(ClosedModel):
         fields["messages"] = [*instructions, *before, *(item.message for item in self.input)]
         if self.text is not None:
             fields["verbosity"] = self.text.verbosity
-            if self.text.format is not None:
-                fields["response_format"] = chat_format(self.text.format)
         try:
             return ChatRequest.model_validate({name: value for name, value in fields.items() if value is not None})
         except ValidationError as error:

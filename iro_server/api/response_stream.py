@@ -13,6 +13,7 @@ from iro_server import JsonObject
 from iro_server.api.generation import Choice, Generated
 from iro_server.api.options import usage_object
 from iro_server.api.respond import Part, Stream
+from iro_server.decoding.beam import SampledTokens
 
 PLACE = {"output_index": 0, "content_index": 0}
 
@@ -33,10 +34,10 @@ class ResponseEvents:
             self._of_part("response.content_part.added", part=_part("")),
         ]
 
-    def text(self, index: int, text: str) -> list[JsonObject]:
+    def text(self, index: int, text: str, sampled: SampledTokens) -> list[JsonObject]:
         return [self._of_part("response.output_text.delta", delta=text, logprobs=[])]
 
-    def tail(self, index: int, choice: Choice) -> list[JsonObject]:
+    def tail(self, index: int, choice: Choice, rest: SampledTokens) -> list[JsonObject]:
         return [
             self._of_part("response.output_text.done", text=choice.text, logprobs=[]),
             self._of_part("response.content_part.done", part=_part(choice.text)),

@@ -18,6 +18,7 @@ from iro_server.api.options import usage_object
 from iro_server.api.quotas import check_responses
 from iro_server.api.respond import whole
 from iro_server.api.response_request import ResponseRequest, as_sent
+from iro_server.api.response_schema import requested_schema
 from iro_server.api.response_stream import ResponseEvents, ResponseStream
 from iro_server.engines.prompts import chat_prompt_ids
 from iro_server.store import tables as t
@@ -30,8 +31,8 @@ LONGEST_CHAIN = 1000  # responses that one continues
 class Answering:
     """One request on its way to a stored response."""
 
-    def __init__(self, body: ResponseRequest, context: Context) -> None:
-        self.body, self.context = body, context
+    def __init__(self, body: ResponseRequest, context: Context, schema: str | None) -> None:
+        self.body, self.context, self.schema = body, context, schema
         self.id, self.message_id, self.created = new_id("resp_"), new_id("msg_"), now()
         if body.store is not False:
             check_responses(context)
@@ -48,7 +49,7 @@ class Answering:
             raise bad_request(f"The model's chat template refuses this input: {error}", "input") from error
         default = self.context.settings.default_max_tokens
         try:
-            return chat.generation(self.context, model, prompt_ids, chat.max_tokens, default)
+            return chat.generation(self.context, model, prompt_ids, chat.max_tokens, default, schema=self.schema)
         except APIError as error:
             raise as_sent(error) from None
 
@@ -102,7 +103,7 @@ class Answering:
 @router.post("")
 async def create(body: ResponseRequest, request: Request, context: Ctx) -> Any:
     """Generate a response, through the same search as a chat completion. It is stored unless ``store`` is false."""
-    answering = await run_in_threadpool(Answering, body, context)
+    answering = await run_in_threadpool(Answering, body, context, await _schema(body, context))
     generation = answering.generation
     slot = take_slot(request, context, [generation])
     if body.stream:
@@ -114,6 +115,15 @@ async def create(body: ResponseRequest, request: Request, context: Ctx) -> Any:
     response = answering.shown(generated.choices[0], usage_object([generation], [generated]))
     await run_in_threadpool(answering.store, response)
     return response
+
+
+async def _schema(body: ResponseRequest, context: Context) -> str | None:
+    """What the answer is held to."""
+    model = await run_in_threadpool(context.model, body.model)
+    try:
+        return await requested_schema(body.response_format, context, model)
+    except APIError as error:
+        raise as_sent(error) from None
 
 
 @router.get("/{id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,12 @@ class Detokenizer:
             return text[:end]
         text = text.rstrip(UNFINISHED)
         return text[: len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)]
+
+    def tokens_within(self, tokens: Sequence[int], settled: str) -> int:
+        """How many of ``tokens`` have all their text within ``settled``, a beginning of theirs."""
+        if len(self.decode(tokens)) <= len(settled):
+            return len(tokens)
+        return bisect_right(range(len(tokens)), len(settled), key=lambda count: len(self.decode(tokens[:count]))) - 1
 
 
 def _overlap(text: str, stop: str) -> int:

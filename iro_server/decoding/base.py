@@ -16,7 +16,7 @@ from iro_server.decoding.selection import RULES, SelectionRule
 if TYPE_CHECKING:  # the command line reads SearchParams for its help, without a model library
     import torch
 
-    from iro_server.engines.base import Chunk, Sampling
+    from iro_server.engines.base import Alternatives, Chunk, Sampling
 
     Selection = str
 else:
@@ -129,8 +129,8 @@ class Final:
 
     ``value``: sum_t V_t/beta_t at the last token (0 without values). ``kl``: nats from the frozen model, summed over
     the states that its tokens were drawn from (0 without steering, NaN where the engine does not report it).
-    ``finish_reason``: "stop" or "length". ``log_ratios``: log q/pi_0 of each token where the engine reports drift of a
-    tilt q, else none.
+    ``finish_reason``: "stop" or "length". ``alternatives``: of each token, as ``Chunk``; empty where the sampling asks
+    for none. ``log_ratios``: log q/pi_0 of each token where the engine reports drift of a tilt q, else none.
     """
 
     tokens: list[int]
@@ -139,14 +139,18 @@ class Final:
     finish_reason: Literal["stop", "length"]
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     kl: float = 0.0
+    alternatives: list[Alternatives] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
 
 
 @dataclass
 class SearchUsage:
+    """``cached_tokens``: of the prompt, that were not read for this search."""
+
     base_tokens: int = 0
     value_tokens: int = 0
     rounds: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+    from iro_server.engines.base import Alternatives
+
+Term = TypeVar("Term")
+
+
+@dataclass(slots=True)
+class SampledTokens:
+    """Tokens with their log-probabilities and, where the sampling asks for them, the likeliest tokens beside each."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    alternatives: list[Alternatives]
+
+    def __add__(self, more: SampledTokens) -> SampledTokens:
+        return SampledTokens(
+            self.tokens + more.tokens, self.logprobs + more.logprobs, self.alternatives + more.alternatives
+        )
+
+    def __getitem__(self, places: slice) -> SampledTokens:
+        return SampledTokens(self.tokens[places], self.logprobs[places], self.alternatives[places])
 
 
 @dataclass(eq=False, slots=True)
@@ -15,14 +37,16 @@ class Beam:
 
     Beams are equal where all their tokens since the prompt are, however chunks divide them.
 
-    ``logprobs``, ``log_ratios`` (where it was steered), ``hidden[layer]`` [L, D]: of ``tokens``. ``row``: its place in
-    the chunk. ``value``: sum_t V_t/beta_t at the last token. ``log_weight``: of SMC, since the beam was resampled.
-    ``kl``: nats from the frozen model along its tokens, where it was steered. ``length``: tokens since the prompt.
+    ``logprobs``, ``alternatives``, ``log_ratios`` (where it was steered), ``hidden[layer]`` [L, D]: of ``tokens``.
+    ``row``: its place in the chunk. ``value``: sum_t V_t/beta_t at the last token. ``log_weight``: of SMC, since the
+    beam was resampled. ``kl``: nats from the frozen model along its tokens, where it was steered. ``length``: tokens
+    since the prompt.
     """
 
     parent: Beam | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    alternatives: list[Alternatives] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     row: int = 0
@@ -57,9 +81,16 @@ class Beam:
 
     def tokens_from(self, start: int) -> list[int]:
         """The tokens since the prompt, without the first ``start``."""
-        path = self._path_from(start)
-        tokens = [token for beam in path for token in beam.tokens]
-        return tokens[start - self.length + len(tokens) :]
+        return _last([beam.tokens for beam in self._path_from(start)], self.length - start)
+
+    def sampled_from(self, start: int) -> SampledTokens:
+        """What was sampled since the prompt, without the first ``start`` tokens."""
+        path, count = self._path_from(start), self.length - start
+        return SampledTokens(
+            _last([beam.tokens for beam in path], count),
+            _last([beam.logprobs for beam in path], count),
+            _last([beam.alternatives for beam in path], count),
+        )
 
     def _path_from(self, start: int) -> list[Beam]:
         """Those that reach past token ``start``."""
@@ -69,3 +100,9 @@ class Beam:
             path.append(beam)
             beam = beam.parent
         return path[::-1]
+
+
+def _last(parts: Sequence[list[Term]], count: int) -> list[Term]:
+    """The last ``count`` of all parts' terms, or fewer where there are fewer."""
+    terms = [term for part in parts for term in part]
+    return terms[max(0, len(terms) - count) :]

@@ -23,7 +23,7 @@ from iro_server.decoding.base import (
     SearchUsage,
     Stage,
 )
-from iro_server.decoding.beam import Beam
+from iro_server.decoding.beam import Beam, SampledTokens
 from iro_server.engines.base import Chunk, Engine, Sampling, Session, Steering
 
 RESAMPLING = 0x9E3779B97F4A7C15  # apart from any seed that users choose
@@ -53,20 +53,21 @@ async def guided_search(
     steering: Steering | None = None,
     keep_hidden: tuple[int, ...] = (),
     stop_text: Callable[[list[int]], bool] | None = None,
-    on_agreed: Callable[[list[int]], None] | None = None,
+    on_agreed: Callable[[SampledTokens], None] | None = None,
     observer: SearchObserver | None = None,
 ) -> SearchResult:
     """Search for completions of one prompt.
 
     Args:
         params: W, K, L and the selection rule. ``betas`` are the scorer's concern.
-        sampling: of the frozen model's tokens; ``stop_ids`` end a row. Temperature 0 draws a single row.
+        sampling: of the frozen model's tokens; ``stop_ids`` end a row. Temperature 0 draws a single row. Where the next
+            token depends on the earlier ones and the engine does not resume, the search is a single round.
         scorer: value functions; without them every value is 0 and the first rows are kept.
         steering: tilts what is drawn. Rules that resample correct for it: their finals are draws from
             pi_base * exp(sum V/beta) still. Rules that rank order what q proposes by value.
         keep_hidden: layers whose hidden states are returned with each final.
         stop_text: a row for which it returns True (given the row's tokens) is finished at this chunk's end.
-        on_agreed: called with the tokens that every live or finished beam now shares, as they grow.
+        on_agreed: called with what was sampled that every live or finished beam now shares, as it grows.
         observer: follows the search's stages and rounds.
 
     Returns finals best first by value; with "smc" in random order, where each is a draw from
@@ -88,14 +89,15 @@ async def guided_search(
         values = scorer.start(prompt_ids) if scorer else None
         drawn = params.drawn_by(sampling)
         search = _Search(session, values, drawn, sampling.seed, keep_hidden, stop_text, observer, knows_drift)
-        agreed: list[int] = []
+        agreed = SampledTokens([], [], [])
         remaining_tokens = max_tokens
+        chunk_length = None if sampling.remembers and not engine.info.resumes else params.chunk_length
         while remaining_tokens and search.live:
-            length = min(params.chunk_length or remaining_tokens, remaining_tokens)
+            length = min(chunk_length or remaining_tokens, remaining_tokens)
             remaining_tokens -= length
             await search.round(length, last=remaining_tokens == 0)
             if on_agreed:
-                agreed = agreed + common_prefix([beam.tokens_from(len(agreed)) for beam in search.beams])
+                agreed = agreed + search.agreed_from(len(agreed.tokens))
                 on_agreed(agreed)
     finally:
         session.close()
@@ -166,6 +168,7 @@ class _Search:
                 parent,
                 tokens[row][:length],
                 logprobs[row][:length],
+                chunk.alternatives[row][:length] if chunk.alternatives else [],
                 ratios[row][:length] if ratios else [],
                 {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
                 row,
@@ -179,12 +182,18 @@ class _Search:
             beams.append(beam)
         return beams
 
+    def agreed_from(self, start: int) -> SampledTokens:
+        """What all beams share past their first ``start`` tokens, which they share too."""
+        shared = common_prefix([beam.tokens_from(start) for beam in self.beams])
+        return self.beams[0].sampled_from(start)[: len(shared)]
+
     def _count(self, chunk: Chunk) -> None:
         base_tokens = int(chunk.lengths_R.sum())
         round_usage = SearchUsage(base_tokens, base_tokens if self.values else 0, rounds=1)
         self.usage.base_tokens += round_usage.base_tokens
         self.usage.value_tokens += round_usage.value_tokens
         self.usage.rounds += 1
+        self.usage.cached_tokens = self.session.cached_tokens
         self.observer.round(round_usage)
 
     def result(self) -> SearchResult:
@@ -193,15 +202,16 @@ class _Search:
 
     def _final(self, beam: Beam) -> Final:
         """The beam, written out from the prompt on."""
-        path = beam.path()
+        path, sampled = beam.path(), beam.sampled_from(0)
         return Final(
-            tokens=[token for part in path for token in part.tokens],
-            logprobs=[logprob for part in path for logprob in part.logprobs],
+            tokens=sampled.tokens,
+            logprobs=sampled.logprobs,
             log_ratios=[ratio for part in path for ratio in part.log_ratios],
             value=beam.value,
             finish_reason="stop" if beam.finished else "length",
             hidden={layer: torch.cat([part.hidden[layer] for part in path]) for layer in self.keep_hidden},
             kl=beam.kl,
+            alternatives=sampled.alternatives,
         )
 
 

@@ -19,6 +19,7 @@ from value_heads.tilt import TILT_PARTS, Tilt, TiltPart
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Alternatives = list[tuple[int, float]]
 HEAD_STATE = -10
 """Asked for as a layer: the states that the new tokens were drawn from, as the output head reads them."""
 
@@ -28,6 +29,10 @@ class Sampling:
     """How the frozen model's next token is drawn. ``seed`` None draws a fresh one.
 
     ``salt``: whose the prompt is. A server that keeps prompts for other requests to share does so among equal salts.
+    ``schema``: a JSON schema, as JSON, that a row's text has to fit; ``stop_ids`` hold the model's end tokens then.
+    ``logit_bias``: added to tokens' logits. The penalties count a row's tokens since the prompt. Bias and penalties
+    come first, then the schema's mask, and a tilt, the temperature and truncation after them.
+    ``alternatives``: how many of the likeliest tokens are reported beside each one drawn.
     """
 
     temperature: float = 1.0
@@ -36,6 +41,21 @@ class Sampling:
     seed: int | None = None
     stop_ids: tuple[int, ...] = ()
     salt: str | None = None
+    schema: str | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    alternatives: int = 0
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether it changes the frozen model's logits."""
+        return bool(self.schema is not None or self.logit_bias or self.remembers)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the next token depends on where in the completion it stands."""
+        return bool(self.schema is not None or self.presence_penalty or self.frequency_penalty)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +83,8 @@ class ModelInfo:
     ``hidden``: whether its engine reports hidden states past layer 0, which is the token's embedding.
     ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: the parts of a
     tilt that it applies. ``drift``: whether it reports how far a tilt has moved a row.
+    ``adjusts``: whether it takes a schema, biases and penalties, which it may do only where a completion is a single
+    chunk (``resumes`` False).
     """
 
     name: str
@@ -76,6 +98,8 @@ class ModelInfo:
     logprobs: bool = True
     steers: frozenset[TiltPart] = TILT_PARTS
     drift: bool = True
+    adjusts: bool = True
+    resumes: bool = True
 
     def lacks(self, layers: Iterable[int]) -> bool:
         """Whether its engine cannot report all of these layers."""
@@ -90,12 +114,13 @@ class ModelInfo:
 class Chunk:
     """New tokens of R rows. Positions at or past ``lengths`` are padding.
 
-    tokens_RL: int64; logprobs_RL: float32, log-probability under the frozen model at the sampling's
-    temperature, before top-p/top-k truncation; lengths_R: int64, tokens that count (a stop id is counted);
+    tokens_RL: int64; logprobs_RL: float32, log-probability under the frozen model, adjusted as the sampling says and at
+    its temperature, before top-p/top-k truncation; lengths_R: int64, tokens that count (a stop id is counted);
     stopped_R: bool, the row drew a stop id. hidden[layer]: [R, L, D] float32, the frozen model's hidden state
     at each new token: layer 0 is the token embedding, layer i the output of decoder layer i, HEAD_STATE the state that
     the token was drawn from. log_ratios_RL: log q/pi_0 of each token, and kl_RL: KL(q || pi_0) where it was drawn, both
-    float32; None without steering, and from an engine that does not report drift.
+    float32; None without steering, and from an engine that does not report drift. alternatives[row][position]: the
+    likeliest tokens and their log-probabilities, the likeliest first, where the sampling asks for them.
     """
 
     tokens_RL: torch.Tensor
@@ -105,10 +130,16 @@ class Chunk:
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     log_ratios_RL: torch.Tensor | None = None
     kl_RL: torch.Tensor | None = None
+    alternatives: list[list[Alternatives]] | None = None
 
 
 class Session(Protocol):
     """One prompt being continued. Rows of the last chunk are the possible parents of the next."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were not read for this session; known after the first chunk."""
+        ...
 
     async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
         """Continue each parent ``num_successors`` ways by up to ``length`` tokens.

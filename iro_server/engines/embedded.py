@@ -23,10 +23,12 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import AutoTokenizer
 
-from iro_server.engines.base import HEAD_STATE, Chunk, EngineHealth, ModelInfo, Sampling, Steering
+from iro_server.engines.adjusted import AdjustedRows
+from iro_server.engines.base import HEAD_STATE, Alternatives, Chunk, EngineHealth, ModelInfo, Sampling, Steering
 from iro_server.engines.describe import describe
 from iro_server.engines.equality import check_equality
 from iro_server.engines.frozen_model import FrozenModel
+from iro_server.engines.grammars import GrammarRows, grammars_of
 from iro_server.engines.isolation import run_apart
 from iro_server.engines.memory import as_memory_error, available_memory
 from iro_server.engines.model_runner import ModelRunner
@@ -100,7 +102,8 @@ class EmbeddedEngine:
         steering: Steering | None = None,
     ) -> EmbeddedSession:
         """As ``Engine.open``. Sessions that are open at the same time share the cache of an equal prompt of equal salt.
-        ValueError: an empty prompt, one too long, a layer the model does not have, or a tilt of another model."""
+        ValueError: an empty prompt, one too long, a layer the model does not have, or a tilt of another model; of these
+        SchemaRefused: a schema that no grammar can be made of."""
         if not 0 < len(prompt_ids) < self._info.max_length:
             raise ValueError(
                 f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {self._info.max_length - 1}"
@@ -112,7 +115,8 @@ class EmbeddedEngine:
         if steering:
             bound = await asyncio.to_thread(self._bound, steering.tilt)
             steered = SteeredRows(steering, bound, prompt_ids)
-        group = SequenceGroup(self._spec, sampling, layers, seed, next(self._numbers), steered)
+        adjusted = await self._adjusted(sampling) if sampling.adjusts else None
+        group = SequenceGroup(self._spec, sampling, layers, seed, next(self._numbers), steered, adjusted)
         opened: Future[None] = Future()
         self._post(lambda: self._scheduler.open(group, prompt_ids, opened), opened)
         try:
@@ -121,6 +125,13 @@ class EmbeddedEngine:
             self.leave(group)
             raise
         return EmbeddedSession(self, group)
+
+    async def _adjusted(self, sampling: Sampling) -> AdjustedRows:
+        if sampling.schema is None:
+            return AdjustedRows(sampling, None)
+        grammars = grammars_of(self.tokenizer, self._info.eos_ids)
+        matcher = await asyncio.to_thread(grammars.start, sampling.schema)
+        return AdjustedRows(sampling, GrammarRows(matcher, sampling.stop_ids))
 
     def _bound(self, tilt: Tilt) -> BoundTilt:
         """The tilt with this model's output head, kept as long as the tilt is."""
@@ -250,6 +261,11 @@ class EmbeddedSession:
         self._open = True
         self._inner = {0: 0}  # row of the last chunk -> row of the batch; rows that stopped early are gone from it
 
+    @property
+    def cached_tokens(self) -> int:
+        """As ``Session.cached_tokens``."""
+        return self._group.cached_tokens
+
     async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
         """As ``Session.extend``. Long chunks go in parts: between parts, rows that have stopped leave the batch."""
         if not self._open:
@@ -299,4 +315,12 @@ def _append(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> Chunk:
         hidden={i: widen(h, more.hidden[i]) for i, h in chunk.hidden.items()},
         log_ratios_RL=widen_steered(chunk.log_ratios_RL, more.log_ratios_RL),
         kl_RL=widen_steered(chunk.kl_RL, more.kl_RL),
+        alternatives=_append_alternatives(chunk, alive, more),
     )
+
+
+def _append_alternatives(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> list[list[Alternatives]] | None:
+    if chunk.alternatives is None or more.alternatives is None:
+        return None
+    continued = dict(zip(alive.tolist(), more.alternatives, strict=True))
+    return [row + continued.get(place, []) for place, row in enumerate(chunk.alternatives)]

@@ -7,6 +7,8 @@ from functools import partial
 
 import torch
 
+from iro_server.engines.adjusted import top_alternatives
+from iro_server.engines.base import Alternatives, Sampling
 from iro_server.engines.cache import CacheSpec
 from iro_server.engines.frozen_model import FrozenModel
 from iro_server.engines.sample import next_tokens, steered_tokens, tempered
@@ -50,15 +52,16 @@ class ModelRunner:
             beams, successors = group.uniforms.shape
             sampling, steered = group.sampling, group.steered is not None
             key = (sampling.temperature, sampling.top_p, sampling.top_k, successors, steered)
-            alike.setdefault(key, []).append((group, logits[start : start + beams]))
+            part = logits[start : start + beams]
+            alike.setdefault(key, []).append((group, group.adjusted.logits(part) if group.adjusted else part))
             start += beams
         for batch in alike.values():
             sizes = [len(part) for _, part in batch]
             uniforms = torch.cat([group.uniforms for group, _ in batch]).to(logits.device)
             sample = _steered if batch[0][0].steered else _plain
             sampled = sample([group for group, _ in batch], torch.cat([part for _, part in batch]), uniforms)
-            for (group, _), *drawn in zip(batch, *(part.split(sizes) for part in sampled), strict=True):
-                group.take(*drawn)
+            for (group, part), *drawn in zip(batch, *(tensor.split(sizes) for tensor in sampled), strict=True):
+                group.take(*drawn, alternatives=_alternatives(group.sampling, part))
 
     def read(self, runs: Sequence[Run]) -> list[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
         """Of each run the final hidden states [count, D], and those of its layers."""
@@ -75,6 +78,10 @@ class ModelRunner:
             outputs.append((states[span], {layer: hidden[layer][span] for layer in run.layers}))
             start = span.stop
         return outputs
+
+
+def _alternatives(sampling: Sampling, logits_MV: torch.Tensor) -> list[Alternatives] | None:
+    return top_alternatives(tempered(logits_MV, sampling), sampling.alternatives) if sampling.alternatives else None
 
 
 def _plain(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> Drawn:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from iro_server import JsonObject
 from iro_server.engines.quoted_tokens import QuotedTokens
+from iro_server.engines.tool_calls import as_plain_messages, as_template_expects, template_for_tools
 
 TEXT_PARTS = ("text", "input_text")
 
@@ -24,17 +26,35 @@ def text_of(content: object) -> object:
     return "".join(texts)
 
 
-def chat_prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Token ids of a conversation up to where the assistant's turn begins, by the model's own chat template.
+def chat_prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[JsonObject] = (),
+    begun: str = "",
+) -> list[int]:
+    """Token ids of a conversation up to where the assistant's turn begins, by the model's own chat template, and of the
+    text ``begun`` that the turn begins with.
 
-    A special token's spelling within a message is text, so that no message ends its turn or begins another's.
+    A special token's spelling within a message is text, so that no message ends its turn or begins another's. A
+    template that knows no ``tools`` is given them in the system message.
     """
-    conversation = [dict(message) for message in messages]
-    if QuotedTokens.occur(tokenizer, conversation):
-        return QuotedTokens(tokenizer, conversation).prompt_ids(conversation)
-    return list(
-        tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=False)
-    )
+    shown = list(tools) if tools and template_for_tools(tokenizer, tools) else None
+    if shown or not uses_tools(messages, tools):
+        conversation = as_template_expects(messages) if shown else [dict(message) for message in messages]
+    else:
+        conversation = as_plain_messages(messages, tools)
+    if QuotedTokens.occur(tokenizer, [conversation, shown]):
+        token_ids = QuotedTokens(tokenizer, [conversation, shown]).prompt_ids(conversation, shown)
+    else:
+        template: Callable[..., list[int]] = tokenizer.apply_chat_template  # type: ignore[assignment]
+        token_ids = template(conversation, tools=shown, add_generation_prompt=True, tokenize=True, return_dict=False)
+    begun_ids = tokenizer(begun, add_special_tokens=False)["input_ids"] if begun else []
+    return [*token_ids, *begun_ids]
+
+
+def uses_tools(messages: Sequence[Mapping[str, Any]], tools: Sequence[JsonObject]) -> bool:
+    """Whether a conversation has tools, calls of them or their results."""
+    return bool(tools) or any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
 
 
 def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -45,6 +65,6 @@ def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def item_prompt_ids(tokenizer: PreTrainedTokenizerBase, item: Mapping[str, Any]) -> list[int]:
     """Token ids of a training row: ``messages`` is a conversation, ``prompt`` a text to continue."""
     if "messages" in item:
-        messages = [{**message, "content": text_of(message["content"])} for message in item["messages"]]
-        return chat_prompt_ids(tokenizer, messages)
+        messages = [{**message, "content": text_of(message.get("content"))} for message in item["messages"]]
+        return chat_prompt_ids(tokenizer, messages, item.get("tools") or ())
     return text_prompt_ids(tokenizer, item["prompt"])

@@ -43,10 +43,11 @@ class QuotedTokens:
         pattern = _pattern(tokenizer)
         return any(pattern.search(text) for text in strings(messages))
 
-    def prompt_ids(self, messages: list[JsonObject]) -> list[int]:
+    def prompt_ids(self, messages: list[JsonObject], tools: list[JsonObject] | None = None) -> list[int]:
         """Token ids of the rendered conversation. Raises jinja2.TemplateError where the template refuses it."""
         marked = [replaced(message, self._marked) for message in messages]
-        text = self.tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
+        shown = None if tools is None else [replaced(tool, self._marked) for tool in tools]
+        text = self.tokenizer.apply_chat_template(marked, tools=shown, add_generation_prompt=True, tokenize=False)
         parts = re.split(f"{self.mark}([0-9]+){self.mark}", str(text))
         ids = [self._ids(part) if i % 2 == 0 else self._spelled(part) for i, part in enumerate(parts)]
         return [id for part in ids for id in part]

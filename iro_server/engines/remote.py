@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from iro_server import JsonObject
 from iro_server.concurrency.tasks import gather_or_cancel
-from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling, Steering
+from iro_server.engines.base import Alternatives, Chunk, EngineHealth, ModelInfo, Sampling, Steering
 from iro_server.engines.describe import describe
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
@@ -41,6 +41,12 @@ class Row:
     tokens: list[int]
     logprobs: list[float]
     stopped: bool
+    alternatives: list[Alternatives] = field(default_factory=list)
+
+    def continued(self, more: Row) -> Row:
+        """With the tokens that ``more`` adds."""
+        tokens, logprobs = self.tokens + more.tokens, self.logprobs + more.logprobs
+        return Row(tokens, logprobs, more.stopped, self.alternatives + more.alternatives)
 
 
 def chunk_of(rows: Sequence[Row], embedding: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Chunk:
@@ -51,6 +57,7 @@ def chunk_of(rows: Sequence[Row], embedding: Callable[[torch.Tensor], torch.Tens
         lengths_R=torch.tensor([len(row.tokens) for row in rows]),
         stopped_R=torch.tensor([row.stopped for row in rows]),
         hidden={} if embedding is None else {0: embedding(tokens_RL)},
+        alternatives=[row.alternatives for row in rows] if any(row.alternatives for row in rows) else None,
     )
 
 
@@ -67,9 +74,8 @@ class RemoteEngine:
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         share_cores_with_engine()
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        self._info = replace(
-            describe(Path(model_dir), name, self.tokenizer), hidden=False, steers=frozenset(), drift=False
-        )
+        info = describe(Path(model_dir), name, self.tokenizer)
+        self._info = replace(info, hidden=False, steers=frozenset(), drift=False, resumes=False)
         self.embedding = Embedding(Path(model_dir))
         timing = Timing(endpoints.timeout, endpoints.patience, self.probe_every, self.silence)
         self.replicas = Replicas(endpoints.urls, endpoints.key, timing, self.probe_url)
@@ -166,7 +172,7 @@ class RemoteSession(Generic[Prefix]):
         self.embedding = engine.embedding if layers else None
         self.seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "big")
         self.prefixes: list[Prefix] = [prompt]
-        self.round = 0
+        self.round = self.cached_tokens = 0
         self.replica: Replica | None = None
         self.pending: Future[Chunk] | None = None
         self.adapter: Adapter | None = None

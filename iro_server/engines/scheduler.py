@@ -83,7 +83,7 @@ class Scheduler:
         if prompt.states is None:
             self._openings[prompt].append((group, opened))
         else:
-            group.states = prompt.states
+            group.states, group.cached_tokens = prompt.states, prompt.count
             settle(opened, None)
 
     def extend(self, group: SequenceGroup, work: ChunkWork) -> None:

@@ -7,8 +7,9 @@ from concurrent.futures import Future
 
 import torch
 
+from iro_server.engines.adjusted import AdjustedRows
 from iro_server.engines.attention import Segment, Softmax, attend_cache, attend_segments
-from iro_server.engines.base import HEAD_STATE, Chunk, Sampling
+from iro_server.engines.base import HEAD_STATE, Alternatives, Chunk, Sampling
 from iro_server.engines.cache import CONTIGUOUS_PROMPT, CacheSpec, append, select_owners, with_growth
 from iro_server.engines.prefill import Prompt
 from iro_server.engines.steering import SteeredRows
@@ -27,6 +28,7 @@ class ChunkWork:
         self.head_states: list[torch.Tensor] = []
         self.log_ratios: list[torch.Tensor] = []
         self.kl: list[torch.Tensor] = []
+        self.alternatives: list[list[Alternatives]] = []  # of each position, of each row
         self.lengths_R = torch.zeros(self.rows, dtype=torch.int64)
         self.stopped_R = torch.zeros(self.rows, dtype=torch.bool)
 
@@ -43,6 +45,7 @@ class ChunkWork:
             hidden=hidden,
             log_ratios_RL=torch.stack(self.log_ratios, dim=1) if self.log_ratios else None,
             kl_RL=torch.stack(self.kl, dim=1) if self.kl else None,
+            alternatives=[list(row) for row in zip(*self.alternatives, strict=True)] if self.alternatives else None,
         )
 
 
@@ -66,8 +69,10 @@ class SequenceGroup:
         seed: int,
         number: int,
         steered: SteeredRows | None = None,
+        adjusted: AdjustedRows | None = None,
     ) -> None:
-        self.spec, self.sampling, self.number, self.steered = spec, sampling, number, steered
+        self.spec, self.sampling, self.number = spec, sampling, number
+        self.steered, self.adjusted = steered, adjusted
         self.layers = tuple(layer for layer in layers if layer != HEAD_STATE)
         self.keeps_head_states = HEAD_STATE in layers
         self.generator = torch.Generator().manual_seed(seed)
@@ -78,6 +83,7 @@ class SequenceGroup:
         self.successors = 1
         self.work: ChunkWork | None = None
         self.count = 1
+        self.cached_tokens = 0  # of the prompt, read for other sessions before
         self.token_ids = torch.empty(0, dtype=torch.int64)
         self.segments: list[Segment] | None = None  # what the drawn tokens attend to; None: none is drawn
         self._uniforms: torch.Tensor | None = None
@@ -97,6 +103,8 @@ class SequenceGroup:
         self.states = self.states[work.parents]
         if self.steered:
             self.steered.select(work.parents)
+        if self.adjusted:
+            self.adjusted.select(work.parents)
         self.chunk = None if work.successors == 1 else self.spec.allocate(work.rows, work.length)
         self.successors, self.work, self.count = work.successors, work, work.rows
 
@@ -137,11 +145,17 @@ class SequenceGroup:
         logprobs: torch.Tensor,
         log_ratios: torch.Tensor | None = None,
         kl: torch.Tensor | None = None,
+        alternatives: list[Alternatives] | None = None,
     ) -> None:
-        """Every row's next token, its log-probability and log q/pi_0, shaped as ``uniforms``, and each beam's KL."""
+        """Every row's next token, its log-probability and log q/pi_0, shaped as ``uniforms``, and each beam's KL and
+        likeliest tokens. SchemaRefused as ``AdjustedRows.take``."""
         work = self.work
         assert work is not None and self.states is not None
         successors = tokens.shape[1]
+        if self.adjusted:
+            self.adjusted.take(tokens.tolist())
+        if alternatives is not None:
+            work.alternatives.append([row for row in alternatives for _ in range(successors)])
         if self.keeps_head_states:
             work.head_states.append(self.states.cpu().repeat_interleave(successors, dim=0))
         if self.steered and log_ratios is not None and kl is not None:

@@ -37,7 +37,7 @@ class TextEngine(RemoteEngine):
         await self.replicas.complete(body, lambda payload: str(payload["choices"][0]["text"]))
         # Value functions belong to the text of the endpoint's model as much as to the weights that they adapt.
         model_hash = sha256(f"{self.info.model_hash} {self.model}".encode()).hexdigest()
-        self._info = replace(self.info, logprobs=False, model_hash=model_hash)
+        self._info = replace(self.info, logprobs=False, adjusts=False, model_hash=model_hash)
 
     async def open(
         self,

@@ -8,14 +8,16 @@ cache, so that a round re-reads little but the last chunk. Nothing is tokenised 
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from iro_server import JsonObject
-from iro_server.engines.base import Sampling, Steering
+from iro_server.engines.base import Alternatives, Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
 from iro_server.engines.vllm_adapters import AdapterFolder, StaticTilt
@@ -25,8 +27,8 @@ from value_heads.tilt import Tilt, TiltPart
 
 
 class VLLMEngine(RemoteEngine):
-    """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's. Where a tilt has an
-    adapter they are the adapted model's."""
+    """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's, before biases, penalties
+    and a schema's mask. Where a tilt has an adapter they are the adapted model's."""
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters)
@@ -83,11 +85,16 @@ class VLLMSession(RemoteSession[list[int]]):
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
         model = self.adapter.name if self.adapter else self.engine.model
         body = request(model, self.prefixes[parent], count, length, self.sampling, seed)
-        return body | ({"logit_bias": self.steered.logit_bias(parent)} if self.steered else {})
+        if self.steered:
+            biases = Counter(self.steered.logit_bias(parent))
+            biases.update(body.get("logit_bias", {}))
+            body["logit_bias"] = dict(biases)
+        return body
 
     async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
-        """As of any session, but in several requests where what the rows have said changes their tilt."""
-        if self.steered is None or not self.steered.reads_words:
+        """As of any session, but in several requests where what the rows have said changes their tilt, and the sampling
+        does not hold them to one."""
+        if self.steered is None or not self.steered.reads_words or self.sampling.remembers:
             return await super()._draw(parents, num_successors, length)
         rows = await super()._draw(parents, num_successors, min(length, WORDS_CHUNK))
         for drawn in range(WORDS_CHUNK, length, WORDS_CHUNK):
@@ -97,7 +104,7 @@ class VLLMSession(RemoteSession[list[int]]):
             prefixes, said = self.prefixes, self.steered.features.rows
             more = await super()._draw(live, 1, min(WORDS_CHUNK, length - drawn))
             for place, row, prefix, words in zip(live, more, self.prefixes, self.steered.features.rows, strict=True):
-                rows[place] = Row(rows[place].tokens + row.tokens, rows[place].logprobs + row.logprobs, row.stopped)
+                rows[place] = rows[place].continued(row)
                 prefixes[place], said[place] = prefix, words
             self.prefixes, self.steered.features.rows = prefixes, said
         return rows
@@ -107,7 +114,10 @@ class VLLMSession(RemoteSession[list[int]]):
             self.steered.follow(parents, tokens)
 
     def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[list[int], Row]]:
-        return [(row.tokens, row) for row in rows_of(payload, count, length, self.sampling.stop_ids)]
+        if not self.round:
+            details = (payload.get("usage") or {}).get("prompt_tokens_details") or {}
+            self.cached_tokens = int(details.get("cached_tokens") or 0)
+        return [(row.tokens, row) for row in rows_of(payload, count, length, self.sampling)]
 
 
 def request(model: str, prompt: list[int], count: int, length: int, sampling: Sampling, seed: int) -> JsonObject:
@@ -126,27 +136,42 @@ def request(model: str, prompt: list[int], count: int, length: int, sampling: Sa
         "ignore_eos": True,  # what ends a row is in stop_token_ids
         "stop_token_ids": list(sampling.stop_ids),
         "return_token_ids": True,
-        "logprobs": 0,
+        "logprobs": sampling.alternatives,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
     }
+    if sampling.alternatives:
+        body["return_tokens_as_token_ids"] = True  # the likeliest tokens are named so: "token_id:17"
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if sampling.schema is not None:
+        body["structured_outputs"] = {"json": json.loads(sampling.schema)}
     return body | ({"cache_salt": sampling.salt} if sampling.salt else {})
 
 
-def rows_of(payload: JsonObject, count: int, length: int, stop_ids: Sequence[int]) -> list[Row]:
+def rows_of(payload: JsonObject, count: int, length: int, sampling: Sampling) -> list[Row]:
     """ValueError, or another of a wrong shape's errors, unless these are ``count`` rows that each end where they
     should."""
     choices = sorted(payload["choices"], key=lambda choice: choice["index"])
     if [choice["index"] for choice in choices] != list(range(count)):
         raise ValueError(f"{len(choices)} rows instead of {count}")
-    return [_row(choice, length, stop_ids) for choice in choices]
+    return [_row(choice, length, sampling) for choice in choices]
 
 
-def _row(choice: JsonObject, length: int, stop_ids: Sequence[int]) -> Row:
+def _row(choice: JsonObject, length: int, sampling: Sampling) -> Row:
     tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
     if not tokens or not all(type(token) is int and token >= 0 for token in tokens):
         raise ValueError(f"token_ids are {str(tokens)[:80]}")
-    stopped = tokens[-1] in stop_ids
+    stopped = tokens[-1] in sampling.stop_ids
     if len(tokens) > length or (len(tokens) < length and not stopped):
         raise ValueError(f"{len(tokens)} tokens instead of {length}, finish_reason {choice['finish_reason']}")
     if len(logprobs) != len(tokens):
         raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
-    return Row(tokens, [float(logprob) for logprob in logprobs], stopped)
+    alternatives = [_alternatives(top, sampling.alternatives) for top in choice["logprobs"].get("top_logprobs") or []]
+    return Row(tokens, [float(logprob) for logprob in logprobs], stopped, alternatives)
+
+
+def _alternatives(top: JsonObject, count: int) -> Alternatives:
+    """vLLM's own list, in which the token drawn may be one more."""
+    named = [(int(name.removeprefix("token_id:")), float(logprob)) for name, logprob in top.items()]
+    return sorted(named, key=lambda alternative: -alternative[1])[:count]

@@ -40,6 +40,13 @@ class ResponseFormat(BaseModel):
             raise ValueError("json_schema goes with the type json_schema, and only with it")
         return self
 
+    @property
+    def schema_to_fit(self) -> Schema | None:
+        """The schema of every answer; None for plain text."""
+        if self.json_schema is not None:
+            return self.json_schema.definition
+        return {"type": "object"} if self.type == "json_object" else None
+
     def parse(self, text: str) -> JsonValue:
         """The completion as a grader's ``output_json``; None for plain text. ValueError where it lacks the form."""
         if self.type == "text":

@@ -187,9 +187,9 @@ def test_a_field_of_the_wrong_type_is_named(http, route, field):
 @pytest.mark.parametrize(
     ("route", "change"),
     [
-        ("chat/completions", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        ("chat/completions", {"functions": [{"name": "f"}]}),
         ("chat/completions", {"audio": {"voice": "alloy", "format": "wav"}}),
-        ("chat/completions", {"presence_penalty": 0.5}),
+        ("chat/completions", {"modalities": ["audio"]}),
         ("completions", {"suffix": "the end"}),
         ("completions", {"best_of": 3}),
     ],

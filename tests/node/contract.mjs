@@ -82,9 +82,9 @@ await assert.rejects(client.files.retrieve(file.id), (error) => {
   return true;
 });
 const messages = [{ role: "user", content: "hi" }];
-await assert.rejects(client.chat.completions.create({ model: MODEL, messages, tools: [{ type: "function" }] }), (error) => {
+await assert.rejects(client.chat.completions.create({ model: MODEL, messages, functions: [{ name: "f" }] }), (error) => {
   assert.ok(error instanceof BadRequestError);
-  assert.deepEqual([error.code, error.param], ["unsupported_parameter", "tools"]);
+  assert.deepEqual([error.code, error.param], ["unsupported_parameter", "functions"]);
   return true;
 });
 const bad = new File(['{"messages": []}\n'], "rows.jsonl");

@@ -10,7 +10,9 @@ from dataclasses import replace
 
 from cachetools import LRUCache
 
+from iro_server import JsonObject
 from iro_server.engines.describe import Description
+from iro_server.engines.tool_calls import tool_calls_of
 from iro_server.graders.base import Flag, Grade, Grader, Sample
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.response_format import parse_response_format
@@ -49,7 +51,7 @@ class Grading:
         ]
         item_of = {key: prompt.item for group, prompt in zip(keys, prompts, strict=True) for key in group}
         grades = {key: self._grades[key] for key in item_of if key in self._grades}
-        samples = {key: self._sample(key[1]) for key in item_of if key not in grades}
+        samples = {key: self._sample(key[1], item) for key, item in item_of.items() if key not in grades}
         samples_to_grade = {key: sample for key, sample in samples.items() if isinstance(sample, Sample)}
         answers: list[Grade] = []
         if samples_to_grade:
@@ -75,7 +77,10 @@ class Grading:
     def _text(self, completion: Sequence[int]) -> str:
         return str(self.model.tokenizer.decode(list(completion), skip_special_tokens=True))
 
-    def _sample(self, text: str) -> Sample | Grade:
+    def _sample(self, text: str, item: JsonObject) -> Sample | Grade:
+        content, calls = tool_calls_of(self.model.tokenizer, item, text)
+        if calls:
+            return Sample(content, output_tools=calls)
         try:
             return Sample(text, output_json=self.format.parse(text))
         except ValueError as error:

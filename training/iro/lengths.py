@@ -12,6 +12,7 @@ from iro_server.engines.describe import Description
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
 from training.iro.executor import Executor
+from training.iro.held import held_schema
 from training.iro.rollouts import Batch, rollout_sampling
 from training.iro.seeds import LENGTHS
 from training.json_values import JsonObject
@@ -37,7 +38,8 @@ def with_max_tokens(
 
     def measure() -> JsonObject:
         shards = [measured[i : i + config.concurrency] for i in range(0, len(measured), config.concurrency)]
-        sampling, params = rollout_sampling(config.temperature, model.info), SearchParams(num_successors=SAMPLES)
+        sampling = rollout_sampling(config.temperature, model.info, held_schema(config, model))
+        params = SearchParams(num_successors=SAMPLES)
         seeds = {prompt.index: run.derive_seed(LENGTHS, prompt.index) for prompt in measured}
         batches = [
             Batch(shard, [seeds[prompt.index] for prompt in shard], sampling, params, max_tokens=most)

@@ -27,6 +27,7 @@ from training.iro.diagnostics import BY_POSITION, mean_and_error
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
+from training.iro.held import held_schema
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
 from training.iro.lengths import with_max_tokens
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
@@ -184,7 +185,7 @@ class Alignment:
         return Batch(
             [prompt for prompt, _ in repeated],
             seeds,
-            rollout_sampling(self.config.temperature, self.model.info),
+            rollout_sampling(self.config.temperature, self.model.info, held_schema(self.config, self.model)),
             params,
             self.config.horizon,
             self.stack,

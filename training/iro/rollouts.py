@@ -61,10 +61,11 @@ class Batch:
         return Steering(tilt, self.params.strength, self.params.max_kl)
 
 
-def rollout_sampling(temperature: float, info: ModelInfo) -> Sampling:
-    """Sampling to the frozen model's end tokens. Prompts are shared within this process's project."""
+def rollout_sampling(temperature: float, info: ModelInfo, schema: str | None = None) -> Sampling:
+    """Sampling to the frozen model's end tokens, of texts that fit ``schema``. Prompts are shared within this process's
+    project."""
     salt = cache_salt(GraderEnvironment.of_this_process().project)
-    return Sampling(temperature, stop_ids=info.eos_ids, salt=salt)
+    return Sampling(temperature, stop_ids=info.eos_ids, salt=salt, schema=schema)
 
 
 def plain(config: AlignConfig) -> SearchParams:

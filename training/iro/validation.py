@@ -20,6 +20,7 @@ from training.iro.data import Prompt, Slice
 from training.iro.diagnostics import mean_and_error, samples_to_detect
 from training.iro.executor import Executor
 from training.iro.grading import Grading, Tally, merge
+from training.iro.held import held_schema
 from training.iro.rollouts import Batch, guided, rollout_sampling
 from training.iro.seeds import BETA, VALIDATION
 from training.iro.values import Stack
@@ -190,7 +191,7 @@ class Validation:
         stack: Stack | None,
         ranked: bool = True,
     ) -> Batch:
-        sampling = rollout_sampling(self.config.temperature, self.model.info)
+        sampling = rollout_sampling(self.config.temperature, self.model.info, held_schema(self.config, self.model))
         return Batch(prompts, seeds, sampling, params, self.config.horizon, stack, ranked=ranked)
 
 

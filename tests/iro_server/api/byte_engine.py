@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,7 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from iro_server.engines.adjusted import AdjustedRows, top_alternatives
 from iro_server.engines.base import Chunk, EngineHealth, ModelInfo, Sampling, Steering
+from iro_server.engines.grammars import GrammarRows, grammars_of
 
 SCRIPT = "héllo wörld 😀, and good night"
 TEMPLATE = (
@@ -30,12 +33,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 class ByteEngine:
     """Temperature 0 says the script; else each byte is "z" with probability ``noise``. Hidden layer 0: [is "z", 1]."""
 
-    def __init__(self, script: str = SCRIPT, noise: float = 0.5, seconds_per_token: float = 0.0) -> None:
+    def __init__(
+        self, script: str = SCRIPT, noise: float = 0.5, seconds_per_token: float = 0.0, length: int = 512
+    ) -> None:
         self.tokenizer = byte_tokenizer()
         self.script = [*self.tokenizer(script)["input_ids"], self.tokenizer.eos_token_id]
         self.z = self.tokenizer("z")["input_ids"][0]
         self.noise, self.seconds_per_token = noise, seconds_per_token
-        self.info = ModelInfo("bytes", "model-hash", "template-hash", (self.tokenizer.eos_token_id,), 0, 2, 512)
+        self.info = ModelInfo("bytes", "model-hash", "template-hash", (self.tokenizer.eos_token_id,), 0, 2, length)
         self.opened = self.open_sessions = 0
         self.sampling: Sampling | None = None  # of the session opened last
 
@@ -62,14 +67,56 @@ class ByteEngine:
 
 
 class ByteSession:
+    cached_tokens = 0
+
     def __init__(self, engine: ByteEngine, sampling: Sampling, layers: Sequence[int]) -> None:
         self.engine, self.sampling, self.layers = engine, sampling, layers
         self.generator = torch.Generator()
         self.generator.manual_seed(sampling.seed) if sampling.seed is not None else self.generator.seed()
         self.said = [0]
+        self.adjusted: AdjustedRows | None = None
+        if sampling.adjusts or sampling.alternatives:
+            grammars = grammars_of(engine.tokenizer, engine.info.eos_ids)
+            matcher = grammars.start(sampling.schema) if sampling.schema else None
+            self.adjusted = AdjustedRows(sampling, matcher and GrammarRows(matcher, sampling.stop_ids))
+
+    def extend_adjusted(self, adjusted: AdjustedRows, parents: Sequence[int], successors: int, length: int) -> Chunk:
+        """Token by token, as the embedded engine adjusts. Hidden states are those of ``extend``."""
+        adjusted.select([parent for parent in parents for _ in range(successors)])
+        said = torch.tensor([self.said[parent] for parent in parents for _ in range(successors)])
+        lengths, stopped = torch.zeros(len(said), dtype=torch.int64), torch.zeros(len(said), dtype=torch.bool)
+        tokens, logprobs, alternatives = [], [], []
+        for _ in range(length):
+            logits = adjusted.logits(self.logits(said))
+            noise = -torch.empty_like(logits).exponential_(generator=self.generator).log()
+            drawn = (logits + noise if self.sampling.temperature else logits).argmax(-1)
+            logprobs.append(torch.log_softmax(logits, -1).gather(1, drawn[:, None])[:, 0])
+            alternatives.append(top_alternatives(logits, self.sampling.alternatives))
+            adjusted.take(drawn[:, None].tolist())
+            tokens.append(drawn)
+            lengths += ~stopped
+            said += ~stopped
+            stopped |= drawn == self.engine.info.eos_ids[0]
+        self.said = said.tolist()
+        rows = [list(row) for row in zip(*alternatives, strict=True)] if self.sampling.alternatives else None
+        return self.chunk(torch.stack(tokens, 1), torch.stack(logprobs, 1), lengths, stopped, rows)
+
+    def logits(self, said: torch.Tensor) -> torch.Tensor:
+        """The script's next byte or, with probability ``noise``, "z"; any other is unlikely."""
+        noise = self.engine.noise if self.sampling.temperature else 0.0
+        script = torch.tensor(self.engine.script)
+        logits = torch.full((len(said), len(self.engine.tokenizer)), -20.0)
+        ended = said >= len(script) - 1
+        if noise:
+            logits[~ended, self.engine.z] = math.log(noise)
+        certain = torch.where(ended, 1.0, 1 - noise).log()
+        logits[torch.arange(len(said)), script[said.clamp_max(len(script) - 1)]] = certain
+        return logits
 
     async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
         await asyncio.sleep(self.engine.seconds_per_token * length)
+        if self.adjusted:
+            return self.extend_adjusted(self.adjusted, parents, num_successors, length)
         said = torch.tensor([self.said[p] for p in parents for _ in range(num_successors)])
         script = torch.tensor(self.engine.script)
         noise = self.engine.noise if self.sampling.temperature else 0.0
@@ -82,8 +129,12 @@ class ByteSession:
         lengths = torch.where(stopped, end.int().argmax(dim=1) + 1, length)
         self.said = (said + lengths).tolist()
         logprobs = torch.where(is_z, noise, 1 - noise).log()
+        return self.chunk(tokens, logprobs, lengths, stopped)
+
+    def chunk(self, tokens, logprobs, lengths, stopped, alternatives=None) -> Chunk:
         hidden = torch.stack([(tokens == self.engine.z).float(), torch.ones(tokens.shape)], dim=-1)
-        return Chunk(tokens, logprobs, lengths, stopped, {i: hidden for i in self.layers})
+        hidden_of_layers = {i: hidden for i in self.layers}
+        return Chunk(tokens, logprobs, lengths, stopped, hidden_of_layers, alternatives=alternatives)
 
     def close(self) -> None:
         self.engine.open_sessions -= 1

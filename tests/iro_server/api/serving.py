@@ -50,7 +50,7 @@ def serving(settings: Settings, engine: Any) -> Iterator[openai.OpenAI]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
-            yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30)
+            yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
         finally:
             server.should_exit = True
             thread.join(graceful + 60)

@@ -128,10 +128,50 @@ def test_a_stream_never_splits_a_character(client):
     assert not any("\ufffd" in delta for delta in deltas)
 
 
-def test_a_stream_carries_logprobs_in_its_last_chunk(client):
-    *_, last = chat(client, temperature=0, stream=True, logprobs=True, max_tokens=9)
-    assert "".join(entry.token for entry in last.choices[0].logprobs.content if "\ufffd" not in entry.token)[0] == "h"
-    assert len(last.choices[0].logprobs.content) == 9
+@pytest.mark.parametrize("options", [{"max_tokens": 9}, {"stop": ["wörld"]}, {"temperature": 0}, {"n": 2}])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_streams_log_probabilities_come_with_their_text(client, job, options, aligned):
+    asked = {"model": job.fine_tuned_model if aligned else "bytes", "seed": 4, "logprobs": True, "top_logprobs": 3}
+    whole = chat(client, **asked, **options)
+    entries = [[] for _ in whole.choices]
+    for chunk in map(conforms, chat(client, stream=True, **asked, **options)):
+        (choice,) = chunk.choices
+        new = choice.logprobs.content if choice.logprobs else []
+        assert new or choice.finish_reason or not choice.delta.content
+        text = (choice.delta.content or "") + "<end>"
+        assert all(entry.token in text for entry in new if entry.bytes) or choice.finish_reason
+        entries[choice.index] += new
+    assert entries == [choice.logprobs.content for choice in whole.choices]
+
+
+def test_the_likeliest_alternatives_are_told_of(client):
+    content = chat(client, seed=1, logprobs=True, top_logprobs=5).choices[0].logprobs.content
+    for entry in content[:-1]:
+        likeliest = entry.top_logprobs
+        assert len(likeliest) == 5 and {"z", entry.token} <= {alternative.token for alternative in likeliest}
+        assert [a.logprob for a in likeliest] == sorted((a.logprob for a in likeliest), reverse=True)
+    assert all(entry.top_logprobs == [] for entry in chat(client, logprobs=True).choices[0].logprobs.content)
+
+
+def test_a_bias_of_a_token_bans_it_or_makes_it_sure(served):
+    z = str(served.engine.z)
+    assert "z" not in chat(served.client, seed=1, logit_bias={z: -100}).choices[0].message.content
+    assert chat(served.client, seed=1, logit_bias={z: 100}, max_tokens=5).choices[0].message.content == "zzzzz"
+
+
+def test_penalties_are_on_what_was_said(client):
+    """Of z, said with probability one half at each byte, a strong penalty lets one pass."""
+    texts = [
+        chat(client, seed=1, **{name: 2}).choices[0].message.content
+        for name in ("frequency_penalty", "presence_penalty")
+    ]
+    plain = chat(client, seed=1).choices[0].message.content.count("z")
+    assert all(text.count("z") < plain for text in texts)
+
+
+def test_answers_of_one_frozen_model_have_one_fingerprint(client, job):
+    answers = [chat(client), chat(client, model=job.fine_tuned_model), *chat(client, stream=True)]
+    assert len({answer.system_fingerprint for answer in answers}) == 1 and answers[0].system_fingerprint
 
 
 def test_the_aligned_model_is_steered_and_reports_its_search(client, job):
@@ -242,8 +282,20 @@ BAD = [
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages.0.role"),
     ({"messages": [{"role": "developer", "content": "hi"}]}, "messages"),
-    ({"tools": []}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format.type"),
+    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": []}}}},
+        "response_format",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}},
+        "response_format",
+    ),
+    ({"logit_bias": {"99999": 1}}, "logit_bias"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+    ({"presence_penalty": 3}, "presence_penalty"),
 ]
 
 

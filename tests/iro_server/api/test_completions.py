@@ -21,6 +21,17 @@ def test_a_text_is_continued_as_it_stands(client):
     assert choice.logprobs.top_logprobs[0] == {"h": choice.logprobs.token_logprobs[0]}
 
 
+def test_a_streams_log_probabilities_come_with_their_text(client):
+    options = {"seed": 3, "logprobs": 3, "max_tokens": 20}
+    (whole,) = complete(client, **options).choices
+    parts = [chunk.choices[0].logprobs for chunk in complete(client, stream=True, **options)]
+    for field in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+        assert [entry for part in parts if part for entry in getattr(part, field)] == getattr(whole.logprobs, field)
+    assert sum(part is not None for part in parts) > 3
+    drawn = zip(whole.logprobs.tokens, whole.logprobs.token_logprobs, whole.logprobs.top_logprobs, strict=True)
+    assert all(top[token] == logprob and 3 <= len(top) <= 4 for token, logprob, top in drawn)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("search", [{}, {"beam_width": 2, "num_successors": 3, "chunk_length": 4}])
 @pytest.mark.parametrize(
@@ -84,7 +95,7 @@ def test_a_stream_says_what_the_whole_answer_says(client):
         ({"prompt": ["a", "b", "c"], "n": 128}, "n"),
         ({"prompt": ["a"] * 300}, "prompt"),
         ({"best_of": 4}, "best_of"),
-        ({"frequency_penalty": 1}, "frequency_penalty"),
+        ({"frequency_penalty": 3}, "frequency_penalty"),
     ],
 )
 def test_bad_requests_name_the_parameter(client, options, param):

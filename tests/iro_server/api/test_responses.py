@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import openai
 import pytest
@@ -160,7 +162,7 @@ def test_a_response_belongs_to_its_project_and_counts_against_its_quota(tmp_path
         ("input", [{"role": "user", "content": [{"type": "input_image", "image_url": "u"}]}], "input.0.content"),
         ("temperature", 3, "temperature"),
         ("max_output_tokens", 100_000, "input"),
-        ("text", {"format": {"type": "no such"}}, "text.format.type"),
+        ("text", {"format": {"type": "no such"}}, "text.format"),
         ("model", "gpt-4o", "model"),
     ],
 )
@@ -168,3 +170,14 @@ def test_a_mistake_is_refused_where_it_stands(client, field, value, param):
     body = {"model": "bytes", "input": "a"} | {field: value}
     answer = httpx.post(f"{client.base_url}responses", json=body)
     assert answer.status_code in (400, 404) and answer.json()["error"]["param"] == param, answer.text
+
+
+def test_a_response_is_held_to_its_text_format(client):
+    schema = {"type": "object", "properties": {"mood": {"enum": ["fine", "bad"]}}, "required": ["mood"]}
+    schema["additionalProperties"] = False
+    text = {"format": {"type": "json_schema", "name": "mood", "strict": True, "schema": schema}}
+    answer = client.responses.create(model="bytes", input="hi", text=text, max_output_tokens=60)
+    assert json.loads(answer.output_text)["mood"] in ("fine", "bad")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="bytes", input="hi", text={"format": text["format"] | {"schema": {"not": {}}}})
+    assert refused.value.param == "text.format"

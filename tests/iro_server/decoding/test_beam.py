@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iro_server.decoding.base import SearchParams, SearchResult
-from iro_server.decoding.beam import Beam
+from iro_server.decoding.beam import Beam, SampledTokens
 from iro_server.decoding.search import common_prefix, guided_search
 from iro_server.decoding.selection import RULES
 from iro_server.engines.base import Sampling
@@ -50,11 +50,13 @@ def test_a_final_has_the_log_probability_and_state_of_each_of_its_tokens(rule: s
 
 @pytest.mark.parametrize("rule", RULES)
 def test_agreed_tokens_grow_to_what_all_finals_begin_with(rule: str) -> None:
-    agreed: list[list[int]] = []
+    agreed: list[SampledTokens] = []
     result = search(rule, 2, on_agreed=agreed.append)
     assert len(agreed) == result.usage.rounds
-    assert all(longer[: len(shorter)] == shorter for shorter, longer in pairwise(agreed))
-    assert agreed[-1] == common_prefix([final.tokens for final in result.finals])
+    assert all(longer[: len(shorter.tokens)] == shorter for shorter, longer in pairwise(agreed))
+    assert agreed[-1].tokens == common_prefix([final.tokens for final in result.finals])
+    best = result.finals[0]
+    assert agreed[-1].logprobs == best.logprobs[: len(agreed[-1].tokens)]
 
 
 @given(CHUNKS, st.integers(0, 25))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -300,3 +301,36 @@ async def test_a_session_that_is_closed_lets_go_of_its_request(served):
         await work
     await asyncio.sleep(0.05)
     assert engine.health().replicas[0]["rows"] == 0
+
+
+def test_a_schema_and_penalties_are_passed_on_in_one_round(served):
+    """vLLM resumes neither from one chunk to the next."""
+    fake = FakeEndpoint()
+    engine = served(fake)
+    biased = Sampling(seed=1, stop_ids=(END,), logit_bias=((7, 2.0),))
+    sampling = replace(biased, schema='{"type": "integer"}', frequency_penalty=0.5)
+    result = asyncio.run(guided_search(engine, PROMPT, PARAMS, sampling, 16))
+    (body,) = fake.bodies
+    assert result.usage.rounds == 1 and (body["n"], body["max_tokens"]) == (6, 16)
+    assert body["structured_outputs"] == {"json": {"type": "integer"}} and body["logit_bias"] == {"7": 2.0}
+    assert (body["frequency_penalty"], body["presence_penalty"]) == (0.5, 0.0)
+    assert result.usage.cached_tokens == 3
+    fake.bodies.clear()
+    assert asyncio.run(guided_search(engine, PROMPT, PARAMS, biased, 16)).usage.rounds == 4
+    assert all("structured_outputs" not in body for body in fake.bodies)
+
+
+def test_alternatives_are_read_by_their_ids(served):
+    fake = FakeEndpoint()
+    engine = served(fake)
+    told = {"token_id:5": -0.1, "token_id:9": -3.0, "token_id:7": -2.0}
+    choice = {"index": 0, "finish_reason": "length", "token_ids": [5], "logprobs": {"token_logprobs": [-0.1]}}
+    choice["logprobs"]["top_logprobs"] = [told]
+    fake.turn({"choices": [choice]})
+
+    async def run():
+        session = await engine.open(PROMPT, Sampling(seed=1, stop_ids=(END,), alternatives=2))
+        return await session.extend([0], 1, 1)
+
+    assert asyncio.run(run()).alternatives == [[[(5, -0.1), (7, -2.0)]]]
+    assert fake.bodies[-1]["logprobs"] == 2 and fake.bodies[-1]["return_tokens_as_token_ids"] is True

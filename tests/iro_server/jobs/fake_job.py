@@ -2,7 +2,8 @@
 
 The grader's name says how it goes: "quick", "slow" (half a second a step), "stubborn" (never asks whether to stop),
 "raises", "dies" (kills its own process at step 2), "dies-once", "engine-away-once" and "graders-away-once" (at step 2),
-"unproven" (its gain has an interval that includes 0), "served-otherwise" (its model with two rows).
+"waits" (takes two steps, then waits to be stopped), "unproven" (its gain has an interval that includes 0),
+"served-otherwise" (its model with two rows).
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ class JOB:
         assert config.training_file.read_text().strip()
         max_tokens = MEASURED if config.max_tokens == "auto" else config.max_tokens
         on_event({"type": "defaults", "data": {"max_tokens": max_tokens}})
-        for step in range(1, config.iterations + 1):
+        steps = [step for step in range(1, config.iterations + 1) if not (out / f"step-{step}").exists()]
+        for number, step in enumerate(steps):
             bundle = out / f"step-{step}"
-            if bundle.exists():
-                continue
+            while behaviour == "waits" and number == 2 and not should_stop():
+                time.sleep(0.05)
             if should_stop() and behaviour != "stubborn":
                 raise Cancelled
             misbehave(behaviour, step, out)
@@ -74,7 +76,11 @@ class JOB:
             metrics = {"step": step, "total_steps": config.iterations, "full_valid_mean_reward": 0.1 * step}
             on_event({"type": "metrics", "level": "info", "message": f"Step {step}", "data": metrics})
             on_event({"type": "checkpoint", "data": {"step": step, "path": str(bundle), "metrics": metrics}})
-        outcome = {"best_iteration": config.iterations, "best_checkpoint": str(bundle), "max_tokens": max_tokens}
+        outcome = {
+            "best_iteration": config.iterations,
+            "best_checkpoint": str(out / f"step-{config.iterations}"),
+            "max_tokens": max_tokens,
+        }
         served = {"search": {"num_successors": 2}} if behaviour == "served-otherwise" else {}
         return outcome | {"improved": behaviour != "unproven"} | served
 

@@ -35,6 +35,8 @@ class Scaled(Toy):
 
 
 class ScaledSession:
+    cached_tokens = 0
+
     def __init__(self, session: ToySession, factors: Tensor) -> None:
         self.session, self.factors = session, factors
 

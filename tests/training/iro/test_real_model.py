@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from iro_server.alignment.definition import Alignment
 from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
 from training.iro.job import JOB
@@ -86,3 +87,29 @@ def test_over_ray_two_processes_fit_a_lora_together(tmp_path: Path, monkeypatch:
     assert not any("fits alone" in event["message"] for event in events)
     for name in ("correlation", "r2"):
         assert result["history"][0][name] == pytest.approx(whole["history"][0][name], abs=1e-2, nan_ok=True)
+
+
+FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "word",
+        "schema": {
+            "type": "object",
+            "properties": {"word": {"enum": ["tree", "bee", "sky", "lamp", "sea"]}},
+            "required": ["word"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.slow(100)
+def test_a_job_samples_under_its_response_format(tmp_path: Path) -> None:
+    """Every completion fits, in the rollouts and in the searches under a tilt; the model serves so."""
+    source = "def grade(sample, item): return sample['output_json']['word'].count('e')"
+    grader = {"type": "python", "source": source}
+    config = config_in(tmp_path) | {"grader": grader, "response_format": FORMAT, "iterations": 1, "max_tokens": 16}
+    result = JOB.execute(config, tmp_path / "run")
+    (row,) = result["history"]
+    assert row["train_mean_parse_error"] == row["full_valid_mean_parse_error"] == 0
+    assert Alignment(**config).served_defaults.response_format == FORMAT

@@ -1,0 +1,60 @@
+"""Log-probabilities as OpenAI words them: a list of entries in chats, parallel lists in text completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+
+from transformers import PreTrainedTokenizerBase
+
+from iro_server import JsonObject
+from iro_server.api.text import UNFINISHED
+from iro_server.decoding.beam import SampledTokens
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
+    """The text of a token by itself; each token is decoded once."""
+    texts: dict[int, str] = {}
+
+    def text_of(token: int) -> str:
+        if token not in texts:
+            texts[token] = str(tokenizer.decode([token]))
+        return texts[token]
+
+    return text_of
+
+
+def chat_logprobs(tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, num_top: int) -> JsonObject:
+    """Each token's log-probability, and those of the ``num_top`` likeliest tokens in its place."""
+    text_of = token_texts(tokenizer)
+
+    def entry(token: int, logprob: float) -> JsonObject:
+        text = text_of(token)
+        return {"token": text, "bytes": None if UNFINISHED in text else list(text.encode()), "logprob": logprob}
+
+    content = [entry(token, logprob) for token, logprob in zip(sampled.tokens, sampled.logprobs, strict=True)]
+    for place, position in enumerate(content):
+        alternatives = sampled.alternatives[place][:num_top] if sampled.alternatives else []
+        position["top_logprobs"] = [entry(*alternative) for alternative in alternatives]
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(
+    tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, num_top: int, offset: int = 0
+) -> JsonObject:
+    """``offset``: of the first token in the completion's text. The token drawn is among the ``num_top`` + 1 of
+    ``top_logprobs``."""
+    text_of = token_texts(tokenizer)
+    texts = [text_of(token) for token in sampled.tokens]
+    drawn = [{text: logprob} for text, logprob in zip(texts, sampled.logprobs, strict=True)]
+    alternatives = sampled.alternatives or [[] for _ in texts]
+    top = [
+        {text_of(token): logprob for token, logprob in reversed(likeliest[:num_top])} | own
+        for likeliest, own in zip(alternatives, drawn, strict=True)
+    ]
+    return {
+        "tokens": texts,
+        "token_logprobs": sampled.logprobs,
+        "text_offset": list(accumulate((len(text) for text in texts[:-1]), initial=offset))[: len(texts)],
+        "top_logprobs": top if num_top else None,
+    }

@@ -1,0 +1,90 @@
+// The frame of every page: who calls, where one is, and the page itself.
+
+import { useState } from "preact/hooks";
+import { ApiError, listModels, saveKey, savedKey } from "./api";
+import { KeyForm } from "./KeyForm";
+import { usePolled } from "./hooks";
+import { JobList } from "./jobs/JobList";
+import { JobPage } from "./jobs/JobPage";
+import { NewJob } from "./new/NewJob";
+import { Problem } from "./parts";
+import { Playground } from "./playground/Playground";
+import type { Route } from "./router";
+import { useRoute } from "./router";
+
+const PAGES = [
+  { path: "jobs", name: "Jobs" },
+  { path: "new", name: "New job" },
+  { path: "playground", name: "Playground" },
+];
+
+export function App() {
+  const route = useRoute();
+  const [key, setKey] = useState(savedKey);
+  const models = usePolled(listModels, null, key);
+  const refused = models.error instanceof ApiError && models.error.status === 401;
+  const changeKey = (secret: string) => {
+    saveKey(secret);
+    setKey(secret);
+  };
+  const base = models.value?.data[0]?.id;
+  const current = route.path[0] ?? "jobs";
+  return (
+    <>
+      <a class="skip" href="#main" onClick={toMain}>
+        Skip to content
+      </a>
+      <header class="bar">
+        <a class="brand" href="#/jobs" aria-label="Iro, jobs">
+          Iro
+        </a>
+        <nav aria-label="Pages">
+          {PAGES.map(({ path, name }) => (
+            <a href={`#/${path}`} aria-current={current === path ? "page" : undefined}>
+              {name}
+            </a>
+          ))}
+        </nav>
+        <span class="model" title={base}>
+          {base}
+        </span>
+        {key && (
+          <button class="quiet" onClick={() => changeKey("")}>
+            Forget key
+          </button>
+        )}
+      </header>
+      <main id="main" tabIndex={-1}>
+        {refused ? (
+          <KeyForm wrong={key !== ""} onKey={changeKey} />
+        ) : models.error ? (
+          <Problem error={models.error} again={models.again} />
+        ) : base ? (
+          <Body key={key} route={route} base={base} />
+        ) : (
+          <p class="faint">Loading …</p>
+        )}
+      </main>
+    </>
+  );
+}
+
+function Body({ route, base }: { route: Route; base: string }) {
+  const [page = "jobs", id] = route.path;
+  if (page === "jobs") return id ? <JobPage key={id} id={id} /> : <JobList />;
+  if (page === "new") return <NewJob base={base} />;
+  if (page === "playground") return <Playground key={route.query.toString()} base={base} query={route.query} />;
+  return (
+    <section>
+      <h1>No such page</h1>
+      <p>
+        <a href="#/jobs">Jobs</a>
+      </p>
+    </section>
+  );
+}
+
+function toMain(event: Event): void {
+  event.preventDefault(); // the address after "#" is the page's
+  document.getElementById("main")!.focus();
+}

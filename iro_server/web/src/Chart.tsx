@@ -1,0 +1,111 @@
+// Curves over whole numbers, with bands of 1.96 standard errors; drawn anew in other colours where dark and light change.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import uPlot from "uplot";
+import "uplot/dist/uPlot.min.css";
+
+type Numbers = (number | null | undefined)[];
+
+export interface Curve {
+  name: string;
+  values: Numbers;
+  errors?: Numbers;
+  dashed?: boolean;
+}
+
+const HEIGHT = 260;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+export function Chart({ label, x, curves }: { label: string; x: number[]; curves: Curve[] }) {
+  const place = useRef<HTMLDivElement>(null);
+  const plot = useRef<uPlot | null>(null);
+  const [isDark, setDark] = useState(dark.matches);
+  const names = curves.map(({ name, errors }) => name + (errors ? "±" : "")).join("|");
+  const data = columns(x, curves);
+  useEffect(() => {
+    const changed = () => setDark(dark.matches);
+    dark.addEventListener("change", changed);
+    return () => dark.removeEventListener("change", changed);
+  }, []);
+  useEffect(() => {
+    const element = place.current!;
+    const chart = new uPlot(options(element, curves), data, element);
+    plot.current = chart;
+    const observer = new ResizeObserver(() => chart.setSize({ width: element.clientWidth, height: HEIGHT }));
+    observer.observe(element);
+    return () => {
+      observer.disconnect();
+      chart.destroy();
+    };
+  }, [names, isDark]);
+  useEffect(() => plot.current?.setData(data), [JSON.stringify(data)]);
+  return (
+    <>
+      <div class="chart" role="img" aria-label={label} ref={place} />
+      <ul class="legend">
+        {curves.map(({ name, dashed }, i) => (
+          <li>
+            <i class={dashed ? "dashed" : undefined} style={{ borderColor: `var(--curve-${i + 1})` }} />
+            {name}
+          </li>
+        ))}
+      </ul>
+    </>
+  );
+}
+
+/** x, then for each curve its values and, where it has errors, the band's lower and upper end. */
+function columns(x: number[], curves: Curve[]): uPlot.AlignedData {
+  return [
+    x,
+    ...curves.flatMap(({ values, errors }) => (errors ? [values, ...band(values, errors)] : [values])),
+  ] as uPlot.AlignedData;
+}
+
+function band(values: Numbers, errors: Numbers): [Numbers, Numbers] {
+  const end = (sign: number) =>
+    values.map((value, i) =>
+      typeof value === "number" && typeof errors[i] === "number" ? value + sign * 1.96 * errors[i]! : null,
+    );
+  return [end(-1), end(1)];
+}
+
+function options(element: HTMLElement, curves: Curve[]): uPlot.Options {
+  const style = getComputedStyle(element);
+  const colour = (name: string) => style.getPropertyValue(name).trim();
+  const series: uPlot.Series[] = [{}];
+  const bands: uPlot.Band[] = [];
+  curves.forEach(({ name, errors, dashed }, i) => {
+    const stroke = colour(`--curve-${i + 1}`);
+    series.push({
+      label: name,
+      stroke,
+      width: 2,
+      dash: dashed ? [6, 4] : undefined,
+      points: { show: !dashed, size: 7 },
+    });
+    if (errors) {
+      const end = { stroke: "transparent", points: { show: false } };
+      series.push(end, end);
+      bands.push({ series: [series.length - 1, series.length - 2], fill: colour(`--band-${i + 1}`) });
+    }
+  });
+  const axis = { stroke: colour("--faint"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+  return {
+    width: element.clientWidth,
+    height: HEIGHT,
+    series,
+    bands,
+    scales: { x: { time: false, range: (_plot, least, most) => [least - 0.25, Math.max(most, least + 1) + 0.25] } },
+    axes: [
+      {
+        ...axis,
+        incrs: [1, 2, 5, 10, 20, 50, 100],
+        values: (_plot, steps) => steps.map((step) => (step === 0 ? "frozen" : String(step))),
+      },
+      { ...axis, size: 56 },
+    ],
+    cursor: { show: false },
+    legend: { show: false },
+  };
+}

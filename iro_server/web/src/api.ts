@@ -1,0 +1,206 @@
+// The public API: one function a call. Errors are ApiError with the server's own message.
+
+import type { EventStream } from "./stream";
+import { readEvents } from "./stream";
+
+const KEY = "iro-key";
+
+export const savedKey = (): string => sessionStorage.getItem(KEY) ?? "";
+
+export function saveKey(key: string): void {
+  if (key) sessionStorage.setItem(KEY, key);
+  else sessionStorage.removeItem(KEY);
+}
+
+export class ApiError extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly param: string | null = null,
+    readonly retryAfter = 0, // seconds
+  ) {
+    super(message);
+  }
+}
+
+export type Status = "validating_files" | "queued" | "running" | "paused" | "succeeded" | "failed" | "cancelled";
+
+export const OPEN: readonly Status[] = ["validating_files", "queued", "running", "paused"];
+
+export interface Job {
+  id: string;
+  created_at: number;
+  finished_at: number | null;
+  status: Status;
+  model: string;
+  fine_tuned_model: string | null;
+  training_file: string;
+  method: { reinforcement: { grader: Grader; iro?: Record<string, unknown> } };
+  error: { code: string; message: string; param: string | null } | null;
+  estimated_finish: number | null;
+  iro: { improved: boolean | null };
+}
+
+export type Grader = { type: string; name?: string } & Record<string, unknown>;
+
+export interface JobEvent {
+  id: string;
+  created_at: number;
+  level: "info" | "warn" | "error";
+  message: string;
+  type: "message" | "metrics";
+  data: Metrics;
+}
+
+export interface Metrics {
+  step?: number;
+  total_steps?: number;
+  train_mean_reward?: number | null;
+  full_valid_mean_reward?: number | null;
+  full_valid_error?: number | null;
+  valid_grader_pick?: number | null;
+  valid_mean_of_finals?: number | null;
+  best_of_n?: number | null;
+  correlation?: number | null;
+  stack_correlation?: number | null;
+  completion_tokens_mean?: number | null;
+  mean_unresponsive_rewards?: number | null;
+  usage?: { base_tokens?: number; graders?: Record<string, unknown>[] };
+  errors?: { graders?: Record<string, unknown>[] };
+  timing?: { step?: Record<string, number> };
+}
+
+export interface Checkpoint {
+  id: string;
+  created_at: number;
+  fine_tuned_model_checkpoint: string;
+  metrics: Metrics;
+  step_number: number;
+}
+
+export interface Model {
+  id: string;
+  created: number;
+  iro?: { base: string; job: string; max_tokens?: number };
+}
+
+export interface Page<Row> {
+  data: Row[];
+  has_more: boolean;
+}
+
+export interface Graded {
+  reward: number;
+  sub_rewards: Record<string, number>;
+  iro: { error: string | null };
+}
+
+export interface EstimateResult {
+  verdict: string;
+  message: string;
+  reward: { mean: number | null };
+  expected_gain: { mean: number; low: number; high: number } | null;
+  cost: { seconds: number; grader_calls: number };
+  samples: { text: string; reward: number | null; error: string | null }[];
+}
+
+export interface Estimate {
+  id: string;
+  status: string;
+  error: { message: string } | null;
+  result: EstimateResult | null;
+}
+
+async function call(path: string, init: RequestInit = {}): Promise<Response> {
+  const headers = new Headers(init.headers);
+  if (savedKey()) headers.set("authorization", `Bearer ${savedKey()}`);
+  let response: Response;
+  try {
+    response = await fetch(`/v1${path}`, { ...init, headers });
+  } catch (error) {
+    if (init.signal?.aborted) throw error;
+    throw new ApiError(0, "The server cannot be reached.");
+  }
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+async function failure(response: Response): Promise<ApiError> {
+  const retryAfter = Number(response.headers.get("retry-after") ?? 0);
+  const text = await response.text();
+  try {
+    const { error } = JSON.parse(text) as { error: { message: string; param: string | null } };
+    return new ApiError(response.status, error.message, error.param, retryAfter);
+  } catch {
+    return new ApiError(
+      response.status,
+      text.slice(0, 300) || `The server answered ${response.status}.`,
+      null,
+      retryAfter,
+    );
+  }
+}
+
+async function get<Body>(path: string, signal?: AbortSignal): Promise<Body> {
+  return (await call(path, { signal })).json() as Promise<Body>;
+}
+
+async function post<Body>(path: string, body?: unknown, signal?: AbortSignal): Promise<Body> {
+  return (await send(path, body, signal)).json() as Promise<Body>;
+}
+
+function send(path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
+  const headers = { "content-type": "application/json" };
+  return call(path, { method: "POST", headers, body: body === undefined ? undefined : JSON.stringify(body), signal });
+}
+
+const job = (id: string): string => `/fine_tuning/jobs/${encodeURIComponent(id)}`;
+
+export const listModels = (signal?: AbortSignal) => get<Page<Model>>("/models", signal);
+export const listJobs = (after: string | null, signal?: AbortSignal) =>
+  get<Page<Job>>(`/fine_tuning/jobs?limit=100${after ? `&after=${encodeURIComponent(after)}` : ""}`, signal);
+export const getJob = (id: string, signal?: AbortSignal) => get<Job>(job(id), signal);
+export const listEvents = (id: string, after: string | null, signal?: AbortSignal) =>
+  get<Page<JobEvent>>(`${job(id)}/events?limit=100${after ? `&after=${encodeURIComponent(after)}` : ""}`, signal);
+export const listCheckpoints = (id: string, signal?: AbortSignal) =>
+  get<Page<Checkpoint>>(`${job(id)}/checkpoints?limit=100`, signal);
+export const actOnJob = (id: string, action: "cancel" | "pause" | "resume") => post<Job>(`${job(id)}/${action}`);
+export const createJob = (body: unknown) => post<Job>("/fine_tuning/jobs", body);
+export const createEstimate = (body: unknown) => post<Estimate>("/fine_tuning/jobs/estimate", body);
+export const getEstimate = (id: string, signal?: AbortSignal) =>
+  get<Estimate>(`/fine_tuning/jobs/estimate/${encodeURIComponent(id)}`, signal);
+export const validateGrader = (grader: Grader) => post("/fine_tuning/alpha/graders/validate", { grader });
+export const runGrader = (grader: Grader, sample: string, item: unknown, signal?: AbortSignal) =>
+  post<Graded>("/fine_tuning/alpha/graders/run", { grader, model_sample: sample, item }, signal);
+
+export async function uploadRows(file: Blob, name: string): Promise<string> {
+  const form = new FormData();
+  form.set("purpose", "fine-tune");
+  form.set("file", file, name);
+  const stored = (await (await call("/files", { method: "POST", body: form })).json()) as { id: string };
+  return stored.id;
+}
+
+/** The first row of a training file; null where it is gone. Reads no more of the file than that. */
+export async function firstRow(file: string, signal?: AbortSignal): Promise<Record<string, unknown> | null> {
+  const response = await call(`/files/${encodeURIComponent(file)}/content`, { signal });
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  while (!text.includes("\n")) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    text += value;
+  }
+  await reader.cancel();
+  const line = text.split("\n", 1)[0] ?? "";
+  return line ? (JSON.parse(line) as Record<string, unknown>) : null;
+}
+
+/** Server-sent events of a completion, chat or text. */
+export async function* stream(path: string, body: Record<string, unknown>, signal: AbortSignal): EventStream {
+  const response = await send(path, { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+  for await (const chunk of readEvents(response.body!)) {
+    if (chunk.error) throw new ApiError(response.status, chunk.error.message);
+    yield chunk;
+  }
+}

@@ -1,0 +1,19 @@
+// Numbers and times as people read them.
+
+export const number = (value: number | null | undefined, digits = 3): string =>
+  value === null || value === undefined || !Number.isFinite(value) ? "–" : value.toFixed(digits);
+
+export const count = (value: number | null | undefined): string =>
+  value === null || value === undefined ? "–" : value.toLocaleString("en");
+
+export const clock = (unix: number): string => new Date(unix * 1000).toLocaleTimeString("en-GB");
+
+export const date = (unix: number): string =>
+  new Date(unix * 1000).toLocaleString("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+
+export function duration(seconds: number): string {
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}

@@ -1,0 +1,65 @@
+// The job's events, newest first: read once to the first, then only what is new.
+
+import { useRef, useState } from "preact/hooks";
+import type { JobEvent } from "../api";
+import { listEvents } from "../api";
+import { clock } from "../format";
+import { usePolled } from "../hooks";
+import { Problem } from "../parts";
+
+const SHOWN = 200; // at first
+
+export interface Events {
+  events: JobEvent[];
+  error: Error | null;
+  again: () => void;
+}
+
+export function useEvents(id: string, every: number | null): Events {
+  const known = useRef<JobEvent[]>([]);
+  const { value, error, again } = usePolled(
+    async (signal) => {
+      const fresh = await newer(id, known.current[0]?.id, signal);
+      if (fresh.length) known.current = [...fresh, ...known.current];
+      return known.current;
+    },
+    every,
+    id,
+  );
+  return { events: value ?? [], error, again };
+}
+
+/** Events after the one named `last`, newest first. */
+async function newer(id: string, last: string | undefined, signal: AbortSignal): Promise<JobEvent[]> {
+  const events: JobEvent[] = [];
+  for (;;) {
+    const page = await listEvents(id, events.at(-1)?.id ?? null, signal);
+    for (const event of page.data) {
+      if (event.id === last) return events;
+      events.push(event);
+    }
+    if (!page.has_more) return events;
+  }
+}
+
+export function EventLog({ events, error, again }: Events) {
+  const [all, setAll] = useState(false);
+  const shown = all ? events : events.slice(0, SHOWN);
+  return (
+    <section class="card" aria-labelledby="events">
+      <h2 id="events">Events</h2>
+      {error && <Problem error={error} again={again} />}
+      {events.length === 0 && <p class="faint">None yet.</p>}
+      <ol class="events" tabIndex={0} aria-label="Events, newest first" aria-live="polite" aria-relevant="additions">
+        {shown.map((event) => (
+          <li key={event.id} class={event.level}>
+            <time dateTime={new Date(event.created_at * 1000).toISOString()}>{clock(event.created_at)}</time>
+            {event.level !== "info" && <strong>{event.level === "warn" ? "warning" : event.level}</strong>}
+            <span class="text">{event.message}</span>
+          </li>
+        ))}
+      </ol>
+      {shown.length < events.length && <button onClick={() => setAll(true)}>Show all {events.length} events</button>}
+    </section>
+  );
+}

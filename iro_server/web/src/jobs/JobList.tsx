@@ -1,0 +1,107 @@
+// All jobs, newest first: the newest hundred are read anew, older ones as they are asked for.
+
+import { useState } from "preact/hooks";
+import type { Job } from "../api";
+import { OPEN, listJobs } from "../api";
+import { date, duration } from "../format";
+import { usePolled } from "../hooks";
+import { Badge, Problem } from "../parts";
+import { address } from "../router";
+
+const EVERY = 2000; // milliseconds
+
+export function JobList() {
+  const { value, error, again } = usePolled((signal) => listJobs(null, signal), EVERY, "jobs");
+  const [older, setOlder] = useState<{ jobs: Job[]; more: boolean } | null>(null);
+  const [olderError, setOlderError] = useState<Error | null>(null);
+  const ids = new Set(value?.data.map((job) => job.id));
+  const jobs = [...(value?.data ?? []), ...(older?.jobs ?? []).filter((job) => !ids.has(job.id))];
+  const showOlder = async () => {
+    try {
+      const page = await listJobs(jobs.at(-1)!.id);
+      setOlder({ jobs: [...jobs, ...page.data], more: page.has_more });
+      setOlderError(null);
+    } catch (problem) {
+      setOlderError(problem as Error);
+    }
+  };
+  return (
+    <section>
+      <div class="title">
+        <h1>Jobs</h1>
+        <a class="button main" href="#/new">
+          New job
+        </a>
+      </div>
+      {error && <Problem error={error} again={again} />}
+      {value && jobs.length === 0 ? <NoJobs /> : jobs.length > 0 && <Table jobs={jobs} />}
+      {!value && !error && <p class="faint">Loading …</p>}
+      {(older ? older.more : value?.has_more) && <button onClick={() => void showOlder()}>Older jobs</button>}
+      {olderError && <Problem error={olderError} />}
+    </section>
+  );
+}
+
+function NoJobs() {
+  return (
+    <div class="card empty">
+      <h2>No jobs yet</h2>
+      <p>
+        A job aligns the frozen model to a score that you define: give it example prompts and a grader, and it learns to
+        steer the model towards answers that score high.
+      </p>
+      <a class="button main" href="#/new">
+        Start your first job
+      </a>
+    </div>
+  );
+}
+
+function Table({ jobs }: { jobs: Job[] }) {
+  return (
+    <div class="scroll" tabIndex={0} role="region" aria-label="Table of jobs">
+      <table>
+        <thead>
+          <tr>
+            <th scope="col">Job</th>
+            <th scope="col">Status</th>
+            <th scope="col">Grader</th>
+            <th scope="col">Created</th>
+            <th scope="col">Time</th>
+          </tr>
+        </thead>
+        <tbody>
+          {jobs.map((job) => (
+            <tr key={job.id}>
+              <td>
+                <a class="clip" href={address(["jobs", job.id])}>
+                  {job.fine_tuned_model ?? job.id}
+                </a>
+              </td>
+              <td>
+                <Badge status={job.status} />
+              </td>
+              <td>
+                <span class="clip">{graderName(job)}</span>
+              </td>
+              <td class="nowrap">{date(job.created_at)}</td>
+              <td class="nowrap">{timeOf(job)}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+export const graderName = ({ method }: Job): string => {
+  const { type, name } = method.reinforcement.grader;
+  return name ? `${name} (${type})` : type;
+};
+
+export function timeOf(job: Job): string {
+  const now = Date.now() / 1000;
+  if (job.finished_at) return duration(job.finished_at - job.created_at);
+  if (job.status === "running" && job.estimated_finish) return `${duration(job.estimated_finish - now)} left`;
+  return OPEN.includes(job.status) ? duration(now - job.created_at) : "–";
+}

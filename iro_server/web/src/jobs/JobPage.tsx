@@ -1,0 +1,176 @@
+// One job: what it is doing, its rewards, its checkpoints and its events.
+
+import { useState } from "preact/hooks";
+import type { Checkpoint, Job } from "../api";
+import { OPEN, actOnJob, getJob, listCheckpoints } from "../api";
+import { date, number } from "../format";
+import { usePolled } from "../hooks";
+import { Badge, Problem } from "../parts";
+import { address } from "../router";
+import { EventLog, useEvents } from "./EventLog";
+import { graderName, timeOf } from "./JobList";
+import { Progress } from "./Progress";
+
+const EVERY = 1500; // milliseconds
+
+export function JobPage({ id }: { id: string }) {
+  const [open, setOpen] = useState(true);
+  const every = open ? EVERY : null;
+  const { value, error, again } = usePolled(
+    async (signal) => {
+      const [job, checkpoints] = await Promise.all([getJob(id, signal), listCheckpoints(id, signal)]);
+      setOpen(OPEN.includes(job.status));
+      return { job, checkpoints: checkpoints.data };
+    },
+    every,
+    id,
+  );
+  const events = useEvents(id, every);
+  if (!value) return error ? <Problem error={error} again={again} /> : <p class="faint">Loading …</p>;
+  return (
+    <section>
+      <p class="crumb">
+        <a href="#/jobs">Jobs</a>
+      </p>
+      <Head
+        job={value.job}
+        onAct={() => {
+          setOpen(true);
+          again();
+          events.again();
+        }}
+      />
+      {error && <Problem error={error} again={again} />}
+      {value.job.error && <Failure job={value.job} />}
+      <Progress events={events.events} />
+      <Checkpoints job={value.job} checkpoints={value.checkpoints} />
+      <EventLog {...events} />
+      <details class="card">
+        <summary>Request</summary>
+        <pre class="text" tabIndex={0}>
+          {JSON.stringify(value.job.method, null, 2)}
+        </pre>
+      </details>
+    </section>
+  );
+}
+
+function Head({ job, onAct }: { job: Job; onAct: () => void }) {
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState<Error | null>(null);
+  const act = async (action: "cancel" | "pause" | "resume") => {
+    setBusy(true);
+    try {
+      await actOnJob(job.id, action);
+      setError(null);
+    } catch (problem) {
+      setError(problem as Error);
+    }
+    setBusy(false);
+    onAct();
+  };
+  const open = OPEN.includes(job.status);
+  return (
+    <>
+      <div class="title">
+        <h1 class="break">{job.fine_tuned_model ?? job.id}</h1>
+        <Badge status={job.status} />
+        <span class="actions">
+          {open && job.status !== "paused" && (
+            <button disabled={busy} onClick={() => void act("pause")}>
+              Pause
+            </button>
+          )}
+          {job.status === "paused" && (
+            <button class="main" disabled={busy} onClick={() => void act("resume")}>
+              Resume
+            </button>
+          )}
+          {open && (
+            <button class="danger" disabled={busy} onClick={() => void act("cancel")}>
+              Cancel
+            </button>
+          )}
+          {job.fine_tuned_model && (
+            <a class="button main" href={compare(job, job.fine_tuned_model)}>
+              Try it
+            </a>
+          )}
+        </span>
+      </div>
+      {error && <Problem error={error} />}
+      <dl class="facts">
+        <Fact name="Model" value={job.model} />
+        <Fact name="Grader" value={graderName(job)} />
+        <Fact name="Created" value={date(job.created_at)} />
+        <Fact name="Time" value={timeOf(job)} />
+        <Fact name="Job" value={job.id} />
+      </dl>
+      {job.iro.improved === false && (
+        <p class="warn">
+          Held-out prompts do not show that the model improved, so it answers as the frozen model does. More prompts, or
+          more rollouts of each, may show it.
+        </p>
+      )}
+    </>
+  );
+}
+
+const Fact = ({ name, value }: { name: string; value: string }) => (
+  <div>
+    <dt>{name}</dt>
+    <dd class="text">{value}</dd>
+  </div>
+);
+
+function Failure({ job }: { job: Job }) {
+  return (
+    <div class="problem" role="alert" tabIndex={0}>
+      <span class="text">
+        <strong>{job.error!.code}</strong> {job.error!.message}
+      </span>
+    </div>
+  );
+}
+
+const compare = (job: Job, model: string): string => address(["playground"], { model, job: job.id });
+
+function Checkpoints({ job, checkpoints }: { job: Job; checkpoints: Checkpoint[] }) {
+  if (checkpoints.length === 0) return null;
+  return (
+    <section class="card" aria-labelledby="checkpoints">
+      <h2 id="checkpoints">Checkpoints</h2>
+      <p class="faint">Each can be called by its name, also while the job runs.</p>
+      <div class="scroll" tabIndex={0} role="region" aria-label="Table of checkpoints">
+        <table>
+          <thead>
+            <tr>
+              <th scope="col">Step</th>
+              <th scope="col">Held-out reward</th>
+              <th scope="col">Name</th>
+              <th scope="col">
+                <span class="hidden">Try it</span>
+              </th>
+            </tr>
+          </thead>
+          <tbody>
+            {checkpoints.map((checkpoint) => (
+              <tr key={checkpoint.id}>
+                <td>{checkpoint.step_number}</td>
+                <td>{number(checkpoint.metrics.full_valid_mean_reward)}</td>
+                <td>
+                  <code class="clip">{checkpoint.fine_tuned_model_checkpoint}</code>
+                </td>
+                <td>
+                  <a href={compare(job, checkpoint.fine_tuned_model_checkpoint)}>
+                    Try <span class="hidden">step {checkpoint.step_number}</span>
+                  </a>
+                </td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </section>
+  );
+}

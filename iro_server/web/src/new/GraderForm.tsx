@@ -1,0 +1,197 @@
+// The grader, and what it gives for an answer.
+
+import { useState } from "preact/hooks";
+import type { Graded } from "../api";
+import { runGrader } from "../api";
+import { answerTo } from "../completion";
+import { Field, Problem } from "../parts";
+import type { Draft, Kind } from "./graders";
+import { KINDS, METRICS, OPERATIONS, graderOf } from "./graders";
+import type { Row } from "./rows";
+import { itemFields } from "./rows";
+
+interface Props {
+  draft: Draft;
+  rows: Row[];
+  base: string;
+  onChange: (draft: Draft) => void;
+}
+
+export function GraderForm({ draft, rows, base, onChange }: Props) {
+  const change = (fields: Partial<Draft>) => onChange({ ...draft, ...fields });
+  const fields = itemFields(rows);
+  return (
+    <>
+      <Field id="kind" label="Kind of grader">
+        <select id="kind" value={draft.kind} onChange={(event) => change({ kind: event.currentTarget.value as Kind })}>
+          {Object.entries(KINDS).map(([kind, name]) => (
+            <option value={kind}>{name}</option>
+          ))}
+        </select>
+      </Field>
+      <Fields draft={draft} change={change} />
+      {fields.length > 0 && draft.kind !== "python" && draft.kind !== "words" && (
+        <p class="faint small">
+          Fields of your rows:{" "}
+          {fields.slice(0, 8).map((name) => (
+            <code class="chip">{`{{item.${name}}}`}</code>
+          ))}
+        </p>
+      )}
+      <TryIt draft={draft} rows={rows} base={base} />
+    </>
+  );
+}
+
+function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draft>) => void }) {
+  if (draft.kind === "words") {
+    return (
+      <Field
+        id="words"
+        label="Words"
+        hint="With commas between them. The reward is the number of them that an answer has."
+      >
+        <input
+          id="words"
+          placeholder="great, beautiful"
+          value={draft.words}
+          onInput={(event) => change({ words: event.currentTarget.value })}
+        />
+      </Field>
+    );
+  }
+  if (draft.kind === "python") {
+    return (
+      <Field
+        id="source"
+        label="Source"
+        hint="grade(sample, item) returns a number; item is the row. It runs in a sandbox."
+      >
+        <textarea
+          id="source"
+          class="code"
+          rows={8}
+          wrap="off"
+          spellcheck={false}
+          value={draft.source}
+          onInput={(event) => change({ source: event.currentTarget.value })}
+        />
+      </Field>
+    );
+  }
+  if (draft.kind === "json") {
+    return (
+      <Field
+        id="json"
+        label="Grader"
+        hint="As in the API: string_check, text_similarity, python, score_model, label_model or multi."
+      >
+        <textarea
+          id="json"
+          class="code"
+          rows={12}
+          wrap="off"
+          spellcheck={false}
+          value={draft.json}
+          onInput={(event) => change({ json: event.currentTarget.value })}
+        />
+      </Field>
+    );
+  }
+  return (
+    <div class="pair">
+      {draft.kind === "string_check" ? (
+        <Field id="operation" label="The answer">
+          <select
+            id="operation"
+            value={draft.operation}
+            onChange={(event) => change({ operation: event.currentTarget.value })}
+          >
+            {Object.entries(OPERATIONS).map(([operation, name]) => (
+              <option value={operation}>{name}</option>
+            ))}
+          </select>
+        </Field>
+      ) : (
+        <Field id="metric" label="Measure">
+          <select id="metric" value={draft.metric} onChange={(event) => change({ metric: event.currentTarget.value })}>
+            {METRICS.map((metric) => (
+              <option value={metric}>{metric}</option>
+            ))}
+          </select>
+        </Field>
+      )}
+      <Field id="reference" label="Text" hint="May hold fields of the row.">
+        <input
+          id="reference"
+          value={draft.reference}
+          onInput={(event) => change({ reference: event.currentTarget.value })}
+        />
+      </Field>
+    </div>
+  );
+}
+
+function TryIt({ draft, rows, base }: Omit<Props, "onChange">) {
+  const [answer, setAnswer] = useState("");
+  const [number, setNumber] = useState(1);
+  const [graded, setGraded] = useState<Graded | null>(null);
+  const [error, setError] = useState<Error | null>(null);
+  const [busy, setBusy] = useState(false);
+  const row = rows[Math.min(number, rows.length) - 1] ?? null;
+  const attempt = async (work: () => Promise<void>) => {
+    setBusy(true);
+    setError(null);
+    setGraded(null);
+    try {
+      await work();
+    } catch (problem) {
+      setError(problem as Error);
+    }
+    setBusy(false);
+  };
+  const grade = () => attempt(async () => setGraded(await runGrader(graderOf(draft), answer, row ?? {})));
+  const write = () => attempt(async () => setAnswer(await answerTo(base, row!)));
+  return (
+    <fieldset class="try">
+      <legend>Try it on this answer</legend>
+      <textarea
+        aria-label="Answer to grade"
+        rows={3}
+        value={answer}
+        onInput={(event) => setAnswer(event.currentTarget.value)}
+      />
+      <div class="below">
+        {rows.length > 0 && (
+          <label class="inline">
+            to row{" "}
+            <input
+              type="number"
+              min={1}
+              max={rows.length}
+              value={number}
+              onInput={(event) => setNumber(Math.max(1, Number(event.currentTarget.value)))}
+            />
+          </label>
+        )}
+        {row && (
+          <button type="button" disabled={busy} onClick={() => void write()}>
+            Have the frozen model write one
+          </button>
+        )}
+        <button type="button" disabled={busy} onClick={() => void grade()}>
+          Grade it
+        </button>
+        <output aria-live="polite">
+          {graded && !graded.iro.error && (
+            <>
+              reward <b>{graded.reward}</b>
+            </>
+          )}
+        </output>
+      </div>
+      {graded?.iro.error && <Problem error={new Error(graded.iro.error)} />}
+      {error && <Problem error={error} />}
+    </fieldset>
+  );
+}

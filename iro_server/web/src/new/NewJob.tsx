@@ -1,0 +1,168 @@
+// From rows and a grader to a job that runs.
+
+import { useEffect, useMemo, useState } from "preact/hooks";
+import { ApiError, createEstimate, createJob, uploadRows, validateGrader } from "../api";
+import { Field, Problem } from "../parts";
+import { address } from "../router";
+import { EstimateView } from "./Estimate";
+import { GraderForm } from "./GraderForm";
+import { RowsEditor } from "./RowsEditor";
+import type { RowsSource } from "./RowsEditor";
+import { EXAMPLE_GRADER, EXAMPLE_OPTIONS, EXAMPLE_ROWS } from "./example";
+import type { Draft } from "./graders";
+import { EMPTY, graderOf } from "./graders";
+import type { Option, Options } from "./options";
+import { FIRST, MORE, optionsIn } from "./options";
+import type { Checked } from "./rows";
+import { checkRows } from "./rows";
+
+const NAME = "[A-Za-z0-9_.\\-]+";
+
+export function NewJob({ base }: { base: string }) {
+  const [source, setSource] = useState<RowsSource>({ text: "", file: null });
+  const [draft, setDraft] = useState<Draft>(EMPTY);
+  const [options, setOptions] = useState<Options>({});
+  const [busy, setBusy] = useState("");
+  const [error, setError] = useState<Error | null>(null);
+  const checked = useChecked(source.text);
+  const ready = source.file !== null || (checked.rows.length > 0 && checked.problems.length === 0);
+  const [estimate, setEstimate] = useState("");
+  const send = async (what: "job" | "estimate") => {
+    setError(null);
+    setEstimate("");
+    try {
+      setBusy("Checking the grader …");
+      const grader = graderOf(draft);
+      await validateGrader(grader);
+      setBusy("Uploading rows …");
+      const file = source.file ?? new Blob([source.text.trimEnd(), "\n"]);
+      const training_file = await uploadRows(file, source.file?.name ?? "rows.jsonl");
+      setBusy(what === "job" ? "Starting …" : "Estimating …");
+      const hyperparameters = optionsIn("hyperparameters", options);
+      const method = {
+        type: "reinforcement",
+        reinforcement: { grader, hyperparameters, iro: optionsIn(undefined, options) },
+      };
+      const suffix = options.suffix || undefined;
+      const body = { model: base, training_file, method, suffix, ...optionsIn("job", options) };
+      if (what === "job") location.hash = address(["jobs", (await createJob(body)).id]);
+      else setEstimate((await createEstimate(body)).id);
+      setBusy("");
+    } catch (problem) {
+      setError(
+        problem instanceof SyntaxError
+          ? new Error(`The grader is not valid JSON: ${problem.message}`)
+          : (problem as Error),
+      );
+      setBusy("");
+    }
+  };
+  const fill = () => {
+    setSource({ text: EXAMPLE_ROWS, file: null });
+    setDraft(EXAMPLE_GRADER);
+    setOptions(EXAMPLE_OPTIONS);
+  };
+  return (
+    <form
+      onSubmit={(event) => {
+        event.preventDefault();
+        void send("job");
+      }}
+    >
+      <div class="title">
+        <h1>New job</h1>
+        <button type="button" onClick={fill}>
+          Fill in an example
+        </button>
+      </div>
+      <section class="card" aria-labelledby="step-rows">
+        <h2 id="step-rows">1. Prompts</h2>
+        <RowsEditor source={source} checked={checked} onChange={setSource} />
+      </section>
+      <section class="card" aria-labelledby="step-grader">
+        <h2 id="step-grader">2. Score</h2>
+        <p class="faint small">The grader gives each answer a number. The job steers the model towards higher ones.</p>
+        <GraderForm draft={draft} rows={checked.rows} base={base} onChange={setDraft} />
+      </section>
+      <section class="card" aria-labelledby="step-options">
+        <h2 id="step-options">3. Options</h2>
+        <OptionFields options={options} onChange={setOptions} />
+      </section>
+      {error && <Problem error={named(error)} />}
+      {estimate && (
+        <section class="card" aria-labelledby="estimate">
+          <h2 id="estimate">Estimate</h2>
+          <EstimateView id={estimate} />
+        </section>
+      )}
+      <div class="start">
+        <button type="button" disabled={!ready || busy !== ""} onClick={() => void send("estimate")}>
+          Estimate first
+        </button>
+        <button class="main" disabled={!ready || busy !== ""}>
+          Start the job
+        </button>
+        <span class="faint" role="status">
+          {busy || (!ready && "It needs training rows that are all valid.")}
+        </span>
+      </div>
+    </form>
+  );
+}
+
+/** The error with the field at fault before it, where its message does not name that. */
+function named(error: Error): Error {
+  const param = error instanceof ApiError ? error.param : null;
+  return param && !error.message.includes(param) && param !== "file" ? new Error(`${param}: ${error.message}`) : error;
+}
+
+/** `text` checked by line, a moment after it was changed last where it is long. */
+function useChecked(text: string): Checked {
+  const [settled, setSettled] = useState(text);
+  useEffect(() => {
+    const timer = setTimeout(() => setSettled(text), text.length > 50_000 ? 300 : 0);
+    return () => clearTimeout(timer);
+  }, [text]);
+  return useMemo(() => checkRows(settled), [settled]);
+}
+
+function OptionFields({ options, onChange }: { options: Options; onChange: (options: Options) => void }) {
+  const fields = (list: Option[]) =>
+    list.map(({ name, label, hint, least, most, ...option }) => (
+      <Field id={name} label={label} hint={hint}>
+        <input
+          id={name}
+          type="number"
+          min={least}
+          max={most}
+          placeholder={option.default}
+          aria-describedby={`${name}-hint`}
+          value={options[name] ?? ""}
+          onInput={(event) => onChange({ ...options, [name]: event.currentTarget.value })}
+        />
+      </Field>
+    ));
+  return (
+    <>
+      <div class="grid">
+        <Field id="suffix" label="Name" hint="Part of the aligned model's name.">
+          <input
+            id="suffix"
+            maxLength={64}
+            pattern={NAME}
+            title="Letters, digits, - _ and ."
+            placeholder="none"
+            aria-describedby="suffix-hint"
+            value={options.suffix ?? ""}
+            onInput={(event) => onChange({ ...options, suffix: event.currentTarget.value })}
+          />
+        </Field>
+        {fields(FIRST)}
+      </div>
+      <details>
+        <summary>More options</summary>
+        <div class="grid">{fields(MORE)}</div>
+      </details>
+    </>
+  );
+}

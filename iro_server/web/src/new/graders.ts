@@ -1,0 +1,89 @@
+// The graders that the form can write. Any other is written as JSON.
+
+import type { Grader } from "../api";
+
+export const KINDS = {
+  words: "Words to use",
+  string_check: "Text check",
+  text_similarity: "Similarity to a text",
+  python: "Python",
+  json: "Any grader, as JSON",
+} as const;
+export type Kind = keyof typeof KINDS;
+
+export const OPERATIONS = {
+  ilike: "contains, in any case",
+  like: "contains",
+  eq: "equals",
+  ne: "differs from",
+} as const;
+export const METRICS = ["fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_2", "rouge_l", "cosine"] as const;
+
+export interface Draft {
+  kind: Kind;
+  words: string; // separated by commas
+  operation: string;
+  metric: string;
+  reference: string;
+  source: string;
+  json: string;
+}
+
+export const EMPTY: Draft = {
+  kind: "words",
+  words: "",
+  operation: "ilike",
+  metric: "fuzzy_match",
+  reference: "",
+  source: "def grade(sample, item):\n    return len(sample['output_text'].split()) / 100\n",
+  json: '{\n  "type": "multi",\n  "graders": {},\n  "calculate_output": ""\n}',
+};
+
+const INPUT = "{{sample.output_text}}";
+
+/** Throws Error, with what to change, where the draft is no grader. */
+export function graderOf(draft: Draft): Grader {
+  switch (draft.kind) {
+    case "words":
+      return wordsGrader(
+        draft.words
+          .split(",")
+          .map((word) => word.trim())
+          .filter(Boolean),
+      );
+    case "string_check":
+      return {
+        type: "string_check",
+        name: "text check",
+        input: INPUT,
+        operation: draft.operation,
+        reference: draft.reference,
+      };
+    case "text_similarity":
+      return {
+        type: "text_similarity",
+        name: "similarity",
+        input: INPUT,
+        evaluation_metric: draft.metric,
+        reference: draft.reference,
+      };
+    case "python":
+      return { type: "python", name: "python", source: draft.source };
+    case "json": {
+      const grader: unknown = JSON.parse(draft.json);
+      if (typeof grader !== "object" || grader === null || Array.isArray(grader))
+        throw new Error("A grader is a JSON object.");
+      return grader as Grader;
+    }
+  }
+}
+
+/** The number of `words` that the answer has, in any case. */
+function wordsGrader(words: string[]): Grader {
+  if (words.length === 0) throw new Error("Give the words that the answer is to use, with commas between them.");
+  const check = (word: string) => ({ type: "string_check", input: INPUT, operation: "ilike", reference: word });
+  const graders = Object.fromEntries(
+    words.map((word, i) => [`word_${i + 1}`, { ...check(word), name: `word_${i + 1}` }]),
+  );
+  return { type: "multi", name: "words", graders, calculate_output: Object.keys(graders).join(" + ") };
+}

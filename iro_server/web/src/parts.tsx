@@ -1,0 +1,53 @@
+// Small pieces that several pages show.
+
+import type { ComponentChildren } from "preact";
+import type { Status } from "./api";
+
+const STATUS: Record<Status, string> = {
+  validating_files: "checking files",
+  queued: "waiting",
+  running: "running",
+  paused: "paused",
+  succeeded: "succeeded",
+  failed: "failed",
+  cancelled: "cancelled",
+};
+
+export const Badge = ({ status }: { status: Status }) => <span class={`badge ${status}`}>{STATUS[status]}</span>;
+
+export function Problem({ error, again }: { error: Error; again?: () => void }) {
+  return (
+    <div class="problem" role="alert" tabIndex={0}>
+      <span class="text">{error.message}</span>
+      {again && (
+        <button type="button" onClick={again}>
+          Try again
+        </button>
+      )}
+    </div>
+  );
+}
+
+export function Field({
+  id,
+  label,
+  hint,
+  children,
+}: {
+  id: string;
+  label: string;
+  hint?: string;
+  children: ComponentChildren;
+}) {
+  return (
+    <div class="field">
+      <label for={id}>{label}</label>
+      {children}
+      {hint && (
+        <small id={`${id}-hint`} class="faint">
+          {hint}
+        </small>
+      )}
+    </div>
+  );
+}

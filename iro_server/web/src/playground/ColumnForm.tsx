@@ -1,0 +1,102 @@
+// Who answers in a column, and how.
+
+import { Field } from "../parts";
+import type { Column, Mode } from "./search";
+import { BEST_OF, MODES, SETTINGS, rowsAreSet } from "./search";
+
+interface Props {
+  column: Column;
+  models: string[];
+  base: string;
+  onChange: (column: Column) => void;
+}
+
+export function ColumnForm({ column, models, base, onChange }: Props) {
+  const id = (name: string) => `${name}-${column.id}`;
+  const change = (fields: Partial<Column>) => onChange({ ...column, ...fields });
+  const pickModel = (model: string) => change(model === base ? { model, mode: "served" } : { model });
+  return (
+    <div>
+      <Field id={id("model")} label="Model">
+        <select
+          id={id("model")}
+          title={column.model}
+          value={column.model}
+          onChange={(event) => pickModel(event.currentTarget.value)}
+        >
+          {models.map((name) => (
+            <option value={name}>{name === base ? `${name} (frozen)` : name}</option>
+          ))}
+        </select>
+      </Field>
+      {column.model !== base && (
+        <Field id={id("mode")} label="Answers">
+          <select
+            id={id("mode")}
+            value={column.mode}
+            onChange={(event) => change({ mode: event.currentTarget.value as Mode })}
+          >
+            {Object.entries(MODES).map(([mode, name]) => (
+              <option value={mode}>{name}</option>
+            ))}
+          </select>
+        </Field>
+      )}
+      {column.mode === "best_of_n" && (
+        <Slider
+          id={id("n")}
+          label="n"
+          values={BEST_OF}
+          value={column.n}
+          onChange={(n) => change({ n: n ?? BEST_OF[0]! })}
+        />
+      )}
+      {column.mode === "search" &&
+        SETTINGS.map(({ name, label, values }) => (
+          <Slider
+            id={id(name)}
+            label={label}
+            values={values}
+            value={column.settings[name]}
+            disabled={name === "rows" && rowsAreSet(column.settings)}
+            open
+            onChange={(value) => {
+              const { [name]: _, ...others } = column.settings;
+              change({ settings: value === undefined ? others : { ...others, [name]: value } });
+            }}
+          />
+        ))}
+    </div>
+  );
+}
+
+interface SliderProps {
+  id: string;
+  label: string;
+  values: number[];
+  value: number | undefined;
+  open?: boolean; // whether the first place is the model's own value
+  disabled?: boolean;
+  onChange: (value: number | undefined) => void;
+}
+
+function Slider({ id, label, values, value, open, disabled, onChange }: SliderProps) {
+  const places = open ? [undefined, ...values] : values;
+  const shown = value === undefined ? "as served" : String(value);
+  return (
+    <div class="slider">
+      <label for={id}>{label}</label>
+      <input
+        id={id}
+        type="range"
+        min={0}
+        max={places.length - 1}
+        value={Math.max(0, places.indexOf(value))}
+        disabled={disabled}
+        aria-valuetext={shown}
+        onInput={(event) => onChange(places[Number(event.currentTarget.value)])}
+      />
+      <output for={id}>{disabled ? "W·K" : shown}</output>
+    </div>
+  );
+}

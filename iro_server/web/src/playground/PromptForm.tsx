@@ -1,0 +1,155 @@
+// The prompt: one message, or a text to continue; and what a training row holds beside it, for the grader.
+
+import { Field } from "../parts";
+
+type Row = Record<string, unknown>;
+interface Message {
+  role: string;
+  content: unknown;
+}
+
+export interface Prompt {
+  chat: boolean;
+  text: string;
+  before: Message[]; // of a conversation, before its last message
+  item: Row;
+  maxTokens: string;
+  temperature: string;
+  seed: string;
+}
+
+/** A training row's prompt. `maxTokens`: as long as the aligned model's answers, so that all are of one length. */
+export function promptOf(row: Row | null, maxTokens?: number): Prompt {
+  const { messages, prompt, ...item } = row ?? {};
+  const conversation = (messages ?? []) as Message[];
+  const last = conversation.at(-1)?.content ?? "";
+  const text = typeof prompt === "string" ? prompt : typeof last === "string" ? last : JSON.stringify(last);
+  return {
+    chat: prompt === undefined,
+    text,
+    before: conversation.slice(0, -1),
+    item,
+    maxTokens: maxTokens?.toString() ?? "",
+    temperature: "",
+    seed: "",
+  };
+}
+
+export function rowOf({ chat, text, before, item }: Prompt): Row {
+  return chat ? { ...item, messages: [...before, { role: "user", content: text }] } : { ...item, prompt: text };
+}
+
+interface Props {
+  prompt: Prompt;
+  running: boolean;
+  graded: boolean;
+  onChange: (prompt: Prompt) => void;
+  onGenerate: () => void;
+  onStop: () => void;
+}
+
+export function PromptForm({ prompt, running, graded, onChange, onGenerate, onStop }: Props) {
+  const change = (fields: Partial<Prompt>) => onChange({ ...prompt, ...fields });
+  const submit = (event: Event) => {
+    event.preventDefault();
+    onGenerate();
+  };
+  const kind = (chat: boolean, name: string) => (
+    <label>
+      <input type="radio" name="kind" checked={prompt.chat === chat} onChange={() => change({ chat })} /> {name}
+    </label>
+  );
+  const extra = Object.keys(prompt.item).length > 0;
+  return (
+    <form class="card" onSubmit={submit}>
+      <fieldset class="kinds">
+        <legend class="hidden">Kind of prompt</legend>
+        {kind(true, "A message to answer")}
+        {kind(false, "A text to continue")}
+      </fieldset>
+      {prompt.chat && prompt.before.length > 0 && (
+        <details>
+          <summary>{prompt.before.length === 1 ? "1 message" : `${prompt.before.length} messages`} before it</summary>
+          <pre class="text" tabIndex={0}>
+            {prompt.before.map(({ role, content }) => `${role}: ${String(content)}`).join("\n")}
+          </pre>
+          <button type="button" onClick={() => change({ before: [] })}>
+            Leave out
+          </button>
+        </details>
+      )}
+      <Field id="prompt" label="Prompt">
+        <textarea
+          id="prompt"
+          rows={3}
+          value={prompt.text}
+          onInput={(event) => change({ text: event.currentTarget.value })}
+          onKeyDown={(event) => {
+            if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running && prompt.text) onGenerate();
+          }}
+        />
+      </Field>
+      {graded && extra && (
+        <details>
+          <summary>The row's fields for the grader</summary>
+          <pre class="text" tabIndex={0}>
+            {JSON.stringify(prompt.item, null, 2)}
+          </pre>
+        </details>
+      )}
+      <div class="below">
+        {running ? (
+          /* Two keys: a single element, become "Generate" while it is clicked, would submit the form. */
+          <button key="stop" type="button" class="main" onClick={onStop}>
+            Stop
+          </button>
+        ) : (
+          <button key="generate" class="main" disabled={!prompt.text}>
+            Generate
+          </button>
+        )}
+        <Small
+          id="max"
+          label="Max tokens"
+          most={8192}
+          value={prompt.maxTokens}
+          onInput={(maxTokens) => change({ maxTokens })}
+        />
+        <Small
+          id="temperature"
+          label="Temperature"
+          most={2}
+          step={0.1}
+          value={prompt.temperature}
+          onInput={(temperature) => change({ temperature })}
+        />
+        <Small id="seed" label="Seed" most={2 ** 31} value={prompt.seed} onInput={(seed) => change({ seed })} />
+      </div>
+    </form>
+  );
+}
+
+interface SmallProps {
+  id: string;
+  label: string;
+  most: number;
+  step?: number;
+  value: string;
+  onInput: (value: string) => void;
+}
+
+const Small = ({ id, label, most, step = 1, value, onInput }: SmallProps) => (
+  <label class="inline" for={id}>
+    {label}{" "}
+    <input
+      id={id}
+      type="number"
+      min={step === 1 && id !== "seed" ? 1 : 0}
+      max={most}
+      step={step}
+      placeholder="auto"
+      value={value}
+      onInput={(event) => onInput(event.currentTarget.value)}
+    />
+  </label>
+);

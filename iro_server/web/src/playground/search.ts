@@ -1,0 +1,42 @@
+// How a column answers, and the `search` field of its request that says so.
+
+export type Mode = "served" | "search" | "best_of_n";
+
+export const MODES: Record<Mode, string> = {
+  served: "as it is served",
+  search: "with other settings",
+  best_of_n: "best of n by its grader",
+};
+
+export interface Column {
+  id: number;
+  model: string;
+  mode: Mode;
+  n: number; // of best_of_n
+  settings: Partial<Record<Setting, number>>; // what is left out is the model's own
+}
+
+export type Setting = "strength" | "rows" | "beam_width" | "num_successors" | "chunk_length";
+
+export const SETTINGS: { name: Setting; label: string; values: number[] }[] = [
+  { name: "strength", label: "Strength", values: [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3] },
+  { name: "rows", label: "Rows", values: [1, 2, 4, 8, 16, 32] },
+  { name: "beam_width", label: "W, beams", values: [1, 2, 3, 4, 6, 8] },
+  { name: "num_successors", label: "K, successors", values: [1, 2, 4, 8, 16] },
+  { name: "chunk_length", label: "L, chunk length", values: [1, 2, 4, 8, 16, 32] },
+];
+
+export const BEST_OF = [2, 4, 8, 16, 32];
+
+/** Rows are W·K, so they count only where neither W nor K is set. */
+export const rowsAreSet = ({ beam_width, num_successors }: Column["settings"]): boolean =>
+  beam_width !== undefined || num_successors !== undefined;
+
+export function searchOf({ mode, n, settings }: Column): Record<string, unknown> | undefined {
+  if (mode === "served") return undefined;
+  if (mode === "best_of_n") {
+    return { beam_width: 1, num_successors: n, chunk_length: null, strength: 0, pick: "grader" };
+  }
+  const { rows, ...others } = settings;
+  return rows === undefined || rowsAreSet(settings) ? others : settings;
+}

@@ -1,0 +1,81 @@
+"""Rows in a server's database as many and as hostile jobs would leave them."""
+
+from __future__ import annotations
+
+import math
+
+from iro_server.settings import Settings
+from iro_server.store.database import open_database
+from iro_server.store.tables import Checkpoint, Event, Job
+
+HOSTILE = "<img src=x onerror=alert(1)> ![m](https://evil.example/a.png) " + "x" * 3000
+JOBS, EVENTS, ITERATIONS = 200, 1000, 8
+STATUSES = ("succeeded", "failed", "cancelled", "paused", "succeeded")
+CREATED = 1_760_000_000  # Unix time of the first job
+
+
+def add_crowd(settings: Settings) -> str:
+    """JOBS jobs; the newest, whose id is returned, has EVENTS events, ITERATIONS iterations and an error."""
+    with open_database(settings).begin() as session:
+        for number in range(JOBS):
+            session.add(_job(number))
+            session.flush()
+        busy = f"ftjob-{JOBS - 1:024d}"
+        for number in range(EVENTS):
+            session.add(_event(busy, number))
+            session.flush()
+        for step in range(ITERATIONS + 1):
+            session.add(_metrics(busy, step))
+            session.flush()
+        for step in (3, 5, 8):
+            name = f"ft:bytes:iro:{'long-name-' * 6}:{step}:ckpt-step-{step}"
+            metrics = {"full_valid_mean_reward": 0.3 + step / 20}
+            session.add(
+                Checkpoint(id=f"ftckpt-{step}", job_id=busy, step=step, model_name=name, path="", metrics=metrics)
+            )
+    return busy
+
+
+def _job(number: int) -> Job:
+    last = number == JOBS - 1
+    status = "failed" if last else STATUSES[number % len(STATUSES)]
+    grader = {"type": "string_check", "name": HOSTILE if last else f"rule {number}"}
+    return Job(
+        id=f"ftjob-{number:024d}",
+        created_at=CREATED + 977 * number,
+        finished_at=None if status == "paused" else CREATED + 977 * number + 60 * (1 + number % 50),
+        status=status,
+        model="bytes",
+        model_name=f"ft:bytes:iro:run-{number}:{number:08d}",
+        training_file="file-1",
+        seed=1,
+        config={},
+        method={"type": "reinforcement", "reinforcement": {"grader": grader, "iro": {}}},
+        error={"code": "grader_failed", "message": HOSTILE, "param": "grader"} if status == "failed" else None,
+    )
+
+
+def _event(job_id: str, number: int) -> Event:
+    level = {0: "error", 1: "warn"}.get(number % 97, "info")
+    message = HOSTILE if number % 97 == 0 else f"Rollouts of iteration {1 + number // 130}: {number % 130} of 130"
+    return Event(id=f"ftevent-{number}", job_id=job_id, type="message", level=level, message=message, data={})
+
+
+def _metrics(job_id: str, step: int) -> Event:
+    reward = 0.2 + 0.5 * (1 - math.exp(-step / 3))
+    data = {
+        "step": step,
+        "total_steps": ITERATIONS,
+        "train_mean_reward": reward + 0.02 * step if step else None,
+        "full_valid_mean_reward": reward - 0.12 * (step == ITERATIONS),
+        "full_valid_error": 0.03,
+        "valid_grader_pick": reward + 0.1,
+        "stack_correlation": 0.5 + step / 40 if step else None,
+        "completion_tokens_mean": 40.0 + step,
+        "usage": {"base_tokens": 20_000 + 1000 * step, "graders": []},
+        "errors": {"graders": [{"train_python_grader_runtime_error_count": step // 3}]},
+        "timing": {"step": {"sampling": 60.0, "training": 5.0 + step, "eval": 20.0, "full_iteration": 85.0 + step}},
+    }
+    data |= {"best_of_n": 0.61} if step == 0 else {}
+    id, message = f"ftevent-metrics-{step}", f"Step {step}/{ITERATIONS}"
+    return Event(id=id, job_id=job_id, type="metrics", level="info", message=message, data=data)

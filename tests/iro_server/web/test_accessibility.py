@@ -1,0 +1,97 @@
+"""Every page for everyone: axe-core, the keyboard, a phone's width; and pages that hold a great deal."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import aligned, serving, settings_for
+from tests.iro_server.web.conftest import opened
+from tests.iro_server.web.crowd import EVENTS, ITERATIONS, JOBS, add_crowd
+
+PHONE, DESK = {"width": 390, "height": 800}, {"width": 1100, "height": 800}
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """The address of a server with many jobs, and the id of one with many events."""
+    settings = settings_for(tmp_path_factory.mktemp("data"), job_concurrency=0)
+    with serving(settings, ByteEngine()) as client:
+        aligned(settings, "ft:bytes:iro::likes-z")
+        yield SimpleNamespace(address=str(client.base_url).removesuffix("/v1/"), job=add_crowd(settings))
+
+
+def violations(page: Page) -> list[str]:
+    found = Axe().run(page).response["violations"]
+    return [f"{v['id']}: {node['html'][:200]}" for v in found for node in v["nodes"]]
+
+
+def show_jobs(page: Page) -> None:
+    expect(page.get_by_role("row")).to_have_count(101)
+
+
+def show_job(page: Page) -> None:
+    page.get_by_role("link", name=f"ftjob-{JOBS - 1:024d}").click()
+    expect(page.get_by_text(f"iteration {ITERATIONS} of {ITERATIONS}")).to_be_visible()
+    page.get_by_text("Request", exact=True).click()
+
+
+def show_new_job(page: Page) -> None:
+    page.get_by_role("link", name="New job").first.click()
+    page.get_by_role("button", name="Fill in an example").click()
+    page.get_by_text("More options").click()
+    page.get_by_label("Training rows").fill('wrong\n{"prompt": "right"}')
+    expect(page.get_by_role("button", name="Line 1")).to_be_visible()
+    page.get_by_role("button", name="Grade it").click()
+    expect(page.get_by_text("reward 0")).to_be_visible()
+
+
+def show_playground(page: Page) -> None:
+    page.get_by_role("link", name="Playground").click()
+    page.get_by_label("Prompt").fill("say z")
+    page.get_by_role("checkbox").check()
+    page.get_by_label("Answers").last.select_option("search")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".reward b")).to_have_count(3)
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("show", [show_jobs, show_job, show_new_job, show_playground])
+def test_no_violation_and_nothing_wider_than_the_screen(browser, crowded, show, scheme, viewport):
+    with opened(browser, crowded.address, color_scheme=scheme, viewport=viewport) as (page, watch):
+        show(page)
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        assert watch.dialogs == [] and watch.foreign_requests == []
+
+
+def test_older_jobs_and_all_events_are_reached(browser, crowded):
+    with opened(browser, crowded.address) as (page, watch):
+        show_jobs(page)
+        for rows in (201, JOBS + 2):  # with the head, and the aligned model's job
+            page.get_by_role("button", name="Older jobs").click()
+            expect(page.get_by_role("row")).to_have_count(rows)
+        expect(page.get_by_role("button", name="Older jobs")).to_have_count(0)
+        show_job(page)
+        page.get_by_role("button", name="Show all").click()
+        expect(page.get_by_label("Events, newest first").get_by_role("listitem")).to_have_count(EVENTS + ITERATIONS + 1)
+        expect(page.get_by_text("the last iteration may exploit the training prompts")).to_be_visible()
+        watch.assert_clean()
+
+
+def test_the_keyboard_alone_reaches_a_job(browser, crowded):
+    with opened(browser, crowded.address) as (page, _):
+        show_jobs(page)
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("main")).to_be_focused()
+        for _ in range(3):  # the button, the table, its first link
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_contain_text("ftjob-")

@@ -1,0 +1,133 @@
+"""Starting a job in the browser: rows checked by line, a grader tried, and the job that comes of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.iro_server.web.conftest import opened
+
+ROW = '{"prompt": "say z"}'
+WRONG = {
+    "not JSON": '{"prompt": "say z"',
+    "blank": "",
+    "a list": "[1]",
+    "no prompt": '{"text": "say z"}',
+    "two prompts": '{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}',
+    "empty prompt": '{"prompt": ""}',
+    "no messages": '{"messages": []}',
+    "a role": '{"messages": [{"role": "robot", "content": "b"}]}',
+    "no content": '{"messages": [{"role": "user"}]}',
+    "ends with an answer": '{"messages": [{"role": "assistant", "content": "b"}]}',
+}
+
+
+@pytest.mark.parametrize("line", WRONG.values(), ids=WRONG)
+def test_the_page_refuses_the_lines_that_the_server_refuses(page_of_new_job, served, line):
+    page = page_of_new_job
+    page.get_by_label("Training rows").fill(f"{ROW}\n{line}\n{ROW}\n")
+    expect(page.get_by_text("1 line is wrong")).to_be_visible()
+    expect(page.get_by_role("button", name="Line 2")).to_be_visible()
+    expect(page.get_by_role("button", name="Start the job")).to_be_disabled()
+    answer = served.http.post(
+        "/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", f"{ROW}\n{line}\n{ROW}\n")}
+    )
+    assert answer.status_code == 400 and "line 2" in answer.json()["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def page_of_new_job(browser, served):
+    with opened(browser, served.address, "/#/new") as (page, _):
+        yield page
+
+
+def test_a_wrong_line_is_selected_where_it_is_pointed_at(page_of_new_job):
+    page = page_of_new_job
+    rows = [ROW] * 40
+    rows[29] = "wrong"
+    page.get_by_label("Training rows").fill("\n".join(rows))
+    page.get_by_role("button", name="Line 30").click()
+    field = "document.activeElement"
+    selected = page.evaluate(f"{field}.value.slice({field}.selectionStart, {field}.selectionEnd)")
+    assert selected == "wrong" and page.evaluate(f"{field}.scrollTop") > 0
+
+
+def test_from_an_empty_page_to_a_finished_job_and_its_answer(browser, served, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"messages": [{"role": "user", "content": "say z"}], "letter": "z"}\n' * 3)
+    with opened(browser, served.address) as (page, watch):
+        page.get_by_role("link", name="New job", exact=True).first.click()
+        expect(page.get_by_role("button", name="Start the job")).to_be_disabled()
+        page.get_by_label("Choose a file").set_input_files(tmp_path / "mine.jsonl")
+        expect(page.get_by_text("3 rows, all valid")).to_be_visible()
+        page.get_by_label("Kind of grader").select_option("string_check")
+        page.get_by_label("Text", exact=True).fill("{{item.letter}}")
+        page.get_by_label("Answer to grade").fill("a zebra")
+        page.get_by_role("button", name="Grade it").click()
+        expect(page.get_by_text("reward 1")).to_be_visible()
+        page.get_by_label("Name").fill("mine")
+        page.get_by_label("Iterations").fill("2")
+        page.get_by_text("More options").click()
+        page.get_by_label("Seed").fill("7")
+        page.get_by_role("button", name="Start the job").click()
+        expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
+        page.get_by_role("link", name="Try it", exact=True).click()
+        expect(page.get_by_label("Prompt")).to_have_value("say z")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator(".reward b")).to_have_count(3)
+        watch.assert_clean()
+    job = served.client.fine_tuning.jobs.list().data[0]
+    assert job.fine_tuned_model.startswith("ft:bytes:iro:mine:") and job.seed == 7
+    grader = job.method.reinforcement.grader
+    assert (grader.operation, grader.reference) == ("ilike", "{{item.letter}}")
+    content = served.client.files.content(job.training_file).text
+    assert [json.loads(line)["letter"] for line in content.splitlines()] == ["z"] * 3
+
+
+@pytest.mark.parametrize(
+    ("grader", "message"),
+    [
+        ('{"type": "string_check"', "The grader is not valid JSON"),
+        ('{"type": "magic"}', "grader"),
+        ("[]", "A grader is a JSON object"),
+    ],
+)
+def test_a_grader_that_is_none_starts_no_job(page_of_new_job, grader, message):
+    page = page_of_new_job
+    page.get_by_label("Training rows").fill(ROW)
+    page.get_by_label("Kind of grader").select_option("json")
+    page.get_by_label("Grader", exact=True).fill(grader)
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_role("alert")).to_contain_text(message)
+    assert "#/new" in page.url
+
+
+def test_an_estimate_says_before_the_job_what_is_wrong(browser, served):
+    """A reward that no answer gets; the server's own answers are shown."""
+    jobs = len(served.client.fine_tuning.jobs.list().data)
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_label("Training rows").fill("\n".join([ROW] * 6))
+        page.get_by_label("Kind of grader").select_option("string_check")
+        page.get_by_label("Text", exact=True).fill("no answer has this")
+        page.get_by_role("button", name="Estimate first").click()
+        expect(page.get_by_text("The reward is constant")).to_be_visible()
+        expect(page.locator("blockquote")).to_have_count(3)
+        expect(page.locator("blockquote").first).to_contain_text("reward 0.000")
+        watch.assert_clean()
+    assert len(served.client.fine_tuning.jobs.list().data) == jobs
+
+
+def test_the_example_starts_a_job(browser, served):
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_role("button", name="Fill in an example").click()
+        page.get_by_label("Answer to grade").fill("A good film, really")
+        page.get_by_role("button", name="Grade it").click()
+        expect(page.get_by_text("reward 2")).to_be_visible()
+        page.get_by_role("button", name="Start the job").click()
+        expect(page.get_by_text("Created fine-tuning job")).to_be_visible()
+        watch.assert_clean()
+    job = served.client.fine_tuning.jobs.list().data[0]
+    options = {"iterations": 1, "rollouts_per_prompt": 8, "max_tokens": 24}
+    assert job.method.reinforcement.iro == options
+    assert job.method.reinforcement.hyperparameters.eval_samples == 4

@@ -1,0 +1,106 @@
+"""Answers side by side in the browser, whatever they hold."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import aligned, serving, settings_for
+from tests.iro_server.web.conftest import opened
+
+ATTACK = (
+    "<script>alert(1)</script><img src=https://evil.example/pixel.png onerror=alert(2)>"
+    "![picture](https://evil.example/markdown.png) [link](javascript:alert(3)) </div></body> &lt;b&gt; "
+)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """The address of a server whose model answers with markup that a careless page would run."""
+    with serving(settings_for(tmp_path_factory.mktemp("data")), ByteEngine(ATTACK, noise=0.0)) as client:
+        yield str(client.base_url).removesuffix("/v1/")
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_a_hostile_answer_is_only_text(browser, hostile, coloured):
+    with opened(browser, hostile, "/#/playground") as (page, watch):
+        page.get_by_label("Prompt").fill("attack")
+        page.get_by_role("checkbox").set_checked(coloured)
+        page.get_by_role("button", name="Generate").click()
+        expect(page.get_by_text(f"{len(ATTACK) + 1} tokens")).to_be_visible()
+        answer = page.get_by_role("region", name="Answer")
+        assert answer.inner_text() == ATTACK
+        assert answer.locator("span").count() == (len(ATTACK) if coloured else 0)
+        assert answer.locator("script, img, a, b").count() == 0
+        watch.assert_clean()
+
+
+def test_a_hundred_kilobytes_without_a_space_stay_in_their_column(browser, hostile):
+    word = "x" * 1000
+    choice = {"index": 0, "delta": {"content": word}, "finish_reason": None, "logprobs": None}
+    events = f"data: {json.dumps({'choices': [choice]})}\n\n" * 100 + "data: [DONE]\n\n"
+    with opened(browser, hostile, "/#/playground", viewport={"width": 390, "height": 800}) as (page, watch):
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(body=events, content_type="text/event-stream"))
+        page.get_by_label("Prompt").fill("w" * 100_000)
+        page.get_by_role("button", name="Generate").click()
+        expect(page.get_by_role("region", name="Answer")).to_have_text(word * 100)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        watch.assert_clean()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    settings = settings_for(tmp_path_factory.mktemp("data"))
+    with serving(settings, ByteEngine("z" * 30 + "a" * 30, noise=0.5)) as client:
+        address = str(client.base_url).removesuffix("/v1/")
+        yield SimpleNamespace(address=address, model=aligned(settings, "ft:bytes:iro::likes-z"), client=client)
+
+
+def test_models_answer_side_by_side_with_their_settings(browser, served):
+    bodies = []
+    with opened(browser, served.address, "/#/playground") as (page, watch):
+        page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
+        page.get_by_label("Prompt").fill("say z")
+        page.get_by_label("Seed").fill("7")
+        columns = page.get_by_role("region", name="Column")
+        expect(columns).to_have_count(3)
+        columns.nth(2).get_by_label("Answers").select_option("search")
+        columns.nth(2).get_by_label("L, chunk length").press("End")
+        columns.nth(2).get_by_label("K, successors").press("ArrowRight")
+        expect(columns.nth(2).get_by_label("Rows")).to_be_disabled()
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator(".reward b")).to_have_count(3)
+        asked = [body for body in bodies if "messages" in body]
+        by_grader = {"beam_width": 1, "num_successors": 16, "chunk_length": None, "strength": 0, "pick": "grader"}
+        assert [body.get("search") for body in asked] == [None, by_grader, {"chunk_length": 32, "num_successors": 1}]
+        assert [body["model"] for body in asked] == ["bytes", served.model, served.model]
+        assert {(body["seed"], body["max_completion_tokens"]) for body in asked} == {(7, 64)}  # as the job's model
+        page.get_by_role("button", name="Remove column 2").click()
+        expect(columns).to_have_count(2)
+        watch.assert_clean(refusals=1)  # the job's training file is gone
+
+
+def test_an_answer_can_be_stopped(browser, tmp_path):
+    engine = ByteEngine("slowly " * 60, noise=0.0, seconds_per_token=0.05)
+    with serving(settings_for(tmp_path), engine) as client:
+        address = str(client.base_url).removesuffix("/v1/")
+        with opened(browser, address, "/#/playground") as (page, watch):
+            page.get_by_label("Prompt").fill("tell me")
+            page.get_by_label("Prompt").press("Control+Enter")
+            expect(page.get_by_role("region", name="Answer")).to_contain_text("slowly slowly")
+            page.get_by_role("button", name="Stop").click()
+            expect(page.get_by_text("(stopped)")).to_be_visible()
+            watch.assert_clean()
+        assert httpx.get(f"{address}/v1/health").status_code == 200
+
+
+def test_a_refusal_is_shown_in_its_column(browser, served):
+    with opened(browser, served.address, "/#/playground") as (page, _):
+        page.get_by_label("Prompt").fill("long " * 200)
+        page.get_by_role("button", name="Generate").click()
+        expect(page.get_by_role("alert").first).to_contain_text("maximum context length is 512 tokens")
