@@ -122,6 +122,6 @@ def claims(content: JsonObject) -> str:
     """The table of a results file's claims."""
     rows = []
     for claim in content["claims"]:
-        test = f"{claim['test']['t']:.1f} ({claim['test']['df']:.1f})" if "test" in claim else ""
+        test = f"{claim['test']['t']:.2f} ({claim['test']['df']:.1f})" if "test" in claim else ""
         rows.append([claim["paper"], "; ".join(map(cell_text, claim["ours"])), test, claim["verdict"]])
     return table(["paper", "ours", "t (df)", "verdict"], rows)
