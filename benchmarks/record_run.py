@@ -1,6 +1,7 @@
 """Record a finished batch job: ``python -m benchmarks.record_run RUN_FOLDER --preset NAME``.
 
-Writes ``results/<job>/<preset>.json`` from the folder's ``result.json``, as ``record.write`` writes a benchmark's.
+Writes ``results/<job>/<preset>.json`` from the folder's ``result.json``, as ``record.write`` writes a benchmark's. Of a
+research job it keeps the claims of its paper (``KEPT``), of others all numbers.
 """
 
 from __future__ import annotations
@@ -8,12 +9,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.record import write
+from benchmarks.research import bilevel, federated, rl, rl_exact, theory
 from iro_server import JsonObject
 
 PROVENANCE = ("job", "config", "seeds", "versions", "inputs")
+KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
+    "bilevel.hyper_cleaning": bilevel.hyper_cleaning,
+    "bilevel.problems": bilevel.problems,
+    "bilevel.quadratic": bilevel.quadratic,
+    "federated.fadas": federated.fadas,
+    "rl.adrl_doses": rl.doses,
+    "rl.adrl_pointmass": rl.pointmass,
+    "rl.adrl_sepsis": rl_exact.sepsis,
+    "rl.adrl_tabular": rl_exact.tabular,
+    "theory.cot": theory.cot,
+    "theory.gradient_flow": theory.gradient_flow,
+    "theory.icl": theory.icl,
+}
 LONG = ("texts",)  # fields of a row that are kept in the run folder alone
 
 
@@ -25,7 +41,10 @@ def record(folder: Path, preset: str, results: Path = Path("results")) -> Path:
     content: JsonObject = json.loads(path.read_text())
     run = {"benchmark": content["job"], "config": content["config"], "seeds": content["seeds"]}
     run |= {"versions": content["versions"], "cores": os.cpu_count()}
-    numbers = {name: shortened(value) for name, value in content.items() if name not in PROVENANCE}
+    if content["job"] in KEPT:
+        numbers = KEPT[content["job"]](content)
+    else:
+        numbers = {name: shortened(value) for name, value in content.items() if name not in PROVENANCE}
     target = results / str(content["job"]) / f"{preset}.json"
     write(target, run, numbers)
     return target

@@ -14,14 +14,15 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 
 from rl_suite.agents import Agent, AgentConfig
-from rl_suite.control import Bins, DMControl, make_vector
+from rl_suite.control import POINT_MASSES, Bins, DMControl, make_vector
 from rl_suite.factors import sizes_of
 from rl_suite.single_loop import run_loop
 from rl_suite.stats import Estimate, Result, draw_band, interval, iqm, mean, probability_of_improvement
 from rl_suite.workers import stop_if_asked, workers
-from training.run import Job, JobConfig, Run, derive_seed
+from training.run import Job, JobConfig, Run, check_names, derive_seed
 
 AGENTS = {
     "DQN": AgentConfig(),
@@ -38,17 +39,20 @@ VARIANTS = {
 
 
 class PointMassConfig(JobConfig):
-    """``task``: dm_control's "domain-task"; "reacher-hard" and "cheetah-run" are harder ones.
+    """``task``: dm_control's "domain-task"; "reacher-hard" and "cheetah-run" are harder ones than point_mass-easy,
+    "point_mass-dense" is easier.
 
-    ``bins``: bins per dimension, one comparison for each; ``variants_at``: the bins at which AD-DQN's mixers and models
-    are compared. ``explore``, ``hold``: as in AgentConfig; a random action moves a point mass only if it is held.
-    ``repeats``: seeds; ``evaluations``: their number during training, each of ``episodes`` greedy episodes of at most
-    1000 steps. ``workers``: processes that train agents in parallel; results do not depend on it.
+    ``agents``: any of AGENTS and VARIANTS. ``bins``: bins per dimension, one comparison for each; ``variants_at``: the
+    bins at which AD-DQN's mixers and models are compared. ``explore``, ``hold``: as in AgentConfig; a random action
+    moves a point mass only if it is held. ``repeats``: seeds; ``evaluations``: their number during training, each of
+    ``episodes`` greedy episodes of at most 1000 steps. ``workers``: processes that train agents in parallel; results do
+    not depend on it.
     """
 
     movable: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     task: str = "point_mass-easy"
+    agents: tuple[str, ...] = Field(tuple(AGENTS), min_length=1)
     bins: tuple[int, ...] = (9, 17, 33)
     variants_at: tuple[int, ...] = (17,)
     repeats: int = 5
@@ -62,10 +66,16 @@ class PointMassConfig(JobConfig):
     speed_steps: int = 5000
     workers: int = 1
 
+    @field_validator("agents")
+    @classmethod
+    def _available(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_names(value, AGENTS | VARIANTS, "agent")
+        return value
+
 
 def run(config: PointMassConfig, run: Run) -> Result:
     torch.set_num_threads(1)
-    cells = [(bins, name) for bins in config.bins for name in AGENTS]
+    cells = [(bins, name) for bins in config.bins for name in config.agents]
     cells += [(bins, name) for bins in config.variants_at for name in VARIANTS]
     run.planned_steps = 2 + len(cells) * config.repeats
     _announce(cells, config, run)
@@ -198,7 +208,7 @@ def _speed(config: PointMassConfig, run: Run) -> dict[str, float]:
     Best of three alternating measurements each.
     """
     rates: dict[str, list[float]] = {"agent": [], "loop": []}
-    domain, _, task = config.task.partition("-")
+    domain, _, task = ("point_mass-easy" if config.task in POINT_MASSES else config.task).partition("-")
     bins = config.bins[0]
     for _ in range(3):
         agent_config = options("DecQN", config, 0)
@@ -229,7 +239,8 @@ def _comparisons(curves: dict[str, list[list[float]]], config: PointMassConfig, 
     comparisons = {}
     for cell, x in curves.items():
         bins, _, name = cell.partition(", ")
-        for baseline in {"DQN": (), "DecQN": ("DQN",), "AD-DQN": ("DQN", "DecQN")}.get(name, ("DecQN", "AD-DQN")):
+        baselines = {"DQN": (), "DecQN": ("DQN",), "AD-DQN": ("DQN", "DecQN")}.get(name, ("DecQN", "AD-DQN"))
+        for baseline in (other for other in baselines if f"{bins}, {other}" in curves):
             a, b = (np.array(returns).mean(axis=1)[:, None] for returns in (x, curves[f"{bins}, {baseline}"]))
             gap = interval(lambda p, q: mean(p) - mean(q), a, b, rng=run.rng(2))
             better = interval(probability_of_improvement, a, b, rng=run.rng(3))
@@ -253,7 +264,7 @@ def draw(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     config = result["config"]
     x = config["steps"] * np.arange(1, config["evaluations"] + 1) / config["evaluations"]
-    panels = [(f"{bins} bins", [(f"{bins}, {name}", name) for name in AGENTS]) for bins in config["bins"]]
+    panels = [(f"{bins} bins", [(f"{bins}, {name}", name) for name in config["agents"]]) for bins in config["bins"]]
     for bins in config["variants_at"]:
         cells = [(f"{bins}, {name}", name) for name in ("DecQN", "AD-DQN", *VARIANTS)]
         panels.append((f"{bins} bins: mixers and models", cells))
@@ -269,6 +280,18 @@ def draw(folder: Path) -> None:
     plt.close(figure)
 
 
+TWO_CORES = {
+    "task": "point_mass-dense",
+    "agents": ("DecQN", "AD-DQN", "AD-DQN, weighted"),
+    "bins": (17,),
+    "variants_at": (),
+    "repeats": 20,
+    "steps": 24_000,
+    "evaluations": 4,
+    "episodes": 4,
+    "explore": 8000,
+    "workers": 2,
+}
 SMOKE = {
     "bins": (9,),
     "variants_at": (),
@@ -285,7 +308,7 @@ JOB = Job(
     run=run,
     presets={
         "smoke": SMOKE,
-        "two-cores": {"variants_at": (), "steps": 80_000, "evaluations": 8, "workers": 2},
+        "two-cores": TWO_CORES,
         "paper": {},
     },
     draw=draw,

@@ -3,7 +3,8 @@
 One agent class. A partition of the action factors gives each block a head Q_b(s, ·); a mixer combines them to Q(s, a).
 DQN (Mnih et al. 2015) has all factors in one block. DecQN (Seyde et al. 2023) gives each its own and averages. AD-DQN
 (arXiv:2504.21326, which has no public code: a reconstruction) also fits each head to the projected MDP of its block
-under do(a_b), on real transitions and, with ``model``, on those of a learned model.
+under do(a_b), on real transitions with back-door weights (`backdoor.py`) and, with ``model``, on those of a learned
+model.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_suite.backdoor import backdoor_weights
 from rl_suite.factors import block_sizes, check_blocks, sizes_of
-from rl_suite.replay import Replay
+from rl_suite.replay import Replay, Sample
 
 Mixer = Literal["mean", "weighted", "mlp"]
 
@@ -78,12 +80,19 @@ class QNet(nn.Module):
         if self.mixer == "mlp":
             self.up, self.down = nn.Parameter(torch.randn(self.B, 32) / 8), nn.Parameter(torch.randn(32, 1) / 32)
             self.shift = nn.Parameter(torch.zeros(32))
+        if config.projected:
+            self.imitation = nn.Linear(w, self.B * self.M)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Heads [N, B, M], and the trunk's features, an argument of ``mix``."""
         h = self.trunk(observations)
         heads = self.heads(h).view(-1, self.B, self.M)
         return (heads + self.padding if self.padded else heads), h  # type: ignore[operator]
+
+    def log_imitation(self, h: Tensor, block_actions: Tensor) -> Tensor:
+        """[N, B]: log q_b(a_b|s) of a policy with independent blocks, fitted to the replay; h gets no gradient."""
+        logits = self.imitation(h.detach()).view(-1, self.B, self.M) + self.padding
+        return logits.log_softmax(dim=2).gather(2, block_actions[:, :, None])[:, :, 0]
 
     def mix(self, parts: Tensor, h: Tensor) -> Tensor:
         """F(Q_1, …, Q_B; s) [N] of [N, B], increasing in each part: the heads' greedy actions are jointly greedy.
@@ -165,7 +174,7 @@ class Agent:
             self._obs = self._flat(self.envs.reset(seed=c.seed)[0])
         end = self.steps + steps
         while self.steps < end:
-            block_actions = self._explore(self._obs)
+            block_actions, propensity = self._explore(self._obs)
             obs, rewards, terminated, truncated, info = self.envs.step(self._actions(block_actions))
             self.steps += self.envs.num_envs
             obs = self._flat(obs)
@@ -174,7 +183,7 @@ class Agent:
                 finished_envs = np.flatnonzero(info["_final_obs"])
                 next_obs = obs.clone()
                 next_obs[finished_envs] = self._flat(np.stack([info["final_obs"][i] for i in finished_envs]))
-            self.replay.add(self._obs, block_actions, rewards, next_obs, terminated, truncated)
+            self.replay.add(self._obs, block_actions, propensity, rewards, next_obs, terminated, truncated)
             self._obs = obs
             while self.steps >= c.start and self.updates < (self.steps - c.start) // c.train_every:
                 self._update()
@@ -201,17 +210,17 @@ class Agent:
 
     @classmethod
     def load(cls, path: Path, env: Callable[[], gym.Env] | gym.vector.VectorEnv) -> Agent:
-        """Raises ValueError for an environment whose spaces differ from those of the saved agent."""
+        """Raises ValueError where the saved agent is of other spaces than the environment, or of an earlier version."""
         saved = torch.load(path, weights_only=True)
         agent = cls(env, AgentConfig(**saved["config"]))
         try:
+            agent.replay.load_state_dict(saved["replay"])
             for name, module in agent._modules.items():
                 module.load_state_dict(saved[name])
         except RuntimeError as error:
             raise ValueError(
                 f"{path} was learnt on other observation or action spaces than this environment's"
             ) from error
-        agent.replay.load_state_dict(saved["replay"])
         agent.generator.set_state(saved["generator"])
         agent.steps, agent.updates = saved["steps"], saved["updates"]
         if "envs" in saved and saved["obs"] is not None:
@@ -223,11 +232,11 @@ class Agent:
         return agent
 
     @torch.no_grad()
-    def _explore(self, obs: Tensor) -> Tensor:
-        """Block actions [E, B]: each block is random with probability ε, independently, else greedy.
+    def _explore(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Block actions [E, B], each random with probability ε, independently, else greedy; and their propensities.
 
-        Blocks explore independently, so that given s a block's action is independent of the others': its outcomes in
-        the log are those of do(a_b) under the others' policies.
+        A propensity, ε/|A_b| and 1 − ε more for the greedy action, is the mean over the exploration's draws: it
+        ignores that s shows which action is held.
         """
         c, shape = self.config, self._explored_actions.shape
         epsilon = 1 + (c.epsilon - 1) * min(1.0, self.steps / c.explore)
@@ -238,9 +247,10 @@ class Agent:
         hold_steps = torch.randint(1, c.hold + 1, shape, generator=self.generator)
         self._explored_actions = torch.where(begins, random_actions, self._explored_actions)
         self._remaining_hold = torch.where(begins, hold_steps, self._remaining_hold)
-        block_actions = torch.where(self._remaining_hold > 0, self._explored_actions, self.net(obs)[0].argmax(dim=2))
+        greedy = self.net(obs)[0].argmax(dim=2)
+        block_actions = torch.where(self._remaining_hold > 0, self._explored_actions, greedy)
         self._remaining_hold = (self._remaining_hold - 1).clamp(min=0)
-        return block_actions
+        return block_actions, epsilon / torch.tensor(self.widths) + (1 - epsilon) * (block_actions == greedy)
 
     def _actions(self, block_actions: Tensor) -> np.ndarray:
         """Factor actions [N, K] of block actions [N, B]; [N] for a Discrete space."""
@@ -255,24 +265,33 @@ class Agent:
         c = self.config
         if self.updates % c.target_every == 0:
             self.target.load_state_dict(self.net.state_dict())
-        s, block_actions, returns, discounts, last_obs, first_step = self.replay.sample(
-            c.batch, c.n_step, c.gamma, self.generator
-        )
-        heads, h = self.net(s)
-        parts = heads.gather(2, block_actions[:, :, None])[:, :, 0]  # Q_b(s, a_b) [N, B]
-        values, mixed = self._bootstrap(last_obs)
-        weight = c.projected * len(self.blocks)  # undoes the mean over heads in the loss below
-        loss = F.smooth_l1_loss(self.net.mix(parts, h), returns + discounts * mixed)
+        sample = self.replay.sample(c.batch, c.n_step, c.gamma, self.generator)
+        heads, h = self.net(sample.obs)
+        parts = heads.gather(2, sample.block_actions[:, :, None])[:, :, 0]  # Q_b(s, a_b) [N, B]
+        values, mixed = self._bootstrap(sample.last_obs)
+        loss = F.smooth_l1_loss(self.net.mix(parts, h), sample.returns + sample.discounts * mixed)
         if c.projected:
-            targets = returns[:, None] + discounts[:, None] * values
-            loss = loss + weight * F.smooth_l1_loss(parts, targets)
+            loss = loss + self._projected_loss(sample, parts, h, values)
         if self.world is not None:
-            loss = loss + weight * self._model_loss(s, heads, block_actions, *first_step)
+            weight = c.projected * len(self.blocks)  # undoes the mean over heads
+            loss = loss + weight * self._model_loss(sample, heads)
         optimiser = self._modules["optimiser"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         self.updates += 1
+
+    def _projected_loss(self, sample: Sample, parts: Tensor, h: Tensor, values: Tensor) -> Tensor:
+        """Each head's error under do(a_b), by back-door weights; and the fit of the policy that the weights refer to.
+
+        The weights are of the first step's actions: like DecQN's, the rewards of an n-step return's later steps are
+        those of the policy that acted.
+        """
+        log_reference = self.net.log_imitation(h, sample.block_actions)
+        weights = backdoor_weights(log_reference.detach(), sample.propensity.log())
+        targets = sample.returns[:, None] + sample.discounts[:, None] * values
+        errors = F.smooth_l1_loss(parts, targets, reduction="none")
+        return self.config.projected * (weights * errors).sum(dim=1).mean() - log_reference.mean()
 
     @torch.no_grad()
     def _bootstrap(self, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,12 +301,11 @@ class Agent:
         values = target_heads.gather(2, best)[:, :, 0]
         return values, self.target.mix(values, h)
 
-    def _model_loss(
-        self, s: Tensor, heads: Tensor, block_actions: Tensor, r: Tensor, next_obs: Tensor, ended: Tensor
-    ) -> Tensor:
+    def _model_loss(self, sample: Sample, heads: Tensor) -> Tensor:
         """Fit the model, then one head per row to its prediction for do(a_b): a_b random, the other blocks greedy."""
         assert self.world is not None
-        fit = self.world.loss(s, self._scaled(block_actions), r, next_obs, ended)
+        s, actions = sample.obs, self._scaled(sample.block_actions)
+        fit = self.world.loss(s, actions, sample.reward, sample.next_obs, sample.ended)
         optimiser = self._modules["world_optimiser"]
         optimiser.zero_grad()
         fit.backward()

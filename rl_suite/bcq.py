@@ -18,6 +18,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rl_suite.backdoor import LIMIT
 from rl_suite.factors import block_actions, block_sizes, check_blocks, sizes_of
 from rl_suite.offline import Episodes
 
@@ -150,7 +151,7 @@ class OfflineAgent:
         loss = loss + T * F.smooth_l1_loss(q, target)
         if self.config.kind == "ad-bcq":
             block_target = r[:, None] + self.config.gamma * goes_on[:, None] * values
-            backdoor_weight = (logs.sum(dim=0).exp() / propensity).detach().clamp(max=10.0)[:, None]
+            backdoor_weight = (logs.sum(dim=0).exp() / propensity).detach().clamp(max=LIMIT)[:, None]
             projected = F.smooth_l1_loss(taken_q, block_target, reduction="none")
             loss = loss + self.config.projected * T * (backdoor_weight * projected).mean()
         return loss

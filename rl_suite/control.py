@@ -80,16 +80,22 @@ class Bins(gym.ActionWrapper[np.ndarray, np.ndarray, np.ndarray]):
         return self._levels[action, np.arange(len(action))].reshape(self._shape)
 
 
+DENSE_MARGIN = 0.3  # metres, about from the target to the walls
+POINT_MASSES = {"point_mass-easy": None, "point_mass-dense": DENSE_MARGIN}
+
+
 class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """``count`` copies of dm_control's point_mass-easy on MuJoCo directly, actions in bins.
 
     Physics, rewards and time limit are bit-identical to dm_control's, without its Python overhead per step. Reports
     ``final_obs`` in infos (autoreset in the same step). ``state_dict`` holds the complete state for resumption.
+    ``margin``: the distance beyond the target, in metres, at which the reward has fallen to 0.1; dm_control's is the
+    target's radius, a sparse reward.
     """
 
     metadata: Info = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
-    def __init__(self, count: int, bins: int, time_limit: int = 1000) -> None:
+    def __init__(self, count: int, bins: int, time_limit: int = 1000, margin: float | None = None) -> None:
         import mujoco
 
         suite = _suite()
@@ -105,6 +111,7 @@ class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, count)
         self._mass, self._target = (self._model.geom(name).id for name in ("pointmass", "target"))
         self._radius = float(self._model.geom_size[self._target, 0])
+        self._margin = self._radius if margin is None else margin
         self._elapsed = np.zeros(count, int)
 
     def reset(
@@ -148,9 +155,9 @@ class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return np.array([(*d.qpos, *d.qvel) for d in self._data], np.float32)
 
     def _rewards(self, controls: np.ndarray) -> np.ndarray:
-        """1 within the target, a Gaussian tail to 0.1 one radius beyond; times 0.8 to 1 for small controls."""
+        """1 within the target, a Gaussian tail to 0.1 at the margin; times 0.8 to 1 for small controls."""
         to_target = np.array([d.geom_xpos[self._target] - d.geom_xpos[self._mass] for d in self._data])
-        beyond = (np.sqrt((to_target**2).sum(axis=1)) - self._radius) / self._radius
+        beyond = (np.sqrt((to_target**2).sum(axis=1)) - self._radius) / self._margin
         near = np.where(beyond <= 0, 1.0, np.exp(-0.5 * (np.maximum(beyond, 0) * np.sqrt(-2 * np.log(0.1))) ** 2))
         small = np.maximum(1 - controls**2, 0).mean(axis=1)
         return near * (small + 4) / 5
@@ -175,9 +182,12 @@ class PointMasses(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 
 def make_vector(task: str, count: int, bins: int) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """``count`` environments of a dm_control task, "domain-task", with actions in bins."""
-    if task == "point_mass-easy":
-        return PointMasses(count, bins)
+    """``count`` environments of a dm_control task, "domain-task", with actions in bins.
+
+    "point_mass-dense" is point_mass-easy with a reward that reaches everywhere (``DENSE_MARGIN``).
+    """
+    if task in POINT_MASSES:
+        return PointMasses(count, bins, margin=POINT_MASSES[task])
     domain, _, name = task.partition("-")
     return gym.vector.SyncVectorEnv(
         [lambda: Bins(DMControl(domain, name), bins)] * count, autoreset_mode=AutoresetMode.SAME_STEP

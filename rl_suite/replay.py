@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+class Sample(NamedTuple):
+    """N transitions and the n-step returns that begin with them.
+
+    ``obs`` [N, D]; ``block_actions`` and ``propensity`` [N, B]; ``returns`` [N]: Σ γ^i r_i over n steps or to the
+    end of the episode; ``discounts`` [N]: γ^n, 0 if terminated; ``last_obs`` [N, D]: the state after those steps;
+    ``reward``, ``next_obs``, ``ended``: of the first step alone.
+    """
+
+    obs: Tensor
+    block_actions: Tensor
+    propensity: Tensor
+    returns: Tensor
+    discounts: Tensor
+    last_obs: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    ended: Tensor
+
+
 class Replay:
-    """``capacity`` transitions in all, of E environments; observations [D], block actions [B]."""
+    """``capacity`` transitions of E environments: observations [D], block actions and their propensities [B]."""
 
     def __init__(self, capacity: int, envs: int, inputs: int, blocks: int) -> None:
         self.rows = max(capacity // envs, 1)
         shape = (self.rows, envs)
         self.data: dict[str, Tensor] = {
             "obs": torch.zeros(*shape, inputs),
-            "then": torch.zeros(*shape, inputs),
-            "own": torch.zeros(*shape, blocks, dtype=torch.long),
+            "next_obs": torch.zeros(*shape, inputs),
+            "block_actions": torch.zeros(*shape, blocks, dtype=torch.long),
+            "propensity": torch.ones(*shape, blocks),
             "rewards": torch.zeros(shape),
             "ended": torch.zeros(shape),  # 1: terminated
             "cut": torch.zeros(shape),  # 1: terminated or truncated
@@ -29,25 +49,23 @@ class Replay:
         self,
         obs: Tensor,
         block_actions: Tensor,
+        propensity: Tensor,
         rewards: np.ndarray,
         next_obs: Tensor,
         terminated: np.ndarray,
         truncated: np.ndarray,
     ) -> None:
+        """One transition of each environment. ``propensity`` [E, B]: with which each block's action was drawn."""
         row = self.added % self.rows
         ended = torch.from_numpy(terminated)
-        columns = (obs, next_obs, block_actions, torch.from_numpy(rewards), ended, ended | torch.from_numpy(truncated))
+        cut = ended | torch.from_numpy(truncated)
+        columns = (obs, next_obs, block_actions, propensity, torch.from_numpy(rewards), ended, cut)
         for column, value in zip(self.data.values(), columns, strict=True):
             column[row] = value
         self.added += 1
 
-    def sample(
-        self, count: int, n_step: int, gamma: float, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """s, block actions, Σ γ^i r_i, γ^n (0 if terminated), the state after n steps; the first step's r, s', ended.
-
-        A return stops at the end of its episode. The newest n − 1 rows are not sampled: their returns are incomplete.
-        """
+    def sample(self, count: int, n_step: int, gamma: float, generator: torch.Generator) -> Sample:
+        """``count`` uniform transitions. The newest n − 1 rows are not sampled: their returns are incomplete."""
         stored = min(self.added, self.rows)
         oldest = self.added - stored
         n_step = min(n_step, stored)
@@ -65,14 +83,26 @@ class Replay:
         first, last = flat_index[:, 0], flat_index.gather(1, length.long()[:, None] - 1)[:, 0]
         returns = (rewards * goes_on) @ gamma**steps
         discounts = gamma**length * (1 - flat["ended"][last])
-        first_step = (rewards[:, 0], flat["then"][first], flat["ended"][first])
-        return flat["obs"][first], flat["own"][first], returns, discounts, flat["then"][last], first_step
+        return Sample(
+            obs=flat["obs"][first],
+            block_actions=flat["block_actions"][first],
+            propensity=flat["propensity"][first],
+            returns=returns,
+            discounts=discounts,
+            last_obs=flat["next_obs"][last],
+            reward=rewards[:, 0],
+            next_obs=flat["next_obs"][first],
+            ended=flat["ended"][first],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         stored = min(self.added, self.rows)
         return {"added": self.added} | {name: data[:stored].clone() for name, data in self.data.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for a replay that an earlier version saved."""
+        if missing := sorted(self.data.keys() - state.keys()):
+            raise ValueError(f"the replay has no {', '.join(missing)}: an earlier version saved it; train again")
         self.added = state["added"]
         for name, data in self.data.items():
             data[: len(state[name])] = state[name]

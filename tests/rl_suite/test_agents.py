@@ -69,6 +69,21 @@ def test_point_masses_are_dm_controls_to_the_bit() -> None:
         assert rewards[1] == pytest.approx(reward, abs=1e-12)
 
 
+def test_a_dense_point_mass_rewards_every_approach() -> None:
+    near, far = np.array([[0.02, 0.02]]), np.array([[0.2, 0.2]])
+    rewards = {}
+    for task in ("point_mass-easy", "point_mass-dense"):
+        envs = make_vector(task, 1, 3)
+        for name, position in (("near", near), ("far", far)):
+            envs.reset(seed=0)
+            assert isinstance(envs, PointMasses)
+            envs._data[0].qpos[:] = position
+            envs._mujoco.mj_forward(envs._model, envs._data[0])
+            rewards[task, name] = float(envs._rewards(np.zeros((1, 2)))[0])
+    assert rewards["point_mass-dense", "near"] > rewards["point_mass-dense", "far"] > 0.1
+    assert rewards["point_mass-easy", "far"] < 1e-6
+
+
 def test_the_end_of_an_episode_is_reported_and_a_new_one_begins() -> None:
     envs = PointMasses(2, 3, time_limit=4)
     envs.reset(seed=0)
@@ -97,8 +112,9 @@ def test_n_step_returns_stop_where_an_episode_does() -> None:
         terminated, truncated = ends.get(t, (False, False))
         block_actions = torch.zeros(1, 1, dtype=torch.long)
         obs, next_obs = torch.full((1, 1), float(t)), torch.full((1, 1), t + 1.0)
-        replay.add(obs, block_actions, np.array([1.0 * t]), next_obs, np.array([terminated]), np.array([truncated]))
-    s, _, returns, discounts, last, _ = replay.sample(500, 3, 0.5, torch.Generator().manual_seed(0))
+        ends_here = np.array([terminated]), np.array([truncated])
+        replay.add(obs, block_actions, torch.ones(1, 1), np.array([1.0 * t]), next_obs, *ends_here)
+    sample = replay.sample(500, 3, 0.5, torch.Generator().manual_seed(0))
     expected = {
         0: (0 + 0.5 + 0.5, 0.0, 3.0),  # half of 1 and a quarter of 2, then over
         1: (1 + 1.0, 0.0, 3.0),
@@ -107,8 +123,9 @@ def test_n_step_returns_stop_where_an_episode_does() -> None:
         4: (4 + 2.5, 0.25, 6.0),  # cut off: bootstrapped from the final observation, two steps on
         5: (5.0, 0.5, 6.0),
     }
-    assert set(s[:, 0].tolist()) == set(expected)
-    for start, r, discount, next_obs in zip(s[:, 0], returns, discounts, last[:, 0], strict=True):
+    starts, last_obs = sample.obs[:, 0], sample.last_obs[:, 0]
+    assert set(starts.tolist()) == set(expected)
+    for start, r, discount, next_obs in zip(starts, sample.returns, sample.discounts, last_obs, strict=True):
         assert (r.item(), discount.item(), next_obs.item()) == pytest.approx(expected[int(start)])
 
 
@@ -147,7 +164,10 @@ def test_each_block_explores_for_the_share_of_time_that_it_is_told_to() -> None:
     agent.steps = 1
     obs = agent._flat(agent.envs.reset(seed=0)[0])
     greedy = agent.net(obs)[0].argmax(dim=2)
-    explored = torch.stack([agent._explore(obs) != greedy for _ in range(400)]).float()
+    draws = [agent._explore(obs) for _ in range(400)]
+    explored = torch.stack([actions != greedy for actions, _ in draws]).float()
+    for actions, propensity in draws:
+        assert torch.allclose(propensity, torch.where(actions == greedy, 0.7 + 0.3 / 101, 0.3 / 101))
     assert explored.mean(dim=(0, 1)).tolist() == pytest.approx([0.3, 0.3], abs=0.02)
     joint_exploration = (explored[:, :, 0] * explored[:, :, 1]).mean()
     assert joint_exploration.item() == pytest.approx(0.09, abs=0.02)  # the blocks explore independently
@@ -190,3 +210,8 @@ def test_bad_environments_and_blocks_say_what_to_change(tmp_path: Path) -> None:
     Agent(Switches, AgentConfig(**SMALL)).save(tmp_path / "agent.pt")
     with pytest.raises(ValueError, match="other observation or action spaces"):
         Agent.load(tmp_path / "agent.pt", PointMasses(4, 5))
+    saved = torch.load(tmp_path / "agent.pt", weights_only=True)
+    del saved["replay"]["propensity"]
+    torch.save(saved, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match="no propensity: an earlier version saved it; train again"):
+        Agent.load(tmp_path / "old.pt", Switches)

@@ -187,7 +187,7 @@ SMOKE = {
         "large, FedAMS": 0.794,
     },
 }
-TWO_CORES = {"updates": 1000, "tuning_updates": 300, "hidden": 32, "weight_decay": 0.0}
+TWO_CORES = {"seeds": 10, "updates": 1000, "tuning_updates": 300, "hidden": 32, "weight_decay": 0.0}
 CNN = {
     "model": "cnn",
     "hidden": 32,

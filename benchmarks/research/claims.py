@@ -1,0 +1,127 @@
+"""A paper's claim beside our estimates, with a t statistic and a verdict; and the table of a job's claims.
+
+Estimates are ``training.intervals.band``s over seeds: {"mean", "low", "high", "seeds"}, 95 % Student intervals. A
+verdict is "confirmed" or "contradicted" where the statistic is beyond the 2.5 % quantile of its distribution, and "not
+shown at this scale, because …" between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NotRequired, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from benchmarks.tables import table
+from iro_server import JsonObject
+from training.intervals import band
+
+Estimate = Mapping[str, float]
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+NOISE = "the interval of the difference includes zero"
+
+
+class Statistic(TypedDict):
+    """``t`` with ``df`` degrees of freedom."""
+
+    t: float
+    df: float
+
+
+class Claim(TypedDict):
+    """``paper``: the claim and the paper's numbers; ``ours``: estimates in the order of the claim."""
+
+    paper: str
+    ours: list[JsonObject]
+    test: NotRequired[Statistic]
+    verdict: str
+
+
+def estimate(samples: ArrayLike) -> JsonObject:
+    """Of samples [seeds]."""
+    return band(samples) | {"seeds": len(np.asarray(samples))}
+
+
+def at(bands: Mapping[str, Sequence[float]], index: int) -> JsonObject:
+    """One point of a curve of bands."""
+    return {name: bands[name][index] for name in ("mean", "low", "high")} | {"seeds": bands["seeds"]}
+
+
+def standard_error(cell: Estimate) -> float:
+    return float((cell["high"] - cell["low"]) / 2 / stats.t.ppf(0.975, cell["seeds"] - 1))
+
+
+def against(cell: Estimate, value: float) -> Statistic:
+    """One sample against a number."""
+    return {"t": (cell["mean"] - value) / standard_error(cell), "df": cell["seeds"] - 1}
+
+
+def welch(a: Estimate, b: Estimate) -> Statistic:
+    """Of a less b, independent samples of unequal variance."""
+    variances = [standard_error(cell) ** 2 for cell in (a, b)]
+    degrees = [variance**2 / (cell["seeds"] - 1) for variance, cell in zip(variances, (a, b), strict=True)]
+    return {"t": (a["mean"] - b["mean"]) / sum(variances) ** 0.5, "df": sum(variances) ** 2 / sum(degrees)}
+
+
+def positive(paper: str, ours: Sequence[JsonObject], test: Statistic, because: str = NOISE) -> Claim:
+    """The claim that what ``test`` measures is above 0."""
+    bound = stats.t.ppf(0.975, test["df"])
+    verdict = f"not shown at this scale, because {because}"
+    if abs(test["t"]) > bound:
+        verdict = "confirmed" if test["t"] > 0 else "contradicted"
+    return {"paper": paper, "ours": list(ours), "test": test, "verdict": verdict}
+
+
+def negative(paper: str, ours: Sequence[JsonObject], test: Statistic, because: str = NOISE) -> Claim:
+    claim = positive(paper, ours, {"t": -test["t"], "df": test["df"]}, because)
+    return claim | {"test": test}  # type: ignore[return-value]
+
+
+def zero(paper: str, ours: Sequence[JsonObject], test: Statistic) -> Claim:
+    """The claim that what ``test`` measures is 0: "confirmed" where the data do not refute it."""
+    refuted = abs(test["t"]) > stats.t.ppf(0.975, test["df"])
+    return {"paper": paper, "ours": list(ours), "test": test, "verdict": "contradicted" if refuted else "confirmed"}
+
+
+def exact(check: JsonObject) -> Claim:
+    """A check of a run (``Run.check``), of numbers that have no seeds."""
+    expected, got = check["expected"], check["got"]
+    aim = expected if isinstance(expected, str) else ", ".join(number(value) for value in flat(expected))
+    ours = [{"mean": float(value)} for value in flat(got)]
+    verdict = "confirmed" if check["holds"] else "contradicted"
+    return {"paper": f"{check['name']}: {aim}", "ours": ours, "verdict": verdict}
+
+
+def flat(value: object) -> Iterable[float]:
+    """The numbers in a check's value; what is None or text has none."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [number for item in value for number in flat(item)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def number(value: float) -> str:
+    """Three digits; the power of ten of small and large ones as superscript."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        whole = abs(value) >= 1000 or (abs(value) >= 1 and value == round(value))
+        return f"{value:.0f}" if whole else f"{value:.3g}"
+    mantissa, power = f"{value:.1e}".split("e")
+    return f"{mantissa}e{str(int(power)).translate(SUPERSCRIPTS)}"
+
+
+def cell_text(cell: Estimate) -> str:
+    if "low" not in cell:
+        return number(cell["mean"])
+    return f"{number(cell['mean'])} [{number(cell['low'])}, {number(cell['high'])}]"
+
+
+def claims(content: JsonObject) -> str:
+    """The table of a results file's claims."""
+    rows = []
+    for claim in content["claims"]:
+        test = f"{claim['test']['t']:.2f} ({claim['test']['df']:.1f})" if "test" in claim else ""
+        rows.append([claim["paper"], "; ".join(map(cell_text, claim["ours"])), test, claim["verdict"]])
+    return table(["paper", "ours", "t (df)", "verdict"], rows)

@@ -1,0 +1,70 @@
+"""The claims of FADAS (arXiv:2407.18365), from the results of ``federated.fadas``. Differences are paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from benchmarks.research.claims import Claim, against, cell_text, estimate, positive, welch
+from benchmarks.tables import table
+from iro_server import JsonObject
+
+ADAPTIVE = "FADAS, delay-adaptive"
+PAIRS = (("FADAS", "FedBuff"), ("FADAS", "FedAsync"), ("FADAS", "CA2FL"), (ADAPTIVE, "FADAS"), (ADAPTIVE, "FedBuff"))
+
+
+def fadas(result: JsonObject) -> JsonObject:
+    """Claims, and by delays and method the accuracy at the end and when the first asynchronous run ends."""
+    rows: list[Claim] = []
+    accuracy: JsonObject = {}
+    for delays, by_delays in result["results"].items():
+        methods = by_delays["methods"]
+        accuracy[delays] = {
+            name: {
+                "step": row["step"],
+                "end": row["end"] | {"seeds": len(row["per_seed"])},
+                "at_horizon": row["at_horizon"] | {"seeds": len(row["per_seed"])},
+            }
+            for name, row in methods.items()
+        }
+        rows += [*_paired(delays, methods), *_in_time(delays, accuracy[delays])]
+    return {"claims": rows, "accuracy": accuracy}
+
+
+def _paired(delays: str, methods: Mapping[str, JsonObject]) -> list[Claim]:
+    rows = []
+    for better, worse in PAIRS:
+        gap = estimate(np.subtract(methods[better]["per_seed"], methods[worse]["per_seed"]))
+        rows.append(positive(f"{delays} delays: {better} above {worse}", [gap], against(gap, 0)))
+    return rows
+
+
+def _in_time(delays: str, accuracy: JsonObject) -> list[Claim]:
+    """Against the synchronous rules when the first asynchronous run ends."""
+    rows = []
+    for synchronous in ("FedAMS, all places", "FedAvg, all places"):
+        cells = [accuracy[name]["at_horizon"] for name in (ADAPTIVE, synchronous)]
+        paper = f"{delays} delays, in time: {ADAPTIVE} above {synchronous}"
+        rows.append(positive(paper, cells, welch(*cells)))
+    return rows
+
+
+def accuracy(content: JsonObject) -> str:
+    """By method: step, accuracy at the end and in time, for each delay model."""
+    delays = list(content["accuracy"])
+    head = ["", *(f"{name} delays, {part}" for name in delays for part in ("step", "at the end", "in time"))]
+    rows = []
+    for method in content["accuracy"][delays[0]]:
+        cells = [content["accuracy"][name][method] for name in delays]
+        rows.append(
+            [
+                method,
+                *(
+                    text
+                    for c in cells
+                    for text in (f"{c['step']:.2g}", cell_text(c["end"]), cell_text(c["at_horizon"]))
+                ),
+            ]
+        )
+    return table(head, rows)

@@ -1,0 +1,60 @@
+"""Verdicts on a paper's claims: against scipy's own tests, and on samples whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.research.claims import (
+    against,
+    cell_text,
+    claims,
+    estimate,
+    exact,
+    negative,
+    number,
+    positive,
+    welch,
+    zero,
+)
+
+RNG = np.random.default_rng(0)
+SMALL, LARGE = RNG.normal(0, 1, 8), RNG.normal(3, 2, 12)
+
+
+def test_the_statistics_are_scipys() -> None:
+    one = stats.ttest_1samp(LARGE, 1.5)
+    assert against(estimate(LARGE), 1.5) == pytest.approx({"t": one.statistic, "df": 11})
+    two = stats.ttest_ind(LARGE, SMALL, equal_var=False)
+    assert welch(estimate(LARGE), estimate(SMALL)) == pytest.approx({"t": two.statistic, "df": two.df})
+
+
+@pytest.mark.parametrize(
+    ("t", "verdicts"),
+    [
+        (3.0, ("confirmed", "contradicted", "contradicted")),
+        (-3.0, ("contradicted", "confirmed", "contradicted")),
+        (1.0, ("not shown at this scale, because of noise",) * 2 + ("confirmed",)),
+    ],
+)
+def test_a_verdict_follows_the_statistic(t: float, verdicts: tuple[str, str, str]) -> None:
+    test = {"t": t, "df": 9.0}
+    because = "of noise"
+    rows = [positive("", [], test, because), negative("", [], test, because), zero("", [], test)]
+    assert tuple(row["verdict"] for row in rows) == verdicts
+    assert all(row["test"] == test for row in rows)
+
+
+def test_a_check_without_seeds_is_shown_without_a_statistic() -> None:
+    check = {"name": "points", "expected": [0, 0.25], "got": {"index": 0, "loss": [0.25, None, 3.2e-12]}, "holds": True}
+    table = claims({"claims": [exact(check)]})
+    assert table.splitlines()[-1] == "| points: 0, 0.25 | 0; 0.25; 3.2e⁻¹² |  | confirmed |"
+    assert cell_text({"mean": -2, "low": -2.5, "high": -1.5}) == "-2 [-2.5, -1.5]"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (12, "12"), (0.12345, "0.123"), (1672.4, "1672"), (-2e-7, "-2.0e⁻⁷"), (3e8, "3.0e⁸")]
+)
+def test_numbers_have_three_digits_and_powers_of_ten_as_superscripts(value: float, text: str) -> None:
+    assert number(value) == text
