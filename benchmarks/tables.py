@@ -152,6 +152,15 @@ def tilts(content: Content) -> str:
     return table(["ratio", "median", "repeats", "aim"], rows)
 
 
+def grammars(content: Content) -> str:
+    """What the mask of a JSON schema costs a step."""
+    rows = [
+        ["masks, share of a step (aim: at most 10 %)", f"{content['share']:.1%}"],
+        ["a step with masks / without (aim: at most 1.1)", f"{content['ratio']:.2f}"],
+    ]
+    return table([f"{content['run']['config']['rows']} rows", "measured"], rows)
+
+
 def fit_memory(content: Content) -> str:
     """MiB that a fit adds, by value model and number of prompts."""
     head = ["MiB that a fit adds", *[f"{count:,} prompts" for count in content["prompts"]], "largest over smallest"]
