@@ -14,7 +14,7 @@ from iro_server.engines.frozen_model import FrozenModel
 from iro_server.engines.sample import next_tokens, steered_tokens, tempered
 from iro_server.engines.scheduler import Run
 from iro_server.engines.sequences import SequenceGroup
-from iro_server.engines.steering import additions, divergence, within_room
+from iro_server.engines.steering import additions, within_room
 
 Drawn = tuple[torch.Tensor, ...]
 
@@ -98,8 +98,7 @@ def _steered(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_
     if any(rows.steering.max_kl is not None for rows, _ in steered):
         room_M = torch.cat([rows.room_M for rows, _ in steered]).to(logits_MV.device)
         addition_MV = within_room(base_MV, addition_MV, room_M)
-    sampled = steered_tokens(logits_MV, addition_MV, sampling, uniforms_MK)
-    return (*sampled, divergence(base_MV, addition_MV))
+    return steered_tokens(base_MV, addition_MV, sampling, uniforms_MK)
 
 
 class HiddenTap:

@@ -46,14 +46,34 @@ def draw(logits_MV: torch.Tensor, uniforms_MK: torch.Tensor) -> torch.Tensor:
 
 def steered_tokens(
     logits_MV: torch.Tensor, addition_MV: torch.Tensor, sampling: Sampling, uniforms_MK: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As ``next_tokens``, of q = softmax(logits + addition): tokens [M, K], their log-probabilities under the frozen
-    model, and log q/pi_0. Temperature 0 takes the likeliest token of q at temperature 1."""
-    logits_MV = tempered(logits_MV, sampling)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As ``next_tokens``, of q = softmax(logits + addition), ``logits`` tempered: tokens [M, K], their
+    log-probabilities under the frozen model, log q/pi_0, and KL(q || pi_0) [M]. Temperature 0 takes the likeliest token
+    of q at temperature 1."""
     tilted_MV = logits_MV + addition_MV
     tokens = _draw(tilted_MV, sampling, uniforms_MK)
-    logprobs = log_probability(logits_MV, tokens)
-    return tokens, logprobs, log_probability(tilted_MV, tokens) - logprobs
+    kl_M, log_sum_M, tilted_log_sum_M = divergence(logits_MV, addition_MV, tilted_MV)
+    logprobs = (logits_MV.gather(1, tokens) - log_sum_M[:, None]).float()
+    return tokens, logprobs, (tilted_MV.gather(1, tokens) - tilted_log_sum_M[:, None]).float() - logprobs, kl_M
+
+
+def divergence(
+    logits_MV: torch.Tensor, addition_MV: torch.Tensor, tilted_MV: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """KL(q || pi_0) in nats, E_q[A] - log Z, and the logarithms of the sums of exp(logits) and of exp(tilted), their
+    sum with the addition: each [M] float64, since the first may be a small difference of large sums."""
+    weights_MV, tilted_log_sum_M = _exponentials(tilted_MV)
+    log_sum_M = _exponentials(logits_MV)[1]
+    total_M = weights_MV.sum(-1, dtype=torch.float64)
+    expected_M = weights_MV.mul_(addition_MV).sum(-1, dtype=torch.float64) / total_M
+    return (expected_M - tilted_log_sum_M + log_sum_M).clamp(min=0), log_sum_M, tilted_log_sum_M
+
+
+def _exponentials(logits_MV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """exp(logits - their largest) [M, V], and the logarithm of the sum of exp(logits) [M], float64."""
+    largest_M1 = logits_MV.amax(-1, keepdim=True)
+    weights_MV = (logits_MV - largest_M1).exp_()
+    return weights_MV, largest_M1[:, 0].double() + weights_MV.sum(-1, dtype=torch.float64).log()
 
 
 def next_tokens(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from iro_server.engines.base import Steering
+from iro_server.engines.sample import divergence
 from value_heads.tilt import BoundTilt
 
 LEAST_ROOM = 1e-3  # nats: what is less is none. KL is quadratic in the strength, so that rounding would choose it
@@ -53,35 +54,24 @@ def additions(sessions: Sequence[tuple[SteeredRows, torch.Tensor]]) -> list[torc
         steered = [sessions[place][0] for place in places]
         sums = bound.additions(torch.cat(states), [rows.features for rows in steered])
         for place, rows, part in zip(places, steered, sums.split([len(state) for state in states]), strict=True):
-            added[place] = part * rows.steering.strength
+            added[place] = part if rows.steering.strength == 1.0 else part * rows.steering.strength
     return [added[place] for place in range(len(sessions))]
 
 
 def within_room(logits_MV: torch.Tensor, addition_MV: torch.Tensor, room_M: torch.Tensor) -> torch.Tensor:
     """The addition, scaled down in the rows where its KL exceeds what is left of their ``max_kl``."""
-    over = (divergence(logits_MV, addition_MV) > room_M).nonzero()[:, 0]
+    over = (_kl(logits_MV, addition_MV) > room_M).nonzero()[:, 0]
     if not len(over):
         return addition_MV
     low, high = torch.zeros(len(over), device=over.device), torch.ones(len(over), device=over.device)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        fits = divergence(logits_MV[over], addition_MV[over] * middle[:, None]) <= room_M[over]
+        fits = _kl(logits_MV[over], addition_MV[over] * middle[:, None]) <= room_M[over]
         fits &= room_M[over] >= LEAST_ROOM
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
     scale = torch.ones(len(addition_MV), device=over.device).index_put((over,), low)
     return addition_MV * scale[:, None]
 
 
-def divergence(logits_MV: torch.Tensor, addition_MV: torch.Tensor) -> torch.Tensor:
-    """KL(q || pi_0) [M] in nats, float64: E_q[A] - log Z. Sums are in float64, since their difference may be small."""
-    tilted_MV = logits_MV + addition_MV
-    weights_MV, log_sum_M = _exponentials(tilted_MV)
-    expected_M = (weights_MV * addition_MV).sum(-1, dtype=torch.float64) / weights_MV.sum(-1, dtype=torch.float64)
-    return (expected_M - log_sum_M + _exponentials(logits_MV)[1]).clamp(min=0)
-
-
-def _exponentials(logits_MV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """exp(logits - their largest) [M, V], and the logarithm of the sum of exp(logits) [M], float64."""
-    largest_M1 = logits_MV.amax(-1, keepdim=True)
-    weights_MV = (logits_MV - largest_M1).exp()
-    return weights_MV, largest_M1[:, 0].double() + weights_MV.sum(-1, dtype=torch.float64).log()
+def _kl(logits_MV: torch.Tensor, addition_MV: torch.Tensor) -> torch.Tensor:
+    return divergence(logits_MV, addition_MV, logits_MV + addition_MV)[0]

@@ -17,7 +17,8 @@ from iro_server.engines.base import HEAD_STATE, Chunk, Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prompts import chat_prompt_ids
-from iro_server.engines.steering import divergence, within_room
+from iro_server.engines.sample import divergence
+from iro_server.engines.steering import within_room
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import Tilt, zero_tilt
 
@@ -163,7 +164,7 @@ def test_room_that_rounding_would_fill_is_none() -> None:
     room = torch.tensor([0.0, 1e-6, 0.1, torch.inf], dtype=torch.float64)
     scaled = within_room(logits, addition, room)
     assert not scaled[:2].any() and torch.equal(scaled[3], addition[3])
-    taken = divergence(logits, scaled)
+    taken = divergence(logits, scaled, logits + scaled)[0]
     assert 0.099 < taken[2] <= 0.1
     exact = torch.distributions.kl_divergence(
         torch.distributions.Categorical(logits=(logits + scaled).double()),
