@@ -167,7 +167,8 @@ def _row(choice: JsonObject, length: int, sampling: Sampling) -> Row:
         raise ValueError(f"{len(tokens)} tokens instead of {length}, finish_reason {choice['finish_reason']}")
     if len(logprobs) != len(tokens):
         raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
-    alternatives = [_alternatives(top, sampling.alternatives) for top in choice["logprobs"].get("top_logprobs") or []]
+    top_logprobs = choice["logprobs"]["top_logprobs"] if sampling.alternatives else []  # else named by their texts
+    alternatives = [_alternatives(top, sampling.alternatives) for top in top_logprobs]
     return Row(tokens, [float(logprob) for logprob in logprobs], stopped, alternatives)
 
 

@@ -167,12 +167,12 @@ def test_words_of_the_prompt_are_drawn_as_the_tilt_says(engine, prompt, model, s
 
 def test_rows_of_several_requests_are_whole(engine, prompt, model, tilt) -> None:
     """Log-probabilities of 20 tokens of each row, under the adapted model; a stopped row ends at its stop token."""
-    stop_ids = (engine.tokenizer.encode(" the")[0],)
-    sampling = Sampling(seed=4, stop_ids=stop_ids)
-    params = SearchParams(num_successors=4)
-    search = guided_search(engine, prompt, params, sampling, 20, steering=Steering(tilt))
+    params, stop_ids = SearchParams(num_successors=4), (engine.tokenizer.encode(" the")[0],)
     adapter = without_static(head_adapter(tilt, model.lm_head.weight), tilt.direction)
-    finals = asyncio.run(search).finals
+    finals = []
+    for sampling in (Sampling(seed=4), Sampling(seed=4, stop_ids=stop_ids)):
+        search = guided_search(engine, prompt, params, sampling, 20, steering=Steering(tilt))
+        finals += asyncio.run(search).finals
     assert {final.finish_reason for final in finals} == {"stop", "length"}
     for final in finals:
         assert (len(final.tokens) == 20) if final.finish_reason == "length" else final.tokens[-1] in stop_ids

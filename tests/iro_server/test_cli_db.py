@@ -15,9 +15,10 @@ def iro(*arguments: str):
 
 def test_an_empty_database_has_no_revision_until_it_is_upgraded(tmp_path: Path) -> None:
     where = ("--data-dir", str(tmp_path))
-    assert iro("current", *where).stdout == "none (this version of Iro has 0003; `iro db upgrade` goes there)\n"
-    assert iro("upgrade", *where).stdout == "0003\n"
-    assert iro("current", *where).stdout == "0003\n"
+    empty = iro("current", *where).stdout
+    newest = iro("upgrade", *where).stdout
+    assert empty == f"none (this version of Iro has {newest.strip()}; `iro db upgrade` goes there)\n"
+    assert newest.strip().isdigit() and iro("current", *where).stdout == newest
 
 
 def test_a_database_that_is_away_is_one_line(tmp_path: Path) -> None:

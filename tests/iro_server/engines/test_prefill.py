@@ -111,7 +111,7 @@ def test_a_long_prompt_adds_at_most_two_steps_to_each_step(engine: EmbeddedEngin
     """A live row beside a prompt of 1,500 tokens; a step's fixed part counts as 32 tokens."""
 
     async def go() -> None:
-        streaming = asyncio.create_task(stream(engine, random_prompt(5), chunks=40))
+        streaming = asyncio.create_task(stream(engine, random_prompt(5), chunks=120))
         while not engine.health().live_rows:
             await asyncio.sleep(0)
         step_tokens.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -49,7 +50,14 @@ def python(service, source, project="default", grader_environment=None, **more):
 
 def asleep(service):
     """The processes by which calls of SLEEPS sleep in the service's sandboxes."""
-    return [child for child in psutil.Process(service.process.pid).children(recursive=True) if child.name() == "sleep"]
+    children = psutil.Process(service.process.pid).children(recursive=True)
+    return [child for child in children if name_of(child) == "sleep"]
+
+
+def name_of(process):
+    """None of one that ended this instant."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name()
 
 
 def test_grades_and_errors_are_those_of_a_local_grader(service):

@@ -63,7 +63,7 @@ export async function answer(request: Request, signal: AbortSignal, show: (answe
         text: current.text + textOf(chunk),
         usage: chunk.usage ?? current.usage,
         cut: choice?.finish_reason === "length" || current.cut,
-        tokens: choice?.logprobs ? tokensOf(choice.logprobs) : current.tokens,
+        tokens: choice?.logprobs ? [...current.tokens, ...tokensOf(choice.logprobs)] : current.tokens,
       });
     }
     update({ state: "done", tokens: aligned(current.text, current.tokens) });
