@@ -24,7 +24,7 @@ def export(
     ] = "peft",
     model: Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")] = DEFAULT_MODEL,
     entries: Annotated[int, typer.Option(min=1, help="Of logit_bias, the strongest; OpenAI takes 300.")] = ENTRIES,
-    words: Annotated[
+    without_words: Annotated[
         bool, typer.Option("--without-words", help="Leave out what depends on the words of prompt and response.")
     ] = False,
     data_dir: DataDir = None,
@@ -44,7 +44,7 @@ def export(
     tilt = stack.tilt
     if tilt is None:
         raise ValueError(f"{bundle} has no tilt: its values only rank what the model proposes, which no adapter does")
-    if "words" in tilt.parts and not words:
+    if "words" in tilt.parts and not without_words:
         raise ValueError(
             "this tilt depends on the words of prompt and response, which no adapter holds: serve it by Iro, "
             "or export the rest by --without-words"

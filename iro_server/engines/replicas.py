@@ -33,11 +33,12 @@ Answer = TypeVar("Answer")
 
 
 class ReplicaFailure(Exception):
-    """An answer that did not come, or that cannot be used. ``settled``: asking again will not change it."""
+    """An answer that did not come, or that cannot be used. ``settled``: asking again will not change it. ``counts``:
+    towards the failures after which the replica is left alone."""
 
-    def __init__(self, message: str, settled: bool = False) -> None:
+    def __init__(self, message: str, settled: bool = False, counts: bool = True) -> None:
         super().__init__(message)
-        self.settled = settled
+        self.settled, self.counts = settled, counts
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ class Replicas:
                 try:
                     return await self._answer(replica, call), replica
                 except ReplicaFailure as failure:
-                    self._failed(replica, failure)
+                    if failure.counts:
+                        self._failed(replica, failure)
                     failed[replica] = why = failure
             deadline = deadline or clock() + patience
             settled = len(failed) == len(self.all) and all(failure.settled for failure in failed.values())
@@ -193,7 +195,9 @@ class Replicas:
                 if not response.is_success and "already been loaded" not in response.text:
                     message = f"{replica.url} cannot load the adapter of a tilt: {_message(response)}"
                     hint = " (start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True)"
-                    raise ReplicaFailure(message + (hint if response.status_code == 404 else ""), settled=True)
+                    raise ReplicaFailure(
+                        message + (hint if response.status_code == 404 else ""), settled=True, counts=False
+                    )
             replica.adapters[adapter.name] = None
             replica.adapters.move_to_end(adapter.name)
             while len(replica.adapters) > MOST_ADAPTERS:
@@ -221,7 +225,7 @@ class Replicas:
             raise ReplicaFailure(f"{where} refuses the key ({KEY_VARIABLE}): {_message(response)}", settled=True)
         if response.status_code == 404 and call.adapter:  # the server was started again since it loaded the adapter
             replica.adapters.pop(call.adapter.name, None)
-            raise ReplicaFailure(f"{where} has lost an adapter, which is loaded again")
+            raise ReplicaFailure(f"{where} has lost an adapter, which is loaded again", counts=False)
         if response.status_code == 404:
             raise ReplicaFailure(f"{where}{call.path} is not there: {_message(response)}", settled=True)
         if not response.is_success:

@@ -97,12 +97,12 @@ class VLLMSession(RemoteSession[list[int]]):
         if self.steered is None or not self.steered.reads_words or self.sampling.remembers:
             return await super()._draw(parents, num_successors, length)
         rows = await super()._draw(parents, num_successors, min(length, WORDS_CHUNK))
-        for drawn in range(WORDS_CHUNK, length, WORDS_CHUNK):
+        for start in range(WORDS_CHUNK, length, WORDS_CHUNK):
             live = [place for place, row in enumerate(rows) if not row.stopped]
             if not live:
                 break
             prefixes, said = self.prefixes, self.steered.features.rows
-            more = await super()._draw(live, 1, min(WORDS_CHUNK, length - drawn))
+            more = await super()._draw(live, 1, min(WORDS_CHUNK, length - start))
             for place, row, prefix, words in zip(live, more, self.prefixes, self.steered.features.rows, strict=True):
                 rows[place] = rows[place].continued(row)
                 prefixes[place], said[place] = prefix, words

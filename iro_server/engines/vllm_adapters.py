@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class AdapterFolder:
             raise ValueError("the tilt depends on the model's state: IRO_ENGINE_ADAPTERS names no directory for it")
         scaled = HeadAdapter(parts.lora_A, parts.lora_B * strength, static)
         if tilt.direction is None:
-            return StaticTilt(self._written(replace_static(scaled)), static)
+            return StaticTilt(self._written(replace(scaled, static=torch.zeros_like(static))), static)
         return StaticTilt(self._written(without_static(scaled, tilt.direction)), None)
 
     def _written(self, adapter: HeadAdapter) -> Adapter:
@@ -69,11 +69,6 @@ class AdapterFolder:
                 written = write_peft(adapter, Path(made) / name, str(self.model_dir), self.head.name)
                 move_into_place(written, path)
         return Adapter(name, path)
-
-
-def replace_static(adapter: HeadAdapter) -> HeadAdapter:
-    """Without the static part."""
-    return HeadAdapter(adapter.lora_A, adapter.lora_B, torch.zeros_like(adapter.static))
 
 
 def move_into_place(written: Path, path: Path) -> None:
