@@ -58,7 +58,7 @@ def playground(page: Page, model: str) -> None:
     page.get_by_role("link", name="Try it", exact=True).click()
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("Seed").fill(SEED)
-    page.get_by_role("checkbox").check()
+    page.get_by_label("Colour tokens").select_option("probability")
     page.get_by_role("button", name="Generate").click()
     page.locator(".reward b").nth(2).wait_for()
 

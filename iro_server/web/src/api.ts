@@ -198,7 +198,7 @@ export async function firstRow(file: string, signal?: AbortSignal): Promise<Reco
 
 /** Server-sent events of a completion, chat or text. */
 export async function* stream(path: string, body: Record<string, unknown>, signal: AbortSignal): EventStream {
-  const response = await send(path, { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+  const response = await send(path, { ...body, stream: true, stream_options: { include_usage: true, include_search: true } }, signal);
   for await (const chunk of readEvents(response.body!)) {
     if (chunk.error) throw new ApiError(response.status, chunk.error.message);
     yield chunk;

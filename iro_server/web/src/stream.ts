@@ -3,15 +3,45 @@
 export interface Chunk {
   choices: { text?: string; delta?: { content?: string }; finish_reason: string | null; logprobs?: Logprobs | null }[];
   usage?: Usage | null;
+  search?: SearchEvent;
   error?: { message: string };
 }
 
 /** Of a chat: `content`; of a text: the other two. */
-interface Logprobs {
-  content?: { token: string; logprob: number }[];
+export interface Logprobs {
+  content?: TokenLogprob[];
   tokens?: string[];
   token_logprobs?: number[];
+  top_logprobs?: Record<string, number>[] | null;
 }
+
+interface TokenLogprob {
+  token: string;
+  logprob: number;
+  top_logprobs?: { token: string; logprob: number }[];
+  log_ratio?: number | null; // of an aligned model
+  value?: number | null;
+}
+
+/** A row of a search. `text`: of its own chunk; `tokens` and `value`: of the path to its end. */
+export interface Beam {
+  id: number;
+  parent: number | null;
+  text: string;
+  tokens: number;
+  value: number | null;
+  kept: boolean;
+  finished: boolean;
+}
+
+export interface SearchRound {
+  round: number;
+  last: boolean;
+  beams: Beam[];
+  dropped: number[]; // beams that finished in an earlier round
+}
+
+export type SearchEvent = SearchRound | { answers: number[] };
 
 export interface Usage {
   prompt_tokens: number;

@@ -53,10 +53,11 @@ def show_new_job(page: Page) -> None:
 def show_playground(page: Page) -> None:
     page.get_by_role("link", name="Playground").click()
     page.get_by_label("Prompt").fill("say z")
-    page.get_by_role("checkbox").check()
+    page.get_by_label("Colour tokens").select_option("probability")
     page.get_by_label("Answers").last.select_option("search")
     page.get_by_role("button", name="Generate").click()
     expect(page.locator(".reward b")).to_have_count(3)
+    expect(page.get_by_role("group", name="Search tree")).to_have_count(2)
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])

@@ -26,16 +26,16 @@ def hostile(tmp_path_factory):
         yield str(client.base_url).removesuffix("/v1/")
 
 
-@pytest.mark.parametrize("coloured", [False, True])
-def test_a_hostile_answer_is_only_text(browser, hostile, coloured):
+@pytest.mark.parametrize("colouring", ["none", "probability"])
+def test_a_hostile_answer_is_only_text(browser, hostile, colouring):
     with opened(browser, hostile, "/#/playground") as (page, watch):
         page.get_by_label("Prompt").fill("attack")
-        page.get_by_role("checkbox").set_checked(coloured)
+        page.get_by_label("Colour tokens").select_option(colouring)
         page.get_by_role("button", name="Generate").click()
         expect(page.get_by_text(f"{len(ATTACK) + 1} tokens")).to_be_visible()
         answer = page.get_by_role("region", name="Answer")
         assert answer.inner_text() == ATTACK
-        assert answer.locator("span").count() == (len(ATTACK) if coloured else 0)
+        assert answer.locator("span").count() == (len(ATTACK) if colouring == "probability" else 0)
         assert answer.locator("script, img, a, b").count() == 0
         watch.assert_clean()
 

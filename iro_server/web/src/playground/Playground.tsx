@@ -11,6 +11,8 @@ import type { Prompt } from "./PromptForm";
 import { PromptForm, promptOf, rowOf } from "./PromptForm";
 import type { Answer } from "./answer";
 import { answer } from "./answer";
+import { ColouringForm } from "./ColouringForm";
+import type { Colouring } from "./tokens";
 import type { Column } from "./search";
 import { searchOf } from "./search";
 
@@ -75,7 +77,7 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
   const [prompt, setPrompt] = useState(first.prompt);
   const [columns, setColumns] = useState(first.columns);
   const [answers, setAnswers] = useState<Record<number, Answer>>({});
-  const [coloured, setColoured] = useState(false);
+  const [colouring, setColouring] = useState<Colouring>("none");
   const [running, setRunning] = useState(false);
   const controller = useRef<AbortController | null>(null);
   const nextId = useRef(first.columns.length);
@@ -91,7 +93,7 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
     await Promise.all(
       columns.map((column) => {
         const options = optionsOf(prompt, column, row);
-        return answer({ model: column.model, row, options, grader, logprobs: coloured }, signal, show(column.id));
+        return answer({ model: column.model, row, options, grader, logprobs: colouring !== "none" }, signal, show(column.id));
       }),
     );
     setRunning(false);
@@ -121,13 +123,7 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
         onGenerate={() => void generate()}
         onStop={() => controller.current?.abort()}
       />
-      <label class="check">
-        <input type="checkbox" checked={coloured} onChange={(event) => setColoured(event.currentTarget.checked)} />
-        <span>
-          In the next answers, colour tokens that the frozen model finds <span class="unlikely-1">unlikely</span>,{" "}
-          <span class="unlikely-2">more so</span>, <span class="unlikely-3">most so</span>
-        </span>
-      </label>
+      <ColouringForm colouring={colouring} onChange={setColouring} />
       <div class="columns">
         {columns.map((column, index) => (
           <section class="card column" key={column.id} aria-label={`Column ${index + 1}`}>
@@ -137,7 +133,7 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
                 <AnswerView
                   answer={answers[column.id]!}
                   label={`Answer ${index + 1}`}
-                  coloured={coloured}
+                  colouring={colouring}
                   best={distinct && answers[column.id]!.reward === highest}
                 />
               )}
