@@ -54,18 +54,22 @@ export interface Usage {
 
 export type EventStream = AsyncGenerator<Chunk, void, void>;
 
-export async function* readEvents(body: NonNullable<Response["body"]>): EventStream {
+/** The events' data as they arrive; returns whether the server sent all of them. */
+export async function* readEvents<Data>(
+  body: NonNullable<Response["body"]>,
+): AsyncGenerator<Data, boolean, void> {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return;
+      if (done) return false;
       const events = (rest + value).split("\n\n");
       rest = events.pop() ?? "";
       for (const event of events) {
-        if (event === "data: [DONE]") return;
-        if (event.startsWith("data: ")) yield JSON.parse(event.slice(6)) as Chunk; // others are comments
+        const data = event.split("\n").find((line) => line.startsWith("data: ")); // others are ids and comments
+        if (data === "data: [DONE]") return true;
+        if (data) yield JSON.parse(data.slice(6)) as Data;
       }
     }
   } finally {
