@@ -141,7 +141,7 @@ async function failure(response: Response): Promise<ApiError> {
   }
 }
 
-async function get<Body>(path: string, signal?: AbortSignal): Promise<Body> {
+export async function get<Body>(path: string, signal?: AbortSignal): Promise<Body> {
   return (await call(path, { signal })).json() as Promise<Body>;
 }
 
