@@ -65,7 +65,12 @@ class Access:
         try:
             caller, allowance = await self._identify(scope)
             record.caller = scope["state"]["caller"] = caller
-            scope["state"] |= {"rates": self.rates, "allowance": allowance, "headers": record.headers, "counted": counted}
+            scope["state"] |= {
+                "rates": self.rates,
+                "allowance": allowance,
+                "headers": record.headers,
+                "counted": counted,
+            }
             if allowance:
                 record.current.charged_key = allowance.key_id
             if allowance and caller.key_id == allowance.key_id:  # else it is part of a request that was counted

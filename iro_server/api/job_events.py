@@ -37,16 +37,20 @@ async def events(
     oldest first, until the job has ended; ``after``: those newer than this one."""
     await run_in_threadpool(context.get, t.Job, "fine-tuning job", id)
     if not stream:
-        return await run_in_threadpool(
-            list_object, context, t.Event, _show, t.Event.job_id == id, limit=limit, after=after
-        )
+        return await run_in_threadpool(_list, id, context, limit, after)
     if after is not None:
         await run_in_threadpool(context.get, t.Event, "event", after, "after", t.Event.job_id == id)
     if streams[context.caller.project] >= MAX_STREAMS:
-        message = f"This project follows {MAX_STREAMS} jobs on this server, the most it may. List events without 'stream'."
+        message = (
+            f"This project follows {MAX_STREAMS} jobs on this server, the most it may. List events without 'stream'."
+        )
         raise RateLimitExceeded(message, "concurrency", 60)
     request.state.counted.close()  # it waits most of the time: it is none of the key's requests at once
     return StreamingResponse(_follow(id, after, context), headers=UNBUFFERED, media_type="text/event-stream")
+
+
+def _list(id: str, context: Context, limit: int, after: str | None, ascending: bool = False) -> JsonObject:
+    return list_object(context, t.Event, _show, t.Event.job_id == id, limit=limit, after=after, ascending=ascending)
 
 
 async def _follow(id: str, after: str | None, context: Context) -> AsyncGenerator[str]:
@@ -91,7 +95,7 @@ def _counted(project: str) -> Iterator[None]:
 
 def _read(id: str, after: str | None, context: Context) -> tuple[list[JsonObject], bool]:
     job = context.get(t.Job, "fine-tuning job", id)  # first: events that come after it has ended are not waited for
-    page = list_object(context, t.Event, _show, t.Event.job_id == id, limit=READ, after=after, ascending=True)
+    page = _list(id, context, READ, after, ascending=True)
     return page["data"], job.status in t.FINISHED and not page["has_more"]
 
 

@@ -28,8 +28,9 @@ class SearchTrace(SearchTelemetry):
 class RoundWriter:
     """The rounds of one search as JSON. The texts along a path from the prompt join to the text of its last beam.
 
-    A beam: ``id``, from 1; ``parent``, null for the prompt; ``text``, of its own chunk; ``tokens`` and ``value``, of the
-    path to its end, ``value`` null without value functions; ``kept``: it lives on, or is among the finals; ``finished``.
+    A beam: ``id``, from 1; ``parent``, null for the prompt; ``text``, of its own chunk; ``tokens`` and ``value``, of
+    the path to its end, ``value`` null without value functions; ``kept``: it lives on, or is among the finals;
+    ``finished``.
     """
 
     def __init__(self, detokenizer: Detokenizer, scored: bool) -> None:

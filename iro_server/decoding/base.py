@@ -141,8 +141,8 @@ class Final:
     ``value``: sum_t V_t/beta_t at the last token (0 without values). ``kl``: nats from the frozen model, summed over
     the states that its tokens were drawn from (0 without steering, NaN where the engine does not report it).
     ``finish_reason``: "stop" or "length". ``alternatives``: of each token, as ``Chunk``; empty where the sampling asks
-    for none. ``log_ratios``: log q/pi_0 of each token where the engine reports drift of a tilt q, else none. ``number``:
-    of the beam that it ends with.
+    for none. ``log_ratios``: log q/pi_0 of each token where the engine reports drift of a tilt q, else none.
+    ``number``: of the beam that it ends with.
     """
 
     tokens: list[int]

@@ -37,7 +37,9 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI
         with open_database(settings).begin() as session:
             path = Path(find(session, Model, MODEL).path)
         spec = FeatureSpec(summed=(engine.info.num_layers,), position=False)
-        weights = torch.randn(spec.width(engine.frozen.head_weight.shape[1]), generator=torch.Generator().manual_seed(0))
+        weights = torch.randn(
+            spec.width(engine.frozen.head_weight.shape[1]), generator=torch.Generator().manual_seed(0)
+        )
         stack = ValueStack([LinearHead(spec, weights, 0.0)], [1.0])
         save_bundle(path, stack, model_hash=engine.info.model_hash, template_hash=engine.info.template_hash)
         with serving(settings, engine) as client:
@@ -133,7 +135,9 @@ def test_rounds_come_before_the_answer_ends_and_only_where_asked_for(bytes_clien
 def test_each_prompt_of_a_text_completion_has_a_tree(bytes_client):
     create = bytes_client.completions.create
     options = {"stream": True, "stream_options": {"include_search": True, "include_usage": True}}
-    chunks = list(create(model=MODEL, prompt=["a", "b"], seed=1, max_tokens=20, extra_body={"search": SEARCH}, **options))
+    chunks = list(
+        create(model=MODEL, prompt=["a", "b"], seed=1, max_tokens=20, extra_body={"search": SEARCH}, **options)
+    )
     for prompt in (0, 1):
         tree = Tree(chunks, prompt)
         assert tree.path(tree.answers[0]) == tree.texts[prompt] != ""

@@ -64,7 +64,8 @@ def show_playground(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_form_for_a_key_has_no_violation(browser, tmp_path, scheme):
     with serving(settings_for(tmp_path, require_keys=True), ByteEngine()) as client:
-        with opened(browser, str(client.base_url).removesuffix("/v1/"), color_scheme=scheme, viewport=PHONE) as (page, _):
+        address = str(client.base_url).removesuffix("/v1/")
+        with opened(browser, address, color_scheme=scheme, viewport=PHONE) as (page, _):
             expect(page.get_by_label("Key", exact=True)).to_be_visible()
             assert violations(page) == []
             page.get_by_label("Key", exact=True).fill("wrong")

@@ -15,7 +15,9 @@ from tests.iro_server.web.crowd import HOSTILE
 from tests.iro_server.web.test_accessibility import DESK, PHONE, violations
 
 ITEMS = 8
-HOSTILE_EVAL = {"source": {"type": "file_content", "content": [{"item": {"q": HOSTILE}, "sample": {"output_text": HOSTILE}}]}}
+HOSTILE_EVAL = {
+    "source": {"type": "file_content", "content": [{"item": {"q": HOSTILE}, "sample": {"output_text": HOSTILE}}]}
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,9 @@ def test_failures_are_filtered_and_two_runs_compared(browser, evaluated):
         expect(page.get_by_text(f"{ITEMS} items")).to_be_visible()
         for run in evaluated.runs:
             counts = run.result_counts
-            expect(page.get_by_role("region", name="Table of runs")).to_contain_text(f"{counts.passed} of {counts.total}")
+            expect(page.get_by_role("region", name="Table of runs")).to_contain_text(
+                f"{counts.passed} of {counts.total}"
+            )
         assert len(items(page)) == ITEMS and [len(row) for row in items(page)] == [4] * ITEMS  # item, answer, criteria
         page.get_by_label("Show").select_option("failures")
         failures = [status for status in second if status != "pass"]  # the newest run's
@@ -69,7 +73,8 @@ def test_failures_are_filtered_and_two_runs_compared(browser, evaluated):
 
 def test_an_empty_list_says_how_to_begin(browser, tmp_path):
     with serving(settings_for(tmp_path), ByteEngine()) as client:
-        with opened(browser, str(client.base_url).removesuffix("/v1/"), "/#/evals") as (page, watch):
+        address = str(client.base_url).removesuffix("/v1/")
+        with opened(browser, address, "/#/evals") as (page, watch):
             expect(page.get_by_text("No evals yet")).to_be_visible()
             assert violations(page) == []
             watch.assert_clean()

@@ -74,7 +74,9 @@ def test_every_candidate_is_reached_by_keyboard_and_pointer(browser, searched):
         for _ in range(20):
             focused.press("ArrowDown")
             names.add(focused.get_attribute("aria-label"))
-        ids = tree.locator(".node").evaluate_all("nodes => nodes.filter(n => n.ariaLabel.startsWith('round 1 ·')).length")
+        ids = tree.locator(".node").evaluate_all(
+            "nodes => nodes.filter(n => n.ariaLabel.startsWith('round 1 ·')).length"
+        )
         assert ids == 6 and {"kept" in str(name) or "answer" in str(name) for name in names} == {True, False}
         focused.press("ArrowRight")
         dropped = tree.locator(".node:not(.kept)").first
@@ -134,7 +136,9 @@ def test_tokens_are_coloured_by_what_the_server_reports(browser, searched):
             expect(tokens).to_have_count(4)
             assert [token.get_attribute("class") or "" for token in tokens.all()] == expected
         tokens.nth(1).hover()
-        expect(page.locator(".token")).to_contain_text("log-ratio -2.00 · value 1.500 · adds +1.00 likeliest other 90 %")
+        expect(page.locator(".token")).to_contain_text(
+            "log-ratio -2.00 · value 1.500 · adds +1.00 likeliest other 90 %"
+        )
         for entry in content:
             del entry["log_ratio"], entry["value"]
         page.get_by_role("button", name="Generate").click()
