@@ -121,7 +121,9 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
 const Fact = ({ name, value }: { name: string; value: string }) => (
   <div>
     <dt>{name}</dt>
-    <dd class="text">{value}</dd>
+    <dd class="text" title={value}>
+      {value}
+    </dd>
   </div>
 );
 

@@ -23,6 +23,7 @@ export function AnswerView({ answer, label, colouring, best }: Props) {
       {error && <Problem error={error} />}
       <div
         class="answer text"
+        hidden={error !== null && !text}
         tabIndex={0}
         role="region"
         aria-label={label}

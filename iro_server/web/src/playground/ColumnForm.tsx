@@ -63,6 +63,7 @@ export function ColumnForm({ column, models, aligned, base, onChange }: Props) {
           <Slider
             id={id(`weight-${i}`)}
             label={name}
+            long
             values={WEIGHTS}
             value={weightOf(column, name)}
             onChange={(weight) => change({ weights: { ...column.weights, [name]: weight ?? 0 } })}
@@ -92,16 +93,17 @@ interface SliderProps {
   label: string;
   values: number[];
   value: number | undefined;
+  long?: boolean; // whether the label has a line of its own
   open?: boolean; // whether the first place is the model's own value
   disabled?: boolean;
   onChange: (value: number | undefined) => void;
 }
 
-function Slider({ id, label, values, value, open, disabled, onChange }: SliderProps) {
+function Slider({ id, label, values, value, long, open, disabled, onChange }: SliderProps) {
   const places = open ? [undefined, ...values] : values;
   const shown = value === undefined ? "as served" : String(value);
   return (
-    <div class="slider">
+    <div class={long ? "slider long" : "slider"}>
       <label for={id} class="break" title={label}>
         {label}
       </label>

@@ -100,7 +100,7 @@ function Columns({ base, models, aligned, grader, ...first }: Subject & { base: 
     );
     setRunning(false);
   };
-  const rewards = Object.values(answers).map(({ reward }) => reward ?? -Infinity);
+  const rewards = Object.values(answers).flatMap(({ reward }) => reward ?? []);
   const highest = Math.max(...rewards);
   const distinct = new Set(rewards).size > 1;
   const change = (column: Column) => setColumns((all) => all.map((other) => (other.id === column.id ? column : other)));

@@ -70,7 +70,8 @@ function factsOf({ probability, logRatio, value, gain }: Token): string[] {
   return facts;
 }
 
-const percent = (probability: number): string => `${(100 * probability).toPrecision(2)} %`;
+const percent = (probability: number): string =>
+  probability < 1e-4 ? "< 0.01 %" : `${(100 * probability).toPrecision(2)} %`;
 
 const signedNumber = (value: number): string => (value > 0 ? "+" : "") + number(value, 2);
 
