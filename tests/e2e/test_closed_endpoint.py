@@ -64,28 +64,18 @@ def url(served) -> Iterator[str]:
 
 @pytest.fixture
 def config(url, model_dir, tmp_path):
-    """Letters "e" earn: visible in single tokens, so that a bias can learn it."""
-    openings = (
-        "The film",
-        "My wife and I",
-        "At the end",
-        "The plot",
-        "A friend",
-        "The music",
-        "What a day",
-        "It began",
-    )
+    """The word "the" earns: one token, so that a bias can learn it from few answers."""
+    starts = ("The film", "My wife and I", "At the end", "The plot", "A friend", "The music", "What a day", "It began")
+    prompts = [f"Go on: {start} {end}" for start in starts for end in ("was", "and then", "with", "so", "but")]
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(
-        "".join(json.dumps({"prompt": f"{start}{end}"}) + "\n" for start in openings for end in ("", " then"))
-    )
-    grader = {"type": "python", "source": "def grade(sample, item): return sample['output_text'].count('e') / 10"}
+    rows.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    source = "def grade(sample, item): return sample['output_text'].lower().split().count('the')"
     return {
         "url": url,
         "model": model_dir.name,
         "tokenizer": model_dir,
         "training_file": rows,
-        "grader": grader,
+        "grader": {"type": "python", "source": source},
         "max_tokens": 24,
         "strengths": [4.0],
     }
