@@ -89,6 +89,7 @@ def test_the_endpoint_offers_no_more_than_a_closed_one(url, model_dir) -> None:
             client.chat.completions.create(model=model_dir.name, messages=messages, max_tokens=4, **refused)
 
 
+@pytest.mark.slow(150)
 def test_a_bias_fitted_through_the_endpoint_raises_the_reward_there(config, tmp_path) -> None:
     result = JOB.execute(config, tmp_path / "run")
     assert result["improved"] and result["strength"] == 4.0
