@@ -62,11 +62,10 @@ export function TokenDetail({ tokens, colouring, current }: Omit<Props, "onPoint
   );
 }
 
-function factsOf({ probability, logRatio, value, gain }: Token): string[] {
+function factsOf({ probability, logRatio, gain }: Token): string[] {
   const facts = [`${percent(probability)} under the frozen model`];
   if (typeof logRatio === "number") facts.push(`log-ratio ${signedNumber(logRatio)}`);
-  if (typeof value === "number") facts.push(`value ${number(value)}`);
-  if (gain !== undefined) facts.push(`adds ${signedNumber(gain)}`);
+  if (typeof gain === "number") facts.push(`adds ${signedNumber(gain)}`);
   return facts;
 }
 

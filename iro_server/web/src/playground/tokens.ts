@@ -6,8 +6,7 @@ export interface Token {
   text: string;
   probability: number; // under the frozen model
   logRatio?: number | null; // log of the aligned model's probability over the frozen model's
-  value?: number | null; // of the text to this token's end
-  gain?: number; // what the token adds to the value
+  gain?: number | null; // what the token adds to the value
   alternatives: { text: string; probability: number }[];
 }
 
@@ -17,7 +16,7 @@ export function tokensOf(logprobs: Logprobs): Token[] {
       text: entry.token,
       probability: Math.exp(entry.logprob),
       logRatio: entry.log_ratio,
-      value: entry.value,
+      gain: entry.value,
       alternatives: (entry.top_logprobs ?? []).map(({ token, logprob }) => ({
         text: token,
         probability: Math.exp(logprob),
@@ -38,7 +37,7 @@ export function aligned(text: string, tokens: Token[]): Token[] {
   let place = 0;
   let least = 1;
   const rest = (end: number) => spans.push({ text: text.slice(place, end), probability: least, alternatives: [] });
-  for (const token of withGains(tokens)) {
+  for (const token of tokens) {
     const start = token.text && !token.text.includes("\ufffd") ? text.indexOf(token.text, place) : -1;
     if (start < 0) {
       least = Math.min(least, token.probability);
@@ -51,15 +50,6 @@ export function aligned(text: string, tokens: Token[]): Token[] {
   }
   if (place < text.length) rest(text.length);
   return spans;
-}
-
-function withGains(tokens: Token[]): Token[] {
-  return tokens.map((token, i) => {
-    const before = tokens[i - 1]?.value;
-    return typeof token.value === "number" && typeof before === "number"
-      ? { ...token, gain: token.value - before }
-      : token;
-  });
 }
 
 export type Colouring = "none" | "probability" | "log_ratio" | "value";
@@ -98,7 +88,7 @@ export const largestGain = (tokens: Token[]): number =>
 export function missing(tokens: Token[], colouring: Colouring): string | null {
   if (colouring === "log_ratio" && !tokens.some(({ logRatio }) => typeof logRatio === "number"))
     return "No log-ratios: this model draws from the frozen model's own probabilities.";
-  if (colouring === "value" && !tokens.some(({ value }) => typeof value === "number"))
+  if (colouring === "value" && !tokens.some(({ gain }) => typeof gain === "number"))
     return "No values: this model has no value functions.";
   return null;
 }
