@@ -175,8 +175,8 @@ class AlignmentOptions(BaseModel):
     )
     keep_unproven: bool = Field(
         False,
-        description="Serve the search also where the 95 % interval of the held-out gain includes 0. By default such a "
-        "model samples as the frozen model does.",
+        description="Serve values and tilt also where the 95 % interval of the held-out gain is not above 0. By "
+        "default such a model answers as the frozen model does.",
     )
 
     @model_validator(mode="before")

@@ -235,20 +235,6 @@ def test_the_best_iteration_is_checked_on_prompts_that_did_not_choose_it(config:
     assert f"on {len(checked)} prompts that chose nothing" in result["checks"][0]["name"]
 
 
-def test_no_model_comes_of_an_iteration_that_fails_the_check(config: AlignConfig, tmp_path: Path) -> None:
-    """A grader that punishes, on the check prompts alone, what it rewards elsewhere."""
-    checked = {prompt.item["prompt"] for prompt in split(config, MODEL, rng_of(config.seed, SPLIT)).check}
-    source = (
-        f"CHECKED = {checked!r}\ndef grade(sample, item):\n    ones = sample['output_text'].count('1')\n"
-        "    return -ones if item['prompt'] in CHECKED else ones\n"
-    )
-    events: list[dict] = []
-    config = config.model_copy(update={"grader": {"type": "python", "source": source}})
-    result = job().execute(config, tmp_path / "run", on_event=events.append)
-    assert result["best_iteration"] is None and result["best_checkpoint"] is None
-    assert any("no aligned model" in event["message"] for event in events if event["level"] == "warn")
-
-
 def test_guided_rollouts_of_a_prompt_differ_from_their_first_token_on(config: AlignConfig, tmp_path: Path) -> None:
     """One search's finals are copies of one beam: at most tokens there would be nothing to learn from."""
     job().execute(config, tmp_path / "run")
