@@ -151,7 +151,7 @@ class Worker:
                 retry_while_unavailable(records.record)(self.sessions, job, event)
 
         result = alignment_job.execute(config, self.out, on_event=on_event, should_stop=self.stop.is_set)
-        search |= {name: result[name] for name in ("max_tokens", "improved") if name in result}
+        search |= {name: result[name] for name in ("max_tokens", "improved", "over_optimization") if name in result}
         retry_while_unavailable(self._tell)(job)  # of what was graded since the last heartbeat
         retry_while_unavailable(self._note_search)(search)
         if "search" in result:  # of the model alone: checkpoints have no tilt, and search as the job did

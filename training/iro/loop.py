@@ -30,6 +30,7 @@ from training.iro.grading import Grading, Tally, merge
 from training.iro.held import held_schema
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
 from training.iro.lengths import with_max_tokens
+from training.iro.over_optimization import CODE, departures, warning
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.tilt_rows import TiltData
@@ -327,6 +328,9 @@ class Alignment:
         best_steps = [best["step"], *(row["step"] for row in others)]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
         self.final_check(best, served)
+        outside = departures(base, served.validated.rows)
+        if outside:
+            self.run.emit("message", warning(outside), {"code": CODE, "measures": outside}, level="warn")
         served_mean = mean_and_error([row["value_pick"] for row in served.validated.rows])[0]
         reward = f"{served_mean:.3f}, {base_mean:.3f} of the frozen model"
         self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
@@ -335,6 +339,7 @@ class Alignment:
             "max_tokens": self.config.max_tokens,
             "search": served.params.model_dump(),
             "prices": served.prices,
+            "over_optimization": outside,
             "best_checkpoint": best["path"],
             "trained_tokens": sum(row["trained_tokens"] for row in history),
             "baseline": {

@@ -20,9 +20,8 @@ from training.iro.data import AlignError, Slice, split
 from training.iro.diagnostics import samples_to_detect
 from training.iro.fit import Scale, Shards, fit_head
 from training.iro.rollouts import completions_of
-from training.iro.seeds import SPLIT
 from training.iro.validation import Validation, better_beta
-from training.run import Cancelled, Run, rng_of
+from training.run import Cancelled, Run
 from value_heads import ValueStack, load_bundle
 
 
