@@ -137,7 +137,7 @@ class ChatChunks:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, body: ChatRequest, use: ToolUse | None) -> None:
         self.tokenizer, self.body, self.use = tokenizer, body, use
         self.texts: defaultdict[int, str] = defaultdict(str)  # of each choice, so far
-        self.unsent: defaultdict[int, SampledTokens] = defaultdict(lambda: SampledTokens([], [], []))
+        self.unsent: defaultdict[int, SampledTokens] = defaultdict(lambda: SampledTokens())
         self.calls: dict[int, CallStream] = {}
 
     def head(self, index: int) -> list[JsonObject]:
@@ -155,13 +155,13 @@ class ChatChunks:
         if self.use is not None:
             stream = self.calls.setdefault(index, CallStream(self.use))
             parts = self._parts(index, stream.end(choice.text), rest)
-            rest = self.unsent.pop(index, SampledTokens([], [], []))
+            rest = self.unsent.pop(index, SampledTokens())
             reason = self.use.finish_reason(reason, self.use.read(choice.text)[1])
         return [*parts, self._part(index, {}, rest) | {"finish_reason": reason}]
 
     def _parts(self, index: int, deltas: list[JsonObject], sampled: SampledTokens) -> list[JsonObject]:
         """Chunks of the deltas; the first brings the log-probabilities, which wait for one."""
-        sampled = self.unsent.pop(index, SampledTokens([], [], [])) + sampled
+        sampled = self.unsent.pop(index, SampledTokens()) + sampled
         if not deltas:
             self.unsent[index] = sampled
             return []

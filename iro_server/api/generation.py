@@ -13,7 +13,7 @@ from iro_server.api.registry import ServedModel
 from iro_server.api.search_telemetry import SearchTelemetry
 from iro_server.api.text import Detokenizer
 from iro_server.concurrency.tasks import gather_or_cancel
-from iro_server.decoding.base import Final, Scorer, SearchParams, SearchResult, SearchUsage
+from iro_server.decoding.base import Attribution, Final, Scorer, SearchParams, SearchResult, SearchUsage
 from iro_server.decoding.beam import SampledTokens
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
@@ -30,7 +30,8 @@ OnAgreed = Callable[[range, SampledTokens], None]
 class Generation:
     """``n`` choices for one prompt. All is checked: what it holds fits the model.
 
-    ``best_first``: by value, also where the selection rule returns samples.
+    ``best_first``: by value, also where the selection rule returns samples. ``attribution``: value functions that are
+    shared among the tokens of the choices.
     """
 
     model: ServedModel
@@ -44,6 +45,7 @@ class Generation:
     detokenizer: Detokenizer
     item: JsonObject
     best_first: bool = False
+    attribution: Attribution | None = None
 
     @property
     def rows(self) -> int:
@@ -108,7 +110,8 @@ async def generate(request: Generation, first: int = 0, on_agreed: OnAgreed | No
 async def _search(request: Generation, sampling: Sampling, numbers: range, on_agreed: OnAgreed | None) -> SearchResult:
     params = request.params
     if params.rows == 1 and params.chunk_length is None:
-        length = STREAM_TOKENS if on_agreed else STOP_TOKENS if request.detokenizer.stops else None
+        looks_up = request.detokenizer.stops or request.attribution  # whose hidden states are dropped then
+        length = STREAM_TOKENS if on_agreed else STOP_TOKENS if looks_up else None
         params = params.model_copy(update={"chunk_length": length})
     return await guided_search(
         request.model.engine,
@@ -118,6 +121,7 @@ async def _search(request: Generation, sampling: Sampling, numbers: range, on_ag
         request.max_tokens,
         request.scorer if params.rows > 1 else None,
         steering=request.steering,
+        attribution=request.attribution,
         stop_text=request.detokenizer.stopped if request.detokenizer.stops else None,
         on_agreed=partial(on_agreed, numbers) if on_agreed else None,
         observer=TELEMETRY,
@@ -140,7 +144,8 @@ def _ordered(request: Generation, result: SearchResult) -> Generated:
 def _choice(request: Generation, final: Final) -> Choice:
     text, count = request.detokenizer.final_text(final.tokens)
     finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
-    sampled = SampledTokens(final.tokens, final.logprobs, final.alternatives)[:count]
+    sampled = SampledTokens(final.tokens, final.logprobs, final.alternatives, final.log_ratios, final.token_values)
+    sampled = sampled[:count]
     return Choice(text, sampled, finish_reason, final.kl)
 
 

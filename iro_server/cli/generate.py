@@ -65,19 +65,16 @@ def complete(
         if values and sampling.temperature == 0 and params.rows > 1:
             sampling = repeatable(sampling, 1.0, prompt_ids)
         steering = steering_of(values, params)
-        layers = () if values is None or isinstance(values, LoraValues) else values.layers
+        attribution = values if isinstance(values, ValueStack) and values.decomposes else None
         scorer = values if params.rows > 1 else None
         search = guided_search(
-            engine, prompt_ids, params, sampling, max_tokens, scorer, steering=steering, keep_hidden=layers
+            engine, prompt_ids, params, sampling, max_tokens, scorer, steering=steering, attribution=attribution
         )
         final = asyncio.run(search).finals[0]
-        worth = None
-        if values is not None and not isinstance(values, LoraValues):
-            worth = values.token_values(final.tokens, final.hidden)
         return Completion(
             str(engine.tokenizer.decode(final.tokens, skip_special_tokens=True)),
             [str(engine.tokenizer.decode([token])) for token in final.tokens],
-            worth,
+            final.token_values or None,
             final.log_ratios or None,
         )
 
@@ -99,7 +96,7 @@ def explained(completion: Completion) -> Table:
             table.add_row(f"{name} {sum(numbers):+.3f}", coloured(completion.pieces, numbers))
             table.add_row("", extremes(completion.pieces, numbers))
     if completion.values is None and completion.log_ratios is None:
-        raise ValueError("LoRA value functions are no sum over tokens that --explain could colour")
+        raise ValueError("LoRA and mlp value functions are no sum over tokens that --explain could colour")
     return table
 
 

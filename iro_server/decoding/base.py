@@ -107,6 +107,23 @@ class Scorer(Protocol):
     def start(self, prompt_ids: Sequence[int]) -> ScorerState: ...
 
 
+class TokenShares(Protocol):
+    """The shares of one search's tokens in a value."""
+
+    def shares(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> torch.Tensor:
+        """[R, L]; arguments as ``Session.extend``."""
+        ...
+
+
+class Attribution(Protocol):
+    """Value functions whose value is a sum over tokens."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+
+    def start_tokens(self) -> TokenShares: ...
+
+
 class SearchObserver(Protocol):
     """Follows the searches that it is passed to, such as for telemetry."""
 
@@ -131,6 +148,7 @@ class Final:
     the states that its tokens were drawn from (0 without steering, NaN where the engine does not report it).
     ``finish_reason``: "stop" or "length". ``alternatives``: of each token, as ``Chunk``; empty where the sampling asks
     for none. ``log_ratios``: log q/pi_0 of each token where the engine reports drift of a tilt q, else none.
+    ``token_values``: each token's share of a value, where the search was asked for them.
     """
 
     tokens: list[int]
@@ -141,6 +159,7 @@ class Final:
     kl: float = 0.0
     alternatives: list[Alternatives] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
+    token_values: list[float] = field(default_factory=list)
 
 
 @dataclass
