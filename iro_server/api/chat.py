@@ -13,6 +13,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from iro_server import JsonObject
+from iro_server.api.composition import served_model
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
@@ -76,7 +77,7 @@ class ChatRequest(Options):
 @router.post("/chat/completions")
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     """Generate the assistant's next message."""
-    model = await run_in_threadpool(context.model, body.model)
+    model = await run_in_threadpool(served_model, body.model, body.search, context)
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, model)
     schema = await _schema(body, use, context, model)
     generation = await run_in_threadpool(_generation, body, context, model, schema, use)

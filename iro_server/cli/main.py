@@ -209,7 +209,10 @@ def align(
 def generate(
     prompt: Annotated[str, typer.Argument(help="A question to the model; - reads it from stdin.")],
     model: Model = DEFAULT_MODEL,
-    values: Annotated[Path | None, typer.Option(help="A value bundle: an iteration of an alignment run.")] = None,
+    values: Annotated[
+        str | None,
+        typer.Option(help="A value bundle, an iteration of an alignment run; or several: PATH=WEIGHT,PATH=WEIGHT."),
+    ] = None,
     text: Annotated[bool, typer.Option("--text", help="Continue the prompt unchanged, without a chat.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: the same text every time.")] = 1.0,
@@ -231,25 +234,26 @@ def generate(
     explain: Annotated[bool, typer.Option("--explain", help="Colour each token by what it adds to the value.")] = False,
 ) -> None:
     """Print a completion, guided by the value functions of a bundle if one is given."""
-    from iro_server.cli.generate import complete, explained, search_defaults
+    from iro_server.cli.generate import complete, explained, parse_values, search_defaults
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.base import Sampling
 
     options: JsonObject = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
     options |= {"selection": selection, "betas": betas.split(",") if betas else None, "strength": strength}
-    defaults = search_defaults(values, options) if values else {}
+    bundles = parse_values(values) if values else {}
+    defaults = search_defaults(bundles, options) if bundles else {}
     params = SearchParams.model_validate(
         defaults | {name: value for name, value in options.items() if value is not None}
     )
     if top_p <= 0:
         raise ValueError("top_p: must be above 0")
-    if params.betas and values is None:
-        raise ValueError("betas weigh value functions, and there are none without --values")
+    if params.betas and len(bundles) != 1:
+        raise ValueError("betas weigh the value functions of one bundle: --values PATH")
     if explain and values is None:
         raise ValueError("--explain colours tokens by the value functions of --values")
     prompt = sys.stdin.read() if prompt == "-" else prompt
     sampling = Sampling(temperature, top_p=top_p, top_k=top_k, seed=seed)
-    completion = complete(model_dir(model), prompt, text, params, sampling, max_tokens, values)
+    completion = complete(model_dir(model), prompt, text, params, sampling, max_tokens, bundles)
     if explain:
         console.print(explained(completion))
     else:

@@ -67,8 +67,9 @@ class SearchParams(BaseModel):
 
     def overridden(self, changes: JsonObject) -> SearchParams:
         """With some fields changed. ``rows``, which is none, sets W·K: 1 is a single row; more keep W where it divides
-        them, and else one beam. ValidationError for what is no search."""
-        fields = self.model_dump() | {name: value for name, value in changes.items() if name != "rows"}
+        them, and else one beam. ``values`` is for who resolves models. ValidationError for what is no search."""
+        no_fields = ("rows", "values")
+        fields = self.model_dump() | {name: value for name, value in changes.items() if name not in no_fields}
         if "rows" in changes:
             rows = Rows.model_validate({"rows": changes["rows"]}).rows
             width = self.beam_width if rows > self.beam_width and rows % self.beam_width == 0 else 1

@@ -58,7 +58,7 @@ def test_tokens_carry_the_numbers_of_the_command_line(client: openai.OpenAI, set
     with open_database(settings)() as session:
         path = session.scalars(select(Model.path).where(Model.id == "valued")).one()
     params, sampling = SearchParams(strength=1.0), Sampling(seed=3)
-    expected = complete(prepare_model(), QUESTION, False, params, sampling, 24, Path(path))
+    expected = complete(prepare_model(), QUESTION, False, params, sampling, 24, {Path(path): 1.0})
     tokens = entries(answer.choices[0])
     assert answer.choices[0].message.content == expected.text
     assert [token["value"] for token in tokens] == pytest.approx(expected.values, abs=1e-4)
