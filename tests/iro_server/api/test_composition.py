@@ -14,7 +14,10 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from iro_server.alignment.definition import ServedDefaults
 from iro_server.api.app import create_app
+from iro_server.api.registry import CompositeMismatch, ServedModel
+from iro_server.decoding.base import SearchParams
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.settings import Settings
@@ -24,7 +27,9 @@ from tests.contract.strict import strictly
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import aligned, new_key, serving, settings_for
 from tests.iro_server.api.tilted import serving_tilted, words_tilt
-from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
+from value_heads import FeatureSpec, LinearHead, LoraValues, ValueStack, save_bundle
+from value_heads.prompt_features import FEATURES
+from value_heads.tilt import fold_tilts, zero_tilt
 
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Write one sentence that uses the words river, lamp and garden."}],
@@ -195,3 +200,41 @@ def test_composites_leave_memory(tmp_path: Path) -> None:
         gc.collect()
         assert composite() is None and len(registry.composites) == 0
         assert mix(0.5) == 404
+
+
+def test_lora_values_are_mixed_with_no_others(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    aligned(settings, "linear")
+    registry = create_app(settings, ByteEngine()).state.context.models
+    linear = registry.resolve("linear", "default")
+    lora = replace(linear, name="lora", values=object.__new__(LoraValues), path="elsewhere")
+    assert registry.composite([(lora, 1.0), (linear, 0.0)]) is lora.values
+    for parts in ([(lora, 1.0), (linear, 0.5)], [(lora, 2.0)]):
+        with pytest.raises(CompositeMismatch, match="'lora' has LoRA value functions"):
+            registry.composite(parts)
+
+
+@pytest.mark.parametrize(("part", "is_applied"), [("words", True), ("word_sets", False), ("states", False)])
+def test_a_server_over_http_takes_what_no_weighting_leaves_behind(part: str, is_applied: bool) -> None:
+    """The frozen model on vLLM with adapters: its state's part of one model's tilt is applied, of several refused."""
+    engine = ByteEngine()
+    steers = frozenset({"bias", "words", "states"})
+    engine.info = replace(engine.info, hidden=False, drift=False, steers=steers)
+    words = torch.zeros(len(FEATURES), 3)
+    words[0, -1] = 1.0
+    tilt = replace(zero_tilt(4, 2, (), (3,)), gates=words)
+    if part == "states":
+        tilt = replace(tilt, state_factor=torch.ones(1, 3), token_factor=torch.ones(1, 2))
+    others = [replace(tilt, ignored=(1,))] if part == "word_sets" else []
+    head = LinearHead(FeatureSpec(summed=(0,), position=False), torch.zeros(2), 0.0)
+    values = ValueStack([head], [1.0], fold_tilts([tilt, *others], [1.0, *[0.5] * len(others)]))
+    model = ServedModel("bytes", engine, ServedDefaults(), values, composed=True)
+    params = SearchParams(strength=1.0)
+    if is_applied:
+        assert model.steering(params) is not None
+    else:
+        with pytest.raises(ValueError, match=part):
+            model.steering(params)
+    assert model.steering(SearchParams()) is None
+    if part == "states":
+        assert replace(model, composed=False).steering(params) is not None
