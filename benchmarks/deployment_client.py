@@ -107,12 +107,13 @@ def status_of(deployment: Deployment, job: str) -> str:
 
 
 def model_of(deployment: Deployment, job: str) -> str:
-    """The model of a job that ran to its end. So small a job may not improve on the base: then its checkpoint."""
+    """The model of a job that ran to its end. So small a job may not improve on the base: then its checkpoint, which
+    searches all the same."""
     record = ended([deployment], job, seconds=1800)
-    if record.status == "succeeded":
-        return str(record.fine_tuned_model)
-    if record.error.code != "no_improvement":
+    if record.status != "succeeded":
         raise RuntimeError(f"{job} failed: {record.error}")
+    if record.iro["improved"]:
+        return str(record.fine_tuned_model)
     checkpoints = insist([deployment], lambda client: client.fine_tuning.jobs.checkpoints.list(job).data)
     return checkpoints[0].fine_tuned_model_checkpoint
 

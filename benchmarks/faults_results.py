@@ -25,7 +25,7 @@ LETTERS = {"type": "python", "name": "letters", "source": COUNT}
 ALIKE = {"type": "text_similarity", "name": "alike", "evaluation_metric": "fuzzy_match"}
 ALIKE |= {"input": "{{sample.output_text}}", "reference": "the best of all"}
 SMALL = {"iterations": 2, "rollouts_per_prompt": 4, "beam_width": 2, "num_successors": 2, "chunk_length": 4}
-SMALL |= {"max_tokens": 8, "validation_prompts": 2, "early_stop": False, "counted_tokens": 50}
+SMALL |= {"max_tokens": 8, "validation_prompts": 2, "early_stop": False, "counted_tokens": 50, "keep_unproven": True}
 RECIPES: dict[str, JsonObject] = {
     "linear": {"grader": LETTERS, "iro": SMALL},
     "mlp": {
@@ -39,7 +39,7 @@ RECIPES: dict[str, JsonObject] = {
         "hyperparameters": {"n_epochs": 2},
     },
 }
-SEEDS = range(1, 9)  # a job whose held-out reward does not rise has no model to compare: another seed is tried
+JOB_SEED = 1
 PROMPT, SEED = "The film", 5
 Outcome = JsonObject
 
@@ -73,17 +73,13 @@ def upload_rows(client: OpenAI) -> str:
 
 
 def reference(server: Server, recipe: str) -> Reference:
-    """The recipe's job, left in peace, at the first seed at which it makes a model."""
-    file = upload_rows(server.client)
-    for seed in SEEDS:
-        job = ended([server], create(server.client, recipe, seed, file))
-        if job.status == "succeeded":
-            saved = (run_folder(server, job.id) / "checkpoints").glob("*.pt")
-            steps = [path.stem for path in sorted(saved, key=lambda path: path.stat().st_mtime_ns)]
-            return Reference(recipe, seed, job.id, job.fine_tuned_model, steps, outcome([server], job.id))
-        if job.error.code != "no_improvement":
-            break
-    raise RuntimeError(f"the uninterrupted {recipe} job {job.status}: {job.error}")
+    """The recipe's job, left in peace."""
+    job = ended([server], create(server.client, recipe, JOB_SEED, upload_rows(server.client)))
+    if job.status != "succeeded":
+        raise RuntimeError(f"the uninterrupted {recipe} job {job.status}: {job.error}")
+    saved = (run_folder(server, job.id) / "checkpoints").glob("*.pt")
+    steps = [path.stem for path in sorted(saved, key=lambda path: path.stat().st_mtime_ns)]
+    return Reference(recipe, JOB_SEED, job.id, job.fine_tuned_model, steps, outcome([server], job.id))
 
 
 def run_folder(server: Server, job_id: str) -> Path:

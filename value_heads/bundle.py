@@ -129,7 +129,9 @@ def load_bundle(
     tensors = _load_tensors(directory, manifest)
     tilt = None
     if manifest.tilt is not None:
-        tilt = Tilt(**_under(tensors, TILT), ignored=manifest.tilt.ignored, stop_ids=manifest.tilt.stop_ids)
+        tilt = Tilt(
+            **_under(tensors, TILT), ignored=manifest.tilt.ignored, stop_ids=manifest.tilt.stop_ids, word_sets=()
+        )
     if manifest.lora is not None:
         return _load_lora(manifest.lora, tensors, backbone_dir, directory).with_tilt(tilt)
     heads = [_head(entry, _under(tensors, index)) for index, entry in enumerate(manifest.heads)]

@@ -152,6 +152,32 @@ class RunningFeatures:
         _add_to_rows(addition_MV, [self._following.get(row.last, nothing) for row in self.rows], continues)
 
 
+class FeatureSets:
+    """Several ways to read the words of one session's rows: gates [M, sets x F], one set after another."""
+
+    def __init__(self, sets: Sequence[RunningFeatures]) -> None:
+        self.sets = sets
+
+    @property
+    def rows(self) -> list[Row]:
+        return self.sets[0].rows
+
+    def select(self, parents: Sequence[int]) -> None:
+        for features in self.sets:
+            features.select(parents)
+
+    def take(self, tokens: Sequence[Sequence[int]]) -> None:
+        for features in self.sets:
+            features.take(tokens)
+
+    def add(self, addition_MV: Tensor, gates_MF: Tensor) -> None:
+        for features, gates in zip(self.sets, gates_MF.split(len(FEATURES), dim=1), strict=True):
+            features.add(addition_MV, gates)
+
+
+RowFeatures = RunningFeatures | FeatureSets
+
+
 def _add_to_rows(addition_MV: Tensor, tokens: Sequence[Tensor], number_M: Tensor) -> None:
     """Add each row's number to its tokens, which differ from each other, in place."""
     counts_M = torch.tensor([len(of_row) for of_row in tokens])

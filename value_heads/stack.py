@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -63,13 +63,14 @@ class ValueStack:
         """Sum_t V_t / beta_t [R, L] at every token of whole responses; ``hidden`` as ``features`` takes it."""
         return torch.stack([head(features(head.spec, hidden)) / beta for head, beta in self.terms()]).sum(0)
 
-    def token_values(self, tokens: Sequence[int], hidden: Mapping[int, Tensor]) -> list[float]:
-        """What each token of one response adds to Sum_t V_t / beta_t, the first with the value of any start: they sum
-        to the response's value. ``hidden[layer]``: [T, D] at its tokens."""
-        states = {layer: states_TD[None] for layer, states_TD in hidden.items()}
-        values_T = self.values({**states, TOKENS: torch.tensor([list(tokens)])})[0]
-        increments: list[float] = values_T.diff(prepend=torch.zeros(1)).tolist()
-        return increments
+    @property
+    def decomposes(self) -> bool:
+        """Whether its value is a sum of shares of tokens: that of linear heads is."""
+        return not self.mlps
+
+    def start_tokens(self) -> TokenValues:
+        """The share of each token in the values of one search's rows."""
+        return TokenValues(self)
 
     def start(self, prompt_ids: Sequence[int]) -> StackState:
         return StackState(self)
@@ -99,6 +100,39 @@ class StackState:
             self.start_R = t_R.cpu()
             terms = [head(assemble(head.spec, states, self.sums, t_R)) / beta for head, beta in stack.terms()]
             return torch.stack(terms).sum(0)
+
+
+class TokenValues:
+    """What each token of a search's rows adds to Sum_t V_t / beta_t, the first with the value of any start: the shares
+    of a row sum to its value. Holds sums and values of the last tokens, and no states."""
+
+    def __init__(self, stack: ValueStack):
+        self.stack = stack
+        self.sums: Sums | None = None
+        self.start_R = torch.zeros(1, dtype=torch.long)
+        self.value_R = torch.zeros(1)
+
+    @torch.no_grad()
+    def shares(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> Tensor:
+        """[R, L] of the chunk's tokens; rows parent-major, a stopped row no parent. Padding is meaningless."""
+        spec, hidden = self.stack.spec, {**chunk.hidden, TOKENS: chunk.tokens_RL}
+        parent_R = torch.as_tensor(parents).repeat_interleave(num_successors)
+        carried = self.sums and {key: sum_RD[parent_R] for key, sum_RD in self.sums.items()}
+        start_R, before_R = self.start_R[parent_R], self.value_R[parent_R]
+        rows = [self._row_values(hidden, carried, start_R, row) for row in range(len(parent_R))]
+        values_RL = torch.cat(rows).cpu()  # a row at a time: features of many long rows would not fit
+        _, self.sums, t_R = last_states(spec, carried, hidden, chunk.lengths_R, start_R.to(chunk.lengths_R.device))
+        self.start_R = t_R.cpu()
+        self.value_R = values_RL.gather(1, chunk.lengths_R.cpu()[:, None] - 1)[:, 0]
+        return torch.cat([before_R[:, None], values_RL], 1).diff(dim=1)
+
+    def _row_values(self, hidden: dict[int, Tensor], carried: Sums | None, start_R: Tensor, row: int) -> Tensor:
+        """[1, L]."""
+        place = slice(row, row + 1)
+        states = {layer: states_RLD[place] for layer, states_RLD in hidden.items()}
+        sums = carried and {key: sum_RD[place] for key, sum_RD in carried.items()}
+        terms = [head(features(head.spec, states, sums, start_R[place])) / beta for head, beta in self.stack.terms()]
+        return torch.stack(terms).sum(0)
 
 
 def check_betas(betas: Sequence[float], count: int) -> None:

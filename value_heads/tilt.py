@@ -15,11 +15,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from value_heads.prompt_features import FEATURES, RunningFeatures, TokenGroups
+from value_heads.prompt_features import FEATURES, FeatureSets, RowFeatures, RunningFeatures, TokenGroups
 
-TiltPart = Literal["bias", "states", "words", "word_states"]
-TILT_PARTS: frozenset[TiltPart] = frozenset({"bias", "states", "words", "word_states"})
+TiltPart = Literal["bias", "states", "words", "word_states", "word_sets"]
+TILT_PARTS: frozenset[TiltPart] = frozenset({"bias", "states", "words", "word_states", "word_sets"})
 TENSORS = ("bias", "state_factor", "token_factor", "gates", "direction", "direction_error")
+
+
+@dataclass(frozen=True, eq=False)
+class WordGates:
+    """Gates [F, D + 1] on a prompt's words, without those of the ``ignored`` tokens."""
+
+    gates: Tensor
+    ignored: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +35,7 @@ class Tilt:
     """``bias``: [V]. ``state_factor``: [r, D + 1] and ``gates``: [F, D + 1], their last column a constant.
     ``token_factor``: [r, D]. ``ignored``: tokens whose words are not a prompt's own. ``stop_ids``: sorted.
     ``direction``: [D], and ``direction_error``: [], see ``tilt_export.constant_direction``; an adapter without a bias
-    needs them."""
+    needs them. ``word_sets``: more gates, of folded tilts whose jobs ignored other tokens."""
 
     bias: Tensor
     state_factor: Tensor
@@ -37,17 +45,24 @@ class Tilt:
     stop_ids: tuple[int, ...]
     direction: Tensor | None = None
     direction_error: Tensor | None = None
+    word_sets: tuple[WordGates, ...] = ()
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether it depends on the prompt's or the response's words."""
+        return bool(self.gates[:-1].any())
 
     @property
     def parts(self) -> frozenset[TiltPart]:
         """What a server must be able to do: add a ``bias``, read the model's ``states``, read the ``words`` of prompt
-        and response, weigh them by the state (``word_states``)."""
+        and response, weigh them by the state (``word_states``), and read them in several ways (``word_sets``)."""
         word_gates, stop_gate = self.gates[:-1], self.gates[-1]
         needs: dict[TiltPart, bool] = {
             "bias": bool(self.bias.any()) or bool(stop_gate[-1]) or bool(self.state_factor[:, -1:].any()),
             "states": bool(self.state_factor[:, :-1].any()) or bool(stop_gate[:-1].any()),
-            "words": bool(word_gates.any()),
+            "words": self.reads_words,
             "word_states": bool(word_gates[:, :-1].any()),
+            "word_sets": bool(self.word_sets),
         }
         return frozenset(part for part, needed in needs.items() if needed)
 
@@ -60,22 +75,42 @@ class Tilt:
 def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
     """Sum_t strength_t A_t as one tilt: biases and gates add, factor pairs concatenate. Exact.
 
-    ValueError where the tilts read prompts differently.
+    Gates of tilts that ignore different tokens of a prompt stay apart (``word_sets``). ValueError where the tilts stop
+    at different tokens, or are of different models.
     """
     first = tilts[0]
-    if any((tilt.ignored, tilt.stop_ids) != (first.ignored, first.stop_ids) for tilt in tilts):
-        raise ValueError("tilts that ignore different tokens of a prompt, or stop at different ones, do not fold")
+    if any(tilt.stop_ids != first.stop_ids for tilt in tilts):
+        raise ValueError("tilts that stop at different tokens do not fold")
+    if any((tilt.bias.shape, tilt.gates.shape) != (first.bias.shape, first.gates.shape) for tilt in tilts):
+        raise ValueError("tilts of models of different vocabularies or widths do not fold")
     scaled = list(zip(tilts, strengths, strict=True))
+    (ignored, gates), *word_sets = _fold_gates(scaled).items()
+    directed = next((tilt for tilt in tilts if tilt.direction is not None), first)
     return Tilt(
         bias=torch.stack([tilt.bias * strength for tilt, strength in scaled]).sum(0),
         state_factor=torch.cat([tilt.state_factor * strength for tilt, strength in scaled]),
         token_factor=torch.cat([tilt.token_factor for tilt in tilts]),
-        gates=torch.stack([tilt.gates * strength for tilt, strength in scaled]).sum(0),
-        ignored=first.ignored,
+        gates=gates,
+        ignored=ignored,
         stop_ids=first.stop_ids,
-        direction=first.direction,
-        direction_error=first.direction_error,
+        direction=directed.direction,
+        direction_error=directed.direction_error,
+        word_sets=tuple(WordGates(gates, ignored) for ignored, gates in word_sets),
     )
+
+
+def _fold_gates(scaled: Sequence[tuple[Tilt, float]]) -> dict[tuple[int, ...], Tensor]:
+    """The gates by the tokens that they ignore; the stop gate, which reads no words, is in the first."""
+    readers = [tilt for tilt, _ in scaled if tilt.reads_words] or [scaled[0][0]]
+    sums = {tilt.ignored: torch.zeros_like(tilt.gates) for tilt in readers}
+    sums |= {part.ignored: torch.zeros_like(part.gates) for tilt, _ in scaled for part in tilt.word_sets}
+    first = readers[0].ignored
+    for tilt, strength in scaled:
+        sums[tilt.ignored if tilt.reads_words else first][:-1] += tilt.gates[:-1] * strength
+        sums[first][-1] += tilt.gates[-1] * strength
+        for part in tilt.word_sets:
+            sums[part.ignored] += part.gates * strength
+    return sums
 
 
 class BoundTilt:
@@ -87,19 +122,21 @@ class BoundTilt:
     def __init__(self, tilt: Tilt, head_VD: Tensor, groups: TokenGroups) -> None:
         if len(tilt.bias) != len(head_VD):
             raise ValueError(f"the tilt is of {len(tilt.bias)} tokens, the model's output head of {len(head_VD)}")
-        self.groups, self.ignored = groups, tilt.ignored  # not the tilt: who holds it decides how long this is kept
+        self.groups = groups
+        self.ignored = [tilt.ignored, *(part.ignored for part in tilt.word_sets)]  # not the tilt, which outlives this
         device = head_VD.device
         self.bias_V = tilt.bias.float().to(device)
         self.state_factor = tilt.state_factor.float().to(device)
-        self.gates = tilt.gates.float().to(device)
+        self.gates = torch.cat([tilt.gates, *(part.gates for part in tilt.word_sets)]).float().to(device)
         self.token_rV = tilt.token_factor.float().to(device) @ head_VD.float().T
         self.stop_ids = torch.tensor(tilt.stop_ids, dtype=torch.int64)
 
-    def start(self, prompt_ids: Sequence[int]) -> RunningFeatures:
+    def start(self, prompt_ids: Sequence[int]) -> RowFeatures:
         """The features of a session's rows, the first of them the prompt."""
-        return RunningFeatures(self.groups, prompt_ids, self.ignored, self.stop_ids)
+        sets = [RunningFeatures(self.groups, prompt_ids, ignored, self.stop_ids) for ignored in self.ignored]
+        return sets[0] if len(sets) == 1 else FeatureSets(sets)
 
-    def additions(self, states_MD: Tensor, sessions: Sequence[RunningFeatures]) -> Tensor:
+    def additions(self, states_MD: Tensor, sessions: Sequence[RowFeatures]) -> Tensor:
         """A(s, .) [M, V] float32, of the rows of these sessions one after another."""
         states_MD = states_MD.float()
         gates_MF = affine(states_MD, self.gates)

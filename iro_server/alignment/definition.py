@@ -37,11 +37,24 @@ SERVER_LIMITS: dict[str, int] = {
 """The largest values that a server accepts of options that are otherwise unbounded."""
 
 
+class Departure(BaseModel):
+    """A measure of an aligned model's validation completions, whose median is beyond nearly all of the frozen model's
+    (5 % and 95 % quantiles)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measure: str
+    median: float
+    frozen_low: float
+    frozen_high: float
+
+
 class ServedDefaults(BaseModel):
     """What a model does where a request says nothing. ``max_tokens`` None: the route's own default.
 
     ``improved``: whether its job's held-out gain has a 95 % interval above 0; None where no job has said so.
-    ``response_format``: the job's, of chats without one.
+    ``over_optimization``: where its text leaves the frozen model's range while the reward rises; None where no job has
+    measured it. ``response_format``: the job's, of chats without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +63,7 @@ class ServedDefaults(BaseModel):
     temperature: float = 1.0
     max_tokens: int | None = None
     improved: bool | None = None
+    over_optimization: tuple[Departure, ...] | None = None
     response_format: JsonObject | None = None
 
 
@@ -175,8 +189,8 @@ class AlignmentOptions(BaseModel):
     )
     keep_unproven: bool = Field(
         False,
-        description="Serve the search also where the 95 % interval of the held-out gain includes 0. By default such a "
-        "model samples as the frozen model does.",
+        description="Serve values and tilt also where the 95 % interval of the held-out gain is not above 0. By "
+        "default such a model answers as the frozen model does.",
     )
 
     @model_validator(mode="before")

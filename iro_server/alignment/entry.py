@@ -74,8 +74,9 @@ class DescribedModel(Protocol):
 
 
 class AlignmentJob(Protocol[AlignmentConfig]):
-    """The job that aligns a model. Its result has ``best_checkpoint`` (a value bundle; None: no iteration improved),
-    ``improved`` (whether the 95 % interval of the held-out gain is above 0), ``max_tokens`` and ``trained_tokens``.
+    """The job that aligns a model. Its result has ``best_checkpoint`` (a value bundle),
+    ``improved`` (whether the 95 % interval of the held-out gain is above 0), ``over_optimization`` (departures, see
+    ``ServedDefaults``), ``max_tokens`` and ``trained_tokens``.
 
     Events are ``{"type", "level", "message", "data"}``; the type is "message", "metrics", "checkpoint", "progress",
     "stage" or "defaults".

@@ -13,6 +13,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from iro_server import JsonObject
+from iro_server.api.composition import served_model
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
@@ -76,7 +77,7 @@ class ChatRequest(Options):
 @router.post("/chat/completions")
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     """Generate the assistant's next message."""
-    model = await run_in_threadpool(context.model, body.model)
+    model = await run_in_threadpool(served_model, body.model, body.search, context)
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, model)
     schema = await _schema(body, use, context, model)
     generation = await run_in_threadpool(_generation, body, context, model, schema, use)
@@ -137,7 +138,7 @@ class ChatChunks:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, body: ChatRequest, use: ToolUse | None) -> None:
         self.tokenizer, self.body, self.use = tokenizer, body, use
         self.texts: defaultdict[int, str] = defaultdict(str)  # of each choice, so far
-        self.unsent: defaultdict[int, SampledTokens] = defaultdict(lambda: SampledTokens([], [], []))
+        self.unsent: defaultdict[int, SampledTokens] = defaultdict(lambda: SampledTokens())
         self.calls: dict[int, CallStream] = {}
 
     def head(self, index: int) -> list[JsonObject]:
@@ -155,13 +156,13 @@ class ChatChunks:
         if self.use is not None:
             stream = self.calls.setdefault(index, CallStream(self.use))
             parts = self._parts(index, stream.end(choice.text), rest)
-            rest = self.unsent.pop(index, SampledTokens([], [], []))
+            rest = self.unsent.pop(index, SampledTokens())
             reason = self.use.finish_reason(reason, self.use.read(choice.text)[1])
         return [*parts, self._part(index, {}, rest) | {"finish_reason": reason}]
 
     def _parts(self, index: int, deltas: list[JsonObject], sampled: SampledTokens) -> list[JsonObject]:
         """Chunks of the deltas; the first brings the log-probabilities, which wait for one."""
-        sampled = self.unsent.pop(index, SampledTokens([], [], [])) + sampled
+        sampled = self.unsent.pop(index, SampledTokens()) + sampled
         if not deltas:
             self.unsent[index] = sampled
             return []

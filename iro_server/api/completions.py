@@ -11,6 +11,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from iro_server import JsonObject
+from iro_server.api.composition import served_model
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.generation import Choice, Generation
@@ -74,7 +75,7 @@ async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any
 
 
 def _generations(body: CompletionRequest, context: Context) -> list[Generation]:
-    model = context.model(body.model)
+    model = served_model(body.model, body.search, context)
     prompts = [_token_ids(model.engine.tokenizer, prompt) for prompt in body.prompts()]
     return [
         body.generation(context, model, ids, body.max_tokens, DEFAULT_MAX_TOKENS, index, len(prompts))

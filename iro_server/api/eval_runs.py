@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, delete, insert, select, update
 from iro_server import JsonObject
 from iro_server.api import files
 from iro_server.api.chat import ChatRequest
+from iro_server.api.composition import served_model
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import APIError, api_error, bad_request, invalid, not_found
 from iro_server.api.eval_report import report_page
@@ -98,6 +99,11 @@ def _sampling(name: str, source: DataSource, context: Context) -> JsonObject:
     except APIError as error:
         error.param = f"data_source.sampling_params.{error.param}"
         raise _of_params(error, params) from error
+    try:
+        model = served_model(name, chat.search, context)
+    except APIError as error:
+        error.param = f"data_source.sampling_params.{error.param}"
+        raise
     most = chat.max_completion_tokens or model.defaults.max_tokens or context.settings.default_max_tokens
     temperature = model.defaults.temperature if chat.temperature is None else chat.temperature
     seed = DEFAULT_SEED if params.seed is None else params.seed

@@ -205,7 +205,7 @@ def show(job: t.Job, context: Context) -> JsonObject:
         "trained_tokens": job.trained_tokens,
         "estimated_finish": job.estimated_finish,
         "integrations": job.integrations or [],
-        "iro": {"improved": (job.search or {}).get("improved")},
+        "iro": {name: (job.search or {}).get(name) for name in ("improved", "over_optimization")},
     }
 
 

@@ -14,7 +14,7 @@ from iro_server.api.search_telemetry import SearchTelemetry
 from iro_server.api.search_trace import OnRound, SearchTrace
 from iro_server.api.text import Detokenizer
 from iro_server.concurrency.tasks import gather_or_cancel
-from iro_server.decoding.base import Final, Scorer, SearchParams, SearchResult, SearchUsage
+from iro_server.decoding.base import Attribution, Final, Scorer, SearchParams, SearchResult, SearchUsage
 from iro_server.decoding.beam import SampledTokens
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
@@ -32,6 +32,7 @@ class Generation:
     """``n`` choices for one prompt. All is checked: what it holds fits the model.
 
     ``best_first``: by value, also where the selection rule returns samples. ``traced``: its rounds are reported.
+    ``attribution``: value functions that are shared among the tokens of the choices.
     """
 
     model: ServedModel
@@ -46,6 +47,7 @@ class Generation:
     item: JsonObject
     best_first: bool = False
     traced: bool = False
+    attribution: Attribution | None = None
 
     @property
     def rows(self) -> int:
@@ -119,7 +121,8 @@ async def _search(
 ) -> SearchResult:
     params = request.params
     if params.rows == 1 and params.chunk_length is None:
-        length = STREAM_TOKENS if on_agreed else STOP_TOKENS if request.detokenizer.stops else None
+        looks_up = request.detokenizer.stops or request.attribution  # whose hidden states are dropped then
+        length = STREAM_TOKENS if on_agreed else STOP_TOKENS if looks_up else None
         params = params.model_copy(update={"chunk_length": length})
     return await guided_search(
         request.model.engine,
@@ -129,6 +132,7 @@ async def _search(
         request.max_tokens,
         request.scorer if params.rows > 1 else None,
         steering=request.steering,
+        attribution=request.attribution,
         stop_text=request.detokenizer.stopped if request.detokenizer.stops else None,
         on_agreed=partial(on_agreed, numbers) if on_agreed else None,
         observer=SearchTrace(on_round) if on_round else TELEMETRY,
@@ -151,8 +155,8 @@ def _ordered(request: Generation, result: SearchResult) -> Generated:
 def _choice(request: Generation, final: Final) -> Choice:
     text, count = request.detokenizer.final_text(final.tokens)
     finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
-    sampled = SampledTokens(final.tokens, final.logprobs, final.alternatives)[:count]
-    return Choice(text, sampled, finish_reason, final.kl, final.number)
+    sampled = SampledTokens(final.tokens, final.logprobs, final.alternatives, final.log_ratios, final.token_values)
+    return Choice(text, sampled[:count], finish_reason, final.kl, final.number)
 
 
 def sum_usage(usages: list[SearchUsage]) -> SearchUsage:

@@ -25,7 +25,8 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
 
 
 def chat_logprobs(tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, num_top: int) -> JsonObject:
-    """Each token's log-probability, and those of the ``num_top`` likeliest tokens in its place."""
+    """Each token's log-probability, and those of the ``num_top`` likeliest tokens in its place. ``value``: its share of
+    the value functions. ``log_ratio``: by how much a tilt raised its log-probability."""
     text_of = token_texts(tokenizer)
 
     def entry(token: int, logprob: float) -> JsonObject:
@@ -36,6 +37,10 @@ def chat_logprobs(tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, nu
     for place, position in enumerate(content):
         alternatives = sampled.alternatives[place][:num_top] if sampled.alternatives else []
         position["top_logprobs"] = [entry(*alternative) for alternative in alternatives]
+    for name, numbers in (("value", sampled.values), ("log_ratio", sampled.log_ratios)):
+        if numbers:
+            for position, number in zip(content, numbers, strict=True):
+                position[name] = number
     return {"content": content, "refusal": None}
 
 
@@ -43,7 +48,7 @@ def text_logprobs(
     tokenizer: PreTrainedTokenizerBase, sampled: SampledTokens, num_top: int, offset: int = 0
 ) -> JsonObject:
     """``offset``: of the first token in the completion's text. The token drawn is among the ``num_top`` + 1 of
-    ``top_logprobs``."""
+    ``top_logprobs``. ``values`` and ``log_ratios``: as a chat's ``value`` and ``log_ratio``."""
     text_of = token_texts(tokenizer)
     texts = [text_of(token) for token in sampled.tokens]
     drawn = [{text: logprob} for text, logprob in zip(texts, sampled.logprobs, strict=True)]
@@ -57,4 +62,4 @@ def text_logprobs(
         "token_logprobs": sampled.logprobs,
         "text_offset": list(accumulate((len(text) for text in texts[:-1]), initial=offset))[: len(texts)],
         "top_logprobs": top if num_top else None,
-    }
+    } | {name: numbers for name, numbers in (("values", sampled.values), ("log_ratios", sampled.log_ratios)) if numbers}

@@ -16,8 +16,9 @@ from iro_server.api.errors import bad_request, invalid
 from iro_server.api.generation import Generated, Generation
 from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
-from iro_server.decoding.base import Scorer, SearchParams, repeatable
+from iro_server.decoding.base import Attribution, Scorer, SearchParams, repeatable
 from iro_server.engines.base import Sampling, Steering, cache_salt
+from value_heads.stack import ValueStack
 
 RELEASE = version("iro-align")
 MAX_BIASES = 1024
@@ -132,6 +133,7 @@ class Options(BaseModel):
             item=self.item or {},
             best_first=self._is_greedy,
             traced=self.stream_options is not None and self.stream_options.include_search,
+            attribution=self._attribution(scorer),
         )
         if generation.base_tokens * prompts > context.settings.max_request_tokens:
             most = context.settings.max_request_tokens
@@ -164,6 +166,10 @@ class Options(BaseModel):
         if params.pick == "grader" and model.grader is None:
             raise bad_request(f"{model.name} was aligned to no grader that could pick.", "search.pick")
         return params, scorer, steering
+
+    def _attribution(self, scorer: Scorer | None) -> Attribution | None:
+        """The values to be shared among tokens, where log-probabilities are asked for and they are such a sum."""
+        return scorer if self.wants_logprobs and isinstance(scorer, ValueStack) and scorer.decomposes else None
 
     @property
     def _is_greedy(self) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,10 @@ from iro_server.store.named import find_named
 from iro_server.store.tables import Job, Model, now
 from value_heads.backbone import LoraValues
 from value_heads.bundle import BundleMismatch, load_bundle
+from value_heads.compose import compose
 from value_heads.shared import free_memory
 from value_heads.stack import ValueStack
+from value_heads.tilt import Tilt, TiltPart
 
 Values = ValueStack | LoraValues
 log = logging.getLogger("iro.api")
@@ -38,6 +41,10 @@ class ModelMismatch(ValueError):
     """A model's value functions do not fit the frozen model that is served."""
 
 
+class CompositeMismatch(ValueError):
+    """Models whose value functions cannot be added."""
+
+
 class ModelUnreadable(Exception):
     """A model's value functions cannot be loaded."""
 
@@ -46,7 +53,8 @@ class ModelUnreadable(Exception):
 class ServedModel:
     """A frozen model and, where it is aligned, the value functions that steer it.
 
-    ``owned_by_caller``: the calling project aligned it. To another project no text of the grader's may be shown: the
+    ``path``: of its bundle. ``composed``: its values are a weighted sum of several models'. ``owned_by_caller``: the
+    calling project aligned it. To another project no text of the grader's may be shown: the
     grader is the owner's code, and its errors may tell of what it has read.
     """
 
@@ -56,6 +64,8 @@ class ServedModel:
     values: Values | None = None
     grader: HeldGrader | None = None
     owned_by_caller: bool = True
+    path: str | None = None
+    composed: bool = False
 
     def scorer(self, params: SearchParams) -> Scorer | None:
         """The value functions at the request's betas. ValueError where the betas do not suit them."""
@@ -63,6 +73,8 @@ class ServedModel:
             return self.values
         if self.values is None:
             raise ValueError(f"{self.name} has no value functions for betas to weigh")
+        if self.composed:
+            raise ValueError("betas weigh the iterations of one model: leave them out with values")
         return self.values.with_betas(params.betas)
 
     def steering(self, params: SearchParams) -> Steering | None:
@@ -72,9 +84,20 @@ class ServedModel:
             return None
         if tilt is None:
             raise ValueError(f"{self.name} has no tilt: leave strength out, or 0")
+        if self.composed and (missing := self._cannot_apply(tilt)):
+            raise ValueError(
+                f"{self.name} is served where no tilt of several models has {', '.join(sorted(missing))}: name models "
+                "without it, or set strength to 0"
+            )
         if not self.engine.info.drift and (params.max_kl is not None or params.rule.samples):
             raise ValueError(f"{self.name} is served where KL is not known: leave out max_kl, and smc with a strength")
         return Steering(tilt, params.strength, params.max_kl)
+
+    def _cannot_apply(self, tilt: Tilt) -> frozenset[TiltPart]:
+        """The parts of a composite's tilt that its engine does not apply. A server takes what depends on the state as
+        an adapter, which each weighting would leave behind."""
+        info = self.engine.info
+        return info.cannot_apply(tilt) | (tilt.parts & {"states"} if not info.drift else frozenset())
 
 
 class ModelRegistry:
@@ -97,6 +120,7 @@ class ModelRegistry:
         self.created = now()
         self.values: Loaded[Values] = Loaded(most, idle)
         self.graders: Loaded[HeldGrader] = Loaded(most, idle, HeldGrader.drop)
+        self.composites: Loaded[ValueStack] = Loaded(most, idle)
 
     @property
     def base(self) -> str:
@@ -113,13 +137,37 @@ class ModelRegistry:
         path, stored, job = stored_bundle
         defaults = ServedDefaults.model_validate(stored)
         values = self.values.get(path, lambda: self._load(name, path))
-        return ServedModel(
-            name, self.engine, defaults, values, self._grader(job, project), owned_by_caller=job.project == project
-        )
+        owned = job.project == project
+        grader = self._grader(job, project)
+        return ServedModel(name, self.engine, defaults, values, grader, owned_by_caller=owned, path=path)
+
+    def composite(self, parts: Sequence[tuple[ServedModel, float]]) -> Values | None:
+        """The weighted sum of aligned models' values; None where all weights are 0. Raises CompositeMismatch."""
+        parts = [(model, weight) for model, weight in parts if weight]
+        if not parts:
+            return None
+        if len(parts) == 1 and parts[0][1] == 1:
+            return parts[0][0].values
+        stacks = []
+        for model, _ in parts:
+            if not isinstance(model.values, ValueStack):
+                raise CompositeMismatch(
+                    f"The model '{model.name}' has LoRA value functions, each a pass of its own through a backbone: "
+                    "they fold with no others. Only linear and mlp value functions are mixed."
+                )
+            stacks.append(model.values)
+        weights = [weight for _, weight in parts]
+        key = json.dumps(sorted((model.path, weight) for model, weight in parts))
+        try:
+            return self.composites.get(key, lambda: compose(stacks, weights))
+        except ValueError as error:
+            names = ", ".join(model.name for model, _ in parts)
+            raise CompositeMismatch(f"The models {names} cannot be mixed: {error}.") from error
 
     def drop(self, path: str, job_id: str) -> None:
         """Let go of a deleted model. Requests that use it go on."""
         self.values.drop(path)
+        self.composites.drop_where(lambda key: path in (part for part, _ in json.loads(key)))
         self.graders.drop_where(lambda key: key.startswith(f"{job_id} "))
         free_memory()
 
@@ -134,7 +182,7 @@ class ModelRegistry:
                 await asyncio.wait_for(stopping.wait(), min(SWEEP, self.values.idle))
 
     def _drop_idle(self) -> None:
-        if self.values.drop_idle() + self.graders.drop_idle():
+        if self.values.drop_idle() + self.composites.drop_idle() + self.graders.drop_idle():
             free_memory()
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from sqlalchemy import delete
 
 from iro_server import JsonObject
+from iro_server.api.composition import served_model
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.generation import Choice, Generation
@@ -41,7 +42,7 @@ class Answering:
     def _generation(self) -> Generation:
         before = _conversation(self.context, self.body.previous_response_id)
         chat = self.body.chat(before)
-        model = self.context.model(chat.model)
+        model = served_model(chat.model, chat.search, self.context)
         messages = [message.plain() for message in chat.messages]
         try:
             prompt_ids = chat_prompt_ids(model.engine.tokenizer, messages)
@@ -119,7 +120,7 @@ async def create(body: ResponseRequest, request: Request, context: Ctx) -> Any:
 
 async def _schema(body: ResponseRequest, context: Context) -> str | None:
     """What the answer is held to."""
-    model = await run_in_threadpool(context.model, body.model)
+    model = await run_in_threadpool(served_model, body.model, body.search, context)
     try:
         return await requested_schema(body.response_format, context, model)
     except APIError as error:

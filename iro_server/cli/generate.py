@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prompts import item_prompt_ids
 from value_heads import LoraValues, ValueStack, load_bundle
 from value_heads.bundle import read_manifest
+from value_heads.compose import compose
 
 MOST_LISTED = 5  # tokens of the most value, and of the least
 
@@ -34,10 +37,26 @@ class Completion:
     log_ratios: list[float] | None = None
 
 
-def search_defaults(bundle: Path, options: JsonObject) -> JsonObject:
-    """What a bundle is tried with: its tilt at one row where it has one, unless the options ask for a search."""
+def parse_values(text: str) -> dict[Path, float]:
+    """``PATH``, or ``PATH=WEIGHT,PATH=WEIGHT``: the bundles with their weights. ValueError for what is neither."""
+    if Path(text).exists() or "=" not in text:
+        return {Path(text): 1.0}
+    bundles: dict[Path, float] = {}
+    for part in text.split(","):
+        path, _, weight = part.rpartition("=")
+        try:
+            bundles[Path(path)] = float(weight)
+        except ValueError:
+            raise ValueError(f"--values: {part!r} is not PATH=WEIGHT") from None
+        if not path or not math.isfinite(bundles[Path(path)]):
+            raise ValueError(f"--values: {part!r} is not PATH=WEIGHT with a finite weight")
+    return bundles
+
+
+def search_defaults(bundles: Iterable[Path], options: JsonObject) -> JsonObject:
+    """What bundles are tried with: tilts at one row where there are any, unless the options ask for a search."""
     search = DEFAULT_OPTIONS.search.model_dump()
-    if read_manifest(bundle).tilt is None or options["strength"] == 0:
+    if all(read_manifest(bundle).tilt is None for bundle in bundles) or options["strength"] == 0:
         return search
     wants_search = any(options[name] is not None for name in ("beam_width", "num_successors", "chunk_length"))
     return (search if wants_search else {}) | {"strength": 1.0}
@@ -50,14 +69,13 @@ def complete(
     params: SearchParams,
     sampling: Sampling,
     max_tokens: int,
-    bundle: Path | None,
+    bundles: Mapping[Path, float] | None,
 ) -> Completion:
-    """ValueError where the bundle does not fit the model, or the search the bundle."""
+    """``bundles``: with their weights. ValueError where one does not fit the model or another, or the search."""
     disable_progress_bar()
     item = {"prompt": prompt} if text else {"messages": [{"role": "user", "content": prompt}]}
     with EmbeddedEngine(model_dir) as engine:
-        hashes = {"model_hash": engine.info.model_hash, "template_hash": engine.info.template_hash}
-        values = load_bundle(bundle, **hashes, backbone_dir=model_dir) if bundle else None
+        values = load_values(engine, model_dir, bundles or {})
         if values and params.betas:
             values = values.with_betas(params.betas)
         sampling = replace(sampling, stop_ids=engine.info.eos_ids)
@@ -65,21 +83,32 @@ def complete(
         if values and sampling.temperature == 0 and params.rows > 1:
             sampling = repeatable(sampling, 1.0, prompt_ids)
         steering = steering_of(values, params)
-        layers = () if values is None or isinstance(values, LoraValues) else values.layers
+        attribution = values if isinstance(values, ValueStack) and values.decomposes else None
         scorer = values if params.rows > 1 else None
         search = guided_search(
-            engine, prompt_ids, params, sampling, max_tokens, scorer, steering=steering, keep_hidden=layers
+            engine, prompt_ids, params, sampling, max_tokens, scorer, steering=steering, attribution=attribution
         )
         final = asyncio.run(search).finals[0]
-        worth = None
-        if values is not None and not isinstance(values, LoraValues):
-            worth = values.token_values(final.tokens, final.hidden)
         return Completion(
             str(engine.tokenizer.decode(final.tokens, skip_special_tokens=True)),
             [str(engine.tokenizer.decode([token])) for token in final.tokens],
-            worth,
+            final.token_values or None,
             final.log_ratios or None,
         )
+
+
+def load_values(
+    engine: EmbeddedEngine, model_dir: Path, bundles: Mapping[Path, float]
+) -> ValueStack | LoraValues | None:
+    """The bundles' weighted sum; None without any."""
+    hashes = {"model_hash": engine.info.model_hash, "template_hash": engine.info.template_hash}
+    loaded = [load_bundle(bundle, **hashes, backbone_dir=model_dir) for bundle in bundles]
+    if not loaded or list(bundles.values()) == [1.0]:
+        return loaded[0] if loaded else None
+    stacks = [values for values in loaded if isinstance(values, ValueStack)]
+    if len(stacks) < len(loaded):
+        raise ValueError("LoRA value functions fold with no others: only linear and mlp ones are mixed")
+    return compose(stacks, list(bundles.values()))
 
 
 def steering_of(values: ValueStack | LoraValues | None, params: SearchParams) -> Steering | None:
@@ -99,7 +128,7 @@ def explained(completion: Completion) -> Table:
             table.add_row(f"{name} {sum(numbers):+.3f}", coloured(completion.pieces, numbers))
             table.add_row("", extremes(completion.pieces, numbers))
     if completion.values is None and completion.log_ratios is None:
-        raise ValueError("LoRA value functions are no sum over tokens that --explain could colour")
+        raise ValueError("LoRA and mlp value functions are no sum over tokens that --explain could colour")
     return table
 
 

@@ -201,11 +201,8 @@ def align(
     directory = model_dir(model)
     config |= {"model_dir": str(directory), "model_name": model.rstrip("/").split("/")[-1]}
     result = _execute(job, config, out)
-    if result["best_checkpoint"] is None:
-        console.print("No iteration was better than the frozen model on held-out prompts.")
-        raise typer.Exit(1)
     if not result.get("improved", True):
-        console.print("The 95 % interval of its gain over the frozen model includes 0.")
+        console.print("The 95 % interval of its gain over the frozen model is not above 0.")
     console.print(f"Best: iteration {result['best_iteration']}. Try it: iro generate --values", end=" ")
     console.print(escape(result["best_checkpoint"]), '"…"', soft_wrap=True)
 
@@ -214,7 +211,10 @@ def align(
 def generate(
     prompt: Annotated[str, typer.Argument(help="A question to the model; - reads it from stdin.")],
     model: Model = DEFAULT_MODEL,
-    values: Annotated[Path | None, typer.Option(help="A value bundle: an iteration of an alignment run.")] = None,
+    values: Annotated[
+        str | None,
+        typer.Option(help="A value bundle, an iteration of an alignment run; or several: PATH=WEIGHT,PATH=WEIGHT."),
+    ] = None,
     text: Annotated[bool, typer.Option("--text", help="Continue the prompt unchanged, without a chat.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: the same text every time.")] = 1.0,
@@ -236,25 +236,26 @@ def generate(
     explain: Annotated[bool, typer.Option("--explain", help="Colour each token by what it adds to the value.")] = False,
 ) -> None:
     """Print a completion, guided by the value functions of a bundle if one is given."""
-    from iro_server.cli.generate import complete, explained, search_defaults
+    from iro_server.cli.generate import complete, explained, parse_values, search_defaults
     from iro_server.decoding.base import SearchParams
     from iro_server.engines.base import Sampling
 
     options: JsonObject = {"beam_width": beam_width, "num_successors": num_successors, "chunk_length": chunk_length}
     options |= {"selection": selection, "betas": betas.split(",") if betas else None, "strength": strength}
-    defaults = search_defaults(values, options) if values else {}
+    bundles = parse_values(values) if values else {}
+    defaults = search_defaults(bundles, options) if bundles else {}
     params = SearchParams.model_validate(
         defaults | {name: value for name, value in options.items() if value is not None}
     )
     if top_p <= 0:
         raise ValueError("top_p: must be above 0")
-    if params.betas and values is None:
-        raise ValueError("betas weigh value functions, and there are none without --values")
+    if params.betas and len(bundles) != 1:
+        raise ValueError("betas weigh the value functions of one bundle: --values PATH")
     if explain and values is None:
         raise ValueError("--explain colours tokens by the value functions of --values")
     prompt = sys.stdin.read() if prompt == "-" else prompt
     sampling = Sampling(temperature, top_p=top_p, top_k=top_k, seed=seed)
-    completion = complete(model_dir(model), prompt, text, params, sampling, max_tokens, values)
+    completion = complete(model_dir(model), prompt, text, params, sampling, max_tokens, bundles)
     if explain:
         console.print(explained(completion))
     else:

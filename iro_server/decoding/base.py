@@ -68,8 +68,9 @@ class SearchParams(BaseModel):
 
     def overridden(self, changes: JsonObject) -> SearchParams:
         """With some fields changed. ``rows``, which is none, sets W·K: 1 is a single row; more keep W where it divides
-        them, and else one beam. ValidationError for what is no search."""
-        fields = self.model_dump() | {name: value for name, value in changes.items() if name != "rows"}
+        them, and else one beam. ``values`` is for who resolves models. ValidationError for what is no search."""
+        no_fields = ("rows", "values")
+        fields = self.model_dump() | {name: value for name, value in changes.items() if name not in no_fields}
         if "rows" in changes:
             rows = Rows.model_validate({"rows": changes["rows"]}).rows
             width = self.beam_width if rows > self.beam_width and rows % self.beam_width == 0 else 1
@@ -118,6 +119,23 @@ class Round:
     last: bool
 
 
+class TokenShares(Protocol):
+    """The shares of one search's tokens in a value."""
+
+    def shares(self, parents: Sequence[int], num_successors: int, chunk: Chunk) -> torch.Tensor:
+        """[R, L]; arguments as ``Session.extend``."""
+        ...
+
+
+class Attribution(Protocol):
+    """Value functions whose value is a sum over tokens."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+
+    def start_tokens(self) -> TokenShares: ...
+
+
 class SearchObserver(Protocol):
     """Follows the searches that it is passed to, such as for telemetry."""
 
@@ -143,6 +161,7 @@ class Final:
     ``finish_reason``: "stop" or "length". ``alternatives``: of each token, as ``Chunk``; empty where the sampling asks
     for none. ``log_ratios``: log q/pi_0 of each token where the engine reports drift of a tilt q, else none.
     ``number``: of the beam that it ends with.
+    ``token_values``: each token's share of a value, where the search was asked for them.
     """
 
     tokens: list[int]
@@ -154,6 +173,7 @@ class Final:
     alternatives: list[Alternatives] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
     number: int = 0
+    token_values: list[float] = field(default_factory=list)
 
 
 @dataclass

@@ -16,19 +16,32 @@ Term = TypeVar("Term")
 
 @dataclass(slots=True)
 class SampledTokens:
-    """Tokens with their log-probabilities and, where the sampling asks for them, the likeliest tokens beside each."""
+    """Tokens with their log-probabilities; the likeliest tokens beside each, its log-ratio by a tilt and its share of
+    the value, where they are asked for, and else nothing."""
 
-    tokens: list[int]
-    logprobs: list[float]
-    alternatives: list[Alternatives]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    alternatives: list[Alternatives] = field(default_factory=list)
+    log_ratios: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
 
     def __add__(self, more: SampledTokens) -> SampledTokens:
         return SampledTokens(
-            self.tokens + more.tokens, self.logprobs + more.logprobs, self.alternatives + more.alternatives
+            self.tokens + more.tokens,
+            self.logprobs + more.logprobs,
+            self.alternatives + more.alternatives,
+            self.log_ratios + more.log_ratios,
+            self.values + more.values,
         )
 
     def __getitem__(self, places: slice) -> SampledTokens:
-        return SampledTokens(self.tokens[places], self.logprobs[places], self.alternatives[places])
+        return SampledTokens(
+            self.tokens[places],
+            self.logprobs[places],
+            self.alternatives[places],
+            self.log_ratios[places],
+            self.values[places],
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -37,10 +50,11 @@ class Beam:
 
     Beams are equal where all their tokens since the prompt are, however chunks divide them.
 
-    ``logprobs``, ``alternatives``, ``log_ratios`` (where it was steered), ``hidden[layer]`` [L, D]: of ``tokens``.
-    ``row``: its place in the chunk. ``number``: its place among all rows of the search, from 1. ``value``: sum_t
-    V_t/beta_t at the last token. ``log_weight``: of SMC, since the beam was resampled. ``kl``: nats from the frozen
-    model along its tokens, where it was steered. ``length``: tokens since the prompt.
+    ``logprobs``, ``alternatives``, ``log_ratios`` (where it was steered), ``token_values`` (their shares of the value,
+    where they are asked for), ``hidden[layer]`` [L, D]: of ``tokens``. ``row``: its place in the chunk. ``number``: its
+    place among all rows of the search, from 1. ``value``: sum_t V_t/beta_t at the last token. ``log_weight``: of SMC,
+    since the beam was resampled. ``kl``: nats from the frozen model along its tokens, where it was steered. ``length``:
+    tokens since the prompt.
     """
 
     parent: Beam | None = None
@@ -48,6 +62,7 @@ class Beam:
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[Alternatives] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
+    token_values: list[float] = field(default_factory=list)
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     row: int = 0
     number: int = 0
@@ -91,6 +106,8 @@ class Beam:
             _last([beam.tokens for beam in path], count),
             _last([beam.logprobs for beam in path], count),
             _last([beam.alternatives for beam in path], count),
+            _last([beam.log_ratios for beam in path], count),
+            _last([beam.token_values for beam in path], count),
         )
 
     def _path_from(self, start: int) -> list[Beam]:

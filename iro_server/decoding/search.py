@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 
 import torch
 
 from iro_server.decoding.base import (
+    Attribution,
     Final,
     Round,
     Scorer,
@@ -23,6 +25,7 @@ from iro_server.decoding.base import (
     SearchResult,
     SearchUsage,
     Stage,
+    TokenShares,
 )
 from iro_server.decoding.beam import Beam, SampledTokens
 from iro_server.engines.base import Chunk, Engine, Sampling, Session, Steering
@@ -52,6 +55,7 @@ async def guided_search(
     scorer: Scorer | None = None,
     *,
     steering: Steering | None = None,
+    attribution: Attribution | None = None,
     keep_hidden: tuple[int, ...] = (),
     stop_text: Callable[[list[int]], bool] | None = None,
     on_agreed: Callable[[SampledTokens], None] | None = None,
@@ -66,6 +70,7 @@ async def guided_search(
         scorer: value functions; without them every value is 0 and the first rows are kept.
         steering: tilts what is drawn. Rules that resample correct for it: their finals are draws from
             pi_base * exp(sum V/beta) still. Rules that rank order what q proposes by value.
+        attribution: value functions whose value is shared among the tokens of each final.
         keep_hidden: layers whose hidden states are returned with each final.
         stop_text: a row for which it returns True (given the row's tokens) is finished at this chunk's end.
         on_agreed: called with what was sampled that every live or finished beam now shares, as it grows.
@@ -83,14 +88,16 @@ async def guided_search(
         raise ValueError(f"{engine.info.name} reports no log-ratios of a tilt, which {params.selection} corrects for")
     observer = observer or NullObserver()
     observer.prompt(len(prompt_ids))
-    layers = tuple(sorted({*keep_hidden, *(scorer.layers if scorer else ())}))
+    read_layers = [values.layers for values in (scorer, attribution) if values is not None]
+    layers = tuple(sorted({*keep_hidden, *chain.from_iterable(read_layers)}))
     with observer.stage("prefill"):
         session = await engine.open(prompt_ids, sampling, layers, steering)
     try:
         values = scorer.start(prompt_ids) if scorer else None
         drawn = params.drawn_by(sampling)
-        search = _Search(session, values, drawn, sampling.seed, keep_hidden, stop_text, observer, knows_drift)
-        agreed = SampledTokens([], [], [])
+        shares = attribution.start_tokens() if attribution else None
+        search = _Search(session, values, shares, drawn, sampling.seed, keep_hidden, stop_text, observer, knows_drift)
+        agreed = SampledTokens()
         remaining_tokens = max_tokens
         chunk_length = None if sampling.remembers and not engine.info.resumes else params.chunk_length
         while remaining_tokens and search.live:
@@ -112,6 +119,7 @@ class _Search:
         self,
         session: Session,
         values: ScorerState | None,
+        shares: TokenShares | None,
         params: SearchParams,
         seed: int | None,
         keep_hidden: tuple[int, ...],
@@ -120,6 +128,7 @@ class _Search:
         knows_drift: bool,
     ) -> None:
         self.session, self.values, self.params, self.observer = session, values, params, observer
+        self.shares = shares
         self.keep_hidden, self.stop_text = keep_hidden, stop_text
         self.generator = torch.Generator()
         # Another stream than the session's, whose uniforms drew the tokens that are resampled here.
@@ -138,8 +147,10 @@ class _Search:
         live, rule = self.live, self.params.rule
         successors = self.params.num_successors if self.usage.rounds else self.params.rows  # first the prompt has W*K
         with self.observer.stage("round"):
-            chunk, scores_R = await self._extend([beam.row for beam in live], successors, length)
-            rows = self._rows(live, successors, chunk, scores_R)
+            parents = [beam.row for beam in live]
+            chunk, scores_R = await self._extend(parents, successors, length)
+            shares_RL = self.shares.shares(parents, successors, chunk).tolist() if self.shares else None
+            rows = self._rows(live, successors, chunk, scores_R, shares_RL)
             pool = [beam for beam in self.beams if beam.finished] + rows
             last = last or all(beam.finished for beam in pool)
             choose = rule.finish if last else rule.select
@@ -155,7 +166,14 @@ class _Search:
         with self.observer.stage("score"):
             return chunk, await self.values.score(parents, successors, chunk)
 
-    def _rows(self, live: list[Beam], successors: int, chunk: Chunk, scores_R: torch.Tensor | None) -> list[Beam]:
+    def _rows(
+        self,
+        live: list[Beam],
+        successors: int,
+        chunk: Chunk,
+        scores_R: torch.Tensor | None,
+        shares_RL: list[list[float]] | None,
+    ) -> list[Beam]:
         """A beam of each row of the chunk."""
         tokens, logprobs = chunk.tokens_RL.tolist(), chunk.logprobs_RL.tolist()
         lengths, stopped = chunk.lengths_R.tolist(), chunk.stopped_R.tolist()
@@ -173,6 +191,7 @@ class _Search:
                 logprobs[row][:length],
                 chunk.alternatives[row][:length] if chunk.alternatives else [],
                 ratios[row][:length] if ratios else [],
+                shares_RL[row][:length] if shares_RL else [],
                 {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
                 row,
                 self.num_rows + row + 1,
@@ -211,7 +230,8 @@ class _Search:
         return Final(
             tokens=sampled.tokens,
             logprobs=sampled.logprobs,
-            log_ratios=[ratio for part in path for ratio in part.log_ratios],
+            log_ratios=sampled.log_ratios,
+            token_values=sampled.values,
             value=beam.value,
             finish_reason="stop" if beam.finished else "length",
             hidden={layer: torch.cat([part.hidden[layer] for part in path]) for layer in self.keep_hidden},

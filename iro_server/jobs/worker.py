@@ -151,10 +151,8 @@ class Worker:
                 retry_while_unavailable(records.record)(self.sessions, job, event)
 
         result = alignment_job.execute(config, self.out, on_event=on_event, should_stop=self.stop.is_set)
-        search |= {name: result[name] for name in ("max_tokens", "improved") if name in result}
+        search |= {name: result[name] for name in ("max_tokens", "improved", "over_optimization") if name in result}
         retry_while_unavailable(self._tell)(job)  # of what was graded since the last heartbeat
-        if result.get("best_checkpoint") is None:
-            raise NoImprovement("no iteration's held-out reward was above the base model's, so there is no model")
         retry_while_unavailable(self._note_search)(search)
         if "search" in result:  # of the model alone: checkpoints have no tilt, and search as the job did
             search |= {"search": result["search"]}
@@ -180,10 +178,6 @@ class Worker:
         row = File(id=id, project=job.project, filename="step_metrics.csv", purpose="fine-tune-results", bytes=size)
         row.sha256 = digest
         return row
-
-
-class NoImprovement(Exception):
-    code = "no_improvement"
 
 
 def explain(error: Exception) -> tuple[str, str, str | None]:

@@ -36,10 +36,11 @@ def told(running: Stack, job: str) -> list[str]:
 
 
 def model_of(running: Stack, job: FineTuningJob) -> str:
-    """What came of a job that ran to its end. So small a one may not beat the base model: then its checkpoint."""
-    if job.status == "succeeded":
+    """What came of a job that ran to its end. So small a one may not beat the base model: then its checkpoint, which
+    searches all the same."""
+    assert job.status == "succeeded", job.error
+    if job.iro["improved"]:
         return job.fine_tuned_model
-    assert job.error.code == "no_improvement", job.error
     checkpoints = insist([running], lambda client: client.fine_tuning.jobs.checkpoints.list(job.id).data)
     return checkpoints[0].fine_tuned_model_checkpoint
 

@@ -53,15 +53,13 @@ def test_from_a_file_to_a_chat_with_the_aligned_model(browser, settings, tmp_pat
             page.get_by_label(label).fill(str(value))
         page.get_by_role("button", name="Start the job").click()
         expect(page.get_by_text("iteration 1 of 1")).to_be_visible(timeout=15 * MINUTES)
-        expect(page.get_by_text(re.compile("^(succeeded|failed)$")).first).to_be_visible(timeout=15 * MINUTES)
+        expect(page.get_by_text(re.compile("^succeeded$")).first).to_be_visible(timeout=15 * MINUTES)
         (job,) = client.fine_tuning.jobs.list().data
-        aligned = job.status == "succeeded"  # a few prompts may leave the gain in the noise: a checkpoint is tried then
-        assert aligned or job.error.code == "no_improvement", job.error
         events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
         rewards = [event.data["full_valid_mean_reward"] for event in reversed(events) if event.type == "metrics"]
         shown = page.locator(".headline b").all_inner_texts()
         assert shown[:2] == [f"{reward:.3f}" for reward in rewards]  # of the frozen model and of the iteration
-        page.get_by_role("link", name="Try it" if aligned else "Try step 1", exact=True).first.click()
+        page.get_by_role("link", name="Try it", exact=True).first.click()
         expect(page.get_by_label("Prompt")).to_have_value(ROWS[0])
         page.get_by_label("Prompt").fill("What is the capital of France?")
         page.get_by_role("button", name="Generate").click()

@@ -130,6 +130,43 @@ def test_what_tokens_add_sums_to_the_value_of_every_prefix(chosen, length, seed)
     generator = torch.Generator().manual_seed(seed)
     stack = ValueStack([linear(spec, generator) for spec in chosen], [2.0] * len(chosen))
     hidden = random_hidden(1, length, generator)
-    tokens, states = hidden[TOKENS][0].tolist(), {layer: hidden[layer][0] for layer in stack.layers}
-    added = torch.tensor(stack.token_values(tokens, states))
-    assert torch.allclose(added.cumsum(0), stack.values(hidden)[0], atol=1e-4)
+    added_T = shares_by_chunks(stack, hidden, [length])[0]
+    assert torch.allclose(added_T.cumsum(0), stack.values(hidden)[0], atol=1e-4)
+
+
+@given(
+    chosen=st.lists(st.sampled_from(SPECS), min_size=1, max_size=3),
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+)
+def test_shares_do_not_depend_on_how_chunks_divide_the_tokens(chosen, lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    stack = ValueStack([linear(spec, generator) for spec in chosen], [0.5] * len(chosen))
+    hidden = random_hidden(3, sum(lengths), generator)
+    torch.testing.assert_close(
+        shares_by_chunks(stack, hidden, lengths), shares_by_chunks(stack, hidden, [sum(lengths)]), atol=1e-4, rtol=1e-4
+    )
+
+
+def shares_by_chunks(stack, hidden, lengths):
+    """[R, T]; the rows are continued in reverse order, and put back."""
+    shares, rows, start = stack.start_tokens(), len(hidden[TOKENS]), 0
+    parts, order = [], torch.arange(rows)
+    for number, length in enumerate(lengths):
+        parents = [0] if number == 0 else list(range(rows))[::-1]
+        order = order if number == 0 else order.flip(0)
+        part = {layer: states[order, start : start + length] for layer, states in hidden.items()}
+        chunk = SimpleNamespace(
+            tokens_RL=part.pop(TOKENS), lengths_R=torch.full((rows,), length), hidden={k: part[k] for k in stack.layers}
+        )
+        added_RL = shares.shares(parents, rows if number == 0 else 1, chunk)
+        parts.append(added_RL[order.argsort()])
+        start += length
+    return torch.cat(parts, 1)
+
+
+def test_an_mlp_is_no_sum_over_tokens():
+    generator = torch.Generator().manual_seed(0)
+    assert ValueStack([linear(SPECS[0], generator)], [1.0]).decomposes
+    head = MLPHead(SPECS[0], torch.zeros(SPECS[0].width(4)), torch.ones(SPECS[0].width(4)))
+    assert not ValueStack([head], [1.0]).decomposes

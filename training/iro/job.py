@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from iro_server.graders.base import Grader
 
 
+FROZEN_BEHAVIOUR = "answers as the frozen model, without values and tilt; keep_unproven would serve them"
+
+
 def run(config: AlignConfig, run: Run) -> JsonObject:
     return with_improvement(config, run, _align(config, run))
 
@@ -34,10 +37,10 @@ def with_improvement(config: AlignConfig, run: Run, result: JsonObject) -> JsonO
     Where it is not, an event says how the model is served.
     """
     check = run.checks[0]
-    if not check["holds"] and result["best_checkpoint"] is not None:
-        served = "searches, as keep_unproven demands" if config.keep_unproven else "samples as the frozen model does"
+    if not check["holds"]:
+        served = "is served all the same, as keep_unproven demands" if config.keep_unproven else FROZEN_BEHAVIOUR
         gain = f"The gain in held-out reward is {check['got']}"
-        run.emit("message", f"{gain}: the 95 % interval includes 0. The aligned model {served}", level="warn")
+        run.emit("message", f"{gain}: the 95 % interval is not above 0. The aligned model {served}", level="warn")
     return result | {"improved": check["holds"]}
 
 

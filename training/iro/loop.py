@@ -30,6 +30,7 @@ from training.iro.grading import Grading, Tally, merge
 from training.iro.held import held_schema
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
 from training.iro.lengths import with_max_tokens
+from training.iro.over_optimization import CODE, departures, warning
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.tilt_rows import TiltData
@@ -299,7 +300,7 @@ class Alignment:
     def tallies(self, names: Sequence[str], part: str) -> Tally:
         return merge(self.run.load(name)[part] for name in names)
 
-    def final_check(self, best: JsonObject, served: Served) -> float:
+    def final_check(self, best: JsonObject, served: Served) -> None:
         """How far the best iteration is above the frozen model, on prompts that did not choose it."""
         before = self.validation.validate("check-0", self.prompts.check, plain(self.config), None, "the frozen model")
         after = self.validation.validate(
@@ -320,29 +321,26 @@ class Alignment:
             got=f"{gain:.3f} ± {1.96 * error:.3f}",
             holds=gain - 1.96 * error > 0,
         )
-        return gain
 
     def conclude(self, base: list[JsonObject], history: list[JsonObject], served: Served) -> JsonObject:
-        """The best iteration by validation reward; none, if it does not beat the frozen model on the check prompts."""
+        """The best iteration by validation reward, compared with the frozen model on the check prompts."""
         best, *others = report.best(history, report.KEPT_CHECKPOINTS)
         best_steps = [best["step"], *(row["step"] for row in others)]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
-        rises = self.final_check(best, served) > 0
-        if rises:
-            served_mean = mean_and_error([row["value_pick"] for row in served.validated.rows])[0]
-            reward = f"{served_mean:.3f}, {base_mean:.3f} of the frozen model"
-            self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
-        else:
-            failed = (
-                f"Iteration {best['step']} is not above the frozen model on {len(self.prompts.check)} other prompts"
-            )
-            self.run.emit("message", f"{failed}: no aligned model", level="warn")
+        self.final_check(best, served)
+        outside = departures(base, served.validated.rows)
+        if outside:
+            self.run.emit("message", warning(outside), {"code": CODE, "measures": outside}, level="warn")
+        served_mean = mean_and_error([row["value_pick"] for row in served.validated.rows])[0]
+        reward = f"{served_mean:.3f}, {base_mean:.3f} of the frozen model"
+        self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
         return {
-            "best_iteration": best["step"] if rises else None,
+            "best_iteration": best["step"],
             "max_tokens": self.config.max_tokens,
             "search": served.params.model_dump(),
             "prices": served.prices,
-            "best_checkpoint": best["path"] if rises else None,
+            "over_optimization": outside,
+            "best_checkpoint": best["path"],
             "trained_tokens": sum(row["trained_tokens"] for row in history),
             "baseline": {
                 "full_valid_mean_reward": base_mean,

@@ -130,11 +130,11 @@ def roll_out(engine: Engine, batch: Batch) -> JsonObject:
     }
 
 
-def drift(finals: Sequence[Final]) -> dict[str, float]:
-    """Of a search's finals together: tokens, their log-probability under the frozen model, and nats from it."""
+def drift(finals: Sequence[Final]) -> JsonObject:
+    """Of a search's finals together: tokens, and nats from the frozen model. ``logprobs``: of each final, under it."""
     return {
         "tokens": float(sum(len(final.tokens) for final in finals)),
-        "logprob": sum(sum(final.logprobs) for final in finals),
+        "logprobs": [sum(final.logprobs) for final in finals],
         "kl": sum(final.kl for final in finals) / len(finals),
     }
 

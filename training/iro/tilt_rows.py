@@ -47,14 +47,14 @@ class TiltData:
         return self.load_frozen()
 
     @torch.no_grad()
-    def frozen_logprob(self, prompt: Prompt, completions: Sequence[Sequence[int]]) -> float:
-        """Of all tokens of the completions together, under the frozen model at temperature 1."""
+    def frozen_logprob(self, prompt: Prompt, completions: Sequence[Sequence[int]]) -> list[float]:
+        """Of all tokens of each completion together, under the frozen model at temperature 1."""
         states = head_states(self.frozen, prompt.token_ids, completions)
-        head, total = self.frozen.head_weight, 0.0
+        head, logprobs = self.frozen.head_weight, []
         for states_TD, tokens in zip(states, completions, strict=True):
             logprobs_TV = self.frozen.logits(states_TD.to(head.device, head.dtype)).log_softmax(-1).cpu()
-            total += float(logprobs_TV.gather(1, torch.tensor(tokens)[:, None]).sum())
-        return total
+            logprobs.append(float(logprobs_TV.gather(1, torch.tensor(tokens)[:, None]).sum()))
+        return logprobs
 
     def states(self, index: int) -> list[Tensor]:
         """Of each completion of a shard, in its order: the states that its tokens were drawn from, [T, D]."""

@@ -21,6 +21,7 @@ from training.iro.diagnostics import mean_and_error, samples_to_detect
 from training.iro.executor import Executor
 from training.iro.grading import Grading, Tally, merge
 from training.iro.held import held_schema
+from training.iro.over_optimization import measures
 from training.iro.rollouts import Batch, guided, rollout_sampling
 from training.iro.seeds import BETA, VALIDATION
 from training.iro.values import Stack
@@ -48,15 +49,15 @@ class Searched(NamedTuple):
     prompts: Sequence[Prompt]
     tokens: list[list[list[int]]]
     usage: dict[str, int]
-    drift: list[dict[str, float]]
+    drift: list[JsonObject]
     seconds: float
 
 
 class Validation:
-    """Held-out rewards of policies. ``rescore``: the frozen model's log-probability of a prompt's completions together,
+    """Held-out rewards of policies. ``rescore``: the frozen model's log-probability of each of a prompt's completions,
     where the engine does not report it of a tilted policy."""
 
-    rescore: Callable[[Prompt, list[list[int]]], float] | None = None
+    rescore: Callable[[Prompt, list[list[int]]], list[float]] | None = None
 
     def __init__(self, config: AlignConfig, run: Run, model: Description, grading: Grading, executor: Executor) -> None:
         self.config, self.run, self.model, self.grading, self.executor = config, run, model, grading, executor
@@ -125,7 +126,10 @@ class Validation:
             yield Searched(name, batch.prompts, tokens, rollouts["usage"], rollouts["drift"], seconds)
 
     def judge(self, searched: Searched, graded: Callable[[], list[list[Grade]]]) -> JsonObject:
-        """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies."""
+        """Rewards of each prompt's finals: of the value's pick, of the grader's pick, and their mean; and tallies.
+
+        ``completions``: ``measures`` of the finals that were graded, of all or of the first.
+        """
         grades = graded()
         self.grading.check(grades)
         rows = []
@@ -134,6 +138,7 @@ class Validation:
         ):
             rewards = [grade.reward for grade in of_prompt]
             text = self.model.tokenizer.decode(tokens[0], skip_special_tokens=True)
+            logprobs = self.rescore(prompt, tokens) if self.rescore else drift["logprobs"]
             rows.append(
                 {
                     "prompt": prompt.index,
@@ -141,9 +146,11 @@ class Validation:
                     "grader_pick": max((r for r in rewards if not math.isnan(r)), default=math.nan),
                     "mean": mean_and_error(rewards)[0],
                     "text": text,
+                    "tokens": drift["tokens"],
+                    "kl": drift["kl"],
+                    "logprob": sum(logprobs),
+                    "completions": [measures(*final) for final in zip(tokens, logprobs, strict=False)],
                 }
-                | drift
-                | ({"logprob": self.rescore(prompt, tokens)} if self.rescore else {})
             )
         finals = self.grading.tally([grade for group in grades for grade in group], searched.usage)
         picks = self.grading.tally([group[0] for group in grades], {})
@@ -221,7 +228,8 @@ def tries_betas(config: AlignConfig, step: int) -> bool:
 
 
 def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
-    """A row for each prompt, from one for each of its searches; the text is the first's."""
+    """A row for each prompt, from one for each of its searches; the text is the first's. ``picks``: of
+    ``completions``, the first of each search."""
     by_prompt: dict[int, list[JsonObject]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
@@ -229,5 +237,15 @@ def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
     return [
         of_prompt[0]
         | {name: mean_and_error([row[name] for row in of_prompt])[0] for name in means if name in of_prompt[0]}
+        | _completions(of_prompt)
         for of_prompt in by_prompt.values()
     ]
+
+
+def _completions(searches: Sequence[JsonObject]) -> JsonObject:
+    if "completions" not in searches[0]:  # from a version that did not measure them
+        return {}
+    return {
+        "completions": [part for row in searches for part in row["completions"]],
+        "picks": [row["completions"][0] for row in searches],
+    }

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import openai
 import pytest
-import torch
 
-from iro_server.engines.embedded import EmbeddedEngine
-from iro_server.engines.prepare import prepare_model
-from iro_server.store.database import find, open_database
-from iro_server.store.tables import Model
-from tests.iro_server.api.serving import aligned, serving, settings_for
-from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
-from value_heads.prompt_features import FEATURES
-from value_heads.tilt import zero_tilt
+from tests.iro_server.api.serving import settings_for
+from tests.iro_server.api.tilted import serving_tilted
 
 ASK = {
     "model": "tilted",
@@ -30,28 +21,8 @@ WORDS = ("river", "lamp", "garden")
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    settings = settings_for(tmp_path_factory.mktemp("steered"))
-    with EmbeddedEngine(prepare_model(), name="bytes") as engine:
-        aligned(settings, "tilted", iterations=1)
-        with open_database(settings).begin() as session:
-            model = find(session, Model, "tilted")
-            model.search = {"search": {"strength": 1.0}}
-            path = Path(model.path)
-        save_tilted(engine, path)
-        with serving(settings, engine) as client:
-            yield client
-
-
-def save_tilted(engine: EmbeddedEngine, path: Path) -> None:
-    """Values of nothing, and a tilt towards the prompt's words."""
-    vocabulary, width = engine.frozen.head_weight.shape
-    spec = FeatureSpec(summed=(0,), position=False)
-    head = LinearHead(spec, torch.zeros(spec.width(width)), 0.0)
-    zero = zero_tilt(vocabulary, width, (), engine.info.eos_ids)
-    gates = torch.zeros(len(FEATURES), width + 1)
-    gates[FEATURES.index("prompt"), -1] = 3.0
-    stack = ValueStack([head], [1.0], replace(zero, gates=gates))
-    save_bundle(path, stack, model_hash=engine.info.model_hash, template_hash=engine.info.template_hash)
+    with serving_tilted(settings_for(tmp_path_factory.mktemp("steered"))) as client:
+        yield client
 
 
 def ask(client: openai.OpenAI, **search: float) -> tuple[str, float]:

@@ -136,9 +136,7 @@ def test_tokens_are_coloured_by_what_the_server_reports(browser, searched):
             expect(tokens).to_have_count(4)
             assert [token.get_attribute("class") or "" for token in tokens.all()] == expected
         tokens.nth(1).hover()
-        expect(page.locator(".token")).to_contain_text(
-            "log-ratio -2.00 · adds +1.00 likeliest other 90 %"
-        )
+        expect(page.locator(".token")).to_contain_text("log-ratio -2.00 · adds +1.00 likeliest other 90 %")
         for entry in content:
             del entry["log_ratio"], entry["value"]
         page.get_by_role("button", name="Generate").click()

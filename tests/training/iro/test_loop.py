@@ -20,9 +20,8 @@ from training.iro.data import AlignError, Slice, split
 from training.iro.diagnostics import samples_to_detect
 from training.iro.fit import Scale, Shards, fit_head
 from training.iro.rollouts import completions_of
-from training.iro.seeds import SPLIT
 from training.iro.validation import Validation, better_beta
-from training.run import Cancelled, Run, rng_of
+from training.run import Cancelled, Run
 from value_heads import ValueStack, load_bundle
 
 
@@ -233,20 +232,6 @@ def test_the_best_iteration_is_checked_on_prompts_that_did_not_choose_it(config:
     gains = [after["value_pick"] - before["mean"] for before, after in zip(*list(rows.values())[1:], strict=True)]
     assert result["checks"][0]["got"].startswith(f"{np.mean(gains):.3f} ±")
     assert f"on {len(checked)} prompts that chose nothing" in result["checks"][0]["name"]
-
-
-def test_no_model_comes_of_an_iteration_that_fails_the_check(config: AlignConfig, tmp_path: Path) -> None:
-    """A grader that punishes, on the check prompts alone, what it rewards elsewhere."""
-    checked = {prompt.item["prompt"] for prompt in split(config, MODEL, rng_of(config.seed, SPLIT)).check}
-    source = (
-        f"CHECKED = {checked!r}\ndef grade(sample, item):\n    ones = sample['output_text'].count('1')\n"
-        "    return -ones if item['prompt'] in CHECKED else ones\n"
-    )
-    events: list[dict] = []
-    config = config.model_copy(update={"grader": {"type": "python", "source": source}})
-    result = job().execute(config, tmp_path / "run", on_event=events.append)
-    assert result["best_iteration"] is None and result["best_checkpoint"] is None
-    assert any("no aligned model" in event["message"] for event in events if event["level"] == "warn")
 
 
 def test_guided_rollouts_of_a_prompt_differ_from_their_first_token_on(config: AlignConfig, tmp_path: Path) -> None:

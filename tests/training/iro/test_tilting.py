@@ -109,11 +109,10 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     result = JOB.execute(config, tmp_path / "run")
     rows = [price["rows"] for price in result["prices"]]
     assert rows in ([1, 2, 4, 4], [4])  # with a tilt, and without
-    if result["best_checkpoint"]:
-        info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
-        hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}
-        stack = load_bundle(Path(result["best_checkpoint"]), **hashes)
-        assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 4)
+    info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
+    hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}
+    stack = load_bundle(Path(result["best_checkpoint"]), **hashes)
+    assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 4)
     for name in ("tilts.pt", "serve-report.pt"):
         (tmp_path / "run" / "checkpoints" / name).unlink(missing_ok=True)
     assert comparable(JOB.execute(config, tmp_path / "run")) == comparable(result)

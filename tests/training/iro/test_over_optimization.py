@@ -1,0 +1,66 @@
+"""The alarm of a job whose reward rises while its text leaves what the frozen model writes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.iro.toy_job import job
+from training.iro.config import AlignConfig
+from training.iro.over_optimization import departures, measures
+
+FROZEN = [measures(list(range(length)), -2.0 * length) for length in range(3, 23)]
+
+
+def rows(reward: float, completions: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """Of four prompts, each with the same completions; the first is the pick."""
+    row = {"value_pick": reward, "mean": reward, "completions": completions, "picks": completions[:1]}
+    return [row | {"value_pick": reward + noise, "mean": reward} for noise in (-0.1, 0.0, 0.0, 0.1)]
+
+
+def test_measures_of_a_completion() -> None:
+    assert measures([5, 6, 5, 6, 5], -5 * math.log(8)) == pytest.approx(
+        {"perplexity": 8.0, "distinct_2": 2 / 4, "length": 5}
+    )
+    assert math.isnan(measures([5], -1.0)["distinct_2"])
+
+
+@pytest.mark.parametrize(
+    ("aligned", "measure"),
+    [
+        (measures([7] * 10, -20.0), "distinct_2"),  # one repeated word
+        (measures(list(range(60)), -120.0), "length"),
+        (measures([1, 2], -4.0), "length"),
+        (measures(list(range(10)), -90.0), "perplexity"),
+        (measures(list(range(10)), -1.0), "perplexity"),
+    ],
+)
+def test_a_median_that_few_frozen_completions_reach_is_outside(aligned: dict[str, float], measure: str) -> None:
+    (outside,) = departures(rows(0.0, FROZEN), rows(1.0, [aligned])) or []
+    assert outside["measure"] == measure and outside["median"] == aligned[measure]
+    assert not outside["frozen_low"] <= outside["median"] <= outside["frozen_high"]
+
+
+def test_text_like_the_frozen_models_and_a_reward_that_does_not_rise_raise_no_alarm() -> None:
+    typical, repeated = FROZEN[10], measures([7] * 10, -20.0)
+    assert departures(rows(0.0, FROZEN), rows(1.0, [typical])) == []
+    assert departures(rows(0.0, FROZEN), rows(0.01, [repeated])) == []
+
+
+def test_rows_without_measures_give_no_verdict() -> None:
+    old = [{"value_pick": 1.0, "mean": 1.0}]
+    assert departures(old, old) is None
+
+
+def test_a_job_that_repeats_one_token_says_so(config: AlignConfig, tmp_path: Path) -> None:
+    """The toy job's reward is how many of one token."""
+    events: list[dict[str, Any]] = []
+    wide = config.model_copy(update={"beam_width": 8, "num_successors": 16})
+    result = job().execute(wide, tmp_path / "run", on_event=events.append)
+    (alarm,) = [event for event in events if event["data"].get("code") == "over_optimization"]
+    assert alarm["level"] == "warn" and "Over-optimisation" in alarm["message"]
+    assert alarm["data"]["measures"] == result["over_optimization"]
+    assert "distinct_2" in {part["measure"] for part in result["over_optimization"]}

@@ -1,0 +1,82 @@
+"""Whether an aligned model's reward rises while its text leaves what the frozen model writes.
+
+A grader that can be exploited is satisfied by text that the frozen model hardly ever writes: a repeated word, a text of
+two tokens, one of the maximum length. Reconstruction: the paper has no such rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.iro.diagnostics import mean_and_error
+from training.json_values import JsonObject
+
+FloatArray = NDArray[np.float64]
+CODE = "over_optimization"
+TAIL = 0.05  # share of the frozen model's completions
+MEASURES = {"perplexity": "perplexity under the frozen model", "distinct_2": "distinct-2", "length": "length in tokens"}
+
+
+def measures(tokens: Sequence[int], logprob: float) -> dict[str, float]:
+    """Of one completion: perplexity under the frozen model, the share of its bigrams that differ (NaN for fewer than
+    two tokens), and length. ``logprob``: of all its tokens together."""
+    bigrams = list(pairwise(tokens))
+    return {
+        "perplexity": math.exp(min(-logprob / max(1, len(tokens)), 100.0)),
+        "distinct_2": len(set(bigrams)) / len(bigrams) if bigrams else math.nan,
+        "length": float(len(tokens)),
+    }
+
+
+def rises(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> bool:
+    """Whether the reward is above the frozen model's by twice the error of the paired difference."""
+    gain, error = mean_and_error([new["value_pick"] - old["mean"] for new, old in zip(aligned, base, strict=True)])
+    return gain > 2 * error
+
+
+def departures(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> list[JsonObject] | None:
+    """The measures by which the aligned model's text leaves the frozen model's range, where its reward rises.
+
+    A measure leaves the range where at most ``TAIL`` of the frozen model's completions are as far on one side as the
+    median of the aligned model's. Both lists hold a row of ``Validation`` for each of the same prompts. Returns the
+    measure, the aligned median, and the frozen model's quantiles at ``TAIL`` and 1 - ``TAIL``. None where the rows come
+    from a version that did not measure them.
+    """
+    if not all("completions" in row for row in [*base, *aligned]):
+        return None
+    if not rises(base, aligned):
+        return []
+    outside = []
+    for name in MEASURES:
+        frozen_N = _known(part[name] for row in base for part in row["completions"])
+        picks_N = _known(part[name] for row in aligned for part in row["picks"])
+        if not len(frozen_N) or not len(picks_N):
+            continue
+        median = float(np.median(picks_N))
+        if min((frozen_N <= median).mean(), (frozen_N >= median).mean()) <= TAIL:
+            low, high = np.quantile(frozen_N, [TAIL, 1 - TAIL]).tolist()
+            outside.append({"measure": name, "median": median, "frozen_low": low, "frozen_high": high})
+    return outside
+
+
+def warning(outside: Sequence[JsonObject]) -> str:
+    """What an event says of ``departures``."""
+    parts = [
+        f"{MEASURES[part['measure']]} {part['median']:.3g} (frozen model: {part['frozen_low']:.3g} to "
+        f"{part['frozen_high']:.3g})"
+        for part in outside
+    ]
+    return (
+        f"Over-optimisation: the reward rises, and the text leaves what the frozen model writes. {'; '.join(parts)}. "
+        "Read some completions: the grader may reward what nobody wants"
+    )
+
+
+def _known(values: Iterable[float]) -> FloatArray:
+    numbers = np.array(list(values), dtype=np.float64)
+    return numbers[~np.isnan(numbers)]
