@@ -17,6 +17,7 @@ from iro_server.engines.endpoints import Endpoints, EngineUrl
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.graders.environment import CurrentGraderEnvironment, GraderEnvironment, GraderService, PythonLimits
+from iro_server.graders.local_models import BUNDLED_NAME, bundled_embedding_model
 from iro_server.telemetry.logs import LogFormat
 
 GRADERS_PORT = 8002  # of `iro graders`
@@ -111,7 +112,9 @@ class Settings(Placement):
     grader_patience: float = Field(30.0, ge=0)  # how long a request waits for a grader service that does not answer
     grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""
     reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
-    embedding_model: Directory | None = None  # for cosine similarity
+    embedding_model: Directory | None = None  # for cosine similarity and /v1/embeddings; None: an installed MiniLM
+    embedding_name: str | None = None  # by which /v1/embeddings calls it; None: its directory's
+    embedding_tokens: int = Field(300_000, gt=0)  # of one request
     max_graded_bytes: int = Field(100_000, gt=0)  # of a text to be graded, in UTF-8
     max_judge_tokens_per_job: int | None = Field(None, gt=0)  # None: 50 million; without keys on loopback no limit
     metrics_open: bool = False  # whether /metrics is answered without a key where others need one
@@ -153,6 +156,14 @@ class Settings(Placement):
         """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
         names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout", "engine_adapters")
         return {name: getattr(self, name) for name in names} if self.engine_urls else {}
+
+    @property
+    def served_embedding_model(self) -> tuple[str, Path] | None:
+        """The embedding model's name and directory."""
+        if self.embedding_model is not None:
+            return self.embedding_name or self.embedding_model.name, self.embedding_model
+        bundled = bundled_embedding_model()
+        return bundled and (self.embedding_name or BUNDLED_NAME, bundled)
 
     @property
     def url(self) -> str:

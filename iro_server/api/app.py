@@ -18,6 +18,7 @@ from iro_server.access.key_requirement import KeyRequirement
 from iro_server.api import (
     chat,
     completions,
+    embeddings,
     errors,
     estimates,
     eval_runs,
@@ -80,6 +81,8 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     lookups = lookup_executor()
     schemas = FairExecutor("schemas", threads=2, per_project=1, max_waiting=64, max_seconds=30)
 
+    embedding = FairExecutor("embedding", threads=1, per_project=1, max_waiting=settings.max_waiting)
+
     def private_webhooks() -> bool:
         return settings.webhooks_inside(keys_required())
 
@@ -105,6 +108,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         grading.shutdown()
         lookups.shutdown()
         schemas.shutdown()
+        embedding.shutdown()
         registry.close()
 
     capacity = engine.health()
@@ -123,6 +127,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         grading,
         lookups,
         schemas,
+        embedding,
     )
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
@@ -143,6 +148,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         eval_runs,
         chat,
         completions,
+        embeddings,
         responses,
         health,
     ):
