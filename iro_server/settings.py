@@ -101,9 +101,12 @@ class Settings(Placement):
     estimate_prompts: int = Field(24, ge=3, le=256)  # at most, in that time
     estimate_rollouts: int = Field(8, ge=2, le=128)  # completions of each
     estimate_concurrency: int = Field(1, ge=0)  # estimates at once on this server; 0: they are for other servers
+    project_batches: int = Field(50, gt=0)  # that have not ended
+    batch_requests: int = Field(50_000, gt=0)  # of one batch
+    batch_concurrency: int = Field(1, ge=0)  # batches at once on this server; 0: they are for other servers
     project_estimates: int = Field(10, gt=0)  # that have not ended
     lease: float = Field(30.0, gt=0)  # after which another server goes on with what one that died did in the background
-    retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, estimates, uploads, deliveries
+    retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, estimates, batches, uploads, …
 
     python_graders: Literal["sandbox", "unsafe", "off"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
@@ -163,7 +166,7 @@ class Settings(Placement):
         if self.embedding_model is not None:
             return self.embedding_name or self.embedding_model.name, self.embedding_model
         bundled = bundled_embedding_model()
-        return bundled and (self.embedding_name or BUNDLED_NAME, bundled)
+        return None if bundled is None else (self.embedding_name or BUNDLED_NAME, bundled)
 
     @property
     def url(self) -> str:
@@ -176,6 +179,9 @@ class Settings(Placement):
     @property
     def parts_dir(self) -> Path:
         return self.data_dir / "parts"
+
+    def batch_dir(self, batch_id: str) -> Path:
+        return self.data_dir / "batches" / batch_id
 
     def job_dir(self, job_id: str) -> Path:
         return self.data_dir / "jobs" / job_id

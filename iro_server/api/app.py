@@ -16,6 +16,7 @@ from fastapi import APIRouter, FastAPI
 
 from iro_server.access.key_requirement import KeyRequirement
 from iro_server.api import (
+    batches,
     chat,
     completions,
     embeddings,
@@ -50,6 +51,7 @@ from iro_server.engines.prepare import prepare_model
 from iro_server.graders import cgroup
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.background import Background
+from iro_server.jobs.batches.running import BatchExecutor
 from iro_server.jobs.estimates.running import EstimateExecutor
 from iro_server.jobs.evals.running import RunExecutor
 from iro_server.jobs.supervisor import Supervisor
@@ -59,7 +61,7 @@ from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
-from iro_server.store.tables import Estimate, EvalRun
+from iro_server.store.tables import Batch, Estimate, EvalRun
 from iro_server.telemetry import logs, tracing
 from value_heads.scoring import CACHES
 
@@ -100,7 +102,11 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         estimating = Background(settings, sessions, Estimate, estimator.execute, settings.estimate_concurrency).run(
             supervisor.stopping
         )
-        work = (supervisor.run(), validating, sender.run(), sweeping, idle, evaluating, estimating)
+        batch_executor = BatchExecutor(settings, sessions, grader_environment)
+        batching = Background(settings, sessions, Batch, batch_executor.execute, settings.batch_concurrency).run(
+            supervisor.stopping
+        )
+        work = (supervisor.run(), validating, sender.run(), sweeping, idle, evaluating, estimating, batching)
         tasks = [asyncio.create_task(run) for run in work]
         yield
         supervisor.stopping.set()
@@ -150,6 +156,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         completions,
         embeddings,
         responses,
+        batches,
         health,
     ):
         v1.include_router(route.router)

@@ -55,8 +55,8 @@ async def create(body: EmbeddingRequest, request: Request, context: Ctx) -> Json
         request.state.rates.spend(allowance, tokens, request.state.headers)
     async with context.deadlines.until(asyncio.get_running_loop().time() + context.settings.request_timeout):
         vectors = await unless_gone(request.receive, _embed(context, directory, ids))
-    shown = _base64 if body.encoding_format == "base64" else np.ndarray.tolist
-    data = [{"object": "embedding", "index": i, "embedding": shown(vector)} for i, vector in enumerate(vectors)]
+    shown = [_base64(vector) for vector in vectors] if body.encoding_format == "base64" else vectors.tolist()
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(shown)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": body.model, "usage": usage}
 
@@ -86,7 +86,9 @@ def _token_ids(body: EmbeddingRequest, directory: Path, most: int) -> list[list[
         ids = inputs  # type: ignore[assignment]
         size = local_models.vocabulary_size(directory)
         if unknown := next((token for tokens in ids for token in tokens if token >= size), None):
-            message = f"Invalid 'input': token {unknown}; {body.model} has ids up to {size - 1}. Send texts: other models'"
+            message = (
+                f"Invalid 'input': token {unknown}; {body.model} has ids up to {size - 1}. Send texts: other models'"
+            )
             raise bad_request(f"{message} token ids mean nothing to it.", "input", "invalid_value")
     longest = local_models.max_tokens(directory)
     for number, tokens in enumerate(ids):

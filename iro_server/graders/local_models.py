@@ -34,8 +34,8 @@ def bundled_embedding_model() -> Path | None:
 
 
 def embed(directory: Path, texts: Sequence[str]) -> np.ndarray:
-    """[N, D]: the mean of the last hidden states over each text's tokens, at unit length. A text that is longer than the
-    model takes is cut."""
+    """[N, D]: the mean of the last hidden states over each text's tokens, at unit length. Texts are cut to the model's
+    ``max_tokens``."""
     return embed_tokens(directory, token_ids(directory, texts, cut=True))
 
 

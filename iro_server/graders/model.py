@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, Validat
 
 from iro_server import JsonObject
 from iro_server.graders.answers import Unreadable
-from iro_server.graders.asking import Answer, Asker, Endpoint
+from iro_server.graders.asking import Answer, Asker
 from iro_server.graders.base import Grade
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.messages import Message, render_messages, with_instruction
+from iro_server.graders.posting import Endpoint
 from iro_server.graders.templated import TemplatedGrader
 
 Chat = list[dict[str, str]]
