@@ -16,6 +16,7 @@ from iro_server.alignment.placement import Placement
 from iro_server.engines.endpoints import Endpoints, EngineUrl
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
+from iro_server.graders.endpoint_limits import EndpointLimits, TokenPrice
 from iro_server.graders.environment import CurrentGraderEnvironment, GraderEnvironment, GraderService, PythonLimits
 from iro_server.graders.local_models import BUNDLED_NAME, bundled_embedding_model
 from iro_server.telemetry.logs import LogFormat
@@ -114,6 +115,8 @@ class Settings(Placement):
     grader_service_key: SecretStr | None = Field(None, exclude=True)
     grader_patience: float = Field(30.0, ge=0)  # how long a request waits for a grader service that does not answer
     grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""
+    grader_limits: dict[str, EndpointLimits] = Field(default_factory=dict)  # base URL: requests and tokens per minute
+    grader_prices: dict[str, TokenPrice] = Field(default_factory=dict)  # model: of a million tokens, input and output
     reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
     embedding_model: Directory | None = None  # for cosine similarity and /v1/embeddings; None: an installed MiniLM
     embedding_name: str | None = None  # by which /v1/embeddings calls it; None: its directory's
@@ -208,6 +211,8 @@ class Settings(Placement):
             embedding_model=self.embedding_model,
             max_text_bytes=self.max_graded_bytes,
             max_judge_tokens=self.max_judge_tokens_per_job,
+            limits=self.grader_limits,
+            prices=self.grader_prices,
             python=self.python_graders,
             python_limits=self.python_limits,
             grader_service=self._grader_service(),

@@ -8,7 +8,7 @@ import math
 import socket
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 
 import uvicorn
@@ -46,6 +46,7 @@ from iro_server.concurrency.admission import Admission
 from iro_server.concurrency.deadlines import Deadlines
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.engines.base import Engine
+from iro_server.engines.grammars import SchemaRefused, grammars_of
 from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders import cgroup
@@ -178,6 +179,7 @@ def serve(settings: Settings) -> None:
     CACHES.limit = settings.value_cache_bytes
     spool_uploads(settings)
     with closing(open_engine(model_dir, settings.model_name, settings.endpoints)) as engine:
+        prepare_grammars(engine)
         config = uvicorn.Config(
             create_app(settings, engine),
             host=settings.host,
@@ -212,6 +214,13 @@ class Server(uvicorn.Server):
         app: Any = self.config.app
         app.state.context.deadlines.stop_within(self.drain)
         await super().shutdown(sockets)
+
+
+def prepare_grammars(engine: Engine) -> None:
+    """Read the vocabulary that schemas need, which stops the event loop, before there are requests."""
+    if engine.info.adjusts:
+        with suppress(SchemaRefused):  # as the first request with a schema will be told
+            grammars_of(engine.tokenizer, engine.info.eos_ids).prepare()
 
 
 def log_isolation(settings: Settings) -> None:

@@ -16,10 +16,11 @@ from iro_server.graders.posting import Endpoint, Poster, Reply
 @dataclass(frozen=True)
 class Answer:
     """``text``: what the model said. ``error``: why it said nothing, and ``flag`` what OpenAI calls that. ``body``: the
-    chat completion itself."""
+    chat completion itself. ``tokens``: in all; ``completion_tokens`` of them are of the answer."""
 
     text: str = ""
     tokens: int = 0
+    completion_tokens: int = 0
     error: str | None = None
     flag: Flag = "model_grader_server_error"
     body: JsonObject = field(default_factory=dict)
@@ -33,8 +34,10 @@ class Asker:
         endpoint: Endpoint,
         attempts: int | None = None,
         route: Literal["chat/completions", "completions"] = "chat/completions",
+        retries_bounded: bool = False,
     ) -> None:
-        self.endpoint, self.route, self.poster = endpoint, route, Poster(endpoint, attempts)
+        self.endpoint, self.route = endpoint, route
+        self.poster = Poster(endpoint, attempts, retries_bounded=retries_bounded)
 
     def ask(self, requests: Sequence[JsonObject]) -> list[Answer]:
         """One answer to each chat completion request, in order."""
@@ -66,12 +69,13 @@ def _refusal(response: httpx.Response, quoted: bool) -> str:
 def _read(response: httpx.Response, quoted: bool) -> Answer:
     try:
         body = response.json()
-        (choice, *_), tokens = body["choices"], int((body.get("usage") or {}).get("total_tokens") or 0)
+        (choice, *_), usage = body["choices"], body.get("usage") or {}
+        counts = int(usage.get("total_tokens") or 0), int(usage.get("completion_tokens") or 0)
         message = choice["message"] if "message" in choice else {"content": choice["text"]}
         refusal, text = message.get("refusal"), message.get("content") or ""
     except (ValueError, LookupError, TypeError, AttributeError):
         return Answer(error="answered what is no chat completion" + (f": {response.text[:100]}" if quoted else ""))
     if refusal or choice.get("finish_reason") == "content_filter":
         error = "the model refused" + (f": {str(refusal or text)[:300]}" if quoted else "")
-        return Answer("", tokens, error, "model_grader_refusal_error")
-    return Answer(str(text), tokens, body=body)
+        return Answer("", *counts, error, "model_grader_refusal_error")
+    return Answer(str(text), *counts, body=body)

@@ -14,11 +14,13 @@ from tenacity import sleep_using_event as sleep_until
 from tenacity.wait import wait_random_exponential
 
 from iro_server import JsonObject
+from iro_server.graders.endpoint_limits import EndpointLimits, window_of
 from iro_server.telemetry.request import CHARGED_KEY, charged_key
 
 AT_ONCE = 16
 ATTEMPTS = 5
 TIMEOUT = 120.0  # seconds, of one attempt
+FREE_RETRIES, RETRY_SHARE = 100, 0.1  # of a poster whose retries are bounded
 LONGEST_WAIT = 30.0  # seconds between attempts, whatever the server asks for
 
 
@@ -26,13 +28,15 @@ LONGEST_WAIT = 30.0  # seconds between attempts, whatever the server asks for
 class Endpoint:
     """``url``: an OpenAI-compatible base URL; ``key`` "": none. ``project``: on whose behalf, of Iro's own server.
 
-    ``quoted``: whether errors may quote what it answers. Not one that a caller chose: it may be anything.
+    ``quoted``: whether errors may quote what it answers. Not one that a caller chose: it may be anything. ``limits``:
+    of this process's requests.
     """
 
     url: str
     key: str = ""
     project: str | None = None
     quoted: bool = False
+    limits: EndpointLimits | None = None
 
     def headers(self) -> dict[str, str]:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -66,13 +70,21 @@ CLOSED = "the grader is closed"
 class Poster:
     """Posts to one endpoint, from any thread, until it is closed. Redirects are not followed: they could lead anywhere.
 
-    ``timeout``: seconds of one attempt.
+    ``timeout``: seconds of one attempt. ``retries_bounded``: all requests together are tried again FREE_RETRIES times
+    and as often as RETRY_SHARE of the replies; a request that is told to wait (429) spends no retry.
     """
 
     def __init__(
-        self, endpoint: Endpoint, attempts: int | None = None, backoff: float = 0.5, timeout: float = TIMEOUT
+        self,
+        endpoint: Endpoint,
+        attempts: int | None = None,
+        backoff: float = 0.5,
+        timeout: float = TIMEOUT,
+        retries_bounded: bool = False,
     ) -> None:
         self.endpoint, self._attempts, self._timeout = endpoint, attempts or ATTEMPTS, timeout
+        self._window = window_of(endpoint.url, endpoint.limits) if endpoint.limits else None
+        self._retries_bounded, self._replies, self._retries = retries_bounded, 0, 0
         self._exponential = wait_random_exponential(backoff, LONGEST_WAIT)
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -109,7 +121,7 @@ class Poster:
 
     def _post(self, url: str, body: JsonObject, headers: Mapping[str, str]) -> Reply:
         while_busy = Retrying(
-            retry=retry_if_result(lambda reply: reply.is_busy),
+            retry=retry_if_result(self._may_retry),
             stop=stop_after_attempt(self._attempts) | stop_when_event_set(self._closed),
             wait=self._wait,
             sleep=sleep_until(self._closed),
@@ -125,11 +137,32 @@ class Poster:
             client = self._client
             self._under_way += 1
         try:
-            return Reply(client.post(url, json=body, headers=headers))
+            return self._within_limits(client, url, body, headers)
         except httpx.RequestError as error:
             return Reply(None, f"no answer: {type(error).__name__} {error}".strip())
         finally:
             self._hang_up(1)
+
+    def _within_limits(self, client: httpx.Client, url: str, body: JsonObject, headers: Mapping[str, str]) -> Reply:
+        if self._window is None:
+            return Reply(client.post(url, json=body, headers=headers))
+        entry = self._window.wait_turn(body, self._closed)
+        if self._closed.is_set():
+            return Reply(None, CLOSED)
+        response = client.post(url, json=body, headers=headers)
+        self._window.correct(entry, _used_tokens(response))
+        return Reply(response)
+
+    def _may_retry(self, reply: Reply) -> bool:
+        """Whether the server is busy, and the retries are not spent."""
+        with self._lock:
+            self._replies += 1
+            if not reply.is_busy:
+                return False
+            if not self._retries_bounded or (reply.response is not None and reply.response.status_code == 429):
+                return True
+            self._retries += 1
+            return self._retries <= FREE_RETRIES + RETRY_SHARE * self._replies
 
     def _wait(self, state: RetryCallState) -> float:
         response = _last_reply(state).response
@@ -141,6 +174,14 @@ def _last_reply(state: RetryCallState) -> Reply:
     assert state.outcome is not None
     reply: Reply = state.outcome.result()
     return reply
+
+
+def _used_tokens(response: httpx.Response) -> int:
+    """As the answer says; 0 of a refusal."""
+    try:
+        return int(response.json()["usage"]["total_tokens"])
+    except (ValueError, LookupError, TypeError):
+        return 0
 
 
 def _retry_after(response: httpx.Response) -> float | None:

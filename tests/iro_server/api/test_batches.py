@@ -181,10 +181,10 @@ def test_a_key_that_may_generate_may_run_batches_and_its_tokens_are_counted(tmp_
     sessions = open_database(settings)
     trainer, generator = (
         keys.create(sessions, name, "p", scopes=scopes, tokens_per_minute=limit)[1]
-        for name, scopes, limit in (("t", None, None), ("g", ["read", "generate"], 1000))
+        for name, scopes, limit in (("t", None, None), ("g", ["read", "generate"], 100))
     )
     with serving(settings, ByteEngine()) as client:
-        file = uploaded(client.with_options(api_key=trainer), lines_of([chat(0), chat(1, max_tokens=990)]))
+        file = uploaded(client.with_options(api_key=trainer), lines_of([chat(0), chat(1, max_tokens=100)]))
         client = client.with_options(api_key=generator)
         made = client.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h")
         batch = ended_batch(client, made.id)
