@@ -143,7 +143,7 @@ def test_calls_of_tools_are_graded(tmp_path, kind):
     with serving(settings_for(tmp_path), ByteEngine(script=SAYS, noise=0.0, length=4096)) as client:
         eval_id = new_eval(client, [called])
         params = {"tools": tools, "max_completion_tokens": 200, "seed": 1}
-        run = run_eval(client, eval_id, sampled(2, sampling_params=params) | {"type": kind})
+        run = run_eval(client, eval_id, sampled(2, **params) | {"type": kind})
         assert (run.result_counts.passed, run.result_counts.errored) == (2, 0)
 
 
