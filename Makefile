@@ -6,6 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 VLLM := .venv-vllm
 FLOWER := .venv-flower
+CLIENTS := .venv-clients
 # Two processes run the tests, each without threads of its own; the second starts at the middle of the list.
 PYTEST = $(BIN)/pytest --numprocesses 2 --dist worksteal $(PYTEST_FLAGS)
 
@@ -25,14 +26,14 @@ vllm: $(INSTALLED) $(VLLM)/installed
 flower: $(FLOWER)/installed
 	$(FLOWER)/bin/python -m training.federated.flower_local training/federated/flower_app
 
-# `make test` leaves out the long runs; `make test-all` has them. Tests of vLLM and of
-# Flower are skipped where they cannot be installed. CI adds PYTEST_FLAGS.
+# `make test` leaves out the long runs; `make test-all` has them. Tests of vLLM, of
+# Flower and of other clients are skipped where they cannot be installed. CI adds PYTEST_FLAGS.
 test: lint
-	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
+	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed $(CLIENTS)/installed
 	$(PYTEST) -m "not slow or rotated"
 
 test-all: lint
-	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed
+	-$(MAKE) --keep-going $(VLLM)/installed $(FLOWER)/installed $(CLIENTS)/installed
 	$(PYTEST)
 
 lint: $(INSTALLED)
@@ -75,4 +76,11 @@ $(FLOWER)/installed: training/federated/flower-requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
 	$(FLOWER)/bin/python -m pip install --quiet -r training/federated/flower-requirements.txt
+	touch $@
+
+# `llm`, LangChain and eval-protocol, which tests run against a server.
+$(CLIENTS)/installed: tests/clients/requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
 	touch $@

@@ -16,7 +16,9 @@ from iro_server.alignment.placement import Placement
 from iro_server.engines.endpoints import Endpoints, EngineUrl
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
+from iro_server.graders.endpoint_limits import EndpointLimits, TokenPrice
 from iro_server.graders.environment import CurrentGraderEnvironment, GraderEnvironment, GraderService, PythonLimits
+from iro_server.graders.local_models import BUNDLED_NAME, bundled_embedding_model
 from iro_server.telemetry.logs import LogFormat
 
 GRADERS_PORT = 8002  # of `iro graders`
@@ -100,9 +102,12 @@ class Settings(Placement):
     estimate_prompts: int = Field(24, ge=3, le=256)  # at most, in that time
     estimate_rollouts: int = Field(8, ge=2, le=128)  # completions of each
     estimate_concurrency: int = Field(1, ge=0)  # estimates at once on this server; 0: they are for other servers
+    project_batches: int = Field(50, gt=0)  # that have not ended
+    batch_requests: int = Field(50_000, gt=0)  # of one batch
+    batch_concurrency: int = Field(1, ge=0)  # batches at once on this server; 0: they are for other servers
     project_estimates: int = Field(10, gt=0)  # that have not ended
     lease: float = Field(30.0, gt=0)  # after which another server goes on with what one that died did in the background
-    retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, estimates, uploads, deliveries
+    retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, estimates, batches, uploads, …
 
     python_graders: Literal["sandbox", "unsafe", "off"] = "sandbox"
     python_limits: PythonLimits = PythonLimits()
@@ -110,8 +115,12 @@ class Settings(Placement):
     grader_service_key: SecretStr | None = Field(None, exclude=True)
     grader_patience: float = Field(30.0, ge=0)  # how long a request waits for a grader service that does not answer
     grader_endpoints: dict[str, str] = Field(default_factory=dict)  # base URL: environment variable with its key, or ""
+    grader_limits: dict[str, EndpointLimits] = Field(default_factory=dict)  # base URL: requests and tokens per minute
+    grader_prices: dict[str, TokenPrice] = Field(default_factory=dict)  # model: of a million tokens, input and output
     reward_models: dict[str, Directory] = Field(default_factory=dict)  # sequence classifiers by name
-    embedding_model: Directory | None = None  # for cosine similarity
+    embedding_model: Directory | None = None  # for cosine similarity and /v1/embeddings; None: an installed MiniLM
+    embedding_name: str | None = None  # by which /v1/embeddings calls it; None: its directory's
+    embedding_tokens: int = Field(300_000, gt=0)  # of one request
     max_graded_bytes: int = Field(100_000, gt=0)  # of a text to be graded, in UTF-8
     max_judge_tokens_per_job: int | None = Field(None, gt=0)  # None: 50 million; without keys on loopback no limit
     metrics_open: bool = False  # whether /metrics is answered without a key where others need one
@@ -155,6 +164,14 @@ class Settings(Placement):
         return {name: getattr(self, name) for name in names} if self.engine_urls else {}
 
     @property
+    def served_embedding_model(self) -> tuple[str, Path] | None:
+        """The embedding model's name and directory."""
+        if self.embedding_model is not None:
+            return self.embedding_name or self.embedding_model.name, self.embedding_model
+        bundled = bundled_embedding_model()
+        return None if bundled is None else (self.embedding_name or BUNDLED_NAME, bundled)
+
+    @property
     def url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'iro.db'}"
 
@@ -165,6 +182,9 @@ class Settings(Placement):
     @property
     def parts_dir(self) -> Path:
         return self.data_dir / "parts"
+
+    def batch_dir(self, batch_id: str) -> Path:
+        return self.data_dir / "batches" / batch_id
 
     def job_dir(self, job_id: str) -> Path:
         return self.data_dir / "jobs" / job_id
@@ -191,6 +211,8 @@ class Settings(Placement):
             embedding_model=self.embedding_model,
             max_text_bytes=self.max_graded_bytes,
             max_judge_tokens=self.max_judge_tokens_per_job,
+            limits=self.grader_limits,
+            prices=self.grader_prices,
             python=self.python_graders,
             python_limits=self.python_limits,
             grader_service=self._grader_service(),

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 SHARED = ("/v1/fine_tuning/checkpoints/", "/v1/webhook_endpoints", "/metrics")  # whom a project tells, the whole server
 
-GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/batches")
 
 
 class Scope(StrEnum):
@@ -21,4 +21,5 @@ def needed(method: str, path: str) -> Scope:
         return Scope.admin
     if method in ("GET", "HEAD", "OPTIONS"):
         return Scope.read
-    return Scope.generate if method == "POST" and path in GENERATING else Scope.train
+    is_cancelling = path.startswith("/v1/batches/")
+    return Scope.generate if method == "POST" and (path in GENERATING or is_cancelling) else Scope.train

@@ -8,7 +8,7 @@ import math
 import socket
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 
 import uvicorn
@@ -16,8 +16,10 @@ from fastapi import APIRouter, FastAPI
 
 from iro_server.access.key_requirement import KeyRequirement
 from iro_server.api import (
+    batches,
     chat,
     completions,
+    embeddings,
     errors,
     estimates,
     eval_runs,
@@ -45,11 +47,13 @@ from iro_server.concurrency.admission import Admission
 from iro_server.concurrency.deadlines import Deadlines
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.engines.base import Engine
+from iro_server.engines.grammars import SchemaRefused, grammars_of
 from iro_server.engines.opening import open_engine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders import cgroup
 from iro_server.graders.sandbox import isolation_problem
 from iro_server.jobs.background import Background
+from iro_server.jobs.batches.running import BatchExecutor
 from iro_server.jobs.estimates.running import EstimateExecutor
 from iro_server.jobs.evals.running import RunExecutor
 from iro_server.jobs.supervisor import Supervisor
@@ -59,7 +63,7 @@ from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
-from iro_server.store.tables import Estimate, EvalRun
+from iro_server.store.tables import Batch, Estimate, EvalRun
 from iro_server.telemetry import logs, tracing
 from value_heads.scoring import CACHES
 
@@ -81,6 +85,8 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     lookups = lookup_executor()
     schemas = FairExecutor("schemas", threads=2, per_project=1, max_waiting=64, max_seconds=30)
 
+    embedding = FairExecutor("embedding", threads=1, per_project=1, max_waiting=settings.max_waiting)
+
     def private_webhooks() -> bool:
         return settings.webhooks_inside(keys_required())
 
@@ -98,7 +104,11 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         estimating = Background(settings, sessions, Estimate, estimator.execute, settings.estimate_concurrency).run(
             supervisor.stopping
         )
-        work = (supervisor.run(), validating, sender.run(), sweeping, idle, evaluating, estimating)
+        batch_executor = BatchExecutor(settings, sessions, grader_environment)
+        batching = Background(settings, sessions, Batch, batch_executor.execute, settings.batch_concurrency).run(
+            supervisor.stopping
+        )
+        work = (supervisor.run(), validating, sender.run(), sweeping, idle, evaluating, estimating, batching)
         tasks = [asyncio.create_task(run) for run in work]
         yield
         supervisor.stopping.set()
@@ -106,6 +116,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         grading.shutdown()
         lookups.shutdown()
         schemas.shutdown()
+        embedding.shutdown()
         registry.close()
 
     capacity = engine.health()
@@ -124,6 +135,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         grading,
         lookups,
         schemas,
+        embedding,
     )
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
@@ -145,7 +157,9 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         eval_runs,
         chat,
         completions,
+        embeddings,
         responses,
+        batches,
         health,
     ):
         v1.include_router(route.router)
@@ -167,6 +181,7 @@ def serve(settings: Settings) -> None:
     CACHES.limit = settings.value_cache_bytes
     spool_uploads(settings)
     with closing(open_engine(model_dir, settings.model_name, settings.endpoints)) as engine:
+        prepare_grammars(engine)
         config = uvicorn.Config(
             create_app(settings, engine),
             host=settings.host,
@@ -201,6 +216,13 @@ class Server(uvicorn.Server):
         app: Any = self.config.app
         app.state.context.deadlines.stop_within(self.drain)
         await super().shutdown(sockets)
+
+
+def prepare_grammars(engine: Engine) -> None:
+    """Read the vocabulary that schemas need, which stops the event loop, before there are requests."""
+    if engine.info.adjusts:
+        with suppress(SchemaRefused):  # as the first request with a schema will be told
+            grammars_of(engine.tokenizer, engine.info.eos_ids).prepare()
 
 
 def log_isolation(settings: Settings) -> None:

@@ -79,7 +79,7 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     """Generate the assistant's next message."""
     model = await run_in_threadpool(served_model, body.model, body.search, context)
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, model)
-    schema = await _schema(body, use, context, model)
+    schema = await answer_schema(body.response_format, use, context, model)
     generation = await run_in_threadpool(_generation, body, context, model, schema, use)
     slot = take_slot(request, context, [generation])
     frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model, "system_fingerprint": fingerprint(model)}
@@ -93,13 +93,15 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     return frame | {"object": "chat.completion", "choices": choices, "usage": usage}
 
 
-async def _schema(body: ChatRequest, use: ToolUse | None, context: Context, model: ServedModel) -> str | None:
+async def answer_schema(
+    format: JsonObject | None, use: ToolUse | None, context: Context, model: ServedModel
+) -> str | None:
     """What the answer is held to: a call, where one is required, or the response format; without tools and a format of
     the request's own, that of the model's job."""
     if use is None:
-        return await requested_schema(body.response_format, context, model)
+        return await requested_schema(format, context, model)
     if not use.required:
-        return await response_schema(body.response_format, context, model)
+        return await response_schema(format, context, model)
     schema = json.dumps(use.tools.call_schema(use.required))
     await check_schema(schema, context, model, "tools")
     return schema

@@ -45,6 +45,7 @@ class Context:
     grading: FairExecutor
     lookups: FairExecutor
     schemas: FairExecutor
+    embedding: FairExecutor
     caller: Caller = Caller()
 
     def owned(self, table: type[Base]) -> list[ColumnElement[bool]]:

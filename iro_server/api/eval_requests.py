@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from iro_server import JsonObject
 from iro_server.api.job_request import Metadata
 from iro_server.api.reinforcement import ClosedModel
-from iro_server.api.unsupported import Unsupported
 from iro_server.graders.json_schema import Schema
 from iro_server.graders.messages import Message
 
@@ -98,7 +97,7 @@ class SamplingParams(ClosedModel):
     reasoning_effort: str | None = None
     response_format: JsonObject | None = None
     text: JsonObject | None = None
-    tools: Annotated[object, Unsupported([])] = None
+    tools: Annotated[list[JsonObject], Field(max_length=128)] | None = None
     search: JsonObject | None = None
 
     def as_request(self) -> JsonObject:
@@ -108,7 +107,16 @@ class SamplingParams(ClosedModel):
             fields.setdefault("max_completion_tokens", self.max_completions_tokens)
         if self.text is not None and (format := self.text.get("format")) is not None:
             fields["response_format"] = chat_format(format)
+        if self.tools:
+            fields["tools"] = [*map(chat_tool, self.tools)]
         return fields
+
+
+def chat_tool(tool: JsonObject) -> JsonObject:
+    """A response's tool as a chat request's, which is left as it is."""
+    if tool.get("type") != "function" or "function" in tool:
+        return tool
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
 def chat_format(format: JsonObject) -> JsonObject:

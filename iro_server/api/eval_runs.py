@@ -285,7 +285,8 @@ def _show_criterion(criterion: JsonObject) -> JsonObject:
 
 def _show_usage(model: str, usage: JsonObject) -> JsonObject:
     names = ("invocation_count", "prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens")
-    return {"model_name": model} | {name: usage.get(name, 0) for name in names}
+    cost = {"cost": usage["cost"]} if "cost" in usage else {}  # an extension, of judges with a price
+    return {"model_name": model} | {name: usage.get(name, 0) for name in names} | cost
 
 
 def _show_item(item: t.EvalItem, run: t.EvalRun) -> JsonObject:

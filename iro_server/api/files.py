@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal, get_args
 from urllib.parse import quote
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
@@ -26,8 +26,9 @@ from iro_server.store import tables as t
 from iro_server.store.row_files import PARQUET_MAGIC, BadRows, Format, converted, table_format
 
 router = APIRouter(prefix="/files", tags=["files"], route_class=FileRoute)
-Purpose = Literal["fine-tune", "evals"]  # of OpenAI's, those that something here reads
-MEDIA_TYPES = {"fine-tune": "application/jsonl", "evals": "application/jsonl", "fine-tune-results": "text/csv"}
+Purpose = Literal["fine-tune", "evals", "batch"]  # of OpenAI's, those that something here reads
+MEDIA_TYPES = {purpose: "application/jsonl" for purpose in (*get_args(Purpose), "batch_output")}
+MEDIA_TYPES["fine-tune-results"] = "text/csv"
 
 
 class ExpiresAfter(BaseModel):
@@ -48,8 +49,8 @@ def create(
     anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
     seconds: Annotated[str | None, Form(alias="expires_after[seconds]")] = None,
 ) -> JsonObject:
-    """Store a JSONL, Parquet or CSV file of training rows, or of an eval's items, as JSONL. 400, with the number of a
-    row that is none."""
+    """Store a JSONL, Parquet or CSV file of training rows, of an eval's items or of a batch's requests, as JSONL. 400,
+    with the number of a row that is none."""
     policy = _expires_after(expires_after, anchor, seconds)
     check_file(context, file.size or 0)
     head = file.file.read(len(PARQUET_MAGIC))

@@ -130,9 +130,15 @@ def _show(grader: Grader, grade: Grade, seconds: float) -> JsonObject:
         "reward": _number(grade.reward),
         "sub_rewards": sub_rewards,
         "metadata": metadata,
-        "model_grader_token_usage_per_model": {model: {"total_tokens": n} for model, n in grade.tokens.items()},
+        "model_grader_token_usage_per_model": _usage_by_model(grade),
         "iro": {"error": _error(grade)},
     }
+
+
+def _usage_by_model(grade: Grade) -> JsonObject:
+    """``cost``, an extension: of models whose prices the server was given."""
+    costs = {model: {"cost": cost} for model, cost in grade.costs.items()}
+    return {model: {"total_tokens": tokens} | costs.get(model, {}) for model, tokens in grade.tokens.items()}
 
 
 def _errors(grade: Grade) -> JsonObject:

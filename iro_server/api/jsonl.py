@@ -1,4 +1,4 @@
-"""Training rows and the items of evals: what an uploaded line must hold."""
+"""Training rows, the items of evals, the requests of batches: what an uploaded line must hold."""
 
 from __future__ import annotations
 
@@ -51,9 +51,24 @@ class EvalRow(BaseModel):
     sample: JsonObject | None = None
 
 
+BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
+
+
+class BatchLine(BaseModel):
+    """A request of a batch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    custom_id: Annotated[str, Field(min_length=1, max_length=512)]
+    method: Literal["POST"]
+    url: BatchEndpoint
+    body: JsonObject
+
+
 KINDS: dict[str, tuple[type[BaseModel], str]] = {
     "fine-tune": (Row, "a training row"),
     "evals": (EvalRow, "an eval item"),
+    "batch": (BatchLine, "a request of a batch"),
 }
 """By a file's purpose: what its lines hold."""
 

@@ -61,6 +61,12 @@ def check_estimates(context: Context) -> None:
     _check("estimates that have not ended", unfinished + 1, context.settings.project_estimates, "Wait for some")
 
 
+def check_batches(context: Context) -> None:
+    unfinished = _count(context, t.Batch, t.Batch.status.in_(("queued", "in_progress")))
+    most = context.settings.project_batches
+    _check("batches that have not ended", unfinished + 1, most, "Wait for some, or cancel them")
+
+
 def check_responses(context: Context) -> None:
     stored = _count(context, t.Response, t.Response.unexpired())
     _check("stored responses", stored + 1, context.settings.project_responses, "Delete some, or set store to false")

@@ -10,50 +10,18 @@ from iro_server import JsonObject
 from iro_server.api.chat import ChatRequest
 from iro_server.api.errors import APIError, invalid
 from iro_server.api.eval_requests import Tags, chat_format
+from iro_server.api.registry import ServedModel
 from iro_server.api.reinforcement import ClosedModel
+from iro_server.api.response_items import FunctionTool, InputItem, chat_choice, messages_of
+from iro_server.api.tools import ToolUse, tool_use
 from iro_server.api.unsupported import Unsupported
-from iro_server.store.tables import new_id
 
-TEXT_PARTS = ("input_text", "output_text", "text")
 PARAMS = {  # of the chat request, by what the field is called here
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "response_format": "text.format",
     "verbosity": "text.verbosity",
 }
-
-
-def _text(content: object) -> object:
-    """The text of a string or of a list of text parts. ValueError for a part of another kind."""
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise ValueError('a list holds parts {"type": "input_text", "text": "..."} and no others')
-    return "".join(part["text"] for part in content)
-
-
-class InputItem(ClosedModel):
-    """A message; one of an earlier response's output may be sent back as it came."""
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: Annotated[str, BeforeValidator(_text)]
-    id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    phase: str | None = None
-
-    @property
-    def message(self) -> JsonObject:
-        return {"role": self.role, "content": self.content}
-
-    def stored(self) -> JsonObject:
-        """As ``input_items`` shows it."""
-        part: JsonObject = {"type": "input_text", "text": self.content}
-        if self.role == "assistant":
-            part = {"type": "output_text", "text": self.content, "annotations": []}
-        id = self.id or new_id("msg_")
-        return {"id": id, "type": "message", "role": self.role, "status": "completed", "content": [part]}
 
 
 def _items(value: object) -> object:
@@ -81,6 +49,9 @@ class ResponseRequest(ClosedModel):
     temperature: float | None = None
     top_p: float | None = None
     text: Text | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tool_choice: str | JsonObject | None = None
+    parallel_tool_calls: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     store: bool | None = None
@@ -98,10 +69,7 @@ class ResponseRequest(ClosedModel):
     prompt_cache_options: JsonObject | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     reasoning: JsonObject | None = None
-    parallel_tool_calls: bool | None = None
 
-    tools: Annotated[object, Unsupported([])] = None
-    tool_choice: Annotated[object, Unsupported("none", "auto")] = None
     max_tool_calls: Annotated[object, Unsupported()] = None
     include: Annotated[object, Unsupported([])] = None
     top_logprobs: Annotated[object, Unsupported(0)] = None
@@ -120,13 +88,18 @@ class ResponseRequest(ClosedModel):
         """The text's format as a chat request's."""
         return chat_format(self.text.format) if self.text and self.text.format is not None else None
 
+    def tool_use(self, model: ServedModel) -> ToolUse | None:
+        """How the answer uses tools; None where it has none to use. 400 for a choice that is none."""
+        tools = [tool.chat_tool for tool in self.tools or []]
+        return tool_use(tools, chat_choice(self.tool_choice), self.parallel_tool_calls, model)
+
     def chat(self, before: list[JsonObject]) -> ChatRequest:
         """The chat request that it is, after the messages of earlier responses. 400 where that would be refused."""
         names = ("model", "temperature", "top_p", "search", "item", "seed", "top_k", "stream")
         fields: dict[str, Any] = {name: getattr(self, name) for name in names}
         fields["max_tokens"] = self.max_output_tokens
         instructions = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
-        fields["messages"] = [*instructions, *before, *(item.message for item in self.input)]
+        fields["messages"] = [*instructions, *before, *messages_of(self.input)]
         if self.text is not None:
             fields["verbosity"] = self.text.verbosity
         try:

@@ -13,41 +13,83 @@ from iro_server import JsonObject
 from iro_server.api.generation import Choice, Generated
 from iro_server.api.options import usage_object
 from iro_server.api.respond import Queue, Stream
+from iro_server.api.tools import CallStream, ToolUse
 from iro_server.decoding.beam import SampledTokens
 
 PLACE = {"output_index": 0, "content_index": 0}
 
 
 class ResponseEvents:
-    """The events of one message, as the choices of a stream's chunks. ``started``: the response in progress."""
+    """The events of one response, as the choices of a stream's chunks. ``started``: the response in progress.
 
-    def __init__(self, message_id: str, started: JsonObject) -> None:
+    With tools, the message begins with its first text, and calls come whole, at the end.
+    """
+
+    def __init__(self, message_id: str, started: JsonObject, use: ToolUse | None = None) -> None:
         self.message_id, self.started = message_id, started
+        self._calls = CallStream(use) if use else None
         self._number = 0
+        self._text = ""  # as the model wrote it so far
+        self._sent: str | None = None  # of the message; None before it begins
 
     def head(self, index: int) -> list[JsonObject]:
-        item = {"id": self.message_id, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
-        return [
+        events = [
             self.event("response.created", response=self.started),
             self.event("response.in_progress", response=self.started),
-            self.event("response.output_item.added", output_index=0, item=item),
-            self._of_part("response.content_part.added", part=_part("")),
         ]
+        return events + ([] if self._calls else self._message_begun())
 
     def text(self, index: int, text: str, sampled: SampledTokens) -> list[JsonObject]:
-        return [self._of_part("response.output_text.delta", delta=text, logprobs=[])]
+        self._text += text
+        return self._deltas([text] if self._calls is None else _contents(self._calls.text(self._text)))
 
     def tail(self, index: int, choice: Choice, rest: SampledTokens) -> list[JsonObject]:
+        events: list[JsonObject] = []
+        if self._calls is not None:
+            events = self._deltas(_contents(self._calls.end(choice.text)))
+            if self._sent is None and self._calls.use.read(choice.text)[1]:
+                return events
+        events += self._message_begun()
         return [
-            self._of_part("response.output_text.done", text=choice.text, logprobs=[]),
-            self._of_part("response.content_part.done", part=_part(choice.text)),
+            *events,
+            self._of_part("response.output_text.done", text=self._sent, logprobs=[]),
+            self._of_part("response.content_part.done", part=_part(self._sent or "")),
         ]
 
     def end(self, response: JsonObject) -> list[JsonObject]:
         """``response`` as it is stored."""
+        events = []
+        for place, item in enumerate(response["output"]):
+            if item["type"] == "function_call":
+                events += self._call(place, item)
+            events.append(self.event("response.output_item.done", output_index=place, item=item))
+        return [*events, self.event(f"response.{response['status']}", response=response)]
+
+    def _message_begun(self) -> list[JsonObject]:
+        if self._sent is not None:
+            return []
+        self._sent = ""
+        item = {"id": self.message_id, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
         return [
-            self.event("response.output_item.done", output_index=0, item=response["output"][0]),
-            self.event(f"response.{response['status']}", response=response),
+            self.event("response.output_item.added", output_index=0, item=item),
+            self._of_part("response.content_part.added", part=_part("")),
+        ]
+
+    def _deltas(self, texts: list[str]) -> list[JsonObject]:
+        events = []
+        for text in texts:
+            events += self._message_begun()
+            self._sent = (self._sent or "") + text
+            events.append(self._of_part("response.output_text.delta", delta=text, logprobs=[]))
+        return events
+
+    def _call(self, place: int, item: JsonObject) -> list[JsonObject]:
+        begun, arguments = item | {"status": "in_progress", "arguments": ""}, item["arguments"]
+        of_item = {"item_id": item["id"], "output_index": place}
+        return [
+            self.event("response.output_item.added", output_index=place, item=begun),
+            self.event("response.function_call_arguments.delta", **of_item, delta=arguments),
+            self.event("response.function_call_arguments.done", **of_item, arguments=arguments),
         ]
 
     def event(self, type: str, **fields: object) -> JsonObject:
@@ -75,6 +117,10 @@ class ResponseStream(Stream):
 
     def _chunk(self, choices: list[JsonObject]) -> str:
         return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in choices)
+
+
+def _contents(deltas: list[JsonObject]) -> list[str]:
+    return [delta["content"] for delta in deltas if delta.get("content")]
 
 
 def _part(text: str) -> JsonObject:

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from sqlalchemy import delete
 
 from iro_server import JsonObject
+from iro_server.api.chat import answer_schema
 from iro_server.api.composition import served_model
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request, not_found
@@ -18,9 +19,10 @@ from iro_server.api.generation_slot import take_slot
 from iro_server.api.options import usage_object
 from iro_server.api.quotas import check_responses
 from iro_server.api.respond import whole
+from iro_server.api.response_items import ITEM, call_item, messages_of
 from iro_server.api.response_request import ResponseRequest, as_sent
-from iro_server.api.response_schema import requested_schema
 from iro_server.api.response_stream import ResponseEvents, ResponseStream
+from iro_server.api.tools import ToolUse
 from iro_server.engines.prompts import chat_prompt_ids
 from iro_server.store import tables as t
 from iro_server.store.tables import new_id, now
@@ -32,8 +34,8 @@ LONGEST_CHAIN = 1000  # responses that one continues
 class Answering:
     """One request on its way to a stored response."""
 
-    def __init__(self, body: ResponseRequest, context: Context, schema: str | None) -> None:
-        self.body, self.context, self.schema = body, context, schema
+    def __init__(self, body: ResponseRequest, context: Context, use: ToolUse | None, schema: str | None) -> None:
+        self.body, self.context, self.use, self.schema = body, context, use, schema
         self.id, self.message_id, self.created = new_id("resp_"), new_id("msg_"), now()
         if body.store is not False:
             check_responses(context)
@@ -44,8 +46,9 @@ class Answering:
         chat = self.body.chat(before)
         model = served_model(chat.model, chat.search, self.context)
         messages = [message.plain() for message in chat.messages]
+        tools, begun = (self.use.tools.functions, self.use.begun) if self.use else ((), "")
         try:
-            prompt_ids = chat_prompt_ids(model.engine.tokenizer, messages)
+            prompt_ids = chat_prompt_ids(model.engine.tokenizer, messages, tools, begun)
         except TemplateError as error:
             raise bad_request(f"The model's chat template refuses this input: {error}", "input") from error
         default = self.context.settings.default_max_tokens
@@ -71,20 +74,27 @@ class Answering:
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
             "model": body.model,
-            "output": [] if choice is None else [self.message(choice)],
+            "output": [] if choice is None else self.output(choice),
             "previous_response_id": body.previous_response_id,
             "temperature": float(sampling.temperature),
             "top_p": float(sampling.top_p),
             "text": {"format": (body.text and body.text.format) or {"type": "text"}},
             "usage": usage and _usage(usage),
         }
-        unused = {"background": False, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
-        return response | unused | {"truncation": "disabled", "user": body.user}
+        tools = {
+            "tools": [tool.shown() for tool in body.tools or []],
+            "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+        }
+        return response | tools | {"background": False, "truncation": "disabled", "user": body.user}
 
-    def message(self, choice: Choice) -> JsonObject:
+    def output(self, choice: Choice) -> list[JsonObject]:
+        """The message, where the model wrote one, and its calls."""
+        content, calls = self.use.read(choice.text) if self.use else (choice.text, [])
         status = "incomplete" if choice.finish_reason == "length" else "completed"
-        part = {"type": "output_text", "text": choice.text, "annotations": []}
-        return {"id": self.message_id, "type": "message", "role": "assistant", "status": status, "content": [part]}
+        part = {"type": "output_text", "text": content, "annotations": []}
+        message = {"id": self.message_id, "type": "message", "role": "assistant", "status": status, "content": [part]}
+        return ([message] if content or not calls else []) + [call_item(call) for call in calls]
 
     def store(self, response: JsonObject) -> None:
         if self.body.store is False:
@@ -104,11 +114,17 @@ class Answering:
 @router.post("")
 async def create(body: ResponseRequest, request: Request, context: Ctx) -> Any:
     """Generate a response, through the same search as a chat completion. It is stored unless ``store`` is false."""
-    answering = await run_in_threadpool(Answering, body, context, await _schema(body, context))
+    model = await run_in_threadpool(served_model, body.model, body.search, context)
+    use = body.tool_use(model)
+    try:
+        schema = await answer_schema(body.response_format, use, context, model)
+    except APIError as error:
+        raise as_sent(error) from None
+    answering = await run_in_threadpool(Answering, body, context, use, schema)
     generation = answering.generation
     slot = take_slot(request, context, [generation])
     if body.stream:
-        events = ResponseEvents(answering.message_id, answering.shown())
+        events = ResponseEvents(answering.message_id, answering.shown(), use)
         stream = ResponseStream([generation], events, {}, False, slot)
         stream.shown, stream.store = answering.shown, answering.store
         return stream.response()
@@ -116,15 +132,6 @@ async def create(body: ResponseRequest, request: Request, context: Ctx) -> Any:
     response = answering.shown(generated.choices[0], usage_object([generation], [generated]))
     await run_in_threadpool(answering.store, response)
     return response
-
-
-async def _schema(body: ResponseRequest, context: Context) -> str | None:
-    """What the answer is held to."""
-    model = await run_in_threadpool(served_model, body.model, body.search, context)
-    try:
-        return await requested_schema(body.response_format, context, model)
-    except APIError as error:
-        raise as_sent(error) from None
 
 
 @router.get("/{id}")
@@ -178,13 +185,9 @@ def _conversation(context: Context, previous_id: str | None) -> list[JsonObject]
             message = f"The conversation has more than {LONGEST_CHAIN} responses; send its messages as input."
             raise bad_request(message, "previous_response_id", "conversation_too_long")
         row = _stored(context, previous_id, "previous_response_id")
-        turns.append([_message(item) for item in [*row.input, *row.body["output"]]])
+        turns.append(messages_of(ITEM.validate_python(item) for item in [*row.input, *row.body["output"]]))
         previous_id = row.previous_id
     return [message for turn in reversed(turns) for message in turn]
-
-
-def _message(item: JsonObject) -> JsonObject:
-    return {"role": item["role"], "content": "".join(part["text"] for part in item["content"])}
 
 
 def _usage(usage: JsonObject) -> JsonObject:

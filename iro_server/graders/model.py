@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, ValidationInfo, field_validator
 
 from iro_server import JsonObject
 from iro_server.graders.answers import Unreadable
-from iro_server.graders.asking import Answer, Asker, Endpoint
+from iro_server.graders.asking import Answer, Asker
 from iro_server.graders.base import Grade
+from iro_server.graders.endpoint_limits import TokenPrice
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.messages import Message, render_messages, with_instruction
+from iro_server.graders.posting import Endpoint
 from iro_server.graders.templated import TemplatedGrader
 
 Chat = list[dict[str, str]]
@@ -50,6 +53,7 @@ class ModelGrader(TemplatedGrader[Chat]):
     sampling_params: SamplingParams = SamplingParams()
 
     _asker: Asker | None = PrivateAttr(None)
+    _price: TokenPrice | None = PrivateAttr(None)
 
     @field_validator("base_url")
     @classmethod
@@ -75,8 +79,9 @@ class ModelGrader(TemplatedGrader[Chat]):
 
     def model_post_init(self, context: GraderEnvironment) -> None:
         super().model_post_init(context)
+        self._price = context.prices.get(self.model)
         if self.base_url is not None:
-            self._asker = Asker(_named_endpoint(self.base_url, context))
+            self._asker = Asker(_named_endpoint(self.base_url, context), retries_bounded=True)
         elif context.base_url is not None:
             self._asker = Asker(Endpoint(context.base_url.rstrip("/"), context.api_key, context.project, quoted=True))
 
@@ -111,6 +116,13 @@ class ModelGrader(TemplatedGrader[Chat]):
         return {"model": self.model, "messages": messages, **sampling}
 
     def _grade(self, answer: Answer) -> Grade:
+        grade = self._read_grade(answer)
+        if self._price is None or not answer.tokens:
+            return grade
+        cost = self._price.cost(answer.tokens - answer.completion_tokens, answer.completion_tokens)
+        return replace(grade, costs={self.model: cost})
+
+    def _read_grade(self, answer: Answer) -> Grade:
         tokens = {self.model: answer.tokens} if answer.tokens else {}
         if answer.error is not None:
             return Grade.failed(f"{self.model}: {answer.error}", answer.flag, tokens=tokens)
@@ -132,7 +144,9 @@ def _plain(url: HttpUrl | str) -> str:
 def _named_endpoint(url: HttpUrl, grader_environment: GraderEnvironment) -> Endpoint:
     """The one at ``url``, quoted where the server's operator named it."""
     keys = _keys(grader_environment)
-    return Endpoint(_plain(url), keys.get(_plain(url), ""), quoted=_plain(url) in keys)
+    limits = {_plain(limited): limit for limited, limit in grader_environment.limits.items()}
+    address = _plain(url)
+    return Endpoint(address, keys.get(address, ""), quoted=address in keys, limits=limits.get(address))
 
 
 def _keys(grader_environment: GraderEnvironment) -> dict[str, str]:

@@ -6,6 +6,7 @@ import ast
 import keyword
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
@@ -86,6 +87,12 @@ class MultiGrader(Grader):
     def _combine(self, grades: dict[str, Grade]) -> Grade:
         rewards = {name: grade.reward for name, grade in grades.items()}
         tokens = dict(sum((Counter(grade.tokens) for grade in grades.values()), Counter()))
+        costs: dict[str, float] = {}
+        for grade in grades.values():
+            costs |= {model: costs.get(model, 0.0) + cost for model, cost in grade.costs.items()}
+        return replace(self._combined(grades, rewards, tokens), costs=costs)
+
+    def _combined(self, grades: dict[str, Grade], rewards: dict[str, float], tokens: dict[str, int]) -> Grade:
         failed = {name: grade for name, grade in grades.items() if grade.error}
         if failed:
             error = "; ".join(f"{name}: {grade.error}" for name, grade in failed.items())

@@ -61,7 +61,7 @@ def restore(settings: Settings, sessions: Sessions, source: Path) -> dict[str, i
     if {name: len(content) for name, content in rows.items()} != manifest["rows"]:
         raise ValueError(f"{source} is damaged: the number of rows in its tables differs from {MANIFEST}")
     paths = DataDirPaths(manifest["data_dir"], str(settings.data_dir))
-    for folder in ("files", "jobs", "parts"):
+    for folder in ("files", "jobs", "parts", "batches"):
         if (source / folder).exists():
             shutil.copytree(source / folder, settings.data_dir / folder, dirs_exist_ok=True)
     for config in (settings.data_dir / "jobs").glob("*/run/config.json"):
@@ -115,6 +115,8 @@ def _copy(source: Path, target: Path) -> None:
 def _copy_folders(settings: Settings, rows: Rows, out: Path) -> None:
     for job in rows["jobs"]:
         _copy_folder(settings.job_dir(job["id"]), out / "jobs" / job["id"])
+    for batch in rows["batches"]:
+        _copy_folder(settings.batch_dir(batch["id"]), out / "batches" / batch["id"])
     for upload in {part["upload_id"] for part in rows["parts"]}:
         _copy_folder(settings.parts_dir / upload, out / "parts" / upload)
 

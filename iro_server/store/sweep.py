@@ -37,6 +37,7 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
     """Safe beside servers that share the data directory: what is younger than an hour may be arriving, and stays."""
     aged = _aged(settings.files_dir, hours=1)  # before the rows are read: a row follows its file
     folders = _aged(settings.data_dir / "jobs", hours=1)
+    batch_folders = _aged(settings.data_dir / "batches", hours=1)
     with sessions.begin() as session:
         expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
         session.execute(delete(t.Response).where(t.Response.expires_at <= t.now()))
@@ -44,6 +45,7 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
         if settings.retention is not None:
             _forget(session, time.time() - settings.retention)
         named = set(session.scalars(select(t.File.id)))
+        batches = set(session.scalars(select(t.Batch.id).where(t.Batch.status.in_(("queued", "in_progress")))))
         jobs = set(session.scalars(select(t.Job.id)))
         first_job = session.scalar(select(func.min(t.Job.created_at)))
         first = session.scalar(select(func.min(t.File.created_at)))
@@ -58,6 +60,9 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
     for path, modified in folders:  # of a job whose creation was cut short
         if path.name not in jobs and first_job is not None and modified >= first_job:
             _set_aside(settings, path)
+    for path, _ in batch_folders:  # of a batch that ended, or whose creation was cut short
+        if path.name not in batches:
+            _remove(path)
     for path, _ in _aged(settings.data_dir / UNKNOWN, hours=UNKNOWN_HOURS):
         _remove(path)
     for folder, _ in _aged(settings.parts_dir, hours=2):  # an upload takes parts for an hour
@@ -92,10 +97,11 @@ def _aged(folder: Path, hours: int) -> list[tuple[Path, float]]:
 
 
 def _forget(session: Session, before: float) -> None:
-    """Remove the rows of what ended before then (Unix time): events of jobs, estimates, uploads, deliveries."""
+    """Remove the rows of what ended before then (Unix time): jobs' events, estimates, batches, uploads, deliveries."""
     ended = select(t.Job.id).where(t.Job.status.in_(t.FINISHED), t.Job.finished_at < before)
     session.execute(delete(t.Event).where(t.Event.job_id.in_(ended)))
     session.execute(delete(t.Estimate).where(t.Estimate.finished_at < before))
+    session.execute(delete(t.Batch).where(t.Batch.finished_at < before))
     late = (t.Upload.status != "pending", t.Upload.expires_at < before)
     gone = select(t.Upload.id).where(*late)
     session.execute(delete(t.Part).where(t.Part.upload_id.in_(gone)))

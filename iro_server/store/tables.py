@@ -313,6 +313,34 @@ class Estimate(BackgroundRow):
     result: Mapped[JsonObject | None] = mapped_column(default=None)
 
 
+class Batch(BackgroundRow):
+    """Many requests of one route. ``total``: requests; ``completed`` and ``failed``: those with an answer so far.
+
+    ``segments``: for each holder its attempt and the bytes of its files that count (``jobs.batches.output``).
+    ``output_seconds``: how long the files with the answers are kept. All that grows does so with each group of answers.
+    """
+
+    __tablename__ = "batches"
+
+    endpoint: Mapped[str]
+    input_file_id: Mapped[str]
+    completion_window: Mapped[str]
+    batch_metadata: Mapped[JsonObject | None] = mapped_column("metadata", default=None)
+    output_seconds: Mapped[int | None] = mapped_column(default=None)
+    expires_at: Mapped[int]
+    in_progress_at: Mapped[int | None] = mapped_column(default=None)
+    finalizing_at: Mapped[int | None] = mapped_column(default=None)
+    cancelling_at: Mapped[int | None] = mapped_column(default=None)
+    model: Mapped[str | None] = mapped_column(default=None)
+    total: Mapped[int] = mapped_column(default=0, server_default="0")
+    completed: Mapped[int] = mapped_column(default=0, server_default="0")
+    failed: Mapped[int] = mapped_column(default=0, server_default="0")
+    segments: Mapped[list[Any]] = mapped_column(default=list)
+    usage: Mapped[JsonObject] = mapped_column(default=dict)
+    output_file_id: Mapped[str | None] = mapped_column(default=None)
+    error_file_id: Mapped[str | None] = mapped_column(default=None)
+
+
 class Response(Base, Owned):
     """A stored response. ``input``: its own items; ``previous_id``: the response that it continues."""
 

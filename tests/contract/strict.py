@@ -32,6 +32,7 @@ EXTENSIONS = {
     "PerTestingCriteriaResult.errored": "items that the criterion could not grade, and",
     "PerTestingCriteriaResult.mean_score": "the mean score of the others",
     "PerModelUsage.model_name": "run_model_name by its alias, which the client keeps twice",
+    "PerModelUsage.cost": "of a judge whose price the server was given",
     "Result.error": "of an eval's criterion: why it gave no score",
     "Result.sub_scores": "what the graders of a multi grader gave",
     "SyncPage.*": "OpenAI's lists have them too, the client's pages do not:",

@@ -12,9 +12,11 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai.types.batch_create_params import BatchCreateParams
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatBody
 from openai.types.chat.completion_create_params import ResponseFormat
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextBody
+from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.eval_create_params import EvalCreateParams
 from openai.types.eval_update_params import EvalUpdateParams
 from openai.types.evals.run_create_params import RunCreateParams
@@ -28,6 +30,7 @@ from openai.types.webhooks.webhook_create_params import WebhookCreateParams
 from typing_extensions import is_typeddict
 
 from tests.contract.strict import envelope_of
+from tests.iro_server.api.batches import chat, lines_of, uploaded
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import serving, settings_for, upload
 
@@ -47,6 +50,8 @@ ROUTES: dict[str, tuple[Any, dict[str, Any]]] = {
     "uploads": (UploadCreateParams, {"filename": "a", "purpose": "fine-tune", "bytes": 9, "mime_type": "text/plain"}),
     "webhook_endpoints": (WebhookCreateParams, HOOK),
     "responses": (ResponseBody, {"input": "hi", "max_output_tokens": 4}),
+    "embeddings": (EmbeddingCreateParams, {"model": "all-MiniLM-L6-v2", "input": "a"}),
+    "batches": (BatchCreateParams, {"endpoint": "/v1/chat/completions", "completion_window": "24h"}),
     "evals": (EvalCreateParams, {"data_source_config": CUSTOM, "testing_criteria": [GRADER]}),
     "evals/{eval}": (EvalUpdateParams, {}),
     "evals/{eval}/runs": (RunCreateParams, {"data_source": JSONL}),
@@ -59,6 +64,7 @@ KNOWN = {
     "model": st.just("bytes"),
     "name": st.sampled_from(["a", "b"]),
     "source": st.just(SOURCE),
+    "input_file_id": st.just("file-unknown"),
     "url": st.just("https://example.com/hook"),
 }
 KNOWN |= {"validation_file": st.sampled_from([None, "file-unknown"]), "calculate_output": st.sampled_from(["a", "a +"])}
@@ -102,13 +108,14 @@ def http(tmp_path_factory):
         httpx.Client(base_url=str(client.base_url), timeout=30) as http,
     ):
         http.file = upload(client)
+        http.batch = uploaded(client, lines_of([chat(0)]))
         http.eval = client.evals.create(data_source_config=CUSTOM, testing_criteria=[GRADER]).id
         yield http
 
 
 def post(http: httpx.Client, route: str, **changes: Any) -> httpx.Response:
     kind, base = ROUTES[route]
-    needed = {"model": "bytes", "training_file": http.file}
+    needed = {"model": "bytes", "training_file": http.file, "input_file_id": http.batch}
     needed = {name: value for name, value in needed.items() if name in get_type_hints(kind)}
     return http.post(route.format(eval=http.eval), json=needed | base | changes)
 

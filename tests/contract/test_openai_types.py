@@ -11,6 +11,7 @@ import pytest
 from openai._resource import SyncAPIResource
 
 from tests.contract.strict import envelope_of, strictly
+from tests.iro_server.api.batches import chat, ended_batch, lines_of, new_batch
 from tests.iro_server.api.evals import CRITERIA, CUSTOM, ended_run, run_eval, sampled
 from tests.iro_server.api.serving import GRADER, ended, upload, wait_for
 
@@ -166,6 +167,20 @@ def responses(world: Any) -> Iterable[Any]:
     assert world.client.responses.delete(first.id) is None
 
 
+def batches(world: Any) -> Iterable[Any]:
+    batches = world.client.batches
+    made = new_batch(world.client, lines_of([chat(0), chat(1, model="other")]), metadata={"team": "red"})
+    yield from (made, ended_batch(world.client, made.id), batches.list(limit=2))
+    failing = new_batch(world.client, lines_of([chat(0)]) * 2)
+    yield from (ended_batch(world.client, failing.id), batches.cancel(new_batch(world.client, lines_of([chat(0)])).id))
+
+
+def embeddings(world: Any) -> Iterable[Any]:
+    create = world.client.embeddings.create
+    yield create(model="all-MiniLM-L6-v2", input="a")
+    yield create(model="all-MiniLM-L6-v2", input=["a", "b"], encoding_format="float", dimensions=384, user="u")
+
+
 # By the methods of the client that each calls.
 CALLS: dict[str, Callable[[Any], Any]] = {
     "files.create": lambda w: w.client.files.create(
@@ -204,6 +219,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "evals.runs.output_items.retrieve": evals,
     "responses.create responses.retrieve responses.delete responses.stream responses.input_items.list": responses,
     "responses.parse": lambda w: w.client.responses.parse(model="bytes", input="hi"),
+    "batches.create batches.retrieve batches.list batches.cancel": batches,
+    "embeddings.create": embeddings,
     "webhooks.event_types.list": lambda w: w.client.webhooks.event_types.list(),
 }
 # What Iro does not have: a call is refused, and says so.
@@ -222,6 +239,7 @@ RESOURCES = ("files", "uploads", "uploads.parts", "fine_tuning.jobs", "fine_tuni
 RESOURCES += ("fine_tuning.alpha.graders", "fine_tuning.checkpoints.permissions", "models", "chat.completions")
 RESOURCES += ("chat.completions.messages", "completions", "webhooks", "webhooks.event_types")
 RESOURCES += ("evals", "evals.runs", "evals.runs.output_items")
+RESOURCES += ("batches", "embeddings")
 RESOURCES += ("responses", "responses.input_items", "responses.input_tokens")
 
 

@@ -23,7 +23,7 @@ from training.run import Run
 
 Tally = dict[str, dict[str, float]]
 """Counts and sums that shards add up to. ``samples``: all, unrewarded. ``errors``: by flag. ``score_sums``, ``scored``:
-by grader. ``grader_tokens``: by model. ``usage``: tokens of the searches."""
+by grader. ``grader_tokens``, ``grader_costs``: by model. ``usage``: tokens of the searches."""
 Key = tuple[str, str]  # of the item, and the text
 REMEMBERED = 2**16  # grades that are remembered
 PARSE_ERROR: Flag = "sample_parse_error"
@@ -67,7 +67,7 @@ class Grading:
     def _give(key: Key, grades: dict[Key, Grade]) -> Grade:
         """The grade, whose tokens count the first time alone."""
         grade = grades[key]
-        grades[key] = replace(grade, tokens={})
+        grades[key] = replace(grade, tokens={}, costs={})
         return grade
 
     @staticmethod
@@ -117,7 +117,9 @@ class Grading:
         self.run.emit("message", message, level="warn")
 
     def tally(self, grades: Iterable[Grade], usage: Mapping[str, float]) -> Tally:
-        counts: Tally = {part: {} for part in ("samples", "errors", "score_sums", "scored", "grader_tokens")}
+        counts: Tally = {
+            part: {} for part in ("samples", "errors", "score_sums", "scored", "grader_tokens", "grader_costs")
+        }
 
         def add(part: str, name: str, count: float = 1) -> None:
             counts[part][name] = counts[part].get(name, 0) + count
@@ -134,6 +136,8 @@ class Grading:
                     add("scored", name)
             for model, tokens in grade.tokens.items():
                 add("grader_tokens", model, tokens)
+            for model, cost in grade.costs.items():
+                add("grader_costs", model, cost)
         return counts | {"usage": dict(usage)}
 
 

@@ -46,7 +46,7 @@ def metrics_row(
     row["errors"] = {"graders": [_errors(grader, train, valid.finals)]}
     row["usage"] = merge([train, beta, valid.finals])["usage"] | {
         "samples": NO_REASONING,
-        "graders": _grader_tokens(merge([train, beta]), valid.finals),
+        "graders": _grader_usage(merge([train, beta]), valid.finals),
     }
     return row
 
@@ -73,13 +73,18 @@ def _errors(grader: Grader, train: Tally, valid: Tally) -> JsonObject:
     return errors
 
 
-def _grader_tokens(train: Tally, valid: Tally) -> list[JsonObject]:
-    tokens = {data: tally.get("grader_tokens", {}) for data, tally in (("train", train), ("valid", valid))}
-    models = sorted({model for by_model in tokens.values() for model in by_model})
-    return [
-        {"model": model} | {f"{data}_tokens_count": by_model.get(model, 0) for data, by_model in tokens.items()}
-        for model in models
-    ]
+def _grader_usage(train: Tally, valid: Tally) -> list[JsonObject]:
+    """Tokens by model and, where the operator gave a price, what they cost."""
+    tallies = {"train": train, "valid": valid}
+    rows = []
+    for model in sorted({model for tally in tallies.values() for model in tally.get("grader_tokens", {})}):
+        row: JsonObject = {"model": model}
+        for data, tally in tallies.items():
+            row[f"{data}_tokens_count"] = tally.get("grader_tokens", {}).get(model, 0)
+        if any(model in tally.get("grader_costs", {}) for tally in tallies.values()):
+            row |= {f"{data}_cost": tally.get("grader_costs", {}).get(model, 0.0) for data, tally in tallies.items()}
+        rows.append(row)
+    return rows
 
 
 def timing(run: Run, sampling: Sequence[str], training: Sequence[str], valid: Validated | None) -> JsonObject:

@@ -9,9 +9,10 @@ from typing import Self
 
 from iro_server import JsonObject
 from iro_server.alignment.definition import AlignmentOptions
-from iro_server.graders.asking import Answer, Asker, Endpoint
+from iro_server.graders.asking import Answer, Asker
 from iro_server.graders.base import Grade, Grader, Sample
 from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.posting import Endpoint
 from iro_server.graders.response_format import ResponseFormat
 from iro_server.jobs.background import Lease
 from iro_server.telemetry.grading import graded

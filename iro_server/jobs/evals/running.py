@@ -97,7 +97,9 @@ class RunExecutor:
             use(run.model, shown["usage"])
         for result in results:
             for model, tokens in result.grade.tokens.items():
-                use(model, {"total_tokens": tokens, "judge_tokens": tokens})
+                cost = result.grade.costs.get(model)
+                priced = {} if cost is None else {"cost": cost}
+                use(model, {"total_tokens": tokens, "judge_tokens": tokens} | priced)
 
 
 def _brought(item: EvalItem) -> Sampled:

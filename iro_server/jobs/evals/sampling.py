@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iro_server import JsonObject
-from iro_server.graders.asking import Answer, Asker, Endpoint
+from iro_server.graders.asking import Answer, Asker
 from iro_server.graders.base import Sample
 from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.posting import Endpoint
 from iro_server.jobs.evals.source import BadItem, messages_for
 from iro_server.store.tables import EvalItem, EvalRun
 

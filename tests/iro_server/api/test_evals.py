@@ -33,6 +33,7 @@ from tests.iro_server.api.evals import (
     sampled,
 )
 from tests.iro_server.api.serving import aligned, serving, settings_for, wait_for
+from tests.iro_server.api.test_tools import SAYS, TOOLS
 
 SERVE = (
     "import sys; from iro_server.settings import Settings; from tests.iro_server.api.test_evals import serve_slowly; "
@@ -133,6 +134,19 @@ def test_messages_come_from_the_item_where_the_run_refers_to_it(client):
     assert run.result_counts.errored == 1 == run.result_counts.total - 2
 
 
+@pytest.mark.parametrize("kind", ["completions", "responses"])
+def test_calls_of_tools_are_graded(tmp_path, kind):
+    """The tools of a run are a chat's, or in the flat shape of a response's."""
+    tools = [{"type": "function"} | tool["function"] for tool in TOOLS] if kind == "responses" else TOOLS
+    called = {"type": "string_check", "name": "city", "operation": "like", "reference": "Oslo"}
+    called["input"] = "{{sample.output_tools[0].function.arguments}}"
+    with serving(settings_for(tmp_path), ByteEngine(script=SAYS, noise=0.0, length=4096)) as client:
+        eval_id = new_eval(client, [called])
+        params = {"tools": tools, "max_completion_tokens": 200, "seed": 1}
+        run = run_eval(client, eval_id, sampled(2, **params) | {"type": kind})
+        assert (run.result_counts.passed, run.result_counts.errored) == (2, 0)
+
+
 def test_a_judge_is_asked_through_this_server_and_its_tokens_are_counted(client):
     judge = {"type": "score_model", "name": "judge", "model": "bytes", "range": [0, 1]}
     judge["input"] = [{"role": "user", "content": "rate {{sample.output_text}}"}]
@@ -169,8 +183,8 @@ def test_a_mistake_is_refused_where_it_stands(client):
     )
     assert param(run(model="gpt-4o")) == (404, "data_source.model")
     assert param(run(sampling_params={"temperature": 3}))[1] == "data_source.sampling_params.temperature"
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    assert param(run(sampling_params={"tools": tools}))[1] == "data_source.sampling_params.tools"
+    named = param(run(sampling_params={"tools": [{"type": "web_search"}]}))[1]
+    assert named == "data_source.sampling_params.tools.0.type"
     assert param(run(source={"type": "file_id", "id": "file-0"})) == (404, "data_source.source.id")
     wrong = run(source={"type": "file_content", "content": [{"item": {"q": "a"}}, {"item": {"q": 1}}]})
     assert "$[1].q" in refusal(wrong).message and param(wrong)[1] == "data_source.source.content"

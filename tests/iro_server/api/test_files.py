@@ -116,7 +116,7 @@ def test_a_message_may_come_in_parts_of_text(served):
     assert whole.token_ids == joined.token_ids
 
 
-@pytest.mark.parametrize("purpose", ["assistants", "batch", "vision", "user_data"])
+@pytest.mark.parametrize("purpose", ["assistants", "vision", "user_data"])
 def test_another_purpose_is_refused(client, purpose):
     with pytest.raises(openai.BadRequestError) as refused:
         client.files.create(file=("x.jsonl", ROW), purpose=purpose)

@@ -132,7 +132,7 @@ def test_which_addresses_are_public(address, public):
 
 @pytest.mark.parametrize("status", [200, 404, 500])
 def test_errors_do_not_quote_an_endpoint_that_the_caller_chose(settings, status, monkeypatch):
-    monkeypatch.setattr("iro_server.graders.asking.ATTEMPTS", 1)
+    monkeypatch.setattr("iro_server.graders.posting.ATTEMPTS", 1)
     body = {"error": {"message": "the secret"}, "other": "the secret"}
     with Private(status, body) as inside, serving(settings, ByteEngine()) as client:
         grader = {**SCORE, "base_url": inside.url}

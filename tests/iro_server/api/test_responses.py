@@ -155,10 +155,10 @@ def test_a_response_belongs_to_its_project_and_counts_against_its_quota(tmp_path
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [
-        ("tools", [{"type": "web_search"}], "tools"),
+        ("tools", [{"type": "web_search"}], "tools.0.type"),
         ("background", True, "background"),
         ("conversation", "conv_1", "conversation"),
-        ("input", [{"type": "function_call_output", "call_id": "a", "output": "b"}], "input.0.type"),
+        ("input", [{"type": "computer_call", "call_id": "a"}], "input.0.type"),
         ("input", [{"role": "user", "content": [{"type": "input_image", "image_url": "u"}]}], "input.0.content"),
         ("temperature", 3, "temperature"),
         ("max_output_tokens", 100_000, "input"),

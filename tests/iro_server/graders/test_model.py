@@ -178,7 +178,7 @@ def test_a_busy_server_is_asked_again_when_it_says():
 
 
 def test_a_server_that_stays_busy_is_a_server_error(monkeypatch):
-    monkeypatch.setattr("iro_server.graders.asking.ATTEMPTS", 3)
+    monkeypatch.setattr("iro_server.graders.posting.ATTEMPTS", 3)
     with endpoint((500, {"error": {"message": "broken inside"}}, {"Retry-After": "0"})) as (url, asked):
         (grade,) = graded(SCORE, url)
     assert grade.flag == "model_grader_server_error" and "answered 500: broken inside" in grade.error
@@ -186,7 +186,7 @@ def test_a_server_that_stays_busy_is_a_server_error(monkeypatch):
 
 
 def test_a_server_that_is_gone_is_a_server_error(monkeypatch):
-    monkeypatch.setattr("iro_server.graders.asking.ATTEMPTS", 1)
+    monkeypatch.setattr("iro_server.graders.posting.ATTEMPTS", 1)
     with endpoint(said("1")) as (url, _):
         pass
     (grade,) = graded(SCORE, url)

@@ -1,0 +1,1 @@
+"""Batches: many requests of one route, from a file, with the answers in another."""
