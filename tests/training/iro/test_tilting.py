@@ -57,7 +57,8 @@ def test_one_row_is_served_where_more_are_not_surely_better() -> None:
     assert cheapest({"tilt": [0.1, 0.2, 0.1], "search": [0.8, 0.9, 0.9]}, rows) == "search"
 
 
-def config_in(folder: Path, **options: object) -> AlignConfig:
+def config_in(folder: Path, pairings: int = 1, **options: object) -> AlignConfig:
+    """``pairings``: rows for each of 14 words."""
     train, valid = folder / "train.jsonl", folder / "valid.jsonl"
     words = [
         "river",
@@ -80,10 +81,11 @@ def config_in(folder: Path, **options: object) -> AlignConfig:
             "messages": [{"role": "user", "content": f"Write one sentence that uses the words {a} and {b}."}],
             "words": [a, b],
         }
-        for a, b in zip(words, words[1:] + words[:1], strict=True)
+        for shift in range(1, pairings + 1)
+        for a, b in zip(words, words[shift:] + words[:shift], strict=True)
     ]
-    train.write_text("".join(json.dumps(row) + "\n" for row in rows[:10]))
-    valid.write_text("".join(json.dumps(row) + "\n" for row in rows[10:]))
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows[:-4]))
+    valid.write_text("".join(json.dumps(row) + "\n" for row in rows[-4:]))
     source = "def grade(sample, item): return sum(w in sample['output_text'].lower() for w in item['words']) / 2"
     return AlignConfig.model_validate(
         {
@@ -128,7 +130,7 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
 def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path) -> None:
     """On the real model: rollouts of the second iteration drift from the frozen model, its values start again, and the
     steps that its events plan are those that it takes."""
-    config = config_in(tmp_path, iterations=2)
+    config = config_in(tmp_path, pairings=4, iterations=2)
     progress: list[JsonObject] = []
 
     def note(event: RunEvent) -> None:
