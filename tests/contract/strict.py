@@ -22,7 +22,7 @@ EXTENSIONS = {
     "ResponseUsage.value_tokens": "and",
     "ResponseUsage.rounds": "too,",
     "ResponseUsage.kl": "and this",
-    "FineTuningJob.iro": "whether the gain of the aligned model is proven",
+    "FineTuningJob.iro": "whether the gain is proven, and which measures of the text leave the frozen model's range",
     "ReinforcementMethod.iro": "the alignment job's own options",
     "ReinforcementMethod.response_format": "OpenAI documents it; the client's type has not got it",
     "Metrics.*": "of a checkpoint: the metrics of reinforcement, where the client's type has those of supervised jobs",

@@ -128,6 +128,16 @@ def test_a_model_is_served_as_its_job_decided_and_checkpoints_as_it_searched(cli
     assert len(answer.choices) == 6  # W·K of the job's search
 
 
+def test_over_optimisation_is_told_of_job_and_model(client, job):
+    assert job.iro["over_optimization"] == []
+    overdone = ended(client, start_job(client, GRADER | {"name": "overdone"}))
+    (departure,) = overdone.iro["over_optimization"]
+    assert departure["measure"] == "length" and departure["median"] > departure["frozen_high"]
+    assert client.models.retrieve(overdone.fine_tuned_model).iro["over_optimization"] == [departure]
+    chat = [{"role": "user", "content": "hello"}]
+    assert client.chat.completions.create(model=overdone.fine_tuned_model, messages=chat, max_tokens=4).choices
+
+
 def test_a_proven_gain_is_told_of_job_and_model(client, job):
     assert job.iro["improved"] is True
     assert client.models.retrieve(job.fine_tuned_model).iro["improved"] is True

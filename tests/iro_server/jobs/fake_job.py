@@ -3,7 +3,7 @@
 The grader's name says how it goes: "quick", "slow" (half a second a step), "stubborn" (never asks whether to stop),
 "raises", "dies" (kills its own process at step 2), "dies-once", "engine-away-once" and "graders-away-once" (at step 2),
 "waits" (takes two steps, then waits to be stopped), "unproven" (its gain has an interval that includes 0),
-"served-otherwise" (its model with two rows).
+"served-otherwise" (its model with two rows), "overdone" (its text leaves the frozen model's range).
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class JOB:
             "max_tokens": max_tokens,
         }
         served = {"search": {"num_successors": 2}} if behaviour == "served-otherwise" else {}
+        overdone = {"measure": "length", "median": 64.0, "frozen_low": 3.0, "frozen_high": 20.0}
+        outcome["over_optimization"] = [overdone] if behaviour == "overdone" else []
         return outcome | {"improved": behaviour != "unproven"} | served
 
 
