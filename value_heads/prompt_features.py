@@ -124,6 +124,14 @@ class RunningFeatures:
             rows.append(row)
         self.rows = rows
 
+    def along(self, tokens: Sequence[int]) -> None:
+        """The rows are now the places of one response after the only row: before each of its tokens."""
+        (row,) = self.rows
+        self.rows = []
+        for token in tokens:
+            self.rows.append(row)
+            row = self._taken(row, token)
+
     def of_row(self, place: int) -> RunningFeatures:
         """The features of one row alone."""
         alone = copy.copy(self)
@@ -169,6 +177,10 @@ class FeatureSets:
     def take(self, tokens: Sequence[Sequence[int]]) -> None:
         for features in self.sets:
             features.take(tokens)
+
+    def along(self, tokens: Sequence[int]) -> None:
+        for features in self.sets:
+            features.along(tokens)
 
     def add(self, addition_MV: Tensor, gates_MF: Tensor) -> None:
         for features, gates in zip(self.sets, gates_MF.split(len(FEATURES), dim=1), strict=True):

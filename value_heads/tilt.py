@@ -148,6 +148,12 @@ class BoundTilt:
             start = rows.stop
         return addition_MV
 
+    def along(self, prompt_ids: Sequence[int], tokens: Sequence[int], states_TD: Tensor) -> Tensor:
+        """A(s, .) [T, V] before each token of a response, from the states [T, D] that they were drawn from."""
+        features = self.start(prompt_ids)
+        features.along(tokens)
+        return self.additions(states_TD, [features])
+
 
 def affine(states_MD: Tensor, weight: Tensor) -> Tensor:
     """[M, D] by [n, D + 1], whose last column is a constant: [M, n]."""

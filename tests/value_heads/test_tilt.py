@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,6 +68,16 @@ def test_a_search_adds_what_the_fit_reads(response: list[int], seed: int) -> Non
     expected = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ head().T)
     expected = expected + torch.einsum("tf,tvf->tv", with_one @ tilt.gates.T, features)
     assert torch.allclose(additions(tilt, states, response), expected, atol=1e-4)
+
+
+@given(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12), st.integers(0, 9))
+def test_all_places_of_a_response_are_read_at_once(response: list[int], seed: int) -> None:
+    """As a fit does of rollouts that a tilt steered; also of tilts that ignore different tokens."""
+    states = torch.randn(len(response), WIDTH, generator=torch.Generator().manual_seed(seed))
+    tilt = random_tilt(seed)
+    for steering in (tilt, fold_tilts([tilt, replace(random_tilt(seed + 1), ignored=(0,))], [1.0, 0.5])):
+        at_once = BoundTilt(steering, head(), GROUPS).along(PROMPT, response, states)
+        assert torch.allclose(at_once, additions(steering, states, response), atol=1e-4)
 
 
 def test_rows_follow_their_parents() -> None:

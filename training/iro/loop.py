@@ -3,7 +3,8 @@
 Every step leaves a checkpoint, so that a killed job goes on from its last finished one. Steps and iterations count
 from 1. With the paper: disjoint prompts an iteration, plain rollouts first and guided ones later. Beyond it: several
 rollouts a prompt, all finals kept and weighed equally within their prompt, several independent guided searches a
-prompt, an early stop on held-out reward.
+prompt, an early stop on held-out reward. Where a tilt is kept, later rollouts are draws from the tilted policy q, and
+the value functions start again as values of q: the tilt holds what the earlier ones said.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -40,12 +41,20 @@ from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
 from training.run import Run, jsonable
 from value_heads import save_bundle
+from value_heads.tilt import Tilt
 
 
 def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> JsonObject:
     """The whole job. Returns what result.json holds beside the config; raises AlignError where it cannot go on."""
     with parse_grader(config.grader) as grader:
         return Alignment(config, run, model, grader, executor).run_all()
+
+
+class Collected(NamedTuple):
+    """The shards of an iteration: of the prompts that are fitted on, and of those that judge the fit."""
+
+    train: list[ShardNames]
+    heldout: list[ShardNames]
 
 
 class Alignment:
@@ -61,7 +70,10 @@ class Alignment:
         self.scale = Scale()
         self.stack: Stack | None = None
         self.betas: list[float] = []
+        self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
+        self.most_perplexity: float | None = None  # of a tilted model's text
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
+        self.served: dict[int, Served] = {}  # likewise
         self.tilts = config.tilt == "auto" and bool(executor.steers) and self.learner.spec is not None
 
     def make_learner(self) -> Learner:
@@ -81,37 +93,48 @@ class Alignment:
         self.run.planned_steps = self.planned_steps()
         base = self.baseline()
         history: list[JsonObject] = []
-        validated: dict[int, Validated] = {}
         for step in range(1, self.config.iterations + 1):
-            history.append(self.iterate(step, validated))
+            history.append(self.iterate(step))
             report.drop_checkpoints(self.run, history)
-            if self.config.early_stop and step in validated and not _rises(history):
+            if self.config.early_stop and step in self.served and not _rises(history):
                 self.run.emit("message", f"Held-out reward no longer rises: stopping after iteration {step}")
                 break
-        return self.conclude(base, history, self.serve(history, validated))
+        return self.conclude(base, history)
 
-    def serve(self, history: list[JsonObject], validated: dict[int, Validated]) -> Served:
-        """How the best iteration's model is served. Its bundle gets the tilt, and its row the reward."""
-        best = report.best(history, 1)[0]
-        step, part = best["step"], self.prompts.slices[0]
-        stack, search = self.stacks[step], validated[step]
-        lacks_states = "kl" not in search.rows[0]  # from a version that kept no states for tilts
-        if not self.tilts or lacks_states:
-            name = next(iter(searches(self.config, tilted=False)))
-            return Served(searches(self.config, tilted=False)[name], search, [])
-        prompts = {prompt.index: prompt for prompt in part.train}
-        names = [self.shard_names(1, "train", number) for number in range(len(self.shards_of(part.train)))]
-        data = TiltData(prompts, self.shards(names), self.model, self.executor.load_frozen, self.executor.steers)
-        tilting = Tilting(self.config, self.run, self.validation, data)
-        tilt = tilting.choose(part.heldout, stack)
-        for shard in [*names, *(self.shard_names(1, "heldout", n) for n in range(len(self.shards_of(part.heldout))))]:
+    def tilting(self, step: int, names: Sequence[ShardNames]) -> Tilting:
+        """The tilts of a step whose rollouts are draws of the frozen model or of its tilted policy."""
+        prompts = {prompt.index: prompt for prompt in self.prompts.slices[step - 1].train}
+        data = TiltData(
+            prompts, self.shards(names), self.model, self.executor.load_frozen, self.executor.steers, self.tilt
+        )
+        return Tilting(self.config, self.run, self.validation, data, step, self.most_perplexity)
+
+    def serve(self, step: int, collected: Collected) -> Served | None:
+        """Choose the step's tilt, and where it validates how its model is served."""
+        part, prompts, restarted = self.prompts.slices[step - 1], self.prompts.validation, self.tilt is not None
+        assert self.stack is not None
+        search = None
+        if self.validates(step) and not restarted:
+            search = self.validation.validate(
+                f"{step}-valid", prompts, guided(self.config), self.stack, f"iteration {step}"
+            )
+        lacks_states = search is not None and "kl" not in search.rows[0]  # from a version that kept none for tilts
+        if not self.draws(step) or lacks_states:
+            return None if search is None else Served(guided(self.config), search, [])
+        tilting = self.tilting(step, collected.train)
+        self.tilt = tilting.choose(part.heldout, self.stack)
+        self.run.planned_steps = self.planned_steps()  # whether later steps draw from a tilted policy is known now
+        self.most_perplexity = tilting.most_perplexity
+        for shard in [*collected.train, *collected.heldout]:
             self.run.drop_table(shard.rollouts, HEAD_STATES)
-        tilted = self.stacks[step] = stack.with_tilt(tilt)
-        served = tilting.serve(self.prompts.validation, tilted, search)
+        self.stack = self.stack.with_tilt(self.tilt)
+        served = tilting.serve(prompts, self.stack, search) if self.validates(step) else None
         self.validation.rescore = None  # and with it the frozen model, where servers run it
-        row = {key: value for key, value in best.items() if key not in ("timing", "path", "by_position")}
-        self.save(Path(best["path"]), self.stacks[step], row)
         return served
+
+    def draws(self, step: int) -> bool:
+        """Whether the step's rollouts are plain draws, of the frozen model or of a tilted policy: what tilts fit."""
+        return self.tilts and (step == 1 or self.tilt is not None)
 
     def validates(self, step: int) -> bool:
         return step % self.config.eval_interval == 0 or step == self.config.iterations
@@ -127,43 +150,43 @@ class Alignment:
         for step, part in enumerate(self.prompts.slices, 1):
             total += 2 * (len(self.shards_of(part.train)) + len(self.shards_of(part.heldout)))
             total += 2 + validation * self.validates(step)
-            if tries_betas(self.config, step):
+            if tries_betas(self.config, 1 if self.tilt else step):
                 total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
-        if self.tilts:
-            trials = 1 + num_trials(self.executor.steers)
-            total += trials * len(self.shards_of(self.prompts.slices[0].heldout)) + 3
-            total += validation * (len(searches(self.config, tilted=True)) - 1)
+            if self.draws(step):
+                trials = 1 + num_trials(self.executor.steers)
+                total += trials * len(self.shards_of(part.heldout)) + 3
+                total += validation * (len(searches(self.config, tilted=True)) - 1 - (step > 1)) * self.validates(step)
         return total
 
     def shards_of(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
         size = self.config.concurrency
         return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
-    def iterate(self, step: int, validated: dict[int, Validated]) -> JsonObject:
-        """One iteration: its history row. Where it validates, ``validated`` gets what it found."""
+    def iterate(self, step: int) -> JsonObject:
+        """One iteration: its history row. Where it validates, ``stacks`` and ``served`` get what it is served with."""
         part = self.prompts.slices[step - 1]
-        names, heldout_names = self.collect(step, part)
+        collected = self.collect(step, part)
+        names, heldout_names = collected
         if step == 1:
             self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale([*names, *heldout_names])))
         fitted = self.run.step(
             f"{step}-fit", lambda: self.fit(step, self.shards(names), self.shards(heldout_names)), "fitting"
         )
-        self.betas.append(1.0)
-        judged = self.values_of(fitted, "judged").with_betas(self.betas)
-        self.betas[-1], tried = self.validation.choose_beta(step, part, judged, self.betas)
+        self.betas = [*([] if self.tilt else self.betas), 1.0]
+        judged = self.values_of(fitted, "judged").with_betas(self.betas).with_tilt(self.tilt)
+        params = guided(self.config).model_copy(update={"strength": 1.0 if self.tilt else 0.0})
+        self.betas[-1], tried = self.validation.choose_beta(step, part, judged, self.betas, params)
         self.stack = self.values_of(fitted, "bundle").with_betas(self.betas)
-        if self.validates(step):
-            self.stacks[step] = self.stack
-            validated[step] = self.validation.validate(
-                f"{step}-valid", self.prompts.validation, guided(self.config), self.stack, f"iteration {step}"
-            )
-        collected = [*names, *heldout_names]
-        row = self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, validated.get(step)))
-        for rollouts, _ in collected:
+        served = self.serve(step, collected)
+        if served is not None:
+            self.stacks[step], self.served[step] = self.stack, served
+        valid = None if served is None else served.validated
+        row = self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, valid))
+        for rollouts, _ in [*names, *heldout_names]:
             self.run.drop_table(rollouts, PREFIXES)
         return row
 
-    def collect(self, step: int, part: Slice) -> tuple[list[ShardNames], list[ShardNames]]:
+    def collect(self, step: int, part: Slice) -> Collected:
         """Roll out and grade the slice, shard by shard: its checkpoints, of train and of held-out prompts."""
         batches = {
             self.shard_names(step, kind, number): self.batch(step, shard)
@@ -172,7 +195,7 @@ class Alignment:
         }
         self.collection.collect(batches, f"Iteration {step}: rollouts", check_grader=step == 1)
         train = len(self.shards_of(part.train))
-        return list(batches)[:train], list(batches)[train:]
+        return Collected(list(batches)[:train], list(batches)[train:])
 
     @staticmethod
     def shard_names(step: int, kind: str, number: int) -> ShardNames:
@@ -180,7 +203,9 @@ class Alignment:
 
     def batch(self, step: int, prompts: Sequence[Prompt]) -> Batch:
         """Each prompt as often as it is searched."""
-        params, searches = (plain(self.config), 1) if step == 1 else exploring(self.config)
+        params, searches = (plain(self.config), 1) if step == 1 or self.tilt else exploring(self.config)
+        if self.tilt:
+            params = params.model_copy(update={"strength": 1.0})
         repeated = [(prompt, search) for prompt in prompts for search in range(searches)]
         seeds = [self.run.derive_seed(ROLLOUTS, step, prompt.index, search) for prompt, search in repeated]
         return Batch(
@@ -191,7 +216,8 @@ class Alignment:
             self.config.horizon,
             self.stack,
             self.learner.spec,
-            head_states=self.tilts and step == 1 and self.model.info.hidden,
+            head_states=self.draws(step) and self.model.info.hidden,
+            ranked=self.tilt is None,
         )
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
@@ -221,7 +247,8 @@ class Alignment:
         """Iteration ``step``'s value function on top of the ones before, as a bundle, and its diagnostics."""
         self.run.emit("message", f"Iteration {step}: fitting the value function")
         seed = self.run.derive_seed(FIT, step)
-        bundle, judged, diagnostics = self.executor.fit(self.learner, self.stack, train, heldout, seed)
+        before = self.stack if self.tilt is None else None
+        bundle, judged, diagnostics = self.executor.fit(self.learner, before, train, heldout, seed)
         if "told" in diagnostics:
             self.run.emit("message", diagnostics["told"])
         trained = sum(map(len, chain(train.completions(), heldout.completions())))
@@ -267,24 +294,25 @@ class Alignment:
     def report(
         self,
         step: int,
-        collected: Sequence[tuple[str, str]],
+        collected: Collected,
         fitted: JsonObject,
         tried: list[str],
         valid: Validated | None,
     ) -> JsonObject:
         """Write the iteration's metrics, save the bundle where it was validated, and tell who follows."""
         assert self.stack is not None
-        train = self.tallies([rewards for _, rewards in collected], "tally")
+        shards = [*collected.train, *collected.heldout]
+        train = self.tallies([rewards for _, rewards in shards], "tally")
         row: JsonObject = {"step": step, "total_steps": self.config.iterations}
         beta = self.tallies(tried, "finals")
-        row |= report.metrics_row(self.grader, self.known_rewards(collected), train, beta, valid)
+        row |= report.metrics_row(self.grader, self.known_rewards(shards), train, beta, valid)
         row["betas"] = list(self.betas)
         row |= {name: fitted["overall"][name] for name in ("correlation", "stack_correlation")}
         row["r2"] = mean_and_error(fitted["r2"])[0]
         folder = (self.run.folder / "iterations" / str(step)).absolute()
         if valid:
             self.save(folder, self.stack, row)
-        sampling = [name for names in collected for name in names]
+        sampling = [name for names in shards for name in names]
         timing = report.timing(self.run, sampling, [f"{step}-fit", *tried], valid)
         self.run.metrics(row | {"timing": timing}, report.message(row))
         if valid:
@@ -322,9 +350,10 @@ class Alignment:
             holds=gain - 1.96 * error > 0,
         )
 
-    def conclude(self, base: list[JsonObject], history: list[JsonObject], served: Served) -> JsonObject:
+    def conclude(self, base: list[JsonObject], history: list[JsonObject]) -> JsonObject:
         """The best iteration by validation reward, compared with the frozen model on the check prompts."""
         best, *others = report.best(history, report.KEPT_CHECKPOINTS)
+        served = self.served[best["step"]]
         best_steps = [best["step"], *(row["step"] for row in others)]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
         self.final_check(best, served)

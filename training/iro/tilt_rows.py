@@ -1,4 +1,4 @@
-"""Tilts from an alignment job's first rollouts, which are plain samples of the frozen model.
+"""Tilts from an alignment job's rollouts: plain samples of the frozen model, later of its tilted policy.
 
 Three kinds are fitted: ``words`` reads what prompt and response hold of a candidate, ``states`` the model's state too,
 ``bias`` is one number for each token.
@@ -23,7 +23,7 @@ from training.iro.prefixes import read_states
 from training.iro.rollouts import HEAD_STATES, completions_of
 from value_heads.bias_fit import fit_bias, within_groups
 from value_heads.prompt_features import TokenGroups, candidate_features, common_tokens
-from value_heads.tilt import Tilt, TiltPart, zero_tilt
+from value_heads.tilt import BoundTilt, Tilt, TiltPart, zero_tilt
 from value_heads.tilt_export import constant_direction
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt
 
@@ -34,17 +34,43 @@ MOST_POSITIONS = 65_536  # of all rollouts together: more are left out at random
 @dataclass(frozen=True)
 class TiltData:
     """What tilts are fitted from: prompts by number, graded shards of plain rollouts, the frozen model, and the parts
-    of a tilt (``Tilt.parts``) that its engine applies."""
+    of a tilt (``Tilt.parts``) that its engine applies. ``policy``: the tilt that the rollouts were drawn with."""
 
     prompts: dict[int, Prompt]
     shards: Shards
     model: Description
     load_frozen: Callable[[], FrozenModel]
     steers: frozenset[TiltPart]
+    policy: Tilt | None = None
 
     @cached_property
     def frozen(self) -> FrozenModel:
         return self.load_frozen()
+
+    @cached_property
+    def ignored(self) -> tuple[int, ...]:
+        """Tokens whose words are not a prompt's own; of all tilts of a job the same, so that they fold."""
+        if self.policy is not None:
+            return self.policy.ignored
+        return common_tokens([prompt.token_ids for prompt in self.prompts.values()])
+
+    @cached_property
+    def groups(self) -> TokenGroups:
+        return TokenGroups.of_tokenizer(self.model.tokenizer, len(self.frozen.head_weight))
+
+    @cached_property
+    def bound(self) -> BoundTilt | None:
+        return None if self.policy is None else BoundTilt(self.policy, self.frozen.head_weight, self.groups)
+
+    @torch.no_grad()
+    def policy_logprobs(self, prompt_ids: Sequence[int], tokens: Sequence[int], states_TD: Tensor) -> Tensor:
+        """log q(.|s) [T, V] before each token, of the policy that drew the rollouts."""
+        head = self.frozen.head_weight
+        states_TD = states_TD.to(head.device, head.dtype)
+        logits_TV = self.frozen.logits(states_TD)
+        if self.bound is not None:
+            logits_TV = logits_TV + self.bound.along(prompt_ids, tokens, states_TD)
+        return torch.log_softmax(logits_TV, -1).cpu()
 
     @torch.no_grad()
     def frozen_logprob(self, prompt: Prompt, completions: Sequence[Sequence[int]]) -> list[float]:
@@ -72,11 +98,10 @@ class TiltData:
 
 
 def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> dict[str, Tilt]:
-    """A tilt of each kind in ``TRIALS`` that the engine applies."""
-    prompt_ids = [prompt.token_ids for prompt in data.prompts.values()]
+    """A tilt of each kind in ``TRIALS`` that the engine applies, to be added to the policy's."""
     head_VD = data.frozen.head_weight.float().cpu()
     vocabulary, width = head_VD.shape
-    zero = zero_tilt(vocabulary, width, common_tokens(prompt_ids), data.model.info.eos_ids)
+    zero = zero_tilt(vocabulary, width, data.ignored, data.model.info.eos_ids)
     rows = tilt_rows(data, zero, seed)
     direction, error = constant_direction(rows.states_ND)
     zero = replace(zero, direction=direction, direction_error=error)
@@ -96,7 +121,6 @@ def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> d
 def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
     """The positions of all graded rollouts, or of as many as ``MOST_POSITIONS``."""
     parts, shards = [], data.shards
-    groups = TokenGroups.of_tokenizer(data.model.tokenizer, len(zero.bias))
     total = sum(len(tokens) for tokens in shards.completions())
     generator = torch.Generator().manual_seed(seed)
     for index in range(len(shards)):
@@ -108,7 +132,7 @@ def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
             if total > MOST_POSITIONS and float(torch.rand((), generator=generator)) > MOST_POSITIONS / total:
                 continue
             prompt_ids = data.prompts[int(graded.prompt_R[row])].token_ids
-            parts.append(_rows_of(data, groups, zero, prompt_ids, tokens, states[place], float(advantages[row])))
+            parts.append(_rows_of(data, zero, prompt_ids, tokens, states[place], float(advantages[row])))
     rows = TiltRows.concatenate(parts)
     return replace(rows, advantages_N=rows.advantages_N / (rows.advantages_N.std() + 1e-6))
 
@@ -116,22 +140,19 @@ def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:
 @torch.no_grad()
 def _rows_of(
     data: TiltData,
-    groups: TokenGroups,
     zero: Tilt,
     prompt_ids: Sequence[int],
     tokens: list[int],
     states_TD: Tensor,
     advantage: float,
 ) -> TiltRows:
-    device = data.frozen.head_weight.device
-    logits_TV = data.frozen.logits(states_TD.to(device, data.frozen.head_weight.dtype))
-    logprobs_TV = torch.log_softmax(logits_TV, -1).cpu()
+    logprobs_TV = data.policy_logprobs(prompt_ids, tokens, states_TD)
     logprobs_TK, candidates_TK = logprobs_TV.topk(min(CANDIDATES, logprobs_TV.shape[1]))
     drawn_T = torch.tensor(tokens)
     missing = ~(candidates_TK == drawn_T[:, None]).any(1)
     candidates_TK[missing, -1] = drawn_T[missing]
     logprobs_TK[missing, -1] = logprobs_TV[missing, drawn_T[missing]]
     stop_ids = torch.tensor(zero.stop_ids, dtype=torch.int64)
-    features = candidate_features(groups, prompt_ids, zero.ignored, stop_ids, tokens, candidates_TK)
+    features = candidate_features(data.groups, prompt_ids, zero.ignored, stop_ids, tokens, candidates_TK)
     place_T = (candidates_TK == drawn_T[:, None]).int().argmax(1)
     return TiltRows(states_TD, candidates_TK, logprobs_TK, features, place_T, torch.full((len(tokens),), advantage))

@@ -1,7 +1,8 @@
 """Whether an alignment job's model is tilted, and the rows that it is served with.
 
-Held-out prompts of the first iteration choose among tilts (``tilt_rows``) at one row; then validation prompts decide
-whether one row, a quarter of the search's rows, or all of them are served. Reconstruction: the paper searches alone.
+Held-out prompts of an iteration choose among tilts (``tilt_rows``) at one row; then validation prompts decide whether
+one row, a quarter of the search's rows, or all of them are served. Later iterations draw their rollouts from the tilted
+policy q, fit what is to be added to its tilt, and values of q. Reconstruction: the paper searches alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from training.iro.validation import Validated, Validation
 from training.iro.values import Stack
 from training.json_values import JsonObject
 from training.run import Run
-from value_heads.prompt_features import common_tokens
 from value_heads.threads import on_fresh_thread
 from value_heads.tilt import Tilt, TiltPart, fold_tilts
 
@@ -35,43 +35,58 @@ def num_trials(steers: frozenset[TiltPart]) -> int:
 
 
 class Tilting:
-    """The tilts of one job: fitted once, tried, and the best of them kept."""
+    """The tilts of one iteration: fitted once, tried, and the best of them kept.
 
-    def __init__(self, config: AlignConfig, run: Run, validation: Validation, data: TiltData) -> None:
+    ``most_perplexity``: of completions of a tilted model under the frozen one; None: ``MOST_PERPLEXITY`` times that of
+    the iteration's policy, which is the frozen model.
+    """
+
+    def __init__(
+        self,
+        config: AlignConfig,
+        run: Run,
+        validation: Validation,
+        data: TiltData,
+        step: int = 1,
+        most_perplexity: float | None = None,
+    ) -> None:
         self.config, self.run, self.validation, self.data = config, run, validation, data
+        self.prefix, self.most_perplexity = "" if step == 1 else f"{step}-", most_perplexity
         if not data.model.info.drift:
             validation.rescore = data.frozen_logprob
 
     def choose(self, heldout: Sequence[Prompt], stack: Stack) -> Tilt | None:
-        """The tilt that the model gets, its strength folded in; None where none is surely better than no tilt."""
-        seed = self.run.derive_seed(TILT)
+        """The tilt that the model gets, its strength folded in; the policy's where none is surely better than it."""
+        seed, policy = self.run.derive_seed(TILT), self.data.policy
 
         def fit() -> JsonObject:
             self.run.emit("message", "Fitting tilts of the frozen model's logits")
             tilts = on_fresh_thread(lambda: fit_tilts(self.data, seed, self.run.stop_if_asked))
             return {kind: tilt.tensors() for kind, tilt in tilts.items()}
 
-        tensors = self.run.step("tilts", fit, "fitting")
-        ignored = common_tokens([prompt.token_ids for prompt in self.data.prompts.values()])
+        tensors = self.run.step(f"{self.prefix}tilts", fit, "fitting")
         stop_ids = tuple(sorted(self.data.model.info.eos_ids))
-        tilts = {kind: Tilt(**parts, ignored=ignored, stop_ids=stop_ids) for kind, parts in tensors.items()}
+        tilts = {kind: Tilt(**parts, ignored=self.data.ignored, stop_ids=stop_ids) for kind, parts in tensors.items()}
+        before = [policy] if policy else []
         scaled = {
-            (kind, strength): fold_tilts([tilts[kind]], [strength])
+            (kind, strength): fold_tilts([*before, tilts[kind]], [*(1.0 for _ in before), strength])
             for kind, strengths in TRIALS.items()
             if kind in tilts
             for strength in strengths
         }
-        base = self.trial("none", 0.0, heldout, stack)
+        base = self.trial("none", 0.0, heldout, stack.with_tilt(policy))
+        if self.most_perplexity is None:
+            self.most_perplexity = MOST_PERPLEXITY * perplexity(base.rows)
         trials = [
             self.trial(kind, strength, heldout, stack.with_tilt(tilt)) for (kind, strength), tilt in scaled.items()
         ]
-        best = best_trial(trials, base)
-        self.run.step("tilt-report", lambda: self.run.emit("message", trial_report(base, trials, best)))
-        return scaled[best.kind, best.strength] if best else None
+        best = best_trial(trials, base, self.most_perplexity)
+        self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", trial_report(base, trials, best)))
+        return scaled[best.kind, best.strength] if best else policy
 
     def trial(self, kind: str, strength: float, prompts: Sequence[Prompt], stack: Stack) -> Trial:
         """The same seeds for every tilt."""
-        params = SearchParams(num_successors=TRIAL_SAMPLES, strength=1.0 if strength else 0.0)
+        params = SearchParams(num_successors=TRIAL_SAMPLES, strength=1.0 if stack.tilt is not None else 0.0)
         size = self.config.concurrency
         shards = [prompts[i : i + size] for i in range(0, len(prompts), size)]
         batches = [
@@ -80,23 +95,26 @@ class Tilting:
             )
             for shard in shards
         ]
-        names = [f"tilt-{kind}-{strength}-{number}" for number in range(len(shards))]
+        names = [f"{self.prefix}tilt-{kind}-{strength}-{number}" for number in range(len(shards))]
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
         return Trial(kind, strength, rows)
 
-    def serve(self, prompts: Sequence[Prompt], stack: Stack, search: Validated) -> Served:
-        """What the model is served with. ``search``: the validation of the search without a tilt."""
+    def serve(self, prompts: Sequence[Prompt], stack: Stack, search: Validated | None) -> Served:
+        """What the model is served with. ``search``: the validation of the search without a tilt; None: values of a
+        tilted policy, which rank nothing else."""
         by_name = searches(self.config, stack.tilt is not None)
+        if search is None:
+            by_name = {name: params for name, params in by_name.items() if params.strength}
         validated = {
             name: search
-            if params == self.config.search
-            else self.validation.validate(f"serve-{params.rows}", prompts, params, stack, name)
+            if search is not None and params == self.config.search
+            else self.validation.validate(f"{self.prefix}serve-{params.rows}", prompts, params, stack, name)
             for name, params in by_name.items()
         }
         rewards = {name: [row["value_pick"] for row in valid.rows] for name, valid in validated.items()}
         chosen = cheapest(rewards, {name: params.rows for name, params in by_name.items()})
         prices = [price(name, by_name[name], valid) for name, valid in validated.items()]
-        self.run.step("serve-report", lambda: self.run.emit("message", price_report(prices, chosen)))
+        self.run.step(f"{self.prefix}serve-report", lambda: self.run.emit("message", price_report(prices, chosen)))
         return Served(by_name[chosen], validated[chosen], prices)
 
 
@@ -156,13 +174,12 @@ def perplexity(rows: Sequence[JsonObject]) -> float:
     return math.exp(-sum(row["logprob"] for row in rows) / max(1.0, sum(row["tokens"] for row in rows)))
 
 
-def best_trial(trials: Sequence[Trial], base: Trial) -> Trial | None:
+def best_trial(trials: Sequence[Trial], base: Trial, most_perplexity: float) -> Trial | None:
     """The trial of the highest reward whose text is about as likely as the frozen model's own.
 
-    None unless it is above the frozen model's by twice the standard error of the paired difference.
+    None unless it is above ``base``, the policy of the rollouts, by twice the standard error of the paired difference.
     """
-    limit = MOST_PERPLEXITY * perplexity(base.rows)
-    allowed = [trial for trial in trials if perplexity(trial.rows) <= limit]
+    allowed = [trial for trial in trials if perplexity(trial.rows) <= most_perplexity]
     if not allowed:
         return None
     best = max(allowed, key=lambda trial: mean_and_error(trial.rewards)[0])

@@ -22,7 +22,7 @@ from training.iro.executor import Executor
 from training.iro.grading import Grading, Tally, merge
 from training.iro.held import held_schema
 from training.iro.over_optimization import measures
-from training.iro.rollouts import Batch, guided, rollout_sampling
+from training.iro.rollouts import Batch, rollout_sampling
 from training.iro.seeds import BETA, VALIDATION
 from training.iro.values import Stack
 from training.json_values import JsonObject
@@ -156,7 +156,9 @@ class Validation:
         picks = self.grading.tally([group[0] for group in grades], {})
         return {"rows": rows, "finals": finals, "picks": picks}
 
-    def choose_beta(self, step: int, part: Slice, judged: Stack, betas: Sequence[float]) -> tuple[float, list[str]]:
+    def choose_beta(
+        self, step: int, part: Slice, judged: Stack, betas: Sequence[float], params: SearchParams
+    ) -> tuple[float, list[str]]:
         """β of the newest value function, and the names of the steps that choosing it took.
 
         ``judged``: the stack whose newest value function has not seen ``part.heldout``. β is 1 unless another gives
@@ -165,14 +167,15 @@ class Validation:
         """
         if self.config.betas != "auto":
             return self.config.betas[step - 1], []
-        if not tries_betas(self.config, step):
+        if not tries_betas(self.config, len(betas)):
             return 1.0, []
         size = self.config.concurrency
         shards = [part.heldout[i : i + size] for i in range(0, len(part.heldout), size)]
         trials = [(beta, number) for beta in BETA_GRID for number in range(len(shards))]
         names = [f"{step}-beta-{beta}-{number}" for beta, number in trials]
         batches = [
-            self.beta_trial(step, shards[number], judged.with_betas([*betas[:-1], beta])) for beta, number in trials
+            self.beta_trial(step, shards[number], judged.with_betas([*betas[:-1], beta]), params)
+            for beta, number in trials
         ]
         rewards: dict[float, list[float]] = {beta: [] for beta in BETA_GRID}
         for (beta, _), searched in zip(trials, self.search(names, batches), strict=True):
@@ -185,10 +188,10 @@ class Validation:
 
         return self.run.step(f"{step}-beta", decide), names
 
-    def beta_trial(self, step: int, prompts: Sequence[Prompt], stack: Stack) -> Batch:
+    def beta_trial(self, step: int, prompts: Sequence[Prompt], stack: Stack, params: SearchParams) -> Batch:
         """The same seeds for every β."""
         seeds = [self.run.derive_seed(BETA, step, prompt.index) for prompt in prompts]
-        return self.batch(prompts, seeds, guided(self.config), stack)
+        return self.batch(prompts, seeds, params, stack)
 
     def batch(
         self,
@@ -222,9 +225,9 @@ def better_beta(rewards: Mapping[float, Sequence[float]]) -> tuple[float, str]:
     return best, f"{first:g}, on {len(rewards[first])} prompts: {', '.join(parts)}{advice}"
 
 
-def tries_betas(config: AlignConfig, step: int) -> bool:
+def tries_betas(config: AlignConfig, value_functions: int) -> bool:
     """With one value function, rules that rank do not depend on β."""
-    return config.betas == "auto" and (step > 1 or RULES[config.selection].samples)
+    return config.betas == "auto" and (value_functions > 1 or RULES[config.selection].samples)
 
 
 def average(rows: Sequence[JsonObject]) -> list[JsonObject]:

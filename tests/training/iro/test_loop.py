@@ -255,7 +255,7 @@ def test_beta_is_chosen_by_a_value_function_that_has_not_seen_the_prompts(
     """The stack in the trial is the fit on the training part alone; the one that is kept has read all prompts."""
     trials = []
 
-    def choose(self: Validation, step: int, part: Slice, judged: ValueStack, betas: list[float]) -> tuple:
+    def choose(self: Validation, step: int, part: Slice, judged: ValueStack, *_: object) -> tuple:
         scale = Scale(**self.run.load("scale"))
         names = [
             [(f"1-{kind}-{i}-rollouts", f"1-{kind}-{i}-rewards") for i in range(n)] for kind, n in shard_counts(part)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from iro_server import JsonObject
+from iro_server.engines.describe import Description
 from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
 from training.iro.config import AlignConfig
 from training.iro.job import JOB
-from training.iro.tilting import Trial, best_trial, cheapest, perplexity, searches
+from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, cheapest, perplexity, searches
+from training.iro.values import Bundles
+from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
 
 
@@ -22,6 +27,7 @@ def trial(kind: str, rewards: list[float], logprob: float = -30.0) -> Trial:
 
 
 BASE = trial("none", [0.0, 0.2, 0.1, 0.3])
+MOST = MOST_PERPLEXITY * perplexity(BASE.rows)
 
 
 def test_perplexity_is_that_of_all_tokens_together() -> None:
@@ -31,18 +37,18 @@ def test_perplexity_is_that_of_all_tokens_together() -> None:
 
 def test_the_tilt_of_the_highest_reward_is_kept() -> None:
     better, best = trial("words", [0.5, 0.7, 0.6, 0.8]), trial("states", [0.8, 0.9, 1.0, 1.0])
-    assert best_trial([better, best], BASE) is best
+    assert best_trial([better, best], BASE, MOST) is best
 
 
 def test_a_tilt_whose_text_is_unlikely_is_not_kept() -> None:
     """Perplexity 3 % and 28 % above the frozen model's own."""
     likely, unlikely = trial("words", [0.5, 0.7, 0.6, 0.8], -30.3), trial("states", [0.9] * 4, -32.5)
-    assert best_trial([likely, unlikely], BASE) is likely
-    assert best_trial([unlikely], BASE) is None
+    assert best_trial([likely, unlikely], BASE, MOST) is likely
+    assert best_trial([unlikely], BASE, MOST) is None
 
 
 def test_a_tilt_that_is_not_surely_better_is_not_kept() -> None:
-    assert best_trial([trial("words", [0.9, 0.0, 0.0, 0.2])], BASE) is None
+    assert best_trial([trial("words", [0.9, 0.0, 0.0, 0.2])], BASE, MOST) is None
 
 
 def test_one_row_is_served_where_more_are_not_surely_better() -> None:
@@ -51,7 +57,8 @@ def test_one_row_is_served_where_more_are_not_surely_better() -> None:
     assert cheapest({"tilt": [0.1, 0.2, 0.1], "search": [0.8, 0.9, 0.9]}, rows) == "search"
 
 
-def config_in(folder: Path, **options: object) -> AlignConfig:
+def config_in(folder: Path, pairings: int = 1, **options: object) -> AlignConfig:
+    """``pairings``: rows for each of 14 words."""
     train, valid = folder / "train.jsonl", folder / "valid.jsonl"
     words = [
         "river",
@@ -74,10 +81,11 @@ def config_in(folder: Path, **options: object) -> AlignConfig:
             "messages": [{"role": "user", "content": f"Write one sentence that uses the words {a} and {b}."}],
             "words": [a, b],
         }
-        for a, b in zip(words, words[1:] + words[:1], strict=True)
+        for shift in range(1, pairings + 1)
+        for a, b in zip(words, words[shift:] + words[:shift], strict=True)
     ]
-    train.write_text("".join(json.dumps(row) + "\n" for row in rows[:10]))
-    valid.write_text("".join(json.dumps(row) + "\n" for row in rows[10:]))
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows[:-4]))
+    valid.write_text("".join(json.dumps(row) + "\n" for row in rows[-4:]))
     source = "def grade(sample, item): return sum(w in sample['output_text'].lower() for w in item['words']) / 2"
     return AlignConfig.model_validate(
         {
@@ -116,3 +124,32 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     for name in ("tilts.pt", "serve-report.pt"):
         (tmp_path / "run" / "checkpoints" / name).unlink(missing_ok=True)
     assert comparable(JOB.execute(config, tmp_path / "run")) == comparable(result)
+
+
+@pytest.mark.slow(240)
+def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path) -> None:
+    """On the real model: rollouts of the second iteration drift from the frozen model, its values start again, and the
+    steps that its events plan are those that it takes."""
+    config = config_in(tmp_path, pairings=4, iterations=2, rollouts_per_prompt=16, max_tokens=24)
+    progress: list[JsonObject] = []
+
+    def note(event: RunEvent) -> None:
+        if event["type"] == "progress":
+            progress.append(event["data"])
+
+    result = JOB.execute(config, tmp_path / "run", on_event=note)
+    with closing(Run(tmp_path / "run", seed=0)) as run:
+        assert run.has("2-tilts"), "no tilt was kept: choose another seed"
+        first, second = (reward_mean(run, step) for step in (1, 2))
+        assert second > first
+        stack = Bundles(Description.of_directory(prepare_model()).info, prepare_model()).unpack(
+            run.load("2-fit")["bundle"]
+        )
+    assert isinstance(stack, ValueStack) and len(stack.heads) == 1
+    assert result["prices"][0]["name"] == "tilt"
+    assert progress[-1]["done"] == progress[-1]["total"]
+
+
+def reward_mean(run: Run, step: int) -> float:
+    rewards = [r for group in run.load(f"{step}-train-0-rewards")["rewards"] for r in group if not math.isnan(r)]
+    return sum(rewards) / len(rewards)
