@@ -64,4 +64,27 @@ LEFT_BEHIND = [
         """,
         None,
     ),
+    Hostile(
+        "a timer that starts children later",
+        """
+        def work(*_):
+            for _ in range(8):
+                if os.fork() == 0:
+                    while True: pass
+        start_timer = signal.setitimer
+        signal.signal(signal.SIGALRM, work)
+        start_timer(signal.ITIMER_REAL, 0.2)
+        signal.setitimer = lambda *arguments: None
+        """,
+        None,
+        recovers=False,
+    ),
+    Hostile(
+        "a chain of spawned programs whose parents exit at once",
+        """
+        link = "import os, sys; os.posix_spawn(sys.executable, [sys.executable, '-c', *sys.argv[1:] * 2], os.environ)"
+        os.posix_spawn(sys.executable, [sys.executable, "-c", link, link], os.environ, setsid=True)
+        """,
+        None,
+    ),
 ]

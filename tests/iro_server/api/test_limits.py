@@ -105,7 +105,7 @@ def similarity(metric, text, reference):
 
 
 @pytest.mark.parametrize("sizes", [(400_000, 400_000), (10, 400_000), (400_000, 10)])
-@pytest.mark.parametrize("metric", ["fuzzy_match", "rouge_l"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_a_text_that_is_too_long_to_grade_is_refused(tenant, metric, sizes):
     text, reference = map(letters, sizes)
     answer = tenant.post("fine_tuning/alpha/graders/run", json=similarity(metric, text, reference))
