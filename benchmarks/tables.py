@@ -282,9 +282,12 @@ def deployment_checks(content: Content) -> str:
         ["checkpoints of jobs beside kills", "; ".join(", ".join(map(str, steps)) for steps in content["checkpoints"])],
         ["reward of a python grader", f"{content['python_grader']['reward']:g}"],
         ["things outside its sandbox that a python grader reached", f"{content['grader_reach']['reward']:g}"],
-        ["job graded by the service of graders", content["aligned_chat"]["job_status"]],
-        ["tokens of its model's chat that value functions valued", str(content["aligned_chat"]["value_tokens"])],
     ]
+    if chat := content.get("aligned_chat"):  # results before 0.2 have none
+        rows += [
+            ["job graded by the service of graders", chat["job_status"]],
+            ["tokens of its model's chat that value functions valued", str(chat["value_tokens"])],
+        ]
     return table(["check", "result"], rows)
 
 
