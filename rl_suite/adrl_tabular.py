@@ -225,6 +225,6 @@ JOB = Job(
     summary="Action decomposition on finite MDPs: bias, ICU-Sepsis, and samples to an ε-optimal policy",
     Config=TabularConfig,
     run=run,
-    presets={"smoke": {"shapes": ((2, 2), (2, 4), (3, 3)), "repeats": 4}, "paper": {}},
+    presets={"smoke": {"shapes": ((2, 2), (2, 4), (3, 3)), "repeats": 4}, "two-cores": {}},
     draw=draw,
 )

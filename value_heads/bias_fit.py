@@ -22,7 +22,8 @@ MOST_ROLLOUTS = 4096  # the regression is solved in their number
 def fit_bias(
     completions: Sequence[Sequence[int]], prompts_R: Tensor, rewards_R: Tensor, head_VD: Tensor, seed: int = 0
 ) -> Tensor:
-    """b [V], centred, in standard deviations of the reward within a prompt. ``prompts_R``: each completion's prompt."""
+    """b [V], centred, in standard deviations of the reward within a prompt. ``prompts_R``: each completion's prompt.
+    ``head_VD``: of no columns where the output head is unknown; rare tokens have no weight then."""
     if len(completions) > MOST_ROLLOUTS:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(completions), generator=generator)[:MOST_ROLLOUTS].sort().values
@@ -30,7 +31,9 @@ def fit_bias(
         prompts_R, rewards_R = prompts_R[chosen], rewards_R[chosen]
     counts = Counter(token for tokens in completions for token in set(tokens))
     counted = torch.tensor(sorted(token for token, _ in counts.most_common(COUNTED)))
-    rows_VD = (head_VD.float() - head_VD.float().mean(0)) / head_VD.float().std() * ROW_SCALE
+    rows_VD = head_VD.float()
+    if rows_VD.shape[1]:
+        rows_VD = (rows_VD - rows_VD.mean(0)) / rows_VD.std() * ROW_SCALE
     features_RF = torch.stack([_features(tokens, counted, rows_VD) for tokens in completions])
     _, group_R = prompts_R.unique(return_inverse=True)
     features_RF, targets_R = within_groups(features_RF, group_R), within_groups(rewards_R.float(), group_R)

@@ -84,7 +84,8 @@ class VLLMSession(RemoteSession[list[int]]):
 
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
         model = self.adapter.name if self.adapter else self.engine.model
-        body = request(model, self.prefixes[parent], count, length, self.sampling, seed)
+        seed_asked_for = None if self.sampling.seed is None else seed
+        body = request(model, self.prefixes[parent], count, length, self.sampling, seed_asked_for)
         if self.steered:
             biases = Counter(self.steered.logit_bias(parent))
             biases.update(body.get("logit_bias", {}))
@@ -120,8 +121,11 @@ class VLLMSession(RemoteSession[list[int]]):
         return [(row.tokens, row) for row in rows_of(payload, count, length, self.sampling)]
 
 
-def request(model: str, prompt: list[int], count: int, length: int, sampling: Sampling, seed: int) -> JsonObject:
-    """Sets every sampling field: no default of the endpoint or of the model's generation config applies."""
+def request(model: str, prompt: list[int], count: int, length: int, sampling: Sampling, seed: int | None) -> JsonObject:
+    """Sets every sampling field: no default of the endpoint or of the model's generation config applies.
+
+    Without a seed vLLM draws all rows of a batch at once; with seeds one by one.
+    """
     body: JsonObject = {
         "model": model,
         "prompt": prompt,
@@ -132,7 +136,6 @@ def request(model: str, prompt: list[int], count: int, length: int, sampling: Sa
         "top_k": sampling.top_k or -1,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
-        "seed": seed,
         "ignore_eos": True,  # what ends a row is in stop_token_ids
         "stop_token_ids": list(sampling.stop_ids),
         "return_token_ids": True,
@@ -140,6 +143,8 @@ def request(model: str, prompt: list[int], count: int, length: int, sampling: Sa
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
     }
+    if seed is not None:
+        body["seed"] = seed
     if sampling.alternatives:
         body["return_tokens_as_token_ids"] = True  # the likeliest tokens are named so: "token_id:17"
     if sampling.logit_bias:

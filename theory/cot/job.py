@@ -26,7 +26,7 @@ JOB = lab(
     summary="Chain of thought by an attention-only transformer: mechanism, test error, Condition 1, rates",
     config=CotConfig,
     studies=STUDIES,
-    presets={"smoke": SMOKE, "paper": {}},
+    presets={"smoke": SMOKE, "two-cores": {}},
     minutes=lambda config: 0.3 + config.models * (config.iterations / 30_000 + config.prompts / 3000),
     page=(
         "Training nonlinear transformers for chain-of-thought",

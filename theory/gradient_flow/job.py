@@ -10,7 +10,7 @@ JOB = lab(
     summary="Gradient flows of linear in-context learning: invariants, critical points, escape, SGD",
     config=GradientFlowConfig,
     studies=STUDIES,
-    presets={"smoke": {"starts": 80, "grid": 31, "prompts": 100_000, "repeats": 10, "patience": 40.0}, "paper": {}},
+    presets={"smoke": {"starts": 80, "grid": 31, "prompts": 100_000, "repeats": 10, "patience": 40.0}, "two-cores": {}},
     minutes=lambda config: 1.5 if config.grid > 40 else 0.5,
     page=(
         "Gradient flows of linear in-context learning",

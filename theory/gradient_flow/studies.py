@@ -9,17 +9,15 @@ from pydantic import field_validator
 
 from theory.gradient_flow import figures
 from theory.gradient_flow.critical import find, hessians
+from theory.gradient_flow.full_system import heavy_tailed, joint_parameters, separate_keys_queries
 from theory.gradient_flow.instances import InstanceI, InstanceII, one_dimensional
 from theory.gradient_flow.system import (
-    Moments,
-    Sampler,
     estimated_moments,
     flow,
     gaussian_moments,
     linear_regression,
     prompts,
     sgd,
-    split_keys_queries,
 )
 from theory.lab import LabConfig, Result, Study, band, loglog
 from training.run import Run
@@ -302,7 +300,7 @@ def general(config: GradientFlowConfig, run: Run) -> Result:
     covariance = np.diag(config.spectrum[:2])
     data = {
         "gaussian_exact": gaussian_moments(covariance, config.n),
-        "student_t_estimated": estimated_moments(_heavy_tailed(config.n), run.rng(8), config.prompts // 20),
+        "student_t_estimated": estimated_moments(heavy_tailed(config.n), run.rng(8), config.prompts // 20),
     }
     instance_one, times = InstanceI(covariance, config.n), np.linspace(0, config.patience, 321)
     result: Result = {"times": times, "least_loss": instance_one.least_loss, "data": {}}
@@ -314,51 +312,8 @@ def general(config: GradientFlowConfig, run: Run) -> Result:
             3 * config.init_scale * run.rng(10, i).standard_normal((config.repeats, 3 + 9 + 6)),
             times,
         )
-        result["data"][name] = _joint(moments, joint) | _split(moments, split)
+        result["data"][name] = joint_parameters(moments, joint) | separate_keys_queries(moments, split)
     return result
-
-
-def _heavy_tailed(n: int) -> Sampler:
-    def draw(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, np.ndarray]:
-        x = np.clip(rng.standard_t(5, (samples, n + 1, 2)), -4, 4)
-        return x, np.tanh(np.einsum("snd,sd->sn", x, rng.standard_normal((samples, 2))))
-
-    return draw
-
-
-def _joint(moments: Moments, path: np.ndarray) -> Result:
-    v, W = path[..., :3], path[..., 3:].reshape(*path.shape[:-1], 3, 2)
-    invariant = (v**2).sum(-1) - (W**2).sum((-2, -1))
-    end = moments.loss(v, W)[-1]
-    lowest = [np.linalg.eigvalsh(_hessian(moments, point))[0] for point in path[-1]]
-    stuck = end > end.min() + 1e-3
-    return {
-        "loss": moments.loss(v, W).T[:10],
-        "end": end,
-        "drift": np.abs(invariant - invariant[:1]).max(),
-        "stuck": int(stuck.sum()),
-        "lowest_eigenvalue_where_stuck": min(
-            (value for value, is_stuck in zip(lowest, stuck, strict=True) if is_stuck), default=None
-        ),
-    }
-
-
-def _hessian(moments: Moments, theta: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """∇²L [P, P] at theta [P], by central differences of the velocity."""
-    moved = step * np.eye(len(theta))
-    slopes = (moments.velocity(theta + moved) - moments.velocity(theta - moved)) / (2 * step)
-    return -0.5 * (slopes + slopes.T)
-
-
-def _split(moments: Moments, path: np.ndarray) -> Result:
-    v, K, Q = split_keys_queries(path, 2, 3)
-    matrix = K @ K.swapaxes(-1, -2) - Q @ Q.swapaxes(-1, -2)
-    scalar = (v**2).sum(-1) - (K**2).sum((-2, -1))
-    return {
-        "keys_queries_loss": moments.loss(v, K.swapaxes(-1, -2) @ Q).T[:10],
-        "keys_queries_end": moments.loss(v, K.swapaxes(-1, -2) @ Q)[-1],
-        "keys_queries_drift": max(np.abs(matrix - matrix[:1]).max(), np.abs(scalar - scalar[:1]).max()),
-    }
 
 
 def check_general(result: Result, run: Run) -> None:

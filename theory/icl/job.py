@@ -30,7 +30,7 @@ JOB = lab(
     summary="In-context classification by attention and a ReLU layer: mechanism, domains, classical learners, pruning",
     config=IclConfig,
     studies=STUDIES,
-    presets={"smoke": SMOKE, "paper": {}},
+    presets={"smoke": SMOKE, "two-cores": {}},
     minutes=lambda config: 0.3 + config.models * (config.iterations / 5000 + config.prompts / 8000),
     page=(
         "In-context learning and pruning",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,8 +74,9 @@ class FakeEndpoint:
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         tokenizer = byte_tokenizer()
         choices = []
+        seed = body["seed"] if "seed" in body else random.getrandbits(31)
         for index in range(body["n"]):
-            tokens = tokens_of(body["prompt"], body["seed"] + index, body["max_tokens"])
+            tokens = tokens_of(body["prompt"], seed + index, body["max_tokens"])
             ended = tokens[-1] == END
             choice = {
                 "index": index,

@@ -101,6 +101,15 @@ async def test_rows_are_the_endpoints_own_tokens_and_each_round_continues_them(s
     assert len({each["seed"] for each in fake.bodies}) == 3
 
 
+async def test_a_request_has_a_seed_only_where_the_caller_gave_one(served):
+    """vLLM draws the rows of a batch one by one where any of them has a seed."""
+    fake = FakeEndpoint()
+    session = await served(fake).open(PROMPT, Sampling(stop_ids=(END,)))
+    chunk = await session.extend([0], 3, 5)
+    assert len(chunk.tokens_RL) == 3
+    assert all("seed" not in body for body in fake.bodies)
+
+
 async def test_chunks_are_padded_and_say_how_long_rows_are(served):
     engine = served(FakeEndpoint())
     session = await engine.open(PROMPT, Sampling(seed=2, stop_ids=(END,)))

@@ -162,6 +162,6 @@ JOB = Job(
     summary="Policy evaluation, few-shot learning, hyper-representation, ridges: decentralized and compressed methods",
     Config=ReadyProblemsConfig,
     run=run,
-    presets={"smoke": {"repeats": 2, "evaluations": 300, "points": 3, "scales": (1.0,)}, "paper": {}},
+    presets={"smoke": {"repeats": 2, "evaluations": 300, "points": 3, "scales": (1.0,)}, "two-cores": {}},
     draw=draw,
 )
