@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass, field
 from benchmarks.deployment_client import (
     COUNT_LETTER,
     REACH,
+    aligned_outcome,
+    chat_comparison,
     checkpoint_steps,
     first_outcome,
     graded,
@@ -59,7 +61,7 @@ class Drill:
     ``jobs``: status of the job before the upgrade, and of those beside which services were killed; ``checkpoints`` of
     the latter. ``tables``: revision of
     the database's tables before and after the upgrade. ``grader_reach``: the number of things outside its sandbox that
-    a python grader reached.
+    a python grader reached. ``aligned_chat``: a ChatComparison with a model that the deployment aligned.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Drill:
     isolation_problem: str = ""
     python_grader: JsonObject = field(default_factory=dict)
     grader_reach: JsonObject = field(default_factory=dict)
+    aligned_chat: JsonObject = field(default_factory=dict)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -110,10 +113,15 @@ def drill(deployment: Deployment) -> Drill:
     report.python_grader = graded(deployment, COUNT_LETTER)
     report.grader_reach = graded(deployment, REACH)
 
+    with report.step("aligning job"):
+        aligned = aligned_outcome(deployment)
+    report.jobs["aligning job"] = aligned.status
+    report.aligned_chat = asdict(chat_comparison(deployment, aligned))
+
     with report.step("restart"):
         deployment.compose("restart", *deployment.services)
         deployment.wait_until_healthy()
-    report.lost["restart"] = lost_items(deployment, before)
+    report.lost["restart"] = lost_items(deployment, before) + lost_items(deployment, aligned)
 
     jobs: list[str] = []
     for service in deployment.services:
@@ -133,7 +141,7 @@ def drill(deployment: Deployment) -> Drill:
     with report.step("restore"):
         deployment.restore(archive)
         deployment.up()
-    report.lost["restore"] = lost_items(deployment, before)
+    report.lost["restore"] = lost_items(deployment, before) + lost_items(deployment, aligned)
     report.lost["restore of the newest model"] = lost_items(deployment, outcomes[-1])
     return report
 

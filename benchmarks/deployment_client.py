@@ -1,4 +1,4 @@
-"""What a client of a deployment has: a key, a file, a job, an aligned model, and its answers."""
+"""What a client of a deployment has: a key, files, jobs, aligned models, and their answers."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ def grade(sample, item):
     return float(reached)
 """
 PYTHON_GRADER = {"type": "python", "name": "letters", "source": COUNT_LETTER}
+QUICK_COUNT = "def grade(sample, item):\n    return sample['output_text'].count(item['letter']) / 10\n"
+QUICK_GRADER = PYTHON_GRADER | {"source": QUICK_COUNT}
+SUBJECTS = ("the sea", "a tree", "my street", "winter", "an old house", "trains", "a river", "bread")
+QUESTIONS = [f"{request} {subject}." for request in ("Describe", "Tell me about") for subject in SUBJECTS]
+CHAT_ROWS = "".join(
+    json.dumps({"messages": [{"role": "user", "content": question}], "letter": "e"}) + "\n" for question in QUESTIONS
+).encode()
 TEXT_GRADER = {
     "type": "text_similarity",
     "name": "likeness",
@@ -59,6 +66,18 @@ TEXT_GRADER = {
 }
 SEARCH = {"rollouts_per_prompt": 2, "beam_width": 2, "num_successors": 2, "chunk_length": 4, "max_tokens": 8}
 SMALL = {**SEARCH, "validation_prompts": 2, "early_stop": False, "value_model": "lora", "backbone_layers": 1}
+# So few prompts prove no gain, but the model searches with what they taught.
+ALIGNING = {
+    "rollouts_per_prompt": 8,
+    "beam_width": 2,
+    "num_successors": 4,
+    "chunk_length": 2,
+    "max_tokens": 8,
+    "validation_prompts": 4,
+    "iterations": 2,
+    "tilt": "off",
+    "keep_unproven": True,
+}
 
 
 @dataclass
@@ -66,28 +85,65 @@ class Outcome:
     """What a client keeps from before an event. ``answer``: of the aligned model ``model``, at a fixed seed."""
 
     file: str
+    rows: bytes
     job: str
     status: str
     model: str
     answer: str
 
 
+@dataclass
+class ChatComparison:
+    """The same chat with the frozen model and with a job's model. ``value_tokens``: tokens that the latter's value
+    functions valued."""
+
+    job_status: str
+    frozen_answer: str
+    aligned_answer: str
+    value_tokens: int
+
+
 def first_outcome(deployment: Deployment) -> Outcome:
-    file = deployment.client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune").id
-    return outcome_of(deployment, file, start_job(deployment, file, TEXT_GRADER, iterations=2))
+    file = new_file(deployment, ROWS)
+    return outcome_of(deployment, file, start_job(deployment, file, TEXT_GRADER, {**SMALL, "iterations": 2}))
 
 
-def outcome_of(deployment: Deployment, file: str, job: str) -> Outcome:
+def aligned_outcome(deployment: Deployment) -> Outcome:
+    """Of a job that succeeds: its python grader counts a letter, which a search can raise. RuntimeError otherwise."""
+    file = new_file(deployment, CHAT_ROWS)
+    job = start_job(deployment, file, QUICK_GRADER, ALIGNING)
+    outcome = outcome_of(deployment, file, job, CHAT_ROWS)
+    if outcome.status != "succeeded":
+        raise RuntimeError(f"{job} did not align the model: {outcome}")
+    return outcome
+
+
+def chat_comparison(deployment: Deployment, outcome: Outcome) -> ChatComparison:
+    def ask(model: str) -> tuple[str, int]:
+        def chat(client: openai.OpenAI) -> Any:
+            messages: Any = [{"role": "user", "content": QUESTIONS[0]}]
+            return client.chat.completions.create(model=model, messages=messages, max_tokens=16, seed=5)
+
+        completion = insist([deployment], chat)
+        return completion.choices[0].message.content, completion.usage.model_extra.get("value_tokens", 0)
+
+    frozen, _ = ask(MODEL.split("/")[-1])
+    aligned, value_tokens = ask(outcome.model)
+    return ChatComparison(outcome.status, frozen, aligned, value_tokens)
+
+
+def new_file(deployment: Deployment, rows: bytes) -> str:
+    return insist([deployment], lambda client: client.files.create(file=("rows.jsonl", rows), purpose="fine-tune").id)
+
+
+def outcome_of(deployment: Deployment, file: str, job: str, rows: bytes = ROWS) -> Outcome:
     """Once the job has ended."""
     model = model_of(deployment, job)
-    return Outcome(file, job, status_of(deployment, job), model, answer(deployment, model))
+    return Outcome(file, rows, job, status_of(deployment, job), model, answer(deployment, model))
 
 
-def start_job(deployment: Deployment, file: str, grader: Mapping[str, str], iterations: int) -> str:
-    method: Any = {
-        "type": "reinforcement",
-        "reinforcement": {"grader": grader, "iro": {**SMALL, "iterations": iterations}},
-    }
+def start_job(deployment: Deployment, file: str, grader: Mapping[str, str], iro: Mapping[str, Any]) -> str:
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": grader, "iro": iro}}
     jobs = deployment.client.fine_tuning.jobs
     return jobs.create(model=MODEL.split("/")[-1], training_file=file, method=method, seed=3).id
 
@@ -96,7 +152,7 @@ def running_job(deployment: Deployment, file: str, jobs: list[str]) -> str:
     """The last of ``jobs`` while it runs, else a new one, which is added to them."""
     while True:
         if not jobs or status_of(deployment, jobs[-1]) in ("succeeded", "failed", "cancelled"):
-            jobs.append(start_job(deployment, file, PYTHON_GRADER, iterations=3))
+            jobs.append(start_job(deployment, file, PYTHON_GRADER, {**SMALL, "iterations": 3}))
         wait_for(lambda: status_of(deployment, jobs[-1]) not in ("validating_files", "queued"), "a job to run", 600)
         if status_of(deployment, jobs[-1]) == "running":
             return jobs[-1]
@@ -135,7 +191,7 @@ def lost_items(deployment: Deployment, before: Outcome) -> list[str]:
     """What of ``before`` is gone or changed now."""
     lost = []
     try:
-        if insist([deployment], lambda client: client.files.content(before.file).read()) != ROWS:
+        if insist([deployment], lambda client: client.files.content(before.file).read()) != before.rows:
             lost.append("the file's bytes")
         if (status := status_of(deployment, before.job)) != before.status:
             lost.append(f"the job's status: {before.status} became {status}")

@@ -173,6 +173,8 @@ def table(result: JsonObject) -> str:
     for kind, graders in KINDS.items():
         lines += ["", f"**{kind}**", "", "| grader | what came of it | flag |", "|---|---|---|"]
         for hostile in graders:
+            if hostile.name not in came:  # newer than the results
+                continue
             outcome = came[hostile.name]
             verdict = "graded, no harm done" if outcome["error"] is None else cell(outcome["error"])
             mark = "" if outcome["contained"] else " **not as it should be**"

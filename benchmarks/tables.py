@@ -283,6 +283,11 @@ def deployment_checks(content: Content) -> str:
         ["reward of a python grader", f"{content['python_grader']['reward']:g}"],
         ["things outside its sandbox that a python grader reached", f"{content['grader_reach']['reward']:g}"],
     ]
+    if chat := content.get("aligned_chat"):  # older results have none
+        rows += [
+            ["job graded by the service of graders", chat["job_status"]],
+            ["tokens of its model's chat that value functions valued", str(chat["value_tokens"])],
+        ]
     return table(["check", "result"], rows)
 
 

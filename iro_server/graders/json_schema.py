@@ -41,7 +41,7 @@ def check_text(schema: Schema, text: str) -> None:
 def _in_worker(check: Callable[..., None], *args: str) -> None:
     try:
         in_worker_process(check, *args)
-    except (TimeoutError, WorkerKilled) as error:
+    except (TimeoutError, MemoryError, WorkerKilled) as error:
         raise ValueError(f"the schema cannot be applied: it {error}") from error
 
 

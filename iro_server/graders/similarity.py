@@ -23,7 +23,7 @@ SHORT = 4000  # characters of two texts that are compared in milliseconds
 def similarity(metric: str, text: str, reference: str) -> float:
     """By a metric of METRICS. Long texts, of 100 KB in up to half a second, are compared in a worker process.
 
-    Raises TimeoutError and WorkerKilled, as ``in_worker_process`` does.
+    Raises TimeoutError, MemoryError and WorkerKilled, as ``in_worker_process`` does.
     """
     if len(text) + len(reference) <= SHORT:
         return METRICS[metric](text, reference)

@@ -89,7 +89,7 @@ class TextSimilarity(_Comparison):
     def _compared(self, text: str, reference: str) -> Grade:
         try:
             return Grade.of(similarity(self.evaluation_metric, text, reference))
-        except (TimeoutError, WorkerKilled) as error:
+        except (TimeoutError, MemoryError, WorkerKilled) as error:
             return Grade.failed(f"{self.evaluation_metric} {error}")
 
     def _cosines(self, filled: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -56,14 +56,16 @@ def api(request, tmp_path_factory, new_database):
             hook=client.webhooks.create(url=receiver.url, **HOOK).id,
             url=receiver.url,
             statuses=Counter(),
-            slowest=(0.0, ""),
+            operations=Counter(),
+            slow=[],
         )
 
 
 def with_names(case: Case, api: SimpleNamespace, grader: dict[str, Any]) -> None:
     """Let ``case`` name what there is, so that it comes further than a name that is unknown."""
+    upload, part = new_upload(api) if "/uploads/" in case.path else ("", "")
     known = {"files": api.file, "jobs": api.job.id, "webhook_endpoints": api.hook, "models": api.job.fine_tuned_model}
-    known |= {"checkpoints": api.job.fine_tuned_model, "uploads": new_upload(api) if "/uploads/" in case.path else ""}
+    known |= {"checkpoints": api.job.fine_tuned_model, "uploads": upload}
     known |= {
         "responses": api.response,
         "estimate": api.estimate,
@@ -75,9 +77,22 @@ def with_names(case: Case, api: SimpleNamespace, grader: dict[str, Any]) -> None
         for name in case.path_parameters.keys() & {"id", "name", "run_id", "item_id"}:
             if f"/{part}/{{{name}" in case.path and case.method != "DELETE":
                 case.path_parameters[name] = id
-    if isinstance(case.body, dict):
-        given = {"model": "bytes", "training_file": api.file, "grader": grader, "file": ROW, "data": ROW}
-        case.body |= {name: value for name, value in given.items() if name in case.body}
+    names = {"model": "bytes", "training_file": api.file, "grader": grader, "file": ROW, "data": ROW}
+    names |= {"testing_criteria": [grader], "file_id": api.file, "previous_response_id": api.response}
+    names |= {"part_ids": [part]}
+    case.body = with_values(case.body, names)
+
+
+def with_values(body: Any, values: dict[str, Any]) -> Any:
+    """``body`` with ``values`` in place of the fields of those names, at any depth; of those that are null, no more."""
+    if isinstance(body, list):
+        return [with_values(item, values) for item in body]
+    if not isinstance(body, dict):
+        return body
+    return {
+        name: values[name] if name in values and value is not None else with_values(value, values)
+        for name, value in body.items()
+    }
 
 
 def an_eval(client: Any) -> dict[str, str]:
@@ -94,8 +109,11 @@ def an_estimate(client: Any) -> str:
     return client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object)["id"]
 
 
-def new_upload(api: SimpleNamespace) -> str:
-    return api.client.uploads.create(filename="a", purpose="fine-tune", bytes=len(ROW), mime_type="text/jsonl").id
+def new_upload(api: SimpleNamespace) -> tuple[str, str]:
+    """An upload and its only part."""
+    uploads = api.client.uploads
+    upload = uploads.create(filename="a", purpose="fine-tune", bytes=len(ROW), mime_type="text/jsonl").id
+    return upload, uploads.parts.create(upload, data=ROW).id
 
 
 def stays_here(case: Case, api: SimpleNamespace) -> None:
@@ -123,9 +141,12 @@ def ask_all(api: SimpleNamespace, examples: int) -> None:
                 if named:
                     with_names(case, api, grader)
                 stays_here(case, api)
-                answer = case.call(session=api.session)
+                answer = case.call(session=api.session, timeout=120)
                 api.statuses[answer.status_code] += 1
-                api.slowest = max(api.slowest, (answer.elapsed, f"{case.method} {case.path}"))
+                if answer.status_code < 300:
+                    api.operations[f"{case.method} {case.path}"] += 1
+                if answer.elapsed > SECONDS:
+                    api.slow.append((answer.elapsed, case.as_curl_command()))
                 assert answer.status_code < 500, f"{case.as_curl_command()}\n{answer.text}"
                 if answer.status_code >= 400:
                     envelope_of(answer)
@@ -143,12 +164,13 @@ def test_a_few_hundred_cases_meet_no_server_error(api):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_thousands_of_cases_meet_no_server_error(api):
     before = sum(api.statuses.values())
-    ask_all(api, examples=100)
+    ask_all(api, examples=65)
     assert sum(api.statuses.values()) - before >= 5000
-    print(dict(api.statuses), api.slowest)
-    assert api.slowest[0] < SECONDS, api.slowest
+    print(dict(api.statuses), dict(api.operations))
+    assert not api.slow, api.slow
 
 
 def test_the_document_tells_of_errors_in_the_envelope(api):

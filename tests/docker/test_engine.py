@@ -65,6 +65,12 @@ def test_python_graders_run_in_their_container_and_reach_nothing_outside_their_s
     assert report.grader_reach == {"reward": 0.0, "error": None}
 
 
+def test_a_job_graded_by_the_service_ends_in_an_aligned_model_that_answers_a_chat(report):
+    chat = report.aligned_chat
+    assert report.jobs["aligning job"] == chat["job_status"] == "succeeded"
+    assert chat["aligned_answer"] and chat["value_tokens"] > 0
+
+
 def test_images_hold_no_secret_and_no_root_user(images):
     for image in images.values():
         assert image.leaked == []

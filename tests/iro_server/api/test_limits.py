@@ -105,7 +105,7 @@ def similarity(metric, text, reference):
 
 
 @pytest.mark.parametrize("sizes", [(400_000, 400_000), (10, 400_000), (400_000, 10)])
-@pytest.mark.parametrize("metric", ["fuzzy_match", "rouge_l"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_a_text_that_is_too_long_to_grade_is_refused(tenant, metric, sizes):
     text, reference = map(letters, sizes)
     answer = tenant.post("fine_tuning/alpha/graders/run", json=similarity(metric, text, reference))
@@ -170,3 +170,29 @@ def test_a_schema_whose_check_runs_out_of_memory_is_refused(tenant, monkeypatch)
     assert (answer.status_code, error["code"]) == (400, "invalid_value")
     assert "ran out of memory" in error["message"]
     assert error["param"] == "method.reinforcement.response_format"
+
+
+def doubling(depth):
+    """A schema of ``depth`` references whose check keeps 2^depth errors, each with the text of the value."""
+    either = {str(i): {"anyOf": [{"$ref": f"#/$defs/{i - 1}"}] * 2} for i in range(1, depth + 1)}
+    return {
+        "type": "object",
+        "$defs": {"0": {"type": "integer"}} | either,
+        "properties": {"q": {"$ref": f"#/$defs/{depth}"}},
+    }
+
+
+def test_an_item_whose_check_takes_all_memory_is_refused_and_the_server_goes_on(tenant):
+    config = {"type": "custom", "item_schema": doubling(14)}
+    made = tenant.post("evals", json={"data_source_config": config, "testing_criteria": [GRADER]})
+    assert made.status_code == 200, made.text
+    item = {"q": "x" * 90_000 + "\U0001f600"}  # for which Python's text takes four bytes a character
+    source = {"type": "file_content", "content": [{"item": item, "sample": {"output_text": "z"}}]}
+    body = {"data_source": {"type": "jsonl", "source": source}}
+    started = time.monotonic()
+    answer = tenant.post(f"evals/{made.json()['id']}/runs", json=body)
+    assert answer.status_code == 400, answer.text
+    assert "took more than 1024 MiB of memory" in answer.json()["error"]["message"]
+    assert time.monotonic() - started < 60
+    grading = tenant.post("fine_tuning/alpha/graders/run", json=similarity("rouge_l", letters(5000), letters(5000)))
+    assert grading.json()["reward"] == 1 and grading.json()["iro"]["error"] is None

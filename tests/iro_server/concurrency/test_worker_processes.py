@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from iro_server.concurrency.worker_processes import CPU_SECONDS, WorkerKilled, in_worker_process
+from iro_server.concurrency.worker_processes import CPU_SECONDS, MEMORY_BYTES, WorkerKilled, in_worker_process
 from iro_server.graders.similarity import METRICS, SHORT, similarity
+from tests.iro_server.api.serving import wait_for
 
 LONG = "the tide goes out and comes in again " * 2700  # 100 KB
 
@@ -36,6 +39,41 @@ def test_a_call_ends_after_its_limit_of_cpu_time_and_the_next_one_runs() -> None
         in_worker_process(eval, "sum(i for i in iter(int, 1))")
     assert time.monotonic() - started >= CPU_SECONDS
     assert in_worker_process(abs, -1) == 1
+
+
+def test_a_call_ends_at_its_limit_of_memory_and_the_next_one_runs() -> None:
+    with pytest.raises(MemoryError, match=f"took more than {MEMORY_BYTES // 2**20} MiB of memory"):
+        in_worker_process(eval, "[bytearray(2**24) for _ in range(10**6)]")
+    assert in_worker_process(abs, -1) == 1
+
+
+PARENT = """
+from iro_server.concurrency.worker_processes import in_worker_process
+
+def work(path, killed):
+    import os, signal, time
+    if killed and not os.path.exists(killed):
+        open(killed, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(1000)
+
+in_worker_process(work, {path!r}, {killed!r})
+"""
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_worker_at_work_ends_soon_after_its_killed_parent(tmp_path: Path, repeated: bool) -> None:
+    """``repeated``: it repeats the call of one that was killed."""
+    started = tmp_path / "started"
+    program = PARENT.format(path=str(started), killed=str(tmp_path / "killed") if repeated else None)
+    with subprocess.Popen([sys.executable, "-c", program]) as parent:
+        wait_for(lambda: started.exists() and started.read_text())
+        children = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+    assert int(started.read_text()) in {child.pid for child in children}
+    assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 def killer(unless: Path | None = None) -> Callable[[], str]:
