@@ -173,7 +173,7 @@ class _Search:
                 {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
                 row,
                 values[row],
-                log_weight=values[row] - parent.value - log_ratios[row] - log_successors,
+                log_weight=parent.log_weight + values[row] - parent.value - log_ratios[row] - log_successors,
                 finished=stopped[row],
                 kl=parent.kl + kl[row],
             )
