@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import openai
 from playwright.sync_api import Page, sync_playwright
 
 PROMPT, SEED = "I thought the film", "5"
+SEARCH = {"W, beams": 3, "K, successors": 2, "L, chunk length": 3}  # places of the sliders: W = 3, K = 2, L = 4
+EVAL, WORDS = "praise", ("good", "beautiful", "great")
+TOPICS = ("a film", "a song", "a garden", "a meal", "a city", "a book")
 WIDTH, HEIGHT = 1100, 700  # pixels
 PATIENCE = 300_000  # milliseconds
 
@@ -26,8 +31,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for draw in (job, new_job, playground):
-            scheme: Literal["light", "dark"] = "dark" if draw is playground else "light"
+        for draw in (job, new_job, playground, search, evals):
+            scheme: Literal["light", "dark"] = "dark" if draw in (playground, evals) else "light"
             context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
             page = context.new_page()
             page.set_default_timeout(PATIENCE)
@@ -58,9 +63,54 @@ def playground(page: Page, model: str) -> None:
     page.get_by_role("link", name="Try it", exact=True).click()
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("Seed").fill(SEED)
-    page.get_by_role("checkbox").check()
+    page.get_by_label("Colour tokens").select_option("probability")
     page.get_by_role("button", name="Generate").click()
     page.locator(".reward b").nth(2).wait_for()
+
+
+def search(page: Page, model: str) -> None:
+    """The tree of one search, with a dropped row's text."""
+    page.get_by_role("link", name=model, exact=True).click()
+    page.get_by_role("link", name="Try it", exact=True).click()
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("Seed").fill(SEED)
+    for _ in range(2):
+        page.get_by_role("button", name="Remove column 1").click()
+    page.get_by_label("Answers").select_option("search")
+    for setting, place in SEARCH.items():
+        for _ in range(place):
+            page.get_by_label(setting).press("ArrowRight")
+    page.get_by_role("button", name="Generate").click()
+    page.locator(".reward b").first.wait_for()
+    page.get_by_role("group", name="Search tree").locator(".node:not(.kept)").nth(5).focus()
+
+
+def evals(page: Page, model: str) -> None:
+    """Two runs of an eval, made where the server has none: the frozen and the aligned model."""
+    server = openai.OpenAI(base_url=page.url.split("/#")[0] + "/v1", api_key="none", timeout=PATIENCE / 1000)
+    if not server.evals.list().data:
+        make_eval(server, model)
+    page.get_by_role("link", name="Evals").click()
+    page.get_by_role("link", name=EVAL, exact=True).click()
+    page.get_by_label("Compared with").select_option(index=1)
+    page.get_by_role("status").get_by_text("items").wait_for()
+
+
+def make_eval(server: openai.OpenAI, model: str) -> None:
+    item = {"type": "object", "properties": {"topic": {"type": "string"}}, "required": ["topic"]}
+    check = {"type": "string_check", "input": "{{sample.output_text}}", "operation": "ilike"}
+    criteria: list[Any] = [check | {"name": f"says {word}", "reference": word} for word in WORDS]
+    config: Any = {"type": "custom", "item_schema": item, "include_sample_schema": True}
+    evaluation = server.evals.create(name=EVAL, data_source_config=config, testing_criteria=criteria)
+    template = [{"role": "user", "content": "Write one sentence about {{item.topic}}."}]
+    source: Any = {"type": "completions", "input_messages": {"type": "template", "template": template}}
+    source["source"] = {"type": "file_content", "content": [{"item": {"topic": topic}} for topic in TOPICS]}
+    source["sampling_params"] = {"max_completion_tokens": 32, "seed": 1}
+    names = {server.models.list().data[0].id: "frozen", model: "aligned"}
+    for name, title in names.items():
+        run = server.evals.runs.create(evaluation.id, name=title, data_source=source | {"model": name})
+        while server.evals.runs.retrieve(run.id, eval_id=evaluation.id).status in ("queued", "in_progress"):
+            time.sleep(1)
 
 
 if __name__ == "__main__":

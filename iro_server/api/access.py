@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 from cachetools import TTLCache
@@ -60,25 +61,27 @@ class Access:
             record.count()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
-        counted = None
+        counted = ExitStack()
         try:
             caller, allowance = await self._identify(scope)
             record.caller = scope["state"]["caller"] = caller
-            scope["state"] |= {"rates": self.rates, "allowance": allowance, "headers": record.headers}
+            scope["state"] |= {
+                "rates": self.rates,
+                "allowance": allowance,
+                "headers": record.headers,
+                "counted": counted,
+            }
             if allowance:
                 record.current.charged_key = allowance.key_id
             if allowance and caller.key_id == allowance.key_id:  # else it is part of a request that was counted
-                counted = allowance
                 self.rates.enter(allowance, record.headers)
+                counted.callback(self.rates.leave, allowance)
         except (APIError, RateLimitExceeded) as error:
             return await answer(api_error(error))(scope, receive, send)
         except DATABASE_AWAY as error:  # the app's handlers see only what is raised inside of it
             return await storage_failure(error)(scope, receive, send)
-        try:
+        with counted:
             await self.app(scope, receive, send)
-        finally:
-            if counted:
-                self.rates.leave(counted)
 
     async def _identify(self, scope: Scope) -> tuple[Caller, Allowance | None]:
         headers = Headers(scope=scope)

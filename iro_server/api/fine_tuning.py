@@ -173,13 +173,6 @@ def resume(id: str, context: Ctx) -> JsonObject:
     return show(_job(context, id), context)
 
 
-@router.get("/{id}/events")
-def events(id: str, context: Ctx, limit: Limit = 20, after: str | None = None) -> JsonObject:
-    """The job's events, newest first."""
-    _job(context, id)
-    return list_object(context, t.Event, _show_event, t.Event.job_id == id, limit=limit, after=after)
-
-
 @router.get("/{id}/checkpoints")
 def checkpoints(id: str, context: Ctx, limit: Limit = 10, after: str | None = None) -> JsonObject:
     """The job's checkpoints, newest first. Each can be called by its model name."""
@@ -214,11 +207,6 @@ def show(job: t.Job, context: Context) -> JsonObject:
         "integrations": job.integrations or [],
         "iro": {"improved": (job.search or {}).get("improved")},
     }
-
-
-def _show_event(event: t.Event) -> JsonObject:
-    fields = ("id", "created_at", "level", "message", "type", "data")
-    return {"object": "fine_tuning.job.event"} | {name: getattr(event, name) for name in fields}
 
 
 def _show_checkpoint(checkpoint: t.Checkpoint) -> JsonObject:

@@ -11,6 +11,7 @@ from itertools import cycle, islice
 from iro_server import JsonObject
 from iro_server.api.registry import ServedModel
 from iro_server.api.search_telemetry import SearchTelemetry
+from iro_server.api.search_trace import OnRound, SearchTrace
 from iro_server.api.text import Detokenizer
 from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.decoding.base import Final, Scorer, SearchParams, SearchResult, SearchUsage
@@ -30,7 +31,7 @@ OnAgreed = Callable[[range, SampledTokens], None]
 class Generation:
     """``n`` choices for one prompt. All is checked: what it holds fits the model.
 
-    ``best_first``: by value, also where the selection rule returns samples.
+    ``best_first``: by value, also where the selection rule returns samples. ``traced``: its rounds are reported.
     """
 
     model: ServedModel
@@ -44,6 +45,7 @@ class Generation:
     detokenizer: Detokenizer
     item: JsonObject
     best_first: bool = False
+    traced: bool = False
 
     @property
     def rows(self) -> int:
@@ -77,6 +79,7 @@ class Choice:
     sampled: SampledTokens
     finish_reason: str
     kl: float = 0.0
+    beam: int = 0  # its number in the search
 
 
 @dataclass
@@ -85,15 +88,17 @@ class Generated:
     usage: SearchUsage
 
 
-async def generate(request: Generation, first: int = 0, on_agreed: OnAgreed | None = None) -> Generated:
+async def generate(
+    request: Generation, first: int = 0, on_agreed: OnAgreed | None = None, on_round: OnRound | None = None
+) -> Generated:
     """``n`` choices or, where the grader picks, all that the search ends with.
 
     ``first``: the number of the first choice. ``on_agreed`` is called, as they grow, with the tokens that choices are
-    sure to begin with, and the choices' numbers.
+    sure to begin with, and the choices' numbers. ``on_round`` is called with each round of a search.
     """
     numbers = range(first, first + request.n)
     if not request.independent:
-        return _ordered(request, await _search(request, request.sampling, numbers, on_agreed))
+        return _ordered(request, await _search(request, request.sampling, numbers, on_agreed, on_round))
     seed = request.sampling.seed
     seeds = [None if seed is None else seed + index for index in range(request.n)]
     samples = await gather_or_cancel(
@@ -105,7 +110,13 @@ async def generate(request: Generation, first: int = 0, on_agreed: OnAgreed | No
     return Generated(choices, sum_usage([sample.usage for sample in samples]))
 
 
-async def _search(request: Generation, sampling: Sampling, numbers: range, on_agreed: OnAgreed | None) -> SearchResult:
+async def _search(
+    request: Generation,
+    sampling: Sampling,
+    numbers: range,
+    on_agreed: OnAgreed | None,
+    on_round: OnRound | None = None,
+) -> SearchResult:
     params = request.params
     if params.rows == 1 and params.chunk_length is None:
         length = STREAM_TOKENS if on_agreed else STOP_TOKENS if request.detokenizer.stops else None
@@ -120,7 +131,7 @@ async def _search(request: Generation, sampling: Sampling, numbers: range, on_ag
         steering=request.steering,
         stop_text=request.detokenizer.stopped if request.detokenizer.stops else None,
         on_agreed=partial(on_agreed, numbers) if on_agreed else None,
-        observer=TELEMETRY,
+        observer=SearchTrace(on_round) if on_round else TELEMETRY,
     )
 
 
@@ -141,7 +152,7 @@ def _choice(request: Generation, final: Final) -> Choice:
     text, count = request.detokenizer.final_text(final.tokens)
     finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
     sampled = SampledTokens(final.tokens, final.logprobs, final.alternatives)[:count]
-    return Choice(text, sampled, finish_reason, final.kl)
+    return Choice(text, sampled, finish_reason, final.kl, final.number)
 
 
 def sum_usage(usages: list[SearchUsage]) -> SearchUsage:

@@ -34,9 +34,12 @@ GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draw
 
 
 class StreamOptions(BaseModel):
+    """``include_search``: events of the search's rounds, see ``search_trace.RoundWriter``."""
+
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
+    include_search: bool = False
     include_obfuscation: bool = False
 
 
@@ -128,6 +131,7 @@ class Options(BaseModel):
             detokenizer=Detokenizer(model.engine.tokenizer, tuple(self.stop or ())),
             item=self.item or {},
             best_first=self._is_greedy,
+            traced=self.stream_options is not None and self.stream_options.include_search,
         )
         if generation.base_tokens * prompts > context.settings.max_request_tokens:
             most = context.settings.max_request_tokens

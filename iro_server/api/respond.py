@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from fastapi import Request
@@ -19,14 +20,19 @@ from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, g
 from iro_server.api.generation_slot import GenerationSlot
 from iro_server.api.options import usage_object
 from iro_server.api.picking import pick
+from iro_server.api.search_trace import RoundWriter
 from iro_server.concurrency.disconnect import unless_gone
 from iro_server.concurrency.tasks import gather_or_cancel
+from iro_server.decoding.base import Round
 from iro_server.decoding.beam import SampledTokens
 
 log = logging.getLogger("iro.api")
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # else a proxy may hold a stream's events back
 COMMENT_SECONDS = 5.0
 Part = tuple[range, SampledTokens]  # numbers of choices, and the tokens that they begin with
+TracedRound = tuple[int, Round]  # the prompt's number, and a round of its search
+Queue = asyncio.Queue[Part | TracedRound | None]
+OnTracedRound = Callable[[int, Round], None]
 
 
 async def whole(request: Request, generations: list[Generation], slot: GenerationSlot) -> list[Generated]:
@@ -38,9 +44,13 @@ async def whole(request: Request, generations: list[Generation], slot: Generatio
 
 
 async def generate_all(
-    generations: list[Generation], slot: GenerationSlot, on_agreed: OnAgreed | None = None
+    generations: list[Generation],
+    slot: GenerationSlot,
+    on_agreed: OnAgreed | None = None,
+    on_round: OnTracedRound | None = None,
 ) -> list[Generated]:
     """All prompts at once, once admitted. ``on_agreed`` counts choices through: prompt 0's n, then prompt 1's, …
+    ``on_round``: called with the rounds of the prompts whose search is traced.
 
     Their rows are free once all is computed: a client may take longer to read it, and a grader may ask this server.
     Raises DeadlineExceeded, ServerStopping.
@@ -48,7 +58,10 @@ async def generate_all(
     async with slot.context.deadlines.until(slot.deadline):
         try:
             await slot.admitted()
-            works = [generate(each, i * each.n, on_agreed) for i, each in enumerate(generations)]
+            works = [
+                generate(each, i * each.n, on_agreed, partial(on_round, i) if on_round and each.traced else None)
+                for i, each in enumerate(generations)
+            ]
             generated = await gather_or_cancel(works)
         finally:
             slot.ticket.release()
@@ -107,8 +120,13 @@ class Stream:
         return _EndingResponse(self._events(), media_type="text/event-stream", slot=self.slot)
 
     async def _events(self) -> AsyncGenerator[str]:
-        agreed: asyncio.Queue[Part | None] = asyncio.Queue()
-        generated = generate_all(self.generations, self.slot, lambda *part: agreed.put_nowait(part))
+        agreed: Queue = asyncio.Queue()
+        generated = generate_all(
+            self.generations,
+            self.slot,
+            lambda numbers, sampled: agreed.put_nowait((numbers, sampled)),
+            lambda prompt, selection: agreed.put_nowait((prompt, selection)),
+        )
         work = asyncio.create_task(generated)
         work.add_done_callback(lambda _: agreed.put_nowait(None))
         try:
@@ -134,16 +152,19 @@ class Stream:
         finally:
             admitted.cancel()
 
-    async def _texts(
-        self, agreed: asyncio.Queue[Part | None], work: asyncio.Task[list[Generated]]
-    ) -> AsyncIterator[str]:
+    async def _texts(self, agreed: Queue, work: asyncio.Task[list[Generated]]) -> AsyncIterator[str]:
         count, detokenizer = self.generations[0].n, self.generations[0].detokenizer
         sent = ["" for _ in range(count * len(self.generations))]
         num_sent = [0 for _ in sent]  # tokens
         for index in range(len(sent)):
             if head := self.chunks.head(index):
                 yield self._chunk(head)
+        writers = [RoundWriter(each.detokenizer, each.scorer is not None) for each in self.generations]
         while (part := await agreed.get()) is not None:
+            if isinstance(part[1], Round):
+                prompt, selection = part
+                yield self._search({"prompt": prompt} | writers[prompt].write(selection))
+                continue
             numbers, sampled = part
             settled = detokenizer.settled(sampled.tokens)
             num_settled = detokenizer.tokens_within(sampled.tokens, settled)
@@ -154,6 +175,9 @@ class Stream:
                         yield self._chunk([worded])
                     sent[index], num_sent[index] = settled, num_settled
         generated = await work
+        for prompt, each in enumerate(generated):
+            if self.generations[prompt].traced and not self.generations[prompt].independent:
+                yield self._search({"prompt": prompt, "answers": [choice.beam for choice in each.choices]})
         for index, choice in enumerate(choice for each in generated for choice in each.choices):
             rest = choice.sampled[num_sent[index] :]
             if text := choice.text[len(sent[index]) :]:
@@ -164,6 +188,10 @@ class Stream:
                 yield self._chunk([worded])
         if self.include_usage:
             yield _event(self.frame | {"choices": [], "usage": usage_object(self.generations, generated)})
+
+    def _search(self, event: JsonObject) -> str:
+        usage = {"usage": None} if self.include_usage else {}
+        return _event(self.frame | {"choices": [], "search": event} | usage)
 
     def _chunk(self, choices: list[JsonObject]) -> str:
         usage = {"usage": None} if self.include_usage else {}

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from iro_server import JsonObject
 from iro_server.api.generation import Choice, Generated
 from iro_server.api.options import usage_object
-from iro_server.api.respond import Part, Stream
+from iro_server.api.respond import Queue, Stream
 from iro_server.decoding.beam import SampledTokens
 
 PLACE = {"output_index": 0, "content_index": 0}
@@ -65,9 +65,7 @@ class ResponseStream(Stream):
     shown: Callable[[Choice, JsonObject], JsonObject]
     store: Callable[[JsonObject], None]
 
-    async def _texts(
-        self, agreed: asyncio.Queue[Part | None], work: asyncio.Task[list[Generated]]
-    ) -> AsyncIterator[str]:
+    async def _texts(self, agreed: Queue, work: asyncio.Task[list[Generated]]) -> AsyncIterator[str]:
         async for event in super()._texts(agreed, work):
             yield event
         generated = work.result()

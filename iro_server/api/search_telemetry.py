@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from iro_server.decoding.base import SearchUsage, Stage
+from iro_server.decoding.base import Round, SearchUsage, Stage
 from iro_server.telemetry import metrics, tracing
 from iro_server.telemetry.request import first_chunk
 
@@ -18,7 +18,7 @@ class SearchTelemetry:
     def stage(self, name: Stage) -> AbstractContextManager[object]:
         return tracing.span(name)
 
-    def round(self, usage: SearchUsage) -> None:
+    def round(self, usage: SearchUsage, selection: Round) -> None:
         metrics.ROUNDS.inc(usage.rounds)
         metrics.BASE_TOKENS.inc(usage.base_tokens)
         metrics.VALUE_TOKENS.inc(usage.value_tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,10 +19,16 @@ Url = Annotated[str, typer.Option("--url", envvar="IRO_URL", help="The server's 
 Key = Annotated[str, typer.Option("--key", envvar="IRO_KEY", help="An API key of the server, where it requires one.")]
 
 
-def server_client(url: str, key: str) -> httpx.Client:
+@contextmanager
+def server_client(url: str, key: str) -> Iterator[httpx.Client]:
+    """Calls of the server. OSError where it cannot be reached."""
     import httpx
 
-    return httpx.Client(base_url=url.rstrip("/"), headers={"Authorization": f"Bearer {key}"}, timeout=60)
+    with httpx.Client(base_url=url.rstrip("/"), headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+        try:
+            yield client
+        except httpx.TransportError as error:
+            raise OSError(f"{url} cannot be reached ({error}); start a server or name it with --url") from None
 
 
 def upload(server: httpx.Client, path: Path, purpose: str) -> str:

@@ -22,6 +22,7 @@ from iro_server.cli import db as cli_db
 from iro_server.cli import estimate as cli_estimate
 from iro_server.cli import evals as cli_evals
 from iro_server.cli import export as cli_export
+from iro_server.cli import jobs as cli_jobs
 from iro_server.cli import keys as cli_keys
 from iro_server.cli import model as cli_model
 from iro_server.cli import rollouts as cli_rollouts
@@ -78,6 +79,7 @@ app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_db.app, name="db")
 app.add_typer(cli_rollouts.app, name="rollouts")
 app.add_typer(cli_evals.app, name="evals")
+app.add_typer(cli_jobs.app, name="jobs")
 app.command()(cli_backup.backup)
 app.command()(cli_backup.restore)
 app.command()(cli_estimate.estimate)

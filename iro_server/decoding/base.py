@@ -16,6 +16,7 @@ from iro_server.decoding.selection import RULES, SelectionRule
 if TYPE_CHECKING:  # the command line reads SearchParams for its help, without a model library
     import torch
 
+    from iro_server.decoding.beam import Beam
     from iro_server.engines.base import Alternatives, Chunk, Sampling
 
     Selection = str
@@ -107,6 +108,16 @@ class Scorer(Protocol):
     def start(self, prompt_ids: Sequence[int]) -> ScorerState: ...
 
 
+@dataclass(frozen=True)
+class Round:
+    """One round: its rows, and the beams chosen among them and those that finished before. A beam may be chosen twice
+    where the selection rule resamples. ``last``: the chosen beams are the finals."""
+
+    rows: Sequence[Beam]
+    chosen: Sequence[Beam]
+    last: bool
+
+
 class SearchObserver(Protocol):
     """Follows the searches that it is passed to, such as for telemetry."""
 
@@ -118,7 +129,7 @@ class SearchObserver(Protocol):
         """Entered for the time of a stage; "extend" and "score" lie within "round"."""
         ...
 
-    def round(self, usage: SearchUsage) -> None:
+    def round(self, usage: SearchUsage, selection: Round) -> None:
         """A round has ended; ``usage`` is the round's."""
         ...
 
@@ -131,6 +142,7 @@ class Final:
     the states that its tokens were drawn from (0 without steering, NaN where the engine does not report it).
     ``finish_reason``: "stop" or "length". ``alternatives``: of each token, as ``Chunk``; empty where the sampling asks
     for none. ``log_ratios``: log q/pi_0 of each token where the engine reports drift of a tilt q, else none.
+    ``number``: of the beam that it ends with.
     """
 
     tokens: list[int]
@@ -141,6 +153,7 @@ class Final:
     kl: float = 0.0
     alternatives: list[Alternatives] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
+    number: int = 0
 
 
 @dataclass

@@ -38,9 +38,9 @@ class Beam:
     Beams are equal where all their tokens since the prompt are, however chunks divide them.
 
     ``logprobs``, ``alternatives``, ``log_ratios`` (where it was steered), ``hidden[layer]`` [L, D]: of ``tokens``.
-    ``row``: its place in the chunk. ``value``: sum_t V_t/beta_t at the last token. ``log_weight``: of SMC, since the
-    beam was resampled. ``kl``: nats from the frozen model along its tokens, where it was steered. ``length``: tokens
-    since the prompt.
+    ``row``: its place in the chunk. ``number``: its place among all rows of the search, from 1. ``value``: sum_t
+    V_t/beta_t at the last token. ``log_weight``: of SMC, since the beam was resampled. ``kl``: nats from the frozen
+    model along its tokens, where it was steered. ``length``: tokens since the prompt.
     """
 
     parent: Beam | None = None
@@ -50,6 +50,7 @@ class Beam:
     log_ratios: list[float] = field(default_factory=list)
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     row: int = 0
+    number: int = 0
     value: float = 0.0
     log_weight: float = 0.0
     kl: float = 0.0

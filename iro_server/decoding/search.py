@@ -15,6 +15,7 @@ import torch
 
 from iro_server.decoding.base import (
     Final,
+    Round,
     Scorer,
     ScorerState,
     SearchObserver,
@@ -38,7 +39,7 @@ class NullObserver:
     def stage(self, name: Stage) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def round(self, usage: SearchUsage) -> None:
+    def round(self, usage: SearchUsage, selection: Round) -> None:
         pass
 
 
@@ -125,6 +126,7 @@ class _Search:
         self.generator.manual_seed((seed + RESAMPLING) % 2**63) if seed is not None else self.generator.seed()
         self.knows_drift = knows_drift
         self.beams = [Beam()]
+        self.num_rows = 0  # so far
         self.usage = SearchUsage()
 
     @property
@@ -137,11 +139,12 @@ class _Search:
         successors = self.params.num_successors if self.usage.rounds else self.params.rows  # first the prompt has W*K
         with self.observer.stage("round"):
             chunk, scores_R = await self._extend([beam.row for beam in live], successors, length)
-            pool = [beam for beam in self.beams if beam.finished]
-            pool += self._rows(live, successors, chunk, scores_R)
-            choose = rule.finish if last or all(beam.finished for beam in pool) else rule.select
+            rows = self._rows(live, successors, chunk, scores_R)
+            pool = [beam for beam in self.beams if beam.finished] + rows
+            last = last or all(beam.finished for beam in pool)
+            choose = rule.finish if last else rule.select
             self.beams = [pool[place] for place in choose(pool, self.params.beam_width, self.generator)]
-        self._count(chunk)
+        self._count(chunk, Round(rows, self.beams, last))
 
     async def _extend(self, parents: list[int], successors: int, length: int) -> tuple[Chunk, torch.Tensor | None]:
         """The chunk of R rows, ``successors`` of each parent, and their values [R]."""
@@ -172,6 +175,7 @@ class _Search:
                 ratios[row][:length] if ratios else [],
                 {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
                 row,
+                self.num_rows + row + 1,
                 values[row],
                 log_weight=parent.log_weight + values[row] - parent.value - log_ratios[row] - log_successors,
                 finished=stopped[row],
@@ -180,6 +184,7 @@ class _Search:
             if self.stop_text and not beam.finished:
                 beam.finished = self.stop_text(beam.tokens_from(0))
             beams.append(beam)
+        self.num_rows += len(beams)
         return beams
 
     def agreed_from(self, start: int) -> SampledTokens:
@@ -187,14 +192,14 @@ class _Search:
         shared = common_prefix([beam.tokens_from(start) for beam in self.beams])
         return self.beams[0].sampled_from(start)[: len(shared)]
 
-    def _count(self, chunk: Chunk) -> None:
+    def _count(self, chunk: Chunk, selection: Round) -> None:
         base_tokens = int(chunk.lengths_R.sum())
         round_usage = SearchUsage(base_tokens, base_tokens if self.values else 0, rounds=1)
         self.usage.base_tokens += round_usage.base_tokens
         self.usage.value_tokens += round_usage.value_tokens
         self.usage.rounds += 1
         self.usage.cached_tokens = self.session.cached_tokens
-        self.observer.round(round_usage)
+        self.observer.round(round_usage, selection)
 
     def result(self) -> SearchResult:
         order = self.params.rule.order(self.beams, self.generator)
@@ -212,6 +217,7 @@ class _Search:
             hidden={layer: torch.cat([part.hidden[layer] for part in path]) for layer in self.keep_hidden},
             kl=beam.kl,
             alternatives=sampled.alternatives,
+            number=beam.number,
         )
 
 

@@ -13,6 +13,8 @@ EXTENSIONS = {
     "CompletionUsage.base_tokens": "what a search cost: tokens drawn from the frozen model,",
     "CompletionUsage.value_tokens": "tokens scored by the value functions,",
     "CompletionUsage.rounds": "rounds of the search",
+    "ChatCompletionChunk.search": "a round of the search, where stream_options.include_search asks for it;",
+    "Completion.search": "of a streamed text completion too",
     "ResponseUsage.base_tokens": "the same of a response,",
     "ResponseUsage.value_tokens": "and",
     "ResponseUsage.rounds": "too",

@@ -94,7 +94,7 @@ def chats(world: Any) -> Iterable[Any]:
     yield said
     yield create(model="bytes", messages=[*HI, said.choices[0].message, *HI], max_tokens=4)
     yield create(model="bytes", messages=[*HI, said.choices[0].message.model_dump(), *HI], max_tokens=4)
-    options = {"include_usage": True}
+    options = {"include_usage": True, "include_search": True}
     yield from create(model=world.model, messages=HI, stream=True, stream_options=options, logprobs=True, max_tokens=9)
 
 
@@ -107,8 +107,8 @@ def streamed_chat(world: Any) -> Iterable[Any]:
 def texts(world: Any) -> Iterable[Any]:
     create = world.client.completions.create
     yield create(model=world.model, prompt=["a", "b"], n=2, logprobs=1, max_tokens=5)
-    options = {"include_usage": True}
-    yield from create(model="bytes", prompt="a", stream=True, stream_options=options, logprobs=1, max_tokens=5)
+    options = {"include_usage": True, "include_search": True}
+    yield from create(model=world.model, prompt="a", stream=True, stream_options=options, logprobs=1, max_tokens=5)
 
 
 def deleted_model(world: Any) -> Iterable[Any]:

@@ -3,6 +3,8 @@
 import { useState } from "preact/hooks";
 import { ApiError, listModels, saveKey, savedKey } from "./api";
 import { KeyForm } from "./KeyForm";
+import { EvalList } from "./evals/EvalList";
+import { EvalPage } from "./evals/EvalPage";
 import { usePolled } from "./hooks";
 import { JobList } from "./jobs/JobList";
 import { JobPage } from "./jobs/JobPage";
@@ -16,6 +18,7 @@ const PAGES = [
   { path: "jobs", name: "Jobs" },
   { path: "new", name: "New job" },
   { path: "playground", name: "Playground" },
+  { path: "evals", name: "Evals" },
 ];
 
 export function App() {
@@ -72,6 +75,7 @@ export function App() {
 function Body({ route, base }: { route: Route; base: string }) {
   const [page = "jobs", id] = route.path;
   if (page === "jobs") return id ? <JobPage key={id} id={id} /> : <JobList />;
+  if (page === "evals") return id ? <EvalPage key={id} id={id} /> : <EvalList />;
   if (page === "new") return <NewJob base={base} />;
   if (page === "playground") return <Playground key={route.query.toString()} base={base} query={route.query} />;
   return (

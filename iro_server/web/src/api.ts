@@ -1,6 +1,6 @@
 // The public API: one function a call. Errors are ApiError with the server's own message.
 
-import type { EventStream } from "./stream";
+import type { Chunk, EventStream } from "./stream";
 import { readEvents } from "./stream";
 
 const KEY = "iro-key";
@@ -141,7 +141,7 @@ async function failure(response: Response): Promise<ApiError> {
   }
 }
 
-async function get<Body>(path: string, signal?: AbortSignal): Promise<Body> {
+export async function get<Body>(path: string, signal?: AbortSignal): Promise<Body> {
   return (await call(path, { signal })).json() as Promise<Body>;
 }
 
@@ -162,6 +162,12 @@ export const listJobs = (after: string | null, signal?: AbortSignal) =>
 export const getJob = (id: string, signal?: AbortSignal) => get<Job>(job(id), signal);
 export const listEvents = (id: string, after: string | null, signal?: AbortSignal) =>
   get<Page<JobEvent>>(`${job(id)}/events?limit=100${after ? `&after=${encodeURIComponent(after)}` : ""}`, signal);
+/** Events newer than `after`, as they come; returns whether the job has ended. */
+export async function* followEvents(id: string, after: string | undefined, signal: AbortSignal) {
+  const query = after ? `&after=${encodeURIComponent(after)}` : "";
+  const response = await call(`${job(id)}/events?stream=true${query}`, { signal });
+  return yield* readEvents<JobEvent>(response.body!);
+}
 export const listCheckpoints = (id: string, signal?: AbortSignal) =>
   get<Page<Checkpoint>>(`${job(id)}/checkpoints?limit=100`, signal);
 export const actOnJob = (id: string, action: "cancel" | "pause" | "resume") => post<Job>(`${job(id)}/${action}`);
@@ -198,8 +204,8 @@ export async function firstRow(file: string, signal?: AbortSignal): Promise<Reco
 
 /** Server-sent events of a completion, chat or text. */
 export async function* stream(path: string, body: Record<string, unknown>, signal: AbortSignal): EventStream {
-  const response = await send(path, { ...body, stream: true, stream_options: { include_usage: true } }, signal);
-  for await (const chunk of readEvents(response.body!)) {
+  const response = await send(path, { ...body, stream: true, stream_options: { include_usage: true, include_search: true } }, signal);
+  for await (const chunk of readEvents<Chunk>(response.body!)) {
     if (chunk.error) throw new ApiError(response.status, chunk.error.message);
     yield chunk;
   }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from iro_server.decoding import selection
-from iro_server.decoding.base import SearchParams, SearchUsage, Stage
+from iro_server.decoding.base import Round, SearchParams, SearchUsage, Stage
 from iro_server.decoding.beam import Beam
 from iro_server.decoding.search import common_prefix, guided_search
 from iro_server.decoding.selection import RULES
@@ -104,6 +104,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.usage = SearchUsage()
+        self.rounds: list[Round] = []
 
     def prompt(self, tokens: int) -> None:
         self.calls.append(f"prompt {tokens}")
@@ -114,8 +115,9 @@ class Recorder:
         yield
         self.calls.append(f"/{name}")
 
-    def round(self, usage: SearchUsage) -> None:
+    def round(self, usage: SearchUsage, selection: Round) -> None:
         self.calls.append("counted")
+        self.rounds.append(selection)
         self.usage.base_tokens += usage.base_tokens
         self.usage.value_tokens += usage.value_tokens
         self.usage.rounds += usage.rounds

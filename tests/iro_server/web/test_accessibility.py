@@ -37,6 +37,7 @@ def show_jobs(page: Page) -> None:
 def show_job(page: Page) -> None:
     page.get_by_role("link", name=f"ftjob-{JOBS - 1:024d}").click()
     expect(page.get_by_text(f"iteration {ITERATIONS} of {ITERATIONS}")).to_be_visible()
+    expect(page.get_by_label("Warnings").get_by_role("listitem")).to_have_count(3)
     page.get_by_text("Request", exact=True).click()
 
 
@@ -53,10 +54,24 @@ def show_new_job(page: Page) -> None:
 def show_playground(page: Page) -> None:
     page.get_by_role("link", name="Playground").click()
     page.get_by_label("Prompt").fill("say z")
-    page.get_by_role("checkbox").check()
+    page.get_by_label("Colour tokens").select_option("probability")
     page.get_by_label("Answers").last.select_option("search")
     page.get_by_role("button", name="Generate").click()
     expect(page.locator(".reward b")).to_have_count(3)
+    expect(page.get_by_role("group", name="Search tree")).to_have_count(2)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_form_for_a_key_has_no_violation(browser, tmp_path, scheme):
+    with serving(settings_for(tmp_path, require_keys=True), ByteEngine()) as client:
+        address = str(client.base_url).removesuffix("/v1/")
+        with opened(browser, address, color_scheme=scheme, viewport=PHONE) as (page, _):
+            expect(page.get_by_label("Key", exact=True)).to_be_visible()
+            assert violations(page) == []
+            page.get_by_label("Key", exact=True).fill("wrong")
+            page.get_by_role("button", name="Continue").click()
+            expect(page.get_by_role("alert")).to_be_visible()
+            assert violations(page) == []
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])

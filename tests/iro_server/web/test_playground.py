@@ -26,16 +26,16 @@ def hostile(tmp_path_factory):
         yield str(client.base_url).removesuffix("/v1/")
 
 
-@pytest.mark.parametrize("coloured", [False, True])
-def test_a_hostile_answer_is_only_text(browser, hostile, coloured):
+@pytest.mark.parametrize("colouring", ["none", "probability"])
+def test_a_hostile_answer_is_only_text(browser, hostile, colouring):
     with opened(browser, hostile, "/#/playground") as (page, watch):
         page.get_by_label("Prompt").fill("attack")
-        page.get_by_role("checkbox").set_checked(coloured)
+        page.get_by_label("Colour tokens").select_option(colouring)
         page.get_by_role("button", name="Generate").click()
         expect(page.get_by_text(f"{len(ATTACK) + 1} tokens")).to_be_visible()
         answer = page.get_by_role("region", name="Answer")
         assert answer.inner_text() == ATTACK
-        assert answer.locator("span").count() == (len(ATTACK) if coloured else 0)
+        assert answer.locator("span").count() == (len(ATTACK) if colouring == "probability" else 0)
         assert answer.locator("script, img, a, b").count() == 0
         watch.assert_clean()
 
@@ -58,6 +58,7 @@ def served(tmp_path_factory):
     settings = settings_for(tmp_path_factory.mktemp("data"))
     with serving(settings, ByteEngine("z" * 30 + "a" * 30, noise=0.5)) as client:
         address = str(client.base_url).removesuffix("/v1/")
+        aligned(settings, "ft:bytes:iro::other", iterations=1)
         yield SimpleNamespace(address=address, model=aligned(settings, "ft:bytes:iro::likes-z"), client=client)
 
 
@@ -82,6 +83,26 @@ def test_models_answer_side_by_side_with_their_settings(browser, served):
         assert {(body["seed"], body["max_completion_tokens"]) for body in asked} == {(7, 64)}  # as the job's model
         page.get_by_role("button", name="Remove column 2").click()
         expect(columns).to_have_count(2)
+        watch.assert_clean(refusals=1)  # the job's training file is gone
+
+
+def test_aligned_models_are_mixed_by_weights(browser, served):
+    bodies = []
+    answer = {"choices": [{"index": 0, "delta": {"content": "mixed"}, "finish_reason": "stop", "logprobs": None}]}
+    events = f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n"
+    with opened(browser, served.address, "/#/playground") as (page, watch):
+        page.route("**/v1/chat/completions", lambda route: route.fulfill(body=events, content_type="text/event-stream"))
+        page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
+        page.get_by_label("Prompt").fill("say z")
+        columns = page.get_by_role("region", name="Column")
+        assert "mix" not in columns.nth(0).inner_html()  # the frozen model
+        columns.nth(2).get_by_label("Answers").select_option("mix")
+        columns.nth(2).get_by_label("ft:bytes:iro::other").press("ArrowLeft")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator(".reward b")).to_have_count(3)
+        (body,) = [body for body in bodies if "values" in body.get("search", {})]
+        assert body["model"] == served.model
+        assert body["search"] == {"values": {served.model: 1, "ft:bytes:iro::other": -0.25}}
         watch.assert_clean(refusals=1)  # the job's training file is gone
 
 

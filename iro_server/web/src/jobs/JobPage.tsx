@@ -8,6 +8,7 @@ import { usePolled } from "../hooks";
 import { Badge, Problem } from "../parts";
 import { address } from "../router";
 import { EventLog, useEvents } from "./EventLog";
+import { Warnings } from "./Warnings";
 import { graderName, timeOf } from "./JobList";
 import { Progress } from "./Progress";
 
@@ -42,6 +43,7 @@ export function JobPage({ id }: { id: string }) {
       />
       {error && <Problem error={error} again={again} />}
       {value.job.error && <Failure job={value.job} />}
+      <Warnings events={events.events} />
       <Progress events={events.events} />
       <Checkpoints job={value.job} checkpoints={value.checkpoints} />
       <EventLog {...events} />
@@ -119,7 +121,9 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
 const Fact = ({ name, value }: { name: string; value: string }) => (
   <div>
     <dt>{name}</dt>
-    <dd class="text">{value}</dd>
+    <dd class="text" title={value}>
+      {value}
+    </dd>
   </div>
 );
 

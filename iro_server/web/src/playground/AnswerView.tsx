@@ -1,33 +1,42 @@
 import { count, number } from "../format";
 import { Problem } from "../parts";
-import type { Answer, Token } from "./answer";
+import { SearchTree } from "./SearchTree";
+import { TokenDetail, TokenText, useToken } from "./TokenText";
+import type { Answer } from "./answer";
+import type { Colouring } from "./tokens";
 
-const LEVELS = [0.5, 0.1, 0.02]; // probabilities: a token below one more of them is coloured more strongly
 const COLOURED = 4000; // tokens; more are shown without colours
 
-export function AnswerView({
-  answer,
-  label,
-  coloured,
-  best,
-}: {
+interface Props {
   answer: Answer;
   label: string;
-  coloured: boolean;
+  colouring: Colouring;
   best: boolean;
-}) {
+}
+
+export function AnswerView({ answer, label, colouring, best }: Props) {
   const { text, state, tokens, error, graderError } = answer;
-  const split = coloured && tokens.length > 0 && tokens.length <= COLOURED;
+  const split = colouring !== "none" && tokens.length > 0 && tokens.length <= COLOURED;
+  const { current, setCurrent, onKeyDown } = useToken(split ? tokens.length : 0);
   return (
     <>
       {error && <Problem error={error} />}
-      <div class="answer text" tabIndex={0} role="region" aria-label={label} aria-busy={state === "streaming"}>
-        {split ? tokens.map((token) => <TokenView token={token} />) : text}
+      <div
+        class="answer text"
+        hidden={error !== null && !text}
+        tabIndex={0}
+        role="region"
+        aria-label={label}
+        aria-busy={state === "streaming"}
+        onKeyDown={onKeyDown}
+      >
+        {split ? <TokenText tokens={tokens} colouring={colouring} current={current} onPoint={setCurrent} /> : text}
         {state === "streaming" && !text && <span class="faint">waiting for the first tokens </span>}
         {state === "streaming" && <span class="caret" aria-hidden="true" />}
         {state === "stopped" && <span class="faint"> (stopped)</span>}
         {state === "done" && !text && <span class="faint">(an empty answer)</span>}
       </div>
+      {split && <TokenDetail tokens={tokens} colouring={colouring} current={current} />}
       <p class="reward">
         {answer.reward !== null && (
           <>
@@ -38,19 +47,8 @@ export function AnswerView({
         {graderError && <span class="bad text">not graded: {graderError}</span>}
       </p>
       <p class="faint small">{cost(answer)}</p>
+      <SearchTree tree={answer.tree} label={label} />
     </>
-  );
-}
-
-function TokenView({ token: { text, probability } }: { token: Token }) {
-  const level = LEVELS.filter((limit) => probability < limit).length;
-  return (
-    <span
-      class={level ? `unlikely-${level}` : undefined}
-      title={`probability ${probability.toPrecision(2)} under the frozen model`}
-    >
-      {text}
-    </span>
   );
 }
 

@@ -2,19 +2,24 @@
 
 import { Field } from "../parts";
 import type { Column, Mode } from "./search";
-import { BEST_OF, MODES, SETTINGS, rowsAreSet } from "./search";
+import { BEST_OF, MODES, SETTINGS, WEIGHTS, rowsAreSet, weightOf } from "./search";
 
 interface Props {
   column: Column;
   models: string[];
+  aligned: string[];
   base: string;
   onChange: (column: Column) => void;
 }
 
-export function ColumnForm({ column, models, base, onChange }: Props) {
+export function ColumnForm({ column, models, aligned, base, onChange }: Props) {
   const id = (name: string) => `${name}-${column.id}`;
   const change = (fields: Partial<Column>) => onChange({ ...column, ...fields });
-  const pickModel = (model: string) => change(model === base ? { model, mode: "served" } : { model });
+  const canMix = (model: string) => aligned.length > 1 && aligned.includes(model);
+  const pickModel = (model: string) => {
+    const served = model === base || (column.mode === "mix" && !canMix(model));
+    change(served ? { model, mode: "served" } : { model, weights: {} });
+  };
   return (
     <div>
       <Field id={id("model")} label="Model">
@@ -36,9 +41,11 @@ export function ColumnForm({ column, models, base, onChange }: Props) {
             value={column.mode}
             onChange={(event) => change({ mode: event.currentTarget.value as Mode })}
           >
-            {Object.entries(MODES).map(([mode, name]) => (
-              <option value={mode}>{name}</option>
-            ))}
+            {Object.entries(MODES)
+              .filter(([mode]) => mode !== "mix" || canMix(column.model))
+              .map(([mode, name]) => (
+                <option value={mode}>{name}</option>
+              ))}
           </select>
         </Field>
       )}
@@ -51,6 +58,17 @@ export function ColumnForm({ column, models, base, onChange }: Props) {
           onChange={(n) => change({ n: n ?? BEST_OF[0]! })}
         />
       )}
+      {column.mode === "mix" &&
+        aligned.map((name, i) => (
+          <Slider
+            id={id(`weight-${i}`)}
+            label={name}
+            long
+            values={WEIGHTS}
+            value={weightOf(column, name)}
+            onChange={(weight) => change({ weights: { ...column.weights, [name]: weight ?? 0 } })}
+          />
+        ))}
       {column.mode === "search" &&
         SETTINGS.map(({ name, label, values }) => (
           <Slider
@@ -75,17 +93,20 @@ interface SliderProps {
   label: string;
   values: number[];
   value: number | undefined;
+  long?: boolean; // whether the label has a line of its own
   open?: boolean; // whether the first place is the model's own value
   disabled?: boolean;
   onChange: (value: number | undefined) => void;
 }
 
-function Slider({ id, label, values, value, open, disabled, onChange }: SliderProps) {
+function Slider({ id, label, values, value, long, open, disabled, onChange }: SliderProps) {
   const places = open ? [undefined, ...values] : values;
   const shown = value === undefined ? "as served" : String(value);
   return (
-    <div class="slider">
-      <label for={id}>{label}</label>
+    <div class={long ? "slider long" : "slider"}>
+      <label for={id} class="break" title={label}>
+        {label}
+      </label>
       <input
         id={id}
         type="range"

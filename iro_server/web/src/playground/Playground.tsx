@@ -11,6 +11,8 @@ import type { Prompt } from "./PromptForm";
 import { PromptForm, promptOf, rowOf } from "./PromptForm";
 import type { Answer } from "./answer";
 import { answer } from "./answer";
+import { ColouringForm } from "./ColouringForm";
+import type { Colouring } from "./tokens";
 import type { Column } from "./search";
 import { searchOf } from "./search";
 
@@ -18,6 +20,7 @@ const MOST = 6; // columns
 
 interface Subject {
   models: string[];
+  aligned: string[]; // those of them that can be mixed: final models, not checkpoints
   columns: Column[];
   grader: Grader | null;
   prompt: Prompt;
@@ -45,12 +48,13 @@ async function load(base: string, query: URLSearchParams, signal: AbortSignal): 
   const jobId = query.get("job") ?? data.find((model) => model.id === aligned)?.iro?.job ?? null;
   const names = new Set([...data.map((model) => model.id), ...(aligned ? [aligned] : [])]);
   const { grader, row } = jobId ? await jobOf(jobId, signal) : { grader: null, row: null };
-  const column = { n: 16, settings: {}, mode: "served" as const };
+  const column = { n: 16, settings: {}, weights: {}, mode: "served" as const };
   const columns: Column[] = [{ ...column, id: 0, model: base }];
   if (aligned)
     columns.push({ ...column, id: 1, model: aligned, mode: "best_of_n" }, { ...column, id: 2, model: aligned });
   const maxTokens = data.find((model) => jobId && model.iro?.job === jobId)?.iro?.max_tokens;
-  return { models: [...names], columns, grader, prompt: promptOf(row, maxTokens) };
+  const mixable = data.filter((model) => model.iro).map((model) => model.id);
+  return { models: [...names], aligned: mixable, columns, grader, prompt: promptOf(row, maxTokens) };
 }
 
 async function jobOf(id: string, signal: AbortSignal) {
@@ -71,11 +75,11 @@ const orGone =
     throw error;
   };
 
-function Columns({ base, models, grader, ...first }: Subject & { base: string }) {
+function Columns({ base, models, aligned, grader, ...first }: Subject & { base: string }) {
   const [prompt, setPrompt] = useState(first.prompt);
   const [columns, setColumns] = useState(first.columns);
   const [answers, setAnswers] = useState<Record<number, Answer>>({});
-  const [coloured, setColoured] = useState(false);
+  const [colouring, setColouring] = useState<Colouring>("none");
   const [running, setRunning] = useState(false);
   const controller = useRef<AbortController | null>(null);
   const nextId = useRef(first.columns.length);
@@ -90,19 +94,19 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
       (signal.aborted && state.state === "streaming") || setAnswers((all) => ({ ...all, [id]: state }));
     await Promise.all(
       columns.map((column) => {
-        const options = optionsOf(prompt, column, row);
-        return answer({ model: column.model, row, options, grader, logprobs: coloured }, signal, show(column.id));
+        const options = optionsOf(prompt, column, row, aligned);
+        return answer({ model: column.model, row, options, grader, logprobs: colouring !== "none" }, signal, show(column.id));
       }),
     );
     setRunning(false);
   };
-  const rewards = Object.values(answers).map(({ reward }) => reward ?? -Infinity);
+  const rewards = Object.values(answers).flatMap(({ reward }) => reward ?? []);
   const highest = Math.max(...rewards);
   const distinct = new Set(rewards).size > 1;
   const change = (column: Column) => setColumns((all) => all.map((other) => (other.id === column.id ? column : other)));
   const remove = (id: number) => setColumns((all) => all.filter((column) => column.id !== id));
   const add = () =>
-    setColumns((all) => [...all, { id: nextId.current++, model: models.at(-1)!, mode: "served", n: 16, settings: {} }]);
+    setColumns((all) => [...all, { id: nextId.current++, model: models.at(-1)!, mode: "served", n: 16, settings: {}, weights: {} }]);
   return (
     <section>
       <div class="title">
@@ -121,23 +125,17 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
         onGenerate={() => void generate()}
         onStop={() => controller.current?.abort()}
       />
-      <label class="check">
-        <input type="checkbox" checked={coloured} onChange={(event) => setColoured(event.currentTarget.checked)} />
-        <span>
-          In the next answers, colour tokens that the frozen model finds <span class="unlikely-1">unlikely</span>,{" "}
-          <span class="unlikely-2">more so</span>, <span class="unlikely-3">most so</span>
-        </span>
-      </label>
+      <ColouringForm colouring={colouring} onChange={setColouring} />
       <div class="columns">
         {columns.map((column, index) => (
           <section class="card column" key={column.id} aria-label={`Column ${index + 1}`}>
-            <ColumnForm column={column} models={models} base={base} onChange={change} />
+            <ColumnForm column={column} models={models} aligned={aligned} base={base} onChange={change} />
             <div>
               {answers[column.id] && (
                 <AnswerView
                   answer={answers[column.id]!}
                   label={`Answer ${index + 1}`}
-                  coloured={coloured}
+                  colouring={colouring}
                   best={distinct && answers[column.id]!.reward === highest}
                 />
               )}
@@ -155,12 +153,17 @@ function Columns({ base, models, grader, ...first }: Subject & { base: string })
   );
 }
 
-function optionsOf(prompt: Prompt, column: Column, row: Record<string, unknown>): Record<string, unknown> {
+function optionsOf(
+  prompt: Prompt,
+  column: Column,
+  row: Record<string, unknown>,
+  aligned: string[],
+): Record<string, unknown> {
   const options: Record<string, unknown> = {};
   if (prompt.maxTokens) options[isChat(row) ? "max_completion_tokens" : "max_tokens"] = Number(prompt.maxTokens);
   if (prompt.temperature) options.temperature = Number(prompt.temperature);
   if (prompt.seed) options.seed = Number(prompt.seed);
-  const search = searchOf(column);
+  const search = searchOf(column, aligned);
   if (search) options.search = search;
   if (column.mode === "best_of_n") options.item = row;
   return options;

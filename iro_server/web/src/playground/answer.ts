@@ -3,12 +3,11 @@
 import type { Grader } from "../api";
 import { runGrader } from "../api";
 import { complete, isChat, textOf } from "../completion";
-import type { Chunk, Usage } from "../stream";
-
-export interface Token {
-  text: string;
-  probability: number; // under the frozen model
-}
+import type { Usage } from "../stream";
+import type { Token } from "./tokens";
+import { aligned, tokensOf } from "./tokens";
+import type { Tree } from "./tree";
+import { EMPTY, withEvent } from "./tree";
 
 export interface Answer {
   text: string;
@@ -17,6 +16,7 @@ export interface Answer {
   cut: boolean; // by the maximum length
   usage: Usage | null;
   tokens: Token[];
+  tree: Tree;
   reward: number | null;
   graderError: string | null;
   error: Error | null;
@@ -29,6 +29,7 @@ const BEGUN: Answer = {
   cut: false,
   usage: null,
   tokens: [],
+  tree: EMPTY,
   reward: null,
   graderError: null,
   error: null,
@@ -41,6 +42,10 @@ export interface Request {
   grader: Grader | null;
   logprobs: boolean; // wanted, of a model that has them
 }
+
+const TOP = 5; // alternatives to each token
+
+const logprobOptions = (chat: boolean) => (chat ? { logprobs: true, top_logprobs: TOP } : { logprobs: TOP });
 
 /** Calls `show` with each state of the answer, and never throws. */
 export async function answer(request: Request, signal: AbortSignal, show: (answer: Answer) => void): Promise<void> {
@@ -56,12 +61,13 @@ export async function answer(request: Request, signal: AbortSignal, show: (answe
   };
   try {
     update({});
-    const logprobs = request.logprobs ? { logprobs: isChat(request.row) ? true : 0 } : {};
+    const logprobs = request.logprobs ? logprobOptions(isChat(request.row)) : {};
     for await (const chunk of complete(request.model, request.row, { ...request.options, ...logprobs }, signal)) {
       const choice = chunk.choices[0];
       update({
         text: current.text + textOf(chunk),
         usage: chunk.usage ?? current.usage,
+        tree: chunk.search ? withEvent(current.tree, chunk.search) : current.tree,
         cut: choice?.finish_reason === "length" || current.cut,
         tokens: choice?.logprobs ? [...current.tokens, ...tokensOf(choice.logprobs)] : current.tokens,
       });
@@ -76,30 +82,4 @@ export async function answer(request: Request, signal: AbortSignal, show: (answe
     else if (current.state === "done") update({ graderError: (error as Error).message });
     else update({ state: "failed", error: error as Error });
   }
-}
-
-function tokensOf(logprobs: NonNullable<Chunk["choices"][number]["logprobs"]>): Token[] {
-  if (logprobs.content)
-    return logprobs.content.map(({ token, logprob }) => ({ text: token, probability: Math.exp(logprob) }));
-  return (logprobs.tokens ?? []).map((text, i) => ({ text, probability: Math.exp(logprobs.token_logprobs![i]!) }));
-}
-
-/** The text in spans, one a token; tokens that are parts of a character share one, with the least of their probabilities. */
-function aligned(text: string, tokens: Token[]): Token[] {
-  const spans: Token[] = [];
-  let place = 0;
-  let least = 1;
-  for (const token of tokens) {
-    const start = token.text && !token.text.includes("\ufffd") ? text.indexOf(token.text, place) : -1;
-    if (start < 0) {
-      least = Math.min(least, token.probability);
-      continue;
-    }
-    if (start > place) spans.push({ text: text.slice(place, start), probability: least });
-    spans.push(token);
-    place = start + token.text.length;
-    least = 1;
-  }
-  if (place < text.length) spans.push({ text: text.slice(place), probability: least });
-  return spans;
 }

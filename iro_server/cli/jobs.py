@@ -1,0 +1,130 @@
+"""``iro jobs``: alignment jobs of a running server, followed in the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.bar import Bar
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from iro_server import JsonObject
+from iro_server.cli.http import SERVER, Key, Url, get, server_client
+
+if TYPE_CHECKING:
+    import httpx
+
+app = typer.Typer(no_args_is_help=True, help="Alignment jobs of a running server.")
+console = Console(highlight=False)
+PAGE = 100
+RECONNECT = 1.0  # seconds
+Z = 1.96  # of a 95 % interval
+STYLES = {"warn": "yellow", "error": "red"}
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, ftjob-….")]
+
+
+@app.command()
+def watch(job: JobId, url: Url = SERVER, key: Key = "none") -> None:
+    """Print a job's events and rewards until it has ended. Status 0: it succeeded, 1: it failed or was cancelled."""
+    with server_client(url, key) as server:
+        get(server, f"/fine_tuning/jobs/{job}")
+        for event in follow(server, job):
+            console.print(_line(event), style=STYLES.get(event["level"]), soft_wrap=True)
+        record = get(server, f"/fine_tuning/jobs/{job}")
+    if record["status"] != "succeeded":
+        raise typer.Exit(1)
+    console.print(f"Call it by its name: {escape(record['fine_tuned_model'])}", soft_wrap=True)
+
+
+@app.command()
+def plot(job: JobId, url: Url = SERVER, key: Key = "none") -> None:
+    """Draw a job's reward by iteration."""
+    with server_client(url, key) as server:
+        rows = iterations(_all_events(server, job))
+    if not rows:
+        raise ValueError(f"{job} has no rewards yet: they come with its first measurement of the frozen model")
+    console.print(_chart(rows))
+
+
+def follow(server: httpx.Client, job: str) -> Iterator[JsonObject]:
+    """A job's events, oldest first, until it has ended; goes on where a stream breaks off. ValueError with what the
+    server says where it refuses."""
+    import httpx
+
+    path, after = f"/fine_tuning/jobs/{job}/events", None
+    while True:
+        query = {"stream": "true"} | ({"after": after} if after else {})
+        try:
+            with server.stream("GET", path, params=query) as response:
+                if response.status_code != 200:
+                    raise ValueError(json.loads(response.read())["error"]["message"])
+                for line in response.iter_lines():
+                    if line == "data: [DONE]":
+                        return
+                    if line.startswith("data: "):
+                        event = json.loads(line.removeprefix("data: "))
+                        yield event
+                        after = event["id"]
+        except httpx.TransportError as error:
+            typer.echo(f"The stream broke off ({error}); trying again.", err=True)
+            get(server, f"/fine_tuning/jobs/{job}")  # OSError where the server is away
+        time.sleep(RECONNECT)
+
+
+def iterations(events: list[JsonObject]) -> list[JsonObject]:
+    """The metrics by iteration, 0 the frozen model; of one that was repeated, the last. ``events``: oldest first."""
+    metrics = [event["data"] for event in events if event["type"] == "metrics" and "step" in event["data"]]
+    return sorted({row["step"]: row for row in metrics}.values(), key=lambda row: row["step"])
+
+
+def _all_events(server: httpx.Client, job: str) -> list[JsonObject]:
+    events: list[JsonObject] = []
+    more = True
+    while more:
+        after = {"after": events[-1]["id"]} if events else {}
+        page = get(server, f"/fine_tuning/jobs/{job}/events", limit=PAGE, **after)
+        events, more = events + page["data"], page["has_more"]
+    return events[::-1]
+
+
+def _line(event: JsonObject) -> str:
+    clock = time.strftime("%H:%M:%S", time.localtime(event["created_at"]))
+    data = event["data"] or {}
+    rewards = {"held out": _held_out(data), "training": _number(data.get("train_mean_reward"))}
+    known = [f"{name} {text}" for name, text in rewards.items() if text] if event["type"] == "metrics" else []
+    return f"[dim]{clock}[/] {escape(event['message'])}" + "".join(f"  [bold]{text}[/]" for text in known)
+
+
+def _held_out(row: JsonObject) -> str:
+    error = row.get("full_valid_error")
+    reward = _number(row.get("full_valid_mean_reward"))
+    return f"{reward} ± {Z * error:.2f}" if reward and error is not None else reward
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _chart(rows: list[JsonObject]) -> Table:
+    """A line for each iteration: the bar reaches from the lowest of all rewards to the iteration's."""
+    held_out = [row.get("full_valid_mean_reward") for row in rows]
+    values = [value for value in held_out if value is not None]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    margin = 0.1 * (high - low) or 1.0
+    table = Table(box=None)
+    table.add_column("iteration", justify="right")
+    table.add_column("held out", justify="right")
+    table.add_column(f"from {low - margin:.3f} to {high:.3f}", ratio=1)
+    table.add_column("training", justify="right")
+    for row, value in zip(rows, held_out, strict=True):
+        size, end = high - low + margin, 0.0 if value is None else value - low + margin
+        color = "white" if row["step"] == 0 else "green"
+        name = "frozen" if row["step"] == 0 else str(row["step"])
+        bar = Bar(size, 0, end, color=color)
+        table.add_row(name, _held_out(row), bar, _number(row.get("train_mean_reward")))
+    return table

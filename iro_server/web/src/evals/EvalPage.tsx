@@ -1,0 +1,132 @@
+// One eval: its runs by criterion, and the items of one run, or of two side by side.
+
+import { useState } from "preact/hooks";
+import { date, number } from "../format";
+import { usePolled } from "../hooks";
+import { Field, Problem } from "../parts";
+import { Items } from "./Items";
+import type { EvalRun } from "./api";
+import { getEval, listRuns } from "./api";
+
+const EVERY = 2000; // milliseconds
+const RUNNING: readonly string[] = ["queued", "in_progress"];
+
+export function EvalPage({ id }: { id: string }) {
+  const [open, setOpen] = useState(true);
+  const [picked, setPicked] = useState<{ run?: string; other?: string }>({});
+  const { value, error, again } = usePolled(
+    async (signal) => {
+      const [evaluation, runs] = await Promise.all([getEval(id, signal), listRuns(id, signal)]);
+      setOpen(runs.data.some(({ status }) => RUNNING.includes(status)));
+      return { evaluation, runs: runs.data };
+    },
+    open ? EVERY : null,
+    id,
+  );
+  if (!value) return error ? <Problem error={error} again={again} /> : <p class="faint">Loading …</p>;
+  const { evaluation, runs } = value;
+  const run = runs.find((each) => each.id === picked.run) ?? runs[0];
+  const other = runs.find((each) => each.id === picked.other && each !== run);
+  return (
+    <section>
+      <p class="crumb">
+        <a href="#/evals">Evals</a>
+      </p>
+      <div class="title">
+        <h1 class="break">{evaluation.name || evaluation.id}</h1>
+      </div>
+      {error && <Problem error={error} again={again} />}
+      {!run && <p class="card faint">No runs yet.</p>}
+      {run && (
+        <>
+          <Runs runs={runs} shown={[run, other]} />
+          <div class="pair">
+            <RunSelect
+              id="run"
+              label="Run"
+              runs={runs}
+              value={run.id}
+              onChange={(next) => setPicked({ ...picked, run: next })}
+            />
+            <RunSelect
+              id="other"
+              label="Compared with"
+              runs={runs.filter((each) => each !== run)}
+              value={other?.id ?? ""}
+              open
+              onChange={(next) => setPicked({ run: run.id, other: next })}
+            />
+          </div>
+          <Items key={`${run.id} ${other?.id}`} id={id} run={run} other={other} />
+        </>
+      )}
+    </section>
+  );
+}
+
+const titleOf = ({ name, model, id }: EvalRun): string => [name || id, model].filter(Boolean).join(" · ");
+
+interface SelectProps {
+  id: string;
+  label: string;
+  runs: EvalRun[];
+  value: string;
+  open?: boolean; // whether none may be chosen
+  onChange: (id: string) => void;
+}
+
+const RunSelect = ({ id, label, runs, value, open, onChange }: SelectProps) => (
+  <Field id={id} label={label}>
+    <select id={id} value={value} onChange={(event) => onChange(event.currentTarget.value)}>
+      {open && <option value="">no other run</option>}
+      {runs.map((run) => (
+        <option value={run.id}>{titleOf(run)}</option>
+      ))}
+    </select>
+  </Field>
+);
+
+function Runs({ runs, shown }: { runs: EvalRun[]; shown: (EvalRun | undefined)[] }) {
+  const criteria = runs[0]!.per_testing_criteria_results.map(({ testing_criteria }) => testing_criteria);
+  return (
+    <section class="card" aria-labelledby="runs">
+      <h2 id="runs">Runs</h2>
+      <div class="scroll" tabIndex={0} role="region" aria-label="Table of runs">
+        <table class="numbers">
+          <thead>
+            <tr>
+              <th scope="col">Run</th>
+              <th scope="col">Status</th>
+              <th scope="col">Passed</th>
+              {criteria.map((name) => (
+                <th scope="col">
+                  <span class="clip">{name}</span>
+                </th>
+              ))}
+              <th scope="col">Created</th>
+            </tr>
+          </thead>
+          <tbody>
+            {runs.map((run) => (
+              <tr key={run.id} class={shown.includes(run) ? "shown" : undefined}>
+                <td>
+                  <span class="clip">{titleOf(run)}</span>
+                  {run.error && <div class="bad text small">{run.error.message}</div>}
+                </td>
+                <td>{run.status.replace("_", " ")}</td>
+                <td>
+                  {run.result_counts.passed} of {run.result_counts.total}
+                </td>
+                {criteria.map((_, i) => (
+                  <td>{number(run.per_testing_criteria_results[i]?.mean_score)}</td>
+                ))}
+                <td class="nowrap">{date(run.created_at)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+      <p class="faint small">Criteria: mean scores.</p>
+    </section>
+  );
+}

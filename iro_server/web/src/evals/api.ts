@@ -1,0 +1,54 @@
+// /v1/evals, as the pages read it.
+
+import type { Page } from "../api";
+import { get } from "../api";
+
+export interface Eval {
+  id: string;
+  created_at: number;
+  name: string;
+  testing_criteria: ({ name?: string; type: string } & Record<string, unknown>)[];
+}
+
+export interface EvalRun {
+  id: string;
+  created_at: number;
+  name: string;
+  status: "queued" | "in_progress" | "completed" | "canceled" | "failed";
+  model: string;
+  error: { message: string } | null;
+  result_counts: { total: number; passed: number; failed: number; errored: number };
+  per_testing_criteria_results: { testing_criteria: string; passed: number; failed: number; mean_score: number | null }[];
+}
+
+export interface OutputItem {
+  id: string;
+  status: "pass" | "fail" | "error";
+  datasource_item_id: number;
+  datasource_item: Record<string, unknown>;
+  results: { name: string; score: number | null; passed: boolean; error?: string | null }[];
+  sample: { output?: { content: string }[]; error?: { message: string } | null };
+}
+
+const path = (id: string): string => `/evals/${encodeURIComponent(id)}`;
+
+export const listEvals = (after: string | null, signal?: AbortSignal) =>
+  get<Page<Eval>>(`/evals?limit=100&order=desc${after ? `&after=${encodeURIComponent(after)}` : ""}`, signal);
+export const getEval = (id: string, signal?: AbortSignal) => get<Eval>(path(id), signal);
+export const listRuns = (id: string, signal?: AbortSignal) =>
+  get<Page<EvalRun>>(`${path(id)}/runs?limit=100&order=desc`, signal);
+
+const PAGES = 10; // of a hundred items
+
+/** The run's graded items, the first thousand of them. */
+export async function listItems(id: string, run: string, signal?: AbortSignal): Promise<OutputItem[]> {
+  const items: OutputItem[] = [];
+  for (let page = 0; page < PAGES; page++) {
+    const after = items.length ? `&after=${encodeURIComponent(items.at(-1)!.id)}` : "";
+    const url = `${path(id)}/runs/${encodeURIComponent(run)}/output_items?limit=100${after}`;
+    const { data, has_more } = await get<Page<OutputItem>>(url, signal);
+    items.push(...data);
+    if (!has_more) break;
+  }
+  return items;
+}

@@ -1,0 +1,85 @@
+"""``iro jobs``: a real server's jobs in the terminal."""
+
+from __future__ import annotations
+
+import re
+import threading
+from types import SimpleNamespace
+
+import pytest
+from click.testing import Result
+
+from iro_server.cli import jobs as cli_jobs
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import GRADER, serving, settings_for, start_job, wait_for
+from tests.iro_server.test_cli import iro
+from tests.iro_server.web.crowd import EVENTS, ITERATIONS, add_crowd
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    settings = settings_for(tmp_path_factory.mktemp("data"))
+    with serving(settings, ByteEngine()) as client:
+        yield SimpleNamespace(client=client, url=str(client.base_url), settings=settings)
+
+
+def watched(url: str, job_id: str) -> Result:
+    return iro("jobs", "watch", job_id, "--url", url)
+
+
+def test_a_job_that_succeeds_is_followed_from_its_first_event_to_its_last(served):
+    job_id = start_job(served.client, GRADER | {"name": "slow"})
+    result = watched(served.url, job_id)
+    assert result.exit_code == 0, result.output
+    messages = [event.message for event in served.client.fine_tuning.jobs.list_events(job_id).data][::-1]
+    places = [result.output.index(message) for message in messages]
+    assert places == sorted(places) and len(messages) >= 5
+    assert "held out 0.200" in result.output
+    assert result.output.endswith(f"{served.client.fine_tuning.jobs.retrieve(job_id).fine_tuned_model}\n")
+
+
+def test_a_job_that_fails_or_is_cancelled_has_status_1(served):
+    result = watched(served.url, start_job(served.client, GRADER | {"name": "raises"}))
+    assert result.exit_code == 1 and "the grader gave NaN for row 1" in result.output
+    job_id = start_job(served.client, GRADER | {"name": "waits"}, iterations=5)
+    results: list[Result] = []
+    watcher = threading.Thread(target=lambda: results.append(watched(served.url, job_id)))
+    watcher.start()
+    wait_for(lambda: served.client.fine_tuning.jobs.retrieve(job_id).status == "running")
+    served.client.fine_tuning.jobs.cancel(job_id)
+    watcher.join(120)
+    assert results[0].exit_code == 1 and "The job was cancelled" in results[0].output
+
+
+def test_a_stream_that_the_server_cuts_loses_and_repeats_no_event(tmp_path):
+    with serving(settings_for(tmp_path, request_timeout=0.6), ByteEngine()) as client:
+        job_id = start_job(client, GRADER | {"name": "slow"}, iterations=4)
+        result = watched(str(client.base_url), job_id)
+        assert result.exit_code == 0, result.output
+        assert re.findall(r"Step (\d)", result.output) == ["1", "2", "3", "4"]
+
+
+def test_a_plot_has_a_longer_bar_for_a_higher_reward(served, monkeypatch):
+    monkeypatch.setattr(cli_jobs.console, "width", 100)
+    job_id = add_crowd(served.settings)
+    events = served.client.fine_tuning.jobs.list_events(job_id, limit=1)
+    assert events.has_more and EVENTS > 900  # read in pages
+    result = iro("jobs", "plot", job_id, "--url", served.url)
+    assert result.exit_code == 0, result.output
+    head, *lines = result.output.splitlines()
+    assert head.split()[0] == "iteration" and [line.split()[0] for line in lines] == ["frozen", *map(str, range(1, 9))]
+    rewards = [float(line.split()[1]) for line in lines]
+    bars = [line.count("█") for line in lines]
+    assert len(lines) == ITERATIONS + 1 and bars[0] > 0
+    assert sorted(range(9), key=lambda i: rewards[i]) == sorted(range(9), key=lambda i: (bars[i], rewards[i]))
+    assert "± 0.06" in lines[0] and lines[-1].split()[-1] != lines[0].split()[-1]
+
+
+@pytest.mark.parametrize("command", ["watch", "plot"])
+def test_what_cannot_be_shown_is_one_line(served, command):
+    for url, job_id, message in (
+        (served.url, "ftjob-none", "No such fine-tuning job: ftjob-none"),
+        ("http://127.0.0.1:9/v1", "ftjob-none", "cannot be reached"),
+    ):
+        result = iro("jobs", command, job_id, "--url", url)
+        assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
