@@ -104,7 +104,10 @@ class ToySession:
             for t in range(length):
                 p = next_probs(row)
                 q = tilted_probs(row, self.steering)
-                token = int(torch.multinomial(q, 1, generator=self.generator))
+                if self.sampling.likeliest:
+                    token = int(q.argsort(descending=True)[r % num_successors if t == 0 else 0])
+                else:
+                    token = int(torch.multinomial(q, 1, generator=self.generator))
                 row.append(token)
                 tokens[r, t], logprobs[r, t] = token, p[token].log()
                 log_ratios[r, t], kl[r, t] = (q / p)[token].log(), (q * (q / p).log()).sum()

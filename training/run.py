@@ -71,10 +71,13 @@ class JobConfig(BaseModel):
     """The base of every job's config: frozen, without unknown fields, with a seed.
 
     ``movable``: fields that say where the work is done and not what it is; a run may continue with other values.
+    ``extendable``: fields that say which steps there are and leave what a step computes alone; a run, a finished one
+    too, may go on to the steps of other values, and its record is then of those.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     movable: ClassVar[frozenset[str]] = frozenset()
+    extendable: ClassVar[frozenset[str]] = frozenset()
 
     seed: int = 0
 
@@ -308,11 +311,13 @@ class Job(Generic[AnyConfig]):
             ]
             if changed:
                 raise RunError(f"{out} holds a run of another {', '.join(changed)}; choose another folder")
-            header = before
+            steps = {name: header["config"][name] for name in config.extendable}
+            header = before | {"config": before["config"] | steps}
         elif storage := os.environ.get(STORAGE_VARIABLE):
             location = claim(storage, f"{self.name}-{out.absolute().name}")
         finished = out / "result.json"
-        if not finished.exists():
+        is_drawn = any((out / "figures").glob("*"))
+        if not _is_of(finished, config, header):
             with closing(Run(out, config.seed, on_event, should_stop, location=location)) as run:
                 _write_json(started, header | ({"checkpoints": location} if location else {}))
                 try:
@@ -323,7 +328,8 @@ class Job(Generic[AnyConfig]):
                     raise
             (out / "metrics.csv").write_text(metrics_csv(out))
             _write_json(finished, header | {"seeds": [config.seed], "checks": run.checks, **returned})
-        if self.draw is not None and not any((out / "figures").glob("*")):
+            is_drawn = False
+        if self.draw is not None and not is_drawn:
             self.draw(out)
         result: JsonObject = json.loads(finished.read_text())
         return result
@@ -359,7 +365,8 @@ def jsonable(value: object) -> Any:
 
 
 def _continues(before: Mapping[str, Any], config: JobConfig) -> bool:
-    """Whether a run of the saved config ``before`` may go on with ``config``: they differ in movable fields alone.
+    """Whether a run of the saved config ``before`` may go on with ``config``: they differ in movable and extendable
+    fields alone.
 
     A field that an earlier version did not have counts as its default.
     """
@@ -367,8 +374,17 @@ def _continues(before: Mapping[str, Any], config: JobConfig) -> bool:
         saved = type(config).model_validate(before)
     except ValidationError:
         return False
-    saved_fields, fields = (_without(each.model_dump(mode="json"), config.movable) for each in (saved, config))
+    ignored = config.movable | config.extendable
+    saved_fields, fields = (_without(each.model_dump(mode="json"), ignored) for each in (saved, config))
     return saved_fields == fields
+
+
+def _is_of(finished: Path, config: JobConfig, header: JsonObject) -> bool:
+    """Whether the record ``finished`` exists and has the steps of ``header``, by whose config the run goes on."""
+    if not finished.exists():
+        return False
+    recorded = json.loads(finished.read_text())["config"]
+    return all(recorded.get(name) == header["config"][name] for name in config.extendable)
 
 
 def _without(config: Mapping[str, Any], names: Container[str]) -> JsonObject:

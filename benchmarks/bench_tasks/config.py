@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from iro_server import JsonObject
 from training.run import JobConfig, check_names
 
-METHOD_NAMES = ("base", "best_of_n", "blockwise", "static_bias", "iro", "iro_search", "iro_by_reward")
+DECODERS = (
+    *("base", "best_of_n", "blockwise", "static_bias", "iro", "iro_search", "iro_by_reward"),
+    *("args", "vas", "smc", "dvts"),
+)
+METHOD_NAMES = (*DECODERS, "dpo", "grpo")
 """The keys of ``methods.METHODS``, which imports this configuration."""
 
 
 class BenchTasksConfig(JobConfig):
     """Lengths are in tokens."""
 
+    extendable: ClassVar[frozenset[str]] = frozenset(
+        {"tasks", "methods", "rows", "seeds", "seeds_of", "tasks_of", "tilt_strengths"}
+    )
+
     tasks: tuple[str, ...] = Field(min_length=1)
-    methods: tuple[str, ...] = METHOD_NAMES
+    methods: tuple[str, ...] = DECODERS
     rows: tuple[int, ...] = Field((1, 2, 4, 16, 64), description="Rows of a prompt: what a method may sample at once.")
     seeds: int = Field(5, ge=1, description="Repetitions, each with prompts and value functions of its own.")
     seeds_of: dict[str, int] = Field({}, description="Fewer seeds for some methods.")
+    tasks_of: dict[str, tuple[str, ...]] = Field({}, description="Fewer tasks for some methods.")
+    tilt_strengths: tuple[float, ...] = Field(
+        (), description="Multiples of the aligned model's tilt at one row: judge against reward as the strength grows."
+    )
     train_prompts: int = Field(96, ge=4)
     validation_prompts: int = Field(12, ge=1, description="Choose an iteration; as many others compare it.")
     heldout_prompts: int = Field(24, ge=1)
@@ -36,11 +48,20 @@ class BenchTasksConfig(JobConfig):
         from benchmarks.tasks import TASKS
 
         check_names(self.tasks, TASKS, "task")
-        check_names([*self.methods, *self.seeds_of], METHOD_NAMES, "method")
+        check_names([*self.methods, *self.seeds_of, *self.tasks_of], METHOD_NAMES, "method")
+        check_names([name for names in self.tasks_of.values() for name in names], TASKS, "task")
         return self
 
     def seeds_for(self, method: str) -> int:
         return min(self.seeds, self.seeds_of.get(method, self.seeds))
+
+    def methods_for(self, task: str, repetition: int) -> list[str]:
+        """The methods that the task is decoded by at the ``repetition``-th seed, from 0."""
+        return [
+            method
+            for method in self.methods
+            if repetition < self.seeds_for(method) and task in self.tasks_of.get(method, self.tasks)
+        ]
 
 
 ALL_TASKS = (
@@ -65,6 +86,20 @@ PRESETS: dict[str, JsonObject] = {
         "max_tokens": 8,
         "counted_tokens": 50,
     },
-    "two-cores": {"tasks": ("sentiment", "keywords"), "rows": (1, 4, 16), "seeds": 2},
-    "paper": {"tasks": ALL_TASKS, "seeds_of": {"blockwise": 3, "iro_search": 3, "iro_by_reward": 3}},
+    "two-cores": {
+        "tasks": ("sentiment", "keywords"),
+        "methods": ("base", "best_of_n", "static_bias", "iro", "iro_search", "smc", "dvts"),
+        "rows": (1, 4, 16),
+        "seeds": 1,
+        "train_prompts": 48,
+        "heldout_prompts": 16,
+    },
+    "paper": {
+        "tasks": ALL_TASKS,
+        "methods": METHOD_NAMES,
+        "seeds_of": dict.fromkeys(set(METHOD_NAMES) - {"base", "best_of_n", "static_bias", "iro"}, 3),
+        "tasks_of": dict.fromkeys(("dpo", "grpo"), ("sentiment", "keywords", "extraction")),
+        "tilt_strengths": (0.5, 1.0, 2.0, 4.0, 8.0),
+        "train_prompts": 64,
+    },
 }

@@ -5,9 +5,10 @@ A piece is a task and a seed. Its alignment job and each of its methods is a ste
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from benchmarks.bench_tasks.config import PRESETS, BenchTasksConfig
 from iro_server import JsonObject
@@ -20,26 +21,47 @@ METRICS = ("task", "method", "rows", "seed", "reward", "judge", "seconds")
 
 
 def run(config: BenchTasksConfig, run: Run) -> JsonObject:
-    """``rows`` of the results file, ``training`` of each piece, ``intervals`` and paired ``comparisons``."""
+    """``rows`` of the results file, ``training`` of each piece and of its adapters, ``tuning`` of strengths,
+    ``tilts`` at other strengths, ``intervals`` and paired ``comparisons``."""
     from benchmarks.bench_tasks.measure import comparisons, intervals
+    from benchmarks.bench_tasks.yardsticks import YARDSTICKS, require_trl
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.engines.prepare import prepare_model
 
+    if set(config.methods) & set(YARDSTICKS):
+        require_trl()
     rows: list[JsonObject] = []
     training: list[JsonObject] = []
+    tuning: list[JsonObject] = []
+    tilts: list[JsonObject] = []
     with closing(EmbeddedEngine(prepare_model())) as engine:
         for seed in range(config.seeds):
             for name in config.tasks:
-                piece_rows, piece_training = run_piece(config, name, config.seed + seed, run, engine)
+                piece_rows, piece_tilts = run_piece(config, name, config.seed + seed, run, engine)
                 rows += piece_rows
-                training.append(piece_training)
-    return {"rows": rows, "training": training, "intervals": intervals(rows), "comparisons": comparisons(rows)}
+                tilts += piece_tilts
+                training += saved(run, name, config.seed + seed, ["training", *(f"{m}-training" for m in YARDSTICKS)])
+                tuning += saved(run, name, config.seed + seed, [f"{method}-strength" for method in config.methods])
+    return {
+        "rows": rows,
+        "training": training,
+        "tuning": tuning,
+        "tilts": tilts,
+        "intervals": intervals(rows),
+        "comparisons": comparisons(rows),
+    }
+
+
+def saved(run: Run, name: str, seed: int, steps: Iterable[str]) -> list[JsonObject]:
+    """The values of those steps of a piece that it has."""
+    names = [f"{name}-{seed}-{step}" for step in steps]
+    return [cast(JsonObject, run.load(step)) for step in names if run.has(step)]
 
 
 def run_piece(
     config: BenchTasksConfig, name: str, seed: int, run: Run, engine: EmbeddedEngine
-) -> tuple[list[JsonObject], JsonObject]:
-    """The result rows of a task at a seed, and what its alignment job took."""
+) -> tuple[list[JsonObject], list[JsonObject]]:
+    """The result rows of a task at a seed, and those of its tilt at other strengths."""
     from benchmarks.bench_tasks.methods import METHODS
     from benchmarks.bench_tasks.piece import open_piece
     from benchmarks.tasks import TASKS
@@ -61,15 +83,25 @@ def run_piece(
             run.metrics({field: row[field] for field in METRICS}, message)
             return row
 
-        training = run.step(f"{name}-{seed}-training", train, "training")
+        def measure_tilt(strength: float) -> JsonObject:
+            from benchmarks.bench_tasks.measure import measured
+            from benchmarks.bench_tasks.methods import Iro
+
+            row = measured(piece, "iro", 1, Iro(piece, piece.trained.stack, strength=strength))
+            return row | {"strength": strength, "tilted": getattr(piece.trained.stack, "tilt", None) is not None}
+
+        run.step(f"{name}-{seed}-training", train, "training")
         rows = [
             run.step(f"{name}-{seed}-{method}-{count}", partial(measure, method, count), "decoding")
-            for method in config.methods
-            if seed - config.seed < config.seeds_for(method)
+            for method in config.methods_for(name, seed - config.seed)
             for count in config.rows
             if METHODS[method].takes(count)
         ]
-    return rows, training
+        tilts = [
+            run.step(f"{name}-{seed}-iro-at-{strength:g}", partial(measure_tilt, strength), "decoding")
+            for strength in config.tilt_strengths
+        ]
+    return rows, tilts
 
 
 JOB = Job(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import product
 from statistics import fmean
 
 import numpy as np
 
-from benchmarks.bench_tasks.methods import METHODS, Answer
+from benchmarks.bench_tasks.answers import Answer, DecodingMethod
+from benchmarks.bench_tasks.methods import METHODS
 from benchmarks.bench_tasks.piece import Piece
+from benchmarks.bench_tasks.yardsticks import Adapted
 from benchmarks.quality_report import distinct, interval
 from iro_server import JsonObject
 
@@ -21,13 +24,16 @@ COMPARED_WITH = (("base", 1), ("best_of_n", None), ("best_of_n", 16), ("static_b
 SIGN_FLIPS = 9999
 
 
-def measured(piece: Piece, method: str, rows: int) -> ResultRow:
-    """A line of the results: means over held-out prompts, and ``rewards`` and ``judges`` of each prompt."""
-    decoder = METHODS[method].build(piece)
-    began = time.monotonic()
-    answers = decoder.answers(piece.held_out, rows, piece.seed)
-    seconds = time.monotonic() - began
-    piece_stops(piece, answers)
+def measured(piece: Piece, method: str, rows: int, decoder: DecodingMethod | None = None) -> ResultRow:
+    """A line of the results: means over held-out prompts, and ``rewards`` and ``judges`` of each prompt.
+
+    ``decoder``: of another setting than the method's own.
+    """
+    decoder = decoder or METHODS[method].build(piece)
+    with decoder.engine if isinstance(decoder, Adapted) else nullcontext():
+        began = time.monotonic()
+        answers = decoder.answers(piece.held_out, rows, piece.seed)
+        seconds = time.monotonic() - began
     texts = [piece.text(answer.tokens) for answer in answers]
     rewards = piece.rewards(piece.held_out, texts)
     judges = [piece.task.judge(prompt.item, text) for prompt, text in zip(piece.held_out, texts, strict=True)]
@@ -44,14 +50,6 @@ def measured(piece: Piece, method: str, rows: int) -> ResultRow:
         "judges": judges,
         "texts": texts,
     }
-
-
-def piece_stops(piece: Piece, answers: Sequence[Answer]) -> None:
-    """Raises Cancelled where the run was asked to stop before all prompts were answered."""
-    from training.run import Cancelled
-
-    if len(answers) < len(piece.held_out):
-        raise Cancelled(f"stopped; {piece.folder} keeps what was done")
 
 
 def qualities(answers: Sequence[Answer]) -> JsonObject:

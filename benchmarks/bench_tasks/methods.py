@@ -8,44 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
+from benchmarks.bench_tasks.answers import Answer, DecodingMethod, answer_of, best_of, picked_by_reward
+from benchmarks.bench_tasks.args import Args
+from benchmarks.bench_tasks.dpo import train_dpo
+from benchmarks.bench_tasks.dvts import SUBTREE_ROWS, Dvts
+from benchmarks.bench_tasks.grpo import train_grpo
 from benchmarks.bench_tasks.piece import Piece
+from benchmarks.bench_tasks.smc import Smc
+from benchmarks.bench_tasks.strengths import at_best_strength
+from benchmarks.bench_tasks.vas import Vas
+from benchmarks.bench_tasks.yardsticks import trained_adapter
 
 if TYPE_CHECKING:
-    from iro_server.decoding.base import Final, SearchParams, SearchResult
+    from iro_server.decoding.base import SearchParams
     from training.iro.data import Prompt
     from training.iro.values import Stack
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A completion and what it took. ``logprobs``: of its tokens under the frozen model at temperature 1. ``kl``: from
-    the frozen model, in nats, where the proposal of each token is known."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    finished: bool
-    base_tokens: int
-    reward_calls: int = 0
-    kl: float | None = None
-
-
-class DecodingMethod(Protocol):
-    def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
-        """An answer to each prompt by ``rows`` sampled rows."""
-        ...
+    from value_heads.tilt import Tilt
 
 
 class Entry(NamedTuple):
-    """``min_rows``: with fewer the method is plain sampling. ``max_rows`` None: any number."""
+    """``min_rows``: with fewer the method is another one. ``max_rows`` None: any number, that ``of`` divides."""
 
     build: Callable[[Piece], DecodingMethod]
     min_rows: int = 2
     max_rows: int | None = None
+    of: int = 1
 
     def takes(self, rows: int) -> bool:
-        return rows >= self.min_rows and (self.max_rows is None or rows <= self.max_rows)
+        return rows >= self.min_rows and (self.max_rows is None or rows <= self.max_rows) and rows % self.of == 0
 
 
 @dataclass(frozen=True)
@@ -89,18 +81,19 @@ class Blockwise:
 class Iro:
     """The aligned model at so many rows: steered by its tilt, if its job kept one, and searched by its values.
 
-    ``by_reward``: the grader picks among its finals, else the values do. ``tilted``: False leaves the search alone.
+    ``by_reward``: the grader picks among its finals, else the values do. ``strength``: of the tilt; 0 leaves the search
+    alone.
     """
 
     piece: Piece
     stack: Stack | None
     by_reward: bool = False
-    tilted: bool = True
+    strength: float = 1.0
 
     def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
-        tilt = getattr(self.stack, "tilt", None) if self.tilted else None
+        tilt = getattr(self.stack, "tilt", None)
         params = iro_search(rows, self.piece.config.chunk_length) if rows > 1 else best_of(1)
-        params = params.model_copy(update={"strength": 1.0 if tilt is not None else 0.0})
+        params = params.model_copy(update={"strength": self.strength if tilt is not None else 0.0})
         results = self.piece.search(prompts, params, self.stack, seed, tilt)
         if self.by_reward:
             return picked_by_reward(self.piece, prompts, results)
@@ -114,19 +107,14 @@ class StaticBias:
     """A number for each token added to its logit, and the sample of the highest reward where there are several."""
 
     piece: Piece
+    bias: Tilt | None
 
     def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
         params = best_of(rows).model_copy(update={"strength": 1.0})
-        results = self.piece.search(prompts, params, None, seed, self.piece.trained.static_bias)
+        results = self.piece.search(prompts, params, None, seed, self.bias)
         if rows > 1:
             return picked_by_reward(self.piece, prompts, results)
         return [answer_of(result.finals[0], result, kl=result.finals[0].kl) for result in results]
-
-
-def best_of(rows: int) -> SearchParams:
-    from iro_server.decoding.base import SearchParams
-
-    return SearchParams(num_successors=rows)
 
 
 def iro_search(rows: int, chunk_length: int) -> SearchParams:
@@ -142,35 +130,18 @@ def iro_search(rows: int, chunk_length: int) -> SearchParams:
     return SearchParams(beam_width=beams, num_successors=rows // beams, chunk_length=chunk_length)
 
 
-def answer_of(final: Final, result: SearchResult, reward_calls: int = 0, kl: float | None = None) -> Answer:
-    return Answer(
-        final.tokens, final.logprobs, final.finish_reason == "stop", result.usage.base_tokens, reward_calls, kl
-    )
-
-
-def picked_by_reward(piece: Piece, prompts: Sequence[Prompt], results: Sequence[SearchResult]) -> list[Answer]:
-    """The final of the highest reward of each search. A text is graded once."""
-    pairs = [
-        (prompt, text)
-        for prompt, result in zip(prompts, results, strict=True)
-        for text in dict.fromkeys(piece.text(final.tokens) for final in result.finals)
-    ]
-    rewards = piece.rewards([prompt for prompt, _ in pairs], [text for _, text in pairs])
-    reward_of = {(prompt.index, text): reward for (prompt, text), reward in zip(pairs, rewards, strict=True)}
-    answers = []
-    for prompt, result in zip(prompts, results, strict=True):
-        texts = [piece.text(final.tokens) for final in result.finals]
-        place = max(range(len(texts)), key=lambda i: reward_of[prompt.index, texts[i]])
-        answers.append(answer_of(result.finals[place], result, reward_calls=len(set(texts))))
-    return answers
-
-
 METHODS: dict[str, Entry] = {
     "base": Entry(Base, min_rows=1, max_rows=1),
     "best_of_n": Entry(BestOfN),
     "blockwise": Entry(lambda piece: Blockwise(piece, piece.trained.stack)),
-    "static_bias": Entry(StaticBias, min_rows=1),
+    "static_bias": Entry(lambda piece: StaticBias(piece, piece.trained.static_bias), min_rows=1),
     "iro": Entry(lambda piece: Iro(piece, piece.trained.stack), min_rows=1),
-    "iro_search": Entry(lambda piece: Iro(piece, piece.trained.stack, tilted=False)),
+    "iro_search": Entry(lambda piece: Iro(piece, piece.trained.stack, strength=0.0)),
     "iro_by_reward": Entry(lambda piece: Iro(piece, piece.trained.stack, by_reward=True)),
+    "args": Entry(lambda piece: at_best_strength(piece, "args", Args), min_rows=1, max_rows=1),
+    "vas": Entry(lambda piece: at_best_strength(piece, "vas", Vas), min_rows=1, max_rows=1),
+    "smc": Entry(lambda piece: at_best_strength(piece, "smc", Smc, rows=4)),
+    "dvts": Entry(lambda piece: Dvts(piece, piece.trained.stack), min_rows=2 * SUBTREE_ROWS, of=SUBTREE_ROWS),
+    "dpo": Entry(lambda piece: trained_adapter(piece, "dpo", train_dpo), min_rows=1, max_rows=1),
+    "grpo": Entry(lambda piece: trained_adapter(piece, "grpo", train_grpo), min_rows=1, max_rows=1),
 }

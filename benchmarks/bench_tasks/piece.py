@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Split, Task
 from iro_server import JsonObject
-from training.run import Run, RunEvent, derive_seed
+from training.run import Cancelled, Run, RunEvent, derive_seed
 
 if TYPE_CHECKING:
     from benchmarks.bench_tasks.config import BenchTasksConfig
-    from iro_server.decoding.base import SearchParams, SearchResult
+    from iro_server.decoding.base import Scorer, SearchParams, SearchResult
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.graders.base import Grader
     from training.iro.data import Prompt
     from training.iro.values import Stack
     from value_heads.tilt import Tilt
 
-DECODING, TRAINING = 0, 1  # streams of random numbers
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Step = Callable[[str, Callable[[], JsonObject]], JsonObject]
+DECODING, TRAINING, TUNING = 0, 1, 2  # streams of random numbers
+MAX_ROWS = 256  # that step at once
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Piece:
-    """``grader`` is open. ``folder`` is the piece's own. Axes: prompts of ``held_out`` in order."""
+    """``grader`` is open. ``folder`` is the piece's own. ``step(name, compute)``: a step of the run, computed once."""
 
     config: BenchTasksConfig
     task: Task
@@ -51,6 +55,7 @@ class Piece:
     folder: Path
     engine: EmbeddedEngine
     grader: Grader
+    step: Step
     on_event: Callable[[RunEvent], None] | None = None
     should_stop: Callable[[], bool] | None = None
 
@@ -60,10 +65,18 @@ class Piece:
 
     @cached_property
     def held_out(self) -> list[Prompt]:
+        return self.prompts("held_out", self.config.heldout_prompts)
+
+    @cached_property
+    def validation(self) -> list[Prompt]:
+        """Prompts that value functions were not fitted on."""
+        return self.prompts("validation", self.config.validation_prompts)
+
+    def prompts(self, split: Split, count: int) -> list[Prompt]:
         from iro_server.engines.prompts import item_prompt_ids
         from training.iro.data import Prompt
 
-        rows = self.task.prompts("held_out", self.config.heldout_prompts, self.seed)
+        rows = self.task.prompts(split, count, self.seed)
         return [Prompt(i, tuple(item_prompt_ids(self.engine.tokenizer, row)), row) for i, row in enumerate(rows)]
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -84,7 +97,7 @@ class Piece:
         self,
         prompts: Sequence[Prompt],
         params: SearchParams,
-        stack: Stack | None,
+        stack: Scorer | None,
         seed: int,
         tilt: Tilt | None = None,
     ) -> list[SearchResult]:
@@ -106,16 +119,27 @@ class Piece:
                 self.engine, prompt.token_ids, params, seeded, self.max_tokens, scorer, steering=steering
             )
 
-        async def search_all(shard: Sequence[Prompt]) -> list[SearchResult]:
-            return await asyncio.gather(*map(search_one, shard))
+        return self.in_lockstep(prompts, self.prompts_at_once(params.rows), search_one)
 
-        results: list[SearchResult] = []
-        for start in range(0, len(prompts), self.config.concurrency):
+    def prompts_at_once(self, rows: int) -> int:
+        """How many prompts of so many rows are decoded at once."""
+        return max(1, min(self.config.concurrency, MAX_ROWS // rows))
+
+    def in_lockstep(
+        self, items: Sequence[Item], at_once: int, decode: Callable[[Item], Awaitable[Result]]
+    ) -> list[Result]:
+        """Decode the items, each in one session, ``at_once`` at a time. Cancelled where the run was asked to stop."""
+
+        async def decode_all(shard: Sequence[Item]) -> list[Result]:
+            return await asyncio.gather(*map(decode, shard))
+
+        results: list[Result] = []
+        for start in range(0, len(items), at_once):
             if self.should_stop is not None and self.should_stop():
-                break
-            shard = prompts[start : start + self.config.concurrency]
+                raise Cancelled(f"stopped; {self.folder} keeps what was done")
+            shard = items[start : start + at_once]
             with self.engine.lockstep(len(shard)):
-                results += asyncio.run(search_all(shard))
+                results += asyncio.run(decode_all(shard))
         return results
 
     @cached_property
@@ -215,4 +239,9 @@ def open_piece(
 ) -> Piece:
     folder = run.folder / "pieces" / f"{name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    return Piece(config, TASKS[name], seed, folder, engine, grader, run.on_event, run.should_stop)
+
+    def step(step_name: str, compute: Callable[[], JsonObject]) -> JsonObject:
+        value: JsonObject = run.step(f"{name}-{seed}-{step_name}", compute, "decoding")
+        return value
+
+    return Piece(config, TASKS[name], seed, folder, engine, grader, step, run.on_event, run.should_stop)

@@ -52,6 +52,77 @@ def short(content: JsonObject) -> str:
     return table(["method", "rows", *tasks], lines)
 
 
+def budgets(content: JsonObject) -> str:
+    """What an answer takes by each method, and what came before it: means over seeds, and over tasks for decoding."""
+    head = ["method", "rows", "base tokens", "seconds", "reward calls", "training: base tokens", "its reward calls"]
+    lines = []
+    for method, count in sorted({(row["method"], row["rows"]) for row in content["rows"]}):
+        rows = [row for row in content["rows"] if (row["method"], row["rows"]) == (method, count)]
+        prompts = [len(row["rewards"]) for row in rows]
+        seconds = sum(row["seconds"] for row in rows) / sum(prompts)
+        decoding = [f"{mean_of(rows, 'base_tokens'):.0f}", f"{seconds:.2f}", f"{mean_of(rows, 'reward_calls'):.1f}"]
+        lines.append([method, str(count), *decoding, *training_cost(content, method)])
+    return table(head, lines)
+
+
+UNTRAINED = ("base", "best_of_n")
+
+
+def training_cost(content: JsonObject, method: str) -> list[str]:
+    """Base tokens and reward calls of a piece before the method decodes: of the alignment job whose values it uses, and
+    of choosing its strength, or of training its adapter; empty where there is none."""
+    if method in UNTRAINED:
+        return ["", ""]
+    of_method = [row for row in content["training"] if row.get("method") == method]
+    jobs = of_method or [row for row in content["training"] if "method" not in row]
+    tuning = [row for row in content.get("tuning", ()) if row["method"] == method]
+    return [
+        f"{(mean_of(jobs, name) or 0) + (mean_of(tuning, name) or 0):.0f}" for name in ("base_tokens", "reward_calls")
+    ]
+
+
+def overoptimisation(content: JsonObject) -> str:
+    """Judge against reward of the aligned model as its rows and its tilt's strength grow, means over seeds."""
+    head = [
+        "task",
+        "rows",
+        "strength",
+        "reward",
+        "judge",
+        "perplexity",
+        "distinct-2",
+        "length",
+        "finished",
+        "KL (nats)",
+    ]
+    searched = [row | {"strength": 1.0} for row in content["rows"] if row["method"] == "iro"]
+    tilted = [row for row in content["tilts"] if row["tilted"] and row["strength"] != 1]
+    by_setting: dict[tuple[str, int, float], list[JsonObject]] = {}
+    for row in sorted([*searched, *tilted], key=lambda row: (row["task"], row["rows"], row["strength"])):
+        by_setting.setdefault((row["task"], row["rows"], row["strength"]), []).append(row)
+    formats = {"reward": ".2f", "judge": ".2f", "perplexity": ".1f", "distinct_2": ".2f", "length": ".0f"}
+    formats |= {"finished": ".2f", "kl": ".1f"}
+    lines = []
+    for (task, count, strength), rows in by_setting.items():
+        means = {name: mean_of(rows, name) for name in formats}
+        cells = ["" if mean is None else format(mean, formats[name]) for name, mean in means.items()]
+        lines.append([task, str(count), f"{strength:g}", *cells])
+    return table(head, lines)
+
+
+def strengths(content: JsonObject) -> str:
+    """The strengths that validation prompts chose among."""
+    lines = [
+        [
+            *(str(row[name]) for name in ("task", "method", "seed")),
+            ", ".join(f"{trial['strength']:g}: {trial['reward']:.2f}" for trial in row["tried"]),
+            f"{row['strength']:g}",
+        ]
+        for row in content["tuning"]
+    ]
+    return table(["task", "method", "seed", "validation reward by strength", "chosen"], lines)
+
+
 def gains(content: JsonObject) -> str:
     """Paired differences of the aligned model."""
     lines = [

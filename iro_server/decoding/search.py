@@ -196,7 +196,7 @@ class _Search:
                 row,
                 self.num_rows + row + 1,
                 values[row],
-                log_weight=values[row] - parent.value - log_ratios[row] - log_successors,
+                log_weight=parent.log_weight + values[row] - parent.value - log_ratios[row] - log_successors,
                 finished=stopped[row],
                 kl=parent.kl + kl[row],
             )

@@ -82,19 +82,36 @@ class DiversityFirst(SelectionRule):
         return diversity_first([beam.value for beam in pool], pool, width)
 
 
+def effective_size(log_weights: Sequence[float]) -> float:
+    """(sum w)^2 / sum w^2: equally weighted rows that would estimate as precisely as these."""
+    import torch
+
+    weights = torch.softmax(torch.tensor(log_weights, dtype=torch.float64), dim=0)
+    return float(1 / weights.square().sum())
+
+
 class SequentialMonteCarlo(SelectionRule):
-    """Resampling by weight: as the width grows, a final is a draw from pi_base * exp(sum_t V_t/beta_t)."""
+    """Resampling by weight: as the width grows, a final is a draw from pi_base * exp(sum_t V_t/beta_t).
+
+    Twisted SMC (arXiv:2404.17546) with the twist exp(sum_t V_t/beta_t). Rows with one successor each keep their weights
+    while their effective size is at least half of their number.
+    """
 
     samples = True
 
     def select(self, pool: Sequence[Beam], width: int, generator: torch.Generator) -> list[int]:
+        if len(pool) == width and effective_size([beam.log_weight for beam in pool]) >= width / 2:
+            return list(range(width))
+        return self._resampled(pool, width, generator)
+
+    def finish(self, pool: Sequence[Beam], width: int, generator: torch.Generator) -> list[int]:
+        return self._resampled(pool, width, generator)
+
+    def _resampled(self, pool: Sequence[Beam], width: int, generator: torch.Generator) -> list[int]:
         places = resample([beam.log_weight for beam in pool], width, generator)
         for place in places:
             pool[place].log_weight = 0.0
         return places
-
-    def finish(self, pool: Sequence[Beam], width: int, generator: torch.Generator) -> list[int]:
-        return self.select(pool, width, generator)
 
     def order(self, finals: Sequence[Beam], generator: torch.Generator) -> list[int]:
         """At random: resampling keeps the pool's order, in which rows that stopped early come first."""

@@ -32,7 +32,8 @@ class Sampling:
     ``schema``: a JSON schema, as JSON, that a row's text has to fit; ``stop_ids`` hold the model's end tokens then.
     ``logit_bias``: added to tokens' logits. The penalties count a row's tokens since the prompt. Bias and penalties
     come first, then the schema's mask, and a tilt, the temperature and truncation after them.
-    ``alternatives``: how many of the likeliest tokens are reported beside each one drawn.
+    ``alternatives``: how many of the likeliest tokens are reported beside each one drawn. ``likeliest``: the K
+    successors of a beam begin with its K likeliest tokens, the likeliest first, and no token is drawn at random.
     """
 
     temperature: float = 1.0
@@ -46,6 +47,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     alternatives: int = 0
+    likeliest: bool = False
 
     @property
     def adjusts(self) -> bool:

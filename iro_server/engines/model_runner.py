@@ -51,7 +51,7 @@ class ModelRunner:
         for group in groups:
             beams, successors = group.uniforms.shape
             sampling, steered = group.sampling, group.steered is not None
-            key = (sampling.temperature, sampling.top_p, sampling.top_k, successors, steered)
+            key = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.likeliest, successors, steered)
             part = logits[start : start + beams]
             alike.setdefault(key, []).append((group, group.adjusted.logits(part) if group.adjusted else part))
             start += beams

@@ -114,7 +114,11 @@ class RemoteEngine:
         """Run ``work`` on the engine's loop, whichever loop its caller lives on; cancel the future to end it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def check(self, prompt_ids: Sequence[int], layers: Sequence[int], steering: Steering | None) -> None:
+    def check(
+        self, prompt_ids: Sequence[int], sampling: Sampling, layers: Sequence[int], steering: Steering | None
+    ) -> None:
+        if sampling.likeliest:
+            raise ValueError(f"{self.info.name} is served over HTTP, where successors are drawn at random")
         if steering is not None:
             self.check_steering(steering)
         if self.info.lacks(layers):

@@ -99,6 +99,8 @@ def log_probability(logits_MV: torch.Tensor, tokens_MK: torch.Tensor) -> torch.T
 
 
 def _draw(logits_MV: torch.Tensor, sampling: Sampling, uniforms_MK: torch.Tensor) -> torch.Tensor:
+    if sampling.likeliest:
+        return logits_MV.topk(uniforms_MK.shape[1], dim=-1).indices
     if sampling.temperature == 0.0:
         return logits_MV.argmax(dim=-1, keepdim=True).expand(-1, uniforms_MK.shape[1])
     return draw(truncate(logits_MV, sampling), uniforms_MK)

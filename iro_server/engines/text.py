@@ -47,7 +47,7 @@ class TextEngine(RemoteEngine):
         steering: Steering | None = None,
     ) -> TextSession:
         """As ``Engine.open``. ValueError for ``layers`` past 0: an endpoint reports no hidden states."""
-        self.check(prompt_ids, layers, steering)
+        self.check(prompt_ids, sampling, layers, steering)
         prefix_ids = list(self.tokenizer("")["input_ids"])  # such as <s>, which the endpoint will add itself
         has_prefix = list(prompt_ids[: len(prefix_ids)]) == prefix_ids
         text_ids = list(prompt_ids[len(prefix_ids) :] if has_prefix else prompt_ids)

@@ -60,7 +60,7 @@ class VLLMEngine(RemoteEngine):
         steering: Steering | None = None,
     ) -> VLLMSession:
         """As ``Engine.open``. ValueError for ``layers`` past 0: vLLM reports no hidden states."""
-        self.check(prompt_ids, layers, steering)
+        self.check(prompt_ids, sampling, layers, steering)
         session = VLLMSession(self, list(prompt_ids), sampling, layers)
         if steering is not None:
             session.steered = await asyncio.to_thread(self._steered, steering, prompt_ids)

@@ -107,6 +107,39 @@ def test_a_run_may_go_on_elsewhere_but_not_as_another(tmp_path: Path) -> None:
         there.execute({"steps": 3, "where": "there"}, tmp_path)
 
 
+class ExtendableConfig(WalkConfig):
+    extendable = frozenset({"steps"})
+
+
+def test_a_finished_run_goes_on_to_the_steps_that_an_extendable_field_adds(tmp_path: Path) -> None:
+    moved: list[int] = []
+
+    def walk_on(config: ExtendableConfig, run: Run) -> dict:
+        return {"squares": [run.step(str(i), lambda i=i: moved.append(i) or i * i) for i in range(config.steps)]}
+
+    drawings: list[int] = []
+    job = Job("walk", "", ExtendableConfig, walk_on, draw=lambda folder: drawings.append(len(moved)))
+    assert job.execute({"steps": 2}, tmp_path)["squares"] == [0, 1]
+    extended = job.execute({"steps": 4}, tmp_path)
+    assert extended["squares"] == [0, 1, 4, 9] and extended["config"]["steps"] == 4
+    assert moved == [0, 1, 2, 3] and drawings == [2, 4]
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["steps"] == 4
+    assert job.execute({"steps": 2}, tmp_path)["squares"] == [0, 1] and len(moved) == 4
+    with pytest.raises(RunError, match="another run"):
+        job.execute({"steps": 4, "seed": 1}, tmp_path)
+
+
+def test_an_interrupted_extension_does_not_pass_for_the_shorter_run(tmp_path: Path) -> None:
+    def job(die_at: int | None) -> Job:
+        return Job("walk", "", ExtendableConfig, lambda config, run: walk(config, run, die_at))
+
+    job(None).execute({"steps": 2}, tmp_path / "extended")
+    with pytest.raises(Killed):
+        job(3).execute({"steps": 4}, tmp_path / "extended")
+    uninterrupted = job(None).execute({"steps": 4}, tmp_path / "whole")
+    assert job(None).execute({"steps": 4}, tmp_path / "extended") == uninterrupted
+
+
 class FileConfig(JobConfig):
     rows: Path
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,14 @@ import pytest
 from pydantic import ValidationError
 
 from benchmarks.bench_tasks.config import METHOD_NAMES, PRESETS, BenchTasksConfig
+from benchmarks.bench_tasks.dpo import graded_rollouts, preference_pairs
 from benchmarks.bench_tasks.job import JOB
 from benchmarks.bench_tasks.measure import comparisons, sign_flip_p
 from benchmarks.bench_tasks.methods import METHODS, iro_search
+from benchmarks.bench_tasks.tables import budgets, overoptimisation, strengths
+from benchmarks.bench_tasks.token_values import CANDIDATES
 from benchmarks.tasks import NULL_TASK, TASKS
+from training.iro.data import Prompt
 from training.run import Cancelled
 
 FIELDS = {
@@ -25,8 +29,13 @@ PROMPTS = PRESETS["smoke"]["heldout_prompts"]
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return JOB.execute(PRESETS["smoke"], tmp_path_factory.mktemp("bench") / "run")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench") / "run"
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> dict[str, Any]:
+    return JOB.execute(PRESETS["smoke"] | {"tilt_strengths": (0.0, 1.0, 4.0)}, folder)
 
 
 def comparable(row: dict[str, Any]) -> dict[str, Any]:
@@ -45,13 +54,17 @@ def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: di
         *((name, rows) for name in ("static_bias", "iro") for rows in (1, 2)),
         ("iro_search", 2),
         ("iro_by_reward", 2),
+        ("args", 1),
+        ("vas", 1),
+        ("smc", 2),
     ]
     for row in result["rows"]:
         assert row.keys() == FIELDS
         assert len(row["rewards"]) == len(row["judges"]) == len(row["texts"]) == PROMPTS
         assert row["reward"] == pytest.approx(np.mean(row["rewards"]))
         assert row["perplexity"] > 1 and 0 <= row["distinct_2"] <= 1 and 0 <= row["finished"] <= 1
-        assert 1 <= row["length"] <= 8 and row["base_tokens"] <= 8 * row["rows"]
+        candidates = CANDIDATES if row["method"] in ("args", "vas") else 1
+        assert 1 <= row["length"] <= 8 and row["base_tokens"] <= 8 * row["rows"] * candidates
 
 
 def test_methods_of_a_seed_share_their_samples(result: dict[str, Any]) -> None:
@@ -69,6 +82,41 @@ def test_training_is_counted_apart(result: dict[str, Any]) -> None:
     assert training["base_tokens"] >= training["reward_calls"]
 
 
+def test_preferences_are_the_best_and_worst_rollouts_of_the_job(result: dict[str, Any], folder: Path) -> None:
+    graded = list(graded_rollouts(folder / "pieces/keywords-0/align", [Prompt(i, (i,), {}) for i in range(6)]))
+    assert sorted(prompt_ids for prompt_ids, _ in graded) == [[i] for i in range(6)]
+    assert all(len(rollouts) == 4 and 1 <= len(tokens) <= 8 for _, rollouts in graded for tokens, _ in rollouts)
+    unequal = [group for group in graded if len({reward for _, reward in group.rollouts}) > 1]
+    pairs = preference_pairs(graded)
+    assert [pair["prompt_ids"] for pair in pairs] == [group.prompt_ids for group in unequal]
+    for pair, group in zip(pairs, unequal, strict=True):
+        rewards = [reward for _, reward in group.rollouts]
+        assert (pair["chosen_ids"], max(rewards)) in group.rollouts
+        assert (pair["rejected_ids"], min(rewards)) in group.rollouts
+
+
+def test_what_strengths_were_tried_is_told_and_counted(result: dict[str, Any]) -> None:
+    assert [row["method"] for row in result["tuning"]] == ["args", "vas", "smc"]
+    for row in result["tuning"]:
+        assert row["base_tokens"] >= len(row["tried"]) and row["reward_calls"] == len(row["tried"])  # one prompt
+        assert row["strength"] in [trial["strength"] for trial in row["tried"]]
+    assert strengths(result).count("\n") == 1 + 3
+    lines = {tuple(line.split(" | ")[:2]): line for line in budgets(result).splitlines()}
+    job = result["training"][0]
+    assert lines["| base", "1"].endswith("| 0.0 |  |  |")
+    assert lines["| iro", "1"].endswith(f"| {job['base_tokens']} | {job['reward_calls']} |")
+    assert lines["| vas", "1"].endswith(f"| {job['reward_calls'] + 4} |")
+
+
+def test_a_tilt_at_other_strengths_is_measured_beside_the_rows(result: dict[str, Any]) -> None:
+    none, job, strong = result["tilts"]
+    base, iro = (next(row for row in result["rows"] if row["method"] == method) for method in ("base", "iro"))
+    assert none["rewards"] == base["rewards"] and job["rewards"] == iro["rewards"]
+    assert (none["texts"], job["texts"]) == (base["texts"], iro["texts"])
+    assert strong["strength"] == 4 and strong["tilted"] is False  # so few rollouts give no tilt that is surely better
+    assert overoptimisation(result).count("| keywords |") == 2  # iro at one row and at two
+
+
 def test_an_interrupted_run_goes_on_to_the_same_rows(result: dict[str, Any], tmp_path: Path) -> None:
     decoded: list[str] = []
 
@@ -76,13 +124,30 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(result: dict[str, Any], tmp
         if event["type"] == "metrics" and "method" in event["data"]:
             decoded.append(event["data"]["method"])
 
+    config = PRESETS["smoke"] | {"methods": ("base", "best_of_n", "iro", "vas")}
     with pytest.raises(Cancelled):
-        JOB.execute(PRESETS["smoke"], tmp_path / "run", on_event=on_event, should_stop=lambda: len(decoded) == 2)
-    resumed = JOB.execute(PRESETS["smoke"], tmp_path / "run", on_event=on_event)
-    for row, uninterrupted in zip(resumed["rows"], result["rows"], strict=True):
+        JOB.execute(config, tmp_path / "run", on_event=on_event, should_stop=lambda: len(decoded) == 2)
+    resumed = JOB.execute(config, tmp_path / "run", on_event=on_event)
+    expected = [row for row in result["rows"] if row["method"] in config["methods"]]
+    for row, uninterrupted in zip(resumed["rows"], expected, strict=True):
         assert row["perplexity"] == pytest.approx(uninterrupted["perplexity"], rel=1e-4)  # of another engine
         assert comparable(row) == comparable(uninterrupted)
-    assert decoded == [row["method"] for row in result["rows"]]
+    assert decoded == [row["method"] for row in expected]
+
+
+def test_a_finished_run_goes_on_with_more_methods(tmp_path: Path) -> None:
+    decoded: list[str] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["type"] == "metrics" and "method" in event["data"]:
+            decoded.append(event["data"]["method"])
+
+    few = PRESETS["smoke"] | {"methods": ("base",), "rows": (1,)}
+    JOB.execute(few, tmp_path / "run", on_event=on_event)
+    more = few | {"methods": ("base", "static_bias"), "rows": (1, 2)}
+    extended = JOB.execute(more, tmp_path / "run", on_event=on_event)
+    assert decoded == ["base", "static_bias", "static_bias"]
+    assert [row["method"] for row in extended["rows"]] == decoded
 
 
 def row(method: str, seed: int, rewards: list[float], rows: int = 1) -> dict[str, Any]:
@@ -112,6 +177,26 @@ def test_equal_rewards_have_p_1() -> None:
     assert sign_flip_p(np.array([[1.0, 2.0], [3.0, 4.0]])) == pytest.approx(2 / 16)
 
 
+def test_fewer_tasks_and_seeds_of_some_methods() -> None:
+    config = BenchTasksConfig(
+        tasks=("keywords", "brevity"),
+        methods=("base", "smc", "dpo"),
+        seeds=2,
+        seeds_of={"smc": 1},
+        tasks_of={"dpo": ("keywords",)},
+    )
+    assert config.methods_for("keywords", 0) == ["base", "smc", "dpo"]
+    assert config.methods_for("brevity", 1) == ["base"]
+    assert not METHODS["dvts"].takes(4) and not METHODS["dvts"].takes(10) and METHODS["dvts"].takes(64)
+
+
+def test_yardsticks_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ValueError, match=r"pip install 'iro-align\[yardsticks\]'"):
+        JOB.execute(PRESETS["smoke"] | {"methods": ("base", "dpo")}, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_searches_draw_the_rows_that_they_are_compared_at() -> None:
     for rows in (2, 4, 16, 64):
         assert iro_search(rows, 4).rows == rows
@@ -123,11 +208,17 @@ def test_searches_draw_the_rows_that_they_are_compared_at() -> None:
 def test_the_paper_preset_has_eight_tasks_and_five_seeds_of_the_main_methods() -> None:
     config = BenchTasksConfig(**PRESETS["paper"])
     assert set(config.tasks) == TASKS.keys() - {NULL_TASK} and len(config.tasks) == 8
-    assert [config.seeds_for(method) for method in ("base", "best_of_n", "iro", "blockwise")] == [5, 5, 5, 3]
-    assert math.prod((len(PRESETS["two-cores"]["tasks"]), PRESETS["two-cores"]["seeds"])) == 4
+    assert {method for method in METHODS if config.seeds_for(method) == 5} == {
+        *("base", "best_of_n", "static_bias", "iro")
+    }
+    assert {config.seeds_for(method) for method in METHODS} == {3, 5} and config.methods == METHOD_NAMES
+    assert {name: len(config.tasks_of[name]) for name in ("dpo", "grpo")} == {"dpo": 3, "grpo": 3}
 
 
-@pytest.mark.parametrize("options", [{"tasks": ("poems",)}, {"methods": ("magic",)}, {"seeds_of": {"magic": 1}}])
+@pytest.mark.parametrize(
+    "options",
+    [{"tasks": ("poems",)}, {"methods": ("magic",)}, {"seeds_of": {"magic": 1}}, {"tasks_of": {"dpo": ("poems",)}}],
+)
 def test_unknown_names_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="there are"):
         BenchTasksConfig(**{"tasks": ("keywords",)} | options)

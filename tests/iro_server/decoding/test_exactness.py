@@ -119,6 +119,17 @@ def test_smc_total_variation_falls_as_the_width_grows() -> None:
     assert distances[2] < 0.08
 
 
+def test_smc_that_resamples_only_where_weights_are_uneven_is_exact_too() -> None:
+    """One successor of each row: rows keep their weights over several chunks."""
+    exact, width, searches = guided_distribution(2.0), 128, 32
+    params = SearchParams(beam_width=width, num_successors=1, chunk_length=1, selection="smc")
+    mass = dict.fromkeys(exact, 0.0)
+    for seed in range(searches):
+        for final in run(params, seed, ToyScorer(lambda t: reward(t) / 2.0)).finals:
+            mass[tuple(final.tokens)] += 1 / (width * searches)
+    assert 0.5 * sum(abs(exact[y] - mass[y]) for y in exact) < 0.08
+
+
 def test_top_w_finds_the_best_completion() -> None:
     best = max(enumerate_completions(PROMPT, LENGTH), key=lambda y: (reward(y), y))
     params = SearchParams(beam_width=32, num_successors=32, chunk_length=1, selection="top")

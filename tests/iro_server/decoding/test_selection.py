@@ -51,6 +51,22 @@ def test_resampling_is_unbiased() -> None:
     torch.testing.assert_close(counts / 2000, 8 * weights, atol=0.05, rtol=0)
 
 
+def weighted(log_weights: list[float]) -> list[Beam]:
+    return [Beam(Beam(), [token], [0.0], log_weight=weight) for token, weight in enumerate(log_weights)]
+
+
+def test_smc_resamples_where_the_effective_size_falls_below_half() -> None:
+    smc, generator = RULES["smc"], torch.Generator().manual_seed(0)
+    assert selection.effective_size([0.0] * 4) == pytest.approx(4)
+    assert selection.effective_size([0.0, -1000.0, -1000.0, -1000.0]) == pytest.approx(1)
+    even = weighted([0.0, -0.1, 0.1, 0.0])
+    assert smc.select(even, 4, generator) == [0, 1, 2, 3]
+    assert [beam.log_weight for beam in even] == [0.0, -0.1, 0.1, 0.0]
+    uneven = weighted([0.0, -9.0, -9.0, -9.0])
+    assert smc.select(uneven, 4, generator) == [0, 0, 0, 0] and uneven[0].log_weight == 0
+    assert smc.finish(weighted([9.0, 0.0, 0.0, 0.0]), 4, generator) == [0, 0, 0, 0]
+
+
 @given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=5))
 def test_common_prefix_is_the_longest(rows: list[list[int]]) -> None:
     prefix = common_prefix(rows)

@@ -32,6 +32,30 @@ def reference() -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(prepare_model(), dtype=torch.float32)
 
 
+def test_likeliest_successors_are_the_models_top_tokens(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
+    """Each beam's, and after the first token the likeliest alone; a row drawn at random beside them stays random."""
+    prompt = text_prompt_ids(engine.tokenizer, PROMPT)
+
+    async def extend(sampling: Sampling) -> tuple[Chunk, Chunk]:
+        session = await engine.open(prompt, sampling)
+        return await session.extend([0], 3, 1), await session.extend([2, 0], 4, 2)
+
+    async def at_once() -> list[tuple[Chunk, Chunk]]:
+        return await asyncio.gather(extend(Sampling(likeliest=True)), extend(Sampling(seed=3)))
+
+    (first, second), drawn = asyncio.run(at_once())
+    with torch.no_grad():
+        top = reference(torch.tensor([prompt])).logits[0, -1].topk(3).indices.tolist()
+        assert first.tokens_RL[:, 0].tolist() == top
+        for beam, rows in ((top[2], second.tokens_RL[:4]), (top[0], second.tokens_RL[4:])):
+            logits = reference(torch.tensor([[*prompt, beam]])).logits[0, -1]
+            assert rows[:, 0].tolist() == logits.topk(4).indices.tolist()
+            after = reference(torch.tensor([[*prompt, beam, token] for token in rows[:, 0].tolist()])).logits[:, -1]
+            assert rows[:, 1].tolist() == after.argmax(-1).tolist()
+    alone = asyncio.run(extend(Sampling(seed=3)))
+    assert [chunk.tokens_RL.tolist() for chunk in drawn] == [chunk.tokens_RL.tolist() for chunk in alone]
+
+
 async def two_rounds(engine: EmbeddedEngine, text: str, seed: int, lengths: tuple[int, int] = (5, 6)):
     session = await engine.open(text_prompt_ids(engine.tokenizer, text), Sampling(seed=seed), layers=(0, 10, 25))
     first = await session.extend([0], 6, lengths[0])

@@ -39,6 +39,13 @@ def test_masked_tokens_are_never_drawn_even_at_the_edge_of_rounding() -> None:
     assert set(draw(logits, uniforms)[0].tolist()) == {3, 300}
 
 
+def test_likeliest_successors_are_in_order_and_not_drawn() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
+    tokens, logprobs = next_tokens(logits, Sampling(likeliest=True), torch.rand(3, 4, dtype=torch.float64))
+    assert tokens.tolist() == logits.argsort(descending=True)[:, :4].tolist()
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits, dim=-1).gather(1, tokens))
+
+
 def test_log_probabilities_are_the_tempered_models() -> None:
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(1))
     tokens, logprobs = next_tokens(logits, Sampling(temperature=0.5, top_k=3), torch.rand(1, 4, dtype=torch.float64))

@@ -153,6 +153,8 @@ def test_what_the_engine_cannot_do_is_said(served, model_dir):
         asyncio.run(engine.open(PROMPT, SAMPLING, layers=[0, 1]))
     with pytest.raises(ValueError, match="256 tokens; the model takes 1 to 255"):
         asyncio.run(engine.open([1] * 256, SAMPLING))
+    with pytest.raises(ValueError, match="drawn at random"):
+        asyncio.run(engine.open(PROMPT, replace(SAMPLING, likeliest=True)))
     with pytest.raises(ValueError, match='engine kind "text"'):
         served(FakeEndpoint(ids=False))
     with pytest.raises(ValueError, match=r"no model 'other', only: bytes"):

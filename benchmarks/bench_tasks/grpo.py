@@ -1,0 +1,57 @@
+"""Group relative policy optimisation (arXiv:2402.03300) with as many reward calls as the alignment job made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench_tasks.piece import Piece
+from benchmarks.bench_tasks.yardsticks import LORA, Cost, frozen_model, stop_callback, trainer_options
+
+GROUP, PROMPTS_A_STEP = 8, 8
+COMPLETIONS_AT_ONCE = 16  # of a forward pass
+
+
+def train_grpo(piece: Piece, folder: Path) -> Cost:
+    """A completion's advantage is its reward less its group's mean, over the group's standard deviation; TRL's default
+    loss, without a KL term."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import GRPOConfig, GRPOTrainer
+
+    prompts = piece.prompts("train", piece.config.train_prompts)
+    tokenizer = piece.engine.tokenizer
+    texts = [str(tokenizer.decode(list(prompt.token_ids))) for prompt in prompts]
+    if any(tokenizer(text)["input_ids"] != list(prompt.token_ids) for text, prompt in zip(texts, prompts, strict=True)):
+        raise ValueError(f"{piece.task.name}: TRL would tokenise a prompt in another way than the server does")
+    sampled = {"tokens": 0, "completions": 0}
+
+    def reward(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: object) -> list[float]:
+        sampled["tokens"] += sum(map(len, completion_ids))
+        sampled["completions"] += len(completion_ids)
+        return piece.rewards([prompts[index] for index in row], [piece.text(tokens) for tokens in completion_ids])
+
+    group = min(GROUP, piece.config.rollouts_per_prompt)
+    at_once = max(group, COMPLETIONS_AT_ONCE // group * group)
+    passes = max(1, group * min(PROMPTS_A_STEP, len(prompts)) // at_once)
+    options = trainer_options(piece, folder) | {
+        "num_generations": group,
+        "max_completion_length": piece.max_tokens,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": passes,
+        "max_steps": max(1, piece.trained.reward_calls // (at_once * passes)),
+        "temperature": 1.0,
+    }
+    trainer: Any = GRPOTrainer(
+        model=frozen_model(),
+        reward_funcs=reward,
+        args=GRPOConfig(**options),
+        train_dataset=Dataset.from_list([{"prompt": text, "row": row} for row, text in enumerate(texts)]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(**LORA),
+        callbacks=[stop_callback(piece)],
+    )
+    trainer.train()
+    trainer.model.save_pretrained(folder)
+    return Cost(base_tokens=sampled["tokens"], reward_calls=sampled["completions"])

@@ -1,0 +1,69 @@
+"""Answers of the frozen model with an adapter, against transformers' forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from benchmarks.bench_tasks.methods import Base
+from benchmarks.bench_tasks.piece import Piece
+from benchmarks.bench_tasks.yardsticks import LORA, Adapted, adapted_engine, frozen_model
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.prepare import prepare_model
+from training.iro.data import Prompt
+
+TEXTS = ("The film was", "A river is", "My favourite dish")
+
+
+@pytest.fixture(scope="module")
+def piece() -> Iterator[Piece]:
+    sizes: Any = SimpleNamespace(name="texts", max_tokens=8, concurrency=8)
+    grader: Any = None
+    with EmbeddedEngine(prepare_model()) as engine:
+        yield Piece(sizes, sizes, 0, Path(), engine, grader, lambda name, compute: compute())
+
+
+def prompts(piece: Piece) -> list[Prompt]:
+    return [Prompt(i, tuple(piece.engine.tokenizer(text)["input_ids"]), {}) for i, text in enumerate(TEXTS)]
+
+
+def adapter(folder: Path, size: float) -> Path:
+    model = get_peft_model(frozen_model(), LoraConfig(**LORA))
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=size)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_that_changes_nothing_answers_as_the_frozen_model(piece: Piece, tmp_path: Path) -> None:
+    with adapted_engine(adapter(tmp_path, 0.0)) as engine:
+        adapted = Adapted(piece, engine).answers(prompts(piece), 1, 5)
+    base = Base(piece).answers(prompts(piece), 1, 5)
+    assert [answer.tokens for answer in adapted] == [answer.tokens for answer in base]
+    for answer, expected in zip(adapted, base, strict=True):
+        assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
+        assert answer.kl == pytest.approx(0, abs=1e-6) and answer.base_tokens == len(answer.tokens)
+
+
+@torch.no_grad()
+def test_kl_and_log_probabilities_are_those_of_both_models(piece: Piece, tmp_path: Path) -> None:
+    folder = adapter(tmp_path, 0.01)
+    with adapted_engine(folder) as engine:
+        (answer,) = Adapted(piece, engine).answers(prompts(piece)[:1], 1, 5)
+    ids = torch.tensor([[*prompts(piece)[0].token_ids, *answer.tokens]])
+    frozen, tuned = (
+        model(ids).logits[0, -len(answer.tokens) - 1 : -1].double().log_softmax(-1)
+        for model in (frozen_model(), PeftModel.from_pretrained(frozen_model(), folder))
+    )
+    assert answer.kl == pytest.approx(float((tuned.exp() * (tuned - frozen)).sum()), rel=1e-3)
+    assert answer.kl > 0.01
+    expected = frozen.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0].tolist()
+    assert answer.logprobs == pytest.approx(expected, abs=1e-3)
