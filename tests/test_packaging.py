@@ -19,7 +19,7 @@ from iro_server.alignment.entry import JobUnavailable, batch_jobs, load_batch_jo
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SERVER_ONLY = ["alembic", "fastapi", "openai", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"]
-RESEARCH_JOBS = sorted(name for name in PROJECT["entry-points"]["iro.jobs"] if name != "align")
+RESEARCH_JOBS = sorted(name for name in PROJECT["entry-points"]["iro.jobs"] if not name.startswith("align"))
 LOAD_JOBS = "from iro_server.alignment.entry import load_batch_job\nfor name in sys.argv[1:]: load_batch_job(name)"
 PACKAGES = ["value_heads", "iro_server", "training", "rl_suite", "theory", "benchmarks"]
 
