@@ -44,6 +44,13 @@ def with_ids(path: str, ids: dict[str, str]) -> str:
     return re.sub(r"(\w+)/\{\w+\}", lambda match: f"{match[1]}/{ids[match[1]]}", path)
 
 
+def new_batch(owner: Any) -> str:
+    row = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "bytes", "prompt": "a"}}'
+    file = owner.files.create(file=("batch.jsonl", row), purpose="batch").id
+    batch = owner.batches.create(input_file_id=file, endpoint="/v1/completions", completion_window="24h")
+    return str(batch.id)
+
+
 @pytest.fixture(scope="module")
 def tenants(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The ids of what `mine` has, by the part of a path that they follow; and a client of `theirs`."""
@@ -68,6 +75,7 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Any:
             "evals": eval_id,
             "runs": run.id,
             "output_items": owner.evals.runs.output_items.list(run.id, eval_id=eval_id).data[0].id,
+            "batches": new_batch(owner),
             "responses": owner.responses.create(model="bytes", input="a", max_output_tokens=2).id,
         }
         headers = {"authorization": f"Bearer {theirs}"}
