@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engine_job import engine_job
 from benchmarks.record import command_line, finish
 from benchmarks.tables import table
 from benchmarks.tasks import NULL_TASK, TASKS
@@ -103,15 +104,8 @@ def measured_once(engine: Any, model_dir: Path, name: str, args: argparse.Namesp
 
 def measured(engine: Any, model_dir: Path, folder: Path, case: Case, args: argparse.Namespace) -> JsonObject:
     """The job's warning, its gain on prompts that chose nothing, and a completion there."""
-    from iro_server.engines.describe import Description
     from training.checkpoints import open_checkpoints
     from training.iro.data import AlignError
-    from training.iro.executor import LocalExecutor
-    from training.iro.job import JOB
-    from training.iro.loop import align
-
-    def run(config: Any, run: Any) -> JsonObject:
-        return align(config, run, Description.of_engine(engine), LocalExecutor(engine, model_dir))
 
     written = partial(write_rows, folder, case.prompts, args.seed)
     options = {
@@ -128,7 +122,7 @@ def measured(engine: Any, model_dir: Path, folder: Path, case: Case, args: argpa
         "seed": args.seed,
     }
     try:
-        result = replace(JOB, run=run, draw=None).execute(options, folder / "run")
+        result = engine_job(engine, model_dir).execute(options, folder / "run")
     except AlignError as error:
         if error.code != "constant_reward":
             raise

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Split, Task
@@ -156,21 +156,13 @@ class Piece:
 
 def train(piece: Piece) -> Trained:
     """The trainer of ``training.iro`` on the piece's engine. The stack is that of the best validated iteration."""
-    from iro_server.engines.describe import Description
+    from benchmarks.engine_job import engine_job
     from iro_server.engines.prepare import prepare_model
     from training.iro.data import AlignError
-    from training.iro.executor import LocalExecutor
-    from training.iro.job import JOB
-    from training.iro.loop import align
     from training.iro.values import Bundles
 
     config, folder = piece.config, piece.folder / "align"
     model_dir = prepare_model()
-    description = Description.of_engine(piece.engine)
-
-    def run(align_config: Any, run: Run) -> JsonObject:
-        return align(align_config, run, description, LocalExecutor(piece.engine, model_dir))
-
     options = {
         "model_dir": model_dir,
         "training_file": piece.jsonl("train", config.train_prompts),
@@ -185,7 +177,9 @@ def train(piece: Piece) -> Trained:
         "concurrency": config.concurrency,
         "seed": derive_seed(piece.seed, TRAINING) % 2**31,
     }
-    execute = partial(replace(JOB, run=run, draw=None).execute, on_event=piece.on_event, should_stop=piece.should_stop)
+    execute = partial(
+        engine_job(piece.engine, model_dir).execute, on_event=piece.on_event, should_stop=piece.should_stop
+    )
     stack = static_bias = None
     try:
         history = execute(options, folder)["history"]

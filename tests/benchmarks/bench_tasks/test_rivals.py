@@ -144,11 +144,11 @@ def test_dvts_is_the_best_of_independent_subtrees() -> None:
 
 
 def test_a_strength_scales_the_values() -> None:
-    one, doubled = (
+    single, doubled = (
         Smc(piece(), values, strength).answers(prompts(40), 8, 0)
         for values, strength in ((ToyScorer(value), 2.0), (ScaledValues(ToyScorer(value), 2.0), 1.0))
     )
-    assert [answer.tokens for answer in one] == [answer.tokens for answer in doubled]
+    assert [answer.tokens for answer in single] == [answer.tokens for answer in doubled]
 
 
 def test_the_strength_of_the_highest_validation_reward_is_taken() -> None:
