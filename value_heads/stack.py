@@ -12,6 +12,8 @@ from value_heads.features import TOKENS, Sums, assemble, features, last_states, 
 from value_heads.heads import Head, LinearHead, MLPHead, fold
 from value_heads.tilt import Tilt
 
+TOKENS_AT_ONCE = 1024  # whose features are in memory
+
 
 class Chunk(Protocol):
     """New tokens of R rows, as the engine reports them (hidden[layer]: [R, L, D])."""
@@ -119,19 +121,19 @@ class TokenValues:
         parent_R = torch.as_tensor(parents).repeat_interleave(num_successors)
         carried = self.sums and {key: sum_RD[parent_R] for key, sum_RD in self.sums.items()}
         start_R, before_R = self.start_R[parent_R], self.value_R[parent_R]
-        rows = [self._row_values(hidden, carried, start_R, row) for row in range(len(parent_R))]
-        values_RL = torch.cat(rows).cpu()  # a row at a time: features of many long rows would not fit
+        at_once = max(1, TOKENS_AT_ONCE // chunk.tokens_RL.shape[1])
+        parts = torch.arange(len(parent_R)).split(at_once)
+        values_RL = torch.cat([self._values(hidden, carried, start_R, rows) for rows in parts]).cpu()
         _, self.sums, t_R = last_states(spec, carried, hidden, chunk.lengths_R, start_R.to(chunk.lengths_R.device))
         self.start_R = t_R.cpu()
         self.value_R = values_RL.gather(1, chunk.lengths_R.cpu()[:, None] - 1)[:, 0]
         return torch.cat([before_R[:, None], values_RL], 1).diff(dim=1)
 
-    def _row_values(self, hidden: dict[int, Tensor], carried: Sums | None, start_R: Tensor, row: int) -> Tensor:
-        """[1, L]."""
-        place = slice(row, row + 1)
-        states = {layer: states_RLD[place] for layer, states_RLD in hidden.items()}
-        sums = carried and {key: sum_RD[place] for key, sum_RD in carried.items()}
-        terms = [head(features(head.spec, states, sums, start_R[place])) / beta for head, beta in self.stack.terms()]
+    def _values(self, hidden: dict[int, Tensor], carried: Sums | None, start_R: Tensor, rows: Tensor) -> Tensor:
+        """[rows, L]."""
+        states = {layer: states_RLD[rows] for layer, states_RLD in hidden.items()}
+        sums = carried and {key: sum_RD[rows] for key, sum_RD in carried.items()}
+        terms = [head(features(head.spec, states, sums, start_R[rows])) / beta for head, beta in self.stack.terms()]
         return torch.stack(terms).sum(0)
 
 
