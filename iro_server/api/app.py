@@ -84,7 +84,6 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     grading = FairExecutor("grading", settings.grading_threads, settings.grading_per_project, settings.grading_waiting)
     lookups = lookup_executor()
     schemas = FairExecutor("schemas", threads=2, per_project=1, max_waiting=64, max_seconds=30)
-
     embedding = FairExecutor("embedding", threads=1, per_project=1, max_waiting=settings.max_waiting)
 
     def private_webhooks() -> bool:

@@ -23,9 +23,10 @@ import torch
 from pydantic import Field, model_validator
 
 from iro_server.engines.endpoints import KEY_VARIABLE, EngineUrl
-from iro_server.graders.asking import Asker, Endpoint
+from iro_server.graders.asking import Asker
 from iro_server.graders.base import Grader, Sample
 from iro_server.graders.parsing import parse_grader
+from iro_server.graders.posting import Endpoint
 from training.iro.data import AlignError, numbered_rows
 from training.iro.diagnostics import mean_and_error
 from training.iro.seeds import ROLLOUTS, SPLIT, TILT, VALIDATION
@@ -85,6 +86,7 @@ class BiasFit:
         self.config, self.run, self.asker, self.grader = config, run, asker, grader
         self.tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
         self.parts = split_rows(config, run.rng(SPLIT))
+        self.tokens = 0  # that the endpoint counted
 
     def run_all(self) -> JsonObject:
         sampled = self.sample("rollouts", self.parts.train, NO_BIAS, ROLLOUTS)
@@ -100,7 +102,7 @@ class BiasFit:
         result = self.check(bias) | {"strength": strength, "logit_bias": bias}
         (self.run.folder / "logit_bias.json").write_text(json.dumps(bias, indent=1) + "\n")
         means = {f"{name:g}": mean_and_error(rewards)[0] for name, rewards in ({0.0: base} | trials).items()}
-        return result | {"trials": means, "tokens": sum(shard["tokens"] for shard in sampled)}
+        return result | {"trials": means, "tokens": self.tokens}
 
     def sample(self, name: str, rows: Sequence[JsonObject], bias: Bias, stream: int) -> list[JsonObject]:
         """Graded answers to each row, shard by shard: ``texts`` and ``rewards`` [rows, samples] and ``tokens``."""
@@ -112,6 +114,7 @@ class BiasFit:
                 chosen = [rows[place] for place in places]
                 parts.append(self.run.step(f"{name}-{number}", partial(self.ask, chosen, seeds, bias), "sampling"))
                 advance()
+        self.tokens += sum(part["tokens"] for part in parts)
         return parts
 
     def ask(self, rows: Sequence[JsonObject], seeds: Sequence[int], bias: Bias) -> JsonObject:
