@@ -69,9 +69,9 @@ def test_tokens_carry_the_numbers_of_the_command_line(client: openai.OpenAI, set
 def test_shares_of_a_prefix_are_its_value(client: openai.OpenAI) -> None:
     """They do not depend on how long the answer goes on, nor on whether a search chose it, nor on a stop string."""
     ask = ASK | {"model": "valued", "logprobs": True}
-    whole = entries(client.chat.completions.create(**ask).choices[0])
+    complete = entries(client.chat.completions.create(**ask).choices[0])
     short = entries(client.chat.completions.create(**ask | {"max_tokens": 9}).choices[0])
-    assert [t["value"] for t in short] == pytest.approx([t["value"] for t in whole[:9]], abs=1e-4)
+    assert [t["value"] for t in short] == pytest.approx([t["value"] for t in complete[:9]], abs=1e-4)
     searched = client.chat.completions.create(**ask, extra_body={"search": {"rows": 4, "chunk_length": 8}})
     assert all({"value", "log_ratio"} <= token.keys() for token in entries(searched.choices[0]))
 
@@ -80,9 +80,9 @@ def test_a_stream_carries_the_same(client: openai.OpenAI) -> None:
     ask = ASK | {"model": "valued", "logprobs": True}
     chunks = [chunk for chunk in client.chat.completions.create(**ask, stream=True) if chunk.choices]
     streamed = [entry for chunk in chunks if chunk.choices[0].logprobs for entry in entries(chunk.choices[0])]
-    whole = entries(client.chat.completions.create(**ask).choices[0])
+    complete = entries(client.chat.completions.create(**ask).choices[0])
     for name in ("value", "log_ratio"):
-        assert [t[name] for t in streamed] == pytest.approx([t[name] for t in whole], abs=1e-4)
+        assert [t[name] for t in streamed] == pytest.approx([t[name] for t in complete], abs=1e-4)
 
 
 def test_text_completions_carry_lists(client: openai.OpenAI) -> None:

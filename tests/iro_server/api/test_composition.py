@@ -103,10 +103,10 @@ def test_an_aligned_models_values_have_weight_1_unless_named(client: openai.Open
 
 def test_every_route_takes_them(client: openai.OpenAI) -> None:
     search = {"search": {"values": {"a": 1.0, "c": 1.0}}}
-    whole = client.chat.completions.create(model="bytes", **ASK, extra_body=search)
+    complete = client.chat.completions.create(model="bytes", **ASK, extra_body=search)
     stream = client.chat.completions.create(model="bytes", **ASK, stream=True, extra_body=search)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
-    assert text == strictly(whole).choices[0].message.content
+    assert text == strictly(complete).choices[0].message.content
     response = client.responses.create(
         model="bytes", input=ASK["messages"], max_output_tokens=16, extra_body=search | {"seed": 3}
     )

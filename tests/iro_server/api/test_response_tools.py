@@ -1,4 +1,4 @@
-"""Tools of /v1/responses: calls are items of the output, streamed or whole, and their results go back to the model."""
+"""Tools of /v1/responses: calls are items of the output, streamed or not, and their results go back to the model."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def test_calls_are_items_of_the_output_after_the_message(caller):
 def test_a_stream_has_the_events_of_the_whole_response(caller):
     events = [strictly(event) for event in respond(caller, stream=True)]
     assert [event.sequence_number for event in events] == [*range(len(events))]
-    whole = events[-1].response
-    assert events[-1].type == "response.completed" and calls(whole) == calls(respond(caller))
+    complete = events[-1].response
+    assert events[-1].type == "response.completed" and calls(complete) == calls(respond(caller))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-    assert "".join(deltas) == whole.output_text == "I look."
+    assert "".join(deltas) == complete.output_text == "I look."
     written = {event.item_id: event.arguments for event in events if event.type.endswith("arguments.done")}
-    assert written == {item.id: item.arguments for item in whole.output[1:]}
+    assert written == {item.id: item.arguments for item in complete.output[1:]}
     for type in ("added", "done"):
         places = [event.output_index for event in events if event.type == f"response.output_item.{type}"]
         assert places == [0, 1, 2]
     with caller.responses.stream(model="bytes", input="hi", tools=TOOLS) as stream:  # the client puts it together
-        assert [item.type for item in stream.get_final_response().output] == [item.type for item in whole.output]
+        assert [item.type for item in stream.get_final_response().output] == [item.type for item in complete.output]
 
 
 @pytest.mark.parametrize(
