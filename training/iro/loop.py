@@ -68,6 +68,7 @@ class Alignment:
         self.validation = Validation(config, run, model, self.grading, executor)
         self.learner = self.make_learner()
         self.scale = Scale()
+        self.base_rows: list[JsonObject] = []  # of the frozen model on validation prompts
         self.stack: Stack | None = None
         self.betas: list[float] = []
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
@@ -91,7 +92,7 @@ class Alignment:
 
     def run_all(self) -> JsonObject:
         self.run.planned_steps = self.planned_steps()
-        base = self.baseline()
+        self.base_rows = base = self.baseline()
         history: list[JsonObject] = []
         for step in range(1, self.config.iterations + 1):
             history.append(self.iterate(step))
@@ -128,7 +129,7 @@ class Alignment:
         for shard in [*collected.train, *collected.heldout]:
             self.run.drop_table(shard.rollouts, HEAD_STATES)
         self.stack = self.stack.with_tilt(self.tilt)
-        served = tilting.serve(prompts, self.stack, search) if self.validates(step) else None
+        served = tilting.serve(prompts, self.stack, search, self.base_rows) if self.validates(step) else None
         self.validation.rescore = None  # and with it the frozen model, where servers run it
         return served
 
