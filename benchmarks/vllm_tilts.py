@@ -66,8 +66,7 @@ def open_pieces(folder: Path, tasks: Sequence[str], engine: EmbeddedEngine) -> l
     from benchmarks.bench_tasks.config import BenchTasksConfig
     from benchmarks.bench_tasks.piece import Piece
 
-    saved = json.loads((folder / "config.json").read_text())
-    config = BenchTasksConfig(**{name: saved[name] for name in BenchTasksConfig.model_fields if name in saved})
+    config = BenchTasksConfig.model_validate(json.loads((folder / "config.json").read_text())["config"])
     pieces = []
     for task in tasks:
         folders = sorted(

@@ -21,7 +21,7 @@ def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     differing = [name for name in first | second if name not in MAY_DIFFER and first.get(name) != second.get(name)]
     if differing:
         raise ValueError(f"the runs differ in {', '.join(differing)}")
-    lists = {name: joined(recorded[name], added[name], name) for name in LISTS}
+    lists = {name: joined(recorded.get(name, []), added[name], name) for name in LISTS}
     parts = [part for content in (recorded, added) for part in content["run"].get("parts", [content["run"]])]
     rows = lists["rows"]
     config = second | {
