@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from iro_server import JsonObject
@@ -20,17 +21,24 @@ class Rates:
     grader_seconds: float
 
 
-def job_cost(options: AlignmentOptions, rows: int, rates: Rates, width: int) -> JsonObject:
+def job_cost(
+    options: AlignmentOptions, rows: int, rates: Rates, width: int, num_calls: Callable[[int], int]
+) -> JsonObject:
     """Tokens, grader calls, seconds and bytes of a job over ``rows`` training rows, upper bounds but for early ends.
 
     ``width``: of the frozen model's hidden state, which the rollouts' features hold once for the value function and
-    once for the tilt. Sampling and grading are counted one after the other, though a job does some of it at once.
+    once for the tilt. ``num_calls``: of the grader, for so many completions of a prompt. Sampling and grading are
+    counted one after the other, though a job does some of it at once.
     """
     rollouts, searched = completions(options, rows)
-    calls = rollouts + searched
-    tokens = calls * rates.tokens
+    search_rows = options.beam_width * options.num_successors
+    calls = sum(
+        round(number / group * num_calls(group))
+        for number, group in ((rollouts, options.rollouts_per_prompt), (searched, search_rows))
+    )
+    tokens = (rollouts + searched) * rates.tokens
     return {
-        "completions": calls,
+        "completions": rollouts + searched,
         "base_tokens": round(tokens),
         "grader_calls": calls,
         "seconds": round(tokens / rates.tokens_per_second + calls * rates.grader_seconds),

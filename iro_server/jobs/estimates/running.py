@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from iro_server import JsonObject
 from iro_server.alignment.definition import AlignmentOptions
@@ -72,10 +72,10 @@ class EstimateExecutor:
             return
         request.set_current(request.Current(estimate.id, charged_key=estimate.key_id))
         options = options_of(estimate.config)
-        rollouts = self._roll_out(estimate, options, lease)
+        rollouts, num_calls = self._roll_out(estimate, options, lease)
         if not rollouts.by_prompt:
             raise WorkFailed(f"no completion could be sampled: {rollouts.errors[0]}", "sampling_failed")
-        result = report(rollouts, options, estimate.rows, self.width)
+        result = report(rollouts, options, estimate.rows, self.width, num_calls)
         with self.sessions.begin() as session:
             lease.write(session, status="completed", finished_at=now(), result=result, lease_until=None)
             if estimate.job_id is not None:
@@ -87,7 +87,10 @@ class EstimateExecutor:
             job = find(session, Job, estimate.job_id) if estimate.job_id else None
         return job is not None and job.status in FINISHED
 
-    def _roll_out(self, estimate: Estimate, options: AlignmentOptions, lease: Lease) -> Rollouts:
+    def _roll_out(
+        self, estimate: Estimate, options: AlignmentOptions, lease: Lease
+    ) -> tuple[Rollouts, Callable[[int], int]]:
+        """And the number of calls that the grader takes for so many completions of a prompt."""
         environment = self.grader_environment.of_job(estimate.project)
         form = parse_response_format(estimate.config.get("response_format") or {"type": "text"})
         try:
@@ -100,10 +103,12 @@ class EstimateExecutor:
             lease.on_stop(grader.close)
             rollouts = roller.roll_out(estimate.prompts, self.settings.estimate_seconds, lease)
         lease.check()
-        return rollouts
+        return rollouts, grader.num_calls
 
 
-def report(rollouts: Rollouts, options: AlignmentOptions, rows: int, width: int) -> JsonObject:
+def report(
+    rollouts: Rollouts, options: AlignmentOptions, rows: int, width: int, num_calls: Callable[[int], int]
+) -> JsonObject:
     """What the rollouts say of a job with ``options`` over so many training rows."""
     rewards = rollouts.rewards
     values = statistics.gradable(rewards)
@@ -134,7 +139,7 @@ def report(rollouts: Rollouts, options: AlignmentOptions, rows: int, width: int)
             "reliability": repeats.reliability(within),
         },
         "expected_gain": expected and {"mean": expected.mean, "low": expected.low, "high": expected.high},
-        "cost": job_cost(options, rows, rates, width),
+        "cost": job_cost(options, rows, rates, width, num_calls),
         "estimate_cost": {
             "base_tokens": rollouts.tokens,
             "grader_calls": rollouts.graded,

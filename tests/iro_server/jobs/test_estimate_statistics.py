@@ -109,9 +109,12 @@ def test_the_cost_counts_rollouts_and_validations():
     )
     rollouts, searched = completions(options, rows=48)  # 8 of them reserved, 20 an iteration
     assert (rollouts, searched) == (20 * 4 + 20 * 2, 4 * 2 * (3 + 2))
-    cost = job_cost(options, 48, Rates(tokens=10, tokens_per_second=100, grader_seconds=0.5), width=64)
+    rates = Rates(tokens=10, tokens_per_second=100, grader_seconds=0.5)
+    cost = job_cost(options, 48, rates, 64, num_calls=lambda completions: completions)
     assert cost["grader_calls"] == cost["completions"] == 160 and cost["base_tokens"] == 1600
     assert cost["seconds"] == 16 + 80 and cost["disk_bytes"] == 120 * 10 * 2 * 64 * 2
+    ranked = job_cost(options, 48, rates, 64, num_calls=lambda completions: 1)  # one call a group
+    assert ranked["grader_calls"] == 120 / 4 + 40 / 2 and ranked["base_tokens"] == 1600
 
 
 def test_rows_are_drawn_from_the_whole_file_and_again_the_same():
