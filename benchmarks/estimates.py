@@ -27,6 +27,7 @@ from benchmarks.tables import table
 from iro_server import JsonObject
 
 CASES = (*ALL_TASKS, *PLANTED)
+STARTING = 900.0  # seconds for the server to load its model, on a machine that does other work
 LEARNING = ("go", "more_rollouts")  # verdicts under which a job may learn something
 AIMS = {"spearman": ">= 0.8", "go without a gain": "0", "share of the job's tokens and seconds": "<= 5 %"}
 ITERATION_OPTIONS = ("iterations", "rollouts_per_prompt", "validation_prompts", "beam_width", "num_successors")
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--prompts", type=int, help="prompts of an estimate; as of one beside a job if left out")
     parser.add_argument("--rollouts", type=int, default=8, help="completions of each")
+    parser.add_argument("--seconds", type=float, default=120.0, help="that an estimate samples and grades, about")
     parser.add_argument("--train-prompts", type=int, default=64, help="of a job that is not a piece")
     parser.add_argument("--validation-prompts", type=int, default=12)
     parser.add_argument("--job-rollouts", type=int, default=16)
@@ -97,19 +99,20 @@ def estimated_once(case: Case, folder: Path, args: argparse.Namespace) -> JsonOb
         python_graders="unsafe",  # they are this benchmark's own
         estimate_prompts=max(3, min(most, training)),
         estimate_rollouts=args.rollouts,
+        estimate_seconds=args.seconds,
     )
     server = Server(settings, folder / "server.log")
     server.start()
     try:
-        server.wait()
-        record = ask(server, settings.model_name, case)
+        wait_for(server.answers, "a server to answer", STARTING)
+        record = ask(server, settings.model_name, case, args.seconds)
     finally:
         server.stop()
     path.write_text(json.dumps(record))
     return record
 
 
-def ask(server: Server, model: str, case: Case) -> JsonObject:
+def ask(server: Server, model: str, case: Case, seconds: float) -> JsonObject:
     client = server.client
     files = {
         field: client.files.create(file=path, purpose="fine-tune").id
@@ -124,7 +127,7 @@ def ask(server: Server, model: str, case: Case) -> JsonObject:
         record: Any = client.get(f"/fine_tuning/jobs/estimate/{created['id']}", cast_to=object)
         return record if record["status"] in ("completed", "failed", "canceled") else None
 
-    record = wait_for(ended, f"the estimate of {case.name}")
+    record = wait_for(ended, f"the estimate of {case.name}", STARTING + 2 * seconds)
     if record["status"] != "completed":
         raise RuntimeError(f"the estimate of {case.name} has {record['status']}: {record['error']}")
     result: JsonObject = record["result"]

@@ -122,8 +122,8 @@ class ScoreModel(ModelGrader):
 
     def _grade_groups(self, groups: Sequence[Group], chats: Sequence[Chat]) -> list[list[Grade]]:
         """Equal texts need no judge."""
-        asked = [chat for group, chat in zip(groups, chats, strict=True) if len(group.shown) > 1]
-        answers = iter(self.ask(asked) if asked else [])
+        requests = [chat for group, chat in zip(groups, chats, strict=True) if len(group.shown) > 1]
+        answers = iter(self.ask(requests) if requests else [])
         return [
             self._standings(group, next(answers)) if len(group.shown) > 1 else self._rewards(group, [0])
             for group in groups

@@ -95,5 +95,5 @@ def test_a_planted_failure_is_estimated_and_run_and_goes_on_where_it_was(tmp_pat
     assert (constant["verdict"], constant["failed"], constant["gain"]) == ("constant_reward", "constant_reward", 0)
     assert keywords["spent"]["base_tokens"] > 0 and keywords["spent"]["disk_bytes"] > 0
     assert keywords["estimate_cost"]["base_tokens"] > 0 and keywords["cost"]["disk_bytes"] > 0
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert again.stdout == first.stdout
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert second.stdout == first.stdout

@@ -34,10 +34,10 @@ class Rates:
 
 
 class Work(NamedTuple):
-    """Completions of so many prompts: ``each`` of one prompt."""
+    """Completions of so many prompts: ``completions`` of one."""
 
     prompts: int
-    each: int
+    completions: int
 
 
 def job_cost(options: AlignmentOptions, rows: Rows, rates: Rates, width: int, num_calls: NumCalls) -> JsonObject:
@@ -48,7 +48,7 @@ def job_cost(options: AlignmentOptions, rows: Rows, rates: Rates, width: int, nu
     counted one after the other, though a job does some of it at once; fitting is not counted.
     """
     rollouts, validations = job_work(options, rows)
-    calls = sum(work.prompts * num_calls(work.each) for work in [*rollouts, *validations])
+    calls = sum(work.prompts * num_calls(work.completions) for work in [*rollouts, *validations])
     tokens = num_completions([*rollouts, *validations]) * rates.tokens
     return {
         "completions": num_completions([*rollouts, *validations]),
@@ -60,7 +60,7 @@ def job_cost(options: AlignmentOptions, rows: Rows, rates: Rates, width: int, nu
 
 
 def num_completions(works: Iterable[Work]) -> int:
-    return sum(work.prompts * work.each for work in works)
+    return sum(work.prompts * work.completions for work in works)
 
 
 def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Work]]:
@@ -84,7 +84,7 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
         ways = [search_rows]
     validations = math.ceil(options.iterations / options.eval_interval)
     evaluated = [Work(validation, options.rollouts_per_prompt)]
-    evaluated += [Work(validation, each) for each in ways if each <= options.max_rows] * validations
+    evaluated += [Work(validation, count) for count in ways if count <= options.max_rows] * validations
     evaluated += [Work(check, options.rollouts_per_prompt), Work(check, search_rows)]
     return rollouts, [*choosing, *evaluated * options.eval_samples]
 

@@ -126,9 +126,9 @@ class Roller:
                 Completion(number, *pair) for pair in zip(part, self._grades(part, row, rollouts), strict=True)
             ]
             if not start:
-                again = slice(None, None, -1) if self.grader.compares else slice(REPEATED)  # all, in another order
-                repeated = self._grades(part[again], row, rollouts)
-                first = [completion.grade.reward for completion in completions[again]]
+                second = slice(None, None, -1) if self.grader.compares else slice(REPEATED)  # all, in another order
+                repeated = self._grades(part[second], row, rollouts)
+                first = [completion.grade.reward for completion in completions[second]]
                 rollouts.repeats += zip(first, [grade.reward for grade in repeated], strict=True)
             if time.monotonic() > deadline:
                 return

@@ -42,18 +42,18 @@ def refusal(call) -> openai.APIStatusError:
 
 
 def test_a_stored_completion_is_the_answer_with_its_messages(client):
-    made = stored(client, {"team": "red"}, n=2, logprobs=True)
-    kept = client.chat.completions.retrieve(made.id)
-    assert kept.to_dict() == made.to_dict() | {"metadata": {"team": "red"}}
-    messages = list(client.chat.completions.messages.list(made.id))
+    completion = stored(client, {"team": "red"}, n=2, logprobs=True)
+    retrieved = client.chat.completions.retrieve(completion.id)
+    assert retrieved.to_dict() == completion.to_dict() | {"metadata": {"team": "red"}}
+    messages = list(client.chat.completions.messages.list(completion.id))
     assert [(m.role, m.content) for m in messages] == [(m["role"], m["content"]) for m in HI]
-    first, *others = client.chat.completions.messages.list(made.id, order="desc", limit=1)
+    first, *others = client.chat.completions.messages.list(completion.id, order="desc", limit=1)
     assert first.content == "hi" and [m.role for m in others] == ["system"]  # the next page
-    updated = client.chat.completions.update(made.id, metadata={"team": "blue"})
-    assert updated.to_dict() == made.to_dict() | {"metadata": {"team": "blue"}}
-    assert client.chat.completions.delete(made.id).deleted
+    updated = client.chat.completions.update(completion.id, metadata={"team": "blue"})
+    assert updated.to_dict() == completion.to_dict() | {"metadata": {"team": "blue"}}
+    assert client.chat.completions.delete(completion.id).deleted
     for call in (client.chat.completions.retrieve, client.chat.completions.delete):
-        assert refusal(lambda call=call: call(made.id)).status_code == 404
+        assert refusal(lambda call=call: call(completion.id)).status_code == 404
 
 
 def test_without_store_nothing_is_kept(client):
@@ -65,9 +65,11 @@ def test_a_stream_is_stored_as_the_answer_that_it_comes_to(client):
     options = {"model": "bytes", "messages": HI, "seed": 5, "max_tokens": 6}
     with client.chat.completions.stream(**options, store=True, metadata={"how": "streamed"}) as events:
         final = events.get_final_completion()
-    (kept,) = client.chat.completions.list(metadata={"how": "streamed"})
-    assert (kept.id, kept.choices[0].message.content) == (final.id, final.choices[0].message.content)
-    assert kept.choices[0].finish_reason == final.choices[0].finish_reason and kept.usage.completion_tokens > 0
+    (retrieved,) = client.chat.completions.list(metadata={"how": "streamed"})
+    assert (retrieved.id, retrieved.choices[0].message.content) == (final.id, final.choices[0].message.content)
+    assert (
+        retrieved.choices[0].finish_reason == final.choices[0].finish_reason and retrieved.usage.completion_tokens > 0
+    )
 
 
 def test_lists_are_filtered_by_model_and_by_all_metadata_and_go_in_pages(client):
@@ -101,14 +103,14 @@ def test_completions_expire_and_are_swept(tmp_path, database_url):
     settings = settings_for(tmp_path, database_url=database_url, completion_seconds=1)
     sessions = open_database(settings)
     with serving(settings, ByteEngine()) as client:
-        made = stored(client, {"a\0": "b\0"}, messages=[{"role": "user", "content": "a\0b"}])
+        completion = stored(client, {"a\0": "b\0"}, messages=[{"role": "user", "content": "a\0b"}])
 
         def is_gone() -> bool:
             return [*client.chat.completions.list()] == []
 
         wait_for(is_gone)
-        assert refusal(lambda: client.chat.completions.retrieve(made.id)).status_code == 404
-        assert refusal(lambda: client.chat.completions.update(made.id, metadata={})).status_code == 404
+        assert refusal(lambda: client.chat.completions.retrieve(completion.id)).status_code == 404
+        assert refusal(lambda: client.chat.completions.update(completion.id, metadata={})).status_code == 404
     sweep(settings, sessions)
     with sessions() as session:
         assert session.query(Completion).count() == 0
@@ -120,11 +122,13 @@ def test_a_completion_belongs_to_its_project_and_counts_against_its_quota(tmp_pa
     secrets = [keys.create(sessions, name, name, scopes=["read", "generate", "train"])[1] for name in ("us", "them")]
     with serving(settings, ByteEngine()) as client:
         ours, theirs = (client.with_options(api_key=secret) for secret in secrets)
-        made = stored(ours)
+        completion = stored(ours)
         full = refusal(lambda: stored(ours))
         assert full.code == "insufficient_quota" and "stored chat completions" in full.message
         assert refusal(lambda: stored(ours, stream=True)).code == "insufficient_quota"
-        assert [*theirs.chat.completions.list()] == [] and [c.id for c in ours.chat.completions.list()] == [made.id]
+        assert [*theirs.chat.completions.list()] == [] and [c.id for c in ours.chat.completions.list()] == [
+            completion.id
+        ]
         theirs_eval = theirs.evals.create(data_source_config=STORED, testing_criteria=[SAYS_Z]).id
         empty = refusal(
             lambda: theirs.evals.runs.create(theirs_eval, data_source={"type": "completions", "source": STORED})
@@ -160,8 +164,8 @@ def test_an_eval_grades_stored_answers_or_samples_their_requests_anew(client):
     assert num_items(metadata={"version": "1"}) == 3 and num_items(limit=2) == 2
     assert num_items(created_after=0, created_before=2**40, model="bytes") == 6
 
-    again = source | {"model": "bytes", "sampling_params": {"max_completion_tokens": 3, "seed": 1}}
-    sampled = run_eval(client, evaluation.id, again)
+    resampling = source | {"model": "bytes", "sampling_params": {"max_completion_tokens": 3, "seed": 1}}
+    sampled = run_eval(client, evaluation.id, resampling)
     assert sampled.result_counts.total == 6 and sampled.model == "bytes"
     inputs = [item["sample"]["input"] for item in output_items(client, evaluation.id, sampled.id)]
     assert inputs == [[{"role": "user", "content": f"say {number}"}] for number in range(6)]
@@ -171,8 +175,8 @@ def test_a_stored_answers_calls_are_graded(tmp_path):
     called = SAYS_Z | {"name": "called", "input": "{{sample.output_tools[0].function.name}}", "operation": "eq"}
     called["reference"] = TOOLS[0]["function"]["name"]
     with serving(settings_for(tmp_path), ByteEngine(script=SAYS, noise=0.0, length=4096)) as client:
-        made = stored(client, {"use": "calls"}, tools=TOOLS, max_tokens=200)
-        assert made.choices[0].message.tool_calls[0].function.name == called["reference"]
+        completion = stored(client, {"use": "calls"}, tools=TOOLS, max_tokens=200)
+        assert completion.choices[0].message.tool_calls[0].function.name == called["reference"]
         config = {"type": "logs", "metadata": {"use": "calls"}}
         evaluation = client.evals.create(data_source_config=config, testing_criteria=[called])
         run = run_eval(client, evaluation.id, {"type": "completions", "source": STORED})

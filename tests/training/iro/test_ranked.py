@@ -29,7 +29,7 @@ def test_a_policy_is_compared_with_the_frozen_models_answers(config: AlignConfig
     with judge(BY_ONES) as (url, requests):
         config = config.model_copy(update={"grader": {**RANK, "base_url": url}})
         result = job().execute(config, tmp_path / "run")
-        asked = len(requests)
+        num_requests = len(requests)
         assert all(len(answers_in(request)) <= config.search.rows + REFERENCES for request in requests)
         with pytest.raises(Killed):
             job().execute(config, tmp_path / "killed", should_stop=killer(9))
@@ -37,7 +37,7 @@ def test_a_policy_is_compared_with_the_frozen_models_answers(config: AlignConfig
     assert result["baseline"]["full_valid_mean_reward"] == pytest.approx(0.5)
     assert result["history"][0]["full_valid_mean_reward"] > 0.6 and result["checks"][0]["holds"]
     assert result["history"][0]["train_mean_reward"] == pytest.approx(0.5)  # a place within its own group
-    assert asked < 40 * 8  # the rollouts of a prompt take one request, not eight
+    assert num_requests < 40 * 8  # the rollouts of a prompt take one request, not eight
     assert comparable(resumed) == comparable(result)
 
 
