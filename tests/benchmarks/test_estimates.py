@@ -42,7 +42,7 @@ def test_a_finished_pieces_gain_is_that_of_its_jobs_own_check(tmp_path: Path) ->
 
 def test_the_rank_correlation_has_mean_ranks_for_ties_and_an_interval() -> None:
     assert spearman([1, 2, 3, 4, 5], [5, 6, 7, 8, 7]) == pytest.approx(
-        {"mean": 0.8208, "low": -0.0967, "high": 0.9854}, abs=1e-3
+        {"mean": 0.8208, "low": -0.4163, "high": 0.9920}, abs=1e-3
     )
     assert spearman([0, 0, 0, 0], [1, 2, 3, 4]) is None and spearman([1, 2, 3], [1, 2, 3]) is None
 
