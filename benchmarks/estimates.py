@@ -30,8 +30,10 @@ CASES = (*ALL_TASKS, *PLANTED)
 STARTING = 900.0  # seconds for the server to load its model, on a machine that does other work
 LEARNING = ("go", "more_rollouts")  # verdicts under which a job may learn something
 AIMS = {"spearman": ">= 0.8", "go without a gain": "0", "share of the job's tokens and seconds": "<= 5 %"}
-ITERATION_OPTIONS = ("iterations", "rollouts_per_prompt", "validation_prompts", "beam_width", "num_successors")
-ITERATION_OPTIONS += ("chunk_length", "max_tokens", "counted_tokens", "temperature")
+JOB_OPTIONS = (
+    *("iterations", "rollouts_per_prompt", "validation_prompts", "beam_width", "num_successors"),
+    *("chunk_length", "max_tokens", "counted_tokens", "temperature"),
+)
 
 
 def main() -> None:
@@ -118,12 +120,12 @@ def ask(server: Server, model: str, case: Case, seconds: float) -> JsonObject:
         field: client.files.create(file=path, purpose="fine-tune").id
         for field, path in (("training_file", case.training_file), ("validation_file", case.validation_file))
     }
-    options = {name: case.config[name] for name in ITERATION_OPTIONS if name in case.config}
+    options = {name: case.config[name] for name in JOB_OPTIONS if name in case.config}
     method = {"type": "reinforcement", "reinforcement": {"grader": case.config["grader"], "iro": options}}
     body = {"model": model, "method": method, "seed": case.config["seed"]} | files
     created: Any = client.post("/fine_tuning/jobs/estimate", body=body, cast_to=object)
 
-    def ended() -> JsonObject | None:
+    def ended() -> Any:
         record: Any = client.get(f"/fine_tuning/jobs/estimate/{created['id']}", cast_to=object)
         return record if record["status"] in ("completed", "failed", "canceled") else None
 

@@ -95,9 +95,9 @@ class Grading:
         """Take texts that were graded as references, of the items that have none yet."""
         first: dict[str, list[Sample]] = {}
         for prompt, group in zip(prompts, texts, strict=True):
-            samples = [self._sample(text, prompt.item) for text in group]
+            graded_texts = [self._sample(text, prompt.item) for text in group]
             of_item = first.setdefault(json.dumps(prompt.item, sort_keys=True), [])
-            of_item += [sample for sample in samples if isinstance(sample, Sample)]
+            of_item += [sample for sample in graded_texts if isinstance(sample, Sample)]
         for item, samples in first.items():
             self._references.setdefault(item, samples[:REFERENCES])
 

@@ -62,14 +62,12 @@ def test_without_store_nothing_is_kept(client):
 
 
 def test_a_stream_is_stored_as_the_answer_that_it_comes_to(client):
-    options = {"model": "bytes", "messages": HI, "seed": 5, "max_tokens": 6}
-    with client.chat.completions.stream(**options, store=True, metadata={"how": "streamed"}) as events:
-        final = events.get_final_completion()
+    chunks = list(stored(client, {"how": "streamed"}, seed=5, max_tokens=6, stream=True))
     (retrieved,) = client.chat.completions.list(metadata={"how": "streamed"})
-    assert (retrieved.id, retrieved.choices[0].message.content) == (final.id, final.choices[0].message.content)
-    assert (
-        retrieved.choices[0].finish_reason == final.choices[0].finish_reason and retrieved.usage.completion_tokens > 0
-    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert (retrieved.id, retrieved.choices[0].message.content) == (chunks[0].id, text)
+    assert (retrieved.object, retrieved.choices[0].finish_reason) == ("chat.completion", "length")
+    assert retrieved.usage.completion_tokens == 6
 
 
 def test_lists_are_filtered_by_model_and_by_all_metadata_and_go_in_pages(client):
