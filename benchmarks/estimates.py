@@ -49,18 +49,13 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer, where the task does not set less")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rows: list[JsonObject] = []
-    missing: list[str] = []
     with ExitStack() as stack:
         engine = EngineLoader(stack)
-        for name in args.cases:
-            row = row_of(name, engine, args)
-            missing += [] if row else [name]
-            rows += [row] if row else []
+        rows = [row for name in args.cases if (row := row_of(name, engine, args)) is not None]
     numbers = {"rows": rows, "summary": summary(rows)} if rows else {}
-    if missing or set(args.cases) != set(CASES):
-        others = ", ".join(missing) or "none of the others was asked for"
-        print(f"{len(rows)} of {len(CASES)} cases are in, so no results file is written. Missing: {others}")
+    if missing := set(CASES) - {row["case"] for row in rows}:
+        print(f"{len(rows)} of {len(CASES)} cases are in, so no results file is written.")
+        print(f"Missing: {', '.join(name for name in CASES if name in missing)}")
         if rows:
             report(numbers)
         return
