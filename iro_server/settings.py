@@ -91,6 +91,8 @@ class Settings(Placement):
     project_webhooks: int = Field(50, gt=0)
     project_responses: int = Field(100_000, gt=0)  # stored and not expired
     response_seconds: float = Field(30 * 86400.0, ge=1)  # that a response is stored
+    project_completions: int = Field(100_000, gt=0)  # chat completions, stored and not expired
+    completion_seconds: float = Field(30 * 86400.0, ge=1)  # that a chat completion is stored
     project_evals: int = Field(1000, gt=0)
     project_eval_runs: int = Field(50, gt=0)  # that have not ended
     project_eval_items: int = Field(200_000, gt=0)  # of all runs

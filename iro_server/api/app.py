@@ -34,6 +34,7 @@ from iro_server.api import (
     page,
     permissions,
     responses,
+    stored_completions,
     uploads,
     webhooks,
 )
@@ -155,6 +156,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         evals,
         eval_runs,
         chat,
+        stored_completions,
         completions,
         embeddings,
         responses,

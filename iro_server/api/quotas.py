@@ -72,6 +72,12 @@ def check_responses(context: Context) -> None:
     _check("stored responses", stored + 1, context.settings.project_responses, "Delete some, or set store to false")
 
 
+def check_completions(context: Context) -> None:
+    stored = _count(context, t.Completion, t.Completion.unexpired())
+    most = context.settings.project_completions
+    _check("stored chat completions", stored + 1, most, "Delete some, or leave out store")
+
+
 def _count(context: Context, table: type[t.Base], *where: ColumnElement[bool]) -> int:
     """The project's rows of ``table``."""
     with context.sessions() as session:

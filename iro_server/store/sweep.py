@@ -41,6 +41,7 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
     with sessions.begin() as session:
         expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
         session.execute(delete(t.Response).where(t.Response.expires_at <= t.now()))
+        session.execute(delete(t.Completion).where(t.Completion.expires_at <= t.now()))
         _expire_uploads(session)
         if settings.retention is not None:
             _forget(session, time.time() - settings.retention)

@@ -51,6 +51,7 @@ def api(request, tmp_path_factory, new_database):
             job=job,
             file=upload(client),
             response=client.responses.create(model="bytes", input="a", max_output_tokens=2).id,
+            completion=a_completion(client),
             estimate=an_estimate(client),
             **evaluation,
             hook=client.webhooks.create(url=receiver.url, **HOOK).id,
@@ -68,6 +69,7 @@ def with_names(case: Case, api: SimpleNamespace, grader: dict[str, Any]) -> None
     known |= {"checkpoints": api.job.fine_tuned_model, "uploads": upload}
     known |= {
         "responses": api.response,
+        "completions": api.completion,
         "estimate": api.estimate,
         "evals": api.eval,
         "runs": api.run,
@@ -101,6 +103,12 @@ def an_eval(client: Any) -> dict[str, str]:
     run = run_eval(client, eval_id, sampled(2))
     item = client.evals.runs.output_items.list(run.id, eval_id=eval_id).data[0]
     return {"eval": eval_id, "run": run.id, "output_item": item.id}
+
+
+def a_completion(client: Any) -> str:
+    messages = [{"role": "user", "content": "a"}]
+    create = client.chat.completions.create
+    return create(model="bytes", messages=messages, max_tokens=2, store=True, metadata={"team": "red"}).id
 
 
 def an_estimate(client: Any) -> str:

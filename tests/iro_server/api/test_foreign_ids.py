@@ -29,6 +29,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/webhook_endpoints/{id}/test": {"json": {"event_type": HOOK["event_types"][0]}},
     "/v1/fine_tuning/checkpoints/{name}/permissions": {"json": {"project_ids": ["theirs"]}},
     "/v1/evals/{id}": {"json": {"name": "theirs"}},
+    "/v1/chat/completions/{id}": {"json": {"metadata": {"whose": "theirs"}}},
     "/v1/evals/{id}/runs": {"json": {"data_source": sampled(1)}},
 }
 
@@ -76,6 +77,7 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Any:
             "runs": run.id,
             "output_items": owner.evals.runs.output_items.list(run.id, eval_id=eval_id).data[0].id,
             "batches": new_batch(owner),
+            "completions": owner.chat.completions.create(model="bytes", messages=HI, max_tokens=2, store=True).id,
             "responses": owner.responses.create(model="bytes", input="a", max_output_tokens=2).id,
         }
         headers = {"authorization": f"Bearer {theirs}"}
