@@ -341,6 +341,17 @@ class Batch(BackgroundRow):
     error_file_id: Mapped[str | None] = mapped_column(default=None)
 
 
+class JobRun(BackgroundRow):
+    """A run of a batch job. ``kind``: its entry point's name; ``config``: the preset's with what was sent."""
+
+    __tablename__ = "job_runs"
+
+    kind: Mapped[str]
+    name: Mapped[str | None] = mapped_column(default=None)
+    preset: Mapped[str | None] = mapped_column(default=None)
+    config: Mapped[JsonObject]
+
+
 class Response(Base, Owned):
     """A stored response. ``input``: its own items; ``previous_id``: the response that it continues."""
 

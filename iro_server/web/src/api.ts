@@ -140,7 +140,7 @@ export interface Estimate {
   result: EstimateResult | null;
 }
 
-async function call(path: string, init: RequestInit = {}): Promise<Response> {
+export async function call(path: string, init: RequestInit = {}): Promise<Response> {
   const headers = new Headers(init.headers);
   if (savedKey()) headers.set("authorization", `Bearer ${savedKey()}`);
   let response: Response;
@@ -174,7 +174,7 @@ export async function get<Body>(path: string, signal?: AbortSignal): Promise<Bod
   return (await call(path, { signal })).json() as Promise<Body>;
 }
 
-async function post<Body>(path: string, body?: unknown, signal?: AbortSignal): Promise<Body> {
+export async function post<Body>(path: string, body?: unknown, signal?: AbortSignal): Promise<Body> {
   return (await send(path, body, signal)).json() as Promise<Body>;
 }
 

@@ -55,7 +55,7 @@ def differences(engine) -> list:
 def test_the_migrations_make_the_tables_that_the_models_say(settings, engine):
     open_database(settings)
     assert differences(engine) == []
-    assert upgrade.revisions(engine) == ("0007", "0007")
+    assert upgrade.revisions(engine) == ("0008", "0008")
 
 
 def test_a_database_from_before_migrations_is_brought_up_and_keeps_its_rows(settings, engine):

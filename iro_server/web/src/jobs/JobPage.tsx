@@ -5,7 +5,7 @@ import type { Checkpoint, Job } from "../api";
 import { OPEN, actOnJob, getJob, listCheckpoints } from "../api";
 import { date, number } from "../format";
 import { usePolled } from "../hooks";
-import { Badge, Problem } from "../parts";
+import { Badge, Fact, Problem } from "../parts";
 import { address } from "../router";
 import { EventLog, useEvents } from "./EventLog";
 import { Warnings } from "./Warnings";
@@ -123,15 +123,6 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
     </>
   );
 }
-
-const Fact = ({ name, value }: { name: string; value: string }) => (
-  <div>
-    <dt>{name}</dt>
-    <dd class="text" title={value}>
-      {value}
-    </dd>
-  </div>
-);
 
 function Failure({ job }: { job: Job }) {
   return (
