@@ -68,8 +68,8 @@ def create(body: JobRunRequest, context: Ctx) -> JsonObject:
         status="queued",
     )
     folder = _folder(context, run)
-    for file in _named_files(context, kind["config_schema"], preset, body.config):
-        link(context.settings.files_dir / file.id, folder.files / file.id)
+    for id in _named_files(context, kind["config_schema"], preset, body.config):
+        link(context.settings.files_dir / id, folder.files / id)
     with context.sessions.begin() as session:
         session.add(run)
     return _show(context, context.get(t.JobRun, "run", run.id))
@@ -164,9 +164,9 @@ def _check_config(schema: JsonObject, config: JsonObject) -> None:
         raise bad_request(f"Invalid '{param}': {error.message[:500]}", param, "invalid_value")
 
 
-def _named_files(context: Context, schema: JsonObject, preset: JsonObject, sent: JsonObject) -> list[t.File]:
-    """The caller's files that fields for paths name. 400 for any path but the preset's, the default, and none."""
-    named_files = []
+def _named_files(context: Context, schema: JsonObject, preset: JsonObject, sent: JsonObject) -> set[str]:
+    """Ids of the caller's files that fields for paths name. 400 for any path but the preset's, the default, and none."""
+    ids = set()
     for name in path_fields(schema) & sent.keys():
         value = sent[name]
         if value is None or value in (preset.get(name), schema["properties"][name].get("default")):
@@ -174,8 +174,10 @@ def _named_files(context: Context, schema: JsonObject, preset: JsonObject, sent:
         if not isinstance(value, str) or not value.startswith("file-"):
             message = f"Invalid 'config.{name}': a path on the server cannot be chosen; upload a file and send its id."
             raise bad_request(message, f"config.{name}", "path_not_allowed")
-        named_files.append(files.unexpired_file(context, value, f"config.{name}"))
-    return named_files
+        file = files.unexpired_file(context, value, f"config.{name}")
+        files.opened(context, file).close()
+        ids.add(file.id)
+    return ids
 
 
 def _run(context: Context, id: str) -> t.JobRun:

@@ -58,7 +58,7 @@ def _read() -> list[JobKind]:
 def kind_of(name: str) -> JobKind:
     try:
         job = load_batch_job(name)
-    except JobUnavailable as error:
+    except (JobUnavailable, ImportError, OSError) as error:  # of a library too, that the others do without
         return {"id": name, "summary": "", "presets": {}, "config_schema": {}, "problem": str(error)}
     presets = {preset: dict(config) for preset, config in job.presets.items()}
     schema = job.Config.model_json_schema()

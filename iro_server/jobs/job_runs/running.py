@@ -17,8 +17,8 @@ from iro_server.concurrency.openmp import job_environment
 from iro_server.graders.environment import VARIABLE as GRADER_ENVIRONMENT_VARIABLE
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs.background import Lease, Stopping, WorkFailed
-from iro_server.jobs.records import LeaseLost
 from iro_server.jobs.job_runs.folder import RunFolder
+from iro_server.jobs.records import LeaseLost
 from iro_server.jobs.supervisor import STOP_SECONDS
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find

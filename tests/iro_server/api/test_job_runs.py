@@ -141,7 +141,7 @@ def test_a_stored_file_stands_where_a_path_is_asked_for(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, job_run_concurrency=0)
     with serving(settings, ByteEngine()) as client, httpx.Client(base_url=str(client.base_url), timeout=300) as http:
         file = upload(client)
-        run = start(http, kind="align", preset="smoke", config={"training_file": file})
+        run = start(http, kind="align", preset="smoke", config={"training_file": file, "validation_file": file})
         assert get(http, run)["config"]["training_file"] == file
         client.files.delete(file)
         assert (settings.run_dir(run) / "files" / file).read_text().startswith('{"messages"')

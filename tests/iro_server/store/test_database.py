@@ -90,7 +90,7 @@ def test_servers_that_start_at_once_do_not_collide(settings, engine):
     for server in servers:
         server.stdout.close()
     with engine.connect() as connection:
-        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["0007"]
+        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["0008"]
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(settings, engine, monkeypatch):

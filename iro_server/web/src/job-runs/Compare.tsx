@@ -1,5 +1,6 @@
 // Several runs: one metric of all on one chart, and the fields of their configs that differ.
 
+import { useState } from "preact/hooks";
 import { usePolled } from "../hooks";
 import { Problem } from "../parts";
 import { address } from "../router";
@@ -14,18 +15,21 @@ const MOST = 8; // runs
 
 export function Compare({ query }: { query: URLSearchParams }) {
   const ids = (query.get("ids") ?? "").split(",").filter(Boolean).slice(0, MOST);
-  const read = async (signal: AbortSignal) =>
-    Promise.all(
-      ids.map(async (id) => {
-        const [run, rows] = await Promise.all([getRun(id, signal), allMetrics(id, signal)]);
-        return { run, rows: rows.map((row) => flatten(row)) };
-      }),
-    );
-  const first = usePolled(read, null, ids.join());
-  const live = usePolled(read, first.value?.some(({ run }) => isOpen(run)) ? EVERY : null, `${ids.join()} live`);
-  const value = live.value ?? first.value;
-  const error = first.error ?? live.error;
-  if (!value) return error ? <Problem error={error} again={first.again} /> : <p class="faint">Loading …</p>;
+  const [open, setOpen] = useState(true);
+  const read = async (id: string, signal: AbortSignal) => {
+    const [run, rows] = await Promise.all([getRun(id, signal), allMetrics(id, signal)]);
+    return { run, rows: rows.map((row) => flatten(row)) };
+  };
+  const { value, error, again } = usePolled(
+    async (signal) => {
+      const runs = await Promise.all(ids.map((id) => read(id, signal)));
+      setOpen(runs.some(({ run }) => isOpen(run)));
+      return runs;
+    },
+    open ? EVERY : null,
+    ids.join(),
+  );
+  if (!value) return error ? <Problem error={error} again={again} /> : <p class="faint">Loading …</p>;
   const labels = labelsOf(value.map(({ run }) => run));
   return (
     <section>
@@ -35,7 +39,7 @@ export function Compare({ query }: { query: URLSearchParams }) {
       <div class="title">
         <h1>{ids.length} runs compared</h1>
       </div>
-      {error && <Problem error={error} again={first.again} />}
+      {error && <Problem error={error} again={again} />}
       <section class="card" aria-labelledby="overlay">
         <h2 id="overlay">Metrics</h2>
         <Curves runs={value.map(({ rows }, i) => ({ label: labels[i]!, rows }))} />

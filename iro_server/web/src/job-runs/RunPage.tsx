@@ -42,7 +42,7 @@ export function RunPage({ id }: { id: string }) {
         </div>
       )}
       <Metrics run={value} />
-      {value.figures.length > 0 && <Figures run={value} />}
+      {value.figures.length > 0 && !isOpen(value) && <Figures run={value} />}
       {value.status === "succeeded" && <Checks id={id} />}
       <details class="card">
         <summary>Config</summary>
