@@ -139,9 +139,8 @@ def _check_operator(context: Context) -> None:
     else:
         may = caller.scopes is not None and Scope.admin in caller.scopes
     if not may:
-        message = (
-            "Runs of batch jobs need a key with the scope 'admin': `iro keys create NAME --scope read --scope admin`."
-        )
+        command = "iro keys create NAME --scope read --scope admin"
+        message = f"Runs of batch jobs need a key that was given the scope 'admin': `{command}`."
         raise APIError(403, message, code="insufficient_scope")
 
 
@@ -165,7 +164,7 @@ def _check_config(schema: JsonObject, config: JsonObject) -> None:
 
 
 def _named_files(context: Context, schema: JsonObject, preset: JsonObject, sent: JsonObject) -> set[str]:
-    """Ids of the caller's files that fields for paths name. 400 for any path but the preset's, the default, and none."""
+    """Ids of the caller's files that fields for paths name. 400 for other paths than the preset's and the default."""
     ids = set()
     for name in path_fields(schema) & sent.keys():
         value = sent[name]
