@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import httpx
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from iro_server.settings import Settings
+from iro_server.store.database import open_database
+from iro_server.store.tables import JobRun, new_id, now
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import new_key, serving, settings_for
-from tests.iro_server.api.test_job_runs import COT, SCOPES, SMALL, ended, start
+from tests.iro_server.api.test_job_runs import COT, SCOPES, SMALL, start
 from tests.iro_server.web.conftest import opened
 from tests.iro_server.web.crowd import HOSTILE
 from tests.iro_server.web.test_accessibility import DESK, PHONE, violations
 from tests.iro_server.web.test_tenants import sign_in
 
+RUN_PATIENCE = 500_000  # milliseconds: a process imports a library, trains and draws
+NAMES = ("short", HOSTILE[:100])
+PIXELS = (320, 200)
+
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A server with two runs that differ by their iterations, the second with a hostile name."""
+    """A server with two finished runs that differ by their iterations, the second with a hostile name."""
     settings = settings_for(tmp_path_factory.mktemp("data"))
+    runs = [add_run(settings, name, iterations) for name, iterations in zip(NAMES, (60, 80), strict=True)]
     with serving(settings, ByteEngine()) as client, httpx.Client(base_url=str(client.base_url), timeout=300) as http:
-        longer = SMALL | {"iterations": 80}
-        runs = [start(http, **COT, config=SMALL, name="short"), start(http, **COT, config=longer, name=HOSTILE[:100])]
-        assert [ended(http, run)["status"] for run in runs] == ["succeeded"] * 2
+        http.get("iro/job_kinds").raise_for_status()  # read before a browser waits for them
         yield SimpleNamespace(address=str(client.base_url).removesuffix("/v1/"), runs=runs, http=http)
+
+
+def add_run(settings: Settings, name: str, iterations: int) -> str:
+    """A run that has succeeded, as its process would have left it."""
+    config = SMALL | {"iterations": iterations}
+    run = JobRun(id=new_id("jobrun_"), kind=COT["kind"], preset=COT["preset"], name=name, config=config)
+    run.status, run.finished_at = "succeeded", now()
+    out = settings.run_dir(run.id) / "run"
+    (out / "figures").mkdir(parents=True)
+    rows = [{"step": step, "loss": 0.3 / (1 + step)} for step in range(0, iterations + 1, 20)]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check = {"name": HOSTILE, "expected": {"tau": 0.36}, "got": [0.123456, HOSTILE], "holds": False}
+    (out / "result.json").write_text(json.dumps({"config": config, "checks": [check, check | {"holds": True}]}))
+    Image.new("RGB", PIXELS).save(out / "figures" / "matrices.png")
+    id = run.id
+    with open_database(settings).begin() as session:
+        session.add(run)
+    return id
 
 
 def test_a_run_is_filled_in_started_and_watched_to_its_figures(browser: Browser, studied: SimpleNamespace) -> None:
@@ -46,8 +72,8 @@ def test_a_run_is_filled_in_started_and_watched_to_its_figures(browser: Browser,
             page.get_by_label(re.compile(rf"^{field}( \(changed\))?$")).fill(text)
         page.get_by_role("button", name="Start the run").click()
         expect(page.get_by_role("heading", name="from the form")).to_be_visible()
-        expect(page.get_by_role("img", name="loss by step")).to_be_visible()
-        expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
+        expect(page.get_by_role("img", name="loss by step")).to_be_visible(timeout=RUN_PATIENCE)
+        expect(page.get_by_text("succeeded", exact=True)).to_be_visible(timeout=RUN_PATIENCE)
         figure = page.get_by_role("img", name="Figure matrices of the run")
         expect(figure).to_be_visible()
         assert figure.evaluate("image => image.naturalWidth") > 100
@@ -64,7 +90,7 @@ def test_two_runs_are_overlaid_compared_and_downloaded(browser: Browser, studied
             page.locator("tr", has=page.locator(f'a[href="#/runs/{run}"]')).get_by_role("checkbox").check()
         page.get_by_role("link", name="Compare 2 runs").click()
         expect(page.get_by_role("img", name="loss by step")).to_be_visible()
-        assert page.locator(".legend li").all_inner_texts() == ["short", HOSTILE[:100]]
+        assert page.locator(".legend li").all_inner_texts() == list(NAMES)
         table = page.get_by_role("region", name="Table of differing fields")
         assert [row.all_inner_texts() for row in (table.get_by_role("rowheader"), table.get_by_role("cell"))] == [
             ["iterations"],
@@ -73,7 +99,7 @@ def test_two_runs_are_overlaid_compared_and_downloaded(browser: Browser, studied
         with page.expect_download() as download:
             page.get_by_role("button", name="CSV").click()
         head, *rows = csv.reader(download.value.path().read_text().splitlines())
-        assert head == ["step", "short", HOSTILE[:100]] and [row[0] for row in rows] == ["0", "20", "40", "60", "80"]
+        assert head == ["step", *NAMES] and [row[0] for row in rows] == ["0", "20", "40", "60", "80"]
         with page.expect_download() as download:
             page.get_by_role("button", name="PNG").click()
         assert download.value.suggested_filename == "loss.png"
