@@ -55,7 +55,7 @@ def create(body: JobRunRequest, context: Ctx) -> JsonObject:
         presets = ", ".join(kind["presets"]) or "none"
         raise bad_request(f"{body.kind} has no preset '{body.preset}'. It has: {presets}.", "preset", "invalid_value")
     preset = kind["presets"][body.preset] if body.preset else {}
-    config = preset | body.config
+    config = _defaults(kind) | preset | body.config
     _check_config(kind["config_schema"], config)
     run = t.JobRun(
         id=t.new_id("jobrun_"),
@@ -153,6 +153,12 @@ def _kind(context: Context, name: str) -> JobKind:
     return kinds[name]
 
 
+def _defaults(kind: JobKind) -> JsonObject:
+    """Stored with the run: it goes on with them where a later version has others."""
+    fields = kind["config_schema"]["properties"]
+    return {name: field["default"] for name, field in fields.items() if "default" in field}
+
+
 def _check_config(schema: JsonObject, config: JsonObject) -> None:
     """400 with the first field that the schema refuses. What it cannot say, the run itself checks."""
     if unknown := config.keys() - schema["properties"].keys():
@@ -188,16 +194,12 @@ def _folder(context: Context, run: t.JobRun) -> RunFolder:
 
 
 def _show(context: Context, run: t.JobRun) -> JsonObject:
-    """``config``: with the batch job's defaults, where it is still installed."""
     folder = _folder(context, run)
-    kind = context.job_kinds.all().get(run.kind)
-    fields = kind["config_schema"].get("properties", {}) if kind else {}
-    defaults = {name: field["default"] for name, field in fields.items() if "default" in field}
     status = folder.status()
     return {
         "object": "iro.job_run",
         **{name: getattr(run, name) for name in SHOWN},
-        "config": defaults | run.config,
+        "config": run.config,
         "error": run.error,
         "progress": status.get("progress"),
         "message": status.get("message"),

@@ -342,7 +342,7 @@ class Batch(BackgroundRow):
 
 
 class JobRun(BackgroundRow):
-    """A run of a batch job. ``kind``: its entry point's name; ``config``: the preset's with what was sent."""
+    """A run of a batch job. ``kind``: its entry point's name; ``config``: all of it, defaults too."""
 
     __tablename__ = "job_runs"
 

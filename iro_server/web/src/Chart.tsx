@@ -14,6 +14,7 @@ export interface Curve {
 }
 
 const HEIGHT = 260;
+const X_AXIS = 32; // pixels
 const MANY = 60; // points of a curve, which then shows none
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -118,9 +119,10 @@ function options(element: HTMLElement, curves: Curve[], numbers: boolean, logari
     },
     axes: [
       numbers
-        ? { ...axis, values: (_plot, places) => places.map(short) }
+        ? { ...axis, size: X_AXIS, values: (_plot, places) => places.map(short) }
         : {
             ...axis,
+            size: X_AXIS,
             incrs: [1, 2, 5, 10, 20, 50, 100],
             values: (_plot, steps) => steps.map((step) => (step === 0 ? "frozen" : String(step))),
           },

@@ -7,8 +7,7 @@ import { address } from "../router";
 import type { JobRun } from "./api";
 import { allMetrics, getRun, isOpen, titleOf } from "./api";
 import { Curves } from "./Curves";
-import { flatten } from "./metrics";
-import { shown } from "./RunPage";
+import { flatten, shown } from "./metrics";
 
 const EVERY = 3000; // milliseconds
 const MOST = 8; // runs

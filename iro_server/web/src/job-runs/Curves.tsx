@@ -2,9 +2,10 @@
 
 import { useRef, useState } from "preact/hooks";
 import { Chart } from "../Chart";
+import { Fact } from "../parts";
 import { CURVES, csv, png, save } from "./download";
 import type { Flat } from "./metrics";
-import { aligned, defaultX, numericNames, seriesOf } from "./metrics";
+import { aligned, defaultX, numericNames, seriesOf, shown } from "./metrics";
 
 export interface Labelled {
   label: string;
@@ -19,7 +20,7 @@ export function Curves({ runs }: { runs: Labelled[] }) {
   const rows = runs.flatMap((run) => run.rows);
   const { metrics, xs } = numericNames(rows);
   if (metrics.length === 0) return <p class="faint">Metrics appear here as the run writes them.</p>;
-  const metric = metrics.includes(chosen) ? chosen : metrics[0]!;
+  const metric = metrics.includes(chosen) ? chosen : fullest(rows, metrics);
   const x = xs.includes(chosenX) ? chosenX : defaultX(rows, metric);
   const all = runs.flatMap(({ label, rows }) =>
     seriesOf(rows, metric, x).map(({ name, points }) => ({
@@ -55,12 +56,22 @@ export function Curves({ runs }: { runs: Labelled[] }) {
         </label>
         <span class="actions">
           <button onClick={saveTable}>CSV</button>
-          <button onClick={() => void savePicture()}>PNG</button>
+          <button onClick={() => void savePicture()} disabled={series.every(({ points }) => points.size < 2)}>
+            PNG
+          </button>
         </span>
       </div>
-      <div ref={place}>
-        <Chart label={`${metric} by ${x}`} x={chart.x} curves={chart.curves} numbers logarithmic={isLog} />
-      </div>
+      {series.some(({ points }) => points.size > 1) ? (
+        <div ref={place}>
+          <Chart label={`${metric} by ${x}`} x={chart.x} curves={chart.curves} numbers logarithmic={isLog} />
+        </div>
+      ) : (
+        <dl class="facts">
+          {series.map(({ name, points }) => (
+            <Fact name={name} value={shown([...points.values()][0])} />
+          ))}
+        </dl>
+      )}
       {all.length > series.length && (
         <p class="faint small">
           The first {series.length} of {all.length} curves.
@@ -68,6 +79,12 @@ export function Curves({ runs }: { runs: Labelled[] }) {
       )}
     </>
   );
+}
+
+/** The metric with the most values; of equals, the first. */
+function fullest(rows: Flat[], metrics: string[]): string {
+  const size = (name: string) => rows.filter((row) => typeof row[name] === "number").length;
+  return metrics.reduce((best, name) => (size(name) > size(best) ? name : best));
 }
 
 const fileName = (metric: string): string => metric.replaceAll(/[^\w-]+/g, "-");

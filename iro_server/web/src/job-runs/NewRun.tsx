@@ -54,7 +54,7 @@ export function NewRun({ query }: { query: URLSearchParams }) {
   );
 }
 
-/** ``before``: the config of a run that this one starts from. */
+/** `before`: the config of a run that this one starts from. */
 function ConfigForm({ kind, before }: { kind: JobKind; before: Config | null }) {
   const presets = Object.keys(kind.presets);
   const [preset, setPreset] = useState(before ? "" : (presets[0] ?? ""));
@@ -110,7 +110,7 @@ function ConfigForm({ kind, before }: { kind: JobKind; before: Config | null }) 
           />
         </Field>
       </div>
-      {kind.config_schema.description && <p class="text faint small">{kind.config_schema.description}</p>}
+      <Documentation text={kind.config_schema.description ?? ""} />
       <div class="grid">
         {fields.map((field) => (
           <ConfigField
@@ -131,5 +131,19 @@ function ConfigForm({ kind, before }: { kind: JobKind; before: Config | null }) 
         <span class="faint small">It runs on the server’s machine, beside its requests.</span>
       </div>
     </form>
+  );
+}
+
+/** A docstring: paragraphs, with names between double backticks. */
+function Documentation({ text }: { text: string }) {
+  const paragraphs = text.split(/\n\s*\n/).filter(Boolean);
+  return (
+    <>
+      {paragraphs.map((paragraph) => (
+        <p class="faint small">
+          {paragraph.split("``").map((part, i) => (i % 2 ? <code>{part}</code> : part))}
+        </p>
+      ))}
+    </>
   );
 }

@@ -10,7 +10,7 @@ import { allMetrics, cancelRun, figureUrl, getChecks, getRun, isOpen, titleOf } 
 import { Curves } from "./Curves";
 import { csv, save } from "./download";
 import type { Flat } from "./metrics";
-import { flatten } from "./metrics";
+import { flatten, shown } from "./metrics";
 import { timeOf } from "./RunList";
 
 const EVERY = 1500; // milliseconds
@@ -194,12 +194,4 @@ function Checks({ id }: { id: string }) {
       </div>
     </section>
   );
-}
-
-/** A value as people read it: numbers with four digits. */
-export function shown(value: unknown): string {
-  if (typeof value === "string") return value;
-  const rounded = (_: string, item: unknown) =>
-    typeof item === "number" && !Number.isInteger(item) ? Number(item.toPrecision(4)) : item;
-  return JSON.stringify(value, rounded) ?? "–";
 }

@@ -57,3 +57,14 @@ export function aligned(series: Series[]): { x: number[]; curves: Curve[] } {
   const x = [...new Set(series.flatMap(({ points }) => [...points.keys()]))].sort((a, b) => a - b);
   return { x, curves: series.map(({ name, points }) => ({ name, values: x.map((place) => points.get(place) ?? null) })) };
 }
+
+/** A value as people read it: numbers with four digits. */
+export function shown(value: unknown): string {
+  if (value === undefined || value === null) return "–";
+  if (typeof value === "number") return String(Number.isInteger(value) ? value : Number(value.toPrecision(4)));
+  if (Array.isArray(value)) return `[${value.map(shown).join(", ")}]`;
+  if (typeof value !== "object") return String(value);
+  return Object.entries(value)
+    .map(([name, part]) => `${name}: ${shown(part)}`)
+    .join(", ");
+}
