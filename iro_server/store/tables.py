@@ -369,6 +369,17 @@ class Completion(Base, Owned):
         return cls.expires_at > now()
 
 
+class JobRun(BackgroundRow):
+    """A run of a batch job. ``kind``: its entry point's name; ``config``: all of it, defaults too."""
+
+    __tablename__ = "job_runs"
+
+    kind: Mapped[str]
+    name: Mapped[str | None] = mapped_column(default=None)
+    preset: Mapped[str | None] = mapped_column(default=None)
+    config: Mapped[JsonObject]
+
+
 class Response(Base, Owned):
     """A stored response. ``input``: its own items; ``previous_id``: the response that it continues."""
 

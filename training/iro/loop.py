@@ -33,6 +33,7 @@ from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearn
 from training.iro.lengths import with_max_tokens
 from training.iro.over_optimization import CODE, departures, warning
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
+from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.tilt_rows import TiltData
 from training.iro.tilting import Served, Tilting, num_trials, searches
@@ -288,6 +289,7 @@ class Alignment:
                 f"The frozen model: full validation mean reward={base:.3f} (best of {self.config.rollouts_per_prompt}, "
                 f"picked by the grader: {best:.3f})",
             )
+            emit_samples(self.run, 0, self.prompts.validation, valid.rows)
 
         self.run.step("0-report", tell)
         return valid.rows
@@ -318,6 +320,7 @@ class Alignment:
         self.run.metrics(row | {"timing": timing}, report.message(row))
         if valid:
             self.run.emit("checkpoint", data={"step": step, "path": str(folder), "metrics": row})
+            emit_samples(self.run, step, self.prompts.validation, valid.rows)
         by_position = {name: fitted[name] for name in BY_POSITION}
         return row | {
             "timing": timing,

@@ -52,6 +52,7 @@ class Tilting:
         most_perplexity: float | None = None,
     ) -> None:
         self.config, self.run, self.validation, self.data = config, run, validation, data
+        self.iteration = step
         self.prefix, self.most_perplexity = "" if step == 1 else f"{step}-", most_perplexity
         if not data.model.info.drift:
             validation.rescore = data.frozen_logprob
@@ -119,7 +120,8 @@ class Tilting:
             frozen, {name: valid.rows for name, valid in validated.items()}, {n: p.rows for n, p in by_name.items()}
         )
         prices = [price(name, by_name[name], valid, outside[name]) for name, valid in validated.items()]
-        self.run.step(f"{self.prefix}serve-report", lambda: self.run.emit("message", price_report(prices, chosen)))
+        report, data = price_report(prices, chosen), {"step": self.iteration, "prices": prices, "chosen": chosen}
+        self.run.step(f"{self.prefix}serve-report", lambda: self.run.emit("message", report, data))
         return Served(by_name[chosen], validated[chosen], prices)
 
 

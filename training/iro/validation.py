@@ -242,6 +242,7 @@ def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
     means = ("value_pick", "grader_pick", "mean", "tokens", "logprob", "kl")
     return [
         of_prompt[0]
+        | {"text_reward": of_prompt[0]["value_pick"]}
         | {name: mean_and_error([row[name] for row in of_prompt])[0] for name in means if name in of_prompt[0]}
         | _completions(of_prompt)
         for of_prompt in by_prompt.values()
