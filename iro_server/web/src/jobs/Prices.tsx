@@ -42,7 +42,7 @@ export function Prices({ events }: { events: JobEvent[] }) {
                   <td>{price.rows}</td>
                   <td>
                     {number(price.reward)}
-                    {typeof price.error === "number" && ` ± ${number(1.96 * price.error, 2)}`}
+                    {typeof price.error === "number" && `\u00a0±\u00a0${number(1.96 * price.error, 2)}`}
                   </td>
                   <td>{number(price.perplexity, 1)}</td>
                   <td>{number(price.kl, 1)}</td>

@@ -101,7 +101,7 @@ const graderTokens = (row: Metrics): number =>
 
 function heldOut(row: Metrics): string {
   const error = row.full_valid_error;
-  return number(row.full_valid_mean_reward) + (typeof error === "number" ? ` ± ${number(1.96 * error, 2)}` : "");
+  return number(row.full_valid_mean_reward) + (typeof error === "number" ? `\u00a0±\u00a0${number(1.96 * error, 2)}` : "");
 }
 
 const COLUMNS: { name: string; value: (row: Metrics) => string }[] = [
