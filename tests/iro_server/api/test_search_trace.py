@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from iro_server.engines.embedded import EmbeddedEngine
-from iro_server.engines.prepare import prepare_model
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Model
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -29,21 +28,20 @@ ASK = {
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """The real frozen model with a value function of random weights: its values differ from row to row."""
+def embedded(tmp_path_factory: pytest.TempPathFactory, small_engine: EmbeddedEngine) -> Iterator[openai.OpenAI]:
+    """A small frozen model with a value function of random weights: its values differ from row to row."""
     settings = settings_for(tmp_path_factory.mktemp("traced"))
-    with EmbeddedEngine(prepare_model(), name="bytes") as engine:
-        aligned(settings, MODEL, iterations=1)
-        with open_database(settings).begin() as session:
-            path = Path(find(session, Model, MODEL).path)
-        spec = FeatureSpec(summed=(engine.info.num_layers,), position=False)
-        weights = torch.randn(
-            spec.width(engine.frozen.head_weight.shape[1]), generator=torch.Generator().manual_seed(0)
-        )
-        stack = ValueStack([LinearHead(spec, weights, 0.0)], [1.0])
-        save_bundle(path, stack, model_hash=engine.info.model_hash, template_hash=engine.info.template_hash)
-        with serving(settings, engine) as client:
-            yield client
+    aligned(settings, MODEL, iterations=1)
+    with open_database(settings).begin() as session:
+        path = Path(find(session, Model, MODEL).path)
+    spec = FeatureSpec(summed=(small_engine.info.num_layers,), position=False)
+    weights = torch.randn(
+        spec.width(small_engine.frozen.head_weight.shape[1]), generator=torch.Generator().manual_seed(0)
+    )
+    stack = ValueStack([LinearHead(spec, weights, 0.0)], [1.0])
+    save_bundle(path, stack, model_hash=small_engine.info.model_hash, template_hash=small_engine.info.template_hash)
+    with serving(settings, small_engine) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
