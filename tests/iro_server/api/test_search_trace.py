@@ -81,7 +81,7 @@ def ask(client: openai.OpenAI, search: dict[str, Any] = SEARCH, **changes: Any) 
     return client.chat.completions.create(**{**ASK, **changes}, extra_body={"search": search})
 
 
-def test_the_path_of_the_tree_is_the_answer_of_the_real_model(embedded):
+def test_the_path_of_the_tree_is_the_answer_of_a_frozen_model(embedded):
     tree = Tree(ask(embedded, max_tokens=16))
     assert [event["round"] for event in tree.rounds] == [1, 2, 3, 4]
     assert [len(event["beams"]) for event in tree.rounds] == [6] * 4  # W·K rows
