@@ -129,11 +129,17 @@ def measured(engine: Any, model_dir: Path, folder: Path, case: Case, args: argpa
         return {"failed": error.code, "flagged": [], "gain": None, "served": None, "text": None}
     checked = open_checkpoints(str(folder / "run" / "checkpoints")).load("check-best-0")["rows"]
     return {
-        "flagged": result["over_optimization"],
+        "flagged": flagged(result),
         "gain": result["checks"][0]["got"],
         "served": result["search"]["strength"],
         "text": checked[0]["text"],
     }
+
+
+def flagged(result: JsonObject) -> list[JsonObject]:
+    """Departures of the served model, and of the ways to serve it that were passed over for theirs."""
+    prices = result["prices"]
+    return (result["over_optimization"] or []) + [part for price in prices for part in price["over_optimization"] or []]
 
 
 def write_rows(folder: Path, prompts: Prompts, seed: int, split: Split, count: int) -> Path:

@@ -1,7 +1,8 @@
 """Record a finished batch job: ``python -m benchmarks.record_run RUN_FOLDER --preset NAME``.
 
 Writes ``results/<job>/<preset>.json`` from the folder's ``result.json``, as ``record.write`` writes a benchmark's. Of a
-research job it keeps the claims of its paper (``KEPT``), of others all numbers.
+research job it keeps the claims of its paper (``KEPT``), of others all numbers. ``--add`` adds further tasks,
+methods or seeds of ``bench.tasks`` to a file that is there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.record import write
+from benchmarks.bench_tasks.merging import merged
+from benchmarks.record import read, write
 from benchmarks.research import bilevel, federated, rl, rl_exact, theory
 from iro_server import JsonObject
 
@@ -30,11 +32,15 @@ KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
     "theory.gradient_flow": theory.gradient_flow,
     "theory.icl": theory.icl,
 }
+ADDED: dict[str, Callable[[JsonObject, JsonObject], JsonObject]] = {"bench.tasks": merged}
 LONG = ("texts",)  # fields of a row that are kept in the run folder alone
 
 
-def record(folder: Path, preset: str, results: Path = Path("results")) -> Path:
-    """The results file of the run in ``folder``. ValueError where the run has not finished."""
+def record(folder: Path, preset: str, results: Path = Path("results"), add: bool = False) -> Path:
+    """The results file of the run in ``folder``; ``add``: with what the file has already.
+
+    ValueError where the run has not finished, or cannot be added.
+    """
     path = folder / "result.json"
     if not path.exists():
         raise ValueError(f"{folder} has no result.json: the run has not finished")
@@ -46,6 +52,11 @@ def record(folder: Path, preset: str, results: Path = Path("results")) -> Path:
     else:
         numbers = {name: shortened(value) for name, value in content.items() if name not in PROVENANCE}
     target = results / str(content["job"]) / f"{preset}.json"
+    if add and target.exists():
+        if content["job"] not in ADDED:
+            raise ValueError(f"a run of {content['job']} cannot be added to another")
+        numbers = ADDED[content["job"]](read(target), {"run": run, **numbers})
+        run = numbers.pop("run")
     write(target, run, numbers)
     return target
 
@@ -64,9 +75,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the run's folder")
     parser.add_argument("--preset", required=True, help="name of the results file")
+    parser.add_argument("--add", action="store_true", help="keep what the results file has, and add this run")
     args = parser.parse_args()
     try:
-        print(record(args.folder, args.preset))
+        print(record(args.folder, args.preset, add=args.add))
     except ValueError as error:
         raise SystemExit(str(error)) from None
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import openai
 from playwright.sync_api import Page, sync_playwright
 
@@ -19,6 +20,8 @@ PROMPT, SEED = "I thought the film", "5"
 SEARCH = {"W, beams": 3, "K, successors": 2, "L, chunk length": 3}  # places of the sliders: W = 3, K = 2, L = 4
 EVAL, WORDS = "praise", ("good", "beautiful", "great")
 TOPICS = ("a film", "a song", "a garden", "a meal", "a city", "a book")
+ALPHAS = (0.2, 0.4, 0.6)
+STUDY = {"studies": ["matrices"], "models": 2, "iterations": 400, "prompts": 100}
 WIDTH, HEIGHT = 1100, 700  # pixels
 PATIENCE = 300_000  # milliseconds
 
@@ -31,8 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for draw in (job, new_job, playground, search, evals):
-            scheme: Literal["light", "dark"] = "dark" if draw in (playground, evals) else "light"
+        for draw in (job, new_job, playground, search, evals, new_run, run, runs):
+            scheme: Literal["light", "dark"] = "dark" if draw in (playground, evals, run) else "light"
             context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
             page = context.new_page()
             page.set_default_timeout(PATIENCE)
@@ -94,6 +97,41 @@ def evals(page: Page, model: str) -> None:
     page.get_by_role("link", name=EVAL, exact=True).click()
     page.get_by_label("Compared with").select_option(index=1)
     page.get_by_role("status").get_by_text("items").wait_for()
+
+
+def new_run(page: Page, _: str) -> None:
+    page.get_by_role("link", name="Batch jobs").click()
+    page.get_by_role("link", name="New run").click()
+    page.get_by_label("Batch job").select_option("bilevel.quadratic")
+
+
+def run(page: Page, _: str) -> None:
+    make_runs(page)
+    page.get_by_role("link", name="Batch jobs").click()
+    page.get_by_role("link", name=f"alpha = {max(ALPHAS)}").click()
+    page.get_by_role("region", name="Table of checks").wait_for()
+    page.get_by_role("img", name="Figure").first.wait_for()
+
+
+def runs(page: Page, _: str) -> None:
+    page.get_by_role("link", name="Batch jobs").click()
+    for alpha in ALPHAS:
+        page.get_by_label(f"Compare alpha = {alpha}").check()
+    page.get_by_role("link", name=f"Compare {len(ALPHAS)} runs").click()
+    page.get_by_role("img", name="loss by step").wait_for()
+    page.wait_for_timeout(500)  # milliseconds: the chart is drawn
+
+
+def make_runs(page: Page) -> None:
+    """Runs of one batch job at each of ALPHAS, where the server has none."""
+    with httpx.Client(base_url=page.url.split("/#")[0] + "/v1/iro", timeout=PATIENCE / 1000) as server:
+        if not server.get("/job_runs").json()["data"]:
+            for alpha in ALPHAS:
+                config = STUDY | {"alpha": alpha}
+                body = {"kind": "theory.cot", "preset": "smoke", "name": f"alpha = {alpha}", "config": config}
+                server.post("/job_runs", json=body).raise_for_status()
+        while any(row["finished_at"] is None for row in server.get("/job_runs").json()["data"]):
+            time.sleep(1)
 
 
 def make_eval(server: openai.OpenAI, model: str) -> None:

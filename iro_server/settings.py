@@ -91,6 +91,8 @@ class Settings(Placement):
     project_webhooks: int = Field(50, gt=0)
     project_responses: int = Field(100_000, gt=0)  # stored and not expired
     response_seconds: float = Field(30 * 86400.0, ge=1)  # that a response is stored
+    project_completions: int = Field(100_000, gt=0)  # chat completions, stored and not expired
+    completion_seconds: float = Field(30 * 86400.0, ge=1)  # that a chat completion is stored
     project_evals: int = Field(1000, gt=0)
     project_eval_runs: int = Field(50, gt=0)  # that have not ended
     project_eval_items: int = Field(200_000, gt=0)  # of all runs
@@ -105,6 +107,8 @@ class Settings(Placement):
     project_batches: int = Field(50, gt=0)  # that have not ended
     batch_requests: int = Field(50_000, gt=0)  # of one batch
     batch_concurrency: int = Field(1, ge=0)  # batches at once on this server; 0: they are for other servers
+    project_job_runs: int = Field(50, gt=0)  # of batch jobs, that have not ended
+    job_run_concurrency: int = Field(1, ge=0)  # runs of batch jobs at once on this server; 0: for other servers
     project_estimates: int = Field(10, gt=0)  # that have not ended
     lease: float = Field(30.0, gt=0)  # after which another server goes on with what one that died did in the background
     retention: float | None = Field(90 * 86400.0, gt=0)  # of what ended: events of jobs, estimates, batches, uploads, …
@@ -185,6 +189,9 @@ class Settings(Placement):
 
     def batch_dir(self, batch_id: str) -> Path:
         return self.data_dir / "batches" / batch_id
+
+    def run_dir(self, run_id: str) -> Path:
+        return self.data_dir / "runs" / run_id
 
     def job_dir(self, job_id: str) -> Path:
         return self.data_dir / "jobs" / job_id

@@ -24,10 +24,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl_suite.backdoor import backdoor_weights
+from rl_suite.callbacks import EpisodeStatistics
 from rl_suite.factors import block_sizes, check_blocks, sizes_of
 from rl_suite.replay import Replay, Sample
 
 Mixer = Literal["mean", "weighted", "mlp"]
+Callback = Callable[["Agent"], bool | None]
+"""Called after each step of the environments; learning ends where it returns False."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +162,34 @@ class Agent:
             self._modules["world_optimiser"] = torch.optim.Adam(self.world.parameters(), 1e-3, fused=True)
         self.replay = Replay(config.replay, self.envs.num_envs, inputs, len(self.blocks))
         self.steps = self.updates = 0
+        self.episodes = EpisodeStatistics(self.envs.num_envs)
+        self._loss = torch.tensor(math.nan)
         self._obs: Tensor | None = None
         self._explored_actions = torch.zeros(self.envs.num_envs, len(self.blocks), dtype=torch.long)
         self._remaining_hold = torch.zeros_like(self._explored_actions)  # steps left to hold each of them
 
-    def learn(self, steps: int) -> Agent:
-        """Take at least ``steps`` more environment steps.
+    @property
+    def epsilon(self) -> float:
+        """The share of steps on explored actions, from 1 down to the configuration's."""
+        return 1 + (self.config.epsilon - 1) * min(1.0, self.steps / self.config.explore)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Under SB3's names; means over the last episodes of this process, once one has ended."""
+        metrics = {
+            "time/total_timesteps": float(self.steps),
+            "train/n_updates": float(self.updates),
+            "rollout/exploration_rate": self.epsilon,
+        }
+        if self.updates:
+            metrics["train/loss"] = float(self._loss)
+        if self.episodes.returns:
+            metrics["rollout/ep_rew_mean"] = float(np.mean(self.episodes.returns))
+            metrics["rollout/ep_len_mean"] = float(np.mean(self.episodes.lengths))
+        return metrics
+
+    def learn(self, steps: int, callback: Callback | None = None) -> Agent:
+        """Take at least ``steps`` more environment steps, or fewer where ``callback`` ends learning.
 
         After ``load`` it resumes bit-identically if the environment has state_dict and load_state_dict, as PointMasses
         has; other environments begin new episodes.
@@ -184,9 +209,12 @@ class Agent:
                 next_obs = obs.clone()
                 next_obs[finished_envs] = self._flat(np.stack([info["final_obs"][i] for i in finished_envs]))
             self.replay.add(self._obs, block_actions, propensity, rewards, next_obs, terminated, truncated)
+            self.episodes.add(rewards, terminated | truncated)
             self._obs = obs
             while self.steps >= c.start and self.updates < (self.steps - c.start) // c.train_every:
                 self._update()
+            if callback is not None and callback(self) is False:
+                break
         return self
 
     @torch.no_grad()
@@ -239,7 +267,7 @@ class Agent:
         ignores that s shows which action is held.
         """
         c, shape = self.config, self._explored_actions.shape
-        epsilon = 1 + (c.epsilon - 1) * min(1.0, self.steps / c.explore)
+        epsilon = self.epsilon
         mean = (c.hold + 1) / 2
         start = epsilon / (epsilon + (1 - epsilon) * mean)  # so that holds of ``mean`` steps take a share ε
         begins = (self._remaining_hold == 0) & (torch.rand(shape, generator=self.generator) < start)
@@ -279,6 +307,7 @@ class Agent:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        self._loss = loss.detach()
         self.updates += 1
 
     def _projected_loss(self, sample: Sample, parts: Tensor, h: Tensor, values: Tensor) -> Tensor:

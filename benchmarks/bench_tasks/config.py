@@ -10,7 +10,7 @@ from iro_server import JsonObject
 from training.run import JobConfig, check_names
 
 DECODERS = (
-    *("base", "best_of_n", "blockwise", "static_bias", "iro", "iro_search", "iro_by_reward"),
+    *("base", "best_of_n", "blockwise", "static_bias", "iro", "iro_search", "iro_by_reward", "iro_best_of_n"),
     *("args", "vas", "smc", "dvts"),
 )
 METHOD_NAMES = (*DECODERS, "dpo", "grpo")

@@ -103,15 +103,15 @@ class Iro:
 
 
 @dataclass(frozen=True)
-class StaticBias:
-    """A number for each token added to its logit, and the sample of the highest reward where there are several."""
+class TiltedSamples:
+    """Independent samples steered by ``tilt``, and that of the highest reward where there are several."""
 
     piece: Piece
-    bias: Tilt | None
+    tilt: Tilt | None
 
     def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
         params = best_of(rows).model_copy(update={"strength": 1.0})
-        results = self.piece.search(prompts, params, None, seed, self.bias)
+        results = self.piece.search(prompts, params, None, seed, self.tilt)
         if rows > 1:
             return picked_by_reward(self.piece, prompts, results)
         return [answer_of(result.finals[0], result, kl=result.finals[0].kl) for result in results]
@@ -134,10 +134,11 @@ METHODS: dict[str, Entry] = {
     "base": Entry(Base, min_rows=1, max_rows=1),
     "best_of_n": Entry(BestOfN),
     "blockwise": Entry(lambda piece: Blockwise(piece, piece.trained.stack)),
-    "static_bias": Entry(lambda piece: StaticBias(piece, piece.trained.static_bias), min_rows=1),
+    "static_bias": Entry(lambda piece: TiltedSamples(piece, piece.trained.static_bias), min_rows=1),
     "iro": Entry(lambda piece: Iro(piece, piece.trained.stack), min_rows=1),
     "iro_search": Entry(lambda piece: Iro(piece, piece.trained.stack, strength=0.0)),
     "iro_by_reward": Entry(lambda piece: Iro(piece, piece.trained.stack, by_reward=True)),
+    "iro_best_of_n": Entry(lambda piece: TiltedSamples(piece, getattr(piece.trained.stack, "tilt", None))),
     "args": Entry(lambda piece: at_best_strength(piece, "args", Args), min_rows=1, max_rows=1),
     "vas": Entry(lambda piece: at_best_strength(piece, "vas", Vas), min_rows=1, max_rows=1),
     "smc": Entry(lambda piece: at_best_strength(piece, "smc", Smc, rows=4)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+JOB_RUNS = "/v1/iro/job_runs"  # of whoever runs the machine
 SHARED = ("/v1/fine_tuning/checkpoints/", "/v1/webhook_endpoints", "/metrics")  # whom a project tells, the whole server
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/batches")
@@ -13,7 +14,7 @@ class Scope(StrEnum):
     read = "read"  # look
     generate = "generate"  # have models answer
     train = "train"  # store files, start jobs, try graders, delete
-    admin = "admin"  # share models, webhooks, the metrics of the whole server
+    admin = "admin"  # share models, webhooks, the metrics of the whole server, runs of batch jobs
 
 
 def needed(method: str, path: str) -> Scope:
@@ -21,5 +22,7 @@ def needed(method: str, path: str) -> Scope:
         return Scope.admin
     if method in ("GET", "HEAD", "OPTIONS"):
         return Scope.read
+    if path.startswith(JOB_RUNS):
+        return Scope.admin
     is_cancelling = path.startswith("/v1/batches/")
     return Scope.generate if method == "POST" and (path in GENERATING or is_cancelling) else Scope.train

@@ -29,11 +29,13 @@ from iro_server.api import (
     graders,
     health,
     job_events,
+    job_runs,
     metrics,
     models,
     page,
     permissions,
     responses,
+    stored_completions,
     uploads,
     webhooks,
 )
@@ -56,6 +58,8 @@ from iro_server.jobs.background import Background
 from iro_server.jobs.batches.running import BatchExecutor
 from iro_server.jobs.estimates.running import EstimateExecutor
 from iro_server.jobs.evals.running import RunExecutor
+from iro_server.jobs.job_runs.kinds import JobKinds
+from iro_server.jobs.job_runs.running import JobRunExecutor
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.validation import Validation
 from iro_server.jobs.webhook_sender import Sender, lookup_executor
@@ -63,7 +67,7 @@ from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep_hourly
-from iro_server.store.tables import Batch, Estimate, EvalRun
+from iro_server.store.tables import Batch, Estimate, EvalRun, JobRun
 from iro_server.telemetry import logs, tracing
 from value_heads.scoring import CACHES
 
@@ -107,7 +111,11 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         batching = Background(settings, sessions, Batch, batch_executor.execute, settings.batch_concurrency).run(
             supervisor.stopping
         )
-        work = (supervisor.run(), validating, sender.run(), sweeping, idle, evaluating, estimating, batching)
+        run_executor = JobRunExecutor(settings, sessions, grader_environment)
+        running = Background(settings, sessions, JobRun, run_executor.execute, settings.job_run_concurrency).run(
+            supervisor.stopping
+        )
+        work = (supervisor.run(), validating, sender.run(), sweeping, idle, evaluating, estimating, batching, running)
         tasks = [asyncio.create_task(run) for run in work]
         yield
         supervisor.stopping.set()
@@ -135,6 +143,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         lookups,
         schemas,
         embedding,
+        JobKinds(),
     )
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
@@ -155,10 +164,12 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         evals,
         eval_runs,
         chat,
+        stored_completions,
         completions,
         embeddings,
         responses,
         batches,
+        job_runs,
         health,
     ):
         v1.include_router(route.router)

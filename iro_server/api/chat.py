@@ -13,14 +13,17 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from iro_server import JsonObject
+from iro_server.api import stored_completions
 from iro_server.api.composition import served_model
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
-from iro_server.api.generation import Choice, Generation
+from iro_server.api.generation import Choice, Generated, Generation
 from iro_server.api.generation_slot import take_slot
+from iro_server.api.job_request import Tags
 from iro_server.api.logprobs import chat_logprobs
 from iro_server.api.messages import Message, Tool
 from iro_server.api.options import Options, fingerprint, usage_object
+from iro_server.api.quotas import check_completions
 from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
 from iro_server.api.response_schema import check_schema, requested_schema, response_schema
@@ -42,9 +45,10 @@ class ChatRequest(Options):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: JsonObject | None = None
 
-    # What changes no answer here: there is one tier, nothing is cached or stored, and the model does not reason apart.
-    metadata: dict[str, str] | None = None
     store: bool | None = None
+    metadata: Tags | None = None  # of a stored completion
+
+    # What changes no answer here: there is one tier, nothing is cached, and the model does not reason apart.
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -81,16 +85,34 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, model)
     schema = await answer_schema(body.response_format, use, context, model)
     generation = await run_in_threadpool(_generation, body, context, model, schema, use)
+    if body.store:
+        await run_in_threadpool(check_completions, context)
     slot = take_slot(request, context, [generation])
-    frame = {"id": new_id("chatcmpl-"), "created": now(), "model": body.model, "system_fingerprint": fingerprint(model)}
+    frame: JsonObject = {
+        "id": new_id("chatcmpl-"),
+        "created": now(),
+        "model": body.model,
+        "system_fingerprint": fingerprint(model),
+    }
+
+    def whole_answer(generated: list[Generated]) -> JsonObject:
+        choices = [_choice(generation, body, use, index, choice) for index, choice in enumerate(generated[0].choices)]
+        usage = usage_object([generation], generated)
+        return frame | {"object": "chat.completion", "choices": choices, "usage": usage}
+
+    def keep(answer: JsonObject) -> None:
+        stored_completions.store(answer, body.messages, body.metadata or {}, context)
+
     if body.stream:
         chunks = ChatChunks(model.engine.tokenizer, body, use)
         frame["object"] = "chat.completion.chunk"
-        return Stream([generation], chunks, frame, body.include_usage, slot).response()
-    (generated,) = await whole(request, [generation], slot)
-    choices = [_choice(generation, body, use, index, choice) for index, choice in enumerate(generated.choices)]
-    usage = usage_object([generation], [generated])
-    return frame | {"object": "chat.completion", "choices": choices, "usage": usage}
+        stream = Stream([generation], chunks, frame, body.include_usage, slot)
+        stream.when_generated = (lambda generated: keep(whole_answer(generated))) if body.store else None
+        return stream.response()
+    answer = whole_answer(await whole(request, [generation], slot))
+    if body.store:
+        await run_in_threadpool(keep, answer)
+    return answer
 
 
 async def answer_schema(

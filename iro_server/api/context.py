@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from sqlalchemy import ColumnElement, select
 
 from iro_server import JsonObject
@@ -16,6 +17,7 @@ from iro_server.concurrency.admission import Admission
 from iro_server.concurrency.deadlines import Deadlines
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.graders.environment import GraderEnvironment
+from iro_server.jobs.job_runs.kinds import JobKinds
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
 from iro_server.store.tables import DEFAULT_PROJECT, Base, Owned
@@ -46,6 +48,7 @@ class Context:
     lookups: FairExecutor
     schemas: FairExecutor
     embedding: FairExecutor
+    job_kinds: JobKinds
     caller: Caller = Caller()
 
     def owned(self, table: type[Base]) -> list[ColumnElement[bool]]:
@@ -70,6 +73,8 @@ def _context(request: Request) -> Context:
 
 
 Ctx = Annotated[Context, Depends(_context)]
+Limit = Annotated[int, Query(ge=1, le=100)]
+Order = Literal["asc", "desc"]
 
 
 def list_object(
@@ -86,6 +91,22 @@ def list_object(
     last = None if after is None else context.get(table, table.__name__.lower(), after, "after", *where)
     with context.sessions() as session:
         rows, more = page(session, table, where, limit, last, ascending)
-    data = [show(row) for row in rows]
+    return _page([show(row) for row in rows], more)
+
+
+def list_page(
+    items: Sequence[JsonObject], kind: str, limit: int, after: str | None = None, ascending: bool = False
+) -> JsonObject:
+    """One page of ``items``, the oldest first, in the same shape."""
+    items = items if ascending else items[::-1]
+    if after is not None:
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise not_found(kind, after, "after")
+        items = items[places[0] + 1 :]
+    return _page(items[:limit], len(items) > limit)
+
+
+def _page(data: Sequence[JsonObject], more: bool) -> JsonObject:
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
     return {"object": "list", "data": data, **ends, "has_more": more}

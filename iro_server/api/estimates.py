@@ -12,7 +12,7 @@ from iro_server.api.fine_tuning import check_request, job_seed
 from iro_server.api.job_request import JobRequest
 from iro_server.api.jsonl import lines_of
 from iro_server.api.quotas import check_estimates
-from iro_server.jobs.estimates.running import drawn_rows
+from iro_server.jobs.estimates.running import drawn_rows, num_rows
 from iro_server.store import tables as t
 
 router = APIRouter(prefix="/fine_tuning/jobs/estimate", tags=["fine tuning"])
@@ -31,6 +31,11 @@ def _create(body: JobRequest, context: Context) -> JsonObject:
     row = files.unexpired_file(context, body.training_file, "training_file")
     with files.opened(context, row) as file:
         prompts, rows = drawn_rows(lines_of(file), context.settings.estimate_prompts, seed)
+    validation_rows = None
+    if body.validation_file is not None:
+        with files.opened(context, files.unexpired_file(context, body.validation_file, "validation_file")) as file:
+            validation_rows = num_rows(lines_of(file))
+    options = {"seed": seed, "validation_rows": validation_rows} | body.method.reinforcement.options()
     estimate = t.Estimate(
         id=t.new_id("ftest-"),
         project=context.caller.project,
@@ -38,7 +43,7 @@ def _create(body: JobRequest, context: Context) -> JsonObject:
         model=body.model,
         training_file=body.training_file,
         rows=rows,
-        config={"grader": body.method.reinforcement.grader, "seed": seed} | body.method.reinforcement.options(),
+        config={"grader": body.method.reinforcement.grader} | options,
         prompts=prompts,
     )
     with context.sessions.begin() as session:

@@ -7,27 +7,47 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from iro_server import JsonObject
-from iro_server.api.job_request import Metadata
+from iro_server.api.job_request import Tags
 from iro_server.api.reinforcement import ClosedModel
 from iro_server.graders.json_schema import Schema
 from iro_server.graders.messages import Message
 
 Name = Annotated[str, Field(min_length=1, max_length=512)]
-Tags = Annotated[Metadata, Field(max_length=16)]
-NOT_STORED = "no {what} are stored here: give the items as a file (file_id) or in the request (file_content)"
+UnixTime = Annotated[int, Field(ge=0, lt=2**62)]
+NO_RESPONSES = "stored responses are no source of items: give them as a file (file_id) or in the request (file_content)"
+COMPLETION_ITEM: JsonObject = {
+    "type": "object",
+    "properties": {
+        "input": {"type": "array", "items": {"type": "object"}},
+        "model": {"type": "string"},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+    "required": ["input", "model", "metadata"],
+}
+"""The item of a stored chat completion: ``input`` is its messages."""
 
 
 class DataSourceConfig(ClosedModel):
-    type: Literal["custom"]
-    item_schema: Schema
-    include_sample_schema: bool = False
+    """``metadata``: what the stored completions of the eval's runs have, of the types for these."""
 
-    @field_validator("type", mode="before")
-    @classmethod
-    def _is_custom(cls, type: object) -> object:
-        if type in ("logs", "stored_completions"):
-            raise ValueError(f"{NOT_STORED.format(what='completions')}, and their schema as type 'custom'")
-        return type
+    type: Literal["custom", "logs", "stored_completions"]
+    item_schema: Schema | None = None
+    include_sample_schema: bool = False
+    metadata: Tags | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> DataSourceConfig:
+        if (self.type == "custom") != (self.item_schema is not None):
+            raise ValueError("type custom takes an item_schema, and the other types have their own")
+        if self.type == "custom" and self.metadata is not None:
+            raise ValueError("metadata selects stored completions; type custom has none")
+        return self
+
+    def stored(self) -> JsonObject:
+        if self.type == "custom":
+            return self.model_dump(mode="json", exclude={"metadata"})
+        own = {"item_schema": COMPLETION_ITEM, "include_sample_schema": True, "metadata": self.metadata or {}}
+        return {"type": self.type} | own
 
 
 class EvalRequest(ClosedModel):
@@ -48,23 +68,32 @@ class FileItem(ClosedModel):
 
 
 class Source(ClosedModel):
-    """``id`` of type file_id, ``content`` of type file_content."""
+    """``id`` of type file_id, ``content`` of type file_content, and the others of type stored_completions, where they
+    select the completions; times are Unix."""
 
-    type: Literal["file_id", "file_content"]
+    type: Literal["file_id", "file_content", "stored_completions"]
     id: str | None = None
     content: Annotated[list[FileItem], Field(min_length=1)] | None = None
+    metadata: Tags | None = None
+    model: str | None = None
+    created_after: UnixTime | None = None
+    created_before: UnixTime | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("type", mode="before")
     @classmethod
     def _brings_its_items(cls, type: object) -> object:
-        if type in ("stored_completions", "responses"):
-            raise ValueError(NOT_STORED.format(what="completions" if type == "stored_completions" else type))
+        if type == "responses":
+            raise ValueError(NO_RESPONSES)
         return type
 
     @model_validator(mode="after")
     def _is_whole(self) -> Source:
         if (self.type == "file_id") != (self.id is not None) or (self.type == "file_content") != bool(self.content):
             raise ValueError("type file_id takes an id, type file_content its content")
+        selecting = (self.metadata, self.model, self.created_after, self.created_before, self.limit)
+        if self.type != "stored_completions" and any(part is not None for part in selecting):
+            raise ValueError("metadata, model, created_after, created_before and limit go with stored_completions")
         return self
 
 
@@ -127,8 +156,8 @@ def chat_format(format: JsonObject) -> JsonObject:
 
 
 class DataSource(ClosedModel):
-    """Items of type jsonl bring their samples, where the criteria read any. A model of this server gives those of the
-    other types, which both ask its chat route."""
+    """Items of type jsonl bring their samples, where the criteria read any, and so do stored completions without a
+    model. A model of this server gives those of the other types, which both ask its chat route."""
 
     type: Literal["jsonl", "completions", "responses"]
     source: Source
@@ -140,8 +169,19 @@ class DataSource(ClosedModel):
     def _is_whole(self) -> DataSource:
         if self.type == "jsonl" and self.model is not None:
             raise ValueError("type jsonl brings its samples and takes no model; use type completions")
+        if self.source.type == "stored_completions":
+            return self._of_completions()
         if self.type != "jsonl" and (self.model is None or self.input_messages is None):
             raise ValueError(f"type {self.type} takes a model and input_messages; use jsonl for stored samples")
+        return self
+
+    def _of_completions(self) -> DataSource:
+        if self.type != "completions":
+            raise ValueError("a source of stored_completions goes with type completions")
+        if self.model is None and (self.input_messages is not None or self.sampling_params is not None):
+            raise ValueError("without a model the stored answers are graded: no input_messages, no sampling_params")
+        if self.model is not None and self.input_messages is None:
+            self.input_messages = InputMessages(type="item_reference", item_reference="item.input")
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -16,18 +16,19 @@ from iro_server import JsonObject
 from iro_server.api import files
 from iro_server.api.chat import ChatRequest
 from iro_server.api.composition import served_model
-from iro_server.api.context import Context, Ctx, list_object
+from iro_server.api.context import Context, Ctx, Limit, Order, list_object
 from iro_server.api.errors import APIError, api_error, bad_request, invalid, not_found
 from iro_server.api.eval_report import report_page
-from iro_server.api.eval_requests import DataSource, RunRequest, SamplingParams
-from iro_server.api.evals import Limit, Order, owned_eval
+from iro_server.api.eval_requests import DataSource, RunRequest, SamplingParams, Source
+from iro_server.api.evals import owned_eval
 from iro_server.api.jsonl import lines_of
 from iro_server.api.quotas import check_eval_runs
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
 from iro_server.api.response_schema import checked_schema
+from iro_server.api.stored_completions import selected
 from iro_server.jobs.evals.criteria import criterion_names
 from iro_server.jobs.evals.running import new_counts, new_criteria
-from iro_server.jobs.evals.source import BadItem, Row, check_items, row_of, rows_of_lines
+from iro_server.jobs.evals.source import BadItem, Row, check_items, completion_row, row_of, rows_of_lines
 from iro_server.store import tables as t
 
 router = APIRouter(prefix="/evals/{id}/runs", tags=["evals"])
@@ -122,9 +123,13 @@ def _of_params(error: Any, params: SamplingParams) -> Any:
 def _rows(body: RunRequest, evaluation: t.Eval, context: Context) -> list[Row]:
     """The run's items, bounded and each as the eval's schema has it. 400 where one is not."""
     source = body.data_source.source
-    param = "data_source.source.content" if source.content else "data_source.source.id"
+    param = {"file_content": "data_source.source.content", "file_id": "data_source.source.id"}.get(
+        source.type, "data_source.source"
+    )
     try:
-        if source.content:
+        if source.type == "stored_completions":
+            rows = _bounded(_completion_rows(source, evaluation, context), param, context)
+        elif source.content:
             rows = _bounded((row_of(row.model_dump(), str(n)) for n, row in enumerate(source.content)), param, context)
         else:
             rows = _file_rows(str(source.id), param, context)
@@ -134,6 +139,18 @@ def _rows(body: RunRequest, evaluation: t.Eval, context: Context) -> list[Row]:
     if not rows:
         raise bad_request(f"Invalid '{param}': it has no items", param, "invalid_item")
     return rows
+
+
+def _completion_rows(source: Source, evaluation: t.Eval, context: Context) -> Iterator[Row]:
+    """The stored completions that eval and run select, the oldest first."""
+    metadata = evaluation.data_source_config.get("metadata", {}) | (source.metadata or {})
+    where = [*context.owned(t.Completion), *selected(metadata.items(), source.model)]
+    where += [] if source.created_after is None else [t.Completion.created_at > source.created_after]
+    where += [] if source.created_before is None else [t.Completion.created_at < source.created_before]
+    query = select(t.Completion).where(*where).order_by(t.Completion.seq).limit(source.limit)
+    with context.sessions() as session:
+        for row in session.scalars(query.execution_options(yield_per=100)):
+            yield completion_row(row.body, row.messages, row.completion_metadata)
 
 
 def _file_rows(id: str, param: str, context: Context) -> list[Row]:

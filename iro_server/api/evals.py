@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import delete
 
 from iro_server import JsonObject
-from iro_server.api.context import Context, Ctx, list_object
+from iro_server.api.context import Context, Ctx, Limit, Order, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.eval_requests import EvalRequest, EvalUpdate
 from iro_server.api.graders import check_grader
@@ -20,8 +20,6 @@ from iro_server.store import tables as t
 from iro_server.store.database import find
 
 router = APIRouter(prefix="/evals", tags=["evals"])
-Limit = Annotated[int, Query(ge=1, le=100)]
-Order = Literal["asc", "desc"]
 
 
 @router.post("")
@@ -33,7 +31,7 @@ async def create(body: EvalRequest, context: Ctx) -> JsonObject:
 def _create(body: EvalRequest, context: Context) -> JsonObject:
     check_evals(context)
     try:
-        check_schema(body.data_source_config.item_schema)
+        check_schema(body.data_source_config.stored()["item_schema"])
     except ValueError as error:
         param = "data_source_config.item_schema"
         raise bad_request(f"Invalid '{param}': {error}", param, "invalid_value") from error
@@ -43,7 +41,7 @@ def _create(body: EvalRequest, context: Context) -> JsonObject:
         id=t.new_id("eval_"),
         project=context.caller.project,
         name=body.name or "",
-        data_source_config=body.data_source_config.model_dump(mode="json"),
+        data_source_config=body.data_source_config.stored(),
         testing_criteria=body.testing_criteria,
         eval_metadata=body.metadata or {},
     )
@@ -62,7 +60,11 @@ def check_criterion(criterion: JsonObject, param: str, context: Context) -> None
         message = f"Invalid '{param}.pass_threshold': Input should be a valid number"
         raise bad_request(message, f"{param}.pass_threshold", "invalid_value")
     try:
-        check_grader(grader_spec(criterion), context).close()
+        grader = check_grader(grader_spec(criterion), context)
+        grader.close()
+        if grader.compares:
+            message = "a ranking compares completions of one prompt, and an eval's run has one answer to each item"
+            raise bad_request(message, "grader.ranking" if "ranking" in criterion else "grader", "invalid_grader")
     except APIError as error:
         within = (error.param or "").removeprefix("grader").removeprefix(".")
         error.message = error.message.removeprefix(f"{error.param}: ")
@@ -131,7 +133,8 @@ def show(evaluation: t.Eval) -> JsonObject:
         "id": evaluation.id,
         "created_at": evaluation.created_at,
         "name": evaluation.name,
-        "data_source_config": {"type": config["type"], "schema": schema},
+        "data_source_config": {"type": config["type"], "schema": schema}
+        | {name: config[name] for name in ("metadata",) if name in config},
         "testing_criteria": evaluation.testing_criteria,
         "metadata": evaluation.eval_metadata or {},
     }

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import ColumnElement
 from starlette.datastructures import QueryParams
 
 from iro_server import JsonObject
 from iro_server.api import files
-from iro_server.api.context import Context, Ctx, list_object
+from iro_server.api.context import Context, Ctx, Limit, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.graders import check_grader
 from iro_server.api.job_request import JobRequest
@@ -24,7 +23,6 @@ from iro_server.store import tables as t
 from iro_server.telemetry import tracing
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine tuning"])
-Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 @router.post("")

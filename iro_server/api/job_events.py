@@ -7,22 +7,20 @@ import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from iro_server import JsonObject
 from iro_server.access.rates import RateLimitExceeded
-from iro_server.api.context import Context, Ctx, list_object
+from iro_server.api.context import Context, Ctx, Limit, list_object
 from iro_server.api.errors import DATABASE_AWAY
 from iro_server.api.respond import COMMENT_SECONDS, UNBUFFERED
 from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
 from iro_server.store import tables as t
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine tuning"])
-Limit = Annotated[int, Query(ge=1, le=100)]
 POLL_SECONDS = 0.5
 READ = 100  # events at once
 MAX_STREAMS = 64  # of a project on this server

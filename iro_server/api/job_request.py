@@ -39,6 +39,8 @@ class Integration(ClosedModel):
 
 
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+MAX_TAGS = 16
+Tags = Annotated[Metadata, Field(max_length=MAX_TAGS)]
 
 
 class JobRequest(ClosedModel):
@@ -48,7 +50,7 @@ class JobRequest(ClosedModel):
     method: Method
     suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    metadata: Annotated[Metadata, Field(max_length=16)] | None = None
+    metadata: Tags | None = None
     integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
     hyperparameters: None = None
 

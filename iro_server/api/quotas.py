@@ -67,9 +67,21 @@ def check_batches(context: Context) -> None:
     _check("batches that have not ended", unfinished + 1, most, "Wait for some, or cancel them")
 
 
+def check_job_runs(context: Context) -> None:
+    unfinished = _count(context, t.JobRun, t.JobRun.status.in_(("queued", "in_progress")))
+    most = context.settings.project_job_runs
+    _check("runs of batch jobs that have not ended", unfinished + 1, most, "Wait for some, or cancel them")
+
+
 def check_responses(context: Context) -> None:
     stored = _count(context, t.Response, t.Response.unexpired())
     _check("stored responses", stored + 1, context.settings.project_responses, "Delete some, or set store to false")
+
+
+def check_completions(context: Context) -> None:
+    stored = _count(context, t.Completion, t.Completion.unexpired())
+    most = context.settings.project_completions
+    _check("stored chat completions", stored + 1, most, "Delete some, or leave out store")
 
 
 def _count(context: Context, table: type[t.Base], *where: ColumnElement[bool]) -> int:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -108,13 +109,18 @@ class Chunks(Protocol):
 
 @dataclass
 class Stream:
-    """Server-sent events of one request. ``frame`` is what every chunk carries: id, object, created, model."""
+    """Server-sent events of one request. ``frame`` is what every chunk carries: id, object, created, model.
+
+    ``when_generated`` is called, in another thread, before the stream ends: whoever read it can retrieve what that
+    stored.
+    """
 
     generations: list[Generation]
     chunks: Chunks
     frame: JsonObject
     include_usage: bool
     slot: GenerationSlot
+    when_generated: Callable[[list[Generated]], None] | None = None
 
     def response(self) -> StreamingResponse:
         return _EndingResponse(self._events(), media_type="text/event-stream", slot=self.slot)
@@ -186,6 +192,8 @@ class Stream:
                 rest = rest[len(rest.tokens) :]
             for worded in self.chunks.tail(index, choice, rest):
                 yield self._chunk([worded])
+        if self.when_generated is not None:
+            await run_in_threadpool(self.when_generated, generated)
         if self.include_usage:
             yield _event(self.frame | {"choices": [], "usage": usage_object(self.generations, generated)})
 

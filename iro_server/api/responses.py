@@ -12,7 +12,7 @@ from sqlalchemy import delete
 from iro_server import JsonObject
 from iro_server.api.chat import answer_schema
 from iro_server.api.composition import served_model
-from iro_server.api.context import Context, Ctx
+from iro_server.api.context import Context, Ctx, Limit, Order, list_page
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.generation import Choice, Generation
 from iro_server.api.generation_slot import take_slot
@@ -155,22 +155,13 @@ def remove(id: str, context: Ctx) -> JsonObject:
 def input_items(
     id: str,
     context: Ctx,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Limit = 20,
     after: str | None = None,
-    order: Literal["asc", "desc"] = "desc",
+    order: Order = "desc",
     include: Annotated[list[str] | None, Query()] = None,
 ) -> JsonObject:
     """The items of the response's own input, without those of the responses that it continues."""
-    items = _stored(context, id).input
-    items = items if order == "asc" else items[::-1]
-    if after is not None:
-        places = [place for place, item in enumerate(items) if item["id"] == after]
-        if not places:
-            raise not_found("item", after, "after")
-        items = items[places[0] + 1 :]
-    page = items[:limit]
-    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": page, **ends, "has_more": len(items) > limit}
+    return list_page(_stored(context, id).input, "item", limit=limit, after=after, ascending=order == "asc")
 
 
 def _stored(context: Context, id: str, param: str = "id") -> t.Response:

@@ -65,16 +65,14 @@ def export(
 def eval_request(exported: JsonObject, judge: str | None = None) -> JsonObject:
     """The body that creates an exported eval anew. ``judge``: the model that its model graders ask instead of theirs.
 
-    ValueError for one over stored completions or logs, which exist only where they were stored.
+    One over stored completions selects those that are stored here.
     """
     config = exported.get("data_source_config")
     if not isinstance(config, dict) or "testing_criteria" not in exported:
         raise ValueError("no eval: it has no data_source_config or no testing_criteria")
-    if config.get("type") != "custom":
-        message = f"{exported.get('name') or exported.get('id')}: its data source is {config.get('type')!r}"
-        raise ValueError(f"{message}, which stays with OpenAI; export the items as a file and make it 'custom'")
     body: JsonObject = {name: exported[name] for name in ("name", "metadata") if exported.get(name)}
-    body["data_source_config"] = _custom(config)
+    is_custom = config.get("type") == "custom"
+    body["data_source_config"] = _custom(config) if is_custom else _without_nulls(config | {"schema": None})
     body["testing_criteria"] = [_criterion(criterion, judge) for criterion in exported["testing_criteria"]]
     return body
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -203,17 +203,21 @@ class RemoteSession(Generic[Prefix]):
 
     async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
         """The rows of a chunk, which are the session's from now on."""
-        counts = Counter(parents)  # a parent that occurs twice is one request for twice as many rows, all different
-        answers = await gather_or_cancel(
-            self._continue(p, count * num_successors, length) for p, count in counts.items()
-        )
-        of_parent = {parent: iter(rows) for parent, rows in zip(counts, answers, strict=True)}
+        # A parent that occurs twice has twice as many continuations, all different.
+        counts = {parent: count * num_successors for parent, count in Counter(parents).items()}
+        answers = await self._continue_all(counts, length)
+        of_parent = {parent: iter(answers[parent]) for parent in counts}
         origins = [parent for parent in parents for _ in range(num_successors)]
         sampled = [next(of_parent[parent]) for parent in origins]
         self.prefixes = [self.prefixes[parent] + piece for parent, (piece, _) in zip(origins, sampled, strict=True)]
         self.round += 1
         self.follow(origins, [row.tokens for _, row in sampled])
         return [row for _, row in sampled]
+
+    async def _continue_all(self, counts: Mapping[int, int], length: int) -> dict[int, list[tuple[Prefix, Row]]]:
+        """``counts[parent]`` continuations of each parent."""
+        answers = await gather_or_cancel(self._continue(parent, count, length) for parent, count in counts.items())
+        return dict(zip(counts, answers, strict=True))
 
     async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Prefix, Row]]:
         body = self.request(parent, count, length, derive(self.seed, self.round, parent))

@@ -95,6 +95,13 @@ class _Call(Generic[Answer]):
     adapter: Adapter | None = None
 
 
+def num_rows(body: JsonObject) -> int:
+    """Rows that a request for completions draws: ``n`` of each prompt, where there is a list of them."""
+    prompt = body["prompt"]
+    num_prompts = len(prompt) if isinstance(prompt, list) and isinstance(prompt[0], list) else 1
+    return int(body["n"]) * num_prompts
+
+
 class Replicas:
     """Use it from one event loop. ``probe``: from a replica's base URL to the one that tells whether it lives."""
 
@@ -136,7 +143,7 @@ class Replicas:
         ValueError where the request is refused as wrong, EngineUnavailable where no replica answers within the
         patience. ``prefer``: the replica that has the prompt in its cache. ``adapter``: loaded on the replica first.
         """
-        call = _Call("POST", "/completions", body, read, body["n"], adapter)
+        call = _Call("POST", "/completions", body, read, num_rows(body), adapter)
         return await self._ask(call, prefer, self.timing.patience)
 
     async def _ask(self, call: _Call[Answer], prefer: Replica | None, patience: float) -> tuple[Answer, Replica]:

@@ -1,8 +1,8 @@
 """The frozen model on one or more vLLM servers, by token ids over ``POST /v1/completions``.
 
-A beam is its token ids, from the prompt on: each round sends every live beam as the prompt of one request for its
-continuations, all at once, and vLLM batches them with everybody else's. What it has read before lies in its prefix
-cache, so that a round re-reads little but the last chunk. Nothing is tokenised twice.
+A beam is its token ids, from the prompt on: each round sends every live beam as a prompt for its continuations, and
+vLLM batches them with everybody else's. What it has read before lies in its prefix cache, so that a round re-reads
+little but the last chunk. Nothing is tokenised twice.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from iro_server import JsonObject
+from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.engines.base import Alternatives, Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
@@ -91,6 +93,23 @@ class VLLMSession(RemoteSession[list[int]]):
             biases.update(body.get("logit_bias", {}))
             body["logit_bias"] = dict(biases)
         return body
+
+    async def _continue_all(self, counts: Mapping[int, int], length: int) -> dict[int, list[tuple[list[int], Row]]]:
+        """Parents with equal numbers of continuations are one request, unless each has a seed or a bias of its own."""
+        if self.sampling.seed is not None or (self.steered and self.steered.reads_words):
+            return await super()._continue_all(counts, length)
+        groups = [[parent for parent in counts if counts[parent] == count] for count in sorted(set(counts.values()))]
+        answers = await gather_or_cancel(self._continue_group(group, counts[group[0]], length) for group in groups)
+        return {parent: rows for answer in answers for parent, rows in answer.items()}
+
+    async def _continue_group(
+        self, parents: Sequence[int], count: int, length: int
+    ) -> dict[int, list[tuple[list[int], Row]]]:
+        body = self.request(parents[0], count, length, seed=0)
+        body["prompt"] = [self.prefixes[parent] for parent in parents]
+        read = partial(self.read, count=count * len(parents), length=length)
+        rows, self.replica = await self.engine.replicas.complete(body, read, self.replica, self.adapter)
+        return {parent: rows[place * count : (place + 1) * count] for place, parent in enumerate(parents)}
 
     async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
         """As of any session, but in several requests where what the rows have said changes their tilt, and the sampling

@@ -1,4 +1,4 @@
-"""Reading a model's answer: the number or the label in it.
+"""Reading a model's answer: the number, the label or the ranking in it.
 
 No decoding constraint holds the models that are asked, so an answer is read with some patience, and an ambiguous one
 counts as none: a reward that was guessed is worse than one that is missing.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?!\w)", re.ASCII)
 _DECODER = json.JSONDecoder()
+LONGEST_NUMBER = 10  # digits of an answer's number in a ranking
 
 
 class Unreadable(ValueError):
@@ -59,6 +61,36 @@ def read_label(text: str, labels: Sequence[str]) -> str:
     if len(matched_labels) != 1:
         raise Unreadable(f"{len(matched_labels)} of the labels {', '.join(labels)}", text)
     return by_folded[matched_labels.pop()]
+
+
+def read_ranking(text: str, count: int) -> list[int]:
+    """The place of each of ``count`` answers, 0 the best; equals share a place. From ``ranking`` or ``result`` of the
+    last JSON object that has one: the numbers from 1 to ``count``, best first, equals in a list of their own.
+
+    Raises Unreadable.
+    """
+    value = _field(text, ("ranking", "result"))
+    if not isinstance(value, list):
+        raise Unreadable('no {"ranking": [numbers, best first]}', text)
+    tiers = [[_as_number(name) for name in (tier if isinstance(tier, list) else [tier])] for tier in value]
+    counts = Counter(number for tier in tiers for number in tier)
+    mistakes = {
+        "leaves out": [number for number in range(1, count + 1) if number not in counts],
+        "repeats": [number for number in range(1, count + 1) if counts[number] > 1],
+    }
+    parts = [f"{verb} {', '.join(map(str, numbers))}" for verb, numbers in mistakes.items() if numbers]
+    if others := sum(times for number, times in counts.items() if number not in range(1, count + 1)):
+        parts.append(f"has {others} that are no number from 1 to {count}")
+    if parts:
+        raise Unreadable(f"a ranking that {' and '.join(parts)}", text)
+    place_of = {number: place for place, tier in enumerate(tiers) for number in tier}
+    return [place_of[number] for number in range(1, count + 1)]
+
+
+def _as_number(name: object) -> int | None:
+    if isinstance(name, str) and name.isdecimal() and len(name) < LONGEST_NUMBER:
+        return int(name)
+    return name if isinstance(name, int) and not isinstance(name, bool) else None
 
 
 def _field(text: str, names: Sequence[str]) -> Any:

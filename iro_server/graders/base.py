@@ -61,6 +61,10 @@ class Sample:
         }
 
 
+class Reference(Sample):
+    """A sample that the others of its item are compared with, by a grader that compares."""
+
+
 def _parsed(text: str) -> JsonValue:
     try:
         return json.loads(text, parse_constant=_no_constant)
@@ -137,6 +141,15 @@ class Grader(BaseModel, ABC):
 
     def grade(self, sample: Sample, item: Item) -> Grade:
         return self.grade_many([(sample, item)])[0]
+
+    @property
+    def compares(self) -> bool:
+        """Whether a sample's reward depends on the other samples of its item in the same call of ``grade_many``."""
+        return False
+
+    def num_calls(self, completions: int) -> int:
+        """The gradings that so many completions of one item take."""
+        return completions
 
     def check_texts(self, sample: Sample, item: Item) -> None:
         """Raise TextTooLong where a text that the pair is graded by is too long."""

@@ -42,8 +42,12 @@ def render_messages(messages: Sequence[Message], scope: JsonObject, limit: int) 
 
 
 def _content(message: Message, scope: JsonObject, limit: int) -> str:
-    text = "".join(render(text, scope, limit) for text in message.content)
-    return text.encode(errors="replace").decode()  # JSON may spell lone surrogates, which no request can carry
+    return without_surrogates("".join(render(text, scope, limit) for text in message.content))
+
+
+def without_surrogates(text: str) -> str:
+    """JSON may spell lone surrogates, which no request can carry."""
+    return text.encode(errors="replace").decode()
 
 
 def with_instruction(messages: list[dict[str, str]], instruction: str) -> list[dict[str, str]]:

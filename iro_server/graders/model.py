@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, ValidationInfo, field_validator
 
@@ -20,6 +20,7 @@ from iro_server.graders.posting import Endpoint
 from iro_server.graders.templated import TemplatedGrader
 
 Chat = list[dict[str, str]]
+Reading = TypeVar("Reading")
 Tokens = Annotated[int, Field(ge=1)]
 
 
@@ -95,8 +96,12 @@ class ModelGrader(TemplatedGrader[Chat]):
         return render_messages(self.input, scope, self._max_bytes)
 
     def grade_filled(self, filled: Sequence[Chat]) -> list[Grade]:
+        return [self._grade(answer) for answer in self.ask(with_instruction(chat, self.instruction) for chat in filled)]
+
+    def ask(self, chats: Iterable[Chat]) -> list[Answer]:
+        """The model's answer to each conversation."""
         assert self._asker is not None
-        return [self._grade(answer) for answer in self._asker.ask([self._request(chat) for chat in filled])]
+        return self._asker.ask([self._request(chat) for chat in chats])
 
     @property
     @abstractmethod
@@ -107,30 +112,36 @@ class ModelGrader(TemplatedGrader[Chat]):
     def read(self, text: str) -> float:
         """The reward in an answer. Raises Unreadable."""
 
-    def _request(self, chat: Chat) -> JsonObject:
+    def _request(self, messages: Chat) -> JsonObject:
         sampling = self.sampling_params.as_request()
-        messages = with_instruction(chat, self.instruction)
         if self.base_url is None:  # chat templates seldom know the role developer, which means the same
             sampling.pop("reasoning_effort", None)
             messages = [{**m, "role": "system"} if m["role"] == "developer" else m for m in messages]
         return {"model": self.model, "messages": messages, **sampling}
 
     def _grade(self, answer: Answer) -> Grade:
-        grade = self._read_grade(answer)
-        if self._price is None or not answer.tokens:
+        reward = self.interpret(answer, self.read)
+        return self.charged(reward if isinstance(reward, Grade) else Grade.of(reward), answer)
+
+    def interpret(self, answer: Answer, read: Callable[[str], Reading]) -> Reading | Grade:
+        """What ``read`` makes of an answer, or the failed grade where there is none, or it raises Unreadable."""
+        if answer.error is not None:
+            return Grade.failed(f"{self.model}: {answer.error}", answer.flag)
+        try:
+            return read(answer.text)
+        except Unreadable as error:
+            reason = error if self._asker and self._asker.endpoint.quoted else error.reason
+            return Grade.failed(f"{self.model}: {reason}", "model_grader_parse_error")
+
+    def charged(self, grade: Grade, answer: Answer) -> Grade:
+        """The grade with the tokens of the answer, and what they cost."""
+        if not answer.tokens:
+            return grade
+        grade = replace(grade, tokens={self.model: answer.tokens})
+        if self._price is None:
             return grade
         cost = self._price.cost(answer.tokens - answer.completion_tokens, answer.completion_tokens)
         return replace(grade, costs={self.model: cost})
-
-    def _read_grade(self, answer: Answer) -> Grade:
-        tokens = {self.model: answer.tokens} if answer.tokens else {}
-        if answer.error is not None:
-            return Grade.failed(f"{self.model}: {answer.error}", answer.flag, tokens=tokens)
-        try:
-            return Grade.of(self.read(answer.text), tokens=tokens)
-        except Unreadable as error:
-            reason = error if self._asker and self._asker.endpoint.quoted else error.reason
-            return Grade.failed(f"{self.model}: {reason}", "model_grader_parse_error", tokens=tokens)
 
     def close(self) -> None:
         if self._asker is not None:

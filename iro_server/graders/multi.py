@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
-from iro_server.graders.base import Grade, Grader, Item, Sample
+from iro_server.graders.base import Grade, Grader, Item, Reference, Sample
 from iro_server.graders.formula import evaluate, parse_formula
 from iro_server.graders.label_model import LabelModel
 from iro_server.graders.python import PythonGrader
@@ -73,6 +73,13 @@ class MultiGrader(Grader):
             for field, model in grader.served_models().items()
         }
 
+    @property
+    def compares(self) -> bool:
+        return any(grader.compares for grader in self.graders.values())
+
+    def num_calls(self, completions: int) -> int:
+        return max(grader.num_calls(completions) for grader in self.graders.values())
+
     def check_texts(self, sample: Sample, item: Item) -> None:
         for grader in self.graders.values():
             grader.check_texts(sample, item)
@@ -81,7 +88,7 @@ class MultiGrader(Grader):
         return set().union(*(grader.item_fields() for grader in self.graders.values()))
 
     def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
-        by_grader = {name: grader.grade_many(pairs) for name, grader in self.graders.items()}
+        by_grader = {name: _grades(grader, pairs) for name, grader in self.graders.items()}
         return [self._combine({name: grades[i] for name, grades in by_grader.items()}) for i in range(len(pairs))]
 
     def _combine(self, grades: dict[str, Grade]) -> Grade:
@@ -105,3 +112,11 @@ class MultiGrader(Grader):
     def close(self) -> None:
         for grader in self.graders.values():
             grader.close()
+
+
+def _grades(grader: Grader, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
+    """References, whose grades nobody reads, are graded by graders alone that compare."""
+    if grader.compares or not any(isinstance(sample, Reference) for sample, _ in pairs):
+        return grader.grade_many(pairs)
+    graded = iter(grader.grade_many([pair for pair in pairs if not isinstance(pair[0], Reference)]))
+    return [Grade(0.0) if isinstance(sample, Reference) else next(graded) for sample, _ in pairs]

@@ -52,10 +52,13 @@ class TemplatedGrader(Grader, Generic[Filled]):
         for i, (sample, item) in enumerate(pairs):
             try:
                 filled[i] = self.fill({"sample": sample.as_dict(), "item": item})
-            except MissingField as missing:
-                grades[i] = Grade.failed(str(missing), missing.flag)
-            except TextTooLong as too_long:
-                grades[i] = Grade.failed(str(too_long))
+            except (MissingField, TextTooLong) as unfilled:
+                grades[i] = failed_fill(unfilled)
         if filled:
             grades |= zip(filled, self.grade_filled(list(filled.values())), strict=True)
         return [grades[i] for i in range(len(pairs))]
+
+
+def failed_fill(unfilled: MissingField | TextTooLong) -> Grade:
+    """The grade of a pair that a template could not be filled in for."""
+    return Grade.failed(str(unfilled), unfilled.flag if isinstance(unfilled, MissingField) else "other_error")

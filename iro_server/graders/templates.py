@@ -59,6 +59,10 @@ def item_fields(template: str) -> set[str]:
     return {path[1] for path in paths if path[0] == "item" and len(path) > 1}
 
 
+def reads_sample(template: str) -> bool:
+    return any(_steps(expression)[0] == "sample" for expression, end in _EXPRESSION.findall(template) if end)
+
+
 Template = Annotated[str, AfterValidator(check_template)]
 
 

@@ -16,7 +16,8 @@ from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.parsing import parse_grader
 from iro_server.graders.remote import GraderServiceUnavailable
 from iro_server.jobs import records
-from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows, options_of
+from iro_server.jobs.estimates.cost import Rows
+from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows, num_rows, options_of
 from iro_server.jobs.worker import explain
 from iro_server.settings import Settings
 from iro_server.store import files
@@ -127,10 +128,15 @@ class Validation:
                 return None  # it was validated before it was paused
         with (self.settings.job_dir(job.id) / "training_file.jsonl").open("rb") as lines:
             prompts, rows = drawn_rows(lines, self.settings.estimate_prompts, job.seed)
-        most = affordable_prompts(options_of(job.config), rows, self.settings.estimate_rollouts)
+        validation_rows = None
+        if job.validation_file is not None:
+            with (self.settings.job_dir(job.id) / "validation_file.jsonl").open("rb") as lines:
+                validation_rows = num_rows(lines)
+        all_rows = Rows(rows, validation_rows)
+        most = affordable_prompts(options_of(job.config), all_rows, self.settings.estimate_rollouts)
         estimate = Estimate(id=new_id("ftest-"), project=job.project, job_id=job.id, model=job.model)
         estimate.training_file, estimate.rows, estimate.prompts = job.training_file, rows, prompts[:most]
-        estimate.config = job.config
+        estimate.config = job.config | {"validation_rows": validation_rows}
         return estimate
 
     def _warnings(self, job: Job) -> list[str]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,11 @@ def restore(settings: Settings, sessions: Sessions, source: Path) -> dict[str, i
     if {name: len(content) for name, content in rows.items()} != manifest["rows"]:
         raise ValueError(f"{source} is damaged: the number of rows in its tables differs from {MANIFEST}")
     paths = DataDirPaths(manifest["data_dir"], str(settings.data_dir))
-    for folder in ("files", "jobs", "parts", "batches"):
+    for folder in ("files", "jobs", "parts", "batches", "runs"):
         if (source / folder).exists():
             shutil.copytree(source / folder, settings.data_dir / folder, dirs_exist_ok=True)
-    for config in (settings.data_dir / "jobs").glob("*/run/config.json"):
+    configs = (settings.data_dir.glob(f"{folder}/*/run/config.json") for folder in ("jobs", "runs"))
+    for config in chain.from_iterable(configs):
         config.write_text(json.dumps(paths.rewrite(json.loads(config.read_text())), indent=2))
     for job in rows["jobs"]:
         if job["status"] == "running":
@@ -117,6 +119,8 @@ def _copy_folders(settings: Settings, rows: Rows, out: Path) -> None:
         _copy_folder(settings.job_dir(job["id"]), out / "jobs" / job["id"])
     for batch in rows["batches"]:
         _copy_folder(settings.batch_dir(batch["id"]), out / "batches" / batch["id"])
+    for run in rows["job_runs"]:
+        _copy_folder(settings.run_dir(run["id"]), out / "runs" / run["id"])
     for upload in {part["upload_id"] for part in rows["parts"]}:
         _copy_folder(settings.parts_dir / upload, out / "parts" / upload)
 

@@ -36,17 +36,18 @@ async def sweep_hourly(settings: Settings, sessions: Sessions, stopping: asyncio
 def sweep(settings: Settings, sessions: Sessions) -> None:
     """Safe beside servers that share the data directory: what is younger than an hour may be arriving, and stays."""
     aged = _aged(settings.files_dir, hours=1)  # before the rows are read: a row follows its file
-    folders = _aged(settings.data_dir / "jobs", hours=1)
+    folders = [*_aged(settings.data_dir / "jobs", hours=1), *_aged(settings.data_dir / "runs", hours=1)]
     batch_folders = _aged(settings.data_dir / "batches", hours=1)
     with sessions.begin() as session:
         expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
         session.execute(delete(t.Response).where(t.Response.expires_at <= t.now()))
+        session.execute(delete(t.Completion).where(t.Completion.expires_at <= t.now()))
         _expire_uploads(session)
         if settings.retention is not None:
             _forget(session, time.time() - settings.retention)
         named = set(session.scalars(select(t.File.id)))
         batches = set(session.scalars(select(t.Batch.id).where(t.Batch.status.in_(("queued", "in_progress")))))
-        jobs = set(session.scalars(select(t.Job.id)))
+        jobs = {*session.scalars(select(t.Job.id)), *session.scalars(select(t.JobRun.id))}
         first_job = session.scalar(select(func.min(t.Job.created_at)))
         first = session.scalar(select(func.min(t.File.created_at)))
     for id in expired:
@@ -57,7 +58,7 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
         # a file older than every row is another database's, which this one was opened beside by mistake
         elif path.name not in named and first is not None and modified >= first:
             _set_aside(settings, path)
-    for path, modified in folders:  # of a job whose creation was cut short
+    for path, modified in folders:  # of a job or run whose creation was cut short
         if path.name not in jobs and first_job is not None and modified >= first_job:
             _set_aside(settings, path)
     for path, _ in batch_folders:  # of a batch that ended, or whose creation was cut short

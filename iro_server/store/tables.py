@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 import time
 from typing import Any, Literal, get_args
@@ -299,7 +301,7 @@ class EvalItem(Base):
 class Estimate(BackgroundRow):
     """What a job may gain and cost. ``job_id`` None: it was asked for before a job. ``prompts``: training rows.
 
-    ``config``: what the job's own would be.
+    ``config``: what the job's own would be, and ``validation_rows``, of the validation file.
     """
 
     __tablename__ = "estimates"
@@ -339,6 +341,43 @@ class Batch(BackgroundRow):
     usage: Mapped[JsonObject] = mapped_column(default=dict)
     output_file_id: Mapped[str | None] = mapped_column(default=None)
     error_file_id: Mapped[str | None] = mapped_column(default=None)
+
+
+def tag_of(key: str, value: str) -> str:
+    """A key of metadata with its value, as it stands in ``Completion.tags``: safe in each database's text and LIKE."""
+    return f" {hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:32]} "
+
+
+def tags_of(metadata: dict[str, str]) -> str:
+    return "".join(tag_of(*pair) for pair in metadata.items())
+
+
+class Completion(Base, Owned):
+    """A stored chat completion. ``messages``: those of its request; ``tags``: the metadata's pairs, to be searched."""
+
+    __tablename__ = "completions"
+
+    model: Mapped[str]
+    messages: Mapped[list[Any]]
+    body: Mapped[JsonObject]
+    completion_metadata: Mapped[JsonObject] = mapped_column("metadata")
+    tags: Mapped[str]
+    expires_at: Mapped[int] = mapped_column(index=True)
+
+    @classmethod
+    def unexpired(cls) -> ColumnElement[bool]:
+        return cls.expires_at > now()
+
+
+class JobRun(BackgroundRow):
+    """A run of a batch job. ``kind``: its entry point's name; ``config``: all of it, defaults too."""
+
+    __tablename__ = "job_runs"
+
+    kind: Mapped[str]
+    name: Mapped[str | None] = mapped_column(default=None)
+    preset: Mapped[str | None] = mapped_column(default=None)
+    config: Mapped[JsonObject]
 
 
 class Response(Base, Owned):

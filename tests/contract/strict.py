@@ -24,6 +24,7 @@ EXTENSIONS = {
     "ResponseUsage.value_tokens": "and",
     "ResponseUsage.rounds": "too,",
     "ResponseUsage.kl": "and this",
+    "ChatCompletion.metadata": "of a stored completion: in OpenAI's answers, and not in the client's type",
     "FineTuningJob.iro": "whether the gain is proven, and which measures of the text leave the frozen model's range",
     "ReinforcementMethod.iro": "the alignment job's own options",
     "ReinforcementMethod.response_format": "OpenAI documents it; the client's type has not got it",
@@ -43,6 +44,7 @@ EXTENSIONS = {
 VALUES = {
     ("status", "paused"): "of a job",
     ("error", None): "of an eval's run or sample without one",
+    ("role", "user"): "of a stored completion's message, which the client takes for an assistant's",
     ("finish_reason", None): "of a streamed text completion's chunk before its last",
 }
 

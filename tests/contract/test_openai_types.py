@@ -167,6 +167,14 @@ def responses(world: Any) -> Iterable[Any]:
     assert world.client.responses.delete(first.id) is None
 
 
+def stored_completions(world: Any) -> Iterable[Any]:
+    completions = world.client.chat.completions
+    made = completions.create(model=world.model, messages=HI, store=True, metadata={"team": "red"}, max_tokens=5)
+    yield from (completions.retrieve(made.id), completions.update(made.id, metadata={"team": "blue"}))
+    yield completions.list(model=world.model, metadata={"team": "blue"}, order="desc", limit=2)
+    yield from (completions.messages.list(made.id, order="asc", limit=5), completions.delete(made.id))
+
+
 def batches(world: Any) -> Iterable[Any]:
     batches = world.client.batches
     made = new_batch(world.client, lines_of([chat(0), chat(1, model="other")]), metadata={"team": "red"})
@@ -209,6 +217,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "models.list": lambda w: w.client.models.list(),
     "models.delete": deleted_model,
     "chat.completions.create": chats,
+    "chat.completions.retrieve chat.completions.update chat.completions.list chat.completions.delete "
+    "chat.completions.messages.list": stored_completions,
     "chat.completions.parse": lambda w: w.client.chat.completions.parse(model="bytes", messages=HI),
     "chat.completions.stream": streamed_chat,
     "completions.create": texts,
@@ -225,14 +235,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 }
 # What Iro does not have: a call is refused, and says so.
 NOT_HERE: dict[str, Callable[[Any], Any]] = {
-    "chat.completions.retrieve": lambda c: c.retrieve("chatcmpl-1"),
-    "chat.completions.update": lambda c: c.update("chatcmpl-1", metadata={}),
-    "chat.completions.list": lambda c: list(c.list()),
-    "chat.completions.delete": lambda c: c.delete("chatcmpl-1"),
     "responses.cancel": lambda r: r.cancel("resp_1"),
     "responses.compact": lambda r: r.compact(model="bytes"),
     "responses.input_tokens.count": lambda t: t.count(model="bytes", input="hi"),
-    "chat.completions.messages.list": lambda m: list(m.list("chatcmpl-1")),
 }
 WEBSOCKETS = {"responses.connect"}  # which are not here either; the client raises errors of another kind
 RESOURCES = ("files", "uploads", "uploads.parts", "fine_tuning.jobs", "fine_tuning.jobs.checkpoints")

@@ -38,12 +38,14 @@ def api(request, tmp_path_factory, new_database):
     """A server's document, what its requests may name, and how the cases went. New jobs stay in the queue."""
     limits = {"max_request_tokens": 2**14, "max_rows": 64, "project_jobs": 10**6, "project_webhooks": 10**6}
     limits |= {"project_evals": 10**6, "project_eval_runs": 10**6, "project_estimates": 10**6}
+    limits["project_job_runs"] = 10**6
     limits["database_url"] = new_database(request.param)
     configured = settings_for(tmp_path_factory.mktemp("data"), **limits)
     with serving(configured, ByteEngine()) as client:
         job, evaluation = ended(client, start_job(client)), an_eval(client)
     idle = configured.model_copy(update={"job_poll": 3600})
     with serving(idle, ByteEngine()) as client, Receiver() as receiver, requests.Session() as session:
+        client.get("/iro/job_kinds", cast_to=object)  # read once, by a process that imports them all
         yield SimpleNamespace(
             client=client,
             session=session,
@@ -51,7 +53,9 @@ def api(request, tmp_path_factory, new_database):
             job=job,
             file=upload(client),
             response=client.responses.create(model="bytes", input="a", max_output_tokens=2).id,
+            completion=a_completion(client),
             estimate=an_estimate(client),
+            job_run=client.post("/iro/job_runs", body={"kind": "theory.cot"}, cast_to=object)["id"],
             **evaluation,
             hook=client.webhooks.create(url=receiver.url, **HOOK).id,
             url=receiver.url,
@@ -68,7 +72,9 @@ def with_names(case: Case, api: SimpleNamespace, grader: dict[str, Any]) -> None
     known |= {"checkpoints": api.job.fine_tuned_model, "uploads": upload}
     known |= {
         "responses": api.response,
+        "completions": api.completion,
         "estimate": api.estimate,
+        "job_runs": api.job_run,
         "evals": api.eval,
         "runs": api.run,
         "output_items": api.output_item,
@@ -101,6 +107,12 @@ def an_eval(client: Any) -> dict[str, str]:
     run = run_eval(client, eval_id, sampled(2))
     item = client.evals.runs.output_items.list(run.id, eval_id=eval_id).data[0]
     return {"eval": eval_id, "run": run.id, "output_item": item.id}
+
+
+def a_completion(client: Any) -> str:
+    messages = [{"role": "user", "content": "a"}]
+    create = client.chat.completions.create
+    return create(model="bytes", messages=messages, max_tokens=2, store=True, metadata={"team": "red"}).id
 
 
 def an_estimate(client: Any) -> str:

@@ -140,7 +140,7 @@ def local_sgd(task: FederatedTask, train: Examples, seed: int) -> tuple[LocalSGD
         lr=task.local_lr,
         weight_decay=task.weight_decay,
     )
-    return clients, nn.utils.parameters_to_vector(model.parameters()).detach()
+    return clients, clients.start
 
 
 def simulator(trial: Trial, train: Train, params: Tensor) -> Simulator:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -158,6 +158,26 @@ class CA2FL:
         for update in buffer:
             h[update.client] = update.delta
         return {"h": h}, moved
+
+
+@dataclass(frozen=True)
+class MeanOfBuffers:
+    """``rule`` on the first ``parameters`` values; the rest, a model's buffers, move by the mean Δ of the buffer.
+
+    A step of Adam on a running variance may make it negative. Reconstruction: the paper is silent about buffers.
+    """
+
+    rule: Rule
+    parameters: int
+
+    def init(self, params: Tensor) -> RuleState:
+        return self.rule.init(params[: self.parameters])
+
+    def step(self, state: RuleState, params: Tensor, buffer: Sequence[Update]) -> tuple[RuleState, Tensor]:
+        count = self.parameters
+        trained = [replace(update, delta=update.delta[:count], start=update.start[:count]) for update in buffer]
+        state, moved = self.rule.step(state, params[:count], trained)
+        return state, torch.cat([moved, params[count:] + mean_delta(buffer)[count:]])
 
 
 # By name, with the official steps of FADAS (CIFAR-10) as defaults. FedAMS is FADAS with synchronous clients.

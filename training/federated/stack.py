@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,16 @@ from training.federated.rules import Layout
 BY_EXAMPLE = (nn.Flatten, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU)
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""The mean loss of outputs [b, ...] against targets [b, ...]."""
+
+
+def exchanged_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What server and clients exchange: the parameters, then the floating-point buffers, such as running means."""
+    buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    return dict(model.named_parameters()) | buffers
+
+
 class Product(NamedTuple):
     """A linear layer of all copies: ``outputs`` [n, b, o] = ``inputs`` [n, b, i] Wᵀ + bias."""
 
@@ -24,19 +35,26 @@ class Product(NamedTuple):
 
 
 class Stack:
-    """Copies of ``model`` that start from ``starts`` [n, P], vectors in the order of ``model.named_parameters()``.
+    """Copies of ``model`` that start from ``starts`` [n, P], vectors in the order of ``exchanged_tensors``.
 
     The last linear layers of an `nn.Sequential` are batched matrix products; the product that computes the gradient of
-    a weight adds it to the weight, so that it is never stored. All other layers use `torch.func.vmap`. The model must
-    have no buffers.
+    a weight adds it to the weight, so that it is never stored. All other layers use `torch.func.vmap`. Each copy
+    updates its own buffers and draws its own dropout masks; buffers of integers start from the model's.
     """
 
-    def __init__(self, model: nn.Module, starts: Tensor) -> None:
-        shapes = Layout.of(dict(model.named_parameters())).shapes
+    def __init__(self, model: nn.Module, starts: Tensor, loss: Loss = nn.functional.cross_entropy) -> None:
+        self.loss = loss
+        shapes = Layout.of(exchanged_tensors(model)).shapes
         parts = starts.split([shape.numel() for shape in shapes.values()], 1)
         self.tensors = {
             name: part.reshape(len(starts), *shape).clone()
             for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+        self.exchanged = list(self.tensors)
+        self.tensors |= {
+            name: buffer.expand(len(starts), *buffer.shape).clone()
+            for name, buffer in model.named_buffers()
+            if name not in self.tensors
         }
         self.layers = _layers(model)
         self.differentiated = [
@@ -48,13 +66,12 @@ class Stack:
 
     def vectors(self) -> Tensor:
         """[n, P]."""
-        return torch.cat([tensor.detach().flatten(1) for tensor in self.tensors.values()], 1)
+        return torch.cat([self.tensors[name].detach().flatten(1) for name in self.exchanged], 1)
 
-    def step(self, inputs: Tensor, labels: Tensor, lr: float, weight_decay: float) -> None:
-        """A step of each copy on its mean cross-entropy. ``inputs`` [n, b, ...], ``labels`` [n, b]."""
-        logits, products = self._forward(inputs)
-        # A sum over copies: the gradient of each copy is that of its mean loss.
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
+    def step(self, inputs: Tensor, targets: Tensor, lr: float, weight_decay: float) -> None:
+        """A step of each copy on its mean loss. ``inputs`` [n, b, ...], ``targets`` [n, b, ...]."""
+        outputs, products = self._forward(inputs)
+        loss = vmap(self.loss)(outputs, targets).sum()  # the gradient of each copy is that of its own mean loss
         gradients = list(torch.autograd.grad(loss, [product.outputs for product in products] + self.differentiated))
         decay = 1 - lr * weight_decay
         with torch.no_grad():
@@ -67,16 +84,21 @@ class Stack:
     def _forward(self, hidden: Tensor) -> tuple[Tensor, list[Product]]:
         products = []
         for prefix, layer in self.layers:
-            parameters = {name: self.tensors[prefix + name] for name, _ in layer.named_parameters()}
             if _is_product(layer):
-                rows, weight, bias = hidden.flatten(1, -2), parameters["weight"], parameters["bias"]
+                rows, weight, bias = (
+                    hidden.flatten(1, -2),
+                    self.tensors[f"{prefix}weight"],
+                    self.tensors[f"{prefix}bias"],
+                )
                 outputs = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT).requires_grad_()
                 products.append(Product(weight, bias, rows.detach(), outputs))
                 hidden = outputs.unflatten(1, hidden.shape[1:-1])
             elif _is_by_example(layer):
                 hidden = layer(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
             else:
-                hidden = vmap(functional_call, in_dims=(None, 0, 0))(layer, parameters, hidden)
+                state = {name: self.tensors[prefix + name] for name in _state_names(layer)}
+                run_copies = vmap(functional_call, in_dims=(None, 0, 0), randomness="different")
+                hidden = run_copies(layer, state, hidden)
         return hidden, products
 
 
@@ -93,6 +115,10 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
         first -= 1
     body = [("", model[:first])] if first else []
     return body + [(f"{name}.", layer) for name, layer in list(model.named_children())[first:]]
+
+
+def _state_names(layer: nn.Module) -> list[str]:
+    return [name for name, _ in (*layer.named_parameters(), *layer.named_buffers())]
 
 
 def _shares(model: nn.Sequential) -> bool:

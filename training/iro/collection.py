@@ -54,6 +54,8 @@ class Collection:
         for names, batch in batches.items():
             self.run.step(names.rollouts, lambda: stored(next(sampled)), "sampling")
             graded = self.run.has(names.rewards)
+            if graded and self.grading.compares:
+                self.grading.refer(batch.prompts, self.grading.texts(completions_of(self.run, names.rollouts)))
             yield RolledOut(names, batch.prompts, [] if graded else completions_of(self.run, names.rollouts))
 
     def _grade(self, shard: RolledOut) -> list[list[Grade]]:

@@ -13,7 +13,7 @@ from cachetools import LRUCache
 from iro_server import JsonObject
 from iro_server.engines.describe import Description
 from iro_server.engines.tool_calls import tool_calls_of
-from iro_server.graders.base import Flag, Grade, Grader, Sample
+from iro_server.graders.base import Flag, Grade, Grader, Reference, Sample
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.response_format import parse_response_format
 from iro_server.telemetry.grading import graded
@@ -26,6 +26,7 @@ Tally = dict[str, dict[str, float]]
 by grader. ``grader_tokens``, ``grader_costs``: by model. ``usage``: tokens of the searches."""
 Key = tuple[str, str]  # of the item, and the text
 REMEMBERED = 2**16  # grades that are remembered
+REFERENCES = 8  # texts of an item that later ones are compared with
 PARSE_ERROR: Flag = "sample_parse_error"
 
 
@@ -36,6 +37,7 @@ class Grading:
         self.config, self.run, self.model, self.grader = config, run, model, grader
         self.format = parse_response_format(config.response_format or {"type": "text"})
         self._grades: LRUCache[Key, Grade] = LRUCache(REMEMBERED)
+        self._references: dict[str, list[Sample]] = {}  # by item as JSON, of a grader that compares
         self._max_judge_tokens = GraderEnvironment.of_this_process().max_judge_tokens
         self._judge_tokens = 0.0  # of the steps that are done
 
@@ -43,8 +45,10 @@ class Grading:
         """A grade for each completion of each prompt; its reward is NaN where the grader gave none.
 
         The grader is asked once about a text of an item in the life of this object, and again where it failed. Not for
-        two threads at once.
+        two threads at once. A grader that compares is asked about all again, with references beside them.
         """
+        if self.compares:
+            return self._compare(prompts, self.texts(tokens))
         keys = [
             [(self._key(prompt), self._text(completion)) for completion in group]
             for prompt, group in zip(prompts, tokens, strict=True)
@@ -63,6 +67,40 @@ class Grading:
         self._grades.update({key: grade for key, grade in grades.items() if not math.isnan(grade.reward)})
         return group_grades
 
+    def _compare(self, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> list[list[Grade]]:
+        """Grades of all texts of an item together. The first that were graded of it are the references of the later
+        ones, so that policies compare by how many of the same texts theirs are better than."""
+        samples = [
+            [self._sample(text, prompt.item) for text in group] for prompt, group in zip(prompts, texts, strict=True)
+        ]
+        pairs = [
+            (sample, prompt.item)
+            for prompt, group in zip(prompts, samples, strict=True)
+            for sample in group
+            if isinstance(sample, Sample)
+        ]
+        items = {json.dumps(item, sort_keys=True): item for _, item in pairs}
+        references = [
+            (Reference(**vars(sample)), item) for key, item in items.items() for sample in self._references.get(key, [])
+        ]
+        answers: list[Grade] = []
+        if pairs:
+            with graded(self.grader.type):
+                answers = self.grader.grade_many([*pairs, *references])
+        grades = iter(answers)
+        self.refer(prompts, texts)
+        return [[next(grades) if isinstance(sample, Sample) else sample for sample in group] for group in samples]
+
+    def refer(self, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> None:
+        """Take texts that were graded as references, of the items that have none yet."""
+        first: dict[str, list[Sample]] = {}
+        for prompt, group in zip(prompts, texts, strict=True):
+            graded_texts = [self._sample(text, prompt.item) for text in group]
+            of_item = first.setdefault(json.dumps(prompt.item, sort_keys=True), [])
+            of_item += [sample for sample in graded_texts if isinstance(sample, Sample)]
+        for item, samples in first.items():
+            self._references.setdefault(item, samples[:REFERENCES])
+
     @staticmethod
     def _give(key: Key, grades: dict[Key, Grade]) -> Grade:
         """The grade, whose tokens count the first time alone."""
@@ -73,6 +111,14 @@ class Grading:
     @staticmethod
     def _key(prompt: Prompt) -> str:
         return hashlib.sha256(json.dumps(prompt.item, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def compares(self) -> bool:
+        """Whether a completion's grade depends on the others of its prompt."""
+        return self.grader.compares
+
+    def texts(self, tokens: Sequence[Sequence[Sequence[int]]]) -> list[list[str]]:
+        return [[self._text(completion) for completion in group] for group in tokens]
 
     def _text(self, completion: Sequence[int]) -> str:
         return str(self.model.tokenizer.decode(list(completion), skip_special_tokens=True))

@@ -76,6 +76,9 @@ def run(config: LogitBiasConfig, run: Run) -> JsonObject:
     """``logit_bias`` of the chosen strength, none where no strength is surely better, and what it is worth."""
     endpoint = Endpoint(config.url, os.environ.get(KEY_VARIABLE, ""), quoted=True)
     with closing(Asker(endpoint)) as asker, parse_grader(config.grader) as grader:
+        if grader.compares:
+            message = "a ranking compares completions of one call alone, and this job compares biases by their rewards"
+            raise AlignError(message, "invalid_grader", "grader")
         return BiasFit(config, run, asker, grader).run_all()
 
 

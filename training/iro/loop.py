@@ -33,6 +33,7 @@ from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearn
 from training.iro.lengths import with_max_tokens
 from training.iro.over_optimization import CODE, departures, warning
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
+from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
 from training.iro.tilt_rows import TiltData
 from training.iro.tilting import Served, Tilting, num_trials, searches
@@ -68,6 +69,7 @@ class Alignment:
         self.validation = Validation(config, run, model, self.grading, executor)
         self.learner = self.make_learner()
         self.scale = Scale()
+        self.base_rows: list[JsonObject] = []  # of the frozen model on validation prompts
         self.stack: Stack | None = None
         self.betas: list[float] = []
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
@@ -91,7 +93,7 @@ class Alignment:
 
     def run_all(self) -> JsonObject:
         self.run.planned_steps = self.planned_steps()
-        base = self.baseline()
+        self.base_rows = base = self.baseline()
         history: list[JsonObject] = []
         for step in range(1, self.config.iterations + 1):
             history.append(self.iterate(step))
@@ -128,7 +130,7 @@ class Alignment:
         for shard in [*collected.train, *collected.heldout]:
             self.run.drop_table(shard.rollouts, HEAD_STATES)
         self.stack = self.stack.with_tilt(self.tilt)
-        served = tilting.serve(prompts, self.stack, search) if self.validates(step) else None
+        served = tilting.serve(prompts, self.stack, search, self.base_rows) if self.validates(step) else None
         self.validation.rescore = None  # and with it the frozen model, where servers run it
         return served
 
@@ -287,6 +289,7 @@ class Alignment:
                 f"The frozen model: full validation mean reward={base:.3f} (best of {self.config.rollouts_per_prompt}, "
                 f"picked by the grader: {best:.3f})",
             )
+            emit_samples(self.run, 0, self.prompts.validation, valid.rows)
 
         self.run.step("0-report", tell)
         return valid.rows
@@ -317,6 +320,7 @@ class Alignment:
         self.run.metrics(row | {"timing": timing}, report.message(row))
         if valid:
             self.run.emit("checkpoint", data={"step": step, "path": str(folder), "metrics": row})
+            emit_samples(self.run, step, self.prompts.validation, valid.rows)
         by_position = {name: fitted[name] for name in BY_POSITION}
         return row | {
             "timing": timing,

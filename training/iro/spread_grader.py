@@ -4,12 +4,14 @@ graders, the paths of models, a way to the endpoints."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from pydantic import PrivateAttr
 
 from iro_server.graders.base import Grade, Grader, Item, Sample
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.parsing import parse_grader
+from iro_server.graders.ranking import same_item
 from training.iro.pool import Pool
 from training.json_values import JsonObject
 
@@ -21,19 +23,29 @@ class SpreadGrader(Grader):
 
     _pool: Pool = PrivateAttr()
     _actors: int = PrivateAttr()
+    _like: Grader = PrivateAttr()
 
     @classmethod
     def over(cls, pool: Pool, actors: int, like: Grader) -> SpreadGrader:
         """``pool``: of GraderActor."""
         grader = cls(type=like.type, name=like.name)
-        grader._pool, grader._actors = pool, actors
+        grader._pool, grader._actors, grader._like = pool, actors, like
         return grader
 
+    @property
+    def compares(self) -> bool:
+        return self._like.compares
+
     def grade_many(self, pairs: Sequence[tuple[Sample, Item]]) -> list[Grade]:
+        """Pairs of an item stay together where the grader compares them."""
+        groups = same_item([item for _, item in pairs]) if self.compares else [[place] for place in range(len(pairs))]
         shares = max(1, min(self._actors, len(pairs) // MIN_SHARE))
-        size = -(-len(pairs) // shares)
-        work = [(pairs[start : start + size],) for start in range(0, len(pairs), size or 1)]
-        return [grade for share in self._pool.map("grade_many", work, shares) for grade in share]
+        size = -(-len(groups) // shares)
+        parts = [list(chain(*groups[start : start + size])) for start in range(0, len(groups), size or 1)]
+        work = [([pairs[place] for place in places],) for places in parts]
+        graded = chain(*self._pool.map("grade_many", work, shares))
+        grades = dict(zip(chain(*parts), graded, strict=True))
+        return [grades[place] for place in range(len(pairs))]
 
     def close(self) -> None:
         self._pool.close()

@@ -15,6 +15,7 @@ from iro_server.decoding.base import SearchParams
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
 from training.iro.diagnostics import mean_and_error
+from training.iro.over_optimization import MEASURES, departures, rises
 from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
 from training.iro.validation import Validated, Validation
@@ -51,6 +52,7 @@ class Tilting:
         most_perplexity: float | None = None,
     ) -> None:
         self.config, self.run, self.validation, self.data = config, run, validation, data
+        self.iteration = step
         self.prefix, self.most_perplexity = "" if step == 1 else f"{step}-", most_perplexity
         if not data.model.info.drift:
             validation.rescore = data.frozen_logprob
@@ -99,9 +101,11 @@ class Tilting:
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
         return Trial(kind, strength, rows)
 
-    def serve(self, prompts: Sequence[Prompt], stack: Stack, search: Validated | None) -> Served:
+    def serve(
+        self, prompts: Sequence[Prompt], stack: Stack, search: Validated | None, frozen: Sequence[JsonObject]
+    ) -> Served:
         """What the model is served with. ``search``: the validation of the search without a tilt; None: values of a
-        tilted policy, which rank nothing else."""
+        tilted policy, which rank nothing else. ``frozen``: the frozen model's rows on ``prompts``."""
         by_name = searches(self.config, stack.tilt is not None)
         if search is None:
             by_name = {name: params for name, params in by_name.items() if params.strength}
@@ -111,23 +115,27 @@ class Tilting:
             else self.validation.validate(f"{self.prefix}serve-{params.rows}", prompts, params, stack, name)
             for name, params in by_name.items()
         }
-        rewards = {name: [row["value_pick"] for row in valid.rows] for name, valid in validated.items()}
-        chosen = cheapest(rewards, {name: params.rows for name, params in by_name.items()})
-        prices = [price(name, by_name[name], valid) for name, valid in validated.items()]
-        self.run.step(f"{self.prefix}serve-report", lambda: self.run.emit("message", price_report(prices, chosen)))
+        outside = {name: departures(frozen, valid.rows) for name, valid in validated.items()}
+        chosen = best_way(
+            frozen, {name: valid.rows for name, valid in validated.items()}, {n: p.rows for n, p in by_name.items()}
+        )
+        prices = [price(name, by_name[name], valid, outside[name]) for name, valid in validated.items()]
+        report, data = price_report(prices, chosen), {"step": self.iteration, "prices": prices, "chosen": chosen}
+        self.run.step(f"{self.prefix}serve-report", lambda: self.run.emit("message", report, data))
         return Served(by_name[chosen], validated[chosen], prices)
 
 
 @dataclass(frozen=True)
 class Served:
-    """``prices``: of each way to serve the model, its rows, and reward, perplexity and KL on validation prompts."""
+    """``prices``: of each way to serve the model, its rows, and reward, perplexity, KL and departures from the frozen
+    model's text on validation prompts. One that departs is served only where no other is above the frozen model."""
 
     params: SearchParams
     validated: Validated
     prices: list[JsonObject]
 
 
-def price(name: str, params: SearchParams, valid: Validated) -> JsonObject:
+def price(name: str, params: SearchParams, valid: Validated, outside: list[JsonObject] | None) -> JsonObject:
     reward, error = mean_and_error([row["value_pick"] for row in valid.rows])
     kl = mean_and_error([row["kl"] for row in valid.rows])[0]
     return {
@@ -137,13 +145,22 @@ def price(name: str, params: SearchParams, valid: Validated) -> JsonObject:
         "error": error,
         "perplexity": perplexity(valid.rows),
         "kl": kl,
+        "over_optimization": outside,
         "search": params.model_dump(exclude_none=True),
     }
 
 
 def price_report(prices: Sequence[JsonObject], chosen: str) -> str:
-    parts = [f"{p['name']} ({p['rows']} rows) {p['reward']:.3f} ± {1.96 * p['error']:.3f}" for p in prices]
+    parts = [
+        f"{p['name']} ({p['rows']} rows) {p['reward']:.3f} ± {1.96 * p['error']:.3f}{departures_text(p)}"
+        for p in prices
+    ]
     return f"Validation reward by rows: {'; '.join(parts)}. The model is served with: {chosen}"
+
+
+def departures_text(price: JsonObject) -> str:
+    names = [MEASURES[part["measure"]] for part in price["over_optimization"] or []]
+    return f" (unlike the frozen model's text by {', '.join(names)})" if names else ""
 
 
 def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> str:
@@ -200,6 +217,15 @@ def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
         "search": full,
     }
     return {name: params for name, params in by_name.items() if params.rows <= config.max_rows}
+
+
+def best_way(frozen: Sequence[JsonObject], ways: dict[str, list[JsonObject]], rows: dict[str, int]) -> str:
+    """The cheapest of the ways to serve a model that are above the frozen model and write like it, else of all.
+
+    ``frozen``, ``ways``: rows of ``Validation`` on the same prompts. ``rows``: of each way.
+    """
+    usual = [name for name, valid in ways.items() if not departures(frozen, valid) and rises(frozen, valid)]
+    return cheapest({name: [row["value_pick"] for row in ways[name]] for name in usual or ways}, rows)
 
 
 def cheapest(rewards: dict[str, list[float]], rows: dict[str, int]) -> str:

@@ -116,6 +116,8 @@ class Validation:
         """The finals of each batch that are to be graded; none where its step is done."""
         for name, batch in zip(names, batches, strict=True):
             if self.run.has(name):
+                if self.grading.compares:
+                    self.grading.refer(batch.prompts, [row["texts"] for row in self.run.load(name)["rows"]])
                 yield Searched(name, batch.prompts, [], {}, [], 0.0)
                 continue
             self.run.enter("validation")
@@ -151,6 +153,7 @@ class Validation:
                     "logprob": sum(logprobs),
                     "completions": [measures(*final) for final in zip(tokens, logprobs, strict=False)],
                 }
+                | ({"texts": self.grading.texts([tokens])[0]} if self.grading.compares else {})
             )
         finals = self.grading.tally([grade for group in grades for grade in group], searched.usage)
         picks = self.grading.tally([group[0] for group in grades], {})
@@ -239,6 +242,7 @@ def average(rows: Sequence[JsonObject]) -> list[JsonObject]:
     means = ("value_pick", "grader_pick", "mean", "tokens", "logprob", "kl")
     return [
         of_prompt[0]
+        | {"text_reward": of_prompt[0]["value_pick"]}
         | {name: mean_and_error([row[name] for row in of_prompt])[0] for name in means if name in of_prompt[0]}
         | _completions(of_prompt)
         for of_prompt in by_prompt.values()

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from iro_server import JsonObject
 from iro_server.alignment.definition import AlignmentOptions
 
 ACTIVATION_BYTES = 2  # half precision
+HELDOUT_SHARE = 0.2  # of an iteration's prompts
+TILT_TRIALS, TRIAL_SAMPLES = 8, 4  # tilts that are tried, none among them, and completions of each held-out prompt
+BETA_TRIALS = 3
+NumCalls = Callable[[int], int]
+
+
+class Rows(NamedTuple):
+    """Rows of the training file, and of the validation file; None without one."""
+
+    training: int
+    validation: int | None = None
 
 
 @dataclass(frozen=True)
@@ -20,31 +33,66 @@ class Rates:
     grader_seconds: float
 
 
-def job_cost(options: AlignmentOptions, rows: int, rates: Rates, width: int) -> JsonObject:
-    """Tokens, grader calls, seconds and bytes of a job over ``rows`` training rows, upper bounds but for early ends.
+class Work(NamedTuple):
+    """Completions of so many prompts: ``completions`` of one."""
+
+    prompts: int
+    completions: int
+
+
+def job_cost(options: AlignmentOptions, rows: Rows, rates: Rates, width: int, num_calls: NumCalls) -> JsonObject:
+    """Tokens, grader calls, seconds and bytes of a job: upper bounds, as if its model were tilted and it ended late.
 
     ``width``: of the frozen model's hidden state, which the rollouts' features hold once for the value function and
-    once for the tilt. Sampling and grading are counted one after the other, though a job does some of it at once.
+    once for the tilt. ``num_calls``: of the grader, for so many completions of a prompt. Sampling and grading are
+    counted one after the other, though a job does some of it at once; fitting is not counted.
     """
-    rollouts, searched = completions(options, rows)
-    calls = rollouts + searched
-    tokens = calls * rates.tokens
+    rollouts, validations = job_work(options, rows)
+    calls = sum(work.prompts * num_calls(work.completions) for work in [*rollouts, *validations])
+    tokens = num_completions([*rollouts, *validations]) * rates.tokens
     return {
-        "completions": calls,
+        "completions": num_completions([*rollouts, *validations]),
         "base_tokens": round(tokens),
         "grader_calls": calls,
         "seconds": round(tokens / rates.tokens_per_second + calls * rates.grader_seconds),
-        "disk_bytes": round(rollouts * rates.tokens * 2 * width * ACTIVATION_BYTES),
+        "disk_bytes": round(num_completions(rollouts) * rates.tokens * 2 * width * ACTIVATION_BYTES),
     }
 
 
-def completions(options: AlignmentOptions, rows: int) -> tuple[int, int]:
-    """Completions that value functions are fitted on, and those of validations and of the final check."""
-    reserved = min(2 * options.validation_prompts, max(1, rows // 4))
-    share = max(2, (rows - reserved) // options.iterations)
-    size = min(options.prompts_per_iteration or share, share)
+def num_completions(works: Iterable[Work]) -> int:
+    return sum(work.prompts * work.completions for work in works)
+
+
+def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Work]]:
+    """What value functions are fitted on, and what is sampled beside it: to choose among betas or tilts, to validate
+    each iteration and each way to serve it, and to check the best at the end."""
+    training, validation, check = split(options, rows)
     search_rows = options.beam_width * options.num_successors
-    rollouts = size * options.rollouts_per_prompt + (options.iterations - 1) * size * search_rows
-    half = math.ceil(reserved / 2)
-    validations = 1 + math.ceil(options.iterations / options.eval_interval)  # of the frozen model, too
-    return rollouts, half * search_rows * (validations * options.eval_samples + 2)
+    share = training // options.iterations
+    size = min(options.prompts_per_iteration or share, share)
+    held_out = max(1, round(size * HELDOUT_SHARE))
+    is_tilted = options.tilt == "auto"
+    later = options.rollouts_per_prompt if is_tilted else search_rows
+    rollouts = [Work(size, options.rollouts_per_prompt), *[Work(size, later)] * (options.iterations - 1)]
+    if is_tilted:
+        choosing = [Work(held_out, TILT_TRIALS * TRIAL_SAMPLES)] * options.iterations
+        ways = [1, max(2, search_rows // 4), search_rows, search_rows]
+    else:
+        choosing = [Work(held_out, BETA_TRIALS * search_rows)] * (
+            options.iterations - 1 if options.betas == "auto" else 0
+        )
+        ways = [search_rows]
+    validations = math.ceil(options.iterations / options.eval_interval)
+    evaluated = [Work(validation, options.rollouts_per_prompt)]
+    evaluated += [Work(validation, count) for count in ways if count <= options.max_rows] * validations
+    evaluated += [Work(check, options.rollouts_per_prompt), Work(check, search_rows)]
+    return rollouts, [*choosing, *evaluated * options.eval_samples]
+
+
+def split(options: AlignmentOptions, rows: Rows) -> tuple[int, int, int]:
+    """Prompts that are trained on, that validate iterations, and of the final check."""
+    pool = rows.validation or max(1, rows.training // 4)
+    reserved = min(2 * options.validation_prompts, pool)
+    validation = math.ceil(reserved / 2)
+    training = rows.training if rows.validation else rows.training - reserved
+    return max(2, training), validation, reserved - validation or reserved

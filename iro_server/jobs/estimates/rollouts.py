@@ -119,14 +119,16 @@ class Roller:
             return
         texts = [_text(choice) for choice in answer.body["choices"]]
         rollouts.by_prompt.append(completions := [])
-        for start in range(0, len(texts), SLICE):
-            part = texts[start : start + SLICE]
+        size = len(texts) if self.grader.compares else SLICE
+        for start in range(0, len(texts), size):
+            part = texts[start : start + size]
             completions += [
                 Completion(number, *pair) for pair in zip(part, self._grades(part, row, rollouts), strict=True)
             ]
             if not start:
-                repeated = self._grades(part[:REPEATED], row, rollouts)
-                first = [completion.grade.reward for completion in completions[:REPEATED]]
+                second = slice(None, None, -1) if self.grader.compares else slice(REPEATED)  # all, in another order
+                repeated = self._grades(part[second], row, rollouts)
+                first = [completion.grade.reward for completion in completions[second]]
                 rollouts.repeats += zip(first, [grade.reward for grade in repeated], strict=True)
             if time.monotonic() > deadline:
                 return
@@ -139,7 +141,7 @@ class Roller:
         with graded(self.grader.type):
             grades = iter(self.grader.grade_many(pairs) if pairs else [])
         rollouts.grading_seconds += time.monotonic() - began
-        rollouts.graded += len(pairs)
+        rollouts.graded += self.grader.num_calls(len(pairs))
         return [next(grades) if isinstance(sample, Sample) else sample for sample in samples]
 
     def _sample_of(self, text: str) -> Sample | Grade:

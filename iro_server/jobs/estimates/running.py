@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable
+from itertools import chain
 
 from iro_server import JsonObject
 from iro_server.alignment.definition import AlignmentOptions
@@ -15,7 +16,7 @@ from iro_server.graders.response_format import parse_response_format
 from iro_server.jobs import records
 from iro_server.jobs.background import Lease, WorkFailed
 from iro_server.jobs.estimates import statistics
-from iro_server.jobs.estimates.cost import Rates, completions, job_cost
+from iro_server.jobs.estimates.cost import NumCalls, Rates, Rows, job_cost, job_work, num_completions
 from iro_server.jobs.estimates.rollouts import Completion, Roller, Rollouts
 from iro_server.jobs.estimates.statistics import Repeats
 from iro_server.jobs.estimates.verdict import judge
@@ -45,9 +46,13 @@ def drawn_rows(lines: Iterable[bytes], count: int, seed: int) -> tuple[list[Json
     return [json.loads(line.decode("utf-8-sig")) for line in chosen], total
 
 
-def affordable_prompts(options: AlignmentOptions, rows: int, rollouts: int) -> int:
+def num_rows(lines: Iterable[bytes]) -> int:
+    return sum(1 for line in lines if line.strip())
+
+
+def affordable_prompts(options: AlignmentOptions, rows: Rows, rollouts: int) -> int:
     """How many prompts cost at most ``JOB_SHARE`` of the completions of the job itself, but some in any case."""
-    return max(LEAST_OF_JOB, int(JOB_SHARE * sum(completions(options, rows)) / rollouts))
+    return max(LEAST_OF_JOB, int(JOB_SHARE * num_completions(chain(*job_work(options, rows))) / rollouts))
 
 
 def options_of(config: JsonObject) -> AlignmentOptions:
@@ -72,10 +77,11 @@ class EstimateExecutor:
             return
         request.set_current(request.Current(estimate.id, charged_key=estimate.key_id))
         options = options_of(estimate.config)
-        rollouts = self._roll_out(estimate, options, lease)
+        rollouts, num_calls = self._roll_out(estimate, options, lease)
         if not rollouts.by_prompt:
             raise WorkFailed(f"no completion could be sampled: {rollouts.errors[0]}", "sampling_failed")
-        result = report(rollouts, options, estimate.rows, self.width)
+        rows = Rows(estimate.rows, estimate.config.get("validation_rows"))
+        result = report(rollouts, options, rows, self.width, num_calls)
         with self.sessions.begin() as session:
             lease.write(session, status="completed", finished_at=now(), result=result, lease_until=None)
             if estimate.job_id is not None:
@@ -87,7 +93,8 @@ class EstimateExecutor:
             job = find(session, Job, estimate.job_id) if estimate.job_id else None
         return job is not None and job.status in FINISHED
 
-    def _roll_out(self, estimate: Estimate, options: AlignmentOptions, lease: Lease) -> Rollouts:
+    def _roll_out(self, estimate: Estimate, options: AlignmentOptions, lease: Lease) -> tuple[Rollouts, NumCalls]:
+        """And the number of calls that the grader takes for so many completions of a prompt."""
         environment = self.grader_environment.of_job(estimate.project)
         form = parse_response_format(estimate.config.get("response_format") or {"type": "text"})
         try:
@@ -100,11 +107,11 @@ class EstimateExecutor:
             lease.on_stop(grader.close)
             rollouts = roller.roll_out(estimate.prompts, self.settings.estimate_seconds, lease)
         lease.check()
-        return rollouts
+        return rollouts, grader.num_calls
 
 
-def report(rollouts: Rollouts, options: AlignmentOptions, rows: int, width: int) -> JsonObject:
-    """What the rollouts say of a job with ``options`` over so many training rows."""
+def report(rollouts: Rollouts, options: AlignmentOptions, rows: Rows, width: int, num_calls: NumCalls) -> JsonObject:
+    """What the rollouts say of a job with ``options`` over so many rows."""
     rewards = rollouts.rewards
     values = statistics.gradable(rewards)
     within, repeats = statistics.within_prompt_variance(rewards), Repeats.of(rollouts.repeats)
@@ -134,7 +141,7 @@ def report(rollouts: Rollouts, options: AlignmentOptions, rows: int, width: int)
             "reliability": repeats.reliability(within),
         },
         "expected_gain": expected and {"mean": expected.mean, "low": expected.low, "high": expected.high},
-        "cost": job_cost(options, rows, rates, width),
+        "cost": job_cost(options, rows, rates, width, num_calls),
         "estimate_cost": {
             "base_tokens": rollouts.tokens,
             "grader_calls": rollouts.graded,

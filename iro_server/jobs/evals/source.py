@@ -42,6 +42,14 @@ def row_of(value: JsonValue, place: str) -> Row:
     return item, sample
 
 
+def completion_row(completion: JsonObject, messages: list[JsonObject], metadata: JsonObject) -> Row:
+    """A stored chat completion as an item, its request, and its sample, its first answer."""
+    message = completion["choices"][0]["message"]
+    sample = {"output_text": message["content"] or "", "choices": completion["choices"]}
+    sample |= {"output_tools": message["tool_calls"]} if message.get("tool_calls") else {}
+    return {"input": messages, "model": completion["model"], "metadata": metadata}, sample
+
+
 def check_items(schema: JsonObject, items: list[JsonObject]) -> None:
     """BadItem with the place, from 0, of the first item that does not fit the eval's ``item_schema``."""
     of_all = {"type": "array", "items": schema, "$defs": schema.get("$defs", {})}

@@ -13,12 +13,17 @@ import { Problem } from "./parts";
 import { Playground } from "./playground/Playground";
 import type { Route } from "./router";
 import { useRoute } from "./router";
+import { Compare } from "./job-runs/Compare";
+import { NewRun } from "./job-runs/NewRun";
+import { RunList } from "./job-runs/RunList";
+import { RunPage } from "./job-runs/RunPage";
 
 const PAGES = [
   { path: "jobs", name: "Jobs" },
   { path: "new", name: "New job" },
   { path: "playground", name: "Playground" },
   { path: "evals", name: "Evals" },
+  { path: "runs", name: "Batch jobs" },
 ];
 
 export function App() {
@@ -76,6 +81,7 @@ function Body({ route, base }: { route: Route; base: string }) {
   const [page = "jobs", id] = route.path;
   if (page === "jobs") return id ? <JobPage key={id} id={id} /> : <JobList />;
   if (page === "evals") return id ? <EvalPage key={id} id={id} /> : <EvalList />;
+  if (page === "runs") return <Runs id={id} query={route.query} />;
   if (page === "new") return <NewJob base={base} />;
   if (page === "playground") return <Playground key={route.query.toString()} base={base} query={route.query} />;
   return (
@@ -86,6 +92,13 @@ function Body({ route, base }: { route: Route; base: string }) {
       </p>
     </section>
   );
+}
+
+function Runs({ id, query }: { id?: string; query: URLSearchParams }) {
+  if (!id) return <RunList />;
+  if (id === "new") return <NewRun key={query.toString()} query={query} />;
+  if (id === "compare") return <Compare key={query.toString()} query={query} />;
+  return <RunPage key={id} id={id} />;
 }
 
 function toMain(event: Event): void {

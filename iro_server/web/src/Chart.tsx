@@ -1,4 +1,4 @@
-// Curves over whole numbers, with bands of 1.96 standard errors; drawn anew in other colours where dark and light change.
+// Curves over iterations or any numbers, with bands of 1.96 standard errors; drawn anew in other colours where dark and light change.
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
@@ -14,14 +14,24 @@ export interface Curve {
 }
 
 const HEIGHT = 260;
+const X_AXIS = 32; // pixels
+const MANY = 60; // points of a curve, which then shows none
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-export function Chart({ label, x, curves }: { label: string; x: number[]; curves: Curve[] }) {
+interface Props {
+  label: string;
+  x: number[];
+  curves: Curve[];
+  numbers?: boolean; // whether x is any numbers instead of iterations, of which 0 is the frozen model
+  logarithmic?: boolean;
+}
+
+export function Chart({ label, x, curves, numbers = false, logarithmic = false }: Props) {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const [isDark, setDark] = useState(dark.matches);
   const names = curves.map(({ name, errors }) => name + (errors ? "±" : "")).join("|");
-  const data = columns(x, curves);
+  const data = columns(x, logarithmic ? curves.map(positive) : curves);
   useEffect(() => {
     const changed = () => setDark(dark.matches);
     dark.addEventListener("change", changed);
@@ -29,7 +39,7 @@ export function Chart({ label, x, curves }: { label: string; x: number[]; curves
   }, []);
   useEffect(() => {
     const element = place.current!;
-    const chart = new uPlot(options(element, curves), data, element);
+    const chart = new uPlot(options(element, curves, numbers, logarithmic), data, element);
     plot.current = chart;
     const observer = new ResizeObserver(() => chart.setSize({ width: element.clientWidth, height: HEIGHT }));
     observer.observe(element);
@@ -37,7 +47,7 @@ export function Chart({ label, x, curves }: { label: string; x: number[]; curves
       observer.disconnect();
       chart.destroy();
     };
-  }, [names, isDark]);
+  }, [names, isDark, numbers, logarithmic]);
   useEffect(() => plot.current?.setData(data), [JSON.stringify(data)]);
   return (
     <>
@@ -53,6 +63,12 @@ export function Chart({ label, x, curves }: { label: string; x: number[]; curves
     </>
   );
 }
+
+/** A logarithm has no place for the others. */
+const positive = (curve: Curve): Curve => ({
+  ...curve,
+  values: curve.values.map((value) => (typeof value === "number" && value > 0 ? value : null)),
+});
 
 /** x, then for each curve its values and, where it has errors, the band's lower and upper end. */
 function columns(x: number[], curves: Curve[]): uPlot.AlignedData {
@@ -70,19 +86,20 @@ function band(values: Numbers, errors: Numbers): [Numbers, Numbers] {
   return [end(-1), end(1)];
 }
 
-function options(element: HTMLElement, curves: Curve[]): uPlot.Options {
+function options(element: HTMLElement, curves: Curve[], numbers: boolean, logarithmic: boolean): uPlot.Options {
   const style = getComputedStyle(element);
   const colour = (name: string) => style.getPropertyValue(name).trim();
   const series: uPlot.Series[] = [{}];
   const bands: uPlot.Band[] = [];
-  curves.forEach(({ name, errors, dashed }, i) => {
+  curves.forEach(({ name, values, errors, dashed }, i) => {
     const stroke = colour(`--curve-${i + 1}`);
     series.push({
       label: name,
       stroke,
       width: 2,
       dash: dashed ? [6, 4] : undefined,
-      points: { show: !dashed, size: 7 },
+      points: { show: !dashed && (!numbers || values.filter((value) => value !== null).length < MANY), size: 7 },
+      spanGaps: numbers,
     });
     if (errors) {
       const end = { stroke: "transparent", points: { show: false } };
@@ -96,16 +113,35 @@ function options(element: HTMLElement, curves: Curve[]): uPlot.Options {
     height: HEIGHT,
     series,
     bands,
-    scales: { x: { time: false, range: (_plot, least, most) => [least - 0.25, Math.max(most, least + 1) + 0.25] } },
+    scales: {
+      x: { time: false, range: (_plot, least, most) => (numbers ? wide(least, most) : [least - 0.25, Math.max(most, least + 1) + 0.25]) },
+      y: { distr: logarithmic ? 3 : 1 },
+    },
     axes: [
-      {
-        ...axis,
-        incrs: [1, 2, 5, 10, 20, 50, 100],
-        values: (_plot, steps) => steps.map((step) => (step === 0 ? "frozen" : String(step))),
-      },
-      { ...axis, size: 56 },
+      numbers
+        ? { ...axis, size: X_AXIS, values: (_plot, places) => places.map(short) }
+        : {
+            ...axis,
+            size: X_AXIS,
+            incrs: [1, 2, 5, 10, 20, 50, 100],
+            values: (_plot, steps) => steps.map((step) => (step === 0 ? "frozen" : String(step))),
+          },
+      { ...axis, size: 64, values: (_plot, places) => places.map(short) },
     ],
     cursor: { show: false },
     legend: { show: false },
   };
+}
+
+/** The range with a margin, also where it is a single number. */
+function wide(least: number, most: number): [number, number] {
+  const margin = (most - least || Math.abs(least) || 1) / 40;
+  return [least - margin, most + margin];
+}
+
+/** A tick's number; null: of a logarithm's ticks, one without a label. */
+function short(value: number | null): string {
+  if (value === null) return "";
+  const size = Math.abs(value);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential().replace("e+", "e") : String(+value.toPrecision(6));
 }

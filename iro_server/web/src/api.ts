@@ -49,7 +49,7 @@ export interface JobEvent {
   level: "info" | "warn" | "error";
   message: string;
   type: "message" | "metrics";
-  data: Metrics;
+  data: Metrics | null; // null: there is none
 }
 
 export interface Metrics {
@@ -68,6 +68,35 @@ export interface Metrics {
   usage?: { base_tokens?: number; graders?: Record<string, unknown>[] };
   errors?: { graders?: Record<string, unknown>[] };
   timing?: { step?: Record<string, number> };
+  samples?: Sample[]; // this and the following are of events that are no metrics
+  prices?: Price[];
+  chosen?: string;
+  code?: string;
+  measures?: Departure[];
+}
+
+export interface Sample {
+  prompt: string;
+  completion: string;
+  reward: number | null;
+}
+
+/** A way to serve the model: how many rows it decodes at once, and what they gave on held-out prompts. */
+export interface Price {
+  name: string;
+  rows: number;
+  reward: number | null;
+  error: number | null;
+  perplexity: number | null;
+  kl: number | null;
+}
+
+/** A measure of the text that left the range of nine in ten of the frozen model's completions. */
+export interface Departure {
+  measure: string;
+  median: number;
+  frozen_low: number;
+  frozen_high: number;
 }
 
 export interface Checkpoint {
@@ -111,7 +140,7 @@ export interface Estimate {
   result: EstimateResult | null;
 }
 
-async function call(path: string, init: RequestInit = {}): Promise<Response> {
+export async function call(path: string, init: RequestInit = {}): Promise<Response> {
   const headers = new Headers(init.headers);
   if (savedKey()) headers.set("authorization", `Bearer ${savedKey()}`);
   let response: Response;
@@ -145,7 +174,7 @@ export async function get<Body>(path: string, signal?: AbortSignal): Promise<Bod
   return (await call(path, { signal })).json() as Promise<Body>;
 }
 
-async function post<Body>(path: string, body?: unknown, signal?: AbortSignal): Promise<Body> {
+export async function post<Body>(path: string, body?: unknown, signal?: AbortSignal): Promise<Body> {
   return (await send(path, body, signal)).json() as Promise<Body>;
 }
 

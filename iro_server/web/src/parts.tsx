@@ -3,17 +3,29 @@
 import type { ComponentChildren } from "preact";
 import type { Status } from "./api";
 
-const STATUS: Record<Status, string> = {
+const STATUS: Record<Status | "in_progress", string> = {
   validating_files: "checking files",
   queued: "waiting",
   running: "running",
+  in_progress: "running",
   paused: "paused",
   succeeded: "succeeded",
   failed: "failed",
   cancelled: "cancelled",
 };
 
-export const Badge = ({ status }: { status: Status }) => <span class={`badge ${status}`}>{STATUS[status]}</span>;
+export const Badge = ({ status }: { status: keyof typeof STATUS }) => (
+  <span class={`badge ${status}`}>{STATUS[status]}</span>
+);
+
+export const Fact = ({ name, value }: { name: string; value: string }) => (
+  <div>
+    <dt>{name}</dt>
+    <dd class="text" title={value}>
+      {value}
+    </dd>
+  </div>
+);
 
 export function Problem({ error, again }: { error: Error; again?: () => void }) {
   return (

@@ -54,6 +54,7 @@ def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: di
         *((name, rows) for name in ("static_bias", "iro") for rows in (1, 2)),
         ("iro_search", 2),
         ("iro_by_reward", 2),
+        ("iro_best_of_n", 2),
         ("args", 1),
         ("vas", 1),
         ("smc", 2),

@@ -14,6 +14,7 @@ from iro_server.store import keys
 from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload, wait_for
+from tests.iro_server.graders.judge import answers_in, judge, ranking_by
 
 ROWS = b"".join(b'{"messages": [{"role": "user", "content": "say %d"}], "n": %d}\n' % (n, n) for n in range(40))
 SHORT = {"max_tokens": 12}
@@ -76,6 +77,25 @@ def test_the_numbers_of_an_estimate_are_those_of_its_rollouts(client):
     assert rewards == sorted(rewards) and rewards[0] < rewards[2]
     assert [sample["text"].count("z") for sample in result["samples"]] == rewards
     assert result["estimate_cost"]["base_tokens"] == 24 * 8 * 12 and result["cost"]["base_tokens"] > 0
+
+
+RANK = {"type": "score_model", "name": "rank", "model": "judge", "ranking": {}}
+RANK["input"] = [{"role": "user", "content": "Which answer to {{ item.n }} has the most z?"}]
+
+
+def test_a_judge_that_ranks_takes_one_call_for_a_prompt_and_is_asked_again_in_another_order(client):
+    with judge(ranking_by(lambda text: text.count("z"))) as (url, requests):
+        result = estimated(client, body_of(client, grader={**RANK, "base_url": url}))
+    assert result["verdict"] == "go" and result["reward"]["mean"] == pytest.approx(0.5)
+    assert len(requests) == result["estimate_cost"]["grader_calls"] == 24 * 2
+    assert result["grader"]["disagreement"] == 0 and result["grader"]["graded_twice"] == 24 * 8
+    assert result["cost"]["grader_calls"] * 8 <= result["cost"]["completions"]
+
+
+def test_a_judge_that_prefers_a_place_is_flaky(client):
+    with judge(lambda body: json.dumps({"ranking": [*map(int, answers_in(body))]})) as (url, _):
+        result = estimated(client, body_of(client, grader={**RANK, "base_url": url}))
+    assert result["verdict"] == "flaky_grader" and "contradicts itself" in result["message"]
 
 
 def test_the_same_seed_samples_the_same(client):

@@ -174,8 +174,12 @@ def test_a_mistake_is_refused_where_it_stands(client):
     assert param(criterion(type="human")) == (400, "testing_criteria.1.type")
     assert param(criterion(pass_threshold="high")) == (400, "testing_criteria.1.pass_threshold")
     assert param(criterion(input="{{ item.a | upper }}")) == (400, "testing_criteria.1.input")
-    stored = refusal(lambda: create(data_source_config={"type": "logs"}, testing_criteria=[SAYS_Z]))
-    assert stored.param == "data_source_config.type" and "file_content" in stored.message
+    judge = {"type": "score_model", "name": "r", "model": "bytes", "input": [{"role": "user", "content": "x"}]}
+    assert param(criterion(**judge, ranking={}, operation=None, reference=None)) == (400, "testing_criteria.1.ranking")
+    mixed = {"type": "logs", "item_schema": {"type": "object"}}
+    assert param(lambda: create(data_source_config=mixed, testing_criteria=[SAYS_Z])) == (400, "data_source_config")
+    assert param(run(source={"type": "responses"})) == (400, "data_source.source.type")
+    assert param(run(source={"type": "stored_completions", "metadata": {"no": "such"}})) == (400, "data_source.source")
     broken = {"type": "custom", "item_schema": {"type": "colour"}}
     assert (
         param(lambda: create(data_source_config=broken, testing_criteria=[SAYS_Z]))[1]

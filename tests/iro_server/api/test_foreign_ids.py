@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from iro_server.access.scopes import Scope
 from iro_server.api.app import create_app
 from iro_server.settings import Settings
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -21,6 +22,7 @@ from tests.iro_server.api.test_picking import SCORE
 HOOK = {"name": "mine", "url": "https://example.com/hook", "event_types": ["fine_tuning.job.cancelled"]}
 STRING_CHECK = {"type": "string_check", "name": "a", "input": "", "reference": "", "operation": "eq"}
 METHOD = {"type": "reinforcement", "reinforcement": {"grader": STRING_CHECK}}
+EVERY_SCOPE = [part for scope in Scope for part in ("--scope", scope)]
 HI = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/uploads/{id}/parts": {"files": {"data": b"{}"}},
@@ -30,6 +32,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/webhook_endpoints/{id}/test": {"json": {"event_type": HOOK["event_types"][0]}},
     "/v1/fine_tuning/checkpoints/{name}/permissions": {"json": {"project_ids": ["theirs"]}},
     "/v1/evals/{id}": {"json": {"name": "theirs"}},
+    "/v1/chat/completions/{id}": {"json": {"metadata": {"whose": "theirs"}}},
     "/v1/evals/{id}/runs": {"json": {"data_source": sampled(1)}},
 }
 
@@ -53,11 +56,25 @@ def new_batch(owner: Any) -> str:
     return str(batch.id)
 
 
+def new_job_run(owner: Any) -> str:
+    body = {"kind": "theory.cot", "preset": "smoke"}
+    return str(owner.post("/iro/job_runs", body=body, cast_to=object)["id"])
+
+
+def new_figure(settings: Settings, run: str) -> str:
+    """The name of a figure that the run has, beside a result."""
+    out = settings.run_dir(run) / "run"
+    (out / "figures").mkdir(parents=True)
+    (out / "result.json").write_text("{}")
+    (out / "figures" / "c0ffee.png").write_bytes(b"")
+    return "c0ffee"
+
+
 @pytest.fixture(scope="module")
 def tenants(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The ids of what `mine` has, by the part of a path that they follow; and a client of `theirs`."""
-    settings = settings_for(tmp_path_factory.mktemp("tenants"))
-    mine, theirs = new_key(settings, "mine"), new_key(settings, "theirs")
+    settings = settings_for(tmp_path_factory.mktemp("tenants"), job_run_concurrency=0)
+    mine, theirs = (new_key(settings, name, *EVERY_SCOPE) for name in ("mine", "theirs"))
     with serving(settings, ByteEngine()) as client:
         owner = client.with_options(api_key=mine)
         job = ended(owner, start_job(owner))
@@ -78,6 +95,9 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Any:
             "runs": run.id,
             "output_items": owner.evals.runs.output_items.list(run.id, eval_id=eval_id).data[0].id,
             "batches": new_batch(owner),
+            "completions": owner.chat.completions.create(model="bytes", messages=HI, max_tokens=2, store=True).id,
+            "job_runs": (job_run := new_job_run(owner)),
+            "figures": new_figure(settings, job_run),
             "responses": owner.responses.create(model="bytes", input="a", max_output_tokens=2).id,
         }
         headers = {"authorization": f"Bearer {theirs}"}

@@ -115,6 +115,13 @@ def test_a_grader_that_fails_gives_nothing_and_flags_why(judge, grader, flag):
     assert bool(details) == (flag == "model_grader_server_error")
 
 
+def test_a_ranking_has_no_reward_for_one_sample(judge):
+    ranking = {**SCORE, "input": [{"role": "user", "content": "Rate them"}], "ranking": {}}
+    assert conforms(judge.fine_tuning.alpha.graders.validate(grader=ranking)).grader.to_dict() == ranking
+    answer = run(judge, ranking)
+    assert answer.reward == 0 and raised(answer) == ["other_error"] and "one alone" in answer.iro["error"]
+
+
 @pytest.mark.parametrize("grader", [CHECK, SCORE, {**SCORE, "range": [0, 5], "pass_threshold": 1}])
 def test_a_valid_grader_comes_back_as_it_was_sent(judge, grader):
     answer = conforms(judge.fine_tuning.alpha.graders.validate(grader=grader))

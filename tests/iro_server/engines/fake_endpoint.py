@@ -75,8 +75,10 @@ class FakeEndpoint:
         tokenizer = byte_tokenizer()
         choices = []
         seed = body["seed"] if "seed" in body else random.getrandbits(31)
-        for index in range(body["n"]):
-            tokens = tokens_of(body["prompt"], seed + index, body["max_tokens"])
+        is_batch = isinstance(body["prompt"], list) and isinstance(body["prompt"][0], list)
+        prompts = body["prompt"] if is_batch else [body["prompt"]]
+        for index in range(body["n"] * len(prompts)):  # the rows of a prompt follow each other, as vLLM's do
+            tokens = tokens_of(prompts[index // body["n"]], seed + index, body["max_tokens"])
             ended = tokens[-1] == END
             choice = {
                 "index": index,

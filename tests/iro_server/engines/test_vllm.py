@@ -110,6 +110,25 @@ async def test_a_request_has_a_seed_only_where_the_caller_gave_one(served):
     assert all("seed" not in body for body in fake.bodies)
 
 
+async def test_without_a_seed_a_round_is_one_request(served):
+    """A beam's rows continue that beam, in the order of the parents, however often each occurs."""
+    fake = FakeEndpoint()
+    session = await served(fake).open(PROMPT, Sampling(stop_ids=(END,)))
+    await session.extend([0], 64, 5)
+    later, earlier = [row for row, beam in enumerate(session.prefixes) if beam[-1] != END][1::-1]
+    beams = [session.prefixes[later], session.prefixes[earlier]]
+    fake.bodies.clear()
+    chunk = await session.extend([later, earlier], 32, 5)
+    (body,) = fake.bodies
+    assert body["prompt"] == beams and body["n"] == 32
+    rows = [row[:length].tolist() for row, length in zip(chunk.tokens_RL, chunk.lengths_R, strict=True)]
+    assert session.prefixes == [beams[place // 32] + row for place, row in enumerate(rows)]
+    first, second = (next(r for r in range(s, s + 32) if rows[r][-1] != END) for s in (0, 32))
+    fake.bodies.clear()
+    await session.extend([first, second, first], 1, 5)
+    assert sorted((len(body["prompt"]), body["n"]) for body in fake.bodies) == [(1, 1), (1, 2)]
+
+
 async def test_chunks_are_padded_and_say_how_long_rows_are(served):
     engine = served(FakeEndpoint())
     session = await engine.open(PROMPT, Sampling(seed=2, stop_ids=(END,)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iro_server.alignment.definition import AlignmentOptions
-from iro_server.jobs.estimates.cost import Rates, completions, job_cost
+from iro_server.jobs.estimates.cost import Rates, Rows, job_cost, job_work, num_completions
 from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows
 from iro_server.jobs.estimates.statistics import (
     Repeats,
@@ -107,11 +107,22 @@ def test_the_cost_counts_rollouts_and_validations():
     options = AlignmentOptions(
         iterations=2, rollouts_per_prompt=4, beam_width=1, num_successors=2, validation_prompts=4
     )
-    rollouts, searched = completions(options, rows=48)  # 8 of them reserved, 20 an iteration
-    assert (rollouts, searched) == (20 * 4 + 20 * 2, 4 * 2 * (3 + 2))
-    cost = job_cost(options, 48, Rates(tokens=10, tokens_per_second=100, grader_seconds=0.5), width=64)
-    assert cost["grader_calls"] == cost["completions"] == 160 and cost["base_tokens"] == 1600
-    assert cost["seconds"] == 16 + 80 and cost["disk_bytes"] == 120 * 10 * 2 * 64 * 2
+    rollouts, validations = job_work(options, Rows(48))  # 8 of them reserved, 20 an iteration, 4 of these held out
+    assert num_completions(rollouts) == 20 * 4 + 20 * 4
+    choosing, baseline, check = 2 * 4 * 8 * 4, 4 * 4, 4 * (4 + 2)
+    assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 2 + 2 + 2)
+    own = Rows(48, validation=6)  # 3 and 3
+    assert num_completions(job_work(options, own)[0]) == 24 * 4 + 24 * 4
+    untilted = options.model_copy(update={"tilt": "off"})
+    rollouts, validations = job_work(untilted, Rows(48))
+    assert num_completions(rollouts) == 20 * 4 + 20 * 2
+    assert num_completions(validations) == 4 * 3 * 2 + baseline + check + 2 * 4 * 2
+    rates = Rates(tokens=10, tokens_per_second=100, grader_seconds=0.5)
+    cost = job_cost(untilted, Rows(48), rates, 64, num_calls=lambda completions: completions)
+    assert cost["grader_calls"] == cost["completions"] == 200 and cost["base_tokens"] == 2000
+    assert cost["seconds"] == 20 + 100 and cost["disk_bytes"] == 120 * 10 * 2 * 64 * 2
+    ranked = job_cost(untilted, Rows(48), rates, 64, num_calls=lambda completions: 1)  # one call a prompt's batch
+    assert ranked["grader_calls"] == 20 + 20 + 4 + 4 + 2 * 4 + 4 + 4 and ranked["base_tokens"] == 2000
 
 
 def test_rows_are_drawn_from_the_whole_file_and_again_the_same():
@@ -125,6 +136,8 @@ def test_rows_are_drawn_from_the_whole_file_and_again_the_same():
 
 def test_the_estimate_beside_a_job_takes_a_twentieth_of_its_completions_or_four_prompts():
     options = AlignmentOptions()
-    most = affordable_prompts(options, 4000, rollouts=8)
-    assert most > 4 and 8 * most <= sum(completions(options, 4000)) / 20 < 8 * (most + 1)
-    assert affordable_prompts(AlignmentOptions(iterations=1, prompts_per_iteration=2), 10, rollouts=8) == 4
+    most = affordable_prompts(options, Rows(4000), rollouts=8)
+    completions = num_completions([*chain(*job_work(options, Rows(4000)))])
+    assert most > 4 and 8 * most <= completions / 20 < 8 * (most + 1)
+    few = AlignmentOptions(iterations=1, prompts_per_iteration=2, validation_prompts=1, tilt="off")
+    assert affordable_prompts(few, Rows(10), rollouts=8) == 4

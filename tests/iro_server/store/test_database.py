@@ -55,7 +55,7 @@ def differences(engine) -> list:
 def test_the_migrations_make_the_tables_that_the_models_say(settings, engine):
     open_database(settings)
     assert differences(engine) == []
-    assert upgrade.revisions(engine) == ("0007", "0007")
+    assert upgrade.revisions(engine) == ("0009", "0009")
 
 
 def test_a_database_from_before_migrations_is_brought_up_and_keeps_its_rows(settings, engine):
@@ -90,7 +90,7 @@ def test_servers_that_start_at_once_do_not_collide(settings, engine):
     for server in servers:
         server.stdout.close()
     with engine.connect() as connection:
-        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["0007"]
+        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["0009"]
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(settings, engine, monkeypatch):

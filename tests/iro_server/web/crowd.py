@@ -11,6 +11,18 @@ from iro_server.store.tables import Checkpoint, Event, Job
 HOSTILE = "<img src=x onerror=alert(1)> ![m](https://evil.example/a.png) " + "x" * 3000
 JOBS, EVENTS, ITERATIONS = 200, 1000, 8
 STATUSES = ("succeeded", "failed", "cancelled", "paused", "succeeded")
+PRICES = {
+    "step": ITERATIONS,
+    "chosen": "tilt",
+    "prices": [
+        {"name": "tilt", "rows": 1, "reward": 0.61, "error": 0.03, "perplexity": 21.5, "kl": 3.1},
+        {"name": "tilt and search", "rows": 16, "reward": 0.66, "error": 0.03, "perplexity": 24.0, "kl": None},
+    ],
+}
+ALARM = {
+    "code": "over_optimization",
+    "measures": [{"measure": "length", "median": 64.0, "frozen_low": 3.0, "frozen_high": 20.0}],
+}
 CREATED = 1_760_000_000  # Unix time of the first job
 
 
@@ -26,6 +38,12 @@ def add_crowd(settings: Settings) -> str:
             session.flush()
         for step in range(ITERATIONS + 1):
             session.add(_metrics(busy, step))
+            session.flush()
+        for number, data in enumerate([_samples(0), _samples(ITERATIONS), PRICES, ALARM]):
+            level = "warn" if "code" in data else "info"
+            session.add(
+                Event(id=f"ftevent-last-{number}", job_id=busy, type="message", level=level, message="", data=data)
+            )
             session.flush()
         for step in (3, 5, 8):
             name = f"ft:bytes:iro:{'long-name-' * 6}:{step}:ckpt-step-{step}"
@@ -59,6 +77,11 @@ def _event(job_id: str, number: int) -> Event:
     level = {0: "error", 1: "warn"}.get(number % 97, "info")
     message = HOSTILE if number % 97 == 0 else f"Rollouts of iteration {1 + number // 130}: {number % 130} of 130"
     return Event(id=f"ftevent-{number}", job_id=job_id, type="message", level=level, message=message, data={})
+
+
+def _samples(step: int) -> dict[str, object]:
+    sample = {"prompt": HOSTILE, "completion": HOSTILE if step else "", "reward": 0.1 * step}
+    return {"step": step, "samples": [sample, sample | {"prompt": "say z", "completion": "z" * step}]}
 
 
 def _metrics(job_id: str, step: int) -> Event:

@@ -93,8 +93,19 @@ def test_older_jobs_and_all_events_are_reached(browser, crowded):
             expect(page.get_by_role("row")).to_have_count(rows)
         expect(page.get_by_role("button", name="Older jobs")).to_have_count(0)
         show_job(page)
+        samples = page.get_by_role("region", name="Samples")
+        samples.get_by_label("Held-out prompt").select_option("2 of 2")
+        assert samples.get_by_role("article").all_inner_texts() == [
+            "Frozen model\nreward 0.000\n\n(an empty answer)",
+            f"Iteration {ITERATIONS}\nreward 0.800\n\n{'z' * ITERATIONS}",
+        ]
+        rows = page.get_by_role("region", name="Table of rewards by rows").get_by_role("row")
+        expect(rows.nth(1)).to_contain_text("served")
+        expect(page.get_by_role("region", name="without doing what you want")).to_contain_text(
+            "answers are much longer"
+        )
         page.get_by_role("button", name="Show all").click()
-        expect(page.get_by_label("Events, newest first").get_by_role("listitem")).to_have_count(EVENTS + ITERATIONS + 1)
+        expect(page.get_by_label("Events, newest first").get_by_role("listitem")).to_have_count(EVENTS + ITERATIONS + 5)
         expect(page.get_by_text("the last iteration may exploit the training prompts")).to_be_visible()
         watch.assert_clean()
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from training.federated.clients import LocalSGD
 from training.federated.fashion import MODELS
+from training.federated.rules import RULES, MeanOfBuffers, Update
 
 N = 4
 
@@ -20,10 +21,6 @@ def local_sgd(model: nn.Module, **options) -> LocalSGD:
     inputs, labels = torch.randn(60, 1, 28, 28, generator=generator), torch.randint(0, 10, (60,), generator=generator)
     parts = np.split(np.random.default_rng(0).permutation(60), [3, 10, 30])  # 3, 7, 20 and 30 examples
     return LocalSGD(model, inputs, labels, parts, **({"steps": 4, "batch": 5, "lr": 0.1} | options))
-
-
-def start(model: nn.Module) -> torch.Tensor:
-    return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
 class Residual(nn.Module):
@@ -41,7 +38,24 @@ def shared() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.ReLU(), twice, nn.ReLU(), twice)
 
 
+class ResNet(nn.Module):
+    """A residual block with batch norms, whose running means and variances are buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Conv2d(1, 4, 3, stride=4)
+        self.block = nn.Sequential(
+            nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+        )
+        self.out = nn.Linear(4, 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.into(inputs)
+        return self.out((hidden + self.block(hidden)).mean((2, 3)))
+
+
 OTHERS = {
+    "batch norms": ResNet,
     "no Sequential": Residual,
     "only one layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
     "a layer that comes twice": shared,
@@ -60,7 +74,7 @@ def test_a_batch_of_clients_learns_what_a_plain_loop_does(name: str, weight_deca
     model = OTHERS[name]() if name in OTHERS else MODELS[name](8)
     plain_model = copy.deepcopy(model)
     clients = local_sgd(model, weight_decay=weight_decay)
-    params, who, seeds = start(model), [2, 0, 3, 2], [5, 6, 7, 8]
+    params, who, seeds = clients.start, [2, 0, 3, 2], [5, 6, 7, 8]
     before = params.clone()
     together = clients(params, who, seeds)
     alone = clients.one_by_one(params, who, seeds, plain_model)
@@ -75,7 +89,7 @@ def test_a_batch_of_clients_learns_what_a_plain_loop_does(name: str, weight_deca
 def test_each_may_start_from_a_model_of_its_own() -> None:
     model = MODELS["mlp"](8)
     clients = local_sgd(model)
-    starts = torch.stack([start(model), start(MODELS["mlp"](8)), torch.zeros_like(start(model))])
+    starts = torch.stack([clients.start, local_sgd(MODELS["mlp"](8)).start, torch.zeros_like(clients.start)])
     together = clients(starts, [1, 1, 3], [0, 0, 2])
     for row, client, seed, (ours, _) in zip(starts, [1, 1, 3], [0, 0, 2], together, strict=True):
         ((alone, _),) = clients(row, [client], [seed])
@@ -85,9 +99,9 @@ def test_each_may_start_from_a_model_of_its_own() -> None:
 def test_one_step_on_all_examples_is_the_gradient() -> None:
     model = MODELS["mlp"](8)
     clients = local_sgd(model, steps=1, batch=20, lr=0.5)
-    ((delta, _),) = clients(start(model), [2], [0])
+    ((delta, _),) = clients(clients.start, [2], [0])
     rows = torch.from_numpy(clients.parts[2])
-    nn.functional.cross_entropy(model(clients.inputs[rows]), clients.labels[rows]).backward()
+    nn.functional.cross_entropy(model(clients.inputs[rows]), clients.targets[rows]).backward()
     gradient = torch.cat([tensor.grad.flatten() for tensor in model.parameters()])
     torch.testing.assert_close(delta, -0.5 * gradient, rtol=1e-4, atol=1e-6)
 
@@ -99,3 +113,43 @@ def test_a_client_goes_through_all_its_examples_before_one_comes_again() -> None
     for step in steps:  # its 7 examples, in four orders
         assert sorted(step.tolist()) == sorted(clients.parts[1].tolist())
     assert len({tuple(step.tolist()) for step in steps}) == 4
+
+
+def test_a_loss_of_its_own_with_real_targets() -> None:
+    """Least squares by one step from zero: the gradient in closed form."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(20, 3, generator=generator), torch.randn(20, 1, generator=generator)
+    model = nn.Sequential(nn.Linear(3, 1))
+    parts = [np.arange(20)]
+    clients = LocalSGD(model, inputs, targets, parts, steps=1, batch=20, lr=0.5, loss=nn.functional.mse_loss)
+    ((delta, _),) = clients(torch.zeros(4), [0], [0])
+    design = torch.cat([inputs, torch.ones(20, 1)], 1)
+    torch.testing.assert_close(delta, 0.5 * 2 / 20 * (design.T @ targets)[:, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_running_means_follow_the_batches_and_an_adaptive_rule_leaves_them_to_the_mean() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784, momentum=0.25), nn.Linear(784, 10))
+    clients = local_sgd(model, steps=1, batch=20)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    answers = clients(clients.start, [2, 3], [0, 0])
+    rows = torch.from_numpy(clients.parts[2])  # all 20 are one batch
+    expected = 0.25 * clients.inputs[rows].flatten(1).mean(0)
+    torch.testing.assert_close(answers[0][0][count : count + 784], expected, rtol=1e-4, atol=1e-6)
+    rule, alone = MeanOfBuffers(RULES["fadas"](lr=0.1), count), RULES["fadas"](lr=0.1)
+    updates = [Update(client, delta, clients.start) for client, (delta, _) in zip([2, 3], answers, strict=True)]
+    _, moved = rule.step(rule.init(clients.start), clients.start, updates)
+    _, expected_all = alone.step(alone.init(clients.start), clients.start, updates)
+    assert torch.equal(moved[:count], expected_all[:count])
+    mean = torch.stack([delta for delta, _ in answers]).mean(0)
+    assert torch.equal(moved[count:], (clients.start + mean)[count:])
+    assert (moved[count + 784 :] > 0).all()  # variances
+
+
+def test_dropout_depends_on_the_seeds_alone_and_differs_between_clients() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
+    clients = local_sgd(model, steps=1, batch=20)
+    (first, _), (second, _) = clients(clients.start, [2, 2], [0, 0])
+    torch.randn(3)
+    (again, _), _ = clients(clients.start, [2, 2], [0, 0])
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)

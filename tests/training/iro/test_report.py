@@ -187,3 +187,16 @@ def test_epochs_and_learning_rate_reach_the_fit(config: AlignConfig, tmp_path: P
         found[name] = Run(tmp_path / name, seed=0).load("1-fit")
     assert found["none"]["setting"] > found["one"]["setting"] == 1
     assert found["slow"]["correlation"] != found["none"]["correlation"]
+
+
+def test_samples_of_each_iteration_answer_the_same_held_out_prompts(config: AlignConfig, tmp_path: Path) -> None:
+    """The toy's reward is how many of token 1 a text of digits has."""
+    events: list[dict] = []
+    job().execute(config, tmp_path / "run", on_event=events.append)
+    by_step = {event["data"]["step"]: event["data"]["samples"] for event in events if "samples" in event["data"]}
+    assert list(by_step) == [0, 1, 2]
+    prompts = [sample["prompt"] for sample in by_step[0]]
+    assert len(prompts) == 4 and set(prompts) <= {f"{n:06b}" for n in range(40)}
+    for samples in by_step.values():
+        assert [sample["prompt"] for sample in samples] == prompts
+        assert all(sample["reward"] == sample["completion"].count("1") for sample in samples)

@@ -15,7 +15,8 @@ from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
 from training.iro.config import AlignConfig
 from training.iro.job import JOB
-from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, cheapest, perplexity, searches
+from training.iro.over_optimization import measures
+from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, best_way, cheapest, perplexity, searches
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
@@ -55,6 +56,21 @@ def test_one_row_is_served_where_more_are_not_surely_better() -> None:
     rows = {"tilt": 1, "search": 16}
     assert cheapest({"tilt": [0.9, 0.5, 0.7], "search": [0.8, 0.7, 0.7]}, rows) == "tilt"
     assert cheapest({"tilt": [0.1, 0.2, 0.1], "search": [0.8, 0.9, 0.9]}, rows) == "search"
+
+
+def test_a_way_that_writes_unlike_the_frozen_model_is_served_only_where_no_other_is_better() -> None:
+    usual, repeated = measures(list(range(10)), -30.0), measures([7] * 10, -30.0)
+    texts = [measures(list(range(10)), -25.0 - i / 10) for i in range(100)]
+    frozen = [{"mean": 0.1 * i, "value_pick": 0.1 * i, "completions": texts, "picks": texts[:1]} for i in range(4)]
+
+    def way(gain: float, completion: dict[str, float]) -> list[JsonObject]:
+        parts = {"completions": [completion], "picks": [completion]}
+        return [row | {"value_pick": row["mean"] + gain + 0.01 * i} | parts for i, row in enumerate(frozen)]
+
+    rows = {"tilt": 1, "search": 16}
+    assert best_way(frozen, {"tilt": way(1.0, usual), "search": way(2.0, usual)}, rows) == "search"
+    assert best_way(frozen, {"tilt": way(1.0, usual), "search": way(2.0, repeated)}, rows) == "tilt"
+    assert best_way(frozen, {"tilt": way(-1.0, usual), "search": way(2.0, repeated)}, rows) == "search"
 
 
 def config_in(folder: Path, pairings: int = 1, **options: object) -> AlignConfig:

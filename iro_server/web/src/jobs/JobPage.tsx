@@ -5,12 +5,15 @@ import type { Checkpoint, Job } from "../api";
 import { OPEN, actOnJob, getJob, listCheckpoints } from "../api";
 import { date, number } from "../format";
 import { usePolled } from "../hooks";
-import { Badge, Problem } from "../parts";
+import { Badge, Fact, Problem } from "../parts";
 import { address } from "../router";
 import { EventLog, useEvents } from "./EventLog";
 import { Warnings } from "./Warnings";
 import { graderName, timeOf } from "./JobList";
+import { OverOptimization } from "./OverOptimization";
+import { Prices } from "./Prices";
 import { Progress } from "./Progress";
+import { Samples } from "./Samples";
 
 const EVERY = 1500; // milliseconds
 
@@ -43,8 +46,11 @@ export function JobPage({ id }: { id: string }) {
       />
       {error && <Problem error={error} again={again} />}
       {value.job.error && <Failure job={value.job} />}
+      <OverOptimization events={events.events} />
       <Warnings events={events.events} />
       <Progress events={events.events} />
+      <Samples events={events.events} />
+      <Prices events={events.events} />
       <Checkpoints job={value.job} checkpoints={value.checkpoints} />
       <EventLog {...events} />
       <details class="card">
@@ -117,15 +123,6 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
     </>
   );
 }
-
-const Fact = ({ name, value }: { name: string; value: string }) => (
-  <div>
-    <dt>{name}</dt>
-    <dd class="text" title={value}>
-      {value}
-    </dd>
-  </div>
-);
 
 function Failure({ job }: { job: Job }) {
   return (

@@ -1,12 +1,13 @@
-// What a job warns of, before its numbers: alarms such as over-optimisation, restarts, what was not done.
+// What a job warns of, before its numbers: restarts, what was not done. Over-optimisation has a text of its own.
 
 import type { JobEvent } from "../api";
 import { clock } from "../format";
+import { CODE } from "./OverOptimization";
 
 const SHOWN = 3; // the newest; all are among the events
 
 export function Warnings({ events }: { events: JobEvent[] }) {
-  const warnings = events.filter(({ level }) => level === "warn");
+  const warnings = events.filter(({ level, data }) => level === "warn" && data?.code !== CODE);
   if (warnings.length === 0) return null;
   return (
     <section class="warn warnings" aria-label="Warnings">

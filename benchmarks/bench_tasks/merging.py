@@ -1,0 +1,44 @@
+"""Several runs of ``bench.tasks`` in one results file: its pieces take hours, and need not be of one run."""
+
+from __future__ import annotations
+
+from benchmarks.bench_tasks.config import BenchTasksConfig
+from benchmarks.bench_tasks.measure import comparisons, intervals
+from iro_server import JsonObject
+
+LISTS = ("rows", "training", "tuning", "tilts")
+IDENTITY = ("task", "seed", "method", "rows", "strength")
+UNITED = ("tasks", "methods", "rows")
+MAY_DIFFER = BenchTasksConfig.extendable | {"seed"}
+
+
+def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
+    """A results file of the measurements of both; ``run.parts`` has the configuration and the versions of each run.
+
+    ValueError where the runs differ in more than tasks, methods, rows and seeds, or measured the same.
+    """
+    first, second = recorded["run"]["config"], added["run"]["config"]
+    differing = [name for name in first | second if name not in MAY_DIFFER and first.get(name) != second.get(name)]
+    if differing:
+        raise ValueError(f"the runs differ in {', '.join(differing)}")
+    lists = {name: joined(recorded.get(name, []), added[name], name) for name in LISTS}
+    parts = [part for content in (recorded, added) for part in content["run"].get("parts", [content["run"]])]
+    rows = lists["rows"]
+    config = second | {
+        name: list(dict.fromkeys([*first[name], *second[name]])) for name in ("tasks", "methods", "rows")
+    }
+    config["seed"], config["seeds"] = min(row["seed"] for row in rows), len({row["seed"] for row in rows})
+    run = added["run"] | {"config": config, "seeds": sorted({row["seed"] for row in rows}), "parts": parts}
+    return added | lists | {"run": run, "intervals": intervals(rows), "comparisons": comparisons(rows)}
+
+
+def joined(first: list[JsonObject], second: list[JsonObject], name: str) -> list[JsonObject]:
+    rows = {tuple(row.get(field) for field in IDENTITY): row for row in first}
+    for row in second:
+        identity = tuple(row.get(field) for field in IDENTITY)
+        if identity in rows:
+            raise ValueError(
+                f"both runs have {name} of {', '.join(str(part) for part in identity if part is not None)}"
+            )
+        rows[identity] = row
+    return list(rows.values())

@@ -1,0 +1,163 @@
+"""One aligned row on a stock vLLM server and in process: ``python -m benchmarks.vllm_tilts RUN_FOLDER --json``.
+
+RUN_FOLDER is of ``iro run bench.tasks``: the aligned models are those of its pieces. Held-out prompts of each piece are
+answered by the frozen model and by the aligned one, on both engines, ``--samples`` times each at one row; vLLM gets the
+tilt as a LoRA adapter of the output head and, for words, as ``logit_bias`` of the next tokens. ``share``: the gain on
+vLLM divided by that in process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.processes import VLLMProcess, say, terminated_is_exit
+from benchmarks.quality_report import interval
+from benchmarks.record import command_line, finish
+from benchmarks.tasks import TASKS
+from iro_server import JsonObject
+from iro_server.decoding.base import SearchParams
+from iro_server.decoding.search import guided_search
+from iro_server.engines.base import Engine, Steering
+from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.prepare import prepare_model
+from iro_server.engines.vllm import VLLMEngine
+from iro_server.graders.parsing import parse_grader
+from training.iro.rollouts import rollout_sampling
+
+if TYPE_CHECKING:
+    from benchmarks.bench_tasks.piece import Piece
+    from training.iro.data import Prompt
+    from value_heads.tilt import Tilt
+
+MODELS = ("frozen", "aligned")
+DRAWS = 4000  # of a bootstrap
+
+
+def rewards(engine: Engine, piece: Piece, tilt: Tilt | None, samples: int) -> np.ndarray:
+    """[prompts, samples] of independent answers to the piece's held-out prompts."""
+    params = SearchParams(num_successors=samples, strength=0.0 if tilt is None else 1.0)
+    steering = None if tilt is None else Steering(tilt, 1.0)
+    sampling = rollout_sampling(1.0, engine.info)
+
+    async def answers(prompt: Prompt) -> list[str]:
+        result = await guided_search(
+            engine, prompt.token_ids, params, sampling, piece.max_tokens, None, steering=steering
+        )
+        return [piece.text(final.tokens) for final in result.finals]
+
+    async def answer_all(prompts: Sequence[Prompt]) -> list[list[str]]:
+        return await asyncio.gather(*map(answers, prompts))
+
+    texts = asyncio.run(answer_all(piece.held_out))
+    pairs = [(prompt, text) for prompt, group in zip(piece.held_out, texts, strict=True) for text in group]
+    graded = piece.rewards([prompt for prompt, _ in pairs], [text for _, text in pairs])
+    return np.array(graded).reshape(len(texts), samples)
+
+
+def open_pieces(folder: Path, tasks: Sequence[str], engine: EmbeddedEngine) -> list[Piece]:
+    """The trained pieces of the run. ValueError where it has none of a task."""
+    from benchmarks.bench_tasks.config import BenchTasksConfig
+    from benchmarks.bench_tasks.piece import Piece
+
+    config = BenchTasksConfig.model_validate(json.loads((folder / "config.json").read_text())["config"])
+    pieces = []
+    for task in tasks:
+        folders = sorted(
+            path for path in (folder / "pieces").glob(f"{task}-*") if (path / "align/result.json").exists()
+        )
+        if not folders:
+            raise ValueError(f"{folder} has no finished alignment job of {task}")
+        for path in folders:
+            seed = int(path.name.removeprefix(f"{task}-"))
+            grader = parse_grader(TASKS[task].grader())
+            pieces.append(Piece(config, TASKS[task], seed, path, engine, grader, lambda _, compute: compute()))
+    return pieces
+
+
+def measure(piece: Piece, engines: dict[str, Engine], samples: int) -> JsonObject:
+    """Means over samples of each prompt, by engine and model. ValueError where the job kept no tilt."""
+    tilt = getattr(piece.trained.stack, "tilt", None)
+    if tilt is None:
+        raise ValueError(f"the job of {piece.task.name}, seed {piece.seed}, kept no tilt")
+    row: JsonObject = {"task": piece.task.name, "seed": piece.seed, "parts": sorted(tilt.parts)}
+    with piece.grader:
+        for name, engine in engines.items():
+            of_model = {
+                model: rewards(engine, piece, tilt if model == "aligned" else None, samples).mean(1) for model in MODELS
+            }
+            row[name] = {model: values.tolist() for model, values in of_model.items()}
+            means = ", ".join(f"{model} {values.mean():.3f}" for model, values in of_model.items())
+            say(f"{piece.task.name}, seed {piece.seed}, {name}: {means}")
+    return row
+
+
+def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
+    """Of each task: rewards and gains by engine, and the share of the gain, with 95 % intervals over seeds and
+    prompts."""
+    results = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        values = {
+            (engine, model): np.array([row[engine][model] for row in rows if row["task"] == task])
+            for engine in ("in process", "vLLM")
+            for model in MODELS
+        }
+        gains = {engine: values[engine, "aligned"] - values[engine, "frozen"] for engine in ("in process", "vLLM")}
+        results.append(
+            {
+                "task": task,
+                "seeds": len(gains["vLLM"]),
+                "rewards": {f"{engine}, {model}": interval(array) for (engine, model), array in values.items()},
+                "gains": {engine: interval(array) for engine, array in gains.items()},
+                "difference": interval(gains["vLLM"] - gains["in process"]),
+                "share": share(gains["vLLM"], gains["in process"]),
+            }
+        )
+    return results
+
+
+def share(gains_SP: np.ndarray, whole_SP: np.ndarray) -> dict[str, float]:
+    """Ratio of the means of two arrays [seeds, prompts], and its 95 % interval over prompts of all seeds."""
+    rng = np.random.default_rng(0)
+    gains, whole = gains_SP.ravel(), whole_SP.ravel()
+    picked = rng.integers(len(gains), size=(DRAWS, len(gains)))
+    low, high = np.quantile(gains[picked].mean(1) / whole[picked].mean(1), [0.025, 0.975])
+    return {"mean": float(gains.mean() / whole.mean()), "low": float(low), "high": float(high)}
+
+
+def main() -> None:
+    parser = command_line("vllm_tilts", __doc__)
+    parser.add_argument("folder", type=Path, help="of a run of bench.tasks")
+    parser.add_argument("--tasks", nargs="+", default=["keywords", "extraction"], choices=TASKS)
+    parser.add_argument("--samples", type=int, default=4, help="answers to each prompt")
+    args = parser.parse_args()
+    terminated_is_exit()
+    args.out.mkdir(parents=True, exist_ok=True)
+    model_dir = prepare_model()
+    adapters = (args.out / "adapters").absolute()
+    adapters.mkdir(exist_ok=True)
+    with EmbeddedEngine(model_dir) as embedded:
+        pieces = open_pieces(args.folder, args.tasks, embedded)
+        with (
+            VLLMProcess(model_dir, args.out / "vllm.log", "--max-model-len", "1024", "--max-num-seqs", "256") as server,
+            VLLMEngine(model_dir, Endpoints((server.url,), adapters=adapters)) as vllm,
+        ):
+            rows = [measure(piece, {"in process": embedded, "vLLM": vllm}, args.samples) for piece in pieces]
+    args.folder = args.folder.name
+    finish(args, {"tasks": summary(rows), "rows": rows}, report, sorted({row["seed"] for row in rows}))
+
+
+def report(numbers: JsonObject) -> None:
+    for cell in numbers["tasks"]:
+        share = cell["share"]
+        print(f"{cell['task']}: {share['mean']:.2f} [{share['low']:.2f}, {share['high']:.2f}] of the gain in process")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Runs of batch jobs: processes that the server starts and watches for its operator."""

@@ -1,0 +1,197 @@
+// One run of a batch job: how far it is, its metrics, figures, checks and config.
+
+import { useState } from "preact/hooks";
+import { date } from "../format";
+import { usePolled } from "../hooks";
+import { Badge, Fact, Problem } from "../parts";
+import { address } from "../router";
+import type { Check, JobRun } from "./api";
+import { allMetrics, cancelRun, figureUrl, getChecks, getRun, isOpen, titleOf } from "./api";
+import { Curves } from "./Curves";
+import { csv, save } from "./download";
+import type { Flat } from "./metrics";
+import { flatten, shown } from "./metrics";
+import { timeOf } from "./RunList";
+
+const EVERY = 1500; // milliseconds
+
+export function RunPage({ id }: { id: string }) {
+  const [open, setOpen] = useState(true);
+  const { value, error, again } = usePolled(
+    async (signal) => {
+      const run = await getRun(id, signal);
+      setOpen(isOpen(run));
+      return run;
+    },
+    open ? EVERY : null,
+    id,
+  );
+  if (!value) return error ? <Problem error={error} again={again} /> : <p class="faint">Loading …</p>;
+  return (
+    <section>
+      <p class="crumb">
+        <a href="#/runs">Batch jobs</a>
+      </p>
+      <Head run={value} again={again} />
+      {error && <Problem error={error} again={again} />}
+      {value.error && (
+        <div class="problem" role="alert" tabIndex={0}>
+          <span class="text">
+            <strong>{value.error.code}</strong> {value.error.message}
+          </span>
+        </div>
+      )}
+      <Metrics run={value} />
+      {value.figures.length > 0 && !isOpen(value) && <Figures run={value} />}
+      {value.status === "succeeded" && <Checks id={id} />}
+      <details class="card">
+        <summary>Config</summary>
+        <pre class="text" tabIndex={0}>
+          {JSON.stringify(value.config, null, 2)}
+        </pre>
+      </details>
+    </section>
+  );
+}
+
+function Head({ run, again }: { run: JobRun; again: () => void }) {
+  const [error, setError] = useState<Error | null>(null);
+  const cancel = async () => {
+    try {
+      await cancelRun(run.id);
+      setError(null);
+    } catch (problem) {
+      setError(problem as Error);
+    }
+    again();
+  };
+  return (
+    <>
+      <div class="title">
+        <h1 class="break">{titleOf(run)}</h1>
+        <Badge status={run.status} />
+        <span class="actions">
+          {isOpen(run) && (
+            <button class="danger" onClick={() => void cancel()}>
+              Cancel
+            </button>
+          )}
+          <a class="button" href={address(["runs", "new"], { from: run.id })}>
+            Run again
+          </a>
+        </span>
+      </div>
+      {error && <Problem error={error} />}
+      <dl class="facts">
+        <Fact name="Batch job" value={run.kind} />
+        {run.preset && <Fact name="Preset" value={run.preset} />}
+        <Fact name="Created" value={date(run.created_at)} />
+        <Fact name="Time" value={timeOf(run)} />
+        <Fact name="Run" value={run.id} />
+      </dl>
+      {isOpen(run) && (
+        <p class="faint" role="status">
+          {run.progress && (
+            <>
+              <progress
+                max={run.progress.total}
+                value={run.progress.done}
+                aria-label="Steps"
+              />{" "}
+              step {run.progress.done} of {run.progress.total}
+              {run.message && " · "}
+            </>
+          )}
+          {run.message}
+          {!run.progress && !run.message && (run.status === "queued" ? "Waits for its turn." : "Starts.")}
+        </p>
+      )}
+    </>
+  );
+}
+
+function Metrics({ run }: { run: JobRun }) {
+  const [rows, setRows] = useState<Flat[]>([]); // which stay while they are read anew, since the file has grown
+  const size = run.metrics_bytes;
+  const { error, again } = usePolled(
+    async (signal) => setRows(size ? (await allMetrics(run.id, signal)).map((row) => flatten(row)) : []),
+    null,
+    `${run.id} ${size}`,
+  );
+  return (
+    <section class="card" aria-labelledby="metrics">
+      <div class="title">
+        <h2 id="metrics">Metrics</h2>
+        {rows.length > 0 && (
+          <span class="actions">
+            <button onClick={() => save(csv(rows), `${run.kind}-metrics.csv`)}>All metrics as CSV</button>
+          </span>
+        )}
+      </div>
+      {error && <Problem error={error} again={again} />}
+      <Curves runs={[{ label: titleOf(run), rows }]} />
+    </section>
+  );
+}
+
+function Figures({ run }: { run: JobRun }) {
+  return (
+    <section class="card" aria-labelledby="figures">
+      <h2 id="figures">Figures</h2>
+      {run.figures.map((name) => (
+        <Figure key={name} id={run.id} name={name} />
+      ))}
+    </section>
+  );
+}
+
+function Figure({ id, name }: { id: string; name: string }) {
+  const { value, error, again } = usePolled((signal) => figureUrl(id, name, signal), null, `${id} ${name}`);
+  return (
+    <figure>
+      {error && <Problem error={error} again={again} />}
+      {value && <img src={value} alt={`Figure ${name} of the run`} />}
+      <figcaption class="small">
+        {name}{" "}
+        {value && (
+          <a href={value} download={`${name}.png`}>
+            PNG<span class="hidden"> of {name}</span>
+          </a>
+        )}
+      </figcaption>
+    </figure>
+  );
+}
+
+function Checks({ id }: { id: string }) {
+  const { value, error, again } = usePolled((signal) => getChecks(id, signal), null, id);
+  if (error) return <Problem error={error} again={again} />;
+  if (!value?.length) return null;
+  return (
+    <section class="card" aria-labelledby="checks">
+      <h2 id="checks">Checks</h2>
+      <div class="scroll" tabIndex={0} role="region" aria-label="Table of checks">
+        <table>
+          <thead>
+            <tr>
+              <th scope="col">Holds</th>
+              <th scope="col">Claim</th>
+              <th scope="col">Expected</th>
+              <th scope="col">Got</th>
+            </tr>
+          </thead>
+          <tbody>
+            {value.map((check: Check) => (
+              <tr key={check.name}>
+                <td class={check.holds ? "good" : "bad"}>{check.holds ? "yes" : "no"}</td>
+                <td class="break">{check.name}</td>
+                <td class="break">{shown(check.expected)}</td>
+                <td class="break">{shown(check.got)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </section>
+  );
+}

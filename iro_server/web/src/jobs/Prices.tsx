@@ -1,0 +1,72 @@
+// What each number of rows buys: the held-out reward of the ways to serve the model.
+
+import type { JobEvent, Price } from "../api";
+import { number } from "../format";
+
+export function Prices({ events }: { events: JobEvent[] }) {
+  const report = events.find(({ data }) => data?.prices)?.data; // the newest
+  const prices = report?.prices?.toSorted((a, b) => a.rows - b.rows || (a.reward ?? 0) - (b.reward ?? 0));
+  if (!prices?.length) return null;
+  const ends = prices.flatMap((price) => interval(price) ?? []);
+  const low = Math.min(...ends);
+  const range = Math.max(...ends) - low || 1;
+  const place = (reward: number) => (100 * (reward - low)) / range;
+  return (
+    <section class="card" aria-labelledby="prices">
+      <h2 id="prices">Reward by rows</h2>
+      <p class="faint">
+        A request costs as many rows as are decoded at once. The model is served with the cheapest way that is as good as
+        the best.
+      </p>
+      <div class="scroll" tabIndex={0} role="region" aria-label="Table of rewards by rows">
+        <table class="numbers">
+          <thead>
+            <tr>
+              <th scope="col">Rows</th>
+              <th scope="col">Held-out reward</th>
+              <th scope="col">Perplexity</th>
+              <th scope="col">KL, nats</th>
+              <th scope="col" class="wide">
+                95 % interval
+              </th>
+              <th scope="col" class="name">
+                Way
+              </th>
+            </tr>
+          </thead>
+          <tbody>
+            {prices.map((price) => {
+              const band = interval(price);
+              return (
+                <tr key={price.name}>
+                  <td>{price.rows}</td>
+                  <td>
+                    {number(price.reward)}
+                    {typeof price.error === "number" && ` ± ${number(1.96 * price.error, 2)}`}
+                  </td>
+                  <td>{number(price.perplexity, 1)}</td>
+                  <td>{number(price.kl, 1)}</td>
+                  <td class="wide">
+                    {band && (
+                      <div class="interval" aria-hidden="true">
+                        <i style={{ left: `${place(band[0])}%`, width: `${place(band[1]) - place(band[0])}%` }} />
+                        <b style={{ left: `${place(price.reward!)}%` }} />
+                      </div>
+                    )}
+                  </td>
+                  <td class="name">
+                    {price.name} {price.name === report?.chosen && <span class="badge succeeded">served</span>}
+                  </td>
+                </tr>
+              );
+            })}
+          </tbody>
+        </table>
+      </div>
+    </section>
+  );
+}
+
+function interval({ reward, error }: Price): [number, number] | null {
+  return typeof reward === "number" ? [reward - 1.96 * (error ?? 0), reward + 1.96 * (error ?? 0)] : null;
+}

@@ -1,0 +1,52 @@
+"""A recorded run, taken apart and put together again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.bench_tasks.measure import comparisons, intervals
+from benchmarks.bench_tasks.merging import LISTS, merged
+from benchmarks.record import read
+from iro_server import JsonObject
+
+RECORDED = Path(__file__).parents[3] / "results/bench.tasks/one-seed.json"
+
+
+@pytest.fixture(scope="module")
+def whole() -> JsonObject:
+    content = read(RECORDED)
+    return content | {name: content.get(name, []) for name in LISTS}
+
+
+def part(content: JsonObject, task: str) -> JsonObject:
+    lists = {name: [row for row in content[name] if row["task"] == task] for name in LISTS}
+    run = content["run"] | {"config": content["run"]["config"] | {"tasks": [task]}}
+    measured = {"intervals": intervals(lists["rows"]), "comparisons": comparisons(lists["rows"])}
+    return content | lists | {"run": run} | measured
+
+
+def test_the_parts_of_a_run_are_the_run(whole: JsonObject) -> None:
+    tasks = whole["run"]["config"]["tasks"]
+    together = merged(*(part(whole, task) for task in tasks))
+    assert {name: together[name] for name in (*LISTS, "intervals")} == {
+        name: whole[name] for name in (*LISTS, "intervals")
+    }
+    assert together["comparisons"] == comparisons(whole["rows"])
+    assert together["run"]["config"]["tasks"] == tasks
+    assert [each["config"]["tasks"] for each in together["run"]["parts"]] == [[task] for task in tasks]
+    assert together["run"]["seeds"] == [0]
+
+
+def test_a_measurement_is_recorded_at_most_once(whole: JsonObject) -> None:
+    with pytest.raises(ValueError, match="both runs have rows of keywords, 0, base, 1"):
+        merged(whole, part(whole, "keywords"))
+
+
+def test_runs_of_other_sizes_are_not_mixed(whole: JsonObject) -> None:
+    tasks = whole["run"]["config"]["tasks"]
+    first, second = (part(whole, task) for task in tasks)
+    second["run"]["config"] = second["run"]["config"] | {"train_prompts": 8}
+    with pytest.raises(ValueError, match="differ in train_prompts"):
+        merged(first, second)

@@ -1,0 +1,180 @@
+"""Runs of batch jobs through the API: real processes of the registered jobs, and who may start them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from iro_server.jobs import lock
+from iro_server.jobs.job_runs.kinds import path_fields
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import new_key, serving, settings_for, upload, wait_for
+
+SMALL = {"studies": ["matrices"], "models": 1, "iterations": 60, "prompts": 50, "lengths": [5, 20]}
+ENDLESS = SMALL | {"iterations": 10**6}
+COT = {"kind": "theory.cot", "preset": "smoke"}
+ENDED = ("succeeded", "failed", "cancelled")
+SCOPES = ("--scope", "read", "--scope", "train", "--scope", "admin")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A server on loopback that needs no keys."""
+    settings = settings_for(tmp_path_factory.mktemp("data"), job_restarts=1)
+    with serving(settings, ByteEngine()) as client, httpx.Client(base_url=str(client.base_url), timeout=300) as http:
+        yield SimpleNamespace(client=client, http=http, settings=settings)
+
+
+def start(http: httpx.Client, **body: Any) -> str:
+    answer = http.post("iro/job_runs", json=body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def get(http: httpx.Client, run: str, part: str = "", **query: object) -> Any:
+    answer = http.get(f"iro/job_runs/{run}{part}", params=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def ended(http: httpx.Client, run: str) -> Any:
+    return wait_for(lambda: (shown := get(http, run))["status"] in ENDED and shown, seconds=500)
+
+
+def refusal(http: httpx.Client, **body: object) -> tuple[int, str, str]:
+    answer = http.post("iro/job_runs", json=body)
+    error = answer.json()["error"]
+    return answer.status_code, error["code"], error["param"]
+
+
+def test_every_registered_job_has_a_schema_and_its_presets_conform(served: SimpleNamespace) -> None:
+    kinds = {kind["id"]: kind for kind in served.http.get("iro/job_kinds").json()["data"]}
+    assert {"theory.cot", "bilevel.quadratic", "align"} <= kinds.keys()
+    assert kinds["theory.cot"]["summary"].startswith("Chain of thought")
+    assert kinds["theory.cot"]["presets"]["smoke"]["models"] == 5
+    for kind in kinds.values():
+        assert kind["problem"] or {"properties"} <= kind["config_schema"].keys()
+    assert path_fields(kinds["align"]["config_schema"]) >= {"training_file", "model_dir", "engine_adapters"}
+    assert path_fields(kinds["federated.fadas"]["config_schema"]) == {"data"}
+
+
+def test_a_run_has_live_metrics_a_result_and_figures(served: SimpleNamespace) -> None:
+    run = start(served.http, **COT, config=SMALL, name="small")
+    queued = get(served.http, run)
+    assert queued["config"]["models"] == 1 and queued["config"]["deep_iterations"] == 10  # of the preset
+    assert queued["config"]["d"] == 30 and queued["name"] == "small"  # the default
+    shown = ended(served.http, run)
+    assert shown["status"] == "succeeded", shown["error"]
+    assert shown["figures"] == ["gallery", "matrices"]
+    rows = get(served.http, run, "/metrics")["data"]
+    assert rows[0].keys() == {"step", "loss"} and shown["metrics_bytes"] > 0
+    page = get(served.http, run, "/metrics", offset=1, limit=1)
+    assert page == {"object": "list", "data": rows[1:2], "has_more": True}
+    result = get(served.http, run, "/result")
+    assert result["config"]["iterations"] == 60 and result["checks"][0]["holds"]
+    figure = served.http.get(f"iro/job_runs/{run}/figures/matrices")
+    assert figure.headers["content-type"] == "image/png" and figure.content.startswith(b"\x89PNG")
+    assert run in [row["id"] for row in served.http.get("iro/job_runs").json()["data"]]
+    for name in ("unknown", "..%2Fresult", "page.html"):
+        assert served.http.get(f"iro/job_runs/{run}/figures/{name}").status_code == 404
+
+
+def test_a_run_is_cancelled_and_its_process_ends(served: SimpleNamespace) -> None:
+    run = start(served.http, **COT, config=ENDLESS)
+    folder = served.settings.run_dir(run)
+    wait_for(lambda: get(served.http, run)["metrics_bytes"], seconds=300)
+    assert served.http.get(f"iro/job_runs/{run}/result").json()["error"]["code"] == "result_not_found"
+    assert served.http.post(f"iro/job_runs/{run}/cancel").json()["status"] == "cancelled"
+    wait_for(lambda: not lock.held(folder))
+    assert served.http.post(f"iro/job_runs/{run}/cancel").json()["error"]["code"] == "run_ended"
+    assert get(served.http, run, "/metrics")["data"]
+
+
+def test_a_process_that_is_killed_is_started_again_and_then_given_up(served: SimpleNamespace) -> None:
+    run = start(served.http, **COT, config=ENDLESS)
+    killed: set[int] = set()
+
+    def kill() -> Any:
+        pid = lock.holder(served.settings.run_dir(run))
+        if pid is not None and pid not in killed:
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        return (shown := get(served.http, run))["status"] in ENDED and shown
+
+    shown = wait_for(kill, seconds=300)
+    assert (shown["status"], shown["error"]["code"], len(killed)) == ("failed", "worker_died", 2)
+
+
+def test_what_the_job_itself_refuses_is_the_runs_error(served: SimpleNamespace) -> None:
+    shown = ended(served.http, start(served.http, **COT, config={"studies": ["unknown"]}))
+    assert shown["status"] == "failed"
+    assert (shown["error"]["code"], shown["error"]["param"]) == ("invalid_config", "studies")
+    assert "no study unknown" in shown["error"]["message"]
+
+
+def test_what_the_schema_refuses_is_a_400(served: SimpleNamespace) -> None:
+    http = served.http
+    assert refusal(http, kind="unknown") == (400, "invalid_value", "kind")
+    assert refusal(http, kind="theory.cot", preset="x") == (400, "invalid_value", "preset")
+    assert refusal(http, **COT, config={"models": "many"}) == (400, "invalid_value", "config.models")
+    assert refusal(http, **COT, config={"lengths": [1, "x"]}) == (400, "invalid_value", "config.lengths.1")
+    assert refusal(http, **COT, config={"modles": 3}) == (400, "unknown_parameter", "config.modles")
+    assert refusal(http, kind="bench.tasks") == (400, "invalid_value", "config")  # its tasks are missing
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../iro.db", "file-../../x", 7, ["/etc"]])
+def test_no_path_of_the_server_can_be_chosen(served: SimpleNamespace, path: object) -> None:
+    for kind, field in (("federated.fadas", "data"), ("align", "training_file"), ("align", "model_dir")):
+        answer = served.http.post("iro/job_runs", json={"kind": kind, "preset": "smoke", "config": {field: path}})
+        assert answer.status_code in (400, 404)
+        assert answer.json()["error"]["param"] == f"config.{field}"
+
+
+def test_a_stored_file_stands_where_a_path_is_asked_for(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, job_run_concurrency=0)
+    with serving(settings, ByteEngine()) as client, httpx.Client(base_url=str(client.base_url), timeout=300) as http:
+        file = upload(client)
+        run = start(http, kind="align", preset="smoke", config={"training_file": file, "validation_file": file})
+        assert get(http, run)["config"]["training_file"] == file
+        client.files.delete(file)
+        assert (settings.run_dir(run) / "files" / file).read_text().startswith('{"messages"')
+        assert http.post(f"iro/job_runs/{run}/cancel").json()["status"] == "cancelled"
+
+
+def test_a_run_goes_on_when_its_server_starts_again(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with serving(settings, ByteEngine()) as client, httpx.Client(base_url=str(client.base_url), timeout=300) as http:
+        run = start(http, **COT, config=ENDLESS)
+        wait_for(lambda: get(http, run)["metrics_bytes"], seconds=300)
+    assert not lock.held(settings.run_dir(run))
+    with serving(settings, ByteEngine()) as client, httpx.Client(base_url=str(client.base_url), timeout=300) as http:
+        wait_for(lambda: get(http, run)["status"] == "in_progress")
+        http.post(f"iro/job_runs/{run}/cancel")
+
+
+def test_only_a_key_that_was_given_the_scope_admin_starts_runs(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, require_keys=True, job_run_concurrency=0)
+    keys = {"owner": SCOPES, "unscoped": (), "trainer": SCOPES[:4], "stranger": SCOPES}
+    secrets = {name: new_key(settings, name, *options) for name, options in keys.items()}
+    with serving(settings, ByteEngine()) as client:
+        callers = {
+            name: httpx.Client(base_url=str(client.base_url), headers={"authorization": f"Bearer {key}"}, timeout=300)
+            for name, key in secrets.items()
+        }
+        run = start(callers["owner"], **COT)
+        for name in ("unscoped", "trainer"):
+            assert refusal(callers[name], **COT)[:2] == (403, "insufficient_scope")
+        for name in ("unscoped", "stranger"):
+            assert callers[name].get("iro/job_runs").json()["data"] == []
+            assert callers[name].get(f"iro/job_runs/{run}").status_code == 404
+        assert callers["stranger"].post(f"iro/job_runs/{run}/cancel").status_code == 404
+        assert get(callers["owner"], run)["status"] == "queued"
+        for caller in callers.values():
+            caller.close()
