@@ -49,7 +49,7 @@ export interface JobEvent {
   level: "info" | "warn" | "error";
   message: string;
   type: "message" | "metrics";
-  data: Metrics | null; // null: there is none
+  data: Metrics;
 }
 
 export interface Metrics {

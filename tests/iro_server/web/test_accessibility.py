@@ -19,7 +19,7 @@ PHONE, DESK = {"width": 390, "height": 800}, {"width": 1100, "height": 800}
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory):
     """The address of a server with many jobs, and the id of one with many events."""
-    settings = settings_for(tmp_path_factory.mktemp("data"), job_concurrency=0)
+    settings = settings_for(tmp_path_factory.mktemp("data"), job_concurrency=0, retention=None)  # the events are old
     with serving(settings, ByteEngine()) as client:
         aligned(settings, "ft:bytes:iro::likes-z")
         yield SimpleNamespace(address=str(client.base_url).removesuffix("/v1/"), job=add_crowd(settings))

@@ -24,8 +24,8 @@ const TEXTS: Record<string, { name: string; low: string; high: string }> = {
 };
 
 export function OverOptimization({ events }: { events: JobEvent[] }) {
-  const alarm = events.find(({ data }) => data?.code === CODE);
-  const measures = alarm?.data?.measures;
+  const alarm = events.find(({ data }) => data.code === CODE);
+  const measures = alarm?.data.measures;
   if (!measures?.length) return null;
   return (
     <section class="warn" aria-labelledby="alarm">

@@ -4,7 +4,7 @@ import type { JobEvent, Price } from "../api";
 import { number } from "../format";
 
 export function Prices({ events }: { events: JobEvent[] }) {
-  const report = events.find(({ data }) => data?.prices)?.data; // the newest
+  const report = events.find(({ data }) => data.prices)?.data; // the newest
   const prices = report?.prices?.toSorted((a, b) => a.rows - b.rows || (a.reward ?? 0) - (b.reward ?? 0));
   if (!prices?.length) return null;
   const ends = prices.flatMap((price) => interval(price) ?? []);

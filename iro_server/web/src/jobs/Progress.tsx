@@ -35,8 +35,8 @@ export function Progress({ events }: { events: JobEvent[] }) {
 
 /** Metrics by step; of a step that a restarted worker told again, the last. */
 function iterations(events: JobEvent[]): Metrics[] {
-  const metrics = events.filter((event) => event.type === "metrics" && event.data?.step !== undefined);
-  const bySteps = new Map(metrics.toReversed().map(({ data }) => [data!.step, data!]));
+  const metrics = events.filter((event) => event.type === "metrics" && event.data.step !== undefined);
+  const bySteps = new Map(metrics.toReversed().map(({ data }) => [data.step, data]));
   return [...bySteps.values()].sort((a, b) => a.step! - b.step!);
 }
 

@@ -7,7 +7,7 @@ import { CODE } from "./OverOptimization";
 const SHOWN = 3; // the newest; all are among the events
 
 export function Warnings({ events }: { events: JobEvent[] }) {
-  const warnings = events.filter(({ level, data }) => level === "warn" && data?.code !== CODE);
+  const warnings = events.filter(({ level, data }) => level === "warn" && data.code !== CODE);
   if (warnings.length === 0) return null;
   return (
     <section class="warn warnings" aria-label="Warnings">
