@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from iro_server import JsonObject
 from iro_server.alignment.placement import Placement
-from iro_server.engines.endpoints import Endpoints, EngineUrl
+from iro_server.engines.endpoints import DEFAULT_KIND, Endpoints, EngineUrl
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.graders.endpoint_limits import EndpointLimits, TokenPrice
@@ -55,7 +55,7 @@ class Settings(Placement):
     model_dir: Directory | None = None
     model_name: str = DEFAULT_MODEL.split("/")[-1]
     engine_urls: list[EngineUrl] = Field(default_factory=list)  # servers of the model; none: it runs in this process
-    engine_kind: EngineKind = "vllm"
+    engine_kind: EngineKind = DEFAULT_KIND  # vllm without ``engine_urls``: embedded
     engine_model: str | None = None  # its name there; None: the first that is served
     engine_adapters: Path | None = None  # a directory that vLLM servers read too: tilts as LoRA adapters
     engine_key: SecretStr | None = Field(None, exclude=True)
@@ -163,9 +163,9 @@ class Settings(Placement):
 
     @property
     def engine_fields(self) -> JsonObject:
-        """The fields of a job's config that say where the frozen model is; none where the job loads it itself."""
+        """The fields of a job's config that say where the frozen model is; none for the embedded engine."""
         names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout", "engine_adapters")
-        return {name: getattr(self, name) for name in names} if self.engine_urls else {}
+        return {} if self.endpoints.embedded else {name: getattr(self, name) for name in names}
 
     @property
     def served_embedding_model(self) -> tuple[str, Path] | None:

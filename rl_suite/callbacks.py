@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from tensorboardX import SummaryWriter
-
-if TYPE_CHECKING:
-    from rl_suite.agents import Agent
 
 EPISODES = 100  # that means are over
 
@@ -33,6 +30,15 @@ class EpisodeStatistics:
         self._returns[ended] = self._lengths[ended] = 0
 
 
+class Learner(Protocol):
+    """What is read of an agent."""
+
+    steps: int
+
+    @property
+    def metrics(self) -> dict[str, float]: ...
+
+
 class TensorBoard:
     """Writes ``agent.metrics`` into ``folder`` every ``every`` environment steps, under the names that SB3 gives them.
 
@@ -43,7 +49,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder))
         self._every, self._next = every, 0
 
-    def __call__(self, agent: Agent) -> None:
+    def __call__(self, agent: Learner) -> None:
         if agent.steps < self._next:
             return
         self._next = agent.steps + self._every

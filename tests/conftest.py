@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -13,6 +15,9 @@ from hypothesis import settings
 from sqlalchemy import create_engine, text
 
 from benchmarks.postgres import MISSING, Postgres, postgres, programs
+
+if TYPE_CHECKING:
+    from iro_server.engines.embedded import EmbeddedEngine
 
 pytest_plugins = ["tests.rotation"]
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in the processes that tests start
@@ -54,6 +59,22 @@ def isolation() -> None:
     if problem and "CI" not in os.environ:
         pytest.skip(f"this host does not isolate: {problem}")
     assert problem is None
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.iro_server.engines.tiny import save_small_model
+
+    return save_small_model(tmp_path_factory.mktemp("small") / "model")
+
+
+@pytest.fixture(scope="session")
+def small_engine(small_model: Path) -> Iterator[EmbeddedEngine]:
+    """An engine with random weights and a real tokenizer, of the name that test servers use."""
+    from iro_server.engines.embedded import EmbeddedEngine
+
+    with EmbeddedEngine(small_model, name="bytes") as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

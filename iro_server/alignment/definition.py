@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from iro_server import JsonObject
 from iro_server.decoding.base import SearchParams, Selection
-from iro_server.engines.endpoints import EngineUrl
+from iro_server.engines.endpoints import DEFAULT_KIND, EngineUrl
 from iro_server.engines.opening import EngineKind
 
 Auto = Literal["auto"]
@@ -251,7 +251,9 @@ class Alignment(AlignmentOptions):
     engine_urls: tuple[EngineUrl, ...] = Field(
         (), description="Servers of the frozen model. Without any it runs in this process."
     )
-    engine_kind: EngineKind = Field("vllm", description="What those servers run.")
+    engine_kind: EngineKind = Field(
+        DEFAULT_KIND, description="Engine of the frozen model. The default without `engine_urls` is the embedded one."
+    )
     engine_model: str | None = Field(
         None, description="Name of the frozen model on those servers. Null takes the first that is served."
     )

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from iro_server import JsonObject
 from iro_server.api.errors import APIError, bad_request
-from iro_server.engines.prompts import text_of
+from iro_server.engines.text_parts import text_of
 
 MAX_LINE = 8 * 2**20  # bytes of one row, which is read as a whole
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

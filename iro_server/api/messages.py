@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from iro_server import JsonObject
 from iro_server.api.unsupported import Unsupported
-from iro_server.engines.prompts import text_of
+from iro_server.engines.text_parts import text_of
 
 
 class CalledFunction(BaseModel):

@@ -11,21 +11,11 @@ from iro_server import JsonObject, JsonValue
 from iro_server.api.messages import FunctionDefinition, Tool
 from iro_server.api.reinforcement import ClosedModel
 from iro_server.api.unsupported import Unsupported
+from iro_server.engines.text_parts import text_of
 from iro_server.engines.tool_calls import ToolCall
 from iro_server.store.tables import new_id
 
-TEXT_PARTS = ("input_text", "output_text", "text")
 Status = Literal["in_progress", "completed", "incomplete"]
-
-
-def _text(content: object) -> object:
-    """The text of a string or of a list of text parts. ValueError for a part of another kind."""
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise ValueError('a list holds parts {"type": "input_text", "text": "..."} and no others')
-    return "".join(part["text"] for part in content)
 
 
 class MessageItem(ClosedModel):
@@ -33,7 +23,7 @@ class MessageItem(ClosedModel):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Annotated[str, BeforeValidator(_text)]
+    content: Annotated[str, BeforeValidator(text_of)]
     id: str | None = None
     status: Status | None = None
     phase: str | None = None
@@ -77,7 +67,7 @@ class ResultItem(ClosedModel):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: Annotated[str, BeforeValidator(_text)]
+    output: Annotated[str, BeforeValidator(text_of)]
     id: str | None = None
     status: Status | None = None
     name: str | None = None

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
+DEFAULT_KIND = "vllm"
 KEY_VARIABLE = "IRO_ENGINE_KEY"  # read where it is needed: a key is in no config, log or run folder
 
 
@@ -31,18 +32,23 @@ EngineUrl = Annotated[str, AfterValidator(base_url)]
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Servers of the frozen model; without ``urls`` it runs in this process. Times in seconds.
+    """The engine of the frozen model and its servers; without ``urls`` it runs in this process. Times in seconds.
 
-    ``kind``: the engine that calls them, a key of ``opening.ENGINES``. ``model``: its name there; None: the first that
-    is served. ``timeout``: the longest that one answer may take. ``patience``: how long a request waits, from the first
-    failure on, for a server that answers. ``adapters``: a directory that vLLM servers read too, where tilts are written
-    as LoRA adapters; None: servers without LoRA.
+    ``kind``: a key of ``opening.ENGINES``. ``model``: its name on the servers; None: the first that is served.
+    ``timeout``: the longest that one answer may take. ``patience``: how long a request waits, from the first failure
+    on, for a server that answers. ``adapters``: a directory that vLLM servers read too, where tilts are written as LoRA
+    adapters; None: servers without LoRA.
     """
 
     urls: tuple[str, ...] = ()
-    kind: str = "vllm"
+    kind: str = DEFAULT_KIND
     model: str | None = None
     key: str | None = field(default=None, repr=False)
     timeout: float = 600.0
     patience: float = 30.0
     adapters: Path | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the embedded engine runs the model, as it does by default where no URL is set."""
+        return not self.urls and self.kind in (DEFAULT_KIND, "embedded")

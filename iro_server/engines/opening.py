@@ -55,9 +55,9 @@ EngineKind = Annotated[str, AfterValidator(check_kind)]
 
 
 def open_engine(model_dir: Path, name: str | None, endpoints: Endpoints) -> Engine:
-    """An engine to be closed: of the kind of ``endpoints``, embedded where they name no server.
+    """An engine to be closed, as ``endpoints`` says.
 
     ValueError for an unknown kind, or for endpoints that the engine cannot use. EngineUnavailable as ``RemoteEngine``.
     """
-    kind = check_kind(endpoints.kind)
-    return ENGINES[kind if endpoints.urls else "embedded"](model_dir, endpoints, name)
+    kind = "embedded" if endpoints.embedded else check_kind(endpoints.kind)
+    return ENGINES[kind](model_dir, endpoints, name)

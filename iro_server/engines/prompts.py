@@ -9,21 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from iro_server import JsonObject
 from iro_server.engines.quoted_tokens import QuotedTokens
+from iro_server.engines.text_parts import text_of
 from iro_server.engines.tool_calls import as_plain_messages, as_template_expects, template_for_tools
-
-TEXT_PARTS = ("text", "input_text")
-
-
-def text_of(content: object) -> object:
-    """A message's text where ``content`` is a list of text parts. ValueError for a part of another kind."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise ValueError('a list holds parts {"type": "text", "text": "..."} and no others')
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 def chat_prompt_ids(

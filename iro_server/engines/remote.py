@@ -65,13 +65,16 @@ class RemoteEngine:
     """``model_dir`` holds the tokenizer, and the weights that value functions read or adapt. Close it, or use it as a
     context manager.
 
-    ValueError for an endpoint that is of no use, EngineUnavailable where none answers in ``START`` seconds.
+    ValueError without URLs, or for an endpoint that is of no use; EngineUnavailable where none answers in ``START``
+    seconds.
     """
 
     probe_every: ClassVar[float] = 2.0  # as Timing
     silence: ClassVar[float] = 15.0
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
+        if not endpoints.urls:
+            raise ValueError(f"an engine of kind {endpoints.kind!r} needs the URLs of its servers (IRO_ENGINE_URLS)")
         share_cores_with_engine()
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         info = describe(Path(model_dir), name, self.tokenizer)

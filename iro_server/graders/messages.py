@@ -8,26 +8,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from iro_server import JsonObject
+from iro_server.engines.text_parts import part_text
 from iro_server.graders.base import TextTooLong, check_length
 from iro_server.graders.templates import Template, render
-
-TEXT_PARTS = ("input_text", "output_text", "text")
 
 
 def _texts(content: object) -> list[str]:
     """The texts of a string, of a part such as ``{"type": "input_text", "text": ...}``, or of a list of these."""
     parts = content if isinstance(content, list) else [content]
-    return [part if isinstance(part, str) else _text(part) for part in parts]
-
-
-def _text(part: object) -> str:
-    if not isinstance(part, dict):
-        raise ValueError("content is a string, a text part or a list of these")
-    if part.get("type") not in TEXT_PARTS:
-        raise ValueError(f"content of type {part.get('type')!r} is not supported here: graders read text (input_text)")
-    if not isinstance(part.get("text"), str):
-        raise ValueError("a text part needs its text")
-    return part["text"]
+    return [part if isinstance(part, str) else part_text(part) for part in parts]
 
 
 class Message(BaseModel):

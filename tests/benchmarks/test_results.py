@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ FILES = sorted((ROOT / "results").rglob("*.json"))
 TABLES = sorted({table for path in documents() for table in tables(path.read_text())})
 NUMBER = re.compile(r"\d[\d,.]*")
 MACHINE_PATH = re.compile(r"(?<![\w.>~/])/(?!(?:dev|etc|proc|sys|usr)/)[\w.]+/[\w.]")
+DELETIONS = 200  # of a file, evenly spaced: a digest of all of it notices them
 Place = tuple[Any, ...]
 
 
@@ -39,14 +40,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def without(content: dict[str, Any], place: Place) -> dict[str, Any]:
-    """``content`` without the value at ``place``."""
-    content = deepcopy(content)
-    parent: Any = content
-    for key in place[:-1]:
-        parent = parent[key]
-    del parent[place[-1]]
-    return content
+def without(content: Any, place: Place) -> Any:
+    """``content`` without the value at ``place``; the rest is shared."""
+    key, *inner = place
+    copied = content.copy()
+    if inner:
+        copied[key] = without(content[key], tuple(inner))
+    else:
+        del copied[key]
+    return copied
 
 
 def changed_numbers(value: Any) -> Any:
@@ -93,7 +95,7 @@ def test_a_number_deleted_from_a_results_file_is_noticed(path: Path, tmp_path: P
     content = record.read(path)
     places = [place for place, value in leaves(content) if is_number(value)]
     assert places
-    for place in places:
+    for place in places[:: math.ceil(len(places) / DELETIONS)]:
         (tmp_path / path.name).write_text(json.dumps(without(content, place)))
         with pytest.raises(ValueError, match="was changed"):
             record.read(tmp_path / path.name)

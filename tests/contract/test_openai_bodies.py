@@ -137,7 +137,7 @@ def check(answer: httpx.Response) -> None:
 
 def quickly(strategy: st.SearchStrategy[Any]) -> Any:
     """Runs a test on the same few examples each time."""
-    few = settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    few = settings(max_examples=8, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     return lambda test: few(given(strategy)(test))()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.value_heads.test_backbone import examples, write_model
+from tests.value_heads.lora import examples
 from value_heads import LoraBackbone, fit_lora
 from value_heads.peers import (
     PeerLost,
@@ -51,7 +51,8 @@ def work(rendezvous, model_dir, dies_at, queue):
 
 
 def fit_in_processes(size, model_dir, dies_at=None):
-    context = get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["peft", "value_heads.backbone"])  # whose import takes longer than the fits
     queue = context.Queue()
     with rendezvous_store(HOST) as port:
         rendezvous_of_ranks = [Rendezvous(HOST, port, rank, size) for rank in range(size)]
@@ -64,11 +65,6 @@ def fit_in_processes(size, model_dir, dies_at=None):
         for process in processes:
             process.join(60)
     return fits
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"), seed=0)
 
 
 def test_two_processes_take_the_steps_of_one(model_dir):

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iro_server.engines.prompts import text_of
+from iro_server.engines.text_parts import text_of
 from training.checkpoints import Checkpoints, open_checkpoints
 from training.iro.data import AlignError, numbered_rows
 from training.iro.rollouts import PREFIXES, completions_of

@@ -17,9 +17,9 @@ log = logging.getLogger("iro.align")
 
 
 def held_schema(config: AlignConfig, model: Description) -> str | None:
-    """That of ``response_format``, as JSON. None where the engine is a server, which resumes no schema from chunk to
-    chunk, or where the schema cannot be held to: completions without the format get the reward 0 then."""
-    if config.response_format is None or config.engine_urls:
+    """That of ``response_format``, as JSON. None where the engine takes no schema or resumes none from chunk to chunk,
+    or where the schema cannot be held to: completions without the format get the reward 0 then."""
+    if config.response_format is None or not (model.info.adjusts and model.info.resumes):
         return None
     return _schema(json.dumps(config.response_format), model.tokenizer, model.info.eos_ids)
 

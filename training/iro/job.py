@@ -76,11 +76,11 @@ def _on_ray(config: AlignConfig, run: Run, opening: Callable[[], Engine], placem
 
 
 def _describe(config: AlignConfig, opening: Callable[[], Engine]) -> Description:
-    """The frozen model of the job: where servers run it, as they report it."""
+    """The frozen model of the job: as its engine reports it, where that is not the embedded one."""
     from iro_server.engines.describe import Description
 
     assert config.model_dir is not None
-    if not config.engine_urls:
+    if config.endpoints(key=None).embedded:
         return Description.of_directory(config.model_dir, config.model_name)
     with closing(opening()) as engine:
         return Description.of_engine(engine)

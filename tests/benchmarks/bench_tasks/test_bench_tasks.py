@@ -118,6 +118,7 @@ def test_a_tilt_at_other_strengths_is_measured_beside_the_rows(result: dict[str,
     assert overoptimisation(result).count("| keywords |") == 2  # iro at one row and at two
 
 
+@pytest.mark.slow(30)
 def test_an_interrupted_run_goes_on_to_the_same_rows(result: dict[str, Any], tmp_path: Path) -> None:
     decoded: list[str] = []
 

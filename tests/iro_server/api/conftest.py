@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from iro_server.access import key_requirement
+from iro_server.api import access
 from tests.conftest import DATABASES
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import ended, serving, settings_for, start_job
@@ -13,6 +15,13 @@ def pytest_generate_tests(metafunc):
     """A module that says ON_EACH_DATABASE is tested on a server with each kind."""
     if "served" in metafunc.fixturenames and getattr(metafunc.module, "ON_EACH_DATABASE", False):
         metafunc.parametrize("served", DATABASES, indirect=True, scope="session")
+
+
+@pytest.fixture
+def brief_keys(monkeypatch):
+    """What a server has read of the keys holds for a moment only, so that no test waits long for a new key to count."""
+    for module in (access, key_requirement):
+        monkeypatch.setattr(module, "KEY_SECONDS", 0.2)
 
 
 @pytest.fixture(scope="session")

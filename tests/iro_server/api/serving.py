@@ -103,7 +103,7 @@ def wait_for(what: Any, seconds: float = 180) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := what()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(0.1)
     return value
 
 

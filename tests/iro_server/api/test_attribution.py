@@ -1,4 +1,4 @@
-"""What each token of an aligned answer counts for, over HTTP and on the real frozen model."""
+"""What each token of an aligned answer counts for, over HTTP and on a small frozen model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from iro_server.cli.generate import complete
 from iro_server.decoding.base import SearchParams
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
-from iro_server.engines.prepare import prepare_model
 from iro_server.settings import Settings
 from iro_server.store.database import open_database
 from iro_server.store.tables import Model
@@ -27,15 +26,14 @@ QUESTION = "Write one sentence that uses the words river, lamp and garden."
 ASK = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 24, "seed": 3}
 
 
-def stacks() -> dict[str, ValueStack]:
+def stacks(engine: EmbeddedEngine) -> dict[str, ValueStack]:
     generator = torch.Generator().manual_seed(0)
-    with EmbeddedEngine(prepare_model(), name="bytes") as engine:
-        size, middle = engine.info.hidden_size, engine.info.num_layers // 2
-        spec = FeatureSpec(current=(middle,), summed=(0,), averaged=(middle,), stop_ids=engine.info.eos_ids)
-        width = spec.width(size)
-        head = LinearHead(spec, 0.01 * torch.randn(width, generator=generator), 0.3)
-        mlp = MLPHead(spec, torch.zeros(width), torch.ones(width))
-        return {"valued": ValueStack([head], [0.5], words_tilt(engine)), "deep": ValueStack([mlp], [1.0])}
+    size, middle = engine.info.hidden_size, engine.info.num_layers // 2
+    spec = FeatureSpec(current=(middle,), summed=(0,), averaged=(middle,), stop_ids=engine.info.eos_ids)
+    width = spec.width(size)
+    head = LinearHead(spec, 0.01 * torch.randn(width, generator=generator), 0.3)
+    mlp = MLPHead(spec, torch.zeros(width), torch.ones(width))
+    return {"valued": ValueStack([head], [0.5], words_tilt(engine)), "deep": ValueStack([mlp], [1.0])}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +42,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[openai.OpenAI]:
-    with serving_tilted(settings, stacks()) as client:
+def client(settings: Settings, small_engine: EmbeddedEngine) -> Iterator[openai.OpenAI]:
+    with serving_tilted(settings, small_engine, stacks(small_engine)) as client:
         yield client
 
 
@@ -53,12 +51,14 @@ def entries(choice: object) -> list[dict[str, float]]:
     return [{"logprob": entry.logprob} | (entry.model_extra or {}) for entry in choice.logprobs.content]  # type: ignore[attr-defined]
 
 
-def test_tokens_carry_the_numbers_of_the_command_line(client: openai.OpenAI, settings: Settings) -> None:
+def test_tokens_carry_the_numbers_of_the_command_line(
+    client: openai.OpenAI, settings: Settings, small_model: Path
+) -> None:
     answer = strictly(client.chat.completions.create(model="valued", logprobs=True, **ASK))
     with open_database(settings)() as session:
         path = session.scalars(select(Model.path).where(Model.id == "valued")).one()
     params, sampling = SearchParams(strength=1.0), Sampling(seed=3)
-    expected = complete(prepare_model(), QUESTION, False, params, sampling, 24, {Path(path): 1.0})
+    expected = complete(small_model, QUESTION, False, params, sampling, 24, {Path(path): 1.0})
     tokens = entries(answer.choices[0])
     assert answer.choices[0].message.content == expected.text
     assert [token["value"] for token in tokens] == pytest.approx(expected.values, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Several aligned models in one request, over HTTP and on the real frozen model."""
+"""Several aligned models in one request, over HTTP and on a small frozen model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from iro_server.api.app import create_app
 from iro_server.api.registry import CompositeMismatch, ServedModel
 from iro_server.decoding.base import SearchParams
 from iro_server.engines.embedded import EmbeddedEngine
-from iro_server.engines.prepare import prepare_model
 from iro_server.settings import Settings
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Model
@@ -45,18 +44,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def client(settings: Settings) -> Iterator[openai.OpenAI]:
+def client(settings: Settings, small_engine: EmbeddedEngine) -> Iterator[openai.OpenAI]:
     """Models ``a``, ``b`` and ``c``: linear values and a tilt each, of which two ignore other words of a prompt."""
-    with EmbeddedEngine(prepare_model(), name="bytes") as engine:
-        size = engine.info.hidden_size
-        tilt, stacks = words_tilt(engine), {}
-        biased = replace(tilt, bias=torch.randn(len(tilt.bias), generator=torch.Generator().manual_seed(9)))
-        for number, (name, its_tilt) in enumerate({"a": tilt, "b": biased, "c": replace(tilt, ignored=(5, 6))}.items()):
-            generator = torch.Generator().manual_seed(number)
-            spec = FeatureSpec(current=(engine.info.num_layers // 2,), summed=(0,), horizon=8 + number)
-            head = LinearHead(spec, 0.01 * torch.randn(spec.width(size), generator=generator), float(number))
-            stacks[name] = ValueStack([head], [0.5], its_tilt)
-    with serving_tilted(settings, stacks) as client:
+    size = small_engine.info.hidden_size
+    tilt, stacks = words_tilt(small_engine), {}
+    biased = replace(tilt, bias=torch.randn(len(tilt.bias), generator=torch.Generator().manual_seed(9)))
+    for number, (name, its_tilt) in enumerate({"a": tilt, "b": biased, "c": replace(tilt, ignored=(5, 6))}.items()):
+        generator = torch.Generator().manual_seed(number)
+        spec = FeatureSpec(current=(small_engine.info.num_layers // 2,), summed=(0,), horizon=8 + number)
+        head = LinearHead(spec, 0.01 * torch.randn(spec.width(size), generator=generator), float(number))
+        stacks[name] = ValueStack([head], [0.5], its_tilt)
+    with serving_tilted(settings, small_engine, stacks) as client:
         yield client
 
 

@@ -90,7 +90,7 @@ def test_a_file_is_its_own_projects_alone(served):
         (b'{"messages": [{"role": "user"}]}', "messages.0.content"),
         (b'{"messages": [{"role": "tool", "content": "3"}]}', "messages.0.role"),
         (b'{"messages": [{"role": "assistant", "content": "3"}]}', "must have the role 'user'"),
-        (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "messages.0.content: a list holds"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "content: a part of the type 'image"),
         (b"[" * 100_000, "over the limit"),
     ],
 )

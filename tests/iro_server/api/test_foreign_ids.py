@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +39,8 @@ BODIES: dict[str, dict[str, Any]] = {
 
 def operations() -> list[tuple[str, str]]:
     """Method and path of each operation whose path names something."""
-    document = create_app(Settings(data_dir="/nowhere", model_name="bytes"), ByteEngine()).openapi()
+    with TemporaryDirectory() as folder:  # create_app makes a database there
+        document = create_app(Settings(data_dir=folder, model_name="bytes"), ByteEngine()).openapi()
     return [(method, path) for path, item in document["paths"].items() if "{" in path for method in item]
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from iro_server.engines.embedded import EmbeddedEngine
-from iro_server.engines.prepare import prepare_model
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Model
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -29,21 +28,20 @@ ASK = {
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """The real frozen model with a value function of random weights: its values differ from row to row."""
+def embedded(tmp_path_factory: pytest.TempPathFactory, small_engine: EmbeddedEngine) -> Iterator[openai.OpenAI]:
+    """A small frozen model with a value function of random weights: its values differ from row to row."""
     settings = settings_for(tmp_path_factory.mktemp("traced"))
-    with EmbeddedEngine(prepare_model(), name="bytes") as engine:
-        aligned(settings, MODEL, iterations=1)
-        with open_database(settings).begin() as session:
-            path = Path(find(session, Model, MODEL).path)
-        spec = FeatureSpec(summed=(engine.info.num_layers,), position=False)
-        weights = torch.randn(
-            spec.width(engine.frozen.head_weight.shape[1]), generator=torch.Generator().manual_seed(0)
-        )
-        stack = ValueStack([LinearHead(spec, weights, 0.0)], [1.0])
-        save_bundle(path, stack, model_hash=engine.info.model_hash, template_hash=engine.info.template_hash)
-        with serving(settings, engine) as client:
-            yield client
+    aligned(settings, MODEL, iterations=1)
+    with open_database(settings).begin() as session:
+        path = Path(find(session, Model, MODEL).path)
+    spec = FeatureSpec(summed=(small_engine.info.num_layers,), position=False)
+    weights = torch.randn(
+        spec.width(small_engine.frozen.head_weight.shape[1]), generator=torch.Generator().manual_seed(0)
+    )
+    stack = ValueStack([LinearHead(spec, weights, 0.0)], [1.0])
+    save_bundle(path, stack, model_hash=small_engine.info.model_hash, template_hash=small_engine.info.template_hash)
+    with serving(settings, small_engine) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +81,7 @@ def ask(client: openai.OpenAI, search: dict[str, Any] = SEARCH, **changes: Any) 
     return client.chat.completions.create(**{**ASK, **changes}, extra_body={"search": search})
 
 
-def test_the_path_of_the_tree_is_the_answer_of_the_real_model(embedded):
+def test_the_path_of_the_tree_is_the_answer_of_a_frozen_model(embedded):
     tree = Tree(ask(embedded, max_tokens=16))
     assert [event["round"] for event in tree.rounds] == [1, 2, 3, 4]
     assert [len(event["beams"]) for event in tree.rounds] == [6] * 4  # W·K rows

@@ -1,4 +1,4 @@
-"""An aligned model that is served with a tilt, over HTTP and on the real frozen model."""
+"""An aligned model that is served with a tilt, over HTTP and on a small frozen model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from iro_server.engines.embedded import EmbeddedEngine
 from tests.iro_server.api.serving import settings_for
 from tests.iro_server.api.tilted import serving_tilted
 
@@ -20,8 +21,8 @@ WORDS = ("river", "lamp", "garden")
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    with serving_tilted(settings_for(tmp_path_factory.mktemp("steered"))) as client:
+def client(tmp_path_factory: pytest.TempPathFactory, small_engine: EmbeddedEngine) -> Iterator[openai.OpenAI]:
+    with serving_tilted(settings_for(tmp_path_factory.mktemp("steered")), small_engine) as client:
         yield client
 
 

@@ -1,4 +1,4 @@
-"""A server of the real frozen model, with aligned models whose values and tilts a test makes up."""
+"""A server of a frozen model, with aligned models whose values and tilts a test makes up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import openai
 import torch
 
 from iro_server.engines.embedded import EmbeddedEngine
-from iro_server.engines.prepare import prepare_model
 from iro_server.settings import Settings
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Model
@@ -22,16 +21,17 @@ from value_heads.tilt import Tilt, zero_tilt
 
 
 @contextmanager
-def serving_tilted(settings: Settings, stacks: dict[str, ValueStack] | None = None) -> Iterator[openai.OpenAI]:
+def serving_tilted(
+    settings: Settings, engine: EmbeddedEngine, stacks: dict[str, ValueStack] | None = None
+) -> Iterator[openai.OpenAI]:
     """The model ``tilted`` towards the prompt's words, and those of ``stacks``, at one row with their tilts."""
-    with EmbeddedEngine(prepare_model(), name="bytes") as engine:
-        width = engine.info.hidden_size
-        spec = FeatureSpec(summed=(0,), position=False)
-        nothing = LinearHead(spec, torch.zeros(spec.width(width)), 0.0)
-        for name, stack in {"tilted": ValueStack([nothing], [1.0], words_tilt(engine)), **(stacks or {})}.items():
-            add_model(settings, engine, name, stack)
-        with serving(settings, engine) as client:
-            yield client
+    width = engine.info.hidden_size
+    spec = FeatureSpec(summed=(0,), position=False)
+    nothing = LinearHead(spec, torch.zeros(spec.width(width)), 0.0)
+    for name, stack in {"tilted": ValueStack([nothing], [1.0], words_tilt(engine)), **(stacks or {})}.items():
+        add_model(settings, engine, name, stack)
+    with serving(settings, engine) as client:
+        yield client
 
 
 def add_model(settings: Settings, engine: EmbeddedEngine, name: str, stack: ValueStack) -> None:

@@ -1,4 +1,4 @@
-"""Sessions of the embedded engine that are held to a schema, biased and penalised, on the real model; and many schemas
+"""Sessions of the embedded engine that are held to a schema, biased and penalised, on a small model; and many schemas
 on a vocabulary of bytes."""
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from iro_server.engines.adjusted import AdjustedRows
 from iro_server.engines.base import HEAD_STATE, Chunk, Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.grammars import GrammarRows, Grammars, SchemaRefused, grammars_of
-from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prompts import chat_prompt_ids
 from tests.iro_server.api.byte_engine import byte_tokenizer
 from tests.toy import ToyScorer
@@ -27,14 +26,12 @@ from value_heads.tilt import zero_tilt
 
 NAMES = ("red", "reddish", "blue", "rue", "the blue of a blueberry")
 SCHEMA = json.dumps({"enum": list(NAMES)})
-SCHEMAS = 1000
 TEXTS = [json.dumps(name) for name in NAMES]
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[EmbeddedEngine]:
-    with EmbeddedEngine(prepare_model()) as engine:
-        yield engine
+def engine(small_engine: EmbeddedEngine) -> EmbeddedEngine:
+    return small_engine
 
 
 @pytest.fixture(scope="module")
@@ -216,16 +213,17 @@ def answer(grammars: Grammars, schema: dict, seed: int, most: int = 400) -> tupl
     return tokenizer.decode(tokens), False
 
 
-def test_answers_parse_and_fit_their_schema() -> None:
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 1000), marks=pytest.mark.slow(30))])
+def test_answers_parse_and_fit_their_schema(seeds: range) -> None:
     tokenizer = byte_tokenizer()
     grammars, ended = grammars_of(tokenizer, (tokenizer.eos_token_id,)), 0
-    for seed in range(SCHEMAS):
+    for seed in seeds:
         schema = random_schema(seed)
         text, is_whole = answer(grammars, schema, seed)
         ended += is_whole
         if is_whole:
             Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(json.loads(text))
-    assert ended > 0.9 * SCHEMAS
+    assert ended > 0.9 * len(seeds)
 
 
 REFUSED = [{"enum": []}, {"not": {}}, {"$ref": "#/$defs/x"}, {"type": "wizard"}, {"type": "string", "pattern": "("}]

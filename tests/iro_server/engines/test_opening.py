@@ -35,5 +35,22 @@ def test_the_embedded_engine_takes_no_urls(tmp_path: Path) -> None:
 
 def test_an_engine_in_the_table_can_be_set_and_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(opening.ENGINES, "toy", lambda model_dir, endpoints, name: ToyEngine())
-    settings = Settings(data_dir=tmp_path, engine_kind="toy", engine_urls=list(URLS))
+    for urls in ((), URLS):
+        settings = Settings(data_dir=tmp_path, engine_kind="toy", engine_urls=list(urls))
+        assert isinstance(open_engine(tmp_path, None, settings.endpoints), ToyEngine)
+        assert settings.engine_fields["engine_kind"] == "toy"  # of its jobs
+
+
+def test_an_engine_of_servers_needs_urls(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs the URLs of its servers"):
+        open_engine(tmp_path, None, Endpoints(kind="text"))
+
+
+@pytest.mark.parametrize("kind", ["vllm", "embedded"])
+def test_the_default_without_urls_is_the_embedded_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setitem(opening.ENGINES, "embedded", lambda model_dir, endpoints, name: ToyEngine())
+    settings = Settings(data_dir=tmp_path, engine_kind=kind)
     assert isinstance(open_engine(tmp_path, None, settings.endpoints), ToyEngine)
+    assert settings.engine_fields == {}

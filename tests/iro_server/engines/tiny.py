@@ -1,4 +1,4 @@
-"""A random Llama of two layers that reads two thousand tokens in milliseconds."""
+"""Random Llamas with the default model's tokenizer, for tests of equations that hold for any weights."""
 
 from __future__ import annotations
 
@@ -6,21 +6,35 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from iro_server.engines.prepare import prepare_model
 
 VOCABULARY = 64
+RANGE = {"initializer_range": 0.3}
 
 
 def save_tiny_model(directory: Path, max_length: int = 2048) -> Path:
-    """A model directory with the default model's tokenizer; token ids are below ``VOCABULARY``."""
-    torch.manual_seed(0)
+    """A model of two layers whose token ids are below ``VOCABULARY``; it reads two thousand tokens in milliseconds."""
     sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": max_length}
-    config = LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.3, eos_token_id=None, **sizes, **heads)
+    return _save(directory, LlamaConfig(vocab_size=VOCABULARY, eos_token_id=None, **RANGE, **sizes, **heads))
+
+
+def save_small_model(directory: Path) -> Path:
+    """A model of four layers with all of the tokenizer's vocabulary."""
+    default = AutoConfig.from_pretrained(prepare_model())
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+    ids = {name: getattr(default, name) for name in ("bos_token_id", "eos_token_id", "vocab_size")}
+    return _save(directory, LlamaConfig(tie_word_embeddings=True, **ids, **RANGE, **sizes, **heads))
+
+
+def _save(directory: Path, config: LlamaConfig) -> Path:
+    torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(directory)
-    for path in prepare_model().glob("*token*"):
+    source = prepare_model()
+    for path in (*source.glob("*token*"), *source.glob("chat_template*")):
         shutil.copy(path, directory)
     return directory
 

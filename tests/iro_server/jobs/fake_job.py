@@ -8,19 +8,21 @@ The grader's name says how it goes: "quick", "slow" (half a second a step), "stu
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import time
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+import numpy as np
 from pydantic import ConfigDict
+from safetensors.numpy import save
 
 from iro_server.alignment.definition import Alignment
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.graders.remote import GraderServiceUnavailable
-from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
 
 MEASURED = 20  # what it takes for max_tokens "auto"
 
@@ -69,10 +71,7 @@ class JOB:
             misbehave(behaviour, step, out)
             if behaviour in ("slow", "stubborn"):
                 time.sleep(0.5)
-            spec = FeatureSpec(summed=(0,), position=False)
-            heads = [LinearHead(spec, torch.tensor([1.0, 0.0]), 0.0) for _ in range(step)]
-            stack = ValueStack(heads, [1.0] * step)
-            save_bundle(bundle, stack, model_hash="model-hash", template_hash="template-hash")
+            save_values(bundle, step)
             metrics = {"step": step, "total_steps": config.iterations, "full_valid_mean_reward": 0.1 * step}
             on_event({"type": "metrics", "level": "info", "message": f"Step {step}", "data": metrics})
             on_event({"type": "checkpoint", "data": {"step": step, "path": str(bundle), "metrics": metrics}})
@@ -85,6 +84,29 @@ class JOB:
         overdone = {"measure": "length", "median": 64.0, "frozen_low": 3.0, "frozen_high": 20.0}
         outcome["over_optimization"] = [overdone] if behaviour == "overdone" else []
         return outcome | {"improved": behaviour != "unproven"} | served
+
+
+def save_values(folder: Path, iterations: int) -> None:
+    """A bundle of ``iterations`` value functions that like the letter z.
+
+    As ``save_bundle`` writes it, but without torch, whose import would be most of what a worker of this job computes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{i}.weight": np.array([1, 0], np.float32) for i in range(iterations)}
+    tensors |= {f"{i}.bias": np.zeros(1) for i in range(iterations)}
+    content = save(tensors)
+    (folder / "value.safetensors").write_bytes(content)
+    spec = {"summed": [0], "position": False}
+    manifest = {
+        "format_version": 2,
+        "kind": "heads",
+        "model_hash": "model-hash",
+        "template_hash": "template-hash",
+        "tensors_sha256": hashlib.sha256(content).hexdigest(),
+        "metrics": {},
+        "heads": [{"iteration": i + 1, "kind": "linear", "beta": 1.0, "spec": spec} for i in range(iterations)],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def misbehave(behaviour: str, step: int, out: Path) -> None:

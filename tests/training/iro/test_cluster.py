@@ -24,7 +24,7 @@ from tests.iro_server.api.serving import ended, serving, settings_for, wait_for
 from tests.training.iro.ray_job import Marked, ray_job
 from tests.training.iro.test_loop import comparable, metrics_of
 from tests.training.iro.toy_job import COUNT_ONES, job
-from tests.value_heads.test_backbone import write_model
+from tests.value_heads.lora import write_model
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError
 from training.iro.pool import ClusterUnavailable

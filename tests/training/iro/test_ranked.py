@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from iro_server.graders.base import Grade, Grader, Sample
+from iro_server.graders.environment import GraderEnvironment
+from iro_server.graders.parsing import parse_grader
 from tests.iro_server.graders.judge import answers_in, judge, ranking_by
 from tests.training.iro.test_loop import comparable, killer
 from tests.training.iro.toy_job import Killed, job
@@ -13,6 +18,7 @@ from training.iro.config import AlignConfig
 from training.iro.grading import REFERENCES
 from training.iro.logit_bias import LogitBiasConfig
 from training.iro.logit_bias import run as fit_bias
+from training.iro.spread_grader import SpreadGrader
 
 RANK = {
     "type": "score_model",
@@ -52,3 +58,30 @@ def test_a_job_that_compares_biases_by_rewards_refuses_a_ranking(tmp_path: Path)
     with pytest.raises(ValueError, match="a ranking compares") as refused:
         fit_bias(config, None)  # type: ignore[arg-type]
     assert getattr(refused.value, "param", None) == "grader"
+
+
+class InlinePool:
+    """A pool whose actors are this process. ``sizes``: of the pieces of work."""
+
+    def __init__(self, grader: Grader) -> None:
+        self.grader, self.sizes = grader, []
+
+    def map(self, method: str, work: Sequence[tuple[Any, ...]], size: int) -> Iterator[list[Grade]]:
+        for arguments in work:
+            self.sizes.append(len(arguments[0]))
+            yield getattr(self.grader, method)(*arguments)
+
+
+def test_the_completions_of_a_prompt_stay_together_on_a_cluster() -> None:
+    """In whatever order they come."""
+    prompts = [{"prompt": str(number)} for number in range(5)]
+    pairs = [(Sample("1" * ones + "0" * number), prompts[number]) for ones in range(8) for number in range(5)]
+    with (
+        judge(BY_ONES) as (url, requests),
+        parse_grader({**RANK, "base_url": url}, GraderEnvironment(any_endpoint=True)) as grader,
+    ):
+        pool = InlinePool(grader)
+        spread = SpreadGrader.over(pool, 3, grader)  # type: ignore[arg-type]
+        grades = spread.grade_many(pairs)
+    assert spread.compares and pool.sizes == [16, 16, 8] and len(requests) == 5
+    assert [grade.reward for grade in grades] == pytest.approx([ones / 7 for ones in range(8) for _ in prompts])
