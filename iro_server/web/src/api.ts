@@ -89,6 +89,7 @@ export interface Price {
   error: number | null;
   perplexity: number | null;
   kl: number | null;
+  over_optimization?: Departure[] | null;
 }
 
 /** A measure of the text that left the range of nine in ten of the frozen model's completions. */

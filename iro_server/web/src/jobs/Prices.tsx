@@ -16,7 +16,7 @@ export function Prices({ events }: { events: JobEvent[] }) {
       <h2 id="prices">Reward by rows</h2>
       <p class="faint">
         A request costs as many rows as are decoded at once. The model is served with the cheapest way that is as good as
-        the best.
+        the best, of those that write like the frozen model if one of them is better than it.
       </p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Table of rewards by rows">
         <table class="numbers">
@@ -56,6 +56,7 @@ export function Prices({ events }: { events: JobEvent[] }) {
                   </td>
                   <td class="name">
                     {price.name} {price.name === report?.chosen && <span class="badge succeeded">served</span>}
+                    {!!price.over_optimization?.length && <span class="badge">unlike the frozen model</span>}
                   </td>
                 </tr>
               );
