@@ -7,6 +7,8 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 
+from iro_server.graders.syntax import parse_expression
+
 _BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -37,7 +39,7 @@ def parse_formula(formula: str, names: Collection[str]) -> ast.expr:
     if len(formula) > MAX_LENGTH:
         raise ValueError(f"longer than {MAX_LENGTH} characters")
     try:
-        tree = ast.parse(formula.replace("^", "**").strip(), mode="eval").body
+        tree = parse_expression(formula.replace("^", "**").strip())
         _check(tree, names)
     except SyntaxError as error:
         raise ValueError(f"not a formula: {error.msg}") from None

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field, PrivateAttr, field_validator
 
+from iro_server.graders import syntax
 from iro_server.graders.base import Grade, Grader, Item, Sample
 from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.process import GraderProcess
@@ -46,7 +47,7 @@ class PythonGrader(Grader):
         if len(source.encode(errors="replace")) > LONGEST_SOURCE:
             raise ValueError(f"longer than {LONGEST_SOURCE // 1024} kB")
         try:
-            tree = ast.parse(source)
+            tree = syntax.parse(source)
         except SyntaxError as error:
             raise ValueError(f"line {error.lineno}: {error.msg}") from None
         except (RecursionError, MemoryError):

@@ -52,7 +52,8 @@ def run(environment, *command: object) -> str:
 def test_llm_chats_goes_on_and_answers_under_a_schema(environment):
     assert "Paris" in run(environment, "llm", "-m", "iro", "-o", "temperature", "0", QUESTION)
     assert run(environment, "llm", "-c", "--no-stream", "-o", "max_tokens", "20", "And of Italy?").strip()
-    schema = json.dumps({"type": "object", "properties": {"stars": {"enum": [1, 2, 3]}}, "required": ["stars"]})
+    stars = {"type": "object", "properties": {"stars": {"enum": [1, 2, 3]}}, "required": ["stars"]}
+    schema = json.dumps(stars | {"additionalProperties": False})  # else the answer may be cut within another property
     options = ("-o", "max_tokens", "40", "--schema", schema)
     assert json.loads(run(environment, "llm", "-m", "iro", *options, "Rate the film Heat."))["stars"] in (1, 2, 3)
 

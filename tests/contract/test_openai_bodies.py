@@ -128,11 +128,19 @@ def check(answer: httpx.Response) -> None:
         return
     error, sent = envelope_of(answer), json.loads(answer.request.content)
     assert error["type"] == "invalid_request_error" and error["code"] != "unknown_parameter", f"{sent} → {error}"
-    *path, last = error["param"].split(".")
-    for step in path:
-        sent = sent[int(step) if isinstance(sent, list) else step]
-    there = int(last) <= len(sent) if isinstance(sent, list) else last in sent  # a list may end too soon
-    assert there or error["code"] == "missing_required_parameter", f"{sent} → {error}"
+    assert names_a_part(error["param"], sent) or error["code"] == "missing_required_parameter", f"{sent} → {error}"
+
+
+def names_a_part(param: str, sent: Any) -> bool:
+    """Whether ``param`` is a path in ``sent``; keys may hold dots themselves, and a list may end too soon."""
+    if isinstance(sent, list):
+        place, _, rest = param.partition(".")
+        return int(place) <= len(sent) if not rest else names_a_part(rest, sent[int(place)])
+    if not isinstance(sent, dict):
+        return False
+    return param in sent or any(
+        names_a_part(param.removeprefix(f"{key}."), part) for key, part in sent.items() if param.startswith(f"{key}.")
+    )
 
 
 def quickly(strategy: st.SearchStrategy[Any]) -> Any:
