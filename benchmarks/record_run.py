@@ -2,7 +2,8 @@
 
 Writes ``results/<job>/<preset>.json`` from the folder's ``result.json``, as ``record.write`` writes a benchmark's. Of a
 research job it keeps the claims of its paper (``KEPT``), of others all numbers. ``--add`` adds further tasks,
-methods or seeds of ``bench.tasks`` to a file that is there.
+methods or seeds of ``bench.tasks`` to a file that is there; ``--untimed`` leaves out seconds, where the machine had
+other work to do.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ ADDED: dict[str, Callable[[JsonObject, JsonObject], JsonObject]] = {"bench.tasks
 LONG = ("texts",)  # fields of a row that are kept in the run folder alone
 
 
-def record(folder: Path, preset: str, results: Path = Path("results"), add: bool = False) -> Path:
-    """The results file of the run in ``folder``; ``add``: with what the file has already.
+def record(folder: Path, preset: str, results: Path = Path("results"), add: bool = False, timed: bool = True) -> Path:
+    """The results file of the run in ``folder``; ``add``: with what the file has already. Not ``timed``: rows have no
+    seconds.
 
     ValueError where the run has not finished, or cannot be added.
     """
@@ -51,6 +53,8 @@ def record(folder: Path, preset: str, results: Path = Path("results"), add: bool
         numbers = KEPT[content["job"]](content)
     else:
         numbers = {name: shortened(value) for name, value in content.items() if name not in PROVENANCE}
+    if not timed:
+        numbers = {name: without_seconds(value) for name, value in numbers.items()}
     target = results / str(content["job"]) / f"{preset}.json"
     if add and target.exists():
         if content["job"] not in ADDED:
@@ -71,14 +75,22 @@ def shortened(value: object) -> object:
     ]
 
 
+def without_seconds(value: object) -> object:
+    """Rows whose ``seconds`` are None."""
+    if not isinstance(value, list):
+        return value
+    return [row | {"seconds": None} if isinstance(row, dict) and "seconds" in row else row for row in value]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the run's folder")
     parser.add_argument("--preset", required=True, help="name of the results file")
     parser.add_argument("--add", action="store_true", help="keep what the results file has, and add this run")
+    parser.add_argument("--untimed", action="store_true", help="leave out seconds: the machine had other work to do")
     args = parser.parse_args()
     try:
-        print(record(args.folder, args.preset, add=args.add))
+        print(record(args.folder, args.preset, add=args.add, timed=not args.untimed))
     except ValueError as error:
         raise SystemExit(str(error)) from None
 

@@ -58,9 +58,10 @@ def budgets(content: JsonObject) -> str:
     lines = []
     for method, count in sorted({(row["method"], row["rows"]) for row in content["rows"]}):
         rows = [row for row in content["rows"] if (row["method"], row["rows"]) == (method, count)]
-        prompts = [len(row["rewards"]) for row in rows]
-        seconds = sum(row["seconds"] for row in rows) / sum(prompts)
-        decoding = [f"{mean_of(rows, 'base_tokens'):.0f}", f"{seconds:.2f}", f"{mean_of(rows, 'reward_calls'):.1f}"]
+        timed = [row for row in rows if row["seconds"] is not None]
+        prompts = sum(len(row["rewards"]) for row in timed)
+        seconds = f"{sum(row['seconds'] for row in timed) / prompts:.2f}" if timed else ""
+        decoding = [f"{mean_of(rows, 'base_tokens'):.0f}", seconds, f"{mean_of(rows, 'reward_calls'):.1f}"]
         lines.append([method, str(count), *decoding, *training_cost(content, method)])
     return table(head, lines)
 

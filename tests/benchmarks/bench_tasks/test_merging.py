@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
 from benchmarks.bench_tasks.measure import comparisons, intervals
 from benchmarks.bench_tasks.merging import LISTS, merged
+from benchmarks.bench_tasks.tables import budgets
 from benchmarks.record import read
+from benchmarks.record_run import without_seconds
 from iro_server import JsonObject
 
 RECORDED = Path(__file__).parents[3] / "results/bench.tasks/one-seed.json"
@@ -22,14 +25,15 @@ def whole() -> JsonObject:
 
 def part(content: JsonObject, task: str) -> JsonObject:
     lists = {name: [row for row in content[name] if row["task"] == task] for name in LISTS}
-    run = content["run"] | {"config": content["run"]["config"] | {"tasks": [task]}}
+    run = {name: value for name, value in content["run"].items() if name != "parts"}
+    run["config"] = run["config"] | {"tasks": [task]}
     measured = {"intervals": intervals(lists["rows"]), "comparisons": comparisons(lists["rows"])}
     return content | lists | {"run": run} | measured
 
 
 def test_the_parts_of_a_run_are_the_run(whole: JsonObject) -> None:
     tasks = whole["run"]["config"]["tasks"]
-    together = merged(*(part(whole, task) for task in tasks))
+    together = reduce(merged, (part(whole, task) for task in tasks))
     assert {name: together[name] for name in (*LISTS, "intervals")} == {
         name: whole[name] for name in (*LISTS, "intervals")
     }
@@ -46,7 +50,17 @@ def test_a_measurement_is_recorded_at_most_once(whole: JsonObject) -> None:
 
 def test_runs_of_other_sizes_are_not_mixed(whole: JsonObject) -> None:
     tasks = whole["run"]["config"]["tasks"]
-    first, second = (part(whole, task) for task in tasks)
+    first, second = (part(whole, task) for task in tasks[:2])
     second["run"]["config"] = second["run"]["config"] | {"train_prompts": 8}
     with pytest.raises(ValueError, match="differ in train_prompts"):
         merged(first, second)
+
+
+def test_seconds_of_a_busy_machine_are_left_out_of_means(whole: JsonObject) -> None:
+    tasks = whole["run"]["config"]["tasks"]
+    timed, busy = (part(whole, task) for task in tasks[:2])
+    busy["rows"] = without_seconds(busy["rows"])
+    both = merged(timed, busy)
+    seconds = [line.split("|")[4] for line in budgets(both).splitlines()[2:]]
+    assert seconds == [line.split("|")[4] for line in budgets(timed).splitlines()[2:]]
+    assert {line.split("|")[4].strip() for line in budgets(busy).splitlines()[2:]} == {""}
