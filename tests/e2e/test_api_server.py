@@ -111,6 +111,7 @@ def test_a_job_survives_the_death_of_server_and_worker_and_its_model_is_served(s
         assert plain.choices[0].text == say(client, MODEL, extra_body={"search": {"chunk_length": 2}}).choices[0].text
 
 
+@pytest.mark.slow(30)
 def test_a_grader_that_never_works_fails_its_job_and_says_why(settings):
     bad = {"raise KeyError('no label')": "no label", "return float('nan')": "not a finite number"}
     with server(settings) as (_, client):

@@ -15,6 +15,7 @@ from training.run import Cancelled
 TINY = {"bins": (9,), "repeats": 1, "steps": 2400, "evaluations": 2, "episodes": 1, "speed_steps": 200}
 
 
+@pytest.mark.slow(20)
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     config = TINY | {"variants_at": ()}
     uninterrupted = JOB.execute(config, tmp_path / "whole")

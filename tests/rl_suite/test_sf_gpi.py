@@ -101,6 +101,7 @@ def test_w_of_another_length_is_refused() -> None:
         task(mdp, phi, np.ones(2))
 
 
+@pytest.mark.slow(15)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
     pytest.importorskip("mo_gymnasium", reason="needs mo-gymnasium")
     from rl_suite.sf_gpi import JOB

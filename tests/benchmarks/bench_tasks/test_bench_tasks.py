@@ -137,6 +137,7 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(result: dict[str, Any], tmp
     assert decoded == [row["method"] for row in expected]
 
 
+@pytest.mark.slow(20)
 def test_a_finished_run_goes_on_with_more_methods(tmp_path: Path) -> None:
     decoded: list[str] = []
 

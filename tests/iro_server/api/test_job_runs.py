@@ -148,6 +148,7 @@ def test_a_stored_file_stands_where_a_path_is_asked_for(tmp_path: Path) -> None:
         assert http.post(f"iro/job_runs/{run}/cancel").json()["status"] == "cancelled"
 
 
+@pytest.mark.slow(15)
 def test_a_run_goes_on_when_its_server_starts_again(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     with serving(settings, ByteEngine()) as client, httpx.Client(base_url=str(client.base_url), timeout=300) as http:

@@ -50,6 +50,7 @@ def test_enumeration_is_a_distribution() -> None:
     assert sum(enumerate_completions(PROMPT, LENGTH).values()) == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.slow(40)
 def test_smc_samples_from_the_guided_distribution() -> None:
     """Chi-square of independent searches' draws against pi_base * exp(V/beta), at a width where bias is small."""
     exact = guided_distribution(2.0)

@@ -67,6 +67,7 @@ def test_the_demos_grader_is_fitted_once_small_and_as_accurate_as_it_says(home):
     assert (home / "demo" / "sentiment_grader.py").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow(20)
 def test_judges_tell_praise_from_blame():
     pytest.importorskip("vaderSentiment")
     texts = ["A wonderful, moving film. I loved every minute.", "Dreadful, boring and badly acted. I hated it."]

@@ -145,6 +145,7 @@ def test_the_simulator_given_the_same_arrivals_ends_with_the_same_model(
     assert max(event.version for event in of(events, "arrive")) > min(event.version for event in of(events, "arrive"))
 
 
+@pytest.mark.slow(20)
 def test_a_server_that_crashed_goes_on_as_if_it_had_not(
     crashed: tuple[list[Event], dict[str, Any]], resumed: tuple[list[Event], dict[str, Any]]
 ) -> None:

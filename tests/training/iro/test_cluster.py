@@ -216,6 +216,7 @@ def test_a_shared_fit_whose_process_dies_is_done_by_one_alone(
     assert comparable(result) == comparable(whole)
 
 
+@pytest.mark.slow(20)
 def test_a_node_that_dies_costs_nothing_but_time(
     nodes: Cluster, config: AlignConfig, reference: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def kill_a_worker(process: subprocess.Popen[str], out: Path) -> str:
     return process.communicate(timeout=550)[0]
 
 
+@pytest.mark.slow(30)
 def test_sparkle_survives_the_death_of_a_process(tmp_path: Path) -> None:
     settings = {"lower": "ED", "upper": "ATC-GT", "noise": 0.1, "record_every": 1, "checkpoint_every": 20}
     process = torchrun(tmp_path / "killed", **settings, steps=1_000_000)
