@@ -24,9 +24,7 @@ def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     lists = {name: joined(recorded.get(name, []), added[name], name) for name in LISTS}
     parts = [part for content in (recorded, added) for part in content["run"].get("parts", [content["run"]])]
     rows = lists["rows"]
-    config = second | {
-        name: list(dict.fromkeys([*first[name], *second[name]])) for name in ("tasks", "methods", "rows")
-    }
+    config = second | {name: list(dict.fromkeys([*first[name], *second[name]])) for name in UNITED}
     config["seed"], config["seeds"] = min(row["seed"] for row in rows), len({row["seed"] for row in rows})
     run = added["run"] | {"config": config, "seeds": sorted({row["seed"] for row in rows}), "parts": parts}
     return added | lists | {"run": run, "intervals": intervals(rows), "comparisons": comparisons(rows)}

@@ -106,9 +106,8 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     if body.stream:
         chunks = ChatChunks(model.engine.tokenizer, body, use)
         frame["object"] = "chat.completion.chunk"
-        stream = Stream([generation], chunks, frame, body.include_usage, slot)
-        stream.when_generated = (lambda generated: keep(whole_answer(generated))) if body.store else None
-        return stream.response()
+        when_generated = (lambda generated: keep(whole_answer(generated))) if body.store else None
+        return Stream([generation], chunks, frame, body.include_usage, slot, when_generated).response()
     answer = whole_answer(await whole(request, [generation], slot))
     if body.store:
         await run_in_threadpool(keep, answer)

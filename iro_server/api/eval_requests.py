@@ -46,8 +46,8 @@ class DataSourceConfig(ClosedModel):
     def stored(self) -> JsonObject:
         if self.type == "custom":
             return self.model_dump(mode="json", exclude={"metadata"})
-        own = {"item_schema": COMPLETION_ITEM, "include_sample_schema": True, "metadata": self.metadata or {}}
-        return {"type": self.type} | own
+        fixed = {"item_schema": COMPLETION_ITEM, "include_sample_schema": True, "metadata": self.metadata or {}}
+        return {"type": self.type} | fixed
 
 
 class EvalRequest(ClosedModel):

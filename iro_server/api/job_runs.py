@@ -13,7 +13,7 @@ from sqlalchemy import update
 from iro_server import JsonObject
 from iro_server.access.scopes import Scope
 from iro_server.api import files
-from iro_server.api.context import Context, Ctx, list_object
+from iro_server.api.context import Context, Ctx, Limit, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.quotas import check_job_runs
 from iro_server.api.reinforcement import ClosedModel
@@ -76,7 +76,7 @@ def create(body: JobRunRequest, context: Ctx) -> JsonObject:
 
 
 @router.get("/job_runs")
-def list_runs(context: Ctx, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None) -> JsonObject:
+def list_runs(context: Ctx, limit: Limit = 20, after: str | None = None) -> JsonObject:
     return list_object(context, t.JobRun, lambda run: _show(context, run), limit=limit, after=after)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iro_server.engines.prompts import text_of
+from iro_server.engines.text_parts import text_of
 from training.iro.data import Prompt
 from training.json_values import JsonObject
 from training.run import Run

@@ -8,7 +8,7 @@ policy q, fit what is to be added to its tilt, and values of q. Reconstruction: 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from iro_server.decoding.base import SearchParams
@@ -116,9 +116,8 @@ class Tilting:
             for name, params in by_name.items()
         }
         outside = {name: departures(frozen, valid.rows) for name, valid in validated.items()}
-        chosen = best_way(
-            frozen, {name: valid.rows for name, valid in validated.items()}, {n: p.rows for n, p in by_name.items()}
-        )
+        ways = {name: valid.rows for name, valid in validated.items()}
+        chosen = best_way(frozen, ways, outside, {name: params.rows for name, params in by_name.items()})
         prices = [price(name, by_name[name], valid, outside[name]) for name, valid in validated.items()]
         report, data = price_report(prices, chosen), {"step": self.iteration, "prices": prices, "chosen": chosen}
         self.run.step(f"{self.prefix}serve-report", lambda: self.run.emit("message", report, data))
@@ -219,12 +218,18 @@ def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
     return {name: params for name, params in by_name.items() if params.rows <= config.max_rows}
 
 
-def best_way(frozen: Sequence[JsonObject], ways: dict[str, list[JsonObject]], rows: dict[str, int]) -> str:
+def best_way(
+    frozen: Sequence[JsonObject],
+    ways: dict[str, list[JsonObject]],
+    outside: Mapping[str, list[JsonObject] | None],
+    rows: dict[str, int],
+) -> str:
     """The cheapest of the ways to serve a model that are above the frozen model and write like it, else of all.
 
-    ``frozen``, ``ways``: rows of ``Validation`` on the same prompts. ``rows``: of each way.
+    ``frozen``, ``ways``: rows of ``Validation`` on the same prompts. ``outside``: each way's ``departures``. ``rows``:
+    that each way decodes at once.
     """
-    usual = [name for name, valid in ways.items() if not departures(frozen, valid) and rises(frozen, valid)]
+    usual = [name for name, valid in ways.items() if not outside[name] and rises(frozen, valid)]
     return cheapest({name: [row["value_pick"] for row in ways[name]] for name in usual or ways}, rows)
 
 

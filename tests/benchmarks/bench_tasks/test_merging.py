@@ -60,7 +60,7 @@ def test_seconds_of_a_busy_machine_are_left_out_of_means(whole: JsonObject) -> N
     tasks = whole["run"]["config"]["tasks"]
     timed, busy = (part(whole, task) for task in tasks[:2])
     busy["rows"] = without_seconds(busy["rows"])
-    both = merged(timed, busy)
-    seconds = [line.split("|")[4] for line in budgets(both).splitlines()[2:]]
+    joined = merged(timed, busy)
+    seconds = [line.split("|")[4] for line in budgets(joined).splitlines()[2:]]
     assert seconds == [line.split("|")[4] for line in budgets(timed).splitlines()[2:]]
     assert {line.split("|")[4].strip() for line in budgets(busy).splitlines()[2:]} == {""}

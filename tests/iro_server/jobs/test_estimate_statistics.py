@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iro_server.alignment.definition import AlignmentOptions
+from iro_server.jobs.estimates import cost
 from iro_server.jobs.estimates.cost import Rates, Rows, job_cost, job_work, num_completions
 from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows
 from iro_server.jobs.estimates.statistics import (
@@ -23,6 +24,9 @@ from iro_server.jobs.estimates.statistics import (
     within_prompt_variance,
 )
 from iro_server.jobs.estimates.verdict import judge
+from training.iro.data import HELDOUT_SHARE
+from training.iro.tilting import TRIAL_SAMPLES, num_trials
+from training.iro.validation import BETA_GRID
 
 NAN = math.nan
 NEVER = Repeats.of([(0.5, 0.5)] * 8)
@@ -111,18 +115,26 @@ def test_the_cost_counts_rollouts_and_validations():
     assert num_completions(rollouts) == 20 * 4 + 20 * 4
     choosing, baseline, check = 2 * 4 * 8 * 4, 4 * 4, 4 * (4 + 2)
     assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 2 + 2 + 2)
-    own = Rows(48, validation=6)  # 3 and 3
-    assert num_completions(job_work(options, own)[0]) == 24 * 4 + 24 * 4
+    with_validation = Rows(48, validation=6)  # 3 and 3
+    assert num_completions(job_work(options, with_validation)[0]) == 24 * 4 + 24 * 4
     untilted = options.model_copy(update={"tilt": "off"})
     rollouts, validations = job_work(untilted, Rows(48))
     assert num_completions(rollouts) == 20 * 4 + 20 * 2
     assert num_completions(validations) == 4 * 3 * 2 + baseline + check + 2 * 4 * 2
     rates = Rates(tokens=10, tokens_per_second=100, grader_seconds=0.5)
-    cost = job_cost(untilted, Rows(48), rates, 64, num_calls=lambda completions: completions)
-    assert cost["grader_calls"] == cost["completions"] == 200 and cost["base_tokens"] == 2000
-    assert cost["seconds"] == 20 + 100 and cost["disk_bytes"] == 120 * 10 * 2 * 64 * 2
+    scored = job_cost(untilted, Rows(48), rates, 64, num_calls=lambda completions: completions)
+    assert scored["grader_calls"] == scored["completions"] == 200 and scored["base_tokens"] == 2000
+    assert scored["seconds"] == 20 + 100 and scored["disk_bytes"] == 120 * 10 * 2 * 64 * 2
     ranked = job_cost(untilted, Rows(48), rates, 64, num_calls=lambda completions: 1)  # one call a prompt's batch
     assert ranked["grader_calls"] == 20 + 20 + 4 + 4 + 2 * 4 + 4 + 4 and ranked["base_tokens"] == 2000
+
+
+def test_the_cost_counts_what_the_trainer_tries():
+    """The server does not import the trainer."""
+    assert cost.HELDOUT_SHARE == HELDOUT_SHARE
+    assert num_trials(frozenset({"states"})) + 1 == cost.TILT_TRIALS  # none among them
+    assert cost.TRIAL_SAMPLES == TRIAL_SAMPLES
+    assert len(BETA_GRID) == cost.BETA_TRIALS
 
 
 def test_rows_are_drawn_from_the_whole_file_and_again_the_same():

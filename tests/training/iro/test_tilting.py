@@ -15,7 +15,7 @@ from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
 from training.iro.config import AlignConfig
 from training.iro.job import JOB
-from training.iro.over_optimization import measures
+from training.iro.over_optimization import departures, measures
 from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, best_way, cheapest, perplexity, searches
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
@@ -67,10 +67,13 @@ def test_a_way_that_writes_unlike_the_frozen_model_is_served_only_where_no_other
         parts = {"completions": [completion], "picks": [completion]}
         return [row | {"value_pick": row["mean"] + gain + 0.01 * i} | parts for i, row in enumerate(frozen)]
 
-    rows = {"tilt": 1, "search": 16}
-    assert best_way(frozen, {"tilt": way(1.0, usual), "search": way(2.0, usual)}, rows) == "search"
-    assert best_way(frozen, {"tilt": way(1.0, usual), "search": way(2.0, repeated)}, rows) == "tilt"
-    assert best_way(frozen, {"tilt": way(-1.0, usual), "search": way(2.0, repeated)}, rows) == "search"
+    def best(ways: dict[str, list[JsonObject]]) -> str:
+        outside = {name: departures(frozen, valid) for name, valid in ways.items()}
+        return best_way(frozen, ways, outside, {"tilt": 1, "search": 16})
+
+    assert best({"tilt": way(1.0, usual), "search": way(2.0, usual)}) == "search"
+    assert best({"tilt": way(1.0, usual), "search": way(2.0, repeated)}) == "tilt"
+    assert best({"tilt": way(-1.0, usual), "search": way(2.0, repeated)}) == "search"
 
 
 def config_in(folder: Path, pairings: int = 1, **options: object) -> AlignConfig:
