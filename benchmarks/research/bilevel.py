@@ -97,7 +97,10 @@ def hyper_cleaning(result: JsonObject) -> JsonObject:
         with_dense = {name: curve for name, curve in curves.items() if METHODS[name].compressed or name == "SOBA"}
         rows += _against_d_soba(label, "accuracy", curves) + _against_soba(label, with_dense)
     summary = {
-        corruption: {name: {"accuracy": row["accuracy"], "auc": row["auc"]["mean"]} for name, row in methods.items()}
+        corruption: {
+            name: {"accuracy": row["accuracy"], "auc": row["auc"]["mean"], "scale": row["scale"]}
+            for name, row in methods.items()
+        }
         for corruption, methods in result["summary"].items()
     }
     return {"claims": rows, "summary": summary}
@@ -107,12 +110,12 @@ def accuracies(content: JsonObject) -> str:
     """Test accuracy of hyper-cleaning by share of wrong labels, and the AUC of x as a detector of them."""
     summary = content["summary"]
     first = next(iter(summary.values()))
-    head = ["method", *(f"{float(corruption):.0%}" for corruption in summary), "AUC of x"]
+    head = ["method", *(f"{float(corruption):.0%}" for corruption in summary), "AUC of x", "step sizes"]
     rows = []
     for method in first:
         cells = [summary[corruption][method] for corruption in summary]
         aucs = ", ".join("" if cell["auc"] is None else f"{cell['auc']:.2f}" for cell in cells)
-        rows.append([method, *(cell_text(cell["accuracy"]) for cell in cells), aucs])
+        rows.append([method, *(cell_text(cell["accuracy"]) for cell in cells), aucs, f"{cells[0]['scale']:g}"])
     return table(head, rows)
 
 

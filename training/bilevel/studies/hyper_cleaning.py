@@ -25,6 +25,7 @@ from training.bilevel.studies.comparison import ByteCurve, bytes_ratio, run_meth
 from training.bilevel.studies.hyper_cleaning_figure import draw
 from training.fashion_mnist import FOLDER, SIDE
 from training.intervals import band
+from training.json_values import JsonObject
 from training.run import Job, JobConfig, Run, check_names
 
 COMPARED = (
@@ -43,6 +44,7 @@ COMPARED = (
     "MDBO",
     "MA-DSBO-GT",
 )
+TUNING_DRAW = 10**6  # the draw on which the scales of step sizes are chosen
 
 
 class HyperCleaningConfig(JobConfig):
@@ -52,6 +54,8 @@ class HyperCleaningConfig(JobConfig):
     ``pool``: side of the squares of pixels that are averaged. ``evaluations``: gradients of f or g, and second-order
     products, of a batch, per agent. ``points`` of a curve. ``alpha`` and ``beta``: step sizes of x, and of y and z.
     ``theta``: weight of the newest u. ``kept``: share of the coordinates that rand-k and top-k send.
+    ``scales``: each method runs once with ``alpha`` and ``beta`` times each of these, on a separate draw at the middle
+    corruption, and uses the scale with the best accuracy on training images that no agent of that draw has.
     """
 
     corruptions: tuple[float, ...] = Field((0.1, 0.2, 0.3), min_length=1)
@@ -69,6 +73,7 @@ class HyperCleaningConfig(JobConfig):
     beta: float = 0.25
     theta: float = 0.2
     kept: float = Field(0.05, gt=0, le=1)
+    scales: tuple[float, ...] = Field((3.0, 1.0, 0.3, 0.1), min_length=1)
     data: Path = FOLDER
 
     @field_validator("methods")
@@ -79,14 +84,16 @@ class HyperCleaningConfig(JobConfig):
 
 
 class CleaningCurve(ByteCurve):
-    """Of one method and corruption. evaluations [points]; auc [runs]: of x as a detector of wrong labels."""
+    """Of one method and corruption. evaluations [points]; auc [runs]: of x as a detector of wrong labels; ``scale`` of
+    the step sizes."""
 
     evaluations: list[int]
     auc: list[float]
+    scale: float
 
 
 Curves = dict[str, dict[str, CleaningCurve]]  # by corruption and method
-Summary = dict[str, dict[str, dict[str, dict[str, float]]]]  # by corruption, method and quantity
+Summary = dict[str, dict[str, dict[str, JsonObject]]]  # by corruption, method and quantity
 
 
 class CleaningData(NamedTuple):
@@ -96,6 +103,13 @@ class CleaningData(NamedTuple):
     test: Images
 
 
+class Tuning(NamedTuple):
+    """A single draw on which a method's scale is chosen; the test images are training images of no agent."""
+
+    config: HyperCleaningConfig
+    data: CleaningData
+
+
 def run(config: HyperCleaningConfig, run: Run) -> dict[str, object]:
     run.planned_steps = len(config.methods)
     run.emit("message", f"about {expected_minutes(config):.0f} minutes on one quiet core")
@@ -103,9 +117,10 @@ def run(config: HyperCleaningConfig, run: Run) -> dict[str, object]:
         fashion_mnist.shrunk(fashion_mnist.load(config.data, train=train), config.pool) for train in (True, False)
     )
     data = CleaningData(prepare(config, images, run.rng), test)
+    tuning = tuning_draw(config, images, run)
     curves: Curves = {f"{corruption:g}": {} for corruption in config.corruptions}
     for name in config.methods:
-        measured = run.step(name.replace("/", "-"), partial(_measured, config, run, name, data))
+        measured = run.step(name.replace("/", "-"), partial(_measured, config, run, name, data, tuning))
         for label, curve in zip(curves, measured, strict=True):
             curves[label][name] = curve
     summary = summarise(curves)
@@ -115,7 +130,8 @@ def run(config: HyperCleaningConfig, run: Run) -> dict[str, object]:
 
 def expected_minutes(config: HyperCleaningConfig) -> float:
     """From the measured core seconds of a step and of a test of one repeat."""
-    runs = len(config.corruptions) * config.repeats * len(config.methods)
+    tuned = len(config.scales) if len(config.scales) > 1 else 0
+    runs = (len(config.corruptions) * config.repeats + tuned) * len(config.methods)
     pixels = (SIDE // config.pool) ** 2
     steps = config.evaluations / 3 * (1.1e-3 + 1.75e-7 * config.batch * pixels)
     return runs * (steps + config.points * 1e-4 * pixels) / 60
@@ -138,19 +154,47 @@ def prepare(config: HyperCleaningConfig, images: Images, rng: Callable[[int, int
     return tree_map(lambda *leaves: torch.stack(leaves), *agents)
 
 
-def _measured(config: HyperCleaningConfig, run: Run, name: str, data: CleaningData) -> list[CleaningCurve]:
-    """One curve per corruption."""
+def tuning_draw(config: HyperCleaningConfig, images: Images, run: Run) -> Tuning:
+    """A draw at the middle corruption from the first five sixths of the training images; tested on the others."""
+    cut = len(images.labels) * 5 // 6
+    middle = config.corruptions[len(config.corruptions) // 2]
+    tuning_config = config.model_copy(update={"corruptions": (middle,), "repeats": 1})
+    first, last = (Images(images.pixels[part], images.labels[part]) for part in (slice(cut), slice(cut, None)))
+    agents = prepare(tuning_config, first, lambda level, repeat: run.rng(level, TUNING_DRAW))
+    return Tuning(tuning_config, CleaningData(agents, last))
+
+
+def best_scale(tuning: Tuning, run: Run, name: str) -> float:
+    """The scale of the step sizes with the highest final accuracy on the tuning draw."""
+    scales = tuning.config.scales
+    if len(scales) == 1:
+        return scales[0]
+    accuracies = []
+    for scale in scales:
+        generators = [torch.Generator().manual_seed(run.derive_seed(TUNING_DRAW))]
+        noise = torch.Generator().manual_seed(run.derive_seed(TUNING_DRAW, 1))
+        (curve,) = learn(tuning.config, name, tuning.data, scale, generators, noise, run.stop_if_asked)
+        accuracies.append(curve["accuracy"][-1][0] if np.isfinite(curve["auc"]).all() else -np.inf)
+    return scales[int(np.argmax(accuracies))]
+
+
+def _measured(
+    config: HyperCleaningConfig, run: Run, name: str, data: CleaningData, tuning: Tuning
+) -> list[CleaningCurve]:
+    """One curve per corruption, at the method's best scale of step sizes."""
+    scale = best_scale(tuning, run, name)
     generators = [
         torch.Generator().manual_seed(run.derive_seed(level, repeat, 1))
         for level in range(len(config.corruptions))
         for repeat in range(config.repeats)
     ]
     noise = torch.Generator().manual_seed(run.derive_seed(2))
-    curves = learn(config, name, data, generators, noise, run.stop_if_asked)
+    curves = learn(config, name, data, scale, generators, noise, run.stop_if_asked)
     for corruption, curve in zip(config.corruptions, curves, strict=True):
         last = float(np.mean(curve["accuracy"][-1]))
         row = {"method": name, "corruption": corruption, "accuracy": last, "auc": float(np.mean(curve["auc"]))}
-        run.metrics(row, f"{name}, {corruption:.0%} wrong labels: accuracy {last:.3f}")
+        text = f"{name}, {corruption:.0%} wrong labels: accuracy {last:.3f} at {scale:g} times the step sizes"
+        run.metrics(row | {"scale": scale}, text)
     return curves
 
 
@@ -158,6 +202,7 @@ def learn(
     config: HyperCleaningConfig,
     name: str,
     data: CleaningData,
+    scale: float,
     generators: list[torch.Generator],
     noise: torch.Generator,
     pause: Callable[[], None],
@@ -169,7 +214,8 @@ def learn(
     agents, method, runs = data.agents, METHODS[name], len(generators)
     first_run = tree_map(lambda leaf: leaf[0], agents)
     W = topology.ring(config.agents, config.self_weight)
-    setup = ProblemSetup(PROBLEM, W, *start(first_run), config.alpha, config.beta, config.theta, config.kept)
+    alpha, beta = config.alpha * scale, config.beta * scale
+    setup = ProblemSetup(PROBLEM, W, *start(first_run), alpha, beta, config.theta, config.kept)
     steps = max(config.points, config.evaluations // max(method.evaluations, 3))
     recorded_steps = [steps * (point + 1) // config.points for point in range(config.points)]
     scores: list[torch.Tensor] = []
@@ -192,6 +238,7 @@ def learn(
             "bytes": [k * method.bytes_sent(setup) for k in recorded_steps],
             "accuracy": by_level[:, level].tolist(),
             "auc": aucs[level * config.repeats : (level + 1) * config.repeats],
+            "scale": scale,
         }
         for level in range(len(config.corruptions))
     ]
@@ -204,7 +251,7 @@ def summarise(curves: Curves) -> Summary:
         summary[corruption] = rows = {}
         for name, curve in methods.items():
             end, compressed = np.array(curve["accuracy"][-1]), METHODS[name].compressed
-            rows[name] = {"accuracy": band(end), "auc": band(curve["auc"])}
+            rows[name] = {"accuracy": band(end), "auc": band(curve["auc"]), "scale": curve["scale"]}
             if "D-SOBA" in methods and not compressed:
                 gains = end - methods["D-SOBA"]["accuracy"][-1]
                 rows[name]["gain_over_d_soba"] = band(gains) | {"smallest": float(gains.min())}
@@ -241,7 +288,7 @@ SMOKE = {
     "evaluations": 450,
     "points": 5,
     "beta": 1.0,
-    "kept": 0.05,
+    "scales": (1.0,),
     "methods": ("D-SOBA", "ED", "ED/ATC-GT", "SOBA", "EF-SOBA, rand-k"),
 }
 TWO_CORES = {"pool": 2, "batch": 25, "evaluations": 600, "points": 5, "beta": 1.0}

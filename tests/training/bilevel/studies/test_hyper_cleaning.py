@@ -58,6 +58,15 @@ def test_bytes_are_counted(folder: Path, tmp_path: Path) -> None:
     assert curves["D-SOBA"]["evaluations"] == [30, 60]
 
 
+def test_each_method_uses_its_best_scale_of_the_step_sizes(folder: Path, tmp_path: Path) -> None:
+    """A scale at which the method diverges is not chosen, and a scale multiplies both step sizes."""
+    job = replace(JOB, draw=None)
+    tuned = job.execute(tiny(folder, methods=["ED"], scales=[1e12, 0.5]), tmp_path / "tuned")["curves"]["0.2"]["ED"]
+    assert tuned["scale"] == 0.5
+    halved = tiny(folder, methods=["ED"], scales=[1.0], alpha=150.0, beta=0.125)
+    assert job.execute(halved, tmp_path / "halved")["curves"]["0.2"]["ED"] == {**tuned, "scale": 1.0}
+
+
 def test_bytes_are_compared_at_the_best_accuracy_that_both_reach() -> None:
     dense = {"bytes": [100.0, 200.0, 300.0], "accuracy": [[0.4, 0.6], [0.6, 0.8], [0.8, 0.8]]}
     lossy = {"bytes": [10.0, 20.0], "accuracy": [[0.5, 0.5], [0.6, 0.6]]}
