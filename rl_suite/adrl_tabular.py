@@ -193,13 +193,15 @@ def _power(base: str, slope: list[float]) -> str:
 
 def draw(folder: Path) -> None:
     """Write figures/samples.png from result.json."""
-    import matplotlib
+    draw_samples(json.loads((folder / "result.json").read_text()), folder / "figures" / "samples.png")
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    result = json.loads((folder / "result.json").read_text())
-    figure, panels = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained", sharey=True)
+def draw_samples(result: Result, path: Path) -> None:
+    """Transitions needed by shape: ``samples`` and ``exponents`` of a result."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 3.8), layout="constrained")
+    panels = figure.subplots(1, 4, sharey=True)
     for axes, (rule, title) in zip(panels, RULES.items(), strict=True):
         for learner, axis, colour in (("joint", "product", "C3"), ("projected", "sum", "C0")):
             name = f"{rule}_{learner}"
@@ -216,8 +218,7 @@ def draw(folder: Path) -> None:
         axes.set(title=title, xlabel="Σ|A_k| (blue), Π|A_k| (red)", xscale="log", yscale="log")
         axes.legend(fontsize=8)
     panels[0].set_ylabel("transitions")
-    figure.savefig(folder / "figures" / "samples.png", dpi=110)
-    plt.close(figure)
+    figure.savefig(path, dpi=110)
 
 
 JOB = Job(

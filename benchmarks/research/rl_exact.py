@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from benchmarks.research.claims import Claim, against, cell_text, estimate, exact, negative, positive
 from benchmarks.tables import table
 from iro_server import JsonObject
 from rl_suite.adrl_sepsis import select
-from rl_suite.adrl_tabular import RULES
+from rl_suite.adrl_tabular import RULES, draw_samples
 
+EXPONENTS = ("sum", "product", "sum_alone", "product_alone")
 PAIRS = (("AD-BCQ", "BC"), ("AD-BCQ", "BCQ"), ("AD-BCQ", "BCQf"), ("BCQ", "BC"))
 
 
@@ -27,11 +30,31 @@ def tabular(result: JsonObject) -> JsonObject:
         paper = f"{title}: log10 of the transitions, projected less joint, mean of shapes, below zero"
         rows.append(negative(paper, [gap], against(gap, 0)))
         betas = [estimate(np.log(10) * (design @ counts)[2]) for counts in (joint, projected)]
-        rows.append(_exponent(f"{title}, joint: transitions grow with Π|A_k| at fixed Σ|A_k|", betas[0], grows=True))
+        rows.append(_exponent(f"{title}, joint: transitions grow with Π at fixed Σ", betas[0], grows=True))
         rows.append(_exponent(f"{title}, projected: they do not", betas[1], grows=False))
     capped = sum(row["capped"] for row in samples)
     counts = sum(len(values) for row in samples for values in row["counts"].values())
-    return {"claims": rows, "limit": {"reached": capped, "of": counts}}
+    kept = {name: result[name] for name in ("samples", "exponents")}
+    return {"claims": rows, "limit": {"reached": capped, "of": counts}, **kept}
+
+
+def exponents(content: JsonObject) -> str:
+    """Exponents of Σ|A_k| and Π|A_k|, fitted together and alone."""
+    rows = []
+    for rule, title in RULES.items():
+        for learner in ("joint", "projected"):
+            fit = content["exponents"][f"{rule}_{learner}"]
+            rows.append([title, learner, *(_exponent_text(fit[name]) for name in EXPONENTS)])
+    return table(["criterion", "learner", "α", "β", "over Σ only", "over Π only"], rows)
+
+
+def _exponent_text(values: list[float]) -> str:
+    mean, low, high = values
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def samples_figure(content: JsonObject, path: Path) -> None:
+    draw_samples(content, path)
 
 
 def _exponent(paper: str, beta: JsonObject, grows: bool) -> Claim:

@@ -77,7 +77,8 @@ def settings(tmp_path):
 
 def create_job(client, source: str = COUNT_LETTER) -> str:
     grader = {"type": "python", "name": "letters", "source": source}
-    method = {"type": "reinforcement", "reinforcement": {"grader": grader, "iro": SMALL}}
+    options = SMALL | {"iterations": 1, "rollouts_per_prompt": 4}
+    method = {"type": "reinforcement", "reinforcement": {"grader": grader, "iro": options}}
     return client.fine_tuning.jobs.create(model=MODEL, training_file=upload(client, ROWS), method=method, seed=3).id
 
 

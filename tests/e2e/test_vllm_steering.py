@@ -124,6 +124,7 @@ def sampled(engine, prompt, steering, seeds: range) -> list[int]:
     return asyncio.run(draw())
 
 
+@pytest.mark.slow(60)
 def test_a_bias_without_an_adapter_draws_as_the_tilt_does(served, model_dir, prompt, model, states, tilt) -> None:
     """vLLM reports log-probabilities before ``logit_bias``: shares of 512 draws, against their exact probabilities."""
     bias = only_bias(tilt)
@@ -141,6 +142,7 @@ def test_a_bias_without_an_adapter_draws_as_the_tilt_does(served, model_dir, pro
         assert abs(float((tokens == token).float().mean()) - probability) < 4.5 * deviation
 
 
+@pytest.mark.slow(40)
 def test_words_of_the_prompt_are_drawn_as_the_tilt_says(engine, prompt, model, states, tilt) -> None:
     """Shares of 512 draws in the prompt's words, against their exact probability; words that are said lose the tilt."""
     gates = torch.zeros_like(tilt.gates)

@@ -130,6 +130,7 @@ def test_a_box_action_space_is_refused() -> None:
     assert sizes_of(spaces.MultiDiscrete([3, 4])) == (3, 4)
 
 
+@pytest.mark.slow(20)
 def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     pytest.importorskip("icu_sepsis", reason="needs icu-sepsis")
     result = JOB.execute(JOB.presets["smoke"], tmp_path)

@@ -60,6 +60,7 @@ def test_requests_and_jobs_grade_in_the_service(tmp_path):
             assert job.status == "succeeded", job.error
 
 
+@pytest.mark.slow(20)
 def test_a_service_that_is_away_is_a_503_and_jobs_wait_for_it(tmp_path):
     service = grader_service(tmp_path)  # started below
     settings = settings_for(tmp_path, align_entry=f"{__name__}:GradingJob", grader_patience=0.5, **service.settings())

@@ -162,6 +162,7 @@ def test_it_does_not_start_without_a_key_or_isolation():
     assert unconfined.returncode == 2 and "no program bwrap" in unconfined.stderr
 
 
+@pytest.mark.slow(20)
 def test_a_project_that_floods_the_service_holds_up_no_other_project(service):
     def flood():
         with python(service, SLEEPS, "flood", timeout=6) as grader:
@@ -219,6 +220,7 @@ def test_grading_goes_on_after_the_service_was_killed_and_started_again(tmp_path
     assert rewards == list(range(60))
 
 
+@pytest.mark.slow(15)
 def test_a_stopped_service_ends_its_sandboxes_and_lets_callers_ask_the_next(tmp_path):
     with grader_service(tmp_path) as service, ThreadPoolExecutor(1) as thread:
         grader = python(service, SLEEPS)

@@ -53,7 +53,12 @@ def load(client: openai.OpenAI, acknowledged: dict[str, str]):
 
 
 @pytest.mark.parametrize(
-    ("kind", "restored_on"), [("sqlite", "sqlite"), ("postgresql", "postgresql"), ("sqlite", "postgresql")]
+    ("kind", "restored_on"),
+    [
+        ("sqlite", "sqlite"),
+        ("postgresql", "postgresql"),
+        pytest.param("sqlite", "postgresql", marks=pytest.mark.slow(12)),
+    ],
 )
 def test_all_that_was_acknowledged_is_there_elsewhere(tmp_path, new_database, kind, restored_on):
     here = settings_for(tmp_path / "here", database_url=new_database(kind))

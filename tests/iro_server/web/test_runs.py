@@ -140,6 +140,7 @@ def test_no_violation_and_nothing_wider_than_the_screen(browser, studied, name, 
         watch.assert_clean()
 
 
+@pytest.mark.slow(15)
 def test_a_foreign_key_sees_nothing_and_a_key_without_the_scope_starts_nothing(browser, tmp_path):
     settings = settings_for(tmp_path, require_keys=True, job_run_concurrency=0)
     owner, stranger = (new_key(settings, name, *SCOPES) for name in ("owner", "stranger"))

@@ -53,7 +53,10 @@ def killer(at: int) -> Callable[[], bool]:
     return should_stop
 
 
-@pytest.mark.parametrize("options", [{}, {"value_model": "mlp", "eval_samples": 2, "selection": "smc"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"value_model": "mlp", "eval_samples": 2, "selection": "smc"}, marks=pytest.mark.slow(20))],
+)
 def test_a_killed_job_goes_on_to_the_same_result(config: AlignConfig, tmp_path: Path, options: dict) -> None:
     config = config.model_copy(update=options)
     asked: list[int] = []

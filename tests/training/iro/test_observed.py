@@ -139,6 +139,7 @@ def test_metrics_tell_what_a_running_job_does_and_how_long_its_grader_takes(obse
     assert observed.after[("iro_job_grading_seconds_sum", *labels)] == pytest.approx(took, rel=0.5, abs=0.01)
 
 
+@pytest.mark.slow(15)
 def test_a_job_succeeds_though_nobody_takes_its_spans(tmp_path: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}/v1/traces"
     settings = settings_for(tmp_path, align_entry="tests.training.iro.toy_job:JOB", otlp_endpoint=nowhere)

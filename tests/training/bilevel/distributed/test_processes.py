@@ -76,6 +76,7 @@ def test_sparkle_survives_the_death_of_a_process(tmp_path: Path) -> None:
     assert uninterrupted["sent"] == pytest.approx([steps * (messages * FRAME + 8 * rows)] * PROCESSES, rel=0.03)
 
 
+@pytest.mark.slow(12)
 def test_ef_soba_is_the_same_on_fewer_bytes(tmp_path: Path) -> None:
     settings = {"algorithm": "ef-soba", "x_size": 100, "y_size": 100, "noise": 0.1, "record_every": 1, "steps": 60}
     result = finished(tmp_path, **settings, k=5)

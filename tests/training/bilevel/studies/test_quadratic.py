@@ -24,6 +24,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow(15)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     uninterrupted = JOB.execute(TINY, tmp_path / "uninterrupted")
     stop = iter([False] * 7 + [True])
