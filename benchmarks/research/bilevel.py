@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from benchmarks.research.claims import (
@@ -20,6 +22,7 @@ from benchmarks.tables import table
 from iro_server import JsonObject
 from training.bilevel.algorithms.registry import METHODS
 from training.bilevel.studies.comparison import ByteCurve, bytes_ratio
+from training.bilevel.studies.hyper_cleaning_figure import draw_curves
 
 COMPRESSED_SHARE = 0.1  # of SOBA's bytes
 
@@ -103,7 +106,21 @@ def hyper_cleaning(result: JsonObject) -> JsonObject:
         }
         for corruption, methods in result["summary"].items()
     }
-    return {"claims": rows, "summary": summary}
+    curves = {
+        corruption: {name: _rounded(curve) for name, curve in methods.items()}
+        for corruption, methods in result["curves"].items()
+    }
+    return {"claims": rows, "summary": summary, "curves": curves}
+
+
+def _rounded(curve: JsonObject) -> JsonObject:
+    """A curve's accuracies with the digits that a figure shows."""
+    accuracy = [[round(value, 4) for value in point] for point in curve["accuracy"]]
+    return {"evaluations": curve["evaluations"], "bytes": curve["bytes"], "accuracy": accuracy}
+
+
+def cleaning_figure(content: JsonObject, path: Path) -> None:
+    draw_curves(content["curves"], path)
 
 
 def accuracies(content: JsonObject) -> str:
