@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from theory import layers as deep
-from theory.cot.data import training_batch, training_steps
+from theory.cot.data import TrainingBatch, training_batch, training_steps
 from theory.cot.experiment import CotConfig
 from theory.cot.model import columns, queries
 from theory.lab import Result, band
@@ -18,20 +20,14 @@ from training.run import Run
 def layers(config: CotConfig, run: Run, chunk: int = 50) -> Result:
     """A 3-layer, 2-head transformer on shorter prompts: each layer's attention on the same step and pattern."""
     shape, size = deep.Shape(2 * config.d, config.M), config.deep_models
-    alphas, lengths = torch.full((size,), config.alpha), torch.full((size,), config.deep_length)
-    transitions, generator = training_steps(run.derive_seed(7), config.M), torch.Generator()
-    query_columns = queries(config.d, config.M, config.steps).T
-
+    draw_batch = sampler(config, run)
     same = torch.empty(0)  # the last batch's, for `record`
 
     def sample(step: int) -> deep.Sample:
         nonlocal same
-        generator.manual_seed(run.derive_seed(8, step))
-        batch = training_batch(generator, transitions, config.steps, lengths, alphas, config.deep_batch)
-        query = query_columns[batch.query_step * config.M + batch.query][:, :, None]
+        batch = draw_batch(step)
         same = batch.same & (batch.step == batch.query_step[..., None]) & batch.live
-        live = torch.cat([batch.live, torch.ones_like(batch.live[..., :1])], dim=-1)
-        return torch.cat([columns(batch, config.d, config.M), query], dim=2), live, batch.target
+        return sample_of(config, batch)
 
     def train_chunk(state: Result, begin: int, end: int) -> Result:
         rows: list[Result] = []
@@ -42,7 +38,7 @@ def layers(config: CotConfig, run: Run, chunk: int = 50) -> Result:
                 rows.append({"step": step, "loss": loss.tolist(), "same": shares.tolist()})
                 run.stop_if_asked()
 
-        return deep.train(shape, state, sample, _half_squares, begin, end, record, config.deep_rate) | {"rows": rows}
+        return deep.train(shape, state, sample, half_squares, begin, end, record, config.deep_rate) | {"rows": rows}
 
     start: Result = {"parameters": deep.start(shape, size, run.derive_seed(9)), "adam": {}}
     _, rows = train_in_chunks(run, "layers", "training three layers", config.deep_iterations, chunk, start, train_chunk)
@@ -54,6 +50,27 @@ def layers(config: CotConfig, run: Run, chunk: int = 50) -> Result:
     }
 
 
-def _half_squares(output: Tensor, target: Tensor) -> Tensor:
+def sampler(config: CotConfig, run: Run) -> Callable[[int], TrainingBatch]:
+    """The training batch of each step, for all models."""
+    size = config.deep_models
+    alphas, lengths = torch.full((size,), config.alpha), torch.full((size,), config.deep_length)
+    transitions, generator = training_steps(run.derive_seed(7), config.M), torch.Generator()
+
+    def draw(step: int) -> TrainingBatch:
+        generator.manual_seed(run.derive_seed(8, step))
+        return training_batch(generator, transitions, config.steps, lengths, alphas, config.deep_batch)
+
+    return draw
+
+
+def sample_of(config: CotConfig, batch: TrainingBatch) -> deep.Sample:
+    """Tokens [R, B, L, 2d] with the query last, the live columns [R, B, L], and target patterns [R, B]."""
+    query_columns = queries(config.d, config.M, config.steps).T
+    query = query_columns[batch.query_step * config.M + batch.query][:, :, None]
+    live = torch.cat([batch.live, torch.ones_like(batch.live[..., :1])], dim=-1)
+    return torch.cat([columns(batch, config.d, config.M), query], dim=2), live, batch.target
+
+
+def half_squares(output: Tensor, target: Tensor) -> Tensor:
     """½‖z − f‖² [R] of outputs [R, B, M] and target patterns [R, B]."""
     return 0.5 * ((torch.nn.functional.one_hot(target, output.shape[-1]) - output) ** 2).sum(-1).mean(-1)
