@@ -29,8 +29,8 @@ from iro_server.graders.watch import Watch, outgrown
 
 START_TIMEOUT = 30.0  # seconds
 TICK = 0.05  # seconds between looks at what the sandbox uses
-AT_REST = 2  # tasks: bubblewrap's, which reaps, and the worker
-REST_CHECKS = 3  # for other tasks once those two are stopped: new ones may come while one looks
+AT_REST = 2  # processes: bubblewrap's, which reaps, and the worker
+REST_CHECKS = 3  # for other processes once those two are stopped: new ones may come while one looks
 
 
 class Answer(BaseModel):
@@ -118,16 +118,17 @@ class Sandbox:
 
     def rest(self) -> bool:
         """Stop all its processes until it is asked again. False: a call has left something behind in it, be it a
-        process, a thread or an answer that nobody asked for, and it is to be closed."""
+        process or an answer that nobody asked for, and it is to be closed. Threads stop with the worker: libraries
+        start some as they are imported, and a new sandbox for each would import them again for each."""
         with self._turn:
             if self._ended or self._unread():
                 return False
             if self._watch is None or self._freezer is None:
                 return True
-            if self._watch.tasks() != AT_REST:
+            if self._watch.processes() != AT_REST:
                 return False
             self._frozen = True
-            stopped = self._freezer.freeze() and all(self._watch.tasks() == AT_REST for _ in range(REST_CHECKS))
+            stopped = self._freezer.freeze() and all(self._watch.processes() == AT_REST for _ in range(REST_CHECKS))
             return stopped and not self._unread()
 
     def _unread(self) -> bool:

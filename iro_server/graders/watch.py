@@ -36,15 +36,29 @@ class Watch:
             return f"made more than {MOST_FILES} files"
         return None
 
-    def tasks(self) -> int:
-        """How many processes and threads there are. A process that ends during the look counts: it may have started
-        another that the look has missed."""
-        return sum(int(_fields(stat)[17]) if stat else 1 for stat in self._per_process("stat"))
+    def processes(self) -> int:
+        """How many there are. One that ends during the look counts: it may have started another that the look has
+        missed."""
+        return len(self.pids())
 
     def running(self) -> list[str]:
-        """Process ids of those that are not stopped."""
-        states = ((pid, self._read(f"{pid}/stat")) for pid in self.pids())
-        return [pid for pid, stat in states if stat is None or _fields(stat)[0] not in STOPPED]
+        """Process ids of those that have a thread which is not stopped."""
+        return [pid for pid in self.pids() if not all(state in STOPPED for state in self._thread_states(pid))]
+
+    def _thread_states(self, pid: str) -> Iterator[str]:
+        """Of each thread; "?" for one that has ended since, and for a process that has."""
+        try:
+            folder = self.open(f"{pid}/task")
+        except (FileNotFoundError, ProcessLookupError):
+            yield "?"
+            return
+        try:
+            threads = os.listdir(folder)
+        finally:
+            os.close(folder)
+        for thread in threads:
+            stat = self._read(f"{pid}/task/{thread}/stat")
+            yield _fields(stat)[0] if stat else "?"
 
     def pids(self) -> list[str]:
         """In the sandbox's own namespace."""

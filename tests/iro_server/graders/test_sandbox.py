@@ -176,6 +176,37 @@ def test_what_rests_is_stopped_and_answers_the_next_call():
         assert grader.grade(Sample("x"), {}).reward == first
 
 
+def test_a_library_that_starts_a_thread_as_it_is_imported_is_imported_once():
+    source = """
+import threading, time
+threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()  # as pyarrow's allocator does
+born = time.monotonic_ns()
+def grade(sample, item): return born
+"""
+    with python(source) as grader:
+        first = grader.grade(Sample("x"), {}).reward
+        assert grader.grade(Sample("x"), {}).reward == first
+
+
+def test_a_thread_that_a_call_left_stops_with_its_process():
+    source = """
+import threading, time
+def work():
+    while True: pass
+def grade(sample, item):
+    if item["calm"]: return 1
+    for _ in range(4): threading.Thread(target=work, daemon=True).start()
+    return 0
+"""
+    with python(source) as grader:
+        assert grader.grade(Sample("x"), {"calm": False}).reward == 0
+        (worker,) = (process for process in sandboxed() if process.num_threads() > 1)
+        used = sum(worker.cpu_times()[:2])
+        time.sleep(0.5)
+        assert sum(worker.cpu_times()[:2]) == used
+        assert grader.grade(Sample("x"), {"calm": True}).reward == 1
+
+
 def test_a_chain_of_processes_whose_parents_exit_at_once_is_ended():
     with python(CHAIN) as grader:
         for _ in range(20):
@@ -188,7 +219,7 @@ def test_no_look_misses_a_chain_of_processes():
     sandbox.ready()
     sandbox.ask({"source": CHAIN, "timeout": 5}, 5)
     sandbox.ask([{}, {"calm": False}], 5)
-    assert 2 not in {sandbox._watch.tasks() for _ in range(500)}
+    assert 2 not in {sandbox._watch.processes() for _ in range(500)}
     assert not sandbox.rest()
     sandbox.close()
 

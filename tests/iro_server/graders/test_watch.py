@@ -14,17 +14,22 @@ def write(path, content):
     path.write_text(content)
 
 
+def state(tmp_path, pid, *threads):
+    for number, letter in enumerate(threads):
+        write(tmp_path / pid / "task" / str(number) / "stat", f"{number} (a) b) {letter}" + " 0" * 18 + "\n")
+
+
 def test_a_process_that_ends_during_a_look_is_one_that_went_on(tmp_path):
-    write(tmp_path / "1" / "stat", "1 (a) b) S" + " 0" * 16 + " 3 0\n")
+    state(tmp_path, "1", "S")
     (tmp_path / "7").mkdir()
     watched = watch(tmp_path)
-    assert watched.tasks() == 4 and set(watched.running()) == {"1", "7"}
+    assert watched.processes() == 2 and set(watched.running()) == {"1", "7"}
     watched.close()
 
 
-def test_processes_that_are_stopped_do_not_run(tmp_path):
-    for pid, state in {"1": "T", "2": "Z", "3": "D"}.items():
-        write(tmp_path / pid / "stat", f"{pid} (a) {state}" + " 0" * 16 + " 1 0\n")
+def test_processes_whose_threads_are_all_stopped_do_not_run(tmp_path):
+    for pid, threads in {"1": "T", "2": "Z", "3": "D", "4": "TT", "5": "ZR", "6": "TS"}.items():
+        state(tmp_path, pid, *threads)
     watched = watch(tmp_path)
-    assert watched.running() == ["3"]
+    assert set(watched.running()) == {"3", "5", "6"}
     watched.close()
