@@ -123,5 +123,19 @@ def claims(content: JsonObject) -> str:
     rows = []
     for claim in content["claims"]:
         test = f"{claim['test']['t']:.2f} ({claim['test']['df']:.1f})" if "test" in claim else ""
-        rows.append([claim["paper"], "; ".join(map(cell_text, claim["ours"])), test, claim["verdict"]])
-    return table(["paper", "ours", "t (df)", "verdict"], rows)
+        rows.append(
+            [claim["paper"], "; ".join(map(cell_text, claim["ours"])), test, claim["verdict"], detectable(claim)]
+        )
+    return table(["paper", "ours", "t (df)", "verdict", "detectable effect"], rows)
+
+
+def detectable(claim: Claim) -> str:
+    """Of a claim about one estimate that is not shown: the effect that four samples of five would have shown."""
+    if not claim["verdict"].startswith("not shown") or "test" not in claim or len(claim["ours"]) != 1:
+        return ""
+    return number(detectable_effect(claim["ours"][0], claim["test"]["df"]))
+
+
+def detectable_effect(cell: Estimate, df: float) -> float:
+    """(t_.975 + t_.8) standard errors: 80 % power at the two-sided 5 % level, approximated by central quantiles."""
+    return float((stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df)) * standard_error(cell))

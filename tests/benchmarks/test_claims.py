@@ -10,6 +10,7 @@ from benchmarks.research.claims import (
     against,
     cell_text,
     claims,
+    detectable_effect,
     estimate,
     exact,
     negative,
@@ -49,7 +50,7 @@ def test_a_verdict_follows_the_statistic(t: float, verdicts: tuple[str, str, str
 def test_a_check_without_seeds_is_shown_without_a_statistic() -> None:
     check = {"name": "points", "expected": [0, 0.25], "got": {"index": 0, "loss": [0.25, None, 3.2e-12]}, "holds": True}
     table = claims({"claims": [exact(check)]})
-    assert table.splitlines()[-1] == "| points: 0, 0.25 | 0; 0.25; 3.2e⁻¹² |  | confirmed |"
+    assert table.splitlines()[-1] == "| points: 0, 0.25 | 0; 0.25; 3.2e⁻¹² |  | confirmed |  |"
     assert cell_text({"mean": -2, "low": -2.5, "high": -1.5}) == "-2 [-2.5, -1.5]"
 
 
@@ -58,3 +59,18 @@ def test_a_check_without_seeds_is_shown_without_a_statistic() -> None:
 )
 def test_numbers_have_three_digits_and_powers_of_ten_as_superscripts(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_the_detectable_effect_is_shown_in_four_samples_of_five() -> None:
+    """Samples of twelve, of a known scale, at the effect that one of them gives on average."""
+    samples = np.random.default_rng(1).normal(0, 1, (4000, 12))
+    effect = np.mean([detectable_effect(estimate(sample), 11) for sample in samples[:500]])
+    shown = [against(estimate(sample + effect), 0)["t"] > stats.t.ppf(0.975, 11) for sample in samples[500:]]
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.04)
+
+
+def test_a_claim_that_is_not_shown_says_which_effect_would_have_been() -> None:
+    cell = estimate(SMALL)
+    row = positive("above", [cell], against(cell, 0))
+    effect = number(detectable_effect(cell, 7))
+    assert claims({"claims": [row]}).splitlines()[-1].endswith(f"includes zero | {effect} |")
