@@ -14,9 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 from training.iro.fit import Graded, Shards
 from training.iro.prefixes import prefix_lengths
 from training.json_values import JsonObject
+from training.run import Run
 from value_heads.metrics import Array, calibration, r2_by_position, within_prompt
 
 Values = Callable[[Graded], Tensor]
+CORRELATION_POINTS = 64
 BY_POSITION = ("correlation", "stack_correlation", "variance_share", "r2", "calibration")
 
 
@@ -58,6 +60,14 @@ def diagnose(heldout: Shards, new: Values, stack_values: Values) -> JsonObject:
         "r2": by_token(r2_by_position(new_NP, rewards_N, reach_N)),
         "calibration": [asdict(bin) for bin in bins],
     }
+
+
+def emit_correlation(run: Run, step: int, correlation_T: Sequence[float]) -> None:
+    """An event with the correlation of the value functions' sum at the tokens where it is measured, 64 at most."""
+    measured = [(token, value) for token, value in enumerate(correlation_T, start=1) if not math.isnan(value)]
+    points = measured[:: -(-len(measured) // CORRELATION_POINTS) or 1]
+    by_token = {"tokens": [token for token, _ in points], "correlation": [value for _, value in points]}
+    run.emit("message", f"Value correlation of iteration {step} by token", {"step": step, "by_token": by_token})
 
 
 def mean_and_error(samples: Sequence[float]) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from training.iro import report
 from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig, default_feature_spec
 from training.iro.data import AlignError, Prompt, Slice, split
-from training.iro.diagnostics import BY_POSITION, mean_and_error
+from training.iro.diagnostics import BY_POSITION, emit_correlation, mean_and_error
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
@@ -318,6 +318,7 @@ class Alignment:
         sampling = [name for names in shards for name in names]
         timing = report.timing(self.run, sampling, [f"{step}-fit", *tried], valid)
         self.run.metrics(row | {"timing": timing}, report.message(row))
+        emit_correlation(self.run, step, fitted["stack_correlation"])
         if valid:
             self.run.emit("checkpoint", data={"step": step, "path": str(folder), "metrics": row})
             emit_samples(self.run, step, self.prompts.validation, valid.rows)

@@ -83,7 +83,9 @@ class Tilting:
             self.trial(kind, strength, heldout, stack.with_tilt(tilt)) for (kind, strength), tilt in scaled.items()
         ]
         best = best_trial(trials, base, self.most_perplexity)
-        self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", trial_report(base, trials, best)))
+        report = trial_report(base, trials, best)
+        data = {"step": self.iteration, "tilts": [trial_data(trial, best) for trial in [base, *trials]]}
+        self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", report, data))
         return scaled[best.kind, best.strength] if best else policy
 
     def trial(self, kind: str, strength: float, prompts: Sequence[Prompt], stack: Stack) -> Trial:
@@ -170,6 +172,20 @@ def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> st
     ]
     chosen = f"{best.kind} at {best.strength:g}" if best else "none, because none is surely better"
     return f"Tilts at one row, held-out reward: {'; '.join(parts)}. Chosen: {chosen}"
+
+
+def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
+    """Reward at one row, nats from the frozen model and perplexity of a tilt at a strength."""
+    reward, error = mean_and_error(trial.rewards)
+    return {
+        "kind": trial.kind,
+        "strength": trial.strength,
+        "reward": reward,
+        "error": error,
+        "kl": mean_and_error([row["kl"] for row in trial.rows])[0],
+        "perplexity": perplexity(trial.rows),
+        "chosen": trial is best,
+    }
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ export interface Metrics {
   errors?: { graders?: Record<string, unknown>[] };
   timing?: { step?: Record<string, number> };
   samples?: Sample[]; // this and the following are of events that are no metrics
+  by_token?: { tokens: number[]; correlation: number[] };
+  tilts?: TiltTrial[];
   prices?: Price[];
   chosen?: string;
   code?: string;
@@ -79,6 +81,17 @@ export interface Sample {
   prompt: string;
   completion: string;
   reward: number | null;
+}
+
+/** A tilt at a strength, at one row on held-out prompts; of kind "none" the policy of the rollouts. */
+export interface TiltTrial {
+  kind: string;
+  strength: number;
+  reward: number | null;
+  error: number | null;
+  kl: number | null;
+  perplexity: number | null;
+  chosen: boolean;
 }
 
 /** A way to serve the model: how many rows it decodes at once, and what they gave on held-out prompts. */

@@ -99,13 +99,17 @@ def test_older_jobs_and_all_events_are_reached(browser, crowded):
             "Frozen model\nreward 0.000\n\n(an empty answer)",
             f"Iteration {ITERATIONS}\nreward 0.800\n\n{'z' * ITERATIONS}",
         ]
+        expect(page.get_by_role("region", name="Value correlation by token").get_by_role("img")).to_be_visible()
+        expect(page.get_by_role("region", name="Reward against KL")).to_contain_text(
+            "Chosen: words at strength 2, reward 0.610 at 3.1 nats."
+        )
         rows = page.get_by_role("region", name="Table of rewards by rows").get_by_role("row")
         expect(rows.nth(1)).to_contain_text("served")
         expect(page.get_by_role("region", name="without doing what you want")).to_contain_text(
             "answers are much longer"
         )
         page.get_by_role("button", name="Show all").click()
-        expect(page.get_by_label("Events, newest first").get_by_role("listitem")).to_have_count(EVENTS + ITERATIONS + 5)
+        expect(page.get_by_label("Events, newest first").get_by_role("listitem")).to_have_count(EVENTS + ITERATIONS + 7)
         expect(page.get_by_text("the last iteration may exploit the training prompts")).to_be_visible()
         watch.assert_clean()
 

@@ -132,6 +132,11 @@ def test_events_tell_each_iteration_and_its_checkpoint(config: AlignConfig, tmp_
     checkpoints = [event["data"] for event in events if event["type"] == "checkpoint"]
     assert [checkpoint["step"] for checkpoint in checkpoints] == [1, 2]
     assert all((Path(checkpoint["path"]) / "manifest.json").exists() for checkpoint in checkpoints)
+    by_token = {event["data"]["step"]: event["data"]["by_token"] for event in events if "by_token" in event["data"]}
+    for row in result["history"]:
+        recorded = row["by_position"]["stack_correlation"]
+        points = zip(by_token[row["step"]]["tokens"], by_token[row["step"]]["correlation"], strict=True)
+        assert dict(points) == {token: value for token, value in enumerate(recorded, start=1) if value is not None}
 
 
 def test_rewards_are_reported_in_the_users_units(config: AlignConfig, tmp_path: Path) -> None:

@@ -133,9 +133,13 @@ def test_without_a_tilt_the_search_is_served(tmp_path: Path) -> None:
 def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     """On the real model; a killed run's second half gives what one run does."""
     config = config_in(tmp_path)
-    result = JOB.execute(config, tmp_path / "run")
+    events: list[RunEvent] = []
+    result = JOB.execute(config, tmp_path / "run", on_event=events.append)
     rows = [price["rows"] for price in result["prices"]]
     assert rows in ([1, 2, 4, 4], [4])  # with a tilt, and without
+    (trials,) = (event["data"]["tilts"] for event in events if "tilts" in event["data"])
+    assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])
+    assert sum(trial["chosen"] for trial in trials) == (len(rows) == 4)
     info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
     hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}
     stack = load_bundle(Path(result["best_checkpoint"]), **hashes)

@@ -14,6 +14,8 @@ import { OverOptimization } from "./OverOptimization";
 import { Prices } from "./Prices";
 import { Progress } from "./Progress";
 import { Samples } from "./Samples";
+import { Tilts } from "./Tilts";
+import { ValueCorrelation } from "./ValueCorrelation";
 
 const EVERY = 1500; // milliseconds
 
@@ -49,7 +51,9 @@ export function JobPage({ id }: { id: string }) {
       <OverOptimization events={events.events} />
       <Warnings events={events.events} />
       <Progress events={events.events} />
+      <ValueCorrelation events={events.events} />
       <Samples events={events.events} />
+      <Tilts events={events.events} />
       <Prices events={events.events} />
       <Checkpoints job={value.job} checkpoints={value.checkpoints} />
       <EventLog {...events} />
