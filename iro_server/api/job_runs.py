@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse
 from jsonschema import Draft202012Validator
 from pydantic import Field
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from iro_server import JsonObject
 from iro_server.access.scopes import Scope
@@ -17,6 +18,7 @@ from iro_server.api.context import Context, Ctx, Limit, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.quotas import check_job_runs
 from iro_server.api.reinforcement import ClosedModel
+from iro_server.jobs import lock
 from iro_server.jobs.job_runs.folder import RunFolder
 from iro_server.jobs.job_runs.kinds import JobKind, path_fields
 from iro_server.settings import is_loopback
@@ -96,6 +98,23 @@ def cancel(id: str, context: Ctx) -> JsonObject:
         if session.execute(change.returning(t.JobRun.id)).first() is None:
             raise bad_request(f"{id} has ended already.", "id", "run_ended")
     return _show(context, _run(context, id))
+
+
+@router.delete("/job_runs/{id}")
+def remove(id: str, context: Ctx) -> JsonObject:
+    """Delete a run that has ended, with its metrics, result and figures. Takes a key with the scope ``admin``."""
+    _check_operator(context)
+    run = _run(context, id)
+    folder = context.settings.run_dir(run.id)
+    if run.status in UNFINISHED or (folder.exists() and lock.held(folder)):
+        raise bad_request(
+            f"{id} has not ended: cancel it, and delete it once its process has stopped.", "id", "run_open"
+        )
+    ended = delete(t.JobRun).where(t.JobRun.id == id, t.JobRun.status.not_in(UNFINISHED))
+    with context.sessions.begin() as session:
+        session.execute(ended)
+    shutil.rmtree(folder, ignore_errors=True)  # what stays of it, the sweeper removes
+    return {"id": id, "object": "iro.job_run.deleted", "deleted": True}
 
 
 @router.get("/job_runs/{id}/metrics")

@@ -91,10 +91,13 @@ def test_a_run_is_cancelled_and_its_process_ends(served: SimpleNamespace) -> Non
     folder = served.settings.run_dir(run)
     wait_for(lambda: get(served.http, run)["metrics_bytes"], seconds=300)
     assert served.http.get(f"iro/job_runs/{run}/result").json()["error"]["code"] == "result_not_found"
+    assert served.http.delete(f"iro/job_runs/{run}").json()["error"]["code"] == "run_open"
     assert served.http.post(f"iro/job_runs/{run}/cancel").json()["status"] == "cancelled"
     wait_for(lambda: not lock.held(folder))
     assert served.http.post(f"iro/job_runs/{run}/cancel").json()["error"]["code"] == "run_ended"
     assert get(served.http, run, "/metrics")["data"]
+    assert served.http.delete(f"iro/job_runs/{run}").json()["deleted"]
+    assert served.http.get(f"iro/job_runs/{run}").status_code == 404 and not folder.exists()
 
 
 def test_a_process_that_is_killed_is_started_again_and_then_given_up(served: SimpleNamespace) -> None:

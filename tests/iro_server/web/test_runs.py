@@ -36,7 +36,8 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     runs = [add_run(settings, name, iterations) for name, iterations in zip(NAMES, (60, 80), strict=True)]
     with serving(settings, ByteEngine()) as client, httpx.Client(base_url=str(client.base_url), timeout=300) as http:
         http.get("iro/job_kinds").raise_for_status()  # read before a browser waits for them
-        yield SimpleNamespace(address=str(client.base_url).removesuffix("/v1/"), runs=runs, http=http)
+        address = str(client.base_url).removesuffix("/v1/")
+        yield SimpleNamespace(address=address, runs=runs, http=http, settings=settings)
 
 
 def add_run(settings: Settings, name: str, iterations: int) -> str:
@@ -115,6 +116,16 @@ def test_a_run_is_started_again_from_its_config(browser: Browser, studied: Simpl
         expect(page.get_by_label("iterations", exact=True)).to_have_value("60")
         expect(page.get_by_label("lengths", exact=True)).to_have_value("5, 20")
         watch.assert_clean()
+
+
+def test_a_run_is_deleted_after_a_second_click(browser: Browser, studied: SimpleNamespace) -> None:
+    run = add_run(studied.settings, "not wanted", 60)
+    with opened(browser, studied.address, f"/#/runs/{run}") as (page, watch):
+        page.get_by_role("button", name="Delete").click()
+        page.get_by_role("button", name="Delete metrics and figures").click()
+        expect(page.get_by_role("link", name="New run")).to_be_visible()
+        watch.assert_clean()
+    assert studied.http.get(f"iro/job_runs/{run}").status_code == 404
 
 
 PAGES = {

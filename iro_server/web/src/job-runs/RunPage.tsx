@@ -6,7 +6,7 @@ import { usePolled } from "../hooks";
 import { Badge, Fact, Problem } from "../parts";
 import { address } from "../router";
 import type { Check, JobRun } from "./api";
-import { allMetrics, cancelRun, figureUrl, getChecks, getRun, isOpen, titleOf } from "./api";
+import { allMetrics, cancelRun, deleteRun, figureUrl, getChecks, getRun, isOpen, titleOf } from "./api";
 import { Curves } from "./Curves";
 import { csv, save } from "./download";
 import type { Flat } from "./metrics";
@@ -56,6 +56,7 @@ export function RunPage({ id }: { id: string }) {
 
 function Head({ run, again }: { run: JobRun; again: () => void }) {
   const [error, setError] = useState<Error | null>(null);
+  const [sure, setSure] = useState(false);
   const cancel = async () => {
     try {
       await cancelRun(run.id);
@@ -64,6 +65,14 @@ function Head({ run, again }: { run: JobRun; again: () => void }) {
       setError(problem as Error);
     }
     again();
+  };
+  const remove = async () => {
+    try {
+      await deleteRun(run.id);
+      location.hash = address(["runs"]);
+    } catch (problem) {
+      setError(problem as Error);
+    }
   };
   return (
     <>
@@ -79,6 +88,11 @@ function Head({ run, again }: { run: JobRun; again: () => void }) {
           <a class="button" href={address(["runs", "new"], { from: run.id })}>
             Run again
           </a>
+          {!isOpen(run) && (
+            <button class={sure ? "danger" : undefined} onClick={() => (sure ? void remove() : setSure(true))}>
+              {sure ? "Delete metrics and figures" : "Delete"}
+            </button>
+          )}
         </span>
       </div>
       {error && <Problem error={error} />}

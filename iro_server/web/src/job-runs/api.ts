@@ -67,6 +67,7 @@ export const listRuns = (after: string | null, signal?: AbortSignal) =>
   get<Page<JobRun>>(`/iro/job_runs?limit=100${after ? `&after=${encodeURIComponent(after)}` : ""}`, signal);
 export const getRun = (id: string, signal?: AbortSignal) => get<JobRun>(path(id), signal);
 export const cancelRun = (id: string) => post<JobRun>(`${path(id)}/cancel`);
+export const deleteRun = (id: string) => call(path(id), { method: "DELETE" });
 export const createRun = (body: unknown) => post<JobRun>("/iro/job_runs", body);
 
 export async function getChecks(id: string, signal?: AbortSignal): Promise<Check[]> {
