@@ -92,14 +92,13 @@ class SimpleLoop:
 
         with self.engine.lockstep(len(prompts)):  # in lockstep, so that the result is the same each time
             finals = asyncio.run(search_all())
-        return [
-            [Rollout(prompt.index, final, self.reward(prompt, final)) for final in group]
-            for prompt, group in zip(prompts, finals, strict=True)
-        ]
+        return [self.graded(prompt, group) for prompt, group in zip(prompts, finals, strict=True)]
 
-    def reward(self, prompt: Prompt, final: Final) -> float:
-        text = str(self.engine.tokenizer.decode(final.tokens, skip_special_tokens=True))
-        return self.grader.grade(Sample(text), prompt.item).reward
+    def graded(self, prompt: Prompt, finals: Sequence[Final]) -> list[Rollout]:
+        """All of a prompt at once: a grader that ranks compares them."""
+        texts = [str(self.engine.tokenizer.decode(final.tokens, skip_special_tokens=True)) for final in finals]
+        grades = self.grader.grade_many([(Sample(text), prompt.item) for text in texts])
+        return [Rollout(prompt.index, final, grade.reward) for final, grade in zip(finals, grades, strict=True)]
 
     def fit(self, train: Sequence[Rollout], heldout: Sequence[Rollout], scale: Scale) -> Head:
         """V(prefix of a response), by ridge regression on the standardised reward of the whole response.
