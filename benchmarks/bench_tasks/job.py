@@ -5,6 +5,7 @@ A piece is a task and a seed. Its alignment job and each of its methods is a ste
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
@@ -21,8 +22,8 @@ METRICS = ("task", "method", "rows", "seed", "reward", "judge", "seconds")
 
 
 def run(config: BenchTasksConfig, run: Run) -> JsonObject:
-    """``rows`` of the results file, ``training`` of each piece and of its adapters, ``tuning`` of strengths,
-    ``tilts`` at other strengths, ``intervals`` and paired ``comparisons``."""
+    """``rows`` of the results file, ``training`` of each piece and of its adapters, ``jobs``: what each alignment job
+    says of itself, ``tuning`` of strengths, ``tilts`` at other strengths, ``intervals``, paired ``comparisons``."""
     from benchmarks.bench_tasks.measure import comparisons, intervals
     from benchmarks.bench_tasks.yardsticks import YARDSTICKS, require_trl
     from iro_server.engines.embedded import EmbeddedEngine
@@ -32,6 +33,7 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
         require_trl()
     rows: list[JsonObject] = []
     training: list[JsonObject] = []
+    jobs: list[JsonObject] = []
     tuning: list[JsonObject] = []
     tilts: list[JsonObject] = []
     with closing(EmbeddedEngine(prepare_model())) as engine:
@@ -41,15 +43,39 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
                 rows += piece_rows
                 tilts += piece_tilts
                 training += saved(run, name, config.seed + seed, ["training", *(f"{m}-training" for m in YARDSTICKS)])
+                jobs += job_reports(run, name, config.seed + seed)
                 tuning += saved(run, name, config.seed + seed, [f"{method}-strength" for method in config.methods])
     return {
         "rows": rows,
         "training": training,
+        "jobs": jobs,
         "tuning": tuning,
         "tilts": tilts,
         "intervals": intervals(rows),
         "comparisons": comparisons(rows),
     }
+
+
+def job_reports(run: Run, name: str, seed: int) -> list[JsonObject]:
+    """Of a piece's job, where its rewards were not all equal: the gain on prompts that chose nothing, whether it is
+    above 0, the correlation of its values with rewards, and the way it is served if it is."""
+    result = run.folder / "pieces" / f"{name}-{seed}" / "align" / "result.json"
+    if not result.exists():
+        return []
+    content = json.loads(result.read_text())
+    check, iteration = content["checks"][0], content["history"][content["best_iteration"] - 1]
+    served = next(price for price in content["prices"] if price["search"].items() <= content["search"].items())
+    return [
+        {
+            "task": name,
+            "seed": seed,
+            "gain": check["got"],
+            "improved": check["holds"],
+            "correlation": iteration["stack_correlation"],
+            "served": served["name"],
+            "served_rows": served["rows"],
+        }
+    ]
 
 
 def saved(run: Run, name: str, seed: int, steps: Iterable[str]) -> list[JsonObject]:

@@ -6,7 +6,7 @@ from benchmarks.bench_tasks.config import BenchTasksConfig
 from benchmarks.bench_tasks.measure import comparisons, intervals
 from iro_server import JsonObject
 
-LISTS = ("rows", "training", "tuning", "tilts")
+LISTS = ("rows", "training", "jobs", "tuning", "tilts")
 IDENTITY = ("task", "seed", "method", "rows", "strength")
 UNITED = ("tasks", "methods", "rows")
 MAY_DIFFER = BenchTasksConfig.extendable | {"seed"}
@@ -21,7 +21,7 @@ def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     differing = [name for name in first | second if name not in MAY_DIFFER and first.get(name) != second.get(name)]
     if differing:
         raise ValueError(f"the runs differ in {', '.join(differing)}")
-    lists = {name: joined(recorded.get(name, []), added[name], name) for name in LISTS}
+    lists = {name: joined(recorded.get(name, []), added.get(name, []), name) for name in LISTS}
     parts = [part for content in (recorded, added) for part in content["run"].get("parts", [content["run"]])]
     rows = lists["rows"]
     config = second | {name: list(dict.fromkeys([*first[name], *second[name]])) for name in UNITED}

@@ -124,6 +124,20 @@ def strengths(content: JsonObject) -> str:
     return table(["task", "method", "seed", "validation reward by strength", "chosen"], lines)
 
 
+def jobs(content: JsonObject) -> str:
+    """What each alignment job says of itself."""
+    lines = [
+        [
+            job["task"],
+            job["gain"],
+            f"{job['correlation']:.2f}",
+            f"{job['served']}, {job['served_rows']}" if job["improved"] else "the frozen model",
+        ]
+        for job in content["jobs"]
+    ]
+    return table(["task", "gain on prompts that chose nothing", "correlation of values", "served (rows)"], lines)
+
+
 def gains(content: JsonObject) -> str:
     """Paired differences of the aligned model."""
     lines = [

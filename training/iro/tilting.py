@@ -138,7 +138,7 @@ class Served:
 
 def price(name: str, params: SearchParams, valid: Validated, outside: list[JsonObject] | None) -> JsonObject:
     reward, error = mean_and_error([row["value_pick"] for row in valid.rows])
-    kl = mean_and_error([row["kl"] for row in valid.rows])[0]
+    kl = mean_and_error([row["kl"] for row in valid.rows])[0] if params.rows == 1 else math.nan  # a pick's is unknown
     return {
         "name": name,
         "rows": params.rows,
