@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def test_training_is_counted_apart(result: dict[str, Any]) -> None:
     assert (training["task"], training["seed"]) == ("keywords", 0)
     assert training["reward_calls"] >= 6 * 4  # the rollouts, and validation beside them
     assert training["base_tokens"] >= training["reward_calls"]
+
+
+def test_each_job_says_whether_it_improved_and_how_it_is_served(result: dict[str, Any], folder: Path) -> None:
+    for job in result["jobs"]:
+        align = json.loads((folder / "pieces" / f"{job['task']}-{job['seed']}" / "align" / "result.json").read_text())
+        assert job["improved"] == align["checks"][0]["holds"] and job["gain"] == align["checks"][0]["got"]
+        assert (job["served"], job["served_rows"]) in [(price["name"], price["rows"]) for price in align["prices"]]
+    assert len(result["jobs"]) == sum(row.get("trained", False) for row in result["training"])
 
 
 def test_preferences_are_the_best_and_worst_rollouts_of_the_job(result: dict[str, Any], folder: Path) -> None:
