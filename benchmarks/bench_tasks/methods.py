@@ -82,17 +82,19 @@ class Iro:
     """The aligned model at so many rows: steered by its tilt, if its job kept one, and searched by its values.
 
     ``by_reward``: the grader picks among its finals, else the values do. ``strength``: of the tilt; 0 leaves the search
-    alone.
+    alone. Not ``by_chunk``: values pick among whole answers, drawn independently, and steer nothing before.
     """
 
     piece: Piece
     stack: Stack | None
     by_reward: bool = False
     strength: float = 1.0
+    by_chunk: bool = True
 
     def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
         tilt = getattr(self.stack, "tilt", None)
-        params = iro_search(rows, self.piece.config.chunk_length) if rows > 1 else best_of(1)
+        is_search = rows > 1 and self.by_chunk
+        params = iro_search(rows, self.piece.config.chunk_length) if is_search else best_of(rows)
         params = params.model_copy(update={"strength": self.strength if tilt is not None else 0.0})
         results = self.piece.search(prompts, params, self.stack, seed, tilt)
         if self.by_reward:
@@ -137,6 +139,7 @@ METHODS: dict[str, Entry] = {
     "static_bias": Entry(lambda piece: TiltedSamples(piece, piece.trained.static_bias), min_rows=1),
     "iro": Entry(lambda piece: Iro(piece, piece.trained.stack), min_rows=1),
     "iro_search": Entry(lambda piece: Iro(piece, piece.trained.stack, strength=0.0)),
+    "iro_samples": Entry(lambda piece: Iro(piece, piece.trained.stack, by_chunk=False)),
     "iro_by_reward": Entry(lambda piece: Iro(piece, piece.trained.stack, by_reward=True)),
     "iro_best_of_n": Entry(lambda piece: TiltedSamples(piece, getattr(piece.trained.stack, "tilt", None))),
     "args": Entry(lambda piece: at_best_strength(piece, "args", Args), min_rows=1, max_rows=1),

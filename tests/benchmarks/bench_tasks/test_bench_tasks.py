@@ -53,9 +53,7 @@ def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: di
         ("best_of_n", 2),
         ("blockwise", 2),
         *((name, rows) for name in ("static_bias", "iro") for rows in (1, 2)),
-        ("iro_search", 2),
-        ("iro_by_reward", 2),
-        ("iro_best_of_n", 2),
+        *((name, 2) for name in ("iro_search", "iro_samples", "iro_by_reward", "iro_best_of_n")),
         ("args", 1),
         ("vas", 1),
         ("smc", 2),
@@ -73,6 +71,7 @@ def test_methods_of_a_seed_share_their_samples(result: dict[str, Any]) -> None:
     rows = {row["method"]: row for row in result["rows"]}  # of two rows, where a method takes both
     assert rows["best_of_n"]["reward"] >= rows["base"]["reward"]  # the first of its samples is the base's
     assert rows["iro_by_reward"]["reward"] >= rows["iro"]["reward"]  # the same search
+    assert rows["iro_best_of_n"]["reward"] >= rows["iro_samples"]["reward"]  # the same samples
     assert rows["base"]["kl"] == 0 and rows["base"]["reward_calls"] == rows["iro"]["reward_calls"] == 0
     assert 1 <= rows["best_of_n"]["reward_calls"] <= 2
 
