@@ -170,7 +170,7 @@ def ask_all(api: SimpleNamespace, examples: int) -> None:
 
 
 def test_a_few_hundred_cases_meet_no_server_error(api):
-    ask_all(api, examples=4)
+    ask_all(api, examples=3)
     assert sum(api.statuses.values()) >= 300
     assert api.statuses[200] > 50 < api.statuses[400] and api.statuses[404] > 50
 

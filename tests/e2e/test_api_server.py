@@ -86,6 +86,7 @@ def say(client, model: str, **options) -> openai.types.Completion:
     return client.completions.create(model=model, prompt="The film", seed=5, **({"max_tokens": 12} | options))
 
 
+@pytest.mark.slow(90)
 def test_a_job_survives_the_death_of_server_and_worker_and_its_model_is_served(settings):
     with server(settings) as (process, client):
         chat = client.chat.completions.create(

@@ -81,6 +81,7 @@ def config(url, model_dir, tmp_path):
     }
 
 
+@pytest.mark.slow(60)
 def test_the_endpoint_offers_no_more_than_a_closed_one(url, model_dir) -> None:
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
     messages = [{"role": "user", "content": "Hello"}]
@@ -99,9 +100,10 @@ def test_a_bias_fitted_through_the_endpoint_raises_the_reward_there(config, tmp_
     assert JOB.execute(config, tmp_path / "run") == result
 
 
+@pytest.mark.slow(100)
 def test_what_the_endpoint_refuses_ends_the_run_with_its_words(config, tmp_path) -> None:
     rows = config["training_file"]
-    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[::5]))
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[::3]))
     with pytest.raises(AlignError, match="not offered"):
         JOB.execute(config | {"entries": 301}, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()

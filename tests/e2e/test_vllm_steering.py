@@ -167,6 +167,7 @@ def test_words_of_the_prompt_are_drawn_as_the_tilt_says(engine, prompt, model, s
     assert abs(float(torch.isin(drawn, tokens).float().mean()) - probability) < 4.5 * deviation
 
 
+@pytest.mark.slow(15)
 def test_rows_of_several_requests_are_whole(engine, prompt, model, tilt) -> None:
     """Log-probabilities of 20 tokens of each row, under the adapted model; a stopped row ends at its stop token."""
     params, stop_ids = SearchParams(num_successors=4), (engine.tokenizer.encode(" the")[0],)
@@ -193,7 +194,9 @@ def test_an_adapter_that_a_server_has_lost_is_loaded_again(engine, served, promp
     gone = httpx.post(f"{served.url}/unload_lora_adapter", json={"lora_name": name}, timeout=60)
     assert gone.status_code == 200
     after = next_token(engine, prompt, steering)
-    assert after.keys() == before.keys()
+    shared = sorted(after.keys() & before.keys())  # each also has the token that was drawn, likely or not
+    assert len(shared) >= TOP - 1
+    assert [after[token] for token in shared] == pytest.approx([before[token] for token in shared], abs=5e-3)
 
 
 def test_an_adapter_that_cannot_be_loaded_is_an_error_and_no_plain_answer(served, model_dir, prompt, tilt, tmp_path):

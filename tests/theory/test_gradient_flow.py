@@ -196,6 +196,7 @@ def test_an_indefinite_covariance_is_refused() -> None:
         gaussian_moments(np.diag([1.0, -1.0]), 10)
 
 
+@pytest.mark.slow(12)
 def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert len(result["checks"]) >= 15

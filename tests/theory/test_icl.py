@@ -149,6 +149,7 @@ def test_bad_input_says_what_to_change(bad: dict[str, Any], says: str) -> None:
         JOB.Config.model_validate(bad)
 
 
+@pytest.mark.slow(10)
 def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     chosen = ("mechanism", "unseen", "pruning")
     result = JOB.execute(SMOKE | {"studies": chosen}, tmp_path)

@@ -115,6 +115,7 @@ def test_a_process_that_is_killed_is_started_again_and_then_given_up(served: Sim
     assert (shown["status"], shown["error"]["code"], len(killed)) == ("failed", "worker_died", 2)
 
 
+@pytest.mark.slow(10)
 def test_what_the_job_itself_refuses_is_the_runs_error(served: SimpleNamespace) -> None:
     shown = ended(served.http, start(served.http, **COT, config={"studies": ["unknown"]}))
     assert shown["status"] == "failed"

@@ -81,6 +81,7 @@ def test_compression_alone_leaves_a_floor(theta: float, workers: Quadratic) -> N
     assert gradient(final_x(soba(TENTH, theta), workers, 400), workers) > 1e-2
 
 
+@pytest.mark.slow(8)
 def test_error_feedback_has_no_floor(workers: Quadratic) -> None:
     assert gradient(final_x(ef_soba(TENTH), workers, 1600), workers) <= 1e-24
 
