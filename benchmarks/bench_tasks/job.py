@@ -57,19 +57,21 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
 
 
 def job_reports(run: Run, name: str, seed: int) -> list[JsonObject]:
-    """Of a piece's job, where its rewards were not all equal: the gain on prompts that chose nothing, whether it is
-    above 0, the correlation of its values with rewards, and the way it is served if it is."""
+    """Of a piece's job, where its rewards were not all equal: the gain on prompts that chose nothing, half its 95 %
+    interval, whether it is above 0, the correlation of values with rewards, and the way it is served if it is."""
     result = run.folder / "pieces" / f"{name}-{seed}" / "align" / "result.json"
     if not result.exists():
         return []
     content = json.loads(result.read_text())
     check, iteration = content["checks"][0], content["history"][content["best_iteration"] - 1]
+    gain, error = map(float, check["got"].split(" ± "))
     served = next(price for price in content["prices"] if price["search"].items() <= content["search"].items())
     return [
         {
             "task": name,
             "seed": seed,
-            "gain": check["got"],
+            "gain": gain,
+            "gain_error": error,
             "improved": check["holds"],
             "correlation": iteration["stack_correlation"],
             "served": served["name"],

@@ -129,7 +129,7 @@ def jobs(content: JsonObject) -> str:
     lines = [
         [
             job["task"],
-            job["gain"],
+            f"{job['gain']:.2f} ± {job['gain_error']:.2f}",
             f"{job['correlation']:.2f}",
             f"{job['served']}, {job['served_rows']}" if job["improved"] else "the frozen model",
         ]
