@@ -45,20 +45,17 @@ class Watch:
         """Process ids of those that have a thread which is not stopped."""
         return [pid for pid in self.pids() if not all(state in STOPPED for state in self._thread_states(pid))]
 
-    def _thread_states(self, pid: str) -> Iterator[str]:
+    def _thread_states(self, pid: str) -> list[str]:
         """Of each thread; "?" for one that has ended since, and for a process that has."""
-        try:
+        threads: list[str] = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             folder = self.open(f"{pid}/task")
-        except (FileNotFoundError, ProcessLookupError):
-            yield "?"
-            return
-        try:
-            threads = os.listdir(folder)
-        finally:
-            os.close(folder)
-        for thread in threads:
-            stat = self._read(f"{pid}/task/{thread}/stat")
-            yield _fields(stat)[0] if stat else "?"
+            try:
+                threads = os.listdir(folder)
+            finally:
+                os.close(folder)
+        stats = [self._read(f"{pid}/task/{thread}/stat") for thread in threads]
+        return [_fields(stat)[0] if stat else "?" for stat in stats] or ["?"]
 
     def pids(self) -> list[str]:
         """In the sandbox's own namespace."""
