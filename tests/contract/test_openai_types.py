@@ -180,7 +180,10 @@ def batches(world: Any) -> Iterable[Any]:
     made = new_batch(world.client, lines_of([chat(0), chat(1, model="other")]), metadata={"team": "red"})
     yield from (made, ended_batch(world.client, made.id), batches.list(limit=2))
     failing = new_batch(world.client, lines_of([chat(0)]) * 2)
-    yield from (ended_batch(world.client, failing.id), batches.cancel(new_batch(world.client, lines_of([chat(0)])).id))
+    long = new_batch(
+        world.client, lines_of([chat(number) for number in range(500)])
+    )  # not ended before it is cancelled
+    yield from (ended_batch(world.client, failing.id), batches.cancel(long.id))
 
 
 def embeddings(world: Any) -> Iterable[Any]:
