@@ -113,7 +113,7 @@ def summary(
 ) -> Result:
     """Curves, final scores, profiles and the probability that ``ours`` improves, from scores [T, seeds, tasks].
 
-    ``final`` maps scores to the final scores [seeds, tasks]; ``per_seed`` of the summary is their mean over tasks.
+    ``final`` maps scores to the final scores [seeds, tasks].
     """
     final_scores = {name: final(curves) for name, curves in scores.items()}
     levels = np.linspace(min(x.min() for x in final_scores.values()), max(x.max() for x in final_scores.values()), 41)
@@ -121,7 +121,6 @@ def summary(
         "curves": {name: interval(iqm, curves, rng=rng).plain() for name, curves in scores.items()},
         "final": {name: interval(iqm, curves, rng=rng).plain() for name, curves in final_scores.items()},
         "final_mean": {name: interval(mean, curves, rng=rng).plain() for name, curves in final_scores.items()},
-        "per_seed": {name: curves.mean(axis=1).tolist() for name, curves in final_scores.items()},
         "profile_levels": levels.tolist(),
         "profiles": {name: interval(profile(levels), curves, rng=rng).plain() for name, curves in final_scores.items()},
         "probability_of_improvement": {
