@@ -71,8 +71,8 @@ def _run_cot(build: Build, config: CotConfig, run: Run) -> Result:
         float((_answers(model, tokens[i], live[i]).argmax(-1) == target[i]).float().mean())
         for i, model in enumerate(models)
     ]
-    own = training_curves(rows) | {"next_step_accuracy": band(right)}
-    return plain({"own": own, "three_layers": cot.layers(config, run)})
+    curves = training_curves(rows) | {"next_step_accuracy": band(right)}
+    return plain({"own": curves, "three_layers": cot.layers(config, run)})
 
 
 def _answers(model: nn.Module, tokens: Tensor, live: Tensor | None = None) -> Tensor:

@@ -34,8 +34,8 @@ def tabular(result: JsonObject) -> JsonObject:
         rows.append(_exponent(f"{title}, projected: they do not", betas[1], grows=False))
     capped = sum(row["capped"] for row in samples)
     counts = sum(len(values) for row in samples for values in row["counts"].values())
-    kept = {name: result[name] for name in ("samples", "exponents")}
-    return {"claims": rows, "limit": {"reached": capped, "of": counts}, **kept}
+    drawn = {name: result[name] for name in ("samples", "exponents")}
+    return {"claims": rows, "limit": {"reached": capped, "of": counts}, **drawn}
 
 
 def exponents(content: JsonObject) -> str:

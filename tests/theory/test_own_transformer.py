@@ -53,6 +53,6 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(make, config, tmp_path: Pat
 
 
 def test_chains_report_the_share_of_right_next_steps(tmp_path: Path) -> None:
-    own = cot_job("tests.own", MeanOfColumns).execute(COT, tmp_path)["own"]
-    accuracy = own["next_step_accuracy"]["mean"]
-    assert 0 <= accuracy <= 1 and own["curves"]["loss"]["mean"][-1] < own["curves"]["loss"]["mean"][0]
+    result = cot_job("tests.own", MeanOfColumns).execute(COT, tmp_path)["own"]
+    losses = result["curves"]["loss"]["mean"]
+    assert 0 <= result["next_step_accuracy"]["mean"] <= 1 and losses[-1] < losses[0]
