@@ -25,6 +25,7 @@ from training.bilevel.studies.comparison import ByteCurve, bytes_ratio
 from training.bilevel.studies.hyper_cleaning_figure import draw_curves
 
 COMPRESSED_SHARE = 0.1  # of SOBA's bytes
+RANKED = (("ED", "ATC-GT"), ("EXTRA", "ATC-GT"), ("ED/ATC-GT", "ATC-GT"), ("ED", "SLDBO"), ("ED", "MDBO"))
 
 
 def quadratic(result: JsonObject) -> JsonObject:
@@ -98,7 +99,7 @@ def hyper_cleaning(result: JsonObject) -> JsonObject:
     for corruption, curves in result["curves"].items():
         label = f"{float(corruption):.0%} wrong labels"
         with_dense = {name: curve for name, curve in curves.items() if METHODS[name].compressed or name == "SOBA"}
-        rows += _against_d_soba(label, "accuracy", curves) + _against_soba(label, with_dense)
+        rows += _against_d_soba(label, "accuracy", curves) + _pairs(label, curves) + _against_soba(label, with_dense)
     summary = {
         corruption: {
             name: {"accuracy": row["accuracy"], "auc": row["auc"]["mean"], "scale": row["scale"]}
@@ -111,6 +112,15 @@ def hyper_cleaning(result: JsonObject) -> JsonObject:
         for corruption, methods in result["curves"].items()
     }
     return {"claims": rows, "summary": summary, "curves": curves}
+
+
+def _pairs(label: str, curves: JsonObject) -> list[Claim]:
+    """Final accuracies of methods that the paper ranks, paired by draw."""
+    rows = []
+    for better, worse in RANKED:
+        gap = estimate(np.subtract(curves[better]["accuracy"][-1], curves[worse]["accuracy"][-1]))
+        rows.append(positive(f"{label}: accuracy, {better} less {worse}, above zero", [gap], against(gap, 0)))
+    return rows
 
 
 def _rounded(curve: JsonObject) -> JsonObject:
