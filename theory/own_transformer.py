@@ -38,7 +38,7 @@ def icl_job(name: str, build: Build) -> Job[IclConfig]:
 
 
 def cot_job(name: str, build: Build) -> Job[CotConfig]:
-    """Chain of thought (arXiv:2410.02167): training loss, and the share of next steps that are right on fresh prompts.
+    """Chain of thought (arXiv:2410.02167): training loss, and the share of next steps that are right on a fresh batch.
 
     ``own`` of the result is your model, ``three_layers`` the laboratory's training loss.
     """
@@ -54,16 +54,17 @@ def _run_icl(build: Build, config: IclConfig, run: Run) -> Result:
         errors = []
         for i, model in enumerate(models):
             tokens, batch = icl.place_prompts(config, run, place, i)
-            errors.append(icl.zero_one_error(_answers(model, tokens), batch))
+            live = torch.ones(tokens.shape[:2], dtype=torch.bool)
+            errors.append(icl.zero_one_error(_answers(model, tokens, live), batch))
         places[place] = {"error": band(errors)}
     return plain({"own": training_curves(rows) | {"places": places}, "three_layers": icl.layers(config, run)})
 
 
 def _run_cot(build: Build, config: CotConfig, run: Run) -> Result:
-    draw = cot.sampler(config, run)
+    draw_batch, sample_of = cot.sampler(config, run), cot.sample_reader(config)
 
     def sample(step: int) -> Sample:
-        return cot.sample_of(config, draw(step))
+        return sample_of(draw_batch(step))
 
     models, rows = _trained(config, run, partial(build, 2 * config.d, config.M), sample, cot.half_squares)
     tokens, live, target = sample(FRESH)
@@ -75,9 +76,9 @@ def _run_cot(build: Build, config: CotConfig, run: Run) -> Result:
     return plain({"own": curves, "three_layers": cot.layers(config, run)})
 
 
-def _answers(model: nn.Module, tokens: Tensor, live: Tensor | None = None) -> Tensor:
+def _answers(model: nn.Module, tokens: Tensor, live: Tensor) -> Tensor:
     with torch.no_grad():
-        return model.eval()(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool) if live is None else live)
+        return model.eval()(tokens, live)
 
 
 def _trained(

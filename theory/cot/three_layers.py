@@ -20,14 +20,14 @@ from training.run import Run
 def layers(config: CotConfig, run: Run, chunk: int = 50) -> Result:
     """A 3-layer, 2-head transformer on shorter prompts: each layer's attention on the same step and pattern."""
     shape, size = deep.Shape(2 * config.d, config.M), config.deep_models
-    draw_batch = sampler(config, run)
+    draw_batch, sample_of = sampler(config, run), sample_reader(config)
     same = torch.empty(0)  # the last batch's, for `record`
 
     def sample(step: int) -> deep.Sample:
         nonlocal same
         batch = draw_batch(step)
         same = batch.same & (batch.step == batch.query_step[..., None]) & batch.live
-        return sample_of(config, batch)
+        return sample_of(batch)
 
     def train_chunk(state: Result, begin: int, end: int) -> Result:
         rows: list[Result] = []
@@ -63,12 +63,16 @@ def sampler(config: CotConfig, run: Run) -> Callable[[int], TrainingBatch]:
     return draw
 
 
-def sample_of(config: CotConfig, batch: TrainingBatch) -> deep.Sample:
-    """Tokens [R, B, L, 2d] with the query last, the live columns [R, B, L], and target patterns [R, B]."""
+def sample_reader(config: CotConfig) -> Callable[[TrainingBatch], deep.Sample]:
+    """Of a batch, tokens [R, B, L, 2d] with the query last, the live columns [R, B, L], and target patterns [R, B]."""
     query_columns = queries(config.d, config.M, config.steps).T
-    query = query_columns[batch.query_step * config.M + batch.query][:, :, None]
-    live = torch.cat([batch.live, torch.ones_like(batch.live[..., :1])], dim=-1)
-    return torch.cat([columns(batch, config.d, config.M), query], dim=2), live, batch.target
+
+    def read(batch: TrainingBatch) -> deep.Sample:
+        query = query_columns[batch.query_step * config.M + batch.query][:, :, None]
+        live = torch.cat([batch.live, torch.ones_like(batch.live[..., :1])], dim=-1)
+        return torch.cat([columns(batch, config.d, config.M), query], dim=2), live, batch.target
+
+    return read
 
 
 def half_squares(output: Tensor, target: Tensor) -> Tensor:
