@@ -16,7 +16,7 @@ export function Tilts({ events }: { events: JobEvent[] }) {
   const curves = kinds.map((kind) => {
     const isOf = (trial: Measured) => trial.kind === kind || trial.kind === "none";
     return {
-      name: kind.replace("_", " "),
+      name: kind,
       values: byKl.map((trial) => (isOf(trial) ? trial.reward : null)),
       errors: byKl.map((trial) => (isOf(trial) ? trial.error : null)),
     };
@@ -25,11 +25,11 @@ export function Tilts({ events }: { events: JobEvent[] }) {
     <section class="card" aria-labelledby="tilts">
       <h2 id="tilts">Reward against KL</h2>
       <p class="faint">
-        Tilts of the frozen model at several strengths, one row on held-out prompts. To the right: nats from the frozen
-        model, its own point at the left end.{" "}
+        Tilts at several strengths, one row on held-out prompts, by nats from the frozen model. The leftmost point is the
+        model that the rollouts were drawn from.{" "}
         {chosen
-          ? `Chosen: ${chosen.kind.replace("_", " ")} at strength ${chosen.strength}, reward ${number(chosen.reward)} at ${number(chosen.kl, 1)} nats.`
-          : "Chosen: none, because none is surely better than the frozen model."}
+          ? `Chosen: ${chosen.kind} at strength ${chosen.strength}, reward ${number(chosen.reward)} at ${number(chosen.kl, 1)} nats.`
+          : "Chosen: none, because none is surely better than that model."}
       </p>
       <Chart
         label="Held-out reward of each tilt against nats from the frozen model"
