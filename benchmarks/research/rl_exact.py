@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from benchmarks.research.claims import Claim, against, cell_text, estimate, exact, negative, positive
 from benchmarks.tables import table
 from iro_server import JsonObject
 from rl_suite.adrl_sepsis import select
-from rl_suite.adrl_tabular import RULES, draw_samples
+from rl_suite.adrl_tabular import RULES
 
 EXPONENTS = ("sum", "product", "sum_alone", "product_alone")
 PAIRS = (("AD-BCQ", "BC"), ("AD-BCQ", "BCQ"), ("AD-BCQ", "BCQf"), ("BCQ", "BC"))
@@ -34,8 +32,8 @@ def tabular(result: JsonObject) -> JsonObject:
         rows.append(_exponent(f"{title}, projected: they do not", betas[1], grows=False))
     capped = sum(row["capped"] for row in samples)
     counts = sum(len(values) for row in samples for values in row["counts"].values())
-    drawn = {name: result[name] for name in ("samples", "exponents")}
-    return {"claims": rows, "limit": {"reached": capped, "of": counts}, **drawn}
+    fits = {name: result[name] for name in ("samples", "exponents")}
+    return {"claims": rows, "limit": {"reached": capped, "of": counts}, **fits}
 
 
 def exponents(content: JsonObject) -> str:
@@ -51,10 +49,6 @@ def exponents(content: JsonObject) -> str:
 def _exponent_text(values: list[float]) -> str:
     mean, low, high = values
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def samples_figure(content: JsonObject, path: Path) -> None:
-    draw_samples(content, path)
 
 
 def _exponent(paper: str, beta: JsonObject, grows: bool) -> Claim:
