@@ -1,21 +1,23 @@
-"""Similarity of two texts, in [0, 1], by the metrics that need no model."""
+"""Similarity of two texts, in [0, 1], by the metrics that need no model.
+
+nltk, which loads scikit-learn, is imported where a metric first needs it: a second of each process's start.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import sacrebleu
-from nltk.tokenize import wordpunct_tokenize
-from nltk.translate.gleu_score import sentence_gleu
-from nltk.translate.meteor_score import meteor_score
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.scoring import fmeasure
-from rouge_score.tokenizers import DefaultTokenizer
 
 from iro_server.concurrency.worker_processes import in_worker_process
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
 SHORT = 4000  # characters of two texts that are compared in milliseconds
 
@@ -42,6 +44,8 @@ class _NoSynonyms:
 
 
 def _words(text: str) -> list[str]:
+    from nltk.tokenize import wordpunct_tokenize
+
     return wordpunct_tokenize(text.lower())
 
 
@@ -54,10 +58,14 @@ def _bleu(text: str, reference: str) -> float:
 
 
 def _gleu(text: str, reference: str) -> float:
+    from nltk.translate.gleu_score import sentence_gleu
+
     return float(sentence_gleu([_words(reference)], _words(text)))
 
 
 def _meteor(text: str, reference: str) -> float:
+    from nltk.translate.meteor_score import meteor_score
+
     return float(meteor_score([_words(reference)], _words(text), wordnet=_NoSynonyms()))
 
 
@@ -70,6 +78,8 @@ def _rouge(kind: str) -> Callable[[str, str], float]:
 
 def _rouge_l(text: str, reference: str) -> float:
     """As rouge_score has it, whose table of all pairs of words takes hours and gigabytes for 100 KB."""
+    from rouge_score.scoring import fmeasure
+
     words, reference_words = (_rouge_tokenizer().tokenize(each) for each in (text, reference))
     if not words or not reference_words:
         return 0.0
@@ -79,11 +89,15 @@ def _rouge_l(text: str, reference: str) -> float:
 
 @cache
 def _rouge_scorer(kind: str) -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer([kind], use_stemmer=True)
 
 
 @cache
 def _rouge_tokenizer() -> DefaultTokenizer:
+    from rouge_score.tokenizers import DefaultTokenizer
+
     return DefaultTokenizer(use_stemmer=True)
 
 

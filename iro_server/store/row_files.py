@@ -1,4 +1,4 @@
-"""Training rows out of Parquet and CSV files and sets of the hub, by Hugging Face ``datasets``, as JSON objects.
+"""Training rows out of Parquet and CSV files, and out of sets of Hugging Face ``datasets``, as JSON objects.
 
 ``python -m iro_server.store.row_files parquet|csv PATH`` writes them as JSONL: a server reads what strangers upload in
 a process of its own, whose memory is bounded.
@@ -47,28 +47,35 @@ def format_of(path: Path) -> Format | None:
 
 def table_rows(path: Path, format: Format) -> Iterator[JsonObject]:
     """The rows of a Parquet or CSV file, as ``as_items`` gives them. CSV has texts alone. BadRows."""
-    from datasets import Features, IterableDataset, Value
-
+    read = _parquet_rows if format == "parquet" else _csv_rows
     try:
-        if format == "parquet":
-            table = IterableDataset.from_parquet(str(path), batch_size=ROWS_AT_ONCE)
-        else:
-            features = Features({name: Value("string") for name in _csv_header(path)})
-            options = {"na_filter": False, "chunksize": 1000, "encoding": "utf-8-sig", "index_col": False}
-            table = IterableDataset.from_csv(str(path), features=features, **options)
-        yield from as_items(table)
+        yield from as_items(read(path))
     except BadRows:
         raise
-    except (ValueError, TypeError, KeyError, OSError) as error:  # pyarrow's and pandas' errors among them
+    except (ValueError, TypeError, KeyError, OSError, csv.Error) as error:  # pyarrow's errors among them
         raise BadRows(f"it cannot be read as {format}: {error}") from error
 
 
-def _csv_header(path: Path) -> list[str]:
+def _parquet_rows(path: Path) -> Iterator[JsonObject]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+
+
+def _csv_rows(path: Path) -> Iterator[JsonObject]:
+    """Empty lines are left out."""
+    csv.field_size_limit(CHILD_MEMORY)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
-    if not header or len(set(header)) < len(header) or not all(header):
-        raise BadRows("its first row has to name each column, and none twice")
-    return header
+        lines = csv.reader(file, strict=True)
+        header = next(lines, [])
+        if not header or len(set(header)) < len(header) or not all(header):
+            raise BadRows("its first row has to name each column, and none twice")
+        for fields in filter(None, lines):
+            if len(fields) != len(header):
+                raise BadRows(f"line {lines.line_num} has {len(fields)} fields, and the first row {len(header)}")
+            yield dict(zip(header, fields, strict=True))
 
 
 def write_dataset(name: str, split: str, prompt_column: str | None, as_text: bool, path: Path) -> None:
@@ -141,7 +148,7 @@ def _without_nulls(value: object) -> object:
 def converted(path: Path, format: Format) -> Iterator[bytes]:
     """The file's rows as lines of JSONL, read by a process of their own. BadRows, at the latest after the last line."""
     command = [sys.executable, "-m", "iro_server.store.row_files", format, str(path)]
-    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert child.stdout is not None and child.stderr is not None
     try:
@@ -167,9 +174,6 @@ def main(arguments: list[str], out: BinaryIO) -> int:
     format, path = arguments
     if format not in get_args(Format):
         raise ValueError(f"{format} is neither parquet nor csv")
-    from datasets.utils.logging import CRITICAL, set_verbosity
-
-    set_verbosity(CRITICAL)
     try:
         for item in table_rows(Path(path), "parquet" if format == "parquet" else "csv"):
             out.write(json.dumps(item, ensure_ascii=False).encode() + b"\n")

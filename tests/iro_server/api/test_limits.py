@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from iro_server.api.limits import REFUSAL_DELAY
 from iro_server.graders import json_schema
 from iro_server.graders import similarity as text_similarity
 from iro_server.graders.similarity import METRICS
@@ -42,11 +43,19 @@ def tenant(tmp_path_factory):
         yield http
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("body", LARGE)
-def test_a_large_body_is_refused_at_once(tenant, path, body):
+@pytest.mark.parametrize(
+    ("path", "body"), [*((path, "nested") for path in PATHS), *((PATHS[0], body) for body in LARGE if body != "nested")]
+)
+def test_a_large_body_is_refused(tenant, path, body):
     answer = tenant.post(path, content=LARGE[body])
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_a_refusal_by_size_waits_so_that_repeating_it_is_slow(tenant):
+    started = time.monotonic()
+    for _ in range(3):
+        assert tenant.post("chat/completions", content=LARGE["nested"]).status_code == 413
+    assert time.monotonic() - started >= 3 * REFUSAL_DELAY
 
 
 def test_one_of_unknown_length_is_refused_as_it_arrives(tenant):
