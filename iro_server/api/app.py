@@ -58,7 +58,6 @@ from iro_server.jobs.background import Background
 from iro_server.jobs.batches.running import BatchExecutor
 from iro_server.jobs.estimates.running import EstimateExecutor
 from iro_server.jobs.evals.running import RunExecutor
-from iro_server.jobs.job_runs.kinds import JobKinds
 from iro_server.jobs.job_runs.running import JobRunExecutor
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.validation import Validation
@@ -143,7 +142,6 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         lookups,
         schemas,
         embedding,
-        JobKinds(),
     )
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))

@@ -17,7 +17,6 @@ from iro_server.concurrency.admission import Admission
 from iro_server.concurrency.deadlines import Deadlines
 from iro_server.concurrency.fair_executor import FairExecutor
 from iro_server.graders.environment import GraderEnvironment
-from iro_server.jobs.job_runs.kinds import JobKinds
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, page
 from iro_server.store.tables import DEFAULT_PROJECT, Base, Owned
@@ -48,7 +47,6 @@ class Context:
     lookups: FairExecutor
     schemas: FairExecutor
     embedding: FairExecutor
-    job_kinds: JobKinds
     caller: Caller = Caller()
 
     def owned(self, table: type[Base]) -> list[ColumnElement[bool]]:

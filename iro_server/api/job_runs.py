@@ -20,7 +20,7 @@ from iro_server.api.quotas import check_job_runs
 from iro_server.api.reinforcement import ClosedModel
 from iro_server.jobs import lock
 from iro_server.jobs.job_runs.folder import RunFolder
-from iro_server.jobs.job_runs.kinds import JobKind, path_fields
+from iro_server.jobs.job_runs.kinds import JobKind, job_kinds, path_fields
 from iro_server.settings import is_loopback
 from iro_server.store import tables as t
 from iro_server.store.files import link
@@ -41,9 +41,9 @@ class JobRunRequest(ClosedModel):
 
 
 @router.get("/job_kinds")
-def list_kinds(context: Ctx) -> JsonObject:
+def list_kinds() -> JsonObject:
     """The registered batch jobs with their presets and the JSON schemas of their configs."""
-    kinds = context.job_kinds.all().values()
+    kinds = job_kinds().values()
     return {"object": "list", "data": [{"object": "iro.job_kind"} | kind for kind in kinds], "has_more": False}
 
 
@@ -52,7 +52,7 @@ def create(body: JobRunRequest, context: Ctx) -> JsonObject:
     """Queue a run of a batch job. Takes a key with the scope ``admin``."""
     _check_operator(context)
     check_job_runs(context)
-    kind = _kind(context, body.kind)
+    kind = _kind(body.kind)
     if body.preset is not None and body.preset not in kind["presets"]:
         presets = ", ".join(kind["presets"]) or "none"
         raise bad_request(f"{body.kind} has no preset '{body.preset}'. It has: {presets}.", "preset", "invalid_value")
@@ -163,8 +163,8 @@ def _check_operator(context: Context) -> None:
         raise APIError(403, message, code="insufficient_scope")
 
 
-def _kind(context: Context, name: str) -> JobKind:
-    kinds = context.job_kinds.all()
+def _kind(name: str) -> JobKind:
+    kinds = job_kinds()
     if name not in kinds:
         raise bad_request(f"No batch job '{name}'. There are: {', '.join(kinds)}.", "kind", "invalid_value")
     if problem := kinds[name]["problem"]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from functools import cache
 from typing import TypedDict
 
 from iro_server import JsonObject
@@ -31,28 +32,24 @@ class JobKind(TypedDict):
     problem: str | None
 
 
-class JobKinds:
-    """The batch jobs of this installation, read once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kinds: dict[str, JobKind] | None = None
-
-    def all(self) -> dict[str, JobKind]:
-        with self._lock:
-            if self._kinds is None:
-                self._kinds = {kind["id"]: kind for kind in _read()}
-            return self._kinds
+_reading = threading.Lock()
 
 
-def _read() -> list[JobKind]:
+def job_kinds() -> Mapping[str, JobKind]:
+    """The batch jobs of this installation, by name. Read once."""
+    with _reading:
+        return _read()
+
+
+@cache
+def _read() -> Mapping[str, JobKind]:
     command = [sys.executable, "-m", "iro_server.jobs.job_runs.kinds"]
     environment = job_environment(os.environ)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=SECONDS)
     if done.returncode != 0:
         raise RuntimeError(f"the batch jobs could not be read: {done.stderr.decode(errors='replace')[-2000:]}")
     kinds: list[JobKind] = json.loads(done.stdout)
-    return kinds
+    return {kind["id"]: kind for kind in kinds}
 
 
 def kind_of(name: str) -> JobKind:
