@@ -72,6 +72,7 @@ from value_heads.scoring import CACHES
 
 log = logging.getLogger("iro")
 ENDING = 5  # seconds for errors and databases, after the drain
+KEEP_ALIVE = 75  # seconds of an idle connection: longer than a client keeps one, so that none is closed under a request
 
 
 def create_app(settings: Settings, engine: Engine) -> FastAPI:
@@ -205,6 +206,7 @@ class Server(uvicorn.Server):
     then an error, which a stream's client would not get from uvicorn."""
 
     def __init__(self, config: uvicorn.Config, drain: float) -> None:
+        config.timeout_keep_alive = KEEP_ALIVE
         super().__init__(config)
         self.drain = drain
         app: Any = config.app

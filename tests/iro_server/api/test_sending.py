@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -132,3 +133,16 @@ def test_the_official_client_reads_a_stream_that_waited(tmp_path, monkeypatch):
         stream = client.chat.completions.create(model="bytes", messages=HI, max_tokens=8, stream=True)
         assert "".join(part.choices[0].delta.content or "" for part in stream) == "x" * 8
         running.result()
+
+
+@pytest.mark.slow(7)
+def test_a_connection_that_idles_longer_than_clients_keep_one_is_still_open(tmp_path):
+    """httpx keeps one for 5 s: where the server closes it at that moment, the request on it is lost."""
+    request = b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with serving(settings_for(tmp_path), ByteEngine()) as client:
+        connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=60)
+        for pause in (6, 0):
+            connection.sendall(request)
+            assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+            time.sleep(pause)
+        connection.close()
