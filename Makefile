@@ -7,8 +7,8 @@ INSTALLED := .venv/installed
 VLLM := .venv-vllm
 FLOWER := .venv-flower
 CLIENTS := .venv-clients
-# Two processes run the tests, each without threads of its own; the second starts at the middle of the list.
-PYTEST = $(BIN)/pytest --numprocesses 2 --dist worksteal $(PYTEST_FLAGS)
+# Three processes run the tests, each without threads of its own, on two cores: many tests wait.
+PYTEST = $(BIN)/pytest --numprocesses 3 --dist worksteal $(PYTEST_FLAGS)
 
 .PHONY: demo serve vllm flower test test-all lint bench results
 

@@ -24,7 +24,7 @@ SERVE = (
 )
 
 
-@pytest.fixture(params=["json", "text"])
+@pytest.fixture(params=["json", pytest.param("text", marks=pytest.mark.slow(15))])
 def told(request, tmp_path):
     """What a server and a worker wrote that answered a request and ran a job which failed: the id of the request and
     of the job, the lines of each."""

@@ -123,7 +123,9 @@ def test_a_text_that_is_too_long_to_grade_is_refused(tenant, metric, sizes):
     assert "limit of 100000 bytes" in error["message"]
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "metric", [pytest.param(name, marks=[] if name == "meteor" else pytest.mark.slow(10)) for name in METRICS]
+)
 def test_neighbours_are_served_while_long_texts_are_compared(tenant, metric):
     texts = " ".join(letters(50_000)), " ".join(reversed(letters(50_000)))
     text, reference = (text[:99_999] for text in texts)
@@ -159,7 +161,8 @@ def in_place_of_a_check(ending):
 
 
 @pytest.mark.parametrize(
-    ("ending", "message"), [("out of memory", "ran out of memory"), ("never", "took more than 3 s")]
+    ("ending", "message"),
+    [("out of memory", "ran out of memory"), pytest.param("never", "took more than 3 s", marks=pytest.mark.slow(20))],
 )
 def test_a_comparison_that_takes_too_much_is_a_grading_error(tenant, monkeypatch, ending, message):
     monkeypatch.setattr(text_similarity, "_similarity", in_place_of_a_check(ending))

@@ -86,6 +86,7 @@ async def test_readers_that_stop_lose_their_connections_and_rows_in_the_send_tim
     await until(lambda: engine.open_sessions == 0, seconds=120)
 
 
+@pytest.mark.slow(25)
 def test_a_connection_whose_client_stops_reading_ends(tmp_path):
     """Its unread answer is larger than what the sockets hold."""
     settings = settings_for(tmp_path, send_timeout=1.0)

@@ -112,6 +112,7 @@ def total_variation(width: int, exact: dict[tuple[int, ...], float], searches: i
     return 0.5 * sum(abs(exact.get(y, 0.0) - mass.get(y, 0.0)) for y in exact.keys() | mass.keys())
 
 
+@pytest.mark.slow(45)
 def test_smc_total_variation_falls_as_the_width_grows() -> None:
     """At an equal number of particles in all, so that what is left at small W is the method's bias."""
     exact = guided_distribution(2.0)
@@ -253,7 +254,7 @@ def steered(width: int, seed: int, tilt: Callable[[tuple[int, ...]], torch.Tenso
     return asyncio.run(search).finals
 
 
-@pytest.mark.parametrize("tilt", [static, of_the_state])
+@pytest.mark.parametrize("tilt", [static, pytest.param(of_the_state, marks=pytest.mark.slow(15))])
 def test_smc_samples_from_the_target_whatever_the_proposal(tilt: Callable[[tuple[int, ...]], torch.Tensor]) -> None:
     exact, distances = guided_distribution(2.0), []
     for width, searches in ((1, 512), (128, 16)):

@@ -117,19 +117,19 @@ def test_other_requests_in_the_batch_change_nothing(engine: EmbeddedEngine) -> N
 
 
 def test_samples_follow_the_models_distribution(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
-    """4,096 first tokens against the model's probabilities: total variation within what sampling noise explains."""
+    """1,024 first tokens against the model's probabilities: total variation within what sampling noise explains."""
     prompt = text_prompt_ids(engine.tokenizer, "The capital of France is")
     with torch.no_grad():
         probs = torch.softmax(reference(torch.tensor([prompt])).logits[0, -1].double(), dim=-1)
 
     async def draw():
         session = await engine.open(prompt, Sampling(seed=0))
-        return await session.extend([0], 4096, 1)
+        return await session.extend([0], 1024, 1)
 
     counts = torch.bincount(asyncio.run(draw()).tokens_RL[:, 0], minlength=len(probs))
-    common = probs > 2e-3
+    common = probs > 8e-3
     observed = torch.cat([counts[common].double(), counts[~common].sum()[None].double()])
-    expected = 4096 * torch.cat([probs[common], probs[~common].sum()[None]])
+    expected = 1024 * torch.cat([probs[common], probs[~common].sum()[None]])
     chi_square = ((observed - expected) ** 2 / expected).sum()
     assert chi_square < len(expected) + 4 * (2 * len(expected)) ** 0.5
 

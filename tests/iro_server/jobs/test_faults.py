@@ -62,6 +62,7 @@ def say(server: Server, model: str) -> str:
     return server.client.chat.completions.create(model=model, messages=messages, seed=3).choices[0].message.content
 
 
+@pytest.mark.slow(50)
 def test_nothing_acknowledged_is_lost_and_jobs_end_as_if_nobody_had_been_killed(server):
     rng, phase, seen = random.Random(1), Phase("test"), {}
     undisturbed = ended([server], start_job(server.client, iterations=ITERATIONS))

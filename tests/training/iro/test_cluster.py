@@ -95,6 +95,7 @@ def reference(config: AlignConfig, tmp_path: Path) -> dict[str, Any]:
     return job().execute(config, tmp_path / "whole")
 
 
+@pytest.mark.slow(60)
 def test_the_result_is_that_of_one_process(nodes: Cluster, config: AlignConfig, tmp_path: Path) -> None:
     config = config.model_copy(update={"concurrency": 2})  # batches for both nodes
     reference = job().execute(config, tmp_path / "whole")
