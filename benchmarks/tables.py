@@ -252,6 +252,23 @@ def neighbours(content: Content) -> str:
     return table(["beside", *kinds, "5xx"], rows)
 
 
+def page_reads(content: Content) -> str:
+    """What the page reads, beside a job that trains."""
+    rows = [
+        [kind, str(read["count"]), f"{read['p50']:.0f}", f"{read['p95']:.0f}"]
+        for kind, read in content["reads_ms"].items()
+    ]
+    return table(["read beside a job", "calls", "p50, ms", "p95, ms"], rows)
+
+
+def way_to_an_answer(content: Content) -> str:
+    """Seconds from the start of a server to the first aligned answer, by a script that waits for nothing else."""
+    rows = [[name, f"{seconds:.1f}"] for name, seconds in content["seconds"].items()]
+    rows.append(["all but the job", f"{content['seconds_beyond_the_job']:.1f}"])
+    rows.append(["first paint", f"{content['first_paint_ms'] / 1000:.2f}"])
+    return table(["step", "seconds"], rows)
+
+
 def deployment(content: Content) -> str:
     """The steps of a deployment on a Docker engine: seconds, and what a client had before and lost."""
     rows = [[name, f"{seconds:.0f}"] for name, seconds in content["seconds"].items()]
