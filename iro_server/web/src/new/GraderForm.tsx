@@ -84,7 +84,7 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
       <Field
         id="json"
         label="Grader"
-        hint="As in the API: string_check, text_similarity, python, score_model, label_model or multi."
+        hint="As in the API: string_check, text_similarity, python, score_model (with ranking it compares a prompt's answers), label_model or multi."
       >
         <textarea
           id="json"
