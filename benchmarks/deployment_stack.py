@@ -152,9 +152,13 @@ class Deployment:
         return self.compose("exec", "-T", service, *command)
 
     def crash(self, service: str) -> None:
-        """Kill every process of the container but its first, which ends with them or, PostgreSQL's, recovers."""
+        """Kill every process of the container but its first, which ends with them and is started again, or,
+        PostgreSQL's, recovers."""
+        before = self.states()[service]["State"]["StartedAt"]
         with contextlib.suppress(RuntimeError):  # the killed container takes the command with it
             self.execute(service, "bash", "-c", "kill -KILL -1")
+        if service != "postgres":
+            wait_for(lambda: self.states()[service]["State"]["StartedAt"] > before, f"{service} to start again", 120)
 
     def states(self) -> dict[str, JsonObject]:
         """The container of each service as `docker inspect` describes it."""
