@@ -73,7 +73,7 @@ class Settings(Placement):
     max_rows: int = Field(256, gt=0)  # W*K of one request
     max_request_tokens: int = Field(2**18, gt=0)  # W*K*max_tokens of one request
     max_active_rows: int = Field(512, gt=0)  # of all requests that generate at once; the others wait
-    max_project_rows: int | None = Field(None, gt=0)  # of one project beside others; None: 16 in process on a CPU
+    max_project_rows: int | None = Field(None, gt=0)  # of one project beside others; None: 8 in process on a CPU
     max_cache_tokens: int | None = Field(None, gt=0)  # they hold at once; None: half of the free memory's, in process
     max_waiting: int = Field(256, ge=0)  # requests of one project that wait; one more is refused
     request_timeout: float = Field(600.0, gt=0)

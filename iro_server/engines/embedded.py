@@ -88,8 +88,9 @@ class EmbeddedEngine:
         return self._threads.most
 
     def health(self) -> EngineHealth:
-        """As ``Engine.health``. A step reads the weights in the time of ``step_units`` rows' arithmetic."""
-        shared_rows = self._budget.step_units // 2
+        """As ``Engine.health``. A step reads the weights in the time of ``step_units`` rows' arithmetic. A project's
+        share is a quarter of that: with half, chats beside a flood took over twice as long (benchmarks.neighbours)."""
+        shared_rows = self._budget.step_units // 4
         return EngineHealth(
             live_rows=self._scheduler.live_rows, cache_capacity=self._cache_capacity, shared_rows=shared_rows
         )
