@@ -14,6 +14,15 @@ from tests.iro_server.web.conftest import opened
 from tests.iro_server.web.crowd import EVENTS, ITERATIONS, JOBS, add_crowd
 
 PHONE, DESK = {"width": 390, "height": 800}, {"width": 1100, "height": 800}
+on_each_screen = pytest.mark.parametrize(
+    ("scheme", "viewport"),
+    [
+        pytest.param("light", DESK, id="light-desk"),
+        pytest.param("dark", PHONE, id="dark-phone"),
+        pytest.param("light", PHONE, id="light-phone", marks=pytest.mark.slow(4)),
+        pytest.param("dark", DESK, id="dark-desk", marks=pytest.mark.slow(4)),
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +83,7 @@ def test_the_form_for_a_key_has_no_violation(browser, tmp_path, scheme):
             assert violations(page) == []
 
 
-@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@on_each_screen
 @pytest.mark.parametrize("show", [show_jobs, show_job, show_new_job, show_playground])
 def test_no_violation_and_nothing_wider_than_the_screen(browser, crowded, show, scheme, viewport):
     with opened(browser, crowded.address, color_scheme=scheme, viewport=viewport) as (page, watch):

@@ -12,7 +12,7 @@ from tests.iro_server.api.evals import CLOSE, SAYS_Z, new_eval, run_eval, sample
 from tests.iro_server.api.serving import serving, settings_for
 from tests.iro_server.web.conftest import opened
 from tests.iro_server.web.crowd import HOSTILE
-from tests.iro_server.web.test_accessibility import DESK, PHONE, violations
+from tests.iro_server.web.test_accessibility import on_each_screen, violations
 
 ITEMS = 8
 HOSTILE_EVAL = {
@@ -80,8 +80,7 @@ def test_an_empty_list_says_how_to_begin(browser, tmp_path):
             watch.assert_clean()
 
 
-@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@on_each_screen
 def test_hostile_names_and_answers_are_text_and_nothing_is_inaccessible(browser, evaluated, scheme, viewport):
     with opened(browser, evaluated.address, "/#/evals", color_scheme=scheme, viewport=viewport) as (page, watch):
         expect(page.get_by_role("link", name="letters")).to_be_visible()

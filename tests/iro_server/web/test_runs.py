@@ -21,7 +21,7 @@ from tests.iro_server.api.serving import new_key, serving, settings_for
 from tests.iro_server.api.test_job_runs import COT, SCOPES, SMALL, start
 from tests.iro_server.web.conftest import opened
 from tests.iro_server.web.crowd import HOSTILE
-from tests.iro_server.web.test_accessibility import DESK, PHONE, violations
+from tests.iro_server.web.test_accessibility import on_each_screen, violations
 from tests.iro_server.web.test_tenants import sign_in
 
 RUN_PATIENCE = 500_000  # milliseconds: a process imports a library, trains and draws
@@ -137,8 +137,7 @@ PAGES = {
 SEEN = {"list": "Table of runs", "form": "Start the run", "run": "Table of checks", "comparison": "differing fields"}
 
 
-@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@on_each_screen
 @pytest.mark.parametrize("name", PAGES)
 def test_no_violation_and_nothing_wider_than_the_screen(browser, studied, name, scheme, viewport):
     address = PAGES[name](studied)
