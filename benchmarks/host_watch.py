@@ -14,16 +14,16 @@ import psutil
 from iro_server import JsonObject
 from iro_server.graders import cgroup
 
-PERIOD = 0.1  # seconds between two samples
+PERIOD = 0.1  # seconds between two samples of the host
 
 
 @contextmanager
-def sampled(sample: Callable[[], None]) -> Iterator[None]:
-    """Call ``sample`` every ``PERIOD`` while the block runs."""
+def sampled(sample: Callable[[], None], period: float = PERIOD) -> Iterator[None]:
+    """Call ``sample`` while the block runs, ``period`` seconds after its last call."""
     stopping = threading.Event()
 
     def run() -> None:
-        while not stopping.wait(PERIOD):
+        while not stopping.wait(period):
             sample()
 
     thread = threading.Thread(target=run, daemon=True)

@@ -12,15 +12,16 @@ import re
 import shutil
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import httpx
 from playwright.sync_api import Page, sync_playwright
 
+from benchmarks.host_watch import sampled
 from benchmarks.processes import ServerProcess, say, terminated_is_exit
 from benchmarks.record import command_line, finish
 from benchmarks.tables import page_reads, way_to_an_answer
@@ -39,28 +40,19 @@ class Reads:
         self.http = httpx.Client(base_url=url, timeout=120)
         self.milliseconds: dict[str, list[float]] = {}
 
-    def go_on(self, stopping: threading.Event) -> None:
+    @cached_property
+    def urls(self) -> dict[str, str]:
+        """Of each kind, once there is a job."""
         (job,) = self.http.get("/fine_tuning/jobs").json()["data"]
         paths = {"jobs": "", "job": f"/{job['id']}", "events": f"/{job['id']}/events?limit=100"}
         paths["checkpoints"] = f"/{job['id']}/checkpoints"
-        urls = {kind: f"/fine_tuning/jobs{path}" for kind, path in paths.items()} | {"models": "/models"}
-        while not stopping.is_set():
-            for kind, url in urls.items():
-                start = time.perf_counter()
-                self.http.get(url).raise_for_status()
-                self.milliseconds.setdefault(kind, []).append(1000 * (time.perf_counter() - start))
-            time.sleep(PAUSE)
+        return {kind: f"/fine_tuning/jobs{path}" for kind, path in paths.items()} | {"models": "/models"}
 
-    @contextmanager
-    def repeated(self) -> Iterator[None]:
-        stopping = threading.Event()
-        thread = threading.Thread(target=self.go_on, args=(stopping,))
-        thread.start()
-        try:
-            yield
-        finally:
-            stopping.set()
-            thread.join()
+    def read_all(self) -> None:
+        for kind, url in self.urls.items():
+            start = time.perf_counter()
+            self.http.get(url).raise_for_status()
+            self.milliseconds.setdefault(kind, []).append(1000 * (time.perf_counter() - start))
 
     def summary(self) -> JsonObject:
         return {
@@ -115,7 +107,7 @@ def measure(folder: Path) -> JsonObject:
         paint = page.evaluate(PAINT)
         with watch.step("example is filled in and started"):
             start_example(page)
-        with watch.step("job"), reads.repeated():
+        with watch.step("job"), sampled(reads.read_all, PAUSE):
             page.get_by_text(re.compile("^succeeded$")).first.wait_for()
         with watch.step("first answers"):
             first_answer(page)
