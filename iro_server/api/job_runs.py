@@ -106,7 +106,7 @@ def remove(id: str, context: Ctx) -> JsonObject:
     _check_operator(context)
     run = _run(context, id)
     folder = context.settings.run_dir(run.id)
-    if run.status in UNFINISHED or (folder.exists() and lock.held(folder)):
+    if run.status in UNFINISHED or lock.held(folder):
         raise bad_request(
             f"{id} has not ended: cancel it, and delete it once its process has stopped.", "id", "run_open"
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 PATIENCE = 5.0  # seconds: a look at the lock takes it for an instant, and must not turn a worker away
 
@@ -16,7 +17,8 @@ PATIENCE = 5.0  # seconds: a look at the lock takes it for an instant, and must 
 @contextmanager
 def hold(folder: Path) -> Iterator[bool]:
     """Hold ``folder``'s lock, this process's id and machine in it. Gives False where another process keeps it."""
-    with _open(folder) as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+b") as file:
         deadline = time.monotonic() + PATIENCE
         while not (held := _try_lock(file)) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -28,26 +30,33 @@ def hold(folder: Path) -> Iterator[bool]:
 
 def held(folder: Path) -> bool:
     """Whether a process holds ``folder``'s lock, on this machine or on another that shares the folder."""
-    with _open(folder) as file:
-        return not _try_lock(file)
+    with _look(folder) as file:
+        return file is not None and not _try_lock(file)
 
 
 def holder(folder: Path) -> int | None:
     """The process id of the worker on ``folder``, None where there is none or it is another machine's, or container's:
     here its number is another process's."""
-    with _open(folder) as file:
-        if _try_lock(file):
+    with _look(folder) as file:
+        if file is None or _try_lock(file):
             return None
         pid, _, machine = os.pread(file.fileno(), 512, 0).decode().partition(" ")
     return int(pid) if machine == socket.gethostname() else None
 
 
-def _open(folder: Path):
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "lock").open("a+b")
+@contextmanager
+def _look(folder: Path) -> Iterator[BinaryIO | None]:
+    """The lock's file, None where there is none: a look makes no file in a folder that its owner removes."""
+    try:
+        file = (folder / "lock").open("r+b")
+    except FileNotFoundError:
+        yield None
+        return
+    with file:
+        yield file
 
 
-def _try_lock(file) -> bool:
+def _try_lock(file: BinaryIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -38,5 +38,4 @@ def gone(data_dir: Path, server: str | None) -> bool | None:
         return True
     if server.rpartition(".")[0] != socket.gethostname():
         return None
-    folder = _folder(data_dir, server)
-    return not folder.exists() or not lock.held(folder)
+    return not lock.held(_folder(data_dir, server))

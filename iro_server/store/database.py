@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -20,6 +22,7 @@ from iro_server.store.tables import Base
 Row = TypeVar("Row", bound=Base)
 Sessions = sessionmaker[Session]
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # as JSON writes it, its backslash not itself escaped
+SQLITE_PATIENCE = 30  # seconds that a statement waits for another server's
 
 
 def open_database(settings: Settings) -> Sessions:
@@ -84,9 +87,23 @@ def _json(value: object) -> str:
 
 def _tune_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
-    def configure(connection, _record) -> None:
-        for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        for pragma in (f"busy_timeout={1000 * SQLITE_PATIENCE}", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
+        _write_ahead(connection)
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Waits for servers that make the same new database: the change of journal does not, whatever ``busy_timeout``."""
+    deadline = time.monotonic() + SQLITE_PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _bound_statements(engine: Engine, seconds: float) -> None:

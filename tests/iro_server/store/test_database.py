@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from alembic import op
@@ -91,6 +94,17 @@ def test_servers_that_start_at_once_do_not_collide(settings, engine):
         server.stdout.close()
     with engine.connect() as connection:
         assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["0009"]
+
+
+def test_a_new_sqlite_database_waits_for_another_server_that_is_making_it(tmp_path):
+    settings = Settings(data_dir=tmp_path)
+    other = sqlite3.connect(tmp_path / "iro.db", check_same_thread=False, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.5, lambda: other.execute("ROLLBACK")).start()
+    started = time.monotonic()
+    open_database(settings)
+    assert time.monotonic() - started >= 0.4
+    other.close()
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(settings, engine, monkeypatch):

@@ -1,0 +1,43 @@
+"""Which servers of this machine live, looked at while they come and go."""
+
+from __future__ import annotations
+
+import threading
+
+from iro_server.jobs import lock, presence
+
+
+def test_a_server_is_present_until_it_stops(tmp_path):
+    assert not presence.here(tmp_path)
+    with presence.present(tmp_path) as server:
+        assert presence.here(tmp_path)
+        assert presence.gone(tmp_path, server) is False
+    assert presence.gone(tmp_path, server) is True
+    assert not presence.here(tmp_path)
+
+
+def test_looking_at_a_lock_makes_nothing(tmp_path):
+    assert not lock.held(tmp_path / "absent")
+    assert lock.holder(tmp_path / "absent") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_stops_while_others_look_at_it(tmp_path):
+    stopping = threading.Event()
+
+    def look() -> None:
+        while not stopping.is_set():
+            presence.here(tmp_path)
+
+    lookers = [threading.Thread(target=look) for _ in range(4)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(300):
+            with presence.present(tmp_path):
+                pass
+    finally:
+        stopping.set()
+        for looker in lookers:
+            looker.join()
+    assert list((tmp_path / "servers").iterdir()) == []
