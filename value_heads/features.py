@@ -26,11 +26,12 @@ KNOTS = (1, 2, 3, *(size * quarter // 4 for size in (2**n for n in range(2, 14))
 
 
 class Block(NamedTuple):
-    """One stretch of the feature vector, D wide where it reads a hidden layer."""
+    """One stretch of the feature vector, D wide where it reads a hidden layer. ``ended``: 0 but at stop ids."""
 
     kind: str  # "current", "sum", "mean", "position", "length" or "finished"
     layer: int = 0
     decay: float = 1.0
+    ended: bool = False
 
     @property
     def reads_states(self) -> bool:
@@ -48,7 +49,8 @@ class FeatureSpec(BaseModel):
     ``decayed``: (layer, g) -> sum_{i<=t} g^(t-i) h_i / sqrt(horizon). ``position``: t / horizon.
     ``counted``: token ids; the count of each in y_1..y_t, / sqrt(horizon): a linear head has one weight per id.
     ``stop_ids``: of the frozen model. They add a piecewise linear function of t (``length``) and a second one that
-    applies where y_t is a stop id (``finished``), which separates finished from unfinished responses.
+    applies where y_t is a stop id (``finished``), which separates finished from unfinished responses. ``ended``: so
+    does a second copy of every other feature, which gives finished responses a value function of their own.
     ``horizon``: the response length, in tokens, at which sums and states have similar size.
     """
 
@@ -61,12 +63,15 @@ class FeatureSpec(BaseModel):
     counted: tuple[NonNegativeInt, ...] = ()
     stop_ids: tuple[NonNegativeInt, ...] = ()
     position: bool = True
+    ended: bool = False
     horizon: int = Field(48, ge=1)
 
     @model_validator(mode="after")
     def _some_layer_and_none_twice(self) -> FeatureSpec:
         if not self.layers:
             raise ValueError("a FeatureSpec reads at least one layer")
+        if self.ended and not self.stop_ids:
+            raise ValueError("ended: takes stop_ids, which end a response")
         for name in ("counted", "stop_ids"):
             if list(getattr(self, name)) != sorted(set(getattr(self, name))):
                 raise ValueError(f"{name}: token ids are sorted, each named once")
@@ -82,8 +87,10 @@ class FeatureSpec(BaseModel):
         blocks += [Block("mean", layer) for layer in self.averaged]
         blocks += [Block("sum", layer, decay) for layer, decay in self.decayed]
         blocks += [Block("sum", TOKENS)] if self.counted else []
-        blocks += [Block(LENGTH), Block(FINISHED)] if self.stop_ids else []
-        return (*blocks, Block(POSITION)) if self.position else tuple(blocks)
+        position = [Block(POSITION)] if self.position else []
+        ended = [block._replace(ended=True) for block in [*blocks, *position]] if self.ended else []
+        lengths = [Block(LENGTH), Block(FINISHED)] if self.stop_ids else []
+        return (*blocks, *lengths, *position, *ended)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -121,6 +128,7 @@ def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
         **{name: merged(name) for name in ("current", "summed", "averaged", "decayed", "counted")},
         stop_ids=max(stop_ids, default=()),
         position=any(spec.position for spec in specs),
+        ended=any(spec.ended for spec in specs),
         horizon=max(spec.horizon for spec in specs),
     )
 
@@ -240,7 +248,7 @@ def assemble(spec: FeatureSpec, states: dict[int, Tensor], sums: Sums, t: Tensor
                 raw = states[STOPPED] * torch.cat([torch.ones_like(t), ramps(t)], -1)
             case _:
                 raw = t
-        pieces.append(raw * spec.scale(block))
+        pieces.append(raw * spec.scale(block) * (states[STOPPED] if block.ended else 1))
     return torch.cat(pieces, -1)
 
 

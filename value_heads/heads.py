@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from value_heads.features import TOKENS, Block, FeatureSpec
+from value_heads.features import FINISHED, LENGTH, TOKENS, Block, FeatureSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,30 @@ def fold(heads: Sequence[LinearHead], betas: Sequence[float], spec: FeatureSpec)
             total[target] += head.weight[place].double().cpu() * (ratio / beta)
     bias = sum(head.bias / beta for head, beta in zip(heads, betas, strict=True))
     return LinearHead(spec, total.float(), bias)
+
+
+def with_ended(head: LinearHead, ended: LinearHead) -> LinearHead:
+    """V of ``head``, and that of ``ended`` where y_t is a stop id: a value function for finished responses alone.
+
+    ValueError where the two read different features, or none that shows stop ids.
+    """
+    if head.spec != ended.spec or head.spec.ended or not head.spec.stop_ids:
+        raise ValueError("the value function of finished responses reads the same features, stop ids among them")
+    spec = head.spec.model_copy(update={"ended": True})
+    size = _hidden_size(head.spec, len(head.weight))
+    weight = torch.zeros(spec.width(size), dtype=torch.float64)
+    places, of_part = feature_places(spec, len(weight)), feature_places(head.spec, len(head.weight))
+    change = ended.weight.double() - head.weight.double()
+    for block, place in of_part.items():
+        weight[places[block]] += head.weight[place].double()
+        if block.kind == FINISHED:
+            weight[places[block]] += change[place]
+        elif block.kind == LENGTH:
+            weight[places[Block(FINISHED)][1:]] += change[place]
+        else:
+            weight[places[block._replace(ended=True)]] += change[place]
+    weight[places[Block(FINISHED)][0]] += ended.bias - head.bias
+    return LinearHead(spec, weight.float(), head.bias)
 
 
 def _hidden_size(spec: FeatureSpec, features: int) -> int:

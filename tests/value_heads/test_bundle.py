@@ -37,13 +37,15 @@ def test_roundtrip_is_exact(tmp_path_factory, seed, iterations):
     assert json.loads((directory / "manifest.json").read_text())["metrics"] == {"reward": 1.5}
 
 
-def test_a_bundle_from_before_stop_ids_loads(tmp_path):
-    """A manifest whose specs name no stop ids means features without length and finished."""
+@pytest.mark.parametrize("added", ["stop_ids", "ended"])
+def test_a_bundle_from_before_a_feature_was_added_loads(tmp_path, added):
+    """A manifest whose specs do not name it means none of it."""
     spec = FeatureSpec(current=(1,), summed=(0,), horizon=10)
     saved = ValueStack([LinearHead(spec, torch.arange(2.0 * SIZE + 1), 0.5)], [2.0])
     save_bundle(tmp_path, saved, **HASHES)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    del manifest["heads"][0]["spec"]["stop_ids"]
+    del manifest["heads"][0]["spec"][added]
+    manifest["format_version"] = 2
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     hidden = {layer: torch.randn(2, 5, SIZE) for layer in (0, 1)}
     assert torch.equal(load_bundle(tmp_path, **HASHES).values(hidden), saved.values(hidden))
@@ -68,7 +70,7 @@ def test_a_damaged_bundle_says_so(tmp_path):
     tensors.unlink()
     with pytest.raises(ValueError, match="safetensors is missing"):
         load_bundle(tmp_path, **HASHES)
-    for text in ("{", "[]", json.dumps(json.loads(manifest.read_text()) | {"format_version": 3})):
+    for text in ("{", "[]", json.dumps(json.loads(manifest.read_text()) | {"format_version": 4})):
         manifest.write_text(text)
         with pytest.raises(ValueError, match="manifest"):
             load_bundle(tmp_path, **HASHES)

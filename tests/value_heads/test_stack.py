@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from value_heads import FeatureSpec, LinearHead, MLPHead, ValueStack, features
 from value_heads.features import TOKENS
+from value_heads.heads import with_ended
 
 SIZE = 4
 SPECS = (
@@ -16,6 +17,7 @@ SPECS = (
     FeatureSpec(current=(2, 3), averaged=(3,), position=False, horizon=32),
     FeatureSpec(summed=(2,), decayed=((3, 0.9),), horizon=20),
     FeatureSpec(current=(3,), counted=(1, 5), stop_ids=(7,), position=False, horizon=16),
+    FeatureSpec(current=(3,), summed=(2,), counted=(1, 6), stop_ids=(7,), ended=True, horizon=24),
 )
 
 
@@ -55,6 +57,29 @@ def test_folded_equals_the_sum(chosen, betas, seed):
     expected = plain_sum(heads, betas, hidden)
     torch.testing.assert_close(stack.values(hidden), expected, atol=1e-4, rtol=1e-4)
     assert len(stack.terms()) == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), position=st.booleans())
+def test_a_finished_response_has_the_value_function_for_finished_ones(seed, position):
+    spec = FeatureSpec(current=(2,), averaged=(3,), counted=(1, 5), stop_ids=(4, 7), position=position, horizon=16)
+    generator = torch.Generator().manual_seed(seed)
+    head, ended = linear(spec, generator), linear(spec, generator)
+    both, hidden = with_ended(head, ended), random_hidden(5, 6, generator)
+    own, of_finished = (part(features(spec, hidden)) for part in (head, ended))
+    finished = torch.isin(hidden[TOKENS], torch.tensor(spec.stop_ids))
+    values = both(features(both.spec, hidden))
+    torch.testing.assert_close(values, torch.where(finished, of_finished, own), atol=1e-4, rtol=1e-4)
+
+
+def test_a_value_function_for_finished_responses_takes_stop_ids():
+    generator = torch.Generator().manual_seed(0)
+    plain, other = linear(SPECS[0], generator), linear(SPECS[3], generator)
+    for head, ended in ((plain, plain), (other, plain), (with_ended(other, other), with_ended(other, other))):
+        with pytest.raises(ValueError, match="finished responses"):
+            with_ended(head, ended)
+    with pytest.raises(ValueError, match="stop_ids"):
+        FeatureSpec(current=(2,), ended=True)
 
 
 class CountProducts(torch.overrides.TorchFunctionMode):

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 from torch.nn.utils.rnn import pad_sequence
 
 from training.iro.config import BLOCK_PRIORS, AlignConfig, block_scales
@@ -17,8 +18,8 @@ from training.iro.data import AlignError
 from training.iro.prefixes import STRIDE, Prefixes, places_of
 from training.iro.rollouts import PREFIXES, Source, completions_of
 from value_heads import FeatureSpec, ValueStack, fit_mlp, mlp_fit
-from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns, pools
-from value_heads.heads import Head, feature_places
+from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns, pools, score
+from value_heads.heads import Head, LinearHead, feature_places, with_ended
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,11 +96,23 @@ class Graded:
         target_N = self.rewards_R[self.row_N]
         if head is not None:
             with torch.no_grad():
-                target_N = self._returns(head(features_NF), return_lambda)
+                target_N = self._returns(head(self.features(head.spec)), return_lambda)
         compared = pools(self.lengths_R, self.prompt_R, self.weights_R, STRIDE)
         first_R = torch.searchsorted(self.row_N, torch.arange(len(self.tokens)))
         place = first_R[compared.rows] + (compared.t + STRIDE - 1) // STRIDE - 1
         return Rows(features_NF[place], target_N[place].float(), compared.weights.float(), compared.groups)
+
+    def finished(self, spec: FeatureSpec) -> Tensor:
+        """Places of the completions that end with a stop id."""
+        last = torch.tensor([tokens[-1] for tokens in self.tokens])
+        return torch.isin(last, torch.tensor(spec.stop_ids)).nonzero()[:, 0]
+
+    def finished_rows(self, spec: FeatureSpec) -> Rows:
+        """Finished completions at their last token, which a search compares with each other at its end."""
+        finished = self.finished(spec)
+        place = torch.searchsorted(self.row_N, finished, right=True) - 1
+        rewards, weights, prompts = (values[finished] for values in (self.rewards_R, self.weights_R, self.prompt_R))
+        return Rows(self.features(spec)[place], rewards.float(), weights.float(), prompts)
 
     def _returns(self, values_N: Tensor, return_lambda: float) -> Tensor:
         """G_t(lambda) at each prefix, from the values of the later ones, which are ``STRIDE`` tokens apart."""
@@ -117,7 +130,8 @@ class FitSource(Source, Protocol):
 
 @dataclass
 class Shards(Sequence[Rows]):
-    """Shards of rollouts as rows for a fit, read from disk one at a time. ``head``: for targets G_t(lambda)."""
+    """Shards of rollouts as rows for a fit, read from disk one at a time. ``head``: for targets G_t(lambda).
+    ``finished``: rows of finished completions alone, at their last token."""
 
     source: FitSource
     names: Sequence[tuple[str, str]]  # checkpoints of rollouts and of rewards
@@ -125,6 +139,7 @@ class Shards(Sequence[Rows]):
     spec: FeatureSpec | None = None  # needed for rows, not for `graded`
     head: Head | None = None
     return_lambda: float = 1.0
+    finished: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,15 +151,17 @@ class Shards(Sequence[Rows]):
     def __getitem__(self, index: int | slice) -> Rows | Sequence[Rows]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        return self._rows(self.graded(index))
+
+    def _rows(self, graded: Graded) -> Rows:
         assert self.spec is not None
-        return self.graded(index).rows(self.spec, self.head, self.return_lambda)
+        if self.finished:
+            return graded.finished_rows(self.spec)
+        return graded.rows(self.spec, self.head, self.return_lambda)
 
     def __iter__(self) -> Iterator[Rows]:
         """All rows, in batches that may be smaller than a shard."""
-        assert self.spec is not None
-        for index in range(len(self)):
-            for part in self.graded(index).parts():
-                yield part.rows(self.spec, self.head, self.return_lambda)
+        return (self._rows(part) for index in range(len(self)) for part in self.graded(index).parts())
 
     def completions(self) -> Iterator[list[int]]:
         """Tokens of the graded completions."""
@@ -187,11 +204,13 @@ def check_finite(spec: FeatureSpec, features_NF: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Fitted:
-    """``judged``: fitted without the held-out prompts, so that diagnostics on them are honest."""
+    """``judged``: fitted without the held-out prompts, so that diagnostics on them are honest. ``ended_setting``: that
+    of finished completions' own value function, None where held-out prompts did not prefer one."""
 
     head: Head
     judged: Head
     setting: float
+    ended_setting: float | None = None
 
 
 def fit_head(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards, seed: int) -> Fitted:
@@ -216,13 +235,49 @@ def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards,
             on_batch=train.source.stop_if_asked,
         )
         return Fitted(mlp.head, mlp.head, mlp.chosen)
-    # With the strength chosen, held-out prompts are worth more as data.
     if config.loss == "bce":
         rows, heldout_rows = list(train), list(heldout)  # in memory: L-BFGS reads them hundreds of times
         chosen = fit_logistic(spec, rows, heldout_rows)
         refit = fit_logistic(spec, [*rows, *heldout_rows], alphas=[chosen.chosen])
-    else:
-        ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec), block_priors=BLOCK_PRIORS)
-        chosen = ridge(train, heldout)
-        refit = ridge(replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
-    return Fitted(refit.head, chosen.head, chosen.chosen)
+        return Fitted(refit.head, chosen.head, chosen.chosen)
+    prefixes = _fit_ridge(spec, train, heldout)
+    if not spec.stop_ids or not _finished_vary(train, spec):
+        return Fitted(prefixes.head, prefixes.judged, prefixes.alpha)
+    finished_heldout = replace(heldout, finished=True)
+    ended = _fit_ridge(spec, replace(train, finished=True), finished_heldout)
+    if _correlation(ended.judged, finished_heldout) <= _correlation(prefixes.judged, finished_heldout):
+        return Fitted(prefixes.head, prefixes.judged, prefixes.alpha)
+    head, judged = with_ended(prefixes.head, ended.head), with_ended(prefixes.judged, ended.judged)
+    return Fitted(head, judged, prefixes.alpha, ended.alpha)
+
+
+class Ridge(NamedTuple):
+    """``head``: of all prompts, ``judged``: of those not held out, which chose ``alpha``."""
+
+    head: LinearHead
+    judged: LinearHead
+    alpha: float
+
+
+def _fit_ridge(spec: FeatureSpec, train: Shards, heldout: Shards) -> Ridge:
+    ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec), block_priors=BLOCK_PRIORS)
+    chosen = ridge(train, heldout)
+    # With the strength chosen, held-out prompts are worth more as data.
+    refit = ridge(replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
+    assert isinstance(refit.head, LinearHead) and isinstance(chosen.head, LinearHead)
+    return Ridge(refit.head, chosen.head, chosen.chosen)
+
+
+def _finished_vary(shards: Shards, spec: FeatureSpec) -> bool:
+    """Whether the rewards of some prompt's finished completions differ."""
+    for graded in map(shards.graded, range(len(shards))):
+        finished = graded.finished(spec)
+        pairs = torch.stack([graded.prompt_R[finished].double(), graded.rewards_R[finished].double()], 1)
+        if len(pairs.unique(dim=0)) > len(pairs[:, 0].unique()):
+            return True
+    return False
+
+
+def _correlation(head: Head, shards: Shards) -> float:
+    """Within prompts; 0 where nothing varies."""
+    return score(head, shards, "correlation", mse_loss)

@@ -60,11 +60,15 @@ class HeadLearner:
         judged = _push(before, fitted.judged)
 
         def new(graded: Graded) -> Tensor:
-            values_N = fitted.judged(graded.features(spec))
+            values_N = fitted.judged(graded.features(fitted.judged.spec))
             return values_N.sigmoid() if self.config.loss == "bce" else values_N
 
         report = diagnose(heldout, new, lambda graded: graded.values(judged))
-        return Learned(_push(before, fitted.head), judged, {"setting": fitted.setting} | report)
+        return Learned(
+            _push(before, fitted.head),
+            judged,
+            {"setting": fitted.setting, "ended_setting": fitted.ended_setting} | report,
+        )
 
     def _counted(self, *parts: Shards) -> tuple[int, ...]:
         """The commonest tokens of this iteration's rollouts: what guidance favours shifts from one to the next."""

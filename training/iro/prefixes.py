@@ -48,7 +48,7 @@ def prefix_table(spec: FeatureSpec, hidden: Sequence[Mapping[int, Tensor]]) -> D
 
 def _columns(spec: FeatureSpec) -> dict[str, Block]:
     """What is stored, by the column's name; a mean is its sum divided by the prefix's length."""
-    blocks = [block for block in spec.blocks if block.reads_states and block.layer != TOKENS]
+    blocks = [block for block in spec.blocks if block.reads_states and block.layer != TOKENS and not block.ended]
     sums = [Block("sum", block.layer, block.decay) for block in blocks if block.kind != "current"]
     stored = dict.fromkeys([*(block for block in blocks if block.kind == "current"), *sums])
     return {f"{block.kind}_{block.layer}_{block.decay:g}": block for block in stored}

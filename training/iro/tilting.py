@@ -1,7 +1,8 @@
 """Whether an alignment job's model is tilted, and the rows that it is served with.
 
 Held-out prompts of an iteration choose among tilts (``tilt_rows``) at one row; then validation prompts decide whether
-one row, a quarter of the search's rows, or all of them are served. Later iterations draw their rollouts from the tilted
+one row, a quarter of the search's rows, or all of them are served, and whether values steer the search or pick among
+whole samples. Later iterations draw their rollouts from the tilted
 policy q, fit what is to be added to its tilt, and values of q. Reconstruction: the paper searches alone.
 """
 
@@ -114,7 +115,7 @@ class Tilting:
         validated = {
             name: search
             if search is not None and params == self.config.search
-            else self.validation.validate(f"{self.prefix}serve-{params.rows}", prompts, params, stack, name)
+            else self.validation.validate(f"{self.prefix}serve-{step_name(params)}", prompts, params, stack, name)
             for name, params in by_name.items()
         }
         outside = {name: departures(frozen, valid.rows) for name, valid in validated.items()}
@@ -147,7 +148,7 @@ def price(name: str, params: SearchParams, valid: Validated, outside: list[JsonO
         "perplexity": perplexity(valid.rows),
         "kl": kl,
         "over_optimization": outside,
-        "search": params.model_dump(exclude_none=True),
+        "search": params.model_dump(exclude_none=True) | {"chunk_length": params.chunk_length},
     }
 
 
@@ -220,18 +221,26 @@ def best_trial(trials: Sequence[Trial], base: Trial, most_perplexity: float) -> 
 
 
 def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
-    """By name, what a model may be served with, the cheapest first. With a tilt no more rows than ``max_rows``."""
+    """By name, what a model may be served with, the cheapest first; of as many rows as the search, values steer it or
+    pick among whole samples. With a tilt no more rows than ``max_rows``."""
     full = config.search
+    samples = full.model_copy(update={"beam_width": 1, "num_successors": full.rows, "chunk_length": None})
     if not tilted:
-        return {"search": full}
+        return {"search": full, "samples": samples}
     quarter = {"beam_width": 1, "num_successors": max(2, full.rows // 4), "strength": 1.0}
     by_name = {
         "tilt": SearchParams(strength=1.0),
         "tilt and a quarter of the rows": full.model_copy(update=quarter),
         "tilt and search": full.model_copy(update={"strength": 1.0}),
+        "tilt and samples": samples.model_copy(update={"strength": 1.0}),
         "search": full,
     }
     return {name: params for name, params in by_name.items() if params.rows <= config.max_rows}
+
+
+def step_name(params: SearchParams) -> str:
+    """Of the step of a run that validates it."""
+    return f"{params.rows}" if params.chunk_length is not None or params.rows == 1 else f"samples-{params.rows}"
 
 
 def best_way(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,19 @@ from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from tests.toy import END, VOCABULARY, ToyEngine, enumerate_completions
+from tests.training.iro.toy_job import MAX_TOKENS as TOY_TOKENS
+from tests.training.iro.toy_job import job, toy_config
 from training.iro.config import BLOCK_PRIORS, block_scales, default_feature_spec
-from value_heads import FeatureSpec, ValueStack, features, fit_logistic, fit_mlp, fit_ridge, response_rows
+from value_heads import (
+    FeatureSpec,
+    ValueStack,
+    features,
+    fit_logistic,
+    fit_mlp,
+    fit_ridge,
+    load_bundle,
+    response_rows,
+)
 from value_heads.features import TOKENS
 from value_heads.fit import Rows
 from value_heads.heads import Head
@@ -108,3 +120,27 @@ async def test_a_search_stops_in_time_as_often_as_the_best_of_as_many_samples(st
     chance = 1 - (1 - float(stopping.weights_R @ stopping.rewards_R.double())) ** params.num_successors
     assert 0.3 < chance < 0.95
     assert in_time / searches > chance - 3 * math.sqrt(chance * (1 - chance) / searches)
+
+
+def test_finished_completions_have_values_of_their_own(tmp_path: Path) -> None:
+    """Where ones count for a finished completion and against one that is cut off, their values rank both."""
+    grader = "def grade(sample, item):\n    text = sample['output_text']\n"
+    grader += f"    return text.count('1') * (1 if len(text) < {TOY_TOKENS} else -1)\n"
+    spec = FeatureSpec(summed=(0,), stop_ids=(END,), position=False, horizon=TOY_TOKENS)
+    changes = {
+        "grader": {"type": "python", "source": grader, "workers": 1},
+        "feature_spec": spec,
+        "iterations": 1,
+        "rollouts_per_prompt": 16,
+    }
+    job().execute(toy_config(tmp_path).model_copy(update=changes), tmp_path / "run")
+    stack = load_bundle(tmp_path / "run/iterations/1", model_hash="toy-hash", template_hash="toy-template")
+    assert isinstance(stack, ValueStack)
+
+    def value(*tokens: int) -> float:
+        tokens_RL = torch.tensor([tokens])
+        one_hot = torch.nn.functional.one_hot(tokens_RL, VOCABULARY).float()
+        return float(stack.values({0: one_hot, TOKENS: tokens_RL})[0, -1])
+
+    assert value(1, 1, 0, END) > value(1, 0, 0, END) + 0.2 > value(0, 2, 0, END) + 0.4
+    assert value(1, 1, 1, 0, 1) < value(1, 0, 2, 0, 0) - 0.2

@@ -123,9 +123,11 @@ def config_in(folder: Path, pairings: int = 1, **options: object) -> AlignConfig
     )
 
 
-def test_without_a_tilt_the_search_is_served(tmp_path: Path) -> None:
+def test_without_a_tilt_values_steer_a_search_or_pick_among_samples(tmp_path: Path) -> None:
     config = config_in(tmp_path, max_rows=1)
-    assert searches(config, tilted=False) == {"search": config.search}
+    untilted = searches(config, tilted=False)
+    assert untilted["search"] == config.search and untilted["samples"].rows == config.search.rows
+    assert untilted["samples"].beam_width == 1 and untilted["samples"].chunk_length is None
     assert [params.rows for params in searches(config, tilted=True).values()] == [1]
 
 
@@ -136,14 +138,14 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     events: list[RunEvent] = []
     result = JOB.execute(config, tmp_path / "run", on_event=events.append)
     rows = [price["rows"] for price in result["prices"]]
-    assert rows in ([1, 2, 4, 4], [4])  # with a tilt, and without
+    assert rows in ([1, 2, 4, 4, 4], [4, 4])  # with a tilt, and without
     (trials,) = (event["data"]["tilts"] for event in events if "tilts" in event["data"])
     assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])
-    assert sum(trial["chosen"] for trial in trials) == (len(rows) == 4)
+    assert sum(trial["chosen"] for trial in trials) == (len(rows) == 5)
     info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
     hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}
     stack = load_bundle(Path(result["best_checkpoint"]), **hashes)
-    assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 4)
+    assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 5)
     for name in ("tilts.pt", "serve-report.pt"):
         (tmp_path / "run" / "checkpoints" / name).unlink(missing_ok=True)
     assert comparable(JOB.execute(config, tmp_path / "run")) == comparable(result)
