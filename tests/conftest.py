@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import httpx
 import pytest
@@ -40,6 +41,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if config.getoption("--count-skips") and (skipped := len(terminalreporter.stats.get("skipped", []))):
         allowed = int(config.getini("allowed_skips"))
         terminalreporter.section(f"{skipped} tests were skipped; pyproject.toml allows {allowed}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_databases: runs on each kind of database every time")
+
+
+@pytest.hookimpl(wrapper=True)  # before slow tests are selected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """A test that takes a database of each kind runs on one of them, half of these tests on each; on the other it is a
+    slow test."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        kind = parameters.get("database_url") or parameters.get("served")
+        if kind in DATABASES and not item.get_closest_marker("both_databases"):
+            name = item.nodeid.replace(kind, "")
+            if DATABASES[crc32(name.encode()) % len(DATABASES)] != kind:
+                item.add_marker(pytest.mark.slow(3))
+    return (yield)
 
 
 @pytest.hookimpl(trylast=True)
@@ -106,5 +125,5 @@ def new_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest, new_database: Callable[[str], str]) -> str:
-    """An empty database: the test runs once on each kind."""
+    """An empty database; see ``pytest_collection_modifyitems`` for its kind."""
     return new_database(request.param)

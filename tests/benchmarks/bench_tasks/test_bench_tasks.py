@@ -28,6 +28,7 @@ FIELDS = {
     *("reward_calls", "finished", "length", "rewards", "judges", "texts"),
 }
 PROMPTS = PRESETS["smoke"]["heldout_prompts"]
+whole_run = pytest.mark.slow(60)  # the first of them takes that long: all methods on the real model
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,7 @@ def test_the_configuration_knows_every_method() -> None:
     assert tuple(METHODS) == METHOD_NAMES
 
 
+@whole_run
 def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: dict[str, Any]) -> None:
     assert [(row["method"], row["rows"]) for row in result["rows"]] == [
         ("base", 1),
@@ -68,6 +70,7 @@ def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: di
         assert 1 <= row["length"] <= 8 and row["base_tokens"] <= 8 * row["rows"] * candidates
 
 
+@whole_run
 def test_methods_of_a_seed_share_their_samples(result: dict[str, Any]) -> None:
     rows = {row["method"]: row for row in result["rows"]}  # of two rows, where a method takes both
     assert rows["best_of_n"]["reward"] >= rows["base"]["reward"]  # the first of its samples is the base's
@@ -77,6 +80,7 @@ def test_methods_of_a_seed_share_their_samples(result: dict[str, Any]) -> None:
     assert 1 <= rows["best_of_n"]["reward_calls"] <= 2
 
 
+@whole_run
 def test_training_is_counted_apart(result: dict[str, Any]) -> None:
     (training,) = result["training"]
     assert (training["task"], training["seed"]) == ("keywords", 0)
@@ -84,6 +88,7 @@ def test_training_is_counted_apart(result: dict[str, Any]) -> None:
     assert training["base_tokens"] >= training["reward_calls"]
 
 
+@whole_run
 def test_each_job_says_whether_it_improved_and_how_it_is_served(result: dict[str, Any], folder: Path) -> None:
     for job in result["jobs"]:
         align = json.loads((folder / "pieces" / f"{job['task']}-{job['seed']}" / "align" / "result.json").read_text())
@@ -94,6 +99,7 @@ def test_each_job_says_whether_it_improved_and_how_it_is_served(result: dict[str
     assert len(result["jobs"]) == sum(row.get("trained", False) for row in result["training"])
 
 
+@whole_run
 def test_preferences_are_the_best_and_worst_rollouts_of_the_job(result: dict[str, Any], folder: Path) -> None:
     graded = list(graded_rollouts(folder / "pieces/keywords-0/align", [Prompt(i, (i,), {}) for i in range(6)]))
     assert sorted(prompt_ids for prompt_ids, _ in graded) == [[i] for i in range(6)]
@@ -107,6 +113,7 @@ def test_preferences_are_the_best_and_worst_rollouts_of_the_job(result: dict[str
         assert (pair["rejected_ids"], min(rewards)) in group.rollouts
 
 
+@whole_run
 def test_what_strengths_were_tried_is_told_and_counted(result: dict[str, Any]) -> None:
     assert [row["method"] for row in result["tuning"]] == ["args", "vas", "smc"]
     for row in result["tuning"]:
@@ -120,6 +127,7 @@ def test_what_strengths_were_tried_is_told_and_counted(result: dict[str, Any]) -
     assert lines["| vas", "1"].endswith(f"| {job['reward_calls'] + 4} |")
 
 
+@whole_run
 def test_a_tilt_at_other_strengths_is_measured_beside_the_rows(result: dict[str, Any]) -> None:
     none, job, strong = result["tilts"]
     base, iro = (next(row for row in result["rows"] if row["method"] == method) for method in ("base", "iro"))

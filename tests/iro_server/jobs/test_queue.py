@@ -13,6 +13,8 @@ from iro_server.settings import Settings
 from iro_server.store.database import open_database
 from iro_server.store.tables import Event, Job
 
+pytestmark = pytest.mark.both_databases
+
 TAKERS, JOBS = 8, 40
 
 

@@ -19,6 +19,8 @@ from iro_server.store import upgrade
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Base, File, Job, Model
 
+pytestmark = pytest.mark.both_databases
+
 # A database as the first version made it, before projects, hashes and attempts, and before migrations.
 FIRST = """
 CREATE TABLE files (seq {serial}, id VARCHAR NOT NULL UNIQUE, created_at INTEGER NOT NULL, filename VARCHAR NOT NULL,

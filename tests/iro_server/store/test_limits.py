@@ -10,6 +10,8 @@ from iro_server.settings import Settings
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Event, File, Job, Upload
 
+pytestmark = pytest.mark.both_databases
+
 MANY = 3 * 2**30  # more than a signed integer of 32 bits
 JOB = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "config": {}}
 

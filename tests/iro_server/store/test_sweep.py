@@ -11,6 +11,8 @@ from iro_server.store import tables as t
 from iro_server.store.database import open_database
 from iro_server.store.sweep import UNKNOWN, sweep
 
+pytestmark = pytest.mark.both_databases
+
 HOUR = 3600
 
 

@@ -122,6 +122,7 @@ def test_exploration_leaves_the_ctc_head_and_supervision_the_cpc_head(speech: Pa
     assert changed == {"encoder", "ctc"}
 
 
+@pytest.mark.slow(20)
 def test_words_of_tones_are_learnt(speech: Path) -> None:
     training = started(speech, "bl_just", SCHEDULE._replace(epochs=25, lr=1e-2, gamma_step=0.01, gamma_cap=0.1))
     first = training.run_pass()["unsupervised"]
@@ -155,6 +156,7 @@ def config(speech: Path, **changes: Any) -> dict[str, Any]:
     return files | small | {"exploration_passes": 1} | changes
 
 
+@pytest.mark.slow(20)  # as test_a_resumed_training_ends_at_the_same_bits, by whole runs
 def test_a_run_that_is_stopped_goes_on_to_the_same_result(speech: Path, tmp_path: Path) -> None:
     stop = iter([False] * 9 + [True])
     with pytest.raises(Cancelled):
