@@ -74,6 +74,7 @@ class Alignment:
         self.betas: list[float] = []
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
         self.most_perplexity: float | None = None  # of a tilted model's text
+        self.further_trials: dict[int, int] = {}  # of tilts, by step
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
         self.served: dict[int, Served] = {}  # likewise
         self.tilts = config.tilt == "auto" and bool(executor.steers) and self.learner.spec is not None
@@ -125,6 +126,7 @@ class Alignment:
             return None if search is None else Served(guided(self.config), search, [])
         tilting = self.tilting(step, collected.train)
         self.tilt = tilting.choose(part.heldout, self.stack)
+        self.further_trials[step] = tilting.further_trials
         self.run.planned_steps = self.planned_steps()  # whether later steps draw from a tilted policy is known now
         self.most_perplexity = tilting.most_perplexity
         for shard in [*collected.train, *collected.heldout]:
@@ -155,7 +157,7 @@ class Alignment:
             if tries_betas(self.config, 1 if self.tilt else step):
                 total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
             if self.draws(step):
-                trials = 1 + num_trials(self.executor.steers)
+                trials = 1 + num_trials(self.executor.steers) + self.further_trials.get(step, 0)
                 total += trials * len(self.shards_of(part.heldout)) + 3
                 total += validation * (len(searches(self.config, tilted=True)) - 1 - (step > 1)) * self.validates(step)
         return total

@@ -55,6 +55,7 @@ class Tilting:
         self.config, self.run, self.validation, self.data = config, run, validation, data
         self.iteration = step
         self.prefix, self.most_perplexity = "" if step == 1 else f"{step}-", most_perplexity
+        self.further_trials = 0  # beside those of ``TRIALS``
         if not data.model.info.drift:
             validation.rescore = data.frozen_logprob
 
@@ -71,23 +72,25 @@ class Tilting:
         stop_ids = tuple(sorted(self.data.model.info.eos_ids))
         tilts = {kind: Tilt(**parts, ignored=self.data.ignored, stop_ids=stop_ids) for kind, parts in tensors.items()}
         before = [policy] if policy else []
-        scaled = {
-            (kind, strength): fold_tilts([*before, tilts[kind]], [*(1.0 for _ in before), strength])
-            for kind, strengths in TRIALS.items()
-            if kind in tilts
-            for strength in strengths
-        }
+
+        def scaled(kind: str, strength: float) -> Tilt:
+            return fold_tilts([*before, tilts[kind]], [*(1.0 for _ in before), strength])
+
+        def tried(kind: str, strength: float) -> Trial:
+            return self.trial(kind, strength, heldout, stack.with_tilt(scaled(kind, strength)))
+
         base = self.trial("none", 0.0, heldout, stack.with_tilt(policy))
         if self.most_perplexity is None:
             self.most_perplexity = MOST_PERPLEXITY * perplexity(base.rows)
-        trials = [
-            self.trial(kind, strength, heldout, stack.with_tilt(tilt)) for (kind, strength), tilt in scaled.items()
-        ]
+        trials = [tried(kind, strength) for kind in TRIALS if kind in tilts for strength in TRIALS[kind]]
+        if weaker := weaker_trial(trials, self.most_perplexity):
+            trials.append(tried(*weaker))
+            self.further_trials = 1
         best = best_trial(trials, base, self.most_perplexity)
         report = trial_report(base, trials, best)
         data = {"step": self.iteration, "tilts": [trial_data(trial, best) for trial in [base, *trials]]}
         self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", report, data))
-        return scaled[best.kind, best.strength] if best else policy
+        return scaled(best.kind, best.strength) if best else policy
 
     def trial(self, kind: str, strength: float, prompts: Sequence[Prompt], stack: Stack) -> Trial:
         """The same seeds for every tilt."""
@@ -205,6 +208,16 @@ class Trial:
 def perplexity(rows: Sequence[JsonObject]) -> float:
     """Of the completions under the frozen model."""
     return math.exp(-sum(row["logprob"] for row in rows) / max(1.0, sum(row["tokens"] for row in rows)))
+
+
+def weaker_trial(trials: Sequence[Trial], most_perplexity: float) -> tuple[str, float] | None:
+    """Kind, and strength halfway from that of the trial of the highest reward down to the next weaker one of its kind.
+    None where its text is likely enough."""
+    best = max(trials, key=lambda trial: mean_and_error(trial.rewards)[0])
+    if perplexity(best.rows) <= most_perplexity:
+        return None
+    weaker = [trial.strength for trial in trials if trial.kind == best.kind and trial.strength < best.strength]
+    return best.kind, (best.strength + max(weaker, default=0.0)) / 2
 
 
 def best_trial(trials: Sequence[Trial], base: Trial, most_perplexity: float) -> Trial | None:

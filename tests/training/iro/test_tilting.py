@@ -16,15 +16,24 @@ from tests.training.iro.test_loop import comparable
 from training.iro.config import AlignConfig
 from training.iro.job import JOB
 from training.iro.over_optimization import departures, measures
-from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, best_way, cheapest, perplexity, searches
+from training.iro.tilting import (
+    MOST_PERPLEXITY,
+    Trial,
+    best_trial,
+    best_way,
+    cheapest,
+    perplexity,
+    searches,
+    weaker_trial,
+)
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
 
 
-def trial(kind: str, rewards: list[float], logprob: float = -30.0) -> Trial:
+def trial(kind: str, rewards: list[float], logprob: float = -30.0, strength: float = 1.0) -> Trial:
     rows = [{"mean": reward, "logprob": logprob, "tokens": 10.0} for reward in rewards]
-    return Trial(kind, 1.0, rows)
+    return Trial(kind, strength, rows)
 
 
 BASE = trial("none", [0.0, 0.2, 0.1, 0.3])
@@ -46,6 +55,17 @@ def test_a_tilt_whose_text_is_unlikely_is_not_kept() -> None:
     likely, unlikely = trial("words", [0.5, 0.7, 0.6, 0.8], -30.3), trial("states", [0.9] * 4, -32.5)
     assert best_trial([likely, unlikely], BASE, MOST) is likely
     assert best_trial([unlikely], BASE, MOST) is None
+
+
+@pytest.mark.parametrize(
+    ("logprob", "weaker_strengths", "expected"),
+    [(-30.3, [0.5], None), (-32.5, [0.5], ("states", 0.75)), (-32.5, [], ("states", 0.5))],
+)
+def test_the_tilt_of_the_highest_reward_is_tried_weaker_where_its_text_is_unlikely(
+    logprob: float, weaker_strengths: list[float], expected: tuple[str, float] | None
+) -> None:
+    likely = [trial("words", [0.5] * 4), *(trial("states", [0.6] * 4, strength=s) for s in weaker_strengths)]
+    assert weaker_trial([*likely, trial("states", [0.9] * 4, logprob)], MOST) == expected
 
 
 def test_a_tilt_that_is_not_surely_better_is_not_kept() -> None:
