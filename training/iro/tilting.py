@@ -28,6 +28,7 @@ from value_heads.tilt import Tilt, TiltPart, fold_tilts
 
 TRIAL_SAMPLES = 4  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
+WRITING = ("perplexity", "distinct_2")  # measures whose departure keeps a way of serving from being chosen
 MOST_PERPLEXITY = 1.1  # times the frozen model's own: a tilt whose text is less likely is not taken
 
 
@@ -133,7 +134,8 @@ class Tilting:
 @dataclass(frozen=True)
 class Served:
     """``prices``: of each way to serve the model, its rows, and reward, perplexity, KL and departures from the frozen
-    model's text on validation prompts. One that departs is served only where no other is above the frozen model."""
+    model's text on validation prompts. One that departs by more than its length is served only where no other is above
+    the frozen model."""
 
     params: SearchParams
     validated: Validated
@@ -264,10 +266,12 @@ def best_way(
 ) -> str:
     """The cheapest of the ways to serve a model that are above the frozen model and write like it, else of all.
 
+    A grader may want other lengths: only perplexity and distinct-2 count as writing.
     ``frozen``, ``ways``: rows of ``Validation`` on the same prompts. ``outside``: each way's ``departures``. ``rows``:
     that each way decodes at once.
     """
-    usual = [name for name, valid in ways.items() if not outside[name] and rises(frozen, valid)]
+    unlike = {name for name, parts in outside.items() if any(part["measure"] in WRITING for part in parts or [])}
+    usual = [name for name, valid in ways.items() if name not in unlike and rises(frozen, valid)]
     return cheapest({name: [row["value_pick"] for row in ways[name]] for name in usual or ways}, rows)
 
 

@@ -80,6 +80,7 @@ def test_one_row_is_served_where_more_are_not_surely_better() -> None:
 
 def test_a_way_that_writes_unlike_the_frozen_model_is_served_only_where_no_other_is_better() -> None:
     usual, repeated = measures(list(range(10)), -30.0), measures([7] * 10, -30.0)
+    longer = measures(list(range(20)), -60.0)
     texts = [measures(list(range(10)), -25.0 - i / 10) for i in range(100)]
     frozen = [{"mean": 0.1 * i, "value_pick": 0.1 * i, "completions": texts, "picks": texts[:1]} for i in range(4)]
 
@@ -94,6 +95,8 @@ def test_a_way_that_writes_unlike_the_frozen_model_is_served_only_where_no_other
     assert best({"tilt": way(1.0, usual), "search": way(2.0, usual)}) == "search"
     assert best({"tilt": way(1.0, usual), "search": way(2.0, repeated)}) == "tilt"
     assert best({"tilt": way(-1.0, usual), "search": way(2.0, repeated)}) == "search"
+    assert [part["measure"] for part in departures(frozen, way(2.0, longer)) or []] == ["length"]
+    assert best({"tilt": way(1.0, usual), "search": way(2.0, longer)}) == "search"
 
 
 def config_in(folder: Path, pairings: int = 1, **options: object) -> AlignConfig:
