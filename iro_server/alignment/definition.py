@@ -158,8 +158,8 @@ class AlignmentOptions(BaseModel):
         ge=1,
         le=65_536,
         description="Maximum rows W·K that the aligned model is served with. A model with a tilt is served with the "
-        "fewest rows, of 1, a quarter of W·K and W·K, whose validation reward the best does not surely exceed. At W·K "
-        "rows, values steer a search or pick among whole samples, whichever validation prefers.",
+        "fewest rows, of 1, a quarter of W·K and W·K, whose validation reward the best does not surely exceed. With "
+        "more rows than one, values steer a search or pick among whole samples, whichever validation prefers.",
     )
     early_stop: bool = Field(
         True, description="Stop at the first validation whose reward does not exceed all earlier ones."

@@ -236,8 +236,8 @@ def best_trial(trials: Sequence[Trial], base: Trial, most_perplexity: float) -> 
 
 
 def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
-    """By name, what a model may be served with, the cheapest first; of as many rows as the search, values steer it or
-    pick among whole samples. With a tilt no more rows than ``max_rows``."""
+    """By name, what a model may be served with, the cheapest first; of as many rows, values steer a search or pick among
+    whole samples. With a tilt no more rows than ``max_rows``."""
     full = config.search
     samples = full.model_copy(update={"beam_width": 1, "num_successors": full.rows, "chunk_length": None})
     if not tilted:
@@ -246,6 +246,7 @@ def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
     by_name = {
         "tilt": SearchParams(strength=1.0),
         "tilt and a quarter of the rows": full.model_copy(update=quarter),
+        "tilt and a quarter of the samples": samples.model_copy(update=quarter),
         "tilt and search": full.model_copy(update={"strength": 1.0}),
         "tilt and samples": samples.model_copy(update={"strength": 1.0}),
         "search": full,
