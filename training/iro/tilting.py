@@ -236,7 +236,7 @@ def best_trial(trials: Sequence[Trial], base: Trial, most_perplexity: float) -> 
 
 
 def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
-    """By name, what a model may be served with, the cheapest first; of as many rows, values steer a search or pick among
+    """By name, what a model may be served with, the cheapest first. Values of several rows steer a search or pick among
     whole samples. With a tilt no more rows than ``max_rows``."""
     full = config.search
     samples = full.model_copy(update={"beam_width": 1, "num_successors": full.rows, "chunk_length": None})
