@@ -2,8 +2,8 @@
 
 Writes ``results/<job>/<preset>.json`` from the folder's ``result.json``, as ``record.write`` writes a benchmark's. Of a
 research job it keeps the claims of its paper (``KEPT``), of others all numbers. ``--add`` adds further tasks,
-methods or seeds of ``bench.tasks`` to a file that is there; ``--untimed`` leaves out seconds, where the machine had
-other work to do.
+methods or seeds of ``bench.tasks`` to a file that is there, ``--replace`` first takes out what it has of the run's
+tasks; ``--untimed`` leaves out seconds, where the machine had other work to do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.bench_tasks.merging import merged
+from benchmarks.bench_tasks.merging import merged, without_tasks
 from benchmarks.record import read, write
 from benchmarks.research import bilevel, federated, rl, rl_exact, theory
 from iro_server import JsonObject
@@ -37,9 +37,16 @@ ADDED: dict[str, Callable[[JsonObject, JsonObject], JsonObject]] = {"bench.tasks
 LONG = ("texts",)  # fields of a row that are kept in the run folder alone
 
 
-def record(folder: Path, preset: str, results: Path = Path("results"), add: bool = False, timed: bool = True) -> Path:
-    """The results file of the run in ``folder``; ``add``: with what the file has already. Not ``timed``: rows have no
-    seconds.
+def record(
+    folder: Path,
+    preset: str,
+    results: Path = Path("results"),
+    add: bool = False,
+    timed: bool = True,
+    replace: bool = False,
+) -> Path:
+    """The results file of the run in ``folder``; ``add``: with what the file has already; ``replace``: but of the run's
+    tasks. Not ``timed``: rows have no seconds.
 
     ValueError where the run has not finished, or cannot be added.
     """
@@ -56,10 +63,11 @@ def record(folder: Path, preset: str, results: Path = Path("results"), add: bool
     if not timed:
         numbers = {name: without_seconds(value) for name, value in numbers.items()}
     target = results / str(content["job"]) / f"{preset}.json"
-    if add and target.exists():
+    if (add or replace) and target.exists():
         if content["job"] not in ADDED:
             raise ValueError(f"a run of {content['job']} cannot be added to another")
-        numbers = ADDED[content["job"]](read(target), {"run": run, **numbers})
+        recorded = without_tasks(read(target), content["config"]["tasks"]) if replace else read(target)
+        numbers = ADDED[content["job"]](recorded, {"run": run, **numbers})
         run = numbers.pop("run")
     write(target, run, numbers)
     return target
@@ -87,10 +95,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the run's folder")
     parser.add_argument("--preset", required=True, help="name of the results file")
     parser.add_argument("--add", action="store_true", help="keep what the results file has, and add this run")
+    parser.add_argument("--replace", action="store_true", help="add, in place of what the file has of the run's tasks")
     parser.add_argument("--untimed", action="store_true", help="leave out seconds: the machine had other work to do")
     args = parser.parse_args()
     try:
-        print(record(args.folder, args.preset, add=args.add, timed=not args.untimed))
+        print(record(args.folder, args.preset, add=args.add, timed=not args.untimed, replace=args.replace))
     except ValueError as error:
         raise SystemExit(str(error)) from None
 

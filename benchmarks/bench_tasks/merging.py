@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from benchmarks.bench_tasks.config import BenchTasksConfig
 from benchmarks.bench_tasks.measure import comparisons, intervals
 from iro_server import JsonObject
@@ -28,6 +30,20 @@ def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     config["seed"], config["seeds"] = min(row["seed"] for row in rows), len({row["seed"] for row in rows})
     run = added["run"] | {"config": config, "seeds": sorted({row["seed"] for row in rows}), "parts": parts}
     return added | lists | {"run": run, "intervals": intervals(rows), "comparisons": comparisons(rows)}
+
+
+def without_tasks(recorded: JsonObject, tasks: Collection[str]) -> JsonObject:
+    """A results file without those tasks, such as ones that are measured anew."""
+    lists = {name: [row for row in recorded.get(name, []) if row["task"] not in tasks] for name in LISTS}
+    run = recorded["run"]
+    parts = [of_other_tasks(part, tasks) for part in run.get("parts", [run])]
+    left = of_other_tasks(run, tasks) | {"parts": [part for part in parts if part["config"]["tasks"]]}
+    return recorded | lists | {"run": left}
+
+
+def of_other_tasks(run: JsonObject, tasks: Collection[str]) -> JsonObject:
+    config = run["config"]
+    return run | {"config": config | {"tasks": [task for task in config["tasks"] if task not in tasks]}}
 
 
 def joined(first: list[JsonObject], second: list[JsonObject], name: str) -> list[JsonObject]:

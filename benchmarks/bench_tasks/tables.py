@@ -34,21 +34,22 @@ SHORT = (
     ("base", min, "frozen model"),
     ("best_of_n", max, "best by the grader"),
     ("static_bias", min, "static bias"),
-    ("iro_search", max, "Iro, search alone"),
     ("iro", min, "Iro"),
-    ("iro", max, "Iro"),
+    ("iro", max, "Iro, search by value"),
+    ("iro_samples", max, "Iro, samples picked by value"),
+    ("iro_best_of_n", max, "Iro, samples picked by the grader"),
 )
 
 
 def short(content: JsonObject) -> str:
-    """Rewards of the main methods at the fewest or the most rows, a column a task."""
+    """Rewards of the main methods at the fewest or the most rows, a column a task; empty where one was not run."""
     cells = {(cell["task"], cell["method"], cell["rows"]): cell["reward"] for cell in content["intervals"]}
     tasks = list(dict.fromkeys(task for task, _, _ in cells))
     lines = []
     for method, pick, label in SHORT:
-        rows = [pick(count for task, name, count in cells if (task, name) == (of, method)) for of in tasks]
-        rewards = [interval_text(cells[task, method, count]) for task, count in zip(tasks, rows, strict=True)]
-        lines.append([label, str(rows[0]), *rewards])
+        count = pick(count for _, name, count in cells if name == method)
+        rewards = [cells.get((task, method, count)) for task in tasks]
+        lines.append([label, str(count), *("" if reward is None else interval_text(reward) for reward in rewards)])
     return table(["method", "rows", *tasks], lines)
 
 

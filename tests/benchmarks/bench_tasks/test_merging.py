@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_tasks.measure import comparisons, intervals
-from benchmarks.bench_tasks.merging import LISTS, merged
+from benchmarks.bench_tasks.merging import LISTS, merged, without_tasks
 from benchmarks.bench_tasks.tables import budgets
 from benchmarks.record import read
 from benchmarks.record_run import without_seconds
@@ -46,6 +46,20 @@ def test_the_parts_of_a_run_are_the_run(whole: JsonObject) -> None:
 def test_a_measurement_is_recorded_at_most_once(whole: JsonObject) -> None:
     with pytest.raises(ValueError, match="both runs have rows of keywords, 0, base, 1"):
         merged(whole, part(whole, "keywords"))
+
+
+def test_tasks_that_are_measured_anew_replace_what_was_recorded(whole: JsonObject) -> None:
+    tasks = whole["run"]["config"]["tasks"]
+    again = part(whole, tasks[0])
+    again["rows"] = [row | {"reward": 0.25, "rewards": [0.25] * len(row["rewards"])} for row in again["rows"]]
+    replaced = merged(without_tasks(whole, tasks[:1]), again)
+    of_first = [row for row in replaced["rows"] if row["task"] == tasks[0]]
+    assert len(of_first) == len(again["rows"]) and {row["reward"] for row in of_first} == {0.25}
+    assert [row for row in replaced["rows"] if row["task"] != tasks[0]] == [
+        row for row in whole["rows"] if row["task"] != tasks[0]
+    ]
+    covered = [task for each in replaced["run"]["parts"] for task in each["config"]["tasks"]]
+    assert sorted(covered) == sorted(replaced["run"]["config"]["tasks"]) == sorted(tasks)
 
 
 def test_runs_of_other_sizes_are_not_mixed(whole: JsonObject) -> None:
