@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from iro_server.alignment.definition import MAX_SUCCESSORS
 from iro_server.decoding.base import SearchParams
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
@@ -239,7 +240,8 @@ def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
     """By name, what a model may be served with, the cheapest first. Values of several rows steer a search or pick among
     whole samples. With a tilt no more rows than ``max_rows``."""
     full = config.search
-    samples = full.model_copy(update={"beam_width": 1, "num_successors": full.rows, "chunk_length": None})
+    count = min(full.rows, MAX_SUCCESSORS)
+    samples = full.model_copy(update={"beam_width": 1, "num_successors": count, "chunk_length": None})
     if not tilted:
         return {"search": full, "samples": samples}
     quarter = {"beam_width": 1, "num_successors": max(2, full.rows // 4), "strength": 1.0}
