@@ -12,7 +12,7 @@ from iro_server.alignment.definition import AlignmentOptions
 
 ACTIVATION_BYTES = 2  # half precision
 HELDOUT_SHARE = 0.2  # of an iteration's prompts
-TILT_TRIALS, TRIAL_SAMPLES = 8, 4  # tilts that are tried, none among them, and completions of each held-out prompt
+TILT_TRIALS, TRIAL_SAMPLES = 9, 4  # tilts that are tried, none among them, and completions of each held-out prompt
 BETA_TRIALS = 3
 NumCalls = Callable[[int], int]
 
@@ -76,7 +76,8 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
     rollouts = [Work(size, options.rollouts_per_prompt), *[Work(size, later)] * (options.iterations - 1)]
     if is_tilted:
         choosing = [Work(held_out, TILT_TRIALS * TRIAL_SAMPLES)] * options.iterations
-        ways = [1, max(2, search_rows // 4), search_rows, search_rows]
+        quarter = max(2, search_rows // 4)
+        ways = [1, quarter, quarter, search_rows, search_rows, search_rows]
     else:
         choosing = [Work(held_out, BETA_TRIALS * search_rows)] * (
             options.iterations - 1 if options.betas == "auto" else 0

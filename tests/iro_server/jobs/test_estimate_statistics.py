@@ -113,8 +113,8 @@ def test_the_cost_counts_rollouts_and_validations():
     )
     rollouts, validations = job_work(options, Rows(48))  # 8 of them reserved, 20 an iteration, 4 of these held out
     assert num_completions(rollouts) == 20 * 4 + 20 * 4
-    choosing, baseline, check = 2 * 4 * 8 * 4, 4 * 4, 4 * (4 + 2)
-    assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 2 + 2 + 2)
+    choosing, baseline, check = 2 * 4 * 9 * 4, 4 * 4, 4 * (4 + 2)
+    assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 2 + 2 + 2 + 2 + 2)
     with_validation = Rows(48, validation=6)  # 3 and 3
     assert num_completions(job_work(options, with_validation)[0]) == 24 * 4 + 24 * 4
     untilted = options.model_copy(update={"tilt": "off"})
@@ -132,7 +132,7 @@ def test_the_cost_counts_rollouts_and_validations():
 def test_the_cost_counts_what_the_trainer_tries():
     """The server does not import the trainer."""
     assert cost.HELDOUT_SHARE == HELDOUT_SHARE
-    assert num_trials(frozenset({"states"})) + 1 == cost.TILT_TRIALS  # none among them
+    assert num_trials(frozenset({"states"})) + 2 == cost.TILT_TRIALS  # none, and a weaker one
     assert cost.TRIAL_SAMPLES == TRIAL_SAMPLES
     assert len(BETA_GRID) == cost.BETA_TRIALS
 
