@@ -76,8 +76,7 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
     rollouts = [Work(size, options.rollouts_per_prompt), *[Work(size, later)] * (options.iterations - 1)]
     if is_tilted:
         choosing = [Work(held_out, TILT_TRIALS * TRIAL_SAMPLES)] * options.iterations
-        quarter = max(2, search_rows // 4)
-        ways = [1, quarter, quarter, search_rows, search_rows, search_rows]
+        ways = rows_of_ways(search_rows)
     else:
         choosing = [Work(held_out, BETA_TRIALS * search_rows)] * (
             options.iterations - 1 if options.betas == "auto" else 0
@@ -88,6 +87,12 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
     evaluated += [Work(validation, count) for count in ways if count <= options.max_rows] * validations
     evaluated += [Work(check, options.rollouts_per_prompt), Work(check, search_rows)]
     return rollouts, [*choosing, *evaluated * options.eval_samples]
+
+
+def rows_of_ways(search_rows: int) -> list[int]:
+    """Rows of each way to serve a tilted model that a job validates, the search without its tilt among them."""
+    quarter = max(2, search_rows // 4)
+    return [1, quarter, quarter, search_rows, search_rows, search_rows]
 
 
 def split(options: AlignmentOptions, rows: Rows) -> tuple[int, int, int]:

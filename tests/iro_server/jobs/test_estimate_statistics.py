@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from itertools import chain, combinations
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from iro_server.jobs.estimates.statistics import (
 )
 from iro_server.jobs.estimates.verdict import judge
 from training.iro.data import HELDOUT_SHARE
-from training.iro.tilting import TRIAL_SAMPLES, num_trials
+from training.iro.tilting import TRIAL_SAMPLES, num_trials, searches
 from training.iro.validation import BETA_GRID
 
 NAN = math.nan
@@ -135,6 +137,9 @@ def test_the_cost_counts_what_the_trainer_tries():
     assert num_trials(frozenset({"states"})) + 2 == cost.TILT_TRIALS  # none, and a weaker one
     assert cost.TRIAL_SAMPLES == TRIAL_SAMPLES
     assert len(BETA_GRID) == cost.BETA_TRIALS
+    options = AlignmentOptions(beam_width=2, num_successors=8)
+    config: Any = SimpleNamespace(search=options.search, max_rows=options.max_rows)
+    assert [params.rows for params in searches(config, tilted=True).values()] == cost.rows_of_ways(16)
 
 
 def test_rows_are_drawn_from_the_whole_file_and_again_the_same():
