@@ -142,17 +142,30 @@ def jobs(content: JsonObject) -> str:
 def gains(content: JsonObject) -> str:
     """Paired differences of the aligned model."""
     lines = [
-        [
-            cell["task"],
-            str(cell["rows"]),
-            f"{cell['over']} ({cell['over_rows']})",
-            interval_text(cell["reward"], "+"),
-            "< 0.001" if cell["p"] < 0.001 else f"{cell['p']:.3f}",
-        ]
+        [cell["task"], str(cell["rows"]), *difference(cell)]
         for cell in content["comparisons"]
         if cell["method"] == "iro"
     ]
-    return table(["task", "rows of the aligned model", "less (rows)", "reward", "p"], lines)
+    return table(["task", "rows of the aligned model", *DIFFERENCE], lines)
+
+
+def sample_gains(content: JsonObject) -> str:
+    """Paired differences of whole tilted samples, picked by value or by the grader, from rivals of as many rows."""
+    lines = [
+        [cell["task"], PICKS[cell["method"]], str(cell["rows"]), *difference(cell)]
+        for cell in content["comparisons"]
+        if cell["method"] in PICKS and cell["over"] != "base" and cell["rows"] == cell["over_rows"]
+    ]
+    return table(["task", "picked by", "rows", *DIFFERENCE], lines)
+
+
+DIFFERENCE = ("less (rows)", "reward", "p")
+PICKS = {"iro_samples": "values", "iro_best_of_n": "the grader"}
+
+
+def difference(cell: JsonObject) -> list[str]:
+    p = "< 0.001" if cell["p"] < 0.001 else f"{cell['p']:.3f}"
+    return [f"{cell['over']} ({cell['over_rows']})", interval_text(cell["reward"], "+"), p]
 
 
 def mean_of(rows: Sequence[JsonObject], name: str) -> float | None:
