@@ -6,7 +6,6 @@ import json
 import math
 import re
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,6 +13,7 @@ from typing import TypeVar
 from sqlalchemy import ColumnElement, Engine, create_engine, event, select
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
 from iro_server import JsonObject
 from iro_server.settings import Settings
@@ -93,17 +93,14 @@ def _tune_sqlite(engine: Engine) -> None:
         _write_ahead(connection)
 
 
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+
+
+@retry(retry=retry_if_exception(_is_busy), stop=stop_after_delay(SQLITE_PATIENCE), wait=wait_fixed(0.01), reraise=True)
 def _write_ahead(connection: sqlite3.Connection) -> None:
     """Waits for servers that make the same new database: the change of journal does not, whatever ``busy_timeout``."""
-    deadline = time.monotonic() + SQLITE_PATIENCE
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
+    connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _bound_statements(engine: Engine, seconds: float) -> None:
