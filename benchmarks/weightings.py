@@ -21,6 +21,7 @@ from benchmarks.bench_tasks.answers import Answer, answer_of, best_of
 from benchmarks.bench_tasks.config import BenchTasksConfig
 from benchmarks.bench_tasks.measure import qualities
 from benchmarks.bench_tasks.piece import Piece
+from benchmarks.processes import say
 from benchmarks.quality_report import interval
 from benchmarks.record import command_line, finish
 from benchmarks.tables import table
@@ -43,15 +44,16 @@ class Mixing:
 
     def __init__(self, pieces: Sequence[Piece], prompts_per_task: int, seed: int) -> None:
         self.pieces, self.seed = pieces, derive_seed(seed, MIXING)
-        both = [prompt for piece in pieces for prompt in piece.held_out[:prompts_per_task]]
-        self.prompts = [replace(prompt, index=index) for index, prompt in enumerate(both)]  # random numbers of its own
+        prompts = [prompt for piece in pieces for prompt in piece.held_out[:prompts_per_task]]
+        self.prompts = [
+            replace(prompt, index=index) for index, prompt in enumerate(prompts)
+        ]  # random numbers of its own
 
     def by_values(self, stacks: Sequence[ValueStack], weights: tuple[float, float]) -> JsonObject:
         """One row an answer, steered by the mixed tilts."""
         from value_heads.compose import compose
 
-        used = [(stack, weight) for stack, weight in zip(stacks, weights, strict=True) if weight]
-        tilt = compose([stack for stack, _ in used], [weight for _, weight in used]).tilt
+        tilt = compose(stacks, weights).tilt
         params = best_of(1).model_copy(update={"strength": 1.0})
         results = self.pieces[0].search(self.prompts, params, None, self.seed, tilt)
         answers = [answer_of(result.finals[0], result, kl=result.finals[0].kl) for result in results]
@@ -143,7 +145,7 @@ def measured(mixing: Mixing) -> JsonObject:
     rows = mixing.by_reward()
     for weights in WEIGHTS:
         rows.append(mixing.by_values(stacks, weights))
-        print(f"weights {weights}: {rows[-1][NAMES[0]]['mean']:.2f}, {rows[-1][NAMES[1]]['mean']:.2f}")
+        say(f"weights {weights}: {rows[-1][NAMES[0]]['mean']:.2f}, {rows[-1][NAMES[1]]['mean']:.2f}")
     return {"prompts": len(mixing.prompts), "rows": rows}
 
 
@@ -186,12 +188,17 @@ def draw(content: JsonObject, path: Path) -> None:
                 x, y = (row[name]["mean"] for name in NAMES)
                 axes.annotate(weights_text(row["weights"]), (x, y), xytext=(5, 5), textcoords="offset points", size=7)
     mixed = [row for row in content["rows"] if row["method"] == "iro"]
-    whole = next(row for row in mixed if sum(row["weights"]) == 2)
+    at_full_strength = next(row for row in mixed if sum(row["weights"]) == 2)
     ends = [[row[name]["mean"] for name in NAMES] for row in mixed if sorted(row["weights"]) == [0, 1]]
     base = next(row for row in content["rows"] if row["method"] == "base")
     axes.plot(*zip(*ends, strict=True), "--", color="grey", lw=1, label="either model by chance")
-    for row, mark, label in ((whole, "D", "both whole, one row"), (base, "x", "frozen model")):
-        axes.plot(*(row[name]["mean"] for name in NAMES), mark, color="C2" if row is whole else "black", label=label)
+    for row, mark, label in ((at_full_strength, "D", "both whole, one row"), (base, "x", "frozen model")):
+        axes.plot(
+            *(row[name]["mean"] for name in NAMES),
+            mark,
+            color="C2" if row is at_full_strength else "black",
+            label=label,
+        )
     axes.set(xlabel="sentiment: held-out reward", ylabel="reading level: held-out reward")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

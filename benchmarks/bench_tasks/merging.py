@@ -37,8 +37,8 @@ def without_tasks(recorded: JsonObject, tasks: Collection[str]) -> JsonObject:
     lists = {name: [row for row in recorded.get(name, []) if row["task"] not in tasks] for name in LISTS}
     run = recorded["run"]
     parts = [of_other_tasks(part, tasks) for part in run.get("parts", [run])]
-    left = of_other_tasks(run, tasks) | {"parts": [part for part in parts if part["config"]["tasks"]]}
-    return recorded | lists | {"run": left}
+    remaining = of_other_tasks(run, tasks) | {"parts": [part for part in parts if part["config"]["tasks"]]}
+    return recorded | lists | {"run": remaining}
 
 
 def of_other_tasks(run: JsonObject, tasks: Collection[str]) -> JsonObject:

@@ -65,11 +65,11 @@ def test_a_finished_response_has_the_value_function_for_finished_ones(seed, posi
     spec = FeatureSpec(current=(2,), averaged=(3,), counted=(1, 5), stop_ids=(4, 7), position=position, horizon=16)
     generator = torch.Generator().manual_seed(seed)
     head, ended = linear(spec, generator), linear(spec, generator)
-    both, hidden = with_ended(head, ended), random_hidden(5, 6, generator)
-    own, of_finished = (part(features(spec, hidden)) for part in (head, ended))
+    combined, hidden = with_ended(head, ended), random_hidden(5, 6, generator)
+    of_unfinished, of_finished = (part(features(spec, hidden)) for part in (head, ended))
     finished = torch.isin(hidden[TOKENS], torch.tensor(spec.stop_ids))
-    values = both(features(both.spec, hidden))
-    torch.testing.assert_close(values, torch.where(finished, of_finished, own), atol=1e-4, rtol=1e-4)
+    values = combined(features(combined.spec, hidden))
+    torch.testing.assert_close(values, torch.where(finished, of_finished, of_unfinished), atol=1e-4, rtol=1e-4)
 
 
 def test_a_value_function_for_finished_responses_takes_stop_ids():

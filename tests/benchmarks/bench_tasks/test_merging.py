@@ -50,11 +50,11 @@ def test_a_measurement_is_recorded_at_most_once(whole: JsonObject) -> None:
 
 def test_tasks_that_are_measured_anew_replace_what_was_recorded(whole: JsonObject) -> None:
     tasks = whole["run"]["config"]["tasks"]
-    again = part(whole, tasks[0])
-    again["rows"] = [row | {"reward": 0.25, "rewards": [0.25] * len(row["rewards"])} for row in again["rows"]]
-    replaced = merged(without_tasks(whole, tasks[:1]), again)
+    remeasured = part(whole, tasks[0])
+    remeasured["rows"] = [row | {"reward": 0.25, "rewards": [0.25] * len(row["rewards"])} for row in remeasured["rows"]]
+    replaced = merged(without_tasks(whole, tasks[:1]), remeasured)
     of_first = [row for row in replaced["rows"] if row["task"] == tasks[0]]
-    assert len(of_first) == len(again["rows"]) and {row["reward"] for row in of_first} == {0.25}
+    assert len(of_first) == len(remeasured["rows"]) and {row["reward"] for row in of_first} == {0.25}
     assert [row for row in replaced["rows"] if row["task"] != tasks[0]] == [
         row for row in whole["rows"] if row["task"] != tasks[0]
     ]
