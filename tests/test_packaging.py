@@ -69,6 +69,7 @@ def test_a_job_whose_extra_is_not_installed_names_it(monkeypatch: pytest.MonkeyP
         load_batch_job("rl.new")
 
 
+@pytest.mark.slow(10)
 def test_the_list_of_jobs_says_which_cannot_run() -> None:
     completed = run_without(["gymnasium"], "from iro_server.cli.main import app; app()", "list")
     assert completed.returncode == 0, completed.stderr

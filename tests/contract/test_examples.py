@@ -62,6 +62,7 @@ def test_the_node_example(client, modules, tmp_path):
 
 
 @with_node
+@pytest.mark.slow(8)
 def test_what_the_node_example_leaves_out(client, modules, tmp_path):
     run(["node", NODE / "contract.mjs"], client, tmp_path)
 

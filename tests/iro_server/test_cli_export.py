@@ -67,6 +67,7 @@ def saved(folder: Path, tilt: Tilt | None, model_dir: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow(8)
 def test_peft_loads_the_adapter_and_draws_as_the_tilt_does(
     tmp_path: Path, tilt: Tilt, head_VD: torch.Tensor, model_dir: Path
 ) -> None:

@@ -67,6 +67,7 @@ def fit_in_processes(size, model_dir, dies_at=None):
     return fits
 
 
+@pytest.mark.slow(15)
 def test_two_processes_take_the_steps_of_one(model_dir):
     scores, weights = fit(model_dir)
     fits = fit_in_processes(2, model_dir)

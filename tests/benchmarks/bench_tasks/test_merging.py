@@ -31,6 +31,7 @@ def part(content: JsonObject, task: str) -> JsonObject:
     return content | lists | {"run": run} | measured
 
 
+@pytest.mark.slow(20)
 def test_the_parts_of_a_run_are_the_run(whole: JsonObject) -> None:
     tasks = whole["run"]["config"]["tasks"]
     together = reduce(merged, (part(whole, task) for task in tasks))

@@ -130,6 +130,7 @@ def best_of(distribution: Distribution, draws: int) -> Distribution:
     return best
 
 
+@pytest.mark.slow(10)
 def test_dvts_is_the_best_of_independent_subtrees() -> None:
     def next_of(body: tuple[int, ...]) -> torch.Tensor:
         continuations = {(*body, token): float(p) for token, p in enumerate(next_probs([*START, *body]))}

@@ -43,6 +43,7 @@ def adapter(folder: Path, size: float) -> Path:
     return folder
 
 
+@pytest.mark.slow(12)
 def test_an_adapter_that_changes_nothing_answers_as_the_frozen_model(piece: Piece, tmp_path: Path) -> None:
     with adapted_engine(adapter(tmp_path, 0.0)) as engine:
         adapted = Adapted(piece, engine).answers(prompts(piece), 1, 5)
@@ -54,6 +55,7 @@ def test_an_adapter_that_changes_nothing_answers_as_the_frozen_model(piece: Piec
 
 
 @torch.no_grad()
+@pytest.mark.slow(10)
 def test_kl_and_log_probabilities_are_those_of_both_models(piece: Piece, tmp_path: Path) -> None:
     folder = adapter(tmp_path, 0.01)
     with adapted_engine(folder) as engine:

@@ -123,9 +123,8 @@ def test_a_text_that_is_too_long_to_grade_is_refused(tenant, metric, sizes):
     assert "limit of 100000 bytes" in error["message"]
 
 
-@pytest.mark.parametrize(
-    "metric", [pytest.param(name, marks=[] if name == "meteor" else pytest.mark.slow(10)) for name in METRICS]
-)
+@pytest.mark.slow(15)
+@pytest.mark.parametrize("metric", METRICS)
 def test_neighbours_are_served_while_long_texts_are_compared(tenant, metric):
     texts = " ".join(letters(50_000)), " ".join(reversed(letters(50_000)))
     text, reference = (text[:99_999] for text in texts)

@@ -41,6 +41,7 @@ def test_a_call_ends_after_its_limit_of_cpu_time_and_the_next_one_runs() -> None
     assert in_worker_process(abs, -1) == 1
 
 
+@pytest.mark.slow(5)
 def test_a_call_ends_at_its_limit_of_memory_and_the_next_one_runs() -> None:
     with pytest.raises(MemoryError, match=f"took more than {MEMORY_BYTES // 2**20} MiB of memory"):
         in_worker_process(eval, "[bytearray(2**24) for _ in range(10**6)]")
@@ -107,7 +108,9 @@ def test_calls_beside_one_that_kills_its_workers_are_answered() -> None:
         assert isinstance(killed.exception(), WorkerKilled)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "metric", [pytest.param(name, marks=[] if name == "gleu" else pytest.mark.slow(6)) for name in METRICS]
+)
 def test_long_texts_take_no_time_of_this_process(metric: str) -> None:
     similarity(metric, LONG, LONG)  # the worker has imported what it needs
     started = time.thread_time()

@@ -121,6 +121,7 @@ def test_smc_total_variation_falls_as_the_width_grows() -> None:
     assert distances[2] < 0.08
 
 
+@pytest.mark.slow(6)
 def test_smc_that_resamples_only_where_weights_are_uneven_is_exact_too() -> None:
     """One successor of each row: rows keep their weights over several chunks."""
     exact, width, searches = guided_distribution(2.0), 128, 32

@@ -53,6 +53,7 @@ def test_neurons_that_write_nothing_on_the_texts_go_first() -> None:
     torch.testing.assert_close(logits(model), whole)
 
 
+@pytest.mark.slow(10)
 def test_an_engine_serves_it_under_a_hash_of_its_own(tmp_path: Path) -> None:
     source = prepare_model()
     out = prune_model(source, tmp_path / "pruned", 0.9, TEXTS)

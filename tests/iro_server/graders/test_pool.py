@@ -60,6 +60,7 @@ def test_projects_that_wait_get_slots_in_rotation():
     assert served(pool.SandboxSlots(1, 1), ["flood"] * 4 + ["other", "third", "other"]) == [0, 4, 5, 1, 6, 2, 3]
 
 
+@pytest.mark.slow(15)
 def test_a_project_that_floods_the_sandboxes_holds_up_no_other_project():
     def flood():
         with python(SLEEP, "flood", timeout=6) as grader:

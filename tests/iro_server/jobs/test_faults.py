@@ -93,6 +93,7 @@ def test_nothing_acknowledged_is_lost_and_jobs_end_as_if_nobody_had_been_killed(
         assert (bundles(server, job.id), say(server, job.fine_tuned_model)) == expected
 
 
+@pytest.mark.slow(15)
 def test_a_part_that_was_acknowledged_counts_after_the_servers_death(server):
     content = b'{"prompt": "one"}\n', b'{"prompt": "two"}\n'
     client = server.client

@@ -109,7 +109,9 @@ def test_jobs_run_and_hearts_beat_though_the_database_failed_once(tmp_path, monk
     assert worker.stop.is_set()
 
 
-@pytest.mark.parametrize("behaviour", ["engine-away-once", "graders-away-once"])
+@pytest.mark.parametrize(
+    "behaviour", ["engine-away-once", pytest.param("graders-away-once", marks=pytest.mark.slow(6))]
+)
 def test_a_job_whose_engine_or_graders_are_away_pauses_and_goes_on_when_resumed(settings, behaviour):
     with serving(settings, ByteEngine()) as client:
         job_id = start_job(client, grader(behaviour))

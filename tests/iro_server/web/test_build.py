@@ -18,6 +18,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow(8)
 @pytest.mark.skipif("CI" not in os.environ and not shutil.which("npm"), reason="Node is not installed")
 def test_a_build_of_the_sources_gives_the_committed_files(tmp_path):
     shutil.copytree(SOURCES, tmp_path / "web", ignore=shutil.ignore_patterns("node_modules", "built"))

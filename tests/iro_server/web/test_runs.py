@@ -58,6 +58,7 @@ def add_run(settings: Settings, name: str, iterations: int) -> str:
     return id
 
 
+@pytest.mark.slow(25)
 def test_a_run_is_filled_in_started_and_watched_to_its_figures(browser: Browser, studied: SimpleNamespace) -> None:
     with opened(browser, studied.address, "/#/runs") as (page, watch):
         page.get_by_role("link", name="New run").click()

@@ -132,6 +132,7 @@ def replay(events: Sequence[Event], rounds: int) -> Simulator:
     return simulator
 
 
+@pytest.mark.slow(30)
 def test_the_simulator_given_the_same_arrivals_ends_with_the_same_model(
     crashed: tuple[list[Event], dict[str, Any]],
 ) -> None:

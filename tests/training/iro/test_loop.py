@@ -359,6 +359,7 @@ def test_bce_takes_no_reward_outside_0_to_1(config: AlignConfig, tmp_path: Path)
         job().execute(config, tmp_path / "run")
 
 
+@pytest.mark.slow(10)
 def test_an_mlp_learns_from_the_returns_of_the_one_before(config: AlignConfig, tmp_path: Path) -> None:
     config = config.model_copy(update={"value_model": "mlp", "return_lambda": 0.5, "iterations": 1})
     assert job().execute(config, tmp_path / "run")["history"][0]["correlation"] > 0

@@ -58,9 +58,9 @@ def receiver() -> Iterator[tuple[str, list[Any]]]:
 
 
 def start(client: Any, **headers: str) -> str:
-    rows = "".join(json.dumps({"prompt": f"{n:06b}"}) + "\n" for n in range(40))
+    rows = "".join(json.dumps({"prompt": f"{n:06b}"}) + "\n" for n in range(20))
     file = client.files.create(file=("rows.jsonl", rows.encode()), purpose="fine-tune").id
-    iro = {"iterations": 2, "max_tokens": 6, "rollouts_per_prompt": 8, "validation_prompts": 8}
+    iro = {"iterations": 2, "max_tokens": 6, "rollouts_per_prompt": 4, "validation_prompts": 4}
     method = {"type": "reinforcement", "reinforcement": {"grader": GRADER, "iro": iro}}
     asked = {"model": "bytes", "training_file": file, "method": method, "seed": 1}
     return client.fine_tuning.jobs.create(**asked, extra_headers=headers).id
@@ -91,7 +91,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
             id, during = start(client, traceparent=f"00-{TRACE}-{CALLER}-01"), []
             while client.fine_tuning.jobs.retrieve(id).status in ("validating_files", "queued", "running"):
                 during.append(samples(client))
-                time.sleep(0.05)
+                time.sleep(0.2)
             assert ended(client, id).status == "succeeded", client.fine_tuning.jobs.list_events(id)
             after = samples(client)
         # The server has waited for its worker, which sends what is left before it exits.

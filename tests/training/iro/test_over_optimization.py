@@ -55,6 +55,7 @@ def test_rows_without_measures_give_no_verdict() -> None:
     assert departures(old, old) is None
 
 
+@pytest.mark.slow(8)
 def test_a_job_that_repeats_one_token_says_so(config: AlignConfig, tmp_path: Path) -> None:
     """The toy job's reward is how many of one token."""
     events: list[dict[str, Any]] = []

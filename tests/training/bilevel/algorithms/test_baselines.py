@@ -46,6 +46,7 @@ def test_tracked_baselines_solve_heterogeneous_quadratics(agents: Quadratic) -> 
     assert squared_error(single.x, agents) <= 1e-9
 
 
+@pytest.mark.slow(8)
 def test_mdbo_solves_what_agents_share_and_is_wrong_where_hessians_differ(agents: Quadratic) -> None:
     alike = agents._replace(H=agents.H[:1].expand_as(agents.H), A=agents.A[:1].expand_as(agents.A))
     assert squared_error(end(MDBO, alike, 200).x.s, alike) <= 1e-6  # b, c and e still differ

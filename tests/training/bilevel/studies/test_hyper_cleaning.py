@@ -28,6 +28,7 @@ def tiny(folder: Path, **changes: object) -> dict[str, object]:
     return config | {"evaluations": 60, "points": 2, "data": str(folder)} | changes
 
 
+@pytest.mark.slow(12)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path: Path) -> None:
     job = replace(JOB, draw=None)
     config = tiny(folder, methods=["ED/ATC-GT", "EF-SOBA, top-k", "C-SOBA, rand-k", "MDBO", "MA-DSBO-GT"])

@@ -19,6 +19,7 @@ def tiny(folder: Path, **changes: object) -> dict[str, object]:
     return config | changes
 
 
+@pytest.mark.slow(8)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path: Path) -> None:
     job = replace(JOB, draw=None)
     config = tiny(folder, studies=["policy"])
