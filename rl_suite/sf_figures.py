@@ -20,10 +20,10 @@ def draw(folder: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     figure, panels = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
     _transfer(panels, result)
-    figure.savefig(folder / "figures" / "transfer.png", dpi=90)
+    figure.savefig(folder / "figures" / "transfer.png", dpi=120)
     figure, panels = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
     _theory(panels, result)
-    figure.savefig(folder / "figures" / "theory.png", dpi=90)
+    figure.savefig(folder / "figures" / "theory.png", dpi=120)
     plt.close("all")
 
 

@@ -197,8 +197,8 @@ SMOKE = {
 }
 TWO_CORES = {
     "teacher_steps": 4096,
-    "reacher_steps": 4_000,
-    "evaluate_every": 500,
+    "reacher_steps": 25_000,
+    "evaluate_every": 5_000,
     "update_every": 4,
     "hidden": (64, 64),
 }

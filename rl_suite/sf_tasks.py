@@ -35,6 +35,7 @@ class TransferMethod:
 
 
 SF = TransferMethod(features=True, gpi=True)
+SF_WARM = TransferMethod(features=True)
 Q_GPI = TransferMethod(gpi=True)
 Q_WARM = TransferMethod()
 Q_FRESH = TransferMethod(warm=False)

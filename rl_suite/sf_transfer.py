@@ -11,12 +11,12 @@ import numpy as np
 
 from rl_suite.sf_dqn import DQNAgent, DQNSettings
 from rl_suite.sf_tabular import TabularAgent
-from rl_suite.sf_tasks import Q_FRESH, Q_GPI, Q_WARM, SF, UVFA, Family, four_room, reacher
+from rl_suite.sf_tasks import Q_FRESH, Q_GPI, Q_WARM, SF, SF_WARM, UVFA, Family, four_room, reacher
 from rl_suite.stats import Result, interval, iqm, mean, probability_of_improvement, profile
 from training.run import Run
 
-TABULAR = {"SFQL": SF, "QL-GPI": Q_GPI, "warm QL": Q_WARM, "QL": Q_FRESH}
-DEEP = {"SF-DQN": SF, "DQN-GPI": Q_GPI, "warm DQN": Q_WARM, "UVFA": UVFA}
+TABULAR = {"SFQL": SF, "SFQL without GPI": SF_WARM, "QL-GPI": Q_GPI, "warm QL": Q_WARM, "QL": Q_FRESH}
+DEEP = {"SF-DQN": SF, "SF-DQN without GPI": SF_WARM, "DQN-GPI": Q_GPI, "warm DQN": Q_WARM, "UVFA": UVFA}
 EPISODE = 50  # mo-reacher-v5's time limit
 
 
@@ -113,7 +113,7 @@ def summary(
 ) -> Result:
     """Curves, final scores, profiles and the probability that ``ours`` improves, from scores [T, seeds, tasks].
 
-    ``final`` maps scores to the final scores [seeds, tasks].
+    ``final`` maps scores to the final scores [seeds, tasks]; ``per_seed`` of the summary is their mean over tasks.
     """
     final_scores = {name: final(curves) for name, curves in scores.items()}
     levels = np.linspace(min(x.min() for x in final_scores.values()), max(x.max() for x in final_scores.values()), 41)
@@ -121,6 +121,7 @@ def summary(
         "curves": {name: interval(iqm, curves, rng=rng).plain() for name, curves in scores.items()},
         "final": {name: interval(iqm, curves, rng=rng).plain() for name, curves in final_scores.items()},
         "final_mean": {name: interval(mean, curves, rng=rng).plain() for name, curves in final_scores.items()},
+        "per_seed": {name: curves.mean(axis=1).tolist() for name, curves in final_scores.items()},
         "profile_levels": levels.tolist(),
         "profiles": {name: interval(profile(levels), curves, rng=rng).plain() for name, curves in final_scores.items()},
         "probability_of_improvement": {

@@ -17,9 +17,9 @@ from rl_suite.sf_dqn import DQNAgent, DQNSettings  # noqa: E402
 from rl_suite.sf_replay import Batch, Replay  # noqa: E402
 from rl_suite.sf_speed import LoopedUpdate  # noqa: E402
 from rl_suite.sf_tabular import TabularAgent  # noqa: E402
-from rl_suite.sf_tasks import Q_FRESH, Q_GPI, Q_WARM, SF, UVFA, GoalFeature, four_room, reacher, scalar  # noqa: E402
+from rl_suite.sf_tasks import Q_FRESH, Q_GPI, Q_WARM, SF, SF_WARM, UVFA, GoalFeature, four_room, reacher, scalar  # noqa: E402
 
-METHODS = {"sf": SF, "q-gpi": Q_GPI, "q-warm": Q_WARM, "uvfa": UVFA}
+METHODS = {"sf": SF, "sf-warm": SF_WARM, "q-gpi": Q_GPI, "q-warm": Q_WARM, "uvfa": UVFA}
 SMALL = DQNSettings(hidden=(16, 16), learning_starts=20, target_every=25, capacity=150)
 
 
