@@ -7,6 +7,7 @@ shown at this scale, because …" between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NotRequired, TypedDict
 
@@ -54,8 +55,10 @@ def standard_error(cell: Estimate) -> float:
 
 
 def against(cell: Estimate, value: float) -> Statistic:
-    """One sample against a number."""
-    return {"t": (cell["mean"] - value) / standard_error(cell), "df": cell["seeds"] - 1}
+    """One sample against a number. Without variation t is 0, or infinite where the sample is not the number."""
+    difference, error = cell["mean"] - value, standard_error(cell)
+    t = difference / error if error else math.copysign(math.inf, difference) if difference else 0.0
+    return {"t": t, "df": cell["seeds"] - 1}
 
 
 def welch(a: Estimate, b: Estimate) -> Statistic:

@@ -31,6 +31,12 @@ def test_the_statistics_are_scipys() -> None:
     assert welch(estimate(LARGE), estimate(SMALL)) == pytest.approx({"t": two.statistic, "df": two.df})
 
 
+@pytest.mark.parametrize(("value", "verdict"), [(2.0, "not shown"), (1.0, "confirmed"), (3.0, "contradicted")])
+def test_samples_without_variation_are_compared_exactly(value: float, verdict: str) -> None:
+    cell = estimate([2.0] * 5)
+    assert positive("above", [cell], against(cell, value))["verdict"].startswith(verdict)
+
+
 @pytest.mark.parametrize(
     ("t", "verdicts"),
     [
