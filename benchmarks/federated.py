@@ -16,14 +16,14 @@ from torch import Tensor
 from benchmarks.record import command_line, finish
 from iro_server import JsonObject
 from training.federated.clients import LocalSGD
-from training.federated.experiment import FederatedTask, Trial, examples, local_sgd, one_thread, simulator
-from training.federated.fashion import MODELS
+from training.federated.experiment import Trial, local_sgd, one_thread, simulator
+from training.federated.fashion import FashionTask
 
 TASKS = {
-    "MLP of 32, batches of 20": FederatedTask(hidden=32),
-    "MLP of 64, batches of 20": FederatedTask(),
-    "MLP of 64, batches of 50": FederatedTask(batch=50),
-    "CNN of 8 and 16 channels, batches of 20": FederatedTask(model="cnn", hidden=32),
+    "MLP of 32, batches of 20": FashionTask(hidden=32),
+    "MLP of 64, batches of 20": FashionTask(),
+    "MLP of 64, batches of 50": FashionTask(batch=50),
+    "CNN of 8 and 16 channels, batches of 20": FashionTask(model="cnn", hidden=32),
 }
 TOGETHER = (5, 10, 25, 50)
 AIM = 4.0
@@ -45,9 +45,9 @@ def rates(works: dict[str, tuple[Callable[[], object], int]], seconds: float, tu
     return {name: statistics.median(values) for name, values in turn_rates.items()}
 
 
-def against_a_loop(task: FederatedTask, seconds: float) -> JsonObject:
-    clients, params = local_sgd(task, examples(task.data, task.development)["train"], 0)
-    alone = MODELS[task.model](task.hidden)
+def against_a_loop(task: FashionTask, seconds: float) -> JsonObject:
+    clients, params = local_sgd(task, task.splits()["train"], 0)
+    alone = task.network()
 
     def batched(count: int) -> Callable[[], object]:
         return lambda: clients(params, range(count), range(count))
@@ -60,11 +60,9 @@ def against_a_loop(task: FederatedTask, seconds: float) -> JsonObject:
 
 def growth(count: int, updates: int) -> dict[str, float]:
     """A run of FADAS under mild delays with this many clients."""
-    task = FederatedTask(
-        clients=count, concurrency=count // 2, hidden=32, alpha=1.0
-    )  # .3 leaves one of 500 with too few
+    task = FashionTask(clients=count, concurrency=count // 2, hidden=32, alpha=1.0)  # .3 leaves one of 500 with too few
     calls: list[int] = []
-    clients, params = local_sgd(task, examples(task.data, task.development)["train"], 0)
+    clients, params = local_sgd(task, task.splits()["train"], 0)
 
     class Counted(LocalSGD):
         def __call__(self, params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:

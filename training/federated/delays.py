@@ -1,12 +1,13 @@
-"""Durations of client trainings, in virtual time: the official delay models of FADAS, and a trace file."""
+"""Durations of client trainings, in virtual time: the official delay models of FADAS, a heavy tail, and a trace."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,25 @@ class SpeedClasses:
 def official(clients: int, ranges: Sequence[tuple[float, float]], rng: np.random.Generator) -> SpeedClasses:
     """Speed classes as in the official code: the largest share of a Dirichlet(3, 2, 1) for each client."""
     return SpeedClasses(rng.dirichlet((3.0, 2.0, 1.0), clients).argmax(1).tolist(), ranges)
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """Each training of client i takes medians[i]·exp(sigma·Z), Z standard normal."""
+
+    medians: Sequence[float]
+    sigma: float = 1.0
+
+    def duration(self, client: int, turn: int, rng: np.random.Generator) -> float:
+        return float(self.medians[client] * rng.lognormal(0.0, self.sigma))
+
+
+def heavy_tailed(clients: int, rng: np.random.Generator) -> LogNormal:
+    """Log-normal medians and durations: slow clients, and trainings of fast clients that take long, without a bound.
+
+    Reconstruction: the paper has bounded, uniform durations only.
+    """
+    return LogNormal(rng.lognormal(0.0, 1.0, clients).tolist())
 
 
 @dataclass(frozen=True)
@@ -70,3 +90,11 @@ def read_trace(path: Path, clients: int) -> Trace:
     if missing:
         raise ValueError(f"{path} has no duration of client {missing[0]} ({len(missing)} of {clients} are missing)")
     return Trace([durations[client] for client in range(clients)])
+
+
+# By name: from the number of clients and a generator, which draws their speeds.
+DELAYS: dict[str, Callable[..., Delays]] = {
+    "mild": partial(official, ranges=MILD),
+    "large": partial(official, ranges=LARGE),
+    "heavy-tailed": heavy_tailed,
+}

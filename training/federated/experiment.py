@@ -1,31 +1,29 @@
-"""A federated run on Fashion-MNIST: the accuracy curve of a method, a server step, a delay model and a seed."""
+"""A federated run on a task: the accuracy curve of a method, a server step, a delay model and a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Literal, TypedDict
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from training.fashion_mnist import FOLDER
 from training.federated.buffered import Event, FederatedSettings
 from training.federated.clients import LocalSGD
-from training.federated.delays import LARGE, MILD, official
-from training.federated.fashion import MODELS, Examples, accuracy, read
+from training.federated.delays import DELAYS
 from training.federated.partition import dirichlet
 from training.federated.rules import RULES, Layout, Rule
 from training.federated.simulator import Simulator, Train
+from training.federated.stack import exchanged_tensors
 from training.run import JobConfig, rng_of
 
-DELAYS = {"mild": MILD, "large": LARGE}
 SPLIT, PARTITION, SPEEDS, MODEL = range(4)  # streams of random numbers
+ATTEMPTS = 10_000  # at a partition that gives every client a batch
 
 
 @dataclass(frozen=True)
@@ -58,26 +56,47 @@ METHODS = {
 }
 
 
-class FederatedTask(JobConfig):
-    """Clients, model and local training. ``data``: the folder of Fashion-MNIST's four files. ``hidden``: model width.
+class Examples(NamedTuple):
+    """``inputs`` [n, ...] of a task's network; ``labels`` [n], int64."""
 
-    ``alpha`` of the Dirichlet partition. ``development``: training examples that no client has, to select steps.
-    ``evaluate_every``: client updates. A client update is ``local_steps`` K of SGD on ``batch`` examples.
+    inputs: Tensor
+    labels: Tensor
+
+    def take(self, rows: np.ndarray) -> Examples:
+        picked = torch.from_numpy(rows)
+        return Examples(self.inputs[picked], self.labels[picked])
+
+
+Splits: TypeAlias = Mapping[str, Examples]
+""" "train", which the clients have, "development", which selects the server's steps, and "test"."""
+
+
+class FederatedTask(JobConfig):
+    """Clients and local training; a subclass has a network and examples.
+
+    ``alpha`` of the Dirichlet partition. ``evaluate_every``: client updates. A client update is ``local_steps`` K of
+    SGD on ``batch`` examples. ``evaluation_batch``: examples of a forward pass.
     """
 
-    data: Path = FOLDER
-    model: Literal["mlp", "cnn"] = "mlp"
-    hidden: int = Field(64, ge=4)
+    evaluation_batch: ClassVar[int] = 2000
+
     clients: int = Field(50, ge=1)
     concurrency: int = Field(25, ge=1)
     buffer_size: int = Field(5, ge=1)
     alpha: float = Field(0.3, gt=0)
-    development: int = Field(5000, ge=100, le=50_000)
     evaluate_every: int = Field(50, ge=1)
     local_steps: int = Field(10, ge=1)
     batch: int = Field(20, ge=1)
     local_lr: float = Field(0.1, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
+
+    def network(self) -> nn.Module:
+        """From inputs to logits, with the initial parameters that torch's generator draws."""
+        raise NotImplementedError
+
+    def splits(self) -> Splits:
+        """The same for all seeds."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -115,24 +134,16 @@ def rule(task: FederatedTask, method: FederatedMethod, step: float) -> Rule:
     return RULES[method.rule](lr=step, **({"clients": task.clients} if method.rule == "ca2fl" else {}))
 
 
-@lru_cache(maxsize=1)
-def examples(folder: Path, development: int) -> dict[str, Examples]:
-    """ "train" and "development", split by one shuffle for all seeds, and "test"."""
-    splits = read(folder)
-    rows = rng_of(0, SPLIT).permutation(len(splits["train"].labels))
-    parts = {"development": rows[:development], "train": rows[development:]}
-    return {name: splits["train"].take(part) for name, part in parts.items()} | {"test": splits["test"]}
-
-
 def local_sgd(task: FederatedTask, train: Examples, seed: int) -> tuple[LocalSGD, Tensor]:
     """The clients of a seed, and the initial parameters [P] of all methods."""
-    parts = dirichlet(train.labels.numpy(), task.clients, task.alpha, rng_of(seed, PARTITION), minimum=task.batch)
+    rng = rng_of(seed, PARTITION)
+    parts = dirichlet(train.labels.numpy(), task.clients, task.alpha, rng, minimum=task.batch, attempts=ATTEMPTS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_of(seed, MODEL).integers(2**31)))
-        model = MODELS[task.model](task.hidden)
+        model = task.network()
     clients = LocalSGD(
         model,
-        train.images,
+        train.inputs,
         train.labels,
         parts,
         steps=task.local_steps,
@@ -145,7 +156,7 @@ def local_sgd(task: FederatedTask, train: Examples, seed: int) -> tuple[LocalSGD
 
 def simulator(trial: Trial, train: Train, params: Tensor) -> Simulator:
     task, method = trial.task, METHODS[trial.method]
-    delays = official(task.clients, DELAYS[trial.delays], rng_of(trial.seed, SPEEDS))
+    delays = DELAYS[trial.delays](clients=task.clients, rng=rng_of(trial.seed, SPEEDS))
     return Simulator(settings(task, method, trial.seed), rule(task, method, trial.step), train, delays, params)
 
 
@@ -165,11 +176,10 @@ class Curve(TypedDict):
 def curve(trial: Trial) -> Curve:
     """Evaluated after each ``evaluate_every`` client updates, rounded up to server rounds."""
     with one_thread():
-        data = examples(trial.task.data, trial.task.development)
+        data = trial.task.splits()
         clients, params = local_sgd(trial.task, data["train"], trial.seed)
         server = simulator(trial, clients, params)
-        layout = Layout.of(dict(clients.model.named_parameters()))
-        size, score = server.settings.buffer_size, evaluator(clients.model, layout, data[trial.on])
+        size, score = server.settings.buffer_size, evaluator(trial.task, clients.model, data[trial.on])
         updates, times, accuracies = [0], [0.0], [score(params)]
         events: list[Event] = []
         for goal in goals(trial):
@@ -205,8 +215,23 @@ def retimed(curve: Curve, trial: Trial) -> Curve:
     return {**curve, "times": times}
 
 
-def evaluator(model: nn.Module, layout: Layout, data: Examples) -> Callable[[Tensor], float]:
-    return lambda params: accuracy(lambda images: functional_call(model, layout.unpack(params), (images,)), data)
+def evaluator(task: FederatedTask, model: nn.Module, data: Examples) -> Callable[[Tensor], float]:
+    layout = Layout.of(exchanged_tensors(model))
+
+    def score(params: Tensor) -> float:
+        state = layout.unpack(params)
+        return accuracy(lambda inputs: functional_call(model, state, (inputs,)), data, task.evaluation_batch)
+
+    return score
+
+
+@torch.no_grad()
+def accuracy(model: Callable[[Tensor], Tensor], examples: Examples, batch: int) -> float:
+    """The share of examples that ``model`` classifies correctly."""
+    correct = 0
+    for inputs, labels in zip(examples.inputs.split(batch), examples.labels.split(batch), strict=True):
+        correct += int((model(inputs).argmax(1) == labels).sum())
+    return correct / len(examples.labels)
 
 
 def staleness(events: Sequence[Event]) -> list[int]:

@@ -1,35 +1,28 @@
-"""Fashion-MNIST as training examples, and two small models."""
+"""Fashion-MNIST as a federated task, and two small models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import nn
 
 from training import fashion_mnist
+from training.fashion_mnist import FOLDER
+from training.federated.experiment import SPLIT, Examples, FederatedTask, Splits
+from training.run import rng_of
 
 MEAN, DEVIATION = 0.2860, 0.3530  # of the training images
 
 
-class Examples(NamedTuple):
-    """``images`` [n, 1, 28, 28], standardised float32; ``labels`` [n], int64 from 0 to 9."""
-
-    images: Tensor
-    labels: Tensor
-
-    def take(self, rows: np.ndarray) -> Examples:
-        picked = torch.from_numpy(rows)
-        return Examples(self.images[picked], self.labels[picked])
-
-
 @lru_cache(maxsize=1)
 def read(folder: Path) -> dict[str, Examples]:
-    """ "train" (60,000) and "test" (10,000). Raises ValueError as ``fashion_mnist.read``."""
+    """ "train" (60,000) and "test" (10,000): standardised images [n, 1, 28, 28], labels 0 to 9.
+
+    Raises ValueError as ``fashion_mnist.read``.
+    """
     examples = {}
     for split in fashion_mnist.SPLITS:
         images, labels = fashion_mnist.read(folder, split)
@@ -57,10 +50,28 @@ def cnn(hidden: int) -> nn.Module:
 MODELS = {"mlp": mlp, "cnn": cnn}
 
 
-@torch.no_grad()
-def accuracy(model: Callable[[Tensor], Tensor], examples: Examples, chunk: int = 2000) -> float:
-    """The share of examples that ``model`` classifies correctly."""
-    correct = 0
-    for images, labels in zip(examples.images.split(chunk), examples.labels.split(chunk), strict=True):
-        correct += int((model(images).argmax(1) == labels).sum())
-    return correct / len(examples.labels)
+class FashionTask(FederatedTask):
+    """``data``: the folder of Fashion-MNIST's four files. ``hidden``: model width.
+
+    ``development``: training examples that no client has, to select steps.
+    """
+
+    data: Path = FOLDER
+    model: Literal["mlp", "cnn"] = "mlp"
+    hidden: int = Field(64, ge=4)
+    development: int = Field(5000, ge=100, le=50_000)
+
+    def network(self) -> nn.Module:
+        return MODELS[self.model](self.hidden)
+
+    def splits(self) -> Splits:
+        return _splits(self.data, self.development)
+
+
+@lru_cache(maxsize=1)
+def _splits(folder: Path, development: int) -> Splits:
+    """Training and development examples are split by one shuffle for all seeds."""
+    splits = read(folder)
+    rows = rng_of(0, SPLIT).permutation(len(splits["train"].labels))
+    parts = {"development": rows[:development], "train": rows[development:]}
+    return {name: splits["train"].take(part) for name, part in parts.items()} | {"test": splits["test"]}

@@ -20,9 +20,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def exchanged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What server and clients exchange: the parameters, then the floating-point buffers, such as running means."""
+    """What server and clients exchange: the parameters that train, then the floating-point buffers, such as running
+    means. Frozen parameters, those without ``requires_grad``, are the same for all."""
     buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-    return dict(model.named_parameters()) | buffers
+    return _trained(model) | buffers
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 class Product(NamedTuple):
@@ -61,7 +66,7 @@ class Stack:
             self.tensors[prefix + name].requires_grad_()
             for prefix, layer in self.layers
             if not _is_product(layer)
-            for name, _ in layer.named_parameters()
+            for name in _trained(layer)
         ]
 
     def vectors(self) -> Tensor:
@@ -118,7 +123,8 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _state_names(layer: nn.Module) -> list[str]:
-    return [name for name, _ in (*layer.named_parameters(), *layer.named_buffers())]
+    """Of the tensors of which each copy has its own."""
+    return [*_trained(layer), *(name for name, _ in layer.named_buffers())]
 
 
 def _shares(model: nn.Sequential) -> bool:
@@ -132,4 +138,4 @@ def _is_by_example(layer: nn.Module) -> bool:
 
 
 def _is_product(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear and layer.bias is not None
+    return type(layer) is nn.Linear and layer.bias is not None and len(_trained(layer)) == 2

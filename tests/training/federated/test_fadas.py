@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from training.fashion_mnist import FOLDER
 from training.federated.buffered import Event
-from training.federated.experiment import METHODS, Curve, FederatedTask, Trial, curve, retimed, settings, staleness
+from training.federated.comparison_summary import summary
+from training.federated.experiment import METHODS, Curve, Trial, curve, retimed, settings, staleness
 from training.federated.fadas import JOB, FadasConfig
-from training.federated.fadas_summary import summary
+from training.federated.fashion import FashionTask
 from training.intervals import band
 from training.run import Cancelled
 
@@ -66,7 +67,7 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
 
 @needs_data
 def test_a_method_that_waits_learns_the_same_under_all_delays() -> None:
-    mild, large = (Trial(FederatedTask(**TASK), "FedAMS", 2e-3, delays, 1, 36) for delays in ("mild", "large"))
+    mild, large = (Trial(FashionTask(**TASK), "FedAMS", 2e-3, delays, 1, 36) for delays in ("mild", "large"))
     mild_curve, large_curve = curve(mild), curve(large)
     predicted = retimed(mild_curve, large)
     assert predicted["times"] == large_curve["times"] and large_curve["times"][-1] > mild_curve["times"][-1]
@@ -75,7 +76,7 @@ def test_a_method_that_waits_learns_the_same_under_all_delays() -> None:
 
 
 def test_who_is_at_work_and_how_many_answers_make_a_round() -> None:
-    task = FederatedTask()
+    task = FashionTask()
     by_method = {
         name: settings(task, METHODS[name], 0) for name in ("FADAS", "FedAsync", "FedAvg", "FedAvg, all places")
     }

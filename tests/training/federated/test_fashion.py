@@ -11,7 +11,8 @@ import torch
 
 from tests.training.idx import write_idx
 from training.fashion_mnist import FOLDER, KINDS, SPLITS, digests
-from training.federated.fashion import MODELS, Examples, accuracy, read
+from training.federated.experiment import Examples, accuracy
+from training.federated.fashion import MODELS, read
 
 
 def write(folder: Path, count: int = 4) -> None:
@@ -32,7 +33,7 @@ def test_a_folder_without_it_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", [lambda data: data[:-1], lambda data: b"\0\0\x08\x02" + data[4:]])
 def test_files_of_another_format_are_refused(tmp_path: Path, harm) -> None:
     write(tmp_path)
-    assert read(tmp_path)["test"].images.shape == (4, 1, 28, 28)
+    assert read(tmp_path)["test"].inputs.shape == (4, 1, 28, 28)
     read.cache_clear()
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(harm(gzip.decompress(path.read_bytes()))))
@@ -45,7 +46,7 @@ def test_the_real_images_are_standardised_and_the_classes_even() -> None:
     splits = read(FOLDER)
     assert {name: len(split.labels) for name, split in splits.items()} == {"train": 60_000, "test": 10_000}
     assert np.bincount(splits["train"].labels).tolist() == [6000] * 10
-    deviation, mean = torch.std_mean(splits["train"].images)
+    deviation, mean = torch.std_mean(splits["train"].inputs)
     assert abs(mean) < 1e-3 and abs(deviation - 1) < 1e-3
 
 

@@ -1,4 +1,4 @@
-"""The figure of `federated.fadas`, from result.json."""
+"""The figure of a comparison, from result.json."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.federated.fadas_summary import Band, Results
+from training.federated.comparison_summary import Band, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,172 @@
+"""A comparison of server rules on a task: selects each rule's step, then runs all rules with all seeds."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import ClassVar, TypeVar
+
+from pydantic import Field, field_validator
+
+from training.federated.comparison_checks import agreements
+from training.federated.comparison_summary import Choices, Results, end, summary
+from training.federated.delays import DELAYS
+from training.federated.experiment import METHODS, Curve, FederatedTask, Trial, curve, retimed
+from training.run import Run, check_names
+
+T = TypeVar("T", tuple[str, ...], dict[str, float], dict[str, tuple[float, ...]])
+
+
+class ComparisonConfig(FederatedTask):
+    """``updates`` of clients in a run, ``tuning_updates`` in a run that selects the server's step.
+
+    ``grids``: the server's steps to try by method, where they are not those of METHODS. ``steps``: the server's step by
+    method, for methods without selection. ``seeds``: of each run; the selection has a separate seed. ``workers``:
+    processes. ``golden``: expected final accuracies, by "delays, method".
+    """
+
+    movable: ClassVar[frozenset[str]] = frozenset({"workers"})
+
+    methods: tuple[str, ...] = Field(tuple(METHODS), min_length=1)
+    delays: tuple[str, ...] = Field(tuple(DELAYS), min_length=1)
+    grids: dict[str, tuple[float, ...]] = Field({})
+    steps: dict[str, float] = Field({})
+    seeds: int = Field(5, ge=1)
+    updates: int = Field(2500, ge=1)
+    tuning_updates: int = Field(500, ge=1)
+    workers: int = Field(2, ge=1)
+    golden: dict[str, float] = Field({})
+
+    @field_validator("methods", "grids", "steps")
+    @classmethod
+    def _methods(cls, value: T) -> T:
+        check_names(value, METHODS, "method")
+        return value
+
+    @field_validator("delays")
+    @classmethod
+    def _delays(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_names(value, DELAYS, "delay model")
+        return value
+
+    def tried_steps(self, method: str) -> tuple[float, ...]:
+        return self.grids.get(method, METHODS[method].steps)
+
+    def trains(self, method: str, delays: str) -> bool:
+        """Whether to train: a synchronous method learns the same under all delays, which affect its times only."""
+        return METHODS[method].waits == "no" or delays == self.delays[0]
+
+    @property
+    def runs(self) -> int:
+        """How many runs train, without those that select steps."""
+        return self.seeds * sum(self.trains(method, delays) for method in self.methods for delays in self.delays)
+
+
+def compare(config: ComparisonConfig, task: FederatedTask, run: Run) -> tuple[Choices, Results]:
+    """The chosen steps, and the results by delays; with the agreements as checks of the run."""
+    for check in agreements(task):
+        run.check(**check)
+    trials = tuning_trials(config, task, run)
+    chosen = choose(trials, run_all(trials, config, run), config)
+    curves = all_curves(chosen, config, task, run)
+    return chosen, {delays: summary(curves[delays], chosen[delays]) for delays in config.delays}
+
+
+def tuning_trials(config: ComparisonConfig, task: FederatedTask, run: Run) -> dict[str, Trial]:
+    """By name; on development examples, with a separate seed."""
+    seed, updates = run.derive_seed(0), config.tuning_updates
+    return {
+        f"tune-{delays}-{method}-{step:g}": Trial(task, method, step, delays, seed, updates, "development")
+        for method in config.methods
+        for delays in config.delays
+        if method not in config.steps and config.trains(method, delays)
+        for step in config.tried_steps(method)
+    }
+
+
+def choose(trials: Mapping[str, Trial], curves: Mapping[str, Curve], config: ComparisonConfig) -> Choices:
+    """The step with the highest accuracy on development examples, by delays and method."""
+    choices: Choices = {
+        delays: {method: {"step": step} for method, step in config.steps.items()} for delays in config.delays
+    }
+    for name, trial in trials.items():
+        choice = choices[trial.delays].setdefault(trial.method, {"tried": {}})
+        choice["tried"][trial.step] = end(curves[name])
+    for methods in choices.values():
+        for choice in methods.values():
+            if "tried" in choice:
+                tried = choice["tried"]
+                choice["step"] = max(tried, key=tried.__getitem__)
+                choice["at_edge"] = choice["step"] in (min(tried), max(tried))
+    first = choices[config.delays[0]]
+    return {
+        delays: {method: methods.get(method, first[method]) for method in config.methods}
+        for delays, methods in choices.items()
+    }
+
+
+def all_curves(
+    chosen: Choices, config: ComparisonConfig, task: FederatedTask, run: Run
+) -> dict[str, dict[str, list[Curve]]]:
+    """By delays and method, one curve per seed. Seeds are the outer loop: an interrupted run has all methods."""
+    trials = {
+        (delays, method, i): Trial(
+            task, method, chosen[delays][method]["step"], delays, run.derive_seed(1, i), config.updates
+        )
+        for i in range(config.seeds)
+        for delays in config.delays
+        for method in config.methods
+    }
+    names = {key: "-".join(map(str, key)) for key in trials if config.trains(key[1], key[0])}
+    trained = run_all({name: trials[key] for key, name in names.items()}, config, run)
+
+    def curve_of(delays: str, method: str, i: int) -> Curve:
+        if config.trains(method, delays):
+            return trained[names[delays, method, i]]
+        return retimed(trained[names[config.delays[0], method, i]], trials[delays, method, i])
+
+    return {
+        delays: {method: [curve_of(delays, method, i) for i in range(config.seeds)] for method in config.methods}
+        for delays in config.delays
+    }
+
+
+def run_all(trials: Mapping[str, Trial], config: ComparisonConfig, run: Run) -> dict[str, Curve]:
+    """The curve of each trial, as one step of the run; in ``workers`` processes if there are several."""
+    missing = {name: trial for name, trial in trials.items() if not run.has(name)}
+    with _started(missing, config.workers) as results:
+        return {name: run.step(name, partial(_reported, name, results, run)) for name in trials}
+
+
+@contextmanager
+def _started(trials: Mapping[str, Trial], workers: int) -> Iterator[Mapping[str, Callable[[], Curve]]]:
+    if workers == 1 or len(trials) < 2:
+        yield {name: partial(curve, trial) for name, trial in trials.items()}
+        return
+    with ProcessPoolExecutor(min(workers, len(trials)), multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield {name: pool.submit(curve, trial).result for name, trial in trials.items()}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _reported(name: str, results: Mapping[str, Callable[[], Curve]], run: Run) -> Curve:
+    trained = results[name]()
+    accuracy, time, oldest = end(trained), trained["times"][-1], max(trained["staleness"])
+    row = {"trial": name, "accuracy": accuracy, "time": time, "oldest": oldest}
+    run.metrics(row, f"{name}: accuracy {accuracy:.3f} at time {time:.0f}, oldest update {oldest} rounds")
+    return trained
+
+
+def client_updates(config: ComparisonConfig) -> int:
+    """Of all runs."""
+    tuning_runs = sum(
+        len(config.tried_steps(method))
+        for method in config.methods
+        for delays in config.delays
+        if method not in config.steps and config.trains(method, delays)
+    )
+    return config.runs * config.updates + tuning_runs * config.tuning_updates
