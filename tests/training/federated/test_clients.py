@@ -64,6 +64,9 @@ OTHERS = {
     "a norm between": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(784, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 6), nn.SiLU(), nn.Linear(6, 10)
     ),
+    "a frozen layer": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 8).requires_grad_(False), nn.Tanh(), nn.Linear(8, 10)
+    ),
     "rows, not examples": lambda: nn.Sequential(nn.Linear(28, 3), nn.Flatten(), nn.Sigmoid(), nn.Linear(84, 10)),
 }
 

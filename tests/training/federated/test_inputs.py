@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.federated.delays import LARGE, MILD, official, read_trace
+from training.federated.delays import LARGE, MILD, heavy_tailed, official, read_trace
 from training.federated.partition import dirichlet
 
 
@@ -23,6 +23,15 @@ def test_official_delays_lie_in_the_range_of_their_class(ranges: tuple, slowest:
         assert low <= delays.duration(client, 0, rng) <= high
     counts = np.bincount(delays.classes, minlength=3)
     assert counts[0] > counts[1] > counts[2] > 0  # Dirichlet(3, 2, 1): slow clients are the fewest
+
+
+def test_the_heavy_tail_is_log_normal_between_and_within_clients() -> None:
+    rng = np.random.default_rng(0)
+    delays = heavy_tailed(2000, rng)
+    logarithms = np.log([[delays.duration(client, turn, rng) for turn in range(20)] for client in range(2000)])
+    assert abs(logarithms.mean()) < 0.05
+    assert logarithms.var(axis=1, ddof=1).mean() == pytest.approx(1.0, abs=0.05)  # within a client
+    assert logarithms.mean(axis=1).var() == pytest.approx(1 + 1 / 20, abs=0.1)  # between clients
 
 
 def test_a_trace_file_is_followed_turn_by_turn(tmp_path: Path) -> None:
