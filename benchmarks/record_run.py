@@ -25,6 +25,7 @@ KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
     "bilevel.problems": bilevel.problems,
     "bilevel.quadratic": bilevel.quadratic,
     "federated.fadas": federated.fadas,
+    "federated.reviews": federated.reviews,
     "federated.values": federated.values,
     "rl.adrl_doses": rl.doses,
     "rl.adrl_pointmass": rl.pointmass,
