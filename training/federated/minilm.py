@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from value_heads.shared import load_frozen_model
-
-
 LAYERS = 6
 
 
@@ -84,6 +81,8 @@ def lower_outputs(
 def _frozen(layers: int | None) -> Any:
     """MiniLM's first ``layers``, or all: a transformers model, whose parts have no types."""
     from transformers.utils import logging
+
+    from value_heads.shared import load_frozen_model
 
     logging.disable_progress_bar()
     return load_frozen_model(directory(), layers)

@@ -111,7 +111,7 @@ def _step(split: str) -> str:
 
 
 def expected_minutes(config: ReviewsConfig) -> float:
-    """From the time that a layer takes for a token, on two busy cores; training takes 1.7 times as long as evaluation."""
+    """From the time of a layer for a token on two busy cores; training takes 1.7 times as long as evaluation."""
     texts = 1.7 * config.local_steps * config.batch + config.test / config.evaluate_every
     upper = config.layers * client_updates(config) * texts / min(config.workers, 2)
     lower = (minilm.LAYERS - config.layers) * (config.train + config.development + config.test)

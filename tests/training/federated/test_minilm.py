@@ -45,7 +45,7 @@ def means_of_whole_model() -> Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", [1, 2, minilm.LAYERS])
 @torch.no_grad()
 def test_lower_and_last_layers_with_lora_at_its_start_are_minilm(layers: int) -> None:
     model, means = minilm.classifier(layers, rank=4), means_of_whole_model()
