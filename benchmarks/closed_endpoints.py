@@ -1,9 +1,10 @@
 """What a ``logit_bias`` of 300 entries gains behind a chat endpoint: ``python -m benchmarks.closed_endpoints``.
 
 ``iro run align.logit_bias`` on three tasks whose reward does not depend on the prompt, through the chat API of a real
-server of the real model: the job sees texts alone. On prompts that chose nothing, by seed: the plain model, the plain model with a system message that asks for what
-the grader rewards, the biased model, and of both samplings the best of eight by the grader. A judge that no job sees
-scores the same answers. Finished seeds are kept under ``--out``: an interrupted run goes on with the next one.
+server of the real model: the job sees texts alone. On prompts that chose nothing, by seed: the plain model, the plain
+model with a system message that asks for what the grader rewards, the biased model, and of both samplings the best of
+eight by the grader. A judge that no job sees scores the same answers. Finished seeds are kept under ``--out``: an
+interrupted run goes on with the next one.
 """
 
 from __future__ import annotations
