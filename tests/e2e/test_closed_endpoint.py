@@ -93,7 +93,7 @@ def test_the_endpoint_offers_no_more_than_a_closed_one(url, model_dir) -> None:
 @pytest.mark.slow(150)
 def test_a_bias_fitted_through_the_endpoint_raises_the_reward_there(config, tmp_path) -> None:
     result = JOB.execute(config, tmp_path / "run")
-    assert result["improved"] and result["strength"] == 4.0
+    assert result["improved"] and result["strength"] >= 4.0
     assert result["gain"] > result["gain_error"] > 0
     bias = json.loads((tmp_path / "run" / "logit_bias.json").read_text())
     assert 0 < len(bias) <= 300 and bias == result["logit_bias"]

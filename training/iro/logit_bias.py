@@ -2,7 +2,8 @@
 
 The endpoint offers ``/chat/completions`` with ``logit_bias`` and nothing more, as closed models do. Its answers are
 sampled and graded, a number for each token is fitted by ridge regression (``value_heads.bias_fit``), held-out prompts
-choose the strength, and other prompts compare the biased model with the plain one. Reconstruction: the static term of a
+choose the strength among those whose answers repeat themselves no more than plain ones do, and other prompts compare
+the biased model with the plain one. Reconstruction: the static term of a
 tilt (``value_heads.tilt``) is all that such an endpoint applies.
 """
 
@@ -29,6 +30,7 @@ from iro_server.graders.parsing import parse_grader
 from iro_server.graders.posting import Endpoint
 from training.iro.data import AlignError, numbered_rows
 from training.iro.diagnostics import mean_and_error
+from training.iro.over_optimization import TAIL, measures
 from training.iro.seeds import ROLLOUTS, SPLIT, TILT, VALIDATION
 from training.json_values import JsonObject
 from training.run import Job, JobConfig, Run
@@ -38,6 +40,7 @@ from value_heads.tilt_export import logit_bias
 LIMIT = 100.0  # what the API clamps an entry to
 SHARD = 16  # prompts that are asked at once
 MIN_PROMPTS = 12
+MOST_DOUBLINGS = 2  # of the largest strength, while it is the best
 Bias = dict[int, float]
 NO_BIAS: Bias = {}
 
@@ -54,7 +57,11 @@ class LogitBiasConfig(JobConfig):
     max_tokens: int = Field(64, ge=1)
     temperature: float = Field(1.0, gt=0)
     entries: int = Field(300, ge=1, description="Entries of logit_bias. OpenAI takes 300.")
-    strengths: tuple[float, ...] = Field((2.0, 4.0, 8.0, 16.0), min_length=1, description="Tried on held-out prompts.")
+    strengths: tuple[float, ...] = Field(
+        (2.0, 4.0, 8.0, 16.0),
+        min_length=1,
+        description="Tried on held-out prompts. The largest is doubled while it is the best, twice at most.",
+    )
     movable = frozenset({"url"})
 
     @model_validator(mode="after")
@@ -70,6 +77,13 @@ class Parts(NamedTuple):
     train: list[JsonObject]
     held_out: list[JsonObject]
     check: list[JsonObject]
+
+
+class Trial(NamedTuple):
+    """Answers on held-out prompts at one strength: the mean reward of each prompt's, and the distinct-2 of each."""
+
+    rewards: list[float]
+    distinct_2: list[float]
 
 
 def run(config: LogitBiasConfig, run: Run) -> JsonObject:
@@ -94,18 +108,35 @@ class BiasFit:
     def run_all(self) -> JsonObject:
         sampled = self.sample("rollouts", self.parts.train, NO_BIAS, ROLLOUTS)
         static_V = self.run.step("fit", lambda: self.fit(sampled), "fitting")
-        biases = {strength: self.entries(static_V * strength) for strength in self.config.strengths}
-        base = rewards_of(self.sample("trial-0", self.parts.held_out, NO_BIAS, TILT))
-        trials = {
-            strength: rewards_of(self.sample(f"trial-{strength:g}", self.parts.held_out, bias, TILT))
-            for strength, bias in biases.items()
-        }
-        strength = best_strength(trials, base)
-        bias = biases[strength] if strength is not None else NO_BIAS
-        result = self.check(bias) | {"strength": strength, "logit_bias": bias}
+        base = self.trial(0.0, NO_BIAS)
+        trials = self.try_strengths(static_V, base)
+        chosen = best_strength(trials, base)
+        bias = self.entries(static_V * chosen) if chosen is not None else NO_BIAS
+        result = self.check(bias) | {"strength": chosen, "logit_bias": bias}
         (self.run.folder / "logit_bias.json").write_text(json.dumps(bias, indent=1) + "\n")
-        means = {f"{name:g}": mean_and_error(rewards)[0] for name, rewards in ({0.0: base} | trials).items()}
-        return result | {"trials": means, "tokens": self.tokens}
+        by_strength = {f"{strength:g}": trial for strength, trial in ({0.0: base} | trials).items()}
+        return result | {
+            "trials": {name: mean_and_error(trial.rewards)[0] for name, trial in by_strength.items()},
+            "distinct_2": {name: float(np.nanmedian(trial.distinct_2)) for name, trial in by_strength.items()},
+            "tokens": self.tokens,
+        }
+
+    def try_strengths(self, static_V: torch.Tensor, base: Trial) -> dict[float, Trial]:
+        trials = {
+            strength: self.trial(strength, self.entries(static_V * strength)) for strength in self.config.strengths
+        }
+        for _ in range(MOST_DOUBLINGS):
+            largest = max(trials)
+            if best_strength(trials, base) != largest:
+                break
+            trials[2 * largest] = self.trial(2 * largest, self.entries(static_V * 2 * largest))
+        return trials
+
+    def trial(self, strength: float, bias: Bias) -> Trial:
+        parts = self.sample(f"trial-{strength:g}", self.parts.held_out, bias, TILT)
+        texts = [text for part in parts for group in part["texts"] for text in group]
+        tokens = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return Trial(rewards_of(parts), [measures(answer, 0.0)["distinct_2"] for answer in tokens])
 
     def sample(self, name: str, rows: Sequence[JsonObject], bias: Bias, stream: int) -> list[JsonObject]:
         """Graded answers to each row, shard by shard: ``texts`` and ``rewards`` [rows, samples] and ``tokens``."""
@@ -207,12 +238,20 @@ def rewards_of(parts: Sequence[JsonObject]) -> list[float]:
     return [mean_and_error(rewards)[0] for part in parts for rewards in part["rewards"]]
 
 
-def best_strength(trials: Mapping[float, Sequence[float]], base: Sequence[float]) -> float | None:
-    """The strength of the highest reward; None unless it is above the plain model's by twice the error of the paired
-    difference."""
-    best = max(trials, key=lambda strength: mean_and_error(trials[strength])[0])
-    gain, error = mean_and_error([new - old for new, old in zip(trials[best], base, strict=True)])
+def best_strength(trials: Mapping[float, Trial], base: Trial) -> float | None:
+    """The strength of the highest reward among those whose answers do not repeat themselves; None unless it is above
+    the plain model's by twice the error of the paired difference."""
+    varied = {strength: trial.rewards for strength, trial in trials.items() if not repeats(trial, base)}
+    if not varied:
+        return None
+    best = max(varied, key=lambda strength: mean_and_error(varied[strength])[0])
+    gain, error = mean_and_error([new - old for new, old in zip(varied[best], base.rewards, strict=True)])
     return best if gain > 2 * error else None
+
+
+def repeats(trial: Trial, base: Trial) -> bool:
+    """Whether the median distinct-2 is one that ``TAIL`` of the plain answers have at most."""
+    return bool(np.nanmedian(trial.distinct_2) < np.nanquantile(base.distinct_2, TAIL))
 
 
 JOB = Job(

@@ -69,6 +69,7 @@ def test_cached_rows_equal_a_full_forward_pass(engine: EmbeddedEngine, reference
     assert_full_forward_pass(engine, reference, PROMPT, *asyncio.run(two_rounds(engine, PROMPT, seed=1)))
 
 
+@pytest.mark.slow(15)
 def test_a_long_prompt_equals_a_full_forward_pass(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
     """A prompt of some 600 tokens, which several steps read beside a short one's rows."""
     texts = [" ".join([PROMPT] * 60), OTHER]

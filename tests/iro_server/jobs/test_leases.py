@@ -16,8 +16,6 @@ from iro_server.store.tables import Checkpoint, Job
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload, wait_for
 
-pytestmark = pytest.mark.both_databases
-
 FOREIGN = "another-host.1234abcd"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.iro.data import AlignError
-from training.iro.logit_bias import LogitBiasConfig, best_strength, split_rows
+from training.iro.logit_bias import LogitBiasConfig, Trial, best_strength, split_rows
 from value_heads.bias_fit import fit_bias
 
 
@@ -46,10 +46,22 @@ def test_files_that_cannot_be_used_are_refused_by_line(tmp_path, content, messag
         split_rows(config_for(path), np.random.default_rng(0))
 
 
+BASE = Trial([0.0, 1.0, 0.0, 1.0], [0.8, 0.9, 1.0, 1.0])
+
+
+def trial(*rewards: float, distinct_2: float = 0.95) -> Trial:
+    return Trial(list(rewards), [distinct_2] * 4)
+
+
 def test_a_strength_is_chosen_only_where_it_is_surely_better():
-    base = [0.0, 1.0, 0.0, 1.0]
-    assert best_strength({2.0: [0.5, 1.4, 0.6, 1.5], 4.0: [0.9, 1.9, 1.0, 2.0]}, base) == 4.0
-    assert best_strength({2.0: [1.0, 0.2, 0.0, 1.0], 4.0: [0.0, 1.0, 0.0, 1.0]}, base) is None
+    assert best_strength({2.0: trial(0.5, 1.4, 0.6, 1.5), 4.0: trial(0.9, 1.9, 1.0, 2.0)}, BASE) == 4.0
+    assert best_strength({2.0: trial(1.0, 0.2, 0.0, 1.0), 4.0: trial(0.0, 1.0, 0.0, 1.0)}, BASE) is None
+
+
+def test_a_strength_whose_answers_repeat_themselves_is_not_taken():
+    repetitive = trial(0.9, 1.9, 1.0, 2.0, distinct_2=0.5)
+    assert best_strength({2.0: trial(0.5, 1.4, 0.6, 1.5), 4.0: repetitive}, BASE) == 2.0
+    assert best_strength({4.0: repetitive}, BASE) is None
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, float("nan"), float("inf")])

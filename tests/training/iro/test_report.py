@@ -104,6 +104,7 @@ def test_a_phase_tells_at_most_ten_messages(config: AlignConfig, tmp_path: Path)
     assert len(messages) == 10 and messages[-1].endswith("30 of 30")
 
 
+@pytest.mark.slow(15)
 def test_the_three_best_checkpoints_stay(config: AlignConfig, tmp_path: Path) -> None:
     config = config.model_copy(update={"iterations": 5})
     whole: list[dict] = []
@@ -179,6 +180,7 @@ def test_completions_without_the_response_format_get_nothing(config: AlignConfig
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["response_format"] == FORMAT
 
 
+@pytest.mark.slow(12)
 def test_epochs_and_learning_rate_reach_the_fit(config: AlignConfig, tmp_path: Path) -> None:
     mlp = config.model_copy(update={"value_model": "mlp", "iterations": 1})
     found = {}
