@@ -23,7 +23,7 @@ from training.federated.stack import exchanged_tensors
 from training.run import JobConfig, rng_of
 
 SPLIT, PARTITION, SPEEDS, MODEL = range(4)  # streams of random numbers
-ATTEMPTS = 10_000  # at a partition that gives every client a batch
+ATTEMPTS = 1000  # at a partition that gives every client enough examples
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ class FederatedTask(JobConfig):
     local_lr: float = Field(0.1, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
 
+    @property
+    def smallest_client(self) -> int:
+        """The examples that every client has at least."""
+        return self.batch
+
     def network(self) -> nn.Module:
         """From inputs to logits, with the initial parameters that torch's generator draws."""
         raise NotImplementedError
@@ -137,7 +142,8 @@ def rule(task: FederatedTask, method: FederatedMethod, step: float) -> Rule:
 def local_sgd(task: FederatedTask, train: Examples, seed: int) -> tuple[LocalSGD, Tensor]:
     """The clients of a seed, and the initial parameters [P] of all methods."""
     rng = rng_of(seed, PARTITION)
-    parts = dirichlet(train.labels.numpy(), task.clients, task.alpha, rng, minimum=task.batch, attempts=ATTEMPTS)
+    labels, minimum = train.labels.numpy(), task.smallest_client
+    parts = dirichlet(labels, task.clients, task.alpha, rng, minimum=minimum, attempts=ATTEMPTS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_of(seed, MODEL).integers(2**31)))
         model = task.network()
