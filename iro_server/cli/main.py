@@ -282,7 +282,7 @@ def run(
     overrides: Settings = None,
     preset: Annotated[str | None, typer.Option(help="smoke, paper, …: see `iro list`.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, run in sequence, each in a separate folder.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="The run folder, runs/NAME by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder: runs/NAME, or runs/NAME-PRESET.")] = None,
 ) -> None:
     """Run a batch job, or continue an unfinished run; writes result.json, metrics.jsonl and figures/.
 

@@ -66,7 +66,7 @@ def _more(prompts: int, equal: float, rollouts: int) -> str:
     if prompts < LEAST_PROMPTS:
         return (
             f"Only {prompts} prompts were graded in the time that an estimate has, too few to say more: the sampling "
-            "or the grader is slow. Raise estimate_seconds, or speed up the grader."
+            "or the grader is slow. Lower max_tokens, speed up the grader, or raise the server's IRO_ESTIMATE_SECONDS."
         )
     differing = round((1 - equal) * prompts)
     factor = math.ceil(math.log(0.5) / math.log(equal)) if 0 < equal < 1 else 2
