@@ -203,7 +203,8 @@ def show(job: t.Job, context: Context) -> JsonObject:
         "trained_tokens": job.trained_tokens,
         "estimated_finish": job.estimated_finish,
         "integrations": job.integrations or [],
-        "iro": {name: (job.search or {}).get(name) for name in ("improved", "over_optimization")},
+        "iro": {name: (job.search or {}).get(name) for name in ("improved", "over_optimization")}
+        | {"suffix": job.suffix},
     }
 
 

@@ -39,7 +39,7 @@ export function Chart({ label, x, curves, numbers = false, logarithmic = false }
   }, []);
   useEffect(() => {
     const element = place.current!;
-    const chart = new uPlot(options(element, curves, numbers, logarithmic), data, element);
+    const chart = new uPlot(options(element, x, curves, numbers, logarithmic), data, element);
     plot.current = chart;
     const observer = new ResizeObserver(() => chart.setSize({ width: element.clientWidth, height: HEIGHT }));
     observer.observe(element);
@@ -86,7 +86,14 @@ function band(values: Numbers, errors: Numbers): [Numbers, Numbers] {
   return [end(-1), end(1)];
 }
 
-function options(element: HTMLElement, curves: Curve[], numbers: boolean, logarithmic: boolean): uPlot.Options {
+function options(
+  element: HTMLElement,
+  x: number[],
+  curves: Curve[],
+  numbers: boolean,
+  logarithmic: boolean,
+): uPlot.Options {
+  const [least, most] = [Math.min(...x), Math.max(...x)]; // uPlot widens a single value to 0 … 100
   const style = getComputedStyle(element);
   const colour = (name: string) => style.getPropertyValue(name).trim();
   const series: uPlot.Series[] = [{}];
@@ -98,7 +105,7 @@ function options(element: HTMLElement, curves: Curve[], numbers: boolean, logari
       stroke,
       width: 2,
       dash: dashed ? [6, 4] : undefined,
-      points: { show: !dashed && (!numbers || values.filter((value) => value !== null).length < MANY), size: 7 },
+      points: { show: x.length === 1 || (!dashed && (!numbers || values.filter((value) => value !== null).length < MANY)), size: 7 },
       spanGaps: numbers,
     });
     if (errors) {
@@ -114,7 +121,7 @@ function options(element: HTMLElement, curves: Curve[], numbers: boolean, logari
     series,
     bands,
     scales: {
-      x: { time: false, range: (_plot, least, most) => (numbers ? wide(least, most) : [least - 0.25, Math.max(most, least + 1) + 0.25]) },
+      x: { time: false, range: () => (numbers ? wide(least, most) : [least - 0.25, Math.max(most, least + 1) + 0.25]) },
       y: { distr: logarithmic ? 3 : 1 },
     },
     axes: [

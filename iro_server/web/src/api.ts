@@ -1,5 +1,6 @@
 // The public API: one function a call. Errors are ApiError with the server's own message.
 
+import { forgetDrafts } from "./drafts";
 import type { Chunk, EventStream } from "./stream";
 import { readEvents } from "./stream";
 
@@ -8,6 +9,7 @@ const KEY = "iro-key";
 export const savedKey = (): string => sessionStorage.getItem(KEY) ?? "";
 
 export function saveKey(key: string): void {
+  if (key !== savedKey()) forgetDrafts();
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
 }
@@ -38,7 +40,7 @@ export interface Job {
   method: { reinforcement: { grader: Grader; iro?: Record<string, unknown> } };
   error: { code: string; message: string; param: string | null } | null;
   estimated_finish: number | null;
-  iro: { improved: boolean | null };
+  iro: { improved: boolean | null; suffix: string | null };
 }
 
 export type Grader = { type: string; name?: string } & Record<string, unknown>;

@@ -2,8 +2,16 @@
 
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { ApiError } from "./api";
+import { draftOf, saveDraft } from "./drafts";
 
 const HIDDEN = 5000; // milliseconds between reads of a page that nobody sees
+
+/** A value that outlives the page's parts, until the tab is closed or another key is used (`forgetDrafts`). */
+export function useDraft<Value>(name: string, initial: Value): [Value, (value: Value) => void] {
+  const [value, setValue] = useState<Value>(() => draftOf<Value>(name) ?? initial);
+  useEffect(() => saveDraft(name, value), [name, value]);
+  return [value, setValue];
+}
 
 /**
  * What `read` gives, read again every `every` milliseconds while that is not null. `again` reads at once.

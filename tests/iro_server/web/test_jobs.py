@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
+from iro_server.jobs import records
+from iro_server.store.database import find, open_database
+from iro_server.store.tables import Job
 from tests.iro_server.api.serving import GRADER, ended, start_job
 from tests.iro_server.web.conftest import opened
 
@@ -22,6 +25,9 @@ def test_a_job_runs_before_ones_eyes_is_paused_resumed_and_cancelled(browser, se
         checkpoints = page.get_by_role("region", name="Table of checkpoints").get_by_role("row")
         expect(checkpoints).to_have_count(1 + 4)  # with the head
         page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Keep it").click()
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="End the job for good").click()
         expect(page.get_by_text("cancelled", exact=True)).to_be_visible()
         expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
         watch.assert_clean()
@@ -33,4 +39,41 @@ def test_a_failed_job_says_why(browser, served):
     ended(served.client, job_id)
     with opened(browser, served.address, f"/#/jobs/{job_id}") as (page, watch):
         expect(page.get_by_role("alert")).to_contain_text("the grader gave NaN for row 1")
+        watch.assert_clean()
+
+
+def test_a_job_that_failed_early_has_no_rewards_to_wait_for_and_a_reason_in_the_list(browser, served):
+    job_id = start_job(served.client, GRADER | {"name": "raises"})
+    error = ended(served.client, job_id).error
+    with opened(browser, served.address) as (page, watch):
+        expect(page.get_by_role("row").filter(has_text=job_id)).to_contain_text(error.code)
+        page.get_by_role("link", name=job_id).click()
+        expect(page.get_by_text("there are no rewards")).to_be_visible()
+        watch.assert_clean()
+
+
+def test_the_answers_of_an_estimate_are_not_samples_of_the_frozen_model(browser, served):
+    job_id = start_job(served.client, GRADER)
+    ended(served.client, job_id)
+    sample = {"prompt": "say z", "completion": "zzz", "reward": 3.0}
+    with open_database(served.settings).begin() as session:
+        records.add_event(session, job_id, "Samples", data={"step": 0, "samples": [sample]})
+        estimate = {"verdict": "go", "samples": [{"prompt": 0, "text": "of the estimate"}]}
+        records.add_event(session, job_id, "Estimate: go", data=estimate)
+    with opened(browser, served.address, f"/#/jobs/{job_id}") as (page, watch):
+        samples = page.get_by_role("region", name="Samples")
+        expect(samples.get_by_text("say z")).to_be_visible()
+        expect(samples.get_by_text("zzz")).to_be_visible()
+        watch.assert_clean()
+
+
+def test_a_model_that_is_served_unproven_is_not_said_to_answer_as_the_frozen_one(browser, served):
+    job_id = start_job(served.client, GRADER, keep_unproven=True)
+    ended(served.client, job_id)
+    with open_database(served.settings).begin() as session:
+        job = find(session, Job, job_id)
+        job.search = (job.search or {}) | {"improved": False}
+    with opened(browser, served.address, f"/#/jobs/{job_id}") as (page, watch):
+        expect(page.get_by_text("It is served all the same")).to_be_visible()
+        expect(page.get_by_text("So it answers as the frozen model does")).to_have_count(0)
         watch.assert_clean()

@@ -26,6 +26,7 @@ def test_events_come_while_the_job_runs(browser, served, streams):
         expect(page.get_by_text("iteration 2 of 5")).to_be_visible()
         while_running = list(requests)
         page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="End the job for good").click()
         expect(page.get_by_label("Events, newest first").get_by_text("The job was cancelled")).to_be_visible()
         expect(page.get_by_label("Events, newest first").get_by_role("listitem").first).to_contain_text("cancelled")
         messages = page.locator(".events li .text").all_inner_texts()

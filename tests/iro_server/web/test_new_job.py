@@ -85,6 +85,23 @@ def test_from_an_empty_page_to_a_finished_job_and_its_answer(browser, served, tm
     assert [json.loads(line)["letter"] for line in content.splitlines()] == ["z"] * 3
 
 
+def test_what_was_filled_in_stays_until_the_form_is_cleared(browser, served):
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_role("button", name="Fill in an example").click()
+        page.get_by_label("Name").fill("slogans")
+        rows, kind = (page.get_by_label(name) for name in ("Training rows", "Kind of grader"))
+        filled_in = rows.input_value(), kind.input_value()
+        page.get_by_role("link", name="Jobs", exact=True).first.click()
+        page.get_by_role("link", name="New job", exact=True).first.click()
+        expect(page.get_by_label("Name")).to_have_value("slogans")
+        assert (rows.input_value(), kind.input_value()) == filled_in
+        expect(page.get_by_text("all valid")).to_be_visible()
+        page.get_by_role("button", name="Clear the form").click()
+        expect(page.get_by_label("Name")).to_have_value("")
+        expect(rows).to_have_value("")
+        watch.assert_clean()
+
+
 @pytest.mark.parametrize(
     ("grader", "message"),
     [

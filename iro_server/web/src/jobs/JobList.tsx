@@ -75,11 +75,13 @@ function Table({ jobs }: { jobs: Job[] }) {
             <tr key={job.id}>
               <td>
                 <a class="clip" href={address(["jobs", job.id])}>
-                  {job.fine_tuned_model ?? job.id}
+                  {nameOf(job)}
+                  {nameOf(job) === job.iro.suffix && <span class="faint small"> {job.id}</span>}
                 </a>
               </td>
               <td>
                 <Badge status={job.status} />
+                {job.error && <div class="faint small">{job.error.code}</div>}
               </td>
               <td>
                 <span class="clip">{graderName(job)}</span>
@@ -94,14 +96,19 @@ function Table({ jobs }: { jobs: Job[] }) {
   );
 }
 
+/** The aligned model's name, until there is one what the user called it, else the job's id. */
+export const nameOf = (job: Job): string => job.fine_tuned_model ?? job.iro.suffix ?? job.id;
+
 export const graderName = ({ method }: Job): string => {
   const { type, name } = method.reinforcement.grader;
-  return name ? `${name} (${type})` : type;
+  return name && name !== type ? `${name} (${type})` : type;
 };
 
 export function timeOf(job: Job): string {
   const now = Date.now() / 1000;
   if (job.finished_at) return duration(job.finished_at - job.created_at);
-  if (job.status === "running" && job.estimated_finish) return `${duration(job.estimated_finish - now)} left`;
-  return OPEN.includes(job.status) ? duration(now - job.created_at) : "–";
+  if (!OPEN.includes(job.status)) return "–";
+  const left = job.status === "running" && job.estimated_finish ? job.estimated_finish - now : 0;
+  const passed = duration(now - job.created_at);
+  return left > 0 ? `${passed}, about ${duration(left)} left` : passed;
 }

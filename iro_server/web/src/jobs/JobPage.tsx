@@ -9,7 +9,7 @@ import { Badge, Fact, Problem } from "../parts";
 import { address } from "../router";
 import { EventLog, useEvents } from "./EventLog";
 import { Warnings } from "./Warnings";
-import { graderName, timeOf } from "./JobList";
+import { graderName, nameOf, timeOf } from "./JobList";
 import { OverOptimization } from "./OverOptimization";
 import { Prices } from "./Prices";
 import { Progress } from "./Progress";
@@ -50,7 +50,7 @@ export function JobPage({ id }: { id: string }) {
       {value.job.error && <Failure job={value.job} />}
       <OverOptimization events={events.events} />
       <Warnings events={events.events} />
-      <Progress events={events.events} />
+      <Progress job={value.job} events={events.events} />
       <ValueCorrelation events={events.events} />
       <Samples events={events.events} />
       <Tilts events={events.events} />
@@ -69,6 +69,7 @@ export function JobPage({ id }: { id: string }) {
 
 function Head({ job, onAct }: { job: Job; onAct: () => void }) {
   const [busy, setBusy] = useState(false);
+  const [cancelling, setCancelling] = useState(false);
   const [error, setError] = useState<Error | null>(null);
   const act = async (action: "cancel" | "pause" | "resume") => {
     setBusy(true);
@@ -85,7 +86,7 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
   return (
     <>
       <div class="title">
-        <h1 class="break">{job.fine_tuned_model ?? job.id}</h1>
+        <h1 class="break">{nameOf(job)}</h1>
         <Badge status={job.status} />
         <span class="actions">
           {open && job.status !== "paused" && (
@@ -98,10 +99,20 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
               Resume
             </button>
           )}
-          {open && (
-            <button class="danger" disabled={busy} onClick={() => void act("cancel")}>
+          {open && !cancelling && (
+            <button class="danger" disabled={busy} onClick={() => setCancelling(true)}>
               Cancel
             </button>
+          )}
+          {open && cancelling && (
+            <>
+              <button class="danger" disabled={busy} onClick={() => void act("cancel")}>
+                End the job for good
+              </button>
+              <button disabled={busy} onClick={() => setCancelling(false)}>
+                Keep it
+              </button>
+            </>
           )}
           {job.fine_tuned_model && (
             <a class="button main" href={compare(job, job.fine_tuned_model)}>
@@ -120,8 +131,11 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
       </dl>
       {job.iro.improved === false && (
         <p class="warn">
-          Held-out prompts do not show that the model improved, so it answers as the frozen model does. More prompts, or
-          more rollouts of each, may show it.
+          Held-out prompts that chose nothing do not show that the model improved.{" "}
+          {job.method.reinforcement.iro?.keep_unproven === true
+            ? "It is served all the same, as keep_unproven demands."
+            : "So it answers as the frozen model does."}{" "}
+          More prompts, or more rollouts of each, may show a gain.
         </p>
       )}
     </>

@@ -1,13 +1,18 @@
 // Rewards by iteration as curves, and the same numbers with costs and times as a table.
 
-import type { JobEvent, Metrics } from "../api";
+import type { Job, JobEvent, Metrics } from "../api";
+import { OPEN } from "../api";
 import { Chart } from "../Chart";
 import { count, duration, number } from "../format";
 
-export function Progress({ events }: { events: JobEvent[] }) {
+export function Progress({ job, events }: { job: Job; events: JobEvent[] }) {
   const rows = iterations(events);
   const latest = rows.at(-1);
-  if (!latest) return <p class="card faint">Rewards appear here after the first measurement of the frozen model.</p>;
+  if (!latest) {
+    const waiting = "Rewards appear here after the first measurement of the frozen model.";
+    const ended = "The job ended before the frozen model was measured: there are no rewards.";
+    return <p class="card faint">{OPEN.includes(job.status) ? waiting : ended}</p>;
+  }
   return (
     <section class="card" aria-labelledby="rewards">
       <div class="title">
@@ -16,7 +21,7 @@ export function Progress({ events }: { events: JobEvent[] }) {
           iteration {latest.step} of {latest.total_steps}
         </span>
       </div>
-      <Headline rows={rows} />
+      <Headline rows={rows} isProven={job.iro.improved !== false} />
       {overoptimises(rows) && (
         <p class="warn" role="status">
           The training reward rose while the held-out reward fell: the last iteration may exploit the training prompts.
@@ -55,7 +60,7 @@ function curves(rows: Metrics[]) {
   return all.filter(({ values }) => values.some((value) => value !== null && value !== undefined));
 }
 
-function Headline({ rows }: { rows: Metrics[] }) {
+function Headline({ rows, isProven }: { rows: Metrics[]; isProven: boolean }) {
   const base = rows.find((row) => row.step === 0)?.full_valid_mean_reward;
   const validated = rows.filter((row) => row.step !== 0 && typeof row.full_valid_mean_reward === "number");
   const best = validated.sort((a, b) => b.full_valid_mean_reward! - a.full_valid_mean_reward!)[0];
@@ -68,7 +73,7 @@ function Headline({ rows }: { rows: Metrics[] }) {
       )}
       {best && (
         <span>
-          best iteration <b class="good">{number(best.full_valid_mean_reward)}</b>
+          best iteration <b class={isProven ? "good" : ""}>{number(best.full_valid_mean_reward)}</b>
         </span>
       )}
       {typeof rows[0]?.best_of_n === "number" && (

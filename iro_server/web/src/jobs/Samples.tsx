@@ -57,6 +57,8 @@ export function Samples({ events }: { events: JobEvent[] }) {
 /** The frozen model first. Of an iteration that a restarted worker repeated, the last. */
 function samplesByStep(events: JobEvent[]): { step: number; samples: Sample[] }[] {
   const bySteps = new Map<number, Sample[]>();
-  for (const { data } of events.toReversed()) if (data.samples) bySteps.set(data.step ?? 0, data.samples);
+  for (const { data } of events.toReversed()) {
+    if (data.samples && data.step !== undefined) bySteps.set(data.step, data.samples); // an estimate's have no step
+  }
   return [...bySteps].map(([step, samples]) => ({ step, samples })).sort((a, b) => a.step - b.step);
 }

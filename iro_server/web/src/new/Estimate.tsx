@@ -17,6 +17,7 @@ const VERDICTS: Record<string, string> = {
 
 export function EstimateView({ id }: { id: string }) {
   const [ended, setEnded] = useState(false);
+  const [start] = useState(Date.now);
   const read = async (signal: AbortSignal) => {
     const estimate = await getEstimate(id, signal);
     setEnded(estimate.result !== null || estimate.error !== null);
@@ -25,8 +26,17 @@ export function EstimateView({ id }: { id: string }) {
   const { value: estimate, error } = usePolled(read, ended ? null : 1000, id);
   if (error) return <Problem error={error} />;
   if (estimate?.error) return <Problem error={new Error(estimate.error.message)} />;
-  if (!estimate?.result) return <p role="status">Sampling and grading a few answers: two minutes at most …</p>;
+  if (!estimate?.result) return <Waiting seconds={(Date.now() - start) / 1000} />;
   return <Result result={estimate.result} />;
+}
+
+function Waiting({ seconds }: { seconds: number }) {
+  return (
+    <>
+      <p role="status">Sampling and grading a few answers: about two minutes …</p>
+      <p class="faint small">{duration(seconds)} so far</p>
+    </>
+  );
 }
 
 function Result({ result }: { result: EstimateResult }) {

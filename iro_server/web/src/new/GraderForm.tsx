@@ -65,7 +65,7 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
       <Field
         id="source"
         label="Source"
-        hint="grade(sample, item) returns a number; item is the row. It runs in a sandbox."
+        hint={'grade(sample, item) returns a number; sample["output_text"] is the answer, item the row. It runs in a sandbox.'}
       >
         <textarea
           id="source"
@@ -183,6 +183,7 @@ function TryIt({ draft, rows, base }: Omit<Props, "onChange">) {
           Grade it
         </button>
         <output aria-live="polite">
+          {busy && "working …"}
           {graded && !graded.iro.error && (
             <>
               reward <b>{graded.reward}</b>

@@ -2,6 +2,7 @@
 
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { ApiError, createEstimate, createJob, uploadRows, validateGrader } from "../api";
+import { useDraft } from "../hooks";
 import { Field, Problem } from "../parts";
 import { address } from "../router";
 import { EstimateView } from "./Estimate";
@@ -19,13 +20,19 @@ import { checkRows } from "./rows";
 const NAME = "[A-Za-z0-9_.\\-]+";
 
 export function NewJob({ base }: { base: string }) {
-  const [source, setSource] = useState<RowsSource>({ text: "", file: null });
-  const [draft, setDraft] = useState<Draft>(EMPTY);
-  const [options, setOptions] = useState<Options>({});
+  const [text, setText] = useDraft("rows", "");
+  const [file, setFile] = useState<File | null>(null);
+  const [draft, setDraft] = useDraft<Draft>("grader", EMPTY);
+  const [options, setOptions] = useDraft<Options>("options", {});
   const [busy, setBusy] = useState("");
   const [error, setError] = useState<Error | null>(null);
-  const checked = useChecked(source.text);
-  const ready = source.file !== null || (checked.rows.length > 0 && checked.problems.length === 0);
+  const source: RowsSource = { text, file };
+  const setSource = (changed: RowsSource) => {
+    setText(changed.text);
+    setFile(changed.file);
+  };
+  const checked = useChecked(text);
+  const ready = file !== null || (checked.rows.length > 0 && checked.problems.length === 0);
   const [estimate, setEstimate] = useState("");
   const send = async (what: "job" | "estimate") => {
     setError(null);
@@ -35,8 +42,8 @@ export function NewJob({ base }: { base: string }) {
       const grader = graderOf(draft);
       await validateGrader(grader);
       setBusy("Uploading rows …");
-      const file = source.file ?? new Blob([source.text.trimEnd(), "\n"]);
-      const training_file = await uploadRows(file, source.file?.name ?? "rows.jsonl");
+      const rows = file ?? new Blob([text.trimEnd(), "\n"]);
+      const training_file = await uploadRows(rows, file?.name ?? "rows.jsonl");
       setBusy(what === "job" ? "Starting …" : "Estimating …");
       const hyperparameters = optionsIn("hyperparameters", options);
       const method = {
@@ -57,10 +64,10 @@ export function NewJob({ base }: { base: string }) {
       setBusy("");
     }
   };
-  const fill = () => {
-    setSource({ text: EXAMPLE_ROWS, file: null });
-    setDraft(EXAMPLE_GRADER);
-    setOptions(EXAMPLE_OPTIONS);
+  const fill = (rows: string, grader: Draft, chosen: Options) => {
+    setSource({ text: rows, file: null });
+    setDraft(grader);
+    setOptions(chosen);
   };
   return (
     <form
@@ -71,9 +78,14 @@ export function NewJob({ base }: { base: string }) {
     >
       <div class="title">
         <h1>New job</h1>
-        <button type="button" onClick={fill}>
-          Fill in an example
-        </button>
+        <span class="actions">
+          <button type="button" onClick={() => fill("", EMPTY, {})}>
+            Clear the form
+          </button>
+          <button type="button" onClick={() => fill(EXAMPLE_ROWS, EXAMPLE_GRADER, EXAMPLE_OPTIONS)}>
+            Fill in an example
+          </button>
+        </span>
       </div>
       <section class="card" aria-labelledby="step-rows">
         <h2 id="step-rows">1. Prompts</h2>

@@ -13,7 +13,7 @@ export interface Option {
 }
 
 export const FIRST: Option[] = [
-  { name: "iterations", label: "Iterations", default: "3", least: 1, most: 16, hint: "Each adds a value function." },
+  { name: "iterations", label: "Iterations", default: "1", least: 1, most: 16, hint: "Each adds a value function." },
   {
     name: "max_tokens",
     label: "Answer length in tokens",
