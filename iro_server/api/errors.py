@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from iro_server import JsonObject
 from iro_server.access.rates import RateLimitExceeded
+from iro_server.alignment.definition import AlignmentOptions
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
 from iro_server.api.unsupported import UNSUPPORTED
 from iro_server.concurrency.admission import RequestTooLarge, TooManyWaiting
@@ -34,6 +36,8 @@ log = logging.getLogger("iro.api")
 DATABASE_AWAY = (TimeoutError, InterfaceError, OperationalError)
 # A step of pydantic's path that is no field: which member of a union refused the value.
 MEMBER = re.compile(r"(str|int|float|bool|constrained-.*|(literal|list|dict)\[.*)")
+IRO_BLOCK = "method.reinforcement.iro"
+OPTION_BLOCKS = (IRO_BLOCK, "method.reinforcement.hyperparameters")
 HINTS = {  # by field
     "method": "A job says how: {'type': 'reinforcement', 'reinforcement': {'grader': ...}}.",
 }
@@ -162,7 +166,8 @@ def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix
     if first["type"] == "json_invalid":
         return bad_request("We could not parse the JSON body of your request.")
     if first["type"] == "extra_forbidden":
-        return bad_request(f"Unrecognized request argument supplied: {param}", param, "unknown_parameter")
+        message = f"Unrecognized request argument supplied: {param}{_intended(param or '')}"
+        return bad_request(message, param, "unknown_parameter")
     if first["type"] == UNSUPPORTED:
         return bad_request(f"Unsupported parameter: '{param}' {first['msg']}.", param, UNSUPPORTED)
     if first["type"] == "missing":
@@ -171,6 +176,17 @@ def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix
             " ".join(filter(None, (message, HINTS.get(param or "")))), param, "missing_required_parameter"
         )
     return bad_request(f"Invalid '{param}': {first['msg'].removeprefix('Value error, ')}", param, "invalid_value")
+
+
+def _intended(param: str) -> str:
+    """What an unknown option of a job may be meant for; nothing of other fields."""
+    block, _, name = param.rpartition(".")
+    if block not in OPTION_BLOCKS:
+        return ""
+    if block != IRO_BLOCK and name in AlignmentOptions.model_fields:
+        return f". It belongs in {IRO_BLOCK}."
+    similar = get_close_matches(name, AlignmentOptions.model_fields, n=1)
+    return f". Did you mean {IRO_BLOCK}.{similar[0]}?" if similar else ""
 
 
 def answer(error: APIError, headers: Mapping[str, str] | None = None) -> JSONResponse:

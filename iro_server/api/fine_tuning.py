@@ -84,8 +84,14 @@ def check_request(body: JobRequest, context: Context) -> dict[str, str | None]:
     sources = {"training_file": body.training_file, "validation_file": body.validation_file}
     for param, id in sources.items():
         if id is not None:
-            files.unexpired_file(context, id, param)
+            _check_purpose(files.unexpired_file(context, id, param), param)
     return sources
+
+
+def _check_purpose(file: t.File, param: str) -> None:
+    if file.purpose != "fine-tune":
+        message = f"The purpose of {file.id} is '{file.purpose}'; upload the rows again with purpose='fine-tune'."
+        raise bad_request(message, param, "invalid_file_purpose")
 
 
 def job_seed(body: JobRequest) -> int:

@@ -21,10 +21,13 @@ Key = Annotated[str, typer.Option("--key", envvar="IRO_KEY", help="An API key of
 
 @contextmanager
 def server_client(url: str, key: str) -> Iterator[httpx.Client]:
-    """Calls of the server. OSError where it cannot be reached."""
+    """Calls of the server; ``url`` with or without its path. OSError where it cannot be reached."""
     import httpx
 
-    with httpx.Client(base_url=url.rstrip("/"), headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+    base = httpx.URL(url.rstrip("/"))
+    if base.path in ("", "/"):
+        base = base.copy_with(path="/v1")
+    with httpx.Client(base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
         try:
             yield client
         except httpx.TransportError as error:

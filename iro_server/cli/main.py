@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,16 +50,24 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ValidationError as error:
-            _fail("; ".join(_explain(mistake) for mistake in error.errors(include_url=False)))
+            _fail(_mistakes(error, ()))
         except (ValueError, OSError, ModelError, MissingPackage) as error:
             _fail(str(error))
         except (DemoError, EngineUnavailable) as error:
             _fail(str(error), FAILED)
 
 
-def _explain(mistake: Any) -> str:
+def _mistakes(error: ValidationError, fields: Collection[str]) -> str:
+    return "; ".join(_explain(mistake, fields) for mistake in error.errors(include_url=False))
+
+
+def _explain(mistake: Any, fields: Collection[str]) -> str:
+    """``fields``: that there are at the top level."""
     where = ".".join(str(step) for step in mistake["loc"])
     message = str(mistake["msg"]).removeprefix("Value error, ")
+    if mistake["type"] == "extra_forbidden" and fields and len(mistake["loc"]) == 1:
+        similar = get_close_matches(where, fields, n=1)
+        message = f"no such field; did you mean {similar[0]}?" if similar else f"not one of {', '.join(fields)}"
     return f"{where}: {message}" if where else message
 
 
@@ -323,7 +332,11 @@ def _execute(job: BatchJob[BaseModel], config: JsonObject, out: Path, seeds: int
             console.print(escape(event["message"]), style=styles.get(event["level"]))
 
     try:
-        result = job.execute(config, out, seeds=seeds, on_event=show)
+        valid = job.Config.model_validate(config)
+    except ValidationError as error:
+        raise ValueError(_mistakes(error, job.Config.model_fields)) from None
+    try:
+        result = job.execute(valid, out, seeds=seeds, on_event=show)
     except KeyboardInterrupt:
         typer.echo(f"\nStopped. The same command goes on from {out}.", err=True)
         raise typer.Exit(130) from None

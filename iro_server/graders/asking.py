@@ -10,7 +10,7 @@ import httpx
 
 from iro_server import JsonObject
 from iro_server.graders.base import Flag
-from iro_server.graders.posting import Endpoint, Poster, Reply
+from iro_server.graders.posting import TIMEOUT, Endpoint, Poster, Reply
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Answer:
 
 
 class Asker:
-    """Asks one endpoint, from any thread, until it is closed. ``route`` "completions": requests continue texts."""
+    """Asks one endpoint, from any thread, until it is closed. ``route`` "completions": requests continue texts.
+    ``longest``: seconds that an answer may take, which is then not asked for again; None: as long as posts may take.
+    """
 
     def __init__(
         self,
@@ -35,9 +37,13 @@ class Asker:
         attempts: int | None = None,
         route: Literal["chat/completions", "completions"] = "chat/completions",
         retries_bounded: bool = False,
+        longest: float | None = None,
     ) -> None:
         self.endpoint, self.route = endpoint, route
-        self.poster = Poster(endpoint, attempts, retries_bounded=retries_bounded)
+        timeout, again = (TIMEOUT, True) if longest is None else (longest, False)
+        self.poster = Poster(
+            endpoint, attempts, timeout=timeout, retries_bounded=retries_bounded, retries_timeouts=again
+        )
 
     def ask(self, requests: Sequence[JsonObject]) -> list[Answer]:
         """One answer to each chat completion request, in order."""

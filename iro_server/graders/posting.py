@@ -49,10 +49,12 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Reply:
-    """The last answer to a request. ``response`` None: there was none, for the reason ``error``."""
+    """The last answer to a request. ``response`` None: there was none, for the reason ``error``; ``timed_out``: not in
+    time."""
 
     response: httpx.Response | None
     error: str = ""
+    timed_out: bool = False
 
     @property
     def is_busy(self) -> bool:
@@ -70,8 +72,9 @@ CLOSED = "the grader is closed"
 class Poster:
     """Posts to one endpoint, from any thread, until it is closed. Redirects are not followed: they could lead anywhere.
 
-    ``timeout``: seconds of one attempt. ``retries_bounded``: all requests together are tried again FREE_RETRIES times
-    and as often as RETRY_SHARE of the replies; a request that is told to wait (429) spends no retry.
+    ``timeout``: seconds of one attempt. ``retries_timeouts``: what took longer is tried again. ``retries_bounded``:
+    all requests together are tried again FREE_RETRIES times and as often as RETRY_SHARE of the replies; a request
+    that is told to wait (429) spends no retry.
     """
 
     def __init__(
@@ -81,7 +84,9 @@ class Poster:
         backoff: float = 0.5,
         timeout: float = TIMEOUT,
         retries_bounded: bool = False,
+        retries_timeouts: bool = True,
     ) -> None:
+        self._retries_timeouts = retries_timeouts
         self.endpoint, self._attempts, self._timeout = endpoint, attempts or ATTEMPTS, timeout
         self._window = window_of(endpoint.url, endpoint.limits) if endpoint.limits else None
         self._retries_bounded, self._replies, self._retries = retries_bounded, 0, 0
@@ -139,7 +144,8 @@ class Poster:
         try:
             return self._within_limits(client, url, body, headers)
         except httpx.RequestError as error:
-            return Reply(None, f"no answer: {type(error).__name__} {error}".strip())
+            timed_out = isinstance(error, httpx.ReadTimeout)
+            return Reply(None, f"no answer: {type(error).__name__} {error}".strip(), timed_out)
         finally:
             self._hang_up(1)
 
@@ -157,7 +163,7 @@ class Poster:
         """Whether the server is busy, and the retries are not spent."""
         with self._lock:
             self._replies += 1
-            if not reply.is_busy:
+            if not reply.is_busy or (reply.timed_out and not self._retries_timeouts):
                 return False
             if not self._retries_bounded or (reply.response is not None and reply.response.status_code == 429):
                 return True

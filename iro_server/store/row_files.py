@@ -85,6 +85,8 @@ def write_dataset(name: str, split: str, prompt_column: str | None, as_text: boo
     None: the set has ``messages`` or ``prompt`` itself. Its other columns are fields for the grader.
     ValueError for a split or column that is not there.
     """
+    if Path(name).is_file():
+        raise ValueError(f"{name} is a file, not a set of the hub or a folder: give it as TRAIN, without --dataset")
     data = _load(name, split)
     columns = list(data.column_names)
     if prompt_column is None and not {"messages", "prompt"} & set(columns):

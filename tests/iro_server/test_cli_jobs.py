@@ -11,7 +11,7 @@ from click.testing import Result
 
 from iro_server.cli import jobs as cli_jobs
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import GRADER, serving, settings_for, start_job, wait_for
+from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
 from tests.iro_server.test_cli import iro
 from tests.iro_server.web.crowd import EVENTS, ITERATIONS, add_crowd
 
@@ -36,6 +36,12 @@ def test_a_job_that_succeeds_is_followed_from_its_first_event_to_its_last(served
     assert places == sorted(places) and len(messages) >= 5
     assert "held out 0.200" in result.output
     assert result.output.endswith(f"{served.client.fine_tuning.jobs.retrieve(job_id).fine_tuned_model}\n")
+
+
+def test_a_servers_address_may_stand_without_its_path(served):
+    job_id = start_job(served.client)
+    assert ended(served.client, job_id).status == "succeeded"
+    assert watched(served.url.removesuffix("/v1/"), job_id).exit_code == 0
 
 
 def test_a_job_that_fails_or_is_cancelled_has_status_1(served):

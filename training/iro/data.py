@@ -147,7 +147,8 @@ def split(config: AlignConfig, model: Description, rng: np.random.Generator) -> 
     share = len(training) // config.iterations
     if share < 2:
         raise AlignError(
-            f"{len(training)} training prompts are too few: each iteration takes 2; iterations is {config.iterations}"
+            f"{len(training)} training prompts are too few: each iteration takes 2, and iterations is "
+            f"{config.iterations}; add {2 * config.iterations - len(training)} different prompts or more"
             + f" (of {len(rows)} rows; the others are validation prompts, or repeat a prompt)"
             * (len(rows) > len(training)),
             param="training_file",

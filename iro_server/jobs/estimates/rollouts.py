@@ -17,7 +17,7 @@ from iro_server.graders.response_format import ResponseFormat
 from iro_server.jobs.background import Lease
 from iro_server.telemetry.grading import graded
 
-FIRST_BATCH, BATCH = 2, 4  # prompts that are sampled at once
+FIRST_BATCH, BATCH = 1, 4  # prompts that are sampled at once
 SLICE = 4  # completions that one call of a grader gets, between looks at the clock
 REPEATED = 2  # completions of a prompt that are graded twice
 CONTINUATION_TOKENS = 48  # of a text where the job measures its own length, as in the job
@@ -62,16 +62,18 @@ class Roller:
         form: ResponseFormat,
         seed: int,
         completions: int,
+        seconds: float,
     ) -> None:
         assert environment.base_url is not None
         self.model, self.options, self.grader, self.form = model, options, grader, form
-        self.seed, self.completions = seed, completions
+        self.seed, self.completions, self.seconds = seed, completions, seconds
         endpoint = Endpoint(environment.base_url, environment.api_key, environment.project, quoted=True)
-        self.chat, self.text = Asker(endpoint), Asker(endpoint, route="completions")
+        self.chat = Asker(endpoint, longest=seconds)
+        self.text = Asker(endpoint, route="completions", longest=seconds)
 
-    def roll_out(self, rows: Sequence[JsonObject], seconds: float, lease: Lease) -> Rollouts:
+    def roll_out(self, rows: Sequence[JsonObject], lease: Lease) -> Rollouts:
         """As many of the rows as ``seconds`` leave time for, the first of them in any case."""
-        rollouts, deadline, start = Rollouts(), time.monotonic() + seconds, 0
+        rollouts, deadline, start = Rollouts(), time.monotonic() + self.seconds, 0
         while start < len(rows):
             began = time.monotonic()
             batch = range(start, min(start + (BATCH if start else FIRST_BATCH), len(rows)))

@@ -28,6 +28,7 @@ from iro_server.telemetry import request
 JOB_SHARE = 0.05  # of a job's completions that the estimate beside it may take
 LEAST_OF_JOB = 4  # prompts of that estimate in any case
 SHOWN = 500  # characters of a sample completion and of what the grader said
+LENGTH_HINT = ". Set max_tokens, so that an answer takes less time, or raise the server's IRO_ESTIMATE_SECONDS"
 
 
 def drawn_rows(lines: Iterable[bytes], count: int, seed: int) -> tuple[list[JsonObject], int]:
@@ -79,7 +80,8 @@ class EstimateExecutor:
         options = options_of(estimate.config)
         rollouts, num_calls = self._roll_out(estimate, options, lease)
         if not rollouts.by_prompt:
-            raise WorkFailed(f"no completion could be sampled: {rollouts.errors[0]}", "sampling_failed")
+            message = f"no completion could be sampled: {rollouts.errors[0]}"
+            raise WorkFailed(message + LENGTH_HINT * ("ReadTimeout" in message), "sampling_failed")
         rows = Rows(estimate.rows, estimate.config.get("validation_rows"))
         result = report(rollouts, options, rows, self.width, num_calls)
         with self.sessions.begin() as session:
@@ -102,10 +104,11 @@ class EstimateExecutor:
         except GraderError as error:
             raise WorkFailed(str(error), "invalid_grader") from error
         seed, completions = estimate.config["seed"], self.settings.estimate_rollouts
-        with grader, Roller(estimate.model, options, grader, environment, form, seed, completions) as roller:
+        limits = completions, self.settings.estimate_seconds
+        with grader, Roller(estimate.model, options, grader, environment, form, seed, *limits) as roller:
             lease.on_stop(roller.close)
             lease.on_stop(grader.close)
-            rollouts = roller.roll_out(estimate.prompts, self.settings.estimate_seconds, lease)
+            rollouts = roller.roll_out(estimate.prompts, lease)
         lease.check()
         return rollouts, grader.num_calls
 

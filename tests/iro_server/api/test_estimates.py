@@ -134,6 +134,13 @@ def test_a_slow_grader_ends_the_estimate_in_time_and_shows_in_the_cost(tmp_path)
     assert result["cost"]["seconds"] >= 0.2 * result["cost"]["grader_calls"]
 
 
+def test_an_engine_too_slow_for_an_answer_ends_the_estimate_with_what_to_set(tmp_path):
+    with serving(settings_for(tmp_path, estimate_seconds=1.0), ByteEngine(seconds_per_token=0.2)) as client:
+        estimate = ended_estimate(client, create(client, body_of(client, grader=GRADER))["id"])
+    assert estimate["status"] == "failed" and estimate["error"]["code"] == "sampling_failed"
+    assert "ReadTimeout" in estimate["error"]["message"] and "Set max_tokens" in estimate["error"]["message"]
+
+
 def test_a_job_is_estimated_beside_it_and_starts_in_any_case(tmp_path, database_url):
     settings = settings_for(tmp_path, database_url=database_url, job_estimates=True)
     with serving(settings, ByteEngine()) as client:

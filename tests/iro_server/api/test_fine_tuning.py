@@ -34,6 +34,32 @@ def test_events_tell_the_story_newest_first_in_pages(client, job):
     assert metrics == [1, 2]
 
 
+def test_rows_of_another_purpose_are_refused_with_the_purpose_to_give(client):
+    rows = ("rows.jsonl", b'{"item": {"prompt": "say z"}}\n')
+    file = client.files.create(file=rows, purpose="evals").id
+    method = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
+    with pytest.raises(openai.BadRequestError, match="is 'evals'; upload the rows again with purpose='fine-tune'") as e:
+        client.fine_tuning.jobs.create(model="bytes", training_file=file, method=method)
+    assert (e.value.param, e.value.code) == ("training_file", "invalid_file_purpose")
+
+
+@pytest.mark.parametrize(
+    ("block", "name", "message"),
+    [
+        ("iro", "iteration", "Did you mean method.reinforcement.iro.iterations?"),
+        ("hyperparameters", "iterations", "It belongs in method.reinforcement.iro."),
+        ("iro", "xyzzy", "iro.xyzzy"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_what_it_may_be_meant_for(client, block, name, message):
+    reinforcement = {"grader": GRADER, block: {name: 2}}
+    method = {"type": "reinforcement", "reinforcement": reinforcement}
+    with pytest.raises(openai.BadRequestError) as e:
+        client.fine_tuning.jobs.create(model="bytes", training_file="file-x", method=method)
+    assert (e.value.param, e.value.code) == (f"method.reinforcement.{block}.{name}", "unknown_parameter")
+    assert e.value.body["message"].endswith(message)
+
+
 def test_jobs_are_listed_and_unknown_ones_are_not_found(client, job):
     assert job.id in [each.id for each in client.fine_tuning.jobs.list()]
     for call in (client.fine_tuning.jobs.retrieve, client.fine_tuning.jobs.cancel, client.fine_tuning.jobs.list_events):

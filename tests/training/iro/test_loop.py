@@ -331,7 +331,7 @@ def test_cancelling_keeps_what_was_done(config: AlignConfig, tmp_path: Path) -> 
         (['{"text": "0101"}'], "line 1.*messages"),
         ([json.dumps({"prompt": "0" * 5000})], "line 1: 5000 tokens"),
         ([], "no rows"),
-        (['{"prompt": "0101"}'], "too few"),
+        (['{"prompt": "0101"}'], "add 4 different prompts or more"),
     ],
 )
 def test_bad_training_rows_are_named(config: AlignConfig, tmp_path: Path, lines: list[str], message: str) -> None:
