@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from benchmarks.bench_tasks.config import BenchTasksConfig
+from benchmarks.bench_tasks.config import ALL_TASKS, BenchTasksConfig
 from benchmarks.bench_tasks.measure import comparisons, intervals
 from iro_server import JsonObject
 
 LISTS = ("rows", "training", "jobs", "tuning", "tilts")
 IDENTITY = ("task", "seed", "method", "rows", "strength")
 UNITED = ("tasks", "methods", "rows")
+PLACES = {task: place for place, task in enumerate(ALL_TASKS)}
 MAY_DIFFER = BenchTasksConfig.extendable | {"seed"}
 
 
@@ -55,4 +56,4 @@ def joined(first: list[JsonObject], second: list[JsonObject], name: str) -> list
                 f"both runs have {name} of {', '.join(str(part) for part in identity if part is not None)}"
             )
         rows[identity] = row
-    return list(rows.values())
+    return sorted(rows.values(), key=lambda row: PLACES.get(row["task"], len(PLACES)))
