@@ -206,7 +206,8 @@ def test_a_client_that_answers_late_is_given_up_and_its_answer_thrown_away(
 def test_a_client_that_vanishes_is_given_up_and_the_run_goes_on(delayed: tuple[list[Event], dict[str, Any]]) -> None:
     events, result = delayed
     assert of(events, "late", VANISHES)[0].note == "no answer within 4 s"
-    assert not of(events, "arrive", VANISHES) and not of(events, "reject", VANISHES)
+    assert not of(events, "arrive", VANISHES)
+    assert all("too late" in event.note for event in of(events, "reject", VANISHES))  # Flower may answer in its place
     assert of(events, "arrive")[-1].time > of(events, "late", VANISHES)[0].time
     assert result["round"] >= result["noticed"] + 2
 
