@@ -17,3 +17,7 @@ export function duration(seconds: number): string {
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
+
+/** An aligned model's name from where it differs: the base model's name, which comes first, hides the rest in a menu. */
+export const nameWithout = (base: string, model: string): string =>
+  model.startsWith(`ft:${base}:`) ? model.slice(`ft:${base}:`.length) : model;

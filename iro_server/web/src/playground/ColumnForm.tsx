@@ -1,5 +1,6 @@
 // Who answers in a column, and how.
 
+import { nameWithout } from "../format";
 import { Field } from "../parts";
 import type { Column, Mode } from "./search";
 import { BEST_OF, MODES, SETTINGS, WEIGHTS, rowsAreSet, weightOf } from "./search";
@@ -30,7 +31,7 @@ export function ColumnForm({ column, models, aligned, base, onChange }: Props) {
           onChange={(event) => pickModel(event.currentTarget.value)}
         >
           {models.map((name) => (
-            <option value={name}>{name === base ? `${name} (frozen)` : name}</option>
+            <option value={name}>{name === base ? `${name} (frozen)` : nameWithout(base, name)}</option>
           ))}
         </select>
       </Field>
