@@ -37,6 +37,12 @@ METHODS = {
     "plain_best": "plain, best of 8",
     "biased_best": "logit_bias, best of 8",
 }
+PAIRS = {
+    "logit_bias less plain": ("biased", "plain"),
+    "less system message": ("biased", "requested"),
+    "less plain, best of 8": ("biased", "plain_best"),
+    "best of 8: logit_bias less plain": ("biased_best", "plain_best"),
+}
 SAMPLES = 8  # answers to each prompt
 
 
@@ -170,12 +176,11 @@ def gains(content: JsonObject) -> str:
         seeds = [row for row in content["rows"] if row["task"] == task]
         gaps = [
             cell_text(dict(estimate([row["rewards"][better] - row["rewards"][worse] for row in seeds])))
-            for better, worse in (("biased", "plain"), ("biased", "requested"), ("biased_best", "plain_best"))
+            for better, worse in PAIRS.values()
         ]
-        improved = sum(row["improved"] for row in seeds)
-        rows.append([task, *gaps, f"{improved} of {len(seeds)}"])
-    heads = ["task", "logit_bias less plain", "logit_bias less system message", "best of 8: logit_bias less plain"]
-    return table([*heads, "jobs that report a gain"], rows)
+        improved = {row["improved"] for row in seeds}
+        rows.append([task, *gaps, "all" if improved == {True} else "some" if True in improved else "none"])
+    return table(["task", *PAIRS, "jobs that report a gain"], rows)
 
 
 def report(numbers: JsonObject) -> None:

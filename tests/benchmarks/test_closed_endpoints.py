@@ -47,4 +47,4 @@ def test_gains_are_paired_by_seed() -> None:
         for seed in range(3)
     ]
     assert by_task({"rows": rows}, "rewards")["brevity"]["biased"]["mean"] == 3.0
-    assert "| brevity | 2 [2, 2] | 1 [1, 1] | 1 [1, 1] | 2 of 3 |" in gains({"rows": rows})
+    assert "| brevity | 2 [2, 2] | 1 [1, 1] | -1 [-1, -1] | 1 [1, 1] | some |" in gains({"rows": rows})
