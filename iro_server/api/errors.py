@@ -18,7 +18,6 @@ from starlette.exceptions import HTTPException
 
 from iro_server import JsonObject
 from iro_server.access.rates import RateLimitExceeded
-from iro_server.alignment.definition import AlignmentOptions
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
 from iro_server.api.unsupported import UNSUPPORTED
 from iro_server.concurrency.admission import RequestTooLarge, TooManyWaiting
@@ -36,8 +35,6 @@ log = logging.getLogger("iro.api")
 DATABASE_AWAY = (TimeoutError, InterfaceError, OperationalError)
 # A step of pydantic's path that is no field: which member of a union refused the value.
 MEMBER = re.compile(r"(str|int|float|bool|constrained-.*|(literal|list|dict)\[.*)")
-IRO_BLOCK = "method.reinforcement.iro"
-OPTION_BLOCKS = (IRO_BLOCK, "method.reinforcement.hyperparameters")
 HINTS = {  # by field
     "method": "A job says how: {'type': 'reinforcement', 'reinforcement': {'grader': ...}}.",
 }
@@ -180,13 +177,19 @@ def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix
 
 def _intended(param: str) -> str:
     """What an unknown option of a job may be meant for; nothing of other fields."""
-    block, _, name = param.rpartition(".")
-    if block not in OPTION_BLOCKS:
+    from iro_server.api.reinforcement import Reinforcement  # which imports this module
+
+    method, _, name = param.rpartition(".")
+    parent = method.rpartition(".")[0]
+    blocks = {f"{parent}.{block}": fields for block, fields in Reinforcement.options_by_block().items()}
+    if parent != "method.reinforcement" or method not in blocks:
         return ""
-    if block != IRO_BLOCK and name in AlignmentOptions.model_fields:
-        return f". It belongs in {IRO_BLOCK}."
-    similar = get_close_matches(name, AlignmentOptions.model_fields, n=1)
-    return f". Did you mean {IRO_BLOCK}.{similar[0]}?" if similar else ""
+    places = [block for block, fields in blocks.items() if name in fields]
+    if places:
+        return f". It belongs in {places[0]}."
+    by_name = {field: block for block, fields in blocks.items() for field in fields}
+    similar = get_close_matches(name, by_name, n=1)
+    return f". Did you mean {by_name[similar[0]]}.{similar[0]}?" if similar else ""
 
 
 def answer(error: APIError, headers: Mapping[str, str] | None = None) -> JSONResponse:

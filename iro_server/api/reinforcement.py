@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -77,6 +78,11 @@ class Reinforcement(ClosedModel):
     response_format: JsonObject | None = None
     hyperparameters: Hyperparameters = Hyperparameters()
     iro: IroOptions = IroOptions()
+
+    @classmethod
+    def options_by_block(cls) -> dict[str, Collection[str]]:
+        """Names of the options that each block of a request takes."""
+        return {"iro": IroOptions.model_fields, "hyperparameters": Hyperparameters.model_fields}
 
     def check_format(self) -> None:
         """400 for an invalid ``response_format``. A large schema takes a second, which would block an event loop."""

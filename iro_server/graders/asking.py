@@ -28,7 +28,7 @@ class Answer:
 
 class Asker:
     """Asks one endpoint, from any thread, until it is closed. ``route`` "completions": requests continue texts.
-    ``longest``: seconds that an answer may take, which is then not asked for again; None: as long as posts may take.
+    ``timeout``, ``retries_timeouts``, ``retries_bounded``: as of ``Poster``.
     """
 
     def __init__(
@@ -37,12 +37,16 @@ class Asker:
         attempts: int | None = None,
         route: Literal["chat/completions", "completions"] = "chat/completions",
         retries_bounded: bool = False,
-        longest: float | None = None,
+        timeout: float = TIMEOUT,
+        retries_timeouts: bool = True,
     ) -> None:
         self.endpoint, self.route = endpoint, route
-        timeout, again = (TIMEOUT, True) if longest is None else (longest, False)
         self.poster = Poster(
-            endpoint, attempts, timeout=timeout, retries_bounded=retries_bounded, retries_timeouts=again
+            endpoint,
+            attempts,
+            timeout=timeout,
+            retries_bounded=retries_bounded,
+            retries_timeouts=retries_timeouts,
         )
 
     def ask(self, requests: Sequence[JsonObject]) -> list[Answer]:

@@ -68,8 +68,8 @@ class Roller:
         self.model, self.options, self.grader, self.form = model, options, grader, form
         self.seed, self.completions, self.seconds = seed, completions, seconds
         endpoint = Endpoint(environment.base_url, environment.api_key, environment.project, quoted=True)
-        self.chat = Asker(endpoint, longest=seconds)
-        self.text = Asker(endpoint, route="completions", longest=seconds)
+        self.chat = Asker(endpoint, timeout=seconds, retries_timeouts=False)
+        self.text = Asker(endpoint, route="completions", timeout=seconds, retries_timeouts=False)
 
     def roll_out(self, rows: Sequence[JsonObject], lease: Lease) -> Rollouts:
         """As many of the rows as ``seconds`` leave time for, the first of them in any case."""

@@ -48,6 +48,8 @@ def test_rows_of_another_purpose_are_refused_with_the_purpose_to_give(client):
     [
         ("iro", "iteration", "Did you mean method.reinforcement.iro.iterations?"),
         ("hyperparameters", "iterations", "It belongs in method.reinforcement.iro."),
+        ("hyperparameters", "epochs", "Did you mean method.reinforcement.hyperparameters.n_epochs?"),
+        ("iro", "n_epochs", "It belongs in method.reinforcement.hyperparameters."),
         ("iro", "xyzzy", "iro.xyzzy"),
     ],
 )
