@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -109,9 +110,9 @@ def measured(url: str, task: Task, seed: int, prompts: int, folder: Path) -> Jso
     rewards, judgements = {}, {}
     for name, parts in samplings.items():
         answers = answers_of(task, rows, parts)
-        rewards[name], judgements[name] = means(answers, lambda group: group[:SAMPLES])
+        rewards[name], judgements[name] = means(answers, lambda group: group)
         if name != "requested":
-            rewards[f"{name}_best"], judgements[f"{name}_best"] = means(answers, lambda group: [max(group)])
+            rewards[f"{name}_best"], judgements[f"{name}_best"] = means(answers, best)
     about = {"task": task.name, "seed": seed, "strength": result["strength"], "improved": result["improved"]}
     return about | {"rewards": rewards, "judgements": judgements}
 
@@ -135,6 +136,11 @@ def answers_of(task: Task, rows: Sequence[JsonObject], parts: Sequence[JsonObjec
         [(reward, task.judge(row, text)) for text, reward in zip(of_row, rewarded, strict=True)]
         for row, of_row, rewarded in zip(rows, texts, rewards, strict=True)
     ]
+
+
+def best(group: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The answer of the highest reward, the first of equal ones."""
+    return [max(group, key=itemgetter(0))]
 
 
 def means(answers: Answers, chosen: Callable[[list[tuple[float, float]]], list[tuple[float, float]]]) -> list[float]:

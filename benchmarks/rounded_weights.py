@@ -74,12 +74,10 @@ def rounded_weights(engine: EmbeddedEngine, precision: str) -> Iterator[None]:
 def rewards(piece: Piece, stack: Any, params: SearchParams, by_value: bool) -> list[float]:
     """Of each held-out prompt: of the values' pick, or the mean of all rows."""
     results = piece.search(piece.held_out, params, stack if by_value else None, SEED, stack.tilt)
-    finals = [result.finals[:1] if by_value else result.finals for result in results]
-    pairs = [
-        (prompt, piece.text(final.tokens)) for prompt, of in zip(piece.held_out, finals, strict=True) for final in of
-    ]
-    graded = piece.rewards([prompt for prompt, _ in pairs], [text for _, text in pairs])
-    return np.array(graded).reshape(len(finals), -1).mean(1).tolist()
+    groups = [result.finals[:1] if by_value else result.finals for result in results]
+    prompts = [prompt for prompt, group in zip(piece.held_out, groups, strict=True) for _ in group]
+    graded = piece.rewards(prompts, [piece.text(final.tokens) for group in groups for final in group])
+    return np.array(graded).reshape(len(groups), -1).mean(1).tolist()
 
 
 def measured(engine: EmbeddedEngine, pieces: Sequence[Piece]) -> list[JsonObject]:

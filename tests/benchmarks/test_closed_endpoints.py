@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.closed_endpoints import METHODS, REQUESTS, answers_of, by_task, gains, means, with_request
+from benchmarks.closed_endpoints import METHODS, REQUESTS, answers_of, best, by_task, gains, means, with_request
 from benchmarks.tasks import TASKS
 from iro_server.graders.base import Sample
 from iro_server.graders.parsing import parse_grader
@@ -34,7 +34,7 @@ def test_rewards_are_means_over_all_answers_or_over_the_best_of_each_prompt() ->
     parts = [{"texts": [["a", "b"], ["c", "d"]], "rewards": [[1.0, 3.0], [2.0, 0.0]]}]
     answers = answers_of(task, rows, parts)
     assert means(answers, lambda group: group)[0] == 1.5
-    assert means(answers, lambda group: [max(group)])[0] == 2.5
+    assert means(answers, best)[0] == 2.5
 
 
 def test_gains_are_paired_by_seed() -> None:
