@@ -10,7 +10,7 @@ from pathlib import Path
 
 from iro_server.alignment.definition import DEFAULT_OPTIONS
 from iro_server.alignment.reference import field_rows, markdown_table
-from iro_server.api.reinforcement import RENAMED, Hyperparameters, IroOptions
+from iro_server.api.reinforcement_options import RENAMED, Hyperparameters, IroOptions
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "hyperparameters.md"
 

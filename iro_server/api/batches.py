@@ -11,12 +11,12 @@ from sqlalchemy import func, update
 
 from iro_server import JsonObject
 from iro_server.api import files
+from iro_server.api.closed_model import ClosedModel
 from iro_server.api.context import Context, Ctx, list_object
 from iro_server.api.errors import bad_request
 from iro_server.api.eval_requests import Tags
 from iro_server.api.jsonl import BatchEndpoint
 from iro_server.api.quotas import check_batches
-from iro_server.api.reinforcement import ClosedModel
 from iro_server.jobs.batches.running import INPUT, NO_USAGE
 from iro_server.store import tables as t
 from iro_server.store.files import link

@@ -13,9 +13,9 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from iro_server import JsonObject
+from iro_server.api.closed_model import ClosedModel
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request
-from iro_server.api.reinforcement import ClosedModel
 from iro_server.concurrency.disconnect import unless_gone
 from iro_server.graders import local_models
 

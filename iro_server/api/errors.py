@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from iro_server import JsonObject
 from iro_server.access.rates import RateLimitExceeded
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
+from iro_server.api.reinforcement_options import OPTIONS_BY_BLOCK
 from iro_server.api.unsupported import UNSUPPORTED
 from iro_server.concurrency.admission import RequestTooLarge, TooManyWaiting
 from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
@@ -177,11 +178,9 @@ def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix
 
 def _intended(param: str) -> str:
     """What an unknown option of a job may be meant for; nothing of other fields."""
-    from iro_server.api.reinforcement import Reinforcement  # which imports this module
-
     method, _, name = param.rpartition(".")
     parent = method.rpartition(".")[0]
-    blocks = {f"{parent}.{block}": fields for block, fields in Reinforcement.options_by_block().items()}
+    blocks = {f"{parent}.{block}": fields for block, fields in OPTIONS_BY_BLOCK.items()}
     if parent != "method.reinforcement" or method not in blocks:
         return ""
     places = [block for block, fields in blocks.items() if name in fields]

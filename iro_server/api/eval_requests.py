@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from iro_server import JsonObject
+from iro_server.api.closed_model import ClosedModel
 from iro_server.api.job_request import Tags
-from iro_server.api.reinforcement import ClosedModel
 from iro_server.graders.json_schema import Schema
 from iro_server.graders.messages import Message
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from iro_server.api.reinforcement import ClosedModel, Reinforcement
+from iro_server.api.closed_model import ClosedModel
+from iro_server.api.reinforcement import Reinforcement
 from iro_server.api.unsupported import Unsupported
 
 

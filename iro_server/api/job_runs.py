@@ -14,10 +14,10 @@ from sqlalchemy import delete, update
 from iro_server import JsonObject
 from iro_server.access.scopes import Scope
 from iro_server.api import files
+from iro_server.api.closed_model import ClosedModel
 from iro_server.api.context import Context, Ctx, Limit, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.quotas import check_job_runs
-from iro_server.api.reinforcement import ClosedModel
 from iro_server.jobs import lock
 from iro_server.jobs.job_runs.folder import RunFolder
 from iro_server.jobs.job_runs.kinds import JobKind, job_kinds, path_fields

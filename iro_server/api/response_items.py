@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, field_validator
 
 from iro_server import JsonObject, JsonValue
+from iro_server.api.closed_model import ClosedModel
 from iro_server.api.messages import FunctionDefinition, Tool
-from iro_server.api.reinforcement import ClosedModel
 from iro_server.api.unsupported import Unsupported
 from iro_server.engines.text_parts import text_of
 from iro_server.engines.tool_calls import ToolCall

@@ -8,10 +8,10 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from iro_server import JsonObject
 from iro_server.api.chat import ChatRequest
+from iro_server.api.closed_model import ClosedModel
 from iro_server.api.errors import APIError, invalid
 from iro_server.api.eval_requests import Tags, chat_format
 from iro_server.api.registry import ServedModel
-from iro_server.api.reinforcement import ClosedModel
 from iro_server.api.response_items import FunctionTool, InputItem, chat_choice, messages_of
 from iro_server.api.tools import ToolUse, tool_use
 from iro_server.api.unsupported import Unsupported

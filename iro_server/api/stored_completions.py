@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from sqlalchemy import ColumnElement, delete
 
 from iro_server import JsonObject
+from iro_server.api.closed_model import ClosedModel
 from iro_server.api.context import Context, Ctx, Limit, Order, list_object, list_page
 from iro_server.api.errors import bad_request, not_found
 from iro_server.api.job_request import MAX_TAGS, Tags
 from iro_server.api.messages import Message
-from iro_server.api.reinforcement import ClosedModel
 from iro_server.store import tables as t
 from iro_server.store.database import find
 

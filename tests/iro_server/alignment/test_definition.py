@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from iro_server.alignment.definition import DEFAULT_OPTIONS, SERVER_LIMITS, Alignment, AlignmentOptions
-from iro_server.api.reinforcement import RENAMED, Hyperparameters, IroOptions
+from iro_server.api.reinforcement_options import RENAMED, Hyperparameters, IroOptions
 from tests.hyperparameter_tables import DOCUMENT, with_tables
 from training.iro.config import AlignConfig
 

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from iro_server.api.errors import APIError
-from iro_server.api.reinforcement import Hyperparameters, IroOptions, Reinforcement
+from iro_server.api.reinforcement import Reinforcement
+from iro_server.api.reinforcement_options import Hyperparameters, IroOptions
 from training.iro.config import AlignConfig
 
 GRADER = {
