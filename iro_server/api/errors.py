@@ -168,7 +168,7 @@ def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix
         return bad_request(message, param, "unknown_parameter")
     if first["type"] == UNSUPPORTED:
         return bad_request(f"Unsupported parameter: '{param}' {first['msg']}.", param, UNSUPPORTED)
-    if first["type"] == "missing":
+    if first["type"] == "missing" or first.get("input", "") is None:  # a null where none is allowed
         message = f"Missing required parameter: '{param}'." if param else "The request has no body; send one as JSON."
         return bad_request(
             " ".join(filter(None, (message, HINTS.get(param or "")))), param, "missing_required_parameter"

@@ -210,8 +210,15 @@ def show(job: t.Job, context: Context) -> JsonObject:
         "estimated_finish": job.estimated_finish,
         "integrations": job.integrations or [],
         "iro": {name: (job.search or {}).get(name) for name in ("improved", "over_optimization")}
-        | {"suffix": job.suffix},
+        | {"suffix": job.suffix, "jobs_ahead": _jobs_ahead(job, context)},
     }
+
+
+def _jobs_ahead(job: t.Job, context: Context) -> int | None:
+    if job.status != "queued":
+        return None
+    with context.sessions() as session:
+        return records.jobs_ahead(session, job)
 
 
 def _show_checkpoint(checkpoint: t.Checkpoint) -> JsonObject:

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from iro_server import JsonObject
+from iro_server.alignment.definition import AlignmentOptions
+from iro_server.api.reinforcement_options import RENAMED
 from iro_server.cli.http import SERVER, Key, Url, get, post, server_client, upload
-from iro_server.cli.options import parse_value, read_grader
+from iro_server.cli.options import parse_value, read_grader, with_options_of
 
 POLL = 1.0  # seconds
 
 
+@with_options_of(AlignmentOptions, "Options of the job")
 def estimate(
     training_file: Annotated[Path, typer.Argument(metavar="TRAIN", help="Training rows.")],
     grader: Annotated[Path, typer.Argument(help="JSON, or a .py file with grade(sample, item).")],
-    options: Annotated[
+    settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]…", help="Options of the job; values as JSON.")
     ] = None,
     url: Url = SERVER,
     key: Key = "none",
+    **options: Any,
 ) -> None:
     """Sample and grade a few prompts (about two minutes), and say what a job would gain and cost. Status 1: not go."""
-    iro = dict(_option(text) for text in options or [])
+    method = _method(read_grader(grader), options | dict(_setting(text) for text in settings or []))
     with server_client(url, key) as server:
         model = get(server, "/models")["data"][0]["id"]
-        method = {"type": "reinforcement", "reinforcement": {"grader": read_grader(grader), "iro": iro}}
         body = {"model": model, "training_file": upload(server, training_file, "fine-tune"), "method": method}
         record = post(server, "/fine_tuning/jobs/estimate", body)
         while record["status"] in ("queued", "in_progress"):
@@ -42,7 +45,15 @@ def estimate(
         raise typer.Exit(1)
 
 
-def _option(text: str) -> tuple[str, object]:
+def _method(grader: JsonObject, options: JsonObject) -> JsonObject:
+    """The request's ``method``: options that are OpenAI's hyperparameters are in their block, by OpenAI's name."""
+    hyperparameters = {name: options[field] for name, field in RENAMED.items() if field in options}
+    iro = {field: value for field, value in options.items() if field not in RENAMED.values()}
+    blocks = {"grader": grader, "hyperparameters": hyperparameters, "iro": iro}
+    return {"type": "reinforcement", "reinforcement": blocks}
+
+
+def _setting(text: str) -> tuple[str, object]:
     name, separator, value = text.partition("=")
     if not separator:
         raise ValueError(f"{text}: write key=value")

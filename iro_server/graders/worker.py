@@ -82,6 +82,12 @@ def describe(error: BaseException, confined: bool) -> str:
     return f"{text}: {CONFINED}" if confined and isinstance(error, OSError) else text
 
 
+def keys_of(arguments: dict[str, Any]) -> str:
+    """The keys that a grader can read, for one that asked for another."""
+    texts = (f"{name} has {', '.join(map(str, value))}" for name, value in arguments.items() if isinstance(value, dict))
+    return "".join(f"; {text}" for text in texts)[:LONGEST_ERROR].encode(errors="replace").decode()
+
+
 def main(channel: socket.socket, confinement: dict[str, Any] | None) -> None:
     watched = confine(**confinement) if confinement else []
     socket.send_fds(channel, [b"ready\n"], watched)
@@ -92,6 +98,7 @@ def main(channel: socket.socket, confinement: dict[str, Any] | None) -> None:
 
     module: ModuleType | None = None
     timeout = 0.0
+    arguments: dict[str, Any] = {}
     worker = os.getpid()
     for line in channel.makefile("rb"):
         number, _, message = line.partition(b" ")
@@ -102,12 +109,13 @@ def main(channel: socket.socket, confinement: dict[str, Any] | None) -> None:
                 timeout = start["timeout"]
                 module = load(start["source"])
             else:
-                sample, item = json.loads(message)
+                arguments = dict(zip(("sample", "item"), json.loads(message), strict=True))
                 # The parent kills a call that takes too long; should the parent be gone, the alarm does.
                 signal.setitimer(signal.ITIMER_REAL, timeout + 5)
-                answer["reward"] = as_number(module.grade(sample, item))
+                answer["reward"] = as_number(module.grade(arguments["sample"], arguments["item"]))
         except BaseException as error:
-            answer["error"] = describe(error, confinement is not None)
+            keys = keys_of(arguments) if type(error) is KeyError else ""
+            answer["error"] = describe(error, confinement is not None) + keys
         if os.getpid() != worker:  # the user's code forked, and came back twice
             os._exit(1)
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -60,6 +60,12 @@ def take_next(sessions: Sessions, server: str, besides: tuple[str, ...] = ()) ->
     return None
 
 
+def jobs_ahead(session: Session, job: Job) -> int:
+    """How many jobs of the project run, or were queued before this one: projects take turns, their jobs go in order."""
+    earlier = (Job.status == "running") | ((Job.status == "queued") & (Job.seq < job.seq))
+    return session.scalars(select(func.count()).where(Job.project == job.project, earlier)).one()
+
+
 def _in_turn(session: Session, *queued: ColumnElement[bool]) -> list[str]:
     """The projects with jobs that are ``queued``: those that run the fewest first and, of these, those whose last start
     is the longest ago."""

@@ -37,10 +37,12 @@ export interface Job {
   model: string;
   fine_tuned_model: string | null;
   training_file: string;
-  method: { reinforcement: { grader: Grader; iro?: Record<string, unknown> } };
+  validation_file: string | null;
+  metadata: Record<string, string> | null;
+  method: { reinforcement: { grader: Grader } & { [block: string]: Record<string, unknown> | undefined } };
   error: { code: string; message: string; param: string | null } | null;
   estimated_finish: number | null;
-  iro: { improved: boolean | null; suffix: string | null };
+  iro: { improved: boolean | null; suffix: string | null; jobs_ahead: number | null };
 }
 
 export type Grader = { type: string; name?: string } & Record<string, unknown>;
@@ -230,6 +232,14 @@ export async function uploadRows(file: Blob, name: string): Promise<string> {
   form.set("file", file, name);
   const stored = (await (await call("/files", { method: "POST", body: form })).json()) as { id: string };
   return stored.id;
+}
+
+/** A file's text. Throws Error where it is gone, or has more than `most` bytes. */
+export async function fileText(file: string, most: number): Promise<string> {
+  const path = `/files/${encodeURIComponent(file)}`;
+  const { bytes } = await get<{ bytes: number }>(path);
+  if (bytes > most) throw new Error(`${file} has ${bytes} bytes, too many for the form: choose the file again.`);
+  return (await call(`${path}/content`)).text();
 }
 
 /** The first row of a training file; null where it is gone. Reads no more of the file than that. */

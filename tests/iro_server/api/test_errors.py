@@ -64,6 +64,14 @@ def test_errors_say_what_would_do(client):
     assert said.startswith("grader.type: there is no grader of type 'nonsense', only 'string_check'")
 
 
+@pytest.mark.parametrize("field", ["model", "messages"])
+def test_a_null_in_place_of_what_is_required_is_missing(client, field):
+    chat = {"model": "bytes", "messages": [{"role": "user", "content": "hi"}], field: None}
+    error = httpx.post(f"{client.base_url}chat/completions", json=chat).json()["error"]
+    assert (error["message"], error["param"]) == (f"Missing required parameter: '{field}'.", field)
+    assert error["code"] == "missing_required_parameter"
+
+
 def test_control_characters_of_a_request_are_spelled_in_its_error(client):
     chat = {"model": "a\x1b[2J\x9b\u2028\nb", "messages": [{"role": "user", "content": "hi"}]}
     message = httpx.post(f"{client.base_url}chat/completions", json=chat).json()["error"]["message"]

@@ -183,9 +183,11 @@ def test_the_command_says_what_to_change(client, tmp_path):
     train, grader = tmp_path / "train.jsonl", tmp_path / "grader.py"
     train.write_bytes(ROWS)
     grader.write_text("def grade(sample, item):\n    return 0\n")
-    command = ["estimate", str(train), str(grader), "max_tokens=6", "--url", str(client.base_url)]
+    command = ["estimate", str(train), str(grader), "--max-tokens", "6", "--url", str(client.base_url)]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1 and done.output.startswith("constant_reward: The reward is always 0"), done.output
     grader.write_text("def grade(sample, item):\n    return sample['output_text'].count('z')\n")
-    done = CliRunner().invoke(app, command)
+    done = CliRunner().invoke(app, [*command, "--epochs", "1", "rollouts_per_prompt=16"])
     assert done.exit_code == 0 and done.output.startswith("go: Expected gain +"), done.output
+    done = CliRunner().invoke(app, [*command, "max_token=6"])
+    assert done.exit_code == 2 and "Did you mean method.reinforcement.iro.max_tokens?" in done.output, done.output

@@ -87,6 +87,13 @@ def test_what_is_no_reward_is_nan_with_the_users_error(body, said):
     assert said in failed.error
 
 
+def test_a_missing_key_is_answered_with_the_keys_there_are():
+    source = "def grade(sample, item):\n    return item['label']\n"
+    text = grade(source, "x", {"labels": [1], "messages": []}).error
+    assert text.startswith("KeyError: 'label' (grader.py, line 2); sample has output_text, ")
+    assert text.endswith("; item has labels, messages")
+
+
 def test_a_bad_sample_fails_alone_and_order_is_kept():
     source = """
 import os

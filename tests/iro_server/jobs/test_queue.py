@@ -84,3 +84,15 @@ def test_a_project_that_runs_nothing_goes_before_one_that_does(sessions):
         session.add(Job(id="few-0", project="few", **rest))
     assert (first, second) == ("many-0", "many-1")
     assert records.take_next(sessions, "here").id == "few-0"
+
+
+def test_a_queued_job_waits_for_its_own_projects_earlier_jobs(sessions):
+    rest = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "model_name": "m", "config": {}}
+    with sessions.begin() as session:
+        session.add(Job(id="theirs", project="other", **rest))
+    queue(sessions, 3)
+    running = records.take_next(sessions, "here")  # the other project's, which was queued first
+    assert running.id == "theirs" and records.take_next(sessions, "here").id == "ftjob-0"
+    with sessions() as session:
+        jobs = {job.id: job for job in session.scalars(select(Job))}
+        assert [records.jobs_ahead(session, jobs[f"ftjob-{number}"]) for number in (1, 2)] == [1, 2]

@@ -77,3 +77,60 @@ def test_a_model_that_is_served_unproven_is_not_said_to_answer_as_the_frozen_one
         expect(page.get_by_text("It is served all the same")).to_be_visible()
         expect(page.get_by_text("So it answers as the frozen model does")).to_have_count(0)
         watch.assert_clean()
+
+
+def test_a_job_is_started_again_by_its_request(browser, served):
+    validation = served.client.files.create(file=("v.jsonl", b'{"prompt": "say v"}\n'), purpose="fine-tune").id
+    first = served.client.fine_tuning.jobs.create(
+        model="bytes",
+        training_file=served.client.files.create(
+            file=("t.jsonl", b'{"prompt": "say z"}\n' * 3), purpose="fine-tune"
+        ).id,
+        validation_file=validation,
+        suffix="again",
+        metadata={"team": "red"},
+        method={
+            "type": "reinforcement",
+            "reinforcement": {
+                "grader": GRADER | {"name": "raises"},
+                "hyperparameters": {"eval_samples": 2, "reasoning_effort": "low"},
+                "iro": {"iterations": 2, "keep_unproven": True},
+            },
+        },
+    )
+    ended(served.client, first.id)
+    with opened(browser, served.address, f"/#/jobs/{first.id}") as (page, watch):
+        page.get_by_role("button", name="Start again").click()
+        expect(page.get_by_text("3 rows, all valid")).to_be_visible()
+        expect(page.get_by_label("Iterations")).to_have_value("2")
+        page.get_by_label("Name").fill("another")
+        page.get_by_role("button", name="Start the job").click()
+        expect(page.get_by_role("button", name="Start again")).to_be_visible()
+        watch.assert_clean()
+    second = served.client.fine_tuning.jobs.list().data[0]
+    assert second.id != first.id and second.iro["suffix"] == "another"
+    assert (second.method, second.metadata, second.validation_file) == (first.method, {"team": "red"}, validation)
+
+
+def test_a_job_whose_rows_are_gone_says_so_and_keeps_the_rest_of_its_request(browser, served):
+    job_id = start_job(served.client, GRADER | {"name": "raises"}, iterations=3)
+    job = ended(served.client, job_id)
+    served.client.files.delete(job.training_file)
+    with opened(browser, served.address, f"/#/jobs/{job_id}") as (page, watch):
+        page.get_by_role("button", name="Start again").click()
+        expect(page.get_by_text(job.training_file).first).to_be_visible()
+        page.get_by_role("link", name="Jobs", exact=True).first.click()
+        page.get_by_role("link", name="New job", exact=True).first.click()
+        expect(page.get_by_label("Iterations")).to_have_value("3")
+        watch.assert_clean(refusals=1)
+
+
+def test_a_queued_job_says_how_many_start_before_it(browser, served):
+    first, second = (start_job(served.client, GRADER | {"name": "waits"}, iterations=16) for _ in range(2))
+    with opened(browser, served.address) as (page, watch):
+        expect(page.get_by_role("row").filter(has_text=second)).to_contain_text("after 1 more")
+        page.get_by_role("link", name=second).click()
+        expect(page.get_by_text("It starts after 1 other job of yours.")).to_be_visible()
+        watch.assert_clean()
+    for id in (second, first):
+        served.client.fine_tuning.jobs.cancel(id)

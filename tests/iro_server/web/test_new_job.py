@@ -105,9 +105,9 @@ def test_what_was_filled_in_stays_until_the_form_is_cleared(browser, served):
 @pytest.mark.parametrize(
     ("grader", "message"),
     [
-        ('{"type": "string_check"', "The grader is not valid JSON"),
+        ('{"type": "string_check"', "The grader: not valid JSON"),
         ('{"type": "magic"}', "grader"),
-        ("[]", "A grader is a JSON object"),
+        ("[]", "The grader: not a JSON object"),
     ],
 )
 def test_a_grader_that_is_none_starts_no_job(page_of_new_job, grader, message):

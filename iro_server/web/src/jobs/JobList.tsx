@@ -82,6 +82,7 @@ function Table({ jobs }: { jobs: Job[] }) {
               <td>
                 <Badge status={job.status} />
                 {job.error && <div class="faint small">{job.error.code}</div>}
+                {!!job.iro.jobs_ahead && <div class="faint small">after {job.iro.jobs_ahead} more</div>}
               </td>
               <td>
                 <span class="clip">{graderName(job)}</span>

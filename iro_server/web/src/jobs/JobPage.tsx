@@ -3,6 +3,7 @@
 import { useState } from "preact/hooks";
 import type { Checkpoint, Job } from "../api";
 import { OPEN, actOnJob, getJob, listCheckpoints } from "../api";
+import { fillFrom } from "../new/again";
 import { date, number } from "../format";
 import { usePolled } from "../hooks";
 import { Badge, Fact, Problem } from "../parts";
@@ -82,6 +83,16 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
     setBusy(false);
     onAct();
   };
+  const startAgain = async () => {
+    setBusy(true);
+    try {
+      await fillFrom(job);
+      location.hash = address(["new"]);
+    } catch (problem) {
+      setError(problem as Error);
+      setBusy(false);
+    }
+  };
   const open = OPEN.includes(job.status);
   return (
     <>
@@ -113,6 +124,11 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
                 Keep it
               </button>
             </>
+          )}
+          {!open && (
+            <button disabled={busy} onClick={() => void startAgain()}>
+              Start again
+            </button>
           )}
           {job.fine_tuned_model && (
             <a class="button main" href={compare(job, job.fine_tuned_model)}>

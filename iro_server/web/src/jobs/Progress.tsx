@@ -9,7 +9,9 @@ export function Progress({ job, events }: { job: Job; events: JobEvent[] }) {
   const rows = iterations(events);
   const latest = rows.at(-1);
   if (!latest) {
-    const waiting = "Rewards appear here after the first measurement of the frozen model.";
+    const ahead = job.iro.jobs_ahead;
+    const place = ahead ? `It starts after ${ahead === 1 ? "1 other job" : `${ahead} other jobs`} of yours. ` : "";
+    const waiting = `${place}Rewards appear here after the first measurement of the frozen model.`;
     const ended = "The job ended before the frozen model was measured: there are no rewards.";
     return <p class="card faint">{OPEN.includes(job.status) ? waiting : ended}</p>;
   }

@@ -11,12 +11,14 @@ import { RowsEditor } from "./RowsEditor";
 import type { RowsSource } from "./RowsEditor";
 import { EXAMPLE_GRADER, EXAMPLE_OPTIONS, EXAMPLE_ROWS } from "./example";
 import type { Draft } from "./graders";
+import { merged } from "./json";
 import { EMPTY, graderOf } from "./graders";
 import type { Option, Options } from "./options";
-import { FIRST, MORE, optionsIn } from "./options";
+import { FIRST, MORE, optionsIn, otherFields } from "./options";
 import type { Checked } from "./rows";
 import { checkRows } from "./rows";
 
+const OTHER_HINT = "What the fields above set goes before it. All fields: docs/hyperparameters.md.";
 const NAME = "[A-Za-z0-9_.\\-]+";
 
 export function NewJob({ base }: { base: string }) {
@@ -40,6 +42,7 @@ export function NewJob({ base }: { base: string }) {
     try {
       setBusy("Checking the grader …");
       const grader = graderOf(draft);
+      otherFields(options); // refused before rows are uploaded
       await validateGrader(grader);
       setBusy("Uploading rows …");
       const rows = file ?? new Blob([text.trimEnd(), "\n"]);
@@ -51,16 +54,13 @@ export function NewJob({ base }: { base: string }) {
         reinforcement: { grader, hyperparameters, iro: optionsIn(undefined, options) },
       };
       const suffix = options.suffix || undefined;
-      const body = { model: base, training_file, method, suffix, ...optionsIn("job", options) };
+      const fields = { model: base, training_file, method, suffix, ...optionsIn("job", options) };
+      const body = merged(otherFields(options), fields);
       if (what === "job") location.hash = address(["jobs", (await createJob(body)).id]);
       else setEstimate((await createEstimate(body)).id);
       setBusy("");
     } catch (problem) {
-      setError(
-        problem instanceof SyntaxError
-          ? new Error(`The grader is not valid JSON: ${problem.message}`)
-          : (problem as Error),
-      );
+      setError(problem as Error);
       setBusy("");
     }
   };
@@ -171,9 +171,21 @@ function OptionFields({ options, onChange }: { options: Options; onChange: (opti
         </Field>
         {fields(FIRST)}
       </div>
-      <details>
+      <details open={Boolean(options.other)}>
         <summary>More options</summary>
         <div class="grid">{fields(MORE)}</div>
+        <Field id="other" label="Other fields of the request, as JSON" hint={OTHER_HINT}>
+          <textarea
+            id="other"
+            class="code"
+            rows={4}
+            spellcheck={false}
+            placeholder={'{"method": {"reinforcement": {"iro": {"keep_unproven": true}}}}'}
+            aria-describedby="other-hint"
+            value={options.other ?? ""}
+            onInput={(event) => onChange({ ...options, other: event.currentTarget.value })}
+          />
+        </Field>
       </details>
     </>
   );

@@ -3,9 +3,9 @@
 import { useRef, useState } from "preact/hooks";
 import { count } from "../format";
 import type { Checked } from "./rows";
+import { EDITABLE } from "./rows";
 
 const LISTED = 5; // problems
-const EDITABLE = 2_000_000; // bytes; a larger file is not put into the text field
 
 export interface RowsSource {
   text: string;

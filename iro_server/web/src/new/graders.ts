@@ -1,6 +1,7 @@
 // The graders that the form can write. Any other is written as JSON.
 
 import type { Grader } from "../api";
+import { parseObject } from "./json";
 
 export const KINDS = {
   words: "Words to use",
@@ -70,10 +71,7 @@ export function graderOf(draft: Draft): Grader {
     case "python":
       return { type: "python", name: "python", source: draft.source };
     case "json": {
-      const grader: unknown = JSON.parse(draft.json);
-      if (typeof grader !== "object" || grader === null || Array.isArray(grader))
-        throw new Error("A grader is a JSON object.");
-      return grader as Grader;
+      return parseObject(draft.json, "The grader") as Grader;
     }
   }
 }

@@ -1,5 +1,8 @@
 // Options of a job that the form offers; an empty one takes the default. All of them: docs/hyperparameters.md.
 
+import type { Json } from "./json";
+import { parseObject } from "./json";
+
 export type Options = Record<string, string>;
 
 export interface Option {
@@ -77,6 +80,10 @@ export const MORE: Option[] = [
     place: "job",
   },
 ];
+
+/** Fields of the request that the form does not name. Throws Error where they are no JSON object. */
+export const otherFields = (options: Options): Json =>
+  options.other?.trim() ? parseObject(options.other, "Other fields of the request") : {};
 
 /** The options that are set and that a request has in `place`. */
 export function optionsIn(place: Option["place"], options: Options): Record<string, number> {

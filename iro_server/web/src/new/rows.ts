@@ -1,5 +1,7 @@
 // What a line of training rows must hold: iro_server/api/jsonl.py, which decides, checks the same.
 
+export const EDITABLE = 2_000_000; // bytes; a larger file is not put into the text field
+
 export type Row = Record<string, unknown>;
 
 export interface Checked {

@@ -1,0 +1,44 @@
+// A job's request as what the form of a new job holds: to start the job again, changed or not.
+
+import type { Job } from "../api";
+import { fileText } from "../api";
+import { saveDraft } from "../drafts";
+import type { Draft } from "./graders";
+import { EMPTY } from "./graders";
+import type { Json } from "./json";
+import type { Options } from "./options";
+import { FIRST, MORE } from "./options";
+import { EDITABLE } from "./rows";
+
+/** Throws Error where the training rows are gone, or too many for the form; the rest is filled in all the same. */
+export async function fillFrom(job: Job): Promise<void> {
+  saveDraft("grader", graderDraft(job));
+  saveDraft("options", optionsOf(job));
+  saveDraft("rows", await fileText(job.training_file, EDITABLE));
+}
+
+function graderDraft({ method }: Job): Draft {
+  const { type, name, source, ...rest } = method.reinforcement.grader;
+  if (type === "python" && Object.keys(rest).length === 0) return { ...EMPTY, kind: "python", source: String(source) };
+  return { ...EMPTY, kind: "json", json: JSON.stringify(method.reinforcement.grader, null, 2) };
+}
+
+/** The seed is left out: the same request with another one is another measurement. */
+function optionsOf(job: Job): Options {
+  const { grader: _, ...reinforcement } = structuredClone(job.method.reinforcement);
+  const options: Options = {};
+  for (const { name, place } of [...FIRST, ...MORE]) {
+    const block: Record<string, unknown> = reinforcement[place === "hyperparameters" ? place : "iro"] ?? {};
+    if (place === "job" || typeof block[name] !== "number") continue;
+    options[name] = String(block[name]);
+    delete block[name];
+  }
+  const blocks = Object.entries(reinforcement).filter(([, block]) => Object.keys(block as Json).length > 0);
+  const other: Record<string, unknown> = {};
+  if (blocks.length > 0) other.method = { reinforcement: Object.fromEntries(blocks) };
+  if (job.validation_file) other.validation_file = job.validation_file;
+  if (job.metadata) other.metadata = job.metadata;
+  if (Object.keys(other).length > 0) options.other = JSON.stringify(other, null, 2);
+  if (job.iro.suffix) options.suffix = job.iro.suffix;
+  return options;
+}

@@ -1,0 +1,27 @@
+// JSON objects: parsed from what a user wrote, and merged.
+
+export type Json = { [name: string]: unknown };
+
+const isObject = (value: unknown): value is Json =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** `base` with the fields of `other`; objects in both are merged likewise. */
+export function merged(base: Json, other: Json): Json {
+  const fields = Object.entries(other).map(([name, value]) => {
+    const before = base[name];
+    return [name, isObject(before) && isObject(value) ? merged(before, value) : value];
+  });
+  return { ...base, ...Object.fromEntries(fields) };
+}
+
+/** Throws Error, which names `what`, where `text` is no JSON object. */
+export function parseObject(text: string, what: string): Json {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (problem) {
+    throw new Error(`${what}: not valid JSON: ${(problem as Error).message}`);
+  }
+  if (!isObject(value)) throw new Error(`${what}: not a JSON object.`);
+  return value;
+}
