@@ -18,7 +18,7 @@ from iro_server.graders.sandbox import Sandbox
 
 AT_WORK = max(4, 2 * (os.cpu_count() or 1))
 AT_WORK_PER_PROJECT = AT_WORK // 2
-AT_REST = 16  # with their graders' code loaded
+AT_REST = 8  # with their graders' code loaded
 WARM = 2
 
 
