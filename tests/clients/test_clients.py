@@ -49,6 +49,7 @@ def run(environment, *command: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow(37)
 def test_llm_chats_goes_on_and_answers_under_a_schema(environment):
     assert "Paris" in run(environment, "llm", "-m", "iro", "-o", "temperature", "0", QUESTION)
     assert run(environment, "llm", "-c", "--no-stream", "-o", "max_tokens", "20", "And of Italy?").strip()

@@ -144,7 +144,7 @@ def test_each_heads_greedy_action_is_the_mixtures(mixer: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"blocks": ((0, 1, 2),)},
+        pytest.param({"blocks": ((0, 1, 2),)}, marks=pytest.mark.slow(12)),
         pytest.param({}, marks=pytest.mark.slow(8)),
         pytest.param({"projected": 1.0, "mixer": "weighted", "blocks": ((0, 2), (1,))}, marks=pytest.mark.slow(8)),
         {"projected": 1.0, "mixer": "mlp", "model": True},

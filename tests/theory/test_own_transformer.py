@@ -33,6 +33,7 @@ class MeanOfColumns(nn.Module):
         return self.map(torch.cat([mean, tokens[:, -1]], dim=-1))
 
 
+@pytest.mark.slow(13)
 def test_the_readmes_transformer_learns_beside_three_layers(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     exec(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[0], names)

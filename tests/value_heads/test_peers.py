@@ -79,6 +79,7 @@ def test_two_processes_take_the_steps_of_one(model_dir):
             np.testing.assert_array_equal(theirs[name], fits[0][1][name])
 
 
+@pytest.mark.slow(11)
 def test_who_outlives_another_is_told(model_dir):
     fits = fit_in_processes(2, model_dir, dies_at=4)
     assert "gone" in fits[0]

@@ -109,6 +109,7 @@ def test_every_candidate_is_a_base_token_and_kl_is_exact() -> None:
     assert greedy.kl == pytest.approx(-sum(greedy.logprobs), abs=1e-5)
 
 
+@pytest.mark.slow(9)
 def test_smc_picks_draws_from_the_target_as_particles_grow() -> None:
     weights = {y: p * math.exp(1.5 * value(y)) for y, p in enumerate_completions(START, LENGTH).items()}
     exact = {y: weight / sum(weights.values()) for y, weight in weights.items()}

@@ -193,6 +193,7 @@ def doubling(depth):
     }
 
 
+@pytest.mark.slow(11)
 def test_an_item_whose_check_takes_all_memory_is_refused_and_the_server_goes_on(tenant):
     config = {"type": "custom", "item_schema": doubling(14)}
     made = tenant.post("evals", json={"data_source_config": config, "testing_criteria": [GRADER]})

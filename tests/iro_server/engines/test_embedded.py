@@ -32,6 +32,7 @@ def reference() -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(prepare_model(), dtype=torch.float32)
 
 
+@pytest.mark.slow(14)
 def test_likeliest_successors_are_the_models_top_tokens(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
     """Each beam's, and after the first token the likeliest alone; a row drawn at random beside them stays random."""
     prompt = text_prompt_ids(engine.tokenizer, PROMPT)
@@ -135,6 +136,7 @@ def test_samples_follow_the_models_distribution(engine: EmbeddedEngine, referenc
     assert chi_square < len(expected) + 4 * (2 * len(expected)) ** 0.5
 
 
+@pytest.mark.slow(29)
 def test_long_chunks_drop_stopped_rows_and_keep_their_place(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
     """Rows stop at different tokens of a chunk longer than the compaction step; survivors stay exact parents."""
     prompt = text_prompt_ids(engine.tokenizer, PROMPT)
@@ -159,6 +161,7 @@ def test_long_chunks_drop_stopped_rows_and_keep_their_place(engine: EmbeddedEngi
     torch.testing.assert_close(second.logprobs_RL, logprobs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow(22)
 def test_one_beam_is_plain_sampling_and_one_chunk_is_best_of_n(engine: EmbeddedEngine) -> None:
     prompt = text_prompt_ids(engine.tokenizer, PROMPT)
 
@@ -229,6 +232,7 @@ class Dawdler:
         return -chunk.logprobs_RL.sum(1)
 
 
+@pytest.mark.slow(37)
 def test_sessions_in_lockstep_are_the_same_to_the_bit_however_long_their_callers_take(engine: EmbeddedEngine) -> None:
     texts = ["The film", "I", "What a", "It begins", PROMPT, " ".join([PROMPT] * 50)]  # too long to join with the rest
     params = SearchParams(beam_width=1, num_successors=4, chunk_length=3)

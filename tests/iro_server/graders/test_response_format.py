@@ -149,7 +149,10 @@ def doubling(depth: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("definition", "text"),
-    [(doubling(60), "1"), ({"pattern": "^(a+)+$"}, json.dumps("a" * 60 + "!"))],
+    [
+        (doubling(60), "1"),
+        pytest.param({"pattern": "^(a+)+$"}, json.dumps("a" * 60 + "!"), marks=pytest.mark.slow(12)),
+    ],
 )
 def test_a_schema_that_needs_exponential_time_is_given_up(definition: dict[str, Any], text: str) -> None:
     form = parse_response_format(schema(definition))

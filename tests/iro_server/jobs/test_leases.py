@@ -151,6 +151,7 @@ def test_a_paused_job_stops_keeps_its_checkpoints_and_goes_on(settings):
             jobs.resume(id)
 
 
+@pytest.mark.slow(11)
 def test_a_job_resumed_before_its_worker_has_stopped_waits_for_it(settings):
     with serving(settings, ByteEngine()) as client:
         jobs = client.fine_tuning.jobs

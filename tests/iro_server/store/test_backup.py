@@ -56,7 +56,7 @@ def load(client: openai.OpenAI, acknowledged: dict[str, str]):
     ("kind", "restored_on"),
     [
         ("sqlite", "sqlite"),
-        ("postgresql", "postgresql"),
+        pytest.param("postgresql", "postgresql", marks=pytest.mark.slow(18)),
         pytest.param("sqlite", "postgresql", marks=pytest.mark.slow(12)),
     ],
 )

@@ -17,7 +17,7 @@ PHONE, DESK = {"width": 390, "height": 800}, {"width": 1100, "height": 800}
 on_each_screen = pytest.mark.parametrize(
     ("scheme", "viewport"),
     [
-        pytest.param("light", DESK, id="light-desk"),
+        pytest.param("light", DESK, id="light-desk", marks=pytest.mark.slow(5)),
         pytest.param("dark", PHONE, id="dark-phone"),
         pytest.param("light", PHONE, id="light-phone", marks=pytest.mark.slow(4)),
         pytest.param("dark", DESK, id="dark-desk", marks=pytest.mark.slow(4)),

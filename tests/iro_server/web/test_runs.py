@@ -86,6 +86,7 @@ def test_a_run_is_filled_in_started_and_watched_to_its_figures(browser: Browser,
     assert newest["config"] | SMALL == newest["config"]
 
 
+@pytest.mark.slow(29)
 def test_two_runs_are_overlaid_compared_and_downloaded(browser: Browser, studied: SimpleNamespace) -> None:
     with opened(browser, studied.address, "/#/runs", accept_downloads=True) as (page, watch):
         for run in studied.runs:

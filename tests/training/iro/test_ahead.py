@@ -105,6 +105,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
     yield Job("align", "", AlignConfig, run)
 
 
+@pytest.mark.slow(15)
 def test_the_engine_samples_while_completions_are_graded(config: AlignConfig, tmp_path: Path, watched: Job) -> None:
     config = config.model_copy(update={"concurrency": 2})
     slow = watched.execute(config, tmp_path / "slow")
@@ -122,6 +123,7 @@ def test_a_text_of_an_item_is_graded_once_in_a_job(config: AlignConfig, tmp_path
     assert sum(row["train_tokens_count"] + row["valid_tokens_count"] for row in used) < len(ASKED)
 
 
+@pytest.mark.slow(13)
 def test_a_job_whose_judges_exceed_their_tokens_fails_and_keeps_its_finished_iterations(
     config: AlignConfig, tmp_path: Path, watched: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_killed_job_goes_on_to_the_same_result(config: AlignConfig, tmp_path: 
             assert tensors.keys() == again.keys() and all(torch.equal(tensors[key], again[key]) for key in tensors)
 
 
+@pytest.mark.slow(7)
 def test_a_killed_job_goes_on_from_object_storage(
     config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,7 +341,9 @@ def test_bad_training_rows_are_named(config: AlignConfig, tmp_path: Path, lines:
         job().execute(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("options", [{"value_model": "mlp"}, {"return_lambda": 0.9}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"value_model": "mlp"}, marks=pytest.mark.slow(9)), {"return_lambda": 0.9}]
+)
 def test_other_fits_steer_as_well(config: AlignConfig, tmp_path: Path, options: dict) -> None:
     assert job().execute(config.model_copy(update=options), tmp_path / "run")["checks"][0]["holds"]
 

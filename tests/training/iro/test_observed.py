@@ -105,6 +105,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     return Observed(id, during, after, services, spans)
 
 
+@pytest.mark.slow(27)
 def test_a_job_is_one_span_of_the_trace_that_created_it_with_a_span_for_each_step(observed: Observed) -> None:
     assert observed.service == {"iro-worker"}
     (job,) = observed.named("job")

@@ -96,6 +96,7 @@ def test_the_penalties_of_a_job_leave_the_difference(stopping: Stopping) -> None
         assert late - living == pytest.approx(-stopping.mean_reward(2, False), abs=0.1)
 
 
+@pytest.mark.slow(6)
 def test_logistic_and_mlp_fits_see_it(stopping: Stopping) -> None:
     rows = [stopping.rows(1)]
     logistic = fit_logistic(stopping.spec, rows, alphas=[1e-4]).head
