@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.bench_tasks.merging import merged, without_tasks
 from benchmarks.record import read, write
-from benchmarks.research import bilevel, federated, rl, rl_exact, theory
+from benchmarks.research import bilevel, federated, rl, rl_exact, rl_features, theory
 from iro_server import JsonObject
 
 PROVENANCE = ("job", "config", "seeds", "versions", "inputs")
@@ -30,6 +30,7 @@ KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
     "rl.adrl_pointmass": rl.pointmass,
     "rl.adrl_sepsis": rl_exact.sepsis,
     "rl.adrl_tabular": rl_exact.tabular,
+    "rl.sf_gpi": rl_features.successor_features,
     "theory.cot": theory.cot,
     "theory.gradient_flow": theory.gradient_flow,
     "theory.icl": theory.icl,

@@ -17,7 +17,7 @@ from rl_suite.sf_figures import draw
 from rl_suite.sf_speed import LoopedUpdate, per_second
 from rl_suite.sf_tasks import reacher
 from rl_suite.sf_teacher import TeacherStudy, slope, train
-from rl_suite.sf_transfer import DEEP, EPISODE, TABULAR, four_room_scores, reacher_scores, summary
+from rl_suite.sf_transfer import DEEP, EPISODE, TABULAR, four_room_scores, reacher_scores, summary, while_learning
 from rl_suite.stats import Result
 from training.run import Job, JobConfig, Run, jsonable
 
@@ -60,6 +60,7 @@ def run(config: SuccessorFeaturesConfig, run: Run) -> Result:
     for number, (name, part) in enumerate(PARTS.items()):
         returns = {method: curve[:, :, part] for method, curve in arms.items()}
         results[f"reacher_{name}"] = summary(returns, "SF-DQN", run.rng(31, number), lambda curve: curve[-1])
+    results["reacher_while_learning"] = {"per_seed": {method: while_learning(curve) for method, curve in arms.items()}}
     _check(results, run)
     return results
 

@@ -17,6 +17,7 @@ from training.run import Run
 
 TABULAR = {"SFQL": SF, "SFQL without GPI": SF_WARM, "QL-GPI": Q_GPI, "warm QL": Q_WARM, "QL": Q_FRESH}
 DEEP = {"SF-DQN": SF, "SF-DQN without GPI": SF_WARM, "DQN-GPI": Q_GPI, "warm DQN": Q_WARM, "UVFA": UVFA}
+TRAINING_TASKS = 4  # of the reacher
 EPISODE = 50  # mo-reacher-v5's time limit
 
 
@@ -86,6 +87,15 @@ def _reacher(
     unseen_return = np.mean(rows[-1][len(family.train) :])
     run.emit("message", f"reacher, {name}, seed {seed}, task {task + 1}: {unseen_return:.1f} on unseen tasks")
     return rows
+
+
+def while_learning(curve: np.ndarray) -> list[float]:
+    """[seeds]: the return on the task being learnt, on average over the evaluations of the tasks after the first.
+
+    ``curve`` [T, seeds, tasks], T a multiple of the four training tasks.
+    """
+    by_task = np.split(curve, TRAINING_TASKS)
+    return np.mean([part[:, :, task].mean(axis=0) for task, part in enumerate(by_task) if task], axis=0).tolist()
 
 
 def _agent(run: Run, name: str, seed: int, task: int) -> Path:

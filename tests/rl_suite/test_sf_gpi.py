@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rl_suite.mdp import greedy, interacting_mdp, optimal_q, policy_value
 from rl_suite.sf_exact import q_of_policy, random_family, successor_features, task, transfer
 from rl_suite.sf_teacher import TeacherStudy, draw, psi, slope, step, train
+from rl_suite.sf_transfer import while_learning
 from training.run import Cancelled
 
 TINY = {
@@ -133,3 +134,11 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
 
     result = JOB.execute(JOB.presets["smoke"], tmp_path)
     assert all(check["holds"] for check in result["checks"]), result["checks"]
+
+
+def test_the_return_while_learning_is_of_the_task_in_turn_after_the_first() -> None:
+    curve = np.zeros((8, 3, 12))  # two evaluations of each of four tasks, three seeds
+    for number, value in enumerate((100.0, 1.0, 2.0, 6.0)):
+        curve[2 * number : 2 * number + 2, :, number] = value
+    curve[2:4, 1, 1] = 4.0
+    assert while_learning(curve) == pytest.approx([3.0, 4.0, 3.0])
