@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 JOB_RUNS = "/v1/iro/job_runs"  # of whoever runs the machine
+JOB_KINDS = "/v1/iro/job_kinds"
 SHARED = ("/v1/fine_tuning/checkpoints/", "/v1/webhook_endpoints", "/metrics")  # whom a project tells, the whole server
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/batches")
@@ -17,12 +18,16 @@ class Scope(StrEnum):
     admin = "admin"  # share models, webhooks, the metrics of the whole server, runs of batch jobs
 
 
-def needed(method: str, path: str) -> Scope:
+def sufficient(method: str, path: str) -> tuple[Scope, ...]:
+    """The scopes of which a key needs one for the request. Who may do a thing may also look at what it needs for it:
+    who generates at the models, who runs batch jobs at those."""
     if path.startswith(SHARED):
-        return Scope.admin
+        return (Scope.admin,)
     if method in ("GET", "HEAD", "OPTIONS"):
-        return Scope.read
+        if path.startswith("/v1/models"):
+            return (Scope.read, Scope.generate)
+        return (Scope.read, Scope.admin) if path.startswith((JOB_RUNS, JOB_KINDS)) else (Scope.read,)
     if path.startswith(JOB_RUNS):
-        return Scope.admin
+        return (Scope.admin,)
     is_cancelling = path.startswith("/v1/batches/")
-    return Scope.generate if method == "POST" and (path in GENERATING or is_cancelling) else Scope.train
+    return (Scope.generate,) if method == "POST" and (path in GENERATING or is_cancelling) else (Scope.train,)

@@ -197,9 +197,11 @@ class Record:
 
 def _check_scope(caller: Caller, scope: Scope) -> None:
     """403 if the caller's key lacks the scope that the request needs."""
-    scope_needed = scopes.needed(scope["method"], scope["path"])
-    if caller.scopes is not None and scope_needed not in caller.scopes:
-        message = f"This key may {', '.join(caller.scopes)}; this request needs a key with the scope '{scope_needed}'."
+    sufficient = scopes.sufficient(scope["method"], scope["path"])
+    if caller.scopes is not None and not set(sufficient) & set(caller.scopes):
+        needed = " or ".join(f"'{each}'" for each in sufficient)
+        held = ", ".join(caller.scopes)
+        message = f"This key has the scope {held}; this request needs a key with the scope {needed}."
         raise APIError(403, message, code="insufficient_scope")
 
 

@@ -23,7 +23,10 @@ DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.
 DatabaseUrl = Annotated[str | None, typer.Option(help="The server's database; SQLite in data_dir by default.")]
 PerMinute = Annotated[int | None, typer.Option(min=1)]
 Scopes = Annotated[
-    list[Scope] | None, typer.Option("--scope", help="A scope of the key; repeat for several. Default: all.")
+    list[Scope] | None,
+    typer.Option(
+        "--scope", help="A scope of the key; repeat for several. Default: everything but starting batch jobs."
+    ),
 ]
 Days = Annotated[float | None, typer.Option(min=0, help="Days until the key expires.")]
 
@@ -48,10 +51,14 @@ def create(
     limits |= {"concurrency": concurrency, "scopes": [scope.value for scope in scopes] if scopes else None}
     if expires_in_days is not None:
         limits["expires_at"] = int(time.time() + 86_400 * expires_in_days)
+    if not name.strip():
+        raise ValueError("name: give the key a name, by which lists and logs call it")
     settings = settings_of(data_dir, database_url)
-    key, secret = keys.create(open_database(settings), name, project, **limits)
+    sessions = open_database(settings)
+    is_new = all(key.project != project for key in keys.every(sessions))
+    key, secret = keys.create(sessions, name, project, **limits)
     _note(settings, "key_created", key)
-    typer.echo(f"{key.id}, project {key.project}", err=True)
+    typer.echo(f"Key {key.id} of the {'new ' if is_new else ''}project {key.project}:", err=True)
     typer.echo(secret)
 
 
@@ -61,7 +68,11 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
-    for key in keys.every(open_database(settings_of(data_dir, database_url))):
+    settings = settings_of(data_dir, database_url)
+    every = keys.every(open_database(settings))
+    if not every:
+        typer.echo(f"No keys for the server of {settings.data_dir}.", err=True)
+    for key in every:
         state = _state(key)
         limits = {name: getattr(key, name) for name in ("requests_per_minute", "tokens_per_minute", "concurrency")}
         key_limits = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)

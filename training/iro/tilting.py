@@ -163,7 +163,7 @@ def price_report(prices: Sequence[JsonObject], chosen: str) -> str:
         f"{p['name']} ({p['rows']} rows) {p['reward']:.3f} ± {1.96 * p['error']:.3f}{departures_text(p)}"
         for p in prices
     ]
-    return f"Validation reward by rows: {'; '.join(parts)}. The model is served with: {chosen}"
+    return f"Validation reward by rows: {'; '.join(parts)}. Chosen: {chosen}"
 
 
 def departures_text(price: JsonObject) -> str:

@@ -1,7 +1,9 @@
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 
 export function KeyForm({ wrong, onKey }: { wrong: boolean; onKey: (key: string) => void }) {
   const [key, setKey] = useState("");
+  const field = useRef<HTMLInputElement>(null);
+  useEffect(() => field.current?.focus(), []);
   const submit = (event: Event) => {
     event.preventDefault();
     onKey(key.trim());
@@ -17,6 +19,7 @@ export function KeyForm({ wrong, onKey }: { wrong: boolean; onKey: (key: string)
         <label for="key">Key</label>
         <input
           id="key"
+          ref={field}
           type="password"
           autocomplete="off"
           value={key}

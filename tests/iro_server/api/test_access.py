@@ -92,6 +92,20 @@ def test_a_key_does_what_its_scopes_say_and_no_more(settings):
                     assert denied.value.code == "insufficient_scope"
 
 
+@pytest.mark.parametrize("scope", ["generate", "admin"])
+def test_who_does_a_thing_may_look_at_what_it_needs(settings, scope):
+    path = {"generate": "/models", "admin": "/iro/job_kinds"}
+    with serving(settings, ByteEngine()) as client:
+        secret = keys.create(open_database(settings), scope, "team", scopes=[scope])[1]
+        keyed = client.with_options(api_key=secret)
+        for name in path:
+            if name == scope:
+                keyed.get(path[name], cast_to=object)
+            else:
+                with pytest.raises(openai.PermissionDeniedError, match=f"with the scope 'read' or '{name}'"):
+                    keyed.get(path[name], cast_to=object)
+
+
 def test_an_expired_key_is_refused(settings):
     sessions = open_database(settings)
     secret = keys.create(sessions, "brief", expires_at=int(time.time()) + 5)[1]

@@ -74,8 +74,8 @@ def test_a_model_that_is_served_unproven_is_not_said_to_answer_as_the_frozen_one
         job = find(session, Job, job_id)
         job.search = (job.search or {}) | {"improved": False}
     with opened(browser, served.address, f"/#/jobs/{job_id}") as (page, watch):
-        expect(page.get_by_text("It is served all the same")).to_be_visible()
-        expect(page.get_by_text("So it answers as the frozen model does")).to_have_count(0)
+        expect(page.get_by_text("The model is served all the same")).to_be_visible()
+        expect(page.get_by_text("So the model answers as the frozen one does")).to_have_count(0)
         watch.assert_clean()
 
 
@@ -110,6 +110,17 @@ def test_a_job_is_started_again_by_its_request(browser, served):
     second = served.client.fine_tuning.jobs.list().data[0]
     assert second.id != first.id and second.iro["suffix"] == "another"
     assert (second.method, second.metadata, second.validation_file) == (first.method, {"team": "red"}, validation)
+
+
+def test_a_job_of_the_forms_own_grader_is_started_again_in_the_form(browser, served):
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_label("Training rows").fill('{"prompt": "say z"}\n' * 3)
+        page.get_by_label("Words").fill("z, y")
+        page.get_by_role("button", name="Start the job").click()
+        page.get_by_role("button", name="Start again").click()
+        expect(page.get_by_label("Kind of grader")).to_have_value("words")
+        expect(page.get_by_label("Words")).to_have_value("z, y")
+        watch.assert_clean()
 
 
 def test_a_job_whose_rows_are_gone_says_so_and_keeps_the_rest_of_its_request(browser, served):

@@ -120,6 +120,43 @@ def test_a_grader_that_is_none_starts_no_job(page_of_new_job, grader, message):
     assert "#/new" in page.url
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"model": "gpt-4"}', "leave out model"),
+        ('{"method": {"reinforcement": {"grader": {"type": "multi"}}}}', "leave out the grader"),
+        ('{"method": {"type": "dpo"}}', '"reinforcement" only'),
+        ('{"method": {"reinforcement": {"iro": {"max_token": 3}}}}', "Did you mean"),
+    ],
+)
+def test_other_fields_that_would_not_count_start_no_job(browser, served, text, message):
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_label("Training rows").fill(ROW)
+        page.get_by_label("Words").fill("z")
+        page.get_by_text("More options").click()
+        page.get_by_label("Other fields of the request").fill(text)
+        page.get_by_role("button", name="Start the job").click()
+        expect(page.get_by_role("alert")).to_contain_text(message)
+        assert "#/new" in page.url
+        page.get_by_role("button", name="Clear the form").click()
+        expect(page.get_by_role("alert")).to_have_count(0)
+        watch.assert_clean(refusals="max_token" in text)
+
+
+def test_a_wrong_option_that_is_folded_away_is_shown(browser, served):
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_label("Training rows").fill(ROW)
+        page.get_by_label("Words").fill("z")
+        page.get_by_text("More options").click()
+        page.get_by_label("W, beams").fill("100000")
+        page.get_by_text("More options").click()
+        expect(page.get_by_label("W, beams")).to_be_hidden()
+        page.get_by_role("button", name="Start the job").click()
+        expect(page.get_by_label("W, beams")).to_be_visible()
+        watch.assert_clean()
+
+
 def test_an_estimate_says_before_the_job_what_is_wrong(browser, served):
     """A reward that no answer gets; the server's own answers are shown."""
     jobs = len(served.client.fine_tuning.jobs.list().data)

@@ -103,6 +103,15 @@ def test_aligned_models_are_mixed_by_weights(browser, served):
         (body,) = [body for body in bodies if "values" in body.get("search", {})]
         assert body["model"] == served.model
         assert body["search"] == {"values": {served.model: 1, "ft:bytes:iro::other": -0.25}}
+        for _ in range(4):  # to 0, which left out would count as 1
+            columns.nth(2).get_by_label(served.model).press("ArrowLeft")
+        expect(columns.nth(2).get_by_text("With the settings before")).to_be_visible()
+        bodies.clear()
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator(".reward b")).to_have_count(3)
+        (body,) = [body for body in bodies if "values" in body.get("search", {})]
+        assert body["search"] == {"values": {served.model: 0, "ft:bytes:iro::other": -0.25}}
+        expect(columns.nth(2).get_by_text("With the settings before")).to_have_count(0)
         watch.assert_clean(refusals=1)  # the job's training file is gone
 
 

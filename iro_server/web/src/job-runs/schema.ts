@@ -92,7 +92,7 @@ function numberOf(name: string, text: string): number {
 /** What a form says of a field beside its description: its range, how lists and files are typed. */
 export function hintOf({ control, schema, nullable }: FormField): string {
   const { minimum, maximum } = schema;
-  const parts = [schema.description ?? ""];
+  const parts = [(schema.description ?? "").replaceAll("`", "").replaceAll("Null:", "Empty:")];
   if (minimum !== undefined && maximum !== undefined) parts.push(`From ${minimum} to ${maximum}.`);
   else if (minimum !== undefined) parts.push(`At least ${minimum}.`);
   else if (maximum !== undefined) parts.push(`At most ${maximum}.`);

@@ -33,12 +33,22 @@ export function JobPage({ id }: { id: string }) {
     id,
   );
   const events = useEvents(id, every);
-  if (!value) return error ? <Problem error={error} again={again} /> : <p class="faint">Loading …</p>;
+  const crumb = (
+    <p class="crumb">
+      <a href="#/jobs">Jobs</a>
+    </p>
+  );
+  if (!value && error)
+    return (
+      <section>
+        {crumb}
+        <Problem error={error} again={again} />
+      </section>
+    );
+  if (!value) return <p class="faint">Loading …</p>;
   return (
     <section>
-      <p class="crumb">
-        <a href="#/jobs">Jobs</a>
-      </p>
+      {crumb}
       <Head
         job={value.job}
         onAct={() => {
@@ -55,7 +65,7 @@ export function JobPage({ id }: { id: string }) {
       <ValueCorrelation events={events.events} />
       <Samples events={events.events} />
       <Tilts events={events.events} />
-      <Prices events={events.events} />
+      <Prices events={events.events} served={isServed(value.job)} />
       <Checkpoints job={value.job} checkpoints={value.checkpoints} />
       <EventLog {...events} />
       <details class="card">
@@ -147,16 +157,19 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
       </dl>
       {job.iro.improved === false && (
         <p class="warn">
-          Held-out prompts that chose nothing do not show that the model improved.{" "}
-          {job.method.reinforcement.iro?.keep_unproven === true
-            ? "It is served all the same, as keep_unproven demands."
-            : "So it answers as the frozen model does."}{" "}
+          On held-out prompts that chose none of its settings, a gain is not shown.{" "}
+          {isServed(job)
+            ? "The model is served all the same, as keep_unproven demands."
+            : "So the model answers as the frozen one does."}{" "}
           More prompts, or more rollouts of each, may show a gain.
         </p>
       )}
     </>
   );
 }
+
+const isServed = (job: Job): boolean =>
+  job.iro.improved !== false || job.method.reinforcement.iro?.keep_unproven === true;
 
 function Failure({ job }: { job: Job }) {
   return (

@@ -3,7 +3,8 @@
 import type { JobEvent, Price } from "../api";
 import { number } from "../format";
 
-export function Prices({ events }: { events: JobEvent[] }) {
+/** `served`: whether the model answers so, and not as the frozen one. */
+export function Prices({ events, served }: { events: JobEvent[]; served: boolean }) {
   const report = events.find(({ data }) => data.prices)?.data; // the newest
   const prices = report?.prices?.toSorted((a, b) => a.rows - b.rows || (a.reward ?? 0) - (b.reward ?? 0));
   if (!prices?.length) return null;
@@ -15,8 +16,9 @@ export function Prices({ events }: { events: JobEvent[] }) {
     <section class="card" aria-labelledby="prices">
       <h2 id="prices">Reward by rows</h2>
       <p class="faint">
-        A request costs as many rows as are decoded at once. The model is served with the cheapest way that is as good as
-        the best, of those that write like the frozen model if one of them is better than it.
+        A request costs as many rows as are decoded at once. The cheapest way that is as good as the best is chosen, of
+        those that write like the frozen model if one of them is better than it.
+        {!served && " It is not served: the model answers as the frozen one."}
       </p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Table of rewards by rows">
         <table class="numbers">
@@ -55,7 +57,7 @@ export function Prices({ events }: { events: JobEvent[] }) {
                     )}
                   </td>
                   <td class="name">
-                    {price.name} {price.name === report?.chosen && <span class="badge succeeded">served</span>}
+                    {price.name} {price.name === report?.chosen && <span class="badge succeeded">{served ? "served" : "chosen"}</span>}
                     {!!price.over_optimization?.length && <span class="badge">unlike the frozen model</span>}
                   </td>
                 </tr>

@@ -49,7 +49,7 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
       <Field
         id="words"
         label="Words"
-        hint="With commas between them. The reward is the number of them that an answer has."
+        hint="With commas between them. The reward is how many of them occur in the answer, also within longer words."
       >
         <input
           id="words"

@@ -65,12 +65,15 @@ export function NewJob({ base }: { base: string }) {
     }
   };
   const fill = (rows: string, grader: Draft, chosen: Options) => {
+    setError(null);
+    setEstimate("");
     setSource({ text: rows, file: null });
     setDraft(grader);
     setOptions(chosen);
   };
   return (
     <form
+      onInvalidCapture={(event) => (event.target as Element).closest("details")?.setAttribute("open", "")}
       onSubmit={(event) => {
         event.preventDefault();
         void send("job");

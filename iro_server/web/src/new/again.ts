@@ -3,8 +3,7 @@
 import type { Job } from "../api";
 import { fileText } from "../api";
 import { saveDraft } from "../drafts";
-import type { Draft } from "./graders";
-import { EMPTY } from "./graders";
+import { draftOfGrader } from "./graders";
 import type { Json } from "./json";
 import type { Options } from "./options";
 import { FIRST, MORE } from "./options";
@@ -12,15 +11,9 @@ import { EDITABLE } from "./rows";
 
 /** Throws Error where the training rows are gone, or too many for the form; the rest is filled in all the same. */
 export async function fillFrom(job: Job): Promise<void> {
-  saveDraft("grader", graderDraft(job));
+  saveDraft("grader", draftOfGrader(job.method.reinforcement.grader));
   saveDraft("options", optionsOf(job));
   saveDraft("rows", await fileText(job.training_file, EDITABLE));
-}
-
-function graderDraft({ method }: Job): Draft {
-  const { type, name, source, ...rest } = method.reinforcement.grader;
-  if (type === "python" && Object.keys(rest).length === 0) return { ...EMPTY, kind: "python", source: String(source) };
-  return { ...EMPTY, kind: "json", json: JSON.stringify(method.reinforcement.grader, null, 2) };
 }
 
 /** The seed is left out: the same request with another one is another measurement. */

@@ -1,7 +1,7 @@
 // The graders that the form can write. Any other is written as JSON.
 
 import type { Grader } from "../api";
-import { parseObject } from "./json";
+import { parseObject, sameJson } from "./json";
 
 export const KINDS = {
   words: "Words to use",
@@ -84,4 +84,23 @@ function wordsGrader(words: string[]): Grader {
     words.map((word, i) => [`word_${i + 1}`, { ...check(word), name: `word_${i + 1}` }]),
   );
   return { type: "multi", name: "words", graders, calculate_output: Object.keys(graders).join(" + ") };
+}
+
+/** What the form holds of a grader: the kind that writes it, or its JSON. */
+export function draftOfGrader(grader: Grader): Draft {
+  const text = (value: unknown) => (typeof value === "string" ? value : "");
+  const parts = Object.values((grader.graders ?? {}) as Record<string, Grader>);
+  const drafts: Draft[] = [
+    { ...EMPTY, kind: "words", words: parts.map(({ reference }) => text(reference)).join(", ") },
+    { ...EMPTY, kind: "string_check", operation: text(grader.operation), reference: text(grader.reference) },
+    { ...EMPTY, kind: "text_similarity", metric: text(grader.evaluation_metric), reference: text(grader.reference) },
+    { ...EMPTY, kind: "python", source: text(grader.source) },
+  ];
+  return drafts.find((draft) => writes(draft, grader)) ?? { ...EMPTY, kind: "json", json: JSON.stringify(grader, null, 2) };
+}
+
+function writes(draft: Draft, grader: Grader): boolean {
+  if (draft.kind === "words" && !draft.words) return false;
+  const written = graderOf(draft);
+  return sameJson(draft.kind === "python" ? { ...written, name: grader.name } : written, grader);
 }

@@ -1,4 +1,4 @@
-// JSON objects: parsed from what a user wrote, and merged.
+// JSON: parsed from what a user wrote, merged, compared.
 
 export type Json = { [name: string]: unknown };
 
@@ -24,4 +24,12 @@ export function parseObject(text: string, what: string): Json {
   }
   if (!isObject(value)) throw new Error(`${what}: not a JSON object.`);
   return value;
+}
+
+/** Whether two values are equal, whatever the order of their fields. */
+export function sameJson(a: unknown, b: unknown): boolean {
+  if (Array.isArray(a) && Array.isArray(b)) return a.length === b.length && a.every((value, i) => sameJson(value, b[i]));
+  if (!isObject(a) || !isObject(b)) return a === b;
+  const names = Object.keys(a);
+  return names.length === Object.keys(b).length && names.every((name) => name in b && sameJson(a[name], b[name]));
 }

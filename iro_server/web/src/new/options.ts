@@ -81,9 +81,19 @@ export const MORE: Option[] = [
   },
 ];
 
-/** Fields of the request that the form does not name. Throws Error where they are no JSON object. */
-export const otherFields = (options: Options): Json =>
-  options.other?.trim() ? parseObject(options.other, "Other fields of the request") : {};
+const OTHER = "Other fields of the request";
+const NAMED = ["model", "training_file"]; // by the form
+
+/** Fields of the request that the form does not name. Throws Error where they are no JSON object, or it names them. */
+export function otherFields(options: Options): Json {
+  if (!options.other?.trim()) return {};
+  const fields = parseObject(options.other, OTHER);
+  const method = (fields.method ?? {}) as { type?: string; reinforcement?: Json };
+  const named = NAMED.find((name) => name in fields) ?? (method.reinforcement?.grader ? "the grader" : undefined);
+  if (named) throw new Error(`${OTHER}: leave out ${named}, which the form above sets.`);
+  if (method.type && method.type !== "reinforcement") throw new Error(`${OTHER}: the method is "reinforcement" only.`);
+  return fields;
+}
 
 /** The options that are set and that a request has in `place`. */
 export function optionsIn(place: Option["place"], options: Options): Record<string, number> {

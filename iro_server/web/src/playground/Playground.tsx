@@ -67,11 +67,11 @@ async function jobOf(id: string, signal: AbortSignal) {
   }
 }
 
-/** `value` for what was deleted, or is another project's. */
+/** `value` for what was deleted, is another project's, or is not for this key to read. */
 const orGone =
   <Value,>(value: Value) =>
   (error: unknown): Value => {
-    if (error instanceof ApiError && error.status === 404) return value;
+    if (error instanceof ApiError && (error.status === 404 || error.status === 403)) return value;
     throw error;
   };
 
@@ -80,6 +80,7 @@ function Columns({ base, models, aligned, grader, ...first }: Subject & { base: 
   const [columns, setColumns] = useState(first.columns);
   const [answers, setAnswers] = useState<Record<number, Answer>>({});
   const [colouring, setColouring] = useState<Colouring>("none");
+  const [outdated, setOutdated] = useState<number[]>([]); // columns that were changed since they answered
   const [running, setRunning] = useState(false);
   const controller = useRef<AbortController | null>(null);
   const nextId = useRef(first.columns.length);
@@ -88,6 +89,7 @@ function Columns({ base, models, aligned, grader, ...first }: Subject & { base: 
     controller.current = new AbortController();
     const { signal } = controller.current;
     setAnswers({});
+    setOutdated([]);
     setRunning(true);
     const row = rowOf(prompt);
     const show = (id: number) => (state: Answer) =>
@@ -103,7 +105,10 @@ function Columns({ base, models, aligned, grader, ...first }: Subject & { base: 
   const rewards = Object.values(answers).flatMap(({ reward }) => reward ?? []);
   const highest = Math.max(...rewards);
   const distinct = new Set(rewards).size > 1;
-  const change = (column: Column) => setColumns((all) => all.map((other) => (other.id === column.id ? column : other)));
+  const change = (column: Column) => {
+    setColumns((all) => all.map((other) => (other.id === column.id ? column : other)));
+    setOutdated((ids) => [...ids, column.id]);
+  };
   const remove = (id: number) => setColumns((all) => all.filter((column) => column.id !== id));
   const add = () =>
     setColumns((all) => [...all, { id: nextId.current++, model: models.at(-1)!, mode: "served", n: 16, settings: {}, weights: {} }]);
@@ -131,6 +136,9 @@ function Columns({ base, models, aligned, grader, ...first }: Subject & { base: 
           <section class="card column" key={column.id} aria-label={`Column ${index + 1}`}>
             <ColumnForm column={column} models={models} aligned={aligned} base={base} onChange={change} />
             <div>
+              {answers[column.id] && outdated.includes(column.id) && (
+                <p class="faint small">With the settings before: generate again.</p>
+              )}
               {answers[column.id] && (
                 <AnswerView
                   answer={answers[column.id]!}

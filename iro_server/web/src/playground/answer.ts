@@ -47,6 +47,17 @@ const TOP = 5; // alternatives to each token
 
 const logprobOptions = (chat: boolean) => (chat ? { logprobs: true, top_logprobs: TOP } : { logprobs: TOP });
 
+/** Without a reward where the grader fails, or the key may not grade. */
+async function gradesOf(grader: Grader, text: string, row: Record<string, unknown>, signal: AbortSignal) {
+  try {
+    const { iro, reward } = await runGrader(grader, text, row, signal);
+    return iro.error ? { graderError: iro.error } : { reward };
+  } catch (problem) {
+    if (signal.aborted) throw problem;
+    return { graderError: (problem as Error).message };
+  }
+}
+
 /** Calls `show` with each state of the answer, and never throws. */
 export async function answer(request: Request, signal: AbortSignal, show: (answer: Answer) => void): Promise<void> {
   const started = performance.now();
@@ -74,8 +85,7 @@ export async function answer(request: Request, signal: AbortSignal, show: (answe
     }
     update({ state: "done", tokens: aligned(current.text, current.tokens) });
     if (request.grader) {
-      const graded = await runGrader(request.grader, current.text, request.row, signal);
-      update(graded.iro.error ? { graderError: graded.iro.error } : { reward: graded.reward });
+      update(await gradesOf(request.grader, current.text, request.row, signal));
     }
   } catch (error) {
     if (signal.aborted) update({ state: "stopped" });

@@ -44,7 +44,8 @@ export function searchOf(column: Column, aligned: string[]): Record<string, unkn
   if (mode === "served") return undefined;
   if (mode === "mix") {
     const weights = aligned.map((name) => [name, weightOf(column, name)] as const);
-    return { values: Object.fromEntries(weights.filter(([, weight]) => weight !== 0)) };
+    // the server counts a model that answers and is left out with the weight 1
+    return { values: Object.fromEntries(weights.filter(([name, weight]) => weight !== 0 || name === column.model)) };
   }
   if (mode === "best_of_n") {
     return { beam_width: 1, num_successors: n, chunk_length: null, strength: 0, pick: "grader" };
