@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.logging import disable_progress_bar
 
 from iro_server.engines import attention
 
@@ -34,6 +35,7 @@ class FrozenModel:
         config = AutoConfig.from_pretrained(model_dir)
         if type(config) not in AutoModelForCausalLM._model_mapping:
             raise refusal(config.model_type, "transformers has no causal language model of this type")
+        disable_progress_bar()  # it takes seconds, and a log has no place for a bar
         model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=data_type(config, device))
         self.model = model.to(device).eval().requires_grad_(False)
         self.architecture = type(self.model).__name__

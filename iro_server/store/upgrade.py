@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
+log = logging.getLogger("iro.store")
 LOCK = 0x49524F  # PostgreSQL's advisory lock: any number, the same for all servers
 
 
@@ -27,6 +29,7 @@ def upgrade(engine: Engine) -> None:
     with _alone(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+    log.info("the database's tables are those of revision %s", _head(config))
 
 
 def revisions(engine: Engine) -> tuple[str | None, str]:

@@ -52,3 +52,4 @@ def configure(format: LogFormat, level: int = logging.INFO, job: str | None = No
         handler.setFormatter(_OneLine("%(levelname)s %(name)s%(subject)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("iro").setLevel(logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # store/upgrade.py says what it did in one line
