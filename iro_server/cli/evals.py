@@ -10,6 +10,7 @@ import typer
 
 from iro_server import JsonObject, JsonValue
 from iro_server.cli.http import SERVER, Key, Url, get, post, server_client, upload
+from iro_server.cli.options import read_json
 
 if TYPE_CHECKING:
     import httpx
@@ -30,16 +31,19 @@ def import_evals(
     key: Key = "none",
 ) -> None:
     """Create the evals of FILE, and start the runs that they hold under "runs"."""
-    exported = json.loads(file.read_text(encoding="utf-8-sig"))
+    exported = read_json(file)
     paths = dict(_pair(text) for text in items or [])
     with server_client(url, key) as server:
+        if model is not None:
+            get(server, f"/models/{model}")  # refused before an eval is made
         files = {id: upload(server, Path(path), "evals") for id, path in paths.items()}
         for evaluation in _evals(exported):
             body = eval_request(evaluation, judge)
+            runs = [run_request(run, model, files) for run in evaluation.get("runs", [])]
             created = post(server, "/evals", body)
             typer.echo(f"{created['id']}  {created['name']}")
-            for run in evaluation.get("runs", []):
-                started = post(server, f"/evals/{created['id']}/runs", run_request(run, model, files))
+            for run in runs:
+                started = post(server, f"/evals/{created['id']}/runs", run)
                 typer.echo(f"{started['id']}  {started['name']}  {started['report_url']}")
 
 

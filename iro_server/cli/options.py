@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from iro_server import JsonObject
+from iro_server import JsonObject, JsonValue
 from iro_server.alignment.reference import FieldRow, field_rows
 
 
@@ -24,14 +24,22 @@ def parse_value(text: str) -> object:
         return text
 
 
+def read_json(path: Path) -> JsonValue:
+    """ValueError, with the file's name, for a file that is no JSON."""
+    try:
+        value: JsonValue = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    return value
+
+
 def read_grader(path: Path) -> JsonObject:
-    """A grader's JSON, or one in Python by a ``.py`` file. ValueError for a file that is no JSON."""
+    """A grader's JSON, or one in Python by a ``.py`` file. ValueError for a file that is no JSON object."""
     if path.suffix == ".py":
         return {"type": "python", "name": path.stem, "source": path.read_text()}
-    try:
-        grader: JsonObject = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    grader = read_json(path)
+    if not isinstance(grader, dict):
+        raise ValueError(f"{path}: a grader is a JSON object")
     return grader
 
 

@@ -288,9 +288,13 @@ def test_an_openai_export_is_imported_with_another_model_and_its_file(client, tm
     (tmp_path / "items.jsonl").write_text('{"item": {"q": "a"}}\n{"item": {"q": "b"}}\n')
     options = ["--model", "bytes", "--judge", "bytes", "--url", str(client.base_url)]
     command = ["import", str(tmp_path / "eval.json"), *options]
+    evals = len(client.evals.list().data)
     with pytest.raises(ValueError, match="--file file-abc=PATH"):
         CliRunner().invoke(cli_evals.app, command, catch_exceptions=False)
     command += ["--file", f"file-abc={tmp_path / 'items.jsonl'}"]
+    with pytest.raises(ValueError, match="No such model: nope"):
+        CliRunner().invoke(cli_evals.app, [*command, "--model", "nope"], catch_exceptions=False)
+    assert len(client.evals.list().data) == evals  # what is refused leaves none
     imported = CliRunner().invoke(cli_evals.app, command, catch_exceptions=False)
     new_id, run_id = (line.split()[0] for line in imported.output.splitlines())
     run = ended_run(client, new_id, run_id)

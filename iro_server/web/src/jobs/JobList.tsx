@@ -3,7 +3,7 @@
 import { useState } from "preact/hooks";
 import type { Job } from "../api";
 import { OPEN, listJobs } from "../api";
-import { date, duration } from "../format";
+import { date, duration, nameWithout } from "../format";
 import { usePolled } from "../hooks";
 import { Badge, Problem } from "../parts";
 import { address } from "../router";
@@ -74,8 +74,8 @@ function Table({ jobs }: { jobs: Job[] }) {
           {jobs.map((job) => (
             <tr key={job.id}>
               <td>
-                <a class="clip" href={address(["jobs", job.id])}>
-                  {nameOf(job)}
+                <a class="clip" href={address(["jobs", job.id])} title={nameOf(job)}>
+                  {nameWithout(job.model, nameOf(job))}
                   {nameOf(job) === job.iro.suffix && <span class="faint small"> {job.id}</span>}
                 </a>
               </td>
