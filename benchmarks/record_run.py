@@ -26,6 +26,7 @@ KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
     "bilevel.quadratic": bilevel.quadratic,
     "federated.fadas": federated.fadas,
     "federated.reviews": federated.reviews,
+    "federated.values": federated.values,
     "rl.adrl_doses": rl.doses,
     "rl.adrl_pointmass": rl.pointmass,
     "rl.adrl_sepsis": rl_exact.sepsis,

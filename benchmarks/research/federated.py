@@ -93,3 +93,37 @@ def accuracy(content: JsonObject) -> str:
             ]
         )
     return table(head, rows)
+
+
+VALUE_PAIRS = (("federated", "base"), ("federated", "pooled"), ("federated", "best-of-16"))
+
+
+def values(result: JsonObject) -> JsonObject:
+    """Claims, held-out rewards and correlations within prompts."""
+    seeds = result["per_seed"]
+    rewards = {name: [float(np.mean(seed["rewards"][name])) for seed in seeds] for name in seeds[0]["rewards"]}
+    rows = []
+    for better, worse in VALUE_PAIRS:
+        gap = estimate(np.subtract(rewards[better], rewards[worse]))
+        rows.append(positive(f"held-out reward: {better} above {worse}", [gap], against(gap, 0)))
+    correlation = {name: estimate([seed["correlation"][name] for seed in seeds]) for name in seeds[0]["correlation"]}
+    gap = estimate([seed["correlation"]["federated"] - seed["correlation"]["alone"] for seed in seeds])
+    rows.append(
+        positive("correlation with the reward: federated above one client's data alone", [gap], against(gap, 0))
+    )
+    return {
+        "claims": rows,
+        "rewards": {name: estimate(row) for name, row in rewards.items()},
+        "correlation": correlation,
+    }
+
+
+def value_rewards(content: JsonObject) -> str:
+    """Held-out reward of each method, and the correlation of its value function with the reward within prompts."""
+    correlation = content["correlation"]
+    rows = [
+        [name, cell_text(cell), cell_text(correlation[name]) if name in correlation else ""]
+        for name, cell in content["rewards"].items()
+    ]
+    alone = ["one client's data alone (no decoding)", "", cell_text(correlation["alone"])]
+    return table(["method", "held-out reward", "correlation within prompts"], [*rows, alone])

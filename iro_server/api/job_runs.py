@@ -158,7 +158,7 @@ def _check_operator(context: Context) -> None:
     else:
         may = caller.scopes is not None and Scope.admin in caller.scopes
     if not may:
-        command = "iro keys create NAME --scope read --scope admin"
+        command = f"iro keys create NAME --project {context.caller.project} --scope read --scope admin"
         message = f"Runs of batch jobs need a key that was given the scope 'admin': `{command}`."
         raise APIError(403, message, code="insufficient_scope")
 

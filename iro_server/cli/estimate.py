@@ -11,7 +11,7 @@ import typer
 from iro_server import JsonObject
 from iro_server.alignment.definition import AlignmentOptions
 from iro_server.api.reinforcement_options import RENAMED
-from iro_server.cli.http import SERVER, Key, Url, get, post, server_client, upload
+from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, post, server_client, upload
 from iro_server.cli.options import parse_value, read_grader, with_options_of
 
 POLL = 1.0  # seconds
@@ -25,7 +25,7 @@ def estimate(
         list[str] | None, typer.Argument(metavar="[key=value]…", help="Options of the job; values as JSON.")
     ] = None,
     url: Url = SERVER,
-    key: Key = "none",
+    key: Key = NO_KEY,
     **options: Any,
 ) -> None:
     """Sample and grade a few prompts (about two minutes), and say what a job would gain and cost. Status 1: not go."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iro_server import JsonObject, JsonValue
-from iro_server.cli.http import SERVER, Key, Url, get, post, server_client, upload
+from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, post, server_client, upload
 from iro_server.cli.options import read_json
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def import_evals(
         list[str] | None, typer.Option("--file", help="file-ID=PATH: the items of runs that name this file.")
     ] = None,
     url: Url = SERVER,
-    key: Key = "none",
+    key: Key = NO_KEY,
 ) -> None:
     """Create the evals of FILE, and start the runs that they hold under "runs"."""
     exported = read_json(file)
@@ -52,7 +52,7 @@ def export(
     id: Annotated[str, typer.Argument(help="The eval.")],
     out: Annotated[Path, typer.Option(help="The JSON file to write; it must not exist.")],
     url: Url = SERVER,
-    key: Key = "none",
+    key: Key = NO_KEY,
 ) -> None:
     """Write an eval with its runs and their output items, in the API's shapes."""
     if out.exists():

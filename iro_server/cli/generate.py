@@ -37,8 +37,15 @@ class Completion:
     log_ratios: list[float] | None = None
 
 
+SERVED_NAMES = ("ft:", "ftjob-")
+
+
 def parse_values(text: str) -> dict[Path, float]:
     """``PATH``, or ``PATH=WEIGHT,PATH=WEIGHT``: the bundles with their weights. ValueError for what is neither."""
+    if text.startswith(SERVED_NAMES):
+        raise ValueError(
+            f"--values: a folder, such as runs/align/iterations/1; {text} answers through its server's API"
+        )
     if Path(text).exists() or "=" not in text:
         return {Path(text): 1.0}
     bundles: dict[Path, float] = {}

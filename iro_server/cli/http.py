@@ -14,6 +14,7 @@ from iro_server import JsonObject
 if TYPE_CHECKING:
     import httpx
 
+NO_KEY = "none"
 SERVER = "http://127.0.0.1:8000/v1"
 Url = Annotated[str, typer.Option("--url", envvar="IRO_URL", help="The server's address.")]
 Key = Annotated[str, typer.Option("--key", envvar="IRO_KEY", help="An API key of the server, where it requires one.")]
@@ -53,6 +54,8 @@ def get(server: httpx.Client, path: str, **query: str | int) -> JsonObject:
 
 def _read(response: httpx.Response) -> JsonObject:
     body: JsonObject = response.json()
+    if response.status_code == 401 and response.request.headers["authorization"] == f"Bearer {NO_KEY}":
+        raise ValueError("The server requires an API key: give it by --key or IRO_KEY.")
     if response.status_code >= 400:
         raise ValueError(body["error"]["message"])
     return body

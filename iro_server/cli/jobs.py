@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from iro_server import JsonObject
-from iro_server.cli.http import SERVER, Key, Url, get, server_client
+from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, server_client
 
 if TYPE_CHECKING:
     import httpx
@@ -29,7 +29,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, ftjob-…
 
 
 @app.command()
-def watch(job: JobId, url: Url = SERVER, key: Key = "none") -> None:
+def watch(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
     """Print a job's events and rewards until it has ended. Status 0: it succeeded, 1: it failed or was cancelled."""
     with server_client(url, key) as server:
         get(server, f"/fine_tuning/jobs/{job}")
@@ -38,17 +38,20 @@ def watch(job: JobId, url: Url = SERVER, key: Key = "none") -> None:
         record = get(server, f"/fine_tuning/jobs/{job}")
     if record["status"] != "succeeded":
         raise typer.Exit(1)
-    console.print(f"Call it by its name: {escape(record['fine_tuned_model'])}", soft_wrap=True)
+    console.print(f"Call it through the server's API, as model={escape(record['fine_tuned_model'])}", soft_wrap=True)
 
 
 @app.command()
-def plot(job: JobId, url: Url = SERVER, key: Key = "none") -> None:
+def plot(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
     """Draw a job's reward by iteration."""
     with server_client(url, key) as server:
+        status = get(server, f"/fine_tuning/jobs/{job}")["status"]
         rows = iterations(_all_events(server, job))
     if not rows:
         raise ValueError(f"{job} has no rewards yet: they come with its first measurement of the frozen model")
     console.print(_chart(rows))
+    if status != "succeeded":
+        typer.echo(f"Status: {status}", err=True)
 
 
 def follow(server: httpx.Client, job: str) -> Iterator[JsonObject]:

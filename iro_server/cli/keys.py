@@ -46,6 +46,7 @@ def create(
     """Create a key and print it, only this once. Without --project it gets a new project."""
     from iro_server.store import keys
     from iro_server.store.database import open_database
+    from iro_server.store.tables import DEFAULT_PROJECT
 
     limits: JsonObject = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     limits |= {"concurrency": concurrency, "scopes": [scope.value for scope in scopes] if scopes else None}
@@ -55,11 +56,18 @@ def create(
         raise ValueError("name: give the key a name, by which lists and logs call it")
     settings = settings_of(data_dir, database_url)
     sessions = open_database(settings)
-    is_new = all(key.project != project for key in keys.every(sessions))
+    before = keys.every(sessions)
+    is_new = all(key.project != project for key in before)
     key, secret = keys.create(sessions, name, project, **limits)
     _note(settings, "key_created", key)
     typer.echo(f"Key {key.id} of the {'new ' if is_new else ''}project {key.project}:", err=True)
     typer.echo(secret)
+    if not before and project != DEFAULT_PROJECT:
+        typer.echo(
+            "The server requires a key from now on. What was made without one is of the project "
+            f"'{DEFAULT_PROJECT}': a key with --project {DEFAULT_PROJECT} sees it.",
+            err=True,
+        )
 
 
 @app.command("list")

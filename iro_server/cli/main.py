@@ -51,7 +51,9 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except ValidationError as error:
             _fail(_mistakes(error, ()))
-        except (ValueError, OSError, ModelError, MissingPackage) as error:
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except (ValueError, ModelError, MissingPackage) as error:
             _fail(str(error))
         except (DemoError, EngineUnavailable) as error:
             _fail(str(error), FAILED)

@@ -72,7 +72,8 @@ def test_a_plot_has_a_longer_bar_for_a_higher_reward(served, monkeypatch):
     assert events.has_more and EVENTS > 900  # read in pages
     result = iro("jobs", "plot", job_id, "--url", served.url)
     assert result.exit_code == 0, result.output
-    head, *lines = result.output.splitlines()
+    head, *lines, status = result.output.splitlines()
+    assert status == "Status: running"
     assert head.split()[0] == "iteration" and [line.split()[0] for line in lines] == ["frozen", *map(str, range(1, 9))]
     rewards = [float(line.split()[1]) for line in lines]
     bars = [line.count("█") for line in lines]

@@ -1,6 +1,7 @@
 // What a user has filled in, kept for this tab.
 
 const PREFIX = "iro-draft-";
+const REPLACED = "replaced";
 
 export function draftOf<Value>(name: string): Value | null {
   const text = sessionStorage.getItem(PREFIX + name);
@@ -14,6 +15,20 @@ export function saveDraft(name: string, value: unknown): void {
   } catch {
     sessionStorage.removeItem(PREFIX + name);
   }
+}
+
+/** Keeps the drafts of these names, which are about to be replaced, for `takeReplaced`. */
+export function keepDrafts(names: readonly string[]): void {
+  saveDraft(REPLACED, Object.fromEntries(names.map((name) => [name, draftOf(name)])));
+}
+
+export const hasReplaced = (): boolean => draftOf(REPLACED) !== null;
+
+/** The drafts that `keepDrafts` kept last, by name: null where there was none. They are kept no longer. */
+export function takeReplaced(): Record<string, unknown> {
+  const replaced = draftOf<Record<string, unknown>>(REPLACED) ?? {};
+  sessionStorage.removeItem(PREFIX + REPLACED);
+  return replaced;
 }
 
 export function forgetDrafts(): void {

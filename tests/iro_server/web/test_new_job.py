@@ -99,6 +99,10 @@ def test_what_was_filled_in_stays_until_the_form_is_cleared(browser, served):
         page.get_by_role("button", name="Clear the form").click()
         expect(page.get_by_label("Name")).to_have_value("")
         expect(rows).to_have_value("")
+        page.get_by_role("button", name="Undo").click()
+        expect(page.get_by_label("Name")).to_have_value("slogans")
+        assert (rows.input_value(), kind.input_value()) == filled_in
+        expect(page.get_by_role("button", name="Undo")).to_have_count(0)
         watch.assert_clean()
 
 

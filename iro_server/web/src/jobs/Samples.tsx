@@ -13,7 +13,8 @@ export function Samples({ events }: { events: JobEvent[] }) {
   if (prompts.length === 0) return null;
   const current = Math.min(place, prompts.length - 1);
   const shown = answers.length > COLUMNS ? [answers[0]!, ...answers.slice(1 - COLUMNS)] : answers;
-  const best = Math.max(...shown.map(({ samples }) => samples[current]?.reward ?? -Infinity));
+  const rewards = shown.map(({ samples }) => samples[current]?.reward ?? -Infinity);
+  const best = new Set(rewards).size > 1 ? Math.max(...rewards) : null;
   return (
     <section class="card" aria-labelledby="samples">
       <div class="title">
@@ -39,7 +40,7 @@ export function Samples({ events }: { events: JobEvent[] }) {
             <article class="column-sample" key={step}>
               <h3>
                 {step === 0 ? "Frozen model" : `Iteration ${step}`}
-                <span class={shown.length > 1 && sample?.reward === best ? "good" : "faint"}>
+                <span class={best !== null && sample?.reward === best ? "good" : "faint"}>
                   reward {number(sample?.reward)}
                 </span>
               </h3>

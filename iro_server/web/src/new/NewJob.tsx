@@ -2,6 +2,7 @@
 
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { ApiError, createEstimate, createJob, uploadRows, validateGrader } from "../api";
+import { hasReplaced, keepDrafts, takeReplaced } from "../drafts";
 import { useDraft } from "../hooks";
 import { Field, Problem } from "../parts";
 import { address } from "../router";
@@ -9,6 +10,7 @@ import { EstimateView } from "./Estimate";
 import { GraderForm } from "./GraderForm";
 import { RowsEditor } from "./RowsEditor";
 import type { RowsSource } from "./RowsEditor";
+import { FORM } from "./again";
 import { EXAMPLE_GRADER, EXAMPLE_OPTIONS, EXAMPLE_ROWS } from "./example";
 import type { Draft } from "./graders";
 import { merged } from "./json";
@@ -64,7 +66,17 @@ export function NewJob({ base }: { base: string }) {
       setBusy("");
     }
   };
+  const [canUndo, setCanUndo] = useState(hasReplaced);
+  const undo = () => {
+    const { rows, grader, options: before } = takeReplaced();
+    setSource({ text: (rows as string | null) ?? "", file: null });
+    setDraft((grader as Draft | null) ?? EMPTY);
+    setOptions((before as Options | null) ?? {});
+    setCanUndo(false);
+  };
   const fill = (rows: string, grader: Draft, chosen: Options) => {
+    keepDrafts(FORM);
+    setCanUndo(true);
     setError(null);
     setEstimate("");
     setSource({ text: rows, file: null });
@@ -82,6 +94,11 @@ export function NewJob({ base }: { base: string }) {
       <div class="title">
         <h1>New job</h1>
         <span class="actions">
+          {canUndo && (
+            <button type="button" class="quiet" title="Back to what the form held before" onClick={undo}>
+              Undo
+            </button>
+          )}
           <button type="button" onClick={() => fill("", EMPTY, {})}>
             Clear the form
           </button>

@@ -2,15 +2,18 @@
 
 import type { Job } from "../api";
 import { fileText } from "../api";
-import { saveDraft } from "../drafts";
+import { keepDrafts, saveDraft } from "../drafts";
 import { draftOfGrader } from "./graders";
 import type { Json } from "./json";
 import type { Options } from "./options";
 import { FIRST, MORE } from "./options";
 import { EDITABLE } from "./rows";
 
+export const FORM = ["rows", "grader", "options"] as const; // the drafts of the form
+
 /** Throws Error where the training rows are gone, or too many for the form; the rest is filled in all the same. */
 export async function fillFrom(job: Job): Promise<void> {
+  keepDrafts(FORM);
   saveDraft("grader", draftOfGrader(job.method.reinforcement.grader));
   saveDraft("options", optionsOf(job));
   saveDraft("rows", await fileText(job.training_file, EDITABLE));

@@ -71,8 +71,8 @@ export function SearchTree({ tree, label }: { tree: Tree; label: string }) {
         </svg>
       </div>
       <p class="faint small">
-        A dot is a candidate. Filled ones were kept, in a stronger colour the higher their value; the thick path is the
-        answer, and a bar marks a finished text.
+        A dot is a candidate. Filled ones were kept, in a stronger colour the higher their value; after the last round the
+        answer, the thick path, is picked from all. A bar marks a finished text.
       </p>
       <Detail node={current} isAnswer={answer.has(current)} />
     </details>
