@@ -25,7 +25,7 @@ from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Estimate, Job, now
 from iro_server.telemetry import request
 
-JOB_SHARE = 0.05  # of a job's completions that the estimate beside it may take
+JOB_SHARE = 0.04  # of the most completions of a job that the estimate beside it may take: a job may take fewer
 LEAST_OF_JOB = 4  # prompts of that estimate in any case
 SHOWN = 500  # characters of a sample completion and of what the grader said
 LENGTH_HINT = ". Set max_tokens, so that an answer takes less time, or raise the server's IRO_ESTIMATE_SECONDS"
