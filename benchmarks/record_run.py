@@ -24,6 +24,7 @@ KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
     "bilevel.hyper_cleaning": bilevel.hyper_cleaning,
     "bilevel.problems": bilevel.problems,
     "bilevel.quadratic": bilevel.quadratic,
+    "bilevel.transient": bilevel.transient,
     "federated.fadas": federated.fadas,
     "federated.reviews": federated.reviews,
     "federated.values": federated.values,

@@ -23,7 +23,19 @@ from iro_server import JsonObject
 from training.bilevel.algorithms.registry import METHODS
 from training.bilevel.studies.comparison import ByteCurve, bytes_ratio
 from training.bilevel.studies.hyper_cleaning_figure import draw_curves
+from training.bilevel.studies.transient import Lengths
+from training.bilevel.studies.transient_figure import draw_lengths
 
+PAPER_SLOPES = {
+    ("gap, every_agent", "ED"): "at most 2",
+    ("gap, every_agent", "EXTRA"): "at most 2",
+    ("gap, every_agent", "ATC-GT"): "at most 8/3",
+    ("gap, every_agent", "D-SOBA"): "at most 4",
+    ("n", "ED"): "at most 3",
+    ("n", "EXTRA"): "at most 3",
+    ("n", "ATC-GT"): "at most 3",
+    ("n", "D-SOBA"): "at most 3",
+}
 COMPRESSED_SHARE = 0.1  # of SOBA's bytes
 RANKED = (("ED", "ATC-GT"), ("EXTRA", "ATC-GT"), ("ED/ATC-GT", "ATC-GT"), ("ED", "SLDBO"), ("ED", "MDBO"))
 
@@ -75,6 +87,60 @@ def _floors(study: JsonObject) -> list[Claim]:
             paper = f"noise {noise}: log10 of ‖∇Φ‖² at the end, EF-SOBA less {name}-SOBA, below zero"
             rows.append(negative(paper, [gap], against(gap, 0)))
     return rows
+
+
+def transient(result: JsonObject) -> JsonObject:
+    """Lengths and slopes of transients. Differences are of log2, paired by problem, at the smallest gap that both
+    reach."""
+    gaps = result["config"]["gaps"]
+    lengths = result["gaps"]["every_agent"]
+    rows: list[Claim] = []
+    for name in lengths:
+        if name != "D-SOBA":
+            rows += _longer("D-SOBA", lengths["D-SOBA"], name, lengths[name], gaps)
+    rows += _longer("ATC-GT", lengths["ATC-GT"], "ED", lengths["ED"], gaps)
+    rows += _longer("ATC-GT", lengths["ATC-GT"], "ED/ATC-GT", lengths["ED/ATC-GT"], gaps)
+    levels = result["levels"]
+    for name in lengths:
+        rows += _longer(f"{name}, small gap for y and z,", levels["lower"][name], "for x", levels["upper"][name], gaps)
+    slopes = {
+        study: {
+            name: {
+                "paper": PAPER_SLOPES.get((study, name), ""),
+                "ours": None if slope is None else estimate(slope["of_repeats"]),
+            }
+            for name, slope in by_method.items()
+        }
+        for study, by_method in result["slopes"].items()
+    }
+    plotted = {name: result[name] for name in ("config", "gaps", "sizes", "levels")}
+    return {"claims": rows, "slopes": slopes, "lengths": plotted}
+
+
+def _longer(more: str, long: list[Lengths], less: str, short: list[Lengths], gaps: list[float]) -> list[Claim]:
+    """The claim that ``more`` has the longer transients; none where no gap has lengths of both in all problems."""
+    a, b = np.array(long, dtype=float), np.array(short, dtype=float)  # [repeats, gaps]
+    shared = np.flatnonzero(np.isfinite(a).all(0) & np.isfinite(b).all(0))
+    if not len(shared):
+        return []
+    at = shared[-1]
+    gap = estimate(a[:, at] - b[:, at])
+    paper = f"gap {number(gaps[at])}: log2 of the transient iterations, {more} less {less}, above zero"
+    return [positive(paper, [gap], against(gap, 0))]
+
+
+def slopes(content: JsonObject) -> str:
+    """Exponents of 1/(1 - ρ) and of n in the transient iterations, beside the paper's."""
+    rows = [
+        [f"{study}, {name}", row["paper"], "none" if row["ours"] is None else cell_text(row["ours"])]
+        for study, by_method in content["slopes"].items()
+        for name, row in by_method.items()
+    ]
+    return table(["transient against, method", "paper", "log–log slope"], rows)
+
+
+def transient_figure(content: JsonObject, path: Path) -> None:
+    draw_lengths(content["lengths"], path)
 
 
 def problems(result: JsonObject) -> JsonObject:

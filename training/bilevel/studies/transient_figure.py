@@ -44,7 +44,8 @@ def draw_lengths(result: JsonObject, path: Path) -> None:
         (panels[1], "agents n", f"gap {config['size_gap']:.3g}"),
         (panels[2], "1 / gap of the level", f"gap of the other level {config['level_gap']:g}"),
     ):
-        axes.set(xscale="log", yscale="log", xlabel=x, title=title)
+        axes.set_xscale("log", base=2)
+        axes.set(yscale="log", xlabel=x, title=title)
         axes.legend(fontsize=8)
     panels[0].set_ylabel("transient iterations")
     figure.savefig(path, dpi=110)
@@ -61,4 +62,6 @@ def _curve(
 ) -> None:
     lengths = 2.0 ** np.array(rows, dtype=float)  # [repeats, x]; None is NaN, which is not drawn
     middle = np.median(lengths, axis=0)
+    if np.isnan(middle).all():
+        return
     axes.plot(x, middle, marker="o", markersize=3, linewidth=1, label=label, color=color, linestyle=linestyle)
