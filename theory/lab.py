@@ -176,14 +176,14 @@ def required_fit(values: ArrayLike, needed: ArrayLike, expected: float, quantity
     return {"values": values, "quantity": quantity, "expected": expected} | fit
 
 
-def draw_required(figure: FigureBase, result: Result, symbols: Mapping[str, str]) -> None:
+def draw_required(figure: FigureBase, result: Result, symbols: Mapping[str, str], threshold: str = "error") -> None:
     """Draw {"error", "fits": {name: `required_fit`}}, one panel per fit."""
     for axes, (name, fit) in zip(figure.subplots(1, len(result["fits"])), result["fits"].items(), strict=True):
         mean = np.array([np.nan if m is None else m for m in fit["needed"]["mean"]], dtype=float)
         values, expected = np.array(fit["values"]), fit["expected"]
         axes.loglog(values, mean, "o-")
-        axes.loglog(values, np.nanmin(mean) * (values / values[-1]) ** expected, "k:")
-        axes.set(xlabel=symbols[name], ylabel=f"{fit['quantity']} to error {result['error']:g}")
+        axes.loglog(values, np.nanmin(mean) * (values / values[np.nanargmin(mean)]) ** expected, "k:")
+        axes.set(xlabel=symbols[name], ylabel=f"{fit['quantity']} to {threshold} {result['error']:g}")
         axes.set_title(f"{slope_text(fit['slope'])}; dotted: {expected:g}".replace(": -", ": −"), fontsize=9)
 
 

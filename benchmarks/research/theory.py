@@ -101,7 +101,11 @@ def _exponents(studies: JsonObject) -> list[Claim]:
     ]
     slope = studies["rates"]["slope"]
     paper = "steps to loss .03 grow no faster than α^(−2): log–log slope above −2"
-    return [*rows, positive(paper, [slope], against(slope, studies["rates"]["expected"]))]
+    rows.append(positive(paper, [slope], against(slope, studies["rates"]["expected"])))
+    for name, fit in studies["scaling"]["fits"].items():
+        paper = f"steps to loss .03 grow no faster than {name}^{fit['expected']}: log–log slope below {fit['expected']}"
+        rows.append(negative(paper, [fit["slope"]], against(fit["slope"], fit["expected"])))
+    return rows
 
 
 def icl(result: JsonObject) -> JsonObject:

@@ -184,3 +184,17 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     assert len(result["checks"]) >= 5
     assert all(check["holds"] for check in result["checks"]), [c for c in result["checks"] if not c["holds"]]
     assert (tmp_path / "figures" / "page.html").exists()
+
+
+def test_steps_grow_in_proportion_to_the_patterns_and_slower_than_the_cube_of_a_tasks_steps(tmp_path: Path) -> None:
+    fewer = {
+        "rate_models": 2,
+        "batch": 60,
+        "rate_patterns": (4, 6, 9),
+        "rate_steps": (1, 2, 3),
+        "scaling_iterations": 150,
+    }
+    result = JOB.execute({**SMOKE, **fewer, "M": 8, "patterns": 8, "studies": ["scaling"]}, tmp_path)
+    fits = result["studies"]["scaling"]["fits"]
+    assert fits["M"]["slope"]["mean"] == pytest.approx(1, abs=0.15)
+    assert fits["K"]["slope"]["high"] < 1 and fits["K"]["needed"]["mean"][0] > 10

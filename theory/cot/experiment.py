@@ -35,6 +35,7 @@ class CotConfig(LabConfig):
     Testing: ``patterns`` M' TSR patterns whose coefficients sum to ``coefficient_sum``, ``noise`` (a norm), and the
     values ``test_alpha``, ``tau``, ``rho``, ``tau_o``, ``rho_o`` of the parameters that a figure does not vary.
     ``models``: the number trained, with different seeds. ``transitions``: the matrices of study "matrices".
+    ``rate_steps``, ``rate_patterns``: K and M of study "scaling".
     """
 
     d: int = 30
@@ -62,6 +63,9 @@ class CotConfig(LabConfig):
     rate_alphas: tuple[float, ...] = (0.1, 0.15, 0.25, 0.4, 0.65)
     rate_models: int = 5
     rate_iterations: int = 2000
+    rate_steps: tuple[int, ...] = (1, 2, 3, 4, 6)
+    rate_patterns: tuple[int, ...] = (5, 10, 20, 40)
+    scaling_iterations: int = 800
     deep_models: int = 5
     deep_length: int = 10
     deep_batch: int = 32

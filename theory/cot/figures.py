@@ -122,6 +122,10 @@ def rates(figure: FigureBase, result: Result) -> None:
     steps_axes.set_title(slope_text(result["slope"]) + "; theorem's bound: −2", fontsize=9)
 
 
+def scaling(figure: FigureBase, result: Result) -> None:
+    draw_required(figure, result, {"K": "steps of a task K", "M": "patterns M"}, "loss")
+
+
 def rates_panels(result: Result) -> list[Panel]:
     frames = {
         str(i): [curve_of(f"α = {alpha:g}", result["step"], curve)]

@@ -17,6 +17,9 @@ SMOKE: dict[str, Any] = {
     "rate_alphas": (0.2, 0.4, 0.6),
     "rate_models": 2,
     "rate_iterations": 600,
+    "rate_steps": (1, 2, 3),
+    "rate_patterns": (5, 10, 15),
+    "scaling_iterations": 400,
     "deep_models": 2,
     "deep_iterations": 10,
 }

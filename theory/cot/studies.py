@@ -7,15 +7,15 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from theory.cot import figures
-from theory.cot.data import SLIDES, Chain, TrainingBatch, training_batch, training_steps, violating_chain
+from theory.cot.data import SLIDES, Chain, training_batch, training_steps, violating_chain
 from theory.cot.experiment import CotConfig, evaluate, trained
 from theory.cot.model import Models, columns, dense_loss, queries, train
+from theory.cot.rates import rates, scaling
 from theory.cot.three_layers import layers
-from theory.lab import Result, Study, band, draw_speed, first_below, loglog, required_fit
-from theory.training import steps_to_level, training_curves, training_speed
+from theory.lab import Result, Study, band, draw_speed, first_below, required_fit
+from theory.training import training_curves, training_speed
 from training.run import Run
 
 READINGS: dict[str, dict[str, list[float]]] = {  # read by eye from the paper's figures, at 100 test examples
@@ -146,40 +146,6 @@ def _listed(measure: Callable[[], np.ndarray]) -> list[list[float]]:
     return measure().tolist()
 
 
-def rates(config: CotConfig, run: Run, level: float = 0.03, chunk: int = 200) -> Result:
-    """Iterations to a training loss of 0.03 against α, all α and seeds trained as one batch; the theorem has α⁻²."""
-    alphas = torch.tensor(config.rate_alphas).repeat_interleave(config.rate_models)
-    setting, transitions = config.setting(alphas), training_steps(run.derive_seed(5), config.M)
-
-    def train_chunk(begin: int, models: Models) -> Result:
-        losses: list[Tensor] = []
-
-        def record(step: int, models: Models, loss: Tensor, batch: TrainingBatch) -> None:
-            losses.append(loss)
-
-        end = min(begin + chunk, config.rate_iterations)
-        models = train(models, setting, transitions, lambda s: run.derive_seed(6, s), begin, end, record)
-        return {"Q": models.Q, "K": models.K, "losses": torch.stack(losses)}
-
-    models, parts = Models.start(setting), []
-    for begin in range(0, config.rate_iterations, chunk):
-        saved = run.step(f"rates-{begin}", partial(train_chunk, begin, models))
-        models = Models(saved["Q"], saved["K"])
-        parts.append(saved["losses"])
-    curve = torch.cat(parts)  # [T, R]
-    needed = steps_to_level(curve, level).reshape(len(config.rate_alphas), -1).T.numpy()
-    grouped = curve[::20].reshape(-1, len(config.rate_alphas), config.rate_models)
-    return {
-        "alphas": config.rate_alphas,
-        "level": level,
-        "needed": band(needed),
-        "slope": loglog(config.rate_alphas, needed),
-        "expected": -2,
-        "step": np.arange(0, config.rate_iterations, 20),
-        "loss": [band(grouped[:, i].numpy(), axis=1) for i in range(len(config.rate_alphas))],
-    }
-
-
 def speed(config: CotConfig, run: Run, steps: int = 15) -> Result:
     """Milliseconds a run and SGD step: runs as one batch, the same code run by run, plain autograd run by run."""
     transitions = training_steps(0, config.M)
@@ -220,6 +186,7 @@ STUDIES = {
     "matrices": Study(matrices, figures.matrices, check_matrices),
     "required": Study(required, figures.required, None, None, (12, 3.8)),
     "rates": Study(rates, figures.rates, None, figures.rates_panels, (9, 3.8)),
+    "scaling": Study(scaling, figures.scaling, None, None, (9, 3.8)),
     "layers": Study(layers, figures.layers, None, figures.layers_panels),
     "speed": Study(speed, draw_speed),
 }
