@@ -57,7 +57,7 @@ def create(
     settings = settings_of(data_dir, database_url)
     sessions = open_database(settings)
     before = keys.every(sessions)
-    is_new = all(key.project != project for key in before)
+    is_new = project not in {DEFAULT_PROJECT, *(key.project for key in before)}
     key, secret = keys.create(sessions, name, project, **limits)
     _note(settings, "key_created", key)
     typer.echo(f"Key {key.id} of the {'new ' if is_new else ''}project {key.project}:", err=True)

@@ -54,3 +54,14 @@ def test_an_unknown_key_is_one_line_that_says_what_to_do(tmp_path: Path) -> None
     refused = iro("revoke", "key_none", "--data-dir", str(tmp_path))
     assert refused.exit_code == 2
     assert refused.stderr == "Error: no key key_none; `iro keys list` shows them\n"
+
+
+def test_the_first_key_says_what_it_does_not_see_and_projects_that_are_new_are_said_to_be(tmp_path):
+    where = ["--data-dir", str(tmp_path)]
+    assert "No keys for the server of" in iro("list", *where).stderr
+    first = iro("create", "me", *where)
+    assert "of the new project proj_" in first.stderr and "a key with --project default sees it" in first.stderr
+    default = iro("create", "me", "--project", "default", *where)
+    assert "of the project default:" in default.stderr and "from now on" not in default.stderr
+    assert "of the new project alice:" in iro("create", "alice", "--project", "alice", *where).stderr
+    assert "of the project alice:" in iro("create", "bob", "--project", "alice", *where).stderr
