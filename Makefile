@@ -7,8 +7,8 @@ INSTALLED := .venv/installed
 VLLM := .venv-vllm
 FLOWER := .venv-flower
 CLIENTS := .venv-clients
-# Four processes run the tests, each without threads of its own, on two cores: many tests wait.
-PYTEST = $(BIN)/pytest --numprocesses 4 --dist worksteal $(PYTEST_FLAGS)
+# Three processes run the tests, each without threads of its own, on two cores: many tests wait.
+PYTEST = $(BIN)/pytest --numprocesses 3 --dist worksteal $(PYTEST_FLAGS)
 
 .PHONY: demo serve vllm flower test test-all lint bench results
 

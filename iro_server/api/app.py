@@ -216,7 +216,9 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             app: Any = self.config.app
-            log_address(app.state.context)
+            settings = app.state.context.settings
+            log.info("files, jobs and models: %s", settings.data_dir.absolute())
+            log.info("the page is at %s", page.address(settings))
 
     async def on_tick(self, counter: int) -> bool:
         self.unread.reset_old(connection.transport for connection in self.server_state.connections)
@@ -226,13 +228,6 @@ class Server(uvicorn.Server):
         app: Any = self.config.app
         app.state.context.deadlines.stop_within(self.drain)
         await super().shutdown(sockets)
-
-
-def log_address(context: Context) -> None:
-    settings = context.settings
-    keys = "API keys are required" if context.keys_required() else "no API keys (iro keys create NAME makes one)"
-    log.info("files, jobs and models: %s; %s", settings.data_dir.absolute(), keys)
-    log.info("the page is at %s", page.address(settings))
 
 
 def prepare_grammars(engine: Engine) -> None:

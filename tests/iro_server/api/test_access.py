@@ -95,8 +95,8 @@ def test_a_key_does_what_its_scopes_say_and_no_more(settings):
 @pytest.mark.parametrize("scope", ["generate", "admin"])
 def test_who_does_a_thing_may_look_at_what_it_needs(settings, scope):
     path = {"generate": "/models", "admin": "/iro/job_kinds"}
+    secret = keys.create(open_database(settings), scope, "team", scopes=[scope])[1]
     with serving(settings, ByteEngine()) as client:
-        secret = keys.create(open_database(settings), scope, "team", scopes=[scope])[1]
         keyed = client.with_options(api_key=secret)
         for name in path:
             if name == scope:
