@@ -123,9 +123,9 @@ def _longer(more: str, long: list[Lengths], less: str, short: list[Lengths], gap
     shared = np.flatnonzero(np.isfinite(a).all(0) & np.isfinite(b).all(0))
     if not len(shared):
         return []
-    at = shared[-1]
-    gap = estimate(a[:, at] - b[:, at])
-    paper = f"gap {number(gaps[at])}: log2 of the transient iterations, {more} less {less}, above zero"
+    smallest = shared[-1]
+    gap = estimate(a[:, smallest] - b[:, smallest])
+    paper = f"gap {number(gaps[smallest])}: log2 of the transient iterations, {more} less {less}, above zero"
     return [positive(paper, [gap], against(gap, 0))]
 
 
