@@ -102,7 +102,10 @@ def _gaps(config: TransientConfig, run: Run) -> dict[str, dict[str, list[Lengths
             measure: [transient(partial(ratios.of, method, gap, gap, measure), config.powers) for gap in config.gaps]
             for measure in MEASURES
         }
-        run.metrics({"study": "gaps", "method": method, "repeat": repeat, "lengths": rows}, f"gaps, {method}: {rows}")
+        run.metrics(
+            {"study": "gaps", "method": method, "repeat": repeat, "lengths": rows},
+            f"gaps, {method}: {_listed(rows[MEASURES[0]])}",
+        )
         return rows
 
     repeats = range(config.repeats)
@@ -119,7 +122,9 @@ def _sizes(config: TransientConfig, run: Run) -> dict[str, list[Lengths]]:
             )
             for n in config.sizes
         ]
-        run.metrics({"study": "sizes", "method": method, "repeat": repeat, "lengths": row}, f"n, {method}: {row}")
+        run.metrics(
+            {"study": "sizes", "method": method, "repeat": repeat, "lengths": row}, f"n, {method}: {_listed(row)}"
+        )
         return row
 
     repeats = range(config.repeats)
@@ -132,7 +137,7 @@ def _levels(config: TransientConfig, run: Run) -> dict[str, dict[str, list[Lengt
         pairs = [(gap, other) if level == "lower" else (other, gap) for gap in config.gaps]
         row = [transient(partial(ratios.of, method, *pair, MEASURES[0]), config.powers) for pair in pairs]
         labels = {"study": "levels", "level": level, "method": method, "repeat": repeat}
-        run.metrics(labels | {"lengths": row}, f"gap of the {level} level, {method}: {row}")
+        run.metrics(labels | {"lengths": row}, f"gap of the {level} level, {method}: {_listed(row)}")
         return row
 
     return {
@@ -194,6 +199,10 @@ def transient(ratio: Callable[[int], float], powers: tuple[int, int]) -> float |
         above, below = (above, middle) if ratio(middle) <= LONGEST_RATIO else (middle, below)
     high, low = math.log(ratio(above)), math.log(ratio(below))
     return above + (high - math.log(LONGEST_RATIO)) / (high - low) if math.isfinite(high) else float(below)
+
+
+def _listed(lengths: Lengths) -> str:
+    return ", ".join("none" if length is None else f"2^{length:.1f}" for length in lengths)
 
 
 def _slopes(lengths: dict[str, list[Lengths]], x: np.ndarray) -> dict[str, Slope | None]:
