@@ -27,7 +27,8 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.prepare import prepare_model
-from iro_server.engines.vllm import VLLMEngine, request, rows_of
+from iro_server.engines.vllm import VLLMEngine
+from iro_server.engines.vllm_protocol import request, rows_of
 from value_heads import LoraBackbone, LoraValues
 
 CROWDS = (1, 4, 16)

@@ -61,6 +61,7 @@ class ToyEngine:
         sampling: Sampling,
         layers: Sequence[int] = (),
         steering: Steering | None = None,
+        head_rows: torch.Tensor | None = None,
     ) -> ToySession:
         if not 0 < len(prompt_ids) < self.info.max_length:
             raise ValueError(f"the prompt has {len(prompt_ids)} tokens")

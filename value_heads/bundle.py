@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TENSORS, MANIFEST = "value.safetensors", "manifest.json"
 TILT = "tilt"
-FORMAT_VERSION: Literal[3] = 3
+FORMAT_VERSION: Literal[4] = 4
 
 
 class BundleMismatch(ValueError):
@@ -66,12 +66,13 @@ class TiltEntry(BaseModel):
 class Manifest(BaseModel):
     """The manifest of a bundle. ``kind`` selects which of ``heads`` and ``lora`` is set.
 
-    Format 2 added ``tilt``, format 3 ``ended`` features; a bundle of an earlier format is read as one without.
+    Format 2 added ``tilt``, format 3 ``ended`` features, format 4 the layer HEAD_STATE; a bundle of an earlier format
+    is read as one without.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: Literal[1, 2, 3]
+    format_version: Literal[1, 2, 3, 4]
     kind: Literal["heads", "lora"]
     model_hash: str
     template_hash: str

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 from torch import Tensor
 
 POSITION, LENGTH, FINISHED = "position", "length", "finished"
@@ -20,9 +20,20 @@ TOKENS = -1
 ignored."""
 STOPPED = -2
 """Key among states [R, L, 1]: 1 where the token is a stop id, else 0."""
+HEAD_STATE = -10
+"""Layer of the states that tokens were drawn from, as the output head reads them: token t's has not read token t."""
 
 KNOTS = (1, 2, 3, *(size * quarter // 4 for size in (2**n for n in range(2, 14)) for quarter in (4, 5, 6, 7)), 2**14)
 """Token numbers between which length features are linear: every token up to 8, then four an octave."""
+
+
+def _check_layer(layer: int) -> int:
+    if layer < 0 and layer != HEAD_STATE:
+        raise ValueError(f"layers count from 0, the embedding; {HEAD_STATE} is the state that the output head reads")
+    return layer
+
+
+Layer = Annotated[int, AfterValidator(_check_layer)]
 
 
 class Block(NamedTuple):
@@ -43,7 +54,8 @@ Sums = dict[tuple[int, float], Tensor]
 
 
 class FeatureSpec(BaseModel):
-    """Which hidden states make the feature vector of response token t. Layer 0 is the token embedding.
+    """Which hidden states make the feature vector of response token t. Layer 0 is the token embedding, layer -10
+    (``HEAD_STATE``) the state that token t was drawn from.
 
     ``current``: h_t. ``summed``: sum_{i<=t} h_i / sqrt(horizon). ``averaged``: sum_{i<=t} h_i / t.
     ``decayed``: (layer, g) -> sum_{i<=t} g^(t-i) h_i / sqrt(horizon). ``position``: t / horizon.
@@ -56,10 +68,10 @@ class FeatureSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    current: tuple[NonNegativeInt, ...] = ()
-    summed: tuple[NonNegativeInt, ...] = ()
-    averaged: tuple[NonNegativeInt, ...] = ()
-    decayed: tuple[tuple[NonNegativeInt, Annotated[float, Field(gt=0, lt=1)]], ...] = ()
+    current: tuple[Layer, ...] = ()
+    summed: tuple[Layer, ...] = ()
+    averaged: tuple[Layer, ...] = ()
+    decayed: tuple[tuple[Layer, Annotated[float, Field(gt=0, lt=1)]], ...] = ()
     counted: tuple[NonNegativeInt, ...] = ()
     stop_ids: tuple[NonNegativeInt, ...] = ()
     position: bool = True

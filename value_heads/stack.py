@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from value_heads.features import TOKENS, Sums, assemble, features, last_states, union
-from value_heads.heads import Head, LinearHead, MLPHead, fold
+from value_heads.features import HEAD_STATE, TOKENS, Sums, assemble, features, last_states, union
+from value_heads.heads import Head, LinearHead, MLPHead, feature_places, fold
 from value_heads.tilt import Tilt
 
 TOKENS_AT_ONCE = 1024  # whose features are in memory
@@ -35,8 +35,8 @@ class ValueStack:
         check_betas(betas, len(heads))
         self.heads, self.betas = tuple(heads), tuple(betas)
         self.spec = union([head.spec for head in heads])
-        linear = [(head, beta) for head, beta in zip(heads, betas, strict=True) if isinstance(head, LinearHead)]
-        self.folded = self._fold(linear) if linear else None
+        self.linear = [(head, b) for head, b in zip(heads, betas, strict=True) if isinstance(head, LinearHead)]
+        self.folded = self._fold(self.linear) if self.linear else None
         self.mlps = [(head.eval(), b) for head, b in zip(heads, betas, strict=True) if isinstance(head, MLPHead)]
 
     @staticmethod
@@ -59,6 +59,29 @@ class ValueStack:
         """The heads to evaluate with their betas: the folded linear head (beta 1), then each MLP."""
         folded: list[tuple[Head, float]] = [(self.folded, 1.0)] if self.folded else []
         return folded + [(head, beta) for head, beta in self.mlps]
+
+    def projected(self) -> tuple[ValueStack, Tensor]:
+        """The rows w_k [K, D], of length 1, through which linear heads read HEAD_STATE, and an equal stack that reads,
+        in its place, the numbers <w_k, s> of a state s, followed by zeros. The rows of one head depend on no beta.
+
+        ValueError where an MLP reads HEAD_STATE, of which no few numbers are enough.
+        """
+        if any(HEAD_STATE in head.spec.layers for head, _ in self.mlps):
+            raise ValueError("a value function of the kind mlp reads the output head's whole state")
+        if self.folded is None or HEAD_STATE not in self.folded.spec.layers:
+            raise ValueError("no value function reads the output head's state")
+        head, beta = self.linear[0] if len(self.linear) == 1 else (self.folded, 1.0)
+        weight = head.weight.clone()
+        places = [place for block, place in feature_places(head.spec, len(weight)).items() if block.layer == HEAD_STATE]
+        places = [place for place in places if weight[place].any()] or places[:1]
+        rows_KD = torch.stack([weight[place].double() for place in places])
+        lengths_K = rows_KD.norm(dim=1)
+        for number, place in enumerate(places):
+            weight[place] = 0.0
+            weight[place[number]] = lengths_K[number].float()
+        heads, betas = [mlp for mlp, _ in self.mlps], [beta for _, beta in self.mlps]
+        stack = ValueStack([LinearHead(head.spec, weight, head.bias), *heads], [beta, *betas], self.tilt)
+        return stack, (rows_KD / lengths_K.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).float()
 
     @torch.no_grad()
     def values(self, hidden: dict[int, Tensor]) -> Tensor:

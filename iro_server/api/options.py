@@ -120,6 +120,12 @@ class Options(BaseModel):
             raise bad_request(message, "n")
         sampling = self._sampling(model, params, prompt_ids, index * n, cache_salt(context.caller.project))
         sampling = self._adjusted(model, sampling, schema)
+        if sampling.alternatives and model.reads_numbers and params.rows > 1:
+            param = "top_logprobs" if hasattr(self, "top_logprobs") else "logprobs"
+            message = (
+                f"{model.name} is searched by values in whose place its server would report the likeliest tokens: "
+            )
+            raise bad_request(f"{message}ask for 0 {param}, or search with 1 row.", param)
         generation = Generation(
             model=model,
             prompt_ids=prompt_ids,
@@ -133,7 +139,7 @@ class Options(BaseModel):
             item=self.item or {},
             best_first=self._is_greedy,
             traced=self.stream_options is not None and self.stream_options.include_search,
-            attribution=self._attribution(scorer),
+            attribution=None if sampling.alternatives and model.reads_numbers else self._attribution(scorer),
         )
         if generation.base_tokens * prompts > context.settings.max_request_tokens:
             most = context.settings.max_request_tokens

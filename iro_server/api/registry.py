@@ -23,6 +23,7 @@ from iro_server.store.tables import Job, Model, now
 from value_heads.backbone import LoraValues
 from value_heads.bundle import BundleMismatch, load_bundle
 from value_heads.compose import compose
+from value_heads.features import HEAD_STATE
 from value_heads.shared import free_memory
 from value_heads.stack import ValueStack
 from value_heads.tilt import Tilt, TiltPart
@@ -66,6 +67,11 @@ class ServedModel:
     owned_by_caller: bool = True
     path: str | None = None
     composed: bool = False
+
+    @property
+    def reads_numbers(self) -> bool:
+        """Whether its values read numbers of the output head's state, which the engine does not report whole."""
+        return self.values is not None and not self.engine.info.hidden and HEAD_STATE in self.values.layers
 
     def scorer(self, params: SearchParams) -> Scorer | None:
         """The value functions at the request's betas. ValueError where the betas do not suit them."""
@@ -155,6 +161,11 @@ class ModelRegistry:
                     f"The model '{model.name}' has LoRA value functions, each a pass of its own through a backbone: "
                     "they fold with no others. Only linear and mlp value functions are mixed."
                 )
+            if model.reads_numbers:  # by an adapter, which each weighting would leave behind
+                raise CompositeMismatch(
+                    f"The model '{model.name}' reads the states of {self.base} by an adapter of its own on the model's "
+                    "server: its values are mixed with no others there."
+                )
             stacks.append(model.values)
         weights = [weight for _, weight in parts]
         key = json.dumps(sorted((model.path, weight) for model, weight in parts))
@@ -225,4 +236,16 @@ class ModelRegistry:
         if info.lacks(values.layers):
             message = f"The model '{name}' reads hidden states of {self.base}, which is served without them here."
             raise ModelMismatch(f"{message} Align it anew.")
+        if not info.hidden and HEAD_STATE in values.layers and isinstance(values, ValueStack):
+            self._check_head_rows(name, values)
         return values
+
+    def _check_head_rows(self, name: str, values: ValueStack) -> None:
+        try:
+            count = len(values.projected()[1])
+        except ValueError as error:
+            raise ModelMismatch(f"The model '{name}' cannot be served with {self.base} here: {error}") from error
+        if count > self.engine.info.head_values:
+            most = self.engine.info.head_values
+            message = f"The model '{name}' reads {count} numbers of the states of {self.base}, which is served where"
+            raise ModelMismatch(f"{message} {most} can be read. Align it anew.")

@@ -29,6 +29,8 @@ from iro_server.decoding.base import (
 )
 from iro_server.decoding.beam import Beam, SampledTokens
 from iro_server.engines.base import Chunk, Engine, Sampling, Session, Steering
+from value_heads.features import HEAD_STATE
+from value_heads.stack import ValueStack
 
 RESAMPLING = 0x9E3779B97F4A7C15  # apart from any seed that users choose
 
@@ -90,8 +92,9 @@ async def guided_search(
     observer.prompt(len(prompt_ids))
     read_layers = [values.layers for values in (scorer, attribution) if values is not None]
     layers = tuple(sorted({*keep_hidden, *chain.from_iterable(read_layers)}))
+    scorer, attribution, head_rows = _as_reported(engine, scorer, attribution)
     with observer.stage("prefill"):
-        session = await engine.open(prompt_ids, sampling, layers, steering)
+        session = await engine.open(prompt_ids, sampling, layers, steering, head_rows)
     try:
         values = scorer.start(prompt_ids) if scorer else None
         drawn = params.drawn_by(sampling)
@@ -110,6 +113,20 @@ async def guided_search(
     finally:
         session.close()
     return search.result()
+
+
+def _as_reported(
+    engine: Engine, scorer: Scorer | None, attribution: Attribution | None
+) -> tuple[Scorer | None, Attribution | None, torch.Tensor | None]:
+    """What reads the output head's state as the engine reports it: where that is in numbers, the rows [K, D] that they
+    are products with, and the values that read them."""
+    values = scorer or attribution
+    if engine.info.hidden or not isinstance(values, ValueStack) or HEAD_STATE not in values.layers:
+        return scorer, attribution, None
+    if attribution not in (None, values):
+        raise ValueError("a search reads one stack's numbers of the output head's state")
+    projected, head_rows = values.projected()
+    return scorer and projected, attribution and projected, head_rows
 
 
 class _Search:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from iro_server import JsonObject
+from value_heads.features import HEAD_STATE
 from value_heads.tilt import TILT_PARTS, Tilt, TiltPart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Alternatives = list[tuple[int, float]]
-HEAD_STATE = -10
-"""Asked for as a layer: the states that the new tokens were drawn from, as the output head reads them."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,8 @@ def cache_salt(project: str) -> str:
 class ModelInfo:
     """What identifies a frozen model; value functions are tied to both hashes.
 
-    ``hidden``: whether its engine reports hidden states past layer 0, which is the token's embedding.
+    ``hidden``: whether its engine reports hidden states past layer 0, which is the token's embedding; ``head_values``:
+    where it does not, how many numbers <w, s> of the state s that a token was drawn from it reports with the token.
     ``logprobs``: whether it reports log-probabilities; else they are 0. ``steers``: the parts of a
     tilt that it applies. ``drift``: whether it reports how far a tilt has moved a row.
     ``adjusts``: whether it takes a schema, biases and penalties, which it may do only where a completion is a single
@@ -97,6 +97,7 @@ class ModelInfo:
     hidden_size: int
     max_length: int
     hidden: bool = True
+    head_values: int = 0
     logprobs: bool = True
     steers: frozenset[TiltPart] = TILT_PARTS
     drift: bool = True
@@ -104,8 +105,9 @@ class ModelInfo:
     resumes: bool = True
 
     def lacks(self, layers: Iterable[int]) -> bool:
-        """Whether its engine cannot report all of these layers."""
-        return not self.hidden and any(layers)
+        """Whether its engine cannot report all of these layers, or what linear value functions read of them."""
+        reported = {0, HEAD_STATE} if self.head_values else {0}
+        return not self.hidden and not reported.issuperset(layers)
 
     def cannot_apply(self, tilt: Tilt) -> frozenset[TiltPart]:
         """The parts of the tilt that its engine does not apply."""
@@ -120,8 +122,9 @@ class Chunk:
     its temperature, before top-p/top-k truncation; lengths_R: int64, tokens that count (a stop id is counted);
     stopped_R: bool, the row drew a stop id. hidden[layer]: [R, L, D] float32, the frozen model's hidden state
     at each new token: layer 0 is the token embedding, layer i the output of decoder layer i, HEAD_STATE the state that
-    the token was drawn from. log_ratios_RL: log q/pi_0 of each token, and kl_RL: KL(q || pi_0) where it was drawn, both
-    float32; None without steering, and from an engine that does not report drift. alternatives[row][position]: the
+    the token was drawn from, or numbers of it (``Engine.open``). log_ratios_RL: log q/pi_0 of each token, and kl_RL:
+    KL(q || pi_0) where it was drawn, both float32; None without steering, and from an engine that does not report
+    drift. alternatives[row][position]: the
     likeliest tokens and their log-probabilities, the likeliest first, where the sampling asks for them.
     """
 
@@ -192,9 +195,11 @@ class Engine(Protocol):
         sampling: Sampling,
         layers: Sequence[int] = (),
         steering: Steering | None = None,
+        head_rows: torch.Tensor | None = None,
     ) -> Session:
-        """Start a session. ``layers`` asks for hidden features, ``steering`` tilts what is drawn. ValueError if the
-        engine can do neither, or if the prompt does not fit ``info.max_length``."""
+        """Start a session. ``layers`` asks for hidden features, ``steering`` tilts what is drawn. ``head_rows``: rows w
+        [K, D], for an engine that reports the numbers <w, s>, followed by zeros, in place of HEAD_STATE's states s.
+        ValueError if the engine can do none of this, or if the prompt does not fit ``info.max_length``."""
         ...
 
     def lockstep(self, sessions: int) -> AbstractContextManager[None]:

@@ -101,10 +101,13 @@ class EmbeddedEngine:
         sampling: Sampling,
         layers: Sequence[int] = (),
         steering: Steering | None = None,
+        head_rows: torch.Tensor | None = None,
     ) -> EmbeddedSession:
         """As ``Engine.open``. Sessions that are open at the same time share the cache of an equal prompt of equal salt.
-        ValueError: an empty prompt, one too long, a layer the model does not have, or a tilt of another model; of these
-        SchemaRefused: a schema that no grammar can be made of."""
+        ValueError: an empty prompt, one too long, a layer the model does not have, a tilt of another model, or
+        ``head_rows``: it reports the states; of these SchemaRefused: a schema that no grammar can be made of."""
+        if head_rows is not None:
+            raise ValueError("the engine reports the output head's states, not numbers of them")
         if not 0 < len(prompt_ids) < self._info.max_length:
             raise ValueError(
                 f"the prompt has {len(prompt_ids)} tokens; the model takes 1 to {self._info.max_length - 1}"

@@ -19,10 +19,12 @@ AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 @dataclass(frozen=True, eq=False)
 class OutputHead:
-    """``name``: of its module in the model. ``weight_VD``: float32, the head's row of each token."""
+    """``name``: of its module in the model. ``weight_VD``: float32, the head's row of each token. ``state_length``: the
+    length of the states that it reads, roughly: that of the last norm's weights."""
 
     name: str
     weight_VD: Tensor
+    state_length: float
 
 
 def read_output_head(model_dir: Path) -> OutputHead:
@@ -37,4 +39,16 @@ def read_output_head(model_dir: Path) -> OutputHead:
     name = next(name for name, module in model.named_modules() if module is head)
     stored = any(tensor.endswith(f"{name}.weight") for tensor in tensor_names(model_dir))
     weight = read_tensor(model_dir, f"{name}.weight") if stored else read_embedding(model_dir).weight
-    return OutputHead(name, weight.detach().float())
+    return OutputHead(name, weight.detach().float(), _state_length(model, model_dir, weight.shape[1]))
+
+
+def _state_length(model: Any, model_dir: Path, width: int) -> float:
+    """That of a norm without weights where no other's are here."""
+    files = tensor_names(model_dir)
+    norms = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.shape == (width,) and name.endswith("norm.weight") and ".layers." not in name
+    ]
+    stored = [name for name in norms if name in files and (model_dir / files[name]).exists()]
+    return float(read_tensor(model_dir, stored[-1]).float().norm()) if stored else width**0.5

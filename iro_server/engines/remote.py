@@ -25,8 +25,9 @@ from iro_server.engines.base import Alternatives, Chunk, EngineHealth, ModelInfo
 from iro_server.engines.describe import describe
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
-from iro_server.engines.replicas import Replica, Replicas, Timing
+from iro_server.engines.replicas import COMPLETIONS, Replica, Replicas, Timing
 from iro_server.engines.vllm_adapters import Adapter
+from value_heads.features import HEAD_STATE
 from value_heads.threads import share_cores_with_engine
 
 Result = TypeVar("Result")
@@ -36,29 +37,40 @@ START = 1200.0  # seconds that an engine which starts beside this process may ta
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a chunk."""
+    """One row of a chunk. ``head_values``: of each token, where the session asks for numbers of HEAD_STATE."""
 
     tokens: list[int]
     logprobs: list[float]
     stopped: bool
     alternatives: list[Alternatives] = field(default_factory=list)
+    head_values: list[list[float]] = field(default_factory=list)
 
     def continued(self, more: Row) -> Row:
         """With the tokens that ``more`` adds."""
         tokens, logprobs = self.tokens + more.tokens, self.logprobs + more.logprobs
-        return Row(tokens, logprobs, more.stopped, self.alternatives + more.alternatives)
+        alternatives, head_values = self.alternatives + more.alternatives, self.head_values + more.head_values
+        return Row(tokens, logprobs, more.stopped, alternatives, head_values)
 
 
-def chunk_of(rows: Sequence[Row], embedding: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Chunk:
+def chunk_of(rows: Sequence[Row], width: int, embedding: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Chunk:
+    """``width``: of the model's states."""
     tokens_RL = pad_sequence([torch.tensor(row.tokens, dtype=torch.int64) for row in rows], batch_first=True)
     return Chunk(
         tokens_RL=tokens_RL,
         logprobs_RL=pad_sequence([torch.tensor(row.logprobs, dtype=torch.float32) for row in rows], batch_first=True),
         lengths_R=torch.tensor([len(row.tokens) for row in rows]),
         stopped_R=torch.tensor([row.stopped for row in rows]),
-        hidden={} if embedding is None else {0: embedding(tokens_RL)},
+        hidden=({} if embedding is None else {0: embedding(tokens_RL)}) | _head_values(rows, width),
         alternatives=[row.alternatives for row in rows] if any(row.alternatives for row in rows) else None,
     )
+
+
+def _head_values(rows: Sequence[Row], width: int) -> dict[int, torch.Tensor]:
+    """The numbers of HEAD_STATE followed by zeros, [R, L, width], where rows have any."""
+    if not rows[0].head_values:
+        return {}
+    numbers_RLK = pad_sequence([torch.tensor(row.head_values) for row in rows], batch_first=True)
+    return {HEAD_STATE: torch.nn.functional.pad(numbers_RLK, (0, width - numbers_RLK.shape[-1]))}
 
 
 class RemoteEngine:
@@ -176,13 +188,14 @@ class RemoteSession(Generic[Prefix]):
 
     def __init__(self, engine: RemoteEngine, prompt: Prefix, sampling: Sampling, layers: Sequence[int]) -> None:
         self.engine, self.sampling = engine, sampling
-        self.embedding = engine.embedding if layers else None
+        self.embedding = engine.embedding if 0 in layers else None
         self.seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "big")
         self.prefixes: list[Prefix] = [prompt]
         self.round = self.cached_tokens = 0
         self.replica: Replica | None = None
         self.pending: Future[Chunk] | None = None
         self.adapter: Adapter | None = None
+        self.path = COMPLETIONS  # of its requests
 
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
         """The body that asks for ``count`` continuations of a row; number i draws with ``seed`` + i."""
@@ -199,7 +212,8 @@ class RemoteSession(Generic[Prefix]):
         return await asyncio.wrap_future(self.pending)
 
     async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
-        return chunk_of(await self._draw(parents, num_successors, length), self.embedding)
+        rows = await self._draw(parents, num_successors, length)
+        return chunk_of(rows, self.engine.info.hidden_size, self.embedding)
 
     async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
         """The rows of a chunk, which are the session's from now on."""
@@ -222,7 +236,7 @@ class RemoteSession(Generic[Prefix]):
     async def _continue(self, parent: int, count: int, length: int) -> list[tuple[Prefix, Row]]:
         body = self.request(parent, count, length, derive(self.seed, self.round, parent))
         read = partial(self.read, count=count, length=length)
-        sampled, self.replica = await self.engine.replicas.complete(body, read, self.replica, self.adapter)
+        sampled, self.replica = await self.engine.replicas.complete(body, read, self.replica, self.adapter, self.path)
         return sampled
 
     def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 import httpx
 
 from iro_server import JsonObject
+from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.engines.endpoints import KEY_VARIABLE, EngineUnavailable, base_url
 from iro_server.engines.vllm_adapters import Adapter
 from iro_server.telemetry.metrics import CACHED_TOKENS, SENT_TOKENS
@@ -28,6 +29,7 @@ ALONE = 4  # so many times the silence is borne with a replica that is the last
 STICKY_ROWS = 64  # a session stays on its replica until it has so many rows more than the least loaded one
 CONNECT = 5.0  # seconds
 MOST_ADAPTERS = 64  # loaded on one replica
+COMPLETIONS, GENERATE = "/completions", "/inference/v1/generate"
 PAUSE = 0.2  # seconds between rounds of asking all replicas
 Answer = TypeVar("Answer")
 
@@ -68,6 +70,10 @@ class Replica:
     cached_tokens: int = 0
     adapters: OrderedDict[str, None] = field(default_factory=OrderedDict)  # that it has loaded, last used last
 
+    def address(self, path: str) -> str:
+        """Of a route: GENERATE is beside the base."""
+        return (self.url.removesuffix("/v1") if path == GENERATE else self.url) + path
+
     def count(self, usage: JsonObject) -> None:
         sent = int(usage.get("prompt_tokens") or 0)
         cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
@@ -97,6 +103,8 @@ class _Call(Generic[Answer]):
 
 def num_rows(body: JsonObject) -> int:
     """Rows that a request for completions draws: ``n`` of each prompt, where there is a list of them."""
+    if "sampling_params" in body:
+        return int(body["sampling_params"]["n"])
     prompt = body["prompt"]
     num_prompts = len(prompt) if isinstance(prompt, list) and isinstance(prompt[0], list) else 1
     return int(body["n"]) * num_prompts
@@ -137,14 +145,27 @@ class Replicas:
         read: Callable[[JsonObject], Answer],
         prefer: Replica | None = None,
         adapter: Adapter | None = None,
+        path: str = COMPLETIONS,
     ) -> tuple[Answer, Replica]:
         """What ``read`` makes of the answer to ``body`` (it raises for one that makes no sense), and who gave it.
 
         ValueError where the request is refused as wrong, EngineUnavailable where no replica answers within the
         patience. ``prefer``: the replica that has the prompt in its cache. ``adapter``: loaded on the replica first.
         """
-        call = _Call("POST", "/completions", body, read, num_rows(body), adapter)
+        call = _Call("POST", path, body, read, num_rows(body), adapter)
         return await self._ask(call, prefer, self.timing.patience)
+
+    async def take(self, path: str, body: JsonObject) -> bool:
+        """Whether no server that answers refuses such a request as one that it does not know."""
+
+        async def takes(replica: Replica) -> bool:
+            try:
+                response = await self._post(replica, path, body)
+            except ReplicaFailure:
+                return True  # the others tell
+            return response.status_code not in (400, 403, 404, 405, 422)
+
+        return all(await gather_or_cancel(takes(replica) for replica in self.all))
 
     async def _ask(self, call: _Call[Answer], prefer: Replica | None, patience: float) -> tuple[Answer, Replica]:
         clock = asyncio.get_running_loop().time
@@ -213,7 +234,7 @@ class Replicas:
 
     async def _post(self, replica: Replica, path: str, body: JsonObject) -> httpx.Response:
         try:
-            return await self.client.post(replica.url + path, json=body)
+            return await self.client.post(replica.address(path), json=body)
         except httpx.HTTPError as error:
             raise ReplicaFailure(f"{replica.url} does not answer ({type(error).__name__}: {error})") from error
 
@@ -221,20 +242,22 @@ class Replicas:
         where = replica.url
         try:
             async with asyncio.timeout(self.timing.answer):
-                response = await self.client.request(call.method, where + call.path, json=call.body)
+                response = await self.client.request(call.method, replica.address(call.path), json=call.body)
         except TimeoutError as error:
             raise ReplicaFailure(f"{where} took longer than {self.timing.answer:g} s") from error
         except httpx.TransportError as error:
             raise ReplicaFailure(f"{where} does not answer ({type(error).__name__}: {error})") from error
         if response.status_code in (400, 413, 422):
             raise ValueError(f"{where} refuses the request: {_message(response)}")
+        if response.status_code == 403 and call.path == GENERATE:
+            raise ReplicaFailure(f"{where} was started without {GENERATE}: {_message(response)}", settled=True)
         if response.status_code in (401, 403):
             raise ReplicaFailure(f"{where} refuses the key ({KEY_VARIABLE}): {_message(response)}", settled=True)
         if response.status_code == 404 and call.adapter:  # the server was started again since it loaded the adapter
             replica.adapters.pop(call.adapter.name, None)
             raise ReplicaFailure(f"{where} has lost an adapter, which is loaded again", counts=False)
         if response.status_code == 404:
-            raise ReplicaFailure(f"{where}{call.path} is not there: {_message(response)}", settled=True)
+            raise ReplicaFailure(f"{replica.address(call.path)} is not there: {_message(response)}", settled=True)
         if not response.is_success:
             raise ReplicaFailure(f"{where} answered {response.status_code}: {_message(response)}")
         try:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from iro_server import JsonObject
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TextEngine(RemoteEngine):
@@ -45,8 +48,9 @@ class TextEngine(RemoteEngine):
         sampling: Sampling,
         layers: Sequence[int] = (),
         steering: Steering | None = None,
+        head_rows: torch.Tensor | None = None,
     ) -> TextSession:
-        """As ``Engine.open``. ValueError for ``layers`` past 0: an endpoint reports no hidden states."""
+        """As ``Engine.open``. ValueError for ``layers`` other than 0: an endpoint reports no hidden states."""
         self.check(prompt_ids, sampling, layers, steering)
         prefix_ids = list(self.tokenizer("")["input_ids"])  # such as <s>, which the endpoint will add itself
         has_prefix = list(prompt_ids[: len(prefix_ids)]) == prefix_ids

@@ -8,24 +8,30 @@ little but the last chunk. Nothing is tokenised twice.
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
+
+import torch
+from transformers import AutoConfig
 
 from iro_server import JsonObject
 from iro_server.concurrency.tasks import gather_or_cancel
-from iro_server.engines.base import Alternatives, Sampling, Steering
+from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
-from iro_server.engines.vllm_adapters import AdapterFolder, StaticTilt
+from iro_server.engines.replicas import GENERATE
+from iro_server.engines.unused_tokens import unused_tokens
+from iro_server.engines.vllm_adapters import AdapterFolder
+from iro_server.engines.vllm_protocol import MOST_NUMBERS, generate_request, generated_rows, request, rows_of
 from iro_server.engines.vllm_steering import WORDS_CHUNK, SteeredPrompt
+from value_heads.features import HEAD_STATE
 from value_heads.prompt_features import TokenGroups
-from value_heads.tilt import Tilt, TiltPart
+from value_heads.reserved_tokens import ReservedTokens
+from value_heads.tilt import TiltPart
 
 
 class VLLMEngine(RemoteEngine):
@@ -34,7 +40,6 @@ class VLLMEngine(RemoteEngine):
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters)
-        self._static: WeakKeyDictionary[Tilt, dict[float, StaticTilt]] = WeakKeyDictionary()
         self._groups: TokenGroups | None = None
         self._preparing = threading.Lock()
         super().__init__(model_dir, endpoints, name)
@@ -53,6 +58,20 @@ class VLLMEngine(RemoteEngine):
 
         if not (await self.replicas.complete(body, has_ids))[0]:
             raise ValueError('the endpoint gives no token ids: for one that is not vLLM, use the engine kind "text"')
+        self._info = replace(self._info, head_values=await self._num_head_values(body))
+
+    async def _num_head_values(self, body: JsonObject) -> int:
+        """Numbers of the model's state that a request may read; none where a server lacks the route for it."""
+        adapters = self._adapters
+        if adapters.folder is None:
+            return 0
+        config = AutoConfig.from_pretrained(adapters.model_dir).get_text_config(decoder=True)
+        adapters.unused = unused_tokens(self.tokenizer, config.vocab_size, self.info.eos_ids)[: MOST_NUMBERS + 1]
+        if len(adapters.unused) < 2:
+            return 0
+        reference, *ids = adapters.unused
+        trial = generate_request(body, ReservedTokens(reference, tuple(ids), 1.0))
+        return min(len(ids), self.info.hidden_size) if await self.replicas.take(GENERATE, trial) else 0
 
     async def open(
         self,
@@ -60,29 +79,48 @@ class VLLMEngine(RemoteEngine):
         sampling: Sampling,
         layers: Sequence[int] = (),
         steering: Steering | None = None,
+        head_rows: torch.Tensor | None = None,
     ) -> VLLMSession:
-        """As ``Engine.open``. ValueError for ``layers`` past 0: vLLM reports no hidden states."""
+        """As ``Engine.open``. ValueError for layers past 0: vLLM reports no hidden states but numbers of HEAD_STATE."""
         self.check(prompt_ids, sampling, layers, steering)
+        self._check_head_rows(sampling, layers, head_rows)
         session = VLLMSession(self, list(prompt_ids), sampling, layers)
-        if steering is not None:
-            session.steered = await asyncio.to_thread(self._steered, steering, prompt_ids)
-            session.adapter = session.steered.adapter
+        if steering is not None or head_rows is not None:
+            await asyncio.to_thread(self._prepare, session, steering, head_rows)
         return session
 
-    def _steered(self, steering: Steering, prompt_ids: Sequence[int]) -> SteeredPrompt:
+    def _check_head_rows(self, sampling: Sampling, layers: Sequence[int], head_rows: torch.Tensor | None) -> None:
+        if (HEAD_STATE in layers) != (head_rows is not None):
+            raise ValueError(f"{self.info.name} is served over HTTP, with numbers of the output head's state alone")
+        if head_rows is None:
+            return
+        if len(head_rows) > self.info.head_values:
+            most, count = self.info.head_values, len(head_rows)
+            raise ValueError(f"{self.info.name} is served where {most} numbers of a state can be read, not {count}")
+        if sampling.alternatives:
+            raise ValueError("the likeliest tokens are not reported where values read the output head's state")
+        if stops := set(sampling.stop_ids).intersection(self._adapters.unused):
+            raise ValueError(f"{sorted(stops)} cannot end a row: values read the model's state through these tokens")
+
+    def _prepare(self, session: VLLMSession, steering: Steering | None, head_rows: torch.Tensor | None) -> None:
+        """The session's adapter, and what it adds to a row's logits beside that."""
+        tilt, strength = (steering.tilt, steering.strength) if steering else (None, 0.0)
         with self._preparing:
-            static = self._static.setdefault(steering.tilt, {})
-            if steering.strength not in static:
-                static[steering.strength] = self._adapters.of(steering.tilt, steering.strength)
-            if self._groups is None:
-                self._groups = TokenGroups.of_tokenizer(self.tokenizer, len(steering.tilt.bias))
-        return SteeredPrompt(steering.tilt, steering.strength, static[steering.strength], self._groups, prompt_ids)
+            static = self._adapters.of(tilt, strength, head_rows)
+            if tilt is not None and self._groups is None:
+                self._groups = TokenGroups.of_tokenizer(self.tokenizer, len(tilt.bias))
+        if tilt is not None and self._groups is not None:
+            session.steered = SteeredPrompt(tilt, strength, static, self._groups, session.prefixes[0])
+        session.adapter, session.reserved = static.adapter, static.reserved
+        if static.reserved:
+            session.path = GENERATE
 
 
 class VLLMSession(RemoteSession[list[int]]):
     """A session of the vLLM engine; see ``Session``."""
 
     steered: SteeredPrompt | None = None
+    reserved: ReservedTokens | None = None
 
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
         model = self.adapter.name if self.adapter else self.engine.model
@@ -92,11 +130,12 @@ class VLLMSession(RemoteSession[list[int]]):
             biases = Counter(self.steered.logit_bias(parent))
             biases.update(body.get("logit_bias", {}))
             body["logit_bias"] = dict(biases)
-        return body
+        return generate_request(body, self.reserved) if self.reserved else body
 
     async def _continue_all(self, counts: Mapping[int, int], length: int) -> dict[int, list[tuple[list[int], Row]]]:
-        """Parents with equal numbers of continuations are one request, unless each has a seed or a bias of its own."""
-        if self.sampling.seed is not None or (self.steered and self.steered.reads_words):
+        """Parents with equal numbers of continuations are one request, unless each has a seed or a bias of its own, or
+        the route takes one prompt."""
+        if self.sampling.seed is not None or self.reserved or (self.steered and self.steered.reads_words):
             return await super()._continue_all(counts, length)
         groups = [[parent for parent in counts if counts[parent] == count] for count in sorted(set(counts.values()))]
         answers = await gather_or_cancel(self._continue_group(group, counts[group[0]], length) for group in groups)
@@ -137,66 +176,8 @@ class VLLMSession(RemoteSession[list[int]]):
         if not self.round:
             details = (payload.get("usage") or {}).get("prompt_tokens_details") or {}
             self.cached_tokens = int(details.get("cached_tokens") or 0)
-        return [(row.tokens, row) for row in rows_of(payload, count, length, self.sampling)]
-
-
-def request(model: str, prompt: list[int], count: int, length: int, sampling: Sampling, seed: int | None) -> JsonObject:
-    """Sets every sampling field: no default of the endpoint or of the model's generation config applies.
-
-    Without a seed vLLM draws all rows of a batch at once; with seeds one by one.
-    """
-    body: JsonObject = {
-        "model": model,
-        "prompt": prompt,
-        "n": count,
-        "max_tokens": length,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k or -1,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "ignore_eos": True,  # what ends a row is in stop_token_ids
-        "stop_token_ids": list(sampling.stop_ids),
-        "return_token_ids": True,
-        "logprobs": sampling.alternatives,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-    }
-    if seed is not None:
-        body["seed"] = seed
-    if sampling.alternatives:
-        body["return_tokens_as_token_ids"] = True  # the likeliest tokens are named so: "token_id:17"
-    if sampling.logit_bias:
-        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
-    if sampling.schema is not None:
-        body["structured_outputs"] = {"json": json.loads(sampling.schema)}
-    return body | ({"cache_salt": sampling.salt} if sampling.salt else {})
-
-
-def rows_of(payload: JsonObject, count: int, length: int, sampling: Sampling) -> list[Row]:
-    """ValueError, or another of a wrong shape's errors, unless these are ``count`` rows that each end where they
-    should."""
-    choices = sorted(payload["choices"], key=lambda choice: choice["index"])
-    if [choice["index"] for choice in choices] != list(range(count)):
-        raise ValueError(f"{len(choices)} rows instead of {count}")
-    return [_row(choice, length, sampling) for choice in choices]
-
-
-def _row(choice: JsonObject, length: int, sampling: Sampling) -> Row:
-    tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-    if not tokens or not all(type(token) is int and token >= 0 for token in tokens):
-        raise ValueError(f"token_ids are {str(tokens)[:80]}")
-    stopped = tokens[-1] in sampling.stop_ids
-    if len(tokens) > length or (len(tokens) < length and not stopped):
-        raise ValueError(f"{len(tokens)} tokens instead of {length}, finish_reason {choice['finish_reason']}")
-    if len(logprobs) != len(tokens):
-        raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
-    top_logprobs = choice["logprobs"]["top_logprobs"] if sampling.alternatives else []  # else named by their texts
-    alternatives = [_alternatives(top, sampling.alternatives) for top in top_logprobs]
-    return Row(tokens, [float(logprob) for logprob in logprobs], stopped, alternatives)
-
-
-def _alternatives(top: JsonObject, count: int) -> Alternatives:
-    """vLLM's own list, in which the token drawn may be one more."""
-    named = [(int(name.removeprefix("token_id:")), float(logprob)) for name, logprob in top.items()]
-    return sorted(named, key=lambda alternative: -alternative[1])[:count]
+        if self.reserved:
+            rows = generated_rows(payload, count, length, self.sampling, self.reserved)
+        else:
+            rows = rows_of(payload, count, length, self.sampling)
+        return [(row.tokens, row) for row in rows]

@@ -1,19 +1,25 @@
-"""Tilts as LoRA adapters that vLLM servers load at run time, from a directory that they read too."""
+"""Tilts, and rows that read the model's state, as LoRA adapters that vLLM servers load at run time, from a directory
+that they read too."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 
 from iro_server.engines.output_head import OutputHead, read_output_head
+from value_heads.reserved_tokens import ReservedTokens, with_reserved
 from value_heads.tilt import Tilt
 from value_heads.tilt_export import HeadAdapter, head_adapter, without_static, write_peft
+
+NUMBERS = 30.0  # how far rows of length 1 move a logit at most, in nats: they are hardly ever parallel to a state
 
 
 @dataclass(frozen=True)
@@ -27,34 +33,63 @@ class Adapter:
 @dataclass(frozen=True, eq=False)
 class StaticTilt:
     """A tilt on a server: ``adapter`` for what depends on the model's state, ``logit_bias`` [V] for the rest that
-    depends on nothing, and None where the adapter has that too."""
+    depends on nothing, and None where the adapter has that too. ``reserved``: tokens whose logits report the state."""
 
     adapter: Adapter | None
     logit_bias: torch.Tensor | None
+    reserved: ReservedTokens | None = None
 
 
 class AdapterFolder:
-    """Writes each tilt once. ``folder``: None where the servers take no adapters."""
+    """Writes each tilt once. ``folder``: None where the servers take no adapters. ``unused``: tokens that no completion
+    needs."""
 
-    def __init__(self, model_dir: Path, folder: Path | None) -> None:
-        self.model_dir, self.folder = model_dir, folder
+    def __init__(self, model_dir: Path, folder: Path | None, unused: Sequence[int] = ()) -> None:
+        self.model_dir, self.folder, self.unused = model_dir, folder, unused
+        self._of_tilts: WeakKeyDictionary[Tilt, dict[tuple[float, bytes], StaticTilt]] = WeakKeyDictionary()
+        self._of_rows: dict[tuple[float, bytes], StaticTilt] = {}  # without a tilt
 
     @cached_property
     def head(self) -> OutputHead:
         return read_output_head(self.model_dir)
 
-    def of(self, tilt: Tilt, strength: float) -> StaticTilt:
-        """ValueError for a tilt that depends on the model's state without a folder."""
-        parts = head_adapter(tilt, self.head.weight_VD)
-        static = parts.static * strength
-        if len(parts.lora_A) == 0 and (self.folder is None or tilt.direction is None):
-            return StaticTilt(None, static)
+    def of(self, tilt: Tilt | None, strength: float, rows_KD: torch.Tensor | None = None) -> StaticTilt:
+        """``rows_KD``: of length 1, whose products with the model's state the adapter reports.
+
+        ValueError for what depends on the model's state without a folder.
+        """
+        by_key = self._of_rows if tilt is None else self._of_tilts.setdefault(tilt, {})
+        key = (strength, b"" if rows_KD is None else rows_KD.numpy().tobytes())
+        if key not in by_key:
+            by_key[key] = self._static(tilt, strength, rows_KD)
+        return by_key[key]
+
+    def _static(self, tilt: Tilt | None, strength: float, rows_KD: torch.Tensor | None) -> StaticTilt:
+        if tilt is None:
+            vocabulary, width = self.head.weight_VD.shape
+            adapter = HeadAdapter(torch.zeros(0, width), torch.zeros(vocabulary, 0), torch.zeros(vocabulary))
+            logit_bias = None
+        else:
+            adapter, logit_bias = self._of_tilt(tilt, strength)
+        if rows_KD is None and len(adapter.lora_A) == 0:
+            return StaticTilt(None, logit_bias)
         if self.folder is None:
             raise ValueError("the tilt depends on the model's state: IRO_ENGINE_ADAPTERS names no directory for it")
+        if rows_KD is None:
+            return StaticTilt(self._written(adapter), logit_bias)
+        reference, *ids = self.unused[: len(rows_KD) + 1]
+        reserved = ReservedTokens(reference, tuple(ids), NUMBERS / self.head.state_length)
+        adapter = with_reserved(adapter, reserved, rows_KD, self.head.weight_VD)
+        return StaticTilt(self._written(adapter), logit_bias, reserved)
+
+    def _of_tilt(self, tilt: Tilt, strength: float) -> tuple[HeadAdapter, torch.Tensor | None]:
+        """An adapter without a static part, and what of that it does not have."""
+        parts = head_adapter(tilt, self.head.weight_VD)
+        static = parts.static * strength
         scaled = HeadAdapter(parts.lora_A, parts.lora_B * strength, static)
-        if tilt.direction is None:
-            return StaticTilt(self._written(replace(scaled, static=torch.zeros_like(static))), static)
-        return StaticTilt(self._written(without_static(scaled, tilt.direction)), None)
+        if self.folder is None or tilt.direction is None:
+            return replace(scaled, static=torch.zeros_like(static)), static
+        return without_static(scaled, tilt.direction), None
 
     def _written(self, adapter: HeadAdapter) -> Adapter:
         assert self.folder is not None

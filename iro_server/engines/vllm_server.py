@@ -20,6 +20,7 @@ FLAGS = (
     *("--no-enable-chunked-prefill", "--enable-prompt-tokens-details"),
     *("--enable-lora", "--lora-target-modules", "lm_head", "--max-lora-rank", "32"),  # tilts: the output head alone
     *("--max-loras", "4", "--max-cpu-loras", "64"),
+    "--enable-scale-out",  # the route that reports log-probabilities of chosen tokens
 )
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB

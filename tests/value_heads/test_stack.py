@@ -8,16 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from value_heads import FeatureSpec, LinearHead, MLPHead, ValueStack, features
-from value_heads.features import TOKENS
+from value_heads.features import HEAD_STATE, TOKENS
 from value_heads.heads import with_ended
 
-SIZE = 4
+SIZE = 12
 SPECS = (
     FeatureSpec(current=(2,), summed=(0, 2), horizon=8),
     FeatureSpec(current=(2, 3), averaged=(3,), position=False, horizon=32),
     FeatureSpec(summed=(2,), decayed=((3, 0.9),), horizon=20),
     FeatureSpec(current=(3,), counted=(1, 5), stop_ids=(7,), position=False, horizon=16),
     FeatureSpec(current=(3,), summed=(2,), counted=(1, 6), stop_ids=(7,), ended=True, horizon=24),
+)
+
+
+HEAD_SPECS = (
+    FeatureSpec(current=(HEAD_STATE, 2), averaged=(HEAD_STATE,), position=False, horizon=8),
+    FeatureSpec(summed=(0, HEAD_STATE), counted=(1, 5), stop_ids=(7,), ended=True, horizon=16),
+    FeatureSpec(decayed=((HEAD_STATE, 0.9), (3, 0.8)), stop_ids=(7,), horizon=20),
 )
 
 
@@ -70,6 +77,35 @@ def test_a_finished_response_has_the_value_function_for_finished_ones(seed, posi
     finished = torch.isin(hidden[TOKENS], torch.tensor(spec.stop_ids))
     values = combined(features(combined.spec, hidden))
     torch.testing.assert_close(values, torch.where(finished, of_finished, of_unfinished), atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    chosen=st.lists(st.sampled_from((*HEAD_SPECS, SPECS[3])), min_size=1, max_size=4),
+    betas=st.lists(st.floats(0.1, 10), min_size=4, max_size=4),
+    mlps=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_numbers_of_the_head_state_are_enough(chosen, betas, mlps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    heads = [linear(spec, generator) for spec in (HEAD_SPECS[0], *chosen)] + ([mlp(SPECS[0])] if mlps else [])
+    stack = ValueStack(heads, [1.0, *betas, 2.0][: len(heads)])
+    projected, rows = stack.projected()
+    states = torch.randn(3, 6, SIZE, generator=generator)
+    hidden = random_hidden(3, 6, generator) | {HEAD_STATE: states}
+    numbers = torch.nn.functional.pad(states @ rows.T, (0, SIZE - len(rows)))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+    values = projected.values(hidden | {HEAD_STATE: numbers})
+    torch.testing.assert_close(values, stack.values(hidden), atol=1e-4, rtol=1e-4)
+
+
+def test_one_heads_rows_depend_on_no_beta_and_an_mlp_has_none():
+    generator = torch.Generator().manual_seed(0)
+    stack = ValueStack([linear(HEAD_SPECS[0], generator)], [1.0])
+    assert torch.equal(stack.projected()[1], stack.with_betas([0.3]).projected()[1])
+    for heads, message in (([mlp(HEAD_SPECS[0])], "whole state"), ([linear(SPECS[0], generator)], "no value function")):
+        with pytest.raises(ValueError, match=message):
+            ValueStack(heads, [1.0]).projected()
 
 
 def test_a_value_function_for_finished_responses_takes_stop_ids():

@@ -72,6 +72,7 @@ def ray_executor(
 class RayExecutor:
     """An ``Executor``; see ``ray_executor``."""
 
+    has_frozen = False
     steers: frozenset[TiltPart] = frozenset()
 
     def load_frozen(self) -> FrozenModel:

@@ -13,9 +13,10 @@ from iro_server.engines.endpoints import Endpoints
 from training.json_values import JsonObject
 from training.run import JobConfig
 from value_heads import FeatureSpec
-from value_heads.features import FINISHED, LENGTH, TOKENS, Block
+from value_heads.features import FINISHED, HEAD_STATE, LENGTH, TOKENS, Block
 
 MIN_ROOM = 48  # tokens of the model's context that every prompt has to leave where max_tokens is "auto"
+HEAD_NUMBERS = 4  # of the output head's state: current and averaged, each with a copy for finished responses
 BLOCK_PRIORS = {Block(LENGTH): 1.5, Block(FINISHED): 1.5}
 """How far functions of the length may bend, in standard deviations of the reward and for one prompt's rollouts."""
 
@@ -27,7 +28,8 @@ def default_feature_spec(info: ModelInfo, horizon: int) -> FeatureSpec:
     """
     common: JsonObject = {"stop_ids": tuple(sorted(set(info.eos_ids))), "position": False, "horizon": horizon}
     if not info.hidden:
-        return FeatureSpec(summed=(0,), **common)
+        head_state = (HEAD_STATE,) if info.head_values >= HEAD_NUMBERS else ()
+        return FeatureSpec(current=head_state, averaged=head_state, summed=(0,), **common)
     early, late = math.ceil(info.num_layers / 3), round(info.num_layers * 5 / 6)
     return FeatureSpec(current=(late,), summed=(0, early), **common)
 
@@ -54,8 +56,10 @@ class AlignConfig(Alignment, JobConfig):
 
     @model_validator(mode="after")
     def _engine_has_the_layers(self) -> Self:
-        if self.engine_urls and self.feature_spec and any(self.feature_spec.layers):
-            raise ValueError("feature_spec: with engine_urls there is layer 0 alone, the embedding")
+        if self.engine_urls and self.feature_spec and not {0, HEAD_STATE}.issuperset(self.feature_spec.layers):
+            raise ValueError(
+                f"feature_spec: with engine_urls there are layers 0, the embedding, and {HEAD_STATE} alone"
+            )
         return self
 
     @property

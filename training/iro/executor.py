@@ -6,6 +6,7 @@ Each is a function of what it is given alone, so that where it is computed does 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +18,9 @@ from iro_server.engines.frozen_model import FrozenModel
 from iro_server.engines.weights import missing_shards, weight_files
 from iro_server.graders.base import Grader
 from training.iro.fit import Shards
+from training.iro.head_states import head_states
 from training.iro.learners import Learner
-from training.iro.rollouts import Batch, roll_out
+from training.iro.rollouts import Batch, StatesOf, roll_out
 from training.iro.values import Bundles, Files, Stack
 from training.json_values import JsonObject
 from value_heads.threads import on_fresh_thread
@@ -27,8 +29,13 @@ from value_heads.tilt import TiltPart
 
 class Executor(Protocol):
     @property
+    def has_frozen(self) -> bool:
+        """Whether the frozen model can be in this process, which tilts and values of its states are fitted with."""
+        ...
+
+    @property
     def steers(self) -> frozenset[TiltPart]:
-        """The parts of a tilt that the job may fit; none where the frozen model cannot be in this process."""
+        """The parts of a tilt that the job may fit; none without the frozen model."""
         ...
 
     def load_frozen(self) -> FrozenModel:
@@ -60,11 +67,15 @@ class LocalExecutor:
         self.model_dir = model_dir
 
     @property
-    def steers(self) -> frozenset[TiltPart]:
+    def has_frozen(self) -> bool:
         if isinstance(self.engine, EmbeddedEngine):
-            return self.engine.info.steers
-        has_weights = self.model_dir is not None and weight_files(self.model_dir) and not missing_shards(self.model_dir)
-        return self.engine.info.steers if has_weights else frozenset()
+            return True
+        folder = self.model_dir
+        return folder is not None and bool(weight_files(folder)) and not missing_shards(folder)
+
+    @property
+    def steers(self) -> frozenset[TiltPart]:
+        return self.engine.info.steers if self.has_frozen else frozenset()
 
     def load_frozen(self) -> FrozenModel:
         if isinstance(self.engine, EmbeddedEngine):
@@ -73,8 +84,14 @@ class LocalExecutor:
         return FrozenModel(self.model_dir, "cuda" if torch.cuda.is_available() else "cpu")
 
     def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
+        states_of = None if self.engine.info.hidden else self._recomputed()
         for batch in batches:
-            yield roll_out(self.engine, batch)
+            yield roll_out(self.engine, batch, states_of)
+
+    def _recomputed(self) -> StatesOf:
+        """By a frozen model that is loaded when it is first needed, and dropped with this function."""
+        frozen = cache(self.load_frozen)
+        return lambda prompt_ids, completions: head_states(frozen(), prompt_ids, completions)
 
     def grader(self, grader: Grader) -> Grader:
         return grader

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -42,7 +43,14 @@ from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
 from training.run import Run, jsonable
 from value_heads import save_bundle
+from value_heads.features import HEAD_STATE
 from value_heads.tilt import Tilt
+
+NO_HEAD_STATES = (
+    f"feature_spec names layer {HEAD_STATE}, the output head's state: on servers it needs engine_adapters, vLLM's "
+    "--enable-scale-out, two unused tokens for each feature of it, all weights in the model's directory, and a "
+    "value_model other than mlp"
+)
 
 
 def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> JsonObject:
@@ -82,7 +90,13 @@ class Alignment:
     def make_learner(self) -> Learner:
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
         lora = LoraLearner(self.config, self.model.info.num_layers, prompts)
-        spec = self.config.feature_spec or default_feature_spec(self.model.info, self.config.horizon)
+        info = self.model.info
+        if not self.executor.has_frozen or self.config.value_model == "mlp":  # an mlp reads no numbers of a state
+            info = replace(info, head_values=0)
+        spec = self.config.feature_spec or default_feature_spec(info, self.config.horizon)
+        numbers = 2 * sum(block.layer == HEAD_STATE for block in spec.blocks)  # finished responses may have their own
+        if not info.hidden and numbers > info.head_values:
+            raise AlignError(NO_HEAD_STATES, "no_head_states", "feature_spec")
         heads = HeadLearner(self.config, spec)
         match self.config.value_model:
             case "lora":
@@ -220,7 +234,7 @@ class Alignment:
             self.config.horizon,
             self.stack,
             self.learner.spec,
-            head_states=self.draws(step) and self.model.info.hidden,
+            head_states=self.draws(step),
             ranked=self.tilt is None,
         )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
 
 from iro_server.decoding.base import Final, SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COMPLETIONS, PREFIXES, HEAD_STATES = "completions", "prefixes", "head_states"  # tables of a stored shard
+
+
+StatesOf = Callable[[Sequence[int], Sequence[Sequence[int]]], list[Tensor]]
+"""From a prompt and its completions to the states [T, D] that the tokens of each were drawn from."""
 
 
 class Source(Protocol):
@@ -92,13 +98,15 @@ def guided(config: AlignConfig) -> SearchParams:
     return config.search
 
 
-def roll_out(engine: Engine, batch: Batch) -> JsonObject:
-    """The finals of each prompt's search, bit-identical every time, as they are saved.
+def roll_out(engine: Engine, batch: Batch, states_of: StatesOf | None = None) -> JsonObject:
+    """The finals of each prompt's search, bit-identical every time, as they are saved. ``states_of``: computes the
+    output head's states, which the engine does not report.
 
     ``prompts``: their indices. ``tokens``: of each final of each prompt, the pick first. ``prefixes``: the table that a
     fit of the batch's spec reads, None without one.
     """
-    layers = (*(batch.spec.layers if batch.spec else ()), *([HEAD_STATE] if batch.head_states else []))
+    layers = {*(batch.spec.layers if batch.spec else ()), *([HEAD_STATE] if batch.head_states else [])}
+    recomputed = {HEAD_STATE} & layers if states_of is not None else set()
     scorer = batch.stack if batch.ranked and batch.params.rows > 1 else None  # a single row leaves nothing to choose
 
     async def search(prompt: Prompt, seed: int) -> SearchResult:
@@ -111,7 +119,7 @@ def roll_out(engine: Engine, batch: Batch) -> JsonObject:
             batch.max_tokens,
             scorer,
             steering=batch.steering,
-            keep_hidden=layers,
+            keep_hidden=tuple(layers - recomputed),
         )
 
     async def search_all() -> list[SearchResult]:
@@ -120,6 +128,11 @@ def roll_out(engine: Engine, batch: Batch) -> JsonObject:
     with engine.lockstep(len(batch.prompts)):
         results = asyncio.run(search_all())
     flat = [final for result in results for final in result.finals]
+    if states_of is not None and recomputed:
+        for prompt, result in zip(batch.prompts, results, strict=True):
+            states = states_of(prompt.token_ids, [final.tokens for final in result.finals])
+            for final, states_TD in zip(result.finals, states, strict=True):
+                final.hidden[HEAD_STATE] = states_TD
     return {
         "prompts": [prompt.index for prompt in batch.prompts],
         "tokens": [[final.tokens for final in result.finals] for result in results],

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -86,15 +85,8 @@ class TiltData:
         """Of each completion of a shard, in its order: the states that its tokens were drawn from, [T, D]."""
         name, _ = self.shards.names[index]
         groups = completions_of(self.shards.source, name)
-        if self.model.info.hidden:
-            states = read_states(self.shards.source.table(name, HEAD_STATES))
-            return list(states.split([len(tokens) for group in groups for tokens in group]))
-        prompts = self.shards.source.load(name)["prompts"]
-        by_prompt = [
-            head_states(self.frozen, self.prompts[prompt].token_ids, group)
-            for prompt, group in zip(prompts, groups, strict=True)
-        ]
-        return list(chain.from_iterable(by_prompt))
+        states = read_states(self.shards.source.table(name, HEAD_STATES))
+        return list(states.split([len(tokens) for group in groups for tokens in group]))
 
 
 def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> dict[str, Tilt]:

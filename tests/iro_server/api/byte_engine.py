@@ -50,6 +50,7 @@ class ByteEngine:
         sampling: Sampling,
         layers: Sequence[int] = (),
         steering: Steering | None = None,
+        head_rows: torch.Tensor | None = None,
     ) -> ByteSession:
         self.opened += 1
         self.open_sessions += 1

@@ -18,9 +18,10 @@ from tests.iro_server.api.byte_engine import byte_tokenizer
 END = 256  # byte_tokenizer's end-of-sequence token
 
 
-def write_byte_model(folder: Path, max_length: int = 512) -> Path:
+def write_byte_model(folder: Path, max_length: int = 512, vocabulary: int = 257) -> Path:
+    """``vocabulary``: tokens past 256 are unused."""
     config = LlamaConfig(
-        vocab_size=257,
+        vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=3,
@@ -45,10 +46,11 @@ def tokens_of(prompt: Any, seed: int, count: int) -> list[int]:
 
 class FakeEndpoint:
     """``mode``: "ok", "drop" (the connection), "hang" (probes too), a status to answer with, or what to answer instead
-    of the truth. It sets in after so many requests, for so many. ``bodies``: of the requests so far."""
+    of the truth. It sets in after so many requests, for so many. ``bodies``: of the requests so far. ``generates``:
+    whether it has the route that reports log-probabilities of chosen tokens; each is -20 less its place in the list."""
 
-    def __init__(self, *, model: str = "bytes", ids: bool = True) -> None:
-        self.model, self.ids = model, ids
+    def __init__(self, *, model: str = "bytes", ids: bool = True, generates: bool = False) -> None:
+        self.model, self.ids, self.generates = model, ids, generates
         self.mode: Any = "ok"
         self.after = self.times = 0
         self.bodies: list[dict[str, Any]] = []
@@ -90,6 +92,26 @@ class FakeEndpoint:
         usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": {"cached_tokens": 3}}
         return {"choices": choices[::-1], "usage": usage}
 
+    def generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        sampling = body["sampling_params"]
+        answer = self.complete({"prompt": body["token_ids"], **sampling})
+        for choice in answer["choices"]:
+            chosen = [
+                {"token_id": token, "logprob": -20.0 - place}
+                for place, token in enumerate(dict.fromkeys(sampling["logprob_token_ids"]))
+            ]
+            choice["logprobs"] = {
+                "content": [
+                    {
+                        "token_id": token,
+                        "logprob": -0.5,
+                        "top_logprobs": [{"token_id": token, "logprob": -0.5}, *chosen],
+                    }
+                    for token in choice["token_ids"]
+                ]
+            }
+        return answer
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -112,8 +134,16 @@ class _Handler(BaseHTTPRequestHandler):
         mode = "ok" if fake.after or not fake.times else fake.mode
         fake.times -= mode != "ok"
         fake.after = max(0, fake.after - 1)
-        fake.bodies.append(body)
         fake.keys.append(self.headers["Authorization"])
+        if self.path.endswith("_lora_adapter"):
+            self._answer(200, {})
+            return
+        fake.bodies.append(body)
+        if "sampling_params" in body:
+            self._answer(200, fake.generate(body)) if fake.generates else self._answer(
+                403, {"error": {"message": "no"}}
+            )
+            return
         if body["n"] > 1 and body["temperature"] == 0:
             self._answer(400, {"error": {"message": f"n must be 1 when using greedy sampling, got {body['n']}."}})
         elif mode == "ok":

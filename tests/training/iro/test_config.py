@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from iro_server.engines.base import ModelInfo
 from training.iro.config import AlignConfig, default_feature_spec
 from value_heads import FeatureSpec
+from value_heads.features import HEAD_STATE
 
 URL = "http://127.0.0.1:8001"
 
@@ -22,14 +23,16 @@ def test_over_http_value_functions_read_embeddings_or_a_backbone_of_their_own(co
     with pytest.raises(ValidationError, match="return_lambda below 1"):
         AlignConfig(**towards_next, value_model="auto")
     assert AlignConfig(**given, engine_urls=[URL], feature_spec=FeatureSpec(summed=(0,))).feature_spec
-    with pytest.raises(ValidationError, match="layer 0 alone"):
+    assert AlignConfig(**given, engine_urls=[URL], feature_spec=FeatureSpec(averaged=(HEAD_STATE,))).feature_spec
+    with pytest.raises(ValidationError, match="layers 0, the embedding, and -10 alone"):
         AlignConfig(**given, engine_urls=[URL], feature_spec=FeatureSpec(summed=(0, 3)))
 
 
-def test_without_hidden_states_heads_read_the_embedding_alone() -> None:
+def test_without_hidden_states_heads_read_the_embedding_and_numbers_of_the_output_heads_state() -> None:
     info = ModelInfo("m", "", "", (), num_layers=30, hidden_size=8, max_length=64)
     assert default_feature_spec(info, 16).layers == (0, 10, 25)
-    assert default_feature_spec(replace(info, hidden=False), 16).layers == (0,)
+    for head_values, layers in ((0, (0,)), (3, (0,)), (4, (HEAD_STATE, 0))):
+        assert default_feature_spec(replace(info, hidden=False, head_values=head_values), 16).layers == layers
 
 
 def test_a_key_is_no_part_of_a_config(config: AlignConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import torch
 
@@ -10,7 +11,11 @@ from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import HEAD_STATE, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
+from training.iro.data import Prompt
 from training.iro.head_states import head_states
+from training.iro.prefixes import Prefixes, read_states
+from training.iro.rollouts import Batch, roll_out
+from value_heads import FeatureSpec
 
 
 def test_they_are_those_that_the_tokens_were_drawn_from(small_engine: EmbeddedEngine) -> None:
@@ -24,3 +29,26 @@ def test_they_are_those_that_the_tokens_were_drawn_from(small_engine: EmbeddedEn
     states = head_states(small_engine.frozen, prompt, [final.tokens for final in finals])
     for final, recomputed in zip(finals, states, strict=True):
         torch.testing.assert_close(recomputed, final.hidden[HEAD_STATE].float(), atol=2e-3, rtol=2e-3)
+
+
+def test_rollouts_store_recomputed_states_as_an_engines_own(small_engine: EmbeddedEngine) -> None:
+    prompt_ids = small_engine.tokenizer("The lamp by the river was lit every evening, until")["input_ids"]
+    prompts = [Prompt(0, tuple(prompt_ids[:6]), {}), Prompt(1, tuple(prompt_ids), {})]
+    batch = Batch(
+        prompts,
+        [1, 2],
+        Sampling(stop_ids=small_engine.info.eos_ids),
+        SearchParams(num_successors=3),
+        10,
+        spec=FeatureSpec(current=(HEAD_STATE,), averaged=(HEAD_STATE,), summed=(0,), position=False),
+        head_states=True,
+    )
+    own = roll_out(small_engine, batch)
+    recomputed = roll_out(small_engine, batch, partial(head_states, small_engine.frozen))
+    assert own["tokens"] == recomputed["tokens"]
+    tokens = [row for group in own["tokens"] for row in group]
+    features = [
+        Prefixes(part["prefixes"], range(len(tokens)), tokens).features(batch.spec) for part in (own, recomputed)
+    ]
+    torch.testing.assert_close(*features, atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(*(read_states(part["head_states"]) for part in (own, recomputed)), atol=5e-3, rtol=5e-3)
