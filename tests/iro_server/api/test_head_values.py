@@ -43,7 +43,7 @@ def served(folder: Path, generates: bool) -> Iterator[tuple[openai.OpenAI, FakeE
         endpoints(FakeEndpoint(generates=generates)) as (fake,),
         VLLMEngine(model_dir, Endpoints((fake.url,), adapters=folder / "adapters"), "bytes") as engine,
     ):
-        settings = settings_for(folder / "data")
+        settings = settings_for(folder)
         stacks = {"a": linear(0), "b": linear(1), "mlp": mlp(), "wide": linear(2, wide)}
         for name, stack in stacks.items():
             add_model(settings, engine, name, stack)
