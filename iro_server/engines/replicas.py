@@ -221,7 +221,7 @@ class Replicas:
                 body: JsonObject = {"lora_name": adapter.name, "lora_path": str(adapter.path)}
                 response = await self._post(replica, "/load_lora_adapter", body)
                 if not response.is_success and "already been loaded" not in response.text:
-                    message = f"{replica.url} cannot load the adapter of a tilt: {_message(response)}"
+                    message = f"{replica.url} cannot load the adapter of a model: {_message(response)}"
                     hint = " (start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True)"
                     raise ReplicaFailure(
                         message + (hint if response.status_code == 404 else ""), settled=True, counts=False

@@ -211,7 +211,7 @@ def test_an_adapter_that_cannot_be_loaded_is_an_error_and_no_plain_answer(served
     endpoints = Endpoints((served.url,), adapters=tmp_path / "a", patience=1.0)
     with VLLMEngine(model_dir, endpoints) as engine:
         for _ in range(4):
-            with pytest.raises(EngineUnavailable, match=r"cannot load the adapter of a tilt.*rank"):
+            with pytest.raises(EngineUnavailable, match=r"cannot load the adapter of a model.*rank"):
                 asyncio.run(guided_search(engine, prompt, SearchParams(), Sampling(), 2, steering=Steering(high)))
         assert engine.health().up  # one model's adapter is no fault of the server's, which others use
         assert asyncio.run(guided_search(engine, prompt, SearchParams(), Sampling(), 2)).finals

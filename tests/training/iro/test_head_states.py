@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import pytest
 import torch
 
 from iro_server.decoding.base import SearchParams
@@ -15,7 +16,7 @@ from training.iro.data import Prompt
 from training.iro.head_states import head_states
 from training.iro.prefixes import Prefixes, read_states
 from training.iro.rollouts import Batch, roll_out
-from value_heads import FeatureSpec
+from value_heads import FeatureSpec, LinearHead, ValueStack
 
 
 def test_they_are_those_that_the_tokens_were_drawn_from(small_engine: EmbeddedEngine) -> None:
@@ -29,6 +30,19 @@ def test_they_are_those_that_the_tokens_were_drawn_from(small_engine: EmbeddedEn
     states = head_states(small_engine.frozen, prompt, [final.tokens for final in finals])
     for final, recomputed in zip(finals, states, strict=True):
         torch.testing.assert_close(recomputed, final.hidden[HEAD_STATE].float(), atol=2e-3, rtol=2e-3)
+
+
+def test_values_that_read_them_rank_a_search_in_process(small_engine: EmbeddedEngine) -> None:
+    prompt = small_engine.tokenizer("The lamp by the river was lit every evening, until")["input_ids"]
+    spec = FeatureSpec(current=(HEAD_STATE,), averaged=(HEAD_STATE,), position=False)
+    weight = torch.randn(spec.width(small_engine.info.hidden_size), generator=torch.Generator().manual_seed(0))
+    values = ValueStack([LinearHead(spec, 0.1 * weight, 0.0)], [1.0])
+    params = SearchParams(beam_width=2, num_successors=2, chunk_length=4)
+    finals = asyncio.run(guided_search(small_engine, prompt, params, Sampling(seed=3), 12, values)).finals
+    for final, states in zip(
+        finals, head_states(small_engine.frozen, prompt, [final.tokens for final in finals]), strict=True
+    ):
+        assert final.value == pytest.approx(float(values.values({HEAD_STATE: states[None]})[0, -1]), abs=5e-3)
 
 
 def test_rollouts_store_recomputed_states_as_an_engines_own(small_engine: EmbeddedEngine) -> None:
