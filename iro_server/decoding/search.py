@@ -93,6 +93,8 @@ async def guided_search(
     read_layers = [values.layers for values in (scorer, attribution) if values is not None]
     layers = tuple(sorted({*keep_hidden, *chain.from_iterable(read_layers)}))
     scorer, attribution, head_rows = _as_reported(engine, scorer, attribution)
+    if head_rows is not None and HEAD_STATE in keep_hidden:
+        raise ValueError(f"{engine.info.name} reports numbers of the output head's state, and no state to keep")
     with observer.stage("prefill"):
         session = await engine.open(prompt_ids, sampling, layers, steering, head_rows)
     try:
