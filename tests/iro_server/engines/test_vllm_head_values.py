@@ -13,14 +13,17 @@ from transformers import AutoModelForCausalLM
 
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable
 from iro_server.engines.unused_tokens import unused_tokens
 from iro_server.engines.vllm import VLLMEngine
+from iro_server.engines.vllm_steering import WORDS_CHUNK
 from tests.iro_server.api.byte_engine import byte_tokenizer
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, tokens_of, write_byte_model
 from value_heads import FeatureSpec, LinearHead, ValueStack
 from value_heads.features import HEAD_STATE
+from value_heads.prompt_features import FEATURES
+from value_heads.tilt import zero_tilt
 
 PROMPT = [72, 105, 33]
 SAMPLING = Sampling(seed=11, stop_ids=(END,), logit_bias=((7, 2.0), (257, 100.0)))
@@ -94,6 +97,22 @@ async def test_the_adapters_logits_are_products_with_the_states(served, model_di
         logprobs = (model.lm_head(states) + states @ lora_A.T @ lora_B.T).log_softmax(-1)
     numbers = [session.reserved.numbers(position[list(session.reserved.all)].tolist()) for position in logprobs]
     torch.testing.assert_close(torch.tensor(numbers), states @ ROWS.T, atol=1e-4, rtol=1e-4)
+
+
+async def test_rows_of_several_requests_have_numbers_of_each_token(served) -> None:
+    """A tilt towards the prompt's words is set anew every few tokens."""
+    fake = FakeEndpoint(generates=True)
+    gates = torch.zeros(len(FEATURES), WIDTH + 1)
+    gates[FEATURES.index("prompt"), -1] = 3.0
+    tilt = replace(zero_tilt(VOCABULARY, WIDTH, (), (END,)), gates=gates)
+    session = await served(fake).open(PROMPT, Sampling(seed=5), (HEAD_STATE,), Steering(tilt), ROWS)
+    chunk = await session.extend([0], 2, 2 * WORDS_CHUNK + 3)
+    first, *later = [body["sampling_params"]["logit_bias"] for body in fake.bodies]
+    expected = {str(token): 3.0 for token in PROMPT} | {str(token): -100.0 for token in session.reserved.all}
+    assert len(later) == 4 and first.items() >= expected.items()
+    for numbers_LD, length in zip(chunk.hidden[HEAD_STATE], chunk.lengths_R, strict=True):
+        numbers = numbers_LD[:length, :2] * session.reserved.size
+        torch.testing.assert_close(numbers, torch.tensor([[-1.0, -2.0]]).expand(numbers.shape))
 
 
 def test_a_search_by_such_values_continues_rows_on_that_route(served) -> None:
