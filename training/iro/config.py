@@ -38,7 +38,8 @@ def block_scales(spec: FeatureSpec) -> dict[Block, float]:
     """How large each block counts in the ridge fit: larger is shrunk less. Chosen by held-out correlation."""
     emphasis = {"current": 0.3, "sum": 0.5}
     scales = {block: emphasis.get(block.kind, 1.0) for block in spec.blocks}
-    return scales | {Block("sum", 0): 1.0, Block("sum", TOKENS): 2.0}
+    of_head = {Block("current", HEAD_STATE): 0.9, Block("mean", HEAD_STATE): 3.0}
+    return scales | of_head | {Block("sum", 0): 1.0, Block("sum", TOKENS): 2.0}
 
 
 class AlignConfig(Alignment, JobConfig):
