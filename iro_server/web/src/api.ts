@@ -42,7 +42,7 @@ export interface Job {
   method: { reinforcement: { grader: Grader } & { [block: string]: Record<string, unknown> | undefined } };
   error: { code: string; message: string; param: string | null } | null;
   estimated_finish: number | null;
-  iro: { improved: boolean | null; suffix: string | null; jobs_ahead: number | null };
+  iro: { improved: boolean | null; suffix: string | null; jobs_ahead: number | null; ran_seconds: number | null };
 }
 
 export type Grader = { type: string; name?: string } & Record<string, unknown>;
