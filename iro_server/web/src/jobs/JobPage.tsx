@@ -200,9 +200,7 @@ function Checkpoints({ job, checkpoints }: { job: Job; checkpoints: Checkpoint[]
                 <td>{checkpoint.step_number}</td>
                 <td>{number(checkpoint.metrics.full_valid_mean_reward)}</td>
                 <td>
-                  <code class="break">
-                    {checkpoint.fine_tuned_model_checkpoint}
-                  </code>
+                  <code class="break">{checkpoint.fine_tuned_model_checkpoint}</code>
                 </td>
                 <td>
                   <a href={compare(job, checkpoint.fine_tuned_model_checkpoint)}>
