@@ -43,10 +43,18 @@ class PointMassConfig(JobConfig):
 
     movable: ClassVar[frozenset[str]] = frozenset({"workers"})
 
-    task: str = Field("point_mass-easy", description="dm_control's `domain-task`. reacher-hard and cheetah-run are harder than point_mass-easy, " "point_mass-dense is easier.")
-    agents: tuple[str, ...] = Field(tuple(AGENTS), min_length=1, description="Agents to compare, any of AGENTS and VARIANTS.")
+    task: str = Field(
+        "point_mass-easy",
+        description="dm_control's `domain-task`. reacher-hard and cheetah-run are harder than point_mass-easy, "
+        "point_mass-dense is easier.",
+    )
+    agents: tuple[str, ...] = Field(
+        tuple(AGENTS), min_length=1, description="Agents to compare, any of AGENTS and VARIANTS."
+    )
     bins: tuple[int, ...] = Field((9, 17, 33), description="Bins per dimension, one comparison for each.")
-    variants_at: tuple[int, ...] = Field((17,), description="The bins at which AD-DQN's mixers and models are compared.")
+    variants_at: tuple[int, ...] = Field(
+        (17,), description="The bins at which AD-DQN's mixers and models are compared."
+    )
     repeats: int = Field(5, description="Seeds of each agent.")
     steps: int = Field(100_000, description="Environment steps of a training.")
     evaluations: int = Field(10, description="Number of evaluations during a training.")
@@ -54,7 +62,11 @@ class PointMassConfig(JobConfig):
     n_step: int = Field(3, description="Steps of reward in a target.")
     double: bool = Field(True, description="Double Q-learning.")
     explore: int = Field(30_000, description="Steps over which the share of explored actions falls.")
-    hold: int = Field(100, description="Most steps for which an explored action is held; a random action moves a point mass only if it is.")
+    hold: int = Field(
+        100,
+        description="Most steps for which an explored action is held; a random action moves a point mass only if it "
+        "is.",
+    )
     speed_steps: int = Field(5000, description="Steps of the measurement of speed.")
     workers: int = Field(1, description="Processes that train agents in parallel; results do not depend on it.")
 

@@ -38,7 +38,9 @@ class SepsisConfig(JobConfig):
 
     datasets: int = Field(5, description="Independent datasets and networks.")
     episodes: int = Field(1000, description="Episodes in each of a dataset's three parts.")
-    thresholds: tuple[float, ...] = Field(THRESHOLDS, description="τ, one policy for each: an action is allowed where π_b(a|s) > τ max π_b.")
+    thresholds: tuple[float, ...] = Field(
+        THRESHOLDS, description="τ, one policy for each: an action is allowed where π_b(a|s) > τ max π_b."
+    )
     updates: int = Field(2000, description="Updates of a learner.")
     polyak: float = Field(0.005, description="Share by which the target network moves in an update.")
     epsilon: float = Field(0.01, description="ε: evaluated policies are (1 − ε) greedy + ε π_b.")

@@ -25,7 +25,9 @@ class BenchTasksConfig(JobConfig):
     )
 
     tasks: tuple[str, ...] = Field(min_length=1, description="The tasks, by name.")
-    methods: tuple[str, ...] = Field(DECODERS, description="The decoding methods to compare, and the trainers dpo and grpo.")
+    methods: tuple[str, ...] = Field(
+        DECODERS, description="The decoding methods to compare, and the trainers dpo and grpo."
+    )
     rows: tuple[int, ...] = Field((1, 2, 4, 16, 64), description="Rows of a prompt: what a method may sample at once.")
     seeds: int = Field(5, ge=1, description="Repetitions, each with prompts and value functions of its own.")
     seeds_of: dict[str, int] = Field({}, description="Fewer seeds for some methods.")

@@ -46,14 +46,23 @@ class CotConfig(LabConfig):
     coefficient_sum: float = Field(1.0, description="What the coefficients of a TSR pattern sum to.")
     noise: float = Field(0.1, description="Norm of the random vector that is added to a state in testing.")
     test_alpha: float = Field(0.6, description="α' where a figure does not vary it: as alpha, in testing.")
-    tau: float = Field(0.4, description="τ where a figure does not vary it: the probability of the correct chain of steps.")
-    rho: float = Field(0.8, description="ρ where a figure does not vary it: by which share a step's runner-up is below its likeliest state.")
+    tau: float = Field(
+        0.4, description="τ where a figure does not vary it: the probability of the correct chain of steps."
+    )
+    rho: float = Field(
+        0.8,
+        description="ρ where a figure does not vary it: by which share a step's runner-up is below its likeliest state.",
+    )
     tau_o: float = Field(0.4, description="τ_o where a figure does not vary it: as τ, of the product of the steps.")
     rho_o: float = Field(0.5, description="ρ_o where a figure does not vary it: as ρ, of the product of the steps.")
     prompts: int = Field(2000, description="Test prompts for each model.")
     required_prompts: int = Field(500, description="Test prompts for each model in the study of required examples.")
-    lengths: tuple[int, ...] = Field((2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100), description="Numbers of examples of a test prompt.")
-    transitions: Transitions = Field(tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices)), description="The matrices of the study matrices.")
+    lengths: tuple[int, ...] = Field(
+        (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100), description="Numbers of examples of a test prompt."
+    )
+    transitions: Transitions = Field(
+        tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices)), description="The matrices of the study matrices."
+    )
     rate_alphas: tuple[float, ...] = Field((0.1, 0.15, 0.25, 0.4, 0.65), description="α of the study of rates.")
     rate_models: int = Field(5, description="Models for each α, K or M of the studies of rates and scaling.")
     rate_iterations: int = Field(2000, description="SGD steps of the study of rates.")

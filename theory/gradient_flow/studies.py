@@ -28,7 +28,9 @@ class GradientFlowConfig(LabConfig):
 
     n: int = Field(10, description="Examples of a prompt.")
     variance: float = Field(1.0, description="λ: variance of x in one dimension.")
-    spectrum: tuple[float, ...] = Field((0.5, 1.0, 1.5, 2.0), description="Eigenvalues of Λ, the covariance of x, in several dimensions.")
+    spectrum: tuple[float, ...] = Field(
+        (0.5, 1.0, 1.5, 2.0), description="Eigenvalues of Λ, the covariance of x, in several dimensions."
+    )
     flows: int = Field(200, description="Flows from random starts, of each instance.")
     init_scale: float = Field(0.1, description="Standard deviation of the starts.")
     horizon: float = Field(90.0, description="How long flows of the instances last.")
@@ -37,7 +39,9 @@ class GradientFlowConfig(LabConfig):
     prompts: int = Field(400_000, description="Prompts of the Monte Carlo estimates.")
     repeats: int = Field(20, description="Starts of the smaller studies.")
     patience: float = Field(160.0, description="How long flows of the full system last.")
-    scales: tuple[float, ...] = Field((1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6), description="Standard deviations of the starts in the study of escape.")
+    scales: tuple[float, ...] = Field(
+        (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6), description="Standard deviations of the starts in the study of escape."
+    )
     rates: tuple[float, ...] = Field((0.16, 0.08, 0.04, 0.02, 0.01), description="Step sizes of SGD.")
     batch: int = Field(256, description="Prompts of an SGD step.")
 

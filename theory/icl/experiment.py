@@ -44,11 +44,19 @@ class IclConfig(LabConfig):
     classical_prompts: int = Field(100, description="Test prompts of the comparison with classical methods.")
     rate_alphas: tuple[float, ...] = Field((0.3, 0.45, 0.65, 1.0), description="α of the study of rates.")
     rate_betas: tuple[float, ...] = Field((2.0, 2.3, 2.6, 3.0), description="β of the study of rates.")
-    rate_models: int = Field(5, description="Models for each value of the studies of rates, tasks and required examples.")
+    rate_models: int = Field(
+        5, description="Models for each value of the studies of rates, tasks and required examples."
+    )
     rate_iterations: int = Field(600, description="SGD steps of the study of rates.")
-    test_alphas: tuple[float, ...] = Field((0.35, 0.5, 0.7, 1.0), description="α' of the study of required test examples.")
-    train_alphas: tuple[float, ...] = Field((0.12, 0.18, 0.27, 0.4), description="α of the study of required training examples.")
-    train_lengths: tuple[int, ...] = Field((2, 3, 4, 6, 9, 13, 20), description="l_tr of the study of required training examples.")
+    test_alphas: tuple[float, ...] = Field(
+        (0.35, 0.5, 0.7, 1.0), description="α' of the study of required test examples."
+    )
+    train_alphas: tuple[float, ...] = Field(
+        (0.12, 0.18, 0.27, 0.4), description="α of the study of required training examples."
+    )
+    train_lengths: tuple[int, ...] = Field(
+        (2, 3, 4, 6, 9, 13, 20), description="l_tr of the study of required training examples."
+    )
     deep_models: int = Field(5, description="Models of three layers.")
     deep_batch: int = Field(32, description="Prompts of a training step of the three-layer models.")
     deep_iterations: int = Field(1000, description="Training steps of the three-layer models.")

@@ -27,7 +27,9 @@ class ComparisonConfig(FederatedTask):
 
     methods: tuple[str, ...] = Field(tuple(METHODS), min_length=1, description="Server rules to compare.")
     delays: tuple[str, ...] = Field(tuple(DELAYS), min_length=1, description="Delay models to compare.")
-    grids: dict[str, tuple[float, ...]] = Field({}, description="The server's steps to try by method, where they are not those of METHODS.")
+    grids: dict[str, tuple[float, ...]] = Field(
+        {}, description="The server's steps to try by method, where they are not those of METHODS."
+    )
     steps: dict[str, float] = Field({}, description="The server's step by method, for methods without selection.")
     seeds: int = Field(5, ge=1, description="Seeds of each run; the selection has a separate seed.")
     updates: int = Field(2500, ge=1, description="Client updates of a run.")

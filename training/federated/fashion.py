@@ -56,7 +56,9 @@ class FashionTask(FederatedTask):
     data: Path = Field(FOLDER, description="A folder with Fashion-MNIST's four files.")
     model: Literal["mlp", "cnn"] = Field("mlp", description="The network.")
     hidden: int = Field(64, ge=4, description="Width of the network.")
-    development: int = Field(5000, ge=100, le=50_000, description="Training examples that no client has, to select steps.")
+    development: int = Field(
+        5000, ge=100, le=50_000, description="Training examples that no client has, to select steps."
+    )
 
     def network(self) -> nn.Module:
         return MODELS[self.model](self.hidden)

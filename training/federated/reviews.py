@@ -36,7 +36,9 @@ class ReviewsTask(FederatedTask):
 
     evaluation_batch: ClassVar[int] = 100
 
-    layers: int = Field(1, ge=1, le=minilm.LAYERS, description="MiniLM's last layers, which get LoRA on query and value.")
+    layers: int = Field(
+        1, ge=1, le=minilm.LAYERS, description="MiniLM's last layers, which get LoRA on query and value."
+    )
     rank: int = Field(8, ge=1, description="Rank of LoRA.")
     tokens: int = Field(64, ge=4, le=512, description="Tokens to which texts are cut.")
     train: int = Field(6000, ge=100, description="Sentences of the clients.")

@@ -48,7 +48,9 @@ class FederatedValuesConfig(JobConfig):
     heldout_prompts: int = Field(8, ge=2, description="Prompts of the comparison, which no client has.")
     max_tokens: int = Field(24, ge=4, description="Maximum length of a completion.")
     counted_tokens: int = Field(500, ge=1, description="How many of the most common tokens get a weight of their own.")
-    rule: Literal["fadas", "fadas-min", "fadas-divide", "fedbuff", "fedadam", "fedams", "fedavg"] = Field("fadas-divide", description="How the server uses the clients' updates.")
+    rule: Literal["fadas", "fadas-min", "fadas-divide", "fedbuff", "fedadam", "fedams", "fedavg"] = Field(
+        "fadas-divide", description="How the server uses the clients' updates."
+    )
     rates: tuple[float, ...] = Field((0.003, 0.01, 0.03), description="Server steps to try.")
     penalties: tuple[float, ...] = Field((0.01, 0.1), description="Weights of |b|² in standard units, to try.")
     rounds: int = Field(100, ge=1, description="Steps of the server.")

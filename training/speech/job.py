@@ -39,12 +39,18 @@ class BLJustConfig(JobConfig):
 
     movable: ClassVar[frozenset[str]] = frozenset({"device", "workers"})
 
-    manifest: Path | None = Field(None, description="Training recordings: JSONL or a folder of LibriSpeech. Without, digits are generated.")
-    dev: Path | None = Field(None, description="Recordings on which settings are chosen: JSONL or a folder of LibriSpeech.")
+    manifest: Path | None = Field(
+        None, description="Training recordings: JSONL or a folder of LibriSpeech. Without, digits are generated."
+    )
+    dev: Path | None = Field(
+        None, description="Recordings on which settings are chosen: JSONL or a folder of LibriSpeech."
+    )
     test: Path | None = Field(None, description="Recordings of the results: JSONL or a folder of LibriSpeech.")
     labelled: int | None = Field(None, ge=1, description="Training rows that keep their text. Null: all.")
     sample_rate: int = Field(8000, ge=1000, description="Samples of sound a second.")
-    strings: tuple[int, int, int, int] = Field((100, 220, 30, 60), description="Labelled, unlabelled, dev and test strings of generated digits.")
+    strings: tuple[int, int, int, int] = Field(
+        (100, 220, 30, 60), description="Labelled, unlabelled, dev and test strings of generated digits."
+    )
     real: int | None = Field(100, ge=0, description="Further unlabelled recordings. Null: all.")
 
     encoder: Literal["bigru", "conformer"] = Field("bigru", description="The recogniser's encoder.")
@@ -54,7 +60,9 @@ class BLJustConfig(JobConfig):
     context: float = Field(0.5, gt=0, description="Seconds of a CPC window.")
     future: float = Field(0.3, gt=0, description="Seconds that CPC predicts.")
 
-    methods: tuple[TrainingMethod, ...] = Field(("supervised", "pretrain", "fixed", "bl_just"), description="The methods to compare.")
+    methods: tuple[TrainingMethod, ...] = Field(
+        ("supervised", "pretrain", "fixed", "bl_just"), description="The methods to compare."
+    )
     models: int = Field(5, ge=1, description="Trainings of each method, with different seeds.")
     epochs: int = Field(40, ge=1, description="Epochs, each `exploration_passes` on L_unsup and one joint pass.")
     exploration_passes: int = Field(1, ge=0, description="Passes of an epoch on L_unsup alone.")
@@ -66,7 +74,11 @@ class BLJustConfig(JobConfig):
     gamma_step: float = Field(0.05, ge=0, description="By how much γ, the weight of L_unsup, grows in an epoch.")
     gamma_cap: float = Field(0.5, ge=0, description="The largest γ.")
     fixed_gamma: float = Field(0.5, ge=0, description="γ of the method whose γ is fixed.")
-    tune: bool = Field(False, description="Run once each of `lrs` as `lr` for methods without γ, and of `gammas` as `gamma_cap` or `fixed_gamma` for " "methods with γ; use the best on dev.")
+    tune: bool = Field(
+        False,
+        description="Run once each of `lrs` as `lr` for methods without γ, and of `gammas` as `gamma_cap` or `fixed_gamma` for "
+        "methods with γ; use the best on dev.",
+    )
     lrs: tuple[float, ...] = Field((3e-3, 6e-3), description="Learning rates to try.")
     gammas: tuple[float, ...] = Field((0.1, 0.5), description="Values of γ to try.")
 

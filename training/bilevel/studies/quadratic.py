@@ -53,10 +53,14 @@ class QuadraticConfig(JobConfig):
     speedup_repeats: int = Field(10, ge=1, description="Random problems of the speed-up study.")
     speedup_steps: int = Field(2000, ge=10, description="Steps of the speed-up study.")
     noise: float = Field(1.0, description="Noise in the gradients of the speed-up study.")
-    alpha: float = Field(0.02, gt=0, description="Step size of x in the speed-up study; those of y and z are twice that.")
+    alpha: float = Field(
+        0.02, gt=0, description="Step size of x in the speed-up study; those of y and z are twice that."
+    )
     compressors: tuple[str, ...] = Field(tuple(COMPRESSED), description="Compressed methods to compare.")
     compressed_steps: int = Field(2400, ge=100, description="Steps of the study of compressors.")
-    compressed_noises: tuple[float, ...] = Field((0.0, 0.3), description="Noise in the gradients of the study of compressors, each tried; the first is 0.")
+    compressed_noises: tuple[float, ...] = Field(
+        (0.0, 0.3), description="Noise in the gradients of the study of compressors, each tried; the first is 0."
+    )
 
     @field_validator("agents")
     @classmethod

@@ -35,7 +35,9 @@ class TransientConfig(JobConfig):
 
     repeats: int = Field(5, ge=2, description="Random problems.")
     agents: int = Field(8, ge=2, description="Agents where their number is not varied.")
-    gaps: tuple[float, ...] = Field(tuple(2.0**-power for power in range(2, 11)), description="Spectral gaps g of the mixing matrix, falling.")
+    gaps: tuple[float, ...] = Field(
+        tuple(2.0**-power for power in range(2, 11)), description="Spectral gaps g of the mixing matrix, falling."
+    )
     sizes: tuple[int, ...] = Field((4, 8, 16, 32), description="Numbers of agents n at the gap `size_gap`.")
     size_gap: float = Field(2.0**-6, gt=0, le=1, description="The spectral gap where the number of agents is varied.")
     level_gap: float = Field(0.5, gt=0, le=1, description="The spectral gap of the level whose gap is not varied.")
