@@ -38,12 +38,12 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first: id, status, creation, frozen model and, of one that has succeeded, its aligned model."""
     jobs: list[JsonObject] = []
-    more = True
+    last, more = after, True
     with server_client(url, key) as server:
         while more and len(jobs) < limit:
-            last = {"after": after} if after else {}
-            page = get(server, "/fine_tuning/jobs", limit=min(PAGE, limit - len(jobs)), **last)
-            jobs, more, after = jobs + page["data"], page["has_more"], page["last_id"]
+            query = {"after": last} if last else {}
+            page = get(server, "/fine_tuning/jobs", limit=min(PAGE, limit - len(jobs)), **query)
+            jobs, more, last = jobs + page["data"], page["has_more"], page["last_id"]
     if not jobs:
         typer.echo("No jobs yet." if after is None else "No older jobs.", err=True)
     for job in jobs:
@@ -51,7 +51,7 @@ def list_jobs(
         fields = (job["id"], job["status"].ljust(STATUS_WIDTH), created, job["model"], job["fine_tuned_model"] or "")
         typer.echo("  ".join(fields).rstrip())
     if more:
-        typer.echo(f"Older ones: iro jobs list --after {after}", err=True)
+        typer.echo(f"Older ones: iro jobs list --after {last}", err=True)
 
 
 @app.command()

@@ -68,7 +68,7 @@ def jobs_ahead(session: Session, project: str) -> dict[str, int]:
     running = select(func.count(Job.seq)).where(Job.project == project, Job.status == "running").scalar_subquery()
     position = func.row_number().over(order_by=Job.seq)
     query = select(Job.id, running + position - 1).where(Job.project == project, Job.status == "queued")
-    return dict(session.execute(query).tuples().all())
+    return {id: ahead for id, ahead in session.execute(query)}
 
 
 def _in_turn(session: Session, *queued: ColumnElement[bool]) -> list[str]:

@@ -51,7 +51,8 @@ class CotConfig(LabConfig):
     )
     rho: float = Field(
         0.8,
-        description="ρ where a figure does not vary it: by which share a step's runner-up is below its likeliest state.",
+        description="ρ where a figure does not vary it: by which share a step's runner-up is below its likeliest "
+        "state.",
     )
     tau_o: float = Field(0.4, description="τ_o where a figure does not vary it: as τ, of the product of the steps.")
     rho_o: float = Field(0.5, description="ρ_o where a figure does not vary it: as ρ, of the product of the steps.")

@@ -76,8 +76,8 @@ class BLJustConfig(JobConfig):
     fixed_gamma: float = Field(0.5, ge=0, description="γ of the method whose γ is fixed.")
     tune: bool = Field(
         False,
-        description="Run once each of `lrs` as `lr` for methods without γ, and of `gammas` as `gamma_cap` or `fixed_gamma` for "
-        "methods with γ; use the best on dev.",
+        description="Run once each of `lrs` as `lr` for methods without γ, and of `gammas` as `gamma_cap` or "
+        "`fixed_gamma` for methods with γ; use the best on dev.",
     )
     lrs: tuple[float, ...] = Field((3e-3, 6e-3), description="Learning rates to try.")
     gammas: tuple[float, ...] = Field((0.1, 0.5), description="Values of γ to try.")

@@ -39,8 +39,8 @@ class ReadyProblemsConfig(JobConfig):
     scales: tuple[float, ...] = Field(
         (3.0, 1.0, 0.3, 0.1),
         min_length=1,
-        description="Each method runs once with the step sizes of its study times each of these, on a separate draw, and uses "
-        "the scale with the best final score.",
+        description="Each method runs once with the step sizes of its study times each of these, on a separate draw, "
+        "and uses the scale with the best final score.",
     )
     data: Path = Field(FOLDER, description="A folder with Fashion-MNIST.")
 
