@@ -44,7 +44,7 @@ FIXED_POINT_ERROR = 2.2577983102  # Σ‖x_i - x*‖² of D-SOBA on the problem 
 class QuadraticConfig(JobConfig):
     """The studies of pairs, of topologies, of the speed-up, and of compressors."""
 
-    repeats: int = Field(5, ge=1, description="Random problems of each study, of the seeds `seed`, + 1, ….")
+    repeats: int = Field(5, ge=1, description="Random problems of each study.")
     pair_steps: int = Field(800, ge=10, description="Steps of the study that compares pairs of strategies.")
     agents: int = Field(16, description="Agents of the topologies, a square number.")
     topology_steps: int = Field(1000, ge=10, description="Steps of the study of topologies.")

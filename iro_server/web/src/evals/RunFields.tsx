@@ -79,7 +79,11 @@ export function RunFields({ draft, runs, checked, onChange }: Props) {
         </RowsEditor>
       )}
       <div class="pair">
-        <Field id="max" label="Answer length in tokens" hint="Empty: as the earlier run, or as the model is served.">
+        <Field
+          id="max"
+          label="Answer length in tokens"
+          hint={`Empty: ${draft.like ? "as of the earlier run" : "as the model is served"}.`}
+        >
           <input
             id="max"
             type="number"
