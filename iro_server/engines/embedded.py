@@ -56,6 +56,7 @@ class EmbeddedEngine:
         torch.set_num_threads(1)  # of this thread: its small operations must not wake a team beside the engine's
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self.frozen = FrozenModel(model_dir, device)
+        self.frozen.pack_weights()
         info = describe(Path(model_dir), name, self.tokenizer)
         self._info = replace(info, max_length=self.frozen.exact_length(info.max_length))
         self.runner = ModelRunner(self.frozen)
@@ -88,9 +89,8 @@ class EmbeddedEngine:
         return self._threads.most
 
     def health(self) -> EngineHealth:
-        """As ``Engine.health``. A step reads the weights in the time of ``step_units`` rows' arithmetic. A project's
-        share is a quarter of that: with half, chats beside a flood took over twice as long (benchmarks.neighbours)."""
-        shared_rows = self._budget.step_units // 4
+        """As ``Engine.health``. A step reads the weights in the time of ``step_units`` rows' arithmetic."""
+        shared_rows = self._budget.step_units // 2
         return EngineHealth(
             live_rows=self._scheduler.live_rows, cache_capacity=self._cache_capacity, shared_rows=shared_rows
         )
@@ -249,8 +249,8 @@ class EmbeddedEngine:
 
 
 def prefill_budget(device: str, attention_span: float) -> PrefillBudget:
-    """A step reads the weights in the time of some 32 tokens' arithmetic on a CPU, of 256 on a GPU."""
-    step_units, max_units = (256, 2048) if device == "cuda" else (32, 256)
+    """A step reads the weights in the time of some 20 tokens' arithmetic on a CPU, of 256 on a GPU."""
+    step_units, max_units = (256, 2048) if device == "cuda" else (20, 256)
     return PrefillBudget(step_units, max_units, attention_span)
 
 

@@ -21,6 +21,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
 from iro_server.engines import attention
+from iro_server.engines.memory import available_memory
+from iro_server.engines.packed_linear import Forward, packed_forwards
 
 # Lengths that bound what a token attends to, by the names configurations and layers give them.
 SPANS = ("sliding_window", "attention_chunk_size")
@@ -47,7 +49,13 @@ class FrozenModel:
         if not self.decoder._can_set_attn_implementation():
             raise refusal(self.architecture, "its attention cannot be replaced")
         self._fused = {norm: fused for norm in self.decoder.modules() if (fused := fused_norm(norm))}
+        self._packed: dict[nn.Linear, Forward] = {}
         self._head = output_head(self.model, self.decoder)
+        self._use_flat_batch()
+
+    def pack_weights(self) -> None:
+        """Multiply by packed copies of the weights from now on, where that is faster and memory holds them."""
+        self._packed = packed_forwards(self.model, available_memory(self.head_weight.device))
         self._use_flat_batch()
 
     def _decoder_layers(self) -> nn.ModuleList:
@@ -59,8 +67,8 @@ class FrozenModel:
 
     def _use_flat_batch(self) -> None:
         self.decoder.set_attn_implementation(attention.NAME)
-        for norm, fused in self._fused.items():
-            norm.forward = fused  # type: ignore[method-assign]
+        for module, forward in [*self._fused.items(), *self._packed.items()]:
+            module.forward = forward  # type: ignore[method-assign]
 
     def _cache_shape(self) -> tuple[int, int, int]:
         config = self.decoder.config
@@ -93,9 +101,9 @@ class FrozenModel:
 
     @contextmanager
     def reference_forward(self) -> Iterator[Any]:
-        """The whole model with its own attention and norms, as transformers runs it."""
-        for norm in self._fused:
-            del norm.forward
+        """The whole model with its own attention, norms and products, as transformers runs it."""
+        for module in [*self._fused, *self._packed]:
+            del module.forward
         self.decoder.set_attn_implementation(self._reference_attention)
         try:
             yield self.model

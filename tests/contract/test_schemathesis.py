@@ -190,6 +190,7 @@ def test_thousands_of_cases_meet_no_server_error(api):
     assert not api.slow, api.slow
 
 
+@pytest.mark.slow(32)
 def test_the_document_tells_of_errors_in_the_envelope(api):
     document = api.document.raw_schema
     for path, operations in document["paths"].items():

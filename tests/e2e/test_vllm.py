@@ -65,6 +65,7 @@ def test_token_ids_and_log_probabilities_are_the_models_own(engine, prompt, mode
     torch.testing.assert_close(logprobs, expected, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.slow(11)
 def test_equal_seeds_draw_the_same(engine, prompt):
     one, same, other = [asyncio.run(search(engine, prompt, seed)) for seed in (5, 5, 6)]
     assert [final.tokens for final in one.finals] == [final.tokens for final in same.finals]

@@ -155,6 +155,7 @@ def test_help_of_align_describes_the_options() -> None:
     assert "--num-successors" in shown and "K: continuations of each beam" in shown and "default 8" in shown
 
 
+@pytest.mark.slow(52)
 def test_align_then_generate(tmp_path: Path) -> None:
     """The smallest whole job on the real model: more letters e, and a bundle that steers a completion."""
     train = tmp_path / "train.jsonl"

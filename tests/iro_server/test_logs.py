@@ -51,6 +51,7 @@ def answers(client) -> bool:
         return False
 
 
+@pytest.mark.slow(12)
 def test_lines_carry_the_request_and_the_job(told):
     format, request_id, job_id, server, worker = told
     if format == "text":

@@ -124,6 +124,7 @@ def test_a_folder_of_files_is_a_set_too(tmp_path: Path, monkeypatch: pytest.Monk
     assert rows_of(tmp_path / "rows.jsonl") == [ROWS[1]]
 
 
+@pytest.mark.slow(15)
 def test_the_server_and_the_command_line_start_without_what_few_requests_need() -> None:
     code = "import sys, iro_server.api.app, iro_server.cli.main, training.iro.job"
     code += "; print({'datasets', 'pandas', 'pyarrow', 'sklearn'} & sys.modules.keys())"

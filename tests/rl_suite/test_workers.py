@@ -40,6 +40,7 @@ def wait_for_the_end() -> None:
         stop_if_asked()
 
 
+@pytest.mark.slow(6)
 def test_values_come_from_processes_of_their_own_and_calls_end_with_the_run(tmp_path: Path) -> None:
     stop_answers = iter([False, True])
     run = Run(tmp_path, 0, should_stop=lambda: next(stop_answers))

@@ -43,6 +43,7 @@ def test_the_readmes_transformer_learns_beside_three_layers(tmp_path: Path) -> N
     assert result["own"]["places"].keys() == result["three_layers"]["places"].keys()
 
 
+@pytest.mark.slow(7)
 @pytest.mark.parametrize(("make", "config"), [(icl_job, ICL), (cot_job, COT)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(make, config, tmp_path: Path) -> None:
     job = make("tests.own", MeanOfColumns)

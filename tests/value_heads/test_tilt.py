@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,6 +122,7 @@ def rows_of(additions_of_reward: torch.Tensor, count: int) -> TiltRows:
     )
 
 
+@pytest.mark.slow(13)
 def test_the_least_loss_is_the_soft_advantage() -> None:
     """A(a) = (r(a) - E r) / beta, up to a constant, where nothing bounds A."""
     reward = torch.linspace(-0.5, 0.5, VOCABULARY)

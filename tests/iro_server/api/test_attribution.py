@@ -51,6 +51,7 @@ def entries(choice: object) -> list[dict[str, float]]:
     return [{"logprob": entry.logprob} | (entry.model_extra or {}) for entry in choice.logprobs.content]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow(8)
 def test_tokens_carry_the_numbers_of_the_command_line(
     client: openai.OpenAI, settings: Settings, small_model: Path
 ) -> None:

@@ -67,6 +67,7 @@ def numbers(choice: Any, name: str) -> list[float]:
     return [getattr(entry, name) for entry in choice.logprobs.content]
 
 
+@pytest.mark.slow(8)
 def test_one_model_of_weight_1_is_that_model_to_the_bit(client: openai.OpenAI) -> None:
     assert ask(client, values={"a": 1.0}).to_dict() == ask(client, "a").to_dict()
     assert ask(client, "a", values={"a": 1.0}).to_dict() == ask(client, "a").to_dict()
@@ -92,6 +93,7 @@ def test_opposite_weights_are_the_frozen_model(client: openai.OpenAI) -> None:
     assert ask(client, values={"a": 0.0}).message.content == ask(client).message.content
 
 
+@pytest.mark.slow(7)
 def test_an_aligned_models_values_have_weight_1_unless_named(client: openai.OpenAI) -> None:
     mixed = ask(client, values={"a": 1.0, "b": 0.5})
     assert ask(client, "a", values={"b": 0.5}).to_dict() == mixed.to_dict()
@@ -177,6 +179,7 @@ def test_a_model_of_another_frozen_model_is_refused(tmp_path: Path) -> None:
     assert error.json()["error"]["param"] == "search.values" and "elsewhere" in error.json()["error"]["message"]
 
 
+@pytest.mark.slow(8)
 def test_composites_leave_memory(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, loaded_models=2)
     names = [aligned(settings, name) for name in ("x", "y")]

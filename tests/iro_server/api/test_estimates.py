@@ -179,6 +179,7 @@ def test_an_estimate_is_checked_as_a_job_is_and_belongs_to_its_project(tmp_path)
     assert shown == made and (shown["status"], shown["result"], shown["job_id"]) == ("queued", None, None)
 
 
+@pytest.mark.slow(9)
 def test_the_command_says_what_to_change(client, tmp_path):
     train, grader = tmp_path / "train.jsonl", tmp_path / "grader.py"
     train.write_bytes(ROWS)

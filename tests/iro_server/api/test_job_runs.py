@@ -88,6 +88,7 @@ def test_a_run_has_live_metrics_a_result_and_figures(served: SimpleNamespace) ->
         assert served.http.get(f"iro/job_runs/{run}/figures/{name}").status_code == 404
 
 
+@pytest.mark.slow(18)
 def test_a_run_is_cancelled_and_its_process_ends(served: SimpleNamespace) -> None:
     run = start(served.http, **COT, config=ENDLESS)
     folder = served.settings.run_dir(run)
@@ -102,6 +103,7 @@ def test_a_run_is_cancelled_and_its_process_ends(served: SimpleNamespace) -> Non
     assert served.http.get(f"iro/job_runs/{run}").status_code == 404 and not folder.exists()
 
 
+@pytest.mark.slow(6)
 def test_a_process_that_is_killed_is_started_again_and_then_given_up(served: SimpleNamespace) -> None:
     run = start(served.http, **COT, config=ENDLESS)
     killed: set[int] = set()

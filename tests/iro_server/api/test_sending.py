@@ -61,6 +61,7 @@ async def until(condition: Any, seconds: float) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow(10)
 async def test_rows_are_free_once_all_is_computed_though_nobody_reads_it(tmp_path):
     settings = settings_for(tmp_path, max_active_rows=4)
     key, engine = new_key(settings, "reads"), ByteEngine("x" * 400)
@@ -102,6 +103,7 @@ def test_a_connection_whose_client_stops_reading_ends(tmp_path):
         wait_for(lambda: reader.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET)
 
 
+@pytest.mark.slow(8)
 def test_a_stream_that_waits_for_its_place_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(respond, "COMMENT_SECONDS", 0.1, raising=False)
     settings = settings_for(tmp_path, max_active_rows=1, max_waiting=1)

@@ -38,6 +38,7 @@ def flooded(client: openai.OpenAI) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow(8)
 def test_a_flood_of_sleeping_graders_holds_up_neither_jobs_nor_webhooks_nor_other_projects_graders(tmp_path):
     settings = settings_for(tmp_path, private_webhooks=True)
     flood, other = new_key(settings, "flood"), new_key(settings, "other")

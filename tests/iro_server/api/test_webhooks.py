@@ -261,6 +261,7 @@ def test_a_sample_to_nobody_is_refused(client):
         assert refused.value.code == "webhook_unreachable"
 
 
+@pytest.mark.slow(10)
 def test_a_slow_name_server_holds_up_its_own_projects_webhooks_alone(tmp_path, monkeypatch):
     resolve, answered = socket.getaddrinfo, threading.Event()
 

@@ -19,6 +19,7 @@ def waiting(module: str, **chosen: str) -> str:
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("module", ["iro_server.cli.main", "training.iro.job"])
 def test_idle_threads_spin_for_a_short_time(module: str) -> None:
     assert waiting(module) == "20000 None"

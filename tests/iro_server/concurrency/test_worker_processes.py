@@ -33,6 +33,7 @@ def test_a_worker_runs_behind_the_engine_and_goes_with_this_process() -> None:
     assert psutil.Process() in worker.parents()
 
 
+@pytest.mark.slow(12)
 def test_a_call_ends_after_its_limit_of_cpu_time_and_the_next_one_runs() -> None:
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=f"took more than {CPU_SECONDS:g} s"):

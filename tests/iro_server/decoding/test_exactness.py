@@ -77,6 +77,7 @@ def length_distribution(longest: int) -> list[float]:
     return lengths
 
 
+@pytest.mark.slow(7)
 @pytest.mark.parametrize("width", [2, 4])
 def test_the_first_final_of_smc_is_a_draw_where_rows_stop_early(width: int) -> None:
     """Without values SMC is exact at every width: first finals are as long as the frozen model's completions."""

@@ -53,6 +53,7 @@ def test_the_graders_source_computes_the_classifiers_logit():
     assert [grade.reward for grade in grades] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+@pytest.mark.slow(23)
 def test_the_demos_grader_is_fitted_once_small_and_as_accurate_as_it_says(home):
     source = sentiment_grader_source()
     assert len(source) < 2_000_000

@@ -108,6 +108,7 @@ def test_a_part_that_was_acknowledged_counts_after_the_servers_death(server):
     assert client.files.content(done.file.id).read() == b"".join(content)
 
 
+@pytest.mark.slow(11)
 def test_a_loss_is_noticed(server):
     phase = Phase("test")
     uploads = Uploads([server], phase, seed=2)

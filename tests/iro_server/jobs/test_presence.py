@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from iro_server.jobs import lock, presence
 
 
@@ -22,6 +24,7 @@ def test_looking_at_a_lock_makes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow(7)
 def test_a_server_stops_while_others_look_at_it(tmp_path):
     stopping = threading.Event()
 

@@ -61,6 +61,7 @@ def test_rows_without_a_field_that_the_grader_reads_are_warned_of(client):
     assert warnings[0].message.startswith("1 of 9 rows of the training_file, row 9 the first, lack the field 'answer'")
 
 
+@pytest.mark.slow(4)
 def test_a_job_may_be_paused_the_moment_it_is_made(tmp_path):
     with serving(settings_for(tmp_path), ByteEngine()) as client:
         id = create(client, rows("a"))

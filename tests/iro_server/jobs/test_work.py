@@ -42,6 +42,7 @@ def settings(tmp_path: Path) -> Settings:
     return settings_for(tmp_path, job_concurrency=0)
 
 
+@pytest.mark.slow(11)
 def test_a_server_that_takes_no_jobs_leaves_them_to_workers_which_hand_on_what_they_cannot_end(settings):
     with serving(settings, ByteEngine()) as client:
         jobs = client.fine_tuning.jobs
@@ -60,6 +61,7 @@ def test_a_server_that_takes_no_jobs_leaves_them_to_workers_which_hand_on_what_t
         assert told.count("Checkpoint created at step 1") == 1
 
 
+@pytest.mark.slow(6)
 def test_a_worker_is_well_while_it_runs_and_its_database_answers(settings):
     assert iro(settings, "health", "--worker").returncode == 1
     with working(settings):

@@ -79,6 +79,7 @@ def test_a_database_from_before_migrations_is_brought_up_and_keeps_its_rows(sett
         session.add(Job(id="ftjob-2", model="m", training_file="f", seed=1, method={}, model_name="m:2", config={}))
 
 
+@pytest.mark.slow(6)
 def test_servers_that_start_at_once_do_not_collide(settings, engine):
     program = "import sys; from iro_server.settings import Settings\n"
     program += "from iro_server.store.database import open_database\n"

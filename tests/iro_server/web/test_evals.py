@@ -45,6 +45,7 @@ def statuses(evaluated: SimpleNamespace, run_id: str) -> list[str]:
     return [item.status for item in listed.data]
 
 
+@pytest.mark.slow(9)
 def test_failures_are_filtered_and_two_runs_compared(browser, evaluated):
     first, second = (statuses(evaluated, run.id) for run in evaluated.runs)
     assert "pass" in first + second and first != second  # there is something to see

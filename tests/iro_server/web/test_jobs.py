@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import expect
 
 from iro_server.jobs import records
@@ -52,6 +53,7 @@ def test_a_job_that_failed_early_has_no_rewards_to_wait_for_and_a_reason_in_the_
         watch.assert_clean()
 
 
+@pytest.mark.slow(6)
 def test_the_answers_of_an_estimate_are_not_samples_of_the_frozen_model(browser, served):
     job_id = start_job(served.client, GRADER)
     ended(served.client, job_id)
@@ -94,6 +96,7 @@ def test_a_model_that_is_served_unproven_is_not_said_to_answer_as_the_frozen_one
         watch.assert_clean()
 
 
+@pytest.mark.slow(8)
 def test_a_job_is_started_again_by_its_request(browser, served):
     validation = served.client.files.create(file=("v.jsonl", b'{"prompt": "say v"}\n'), purpose="fine-tune").id
     first = served.client.fine_tuning.jobs.create(

@@ -30,6 +30,7 @@ TINY = TASK | {
 }
 
 
+@pytest.mark.slow(8)
 @needs_data
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
     job = replace(JOB, draw=None)

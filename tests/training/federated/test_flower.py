@@ -168,6 +168,7 @@ def test_a_server_that_crashed_goes_on_as_if_it_had_not(
     assert torch.allclose(simulator.state["v_max"], result["state"]["v_max"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow(93)
 @pytest.mark.parametrize(
     ("client", "note"),
     [

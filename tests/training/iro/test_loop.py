@@ -140,6 +140,7 @@ def test_events_tell_each_iteration_and_its_checkpoint(config: AlignConfig, tmp_
         assert dict(points) == {token: value for token, value in enumerate(recorded, start=1) if value is not None}
 
 
+@pytest.mark.slow(5)
 def test_rewards_are_reported_in_the_users_units(config: AlignConfig, tmp_path: Path) -> None:
     """A reward of other units changes nothing but the report: the fit sees standardised rewards."""
     scaled = COUNT_ONES.replace("count('1')", "count('1') * 1000 - 7")
@@ -243,6 +244,7 @@ def test_the_best_iteration_is_checked_on_prompts_that_did_not_choose_it(config:
     assert f"on {len(checked)} prompts that chose nothing" in result["checks"][0]["name"]
 
 
+@pytest.mark.slow(7)
 def test_guided_rollouts_of_a_prompt_differ_from_their_first_token_on(config: AlignConfig, tmp_path: Path) -> None:
     """One search's finals are copies of one beam: at most tokens there would be nothing to learn from."""
     job().execute(config, tmp_path / "run")

@@ -161,6 +161,7 @@ def test_validation_searches_are_averaged_and_the_first_is_as_ever(config: Align
 FORMAT = {"type": "json_schema", "json_schema": {"name": "number", "strict": True, "schema": {"type": "integer"}}}
 
 
+@pytest.mark.slow(8)
 def test_completions_without_the_response_format_get_nothing(config: AlignConfig, tmp_path: Path) -> None:
     """Toy completions are digits: "120" is a JSON number, "012" and "" are not."""
     source = "def grade(sample, item): return 1 + sample['output_json'] % 10"
