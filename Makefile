@@ -10,7 +10,7 @@ CLIENTS := .venv-clients
 # Three processes run the tests, each without threads of its own, on two cores: many tests wait.
 PYTEST = $(BIN)/pytest --numprocesses 3 --dist worksteal $(PYTEST_FLAGS)
 
-.PHONY: demo serve vllm flower test test-all lint bench results
+.PHONY: demo serve vllm flower test test-all lint types layers bench results
 
 demo: $(INSTALLED)
 	$(BIN)/iro demo
@@ -39,7 +39,12 @@ test-all: lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory --jobs 2 types layers
+
+types: $(INSTALLED)
 	$(BIN)/mypy
+
+layers: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)

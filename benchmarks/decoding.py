@@ -11,6 +11,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from iro_server.decoding.base import Scorer
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.memory import available_memory
+from iro_server.engines.packed_linear import packed_forwards
 from iro_server.engines.prepare import prepare_model
 from value_heads import LoraBackbone, LoraValues
 from value_heads.threads import on_fresh_thread
 
 REQUESTS, ITERATIONS = 8, 3
+PACKED = (1, 4, 16)  # rows
 
 
 class Bench:
@@ -70,6 +74,27 @@ class Bench:
             ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=new, pad_token_id=2
         )
 
+    def rows(self, count: int) -> float:
+        """Tokens a second of so many plain rows of one request."""
+
+        async def go() -> int:
+            session = await self.engine.open(self.prompt, Sampling(seed=0))
+            chunk = await session.extend([0], count, self.tokens)
+            session.close()
+            return int(chunk.lengths_R.sum())
+
+        return rate(lambda: asyncio.run(go()))
+
+    def unpacked(self, count: int) -> float:
+        """``rows`` by torch's own products, which pack the weights in each call."""
+        frozen = self.engine.frozen
+        for linear in frozen._packed:
+            del linear.forward
+        try:
+            return self.rows(count)
+        finally:
+            frozen._use_flat_batch()
+
     def papers_loop(self, tokens: int) -> float:
         """As the paper's repository decodes a prompt: a fresh ``generate`` a chunk, and T value models of the base's
         size that each read every row's whole prefix again."""
@@ -86,8 +111,10 @@ class Bench:
         return rate(lambda: on_fresh_thread(go))
 
     def prefill(self) -> float:
-        """The arithmetic limit: 16 x 64 tokens read at once by transformers, output head included."""
+        """The arithmetic limit: 16 x 64 tokens read at once by transformers, with packed weights, output head
+        included."""
         ids = torch.randint(1000, 40000, (16, 64), generator=torch.Generator().manual_seed(0))
+        packed = packed_forwards(self.peer, available_memory(self.peer.device))
 
         def go() -> int:
             self.peer(ids)
@@ -95,7 +122,13 @@ class Bench:
             self.peer(ids)
             return int(ids.numel() / (time.perf_counter() - start))
 
-        return on_fresh_thread(torch.no_grad()(go))
+        for linear, forward in packed.items():
+            linear.forward = forward  # type: ignore[method-assign, assignment]
+        try:
+            return on_fresh_thread(torch.no_grad()(go))
+        finally:
+            for linear in packed:
+                del linear.forward
 
     def median(self, *measures: Callable[[], float]) -> list[float]:
         """Median of each over the repeats, taken in turn so that a drift of the machine touches all alike."""
@@ -142,6 +175,7 @@ def measure(bench: Bench, loop_tokens: int) -> JsonObject:
     lora_rate, lora_full_rate = bench.median(lambda: bench.guided(lora), lambda: bench.guided(lora_full))
     stacks = [linear_heads(bench.engine.info, count) for count in (1, 2, 4, 8)]
     by_heads = bench.median(*[lambda s=s: bench.guided(s) for s in stacks])
+    packed = {n: bench.median(partial(bench.rows, n), partial(bench.unpacked, n)) for n in PACKED}
     three = linear_heads(bench.engine.info, ITERATIONS)
     loop = bench.papers_loop(loop_tokens)
     ours_one, ours_eight = (bench.guided(three, n, loop_tokens) for n in (1, REQUESTS))
@@ -154,6 +188,10 @@ def measure(bench: Bench, loop_tokens: int) -> JsonObject:
         ("e", "one prompt / the paper's loop, T=3", ours_one / loop, 5.0),
         ("e", "8 prompts / the paper's loop, T=3", ours_eight / loop, 10.0),
         ("f", "8 guided requests / prefill with the output head", crowd / limit, 0.6),
+    ]
+    rows += [
+        ("h", f"{n} rows / the same by torch's own products", ours / torchs, 1.0)
+        for n, (ours, torchs) in packed.items()
     ]
     checks = [
         {"line": k, "name": n, "expected": f">= {aim}", "got": got, "holds": got >= aim} for k, n, got, aim in rows

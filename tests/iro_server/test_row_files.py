@@ -80,6 +80,7 @@ def test_the_reading_process_tells_what_is_wrong(tmp_path: Path) -> None:
         list(converted(tmp_path / "rows.parquet", "parquet"))
 
 
+@pytest.mark.slow(13)
 def test_a_small_file_that_unpacks_to_more_than_memory_is_refused(tmp_path: Path) -> None:
     """Seven kilobytes that stand for 800 gigabytes: the process that reads them ends, and not this one."""
     text = "x" * (200 * 2**20)

@@ -57,6 +57,7 @@ def test_invariants_of_any_data_have_zero_derivative() -> None:
     assert sp.expand((v.T * dv(K.T * Q2))[0] - (K.T * dK).trace()) == 0
 
 
+@pytest.mark.slow(6)
 def test_instance_one_is_proved() -> None:
     d = 2
     u, n = sp.symbols("u n", positive=True)

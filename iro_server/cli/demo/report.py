@@ -18,11 +18,11 @@ def print_results(console: Console, results: JsonObject, num_texts: int = 3) -> 
     heldout = len(results["prompts"])
     table = Table(title=f"{heldout} held-out prompts, mean ± standard error; no job saw VADER or MiniLM")
     table.add_column("")
-    for title in [*JUDGES.values(), "grader, over best of 16"]:
+    for title in ["rows", *JUDGES.values(), "grader, over best of 16"]:
         table.add_column(title, justify="right")
     for method in results["methods"]:
         cells = [_plus_minus(method["scores"][judge]) for judge in JUDGES]
-        table.add_row(method["name"], *cells, _plus_minus(method["gain_over_best_of_n"]))
+        table.add_row(method["name"], str(method["rows"]), *cells, _plus_minus(method["gain_over_best_of_n"]))
     console.print(table)
     for index, prompt in enumerate(results["prompts"][:num_texts]):
         console.print(Text(f"\n{prompt} …", style="bold"))

@@ -30,6 +30,8 @@ from iro_server.graders.parsing import parse_grader
 
 BATCH = 8  # prompts of one request
 FINALS = 16
+BEST = f"best of {FINALS}"
+ONE_ROW = "IRO, one row"
 SEED = 1
 ENDED = {"succeeded", "failed", "cancelled"}
 Judge = Callable[[Sequence[str]], np.ndarray]
@@ -134,13 +136,17 @@ def follow(client: OpenAI, job_id: str, console: Console) -> FineTuningJob:
 def continuations(
     client: OpenAI, job: FineTuningJob, prompts: Sequence[str], size: DemoSize, console: Console
 ) -> Iterator[tuple[str, list[list[str]]]]:
-    """(model, finals of each prompt): the base's 16 samples, then 16 finals of each iteration, best value first."""
+    """(name, finals of each prompt): the base's 16 samples, 16 finals of each iteration, best value first, and the
+    aligned model's answer of one row."""
     checkpoints = sorted(
         client.fine_tuning.jobs.checkpoints.list(job.id).data, key=lambda checkpoint: checkpoint.step_number
     )
-    names = {f"IRO-{checkpoint.step_number}": checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints}
-    searches = {"base": {"num_successors": FINALS}}  # one beam, 16 successors, no chunks: 16 plain samples
-    for label, name in ({"base": job.model} | names).items():
+    models: list[tuple[str, str, int, JsonObject]] = [
+        ("base", job.model, FINALS, {"num_successors": FINALS}),  # one beam without chunks: plain samples
+        *((f"IRO-{part.step_number}", part.fine_tuned_model_checkpoint, FINALS, {}) for part in checkpoints),
+        (ONE_ROW, str(job.fine_tuned_model), 1, {"rows": 1}),
+    ]
+    for label, name, count, search in models:
         finals = []
         starts = range(0, len(prompts), BATCH)
         for start in track(starts, f"Held-out prompts, {label}", console=console, transient=True):
@@ -148,13 +154,13 @@ def continuations(
             answer = client.completions.create(
                 model=name,
                 prompt=batch,
-                n=FINALS,
+                n=count,
                 max_tokens=size.max_tokens,
                 seed=SEED + start,
-                extra_body={"search": searches.get(label, {})},
+                extra_body={"search": search},
             )
             texts = [choice.text for choice in answer.choices]
-            finals += [texts[i : i + FINALS] for i in range(0, len(texts), FINALS)]
+            finals += [texts[i : i + count] for i in range(0, len(texts), count)]
         yield label, finals
 
 
@@ -162,15 +168,19 @@ def judge(finals: dict[str, list[list[str]]], prompts: Sequence[str], grade: Jud
     """What each method wrote, by each judge, and its gain over best-of-16 in the grader's units, prompt by prompt."""
     methods: dict[str, list[str]] = {}
     for label, groups in finals.items():
-        first, best = ("base", f"best of {FINALS}") if label == "base" else (f"{label}, value", f"{label}, reward")
+        first, best = {"base": ("base", BEST), ONE_ROW: (ONE_ROW, None)}.get(
+            label, (f"{label}, value", f"{label}, reward")
+        )
         methods[first] = [texts[0] for texts in groups]
-        methods[best] = [texts[int(np.argmax(grade(texts)))] for texts in groups]
+        if best:
+            methods[best] = [texts[int(np.argmax(grade(texts)))] for texts in groups]
     judges: dict[str, Judge] = {"grader": grade, "vader": vader_judge, "minilm": minilm_judge}
     scores = {name: {key: score(texts) for key, score in judges.items()} for name, texts in methods.items()}
-    best_of_n = scores[f"best of {FINALS}"]["grader"]
+    best_of_n = scores[BEST]["grader"]
     rows = [
         {
             "name": name,
+            "rows": 1 if name in ("base", ONE_ROW) else FINALS,
             "scores": {key: summary(values) for key, values in scores[name].items()},
             "gain_over_best_of_n": summary(scores[name]["grader"] - best_of_n),
             "texts": texts,

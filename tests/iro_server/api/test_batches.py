@@ -159,6 +159,7 @@ def test_what_is_not_answered_in_the_window_is_an_error_of_the_expired_batch(tmp
         assert errors[0]["error"]["code"] == "batch_expired" and errors[0]["response"] is None
 
 
+@pytest.mark.slow(10)
 def test_a_batch_belongs_to_its_project_and_counts_against_its_quotas(tmp_path, database_url):
     settings = settings_for(tmp_path, database_url=database_url, project_batches=1, batch_concurrency=0)
     sessions = open_database(settings)

@@ -50,6 +50,7 @@ def test_top_k_reaches_the_engine(served):
     assert served.engine.sampling.top_k == 40
 
 
+@pytest.mark.slow(6)
 def test_a_model_samples_as_its_job_did_unless_told_otherwise(served):
     job = ended(served.client, start_job(served.client, temperature=0.7, max_tokens=5))
     model = served.client.models.retrieve(job.fine_tuned_model)

@@ -101,6 +101,7 @@ def test_an_aligned_models_values_have_weight_1_unless_named(client: openai.Open
     assert mixed.message.content != ask(client, "a").message.content
 
 
+@pytest.mark.slow(6)
 def test_every_route_takes_them(client: openai.OpenAI) -> None:
     search = {"search": {"values": {"a": 1.0, "c": 1.0}}}
     complete = client.chat.completions.create(model="bytes", **ASK, extra_body=search)
@@ -154,6 +155,7 @@ def test_betas_and_a_strength_without_a_tilt_are_refused(client: openai.OpenAI) 
         assert refused.value.param == (param or "search.strength")
 
 
+@pytest.mark.slow(8)
 def test_only_what_the_key_may_use_is_mixed(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     aligned(settings, "ours")

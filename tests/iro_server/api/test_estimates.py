@@ -98,6 +98,7 @@ def test_a_judge_that_prefers_a_place_is_flaky(client):
     assert result["verdict"] == "flaky_grader" and "contradicts itself" in result["message"]
 
 
+@pytest.mark.slow(4)
 def test_the_same_seed_samples_the_same(client):
     body = body_of(client, PLANTED["go"])
     first, second = estimated(client, body), estimated(client, body)

@@ -224,6 +224,7 @@ def test_the_report_is_a_page_that_escapes_what_models_say(client):
     assert "&lt;script&gt;" in page.text and "<script>" not in page.text and "says z" in page.text
 
 
+@pytest.mark.slow(7)
 def test_an_eval_belongs_to_its_project_and_counts_against_its_quotas(tmp_path, database_url):
     quotas = {"project_evals": 1, "project_eval_runs": 1, "project_eval_items": 5, "eval_items": 4}
     settings = settings_for(tmp_path, database_url=database_url, **quotas)

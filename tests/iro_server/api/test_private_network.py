@@ -97,6 +97,7 @@ def test_once_there_are_keys_no_webhook_goes_to_a_private_address(settings):
         assert open_port.said == closed.said and "127.0.0.1:" not in closed.said
 
 
+@pytest.mark.slow(5)
 def test_a_test_of_a_webhook_does_not_tell_ports_apart(settings, monkeypatch):
     monkeypatch.setattr(webhooks, "TIMEOUT", 1.0)
     settings = settings.model_copy(update={"private_webhooks": True})

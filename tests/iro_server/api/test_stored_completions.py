@@ -169,6 +169,7 @@ def test_an_eval_grades_stored_answers_or_samples_their_requests_anew(client):
     assert inputs == [[{"role": "user", "content": f"say {number}"}] for number in range(6)]
 
 
+@pytest.mark.slow(5)
 def test_a_stored_answers_calls_are_graded(tmp_path):
     called = SAYS_Z | {"name": "called", "input": "{{sample.output_tools[0].function.name}}", "operation": "eq"}
     called["reference"] = TOOLS[0]["function"]["name"]

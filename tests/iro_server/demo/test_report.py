@@ -7,7 +7,7 @@ from rich.console import Console
 
 from iro_server.cli.demo import run
 from iro_server.cli.demo.report import draw, print_results
-from iro_server.cli.demo.run import FINALS, judge, summary
+from iro_server.cli.demo.run import FINALS, ONE_ROW, judge, summary
 
 PROMPTS = ["The film opens with", "I have never [sic] seen"]
 
@@ -21,7 +21,7 @@ def results(monkeypatch):
     monkeypatch.setattr(run, "minilm_judge", by_length)  # the real one is judged in test_pieces
     base = [[("good " if i == 7 else "bad"[: i % 3 + 1]) for i in range(FINALS)] for _ in PROMPTS]
     aligned = [["better film", "the very best film", "x"], ["fine", "good", "a [great] film"]]
-    return judge({"base": base, "IRO-1": aligned}, PROMPTS, by_length)
+    return judge({"base": base, "IRO-1": aligned, ONE_ROW: [["one row"], ["another"]]}, PROMPTS, by_length)
 
 
 def test_base_and_value_picks_are_the_first_final_reward_picks_the_best(results):
@@ -31,7 +31,10 @@ def test_base_and_value_picks_are_the_first_final_reward_picks_the_best(results)
         "best of 16": ["good ", "good "],
         "IRO-1, value": ["better film", "fine"],
         "IRO-1, reward": ["the very best film", "a [great] film"],
+        "IRO, one row": ["one row", "another"],
     }
+    rows = {method["name"]: method["rows"] for method in results["methods"]}
+    assert rows == {"base": 1, "best of 16": 16, "IRO-1, value": 16, "IRO-1, reward": 16, "IRO, one row": 1}
 
 
 def test_gains_are_paired_with_best_of_16(results):

@@ -118,6 +118,7 @@ def test_other_requests_in_the_batch_change_nothing(engine: EmbeddedEngine) -> N
         torch.testing.assert_close(a.logprobs_RL, b.logprobs_RL, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow(12)
 def test_samples_follow_the_models_distribution(engine: EmbeddedEngine, reference: torch.nn.Module) -> None:
     """1,024 first tokens against the model's probabilities: total variation within what sampling noise explains."""
     prompt = text_prompt_ids(engine.tokenizer, "The capital of France is")

@@ -128,6 +128,7 @@ def test_a_server_that_is_killed_is_seen_to_be_gone(settings):
     assert presence.gone(settings.data_dir, FOREIGN) is None
 
 
+@pytest.mark.slow(10)
 def test_a_paused_job_stops_keeps_its_checkpoints_and_goes_on(settings):
     with serving(settings, ByteEngine()) as client:
         jobs = client.fine_tuning.jobs

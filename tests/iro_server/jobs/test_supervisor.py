@@ -138,6 +138,7 @@ def test_a_job_that_cannot_be_loaded_fails(tmp_path):
     assert job.status == "failed" and "no_such_module" in job.error.message
 
 
+@pytest.mark.slow(8)
 def test_a_stopped_worker_is_missed_by_its_heartbeat(tmp_path):
     settings = settings_for(tmp_path, job_restarts=0, heartbeat_timeout=5.0)
     with serving(settings, ByteEngine()) as client:
@@ -161,6 +162,7 @@ def test_a_cancelled_job_stops_its_worker(tmp_path, name):
             client.fine_tuning.jobs.cancel(job_id)
 
 
+@pytest.mark.slow(6)
 def test_jobs_wait_their_turn_and_a_queued_one_can_be_cancelled(settings):
     with serving(settings, ByteEngine()) as client:
         first, second, third = (start_job(client, grader("slow")) for _ in range(3))

@@ -56,6 +56,7 @@ def test_the_final_path_of_the_tree_is_the_answer(browser, searched, seed):
         watch.assert_clean(refusals=1)  # the job's training file is gone
 
 
+@pytest.mark.slow(6)
 def test_every_candidate_is_reached_by_keyboard_and_pointer(browser, searched):
     with opened(browser, searched.address, "/#/playground") as (page, watch):
         tree = search(page, 3)

@@ -148,6 +148,7 @@ def test_validations_alone_stop_a_job_and_make_checkpoints(config: AlignConfig, 
     assert (tmp_path / "run/metrics.csv").read_text().count("\n") == len(result["history"]) + 2
 
 
+@pytest.mark.slow(6)
 def test_validation_searches_are_averaged_and_the_first_is_as_ever(config: AlignConfig, tmp_path: Path) -> None:
     one = job().execute(config, tmp_path / "one")["history"][0]
     two = job().execute(config.model_copy(update={"eval_samples": 2}), tmp_path / "two")["history"][0]

@@ -73,6 +73,7 @@ def stopping() -> Stopping:
     return Stopping()
 
 
+@pytest.mark.slow(7)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_finished_less_living_value_is_the_difference_of_their_mean_rewards(stopping: Stopping, stride: int) -> None:
     head = fit_ridge(stopping.spec, [stopping.rows(stride)], alphas=[1e-12], within=True).head
