@@ -20,6 +20,7 @@ PROMPT, SEED = "I thought the film", "5"
 SEARCH = {"W, beams": 3, "K, successors": 2, "L, chunk length": 3}  # places of the sliders: W = 3, K = 2, L = 4
 EVAL, WORDS = "praise", ("good", "beautiful", "great")
 TOPICS = ("a film", "a song", "a garden", "a meal", "a city", "a book")
+CAPITALS = ('{"country": "Peru", "capital": "Lima"}', '{"country": "Kenya", "capital": "Nairobi"}')
 ALPHAS = (0.2, 0.4, 0.6)
 STUDY = {"studies": ["matrices"], "models": 2, "iterations": 400, "prompts": 100}
 WIDTH, HEIGHT = 1100, 700  # pixels
@@ -34,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for draw in (job, new_job, playground, search, evals, new_run, run, runs):
+        for draw in (job, new_job, playground, search, evals, new_eval, new_run, run, runs):
             scheme: Literal["light", "dark"] = "dark" if draw in (playground, evals, run) else "light"
             context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
             page = context.new_page()
@@ -97,6 +98,19 @@ def evals(page: Page, model: str) -> None:
     page.get_by_role("link", name=EVAL, exact=True).click()
     page.get_by_label("Compared with").select_option(index=1)
     page.get_by_role("status").get_by_text("items").wait_for()
+
+
+def new_eval(page: Page, _: str) -> None:
+    page.get_by_role("link", name="Evals").click()
+    page.get_by_role("link", name="New eval").click()
+    page.get_by_label("Name of the eval").fill("capitals")
+    page.get_by_label("Items", exact=True).fill("\n".join(CAPITALS))
+    page.get_by_label("Prompt").fill("What is the capital of {{item.country}}?")
+    page.get_by_label("Kind of grader").select_option("string_check")
+    page.get_by_label("Text", exact=True).fill("{{item.capital}}")
+    page.get_by_label("Answer to grade").fill("Lima, of course.")
+    page.get_by_role("button", name="Grade it").click()
+    page.get_by_text("reward").last.wait_for()
 
 
 def new_run(page: Page, _: str) -> None:

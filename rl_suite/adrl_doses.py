@@ -26,21 +26,25 @@ LEARNERS = {
 
 
 class DoseConfig(JobConfig):
-    """``sizes``: n, the doses of each of two drugs; ``interactions``: as in ``dose_mdp``.
+    """MDPs of two drugs, and learners from logs of the clinicians."""
 
-    ``datasets``: logs of ``episodes`` episodes of the clinicians, the same for every learner. A learner's threshold and
-    number of updates are those, of ``thresholds`` and ``updates``, with the highest mean true value on
-    ``tuning_datasets`` separate logs, for each n and interaction.
-    """
-
-    sizes: tuple[int, ...] = Field((5, 9, 14), min_length=1)
-    interactions: tuple[float, ...] = Field((0.0, 0.5), min_length=1)
-    datasets: int = Field(10, ge=2)
-    tuning_datasets: int = Field(3, ge=1)
-    episodes: int = Field(300, ge=1)
-    thresholds: tuple[float, ...] = Field((0.1, 0.3, 0.6), min_length=1)
-    updates: tuple[int, ...] = Field((100, 200, 400), min_length=1)
-    polyak: float = Field(0.02, gt=0, le=1)
+    sizes: tuple[int, ...] = Field((5, 9, 14), min_length=1, description="n: the doses of each of two drugs.")
+    interactions: tuple[float, ...] = Field(
+        (0.0, 0.5), min_length=1, description="Strengths of the drugs' interaction, as in dose_mdp."
+    )
+    datasets: int = Field(10, ge=2, description="Logs of the clinicians' episodes, the same for every learner.")
+    tuning_datasets: int = Field(
+        3,
+        ge=1,
+        description="Separate logs, on whose mean true value the threshold and the number of updates are chosen, for "
+        "each n and interaction.",
+    )
+    episodes: int = Field(300, ge=1, description="Episodes of a log.")
+    thresholds: tuple[float, ...] = Field(
+        (0.1, 0.3, 0.6), min_length=1, description="τ to choose from: an action is allowed where π_b(a|s) > τ max π_b."
+    )
+    updates: tuple[int, ...] = Field((100, 200, 400), min_length=1, description="Numbers of updates to choose from.")
+    polyak: float = Field(0.02, gt=0, le=1, description="Share by which the target network moves in an update.")
 
 
 def run(config: DoseConfig, run: Run) -> Result:

@@ -39,32 +39,36 @@ VARIANTS = {
 
 
 class PointMassConfig(JobConfig):
-    """``task``: dm_control's "domain-task"; "reacher-hard" and "cheetah-run" are harder ones than point_mass-easy,
-    "point_mass-dense" is easier.
-
-    ``agents``: any of AGENTS and VARIANTS. ``bins``: bins per dimension, one comparison for each; ``variants_at``: the
-    bins at which AD-DQN's mixers and models are compared. ``explore``, ``hold``: as in AgentConfig; a random action
-    moves a point mass only if it is held. ``repeats``: seeds; ``evaluations``: their number during training, each of
-    ``episodes`` greedy episodes of at most 1000 steps. ``workers``: processes that train agents in parallel; results do
-    not depend on it.
-    """
+    """Agents on a task of dm_control, by their bins per dimension."""
 
     movable: ClassVar[frozenset[str]] = frozenset({"workers"})
 
-    task: str = "point_mass-easy"
-    agents: tuple[str, ...] = Field(tuple(AGENTS), min_length=1)
-    bins: tuple[int, ...] = (9, 17, 33)
-    variants_at: tuple[int, ...] = (17,)
-    repeats: int = 5
-    steps: int = 100_000
-    evaluations: int = 10
-    episodes: int = 8
-    n_step: int = 3
-    double: bool = True
-    explore: int = 30_000
-    hold: int = 100
-    speed_steps: int = 5000
-    workers: int = 1
+    task: str = Field(
+        "point_mass-easy",
+        description="dm_control's `domain-task`. reacher-hard and cheetah-run are harder than point_mass-easy, "
+        "point_mass-dense is easier.",
+    )
+    agents: tuple[str, ...] = Field(
+        tuple(AGENTS), min_length=1, description="Agents to compare, any of AGENTS and VARIANTS."
+    )
+    bins: tuple[int, ...] = Field((9, 17, 33), description="Bins per dimension, one comparison for each.")
+    variants_at: tuple[int, ...] = Field(
+        (17,), description="The bins at which AD-DQN's mixers and models are compared."
+    )
+    repeats: int = Field(5, description="Seeds of each agent.")
+    steps: int = Field(100_000, description="Environment steps of a training.")
+    evaluations: int = Field(10, description="Number of evaluations during a training.")
+    episodes: int = Field(8, description="Greedy episodes of an evaluation, each of at most 1000 steps.")
+    n_step: int = Field(3, description="Steps of reward in a target.")
+    double: bool = Field(True, description="Double Q-learning.")
+    explore: int = Field(30_000, description="Steps over which the share of explored actions falls.")
+    hold: int = Field(
+        100,
+        description="Most steps for which an explored action is held; a random action moves a point mass only if it "
+        "is.",
+    )
+    speed_steps: int = Field(5000, description="Steps of the measurement of speed.")
+    workers: int = Field(1, description="Processes that train agents in parallel; results do not depend on it.")
 
     @field_validator("agents")
     @classmethod

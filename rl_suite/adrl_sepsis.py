@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from gymnasium import spaces
+from pydantic import Field
 
 from rl_suite.bcq import THRESHOLDS, OfflineAgent, OfflineConfig
 from rl_suite.mdp import MDP, expected_return, greedy, icu_sepsis, optimal_q, uniform
@@ -33,18 +34,17 @@ GOLDEN = {"ICU-Sepsis": {"optimal": 0.8751, "behaviour": 0.7818}, "simulator": {
 
 
 class SepsisConfig(JobConfig):
-    """``datasets``: the number of independent datasets and networks; ``episodes``: in each of a dataset's three parts.
+    """Datasets, learners and their evaluation."""
 
-    ``epsilon``: evaluated policies are (1 − ε) greedy + ε π_b; ``min_ess``: the ESS that selection by WIS requires.
-    """
-
-    datasets: int = 5
-    episodes: int = 1000
-    thresholds: tuple[float, ...] = THRESHOLDS
-    updates: int = 2000
-    polyak: float = 0.005
-    epsilon: float = 0.01
-    min_ess: float = 50.0
+    datasets: int = Field(5, description="Independent datasets and networks.")
+    episodes: int = Field(1000, description="Episodes in each of a dataset's three parts.")
+    thresholds: tuple[float, ...] = Field(
+        THRESHOLDS, description="τ, one policy for each: an action is allowed where π_b(a|s) > τ max π_b."
+    )
+    updates: int = Field(2000, description="Updates of a learner.")
+    polyak: float = Field(0.005, description="Share by which the target network moves in an update.")
+    epsilon: float = Field(0.01, description="ε: evaluated policies are (1 − ε) greedy + ε π_b.")
+    min_ess: float = Field(50.0, description="The effective sample size that selection by WIS requires.")
 
 
 @dataclass(frozen=True)

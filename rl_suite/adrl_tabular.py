@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from rl_suite.factors import check_blocks
 from rl_suite.learners import samples_needed, steps_needed
@@ -39,23 +40,31 @@ GOLDEN = {"random": 0.7801, "expert": 0.7818, "optimal": 0.8751}
 
 
 class TabularConfig(JobConfig):
-    """``shapes``: (K, |A_k|) of the sample-size study; ``repeats``: random MDPs for each.
+    """The random MDPs, and what counts as learned."""
 
-    ``epsilon``: the loss of expected return allowed; ``accuracy``: the root mean square error of Q allowed, as a share
-    of the standard deviation of V* over states, which sets the noise of a transition. ``weight``: the weight of each
-    factor's effect, equal for every K, so that shapes differ in Σ|A_k| and Π|A_k| only. ``visits``: RMax's m per joint
-    action, or B times as many per action of each of B blocks, whose errors add up.
-    """
-
-    shapes: tuple[tuple[int, int], ...] = SHAPES
-    weight: float = 0.25
-    states: int = 6
-    repeats: int = 12
-    epsilon: float = 0.1
-    accuracy: float = 0.4
-    visits: int = 8
-    most: int = 2**16
-    resamples: int = 2000
+    shapes: tuple[tuple[int, int], ...] = Field(
+        SHAPES, description="(K, |A_k|): factors and the actions of each, of the sample-size study."
+    )
+    weight: float = Field(
+        0.25,
+        description="Weight of each factor's effect, equal for every K, so that shapes differ in Σ|A_k| and Π|A_k| "
+        "only.",
+    )
+    states: int = Field(6, description="States of an MDP.")
+    repeats: int = Field(12, description="Random MDPs for each shape.")
+    epsilon: float = Field(0.1, description="The loss of expected return that is allowed.")
+    accuracy: float = Field(
+        0.4,
+        description="The root mean square error of Q that is allowed, as a share of the standard deviation of V* over "
+        "states, which sets the noise of a transition.",
+    )
+    visits: int = Field(
+        8,
+        description="RMax's m per joint action, or B times as many per action of each of B blocks, whose errors add "
+        "up.",
+    )
+    most: int = Field(2**16, description="Transitions after which a learner is stopped.")
+    resamples: int = Field(2000, description="Bootstrap samples of the intervals of exponents.")
 
 
 def run(config: TabularConfig, run: Run) -> Result:

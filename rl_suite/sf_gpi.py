@@ -28,22 +28,19 @@ PARTS = {"trained": slice(0, 4), "several": slice(4, 8), "away": slice(8, 12), "
 
 
 class SuccessorFeaturesConfig(JobConfig):
-    """``mdps``: random MDPs for the bounds. ``repeats``: of each synthetic study. ``agents``: seeds of each method.
+    """The bounds, the synthetic studies, and agents in four rooms and on the reacher."""
 
-    ``four_room_steps`` and ``reacher_steps``: transitions per task. ``update_every``: transitions per update.
-    """
-
-    mdps: int = Field(200, ge=2)
-    repeats: int = Field(10, ge=1)
-    teacher_steps: int = Field(16_384, ge=512)
-    agents: int = Field(5, ge=1)
-    four_room_tasks: int = Field(20, ge=1)
-    four_room_steps: int = 20_000
-    reacher_steps: int = 100_000
-    evaluate_every: int = Field(5_000, ge=EPISODE)
-    update_every: int = 1
-    hidden: tuple[int, ...] = (256, 256)
-    speed_seconds: float = 5.0
+    mdps: int = Field(200, ge=2, description="Random MDPs for the bounds.")
+    repeats: int = Field(10, ge=1, description="Repetitions of each synthetic study.")
+    teacher_steps: int = Field(16_384, ge=512, description="Steps of the study of teacher and student.")
+    agents: int = Field(5, ge=1, description="Seeds of each method.")
+    four_room_tasks: int = Field(20, ge=1, description="Tasks in the four rooms.")
+    four_room_steps: int = Field(20_000, description="Transitions per task in the four rooms.")
+    reacher_steps: int = Field(100_000, description="Transitions per task of the reacher.")
+    evaluate_every: int = Field(5_000, ge=EPISODE, description="Transitions between two evaluations.")
+    update_every: int = Field(1, description="Transitions per update.")
+    hidden: tuple[int, ...] = Field((256, 256), description="Widths of the network's hidden layers.")
+    speed_seconds: float = Field(5.0, description="Seconds of each measurement of speed.")
 
 
 def run(config: SuccessorFeaturesConfig, run: Run) -> Result:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from theory.page import Curve, Panel, write_page
 from training import intervals
@@ -30,9 +30,9 @@ SPEED_LABELS = {
 
 
 class LabConfig(JobConfig):
-    """``studies``: the figures to make, by name; all of them if empty."""
+    """The figures, and what they need."""
 
-    studies: tuple[str, ...] = ()
+    studies: tuple[str, ...] = Field((), description="The figures to make, by name; all of them if empty.")
 
 
 StudyConfig = TypeVar("StudyConfig", bound=LabConfig)

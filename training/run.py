@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar, ov
 
 import numpy as np
 from opentelemetry import trace
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from training.checkpoints import VARIABLE as STORAGE_VARIABLE
 from training.checkpoints import About, SavedValue, WithTables, claim, open_checkpoints
@@ -79,7 +79,7 @@ class JobConfig(BaseModel):
     movable: ClassVar[frozenset[str]] = frozenset()
     extendable: ClassVar[frozenset[str]] = frozenset()
 
-    seed: int = 0
+    seed: int = Field(0, description="Of all random draws.")
 
 
 AnyConfig = TypeVar("AnyConfig", bound=JobConfig)

@@ -24,8 +24,10 @@ class BenchTasksConfig(JobConfig):
         {"tasks", "methods", "rows", "seeds", "seeds_of", "tasks_of", "tilt_strengths"}
     )
 
-    tasks: tuple[str, ...] = Field(min_length=1)
-    methods: tuple[str, ...] = DECODERS
+    tasks: tuple[str, ...] = Field(min_length=1, description="The tasks, by name.")
+    methods: tuple[str, ...] = Field(
+        DECODERS, description="The decoding methods to compare, and the trainers dpo and grpo."
+    )
     rows: tuple[int, ...] = Field((1, 2, 4, 16, 64), description="Rows of a prompt: what a method may sample at once.")
     seeds: int = Field(5, ge=1, description="Repetitions, each with prompts and value functions of its own.")
     seeds_of: dict[str, int] = Field({}, description="Fewer seeds for some methods.")
@@ -33,14 +35,14 @@ class BenchTasksConfig(JobConfig):
     tilt_strengths: tuple[float, ...] = Field(
         (), description="Multiples of the aligned model's tilt at one row: judge against reward as the strength grows."
     )
-    train_prompts: int = Field(96, ge=4)
+    train_prompts: int = Field(96, ge=4, description="Prompts of a value function's rollouts.")
     validation_prompts: int = Field(12, ge=1, description="Choose an iteration; as many others compare it.")
-    heldout_prompts: int = Field(24, ge=1)
-    iterations: int = Field(1, ge=1)
-    rollouts_per_prompt: int = Field(16, ge=2)
-    chunk_length: int = Field(4, ge=1)
+    heldout_prompts: int = Field(24, ge=1, description="Prompts of the comparison.")
+    iterations: int = Field(1, ge=1, description="Value functions, one for each iteration.")
+    rollouts_per_prompt: int = Field(16, ge=2, description="Plain samples of each prompt in the first iteration.")
+    chunk_length: int = Field(4, ge=1, description="L: tokens between two selections of a search.")
     max_tokens: int = Field(48, ge=1, description="Of an answer, where the task does not set less.")
-    counted_tokens: int = Field(1500, ge=0)
+    counted_tokens: int = Field(1500, ge=0, description="How many of the most common tokens get a weight of their own.")
     concurrency: int = Field(8, ge=1, description="Prompts that are decoded at once.")
 
     @model_validator(mode="after")

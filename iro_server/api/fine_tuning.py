@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -123,7 +125,8 @@ def _link(context: Context, id: str, param: str, target: Path) -> None:
 def list_jobs(request: Request, context: Ctx, limit: Limit = 20, after: str | None = None) -> JsonObject:
     """The jobs, newest first. ``metadata[key]=value``: those that carry it; ``metadata=null``: those without any."""
     where = _metadata_filter(request.query_params)
-    return list_object(context, t.Job, lambda job: show(job, context), *where, limit=limit, after=after)
+    ahead = _jobs_ahead(context)
+    return list_object(context, t.Job, lambda job: show(job, context, ahead), *where, limit=limit, after=after)
 
 
 def _metadata_filter(query: QueryParams) -> list[ColumnElement[bool]]:
@@ -188,7 +191,10 @@ def _job(context: Context, id: str) -> t.Job:
     return context.get(t.Job, "fine-tuning job", id)
 
 
-def show(job: t.Job, context: Context) -> JsonObject:
+def show(job: t.Job, context: Context, jobs_ahead: Mapping[str, int] | None = None) -> JsonObject:
+    """``jobs_ahead``: as read for a whole list; otherwise it is read where the job is queued."""
+    if jobs_ahead is None:
+        jobs_ahead = _jobs_ahead(context) if job.status == "queued" else {}
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -210,15 +216,21 @@ def show(job: t.Job, context: Context) -> JsonObject:
         "estimated_finish": job.estimated_finish,
         "integrations": job.integrations or [],
         "iro": {name: (job.search or {}).get(name) for name in ("improved", "over_optimization")}
-        | {"suffix": job.suffix, "jobs_ahead": _jobs_ahead(job, context)},
+        | {"suffix": job.suffix, "ran_seconds": _ran_seconds(job)}
+        | {"jobs_ahead": jobs_ahead.get(job.id) if job.status == "queued" else None},
     }
 
 
-def _jobs_ahead(job: t.Job, context: Context) -> int | None:
-    if job.status != "queued":
-        return None
+def _jobs_ahead(context: Context) -> dict[str, int]:
     with context.sessions() as session:
-        return records.jobs_ahead(session, job)
+        return records.jobs_ahead(session, context.caller.project)
+
+
+def _ran_seconds(job: t.Job) -> float | None:
+    """How long the job has run, without waiting in the queue and pauses. None for jobs of earlier versions."""
+    if job.ran is None or job.status != "running" or job.started_at is None:
+        return job.ran
+    return job.ran + time.time() - job.started_at
 
 
 def _show_checkpoint(checkpoint: t.Checkpoint) -> JsonObject:

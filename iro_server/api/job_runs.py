@@ -218,6 +218,7 @@ def _show(context: Context, run: t.JobRun) -> JsonObject:
     return {
         "object": "iro.job_run",
         **{name: getattr(run, name) for name in SHOWN},
+        "attempts": run.attempt,
         "config": run.config,
         "error": run.error,
         "progress": status.get("progress"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from iro_server.cli.keys import DatabaseUrl, DataDir, settings_of
+from iro_server.cli.keys import DatabaseUrl, DataDir, check_data_dir, settings_of
 
 Folder = Annotated[Path, typer.Argument(help="The backup's folder.")]
 
@@ -18,6 +18,7 @@ def backup(out: Folder, data_dir: DataDir = None, database_url: DatabaseUrl = No
     from iro_server.store.database import open_database
 
     settings = settings_of(data_dir, database_url)
+    check_data_dir(settings)  # of a server with a database elsewhere too: its files lie there
     _tell(f"Backed up to {out}", backup(settings, open_database(settings), out))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from iro_server.cli.keys import DatabaseUrl, DataDir, settings_of
+from iro_server.cli.keys import DatabaseUrl, DataDir, existing_settings
 
 app = typer.Typer(no_args_is_help=True, help="Database migrations; a server also runs them when it starts.")
 
@@ -14,7 +14,7 @@ def upgrade(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Migrate the tables to this version; all rows are kept."""
     from iro_server.store.database import open_database
 
-    open_database(settings_of(data_dir, database_url))
+    open_database(existing_settings(data_dir, database_url))
     current(data_dir, database_url)
 
 
@@ -24,7 +24,7 @@ def current(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     from iro_server.store.database import connect, reachable
     from iro_server.store.upgrade import revisions
 
-    with reachable(connect(settings_of(data_dir, database_url))) as engine:
+    with reachable(connect(existing_settings(data_dir, database_url))) as engine:
         revision, head = revisions(engine)
     behind = "" if revision == head else f" (this version of Iro has {head}; `iro db upgrade` goes there)"
     typer.echo(f"{revision or 'none'}{behind}")

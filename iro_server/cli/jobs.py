@@ -22,10 +22,36 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Alignment jobs of a running server.")
 console = Console(highlight=False)
 PAGE = 100
+STATUS_WIDTH = len("validating_files")
 RECONNECT = 1.0  # seconds
 Z = 1.96  # of a 95 % interval
 STYLES = {"warn": "yellow", "error": "red"}
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, ftjob-….")]
+
+
+@app.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    after: Annotated[str | None, typer.Option(metavar="JOB", help="Those older than this job.")] = None,
+    url: Url = SERVER,
+    key: Key = NO_KEY,
+) -> None:
+    """List jobs, newest first: id, status, creation, frozen model and, of one that has succeeded, its aligned model."""
+    jobs: list[JsonObject] = []
+    last, more = after, True
+    with server_client(url, key) as server:
+        while more and len(jobs) < limit:
+            query = {"after": last} if last else {}
+            page = get(server, "/fine_tuning/jobs", limit=min(PAGE, limit - len(jobs)), **query)
+            jobs, more, last = jobs + page["data"], page["has_more"], page["last_id"]
+    if not jobs:
+        typer.echo("No jobs yet." if after is None else "No older jobs.", err=True)
+    for job in jobs:
+        created = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
+        fields = (job["id"], job["status"].ljust(STATUS_WIDTH), created, job["model"], job["fine_tuned_model"] or "")
+        typer.echo("  ".join(fields).rstrip())
+    if more:
+        typer.echo(f"Older ones: iro jobs list --after {last}", err=True)
 
 
 @app.command()

@@ -55,8 +55,16 @@ def create(
     if not name.strip():
         raise ValueError("name: give the key a name, by which lists and logs call it")
     settings = settings_of(data_dir, database_url)
+    if not settings.data_dir.is_dir():
+        typer.echo(f"This makes a new data directory: {settings.data_dir}", err=True)
     sessions = open_database(settings)
     before = keys.every(sessions)
+    for key in before:
+        if (key.name, key.project) == (name, project) and _is_active(key):
+            raise ValueError(
+                f"{name} is the name of the active key {key.id} of the project {project}: give another name, or revoke "
+                f"that key first (iro keys revoke {key.id})"
+            )
     is_new = project not in {DEFAULT_PROJECT, *(key.project for key in before)}
     key, secret = keys.create(sessions, name, project, **limits)
     _note(settings, "key_created", key)
@@ -76,7 +84,7 @@ def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> Non
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
-    settings = settings_of(data_dir, database_url)
+    settings = existing_settings(data_dir, database_url)
     every = keys.every(open_database(settings))
     if not every:
         typer.echo(f"No keys for the server of {settings.data_dir}.", err=True)
@@ -95,7 +103,7 @@ def revoke(id: str, data_dir: DataDir = None, database_url: DatabaseUrl = None) 
     from iro_server.store import keys
     from iro_server.store.database import open_database
 
-    settings = settings_of(data_dir, database_url)
+    settings = existing_settings(data_dir, database_url)
     revoked = keys.revoke(open_database(settings), id)
     _note(settings, "key_revoked", revoked)
     typer.echo(f"Revoked {revoked.name}.")
@@ -106,6 +114,19 @@ def settings_of(data_dir: Path | None, database_url: str | None) -> Settings:
 
     options: JsonObject = {"data_dir": data_dir, "database_url": database_url}
     return Settings(**{name: value for name, value in options.items() if value is not None})
+
+
+def existing_settings(data_dir: Path | None, database_url: str | None) -> Settings:
+    """Settings whose database somebody has made: ValueError where it would lie in a folder that does not exist."""
+    settings = settings_of(data_dir, database_url)
+    if settings.database_url is None:
+        check_data_dir(settings)
+    return settings
+
+
+def check_data_dir(settings: Settings) -> None:
+    if not settings.data_dir.is_dir():
+        raise ValueError(f"there is no server data at {settings.data_dir}; name its directory: --data-dir")
 
 
 def _note(settings: Settings, event: str, key: ApiKey) -> None:
@@ -120,8 +141,12 @@ def _state(key: ApiKey) -> str:
     if key.revoked_at:
         return f"revoked {_day(key.revoked_at)}"
     if key.expires_at:
-        return f"{'expired' if key.expires_at <= time.time() else 'active until'} {_day(key.expires_at)}"
+        return f"{'active until' if _is_active(key) else 'expired'} {_day(key.expires_at)}"
     return "active"
+
+
+def _is_active(key: ApiKey) -> bool:
+    return not key.revoked_at and (key.expires_at is None or key.expires_at > time.time())
 
 
 def _day(time: int) -> str:

@@ -40,6 +40,8 @@ def move(session: Session, job_id: str, before: str, after: str, **values: objec
         values["finished_at"] = now()
     if after != "running":
         values["estimated_finish"] = None
+    if before == "running":
+        values["ran"] = Job.ran + (time.time() - Job.started_at)
     change = update(Job).where(Job.id == job_id, Job.status == before).values(status=after, **values)
     project = session.scalars(change.returning(Job.project)).first()
     if project is not None and after in FINISHED:
@@ -60,10 +62,13 @@ def take_next(sessions: Sessions, server: str, besides: tuple[str, ...] = ()) ->
     return None
 
 
-def jobs_ahead(session: Session, job: Job) -> int:
-    """How many jobs of the project run, or were queued before this one: projects take turns, their jobs go in order."""
-    earlier = (Job.status == "running") | ((Job.status == "queued") & (Job.seq < job.seq))
-    return session.scalars(select(func.count()).where(Job.project == job.project, earlier)).one()
+def jobs_ahead(session: Session, project: str) -> dict[str, int]:
+    """How many jobs of the project run or were queued before each of its queued jobs, by id: projects take turns, their
+    jobs go in order."""
+    running = select(func.count(Job.seq)).where(Job.project == project, Job.status == "running").scalar_subquery()
+    position = func.row_number().over(order_by=Job.seq)
+    query = select(Job.id, running + position - 1).where(Job.project == project, Job.status == "queued")
+    return {id: ahead for id, ahead in session.execute(query)}
 
 
 def _in_turn(session: Session, *queued: ColumnElement[bool]) -> list[str]:

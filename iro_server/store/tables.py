@@ -131,8 +131,9 @@ class Job(Base, Owned):
     ``config`` is what the worker hands to the job's ``execute``; ``search``, how its models search and sample by
     default, is known once a worker has read it. ``restarts`` counts workers that died; ``heartbeat`` grows while a
     worker lives. ``server`` looks after the job while it runs; ``attempt`` numbers its workers, of which only the
-    last may write; ``started_at`` is when that began (Unix time). ``stage`` is what it does, ``grading`` how long its
-    grader's calls took (``grading.so_far``); ``traceparent`` is the request that created the job.
+    last may write; ``started_at`` is when that began (Unix time), ``ran`` how long earlier ones ran (seconds; None for
+    jobs from before it was counted). ``stage`` is what it does, ``grading`` how long its grader's calls took
+    (``grading.so_far``); ``traceparent`` is the request that created the job.
     """
 
     __tablename__ = "jobs"
@@ -159,6 +160,7 @@ class Job(Base, Owned):
     attempt: Mapped[int] = mapped_column(default=0, server_default="0")
     server: Mapped[str | None] = mapped_column(default=None)
     started_at: Mapped[float | None] = mapped_column(Double, default=None)
+    ran: Mapped[float | None] = mapped_column(Double, default=0.0)
     stage: Mapped[str | None] = mapped_column(default=None)
     grading: Mapped[JsonObject | None] = mapped_column(default=None)
     traceparent: Mapped[str | None] = mapped_column(default=None)

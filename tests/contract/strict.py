@@ -25,7 +25,7 @@ EXTENSIONS = {
     "ResponseUsage.rounds": "too,",
     "ResponseUsage.kl": "and this",
     "ChatCompletion.metadata": "of a stored completion: in OpenAI's answers, and not in the client's type",
-    "FineTuningJob.iro": "whether the gain is proven, measures out of the frozen range, the place in the queue",
+    "FineTuningJob.iro": "whether the gain is proven, measures out of the frozen range, place in queue, time run",
     "ReinforcementMethod.iro": "the alignment job's own options",
     "ReinforcementMethod.response_format": "OpenAI documents it; the client's type has not got it",
     "Metrics.*": "of a checkpoint: the metrics of reinforcement, where the client's type has those of supervised jobs",

@@ -13,7 +13,7 @@ from iro_server.cli import jobs as cli_jobs
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
 from tests.iro_server.test_cli import iro
-from tests.iro_server.web.crowd import EVENTS, ITERATIONS, add_crowd
+from tests.iro_server.web.crowd import EVENTS, ITERATIONS, JOBS, add_crowd
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,29 @@ def test_a_plot_has_a_longer_bar_for_a_higher_reward(served, monkeypatch):
     assert len(lines) == ITERATIONS + 1 and bars[0] > 0
     assert sorted(range(9), key=lambda i: rewards[i]) == sorted(range(9), key=lambda i: (bars[i], rewards[i]))
     assert "± 0.06" in lines[0] and lines[-1].split()[-1] != lines[0].split()[-1]
+
+
+def test_jobs_are_listed_newest_first_in_pages(tmp_path):
+    settings = settings_for(tmp_path, job_concurrency=0, retention=None)
+    with serving(settings, ByteEngine()) as client:
+        url = ("--url", str(client.base_url))
+        none = iro("jobs", "list", *url)
+        assert (none.exit_code, none.stdout, none.stderr) == (0, "", "No jobs yet.\n")
+        add_crowd(settings)
+        listed = [job.id for job in client.fine_tuning.jobs.list(limit=100)]
+        assert len(listed) == JOBS
+        first = iro("jobs", "list", "--limit", "130", *url)  # more than the API gives at once
+        assert [line.split()[0] for line in first.stdout.splitlines()] == listed[:130]
+        assert first.stderr == f"Older ones: iro jobs list --after {listed[129]}\n"
+        rest = iro("jobs", "list", "--limit", str(JOBS), "--after", listed[129], *url)
+        assert [line.split()[0] for line in rest.stdout.splitlines()] == listed[130:] and rest.stderr == ""
+        assert iro("jobs", "list", "--after", listed[-1], *url).stderr == "No older jobs.\n"
+        oldest = rest.stdout.splitlines()[-1].split()
+        job = client.fine_tuning.jobs.retrieve(listed[-1])
+        assert (oldest[1], oldest[-2:]) == (job.status, [job.model, job.fine_tuned_model])
+        assert len(iro("jobs", "list", *url).stdout.splitlines()) == 20
+        unknown = iro("jobs", "list", "--after", "ftjob-none", *url)
+        assert unknown.exit_code == 2 and "ftjob-none" in unknown.stderr and unknown.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["watch", "plot"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from iro_server.cli.main import app
@@ -14,6 +15,10 @@ from iro_server.store.database import open_database
 
 def iro(*arguments: str):
     return CliRunner().invoke(app, ["keys", *arguments])
+
+
+def key_ids(folder: Path) -> list[str]:
+    return [key.id for key in keys.every(open_database(Settings(data_dir=folder)))]
 
 
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
@@ -65,3 +70,36 @@ def test_the_first_key_says_what_it_does_not_see_and_projects_that_are_new_are_s
     assert "of the project default:" in default.stderr and "from now on" not in default.stderr
     assert "of the new project alice:" in iro("create", "alice", "--project", "alice", *where).stderr
     assert "of the project alice:" in iro("create", "bob", "--project", "alice", *where).stderr
+
+
+def test_a_name_is_that_of_one_active_key_of_its_project(tmp_path):
+    where = ["--project", "team", "--data-dir", str(tmp_path)]
+    iro("create", "ci", *where)
+    [id] = key_ids(tmp_path)
+    refused = iro("create", "ci", *where)
+    assert refused.exit_code == 2 and refused.stdout == "" and refused.stderr.count("\n") == 1
+    assert f"active key {id} of the project team" in refused.stderr and key_ids(tmp_path) == [id]
+    assert iro("create", "ci", "--project", "other", *where[2:]).exit_code == 0
+    iro("revoke", id, *where[2:])
+    assert iro("create", "ci", *where, "--expires-in-days", "0").exit_code == 0
+    assert iro("create", "ci", *where).exit_code == 0  # the one before has expired
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["keys", "list"], ["keys", "revoke", "key_1"], ["db", "current"], ["db", "upgrade"], ["backup", "copy"]],
+    ids=" ".join,
+)
+def test_a_folder_without_a_server_is_named_and_not_made(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, [*command, "--data-dir", "typo"])
+    assert refused.exit_code == 2
+    place = tmp_path / "typo"
+    message = f"Error: there is no server data at {place}; name its directory: --data-dir\n"
+    assert refused.stderr == message and list(tmp_path.iterdir()) == []
+
+
+def test_the_first_key_of_a_new_folder_says_that_it_makes_it(tmp_path):
+    where = ["--data-dir", str(tmp_path / "new")]
+    assert iro("create", "me", *where).stderr.startswith(f"This makes a new data directory: {tmp_path / 'new'}\n")
+    assert "new data directory" not in iro("create", "you", *where).stderr

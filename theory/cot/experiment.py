@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
 from theory.cot.data import (
@@ -30,47 +30,51 @@ Transitions = tuple[tuple[tuple[float, ...], ...], ...]
 
 
 class CotConfig(LabConfig):
-    """Training: ``d``, ``M`` TRR patterns, ``steps`` K, ``alpha``, ``length`` l_tr, ``batch``, ``rate``, ``delta``.
+    """Training, and testing where a figure does not vary it."""
 
-    Testing: ``patterns`` M' TSR patterns whose coefficients sum to ``coefficient_sum``, ``noise`` (a norm), and the
-    values ``test_alpha``, ``tau``, ``rho``, ``tau_o``, ``rho_o`` of the parameters that a figure does not vary.
-    ``models``: the number trained, with different seeds. ``transitions``: the matrices of study "matrices".
-    ``rate_steps``, ``rate_patterns``: K and M of study "scaling".
-    """
-
-    d: int = 30
-    M: int = 20
-    steps: int = 2
-    alpha: float = 0.4
-    length: int = 20
-    batch: int = 200
-    rate: float = 1.0
-    delta: float = 0.3
-    iterations: int = 1000
-    models: int = 10
-    patterns: int = 10
-    coefficient_sum: float = 1.0
-    noise: float = 0.1
-    test_alpha: float = 0.6
-    tau: float = 0.4
-    rho: float = 0.8
-    tau_o: float = 0.4
-    rho_o: float = 0.5
-    prompts: int = 2000
-    required_prompts: int = 500
-    lengths: tuple[int, ...] = (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100)
-    transitions: Transitions = tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices))
-    rate_alphas: tuple[float, ...] = (0.1, 0.15, 0.25, 0.4, 0.65)
-    rate_models: int = 5
-    rate_iterations: int = 2000
-    rate_steps: tuple[int, ...] = (1, 2, 3, 4, 6)
-    rate_patterns: tuple[int, ...] = (5, 10, 20, 40)
-    scaling_iterations: int = 800
-    deep_models: int = 5
-    deep_length: int = 10
-    deep_batch: int = 32
-    deep_iterations: int = 1500
-    deep_rate: float = 1e-3
+    d: int = Field(30, description="Dimension of patterns and position codes, which are orthogonal.")
+    M: int = Field(20, description="Training-relevant (TRR) patterns.")
+    steps: int = Field(2, description="K: reasoning steps.")
+    alpha: float = Field(0.4, description="Share of a training prompt's examples that start from the query's pattern.")
+    length: int = Field(20, description="l_tr: examples of a training prompt.")
+    batch: int = Field(200, description="Prompts of an SGD step.")
+    rate: float = Field(1.0, description="Step size of SGD.")
+    delta: float = Field(0.3, description="W_Q and W_K start as this times the identity.")
+    iterations: int = Field(1000, description="SGD steps.")
+    models: int = Field(10, description="Models trained, with different seeds.")
+    patterns: int = Field(10, description="M': testing-relevant (TSR) patterns.")
+    coefficient_sum: float = Field(1.0, description="What the coefficients of a TSR pattern sum to.")
+    noise: float = Field(0.1, description="Norm of the random vector that is added to a state in testing.")
+    test_alpha: float = Field(0.6, description="α' where a figure does not vary it: as alpha, in testing.")
+    tau: float = Field(
+        0.4, description="τ where a figure does not vary it: the probability of the correct chain of steps."
+    )
+    rho: float = Field(
+        0.8,
+        description="ρ where a figure does not vary it: by which share a step's runner-up is below its likeliest "
+        "state.",
+    )
+    tau_o: float = Field(0.4, description="τ_o where a figure does not vary it: as τ, of the product of the steps.")
+    rho_o: float = Field(0.5, description="ρ_o where a figure does not vary it: as ρ, of the product of the steps.")
+    prompts: int = Field(2000, description="Test prompts for each model.")
+    required_prompts: int = Field(500, description="Test prompts for each model in the study of required examples.")
+    lengths: tuple[int, ...] = Field(
+        (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100), description="Numbers of examples of a test prompt."
+    )
+    transitions: Transitions = Field(
+        tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices)), description="The matrices of the study matrices."
+    )
+    rate_alphas: tuple[float, ...] = Field((0.1, 0.15, 0.25, 0.4, 0.65), description="α of the study of rates.")
+    rate_models: int = Field(5, description="Models for each α, K or M of the studies of rates and scaling.")
+    rate_iterations: int = Field(2000, description="SGD steps of the study of rates.")
+    rate_steps: tuple[int, ...] = Field((1, 2, 3, 4, 6), description="K of the study of scaling.")
+    rate_patterns: tuple[int, ...] = Field((5, 10, 20, 40), description="M of the study of scaling.")
+    scaling_iterations: int = Field(800, description="SGD steps of the study of scaling.")
+    deep_models: int = Field(5, description="Models of three layers.")
+    deep_length: int = Field(10, description="Examples of a training prompt of the three-layer models.")
+    deep_batch: int = Field(32, description="Prompts of a training step of the three-layer models.")
+    deep_iterations: int = Field(1500, description="Training steps of the three-layer models.")
+    deep_rate: float = Field(1e-3, description="Learning rate of the three-layer models.")
 
     @field_validator("alpha", "test_alpha")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import numpy as np
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from theory.gradient_flow import figures
 from theory.gradient_flow.critical import find, hessians
@@ -24,25 +24,26 @@ from training.run import Run
 
 
 class GradientFlowConfig(LabConfig):
-    """``n`` examples a prompt, ``variance`` λ of x in one dimension, ``spectrum``: Λ's eigenvalues elsewhere.
+    """The data of a prompt, and the flows and starts of each figure."""
 
-    Flows of the instances last for ``horizon``, those of the full system for ``patience``.
-    """
-
-    n: int = 10
-    variance: float = 1.0
-    spectrum: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    flows: int = 200
-    init_scale: float = 0.1
-    horizon: float = 90.0
-    starts: int = 200
-    grid: int = 61
-    prompts: int = 400_000
-    repeats: int = 20
-    patience: float = 160.0
-    scales: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-    rates: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02, 0.01)
-    batch: int = 256
+    n: int = Field(10, description="Examples of a prompt.")
+    variance: float = Field(1.0, description="λ: variance of x in one dimension.")
+    spectrum: tuple[float, ...] = Field(
+        (0.5, 1.0, 1.5, 2.0), description="Eigenvalues of Λ, the covariance of x, in several dimensions."
+    )
+    flows: int = Field(200, description="Flows from random starts, of each instance.")
+    init_scale: float = Field(0.1, description="Standard deviation of the starts.")
+    horizon: float = Field(90.0, description="How long flows of the instances last.")
+    starts: int = Field(200, description="Starts of the search for critical points.")
+    grid: int = Field(61, description="Points of a side of the map of basins.")
+    prompts: int = Field(400_000, description="Prompts of the Monte Carlo estimates.")
+    repeats: int = Field(20, description="Starts of the smaller studies.")
+    patience: float = Field(160.0, description="How long flows of the full system last.")
+    scales: tuple[float, ...] = Field(
+        (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6), description="Standard deviations of the starts in the study of escape."
+    )
+    rates: tuple[float, ...] = Field((0.16, 0.08, 0.04, 0.02, 0.01), description="Step sizes of SGD.")
+    batch: int = Field(256, description="Prompts of an SGD step.")
 
     @field_validator("spectrum")
     @classmethod

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from theory.icl.data import Batch, Data, Domain, draw, in_domain, out_of_domain, tasks
@@ -17,47 +17,50 @@ from training.run import Run
 
 
 class IclConfig(LabConfig):
-    """Data: ``M1`` relevant and ``M2`` irrelevant patterns of norm ``beta`` in R^``d``, ``kappa``; ``odr``: M1'.
+    """Patterns, training, pruning and testing."""
 
-    Training: ``alpha``, ``length`` l_tr, ``tasks`` of the M1(M1 − 1), ``batch``, ``rate``, ``delta``, ``neurons`` m,
-    ``std`` of W_O, ``iterations``, ``models`` with different seeds. ``pruning_*``: the setting of the pruned models,
-    in which neurons fall into tiers. Testing: ``prompts`` for each model, ``lengths``.
-    """
-
-    M1: int = 6
-    M2: int = 24
-    d: int = 30
-    d_y: int = 10
-    beta: float = 3.0
-    kappa: float = 0.5
-    odr: int = 3
-    alpha: float = 0.8
-    length: int = 20
-    tasks: int = 12
-    batch: int = 256
-    rate: float = 0.1
-    delta: float = 0.2
-    neurons: int = 100
-    std: float = 0.02
-    iterations: int = 600
-    models: int = 10
-    pruning_beta: float = 1.0
-    pruning_rate: float = 0.3
-    pruning_iterations: int = 1500
-    prompts: int = 4000
-    lengths: tuple[int, ...] = (2, 4, 6, 8, 10, 15, 20, 30, 40)
-    classical_prompts: int = 100
-    rate_alphas: tuple[float, ...] = (0.3, 0.45, 0.65, 1.0)
-    rate_betas: tuple[float, ...] = (2.0, 2.3, 2.6, 3.0)
-    rate_models: int = 5
-    rate_iterations: int = 600
-    test_alphas: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0)
-    train_alphas: tuple[float, ...] = (0.12, 0.18, 0.27, 0.4)
-    train_lengths: tuple[int, ...] = (2, 3, 4, 6, 9, 13, 20)
-    deep_models: int = 5
-    deep_batch: int = 32
-    deep_iterations: int = 1000
-    deep_rate: float = 1e-3
+    M1: int = Field(6, description="In-domain relevant patterns.")
+    M2: int = Field(24, description="In-domain irrelevant patterns.")
+    d: int = Field(30, description="Dimension of an input.")
+    d_y: int = Field(10, description="Dimension of a label.")
+    beta: float = Field(3.0, description="β: norm of a pattern.")
+    kappa: float = Field(0.5, description="Range of κ ~ U(−kappa, kappa), the weight of a token's irrelevant pattern.")
+    odr: int = Field(3, description="M1': out-of-domain relevant patterns.")
+    alpha: float = Field(0.8, description="Share of a prompt's examples that share the query's relevant pattern.")
+    length: int = Field(20, description="l_tr: examples of a training prompt.")
+    tasks: int = Field(12, description="Training tasks of the M1 (M1 − 1).")
+    batch: int = Field(256, description="Prompts of an SGD step.")
+    rate: float = Field(0.1, description="Step size of SGD.")
+    delta: float = Field(0.2, description="W_Q, W_K and W_V start as this times the identity.")
+    neurons: int = Field(100, description="m: neurons of the hidden layer.")
+    std: float = Field(0.02, description="Standard deviation at which W_O starts.")
+    iterations: int = Field(600, description="SGD steps.")
+    models: int = Field(10, description="Models trained, with different seeds.")
+    pruning_beta: float = Field(1.0, description="β of the pruned models, whose neurons fall into tiers.")
+    pruning_rate: float = Field(0.3, description="Step size of SGD of the pruned models.")
+    pruning_iterations: int = Field(1500, description="SGD steps of the pruned models.")
+    prompts: int = Field(4000, description="Test prompts for each model.")
+    lengths: tuple[int, ...] = Field((2, 4, 6, 8, 10, 15, 20, 30, 40), description="Context lengths in testing.")
+    classical_prompts: int = Field(100, description="Test prompts of the comparison with classical methods.")
+    rate_alphas: tuple[float, ...] = Field((0.3, 0.45, 0.65, 1.0), description="α of the study of rates.")
+    rate_betas: tuple[float, ...] = Field((2.0, 2.3, 2.6, 3.0), description="β of the study of rates.")
+    rate_models: int = Field(
+        5, description="Models for each value of the studies of rates, tasks and required examples."
+    )
+    rate_iterations: int = Field(600, description="SGD steps of the study of rates.")
+    test_alphas: tuple[float, ...] = Field(
+        (0.35, 0.5, 0.7, 1.0), description="α' of the study of required test examples."
+    )
+    train_alphas: tuple[float, ...] = Field(
+        (0.12, 0.18, 0.27, 0.4), description="α of the study of required training examples."
+    )
+    train_lengths: tuple[int, ...] = Field(
+        (2, 3, 4, 6, 9, 13, 20), description="l_tr of the study of required training examples."
+    )
+    deep_models: int = Field(5, description="Models of three layers.")
+    deep_batch: int = Field(32, description="Prompts of a training step of the three-layer models.")
+    deep_iterations: int = Field(1000, description="Training steps of the three-layer models.")
+    deep_rate: float = Field(1e-3, description="Learning rate of the three-layer models.")
 
     @field_validator("alpha")
     @classmethod

@@ -21,24 +21,21 @@ T = TypeVar("T", tuple[str, ...], dict[str, float], dict[str, tuple[float, ...]]
 
 
 class ComparisonConfig(FederatedTask):
-    """``updates`` of clients in a run, ``tuning_updates`` in a run that selects the server's step.
-
-    ``grids``: the server's steps to try by method, where they are not those of METHODS. ``steps``: the server's step by
-    method, for methods without selection. ``seeds``: of each run; the selection has a separate seed. ``workers``:
-    processes. ``golden``: expected final accuracies, by "delays, method".
-    """
+    """The rules and delays to compare."""
 
     movable: ClassVar[frozenset[str]] = frozenset({"workers"})
 
-    methods: tuple[str, ...] = Field(tuple(METHODS), min_length=1)
-    delays: tuple[str, ...] = Field(tuple(DELAYS), min_length=1)
-    grids: dict[str, tuple[float, ...]] = Field({})
-    steps: dict[str, float] = Field({})
-    seeds: int = Field(5, ge=1)
-    updates: int = Field(2500, ge=1)
-    tuning_updates: int = Field(500, ge=1)
-    workers: int = Field(2, ge=1)
-    golden: dict[str, float] = Field({})
+    methods: tuple[str, ...] = Field(tuple(METHODS), min_length=1, description="Server rules to compare.")
+    delays: tuple[str, ...] = Field(tuple(DELAYS), min_length=1, description="Delay models to compare.")
+    grids: dict[str, tuple[float, ...]] = Field(
+        {}, description="The server's steps to try by method, where they are not those of METHODS."
+    )
+    steps: dict[str, float] = Field({}, description="The server's step by method, for methods without selection.")
+    seeds: int = Field(5, ge=1, description="Seeds of each run; the selection has a separate seed.")
+    updates: int = Field(2500, ge=1, description="Client updates of a run.")
+    tuning_updates: int = Field(500, ge=1, description="Client updates of a run that selects the server's step.")
+    workers: int = Field(2, ge=1, description="Processes.")
+    golden: dict[str, float] = Field({}, description="Expected final accuracies, by `delays, method`.")
 
     @field_validator("methods", "grids", "steps")
     @classmethod

@@ -72,23 +72,19 @@ Splits: TypeAlias = Mapping[str, Examples]
 
 
 class FederatedTask(JobConfig):
-    """Clients and local training; a subclass has a network and examples.
-
-    ``alpha`` of the Dirichlet partition. ``evaluate_every``: client updates. A client update is ``local_steps`` K of
-    SGD on ``batch`` examples. ``evaluation_batch``: examples of a forward pass.
-    """
+    """Clients and local training; a subclass has a network and examples."""
 
     evaluation_batch: ClassVar[int] = 2000
 
-    clients: int = Field(50, ge=1)
-    concurrency: int = Field(25, ge=1)
-    buffer_size: int = Field(5, ge=1)
-    alpha: float = Field(0.3, gt=0)
-    evaluate_every: int = Field(50, ge=1)
-    local_steps: int = Field(10, ge=1)
-    batch: int = Field(20, ge=1)
-    local_lr: float = Field(0.1, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    clients: int = Field(50, ge=1, description="Clients in total.")
+    concurrency: int = Field(25, ge=1, description="Clients at work at once.")
+    buffer_size: int = Field(5, ge=1, description="Client updates of one step of the server.")
+    alpha: float = Field(0.3, gt=0, description="Of the Dirichlet partition: smaller makes clients' data differ more.")
+    evaluate_every: int = Field(50, ge=1, description="Client updates between two evaluations.")
+    local_steps: int = Field(10, ge=1, description="K: steps of SGD of a client update.")
+    batch: int = Field(20, ge=1, description="Examples of a step of SGD at a client.")
+    local_lr: float = Field(0.1, gt=0, description="Learning rate of SGD at a client.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of SGD at a client.")
 
     @property
     def smallest_client(self) -> int:

@@ -22,7 +22,7 @@ ENOUGH_UPDATES = 1000
 class FadasConfig(ComparisonConfig, FashionTask):
     """FADAS and other rules on Fashion-MNIST."""
 
-    delays: tuple[str, ...] = Field(("mild", "large"), min_length=1)
+    delays: tuple[str, ...] = Field(("mild", "large"), min_length=1, description="Delay models to compare.")
 
     @property
     def task(self) -> FashionTask:

@@ -51,15 +51,14 @@ MODELS = {"mlp": mlp, "cnn": cnn}
 
 
 class FashionTask(FederatedTask):
-    """``data``: the folder of Fashion-MNIST's four files. ``hidden``: model width.
+    """A small network on Fashion-MNIST."""
 
-    ``development``: training examples that no client has, to select steps.
-    """
-
-    data: Path = FOLDER
-    model: Literal["mlp", "cnn"] = "mlp"
-    hidden: int = Field(64, ge=4)
-    development: int = Field(5000, ge=100, le=50_000)
+    data: Path = Field(FOLDER, description="A folder with Fashion-MNIST's four files.")
+    model: Literal["mlp", "cnn"] = Field("mlp", description="The network.")
+    hidden: int = Field(64, ge=4, description="Width of the network.")
+    development: int = Field(
+        5000, ge=100, le=50_000, description="Training examples that no client has, to select steps."
+    )
 
     def network(self) -> nn.Module:
         return MODELS[self.model](self.hidden)

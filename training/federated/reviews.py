@@ -32,19 +32,18 @@ GRIDS: dict[str, tuple[float, ...]] = {
 
 
 class ReviewsTask(FederatedTask):
-    """``layers``: MiniLM's last layers, which get LoRA of ``rank`` on query and value. Texts are cut to ``tokens``.
-
-    ``train``, ``development`` and ``test``: sentences of the clients, to select steps, and of the results.
-    """
+    """MiniLM with LoRA on sentences of film reviews."""
 
     evaluation_batch: ClassVar[int] = 100
 
-    layers: int = Field(1, ge=1, le=minilm.LAYERS)
-    rank: int = Field(8, ge=1)
-    tokens: int = Field(64, ge=4, le=512)
-    train: int = Field(6000, ge=100)
-    development: int = Field(1000, ge=100)
-    test: int = Field(1500, ge=100)
+    layers: int = Field(
+        1, ge=1, le=minilm.LAYERS, description="MiniLM's last layers, which get LoRA on query and value."
+    )
+    rank: int = Field(8, ge=1, description="Rank of LoRA.")
+    tokens: int = Field(64, ge=4, le=512, description="Tokens to which texts are cut.")
+    train: int = Field(6000, ge=100, description="Sentences of the clients.")
+    development: int = Field(1000, ge=100, description="Sentences to select steps.")
+    test: int = Field(1500, ge=100, description="Sentences of the results.")
 
     @property
     def smallest_client(self) -> int:
@@ -67,8 +66,8 @@ class CachedReviews(ReviewsTask):
 class ReviewsConfig(ComparisonConfig, ReviewsTask):
     """FADAS and other rules on LoRA adapters of MiniLM."""
 
-    methods: tuple[str, ...] = Field(tuple(GRIDS), min_length=1)
-    grids: dict[str, tuple[float, ...]] = Field(GRIDS)
+    methods: tuple[str, ...] = Field(tuple(GRIDS), min_length=1, description="Server rules to compare.")
+    grids: dict[str, tuple[float, ...]] = Field(GRIDS, description="The server's steps to try, by method.")
 
     def cached(self, location: str) -> CachedReviews:
         return CachedReviews(location=location, **{name: getattr(self, name) for name in ReviewsTask.model_fields})

@@ -39,24 +39,26 @@ METHODS = ("base", "best-of-16", "federated", "pooled")
 
 
 class FederatedValuesConfig(JobConfig):
-    """``seeds``: repetitions with separate prompts. The last prompt of each client selects the settings."""
+    """The clients, their prompts and rollouts, and the server."""
 
-    seeds: int = Field(5, ge=1)
-    clients: int = Field(8, ge=2)
-    prompts_per_client: int = Field(5, ge=2)
-    rollouts_per_prompt: int = Field(8, ge=2)
-    heldout_prompts: int = Field(8, ge=2)
-    max_tokens: int = Field(24, ge=4)
-    counted_tokens: int = Field(500, ge=1)
-    rule: Literal["fadas", "fadas-min", "fadas-divide", "fedbuff", "fedadam", "fedams", "fedavg"] = "fadas-divide"
-    rates: tuple[float, ...] = Field((0.003, 0.01, 0.03), description="server steps to try")
-    penalties: tuple[float, ...] = Field((0.01, 0.1), description="of |b|² in standard units, to try")
-    rounds: int = Field(100, ge=1)
-    concurrency: int = Field(4, ge=1)
-    buffer_size: int = Field(2, ge=1)
-    local_steps: int = Field(10, ge=1)
-    local_rate: float = Field(0.1, gt=0)
-    batch_size: int = Field(64, ge=1)
+    seeds: int = Field(5, ge=1, description="Repetitions with separate prompts.")
+    clients: int = Field(8, ge=2, description="Clients, each with prompts of its own.")
+    prompts_per_client: int = Field(5, ge=2, description="A client's prompts. The last of each selects the settings.")
+    rollouts_per_prompt: int = Field(8, ge=2, description="Plain samples of each prompt.")
+    heldout_prompts: int = Field(8, ge=2, description="Prompts of the comparison, which no client has.")
+    max_tokens: int = Field(24, ge=4, description="Maximum length of a completion.")
+    counted_tokens: int = Field(500, ge=1, description="How many of the most common tokens get a weight of their own.")
+    rule: Literal["fadas", "fadas-min", "fadas-divide", "fedbuff", "fedadam", "fedams", "fedavg"] = Field(
+        "fadas-divide", description="How the server uses the clients' updates."
+    )
+    rates: tuple[float, ...] = Field((0.003, 0.01, 0.03), description="Server steps to try.")
+    penalties: tuple[float, ...] = Field((0.01, 0.1), description="Weights of |b|² in standard units, to try.")
+    rounds: int = Field(100, ge=1, description="Steps of the server.")
+    concurrency: int = Field(4, ge=1, description="Clients at work at once.")
+    buffer_size: int = Field(2, ge=1, description="Client updates of one step of the server.")
+    local_steps: int = Field(10, ge=1, description="Steps of SGD of a client update.")
+    local_rate: float = Field(0.1, gt=0, description="Step size of SGD at a client.")
+    batch_size: int = Field(64, ge=1, description="Examples of a step of SGD at a client.")
 
     @model_validator(mode="after")
     def _enough_clients(self) -> FederatedValuesConfig:

@@ -53,9 +53,9 @@ class LogitBiasConfig(JobConfig):
     tokenizer: Path = Field(description="A directory with the model's tokenizer, in Hugging Face's format.")
     training_file: Path = Field(description="JSONL rows with messages or prompt, as of an alignment job.")
     grader: JsonObject = Field(description="The reward, in OpenAI's shape.")
-    samples_per_prompt: int = Field(8, ge=2, le=128)
-    max_tokens: int = Field(64, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    samples_per_prompt: int = Field(8, ge=2, le=128, description="Plain samples of each prompt.")
+    max_tokens: int = Field(64, ge=1, description="Maximum length of a completion.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
     entries: int = Field(300, ge=1, description="Entries of logit_bias. OpenAI takes 300.")
     strengths: tuple[float, ...] = Field(
         (2.0, 4.0, 8.0, 16.0),

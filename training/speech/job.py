@@ -31,53 +31,59 @@ from training.speech.training import (
 
 
 class BLJustConfig(JobConfig):
-    """``manifest``, ``dev``, ``test``: JSONL files or folders of LibriSpeech; without them, digits are generated.
-    ``labelled``: training rows that keep their text (None: all). ``strings``: labelled, unlabelled, dev and test
-    strings of digits; ``real``: further unlabelled recordings (None: all).
+    """The recordings, the recogniser and its training.
 
-    ``pieces``: the size of a SentencePiece model; 0 for characters. ``context``, ``future``: seconds of a CPC window
-    and of its prediction. An epoch is ``exploration_passes`` on L_unsup at ``exploration_lr`` and one joint pass at
-    ``lr``; γ grows by ``gamma_step`` per epoch up to ``gamma_cap``; ``finetune_passes`` at ``finetune_lr`` follow.
-
-    ``models``: trainings of each method, with different seeds. ``tune``: run once each of ``lrs`` as ``lr`` for methods
-    without γ, and of ``gammas`` as ``gamma_cap`` or ``fixed_gamma`` for methods with γ; use the best on dev.
+    An epoch is ``exploration_passes`` on L_unsup at ``exploration_lr`` and one joint pass at ``lr``; γ grows by
+    ``gamma_step`` per epoch up to ``gamma_cap``; ``finetune_passes`` at ``finetune_lr`` follow.
     """
 
     movable: ClassVar[frozenset[str]] = frozenset({"device", "workers"})
 
-    manifest: Path | None = None
-    dev: Path | None = None
-    test: Path | None = None
-    labelled: int | None = Field(None, ge=1)
-    sample_rate: int = Field(8000, ge=1000)
-    strings: tuple[int, int, int, int] = (100, 220, 30, 60)
-    real: int | None = Field(100, ge=0)
+    manifest: Path | None = Field(
+        None, description="Training recordings: JSONL or a folder of LibriSpeech. Without, digits are generated."
+    )
+    dev: Path | None = Field(
+        None, description="Recordings on which settings are chosen: JSONL or a folder of LibriSpeech."
+    )
+    test: Path | None = Field(None, description="Recordings of the results: JSONL or a folder of LibriSpeech.")
+    labelled: int | None = Field(None, ge=1, description="Training rows that keep their text. Null: all.")
+    sample_rate: int = Field(8000, ge=1000, description="Samples of sound a second.")
+    strings: tuple[int, int, int, int] = Field(
+        (100, 220, 30, 60), description="Labelled, unlabelled, dev and test strings of generated digits."
+    )
+    real: int | None = Field(100, ge=0, description="Further unlabelled recordings. Null: all.")
 
-    encoder: Literal["bigru", "conformer"] = "bigru"
-    width: int = Field(96, ge=8, multiple_of=8)
-    layers: int = Field(1, ge=1)
-    pieces: int = Field(0, ge=0)
-    context: float = Field(0.5, gt=0)
-    future: float = Field(0.3, gt=0)
+    encoder: Literal["bigru", "conformer"] = Field("bigru", description="The recogniser's encoder.")
+    width: int = Field(96, ge=8, multiple_of=8, description="Width of the encoder.")
+    layers: int = Field(1, ge=1, description="Layers of the encoder.")
+    pieces: int = Field(0, ge=0, description="Size of a SentencePiece model; 0 for characters.")
+    context: float = Field(0.5, gt=0, description="Seconds of a CPC window.")
+    future: float = Field(0.3, gt=0, description="Seconds that CPC predicts.")
 
-    methods: tuple[TrainingMethod, ...] = ("supervised", "pretrain", "fixed", "bl_just")
-    models: int = Field(5, ge=1)
-    epochs: int = Field(40, ge=1)
-    exploration_passes: int = Field(1, ge=0)
-    finetune_passes: int = Field(1, ge=0)
-    batch: int = Field(32, ge=1)
-    exploration_lr: float = Field(1e-3, gt=0)
-    lr: float = Field(4e-3, gt=0)
-    finetune_lr: float = Field(4e-4, gt=0)
-    gamma_step: float = Field(0.05, ge=0)
-    gamma_cap: float = Field(0.5, ge=0)
-    fixed_gamma: float = Field(0.5, ge=0)
-    tune: bool = False
-    lrs: tuple[float, ...] = (3e-3, 6e-3)
-    gammas: tuple[float, ...] = (0.1, 0.5)
+    methods: tuple[TrainingMethod, ...] = Field(
+        ("supervised", "pretrain", "fixed", "bl_just"), description="The methods to compare."
+    )
+    models: int = Field(5, ge=1, description="Trainings of each method, with different seeds.")
+    epochs: int = Field(40, ge=1, description="Epochs, each `exploration_passes` on L_unsup and one joint pass.")
+    exploration_passes: int = Field(1, ge=0, description="Passes of an epoch on L_unsup alone.")
+    finetune_passes: int = Field(1, ge=0, description="Passes on the labelled loss after the epochs.")
+    batch: int = Field(32, ge=1, description="Recordings of a batch.")
+    exploration_lr: float = Field(1e-3, gt=0, description="Learning rate of the exploration passes.")
+    lr: float = Field(4e-3, gt=0, description="Learning rate of the joint pass.")
+    finetune_lr: float = Field(4e-4, gt=0, description="Learning rate of the passes after the epochs.")
+    gamma_step: float = Field(0.05, ge=0, description="By how much γ, the weight of L_unsup, grows in an epoch.")
+    gamma_cap: float = Field(0.5, ge=0, description="The largest γ.")
+    fixed_gamma: float = Field(0.5, ge=0, description="γ of the method whose γ is fixed.")
+    tune: bool = Field(
+        False,
+        description="Run once each of `lrs` as `lr` for methods without γ, and of `gammas` as `gamma_cap` or "
+        "`fixed_gamma` for methods with γ; use the best on dev.",
+    )
+    lrs: tuple[float, ...] = Field((3e-3, 6e-3), description="Learning rates to try.")
+    gammas: tuple[float, ...] = Field((0.1, 0.5), description="Values of γ to try.")
 
-    device: str = "cpu"
-    workers: int = Field(0, ge=0)
+    device: str = Field("cpu", description="Where PyTorch trains: cpu, cuda, ….")
+    workers: int = Field(0, ge=0, description="Processes that read recordings; 0: the run's own.")
 
 
 @dataclass

@@ -5,6 +5,8 @@ import { ApiError, listModels, saveKey, savedKey } from "./api";
 import { KeyForm } from "./KeyForm";
 import { EvalList } from "./evals/EvalList";
 import { EvalPage } from "./evals/EvalPage";
+import { NewEval } from "./evals/NewEval";
+import { NewEvalRun } from "./evals/NewEvalRun";
 import { usePolled } from "./hooks";
 import { JobList } from "./jobs/JobList";
 import { JobPage } from "./jobs/JobPage";
@@ -80,7 +82,7 @@ export function App() {
 function Body({ route, base }: { route: Route; base: string }) {
   const [page = "jobs", id] = route.path;
   if (page === "jobs") return id ? <JobPage key={id} id={id} /> : <JobList />;
-  if (page === "evals") return id ? <EvalPage key={id} id={id} /> : <EvalList />;
+  if (page === "evals") return <Evals path={route.path.slice(1)} base={base} />;
   if (page === "runs") return <Runs id={id} query={route.query} />;
   if (page === "new") return <NewJob base={base} />;
   if (page === "playground") return <Playground key={route.query.toString()} base={base} query={route.query} />;
@@ -92,6 +94,12 @@ function Body({ route, base }: { route: Route; base: string }) {
       </p>
     </section>
   );
+}
+
+function Evals({ path: [id, part], base }: { path: string[]; base: string }) {
+  if (!id) return <EvalList />;
+  if (id === "new") return <NewEval base={base} />;
+  return part === "new" ? <NewEvalRun key={id} id={id} base={base} /> : <EvalPage key={id} id={id} />;
 }
 
 function Runs({ id, query }: { id?: string; query: URLSearchParams }) {

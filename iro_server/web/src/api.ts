@@ -25,6 +25,12 @@ export class ApiError extends Error {
   }
 }
 
+/** The error with the field at fault before it, where its message does not name that. */
+export function named(error: Error): Error {
+  const param = error instanceof ApiError ? error.param : null;
+  return param && !error.message.includes(param) && param !== "file" ? new Error(`${param}: ${error.message}`) : error;
+}
+
 export type Status = "validating_files" | "queued" | "running" | "paused" | "succeeded" | "failed" | "cancelled";
 
 export const OPEN: readonly Status[] = ["validating_files", "queued", "running", "paused"];
@@ -42,7 +48,7 @@ export interface Job {
   method: { reinforcement: { grader: Grader } & { [block: string]: Record<string, unknown> | undefined } };
   error: { code: string; message: string; param: string | null } | null;
   estimated_finish: number | null;
-  iro: { improved: boolean | null; suffix: string | null; jobs_ahead: number | null };
+  iro: { improved: boolean | null; suffix: string | null; jobs_ahead: number | null; ran_seconds: number | null };
 }
 
 export type Grader = { type: string; name?: string } & Record<string, unknown>;
@@ -226,9 +232,9 @@ export const validateGrader = (grader: Grader) => post("/fine_tuning/alpha/grade
 export const runGrader = (grader: Grader, sample: string, item: unknown, signal?: AbortSignal) =>
   post<Graded>("/fine_tuning/alpha/graders/run", { grader, model_sample: sample, item }, signal);
 
-export async function uploadRows(file: Blob, name: string): Promise<string> {
+export async function uploadFile(file: Blob, name: string, purpose: "fine-tune" | "evals"): Promise<string> {
   const form = new FormData();
-  form.set("purpose", "fine-tune");
+  form.set("purpose", purpose);
   form.set("file", file, name);
   const stored = (await (await call("/files", { method: "POST", body: form })).json()) as { id: string };
   return stored.id;

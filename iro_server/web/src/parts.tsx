@@ -1,6 +1,7 @@
 // Small pieces that several pages show.
 
 import type { ComponentChildren } from "preact";
+import { useState } from "preact/hooks";
 import type { Status } from "./api";
 
 const STATUS: Record<Status | "in_progress", string> = {
@@ -61,5 +62,32 @@ export function Field({
         </small>
       )}
     </div>
+  );
+}
+
+/** A button that acts on its second click, whose label says what it will do. */
+export function ConfirmedButton({
+  label,
+  confirmation,
+  disabled,
+  onConfirm,
+}: {
+  label: string;
+  confirmation: string;
+  disabled?: boolean;
+  onConfirm: () => void;
+}) {
+  const [asks, setAsks] = useState(false);
+  return (
+    <>
+      <button class="danger" disabled={disabled} onClick={() => (asks ? onConfirm() : setAsks(true))}>
+        {asks ? confirmation : label}
+      </button>
+      {asks && (
+        <button disabled={disabled} onClick={() => setAsks(false)}>
+          Keep it
+        </button>
+      )}
+    </>
   );
 }

@@ -60,7 +60,9 @@ def test_every_registered_job_has_a_schema_and_its_presets_conform(served: Simpl
     assert kinds["theory.cot"]["summary"].startswith("Chain of thought")
     assert kinds["theory.cot"]["presets"]["smoke"]["models"] == 5
     for kind in kinds.values():
-        assert kind["problem"] or {"properties"} <= kind["config_schema"].keys()
+        fields = {} if kind["problem"] else kind["config_schema"]["properties"]
+        assert kind["problem"] or fields
+        assert [name for name, field in fields.items() if not field.get("description")] == [], kind["id"]
     assert path_fields(kinds["align"]["config_schema"]) >= {"training_file", "model_dir", "engine_adapters"}
     assert path_fields(kinds["federated.fadas"]["config_schema"]) == {"data"}
 

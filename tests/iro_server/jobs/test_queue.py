@@ -10,8 +10,8 @@ from sqlalchemy import select
 
 from iro_server.jobs import records
 from iro_server.settings import Settings
-from iro_server.store.database import open_database
-from iro_server.store.tables import Event, Job
+from iro_server.store.database import find, open_database
+from iro_server.store.tables import DEFAULT_PROJECT, Event, Job
 
 pytestmark = pytest.mark.both_databases
 
@@ -94,5 +94,21 @@ def test_a_queued_job_waits_for_its_own_projects_earlier_jobs(sessions):
     running = records.take_next(sessions, "here")  # the other project's, which was queued first
     assert running.id == "theirs" and records.take_next(sessions, "here").id == "ftjob-0"
     with sessions() as session:
-        jobs = {job.id: job for job in session.scalars(select(Job))}
-        assert [records.jobs_ahead(session, jobs[f"ftjob-{number}"]) for number in (1, 2)] == [1, 2]
+        assert records.jobs_ahead(session, DEFAULT_PROJECT) == {"ftjob-1": 1, "ftjob-2": 2}
+        assert records.jobs_ahead(session, "other") == {}
+
+
+def test_the_time_that_a_job_ran_is_without_its_waiting_and_pauses(sessions, monkeypatch):
+    clock = 1000.0
+    monkeypatch.setattr(records.time, "time", lambda: clock)
+    [id] = queue(sessions, 1)
+    for wait, run, end in ((50, 7, "paused"), (100, 5, "queued"), (20, 1, "succeeded")):
+        clock += wait
+        assert records.take_next(sessions, "here").id == id
+        clock += run
+        with sessions.begin() as session:
+            assert records.move(session, id, "running", end)
+            if end == "paused":
+                assert records.move(session, id, "paused", "queued")
+    with sessions() as session:
+        assert find(session, Job, id).ran == 13

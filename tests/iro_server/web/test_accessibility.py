@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
 
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import aligned, serving, settings_for
@@ -133,3 +136,22 @@ def test_the_keyboard_alone_reaches_a_job(browser, crowded):
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", level=1)).to_contain_text("ftjob-")
+
+
+def test_on_a_phone_a_table_shows_that_it_scrolls_and_checkpoints_have_their_whole_names(browser, crowded):
+    with opened(browser, crowded.address, color_scheme="light", viewport={"width": 360, "height": 800}) as (page, _):
+        show_job(page)
+        names = page.get_by_role("region", name="Table of checkpoints").get_by_role("code")
+        assert names.first.evaluate("code => code.scrollWidth <= code.clientWidth")
+        table = page.get_by_role("region", name="Table of iterations")
+        at_start = edges(table)
+        table.evaluate("table => { table.scrollLeft = table.scrollWidth }")
+        at_end = edges(table)
+        assert at_start[1] < at_end[1] - 20 and at_end[0] < at_start[0] - 20  # darker where there is more
+
+
+def edges(table: Locator) -> tuple[float, float]:
+    """The brightness of its outermost columns of pixels, left and right, most of which are empty."""
+    image = Image.open(BytesIO(table.screenshot())).convert("L")
+    heights = range(image.height)
+    return tuple(median(image.getpixel((x, y)) for y in heights) for x in (0, image.width - 1))

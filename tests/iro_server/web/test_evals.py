@@ -72,6 +72,72 @@ def test_failures_are_filtered_and_two_runs_compared(browser, evaluated):
         watch.assert_clean()
 
 
+def test_a_run_is_started_on_the_items_of_an_earlier_one_or_on_new_ones(browser, evaluated):
+    id = new_eval(evaluated.client, [SAYS_Z, CLOSE])
+    evaluated.client.evals.update(id, name="more")
+    run_eval(evaluated.client, id, sampled(ITEMS, seed=3))
+    with opened(browser, evaluated.address, f"/#/evals/{id}") as (page, watch):
+        heads = page.get_by_role("region", name="Table of runs").get_by_role("columnheader")
+        expect(heads.filter(has_text="says z")).to_contain_text("passes from 0.5")
+        expect(heads.filter(has_text="close")).to_contain_text("passes from 0.4")
+        page.get_by_role("link", name="New run").click()
+        page.get_by_label("Name of the run").fill("shorter")
+        expect(page.get_by_label("Prompt")).to_have_value("say {{item.q}}")
+        page.get_by_label("Answer length").fill("3")
+        page.get_by_role("button", name="Start the run").click()
+        expect(page.get_by_text(f"{ITEMS} items")).to_be_visible()
+        page.get_by_role("link", name="New run").click()
+        page.get_by_label("Name of the run").fill("two")
+        page.get_by_label("Items", exact=True).select_option("new ones")
+        rows = page.get_by_label("New items")
+        rows.fill('{"q": "a"}\nno')
+        expect(page.get_by_role("button", name="Start the run")).to_be_disabled()
+        expect(page.get_by_text("is not valid JSON")).to_be_visible()
+        rows.fill('{"q": "a"}\n{"item": {"r": "b"}}')
+        page.get_by_label("Prompt").fill("")
+        page.get_by_role("button", name="Start the run").click()
+        expect(page.get_by_role("alert")).to_contain_text("write what the model is asked")
+        page.get_by_label("Prompt").fill("repeat {{item.q}}")
+        page.get_by_role("button", name="Start the run").click()
+        expect(page.get_by_role("alert")).to_contain_text("an item does not fit item_schema")
+        rows.fill('{"q": "a"}\n{"item": {"q": "b"}}')
+        assert violations(page) == []
+        page.get_by_role("button", name="Start the run").click()
+        expect(page.get_by_text("2 items")).to_be_visible()
+        watch.assert_clean(refusals=1)
+    two, shorter, first = evaluated.client.evals.runs.list(id, order="desc").data
+    assert (two.name, shorter.name, shorter.result_counts.total) == ("two", "shorter", ITEMS)
+    assert two.data_source.input_messages.template[0].content.text == "repeat {{item.q}}"
+    assert shorter.data_source.sampling_params.max_completion_tokens == 3
+    assert shorter.data_source.sampling_params.seed == 3 and shorter.data_source.source == first.data_source.source
+
+
+def test_an_eval_is_created_and_run_from_an_empty_page(browser, tmp_path):
+    with serving(settings_for(tmp_path), ByteEngine()) as client:
+        address = str(client.base_url).removesuffix("/v1/")
+        with opened(browser, address, "/#/evals") as (page, watch):
+            page.get_by_role("link", name="Create an eval").click()
+            page.get_by_label("Name of the eval").fill("letters")
+            page.get_by_label("Items", exact=True).fill('{"q": "z", "note": 1}\n{"q": "y"}')
+            page.get_by_label("Prompt").fill("say {{item.q}}")
+            page.get_by_label("Answer length").fill("6")
+            page.get_by_label("Kind of grader").select_option("python")
+            page.get_by_label("Source").fill("def grade(sample, item):\n    return item[\n")
+            assert violations(page) == []
+            page.get_by_role("button", name="Create the eval").click()
+            expect(page.get_by_role("alert")).to_contain_text("testing_criteria.0")
+            page.get_by_label("Kind of grader").select_option("string_check")
+            page.get_by_label("Text", exact=True).fill("{{item.q}}")
+            page.get_by_role("button", name="Create the eval").click()
+            expect(page.get_by_role("heading", name="letters")).to_be_visible()
+            expect(page.get_by_text("2 items")).to_be_visible()
+            watch.assert_clean(refusals=1)
+        [evaluation] = client.evals.list().data
+        assert evaluation.data_source_config.schema_["properties"]["item"]["required"] == ["q"]
+        [run] = client.evals.runs.list(evaluation.id).data
+        assert (run.status, run.result_counts.total, run.result_counts.errored) == ("completed", 2, 0)
+
+
 def test_an_empty_list_says_how_to_begin(browser, tmp_path):
     with serving(settings_for(tmp_path), ByteEngine()) as client:
         address = str(client.base_url).removesuffix("/v1/")

@@ -69,6 +69,21 @@ def test_the_answers_of_an_estimate_are_not_samples_of_the_frozen_model(browser,
         watch.assert_clean()
 
 
+def test_what_a_job_waited_is_not_in_the_time_that_it_ran(browser, served):
+    job_id = start_job(served.client, GRADER)
+    ended(served.client, job_id)
+    with open_database(served.settings).begin() as session:
+        job = find(session, Job, job_id)
+        job.created_at, job.ran = job.finished_at - 600, 90.0
+    with opened(browser, served.address) as (page, watch):
+        expect(page.get_by_role("row").filter(has_text=job_id[-8:])).to_contain_text("1 min 30 s")
+        page.goto(f"{served.address}/#/jobs/{job_id}")
+        for name, time in (("Waited", "8 min 30 s"), ("Ran", "1 min 30 s")):
+            fact = page.locator(".facts > div").filter(has=page.get_by_text(name, exact=True))
+            expect(fact).to_contain_text(time)
+        watch.assert_clean()
+
+
 def test_a_model_that_is_served_unproven_is_not_said_to_answer_as_the_frozen_one(browser, served):
     job_id = start_job(served.client, GRADER, keep_unproven=True)
     ended(served.client, job_id)

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -66,6 +67,10 @@ def test_a_run_is_filled_in_started_and_watched_to_its_figures(browser: Browser,
         expect(page.get_by_text("Chain of thought by an attention-only transformer")).to_be_visible()
         expect(page.get_by_label("Preset")).to_have_value("smoke")
         page.get_by_label("Name").fill("from the form")
+        expect(page.get_by_label("seed", exact=True)).not_to_be_visible()  # the preset has it not
+        page.get_by_text("Further fields").click()
+        expect(page.get_by_label("coefficient_sum")).to_be_visible()
+        expect(page.get_by_text("Norm of the random vector that is added to a state in testing.")).to_be_visible()
         page.get_by_label("studies").fill('["matrices"]')
         page.get_by_label("models", exact=True).fill("few")
         page.get_by_role("button", name="Start the run").click()
@@ -128,6 +133,25 @@ def test_a_run_is_deleted_after_a_second_click(browser: Browser, studied: Simple
         expect(page.get_by_role("link", name="New run")).to_be_visible()
         watch.assert_clean()
     assert studied.http.get(f"iro/job_runs/{run}").status_code == 404
+
+
+def test_a_waiting_run_is_cancelled_after_a_second_click_and_says_that_it_did_not_start(
+    browser: Browser, tmp_path: Path
+) -> None:
+    settings = settings_for(tmp_path, job_run_concurrency=0)
+    with open_database(settings).begin() as session:
+        session.add(JobRun(id="jobrun_1", kind=COT["kind"], preset=COT["preset"], name="waits", config=SMALL))
+    with serving(settings, ByteEngine()) as client:
+        address = str(client.base_url).removesuffix("/v1/")
+        with opened(browser, address, "/#/runs/jobrun_1") as (page, watch):
+            expect(page.get_by_text("Waits for its turn.")).to_be_visible()
+            page.get_by_role("button", name="Cancel").click()
+            page.get_by_role("button", name="Keep it").click()
+            page.get_by_role("button", name="Cancel").click()
+            page.get_by_role("button", name="End the run for good").click()
+            expect(page.get_by_text("The run was cancelled before it started")).to_be_visible()
+            expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+            watch.assert_clean()
 
 
 PAGES = {

@@ -48,33 +48,36 @@ TUNING_DRAW = 10**6  # the draw on which the scales of step sizes are chosen
 
 
 class HyperCleaningConfig(JobConfig):
-    """``corruptions``: shares of wrong labels. ``repeats``: draws of data and batches, the same for every method.
+    """The draws of data, the methods, and how long each runs."""
 
-    ``images``: training images and clean images of each agent. ``concentration``: of the Dirichlet shares of classes.
-    ``pool``: side of the squares of pixels that are averaged. ``evaluations``: gradients of f or g, and second-order
-    products, of a batch, per agent. ``points`` of a curve. ``alpha`` and ``beta``: step sizes of x, and of y and z.
-    ``theta``: weight of the newest u. ``kept``: share of the coordinates that rand-k and top-k send.
-    ``scales``: each method runs once with ``alpha`` and ``beta`` times each of these, on a separate draw at the middle
-    corruption, and uses the scale with the best accuracy on training images that no agent of that draw has.
-    """
-
-    corruptions: tuple[float, ...] = Field((0.1, 0.2, 0.3), min_length=1)
-    repeats: int = Field(5, ge=1)
-    agents: int = Field(10, ge=3)
-    self_weight: float = Field(0.5, gt=0, lt=1)
-    images: int = Field(500, ge=1)
-    concentration: float = Field(0.1, gt=0)
-    pool: int = Field(1, ge=1)
-    batch: int = Field(50, ge=1)
-    evaluations: int = Field(3000, ge=60)
-    points: int = Field(10, ge=2)
-    methods: tuple[str, ...] = Field(COMPARED, min_length=1)
-    alpha: float = 300.0
-    beta: float = 0.25
-    theta: float = 0.2
-    kept: float = Field(0.05, gt=0, le=1)
-    scales: tuple[float, ...] = Field((3.0, 1.0, 0.3, 0.1), min_length=1)
-    data: Path = FOLDER
+    corruptions: tuple[float, ...] = Field((0.1, 0.2, 0.3), min_length=1, description="Shares of wrong labels.")
+    repeats: int = Field(5, ge=1, description="Draws of data and batches, the same for every method.")
+    agents: int = Field(10, ge=3, description="Agents on a ring.")
+    self_weight: float = Field(
+        0.5, gt=0, lt=1, description="Weight of an agent's own vector when it averages with its two neighbours."
+    )
+    images: int = Field(500, ge=1, description="Training images, and as many clean images, of each agent.")
+    concentration: float = Field(
+        0.1, gt=0, description="Of the Dirichlet shares of classes: smaller makes agents' data differ more."
+    )
+    pool: int = Field(1, ge=1, description="Side of the squares of pixels that are averaged.")
+    batch: int = Field(50, ge=1, description="Images of a batch.")
+    evaluations: int = Field(
+        3000, ge=60, description="Gradients of f or g, and second-order products, of a batch, per agent."
+    )
+    points: int = Field(10, ge=2, description="Points of a curve.")
+    methods: tuple[str, ...] = Field(COMPARED, min_length=1, description="The methods to compare.")
+    alpha: float = Field(300.0, description="Step size of x.")
+    beta: float = Field(0.25, description="Step size of y and z.")
+    theta: float = Field(0.2, description="Weight of the newest u.")
+    kept: float = Field(0.05, gt=0, le=1, description="Share of the coordinates that rand-k and top-k send.")
+    scales: tuple[float, ...] = Field(
+        (3.0, 1.0, 0.3, 0.1),
+        min_length=1,
+        description="Each method runs once with alpha and beta times each of these, on a separate draw at the middle "
+        "corruption, and uses the scale with the best accuracy on training images that no agent of that draw has.",
+    )
+    data: Path = Field(FOLDER, description="A folder with Fashion-MNIST.")
 
     @field_validator("methods")
     @classmethod

@@ -25,21 +25,24 @@ TUNING_DRAW = 10**6  # the draw on which the scales of step sizes are chosen
 
 
 class ReadyProblemsConfig(JobConfig):
-    """``studies``: any of policy, meta, representation, ridges. ``repeats``: draws of data, starts and batches, the
-    same for every method. ``agents``: on a ring, or workers of a server. ``evaluations``: gradients of f or g, and
-    second-order products, of a batch, per agent. ``points`` of a curve. ``data``: a folder with Fashion-MNIST.
+    """The draws of data, and how long each method runs."""
 
-    ``scales``: each method runs once with the step sizes of its study times each of these, on a separate draw, and
-    uses the scale with the best final score.
-    """
-
-    studies: tuple[str, ...] = Field(tuple(STUDIES), min_length=1)
-    repeats: int = Field(5, ge=1)
-    agents: int = Field(10, ge=3)
-    evaluations: int = Field(1500, ge=60)
-    points: int = Field(10, ge=2)
-    scales: tuple[float, ...] = Field((3.0, 1.0, 0.3, 0.1), min_length=1)
-    data: Path = FOLDER
+    studies: tuple[str, ...] = Field(
+        tuple(STUDIES), min_length=1, description="Any of policy, meta, representation, ridges."
+    )
+    repeats: int = Field(5, ge=1, description="Draws of data, starts and batches, the same for every method.")
+    agents: int = Field(10, ge=3, description="Agents on a ring, or workers of a server.")
+    evaluations: int = Field(
+        1500, ge=60, description="Gradients of f or g, and second-order products, of a batch, per agent."
+    )
+    points: int = Field(10, ge=2, description="Points of a curve.")
+    scales: tuple[float, ...] = Field(
+        (3.0, 1.0, 0.3, 0.1),
+        min_length=1,
+        description="Each method runs once with the step sizes of its study times each of these, on a separate draw, "
+        "and uses the scale with the best final score.",
+    )
+    data: Path = Field(FOLDER, description="A folder with Fashion-MNIST.")
 
     @field_validator("studies")
     @classmethod

@@ -42,25 +42,25 @@ FIXED_POINT_ERROR = 2.2577983102  # Σ‖x_i - x*‖² of D-SOBA on the problem 
 
 
 class QuadraticConfig(JobConfig):
-    """``repeats``: random problems of each study (seeds ``seed``, + 1, ...). ``agents`` of the topologies: a square.
+    """The studies of pairs, of topologies, of the speed-up, and of compressors."""
 
-    ``sizes``: n of the speed-up study, with ``noise`` in the gradients and step sizes ``alpha``, 2 ``alpha``, 2
-    ``alpha`` of x, y, z. ``compressed_noises``: noise in the gradients of the compressed study; the first is 0.
-    """
-
-    repeats: int = Field(5, ge=1)
-    pair_steps: int = Field(800, ge=10)
-    agents: int = 16
-    topology_steps: int = Field(1000, ge=10)
-    topology_noise: float = 0.1
-    sizes: tuple[int, ...] = (4, 8, 16, 32)
-    speedup_repeats: int = Field(10, ge=1)
-    speedup_steps: int = Field(2000, ge=10)
-    noise: float = 1.0
-    alpha: float = Field(0.02, gt=0)
-    compressors: tuple[str, ...] = tuple(COMPRESSED)
-    compressed_steps: int = Field(2400, ge=100)
-    compressed_noises: tuple[float, ...] = (0.0, 0.3)
+    repeats: int = Field(5, ge=1, description="Random problems of each study.")
+    pair_steps: int = Field(800, ge=10, description="Steps of the study that compares pairs of strategies.")
+    agents: int = Field(16, description="Agents of the topologies, a square number.")
+    topology_steps: int = Field(1000, ge=10, description="Steps of the study of topologies.")
+    topology_noise: float = Field(0.1, description="Noise in the gradients of the study of topologies.")
+    sizes: tuple[int, ...] = Field((4, 8, 16, 32), description="Numbers of agents n of the speed-up study.")
+    speedup_repeats: int = Field(10, ge=1, description="Random problems of the speed-up study.")
+    speedup_steps: int = Field(2000, ge=10, description="Steps of the speed-up study.")
+    noise: float = Field(1.0, description="Noise in the gradients of the speed-up study.")
+    alpha: float = Field(
+        0.02, gt=0, description="Step size of x in the speed-up study; those of y and z are twice that."
+    )
+    compressors: tuple[str, ...] = Field(tuple(COMPRESSED), description="Compressed methods to compare.")
+    compressed_steps: int = Field(2400, ge=100, description="Steps of the study of compressors.")
+    compressed_noises: tuple[float, ...] = Field(
+        (0.0, 0.3), description="Noise in the gradients of the study of compressors, each tried; the first is 0."
+    )
 
     @field_validator("agents")
     @classmethod

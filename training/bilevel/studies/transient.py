@@ -31,23 +31,20 @@ COARSE = 4  # powers of two between the horizons that are tried first
 
 
 class TransientConfig(JobConfig):
-    """Agents mix by (1 - g) I + g 11ᵀ/n, whose spectral gap is g.
+    """Agents mix by (1 - g) I + g 11ᵀ/n, whose spectral gap is g."""
 
-    ``step``: c of the steps for horizon K, c √(n/K) of x and twice that of y and z. ``sizes``: n at the gap
-    ``size_gap``. ``level_gap``: of the level whose gap is not varied. ``powers``: the shortest and the longest horizon,
-    as powers of two.
-    """
-
-    repeats: int = Field(5, ge=2)
-    agents: int = Field(8, ge=2)
-    gaps: tuple[float, ...] = tuple(2.0**-power for power in range(2, 11))
-    sizes: tuple[int, ...] = (4, 8, 16, 32)
-    size_gap: float = Field(2.0**-6, gt=0, le=1)
-    level_gap: float = Field(0.5, gt=0, le=1)
-    powers: tuple[int, int] = (9, 38)
-    step: float = Field(0.5, gt=0)
-    noise: float = Field(1.0, gt=0)
-    heterogeneity: float = Field(1.0, ge=0)
+    repeats: int = Field(5, ge=2, description="Random problems.")
+    agents: int = Field(8, ge=2, description="Agents where their number is not varied.")
+    gaps: tuple[float, ...] = Field(
+        tuple(2.0**-power for power in range(2, 11)), description="Spectral gaps g of the mixing matrix, falling."
+    )
+    sizes: tuple[int, ...] = Field((4, 8, 16, 32), description="Numbers of agents n at the gap `size_gap`.")
+    size_gap: float = Field(2.0**-6, gt=0, le=1, description="The spectral gap where the number of agents is varied.")
+    level_gap: float = Field(0.5, gt=0, le=1, description="The spectral gap of the level whose gap is not varied.")
+    powers: tuple[int, int] = Field((9, 38), description="The shortest and the longest horizon, as powers of two.")
+    step: float = Field(0.5, gt=0, description="c of the steps for horizon K: c √(n/K) of x and twice that of y and z.")
+    noise: float = Field(1.0, gt=0, description="Noise in the gradients.")
+    heterogeneity: float = Field(1.0, ge=0, description="How much agents' problems differ.")
 
     @field_validator("gaps")
     @classmethod

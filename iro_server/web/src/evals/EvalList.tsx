@@ -12,6 +12,9 @@ export function EvalList() {
     <section>
       <div class="title">
         <h1>Evals</h1>
+        <a class="button main" href="#/evals/new">
+          New eval
+        </a>
       </div>
       {error && <Problem error={error} again={again} />}
       {!value && !error && <p class="faint">Loading …</p>}
@@ -19,9 +22,13 @@ export function EvalList() {
         <div class="card empty">
           <h2>No evals yet</h2>
           <p>
-            An eval grades the answers of models to items by several criteria. Create one with <code>POST /v1/evals</code>{" "}
-            or take one over with <code>iro evals import FILE</code>; its runs are compared here.
+            An eval grades the answers of models to items. Create one here, one of several criteria with{" "}
+            <code>POST /v1/evals</code>, or take one over with <code>iro evals import FILE</code>; its runs are compared
+            here.
           </p>
+          <a class="button main" href="#/evals/new">
+            Create an eval
+          </a>
         </div>
       )}
       {value && value.data.length > 0 && (

@@ -4,9 +4,10 @@ import { useState } from "preact/hooks";
 import { date, number } from "../format";
 import { usePolled } from "../hooks";
 import { Field, Problem } from "../parts";
+import { address } from "../router";
 import { Items } from "./Items";
 import type { EvalRun } from "./api";
-import { getEval, listRuns } from "./api";
+import { getEval, listRuns, thresholdOf } from "./api";
 
 const EVERY = 2000; // milliseconds
 const RUNNING: readonly string[] = ["queued", "in_progress"];
@@ -34,12 +35,15 @@ export function EvalPage({ id }: { id: string }) {
       </p>
       <div class="title">
         <h1 class="break">{evaluation.name || evaluation.id}</h1>
+        <a class="button main" href={address(["evals", id, "new"])}>
+          New run
+        </a>
       </div>
       {error && <Problem error={error} again={again} />}
       {!run && <p class="card faint">No runs yet.</p>}
       {run && (
         <>
-          <Runs runs={runs} shown={[run, other]} />
+          <Runs runs={runs} shown={[run, other]} thresholds={evaluation.testing_criteria.map(thresholdOf)} />
           <div class="pair">
             <RunSelect
               id="run"
@@ -86,7 +90,13 @@ const RunSelect = ({ id, label, runs, value, open, onChange }: SelectProps) => (
   </Field>
 );
 
-function Runs({ runs, shown }: { runs: EvalRun[]; shown: (EvalRun | undefined)[] }) {
+interface RunsProps {
+  runs: EvalRun[];
+  shown: (EvalRun | undefined)[];
+  thresholds: number[]; // of the criteria
+}
+
+function Runs({ runs, shown, thresholds }: RunsProps) {
   const criteria = runs[0]!.per_testing_criteria_results.map(({ testing_criteria }) => testing_criteria);
   return (
     <section class="card" aria-labelledby="runs">
@@ -98,9 +108,10 @@ function Runs({ runs, shown }: { runs: EvalRun[]; shown: (EvalRun | undefined)[]
               <th scope="col">Run</th>
               <th scope="col">Status</th>
               <th scope="col">Passed</th>
-              {criteria.map((name) => (
+              {criteria.map((name, i) => (
                 <th scope="col">
                   <span class="clip">{name}</span>
+                  <div>passes from {Number(thresholds[i]!.toPrecision(4))}</div>
                 </th>
               ))}
               <th scope="col">Created</th>

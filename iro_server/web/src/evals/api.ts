@@ -1,7 +1,7 @@
 // /v1/evals, as the pages read it.
 
 import type { Page } from "../api";
-import { get } from "../api";
+import { call, get, post } from "../api";
 
 export interface Eval {
   id: string;
@@ -10,12 +10,27 @@ export interface Eval {
   testing_criteria: ({ name?: string; type: string } & Record<string, unknown>)[];
 }
 
+export interface InputMessages {
+  type: "template" | "item_reference";
+  template?: { role: string; content: string | { text: string } }[];
+  item_reference?: string;
+}
+
+export interface DataSource {
+  type: "jsonl" | "completions" | "responses";
+  model?: string;
+  source: { type: string } & Record<string, unknown>;
+  input_messages?: InputMessages;
+  sampling_params?: Record<string, unknown>;
+}
+
 export interface EvalRun {
   id: string;
   created_at: number;
   name: string;
   status: "queued" | "in_progress" | "completed" | "canceled" | "failed";
   model: string;
+  data_source: DataSource;
   error: { message: string } | null;
   result_counts: { total: number; passed: number; failed: number; errored: number };
   per_testing_criteria_results: { testing_criteria: string; passed: number; failed: number; mean_score: number | null }[];
@@ -37,6 +52,15 @@ export const listEvals = (after: string | null, signal?: AbortSignal) =>
 export const getEval = (id: string, signal?: AbortSignal) => get<Eval>(path(id), signal);
 export const listRuns = (id: string, signal?: AbortSignal) =>
   get<Page<EvalRun>>(`${path(id)}/runs?limit=100&order=desc`, signal);
+export const createEval = (body: unknown) => post<Eval>("/evals", body);
+export const deleteEval = (id: string) => call(path(id), { method: "DELETE" });
+export const createRun = (id: string, body: unknown) => post<EvalRun>(`${path(id)}/runs`, body);
+
+/** The score from which an answer passes: `threshold` of iro_server/jobs/evals/criteria.py. */
+export function thresholdOf({ pass_threshold, range }: Eval["testing_criteria"][number]): number {
+  const [low, high] = (range as [number, number] | undefined) ?? [0, 1];
+  return (pass_threshold as number | undefined) ?? (low + high) / 2;
+}
 
 const PAGES = 10; // of a hundred items
 

@@ -41,7 +41,10 @@ export function Compare({ query }: { query: URLSearchParams }) {
       {error && <Problem error={error} again={again} />}
       <section class="card" aria-labelledby="overlay">
         <h2 id="overlay">Metrics</h2>
-        <Curves runs={value.map(({ rows }, i) => ({ label: labels[i]!, rows }))} />
+        <Curves
+          runs={value.map(({ rows }, i) => ({ label: labels[i]!, rows }))}
+          empty={open ? "Metrics appear here as the runs write them." : "The runs have no metrics."}
+        />
       </section>
       <Differences runs={value.map(({ run }) => run)} labels={labels} />
     </section>

@@ -51,4 +51,4 @@ export function ConfigField({ field, text, changed, wrong, onText }: Props) {
   );
 }
 
-const label = (name: string, changed: boolean): string => name.replaceAll("_", " ") + (changed ? " (changed)" : "");
+const label = (name: string, changed: boolean): string => name + (changed ? " (changed)" : "");

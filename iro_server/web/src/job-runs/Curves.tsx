@@ -12,14 +12,15 @@ export interface Labelled {
   rows: Flat[];
 }
 
-export function Curves({ runs }: { runs: Labelled[] }) {
+/** `empty`: what to say while there are no metrics. */
+export function Curves({ runs, empty }: { runs: Labelled[]; empty: string }) {
   const [chosen, setChosen] = useState("");
   const [chosenX, setX] = useState("");
   const [isLog, setLog] = useState(false);
   const place = useRef<HTMLDivElement>(null);
   const rows = runs.flatMap((run) => run.rows);
   const { metrics, xs } = numericNames(rows);
-  if (metrics.length === 0) return <p class="faint">Metrics appear here as the run writes them.</p>;
+  if (metrics.length === 0) return <p class="faint">{empty}</p>;
   const metric = metrics.includes(chosen) ? chosen : fullest(rows, metrics);
   const x = xs.includes(chosenX) ? chosenX : defaultX(rows, metric);
   const all = runs.flatMap(({ label, rows }) =>

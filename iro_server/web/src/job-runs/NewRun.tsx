@@ -3,11 +3,13 @@
 import { useState } from "preact/hooks";
 import { ApiError } from "../api";
 import { usePolled } from "../hooks";
+import { sameJson } from "../new/json";
 import { Field, Problem } from "../parts";
 import { address } from "../router";
 import type { Config, JobKind } from "./api";
 import { createRun, getRun, listKinds } from "./api";
 import { ConfigField } from "./ConfigField";
+import type { FormField } from "./schema";
 import { FieldError, baseConfig, fieldsOf, textOf, valueOf } from "./schema";
 
 export function NewRun({ query }: { query: URLSearchParams }) {
@@ -66,6 +68,19 @@ function ConfigForm({ kind, before }: { kind: JobKind; before: Config | null }) 
   const base = baseConfig(kind.config_schema, kind.presets[preset]);
   const start = { ...base, ...(preset ? {} : before) };
   const wrong = error instanceof FieldError ? error.field : error instanceof ApiError ? error.param?.split(".")[1] : null;
+  const chosen = preset ? kind.presets[preset]! : differences(before, base);
+  const first = fields.filter(({ name, required }) => required || name in chosen);
+  const further = fields.filter((field) => !first.includes(field));
+  const shown = (field: FormField) => (
+    <ConfigField
+      key={field.name}
+      field={field}
+      text={texts[field.name] ?? textOf(field, start[field.name])}
+      changed={field.name in texts}
+      wrong={field.name === wrong}
+      onText={(text) => setTexts({ ...texts, [field.name]: text })}
+    />
+  );
   const submit = async (event: Event) => {
     event.preventDefault();
     setBusy(true);
@@ -111,18 +126,13 @@ function ConfigForm({ kind, before }: { kind: JobKind; before: Config | null }) 
         </Field>
       </div>
       <Documentation text={kind.config_schema.description ?? ""} />
-      <div class="grid">
-        {fields.map((field) => (
-          <ConfigField
-            key={field.name}
-            field={field}
-            text={texts[field.name] ?? textOf(field, start[field.name])}
-            changed={field.name in texts}
-            wrong={field.name === wrong}
-            onText={(text) => setTexts({ ...texts, [field.name]: text })}
-          />
-        ))}
-      </div>
+      {first.length > 0 && <div class="grid">{first.map(shown)}</div>}
+      {further.length > 0 && (
+        <details open={first.length === 0 || further.some(({ name }) => name === wrong)}>
+          <summary>{first.length > 0 ? "Further fields" : "Fields"}</summary>
+          <div class="grid">{further.map(shown)}</div>
+        </details>
+      )}
       {error && <Problem error={error} />}
       <div class="start">
         <button class="main" disabled={busy}>
@@ -132,6 +142,11 @@ function ConfigForm({ kind, before }: { kind: JobKind; before: Config | null }) 
       </div>
     </form>
   );
+}
+
+/** The fields of an earlier run's config that are not the defaults. */
+function differences(before: Config | null, defaults: Config): Config {
+  return Object.fromEntries(Object.entries(before ?? {}).filter(([name, value]) => !sameJson(value, defaults[name])));
 }
 
 /** A docstring: paragraphs, with names between double backticks. */

@@ -3,7 +3,7 @@
 import { useState } from "preact/hooks";
 import { date } from "../format";
 import { usePolled } from "../hooks";
-import { Badge, Fact, Problem } from "../parts";
+import { Badge, ConfirmedButton, Fact, Problem } from "../parts";
 import { address } from "../router";
 import type { Check, JobRun } from "./api";
 import { allMetrics, cancelRun, deleteRun, figureUrl, getChecks, getRun, isOpen, titleOf } from "./api";
@@ -56,7 +56,6 @@ export function RunPage({ id }: { id: string }) {
 
 function Head({ run, again }: { run: JobRun; again: () => void }) {
   const [error, setError] = useState<Error | null>(null);
-  const [sure, setSure] = useState(false);
   const cancel = async () => {
     try {
       await cancelRun(run.id);
@@ -81,17 +80,13 @@ function Head({ run, again }: { run: JobRun; again: () => void }) {
         <Badge status={run.status} />
         <span class="actions">
           {isOpen(run) && (
-            <button class="danger" onClick={() => void cancel()}>
-              Cancel
-            </button>
+            <ConfirmedButton label="Cancel" confirmation="End the run for good" onConfirm={() => void cancel()} />
           )}
           <a class="button" href={address(["runs", "new"], { from: run.id })}>
             Run again
           </a>
           {!isOpen(run) && (
-            <button class={sure ? "danger" : undefined} onClick={() => (sure ? void remove() : setSure(true))}>
-              {sure ? "Delete metrics and figures" : "Delete"}
-            </button>
+            <ConfirmedButton label="Delete" confirmation="Delete metrics and figures" onConfirm={() => void remove()} />
           )}
         </span>
       </div>
@@ -143,9 +138,15 @@ function Metrics({ run }: { run: JobRun }) {
         )}
       </div>
       {error && <Problem error={error} again={again} />}
-      <Curves runs={[{ label: titleOf(run), rows }]} />
+      <Curves runs={[{ label: titleOf(run), rows }]} empty={withoutMetrics(run)} />
     </section>
   );
+}
+
+function withoutMetrics(run: JobRun): string {
+  if (isOpen(run)) return "Metrics appear here as the run writes them.";
+  if (run.attempts === 0) return "The run was cancelled before it started: there are no metrics.";
+  return run.metrics_bytes ? "Reading the metrics …" : "The run ended before it wrote metrics.";
 }
 
 function Figures({ run }: { run: JobRun }) {

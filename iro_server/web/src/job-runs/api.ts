@@ -36,6 +36,7 @@ export interface JobRun {
   id: string;
   created_at: number;
   finished_at: number | null;
+  attempts: number; // of processes to run it; 0: it has not started
   status: RunStatus;
   kind: string;
   name: string | null;

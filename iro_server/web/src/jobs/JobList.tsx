@@ -2,7 +2,7 @@
 
 import { useState } from "preact/hooks";
 import type { Job } from "../api";
-import { OPEN, listJobs } from "../api";
+import { listJobs } from "../api";
 import { date, duration, nameWithout } from "../format";
 import { usePolled } from "../hooks";
 import { Badge, Problem } from "../parts";
@@ -67,7 +67,7 @@ function Table({ jobs }: { jobs: Job[] }) {
             <th scope="col">Status</th>
             <th scope="col">Grader</th>
             <th scope="col">Created</th>
-            <th scope="col">Time</th>
+            <th scope="col">Ran</th>
           </tr>
         </thead>
         <tbody>
@@ -88,7 +88,7 @@ function Table({ jobs }: { jobs: Job[] }) {
                 <span class="clip">{graderName(job)}</span>
               </td>
               <td class="nowrap">{date(job.created_at)}</td>
-              <td class="nowrap">{timeOf(job)}</td>
+              <td class="nowrap">{ranOf(job)}</td>
             </tr>
           ))}
         </tbody>
@@ -105,11 +105,16 @@ export const graderName = ({ method }: Job): string => {
   return name && name !== type ? `${name} (${type})` : type;
 };
 
-export function timeOf(job: Job): string {
-  const now = Date.now() / 1000;
-  if (job.finished_at) return duration(job.finished_at - job.created_at);
-  if (!OPEN.includes(job.status)) return "–";
-  const left = job.status === "running" && job.estimated_finish ? job.estimated_finish - now : 0;
-  const passed = duration(now - job.created_at);
+const ageOf = ({ created_at, finished_at }: Job): number => (finished_at ?? Date.now() / 1000) - created_at;
+
+/** How long it waited in the queue or was paused. */
+export const waitedOf = (job: Job): string => duration(ageOf(job) - (job.iro.ran_seconds ?? 0));
+
+/** How long it ran; of a job from before that was counted, since it was created. */
+export function ranOf(job: Job): string {
+  const { ran_seconds } = job.iro;
+  if (!ran_seconds && ran_seconds !== null) return "–";
+  const left = job.status === "running" && job.estimated_finish ? job.estimated_finish - Date.now() / 1000 : 0;
+  const passed = duration(ran_seconds ?? ageOf(job));
   return left > 0 ? `${passed}, about ${duration(left)} left` : passed;
 }

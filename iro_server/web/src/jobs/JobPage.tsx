@@ -6,11 +6,11 @@ import { OPEN, actOnJob, getJob, listCheckpoints } from "../api";
 import { fillFrom } from "../new/again";
 import { date, number } from "../format";
 import { usePolled } from "../hooks";
-import { Badge, Fact, Problem } from "../parts";
+import { Badge, ConfirmedButton, Fact, Problem } from "../parts";
 import { address } from "../router";
 import { EventLog, useEvents } from "./EventLog";
 import { Warnings } from "./Warnings";
-import { graderName, nameOf, timeOf } from "./JobList";
+import { graderName, nameOf, ranOf, waitedOf } from "./JobList";
 import { OverOptimization } from "./OverOptimization";
 import { Prices } from "./Prices";
 import { Progress } from "./Progress";
@@ -80,7 +80,6 @@ export function JobPage({ id }: { id: string }) {
 
 function Head({ job, onAct }: { job: Job; onAct: () => void }) {
   const [busy, setBusy] = useState(false);
-  const [cancelling, setCancelling] = useState(false);
   const [error, setError] = useState<Error | null>(null);
   const act = async (action: "cancel" | "pause" | "resume") => {
     setBusy(true);
@@ -120,20 +119,13 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
               Resume
             </button>
           )}
-          {open && !cancelling && (
-            <button class="danger" disabled={busy} onClick={() => setCancelling(true)}>
-              Cancel
-            </button>
-          )}
-          {open && cancelling && (
-            <>
-              <button class="danger" disabled={busy} onClick={() => void act("cancel")}>
-                End the job for good
-              </button>
-              <button disabled={busy} onClick={() => setCancelling(false)}>
-                Keep it
-              </button>
-            </>
+          {open && (
+            <ConfirmedButton
+              label="Cancel"
+              confirmation="End the job for good"
+              disabled={busy}
+              onConfirm={() => void act("cancel")}
+            />
           )}
           {!open && (
             <button disabled={busy} onClick={() => void startAgain()}>
@@ -152,7 +144,8 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
         <Fact name="Model" value={job.model} />
         <Fact name="Grader" value={graderName(job)} />
         <Fact name="Created" value={date(job.created_at)} />
-        <Fact name="Time" value={timeOf(job)} />
+        {job.iro.ran_seconds !== null && <Fact name="Waited" value={waitedOf(job)} />}
+        <Fact name={job.iro.ran_seconds === null ? "Time" : "Ran"} value={ranOf(job)} />
         <Fact name="Job" value={job.id} />
       </dl>
       {job.iro.improved === false && (
@@ -207,7 +200,7 @@ function Checkpoints({ job, checkpoints }: { job: Job; checkpoints: Checkpoint[]
                 <td>{checkpoint.step_number}</td>
                 <td>{number(checkpoint.metrics.full_valid_mean_reward)}</td>
                 <td>
-                  <code class="clip">{checkpoint.fine_tuned_model_checkpoint}</code>
+                  <code class="break">{checkpoint.fine_tuned_model_checkpoint}</code>
                 </td>
                 <td>
                   <a href={compare(job, checkpoint.fine_tuned_model_checkpoint)}>

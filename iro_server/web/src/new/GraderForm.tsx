@@ -174,7 +174,7 @@ function TryIt({ draft, rows, base }: Omit<Props, "onChange">) {
             />
           </label>
         )}
-        {row && (
+        {row && (row.messages !== undefined || row.prompt !== undefined) && (
           <button type="button" disabled={busy} onClick={() => void write()}>
             Have the frozen model write one
           </button>

@@ -1,14 +1,14 @@
 // From rows and a grader to a job that runs.
 
-import { useEffect, useMemo, useState } from "preact/hooks";
-import { ApiError, createEstimate, createJob, uploadRows, validateGrader } from "../api";
+import { useState } from "preact/hooks";
+import { createEstimate, createJob, named, uploadFile, validateGrader } from "../api";
 import { hasReplaced, keepDrafts, takeReplaced } from "../drafts";
 import { useDraft } from "../hooks";
 import { Field, Problem } from "../parts";
 import { address } from "../router";
 import { EstimateView } from "./Estimate";
 import { GraderForm } from "./GraderForm";
-import { RowsEditor } from "./RowsEditor";
+import { RowsEditor, useChecked } from "./RowsEditor";
 import type { RowsSource } from "./RowsEditor";
 import { FORM } from "./again";
 import { EXAMPLE_GRADER, EXAMPLE_OPTIONS, EXAMPLE_ROWS } from "./example";
@@ -17,8 +17,7 @@ import { merged } from "./json";
 import { EMPTY, graderOf } from "./graders";
 import type { Option, Options } from "./options";
 import { FIRST, MORE, optionsIn, otherFields } from "./options";
-import type { Checked } from "./rows";
-import { checkRows } from "./rows";
+import { checkedRow } from "./rows";
 
 const OTHER_HINT = "What the fields above set goes before it. All fields: docs/hyperparameters.md.";
 const NAME = "[A-Za-z0-9_.\\-]+";
@@ -35,7 +34,7 @@ export function NewJob({ base }: { base: string }) {
     setText(changed.text);
     setFile(changed.file);
   };
-  const checked = useChecked(text);
+  const checked = useChecked(text, checkedRow);
   const ready = file !== null || (checked.rows.length > 0 && checked.problems.length === 0);
   const [estimate, setEstimate] = useState("");
   const send = async (what: "job" | "estimate") => {
@@ -48,7 +47,7 @@ export function NewJob({ base }: { base: string }) {
       await validateGrader(grader);
       setBusy("Uploading rows …");
       const rows = file ?? new Blob([text.trimEnd(), "\n"]);
-      const training_file = await uploadRows(rows, file?.name ?? "rows.jsonl");
+      const training_file = await uploadFile(rows, file?.name ?? "rows.jsonl", "fine-tune");
       setBusy(what === "job" ? "Starting …" : "Estimating …");
       const hyperparameters = optionsIn("hyperparameters", options);
       const method = {
@@ -109,7 +108,16 @@ export function NewJob({ base }: { base: string }) {
       </div>
       <section class="card" aria-labelledby="step-rows">
         <h2 id="step-rows">1. Prompts</h2>
-        <RowsEditor source={source} checked={checked} onChange={setSource} />
+        <RowsEditor
+          source={source}
+          checked={checked}
+          label="Training rows"
+          accept=".jsonl,.json,.ndjson,.txt,.csv,.parquet"
+          onChange={setSource}
+        >
+          One JSON object a line: <code>{'{"messages": [{"role": "user", "content": "…"}]}'}</code>, a conversation to
+          answer, or <code>{'{"prompt": "…"}'}</code>, a text to continue. Other fields are for the grader.
+        </RowsEditor>
       </section>
       <section class="card" aria-labelledby="step-grader">
         <h2 id="step-grader">2. Score</h2>
@@ -140,22 +148,6 @@ export function NewJob({ base }: { base: string }) {
       </div>
     </form>
   );
-}
-
-/** The error with the field at fault before it, where its message does not name that. */
-function named(error: Error): Error {
-  const param = error instanceof ApiError ? error.param : null;
-  return param && !error.message.includes(param) && param !== "file" ? new Error(`${param}: ${error.message}`) : error;
-}
-
-/** `text` checked by line, a moment after it was changed last where it is long. */
-function useChecked(text: string): Checked {
-  const [settled, setSettled] = useState(text);
-  useEffect(() => {
-    const timer = setTimeout(() => setSettled(text), text.length > 50_000 ? 300 : 0);
-    return () => clearTimeout(timer);
-  }, [text]);
-  return useMemo(() => checkRows(settled), [settled]);
 }
 
 function OptionFields({ options, onChange }: { options: Options; onChange: (options: Options) => void }) {

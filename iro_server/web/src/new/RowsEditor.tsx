@@ -1,9 +1,10 @@
-// Training rows, typed or from a file, checked by line.
+// Rows of JSON, typed or from a file, checked by line.
 
-import { useRef, useState } from "preact/hooks";
+import type { ComponentChildren } from "preact";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { count } from "../format";
-import type { Checked } from "./rows";
-import { EDITABLE } from "./rows";
+import type { Checked, Row } from "./rows";
+import { EDITABLE, checkRows } from "./rows";
 
 const LISTED = 5; // problems
 
@@ -15,10 +16,23 @@ export interface RowsSource {
 interface Props {
   source: RowsSource;
   checked: Checked;
+  label: string;
+  accept: string; // suffixes of files
+  children: ComponentChildren; // what a row holds
   onChange: (source: RowsSource) => void;
 }
 
-export function RowsEditor({ source, checked, onChange }: Props) {
+/** The rows of a text, each read by `check`; a long text is checked once it no longer changes. */
+export function useChecked(text: string, check: (line: string) => Row): Checked {
+  const [settled, setSettled] = useState(text);
+  useEffect(() => {
+    const timer = setTimeout(() => setSettled(text), text.length > 50_000 ? 300 : 0);
+    return () => clearTimeout(timer);
+  }, [text]);
+  return useMemo(() => checkRows(settled, check), [settled]);
+}
+
+export function RowsEditor({ source, checked, label, accept, children, onChange }: Props) {
   const area = useRef<HTMLTextAreaElement>(null);
   const gutter = useRef<HTMLDivElement>(null);
   const [over, setOver] = useState(false);
@@ -49,10 +63,9 @@ export function RowsEditor({ source, checked, onChange }: Props) {
         void take(event.dataTransfer?.files[0]);
       }}
     >
-      <label for="rows">Training rows</label>
+      <label for="rows">{label}</label>
       <p class="faint small" id="rows-hint">
-        One JSON object a line: <code>{'{"messages": [{"role": "user", "content": "…"}]}'}</code>, a conversation to
-        answer, or <code>{'{"prompt": "…"}'}</code>, a text to continue. Other fields are for the grader.
+        {children}
       </p>
       {source.file ? (
         <p class="file">
@@ -94,7 +107,7 @@ export function RowsEditor({ source, checked, onChange }: Props) {
           <input
             class="hidden"
             type="file"
-            accept=".jsonl,.json,.ndjson,.txt,.csv,.parquet"
+            accept={accept}
             onChange={(event) => void take(event.currentTarget.files?.[0])}
           />
         </label>

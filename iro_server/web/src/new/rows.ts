@@ -1,4 +1,4 @@
-// What a line of training rows must hold: iro_server/api/jsonl.py, which decides, checks the same.
+// What a line of training rows or of an eval's items must hold: iro_server/api/jsonl.py, which decides, checks the same.
 
 export const EDITABLE = 2_000_000; // bytes; a larger file is not put into the text field
 
@@ -11,7 +11,7 @@ export interface Checked {
 
 const ROLES = ["system", "developer", "user", "assistant"];
 
-export function checkRows(text: string): Checked {
+export function checkRows(text: string, check: (line: string) => Row): Checked {
   const checked: Checked = { rows: [], problems: [] };
   const lines = text
     .replace(/^\uFEFF/, "")
@@ -20,7 +20,7 @@ export function checkRows(text: string): Checked {
   if (lines.length === 1 && !lines[0]) return checked;
   lines.forEach((line, index) => {
     try {
-      checked.rows.push(checkedRow(line));
+      checked.rows.push(check(line));
     } catch (problem) {
       checked.problems.push({ line: index + 1, message: (problem as Error).message });
     }
@@ -28,15 +28,40 @@ export function checkRows(text: string): Checked {
   return checked;
 }
 
-function checkedRow(line: string): Row {
-  if (!line.trim()) throw new Error("is blank");
-  const row = parsed(line);
-  if (typeof row !== "object" || row === null || Array.isArray(row)) throw new Error("is not a JSON object");
-  const { messages, prompt } = row as Row;
+export function checkedRow(line: string): Row {
+  const row = objectOf(line);
+  const { messages, prompt } = row;
   if ((messages === undefined) === (prompt === undefined)) throw new Error('needs either "messages" or "prompt"');
   if (messages !== undefined) checkMessages(messages);
   else if (typeof prompt !== "string" || !prompt) throw new Error('"prompt" must be a text that is not empty');
-  return row as Row;
+  return row;
+}
+
+/** The item of a line: the object itself, or its field "item", beside which a sample may stand. */
+export function checkedItem(line: string): Row {
+  const row = objectOf(line);
+  if (row.item === undefined) return row;
+  if (!isObject(row.item)) throw new Error('"item" must be a JSON object');
+  return row.item;
+}
+
+/** Items as a file of them: each in the field "item". */
+export const itemLines = (text: string): string =>
+  text
+    .replace(/^\uFEFF/, "")
+    .trimEnd()
+    .split("\n")
+    .map((line) => ("item" in objectOf(line) ? line : JSON.stringify({ item: objectOf(line) })) + "\n")
+    .join("");
+
+const isObject = (value: unknown): value is Row =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+function objectOf(line: string): Row {
+  if (!line.trim()) throw new Error("is blank");
+  const row = parsed(line);
+  if (!isObject(row)) throw new Error("is not a JSON object");
+  return row;
 }
 
 function parsed(line: string): unknown {
