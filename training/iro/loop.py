@@ -32,7 +32,7 @@ from training.iro.grading import Grading, Tally, merge
 from training.iro.held import held_schema
 from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
 from training.iro.lengths import with_max_tokens
-from training.iro.over_optimization import CODE, departures, warning
+from training.iro.over_optimization import CODE, departures, first_usual, warning
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
 from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT
@@ -372,10 +372,12 @@ class Alignment:
         )
 
     def conclude(self, base: list[JsonObject], history: list[JsonObject]) -> JsonObject:
-        """The best iteration by validation reward, compared with the frozen model on the check prompts."""
-        best, *others = report.best(history, report.KEPT_CHECKPOINTS)
+        """The best iteration by validation reward, of those that write like the frozen model if any is above it, compared
+        with the frozen model on the check prompts."""
+        ranked = report.best(history, report.KEPT_CHECKPOINTS)
+        best_steps = [row["step"] for row in ranked]
+        best = ranked[first_usual(base, [self.served[step].validated.rows for step in best_steps])]
         served = self.served[best["step"]]
-        best_steps = [best["step"], *(row["step"] for row in others)]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
         self.final_check(best, served)
         outside = departures(base, served.validated.rows)

@@ -20,6 +20,7 @@ FloatArray = NDArray[np.float64]
 CODE = "over_optimization"
 TAIL = 0.05  # share of the frozen model's completions
 MEASURES = {"perplexity": "perplexity under the frozen model", "distinct_2": "distinct-2", "length": "length in tokens"}
+WRITING = ("perplexity", "distinct_2")  # measures whose departure keeps a way of serving, or a step, from being chosen
 
 
 def measures(tokens: Sequence[int], logprob: float) -> dict[str, float]:
@@ -62,6 +63,19 @@ def departures(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> lis
             low, high = np.quantile(frozen_N, [TAIL, 1 - TAIL]).tolist()
             outside.append({"measure": name, "median": median, "frozen_low": low, "frozen_high": high})
     return outside
+
+
+def first_usual(base: Sequence[JsonObject], candidates: Sequence[Sequence[JsonObject]]) -> int:
+    """The index of the first of the aligned models that are above the frozen model and write like it, else 0.
+
+    A grader may want other lengths: only perplexity and distinct-2 count as writing. All hold rows of ``Validation``.
+    """
+    usual = [place for place, aligned in enumerate(candidates) if rises(base, aligned) and not unlike(base, aligned)]
+    return usual[0] if usual else 0
+
+
+def unlike(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> bool:
+    return any(part["measure"] in WRITING for part in departures(base, aligned) or [])
 
 
 def warning(outside: Sequence[JsonObject]) -> str:

@@ -17,7 +17,7 @@ from iro_server.decoding.base import SearchParams
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
 from training.iro.diagnostics import mean_and_error
-from training.iro.over_optimization import MEASURES, departures, rises
+from training.iro.over_optimization import MEASURES, WRITING, departures, rises
 from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
 from training.iro.validation import Validated, Validation
@@ -29,7 +29,6 @@ from value_heads.tilt import Tilt, TiltPart, fold_tilts
 
 TRIAL_SAMPLES = 4  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
-WRITING = ("perplexity", "distinct_2")  # measures whose departure keeps a way of serving from being chosen
 MOST_PERPLEXITY = 1.1  # times the frozen model's own: a tilt whose text is less likely is not taken
 
 

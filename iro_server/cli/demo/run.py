@@ -41,7 +41,7 @@ Judge = Callable[[Sequence[str]], np.ndarray]
 class DemoSize:
     """How much is done; the defaults take about ten minutes on two cores."""
 
-    iterations: int = 2
+    iterations: int = 1
     train_prompts: int = 96
     validation_prompts: int = 8
     heldout_prompts: int = 32

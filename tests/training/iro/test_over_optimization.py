@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.iro.toy_job import job
 from training.iro.config import AlignConfig
-from training.iro.over_optimization import departures, measures
+from training.iro.over_optimization import departures, first_usual, measures
 
 FROZEN = [measures(list(range(length)), -2.0 * length) for length in range(3, 23)]
 
@@ -53,6 +53,16 @@ def test_text_like_the_frozen_models_and_a_reward_that_does_not_rise_raise_no_al
 def test_rows_without_measures_give_no_verdict() -> None:
     old = [{"value_pick": 1.0, "mean": 1.0}]
     assert departures(old, old) is None
+
+
+def test_the_first_model_above_the_frozen_one_that_writes_like_it_is_chosen() -> None:
+    typical, repeated, long = FROZEN[10], measures([7] * 10, -20.0), measures(list(range(60)), -120.0)
+    exploiting, usual, low = rows(3.0, [repeated]), rows(2.0, [typical]), rows(0.01, [typical])
+    frozen = rows(0.0, FROZEN)
+    assert first_usual(frozen, [exploiting, usual]) == 1
+    assert first_usual(frozen, [usual, exploiting]) == 0
+    assert first_usual(frozen, [exploiting, low]) == 0  # nothing else is above the frozen model
+    assert first_usual(frozen, [rows(3.0, [long]), usual]) == 0  # a grader may want another length
 
 
 @pytest.mark.slow(8)
