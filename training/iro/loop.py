@@ -372,8 +372,8 @@ class Alignment:
         )
 
     def conclude(self, base: list[JsonObject], history: list[JsonObject]) -> JsonObject:
-        """The best iteration by validation reward, of those that write like the frozen model if any is above it, compared
-        with the frozen model on the check prompts."""
+        """The best iteration by validation reward, of those that write like the frozen model if any is above it,
+        compared with the frozen model on the check prompts."""
         ranked = report.best(history, report.KEPT_CHECKPOINTS)
         best_steps = [row["step"] for row in ranked]
         best = ranked[first_usual(base, [self.served[step].validated.rows for step in best_steps])]
