@@ -8,6 +8,7 @@ little but the last chunk. Nothing is tokenised twice.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,17 +22,19 @@ from transformers import AutoConfig
 from iro_server import JsonObject
 from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.engines.base import Sampling, Steering
-from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.endpoints import Endpoints, EngineUnavailable
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
 from iro_server.engines.replicas import GENERATE
 from iro_server.engines.unused_tokens import unused_tokens
-from iro_server.engines.vllm_adapters import AdapterFolder
+from iro_server.engines.vllm_adapters import Adapter, AdapterFolder
 from iro_server.engines.vllm_protocol import MOST_NUMBERS, generate_request, generated_rows, request, rows_of
 from iro_server.engines.vllm_steering import WORDS_CHUNK, SteeredPrompt
 from value_heads.features import HEAD_STATE
 from value_heads.prompt_features import TokenGroups
 from value_heads.reserved_tokens import ReservedTokens
 from value_heads.tilt import TiltPart
+
+log = logging.getLogger(__name__)
 
 
 class VLLMEngine(RemoteEngine):
@@ -40,6 +43,7 @@ class VLLMEngine(RemoteEngine):
 
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
         self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters)
+        self.neutral: Adapter | None = None
         self._groups: TokenGroups | None = None
         self._preparing = threading.Lock()
         super().__init__(model_dir, endpoints, name)
@@ -59,6 +63,22 @@ class VLLMEngine(RemoteEngine):
         if not (await self.replicas.complete(body, has_ids))[0]:
             raise ValueError('the endpoint gives no token ids: for one that is not vLLM, use the engine kind "text"')
         self._info = replace(self._info, head_values=await self._num_head_values(body))
+        self.neutral = await self._neutral_adapter(body)
+
+    async def _neutral_adapter(self, body: JsonObject) -> Adapter | None:
+        """What a request without an adapter of its own names, where the servers take adapters.
+
+        On a CPU, vLLM 0.32 answers a request without any by the adapter in its last slot, whosever that is.
+        """
+        if self._adapters.folder is None:
+            return None
+        try:
+            adapter = await asyncio.to_thread(self._adapters.neutral)
+            await self.replicas.complete(body | {"model": adapter.name}, lambda payload: payload, adapter=adapter)
+        except (EngineUnavailable, OSError) as error:
+            log.warning("no tilt can be applied on these servers: %s", error)
+            return None
+        return adapter
 
     async def _num_head_values(self, body: JsonObject) -> int:
         """Numbers of the model's state that a request may read; none where a server lacks the route for it."""
@@ -85,6 +105,7 @@ class VLLMEngine(RemoteEngine):
         self.check(prompt_ids, sampling, layers, steering)
         self._check_head_rows(sampling, layers, head_rows)
         session = VLLMSession(self, list(prompt_ids), sampling, layers)
+        session.adapter = self.neutral
         if steering is not None or head_rows is not None:
             await asyncio.to_thread(self._prepare, session, steering, head_rows)
         return session
@@ -111,7 +132,7 @@ class VLLMEngine(RemoteEngine):
                 self._groups = TokenGroups.of_tokenizer(self.tokenizer, len(tilt.bias))
         if tilt is not None and self._groups is not None:
             session.steered = SteeredPrompt(tilt, strength, static, self._groups, session.prefixes[0])
-        session.adapter, session.reserved = static.adapter, static.reserved
+        session.adapter, session.reserved = static.adapter or self.neutral, static.reserved
         if static.reserved:
             session.path = GENERATE
 

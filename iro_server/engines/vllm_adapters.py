@@ -64,6 +64,11 @@ class AdapterFolder:
             by_key[key] = self._static(tilt, strength, rows_KD)
         return by_key[key]
 
+    def neutral(self) -> Adapter:
+        """An adapter that changes nothing. OSError where the output head's weights are not in the model's directory."""
+        vocabulary, width = self.head.weight_VD.shape
+        return self._written(HeadAdapter(torch.zeros(1, width), torch.zeros(vocabulary, 1), torch.zeros(vocabulary)))
+
     def _static(self, tilt: Tilt | None, strength: float, rows_KD: torch.Tensor | None) -> StaticTilt:
         if tilt is None:
             vocabulary, width = self.head.weight_VD.shape

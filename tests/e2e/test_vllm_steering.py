@@ -124,15 +124,24 @@ def sampled(engine, prompt, steering, seeds: range) -> list[int]:
     return asyncio.run(draw())
 
 
+def test_the_base_stays_the_base_beside_more_adapters_than_a_batch_holds(engine, prompt, model, states, tilt) -> None:
+    """On a CPU vLLM gives a request without an adapter that of its last slot."""
+    for strength in (1.0, 1.1, 1.2, 1.3, 1.4, 1.5):
+        next_token(engine, prompt, Steering(without_words(tilt), strength))
+    expected = expected_logits(model, states, None).log_softmax(-1)
+    for token, logprob in next_token(engine, prompt, None).items():
+        assert logprob == pytest.approx(float(expected[token]), abs=1e-3)
+
+
 @pytest.mark.slow(60)
-def test_a_bias_without_an_adapter_draws_as_the_tilt_does(served, model_dir, prompt, model, states, tilt) -> None:
+def test_a_bias_without_an_adapter_draws_as_the_tilt_does(engine, served, model_dir, prompt, model, states, tilt):
     """vLLM reports log-probabilities before ``logit_bias``: shares of 512 draws, against their exact probabilities."""
-    bias = only_bias(tilt)
-    with VLLMEngine(model_dir, Endpoints((served.url,))) as engine:
-        assert engine.info.steers == {"bias", "words"}
-        tokens = torch.tensor(sampled(engine, prompt, Steering(bias, 2.0), range(16)))
+    bias = replace(only_bias(tilt), direction=None)
+    tokens = torch.tensor(sampled(engine, prompt, Steering(bias, 2.0), range(16)))
+    with VLLMEngine(model_dir, Endpoints((served.url,))) as without_adapters:
+        assert without_adapters.info.steers == {"bias", "words"}
         with pytest.raises(ValueError, match="no tilt has states"):
-            asyncio.run(engine.open(prompt, Sampling(), (), Steering(without_words(tilt))))
+            asyncio.run(without_adapters.open(prompt, Sampling(), (), Steering(without_words(tilt))))
     with torch.no_grad():
         static = head_adapter(bias, model.lm_head.weight).static
         probabilities = (model.lm_head(states[-1]) + 2.0 * static).softmax(-1)

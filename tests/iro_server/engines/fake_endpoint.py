@@ -49,8 +49,8 @@ class FakeEndpoint:
     of the truth. It sets in after so many requests, for so many. ``bodies``: of the requests so far. ``generates``:
     whether it has the route that reports log-probabilities of chosen tokens; each is -20 less its place in the list."""
 
-    def __init__(self, *, model: str = "bytes", ids: bool = True, generates: bool = False) -> None:
-        self.model, self.ids, self.generates = model, ids, generates
+    def __init__(self, *, model: str = "bytes", ids: bool = True, generates: bool = False, loads: bool = True) -> None:
+        self.model, self.ids, self.generates, self.loads = model, ids, generates, loads
         self.mode: Any = "ok"
         self.after = self.times = 0
         self.bodies: list[dict[str, Any]] = []
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         fake.after = max(0, fake.after - 1)
         fake.keys.append(self.headers["Authorization"])
         if self.path.endswith("_lora_adapter"):
-            self._answer(200, {})
+            self._answer(200 if fake.loads else 404, {} if fake.loads else {"error": {"message": "no such route"}})
             return
         fake.bodies.append(body)
         if "sampling_params" in body:

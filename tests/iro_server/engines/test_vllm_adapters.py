@@ -1,0 +1,52 @@
+"""Which adapter a request to vLLM names: on a CPU vLLM 0.32 gives one without any that of its last slot."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from iro_server.engines.base import Sampling, Steering
+from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.vllm import VLLMEngine
+from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, write_byte_model
+from value_heads.tilt import zero_tilt
+
+PROMPT = [5, 6, 7]
+VOCABULARY, WIDTH = 260, 16
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return write_byte_model(tmp_path_factory.mktemp("model"), vocabulary=VOCABULARY)
+
+
+def engine_of(model_dir, fake: FakeEndpoint, adapters) -> VLLMEngine:
+    return VLLMEngine(model_dir, Endpoints((fake.url,), adapters=adapters, patience=1.0))
+
+
+async def asked_for(engine: VLLMEngine, steering: Steering | None = None) -> str:
+    session = await engine.open(PROMPT, Sampling(), (), steering)
+    return session.request(0, 1, 1, seed=0)["model"]
+
+
+async def test_the_base_and_a_bias_are_asked_for_by_an_adapter_that_changes_nothing(model_dir, tmp_path) -> None:
+    fake = FakeEndpoint()
+    bias = replace(zero_tilt(VOCABULARY, WIDTH, (), (END,)), bias=torch.arange(260.0))
+    with engine_of(model_dir, fake, tmp_path / "adapters") as engine:
+        names = {await asked_for(engine), await asked_for(engine, Steering(bias))}
+        adapter = engine.neutral
+    fake.close()
+    assert adapter is not None and names == {adapter.name}
+    assert not any(tensor.any() for tensor in load_file(adapter.path / "adapter_model.safetensors").values())
+
+
+async def test_servers_without_adapters_are_asked_by_the_models_name(model_dir, tmp_path, caplog) -> None:
+    for fake, adapters in ((FakeEndpoint(), None), (FakeEndpoint(loads=False), tmp_path / "adapters")):
+        with caplog.at_level(logging.WARNING), engine_of(model_dir, fake, adapters) as engine:
+            assert await asked_for(engine) == "bytes" and engine.neutral is None
+        fake.close()
+    assert "--enable-lora" in caplog.text
