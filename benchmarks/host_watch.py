@@ -15,6 +15,7 @@ from iro_server import JsonObject
 from iro_server.graders import cgroup
 
 PERIOD = 0.1  # seconds between two samples of the host
+SETTLING = 30.0  # seconds in which a kernel frees what ended processes held
 
 
 @contextmanager
@@ -37,8 +38,8 @@ def sampled(sample: Callable[[], None], period: float = PERIOD) -> Iterator[None
 
 @contextmanager
 def host_use(pid: int) -> Iterator[JsonObject]:
-    """MiB of the host's available memory that go while the block runs, at most and at its end, and the highest counters
-    of the sandboxes' cgroups of server ``pid``, where it has any."""
+    """MiB of the host's available memory that go while the block runs, at most, at its end and ``SETTLING`` later, and
+    the highest counters of the sandboxes' cgroups of server ``pid``, where it has any."""
     start = psutil.virtual_memory().available
     lowest, counters = start, dict[str, int]()
 
@@ -51,9 +52,10 @@ def host_use(pid: int) -> Iterator[JsonObject]:
     use: JsonObject = {"cgroup": counters}
     with sampled(sample):
         yield use
-    end = psutil.virtual_memory().available
     use["memory_taken_mib"] = (start - lowest) // 2**20
-    use["memory_kept_mib"] = (start - end) // 2**20
+    use["memory_at_end_mib"] = (start - psutil.virtual_memory().available) // 2**20
+    time.sleep(SETTLING)
+    use["memory_kept_mib"] = (start - psutil.virtual_memory().available) // 2**20
 
 
 def cgroup_counters(pid: int) -> Iterator[tuple[str, int]]:

@@ -25,7 +25,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.host_watch import activity, host_use
+from benchmarks.host_watch import SETTLING, activity, host_use
 from benchmarks.hostile_graders import HOSTILE, KINDS, LEFT_BEHIND, Hostile
 from benchmarks.processes import ServerProcess, terminated_is_exit
 from benchmarks.record import command_line, finish
@@ -166,7 +166,7 @@ def table(result: JsonObject) -> str:
     use, rest = result["host"], result["at_rest"]
     lines += ["", result["memory_bound"], "", "| measure | value |", "|---|---|"]
     lines.append(f"| host memory taken by attacks, at most, MiB | {use['memory_taken_mib']} |")
-    lines.append(f"| host memory not given back, MiB | {use['memory_kept_mib']} |")
+    lines.append(f"| host memory not given back {SETTLING:.0f} s after the last, MiB | {use['memory_kept_mib']} |")
     lines += [f"| highest {name} of a sandbox's cgroup | {value} |" for name, value in use["cgroup"].items()]
     lines.append(f"| CPU seconds of sandboxes at rest | {rest['cpu_seconds']:.2f} |")
     lines.append(f"| growth of sandboxes at rest, MiB | {rest['memory_grown_mib']} |")

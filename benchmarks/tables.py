@@ -219,6 +219,7 @@ def hostile(content: Content) -> str:
         ["hostile graders contained", f"{content['contained']} of {content['of']}"],
         ["processes left behind", str(content["processes_left"])],
         ["CPU seconds of sandboxes at rest", f"{content['at_rest']['cpu_seconds']:.2f}"],
+        ["host memory not given back after 30 seconds, MiB", str(content["host"]["memory_kept_mib"])],
         *[
             [f"median chat latency, {name}, seconds", f"{chat[key]['chat']['p50']:.1f}"]
             for name, key in (("alone", "quiet"), ("beside harmless graders", "busy"), ("under attack", "attacked"))
