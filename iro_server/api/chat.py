@@ -77,6 +77,10 @@ class ChatRequest(Options):
     def num_alternatives(self) -> int:
         return self.top_logprobs or 0
 
+    @property
+    def alternatives_param(self) -> str:
+        return "top_logprobs"
+
 
 @router.post("/chat/completions")
 async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:

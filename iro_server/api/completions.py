@@ -48,6 +48,10 @@ class CompletionRequest(Options):
     def num_alternatives(self) -> int:
         return self.logprobs or 0
 
+    @property
+    def alternatives_param(self) -> str:
+        return "logprobs"
+
     def prompts(self) -> list[str | list[int]]:
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return list(self.prompt) if several else [self.prompt]  # type: ignore[arg-type,list-item]

@@ -94,6 +94,11 @@ class Options(BaseModel):
         """How many of the likeliest tokens are told of beside each one drawn."""
         raise NotImplementedError
 
+    @property
+    def alternatives_param(self) -> str:
+        """The field that asks for them."""
+        raise NotImplementedError
+
     def generation(
         self,
         context: Context,
@@ -121,11 +126,9 @@ class Options(BaseModel):
         sampling = self._sampling(model, params, prompt_ids, index * n, cache_salt(context.caller.project))
         sampling = self._adjusted(model, sampling, schema)
         if sampling.alternatives and model.reads_numbers and params.rows > 1:
-            param = "top_logprobs" if hasattr(self, "top_logprobs") else "logprobs"
-            message = (
-                f"{model.name} is searched by values in whose place its server would report the likeliest tokens: "
-            )
-            raise bad_request(f"{message}ask for 0 {param}, or search with 1 row.", param)
+            why = "its server would report the likeliest tokens in place of what its values read"
+            message = f"{model.name}: {why}; ask for 0, or search with 1 row."
+            raise bad_request(message, self.alternatives_param)
         generation = Generation(
             model=model,
             prompt_ids=prompt_ids,

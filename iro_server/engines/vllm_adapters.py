@@ -66,8 +66,10 @@ class AdapterFolder:
 
     def neutral(self) -> Adapter:
         """An adapter that changes nothing. OSError where the output head's weights are not in the model's directory."""
-        vocabulary, width = self.head.weight_VD.shape
-        return self._written(HeadAdapter(torch.zeros(1, width), torch.zeros(vocabulary, 1), torch.zeros(vocabulary)))
+        head = read_output_head(self.model_dir)  # not kept: a server without tilts needs it no more
+        vocabulary, width = head.weight_VD.shape
+        zero = HeadAdapter(torch.zeros(1, width), torch.zeros(vocabulary, 1), torch.zeros(vocabulary))
+        return self._written(zero, head.name)
 
     def _static(self, tilt: Tilt | None, strength: float, rows_KD: torch.Tensor | None) -> StaticTilt:
         if tilt is None:
@@ -81,11 +83,11 @@ class AdapterFolder:
         if self.folder is None:
             raise ValueError("the tilt depends on the model's state: IRO_ENGINE_ADAPTERS names no directory for it")
         if rows_KD is None:
-            return StaticTilt(self._written(adapter), logit_bias)
+            return StaticTilt(self._written(adapter, self.head.name), logit_bias)
         reference, *ids = self.unused[: len(rows_KD) + 1]
         reserved = ReservedTokens(reference, tuple(ids), NUMBERS / self.head.state_length)
         adapter = with_reserved(adapter, reserved, rows_KD, self.head.weight_VD)
-        return StaticTilt(self._written(adapter), logit_bias, reserved)
+        return StaticTilt(self._written(adapter, self.head.name), logit_bias, reserved)
 
     def _of_tilt(self, tilt: Tilt, strength: float) -> tuple[HeadAdapter, torch.Tensor | None]:
         """An adapter without a static part, and what of that it does not have."""
@@ -96,7 +98,8 @@ class AdapterFolder:
             return replace(scaled, static=torch.zeros_like(static)), static
         return without_static(scaled, tilt.direction), None
 
-    def _written(self, adapter: HeadAdapter) -> Adapter:
+    def _written(self, adapter: HeadAdapter, module: str) -> Adapter:
+        """``module``: the output head's name in the model."""
         assert self.folder is not None
         digest = hashlib.sha256()
         for tensor in (adapter.lora_A, adapter.lora_B):
@@ -106,7 +109,7 @@ class AdapterFolder:
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder) as made:
-                written = write_peft(adapter, Path(made) / name, str(self.model_dir), self.head.name)
+                written = write_peft(adapter, Path(made) / name, str(self.model_dir), module)
                 move_into_place(written, path)
         return Adapter(name, path)
 

@@ -25,22 +25,7 @@ pytestmark = [
     pytest.mark.timeout(2400),
     pytest.mark.skipif(not VLLMProcess.python.exists(), reason=f"no {VLLMProcess.python}: `make vllm` installs vLLM"),
 ]
-PASSAGE = (
-    "I had wanted to see this film for years, and last night a friend finally lent me her copy. It opens slowly, with "
-    "a long walk along the shore of a lake, and nothing much is said for the first ten minutes or so of it, until"
-)
 PARAMS = SearchParams(beam_width=2, num_successors=2, chunk_length=8)
-
-
-@pytest.fixture(scope="module")
-def engine(served, model_dir):
-    with VLLMEngine(model_dir, Endpoints((served.url,))) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def prompt(engine):
-    return engine.tokenizer(PASSAGE)["input_ids"]
 
 
 def search(engine, prompt, seed: int, scorer=None, params=PARAMS, max_tokens=24, salt=None):

@@ -9,16 +9,12 @@ import httpx
 import pytest
 import torch
 from scipy.stats import spearmanr
-from transformers import AutoModelForCausalLM
 
 from benchmarks.processes import VLLMProcess
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling, Steering
-from iro_server.engines.endpoints import Endpoints
-from iro_server.engines.vllm import VLLMEngine
 from tests.e2e.test_api_server import COUNT_LETTER, ROWS, SMALL
-from tests.e2e.test_vllm import PASSAGE
 from training.iro.job import JOB
 from value_heads import FeatureSpec, LinearHead, ValueStack, load_bundle
 from value_heads.features import HEAD_STATE, TOKENS
@@ -30,22 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not VLLMProcess.python.exists(), reason=f"no {VLLMProcess.python}: `make vllm` installs vLLM"),
 ]
 PARAMS = SearchParams(beam_width=2, num_successors=4, chunk_length=8)
-
-
-@pytest.fixture(scope="module")
-def engine(served, model_dir, tmp_path_factory):
-    with VLLMEngine(model_dir, Endpoints((served.url,), adapters=tmp_path_factory.mktemp("adapters"))) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def model(model_dir):
-    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def prompt(engine):
-    return engine.tokenizer(PASSAGE)["input_ids"]
 
 
 @pytest.fixture(scope="module")

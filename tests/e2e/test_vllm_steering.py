@@ -8,7 +8,6 @@ from dataclasses import replace
 import httpx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from benchmarks.processes import VLLMProcess
 from iro_server.decoding.base import SearchParams
@@ -16,7 +15,6 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable
 from iro_server.engines.vllm import VLLMEngine
-from tests.e2e.test_vllm import PASSAGE
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import Tilt, zero_tilt
 from value_heads.tilt_export import constant_direction, head_adapter, without_static
@@ -26,22 +24,6 @@ pytestmark = [
     pytest.mark.skipif(not VLLMProcess.python.exists(), reason=f"no {VLLMProcess.python}: `make vllm` installs vLLM"),
 ]
 TOP = 20  # alternatives that vLLM reports
-
-
-@pytest.fixture(scope="module")
-def engine(served, model_dir, tmp_path_factory):
-    with VLLMEngine(model_dir, Endpoints((served.url,), adapters=tmp_path_factory.mktemp("adapters"))) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def model(model_dir):
-    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def prompt(engine):
-    return engine.tokenizer(PASSAGE)["input_ids"]
 
 
 @pytest.fixture(scope="module")

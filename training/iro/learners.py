@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from training.iro.config import AlignConfig
-from training.iro.data import Prompt
+from iro_server.engines.base import ModelInfo
+from training.iro.config import AlignConfig, default_feature_spec
+from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import diagnose
 from training.iro.fit import Graded, Shards, fit_head
 from training.iro.rollouts import commonest_tokens
 from training.iro.values import Stack
 from training.json_values import JsonObject
 from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, fit_lora
+from value_heads.features import HEAD_STATE
 from value_heads.heads import Head
+
+NO_HEAD_STATES = (
+    f"feature_spec names layer {HEAD_STATE}, the output head's state: on servers it needs engine_adapters, vLLM's "
+    "--enable-scale-out, two unused tokens for each feature of it, all weights in the model's directory, and a "
+    "value_model other than mlp"
+)
 
 
 class Learned(NamedTuple):
@@ -156,3 +165,29 @@ class BetterLearner:
             f"Value functions are {name}: held-out correlation {by_heads:.3f} by linear ones, {by_lora:.3f} by lora"
         )
         return better._replace(report=better.report | {"told": message})
+
+
+def make_learner(config: AlignConfig, info: ModelInfo, prompts: Mapping[int, Prompt], has_frozen: bool) -> Learner:
+    """The learner of a job's ``value_model``. ``has_frozen``: whether the frozen model can be in this process.
+
+    AlignError where ``feature_spec`` names states that neither it nor the engine reports.
+    """
+    lora = LoraLearner(config, info.num_layers, prompts)
+    heads = HeadLearner(config, _head_spec(config, info, has_frozen))
+    match config.value_model:
+        case "lora":
+            return lora
+        case "auto":
+            return BetterLearner(heads, lora)
+        case _:
+            return heads
+
+
+def _head_spec(config: AlignConfig, info: ModelInfo, has_frozen: bool) -> FeatureSpec:
+    if not has_frozen or config.value_model == "mlp":  # an mlp reads no numbers of a state
+        info = replace(info, head_values=0)
+    spec = config.feature_spec or default_feature_spec(info, config.horizon)
+    numbers = 2 * sum(block.layer == HEAD_STATE for block in spec.blocks)  # finished responses may have their own
+    if not info.hidden and numbers > info.head_values:
+        raise AlignError(NO_HEAD_STATES, "no_head_states", "feature_spec")
+    return spec

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,14 +22,14 @@ from iro_server.graders.base import Grader
 from iro_server.graders.parsing import parse_grader
 from training.iro import report
 from training.iro.collection import Collection, ShardNames
-from training.iro.config import AlignConfig, default_feature_spec
+from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt, Slice, split
 from training.iro.diagnostics import BY_POSITION, emit_correlation, mean_and_error
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
 from training.iro.held import held_schema
-from training.iro.learners import BetterLearner, HeadLearner, Learner, LoraLearner
+from training.iro.learners import make_learner
 from training.iro.lengths import with_max_tokens
 from training.iro.over_optimization import CODE, departures, first_usual, warning
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
@@ -43,14 +42,7 @@ from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
 from training.run import Run, jsonable
 from value_heads import save_bundle
-from value_heads.features import HEAD_STATE
 from value_heads.tilt import Tilt
-
-NO_HEAD_STATES = (
-    f"feature_spec names layer {HEAD_STATE}, the output head's state: on servers it needs engine_adapters, vLLM's "
-    "--enable-scale-out, two unused tokens for each feature of it, all weights in the model's directory, and a "
-    "value_model other than mlp"
-)
 
 
 def align(config: AlignConfig, run: Run, model: Description, executor: Executor) -> JsonObject:
@@ -75,7 +67,8 @@ class Alignment:
         self.grading = Grading(config, run, model, executor.grader(grader))
         self.collection = Collection(run, self.grading, executor)
         self.validation = Validation(config, run, model, self.grading, executor)
-        self.learner = self.make_learner()
+        prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
+        self.learner = make_learner(config, model.info, prompts, executor.has_frozen)
         self.scale = Scale()
         self.base_rows: list[JsonObject] = []  # of the frozen model on validation prompts
         self.stack: Stack | None = None
@@ -86,25 +79,6 @@ class Alignment:
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
         self.served: dict[int, Served] = {}  # likewise
         self.tilts = config.tilt == "auto" and bool(executor.steers) and self.learner.spec is not None
-
-    def make_learner(self) -> Learner:
-        prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
-        lora = LoraLearner(self.config, self.model.info.num_layers, prompts)
-        info = self.model.info
-        if not self.executor.has_frozen or self.config.value_model == "mlp":  # an mlp reads no numbers of a state
-            info = replace(info, head_values=0)
-        spec = self.config.feature_spec or default_feature_spec(info, self.config.horizon)
-        numbers = 2 * sum(block.layer == HEAD_STATE for block in spec.blocks)  # finished responses may have their own
-        if not info.hidden and numbers > info.head_values:
-            raise AlignError(NO_HEAD_STATES, "no_head_states", "feature_spec")
-        heads = HeadLearner(self.config, spec)
-        match self.config.value_model:
-            case "lora":
-                return lora
-            case "auto":
-                return BetterLearner(heads, lora)
-            case _:
-                return heads
 
     def run_all(self) -> JsonObject:
         self.run.planned_steps = self.planned_steps()

@@ -68,14 +68,17 @@ def departures(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> lis
 def first_usual(base: Sequence[JsonObject], candidates: Sequence[Sequence[JsonObject]]) -> int:
     """The index of the first of the aligned models that are above the frozen model and write like it, else 0.
 
-    A grader may want other lengths: only perplexity and distinct-2 count as writing. All hold rows of ``Validation``.
+    All hold rows of ``Validation`` on the same prompts.
     """
-    usual = [place for place, aligned in enumerate(candidates) if rises(base, aligned) and not unlike(base, aligned)]
-    return usual[0] if usual else 0
+    for place, aligned in enumerate(candidates):
+        if rises(base, aligned) and writes_alike(departures(base, aligned)):
+            return place
+    return 0
 
 
-def unlike(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> bool:
-    return any(part["measure"] in WRITING for part in departures(base, aligned) or [])
+def writes_alike(outside: Sequence[JsonObject] | None) -> bool:
+    """Whether ``departures`` found no measure of the writing. A grader may want other lengths."""
+    return not any(part["measure"] in WRITING for part in outside or [])
 
 
 def warning(outside: Sequence[JsonObject]) -> str:

@@ -17,7 +17,7 @@ from iro_server.decoding.base import SearchParams
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
 from training.iro.diagnostics import mean_and_error
-from training.iro.over_optimization import MEASURES, WRITING, departures, rises
+from training.iro.over_optimization import MEASURES, departures, rises, writes_alike
 from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
 from training.iro.validation import Validated, Validation
@@ -272,8 +272,7 @@ def best_way(
     ``frozen``, ``ways``: rows of ``Validation`` on the same prompts. ``outside``: each way's ``departures``. ``rows``:
     that each way decodes at once.
     """
-    unlike = {name for name, parts in outside.items() if any(part["measure"] in WRITING for part in parts or [])}
-    usual = [name for name, valid in ways.items() if name not in unlike and rises(frozen, valid)]
+    usual = [name for name, valid in ways.items() if writes_alike(outside[name]) and rises(frozen, valid)]
     return cheapest({name: [row["value_pick"] for row in ways[name]] for name in usual or ways}, rows)
 
 

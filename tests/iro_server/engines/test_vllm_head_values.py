@@ -51,8 +51,8 @@ def served(model_dir, tmp_path):
         return engine
 
     yield start
-    for each in closing:
-        each.close()
+    for resource in closing:
+        resource.close()
 
 
 def stack(seed: int = 0) -> ValueStack:

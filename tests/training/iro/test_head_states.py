@@ -57,12 +57,14 @@ def test_rollouts_store_recomputed_states_as_an_engines_own(small_engine: Embedd
         spec=FeatureSpec(current=(HEAD_STATE,), averaged=(HEAD_STATE,), summed=(0,), position=False),
         head_states=True,
     )
-    own = roll_out(small_engine, batch)
+    reported = roll_out(small_engine, batch)
     recomputed = roll_out(small_engine, batch, partial(head_states, small_engine.frozen))
-    assert own["tokens"] == recomputed["tokens"]
-    tokens = [row for group in own["tokens"] for row in group]
+    assert reported["tokens"] == recomputed["tokens"]
+    tokens = [row for group in reported["tokens"] for row in group]
     features = [
-        Prefixes(part["prefixes"], range(len(tokens)), tokens).features(batch.spec) for part in (own, recomputed)
+        Prefixes(part["prefixes"], range(len(tokens)), tokens).features(batch.spec) for part in (reported, recomputed)
     ]
     torch.testing.assert_close(*features, atol=5e-3, rtol=5e-3)
-    torch.testing.assert_close(*(read_states(part["head_states"]) for part in (own, recomputed)), atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(
+        *(read_states(part["head_states"]) for part in (reported, recomputed)), atol=5e-3, rtol=5e-3
+    )
