@@ -10,6 +10,9 @@ CLIENTS := .venv-clients
 # Three processes run the tests, each without threads of its own, on two cores: many tests wait.
 PYTEST = $(BIN)/pytest --numprocesses 3 --dist worksteal $(PYTEST_FLAGS)
 
+# Tests start hundreds of Python processes: compiled modules are kept between them, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo serve vllm flower test test-all lint types layers bench results
 
 demo: $(INSTALLED)

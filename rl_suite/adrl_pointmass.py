@@ -46,7 +46,7 @@ class PointMassConfig(JobConfig):
     task: str = Field(
         "point_mass-easy",
         description="dm_control's `domain-task`. reacher-hard and cheetah-run are harder than point_mass-easy, "
-        "point_mass-dense is easier.",
+        "point_mass-dense is easier; walker-stand has six factors.",
     )
     agents: tuple[str, ...] = Field(
         tuple(AGENTS), min_length=1, description="Agents to compare, any of AGENTS and VARIANTS."
@@ -139,7 +139,8 @@ def _announce(cells: list[tuple[int, str]], config: PointMassConfig, run: Run) -
 def train(
     folder: Path, bins: int, name: str, n: int, config: PointMassConfig, check_stop: Callable[[], None]
 ) -> list[float]:
-    """Mean greedy return at each evaluation; resumes after the last one saved in ``folder``.
+    """Mean greedy return at each evaluation; resumes after the last one saved in ``folder`` where the environments'
+    state can be saved, and else begins anew, so that the result is the same.
 
     ``check_stop`` is called before each evaluation and may raise.
     """
@@ -148,7 +149,7 @@ def train(
     agent_config = options(name, config, seed)
     envs = make_vector(config.task, agent_config.envs, bins)
     scores = folder / "curve.json"  # written after the agent it describes
-    curve = json.loads(scores.read_text()) if scores.exists() else []
+    curve = json.loads(scores.read_text()) if scores.exists() and hasattr(envs, "state_dict") else []
     agent = Agent.load(folder / f"{len(curve)}.pt", envs) if curve else Agent(envs, agent_config)
     while len(curve) < config.evaluations:
         check_stop()
@@ -296,6 +297,7 @@ TWO_CORES = {
     "explore": 8000,
     "workers": 2,
 }
+SIX_FACTORS = TWO_CORES | {"task": "walker-stand", "bins": (3,), "explore": 6000, "hold": 4}
 SMOKE = {
     "bins": (9,),
     "variants_at": (),
@@ -313,6 +315,7 @@ JOB = Job(
     presets={
         "smoke": SMOKE,
         "two-cores": TWO_CORES,
+        "six-factors": SIX_FACTORS,
         "paper": {},
     },
     draw=draw,

@@ -15,9 +15,10 @@ from training.run import Cancelled
 TINY = {"bins": (9,), "repeats": 1, "steps": 2400, "evaluations": 2, "episodes": 1, "speed_steps": 200}
 
 
-@pytest.mark.slow(20)
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    config = TINY | {"variants_at": ()}
+@pytest.mark.slow(40)
+@pytest.mark.parametrize("task", ["point_mass-easy", "walker-stand"])  # the state of the second cannot be saved
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path, task: str) -> None:
+    config = TINY | {"bins": (3,), "variants_at": (), "task": task}
     uninterrupted = JOB.execute(config, tmp_path / "whole")
     stop_answers = iter([False] * 7 + [True] * 100)
     with pytest.raises(Cancelled):
