@@ -59,7 +59,6 @@ def test_llm_chats_goes_on_and_answers_under_a_schema(environment):
     assert json.loads(run(environment, "llm", "-m", "iro", *options, "Rate the film Heat."))["stars"] in (1, 2, 3)
 
 
-@pytest.mark.slow(20)
 def test_langchain_chats_calls_tools_and_parses_structured_output(environment):
     got = json.loads(run(environment, "python", HERE / "langchain_chat.py", MODEL, "all-MiniLM-L6-v2"))
     assert "Paris" in got["answer"] and got["streamed"] == got["answer"] and got["tokens"] > 20
@@ -68,6 +67,7 @@ def test_langchain_chats_calls_tools_and_parses_structured_output(environment):
 
 
 @pytest.mark.usefixtures("isolation")
+@pytest.mark.slow(45)
 def test_eval_protocols_grader_is_validated_and_run(environment):
     validated, ran = map(json.loads, run(environment, "python", HERE / "eval_protocol_rft.py").splitlines())
     assert validated["grader"]["type"] == "python" and "_ep_eval" in validated["grader"]["source"]

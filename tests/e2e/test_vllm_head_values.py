@@ -107,7 +107,7 @@ def test_numbers_are_those_of_transformers_states(engine, prompt, model) -> None
     torch.testing.assert_close(logprobs, of_drawn, atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("steered", [False, True])
+@pytest.mark.parametrize("steered", [pytest.param(False, marks=pytest.mark.slow(25)), True])
 def test_a_search_scores_as_in_process(engine, prompt, model, values, tilt, steered) -> None:
     steering = Steering(tilt) if steered else None
     search = guided_search(
@@ -135,6 +135,7 @@ def test_a_search_scores_as_in_process(engine, prompt, model, values, tilt, stee
         torch.testing.assert_close(torch.tensor(final.logprobs), of_drawn, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.slow(25)
 def test_searches_share_batches_with_plain_requests(engine, prompt, values) -> None:
     """And with requests for likeliest tokens, which are asked for again where the batch hid them."""
 

@@ -195,6 +195,7 @@ def delayed(
     return events_of(out, "delayed.jsonl"), torch.load(out / "delayed.pt")
 
 
+@pytest.mark.slow(60)
 def test_a_client_that_answers_late_is_given_up_and_its_answer_thrown_away(
     delayed: tuple[list[Event], dict[str, Any]],
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_client_that_answers_late_is_given_up_and_its_answer_thrown_away(
     assert result["round"] >= result["noticed"] + 2
 
 
+@pytest.mark.slow(60)
 def test_a_client_that_vanishes_is_given_up_and_the_run_goes_on(delayed: tuple[list[Event], dict[str, Any]]) -> None:
     events, result = delayed
     assert of(events, "late", VANISHES)[0].note == "no answer within 4 s"
