@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import httpx
@@ -57,21 +58,21 @@ def only_bias(tilt: Tilt) -> Tilt:
     return replace(without_words(tilt), state_factor=tilt.state_factor[:0], token_factor=tilt.token_factor[:0])
 
 
-def next_token(engine: VLLMEngine, prompt: list[int], steering: Steering | None) -> dict[int, float]:
+async def likeliest_tokens(engine: VLLMEngine, prompt: list[int], steering: Steering | None) -> dict[int, float]:
     """Log-probabilities of the likeliest next tokens, as the session's own request draws them."""
+    session = await engine.open(prompt, Sampling(), (), steering)
+    body = session.request(0, 1, 1, seed=1) | {"logprobs": TOP, "return_tokens_as_token_ids": True}
 
-    async def ask() -> dict[int, float]:
-        session = await engine.open(prompt, Sampling(), (), steering)
-        body = session.request(0, 1, 1, seed=1) | {"logprobs": TOP, "return_tokens_as_token_ids": True}
+    def read(payload):
+        top = payload["choices"][0]["logprobs"]["top_logprobs"][0]
+        return {int(name.removeprefix("token_id:")): logprob for name, logprob in top.items()}
 
-        def read(payload):
-            top = payload["choices"][0]["logprobs"]["top_logprobs"][0]
-            return {int(name.removeprefix("token_id:")): logprob for name, logprob in top.items()}
+    likeliest, _ = await engine.replicas.complete(body, read, adapter=session.adapter)
+    return likeliest
 
-        likeliest, _ = await engine.replicas.complete(body, read, adapter=session.adapter)
-        return likeliest
 
-    return engine.submit(ask()).result()
+def next_token(engine: VLLMEngine, prompt: list[int], steering: Steering | None) -> dict[int, float]:
+    return engine.submit(likeliest_tokens(engine, prompt, steering)).result()
 
 
 def expected_logits(model, states: torch.Tensor, tilt: Tilt | None, strength: float = 1.0) -> torch.Tensor:
@@ -113,6 +114,36 @@ def test_the_base_stays_the_base_beside_more_adapters_than_a_batch_holds(engine,
     expected = expected_logits(model, states, None).log_softmax(-1)
     for token, logprob in next_token(engine, prompt, None).items():
         assert logprob == pytest.approx(float(expected[token]), abs=1e-3)
+
+
+@pytest.mark.slow(60)
+def test_each_answer_is_its_own_models_while_adapters_come_and_go(engine, served, prompt, model, states, tilt) -> None:
+    """The base and six models, more than a batch holds, asked for at once; a loaded adapter is unloaded again and
+    again meanwhile."""
+    strengths = (None, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+    steerings = [strength and Steering(without_words(tilt), strength) for strength in strengths]
+
+    async def ask(rounds: int) -> list[list[dict[int, float]]]:
+        return [
+            await asyncio.gather(*(likeliest_tokens(engine, prompt, steering) for steering in steerings))
+            for _ in range(rounds)
+        ]
+
+    asking, unloaded = engine.submit(ask(12)), 0
+    while not asking.done():
+        if names := list(engine.replicas.all[0].adapters):
+            name = names[unloaded % len(names)]
+            response = httpx.post(f"{served.url}/unload_lora_adapter", json={"lora_name": name}, timeout=60)
+            unloaded += response.status_code == 200
+        time.sleep(0.02)
+    assert unloaded >= 5
+    for answers in asking.result():
+        for strength, answer in zip(strengths, answers, strict=True):
+            tilted = None if strength is None else without_words(tilt)
+            expected = expected_logits(model, states, tilted, strength or 0.0).log_softmax(-1)
+            assert len(answer) >= TOP
+            for token, logprob in answer.items():
+                assert logprob == pytest.approx(float(expected[token]), abs=5e-3)
 
 
 @pytest.mark.slow(60)
