@@ -4,6 +4,7 @@ that they read too."""
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -17,8 +18,11 @@ import torch
 from iro_server.engines.output_head import OutputHead, read_output_head
 from value_heads.reserved_tokens import ReservedTokens, with_reserved
 from value_heads.tilt import Tilt
-from value_heads.tilt_export import HeadAdapter, head_adapter, without_static, write_peft
+from value_heads.tilt_export import HeadAdapter, compressed, head_adapter, without_static, write_peft
 
+log = logging.getLogger("iro.engine")
+MAX_RANK = 32  # of an adapter that the servers take; models of several iterations and mixed ones have higher ranks
+MISSING = 0.001  # share of a tilt's map that a server's operator is not told of
 NUMBERS = 30.0  # how far rows of length 1 move a logit at most, in nats: they are hardly ever parallel to a state
 
 
@@ -77,7 +81,7 @@ class AdapterFolder:
             adapter = HeadAdapter(torch.zeros(0, width), torch.zeros(vocabulary, 0), torch.zeros(vocabulary))
             logit_bias = None
         else:
-            adapter, logit_bias = self._of_tilt(tilt, strength)
+            adapter, logit_bias = self._of_tilt(tilt, strength, MAX_RANK - (0 if rows_KD is None else len(rows_KD)))
         if rows_KD is None and len(adapter.lora_A) == 0:
             return StaticTilt(None, logit_bias)
         if self.folder is None:
@@ -89,9 +93,15 @@ class AdapterFolder:
         adapter = with_reserved(adapter, reserved, rows_KD, self.head.weight_VD)
         return StaticTilt(self._written(adapter, self.head.name), logit_bias, reserved)
 
-    def _of_tilt(self, tilt: Tilt, strength: float) -> tuple[HeadAdapter, torch.Tensor | None]:
-        """An adapter without a static part, and what of that it does not have."""
-        parts = head_adapter(tilt, self.head.weight_VD)
+    def _of_tilt(self, tilt: Tilt, strength: float, rank: int) -> tuple[HeadAdapter, torch.Tensor | None]:
+        """An adapter of at most ``rank`` without a static part, and what of that it does not have."""
+        parts, missing = compressed(head_adapter(tilt, self.head.weight_VD), rank - (tilt.direction is not None))
+        if missing > MISSING:
+            log.warning(
+                "a tilt is compressed to adapters of rank %d: its map of the state is off by %.1f %%",
+                MAX_RANK,
+                100 * missing,
+            )
         static = parts.static * strength
         scaled = HeadAdapter(parts.lora_A, parts.lora_B * strength, static)
         if self.folder is None or tilt.direction is None:

@@ -13,11 +13,12 @@ import torch
 from benchmarks.processes import VLLMProcess
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
+from iro_server.engines import vllm_adapters
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable
 from iro_server.engines.vllm import VLLMEngine
 from value_heads.prompt_features import FEATURES
-from value_heads.tilt import Tilt, zero_tilt
+from value_heads.tilt import Tilt, fold_tilts, zero_tilt
 from value_heads.tilt_export import constant_direction, head_adapter, without_static
 
 pytestmark = [
@@ -86,9 +87,10 @@ def expected_logits(model, states: torch.Tensor, tilt: Tilt | None, strength: fl
 
 
 def test_an_adapter_draws_as_the_tilt_does(engine, prompt, model, states, tilt) -> None:
-    """The base, two strengths of one tilt, and another tilt, asked for at once of one server."""
+    """The base, two strengths of one tilt, another tilt, and tilts folded to more ranks than the server takes, asked
+    for at once of one server."""
     plain, other = without_words(tilt), replace(without_words(tilt), bias=-tilt.bias)
-    asked = [(None, 1.0), (plain, 1.0), (plain, 2.0), (other, 1.0)]
+    asked = [(None, 1.0), (plain, 1.0), (plain, 2.0), (other, 1.0), (fold_tilts([plain] * 5, [0.3] * 5), 1.0)]
     for steered, strength in asked:
         likeliest = next_token(engine, prompt, steered and Steering(steered, strength))
         expected = expected_logits(model, states, steered, strength).log_softmax(-1)
@@ -221,8 +223,12 @@ def test_an_adapter_that_a_server_has_lost_is_loaded_again(engine, served, promp
     assert [after[token] for token in shared] == pytest.approx([before[token] for token in shared], abs=5e-3)
 
 
-def test_an_adapter_that_cannot_be_loaded_is_an_error_and_no_plain_answer(served, model_dir, prompt, tilt, tmp_path):
-    rank = 40  # above the server's limit
+def test_an_adapter_that_cannot_be_loaded_is_an_error_and_no_plain_answer(
+    served, model_dir, prompt, tilt, tmp_path, monkeypatch
+):
+    """Of a rank above the server's limit, which is lower than Iro takes it for."""
+    rank = 40
+    monkeypatch.setattr(vllm_adapters, "MAX_RANK", 64)
     generator = torch.Generator().manual_seed(0)
     width = tilt.gates.shape[1] - 1
     high = replace(

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.value_heads.test_tilt import GROUPS, VOCABULARY, WIDTH, head, random_tilt
 from value_heads.prompt_features import FEATURES
-from value_heads.tilt import BoundTilt, Tilt
+from value_heads.tilt import BoundTilt, Tilt, fold_tilts
 from value_heads.tilt_export import (
+    compressed,
     constant_direction,
     head_adapter,
     logit_bias,
@@ -61,3 +62,29 @@ def test_the_strongest_entries_are_kept() -> None:
     assert logit_bias(static, 2) == {1: -3.0, 3: 2.0}
     assert set(logit_bias(static, 9)) == {0, 1, 3}
     assert len(logit_bias(torch.arange(float(VOCABULARY)), 300)) == VOCABULARY - 1
+
+
+@given(st.integers(0, 999), st.integers(1, 3))
+def test_tilts_that_share_their_ranks_compress_without_loss(seed: int, rank: int) -> None:
+    tilt = without_words(random_tilt(seed, rank))
+    folded = head_adapter(fold_tilts([tilt] * 3, [1.0, 0.5, -0.2]), head())
+    small, missing = compressed(folded, rank + 1)
+    states = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed))
+    assert len(folded.lora_A) == 3 * rank + 1 and len(small.lora_A) == rank + 1 and missing < 1e-5
+    expected = folded.additions(states).log_softmax(-1)
+    assert torch.allclose(small.additions(states).log_softmax(-1), expected, atol=1e-3)
+
+
+def test_what_compression_leaves_out_is_said() -> None:
+    adapter = head_adapter(without_words(random_tilt(2, 4)), head())
+    states = torch.randn(4000, WIDTH, generator=torch.Generator().manual_seed(0))
+    whole = adapter.additions(states) - adapter.static
+    previous = 1.0
+    for rank in (1, 2, 3, 4):
+        small, missing = compressed(adapter, rank)
+        difference = whole - (small.additions(states) - small.static)
+        error = (difference - difference.mean(1, keepdim=True)).square().mean().sqrt()
+        assert abs(float(error / (whole - whole.mean(1, keepdim=True)).square().mean().sqrt()) - missing) < 0.05
+        assert 0.0 < missing < previous
+        previous = missing
+    assert compressed(adapter, 5) == (adapter, 0.0)

@@ -13,7 +13,7 @@ from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.vllm import VLLMEngine
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, write_byte_model
-from value_heads.tilt import zero_tilt
+from value_heads.tilt import fold_tilts, zero_tilt
 
 PROMPT = [5, 6, 7]
 VOCABULARY, WIDTH = 260, 16
@@ -50,3 +50,24 @@ async def test_servers_without_adapters_are_asked_by_the_models_name(model_dir, 
             assert await asked_for(engine) == "bytes" and engine.neutral is None
         fake.close()
     assert "--enable-lora" in caplog.text
+
+
+async def test_a_model_of_several_iterations_fits_the_servers_rank(model_dir, tmp_path) -> None:
+    """Folded tilts have the sum of their ranks, which the servers would refuse."""
+    generator = torch.Generator().manual_seed(0)
+    tilts = [
+        replace(
+            zero_tilt(VOCABULARY, WIDTH, (), (END,)),
+            state_factor=torch.randn(16, WIDTH + 1, generator=generator),
+            token_factor=torch.randn(16, WIDTH, generator=generator),
+            direction=torch.randn(WIDTH, generator=generator),
+        )
+        for _ in range(3)
+    ]
+    fake = FakeEndpoint()
+    with engine_of(model_dir, fake, tmp_path / "adapters") as engine:
+        name = await asked_for(engine, Steering(fold_tilts(tilts, [1.0, 0.5, 2.0])))
+    fake.close()
+    tensors = load_file(tmp_path / "adapters" / name / "adapter_model.safetensors")
+    ranks = [tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key]
+    assert ranks == [WIDTH + 1]  # the map of the state, and the direction; not the 49 of the folded tilts
