@@ -1,9 +1,9 @@
 """Guided search over a real vLLM server: ``python -m benchmarks.serving --json``, after ``make vllm`` has installed it.
 
 W=4, K=4, L=16, value functions in this process: linear on embeddings and counts of tokens, and on a LoRA backbone of a
-third of the layers. Prompts of 40 tokens that share no prefix, SmolLM2-135M in fp32. Ratios within one run, on a quiet
-machine: two servers, with and without prefix caching, one after another. A base token is a token of any row drawn from
-the frozen model, kept or not.
+third of the layers. And one row of an aligned model, whose tilt of rank 16 is an adapter. Prompts of 40 tokens that
+share no prefix, SmolLM2-135M in fp32. Ratios within one run, on a quiet machine: two servers, with and without prefix
+caching, one after another. A base token is a token of any row drawn from the model, kept or not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,12 +21,13 @@ import torch
 
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.record import command_line, finish
-from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, ROWS, linear_heads, random_tilt
 from iro_server import JsonObject
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import Sampling
+from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
+from iro_server.engines.output_head import read_output_head
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.vllm import VLLMEngine
 from iro_server.engines.vllm_protocol import request, rows_of
@@ -62,9 +64,23 @@ class Bench:
 
         return rate(go)
 
-    def plain(self) -> float:
-        """vLLM's own sampling of 16 rows of one prompt."""
-        return rate(lambda: self._post([(self.prompt(), ROWS, self.tokens, 0)]))
+    def plain(self, rows: int, requests: int = 1) -> float:
+        """vLLM's own sampling: so many requests at once, each of so many rows."""
+        return rate(lambda: self._post([(self.prompt(), rows, self.tokens, seed) for seed in range(requests)]))
+
+    def one_row(self, requests: int, steering: Steering) -> float:
+        """So many requests at once for one row of the aligned model."""
+
+        async def go() -> int:
+            searches = [
+                guided_search(
+                    self.engine, self.prompt(), SearchParams(), Sampling(seed=i), self.tokens, steering=steering
+                )
+                for i in range(requests)
+            ]
+            return sum(result.usage.base_tokens for result in await asyncio.gather(*searches))
+
+        return rate(go)
 
     def one_at_a_time(self) -> float:
         """The same search by a client that asks for each continuation of each beam by itself, and scores it by itself,
@@ -134,12 +150,24 @@ def measure_cached(bench: Bench, repeats: int) -> JsonObject:
         }
 
     say("one request, with prefix caching")
-    rates = median(3 * repeats, {"plain vLLM, n=16": bench.plain} | measures(CROWDS[0]))
+    rates = median(3 * repeats, {"plain vLLM, n=16": partial(bench.plain, ROWS)} | measures(CROWDS[0]))
     say("many requests, with prefix caching")
     rates |= median(repeats, {name: work for n in CROWDS[1:] for name, work in measures(n).items()})
     say("one beam at a time")
     rates |= median(1, {"one beam at a time": bench.one_at_a_time})
     return {"tokens_per_second": rates, "cached_share": bench.cached_share(measures(1)["lora, 1"])}
+
+
+def measure_one_row(bench: Bench, repeats: int) -> dict[str, float]:
+    vocabulary, width = read_output_head(prepare_model()).weight_VD.shape
+    steering = Steering(random_tilt(vocabulary, width, bench.engine.info.eos_ids, 0, words=False))
+    bench.one_row(1, steering)  # writes and loads the adapter
+    say("one row of an aligned model")
+    measures: dict[str, Callable[[], float]] = {}
+    for n in CROWDS:
+        measures[f"plain vLLM, one row, {n}"] = partial(bench.plain, 1, n)
+        measures[f"aligned, one row, {n}"] = partial(bench.one_row, n, steering)
+    return median(3 * repeats, measures)
 
 
 def measure_uncached(bench: Bench, repeats: int) -> dict[str, float]:
@@ -164,6 +192,15 @@ def ratios(rates: dict[str, float]) -> list[tuple[str, float, float | None]]:
             ratio = rates[f"{kind}, {n}"] / rates[f"best-of-16, {n}"]
             named_ratios.append((f"requests a second by {kind}, {n} at once / best-of-16", ratio, None))
     for n in CROWDS:
+        aligned = rates[f"aligned, one row, {n}"]
+        named_ratios.append(
+            (f"aligned, one row / plain vLLM, one row, {n} at once", aligned / rates[f"plain vLLM, one row, {n}"], 0.95)
+        )
+        speedup = ROWS * aligned / rates[f"linear, {n}"]
+        named_ratios.append(
+            (f"answers a second, one aligned row / guided search by linear values, {n} at once", speedup, 10.0)
+        )
+    for n in CROWDS:
         if without := rates.get(f"lora without prefix caching, {n}"):
             named_ratios.append((f"prefix caching / none, {n} at once", rates[f"lora, {n}"] / without, None))
     return named_ratios
@@ -185,20 +222,21 @@ def main() -> None:
     backbone = LoraBackbone(model_dir, 10)
     backbone.add_iteration()
 
-    def over(url: str, measure: Callable[[Bench, int], Any]) -> Any:
-        with VLLMEngine(model_dir, Endpoints((url,))) as engine:
+    def over(url: str, measure: Callable[[Bench, int], Any], adapters: Path | None = None) -> Any:
+        with VLLMEngine(model_dir, Endpoints((url,), adapters=adapters)) as engine:
             return measure(Bench(engine, backbone, args.tokens), args.repeats)
 
-    def on_server(measure: Callable[[Bench, int], Any], name: str, *flags: str) -> Any:
-        with VLLMProcess(model_dir, args.out / f"{name}.log", *FLAGS, *flags) as server:
-            return over(server.url, measure)
+    def measure_all(url: str) -> tuple[JsonObject, dict[str, float]]:
+        return over(url, measure_cached), over(url, measure_one_row, args.out.resolve() / "adapters")
 
     if args.url:
-        cached, uncached = over(args.url, measure_cached), {}
+        (cached, one_row), uncached = measure_all(args.url), {}
     else:
-        cached = on_server(measure_cached, "cached")
-        uncached = on_server(measure_uncached, "uncached", "--no-enable-prefix-caching")
-    rates = cached["tokens_per_second"] | uncached
+        with VLLMProcess(model_dir, args.out / "cached.log", *FLAGS) as server:
+            cached, one_row = measure_all(server.url)
+        with VLLMProcess(model_dir, args.out / "uncached.log", *FLAGS, "--no-enable-prefix-caching") as server:
+            uncached = over(server.url, measure_uncached)
+    rates = cached["tokens_per_second"] | one_row | uncached
     checks = [
         {"name": name, "expected": f">= {aim}" if aim else "", "got": got, "holds": aim is None or got >= aim}
         for name, got, aim in ratios(rates)

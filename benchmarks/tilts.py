@@ -11,12 +11,9 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from dataclasses import replace
-
-import torch
 
 from benchmarks.record import command_line, finish
-from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, linear_heads
+from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, TILT_RANK, linear_heads, random_tilt
 from iro_server import JsonObject
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
@@ -24,35 +21,17 @@ from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from value_heads import ValueStack
-from value_heads.prompt_features import FEATURES
-from value_heads.tilt import Tilt, zero_tilt
 
-RANK, AIM, SPEEDUP_AIM = 16, 0.95, 10.0
+AIM, SPEEDUP_AIM = 0.95, 10.0
 ROWS, TILTS = (1, 4, 16, 64), 8
-
-
-def random_tilt(engine: EmbeddedEngine, seed: int) -> Tilt:
-    """Its numbers do not matter to speed: small random ones."""
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary, width = engine.frozen.head_weight.shape
-
-    def small(*shape: int) -> torch.Tensor:
-        return 1e-3 * torch.randn(*shape, generator=generator)
-
-    return replace(
-        zero_tilt(vocabulary, width, (), engine.info.eos_ids),
-        bias=small(vocabulary),
-        state_factor=small(RANK, width + 1),
-        token_factor=small(RANK, width),
-        gates=small(len(FEATURES), width + 1),
-    )
 
 
 class Bench:
     def __init__(self, engine: EmbeddedEngine, tokens: int, repeats: int) -> None:
         self.engine, self.tokens, self.repeats = engine, tokens, repeats
         self.prompt = engine.tokenizer(PASSAGE)["input_ids"][:PROMPT_TOKENS]
-        self.tilts = [random_tilt(engine, seed) for seed in range(TILTS)]
+        vocabulary, width = engine.frozen.head_weight.shape
+        self.tilts = [random_tilt(vocabulary, width, engine.info.eos_ids, seed) for seed in range(TILTS)]
 
     def seconds(
         self, params: SearchParams, steerings: list[Steering | None], values: ValueStack | None = None
@@ -109,7 +88,7 @@ def measure(bench: Bench) -> JsonObject:
         {"name": name, "median": statistics.median(values), "ratios": values, "aim": aims[name]}
         for name, values in ratios.items()
     ]
-    return {"rows": rows, "tokens": bench.tokens, "rank": RANK}
+    return {"rows": rows, "tokens": bench.tokens, "rank": TILT_RANK}
 
 
 def report(numbers: JsonObject) -> None:
