@@ -47,8 +47,18 @@ def main() -> None:
         browser.close()
 
 
+def open_job(page: Page, model: str) -> None:
+    """The page of the job that made the model."""
+    jobs = client(page).fine_tuning.jobs.list()
+    page.goto(f"{page.url.split('/#')[0]}/#/jobs/{next(job.id for job in jobs if job.fine_tuned_model == model)}")
+
+
+def client(page: Page) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{page.url.split('/#')[0]}/v1", api_key="none", timeout=PATIENCE / 1000)
+
+
 def job(page: Page, model: str) -> None:
-    page.get_by_role("link", name=model, exact=True).click()
+    open_job(page, model)
     page.get_by_text("Checkpoint created").first.wait_for()
     page.get_by_text("Reward by iteration").wait_for()
     page.wait_for_timeout(500)  # milliseconds: the chart is drawn
@@ -63,7 +73,7 @@ def new_job(page: Page, _: str) -> None:
 
 
 def playground(page: Page, model: str) -> None:
-    page.get_by_role("link", name=model, exact=True).click()
+    open_job(page, model)
     page.get_by_role("link", name="Try it", exact=True).click()
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("Seed").fill(SEED)
@@ -74,7 +84,7 @@ def playground(page: Page, model: str) -> None:
 
 def search(page: Page, model: str) -> None:
     """The tree of one search, with a dropped row's text."""
-    page.get_by_role("link", name=model, exact=True).click()
+    open_job(page, model)
     page.get_by_role("link", name="Try it", exact=True).click()
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("Seed").fill(SEED)
@@ -91,7 +101,7 @@ def search(page: Page, model: str) -> None:
 
 def evals(page: Page, model: str) -> None:
     """Two runs of an eval, made where the server has none: the frozen and the aligned model."""
-    server = openai.OpenAI(base_url=page.url.split("/#")[0] + "/v1", api_key="none", timeout=PATIENCE / 1000)
+    server = client(page)
     if not server.evals.list().data:
         make_eval(server, model)
     page.get_by_role("link", name="Evals").click()

@@ -55,6 +55,7 @@ def test_the_python_example(client, tmp_path):
 
 
 @with_node
+@pytest.mark.slow(11)
 def test_the_node_example(client, modules, tmp_path):
     script = modules / "rft.mjs"
     script.write_text(code("js", str(client.base_url), "bytes"))

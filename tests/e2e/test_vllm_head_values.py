@@ -154,6 +154,7 @@ def test_searches_share_batches_with_plain_requests(engine, prompt, values) -> N
     assert all(len(position) == 2 and min(lp for _, lp in position) > -100 for position in likeliest.alternatives)
 
 
+@pytest.mark.slow(8)
 def test_an_adapter_that_a_server_has_lost_is_loaded_again(engine, served, prompt, values) -> None:
     """As after a restart of the server."""
 

@@ -57,6 +57,7 @@ def test_a_job_that_fails_or_is_cancelled_has_status_1(served):
     assert results[0].exit_code == 1 and "The job was cancelled" in results[0].output
 
 
+@pytest.mark.slow(6)
 def test_a_stream_that_the_server_cuts_loses_and_repeats_no_event(tmp_path):
     with serving(settings_for(tmp_path, request_timeout=0.6), ByteEngine()) as client:
         job_id = start_job(client, GRADER | {"name": "slow"}, iterations=4)

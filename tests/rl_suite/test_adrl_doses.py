@@ -50,6 +50,7 @@ def test_clinicians_give_much_or_little_of_both_drugs() -> None:
     assert covariance > 1
 
 
+@pytest.mark.slow(6)
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     uninterrupted = JOB.execute(TINY, tmp_path / "whole")
     answers = iter([False] * 6 + [True] * 100)

@@ -64,7 +64,10 @@ def test_estimates_of_a_known_mdp_meet_the_true_value() -> None:
     assert ess == pytest.approx(30_000)
 
 
-@pytest.mark.parametrize("kind", ["bcq", pytest.param("bcqf", marks=pytest.mark.slow(11)), "ad-bcq"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("bcq", marks=pytest.mark.slow(12)), pytest.param("bcqf", marks=pytest.mark.slow(11)), "ad-bcq"],
+)
 def test_offline_learners_beat_the_behaviour_they_learnt_from(kind: Any) -> None:
     rng = np.random.default_rng(1)
     mdp = clinic(rng)

@@ -102,6 +102,7 @@ def test_logistic_is_scikit_learns():
     np.testing.assert_allclose(head(batch.features.float()).numpy(), expected, atol=1e-3)
 
 
+@pytest.mark.slow(20)
 def test_mlp_learns_what_a_line_cannot():
     def curved(seed: int) -> Rows:
         batch = rows(2000, seed)

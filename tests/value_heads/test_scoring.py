@@ -34,6 +34,7 @@ async def test_cached_scores_equal_full_recomputation(values):
     await search(values, 0, [5, 6, 7])
 
 
+@pytest.mark.slow(9)
 async def test_searches_side_by_side_do_not_mix(values):
     await asyncio.gather(*(search(values, seed, list(range(1, 3 + seed))) for seed in range(4)))
 
@@ -121,6 +122,7 @@ async def test_only_new_tokens_are_read_once_an_adapter(values):
     assert read == [(1, 20)] * 3 + [(4, 6)] * 3 + [(8, 6)] * 3
 
 
+@pytest.mark.slow(7)
 async def test_searches_of_two_bundles_do_not_mix(values, model_dir):
     second_bundle = bundle(model_dir, 0)
     await asyncio.gather(*(search(each, 1, [1, 2, 3]) for each in (values, second_bundle, values, second_bundle)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
+import pytest
 from transformers import LlamaModel
 
 from tests.value_heads.lora import bundle, full, search, write_model
@@ -17,6 +18,7 @@ def models_alive() -> int:
     return sum(type(each) is LlamaModel for each in gc.get_objects())
 
 
+@pytest.mark.slow(11)
 def test_bundles_of_one_base_share_one_backbone(values, model_dir, tmp_path):
     hashes = {"model_hash": "a", "template_hash": "b"}
     for number in range(3):
@@ -43,6 +45,7 @@ def test_the_backbone_goes_with_its_last_user(tmp_path):
     assert model() is None
 
 
+@pytest.mark.slow(6)
 async def test_the_adapters_that_are_set_aside_are_the_least_recently_used(tmp_path, monkeypatch):
     bundles = [bundle(write_model(tmp_path, seed=3), number) for number in range(4)]
     ids = [4, 8, 15, 16, 23, 42]

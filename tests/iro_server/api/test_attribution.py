@@ -92,6 +92,7 @@ def test_text_completions_carry_lists(client: openai.OpenAI) -> None:
     assert len(logprobs.values) == len(logprobs.log_ratios) == len(logprobs.tokens)
 
 
+@pytest.mark.slow(6)
 def test_only_what_decomposes_and_is_asked_for_is_told(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(model="valued", **ASK).choices[0].logprobs is None
     for model, search in (("bytes", {}), ("deep", {}), ("tilted", {"strength": 0})):

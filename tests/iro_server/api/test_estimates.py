@@ -142,6 +142,7 @@ def test_an_engine_too_slow_for_an_answer_ends_the_estimate_with_what_to_set(tmp
     assert "ReadTimeout" in estimate["error"]["message"] and "Set max_tokens" in estimate["error"]["message"]
 
 
+@pytest.mark.slow(10)
 def test_a_job_is_estimated_beside_it_and_starts_in_any_case(tmp_path, database_url):
     settings = settings_for(tmp_path, database_url=database_url, job_estimates=True)
     with serving(settings, ByteEngine()) as client:

@@ -13,6 +13,7 @@ from tests.iro_server.api.serving import conforms, ended, serving, settings_for,
 HI = [{"role": "user", "content": "hi"}]
 
 
+@pytest.mark.slow(5)
 def test_a_checkpoint_can_be_called_by_those_who_were_allowed_to(tmp_path):
     settings = settings_for(tmp_path)
     sessions = open_database(settings)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from fastapi.testclient import TestClient
 
@@ -81,6 +82,7 @@ def test_what_is_not_called_goes(tmp_path):
         assert chat(client, name) == 200
 
 
+@pytest.mark.slow(6)
 def test_a_deleted_model_and_its_grader_leave_memory(tmp_path):
     settings = settings_for(tmp_path)
     name, other = aligned(settings, "model"), aligned(settings, "other")

@@ -91,6 +91,7 @@ def test_the_first_final_of_smc_is_a_draw_where_rows_stop_early(width: int) -> N
     assert chisquare(observed, expected).pvalue > 0.01
 
 
+@pytest.mark.slow(10)
 def test_no_place_among_the_finals_of_smc_prefers_early_stops() -> None:
     """Guided, over searches that end because every survivor has stopped: first and last final are equally long."""
     params = SearchParams(beam_width=4, num_successors=2, chunk_length=2, selection="smc")
@@ -269,6 +270,7 @@ def test_smc_samples_from_the_target_whatever_the_proposal(tilt: Callable[[tuple
     assert distances[1] < 0.13 and distances[1] < distances[0] / 2
 
 
+@pytest.mark.slow(7)
 def test_with_the_exact_advantage_every_row_weighs_the_same_and_is_a_draw_from_the_target() -> None:
     """One row of the exact proposal is a sample of pi_base * exp(r/beta): no search, no correction."""
     exact, draws = guided_distribution(2.0), 600

@@ -107,6 +107,7 @@ async def stream(engine: EmbeddedEngine, prompt: list[int], chunks: int) -> torc
     return tokens
 
 
+@pytest.mark.slow(10)
 def test_a_long_prompt_adds_at_most_two_steps_to_each_step(engine: EmbeddedEngine, step_tokens: list[int]) -> None:
     """A live row beside a prompt of 1,500 tokens; a step's fixed part counts as 32 tokens."""
 

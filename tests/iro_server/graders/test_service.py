@@ -203,6 +203,7 @@ parse_grader({{"type": "python", "source": {SLEEPS!r}}}, grader_environment).gra
     wait_for(lambda: not asleep(service))
 
 
+@pytest.mark.slow(8)
 def test_grading_goes_on_after_the_service_was_killed_and_started_again(tmp_path):
     rewards = []
     with grader_service(tmp_path) as service:

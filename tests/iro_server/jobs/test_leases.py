@@ -45,6 +45,7 @@ def status(sessions) -> str:
         return find(session, Job, "ftjob-1").status
 
 
+@pytest.mark.slow(10)
 def test_two_servers_run_each_job_once(settings):
     with serving(settings, ByteEngine()) as one, serving(settings, ByteEngine()) as other:
         jobs = [start_job(client, GRADER | {"name": "slow"}) for client in (one, other, one, other)]

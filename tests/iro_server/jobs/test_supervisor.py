@@ -53,6 +53,7 @@ def test_a_worker_that_dies_is_restarted_and_goes_on_where_it_was(settings):
         assert [c.step_number for c in client.fine_tuning.jobs.checkpoints.list(job.id)] == [2, 1]
 
 
+@pytest.mark.slow(7)
 def test_a_worker_that_keeps_dying_fails_its_job(tmp_path):
     with serving(settings_for(tmp_path, job_restarts=1), ByteEngine()) as client:
         job = ended(client, start_job(client, grader("dies")))

@@ -122,6 +122,7 @@ def test_what_is_no_whole_backup_and_what_is_no_empty_server_is_refused(tmp_path
         backup(here, open_database(here), tmp_path / "second")
 
 
+@pytest.mark.slow(6)
 def test_the_commands(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     settings = Settings(data_dir=here)

@@ -72,6 +72,7 @@ def test_failures_are_filtered_and_two_runs_compared(browser, evaluated):
         watch.assert_clean()
 
 
+@pytest.mark.slow(13)
 def test_a_run_is_started_on_the_items_of_an_earlier_one_or_on_new_ones(browser, evaluated):
     id = new_eval(evaluated.client, [SAYS_Z, CLOSE])
     evaluated.client.evals.update(id, name="more")

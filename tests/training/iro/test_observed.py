@@ -125,6 +125,7 @@ def test_a_job_is_one_span_of_the_trace_that_created_it_with_a_span_for_each_ste
     assert not observed.named("prefill", "round", "extend", "score")  # of each search: too many for one trace
 
 
+@pytest.mark.slow(24)
 def test_metrics_tell_what_a_running_job_does_and_how_long_its_grader_takes(observed: Observed) -> None:
     told = {key for scrape in observed.during for key in scrape if key[0] == "iro_job_stage"}
     stages = {dict(key[1:])["stage"] for key in told}

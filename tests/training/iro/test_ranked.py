@@ -30,6 +30,7 @@ RANK = {
 BY_ONES = ranking_by(lambda text: text.count("1"))
 
 
+@pytest.mark.slow(8)
 def test_a_policy_is_compared_with_the_frozen_models_answers(config: AlignConfig, tmp_path: Path) -> None:
     """The frozen model's reward is the middle of the range; the aligned one's is the share of its answers beaten."""
     with judge(BY_ONES) as (url, requests):

@@ -96,6 +96,7 @@ def test_progress_counts_every_step_of_the_run(config: AlignConfig, tmp_path: Pa
     assert {data["total"] for data in told} == {done[-1]}
 
 
+@pytest.mark.slow(12)
 def test_a_phase_tells_at_most_ten_messages(config: AlignConfig, tmp_path: Path) -> None:
     config = config.model_copy(update={"concurrency": 1, "iterations": 1})
     events: list[dict] = []

@@ -39,6 +39,7 @@ def squared_error(x: torch.Tensor, agents: Quadratic) -> float:
     return float((x - quadratic.solution(agents)).square().sum())
 
 
+@pytest.mark.slow(6)
 def test_tracked_baselines_solve_heterogeneous_quadratics(agents: Quadratic) -> None:
     double = end(MaDsboGt(PROBLEM, RING, alpha=0.1, beta=0.3, gamma=0.3, inner=2), agents, 250)
     assert squared_error(double.x.s, agents) <= 1e-9

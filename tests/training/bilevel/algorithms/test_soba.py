@@ -130,6 +130,7 @@ def test_on_one_node_it_is_soba_by_plain_autograd() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow(6)
 def test_multi_step_compression_lowers_the_floor(workers: Quadratic) -> None:
     plain = gradient(final_x(soba(TENTH), workers, 400), workers)
     assert gradient(final_x(soba(MultiStep(TENTH, 10)), workers, 400), workers) < plain / 5

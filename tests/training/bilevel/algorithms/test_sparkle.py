@@ -114,6 +114,7 @@ def test_every_pair_is_its_explicit_recursion(lower: str, upper: str, agents: Qu
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow(6)
 def test_every_pair_solves_heterogeneous_quadratics(agents: Quadratic) -> None:
     pairs = [(STRATEGIES[lower](RING), STRATEGIES[upper](RING)) for lower, upper in PAIRS]
     ends = run_together(pairs, agents, STEPS)

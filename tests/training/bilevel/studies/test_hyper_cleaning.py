@@ -46,6 +46,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path:
     assert (tmp_path / "cut" / "figures" / "hyper_cleaning.png").exists()
 
 
+@pytest.mark.slow(6)
 def test_bytes_are_counted(folder: Path, tmp_path: Path) -> None:
     """x: 3 · 20 images; y: 49 pixels and a bias for each of 10 classes."""
     methods = ["D-SOBA", "ED/ATC-GT", "SOBA", "EF-SOBA, top-k", "C-SOBA, rand-k"]
