@@ -14,7 +14,7 @@ from benchmarks.record import read
 from benchmarks.record_run import without_seconds
 from iro_server import JsonObject
 
-RECORDED = Path(__file__).parents[3] / "results/bench.tasks/one-seed.json"
+RECORDED = Path(__file__).parents[3] / "results/bench.tasks/eight-tasks.json"
 
 
 @pytest.fixture(scope="module")
