@@ -50,11 +50,16 @@ def main() -> None:
 def open_job(page: Page, model: str) -> None:
     """The page of the job that made the model."""
     jobs = client(page).fine_tuning.jobs.list()
-    page.goto(f"{page.url.split('/#')[0]}/#/jobs/{next(job.id for job in jobs if job.fine_tuned_model == model)}")
+    page.goto(f"{address(page)}/#/jobs/{next(job.id for job in jobs if job.fine_tuned_model == model)}")
+
+
+def address(page: Page) -> str:
+    """Of the server."""
+    return page.url.split("/#")[0]
 
 
 def client(page: Page) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{page.url.split('/#')[0]}/v1", api_key="none", timeout=PATIENCE / 1000)
+    return openai.OpenAI(base_url=f"{address(page)}/v1", api_key="none", timeout=PATIENCE / 1000)
 
 
 def job(page: Page, model: str) -> None:
@@ -148,7 +153,7 @@ def runs(page: Page, _: str) -> None:
 
 def make_runs(page: Page) -> None:
     """Runs of one batch job at each of ALPHAS, where the server has none."""
-    with httpx.Client(base_url=page.url.split("/#")[0] + "/v1/iro", timeout=PATIENCE / 1000) as server:
+    with httpx.Client(base_url=f"{address(page)}/v1/iro", timeout=PATIENCE / 1000) as server:
         if not server.get("/job_runs").json()["data"]:
             for alpha in ALPHAS:
                 config = STUDY | {"alpha": alpha}

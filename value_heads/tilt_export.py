@@ -83,9 +83,9 @@ def compressed(adapter: HeadAdapter, rank: int) -> tuple[HeadAdapter, float]:
     columns = adapter.lora_B - adapter.lora_B.mean(0)
     states_Dr, of_states = torch.linalg.qr(adapter.lora_A.T)
     tokens_Vr, of_tokens = torch.linalg.qr(columns)
-    left, sizes, right = torch.linalg.svd(of_tokens @ of_states.T, full_matrices=False)
-    lora_A = right[:rank] @ states_Dr.T
-    lora_B = tokens_Vr @ (left[:, :rank] * sizes[:rank])
+    left_vectors, sizes, right_vectors = torch.linalg.svd(of_tokens @ of_states.T, full_matrices=False)
+    lora_A = right_vectors[:rank] @ states_Dr.T
+    lora_B = tokens_Vr @ (left_vectors[:, :rank] * sizes[:rank])
     missing = float(sizes[rank:].square().sum().sqrt() / sizes.square().sum().sqrt().clamp(min=1e-30))
     return HeadAdapter(lora_A.contiguous(), lora_B.contiguous(), adapter.static), missing
 

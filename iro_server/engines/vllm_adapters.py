@@ -16,12 +16,12 @@ from weakref import WeakKeyDictionary
 import torch
 
 from iro_server.engines.output_head import OutputHead, read_output_head
+from iro_server.engines.vllm_server import MAX_RANK
 from value_heads.reserved_tokens import ReservedTokens, with_reserved
 from value_heads.tilt import Tilt
 from value_heads.tilt_export import HeadAdapter, compressed, head_adapter, without_static, write_peft
 
 log = logging.getLogger("iro.engine")
-MAX_RANK = 32  # of an adapter that the servers take; models of several iterations and mixed ones have higher ranks
 MISSING = 0.001  # share of a tilt's map that a server's operator is not told of
 NUMBERS = 30.0  # how far rows of length 1 move a logit at most, in nats: they are hardly ever parallel to a state
 

@@ -13,12 +13,19 @@ from pathlib import Path
 
 from iro_server.engines.prepare import prepare_model
 
+MAX_RANK = 32  # of an adapter
 # Of a CPU. A block is what the prefix cache reuses: 32 tokens is the least that vLLM takes there. A prompt that is read
 # in parts would end vLLM 0.32 where its request has a seed ("CPU Generator does not use offset"): it is read whole.
 FLAGS = (
     *("--dtype", "float32", "--enforce-eager", "--block-size", "32"),
     *("--no-enable-chunked-prefill", "--enable-prompt-tokens-details"),
-    *("--enable-lora", "--lora-target-modules", "lm_head", "--max-lora-rank", "32"),  # tilts: the output head alone
+    *(
+        "--enable-lora",
+        "--lora-target-modules",
+        "lm_head",
+        "--max-lora-rank",
+        str(MAX_RANK),
+    ),  # tilts: the output head alone
     *("--max-loras", "4", "--max-cpu-loras", "64"),
     "--enable-scale-out",  # the route that reports log-probabilities of chosen tokens
 )

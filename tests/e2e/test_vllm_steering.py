@@ -88,7 +88,7 @@ def expected_logits(model, states: torch.Tensor, tilt: Tilt | None, strength: fl
 
 def test_an_adapter_draws_as_the_tilt_does(engine, prompt, model, states, tilt) -> None:
     """The base, two strengths of one tilt, another tilt, and tilts folded to more ranks than the server takes, asked
-    for at once of one server."""
+    of one server."""
     plain, other = without_words(tilt), replace(without_words(tilt), bias=-tilt.bias)
     asked = [(None, 1.0), (plain, 1.0), (plain, 2.0), (other, 1.0), (fold_tilts([plain] * 5, [0.3] * 5), 1.0)]
     for steered, strength in asked:

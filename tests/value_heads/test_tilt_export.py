@@ -78,13 +78,13 @@ def test_tilts_that_share_their_ranks_compress_without_loss(seed: int, rank: int
 def test_what_compression_leaves_out_is_said() -> None:
     adapter = head_adapter(without_words(random_tilt(2, 4)), head())
     states = torch.randn(4000, WIDTH, generator=torch.Generator().manual_seed(0))
-    whole = adapter.additions(states) - adapter.static
+    of_state = adapter.additions(states) - adapter.static
     previous = 1.0
     for rank in (1, 2, 3, 4):
         small, missing = compressed(adapter, rank)
-        difference = whole - (small.additions(states) - small.static)
+        difference = of_state - (small.additions(states) - small.static)
         error = (difference - difference.mean(1, keepdim=True)).square().mean().sqrt()
-        assert abs(float(error / (whole - whole.mean(1, keepdim=True)).square().mean().sqrt()) - missing) < 0.05
+        assert abs(float(error / (of_state - of_state.mean(1, keepdim=True)).square().mean().sqrt()) - missing) < 0.05
         assert 0.0 < missing < previous
         previous = missing
     assert compressed(adapter, 5) == (adapter, 0.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from iro_server.engines import vllm_adapters
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.vllm import VLLMEngine
@@ -52,8 +53,12 @@ async def test_servers_without_adapters_are_asked_by_the_models_name(model_dir, 
     assert "--enable-lora" in caplog.text
 
 
-async def test_a_model_of_several_iterations_fits_the_servers_rank(model_dir, tmp_path) -> None:
-    """Folded tilts have the sum of their ranks, which the servers would refuse."""
+@pytest.mark.parametrize(("most", "expected"), [(32, WIDTH + 1), (8, 8)])
+async def test_a_model_of_several_iterations_fits_the_servers_rank(
+    model_dir, tmp_path, monkeypatch, caplog, most: int, expected: int
+) -> None:
+    """Folded tilts have the sum of their ranks, which the servers would refuse; what is left out is logged."""
+    monkeypatch.setattr(vllm_adapters, "MAX_RANK", most)
     generator = torch.Generator().manual_seed(0)
     tilts = [
         replace(
@@ -70,4 +75,5 @@ async def test_a_model_of_several_iterations_fits_the_servers_rank(model_dir, tm
     fake.close()
     tensors = load_file(tmp_path / "adapters" / name / "adapter_model.safetensors")
     ranks = [tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key]
-    assert ranks == [WIDTH + 1]  # the map of the state, and the direction; not the 49 of the folded tilts
+    assert ranks == [expected]  # the map of the state and the direction at most; not the 49 of the folded tilts
+    assert ("off by" in caplog.text) == (expected < WIDTH + 1)
