@@ -72,6 +72,7 @@ from value_heads.scoring import CACHES
 
 log = logging.getLogger("iro")
 ENDING = 5  # seconds for errors and databases, after the drain
+CLOSE_EVERY = 0.1  # seconds, while the server stops
 KEEP_ALIVE = 75  # seconds of an idle connection: longer than a client keeps one, so that none is closed under a request
 
 
@@ -227,7 +228,19 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         app: Any = self.config.app
         app.state.context.deadlines.stop_within(self.drain)
-        await super().shutdown(sockets)
+        closing = asyncio.create_task(self._close_connections())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()
+
+    async def _close_connections(self) -> None:
+        """Close what is idle, and the rest after their answers: uvicorn does so once, and a connection that is being
+        accepted then would stay open, and be asked again, for as long as the client keeps it."""
+        while True:
+            for connection in list(self.server_state.connections):
+                connection.shutdown()
+            await asyncio.sleep(CLOSE_EVERY)
 
 
 def prepare_grammars(engine: Engine) -> None:

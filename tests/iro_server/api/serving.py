@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,13 +57,21 @@ def serving(settings: Settings, engine: Any) -> Iterator[openai.OpenAI]:
         finally:
             server.should_exit = True
             thread.join(graceful + 60)
-            assert not thread.is_alive(), f"the server does not stop: {unfinished_tasks(server)}"
+            assert not thread.is_alive(), f"the server does not stop:\n{unfinished(server)}"
 
 
-def unfinished_tasks(server: Server) -> list[str]:
-    """What the server's connections and tasks wait for."""
-    connections = [str(vars(connection)) for connection in server.server_state.connections]
-    return connections + [repr(task) for task in asyncio.all_tasks(server.servers[0].get_loop())]
+def unfinished(server: Server) -> str:
+    """What the server waits for: its requests, its tasks, and where each thread of this process stands."""
+    loop = server.servers[0].get_loop()
+    requests = [vars(connection).get("scope") for connection in server.server_state.connections]
+    stacks = io.StringIO()
+    for task in asyncio.all_tasks(loop):
+        task.print_stack(limit=3, file=stacks)
+    for thread in threading.enumerate():
+        frame = sys._current_frames().get(thread.ident or 0)
+        lines = "".join(traceback.format_stack(frame)[-8:])
+        stacks.write(f"thread {thread.name}\n{lines}")
+    return f"{requests}\n{stacks.getvalue()}"
 
 
 def conforms(answer: Any) -> Any:

@@ -8,13 +8,16 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.client import HTTPConnection
 from typing import Any
 
 import openai
 import pytest
+import uvicorn
 
 from iro_server.api import respond
-from iro_server.api.app import create_app
+from iro_server.api.app import Server, create_app
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import new_key, serving, settings_for, wait_for
 
@@ -141,11 +144,37 @@ def test_the_official_client_reads_a_stream_that_waited(tmp_path, monkeypatch):
 @pytest.mark.slow(7)
 def test_a_connection_that_idles_longer_than_clients_keep_one_is_still_open(tmp_path):
     """httpx keeps one for 5 s: where the server closes it at that moment, the request on it is lost."""
-    request = b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with serving(settings_for(tmp_path), ByteEngine()) as client:
-        connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=60)
+        connection = HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)
+        connection.connect()
+        first_socket = connection.sock
         for pause in (6, 0):
-            connection.sendall(request)
-            assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+            connection.request("GET", "/v1/health")
+            with connection.getresponse() as response:
+                assert response.status == 200 and response.read()
             time.sleep(pause)
+        assert connection.sock is first_socket
         connection.close()
+
+
+async def test_a_connection_that_comes_while_the_server_stops_is_closed(tmp_path):
+    """One that is being accepted when the others are told to close."""
+    app = create_app(settings_for(tmp_path), ByteEngine())
+    server = Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=60), drain=60)
+    running = asyncio.create_task(server.serve())
+    await until(lambda: server.started, seconds=60)
+    _, request = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+    request.write(b"POST /v1/files HTTP/1.1\r\nHost: iro\r\nContent-Length: 9\r\n\r\n")  # its body does not come
+    await until(lambda: server.server_state.tasks, seconds=60)
+    server.should_exit = True
+    await until(lambda: not server.servers[0].is_serving(), seconds=60)
+    late, accepted = socket.socketpair()
+    late.setblocking(False)
+    loop, state = asyncio.get_running_loop(), server.server_state
+    protocol = partial(server.config.http_protocol_class, server.config, state, server.lifespan.state)
+    with late:
+        await loop.connect_accepted_socket(protocol, accepted)
+        assert await asyncio.wait_for(loop.sock_recv(late, 1), 20) == b""
+    assert not running.done()
+    request.close()
+    await running
