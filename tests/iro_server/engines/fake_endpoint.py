@@ -121,17 +121,18 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self.fake.mode == "hang" and self.fake.after == 0:
+        mode = self._mode()
+        if mode == "hang":
             self.fake.released.wait()
         elif self.path == "/v1/models":
             self._answer(200, {"data": [{"id": self.fake.model, "max_model_len": 256}]})
         else:
-            self._answer(200 if self.fake.mode == "ok" else 500, {})
+            self._answer(200 if mode == "ok" else 500, {})
 
     def do_POST(self) -> None:
         fake = self.fake
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        mode = "ok" if fake.after or not fake.times else fake.mode
+        mode = self._mode()
         fake.times -= mode != "ok"
         fake.after = max(0, fake.after - 1)
         fake.keys.append(self.headers["Authorization"])
@@ -156,6 +157,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(mode, {"error": {"message": "told to"}})
         else:
             self._answer(200, mode(fake.complete(body)) if callable(mode) else mode)
+
+    def _mode(self) -> Any:
+        """ "ok" before and after the requests that are to fail."""
+        return "ok" if self.fake.after or not self.fake.times else self.fake.mode
 
     def _answer(self, status: int, body: Any) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()

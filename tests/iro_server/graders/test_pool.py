@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from iro_server.graders import pool
 from iro_server.graders.base import Sample
 from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.parsing import parse_grader
+from tests.iro_server.api.serving import wait_for
 
 WHERE = "import os, time\nborn = time.monotonic_ns()\ndef grade(sample, item): return born"
 LOOP = "def grade(sample, item):\n    while True: pass"
@@ -87,15 +89,14 @@ def test_a_warm_sandbox_is_ready_and_what_has_seen_code_is_not_given_on():
 def test_open_graders_beyond_what_may_rest_give_way_and_come_back(monkeypatch):
     monkeypatch.setattr(pool, "AT_REST", 2)
     monkeypatch.setattr(pool, "WARM", 0)
-    graders = [python(WHERE) for _ in range(4)]
-    before = children()
-    first = [grader.grade(Sample("x"), {}).reward for grader in graders]
-    assert len(children() - before) == 2
-    again = [grader.grade(Sample("x"), {}).reward for grader in graders]
-    assert again != first and None not in again
-    for grader in graders:
-        grader.close()
-    assert children() <= before
+    with ExitStack() as closing:
+        graders = [closing.enter_context(python(WHERE)) for _ in range(4)]
+        before = children()
+        first = [grader.grade(Sample("x"), {}).reward for grader in graders]
+        wait_for(lambda: len(children() - before) == 2)  # one more is started after each that is taken, and closed
+        again = [grader.grade(Sample("x"), {}).reward for grader in graders]
+        assert again != first and None not in again
+    wait_for(lambda: children() <= before)
 
 
 def test_a_grader_gets_its_turn_while_more_hang_than_may_work_at_once():
