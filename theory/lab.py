@@ -178,7 +178,8 @@ def required_fit(values: ArrayLike, needed: ArrayLike, expected: float, quantity
 
 def draw_required(figure: FigureBase, result: Result, symbols: Mapping[str, str], threshold: str = "error") -> None:
     """Draw {"error", "fits": {name: `required_fit`}}, one panel per fit."""
-    for axes, (name, fit) in zip(figure.subplots(1, len(result["fits"])), result["fits"].items(), strict=True):
+    panels = figure.subplots(1, len(result["fits"]), squeeze=False)[0]
+    for axes, (name, fit) in zip(panels, result["fits"].items(), strict=True):
         mean = np.array([np.nan if m is None else m for m in fit["needed"]["mean"]], dtype=float)
         values, expected = np.array(fit["values"]), fit["expected"]
         axes.loglog(values, mean, "o-")

@@ -150,9 +150,12 @@ def _pruning(studies: JsonObject) -> list[Claim]:
     index = pruning["fractions"].index(0.4)
     small, random, large = (at(pruning["orders"][order]["hinge"], index) for order in ("small", "random", "large"))
     paper = "hinge loss without 40 % of the neurons: smallest first below random (.03, .045)"
+    slope = pruning["largest_first_slope"]
+    loss = "without a fraction R of the largest, the hinge loss is at least of order R: log–log slope at most 1"
     return [
         positive(paper, [small, random], welch(random, small)),
         positive("the same: largest first above random", [large, random], welch(large, random)),
+        negative(loss, [slope], against(slope, 1), "the interval of the slope includes 1"),
     ]
 
 
@@ -168,6 +171,11 @@ def _growth(studies: JsonObject) -> list[Claim]:
         )
         for name, fit in rates["fits"].items()
     ]
+    fit = studies["scaling"]["fits"]["M1"]
+    first, last = fit["values"][0], fit["values"][-1]
+    bound = f"log–log slope below {fit['expected']}"
+    paper = f"steps to loss .05 grow no faster than M1 √log M1 (M1 {first} to {last}): {bound}"
+    rows.append(negative(paper, [fit["slope"]], against(fit["slope"], fit["expected"])))
     places = {"unseen": "context, unseen tasks", "mean": "context, out of domain", "training": "training context"}
     return rows + [
         positive(

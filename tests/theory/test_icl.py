@@ -141,6 +141,7 @@ def test_classical_learners_learn_what_is_separable_and_nothing_from_one_label()
         ({"alpha": 1.2}, r"alpha is a fraction of the examples, in \(0, 1\], not 1.2"),
         ({"d": 29}, r"d=29 is smaller than the 6 \+ 24 patterns"),
         ({"tasks": 3}, "3 training tasks of 30: give at least M1=6"),
+        ({"rate_patterns": (3, 6)}, "6 training tasks of 6: give at least M1=3"),
         ({"odr": 4}, "4 patterns of disjoint pairs need M1 >= 8"),
     ],
 )
@@ -155,3 +156,12 @@ def test_the_smoke_run_holds_its_golden_numbers(tmp_path: Path) -> None:
     result = JOB.execute(SMOKE | {"studies": chosen}, tmp_path)
     assert all(check["holds"] for check in result["checks"]), [c for c in result["checks"] if not c["holds"]]
     assert (tmp_path / "figures" / "pruning.png").exists()
+
+
+@pytest.mark.slow(6)
+def test_steps_grow_with_the_relevant_patterns_but_slower_than_in_proportion(tmp_path: Path) -> None:
+    fewer = {"rate_models": 2, "batch": 100, "rate_patterns": (4, 7, 12), "rate_iterations": 300}
+    result = JOB.execute({**SMOKE, **fewer, "studies": ["scaling"]}, tmp_path)
+    fit = result["studies"]["scaling"]["fits"]["M1"]
+    assert fit["expected"] == pytest.approx(1.27, abs=0.01)  # of M1 √log M1 at these values
+    assert 0.2 < fit["slope"]["mean"] < 0.6 and fit["needed"]["mean"][0] > 30

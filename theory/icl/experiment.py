@@ -44,10 +44,11 @@ class IclConfig(LabConfig):
     classical_prompts: int = Field(100, description="Test prompts of the comparison with classical methods.")
     rate_alphas: tuple[float, ...] = Field((0.3, 0.45, 0.65, 1.0), description="α of the study of rates.")
     rate_betas: tuple[float, ...] = Field((2.0, 2.3, 2.6, 3.0), description="β of the study of rates.")
+    rate_patterns: tuple[int, ...] = Field((4, 6, 9, 13, 20), description="M1 of the study of scaling, at least 4.")
     rate_models: int = Field(
-        5, description="Models for each value of the studies of rates, tasks and required examples."
+        5, description="Models for each value of the studies of rates, scaling, tasks and required examples."
     )
-    rate_iterations: int = Field(600, description="SGD steps of the study of rates.")
+    rate_iterations: int = Field(600, description="SGD steps of the studies of rates and scaling.")
     test_alphas: tuple[float, ...] = Field(
         (0.35, 0.5, 0.7, 1.0), description="α' of the study of required test examples."
     )
@@ -71,6 +72,8 @@ class IclConfig(LabConfig):
     @model_validator(mode="after")
     def _fits(self) -> IclConfig:
         tasks(self.M1, self.tasks)
+        for patterns in self.rate_patterns:
+            tasks(patterns, 2 * patterns)
         out_of_domain(np.random.default_rng(0), self.data(), self.odr, 1.0, "mean")
         return self
 

@@ -171,6 +171,10 @@ def required(figure: FigureBase, result: Result) -> None:
     draw_required(figure, result, {"unseen": "α', unseen tasks", "mean": "α', out of domain", "training": "α"})
 
 
+def scaling(figure: FigureBase, result: Result) -> None:
+    draw_required(figure, result, {"M1": "M1"}, "loss")
+
+
 def pruning(figure: FigureBase, result: Result) -> None:
     hinge_axes, error_axes, norm_axes = figure.subplots(1, 3)
     for axes, name in ((hinge_axes, "hinge"), (error_axes, "error")):

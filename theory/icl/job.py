@@ -17,6 +17,7 @@ SMOKE: dict[str, Any] = {
     "classical_prompts": 10,
     "rate_alphas": (0.5, 0.7, 1.0),
     "rate_betas": (2.5, 2.75, 3.0),
+    "rate_patterns": (4, 5, 6),
     "rate_models": 1,
     "rate_iterations": 300,
     "train_alphas": (0.4, 0.6, 0.9),

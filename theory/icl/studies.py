@@ -186,7 +186,10 @@ def _classical_errors(
 
 
 def pruning(config: IclConfig, run: Run) -> Result:
-    """Hinge loss and 0/1 error when neurons are pruned, smallest, random or largest rows first; the rows' norms."""
+    """Hinge loss and 0/1 error when neurons are pruned, smallest, random or largest rows first; the rows' norms.
+
+    And the log–log slope of the hinge loss against the fraction R of the largest that is pruned.
+    """
     models, _ = trained(config, run, pruning=True)
     data = config.data(config.pruning_beta)
     fractions = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
@@ -201,6 +204,9 @@ def pruning(config: IclConfig, run: Run) -> Result:
         result["orders"][order] = {
             name: band(np.concatenate([row[name] for row in rows], axis=1)) for name in ("hinge", "error")
         }
+        if order == "large":
+            hinge = np.concatenate([row["hinge"] for row in rows[1:]], axis=1)
+            result["largest_first_slope"] = loglog(fractions[1:], hinge)
     return result
 
 
@@ -224,6 +230,21 @@ def rates(config: IclConfig, run: Run, level: float = 0.05) -> Result:
         fit = {"needed": band(np.array(needed).T), "slope": loglog(values, np.array(needed).T)}
         result["fits"][name] = {"values": values} | fit
     return result
+
+
+def scaling(config: IclConfig, run: Run, level: float = 0.05) -> Result:
+    """Steps to a training loss of 0.05 against M1, beside the slope of the theorem's M1 √log M1 at the same values.
+
+    There are 2 M1 training tasks, and d is the same for all.
+    """
+    values, needed = np.array(config.rate_patterns), []
+    d = max(config.d, int(values.max()) + config.M2)
+    for value in config.rate_patterns:
+        varied = config.model_copy(update={"M1": value, "tasks": 2 * value, "d": d})
+        setting = varied.setting(torch.full((config.rate_models,), config.alpha))
+        needed.append(run.step(f"scaling-{value}", partial(_steps_to_loss, config, run, setting, 20 + value, level)))
+    expected = round(loglog(values, values * np.sqrt(np.log(values)))["mean"], 2)
+    return {"error": level, "fits": {"M1": required_fit(values, np.array(needed).T, expected, "steps")}}
 
 
 def _steps_to_loss(config: IclConfig, run: Run, setting: Setting, key: int, level: float) -> list[float]:
@@ -274,6 +295,7 @@ STUDIES = {
     "classical": Study(classical, figures.classical, None, figures.classical_panels, (9, 7)),
     "pruning": Study(pruning, figures.pruning, check_pruning, figures.pruning_panels, (12, 3.8)),
     "rates": Study(rates, figures.rates, None, None, (9, 3.8)),
+    "scaling": Study(scaling, figures.scaling, None, None, (5, 3.8)),
     "required": Study(required, figures.required, None, None, (12, 3.8)),
     "layers": Study(layers, figures.layers, None, None, (9, 3.8)),
     "speed": Study(speed, draw_speed),
