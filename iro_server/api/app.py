@@ -9,10 +9,12 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
+from functools import cache
 from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute
 
 from iro_server.access.key_requirement import KeyRequirement
 from iro_server.api import (
@@ -129,7 +131,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
 
     capacity = engine.health()
     max_cache_tokens = settings.max_cache_tokens or capacity.cache_capacity
-    app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON)
+    app = FastAPI(title="Iro", lifespan=supervised, default_response_class=AsciiJSON, routes=[*_routes()])
     max_project_rows = settings.max_project_rows or capacity.shared_rows
     admission = Admission(settings.max_active_rows, settings.max_waiting, max_cache_tokens, max_project_rows)
     app.state.context = Context(
@@ -150,6 +152,13 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     app.add_middleware(Access, required=keys_required, internal_key=internal_key)
     app.add_middleware(SendTimeout, seconds=settings.send_timeout)
     errors.install(app)
+    page.install(app)
+    return app
+
+
+@cache
+def _routes() -> list[BaseRoute]:
+    """All routes of the API: servers of one process share them, since it takes long to prepare their schemas."""
     v1 = APIRouter(prefix="/v1", responses=errors.RESPONSES)
     for route in (
         models,
@@ -173,10 +182,10 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         health,
     ):
         v1.include_router(route.router)
-    app.include_router(v1)
-    app.include_router(metrics.router)
-    page.install(app)
-    return app
+    root = APIRouter(default_response_class=AsciiJSON)
+    root.include_router(v1)
+    root.include_router(metrics.router)
+    return root.routes
 
 
 def serve(settings: Settings) -> None:

@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from iro_server.engines.weights import hash_weights, missing_shards, remember_hash, remembered_hash, weight_files
 
 if TYPE_CHECKING:
@@ -48,6 +50,14 @@ def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
     if target.exists():
         model_hash(target)
         return target
+    iro_home().mkdir(parents=True, exist_ok=True)
+    with FileLock(iro_home() / "preparing.lock"):  # other processes wait for this one's copy
+        if not target.exists():
+            _prepare(name, target)
+    return target
+
+
+def _prepare(name: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -60,11 +70,10 @@ def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
         try:
             staging.rename(target)
         except OSError:
-            if not target.exists():  # else another process finished first, with the same model
+            if not target.exists():  # else a process of another machine finished first, with the same model
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return target
 
 
 def model_hash(directory: Path) -> str:

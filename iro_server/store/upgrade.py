@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -23,18 +24,18 @@ def upgrade(engine: Engine) -> None:
 
     ValueError where the database is ahead of this version; OperationalError where it does not answer.
     """
-    config = _config()
-    if _at_head(engine, config):
+    if _at_head(engine):
         return
+    config = _config()
     with _alone(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-    log.info("the database's tables are those of revision %s", _head(config))
+    log.info("the database's tables are those of revision %s", _head())
 
 
 def revisions(engine: Engine) -> tuple[str | None, str]:
     """The database's revision (None: no migration has run on it) and this version's."""
-    return _current(engine), _head(_config())
+    return _current(engine), _head()
 
 
 def _config() -> Config:
@@ -43,8 +44,13 @@ def _config() -> Config:
     return config
 
 
-def _head(config: Config) -> str:
-    head = ScriptDirectory.from_config(config).get_current_head()
+@cache
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
+def _head() -> str:
+    head = _scripts().get_current_head()
     assert head is not None
     return head
 
@@ -54,12 +60,12 @@ def _current(engine: Engine) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def _at_head(engine: Engine, config: Config) -> bool:
+def _at_head(engine: Engine) -> bool:
     current = _current(engine)
-    known_revisions = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    known_revisions = {script.revision for script in _scripts().walk_revisions()}
     if current is not None and current not in known_revisions:
         raise ValueError(f"the database is at revision {current}, which this version of Iro does not know: update Iro")
-    return current == _head(config)
+    return current == _head()
 
 
 @contextmanager

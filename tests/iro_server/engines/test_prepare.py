@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,13 @@ def test_a_model_no_source_has_leaves_nothing_behind(tmp_path: Path, monkeypatch
     assert list((tmp_path / "models").iterdir()) == []
 
 
+class Saved:
+    """Model and tokenizer that are saved at once."""
+
+    def save_pretrained(self, staging: Path) -> None:
+        save_file({"w": torch.zeros(2)}, staging / "model.safetensors")
+
+
 class SavedByAnother:
     """Model and tokenizer whose saving takes so long that another process finishes first."""
 
@@ -91,6 +100,22 @@ def test_a_hub_that_refuses_falls_back_to_the_package_and_the_slower_process_tak
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(ModelError, match="403"):
         prepare_model("nobody/none", tmp_path / "none")
+
+
+def test_processes_that_prepare_a_model_at_once_fetch_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+
+    def fetch(name: str) -> tuple[str, Saved, Saved]:
+        fetched.append(name)
+        time.sleep(0.5)
+        return "here", Saved(), Saved()
+
+    monkeypatch.setenv("IRO_HOME", str(tmp_path))
+    monkeypatch.setattr(prepare, "_fetch", fetch)
+    with ThreadPoolExecutor() as threads:
+        targets = list(threads.map(prepare_model, ["one/model"] * 3))
+    assert fetched == ["one/model"] and {target.name for target in targets} == {"one--model"}
+    assert model_hash(targets[0])
 
 
 def test_template_hash_tells_templates_apart(directory: Path) -> None:

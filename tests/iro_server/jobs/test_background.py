@@ -45,9 +45,9 @@ def test_projects_take_turns_and_a_row_has_one_holder(sessions):
 
 def test_a_row_whose_holder_died_is_taken_and_the_dead_one_may_not_write(sessions):
     add(sessions, "a")
-    dead = Lease(sessions, claim(sessions, Estimate, 0.05), 0.05)
+    dead = Lease(sessions, claim(sessions, Estimate, 30), -1)
     assert claim(sessions, Estimate, 30) is None
-    time.sleep(0.1)
+    dead.renew()  # for -1 s: the lease is over
     heir = Lease(sessions, claim(sessions, Estimate, 30), 30)
     with pytest.raises(LeaseLost):
         dead.end("completed")
