@@ -146,6 +146,8 @@ class Validation:
         grader_environment = self.grader_environment.model_copy(update={"project": job.project})
         with parse_grader(config.grader, grader_environment) as grader:
             self.graders[job.project] = grader
+            if self.stopping:  # since before ``run`` could close this grader
+                grader.close()
             try:
                 return alignment_job.validate(config, self.model, grader)
             finally:

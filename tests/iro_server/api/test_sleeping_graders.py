@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from iro_server.graders.base import Sample
+from iro_server.jobs.validation import Validation
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Job
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -95,3 +96,12 @@ def test_a_job_whose_grader_sleeps_in_validation_holds_up_no_other_projects_job(
     assert time.monotonic() - stopped < 50  # the server does not wait for what sleeps
     with open_database(settings)() as session:  # and the next one validates the jobs
         assert {find(session, Job, each).status for each in held} == {"validating_files"}
+
+
+def test_a_check_that_begins_as_the_server_stops_does_not_sleep(tmp_path):
+    settings = settings_for(tmp_path, align_entry=f"{__name__}:CheckingJob")
+    validation = Validation(settings, open_database(settings), settings.grader_environment("key"), ByteEngine().info)
+    validation.stopping = True
+    began = time.monotonic()
+    alignment = {"training_file": "rows.jsonl", "grader": SLEEPS}
+    assert validation._warnings(Job(project="a", config=alignment)) == [] and time.monotonic() - began < 40
