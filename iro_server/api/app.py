@@ -245,10 +245,13 @@ class Server(uvicorn.Server):
 
     async def _close_connections(self) -> None:
         """Close what is idle, and the rest after their answers: uvicorn does so once, and a connection that is being
-        accepted then would stay open, and be asked again, for as long as the client keeps it."""
+        accepted then would stay open, and be asked again, for as long as its client keeps it. It has ``CLOSE_EVERY``
+        seconds for the request that it came with."""
+        open_before = set(self.server_state.connections)
         while True:
-            for connection in list(self.server_state.connections):
+            for connection in self.server_state.connections & open_before:
                 connection.shutdown()
+            open_before = set(self.server_state.connections)
             await asyncio.sleep(CLOSE_EVERY)
 
 

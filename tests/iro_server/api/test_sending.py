@@ -164,7 +164,8 @@ async def test_a_connection_that_comes_while_the_server_stops_is_closed(tmp_path
     running = asyncio.create_task(server.serve())
     await until(lambda: server.started, seconds=60)
     _, request = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
-    request.write(b"POST /v1/files HTTP/1.1\r\nHost: iro\r\nContent-Length: 9\r\n\r\n")  # its body does not come
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    request.write(head + b"Content-Length: 9\r\n\r\n")  # its body does not come
     await until(lambda: server.server_state.tasks, seconds=60)
     server.should_exit = True
     await until(lambda: not server.servers[0].is_serving(), seconds=60)
