@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 
@@ -23,7 +25,10 @@ from value_heads.tilt_export import HeadAdapter, compressed, head_adapter, witho
 
 log = logging.getLogger("iro.engine")
 MISSING = 0.001  # share of a tilt's map that a server's operator is not told of
+MOST_VARIANTS = 16  # of a tilt: strengths, and rows that report the state
 NUMBERS = 30.0  # how far rows of length 1 move a logit at most, in nats: they are hardly ever parallel to a state
+
+VariantKey = tuple[float, bytes]  # strength, rows
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,47 @@ class StaticTilt:
     logit_bias: torch.Tensor | None
     reserved: ReservedTokens | None = None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its adapter is on disk still: processes that share the folder remove their own, which may be it."""
+        return self.adapter is None or self.adapter.path.exists()
+
+    def remove(self) -> None:
+        if self.adapter:
+            shutil.rmtree(self.adapter.path, ignore_errors=True)  # another process may be at it too
+
+
+class Variants:
+    """One tilt on a server, by what requests ask of it. Those that were asked for longest ago give way: a client may
+    ask for any strength."""
+
+    def __init__(self) -> None:
+        self._static_tilts: OrderedDict[VariantKey, StaticTilt] = OrderedDict()
+
+    def get(self, key: VariantKey, make: Callable[[], StaticTilt]) -> StaticTilt:
+        static = self._static_tilts.pop(key, None)
+        if static is None or not static.is_there:
+            static = make()
+        self._static_tilts[key] = static
+        while len(self._static_tilts) > MOST_VARIANTS:
+            _, oldest = self._static_tilts.popitem(last=False)
+            oldest.remove()
+        return static
+
+    def remove(self) -> None:
+        """What was written for a tilt that nobody holds any more."""
+        for static in self._static_tilts.values():
+            static.remove()
+
 
 class AdapterFolder:
-    """Writes each tilt once. ``folder``: None where the servers take no adapters. ``unused``: tokens that no completion
-    needs."""
+    """Writes each variant of a tilt once, and removes it with the tilt. ``folder``: None where the servers take no
+    adapters. ``unused``: tokens that no completion needs."""
 
     def __init__(self, model_dir: Path, folder: Path | None, unused: Sequence[int] = ()) -> None:
         self.model_dir, self.folder, self.unused = model_dir, folder, unused
-        self._of_tilts: WeakKeyDictionary[Tilt, dict[tuple[float, bytes], StaticTilt]] = WeakKeyDictionary()
-        self._of_rows: dict[tuple[float, bytes], StaticTilt] = {}  # without a tilt
+        self._of_tilts: WeakKeyDictionary[Tilt, Variants] = WeakKeyDictionary()
+        self._of_rows = Variants()  # without a tilt
 
     @cached_property
     def head(self) -> OutputHead:
@@ -62,11 +99,15 @@ class AdapterFolder:
 
         ValueError for what depends on the model's state without a folder.
         """
-        by_key = self._of_rows if tilt is None else self._of_tilts.setdefault(tilt, {})
+        variants = self._of_rows if tilt is None else self._variants(tilt)
         key = (strength, b"" if rows_KD is None else rows_KD.numpy().tobytes())
-        if key not in by_key:
-            by_key[key] = self._static(tilt, strength, rows_KD)
-        return by_key[key]
+        return variants.get(key, lambda: self._static(tilt, strength, rows_KD))
+
+    def _variants(self, tilt: Tilt) -> Variants:
+        if tilt not in self._of_tilts:
+            self._of_tilts[tilt] = variants = Variants()
+            finalize(tilt, variants.remove).atexit = False  # a server that starts again finds them
+        return self._of_tilts[tilt]
 
     def neutral(self) -> Adapter:
         """An adapter that changes nothing. OSError where the output head's weights are not in the model's directory."""

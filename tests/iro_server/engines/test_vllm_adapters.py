@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,8 +15,9 @@ from iro_server.engines import vllm_adapters
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.vllm import VLLMEngine
+from tests.iro_server.api.serving import wait_for
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, write_byte_model
-from value_heads.tilt import fold_tilts, zero_tilt
+from value_heads.tilt import Tilt, fold_tilts, zero_tilt
 
 PROMPT = [5, 6, 7]
 VOCABULARY, WIDTH = 260, 16
@@ -71,9 +74,43 @@ async def test_a_model_of_several_iterations_fits_the_servers_rank(
     ]
     fake = FakeEndpoint()
     with engine_of(model_dir, fake, tmp_path / "adapters") as engine:
-        name = await asked_for(engine, Steering(fold_tilts(tilts, [1.0, 0.5, 2.0])))
+        folded = fold_tilts(tilts, [1.0, 0.5, 2.0])
+        name = await asked_for(engine, Steering(folded))
     fake.close()
     tensors = load_file(tmp_path / "adapters" / name / "adapter_model.safetensors")
     ranks = [tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key]
     assert ranks == [expected]  # the map of the state and the direction at most; not the 49 of the folded tilts
     assert ("off by" in caplog.text) == (expected < WIDTH + 1)
+
+
+def state_tilt(seed: int) -> Tilt:
+    generator = torch.Generator().manual_seed(seed)
+    return replace(
+        zero_tilt(VOCABULARY, WIDTH, (), (END,)),
+        state_factor=torch.randn(2, WIDTH + 1, generator=generator),
+        token_factor=torch.randn(2, WIDTH, generator=generator),
+        direction=torch.randn(WIDTH, generator=generator),
+    )
+
+
+async def test_a_client_that_tries_strengths_fills_no_disk_and_each_strength_has_its_adapter(model_dir, tmp_path):
+    fake, folder = FakeEndpoint(), tmp_path / "adapters"
+    with engine_of(model_dir, fake, folder) as engine:
+        tilt = state_tilt(0)
+        names = [await asked_for(engine, Steering(tilt, strength / 100)) for strength in range(50, 100)]
+        assert len(set(names)) == 50
+        assert len(list(folder.iterdir())) <= vllm_adapters.MOST_VARIANTS + 1  # and the one that changes nothing
+        assert names[0] == await asked_for(engine, Steering(tilt, 0.5)) and (folder / names[0]).exists()
+        del tilt
+        gc.collect()  # as when the server lets go of a model; a thread of the engine's may hold it for a moment
+        wait_for(lambda: [path.name for path in folder.iterdir()] == [engine.neutral.name])
+    fake.close()
+
+
+async def test_an_adapter_that_another_process_removed_is_written_again(model_dir, tmp_path):
+    fake, tilt = FakeEndpoint(), state_tilt(1)
+    with engine_of(model_dir, fake, tmp_path) as engine:
+        name = await asked_for(engine, Steering(tilt))
+        shutil.rmtree(tmp_path / name)
+        assert await asked_for(engine, Steering(tilt)) == name and (tmp_path / name).exists()
+    fake.close()
