@@ -26,7 +26,6 @@ from value_heads.compose import compose
 from value_heads.features import HEAD_STATE
 from value_heads.shared import free_memory
 from value_heads.stack import ValueStack
-from value_heads.tilt import Tilt, TiltPart
 
 Values = ValueStack | LoraValues
 log = logging.getLogger("iro.api")
@@ -90,7 +89,7 @@ class ServedModel:
             return None
         if tilt is None:
             raise ValueError(f"{self.name} has no tilt: leave strength out, or 0")
-        if self.composed and (missing := self._cannot_apply(tilt)):
+        if self.composed and (missing := self.engine.info.cannot_apply(tilt)):
             raise ValueError(
                 f"{self.name} is served where no tilt of several models has {', '.join(sorted(missing))}: name models "
                 "without it, or set strength to 0"
@@ -98,12 +97,6 @@ class ServedModel:
         if not self.engine.info.drift and (params.max_kl is not None or params.rule.samples):
             raise ValueError(f"{self.name} is served where KL is not known: leave out max_kl, and smc with a strength")
         return Steering(tilt, params.strength, params.max_kl)
-
-    def _cannot_apply(self, tilt: Tilt) -> frozenset[TiltPart]:
-        """The parts of a composite's tilt that its engine does not apply. A server takes what depends on the state as
-        an adapter, which each weighting would leave behind."""
-        info = self.engine.info
-        return info.cannot_apply(tilt) | (tilt.parts & {"states"} if not info.drift else frozenset())
 
 
 class ModelRegistry:
@@ -161,19 +154,19 @@ class ModelRegistry:
                     f"The model '{model.name}' has LoRA value functions, each a pass of its own through a backbone: "
                     "they fold with no others. Only linear and mlp value functions are mixed."
                 )
-            if model.reads_numbers:  # by an adapter, which each weighting would leave behind
-                raise CompositeMismatch(
-                    f"The model '{model.name}' reads the states of {self.base} by an adapter of its own on the model's "
-                    "server: its values are mixed with no others there."
-                )
             stacks.append(model.values)
         weights = [weight for _, weight in parts]
         key = json.dumps(sorted((model.path, weight) for model, weight in parts))
         try:
-            return self.composites.get(key, lambda: compose(stacks, weights))
+            return self.composites.get(key, lambda: self._composed(stacks, weights))
         except ValueError as error:
             names = ", ".join(model.name for model, _ in parts)
             raise CompositeMismatch(f"The models {names} cannot be mixed: {error}.") from error
+
+    def _composed(self, stacks: Sequence[ValueStack], weights: Sequence[float]) -> ValueStack:
+        composite = compose(stacks, weights)
+        self._check_head_rows(composite)
+        return composite
 
     def drop(self, path: str, job_id: str) -> None:
         """Let go of a deleted model. Requests that use it go on."""
@@ -236,16 +229,21 @@ class ModelRegistry:
         if info.lacks(values.layers):
             message = f"The model '{name}' reads hidden states of {self.base}, which is served without them here."
             raise ModelMismatch(f"{message} Align it anew.")
-        if not info.hidden and HEAD_STATE in values.layers and isinstance(values, ValueStack):
-            self._check_head_rows(name, values)
+        if isinstance(values, ValueStack):
+            try:
+                self._check_head_rows(values)
+            except ValueError as error:
+                raise ModelMismatch(f"The model '{name}' cannot be served here: {error}. Align it anew.") from error
         return values
 
-    def _check_head_rows(self, name: str, values: ValueStack) -> None:
-        try:
-            count = len(values.projected()[1])
-        except ValueError as error:
-            raise ModelMismatch(f"The model '{name}' cannot be served with {self.base} here: {error}") from error
-        if count > self.engine.info.head_values:
-            most = self.engine.info.head_values
-            message = f"The model '{name}' reads {count} numbers of the states of {self.base}, which is served where"
-            raise ModelMismatch(f"{message} {most} can be read. Align it anew.")
+    def _check_head_rows(self, values: ValueStack) -> None:
+        """ValueError where the values read more of the output head's state than the engine reports."""
+        info = self.engine.info
+        if info.hidden or HEAD_STATE not in values.layers:
+            return
+        count = len(values.projected()[1])
+        if count > info.head_values:
+            raise ValueError(
+                f"its values read {count} numbers of the states of {self.base}, which is served where "
+                f"{info.head_values} can be read"
+            )

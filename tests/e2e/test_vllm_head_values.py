@@ -17,6 +17,7 @@ from iro_server.engines.base import Sampling, Steering
 from tests.e2e.test_api_server import COUNT_LETTER, ROWS, SMALL
 from training.iro.job import JOB
 from value_heads import FeatureSpec, LinearHead, ValueStack, load_bundle
+from value_heads.compose import compose
 from value_heads.features import HEAD_STATE, TOKENS
 from value_heads.tilt import Tilt, zero_tilt
 from value_heads.tilt_export import constant_direction, head_adapter, without_static
@@ -133,6 +134,20 @@ def test_a_search_scores_as_in_process(engine, prompt, model, values, tilt, stee
             logits = model.lm_head(states) + (adapter.additions(states) if steered else 0)
         of_drawn = logits.log_softmax(-1).gather(1, torch.tensor(final.tokens)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(final.logprobs), of_drawn, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.slow(25)
+def test_two_models_mixed_score_as_their_weighted_sum(engine, prompt, model, values) -> None:
+    """As `search.values` mixes them: another adapter for each set of weights."""
+    head, beta = values.terms()[0]
+    weights = torch.randn(len(head.weight), generator=torch.Generator().manual_seed(5)) * 0.05
+    other = ValueStack([LinearHead(head.spec, weights, -0.2)], [beta])
+    for weight in (0.5, -2.0):
+        mixed = compose([values, other], [1.0, weight])
+        search = guided_search(engine, prompt, PARAMS, Sampling(seed=6, stop_ids=engine.info.eos_ids), 12, mixed)
+        for final in asyncio.run(search).finals:
+            alone, others = (value_of(stack, model, prompt, final.tokens)[-1] for stack in (values, other))
+            assert final.value == pytest.approx(float(alone + weight * others), abs=1e-2, rel=1e-3)
 
 
 @pytest.mark.slow(25)

@@ -186,10 +186,7 @@ def _classical_errors(
 
 
 def pruning(config: IclConfig, run: Run) -> Result:
-    """Hinge loss and 0/1 error when neurons are pruned, smallest, random or largest rows first; the rows' norms.
-
-    And the log–log slope of the hinge loss against the fraction R of the largest that is pruned.
-    """
+    """Hinge loss and 0/1 error when neurons are pruned, smallest, random or largest rows first; the rows' norms."""
     models, _ = trained(config, run, pruning=True)
     data = config.data(config.pruning_beta)
     fractions = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
@@ -204,9 +201,6 @@ def pruning(config: IclConfig, run: Run) -> Result:
         result["orders"][order] = {
             name: band(np.concatenate([row[name] for row in rows], axis=1)) for name in ("hinge", "error")
         }
-        if order == "large":
-            hinge = np.concatenate([row["hinge"] for row in rows[1:]], axis=1)
-            result["largest_first_slope"] = loglog(fractions[1:], hinge)
     return result
 
 

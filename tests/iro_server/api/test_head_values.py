@@ -13,6 +13,7 @@ import torch
 
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.vllm import VLLMEngine
+from iro_server.engines.vllm_adapters import MOST_VARIANTS
 from tests.iro_server.api.serving import serving, settings_for
 from tests.iro_server.api.tilted import add_model
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, endpoints, write_byte_model
@@ -68,10 +69,20 @@ def test_they_are_searched_through_reserved_tokens_or_refused(tmp_path: Path) ->
         assert complete(client, "a", logprobs=0).choices[0].text
         assert fake.bodies and all("sampling_params" in body for body in fake.bodies)
         assert refused(client, "a", "likeliest tokens", logprobs=2).param == "logprobs"
-        mixed = {"search": SEARCH["search"] | {"values": {"b": 0.5}}}
-        assert refused(client, "a", "mixed with no others", extra_body=mixed).code == "model_mismatch"
         assert refused(client, "mlp", "whole state").code == "model_mismatch"
-        assert refused(client, "wide", "reads 3 numbers .* 2 can be read").code == "model_mismatch"
+        assert refused(client, "wide", "read 3 numbers .* 2 can be read").code == "model_mismatch"
+
+
+def test_several_models_are_mixed_as_in_process(tmp_path: Path) -> None:
+    """Whatever the weights, few adapters stay on disk."""
+    with served(tmp_path, generates=True) as (client, fake):
+        for weight in range(2 * MOST_VARIANTS):
+            mixed = {"search": SEARCH["search"] | {"values": {"b": weight / 10}}}
+            assert complete(client, "a", extra_body=mixed).choices[0].text
+        assert all("sampling_params" in body for body in fake.bodies)
+        names = {body["model"] for body in fake.bodies}
+        assert len(names) == 2 * MOST_VARIANTS
+        assert len(list((tmp_path / "adapters").iterdir())) <= MOST_VARIANTS + 1
 
 
 def test_without_the_route_they_are_refused(tmp_path: Path) -> None:
