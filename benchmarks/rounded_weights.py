@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.processes import say
 from benchmarks.quality_report import interval
 from benchmarks.record import command_line, finish
-from benchmarks.tables import table
+from benchmarks.tables import interval_text, table
 from benchmarks.tasks import TASKS
 from benchmarks.vllm_tilts import share
 from benchmarks.weightings import open_finished
@@ -137,15 +137,11 @@ def by_precision(content: JsonObject) -> str:
     """Rewards of each method, and the shares of the gains, by task and precision."""
     lines = []
     for cell in content["cells"]:
-        means = [cell_text(mean) for mean in cell["rewards"].values()]
-        shares = ["" if cell["precision"] == "float32" else cell_text(part) for part in cell["shares"].values()]
+        means = [interval_text(mean) for mean in cell["rewards"].values()]
+        shares = ["" if cell["precision"] == "float32" else interval_text(part) for part in cell["shares"].values()]
         lines.append([cell["task"], cell["precision"], *means, *shares])
     shares_of = [f"share of the gain: {name}" for name in METHODS if name != "frozen"]
     return table(["task", "precision", *METHODS, *shares_of], lines)
-
-
-def cell_text(cell: JsonObject) -> str:
-    return f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
 
 
 def report(numbers: JsonObject) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.quality_report import interval
 from benchmarks.record import command_line, finish
+from benchmarks.tables import interval_text, table
 from benchmarks.tasks import TASKS
 from iro_server import JsonObject
 from iro_server.decoding.base import SearchParams
@@ -153,10 +154,18 @@ def main() -> None:
     finish(args, {"tasks": summary(rows), "rows": rows}, report, sorted({row["seed"] for row in rows}))
 
 
+def by_engine(content: JsonObject) -> str:
+    """Rewards of one row on each engine, and the share of the gain that vLLM has, by task."""
+    head = ["task", *content["tasks"][0]["rewards"], "gain on vLLM / in process"]
+    rows = (
+        [cell["task"], *map(interval_text, [*cell["rewards"].values(), cell["share"]])] for cell in content["tasks"]
+    )
+    return table(head, rows)
+
+
 def report(numbers: JsonObject) -> None:
     for cell in numbers["tasks"]:
-        share = cell["share"]
-        print(f"{cell['task']}: {share['mean']:.2f} [{share['low']:.2f}, {share['high']:.2f}] of the gain in process")
+        print(f"{cell['task']}: {interval_text(cell['share'])} of the gain in process")
 
 
 if __name__ == "__main__":
