@@ -1,6 +1,6 @@
-"""One aligned row on a stock vLLM server and in process: ``python -m benchmarks.vllm_tilts RUN_FOLDER --json``.
+"""One aligned row on a stock vLLM server and in process: ``python -m benchmarks.vllm_tilts RUN_FOLDER ... --json``.
 
-RUN_FOLDER is of ``iro run bench.tasks``: the aligned models are those of its pieces. Held-out prompts of each piece are
+A RUN_FOLDER is of ``iro run bench.tasks``: the aligned models are those of its pieces. Held-out prompts of a piece are
 answered by the frozen model and by the aligned one, on both engines, ``--samples`` times each at one row; vLLM gets the
 tilt as a LoRA adapter of the output head and, for words, as ``logit_bias`` of the next tokens. ``share``: the gain on
 vLLM divided by that in process.
@@ -62,24 +62,32 @@ def rewards(engine: Engine, piece: Piece, tilt: Tilt | None, samples: int) -> np
     return np.array(graded).reshape(len(texts), samples)
 
 
-def open_pieces(folder: Path, tasks: Sequence[str], engine: EmbeddedEngine) -> list[Piece]:
-    """The trained pieces of the run. ValueError where it has none of a task."""
+def open_pieces(folders: Sequence[Path], tasks: Sequence[str], engine: EmbeddedEngine) -> list[Piece]:
+    """The trained pieces of the runs. ValueError where they have none of a task."""
+    pieces = [piece for task in tasks for folder in folders for piece in pieces_of(folder, task, engine)]
+    if missing := set(tasks) - {piece.task.name for piece in pieces}:
+        raise ValueError(f"{', '.join(map(str, folders))}: no finished alignment job of {', '.join(sorted(missing))}")
+    return pieces
+
+
+def pieces_of(folder: Path, task: str, engine: EmbeddedEngine) -> list[Piece]:
     from benchmarks.bench_tasks.config import BenchTasksConfig
     from benchmarks.bench_tasks.piece import Piece
 
     config = BenchTasksConfig.model_validate(json.loads((folder / "config.json").read_text())["config"])
-    pieces = []
-    for task in tasks:
-        folders = sorted(
-            path for path in (folder / "pieces").glob(f"{task}-*") if (path / "align/result.json").exists()
+    paths = sorted(path for path in (folder / "pieces").glob(f"{task}-*") if (path / "align/result.json").exists())
+    return [
+        Piece(
+            config,
+            TASKS[task],
+            int(path.name.removeprefix(f"{task}-")),
+            path,
+            engine,
+            parse_grader(TASKS[task].grader()),
+            lambda _, compute: compute(),
         )
-        if not folders:
-            raise ValueError(f"{folder} has no finished alignment job of {task}")
-        for path in folders:
-            seed = int(path.name.removeprefix(f"{task}-"))
-            grader = parse_grader(TASKS[task].grader())
-            pieces.append(Piece(config, TASKS[task], seed, path, engine, grader, lambda _, compute: compute()))
-    return pieces
+        for path in paths
+    ]
 
 
 def measure(piece: Piece, engines: dict[str, Engine], samples: int) -> JsonObject:
@@ -134,7 +142,7 @@ def share(gains_SP: np.ndarray, whole_SP: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parser = command_line("vllm_tilts", __doc__)
-    parser.add_argument("folder", type=Path, help="of a run of bench.tasks")
+    parser.add_argument("folders", type=Path, nargs="+", help="of runs of bench.tasks")
     parser.add_argument("--tasks", nargs="+", default=["keywords", "extraction"], choices=TASKS)
     parser.add_argument("--samples", type=int, default=4, help="answers to each prompt")
     args = parser.parse_args()
@@ -144,13 +152,13 @@ def main() -> None:
     adapters = (args.out / "adapters").absolute()
     adapters.mkdir(exist_ok=True)
     with EmbeddedEngine(model_dir) as embedded:
-        pieces = open_pieces(args.folder, args.tasks, embedded)
+        pieces = open_pieces(args.folders, args.tasks, embedded)
         with (
             VLLMProcess(model_dir, args.out / "vllm.log", "--max-model-len", "1024", "--max-num-seqs", "256") as server,
             VLLMEngine(model_dir, Endpoints((server.url,), adapters=adapters)) as vllm,
         ):
             rows = [measure(piece, {"in process": embedded, "vLLM": vllm}, args.samples) for piece in pieces]
-    args.folder = args.folder.name
+    args.folders = [folder.name for folder in args.folders]
     finish(args, {"tasks": summary(rows), "rows": rows}, report, sorted({row["seed"] for row in rows}))
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from itertools import product
 from statistics import fmean
 
 import numpy as np
@@ -21,6 +20,9 @@ from iro_server import JsonObject
 ResultRow = JsonObject
 COMPARED_WITH = (("base", 1), ("best_of_n", None), ("best_of_n", 16), ("static_bias", None))
 """Methods, and their rows: None for as many as the method that is compared has."""
+RIVALS = (("vas", 1), ("args", 1), *((name, 16) for name in ("blockwise", "smc", "dvts")))
+"""Methods that ``OURS`` are compared with too."""
+OURS = (("iro", 1), ("iro_samples", 16))
 SIGN_FLIPS = 9999
 
 
@@ -67,10 +69,15 @@ def qualities(answers: Sequence[Answer]) -> JsonObject:
     }
 
 
-def matrix(rows: Sequence[ResultRow], task: str, method: str, count: int, name: str) -> np.ndarray:
-    """[seeds, prompts] of ``rewards`` or ``judges``; no seeds where the method was not run with so many rows."""
+def lines_by_seed(rows: Sequence[ResultRow], task: str, method: str, count: int) -> dict[int, ResultRow]:
+    """A method's lines in the order of seeds; none where it was not run with so many rows."""
     lines = [row for row in rows if (row["task"], row["method"], row["rows"]) == (task, method, count)]
-    return np.array([row[name] for row in sorted(lines, key=lambda row: row["seed"])])
+    return {row["seed"]: row for row in sorted(lines, key=lambda row: row["seed"])}
+
+
+def matrix(lines: Iterable[ResultRow], name: str) -> np.ndarray:
+    """[seeds, prompts] of ``rewards`` or ``judges``."""
+    return np.array([row[name] for row in lines])
 
 
 def intervals(rows: Sequence[ResultRow]) -> list[JsonObject]:
@@ -78,31 +85,37 @@ def intervals(rows: Sequence[ResultRow]) -> list[JsonObject]:
     settings = dict.fromkeys((row["task"], row["method"], row["rows"]) for row in rows)
     return [
         {"task": task, "method": method, "rows": count}
-        | {name: interval(matrix(rows, task, method, count, f"{name}s")) for name in ("reward", "judge")}
+        | {
+            name: interval(matrix(lines_by_seed(rows, task, method, count).values(), f"{name}s"))
+            for name in ("reward", "judge")
+        }
         for task, method, count in settings
     ]
 
 
 def comparisons(rows: Sequence[ResultRow]) -> list[JsonObject]:
-    """Paired differences from those of ``COMPARED_WITH``, on the seeds that both have."""
+    """Paired differences from those of ``COMPARED_WITH``, and of ours from rivals, on the seeds that both have."""
     settings = dict.fromkeys((row["task"], row["method"], row["rows"]) for row in rows)
     results = []
-    for (task, method, count), (other, fixed_count) in product(settings, COMPARED_WITH):
-        other_count = fixed_count or count
-        is_repeated = fixed_count == count and other != "base"
-        if method == other or is_repeated or (task, other, other_count) not in settings:
-            continue
-        values = {
-            name: [matrix(rows, task, *of, name) for of in ((method, count), (other, other_count))]
-            for name in ("rewards", "judges")
-        }
-        seeds = min(map(len, values["rewards"]))
-        reward, judge = (first[:seeds] - second[:seeds] for first, second in values.values())
-        results.append(
-            {"task": task, "method": method, "rows": count, "over": other, "over_rows": other_count, "seeds": seeds}
-            | {"reward": interval(reward), "judge": interval(judge), "p": sign_flip_p(reward)}
-        )
+    for task, method, count in settings:
+        for other, fixed_count in (*COMPARED_WITH, *(RIVALS if (method, count) in OURS else ())):
+            other_count = fixed_count or count
+            is_repeated = fixed_count == count and other == "best_of_n"
+            if method == other or is_repeated or (task, other, other_count) not in settings:
+                continue
+            first, second = lines_by_seed(rows, task, method, count), lines_by_seed(rows, task, other, other_count)
+            if seeds := [seed for seed in first if seed in second]:
+                compared = {"task": task, "method": method, "rows": count, "over": other, "over_rows": other_count}
+                pairs = [(first[seed], second[seed]) for seed in seeds]
+                results.append(compared | {"seeds": len(seeds)} | paired(pairs))
     return results
+
+
+def paired(pairs: Sequence[tuple[ResultRow, ResultRow]]) -> JsonObject:
+    """Differences of two methods' lines, a pair a seed, with 95 % intervals and p."""
+    firsts, seconds = zip(*pairs, strict=True)
+    reward, judge = (matrix(firsts, name) - matrix(seconds, name) for name in ("rewards", "judges"))
+    return {"reward": interval(reward), "judge": interval(judge), "p": sign_flip_p(reward)}
 
 
 def sign_flip_p(differences: np.ndarray) -> float:

@@ -193,6 +193,19 @@ def test_a_paired_difference_beyond_chance_is_told_from_chance() -> None:
     assert blockwise["p"] > 0.05
 
 
+def test_pairs_are_of_the_same_seed() -> None:
+    """A method that was run at the second seed alone has other prompts than the first seed of another."""
+    rows = [
+        *(row("base", seed, [10.0 * seed, 10.0 * seed + 1]) for seed in range(2)),
+        row("vas", 1, [12.0, 13.0]),
+        *(row("iro", seed, [10.0 * seed + 5, 10.0 * seed + 6]) for seed in range(2)),
+    ]
+    of_pair = {(cell["method"], cell["over"]): cell for cell in comparisons(rows)}
+    assert of_pair["vas", "base"]["reward"]["mean"] == 2 and of_pair["vas", "base"]["seeds"] == 1
+    assert of_pair["iro", "base"]["reward"]["mean"] == 5 and of_pair["iro", "base"]["seeds"] == 2
+    assert of_pair["iro", "vas"]["reward"]["mean"] == 3 and of_pair["iro", "vas"]["seeds"] == 1
+
+
 def test_equal_rewards_have_p_1() -> None:
     assert sign_flip_p(np.zeros((2, 3))) == 1
     # 2^4 sign patterns, two of which have a mean as far from 0
