@@ -172,8 +172,7 @@ def by_engine(content: JsonObject) -> str:
 
 
 def report(numbers: JsonObject) -> None:
-    for cell in numbers["tasks"]:
-        print(f"{cell['task']}: {interval_text(cell['share'])} of the gain in process")
+    print(by_engine(numbers))
 
 
 if __name__ == "__main__":
