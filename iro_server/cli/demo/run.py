@@ -39,7 +39,7 @@ Judge = Callable[[Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much is done; the defaults take about ten minutes on two cores."""
+    """How much is done; the defaults take ten to fifteen minutes on two cores."""
 
     iterations: int = 1
     train_prompts: int = 96
