@@ -94,8 +94,8 @@ def test_open_graders_beyond_what_may_rest_give_way_and_come_back(monkeypatch):
         before = children()
         first = [grader.grade(Sample("x"), {}).reward for grader in graders]
         wait_for(lambda: len(children() - before) == 2)  # one more is started after each that is taken, and closed
-        again = [grader.grade(Sample("x"), {}).reward for grader in graders]
-        assert again != first and None not in again
+        second = [grader.grade(Sample("x"), {}).reward for grader in graders]
+        assert second != first and None not in second
     wait_for(lambda: children() <= before)
 
 
