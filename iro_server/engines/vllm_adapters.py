@@ -8,14 +8,14 @@ import logging
 import os
 import shutil
 import tempfile
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from weakref import WeakKeyDictionary, finalize
 
 import torch
+from cachetools import LRUCache
 
 from iro_server.engines.output_head import OutputHead, read_output_head
 from iro_server.engines.vllm_server import MAX_RANK
@@ -58,26 +58,18 @@ class StaticTilt:
             shutil.rmtree(self.adapter.path, ignore_errors=True)  # another process may be at it too
 
 
-class Variants:
+class Variants(LRUCache[VariantKey, StaticTilt]):
     """One tilt on a server, by what requests ask of it. Those that were asked for longest ago give way: a client may
     ask for any strength."""
 
-    def __init__(self) -> None:
-        self._static_tilts: OrderedDict[VariantKey, StaticTilt] = OrderedDict()
-
-    def get(self, key: VariantKey, make: Callable[[], StaticTilt]) -> StaticTilt:
-        static = self._static_tilts.pop(key, None)
-        if static is None or not static.is_there:
-            static = make()
-        self._static_tilts[key] = static
-        while len(self._static_tilts) > MOST_VARIANTS:
-            _, oldest = self._static_tilts.popitem(last=False)
-            oldest.remove()
-        return static
+    def popitem(self) -> tuple[VariantKey, StaticTilt]:
+        key, static = super().popitem()
+        static.remove()
+        return key, static
 
     def remove(self) -> None:
         """What was written for a tilt that nobody holds any more."""
-        for static in self._static_tilts.values():
+        for static in self.values():
             static.remove()
 
 
@@ -88,7 +80,7 @@ class AdapterFolder:
     def __init__(self, model_dir: Path, folder: Path | None, unused: Sequence[int] = ()) -> None:
         self.model_dir, self.folder, self.unused = model_dir, folder, unused
         self._of_tilts: WeakKeyDictionary[Tilt, Variants] = WeakKeyDictionary()
-        self._of_rows = Variants()  # without a tilt
+        self._of_rows = Variants(MOST_VARIANTS)  # without a tilt
 
     @cached_property
     def head(self) -> OutputHead:
@@ -101,11 +93,14 @@ class AdapterFolder:
         """
         variants = self._of_rows if tilt is None else self._variants(tilt)
         key = (strength, b"" if rows_KD is None else rows_KD.numpy().tobytes())
-        return variants.get(key, lambda: self._static(tilt, strength, rows_KD))
+        static = variants.get(key)
+        if static is None or not static.is_there:
+            variants[key] = static = self._static(tilt, strength, rows_KD)
+        return static
 
     def _variants(self, tilt: Tilt) -> Variants:
         if tilt not in self._of_tilts:
-            self._of_tilts[tilt] = variants = Variants()
+            self._of_tilts[tilt] = variants = Variants(MOST_VARIANTS)
             finalize(tilt, variants.remove).atexit = False  # a server that starts again finds them
         return self._of_tilts[tilt]
 
