@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import math
 import socket
 import sys
@@ -61,17 +60,17 @@ def serving(settings: Settings, engine: Any) -> Iterator[openai.OpenAI]:
 
 
 def unfinished(server: Server) -> str:
-    """What the server waits for: its requests, its tasks, and where each thread of this process stands."""
-    loop = server.servers[0].get_loop()
-    requests = [vars(connection).get("scope") for connection in server.server_state.connections]
-    stacks = io.StringIO()
-    for task in asyncio.all_tasks(loop):
-        task.print_stack(limit=3, file=stacks)
+    """What the server waits for: its requests, where each thread of this process stands, and its tasks. It is short:
+    CI shows the last of a long output only."""
+    frames = sys._current_frames()
+    scopes = [vars(connection).get("scope") or {} for connection in server.server_state.connections]
+    lines = [f"requests: {[scope.get('path') for scope in scopes]}"]
     for thread in threading.enumerate():
-        frame = sys._current_frames().get(thread.ident or 0)
-        lines = "".join(traceback.format_stack(frame)[-8:])
-        stacks.write(f"thread {thread.name}\n{lines}")
-    return f"{requests}\n{stacks.getvalue()}"
+        stack = traceback.extract_stack(frames.get(thread.ident or 0))
+        lines.append(f"{thread.name}: {' > '.join(f'{Path(call.filename).stem}:{call.lineno}' for call in stack[-6:])}")
+    for task in asyncio.all_tasks(server.servers[0].get_loop()):
+        lines.append(f"{task.get_name()}: {task.get_coro()} at {[frame.f_lineno for frame in task.get_stack(limit=1)]}")
+    return "\n".join(lines)
 
 
 def conforms(answer: Any) -> Any:

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -220,7 +221,7 @@ def test_of_two_servers_one_makes_an_attempt_until_its_lease_ends(tmp_path, data
     tell(settings)
     (first,) = deliveries.claim(sessions, 10, [])
     assert deliveries.claim(open_database(settings), 10, []) == []
-    monkeypatch.setattr(time, "time", lambda real=time.time: real() + deliveries.LEASE + 1)
+    monkeypatch.setattr(deliveries, "time", SimpleNamespace(time=lambda: time.time() + deliveries.LEASE + 1))
     assert deliveries.claim(sessions, 10, [endpoint.id]) == []
     (second,) = deliveries.claim(sessions, 10, [])
     assert second.delivery.id == first.delivery.id

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.use, self.own, self.others = CpuUse(100.0, 0.0, 0.0), 0.0, 0.0
-        monkeypatch.setattr(thread_count.time, "monotonic", lambda: self.use.moment)
+        monkeypatch.setattr(thread_count, "time", SimpleNamespace(monotonic=lambda: self.use.moment))
 
     def count(self, threads: ThreadCount, seconds: float = INTERVAL) -> int:
         busy = self.use.busy + seconds * (self.own + self.others)

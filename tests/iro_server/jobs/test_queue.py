@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select
@@ -100,7 +101,7 @@ def test_a_queued_job_waits_for_its_own_projects_earlier_jobs(sessions):
 
 def test_the_time_that_a_job_ran_is_without_its_waiting_and_pauses(sessions, monkeypatch):
     clock = 1000.0
-    monkeypatch.setattr(records.time, "time", lambda: clock)
+    monkeypatch.setattr(records, "time", SimpleNamespace(time=lambda: clock))
     [id] = queue(sessions, 1)
     for wait, run, end in ((50, 7, "paused"), (100, 5, "queued"), (20, 1, "succeeded")):
         clock += wait
