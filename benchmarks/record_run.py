@@ -16,11 +16,12 @@ from pathlib import Path
 
 from benchmarks.bench_tasks.merging import merged, without_tasks
 from benchmarks.record import read, write
-from benchmarks.research import bilevel, federated, rl, rl_exact, rl_features, theory
+from benchmarks.research import bilevel, federated, rl, rl_exact, rl_features, speech, theory
 from iro_server import JsonObject
 
 PROVENANCE = ("job", "config", "seeds", "versions", "inputs")
 KEPT: dict[str, Callable[[JsonObject], JsonObject]] = {
+    "bilevel.bl_just": speech.bl_just,
     "bilevel.hyper_cleaning": bilevel.hyper_cleaning,
     "bilevel.problems": bilevel.problems,
     "bilevel.quadratic": bilevel.quadratic,

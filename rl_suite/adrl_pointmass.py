@@ -21,8 +21,8 @@ from rl_suite.control import POINT_MASSES, Bins, DMControl, make_vector
 from rl_suite.factors import sizes_of
 from rl_suite.single_loop import run_loop
 from rl_suite.stats import Estimate, Result, draw_band, interval, iqm, mean, probability_of_improvement
-from rl_suite.workers import stop_if_asked, workers
 from training.run import Job, JobConfig, Run, check_names, derive_seed
+from training.workers import stop_if_asked, workers
 
 AGENTS = {
     "DQN": AgentConfig(),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar, TypeVar
 
@@ -16,6 +13,7 @@ from training.federated.comparison_summary import Choices, Results, end, summary
 from training.federated.delays import DELAYS
 from training.federated.experiment import METHODS, Curve, FederatedTask, Trial, curve, retimed
 from training.run import Run, check_names
+from training.workers import workers
 
 T = TypeVar("T", tuple[str, ...], dict[str, float], dict[str, tuple[float, ...]])
 
@@ -133,21 +131,10 @@ def all_curves(
 
 def run_all(trials: Mapping[str, Trial], config: ComparisonConfig, run: Run) -> dict[str, Curve]:
     """The curve of each trial, as one step of the run; in ``workers`` processes if there are several."""
-    missing = {name: trial for name, trial in trials.items() if not run.has(name)}
-    with _started(missing, config.workers) as results:
+    missing = [name for name in trials if not run.has(name)]
+    with workers(config.workers if len(missing) > 1 else 1, run) as submit:
+        results = {name: submit(curve, trials[name]) for name in missing}
         return {name: run.step(name, partial(_reported, name, results, run)) for name in trials}
-
-
-@contextmanager
-def _started(trials: Mapping[str, Trial], workers: int) -> Iterator[Mapping[str, Callable[[], Curve]]]:
-    if workers == 1 or len(trials) < 2:
-        yield {name: partial(curve, trial) for name, trial in trials.items()}
-        return
-    with ProcessPoolExecutor(min(workers, len(trials)), multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield {name: pool.submit(curve, trial).result for name, trial in trials.items()}
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _reported(name: str, results: Mapping[str, Callable[[], Curve]], run: Run) -> Curve:

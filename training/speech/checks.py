@@ -38,7 +38,7 @@ def gradients(gamma: float) -> dict[str, torch.Tensor]:
     model, upper, lower = small()
     parts = {"theta": list(model.encoder.parameters()), "phi": list(model.ctc.parameters())}
     parts["psi"] = list(model.cpc.parameters())
-    joint_gradients(upper, lower, gamma, **parts)
+    joint_gradients(upper, lower, gamma, theta=parts["theta"], phi=parts["phi"], psi=parts["psi"])
     return {name: _gradient(parameters) for name, parameters in parts.items()}
 
 

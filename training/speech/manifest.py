@@ -50,9 +50,13 @@ def recording(audio: Path, text: str | None, source: str) -> Recording:
 
 
 def save(path: Path, rows: Iterable[tuple[Path, str | None]]) -> None:
-    """Writes a manifest with audio paths relative to it."""
-    lines = [json.dumps({"audio": str(audio.relative_to(path.parent)), "text": text}) + "\n" for audio, text in rows]
-    path.write_text("".join(lines))
+    """Writes a manifest; paths of audio below its folder are relative to it."""
+
+    def line(audio: Path, text: str | None) -> str:
+        named = audio.relative_to(path.parent) if audio.is_relative_to(path.parent) else audio
+        return json.dumps({"audio": str(named), "text": text}) + "\n"
+
+    path.write_text("".join(line(audio, text) for audio, text in rows))
 
 
 def _jsonl(path: Path) -> Iterator[tuple[Path, str | None, str]]:

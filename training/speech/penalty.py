@@ -6,15 +6,19 @@ convexity of g in y.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.func import grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from training.bilevel.problem import BilevelProblem, Tree
+
+Penalty = Literal["value", "norm"]
 
 
 class PenaltyState(NamedTuple):
@@ -77,19 +81,33 @@ def joint_gradients(
     phi: Sequence[torch.Tensor],
     theta: Sequence[torch.Tensor],
     psi: Sequence[torch.Tensor],
+    penalty: Penalty = "value",
 ) -> None:
-    """Sets ``.grad`` for BL-JUST: of θ ∇(L_sup + γ L_unsup), of φ ∇L_sup, of ψ ∇L_unsup (arXiv:2412.08548).
+    """Sets ``.grad`` for BL-JUST: of θ ∇(L_sup + γ p), of φ ∇L_sup, of ψ ∇p, with the penalty p = L_unsup
+    (arXiv:2412.08548) or, "norm", ½ ‖∇_{θ,ψ} L_unsup‖² (arXiv:2302.05185's second penalty).
 
-    It is the gradient of `PenaltyDescent` at x = φ, y = (θ, ψ): g does not depend on x, so that the value at ω cancels.
-    The gradient of ψ is not multiplied by γ. ``upper`` must not depend on ψ, nor ``lower`` on φ.
+    The first is the gradient of `PenaltyDescent` at x = φ, y = (θ, ψ): g does not depend on x, so that the value at ω
+    cancels. The gradient of ψ is not multiplied by γ. ``upper`` must not depend on ψ, nor ``lower`` on φ; for "norm",
+    ``lower`` must have been computed within `twice_differentiable`.
     """
+    lower_parameters = [*theta, *psi]
+    if penalty == "norm":
+        slopes = torch.autograd.grad(lower, lower_parameters, create_graph=True)
+        lower = torch.stack([slope.square().sum() for slope in slopes]).sum() / 2
     from_upper = torch.autograd.grad(upper, [*theta, *phi])
-    from_lower = torch.autograd.grad(lower, [*theta, *psi])
+    from_lower = torch.autograd.grad(lower, lower_parameters, materialize_grads=penalty == "norm")
     n = len(theta)
     for parameter, a, b in zip(theta, from_upper, from_lower, strict=False):
         parameter.grad = a + gamma * b
     for parameter, gradient in zip([*phi, *psi], [*from_upper[n:], *from_lower[n:]], strict=True):
         parameter.grad = gradient
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Without the kernels of recurrent layers and of attention that have no second derivative."""
+    with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _descend(tree: Tree, step: float, gradient: Tree) -> Tree:

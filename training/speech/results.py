@@ -13,7 +13,7 @@ Table = dict[str, dict[str, dict[str, float]]]  # bands by method and quantity
 
 
 class TrainingResult(TypedDict):
-    """``curve``: WER on dev after each supervised pass."""
+    """``curve``: the chosen error rate on dev after each pass with texts."""
 
     method: str
     seed: int
@@ -23,10 +23,11 @@ class TrainingResult(TypedDict):
 
 
 class BLJustResult(TypedDict):
-    """``chosen``, by method: the tuned rates. ``results``, by method: one per seed."""
+    """``chosen``, by method: the rates. ``tuning``: what was tried for them. ``results``, by method: one per seed."""
 
     config: dict[str, object]
     chosen: dict[str, dict[str, float]]
+    tuning: dict[str, dict[str, object]]
     results: dict[str, list[TrainingResult]]
     table: Table
 
@@ -39,6 +40,8 @@ def table(results: dict[str, list[TrainingResult]]) -> Table:
             f"{part}_{rate}": band([training[part][rate] for training in trainings]) for part in PARTS for rate in RATES
         }
         if "supervised" in results and method != "supervised":
-            pairs = zip(trainings, results["supervised"], strict=True)
-            rows[method]["test_wer_less_supervised"] = band([a["test"]["wer"] - b["test"]["wer"] for a, b in pairs])
+            for rate in RATES:
+                pairs = zip(trainings, results["supervised"], strict=True)
+                gaps = [a["test"][rate] - b["test"][rate] for a, b in pairs]
+                rows[method][f"test_{rate}_less_supervised"] = band(gaps)
     return rows

@@ -1,12 +1,14 @@
-"""A training: passes over the recordings, each with its loss; the order of the passes defines the method."""
+"""A training: the passes of a method over the recordings, each with its loss."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from functools import partial
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -18,67 +20,11 @@ from training.run import derive_seed, rng_of
 from training.speech.features import FRAMES_PER_SECOND, Features, spec_augment
 from training.speech.manifest import ManifestError
 from training.speech.model import Recogniser
-from training.speech.penalty import joint_gradients, rising
+from training.speech.penalty import joint_gradients, twice_differentiable
+from training.speech.schedule import Pass, PassKind, TrainingSchedule
 from training.speech.text import Tokenizer, greedy
 
-PassKind = Literal["explore", "joint", "supervised", "fine-tune"]
-TrainingMethod = Literal["supervised", "pretrain", "fixed", "bl_just"]
 State = dict[str, object]  # of a module or an optimizer
-
-
-class TrainingSchedule(NamedTuple):
-    """Passes, steps and rates; the fields are those of `BLJustConfig`."""
-
-    epochs: int
-    exploration_passes: int
-    finetune_passes: int
-    batch: int
-    exploration_lr: float
-    lr: float
-    finetune_lr: float
-    gamma_step: float
-    gamma_cap: float
-    fixed_gamma: float
-    context: float
-    future: float
-    workers: int = 0
-
-
-class Pass(NamedTuple):
-    """``labelled`` and ``unlabelled``: numbers of earlier passes over each; they seed the order of the data."""
-
-    kind: PassKind
-    gamma: float
-    labelled: int
-    unlabelled: int
-
-
-def plan(method: TrainingMethod, schedule: TrainingSchedule) -> list[Pass]:
-    """The passes of a method. All methods take the same supervised steps; "pretrain" and "bl_just" pass over the
-    unlabelled recordings equally often."""
-    explore: list[tuple[PassKind, float]] = [("explore", 0.0)]
-    kinds: list[tuple[PassKind, float]]
-    match method:
-        case "bl_just":
-            kinds = []
-            for k in range(schedule.epochs):
-                kinds += explore * schedule.exploration_passes
-                kinds.append(("joint", rising(schedule.gamma_step, schedule.gamma_cap, k)))
-        case "pretrain":
-            passes = schedule.epochs * (schedule.exploration_passes + 1)
-            kinds = explore * passes + [("supervised", 0.0)] * schedule.epochs
-        case "fixed":
-            kinds = [("joint", schedule.fixed_gamma)] * schedule.epochs
-        case _:
-            kinds = [("supervised", 0.0)] * schedule.epochs
-    kinds += [("fine-tune", 0.0)] * schedule.finetune_passes
-    labelled = unlabelled = 0
-    plan: list[Pass] = []
-    for kind, gamma in kinds:
-        plan.append(Pass(kind, gamma, labelled, unlabelled))
-        labelled += kind != "explore"
-        unlabelled += kind in ("explore", "joint")
-    return plan
 
 
 @dataclass
@@ -90,9 +36,11 @@ class TrainingData:
 
 
 class TrainingState(TypedDict):
-    """``done``: finished passes. All tensors are on the CPU."""
+    """``done``: finished passes. ``pseudo``: tokens that the model recognised, by recording. All tensors are on the
+    CPU."""
 
     done: int
+    pseudo: dict[int, list[int]]
     model: dict[str, torch.Tensor]
     optimizers: dict[str, State]
 
@@ -116,7 +64,7 @@ class Training:
         self.seed, self.device, self.done = seed, torch.device(device), 0
         self._window = tuple(round(seconds * FRAMES_PER_SECOND) for seconds in (schedule.context, schedule.future))
         self.theta, self.phi, self.psi = (list(part.parameters()) for part in (model.encoder, model.ctc, model.cpc))
-        adam = torch.optim.AdamW
+        adam = partial(torch.optim.AdamW, weight_decay=schedule.weight_decay)
         self.optimizers = {
             "explore": adam([*self.theta, *self.psi], schedule.exploration_lr),
             "theta": adam(self.theta, schedule.lr),
@@ -124,6 +72,7 @@ class Training:
             "psi": adam(self.psi, schedule.lr),
             "fine-tune": adam([*self.theta, *self.phi], schedule.finetune_lr),
         }
+        self.pseudo: dict[int, list[int]] = {}
         needed = sum(self._window)
         self.windowed = [
             i for i, recording in enumerate(data.features.recordings) if recording.seconds * FRAMES_PER_SECOND >= needed
@@ -136,13 +85,14 @@ class Training:
         """Runs the next pass and returns its mean losses."""
         step = self.passes[self.done]
         torch.manual_seed(derive_seed(self.seed, 3, self.done))  # for dropout
-        losses = {"explore": self._explore, "joint": self._joint}.get(step.kind, self._supervised)(step)
+        by_kind = {"explore": self._explore, "joint": self._joint, "transcribe": self._transcribe}
+        losses = by_kind.get(step.kind, self._supervised)(step)
         self.done += 1
         return losses
 
     def seconds_per_pass(self) -> dict[PassKind, float]:
         """The duration of a pass of each kind, from its second step. It changes the model: build another to train."""
-        first, taken = Pass("joint", 0.0, 0, 0), []
+        first, taken = Pass("joint", 0.0, "value", 0, 0), []
         for batches, loss in (
             (self._windows(first), self.model.unsupervised_loss),
             (self._utterances(first), self.model.supervised_loss),
@@ -154,18 +104,19 @@ class Training:
                 elapsed = time.monotonic() - began
             taken.append(elapsed * self.steps)
         unsupervised, supervised = taken
-        joint = unsupervised + supervised
-        return {"explore": unsupervised, "joint": joint, "supervised": supervised, "fine-tune": supervised}
+        seconds: dict[PassKind, float] = dict.fromkeys(("supervised", "pseudo", "fine-tune"), supervised)
+        return seconds | {"explore": unsupervised, "joint": unsupervised + supervised, "transcribe": supervised / 3}
 
     def state(self) -> TrainingState:
         """The argument of `load`, on the CPU, so that training can resume on another device."""
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-        state = {"done": self.done, "model": dict(self.model.state_dict()), "optimizers": optimizers}
+        model = dict(self.model.state_dict())
+        state = {"done": self.done, "pseudo": self.pseudo, "model": model, "optimizers": optimizers}
         on_cpu: TrainingState = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, state)
         return on_cpu
 
     def load(self, state: TrainingState) -> None:
-        self.done = state["done"]
+        self.done, self.pseudo = state["done"], state["pseudo"]
         self.model.load_state_dict(state["model"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
@@ -191,12 +142,25 @@ class Training:
     def _joint(self, step: Pass) -> dict[str, float]:
         upper_total = lower_total = 0.0
         for batch, windows in zip(self._utterances(step), self._windows(step), strict=True):
-            upper, lower = self.model.supervised_loss(*batch), self.model.unsupervised_loss(*windows)
-            joint_gradients(upper, lower, step.gamma, phi=self.phi, theta=self.theta, psi=self.psi)
+            with twice_differentiable() if step.penalty == "norm" else nullcontext():
+                upper, lower = self.model.supervised_loss(*batch), self.model.unsupervised_loss(*windows)
+                joint_gradients(
+                    upper, lower, step.gamma, phi=self.phi, theta=self.theta, psi=self.psi, penalty=step.penalty
+                )
             for name in ("theta", "phi", "psi"):
                 self.optimizers[name].step()
             upper_total, lower_total = upper_total + upper.item(), lower_total + lower.item()
         return {"supervised": upper_total / self.steps, "unsupervised": lower_total / self.steps}
+
+    def _transcribe(self, step: Pass) -> dict[str, float]:
+        """Pseudo-labels: what the model hears in the recordings without a text, of the ``pseudo_share`` of them that it
+        is surest of, by the mean over vectors of the greatest log-probability."""
+        first, features = len(self.data.texts), self.data.features
+        heard = dict(zip(range(first, len(features)), recognise(self.model, features, first), strict=True))
+        surest = sorted((place for place in heard if heard[place][0]), key=lambda place: -heard[place][1])
+        kept = surest[: round(self.schedule.pseudo_share * len(heard))]
+        self.pseudo = {place: heard[place][0] for place in kept}
+        return {"pseudo_labels": float(len(kept))}
 
     def _descend(self, loss: torch.Tensor, *names: str) -> None:
         self.model.zero_grad()
@@ -218,18 +182,28 @@ class Training:
             yield windows[:, :context], windows[:, context:]
 
     def _utterances(self, step: Pass) -> Iterator[tuple[torch.Tensor, ...]]:
-        """``steps`` labelled batches with SpecAugment."""
+        """``steps`` labelled batches with SpecAugment; in a "pseudo" pass half of each is pseudo-labelled."""
         rng = rng_of(self.seed, 2, step.labelled)
-        count, batch = len(self.data.texts), min(self.schedule.batch, len(self.data.texts))
-        rounds = -(-self.steps * batch // count)
-        order = np.concatenate([rng.permutation(count) for _ in range(rounds)])[: self.steps * batch]
-        parts = order.reshape(self.steps, batch)
+        tokens = dict(enumerate(self.data.texts)) | self.pseudo
+        labelled, batch = np.arange(len(self.data.texts)), self.schedule.batch
+        if step.kind == "pseudo" and self.pseudo:
+            pseudo = np.array(sorted(self.pseudo))
+            parts = np.hstack([self._orders(labelled, batch - batch // 2, rng), self._orders(pseudo, batch // 2, rng)])
+        else:
+            parts = self._orders(labelled, batch, rng)
         for indices, frames in zip(parts, self._loader(list(parts)), strict=True):
             masked = [spec_augment(recording, rng) for recording in frames]
-            texts = [torch.tensor(self.data.texts[i]) for i in indices]
+            texts = [torch.tensor(tokens[int(i)]) for i in indices]
             frame_counts, token_counts = (torch.tensor([len(row) for row in rows]) for rows in (masked, texts))
             padded = (pad_sequence(masked, batch_first=True), frame_counts, torch.cat(texts), token_counts)
             yield tuple(part.to(self.device) for part in padded)
+
+    def _orders(self, places: np.ndarray, batch: int, rng: np.random.Generator) -> np.ndarray:
+        """[steps, batch] of ``places``, in one random order after another; a batch is no larger than ``places``."""
+        batch = min(batch, len(places))
+        rounds = -(-self.steps * batch // len(places))
+        order = np.concatenate([rng.permutation(places) for _ in range(rounds)])[: self.steps * batch]
+        return order.reshape(self.steps, batch)
 
     def _loader(self, batches: list[np.ndarray]) -> DataLoader[torch.Tensor]:
         dataset: Dataset[torch.Tensor] = self.data.features
@@ -243,18 +217,27 @@ def _cut(frames: torch.Tensor, start: int, length: int) -> torch.Tensor:
     return torch.nn.functional.pad(window, (0, 0, 0, length - len(window)))
 
 
-def transcribe(model: Recogniser, features: Features, tokenizer: Tokenizer, batch: int = 32) -> list[str]:
+def transcribe(model: Recogniser, features: Features, tokenizer: Tokenizer) -> list[str]:
     """The transcript of each recording, by greedy decoding."""
-    device, transcripts = model.cpc.weight.device, []
+    return [" ".join(tokenizer.decode(tokens).split()) for tokens, _ in recognise(model, features)]
+
+
+def recognise(model: Recogniser, features: Features, first: int = 0, batch: int = 32) -> list[tuple[list[int], float]]:
+    """The tokens of each recording from number ``first`` on, by greedy decoding, and the mean over its vectors of the
+    greatest log-probability."""
+    device = model.cpc.weight.device
+    recognised: list[tuple[list[int], float]] = []
     model.eval()
-    with torch.inference_mode():
-        for start in range(0, len(features), batch):
-            frames = [features[i] for i in range(start, min(start + batch, len(features)))]
-            lengths = torch.tensor([len(recording) for recording in frames], device=device)
-            token_lists = greedy(*model(pad_sequence(frames, batch_first=True).to(device), lengths))
-            transcripts += [" ".join(tokenizer.decode(tokens).split()) for tokens in token_lists]
+    for start in range(first, len(features), batch):
+        frames = [features[i] for i in range(start, min(start + batch, len(features)))]
+        lengths = torch.tensor([len(recording) for recording in frames], device=device)
+        with torch.inference_mode():
+            log_probs, counts = model(pad_sequence(frames, batch_first=True).to(device), lengths)
+            best = log_probs.max(dim=-1).values
+            sure = [float(row[:count].mean()) for row, count in zip(best, counts.tolist(), strict=True)]
+        recognised += zip(greedy(log_probs, counts), sure, strict=True)
     model.train()
-    return transcripts
+    return recognised
 
 
 class ErrorRates(TypedDict):

@@ -95,3 +95,17 @@ def test_a_penalty_added_as_a_number_has_no_gradient() -> None:
 
 def test_gamma_rises_to_its_cap() -> None:
     assert [rising(0.25, 0.6, k) for k in range(5)] == [0, 0.25, 0.5, 0.6, 0.6]
+
+
+def test_the_second_penalty_is_half_the_squared_norm_of_the_lower_gradient() -> None:
+    """L_unsup = ½ |Q θ|² + a·ψ: its gradient is (QᵀQ θ, a), and that of ½ |gradient|² is ((QᵀQ)² θ, 0)."""
+    torch.manual_seed(1)
+    q, a = torch.randn(4, 4, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    theta, phi = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    psi = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    supervised, unsupervised = theta @ phi, (q @ theta).square().sum() / 2 + a @ psi
+    joint_gradients(supervised, unsupervised, 0.3, phi=[phi], theta=[theta], psi=[psi], penalty="norm")
+    square = q.T @ q
+    torch.testing.assert_close(theta.grad, phi.detach() + 0.3 * square @ square @ theta.detach())
+    torch.testing.assert_close(phi.grad, theta.detach())
+    torch.testing.assert_close(psi.grad, torch.zeros(3, dtype=torch.float64))

@@ -13,21 +13,15 @@ import torch
 from tests.training.speech.recordings import RATE, corpus
 from training.run import Cancelled
 from training.speech import listen, text
+from training.speech.corpus import load_corpus
 from training.speech.features import Features
 from training.speech.figures import NAMES
-from training.speech.job import JOB, BLJustConfig, load_corpus
+from training.speech.job import JOB, BLJustConfig
 from training.speech.manifest import ManifestError, load
 from training.speech.model import ENCODERS, Recogniser
 from training.speech.results import table
-from training.speech.training import (
-    Training,
-    TrainingData,
-    TrainingMethod,
-    TrainingSchedule,
-    error_rates,
-    plan,
-    transcribe,
-)
+from training.speech.schedule import TrainingMethod, TrainingSchedule, plan
+from training.speech.training import Training, TrainingData, error_rates, recognise, transcribe
 
 SCHEDULE = TrainingSchedule(
     epochs=2,
@@ -37,9 +31,11 @@ SCHEDULE = TrainingSchedule(
     exploration_lr=1e-3,
     lr=5e-3,
     finetune_lr=1e-3,
+    weight_decay=0.01,
+    gamma=1.0,
     gamma_step=0.25,
-    gamma_cap=1.0,
-    fixed_gamma=0.0,
+    pseudo_rounds=1,
+    pseudo_share=1.0,
     context=0.4,
     future=0.2,
 )
@@ -72,33 +68,65 @@ def test_plans_take_the_same_supervised_steps_and_hear_as_much() -> None:
     plans = {method: plan(method, SCHEDULE._replace(epochs=3, exploration_passes=2)) for method in NAMES}
     kinds = {method: [step.kind for step in passes] for method, passes in plans.items()}
     assert kinds["bl_just"] == ["explore", "explore", "joint"] * 3 + ["fine-tune"]
+    assert kinds["gradient_norm"] == kinds["fixed_explore"] == kinds["bl_just"]
     assert kinds["pretrain"] == ["explore"] * 9 + ["supervised"] * 3 + ["fine-tune"]
-    assert kinds["fixed"] == ["joint"] * 3 + ["fine-tune"]
+    assert kinds["fixed"] == kinds["rising"] == ["joint"] * 3 + ["fine-tune"]
     assert kinds["supervised"] == ["supervised"] * 3 + ["fine-tune"]
-    assert [step.gamma for step in plans["bl_just"] if step.kind == "joint"] == [0.0, 0.25, 0.5]
+    assert kinds["pseudo"] == ["supervised", "supervised", "transcribe", "pseudo", "fine-tune"]
+    gammas = {method: [step.gamma for step in passes if step.kind == "joint"] for method, passes in plans.items()}
+    assert gammas["bl_just"] == gammas["rising"] == gammas["gradient_norm"] == [0.0, 0.25, 0.5]
+    assert gammas["fixed"] == gammas["fixed_explore"] == [1.0, 1.0, 1.0]
     assert {passes[-1].labelled for passes in plans.values()} == {3}
+    assert {step.penalty for step in plans["gradient_norm"]} == {"norm"}
+
+
+def test_without_a_step_gamma_reaches_its_largest_value_in_the_last_epoch() -> None:
+    passes = plan("rising", SCHEDULE._replace(epochs=5, gamma=0.8, gamma_step=None))
+    assert [step.gamma for step in passes if step.kind == "joint"] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
 
 
 def test_joint_training_at_gamma_zero_is_supervised_training(speech: Path) -> None:
     """Bitwise: encoder and CTC head after all passes; the CPC head has gone its own way."""
-    joint, supervised = finished(started(speech, "fixed")), finished(started(speech, "supervised"))
+    joint = finished(started(speech, "fixed", SCHEDULE._replace(gamma=0.0)))
+    supervised = finished(started(speech, "supervised"))
     for name, value in supervised.items():
         assert torch.equal(joint[name], value) != name.startswith("cpc")
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_a_resumed_training_ends_at_the_same_bits(speech: Path, tmp_path: Path, encoder: str) -> None:
-    schedule = SCHEDULE._replace(epochs=1)
-    uninterrupted = finished(started(speech, "bl_just", schedule, encoder))
-    first = started(speech, "bl_just", schedule, encoder)
-    first.run_pass()
+@pytest.mark.parametrize(
+    ("encoder", "method", "before"),
+    [("bigru", "bl_just", 1), ("conformer", "bl_just", 1), ("conformer", "gradient_norm", 1), ("bigru", "pseudo", 2)],
+)
+def test_a_resumed_training_ends_at_the_same_bits(
+    speech: Path, tmp_path: Path, encoder: str, method: TrainingMethod, before: int
+) -> None:
+    schedule = SCHEDULE._replace(epochs=2 if method == "pseudo" else 1, gamma_step=None)
+    uninterrupted = finished(started(speech, method, schedule, encoder))
+    first = started(speech, method, schedule, encoder)
+    for _ in range(before):
+        first.run_pass()
     torch.save(first.state(), tmp_path / "state.pt")
-    second = started(speech, "bl_just", schedule, encoder)
+    second = started(speech, method, schedule, encoder)
     torch.nn.init.zeros_(second.model.cpc.weight)
     torch.manual_seed(99)
     second.load(torch.load(tmp_path / "state.pt", weights_only=True))
     resumed = finished(second)
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+
+
+def test_pseudo_labels_are_what_the_model_is_surest_of_among_the_recordings_without_a_text(speech: Path) -> None:
+    training = started(speech, "pseudo", SCHEDULE._replace(epochs=2, pseudo_share=0.25))
+    with torch.no_grad():
+        training.model.ctc[-1].bias[1] = 20.0  # every vector says the first letter
+    training.passes[0] = training.passes[0]._replace(kind="transcribe")
+    assert training.run_pass() == {"pseudo_labels": 4.0}
+    assert set(training.pseudo) < set(range(24, 40)) and list(training.pseudo.values()) == [[1]] * 4
+    heard = dict(zip(range(24, 40), recognise(training.model, training.data.features, 24), strict=True))
+    assert min(heard[i][1] for i in training.pseudo) >= max(heard[i][1] for i in heard if i not in training.pseudo)
+    texts = [batch[2] for batch in training._utterances(training.passes[2])]
+    assert training.passes[2].kind == "pseudo"
+    assert [len(batch[3]) for batch in training._utterances(training.passes[2])] == [8] * training.steps  # 4 and 4
+    assert all((text[-4:] == 1).all() for text in texts)
 
 
 def test_exploration_leaves_the_ctc_head_and_supervision_the_cpc_head(speech: Path) -> None:
@@ -124,7 +152,7 @@ def test_exploration_leaves_the_ctc_head_and_supervision_the_cpc_head(speech: Pa
 
 @pytest.mark.slow(20)
 def test_words_of_tones_are_learnt(speech: Path) -> None:
-    training = started(speech, "bl_just", SCHEDULE._replace(epochs=25, lr=1e-2, gamma_step=0.01, gamma_cap=0.1))
+    training = started(speech, "bl_just", SCHEDULE._replace(epochs=25, lr=1e-2, gamma_step=0.01, gamma=0.1))
     first = training.run_pass()["unsupervised"]
     finished(training)
     features = Features(load(speech)[:24], RATE)
@@ -156,16 +184,18 @@ def config(speech: Path, **changes: Any) -> dict[str, Any]:
     return files | small | {"exploration_passes": 1} | changes
 
 
+TUNED: dict[str, Any] = {"tune": True, "grids": {"lr": [1e-3], "gamma": [0.1]}, "methods": ["supervised", "bl_just"]}
+
+
 @pytest.mark.slow(20)  # as test_a_resumed_training_ends_at_the_same_bits, by whole runs
 def test_a_run_that_is_stopped_goes_on_to_the_same_result(speech: Path, tmp_path: Path) -> None:
+    changes = TUNED | {"grids": {name: [0.01] for name in ("lr", "gamma", "weight_decay")}}
     stop = iter([False] * 9 + [True])
     with pytest.raises(Cancelled):
-        JOB.execute(
-            config(speech, tune=True, lrs=(1e-3,), gammas=(0.1,)), tmp_path / "run", should_stop=lambda: next(stop)
-        )
+        JOB.execute(config(speech, **changes), tmp_path / "run", should_stop=lambda: next(stop))
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
-    resumed = JOB.execute(config(speech, tune=True, lrs=(1e-3,), gammas=(0.1,)), tmp_path / "run")
-    uninterrupted = JOB.execute(config(speech, tune=True, lrs=(1e-3,), gammas=(0.1,)), tmp_path / "uninterrupted")
+    resumed = JOB.execute(config(speech, **changes), tmp_path / "run")
+    uninterrupted = JOB.execute(config(speech, **changes), tmp_path / "uninterrupted")
     assert resumed["results"] == uninterrupted["results"] and resumed["chosen"] == uninterrupted["chosen"]
     rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "uninterrupted")]
     assert rows[0] == rows[1]
@@ -176,6 +206,15 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_result(speech: Path, tmp_path
     transcripts = transcribe(model, Features(load(speech)[:24], rate), tokenizer)
     assert transcripts == [json.loads(line)["heard"] for line in heard]
     assert len(heard) == 24 and set(json.loads(heard[0])) == {"audio", "text", "heard"}
+
+
+@pytest.mark.slow(20)
+def test_a_run_in_two_processes_has_the_rows_and_results_of_one_in_one(speech: Path, tmp_path: Path) -> None:
+    changes = TUNED | {"methods": ["supervised", "pseudo"], "tune": False, "models": 1, "epochs": 2}
+    results = [JOB.execute(config(speech, **changes, processes=n), tmp_path / str(n)) for n in (1, 2)]
+    assert results[0]["results"] == results[1]["results"]
+    assert (tmp_path / "1" / "metrics.jsonl").read_text() == (tmp_path / "2" / "metrics.jsonl").read_text()
+    assert listen.load(tmp_path / "2", "pseudo-0")[2] == RATE
 
 
 @pytest.mark.parametrize(

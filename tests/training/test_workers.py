@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rl_suite.workers import stop_if_asked, workers
 from training.run import Cancelled, Run
+from training.workers import stop_if_asked, workers
 
 BUSY = """
 from pathlib import Path
-from rl_suite.workers import workers
-from tests.rl_suite.test_workers import wait_long
+from training.workers import workers
+from tests.training.test_workers import wait_long
 from training.run import Run
 
 if __name__ == "__main__":
