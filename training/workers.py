@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.synchronize import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from training.run import Cancelled, Run
 
+Value = TypeVar("Value")
 _stop: Event | None = None  # in a worker: set once its run ends
 
 
@@ -61,7 +62,7 @@ def _end_with_run() -> None:
     os._exit(1)
 
 
-def _value(future: Future[Any], run: Run) -> Any:
+def _value(future: Future[Value], run: Run) -> Value:
     while not future.done():
         run.stop_if_asked()
         wait([future], timeout=0.5)

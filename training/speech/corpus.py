@@ -62,22 +62,22 @@ def load_corpus(config: CorpusConfig, folder: Path, rng: np.random.Generator) ->
     if None in paths and any(paths):
         raise ManifestError("give manifest=, dev= and test= together, or none of them for the recordings of corpus=")
     if not any(paths):
-        paths = _made(config, folder, rng)
+        paths = _generated(config, folder, rng)
     train, dev, test = (manifest.load(path) for path in paths if path is not None)
     labelled = [recording for recording in train if recording.text is not None]
     if config.labelled is not None:
         labelled = labelled[: config.labelled]
     if not labelled:
         raise ManifestError(f'{paths[0]} has no row with a "text": write down what is said in some of them')
-    known = set(labelled)
-    train = labelled + [recording for recording in train if recording not in known]
+    transcribed = set(labelled)
+    train = labelled + [recording for recording in train if recording not in transcribed]
     tokenizer = text.fit([str(recording.text) for recording in labelled], config.pieces)
     tokens = [tokenizer.encode(str(recording.text)) for recording in labelled]
     data = TrainingData(Features(train, config.sample_rate), tokens)
     return Corpus(data, _with_texts(dev, config), _with_texts(test, config), tokenizer)
 
 
-def _made(config: CorpusConfig, folder: Path, rng: np.random.Generator) -> tuple[Path, Path, Path]:
+def _generated(config: CorpusConfig, folder: Path, rng: np.random.Generator) -> tuple[Path, Path, Path]:
     if config.corpus == "digits":
         return digits.make(folder / "digits", digits.CorpusSizes(*config.strings, config.real), rng)
     return prompts.make(folder / "prompts", config.prompts, config.languages, rng)

@@ -247,7 +247,7 @@ def _evaluate(
     for part, (features, texts) in (("dev", corpus.dev), ("test", corpus.test)):
         heard = transcribe(training.model, features, corpus.tokenizer)
         rows = zip(features.recordings, texts, heard, strict=True)
-        transcripts[part] = [{"audio": str(source.audio), "text": said, "heard": line} for source, said, line in rows]
+        transcripts[part] = [{"audio": str(source.audio), "text": text, "heard": line} for source, text, line in rows]
         rates[part] = error_rates(heard, texts)
     result: TrainingResult = {
         "method": task.method,

@@ -46,8 +46,8 @@ def make(
     labelled, dev, test = (transcribed[end - size : end] for size, end in zip(sizes, ends, strict=True))
     # A sentence of dev or test stays out of train, also as unlabelled speech.
     held_out = {texts[path] for path in (*dev, *test)}
-    known = set(labelled)
-    unlabelled = [path for path in sources if path not in known and texts[path] not in held_out]
+    in_train = set(labelled)
+    unlabelled = [path for path in sources if path not in in_train and texts[path] not in held_out]
     unlabelled += [path for language in languages for path in _recordings(language)]
     folder.mkdir(parents=True, exist_ok=True)
     manifest.save(paths[0], [*((path, texts[path]) for path in labelled), *((path, None) for path in unlabelled)])
@@ -65,16 +65,16 @@ def english_texts() -> dict[Path, str]:
         )
     lines = gzip.decompress(TEXTS.read_bytes()).decode().splitlines()
     texts = {}
-    for name, separator, said in (line.partition(":") for line in lines if not line.startswith(";")):
-        text = _spoken(said)
+    for name, separator, transcript in (line.partition(":") for line in lines if not line.startswith(";")):
+        text = _spoken(transcript)
         if separator and text:
             texts[SOUNDS / VOICES["en"] / f"{name.strip()}.wav"] = text
     return texts
 
 
-def _spoken(said: str) -> str | None:
-    """``said`` as letters, apostrophes and spaces, or None where that is not all that is heard."""
-    words = re.sub(r"(?<!\d)\d(?!\d)", lambda digit: f" {WORDS[int(digit[0])]} ", said.lower())
+def _spoken(transcript: str) -> str | None:
+    """``transcript`` as letters, apostrophes and spaces, or None where that is not all that is heard."""
+    words = re.sub(r"(?<!\d)\d(?!\d)", lambda digit: f" {WORDS[int(digit[0])]} ", transcript.lower())
     text = " ".join(re.sub(r'[.,;:!?"-]', " ", words).split())
     return text if LETTERS.fullmatch(text) else None
 

@@ -158,9 +158,9 @@ class Training:
         first, features = len(self.data.texts), self.data.features
         heard = dict(zip(range(first, len(features)), recognise(self.model, features, first), strict=True))
         surest = sorted((place for place in heard if heard[place][0]), key=lambda place: -heard[place][1])
-        kept = surest[: round(self.schedule.pseudo_share * len(heard))]
-        self.pseudo = {place: heard[place][0] for place in kept}
-        return {"pseudo_labels": float(len(kept))}
+        surest = surest[: round(self.schedule.pseudo_share * len(heard))]
+        self.pseudo = {place: heard[place][0] for place in surest}
+        return {"pseudo_labels": float(len(surest))}
 
     def _descend(self, loss: torch.Tensor, *names: str) -> None:
         self.model.zero_grad()
