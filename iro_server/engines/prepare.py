@@ -50,8 +50,9 @@ def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
     if target.exists():
         model_hash(target)
         return target
-    iro_home().mkdir(parents=True, exist_ok=True)
-    with FileLock(iro_home() / "preparing.lock"):  # other processes wait for this one's copy
+    locks = iro_home() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{name.replace('/', '--')}.lock"):  # other processes wait for this one's copy
         if not target.exists():
             _prepare(name, target)
     return target

@@ -6,6 +6,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -116,6 +117,20 @@ def test_processes_that_prepare_a_model_at_once_fetch_it_once(tmp_path: Path, mo
         targets = list(threads.map(prepare_model, ["one/model"] * 3))
     assert fetched == ["one/model"] and {target.name for target in targets} == {"one--model"}
     assert model_hash(targets[0])
+
+
+def test_another_model_is_prepared_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Barrier(2, timeout=20)
+
+    def fetch(name: str) -> tuple[str, Saved, Saved]:
+        both.wait()
+        return "here", Saved(), Saved()
+
+    monkeypatch.setenv("IRO_HOME", str(tmp_path))
+    monkeypatch.setattr(prepare, "_fetch", fetch)
+    with ThreadPoolExecutor() as threads:
+        targets = list(threads.map(prepare_model, ["one/model", "another/model"]))
+    assert all(target.exists() for target in targets)
 
 
 def test_template_hash_tells_templates_apart(directory: Path) -> None:
