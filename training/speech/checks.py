@@ -23,7 +23,7 @@ class Claim(TypedDict):
 def small(seed: int = 0) -> tuple[Recogniser, torch.Tensor, torch.Tensor]:
     """A recogniser of 5 tokens with L_sup and L_unsup on frames of noise."""
     torch.manual_seed(seed)
-    model = Recogniser("bigru", 16, 1, tokens=5)
+    model = Recogniser("bilstm", 16, 1, tokens=5)
     lengths, target_lengths = torch.tensor([40, 32]), torch.tensor([3, 2])
     upper = model.supervised_loss(torch.randn(2, 40, 40), lengths, torch.tensor([1, 2, 3, 4, 1]), target_lengths)
     return model, upper, model.unsupervised_loss(torch.randn(3, 24, 40), torch.randn(3, 12, 40))

@@ -33,7 +33,7 @@ class BLJustConfig(CorpusConfig):
     does by ``gamma_step`` per epoch up to ``gamma``; ``finetune_passes`` at ``finetune_lr`` follow.
     """
 
-    encoder: Literal["bigru", "conformer"] = Field("bigru", description="The recogniser's encoder.")
+    encoder: Literal["bilstm", "conformer"] = Field("bilstm", description="The recogniser's encoder.")
     width: int = Field(96, ge=8, multiple_of=8, description="Width of the encoder.")
     layers: int = Field(1, ge=1, description="Layers of the encoder.")
     context: float = Field(0.5, gt=0, description="Seconds of a CPC window.")

@@ -106,7 +106,8 @@ def joint_gradients(
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Without the kernels of recurrent layers and of attention that have no second derivative."""
-    with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+    cudnn, onednn = torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False)
+    with cudnn, onednn, sdpa_kernel(SDPBackend.MATH):
         yield
 
 

@@ -142,8 +142,9 @@ class Training:
     def _joint(self, step: Pass) -> dict[str, float]:
         upper_total = lower_total = 0.0
         for batch, windows in zip(self._utterances(step), self._windows(step), strict=True):
+            upper = self.model.supervised_loss(*batch)
             with twice_differentiable() if step.penalty == "norm" else nullcontext():
-                upper, lower = self.model.supervised_loss(*batch), self.model.unsupervised_loss(*windows)
+                lower = self.model.unsupervised_loss(*windows)
                 joint_gradients(
                     upper, lower, step.gamma, phi=self.phi, theta=self.theta, psi=self.psi, penalty=step.penalty
                 )

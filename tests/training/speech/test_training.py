@@ -47,7 +47,7 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(
-    speech: Path, method: TrainingMethod, schedule: TrainingSchedule = SCHEDULE, encoder: str = "bigru"
+    speech: Path, method: TrainingMethod, schedule: TrainingSchedule = SCHEDULE, encoder: str = "bilstm"
 ) -> Training:
     recordings = load(speech)
     texts = [str(recording.text) for recording in recordings if recording.text is not None]
@@ -95,7 +95,7 @@ def test_joint_training_at_gamma_zero_is_supervised_training(speech: Path) -> No
 
 @pytest.mark.parametrize(
     ("encoder", "method", "before"),
-    [("bigru", "bl_just", 1), ("conformer", "bl_just", 1), ("conformer", "gradient_norm", 1), ("bigru", "pseudo", 2)],
+    [("bilstm", "bl_just", 1), ("conformer", "bl_just", 1), ("conformer", "gradient_norm", 1), ("bilstm", "pseudo", 2)],
 )
 def test_a_resumed_training_ends_at_the_same_bits(
     speech: Path, tmp_path: Path, encoder: str, method: TrainingMethod, before: int
