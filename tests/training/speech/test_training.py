@@ -152,7 +152,7 @@ def test_exploration_leaves_the_ctc_head_and_supervision_the_cpc_head(speech: Pa
 
 @pytest.mark.slow(20)
 def test_words_of_tones_are_learnt(speech: Path) -> None:
-    training = started(speech, "bl_just", SCHEDULE._replace(epochs=25, lr=1e-2, gamma_step=0.01, gamma=0.1))
+    training = started(speech, "bl_just", SCHEDULE._replace(epochs=40, gamma_step=0.01, gamma=0.1))
     first = training.run_pass()["unsupervised"]
     finished(training)
     features = Features(load(speech)[:24], RATE)
