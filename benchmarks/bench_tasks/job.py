@@ -24,10 +24,9 @@ METRICS = ("task", "method", "rows", "seed", "reward", "judge", "seconds")
 def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     """``rows`` of the results file, ``training`` of each piece and of its adapters, ``jobs``: what each alignment job
     says of itself, ``tuning`` of strengths, ``tilts`` at other strengths, ``intervals``, paired ``comparisons``."""
+    from benchmarks.bench_tasks.engine import open_engine
     from benchmarks.bench_tasks.measure import comparisons, intervals
     from benchmarks.bench_tasks.yardsticks import YARDSTICKS, require_trl
-    from iro_server.engines.embedded import EmbeddedEngine
-    from iro_server.engines.prepare import prepare_model
 
     if set(config.methods) & set(YARDSTICKS):
         require_trl()
@@ -36,7 +35,7 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     jobs: list[JsonObject] = []
     tuning: list[JsonObject] = []
     tilts: list[JsonObject] = []
-    with closing(EmbeddedEngine(prepare_model())) as engine:
+    with closing(open_engine(config)) as engine:
         for seed in range(config.seeds):
             for name in config.tasks:
                 piece_rows, piece_tilts = run_piece(config, name, config.seed + seed, run, engine)

@@ -37,6 +37,10 @@ from value_heads.tilt import TiltPart
 log = logging.getLogger(__name__)
 
 
+BIASED_PARTS: frozenset[TiltPart] = frozenset({"bias", "words"})  # of a tilt, that ``logit_bias`` applies
+ADAPTED_PARTS: frozenset[TiltPart] = BIASED_PARTS | {"states"}  # that an adapter applies too
+
+
 class VLLMEngine(RemoteEngine):
     """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's, before biases, penalties
     and a schema's mask. Where a tilt has an adapter they are the adapted model's."""
@@ -47,8 +51,7 @@ class VLLMEngine(RemoteEngine):
         self._groups: TokenGroups | None = None
         self._preparing = threading.Lock()
         super().__init__(model_dir, endpoints, name)
-        steers: frozenset[TiltPart] = frozenset({"bias", "words"})
-        self._info = replace(self._info, steers=steers | ({"states"} if endpoints.adapters else set()))
+        self._info = replace(self._info, steers=ADAPTED_PARTS if endpoints.adapters else BIASED_PARTS)
 
     def probe_url(self, base: str) -> str:
         return f"{base.removesuffix('/v1')}/health"

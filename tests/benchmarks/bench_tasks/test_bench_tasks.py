@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from benchmarks.bench_tasks.config import METHOD_NAMES, PRESETS, BenchTasksConfig
 from benchmarks.bench_tasks.dpo import graded_rollouts, preference_pairs
+from benchmarks.bench_tasks.engine import open_engine
 from benchmarks.bench_tasks.job import JOB
 from benchmarks.bench_tasks.measure import comparisons, sign_flip_p
 from benchmarks.bench_tasks.methods import METHODS, iro_search
@@ -22,6 +23,7 @@ from benchmarks.bench_tasks.token_values import CANDIDATES
 from benchmarks.tasks import NULL_TASK, TASKS
 from training.iro.data import Prompt
 from training.run import Cancelled
+from value_heads.tilt import TILT_PARTS
 
 FIELDS = {
     *("task", "method", "rows", "seed", "reward", "judge", "perplexity", "distinct_2", "kl", "base_tokens", "seconds"),
@@ -43,6 +45,12 @@ def result(folder: Path) -> dict[str, Any]:
 
 def comparable(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ("seconds", "perplexity")}
+
+
+def test_jobs_fit_the_tilts_that_vllm_applies_where_asked() -> None:
+    for vllm_tilts, parts in ((False, TILT_PARTS), (True, {"bias", "words", "states"})):
+        with open_engine(BenchTasksConfig(tasks=("keywords",), vllm_tilts=vllm_tilts)) as engine:
+            assert engine.info.steers == parts
 
 
 def test_the_configuration_knows_every_method() -> None:
