@@ -13,10 +13,11 @@ import torch
 from tests.training.speech.recordings import RATE, corpus
 from training.run import Cancelled
 from training.speech import listen, text
+from training.speech.config import BLJustConfig
 from training.speech.corpus import load_corpus
 from training.speech.features import Features
 from training.speech.figures import NAMES
-from training.speech.job import JOB, BLJustConfig
+from training.speech.job import JOB
 from training.speech.manifest import ManifestError, load
 from training.speech.model import ENCODERS, Recogniser
 from training.speech.results import table
