@@ -106,9 +106,13 @@ def joint_gradients(
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Without the kernels of recurrent layers and of attention that have no second derivative."""
-    cudnn, onednn = torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False)
-    with cudnn, onednn, sdpa_kernel(SDPBackend.MATH):
-        yield
+    onednn = torch.backends.mkldnn  # its flags() would warn of what only Intel's GPUs have
+    (fused, *_) = onednn.set_flags(False, _fp32_precision=None)
+    try:
+        with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        onednn.set_flags(fused, _fp32_precision=None)
 
 
 def _descend(tree: Tree, step: float, gradient: Tree) -> Tree:
