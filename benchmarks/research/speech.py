@@ -24,6 +24,8 @@ PAIRS = (  # (lower, higher) error rate
     ("bl_just", "rising"),
     ("bl_just", "fixed_explore"),
     ("bl_just", "gradient_norm"),
+    ("fixed_explore", "fixed"),
+    ("rising", "fixed"),
     ("fixed", "supervised"),
     ("pretrain", "supervised"),
     ("pseudo", "supervised"),

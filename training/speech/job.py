@@ -120,7 +120,7 @@ JOB = Job(
                 "rising",
                 "gradient_norm",
             ),
-            "epochs": 19,  # 3,135 steps with texts
+            "epochs": 19,  # 3,078 steps with texts
             "batch": 8,
             "tune": True,
             "tuning_epochs": 8,
