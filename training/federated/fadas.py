@@ -76,7 +76,17 @@ CNN = {
     "tuning_updates": 200,
     "weight_decay": 0.0,
 }
-PAPER = {"local_steps": 40, "batch": 50, "hidden": 200}  # 500 rounds; two epochs a client, on average
+PAPER = {  # 500 rounds; two epochs a client, on average
+    "local_steps": 40,
+    "batch": 50,
+    "hidden": 200,
+    "grids": {
+        "FADAS": (1e-4, 2.5e-4, 5e-4, 1e-3),
+        "FADAS, delay-adaptive": (7.5e-4, 1.5e-3, 3e-3, 6e-3),
+        "FedBuff": (0.06, 0.125, 0.25, 0.5),
+        "CA2FL": (0.06, 0.125, 0.25, 0.5),
+    },
+}
 
 JOB = Job(
     name="federated.fadas",
