@@ -38,9 +38,11 @@ def reviews(result: JsonObject) -> JsonObject:
 
 
 def _comparison(result: JsonObject, pairs: Pairs, synchronous: tuple[str, ...]) -> JsonObject:
-    """Claims, and by delays and method the accuracy at the end and when the first asynchronous run ends.
+    """Claims, by delays and method the accuracy at the end and when the first asynchronous run ends, and the steps that
+    were tried.
 
-    ``pairs``: (better, worse) at the end. ``synchronous``: rules that ADAPTIVE exceeds when that run ends.
+    ``pairs``: (better, worse) at the end. ``synchronous``: rules that ADAPTIVE exceeds when that run ends. A claim
+    needs several seeds, and the methods that it compares.
     """
     rows: list[Claim] = []
     accuracy: JsonObject = {}
@@ -54,13 +56,24 @@ def _comparison(result: JsonObject, pairs: Pairs, synchronous: tuple[str, ...]) 
             }
             for name, row in methods.items()
         }
-        rows += [*_paired(delays, methods, pairs), *_in_time(delays, accuracy[delays], synchronous)]
-    return {"claims": rows, "accuracy": accuracy}
+        if all(len(row["per_seed"]) > 1 for row in methods.values()):
+            rows += [*_paired(delays, methods, pairs), *_in_time(delays, accuracy[delays], synchronous)]
+    return {"claims": rows, "accuracy": accuracy, "tuning": _tuning(result["steps"])}
+
+
+def _tuning(choices: JsonObject) -> list[JsonObject]:
+    """The steps that were tried, with the accuracy on development examples."""
+    return [
+        {"delays": delays, "method": method, "step": float(step), "accuracy": value}
+        for delays, methods in choices.items()
+        for method, choice in methods.items()
+        for step, value in choice.get("tried", {}).items()
+    ]
 
 
 def _paired(delays: str, methods: Mapping[str, JsonObject], pairs: Pairs) -> list[Claim]:
     rows = []
-    for better, worse in pairs:
+    for better, worse in (pair for pair in pairs if methods.keys() >= set(pair)):
         gap = estimate(np.subtract(methods[better]["per_seed"], methods[worse]["per_seed"]))
         rows.append(positive(f"{delays} delays: {better} above {worse}", [gap], against(gap, 0)))
     return rows
@@ -68,7 +81,7 @@ def _paired(delays: str, methods: Mapping[str, JsonObject], pairs: Pairs) -> lis
 
 def _in_time(delays: str, accuracy: JsonObject, synchronous: tuple[str, ...]) -> list[Claim]:
     rows = []
-    for method in synchronous:
+    for method in (name for name in synchronous if accuracy.keys() >= {name, ADAPTIVE}):
         cells = [accuracy[name]["at_horizon"] for name in (ADAPTIVE, method)]
         paper = f"{delays} delays, in time: {ADAPTIVE} above {method}"
         rows.append(positive(paper, cells, welch(*cells)))
@@ -93,6 +106,12 @@ def accuracy(content: JsonObject) -> str:
             ]
         )
     return table(head, rows)
+
+
+def tried(content: JsonObject) -> str:
+    """Accuracy on development examples by method and step, for each delay model."""
+    rows = [[row["method"], row["delays"], f"{row['step']:.2g}", f"{row['accuracy']:.3f}"] for row in content["tuning"]]
+    return table(["", "delays", "step", "accuracy"], rows)
 
 
 VALUE_PAIRS = (("federated", "base"), ("federated", "pooled"), ("federated", "best-of-16"))
