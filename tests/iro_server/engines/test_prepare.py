@@ -120,10 +120,10 @@ def test_processes_that_prepare_a_model_at_once_fetch_it_once(tmp_path: Path, mo
 
 
 def test_another_model_is_prepared_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both = Barrier(2, timeout=20)
+    barrier = Barrier(2, timeout=20)
 
     def fetch(name: str) -> tuple[str, Saved, Saved]:
-        both.wait()
+        barrier.wait()
         return "here", Saved(), Saved()
 
     monkeypatch.setenv("IRO_HOME", str(tmp_path))
