@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from benchmarks.bench_tasks.config import BenchTasksConfig
-from iro_server.engines.base import ModelInfo
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.vllm import ADAPTED_PARTS
@@ -14,9 +14,9 @@ from iro_server.engines.vllm import ADAPTED_PARTS
 class VLLMTilts(EmbeddedEngine):
     """The frozen model in process, whose jobs fit the tilts that they would on vLLM with adapters."""
 
-    @property
-    def info(self) -> ModelInfo:
-        return replace(super().info, steers=ADAPTED_PARTS)
+    def __init__(self, model_dir: Path) -> None:
+        super().__init__(model_dir)
+        self._info = replace(self._info, steers=ADAPTED_PARTS)
 
 
 def open_engine(config: BenchTasksConfig) -> EmbeddedEngine:

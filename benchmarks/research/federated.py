@@ -110,7 +110,7 @@ def accuracy(content: JsonObject) -> str:
 
 def tried(content: JsonObject) -> str:
     """Accuracy on development examples by method and step, for each delay model."""
-    rows = [[row["method"], row["delays"], f"{row['step']:.2g}", f"{row['accuracy']:.3f}"] for row in content["tuning"]]
+    rows = [[row["method"], row["delays"], f"{row['step']:.3g}", f"{row['accuracy']:.3f}"] for row in content["tuning"]]
     return table(["", "delays", "step", "accuracy"], rows)
 
 

@@ -8,11 +8,11 @@ from training.json_values import JsonObject
 from training.run import Job, Run
 from training.speech import checks
 from training.speech.config import GRIDS, BLJustConfig, Rate, rates_of
-from training.speech.corpus import Corpus, load_corpus
+from training.speech.corpus import Corpus
 from training.speech.figures import draw
 from training.speech.results import table
 from training.speech.schedule import TrainingMethod, plan
-from training.speech.trainings import TrainingTask, build, schedule_of, train_all
+from training.speech.trainings import TrainingTask, build, corpus_of, schedule_of, train_all
 from training.speech.tuning import GridSearch
 
 TUNING = 10**6  # the number of the tuning runs
@@ -22,7 +22,7 @@ def run(config: BLJustConfig, run: Run) -> dict[str, object]:
     _check_device(config.device)
     for name, claim in checks.CLAIMS.items():
         run.check(name, **claim())
-    corpus = load_corpus(config, run.folder, run.rng(0))
+    corpus = corpus_of(config, run.folder, run.seed)
     run.emit("message", f"expect about {_minutes(config, corpus, run):.1f} min on this {config.device}")
     chosen, tuning = _tuned(config, run) if config.tune else ({method: config for method in config.methods}, {})
     tasks = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ class Trained(NamedTuple):
 
 def _train_here(task: TrainingTask, run: Run) -> TrainingResult:
     """In this process: a run that is stopped goes on from the last pass."""
-    corpus = _corpus(_corpus_config(task.config), run.folder, run.seed)
+    corpus = corpus_of(task.config, run.folder, run.seed)
     training = build(task.config, task.method, corpus, run.derive_seed(1, task.number))
     curve: list[float] = []  # error rate on dev after each supervised pass
     if run.has(f"{task.name}-state"):
@@ -76,7 +76,7 @@ def _train_here(task: TrainingTask, run: Run) -> TrainingResult:
 
 def _train_apart(task: TrainingTask, folder: Path, seed: int) -> Trained:
     """In a worker process, without the run."""
-    corpus = _corpus(_corpus_config(task.config), folder, seed)
+    corpus = corpus_of(task.config, folder, seed)
     training = build(task.config, task.method, corpus, derive_seed(seed, 1, task.number))
     curve: list[float] = []
     rows = []
@@ -141,11 +141,12 @@ def _write(task: TrainingTask, result: TrainingResult, transcripts: Mapping[str,
     run.emit("message", f"{task.name}: {dev} on dev, {test} on test")
 
 
-def _corpus_config(config: BLJustConfig) -> CorpusConfig:
-    return CorpusConfig(**{name: getattr(config, name) for name in CorpusConfig.model_fields})
+def corpus_of(config: BLJustConfig, folder: Path, seed: int) -> Corpus:
+    """What all trainings of a run learn from, read once by each process. Raises what `load_corpus` raises."""
+    return _corpus(CorpusConfig(**{name: getattr(config, name) for name in CorpusConfig.model_fields}), folder, seed)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _corpus(config: CorpusConfig, folder: Path, seed: int) -> Corpus:
     return load_corpus(config, folder, rng_of(seed, 0))
 
