@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iro_server.engines.ports import free_port
@@ -77,7 +77,7 @@ def superlink(*flags: str, ca: Path | None = None, bin: Path = BIN) -> Iterator[
                 _wait_for(process, port, ca, Path(log.name))
                 yield env
             finally:
-                _end(process, home)
+                end_superlink(process, home)
 
 
 def run(app: Path, env: dict[str, str], federation: Sequence[str] = (), config: Sequence[str] = ()) -> None:
@@ -112,16 +112,25 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, ca: Path | None, log:
     raise TimeoutError(f"the SuperLink did not start: {log.read_text()[-2000:]}")
 
 
-def _end(process: subprocess.Popen[bytes], home: str) -> None:
-    """Terminates the SuperLink, and kills the processes that still have its home in their environment."""
+def end_superlink(process: subprocess.Popen[bytes], home: str) -> None:
+    """Terminates the SuperLink, and kills the processes that still have its home in their environment.
+
+    Ray's processes start others while they are ended, so that one look at them is not enough. Raises TimeoutError where
+    some do not end.
+    """
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for pid in processes_of(home):
-        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while pids := processes_of(home):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes of the SuperLink do not end: {pids}")
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def processes_of(home: str) -> list[int]:

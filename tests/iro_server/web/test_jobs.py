@@ -147,7 +147,7 @@ def test_a_job_whose_rows_are_gone_says_so_and_keeps_the_rest_of_its_request(bro
     served.client.files.delete(job.training_file)
     with opened(browser, served.address, f"/#/jobs/{job_id}") as (page, watch):
         page.get_by_role("button", name="Start again").click()
-        expect(page.get_by_text(job.training_file).first).to_be_visible()
+        expect(page.get_by_text(f"No such file: {job.training_file}")).to_be_visible()
         page.get_by_role("link", name="Jobs", exact=True).first.click()
         page.get_by_role("link", name="New job", exact=True).first.click()
         expect(page.get_by_label("Iterations")).to_have_value("3")
