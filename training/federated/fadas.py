@@ -71,10 +71,14 @@ CNN = {
     "hidden": 32,
     "methods": ("FADAS", "FADAS, delay-adaptive", "FedBuff"),
     "delays": ("large",),
-    "seeds": 3,
-    "updates": 500,
-    "tuning_updates": 200,
+    "updates": 1000,
+    "tuning_updates": 300,
     "weight_decay": 0.0,
+    "grids": {
+        "FADAS": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
+        "FADAS, delay-adaptive": (3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
+        "FedBuff": (0.125, 0.25, 0.5, 1.0, 2.0),
+    },
 }
 PAPER = {  # 500 rounds; two epochs a client, on average
     "local_steps": 40,

@@ -149,12 +149,18 @@ TWO_CORES = {
     "batch": 6,
     "weight_decay": 0.0,
 }
+ROUNDS_150 = TWO_CORES | {
+    "methods": ("FADAS", "FADAS, delay-adaptive", "FedBuff"),
+    "updates": 750,
+    "tuning_updates": 250,
+    "evaluate_every": 75,
+}
 
 JOB = Job(
     name="federated.reviews",
     summary="FADAS and other federated rules on LoRA adapters of MiniLM: sentiment of film reviews, three delay laws",
     Config=ReviewsConfig,
     run=run,
-    presets={"smoke": SMOKE, "two-cores": TWO_CORES},
+    presets={"smoke": SMOKE, "two-cores": TWO_CORES, "150-rounds": ROUNDS_150},
     draw=draw,
 )
