@@ -5,17 +5,8 @@ from __future__ import annotations
 from benchmarks.research.claims import Claim, against, cell_text, estimate, negative
 from benchmarks.tables import table
 from iro_server import JsonObject
+from training.speech.schedule import NAMES
 
-NAMES = {
-    "supervised": "texts alone",
-    "pretrain": "pre-training, then texts",
-    "pseudo": "pseudo-labels",
-    "fixed": "γ fixed",
-    "fixed_explore": "γ fixed, exploration",
-    "rising": "γ rising",
-    "bl_just": "BL-JUST (γ rising, exploration)",
-    "gradient_norm": "BL-JUST, gradient norm as penalty",
-}
 PAIRS = (  # (lower, higher) error rate
     ("bl_just", "supervised"),
     ("bl_just", "pretrain"),

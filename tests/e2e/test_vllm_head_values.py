@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import httpx
 import pytest
@@ -19,8 +18,7 @@ from training.iro.job import JOB
 from value_heads import FeatureSpec, LinearHead, ValueStack, load_bundle
 from value_heads.compose import compose
 from value_heads.features import HEAD_STATE, TOKENS
-from value_heads.tilt import Tilt, zero_tilt
-from value_heads.tilt_export import constant_direction, head_adapter, without_static
+from value_heads.tilt_export import head_adapter, without_static
 
 pytestmark = [
     pytest.mark.timeout(2400),
@@ -42,22 +40,6 @@ def values(engine) -> ValueStack:
     )
     weight = torch.randn(spec.width(engine.info.hidden_size), generator=torch.Generator().manual_seed(0)) * 0.05
     return ValueStack([LinearHead(spec, weight, 0.3)], [0.5])
-
-
-@pytest.fixture(scope="module")
-def tilt(model, engine, prompt) -> Tilt:
-    generator = torch.Generator().manual_seed(0)
-    vocabulary, width = model.lm_head.weight.shape
-    with torch.no_grad():
-        direction, error = constant_direction(model.model(torch.tensor([prompt])).last_hidden_state[0])
-    return replace(
-        zero_tilt(vocabulary, width, (), engine.info.eos_ids),
-        bias=torch.randn(vocabulary, generator=generator) * 0.3,
-        state_factor=torch.randn(8, width + 1, generator=generator) * 0.02,
-        token_factor=torch.randn(8, width, generator=generator) * 0.2,
-        direction=direction,
-        direction_error=error,
-    )
 
 
 def states_of(model, prompt: list[int], tokens: list[int]) -> torch.Tensor:
@@ -109,8 +91,8 @@ def test_numbers_are_those_of_transformers_states(engine, prompt, model) -> None
 
 
 @pytest.mark.parametrize("steered", [pytest.param(False, marks=pytest.mark.slow(25)), True])
-def test_a_search_scores_as_in_process(engine, prompt, model, values, tilt, steered) -> None:
-    steering = Steering(tilt) if steered else None
+def test_a_search_scores_as_in_process(engine, prompt, model, values, state_tilt, steered) -> None:
+    steering = Steering(state_tilt) if steered else None
     search = guided_search(
         engine,
         prompt,
@@ -123,7 +105,7 @@ def test_a_search_scores_as_in_process(engine, prompt, model, values, tilt, stee
     )
     finals = asyncio.run(search).finals
     assert [final.value for final in finals] == sorted((final.value for final in finals), reverse=True)
-    adapter = without_static(head_adapter(tilt, model.lm_head.weight), tilt.direction)
+    adapter = without_static(head_adapter(state_tilt, model.lm_head.weight), state_tilt.direction)
     for final in finals:
         expected = value_of(values, model, prompt, final.tokens)
         assert final.value == pytest.approx(float(expected[-1]), abs=5e-3, rel=1e-3)

@@ -18,8 +18,8 @@ from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable
 from iro_server.engines.vllm import VLLMEngine
 from value_heads.prompt_features import FEATURES
-from value_heads.tilt import Tilt, fold_tilts, zero_tilt
-from value_heads.tilt_export import constant_direction, head_adapter, without_static
+from value_heads.tilt import Tilt, fold_tilts
+from value_heads.tilt_export import head_adapter, without_static
 
 pytestmark = [
     pytest.mark.timeout(2400),
@@ -29,26 +29,11 @@ TOP = 20  # alternatives that vLLM reports
 
 
 @pytest.fixture(scope="module")
-def states(model, prompt) -> torch.Tensor:
-    with torch.no_grad():
-        return model.model(torch.tensor([prompt])).last_hidden_state[0]
-
-
-@pytest.fixture(scope="module")
-def tilt(model, engine, states) -> Tilt:
-    """A bias, a map of the state, and gates on words, all of a size that moves the draw."""
-    generator = torch.Generator().manual_seed(0)
-    vocabulary, width = model.lm_head.weight.shape
-    direction, error = constant_direction(states)
-    return replace(
-        zero_tilt(vocabulary, width, (), engine.info.eos_ids),
-        bias=torch.randn(vocabulary, generator=generator) * 0.3,
-        state_factor=torch.randn(8, width + 1, generator=generator) * 0.02,
-        token_factor=torch.randn(8, width, generator=generator) * 0.2,
-        gates=torch.cat([torch.zeros(len(FEATURES), width), torch.tensor([[1.5], [0.1], [-0.3], [0.5], [-0.4]])], 1),
-        direction=direction,
-        direction_error=error,
-    )
+def tilt(state_tilt) -> Tilt:
+    """With gates on words too."""
+    width = state_tilt.token_factor.shape[1]
+    words = torch.tensor([[1.5], [0.1], [-0.3], [0.5], [-0.4]])
+    return replace(state_tilt, gates=torch.cat([torch.zeros(len(FEATURES), width), words], 1))
 
 
 def without_words(tilt: Tilt) -> Tilt:

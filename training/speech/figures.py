@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from training.speech.results import PARTS, BLJustResult, TrainingResult
+from training.speech.schedule import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NAMES = {
-    "supervised": "texts alone",
-    "pretrain": "pre-train,\nthen texts",
-    "pseudo": "pseudo-labels",
-    "fixed": "γ fixed",
-    "bl_just": "BL-JUST: γ rises,\nexploration",
-    "fixed_explore": "γ fixed,\nexploration",
-    "rising": "γ rises",
-    "gradient_norm": "BL-JUST,\ngradient norm",
-}
+LABEL_WIDTH = 20  # characters of a line
 CURVES = 5  # at most, in a panel
 
 
@@ -53,7 +46,7 @@ def _draw_rates(axes: Axes, result: BLJustResult, rate: Literal["wer", "cer"]) -
         for place, method in zip(places, methods, strict=True):
             seeds = [training[part][rate] for training in result["results"][method]]
             axes.plot(seeds, [place] * len(seeds), ".", color=f"C{shift}", alpha=0.3)
-    axes.set_yticks(range(len(methods)), [NAMES[method] for method in methods], fontsize=8)
+    axes.set_yticks(range(len(methods)), [textwrap.fill(NAMES[method], LABEL_WIDTH) for method in methods], fontsize=8)
     axes.invert_yaxis()
     axes.set(title=f"{result['config']['models']} seeds, 95 % intervals", xlabel=f"{rate.upper()}, less is better")
     axes.legend(fontsize=8)
@@ -62,6 +55,6 @@ def _draw_rates(axes: Axes, result: BLJustResult, rate: Literal["wer", "cer"]) -
 def _draw_curves(axes: Axes, results: dict[str, list[TrainingResult]], rate: str) -> None:
     for method, trainings in list(results.items())[:CURVES]:
         curve = np.mean([training["curve"] for training in trainings], axis=0)
-        axes.plot(range(1, len(curve) + 1), curve, label=NAMES[method].replace("\n", " "))
+        axes.plot(range(1, len(curve) + 1), curve, label=NAMES[method])
     axes.set(title="mean over seeds", xlabel="passes with texts", ylabel=f"dev {rate.upper()}")
     axes.legend(fontsize=8)

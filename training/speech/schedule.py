@@ -11,6 +11,16 @@ PassKind = Literal["explore", "joint", "supervised", "transcribe", "pseudo", "fi
 TrainingMethod = Literal[
     "supervised", "pretrain", "pseudo", "fixed", "fixed_explore", "rising", "bl_just", "gradient_norm"
 ]
+NAMES: dict[TrainingMethod, str] = {
+    "supervised": "texts alone",
+    "pretrain": "pre-training, then texts",
+    "pseudo": "pseudo-labels",
+    "fixed": "γ fixed",
+    "fixed_explore": "γ fixed, exploration",
+    "rising": "γ rising",
+    "bl_just": "BL-JUST (γ rising, exploration)",
+    "gradient_norm": "BL-JUST, gradient norm as penalty",
+}
 
 
 class TrainingSchedule(NamedTuple):

@@ -16,12 +16,11 @@ from training.speech import listen, text
 from training.speech.config import BLJustConfig
 from training.speech.corpus import load_corpus
 from training.speech.features import Features
-from training.speech.figures import NAMES
 from training.speech.job import JOB
 from training.speech.manifest import ManifestError, load
 from training.speech.model import ENCODERS, Recogniser
 from training.speech.results import table
-from training.speech.schedule import TrainingMethod, TrainingSchedule, plan
+from training.speech.schedule import NAMES, TrainingMethod, TrainingSchedule, plan
 from training.speech.training import Training, TrainingData, error_rates, recognise, transcribe
 
 SCHEDULE = TrainingSchedule(
