@@ -1,4 +1,4 @@
-"""The README's lines for a federation of several machines, on this one: TLS, and SuperNodes that must be registered."""
+"""The page's lines for a federation of several machines, on this one: TLS, and SuperNodes that must be registered."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from training.federated.flower_local import completed, processes_of, superlink
 
 ROOT = Path(__file__).parents[3]
 BIN = ROOT / ".venv-flower" / "bin"
-README = (ROOT / "training/federated/README.md").read_text().replace("\\\n", " ")
-LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+PAGE = (ROOT / "docs/flower.md").read_text().replace("\\\n", " ")
+LINES = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def line(begins: str, **instead: str) -> list[str]:
-    """The README's one line that begins so, with some of its words replaced."""
+    """The page's one line that begins so, with some of its words replaced."""
     (command,) = [line for line in LINES if line.startswith(begins)]
     for word, replacement in instead.items():
         command = re.sub(rf"\b{word}\b", replacement, command)
@@ -55,7 +55,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def env(keys: Path) -> Iterator[dict[str, str]]:
-    """Of the README's SuperLink, with two of the three keys registered."""
+    """Of the page's SuperLink, with two of the three keys registered."""
     with superlink(*by_path(line("flower-superlink")[1:], keys), ca=keys / "ca.crt", bin=BIN) as env:
         for client in ("one", "two"):
             command = by_path(line("flwr supernode register", client=client, far="local"), keys)
@@ -71,7 +71,7 @@ def address(env: dict[str, str]) -> str:
 
 @contextmanager
 def supernode(env: dict[str, str], keys: Path, client: str, number: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The README's SuperNode; what it says is in `client`.log."""
+    """The page's SuperNode; what it says is in `client`.log."""
     words = {"HOST:8000": address(env), "client": client, "partition-id=0": f"partition-id={number}"}
     command = [*by_path(line("flower-supernode", **words), keys), "--port", str(free_port())]
     with (keys / f"{client}.log").open("w") as log:
