@@ -16,8 +16,9 @@ from torch import Tensor
 from benchmarks.record import command_line, finish
 from iro_server import JsonObject
 from training.federated.clients import LocalSGD
-from training.federated.experiment import Trial, local_sgd, one_thread, simulator
+from training.federated.experiment import Trial, local_sgd, simulator
 from training.federated.fashion import FashionTask
+from training.workers import one_thread
 
 TASKS = {
     "MLP of 32, batches of 20": FashionTask(hidden=32),

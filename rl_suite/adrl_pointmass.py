@@ -22,7 +22,7 @@ from rl_suite.factors import sizes_of
 from rl_suite.single_loop import run_loop
 from rl_suite.stats import Estimate, Result, draw_band, interval, iqm, mean, probability_of_improvement
 from training.run import Job, JobConfig, Run, check_names, derive_seed
-from training.workers import stop_if_asked, workers
+from training.workers import computed_steps, stop_if_asked, workers
 
 AGENTS = {
     "DQN": AgentConfig(),
@@ -90,17 +90,15 @@ def run(config: PointMassConfig, run: Run) -> Result:
     jobs = {
         f"{bins}-{name}-{n}".replace(", ", "-"): (bins, name, n) for bins, name in cells for n in range(config.repeats)
     }
+    check_stop = run.stop_if_asked if config.workers == 1 else stop_if_asked
+    calls = {step: partial(train, run.folder / "agents" / step, *job, config, check_stop) for step, job in jobs.items()}
+
+    def report(step: str, curve: list[float]) -> None:
+        _report(run, config, *jobs[step], curve)
+
     with workers(config.workers, run) as submit:
-        check_stop = run.stop_if_asked if config.workers == 1 else stop_if_asked
-        pending_curves = {
-            step: submit(train, run.folder / "agents" / step, *job, config, check_stop)
-            for step, job in jobs.items()
-            if not run.has(step)
-        }
-        for step, job in jobs.items():
-            curves[f"{job[0]}, {job[1]}"].append(
-                run.step(step, partial(_curve, pending_curves, step, job, config, run))
-            )
+        for step, curve in computed_steps(run, submit, calls, report).items():
+            curves[f"{jobs[step][0]}, {jobs[step][1]}"].append(curve)
     table = {cell: _scores(seed_curves, run) for cell, seed_curves in curves.items()}
     for cell, scores in table.items():
         run.emit("message", f"{cell}: area {_text(scores['area'])}, final {_text(scores['final'])}")
@@ -163,20 +161,11 @@ def train(
     return curve
 
 
-def _curve(
-    pending_curves: dict[str, Callable[[], list[float]]],
-    step: str,
-    job: tuple[int, str, int],
-    config: PointMassConfig,
-    run: Run,
-) -> list[float]:
-    bins, name, n = job
-    curve = pending_curves[step]()
+def _report(run: Run, config: PointMassConfig, bins: int, name: str, n: int, curve: list[float]) -> None:
     for i, score in enumerate(curve, 1):
         steps_done = config.steps * i // config.evaluations
         run.metrics({"step": steps_done, "bins": bins, "agent": name, "repeat": n, "return": score})
     run.emit("message", f"{bins} bins, {name}, seed {n}: {' '.join(f'{score:.0f}' for score in curve)}")
-    return curve
 
 
 def evaluate(agent: Agent, task: str, bins: int, episodes: int, seed: int) -> float:

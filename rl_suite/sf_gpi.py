@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,9 +17,19 @@ from rl_suite.sf_figures import draw
 from rl_suite.sf_speed import LoopedUpdate, per_second
 from rl_suite.sf_tasks import reacher
 from rl_suite.sf_teacher import TeacherStudy, slope, train
-from rl_suite.sf_transfer import DEEP, EPISODE, TABULAR, four_room_scores, reacher_scores, summary, while_learning
+from rl_suite.sf_transfer import (
+    DEEP,
+    EPISODE,
+    TABULAR,
+    ReacherPlan,
+    four_room_scores,
+    reacher_scores,
+    summary,
+    while_learning,
+)
 from rl_suite.stats import Result
 from training.run import Job, JobConfig, Run, jsonable
+from training.workers import one_thread, stop_if_asked, workers
 
 STATES, ACTIONS, FEATURES, KNOWN_TASKS, GAMMA = 20, 4, 4, 5, 0.95  # of the random MDPs
 LATE = 5  # the tasks at the end of four rooms that count as late
@@ -29,6 +39,8 @@ PARTS = {"trained": slice(0, 4), "several": slice(4, 8), "away": slice(8, 12), "
 
 class SuccessorFeaturesConfig(JobConfig):
     """The bounds, the synthetic studies, and agents in four rooms and on the reacher."""
+
+    movable: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     mdps: int = Field(200, ge=2, description="Random MDPs for the bounds.")
     repeats: int = Field(10, ge=1, description="Repetitions of each synthetic study.")
@@ -41,6 +53,7 @@ class SuccessorFeaturesConfig(JobConfig):
     update_every: int = Field(1, description="Transitions per update.")
     hidden: tuple[int, ...] = Field((256, 256), description="Widths of the network's hidden layers.")
     speed_seconds: float = Field(5.0, description="Seconds of each measurement of speed.")
+    workers: int = Field(1, ge=1, description="Processes that train agents in parallel; results do not depend on it.")
 
 
 def run(config: SuccessorFeaturesConfig, run: Run) -> Result:
@@ -51,8 +64,11 @@ def run(config: SuccessorFeaturesConfig, run: Run) -> Result:
     studies = {"bounds": _bounds, "distance": _distance, "teacher": _teacher, "speed": _speed}
     results: Result = {name: run.step(name, partial(_plain, study, config, run)) for name, study in studies.items()}
     settings = DQNSettings(hidden=config.hidden, update_every=config.update_every)
-    rooms = four_room_scores(run, config.agents, config.four_room_tasks, config.four_room_steps)
-    arms = reacher_scores(run, config.agents, config.reacher_steps, config.evaluate_every, settings)
+    plan = ReacherPlan(config.reacher_steps, config.evaluate_every, settings)
+    check_stop = run.stop_if_asked if config.workers == 1 else stop_if_asked
+    with one_thread(), workers(config.workers, run) as submit:
+        rooms = four_room_scores(run, submit, check_stop, config.agents, config.four_room_tasks, config.four_room_steps)
+        arms = reacher_scores(run, submit, check_stop, config.agents, plan)
     results["four_rooms"] = summary(rooms, "SFQL", run.rng(30), lambda curve: curve[-LATE:, :, 0].T)
     for number, (name, part) in enumerate(PARTS.items()):
         returns = {method: curve[:, :, part] for method, curve in arms.items()}
@@ -75,7 +91,7 @@ def expected_minutes(config: SuccessorFeaturesConfig) -> float:
     evaluations = 4 * config.reacher_steps / config.evaluate_every * 0.2
     arms = len(DEEP) * (4 * config.reacher_steps * seconds_per_transition + evaluations)
     studies = config.repeats * 8 * config.teacher_steps * 0.3e-3 + config.mdps * 0.02 + 3 * config.speed_seconds
-    return (config.agents * (rooms + arms) + studies) / 60
+    return (config.agents * (rooms + arms) / min(config.workers, 2) + studies) / 60
 
 
 def _bounds(config: SuccessorFeaturesConfig, run: Run) -> Result:
@@ -199,6 +215,7 @@ TWO_CORES = {
     "evaluate_every": 5_000,
     "update_every": 4,
     "hidden": (64, 64),
+    "workers": 2,
 }
 
 JOB = Job(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -44,7 +45,10 @@ UVFA = TransferMethod(conditioned=True)
 
 @dataclass(frozen=True)
 class Family:
-    """``make`` gives the environment, whose reward is φ [d]; ``train`` [n, d] and ``test`` [m, d] are weights."""
+    """``make`` gives the environment, whose reward is φ [d]; ``train`` [n, d] and ``test`` [m, d] are weights.
+
+    Agents that train in other processes need a ``make`` that can be pickled.
+    """
 
     make: Callable[[], gym.Env]
     train: np.ndarray
@@ -103,7 +107,11 @@ class GoalFeature(gym.Wrapper, gym.utils.RecordConstructorArgs):
 def four_room(rng: np.random.Generator, tasks: int) -> Family:
     """Barreto's four rooms: weights U(−1, 1) of the shapes, and 1 of the goal."""
     w = np.column_stack([rng.uniform(-1, 1, (tasks, 3)), np.ones(tasks)])
-    return Family(lambda: GoalFeature(make("four-room-v0")), w, w)
+    return Family(_four_room, w, w)
+
+
+def _four_room() -> gym.Env:
+    return GoalFeature(make("four-room-v0"))
 
 
 def reacher() -> Family:
@@ -113,7 +121,7 @@ def reacher() -> Family:
     ignores w has a mean return of exactly 0 over them.
     """
     several = (1 - np.eye(4)) / 3
-    return Family(lambda: make("mo-reacher-v5"), np.eye(4), np.concatenate([several, -np.eye(4)]))
+    return Family(partial(make, "mo-reacher-v5"), np.eye(4), np.concatenate([several, -np.eye(4)]))
 
 
 def make(name: str) -> gym.Env:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
@@ -38,6 +38,34 @@ def workers(count: int, run: Run) -> Iterator[Callable[..., Callable[[], Any]]]:
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limits torch to one thread: the bits of a sum depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def computed_steps(
+    run: Run,
+    submit: Callable[..., Callable[[], Any]],
+    calls: Mapping[str, Callable[[], Value]],
+    report: Callable[[str, Value], None],
+) -> dict[str, Value]:
+    """The value of each call, as the run's step of that name. ``report`` is told of each new one, within its step."""
+    waits = {name: submit(call) for name, call in calls.items() if not run.has(name)}
+
+    def reported(name: str) -> Value:
+        value: Value = waits[name]()
+        report(name, value)
+        return value
+
+    return {name: run.step(name, partial(reported, name)) for name in calls}
 
 
 def stop_if_asked() -> None:

@@ -142,3 +142,14 @@ def test_the_return_while_learning_is_of_the_task_in_turn_after_the_first() -> N
         curve[2 * number : 2 * number + 2, :, number] = value
     curve[2:4, 1, 1] = 4.0
     assert while_learning(curve) == pytest.approx([3.0, 4.0, 3.0])
+
+
+@pytest.mark.slow(25)
+def test_agents_in_two_processes_score_as_in_one(tmp_path: Path) -> None:
+    pytest.importorskip("mo_gymnasium", reason="needs mo-gymnasium")
+    from rl_suite.sf_gpi import JOB
+
+    job = replace(JOB, draw=None)
+    first, second = (job.execute(TINY | {"workers": count}, tmp_path / str(count)) for count in (1, 2))
+    assert _measured(first | {"config": None}) == _measured(second | {"config": None})
+    assert not list(tmp_path.glob("2/agents/*-[012].pt"))

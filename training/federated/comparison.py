@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar, TypeVar
 
@@ -13,7 +13,7 @@ from training.federated.comparison_summary import Choices, Results, end, summary
 from training.federated.delays import DELAYS
 from training.federated.experiment import METHODS, Curve, FederatedTask, Trial, curve, retimed
 from training.run import Run, check_names
-from training.workers import workers
+from training.workers import computed_steps, workers
 
 T = TypeVar("T", tuple[str, ...], dict[str, float], dict[str, tuple[float, ...]])
 
@@ -132,17 +132,15 @@ def all_curves(
 def run_all(trials: Mapping[str, Trial], config: ComparisonConfig, run: Run) -> dict[str, Curve]:
     """The curve of each trial, as one step of the run; in ``workers`` processes if there are several."""
     missing = [name for name in trials if not run.has(name)]
+    calls = {name: partial(curve, trial) for name, trial in trials.items()}
     with workers(config.workers if len(missing) > 1 else 1, run) as submit:
-        results = {name: submit(curve, trials[name]) for name in missing}
-        return {name: run.step(name, partial(_reported, name, results, run)) for name in trials}
+        return computed_steps(run, submit, calls, partial(_report, run))
 
 
-def _reported(name: str, results: Mapping[str, Callable[[], Curve]], run: Run) -> Curve:
-    trained = results[name]()
+def _report(run: Run, name: str, trained: Curve) -> None:
     accuracy, time, oldest = end(trained), trained["times"][-1], max(trained["staleness"])
     row = {"trial": name, "accuracy": accuracy, "time": time, "oldest": oldest}
     run.metrics(row, f"{name}: accuracy {accuracy:.3f} at time {time:.0f}, oldest update {oldest} rounds")
-    return trained
 
 
 def client_updates(config: ComparisonConfig) -> int:

@@ -11,11 +11,12 @@ from training.federated.buffered import FederatedSettings
 from training.federated.clients import LocalSGD
 from training.federated.comparison_summary import Results
 from training.federated.delays import LARGE, Trace, official
-from training.federated.experiment import FederatedTask, local_sgd, one_thread
+from training.federated.experiment import FederatedTask, local_sgd
 from training.federated.rules import Adaptive, Update
 from training.federated.simulator import Simulator
 from training.intervals import band
 from training.run import Check, rng_of
+from training.workers import one_thread
 
 RULE = Adaptive(lr=1e-3)
 

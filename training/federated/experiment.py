@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
@@ -21,6 +20,7 @@ from training.federated.rules import RULES, Layout, Rule
 from training.federated.simulator import Simulator, Train
 from training.federated.stack import exchanged_tensors
 from training.run import JobConfig, rng_of
+from training.workers import one_thread
 
 SPLIT, PARTITION, SPEEDS, MODEL = range(4)  # streams of random numbers
 ATTEMPTS = 1000  # at a partition that gives every client enough examples
@@ -246,14 +246,3 @@ def staleness(events: Sequence[Event]) -> list[int]:
             oldest.append(event.version - 1 - min(versions))
             versions = []
     return oldest
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limits torch to one thread: the bits of a sum depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -18,8 +18,9 @@ from training.federated import minilm
 from training.federated.comparison import ComparisonConfig, client_updates, compare, tuning_trials
 from training.federated.comparison_checks import golden
 from training.federated.comparison_figures import draw
-from training.federated.experiment import SPLIT, Examples, FederatedTask, Splits, one_thread
+from training.federated.experiment import SPLIT, Examples, FederatedTask, Splits
 from training.run import Job, Run, jsonable, rng_of
+from training.workers import one_thread
 
 SPLITS = ("test", "development", "train")
 GRIDS: dict[str, tuple[float, ...]] = {

@@ -11,7 +11,7 @@ PassKind = Literal["explore", "joint", "supervised", "transcribe", "pseudo", "fi
 TrainingMethod = Literal[
     "supervised", "pretrain", "pseudo", "fixed", "fixed_explore", "rising", "bl_just", "gradient_norm"
 ]
-NAMES: dict[TrainingMethod, str] = {
+NAMES: dict[str, str] = {
     "supervised": "texts alone",
     "pretrain": "pre-training, then texts",
     "pseudo": "pseudo-labels",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from training.federated import minilm
 from training.federated.clients import LocalSGD
-from training.federated.experiment import one_thread
 from training.federated.stack import exchanged_tensors
+from training.workers import one_thread
 from value_heads.shared import load_frozen_model
 
 TEXTS = ["a masterpiece .", "dull , and far too long", "the film has its moments ; most of them are of other films"]
