@@ -3,7 +3,8 @@
 A RUN_FOLDER is of ``iro run bench.tasks``: the aligned models are those of its pieces. Held-out prompts of a piece are
 answered by the frozen model and by the aligned one, on both engines, ``--samples`` times each at one row; vLLM gets the
 tilt as a LoRA adapter of the output head and, for words, as ``logit_bias`` of the next tokens. ``share``: the gain on
-vLLM divided by that in process.
+vLLM divided by that in process. The control is a search of 16 rows, in process, by values that the same rollouts give
+where a server shows embeddings and counts alone.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from value_heads.tilt import Tilt
 
 MODELS = ("frozen", "aligned")
+CONTROL_ROWS = 16
 DRAWS = 4000  # of a bootstrap
 
 
@@ -104,7 +106,19 @@ def measure(piece: Piece, engines: dict[str, Engine], samples: int) -> JsonObjec
             row[name] = {model: values.tolist() for model, values in of_model.items()}
             means = ", ".join(f"{model} {values.mean():.3f}" for model, values in of_model.items())
             say(f"{piece.task.name}, seed {piece.seed}, {name}: {means}")
+        row["control"] = control_rewards(piece)
+    say(f"{piece.task.name}, seed {piece.seed}, control: {np.mean(row['control']):.3f}")
     return row
+
+
+def control_rewards(piece: Piece) -> list[float]:
+    """[prompts]: of what embeddings and counts pick."""
+    from benchmarks.bench_tasks.embeddings import embedding_values
+    from benchmarks.bench_tasks.methods import iro_search
+
+    params = iro_search(CONTROL_ROWS, piece.config.chunk_length).model_copy(update={"strength": 0.0})
+    results = piece.search(piece.held_out, params, embedding_values(piece), piece.seed)
+    return piece.rewards(piece.held_out, [piece.text(result.finals[0].tokens) for result in results])
 
 
 def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
@@ -118,6 +132,7 @@ def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
             for model in MODELS
         }
         gains = {engine: values[engine, "aligned"] - values[engine, "frozen"] for engine in ("in process", "vLLM")}
+        control = np.array([row["control"] for row in rows if row["task"] == task])
         results.append(
             {
                 "task": task,
@@ -126,6 +141,8 @@ def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
                 "gains": {engine: interval(array) for engine, array in gains.items()},
                 "difference": interval(gains["vLLM"] - gains["in process"]),
                 "share": share(gains["vLLM"], gains["in process"]),
+                "control": interval(control),
+                "aligned on vLLM less control": interval(values["vLLM", "aligned"] - control),
             }
         )
     return results
@@ -163,12 +180,15 @@ def main() -> None:
 
 
 def by_engine(content: JsonObject) -> str:
-    """Rewards of one row on each engine, and the share of the gain that vLLM has, by task."""
-    head = ["task", *content["tasks"][0]["rewards"], "gain on vLLM / in process"]
-    rows = (
-        [cell["task"], *map(interval_text, [*cell["rewards"].values(), cell["share"]])] for cell in content["tasks"]
-    )
-    return table(head, rows)
+    """Rewards of one row on each engine, the share of the gain that vLLM has, and the control, by task."""
+
+    def columns(cell: JsonObject) -> JsonObject:
+        others = {name: cell[name] for name in ("control", "aligned on vLLM less control")}
+        columns: JsonObject = cell["rewards"] | {"gain on vLLM / in process": cell["share"]} | others
+        return columns
+
+    rows = ([cell["task"], *map(interval_text, columns(cell).values())] for cell in content["tasks"])
+    return table(["task", *columns(content["tasks"][0])], rows)
 
 
 def report(numbers: JsonObject) -> None:

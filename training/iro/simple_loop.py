@@ -61,7 +61,7 @@ class SimpleLoop:
             if scale is None:  # values of all iterations have the unit of the frozen model's rewards
                 first_rewards = [rollout.reward for rollout in [*train, *heldout]]
                 scale = Scale(fmean(first_rewards), pstdev(first_rewards))
-            heads.append(self.fit(train, heldout, scale))
+            heads.append(fit_values(self.spec, self.config.counted_tokens, train, heldout, scale))
             stack = ValueStack(heads, betas=[1.0] * len(heads))  # π ∝ π_frozen · exp(Σ_t V_t / β_t)
             rewards.append(self.mean_reward(prompts.validation, self.config.search, stack))
         return rewards
@@ -100,23 +100,26 @@ class SimpleLoop:
         grades = self.grader.grade_many([(Sample(text), prompt.item) for text in texts])
         return [Rollout(prompt.index, final, grade.reward) for final, grade in zip(finals, grades, strict=True)]
 
-    def fit(self, train: Sequence[Rollout], heldout: Sequence[Rollout], scale: Scale) -> Head:
-        """V(prefix of a response), by ridge regression on the standardised reward of the whole response.
-
-        Held-out prompts choose the penalty; then they are training data, too.
-        """
-        counted = commonest_tokens([r.final.tokens for r in [*train, *heldout]], self.config.counted_tokens)
-        spec = self.spec.model_copy(update={"counted": counted})
-        ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec), block_priors=BLOCK_PRIORS)
-        train_rows, heldout_rows = rows_of(spec, train, scale), rows_of(spec, heldout, scale)
-        alpha = ridge([train_rows], [heldout_rows]).chosen
-        return ridge([train_rows, heldout_rows], alphas=[alpha]).head
-
     def mean_reward(self, prompts: Sequence[Prompt], params: SearchParams, stack: ValueStack | None) -> float:
         """Of the final with the highest value of each prompt; without values, of all samples."""
         seeds = [derive_seed(self.config.seed, VALIDATION, prompt.index) for prompt in prompts]
         groups = self.sample_and_grade(prompts, seeds, params, stack)
         return fmean(rollout.reward for group in groups for rollout in (group[:1] if stack else group))
+
+
+def fit_values(
+    spec: FeatureSpec, counted_tokens: int, train: Sequence[Rollout], heldout: Sequence[Rollout], scale: Scale
+) -> Head:
+    """V(prefix of a response), by ridge regression on the standardised reward of the whole response.
+
+    Held-out prompts choose the penalty; then they are training data, too.
+    """
+    counted = commonest_tokens([r.final.tokens for r in [*train, *heldout]], counted_tokens)
+    spec = spec.model_copy(update={"counted": counted})
+    ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec), block_priors=BLOCK_PRIORS)
+    train_rows, heldout_rows = rows_of(spec, train, scale), rows_of(spec, heldout, scale)
+    alpha = ridge([train_rows], [heldout_rows]).chosen
+    return ridge([train_rows, heldout_rows], alphas=[alpha]).head
 
 
 def rows_of(spec: FeatureSpec, rollouts: Sequence[Rollout], scale: Scale) -> Rows:
