@@ -3,8 +3,9 @@
 A RUN_FOLDER is of ``iro run bench.tasks``: the aligned models are those of its pieces. Held-out prompts of a piece are
 answered by the frozen model and by the aligned one, on both engines, ``--samples`` times each at one row; vLLM gets the
 tilt as a LoRA adapter of the output head and, for words, as ``logit_bias`` of the next tokens. ``share``: the gain on
-vLLM divided by that in process. The control is a search of 16 rows, in process, by values that the same rollouts give
-where a server shows embeddings and counts alone.
+vLLM divided by that in process; ``share of in-process jobs``: by that of the jobs of ``--jobs``, whose tilts have parts
+that vLLM does not apply, for the seeds that both have. The control is a search of 16 rows, in process, by values that
+the same rollouts give where a server shows embeddings and counts alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from benchmarks.processes import VLLMProcess, say, terminated_is_exit
 from benchmarks.quality_report import interval
-from benchmarks.record import command_line, finish
+from benchmarks.record import command_line, finish, read
 from benchmarks.tables import interval_text, table
 from benchmarks.tasks import TASKS
 from iro_server import JsonObject
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 MODELS = ("frozen", "aligned")
 CONTROL_ROWS = 16
+JOBS = Path("results/bench.tasks/eight-tasks.json")
 DRAWS = 4000  # of a bootstrap
 
 
@@ -121,9 +123,9 @@ def control_rewards(piece: Piece) -> list[float]:
     return piece.rewards(piece.held_out, [piece.text(result.finals[0].tokens) for result in results])
 
 
-def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
-    """Of each task: rewards and gains by engine, and the share of the gain, with 95 % intervals over seeds and
-    prompts."""
+def summary(rows: Sequence[JsonObject], job_rows: Sequence[JsonObject]) -> list[JsonObject]:
+    """Of each task: rewards and gains by engine, and the shares of the gain, with 95 % intervals over seeds and
+    prompts. ``job_rows``: of a results file of ``bench.tasks``."""
     results = []
     for task in dict.fromkeys(row["task"] for row in rows):
         values = {
@@ -141,11 +143,24 @@ def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
                 "gains": {engine: interval(array) for engine, array in gains.items()},
                 "difference": interval(gains["vLLM"] - gains["in process"]),
                 "share": share(gains["vLLM"], gains["in process"]),
+                "share of in-process jobs": share_of_jobs(task, rows, job_rows),
                 "control": interval(control),
                 "aligned on vLLM less control": interval(values["vLLM", "aligned"] - control),
             }
         )
     return results
+
+
+def share_of_jobs(task: str, rows: Sequence[JsonObject], job_rows: Sequence[JsonObject]) -> JsonObject | None:
+    """Of the gain of in-process jobs at one row, with their seeds; None where no seed has such a job."""
+    cells = [row for row in job_rows if row["task"] == task and row["rows"] == 1]
+    jobs = {(row["method"], row["seed"]): np.array(row["rewards"]) for row in cells}
+    common = [row for row in rows if row["task"] == task and ("iro", row["seed"]) in jobs]
+    if not common:
+        return None
+    gains = np.array([np.subtract(row["vLLM"]["aligned"], row["vLLM"]["frozen"]) for row in common])
+    of_jobs = np.array([jobs["iro", row["seed"]] - jobs["base", row["seed"]] for row in common])
+    return share(gains, of_jobs) | {"seeds": [row["seed"] for row in common]}
 
 
 def share(gains_SP: np.ndarray, whole_SP: np.ndarray) -> dict[str, float]:
@@ -162,8 +177,10 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="of runs of bench.tasks")
     parser.add_argument("--tasks", nargs="+", default=["keywords", "extraction"], choices=TASKS)
     parser.add_argument("--samples", type=int, default=4, help="answers to each prompt")
+    parser.add_argument("--jobs", type=Path, default=JOBS, help="results file of in-process jobs")
     args = parser.parse_args()
     terminated_is_exit()
+    jobs = read(args.jobs)["rows"]
     args.out.mkdir(parents=True, exist_ok=True)
     model_dir = prepare_model()
     adapters = (args.out / "adapters").absolute()
@@ -176,18 +193,22 @@ def main() -> None:
         ):
             rows = [measure(piece, {"in process": embedded, "vLLM": vllm}, args.samples) for piece in pieces]
     args.folders = [folder.name for folder in args.folders]
-    finish(args, {"tasks": summary(rows), "rows": rows}, report, sorted({row["seed"] for row in rows}))
+    finish(args, {"tasks": summary(rows, jobs), "rows": rows}, report, sorted({row["seed"] for row in rows}))
 
 
 def by_engine(content: JsonObject) -> str:
     """Rewards of one row on each engine, the share of the gain that vLLM has, and the control, by task."""
 
+    def text(cell: dict[str, float] | None) -> str:
+        return "" if cell is None else interval_text(cell)
+
     def columns(cell: JsonObject) -> JsonObject:
         others = {name: cell[name] for name in ("control", "aligned on vLLM less control")}
-        columns: JsonObject = cell["rewards"] | {"gain on vLLM / in process": cell["share"]} | others
+        shares = {"gain on vLLM / in process": cell["share"], "/ of in-process jobs": cell["share of in-process jobs"]}
+        columns: JsonObject = cell["rewards"] | shares | others
         return columns
 
-    rows = ([cell["task"], *map(interval_text, columns(cell).values())] for cell in content["tasks"])
+    rows = ([cell["task"], *map(text, columns(cell).values())] for cell in content["tasks"])
     return table(["task", *columns(content["tasks"][0])], rows)
 
 

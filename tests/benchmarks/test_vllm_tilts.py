@@ -8,7 +8,10 @@ from benchmarks.vllm_tilts import by_engine, summary
 def test_the_share_is_of_the_gain_in_process() -> None:
     engines = {"in process": ([0.0, 1.0], [2.0, 3.0]), "vLLM": ([0.0, 1.0], [1.0, 2.0])}
     row = {name: dict(zip(("frozen", "aligned"), rewards, strict=True)) for name, rewards in engines.items()}
-    (cell,) = summary([{"task": "keywords", "seed": 0, "control": [0.5, 1.0]} | row])
+    job = {"task": "keywords", "seed": 0, "rows": 1}
+    jobs = [job | {"method": "base", "rewards": [0.0, 0.0]}, job | {"method": "iro", "rewards": [4.0, 4.0]}]
+    (cell,) = summary([{"task": "keywords", "seed": 0, "control": [0.5, 1.0]} | row], jobs)
+    assert cell["share of in-process jobs"] == {"mean": 0.25, "low": 0.25, "high": 0.25, "seeds": [0]}
     assert cell["gains"]["in process"]["mean"] == 2 and cell["share"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
     assert cell["aligned on vLLM less control"]["mean"] == 0.75
     assert "| keywords | 0.50 [" in by_engine({"tasks": [cell]})
