@@ -5,16 +5,17 @@ answered by the frozen model and by the aligned one, on both engines, ``--sample
 tilt as a LoRA adapter of the output head and, for words, as ``logit_bias`` of the next tokens. ``share``: the gain on
 vLLM divided by that in process; ``share of in-process jobs``: by that of the jobs of ``--jobs``, whose tilts have parts
 that vLLM does not apply, for the seeds that both have. The control is a search of 16 rows, in process, by values that
-the same rollouts give where a server shows embeddings and counts alone.
+the same rollouts give where a server shows embeddings and counts alone. What ``--out`` has is not measured again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -43,6 +44,8 @@ MODELS = ("frozen", "aligned")
 CONTROL_ROWS = 16
 JOBS = Path("results/bench.tasks/eight-tasks.json")
 DRAWS = 4000  # of a bootstrap
+
+Measured = TypeVar("Measured", JsonObject, list[float])
 
 
 def rewards(engine: Engine, piece: Piece, tilt: Tilt | None, samples: int) -> np.ndarray:
@@ -94,23 +97,31 @@ def pieces_of(folder: Path, task: str, engine: EmbeddedEngine) -> list[Piece]:
     ]
 
 
-def measure(piece: Piece, engines: dict[str, Engine], samples: int) -> JsonObject:
-    """Means over samples of each prompt, by engine and model. ValueError where the job kept no tilt."""
+def in_process(piece: Piece, folder: Path, samples: int) -> JsonObject:
+    """Rewards of each prompt: of both models in process, and of the control. ValueError where the job kept no tilt."""
+    means = measured_once(folder, piece, "in process", partial(of_models, piece.engine, piece, samples))
+    control = measured_once(folder, piece, "control", partial(control_rewards, piece))
+    return {"task": piece.task.name, "seed": piece.seed, "in process": means, "control": control}
+
+
+def of_models(engine: Engine, piece: Piece, samples: int) -> JsonObject:
+    """Means over the samples of each prompt, by model."""
     tilt = getattr(piece.trained.stack, "tilt", None)
     if tilt is None:
         raise ValueError(f"the job of {piece.task.name}, seed {piece.seed}, kept no tilt")
-    row: JsonObject = {"task": piece.task.name, "seed": piece.seed, "parts": sorted(tilt.parts)}
-    with piece.grader:
-        for name, engine in engines.items():
-            of_model = {
-                model: rewards(engine, piece, tilt if model == "aligned" else None, samples).mean(1) for model in MODELS
-            }
-            row[name] = {model: values.tolist() for model, values in of_model.items()}
-            means = ", ".join(f"{model} {values.mean():.3f}" for model, values in of_model.items())
-            say(f"{piece.task.name}, seed {piece.seed}, {name}: {means}")
-        row["control"] = control_rewards(piece)
-    say(f"{piece.task.name}, seed {piece.seed}, control: {np.mean(row['control']):.3f}")
-    return row
+    steered = {"frozen": None, "aligned": tilt}
+    return {model: rewards(engine, piece, steered[model], samples).mean(1).tolist() for model in MODELS}
+
+
+def measured_once(folder: Path, piece: Piece, part: str, compute: Callable[[], Measured]) -> Measured:
+    """A part of a piece's numbers, measured once in the life of ``folder``."""
+    path = folder / f"{piece.task.name}-{piece.seed}, {part}.json"
+    if not path.exists():
+        path.with_suffix(".tmp").write_text(json.dumps(compute()))
+        path.with_suffix(".tmp").rename(path)
+        say(path.stem)
+    values: Measured = json.loads(path.read_text())
+    return values
 
 
 def control_rewards(piece: Piece) -> list[float]:
@@ -181,17 +192,23 @@ def main() -> None:
     args = parser.parse_args()
     terminated_is_exit()
     jobs = read(args.jobs)["rows"]
-    args.out.mkdir(parents=True, exist_ok=True)
+    measured = args.out / f"{args.samples} samples"
+    measured.mkdir(parents=True, exist_ok=True)
     model_dir = prepare_model()
     adapters = (args.out / "adapters").absolute()
     adapters.mkdir(exist_ok=True)
     with EmbeddedEngine(model_dir) as embedded:
-        pieces = open_pieces(args.folders, args.tasks, embedded)
+        rows: list[JsonObject] = []
+        for piece in open_pieces(args.folders, args.tasks, embedded):
+            with piece.grader:
+                rows.append(in_process(piece, measured, args.samples))
         with (
             VLLMProcess(model_dir, args.out / "vllm.log", "--max-model-len", "1024", "--max-num-seqs", "256") as server,
             VLLMEngine(model_dir, Endpoints((server.url,), adapters=adapters)) as vllm,
         ):
-            rows = [measure(piece, {"in process": embedded, "vLLM": vllm}, args.samples) for piece in pieces]
+            for row, piece in zip(rows, open_pieces(args.folders, args.tasks, embedded), strict=True):
+                with piece.grader:
+                    row["vLLM"] = measured_once(measured, piece, "vLLM", partial(of_models, vllm, piece, args.samples))
     args.folders = [folder.name for folder in args.folders]
     finish(args, {"tasks": summary(rows, jobs), "rows": rows}, report, sorted({row["seed"] for row in rows}))
 

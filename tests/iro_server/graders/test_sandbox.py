@@ -172,7 +172,7 @@ def test_a_timer_does_not_wake_a_grader_between_two_calls():
 def test_what_rests_is_stopped_and_answers_the_next_call():
     with python("born = __import__('time').monotonic_ns()\ndef grade(sample, item): return born") as grader:
         first = grader.grade(Sample("x"), {}).reward
-        assert {process.status() for process in sandboxed()} == {psutil.STATUS_STOPPED}
+        wait_for(lambda: {process.status() for process in sandboxed()} == {psutil.STATUS_STOPPED}, 10)
         assert grader.grade(Sample("x"), {}).reward == first
 
 
