@@ -114,8 +114,9 @@ def of_models(engine: Engine, piece: Piece, samples: int) -> JsonObject:
 
 
 def measured_once(folder: Path, piece: Piece, part: str, compute: Callable[[], Measured]) -> Measured:
-    """A part of a piece's numbers, measured once in the life of ``folder``."""
-    path = folder / f"{piece.task.name}-{piece.seed}, {part}.json"
+    """A part of a piece's numbers, measured once for its run in the life of ``folder``."""
+    run = piece.folder.parents[1]
+    path = folder / f"{run.name}, {piece.folder.name}, {part}.json"
     if not path.exists():
         path.with_suffix(".tmp").write_text(json.dumps(compute()))
         path.with_suffix(".tmp").rename(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def embedding_values(piece: Piece) -> ValueStack:
-    """Fitted on the rollouts of the piece's alignment job, in its first iteration, as a job on such a server fits."""
+    """Ridge regression on the rollouts of the piece's alignment job, in its first iteration. A job on such a server may
+    take a LoRA backbone instead, and gives finished answers values of their own."""
     from training.checkpoints import open_checkpoints
     from training.iro.config import default_feature_spec
     from training.iro.fit import Scale
@@ -45,5 +47,7 @@ def rollouts(checkpoints: Checkpoints, prefix: str, piece: Piece) -> Iterator[Ro
         prompts, groups = checkpoints.load(name)["prompts"], completions_of(checkpoints, name)
         for prompt, group, of_group in zip(prompts, groups, rewards, strict=True):
             for tokens, reward in zip(group, of_group, strict=True):
+                if math.isnan(reward):  # not graded
+                    continue
                 hidden = {0: piece.engine.frozen.embedding(torch.tensor(tokens)).float()}
                 yield Rollout(prompt, Final(tokens, [], 0.0, "length", hidden), reward)

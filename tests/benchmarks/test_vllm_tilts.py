@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks.vllm_tilts import by_engine, summary
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks.vllm_tilts import by_engine, measured_once, summary
 
 
 def test_the_share_is_of_the_gain_in_process() -> None:
@@ -15,3 +19,11 @@ def test_the_share_is_of_the_gain_in_process() -> None:
     assert cell["gains"]["in process"]["mean"] == 2 and cell["share"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
     assert cell["aligned on vLLM less control"]["mean"] == 0.75
     assert "| keywords | 0.50 [" in by_engine({"tasks": [cell]})
+
+
+def test_a_part_is_measured_once_for_each_run(tmp_path: Path) -> None:
+    first: Any = SimpleNamespace(folder=tmp_path / "first" / "pieces" / "keywords-0")
+    second: Any = SimpleNamespace(folder=tmp_path / "second" / "pieces" / "keywords-0")
+    assert measured_once(tmp_path, first, "control", lambda: [1.0]) == [1.0]
+    assert measured_once(tmp_path, first, "control", lambda: [2.0]) == [1.0]
+    assert measured_once(tmp_path, second, "control", lambda: [2.0]) == [2.0]
