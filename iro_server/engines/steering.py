@@ -60,18 +60,14 @@ def additions(sessions: Sequence[tuple[SteeredRows, torch.Tensor]]) -> list[torc
 
 def within_room(logits_MV: torch.Tensor, addition_MV: torch.Tensor, room_M: torch.Tensor) -> torch.Tensor:
     """The addition, scaled down in the rows where its KL exceeds what is left of their ``max_kl``."""
-    over = (_kl(logits_MV, addition_MV) > room_M).nonzero()[:, 0]
+    over = (divergence(logits_MV, addition_MV) > room_M).nonzero()[:, 0]
     if not len(over):
         return addition_MV
     low, high = torch.zeros(len(over), device=over.device), torch.ones(len(over), device=over.device)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        fits = _kl(logits_MV[over], addition_MV[over] * middle[:, None]) <= room_M[over]
+        fits = divergence(logits_MV[over], addition_MV[over] * middle[:, None]) <= room_M[over]
         fits &= room_M[over] >= LEAST_ROOM
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
     scale = torch.ones(len(addition_MV), device=over.device).index_put((over,), low)
     return addition_MV * scale[:, None]
-
-
-def _kl(logits_MV: torch.Tensor, addition_MV: torch.Tensor) -> torch.Tensor:
-    return divergence(logits_MV, addition_MV, logits_MV + addition_MV)[0]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iro_server.engines.base import Sampling
-from iro_server.engines.sample import draw, next_tokens, truncate
+from iro_server.engines.sample import MOST_NUMBERS, draw, next_tokens, steered_tokens, truncate
 
 
 @settings(max_examples=30, deadline=None)
@@ -50,3 +50,24 @@ def test_log_probabilities_are_the_tempered_models() -> None:
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(1))
     tokens, logprobs = next_tokens(logits, Sampling(temperature=0.5, top_k=3), torch.rand(1, 4, dtype=torch.float64))
     torch.testing.assert_close(logprobs, torch.log_softmax(logits / 0.5, dim=-1).gather(1, tokens))
+
+
+def test_steered_rows_are_drawn_alike_together_and_alone() -> None:
+    """Also where they are more than are taken at once: the tilted distribution's tokens, and what its draws say."""
+    rows, generator = 2 * MOST_NUMBERS // 40_000, torch.Generator().manual_seed(3)
+    logits, addition = (3 * torch.randn(rows, 40_000, generator=generator) for _ in range(2))
+    addition[0] = 0.0
+    uniforms = torch.rand(rows, 2, generator=generator, dtype=torch.float64)
+    drawn = steered_tokens(logits, addition, Sampling(), uniforms)
+    alone = [
+        steered_tokens(*(part[row, None] for part in (logits, addition)), Sampling(), uniforms[row, None])
+        for row in range(rows)
+    ]
+    tokens, logprobs, log_ratios, kl = drawn
+    assert torch.equal(tokens, torch.cat([each[0] for each in alone]))
+    assert torch.equal(tokens, draw(logits + addition, uniforms))
+    frozen, tilted = (torch.log_softmax(each.double(), -1) for each in (logits, logits + addition))
+    torch.testing.assert_close(logprobs.double(), frozen.gather(1, tokens), atol=5e-6, rtol=0)
+    torch.testing.assert_close(log_ratios.double(), (tilted - frozen).gather(1, tokens), atol=5e-6, rtol=0)
+    torch.testing.assert_close(kl, (tilted.exp() * (tilted - frozen)).sum(-1), atol=5e-6, rtol=0)
+    assert kl[0] == 0.0 and not log_ratios[0].any()
