@@ -1,7 +1,8 @@
 """Guided search over a real vLLM server: ``python -m benchmarks.serving --json``, after ``make vllm`` has installed it.
 
 W=4, K=4, L=16, value functions in this process: linear on embeddings and counts of tokens, and on a LoRA backbone of a
-third of the layers. And one row of an aligned model, whose tilt of rank 16 is an adapter. Prompts of 40 tokens that
+third of the layers. And one row of an aligned model, whose tilt of rank 16 is an adapter: through Iro, and by
+the adapter's name from vLLM itself, which tells Iro's own cost from the adapter's. Prompts of 40 tokens that
 share no prefix, SmolLM2-135M in fp32. Ratios within one run, on a quiet machine: two servers, with and without prefix
 caching, one after another. A base token is a token of any row drawn from the model, kept or not.
 """
@@ -12,6 +13,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,9 +66,20 @@ class Bench:
 
         return rate(go)
 
-    def plain(self, rows: int, requests: int = 1) -> float:
-        """vLLM's own sampling: so many requests at once, each of so many rows."""
-        return rate(lambda: self._post([(self.prompt(), rows, self.tokens, seed) for seed in range(requests)]))
+    def plain(self, rows: int, requests: int = 1, model: str | None = None) -> float:
+        """vLLM's own sampling: so many requests at once, each of so many rows. ``model``: an adapter's name."""
+        prompts = [(self.prompt(), rows, self.tokens, seed) for seed in range(requests)]
+        return rate(lambda: self._post(prompts, model))
+
+    def adapter_name(self, steering: Steering) -> str:
+        """Of the aligned model on the server."""
+
+        async def go() -> str:
+            with closing(await self.engine.open(self.prompt(), Sampling(), steering=steering)) as session:
+                assert session.adapter is not None
+                return session.adapter.name
+
+        return asyncio.run(go())
 
     def one_row(self, requests: int, steering: Steering) -> float:
         """So many requests at once for one row of the aligned model."""
@@ -102,11 +115,12 @@ class Bench:
 
         return rate(go)
 
-    async def _post(self, requests: list[tuple[list[int], int, int, int]]) -> int:
+    async def _post(self, requests: list[tuple[list[int], int, int, int]], model: str | None = None) -> int:
         """Tokens drawn for (prompt, rows, length, seed) each; ``last``: the rows."""
+        name = model or self.engine.model
         url = f"{self.engine.replicas.all[0].url}/completions"
         async with httpx.AsyncClient(timeout=None) as client:
-            bodies = [request(self.engine.model, p, n, length, Sampling(), seed) for p, n, length, seed in requests]
+            bodies = [request(name, p, n, length, Sampling(), seed) for p, n, length, seed in requests]
             answers = await asyncio.gather(*(client.post(url, json=body) for body in bodies))
         payloads = [answer.raise_for_status().json() for answer in answers]
         self.last = [
@@ -162,10 +176,12 @@ def measure_one_row(bench: Bench, repeats: int) -> dict[str, float]:
     vocabulary, width = read_output_head(prepare_model()).weight_VD.shape
     steering = Steering(random_tilt(vocabulary, width, bench.engine.info.eos_ids, 0, words=False))
     bench.one_row(1, steering)  # writes and loads the adapter
+    adapter = bench.adapter_name(steering)
     say("one row of an aligned model")
     measures: dict[str, Callable[[], float]] = {}
     for n in CROWDS:
         measures[f"plain vLLM, one row, {n}"] = partial(bench.plain, 1, n)
+        measures[f"its adapter asked for by name, one row, {n}"] = partial(bench.plain, 1, n, adapter)
         measures[f"aligned, one row, {n}"] = partial(bench.one_row, n, steering)
     return median(3 * repeats, measures)
 
@@ -192,10 +208,11 @@ def ratios(rates: dict[str, float]) -> list[tuple[str, float, float | None]]:
             ratio = rates[f"{kind}, {n}"] / rates[f"best-of-16, {n}"]
             named_ratios.append((f"requests a second by {kind}, {n} at once / best-of-16", ratio, None))
     for n in CROWDS:
-        aligned = rates[f"aligned, one row, {n}"]
+        aligned, by_name = rates[f"aligned, one row, {n}"], rates[f"its adapter asked for by name, one row, {n}"]
         named_ratios.append(
             (f"aligned, one row / plain vLLM, one row, {n} at once", aligned / rates[f"plain vLLM, one row, {n}"], 0.95)
         )
+        named_ratios.append((f"aligned, one row / its adapter asked for by name, {n} at once", aligned / by_name, None))
         speedup = ROWS * aligned / rates[f"linear, {n}"]
         named_ratios.append(
             (f"answers a second, one aligned row / guided search by linear values, {n} at once", speedup, 10.0)
