@@ -4,8 +4,9 @@ A RUN_FOLDER is of ``iro run bench.tasks``: the aligned models are those of its 
 answered by the frozen model and by the aligned one, on both engines, ``--samples`` times each at one row; vLLM gets the
 tilt as a LoRA adapter of the output head and, for words, as ``logit_bias`` of the next tokens. ``share``: the gain on
 vLLM divided by that in process; ``share of in-process jobs``: by that of the jobs of ``--jobs``, whose tilts have parts
-that vLLM does not apply, for the seeds that both have. The control is a search of 16 rows, in process, by values that
-the same rollouts give where a server shows embeddings and counts alone. What ``--out`` has is not measured again.
+that vLLM does not apply, for the seeds that both have. Beside them, searches of 16 rows without a tilt, in process: by
+values that the same rollouts give where a server shows embeddings and counts alone, where it shows the output head's
+state too, and by the job's own values of hidden states. What ``--out`` has is not measured again.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ from training.iro.rollouts import rollout_sampling
 if TYPE_CHECKING:
     from benchmarks.bench_tasks.piece import Piece
     from training.iro.data import Prompt
+    from training.iro.values import Stack
     from value_heads.tilt import Tilt
 
 MODELS = ("frozen", "aligned")
-CONTROL_ROWS = 16
+SEARCH_ROWS = 16
+CONTROL, BY_STATE, BY_HIDDEN = "embeddings and counts", "the output head's state", "hidden states"
 JOBS = Path("results/bench.tasks/eight-tasks.json")
 DRAWS = 4000  # of a bootstrap
 
@@ -98,10 +101,25 @@ def pieces_of(folder: Path, task: str, engine: EmbeddedEngine) -> list[Piece]:
 
 
 def in_process(piece: Piece, folder: Path, samples: int) -> JsonObject:
-    """Rewards of each prompt: of both models in process, and of the control. ValueError where the job kept no tilt."""
+    """Rewards of each prompt: of both models in process, and of each search. ValueError where the job kept no tilt."""
     means = measured_once(folder, piece, "in process", partial(of_models, piece.engine, piece, samples))
-    control = measured_once(folder, piece, "control", partial(control_rewards, piece))
-    return {"task": piece.task.name, "seed": piece.seed, "in process": means, "control": control}
+    searches = {
+        name: measured_once(folder, piece, f"search by {name}", partial(search_rewards, piece, values))
+        for name, values in searched_values().items()
+    }
+    return {"task": piece.task.name, "seed": piece.seed, "in process": means, "searches": searches}
+
+
+def searched_values() -> dict[str, Callable[[Piece], Stack | None]]:
+    """Values of a piece by what they read."""
+    from benchmarks.bench_tasks.shown_values import shown_values
+    from iro_server.engines.vllm_protocol import MOST_NUMBERS
+
+    return {
+        CONTROL: partial(shown_values, head_values=0),
+        BY_STATE: partial(shown_values, head_values=MOST_NUMBERS),
+        BY_HIDDEN: lambda piece: piece.trained.stack,
+    }
 
 
 def of_models(engine: Engine, piece: Piece, samples: int) -> JsonObject:
@@ -125,13 +143,12 @@ def measured_once(folder: Path, piece: Piece, part: str, compute: Callable[[], M
     return values
 
 
-def control_rewards(piece: Piece) -> list[float]:
-    """[prompts]: of what embeddings and counts pick."""
-    from benchmarks.bench_tasks.embeddings import embedding_values
+def search_rewards(piece: Piece, values_of: Callable[[Piece], Stack | None]) -> list[float]:
+    """[prompts]: of what the values pick."""
     from benchmarks.bench_tasks.methods import iro_search
 
-    params = iro_search(CONTROL_ROWS, piece.config.chunk_length).model_copy(update={"strength": 0.0})
-    results = piece.search(piece.held_out, params, embedding_values(piece), piece.seed)
+    params = iro_search(SEARCH_ROWS, piece.config.chunk_length).model_copy(update={"strength": 0.0})
+    results = piece.search(piece.held_out, params, values_of(piece), piece.seed)
     return piece.rewards(piece.held_out, [piece.text(result.finals[0].tokens) for result in results])
 
 
@@ -146,7 +163,11 @@ def summary(rows: Sequence[JsonObject], job_rows: Sequence[JsonObject]) -> list[
             for model in MODELS
         }
         gains = {engine: values[engine, "aligned"] - values[engine, "frozen"] for engine in ("in process", "vLLM")}
-        control = np.array([row["control"] for row in rows if row["task"] == task])
+        searches = {
+            name: np.array([row["searches"][name] for row in rows if row["task"] == task])
+            for name in (CONTROL, BY_STATE, BY_HIDDEN)
+        }
+        searched = {name: array - values["in process", "frozen"] for name, array in searches.items()}
         results.append(
             {
                 "task": task,
@@ -156,8 +177,9 @@ def summary(rows: Sequence[JsonObject], job_rows: Sequence[JsonObject]) -> list[
                 "difference": interval(gains["vLLM"] - gains["in process"]),
                 "share": share(gains["vLLM"], gains["in process"]),
                 "share of in-process jobs": share_of_jobs(task, rows, job_rows),
-                "control": interval(control),
-                "aligned on vLLM less control": interval(values["vLLM", "aligned"] - control),
+                "searches": {name: interval(array) for name, array in searches.items()},
+                "search share": share(searched[BY_STATE], searched[BY_HIDDEN]),
+                "aligned on vLLM less control": interval(values["vLLM", "aligned"] - searches[CONTROL]),
             }
         )
     return results
@@ -215,23 +237,38 @@ def main() -> None:
 
 
 def by_engine(content: JsonObject) -> str:
-    """Rewards of one row on each engine, the share of the gain that vLLM has, and the control, by task."""
+    """Rewards of one row on each engine, and the share of the gain that vLLM has, by task."""
 
-    def text(cell: dict[str, float] | None) -> str:
-        return "" if cell is None else interval_text(cell)
-
-    def columns(cell: JsonObject) -> JsonObject:
-        others = {name: cell[name] for name in ("control", "aligned on vLLM less control")}
+    def columns(cell: JsonObject) -> dict[str, JsonObject | None]:
         shares = {"gain on vLLM / in process": cell["share"], "/ of in-process jobs": cell["share of in-process jobs"]}
-        columns: JsonObject = cell["rewards"] | shares | others
-        return columns
+        return cell["rewards"] | shares
+
+    return _table(content, columns)
+
+
+def by_search(content: JsonObject) -> str:
+    """Rewards of searches by what their values read, by task."""
+
+    def columns(cell: JsonObject) -> dict[str, JsonObject | None]:
+        others = {
+            "gain by the state / by hidden states": cell["search share"],
+            "one aligned row on vLLM less embeddings and counts": cell["aligned on vLLM less control"],
+        }
+        return cell["searches"] | others
+
+    return _table(content, columns)
+
+
+def _table(content: JsonObject, columns: Callable[[JsonObject], dict[str, JsonObject | None]]) -> str:
+    def text(cell: JsonObject | None) -> str:
+        return "" if cell is None else interval_text(cell)
 
     rows = ([cell["task"], *map(text, columns(cell).values())] for cell in content["tasks"])
     return table(["task", *columns(content["tasks"][0])], rows)
 
 
 def report(numbers: JsonObject) -> None:
-    print(by_engine(numbers))
+    print(by_engine(numbers), by_search(numbers), sep="\n\n")
 
 
 if __name__ == "__main__":
