@@ -39,6 +39,9 @@ class BenchTasksConfig(JobConfig):
     validation_prompts: int = Field(12, ge=1, description="Choose an iteration; as many others compare it.")
     heldout_prompts: int = Field(24, ge=1, description="Prompts of the comparison.")
     iterations: int = Field(1, ge=1, description="Value functions, one for each iteration.")
+    prompts_per_iteration: int | None = Field(
+        None, ge=2, description="Prompts in each iteration; more than an equal share are sampled again by later ones."
+    )
     rollouts_per_prompt: int = Field(16, ge=2, description="Plain samples of each prompt in the first iteration.")
     chunk_length: int = Field(4, ge=1, description="L: tokens between two selections of a search.")
     max_tokens: int = Field(48, ge=1, description="Of an answer, where the task does not set less.")

@@ -155,7 +155,7 @@ class Piece:
 
 
 def train(piece: Piece) -> Trained:
-    """The trainer of ``training.iro`` on the piece's engine. The stack is that of the best validated iteration."""
+    """The trainer of ``training.iro`` on the piece's engine. The stack is that of the job's best iteration."""
     from benchmarks.engine_job import engine_job
     from iro_server.engines.prepare import prepare_model
     from training.iro.data import AlignError
@@ -170,6 +170,7 @@ def train(piece: Piece) -> Trained:
         "validation_prompts": config.validation_prompts,
         "grader": piece.task.grader(),
         "iterations": config.iterations,
+        "prompts_per_iteration": config.prompts_per_iteration,
         "rollouts_per_prompt": config.rollouts_per_prompt,
         "chunk_length": config.chunk_length,
         "max_tokens": piece.max_tokens,
@@ -182,13 +183,12 @@ def train(piece: Piece) -> Trained:
     )
     stack = static_bias = None
     try:
-        history = execute(options, folder)["history"]
+        best = execute(options, folder)["best_checkpoint"]
     except AlignError as error:
         if error.code != "constant_reward":
             raise
     else:
-        best = max((row for row in history if row["path"]), key=lambda row: row["full_valid_mean_reward"])
-        stack = Bundles(piece.engine.info, model_dir).load(Path(best["path"]))
+        stack = Bundles(piece.engine.info, model_dir).load(Path(best))
         static_bias = best_static_bias(folder, piece)
     return Trained(folder, stack, static_bias, **spent(folder))
 

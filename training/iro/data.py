@@ -1,4 +1,4 @@
-"""Training rows as prompts, and which prompts serve what: validation, and a slice of its own for each iteration."""
+"""Training rows as prompts, and which prompts serve what: validation, and a slice for each iteration."""
 
 from __future__ import annotations
 
@@ -130,9 +130,10 @@ def check(config: AlignConfig, model: Description, grader: Grader) -> list[str]:
 
 
 def split(config: AlignConfig, model: Description, rng: np.random.Generator) -> Split:
-    """Disjoint slices, one an iteration, and prompts for validation and for the final check, which occur in none.
+    """Slices, one an iteration, and prompts for validation and for the final check, which occur in none.
 
-    Rows of the same prompt stay together, whatever else they hold.
+    Slices are disjoint unless ``prompts_per_iteration`` is more than an equal share. Rows of the same prompt stay
+    together, whatever else they hold.
     """
     rows = load_prompts(config.training_file, "training_file", model, config.min_room)
     training = by_text([rows[i] for i in rng.permutation(len(rows))])
@@ -144,18 +145,19 @@ def split(config: AlignConfig, model: Description, rng: np.random.Generator) -> 
     half = math.ceil(len(pool) / 2)
     reserved = {group[0].token_ids for group in pool}
     training = [group for group in training if group[0].token_ids not in reserved]
-    share = len(training) // config.iterations
-    if share < 2:
+    asked = config.prompts_per_iteration
+    needed = 2 if asked else 2 * config.iterations
+    if len(training) < needed:
         raise AlignError(
             f"{len(training)} training prompts are too few: each iteration takes 2, and iterations is "
-            f"{config.iterations}; add {2 * config.iterations - len(training)} different prompts or more"
+            f"{config.iterations}; add {needed - len(training)} different prompts or more"
             + f" (of {len(rows)} rows; the others are validation prompts, or repeat a prompt)"
             * (len(rows) > len(training)),
             param="training_file",
         )
-    size = min(config.prompts_per_iteration or share, share)
+    size = min(asked or len(training) // config.iterations, len(training))
     return Split(
-        slices=[_slice(training[t * size : (t + 1) * size]) for t in range(config.iterations)],
+        slices=_slices(training, size, config.iterations),
         validation=_flat(pool[:half]),
         check=_flat(pool[half:] or pool),
     )
@@ -169,9 +171,27 @@ def by_text(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
     return list(groups.values())
 
 
-def _slice(groups: Sequence[list[Prompt]]) -> Slice:
-    heldout = max(1, round(len(groups) * HELDOUT_SHARE))
-    return Slice(train=_flat(groups[heldout:]), heldout=_flat(groups[:heldout]))
+def _slices(groups: Sequence[list[Prompt]], size: int, iterations: int) -> list[Slice]:
+    """Of ``size`` prompts each. Where they overlap, a prompt that one of them holds out is in the training part of
+    none."""
+    held_out = _held_out(size)
+    if size * iterations <= len(groups):
+        parts = [groups[t * size : (t + 1) * size] for t in range(iterations)]
+        return [Slice(train=_flat(part[held_out:]), heldout=_flat(part[:held_out])) for part in parts]
+    common = _held_out(len(groups))
+    return [
+        Slice(train=_window(groups[common:], t, size - held_out), heldout=_window(groups[:common], t, held_out))
+        for t in range(iterations)
+    ]
+
+
+def _held_out(size: int) -> int:
+    return max(1, round(size * HELDOUT_SHARE))
+
+
+def _window(groups: Sequence[list[Prompt]], number: int, count: int) -> list[Prompt]:
+    """The ``number``-th ``count`` groups, from 0, of the groups over and over."""
+    return _flat([groups[(number * count + place) % len(groups)] for place in range(count)])
 
 
 def _flat(groups: Sequence[list[Prompt]]) -> list[Prompt]:

@@ -1,10 +1,10 @@
 """IRO (arXiv:2506.17828): rollouts with the current stack → rewards → value fit → held-out reward, and again.
 
 Every step leaves a checkpoint, so that a killed job goes on from its last finished one. Steps and iterations count
-from 1. With the paper: disjoint prompts an iteration, plain rollouts first and guided ones later. Beyond it: several
-rollouts a prompt, all finals kept and weighed equally within their prompt, several independent guided searches a
-prompt, an early stop on held-out reward. Where a tilt is kept, later rollouts are draws from the tilted policy q, and
-the value functions start again as values of q: the tilt holds what the earlier ones said.
+from 1. With the paper: disjoint prompts an iteration (by default), plain rollouts first and guided ones later. Beyond
+it: several rollouts a prompt, all finals kept and weighed equally within their prompt, several independent guided
+searches a prompt, an early stop on held-out reward. Where a tilt is kept, later rollouts are draws from the tilted
+policy q, and the value functions start again as values of q: the tilt holds what the earlier ones said.
 """
 
 from __future__ import annotations

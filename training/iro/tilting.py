@@ -94,19 +94,21 @@ class Tilting:
         return scaled(best.kind, best.strength) if best else policy
 
     def trial(self, kind: str, strength: float, prompts: Sequence[Prompt], stack: Stack) -> Trial:
-        """The same seeds for every tilt."""
+        """The same seeds for every tilt of an iteration."""
         params = SearchParams(num_successors=TRIAL_SAMPLES, strength=1.0 if stack.tilt is not None else 0.0)
         size = self.config.concurrency
         shards = [prompts[i : i + size] for i in range(0, len(prompts), size)]
         batches = [
-            self.validation.batch(
-                shard, [self.run.derive_seed(TILT, prompt.index) for prompt in shard], params, stack, ranked=False
-            )
+            self.validation.batch(shard, [self.trial_seed(prompt) for prompt in shard], params, stack, ranked=False)
             for shard in shards
         ]
         names = [f"{self.prefix}tilt-{kind}-{strength}-{number}" for number in range(len(shards))]
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
         return Trial(kind, strength, rows)
+
+    def trial_seed(self, prompt: Prompt) -> int:
+        """Of an iteration: the policy that an earlier one chose was lucky with that one's."""
+        return self.run.derive_seed(TILT, prompt.index, *([self.iteration] if self.iteration > 1 else []))
 
     def serve(
         self, prompts: Sequence[Prompt], stack: Stack, search: Validated | None, frozen: Sequence[JsonObject]

@@ -68,8 +68,7 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
     each iteration and each way to serve it, and to check the best at the end."""
     training, validation, check = split(options, rows)
     search_rows = options.beam_width * options.num_successors
-    share = training // options.iterations
-    size = min(options.prompts_per_iteration or share, share)
+    size = min(options.prompts_per_iteration or training // options.iterations, training)
     held_out = max(1, round(size * HELDOUT_SHARE))
     is_tilted = options.tilt == "auto"
     later = options.rollouts_per_prompt if is_tilted else search_rows

@@ -213,13 +213,18 @@ def test_prompts_of_an_iteration_are_its_own(config: AlignConfig, tmp_path: Path
     assert not used[1] & used[2] and not (used[1] | used[2]) & validation
 
 
-@pytest.mark.parametrize(("asked", "given"), [(None, 15), (4, 4), (1000, 15)])
-def test_an_iteration_takes_an_equal_share_of_the_prompts_at_most(
+@pytest.mark.parametrize(("asked", "given"), [(None, 15), (4, 4), (20, 20), (1000, 30)])
+def test_iterations_share_the_prompts_or_take_as_many_as_asked_for(
     config: AlignConfig, asked: int | None, given: int
 ) -> None:
+    """Where iterations take prompts again, those that one holds out are not trained on by another."""
     limited = config.model_copy(update={"prompts_per_iteration": asked})
     slices = split(limited, MODEL, np.random.default_rng(0)).slices
-    assert [len(part.train) + len(part.heldout) for part in slices] == [given, given]
+    assert [len({prompt.index for prompt in [*part.train, *part.heldout]}) for part in slices] == [given, given]
+    trained, held_out = (
+        {prompt.index for part in slices for prompt in getattr(part, kind)} for kind in ("train", "heldout")
+    )
+    assert not trained & held_out and len(trained | held_out) == min(2 * given, 30)
 
 
 def test_rows_of_one_prompt_serve_one_purpose(config: AlignConfig) -> None:
