@@ -21,7 +21,7 @@ class BenchTasksConfig(JobConfig):
     """Lengths are in tokens."""
 
     extendable: ClassVar[frozenset[str]] = frozenset(
-        {"tasks", "methods", "rows", "seeds", "seeds_of", "tasks_of", "tilt_strengths"}
+        {"tasks", "methods", "rows", "seeds", "seeds_of", "tasks_of", "tilt_strengths", "each_iteration"}
     )
 
     tasks: tuple[str, ...] = Field(min_length=1, description="The tasks, by name.")
@@ -34,6 +34,9 @@ class BenchTasksConfig(JobConfig):
     tasks_of: dict[str, tuple[str, ...]] = Field({}, description="Fewer tasks for some methods.")
     tilt_strengths: tuple[float, ...] = Field(
         (), description="Multiples of the aligned model's tilt at one row: judge against reward as the strength grows."
+    )
+    each_iteration: bool = Field(
+        False, description="Measure the models of all iterations that a job kept: judge against reward as they go on."
     )
     train_prompts: int = Field(96, ge=4, description="Prompts of a value function's rollouts.")
     validation_prompts: int = Field(12, ge=1, description="Choose an iteration; as many others compare it.")

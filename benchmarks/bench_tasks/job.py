@@ -6,7 +6,7 @@ A piece is a task and a seed. Its alignment job and each of its methods is a ste
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -16,6 +16,7 @@ from iro_server import JsonObject
 from training.run import Job, Run
 
 if TYPE_CHECKING:
+    from benchmarks.bench_tasks.piece import Piece
     from iro_server.engines.embedded import EmbeddedEngine
 
 METRICS = ("task", "method", "rows", "seed", "reward", "judge", "seconds")
@@ -23,45 +24,41 @@ METRICS = ("task", "method", "rows", "seed", "reward", "judge", "seconds")
 
 def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     """``rows`` of the results file, ``training`` of each piece and of its adapters, ``jobs``: what each alignment job
-    says of itself, ``tuning`` of strengths, ``tilts`` at other strengths, ``intervals``, paired ``comparisons``."""
+    says of itself, ``tuning`` of strengths, ``tilts`` at other strengths, ``iterations`` of each job, ``intervals``,
+    paired ``comparisons``."""
     from benchmarks.bench_tasks.engine import open_engine
     from benchmarks.bench_tasks.measure import comparisons, intervals
     from benchmarks.bench_tasks.yardsticks import YARDSTICKS, require_trl
 
     if set(config.methods) & set(YARDSTICKS):
         require_trl()
-    rows: list[JsonObject] = []
+    measured: dict[str, list[JsonObject]] = {"rows": [], "tilts": [], "iterations": []}
     training: list[JsonObject] = []
     jobs: list[JsonObject] = []
     tuning: list[JsonObject] = []
-    tilts: list[JsonObject] = []
     with closing(open_engine(config)) as engine:
         for seed in range(config.seeds):
             for name in config.tasks:
-                piece_rows, piece_tilts = run_piece(config, name, config.seed + seed, run, engine)
-                rows += piece_rows
-                tilts += piece_tilts
+                for part, lines in run_piece(config, name, config.seed + seed, run, engine).items():
+                    measured[part] += lines
                 training += saved(run, name, config.seed + seed, ["training", *(f"{m}-training" for m in YARDSTICKS)])
                 jobs += job_reports(run, name, config.seed + seed)
                 tuning += saved(run, name, config.seed + seed, [f"{method}-strength" for method in config.methods])
-    return {
-        "rows": rows,
+    return measured | {
         "training": training,
         "jobs": jobs,
         "tuning": tuning,
-        "tilts": tilts,
-        "intervals": intervals(rows),
-        "comparisons": comparisons(rows),
+        "intervals": intervals(measured["rows"]),
+        "comparisons": comparisons(measured["rows"]),
     }
 
 
 def job_reports(run: Run, name: str, seed: int) -> list[JsonObject]:
     """Of a piece's job, where its rewards were not all equal: the gain on prompts that chose nothing, half its 95 %
     interval, whether it is above 0, the correlation of values with rewards, and the way it is served if it is."""
-    result = run.folder / "pieces" / f"{name}-{seed}" / "align" / "result.json"
-    if not result.exists():
+    content = job_result(run, name, seed)
+    if content is None:
         return []
-    content = json.loads(result.read_text())
     check, iteration = content["checks"][0], content["history"][content["best_iteration"] - 1]
     gain, error = map(float, check["got"].split(" ± "))
     served = next(price for price in content["prices"] if price["search"].items() <= content["search"].items())
@@ -79,6 +76,15 @@ def job_reports(run: Run, name: str, seed: int) -> list[JsonObject]:
     ]
 
 
+def job_result(run: Run, name: str, seed: int) -> JsonObject | None:
+    """Of a piece's job; None where its rewards were all equal."""
+    path = run.folder / "pieces" / f"{name}-{seed}" / "align" / "result.json"
+    if not path.exists():
+        return None
+    content: JsonObject = json.loads(path.read_text())
+    return content
+
+
 def saved(run: Run, name: str, seed: int, steps: Iterable[str]) -> list[JsonObject]:
     """The values of those steps of a piece that it has."""
     names = [f"{name}-{seed}-{step}" for step in steps]
@@ -87,8 +93,8 @@ def saved(run: Run, name: str, seed: int, steps: Iterable[str]) -> list[JsonObje
 
 def run_piece(
     config: BenchTasksConfig, name: str, seed: int, run: Run, engine: EmbeddedEngine
-) -> tuple[list[JsonObject], list[JsonObject]]:
-    """The result rows of a task at a seed, and those of its tilt at other strengths."""
+) -> dict[str, list[JsonObject]]:
+    """Of a task at a seed: ``rows`` of each method, ``tilts`` at other strengths, ``iterations`` that the job kept."""
     from benchmarks.bench_tasks.methods import METHODS
     from benchmarks.bench_tasks.piece import open_piece
     from benchmarks.tasks import TASKS
@@ -97,38 +103,61 @@ def run_piece(
     with parse_grader(TASKS[name].grader()) as grader:
         piece = open_piece(config, name, seed, run, engine, grader)
 
-        def train() -> JsonObject:
-            trained = piece.trained
-            cost = {field: getattr(trained, field) for field in ("base_tokens", "reward_calls", "seconds")}
-            return {"task": name, "seed": seed, "trained": trained.stack is not None} | cost
+        def step(step_name: str, compute: Callable[[], JsonObject], phase: str = "decoding") -> JsonObject:
+            value: JsonObject = run.step(f"{name}-{seed}-{step_name}", compute, phase)
+            return value
 
-        def measure(method: str, count: int) -> JsonObject:
-            from benchmarks.bench_tasks.measure import measured
-
-            row = measured(piece, method, count)
-            message = f"{name}, seed {seed}: {method} with {count} rows: reward {row['reward']:.3f}"
-            run.metrics({field: row[field] for field in METRICS}, message)
-            return row
-
-        def measure_tilt(strength: float) -> JsonObject:
-            from benchmarks.bench_tasks.measure import measured
-            from benchmarks.bench_tasks.methods import Iro
-
-            row = measured(piece, "iro", 1, Iro(piece, piece.trained.stack, strength=strength))
-            return row | {"strength": strength, "tilted": getattr(piece.trained.stack, "tilt", None) is not None}
-
-        run.step(f"{name}-{seed}-training", train, "training")
+        step("training", partial(training_cost, piece), "training")
         rows = [
-            run.step(f"{name}-{seed}-{method}-{count}", partial(measure, method, count), "decoding")
+            step(f"{method}-{count}", partial(measure_method, piece, method, count, run))
             for method in config.methods_for(name, seed - config.seed)
             for count in config.rows
             if METHODS[method].takes(count)
         ]
         tilts = [
-            run.step(f"{name}-{seed}-iro-at-{strength:g}", partial(measure_tilt, strength), "decoding")
-            for strength in config.tilt_strengths
+            step(f"iro-at-{strength:g}", partial(measure_tilt, piece, strength)) for strength in config.tilt_strengths
         ]
-    return rows, tilts
+        job = job_result(run, name, seed) if config.each_iteration else None
+        iterations = [
+            step(f"iteration-{row['step']}-{count}", partial(measure_iteration, piece, job, row, count))
+            for row in (job["history"] if job else [])
+            if job and row["path"]
+            for count in config.rows
+        ]
+    return {"rows": rows, "tilts": tilts, "iterations": iterations}
+
+
+def training_cost(piece: Piece) -> JsonObject:
+    trained = piece.trained
+    cost = {field: getattr(trained, field) for field in ("base_tokens", "reward_calls", "seconds")}
+    return {"task": piece.task.name, "seed": piece.seed, "trained": trained.stack is not None} | cost
+
+
+def measure_method(piece: Piece, method: str, count: int, run: Run) -> JsonObject:
+    from benchmarks.bench_tasks.measure import measured
+
+    row = measured(piece, method, count)
+    message = f"{piece.task.name}, seed {piece.seed}: {method} with {count} rows: reward {row['reward']:.3f}"
+    run.metrics({field: row[field] for field in METRICS}, message)
+    return row
+
+
+def measure_tilt(piece: Piece, strength: float) -> JsonObject:
+    """At one row. ``tilted``: whether the aligned model has a tilt at all."""
+    from benchmarks.bench_tasks.measure import measured
+    from benchmarks.bench_tasks.methods import Iro
+
+    row = measured(piece, "iro", 1, Iro(piece, piece.trained.stack, strength=strength))
+    return row | {"strength": strength, "tilted": getattr(piece.trained.stack, "tilt", None) is not None}
+
+
+def measure_iteration(piece: Piece, job: JsonObject, iteration: JsonObject, count: int) -> JsonObject:
+    """Of the model of a row of the job's history. ``chosen``: whether the job took it."""
+    from benchmarks.bench_tasks.measure import measured
+    from benchmarks.bench_tasks.methods import Iro
+
+    row = measured(piece, "iro", count, Iro(piece, piece.load(iteration["path"])))
+    return row | {"iteration": iteration["step"], "chosen": iteration["step"] == job["best_iteration"]}
 
 
 JOB = Job(

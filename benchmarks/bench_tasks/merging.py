@@ -8,8 +8,8 @@ from benchmarks.bench_tasks.config import ALL_TASKS, BenchTasksConfig
 from benchmarks.bench_tasks.measure import comparisons, intervals
 from iro_server import JsonObject
 
-LISTS = ("rows", "training", "jobs", "tuning", "tilts")
-IDENTITY = ("task", "seed", "method", "rows", "strength")
+LISTS = ("rows", "training", "jobs", "tuning", "tilts", "iterations")
+IDENTITY = ("task", "seed", "method", "rows", "strength", "iteration")
 UNITED = ("tasks", "methods", "rows")
 PLACES = {task: place for place, task in enumerate(ALL_TASKS)}
 MAY_DIFFER = BenchTasksConfig.extendable | {"seed"}

@@ -147,6 +147,13 @@ class Piece:
         """The alignment job of this task and seed; a second call, or a second process, goes on from its run folder."""
         return train(self)
 
+    def load(self, path: str) -> Stack:
+        """A model that an alignment job saved."""
+        from iro_server.engines.prepare import prepare_model
+        from training.iro.values import Bundles
+
+        return Bundles(self.engine.info, prepare_model()).load(Path(path))
+
     def jsonl(self, split: Split, count: int) -> Path:
         path = self.folder / f"{split}.jsonl"
         rows = self.task.prompts(split, count, self.seed)
@@ -159,7 +166,6 @@ def train(piece: Piece) -> Trained:
     from benchmarks.engine_job import engine_job
     from iro_server.engines.prepare import prepare_model
     from training.iro.data import AlignError
-    from training.iro.values import Bundles
 
     config, folder = piece.config, piece.folder / "align"
     model_dir = prepare_model()
@@ -188,7 +194,7 @@ def train(piece: Piece) -> Trained:
         if error.code != "constant_reward":
             raise
     else:
-        stack = Bundles(piece.engine.info, model_dir).load(Path(best))
+        stack = piece.load(best)
         static_bias = best_static_bias(folder, piece)
     return Trained(folder, stack, static_bias, **spent(folder))
 

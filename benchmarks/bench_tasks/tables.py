@@ -112,6 +112,22 @@ def overoptimisation(content: JsonObject) -> str:
     return table(head, lines)
 
 
+def by_iteration(content: JsonObject) -> str:
+    """Judge against reward of the aligned model of each iteration, means over seeds; * marks the one that most jobs
+    took."""
+    formats = {"reward": ".2f", "judge": ".2f", "perplexity": ".1f", "distinct_2": ".2f", "length": ".0f"}
+    by_setting: dict[tuple[str, int, int], list[JsonObject]] = {}
+    for row in content["iterations"]:
+        by_setting.setdefault((row["task"], row["rows"], row["iteration"]), []).append(row)
+    lines = []
+    for (task, count, iteration), rows in by_setting.items():
+        chosen = "*" if 2 * sum(row["chosen"] for row in rows) > len(rows) else ""
+        lines.append(
+            [task, str(count), f"{iteration}{chosen}", *(f"{mean_of(rows, n):{f}}" for n, f in formats.items())]
+        )
+    return table(["task", "rows", "iteration", *(name.replace("_", "-") for name in formats)], lines)
+
+
 def strengths(content: JsonObject) -> str:
     """The strengths that validation prompts chose among."""
     lines = [

@@ -90,8 +90,8 @@ class AlignmentOptions(BaseModel):
     prompts_per_iteration: int | None = Field(
         None,
         ge=2,
-        description="Prompts in each iteration. Null takes an equal share of the training prompts. With more, iterations "
-        "sample anew for prompts that earlier ones had.",
+        description="Prompts in each iteration. Null takes an equal share of the training prompts. With more, "
+        "iterations sample anew for prompts that earlier ones had.",
     )
     validation_prompts: int = Field(
         32,

@@ -18,7 +18,7 @@ from benchmarks.bench_tasks.engine import open_engine
 from benchmarks.bench_tasks.job import JOB
 from benchmarks.bench_tasks.measure import comparisons, sign_flip_p
 from benchmarks.bench_tasks.methods import METHODS, iro_search
-from benchmarks.bench_tasks.tables import budgets, overoptimisation, strengths
+from benchmarks.bench_tasks.tables import budgets, by_iteration, overoptimisation, strengths
 from benchmarks.bench_tasks.token_values import CANDIDATES
 from benchmarks.tasks import NULL_TASK, TASKS
 from training.iro.data import Prompt
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(folder: Path) -> dict[str, Any]:
-    return JOB.execute(PRESETS["smoke"] | {"tilt_strengths": (0.0, 1.0, 4.0)}, folder)
+    return JOB.execute(PRESETS["smoke"] | {"tilt_strengths": (0.0, 1.0, 4.0), "each_iteration": True}, folder)
 
 
 def comparable(row: dict[str, Any]) -> dict[str, Any]:
@@ -133,6 +133,15 @@ def test_what_strengths_were_tried_is_told_and_counted(result: dict[str, Any]) -
     assert lines["| base", "1"].endswith("| 0.0 |  |  |")
     assert lines["| iro", "1"].endswith(f"| {job['base_tokens']} | {job['reward_calls']} |")
     assert lines["| vas", "1"].endswith(f"| {job['reward_calls'] + 4} |")
+
+
+@whole_run
+def test_the_iteration_that_the_job_took_is_the_aligned_model(result: dict[str, Any]) -> None:
+    rows = {row["rows"]: row for row in result["rows"] if row["method"] == "iro"}
+    assert [row["rows"] for row in result["iterations"]] == list(PRESETS["smoke"]["rows"])
+    for row in result["iterations"]:
+        assert row["chosen"] and row["iteration"] == 1 and row["rewards"] == rows[row["rows"]]["rewards"]
+    assert "| keywords | 1 | 1* |" in by_iteration(result)
 
 
 @whole_run
