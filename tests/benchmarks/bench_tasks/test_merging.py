@@ -29,7 +29,7 @@ def whole() -> JsonObject:
 
 
 def part(content: JsonObject, task: str) -> JsonObject:
-    lists = {name: [row for row in content[name] if row["task"] == task] for name in LISTS}
+    lists = {name: [row for row in content.get(name, []) if row["task"] == task] for name in LISTS}
     run = {name: value for name, value in content["run"].items() if name != "parts"}
     run["config"] = run["config"] | {"tasks": [task]}
     measured = {"intervals": intervals(lists["rows"]), "comparisons": comparisons(lists["rows"])}
@@ -52,6 +52,19 @@ def test_the_parts_of_a_run_are_the_run(whole: JsonObject) -> None:
 def test_a_measurement_is_recorded_at_most_once(whole: JsonObject) -> None:
     with pytest.raises(ValueError, match="both runs have rows of keywords, 0, base, 1"):
         merged(whole, part(whole, "keywords"))
+
+
+def test_further_methods_of_a_recorded_job_are_added(whole: JsonObject) -> None:
+    """A run that goes on from it says the same of the job."""
+    further = part(whole, "keywords")
+    further["rows"] = [row | {"method": "dpo"} for row in further["rows"] if row["method"] == "base"]
+    further["tuning"] = further["tilts"] = []
+    together = merged(whole, further)
+    assert together["jobs"] == whole["jobs"] and together["training"] == whole["training"]
+    assert len(together["rows"]) == len(whole["rows"]) + 1
+    further["jobs"] = [job | {"gain": job["gain"] + 1.0} for job in further["jobs"]]
+    with pytest.raises(ValueError, match="both runs have jobs of keywords, 0"):
+        merged(whole, further)
 
 
 def test_tasks_that_are_measured_anew_replace_what_was_recorded(whole: JsonObject) -> None:
