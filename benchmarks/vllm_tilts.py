@@ -100,12 +100,13 @@ def pieces_of(folder: Path, task: str, engine: EmbeddedEngine) -> list[Piece]:
     ]
 
 
-def in_process(piece: Piece, folder: Path, samples: int) -> JsonObject:
+def in_process(piece: Piece, folder: Path, samples: int, searched_seeds: int) -> JsonObject:
     """Rewards of each prompt: of both models in process, and of each search. ValueError where the job kept no tilt."""
     means = measured_once(folder, piece, "in process", partial(of_models, piece.engine, piece, samples))
     searches = {
         name: measured_once(folder, piece, f"search by {name}", partial(search_rewards, piece, values))
         for name, values in searched_values().items()
+        if name == CONTROL or piece.seed < searched_seeds
     }
     return {"task": piece.task.name, "seed": piece.seed, "in process": means, "searches": searches}
 
@@ -163,11 +164,8 @@ def summary(rows: Sequence[JsonObject], job_rows: Sequence[JsonObject]) -> list[
             for model in MODELS
         }
         gains = {engine: values[engine, "aligned"] - values[engine, "frozen"] for engine in ("in process", "vLLM")}
-        searches = {
-            name: np.array([row["searches"][name] for row in rows if row["task"] == task])
-            for name in (CONTROL, BY_STATE, BY_HIDDEN)
-        }
-        searched = {name: array - values["in process", "frozen"] for name, array in searches.items()}
+        searched = [row for row in rows if row["task"] == task and BY_STATE in row["searches"]]
+        control = np.array([row["searches"][CONTROL] for row in rows if row["task"] == task])
         results.append(
             {
                 "task": task,
@@ -177,12 +175,24 @@ def summary(rows: Sequence[JsonObject], job_rows: Sequence[JsonObject]) -> list[
                 "difference": interval(gains["vLLM"] - gains["in process"]),
                 "share": share(gains["vLLM"], gains["in process"]),
                 "share of in-process jobs": share_of_jobs(task, rows, job_rows),
-                "searches": {name: interval(array) for name, array in searches.items()},
-                "search share": share(searched[BY_STATE], searched[BY_HIDDEN]),
-                "aligned on vLLM less control": interval(values["vLLM", "aligned"] - searches[CONTROL]),
+                "aligned on vLLM less control": interval(values["vLLM", "aligned"] - control),
+                "searches": of_searches(searched),
             }
         )
     return results
+
+
+def of_searches(rows: Sequence[JsonObject]) -> JsonObject:
+    """Of the seeds that have all searches: rewards, and the share that values of the head's state have of the gain of
+    values of hidden states."""
+    rewards = {name: np.array([row["searches"][name] for row in rows]) for name in (CONTROL, BY_STATE, BY_HIDDEN)}
+    frozen = np.array([row["in process"]["frozen"] for row in rows])
+    return {
+        "seeds": [row["seed"] for row in rows],
+        "rewards": {"frozen, one row": interval(frozen)} | {name: interval(array) for name, array in rewards.items()},
+        "share": share(rewards[BY_STATE] - frozen, rewards[BY_HIDDEN] - frozen),
+        "state less embeddings and counts": interval(rewards[BY_STATE] - rewards[CONTROL]),
+    }
 
 
 def share_of_jobs(task: str, rows: Sequence[JsonObject], job_rows: Sequence[JsonObject]) -> JsonObject | None:
@@ -211,6 +221,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="of runs of bench.tasks")
     parser.add_argument("--tasks", nargs="+", default=["keywords", "extraction"], choices=TASKS)
     parser.add_argument("--samples", type=int, default=4, help="answers to each prompt")
+    parser.add_argument("--searched-seeds", type=int, default=2, help="whose values are searched by, the control aside")
     parser.add_argument("--jobs", type=Path, default=JOBS, help="results file of in-process jobs")
     args = parser.parse_args()
     terminated_is_exit()
@@ -224,7 +235,7 @@ def main() -> None:
         rows: list[JsonObject] = []
         for piece in open_pieces(args.folders, args.tasks, embedded):
             with piece.grader:
-                rows.append(in_process(piece, measured, args.samples))
+                rows.append(in_process(piece, measured, args.samples, args.searched_seeds))
         with (
             VLLMProcess(model_dir, args.out / "vllm.log", "--max-model-len", "1024", "--max-num-seqs", "256") as server,
             VLLMEngine(model_dir, Endpoints((server.url,), adapters=adapters)) as vllm,
@@ -237,29 +248,31 @@ def main() -> None:
 
 
 def by_engine(content: JsonObject) -> str:
-    """Rewards of one row on each engine, and the share of the gain that vLLM has, by task."""
+    """Rewards of one row on each engine, the share of the gain that vLLM has, and what a row is above a search by
+    embeddings and counts, by task."""
 
-    def columns(cell: JsonObject) -> dict[str, JsonObject | None]:
+    def columns(cell: JsonObject) -> JsonObject:
         shares = {"gain on vLLM / in process": cell["share"], "/ of in-process jobs": cell["share of in-process jobs"]}
-        return cell["rewards"] | shares
+        rewards: JsonObject = cell["rewards"]
+        return rewards | shares | {f"less 16 rows by {CONTROL}": cell["aligned on vLLM less control"]}
 
     return _table(content, columns)
 
 
 def by_search(content: JsonObject) -> str:
-    """Rewards of searches by what their values read, by task."""
+    """Rewards of searches of 16 rows without a tilt by what their values read, by task."""
 
-    def columns(cell: JsonObject) -> dict[str, JsonObject | None]:
-        others = {
-            "gain by the state / by hidden states": cell["search share"],
-            "one aligned row on vLLM less embeddings and counts": cell["aligned on vLLM less control"],
-        }
-        return cell["searches"] | others
+    def columns(cell: JsonObject) -> JsonObject:
+        searches = cell["searches"]
+        shares = {"gain by the state / by hidden states": searches["share"]}
+        less = {f"state less {CONTROL}": searches["state less embeddings and counts"]}
+        rewards: JsonObject = searches["rewards"]
+        return rewards | shares | less
 
     return _table(content, columns)
 
 
-def _table(content: JsonObject, columns: Callable[[JsonObject], dict[str, JsonObject | None]]) -> str:
+def _table(content: JsonObject, columns: Callable[[JsonObject], JsonObject]) -> str:
     def text(cell: JsonObject | None) -> str:
         return "" if cell is None else interval_text(cell)
 
