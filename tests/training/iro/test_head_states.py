@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.families import save_model
+from benchmarks.family_configs import VOCABULARY
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import HEAD_STATE, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
+from iro_server.engines.frozen_model import FrozenModel, find_decoder
 from training.iro.data import Prompt
 from training.iro.head_states import head_states
 from training.iro.prefixes import Prefixes, read_states
@@ -68,3 +72,21 @@ def test_rollouts_store_recomputed_states_as_an_engines_own(small_engine: Embedd
     torch.testing.assert_close(
         *(read_states(part["head_states"]) for part in (reported, recomputed)), atol=5e-3, rtol=5e-3
     )
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "gemma3_text"]
+)  # the last two have windows shorter than the rows
+def test_they_are_those_of_a_pass_over_the_whole_text(family: str, tmp_path: Path) -> None:
+    """The prompt is read once; completions have any lengths."""
+    save_model(family, tmp_path)
+    frozen = FrozenModel(tmp_path, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    prompt, *completions = (torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in (17, 11, 1, 7))
+    for some in (completions, [completions[1]], []):
+        states = head_states(frozen, prompt, some)
+        assert [len(states_TD) for states_TD in states] == [len(tokens) for tokens in some]
+        for tokens, states_TD in zip(some, states, strict=True):
+            with torch.no_grad(), frozen.reference_forward() as model:
+                full = find_decoder(model)(input_ids=torch.tensor([prompt + tokens[:-1]])).last_hidden_state[0]
+            torch.testing.assert_close(states_TD, full[len(prompt) - 1 :], atol=1e-4, rtol=1e-4)
