@@ -158,10 +158,11 @@ def counts(content: JsonObject) -> str:
 
 
 def each_grader(content: JsonObject) -> str:
-    """What each job reported."""
+    """What each job reported; of each measure, its first departure."""
+    first = [{part["measure"]: part for part in reversed(row["flagged"])}.values() for row in content["rows"]]
     lines = [
-        [row["grader"], row["kind"], row["gain"] or "constant reward", ", ".join(map(departure, row["flagged"] or []))]
-        for row in content["rows"]
+        [row["grader"], row["kind"], row["gain"] or "constant reward", ", ".join(map(departure, parts))]
+        for row, parts in zip(content["rows"], first, strict=True)
     ]
     return table(["grader", "kind", "gain on other prompts", "flagged for (median; frozen model's 5 % to 95 %)"], lines)
 
