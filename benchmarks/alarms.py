@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -87,7 +87,7 @@ def main() -> None:
     model_dir = prepare_model()
     with EmbeddedEngine(model_dir) as engine:
         rows = [measured_once(engine, model_dir, name, args) for name in args.graders]
-    finish(args, {"rows": rows}, report, seeds=[args.seed])
+    finish(args, {"counts": count_flagged(rows), "rows": rows}, report, seeds=[args.seed])
 
 
 def measured_once(engine: Any, model_dir: Path, name: str, args: argparse.Namespace) -> JsonObject:
@@ -99,7 +99,8 @@ def measured_once(engine: Any, model_dir: Path, name: str, args: argparse.Namesp
         row = {"grader": name, "kind": case.kind} | measured(engine, model_dir, folder, case, args)
         path.write_text(json.dumps(row))
     content: JsonObject = json.loads(path.read_text())
-    return content
+    gain, error = map(float, content["gain"].split(" ± ")) if content["gain"] else (None, None)
+    return content | {"gain": gain, "gain_error": error}
 
 
 def measured(engine: Any, model_dir: Path, folder: Path, case: Case, args: argparse.Namespace) -> JsonObject:
@@ -148,12 +149,18 @@ def write_rows(folder: Path, prompts: Prompts, seed: int, split: Split, count: i
     return path
 
 
+def count_flagged(rows: Sequence[JsonObject]) -> list[JsonObject]:
+    """Jobs of each kind of grader, and how many of them were flagged."""
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in AIMS}
+    return [
+        {"kind": kind, "jobs": len(of_kind), "flagged": sum(bool(row["flagged"]) for row in of_kind)}
+        for kind, of_kind in kinds.items()
+    ]
+
+
 def counts(content: JsonObject) -> str:
     """Graders flagged, of the planted and of the clean ones."""
-    kinds: dict[str, list[JsonObject]] = {"planted": [], "clean": []}
-    for row in content["rows"]:
-        kinds[row["kind"]].append(row)
-    lines = [[kind, str(len(rows)), str(sum(bool(row["flagged"]) for row in rows))] for kind, rows in kinds.items()]
+    lines = [[cell["kind"], str(cell["jobs"]), str(cell["flagged"])] for cell in content["counts"]]
     return table(["graders", "jobs", "flagged"], lines)
 
 
@@ -161,14 +168,18 @@ def each_grader(content: JsonObject) -> str:
     """What each job reported; of each measure, its first departure."""
     first = [{part["measure"]: part for part in reversed(row["flagged"])}.values() for row in content["rows"]]
     lines = [
-        [row["grader"], row["kind"], row["gain"] or "constant reward", ", ".join(map(departure, parts))]
+        [row["grader"], row["kind"], gain_text(row), ", ".join(map(departure, parts))]
         for row, parts in zip(content["rows"], first, strict=True)
     ]
     return table(["grader", "kind", "gain on other prompts", "flagged for (median; frozen model's 5 % to 95 %)"], lines)
 
 
+def gain_text(row: JsonObject) -> str:
+    return "constant reward" if row["gain"] is None else f"{row['gain']:.2f} ± {row['gain_error']:.2f}"
+
+
 def departure(part: JsonObject) -> str:
-    name = part["measure"].replace("_", "-")
+    name = "distinct bigrams" if part["measure"] == "distinct_2" else part["measure"]
     return f"{name} {part['median']:.3g} ({part['frozen_low']:.3g} to {part['frozen_high']:.3g})"
 
 

@@ -250,13 +250,12 @@ def probes(content: JsonObject) -> str:
             of_reward = probe.get("correlation")
             lines.append(
                 [
-                    cell["task"],
-                    name,
+                    f"{cell['task']}, {name}",
                     interval_text(probe["reward"]),
                     "" if of_reward is None else interval_text(of_reward),
                 ]
             )
-    return table(["task", "picks among the samples", "reward", "correlation within a prompt"], lines)
+    return table(["task, and what picks among the samples", "reward", "correlation within a prompt"], lines)
 
 
 def report(numbers: JsonObject) -> None:
