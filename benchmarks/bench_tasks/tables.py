@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.bench_tasks.measure import paired
 from benchmarks.tables import interval_text, table
 from iro_server import JsonObject
 
@@ -128,19 +129,24 @@ def overoptimisation(content: JsonObject) -> str:
 
 
 def by_iteration(content: JsonObject) -> str:
-    """Judge against reward of the aligned model of each iteration, means over seeds; * marks the one that most jobs
-    took."""
-    formats = {"reward": ".2f", "judge": ".2f", "perplexity": ".1f", "distinct_2": ".2f", "length": ".0f"}
-    by_setting: dict[tuple[str, int, int], list[JsonObject]] = {}
+    """Judge against reward of the aligned model of each iteration, means over seeds, and the paired difference from the
+    first on the seeds that have both; * marks the one that most jobs took."""
+    formats = {"judge": ".2f", "perplexity": ".1f", "distinct_2": ".2f", "length": ".0f"}
+    by_setting: dict[tuple[str, int, int], dict[int, JsonObject]] = {}
     for row in content["iterations"]:
-        by_setting.setdefault((row["task"], row["rows"], row["iteration"]), []).append(row)
+        by_setting.setdefault((row["task"], row["rows"], row["iteration"]), {})[row["seed"]] = row
     lines = []
-    for (task, count, iteration), rows in by_setting.items():
+    for (task, count, iteration), of_seeds in sorted(by_setting.items()):
+        rows = list(of_seeds.values())
+        first = by_setting.get((task, count, 1), {})
+        pairs = [(row, first[seed]) for seed, row in of_seeds.items() if seed in first]
+        gain = interval_text(paired(pairs)["reward"], "+") if pairs and iteration > 1 else ""
         chosen = "*" if 2 * sum(row["chosen"] for row in rows) > len(rows) else ""
-        lines.append(
-            [task, str(count), f"{iteration}{chosen}", *(f"{mean_of(rows, n):{f}}" for n, f in formats.items())]
-        )
-    return table(["task", "rows", "iteration", *(name.replace("_", "-") for name in formats)], lines)
+        means = [f"{mean_of(rows, name):{form}}" for name, form in formats.items()]
+        name = f"{task}, {count} rows, iteration {iteration}{chosen}"
+        lines.append([name, f"{mean_of(rows, 'reward'):.2f}", gain, *means])
+    head = ["task", "reward", "less the first iteration", *(name.replace("_", "-") for name in formats)]
+    return table(head, lines)
 
 
 def strengths(content: JsonObject) -> str:

@@ -141,7 +141,7 @@ def test_the_iteration_that_the_job_took_is_the_aligned_model(result: dict[str, 
     assert [row["rows"] for row in result["iterations"]] == list(PRESETS["smoke"]["rows"])
     for row in result["iterations"]:
         assert row["chosen"] and row["iteration"] == 1 and row["rewards"] == rows[row["rows"]]["rewards"]
-    assert "| keywords | 1 | 1* |" in by_iteration(result)
+    assert "| keywords, 1 rows, iteration 1* |" in by_iteration(result)
 
 
 @whole_run
