@@ -136,11 +136,12 @@ def by_iteration(content: JsonObject) -> str:
     for row in content["iterations"]:
         by_setting.setdefault((row["task"], row["rows"], row["iteration"]), {})[row["seed"]] = row
     lines = []
+    start = min(iteration for _, _, iteration in by_setting)
     for (task, count, iteration), of_seeds in sorted(by_setting.items()):
         rows = list(of_seeds.values())
-        first = by_setting.get((task, count, 1), {})
+        first = by_setting.get((task, count, start), {})
         pairs = [(row, first[seed]) for seed, row in of_seeds.items() if seed in first]
-        gain = interval_text(paired(pairs)["reward"], "+") if pairs and iteration > 1 else ""
+        gain = interval_text(paired(pairs)["reward"], "+") if pairs and iteration > start else ""
         chosen = "*" if 2 * sum(row["chosen"] for row in rows) > len(rows) else ""
         means = [f"{mean_of(rows, name):{form}}" for name, form in formats.items()]
         name = f"{task}, {count} rows, iteration {iteration}{chosen}"
