@@ -25,9 +25,9 @@ METRICS = ("task", "method", "rows", "seed", "reward", "judge", "seconds")
 def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     """``rows`` of the results file, ``training`` of each piece and of its adapters, ``jobs``: what each alignment job
     says of itself, ``tuning`` of strengths, ``tilts`` at other strengths, ``iterations`` of each job, ``intervals``,
-    paired ``comparisons``."""
+    paired ``comparisons`` and ``iteration_gains``."""
     from benchmarks.bench_tasks.engine import open_engine
-    from benchmarks.bench_tasks.measure import comparisons, intervals
+    from benchmarks.bench_tasks.measure import comparisons, intervals, iteration_gains
     from benchmarks.bench_tasks.yardsticks import YARDSTICKS, require_trl
 
     if set(config.methods) & set(YARDSTICKS):
@@ -50,6 +50,7 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
         "tuning": tuning,
         "intervals": intervals(measured["rows"]),
         "comparisons": comparisons(measured["rows"]),
+        "iteration_gains": iteration_gains(measured["iterations"]),
     }
 
 

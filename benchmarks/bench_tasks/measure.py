@@ -111,6 +111,24 @@ def comparisons(rows: Sequence[ResultRow]) -> list[JsonObject]:
     return results
 
 
+def iteration_gains(rows: Sequence[ResultRow]) -> list[JsonObject]:
+    """Of ``iterations``: each one's paired differences from the first, on the seeds that both have."""
+    lines = {(row["task"], row["rows"], row["iteration"], row["seed"]): row for row in rows}
+    settings = dict.fromkeys((task, count, iteration) for task, count, iteration, _ in lines if iteration > 1)
+    results = []
+    for task, count, iteration in settings:
+        seeds = [seed for *setting, seed in lines if setting == [task, count, iteration]]
+        pairs = [
+            (lines[task, count, iteration, seed], lines[task, count, 1, seed])
+            for seed in seeds
+            if (task, count, 1, seed) in lines
+        ]
+        if pairs:
+            gains = {"task": task, "rows": count, "iteration": iteration, "seeds": len(pairs)}
+            results.append(gains | paired(pairs))
+    return results
+
+
 def paired(pairs: Sequence[tuple[ResultRow, ResultRow]]) -> JsonObject:
     """Differences of two methods' lines, a pair a seed, with 95 % intervals and p."""
     firsts, seconds = zip(*pairs, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from benchmarks.bench_tasks.config import ALL_TASKS, BenchTasksConfig
-from benchmarks.bench_tasks.measure import comparisons, intervals
+from benchmarks.bench_tasks.measure import comparisons, intervals, iteration_gains
 from iro_server import JsonObject
 
 LISTS = ("rows", "training", "jobs", "tuning", "tilts", "iterations")
@@ -31,7 +31,8 @@ def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     config = second | {name: list(dict.fromkeys([*first[name], *second[name]])) for name in UNITED}
     config["seed"], config["seeds"] = min(row["seed"] for row in rows), len({row["seed"] for row in rows})
     run = added["run"] | {"config": config, "seeds": sorted({row["seed"] for row in rows}), "parts": parts}
-    return added | lists | {"run": run, "intervals": intervals(rows), "comparisons": comparisons(rows)}
+    gains = {"comparisons": comparisons(rows), "iteration_gains": iteration_gains(lists["iterations"])}
+    return added | lists | gains | {"run": run, "intervals": intervals(rows)}
 
 
 def without_tasks(recorded: JsonObject, tasks: Collection[str]) -> JsonObject:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.bench_tasks.measure import paired
 from benchmarks.tables import interval_text, table
 from iro_server import JsonObject
 
@@ -130,19 +129,17 @@ def overoptimisation(content: JsonObject) -> str:
 
 def by_iteration(content: JsonObject) -> str:
     """Judge against reward of the aligned model of each iteration, means over seeds, and the paired difference from the
-    first on the seeds that have both; * marks the one that most jobs took."""
+    first; * marks the one that most jobs took."""
     formats = {"judge": ".2f", "perplexity": ".1f", "distinct_2": ".2f", "length": ".0f"}
-    by_setting: dict[tuple[str, int, int], dict[int, JsonObject]] = {}
+    gains = {(cell["task"], cell["rows"], cell["iteration"]): cell["reward"] for cell in content["iteration_gains"]}
+    by_setting: dict[tuple[str, int, int], list[JsonObject]] = {}
     for row in content["iterations"]:
-        by_setting.setdefault((row["task"], row["rows"], row["iteration"]), {})[row["seed"]] = row
+        by_setting.setdefault((row["task"], row["rows"], row["iteration"]), []).append(row)
     lines = []
-    start = min(iteration for _, _, iteration in by_setting)
-    for (task, count, iteration), of_seeds in sorted(by_setting.items()):
-        rows = list(of_seeds.values())
-        first = by_setting.get((task, count, start), {})
-        pairs = [(row, first[seed]) for seed, row in of_seeds.items() if seed in first]
-        gain = interval_text(paired(pairs)["reward"], "+") if pairs and iteration > start else ""
+    for setting, rows in sorted(by_setting.items()):
+        task, count, iteration = setting
         chosen = "*" if 2 * sum(row["chosen"] for row in rows) > len(rows) else ""
+        gain = interval_text(gains[setting], "+") if setting in gains else ""
         means = [f"{mean_of(rows, name):{form}}" for name, form in formats.items()]
         name = f"{task}, {count} rows, iteration {iteration}{chosen}"
         lines.append([name, f"{mean_of(rows, 'reward'):.2f}", gain, *means])
