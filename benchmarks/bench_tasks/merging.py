@@ -22,7 +22,8 @@ def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     ValueError where the runs differ in more than tasks, methods, rows and seeds, or measured the same.
     """
     first, second = recorded["run"]["config"], added["run"]["config"]
-    differing = [name for name in first | second if name not in MAY_DIFFER and first.get(name) != second.get(name)]
+    settled = [name for name in first | second if name not in MAY_DIFFER]
+    differing = [name for name in settled if setting(first, name) != setting(second, name)]
     if differing:
         raise ValueError(f"the runs differ in {', '.join(differing)}")
     lists = {name: joined(recorded.get(name, []), added.get(name, []), name) for name in LISTS}
@@ -33,6 +34,12 @@ def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     run = added["run"] | {"config": config, "seeds": sorted({row["seed"] for row in rows}), "parts": parts}
     gains = {"comparisons": comparisons(rows), "iteration_gains": iteration_gains(lists["iterations"])}
     return added | lists | gains | {"run": run, "intervals": intervals(rows)}
+
+
+def setting(config: JsonObject, name: str) -> object:
+    """Of a run's configuration; the default where the run is of a version without it."""
+    field = BenchTasksConfig.model_fields.get(name)
+    return config.get(name, None if field is None else field.default)
 
 
 def without_tasks(recorded: JsonObject, tasks: Collection[str]) -> JsonObject:

@@ -59,6 +59,7 @@ def test_further_methods_of_a_recorded_job_are_added(whole: JsonObject) -> None:
     further = part(whole, "keywords")
     further["rows"] = [row | {"method": "dpo"} for row in further["rows"] if row["method"] == "base"]
     further["tuning"] = further["tilts"] = []
+    further["run"]["config"] |= {"vllm_tilts": False}  # which the recorded version did not have
     together = merged(whole, further)
     assert together["jobs"] == whole["jobs"] and together["training"] == whole["training"]
     assert len(together["rows"]) == len(whole["rows"]) + 1
