@@ -84,15 +84,15 @@ def training_cost(content: JsonObject, method: str) -> list[str]:
 
 
 def reward_by_drift(content: JsonObject) -> str:
-    """Of methods of one row: the gain over the frozen model on the seeds that both have, the nats that it took, and,
-    where the gain's interval is above 0, the gain a nat."""
+    """Of methods of one row: the gain over the frozen model on the seeds that both have, the nats that it took, and the
+    gain a nat."""
     lines = []
     for cell in content["comparisons"]:
         name = (cell["task"], cell["method"], cell["rows"])
         rows = [row for row in content["rows"] if (row["task"], row["method"], row["rows"]) == name]
         kl = mean_of(rows, "kl")
         if cell["over"] == "base" and kl is not None:
-            a_nat = f"{cell['reward']['mean'] / kl:.3f}" if cell["reward"]["low"] > 0 else ""
+            a_nat = f"{cell['reward']['mean'] / kl if kl else 0.0:.3f}"
             gain = interval_text(cell["reward"], "+")
             lines.append([cell["task"], cell["method"], str(cell["seeds"]), gain, f"{kl:.1f}", a_nat])
     return table(["task", "method", "seeds", "gain over the frozen model", "KL (nats)", "gain a nat"], lines)
