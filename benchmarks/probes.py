@@ -5,7 +5,7 @@ reward, less its mean over a prompt's samples, on one layer's state: at the answ
 decides first, at its last one, or averaged over all. A quarter of the training prompts chooses its penalty. Reported
 on held-out prompts: the correlation within a prompt, and the reward of the sample that the probe picks among
 ``--samples``. Beside them a network on the layer that the training prompts prefer, and rules without training: the
-likeliest sample, the most frequent text. What no probe sees, no value function of these states can learn from as many
+likeliest sample, the most frequent text. What no probe sees, value functions of these states hardly learn from as many
 samples.
 """
 
@@ -59,10 +59,6 @@ class Samples:
     logprobs_PN: np.ndarray
     texts: list[list[str]]
     states: dict[tuple[int, str], np.ndarray]
-
-    def of_prompts(self, prompts: slice) -> Samples:
-        states = {name: states_PND[prompts] for name, states_PND in self.states.items()}
-        return Samples(self.rewards_PN[prompts], self.logprobs_PN[prompts], self.texts[prompts], states)
 
 
 def sample(engine: EmbeddedEngine, task: Task, split: Split, prompts: int, count: int, seed: int) -> Samples:
