@@ -183,15 +183,13 @@ def summary(rows: Sequence[JsonObject], job_rows: Sequence[JsonObject]) -> list[
 
 
 def of_searches(rows: Sequence[JsonObject]) -> JsonObject:
-    """Of the seeds that have all searches: rewards, and the share that values of the head's state have of the gain of
-    values of hidden states."""
+    """Of the seeds that have all searches: rewards, and what values of the head's state gain over the others."""
     rewards = {name: np.array([row["searches"][name] for row in rows]) for name in (CONTROL, BY_STATE, BY_HIDDEN)}
     frozen = np.array([row["in process"]["frozen"] for row in rows])
     return {
         "seeds": [row["seed"] for row in rows],
         "rewards": {"frozen, one row": interval(frozen)} | {name: interval(array) for name, array in rewards.items()},
-        "share": share(rewards[BY_STATE] - frozen, rewards[BY_HIDDEN] - frozen),
-        "state less embeddings and counts": interval(rewards[BY_STATE] - rewards[CONTROL]),
+        "gains": {name: interval(rewards[BY_STATE] - rewards[name]) for name in (CONTROL, BY_HIDDEN)},
     }
 
 
@@ -263,11 +261,8 @@ def by_search(content: JsonObject) -> str:
     """Rewards of searches of 16 rows without a tilt by what their values read, by task."""
 
     def columns(cell: JsonObject) -> JsonObject:
-        searches = cell["searches"]
-        shares = {"gain by the state / by hidden states": searches["share"]}
-        less = {f"state less {CONTROL}": searches["state less embeddings and counts"]}
-        rewards: JsonObject = searches["rewards"]
-        return rewards | shares | less
+        rewards: JsonObject = cell["searches"]["rewards"]
+        return rewards | {f"the state less {name}": gain for name, gain in cell["searches"]["gains"].items()}
 
     return _table(content, columns)
 
