@@ -17,7 +17,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -270,8 +269,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     with EmbeddedEngine(prepare_model()) as engine:
-        one = partial(measured_once, engine, args=args)
-        rows = [one(TASKS[name], seed) for name in args.tasks for seed in range(args.seeds)]
+        rows = [measured_once(engine, TASKS[name], seed, args) for name in args.tasks for seed in range(args.seeds)]
     finish(args, {"tasks": summary(rows), "rows": rows}, report, seeds=list(range(args.seeds)))
 
 
