@@ -49,6 +49,10 @@ class HeadFit:
         if not all(weight.isfinite().all() for weight in self.head.weights()):
             raise ValueError("the fitted weights are not finite: check features and targets for infinities and NaN")
 
+    @property
+    def best_score(self) -> float:
+        return self.scores[self.chosen]
+
 
 class Pools(NamedTuple):
     """The rows that searches compare: response ``rows`` at token number ``t``, in group (prompt, chunk)."""
@@ -126,6 +130,13 @@ class Moments:
                 self.xx = weighted.T @ x
             self.xy, self.yy = self.xy + y @ weighted, self.yy + w @ y**2
 
+    def __add__(self, other: Moments) -> Moments:
+        """Of both's rows together."""
+        total = Moments([], self.within)
+        for name in ("total", "x", "y", "xx", "xy", "yy"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
     def centred(self) -> tuple[Tensor, Tensor]:
         """Covariance of the features [F, F], and with the target [F]."""
         if self.within:
@@ -146,8 +157,8 @@ class Moments:
 
 def fit_ridge(
     spec: FeatureSpec,
-    train: Iterable[Rows],
-    heldout: Iterable[Rows] | None = None,
+    train: Iterable[Rows] | Moments,
+    heldout: Iterable[Rows] | Moments | None = None,
     *,
     alphas: Sequence[float] = ALPHAS,
     select: Select = "correlation",
@@ -163,11 +174,11 @@ def fit_ridge(
     s of the target's, with sum w independent rows. It vanishes as data grow.
     scikit-learn's alpha is this one times sum w. ``within``: the group means of features and targets are subtracted, so
     that only differences between responses to one prompt are learned. ``heldout``: rows of other prompts that select
-    among several alphas; ValueError if they are missing.
+    among several alphas; ValueError if they are missing. Both may be their ``Moments``, to be fitted in several ways.
     """
     if len(alphas) > 1 and heldout is None:
         raise ValueError("choosing among several alphas takes held-out rows")
-    moments = Moments(train, within)
+    moments = _moments(train, within)
     covariance, with_target = moments.centred()
     std = standard_units(spec, covariance.diagonal().clamp(min=0), block_scales)
     prior = torch.zeros_like(std)
@@ -175,7 +186,7 @@ def fit_ridge(
         if block_priors and block in block_priors:
             std[place], prior[place] = 1.0, 1 / (block_priors[block] ** 2 * moments.total)
     gram, rhs = covariance / std[:, None] / std, with_target / std
-    judge = None if heldout is None else Moments(heldout, within=select == "correlation")
+    judge = None if heldout is None else _moments(heldout, within=select == "correlation")
     fits: dict[float, tuple[Tensor, Tensor]] = {}
     scores: dict[float, float] = {}
     for alpha in alphas:
@@ -189,6 +200,12 @@ def fit_ridge(
     chosen = best_setting(scores, select) if scores else alphas[0]
     weight, bias = fits[chosen]
     return HeadFit(LinearHead(spec, weight.float().cpu(), float(bias)), chosen, scores)
+
+
+def _moments(rows: Iterable[Rows] | Moments, within: bool) -> Moments:
+    if isinstance(rows, Moments) and rows.within != within:
+        raise ValueError(f"the fit takes moments that are {'' if within else 'not '}within groups")
+    return rows if isinstance(rows, Moments) else Moments(rows, within)
 
 
 def standard_units(spec: FeatureSpec, variance: Tensor, block_scales: Mapping[Block, float] | None) -> Tensor:

@@ -26,7 +26,7 @@ def shown_values(piece: Piece, head_values: int) -> ValueStack:
     from training.checkpoints import open_checkpoints
     from training.iro.config import default_feature_spec
     from training.iro.fit import Scale
-    from training.iro.simple_loop import fit_values
+    from training.iro.simple_loop import fit_head
     from value_heads import ValueStack
     from value_heads.features import HEAD_STATE
 
@@ -36,7 +36,7 @@ def shown_values(piece: Piece, head_values: int) -> ValueStack:
             list(rollouts(checkpoints, f"1-{part}-", piece, HEAD_STATE in spec.layers)) for part in ("train", "heldout")
         )
         scale = Scale(**checkpoints.load("scale"))
-    return ValueStack([fit_values(spec, piece.config.counted_tokens, train, heldout, scale)], [1.0])
+    return ValueStack([fit_head(spec, piece.config.counted_tokens, train, heldout, scale)], [1.0])
 
 
 def rollouts(checkpoints: Checkpoints, prefix: str, piece: Piece, head_state: bool) -> Iterator[Rollout]:

@@ -104,7 +104,12 @@ class AlignmentOptions(BaseModel):
     num_successors: int = Field(
         8, ge=1, le=MAX_SUCCESSORS, description="K: continuations of each beam that the search draws."
     )
-    chunk_length: int = Field(4, ge=1, description="L: tokens between two selections of the search.")
+    chunk_length: int = Field(
+        4,
+        ge=1,
+        description="L: tokens between two selections of the search. A job that fits tilts also tries 4·L, and serves what "
+        "its validation prefers.",
+    )
     selection: Selection = Field(
         "diversity",
         description="Which beams the search keeps: `diversity`, the highest values among different texts; `top`, the "

@@ -8,6 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from value_heads import FeatureSpec, Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
 from value_heads.features import Block, features
+from value_heads.fit import Moments
 
 SPEC = FeatureSpec(current=(0,))
 WIDTH = 6
@@ -182,3 +183,15 @@ def test_every_fit_takes_the_rows_of_real_responses():
         fit_mlp(spec, train, train, learning_rate=1e-2),
     ]
     assert all(fit.scores[fit.chosen] > 0.2 for fit in fits)
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_moments_add_up_to_those_of_all_rows(within):
+    batches = [rows(120, seed=seed, prompt_effect=2.0) for seed in (1, 2)]
+    together = Moments([batches[0]], within) + Moments([batches[1]], within)
+    expected = fit_ridge(SPEC, batches, alphas=[0.1], within=within).head
+    head = fit_ridge(SPEC, together, alphas=[0.1], within=within).head
+    torch.testing.assert_close(head.weight, expected.weight)
+    assert head.bias == pytest.approx(expected.bias)
+    with pytest.raises(ValueError, match="within groups"):
+        fit_ridge(SPEC, together, alphas=[0.1], within=not within)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -22,24 +21,27 @@ BLOCK_PRIORS = {Block(LENGTH): 1.5, Block(FINISHED): 1.5}
 
 
 def default_feature_spec(info: ModelInfo, horizon: int) -> FeatureSpec:
-    """What heads read by default, beside the counts of tokens.
+    """What heads read by default, beside the counts of tokens: the mean of a layer's states over the response.
 
-    Measured on SmolLM2-135M: the last layer, made for the next token, predicts the reward far worse.
+    Chosen by held-out correlation on SmolLM2-135M (results/value_features): a mean predicts the reward of the whole
+    response far better than the state at its newest token or a sum, whose size grows with the length, and best of all
+    two thirds of the way up. A server that reports no layer may report the output head's state.
     """
     common: JsonObject = {"stop_ids": tuple(sorted(set(info.eos_ids))), "position": False, "horizon": horizon}
     if not info.hidden:
         head_state = (HEAD_STATE,) if info.head_values >= HEAD_NUMBERS else ()
         return FeatureSpec(current=head_state, averaged=head_state, summed=(0,), **common)
-    early, late = math.ceil(info.num_layers / 3), round(info.num_layers * 5 / 6)
-    return FeatureSpec(current=(late,), summed=(0, early), **common)
+    return FeatureSpec(averaged=(round(info.num_layers * 2 / 3),), **common)
 
 
-def block_scales(spec: FeatureSpec) -> dict[Block, float]:
-    """How large each block counts in the ridge fit: larger is shrunk less. Chosen by held-out correlation."""
-    emphasis = {"current": 0.3, "sum": 0.5}
+def block_scales(spec: FeatureSpec, mean_scale: float = 3.0) -> dict[Block, float]:
+    """How large each block counts in the ridge fit: larger is shrunk less. Chosen by held-out correlation.
+
+    ``mean_scale``: of the states' means.
+    """
+    emphasis = {"current": 0.3, "sum": 0.5, "mean": mean_scale}
     scales = {block: emphasis.get(block.kind, 1.0) for block in spec.blocks}
-    of_head = {Block("current", HEAD_STATE): 0.9, Block("mean", HEAD_STATE): 3.0}
-    return scales | of_head | {Block("sum", 0): 1.0, Block("sum", TOKENS): 2.0}
+    return scales | {Block("current", HEAD_STATE): 0.9, Block("sum", 0): 1.0, Block("sum", TOKENS): 2.0}
 
 
 class AlignConfig(Alignment, JobConfig):

@@ -6,20 +6,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.nn.utils.rnn import pad_sequence
 
-from training.iro.config import BLOCK_PRIORS, AlignConfig, block_scales
+from training.iro.config import AlignConfig
 from training.iro.data import AlignError
 from training.iro.prefixes import STRIDE, Prefixes, places_of
+from training.iro.ridge import fit_values
 from training.iro.rollouts import PREFIXES, Source, completions_of
 from value_heads import FeatureSpec, ValueStack, fit_mlp, mlp_fit
-from value_heads.fit import Rows, fit_logistic, fit_ridge, lambda_returns, pools, score
-from value_heads.heads import Head, LinearHead, feature_places, with_ended
+from value_heads.fit import Rows, fit_logistic, lambda_returns, pools, score
+from value_heads.heads import Head, feature_places, with_ended
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -240,32 +241,15 @@ def _fit(config: AlignConfig, spec: FeatureSpec, train: Shards, heldout: Shards,
         chosen = fit_logistic(spec, rows, heldout_rows)
         refit = fit_logistic(spec, [*rows, *heldout_rows], alphas=[chosen.chosen])
         return Fitted(refit.head, chosen.head, chosen.chosen)
-    prefixes = _fit_ridge(spec, train, heldout)
+    prefixes = fit_values(spec, train, heldout)
     if not spec.stop_ids or not _finished_vary(train, spec):
         return Fitted(prefixes.head, prefixes.judged, prefixes.alpha)
     finished_heldout = replace(heldout, finished=True)
-    ended = _fit_ridge(spec, replace(train, finished=True), finished_heldout)
+    ended = fit_values(spec, replace(train, finished=True), finished_heldout)
     if _correlation(ended.judged, finished_heldout) <= _correlation(prefixes.judged, finished_heldout):
         return Fitted(prefixes.head, prefixes.judged, prefixes.alpha)
     head, judged = with_ended(prefixes.head, ended.head), with_ended(prefixes.judged, ended.judged)
     return Fitted(head, judged, prefixes.alpha, ended.alpha)
-
-
-class Ridge(NamedTuple):
-    """``head``: of all prompts, ``judged``: of those not held out, which chose ``alpha``."""
-
-    head: LinearHead
-    judged: LinearHead
-    alpha: float
-
-
-def _fit_ridge(spec: FeatureSpec, train: Shards, heldout: Shards) -> Ridge:
-    ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec), block_priors=BLOCK_PRIORS)
-    chosen = ridge(train, heldout)
-    # With the strength chosen, held-out prompts are worth more as data.
-    refit = ridge(replace(train, names=[*train.names, *heldout.names]), alphas=[chosen.chosen])
-    assert isinstance(refit.head, LinearHead) and isinstance(chosen.head, LinearHead)
-    return Ridge(refit.head, chosen.head, chosen.chosen)
 
 
 def _finished_vary(shards: Shards, spec: FeatureSpec) -> bool:

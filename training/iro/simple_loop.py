@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
@@ -23,14 +22,15 @@ from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.base import Grader, Sample
 from iro_server.graders.parsing import parse_grader
-from training.iro.config import BLOCK_PRIORS, AlignConfig, block_scales, default_feature_spec
+from training.iro.config import AlignConfig, default_feature_spec
 from training.iro.data import Prompt, split
 from training.iro.fit import Scale
 from training.iro.prefixes import STRIDE
+from training.iro.ridge import fit_values
 from training.iro.rollouts import commonest_tokens, exploring, plain
 from training.iro.seeds import ROLLOUTS, SPLIT, VALIDATION
 from training.run import derive_seed, rng_of
-from value_heads import FeatureSpec, Rows, ValueStack, features, fit_ridge, response_rows
+from value_heads import FeatureSpec, Rows, ValueStack, features, response_rows
 from value_heads.features import TOKENS
 from value_heads.heads import Head
 
@@ -61,7 +61,7 @@ class SimpleLoop:
             if scale is None:  # values of all iterations have the unit of the frozen model's rewards
                 first_rewards = [rollout.reward for rollout in [*train, *heldout]]
                 scale = Scale(fmean(first_rewards), pstdev(first_rewards))
-            heads.append(fit_values(self.spec, self.config.counted_tokens, train, heldout, scale))
+            heads.append(fit_head(self.spec, self.config.counted_tokens, train, heldout, scale))
             stack = ValueStack(heads, betas=[1.0] * len(heads))  # π ∝ π_frozen · exp(Σ_t V_t / β_t)
             rewards.append(self.mean_reward(prompts.validation, self.config.search, stack))
         return rewards
@@ -107,19 +107,13 @@ class SimpleLoop:
         return fmean(rollout.reward for group in groups for rollout in (group[:1] if stack else group))
 
 
-def fit_values(
+def fit_head(
     spec: FeatureSpec, counted_tokens: int, train: Sequence[Rollout], heldout: Sequence[Rollout], scale: Scale
 ) -> Head:
-    """V(prefix of a response), by ridge regression on the standardised reward of the whole response.
-
-    Held-out prompts choose the penalty; then they are training data, too.
-    """
+    """V(prefix of a response), by ridge regression on the standardised reward of the whole response."""
     counted = commonest_tokens([r.final.tokens for r in [*train, *heldout]], counted_tokens)
     spec = spec.model_copy(update={"counted": counted})
-    ridge = partial(fit_ridge, spec, within=True, block_scales=block_scales(spec), block_priors=BLOCK_PRIORS)
-    train_rows, heldout_rows = rows_of(spec, train, scale), rows_of(spec, heldout, scale)
-    alpha = ridge([train_rows], [heldout_rows]).chosen
-    return ridge([train_rows, heldout_rows], alphas=[alpha]).head
+    return fit_values(spec, [rows_of(spec, train, scale)], [rows_of(spec, heldout, scale)]).head
 
 
 def rows_of(spec: FeatureSpec, rollouts: Sequence[Rollout], scale: Scale) -> Rows:

@@ -1,9 +1,9 @@
 """Whether an alignment job's model is tilted, and the rows that it is served with.
 
 Held-out prompts of an iteration choose among tilts (``tilt_rows``) at one row; then validation prompts decide whether
-one row, a quarter of the search's rows, or all of them are served, and whether values steer the search or pick among
-whole samples. Later iterations draw their rollouts from the tilted
-policy q, fit what is to be added to its tilt, and values of q. Reconstruction: the paper searches alone.
+one row, a quarter of the search's rows, or all of them are served, and whether values steer the search, by its chunks
+or by longer ones, or pick among whole samples. Later iterations draw their rollouts from the tilted policy q, fit what
+is to be added to its tilt, and values of q. Reconstruction: the paper searches alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from value_heads.tilt import Tilt, TiltPart, fold_tilts
 
 TRIAL_SAMPLES = 4  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
+LONGER = 4  # chunks of the search that one longer chunk has: values of few tokens rank some tasks' prefixes badly
 MOST_PERPLEXITY = 1.1  # times the frozen model's own: a tilt whose text is less likely is not taken
 
 
@@ -110,6 +111,12 @@ class Tilting:
         """Of an iteration: the policy that an earlier one chose was lucky with that one's."""
         return self.run.derive_seed(TILT, prompt.index, *([self.iteration] if self.iteration > 1 else []))
 
+    def step_name(self, params: SearchParams) -> str:
+        """Of the step of a run that validates it."""
+        if params.rows == 1 or params.chunk_length == self.config.chunk_length:
+            return f"{params.rows}"
+        return f"samples-{params.rows}" if params.chunk_length is None else f"longer-{params.rows}"
+
     def serve(
         self, prompts: Sequence[Prompt], stack: Stack, search: Validated | None, frozen: Sequence[JsonObject]
     ) -> Served:
@@ -121,7 +128,7 @@ class Tilting:
         validated = {
             name: search
             if search is not None and params == self.config.search
-            else self.validation.validate(f"{self.prefix}serve-{step_name(params)}", prompts, params, stack, name)
+            else self.validation.validate(f"{self.prefix}serve-{self.step_name(params)}", prompts, params, stack, name)
             for name, params in by_name.items()
         }
         outside = {name: departures(frozen, valid.rows) for name, valid in validated.items()}
@@ -238,28 +245,27 @@ def best_trial(trials: Sequence[Trial], base: Trial, most_perplexity: float) -> 
 
 
 def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
-    """By name, what a model may be served with, the cheapest first. Values of several rows steer a search or pick among
-    whole samples. With a tilt no more rows than ``max_rows``."""
-    full = config.search
-    count = min(full.rows, MAX_SUCCESSORS)
-    samples = full.model_copy(update={"beam_width": 1, "num_successors": count, "chunk_length": None})
+    """By name, what a model may be served with, the cheapest first. Values of several rows steer a search, by its own
+    chunks or by ``LONGER`` ones, or pick among whole samples. With a tilt no more rows than ``max_rows``."""
+    full, longer = config.search, LONGER * config.chunk_length
+    samples = {"beam_width": 1, "num_successors": min(full.rows, MAX_SUCCESSORS), "chunk_length": None}
+    by_name = {"search": full}
+    if longer < config.horizon:
+        by_name["search by longer chunks"] = full.model_copy(update={"chunk_length": longer})
+    by_name["samples"] = full.model_copy(update=samples)
     if not tilted:
-        return {"search": full, "samples": samples}
+        return by_name
     quarter = {"beam_width": 1, "num_successors": max(2, full.rows // 4), "strength": 1.0}
-    by_name = {
+    tilted_ways = {
         "tilt": SearchParams(strength=1.0),
-        "tilt and a quarter of the rows": full.model_copy(update=quarter),
-        "tilt and a quarter of the samples": samples.model_copy(update=quarter),
-        "tilt and search": full.model_copy(update={"strength": 1.0}),
-        "tilt and samples": samples.model_copy(update={"strength": 1.0}),
+        **{
+            f"tilt and {name}, a quarter of the rows": params.model_copy(update=quarter)
+            for name, params in by_name.items()
+        },
+        **{f"tilt and {name}": params.model_copy(update={"strength": 1.0}) for name, params in by_name.items()},
         "search": full,
     }
-    return {name: params for name, params in by_name.items() if params.rows <= config.max_rows}
-
-
-def step_name(params: SearchParams) -> str:
-    """Of the step of a run that validates it."""
-    return f"{params.rows}" if params.chunk_length is not None or params.rows == 1 else f"samples-{params.rows}"
+    return {name: params for name, params in tilted_ways.items() if params.rows <= config.max_rows}
 
 
 def best_way(

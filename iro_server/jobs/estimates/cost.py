@@ -91,7 +91,7 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
 def rows_of_ways(search_rows: int) -> list[int]:
     """Rows of each way to serve a tilted model that a job validates, the search without its tilt among them."""
     quarter = max(2, search_rows // 4)
-    return [1, quarter, quarter, search_rows, search_rows, search_rows]
+    return [1, *[quarter] * 3, *[search_rows] * 4]
 
 
 def split(options: AlignmentOptions, rows: Rows) -> tuple[int, int, int]:

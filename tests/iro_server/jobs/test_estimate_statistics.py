@@ -116,7 +116,7 @@ def test_the_cost_counts_rollouts_and_validations():
     rollouts, validations = job_work(options, Rows(48))  # 8 of them reserved, 20 an iteration, 4 of these held out
     assert num_completions(rollouts) == 20 * 4 + 20 * 4
     choosing, baseline, check = 2 * 4 * 9 * 4, 4 * 4, 4 * (4 + 2)
-    assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 2 + 2 + 2 + 2 + 2)
+    assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 3 * 2 + 4 * 2)
     with_validation = Rows(48, validation=6)  # 3 and 3
     assert num_completions(job_work(options, with_validation)[0]) == 24 * 4 + 24 * 4
     untilted = options.model_copy(update={"tilt": "off"})
@@ -138,7 +138,7 @@ def test_the_cost_counts_what_the_trainer_tries():
     assert cost.TRIAL_SAMPLES == TRIAL_SAMPLES
     assert len(BETA_GRID) == cost.BETA_TRIALS
     options = AlignmentOptions(beam_width=2, num_successors=8)
-    config: Any = SimpleNamespace(search=options.search, max_rows=options.max_rows)
+    config: Any = SimpleNamespace(**options.model_dump() | {"search": options.search, "horizon": 48})
     assert [params.rows for params in searches(config, tilted=True).values()] == cost.rows_of_ways(16)
 
 

@@ -30,7 +30,7 @@ def test_over_http_value_functions_read_embeddings_or_a_backbone_of_their_own(co
 
 def test_without_hidden_states_heads_read_the_embedding_and_numbers_of_the_output_heads_state() -> None:
     info = ModelInfo("m", "", "", (), num_layers=30, hidden_size=8, max_length=64)
-    assert default_feature_spec(info, 16).layers == (0, 10, 25)
+    assert default_feature_spec(info, 16).averaged == default_feature_spec(info, 16).layers == (20,)
     for head_values, layers in ((0, (0,)), (3, (0,)), (4, (HEAD_STATE, 0))):
         assert default_feature_spec(replace(info, hidden=False, head_values=head_values), 16).layers == layers
 

@@ -154,6 +154,16 @@ def test_without_a_tilt_values_steer_a_search_or_pick_among_samples(tmp_path: Pa
     assert [params.rows for params in searches(config, tilted=True).values()] == [1]
 
 
+def test_a_search_is_tried_by_longer_chunks_too_where_a_completion_has_several(tmp_path: Path) -> None:
+    ways = searches(config_in(tmp_path), tilted=True)  # 20 tokens at most
+    assert [(params.rows, params.chunk_length) for params in ways.values() if params.strength] == [
+        (1, None),
+        *[(2, length) for length in (4, 16, None)],
+        *[(4, length) for length in (4, 16, None)],
+    ]
+    assert not any("longer" in name for name in searches(config_in(tmp_path, max_tokens=16), tilted=True))
+
+
 @pytest.mark.slow
 def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     """On the real model; a killed run's second half gives what one run does."""
@@ -161,14 +171,14 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     events: list[RunEvent] = []
     result = JOB.execute(config, tmp_path / "run", on_event=events.append)
     rows = [price["rows"] for price in result["prices"]]
-    assert rows in ([1, 2, 2, 4, 4, 4], [4, 4])  # with a tilt, and without
+    assert rows in ([1, 2, 2, 2, 4, 4, 4, 4], [4, 4, 4])  # with a tilt, and without
     (trials,) = (event["data"]["tilts"] for event in events if "tilts" in event["data"])
     assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])
-    assert sum(trial["chosen"] for trial in trials) == (len(rows) == 6)
+    assert sum(trial["chosen"] for trial in trials) == (len(rows) == 8)
     info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
     hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}
     stack = load_bundle(Path(result["best_checkpoint"]), **hashes)
-    assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 6)
+    assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 8)
     for name in ("tilts.pt", "serve-report.pt"):
         (tmp_path / "run" / "checkpoints" / name).unlink(missing_ok=True)
     assert comparable(JOB.execute(config, tmp_path / "run")) == comparable(result)
