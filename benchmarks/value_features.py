@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from value_heads.heads import Head
 
 MAX_TOKENS = 48
-COUNTED_TOKENS = 1500
+COUNTED_TOKENS = 500
 AT_ONCE = 8  # prompts
 SHOWN = "embeddings and counts"
 STATE_AND_SUMS = "state of a late layer, sums of two"
@@ -58,8 +58,8 @@ def feature_sets(num_layers: int) -> dict[str, JsonObject]:
 
 
 def mean_layers(num_layers: int) -> list[int]:
-    """Every sixth of the way up."""
-    return [round(num_layers * sixths / 6) for sixths in range(1, 7)]
+    """Every sixth of the way up, from a third on."""
+    return [round(num_layers * sixths / 6) for sixths in range(2, 7)]
 
 
 def sample(engine: EmbeddedEngine, task: Task, split: Split, prompts: int, count: int, seed: int) -> list[Rollout]:
@@ -219,10 +219,10 @@ def main() -> None:
     from iro_server.engines.prepare import prepare_model
 
     parser = command_line("value_features", __doc__)
-    chosen = ["keywords", "extraction", "reading_level", "sentiment"]
+    chosen = ["keywords", "extraction", "reading_level"]
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=chosen)
-    parser.add_argument("--prompts", type=int, default=48, help="training prompts of a seed")
-    parser.add_argument("--heldout-prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=24, help="training prompts of a seed")
+    parser.add_argument("--heldout-prompts", type=int, default=12)
     parser.add_argument("--samples", type=int, default=16, help="of each prompt")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()

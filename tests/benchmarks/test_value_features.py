@@ -47,7 +47,7 @@ def test_the_layer_that_tells_the_reward_correlates_with_it_on_unseen_prompts(
 def test_feature_sets_are_specs_that_differ() -> None:
     specs = [FeatureSpec.model_validate(COMMON | fields) for fields in feature_sets(30).values()]
     assert len({spec.blocks for spec in specs}) == len(specs) == 3 + len(mean_layers(30))
-    assert mean_layers(30) == [5, 10, 15, 20, 25, 30]
+    assert mean_layers(30) == [10, 15, 20, 25, 30]
 
 
 def test_the_table_has_a_column_for_each_task() -> None:

@@ -56,6 +56,7 @@ def test_on_smollm2_the_simple_loop_has_the_rewards_of_the_full_trainer(tmp_path
         validation_prompts=4,
         counted_tokens=200,
         early_stop=False,
+        tilt="off",
     )
     rewards = trainer_rewards(JOB.execute(config, tmp_path / "run"))
     simple_rewards = run_simple_loop(config)
