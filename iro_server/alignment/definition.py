@@ -107,8 +107,8 @@ class AlignmentOptions(BaseModel):
     chunk_length: int = Field(
         4,
         ge=1,
-        description="L: tokens between two selections of the search. A job that fits tilts also tries 4·L, and serves what "
-        "its validation prefers.",
+        description="L: tokens between two selections of the search. A job that fits tilts also tries 4·L, and serves "
+        "what its validation prefers.",
     )
     selection: Selection = Field(
         "diversity",
