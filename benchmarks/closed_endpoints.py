@@ -13,12 +13,13 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.processes import ServerProcess, say, terminated_is_exit
-from benchmarks.record import command_line, finish
+from benchmarks.processes import ServerProcess, terminated_is_exit
+from benchmarks.record import command_line, computed_once, finish
 from benchmarks.research.claims import cell_text, estimate
 from benchmarks.tables import table
 from benchmarks.tasks import TASKS
@@ -64,12 +65,7 @@ def main() -> None:
 
 def measured_once(url: str, task: Task, seed: int, args: argparse.Namespace) -> JsonObject:
     folder = args.out / f"{task.name}-{seed}"
-    path = folder / "row.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measured(url, task, seed, args.prompts, folder)))
-        say(f"{task.name}, seed {seed}: done")
-    content: JsonObject = json.loads(path.read_text())
+    content: JsonObject = computed_once(folder / "row.json", partial(measured, url, task, seed, args.prompts, folder))
     return content
 
 

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.processes import say
 from benchmarks.quality_report import interval
-from benchmarks.record import command_line, finish
+from benchmarks.record import command_line, computed_once, finish
 from benchmarks.research.claims import estimate
 from benchmarks.tables import interval_text, table
 from benchmarks.tasks import TASKS
@@ -208,11 +207,7 @@ def measured(engine: EmbeddedEngine, task: Task, seed: int, args: argparse.Names
 
 def measured_once(engine: EmbeddedEngine, task: Task, seed: int, args: argparse.Namespace) -> JsonObject:
     path = args.out / f"{task.name}-{args.prompts}x{args.samples}-{seed}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measured(engine, task, seed, args)))
-        say(path.stem)
-    content: JsonObject = json.loads(path.read_text())
+    content: JsonObject = computed_once(path, partial(measured, engine, task, seed, args))
     return content
 
 

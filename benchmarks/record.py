@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,16 @@ def finish(
         print(text, end="")
     else:
         report(numbers)
+
+
+def computed_once(path: Path, compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returned when ``path`` did not exist yet, as JSON: an interrupted benchmark goes on after it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".tmp").write_text(json.dumps(compute()))
+        path.with_suffix(".tmp").rename(path)
+        print(f"{time.strftime('%X')} {path.stem}", file=sys.stderr, flush=True)
+    return json.loads(path.read_text())
 
 
 def write(path: Path, run: JsonObject, numbers: JsonObject) -> str:

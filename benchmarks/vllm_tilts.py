@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from benchmarks.processes import VLLMProcess, say, terminated_is_exit
+from benchmarks.processes import VLLMProcess, terminated_is_exit
 from benchmarks.quality_report import interval
-from benchmarks.record import command_line, finish, read
+from benchmarks.record import command_line, computed_once, finish, read
 from benchmarks.tables import interval_text, table
 from benchmarks.tasks import TASKS
 from iro_server import JsonObject
@@ -136,11 +136,7 @@ def measured_once(folder: Path, piece: Piece, part: str, compute: Callable[[], M
     """A part of a piece's numbers, measured once for its run in the life of ``folder``."""
     run = piece.folder.parents[1]
     path = folder / f"{run.name}, {piece.folder.name}, {part}.json"
-    if not path.exists():
-        path.with_suffix(".tmp").write_text(json.dumps(compute()))
-        path.with_suffix(".tmp").rename(path)
-        say(path.stem)
-    values: Measured = json.loads(path.read_text())
+    values: Measured = computed_once(path, compute)
     return values
 
 

@@ -6,11 +6,11 @@ Plain samples of held-out prompts, each graded and judged: whether a task leaves
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from statistics import fmean
 from typing import Any
 
-from benchmarks.record import command_line, finish
+from benchmarks.record import command_line, computed_once, finish
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.task import Task
 from iro_server import JsonObject
@@ -35,11 +35,7 @@ def main() -> None:
 def measured_once(engine: Any, task: Task, args: argparse.Namespace) -> JsonObject:
     """As ``measured``, kept under ``--out``: an interrupted run goes on with the next task."""
     path = args.out / f"{task.name}-{args.prompts}x{args.rollouts}.json"
-    if not path.exists():
-        row = measured(engine, task, args)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(row))
-    content: JsonObject = json.loads(path.read_text())
+    content: JsonObject = computed_once(path, partial(measured, engine, task, args))
     return content
 
 
