@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.iro.data import AlignError
 from training.iro.half import Half
 from training.json_values import JsonObject
 from value_heads import FeatureSpec
@@ -22,6 +23,7 @@ from value_heads.features import STOPPED, TOKENS, Block, Sums, assemble, running
 if TYPE_CHECKING:
     from datasets import Dataset
 
+OTHER_STATES = "the rollouts of this job were stored for other features, as by a version whose default was another: start the job anew"
 STRIDE = 4  # tokens between the prefixes that a fit reads
 
 
@@ -112,7 +114,9 @@ class Prefixes:
         self._chosen_N = torch.from_numpy(np.isin(place_N[start:stop], completions))
 
     def features(self, spec: FeatureSpec) -> Tensor:
-        """[N, F] float32."""
+        """[N, F] float32. AlignError where rollouts were stored for a spec that reads other states."""
+        if not set(_columns(spec)).issubset(self.table.column_names):
+            raise AlignError(OTHER_STATES, "other_features", "feature_spec")
         states: dict[int, Tensor] = {}
         sums: Sums = {}
         for name, block in _columns(spec).items():

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tests.training.iro.toy_job import Killed, job
 from training.checkpoints import WithTables, open_checkpoints
 from training.iro.config import AlignConfig
-from training.iro.data import Prompt
+from training.iro.data import AlignError, Prompt
 from training.iro.fit import Scale, Shards
 from training.iro.prefixes import Prefixes, prefix_lengths, prefix_table
 from training.iro.rollouts import PREFIXES, completions_of, stored
@@ -63,6 +63,14 @@ class Folder:
 
     def stop_if_asked(self) -> None:
         pass
+
+
+def test_rollouts_that_were_stored_for_other_features_say_so() -> None:
+    """A job that an earlier version began, whose default read other states."""
+    tokens, hidden = completions()
+    prefixes = Prefixes(prefix_table(SPEC, hidden), range(len(LENGTHS)), tokens)
+    with pytest.raises(AlignError, match="start the job anew"):
+        prefixes.features(FeatureSpec(averaged=(1,), position=False))
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.5])
