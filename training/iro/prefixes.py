@@ -23,7 +23,7 @@ from value_heads.features import STOPPED, TOKENS, Block, Sums, assemble, running
 if TYPE_CHECKING:
     from datasets import Dataset
 
-OTHER_STATES = "the rollouts of this job were stored for other features, as by a version whose default was another: start the job anew"
+OTHER_STATES = "this job's rollouts were stored for the features of an earlier version: start the job anew"
 STRIDE = 4  # tokens between the prefixes that a fit reads
 
 
