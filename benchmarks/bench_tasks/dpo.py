@@ -84,7 +84,7 @@ def graded_rollouts(folder: Path, prompts: Sequence[Prompt]) -> Iterator[Graded]
     with closing(open_checkpoints(str(folder / "checkpoints"))) as checkpoints:
         for name in checkpoints.names():
             match = ROLLOUTS.fullmatch(name)
-            if match is None or match[1] != "1":
+            if match is None or match[1] != "1" or match[2]:
                 continue
             groups = completions_of(checkpoints, name)
             rewards = checkpoints.load(name.replace("rollouts", "rewards"))["rewards"]

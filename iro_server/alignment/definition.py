@@ -85,7 +85,10 @@ class AlignmentOptions(BaseModel):
         "significantly better on held-out prompts.",
     )
     rollouts_per_prompt: int = Field(
-        16, ge=2, le=256, description="Plain samples of each prompt in the first iteration."
+        16,
+        ge=2,
+        le=256,
+        description="Plain samples of each prompt in the first iteration; half as many of a tilt that it chooses.",
     )
     prompts_per_iteration: int | None = Field(
         None,

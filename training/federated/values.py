@@ -129,7 +129,7 @@ class Seed:
         stream = HELD_OUT if prompts[0].index >= 4000 else ROLLOUTS
         seeds = [derive_seed(self.seed, stream, prompt.index) for prompt in prompts]
         sampling, spec = rollout_sampling(1.0, self.engine.info), self.spec if keep else None
-        batch = Batch(prompts, seeds, sampling, params, self.config.max_tokens, stack, spec)
+        batch = Batch(prompts, seeds, sampling, params, self.config.max_tokens, stack, spec=spec)
         self.run.step(names[0], lambda: stored(roll_out(self.engine, batch)))
         self.run.step(names[1], partial(self.grade, names[0], prompts))
         return names

@@ -19,13 +19,14 @@ from training.json_values import JsonObject
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ROLLOUTS = re.compile(r"(\d+)-(train|heldout)-(\d+)-rollouts")
-ROLLOUT_COLUMNS = ("prompt", "completion", "reward", "iteration", "heldout", "row")
+ROLLOUTS = re.compile(r"(\d+)-(tilted-)?(train|heldout)-(\d+)-rollouts")
+ROLLOUT_COLUMNS = ("prompt", "completion", "reward", "iteration", "tilted", "heldout", "row")
 
 
 def export_rollouts(folder: Path) -> Dataset:
-    """A row a graded completion: ``prompt``, ``completion``, ``reward``, ``iteration``, ``heldout`` (of the value fit),
-    ``row`` (the prompt's in the training file, from 0), and the training row's other fields.
+    """A row a graded completion: ``prompt``, ``completion``, ``reward``, ``iteration``, ``tilted`` (whether drawn with
+    the tilt that the iteration chose), ``heldout`` (of the value fit), ``row`` (the prompt's in the training file, from
+    0), and the training row's other fields.
 
     Rows with ``prompt`` give texts, rows with ``messages`` conversations, TRL's standard and conversational formats.
     AlignError where the folder has none, or the training file rows of both kinds.
@@ -61,7 +62,7 @@ def _checkpoints(folder: Path) -> Checkpoints:
 
 def _rows(checkpoints: Checkpoints, items: Sequence[Mapping[str, Any]], tokenizer: Any) -> Iterator[JsonObject]:
     shards = [match for name in checkpoints.names() if (match := ROLLOUTS.fullmatch(name))]
-    for shard in sorted(shards, key=lambda match: (int(match[1]), match[2], int(match[3]))):
+    for shard in sorted(shards, key=lambda match: (int(match[1]), bool(match[2]), match[3], int(match[4]))):
         rollouts, rewards = shard[0], shard[0].replace("rollouts", "rewards")
         if not checkpoints.has(rewards):  # the last shard of a run that goes on
             continue
@@ -74,7 +75,8 @@ def _rows(checkpoints: Checkpoints, items: Sequence[Mapping[str, Any]], tokenize
                     yield _row(items[prompt], text) | {
                         "reward": reward,
                         "iteration": int(shard[1]),
-                        "heldout": shard[2] == "heldout",
+                        "tilted": shard[2] is not None,
+                        "heldout": shard[3] == "heldout",
                         "row": prompt,
                     }
 

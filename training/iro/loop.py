@@ -3,8 +3,9 @@
 Every step leaves a checkpoint, so that a killed job goes on from its last finished one. Steps and iterations count
 from 1. With the paper: disjoint prompts an iteration (by default), plain rollouts first and guided ones later. Beyond
 it: several rollouts a prompt, all finals kept and weighed equally within their prompt, several independent guided
-searches a prompt, an early stop on held-out reward. Where a tilt is kept, later rollouts are draws from the tilted
-policy q, and the value functions start again as values of q: the tilt holds what the earlier ones said.
+searches a prompt, an early stop on held-out reward. Where an iteration chooses a tilt, its value function is fitted on
+draws from the tilted policy q too. Later rollouts are draws from q, and the value functions start again as values of q:
+the tilt holds what the earlier ones said.
 """
 
 from __future__ import annotations
@@ -32,11 +33,21 @@ from training.iro.held import held_schema
 from training.iro.learners import make_learner
 from training.iro.lengths import with_max_tokens
 from training.iro.over_optimization import CODE, departures, first_usual, warning
-from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, rollout_sampling
+from training.iro.rollouts import (
+    HEAD_STATES,
+    PREFIXES,
+    Batch,
+    exploring,
+    guided,
+    plain,
+    rollout_sampling,
+    tilted_rollouts,
+)
 from training.iro.samples import emit_samples
-from training.iro.seeds import FIT, ROLLOUTS, SPLIT
+from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
+from training.iro.serving import Served, searches, serve
 from training.iro.tilt_rows import TiltData
-from training.iro.tilting import Served, Tilting, num_trials, searches
+from training.iro.tilting import Tilting, num_trials
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -76,6 +87,7 @@ class Alignment:
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
         self.most_perplexity: float | None = None  # of a tilted model's text
         self.further_trials: dict[int, int] = {}  # of tilts, by step
+        self.retilted: dict[int, bool] = {}  # whether a step's tilt is another than its policy's
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
         self.served: dict[int, Served] = {}  # likewise
         self.tilts = config.tilt == "auto" and bool(executor.steers) and self.learner.spec is not None
@@ -92,37 +104,34 @@ class Alignment:
                 break
         return self.conclude(base, history)
 
-    def tilting(self, step: int, names: Sequence[ShardNames]) -> Tilting:
-        """The tilts of a step whose rollouts are draws of the frozen model or of its tilted policy."""
-        prompts = {prompt.index: prompt for prompt in self.prompts.slices[step - 1].train}
+    def choose_tilt(self, step: int, drawn: Collected) -> Collected:
+        """Choose the step's tilt from draws of its policy. Where the tilt is new, values are to rank its own draws:
+        with them as further rollouts."""
+        part, policy = self.prompts.slices[step - 1], self.tilt
+        prompts = {prompt.index: prompt for prompt in part.train}
         data = TiltData(
-            prompts, self.shards(names), self.model, self.executor.load_frozen, self.executor.steers, self.tilt
+            prompts, self.shards(drawn.train), self.model, self.executor.load_frozen, self.executor.steers, policy
         )
-        return Tilting(self.config, self.run, self.validation, data, step, self.most_perplexity)
-
-    def serve(self, step: int, collected: Collected) -> Served | None:
-        """Choose the step's tilt, and where it validates how its model is served."""
-        part, prompts, restarted = self.prompts.slices[step - 1], self.prompts.validation, self.tilt is not None
-        assert self.stack is not None
-        search = None
-        if self.validates(step) and not restarted:
-            search = self.validation.validate(
-                f"{step}-valid", prompts, guided(self.config), self.stack, f"iteration {step}"
-            )
-        lacks_states = search is not None and "kl" not in search.rows[0]  # from a version that kept none for tilts
-        if not self.draws(step) or lacks_states:
-            return None if search is None else Served(guided(self.config), search, [])
-        tilting = self.tilting(step, collected.train)
-        self.tilt = tilting.choose(part.heldout, self.stack)
-        self.further_trials[step] = tilting.further_trials
-        self.run.planned_steps = self.planned_steps()  # whether later steps draw from a tilted policy is known now
-        self.most_perplexity = tilting.most_perplexity
-        for shard in [*collected.train, *collected.heldout]:
+        tilting = Tilting(self.run, self.validation, data, step, self.most_perplexity)
+        self.tilt = tilting.choose(part.heldout, drawn.heldout)
+        self.further_trials[step], self.most_perplexity = tilting.further_trials, tilting.most_perplexity
+        self.retilted[step] = self.tilt is not policy
+        self.run.planned_steps = self.planned_steps()  # what a new tilt adds is known now
+        for shard in [*drawn.train, *drawn.heldout]:
             self.run.drop_table(shard.rollouts, HEAD_STATES)
-        self.stack = self.stack.with_tilt(self.tilt)
-        served = tilting.serve(prompts, self.stack, search, self.base_rows) if self.validates(step) else None
-        self.validation.rescore = None  # and with it the frozen model, where servers run it
-        return served
+        if not self.retilted[step]:
+            return drawn
+        further = self.collect(step, part, retilted=True)
+        return Collected(drawn.train + further.train, drawn.heldout + further.heldout)
+
+    def serve(self, step: int) -> Served:
+        """What the step's model is served with; without tilts, the search that the config asks for."""
+        prompts, search = self.prompts.validation, guided(self.config)
+        assert self.stack is not None
+        if self.draws(step):
+            return serve(self.run, self.validation, step, prompts, self.stack, self.base_rows)
+        valid = self.validation.validate(f"{step}-valid", prompts, search, self.stack, f"iteration {step}")
+        return Served(search, valid, [])
 
     def draws(self, step: int) -> bool:
         """Whether the step's rollouts are plain draws, of the frozen model or of a tilted policy: what tilts fit."""
@@ -140,14 +149,17 @@ class Alignment:
         total = validation + 2 * check + 2  # the baseline, the final check of two models, and the scale of rewards
         total += self.run.has("lengths")
         for step, part in enumerate(self.prompts.slices, 1):
-            total += 2 * (len(self.shards_of(part.train)) + len(self.shards_of(part.heldout)))
-            total += 2 + validation * self.validates(step)
+            draws, shards = self.draws(step), len(self.shards_of(part.train)) + len(self.shards_of(part.heldout))
+            total += 2 * shards + 2
             if tries_betas(self.config, 1 if self.tilt else step):
                 total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
-            if self.draws(step):
-                trials = 1 + num_trials(self.executor.steers) + self.further_trials.get(step, 0)
+            ways = 1
+            if draws:
+                trials = num_trials(self.executor.steers) + self.further_trials.get(step, 0)
                 total += trials * len(self.shards_of(part.heldout)) + 3
-                total += validation * (len(searches(self.config, tilted=True)) - 1 - (step > 1)) * self.validates(step)
+                total += 2 * shards * self.retilted.get(step, True)
+                ways = len(searches(self.config, tilted=bool(self.tilt) or step not in self.retilted))
+            total += (validation * ways + draws) * self.validates(step)
         return total
 
     def shards_of(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
@@ -156,11 +168,14 @@ class Alignment:
 
     def iterate(self, step: int) -> JsonObject:
         """One iteration: its history row. Where it validates, ``stacks`` and ``served`` get what it is served with."""
-        part = self.prompts.slices[step - 1]
+        part, draws = self.prompts.slices[step - 1], self.draws(step)
         collected = self.collect(step, part)
-        names, heldout_names = collected
         if step == 1:
-            self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale([*names, *heldout_names])))
+            drawn = [*collected.train, *collected.heldout]
+            self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale(drawn)))
+        if draws:
+            collected = self.choose_tilt(step, collected)
+        names, heldout_names = collected
         fitted = self.run.step(
             f"{step}-fit", lambda: self.fit(step, self.shards(names), self.shards(heldout_names)), "fitting"
         )
@@ -168,8 +183,9 @@ class Alignment:
         judged = self.values_of(fitted, "judged").with_betas(self.betas).with_tilt(self.tilt)
         params = guided(self.config).model_copy(update={"strength": 1.0 if self.tilt else 0.0})
         self.betas[-1], tried = self.validation.choose_beta(step, part, judged, self.betas, params)
-        self.stack = self.values_of(fitted, "bundle").with_betas(self.betas)
-        served = self.serve(step, collected)
+        self.stack = self.values_of(fitted, "bundle").with_betas(self.betas).with_tilt(self.tilt)
+        served = self.serve(step) if self.validates(step) else None
+        self.validation.rescore = None  # and with it the frozen model, where servers run it
         if served is not None:
             self.stacks[step], self.served[step] = self.stack, served
         valid = None if served is None else served.validated
@@ -178,38 +194,46 @@ class Alignment:
             self.run.drop_table(rollouts, PREFIXES)
         return row
 
-    def collect(self, step: int, part: Slice) -> Collected:
-        """Roll out and grade the slice, shard by shard: its checkpoints, of train and of held-out prompts."""
+    def collect(self, step: int, part: Slice, retilted: bool = False) -> Collected:
+        """Roll out and grade the slice, shard by shard: its checkpoints, of train and of held-out prompts.
+
+        ``retilted``: fewer samples, of the tilt that the step itself chose.
+        """
         batches = {
-            self.shard_names(step, kind, number): self.batch(step, shard)
+            self.shard_names(step, kind, number, retilted): self.batch(step, shard, retilted)
             for kind, prompts in (("train", part.train), ("heldout", part.heldout))
             for number, shard in enumerate(self.shards_of(prompts))
         }
-        self.collection.collect(batches, f"Iteration {step}: rollouts", check_grader=step == 1)
+        label = f"Iteration {step}: rollouts{' of its tilt' if retilted else ''}"
+        self.collection.collect(batches, label, check_grader=step == 1 and not retilted)
         train = len(self.shards_of(part.train))
         return Collected(list(batches)[:train], list(batches)[train:])
 
     @staticmethod
-    def shard_names(step: int, kind: str, number: int) -> ShardNames:
-        return ShardNames(f"{step}-{kind}-{number}-rollouts", f"{step}-{kind}-{number}-rewards")
+    def shard_names(step: int, kind: str, number: int, retilted: bool) -> ShardNames:
+        shard = f"{step}-{'tilted-' if retilted else ''}{kind}-{number}"
+        return ShardNames(f"{shard}-rollouts", f"{shard}-rewards")
 
-    def batch(self, step: int, prompts: Sequence[Prompt]) -> Batch:
+    def batch(self, step: int, prompts: Sequence[Prompt], retilted: bool) -> Batch:
         """Each prompt as often as it is searched."""
         params, searches = (plain(self.config), 1) if step == 1 or self.tilt else exploring(self.config)
+        if retilted:
+            params = params.model_copy(update={"num_successors": tilted_rollouts(self.config)})
         if self.tilt:
             params = params.model_copy(update={"strength": 1.0})
         repeated = [(prompt, search) for prompt in prompts for search in range(searches)]
-        seeds = [self.run.derive_seed(ROLLOUTS, step, prompt.index, search) for prompt, search in repeated]
+        stream = TILTED if retilted else ROLLOUTS
+        seeds = [self.run.derive_seed(stream, step, prompt.index, search) for prompt, search in repeated]
         return Batch(
             [prompt for prompt, _ in repeated],
             seeds,
             rollout_sampling(self.config.temperature, self.model.info, held_schema(self.config, self.model)),
             params,
             self.config.horizon,
-            self.stack,
+            None if self.tilt else self.stack,
+            self.tilt,
             self.learner.spec,
-            head_states=self.draws(step),
-            ranked=self.tilt is None,
+            head_states=self.draws(step) and not retilted,
         )
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:

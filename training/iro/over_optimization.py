@@ -34,6 +34,11 @@ def measures(tokens: Sequence[int], logprob: float) -> dict[str, float]:
     }
 
 
+def perplexity(rows: Sequence[JsonObject]) -> float:
+    """Of the completions under the frozen model. ``rows``: of ``Validation``."""
+    return math.exp(-sum(row["logprob"] for row in rows) / max(1.0, sum(row["tokens"] for row in rows)))
+
+
 def rises(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> bool:
     """Whether the reward is above the frozen model's by twice the error of the paired difference."""
     gain, error = mean_and_error([new["value_pick"] - old["mean"] for new, old in zip(aligned, base, strict=True)])

@@ -21,6 +21,7 @@ from training.iro.prefixes import prefix_table, state_table
 from training.iro.values import Stack
 from training.json_values import JsonObject
 from value_heads import FeatureSpec
+from value_heads.tilt import Tilt
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,9 +45,8 @@ class Batch:
     """Prompts that are rolled out at once, in lockstep, each with a seed of its own.
 
     ``sampling``: of the frozen model's tokens, without a seed. ``params``, ``max_tokens``, ``stack``: the search of
-    each prompt, the length of a completion, the value functions that steer it, by their tilt too where the search has a
-    strength. ``spec``: the features that a fit reads. ``head_states``: whether the fit of a tilt follows. ``ranked``:
-    by value, else the value functions' tilt is all that is used of them.
+    each prompt, the length of a completion, the value functions that rank its rows. ``tilt``: steers where the search
+    has a strength. ``spec``: the features that a fit reads. ``head_states``: whether the fit of a tilt follows.
     """
 
     prompts: Sequence[Prompt]
@@ -55,16 +55,15 @@ class Batch:
     params: SearchParams
     max_tokens: int
     stack: Stack | None = None
+    tilt: Tilt | None = None
     spec: FeatureSpec | None = None
     head_states: bool = False
-    ranked: bool = True
 
     @property
     def steering(self) -> Steering | None:
-        tilt = self.stack.tilt if self.stack is not None else None
-        if tilt is None or not self.params.strength:
+        if self.tilt is None or not self.params.strength:
             return None
-        return Steering(tilt, self.params.strength, self.params.max_kl)
+        return Steering(self.tilt, self.params.strength, self.params.max_kl)
 
 
 def rollout_sampling(temperature: float, info: ModelInfo, schema: str | None = None) -> Sampling:
@@ -77,6 +76,12 @@ def rollout_sampling(temperature: float, info: ModelInfo, schema: str | None = N
 def plain(config: AlignConfig) -> SearchParams:
     """The first iteration's rollouts: samples of the frozen model, each to its end."""
     return SearchParams(beam_width=1, num_successors=config.rollouts_per_prompt, chunk_length=None)
+
+
+def tilted_rollouts(config: AlignConfig) -> int:
+    """Samples of a prompt by a tilt that its iteration chose. Values of the frozen model's samples alone rank those of
+    the tilted one badly."""
+    return max(2, config.rollouts_per_prompt // 2)
 
 
 def exploring(config: AlignConfig) -> tuple[SearchParams, int]:
@@ -107,7 +112,7 @@ def roll_out(engine: Engine, batch: Batch, states_of: StatesOf | None = None) ->
     """
     layers = {*(batch.spec.layers if batch.spec else ()), *([HEAD_STATE] if batch.head_states else [])}
     recomputed = {HEAD_STATE} & layers if states_of is not None else set()
-    scorer = batch.stack if batch.ranked and batch.params.rows > 1 else None  # a single row leaves nothing to choose
+    scorer = batch.stack if batch.params.rows > 1 else None  # a single row leaves nothing to choose
 
     async def search(prompt: Prompt, seed: int) -> SearchResult:
         sampling = replace(batch.sampling, seed=seed)
@@ -163,7 +168,8 @@ def _usage(prompts: Sequence[Prompt], results: Sequence[SearchResult]) -> dict[s
 
 
 def stored(shard: JsonObject) -> WithTables:
-    """The result of ``roll_out`` as a checkpoint: prompts and usage; tables of completions and, if any, prefixes."""
+    """The result of ``roll_out`` as a checkpoint: prompts, usage and drift; tables of completions and, if any, of
+    prefixes."""
     from datasets import Dataset, Features, List, Value
 
     searches = [place for place, group in enumerate(shard["tokens"]) for _ in group]
@@ -180,7 +186,7 @@ def stored(shard: JsonObject) -> WithTables:
         tables[PREFIXES] = shard["prefixes"]
     if shard.get("head_states") is not None:
         tables[HEAD_STATES] = shard["head_states"]
-    return WithTables({"prompts": shard["prompts"], "usage": shard["usage"]}, tables)
+    return WithTables({name: shard[name] for name in ("prompts", "usage", "drift")}, tables)
 
 
 def completions_of(source: Source, name: str) -> list[list[list[int]]]:

@@ -1,3 +1,3 @@
 """Purposes that seeds are derived for, so that none is drawn twice."""
 
-SPLIT, ROLLOUTS, BETA, VALIDATION, FIT, LENGTHS, TILT = range(7)
+SPLIT, ROLLOUTS, BETA, VALIDATION, FIT, LENGTHS, TILT, TILTED = range(8)

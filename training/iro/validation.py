@@ -27,6 +27,7 @@ from training.iro.seeds import BETA, VALIDATION
 from training.iro.values import Stack
 from training.json_values import JsonObject
 from training.run import Run
+from value_heads.tilt import Tilt
 
 BETA_GRID = (1.0, 0.5, 2.0)  # the first is taken unless another is better by twice the error of the difference
 
@@ -75,9 +76,9 @@ class Validation:
 
         ``picks``: what the values pick is graded, and nothing else.
         """
-        size = self.config.concurrency
+        size, tilt = self.config.concurrency, None if stack is None else stack.tilt
         batches = [
-            self.batch(shard, [self.seed(sample, prompt.index) for prompt in shard], params, stack)
+            self.batch(shard, [self.seed(sample, prompt.index) for prompt in shard], params, stack, tilt)
             for sample in range(self.config.eval_samples)
             for shard in (prompts[i : i + size] for i in range(0, len(prompts), size))
         ]
@@ -194,7 +195,7 @@ class Validation:
     def beta_trial(self, step: int, prompts: Sequence[Prompt], stack: Stack, params: SearchParams) -> Batch:
         """The same seeds for every β."""
         seeds = [self.run.derive_seed(BETA, step, prompt.index) for prompt in prompts]
-        return self.batch(prompts, seeds, params, stack)
+        return self.batch(prompts, seeds, params, stack, stack.tilt)
 
     def batch(
         self,
@@ -202,10 +203,10 @@ class Validation:
         seeds: Sequence[int],
         params: SearchParams,
         stack: Stack | None,
-        ranked: bool = True,
+        tilt: Tilt | None,
     ) -> Batch:
         sampling = rollout_sampling(self.config.temperature, self.model.info, held_schema(self.config, self.model))
-        return Batch(prompts, seeds, sampling, params, self.config.horizon, stack, ranked=ranked)
+        return Batch(prompts, seeds, sampling, params, self.config.horizon, stack, tilt)
 
 
 def better_beta(rewards: Mapping[float, Sequence[float]]) -> tuple[float, str]:

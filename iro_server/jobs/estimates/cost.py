@@ -12,7 +12,7 @@ from iro_server.alignment.definition import AlignmentOptions
 
 ACTIVATION_BYTES = 2  # half precision
 HELDOUT_SHARE = 0.2  # of an iteration's prompts
-TILT_TRIALS, TRIAL_SAMPLES = 9, 4  # tilts that are tried, none among them, and completions of each held-out prompt
+TILT_TRIALS, TRIAL_SAMPLES = 8, 8  # tilts that are tried, and completions of each held-out prompt
 BETA_TRIALS = 3
 NumCalls = Callable[[int], int]
 
@@ -74,6 +74,7 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
     later = options.rollouts_per_prompt if is_tilted else search_rows
     rollouts = [Work(size, options.rollouts_per_prompt), *[Work(size, later)] * (options.iterations - 1)]
     if is_tilted:
+        rollouts += [Work(size, max(2, options.rollouts_per_prompt // 2))] * options.iterations
         choosing = [Work(held_out, TILT_TRIALS * TRIAL_SAMPLES)] * options.iterations
         ways = rows_of_ways(search_rows)
     else:
@@ -89,9 +90,9 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
 
 
 def rows_of_ways(search_rows: int) -> list[int]:
-    """Rows of each way to serve a tilted model that a job validates, the search without its tilt among them."""
+    """Rows of each way to serve a tilted model that a job validates."""
     quarter = max(2, search_rows // 4)
-    return [1, *[quarter] * 3, *[search_rows] * 4]
+    return [1, *[quarter] * 3, *[search_rows] * 3]
 
 
 def split(options: AlignmentOptions, rows: Rows) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +34,7 @@ def test_prompts_completions_and_rewards_of_every_graded_rollout(config: AlignCo
     write_rows(config, rows)
     result = job().execute(config, tmp_path / "run")
     rollouts = export_rollouts(tmp_path / "run")
-    assert rollouts.column_names == ["prompt", "completion", "tag", "reward", "iteration", "heldout", "row"]
+    assert rollouts.column_names == ["prompt", "completion", "tag", "reward", "iteration", "tilted", "heldout", "row"]
     for row in rollouts:
         assert row["prompt"] == rows[row["row"]]["prompt"]
         assert row["reward"] == row["completion"].count("1")
@@ -43,6 +44,20 @@ def test_prompts_completions_and_rewards_of_every_graded_rollout(config: AlignCo
         rewards = [row["reward"] for row in rollouts if row["iteration"] == step]
         assert sum(rewards) / len(rewards) == pytest.approx(result["history"][step - 1]["train_mean_reward"])
     assert 0 < sum(rollouts["heldout"]) < len(rollouts) / 3
+    assert not any(rollouts["tilted"])
+
+
+def test_rollouts_of_a_tilt_are_told_from_those_before_it(config: AlignConfig, tmp_path: Path) -> None:
+    write_rows(config, [{"prompt": f"{n:06b}"} for n in range(40)])
+    job().execute(config, tmp_path / "run")
+    drawn = len(export_rollouts(tmp_path / "run"))
+    for path in (tmp_path / "run/checkpoints").glob("1-train-0-*"):
+        shutil.copy(path, path.with_name(path.name.replace("1-train", "1-tilted-train")))
+    rollouts = export_rollouts(tmp_path / "run")
+    tilted = rollouts.filter(lambda row: row["tilted"])
+    assert len(rollouts) == drawn + len(tilted) and set(tilted["iteration"]) == {1}
+    shard = rollouts.filter(lambda row: not row["tilted"]).select(range(len(tilted)))
+    assert tilted["completion"] == shard["completion"] and tilted["row"] == shard["row"]
 
 
 class Chats(Digits):

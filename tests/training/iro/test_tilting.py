@@ -14,18 +14,13 @@ from iro_server.engines.describe import Description
 from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
 from training.iro.config import AlignConfig
+from training.iro.diagnostics import mean_and_error
+from training.iro.export import ROLLOUTS
 from training.iro.job import JOB
-from training.iro.over_optimization import departures, measures
-from training.iro.tilting import (
-    MOST_PERPLEXITY,
-    Trial,
-    best_trial,
-    best_way,
-    cheapest,
-    perplexity,
-    searches,
-    weaker_trial,
-)
+from training.iro.over_optimization import departures, measures, perplexity
+from training.iro.rollouts import completions_of
+from training.iro.serving import best_way, cheapest, searches
+from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, weaker_trial
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
@@ -171,14 +166,17 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     events: list[RunEvent] = []
     result = JOB.execute(config, tmp_path / "run", on_event=events.append)
     rows = [price["rows"] for price in result["prices"]]
-    assert rows in ([1, 2, 2, 2, 4, 4, 4, 4], [4, 4, 4])  # with a tilt, and without
+    assert rows in ([1, 2, 2, 2, 4, 4, 4], [4, 4, 4])  # with a tilt, and without
     (trials,) = (event["data"]["tilts"] for event in events if "tilts" in event["data"])
     assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])
-    assert sum(trial["chosen"] for trial in trials) == (len(rows) == 8)
+    assert sum(trial["chosen"] for trial in trials) == (len(rows) == 7)
+    with closing(Run(tmp_path / "run", seed=0)) as run:
+        assert trials[0]["reward"] == pytest.approx(reward_mean(run, "1-heldout"))
+        assert run.has("1-tilted-train-0-rollouts") == (len(rows) == 7)
     info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
     hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}
     stack = load_bundle(Path(result["best_checkpoint"]), **hashes)
-    assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 8)
+    assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 7)
     for name in ("tilts.pt", "serve-report.pt"):
         (tmp_path / "run" / "checkpoints" / name).unlink(missing_ok=True)
     assert comparable(JOB.execute(config, tmp_path / "run")) == comparable(result)
@@ -186,8 +184,8 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
 
 @pytest.mark.slow(240)
 def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path) -> None:
-    """On the real model: rollouts of the second iteration drift from the frozen model, its values start again, and the
-    steps that its events plan are those that it takes."""
+    """On the real model: values of the first are fitted on draws of its tilt too, rollouts of the second drift from the
+    frozen model, its values start again, and the steps that its events plan are those that it takes."""
     config = config_in(tmp_path, pairings=4, iterations=2, rollouts_per_prompt=16, max_tokens=24, seed=1)
     progress: list[JsonObject] = []
 
@@ -198,8 +196,12 @@ def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path) -> None:
     result = JOB.execute(config, tmp_path / "run", on_event=note)
     with closing(Run(tmp_path / "run", seed=0)) as run:
         assert run.has("2-tilts"), "no tilt was kept: choose another seed"
-        first, second = (reward_mean(run, step) for step in (1, 2))
-        assert second > first
+        frozen, tilted, later = (reward_mean(run, part) for part in ("1-train", "1-tilted-train", "2-train"))
+        assert frozen < min(tilted, later)
+        untilted, drift = (run.load(f"1-{part}-0-rollouts")["drift"][0]["kl"] for part in ("train", "tilted-train"))
+        assert untilted == 0 < drift
+        trained = sum(len(row) for shard in shards_of(run, 1) for group in completions_of(run, shard) for row in group)
+        assert run.load("1-fit")["trained_tokens"] == trained
         stack = Bundles(Description.of_directory(prepare_model()).info, prepare_model()).unpack(
             run.load("2-fit")["bundle"]
         )
@@ -208,6 +210,10 @@ def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path) -> None:
     assert progress[-1]["done"] == progress[-1]["total"]
 
 
-def reward_mean(run: Run, step: int) -> float:
-    rewards = [r for group in run.load(f"{step}-train-0-rewards")["rewards"] for r in group if not math.isnan(r)]
-    return sum(rewards) / len(rewards)
+def reward_mean(run: Run, part: str) -> float:
+    """Of a shard's prompts."""
+    return mean_and_error([mean_and_error(group)[0] for group in run.load(f"{part}-0-rewards")["rewards"]])[0]
+
+
+def shards_of(run: Run, step: int) -> list[str]:
+    return [name for name in run.checkpoints.names() if (m := ROLLOUTS.fullmatch(name)) and m[1] == str(step)]

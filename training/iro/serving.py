@@ -1,0 +1,140 @@
+"""The rows that an aligned model is served with.
+
+Validation prompts decide whether one row of its tilt, a quarter of the search's rows, or all of them are served, and
+whether values steer the search, by its chunks or by longer ones, or pick among whole samples. Reconstruction: the paper
+searches alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from iro_server.alignment.definition import MAX_SUCCESSORS
+from iro_server.decoding.base import SearchParams
+from training.iro.config import AlignConfig
+from training.iro.data import Prompt
+from training.iro.diagnostics import mean_and_error
+from training.iro.over_optimization import MEASURES, departures, perplexity, rises, writes_alike
+from training.iro.validation import Validated, Validation
+from training.iro.values import Stack
+from training.json_values import JsonObject
+from training.run import Run
+
+LONGER = 4  # chunks of the search that one longer chunk has: values of few tokens rank some tasks' prefixes badly
+
+
+def serve(
+    run: Run, validation: Validation, step: int, prompts: Sequence[Prompt], stack: Stack, frozen: Sequence[JsonObject]
+) -> Served:
+    """What the model of an iteration is served with. ``frozen``: the frozen model's rows on ``prompts``."""
+    config, prefix = validation.config, "" if step == 1 else f"{step}-"
+    by_name = searches(config, stack.tilt is not None)
+    validated = {
+        name: validation.validate(f"{prefix}serve-{step_name(config, params)}", prompts, params, stack, name)
+        for name, params in by_name.items()
+    }
+    outside = {name: departures(frozen, valid.rows) for name, valid in validated.items()}
+    ways = {name: valid.rows for name, valid in validated.items()}
+    chosen = best_way(frozen, ways, outside, {name: params.rows for name, params in by_name.items()})
+    prices = [price(name, by_name[name], valid, outside[name]) for name, valid in validated.items()]
+    report, data = price_report(prices, chosen), {"step": step, "prices": prices, "chosen": chosen}
+    run.step(f"{prefix}serve-report", lambda: run.emit("message", report, data))
+    return Served(by_name[chosen], validated[chosen], prices)
+
+
+def step_name(config: AlignConfig, params: SearchParams) -> str:
+    """Of the step of a run that validates it."""
+    if params.rows == 1 or params.chunk_length == config.chunk_length:
+        return f"{params.rows}"
+    return f"samples-{params.rows}" if params.chunk_length is None else f"longer-{params.rows}"
+
+
+@dataclass(frozen=True)
+class Served:
+    """``prices``: of each way to serve the model, its rows, and reward, perplexity, KL and departures from the frozen
+    model's text on validation prompts. One that departs by more than its length is served only where no other is above
+    the frozen model."""
+
+    params: SearchParams
+    validated: Validated
+    prices: list[JsonObject]
+
+
+def price(name: str, params: SearchParams, valid: Validated, outside: list[JsonObject] | None) -> JsonObject:
+    reward, error = mean_and_error([row["value_pick"] for row in valid.rows])
+    kl = mean_and_error([row["kl"] for row in valid.rows])[0] if params.rows == 1 else math.nan  # a pick's is unknown
+    return {
+        "name": name,
+        "rows": params.rows,
+        "reward": reward,
+        "error": error,
+        "perplexity": perplexity(valid.rows),
+        "kl": kl,
+        "over_optimization": outside,
+        "search": params.model_dump(exclude_none=True) | {"chunk_length": params.chunk_length},
+    }
+
+
+def price_report(prices: Sequence[JsonObject], chosen: str) -> str:
+    parts = [
+        f"{p['name']} ({p['rows']} rows) {p['reward']:.3f} ± {1.96 * p['error']:.3f}{departures_text(p)}"
+        for p in prices
+    ]
+    return f"Validation reward by rows: {'; '.join(parts)}. Chosen: {chosen}"
+
+
+def departures_text(price: JsonObject) -> str:
+    names = [MEASURES[part["measure"]] for part in price["over_optimization"] or []]
+    return f" (unlike the frozen model's text by {', '.join(names)})" if names else ""
+
+
+def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
+    """By name, what a model may be served with, the cheapest first. Values of several rows steer a search, by its own
+    chunks or by ``LONGER`` ones, or pick among whole samples. With a tilt no more rows than ``max_rows``."""
+    full, longer = config.search, LONGER * config.chunk_length
+    samples = {"beam_width": 1, "num_successors": min(full.rows, MAX_SUCCESSORS), "chunk_length": None}
+    by_name = {"search": full}
+    if longer < config.horizon:
+        by_name["search by longer chunks"] = full.model_copy(update={"chunk_length": longer})
+    by_name["samples"] = full.model_copy(update=samples)
+    if not tilted:
+        return by_name
+    quarter = {"beam_width": 1, "num_successors": max(2, full.rows // 4), "strength": 1.0}
+    tilted_ways = {
+        "tilt": SearchParams(strength=1.0),
+        **{
+            f"tilt and {name}, a quarter of the rows": params.model_copy(update=quarter)
+            for name, params in by_name.items()
+        },
+        **{f"tilt and {name}": params.model_copy(update={"strength": 1.0}) for name, params in by_name.items()},
+    }
+    return {name: params for name, params in tilted_ways.items() if params.rows <= config.max_rows}
+
+
+def best_way(
+    frozen: Sequence[JsonObject],
+    ways: dict[str, list[JsonObject]],
+    outside: Mapping[str, list[JsonObject] | None],
+    rows: dict[str, int],
+) -> str:
+    """The cheapest of the ways to serve a model that are above the frozen model and write like it, else of all.
+
+    A grader may want other lengths: only perplexity and distinct-2 count as writing.
+    ``frozen``, ``ways``: rows of ``Validation`` on the same prompts. ``outside``: each way's ``departures``. ``rows``:
+    that each way decodes at once.
+    """
+    usual = [name for name, valid in ways.items() if writes_alike(outside[name]) and rises(frozen, valid)]
+    return cheapest({name: [row["value_pick"] for row in ways[name]] for name in usual or ways}, rows)
+
+
+def cheapest(rewards: dict[str, list[float]], rows: dict[str, int]) -> str:
+    """The fewest rows whose reward the best does not exceed by twice the error of the paired difference."""
+    best = max(rewards, key=lambda name: mean_and_error(rewards[name])[0])
+
+    def is_as_good(name: str) -> bool:
+        gap, error = mean_and_error([b - a for a, b in zip(rewards[name], rewards[best], strict=True)])
+        return name == best or gap <= 2 * error
+
+    return min(filter(is_as_good, rewards), key=lambda name: (rows[name], -mean_and_error(rewards[name])[0]))
