@@ -13,10 +13,10 @@ from iro_server.decoding.base import SearchParams
 from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
 from training.iro.over_optimization import perplexity
-from training.iro.rollouts import completions_of
+from training.iro.rollouts import Source, completions_of
 from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
-from training.iro.validation import Validation
+from training.iro.validation import LogprobsOf, Validation
 from training.json_values import JsonObject
 from training.run import Run
 from value_heads.threads import on_fresh_thread
@@ -86,25 +86,8 @@ class Tilting:
         return scaled(best.kind, best.strength) if best else policy
 
     def policy_rows(self, prompts: Sequence[Prompt], names: Sequence[tuple[str, str]]) -> list[JsonObject]:
-        """What ``Validation.judge`` would say of the policy's own rollouts: more of a prompt than a trial has."""
         reported = self.data.policy is None and self.data.model.info.logprobs
-        by_prompt, rescore = {}, None if reported else self.validation.rescore
-        for rollouts, rewards in names:
-            stored = self.run.load(rollouts)
-            if "drift" not in stored:
-                raise AlignError(EARLIER_VERSION, "other_features", "feature_spec")
-            groups, graded = completions_of(self.run, rollouts), self.run.load(rewards)["rewards"]
-            for index, tokens, drift, of_prompt in zip(stored["prompts"], groups, stored["drift"], graded, strict=True):
-                by_prompt[index] = tokens, drift, of_prompt
-        rows = []
-        for prompt in prompts:
-            tokens, drift, rewards = by_prompt[prompt.index]
-            logprobs = rescore(prompt, tokens) if rescore else drift["logprobs"]
-            rows.append(
-                {"mean": mean_and_error(rewards)[0], "logprob": sum(logprobs), "tokens": drift["tokens"]}
-                | {"kl": drift["kl"]}
-            )
-        return rows
+        return rows_of_rollouts(self.run, prompts, names, None if reported else self.validation.rescore)
 
     def trial(self, kind: str, strength: float, prompts: Sequence[Prompt], tilt: Tilt) -> Trial:
         """The same seeds for every tilt of an iteration."""
@@ -122,6 +105,30 @@ class Tilting:
     def trial_seed(self, prompt: Prompt) -> int:
         """Of an iteration: the policy that an earlier one chose was lucky with that one's."""
         return self.run.derive_seed(TILT, prompt.index, *([self.iteration] if self.iteration > 1 else []))
+
+
+def rows_of_rollouts(
+    source: Source, prompts: Sequence[Prompt], names: Sequence[tuple[str, str]], rescore: LogprobsOf | None = None
+) -> list[JsonObject]:
+    """What ``Validation.judge`` would say of stored samples: as many of each prompt as an iteration draws.
+
+    AlignError where an earlier version stored them.
+    """
+    samples: dict[int, tuple[list[list[int]], JsonObject, list[float]]] = {}
+    for rollouts, rewards in names:
+        shard = source.load(rollouts)
+        if "drift" not in shard:
+            raise AlignError(EARLIER_VERSION, "earlier_version")
+        groups = completions_of(source, rollouts)
+        rewards_of = source.load(rewards)["rewards"]
+        samples |= dict(zip(shard["prompts"], zip(groups, shard["drift"], rewards_of, strict=True), strict=True))
+    rows = []
+    for prompt in prompts:
+        completions, drift, rewards_of = samples[prompt.index]
+        logprobs = rescore(prompt, completions) if rescore else drift["logprobs"]
+        mean = mean_and_error(rewards_of)[0]
+        rows.append({"mean": mean, "logprob": sum(logprobs), "tokens": drift["tokens"], "kl": drift["kl"]})
+    return rows
 
 
 def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> str:

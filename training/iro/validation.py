@@ -29,6 +29,8 @@ from training.json_values import JsonObject
 from training.run import Run
 from value_heads.tilt import Tilt
 
+LogprobsOf = Callable[[Prompt, list[list[int]]], list[float]]
+"""The frozen model's, of each of a prompt's completions."""
 BETA_GRID = (1.0, 0.5, 2.0)  # the first is taken unless another is better by twice the error of the difference
 
 
@@ -58,7 +60,7 @@ class Validation:
     """Held-out rewards of policies. ``rescore``: the frozen model's log-probability of each of a prompt's completions,
     where the engine does not report it of a tilted policy."""
 
-    rescore: Callable[[Prompt, list[list[int]]], list[float]] | None = None
+    rescore: LogprobsOf | None = None
 
     def __init__(self, config: AlignConfig, run: Run, model: Description, grading: Grading, executor: Executor) -> None:
         self.config, self.run, self.model, self.grading, self.executor = config, run, model, grading, executor

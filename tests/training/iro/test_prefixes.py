@@ -82,6 +82,7 @@ def test_rows_are_those_of_whole_responses(tmp_path: Path, lam: float) -> None:
         "prompts": [p.index for p in prompts],
         "tokens": groups,
         "usage": {},
+        "drift": [],
         "prefixes": prefix_table(SPEC, hidden),
     }
     source = Folder(tmp_path)

@@ -13,14 +13,16 @@ from iro_server import JsonObject
 from iro_server.engines.describe import Description
 from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
+from tests.training.iro.test_prefixes import Folder
 from training.iro.config import AlignConfig
+from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
 from training.iro.export import ROLLOUTS
 from training.iro.job import JOB
 from training.iro.over_optimization import departures, measures, perplexity
-from training.iro.rollouts import completions_of
+from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
-from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, weaker_trial
+from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, rows_of_rollouts, weaker_trial
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
@@ -61,6 +63,25 @@ def test_the_tilt_of_the_highest_reward_is_tried_weaker_where_its_text_is_unlike
 ) -> None:
     likely = [trial("words", [0.5] * 4), *(trial("states", [0.6] * 4, strength=s) for s in weaker_strengths)]
     assert weaker_trial([*likely, trial("states", [0.9] * 4, logprob)], MOST) == expected
+
+
+def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Path) -> None:
+    """Ungraded ones count in the likelihood alone."""
+    source, about = Folder(tmp_path), {"metrics_bytes": 0, "seconds": 0.0}
+    drift = [{"tokens": 3.0, "logprobs": [-1.0, -2.0], "kl": 0.5}, {"tokens": 2.0, "logprobs": [-4.0, -5.0], "kl": 0.0}]
+    shard: JsonObject = {"prompts": [7, 3], "usage": {}, "drift": drift, "prefixes": None}
+    shard["tokens"] = [[[1, 2], [3]], [[4], [5]]]
+    source.checkpoints.save("rollouts", stored(shard), about)
+    source.checkpoints.save("rewards", {"rewards": [[1.0, math.nan], [0.0, 0.5]]}, about)
+    prompts, names = [Prompt(3, (1,), {}), Prompt(7, (1,), {})], [("rollouts", "rewards")]
+    second, first = rows_of_rollouts(source, prompts, names)
+    assert first == {"mean": 1.0, "logprob": -3.0, "tokens": 3.0, "kl": 0.5}
+    assert second == {"mean": 0.25, "logprob": -9.0, "tokens": 2.0, "kl": 0.0}
+    rescored = rows_of_rollouts(source, prompts, names, lambda prompt, tokens: [-float(prompt.index)] * len(tokens))
+    assert [row["logprob"] for row in rescored] == [-6.0, -14.0]
+    source.checkpoints.save("rollouts", {"prompts": [7, 3], "usage": {}}, about)
+    with pytest.raises(AlignError, match="start the job anew"):
+        rows_of_rollouts(source, prompts, names)
 
 
 def test_a_tilt_that_is_not_surely_better_is_not_kept() -> None:
