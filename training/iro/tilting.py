@@ -24,6 +24,7 @@ from value_heads.tilt import Tilt, TiltPart, fold_tilts
 
 TRIAL_SAMPLES = 8  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
+FURTHER_TRIALS = 2  # at most, weaker or stronger
 MOST_PERPLEXITY = 1.1  # times the frozen model's own: a tilt whose text is less likely is not taken
 EARLIER_VERSION = "this job's rollouts were stored by an earlier version, without their likelihood: start the job anew"
 
@@ -76,9 +77,9 @@ class Tilting:
         if self.most_perplexity is None:
             self.most_perplexity = MOST_PERPLEXITY * perplexity(base.rows)
         trials = [tried(kind, strength) for kind in TRIALS if kind in tilts for strength in TRIALS[kind]]
-        if weaker := weaker_trial(trials, self.most_perplexity):
-            trials.append(tried(*weaker))
-            self.further_trials = 1
+        while self.further_trials < FURTHER_TRIALS and (further := next_trial(trials, self.most_perplexity)):
+            trials.append(tried(*further))
+            self.further_trials += 1
         best = best_trial(trials, base, self.most_perplexity)
         report = trial_report(base, trials, best)
         data = {"step": self.iteration, "tilts": [trial_data(trial, best) for trial in [base, *trials]]}
@@ -168,14 +169,19 @@ class Trial:
         return [row["mean"] for row in self.rows]
 
 
-def weaker_trial(trials: Sequence[Trial], most_perplexity: float) -> tuple[str, float] | None:
-    """Kind, and strength halfway from that of the trial of the highest reward down to the next weaker one of its kind.
-    None where its text is likely enough."""
+def next_trial(trials: Sequence[Trial], most_perplexity: float) -> tuple[str, float] | None:
+    """Kind and strength that would tell most after ``trials``, going by that of the highest reward.
+
+    Where its text is too unlikely, halfway from the strongest one of its kind that is not to the next; where it is the
+    strongest of its kind, half as strong again. Else None.
+    """
     best = max(trials, key=lambda trial: mean_and_error(trial.rewards)[0])
-    if perplexity(best.rows) <= most_perplexity:
-        return None
-    weaker = [trial.strength for trial in trials if trial.kind == best.kind and trial.strength < best.strength]
-    return best.kind, (best.strength + max(weaker, default=0.0)) / 2
+    of_kind = sorted((trial for trial in trials if trial.kind == best.kind), key=lambda trial: trial.strength)
+    unlikely = [trial.strength for trial in of_kind if perplexity(trial.rows) > most_perplexity]
+    if best.strength in unlikely:
+        likely = [trial.strength for trial in of_kind if trial.strength < min(unlikely)]
+        return best.kind, (min(unlikely) + max(likely, default=0.0)) / 2
+    return (best.kind, 1.5 * best.strength) if best is of_kind[-1] else None
 
 
 def best_trial(trials: Sequence[Trial], base: Trial, most_perplexity: float) -> Trial | None:

@@ -22,7 +22,7 @@ from training.iro.job import JOB
 from training.iro.over_optimization import departures, measures, perplexity
 from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
-from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, rows_of_rollouts, weaker_trial
+from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, next_trial, rows_of_rollouts
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
@@ -55,14 +55,21 @@ def test_a_tilt_whose_text_is_unlikely_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("logprob", "weaker_strengths", "expected"),
-    [(-30.3, [0.5], None), (-32.5, [0.5], ("states", 0.75)), (-32.5, [], ("states", 0.5))],
+    ("rising", "expected"),
+    [
+        ([(0.5, -30.3), (1.0, -32.5)], ("states", 0.75)),
+        ([(1.0, -32.5)], ("states", 0.5)),
+        ([(0.5, -30.0), (0.75, -31.5), (1.0, -32.5)], ("states", 0.625)),
+        ([(0.5, -30.3), (1.0, -30.3)], ("states", 1.5)),
+        ([(1.0, -30.3), (0.5, -30.3)], None),
+    ],
 )
-def test_the_tilt_of_the_highest_reward_is_tried_weaker_where_its_text_is_unlikely(
-    logprob: float, weaker_strengths: list[float], expected: tuple[str, float] | None
+def test_a_further_strength_is_tried_about_that_of_the_highest_reward(
+    rising: list[tuple[float, float]], expected: tuple[str, float] | None
 ) -> None:
-    likely = [trial("words", [0.5] * 4), *(trial("states", [0.6] * 4, strength=s) for s in weaker_strengths)]
-    assert weaker_trial([*likely, trial("states", [0.9] * 4, logprob)], MOST) == expected
+    """``rising``: strengths, by rising reward, and log-probabilities of ten tokens, of which -30.95 are just allowed."""
+    states = [trial("states", [0.6 + n / 10] * 4, p, s) for n, (s, p) in enumerate(rising)]
+    assert next_trial([trial("words", [0.5] * 4), *states], MOST) == expected
 
 
 def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Path) -> None:
