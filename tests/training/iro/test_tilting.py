@@ -67,7 +67,7 @@ def test_a_tilt_whose_text_is_unlikely_is_not_kept() -> None:
 def test_a_further_strength_is_tried_about_that_of_the_highest_reward(
     rising: list[tuple[float, float]], expected: tuple[str, float] | None
 ) -> None:
-    """``rising``: strengths, by rising reward, and log-probabilities of ten tokens, of which -30.95 are just allowed."""
+    """``rising``: strengths, by rising reward, and log-probabilities of ten tokens: -30.95 is allowed."""
     states = [trial("states", [0.6 + n / 10] * 4, p, s) for n, (s, p) in enumerate(rising)]
     assert next_trial([trial("words", [0.5] * 4), *states], MOST) == expected
 
