@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.bench_tasks.piece import Piece
-from benchmarks.bench_tasks.yardsticks import LORA, Cost, frozen_model, stop_callback, trainer_options
+from benchmarks.bench_tasks.yardsticks import LORA, Cost, fit_adapter, frozen_model, stop_callback, trainer_options
 from iro_server import JsonObject
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def train_dpo(piece: Piece, folder: Path) -> Cost:
         peft_config=LoraConfig(**LORA),
         callbacks=[stop_callback(piece)],
     )
-    trainer.train()
-    trainer.model.save_pretrained(folder)
+    fit_adapter(trainer, folder)
     rollouts = [rollout for _, group in graded for rollout in group]
     return Cost(base_tokens=sum(len(tokens) for tokens, _ in rollouts), reward_calls=len(rollouts))
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_tasks.piece import Piece
-from benchmarks.bench_tasks.yardsticks import LORA, Cost, frozen_model, stop_callback, trainer_options
+from benchmarks.bench_tasks.yardsticks import (
+    LORA,
+    Cost,
+    fit_adapter,
+    frozen_model,
+    last_checkpoint,
+    stop_callback,
+    trainer_options,
+)
 
 GROUP, PROMPTS_A_STEP = 8, 8
+SAMPLED = "sampled.json"
 COMPLETIONS_AT_ONCE = 16  # of a forward pass
 
 
@@ -25,7 +35,7 @@ def train_grpo(piece: Piece, folder: Path) -> Cost:
     texts = [str(tokenizer.decode(list(prompt.token_ids))) for prompt in prompts]
     if any(tokenizer(text)["input_ids"] != list(prompt.token_ids) for text, prompt in zip(texts, prompts, strict=True)):
         raise ValueError(f"{piece.task.name}: TRL would tokenise a prompt in another way than the server does")
-    sampled = {"tokens": 0, "completions": 0}
+    sampled = earlier_samples(folder)
 
     def reward(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: object) -> list[float]:
         sampled["tokens"] += sum(map(len, completion_ids))
@@ -50,8 +60,27 @@ def train_grpo(piece: Piece, folder: Path) -> Cost:
         train_dataset=Dataset.from_list([{"prompt": text, "row": row} for row, text in enumerate(texts)]),
         processing_class=tokenizer,
         peft_config=LoraConfig(**LORA),
-        callbacks=[stop_callback(piece)],
+        callbacks=[keeper_of(sampled, folder), stop_callback(piece)],
     )
-    trainer.train()
-    trainer.model.save_pretrained(folder)
+    fit_adapter(trainer, folder)
     return Cost(base_tokens=sampled["tokens"], reward_calls=sampled["completions"])
+
+
+def earlier_samples(folder: Path) -> dict[str, int]:
+    """Tokens and completions up to the last checkpoint of a training in ``folder``."""
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        return {"tokens": 0, "completions": 0}
+    counts: dict[str, int] = json.loads(Path(checkpoint, SAMPLED).read_text())
+    return counts
+
+
+def keeper_of(sampled: dict[str, int], folder: Path) -> Any:
+    """Writes the counts beside each checkpoint."""
+    from transformers import TrainerCallback
+
+    class KeepCounts(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            (folder / f"checkpoint-{state.global_step}" / SAMPLED).write_text(json.dumps(sampled))
+
+    return KeepCounts()

@@ -5,6 +5,7 @@ TRL trains a LoRA adapter; its answers are plain samples of the adapted model, o
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 LORA: JsonObject = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 LEARNING_RATE = 1e-4
 YARDSTICKS = ("dpo", "grpo")
+SAVE_STEPS = 4  # of an optimiser: a training takes an hour and may be interrupted
 
 
 class Cost(NamedTuple):
@@ -129,12 +131,29 @@ def trainer_options(piece: Piece, folder: Path) -> JsonObject:
         "seed": piece.seed,
         "bf16": False,
         "gradient_checkpointing": False,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": SAVE_STEPS,
+        "save_total_limit": 1,
         "report_to": [],
         "disable_tqdm": True,
         "logging_strategy": "no",
         "dataloader_pin_memory": False,
     }
+
+
+def fit_adapter(trainer: Any, folder: Path) -> None:
+    """Train, on from the last checkpoint in ``folder`` if it has one, and leave the adapter there instead."""
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.model.save_pretrained(folder)
+    while (checkpoint := last_checkpoint(folder)) is not None:
+        shutil.rmtree(checkpoint)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Of an interrupted training."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(folder) if folder.exists() else None
 
 
 def stop_callback(piece: Piece) -> Any:
