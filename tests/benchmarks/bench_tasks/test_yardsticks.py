@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from benchmarks.bench_tasks.grpo import SAMPLED, earlier_samples
 from benchmarks.bench_tasks.methods import Base
 from benchmarks.bench_tasks.piece import Piece
-from benchmarks.bench_tasks.yardsticks import LORA, Adapted, adapted_engine, frozen_model
+from benchmarks.bench_tasks.yardsticks import LORA, Adapted, adapted_engine, fit_adapter, frozen_model
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from training.iro.data import Prompt
+from training.run import Cancelled
 
 TEXTS = ("The film was", "A river is", "My favourite dish")
 
@@ -52,6 +55,37 @@ def test_an_adapter_that_changes_nothing_answers_as_the_frozen_model(piece: Piec
     for answer, expected in zip(adapted, base, strict=True):
         assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
         assert answer.kl == pytest.approx(0, abs=1e-6) and answer.base_tokens == len(answer.tokens)
+
+
+class Interrupted:
+    """A trainer as TRL's: its first training ends after the second checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.model, self.begun = folder, self, list[str | None]()
+
+    def train(self, resume_from_checkpoint: str | None) -> None:
+        self.begun.append(resume_from_checkpoint)
+        if resume_from_checkpoint is None:
+            for step in (4, 8):
+                checkpoint = self.folder / f"checkpoint-{step}"
+                checkpoint.mkdir(parents=True)
+                (checkpoint / SAMPLED).write_text(json.dumps({"tokens": 10 * step, "completions": step}))
+            raise Cancelled("stopped")
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "adapter_model.safetensors").touch()
+
+
+def test_a_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "grpo"
+    trainer = Interrupted(folder)
+    assert earlier_samples(folder) == {"tokens": 0, "completions": 0}
+    with pytest.raises(Cancelled):
+        fit_adapter(trainer, folder)
+    assert earlier_samples(folder) == {"tokens": 80, "completions": 8}
+    fit_adapter(trainer, folder)
+    assert trainer.begun == [None, str(folder / "checkpoint-8")]
+    assert [path.name for path in folder.iterdir()] == ["adapter_model.safetensors"]
 
 
 @torch.no_grad()
