@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.tasks import TASKS
@@ -29,6 +31,7 @@ Result = TypeVar("Result")
 Step = Callable[[str, Callable[[], JsonObject]], JsonObject]
 DECODING, TRAINING, TUNING = 0, 1, 2  # streams of random numbers
 MAX_ROWS = 256  # that step at once
+BIAS_TRIAL = re.compile(r"tilt-bias-([\d.]+)-\d+")  # a step of the job
 
 
 @dataclass(frozen=True)
@@ -202,17 +205,14 @@ def train(piece: Piece) -> Trained:
 def best_static_bias(folder: Path, piece: Piece) -> Tilt:
     """Of the strengths that the job tried on held-out prompts, the one of the highest reward."""
     from training.checkpoints import open_checkpoints
-    from training.iro.tilting import TRIALS
     from value_heads.tilt import zero_tilt
 
     checkpoints = open_checkpoints(str(folder / "checkpoints"))
-
-    def reward(strength: float) -> float:
-        names = [name for name in checkpoints.names() if name.startswith(f"tilt-bias-{strength}-")]
-        rows = [row["mean"] for name in names for row in checkpoints.load(name)["rows"]]
-        return sum(rows) / len(rows)
-
-    strength = max(TRIALS["bias"], key=reward)
+    rewards: dict[float, list[float]] = {}
+    for name in checkpoints.names():
+        if trial := BIAS_TRIAL.fullmatch(name):
+            rewards.setdefault(float(trial[1]), []).extend(row["mean"] for row in checkpoints.load(name)["rows"])
+    strength = max(rewards, key=lambda tried: fmean(rewards[tried]))
     vocabulary, width = piece.engine.frozen.head_weight.shape
     zero = zero_tilt(vocabulary, width, (), piece.engine.info.eos_ids)
     return replace(zero, bias=checkpoints.load("tilts")["bias"]["bias"] * strength)

@@ -30,26 +30,27 @@ def rewards(content: JsonObject) -> str:
     return table(head, lines)
 
 
+FEWEST, MORE, MOST = slice(1), slice(1, None), slice(-1, None)  # of the numbers of rows that a method was run with
 SHORT = (
-    ("base", min, "frozen model"),
-    ("best_of_n", max, "best by the grader"),
-    ("static_bias", min, "static bias"),
-    ("iro", min, "Iro"),
-    ("iro", max, "Iro, search by value"),
-    ("iro_samples", max, "Iro, samples picked by value"),
-    ("iro_best_of_n", max, "Iro, samples picked by the grader"),
+    ("base", FEWEST, "frozen model"),
+    ("best_of_n", MOST, "best by the grader"),
+    ("static_bias", FEWEST, "static bias"),
+    ("iro", FEWEST, "Iro"),
+    ("iro", MORE, "Iro, search by value"),
+    ("iro_samples", MOST, "Iro, samples picked by value"),
+    ("iro_best_of_n", MOST, "Iro, samples picked by the grader"),
 )
 
 
 def short(content: JsonObject) -> str:
-    """Rewards of the main methods at the fewest or the most rows, a column a task; empty where one was not run."""
+    """Rewards of the main methods, a column a task; empty where one was not run."""
     cells = {(cell["task"], cell["method"], cell["rows"]): cell["reward"] for cell in content["intervals"]}
     tasks = list(dict.fromkeys(task for task, _, _ in cells))
     lines = []
-    for method, pick, label in SHORT:
-        count = pick(count for _, name, count in cells if name == method)
-        rewards = [cells.get((task, method, count)) for task in tasks]
-        lines.append([label, str(count), *("" if reward is None else interval_text(reward) for reward in rewards)])
+    for method, shown, label in SHORT:
+        for count in sorted({count for _, name, count in cells if name == method})[shown]:
+            rewards = [cells.get((task, method, count)) for task in tasks]
+            lines.append([label, str(count), *("" if reward is None else interval_text(reward) for reward in rewards)])
     return table(["method", "rows", *tasks], lines)
 
 

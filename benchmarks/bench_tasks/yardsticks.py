@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LORA: JsonObject = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 LEARNING_RATE = 1e-4
 YARDSTICKS = ("dpo", "grpo")
-SAVE_STEPS = 4  # of an optimiser: a training takes an hour and may be interrupted
+SAVE_STEPS = 4  # of an optimiser: a training may take hours on two cores
 
 
 class Cost(NamedTuple):

@@ -5,6 +5,7 @@ Each is a function of what it is given alone, so that where it is computed does 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Sequence
 from functools import cache
 from pathlib import Path
@@ -65,6 +66,7 @@ class LocalExecutor:
         self.engine = engine
         self.bundles = Bundles(engine.info, model_dir)
         self.model_dir = model_dir
+        self._frozen: weakref.ref[FrozenModel] | None = None  # while somebody uses it
 
     @property
     def has_frozen(self) -> bool:
@@ -81,7 +83,11 @@ class LocalExecutor:
         if isinstance(self.engine, EmbeddedEngine):
             return self.engine.frozen
         assert self.model_dir is not None
-        return FrozenModel(self.model_dir, "cuda" if torch.cuda.is_available() else "cpu")
+        frozen = None if self._frozen is None else self._frozen()
+        if frozen is None:
+            frozen = FrozenModel(self.model_dir, "cuda" if torch.cuda.is_available() else "cpu")
+            self._frozen = weakref.ref(frozen)
+        return frozen
 
     def roll_out(self, batches: Sequence[Batch]) -> Generator[JsonObject, None, None]:
         states_of = None if self.engine.info.hidden else self._recomputed()
