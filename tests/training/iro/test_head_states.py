@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from iro_server.engines.base import HEAD_STATE, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.frozen_model import FrozenModel, find_decoder
 from training.iro.data import Prompt
+from training.iro.executor import LocalExecutor
 from training.iro.head_states import head_states
 from training.iro.prefixes import Prefixes, read_states
 from training.iro.rollouts import Batch, roll_out
@@ -72,6 +77,18 @@ def test_rollouts_store_recomputed_states_as_an_engines_own(small_engine: Embedd
     torch.testing.assert_close(
         *(read_states(part["head_states"]) for part in (reported, recomputed)), atol=5e-3, rtol=5e-3
     )
+
+
+def test_a_job_beside_servers_holds_one_copy_of_the_frozen_model(small_engine: EmbeddedEngine, tmp_path: Path) -> None:
+    save_model("llama", tmp_path)
+    servers: Any = SimpleNamespace(info=small_engine.info)
+    executor = LocalExecutor(servers, tmp_path)
+    frozen = executor.load_frozen()
+    assert executor.load_frozen() is frozen
+    unused = weakref.ref(frozen)
+    del frozen
+    gc.collect()
+    assert unused() is None and executor.load_frozen() is executor.load_frozen()
 
 
 @pytest.mark.parametrize(
