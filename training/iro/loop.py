@@ -47,7 +47,7 @@ from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, searches, serve
 from training.iro.tilt_rows import TiltData
-from training.iro.tilting import Tilting, num_trials
+from training.iro.tilting import Limits, Tilting, num_trials
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -85,7 +85,7 @@ class Alignment:
         self.stack: Stack | None = None
         self.betas: list[float] = []
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
-        self.most_perplexity: float | None = None  # of a tilted model's text
+        self.limits: Limits | None = None  # of a tilted model's text
         self.further_trials: dict[int, int] = {}  # of tilts, by step
         self.retilted: dict[int, bool] = {}  # whether a step's tilt is another than its policy's
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
@@ -112,9 +112,9 @@ class Alignment:
         data = TiltData(
             prompts, self.shards(drawn.train), self.model, self.executor.load_frozen, self.executor.steers, policy
         )
-        tilting = Tilting(self.run, self.validation, data, step, self.most_perplexity)
+        tilting = Tilting(self.run, self.validation, data, step, self.limits)
         self.tilt = tilting.choose(part.heldout, drawn.heldout)
-        self.further_trials[step], self.most_perplexity = tilting.further_trials, tilting.most_perplexity
+        self.further_trials[step], self.limits = tilting.further_trials, tilting.limits
         self.retilted[step] = self.tilt is not policy
         self.run.planned_steps = self.planned_steps()  # what a new tilt adds is known now
         for shard in [*drawn.train, *drawn.heldout]:

@@ -39,6 +39,11 @@ def perplexity(rows: Sequence[JsonObject]) -> float:
     return math.exp(-sum(row["logprob"] for row in rows) / max(1.0, sum(row["tokens"] for row in rows)))
 
 
+def distinct_2(rows: Sequence[JsonObject]) -> float:
+    """The mean of the completions that have bigrams, NaN without one. ``rows``: of ``Validation``."""
+    return mean_and_error([part["distinct_2"] for row in rows for part in row["completions"]])[0]
+
+
 def rises(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> bool:
     """Whether the reward is above the frozen model's by twice the error of the paired difference."""
     gain, error = mean_and_error([new["value_pick"] - old["mean"] for new, old in zip(aligned, base, strict=True)])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from iro_server.decoding.base import SearchParams
 from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
-from training.iro.over_optimization import perplexity
+from training.iro.over_optimization import distinct_2, measures, perplexity
 from training.iro.rollouts import Source, completions_of
 from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
@@ -25,7 +26,7 @@ from value_heads.tilt import Tilt, TiltPart, fold_tilts
 TRIAL_SAMPLES = 8  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
 FURTHER_TRIALS = 2  # at most, weaker or stronger
-MOST_PERPLEXITY = 1.1  # times the frozen model's own: a tilt whose text is less likely is not taken
+MOST_PERPLEXITY, LEAST_DISTINCT_2 = 1.1, 0.95  # of a tilt's text, times the frozen model's own
 EARLIER_VERSION = "this job's rollouts were stored by an earlier version, without their likelihood: start the job anew"
 
 
@@ -37,15 +38,14 @@ def num_trials(steers: frozenset[TiltPart]) -> int:
 class Tilting:
     """The tilts of one iteration: fitted once, tried, and the best of them kept.
 
-    ``most_perplexity``: of completions of a tilted model under the frozen one; None: ``MOST_PERPLEXITY`` times that of
-    the iteration's policy, which is the frozen model.
+    ``limits``: of a tilted model's text; None: what the iteration's policy sets, which is the frozen model.
     """
 
     def __init__(
-        self, run: Run, validation: Validation, data: TiltData, step: int = 1, most_perplexity: float | None = None
+        self, run: Run, validation: Validation, data: TiltData, step: int = 1, limits: Limits | None = None
     ) -> None:
         self.run, self.validation, self.data, self.iteration = run, validation, data, step
-        self.prefix, self.most_perplexity = "" if step == 1 else f"{step}-", most_perplexity
+        self.prefix, self.limits = "" if step == 1 else f"{step}-", limits
         self.further_trials = 0  # beside those of ``TRIALS``
         if not data.model.info.drift:
             validation.rescore = data.frozen_logprob
@@ -74,13 +74,12 @@ class Tilting:
             return self.trial(kind, strength, heldout, scaled(kind, strength))
 
         base = Trial("none", 0.0, self.run.step(f"{self.prefix}tilt-none", lambda: self.policy_rows(heldout, names)))
-        if self.most_perplexity is None:
-            self.most_perplexity = MOST_PERPLEXITY * perplexity(base.rows)
+        limits = self.limits = self.limits or Limits.of(base.rows)
         trials = [tried(kind, strength) for kind in TRIALS if kind in tilts for strength in TRIALS[kind]]
-        while self.further_trials < FURTHER_TRIALS and (further := next_trial(trials, self.most_perplexity)):
+        while self.further_trials < FURTHER_TRIALS and (further := next_trial(trials, limits)):
             trials.append(tried(*further))
             self.further_trials += 1
-        best = best_trial(trials, base, self.most_perplexity)
+        best = best_trial(trials, base, limits)
         report = trial_report(base, trials, best)
         data = {"step": self.iteration, "tilts": [trial_data(trial, best) for trial in [base, *trials]]}
         self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", report, data))
@@ -127,15 +126,22 @@ def rows_of_rollouts(
     for prompt in prompts:
         completions, drift, rewards_of = samples[prompt.index]
         logprobs = rescore(prompt, completions) if rescore else drift["logprobs"]
-        mean = mean_and_error(rewards_of)[0]
-        rows.append({"mean": mean, "logprob": sum(logprobs), "tokens": drift["tokens"], "kl": drift["kl"]})
+        rows.append(
+            {
+                "mean": mean_and_error(rewards_of)[0],
+                "logprob": sum(logprobs),
+                "tokens": drift["tokens"],
+                "kl": drift["kl"],
+                "completions": [measures(*each) for each in zip(completions, logprobs, strict=True)],
+            }
+        )
     return rows
 
 
 def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> str:
     parts = [
         f"{trial.kind} at {trial.strength:g}: {mean_and_error(trial.rewards)[0]:.3f} "
-        f"(perplexity {perplexity(trial.rows):.1f})"
+        f"(perplexity {perplexity(trial.rows):.1f}, distinct-2 {distinct_2(trial.rows):.2f})"
         for trial in [base, *trials]
     ]
     chosen = f"{best.kind} at {best.strength:g}" if best else "none, because none is surely better"
@@ -143,7 +149,7 @@ def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> st
 
 
 def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
-    """Reward at one row, nats from the frozen model and perplexity of a tilt at a strength."""
+    """Reward at one row, nats from the frozen model, perplexity and distinct-2 of a tilt at a strength."""
     reward, error = mean_and_error(trial.rewards)
     return {
         "kind": trial.kind,
@@ -152,8 +158,24 @@ def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
         "error": error,
         "kl": mean_and_error([row["kl"] for row in trial.rows])[0],
         "perplexity": perplexity(trial.rows),
+        "distinct_2": distinct_2(trial.rows),
         "chosen": trial is best,
     }
+
+
+class Limits(NamedTuple):
+    """What the text of a tilt keeps to, so that the reward does not rise by text that the frozen model never writes."""
+
+    most_perplexity: float
+    least_distinct_2: float
+
+    @classmethod
+    def of(cls, frozen: Sequence[JsonObject]) -> Limits:
+        return cls(MOST_PERPLEXITY * perplexity(frozen), LEAST_DISTINCT_2 * distinct_2(frozen))
+
+    def allow(self, trial: Trial) -> bool:
+        repeats = distinct_2(trial.rows) < self.least_distinct_2  # not where answers are single tokens
+        return perplexity(trial.rows) <= self.most_perplexity and not repeats
 
 
 @dataclass(frozen=True)
@@ -169,27 +191,27 @@ class Trial:
         return [row["mean"] for row in self.rows]
 
 
-def next_trial(trials: Sequence[Trial], most_perplexity: float) -> tuple[str, float] | None:
+def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | None:
     """Kind and strength that would tell most after ``trials``, going by that of the highest reward.
 
-    Where its text is too unlikely, halfway from the strongest one of its kind that is not to the next; where it is the
-    strongest of its kind, half as strong again. Else None.
+    Where its text is outside the limits, halfway from the strongest one of its kind that is not to the next; where it
+    is the strongest of its kind, half as strong again. Else None.
     """
     best = max(trials, key=lambda trial: mean_and_error(trial.rewards)[0])
     of_kind = sorted((trial for trial in trials if trial.kind == best.kind), key=lambda trial: trial.strength)
-    unlikely = [trial.strength for trial in of_kind if perplexity(trial.rows) > most_perplexity]
-    if best.strength in unlikely:
-        likely = [trial.strength for trial in of_kind if trial.strength < min(unlikely)]
-        return best.kind, (min(unlikely) + max(likely, default=0.0)) / 2
+    outside = [trial.strength for trial in of_kind if not limits.allow(trial)]
+    if best.strength in outside:
+        inside = [trial.strength for trial in of_kind if trial.strength < min(outside)]
+        return best.kind, (min(outside) + max(inside, default=0.0)) / 2
     return (best.kind, 1.5 * best.strength) if best is of_kind[-1] else None
 
 
-def best_trial(trials: Sequence[Trial], base: Trial, most_perplexity: float) -> Trial | None:
-    """The trial of the highest reward whose text is about as likely as the frozen model's own.
+def best_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Trial | None:
+    """The trial of the highest reward whose text keeps to the limits.
 
     None unless it is above ``base``, the policy of the rollouts, by twice the standard error of the paired difference.
     """
-    allowed = [trial for trial in trials if perplexity(trial.rows) <= most_perplexity]
+    allowed = [trial for trial in trials if limits.allow(trial)]
     if not allowed:
         return None
     best = max(allowed, key=lambda trial: mean_and_error(trial.rewards)[0])

@@ -22,19 +22,22 @@ from training.iro.job import JOB
 from training.iro.over_optimization import departures, measures, perplexity
 from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
-from training.iro.tilting import MOST_PERPLEXITY, Trial, best_trial, next_trial, rows_of_rollouts
+from training.iro.tilting import Limits, Trial, best_trial, next_trial, rows_of_rollouts
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
 
 
-def trial(kind: str, rewards: list[float], logprob: float = -30.0, strength: float = 1.0) -> Trial:
-    rows = [{"mean": reward, "logprob": logprob, "tokens": 10.0} for reward in rewards]
+def trial(
+    kind: str, rewards: list[float], logprob: float = -30.0, strength: float = 1.0, distinct: float = 1.0
+) -> Trial:
+    completions = [{"distinct_2": distinct}, {"distinct_2": math.nan}]
+    rows = [{"mean": reward, "logprob": logprob, "tokens": 10.0, "completions": completions} for reward in rewards]
     return Trial(kind, strength, rows)
 
 
 BASE = trial("none", [0.0, 0.2, 0.1, 0.3])
-MOST = MOST_PERPLEXITY * perplexity(BASE.rows)
+LIMITS = Limits.of(BASE.rows)
 
 
 def test_perplexity_is_that_of_all_tokens_together() -> None:
@@ -44,14 +47,23 @@ def test_perplexity_is_that_of_all_tokens_together() -> None:
 
 def test_the_tilt_of_the_highest_reward_is_kept() -> None:
     better, best = trial("words", [0.5, 0.7, 0.6, 0.8]), trial("states", [0.8, 0.9, 1.0, 1.0])
-    assert best_trial([better, best], BASE, MOST) is best
+    assert best_trial([better, best], BASE, LIMITS) is best
 
 
 def test_a_tilt_whose_text_is_unlikely_is_not_kept() -> None:
     """Perplexity 3 % and 28 % above the frozen model's own."""
     likely, unlikely = trial("words", [0.5, 0.7, 0.6, 0.8], -30.3), trial("states", [0.9] * 4, -32.5)
-    assert best_trial([likely, unlikely], BASE, MOST) is likely
-    assert best_trial([unlikely], BASE, MOST) is None
+    assert best_trial([likely, unlikely], BASE, LIMITS) is likely
+    assert best_trial([unlikely], BASE, LIMITS) is None
+
+
+def test_a_tilt_whose_text_repeats_itself_is_not_kept() -> None:
+    """Bigrams of a text that differ: 4 % and 6 % fewer than in the frozen model's."""
+    various, repetitive = trial("bias", [0.5] * 4, distinct=0.96), trial("bias", [0.9] * 4, distinct=0.94, strength=2)
+    assert best_trial([various, repetitive], BASE, LIMITS) is various
+    assert next_trial([various, repetitive], LIMITS) == ("bias", 1.5)
+    single = trial("bias", [0.9] * 4, distinct=math.nan)
+    assert best_trial([single], BASE, Limits.of(single.rows)) is single
 
 
 @pytest.mark.parametrize(
@@ -69,7 +81,7 @@ def test_a_further_strength_is_tried_about_that_of_the_highest_reward(
 ) -> None:
     """``rising``: strengths, by rising reward, and log-probabilities of ten tokens: -30.95 is allowed."""
     states = [trial("states", [0.6 + n / 10] * 4, p, s) for n, (s, p) in enumerate(rising)]
-    assert next_trial([trial("words", [0.5] * 4), *states], MOST) == expected
+    assert next_trial([trial("words", [0.5] * 4), *states], LIMITS) == expected
 
 
 def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Path) -> None:
@@ -82,7 +94,9 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
     source.checkpoints.save("rewards", {"rewards": [[1.0, math.nan], [0.0, 0.5]]}, about)
     prompts, names = [Prompt(3, (1,), {}), Prompt(7, (1,), {})], [("rollouts", "rewards")]
     second, first = rows_of_rollouts(source, prompts, names)
+    assert first.pop("completions")[0] == measures([1, 2], -1.0)
     assert first == {"mean": 1.0, "logprob": -3.0, "tokens": 3.0, "kl": 0.5}
+    assert second.pop("completions")[0]["perplexity"] == pytest.approx(math.exp(4.0))
     assert second == {"mean": 0.25, "logprob": -9.0, "tokens": 2.0, "kl": 0.0}
     rescored = rows_of_rollouts(source, prompts, names, lambda prompt, tokens: [-float(prompt.index)] * len(tokens))
     assert [row["logprob"] for row in rescored] == [-6.0, -14.0]
@@ -92,7 +106,7 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
 
 
 def test_a_tilt_that_is_not_surely_better_is_not_kept() -> None:
-    assert best_trial([trial("words", [0.9, 0.0, 0.0, 0.2])], BASE, MOST) is None
+    assert best_trial([trial("words", [0.9, 0.0, 0.0, 0.2])], BASE, LIMITS) is None
 
 
 def test_one_row_is_served_where_more_are_not_surely_better() -> None:
