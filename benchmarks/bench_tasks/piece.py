@@ -203,16 +203,20 @@ def train(piece: Piece) -> Trained:
 
 
 def best_static_bias(folder: Path, piece: Piece) -> Tilt:
-    """Of the strengths that the job tried on held-out prompts, the one of the highest reward."""
+    """Of the strengths that the job tried on held-out prompts, chosen as the job chooses a tilt; the weakest where none
+    keeps to the limits of its text."""
     from training.checkpoints import open_checkpoints
+    from training.iro.tilting import Limits, Trial
     from value_heads.tilt import zero_tilt
 
     checkpoints = open_checkpoints(str(folder / "checkpoints"))
-    rewards: dict[float, list[float]] = {}
+    rows: dict[float, list[JsonObject]] = {}
     for name in checkpoints.names():
         if trial := BIAS_TRIAL.fullmatch(name):
-            rewards.setdefault(float(trial[1]), []).extend(row["mean"] for row in checkpoints.load(name)["rows"])
-    strength = max(rewards, key=lambda tried: fmean(rewards[tried]))
+            rows.setdefault(float(trial[1]), []).extend(checkpoints.load(name)["rows"])
+    limits = Limits.of(checkpoints.load("tilt-none"))
+    allowed = [tried for tried in rows if limits.allow(Trial("bias", tried, rows[tried]))] or [min(rows)]
+    strength = max(allowed, key=lambda tried: fmean(row["mean"] for row in rows[tried]))
     vocabulary, width = piece.engine.frozen.head_weight.shape
     zero = zero_tilt(vocabulary, width, (), piece.engine.info.eos_ids)
     return replace(zero, bias=checkpoints.load("tilts")["bias"]["bias"] * strength)
