@@ -104,25 +104,25 @@ class Alignment:
                 break
         return self.conclude(base, history)
 
-    def choose_tilt(self, step: int, drawn: Collected) -> Collected:
+    def choose_tilt(self, step: int, collected: Collected) -> Collected:
         """Choose the step's tilt from draws of its policy. Where the tilt is new, values are to rank its own draws:
         with them as further rollouts."""
         part, policy = self.prompts.slices[step - 1], self.tilt
         prompts = {prompt.index: prompt for prompt in part.train}
         data = TiltData(
-            prompts, self.shards(drawn.train), self.model, self.executor.load_frozen, self.executor.steers, policy
+            prompts, self.shards(collected.train), self.model, self.executor.load_frozen, self.executor.steers, policy
         )
         tilting = Tilting(self.run, self.validation, data, step, self.limits)
-        self.tilt = tilting.choose(part.heldout, drawn.heldout)
+        self.tilt = tilting.choose(part.heldout, collected.heldout)
         self.further_trials[step], self.limits = tilting.further_trials, tilting.limits
         self.retilted[step] = self.tilt is not policy
         self.run.planned_steps = self.planned_steps()  # what a new tilt adds is known now
-        for shard in [*drawn.train, *drawn.heldout]:
+        for shard in [*collected.train, *collected.heldout]:
             self.run.drop_table(shard.rollouts, HEAD_STATES)
         if not self.retilted[step]:
-            return drawn
+            return collected
         further = self.collect(step, part, retilted=True)
-        return Collected(drawn.train + further.train, drawn.heldout + further.heldout)
+        return Collected(collected.train + further.train, collected.heldout + further.heldout)
 
     def serve(self, step: int) -> Served:
         """What the step's model is served with; without tilts, the search that the config asks for."""
@@ -171,8 +171,8 @@ class Alignment:
         part, draws = self.prompts.slices[step - 1], self.draws(step)
         collected = self.collect(step, part)
         if step == 1:
-            drawn = [*collected.train, *collected.heldout]
-            self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale(drawn)))
+            shards = [*collected.train, *collected.heldout]
+            self.scale = Scale(**self.run.step("scale", lambda: self.reward_scale(shards)))
         if draws:
             collected = self.choose_tilt(step, collected)
         names, heldout_names = collected

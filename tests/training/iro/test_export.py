@@ -50,12 +50,12 @@ def test_prompts_completions_and_rewards_of_every_graded_rollout(config: AlignCo
 def test_rollouts_of_a_tilt_are_told_from_those_before_it(config: AlignConfig, tmp_path: Path) -> None:
     write_rows(config, [{"prompt": f"{n:06b}"} for n in range(40)])
     job().execute(config, tmp_path / "run")
-    drawn = len(export_rollouts(tmp_path / "run"))
+    untilted = len(export_rollouts(tmp_path / "run"))
     for path in (tmp_path / "run/checkpoints").glob("1-train-0-*"):
         shutil.copy(path, path.with_name(path.name.replace("1-train", "1-tilted-train")))
     rollouts = export_rollouts(tmp_path / "run")
     tilted = rollouts.filter(lambda row: row["tilted"])
-    assert len(rollouts) == drawn + len(tilted) and set(tilted["iteration"]) == {1}
+    assert len(rollouts) == untilted + len(tilted) and set(tilted["iteration"]) == {1}
     trained = {(row["row"], row["completion"]) for row in rollouts if not row["tilted"] and not row["heldout"]}
     assert tilted and {(row["row"], row["completion"]) for row in tilted} <= trained
 
