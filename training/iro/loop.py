@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,20 +30,10 @@ from training.iro.diagnostics import BY_POSITION, emit_correlation, mean_and_err
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
-from training.iro.held import held_schema
 from training.iro.learners import make_learner
 from training.iro.lengths import with_max_tokens
 from training.iro.over_optimization import CODE, departures, first_usual, warning
-from training.iro.rollouts import (
-    HEAD_STATES,
-    PREFIXES,
-    Batch,
-    exploring,
-    guided,
-    plain,
-    rollout_sampling,
-    tilted_rollouts,
-)
+from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, tilted_rollouts
 from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, searches, serve
@@ -224,17 +215,9 @@ class Alignment:
         repeated = [(prompt, search) for prompt in prompts for search in range(searches)]
         stream = TILTED if retilted else ROLLOUTS
         seeds = [self.run.derive_seed(stream, step, prompt.index, search) for prompt, search in repeated]
-        return Batch(
-            [prompt for prompt, _ in repeated],
-            seeds,
-            rollout_sampling(self.config.temperature, self.model.info, held_schema(self.config, self.model)),
-            params,
-            self.config.horizon,
-            None if self.tilt else self.stack,
-            self.tilt,
-            self.learner.spec,
-            head_states=self.draws(step) and not retilted,
-        )
+        stack = None if self.tilt else self.stack
+        batch = self.validation.batch([prompt for prompt, _ in repeated], seeds, params, stack, self.tilt)
+        return replace(batch, spec=self.learner.spec, head_states=self.draws(step) and not retilted)
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         graded_names = [name for name in names if self.known_rewards([name])]
