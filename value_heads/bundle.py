@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TENSORS, MANIFEST = "value.safetensors", "manifest.json"
 TILT = "tilt"
-FORMAT_VERSION: Literal[4] = 4
+FORMAT_VERSION: Literal[5] = 5
 
 
 class BundleMismatch(ValueError):
@@ -61,18 +61,19 @@ class TiltEntry(BaseModel):
 
     ignored: tuple[int, ...]
     stop_ids: tuple[int, ...]
+    sharpness: float = 0.0
 
 
 class Manifest(BaseModel):
     """The manifest of a bundle. ``kind`` selects which of ``heads`` and ``lora`` is set.
 
-    Format 2 added ``tilt``, format 3 ``ended`` features, format 4 the layer HEAD_STATE; a bundle of an earlier format
-    is read as one without.
+    Format 2 added ``tilt``, format 3 ``ended`` features, format 4 the layer HEAD_STATE, format 5 a tilt's
+    ``sharpness``; a bundle of an earlier format is read as one without.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: Literal[1, 2, 3, 4]
+    format_version: Literal[1, 2, 3, 4, 5]
     kind: Literal["heads", "lora"]
     model_hash: str
     template_hash: str
@@ -111,7 +112,7 @@ def save_bundle(
         metrics=metrics or {},
         heads=_head_entries(stack) if isinstance(stack, ValueStack) else [],
         lora=None if isinstance(stack, ValueStack) else _lora_entry(stack),
-        tilt=TiltEntry(ignored=tilt.ignored, stop_ids=tilt.stop_ids) if tilt is not None else None,
+        tilt=None if tilt is None else TiltEntry(**{name: getattr(tilt, name) for name in TiltEntry.model_fields}),
     )
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return directory
@@ -130,9 +131,8 @@ def load_bundle(
     tensors = _load_tensors(directory, manifest)
     tilt = None
     if manifest.tilt is not None:
-        tilt = Tilt(
-            **_under(tensors, TILT), ignored=manifest.tilt.ignored, stop_ids=manifest.tilt.stop_ids, word_sets=()
-        )
+        parts: dict[str, Any] = manifest.tilt.model_dump() | _under(tensors, TILT)
+        tilt = Tilt(**parts)
     if manifest.lora is not None:
         return _load_lora(manifest.lora, tensors, backbone_dir, directory).with_tilt(tilt)
     heads = [_head(entry, _under(tensors, index)) for index, entry in enumerate(manifest.heads)]

@@ -1,15 +1,16 @@
 """Tilts: what a value function adds to the frozen model's logits before a token is drawn.
 
-A(s, a) = bias[a] + <U s, R E[a]> + sum_f gate_f(s) f(a), where s is the state that the output head reads, E[a] the
-head's row of token a, and f(a) says what the prompt and the response hold of a (``prompt_features``). The proposal is
-q(a|s) = pi_0(a|s) exp(A(s,a)) / Z(s). Reconstruction: the papers tilt by a second model's forward pass; this form needs
-none. Axes in tensor names: V vocabulary, D width, r rank, M rows, F features.
+A(s, a) = bias[a] + <U s, R E[a]> + sum_f gate_f(s) f(a) + sharpness log pi_0(a|s), where s is the state that the
+output head reads, E[a] the head's row of token a, and f(a) says what the prompt and the response hold of a
+(``prompt_features``). The proposal is q(a|s) = pi_0(a|s) exp(A(s,a)) / Z(s). Reconstruction: the papers tilt by a
+second model's forward pass; this form needs none. Axes in tensor names: V vocabulary, D width, r rank, M rows, F
+features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from value_heads.prompt_features import FEATURES, FeatureSets, RowFeatures, RunningFeatures, TokenGroups
 
-TiltPart = Literal["bias", "states", "words", "word_states", "word_sets"]
-TILT_PARTS: frozenset[TiltPart] = frozenset({"bias", "states", "words", "word_states", "word_sets"})
+TiltPart = Literal["bias", "states", "words", "word_states", "word_sets", "sharpness"]
+TILT_PARTS: frozenset[TiltPart] = frozenset({"bias", "states", "words", "word_states", "word_sets", "sharpness"})
 TENSORS = ("bias", "state_factor", "token_factor", "gates", "direction", "direction_error")
 
 
@@ -35,7 +36,8 @@ class Tilt:
     """``bias``: [V]. ``state_factor``: [r, D + 1] and ``gates``: [F, D + 1], their last column a constant.
     ``token_factor``: [r, D]. ``ignored``: tokens whose words are not a prompt's own. ``stop_ids``: sorted.
     ``direction``: [D], and ``direction_error``: [], see ``tilt_export.constant_direction``; an adapter without a bias
-    needs them. ``word_sets``: more gates, of folded tilts whose jobs ignored other tokens."""
+    needs them. ``word_sets``: more gates, of folded tilts whose jobs ignored other tokens. ``sharpness``: above -1;
+    alone it is the frozen model at a temperature of 1 / (1 + sharpness)."""
 
     bias: Tensor
     state_factor: Tensor
@@ -46,6 +48,7 @@ class Tilt:
     direction: Tensor | None = None
     direction_error: Tensor | None = None
     word_sets: tuple[WordGates, ...] = ()
+    sharpness: float = 0.0
 
     @property
     def reads_words(self) -> bool:
@@ -55,7 +58,8 @@ class Tilt:
     @property
     def parts(self) -> frozenset[TiltPart]:
         """What a server must be able to do: add a ``bias``, read the model's ``states``, read the ``words`` of prompt
-        and response, weigh them by the state (``word_states``), and read them in several ways (``word_sets``)."""
+        and response, weigh them by the state (``word_states``), read them in several ways (``word_sets``), and scale
+        the frozen model's logits (``sharpness``)."""
         word_gates, stop_gate = self.gates[:-1], self.gates[-1]
         needs: dict[TiltPart, bool] = {
             "bias": bool(self.bias.any()) or bool(stop_gate[-1]) or bool(self.state_factor[:, -1:].any()),
@@ -63,6 +67,7 @@ class Tilt:
             "words": self.reads_words,
             "word_states": bool(word_gates[:, :-1].any()),
             "word_sets": bool(self.word_sets),
+            "sharpness": bool(self.sharpness),
         }
         return frozenset(part for part, needed in needs.items() if needed)
 
@@ -73,7 +78,7 @@ class Tilt:
 
 
 def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
-    """Sum_t strength_t A_t as one tilt: biases and gates add, factor pairs concatenate. Exact.
+    """Sum_t strength_t A_t as one tilt: biases, gates and sharpness add, factor pairs concatenate. Exact.
 
     Gates of tilts that ignore different tokens of a prompt stay apart (``word_sets``). ValueError where the tilts stop
     at different tokens, or are of different models.
@@ -96,7 +101,19 @@ def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
         direction=directed.direction,
         direction_error=directed.direction_error,
         word_sets=tuple(WordGates(gates, ignored) for ignored, gates in word_sets),
+        sharpness=sum(tilt.sharpness * strength for tilt, strength in scaled),
     )
+
+
+def sharpened(tilt: Tilt, sharpness: float) -> Tilt:
+    """The tilt of q^(1 + sharpness), normalised: q at a temperature of 1 / (1 + sharpness)."""
+    scaled = fold_tilts([tilt], [1 + sharpness])
+    return replace(scaled, sharpness=scaled.sharpness + sharpness)
+
+
+def sharpening(logits_MV: Tensor, sharpness: float) -> Tensor:
+    """sharpness log pi_0(a|s) less that of the likeliest token, [M, V]; 0 where a token cannot be drawn."""
+    return ((logits_MV - logits_MV.amax(-1, keepdim=True)) * sharpness).masked_fill(logits_MV == -torch.inf, 0.0)
 
 
 def _fold_gates(scaled: Sequence[tuple[Tilt, float]]) -> dict[tuple[int, ...], Tensor]:
@@ -130,6 +147,7 @@ class BoundTilt:
         self.gates = torch.cat([tilt.gates, *(part.gates for part in tilt.word_sets)]).float().to(device)
         self.token_rV = tilt.token_factor.float().to(device) @ head_VD.float().T
         self.stop_ids = torch.tensor(tilt.stop_ids, dtype=torch.int64)
+        self.sharpness = tilt.sharpness
 
     def start(self, prompt_ids: Sequence[int]) -> RowFeatures:
         """The features of a session's rows, the first of them the prompt."""
@@ -137,7 +155,7 @@ class BoundTilt:
         return sets[0] if len(sets) == 1 else FeatureSets(sets)
 
     def additions(self, states_MD: Tensor, sessions: Sequence[RowFeatures]) -> Tensor:
-        """A(s, .) [M, V] float32, of the rows of these sessions one after another."""
+        """A(s, .) [M, V] float32 without the sharpness, of the rows of these sessions one after another."""
         states_MD = states_MD.float()
         gates_MF = affine(states_MD, self.gates)
         addition_MV = torch.addmm(self.bias_V, affine(states_MD, self.state_factor), self.token_rV)
@@ -148,11 +166,13 @@ class BoundTilt:
             start = rows.stop
         return addition_MV
 
-    def along(self, prompt_ids: Sequence[int], tokens: Sequence[int], states_TD: Tensor) -> Tensor:
-        """A(s, .) [T, V] before each token of a response, from the states [T, D] that they were drawn from."""
+    def along(self, prompt_ids: Sequence[int], tokens: Sequence[int], states_TD: Tensor, logits_TV: Tensor) -> Tensor:
+        """A(s, .) [T, V] before each token of a response, from the states [T, D] that they were drawn from, and the
+        frozen model's logits at these."""
         features = self.start(prompt_ids)
         features.along(tokens)
-        return self.additions(states_TD, [features])
+        addition_TV = self.additions(states_TD, [features])
+        return addition_TV + sharpening(logits_TV, self.sharpness) if self.sharpness else addition_TV
 
 
 def affine(states_MD: Tensor, weight: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from iro_server import JsonObject
 from training.run import JobConfig, check_names
 
 DECODERS = (
-    *("base", "best_of_n", "blockwise", "static_bias", "iro", "iro_search", "iro_samples", "iro_by_reward"),
-    *("iro_best_of_n", "args", "vas", "smc", "dvts"),
+    *("base", "best_of_n", "tempered", "blockwise", "static_bias", "iro", "iro_by_chunk", "iro_samples"),
+    *("iro_search", "iro_by_reward", "iro_best_of_n", "args", "vas", "smc", "dvts"),
 )
 METHOD_NAMES = (*DECODERS, "dpo", "grpo")
 """The keys of ``methods.METHODS``, which imports this configuration."""
@@ -99,7 +99,7 @@ PRESETS: dict[str, JsonObject] = {
     },
     "two-cores": {
         "tasks": ("sentiment", "keywords"),
-        "methods": ("base", "best_of_n", "static_bias", "iro", "iro_search", "smc", "dvts"),
+        "methods": ("base", "best_of_n", "tempered", "static_bias", "iro", "iro_search", "smc", "dvts"),
         "rows": (1, 4, 16),
         "seeds": 1,
         "train_prompts": 48,
@@ -108,7 +108,7 @@ PRESETS: dict[str, JsonObject] = {
     "paper": {
         "tasks": ALL_TASKS,
         "methods": METHOD_NAMES,
-        "seeds_of": dict.fromkeys(set(METHOD_NAMES) - {"base", "best_of_n", "static_bias", "iro"}, 3),
+        "seeds_of": dict.fromkeys(set(METHOD_NAMES) - {"base", "best_of_n", "tempered", "static_bias", "iro"}, 3),
         "tasks_of": dict.fromkeys(("dpo", "grpo"), ("sentiment", "keywords", "extraction")),
         "tilt_strengths": (0.5, 1.0, 2.0, 4.0, 8.0),
         "train_prompts": 64,

@@ -24,8 +24,8 @@ METRICS = ("task", "method", "rows", "seed", "reward", "judge", "seconds")
 
 def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     """``rows`` of the results file, ``training`` of each piece and of its adapters, ``jobs``: what each alignment job
-    says of itself, ``tuning`` of strengths, ``tilts`` at other strengths, ``iterations`` of each job, ``intervals``,
-    paired ``comparisons`` and ``iteration_gains``."""
+    says of itself, ``tuning`` of strengths and temperatures, ``tilts`` at other strengths, ``iterations`` of each job,
+    ``intervals``, paired ``comparisons`` and ``iteration_gains``."""
     from benchmarks.bench_tasks.engine import open_engine
     from benchmarks.bench_tasks.measure import comparisons, intervals, iteration_gains
     from benchmarks.bench_tasks.yardsticks import YARDSTICKS, require_trl
@@ -43,7 +43,8 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
                     measured[part] += lines
                 training += saved(run, name, config.seed + seed, ["training", *(f"{m}-training" for m in YARDSTICKS)])
                 jobs += job_reports(run, name, config.seed + seed)
-                tuning += saved(run, name, config.seed + seed, [f"{method}-strength" for method in config.methods])
+                tuned = [f"{method}-{what}" for method in config.methods for what in ("strength", "temperatures")]
+                tuning += saved(run, name, config.seed + seed, tuned)
     return measured | {
         "training": training,
         "jobs": jobs,

@@ -18,7 +18,7 @@ from benchmarks.quality_report import distinct, interval
 from iro_server import JsonObject
 
 ResultRow = JsonObject
-COMPARED_WITH = (("base", 1), ("best_of_n", None), ("best_of_n", 16), ("static_bias", None))
+COMPARED_WITH = (("base", 1), ("best_of_n", None), ("best_of_n", 16), ("tempered", None), ("static_bias", None))
 """Methods, and their rows: None for as many as the method that is compared has."""
 RIVALS = (("vas", 1), ("args", 1), *((name, 16) for name in ("blockwise", "smc", "dvts")))
 """Methods that ``OURS`` are compared with too."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from benchmarks.bench_tasks.answers import Answer, DecodingMethod, answer_of, best_of, picked_by_reward
 from benchmarks.bench_tasks.args import Args
@@ -18,6 +18,7 @@ from benchmarks.bench_tasks.grpo import train_grpo
 from benchmarks.bench_tasks.piece import Piece
 from benchmarks.bench_tasks.smc import Smc
 from benchmarks.bench_tasks.strengths import at_best_strength
+from benchmarks.bench_tasks.temperatures import Tempered, TiltedSamples
 from benchmarks.bench_tasks.vas import Vas
 from benchmarks.bench_tasks.yardsticks import trained_adapter
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from iro_server.decoding.base import SearchParams
     from training.iro.data import Prompt
     from training.iro.values import Stack
-    from value_heads.tilt import Tilt
 
 
 class Entry(NamedTuple):
@@ -81,20 +81,24 @@ class Blockwise:
 class Iro:
     """The aligned model at so many rows: steered by its tilt, if its job kept one, and searched by its values.
 
-    ``by_reward``: the grader picks among its finals, else the values do. ``strength``: of the tilt; 0 leaves the search
-    alone. Not ``by_chunk``: values pick among whole answers, drawn independently, and steer nothing before.
+    ``way``: by chunks of L tokens, among whole ``samples``, or the way of the highest reward on the job's validation
+    prompts (``validated``). ``by_reward``: the grader picks among its finals, else the values do. ``strength``: of the
+    tilt; 0 leaves the search alone.
     """
 
     piece: Piece
     stack: Stack | None
+    way: Literal["chunks", "samples", "validated"] = "chunks"
     by_reward: bool = False
     strength: float = 1.0
-    by_chunk: bool = True
 
     def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
         tilt = getattr(self.stack, "tilt", None)
-        is_search = rows > 1 and self.by_chunk
-        params = iro_search(rows, self.piece.config.chunk_length) if is_search else best_of(rows)
+        params = best_of(rows)
+        if rows > 1 and self.way == "chunks":
+            params = iro_search(rows, self.piece.config.chunk_length)
+        elif rows > 1 and self.way == "validated":
+            params = validated_search(self.piece, rows)
         params = params.model_copy(update={"strength": self.strength if tilt is not None else 0.0})
         results = self.piece.search(prompts, params, self.stack, seed, tilt)
         if self.by_reward:
@@ -104,19 +108,17 @@ class Iro:
         ]
 
 
-@dataclass(frozen=True)
-class TiltedSamples:
-    """Independent samples steered by ``tilt``, and that of the highest reward where there are several."""
+def validated_search(piece: Piece, rows: int) -> SearchParams:
+    """Of the ways to serve the job's model, that of the highest reward on validation prompts with as many rows; where
+    the job tried none with as many, the best one's chunks."""
+    from iro_server.decoding.base import SearchParams
 
-    piece: Piece
-    tilt: Tilt | None
-
-    def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
-        params = best_of(rows).model_copy(update={"strength": 1.0})
-        results = self.piece.search(prompts, params, None, seed, self.tilt)
-        if rows > 1:
-            return picked_by_reward(self.piece, prompts, results)
-        return [answer_of(result.finals[0], result, kl=result.finals[0].kl) for result in results]
+    searches = [price for price in piece.trained.prices if price["rows"] > 1]
+    tried = [price for price in searches if price["rows"] == rows] or searches
+    if not tried:
+        return iro_search(rows, piece.config.chunk_length)
+    search = SearchParams.model_validate(max(tried, key=lambda price: price["reward"])["search"])
+    return search.overridden({"rows": rows}) if search.rows != rows else search
 
 
 def iro_search(rows: int, chunk_length: int) -> SearchParams:
@@ -135,11 +137,13 @@ def iro_search(rows: int, chunk_length: int) -> SearchParams:
 METHODS: dict[str, Entry] = {
     "base": Entry(Base, min_rows=1, max_rows=1),
     "best_of_n": Entry(BestOfN),
+    "tempered": Entry(lambda piece: Tempered(piece, "tempered", piece.no_tilt), min_rows=1),
     "blockwise": Entry(lambda piece: Blockwise(piece, piece.trained.stack)),
-    "static_bias": Entry(lambda piece: TiltedSamples(piece, piece.trained.static_bias), min_rows=1),
-    "iro": Entry(lambda piece: Iro(piece, piece.trained.stack), min_rows=1),
+    "static_bias": Entry(lambda piece: Tempered(piece, "static_bias", piece.trained.static_bias), min_rows=1),
+    "iro": Entry(lambda piece: Iro(piece, piece.trained.stack, "validated"), min_rows=1),
+    "iro_by_chunk": Entry(lambda piece: Iro(piece, piece.trained.stack)),
+    "iro_samples": Entry(lambda piece: Iro(piece, piece.trained.stack, "samples")),
     "iro_search": Entry(lambda piece: Iro(piece, piece.trained.stack, strength=0.0)),
-    "iro_samples": Entry(lambda piece: Iro(piece, piece.trained.stack, by_chunk=False)),
     "iro_by_reward": Entry(lambda piece: Iro(piece, piece.trained.stack, by_reward=True)),
     "iro_best_of_n": Entry(lambda piece: TiltedSamples(piece, getattr(piece.trained.stack, "tilt", None))),
     "args": Entry(lambda piece: at_best_strength(piece, "args", Args), min_rows=1, max_rows=1),

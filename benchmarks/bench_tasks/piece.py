@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.graders.base import Grader
     from training.iro.data import Prompt
+    from training.iro.tilting import Limits
     from training.iro.values import Stack
     from value_heads.tilt import Tilt
 
@@ -37,12 +38,14 @@ BIAS_TRIAL = re.compile(r"tilt-bias-([\d.]+)-\d+")  # a step of the job
 @dataclass(frozen=True)
 class Trained:
     """An alignment job's outcome. ``stack`` None: all rewards of its rollouts were equal. ``static_bias``: the static
-    tilt of the job, at the strength that its held-out prompts choose. ``folder``: its run folder, with graded rollouts.
-    ``base_tokens``, ``reward_calls``: what it took, validation included."""
+    tilt of the job, at the strength that its held-out prompts choose. ``prices``: of each way to serve its model, the
+    ``search``, its ``rows``, and its ``reward`` on validation prompts. ``folder``: its run folder, with graded
+    rollouts. ``base_tokens``, ``reward_calls``: what it took, validation included."""
 
     folder: Path
     stack: Stack | None
     static_bias: Tilt | None
+    prices: list[JsonObject]
     base_tokens: int
     reward_calls: int
     seconds: float
@@ -81,6 +84,14 @@ class Piece:
 
         rows = self.task.prompts(split, count, self.seed)
         return [Prompt(i, tuple(item_prompt_ids(self.engine.tokenizer, row)), row) for i, row in enumerate(rows)]
+
+    @cached_property
+    def no_tilt(self) -> Tilt:
+        """One that changes nothing."""
+        from value_heads.tilt import zero_tilt
+
+        vocabulary, width = self.engine.frozen.head_weight.shape
+        return zero_tilt(vocabulary, width, (), self.engine.info.eos_ids)
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.engine.tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -190,36 +201,41 @@ def train(piece: Piece) -> Trained:
     execute = partial(
         engine_job(piece.engine, model_dir).execute, on_event=piece.on_event, should_stop=piece.should_stop
     )
-    stack = static_bias = None
+    stack, static_bias, prices = None, None, []
     try:
-        best = execute(options, folder)["best_checkpoint"]
+        result = execute(options, folder)
     except AlignError as error:
         if error.code != "constant_reward":
             raise
     else:
-        stack = piece.load(best)
+        stack, prices = piece.load(result["best_checkpoint"]), result["prices"]
         static_bias = best_static_bias(folder, piece)
-    return Trained(folder, stack, static_bias, **spent(folder))
+    return Trained(folder, stack, static_bias, prices, **spent(folder))
 
 
 def best_static_bias(folder: Path, piece: Piece) -> Tilt:
     """Of the strengths that the job tried on held-out prompts, chosen as the job chooses a tilt; the weakest where none
     keeps to the limits of its text."""
     from training.checkpoints import open_checkpoints
-    from training.iro.tilting import Limits, Trial
-    from value_heads.tilt import zero_tilt
+    from training.iro.tilting import Trial
 
     checkpoints = open_checkpoints(str(folder / "checkpoints"))
     rows: dict[float, list[JsonObject]] = {}
     for name in checkpoints.names():
         if trial := BIAS_TRIAL.fullmatch(name):
             rows.setdefault(float(trial[1]), []).extend(checkpoints.load(name)["rows"])
-    limits = Limits.of(checkpoints.load("tilt-none"))
+    limits = text_limits(folder)
     allowed = [tried for tried in rows if limits.allow(Trial("bias", tried, rows[tried]))] or [min(rows)]
     strength = max(allowed, key=lambda tried: fmean(row["mean"] for row in rows[tried]))
-    vocabulary, width = piece.engine.frozen.head_weight.shape
-    zero = zero_tilt(vocabulary, width, (), piece.engine.info.eos_ids)
-    return replace(zero, bias=checkpoints.load("tilts")["bias"]["bias"] * strength)
+    return replace(piece.no_tilt, bias=checkpoints.load("tilts")["bias"]["bias"] * strength)
+
+
+def text_limits(folder: Path) -> Limits:
+    """What the text of the job's tilts kept to."""
+    from training.checkpoints import open_checkpoints
+    from training.iro.tilting import Limits
+
+    return Limits.of(open_checkpoints(str(folder / "checkpoints")).load("tilt-none"))
 
 
 def spent(folder: Path) -> JsonObject:

@@ -157,6 +157,7 @@ def strengths(content: JsonObject) -> str:
             f"{row['strength']:g}",
         ]
         for row in content["tuning"]
+        if "strength" in row
     ]
     return table(["task", "method", "seed", "validation reward by strength", "chosen"], lines)
 

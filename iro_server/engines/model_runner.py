@@ -93,8 +93,8 @@ def _steered(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_
     """Tokens, log-probabilities and log q/pi_0 [M, K], and KL(q || pi_0) [M], of groups that are steered."""
     steered = [(group.steered, group.states) for group in groups if group.steered and group.states is not None]
     sampling = groups[0].sampling
-    addition_MV = torch.cat(additions(steered))
     base_MV = tempered(logits_MV, sampling)
+    addition_MV = additions(steered, base_MV)
     if any(rows.steering.max_kl is not None for rows, _ in steered):
         room_M = torch.cat([rows.room_M for rows, _ in steered]).to(logits_MV.device)
         addition_MV = within_room(base_MV, addition_MV, room_M)

@@ -11,7 +11,7 @@ import torch
 
 from iro_server.engines.base import Steering
 from iro_server.engines.sample import divergence
-from value_heads.tilt import BoundTilt
+from value_heads.tilt import BoundTilt, sharpening
 
 LEAST_ROOM = 1e-3  # nats: what is less is none. KL is quadratic in the strength, so that rounding would choose it
 BISECTIONS = 12  # of a step's strength where ``max_kl`` leaves less room than it would take
@@ -43,8 +43,9 @@ class SteeredRows:
         return torch.full_like(self.kl_M, torch.inf) if limit is None else (limit - self.kl_M).clamp(min=0)
 
 
-def additions(sessions: Sequence[tuple[SteeredRows, torch.Tensor]]) -> list[torch.Tensor]:
-    """strength A(s, .) [M, V] of each session's states [M, D]: one product for all that share a tilt."""
+def additions(sessions: Sequence[tuple[SteeredRows, torch.Tensor]], logits_MV: torch.Tensor) -> torch.Tensor:
+    """strength A(s, .) [M, V] of each session's states [M, D], one after another: one product for all that share a
+    tilt. ``logits_MV``: the frozen model's, tempered."""
     by_tilt: dict[BoundTilt, list[int]] = {}
     for place, (rows, _) in enumerate(sessions):
         by_tilt.setdefault(rows.bound, []).append(place)
@@ -55,7 +56,11 @@ def additions(sessions: Sequence[tuple[SteeredRows, torch.Tensor]]) -> list[torc
         sums = bound.additions(torch.cat(states), [rows.features for rows in steered])
         for place, rows, part in zip(places, steered, sums.split([len(state) for state in states]), strict=True):
             added[place] = part if rows.steering.strength == 1.0 else part * rows.steering.strength
-    return [added[place] for place in range(len(sessions))]
+    parts_MV = logits_MV.split([len(state) for _, state in sessions])
+    for place, (rows, _) in enumerate(sessions):
+        if sharpness := rows.bound.sharpness * rows.steering.strength:
+            added[place] = added[place] + sharpening(parts_MV[place], sharpness)
+    return torch.cat([added[place] for place in range(len(sessions))])
 
 
 def within_room(logits_MV: torch.Tensor, addition_MV: torch.Tensor, room_M: torch.Tensor) -> torch.Tensor:

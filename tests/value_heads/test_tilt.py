@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from value_heads.prompt_features import FEATURES, TokenGroups, candidate_features, common_tokens
-from value_heads.tilt import BoundTilt, Tilt, fold_tilts, zero_tilt
+from value_heads.tilt import BoundTilt, Tilt, fold_tilts, sharpened, sharpening, zero_tilt
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt, tilt_loss
 
 WORDS = ["Ġriver", "river", "River", "Ġlamp", "Ġa", "a", ".", "<end>", "Ġ", "ĠLAMP", "Ġsea", "sea"]
@@ -77,7 +77,7 @@ def test_all_places_of_a_response_are_read_at_once(response: list[int], seed: in
     states = torch.randn(len(response), WIDTH, generator=torch.Generator().manual_seed(seed))
     tilt = random_tilt(seed)
     for steering in (tilt, fold_tilts([tilt, replace(random_tilt(seed + 1), ignored=(0,))], [1.0, 0.5])):
-        at_once = BoundTilt(steering, head(), GROUPS).along(PROMPT, response, states)
+        at_once = BoundTilt(steering, head(), GROUPS).along(PROMPT, response, states, states @ head().T)
         assert torch.allclose(at_once, additions(steering, states, response), atol=1e-4)
 
 
@@ -100,6 +100,30 @@ def test_a_fold_is_the_weighted_sum(strengths: list[float], seed: int) -> None:
     states, response = torch.randn(3, WIDTH), [0, 6, 3]
     expected = sum(s * additions(t, states, response) for s, t in zip(strengths, tilts, strict=True))
     assert torch.allclose(additions(fold_tilts(tilts, strengths), states, response), expected, atol=1e-3)
+
+
+@settings(max_examples=25)
+@given(st.floats(-0.9, 4), st.floats(-0.5, 3), st.integers(0, 5))
+def test_sharpening_is_a_temperature(sharpness: float, before: float, seed: int) -> None:
+    """q^(1 + s), normalised, also of a tilt that is sharp already."""
+    tilt, states, response = replace(random_tilt(seed), sharpness=before), torch.randn(3, WIDTH), [0, 6, 3]
+    logits = states @ head().T
+    expected = (logits * (1 + before) + additions(tilt, states, response)) * (1 + sharpness)
+    bound = BoundTilt(sharpened(tilt, sharpness), head(), GROUPS)
+    tilted = logits + bound.along(PROMPT, response, states, logits)
+    assert torch.allclose(tilted.log_softmax(-1), expected.log_softmax(-1), atol=1e-3)
+
+
+@given(st.lists(st.floats(-1, 3), min_size=1, max_size=4))
+def test_sharpness_of_a_fold_is_the_weighted_sum(sharpness: list[float]) -> None:
+    tilts = [replace(random_tilt(0), sharpness=each) for each in sharpness]
+    assert fold_tilts(tilts, [0.5] * len(tilts)).sharpness == pytest.approx(sum(sharpness) / 2)
+    assert all(("sharpness" in tilt.parts) == bool(tilt.sharpness) for tilt in tilts)
+
+
+def test_tokens_that_cannot_be_drawn_stay_so_when_sharpened() -> None:
+    logits = torch.tensor([[1.0, -torch.inf, 3.0]])
+    assert sharpening(logits, 0.5).tolist() == [[-1.0, 0.0, 0.0]]
 
 
 def test_common_tokens_are_those_of_more_than_half_of_the_prompts() -> None:

@@ -68,7 +68,7 @@ class TiltData:
         states_TD = states_TD.to(head.device, head.dtype)
         logits_TV = self.frozen.logits(states_TD)
         if self.bound is not None:
-            logits_TV = logits_TV + self.bound.along(prompt_ids, tokens, states_TD)
+            logits_TV = logits_TV + self.bound.along(prompt_ids, tokens, states_TD, logits_TV)
         return torch.log_softmax(logits_TV, -1).cpu()
 
     @torch.no_grad()

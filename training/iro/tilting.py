@@ -6,7 +6,7 @@ from the tilted policy q, and fit what is to be added to its tilt. Reconstructio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,11 +21,13 @@ from training.iro.validation import LogprobsOf, Validation
 from training.json_values import JsonObject
 from training.run import Run
 from value_heads.threads import on_fresh_thread
-from value_heads.tilt import Tilt, TiltPart, fold_tilts
+from value_heads.tilt import Tilt, TiltPart, fold_tilts, sharpened
 
+NONE = "none"  # the kind of a tilt that changes nothing
 TRIAL_SAMPLES = 8  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
 FURTHER_TRIALS = 2  # at most, weaker or stronger
+SHARPNESS = (0.5, 1.0, 2.0)  # of the best tilt, tried while the reward rises: temperatures 2/3, 1/2 and 1/3
 MOST_PERPLEXITY, LEAST_DISTINCT_2 = 1.1, 0.95  # of a tilt's text, times the frozen model's own
 EARLIER_VERSION = "this job's rollouts were stored by an earlier version, without their likelihood: start the job anew"
 
@@ -65,31 +67,37 @@ class Tilting:
         tensors = self.run.step(f"{self.prefix}tilts", fit, "fitting")
         stop_ids = tuple(sorted(self.data.model.info.eos_ids))
         tilts = {kind: Tilt(**parts, ignored=self.data.ignored, stop_ids=stop_ids) for kind, parts in tensors.items()}
+        tilts[NONE] = fold_tilts([tilts["bias"]], [0.0])
         before = [policy] if policy else []
 
-        def scaled(kind: str, strength: float) -> Tilt:
-            return fold_tilts([*before, tilts[kind]], [*(1.0 for _ in before), strength])
+        def scaled(kind: str, strength: float, sharpness: float) -> Tilt:
+            return sharpened(fold_tilts([*before, tilts[kind]], [*(1.0 for _ in before), strength]), sharpness)
 
-        def tried(kind: str, strength: float) -> Trial:
-            return self.trial(kind, strength, heldout, scaled(kind, strength))
+        def tried(kind: str, strength: float, sharpness: float = 0.0) -> Trial:
+            return self.trial(kind, strength, sharpness, heldout, scaled(kind, strength, sharpness))
 
-        base = Trial("none", 0.0, self.run.step(f"{self.prefix}tilt-none", lambda: self.policy_rows(heldout, names)))
+        base = Trial(NONE, 0.0, self.run.step(f"{self.prefix}tilt-none", lambda: self.policy_rows(heldout, names)))
         limits = self.limits = self.limits or Limits.of(base.rows)
         trials = [tried(kind, strength) for kind in TRIALS if kind in tilts for strength in TRIALS[kind]]
         while self.further_trials < FURTHER_TRIALS and (further := next_trial(trials, limits)):
             trials.append(tried(*further))
             self.further_trials += 1
+        if "sharpness" in self.data.steers:
+            start = best_trial(trials, base, limits) or base
+            sharper = sharper_trials(start, lambda sharpness: tried(start.kind, start.strength, sharpness), limits)
+            trials += sharper
+            self.further_trials += len(sharper)
         best = best_trial(trials, base, limits)
         report = trial_report(base, trials, best)
         data = {"step": self.iteration, "tilts": [trial_data(trial, best) for trial in [base, *trials]]}
         self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", report, data))
-        return scaled(best.kind, best.strength) if best else policy
+        return scaled(best.kind, best.strength, best.sharpness) if best else policy
 
     def policy_rows(self, prompts: Sequence[Prompt], names: Sequence[tuple[str, str]]) -> list[JsonObject]:
         reported = self.data.policy is None and self.data.model.info.logprobs
         return rows_of_rollouts(self.run, prompts, names, None if reported else self.validation.rescore)
 
-    def trial(self, kind: str, strength: float, prompts: Sequence[Prompt], tilt: Tilt) -> Trial:
+    def trial(self, kind: str, strength: float, sharpness: float, prompts: Sequence[Prompt], tilt: Tilt) -> Trial:
         """The same seeds for every tilt of an iteration."""
         params = SearchParams(num_successors=TRIAL_SAMPLES, strength=1.0)
         size = self.validation.config.concurrency
@@ -98,9 +106,10 @@ class Tilting:
             self.validation.batch(shard, [self.trial_seed(prompt) for prompt in shard], params, None, tilt)
             for shard in shards
         ]
-        names = [f"{self.prefix}tilt-{kind}-{strength}-{number}" for number in range(len(shards))]
+        name = f"{self.prefix}tilt-{kind}-{strength}{f'-sharpness-{sharpness}' if sharpness else ''}"
+        names = [f"{name}-{number}" for number in range(len(shards))]
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
-        return Trial(kind, strength, rows)
+        return Trial(kind, strength, rows, sharpness)
 
     def trial_seed(self, prompt: Prompt) -> int:
         """Of an iteration: the policy that an earlier one chose was lucky with that one's."""
@@ -140,20 +149,21 @@ def rows_of_rollouts(
 
 def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> str:
     parts = [
-        f"{trial.kind} at {trial.strength:g}: {mean_and_error(trial.rewards)[0]:.3f} "
+        f"{trial.name}: {mean_and_error(trial.rewards)[0]:.3f} "
         f"(perplexity {perplexity(trial.rows):.1f}, distinct-2 {distinct_2(trial.rows):.2f})"
         for trial in [base, *trials]
     ]
-    chosen = f"{best.kind} at {best.strength:g}" if best else "none, because none is surely better"
+    chosen = best.name if best else "none, because none is surely better"
     return f"Tilts at one row, held-out reward: {'; '.join(parts)}. Chosen: {chosen}"
 
 
 def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
-    """Reward at one row, nats from the frozen model, perplexity and distinct-2 of a tilt at a strength."""
+    """Reward at one row, nats from the frozen model, perplexity and distinct-2 of a trial."""
     reward, error = mean_and_error(trial.rewards)
     return {
         "kind": trial.kind,
         "strength": trial.strength,
+        "sharpness": trial.sharpness,
         "reward": reward,
         "error": error,
         "kl": mean_and_error([row["kl"] for row in trial.rows])[0],
@@ -180,11 +190,18 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """A tilt at a strength on held-out prompts. ``rows``: what ``Validation.judge`` says of each prompt."""
+    """A tilt at a strength and then sharpened, on held-out prompts. ``rows``: what ``Validation.judge`` says of each
+    prompt."""
 
     kind: str
     strength: float
     rows: list[JsonObject]
+    sharpness: float = 0.0
+
+    @property
+    def name(self) -> str:
+        kind = "no tilt" if self.kind == NONE else f"{self.kind} at {self.strength:g}"
+        return f"{kind}, temperature {1 / (1 + self.sharpness):.2g}" if self.sharpness else kind
 
     @property
     def rewards(self) -> list[float]:
@@ -204,6 +221,17 @@ def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | N
         inside = [trial.strength for trial in of_kind if trial.strength < min(outside)]
         return best.kind, (min(outside) + max(inside, default=0.0)) / 2
     return (best.kind, 1.5 * best.strength) if best is of_kind[-1] else None
+
+
+def sharper_trials(start: Trial, tried: Callable[[float], Trial], limits: Limits) -> list[Trial]:
+    """``start`` ever sharper, up to the first trial that lowers its reward or leaves the limits."""
+    trials, reward = [], mean_and_error(start.rewards)[0]
+    for sharpness in SHARPNESS:
+        trials.append(tried(sharpness))
+        before, reward = reward, mean_and_error(trials[-1].rewards)[0]
+        if reward <= before or not limits.allow(trials[-1]):
+            break
+    return trials
 
 
 def best_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Trial | None:

@@ -261,7 +261,7 @@ def test_the_paper_preset_has_eight_tasks_and_five_seeds_of_the_main_methods() -
     config = BenchTasksConfig(**PRESETS["paper"])
     assert set(config.tasks) == TASKS.keys() - {NULL_TASK} and len(config.tasks) == 8
     assert {method for method in METHODS if config.seeds_for(method) == 5} == {
-        *("base", "best_of_n", "static_bias", "iro")
+        *("base", "best_of_n", "tempered", "static_bias", "iro")
     }
     assert {config.seeds_for(method) for method in METHODS} == {3, 5} and config.methods == METHOD_NAMES
     assert {name: len(config.tasks_of[name]) for name in ("dpo", "grpo")} == {"dpo": 3, "grpo": 3}

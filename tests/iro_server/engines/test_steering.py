@@ -18,7 +18,7 @@ from iro_server.engines.prompts import chat_prompt_ids
 from iro_server.engines.sample import divergence
 from iro_server.engines.steering import within_room
 from value_heads.prompt_features import FEATURES
-from value_heads.tilt import Tilt, zero_tilt
+from value_heads.tilt import Tilt, sharpened, zero_tilt
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,24 @@ def test_at_temperature_0_the_likeliest_token_of_the_proposal_is_taken(
     with_one = torch.cat([states, torch.ones(len(states), 1)], 1)
     added = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ engine.frozen.head_weight.T)
     assert chunk.tokens_RL[0].tolist() == (engine.frozen.logits(states) + added).argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("schema", [None, '{"type": "object", "properties": {"a": {"type": "string"}}}'])
+def test_a_sharpened_tilt_draws_what_the_tilt_draws_at_a_lower_temperature(
+    engine: EmbeddedEngine, prompt: list[int], tilt: Tilt, schema: str | None
+) -> None:
+    """Token for token, where the tilt is none and half as strong; its KL is from the frozen model at temperature 1."""
+    zero = zero_tilt(len(tilt.bias), tilt.token_factor.shape[1], (), tilt.stop_ids)
+    sampling = Sampling(seed=3, schema=schema, stop_ids=tilt.stop_ids)
+    cooler = extend(engine, prompt, None, replace(sampling, temperature=0.5))
+    chunk = extend(engine, prompt, Steering(sharpened(zero, 2.0), 0.5), sampling)
+    assert chunk.tokens_RL.tolist() == cooler.tokens_RL.tolist()
+    kl_RL = chunk.kl_RL
+    assert kl_RL is not None and torch.isfinite(kl_RL).all() and kl_RL.max() > 0
+    if schema is None:
+        logprobs = engine.frozen.logits(chunk.hidden[HEAD_STATE]).log_softmax(-1)
+        q = (logprobs * 2).log_softmax(-1)
+        assert torch.allclose(kl_RL, (q.exp() * (q - logprobs)).sum(-1).float(), atol=1e-3)
 
 
 def test_a_tilt_of_another_vocabulary_is_refused(engine: EmbeddedEngine, prompt: list[int]) -> None:

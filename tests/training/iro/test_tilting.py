@@ -22,7 +22,7 @@ from training.iro.job import JOB
 from training.iro.over_optimization import departures, measures, perplexity
 from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
-from training.iro.tilting import Limits, Trial, best_trial, next_trial, rows_of_rollouts
+from training.iro.tilting import SHARPNESS, Limits, Trial, best_trial, next_trial, rows_of_rollouts, sharper_trials
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
@@ -82,6 +82,26 @@ def test_a_further_strength_is_tried_about_that_of_the_highest_reward(
     """``rising``: strengths, by rising reward, and log-probabilities of ten tokens: -30.95 is allowed."""
     states = [trial("states", [0.6 + n / 10] * 4, p, s) for n, (s, p) in enumerate(rising)]
     assert next_trial([trial("words", [0.5] * 4), *states], LIMITS) == expected
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"),
+    [
+        ([(0.7, 1.0), (0.8, 1.0), (0.9, 1.0)], [0.5, 1.0, 2.0]),
+        ([(0.7, 1.0), (0.6, 1.0), (0.9, 1.0)], [0.5, 1.0]),
+        ([(0.5, 1.0)], [0.5]),
+        ([(0.7, 0.9), (0.8, 1.0)], [0.5]),
+    ],
+)
+def test_a_tilt_is_sharpened_while_its_reward_rises_inside_the_limits(
+    trials: list[tuple[float, float]], expected: list[float]
+) -> None:
+    """``trials``: reward and distinct-2 of each sharpness that could be tried; 0.6 is the tilt's own reward."""
+    of_sharpness = {
+        s: trial("words", [reward] * 4, distinct=d) for s, (reward, d) in zip(SHARPNESS, trials, strict=False)
+    }
+    sharper = sharper_trials(trial("words", [0.6] * 4), of_sharpness.__getitem__, LIMITS)
+    assert sharper == [of_sharpness[sharpness] for sharpness in expected]
 
 
 def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Path) -> None:
