@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -18,7 +19,8 @@ from value_heads.tilt import fold_tilts
 
 
 def compose(stacks: Sequence[ValueStack], weights: Sequence[float]) -> ValueStack:
-    """The sum as one stack; a single one of weight 1 is that stack itself.
+    """The sum as one stack; a single one of weight 1 is that stack itself. Negative weights take sharpness from others,
+    and leave the frozen model's own as it is.
 
     ValueError where the stacks are of models that differ in width, vocabulary or stop ids.
     """
@@ -28,6 +30,8 @@ def compose(stacks: Sequence[ValueStack], weights: Sequence[float]) -> ValueStac
     terms = [(scaled(head, weight), beta) for stack, weight in weighted for head, beta in stack.terms()]
     tilts = [(stack.tilt, weight) for stack, weight in weighted if stack.tilt is not None]
     tilt = fold_tilts([tilt for tilt, _ in tilts], [weight for _, weight in tilts]) if tilts else None
+    if tilt is not None and tilt.sharpness < 0:
+        tilt = replace(tilt, sharpness=0.0)
     return ValueStack([head for head, _ in terms], [beta for _, beta in terms], tilt)
 
 

@@ -36,8 +36,8 @@ class Tilt:
     """``bias``: [V]. ``state_factor``: [r, D + 1] and ``gates``: [F, D + 1], their last column a constant.
     ``token_factor``: [r, D]. ``ignored``: tokens whose words are not a prompt's own. ``stop_ids``: sorted.
     ``direction``: [D], and ``direction_error``: [], see ``tilt_export.constant_direction``; an adapter without a bias
-    needs them. ``word_sets``: more gates, of folded tilts whose jobs ignored other tokens. ``sharpness``: above -1;
-    alone it is the frozen model at a temperature of 1 / (1 + sharpness)."""
+    needs them. ``word_sets``: more gates, of folded tilts whose jobs ignored other tokens. ``sharpness``: at
+    least 0; alone it is the frozen model at a temperature of 1 / (1 + sharpness)."""
 
     bias: Tensor
     state_factor: Tensor
@@ -70,6 +70,10 @@ class Tilt:
             "sharpness": bool(self.sharpness),
         }
         return frozenset(part for part, needed in needs.items() if needed)
+
+    def temperature(self, strength: float = 1.0) -> float:
+        """Of q ∝ exp((logits + temperature strength (A - sharpness log pi_0)) / temperature), which is q."""
+        return 1 / (1 + strength * self.sharpness)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its parameters by name, as a file stores them."""

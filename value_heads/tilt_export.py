@@ -1,7 +1,8 @@
 """A tilt as other servers apply it: a LoRA adapter of the output head, and numbers for single tokens.
 
-A(s, a) = <B[a], A s> + static[a] + what depends on the prompt. The first part is an adapter (A: ``lora_A``, B:
-``lora_B``), the second a bias; the third, the gates on the prompt's and the response's words, no fixed file can hold.
+A(s, a) = <B[a], A s> + static[a] + what depends on the prompt + sharpness log pi_0(a|s). The first part is an adapter
+(A: ``lora_A``, B: ``lora_B``), the second a bias; the third, the gates on the prompt's and the response's words, no
+fixed file can hold; the fourth is a temperature (``Tilt.temperature``).
 Axes in tensor names: V vocabulary, D width, r rank, N states.
 """
 

@@ -33,6 +33,7 @@ def export(
     from iro_server.engines.describe import Description
     from iro_server.engines.output_head import read_output_head
     from value_heads import load_bundle
+    from value_heads.tilt import fold_tilts
     from value_heads.tilt_export import head_adapter, logit_bias, without_static, write_peft
 
     if out.exists():
@@ -49,8 +50,8 @@ def export(
             "this tilt depends on the words of prompt and response, which no adapter holds: serve it by Iro, "
             "or export the rest by --without-words"
         )
-    head = read_output_head(directory)
-    adapter = head_adapter(tilt, head.weight_VD)
+    head, temperature = read_output_head(directory), tilt.temperature()
+    adapter = head_adapter(fold_tilts([tilt], [temperature]), head.weight_VD)
     if format == "logit_bias":
         out.write_text(json.dumps(logit_bias(adapter.static, entries), indent=1) + "\n")
     elif format == "peft":
@@ -61,6 +62,8 @@ def export(
         write_peft(without_static(adapter, tilt.direction), out, model, head.name)
         error = float(tilt.direction_error) * float(adapter.static.square().mean().sqrt())
         typer.echo(f"The bias is one of the ranks: off by {error:.4f} (root mean square, in logits)")
+    if tilt.sharpness:
+        typer.echo(f"Sample at a temperature of {temperature:.4g}: the tilt sharpens the model, which no file holds")
     typer.echo(out)
 
 

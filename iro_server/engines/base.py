@@ -63,8 +63,9 @@ class Sampling:
 class Steering:
     """A tilt of the frozen model's logits: tokens are drawn from q(a|s) = pi_0(a|s) exp(strength A(s,a)) / Z(s).
 
-    pi_0 is at the sampling's temperature; top-p and top-k truncate q. ``max_kl``: nats, summed over a row's tokens, of
-    KL(q || pi_0). Where a step would exceed what is left of it, the step's strength is lowered.
+    The sampling's temperature is that of q, and of the pi_0 that KL is from; top-p and top-k truncate q. ``max_kl``:
+    nats, summed over a row's tokens, of KL(q || pi_0). Where a step would exceed what is left of it, the step's
+    strength is lowered.
     """
 
     tilt: Tilt

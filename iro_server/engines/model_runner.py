@@ -94,7 +94,7 @@ def _steered(groups: Sequence[SequenceGroup], logits_MV: torch.Tensor, uniforms_
     steered = [(group.steered, group.states) for group in groups if group.steered and group.states is not None]
     sampling = groups[0].sampling
     base_MV = tempered(logits_MV, sampling)
-    addition_MV = additions(steered, base_MV)
+    addition_MV = additions(steered, base_MV, sampling.temperature or 1.0)
     if any(rows.steering.max_kl is not None for rows, _ in steered):
         room_M = torch.cat([rows.room_M for rows, _ in steered]).to(logits_MV.device)
         addition_MV = within_room(base_MV, addition_MV, room_M)

@@ -43,9 +43,11 @@ class SteeredRows:
         return torch.full_like(self.kl_M, torch.inf) if limit is None else (limit - self.kl_M).clamp(min=0)
 
 
-def additions(sessions: Sequence[tuple[SteeredRows, torch.Tensor]], logits_MV: torch.Tensor) -> torch.Tensor:
+def additions(
+    sessions: Sequence[tuple[SteeredRows, torch.Tensor]], logits_MV: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
     """strength A(s, .) [M, V] of each session's states [M, D], one after another: one product for all that share a
-    tilt. ``logits_MV``: the frozen model's, tempered."""
+    tilt. ``logits_MV``: the frozen model's, at ``temperature``, which divides A too."""
     by_tilt: dict[BoundTilt, list[int]] = {}
     for place, (rows, _) in enumerate(sessions):
         by_tilt.setdefault(rows.bound, []).append(place)
@@ -55,7 +57,8 @@ def additions(sessions: Sequence[tuple[SteeredRows, torch.Tensor]], logits_MV: t
         steered = [sessions[place][0] for place in places]
         sums = bound.additions(torch.cat(states), [rows.features for rows in steered])
         for place, rows, part in zip(places, steered, sums.split([len(state) for state in states]), strict=True):
-            added[place] = part if rows.steering.strength == 1.0 else part * rows.steering.strength
+            scale = rows.steering.strength / temperature
+            added[place] = part if scale == 1.0 else part * scale
     parts_MV = logits_MV.split([len(state) for _, state in sessions])
     for place, (rows, _) in enumerate(sessions):
         if sharpness := rows.bound.sharpness * rows.steering.strength:

@@ -37,7 +37,8 @@ from value_heads.tilt import TiltPart
 log = logging.getLogger(__name__)
 
 
-BIASED_PARTS: frozenset[TiltPart] = frozenset({"bias", "words"})  # of a tilt, that ``logit_bias`` applies
+BIASED_PARTS: frozenset[TiltPart] = frozenset({"bias", "words", "sharpness"})
+"""Of a tilt, that ``logit_bias`` and a temperature apply."""
 ADAPTED_PARTS: frozenset[TiltPart] = BIASED_PARTS | {"states"}  # that an adapter applies too
 
 
@@ -129,6 +130,10 @@ class VLLMEngine(RemoteEngine):
     def _prepare(self, session: VLLMSession, steering: Steering | None, head_rows: torch.Tensor | None) -> None:
         """The session's adapter, and what it adds to a row's logits beside that."""
         tilt, strength = (steering.tilt, steering.strength) if steering else (None, 0.0)
+        if tilt is not None and tilt.sharpness:
+            temperature = tilt.temperature(strength)
+            session.sampling = replace(session.sampling, temperature=session.sampling.temperature * temperature)
+            strength *= temperature
         with self._preparing:
             static = self._adapters.of(tilt, strength, head_rows)
             if tilt is not None and self._groups is None:

@@ -18,7 +18,7 @@ from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable
 from iro_server.engines.vllm import VLLMEngine
 from value_heads.prompt_features import FEATURES
-from value_heads.tilt import Tilt, fold_tilts
+from value_heads.tilt import Tilt, fold_tilts, sharpened
 from value_heads.tilt_export import head_adapter, without_static
 
 pytestmark = [
@@ -139,13 +139,24 @@ def test_a_bias_without_an_adapter_draws_as_the_tilt_does(engine, served, model_
     bias = replace(only_bias(tilt), direction=None)
     tokens = torch.tensor(sampled(engine, prompt, Steering(bias, 2.0), range(16)))
     with VLLMEngine(model_dir, Endpoints((served.url,))) as without_adapters:
-        assert without_adapters.info.steers == {"bias", "words"}
+        assert without_adapters.info.steers == {"bias", "words", "sharpness"}
         with pytest.raises(ValueError, match="no tilt has states"):
             asyncio.run(without_adapters.open(prompt, Sampling(), (), Steering(without_words(tilt))))
     with torch.no_grad():
         static = head_adapter(bias, model.lm_head.weight).static
         probabilities = (model.lm_head(states[-1]) + 2.0 * static).softmax(-1)
     likeliest = probabilities.topk(5)
+    for probability, token in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
+        deviation = (probability * (1 - probability) / len(tokens)) ** 0.5
+        assert abs(float((tokens == token).float().mean()) - probability) < 4.5 * deviation
+
+
+@pytest.mark.slow(40)
+def test_a_sharpened_tilt_draws_as_in_process(engine, prompt, model, states, tilt) -> None:
+    """Shares of 512 draws, against the exact probabilities of the tilt at two thirds of the temperature."""
+    plain = without_words(tilt)
+    tokens = torch.tensor(sampled(engine, prompt, Steering(sharpened(plain, 0.5)), range(16)))
+    likeliest = (expected_logits(model, states, plain) * 1.5).softmax(-1).topk(5)
     for probability, token in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
         deviation = (probability * (1 - probability) / len(tokens)) ** 0.5
         assert abs(float((tokens == token).float().mean()) - probability) < 4.5 * deviation

@@ -17,7 +17,7 @@ from iro_server.engines.prepare import prepare_model
 from tests.iro_server.test_cli import iro
 from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
 from value_heads.prompt_features import FEATURES
-from value_heads.tilt import Tilt, zero_tilt
+from value_heads.tilt import Tilt, sharpened, zero_tilt
 
 STOP_IDS = (2,)
 LOADS_WITH_PEFT = """
@@ -96,6 +96,18 @@ def test_logit_bias_has_the_strongest_tokens(tmp_path: Path, tilt: Tilt, model_d
     bundle, out = saved(tmp_path / "bundle", only_bias, model_dir), tmp_path / "bias.json"
     assert iro("export", bundle, "--format", "logit_bias", "--out", str(out)).exit_code == 0
     assert json.loads(out.read_text()) == {"7": 2.0, "11": -3.0}
+
+
+def test_what_sharpens_the_model_is_told_as_a_temperature(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:
+    """Which the numbers of the file are for: they are those of the tilt before it was sharpened."""
+    bias = torch.zeros_like(tilt.bias)
+    bias[[7, 11]] = torch.tensor([2.0, -3.0])
+    zero = zero_tilt(len(bias), tilt.token_factor.shape[1], (), STOP_IDS)
+    bundle = saved(tmp_path / "bundle", sharpened(replace(zero, bias=bias), 1.0), model_dir)
+    out = tmp_path / "bias.json"
+    done = iro("export", bundle, "--format", "logit_bias", "--out", str(out))
+    assert json.loads(out.read_text()) == {"7": 2.0, "11": -3.0}
+    assert "Sample at a temperature of 0.5" in done.output
 
 
 def test_generate_applies_the_tilt_and_explains_it(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:

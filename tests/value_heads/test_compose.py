@@ -94,6 +94,14 @@ def test_two_tilts_draw_from_the_product_of_their_distributions(one: float, othe
     torch.testing.assert_close(drawn_by(composite.tilt), product / product.sum(), atol=1e-4, rtol=1e-3)
 
 
+def test_negative_weights_never_flatten_the_frozen_model() -> None:
+    heads = [LinearHead(FeatureSpec(summed=(0,), position=False), torch.zeros(SIZE), 0.0)]
+    sharp, sharper = (ValueStack(heads, [1.0], replace(random_tilt(0), sharpness=s)) for s in (0.5, 1.0))
+    for weights, expected in (((1.0, 0.5), 1.0), ((1.0, -0.25), 0.25), ((1.0, -2.0), 0.0)):
+        tilt = compose([sharp, sharper], weights).tilt
+        assert tilt is not None and tilt.sharpness == expected
+
+
 def test_what_does_not_fold_says_why() -> None:
     with pytest.raises(ValueError, match="stop at different tokens"):
         fold_tilts([random_tilt(0), replace(random_tilt(1), stop_ids=(1,))], [1.0, 1.0])

@@ -103,7 +103,7 @@ def test_a_fold_is_the_weighted_sum(strengths: list[float], seed: int) -> None:
 
 
 @settings(max_examples=25)
-@given(st.floats(-0.9, 4), st.floats(-0.5, 3), st.integers(0, 5))
+@given(st.floats(0, 4), st.floats(0, 3), st.integers(0, 5))
 def test_sharpening_is_a_temperature(sharpness: float, before: float, seed: int) -> None:
     """q^(1 + s), normalised, also of a tilt that is sharp already."""
     tilt, states, response = replace(random_tilt(seed), sharpness=before), torch.randn(3, WIDTH), [0, 6, 3]
@@ -114,7 +114,7 @@ def test_sharpening_is_a_temperature(sharpness: float, before: float, seed: int)
     assert torch.allclose(tilted.log_softmax(-1), expected.log_softmax(-1), atol=1e-3)
 
 
-@given(st.lists(st.floats(-1, 3), min_size=1, max_size=4))
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=4))
 def test_sharpness_of_a_fold_is_the_weighted_sum(sharpness: list[float]) -> None:
     tilts = [replace(random_tilt(0), sharpness=each) for each in sharpness]
     assert fold_tilts(tilts, [0.5] * len(tilts)).sharpness == pytest.approx(sum(sharpness) / 2)

@@ -68,7 +68,7 @@ def test_log_probabilities_are_the_frozen_models_and_ratios_those_of_the_proposa
     base = torch.log_softmax(engine.frozen.logits(states.flatten(0, 1)) / 0.8, -1)
     with_one = torch.cat([states.flatten(0, 1), torch.ones(states.shape[0] * states.shape[1], 1)], 1)
     added = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ engine.frozen.head_weight.T)
-    proposal = torch.log_softmax(base + 1.5 * added, -1)
+    proposal = torch.log_softmax(base + 1.5 * added / 0.8, -1)
     drawn = chunk.tokens_RL.flatten()[:, None]
     assert chunk.log_ratios_RL is not None and chunk.kl_RL is not None
     assert torch.allclose(chunk.logprobs_RL.flatten(), base.gather(1, drawn)[:, 0], atol=1e-3)
@@ -154,6 +154,16 @@ def test_a_sharpened_tilt_draws_what_the_tilt_draws_at_a_lower_temperature(
         logprobs = engine.frozen.logits(chunk.hidden[HEAD_STATE]).log_softmax(-1)
         q = (logprobs * 2).log_softmax(-1)
         assert torch.allclose(kl_RL, (q.exp() * (q - logprobs)).sum(-1).float(), atol=1e-3)
+
+
+def test_a_temperature_is_that_of_the_proposal(engine: EmbeddedEngine, prompt: list[int], tilt: Tilt) -> None:
+    """As of any model: of frozen model and tilt together."""
+    cooler = extend(engine, prompt, Steering(tilt), Sampling(seed=3, temperature=0.5))
+    sharper = extend(engine, prompt, Steering(sharpened(tilt, 1.0)), Sampling(seed=3))
+    assert cooler.tokens_RL.tolist() == sharper.tokens_RL.tolist()
+    logprobs = (engine.frozen.logits(cooler.hidden[HEAD_STATE]) * 2).log_softmax(-1)
+    drawn = logprobs.gather(2, cooler.tokens_RL[..., None])[..., 0]
+    torch.testing.assert_close(cooler.logprobs_RL, drawn, atol=1e-3, rtol=1e-4)
 
 
 def test_a_tilt_of_another_vocabulary_is_refused(engine: EmbeddedEngine, prompt: list[int]) -> None:
