@@ -20,6 +20,7 @@ from value_heads.prompt_features import FEATURES, FeatureSets, RowFeatures, Runn
 
 TiltPart = Literal["bias", "states", "words", "word_states", "word_sets", "sharpness"]
 TILT_PARTS: frozenset[TiltPart] = frozenset({"bias", "states", "words", "word_states", "word_sets", "sharpness"})
+LEAST_LOGIT = -1e4  # lower ones are those of tokens that cannot be drawn
 TENSORS = ("bias", "state_factor", "token_factor", "gates", "direction", "direction_error")
 
 
@@ -115,9 +116,10 @@ def sharpened(tilt: Tilt, sharpness: float) -> Tilt:
     return replace(scaled, sharpness=scaled.sharpness + sharpness)
 
 
-def sharpening(logits_MV: Tensor, sharpness: float) -> Tensor:
-    """sharpness log pi_0(a|s) less that of the likeliest token, [M, V]; 0 where a token cannot be drawn."""
-    return ((logits_MV - logits_MV.amax(-1, keepdim=True)) * sharpness).masked_fill(logits_MV == -torch.inf, 0.0)
+def with_sharpness(addition_MV: Tensor, logits_MV: Tensor, sharpness: float) -> Tensor:
+    """The addition and sharpness log pi_0(a|s), [M, V], up to a constant of s; finite for tokens that cannot be
+    drawn."""
+    return torch.add(addition_MV, logits_MV.clamp(min=LEAST_LOGIT), alpha=sharpness) if sharpness else addition_MV
 
 
 def _fold_gates(scaled: Sequence[tuple[Tilt, float]]) -> dict[tuple[int, ...], Tensor]:
@@ -176,7 +178,7 @@ class BoundTilt:
         features = self.start(prompt_ids)
         features.along(tokens)
         addition_TV = self.additions(states_TD, [features])
-        return addition_TV + sharpening(logits_TV, self.sharpness) if self.sharpness else addition_TV
+        return with_sharpness(addition_TV, logits_TV, self.sharpness)
 
 
 def affine(states_MD: Tensor, weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from iro_server.engines.base import Steering
 from iro_server.engines.sample import divergence
-from value_heads.tilt import BoundTilt, sharpening
+from value_heads.tilt import BoundTilt, with_sharpness
 
 LEAST_ROOM = 1e-3  # nats: what is less is none. KL is quadratic in the strength, so that rounding would choose it
 BISECTIONS = 12  # of a step's strength where ``max_kl`` leaves less room than it would take
@@ -61,8 +61,8 @@ def additions(
             added[place] = part if scale == 1.0 else part * scale
     parts_MV = logits_MV.split([len(state) for _, state in sessions])
     for place, (rows, _) in enumerate(sessions):
-        if sharpness := rows.bound.sharpness * rows.steering.strength:
-            added[place] = added[place] + sharpening(parts_MV[place], sharpness)
+        sharpness = rows.bound.sharpness * rows.steering.strength
+        added[place] = with_sharpness(added[place], parts_MV[place], sharpness)
     return torch.cat([added[place] for place in range(len(sessions))])
 
 

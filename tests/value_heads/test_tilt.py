@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from value_heads.prompt_features import FEATURES, TokenGroups, candidate_features, common_tokens
-from value_heads.tilt import BoundTilt, Tilt, fold_tilts, sharpened, sharpening, zero_tilt
+from value_heads.tilt import BoundTilt, Tilt, fold_tilts, sharpened, with_sharpness, zero_tilt
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt, tilt_loss
 
 WORDS = ["Ġriver", "river", "River", "Ġlamp", "Ġa", "a", ".", "<end>", "Ġ", "ĠLAMP", "Ġsea", "sea"]
@@ -122,8 +122,11 @@ def test_sharpness_of_a_fold_is_the_weighted_sum(sharpness: list[float]) -> None
 
 
 def test_tokens_that_cannot_be_drawn_stay_so_when_sharpened() -> None:
-    logits = torch.tensor([[1.0, -torch.inf, 3.0]])
-    assert sharpening(logits, 0.5).tolist() == [[-1.0, 0.0, 0.0]]
+    """Their share of KL, probability 0 times what is added, is 0 and no NaN."""
+    logits, addition = torch.tensor([[1.0, -torch.inf, 3.0]]), torch.tensor([[0.5, 0.5, -0.5]])
+    added = with_sharpness(addition, logits, 0.5)
+    assert added.isfinite().all() and added[0, [0, 2]].tolist() == [1.0, 1.0]
+    assert (logits + added).softmax(-1)[0, 1] == 0
 
 
 def test_common_tokens_are_those_of_more_than_half_of_the_prompts() -> None:
