@@ -18,7 +18,8 @@ from benchmarks.quality_report import distinct, interval
 from iro_server import JsonObject
 
 ResultRow = JsonObject
-COMPARED_WITH = (("base", 1), ("best_of_n", None), ("best_of_n", 16), ("tempered", None), ("static_bias", None))
+SAMPLED = ("best_of_n", "tempered")
+COMPARED_WITH = (("base", 1), *((name, rows) for name in SAMPLED for rows in (None, 16)), ("static_bias", None))
 """Methods, and their rows: None for as many as the method that is compared has."""
 RIVALS = (("vas", 1), ("args", 1), *((name, 16) for name in ("blockwise", "smc", "dvts")))
 """Methods that ``OURS`` are compared with too."""
@@ -100,7 +101,7 @@ def comparisons(rows: Sequence[ResultRow]) -> list[JsonObject]:
     for task, method, count in settings:
         for other, fixed_count in (*COMPARED_WITH, *(RIVALS if (method, count) in OURS else ())):
             other_count = fixed_count or count
-            is_repeated = fixed_count == count and other == "best_of_n"
+            is_repeated = fixed_count == count and other in SAMPLED
             if method == other or is_repeated or (task, other, other_count) not in settings:
                 continue
             first, second = lines_by_seed(rows, task, method, count), lines_by_seed(rows, task, other, other_count)

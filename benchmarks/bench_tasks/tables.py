@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.bench_tasks.temperatures import pick_of
 from benchmarks.tables import interval_text, table
 from iro_server import JsonObject
 
@@ -33,12 +34,13 @@ def rewards(content: JsonObject) -> str:
 FEWEST, MORE, MOST = slice(1), slice(1, None), slice(-1, None)  # of the numbers of rows that a method was run with
 SHORT = (
     ("base", FEWEST, "frozen model"),
+    ("tempered", FEWEST, "the same at its best temperature"),
     ("best_of_n", MOST, "best by the grader"),
-    ("static_bias", FEWEST, "static bias"),
+    ("tempered", MOST, "the same at its best temperature"),
+    ("static_bias", FEWEST, "static bias at its best temperature"),
     ("iro", FEWEST, "Iro"),
-    ("iro", MORE, "Iro, search by value"),
-    ("iro_samples", MOST, "Iro, samples picked by value"),
-    ("iro_best_of_n", MOST, "Iro, samples picked by the grader"),
+    ("iro", MORE, "Iro, picked by value"),
+    ("iro_best_of_n", MOST, "Iro, picked by the grader"),
 )
 
 
@@ -160,6 +162,25 @@ def strengths(content: JsonObject) -> str:
         if "strength" in row
     ]
     return table(["task", "method", "seed", "validation reward by strength", "chosen"], lines)
+
+
+def temperatures(content: JsonObject) -> str:
+    """What validation prompts chose the temperatures of rivals by, at one row and at more; those whose text left the
+    limits of a job's tilts were not taken."""
+    head = ["task, method, seed and temperature", *COUNTED.values(), "taken for"]
+    lines = []
+    for tuning in [row for row in content["tuning"] if "strength" not in row]:
+        usual = [trial for trial in tuning["tried"] if trial["usual"]] or tuning["tried"][:1]
+        best = {count: max(usual, key=lambda trial, rows=count: pick_of(trial["rewards"], rows)) for count in COUNTED}
+        for trial in tuning["tried"]:
+            name = f"{tuning['task']}, {tuning['method']}, {tuning['seed']}, {1 / (1 + trial['sharpness']):.2f}"
+            taken = ", ".join(label for count, label in COUNTED.items() if best[count] is trial)
+            means = [f"{pick_of(trial['rewards'], count):.2f}" for count in COUNTED]
+            lines.append([name, *means, taken if trial["usual"] else "outside the limits"])
+    return table(head, lines)
+
+
+COUNTED = {1: "one sample", 4: "best of four", 16: "best of sixteen"}
 
 
 def jobs(content: JsonObject) -> str:

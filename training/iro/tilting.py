@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from iro_server.decoding.base import SearchParams
@@ -82,9 +83,8 @@ class Tilting:
         while self.further_trials < FURTHER_TRIALS and (further := next_trial(trials, limits)):
             trials.append(tried(*further))
             self.further_trials += 1
-        if "sharpness" in self.data.steers:
-            start = best_trial(trials, base, limits) or base
-            sharper = sharper_trials(start, lambda sharpness: tried(start.kind, start.strength, sharpness), limits)
+        for start in starts(trials, base, limits) if "sharpness" in self.data.steers else ():
+            sharper = sharper_trials(start, partial(tried, start.kind, start.strength), limits)
             trials += sharper
             self.further_trials += len(sharper)
         best = best_trial(trials, base, limits)
@@ -184,8 +184,11 @@ class Limits(NamedTuple):
         return cls(MOST_PERPLEXITY * perplexity(frozen), LEAST_DISTINCT_2 * distinct_2(frozen))
 
     def allow(self, trial: Trial) -> bool:
-        repeats = distinct_2(trial.rows) < self.least_distinct_2  # not where answers are single tokens
-        return perplexity(trial.rows) <= self.most_perplexity and not repeats
+        return perplexity(trial.rows) <= self.most_perplexity and not self.repeats(trial)
+
+    def repeats(self, trial: Trial) -> bool:
+        """Not where answers are single tokens, which have no distinct-2."""
+        return distinct_2(trial.rows) < self.least_distinct_2
 
 
 @dataclass(frozen=True)
@@ -223,13 +226,21 @@ def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | N
     return (best.kind, 1.5 * best.strength) if best is of_kind[-1] else None
 
 
+def starts(trials: Sequence[Trial], base: Trial, limits: Limits) -> list[Trial]:
+    """The trials to be sharpened: the best one, or none of the tilts; and that of the highest reward, whose text may be
+    too unlikely as it is, but not at a lower temperature."""
+    highest = max([base, *trials], key=lambda trial: mean_and_error(trial.rewards)[0])
+    best = best_trial(trials, base, limits) or base
+    return [best] if highest is best or limits.repeats(highest) else [best, highest]
+
+
 def sharper_trials(start: Trial, tried: Callable[[float], Trial], limits: Limits) -> list[Trial]:
-    """``start`` ever sharper, up to the first trial that lowers its reward or leaves the limits."""
+    """``start`` ever sharper, up to the first trial that does not raise its reward, or that repeats itself."""
     trials, reward = [], mean_and_error(start.rewards)[0]
     for sharpness in SHARPNESS:
         trials.append(tried(sharpness))
         before, reward = reward, mean_and_error(trials[-1].rewards)[0]
-        if reward <= before or not limits.allow(trials[-1]):
+        if reward <= before or limits.repeats(trials[-1]):
             break
     return trials
 

@@ -12,7 +12,7 @@ from iro_server.alignment.definition import AlignmentOptions
 
 ACTIVATION_BYTES = 2  # half precision
 HELDOUT_SHARE = 0.2  # of an iteration's prompts
-TILT_TRIALS, TRIAL_SAMPLES = 12, 8  # tilts that are tried, and completions of each held-out prompt
+TILT_TRIALS, TRIAL_SAMPLES = 15, 8  # tilts that are tried, and completions of each held-out prompt
 BETA_TRIALS = 3
 NumCalls = Callable[[int], int]
 

@@ -116,7 +116,7 @@ def test_the_cost_counts_rollouts_and_validations():
     )
     rollouts, validations = job_work(options, Rows(48))  # 8 of them reserved, 20 an iteration, 4 of these held out
     assert num_completions(rollouts) == 2 * 20 * (4 + 2)  # half as many again of the tilt
-    choosing, baseline, check = 2 * 4 * 12 * 8, 4 * 4, 4 * (4 + 2)
+    choosing, baseline, check = 2 * 4 * 15 * 8, 4 * 4, 4 * (4 + 2)
     assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 3 * 2 + 3 * 2)
     with_validation = Rows(48, validation=6)  # 3 and 3
     assert num_completions(job_work(options, with_validation)[0]) == 2 * 24 * (4 + 2)
@@ -135,7 +135,7 @@ def test_the_cost_counts_rollouts_and_validations():
 def test_the_cost_counts_what_the_trainer_tries():
     """The server does not import the trainer."""
     assert cost.HELDOUT_SHARE == HELDOUT_SHARE
-    assert num_trials(frozenset({"states"})) + FURTHER_TRIALS + len(SHARPNESS) == cost.TILT_TRIALS
+    assert num_trials(frozenset({"states"})) + FURTHER_TRIALS + 2 * len(SHARPNESS) == cost.TILT_TRIALS
     assert cost.TRIAL_SAMPLES == TRIAL_SAMPLES
     assert len(BETA_GRID) == cost.BETA_TRIALS
     options = AlignmentOptions(beam_width=2, num_successors=8)

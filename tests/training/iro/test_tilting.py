@@ -22,7 +22,16 @@ from training.iro.job import JOB
 from training.iro.over_optimization import departures, measures, perplexity
 from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
-from training.iro.tilting import SHARPNESS, Limits, Trial, best_trial, next_trial, rows_of_rollouts, sharper_trials
+from training.iro.tilting import (
+    SHARPNESS,
+    Limits,
+    Trial,
+    best_trial,
+    next_trial,
+    rows_of_rollouts,
+    sharper_trials,
+    starts,
+)
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
@@ -102,6 +111,16 @@ def test_a_tilt_is_sharpened_while_its_reward_rises_inside_the_limits(
     }
     sharper = sharper_trials(trial("words", [0.6] * 4), of_sharpness.__getitem__, LIMITS)
     assert sharper == [of_sharpness[sharpness] for sharpness in expected]
+
+
+def test_an_unlikely_tilt_of_the_highest_reward_is_sharpened_too() -> None:
+    """Lower temperatures make a text likelier; they make none less repetitive."""
+    likely, unlikely = trial("words", [0.6] * 4), trial("states", [0.9] * 4, -32.5)
+    assert starts([likely, unlikely], BASE, LIMITS) == [likely, unlikely]
+    assert starts([unlikely], BASE, LIMITS) == [BASE, unlikely]
+    assert starts([likely, trial("words", [0.5] * 4, -32.5)], BASE, LIMITS) == [likely]
+    assert starts([likely, trial("bias", [0.9] * 4, -32.5, distinct=0.9)], BASE, LIMITS) == [likely]
+    assert starts([trial("words", [0.1] * 4, -32.5)], BASE, LIMITS) == [BASE]
 
 
 def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Path) -> None:
