@@ -75,7 +75,7 @@ def measured(url: str, task: Task, seed: int, prompts: int, folder: Path) -> Jso
     from iro_server.graders.asking import Asker
     from iro_server.graders.parsing import parse_grader
     from iro_server.graders.posting import Endpoint
-    from training.iro.logit_bias import JOB, NO_BIAS, BiasFit, LogitBiasConfig
+    from training.iro.logit_bias import JOB, BiasFit, Decoding, LogitBiasConfig
     from training.iro.seeds import VALIDATION
     from training.run import Run
 
@@ -96,12 +96,12 @@ def measured(url: str, task: Task, seed: int, prompts: int, folder: Path) -> Jso
     with closing(Asker(Endpoint(url, "", quoted=True))) as asker, parse_grader(config.grader) as grader:
         fit = BiasFit(config, Run(folder / "run", seed), asker, grader)
         rows = fit.parts.check
-        bias = {int(token): value for token, value in result["logit_bias"].items()}
-        plain = fit.sample("check-0", rows, NO_BIAS, VALIDATION)
+        chosen = Decoding(**result["request"])
+        plain = fit.sample("check-0", rows, fit.plain, VALIDATION)
         samplings = {
             "plain": plain,
-            "requested": fit.sample("check-requested", with_request(rows, REQUESTS[task.name]), NO_BIAS, VALIDATION),
-            "biased": fit.sample("check-bias", rows, bias, VALIDATION) if bias else plain,
+            "requested": fit.sample("check-requested", with_request(rows, REQUESTS[task.name]), fit.plain, VALIDATION),
+            "biased": plain if chosen == fit.plain else fit.sample("check-chosen", rows, chosen, VALIDATION),
         }
     rewards, judgements = {}, {}
     for name, parts in samplings.items():

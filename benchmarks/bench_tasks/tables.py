@@ -37,7 +37,7 @@ SHORT = (
     ("tempered", FEWEST, "the same at its best temperature"),
     ("best_of_n", MOST, "best by the grader"),
     ("tempered", MOST, "the same at its best temperature"),
-    ("static_bias", FEWEST, "static bias at its best temperature"),
+    ("static_bias", FEWEST, "static bias"),
     ("iro", FEWEST, "Iro"),
     ("iro", MORE, "Iro, picked by value"),
     ("iro_best_of_n", MOST, "Iro, picked by the grader"),

@@ -95,8 +95,11 @@ def test_a_bias_fitted_through_the_endpoint_raises_the_reward_there(config, tmp_
     result = JOB.execute(config, tmp_path / "run")
     assert result["improved"] and result["strength"] >= 4.0
     assert result["gain"] > result["gain_error"] > 0
-    bias = json.loads((tmp_path / "run" / "logit_bias.json").read_text())
-    assert 0 < len(bias) <= 300 and bias == result["logit_bias"]
+    request = json.loads((tmp_path / "run" / "request.json").read_text())
+    assert 0 < len(request["logit_bias"]) <= 300 and request["temperature"] == result["request"]["temperature"] <= 1
+    messages = [{"role": "user", "content": "Go on: The film was"}]
+    client = openai.OpenAI(base_url=config["url"], api_key="none", max_retries=0, timeout=600)
+    assert client.chat.completions.create(model=config["model"], messages=messages, max_tokens=4, **request).choices
     assert JOB.execute(config, tmp_path / "run") == result
 
 

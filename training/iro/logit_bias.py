@@ -1,10 +1,10 @@
-"""A bias for a model behind a chat endpoint: the strongest entries of a static tilt, fitted from its own answers.
+"""What a request to a closed chat endpoint should set: a temperature, and the strongest entries of a static tilt.
 
 The endpoint offers ``/chat/completions`` with ``logit_bias`` and nothing more, as closed models do. Its answers are
 sampled and graded, a number for each token is fitted by ridge regression (``value_heads.bias_fit``), held-out prompts
-choose the strength among those whose answers repeat themselves no more than plain ones do, and other prompts compare
-the biased model with the plain one. Reconstruction: the static term of a
-tilt (``value_heads.tilt``) is all that such an endpoint applies.
+choose the strength and then the temperature among those whose answers repeat themselves no more than plain ones do, and
+other prompts compare that request with the plain one. Reconstruction: the static term and the sharpness of a tilt
+(``value_heads.tilt``) are all that such an endpoint applies.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ LIMIT = 100.0  # what the API clamps an entry to
 SHARD = 16  # prompts that are asked at once
 MIN_PROMPTS = 12
 MOST_DOUBLINGS = 2  # of the largest strength, while it is the best
+COOLER = (2 / 3, 1 / 2, 1 / 3)  # times the temperature, tried in this order while the reward rises
 Bias = dict[int, float]
-NO_BIAS: Bias = {}
 
 
 class LogitBiasConfig(JobConfig):
@@ -55,7 +55,7 @@ class LogitBiasConfig(JobConfig):
     grader: JsonObject = Field(description="The reward, in OpenAI's shape.")
     samples_per_prompt: int = Field(8, ge=2, le=128, description="Plain samples of each prompt.")
     max_tokens: int = Field(64, ge=1, description="Maximum length of a completion.")
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    temperature: float = Field(1.0, gt=0, description="Of plain samples. Lower ones are tried on held-out prompts.")
     entries: int = Field(300, ge=1, description="Entries of logit_bias. OpenAI takes 300.")
     strengths: tuple[float, ...] = Field(
         (2.0, 4.0, 8.0, 16.0),
@@ -72,22 +72,41 @@ class LogitBiasConfig(JobConfig):
 
 
 class Parts(NamedTuple):
-    """Rows by purpose. ``held_out``: choose the strength. ``check``: compare the biased model with the plain one."""
+    """Rows by purpose. ``held_out``: choose strength and temperature. ``check``: compare with plain requests."""
 
     train: list[JsonObject]
     held_out: list[JsonObject]
     check: list[JsonObject]
 
 
+class Decoding(NamedTuple):
+    """What a request sets beside its messages."""
+
+    logit_bias: Bias
+    temperature: float
+
+
+class Setting(NamedTuple):
+    """``strength``: of the bias, 0 for none."""
+
+    strength: float
+    temperature: float
+
+
 class Trial(NamedTuple):
-    """Answers on held-out prompts at one strength: the mean reward of each prompt's, and the distinct-2 of each."""
+    """Answers on held-out prompts in one setting: the mean reward of each prompt's, and the distinct-2 of each."""
 
     rewards: list[float]
     distinct_2: list[float]
 
+    @property
+    def reward(self) -> float:
+        return mean_and_error(self.rewards)[0]
+
 
 def run(config: LogitBiasConfig, run: Run) -> JsonObject:
-    """``logit_bias`` of the chosen strength, none where no strength is surely better, and what it is worth."""
+    """``request``: the chosen ``logit_bias`` and ``temperature``, those of plain samples where no others are surely
+    better; and what it is worth."""
     endpoint = Endpoint(config.url, os.environ.get(KEY_VARIABLE, ""), quoted=True)
     with closing(Asker(endpoint)) as asker, parse_grader(config.grader) as grader:
         if grader.compares:
@@ -106,54 +125,82 @@ class BiasFit:
         self.tokens = 0  # that the endpoint counted
 
     def run_all(self) -> JsonObject:
-        sampled = self.sample("rollouts", self.parts.train, NO_BIAS, ROLLOUTS)
+        plain = Setting(0.0, self.config.temperature)
+        sampled = self.sample("rollouts", self.parts.train, self.plain, ROLLOUTS)
         static_V = self.run.step("fit", lambda: self.fit(sampled), "fitting")
-        base = self.trial(0.0, NO_BIAS)
+        base = self.trial(plain, static_V)
         trials = self.try_strengths(static_V, base)
-        chosen = best_strength(trials, base)
-        bias = self.entries(static_V * chosen) if chosen is not None else NO_BIAS
-        result = self.check(bias) | {"strength": chosen, "logit_bias": bias}
-        (self.run.folder / "logit_bias.json").write_text(json.dumps(bias, indent=1) + "\n")
-        by_strength = {f"{strength:g}": trial for strength, trial in ({0.0: base} | trials).items()}
+        trials |= self.try_temperatures(static_V, base, trials)
+        chosen = best_setting(trials, base) or plain
+        decoding = self.decoding(chosen, static_V)
+        result = self.check(decoding) | {"strength": chosen.strength, "request": decoding._asdict()}
+        (self.run.folder / "request.json").write_text(json.dumps(decoding._asdict(), indent=1) + "\n")
         return result | {
-            "trials": {name: mean_and_error(trial.rewards)[0] for name, trial in by_strength.items()},
-            "distinct_2": {name: float(np.nanmedian(trial.distinct_2)) for name, trial in by_strength.items()},
+            "trials": [
+                setting._asdict() | {"reward": trial.reward, "distinct_2": float(np.nanmedian(trial.distinct_2))}
+                for setting, trial in ({plain: base} | trials).items()
+            ],
             "tokens": self.tokens,
         }
 
-    def try_strengths(self, static_V: torch.Tensor, base: Trial) -> dict[float, Trial]:
-        trials = {
-            strength: self.trial(strength, self.entries(static_V * strength)) for strength in self.config.strengths
-        }
+    @property
+    def plain(self) -> Decoding:
+        return Decoding({}, self.config.temperature)
+
+    def try_strengths(self, static_V: torch.Tensor, base: Trial) -> dict[Setting, Trial]:
+        settings = [Setting(strength, self.config.temperature) for strength in self.config.strengths]
+        trials = {setting: self.trial(setting, static_V) for setting in settings}
         for _ in range(MOST_DOUBLINGS):
             largest = max(trials)
-            if best_strength(trials, base) != largest:
+            if best_setting(trials, base) != largest:
                 break
-            trials[2 * largest] = self.trial(2 * largest, self.entries(static_V * 2 * largest))
+            doubled = largest._replace(strength=2 * largest.strength)
+            trials[doubled] = self.trial(doubled, static_V)
         return trials
 
-    def trial(self, strength: float, bias: Bias) -> Trial:
-        parts = self.sample(f"trial-{strength:g}", self.parts.held_out, bias, TILT)
+    def try_temperatures(
+        self, static_V: torch.Tensor, base: Trial, tried: Mapping[Setting, Trial]
+    ) -> dict[Setting, Trial]:
+        """The best setting, or the plain one, at lower temperatures, up to the first that does not raise the reward."""
+        start = best_setting(tried, base) or Setting(0.0, self.config.temperature)
+        trials: dict[Setting, Trial] = {}
+        before = tried.get(start, base)
+        for share in COOLER:
+            setting = start._replace(temperature=share * self.config.temperature)
+            trials[setting] = trial = self.trial(setting, static_V)
+            if trial.reward <= before.reward or repeats(trial, base):
+                break
+            before = trial
+        return trials
+
+    def trial(self, setting: Setting, static_V: torch.Tensor) -> Trial:
+        cooler = f"-temperature-{setting.temperature:.3g}" if setting.temperature != self.config.temperature else ""
+        name = f"trial-{setting.strength:g}{cooler}"
+        parts = self.sample(name, self.parts.held_out, self.decoding(setting, static_V), TILT)
         texts = [text for part in parts for group in part["texts"] for text in group]
         tokens = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         return Trial(rewards_of(parts), [measures(answer, 0.0)["distinct_2"] for answer in tokens])
 
-    def sample(self, name: str, rows: Sequence[JsonObject], bias: Bias, stream: int) -> list[JsonObject]:
+    def decoding(self, setting: Setting, static_V: torch.Tensor) -> Decoding:
+        bias = self.entries(static_V * setting.strength) if setting.strength else {}
+        return Decoding(bias, setting.temperature)
+
+    def sample(self, name: str, rows: Sequence[JsonObject], decoding: Decoding, stream: int) -> list[JsonObject]:
         """Graded answers to each row, shard by shard: ``texts`` and ``rewards`` [rows, samples] and ``tokens``."""
         shards = [range(start, min(start + SHARD, len(rows))) for start in range(0, len(rows), SHARD)]
         with self.run.progress(name, len(shards)) as advance:
             parts = []
             for number, places in enumerate(shards):
                 seeds = [self.run.derive_seed(stream, place) % 2**31 for place in places]
-                chosen = [rows[place] for place in places]
-                parts.append(self.run.step(f"{name}-{number}", partial(self.ask, chosen, seeds, bias), "sampling"))
+                ask = partial(self.ask, [rows[place] for place in places], seeds, decoding)
+                parts.append(self.run.step(f"{name}-{number}", ask, "sampling"))
                 advance()
         self.tokens += sum(part["tokens"] for part in parts)
         return parts
 
-    def ask(self, rows: Sequence[JsonObject], seeds: Sequence[int], bias: Bias) -> JsonObject:
+    def ask(self, rows: Sequence[JsonObject], seeds: Sequence[int], decoding: Decoding) -> JsonObject:
         """AlignError for a request that the endpoint refuses, or a text that cannot be graded."""
-        requests = [self.request(row, seed, bias) for row, seed in zip(rows, seeds, strict=True)]
+        requests = [self.request(row, seed, decoding) for row, seed in zip(rows, seeds, strict=True)]
         answers = self.asker.ask(requests)
         if errors := [answer.error for answer in answers if answer.error]:
             raise AlignError(f"{self.config.url}: {errors[0]}", "endpoint_error", "url")
@@ -166,12 +213,13 @@ class BiasFit:
         tokens = sum(answer.tokens for answer in answers)
         return {"texts": texts, "rewards": [[g.reward for g in group] for group in rewards], "tokens": tokens}
 
-    def request(self, row: JsonObject, seed: int, bias: Bias) -> JsonObject:
+    def request(self, row: JsonObject, seed: int, decoding: Decoding) -> JsonObject:
         messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
         config = self.config
         body = {"model": config.model, "messages": messages, "n": config.samples_per_prompt, "seed": seed}
-        body |= {"max_tokens": config.max_tokens, "temperature": config.temperature}
-        return body | ({"logit_bias": {str(token): value for token, value in bias.items()}} if bias else {})
+        body |= {"max_tokens": config.max_tokens, "temperature": decoding.temperature}
+        bias = {str(token): value for token, value in decoding.logit_bias.items()}
+        return body | ({"logit_bias": bias} if bias else {})
 
     def fit(self, sampled: Sequence[JsonObject]) -> torch.Tensor:
         """[V], in standard deviations of the reward within a prompt. AlignError where all rewards are equal."""
@@ -193,21 +241,24 @@ class BiasFit:
     def entries(self, static_V: torch.Tensor) -> Bias:
         return logit_bias(static_V.clamp(-LIMIT, LIMIT), self.config.entries)
 
-    def check(self, bias: Bias) -> JsonObject:
-        """The biased model against the plain one on prompts that chose nothing: mean rewards and the paired gain."""
-        plain = rewards_of(self.sample("check-0", self.parts.check, NO_BIAS, VALIDATION))
-        biased = rewards_of(self.sample("check-bias", self.parts.check, bias, VALIDATION)) if bias else plain
-        gain, error = mean_and_error([new - old for new, old in zip(biased, plain, strict=True)])
+    def check(self, decoding: Decoding) -> JsonObject:
+        """The chosen request against the plain one on prompts that chose nothing: mean rewards and the paired gain."""
+        plain, chosen = (self.checked(each) for each in (self.plain, decoding))
+        gain, error = mean_and_error([new - old for new, old in zip(chosen, plain, strict=True)])
         improved = gain - 1.96 * error > 0
-        message = f"Held-out reward {mean_and_error(biased)[0]:.3f}, plain {mean_and_error(plain)[0]:.3f}"
+        message = f"Held-out reward {mean_and_error(chosen)[0]:.3f}, plain {mean_and_error(plain)[0]:.3f}"
         self.run.emit("message", message, level="info" if improved else "warn")
         return {
             "improved": improved,
             "baseline": mean_and_error(plain)[0],
-            "reward": mean_and_error(biased)[0],
+            "reward": mean_and_error(chosen)[0],
             "gain": gain,
             "gain_error": 1.96 * error,
         }
+
+    def checked(self, decoding: Decoding) -> list[float]:
+        name = "check-0" if decoding == self.plain else "check-chosen"
+        return rewards_of(self.sample(name, self.parts.check, decoding, VALIDATION))
 
 
 def split_rows(config: LogitBiasConfig, rng: np.random.Generator) -> Parts:
@@ -238,14 +289,14 @@ def rewards_of(parts: Sequence[JsonObject]) -> list[float]:
     return [mean_and_error(rewards)[0] for part in parts for rewards in part["rewards"]]
 
 
-def best_strength(trials: Mapping[float, Trial], base: Trial) -> float | None:
-    """The strength of the highest reward among those whose answers do not repeat themselves; None unless it is above
-    the plain model's by twice the error of the paired difference."""
-    varied = {strength: trial.rewards for strength, trial in trials.items() if not repeats(trial, base)}
+def best_setting(trials: Mapping[Setting, Trial], base: Trial) -> Setting | None:
+    """The setting of the highest reward among those whose answers do not repeat themselves; None unless it is above
+    the plain one's by twice the error of the paired difference."""
+    varied = {setting: trial for setting, trial in trials.items() if not repeats(trial, base)}
     if not varied:
         return None
-    best = max(varied, key=lambda strength: mean_and_error(varied[strength])[0])
-    gain, error = mean_and_error([new - old for new, old in zip(varied[best], base.rewards, strict=True)])
+    best = max(varied, key=lambda setting: varied[setting].reward)
+    gain, error = mean_and_error([new - old for new, old in zip(varied[best].rewards, base.rewards, strict=True)])
     return best if gain > 2 * error else None
 
 
@@ -256,7 +307,7 @@ def repeats(trial: Trial, base: Trial) -> bool:
 
 JOB = Job(
     name="align.logit_bias",
-    summary="A logit_bias for a model behind a chat endpoint, from its own graded answers",
+    summary="A logit_bias and a temperature for a model behind a chat endpoint, from its own graded answers",
     Config=LogitBiasConfig,
     run=run,
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.iro.data import AlignError
-from training.iro.logit_bias import LogitBiasConfig, Trial, best_strength, split_rows
+from training.iro.logit_bias import LogitBiasConfig, Setting, Trial, best_setting, split_rows
 from value_heads.bias_fit import fit_bias
 
 
@@ -53,15 +53,18 @@ def trial(*rewards: float, distinct_2: float = 0.95) -> Trial:
     return Trial(list(rewards), [distinct_2] * 4)
 
 
-def test_a_strength_is_chosen_only_where_it_is_surely_better():
-    assert best_strength({2.0: trial(0.5, 1.4, 0.6, 1.5), 4.0: trial(0.9, 1.9, 1.0, 2.0)}, BASE) == 4.0
-    assert best_strength({2.0: trial(1.0, 0.2, 0.0, 1.0), 4.0: trial(0.0, 1.0, 0.0, 1.0)}, BASE) is None
+WEAK, STRONG, COOL = Setting(2.0, 1.0), Setting(4.0, 1.0), Setting(2.0, 0.5)
 
 
-def test_a_strength_whose_answers_repeat_themselves_is_not_taken():
+def test_a_setting_is_chosen_only_where_it_is_surely_better():
+    assert best_setting({WEAK: trial(0.5, 1.4, 0.6, 1.5), STRONG: trial(0.9, 1.9, 1.0, 2.0)}, BASE) == STRONG
+    assert best_setting({WEAK: trial(1.0, 0.2, 0.0, 1.0), COOL: trial(0.0, 1.0, 0.0, 1.0)}, BASE) is None
+
+
+def test_a_setting_whose_answers_repeat_themselves_is_not_taken():
     repetitive = trial(0.9, 1.9, 1.0, 2.0, distinct_2=0.5)
-    assert best_strength({2.0: trial(0.5, 1.4, 0.6, 1.5), 4.0: repetitive}, BASE) == 2.0
-    assert best_strength({4.0: repetitive}, BASE) is None
+    assert best_setting({WEAK: trial(0.5, 1.4, 0.6, 1.5), COOL: repetitive}, BASE) == WEAK
+    assert best_setting({COOL: repetitive}, BASE) is None
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, float("nan"), float("inf")])
