@@ -130,7 +130,9 @@ class AlignmentOptions(BaseModel):
         description="Maximum length of a completion, in the job and by default in its model. `auto` takes the length "
         "within which nine in ten of the frozen model's completions that stop do so, up to 512 tokens.",
     )
-    temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature of the frozen model.")
+    temperature: float = Field(
+        1.0, gt=0, le=2, description="Sampling temperature of the frozen model. A job with `tilt` tries lower ones too."
+    )
     value_model: Literal["linear", "mlp", "lora", "auto"] = Field(
         "linear",
         description="`linear` and `mlp` read the frozen model's own features: its hidden states or, over HTTP, its "
