@@ -122,7 +122,7 @@ class Alignment:
         if self.draws(step):
             return serve(self.run, self.validation, step, prompts, self.stack, self.base_rows)
         valid = self.validation.validate(f"{step}-valid", prompts, search, self.stack, f"iteration {step}")
-        return Served(search, valid, [])
+        return Served(search, valid, [], departures(self.base_rows, valid.rows))
 
     def draws(self, step: int) -> bool:
         """Whether the step's rollouts are plain draws, of the frozen model or of a tilted policy: what tilts fit."""
@@ -357,13 +357,14 @@ class Alignment:
         compared with the frozen model on the check prompts."""
         ranked = report.best(history, report.KEPT_CHECKPOINTS)
         best_steps = [row["step"] for row in ranked]
-        best = ranked[first_usual(base, [self.served[step].validated.rows for step in best_steps])]
+        candidates = [self.served[step] for step in best_steps]
+        best = ranked[first_usual(base, [(each.validated.rows, each.outside) for each in candidates])]
         served = self.served[best["step"]]
         base_mean, base_error = mean_and_error([row["mean"] for row in base])
         self.final_check(best, served)
-        outside = departures(base, served.validated.rows)
-        if outside:
-            self.run.emit("message", warning(outside), {"code": CODE, "measures": outside}, level="warn")
+        if served.outside:
+            data = {"code": CODE, "measures": served.outside}
+            self.run.emit("message", warning(served.outside), data, level="warn")
         served_mean = mean_and_error([row["value_pick"] for row in served.validated.rows])[0]
         reward = f"{served_mean:.3f}, {base_mean:.3f} of the frozen model"
         self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
@@ -372,7 +373,7 @@ class Alignment:
             "max_tokens": self.config.max_tokens,
             "search": served.params.model_dump(),
             "prices": served.prices,
-            "over_optimization": outside,
+            "over_optimization": served.outside,
             "best_checkpoint": best["path"],
             "trained_tokens": sum(row["trained_tokens"] for row in history),
             "baseline": {

@@ -50,13 +50,16 @@ def rises(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> bool:
     return gain > 2 * error
 
 
-def departures(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> list[JsonObject] | None:
+def departures(
+    base: Sequence[JsonObject], aligned: Sequence[JsonObject], sharpened: bool = False
+) -> list[JsonObject] | None:
     """The measures by which the aligned model's text leaves the frozen model's range, where its reward rises.
 
     A measure leaves the range where at most ``TAIL`` of the frozen model's completions are as far on one side as the
     median of the aligned model's. Both lists hold a row of ``Validation`` for each of the same prompts. Returns the
     measure, the aligned median, and the frozen model's quantiles at ``TAIL`` and 1 - ``TAIL``. None where the rows come
-    from a version that did not measure them.
+    from a version that did not measure them. ``sharpened``: the aligned model samples at a lower temperature, at which
+    any text is likelier: a low perplexity is no departure then.
     """
     if not all("completions" in row for row in [*base, *aligned]):
         return None
@@ -69,19 +72,24 @@ def departures(base: Sequence[JsonObject], aligned: Sequence[JsonObject]) -> lis
         if not len(frozen_N) or not len(picks_N):
             continue
         median = float(np.median(picks_N))
-        if min((frozen_N <= median).mean(), (frozen_N >= median).mean()) <= TAIL:
+        tails = {"low": (frozen_N <= median).mean(), "high": (frozen_N >= median).mean()}
+        if sharpened and name == "perplexity":
+            del tails["low"]
+        if min(tails.values()) <= TAIL:
             low, high = np.quantile(frozen_N, [TAIL, 1 - TAIL]).tolist()
             outside.append({"measure": name, "median": median, "frozen_low": low, "frozen_high": high})
     return outside
 
 
-def first_usual(base: Sequence[JsonObject], candidates: Sequence[Sequence[JsonObject]]) -> int:
+def first_usual(
+    base: Sequence[JsonObject], candidates: Sequence[tuple[Sequence[JsonObject], Sequence[JsonObject] | None]]
+) -> int:
     """The index of the first of the aligned models that are above the frozen model and write like it, else 0.
 
-    All hold rows of ``Validation`` on the same prompts.
+    ``candidates``: rows of ``Validation`` on the same prompts as ``base``, and their ``departures``.
     """
-    for place, aligned in enumerate(candidates):
-        if rises(base, aligned) and writes_alike(departures(base, aligned)):
+    for place, (aligned, outside) in enumerate(candidates):
+        if rises(base, aligned) and writes_alike(outside):
             return place
     return 0
 

@@ -35,13 +35,14 @@ def serve(
         name: validation.validate(f"{prefix}serve-{step_name(config, params)}", prompts, params, stack, name)
         for name, params in by_name.items()
     }
-    outside = {name: departures(frozen, valid.rows) for name, valid in validated.items()}
+    sharpened = stack.tilt is not None and stack.tilt.sharpness > 0
+    outside = {name: departures(frozen, valid.rows, sharpened) for name, valid in validated.items()}
     ways = {name: valid.rows for name, valid in validated.items()}
     chosen = best_way(frozen, ways, outside, {name: params.rows for name, params in by_name.items()})
     prices = [price(name, by_name[name], valid, outside[name]) for name, valid in validated.items()]
     report, data = price_report(prices, chosen), {"step": step, "prices": prices, "chosen": chosen}
     run.step(f"{prefix}serve-report", lambda: run.emit("message", report, data))
-    return Served(by_name[chosen], validated[chosen], prices)
+    return Served(by_name[chosen], validated[chosen], prices, outside[chosen])
 
 
 def step_name(config: AlignConfig, params: SearchParams) -> str:
@@ -55,11 +56,12 @@ def step_name(config: AlignConfig, params: SearchParams) -> str:
 class Served:
     """``prices``: of each way to serve the model, its rows, and reward, perplexity, KL and departures from the frozen
     model's text on validation prompts. One that departs by more than its length is served only where no other is above
-    the frozen model."""
+    the frozen model. ``outside``: the departures of the chosen way."""
 
     params: SearchParams
     validated: Validated
     prices: list[JsonObject]
+    outside: list[JsonObject] | None
 
 
 def price(name: str, params: SearchParams, valid: Validated, outside: list[JsonObject] | None) -> JsonObject:

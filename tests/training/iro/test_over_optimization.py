@@ -50,6 +50,16 @@ def test_text_like_the_frozen_models_and_a_reward_that_does_not_rise_raise_no_al
     assert departures(rows(0.0, FROZEN), rows(0.01, [repeated])) == []
 
 
+def test_text_at_a_lower_temperature_may_be_likelier_but_not_repeat_itself() -> None:
+    likelier, unlikelier, repeated = (measures(list(range(10)), logprob) for logprob in (-1.0, -90.0, -1.0))
+    repeated["distinct_2"] = 0.1
+    departed = [
+        departures(rows(0.0, FROZEN), rows(1.0, [aligned]), sharpened=True) or []
+        for aligned in (likelier, unlikelier, repeated)
+    ]
+    assert [[part["measure"] for part in each] for each in departed] == [[], ["perplexity"], ["distinct_2"]]
+
+
 def test_rows_without_measures_give_no_verdict() -> None:
     old = [{"value_pick": 1.0, "mean": 1.0}]
     assert departures(old, old) is None
@@ -59,10 +69,14 @@ def test_the_first_model_above_the_frozen_one_that_writes_like_it_is_chosen() ->
     typical, repeated, long = FROZEN[10], measures([7] * 10, -20.0), measures(list(range(60)), -120.0)
     exploiting, usual, low = rows(3.0, [repeated]), rows(2.0, [typical]), rows(0.01, [typical])
     frozen = rows(0.0, FROZEN)
-    assert first_usual(frozen, [exploiting, usual]) == 1
-    assert first_usual(frozen, [usual, exploiting]) == 0
-    assert first_usual(frozen, [exploiting, low]) == 0  # nothing else is above the frozen model
-    assert first_usual(frozen, [rows(3.0, [long]), usual]) == 0  # a grader may want another length
+
+    def first(*candidates: list[dict[str, Any]]) -> int:
+        return first_usual(frozen, [(aligned, departures(frozen, aligned)) for aligned in candidates])
+
+    assert first(exploiting, usual) == 1
+    assert first(usual, exploiting) == 0
+    assert first(exploiting, low) == 0  # nothing else is above the frozen model
+    assert first(rows(3.0, [long]), usual) == 0  # a grader may want another length
 
 
 @pytest.mark.slow(8)
