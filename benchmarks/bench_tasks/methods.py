@@ -109,15 +109,18 @@ class Iro:
 
 
 def validated_search(piece: Piece, rows: int) -> SearchParams:
-    """Of the ways to serve the job's model, that of the highest reward on validation prompts with as many rows; where
-    the job tried none with as many, the best one's chunks."""
+    """Of the ways to serve the job's model, that of the highest reward on validation prompts with as many rows, among
+    those that write like the frozen model if there are any; where the job tried none with as many, the best one's
+    chunks."""
     from iro_server.decoding.base import SearchParams
+    from training.iro.over_optimization import writes_alike
 
     searches = [price for price in piece.trained.prices if price["rows"] > 1]
     tried = [price for price in searches if price["rows"] == rows] or searches
     if not tried:
         return iro_search(rows, piece.config.chunk_length)
-    search = SearchParams.model_validate(max(tried, key=lambda price: price["reward"])["search"])
+    usual = [price for price in tried if writes_alike(price["over_optimization"])] or tried
+    search = SearchParams.model_validate(max(usual, key=lambda price: price["reward"])["search"])
     return search.overridden({"rows": rows}) if search.rows != rows else search
 
 

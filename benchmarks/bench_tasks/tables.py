@@ -79,7 +79,7 @@ def training_cost(content: JsonObject, method: str) -> list[str]:
     if method in UNTRAINED:
         return ["", ""]
     of_method = [row for row in content["training"] if row.get("method") == method]
-    jobs = of_method or [row for row in content["training"] if "method" not in row]
+    jobs = of_method or [row for row in content["training"] if "method" not in row and method != "tempered"]
     tuning = [row for row in content.get("tuning", ()) if row["method"] == method]
     return [
         f"{(mean_of(jobs, name) or 0) + (mean_of(tuning, name) or 0):.0f}" for name in ("base_tokens", "reward_calls")
