@@ -162,8 +162,8 @@ def test_a_temperature_is_that_of_the_proposal(engine: EmbeddedEngine, prompt: l
     sharper = extend(engine, prompt, Steering(sharpened(tilt, 1.0)), Sampling(seed=3))
     assert cooler.tokens_RL.tolist() == sharper.tokens_RL.tolist()
     logprobs = (engine.frozen.logits(cooler.hidden[HEAD_STATE]) * 2).log_softmax(-1)
-    drawn = logprobs.gather(2, cooler.tokens_RL[..., None])[..., 0]
-    torch.testing.assert_close(cooler.logprobs_RL, drawn, atol=1e-3, rtol=1e-4)
+    expected = logprobs.gather(2, cooler.tokens_RL[..., None])[..., 0]
+    torch.testing.assert_close(cooler.logprobs_RL, expected, atol=1e-3, rtol=1e-4)
 
 
 def test_a_tilt_of_another_vocabulary_is_refused(engine: EmbeddedEngine, prompt: list[int]) -> None:
