@@ -125,7 +125,7 @@ class BiasFit:
         self.tokens = 0  # that the endpoint counted
 
     def run_all(self) -> JsonObject:
-        plain = Setting(0.0, self.config.temperature)
+        plain = self.plain_setting
         sampled = self.sample("rollouts", self.parts.train, self.plain, ROLLOUTS)
         static_V = self.run.step("fit", lambda: self.fit(sampled), "fitting")
         base = self.trial(plain, static_V)
@@ -142,6 +142,10 @@ class BiasFit:
             ],
             "tokens": self.tokens,
         }
+
+    @property
+    def plain_setting(self) -> Setting:
+        return Setting(0.0, self.config.temperature)
 
     @property
     def plain(self) -> Decoding:
@@ -162,7 +166,7 @@ class BiasFit:
         self, static_V: torch.Tensor, base: Trial, tried: Mapping[Setting, Trial]
     ) -> dict[Setting, Trial]:
         """The best setting, or the plain one, at lower temperatures, up to the first that does not raise the reward."""
-        start = best_setting(tried, base) or Setting(0.0, self.config.temperature)
+        start = best_setting(tried, base) or self.plain_setting
         trials: dict[Setting, Trial] = {}
         before = tried.get(start, base)
         for share in COOLER:
