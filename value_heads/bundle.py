@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TENSORS, MANIFEST = "value.safetensors", "manifest.json"
 TILT = "tilt"
-FORMAT_VERSION: Literal[5] = 5
+FORMAT_VERSION: Literal[6] = 6
 
 
 class BundleMismatch(ValueError):
@@ -68,12 +68,12 @@ class Manifest(BaseModel):
     """The manifest of a bundle. ``kind`` selects which of ``heads`` and ``lora`` is set.
 
     Format 2 added ``tilt``, format 3 ``ended`` features, format 4 the layer HEAD_STATE, format 5 a tilt's
-    ``sharpness``; a bundle of an earlier format is read as one without.
+    ``sharpness``, format 6 what it reads of a response's length; a bundle of an earlier format is read as one without.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: Literal[1, 2, 3, 4, 5]
+    format_version: Literal[1, 2, 3, 4, 5, 6]
     kind: Literal["heads", "lora"]
     model_hash: str
     template_hash: str

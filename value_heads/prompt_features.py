@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from value_heads.length_features import Lengths, Spelling
 
 FEATURES = ("prompt", "prompt_repeated", "repeated", "continues_prompt", "stop")
 """prompt: a word of the prompt that the response lacks; prompt_repeated: one that it has; repeated: a word that the
@@ -35,6 +37,7 @@ class TokenGroups:
         numbers: dict[str, int] = {}
         words = [_word(piece) if piece else f"\0{token}" for token, piece in enumerate(pieces)]
         self.group_V = torch.tensor([numbers.setdefault(word, len(numbers)) for word in words])
+        self._spelling = [Spelling.of(piece or "", WORD_START) for piece in pieces]
         self._order = torch.argsort(self.group_V, stable=True)
         self._start = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(self.group_V).cumsum(0)]).tolist()
 
@@ -50,6 +53,14 @@ class TokenGroups:
     def of(self, tokens: Iterable[int]) -> list[int]:
         """The group of each token."""
         return list(self.group_V[list(tokens)].tolist())
+
+    def lengthened(self, lengths: Lengths, token: int) -> Lengths:
+        """Of a response with one more token."""
+        return lengths.followed_by(self._spelling[token])
+
+    def lengths(self, tokens: Iterable[int]) -> list[Lengths]:
+        """Of a response before each of its tokens, and after the last."""
+        return list(accumulate(tokens, self.lengthened, initial=Lengths()))
 
     def members(self, groups: Iterable[int]) -> Tensor:
         """The tokens of these groups, [n] int64."""
@@ -84,6 +95,7 @@ class Row:
     in_prompt: Tensor
     others: Tensor
     last: int
+    lengths: Lengths
 
 
 class RunningFeatures:
@@ -104,7 +116,9 @@ class RunningFeatures:
             following.setdefault(first, []).append(second)
         self._following = {first: groups.members(seconds) for first, seconds in following.items()}
         nothing = torch.empty(0, dtype=torch.int64)
-        self.rows = [Row(frozenset(), torch.zeros(len(prompt.words), dtype=torch.bool), nothing, prompt.last)]
+        self.rows = [
+            Row(frozenset(), torch.zeros(len(prompt.words), dtype=torch.bool), nothing, prompt.last, Lengths())
+        ]
 
     def select(self, parents: Sequence[int]) -> None:
         """Keep these rows, in this order; repeats allowed."""
@@ -140,14 +154,15 @@ class RunningFeatures:
 
     def _taken(self, row: Row, token: int) -> Row:
         word = int(self.groups.group_V[token])
+        lengths = self.groups.lengthened(row.lengths, token)
         if word in row.words:
-            return Row(row.words, row.in_prompt, row.others, word)
+            return Row(row.words, row.in_prompt, row.others, word, lengths)
         if word in self._place:
             in_prompt = row.in_prompt.clone()
             in_prompt[self._place[word]] = True
-            return Row(row.words | {word}, in_prompt, row.others, word)
+            return Row(row.words | {word}, in_prompt, row.others, word, lengths)
         others = torch.cat([row.others, self.groups.members([word])])
-        return Row(row.words | {word}, row.in_prompt, others, word)
+        return Row(row.words | {word}, row.in_prompt, others, word, lengths)
 
     def add(self, addition_MV: Tensor, gates_MF: Tensor) -> None:
         """Add sum_f gate_f f(a), in place."""

@@ -1,27 +1,38 @@
 """Tilts: what a value function adds to the frozen model's logits before a token is drawn.
 
-A(s, a) = bias[a] + <U s, R E[a]> + sum_f gate_f(s) f(a) + sharpness log pi_0(a|s), where s is the state that the
-output head reads, E[a] the head's row of token a, and f(a) says what the prompt and the response hold of a
-(``prompt_features``). The proposal is q(a|s) = pi_0(a|s) exp(A(s,a)) / Z(s). Reconstruction: the papers tilt by a
-second model's forward pass; this form needs none. Axes in tensor names: V vocabulary, D width, r rank, M rows, F
-features.
+A(s, a) = bias[a] + <U s + P n, R E[a]> + sum_f gate_f(s) f(a) + stop(a) <p, n> + sharpness log pi_0(a|s), where s is
+the state that the output head reads, E[a] the head's row of token a, f(a) says what the prompt and the response hold of
+a (``prompt_features``), stop(a) whether it is a stop token, and n how long the response is (``length_features``). The
+proposal is q(a|s) = pi_0(a|s) exp(A(s,a)) / Z(s). Reconstruction: the papers tilt by a second model's forward pass;
+this form needs none. Axes in tensor names: V vocabulary, D width, r rank, M rows, F features, L length features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from value_heads.length_features import NUM_LENGTH_FEATURES, length_features
 from value_heads.prompt_features import FEATURES, FeatureSets, RowFeatures, RunningFeatures, TokenGroups
 
-TiltPart = Literal["bias", "states", "words", "word_states", "word_sets", "sharpness"]
-TILT_PARTS: frozenset[TiltPart] = frozenset({"bias", "states", "words", "word_states", "word_sets", "sharpness"})
+TiltPart = Literal["bias", "states", "words", "word_states", "word_sets", "lengths", "sharpness"]
+TILT_PARTS: frozenset[TiltPart] = frozenset(get_args(TiltPart))
+STOP = FEATURES.index("stop")
 LEAST_LOGIT = -1e4  # lower ones are those of tokens that cannot be drawn
-TENSORS = ("bias", "state_factor", "token_factor", "gates", "direction", "direction_error")
+TENSORS = (
+    "bias",
+    "state_factor",
+    "token_factor",
+    "gates",
+    "direction",
+    "direction_error",
+    "length_factor",
+    "length_stop",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +48,9 @@ class Tilt:
     """``bias``: [V]. ``state_factor``: [r, D + 1] and ``gates``: [F, D + 1], their last column a constant.
     ``token_factor``: [r, D]. ``ignored``: tokens whose words are not a prompt's own. ``stop_ids``: sorted.
     ``direction``: [D], and ``direction_error``: [], see ``tilt_export.constant_direction``; an adapter without a bias
-    needs them. ``word_sets``: more gates, of folded tilts whose jobs ignored other tokens. ``sharpness``: at
-    least 0; alone it is the frozen model at a temperature of 1 / (1 + sharpness)."""
+    needs them. ``word_sets``: more gates, of folded tilts whose jobs ignored other tokens. ``length_factor``: P,
+    [r, L], and ``length_stop``: p, [L]; None where it does not read the response's length. ``sharpness``: at least 0;
+    alone it is the frozen model at a temperature of 1 / (1 + sharpness)."""
 
     bias: Tensor
     state_factor: Tensor
@@ -49,6 +61,8 @@ class Tilt:
     direction: Tensor | None = None
     direction_error: Tensor | None = None
     word_sets: tuple[WordGates, ...] = ()
+    length_factor: Tensor | None = None
+    length_stop: Tensor | None = None
     sharpness: float = 0.0
 
     @property
@@ -59,8 +73,8 @@ class Tilt:
     @property
     def parts(self) -> frozenset[TiltPart]:
         """What a server must be able to do: add a ``bias``, read the model's ``states``, read the ``words`` of prompt
-        and response, weigh them by the state (``word_states``), read them in several ways (``word_sets``), and scale
-        the frozen model's logits (``sharpness``)."""
+        and response, weigh them by the state (``word_states``), read them in several ways (``word_sets``), count the
+        response's ``lengths``, and scale the frozen model's logits (``sharpness``)."""
         word_gates, stop_gate = self.gates[:-1], self.gates[-1]
         needs: dict[TiltPart, bool] = {
             "bias": bool(self.bias.any()) or bool(stop_gate[-1]) or bool(self.state_factor[:, -1:].any()),
@@ -68,6 +82,7 @@ class Tilt:
             "words": self.reads_words,
             "word_states": bool(word_gates[:, :-1].any()),
             "word_sets": bool(self.word_sets),
+            "lengths": any(part is not None and bool(part.any()) for part in (self.length_factor, self.length_stop)),
             "sharpness": bool(self.sharpness),
         }
         return frozenset(part for part, needed in needs.items() if needed)
@@ -106,6 +121,7 @@ def fold_tilts(tilts: Sequence[Tilt], strengths: Sequence[float]) -> Tilt:
         direction=directed.direction,
         direction_error=directed.direction_error,
         word_sets=tuple(WordGates(gates, ignored) for ignored, gates in word_sets),
+        **_fold_lengths(scaled),
         sharpness=sum(tilt.sharpness * strength for tilt, strength in scaled),
     )
 
@@ -136,6 +152,19 @@ def _fold_gates(scaled: Sequence[tuple[Tilt, float]]) -> dict[tuple[int, ...], T
     return sums
 
 
+def _fold_lengths(scaled: Sequence[tuple[Tilt, float]]) -> dict[str, Tensor]:
+    """Their length factors one after another, zeros where a tilt reads no length, and the sum of their stop gates."""
+    if all(tilt.length_factor is None for tilt, _ in scaled):
+        return {}
+    factors, stops = [], []
+    for tilt, strength in scaled:
+        zero = tilt.bias.new_zeros(len(tilt.state_factor), NUM_LENGTH_FEATURES)
+        factors.append(zero if tilt.length_factor is None else tilt.length_factor * strength)
+        if tilt.length_stop is not None:
+            stops.append(tilt.length_stop * strength)
+    return {"length_factor": torch.cat(factors), "length_stop": torch.stack(stops).sum(0)}
+
+
 class BoundTilt:
     """A tilt with the output head and the vocabulary of the model that it steers.
 
@@ -151,6 +180,10 @@ class BoundTilt:
         self.bias_V = tilt.bias.float().to(device)
         self.state_factor = tilt.state_factor.float().to(device)
         self.gates = torch.cat([tilt.gates, *(part.gates for part in tilt.word_sets)]).float().to(device)
+        self.length_factor, self.length_stop = (
+            part.float().to(device) if part is not None and "lengths" in tilt.parts else None
+            for part in (tilt.length_factor, tilt.length_stop)
+        )
         self.token_rV = tilt.token_factor.float().to(device) @ head_VD.float().T
         self.stop_ids = torch.tensor(tilt.stop_ids, dtype=torch.int64)
         self.sharpness = tilt.sharpness
@@ -163,8 +196,13 @@ class BoundTilt:
     def additions(self, states_MD: Tensor, sessions: Sequence[RowFeatures]) -> Tensor:
         """A(s, .) [M, V] float32 without the sharpness, of the rows of these sessions one after another."""
         states_MD = states_MD.float()
-        gates_MF = affine(states_MD, self.gates)
-        addition_MV = torch.addmm(self.bias_V, affine(states_MD, self.state_factor), self.token_rV)
+        gates_MF, states_Mr = affine(states_MD, self.gates), affine(states_MD, self.state_factor)
+        if self.length_factor is not None and self.length_stop is not None:
+            lengths = [row.lengths for features in sessions for row in features.rows]
+            lengths_ML = length_features(lengths).to(states_MD.device)
+            states_Mr += lengths_ML @ self.length_factor.T
+            gates_MF[:, STOP] += lengths_ML @ self.length_stop
+        addition_MV = torch.addmm(self.bias_V, states_Mr, self.token_rV)
         start = 0
         for features in sessions:
             rows = slice(start, start + len(features.rows))

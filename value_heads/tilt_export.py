@@ -15,10 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from value_heads.prompt_features import FEATURES
-from value_heads.tilt import Tilt
+from value_heads.tilt import STOP, Tilt
 
-STOP = FEATURES.index("stop")
 PENALTY = 1e-3  # of the direction's ridge regression, relative to the states' mean square
 HELDOUT_SHARE = 4  # one state in so many measures the direction's error
 

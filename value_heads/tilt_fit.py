@@ -3,7 +3,8 @@
 Per state, and without bounds on A, the minimum is A(s,a) = E[r - b | s, a] / beta up to a constant of s: the soft
 advantage. b is the prompt's mean reward, pi the policy of the rollouts. Both terms are exact sums over candidates: the
 likeliest tokens and the drawn one; A is 0 on the rest. Reconstruction (token-values.md): no paper fits this form.
-Axes in tensor names: N positions of all rollouts, K candidates, F features, D width, V vocabulary.
+Axes in tensor names: N positions of all rollouts, K candidates, F features, D width, V vocabulary,
+L length features.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from value_heads.length_features import NUM_LENGTH_FEATURES
 from value_heads.prompt_features import FEATURES
-from value_heads.tilt import Tilt
+from value_heads.tilt import STOP, Tilt
 
 MAX_RATIO = 4.0  # of a rewarded token's probability: beyond it more of the same counts for nothing
 
@@ -24,7 +26,8 @@ MAX_RATIO = 4.0  # of a rewarded token's probability: beyond it more of the same
 class TiltRows:
     """Positions of rollouts. ``states_ND``: what the token was drawn from. ``candidates_NK``: token ids.
     ``logprobs_NK``: theirs under the policy of the rollouts. ``features_NKF``: bool. ``drawn_N``: the drawn token's
-    place among the candidates. ``advantages_N``: of its rollout, in standard deviations."""
+    place among the candidates. ``advantages_N``: of its rollout, in standard deviations. ``lengths_NL``: of the
+    response before the token."""
 
     states_ND: Tensor
     candidates_NK: Tensor
@@ -32,6 +35,7 @@ class TiltRows:
     features_NKF: Tensor
     drawn_N: Tensor
     advantages_N: Tensor
+    lengths_NL: Tensor
 
     def __len__(self) -> int:
         return len(self.drawn_N)
@@ -56,6 +60,7 @@ class TiltFit:
     constant_rate: float = 3e-2
     bias_rate: float = 2e-3
     factor_rate: float = 5e-4
+    length_rate: float = 1e-2
     decay: float = 1e-4
 
 
@@ -76,6 +81,8 @@ class _Parameters:
         self.token_rD = (torch.randn(rank, width, generator=generator) / width**0.5).requires_grad_()
         self.constant_F = torch.zeros(len(FEATURES), requires_grad=True)
         self.gates_FD = torch.zeros(len(FEATURES), width, requires_grad=True)
+        self.length_rL = torch.zeros(rank, NUM_LENGTH_FEATURES, requires_grad=True)
+        self.length_stop_L = torch.zeros(NUM_LENGTH_FEATURES, requires_grad=True)
         self.gate_scale = width**-0.5
 
     def groups(self, fit: TiltFit) -> list[dict[str, object]]:
@@ -84,19 +91,24 @@ class _Parameters:
             {"params": [self.state_rD, self.token_rD], "lr": fit.factor_rate},
             {"params": [self.constant_F], "lr": fit.constant_rate},
             {"params": [self.gates_FD], "lr": fit.gate_rate},
+            {"params": [self.length_rL, self.length_stop_L], "lr": fit.length_rate},
         ]
 
     def additions(self, rows: TiltRows, place_NK: Tensor) -> Tensor:
         """A of the candidates, [N, K]."""
         states = (rows.states_ND - self.mean_D) / self.sd_D
         token_Ur = self.head_UD @ self.token_rD.T
-        low_rank = torch.einsum("nr,nkr->nk", states @ self.state_rD.T, token_Ur[place_NK])
+        states_Nr = states @ self.state_rD.T + rows.lengths_NL @ self.length_rL.T
+        low_rank = torch.einsum("nr,nkr->nk", states_Nr, token_Ur[place_NK])
         gates_NF = self.constant_F + states @ self.gates_FD.T * self.gate_scale
         gated = torch.einsum("nf,nkf->nk", gates_NF, rows.features_NKF.float())
-        return self.bias_U[place_NK] + low_rank + gated
+        stop_N = rows.lengths_NL @ self.length_stop_L
+        return self.bias_U[place_NK] + low_rank + gated + stop_N[:, None] * rows.features_NKF[..., STOP]
 
     def penalty(self) -> Tensor:
-        return torch.stack([p.square().sum() for p in (self.bias_U, self.state_rD, self.token_rD, self.gates_FD)]).sum()
+        of_lengths = (self.length_rL, self.length_stop_L)
+        parameters = (self.bias_U, self.state_rD, self.token_rD, self.gates_FD, *of_lengths)
+        return torch.stack([p.square().sum() for p in parameters]).sum()
 
     @torch.no_grad()
     def tilt(self, zero: Tilt) -> Tilt:
@@ -114,6 +126,8 @@ class _Parameters:
             state_factor=torch.cat([state_rD, offset_r[:, None]], 1),
             token_factor=token_rD,
             gates=torch.cat([gates_FD, constant_F[:, None]], 1),
+            length_factor=self.length_rL.detach().clone(),
+            length_stop=self.length_stop_L.detach().clone(),
         )
 
 

@@ -25,7 +25,10 @@ def export(
     model: Annotated[str, typer.Option("--model", help="A model directory, or a name to prepare.")] = DEFAULT_MODEL,
     entries: Annotated[int, typer.Option(min=1, help="Of logit_bias, the strongest; OpenAI takes 300.")] = ENTRIES,
     without_words: Annotated[
-        bool, typer.Option("--without-words", help="Leave out what depends on the words of prompt and response.")
+        bool,
+        typer.Option(
+            "--without-words", help="Leave out what depends on the prompt's and the response's words or length."
+        ),
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -45,10 +48,10 @@ def export(
     tilt = stack.tilt
     if tilt is None:
         raise ValueError(f"{bundle} has no tilt: its values only rank what the model proposes, which no adapter does")
-    if "words" in tilt.parts and not without_words:
+    if tilt.parts & {"words", "lengths"} and not without_words:
         raise ValueError(
-            "this tilt depends on the words of prompt and response, which no adapter holds: serve it by Iro, "
-            "or export the rest by --without-words"
+            "this tilt depends on the prompt's and the response's words or length, which no adapter holds: "
+            "serve it by Iro, or export the rest by --without-words"
         )
     head, temperature = read_output_head(directory), tilt.temperature()
     adapter = head_adapter(fold_tilts([tilt], [temperature]), head.weight_VD)

@@ -16,6 +16,7 @@ from iro_server.engines.describe import Description
 from iro_server.engines.prepare import prepare_model
 from tests.iro_server.test_cli import iro
 from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
+from value_heads.length_features import NUM_LENGTH_FEATURES
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import Tilt, sharpened, zero_tilt
 
@@ -135,6 +136,11 @@ def test_what_no_adapter_holds_is_refused(tmp_path: Path, tilt: Tilt, model_dir:
     words = saved(tmp_path / "words", replace(tilt, gates=torch.ones_like(tilt.gates)), model_dir)
     assert "--without-words" in refused(words, "--out", str(tmp_path / "out"))
     assert iro("export", words, "--without-words", "--out", str(tmp_path / "out")).exit_code == 0
+    lengths = replace(
+        tilt, length_factor=torch.ones(8, NUM_LENGTH_FEATURES), length_stop=torch.ones(NUM_LENGTH_FEATURES)
+    )
+    counting = saved(tmp_path / "lengths", lengths, model_dir)
+    assert "length, which no adapter holds" in " ".join(refused(counting, "--out", str(tmp_path / "l")).split())
     assert "exists" in refused(words, "--out", str(tmp_path / "out"))
     assert "earlier format" in refused(words, "--without-words", "--format", "vllm", "--out", str(tmp_path / "v"))
     assert "neither a value bundle" in refused(str(tmp_path), "--out", str(tmp_path / "v"))

@@ -70,7 +70,7 @@ def test_a_damaged_bundle_says_so(tmp_path):
     tensors.unlink()
     with pytest.raises(ValueError, match="safetensors is missing"):
         load_bundle(tmp_path, **HASHES)
-    for text in ("{", "[]", json.dumps(json.loads(manifest.read_text()) | {"format_version": 6})):
+    for text in ("{", "[]", json.dumps(json.loads(manifest.read_text()) | {"format_version": 7})):
         manifest.write_text(text)
         with pytest.raises(ValueError, match="manifest"):
             load_bundle(tmp_path, **HASHES)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from value_heads.length_features import NUM_LENGTH_FEATURES, length_features
 from value_heads.prompt_features import FEATURES, TokenGroups, candidate_features, common_tokens
 from value_heads.tilt import BoundTilt, Tilt, fold_tilts, sharpened, with_sharpness, zero_tilt
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt, tilt_loss
@@ -32,6 +33,8 @@ def random_tilt(seed: int, rank: int = 3) -> Tilt:
         gates=normal(len(FEATURES), WIDTH + 1),
         ignored=(4,),
         stop_ids=(STOP,),
+        length_factor=normal(rank, NUM_LENGTH_FEATURES) if seed % 3 else None,
+        length_stop=normal(NUM_LENGTH_FEATURES) if seed % 3 else None,
     )
 
 
@@ -68,6 +71,10 @@ def test_a_search_adds_what_the_fit_reads(response: list[int], seed: int) -> Non
     with_one = torch.cat([states, torch.ones(len(states), 1)], 1)
     expected = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ head().T)
     expected = expected + torch.einsum("tf,tvf->tv", with_one @ tilt.gates.T, features)
+    if tilt.length_factor is not None and tilt.length_stop is not None:
+        lengths = length_features(GROUPS.lengths(response)[:-1])
+        expected = expected + lengths @ tilt.length_factor.T @ (tilt.token_factor @ head().T)
+        expected[:, STOP] += lengths @ tilt.length_stop
     assert torch.allclose(additions(tilt, states, response), expected, atol=1e-4)
 
 
@@ -146,6 +153,7 @@ def rows_of(additions_of_reward: torch.Tensor, count: int) -> TiltRows:
         features_NKF=torch.zeros(count, VOCABULARY, len(FEATURES), dtype=torch.bool),
         drawn_N=drawn,
         advantages_N=rewards - rewards.mean(),
+        lengths_NL=torch.zeros(count, NUM_LENGTH_FEATURES),
     )
 
 
@@ -165,17 +173,15 @@ def test_a_fitted_tilt_is_the_function_that_was_fitted() -> None:
     reward = torch.linspace(-0.5, 0.5, VOCABULARY)
     rows = rows_of(reward, 500)
     features = torch.rand(500, VOCABULARY, len(FEATURES), generator=torch.Generator().manual_seed(1)) < 0.3
-    rows = TiltRows(
-        torch.randn(500, WIDTH, generator=torch.Generator().manual_seed(2)) * 3 + 1,
-        rows.candidates_NK,
-        rows.logprobs_NK,
-        features,
-        rows.drawn_N,
-        rows.advantages_N,
-    )
+    lengths = torch.rand(500, NUM_LENGTH_FEATURES, generator=torch.Generator().manual_seed(4))
+    states = torch.randn(500, WIDTH, generator=torch.Generator().manual_seed(2)) * 3 + 1
+    rows = replace(rows, states_ND=states, features_NKF=features, lengths_NL=lengths)
     zero = zero_tilt(VOCABULARY, WIDTH, (), (STOP,))
     tilt = fit_tilt(rows, head(), zero, TiltFit(rank=2, beta=0.2, epochs=40, factor_rate=0.02, gate_rate=0.02))
     with_one = torch.cat([rows.states_ND, torch.ones(500, 1)], 1)
     fitted = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ head().T)
     fitted = fitted + torch.einsum("nf,nvf->nv", with_one @ tilt.gates.T, features.float())
+    assert tilt.length_factor is not None and tilt.length_stop is not None
+    fitted = fitted + lengths @ tilt.length_factor.T @ (tilt.token_factor @ head().T)
+    fitted = fitted + (lengths @ tilt.length_stop)[:, None] * features[..., FEATURES.index("stop")]
     assert tilt_loss(fitted, rows, 0.2) < tilt_loss(torch.zeros_like(fitted), rows, 0.2) - 0.05

@@ -3,9 +3,9 @@
 Every step leaves a checkpoint, so that a killed job goes on from its last finished one. Steps and iterations count
 from 1. With the paper: disjoint prompts an iteration (by default), plain rollouts first and guided ones later. Beyond
 it: several rollouts a prompt, all finals kept and weighed equally within their prompt, several independent guided
-searches a prompt, an early stop on held-out reward. Where an iteration chooses a tilt, its value function is fitted on
-draws from the tilted policy q too. Later rollouts are draws from q, and the value functions start again as values of q:
-the tilt holds what the earlier ones said.
+searches a prompt, an early stop on held-out reward. Where an iteration chooses a tilt, more is added to it and its
+value function is fitted from draws of the tilted policy q too. Later rollouts are draws from q, and the value functions
+start again as values of q: the tilt holds what the earlier ones said.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, searches, serve
 from training.iro.tilt_rows import TiltData
-from training.iro.tilting import Limits, Tilting, num_trials
+from training.iro.tilting import ROUNDS, Limits, Tilting, num_trials
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -77,7 +77,7 @@ class Alignment:
         self.betas: list[float] = []
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
         self.limits: Limits | None = None  # of a tilted model's text
-        self.further_trials: dict[int, int] = {}  # of tilts, by step
+        self.further_trials: dict[tuple[int, int], int] = {}  # of tilts, by step and round
         self.retilted: dict[int, bool] = {}  # whether a step's tilt is another than its policy's
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
         self.served: dict[int, Served] = {}  # likewise
@@ -96,24 +96,27 @@ class Alignment:
         return self.conclude(base, history)
 
     def choose_tilt(self, step: int, collected: Collected) -> Collected:
-        """Choose the step's tilt from draws of its policy. Where the tilt is new, values are to rank its own draws:
-        with them as further rollouts."""
-        part, policy = self.prompts.slices[step - 1], self.tilt
-        prompts = {prompt.index: prompt for prompt in part.train}
-        data = TiltData(
-            prompts, self.shards(collected.train), self.model, self.executor.load_frozen, self.executor.steers, policy
-        )
-        tilting = Tilting(self.run, self.validation, data, step, self.limits)
-        self.tilt = tilting.choose(part.heldout, collected.heldout)
-        self.further_trials[step], self.limits = tilting.further_trials, tilting.limits
-        self.retilted[step] = self.tilt is not policy
-        self.run.planned_steps = self.planned_steps()  # what a new tilt adds is known now
+        """Choose the step's tilt from draws of its policy. Where the tilt is new, its own draws say what to add to it,
+        and are further rollouts for values, which are to rank such draws."""
+        self.choose(step, 1, collected)
+        if self.retilted[step]:
+            further = self.collect(step, self.prompts.slices[step - 1], retilted=True)
+            self.choose(step, ROUNDS, further)
+            collected = Collected(collected.train + further.train, collected.heldout + further.heldout)
         for shard in [*collected.train, *collected.heldout]:
             self.run.drop_table(shard.rollouts, HEAD_STATES)
-        if not self.retilted[step]:
-            return collected
-        further = self.collect(step, part, retilted=True)
-        return Collected(collected.train + further.train, collected.heldout + further.heldout)
+        return collected
+
+    def choose(self, step: int, tilt_round: int, draws: Collected) -> None:
+        """One round: put a tilt that is fitted to draws of the present one in its place where it is better."""
+        part, policy, executor = self.prompts.slices[step - 1], self.tilt, self.executor
+        prompts = {prompt.index: prompt for prompt in part.train}
+        data = TiltData(prompts, self.shards(draws.train), self.model, executor.load_frozen, executor.steers, policy)
+        tilting = Tilting(self.run, self.validation, data, step, tilt_round, self.limits)
+        self.tilt = tilting.choose(part.heldout, draws.heldout)
+        self.further_trials[step, tilt_round], self.limits = tilting.further_trials, tilting.limits
+        self.retilted[step] = self.retilted.get(step, False) or self.tilt is not policy
+        self.run.planned_steps = self.planned_steps()  # what a new tilt adds is known now
 
     def serve(self, step: int) -> Served:
         """What the step's model is served with; without tilts, the search that the config asks for."""
@@ -146,9 +149,11 @@ class Alignment:
                 total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
             ways = 1
             if draws:
-                trials = num_trials(self.executor.steers) + self.further_trials.get(step, 0)
-                total += trials * len(self.shards_of(part.heldout)) + 3
-                total += 2 * shards * self.retilted.get(step, True)
+                retilted = self.retilted.get(step, True)
+                for tilt_round in range(1, 1 + (ROUNDS if retilted else 1)):
+                    trials = num_trials(self.executor.steers) + self.further_trials.get((step, tilt_round), 0)
+                    total += trials * len(self.shards_of(part.heldout)) + 3
+                total += 2 * shards * retilted
                 ways = len(searches(self.config, tilted=bool(self.tilt) or step not in self.retilted))
             total += (validation * ways + draws) * self.validates(step)
         return total
@@ -217,7 +222,7 @@ class Alignment:
         seeds = [self.run.derive_seed(stream, step, prompt.index, search) for prompt, search in repeated]
         stack = None if self.tilt else self.stack
         batch = self.validation.batch([prompt for prompt, _ in repeated], seeds, params, stack, self.tilt)
-        return replace(batch, spec=self.learner.spec, head_states=self.draws(step) and not retilted)
+        return replace(batch, spec=self.learner.spec, head_states=self.draws(step))
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         graded_names = [name for name in names if self.known_rewards([name])]

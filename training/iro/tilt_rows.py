@@ -21,6 +21,7 @@ from training.iro.head_states import head_states
 from training.iro.prefixes import read_states
 from training.iro.rollouts import HEAD_STATES, completions_of
 from value_heads.bias_fit import fit_bias, within_groups
+from value_heads.length_features import length_features
 from value_heads.prompt_features import TokenGroups, candidate_features, common_tokens
 from value_heads.tilt import BoundTilt, Tilt, TiltPart, zero_tilt
 from value_heads.tilt_export import constant_direction
@@ -101,6 +102,7 @@ def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> d
     completions = [tokens for part in parts for tokens in part.tokens]
     prompts_R, rewards_R = (torch.cat([getattr(part, name) for part in parts]) for name in ("prompt_R", "rewards_R"))
     fit = TiltFit() if "word_states" in data.steers else TiltFit(gate_rate=0.0)
+    fit = fit if "lengths" in data.steers else replace(fit, length_rate=0.0)
     tilts = {
         "words": fit_tilt(rows, head_VD, zero, replace(fit, rank=0, bias_rate=0.0), seed, stop_if_asked),
         "bias": replace(zero, bias=fit_bias(completions, prompts_R, rewards_R, head_VD, seed)),
@@ -147,4 +149,12 @@ def _rows_of(
     stop_ids = torch.tensor(zero.stop_ids, dtype=torch.int64)
     features = candidate_features(data.groups, prompt_ids, zero.ignored, stop_ids, tokens, candidates_TK)
     place_T = (candidates_TK == drawn_T[:, None]).int().argmax(1)
-    return TiltRows(states_TD, candidates_TK, logprobs_TK, features, place_T, torch.full((len(tokens),), advantage))
+    return TiltRows(
+        states_TD,
+        candidates_TK,
+        logprobs_TK,
+        features,
+        place_T,
+        torch.full((len(tokens),), advantage),
+        length_features(data.groups.lengths(tokens)[:-1]),
+    )

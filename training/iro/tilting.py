@@ -1,7 +1,8 @@
 """Whether an alignment job's model is tilted.
 
-Held-out prompts of an iteration choose among tilts (``tilt_rows``) at one row. Later iterations draw their rollouts
-from the tilted policy q, and fit what is to be added to its tilt. Reconstruction: the paper has no tilt.
+Held-out prompts of an iteration choose among tilts (``tilt_rows``) at one row: in a first round tilts of its policy,
+and then, fitted to samples of the tilt that was chosen, what is to be added to it. Later iterations draw their rollouts
+from the tilted policy q. Reconstruction: the paper has no tilt.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from value_heads.threads import on_fresh_thread
 from value_heads.tilt import Tilt, TiltPart, fold_tilts, sharpened
 
 NONE = "none"  # the kind of a tilt that changes nothing
+ROUNDS = 2  # of an iteration: on draws of its policy, and of the tilt that these gave
 TRIAL_SAMPLES = 8  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
 FURTHER_TRIALS = 2  # at most, weaker or stronger
@@ -39,16 +41,23 @@ def num_trials(steers: frozenset[TiltPart]) -> int:
 
 
 class Tilting:
-    """The tilts of one iteration: fitted once, tried, and the best of them kept.
+    """The tilts of one round: fitted once, tried, and the best of them kept.
 
-    ``limits``: of a tilted model's text; None: what the iteration's policy sets, which is the frozen model.
+    ``limits``: of a tilted model's text; None: what the round's policy sets, which is the frozen model.
     """
 
     def __init__(
-        self, run: Run, validation: Validation, data: TiltData, step: int = 1, limits: Limits | None = None
+        self,
+        run: Run,
+        validation: Validation,
+        data: TiltData,
+        step: int = 1,
+        tilt_round: int = 1,
+        limits: Limits | None = None,
     ) -> None:
-        self.run, self.validation, self.data, self.iteration = run, validation, data, step
-        self.prefix, self.limits = "" if step == 1 else f"{step}-", limits
+        self.run, self.validation, self.data, self.iteration, self.round = run, validation, data, step, tilt_round
+        self.prefix = ("" if step == 1 else f"{step}-") + ("" if tilt_round == 1 else "further-")
+        self.limits = limits
         self.further_trials = 0  # beside those of ``TRIALS``
         if not data.model.info.drift:
             validation.rescore = data.frozen_logprob
@@ -89,7 +98,11 @@ class Tilting:
             self.further_trials += len(sharper)
         best = best_trial(trials, base, limits)
         report = trial_report(base, trials, best)
-        data = {"step": self.iteration, "tilts": [trial_data(trial, best) for trial in [base, *trials]]}
+        data = {
+            "step": self.iteration,
+            "round": self.round,
+            "tilts": [trial_data(trial, best) for trial in [base, *trials]],
+        }
         self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", report, data))
         return scaled(best.kind, best.strength, best.sharpness) if best else policy
 
@@ -112,8 +125,9 @@ class Tilting:
         return Trial(kind, strength, rows, sharpness)
 
     def trial_seed(self, prompt: Prompt) -> int:
-        """Of an iteration: the policy that an earlier one chose was lucky with that one's."""
-        return self.run.derive_seed(TILT, prompt.index, *([self.iteration] if self.iteration > 1 else []))
+        """Of a round: the policy that an earlier one chose was lucky with that one's."""
+        later = [self.iteration] if self.iteration > 1 or self.round > 1 else []
+        return self.run.derive_seed(TILT, prompt.index, *later, *([self.round] if self.round > 1 else []))
 
 
 def rows_of_rollouts(

@@ -27,6 +27,7 @@ from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import aligned, new_key, serving, settings_for
 from tests.iro_server.api.tilted import serving_tilted, words_tilt
 from value_heads import FeatureSpec, LinearHead, LoraValues, ValueStack, save_bundle
+from value_heads.length_features import NUM_LENGTH_FEATURES
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import fold_tilts, zero_tilt
 
@@ -217,7 +218,9 @@ def test_lora_values_are_mixed_with_no_others(tmp_path: Path) -> None:
             registry.composite(parts)
 
 
-@pytest.mark.parametrize(("part", "is_applied"), [("words", True), ("word_sets", False), ("states", True)])
+@pytest.mark.parametrize(
+    ("part", "is_applied"), [("words", True), ("word_sets", False), ("states", True), ("lengths", False)]
+)
 def test_a_server_over_http_takes_of_several_tilts_what_it_takes_of_one(part: str, is_applied: bool) -> None:
     """The frozen model on vLLM with adapters."""
     engine = ByteEngine()
@@ -228,6 +231,10 @@ def test_a_server_over_http_takes_of_several_tilts_what_it_takes_of_one(part: st
     tilt = replace(zero_tilt(4, 2, (), (3,)), gates=words)
     if part == "states":
         tilt = replace(tilt, state_factor=torch.ones(1, 3), token_factor=torch.ones(1, 2))
+    if part == "lengths":
+        tilt = replace(
+            tilt, length_stop=torch.ones(NUM_LENGTH_FEATURES), length_factor=torch.ones(0, NUM_LENGTH_FEATURES)
+        )
     others = [replace(tilt, ignored=(1,))] if part == "word_sets" else []
     head = LinearHead(FeatureSpec(summed=(0,), position=False), torch.zeros(2), 0.0)
     values = ValueStack([head], [1.0], fold_tilts([tilt, *others], [1.0, *[0.5] * len(others)]))

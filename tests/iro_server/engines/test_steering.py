@@ -17,6 +17,7 @@ from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prompts import chat_prompt_ids
 from iro_server.engines.sample import divergence
 from iro_server.engines.steering import within_room
+from value_heads.length_features import KNOTS, NUM_LENGTH_FEATURES
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import Tilt, sharpened, zero_tilt
 
@@ -95,6 +96,24 @@ def test_a_stronger_tilt_of_the_prompts_words_says_more_of_them(
         return sum(word in text for text in texts for word in ("river", "lamp", "garden"))
 
     assert words(0.0) < words(5.0)
+
+
+@pytest.mark.parametrize("params", [SearchParams(num_successors=8), SearchParams(beam_width=2, num_successors=4)])
+def test_a_tilt_that_reads_lengths_ends_answers_where_it_says(
+    engine: EmbeddedEngine, prompt: list[int], params: SearchParams
+) -> None:
+    """By the tokens of each row: -50 for a stop token after up to four of them, 25 after five, 100 after six."""
+    assert KNOTS[2:4] == (4, 6)
+    stop = torch.zeros(NUM_LENGTH_FEATURES)
+    stop[2 * 3] = 150.0  # of the third interval of the first count
+    zero = zero_tilt(*engine.frozen.head_weight.shape, (), engine.info.eos_ids)
+    bias = zero.bias.clone()
+    bias[list(engine.info.eos_ids)] = -50.0
+    tilt = replace(zero, bias=bias, length_factor=torch.zeros(0, NUM_LENGTH_FEATURES), length_stop=stop)
+    sampling = Sampling(seed=2, stop_ids=engine.info.eos_ids)
+    search = guided_search(engine, prompt, params, sampling, 24, steering=Steering(tilt))
+    lengths = [len(final.tokens) for final in asyncio.run(search).finals]
+    assert set(lengths) <= {6, 7}
 
 
 def test_different_tilts_in_one_batch_draw_what_each_draws_alone(

@@ -248,11 +248,14 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     result = JOB.execute(config, tmp_path / "run", on_event=events.append)
     rows = [price["rows"] for price in result["prices"]]
     assert rows in ([1, 2, 2, 2, 4, 4, 4], [4, 4, 4])  # with a tilt, and without
-    (trials,) = (event["data"]["tilts"] for event in events if "tilts" in event["data"])
+    trials, *further = (event["data"]["tilts"] for event in events if "tilts" in event["data"])
     assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])
-    assert sum(trial["chosen"] for trial in trials) == (len(rows) == 7)
+    assert sum(trial["chosen"] for trial in trials) == len(further) == (len(rows) == 7)
     with closing(Run(tmp_path / "run", seed=0)) as run:
         assert trials[0]["reward"] == pytest.approx(reward_mean(run, "1-heldout"))
+        for tilted, *_ in further:  # what the second round starts from: the first one's tilt
+            assert tilted["kind"] == "none" and tilted["kl"] > 0
+            assert tilted["reward"] == pytest.approx(reward_mean(run, "1-tilted-heldout"))
         assert run.has("1-tilted-train-0-rollouts") == (len(rows) == 7)
     info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
     hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}
