@@ -2,7 +2,7 @@
 
 Tokens a second with a tilt over those without one, at equal rows. Against a search of 16 rows, which needs no tilt:
 how much sooner one row answers alone, and how many answers a second 16 such requests at once give. fp32, SmolLM2-135M,
-prompts of 40 tokens, tilts of rank 16 with a bias and gates. The two sides of a ratio take turns. Run it on a quiet
+prompts of 40 tokens, tilts of rank 16 with all parts. The two sides of a ratio take turns. Run it on a quiet
 machine.
 """
 

@@ -10,6 +10,7 @@ from iro_server.decoding.base import SearchParams
 from iro_server.engines.base import ModelInfo
 from training.iro.config import default_feature_spec
 from value_heads import LinearHead, ValueStack
+from value_heads.length_features import NUM_LENGTH_FEATURES
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import Tilt, zero_tilt
 
@@ -36,7 +37,8 @@ def linear_heads(info: ModelInfo, count: int) -> ValueStack:
 
 
 def random_tilt(vocabulary: int, width: int, stop_ids: tuple[int, ...], seed: int, words: bool = True) -> Tilt:
-    """A bias, a map of the state and, with ``words``, gates. Its numbers do not matter to speed: small random ones."""
+    """A bias and a map of the state; with ``words`` gates, lengths and a sharpness too. Its numbers do not matter to
+    speed: small random ones."""
     generator = torch.Generator().manual_seed(seed)
 
     def small(*shape: int) -> torch.Tensor:
@@ -49,4 +51,7 @@ def random_tilt(vocabulary: int, width: int, stop_ids: tuple[int, ...], seed: in
         token_factor=small(TILT_RANK, width),
         gates=small(len(FEATURES), width + 1) * words,
         direction=small(width),
+        length_factor=small(TILT_RANK, NUM_LENGTH_FEATURES) * words,
+        length_stop=small(NUM_LENGTH_FEATURES) * words,
+        sharpness=1.0 * words,
     )

@@ -1,13 +1,12 @@
 """What a tilt reads of how long a response is: its tokens, its words, and the words of its newest sentence.
 
 A function of these that is linear in ``length_features`` is piecewise linear in each count. Axes in tensor names: M
-rows, L features.
+rows, I intervals between knots, L features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -52,6 +51,6 @@ class Lengths(NamedTuple):
 def length_features(lengths: Sequence[Lengths]) -> Tensor:
     """[M, L] float32 in [0, 1]: of each count and each interval between two knots, the share that the count has
     passed."""
-    counts_M3 = torch.tensor([each[:3] for each in lengths], dtype=torch.float32).reshape(-1, 3)
-    parts = [((counts_M3 - low) / (high - low)).clamp(0, 1) for low, high in pairwise(KNOTS)]
-    return torch.cat(parts, 1)
+    counts_M13 = torch.tensor([each[:3] for each in lengths], dtype=torch.float32).reshape(-1, 1, 3)
+    low_I1, high_I1 = torch.tensor(KNOTS[:-1])[:, None], torch.tensor(KNOTS[1:])[:, None]
+    return ((counts_M13 - low_I1) / (high_I1 - low_I1)).clamp(0, 1).flatten(1)

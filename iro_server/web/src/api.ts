@@ -97,6 +97,7 @@ export interface Sample {
 export interface TiltTrial {
   kind: string;
   strength: number;
+  sharpness?: number; // since format 5 of value bundles
   reward: number | null;
   error: number | null;
   kl: number | null;

@@ -19,20 +19,29 @@ PRICES = {
         {"name": "tilt and search", "rows": 16, "reward": 0.66, "error": 0.03, "perplexity": 24.0, "kl": None},
     ],
 }
-TILTS = {
-    "step": ITERATIONS,
-    "tilts": [
-        {"kind": kind, "strength": strength, "reward": reward, "error": 0.03, "kl": kl, "perplexity": 21.5}
-        | {"chosen": kind == "words" and strength == 2.0}
-        for kind, strength, reward, kl in (
-            ("none", 0.0, 0.2, 0.0),
-            ("words", 1.0, 0.4, 1.2),
-            ("words", 2.0, 0.61, 3.1),
-            ("bias", 4.0, 0.3, 2.4),
-            ("bias", 8.0, None, None),
-        )
-    ],
-}
+
+
+def _tilts(*trials: tuple[str, float, float | None, float | None], chosen: int) -> dict[str, object]:
+    """Of a round: kind, strength, reward and nats of each."""
+    return {
+        "step": ITERATIONS,
+        "tilts": [
+            {"kind": kind, "strength": strength, "reward": reward, "error": 0.03, "kl": kl, "perplexity": 21.5}
+            | {"chosen": place == chosen, "sharpness": 1.0 * (place == chosen)}
+            for place, (kind, strength, reward, kl) in enumerate(trials)
+        ],
+    }
+
+
+TILTS = _tilts(
+    ("none", 0.0, 0.2, 0.0),
+    ("words", 1.0, 0.4, 1.2),
+    ("words", 2.0, 0.61, 3.1),
+    ("bias", 4.0, 0.3, 2.4),
+    ("bias", 8.0, None, None),
+    chosen=2,
+)
+ADDED_TILTS = _tilts(("none", 0.0, 0.6, 3.1), ("states", 1.0, 0.75, 5.2), chosen=1)
 CORRELATION = {"step": ITERATIONS, "by_token": {"tokens": [4, 8, 12, 13], "correlation": [0.1, 0.3, 0.5, 0.6]}}
 ALARM = {
     "code": "over_optimization",
@@ -54,7 +63,7 @@ def add_crowd(settings: Settings) -> str:
         for step in range(ITERATIONS + 1):
             session.add(_metrics(busy, step))
             session.flush()
-        last = [_samples(0), _samples(ITERATIONS), CORRELATION, TILTS, PRICES, ALARM]
+        last = [_samples(0), _samples(ITERATIONS), CORRELATION, TILTS, ADDED_TILTS, PRICES, ALARM]
         for number, data in enumerate(last):
             level = "warn" if "code" in data else "info"
             session.add(

@@ -4,32 +4,32 @@ import type { JobEvent, TiltTrial } from "../api";
 import { Chart } from "../Chart";
 import { number } from "../format";
 
-type Measured = TiltTrial & { kl: number };
+type Measured = TiltTrial & { kl: number; round: number };
 
 export function Tilts({ events }: { events: JobEvent[] }) {
-  const trials = events.find(({ data }) => data.tilts)?.data.tilts; // the newest
-  const measured = (trials ?? []).filter((trial): trial is Measured => typeof trial.kl === "number");
-  const kinds = [...new Set(measured.map(({ kind }) => kind))].filter((kind) => kind !== "none");
-  if (!kinds.length) return null;
+  const rounds = newestRounds(events);
+  const trials = rounds.flatMap((tried, round) => tried.map((trial) => ({ ...trial, round })));
+  const measured = trials.filter((trial): trial is Measured => typeof trial.kl === "number");
   const byKl = measured.toSorted((a, b) => a.kl - b.kl);
-  const chosen = measured.find((trial) => trial.chosen);
-  const curves = kinds.map((kind) => {
-    const isOf = (trial: Measured) => trial.kind === kind || trial.kind === "none";
-    return {
-      name: kind,
-      values: byKl.map((trial) => (isOf(trial) ? trial.reward : null)),
-      errors: byKl.map((trial) => (isOf(trial) ? trial.error : null)),
-    };
+  const curves = rounds.flatMap((_, round) => {
+    const ofRound = measured.filter((trial) => trial.round === round);
+    const kinds = [...new Set(ofRound.map(({ kind }) => kind))].filter((kind) => kind !== "none");
+    return kinds.map((kind) => {
+      const isOf = (trial: Measured) => trial.round === round && (trial.kind === kind || trial.kind === "none");
+      return {
+        name: round ? `${kind}, added` : kind,
+        values: byKl.map((trial) => (isOf(trial) ? trial.reward : null)),
+        errors: byKl.map((trial) => (isOf(trial) ? trial.error : null)),
+      };
+    });
   });
+  if (!curves.length) return null;
   return (
     <section class="card" aria-labelledby="tilts">
       <h2 id="tilts">Reward against KL</h2>
       <p class="faint">
-        Tilts at several strengths, one row on held-out prompts, by nats from the frozen model. The leftmost point is the
-        model that the rollouts were drawn from.{" "}
-        {chosen
-          ? `Chosen: ${chosen.kind} at strength ${chosen.strength}, reward ${number(chosen.reward)} at ${number(chosen.kl, 1)} nats.`
-          : "Chosen: none, because none is surely better than that model."}
+        Tilts at several strengths, one row on held-out prompts, by nats from the frozen model. Those of a second round
+        are added to the one that the first chose. {choice(measured.filter(({ chosen }) => chosen))}
       </p>
       <Chart
         label="Held-out reward of each tilt against nats from the frozen model"
@@ -39,4 +39,21 @@ export function Tilts({ events }: { events: JobEvent[] }) {
       />
     </section>
   );
+}
+
+/** The trials of the newest iteration, a list for each round. */
+function newestRounds(events: JobEvent[]): TiltTrial[][] {
+  const newest = events.find(({ data }) => data.tilts)?.data.step;
+  const rounds = events.filter(({ data }) => data.tilts && data.step === newest).toReversed();
+  return rounds.map(({ data }) => data.tilts ?? []);
+}
+
+function choice(chosen: Measured[]): string {
+  const last = chosen.at(-1);
+  if (!last) return "Chosen: none, because none is surely better than the model that the rollouts were drawn from.";
+  const names = chosen.map(({ kind, strength, sharpness }) => {
+    const name = kind === "none" ? "the same" : `${kind} at strength ${strength}`;
+    return sharpness ? `${name}, temperature ${number(1 / (1 + sharpness), 2)}` : name;
+  });
+  return `Chosen: ${names.join(", and added to it ")}, reward ${number(last.reward)} at ${number(last.kl, 1)} nats.`;
 }
