@@ -1,6 +1,7 @@
 """A bundle comes back as it was saved, and only for the model it belongs to."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from value_heads import BundleMismatch, FeatureSpec, LinearHead, MLPHead, ValueStack, load_bundle, save_bundle
 from value_heads.features import TOKENS
+from value_heads.length_features import NUM_LENGTH_FEATURES
+from value_heads.tilt import zero_tilt
 
 SIZE = 4
 HASHES = {"model_hash": "a" * 64, "template_hash": "b" * 64}
@@ -49,6 +52,27 @@ def test_a_bundle_from_before_a_feature_was_added_loads(tmp_path, added):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     hidden = {layer: torch.randn(2, 5, SIZE) for layer in (0, 1)}
     assert torch.equal(load_bundle(tmp_path, **HASHES).values(hidden), saved.values(hidden))
+
+
+@pytest.mark.parametrize("reads_lengths", [True, False])
+def test_a_tilt_comes_back_with_its_values(tmp_path, reads_lengths):
+    """Of an earlier format: without what it did not have."""
+    tilt = zero_tilt(7, SIZE, (1, 2), (3,))
+    tilt = replace(tilt, bias=torch.arange(7.0), sharpness=0.5)
+    if reads_lengths:
+        factor, stop = torch.ones(0, NUM_LENGTH_FEATURES), torch.arange(float(NUM_LENGTH_FEATURES))
+        tilt = replace(tilt, length_factor=factor, length_stop=stop)
+    save_bundle(tmp_path, stack(0, 1).with_tilt(tilt), **HASHES)
+    loaded = load_bundle(tmp_path, **HASHES).tilt
+    assert loaded.parts == tilt.parts == {"bias", "sharpness"} | ({"lengths"} if reads_lengths else set())
+    assert (loaded.ignored, loaded.stop_ids, loaded.sharpness) == (tilt.ignored, tilt.stop_ids, tilt.sharpness)
+    assert loaded.tensors().keys() == tilt.tensors().keys()
+    assert all(torch.equal(loaded.tensors()[name], tensor) for name, tensor in tilt.tensors().items())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["tilt"]["sharpness"]
+    manifest["format_version"] = 4
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert load_bundle(tmp_path, **HASHES).tilt.sharpness == 0.0
 
 
 @pytest.mark.parametrize(("changed", "named"), [("model_hash", "base model"), ("template_hash", "chat template")])
