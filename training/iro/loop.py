@@ -38,7 +38,7 @@ from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, searches, serve
 from training.iro.tilt_rows import TiltData
-from training.iro.tilting import ROUNDS, Limits, Tilting, num_trials
+from training.iro.tilting import ROUNDS, Limits, Round, Tilting, num_trials, planned_rounds
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -77,8 +77,7 @@ class Alignment:
         self.betas: list[float] = []
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
         self.limits: Limits | None = None  # of a tilted model's text
-        self.further_trials: dict[tuple[int, int], int] = {}  # of tilts, by step and round
-        self.retilted: dict[int, bool] = {}  # whether a step's tilt is another than its policy's
+        self.rounds: dict[int, list[Round]] = {}  # of tilts, by step
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
         self.served: dict[int, Served] = {}  # likewise
         self.tilts = config.tilt == "auto" and bool(executor.steers) and self.learner.spec is not None
@@ -96,27 +95,28 @@ class Alignment:
         return self.conclude(base, history)
 
     def choose_tilt(self, step: int, collected: Collected) -> Collected:
-        """Choose the step's tilt from draws of its policy. Where the tilt is new, its own draws say what to add to it,
-        and are further rollouts for values, which are to rank such draws."""
-        self.choose(step, 1, collected)
-        if self.retilted[step]:
-            further = self.collect(step, self.prompts.slices[step - 1], retilted=True)
-            self.choose(step, ROUNDS, further)
-            collected = Collected(collected.train + further.train, collected.heldout + further.heldout)
-        for shard in [*collected.train, *collected.heldout]:
-            self.run.drop_table(shard.rollouts, HEAD_STATES)
+        """Choose the step's tilt from draws of its policy. While a round finds a better one, its own draws say what to
+        add to it, and are further rollouts for values, which are to rank such draws."""
+        draws, rounds = collected, self.rounds.setdefault(step, [])
+        while len(rounds) < ROUNDS and all(each.is_better for each in rounds):
+            rounds.append(self.choose(step, len(rounds) + 1, draws))
+            self.run.planned_steps = self.planned_steps()  # what the choice adds is known now
+            for shard in [*draws.train, *draws.heldout]:
+                self.run.drop_table(shard.rollouts, HEAD_STATES)
+            if rounds[-1].is_better:
+                draws = self.collect(step, self.prompts.slices[step - 1], len(rounds))
+                collected = Collected(collected.train + draws.train, collected.heldout + draws.heldout)
         return collected
 
-    def choose(self, step: int, tilt_round: int, draws: Collected) -> None:
-        """One round: put a tilt that is fitted to draws of the present one in its place where it is better."""
+    def choose(self, step: int, tilt_round: int, draws: Collected) -> Round:
+        """Put a tilt that is fitted to draws of the present one in its place where it is better."""
         part, policy, executor = self.prompts.slices[step - 1], self.tilt, self.executor
         prompts = {prompt.index: prompt for prompt in part.train}
         data = TiltData(prompts, self.shards(draws.train), self.model, executor.load_frozen, executor.steers, policy)
         tilting = Tilting(self.run, self.validation, data, step, tilt_round, self.limits)
         self.tilt = tilting.choose(part.heldout, draws.heldout)
-        self.further_trials[step, tilt_round], self.limits = tilting.further_trials, tilting.limits
-        self.retilted[step] = self.retilted.get(step, False) or self.tilt is not policy
-        self.run.planned_steps = self.planned_steps()  # what a new tilt adds is known now
+        self.limits = tilting.limits
+        return Round(tilting.further_trials, self.tilt is not policy)
 
     def serve(self, step: int) -> Served:
         """What the step's model is served with; without tilts, the search that the config asks for."""
@@ -149,12 +149,11 @@ class Alignment:
                 total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
             ways = 1
             if draws:
-                retilted = self.retilted.get(step, True)
-                for tilt_round in range(1, 1 + (ROUNDS if retilted else 1)):
-                    trials = num_trials(self.executor.steers) + self.further_trials.get((step, tilt_round), 0)
-                    total += trials * len(self.shards_of(part.heldout)) + 3
-                total += 2 * shards * retilted
-                ways = len(searches(self.config, tilted=bool(self.tilt) or step not in self.retilted))
+                rounds = planned_rounds(self.rounds.get(step, []))
+                for each in rounds:
+                    trials = num_trials(self.executor.steers) + each.further_trials
+                    total += trials * len(self.shards_of(part.heldout)) + 3 + 2 * shards * each.is_better
+                ways = len(searches(self.config, tilted=bool(self.tilt) or rounds[0].is_better))
             total += (validation * ways + draws) * self.validates(step)
         return total
 
@@ -190,39 +189,39 @@ class Alignment:
             self.run.drop_table(rollouts, PREFIXES)
         return row
 
-    def collect(self, step: int, part: Slice, retilted: bool = False) -> Collected:
+    def collect(self, step: int, part: Slice, tilt_round: int = 0) -> Collected:
         """Roll out and grade the slice, shard by shard: its checkpoints, of train and of held-out prompts.
 
-        ``retilted``: fewer samples, of the tilt that the step itself chose.
+        ``tilt_round``: of the step, whose tilt draws fewer samples; 0: its policy draws.
         """
         batches = {
-            self.shard_names(step, kind, number, retilted): self.batch(step, shard, retilted)
+            self.shard_names(step, kind, number, tilt_round): self.batch(step, shard, tilt_round)
             for kind, prompts in (("train", part.train), ("heldout", part.heldout))
             for number, shard in enumerate(self.shards_of(prompts))
         }
-        label = f"Iteration {step}: rollouts{' of its tilt' if retilted else ''}"
-        self.collection.collect(batches, label, check_grader=step == 1 and not retilted)
+        label = f"Iteration {step}: rollouts{' of its tilt' if tilt_round else ''}"
+        self.collection.collect(batches, label, check_grader=step == 1 and not tilt_round)
         train = len(self.shards_of(part.train))
         return Collected(list(batches)[:train], list(batches)[train:])
 
     @staticmethod
-    def shard_names(step: int, kind: str, number: int, retilted: bool) -> ShardNames:
-        shard = f"{step}-{'tilted-' if retilted else ''}{kind}-{number}"
+    def shard_names(step: int, kind: str, number: int, tilt_round: int) -> ShardNames:
+        shard = f"{step}-{('', 'tilted-', 'tilted-2-')[tilt_round]}{kind}-{number}"
         return ShardNames(f"{shard}-rollouts", f"{shard}-rewards")
 
-    def batch(self, step: int, prompts: Sequence[Prompt], retilted: bool) -> Batch:
+    def batch(self, step: int, prompts: Sequence[Prompt], tilt_round: int) -> Batch:
         """Each prompt as often as it is searched."""
         params, searches = (plain(self.config), 1) if step == 1 or self.tilt else exploring(self.config)
-        if retilted:
+        if tilt_round:
             params = params.model_copy(update={"num_successors": tilted_rollouts(self.config)})
         if self.tilt:
             params = params.model_copy(update={"strength": 1.0})
         repeated = [(prompt, search) for prompt in prompts for search in range(searches)]
-        stream = TILTED if retilted else ROLLOUTS
-        seeds = [self.run.derive_seed(stream, step, prompt.index, search) for prompt, search in repeated]
+        stream, rounds = (TILTED, range(2, tilt_round + 1)) if tilt_round else (ROLLOUTS, ())
+        seeds = [self.run.derive_seed(stream, step, prompt.index, search, *rounds) for prompt, search in repeated]
         stack = None if self.tilt else self.stack
         batch = self.validation.batch([prompt for prompt, _ in repeated], seeds, params, stack, self.tilt)
-        return replace(batch, spec=self.learner.spec, head_states=self.draws(step))
+        return replace(batch, spec=self.learner.spec, head_states=self.draws(step) and tilt_round < ROUNDS)
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         graded_names = [name for name in names if self.known_rewards([name])]

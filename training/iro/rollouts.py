@@ -79,7 +79,7 @@ def plain(config: AlignConfig) -> SearchParams:
 
 
 def tilted_rollouts(config: AlignConfig) -> int:
-    """Samples of a prompt by a tilt that its iteration chose. Values of the frozen model's samples alone rank those of
+    """Samples of a prompt by the tilt of a round of its iteration. Values of the frozen model's samples alone rank those of
     the tilted one badly."""
     return max(2, config.rollouts_per_prompt // 2)
 

@@ -93,14 +93,15 @@ def departures_text(price: JsonObject) -> str:
 
 
 def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
-    """By name, what a model may be served with, the cheapest first. Values of several rows steer a search, by its own
-    chunks or by ``LONGER`` ones, or pick among whole samples. With a tilt no more rows than ``max_rows``."""
+    """By name, what a model may be served with: of equal rows first what leaves most to the model, which is served
+    where validation tells no difference. Values of several rows pick among whole samples, or steer a search by
+    ``LONGER`` chunks or by its own. With a tilt no more rows than ``max_rows``."""
     full, longer = config.search, LONGER * config.chunk_length
     samples = {"beam_width": 1, "num_successors": min(full.rows, MAX_SUCCESSORS), "chunk_length": None}
-    by_name = {"search": full}
+    by_name = {"samples": full.model_copy(update=samples)}
     if longer < config.horizon:
         by_name["search by longer chunks"] = full.model_copy(update={"chunk_length": longer})
-    by_name["samples"] = full.model_copy(update=samples)
+    by_name["search"] = full
     if not tilted:
         return by_name
     quarter = {"beam_width": 1, "num_successors": max(2, full.rows // 4), "strength": 1.0}

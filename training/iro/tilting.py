@@ -40,6 +40,19 @@ def num_trials(steers: frozenset[TiltPart]) -> int:
     return sum(len(strengths) for kind, strengths in TRIALS.items() if kind != "states" or "states" in steers)
 
 
+class Round(NamedTuple):
+    """What a round did. ``further_trials``: beside those of ``TRIALS``. ``is_better``: whether it found a tilt."""
+
+    further_trials: int = 0
+    is_better: bool = True
+
+
+def planned_rounds(done: Sequence[Round]) -> list[Round]:
+    """Those of an iteration, as if all that are to come found a tilt."""
+    ended = bool(done) and not done[-1].is_better
+    return [*done, *[Round()] * (0 if ended else ROUNDS - len(done))]
+
+
 class Tilting:
     """The tilts of one round: fitted once, tried, and the best of them kept.
 

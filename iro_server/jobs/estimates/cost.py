@@ -75,7 +75,7 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
     later = options.rollouts_per_prompt if is_tilted else search_rows
     rollouts = [Work(size, options.rollouts_per_prompt), *[Work(size, later)] * (options.iterations - 1)]
     if is_tilted:
-        rollouts += [Work(size, max(2, options.rollouts_per_prompt // 2))] * options.iterations
+        rollouts += [Work(size, max(2, options.rollouts_per_prompt // 2))] * TILT_ROUNDS * options.iterations
         choosing = [Work(held_out, TILT_ROUNDS * TILT_TRIALS * TRIAL_SAMPLES)] * options.iterations
         ways = rows_of_ways(search_rows)
     else:

@@ -234,8 +234,8 @@ def test_a_search_is_tried_by_longer_chunks_too_where_a_completion_has_several(t
     ways = searches(config_in(tmp_path), tilted=True)  # 20 tokens at most
     assert [(params.rows, params.chunk_length) for params in ways.values() if params.strength] == [
         (1, None),
-        *[(2, length) for length in (4, 16, None)],
-        *[(4, length) for length in (4, 16, None)],
+        *[(2, length) for length in (None, 16, 4)],
+        *[(4, length) for length in (None, 16, 4)],
     ]
     assert not any("longer" in name for name in searches(config_in(tmp_path, max_tokens=16), tilted=True))
 
