@@ -79,8 +79,8 @@ def plain(config: AlignConfig) -> SearchParams:
 
 
 def tilted_rollouts(config: AlignConfig) -> int:
-    """Samples of a prompt by the tilt of a round of its iteration. Values of the frozen model's samples alone rank those of
-    the tilted one badly."""
+    """Samples of a prompt by the tilt of a round. Values of the frozen model's samples alone rank those of the tilted
+    one badly."""
     return max(2, config.rollouts_per_prompt // 2)
 
 

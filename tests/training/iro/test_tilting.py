@@ -23,11 +23,14 @@ from training.iro.over_optimization import departures, measures, perplexity
 from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
 from training.iro.tilting import (
+    ROUNDS,
     SHARPNESS,
     Limits,
+    Round,
     Trial,
     best_trial,
     next_trial,
+    planned_rounds,
     rows_of_rollouts,
     sharper_trials,
     starts,
@@ -146,6 +149,12 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
 
 def test_a_tilt_that_is_not_surely_better_is_not_kept() -> None:
     assert best_trial([trial("words", [0.9, 0.0, 0.0, 0.2])], BASE, LIMITS) is None
+
+
+def test_rounds_go_on_until_one_finds_no_tilt() -> None:
+    assert planned_rounds([]) == [Round()] * ROUNDS and all(each.is_better for each in planned_rounds([]))
+    assert planned_rounds([Round(5, True)]) == [Round(5, True), Round()]
+    assert planned_rounds([Round(5, False)]) == [Round(5, False)]
 
 
 def test_one_row_is_served_where_more_are_not_surely_better() -> None:
@@ -267,9 +276,11 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow(240)
-def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path) -> None:
+def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the real model: values of the first are fitted on draws of its tilt too, rollouts of the second drift from the
     frozen model, its values start again, and the steps that its events plan are those that it takes."""
+    fewer = {"words": (2.0,), "states": (1.0,)}
+    monkeypatch.setattr("training.iro.tilting.TRIALS", fewer)
     config = config_in(tmp_path, pairings=4, iterations=2, rollouts_per_prompt=16, max_tokens=24, seed=1)
     progress: list[JsonObject] = []
 
