@@ -88,7 +88,7 @@ class AlignmentOptions(BaseModel):
         16,
         ge=2,
         le=256,
-        description="Plain samples of each prompt in the first iteration; half as many of a tilt that it chooses.",
+        description="Plain samples of each prompt in the first iteration; half as many of each tilt that it chooses.",
     )
     prompts_per_iteration: int | None = Field(
         None,
