@@ -98,7 +98,7 @@ class Alignment:
         """Choose the step's tilt from draws of its policy. While a round finds a better one, its own draws say what to
         add to it, and are further rollouts for values, which are to rank such draws."""
         draws, rounds = collected, self.rounds.setdefault(step, [])
-        while len(rounds) < ROUNDS and all(each.is_better for each in rounds):
+        while len(rounds) < ROUNDS and (not rounds or rounds[-1].is_better):
             rounds.append(self.choose(step, len(rounds) + 1, draws))
             self.run.planned_steps = self.planned_steps()  # what the choice adds is known now
             for shard in [*draws.train, *draws.heldout]:
@@ -150,9 +150,9 @@ class Alignment:
             ways = 1
             if draws:
                 rounds = planned_rounds(self.rounds.get(step, []))
-                for each in rounds:
-                    trials = num_trials(self.executor.steers) + each.further_trials
-                    total += trials * len(self.shards_of(part.heldout)) + 3 + 2 * shards * each.is_better
+                for planned in rounds:
+                    trials = num_trials(self.executor.steers) + planned.further_trials
+                    total += trials * len(self.shards_of(part.heldout)) + 3 + 2 * shards * planned.is_better
                 ways = len(searches(self.config, tilted=bool(self.tilt) or rounds[0].is_better))
             total += (validation * ways + draws) * self.validates(step)
         return total
