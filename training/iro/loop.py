@@ -217,8 +217,8 @@ class Alignment:
         if self.tilt:
             params = params.model_copy(update={"strength": 1.0})
         repeated = [(prompt, search) for prompt in prompts for search in range(searches)]
-        stream, rounds = (TILTED, range(2, tilt_round + 1)) if tilt_round else (ROLLOUTS, ())
-        seeds = [self.run.derive_seed(stream, step, prompt.index, search, *rounds) for prompt, search in repeated]
+        stream, later = TILTED if tilt_round else ROLLOUTS, [tilt_round] if tilt_round > 1 else []
+        seeds = [self.run.derive_seed(stream, step, prompt.index, search, *later) for prompt, search in repeated]
         stack = None if self.tilt else self.stack
         batch = self.validation.batch([prompt for prompt, _ in repeated], seeds, params, stack, self.tilt)
         return replace(batch, spec=self.learner.spec, head_states=self.draws(step) and tilt_round < ROUNDS)
