@@ -89,14 +89,14 @@ def test_all_places_of_a_response_are_read_at_once(response: list[int], seed: in
 
 
 def test_rows_follow_their_parents() -> None:
-    bound = BoundTilt(random_tilt(0), head(), GROUPS)
+    bound = BoundTilt(random_tilt(1), head(), GROUPS)
     features = bound.start(PROMPT)
-    features.take([[0, 3]])  # two rows: "river" and "lamp"
+    features.take([[0, 6]])  # two rows, of one word and of none: "river" and "."
     features.select([1, 0, 1])
-    features.take([[6], [3], [0]])
+    features.take([[3], [3], [0]])
     states = torch.zeros(3, WIDTH)
     together = bound.additions(states, [features])
-    alone = [additions(random_tilt(0), torch.zeros(3, WIDTH), [*row, 0])[2] for row in ([3, 6], [0, 3], [3, 0])]
+    alone = [additions(random_tilt(1), torch.zeros(3, WIDTH), [*row, 0])[2] for row in ([6, 3], [0, 3], [6, 0])]
     assert torch.allclose(together, torch.stack(alone), atol=1e-5)
 
 
