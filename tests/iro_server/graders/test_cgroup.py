@@ -7,10 +7,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from iro_server.graders import cgroup, pool
+from iro_server.graders import cgroup
 from iro_server.graders.base import Sample
 from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.parsing import parse_grader
+from tests.iro_server.graders.conftest import all_started
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, timeout=10)
 MOUNTS = """\
@@ -95,25 +96,14 @@ def folder_for_groups():
     return group
 
 
-def close_warm_sandboxes():
-    """Those that earlier tests left: the pool would close them first, and keep one of a later test."""
-    pool.POOL._starter.submit(int).result()
-    with pool.POOL._lock:
-        warm, pool.POOL._warm = pool.POOL._warm, []
-    for sandbox in warm:
-        sandbox.close()
-
-
 @pytest.fixture
-def groups(monkeypatch):
+def groups(monkeypatch, no_warm_sandboxes):
     """The groups of this process's sandboxes, which have none where the host allows none: the rest holds there too."""
-    close_warm_sandboxes()
     folder = cgroup.parent() or folder_for_groups()
     monkeypatch.setattr(cgroup, "parent", lambda: folder)
-    monkeypatch.setattr(pool, "WARM", 0)
 
     def present():
-        pool.POOL._starter.submit(int).result()  # warm sandboxes that were being started are closed by now
+        all_started()
         return list(folder.glob(f"{cgroup.SANDBOX}-{os.getpid()}-*")) if folder else []
 
     return present

@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from iro_server.graders import pool
 from iro_server.graders.base import GraderError, Sample
 from iro_server.graders.bubblewrap import WORKER
 from iro_server.graders.environment import GraderEnvironment, PythonLimits
@@ -13,20 +12,7 @@ from iro_server.graders.parsing import parse_grader
 from iro_server.graders.python import _warn_unsafe
 from iro_server.graders.sandbox import isolation_problem
 
-
-@pytest.fixture(autouse=True)
-def no_warm_sandboxes(monkeypatch):
-    """So that those that live are those at work."""
-    monkeypatch.setattr(pool, "WARM", 0)
-    all_started()
-    while pool.POOL._warm:  # by other tests
-        pool.POOL._warm.pop().close()
-    yield
-    all_started()
-
-
-def all_started():
-    pool.POOL._starter.submit(int).result()
+pytestmark = pytest.mark.usefixtures("no_warm_sandboxes")
 
 
 def python(source, **more):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from iro_server.api import app
-from iro_server.graders import cgroup, pool
+from iro_server.graders import cgroup
 from iro_server.graders.base import Sample
 from iro_server.graders.environment import GraderEnvironment, PythonLimits
 from iro_server.graders.parsing import parse_grader
@@ -17,7 +17,7 @@ from iro_server.graders.sandbox import Sandbox
 from iro_server.settings import Settings
 from tests.iro_server.api.serving import wait_for
 
-pytestmark = pytest.mark.usefixtures("isolation")
+pytestmark = pytest.mark.usefixtures("isolation", "no_warm_sandboxes")
 
 LIMITS = PythonLimits(memory_bytes=256 * 2**20, processes=16, timeout=10)
 SOCKETS = """
@@ -50,11 +50,6 @@ def grade(sample, item):
     time.sleep(1)
     return held / 2**20
 """
-
-
-@pytest.fixture(autouse=True)
-def no_warm_sandboxes(monkeypatch):
-    monkeypatch.setattr(pool, "WARM", 0)
 
 
 def python(source, **more):
