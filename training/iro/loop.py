@@ -112,7 +112,8 @@ class Alignment:
         """Put a tilt that is fitted to draws of the present one in its place where it is better."""
         part, policy, executor = self.prompts.slices[step - 1], self.tilt, self.executor
         prompts = {prompt.index: prompt for prompt in part.train}
-        data = TiltData(prompts, self.shards(draws.train), self.model, executor.load_frozen, executor.steers, policy)
+        shards, temperature = self.shards(draws.train), self.config.temperature
+        data = TiltData(prompts, shards, self.model, executor.load_frozen, executor.steers, policy, temperature)
         tilting = Tilting(self.run, self.validation, data, step, tilt_round, self.limits)
         self.tilt = tilting.choose(part.heldout, draws.heldout)
         self.limits = tilting.limits

@@ -23,7 +23,7 @@ from training.iro.rollouts import HEAD_STATES, completions_of
 from value_heads.bias_fit import fit_bias, within_groups
 from value_heads.length_features import length_features
 from value_heads.prompt_features import TokenGroups, candidate_features, common_tokens
-from value_heads.tilt import BoundTilt, Tilt, TiltPart, zero_tilt
+from value_heads.tilt import BoundTilt, Tilt, TiltPart, fold_tilts, zero_tilt
 from value_heads.tilt_export import constant_direction
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt
 
@@ -34,7 +34,8 @@ MOST_POSITIONS = 65_536  # of all rollouts together: more are left out at random
 @dataclass(frozen=True)
 class TiltData:
     """What tilts are fitted from: prompts by number, graded shards of plain rollouts, the frozen model, and the parts
-    of a tilt (``Tilt.parts``) that its engine applies. ``policy``: the tilt that the rollouts were drawn with."""
+    of a tilt (``Tilt.parts``) that its engine applies. Rollouts were drawn from q ∝ exp((logits + A) / temperature); A
+    is that of ``policy``, or 0."""
 
     prompts: dict[int, Prompt]
     shards: Shards
@@ -42,6 +43,7 @@ class TiltData:
     load_frozen: Callable[[], FrozenModel]
     steers: frozenset[TiltPart]
     policy: Tilt | None = None
+    temperature: float = 1.0
 
     @cached_property
     def frozen(self) -> FrozenModel:
@@ -70,7 +72,7 @@ class TiltData:
         logits_TV = self.frozen.logits(states_TD)
         if self.bound is not None:
             logits_TV = logits_TV + self.bound.along(prompt_ids, tokens, states_TD, logits_TV)
-        return torch.log_softmax(logits_TV, -1).cpu()
+        return torch.log_softmax(logits_TV / self.temperature, -1).cpu()
 
     @torch.no_grad()
     def frozen_logprob(self, prompt: Prompt, completions: Sequence[Sequence[int]]) -> list[float]:
@@ -91,7 +93,10 @@ class TiltData:
 
 
 def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> dict[str, Tilt]:
-    """A tilt of each kind in ``TRIALS`` that the engine applies, to be added to the policy's."""
+    """A tilt of each kind in ``TRIALS`` that the engine applies, to be added to the policy's.
+
+    What is fitted to draws at a temperature is what the logits over it lack: the tilt is the temperature times that.
+    """
     head_VD = data.frozen.head_weight.float().cpu()
     vocabulary, width = head_VD.shape
     zero = zero_tilt(vocabulary, width, data.ignored, data.model.info.eos_ids)
@@ -109,7 +114,7 @@ def fit_tilts(data: TiltData, seed: int, stop_if_asked: Callable[[], None]) -> d
     }
     if "states" in data.steers:
         tilts["states"] = fit_tilt(rows, head_VD, zero, fit, seed, stop_if_asked)
-    return tilts
+    return {kind: fold_tilts([tilt], [data.temperature]) for kind, tilt in tilts.items()}
 
 
 def tilt_rows(data: TiltData, zero: Tilt, seed: int) -> TiltRows:

@@ -1,0 +1,67 @@
+"""What tilts of a job are fitted to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from iro_server import JsonObject
+from iro_server.engines.describe import Description
+from iro_server.engines.frozen_model import FrozenModel
+from tests.training.iro.test_prefixes import Folder
+from training.iro.data import Prompt
+from training.iro.fit import Scale, Shards
+from training.iro.prefixes import state_table
+from training.iro.rollouts import stored
+from training.iro.tilt_rows import TiltData, fit_tilts
+
+TEMPERATURE = 0.5
+PROMPTS, SAMPLES, LENGTH = 6, 8, 12
+
+
+def drawn_at(temperature: float, frozen: FrozenModel, folder: Path) -> Shards:
+    """Draws of the output head from random states; the reward counts tokens of even numbers."""
+    generator = torch.Generator().manual_seed(0)
+    states_RTD = torch.randn(PROMPTS * SAMPLES, LENGTH, frozen.head_weight.shape[1], generator=generator)
+    shares_NV = (frozen.logits(states_RTD.flatten(0, 1)) / temperature).softmax(-1)
+    tokens_RT = shares_NV.multinomial(1, generator=generator).view(-1, LENGTH)
+    source, about = Folder(folder), {"metrics_bytes": 0, "seconds": 0.0}
+    shard: JsonObject = {"prompts": list(range(PROMPTS)), "usage": {}, "drift": [], "prefixes": None}
+    shard |= {"tokens": tokens_RT.view(PROMPTS, SAMPLES, -1).tolist(), "head_states": state_table(list(states_RTD))}
+    rewards = (tokens_RT % 2 == 0).float().mean(1).view(PROMPTS, SAMPLES).tolist()
+    source.checkpoints.save("rollouts", stored(shard), about)
+    source.checkpoints.save("rewards", {"rewards": rewards}, about)
+    return Shards(source, [("rollouts", "rewards")], Scale())
+
+
+@pytest.fixture(scope="module")
+def frozen(small_model: Path) -> FrozenModel:
+    return FrozenModel(small_model, "cpu")
+
+
+@pytest.fixture(scope="module")
+def colder(small_model: Path) -> FrozenModel:
+    """The frozen model whose logits at temperature 1 are those of ``frozen`` at ``TEMPERATURE``."""
+    model = FrozenModel(small_model, "cpu")
+    model.head_weight.div_(TEMPERATURE)
+    return model
+
+
+def test_a_tilt_of_draws_at_a_temperature_is_divided_by_it_when_tokens_are_drawn(
+    small_model: Path, frozen: FrozenModel, colder: FrozenModel, tmp_path: Path
+) -> None:
+    """(logits + A) / T, with the A that is fitted at T, are the logits and the A of a model whose logits are colder."""
+    prompts = {index: Prompt(index, (5, 300 + index), {}) for index in range(PROMPTS)}
+    shards = drawn_at(TEMPERATURE, frozen, tmp_path)
+    description, steers = Description.of_directory(small_model), frozenset({"bias", "words", "word_states", "lengths"})
+    at = TiltData(prompts, shards, description, lambda: frozen, steers, temperature=TEMPERATURE)
+    of_colder = TiltData(prompts, shards, description, lambda: colder, steers)
+    tilts, expected = (fit_tilts(data, 0, lambda: None) for data in (at, of_colder))
+    assert set(tilts) == set(expected) == {"words", "bias"}
+    for kind, tilt in tilts.items():
+        for name, tensor in expected[kind].tensors().items():
+            if name not in ("direction", "direction_error"):
+                torch.testing.assert_close(tilt.tensors()[name] / TEMPERATURE, tensor, rtol=1e-3, atol=1e-5)
+    assert expected["words"].gates.abs().max() > 0.01
