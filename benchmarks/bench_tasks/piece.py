@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.graders.base import Grader
     from training.iro.data import Prompt
-    from training.iro.tilting import Limits
+    from training.iro.tilt_trials import Limits
     from training.iro.values import Stack
     from value_heads.tilt import Tilt
 
@@ -217,7 +217,7 @@ def best_static_bias(folder: Path, piece: Piece) -> Tilt:
     """Of the strengths that the job tried on held-out prompts, chosen as the job chooses a tilt; the weakest where none
     keeps to the limits of its text."""
     from training.checkpoints import open_checkpoints
-    from training.iro.tilting import Trial
+    from training.iro.tilt_trials import Trial
 
     checkpoints = open_checkpoints(str(folder / "checkpoints"))
     rows: dict[float, list[JsonObject]] = {}
@@ -233,7 +233,7 @@ def best_static_bias(folder: Path, piece: Piece) -> Tilt:
 def text_limits(folder: Path) -> Limits:
     """What the text of the job's tilts kept to."""
     from training.checkpoints import open_checkpoints
-    from training.iro.tilting import Limits
+    from training.iro.tilt_trials import Limits
 
     return Limits.of(open_checkpoints(str(folder / "checkpoints")).load("tilt-none"))
 

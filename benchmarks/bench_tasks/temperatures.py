@@ -17,7 +17,7 @@ from training.run import derive_seed
 
 if TYPE_CHECKING:
     from training.iro.data import Prompt
-    from training.iro.tilting import Trial
+    from training.iro.tilt_trials import Trial
     from value_heads.tilt import Tilt
 
 SAMPLES = 16  # of each validation prompt and temperature
@@ -66,7 +66,7 @@ class Tempered:
     def tune(self) -> JsonObject:
         """Of each temperature that was ``tried``: ``rewards`` of every prompt's samples, and whether the text is inside
         the limits of the job's tilts (``usual``)."""
-        from training.iro.tilting import SHARPNESS
+        from training.iro.tilt_trials import SHARPNESS
 
         began, piece = time.monotonic(), self.piece
         limits, tried, base_tokens = text_limits(piece.trained.folder), [], 0
@@ -88,7 +88,7 @@ class Tempered:
     def trial(self, sharpness: float) -> tuple[Trial, int]:
         """Samples of the validation prompts, and the base tokens that they took."""
         from training.iro.over_optimization import measures
-        from training.iro.tilting import Trial
+        from training.iro.tilt_trials import Trial
         from value_heads.tilt import sharpened
 
         piece, seed = self.piece, derive_seed(self.piece.seed, TUNING)

@@ -38,7 +38,8 @@ from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, searches, serve
 from training.iro.tilt_rows import TiltData
-from training.iro.tilting import ROUNDS, Limits, Round, Tilting, num_trials, planned_rounds
+from training.iro.tilt_trials import Limits
+from training.iro.tilting import ROUNDS, Round, Tilting, num_trials, planned_rounds, warn_of_refused
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -78,6 +79,7 @@ class Alignment:
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
         self.limits: Limits | None = None  # of a tilted model's text
         self.rounds: dict[int, list[Round]] = {}  # of tilts, by step
+        self.refused: dict[int, JsonObject | None] = {}  # by step, a tilt whose text the grader prefers
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
         self.served: dict[int, Served] = {}  # likewise
         self.tilts = config.tilt == "auto" and bool(executor.steers) and self.learner.spec is not None
@@ -89,7 +91,7 @@ class Alignment:
         for step in range(1, self.config.iterations + 1):
             history.append(self.iterate(step))
             report.drop_checkpoints(self.run, history)
-            if self.config.early_stop and step in self.served and not _rises(history):
+            if self.config.early_stop and step in self.served and not report.rises(history):
                 self.run.emit("message", f"Held-out reward no longer rises: stopping after iteration {step}")
                 break
         return self.conclude(base, history)
@@ -106,6 +108,7 @@ class Alignment:
             if rounds[-1].is_better:
                 draws = self.collect(step, self.prompts.slices[step - 1], len(rounds))
                 collected = Collected(collected.train + draws.train, collected.heldout + draws.heldout)
+        self.refused[step] = self.run.step(f"{step}-refused", lambda: warn_of_refused(self.run, rounds))
         return collected
 
     def choose(self, step: int, tilt_round: int, draws: Collected) -> Round:
@@ -117,7 +120,7 @@ class Alignment:
         tilting = Tilting(self.run, self.validation, data, step, tilt_round, self.limits)
         self.tilt = tilting.choose(part.heldout, draws.heldout)
         self.limits = tilting.limits
-        return Round(tilting.further_trials, self.tilt is not policy)
+        return tilting.outcome
 
     def serve(self, step: int) -> Served:
         """What the step's model is served with; without tilts, the search that the config asks for."""
@@ -155,7 +158,7 @@ class Alignment:
                     trials = num_trials(self.executor.steers) + planned.further_trials
                     total += trials * len(self.shards_of(part.heldout)) + 3 + 2 * shards * planned.is_better
                 ways = len(searches(self.config, tilted=bool(self.tilt) or rounds[0].is_better))
-            total += (validation * ways + draws) * self.validates(step)
+            total += (validation * ways + draws) * self.validates(step) + draws
         return total
 
     def shards_of(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
@@ -379,6 +382,7 @@ class Alignment:
             "search": served.params.model_dump(),
             "prices": served.prices,
             "over_optimization": served.outside,
+            "refused_tilt": self.refused.get(best["step"]),
             "best_checkpoint": best["path"],
             "trained_tokens": sum(row["trained_tokens"] for row in history),
             "baseline": {
@@ -389,9 +393,3 @@ class Alignment:
             "reward_scale": {"mean": self.scale.mean, "sd": self.scale.sd},
             "history": [row if row["step"] in best_steps else row | {"path": None} for row in history],
         }
-
-
-def _rises(history: Sequence[JsonObject]) -> bool:
-    """Whether the last iteration's held-out reward is above that of every validated iteration before."""
-    *before, last = (row["full_valid_mean_reward"] for row in history if row["path"])
-    return not before or last > max(before)

@@ -128,3 +128,9 @@ def _share(tally: Tally, part: str, name: str) -> float:
 def _mean(tally: Tally, grader: str) -> float:
     scored = tally.get("scored", {}).get(grader)
     return tally["score_sums"][grader] / scored if scored else math.nan
+
+
+def rises(history: Sequence[JsonObject]) -> bool:
+    """Whether the last iteration's held-out reward is above that of every validated iteration before."""
+    *before, last = (row["full_valid_mean_reward"] for row in history if row["path"])
+    return not before or last > max(before)

@@ -7,31 +7,43 @@ from the tilted policy q. Reconstruction: the paper has no tilt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 from iro_server.decoding.base import SearchParams
 from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
-from training.iro.over_optimization import distinct_2, measures, perplexity
+from training.iro.over_optimization import measures
 from training.iro.rollouts import Source, completions_of
 from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
+from training.iro.tilt_trials import (
+    NONE,
+    Limits,
+    Trial,
+    Tried,
+    best_trial,
+    mean_reward,
+    next_trial,
+    refusal_report,
+    refused_trial,
+    sharper_trials,
+    starts,
+    trial_data,
+    trial_report,
+)
 from training.iro.validation import LogprobsOf, Validation
 from training.json_values import JsonObject
 from training.run import Run
 from value_heads.threads import on_fresh_thread
 from value_heads.tilt import Tilt, TiltPart, fold_tilts, sharpened
 
-NONE = "none"  # the kind of a tilt that changes nothing
+CODE = "exploitable_grader"
 ROUNDS = 2  # of an iteration: on draws of its policy, and of the tilt that these gave
 TRIAL_SAMPLES = 8  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
 FURTHER_TRIALS = 2  # at most, weaker or stronger
-SHARPNESS = (0.5, 1.0, 2.0)  # of the best tilt, tried while the reward rises: temperatures 2/3, 1/2 and 1/3
-MOST_PERPLEXITY, LEAST_DISTINCT_2 = 1.1, 0.95  # of a tilt's text, times the frozen model's own
 EARLIER_VERSION = "this job's rollouts were stored by an earlier version, without their likelihood: start the job anew"
 
 
@@ -41,10 +53,12 @@ def num_trials(steers: frozenset[TiltPart]) -> int:
 
 
 class Round(NamedTuple):
-    """What a round did. ``further_trials``: beside those of ``TRIALS``. ``is_better``: whether it found a tilt."""
+    """What a round did. ``further_trials``: beside those of ``TRIALS``. ``is_better``: whether it found a tilt.
+    ``tried``: None before it."""
 
     further_trials: int = 0
     is_better: bool = True
+    tried: Tried | None = None
 
 
 def planned_rounds(done: Sequence[Round]) -> list[Round]:
@@ -56,8 +70,11 @@ def planned_rounds(done: Sequence[Round]) -> list[Round]:
 class Tilting:
     """The tilts of one round: fitted once, tried, and the best of them kept.
 
-    ``limits``: of a tilted model's text; None: what the round's policy sets, which is the frozen model.
+    ``limits``: of a tilted model's text; None: what the round's policy sets, which is the frozen model. ``outcome``:
+    once it has chosen.
     """
+
+    outcome: Round
 
     def __init__(
         self,
@@ -117,6 +134,7 @@ class Tilting:
             "tilts": [trial_data(trial, best) for trial in [base, *trials]],
         }
         self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", report, data))
+        self.outcome = Round(self.further_trials, best is not None, Tried(base, trials, best or base, limits))
         return scaled(best.kind, best.strength, best.sharpness) if best else policy
 
     def policy_rows(self, prompts: Sequence[Prompt], names: Sequence[tuple[str, str]]) -> list[JsonObject]:
@@ -174,112 +192,13 @@ def rows_of_rollouts(
     return rows
 
 
-def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> str:
-    parts = [
-        f"{trial.name}: {mean_and_error(trial.rewards)[0]:.3f} "
-        f"(perplexity {perplexity(trial.rows):.1f}, distinct-2 {distinct_2(trial.rows):.2f})"
-        for trial in [base, *trials]
-    ]
-    chosen = best.name if best else "none, because none is surely better"
-    return f"Tilts at one row, held-out reward: {'; '.join(parts)}. Chosen: {chosen}"
-
-
-def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
-    """Reward at one row, nats from the frozen model, perplexity and distinct-2 of a trial."""
-    reward, error = mean_and_error(trial.rewards)
-    return {
-        "kind": trial.kind,
-        "strength": trial.strength,
-        "sharpness": trial.sharpness,
-        "reward": reward,
-        "error": error,
-        "kl": mean_and_error([row["kl"] for row in trial.rows])[0],
-        "perplexity": perplexity(trial.rows),
-        "distinct_2": distinct_2(trial.rows),
-        "chosen": trial is best,
-    }
-
-
-class Limits(NamedTuple):
-    """What the text of a tilt keeps to, so that the reward does not rise by text that the frozen model never writes."""
-
-    most_perplexity: float
-    least_distinct_2: float
-
-    @classmethod
-    def of(cls, frozen: Sequence[JsonObject]) -> Limits:
-        return cls(MOST_PERPLEXITY * perplexity(frozen), LEAST_DISTINCT_2 * distinct_2(frozen))
-
-    def allow(self, trial: Trial) -> bool:
-        return perplexity(trial.rows) <= self.most_perplexity and not self.repeats(trial)
-
-    def repeats(self, trial: Trial) -> bool:
-        """Not where answers are single tokens, which have no distinct-2."""
-        return distinct_2(trial.rows) < self.least_distinct_2
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A tilt at a strength and then sharpened, on held-out prompts. ``rows``: what ``Validation.judge`` says of each
-    prompt."""
-
-    kind: str
-    strength: float
-    rows: list[JsonObject]
-    sharpness: float = 0.0
-
-    @property
-    def name(self) -> str:
-        kind = "no tilt" if self.kind == NONE else f"{self.kind} at {self.strength:g}"
-        return f"{kind}, temperature {1 / (1 + self.sharpness):.2g}" if self.sharpness else kind
-
-    @property
-    def rewards(self) -> list[float]:
-        return [row["mean"] for row in self.rows]
-
-
-def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | None:
-    """Kind and strength that would tell most after ``trials``, going by that of the highest reward.
-
-    Where its text is outside the limits, halfway from the strongest one of its kind that is not to the next; where it
-    is the strongest of its kind, half as strong again. Else None.
-    """
-    best = max(trials, key=lambda trial: mean_and_error(trial.rewards)[0])
-    of_kind = sorted((trial for trial in trials if trial.kind == best.kind), key=lambda trial: trial.strength)
-    outside = [trial.strength for trial in of_kind if not limits.allow(trial)]
-    if best.strength in outside:
-        inside = [trial.strength for trial in of_kind if trial.strength < min(outside)]
-        return best.kind, (min(outside) + max(inside, default=0.0)) / 2
-    return (best.kind, 1.5 * best.strength) if best is of_kind[-1] else None
-
-
-def starts(trials: Sequence[Trial], base: Trial, limits: Limits) -> list[Trial]:
-    """The trials to be sharpened: the best one, or none of the tilts; and that of the highest reward, whose text may be
-    too unlikely as it is, but not at a lower temperature."""
-    highest = max([base, *trials], key=lambda trial: mean_and_error(trial.rewards)[0])
-    best = best_trial(trials, base, limits) or base
-    return [best] if highest is best or limits.repeats(highest) else [best, highest]
-
-
-def sharper_trials(start: Trial, tried: Callable[[float], Trial], limits: Limits) -> list[Trial]:
-    """``start`` ever sharper, up to the first trial that does not raise its reward, or that repeats itself."""
-    trials, reward = [], mean_and_error(start.rewards)[0]
-    for sharpness in SHARPNESS:
-        trials.append(tried(sharpness))
-        before, reward = reward, mean_and_error(trials[-1].rewards)[0]
-        if reward <= before or limits.repeats(trials[-1]):
-            break
-    return trials
-
-
-def best_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Trial | None:
-    """The trial of the highest reward whose text keeps to the limits.
-
-    None unless it is above ``base``, the policy of the rollouts, by twice the standard error of the paired difference.
-    """
-    allowed = [trial for trial in trials if limits.allow(trial)]
-    if not allowed:
+def warn_of_refused(run: Run, rounds: Sequence[Round]) -> JsonObject | None:
+    """Warn of a tilt whose text the grader prefers (``refused_trial``); its data."""
+    tried = [done.tried for done in rounds if done.tried]
+    refused = refused_trial(tried)
+    if refused is None:
         return None
-    best = max(allowed, key=lambda trial: mean_and_error(trial.rewards)[0])
-    gain, error = mean_and_error([new - old for new, old in zip(best.rewards, base.rewards, strict=True)])
-    return best if gain > 2 * error else None
+    report = refusal_report(refused, tried[-1])
+    data = trial_data(refused, None) | {"kept_reward": mean_reward(tried[-1].kept)}
+    run.emit("message", report, {"code": CODE, "tilt": data}, level="warn")
+    return data

@@ -19,111 +19,18 @@ from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
 from training.iro.export import ROLLOUTS
 from training.iro.job import JOB
-from training.iro.over_optimization import departures, measures, perplexity
+from training.iro.over_optimization import departures, measures
 from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
 from training.iro.tilting import (
     ROUNDS,
-    SHARPNESS,
-    Limits,
     Round,
-    Trial,
-    best_trial,
-    next_trial,
     planned_rounds,
     rows_of_rollouts,
-    sharper_trials,
-    starts,
 )
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
-
-
-def trial(
-    kind: str, rewards: list[float], logprob: float = -30.0, strength: float = 1.0, distinct: float = 1.0
-) -> Trial:
-    completions = [{"distinct_2": distinct}, {"distinct_2": math.nan}]
-    rows = [{"mean": reward, "logprob": logprob, "tokens": 10.0, "completions": completions} for reward in rewards]
-    return Trial(kind, strength, rows)
-
-
-BASE = trial("none", [0.0, 0.2, 0.1, 0.3])
-LIMITS = Limits.of(BASE.rows)
-
-
-def test_perplexity_is_that_of_all_tokens_together() -> None:
-    rows = [{"logprob": -3.0, "tokens": 1.0}, {"logprob": -1.0, "tokens": 3.0}]
-    assert perplexity(rows) == pytest.approx(math.e)
-
-
-def test_the_tilt_of_the_highest_reward_is_kept() -> None:
-    better, best = trial("words", [0.5, 0.7, 0.6, 0.8]), trial("states", [0.8, 0.9, 1.0, 1.0])
-    assert best_trial([better, best], BASE, LIMITS) is best
-
-
-def test_a_tilt_whose_text_is_unlikely_is_not_kept() -> None:
-    """Perplexity 3 % and 28 % above the frozen model's own."""
-    likely, unlikely = trial("words", [0.5, 0.7, 0.6, 0.8], -30.3), trial("states", [0.9] * 4, -32.5)
-    assert best_trial([likely, unlikely], BASE, LIMITS) is likely
-    assert best_trial([unlikely], BASE, LIMITS) is None
-
-
-def test_a_tilt_whose_text_repeats_itself_is_not_kept() -> None:
-    """Bigrams of a text that differ: 4 % and 6 % fewer than in the frozen model's."""
-    various, repetitive = trial("bias", [0.5] * 4, distinct=0.96), trial("bias", [0.9] * 4, distinct=0.94, strength=2)
-    assert best_trial([various, repetitive], BASE, LIMITS) is various
-    assert next_trial([various, repetitive], LIMITS) == ("bias", 1.5)
-    single = trial("bias", [0.9] * 4, distinct=math.nan)
-    assert best_trial([single], BASE, Limits.of(single.rows)) is single
-
-
-@pytest.mark.parametrize(
-    ("rising", "expected"),
-    [
-        ([(0.5, -30.3), (1.0, -32.5)], ("states", 0.75)),
-        ([(1.0, -32.5)], ("states", 0.5)),
-        ([(0.5, -30.0), (0.75, -31.5), (1.0, -32.5)], ("states", 0.625)),
-        ([(0.5, -30.3), (1.0, -30.3)], ("states", 1.5)),
-        ([(1.0, -30.3), (0.5, -30.3)], None),
-    ],
-)
-def test_a_further_strength_is_tried_about_that_of_the_highest_reward(
-    rising: list[tuple[float, float]], expected: tuple[str, float] | None
-) -> None:
-    """``rising``: strengths, by rising reward, and log-probabilities of ten tokens: -30.95 is allowed."""
-    states = [trial("states", [0.6 + n / 10] * 4, p, s) for n, (s, p) in enumerate(rising)]
-    assert next_trial([trial("words", [0.5] * 4), *states], LIMITS) == expected
-
-
-@pytest.mark.parametrize(
-    ("trials", "expected"),
-    [
-        ([(0.7, 1.0), (0.8, 1.0), (0.9, 1.0)], [0.5, 1.0, 2.0]),
-        ([(0.7, 1.0), (0.6, 1.0), (0.9, 1.0)], [0.5, 1.0]),
-        ([(0.5, 1.0)], [0.5]),
-        ([(0.7, 0.9), (0.8, 1.0)], [0.5]),
-    ],
-)
-def test_a_tilt_is_sharpened_while_its_reward_rises_inside_the_limits(
-    trials: list[tuple[float, float]], expected: list[float]
-) -> None:
-    """``trials``: reward and distinct-2 of each sharpness that could be tried; 0.6 is the tilt's own reward."""
-    of_sharpness = {
-        s: trial("words", [reward] * 4, distinct=d) for s, (reward, d) in zip(SHARPNESS, trials, strict=False)
-    }
-    sharper = sharper_trials(trial("words", [0.6] * 4), of_sharpness.__getitem__, LIMITS)
-    assert sharper == [of_sharpness[sharpness] for sharpness in expected]
-
-
-def test_an_unlikely_tilt_of_the_highest_reward_is_sharpened_too() -> None:
-    """Lower temperatures make a text likelier; they make none less repetitive."""
-    likely, unlikely = trial("words", [0.6] * 4), trial("states", [0.9] * 4, -32.5)
-    assert starts([likely, unlikely], BASE, LIMITS) == [likely, unlikely]
-    assert starts([unlikely], BASE, LIMITS) == [BASE, unlikely]
-    assert starts([likely, trial("words", [0.5] * 4, -32.5)], BASE, LIMITS) == [likely]
-    assert starts([likely, trial("bias", [0.9] * 4, -32.5, distinct=0.9)], BASE, LIMITS) == [likely]
-    assert starts([trial("words", [0.1] * 4, -32.5)], BASE, LIMITS) == [BASE]
 
 
 def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Path) -> None:
@@ -145,10 +52,6 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
     source.checkpoints.save("rollouts", {"prompts": [7, 3], "usage": {}}, about)
     with pytest.raises(AlignError, match="start the job anew"):
         rows_of_rollouts(source, prompts, names)
-
-
-def test_a_tilt_that_is_not_surely_better_is_not_kept() -> None:
-    assert best_trial([trial("words", [0.9, 0.0, 0.0, 0.2])], BASE, LIMITS) is None
 
 
 def test_rounds_go_on_until_one_finds_no_tilt() -> None:

@@ -51,9 +51,10 @@ function newestRounds(events: JobEvent[]): TiltTrial[][] {
 function choice(chosen: Measured[]): string {
   const last = chosen.at(-1);
   if (!last) return "Chosen: none, because none is surely better than the model that the rollouts were drawn from.";
-  const names = chosen.map(({ kind, strength, sharpness }) => {
-    const name = kind === "none" ? "the same" : `${kind} at strength ${strength}`;
-    return sharpness ? `${name}, temperature ${number(1 / (1 + sharpness), 2)}` : name;
+  const steps = chosen.map(({ kind, strength, sharpness }, round) => {
+    const temperature = sharpness ? `temperature ${number(1 / (1 + sharpness), 2)}` : "";
+    if (kind === "none") return `${round ? ", then at " : "the frozen model at "}${temperature}`;
+    return `${round ? ", and added to it " : ""}${kind} at strength ${strength}${temperature && `, ${temperature}`}`;
   });
-  return `Chosen: ${names.join(", and added to it ")}, reward ${number(last.reward)} at ${number(last.kl, 1)} nats.`;
+  return `Chosen: ${steps.join("")}, reward ${number(last.reward)} at ${number(last.kl, 1)} nats.`;
 }

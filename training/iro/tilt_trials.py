@@ -1,0 +1,169 @@
+"""Which of an iteration's tilts is the best: rules about trials on held-out prompts (reconstruction)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from training.iro.diagnostics import mean_and_error
+from training.iro.over_optimization import distinct_2, perplexity
+from training.json_values import JsonObject
+
+NONE = "none"  # the kind of a tilt that changes nothing
+SHARPNESS = (0.5, 1.0, 2.0)  # of the best tilt, tried while the reward rises: temperatures 2/3, 1/2 and 1/3
+MOST_PERPLEXITY, LEAST_DISTINCT_2 = 1.1, 0.95  # of a tilt's text, times the frozen model's own
+MUCH_MORE = 1.5  # times the gain of what is kept: by a tilt whose text is refused, of a grader that pays for such text
+
+
+def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> str:
+    parts = [
+        f"{trial.name}: {mean_reward(trial):.3f} "
+        f"(perplexity {perplexity(trial.rows):.1f}, distinct-2 {distinct_2(trial.rows):.2f})"
+        for trial in [base, *trials]
+    ]
+    chosen = best.name if best else "none, because none is surely better"
+    return f"Tilts at one row, held-out reward: {'; '.join(parts)}. Chosen: {chosen}"
+
+
+def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
+    """Reward at one row, nats from the frozen model, perplexity and distinct-2 of a trial."""
+    reward, error = mean_and_error(trial.rewards)
+    return {
+        "kind": trial.kind,
+        "strength": trial.strength,
+        "sharpness": trial.sharpness,
+        "reward": reward,
+        "error": error,
+        "kl": mean_and_error([row["kl"] for row in trial.rows])[0],
+        "perplexity": perplexity(trial.rows),
+        "distinct_2": distinct_2(trial.rows),
+        "chosen": trial is best,
+    }
+
+
+class Limits(NamedTuple):
+    """What the text of a tilt keeps to, so that the reward does not rise by text that the frozen model never writes."""
+
+    most_perplexity: float
+    least_distinct_2: float
+
+    @classmethod
+    def of(cls, frozen: Sequence[JsonObject]) -> Limits:
+        return cls(MOST_PERPLEXITY * perplexity(frozen), LEAST_DISTINCT_2 * distinct_2(frozen))
+
+    def allow(self, trial: Trial) -> bool:
+        return perplexity(trial.rows) <= self.most_perplexity and not self.repeats(trial)
+
+    def repeats(self, trial: Trial) -> bool:
+        """Not where answers are single tokens, which have no distinct-2."""
+        return distinct_2(trial.rows) < self.least_distinct_2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A tilt at a strength and then sharpened, on held-out prompts. ``rows``: what ``Validation.judge`` says of each
+    prompt."""
+
+    kind: str
+    strength: float
+    rows: list[JsonObject]
+    sharpness: float = 0.0
+
+    @property
+    def name(self) -> str:
+        kind = "no tilt" if self.kind == NONE else f"{self.kind} at {self.strength:g}"
+        return f"{kind}, temperature {1 / (1 + self.sharpness):.2g}" if self.sharpness else kind
+
+    @property
+    def rewards(self) -> list[float]:
+        return [row["mean"] for row in self.rows]
+
+
+def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | None:
+    """Kind and strength that would tell most after ``trials``, going by that of the highest reward.
+
+    Where its text is outside the limits, halfway from the strongest one of its kind that is not to the next; where it
+    is the strongest of its kind, half as strong again. Else None.
+    """
+    best = max(trials, key=mean_reward)
+    of_kind = sorted((trial for trial in trials if trial.kind == best.kind), key=lambda trial: trial.strength)
+    outside = [trial.strength for trial in of_kind if not limits.allow(trial)]
+    if best.strength in outside:
+        inside = [trial.strength for trial in of_kind if trial.strength < min(outside)]
+        return best.kind, (min(outside) + max(inside, default=0.0)) / 2
+    return (best.kind, 1.5 * best.strength) if best is of_kind[-1] else None
+
+
+def starts(trials: Sequence[Trial], base: Trial, limits: Limits) -> list[Trial]:
+    """The trials to be sharpened: the best one, or none of the tilts; and that of the highest reward, whose text may be
+    too unlikely as it is, but not at a lower temperature."""
+    highest = max([base, *trials], key=mean_reward)
+    best = best_trial(trials, base, limits) or base
+    return [best] if highest is best or limits.repeats(highest) else [best, highest]
+
+
+def sharper_trials(start: Trial, tried: Callable[[float], Trial], limits: Limits) -> list[Trial]:
+    """``start`` ever sharper, up to the first trial that does not raise its reward, or that repeats itself."""
+    trials, reward = [], mean_reward(start)
+    for sharpness in SHARPNESS:
+        trials.append(tried(sharpness))
+        before, reward = reward, mean_reward(trials[-1])
+        if reward <= before or limits.repeats(trials[-1]):
+            break
+    return trials
+
+
+def best_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Trial | None:
+    """The trial of the highest reward whose text keeps to the limits.
+
+    None unless it is above ``base``, the policy of the rollouts, by twice the standard error of the paired difference.
+    """
+    allowed = [trial for trial in trials if limits.allow(trial)]
+    if not allowed:
+        return None
+    best = max(allowed, key=mean_reward)
+    return best if surely_above(best, base) else None
+
+
+def surely_above(trial: Trial, other: Trial) -> bool:
+    """Whether the reward is above the other's by twice the standard error of the paired difference."""
+    gain, error = mean_and_error([new - old for new, old in zip(trial.rewards, other.rewards, strict=True)])
+    return gain > 2 * error
+
+
+class Tried(NamedTuple):
+    """The ``trials`` of a round, the policy ``base`` that it began with and the one that it ``kept``, on the same
+    prompts, and the limits of their text."""
+
+    base: Trial
+    trials: Sequence[Trial]
+    kept: Trial
+    limits: Limits
+
+
+def refused_trial(rounds: Sequence[Tried]) -> Trial | None:
+    """Of all rounds, the trial of the highest reward, where its text is outside the limits and the grader pays for such
+    text: its reward is surely above that of the policy that the last round kept, by half as much as that one gained."""
+    highest = max((trial for tried in rounds for trial in tried.trials), key=mean_reward)
+    base, kept, limits = rounds[0].base, rounds[-1].kept, rounds[-1].limits
+    gain, kept_gain = (mean_reward(trial) - mean_reward(base) for trial in (highest, kept))
+    pays = surely_above(highest, kept) and gain >= MUCH_MORE * kept_gain
+    return highest if pays and not limits.allow(highest) else None
+
+
+def mean_reward(trial: Trial) -> float:
+    return mean_and_error(trial.rewards)[0]
+
+
+def refusal_report(refused: Trial, tried: Tried) -> str:
+    kept, limits = tried.kept, tried.limits
+    if limits.repeats(refused):
+        text = f"repeats itself: distinct-2 {distinct_2(refused.rows):.2f}, least {limits.least_distinct_2:.2f}"
+    else:
+        text = f"is unlikely: perplexity {perplexity(refused.rows):.1f}, most {limits.most_perplexity:.1f}"
+    return (
+        f"The grader prefers text that the frozen model hardly writes: a reward of {mean_reward(refused):.3f} by "
+        f"{refused.name}, which was refused because its text {text}; {mean_reward(kept):.3f} by what was kept. "
+        "Read some completions: a request with a higher search.strength may write like that"
+    )
