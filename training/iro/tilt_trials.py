@@ -126,10 +126,10 @@ def best_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Trial | 
     return best if surely_above(best, base) else None
 
 
-def surely_above(trial: Trial, other: Trial) -> bool:
-    """Whether the reward is above the other's by twice the standard error of the paired difference."""
+def surely_above(trial: Trial, other: Trial, errors: float = 2.0) -> bool:
+    """Whether the reward is above the other's by so many standard errors of the paired difference."""
     gain, error = mean_and_error([new - old for new, old in zip(trial.rewards, other.rewards, strict=True)])
-    return gain > 2 * error
+    return gain > errors * error
 
 
 class Tried(NamedTuple):
@@ -144,11 +144,12 @@ class Tried(NamedTuple):
 
 def refused_trial(rounds: Sequence[Tried]) -> Trial | None:
     """Of all rounds, the trial of the highest reward, where its text is outside the limits and the grader pays for such
-    text: its reward is surely above that of the policy that the last round kept, by half as much as that one gained."""
+    text: its reward is surely above that of the policy that the last round kept, by half as much as that one gained.
+    Three standard errors: the highest of many trials is above by two often enough by luck."""
     highest = max((trial for tried in rounds for trial in tried.trials), key=mean_reward)
     base, kept, limits = rounds[0].base, rounds[-1].kept, rounds[-1].limits
     gain, kept_gain = (mean_reward(trial) - mean_reward(base) for trial in (highest, kept))
-    pays = surely_above(highest, kept) and gain >= MUCH_MORE * kept_gain
+    pays = surely_above(highest, kept, 3.0) and gain >= MUCH_MORE * kept_gain
     return highest if pays and not limits.allow(highest) else None
 
 
