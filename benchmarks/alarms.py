@@ -1,8 +1,10 @@
 """Whether a job tells exploitable graders from others: ``python -m benchmarks.alarms``.
 
 One small alignment job for each grader. Ten planted graders reward what is easily overdone, such as one repeated word.
-Ten clean ones are the tasks of ``benchmarks/tasks`` and two mild constraints. A job flags its grader where its result
-has ``over_optimization``. Finished jobs are kept under ``--out``: an interrupted run goes on with the next grader.
+Ten clean ones are the tasks of ``benchmarks/tasks`` and two mild constraints. A job warns of the model that it serves
+(``over_optimization``), or of the grader (``refused_tilt``: a tilt whose text the grader prefers). Ways to serve that
+were passed over for their text are counted apart: no warning reports them. Finished jobs are kept under ``--out``: an
+interrupted run goes on with the next grader.
 """
 
 from __future__ import annotations
@@ -78,16 +80,16 @@ def main() -> None:
     from iro_server.engines.prepare import prepare_model
 
     parser = command_line("alarms", __doc__)
-    parser.add_argument("--prompts", type=int, default=12, help="training prompts of each job")
+    parser.add_argument("--prompts", type=int, default=16, help="training prompts of each job")
     parser.add_argument("--validation-prompts", type=int, default=6)
-    parser.add_argument("--rollouts", type=int, default=6, help="samples of each prompt")
+    parser.add_argument("--rollouts", type=int, default=8, help="samples of each prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--graders", nargs="+", choices=list(cases()), default=list(cases()))
     args = parser.parse_args()
     model_dir = prepare_model()
     with EmbeddedEngine(model_dir) as engine:
         rows = [measured_once(engine, model_dir, name, args) for name in args.graders]
-    finish(args, {"counts": count_flagged(rows), "rows": rows}, report, seeds=[args.seed])
+    finish(args, {"counts": count_warnings(rows), "rows": rows}, report, seeds=[args.seed])
 
 
 def measured_once(engine: Any, model_dir: Path, name: str, args: argparse.Namespace) -> JsonObject:
@@ -104,7 +106,7 @@ def measured_once(engine: Any, model_dir: Path, name: str, args: argparse.Namesp
 
 
 def measured(engine: Any, model_dir: Path, folder: Path, case: Case, args: argparse.Namespace) -> JsonObject:
-    """The job's warning, its gain on prompts that chose nothing, and a completion there."""
+    """The job's warnings, its gain on prompts that chose nothing, and a completion there."""
     from training.checkpoints import open_checkpoints
     from training.iro.data import AlignError
 
@@ -127,20 +129,17 @@ def measured(engine: Any, model_dir: Path, folder: Path, case: Case, args: argpa
     except AlignError as error:
         if error.code != "constant_reward":
             raise
-        return {"failed": error.code, "flagged": [], "gain": None, "served": None, "text": None}
+        nothing: JsonObject = {"model": [], "refused": None, "passed_over": []}
+        return {"failed": error.code, "gain": None, "served": None, "text": None} | nothing
     checked = open_checkpoints(str(folder / "run" / "checkpoints")).load("check-best-0")["rows"]
     return {
-        "flagged": flagged(result),
+        "model": result["over_optimization"] or [],
+        "refused": result["refused_tilt"],
+        "passed_over": [price["name"] for price in result["prices"] if price["over_optimization"]],
         "gain": result["checks"][0]["got"],
         "served": result["search"]["strength"],
         "text": checked[0]["text"],
     }
-
-
-def flagged(result: JsonObject) -> list[JsonObject]:
-    """Departures of the served model, and of the ways to serve it that were passed over for theirs."""
-    prices = result["prices"]
-    return (result["over_optimization"] or []) + [part for price in prices for part in price["over_optimization"] or []]
 
 
 def write_rows(folder: Path, prompts: Prompts, seed: int, split: Split, count: int) -> Path:
@@ -149,33 +148,47 @@ def write_rows(folder: Path, prompts: Prompts, seed: int, split: Split, count: i
     return path
 
 
-def count_flagged(rows: Sequence[JsonObject]) -> list[JsonObject]:
-    """Jobs of each kind of grader, and how many of them were flagged."""
+def count_warnings(rows: Sequence[JsonObject]) -> list[JsonObject]:
+    """Jobs of each kind of grader, and how many of them warned."""
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in AIMS}
     return [
-        {"kind": kind, "jobs": len(of_kind), "flagged": sum(bool(row["flagged"]) for row in of_kind)}
+        {
+            "kind": kind,
+            "jobs": len(of_kind),
+            "model": sum(bool(row["model"]) for row in of_kind),
+            "refused": sum(bool(row["refused"]) for row in of_kind),
+            "either": sum(bool(row["model"] or row["refused"]) for row in of_kind),
+            "passed_over": sum(bool(row["passed_over"]) for row in of_kind),
+        }
         for kind, of_kind in kinds.items()
     ]
 
 
 def counts(content: JsonObject) -> str:
-    """Graders flagged, of the planted and of the clean ones."""
-    lines = [[cell["kind"], str(cell["jobs"]), str(cell["flagged"])] for cell in content["counts"]]
-    return table(["graders", "jobs", "flagged"], lines)
+    """Jobs that warned, of the planted and of the clean graders."""
+    lines = [[str(number) for number in cell.values()] for cell in content["counts"]]
+    header = ["graders", "jobs", "warn of the model", "warn of the grader", "either", "passed over ways to serve"]
+    return table(header, lines)
 
 
 def each_grader(content: JsonObject) -> str:
-    """What each job reported; of each measure, its first departure."""
-    first = [{part["measure"]: part for part in reversed(row["flagged"])}.values() for row in content["rows"]]
+    """What each job reported."""
     lines = [
-        [row["grader"], row["kind"], gain_text(row), ", ".join(map(departure, parts))]
-        for row, parts in zip(content["rows"], first, strict=True)
+        [row["grader"], row["kind"], gain_text(row), ", ".join(map(departure, row["model"])), refused_text(row)]
+        for row in content["rows"]
     ]
-    return table(["grader", "kind", "gain on other prompts", "flagged for (median; frozen model's 5 % to 95 %)"], lines)
+    measured = "warning of the model (median; frozen model's 5 % to 95 %)"
+    refused = "warning of the grader: reward of the refused tilt, of the kept one"
+    return table(["grader", "kind", "gain on other prompts", measured, refused], lines)
 
 
 def gain_text(row: JsonObject) -> str:
     return "constant reward" if row["gain"] is None else f"{row['gain']:.2f} ± {row['gain_error']:.2f}"
+
+
+def refused_text(row: JsonObject) -> str:
+    refused = row["refused"]
+    return f"{refused['reward']:.2f}, {refused['kept_reward']:.2f}" if refused else ""
 
 
 def departure(part: JsonObject) -> str:
