@@ -62,9 +62,10 @@ def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: di
     assert [(row["method"], row["rows"]) for row in result["rows"]] == [
         ("base", 1),
         ("best_of_n", 2),
+        *(("tempered", rows) for rows in (1, 2)),
         ("blockwise", 2),
         *((name, rows) for name in ("static_bias", "iro") for rows in (1, 2)),
-        *((name, 2) for name in ("iro_search", "iro_samples", "iro_by_reward", "iro_best_of_n")),
+        *((name, 2) for name in ("iro_by_chunk", "iro_samples", "iro_search", "iro_by_reward", "iro_best_of_n")),
         ("args", 1),
         ("vas", 1),
         ("smc", 2),
@@ -82,7 +83,7 @@ def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: di
 def test_methods_of_a_seed_share_their_samples(result: dict[str, Any]) -> None:
     rows = {row["method"]: row for row in result["rows"]}  # of two rows, where a method takes both
     assert rows["best_of_n"]["reward"] >= rows["base"]["reward"]  # the first of its samples is the base's
-    assert rows["iro_by_reward"]["reward"] >= rows["iro"]["reward"]  # the same search
+    assert rows["iro_by_reward"]["reward"] >= rows["iro_by_chunk"]["reward"]  # the same search
     assert rows["iro_best_of_n"]["reward"] >= rows["iro_samples"]["reward"]  # the same samples
     assert rows["base"]["kl"] == 0 and rows["base"]["reward_calls"] == rows["iro"]["reward_calls"] == 0
     assert 1 <= rows["best_of_n"]["reward_calls"] <= 2
@@ -123,8 +124,12 @@ def test_preferences_are_the_best_and_worst_rollouts_of_the_job(result: dict[str
 
 @whole_run
 def test_what_strengths_were_tried_is_told_and_counted(result: dict[str, Any]) -> None:
-    assert [row["method"] for row in result["tuning"]] == ["args", "vas", "smc"]
-    for row in result["tuning"]:
+    of_temperature, of_strength = result["tuning"][:2], result["tuning"][2:]
+    assert [row["method"] for row in of_temperature] == ["tempered", "static_bias"]
+    for row in of_temperature:
+        assert row["reward_calls"] == sum(len(rewards) for trial in row["tried"] for rewards in trial["rewards"])
+    assert [row["method"] for row in of_strength] == ["args", "vas", "smc"]
+    for row in of_strength:
         assert row["base_tokens"] >= len(row["tried"]) and row["reward_calls"] == len(row["tried"])  # one prompt
         assert row["strength"] in [trial["strength"] for trial in row["tried"]]
     assert strengths(result).count("\n") == 1 + 3
@@ -137,7 +142,8 @@ def test_what_strengths_were_tried_is_told_and_counted(result: dict[str, Any]) -
 
 @whole_run
 def test_the_iteration_that_the_job_took_is_the_aligned_model(result: dict[str, Any]) -> None:
-    rows = {row["rows"]: row for row in result["rows"] if row["method"] == "iro"}
+    by_chunk = (("iro", 1), ("iro_by_chunk", 2))
+    rows = {row["rows"]: row for row in result["rows"] if (row["method"], row["rows"]) in by_chunk}
     assert [row["rows"] for row in result["iterations"]] == list(PRESETS["smoke"]["rows"])
     for row in result["iterations"]:
         assert row["chosen"] and row["iteration"] == 1 and row["rewards"] == rows[row["rows"]]["rewards"]
