@@ -56,9 +56,9 @@ def test_a_tilt_of_draws_at_a_temperature_is_divided_by_it_when_tokens_are_drawn
     prompts = {index: Prompt(index, (5, 300 + index), {}) for index in range(PROMPTS)}
     shards = drawn_at(TEMPERATURE, frozen, tmp_path)
     description, steers = Description.of_directory(small_model), frozenset({"bias", "words", "word_states", "lengths"})
-    at = TiltData(prompts, shards, description, lambda: frozen, steers, temperature=TEMPERATURE)
+    tempered = TiltData(prompts, shards, description, lambda: frozen, steers, temperature=TEMPERATURE)
     of_colder = TiltData(prompts, shards, description, lambda: colder, steers)
-    tilts, expected = (fit_tilts(data, 0, lambda: None) for data in (at, of_colder))
+    tilts, expected = (fit_tilts(data, 0, lambda: None) for data in (tempered, of_colder))
     assert set(tilts) == set(expected) == {"words", "bias"}
     for kind, tilt in tilts.items():
         for name, tensor in expected[kind].tensors().items():
