@@ -32,19 +32,22 @@ class WorkerKilled(Exception):
         super().__init__("ran out of memory, or was killed: its process ended without a result, twice")
 
 
-def in_worker_process(function: Callable[..., Result], *args: object) -> Result:
+def in_worker_process(
+    function: Callable[..., Result], *args: object, load: Callable[[], object] | None = None
+) -> Result:
     """What ``function`` returns or raises, computed in a worker process, which imports its module.
 
-    Waits while the workers are busy: to be called from a thread, not from an event loop. A killed worker ends the calls
-    of the others too, so that each of these calls is repeated once, apart from the others. Raises TimeoutError after
-    CPU_SECONDS of CPU time, MemoryError beyond MEMORY_BYTES, and WorkerKilled where the second process is killed too,
-    as one is on a host out of memory.
+    ``load`` imports what the function imports where it first needs it, before its time counts. Waits while the workers
+    are busy: to be called from a thread, not from an event loop. A killed worker ends the calls of the others too, so
+    that each of these calls is repeated once, apart from the others. Raises TimeoutError after CPU_SECONDS of CPU time,
+    MemoryError beyond MEMORY_BYTES, and WorkerKilled where the second process is killed too, as one is on a host out of
+    memory.
     """
     with contextlib.suppress(TerminatedWorkerError, ShutdownExecutorError):
-        return cast(Result, _executor().submit(_within_limits, function, args).result())
+        return cast(Result, _executor().submit(_within_limits, function, args, load).result())
     with _repeating, ProcessPoolExecutor(1, initializer=_prepare_worker, initargs=(os.getpid(),)) as executor:
         try:
-            return cast(Result, executor.submit(_within_limits, function, args).result())
+            return cast(Result, executor.submit(_within_limits, function, args, load).result())
         except TerminatedWorkerError as error:
             raise WorkerKilled from error
 
@@ -73,8 +76,12 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _within_limits(function: Callable[..., Result], args: tuple[object, ...]) -> Result:
+def _within_limits(
+    function: Callable[..., Result], args: tuple[object, ...], load: Callable[[], object] | None
+) -> Result:
     assert threading.current_thread() is threading.main_thread(), "only there does a signal's handler run"
+    if load is not None:
+        load()
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # the kernel's time too: to give a process memory takes some
     try:
         return function(*args)

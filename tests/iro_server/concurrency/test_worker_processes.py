@@ -42,6 +42,16 @@ def test_a_call_ends_after_its_limit_of_cpu_time_and_the_next_one_runs() -> None
     assert in_worker_process(abs, -1) == 1
 
 
+@pytest.mark.slow(8)
+def test_what_a_call_loads_first_takes_none_of_its_time() -> None:
+    def load() -> None:
+        started = time.process_time()
+        while time.process_time() < started + CPU_SECONDS + 1:
+            pass
+
+    assert in_worker_process(abs, -1, load=load) == 1
+
+
 @pytest.mark.slow(5)
 def test_a_call_ends_at_its_limit_of_memory_and_the_next_one_runs() -> None:
     with pytest.raises(MemoryError, match=f"took more than {MEMORY_BYTES // 2**20} MiB of memory"):
@@ -76,6 +86,22 @@ def test_a_worker_at_work_ends_soon_after_its_killed_parent(tmp_path: Path, repe
         parent.kill()
     assert int(started.read_text()) in {child.pid for child in children}
     assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+LOADED = """
+import sys
+from iro_server.graders.similarity import METRICS, load_metrics
+
+load_metrics()
+loaded = set(sys.modules)
+for metric in METRICS.values():
+    metric("the tide goes out", "the tide comes in")
+assert set(sys.modules) == loaded, set(sys.modules) - loaded
+"""
+
+
+def test_loading_the_metrics_imports_all_that_they_need() -> None:
+    subprocess.run([sys.executable, "-c", LOADED], check=True)
 
 
 def killer(unless: Path | None = None) -> Callable[[], str]:
