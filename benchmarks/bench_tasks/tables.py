@@ -165,46 +165,54 @@ def strengths(content: JsonObject) -> str:
 
 
 def temperatures(content: JsonObject) -> str:
-    """What validation prompts chose the temperatures of rivals by, at one row and at more; those whose text left the
-    limits of a job's tilts were not taken."""
-    head = ["task, method, seed and temperature", *COUNTED.values(), "taken for"]
-    lines = []
+    """Temperatures of the rivals that validation prompts preferred for so many rows, one for each seed, among those
+    whose text kept to the limits of a job's tilts."""
+    taken: dict[tuple[str, str], list[list[str]]] = {}
     for tuning in [row for row in content["tuning"] if "strength" not in row]:
         usual = [trial for trial in tuning["tried"] if trial["usual"]] or tuning["tried"][:1]
-        best = {count: max(usual, key=lambda trial, rows=count: pick_of(trial["rewards"], rows)) for count in COUNTED}
-        for trial in tuning["tried"]:
-            name = f"{tuning['task']}, {tuning['method']}, {tuning['seed']}, {1 / (1 + trial['sharpness']):.2f}"
-            taken = ", ".join(label for count, label in COUNTED.items() if best[count] is trial)
-            means = [f"{pick_of(trial['rewards'], count):.2f}" for count in COUNTED]
-            lines.append([name, *means, taken if trial["usual"] else "outside the limits"])
-    return table(head, lines)
+        best = [max(usual, key=lambda trial, rows=count: pick_of(trial["rewards"], rows)) for count in COUNTED]
+        of_seed = [f"{1 / (1 + trial['sharpness']):.2f}" for trial in best]
+        taken.setdefault((tuning["task"], tuning["method"]), []).append(of_seed)
+    lines = [[*name, *map(", ".join, zip(*of_seeds, strict=True))] for name, of_seeds in taken.items()]
+    return table(["task", "method", *COUNTED.values()], lines)
 
 
 COUNTED = {1: "one sample", 4: "best of four", 16: "best of sixteen"}
 
 
 def jobs(content: JsonObject) -> str:
-    """What each alignment job says of itself."""
-    lines = [
-        [
-            job["task"],
-            f"{job['gain']:.2f} ± {job['gain_error']:.2f}",
-            f"{job['correlation']:.2f}",
-            f"{job['served']}, {job['served_rows']}" if job["improved"] else "the frozen model",
+    """What the alignment jobs say of themselves: a number, or a way of serving, for each seed."""
+    lines = []
+    for task in dict.fromkeys(job["task"] for job in content["jobs"]):
+        of_task = [job for job in content["jobs"] if job["task"] == task]
+        served = [
+            f"{job['served']}, {job['served_rows']}" if job["improved"] else "the frozen model" for job in of_task
         ]
-        for job in content["jobs"]
-    ]
+        gains = [f"{job['gain']:.2f} ± {job['gain_error']:.2f}" for job in of_task]
+        correlations = [f"{job['correlation']:.2f}" for job in of_task]
+        lines.append([task, *map("; ".join, (gains, correlations, served))])
     return table(["task", "gain on prompts that chose nothing", "correlation of values", "served (rows)"], lines)
 
 
 def gains(content: JsonObject) -> str:
-    """Paired differences of the aligned model."""
-    lines = [
-        [cell["task"], str(cell["rows"]), *difference(cell)]
-        for cell in content["comparisons"]
-        if cell["method"] == "iro"
-    ]
-    return table(["task", "rows of the aligned model", *DIFFERENCE], lines)
+    """Paired differences of the aligned model: from the frozen one, from rivals of as many rows, and of more rows."""
+    cells = [cell for cell in content["comparisons"] if cell["method"] == "iro"]
+    of_more_rows = {(cell["over"], cell["over_rows"]) for cell in cells if cell["over_rows"] > cell["rows"]}
+    lines: dict[tuple[str, int], dict[str, str]] = {}
+    for cell in cells:
+        line = lines.setdefault((cell["task"], cell["rows"]), {})
+        difference = interval_text(cell["reward"], "+") + stars(cell["p"])
+        if cell["over_rows"] == cell["rows"] or cell["over"] == "base":
+            line[f"less {cell['over']}"] = difference
+        if (cell["over"], cell["over_rows"]) in of_more_rows:
+            line[f"less {cell['over']} of {cell['over_rows']}"] = difference
+    rivals = sorted({rival for line in lines.values() for rival in line})
+    rows = [[f"{task}, {count}", *(line.get(rival, "") for rival in rivals)] for (task, count), line in lines.items()]
+    return table(["task, rows", *rivals], rows)
+
+
+def stars(p: float) -> str:
+    return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
 
 
 def sample_gains(content: JsonObject) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from iro_server.graders import json_schema
 from iro_server.graders.response_format import ResponseFormat, parse_response_format
 
 
@@ -119,11 +120,12 @@ LARGE = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_large_schema_is_accepted_or_refused_quickly(name: str) -> None:
-    started = time.monotonic()
+def test_a_large_schema_is_accepted_or_refused_quickly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_schema, "in_worker_process", lambda check, *args: check(*args))
+    started = time.thread_time()  # on a busy machine too
     with contextlib.suppress(ValueError):
         parse_response_format(schema(LARGE[name]))
-    assert time.monotonic() - started < 20
+    assert time.thread_time() - started < 20  # at most 2 s on an idle machine
 
 
 @pytest.mark.parametrize("count", [1001, 10**5])
