@@ -41,17 +41,22 @@ SHOWN = "embeddings and counts"
 STATE_AND_SUMS = "state of a late layer, sums of two"
 
 
-def feature_sets(num_layers: int) -> dict[str, JsonObject]:
+def feature_sets(num_layers: int, text_counts: str) -> dict[str, JsonObject]:
     """By name, the fields of a ``FeatureSpec``; all have counts of tokens and functions of the length besides."""
     from value_heads.features import HEAD_STATE
 
-    early, late = round(num_layers / 3), round(num_layers * 5 / 6)
+    text = {"text_counts": text_counts}
+    early, late_mean, late = round(num_layers / 3), round(num_layers * 2 / 3), round(num_layers * 5 / 6)
     means = {f"mean of layer {layer}": {"averaged": (layer,)} for layer in mean_layers(num_layers)}
     return {
         SHOWN: {"summed": (0,)},
+        f"{SHOWN}, and text": {"summed": (0,)} | text,
         STATE_AND_SUMS: {"current": (late,), "summed": (0, early)},
         "output head's state and its mean": {"current": (HEAD_STATE,), "averaged": (HEAD_STATE,), "summed": (0,)},
         **means,
+        **{
+            f"{name}, and text": fields | text for name, fields in means.items() if name == f"mean of layer {late_mean}"
+        },
     }
 
 
@@ -104,6 +109,7 @@ def measured(engine: EmbeddedEngine, task: Task, seed: int, args: argparse.Names
     """Of one task and seed: held-out correlation of each feature set, and rewards of each prompt's picks."""
     from training.iro.fit import Scale
     from training.iro.rollouts import commonest_tokens
+    from value_heads.text_counts import packed_counts
 
     train = sample(engine, task, "train", args.prompts, args.samples, seed)
     test = sample(engine, task, "held_out", args.heldout_prompts, args.samples, seed)
@@ -117,8 +123,10 @@ def measured(engine: EmbeddedEngine, task: Task, seed: int, args: argparse.Names
         "best by the grader": [max(r.reward for r in group) for group in by_prompt],
     }
     correlations = {}
-    for name, fields in feature_sets(engine.info.num_layers).items():
-        correlations[name], picks[name] = judged(fields | common, train, test, scale)
+    sets = feature_sets(engine.info.num_layers, packed_counts(engine.tokenizer))
+    for name, fields in sets.items():
+        if args.features is None or name in args.features:
+            correlations[name], picks[name] = judged(fields | common, train, test, scale)
     return {"task": task.name, "seed": seed, "correlations": correlations, "picks": picks}
 
 
@@ -219,6 +227,7 @@ def main() -> None:
     parser.add_argument("--heldout-prompts", type=int, default=12)
     parser.add_argument("--samples", type=int, default=16, help="of each prompt")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--features", nargs="+", help="sets of features, by name; all by default")
     args = parser.parse_args()
     with EmbeddedEngine(prepare_model()) as engine:
         rows = [measured_once(engine, TASKS[name], seed, args) for name in args.tasks for seed in range(args.seeds)]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from value_heads.backbone import LoraValues
 
 TENSORS, MANIFEST = "value.safetensors", "manifest.json"
-TILT = "tilt"
-FORMAT_VERSION: Literal[6] = 6
+TILT, TEXT = "tilt", "text_counts"
+FORMAT_VERSION: Literal[7] = 7
 
 
 class BundleMismatch(ValueError):
@@ -30,7 +30,8 @@ class BundleMismatch(ValueError):
 
 
 class HeadEntry(BaseModel):
-    """One iteration's value function; ``hidden`` and ``dropout`` apply to an MLP."""
+    """One iteration's value function; ``hidden`` and ``dropout`` apply to an MLP. ``spec``: but for the counts of the
+    tokens' text, which are a tensor; ``text``: whether it reads them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,6 +39,7 @@ class HeadEntry(BaseModel):
     kind: Literal["linear", "mlp"]
     beta: float
     spec: FeatureSpec
+    text: bool = False
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
 
@@ -68,12 +70,13 @@ class Manifest(BaseModel):
     """The manifest of a bundle. ``kind`` selects which of ``heads`` and ``lora`` is set.
 
     Format 2 added ``tilt``, format 3 ``ended`` features, format 4 the layer HEAD_STATE, format 5 a tilt's
-    ``sharpness``, format 6 what it reads of a response's length; a bundle of an earlier format is read as one without.
+    ``sharpness``, format 6 what it reads of a response's length, format 7 counts of the text; a bundle of an earlier
+    format is read as one without.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: Literal[1, 2, 3, 4, 5, 6]
+    format_version: Literal[1, 2, 3, 4, 5, 6, 7]
     kind: Literal["heads", "lora"]
     model_hash: str
     template_hash: str
@@ -102,6 +105,8 @@ def save_bundle(
     tilt = stack.tilt
     if tilt is not None:
         tensors |= {f"{TILT}.{name}": value.contiguous() for name, value in tilt.tensors().items()}
+    if isinstance(stack, ValueStack) and stack.spec.text_counts:
+        tensors[TEXT] = torch.frombuffer(bytearray(stack.spec.text_counts.encode()), dtype=torch.uint8)
     save_file(tensors, directory / TENSORS)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -135,7 +140,8 @@ def load_bundle(
         tilt = Tilt(**parts)
     if manifest.lora is not None:
         return _load_lora(manifest.lora, tensors, backbone_dir, directory).with_tilt(tilt)
-    heads = [_head(entry, _under(tensors, index)) for index, entry in enumerate(manifest.heads)]
+    packed = tensors[TEXT].numpy().tobytes().decode() if TEXT in tensors else ""
+    heads = [_head(entry, _under(tensors, index), packed) for index, entry in enumerate(manifest.heads)]
     return ValueStack(heads, [entry.beta for entry in manifest.heads], tilt)
 
 
@@ -153,7 +159,9 @@ def read_manifest(directory: Path) -> Manifest:
 def _head_entries(stack: ValueStack) -> list[HeadEntry]:
     entries = []
     for iteration, (head, beta) in enumerate(zip(stack.heads, stack.betas, strict=True), start=1):
-        entry = HeadEntry(iteration=iteration, kind="linear", beta=beta, spec=head.spec)
+        spec = head.spec.model_copy(update={"text_counts": ""})
+        text = bool(head.spec.text_counts)
+        entry = HeadEntry(iteration=iteration, kind="linear", beta=beta, spec=spec, text=text)
         if isinstance(head, MLPHead):
             entry = entry.model_copy(update={"kind": "mlp", "hidden": head.hidden, "dropout": head.dropout})
         entries.append(entry)
@@ -189,10 +197,11 @@ def _state(head: Head) -> dict[str, Tensor]:
     return head.state_dict()
 
 
-def _head(entry: HeadEntry, tensors: dict[str, Tensor]) -> Head:
+def _head(entry: HeadEntry, tensors: dict[str, Tensor], text_counts: str) -> Head:
+    spec = entry.spec.model_copy(update={"text_counts": text_counts}) if entry.text else entry.spec
     if entry.kind == "linear":
-        return LinearHead(entry.spec, tensors["weight"], float(tensors["bias"]))
-    head = MLPHead(entry.spec, tensors["mean"], tensors["std"], entry.hidden, entry.dropout)
+        return LinearHead(spec, tensors["weight"], float(tensors["bias"]))
+    head = MLPHead(spec, tensors["mean"], tensors["std"], entry.hidden, entry.dropout)
     head.load_state_dict(tensors)
     return head.eval()
 

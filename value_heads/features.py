@@ -14,12 +14,16 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 from torch import Tensor
 
-POSITION, LENGTH, FINISHED = "position", "length", "finished"
+from value_heads.text_counts import WIDTH, text_features, unpack
+
+POSITION, LENGTH, FINISHED, TEXT = "position", "length", "finished", "text"
 TOKENS = -1
 """Key of the token ids [R, L] among the hidden states, for specs with counted tokens or stop ids; negative ids are
 ignored."""
 STOPPED = -2
 """Key among states [R, L, 1]: 1 where the token is a stop id, else 0."""
+TEXT_COUNTS = -3
+"""Key among states [R, L, C]: the counts of the token's text."""
 HEAD_STATE = -10
 """Layer of the states that tokens were drawn from, as the output head reads them: token t's has not read token t."""
 
@@ -39,7 +43,7 @@ Layer = Annotated[int, AfterValidator(_check_layer)]
 class Block(NamedTuple):
     """One stretch of the feature vector, D wide where it reads a hidden layer. ``ended``: 0 but at stop ids."""
 
-    kind: str  # "current", "sum", "mean", "position", "length" or "finished"
+    kind: str  # "current", "sum", "mean", "text", "position", "length" or "finished"
     layer: int = 0
     decay: float = 1.0
     ended: bool = False
@@ -60,6 +64,8 @@ class FeatureSpec(BaseModel):
     ``current``: h_t. ``summed``: sum_{i<=t} h_i / sqrt(horizon). ``averaged``: sum_{i<=t} h_i / t.
     ``decayed``: (layer, g) -> sum_{i<=t} g^(t-i) h_i / sqrt(horizon). ``position``: t / horizon.
     ``counted``: token ids; the count of each in y_1..y_t, / sqrt(horizon): a linear head has one weight per id.
+    ``text_counts``: of each token of the vocabulary, packed (``text_counts.pack``); functions of the response's words,
+    sentences, lines and kinds of characters, piecewise linear in each (``text``).
     ``stop_ids``: of the frozen model. They add a piecewise linear function of t (``length``) and a second one that
     applies where y_t is a stop id (``finished``), which separates finished from unfinished responses. ``ended``: so
     does a second copy of every other feature, which gives finished responses a value function of their own.
@@ -73,6 +79,7 @@ class FeatureSpec(BaseModel):
     averaged: tuple[Layer, ...] = ()
     decayed: tuple[tuple[Layer, Annotated[float, Field(gt=0, lt=1)]], ...] = ()
     counted: tuple[NonNegativeInt, ...] = ()
+    text_counts: str = Field("", repr=False)
     stop_ids: tuple[NonNegativeInt, ...] = ()
     position: bool = True
     ended: bool = False
@@ -84,6 +91,8 @@ class FeatureSpec(BaseModel):
             raise ValueError("a FeatureSpec reads at least one layer")
         if self.ended and not self.stop_ids:
             raise ValueError("ended: takes stop_ids, which end a response")
+        if self.text_counts:
+            unpack(self.text_counts)
         for name in ("counted", "stop_ids"):
             if list(getattr(self, name)) != sorted(set(getattr(self, name))):
                 raise ValueError(f"{name}: token ids are sorted, each named once")
@@ -99,6 +108,7 @@ class FeatureSpec(BaseModel):
         blocks += [Block("mean", layer) for layer in self.averaged]
         blocks += [Block("sum", layer, decay) for layer, decay in self.decayed]
         blocks += [Block("sum", TOKENS)] if self.counted else []
+        blocks += [Block(TEXT, TEXT_COUNTS)] if self.text_counts else []
         position = [Block(POSITION)] if self.position else []
         ended = [block._replace(ended=True) for block in [*blocks, *position]] if self.ended else []
         lengths = [Block(LENGTH), Block(FINISHED)] if self.stop_ids else []
@@ -114,7 +124,7 @@ class FeatureSpec(BaseModel):
 
     def block_width(self, block: Block, hidden_size: int) -> int:
         if not block.reads_states:
-            return {POSITION: 1, LENGTH: len(KNOTS) - 1, FINISHED: len(KNOTS)}[block.kind]
+            return {POSITION: 1, LENGTH: len(KNOTS) - 1, FINISHED: len(KNOTS), TEXT: WIDTH}[block.kind]
         return len(self.counted) if block.layer == TOKENS else hidden_size
 
     def scale(self, block: Block) -> float:
@@ -125,8 +135,11 @@ class FeatureSpec(BaseModel):
 def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
     """The smallest spec that contains the blocks of all ``specs``, with the longest horizon.
 
-    Raises ValueError if two specs have different stop ids, because their ``finished`` features differ.
+    Raises ValueError if two specs have different stop ids or counts of text, because their features of one kind differ.
     """
+    text_counts = {spec.text_counts for spec in specs if spec.text_counts}
+    if len(text_counts) > 1:
+        raise ValueError("value functions of one stack count the text of one model's tokens: fit them anew")
     stop_ids = {spec.stop_ids for spec in specs if spec.stop_ids}
     if len(stop_ids) > 1:
         raise ValueError(
@@ -138,6 +151,7 @@ def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
 
     return FeatureSpec(
         **{name: merged(name) for name in ("current", "summed", "averaged", "decayed", "counted")},
+        text_counts=max(text_counts, default=""),
         stop_ids=max(stop_ids, default=()),
         position=any(spec.position for spec in specs),
         ended=any(spec.ended for spec in specs),
@@ -150,7 +164,7 @@ def features(
 ) -> Tensor:
     """Features at every token of R rows: [R, L, F] in float32.
 
-    hidden[layer]: [R, L, D] at tokens start+1 … start+L; hidden[TOKENS]: [R, L], for counted and stop ids;
+    hidden[layer]: [R, L, D] at tokens start+1 … start+L; hidden[TOKENS]: [R, L], for counted tokens, text and stop ids;
     ``carried``: sums over the first ``start`` tokens.
     Padding at a row's end does not affect earlier positions; features at padding are meaningless.
     """
@@ -173,6 +187,8 @@ def last_states(
     for layer, decay in _sum_keys(spec):
         if layer == TOKENS:
             total_RD = _count_tokens(spec, hidden[TOKENS].masked_fill(~counted_RL, -1))
+        elif layer == TEXT_COUNTS:
+            total_RD = _text_counts(spec, hidden[TOKENS]).masked_fill(~counted_RL[..., None], 0.0).sum(1)
         elif decay == 1:
             total_RD = hidden[layer].float().masked_fill(~counted_RL[..., None], 0.0).sum(1)
         else:
@@ -188,7 +204,7 @@ def last_states(
 
 
 def _sum_keys(spec: FeatureSpec) -> list[tuple[int, float]]:
-    return sorted({(block.layer, block.decay) for block in spec.blocks if block.kind in ("sum", "mean")})
+    return sorted({(block.layer, block.decay) for block in spec.blocks if block.kind in ("sum", "mean", TEXT)})
 
 
 def _count_tokens(spec: FeatureSpec, tokens_RL: Tensor) -> Tensor:
@@ -196,6 +212,12 @@ def _count_tokens(spec: FeatureSpec, tokens_RL: Tensor) -> Tensor:
     place_RL, found_RL = _places(spec, tokens_RL)
     counts = torch.zeros(len(tokens_RL), len(spec.counted), device=tokens_RL.device)
     return counts.scatter_add_(1, place_RL, found_RL.float())
+
+
+def _text_counts(spec: FeatureSpec, tokens_RL: Tensor) -> Tensor:
+    """[R, L] -> [R, L, C]: the counts of each token's text."""
+    counts_VC = unpack(spec.text_counts)
+    return counts_VC[tokens_RL.cpu().clamp(0, len(counts_VC) - 1)].to(tokens_RL.device)
 
 
 def _places(spec: FeatureSpec, tokens_RL: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,12 +228,14 @@ def _places(spec: FeatureSpec, tokens_RL: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_states(spec: FeatureSpec, hidden: dict[int, Tensor]) -> dict[int, Tensor]:
-    """The states that a spec reads, [R, L, width] each: hidden states, one-hot counted tokens, STOPPED."""
+    """The states that a spec reads, [R, L, width] each: hidden states, one-hot counted tokens, TEXT_COUNTS, STOPPED."""
     states = {layer: hidden[layer].float() for layer in spec.layers}
     if spec.counted:
         place_RL, found_RL = _places(spec, hidden[TOKENS])
         one_hot = torch.zeros(*place_RL.shape, len(spec.counted), device=place_RL.device)
         states[TOKENS] = one_hot.scatter_(-1, place_RL[..., None], found_RL[..., None].float())
+    if spec.text_counts:
+        states[TEXT_COUNTS] = _text_counts(spec, hidden[TOKENS])
     if spec.stop_ids:
         states[STOPPED] = _stopped(spec, hidden[TOKENS])
     return states
@@ -254,6 +278,8 @@ def assemble(spec: FeatureSpec, states: dict[int, Tensor], sums: Sums, t: Tensor
                 raw = sums[block.layer, block.decay]
             case "mean":
                 raw = sums[block.layer, block.decay] / t
+            case "text":
+                raw = text_features(sums[TEXT_COUNTS, 1.0])
             case "length":
                 raw = ramps(t)
             case "finished":

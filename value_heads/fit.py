@@ -191,7 +191,7 @@ def fit_ridge(
     scores: dict[float, float] = {}
     for alpha in alphas:
         penalised = gram + torch.where(prior > 0, prior, alpha).diag()
-        weight = torch.linalg.solve(penalised, rhs) / std
+        weight = _solved(penalised, rhs) / std
         bias = (moments.y - weight @ moments.x) / moments.total
         fits[alpha] = weight, bias
         if judge is not None:
@@ -200,6 +200,12 @@ def fit_ridge(
     chosen = best_setting(scores, select) if scores else alphas[0]
     weight, bias = fits[chosen]
     return HeadFit(LinearHead(spec, weight.float().cpu(), float(bias)), chosen, scores)
+
+
+def _solved(matrix: Tensor, rhs: Tensor) -> Tensor:
+    """Of a symmetric system. By Cholesky's factors, in half the time, unless it is not positive definite, as NaN."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.linalg.solve(matrix, rhs) if failed else torch.cholesky_solve(rhs[:, None], factor)[:, 0]
 
 
 def _moments(rows: Iterable[Rows] | Moments, within: bool) -> Moments:

@@ -29,8 +29,10 @@ def shown_values(piece: Piece, head_values: int) -> ValueStack:
     from training.iro.simple_loop import fit_head
     from value_heads import ValueStack
     from value_heads.features import HEAD_STATE
+    from value_heads.text_counts import packed_counts
 
-    spec = default_feature_spec(replace(piece.engine.info, hidden=False, head_values=head_values), piece.max_tokens)
+    info = replace(piece.engine.info, hidden=False, head_values=head_values)
+    spec = default_feature_spec(info, piece.max_tokens, packed_counts(piece.engine.tokenizer))
     with closing(open_checkpoints(str(piece.trained.folder / "checkpoints"))) as checkpoints:
         train, heldout = (
             list(rollouts(checkpoints, f"1-{part}-", piece, HEAD_STATE in spec.layers)) for part in ("train", "heldout")

@@ -6,7 +6,7 @@ nltk, which loads scikit-learn, is imported where a metric first needs it: two s
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import sacrebleu
@@ -29,13 +29,12 @@ def similarity(metric: str, text: str, reference: str) -> float:
     """
     if len(text) + len(reference) <= SHORT:
         return METRICS[metric](text, reference)
-    return in_worker_process(_similarity, metric, text, reference, load=load_metrics)
+    return in_worker_process(_similarity, metric, text, reference, load=partial(_load, metric))
 
 
-def load_metrics() -> None:
-    """Import what the metrics import where they first need it."""
-    for metric in METRICS.values():
-        metric("a", "a")
+def _load(metric: str) -> None:
+    """Import what the metric imports where it first needs it."""
+    METRICS[metric]("a", "a")
 
 
 def _similarity(metric: str, text: str, reference: str) -> float:

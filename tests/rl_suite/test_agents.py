@@ -145,9 +145,9 @@ def test_each_heads_greedy_action_is_the_mixtures(mixer: Any) -> None:
     "options",
     [
         pytest.param({"blocks": ((0, 1, 2),)}, marks=pytest.mark.slow(12)),
-        pytest.param({}, marks=pytest.mark.slow(8)),
+        {},
         pytest.param({"projected": 1.0, "mixer": "weighted", "blocks": ((0, 2), (1,))}, marks=pytest.mark.slow(8)),
-        {"projected": 1.0, "mixer": "mlp", "model": True},
+        pytest.param({"projected": 1.0, "mixer": "mlp", "model": True}, marks=pytest.mark.slow(20)),
     ],
 )
 def test_agents_learn_what_the_switches_want(options: dict[str, Any]) -> None:

@@ -55,7 +55,14 @@ def learned_effects(agent: Agent, updates: int) -> np.ndarray:
     return np.mean(effects[updates // 2 :], axis=0)
 
 
-@pytest.mark.parametrize(("mixer", "tolerance"), [("mean", 0.2), ("weighted", 0.1), ("mlp", 0.1)])
+@pytest.mark.parametrize(
+    ("mixer", "tolerance"),
+    [
+        ("mean", 0.2),
+        pytest.param("weighted", 0.1, marks=pytest.mark.slow(8)),
+        pytest.param("mlp", 0.1, marks=pytest.mark.slow(10)),
+    ],
+)
 def test_a_factor_without_effect_gets_no_credit_from_a_replay_of_two_policies(mixer: Any, tolerance: float) -> None:
     """Without weights the effect of a_1 is about 0.8.
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from value_heads import BundleMismatch, FeatureSpec, LinearHead, MLPHead, ValueStack, load_bundle, save_bundle
 from value_heads.features import TOKENS
 from value_heads.length_features import NUM_LENGTH_FEATURES
+from value_heads.text_counts import pack
 from value_heads.tilt import zero_tilt
 
 SIZE = 4
@@ -40,7 +41,7 @@ def test_roundtrip_is_exact(tmp_path_factory, seed, iterations):
     assert json.loads((directory / "manifest.json").read_text())["metrics"] == {"reward": 1.5}
 
 
-@pytest.mark.parametrize("added", ["stop_ids", "ended"])
+@pytest.mark.parametrize("added", ["stop_ids", "ended", "text_counts"])
 def test_a_bundle_from_before_a_feature_was_added_loads(tmp_path, added):
     """A manifest whose specs do not name it means none of it."""
     spec = FeatureSpec(current=(1,), summed=(0,), horizon=10)
@@ -52,6 +53,21 @@ def test_a_bundle_from_before_a_feature_was_added_loads(tmp_path, added):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     hidden = {layer: torch.randn(2, 5, SIZE) for layer in (0, 1)}
     assert torch.equal(load_bundle(tmp_path, **HASHES).values(hidden), saved.values(hidden))
+
+
+def test_values_that_read_text_come_back_beside_one_that_does_not(tmp_path):
+    """The counts of a vocabulary are a tensor, so that the manifest stays short."""
+    plain = FeatureSpec(averaged=(1,), stop_ids=(2,), horizon=10)
+    spec = plain.model_copy(update={"text_counts": pack([f"Ġword{number}." for number in range(5000)])})
+    heads = [LinearHead(each, torch.randn(each.width(SIZE)), 0.0) for each in (plain, spec, spec)]
+    mlp = MLPHead(spec, torch.randn(spec.width(SIZE)), torch.rand(spec.width(SIZE)) + 1, (3,))
+    saved = ValueStack([*heads, mlp], [1.0, 2.0, 3.0, 4.0])
+    save_bundle(tmp_path, saved, **HASHES)
+    loaded = load_bundle(tmp_path, **HASHES)
+    assert [head.spec for head in loaded.heads] == [head.spec for head in saved.heads]
+    hidden = {1: torch.randn(2, 3, SIZE), TOKENS: torch.tensor([[4, 999, 2], [3, 3, 3]])}
+    assert torch.equal(loaded.values(hidden), saved.values(hidden))
+    assert (tmp_path / "manifest.json").stat().st_size < 5000
 
 
 @pytest.mark.parametrize("reads_lengths", [True, False])
@@ -94,7 +110,7 @@ def test_a_damaged_bundle_says_so(tmp_path):
     tensors.unlink()
     with pytest.raises(ValueError, match="safetensors is missing"):
         load_bundle(tmp_path, **HASHES)
-    for text in ("{", "[]", json.dumps(json.loads(manifest.read_text()) | {"format_version": 7})):
+    for text in ("{", "[]", json.dumps(json.loads(manifest.read_text()) | {"format_version": 8})):
         manifest.write_text(text)
         with pytest.raises(ValueError, match="manifest"):
             load_bundle(tmp_path, **HASHES)

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from value_heads import FeatureSpec, LinearHead, ValueStack, features
 from value_heads.features import KNOTS, TOKENS, assemble, last_states
+from value_heads.text_counts import pack
 
 SPEC = FeatureSpec(current=(1, 3), summed=(0, 1), averaged=(1,), decayed=((3, 0.8),), horizon=16)
 STOPS = SPEC.model_copy(update={"stop_ids": (4, 7)})
+TEXTS = SPEC.model_copy(update={"text_counts": pack(["a", "Ġbc", ".", "Ċ", None, "ĠD", "e", None, ",", "Ġ12"])})
 ROWS, SIZE = 3, 5
 
 
@@ -62,7 +64,7 @@ def test_functions_of_the_length_are_constant_past_what_a_fit_has_seen():
     torch.testing.assert_close(values[24:], values[23].expand(46))
 
 
-@pytest.mark.parametrize("spec", [SPEC, STOPS])
+@pytest.mark.parametrize("spec", [SPEC, STOPS, TEXTS])
 @settings(max_examples=30, deadline=None)
 @given(chunks=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 1000))
 def test_chunk_by_chunk_equals_whole_response(spec, chunks, seed):

@@ -12,7 +12,7 @@ from iro_server.engines.endpoints import Endpoints
 from training.json_values import JsonObject
 from training.run import JobConfig
 from value_heads import FeatureSpec
-from value_heads.features import FINISHED, HEAD_STATE, LENGTH, TOKENS, Block
+from value_heads.features import FINISHED, HEAD_STATE, LENGTH, TEXT, TOKENS, Block
 
 MIN_ROOM = 48  # tokens of the model's context that every prompt has to leave where max_tokens is "auto"
 HEAD_NUMBERS = 4  # of the output head's state: current and averaged, each with a copy for finished responses
@@ -20,26 +20,28 @@ BLOCK_PRIORS = {Block(LENGTH): 1.5, Block(FINISHED): 1.5}
 """How far functions of the length may bend, in standard deviations of the reward and for one prompt's rollouts."""
 
 
-def default_feature_spec(info: ModelInfo, horizon: int) -> FeatureSpec:
-    """What heads read by default, beside the counts of tokens: the mean of a layer's states over the response.
+def default_feature_spec(info: ModelInfo, horizon: int, text_counts: str = "") -> FeatureSpec:
+    """What heads read by default, beside the counts of tokens: the mean of a layer's states over the response, and the
+    counts of its text.
 
     Chosen by held-out correlation on SmolLM2-135M (results/value_features): on two of three tasks a mean predicts the
     reward of the whole response far better than the newest state with two sums, on the third it is not shown to. A
     server that reports no layer may report the output head's state.
     """
     common: JsonObject = {"stop_ids": tuple(sorted(set(info.eos_ids))), "position": False, "horizon": horizon}
+    common["text_counts"] = text_counts
     if not info.hidden:
         head_state = (HEAD_STATE,) if info.head_values >= HEAD_NUMBERS else ()
         return FeatureSpec(current=head_state, averaged=head_state, summed=(0,), **common)
     return FeatureSpec(averaged=(round(info.num_layers * 2 / 3),), **common)
 
 
-def block_scales(spec: FeatureSpec, mean_scale: float = 3.0) -> dict[Block, float]:
+def block_scales(spec: FeatureSpec, mean_scale: float = 3.0, text_scale: float = 1.0) -> dict[Block, float]:
     """How large each block counts in the ridge fit: larger is shrunk less. Chosen by held-out correlation.
 
-    ``mean_scale``: of the states' means.
+    ``mean_scale``: of the states' means. ``text_scale``: of functions of the text.
     """
-    emphasis = {"current": 0.3, "sum": 0.5, "mean": mean_scale}
+    emphasis = {"current": 0.3, "sum": 0.5, "mean": mean_scale, TEXT: text_scale}
     scales = {block: emphasis.get(block.kind, 1.0) for block in spec.blocks}
     return scales | {Block("current", HEAD_STATE): 0.9, Block("sum", 0): 1.0, Block("sum", TOKENS): 2.0}
 

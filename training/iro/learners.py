@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from iro_server.engines.base import ModelInfo
+from iro_server.engines.describe import Description
 from training.iro.config import AlignConfig, default_feature_spec
 from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import diagnose
@@ -22,6 +22,7 @@ from training.json_values import JsonObject
 from value_heads import Example, FeatureSpec, LoraBackbone, LoraValues, ValueStack, backbone_fit, fit_lora
 from value_heads.features import HEAD_STATE
 from value_heads.heads import Head
+from value_heads.text_counts import packed_counts
 
 NO_HEAD_STATES = (
     f"feature_spec names layer {HEAD_STATE}, the output head's state: on servers it needs engine_adapters, vLLM's "
@@ -167,13 +168,13 @@ class BetterLearner:
         return better._replace(report=better.report | {"told": message})
 
 
-def make_learner(config: AlignConfig, info: ModelInfo, prompts: Mapping[int, Prompt], has_frozen: bool) -> Learner:
+def make_learner(config: AlignConfig, model: Description, prompts: Mapping[int, Prompt], has_frozen: bool) -> Learner:
     """The learner of a job's ``value_model``. ``has_frozen``: whether the frozen model can be in this process.
 
     AlignError where ``feature_spec`` names states that neither it nor the engine reports.
     """
-    lora = LoraLearner(config, info.num_layers, prompts)
-    heads = HeadLearner(config, _head_spec(config, info, has_frozen))
+    lora = LoraLearner(config, model.info.num_layers, prompts)
+    heads = HeadLearner(config, _head_spec(config, model, has_frozen))
     match config.value_model:
         case "lora":
             return lora
@@ -183,10 +184,11 @@ def make_learner(config: AlignConfig, info: ModelInfo, prompts: Mapping[int, Pro
             return heads
 
 
-def _head_spec(config: AlignConfig, info: ModelInfo, has_frozen: bool) -> FeatureSpec:
+def _head_spec(config: AlignConfig, model: Description, has_frozen: bool) -> FeatureSpec:
+    info = model.info
     if not has_frozen or config.value_model == "mlp":  # an mlp reads no numbers of a state
         info = replace(info, head_values=0)
-    spec = config.feature_spec or default_feature_spec(info, config.horizon)
+    spec = config.feature_spec or default_feature_spec(info, config.horizon, packed_counts(model.tokenizer))
     numbers = 2 * sum(block.layer == HEAD_STATE for block in spec.blocks)  # finished responses may have their own
     if not info.hidden and numbers > info.head_values:
         raise AlignError(NO_HEAD_STATES, "no_head_states", "feature_spec")

@@ -71,7 +71,7 @@ class Alignment:
         self.collection = Collection(run, self.grading, executor)
         self.validation = Validation(config, run, model, self.grading, executor)
         prompts = {p.index: p for part in self.prompts.slices for p in [*part.train, *part.heldout]}
-        self.learner = make_learner(config, model.info, prompts, executor.has_frozen)
+        self.learner = make_learner(config, model, prompts, executor.has_frozen)
         self.scale = Scale()
         self.base_rows: list[JsonObject] = []  # of the frozen model on validation prompts
         self.stack: Stack | None = None

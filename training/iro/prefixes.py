@@ -18,7 +18,8 @@ from training.iro.data import AlignError
 from training.iro.half import Half
 from training.json_values import JsonObject
 from value_heads import FeatureSpec
-from value_heads.features import STOPPED, TOKENS, Block, Sums, assemble, running_sums
+from value_heads.features import STOPPED, TEXT_COUNTS, TOKENS, Block, Sums, assemble, running_sums
+from value_heads.text_counts import unpack
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +37,7 @@ def prefix_table(spec: FeatureSpec, hidden: Sequence[Mapping[int, Tensor]]) -> D
     """The table of completions whose hidden states are ``hidden[completion][layer]``: [T, D], T of each its own."""
     lengths = [prefix_lengths(len(next(iter(states.values())))) for states in hidden]
     columns: dict[str, list[Tensor]] = {name: [] for name in _columns(spec)}
-    uncounted = spec.model_copy(update={"counted": ()})
+    uncounted = spec.model_copy(update={"counted": (), "text_counts": ""})
     for by_layer, prefixes in zip(hidden, lengths, strict=True):
         states = {layer: by_layer[layer].float()[None] for layer in spec.layers}
         sums = running_sums(uncounted, states, None)
@@ -126,6 +127,8 @@ class Prefixes:
                 sums[block.layer, block.decay] = self._vectors(name)
         if spec.counted:
             sums[TOKENS, 1.0] = self._token_counts(spec.counted)
+        if spec.text_counts:
+            sums[TEXT_COUNTS, 1.0] = self._text_counts(spec.text_counts)
         if spec.stop_ids:
             last_N = [tokens[length - 1] for tokens in self.tokens for length in prefix_lengths(len(tokens))]
             states[STOPPED] = torch.isin(torch.tensor(last_N), torch.tensor(spec.stop_ids)).float()[:, None]
@@ -134,6 +137,16 @@ class Prefixes:
     def _vectors(self, name: str) -> Tensor:
         vectors = _read_vectors(self.table, name)
         return Half(vectors.stored[self._chosen_N], vectors.scale[self._chosen_N]).float()
+
+    def _text_counts(self, packed: str) -> Tensor:
+        """Of the text of each prefix, [N, C]."""
+        counts_VC = unpack(packed)
+        parts = [
+            counts_VC[torch.tensor(tokens).clamp_max(len(counts_VC) - 1)].cumsum(0)[torch.tensor(lengths) - 1]
+            for tokens in self.tokens
+            if (lengths := prefix_lengths(len(tokens)))
+        ]
+        return torch.cat(parts)
 
     def _token_counts(self, counted: Sequence[int]) -> Tensor:
         """How often each counted token is in each prefix, [N, counted]."""

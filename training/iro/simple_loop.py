@@ -33,6 +33,7 @@ from training.run import derive_seed, rng_of
 from value_heads import FeatureSpec, Rows, ValueStack, features, response_rows
 from value_heads.features import TOKENS
 from value_heads.heads import Head
+from value_heads.text_counts import packed_counts
 
 
 class Rollout(NamedTuple):
@@ -46,7 +47,9 @@ class Rollout(NamedTuple):
 class SimpleLoop:
     def __init__(self, config: AlignConfig, engine: EmbeddedEngine, grader: Grader) -> None:
         self.config, self.engine, self.grader = config, engine, grader
-        self.spec = config.feature_spec or default_feature_spec(engine.info, config.horizon)  # what V reads of states
+        text_counts = packed_counts(engine.tokenizer)
+        # What V reads of states and text.
+        self.spec = config.feature_spec or default_feature_spec(engine.info, config.horizon, text_counts)
 
     def run(self) -> list[float]:
         """The mean reward on validation prompts of the frozen model, then of the policy after each iteration."""

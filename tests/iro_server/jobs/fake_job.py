@@ -98,7 +98,7 @@ def save_values(folder: Path, iterations: int) -> None:
     (folder / "value.safetensors").write_bytes(content)
     spec = {"summed": [0], "position": False}
     manifest = {
-        "format_version": 6,
+        "format_version": 7,
         "kind": "heads",
         "model_hash": "model-hash",
         "template_hash": "template-hash",

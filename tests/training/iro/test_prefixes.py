@@ -18,9 +18,17 @@ from training.iro.prefixes import Prefixes, prefix_lengths, prefix_table
 from training.iro.rollouts import PREFIXES, completions_of, stored
 from value_heads import FeatureSpec, LinearHead, features, lambda_returns, response_rows
 from value_heads.features import TOKENS
+from value_heads.text_counts import pack
 
 SPEC = FeatureSpec(
-    current=(1,), summed=(0, 2), averaged=(2,), decayed=((0, 0.5),), counted=(0, 2, 5), stop_ids=(3, 4), horizon=8
+    current=(1,),
+    summed=(0, 2),
+    averaged=(2,),
+    decayed=((0, 0.5),),
+    counted=(0, 2, 5),
+    text_counts=pack(["A", "Ġbc", ".", None, None, "Ġ1", "Ċ"]),
+    stop_ids=(3, 4),
+    horizon=8,
 )
 LENGTHS = (9, 4, 1, 7, 12)
 WIDTH = 3

@@ -9,10 +9,10 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from iro_server.engines.describe import Description
-from tests.toy import END, ToyEngine
+from tests.toy import END, VOCABULARY, ToyEngine
 from training.iro.config import AlignConfig
 from training.iro.executor import LocalExecutor
 from training.iro.job import AlignJob
@@ -28,6 +28,13 @@ class Digits:
     """Token t is the character t."""
 
     chat_template = None
+    all_special_ids: ClassVar[list[int]] = [END]
+
+    def __len__(self) -> int:
+        return VOCABULARY
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        return [str(token) for token in ids]
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": [int(c) for c in text]}
