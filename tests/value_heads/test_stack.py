@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 from value_heads import FeatureSpec, LinearHead, MLPHead, ValueStack, features
 from value_heads.features import HEAD_STATE, TOKENS
 from value_heads.heads import with_ended
+from value_heads.text_counts import pack
 
 SIZE = 12
+TEXT = pack(["a", "Ġbc", ".", "Ċ", "ĠD", "e", ",", None, "Ġ12", "f"])
 SPECS = (
     FeatureSpec(current=(2,), summed=(0, 2), horizon=8),
     FeatureSpec(current=(2, 3), averaged=(3,), position=False, horizon=32),
     FeatureSpec(summed=(2,), decayed=((3, 0.9),), horizon=20),
     FeatureSpec(current=(3,), counted=(1, 5), stop_ids=(7,), position=False, horizon=16),
     FeatureSpec(current=(3,), summed=(2,), counted=(1, 6), stop_ids=(7,), ended=True, horizon=24),
+    FeatureSpec(averaged=(2,), text_counts=TEXT, stop_ids=(7,), position=False, horizon=8),
+    FeatureSpec(current=(3,), summed=(2,), text_counts=TEXT, stop_ids=(7,), ended=True, horizon=24),
 )
 
 
@@ -67,9 +71,10 @@ def test_folded_equals_the_sum(chosen, betas, seed):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), position=st.booleans())
-def test_a_finished_response_has_the_value_function_for_finished_ones(seed, position):
+@given(seed=st.integers(0, 1000), position=st.booleans(), text=st.sampled_from(["", TEXT]))
+def test_a_finished_response_has_the_value_function_for_finished_ones(seed, position, text):
     spec = FeatureSpec(current=(2,), averaged=(3,), counted=(1, 5), stop_ids=(4, 7), position=position, horizon=16)
+    spec = spec.model_copy(update={"text_counts": text})
     generator = torch.Generator().manual_seed(seed)
     head, ended = linear(spec, generator), linear(spec, generator)
     combined, hidden = with_ended(head, ended), random_hidden(5, 6, generator)
