@@ -230,6 +230,9 @@ def main() -> None:
     parser.add_argument("--features", nargs="+", help="sets of features, by name; all by default")
     args = parser.parse_args()
     with EmbeddedEngine(prepare_model()) as engine:
+        sets = feature_sets(engine.info.num_layers, "")
+        if unknown := set(args.features or ()) - {*sets}:
+            parser.error(f"--features: no {', '.join(sorted(unknown))}; there are {', '.join(sets)}")
         rows = [measured_once(engine, TASKS[name], seed, args) for name in args.tasks for seed in range(args.seeds)]
     finish(args, {"tasks": summary(rows), "rows": rows}, report, seeds=list(range(args.seeds)))
 

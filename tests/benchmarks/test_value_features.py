@@ -11,6 +11,7 @@ from iro_server.decoding.base import Final
 from training.iro.fit import Scale
 from training.iro.simple_loop import Rollout
 from value_heads import FeatureSpec
+from value_heads.text_counts import pack
 
 PROMPTS, SAMPLES, TOKENS, WIDTH = 24, 8, 12, 6
 COMMON: JsonObject = {"counted": (1, 2), "stop_ids": (0,), "horizon": TOKENS}
@@ -45,8 +46,8 @@ def test_the_layer_that_tells_the_reward_correlates_with_it_on_unseen_prompts(
 
 
 def test_feature_sets_are_specs_that_differ() -> None:
-    specs = [FeatureSpec.model_validate(COMMON | fields) for fields in feature_sets(30).values()]
-    assert len({spec.blocks for spec in specs}) == len(specs) == 3 + len(mean_layers(30))
+    specs = [FeatureSpec.model_validate(COMMON | fields) for fields in feature_sets(30, pack(["a"])).values()]
+    assert len({spec.blocks for spec in specs}) == len(specs) == 5 + len(mean_layers(30))
     assert mean_layers(30) == [10, 15, 20, 25, 30]
 
 
