@@ -54,9 +54,7 @@ def feature_sets(num_layers: int, text_counts: str) -> dict[str, JsonObject]:
         STATE_AND_SUMS: {"current": (late,), "summed": (0, early)},
         "output head's state and its mean": {"current": (HEAD_STATE,), "averaged": (HEAD_STATE,), "summed": (0,)},
         **means,
-        **{
-            f"{name}, and text": fields | text for name, fields in means.items() if name == f"mean of layer {late_mean}"
-        },
+        f"mean of layer {late_mean}, and text": {"averaged": (late_mean,)} | text,
     }
 
 

@@ -203,7 +203,7 @@ def fit_ridge(
 
 
 def _solved(matrix: Tensor, rhs: Tensor) -> Tensor:
-    """Of a symmetric system. By Cholesky's factors, in half the time, unless it is not positive definite, as NaN."""
+    """Of a symmetric system. By Cholesky's factors, which is faster, unless it is not positive definite, as NaN."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return torch.linalg.solve(matrix, rhs) if failed else torch.cholesky_solve(rhs[:, None], factor)[:, 0]
 

@@ -15,15 +15,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from value_heads import prompt_features
 from value_heads.length_features import NEWLINES, SENTENCE_ENDS
+from value_heads.prompt_features import WORD_START
 
 
-class Tokenizer(Protocol):
+class Tokenizer(prompt_features.Tokenizer, Protocol):
     @property
     def all_special_ids(self) -> list[int]: ...
-    def __len__(self) -> int: ...
     def __hash__(self) -> int: ...
-    def convert_ids_to_tokens(self, ids: list[int]) -> Sequence[str]: ...
 
 
 COUNTS = ("words", "sentences", "lines", "letters", "vowels", "capitals", "digits", "marks")
@@ -32,18 +32,17 @@ breaks; vowels: runs of vowels, about one a syllable of English; marks: characte
 KNOTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256, 512, 1024)
 """Counts, plus one, between which the features are linear."""
 PER_WORD = {"letters": 8, "vowels": 16}  # ratios to words, so often that knots tell them apart
-SPACES = "Ġ▁ "  # how tokenizers write a leading space
 VOWELS = "aeiouyAEIOUY"
 WIDTH = (len(COUNTS) + 1) * (len(KNOTS) - 1)
 
 
 def counts_of(piece: str) -> list[int]:
     """COUNTS of one token, as the tokenizer spells it."""
-    text = piece.strip(SPACES + NEWLINES)
+    text = piece.strip(WORD_START + NEWLINES)
     letters, digits = sum(map(str.isalpha, text)), sum(map(str.isdigit, text))
     vowels = sum(char in VOWELS and before not in VOWELS for before, char in pairwise(" " + text))
     return [
-        int(piece.startswith(tuple(SPACES)) and letters + digits > 0),
+        int(piece.startswith(tuple(WORD_START)) and letters + digits > 0),
         int(text.endswith(tuple(SENTENCE_ENDS))),
         sum(piece.count(newline) for newline in NEWLINES),
         letters,
