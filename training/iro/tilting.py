@@ -152,8 +152,12 @@ class Tilting:
         ]
         name = f"{self.prefix}tilt-{kind}-{strength}{f'-sharpness-{sharpness}' if sharpness else ''}"
         names = [f"{name}-{number}" for number in range(len(shards))]
+        sampled = not all(map(self.run.has, names))
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
-        return Trial(kind, strength, rows, sharpness)
+        trial = Trial(kind, strength, rows, sharpness)
+        if sampled:
+            self.run.emit("message", f"One row, {trial.name}: reward {mean_reward(trial):.3g} on held-out prompts")
+        return trial
 
     def trial_seed(self, prompt: Prompt) -> int:
         """Of a round: the policy that an earlier one chose was lucky with that one's."""

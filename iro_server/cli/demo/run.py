@@ -39,10 +39,10 @@ Judge = Callable[[Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much is done; the defaults take ten to fifteen minutes on two cores."""
+    """How much is done; the defaults take a quarter to half an hour on two cores."""
 
     iterations: int = 1
-    train_prompts: int = 96
+    train_prompts: int = 48
     validation_prompts: int = 8
     heldout_prompts: int = 32
     max_tokens: int = 40
@@ -126,11 +126,17 @@ def follow(client: OpenAI, job_id: str, console: Console) -> FineTuningJob:
             if job.status in ENDED:
                 break
             minutes, seconds = divmod(int(time.monotonic() - started), 60)
-            status.update(f"Aligning: {job.status}, {minutes}:{seconds:02}")
+            left = time_left(job.estimated_finish, time.time())
+            status.update(f"Aligning: {job.status}, {minutes}:{seconds:02}{left}")
             time.sleep(1)
     if job.status != "succeeded":
         raise DemoError(f"the alignment job {job.status}" + (f": {job.error.message}" if job.error else ""))
     return job
+
+
+def time_left(finish: int | None, now: float) -> str:
+    """For the status line. ``finish``: a job's ``estimated_finish``, None before its first steps are done."""
+    return "" if finish is None or finish < now else f", about {math.ceil((finish - now) / 60)} min left"
 
 
 def continuations(

@@ -160,7 +160,8 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     result = JOB.execute(config, tmp_path / "run", on_event=events.append)
     rows = [price["rows"] for price in result["prices"]]
     assert rows in ([1, 2, 2, 2, 4, 4, 4], [4, 4, 4])  # with a tilt, and without
-    trials, *further = (event["data"]["tilts"] for event in events if "tilts" in event["data"])
+    trials, *further = reported = [event["data"]["tilts"] for event in events if "tilts" in event["data"]]
+    assert len(trials_told(events)) == sum(len(tilts) - 1 for tilts in reported)
     assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])
     assert sum(trial["chosen"] for trial in trials) == len(further) == (len(rows) == 7)
     with closing(Run(tmp_path / "run", seed=0)) as run:
@@ -175,7 +176,13 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     assert isinstance(stack, ValueStack) and (stack.tilt is not None) == (len(rows) == 7)
     for name in ("tilts.pt", "serve-report.pt"):
         (tmp_path / "run" / "checkpoints" / name).unlink(missing_ok=True)
-    assert comparable(JOB.execute(config, tmp_path / "run")) == comparable(result)
+    events.clear()
+    assert comparable(JOB.execute(config, tmp_path / "run", on_event=events.append)) == comparable(result)
+    assert not trials_told(events)  # they are not sampled a second time
+
+
+def trials_told(events: list[RunEvent]) -> list[str]:
+    return [event["message"] for event in events if event["message"].startswith("One row, ")]
 
 
 @pytest.mark.slow(240)
