@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -57,14 +58,24 @@ def list_jobs(
 @app.command()
 def watch(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
     """Print a job's events and rewards until it has ended. Status 0: it succeeded, 1: it failed or was cancelled."""
-    with server_client(url, key) as server:
-        get(server, f"/fine_tuning/jobs/{job}")
+    path = f"/fine_tuning/jobs/{job}"
+    with server_client(url, key) as server, console.status("") as status:  # on a terminal only
+        status.update(status_line(get(server, path), time.time()))
         for event in follow(server, job):
             console.print(_line(event), style=STYLES.get(event["level"]), soft_wrap=True)
-        record = get(server, f"/fine_tuning/jobs/{job}")
+            if console.is_terminal:
+                status.update(status_line(get(server, path), time.time()))
+        record = get(server, path)
     if record["status"] != "succeeded":
         raise typer.Exit(1)
     console.print(f"Call it through the server's API, as model={escape(record['fine_tuned_model'])}", soft_wrap=True)
+
+
+def status_line(job: JsonObject, now: float) -> str:
+    """A job's status and, once its first steps tell, how long it may take. ``now``: seconds since 1970."""
+    finish = job["estimated_finish"]
+    left = f", about {math.ceil((finish - now) / 60)} min left" if finish and finish > now else ""
+    return job["status"] + left
 
 
 @app.command()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
 from types import SimpleNamespace
 
 import pytest
 from click.testing import Result
+from rich.console import Console
 
 from iro_server.cli import jobs as cli_jobs
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -36,6 +38,21 @@ def test_a_job_that_succeeds_is_followed_from_its_first_event_to_its_last(served
     assert places == sorted(places) and len(messages) >= 5
     assert "held out 0.200" in result.output
     assert result.output.endswith(f"{served.client.fine_tuning.jobs.retrieve(job_id).fine_tuned_model}\n")
+
+
+def test_a_terminal_shows_the_jobs_status_below_its_events(served, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(cli_jobs, "console", Console(file=terminal, force_terminal=True, width=200))
+    assert watched(served.url, start_job(served.client, GRADER | {"name": "slow"})).exit_code == 0
+    assert re.search(r"[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]\S* running", terminal.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("finish", "line"),
+    [(None, "running"), (1000, "running"), (1060, "running, about 1 min left"), (1061, "running, about 2 min left")],
+)
+def test_a_status_says_how_long_the_job_may_take(finish, line):
+    assert cli_jobs.status_line({"status": "running", "estimated_finish": finish}, now=1000) == line
 
 
 def test_a_servers_address_may_stand_without_its_path(served):

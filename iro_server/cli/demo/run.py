@@ -24,6 +24,7 @@ from iro_server.cli.demo.judges import minilm_head, minilm_judge, vader_judge
 from iro_server.cli.demo.report import draw, print_results
 from iro_server.cli.demo.sentiment import sentiment_grader_source
 from iro_server.cli.demo.server import running_server
+from iro_server.cli.jobs import status_line
 from iro_server.engines.prepare import prepare_model
 from iro_server.graders.base import Sample
 from iro_server.graders.parsing import parse_grader
@@ -126,17 +127,11 @@ def follow(client: OpenAI, job_id: str, console: Console) -> FineTuningJob:
             if job.status in ENDED:
                 break
             minutes, seconds = divmod(int(time.monotonic() - started), 60)
-            left = time_left(job.estimated_finish, time.time())
-            status.update(f"Aligning: {job.status}, {minutes}:{seconds:02}{left}")
+            status.update(f"Aligning for {minutes}:{seconds:02}: {status_line(job.model_dump(), time.time())}")
             time.sleep(1)
     if job.status != "succeeded":
         raise DemoError(f"the alignment job {job.status}" + (f": {job.error.message}" if job.error else ""))
     return job
-
-
-def time_left(finish: int | None, now: float) -> str:
-    """For the status line. ``finish``: a job's ``estimated_finish``, None before its first steps are done."""
-    return "" if finish is None or finish < now else f", about {math.ceil((finish - now) / 60)} min left"
 
 
 def continuations(

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from iro_server.cli.demo import run
 from iro_server.cli.demo.report import draw, print_results
-from iro_server.cli.demo.run import FINALS, ONE_ROW, judge, summary, time_left
+from iro_server.cli.demo.run import FINALS, ONE_ROW, judge, summary
 
 PROMPTS = ["The film opens with", "I have never [sic] seen"]
 
@@ -59,10 +59,3 @@ def test_table_and_texts_show_every_method_and_text_as_it_is(results):
 def test_the_figure_is_a_png(results, tmp_path):
     draw(results, tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("finish", "text"), [(None, ""), (1000, ""), (1059, ", about 1 min left"), (1061, ", about 2 min left")]
-)
-def test_the_status_line_says_when_the_job_may_be_done(finish, text):
-    assert time_left(finish, now=1000.5) == text
