@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 Step = Callable[[str, Callable[[], JsonObject]], JsonObject]
 DECODING, TRAINING, TUNING = 0, 1, 2  # streams of random numbers
 MAX_ROWS = 256  # that step at once
-BIAS_TRIAL = re.compile(r"tilt-bias-([\d.]+)-\d+")  # a step of the job
+BIAS_TRIAL = re.compile(r"tilt-bias-([\d.]+)-\d+-of-\d+")  # a step of the job
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, searches, serve
 from training.iro.tilt_rows import TiltData
 from training.iro.tilt_trials import Limits
-from training.iro.tilting import ROUNDS, Round, Tilting, num_trials, planned_rounds, warn_of_refused
+from training.iro.tilting import ROUNDS, Round, Tilting, num_trials, planned_rounds, trial_shards, warn_of_refused
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -156,7 +156,7 @@ class Alignment:
                 rounds = planned_rounds(self.rounds.get(step, []))
                 for planned in rounds:
                     trials = num_trials(self.executor.steers) + planned.further_trials
-                    total += trials * len(self.shards_of(part.heldout)) + 3 + 2 * shards * planned.is_better
+                    total += trials * len(trial_shards(self.config, part.heldout)) + 3 + 2 * shards * planned.is_better
                 ways = len(searches(self.config, tilted=bool(self.tilt) or rounds[0].is_better))
             total += (validation * ways + draws) * self.validates(step) + draws
         return total

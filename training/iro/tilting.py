@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from iro_server.decoding.base import SearchParams
+from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
 from training.iro.over_optimization import measures
@@ -50,6 +51,12 @@ EARLIER_VERSION = "this job's rollouts were stored by an earlier version, withou
 def num_trials(steers: frozenset[TiltPart]) -> int:
     """Tilts that are tried, each at its strengths."""
     return sum(len(strengths) for kind, strengths in TRIALS.items() if kind != "states" or "states" in steers)
+
+
+def trial_shards(config: AlignConfig, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+    """As many prompts at once as draw the rows of a batch of rollouts: smaller batches take longer for each token."""
+    size = max(config.concurrency, config.concurrency * config.rollouts_per_prompt // TRIAL_SAMPLES)
+    return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
 
 class Round(NamedTuple):
@@ -144,14 +151,13 @@ class Tilting:
     def trial(self, kind: str, strength: float, sharpness: float, prompts: Sequence[Prompt], tilt: Tilt) -> Trial:
         """The same seeds for every tilt of an iteration."""
         params = SearchParams(num_successors=TRIAL_SAMPLES, strength=1.0)
-        size = self.validation.config.concurrency
-        shards = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        shards = trial_shards(self.validation.config, prompts)
         batches = [
             self.validation.batch(shard, [self.trial_seed(prompt) for prompt in shard], params, None, tilt)
             for shard in shards
         ]
         name = f"{self.prefix}tilt-{kind}-{strength}{f'-sharpness-{sharpness}' if sharpness else ''}"
-        names = [f"{name}-{number}" for number in range(len(shards))]
+        names = [f"{name}-{number}-of-{len(shards)}" for number, _ in enumerate(shards, 1)]
         sampled = not all(map(self.run.has, names))
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
         trial = Trial(kind, strength, rows, sharpness)
