@@ -59,6 +59,7 @@ def test_llm_chats_goes_on_and_answers_under_a_schema(environment):
     assert json.loads(run(environment, "llm", "-m", "iro", *options, "Rate the film Heat."))["stars"] in (1, 2, 3)
 
 
+@pytest.mark.slow(60)
 def test_langchain_chats_calls_tools_and_parses_structured_output(environment):
     got = json.loads(run(environment, "python", HERE / "langchain_chat.py", MODEL, "all-MiniLM-L6-v2"))
     assert "Paris" in got["answer"] and got["streamed"] == got["answer"] and got["tokens"] > 20

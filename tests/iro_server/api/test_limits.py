@@ -165,7 +165,7 @@ def in_place_of_a_check(ending):
 )
 def test_a_comparison_that_takes_too_much_is_a_grading_error(tenant, monkeypatch, ending, message):
     monkeypatch.setattr(text_similarity, "_similarity", in_place_of_a_check(ending))
-    answer = tenant.post("fine_tuning/alpha/graders/run", json=similarity("rouge_l", letters(5000), letters(5000)))
+    answer = tenant.post("fine_tuning/alpha/graders/run", json=similarity("fuzzy_match", letters(5000), letters(5000)))
     assert answer.status_code == 200
     assert message in answer.json()["iro"]["error"]
     assert answer.json()["metadata"]["errors"]["other_error"] is True
