@@ -74,8 +74,8 @@ def watch(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
 def status_line(job: JsonObject, now: float) -> str:
     """A job's status and, once its first steps tell, how long it may take. ``now``: seconds since 1970."""
     finish = job["estimated_finish"]
-    left = f", about {math.ceil((finish - now) / 60)} min left" if finish and finish > now else ""
-    return job["status"] + left
+    remaining = f", about {math.ceil((finish - now) / 60)} min left" if finish and finish > now else ""
+    return job["status"] + remaining
 
 
 @app.command()
