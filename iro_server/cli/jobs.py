@@ -25,6 +25,7 @@ console = Console(highlight=False)
 PAGE = 100
 STATUS_WIDTH = len("validating_files")
 RECONNECT = 1.0  # seconds
+STATUS_EVERY = 10.0  # seconds: a key may have few requests a minute, and a long job has many events
 Z = 1.96  # of a 95 % interval
 STYLES = {"warn": "yellow", "error": "red"}
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, ftjob-….")]
@@ -61,10 +62,12 @@ def watch(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
     path = f"/fine_tuning/jobs/{job}"
     with server_client(url, key) as server, console.status("") as status:  # on a terminal only
         status.update(status_line(get(server, path), time.time()))
+        asked = time.monotonic()
         for event in follow(server, job):
             console.print(_line(event), style=STYLES.get(event["level"]), soft_wrap=True)
-            if console.is_terminal:
+            if console.is_terminal and time.monotonic() - asked >= STATUS_EVERY:
                 status.update(status_line(get(server, path), time.time()))
+                asked = time.monotonic()
         record = get(server, path)
     if record["status"] != "succeeded":
         raise typer.Exit(1)

@@ -42,6 +42,7 @@ def test_a_job_that_succeeds_is_followed_from_its_first_event_to_its_last(served
 
 def test_a_terminal_shows_the_jobs_status_below_its_events(served, monkeypatch):
     terminal = io.StringIO()
+    monkeypatch.setattr(cli_jobs, "STATUS_EVERY", 0.0)
     monkeypatch.setattr(cli_jobs, "console", Console(file=terminal, force_terminal=True, width=200))
     assert watched(served.url, start_job(served.client, GRADER | {"name": "slow"})).exit_code == 0
     assert re.search(r"[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]\S* running", terminal.getvalue())

@@ -157,7 +157,7 @@ class Tilting:
             for shard in shards
         ]
         name = f"{self.prefix}tilt-{kind}-{strength}{f'-sharpness-{sharpness}' if sharpness else ''}"
-        names = [f"{name}-{number}-of-{len(shards)}" for number, _ in enumerate(shards, 1)]
+        names = [f"{name}-{number}-of-{len(shards)}" for number in range(1, len(shards) + 1)]
         sampled = not all(map(self.run.has, names))
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
         trial = Trial(kind, strength, rows, sharpness)

@@ -40,7 +40,7 @@ Judge = Callable[[Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much is done; the defaults take a quarter to half an hour on two cores."""
+    """How much is done; the defaults take half an hour on two slow cores, as the job itself estimates."""
 
     iterations: int = 1
     train_prompts: int = 48
