@@ -98,11 +98,12 @@ PRESETS: dict[str, JsonObject] = {
         "counted_tokens": 50,
     },
     "two-cores": {
-        "tasks": ("sentiment", "keywords"),
-        "methods": ("base", "best_of_n", "tempered", "static_bias", "iro", "iro_search", "smc", "dvts"),
+        "tasks": ("keywords", "arithmetic"),
+        "methods": ("base", "best_of_n", "tempered", "static_bias", "iro"),
         "rows": (1, 4, 16),
         "seeds": 1,
-        "train_prompts": 48,
+        "train_prompts": 32,
+        "validation_prompts": 6,
         "heldout_prompts": 16,
     },
     "paper": {

@@ -38,6 +38,7 @@ from iro_server.engines.steering import SteeredRows
 from iro_server.engines.thread_count import ThreadCount
 from iro_server.telemetry.metrics import STEP_ROWS
 from value_heads.prompt_features import TokenGroups
+from value_heads.threads import compute_as_engine, on_fresh_thread
 from value_heads.tilt import BoundTilt, Tilt
 
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
@@ -142,8 +143,9 @@ class EmbeddedEngine:
         with self._binding:
             if tilt not in self._tilts:
                 head_VD = self.frozen.head_weight
-                self._groups = self._groups or TokenGroups.of_tokenizer(self.tokenizer, len(head_VD))
-                self._tilts[tilt] = BoundTilt(tilt, head_VD, self._groups)
+                groups = self._groups or TokenGroups.of_tokenizer(self.tokenizer, len(head_VD))
+                self._groups = groups
+                self._tilts[tilt] = on_fresh_thread(lambda: BoundTilt(tilt, head_VD, groups))
             return self._tilts[tilt]
 
     @contextmanager
@@ -193,7 +195,7 @@ class EmbeddedEngine:
 
     @torch.no_grad()
     def _loop(self) -> None:
-        torch.set_num_threads(self._threads.count)
+        compute_as_engine(self._threads.count)
         while True:
             with self._wake:
                 while not (self._arrivals or self._scheduler.ready or self._closed):
@@ -225,7 +227,7 @@ class EmbeddedEngine:
             self._threads.update()
             count = self._threads.count
         if count != torch.get_num_threads():
-            torch.set_num_threads(count)
+            compute_as_engine(count)
 
     def _step(self) -> None:
         groups, parts = self._scheduler.step()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import Chunk, Sampling
+from iro_server.engines.base import Chunk, Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prompts import chat_prompt_ids, text_prompt_ids
+from value_heads.tilt import zero_tilt
 
 PROMPT = "This movie was one of the best that I"
 OTHER = "The plot makes no sense at all, and by the end"
@@ -55,6 +59,35 @@ def test_likeliest_successors_are_the_models_top_tokens(engine: EmbeddedEngine, 
             assert rows[:, 1].tolist() == after.argmax(-1).tolist()
     alone = asyncio.run(extend(Sampling(seed=3)))
     assert [chunk.tokens_RL.tolist() for chunk in drawn] == [chunk.tokens_RL.tolist() for chunk in alone]
+
+
+def test_a_tilt_leaves_no_team_of_threads_beside_the_engines(engine: EmbeddedEngine) -> None:
+    """OpenMP's waiting threads sleep where they are more than the cores: the engine's steps took half as long again."""
+    prompt = text_prompt_ids(engine.tokenizer, PROMPT)
+    vocabulary, width = engine.frozen.head_weight.shape
+    still = zero_tilt(vocabulary, width, (), engine.info.eos_ids)
+    tilt = replace(still, state_factor=torch.zeros(64, width + 1), token_factor=torch.ones(64, width))
+
+    async def extend(steering: Steering | None) -> None:
+        session = await engine.open(prompt, Sampling(seed=1), steering=steering)
+        await session.extend([0], 2, 2)
+        session.close()
+
+    async def teams_before_and_after() -> tuple[int, int]:
+        await extend(None)
+        before = openmp_threads()
+        await extend(Steering(tilt))
+        await asyncio.to_thread(torch.sort, torch.rand(1 << 18))  # such as a request's handler computes
+        return before, openmp_threads()
+
+    before, after = asyncio.run(teams_before_and_after())
+    assert after <= before
+
+
+def openmp_threads() -> int:
+    """Threads of this process that are not Python's."""
+    python = {str(thread.native_id) for thread in threading.enumerate()}
+    return len(set(os.listdir("/proc/self/task")) - python)
 
 
 async def two_rounds(engine: EmbeddedEngine, text: str, seed: int, lengths: tuple[int, int] = (5, 6)):
