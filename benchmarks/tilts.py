@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 from benchmarks.record import command_line, finish
 from benchmarks.workload import BEAM, PASSAGE, PROMPT_TOKENS, TILT_RANK, linear_heads, random_tilt
@@ -21,6 +23,7 @@ from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from value_heads import ValueStack
+from value_heads.tilt import Tilt
 
 AIM, SPEEDUP_AIM = 0.95, 10.0
 ROWS, TILTS = (1, 4, 16, 64), 8
@@ -51,12 +54,19 @@ class Bench:
         asyncio.run(go())
         return time.perf_counter() - start
 
-    def ratio(self, params: SearchParams, tilted: list[Steering | None], params_of_other: SearchParams) -> list[float]:
-        """The other's seconds over the tilted requests', of each repeat after one that does not count."""
+    def ratio(
+        self, params: SearchParams, tilts: Sequence[Tilt], params_of_other: SearchParams, first_seen: bool = False
+    ) -> list[float]:
+        """The other's seconds over the tilted requests', of each repeat after one that does not count. ``first_seen``:
+        the engine has to bind each tilt to its output head."""
         values = linear_heads(self.engine.info, 1) if params_of_other.rows > params.rows else None
-        plain: list[Steering | None] = [None] * len(tilted)
+        plain: list[Steering | None] = [None] * len(tilts)
+
+        def tilted() -> list[Steering | None]:
+            return [Steering(replace(tilt) if first_seen else tilt) for tilt in tilts]
+
         pairs = [
-            (self.seconds(params_of_other, plain, values), self.seconds(params, tilted))
+            (self.seconds(params_of_other, plain, values), self.seconds(params, tilted()))
             for _ in range(self.repeats + 1)
         ]
         return [other / ours for other, ours in pairs[1:]]
@@ -72,16 +82,17 @@ class Bench:
 
 
 def measure(bench: Bench) -> JsonObject:
-    tilt, plain = Steering(bench.tilts[0]), SearchParams()
+    tilt, plain, sixteen = bench.tilts[0], SearchParams(), SearchParams(num_successors=16)
     ratios = {
         f"a tilt, {rows} rows / none": bench.ratio(rows_at_once, [tilt], rows_at_once)
         for rows in ROWS
         for rows_at_once in (SearchParams(num_successors=rows),)
     }
-    ratios[f"{TILTS} requests, a tilt each / none"] = bench.ratio(plain, [Steering(t) for t in bench.tilts], plain)
+    ratios[f"{TILTS} requests, a tilt each / none"] = bench.ratio(plain, bench.tilts, plain)
+    ratios["a tilt that is new to the engine, 16 rows / none"] = bench.ratio(sixteen, [tilt], sixteen, first_seen=True)
     aims = dict.fromkeys(ratios, AIM)
     ratios["one answer, a tilt at one row / a search of 16 rows"] = bench.ratio(plain, [tilt], BEAM)
-    alone = bench.against_search([tilt] * BEAM.rows)
+    alone = bench.against_search([Steering(tilt)] * BEAM.rows)
     ratios["answers a second, 16 requests of one row at once / a search of 16 rows"] = alone
     aims = dict.fromkeys(ratios, SPEEDUP_AIM) | aims
     rows = [
