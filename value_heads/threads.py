@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,12 @@ import torch
 T = TypeVar("T")
 _fresh_threads: int | None = None  # OpenMP threads of work on a fresh thread, once an engine shares this machine
 _leaves_core = False
+
+
+@cache
+def usual_threads() -> int:
+    """Torch's own choice, which OMP_NUM_THREADS overrides. To be asked before anybody chooses another."""
+    return torch.get_num_threads()
 
 
 def compute_with(count: int) -> None:
@@ -43,7 +50,7 @@ def share_cores_with_engine() -> None:
     thread: scoring took four times as long on two cores.
     """
     global _fresh_threads, _leaves_core
-    _fresh_threads, _leaves_core = _fresh_threads or torch.get_num_threads(), True
+    _fresh_threads, _leaves_core = _fresh_threads or usual_threads(), True
 
 
 def leaving_engine_core(work: Callable[[], T]) -> Callable[[], T]:

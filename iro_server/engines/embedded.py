@@ -38,7 +38,7 @@ from iro_server.engines.steering import SteeredRows
 from iro_server.engines.thread_count import ThreadCount
 from iro_server.telemetry.metrics import STEP_ROWS
 from value_heads.prompt_features import TokenGroups
-from value_heads.threads import compute_as_engine, on_fresh_thread
+from value_heads.threads import compute_as_engine, on_fresh_thread, usual_threads
 from value_heads.tilt import BoundTilt, Tilt
 
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
@@ -52,8 +52,7 @@ class EmbeddedEngine:
 
     def __init__(self, model_dir: str | Path, name: str | None = None, threads: int | None = None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        # torch's own choice, which OMP_NUM_THREADS overrides
-        self._threads = ThreadCount(threads or torch.get_num_threads())
+        self._threads = ThreadCount(threads or usual_threads())
         torch.set_num_threads(1)  # of this thread: its small operations must not wake a team beside the engine's
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self.frozen = FrozenModel(model_dir, device)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from iro_server.engines.base import Chunk, Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prepare import prepare_model
 from iro_server.engines.prompts import chat_prompt_ids, text_prompt_ids
+from tests.iro_server.engines.tiny import save_tiny_model
 from value_heads.tilt import zero_tilt
 
 PROMPT = "This movie was one of the best that I"
@@ -61,8 +65,14 @@ def test_likeliest_successors_are_the_models_top_tokens(engine: EmbeddedEngine, 
     assert [chunk.tokens_RL.tolist() for chunk in drawn] == [chunk.tokens_RL.tolist() for chunk in alone]
 
 
-def test_a_tilt_leaves_no_team_of_threads_beside_the_engines(engine: EmbeddedEngine) -> None:
+def test_a_tilt_leaves_no_team_of_threads_beside_the_engines(small_model: Path) -> None:
     """OpenMP's waiting threads sleep where they are more than the cores: the engine's steps took half as long again."""
+    with EmbeddedEngine(small_model, threads=2) as engine, engine.lockstep(1):  # which takes both, beside other work
+        before, after = asyncio.run(teams_before_and_after_a_tilt(engine))
+    assert after <= before
+
+
+async def teams_before_and_after_a_tilt(engine: EmbeddedEngine) -> tuple[int, int]:
     prompt = text_prompt_ids(engine.tokenizer, PROMPT)
     vocabulary, width = engine.frozen.head_weight.shape
     still = zero_tilt(vocabulary, width, (), engine.info.eos_ids)
@@ -73,15 +83,29 @@ def test_a_tilt_leaves_no_team_of_threads_beside_the_engines(engine: EmbeddedEng
         await session.extend([0], 2, 2)
         session.close()
 
-    async def teams_before_and_after() -> tuple[int, int]:
-        await extend(None)
-        before = openmp_threads()
-        await extend(Steering(tilt))
-        await asyncio.to_thread(torch.sort, torch.rand(1 << 18))  # such as a request's handler computes
-        return before, openmp_threads()
+    await extend(None)
+    before = openmp_threads()
+    await extend(Steering(tilt))
+    await asyncio.to_thread(torch.sort, torch.rand(1 << 18))  # such as a request's handler computes
+    return before, openmp_threads()
 
-    before, after = asyncio.run(teams_before_and_after())
-    assert after <= before
+
+OPEN_TWICE = """
+import sys
+from iro_server.engines.embedded import EmbeddedEngine
+for _ in range(2):
+    with EmbeddedEngine(sys.argv[1]) as engine:
+        print(engine.max_threads)
+"""
+
+
+@pytest.mark.slow(12)
+def test_an_engine_has_as_many_threads_as_the_one_before_it(tmp_path: Path) -> None:
+    """As on a node of a cluster, whose engine makes room for a fit and is opened again."""
+    command = [sys.executable, "-c", OPEN_TWICE, str(save_tiny_model(tmp_path))]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    counts = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert counts.split() == ["2", "2"]
 
 
 def openmp_threads() -> int:
