@@ -28,7 +28,8 @@ def usual_threads() -> int:
 def compute_with(count: int) -> None:
     """This thread computes with ``count`` OpenMP threads, and threads to come with one.
 
-    Torch gives a new thread the number that any thread set last.
+    Torch gives a new thread the number that any thread set last, though not before its first operation where that is a
+    product of matrices, which uses all cores.
     """
     torch.set_num_threads(count)
     if count > 1:

@@ -142,8 +142,7 @@ class EmbeddedEngine:
         with self._binding:
             if tilt not in self._tilts:
                 head_VD = self.frozen.head_weight
-                groups = self._groups or TokenGroups.of_tokenizer(self.tokenizer, len(head_VD))
-                self._groups = groups
+                groups = self._groups = self._groups or TokenGroups.of_tokenizer(self.tokenizer, len(head_VD))
                 self._tilts[tilt] = on_fresh_thread(lambda: BoundTilt(tilt, head_VD, groups))
             return self._tilts[tilt]
 

@@ -87,6 +87,10 @@ async def teams_before_and_after_a_tilt(engine: EmbeddedEngine) -> tuple[int, in
     before = openmp_threads()
     await extend(Steering(tilt))
     await asyncio.to_thread(torch.sort, torch.rand(1 << 18))  # such as a request's handler computes
+    for _ in range(100):  # a team ends a moment after its thread
+        if openmp_threads() <= before:
+            break
+        await asyncio.sleep(0.02)
     return before, openmp_threads()
 
 
