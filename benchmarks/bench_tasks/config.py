@@ -10,8 +10,9 @@ from iro_server import JsonObject
 from training.run import JobConfig, check_names
 
 DECODERS = (
-    *("base", "best_of_n", "tempered", "blockwise", "static_bias", "iro", "iro_by_chunk", "iro_samples"),
-    *("iro_search", "iro_by_reward", "iro_best_of_n", "args", "vas", "smc", "dvts"),
+    *("base", "best_of_n", "tempered", "blockwise", "static_bias", "static_bias_twice"),
+    *("iro", "iro_by_chunk", "iro_samples", "iro_search", "iro_by_reward", "iro_best_of_n"),
+    *("args", "vas", "smc", "dvts"),
 )
 METHOD_NAMES = (*DECODERS, "dpo", "grpo")
 """The keys of ``methods.METHODS``, which imports this configuration."""

@@ -19,7 +19,11 @@ from iro_server import JsonObject
 
 ResultRow = JsonObject
 SAMPLED = ("best_of_n", "tempered")
-COMPARED_WITH = (("base", 1), *((name, rows) for name in SAMPLED for rows in (None, 16)), ("static_bias", None))
+COMPARED_WITH = (
+    ("base", 1),
+    *((name, rows) for name in SAMPLED for rows in (None, 16)),
+    *((name, None) for name in ("static_bias", "static_bias_twice")),
+)
 """Methods, and their rows: None for as many as the method that is compared has."""
 RIVALS = (("vas", 1), ("args", 1), *((name, 16) for name in ("blockwise", "smc", "dvts")))
 """Methods that ``OURS`` are compared with too."""

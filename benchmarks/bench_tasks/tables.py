@@ -38,6 +38,7 @@ SHORT = (
     ("best_of_n", MOST, "best by the grader"),
     ("tempered", MOST, "the same at its best temperature"),
     ("static_bias", FEWEST, "static bias"),
+    ("static_bias_twice", FEWEST, "static bias, fitted twice"),
     ("iro", FEWEST, "Iro"),
     ("iro", MORE, "Iro, picked by value"),
     ("iro_best_of_n", MOST, "Iro, picked by the grader"),
@@ -81,8 +82,10 @@ def training_cost(content: JsonObject, method: str) -> list[str]:
     of_method = [row for row in content["training"] if row.get("method") == method]
     jobs = of_method or [row for row in content["training"] if "method" not in row and method != "tempered"]
     tuning = [row for row in content.get("tuning", ()) if row["method"] == method]
+    pieces = len({(row["task"], row["seed"]) for row in tuning}) or 1
     return [
-        f"{(mean_of(jobs, name) or 0) + (mean_of(tuning, name) or 0):.0f}" for name in ("base_tokens", "reward_calls")
+        f"{(mean_of(jobs, name) or 0) + sum(row[name] for row in tuning) / pieces:.0f}"
+        for name in ("base_tokens", "reward_calls")
     ]
 
 

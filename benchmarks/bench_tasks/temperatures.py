@@ -67,11 +67,13 @@ class Tempered:
         """Of each temperature that was ``tried``: ``rewards`` of every prompt's samples, and whether the text is inside
         the limits of the job's tilts (``usual``)."""
         from training.iro.tilt_trials import SHARPNESS
+        from value_heads.tilt import sharpened
 
         began, piece = time.monotonic(), self.piece
         limits, tried, base_tokens = text_limits(piece.trained.folder), [], 0
+        assert self.tilt is not None
         for sharpness in (0.0, *SHARPNESS):
-            trial, tokens = self.trial(sharpness)
+            trial, tokens = trial_of(piece, sharpened(self.tilt, sharpness), sharpness=sharpness)
             rewards = [row["rewards"] for row in trial.rows]
             tried.append({"sharpness": sharpness, "rewards": rewards, "usual": limits.allow(trial)})
             base_tokens += tokens
@@ -85,32 +87,30 @@ class Tempered:
             "seconds": time.monotonic() - began,
         }
 
-    def trial(self, sharpness: float) -> tuple[Trial, int]:
-        """Samples of the validation prompts, and the base tokens that they took."""
-        from training.iro.over_optimization import measures
-        from training.iro.tilt_trials import Trial
-        from value_heads.tilt import sharpened
 
-        piece, seed = self.piece, derive_seed(self.piece.seed, TUNING)
-        assert self.tilt is not None
-        params = best_of(SAMPLES).model_copy(update={"strength": 1.0})
-        results = piece.search(piece.validation, params, None, seed, sharpened(self.tilt, sharpness))
-        rows = []
-        for prompt, result in zip(piece.validation, results, strict=True):
-            finals = result.finals
-            rewards = piece.rewards([prompt] * len(finals), [piece.text(final.tokens) for final in finals])
-            logprobs = [math.fsum(final.logprobs) for final in finals]
-            rows.append(
-                {
-                    "mean": fmean(rewards),
-                    "rewards": rewards,
-                    "logprob": sum(logprobs),
-                    "tokens": sum(len(final.tokens) for final in finals),
-                    "completions": [measures(final.tokens, each) for final, each in zip(finals, logprobs, strict=True)],
-                }
-            )
-        tokens = sum(result.usage.base_tokens for result in results)
-        return Trial(self.name, 1.0, rows, sharpness), tokens
+def trial_of(piece: Piece, tilt: Tilt, strength: float = 1.0, sharpness: float = 0.0) -> tuple[Trial, int]:
+    """Samples of the validation prompts by ``tilt``, which has the strength and sharpness already; and the base tokens
+    that they took."""
+    from training.iro.over_optimization import measures
+    from training.iro.tilt_trials import Trial
+
+    params = best_of(SAMPLES).model_copy(update={"strength": 1.0})
+    results = piece.search(piece.validation, params, None, derive_seed(piece.seed, TUNING), tilt)
+    rows = []
+    for prompt, result in zip(piece.validation, results, strict=True):
+        finals = result.finals
+        rewards = piece.rewards([prompt] * len(finals), [piece.text(final.tokens) for final in finals])
+        logprobs = [math.fsum(final.logprobs) for final in finals]
+        rows.append(
+            {
+                "mean": fmean(rewards),
+                "rewards": rewards,
+                "logprob": sum(logprobs),
+                "tokens": sum(len(final.tokens) for final in finals),
+                "completions": [measures(final.tokens, each) for final, each in zip(finals, logprobs, strict=True)],
+            }
+        )
+    return Trial("bias", strength, rows, sharpness), sum(result.usage.base_tokens for result in results)
 
 
 def pick_of(rewards: Sequence[Sequence[float]], rows: int) -> float:

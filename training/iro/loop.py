@@ -217,7 +217,7 @@ class Alignment:
         """Each prompt as often as it is searched."""
         params, searches = (plain(self.config), 1) if step == 1 or self.tilt else exploring(self.config)
         if tilt_round:
-            params = params.model_copy(update={"num_successors": tilted_rollouts(self.config)})
+            params = params.model_copy(update={"num_successors": tilted_rollouts(self.config.rollouts_per_prompt)})
         if self.tilt:
             params = params.model_copy(update={"strength": 1.0})
         repeated = [(prompt, search) for prompt in prompts for search in range(searches)]

@@ -78,10 +78,10 @@ def plain(config: AlignConfig) -> SearchParams:
     return SearchParams(beam_width=1, num_successors=config.rollouts_per_prompt, chunk_length=None)
 
 
-def tilted_rollouts(config: AlignConfig) -> int:
+def tilted_rollouts(rollouts_per_prompt: int) -> int:
     """Samples of a prompt by the tilt of a round. Values of the frozen model's samples alone rank those of the tilted
     one badly."""
-    return max(2, config.rollouts_per_prompt // 2)
+    return max(2, rollouts_per_prompt // 2)
 
 
 def exploring(config: AlignConfig) -> tuple[SearchParams, int]:

@@ -18,10 +18,13 @@ from benchmarks.bench_tasks.engine import open_engine
 from benchmarks.bench_tasks.job import JOB
 from benchmarks.bench_tasks.measure import comparisons, sign_flip_p
 from benchmarks.bench_tasks.methods import METHODS, iro_search
+from benchmarks.bench_tasks.strengths import STRENGTHS
 from benchmarks.bench_tasks.tables import budgets, by_iteration, overoptimisation, strengths
+from benchmarks.bench_tasks.temperatures import SAMPLES
 from benchmarks.bench_tasks.token_values import CANDIDATES
 from benchmarks.tasks import NULL_TASK, TASKS
 from training.iro.data import Prompt
+from training.iro.tilting import TRIALS
 from training.run import Cancelled
 from value_heads.tilt import TILT_PARTS
 
@@ -64,7 +67,7 @@ def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: di
         ("best_of_n", 2),
         *(("tempered", rows) for rows in (1, 2)),
         ("blockwise", 2),
-        *((name, rows) for name in ("static_bias", "iro") for rows in (1, 2)),
+        *((name, rows) for name in ("static_bias", "static_bias_twice", "iro") for rows in (1, 2)),
         *((name, 2) for name in ("iro_by_chunk", "iro_samples", "iro_search", "iro_by_reward", "iro_best_of_n")),
         ("args", 1),
         ("vas", 1),
@@ -124,20 +127,36 @@ def test_preferences_are_the_best_and_worst_rollouts_of_the_job(result: dict[str
 
 @whole_run
 def test_what_strengths_were_tried_is_told_and_counted(result: dict[str, Any]) -> None:
-    of_temperature, of_strength = result["tuning"][:2], result["tuning"][2:]
-    assert [row["method"] for row in of_temperature] == ["tempered", "static_bias"]
+    of_temperature = [row for row in result["tuning"] if "strength" not in row]
+    of_strength = [row for row in result["tuning"] if "strength" in row]
+    assert [row["method"] for row in of_temperature] == ["tempered", "static_bias", "static_bias_twice"]
     for row in of_temperature:
         assert row["reward_calls"] == sum(len(rewards) for trial in row["tried"] for rewards in trial["rewards"])
-    assert [row["method"] for row in of_strength] == ["args", "vas", "smc"]
+    assert [row["method"] for row in of_strength] == ["static_bias_twice", "args", "vas", "smc"]
     for row in of_strength:
-        assert row["base_tokens"] >= len(row["tried"]) and row["reward_calls"] == len(row["tried"])  # one prompt
+        assert row["base_tokens"] >= row["reward_calls"] >= len(row["tried"])
         assert row["strength"] in [trial["strength"] for trial in row["tried"]]
-    assert strengths(result).count("\n") == 1 + 3
+    assert [row["reward_calls"] for row in of_strength[1:]] == [len(STRENGTHS)] * 3  # one prompt
+    assert strengths(result).count("\n") == 1 + 4
     lines = {tuple(line.split(" | ")[:2]): line for line in budgets(result).splitlines()}
     job = result["training"][0]
     assert lines["| base", "1"].endswith("| 0.0 |  |  |")
     assert lines["| iro", "1"].endswith(f"| {job['base_tokens']} | {job['reward_calls']} |")
     assert lines["| vas", "1"].endswith(f"| {job['reward_calls'] + 4} |")
+    twice = sum(row["reward_calls"] for row in result["tuning"] if row["method"] == "static_bias_twice")
+    assert lines["| static_bias_twice", "1"].endswith(f"| {job['reward_calls'] + twice} |")
+
+
+@whole_run
+def test_the_second_bias_is_fitted_to_samples_of_the_first_and_added_to_it(result: dict[str, Any]) -> None:
+    tuning = next(row for row in result["tuning"] if row["method"] == "static_bias_twice" and "strength" in row)
+    first_bias = tuning["tried"][0]
+    assert first_bias["strength"] == 0 and len(tuning["tried"]) > len(TRIALS["bias"])
+    samples = 6 * 2  # of six prompts half as many as the job's plain rollouts
+    assert tuning["reward_calls"] == samples + len(tuning["tried"]) * SAMPLES
+    by_method = {row["method"]: row for row in result["rows"] if row["rows"] == 1}
+    if not tuning["strength"]:
+        assert by_method["static_bias_twice"]["texts"] == by_method["static_bias"]["texts"]
 
 
 @whole_run

@@ -1,0 +1,98 @@
+"""A control: a static bias that is fitted twice, as an alignment job fits its tilt.
+
+The second bias is fitted to samples of the first one, as many as the second round of a job draws, and is added to it.
+What ``iro`` gains over both is neither a number for each token nor a second round.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from benchmarks.bench_tasks.answers import best_of
+from benchmarks.bench_tasks.piece import TRAINING, Piece, text_limits
+from benchmarks.bench_tasks.temperatures import SAMPLES, trial_of
+from iro_server import JsonObject
+from training.run import derive_seed
+
+if TYPE_CHECKING:
+    from training.iro.tilt_trials import Trial
+    from value_heads.tilt import Tilt
+
+NAME = "static_bias_twice"
+
+
+def static_bias_twice(piece: Piece) -> Tilt | None:
+    """None where the rewards of the piece's job were all equal. Steps of the run keep the second bias and what was
+    tried."""
+    from value_heads.tilt import fold_tilts
+
+    first = piece.trained.static_bias
+    if first is None:
+        return None
+    fitted = piece.step(f"{NAME}-fit", lambda: fit_second(piece, first))
+    second = replace(piece.no_tilt, bias=fitted["bias"])
+    tuning = piece.step(f"{NAME}-strength", lambda: tuned(piece, first, second, fitted))
+    return fold_tilts([first, second], [1.0, tuning["strength"]])
+
+
+def fit_second(piece: Piece, first: Tilt) -> JsonObject:
+    """``bias`` [V] from samples of ``first``, and what they took."""
+    import torch
+
+    from training.iro.rollouts import tilted_rollouts
+    from value_heads.bias_fit import fit_bias
+    from value_heads.threads import on_fresh_thread
+
+    began, seed = time.monotonic(), derive_seed(piece.seed, TRAINING)
+    prompts = piece.prompts("train", piece.config.train_prompts)
+    params = best_of(tilted_rollouts(piece.config.rollouts_per_prompt)).model_copy(update={"strength": 1.0})
+    results = piece.search(prompts, params, None, seed, first)
+    drawn = [(prompt, final) for prompt, result in zip(prompts, results, strict=True) for final in result.finals]
+    rewards = piece.rewards([prompt for prompt, _ in drawn], [piece.text(final.tokens) for _, final in drawn])
+    tokens = [final.tokens for _, final in drawn]
+    prompts_R = torch.tensor([prompt.index for prompt, _ in drawn])
+    head_VD = piece.engine.frozen.head_weight.float().cpu()
+    bias_V = on_fresh_thread(lambda: fit_bias(tokens, prompts_R, torch.tensor(rewards), head_VD, seed % 2**31))
+    return {
+        "bias": bias_V,
+        "base_tokens": sum(result.usage.base_tokens for result in results),
+        "reward_calls": len(drawn),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def tuned(piece: Piece, first: Tilt, second: Tilt, fitted: JsonObject) -> JsonObject:
+    """The ``strength`` of ``second``, chosen on validation prompts by the rules of a job's trials (0: it is not surely
+    better than ``first`` alone), the mean reward of each one ``tried``, and what fitting and trying took."""
+    from training.iro.tilt_trials import best_trial, mean_reward, next_trial
+    from training.iro.tilting import FURTHER_TRIALS, TRIALS
+    from value_heads.tilt import fold_tilts
+
+    began, base_tokens, limits = time.monotonic(), fitted["base_tokens"], text_limits(piece.trained.folder)
+    trials: list[Trial] = []
+
+    def try_strength(strength: float) -> None:
+        nonlocal base_tokens
+        trial, tokens = trial_of(piece, fold_tilts([first, second], [1.0, strength]), strength)
+        trials.append(trial)
+        base_tokens += tokens
+
+    for strength in (0.0, *TRIALS["bias"]):
+        try_strength(strength)
+    base = trials[0]
+    while len(trials) < 1 + len(TRIALS["bias"]) + FURTHER_TRIALS and (further := next_trial(trials[1:], limits)):
+        try_strength(further[1])
+    best = best_trial(trials[1:], base, limits)
+    return {
+        "task": piece.task.name,
+        "method": NAME,
+        "seed": piece.seed,
+        "rows": 1,
+        "strength": best.strength if best else 0.0,
+        "tried": [{"strength": trial.strength, "reward": mean_reward(trial)} for trial in trials],
+        "base_tokens": base_tokens,
+        "reward_calls": fitted["reward_calls"] + len(trials) * SAMPLES * len(piece.validation),
+        "seconds": fitted["seconds"] + time.monotonic() - began,
+    }
