@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Generic, TypeVar
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, case, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -102,6 +103,8 @@ class Lease:
 
 def claim(sessions: Sessions, table: type[Row], seconds: float, besides: Collection[str] = ()) -> Row | None:
     """A row that waits, or that a server which died held, now ours: the oldest of the project whose turn it is."""
+    if not _anything_waits(sessions, table):
+        return None
     waiting = _waiting(table)
     with sessions.begin() as session:
         _give_up(session, table)
@@ -118,9 +121,20 @@ def claim(sessions: Sessions, table: type[Row], seconds: float, besides: Collect
         return session.scalar(select(table).where(table.seq == seq))
 
 
-def _waiting(table: type[BackgroundRow]) -> ColumnElement[bool]:
-    """Queued, or left by a server that died."""
-    left_over = and_(table.status == "in_progress", table.lease_until < time.time())
+def _anything_waits(sessions: Sessions, table: type[BackgroundRow]) -> bool:
+    """Servers ask several times a second, mostly in vain: one read, whose statement is made once."""
+    with sessions() as session:
+        return session.scalar(_first_waiting(table), {"now": time.time()}) is not None
+
+
+@cache
+def _first_waiting(table: type[BackgroundRow]) -> Select[int]:
+    return select(table.seq).where(_waiting(table, bindparam("now"))).limit(1)
+
+
+def _waiting(table: type[BackgroundRow], at: float | BindParameter[float] | None = None) -> ColumnElement[bool]:
+    """Queued, or left by a server that died: its lease is over ``at`` that time, None for now."""
+    left_over = and_(table.status == "in_progress", table.lease_until < (time.time() if at is None else at))
     return or_(table.status == "queued", left_over)
 
 

@@ -13,6 +13,7 @@ from iro_server.jobs.deliveries import enqueue
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import FINISHED, Checkpoint, Event, File, Job, Model, new_id, now
 
+FIRST_QUEUED = select(Job.seq).where(Job.status == "queued").limit(1)
 OPEN = ("validating_files", "queued", "running", "paused")  # a job that may still be cancelled
 
 
@@ -52,6 +53,9 @@ def move(session: Session, job_id: str, before: str, after: str, **values: objec
 def take_next(sessions: Sessions, server: str, besides: tuple[str, ...] = ()) -> Job | None:
     """A queued job but for ``besides`` and those that another server is just taking, now running and ours: the oldest
     of the project whose turn it is."""
+    with sessions() as session:
+        if session.scalar(FIRST_QUEUED) is None:
+            return None
     queued = (Job.status == "queued", Job.id.not_in(besides))
     with sessions.begin() as session:
         for project in _in_turn(session, *queued):

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from iro_server.concurrency.executors import in_thread
 from iro_server.concurrency.openmp import job_environment
@@ -34,6 +34,10 @@ from iro_server.store.tables import FINISHED, Job
 log = logging.getLogger("iro.jobs")
 STOP_SECONDS = 5.0
 STOPPED = (*FINISHED, "paused")  # a job whose worker is to end
+# Of jobs that run or are to stop, those that ``server`` does not look after.
+UNFINISHED_ELSEWHERE = select(Job).where(
+    Job.status.in_(("running", "cancelled", "paused")), Job.server.is_distinct_from(bindparam("server"))
+)
 
 
 @dataclass
@@ -105,8 +109,7 @@ class Supervisor:
     def adopt(self) -> None:
         """Look after what servers that are gone left: jobs that run, and workers of jobs that are to stop."""
         with self.sessions() as session:
-            unfinished = select(Job).where(Job.status.in_(("running", "cancelled", "paused")))
-            jobs = list(session.scalars(unfinished.where(Job.server.is_distinct_from(self.server))))
+            jobs = list(session.scalars(UNFINISHED_ELSEWHERE, {"server": self.server}))
         for job in jobs:
             if not self._abandoned(job):
                 continue

@@ -25,6 +25,12 @@ from iro_server.store.database import Sessions, find
 from iro_server.store.tables import Estimate, File, Job, new_id
 
 log = logging.getLogger("iro.jobs")
+# The oldest job of each project.
+OLDEST = (
+    select(Job)
+    .where(Job.seq.in_(select(func.min(Job.seq)).where(Job.status == "validating_files").group_by(Job.project)))
+    .order_by(Job.seq)
+)
 PROJECTS_AT_ONCE = 8  # whose jobs are validated side by side; a project's own jobs one by one
 
 
@@ -66,9 +72,8 @@ class Validation:
                 self.validating[job.project] = asyncio.create_task(self._validate(job))
 
     def _oldest(self) -> list[Job]:
-        oldest = select(func.min(Job.seq)).where(Job.status == "validating_files").group_by(Job.project)
         with self.sessions() as session:
-            return list(session.scalars(select(Job).where(Job.seq.in_(oldest)).order_by(Job.seq)))
+            return list(session.scalars(OLDEST))
 
     async def _validate(self, job: Job) -> None:
         try:

@@ -36,7 +36,7 @@ GRADER = {
 
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
-    quick = {"job_poll": 0.05, "heartbeat": 0.1, "cancel_grace": 2.0, "align_entry": FAKE_JOB, "model_name": "bytes"}
+    quick = {"job_poll": 0.1, "heartbeat": 0.1, "cancel_grace": 2.0, "align_entry": FAKE_JOB, "model_name": "bytes"}
     quick["job_estimates"] = False
     return Settings(data_dir=folder, **(quick | changes))
 
