@@ -12,17 +12,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from value_heads.scoring import Request, Search
 from value_heads.shared import Adapter, State, shared_model
 from value_heads.stack import Chunk, check_betas
 from value_heads.tilt import Tilt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LoraBackbone:

@@ -1,6 +1,7 @@
 """The frozen transformer that value functions adapt: one copy per process, shared by all bundles of a base model.
 
 Each bundle has its own adapters. Beyond MOST_ADAPTERS, the least recently used are moved off the model to memory.
+``peft`` is imported with the first model: it takes seconds, and a server without such bundles does without it.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers.utils import logging
 
 from value_heads.scoring import ScoreQueue
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import PreTrainedModel
 
 MOST_ADAPTERS = 32  # on one model at a time
 
@@ -110,6 +114,8 @@ class SharedModel:
 
     def state_of(self, adapter: Adapter) -> State:
         """A copy of the adapter's weights in CPU memory."""
+        from peft import get_peft_model_state_dict
+
         with self.lock:
             state = adapter.state
             if state is None:
@@ -118,6 +124,8 @@ class SharedModel:
 
     def load(self, adapter: Adapter, state: State) -> None:
         """Restore weights that ``state_of`` returned."""
+        from peft import set_peft_model_state_dict
+
         with self.lock:
             if adapter.name in self._placed:
                 set_peft_model_state_dict(self.model, state, adapter_name=adapter.name)
@@ -125,6 +133,9 @@ class SharedModel:
                 adapter.state = state
 
     def _inject(self, adapter: Adapter) -> None:
+        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+        from peft.tuners.tuners_utils import cast_adapter_dtype
+
         config = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=self.targets)
         # Fresh weights are drawn; weights that are loaded must not move the process's random numbers.
         with warnings.catch_warnings(), nullcontext() if adapter.state is None else torch.random.fork_rng([]):
@@ -146,6 +157,8 @@ class SharedModel:
         self._active = None if name == self._active else self._active
 
     def _layers(self) -> Iterator[BaseTunerLayer]:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         return (module for module in self.model.modules() if isinstance(module, BaseTunerLayer))
 
 

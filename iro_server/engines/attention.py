@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
 
 NAME = "iro_segments"
 # What some architectures pass to their attention beside queries, keys and values, and `attend_*` does not compute.
@@ -190,6 +189,3 @@ def flat_attention(
         out.append(run.attend(layer, q[:, span], k[:, span], v[:, span], softmax))
         offset += run.count
     return torch.cat(out)[None], None
-
-
-AttentionInterface.register(NAME, flat_attention)

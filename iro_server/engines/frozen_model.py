@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,6 +26,7 @@ from iro_server.engines.packed_linear import Forward, packed_forwards
 
 # Lengths that bound what a token attends to, by the names configurations and layers give them.
 SPANS = ("sliding_window", "attention_chunk_size")
+AttentionInterface.register(attention.NAME, attention.flat_attention)
 
 
 class FrozenModel:

@@ -37,6 +37,13 @@ def test_help_comes_without_loading_a_model_library() -> None:
         assert command in done.stdout
 
 
+def test_a_server_in_front_of_vllm_imports_no_code_of_models() -> None:
+    code = "import sys, iro_server.api.app, iro_server.engines.vllm\n"
+    code += "print({'transformers.modeling_utils', 'torch._dynamo', 'peft'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_list_names_the_installed_jobs_and_their_presets() -> None:
     listed = iro("list")
     assert listed.exit_code == 0
