@@ -22,7 +22,17 @@ class BenchTasksConfig(JobConfig):
     """Lengths are in tokens."""
 
     extendable: ClassVar[frozenset[str]] = frozenset(
-        {"tasks", "methods", "rows", "seeds", "seeds_of", "tasks_of", "tilt_strengths", "each_iteration"}
+        {
+            "tasks",
+            "methods",
+            "rows",
+            "measured_rows",
+            "seeds",
+            "seeds_of",
+            "tasks_of",
+            "tilt_strengths",
+            "each_iteration",
+        }
     )
 
     tasks: tuple[str, ...] = Field(min_length=1, description="The tasks, by name.")
@@ -30,6 +40,9 @@ class BenchTasksConfig(JobConfig):
         DECODERS, description="The decoding methods to compare, and the trainers dpo and grpo."
     )
     rows: tuple[int, ...] = Field((1, 2, 4, 16, 64), description="Rows of a prompt: what a method may sample at once.")
+    measured_rows: int = Field(
+        1, ge=1, description="Rows of a prompt that are sampled at least: methods of fewer rows answer several times."
+    )
     seeds: int = Field(5, ge=1, description="Repetitions, each with prompts and value functions of its own.")
     seeds_of: dict[str, int] = Field({}, description="Fewer seeds for some methods.")
     tasks_of: dict[str, tuple[str, ...]] = Field({}, description="Fewer tasks for some methods.")
@@ -53,7 +66,7 @@ class BenchTasksConfig(JobConfig):
     vllm_tilts: bool = Field(
         False, description="Fit the parts of a tilt that vLLM applies and no others, as jobs on vLLM do."
     )
-    concurrency: int = Field(8, ge=1, description="Prompts that are decoded at once.")
+    concurrency: int = Field(8, ge=1, description="Prompts of 16 rows or more that are decoded at once.")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -113,6 +126,7 @@ PRESETS: dict[str, JsonObject] = {
         "seeds_of": dict.fromkeys(set(METHOD_NAMES) - {"base", "best_of_n", "tempered", "static_bias", "iro"}, 3),
         "tasks_of": dict.fromkeys(("dpo", "grpo"), ("sentiment", "keywords", "extraction")),
         "tilt_strengths": (0.5, 1.0, 2.0, 4.0, 8.0),
+        "measured_rows": 8,
         "train_prompts": 64,
     },
 }

@@ -111,22 +111,34 @@ def run_piece(
 
         step("training", partial(training_cost, piece), "training")
         rows = [
-            step(f"{method}-{count}", partial(measure_method, piece, method, count, run))
+            step(f"{method}-{count}{times(config, count)}", partial(measure_method, piece, method, count, run))
             for method in config.methods_for(name, seed - config.seed)
             for count in config.rows
             if METHODS[method].takes(count)
         ]
         tilts = [
-            step(f"iro-at-{strength:g}", partial(measure_tilt, piece, strength)) for strength in config.tilt_strengths
+            step(f"iro-at-{strength:g}{times(config, 1)}", partial(measure_tilt, piece, strength))
+            for strength in config.tilt_strengths
         ]
         job = job_result(run, name, seed) if config.each_iteration else None
         iterations = [
-            step(f"iteration-{row['step']}-{count}", partial(measure_iteration, piece, job, row, count))
+            step(
+                f"iteration-{row['step']}-{count}{times(config, count)}",
+                partial(measure_iteration, piece, job, row, count),
+            )
             for row in (job["history"] if job else [])
             if job and row["path"]
             for count in config.rows
         ]
     return {"rows": rows, "tilts": tilts, "iterations": iterations}
+
+
+def times(config: BenchTasksConfig, rows: int) -> str:
+    """The end of a step's name: "-8-times" where it answers each prompt eight times."""
+    from benchmarks.bench_tasks.measure import num_answers
+
+    count = num_answers(config, rows)
+    return "" if count == 1 else f"-{count}-times"
 
 
 def training_cost(piece: Piece) -> JsonObject:

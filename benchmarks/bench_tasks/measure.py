@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +18,10 @@ from benchmarks.bench_tasks.piece import Piece
 from benchmarks.bench_tasks.yardsticks import Adapted
 from benchmarks.quality_report import distinct, interval
 from iro_server import JsonObject
+
+if TYPE_CHECKING:
+    from benchmarks.bench_tasks.config import BenchTasksConfig
+    from training.iro.data import Prompt
 
 ResultRow = JsonObject
 SAMPLED = ("best_of_n", "tempered")
@@ -32,31 +38,45 @@ SIGN_FLIPS = 9999
 
 
 def measured(piece: Piece, method: str, rows: int, decoder: DecodingMethod | None = None) -> ResultRow:
-    """A line of the results: means over held-out prompts, and ``rewards`` and ``judges`` of each prompt.
+    """A line of the results: means over held-out prompts, and ``rewards`` and ``judges`` of each prompt, means over its
+    ``answers`` (``measured_rows``). ``texts``: of the first one. ``seconds``: of one for each prompt.
 
     ``decoder``: of another setting than the method's own.
     """
     decoder = decoder or METHODS[method].build(piece)
+    count = num_answers(piece.config, rows)
+    prompts = repeated(piece.held_out, count)
     with decoder.engine if isinstance(decoder, Adapted) else nullcontext():
         began = time.monotonic()
-        answers = decoder.answers(piece.held_out, rows, piece.seed)
+        answers = decoder.answers(prompts, rows, piece.seed)
         seconds = time.monotonic() - began
     texts = [piece.text(answer.tokens) for answer in answers]
-    rewards = piece.rewards(piece.held_out, texts)
-    judges = [piece.task.judge(prompt.item, text) for prompt, text in zip(piece.held_out, texts, strict=True)]
+    judges = [piece.task.judge(prompt.item, text) for prompt, text in zip(prompts, texts, strict=True)]
+    rewards_P, judges_P = (np.reshape(each, (count, -1)).mean(0) for each in (piece.rewards(prompts, texts), judges))
     return {
         "task": piece.task.name,
         "method": method,
         "rows": rows,
         "seed": piece.seed,
-        "reward": fmean(rewards),
-        "judge": fmean(judges),
+        "answers": count,
+        "reward": float(rewards_P.mean()),
+        "judge": float(judges_P.mean()),
         **qualities(answers),
-        "seconds": seconds,
-        "rewards": rewards,
-        "judges": judges,
-        "texts": texts,
+        "seconds": seconds / count,
+        "rewards": rewards_P.tolist(),
+        "judges": judges_P.tolist(),
+        "texts": texts[: len(piece.held_out)],
     }
+
+
+def num_answers(config: BenchTasksConfig, rows: int) -> int:
+    """Of each prompt by a method of so many rows."""
+    return max(1, config.measured_rows // rows)
+
+
+def repeated(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The prompts, and then copies of them with numbers of their own, which their random numbers go by."""
+    return [replace(prompt, index=prompt.index + copy * len(prompts)) for copy in range(count) for prompt in prompts]
 
 
 def qualities(answers: Sequence[Answer]) -> JsonObject:

@@ -31,6 +31,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Step = Callable[[str, Callable[[], JsonObject]], JsonObject]
 DECODING, TRAINING, TUNING = 0, 1, 2  # streams of random numbers
+USUAL_ROWS = 16  # of a prompt; where it has fewer, more prompts are decoded at once
 MAX_ROWS = 256  # that step at once
 BIAS_TRIAL = re.compile(r"tilt-bias-([\d.]+)-\d+-of-\d+")  # a step of the job
 
@@ -137,7 +138,8 @@ class Piece:
 
     def prompts_at_once(self, rows: int) -> int:
         """How many prompts of so many rows are decoded at once."""
-        return max(1, min(self.config.concurrency, MAX_ROWS // rows))
+        at_once = self.config.concurrency * max(1, USUAL_ROWS // rows)
+        return max(1, min(at_once, MAX_ROWS // rows))
 
     def in_lockstep(
         self, items: Sequence[Item], at_once: int, decode: Callable[[Item], Awaitable[Result]]

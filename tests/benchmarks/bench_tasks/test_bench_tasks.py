@@ -30,7 +30,7 @@ from value_heads.tilt import TILT_PARTS
 
 FIELDS = {
     *("task", "method", "rows", "seed", "reward", "judge", "perplexity", "distinct_2", "kl", "base_tokens", "seconds"),
-    *("reward_calls", "finished", "length", "rewards", "judges", "texts"),
+    *("reward_calls", "finished", "length", "answers", "rewards", "judges", "texts"),
 }
 PROMPTS = PRESETS["smoke"]["heldout_prompts"]
 whole_run = pytest.mark.slow(60)  # the first of them takes that long: all methods on the real model
@@ -212,6 +212,18 @@ def test_a_finished_run_goes_on_with_more_methods(tmp_path: Path) -> None:
     extended = JOB.execute(more, tmp_path / "run", on_event=on_event)
     assert decoded == ["base", "static_bias", "static_bias"]
     assert [row["method"] for row in extended["rows"]] == decoded
+
+
+@pytest.mark.slow(30)
+def test_a_prompt_of_few_rows_is_answered_several_times(result: dict[str, Any], tmp_path: Path) -> None:
+    """The first answers are those of a run that asks once; a line has the means of all."""
+    several = PRESETS["smoke"] | {"methods": ("base", "best_of_n"), "measured_rows": 3}
+    base, best = JOB.execute(several, tmp_path / "run")["rows"]
+    base_once, best_once = result["rows"][:2]
+    assert (base["answers"], best["answers"], base_once["answers"]) == (3, 1, 1)
+    assert base["texts"] == base_once["texts"] and best["rewards"] == best_once["rewards"]
+    assert all(reward * 9 == pytest.approx(round(reward * 9)) for reward in base["rewards"])  # thirds, of three answers
+    assert base["base_tokens"] <= 8 and base["reward"] == pytest.approx(np.mean(base["rewards"]))
 
 
 def row(method: str, seed: int, rewards: list[float], rows: int = 1) -> dict[str, Any]:
