@@ -111,19 +111,22 @@ def run_piece(
 
         step("training", partial(training_cost, piece), "training")
         rows = [
-            step(f"{method}-{count}{times(config, count)}", partial(measure_method, piece, method, count, run))
+            step(
+                f"{method}-{count}{repetition_suffix(config, count)}",
+                partial(measure_method, piece, method, count, run),
+            )
             for method in config.methods_for(name, seed - config.seed)
             for count in config.rows
             if METHODS[method].takes(count)
         ]
         tilts = [
-            step(f"iro-at-{strength:g}{times(config, 1)}", partial(measure_tilt, piece, strength))
+            step(f"iro-at-{strength:g}{repetition_suffix(config, 1)}", partial(measure_tilt, piece, strength))
             for strength in config.tilt_strengths
         ]
         job = job_result(run, name, seed) if config.each_iteration else None
         iterations = [
             step(
-                f"iteration-{row['step']}-{count}{times(config, count)}",
+                f"iteration-{row['step']}-{count}{repetition_suffix(config, count)}",
                 partial(measure_iteration, piece, job, row, count),
             )
             for row in (job["history"] if job else [])
@@ -133,7 +136,7 @@ def run_piece(
     return {"rows": rows, "tilts": tilts, "iterations": iterations}
 
 
-def times(config: BenchTasksConfig, rows: int) -> str:
+def repetition_suffix(config: BenchTasksConfig, rows: int) -> str:
     """The end of a step's name: "-8-times" where it answers each prompt eight times."""
     from benchmarks.bench_tasks.measure import num_answers
 

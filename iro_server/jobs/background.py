@@ -103,7 +103,7 @@ class Lease:
 
 def claim(sessions: Sessions, table: type[Row], seconds: float, besides: Collection[str] = ()) -> Row | None:
     """A row that waits, or that a server which died held, now ours: the oldest of the project whose turn it is."""
-    if not _anything_waits(sessions, table):
+    if not _has_waiting_row(sessions, table):
         return None
     waiting = _waiting(table)
     with sessions.begin() as session:
@@ -121,8 +121,8 @@ def claim(sessions: Sessions, table: type[Row], seconds: float, besides: Collect
         return session.scalar(select(table).where(table.seq == seq))
 
 
-def _anything_waits(sessions: Sessions, table: type[BackgroundRow]) -> bool:
-    """Servers ask several times a second, mostly in vain: one read, whose statement is made once."""
+def _has_waiting_row(sessions: Sessions, table: type[BackgroundRow]) -> bool:
+    """One read, whose statement is built once: servers ask several times a second, mostly in vain."""
     with sessions() as session:
         return session.scalar(_first_waiting(table), {"now": time.time()}) is not None
 
