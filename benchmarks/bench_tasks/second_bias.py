@@ -49,16 +49,16 @@ def fit_second(piece: Piece, first: Tilt) -> JsonObject:
     prompts = piece.prompts("train", piece.config.train_prompts)
     params = best_of(tilted_rollouts(piece.config.rollouts_per_prompt)).model_copy(update={"strength": 1.0})
     results = piece.search(prompts, params, None, seed, first)
-    drawn = [(prompt, final) for prompt, result in zip(prompts, results, strict=True) for final in result.finals]
-    rewards = piece.rewards([prompt for prompt, _ in drawn], [piece.text(final.tokens) for _, final in drawn])
-    tokens = [final.tokens for _, final in drawn]
-    prompts_R = torch.tensor([prompt.index for prompt, _ in drawn])
+    samples = [(prompt, final) for prompt, result in zip(prompts, results, strict=True) for final in result.finals]
+    rewards = piece.rewards([prompt for prompt, _ in samples], [piece.text(final.tokens) for _, final in samples])
+    tokens = [final.tokens for _, final in samples]
+    prompts_R = torch.tensor([prompt.index for prompt, _ in samples])
     head_VD = piece.engine.frozen.head_weight.float().cpu()
     bias_V = on_fresh_thread(lambda: fit_bias(tokens, prompts_R, torch.tensor(rewards), head_VD, seed % 2**31))
     return {
         "bias": bias_V,
         "base_tokens": sum(result.usage.base_tokens for result in results),
-        "reward_calls": len(drawn),
+        "reward_calls": len(samples),
         "seconds": time.monotonic() - began,
     }
 
