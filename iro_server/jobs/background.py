@@ -105,7 +105,7 @@ def claim(sessions: Sessions, table: type[Row], seconds: float, besides: Collect
     """A row that waits, or that a server which died held, now ours: the oldest of the project whose turn it is."""
     if not _has_waiting_row(sessions, table):
         return None
-    waiting = _waiting(table)
+    waiting = _waiting(table, time.time())
     with sessions.begin() as session:
         _give_up(session, table)
         running = func.count(case((and_(table.status == "in_progress", table.lease_until >= time.time()), 1)))
@@ -132,15 +132,15 @@ def _first_waiting(table: type[BackgroundRow]) -> Select[int]:
     return select(table.seq).where(_waiting(table, bindparam("now"))).limit(1)
 
 
-def _waiting(table: type[BackgroundRow], at: float | BindParameter[float] | None = None) -> ColumnElement[bool]:
-    """Queued, or left by a server that died: its lease is over ``at`` that time, None for now."""
-    left_over = and_(table.status == "in_progress", table.lease_until < (time.time() if at is None else at))
+def _waiting(table: type[BackgroundRow], at: float | BindParameter[float]) -> ColumnElement[bool]:
+    """Queued, or left by a server that died: its lease is over at that time."""
+    left_over = and_(table.status == "in_progress", table.lease_until < at)
     return or_(table.status == "queued", left_over)
 
 
 def _give_up(session: Session, table: type[BackgroundRow]) -> None:
     error = {"code": "server_died", "message": f"{TRIES} servers in turn ended while they worked on it"}
-    spent = update(table).where(_waiting(table), table.tries >= TRIES)
+    spent = update(table).where(_waiting(table, time.time()), table.tries >= TRIES)
     session.execute(spent.values(status="failed", error=error, finished_at=now()))
 
 
