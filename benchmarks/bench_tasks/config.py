@@ -10,7 +10,7 @@ from iro_server import JsonObject
 from training.run import JobConfig, check_names
 
 DECODERS = (
-    *("base", "best_of_n", "tempered", "blockwise", "static_bias", "static_bias_twice"),
+    *("base", "best_of_n", "tempered", "blockwise", "static_bias", "static_bias_refitted"),
     *("iro", "iro_by_chunk", "iro_samples", "iro_search", "iro_by_reward", "iro_best_of_n"),
     *("args", "vas", "smc", "dvts"),
 )

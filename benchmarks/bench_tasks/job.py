@@ -28,7 +28,9 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     ``intervals``, paired ``comparisons`` and ``iteration_gains``."""
     from benchmarks.bench_tasks.engine import open_engine
     from benchmarks.bench_tasks.measure import comparisons, intervals, iteration_gains
+    from benchmarks.bench_tasks.refitted_bias import strength_step
     from benchmarks.bench_tasks.yardsticks import YARDSTICKS, require_trl
+    from training.iro.tilting import ROUNDS
 
     if set(config.methods) & set(YARDSTICKS):
         require_trl()
@@ -43,7 +45,8 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
                     measured[part] += lines
                 training += saved(run, name, config.seed + seed, ["training", *(f"{m}-training" for m in YARDSTICKS)])
                 jobs += job_reports(run, name, config.seed + seed)
-                tuned = [f"{method}-{what}" for method in config.methods for what in ("strength", "temperatures")]
+                tuned = [*map(strength_step, range(2, ROUNDS + 1))]
+                tuned += [f"{method}-{what}" for method in config.methods for what in ("strength", "temperatures")]
                 tuning += saved(run, name, config.seed + seed, tuned)
     return measured | {
         "training": training,

@@ -28,7 +28,7 @@ SAMPLED = ("best_of_n", "tempered")
 COMPARED_WITH = (
     ("base", 1),
     *((name, rows) for name in SAMPLED for rows in (None, 16)),
-    *((name, None) for name in ("static_bias", "static_bias_twice")),
+    *((name, None) for name in ("static_bias", "static_bias_refitted")),
 )
 """Methods, and their rows: None for as many as the method that is compared has."""
 RIVALS = (("vas", 1), ("args", 1), *((name, 16) for name in ("blockwise", "smc", "dvts")))

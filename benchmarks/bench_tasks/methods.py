@@ -16,8 +16,8 @@ from benchmarks.bench_tasks.dpo import train_dpo
 from benchmarks.bench_tasks.dvts import SUBTREE_ROWS, Dvts
 from benchmarks.bench_tasks.grpo import train_grpo
 from benchmarks.bench_tasks.piece import Piece
-from benchmarks.bench_tasks.second_bias import NAME as SECOND_BIAS
-from benchmarks.bench_tasks.second_bias import static_bias_twice
+from benchmarks.bench_tasks.refitted_bias import NAME as REFITTED_BIAS
+from benchmarks.bench_tasks.refitted_bias import refitted_bias
 from benchmarks.bench_tasks.smc import Smc
 from benchmarks.bench_tasks.strengths import at_best_strength
 from benchmarks.bench_tasks.temperatures import Tempered, TiltedSamples
@@ -145,7 +145,7 @@ METHODS: dict[str, Entry] = {
     "tempered": Entry(lambda piece: Tempered(piece, "tempered", piece.no_tilt), min_rows=1),
     "blockwise": Entry(lambda piece: Blockwise(piece, piece.trained.stack)),
     "static_bias": Entry(lambda piece: Tempered(piece, "static_bias", piece.trained.static_bias), min_rows=1),
-    "static_bias_twice": Entry(lambda piece: Tempered(piece, SECOND_BIAS, static_bias_twice(piece)), min_rows=1),
+    REFITTED_BIAS: Entry(lambda piece: Tempered(piece, REFITTED_BIAS, refitted_bias(piece)), min_rows=1),
     "iro": Entry(lambda piece: Iro(piece, piece.trained.stack, "validated"), min_rows=1),
     "iro_by_chunk": Entry(lambda piece: Iro(piece, piece.trained.stack)),
     "iro_samples": Entry(lambda piece: Iro(piece, piece.trained.stack, "samples")),

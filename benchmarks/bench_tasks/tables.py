@@ -38,7 +38,7 @@ SHORT = (
     ("best_of_n", MOST, "best by the grader"),
     ("tempered", MOST, "the same at its best temperature"),
     ("static_bias", FEWEST, "static bias"),
-    ("static_bias_twice", FEWEST, "static bias, fitted twice"),
+    ("static_bias_refitted", FEWEST, "static bias, fitted again"),
     ("iro", FEWEST, "Iro"),
     ("iro", MORE, "Iro, picked by value"),
     ("iro_best_of_n", MOST, "Iro, picked by the grader"),

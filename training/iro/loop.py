@@ -210,7 +210,7 @@ class Alignment:
 
     @staticmethod
     def shard_names(step: int, kind: str, number: int, tilt_round: int) -> ShardNames:
-        shard = f"{step}-{('', 'tilted-', 'tilted-2-')[tilt_round]}{kind}-{number}"
+        shard = f"{step}-{('', 'tilted-', 'tilted-2-', 'tilted-3-')[tilt_round]}{kind}-{number}"
         return ShardNames(f"{shard}-rollouts", f"{shard}-rewards")
 
     def batch(self, step: int, prompts: Sequence[Prompt], tilt_round: int) -> Batch:

@@ -85,10 +85,18 @@ class TiltData:
         return logprobs
 
     def states(self, index: int) -> list[Tensor]:
-        """Of each completion of a shard, in its order: the states that its tokens were drawn from, [T, D]."""
-        name, _ = self.shards.names[index]
-        groups = completions_of(self.shards.source, name)
-        states = read_states(self.shards.source.table(name, HEAD_STATES))
+        """Of each completion of a shard, in its order: the states that its tokens were drawn from, [T, D].
+
+        Recomputed where a version whose jobs had fewer rounds stored the shard without them.
+        """
+        (name, _), source = self.shards.names[index], self.shards.source
+        groups = completions_of(source, name)
+        try:
+            states = read_states(source.table(name, HEAD_STATES))
+        except KeyError:
+            prompts = [self.prompts[number].token_ids for number in source.load(name)["prompts"]]
+            pairs = zip(prompts, groups, strict=True)
+            return [states for prompt_ids, group in pairs for states in head_states(self.frozen, prompt_ids, group)]
         return list(states.split([len(tokens) for group in groups for tokens in group]))
 
 

@@ -1,8 +1,8 @@
 """Whether an alignment job's model is tilted.
 
 Held-out prompts of an iteration choose among tilts (``tilt_rows``) at one row: in a first round tilts of its policy,
-and then, fitted to samples of the tilt that was chosen, what is to be added to it. Later iterations draw their rollouts
-from the tilted policy q. Reconstruction: the paper has no tilt.
+and in further ones, fitted to samples of the tilt that was chosen, what is to be added to it. Later iterations draw
+their rollouts from the tilted policy q. Reconstruction: the paper has no tilt.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from value_heads.threads import on_fresh_thread
 from value_heads.tilt import Tilt, TiltPart, fold_tilts, sharpened
 
 CODE = "exploitable_grader"
-ROUNDS = 2  # of an iteration: on draws of its policy, and of the tilt that these gave
+ROUNDS = 3  # of an iteration at most: on draws of its policy, and of each tilt that these gave
+FURTHER = ("", "further-", "further-2-")  # in names of a round's checkpoints
 TRIAL_SAMPLES = 8  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
 FURTHER_TRIALS = 2  # at most, weaker or stronger
@@ -93,7 +94,7 @@ class Tilting:
         limits: Limits | None = None,
     ) -> None:
         self.run, self.validation, self.data, self.iteration, self.round = run, validation, data, step, tilt_round
-        self.prefix = ("" if step == 1 else f"{step}-") + ("" if tilt_round == 1 else "further-")
+        self.prefix = ("" if step == 1 else f"{step}-") + FURTHER[tilt_round - 1]
         self.limits = limits
         self.further_trials = 0  # beside those of ``TRIALS``
         if not data.model.info.drift:

@@ -24,7 +24,7 @@ from benchmarks.bench_tasks.temperatures import SAMPLES
 from benchmarks.bench_tasks.token_values import CANDIDATES
 from benchmarks.tasks import NULL_TASK, TASKS
 from training.iro.data import Prompt
-from training.iro.tilting import TRIALS
+from training.iro.tilting import ROUNDS, TRIALS
 from training.run import Cancelled
 from value_heads.tilt import TILT_PARTS
 
@@ -67,7 +67,7 @@ def test_every_method_has_a_row_for_each_number_of_rows_that_it_takes(result: di
         ("best_of_n", 2),
         *(("tempered", rows) for rows in (1, 2)),
         ("blockwise", 2),
-        *((name, rows) for name in ("static_bias", "static_bias_twice", "iro") for rows in (1, 2)),
+        *((name, rows) for name in ("static_bias", "static_bias_refitted", "iro") for rows in (1, 2)),
         *((name, 2) for name in ("iro_by_chunk", "iro_samples", "iro_search", "iro_by_reward", "iro_best_of_n")),
         ("args", 1),
         ("vas", 1),
@@ -129,34 +129,38 @@ def test_preferences_are_the_best_and_worst_rollouts_of_the_job(result: dict[str
 def test_what_strengths_were_tried_is_told_and_counted(result: dict[str, Any]) -> None:
     of_temperature = [row for row in result["tuning"] if "strength" not in row]
     of_strength = [row for row in result["tuning"] if "strength" in row]
-    assert [row["method"] for row in of_temperature] == ["tempered", "static_bias", "static_bias_twice"]
+    assert [row["method"] for row in of_temperature] == ["tempered", "static_bias", "static_bias_refitted"]
     for row in of_temperature:
         assert row["reward_calls"] == sum(len(rewards) for trial in row["tried"] for rewards in trial["rewards"])
-    assert [row["method"] for row in of_strength] == ["static_bias_twice", "args", "vas", "smc"]
+    methods = [row["method"] for row in of_strength]
+    assert methods[:1] == ["static_bias_refitted"] and methods[-3:] == ["args", "vas", "smc"]
     for row in of_strength:
         assert row["base_tokens"] >= row["reward_calls"] >= len(row["tried"])
         assert row["strength"] in [trial["strength"] for trial in row["tried"]]
-    assert [row["reward_calls"] for row in of_strength[1:]] == [len(STRENGTHS)] * 3  # one prompt
-    assert strengths(result).count("\n") == 1 + 4
+    assert [row["reward_calls"] for row in of_strength[-3:]] == [len(STRENGTHS)] * 3  # one prompt
+    assert strengths(result).count("\n") == 1 + len(methods)
     lines = {tuple(line.split(" | ")[:2]): line for line in budgets(result).splitlines()}
     job = result["training"][0]
     assert lines["| base", "1"].endswith("| 0.0 |  |  |")
     assert lines["| iro", "1"].endswith(f"| {job['base_tokens']} | {job['reward_calls']} |")
     assert lines["| vas", "1"].endswith(f"| {job['reward_calls'] + 4} |")
-    twice = sum(row["reward_calls"] for row in result["tuning"] if row["method"] == "static_bias_twice")
-    assert lines["| static_bias_twice", "1"].endswith(f"| {job['reward_calls'] + twice} |")
+    refitted = sum(row["reward_calls"] for row in result["tuning"] if row["method"] == "static_bias_refitted")
+    assert lines["| static_bias_refitted", "1"].endswith(f"| {job['reward_calls'] + refitted} |")
 
 
 @whole_run
-def test_the_second_bias_is_fitted_to_samples_of_the_first_and_added_to_it(result: dict[str, Any]) -> None:
-    tuning = next(row for row in result["tuning"] if row["method"] == "static_bias_twice" and "strength" in row)
-    first_bias = tuning["tried"][0]
-    assert first_bias["strength"] == 0 and len(tuning["tried"]) > len(TRIALS["bias"])
-    samples = 6 * 2  # of six prompts half as many as the job's plain rollouts
-    assert tuning["reward_calls"] == samples + len(tuning["tried"]) * SAMPLES
+def test_further_biases_are_fitted_to_samples_of_those_before_until_none_is_better(result: dict[str, Any]) -> None:
+    of_bias = [row for row in result["tuning"] if row["method"] == "static_bias_refitted"]
+    fits = [row for row in of_bias if "strength" in row]
+    for tuning in fits:
+        assert tuning["tried"][0]["strength"] == 0 and len(tuning["tried"]) > len(TRIALS["bias"])
+        samples = 6 * 2  # of six prompts half as many as the job's plain rollouts
+        assert tuning["reward_calls"] == samples + len(tuning["tried"]) * SAMPLES
+    assert [row["iteration"] for row in fits] == list(range(2, 2 + len(fits)))
+    assert all(row["strength"] for row in fits[:-1]) and (len(fits) == ROUNDS - 1 or not fits[-1]["strength"])
     by_method = {row["method"]: row for row in result["rows"] if row["rows"] == 1}
-    if not tuning["strength"]:
-        assert by_method["static_bias_twice"]["texts"] == by_method["static_bias"]["texts"]
+    if not fits[0]["strength"]:
+        assert by_method["static_bias_refitted"]["texts"] == by_method["static_bias"]["texts"]
 
 
 @whole_run

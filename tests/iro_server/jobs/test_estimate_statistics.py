@@ -116,11 +116,11 @@ def test_the_cost_counts_rollouts_and_validations():
         iterations=2, rollouts_per_prompt=4, beam_width=1, num_successors=2, validation_prompts=4
     )
     rollouts, validations = job_work(options, Rows(48))  # 8 of them reserved, 20 an iteration, 4 of these held out
-    assert num_completions(rollouts) == 2 * 20 * (4 + 2 + 2)  # half as many again of each round's tilt
-    choosing, baseline, check = 2 * 4 * 2 * 15 * 8, 4 * 4, 4 * (4 + 2)
+    assert num_completions(rollouts) == 2 * 20 * (4 + 2 + 2 + 2)  # half as many again of each round's tilt
+    choosing, baseline, check = 2 * 4 * 3 * 15 * 8, 4 * 4, 4 * (4 + 2)
     assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 3 * 2 + 3 * 2)
     with_validation = Rows(48, validation=6)  # 3 and 3
-    assert num_completions(job_work(options, with_validation)[0]) == 2 * 24 * (4 + 2 + 2)
+    assert num_completions(job_work(options, with_validation)[0]) == 2 * 24 * (4 + 2 + 2 + 2)
     untilted = options.model_copy(update={"tilt": "off"})
     rollouts, validations = job_work(untilted, Rows(48))
     assert num_completions(rollouts) == 20 * 4 + 20 * 2

@@ -13,8 +13,9 @@ from iro_server.engines.frozen_model import FrozenModel
 from tests.training.iro.test_prefixes import Folder
 from training.iro.data import Prompt
 from training.iro.fit import Scale, Shards
+from training.iro.head_states import head_states
 from training.iro.prefixes import state_table
-from training.iro.rollouts import stored
+from training.iro.rollouts import HEAD_STATES, stored
 from training.iro.tilt_rows import TiltData, fit_tilts
 
 TEMPERATURE = 0.5
@@ -65,3 +66,28 @@ def test_a_tilt_of_draws_at_a_temperature_is_divided_by_it_when_tokens_are_drawn
             if name not in ("direction", "direction_error"):
                 torch.testing.assert_close(tilt.tensors()[name] / TEMPERATURE, tensor, rtol=1e-3, atol=1e-5)
     assert expected["words"].gates.abs().max() > 0.01
+
+
+def test_states_that_an_earlier_version_did_not_store_are_recomputed(
+    small_model: Path, frozen: FrozenModel, tmp_path: Path
+) -> None:
+    source, about = Folder(tmp_path), {"metrics_bytes": 0, "seconds": 0.0}
+    prompts = {index: Prompt(index, tuple(range(5, 8 + index)), {}) for index in (3, 4)}
+    tokens = [[[20, 21, 22], [30]], [[40, 41], [50, 51, 52, 53]]]
+    computed = [
+        head_states(frozen, prompts[index].token_ids, group) for index, group in zip((4, 3), tokens, strict=True)
+    ]
+    flat = [states for of_prompt in computed for states in of_prompt]
+    shard: JsonObject = {"prompts": [4, 3], "usage": {}, "drift": [], "prefixes": None, "tokens": tokens}
+    source.checkpoints.save("rollouts", stored(shard | {"head_states": state_table(flat)}), about)
+    data = TiltData(
+        prompts,
+        Shards(source, [("rollouts", "rewards")], Scale()),
+        Description.of_directory(small_model),
+        lambda: frozen,
+        frozenset(),
+    )
+    reported = data.states(0)
+    source.checkpoints.drop_table("rollouts", HEAD_STATES)
+    torch.testing.assert_close(data.states(0), flat)
+    torch.testing.assert_close(reported, flat, rtol=2e-3, atol=2e-3)  # stored in half precision

@@ -56,8 +56,10 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
 
 def test_rounds_go_on_until_one_finds_no_tilt() -> None:
     assert planned_rounds([]) == [Round()] * ROUNDS and all(each.is_better for each in planned_rounds([]))
-    assert planned_rounds([Round(5, True)]) == [Round(5, True), Round()]
-    assert planned_rounds([Round(5, False)]) == [Round(5, False)]
+    better, worse = Round(5, True), Round(5, False)
+    assert planned_rounds([better]) == [better, *[Round()] * (ROUNDS - 1)]
+    assert planned_rounds([worse]) == [worse] and planned_rounds([better, worse]) == [better, worse]
+    assert planned_rounds([better] * ROUNDS) == [better] * ROUNDS
 
 
 def test_one_row_is_served_where_more_are_not_surely_better() -> None:
@@ -163,12 +165,12 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
     trials, *further = reported = [event["data"]["tilts"] for event in events if "tilts" in event["data"]]
     assert len(trials_told(events)) == sum(len(tilts) - 1 for tilts in reported)
     assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])
-    assert sum(trial["chosen"] for trial in trials) == len(further) == (len(rows) == 7)
+    assert sum(trial["chosen"] for trial in trials) == bool(further) == (len(rows) == 7)
     with closing(Run(tmp_path / "run", seed=0)) as run:
         assert trials[0]["reward"] == pytest.approx(reward_mean(run, "1-heldout"))
-        for tilted, *_ in further:  # what the second round starts from: the first one's tilt
-            assert tilted["kind"] == "none" and tilted["kl"] > 0
-            assert tilted["reward"] == pytest.approx(reward_mean(run, "1-tilted-heldout"))
+        for (tilted, *_), draws in zip(further, ("1-tilted-heldout", "1-tilted-2-heldout"), strict=False):
+            assert tilted["kind"] == "none" and tilted["kl"] > 0  # what a further round starts from: the tilt before it
+            assert tilted["reward"] == pytest.approx(reward_mean(run, draws))
         assert run.has("1-tilted-train-0-rollouts") == (len(rows) == 7)
     info = json.loads((Path(result["best_checkpoint"]) / "manifest.json").read_text())
     hashes = {"model_hash": info["model_hash"], "template_hash": info["template_hash"]}

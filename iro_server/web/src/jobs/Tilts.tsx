@@ -28,8 +28,8 @@ export function Tilts({ events }: { events: JobEvent[] }) {
     <section class="card" aria-labelledby="tilts">
       <h2 id="tilts">Reward against KL</h2>
       <p class="faint">
-        Tilts at several strengths, one row on held-out prompts, by nats from the frozen model. Those of a second round
-        are added to the one that the first chose. {choice(measured.filter(({ chosen }) => chosen))}
+        Tilts at several strengths, one row on held-out prompts, by nats from the frozen model. Those of a later
+        round are added to the one that the round before chose. {choice(measured.filter(({ chosen }) => chosen))}
       </p>
       <Chart
         label="Held-out reward of each tilt against nats from the frozen model"

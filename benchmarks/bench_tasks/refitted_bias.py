@@ -1,13 +1,15 @@
-"""A control: a static bias that is fitted twice, as an alignment job fits its tilt.
+"""A control: a static bias that is fitted again to its own samples, as an alignment job fits its tilt.
 
-The second bias is fitted to samples of the first one, as many as the second round of a job draws, and is added to it.
-What ``iro`` gains over both is neither a number for each token nor a second round.
+Each further bias is fitted to samples of what there is, as many as a round of a job draws, and is added to it, until
+none is surely better or there were as many fits as a job has rounds. What ``iro`` gains over it is neither a number for
+each token nor further rounds.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.bench_tasks.answers import best_of
@@ -20,35 +22,45 @@ if TYPE_CHECKING:
     from training.iro.tilt_trials import Trial
     from value_heads.tilt import Tilt
 
-NAME = "static_bias_twice"
+NAME = "static_bias_refitted"
 
 
-def static_bias_twice(piece: Piece) -> Tilt | None:
-    """None where the rewards of the piece's job were all equal. Steps of the run keep the second bias and what was
+def strength_step(fit: int) -> str:
+    """The step of the run that keeps how strong a further bias was added; ``fit``: from 2."""
+    return f"{NAME}-{fit}-strength"
+
+
+def refitted_bias(piece: Piece) -> Tilt | None:
+    """None where the rewards of the piece's job were all equal. Steps of the run keep each further bias and what was
     tried."""
+    from training.iro.tilting import ROUNDS
     from value_heads.tilt import fold_tilts
 
-    first = piece.trained.static_bias
-    if first is None:
+    tilt = piece.trained.static_bias
+    if tilt is None:
         return None
-    fitted = piece.step(f"{NAME}-fit", lambda: fit_second(piece, first))
-    second = replace(piece.no_tilt, bias=fitted["bias"])
-    tuning = piece.step(f"{NAME}-strength", lambda: tuned(piece, first, second, fitted))
-    return fold_tilts([first, second], [1.0, tuning["strength"]])
+    for fit in range(2, ROUNDS + 1):
+        fitted = piece.step(f"{NAME}-{fit}-fit", partial(fit_again, piece, tilt, fit))
+        added = replace(piece.no_tilt, bias=fitted["bias"])
+        tuning = piece.step(strength_step(fit), partial(tuned, piece, tilt, added, fitted, fit))
+        if not tuning["strength"]:
+            break
+        tilt = fold_tilts([tilt, added], [1.0, tuning["strength"]])
+    return tilt
 
 
-def fit_second(piece: Piece, first: Tilt) -> JsonObject:
-    """``bias`` [V] from samples of ``first``, and what they took."""
+def fit_again(piece: Piece, before: Tilt, fit: int) -> JsonObject:
+    """``bias`` [V] from samples of ``before``, and what they took."""
     import torch
 
     from training.iro.rollouts import tilted_rollouts
     from value_heads.bias_fit import fit_bias
     from value_heads.threads import on_fresh_thread
 
-    began, seed = time.monotonic(), derive_seed(piece.seed, TRAINING)
+    began, seed = time.monotonic(), derive_seed(piece.seed, TRAINING, fit)
     prompts = piece.prompts("train", piece.config.train_prompts)
     params = best_of(tilted_rollouts(piece.config.rollouts_per_prompt)).model_copy(update={"strength": 1.0})
-    results = piece.search(prompts, params, None, seed, first)
+    results = piece.search(prompts, params, None, seed, before)
     samples = [(prompt, final) for prompt, result in zip(prompts, results, strict=True) for final in result.finals]
     rewards = piece.rewards([prompt for prompt, _ in samples], [piece.text(final.tokens) for _, final in samples])
     tokens = [final.tokens for _, final in samples]
@@ -63,9 +75,9 @@ def fit_second(piece: Piece, first: Tilt) -> JsonObject:
     }
 
 
-def tuned(piece: Piece, first: Tilt, second: Tilt, fitted: JsonObject) -> JsonObject:
-    """The ``strength`` of ``second``, chosen on validation prompts by the rules of a job's trials (0: it is not surely
-    better than ``first`` alone), the mean reward of each one ``tried``, and what fitting and trying took."""
+def tuned(piece: Piece, before: Tilt, added: Tilt, fitted: JsonObject, fit: int) -> JsonObject:
+    """The ``strength`` of ``added``, chosen on validation prompts by the rules of a job's trials (0: it is not surely
+    better than ``before`` alone), the mean reward of each one ``tried``, and what fitting and trying took."""
     from training.iro.tilt_trials import best_trial, mean_reward, next_trial
     from training.iro.tilting import FURTHER_TRIALS, TRIALS
     from value_heads.tilt import fold_tilts
@@ -75,7 +87,7 @@ def tuned(piece: Piece, first: Tilt, second: Tilt, fitted: JsonObject) -> JsonOb
 
     def try_strength(strength: float) -> None:
         nonlocal base_tokens
-        trial, tokens = trial_of(piece, fold_tilts([first, second], [1.0, strength]), strength)
+        trial, tokens = trial_of(piece, fold_tilts([before, added], [1.0, strength]), strength)
         trials.append(trial)
         base_tokens += tokens
 
@@ -90,6 +102,7 @@ def tuned(piece: Piece, first: Tilt, second: Tilt, fitted: JsonObject) -> JsonOb
         "method": NAME,
         "seed": piece.seed,
         "rows": 1,
+        "iteration": fit,
         "strength": best.strength if best else 0.0,
         "tried": [{"strength": trial.strength, "reward": mean_reward(trial)} for trial in trials],
         "base_tokens": base_tokens,
