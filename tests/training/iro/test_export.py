@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,8 @@ from tests.training.iro.toy_job import Digits, job
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError
 from training.iro.export import discard_states, export_rollouts
+from training.iro.loop import Alignment
+from training.iro.tilting import ROUNDS
 from training.run import Cancelled
 
 
@@ -51,13 +54,17 @@ def test_rollouts_of_a_tilt_are_told_from_those_before_it(config: AlignConfig, t
     write_rows(config, [{"prompt": f"{n:06b}"} for n in range(40)])
     job().execute(config, tmp_path / "run")
     untilted = len(export_rollouts(tmp_path / "run"))
-    for path in (tmp_path / "run/checkpoints").glob("1-train-0-*"):
-        shutil.copy(path, path.with_name(path.name.replace("1-train", "1-tilted-train")))
+    plain, *of_rounds = (Alignment.shard_names(1, "train", 0, tilt_round).rollouts for tilt_round in range(ROUNDS + 1))
+    shard = plain.removesuffix("rollouts")
+    for path in (tmp_path / "run/checkpoints").glob(f"{shard}*"):
+        for name in of_rounds:
+            shutil.copy(path, path.with_name(path.name.replace(shard, name.removesuffix("rollouts"))))
     rollouts = export_rollouts(tmp_path / "run")
     tilted = rollouts.filter(lambda row: row["tilted"])
     assert len(rollouts) == untilted + len(tilted) and set(tilted["iteration"]) == {1}
     trained = {(row["row"], row["completion"]) for row in rollouts if not row["tilted"] and not row["heldout"]}
-    assert tilted and {(row["row"], row["completion"]) for row in tilted} <= trained
+    copied = Counter((row["row"], row["completion"]) for row in tilted)
+    assert copied.keys() <= trained and all(count % ROUNDS == 0 for count in copied.values()) and copied
 
 
 class Chats(Digits):
