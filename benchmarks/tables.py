@@ -49,25 +49,6 @@ def quality(content: Content) -> str:
     return table(head, rows)
 
 
-def quality_short(content: Content) -> str:
-    """The base, best-of-N and the value functions of one iteration and of several."""
-    methods = {(row["method"], row["pick"]): row for row in content["methods"]}
-    last = max(name for name, _ in methods if name.startswith(IRO_PREFIX))
-    rows = [
-        ["frozen model, one sample", methods["base, one sample", "none"]],
-        ["best of 16 by the grader", methods["best-of-16", "reward"]],
-        [f"Iro, {method_name('one iteration, all prompts', content)}", methods["one iteration, all prompts", "value"]],
-        [f"Iro, {iterations(last)} iterations", methods[last, "value"]],
-    ]
-    head = ["method", "reward", "unseen judge (VADER)", "perplexity under the frozen model"]
-    cells = [[name, interval_text(row["reward"]), *short_cells(row)] for name, row in rows]
-    return table(head, cells)
-
-
-def short_cells(row: Content) -> list[str]:
-    return [f"{row['vader']['mean']:.2f}", f"{row['perplexity']:.1f}"] if "perplexity" in row else ["", ""]
-
-
 def method_name(method: str, content: Content) -> str:
     """A method's name in a table, with its number of training prompts."""
     prompts, last = content["run"]["config"]["train_prompts"], 0
