@@ -187,13 +187,13 @@ def trials_told(events: list[RunEvent]) -> list[str]:
     return [event["message"] for event in events if event["message"].startswith("One row, ")]
 
 
-@pytest.mark.slow(240)
+@pytest.mark.slow(400)
 def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the real model: values of the first are fitted on draws of its tilt too, rollouts of the second drift from the
     frozen model, its values start again, and the steps that its events plan are those that it takes."""
     fewer = {"words": (2.0,), "states": (1.0,)}
     monkeypatch.setattr("training.iro.tilting.TRIALS", fewer)
-    config = config_in(tmp_path, pairings=4, iterations=2, rollouts_per_prompt=16, max_tokens=24, seed=1)
+    config = config_in(tmp_path, pairings=3, iterations=2, rollouts_per_prompt=16, max_tokens=24, seed=1)
     progress: list[JsonObject] = []
 
     def note(event: RunEvent) -> None:
