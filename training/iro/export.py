@@ -19,7 +19,7 @@ from training.json_values import JsonObject
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ROLLOUTS = re.compile(r"(\d+)-(tilted-(?:[23]-)?)?(train|heldout)-(\d+)-rollouts")
+ROLLOUTS = re.compile(r"(\d+)-(tilted-(?:\d+-)?)?(train|heldout)-(\d+)-rollouts")
 ROLLOUT_COLUMNS = ("prompt", "completion", "reward", "iteration", "tilted", "heldout", "row")
 
 
