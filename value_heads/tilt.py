@@ -22,6 +22,7 @@ from value_heads.prompt_features import FEATURES, FeatureSets, RowFeatures, Runn
 TiltPart = Literal["bias", "states", "words", "word_states", "word_sets", "lengths", "sharpness"]
 TILT_PARTS: frozenset[TiltPart] = frozenset(get_args(TiltPart))
 STOP = FEATURES.index("stop")
+REPEATED = [FEATURES.index(name) for name in ("prompt_repeated", "repeated")]
 LEAST_LOGIT = -1e4  # lower ones are those of tokens that cannot be drawn
 TENSORS = (
     "bias",
@@ -130,6 +131,13 @@ def sharpened(tilt: Tilt, sharpness: float) -> Tilt:
     """The tilt of q^(1 + sharpness), normalised: q at a temperature of 1 / (1 + sharpness)."""
     scaled = fold_tilts([tilt], [1 + sharpness])
     return replace(scaled, sharpness=scaled.sharpness + sharpness)
+
+
+def with_repetition_penalty(tilt: Tilt, penalty: float) -> Tilt:
+    """The tilt less ``penalty`` nats for each token whose word the response has already."""
+    gates = tilt.gates.clone()
+    gates[REPEATED, -1] -= penalty
+    return replace(tilt, gates=gates)
 
 
 def with_sharpness(addition_MV: Tensor, logits_MV: Tensor, sharpness: float) -> Tensor:

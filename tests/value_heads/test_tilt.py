@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from value_heads.length_features import NUM_LENGTH_FEATURES, length_features
 from value_heads.prompt_features import FEATURES, TokenGroups, candidate_features, common_tokens
-from value_heads.tilt import BoundTilt, Tilt, fold_tilts, sharpened, with_sharpness, zero_tilt
+from value_heads.tilt import (
+    BoundTilt,
+    Tilt,
+    fold_tilts,
+    sharpened,
+    with_repetition_penalty,
+    with_sharpness,
+    zero_tilt,
+)
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt, tilt_loss
 
 WORDS = ["Ġriver", "river", "River", "Ġlamp", "Ġa", "a", ".", "<end>", "Ġ", "ĠLAMP", "Ġsea", "sea"]
@@ -134,6 +142,19 @@ def test_tokens_that_cannot_be_drawn_stay_so_when_sharpened() -> None:
     added = with_sharpness(addition, logits, 0.5)
     assert added.isfinite().all() and added[0, [0, 2]].tolist() == [1.0, 1.0]
     assert (logits + added).softmax(-1)[0, 1] == 0
+
+
+def test_a_repetition_penalty_is_subtracted_from_words_that_the_response_has() -> None:
+    """However it is spelled, and whether the prompt has the word (river) or not (sea)."""
+    states, response = torch.randn(3, WIDTH), [0, 10, 6]
+    change = additions(with_repetition_penalty(random_tilt(1), 2.0), states, response) - additions(
+        random_tilt(1), states, response
+    )
+    river, sea = [0, 1, 2], [10, 11]
+    expected = torch.zeros(3, VOCABULARY)
+    expected[1:, river] = -2.0
+    expected[2:, sea] = -2.0
+    assert torch.allclose(change, expected, atol=1e-4)
 
 
 def test_common_tokens_are_those_of_more_than_half_of_the_prompts() -> None:

@@ -12,6 +12,7 @@ from training.json_values import JsonObject
 
 NONE = "none"  # the kind of a tilt that changes nothing
 SHARPNESS = (0.5, 1.0, 2.0)  # of the best tilt, tried while the reward rises: temperatures 2/3, 1/2 and 1/3
+PENALTIES = (1.0, 2.0, 4.0)  # nats on words that a response has already, tried while its text repeats itself
 MOST_PERPLEXITY, LEAST_DISTINCT_2 = 1.1, 0.95  # of a tilt's text, times the frozen model's own
 MUCH_MORE = 1.5  # times the gain of what is kept: by a tilt whose text is refused, of a grader that pays for such text
 
@@ -33,6 +34,7 @@ def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
         "kind": trial.kind,
         "strength": trial.strength,
         "sharpness": trial.sharpness,
+        "repetition_penalty": trial.penalty,
         "reward": reward,
         "error": error,
         "kl": mean_and_error([row["kl"] for row in trial.rows])[0],
@@ -62,18 +64,21 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """A tilt at a strength and then sharpened, on held-out prompts. ``rows``: what ``Validation.judge`` says of each
-    prompt."""
+    """A tilt at a strength, less a ``penalty`` on words that the response has, and then sharpened, on held-out prompts.
+    ``rows``: what ``Validation.judge`` says of each prompt."""
 
     kind: str
     strength: float
     rows: list[JsonObject]
     sharpness: float = 0.0
+    penalty: float = 0.0
 
     @property
     def name(self) -> str:
-        kind = "no tilt" if self.kind == NONE else f"{self.kind} at {self.strength:g}"
-        return f"{kind}, temperature {1 / (1 + self.sharpness):.2g}" if self.sharpness else kind
+        parts = ["no tilt" if self.kind == NONE else f"{self.kind} at {self.strength:g}"]
+        parts += [f"repetition penalty {self.penalty:g}"] if self.penalty else []
+        parts += [f"temperature {1 / (1 + self.sharpness):.2g}"] if self.sharpness else []
+        return ", ".join(parts)
 
     @property
     def rewards(self) -> list[float]:
@@ -110,6 +115,26 @@ def sharper_trials(start: Trial, tried: Callable[[float], Trial], limits: Limits
         trials.append(tried(sharpness))
         before, reward = reward, mean_reward(trials[-1])
         if reward <= before or limits.repeats(trials[-1]):
+            break
+    return trials
+
+
+def repeating_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Trial | None:
+    """The trial of the highest reward among those whose text repeats itself, where no allowed one has a higher one."""
+    repeating = [trial for trial in trials if limits.repeats(trial)]
+    if not repeating:
+        return None
+    highest = max(repeating, key=mean_reward)
+    allowed = [base, *(trial for trial in trials if limits.allow(trial))]
+    return highest if mean_reward(highest) > max(map(mean_reward, allowed)) else None
+
+
+def penalised_trials(tried: Callable[[float], Trial], limits: Limits) -> list[Trial]:
+    """Ever higher penalties on words that a response has already, up to the first whose text does not repeat itself."""
+    trials = []
+    for penalty in PENALTIES:
+        trials.append(tried(penalty))
+        if not limits.repeats(trials[-1]):
             break
     return trials
 

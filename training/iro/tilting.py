@@ -7,7 +7,7 @@ their rollouts from the tilted policy q. Reconstruction: the paper has no tilt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -27,8 +27,10 @@ from training.iro.tilt_trials import (
     best_trial,
     mean_reward,
     next_trial,
+    penalised_trials,
     refusal_report,
     refused_trial,
+    repeating_trial,
     sharper_trials,
     starts,
     trial_data,
@@ -38,7 +40,7 @@ from training.iro.validation import LogprobsOf, Validation
 from training.json_values import JsonObject
 from training.run import Run
 from value_heads.threads import on_fresh_thread
-from value_heads.tilt import Tilt, TiltPart, fold_tilts, sharpened
+from value_heads.tilt import Tilt, TiltPart, fold_tilts, sharpened, with_repetition_penalty
 
 CODE = "exploitable_grader"
 ROUNDS = 3  # of an iteration at most: on draws of its policy, and of each tilt that these gave
@@ -96,7 +98,6 @@ class Tilting:
         self.run, self.validation, self.data, self.iteration, self.round = run, validation, data, step, tilt_round
         self.prefix = ("" if step == 1 else f"{step}-") + FURTHER[tilt_round - 1]
         self.limits = limits
-        self.further_trials = 0  # beside those of ``TRIALS``
         if not data.model.info.drift:
             validation.rescore = data.frozen_logprob
 
@@ -118,22 +119,22 @@ class Tilting:
         tilts[NONE] = fold_tilts([tilts["bias"]], [0.0])
         before = [policy] if policy else []
 
-        def scaled(kind: str, strength: float, sharpness: float) -> Tilt:
-            return sharpened(fold_tilts([*before, tilts[kind]], [*(1.0 for _ in before), strength]), sharpness)
+        def scaled(kind: str, strength: float, sharpness: float, penalty: float) -> Tilt:
+            tilt = fold_tilts([*before, tilts[kind]], [*(1.0 for _ in before), strength])
+            return sharpened(with_repetition_penalty(tilt, penalty), sharpness)
 
-        def tried(kind: str, strength: float, sharpness: float = 0.0) -> Trial:
-            return self.trial(kind, strength, sharpness, heldout, scaled(kind, strength, sharpness))
+        def tried(kind: str, strength: float, sharpness: float = 0.0, penalty: float = 0.0) -> Trial:
+            tilt = scaled(kind, strength, sharpness, penalty)
+            return self.trial(kind, strength, sharpness, penalty, heldout, tilt)
 
         base = Trial(NONE, 0.0, self.run.step(f"{self.prefix}tilt-none", lambda: self.policy_rows(heldout, names)))
         limits = self.limits = self.limits or Limits.of(base.rows)
         trials = [tried(kind, strength) for kind in TRIALS if kind in tilts for strength in TRIALS[kind]]
-        while self.further_trials < FURTHER_TRIALS and (further := next_trial(trials, limits)):
+        count = len(trials)
+        while len(trials) < count + FURTHER_TRIALS and (further := next_trial(trials, limits)):
             trials.append(tried(*further))
-            self.further_trials += 1
-        for start in starts(trials, base, limits) if "sharpness" in self.data.steers else ():
-            sharper = sharper_trials(start, partial(tried, start.kind, start.strength), limits)
-            trials += sharper
-            self.further_trials += len(sharper)
+        trials += self.other_temperatures(trials, base, tried)
+        trials += self.without_repetition(trials, base, tried)
         best = best_trial(trials, base, limits)
         report = trial_report(base, trials, best)
         data = {
@@ -142,14 +143,41 @@ class Tilting:
             "tilts": [trial_data(trial, best) for trial in [base, *trials]],
         }
         self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", report, data))
-        self.outcome = Round(self.further_trials, best is not None, Tried(base, trials, best or base, limits))
-        return scaled(best.kind, best.strength, best.sharpness) if best else policy
+        self.outcome = Round(len(trials) - count, best is not None, Tried(base, trials, best or base, limits))
+        return scaled(best.kind, best.strength, best.sharpness, best.penalty) if best else policy
+
+    def other_temperatures(self, trials: Sequence[Trial], base: Trial, tried: Callable[..., Trial]) -> list[Trial]:
+        """The best trial and that of the highest reward, sharper."""
+        if "sharpness" not in self.data.steers:
+            return []
+        assert self.limits is not None
+        return [
+            sharper
+            for start in starts(trials, base, self.limits)
+            for sharper in sharper_trials(start, partial(tried, start.kind, start.strength), self.limits)
+        ]
+
+    def without_repetition(self, trials: Sequence[Trial], base: Trial, tried: Callable[..., Trial]) -> list[Trial]:
+        """The trial of the highest reward, where its text repeats itself, with penalties on that; and the last of them
+        sharper, since a penalty makes a text unlikelier."""
+        assert self.limits is not None
+        start = repeating_trial(trials, base, self.limits) if "words" in self.data.steers else None
+        if start is None:
+            return []
+        at_start = partial(tried, start.kind, start.strength)
+        penalised = penalised_trials(lambda penalty: at_start(start.sharpness, penalty), self.limits)
+        last = penalised[-1]
+        if start.sharpness or self.limits.repeats(last) or "sharpness" not in self.data.steers:
+            return penalised
+        return [*penalised, *sharper_trials(last, partial(at_start, penalty=last.penalty), self.limits)]
 
     def policy_rows(self, prompts: Sequence[Prompt], names: Sequence[tuple[str, str]]) -> list[JsonObject]:
         reported = self.data.policy is None and self.data.model.info.logprobs
         return rows_of_rollouts(self.run, prompts, names, None if reported else self.validation.rescore)
 
-    def trial(self, kind: str, strength: float, sharpness: float, prompts: Sequence[Prompt], tilt: Tilt) -> Trial:
+    def trial(
+        self, kind: str, strength: float, sharpness: float, penalty: float, prompts: Sequence[Prompt], tilt: Tilt
+    ) -> Trial:
         """The same seeds for every tilt of an iteration."""
         params = SearchParams(num_successors=TRIAL_SAMPLES, strength=1.0)
         shards = trial_shards(self.validation.config, prompts)
@@ -157,11 +185,12 @@ class Tilting:
             self.validation.batch(shard, [self.trial_seed(prompt) for prompt in shard], params, None, tilt)
             for shard in shards
         ]
-        name = f"{self.prefix}tilt-{kind}-{strength}{f'-sharpness-{sharpness}' if sharpness else ''}"
+        name = f"{self.prefix}tilt-{kind}-{strength}"
+        name += (f"-penalty-{penalty}" if penalty else "") + (f"-sharpness-{sharpness}" if sharpness else "")
         names = [f"{name}-{number}-of-{len(shards)}" for number in range(1, len(shards) + 1)]
         sampled = not all(map(self.run.has, names))
         rows = [row for part in self.validation.search(names, batches) for row in part["rows"]]
-        trial = Trial(kind, strength, rows, sharpness)
+        trial = Trial(kind, strength, rows, sharpness, penalty)
         if sampled:
             self.run.emit("message", f"One row, {trial.name}: reward {mean_reward(trial):.3g} on held-out prompts")
         return trial

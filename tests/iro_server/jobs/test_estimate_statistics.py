@@ -28,7 +28,7 @@ from iro_server.jobs.estimates.statistics import (
 from iro_server.jobs.estimates.verdict import judge
 from training.iro.data import HELDOUT_SHARE
 from training.iro.serving import searches
-from training.iro.tilt_trials import SHARPNESS
+from training.iro.tilt_trials import PENALTIES, SHARPNESS
 from training.iro.tilting import FURTHER_TRIALS, ROUNDS, TRIAL_SAMPLES, num_trials
 from training.iro.validation import BETA_GRID
 
@@ -136,7 +136,8 @@ def test_the_cost_counts_rollouts_and_validations():
 def test_the_cost_counts_what_the_trainer_tries():
     """The server does not import the trainer."""
     assert cost.HELDOUT_SHARE == HELDOUT_SHARE
-    assert num_trials(frozenset({"states"})) + FURTHER_TRIALS + 2 * len(SHARPNESS) == cost.TILT_TRIALS
+    most = num_trials(frozenset({"states"})) + FURTHER_TRIALS + 3 * len(SHARPNESS) + len(PENALTIES)
+    assert most == cost.TILT_TRIALS
     assert (cost.TRIAL_SAMPLES, cost.TILT_ROUNDS) == (TRIAL_SAMPLES, ROUNDS)
     assert len(BETA_GRID) == cost.BETA_TRIALS
     options = AlignmentOptions(beam_width=2, num_successors=8)

@@ -8,14 +8,17 @@ import pytest
 
 from training.iro.over_optimization import perplexity
 from training.iro.tilt_trials import (
+    PENALTIES,
     SHARPNESS,
     Limits,
     Trial,
     Tried,
     best_trial,
     next_trial,
+    penalised_trials,
     refusal_report,
     refused_trial,
+    repeating_trial,
     sharper_trials,
     starts,
 )
@@ -105,6 +108,28 @@ def test_an_unlikely_tilt_of_the_highest_reward_is_sharpened_too() -> None:
     assert starts([likely, trial("words", [0.5] * 4, -32.5)], BASE, LIMITS) == [likely]
     assert starts([likely, trial("bias", [0.9] * 4, -32.5, distinct=0.9)], BASE, LIMITS) == [likely]
     assert starts([trial("words", [0.1] * 4, -32.5)], BASE, LIMITS) == [BASE]
+
+
+def test_a_tilt_that_repeats_itself_is_penalised_where_its_reward_is_above_all_allowed_ones() -> None:
+    various, repetitive = trial("bias", [0.6] * 4), trial("states", [0.9] * 4, -32.5, distinct=0.9)
+    assert repeating_trial([various, repetitive], BASE, LIMITS) is repetitive
+    assert repeating_trial([various, trial("words", [1.0] * 4, -32.5), repetitive], BASE, LIMITS) is repetitive
+    assert repeating_trial([trial("bias", [1.0] * 4), repetitive], BASE, LIMITS) is None
+    assert repeating_trial([trial("bias", [0.1] * 4, distinct=0.9)], BASE, LIMITS) is None
+    assert repeating_trial([various, trial("words", [1.0] * 4, -32.5)], BASE, LIMITS) is None
+
+
+@pytest.mark.parametrize(("distinct", "count"), [([1.0], 1), ([0.9, 0.96], 2), ([0.6, 0.7, 0.8], len(PENALTIES))])
+def test_penalties_rise_until_a_text_does_not_repeat_itself(distinct: list[float], count: int) -> None:
+    of_penalty = {p: trial("states", [0.9] * 4, distinct=d) for p, d in zip(PENALTIES, distinct, strict=False)}
+    assert penalised_trials(of_penalty.__getitem__, LIMITS) == list(of_penalty.values())[:count]
+
+
+def test_a_trial_is_named_by_all_that_it_tries() -> None:
+    rows = BASE.rows
+    assert Trial("states", 1.5, rows).name == "states at 1.5"
+    assert Trial("none", 0.0, rows, 0.5).name == "no tilt, temperature 0.67"
+    assert Trial("bias", 8.0, rows, 1.0, 2.0).name == "bias at 8, repetition penalty 2, temperature 0.5"
 
 
 def test_a_tilt_that_is_not_surely_better_is_not_kept() -> None:
