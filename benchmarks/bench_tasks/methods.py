@@ -142,9 +142,9 @@ def iro_search(rows: int, chunk_length: int) -> SearchParams:
 METHODS: dict[str, Entry] = {
     "base": Entry(Base, min_rows=1, max_rows=1),
     "best_of_n": Entry(BestOfN),
-    "tempered": Entry(lambda piece: Tempered(piece, "tempered", piece.no_tilt), min_rows=1),
+    "tempered": Entry(lambda piece: Tempered(piece, "tempered", [piece.no_tilt]), min_rows=1),
     "blockwise": Entry(lambda piece: Blockwise(piece, piece.trained.stack)),
-    "static_bias": Entry(lambda piece: Tempered(piece, "static_bias", piece.trained.static_bias), min_rows=1),
+    "static_bias": Entry(lambda piece: Tempered(piece, "static_bias", piece.trained.static_biases), min_rows=1),
     REFITTED_BIAS: Entry(lambda piece: Tempered(piece, REFITTED_BIAS, refitted_bias(piece)), min_rows=1),
     "iro": Entry(lambda piece: Iro(piece, piece.trained.stack, "validated"), min_rows=1),
     "iro_by_chunk": Entry(lambda piece: Iro(piece, piece.trained.stack)),

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.tasks import TASKS
@@ -38,14 +37,14 @@ BIAS_TRIAL = re.compile(r"tilt-bias-([\d.]+)-\d+-of-\d+")  # a step of the job
 
 @dataclass(frozen=True)
 class Trained:
-    """An alignment job's outcome. ``stack`` None: all rewards of its rollouts were equal. ``static_bias``: the static
-    tilt of the job, at the strength that its held-out prompts choose. ``prices``: of each way to serve its model, the
+    """An alignment job's outcome. ``stack`` None: all rewards of its rollouts were equal. ``static_biases``: the
+    static tilt of the job, see there. ``prices``: of each way to serve its model, the
     ``search``, its ``rows``, and its ``reward`` on validation prompts. ``folder``: its run folder, with graded
     rollouts. ``base_tokens``, ``reward_calls``: what it took, validation included."""
 
     folder: Path
     stack: Stack | None
-    static_bias: Tilt | None
+    static_biases: list[Tilt]
     prices: list[JsonObject]
     base_tokens: int
     reward_calls: int
@@ -203,7 +202,7 @@ def train(piece: Piece) -> Trained:
     execute = partial(
         engine_job(piece.engine, model_dir).execute, on_event=piece.on_event, should_stop=piece.should_stop
     )
-    stack, static_bias, prices = None, None, []
+    stack, biases, prices = None, [], []
     try:
         result = execute(options, folder)
     except AlignError as error:
@@ -211,25 +210,29 @@ def train(piece: Piece) -> Trained:
             raise
     else:
         stack, prices = piece.load(result["best_checkpoint"]), result["prices"]
-        static_bias = best_static_bias(folder, piece)
-    return Trained(folder, stack, static_bias, prices, **spent(folder))
+        biases = static_biases(folder, piece)
+    return Trained(folder, stack, biases, prices, **spent(folder))
 
 
-def best_static_bias(folder: Path, piece: Piece) -> Tilt:
-    """Of the strengths that the job tried on held-out prompts, chosen as the job chooses a tilt; the weakest where none
-    keeps to the limits of its text."""
+def static_biases(folder: Path, piece: Piece) -> list[Tilt]:
+    """Of the strengths that the job tried on held-out prompts, first the one that it would choose, the weakest where
+    none keeps to the limits of its text; and the one of the highest reward, where its text repeats itself and a
+    penalty on that could mend it."""
     from training.checkpoints import open_checkpoints
-    from training.iro.tilt_trials import Trial
+    from training.iro.tilt_trials import Trial, mean_reward
 
     checkpoints = open_checkpoints(str(folder / "checkpoints"))
     rows: dict[float, list[JsonObject]] = {}
     for name in checkpoints.names():
         if trial := BIAS_TRIAL.fullmatch(name):
             rows.setdefault(float(trial[1]), []).extend(checkpoints.load(name)["rows"])
+    trials = [Trial("bias", strength, rows[strength]) for strength in sorted(rows)]
     limits = text_limits(folder)
-    allowed = [tried for tried in rows if limits.allow(Trial("bias", tried, rows[tried]))] or [min(rows)]
-    strength = max(allowed, key=lambda tried: fmean(row["mean"] for row in rows[tried]))
-    return replace(piece.no_tilt, bias=checkpoints.load("tilts")["bias"]["bias"] * strength)
+    allowed = [trial for trial in trials if limits.allow(trial)] or trials[:1]
+    best, highest = max(allowed, key=mean_reward), max(trials, key=mean_reward)
+    bias = checkpoints.load("tilts")["bias"]["bias"]
+    strengths = [best.strength, *([highest.strength] if limits.repeats(highest) and highest is not best else [])]
+    return [replace(piece.no_tilt, bias=bias * strength) for strength in strengths]
 
 
 def text_limits(folder: Path) -> Limits:

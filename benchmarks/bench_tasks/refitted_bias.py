@@ -1,4 +1,5 @@
-"""A control: a static bias that is fitted again to its own samples, as an alignment job fits its tilt.
+"""A control: a static bias that is fitted again to its own samples, as an alignment job fits its tilt: first tuned,
+temperature and repetition penalty too, for one row.
 
 Each further bias is fitted to samples of what there is, as many as a round of a job draws, and is added to it, until
 none is surely better or there were as many fits as a job has rounds. What ``iro`` gains over it is neither a number for
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.bench_tasks.answers import best_of
 from benchmarks.bench_tasks.piece import TRAINING, Piece, text_limits
-from benchmarks.bench_tasks.temperatures import SAMPLES, trial_of
+from benchmarks.bench_tasks.temperatures import SAMPLES, Tempered, trial_of
 from iro_server import JsonObject
 from training.run import derive_seed
 
@@ -30,15 +31,15 @@ def strength_step(fit: int) -> str:
     return f"{NAME}-{fit}-strength"
 
 
-def refitted_bias(piece: Piece) -> Tilt | None:
-    """None where the rewards of the piece's job were all equal. Steps of the run keep each further bias and what was
-    tried."""
+def refitted_bias(piece: Piece) -> list[Tilt]:
+    """The static bias with all that is added to it; empty where the rewards of the piece's job were all equal. Steps of
+    the run keep each further bias and what was tried."""
     from training.iro.tilting import ROUNDS
     from value_heads.tilt import fold_tilts
 
-    tilt = piece.trained.static_bias
-    if tilt is None:
-        return None
+    if not piece.trained.static_biases:
+        return []
+    tilt = Tempered(piece, "static_bias", piece.trained.static_biases).tuned(rows=1)
     for fit in range(2, ROUNDS + 1):
         fitted = piece.step(f"{NAME}-{fit}-fit", partial(fit_again, piece, tilt, fit))
         added = replace(piece.no_tilt, bias=fitted["bias"])
@@ -46,7 +47,7 @@ def refitted_bias(piece: Piece) -> Tilt | None:
         if not tuning["strength"]:
             break
         tilt = fold_tilts([tilt, added], [1.0, tuning["strength"]])
-    return tilt
+    return [tilt]
 
 
 def fit_again(piece: Piece, before: Tilt, fit: int) -> JsonObject:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.bench_tasks.temperatures import pick_of
+from benchmarks.bench_tasks.temperatures import chosen
 from benchmarks.tables import interval_text, table
 from iro_server import JsonObject
 
@@ -169,15 +169,18 @@ def strengths(content: JsonObject) -> str:
 
 def temperatures(content: JsonObject) -> str:
     """Temperatures of the rivals that validation prompts preferred for so many rows, one for each seed, among those
-    whose text kept to the limits of a job's tilts."""
+    whose text kept to the limits of a job's tilts, and repetition penalties above 0."""
     taken: dict[tuple[str, str], list[list[str]]] = {}
     for tuning in [row for row in content["tuning"] if "strength" not in row]:
-        usual = [trial for trial in tuning["tried"] if trial["usual"]] or tuning["tried"][:1]
-        best = [max(usual, key=lambda trial, rows=count: pick_of(trial["rewards"], rows)) for count in COUNTED]
-        of_seed = [f"{1 / (1 + trial['sharpness']):.2f}" for trial in best]
+        of_seed = [setting_text(chosen(tuning, count)) for count in COUNTED]
         taken.setdefault((tuning["task"], tuning["method"]), []).append(of_seed)
     lines = [[*name, *map(", ".join, zip(*of_seeds, strict=True))] for name, of_seeds in taken.items()]
     return table(["task", "method", *COUNTED.values()], lines)
+
+
+def setting_text(setting: JsonObject) -> str:
+    temperature, penalty = f"{1 / (1 + setting['sharpness']):.2f}", setting.get("penalty")
+    return f"{temperature} (penalty {penalty:g})" if penalty else temperature
 
 
 COUNTED = {1: "one sample", 4: "best of four", 16: "best of sixteen"}

@@ -1,5 +1,5 @@
-"""The temperature that a rival samples at: chosen on the validation prompts of a piece, as an alignment job chooses how
-sharp its tilt is, from the same temperatures and inside the same limits of its text."""
+"""The temperature and the repetition penalty that a rival samples at: chosen on the validation prompts of a piece, as
+an alignment job chooses those of its tilt, from the same ones and inside the same limits of its text."""
 
 from __future__ import annotations
 
@@ -40,52 +40,73 @@ class TiltedSamples:
 
 @dataclass(frozen=True)
 class Tempered:
-    """``TiltedSamples`` at the temperature whose pick among as many rows has the highest reward on validation prompts.
+    """``TiltedSamples`` of one of ``tilts``, at the temperature and with the repetition penalty whose pick among as
+    many rows has the highest reward on validation prompts.
 
-    ``name``: of the step of the run that keeps what was tried. At temperature 1 where the rewards of the piece's job
+    ``name``: of the step of the run that keeps what was tried. The frozen model's where the rewards of the piece's job
     were all equal.
     """
 
     piece: Piece
     name: str
-    tilt: Tilt | None
+    tilts: Sequence[Tilt]
 
     def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
-        from value_heads.tilt import sharpened
-
-        if self.tilt is None or self.piece.trained.stack is None:
+        if not self.tilts or self.piece.trained.stack is None:
             return TiltedSamples(self.piece, None).answers(prompts, rows, seed)
-        sharpness = self.sharpness(rows)
-        return TiltedSamples(self.piece, sharpened(self.tilt, sharpness)).answers(prompts, rows, seed)
+        return TiltedSamples(self.piece, self.tuned(rows)).answers(prompts, rows, seed)
 
-    def sharpness(self, rows: int) -> float:
-        tried = self.piece.step(f"{self.name}-temperatures", self.tune)["tried"]
-        usual = [trial for trial in tried if trial["usual"]] or tried[:1]
-        return float(max(usual, key=lambda trial: pick_of(trial["rewards"], rows))["sharpness"])
+    def tuned(self, rows: int) -> Tilt:
+        """The best setting for so many rows."""
+        best = chosen(self.piece.step(f"{self.name}-temperatures", self.tune), rows)
+        return at_setting(self.tilts[best["tilt"]], best["sharpness"], best["penalty"])
 
     def tune(self) -> JsonObject:
-        """Of each temperature that was ``tried``: ``rewards`` of every prompt's samples, and whether the text is inside
-        the limits of the job's tilts (``usual``)."""
-        from training.iro.tilt_trials import SHARPNESS
-        from value_heads.tilt import sharpened
-
-        began, piece = time.monotonic(), self.piece
-        limits, tried, base_tokens = text_limits(piece.trained.folder), [], 0
-        assert self.tilt is not None
-        for sharpness in (0.0, *SHARPNESS):
-            trial, tokens = trial_of(piece, sharpened(self.tilt, sharpness), sharpness=sharpness)
-            rewards = [row["rewards"] for row in trial.rows]
-            tried.append({"sharpness": sharpness, "rewards": rewards, "usual": limits.allow(trial)})
-            base_tokens += tokens
+        """Of each setting that was ``tried``: ``rewards`` of every prompt's samples, and whether the text is inside the
+        limits of the job's tilts (``usual``)."""
+        began = time.monotonic()
+        tried = [setting for number in range(len(self.tilts)) for setting in self.tried(number)]
+        base_tokens = sum(setting.pop("base_tokens") for setting in tried)
         return {
-            "task": piece.task.name,
+            "task": self.piece.task.name,
             "method": self.name,
-            "seed": piece.seed,
+            "seed": self.piece.seed,
             "tried": tried,
             "base_tokens": base_tokens,
-            "reward_calls": len(tried) * SAMPLES * len(piece.validation),
+            "reward_calls": len(tried) * SAMPLES * len(self.piece.validation),
             "seconds": time.monotonic() - began,
         }
+
+    def tried(self, number: int) -> list[JsonObject]:
+        """Ever lower temperatures of a tilt, with a higher penalty while the text repeats itself."""
+        from training.iro.tilt_trials import PENALTIES, SHARPNESS
+
+        limits, settings = text_limits(self.piece.trained.folder), []
+        penalties = [0.0, *PENALTIES]
+        for sharpness in (0.0, *SHARPNESS):
+            while True:
+                tilt = at_setting(self.tilts[number], sharpness, penalties[0])
+                trial, tokens = trial_of(self.piece, tilt, sharpness=sharpness)
+                setting = {"tilt": number, "sharpness": sharpness, "penalty": penalties[0], "base_tokens": tokens}
+                rewards = [row["rewards"] for row in trial.rows]
+                settings.append(setting | {"rewards": rewards, "usual": limits.allow(trial)})
+                if len(penalties) == 1 or not limits.repeats(trial):
+                    break
+                penalties = penalties[1:]
+        return settings
+
+
+def at_setting(tilt: Tilt, sharpness: float, penalty: float) -> Tilt:
+    from value_heads.tilt import sharpened, with_repetition_penalty
+
+    return sharpened(with_repetition_penalty(tilt, penalty), sharpness)
+
+
+def chosen(tuning: JsonObject, rows: int) -> JsonObject:
+    """Of the settings that were tried and write like the frozen model, the best for so many rows."""
+    usual = [trial for trial in tuning["tried"] if trial["usual"]] or tuning["tried"][:1]
+    best: JsonObject = max(usual, key=lambda trial: pick_of(trial["rewards"], rows))
+    return best
 
 
 def trial_of(piece: Piece, tilt: Tilt, strength: float = 1.0, sharpness: float = 0.0) -> tuple[Trial, int]:

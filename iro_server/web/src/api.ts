@@ -98,6 +98,7 @@ export interface TiltTrial {
   kind: string;
   strength: number;
   sharpness?: number; // since format 5 of value bundles
+  repetition_penalty?: number; // nats; older jobs tried none
   reward: number | null;
   error: number | null;
   kl: number | null;

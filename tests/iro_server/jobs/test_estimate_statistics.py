@@ -117,7 +117,7 @@ def test_the_cost_counts_rollouts_and_validations():
     )
     rollouts, validations = job_work(options, Rows(48))  # 8 of them reserved, 20 an iteration, 4 of these held out
     assert num_completions(rollouts) == 2 * 20 * (4 + 2 + 2 + 2)  # half as many again of each round's tilt
-    choosing, baseline, check = 2 * 4 * 3 * 15 * 8, 4 * 4, 4 * (4 + 2)
+    choosing, baseline, check = 2 * 4 * 3 * 21 * 8, 4 * 4, 4 * (4 + 2)
     assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 3 * 2 + 3 * 2)
     with_validation = Rows(48, validation=6)  # 3 and 3
     assert num_completions(job_work(options, with_validation)[0]) == 2 * 24 * (4 + 2 + 2 + 2)

@@ -21,13 +21,16 @@ PRICES = {
 }
 
 
-def _tilts(*trials: tuple[str, float, float | None, float | None], chosen: int) -> dict[str, object]:
-    """Of a round: kind, strength, reward and nats of each."""
+def _tilts(
+    *trials: tuple[str, float, float | None, float | None], chosen: int, penalty: float = 0.0
+) -> dict[str, object]:
+    """Of a round: kind, strength, reward and nats of each; of the chosen one also the repetition penalty."""
     return {
         "step": ITERATIONS,
         "tilts": [
             {"kind": kind, "strength": strength, "reward": reward, "error": 0.03, "kl": kl, "perplexity": 21.5}
             | {"chosen": place == chosen, "sharpness": 1.0 * (place == chosen)}
+            | {"repetition_penalty": penalty * (place == chosen)}
             for place, (kind, strength, reward, kl) in enumerate(trials)
         ],
     }
@@ -41,7 +44,7 @@ TILTS = _tilts(
     ("bias", 8.0, None, None),
     chosen=2,
 )
-ADDED_TILTS = _tilts(("none", 0.0, 0.6, 3.1), ("states", 1.0, 0.75, 5.2), chosen=1)
+ADDED_TILTS = _tilts(("none", 0.0, 0.6, 3.1), ("states", 1.0, 0.75, 5.2), chosen=1, penalty=2.0)
 CORRELATION = {"step": ITERATIONS, "by_token": {"tokens": [4, 8, 12, 13], "correlation": [0.1, 0.3, 0.5, 0.6]}}
 ALARM = {
     "code": "over_optimization",

@@ -112,8 +112,8 @@ def test_older_jobs_and_all_events_are_reached(browser, crowded):
         ]
         expect(page.get_by_role("region", name="Value correlation by token").get_by_role("img")).to_be_visible()
         expect(page.get_by_role("region", name="Reward against KL")).to_contain_text(
-            "Chosen: words at strength 2, temperature 0.50, and added to it states at strength 1, temperature 0.50, "
-            "reward 0.750 at 5.2 nats."
+            "Chosen: words at strength 2, temperature 0.50, and added to it states at strength 1, "
+            "repetition penalty 2, temperature 0.50, reward 0.750 at 5.2 nats."
         )
         rows = page.get_by_role("region", name="Table of rewards by rows").get_by_role("row")
         expect(rows.nth(1)).to_contain_text("served")

@@ -51,10 +51,13 @@ function newestRounds(events: JobEvent[]): TiltTrial[][] {
 function choice(chosen: Measured[]): string {
   const last = chosen.at(-1);
   if (!last) return "Chosen: none, because none is surely better than the model that the rollouts were drawn from.";
-  const steps = chosen.map(({ kind, strength, sharpness }, round) => {
-    const temperature = sharpness ? `temperature ${number(1 / (1 + sharpness), 2)}` : "";
-    if (kind === "none") return `${round ? ", then at " : "the frozen model at "}${temperature}`;
-    return `${round ? ", and added to it " : ""}${kind} at strength ${strength}${temperature && `, ${temperature}`}`;
+  const steps = chosen.map(({ kind, strength, sharpness, repetition_penalty: penalty }, round) => {
+    const settings = [
+      ...(penalty ? [`repetition penalty ${penalty}`] : []),
+      ...(sharpness ? [`temperature ${number(1 / (1 + sharpness), 2)}`] : []),
+    ];
+    if (kind === "none") return `${round ? ", then with " : "the frozen model with "}${settings.join(", ")}`;
+    return `${round ? ", and added to it " : ""}${[`${kind} at strength ${strength}`, ...settings].join(", ")}`;
   });
   return `Chosen: ${steps.join("")}, reward ${number(last.reward)} at ${number(last.kl, 1)} nats.`;
 }
