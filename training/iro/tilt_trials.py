@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from training.json_values import JsonObject
 
 NONE = "none"  # the kind of a tilt that changes nothing
 SHARPNESS = (0.5, 1.0, 2.0)  # of the best tilt, tried while the reward rises: temperatures 2/3, 1/2 and 1/3
-PENALTIES = (1.0, 2.0, 4.0)  # nats on words that a response has already, tried while its text repeats itself
+PENALTIES = (1.0, 2.0, 3.0)  # nats on words that a response has already, tried while its text repeats itself
 MOST_PERPLEXITY, LEAST_DISTINCT_2 = 1.1, 0.95  # of a tilt's text, times the frozen model's own
 MUCH_MORE = 1.5  # times the gain of what is kept: by a tilt whose text is refused, of a grader that pays for such text
 
@@ -129,12 +130,22 @@ def repeating_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Tri
     return highest if mean_reward(highest) > max(map(mean_reward, allowed)) else None
 
 
-def penalised_trials(tried: Callable[[float], Trial], limits: Limits) -> list[Trial]:
-    """Ever higher penalties on words that a response has already, up to the first whose text does not repeat itself."""
-    trials = []
-    for penalty in PENALTIES:
-        trials.append(tried(penalty))
-        if not limits.repeats(trials[-1]):
+def penalised_trials(sharpness: Sequence[float], tried: Callable[[float, float], Trial], limits: Limits) -> list[Trial]:
+    """A tilt at ever lower temperatures, with a penalty on words that the response has already, which rises while the
+    text repeats itself. Up to the first temperature that does not raise the reward, or whose text repeats itself at
+    the highest penalty. A penalty makes a text unlikelier, a lower temperature likelier.
+
+    ``tried``: takes a sharpness and a penalty.
+    """
+    trials: list[Trial] = []
+    reward, penalties = -math.inf, [*PENALTIES]
+    for each in sharpness:
+        trials.append(tried(each, penalties[0]))
+        while limits.repeats(trials[-1]) and len(penalties) > 1:
+            del penalties[0]
+            trials.append(tried(each, penalties[0]))
+        before, reward = reward, mean_reward(trials[-1])
+        if reward <= before or limits.repeats(trials[-1]):
             break
     return trials
 

@@ -21,6 +21,7 @@ from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
 from training.iro.tilt_trials import (
     NONE,
+    SHARPNESS,
     Limits,
     Trial,
     Tried,
@@ -158,18 +159,13 @@ class Tilting:
         ]
 
     def without_repetition(self, trials: Sequence[Trial], base: Trial, tried: Callable[..., Trial]) -> list[Trial]:
-        """The trial of the highest reward, where its text repeats itself, with penalties on that; and the last of them
-        sharper, since a penalty makes a text unlikelier."""
+        """The trial of the highest reward, where its text repeats itself, with penalties on that, and sharper."""
         assert self.limits is not None
         start = repeating_trial(trials, base, self.limits) if "words" in self.data.steers else None
         if start is None:
             return []
-        at_start = partial(tried, start.kind, start.strength)
-        penalised = penalised_trials(lambda penalty: at_start(start.sharpness, penalty), self.limits)
-        last = penalised[-1]
-        if start.sharpness or self.limits.repeats(last) or "sharpness" not in self.data.steers:
-            return penalised
-        return [*penalised, *sharper_trials(last, partial(at_start, penalty=last.penalty), self.limits)]
+        sharper = [each for each in SHARPNESS if each > start.sharpness] if "sharpness" in self.data.steers else []
+        return penalised_trials([start.sharpness, *sharper], partial(tried, start.kind, start.strength), self.limits)
 
     def policy_rows(self, prompts: Sequence[Prompt], names: Sequence[tuple[str, str]]) -> list[JsonObject]:
         reported = self.data.policy is None and self.data.model.info.logprobs

@@ -119,10 +119,22 @@ def test_a_tilt_that_repeats_itself_is_penalised_where_its_reward_is_above_all_a
     assert repeating_trial([various, trial("words", [1.0] * 4, -32.5)], BASE, LIMITS) is None
 
 
-@pytest.mark.parametrize(("distinct", "count"), [([1.0], 1), ([0.9, 0.96], 2), ([0.6, 0.7, 0.8], len(PENALTIES))])
-def test_penalties_rise_until_a_text_does_not_repeat_itself(distinct: list[float], count: int) -> None:
-    of_penalty = {p: trial("states", [0.9] * 4, distinct=d) for p, d in zip(PENALTIES, distinct, strict=False)}
-    assert penalised_trials(of_penalty.__getitem__, LIMITS) == list(of_penalty.values())[:count]
+@pytest.mark.parametrize(
+    "tried",
+    [
+        {(0.0, 1.0): (0.7, 1.0), (0.5, 1.0): (0.9, 1.0), (1.0, 1.0): (0.8, 1.0)},
+        {(0.0, 1.0): (0.7, 0.9), (0.0, 2.0): (0.6, 1.0), (0.5, 2.0): (0.9, 0.9), (0.5, 3.0): (0.5, 1.0)},
+        {(0.0, 1.0): (0.7, 1.0), (0.5, 1.0): (0.9, 0.9), (0.5, 2.0): (0.8, 0.9), (0.5, 3.0): (0.8, 0.9)},
+    ],
+)
+def test_a_penalty_rises_while_a_text_repeats_itself_and_the_temperature_falls_while_the_reward_rises(
+    tried: dict[tuple[float, float], tuple[float, float]],
+) -> None:
+    """``tried``: by sharpness and penalty, in the order in which they are tried, reward and distinct-2."""
+    trials = {place: trial("states", [reward] * 4, distinct=d) for place, (reward, d) in tried.items()}
+    assert PENALTIES == (1.0, 2.0, 3.0)
+    penalised = penalised_trials([0.0, 0.5, 1.0], lambda *place: trials[place], LIMITS)
+    assert penalised == list(trials.values())
 
 
 def test_a_trial_is_named_by_all_that_it_tries() -> None:
