@@ -162,10 +162,15 @@ class Tilting:
         """The trial of the highest reward, where its text repeats itself, with penalties on that, and sharper."""
         assert self.limits is not None
         start = repeating_trial(trials, base, self.limits) if "words" in self.data.steers else None
-        if start is None:
+        if start is None or self.ended_without_penalties():
             return []
         sharper = [each for each in SHARPNESS if each > start.sharpness] if "sharpness" in self.data.steers else []
         return penalised_trials([start.sharpness, *sharper], partial(tried, start.kind, start.strength), self.limits)
+
+    def ended_without_penalties(self) -> bool:
+        """Whether an earlier version, which tried none, ended this round: later rollouts are of what it chose."""
+        names = [name for name in self.run.checkpoints.names() if name.startswith(f"{self.prefix}tilt-")]
+        return f"{self.prefix}tilt-report" in names and not any("-penalty-" in name for name in names)
 
     def policy_rows(self, prompts: Sequence[Prompt], names: Sequence[tuple[str, str]]) -> list[JsonObject]:
         reported = self.data.policy is None and self.data.model.info.logprobs

@@ -6,6 +6,8 @@ import json
 import math
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,15 +24,18 @@ from training.iro.job import JOB
 from training.iro.over_optimization import departures, measures
 from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
+from training.iro.tilt_trials import Limits, Trial
 from training.iro.tilting import (
     ROUNDS,
     Round,
+    Tilting,
     planned_rounds,
     rows_of_rollouts,
 )
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
+from value_heads.tilt import TILT_PARTS
 
 
 def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Path) -> None:
@@ -52,6 +57,29 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
     source.checkpoints.save("rollouts", {"prompts": [7, 3], "usage": {}}, about)
     with pytest.raises(AlignError, match="start the job anew"):
         rows_of_rollouts(source, prompts, names)
+
+
+def test_a_round_that_an_earlier_version_ended_tries_no_penalties(tmp_path: Path) -> None:
+    """Its further rollouts were drawn from what that version chose."""
+    rows = [{"mean": 0.0, "logprob": -30.0, "tokens": 10.0, "completions": [{"distinct_2": 1.0}]}] * 2
+    repeating = [row | {"mean": 1.0, "completions": [{"distinct_2": 0.5}]} for row in rows]
+    base, trial = Trial("none", 0.0, rows), Trial("states", 1.0, repeating)
+    model = SimpleNamespace(info=SimpleNamespace(drift=True))
+    tried: list[tuple[float, float]] = []
+
+    def penalised(kind: str, strength: float, sharpness: float, penalty: float) -> Trial:
+        tried.append((sharpness, penalty))
+        return Trial(kind, strength, rows, sharpness, penalty)
+
+    with closing(Run(tmp_path, seed=0)) as run:
+        data: Any = SimpleNamespace(model=model, steers=TILT_PARTS)
+        validation: Any = SimpleNamespace()
+        tilting = Tilting(run, validation, data, limits=Limits.of(rows))
+        assert tilting.without_repetition([trial], base, penalised) and tried == [(0.0, 1.0), (0.5, 1.0)]
+        run.step("tilt-report", dict)
+        assert tilting.without_repetition([trial], base, penalised) == []
+        run.step("tilt-states-1.0-penalty-1.0-1-of-1", dict)
+        assert tilting.without_repetition([trial], base, penalised)
 
 
 def test_rounds_go_on_until_one_finds_no_tilt() -> None:
