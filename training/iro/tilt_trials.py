@@ -130,20 +130,20 @@ def repeating_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Tri
     return highest if mean_reward(highest) > max(map(mean_reward, allowed)) else None
 
 
-def penalised_trials(sharpness: Sequence[float], tried: Callable[[float, float], Trial], limits: Limits) -> list[Trial]:
+def penalised_trials(levels: Sequence[float], tried: Callable[[float, float], Trial], limits: Limits) -> list[Trial]:
     """A tilt at ever lower temperatures, with a penalty on words that the response has already, which rises while the
     text repeats itself. Up to the first temperature that does not raise the reward, or whose text repeats itself at
     the highest penalty. A penalty makes a text unlikelier, a lower temperature likelier.
 
-    ``tried``: takes a sharpness and a penalty.
+    ``levels``: of sharpness, rising. ``tried``: takes a sharpness and a penalty.
     """
     trials: list[Trial] = []
     reward, penalties = -math.inf, [*PENALTIES]
-    for each in sharpness:
-        trials.append(tried(each, penalties[0]))
+    for sharpness in levels:
+        trials.append(tried(sharpness, penalties[0]))
         while limits.repeats(trials[-1]) and len(penalties) > 1:
             del penalties[0]
-            trials.append(tried(each, penalties[0]))
+            trials.append(tried(sharpness, penalties[0]))
         before, reward = reward, mean_reward(trials[-1])
         if reward <= before or limits.repeats(trials[-1]):
             break

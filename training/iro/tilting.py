@@ -164,7 +164,7 @@ class Tilting:
         start = repeating_trial(trials, base, self.limits) if "words" in self.data.steers else None
         if start is None or self.ended_without_penalties():
             return []
-        sharper = [each for each in SHARPNESS if each > start.sharpness] if "sharpness" in self.data.steers else []
+        sharper = [level for level in SHARPNESS if level > start.sharpness and "sharpness" in self.data.steers]
         return penalised_trials([start.sharpness, *sharper], partial(tried, start.kind, start.strength), self.limits)
 
     def ended_without_penalties(self) -> bool:
