@@ -39,7 +39,8 @@ BIAS_TRIAL = re.compile(r"tilt-bias-([\d.]+)-\d+-of-\d+")  # a step of the job
 class Trained:
     """An alignment job's outcome. ``stack`` None: all rewards of its rollouts were equal. ``static_biases``: the
     job's static tilt at one or two strengths. ``prices``: of each way to serve its model, the ``search``, its ``rows``,
-    and its ``reward`` on validation prompts. ``folder``: its run folder, with graded rollouts. ``base_tokens``, ``reward_calls``: what it took, validation included."""
+    and its ``reward`` on validation prompts. ``folder``: its run folder, with graded rollouts. ``base_tokens``,
+    ``reward_calls``: what it took, validation included."""
 
     folder: Path
     stack: Stack | None
