@@ -316,7 +316,7 @@ def demo(
         bool, typer.Option("--quick", help="One iteration on a few prompts: shows that it works.")
     ] = False,
 ) -> None:
-    """Align a model to the sentiment of film reviews, through the API, and compare (some 25 minutes on two cores)."""
+    """Align a model to the sentiment of film reviews, through the API, and compare (tens of minutes on two cores)."""
     try:
         from iro_server.cli.demo.run import QUICK, DemoSize, run_demo
     except ModuleNotFoundError as error:
