@@ -75,7 +75,7 @@ def measured(url: str, task: Task, seed: int, prompts: int, folder: Path) -> Jso
     from iro_server.graders.asking import Asker
     from iro_server.graders.parsing import parse_grader
     from iro_server.graders.posting import Endpoint
-    from training.iro.logit_bias import JOB, BiasFit, Decoding, LogitBiasConfig
+    from training.iro.logit_bias import JOB, PLAIN, BiasFit, Decoding, LogitBiasConfig, Setting
     from training.iro.seeds import VALIDATION
     from training.run import Run
 
@@ -96,12 +96,11 @@ def measured(url: str, task: Task, seed: int, prompts: int, folder: Path) -> Jso
     with closing(Asker(Endpoint(url, "", quoted=True))) as asker, parse_grader(config.grader) as grader:
         fit = BiasFit(config, Run(folder / "run", seed), asker, grader)
         rows = fit.parts.check
-        chosen = Decoding(**result["request"])
-        plain = fit.sample("check-0", rows, fit.plain, VALIDATION)
+        plain, chosen = fit.decoding(PLAIN), Decoding(**result["request"])
         samplings = {
-            "plain": plain,
-            "requested": fit.sample("check-requested", with_request(rows, REQUESTS[task.name]), fit.plain, VALIDATION),
-            "biased": plain if chosen == fit.plain else fit.sample("check-chosen", rows, chosen, VALIDATION),
+            "plain": fit.sample(fit.name("check", PLAIN), rows, plain, VALIDATION),
+            "requested": fit.sample("check-requested", with_request(rows, REQUESTS[task.name]), plain, VALIDATION),
+            "biased": fit.sample(fit.name("check", Setting(**result["setting"])), rows, chosen, VALIDATION),
         }
     rewards, judgements = {}, {}
     for name, parts in samplings.items():
@@ -109,7 +108,7 @@ def measured(url: str, task: Task, seed: int, prompts: int, folder: Path) -> Jso
         rewards[name], judgements[name] = means(answers, lambda group: group)
         if name != "requested":
             rewards[f"{name}_best"], judgements[f"{name}_best"] = means(answers, best)
-    about = {"task": task.name, "seed": seed, "strength": result["strength"], "improved": result["improved"]}
+    about = {"task": task.name, "seed": seed, "setting": result["setting"], "improved": result["improved"]}
     return about | {"rewards": rewards, "judgements": judgements}
 
 

@@ -219,7 +219,8 @@ def static_biases(folder: Path, piece: Piece) -> list[Tilt]:
     none keeps to the limits of its text; and the one of the highest reward, where its text repeats itself and a
     penalty on that could mend it."""
     from training.checkpoints import open_checkpoints
-    from training.iro.tilt_trials import Trial, mean_reward
+    from training.iro.tilt_trials import Trial
+    from training.iro.trials import mean_reward
 
     checkpoints = open_checkpoints(str(folder / "checkpoints"))
     rows: dict[float, list[JsonObject]] = {}

@@ -79,8 +79,9 @@ def fit_again(piece: Piece, before: Tilt, fit: int) -> JsonObject:
 def tuned(piece: Piece, before: Tilt, added: Tilt, fitted: JsonObject, fit: int) -> JsonObject:
     """The ``strength`` of ``added``, chosen on validation prompts by the rules of a job's trials (0: it is not surely
     better than ``before`` alone), the mean reward of each one ``tried``, and what fitting and trying took."""
-    from training.iro.tilt_trials import best_trial, mean_reward, next_trial
+    from training.iro.tilt_trials import next_trial
     from training.iro.tilting import FURTHER_TRIALS, TRIALS
+    from training.iro.trials import best_trial, mean_reward
     from value_heads.tilt import fold_tilts
 
     began, base_tokens, limits = time.monotonic(), fitted["base_tokens"], text_limits(piece.trained.folder)

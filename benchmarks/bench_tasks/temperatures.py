@@ -79,7 +79,7 @@ class Tempered:
 
     def tried(self, number: int) -> list[JsonObject]:
         """Ever lower temperatures of a tilt, with a higher penalty while the text repeats itself."""
-        from training.iro.tilt_trials import PENALTIES, SHARPNESS
+        from training.iro.trials import PENALTIES, SHARPNESS
 
         limits, settings = text_limits(self.piece.trained.folder), []
         penalties = [0.0, *PENALTIES]

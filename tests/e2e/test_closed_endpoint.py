@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.timeout(2400),
     pytest.mark.skipif(not VLLMProcess.python.exists(), reason=f"no {VLLMProcess.python}: `make vllm` installs vLLM"),
 ]
-OFFERED = {"model", "messages", "n", "seed", "max_tokens", "temperature", "logit_bias"}
+OFFERED = {"model", "messages", "n", "seed", "max_tokens", "temperature", "logit_bias", "presence_penalty"}
 
 
 def closed(upstream: str) -> fastapi.FastAPI:
@@ -93,7 +93,7 @@ def test_the_endpoint_offers_no_more_than_a_closed_one(url, model_dir) -> None:
 @pytest.mark.slow(150)
 def test_a_bias_fitted_through_the_endpoint_raises_the_reward_there(config, tmp_path) -> None:
     result = JOB.execute(config, tmp_path / "run")
-    assert result["improved"] and result["strength"] >= 4.0
+    assert result["improved"] and result["setting"]["strength"] >= 4.0
     assert result["gain"] > result["gain_error"] > 0
     request = json.loads((tmp_path / "run" / "request.json").read_text())
     assert 0 < len(request["logit_bias"]) <= 300 and request["temperature"] == result["request"]["temperature"] <= 1

@@ -1,10 +1,12 @@
-"""What a request to a closed chat endpoint should set: a temperature, and the strongest entries of a static tilt.
+"""What a request to a closed chat endpoint should set: the strongest entries of a static tilt, a temperature and a
+presence penalty.
 
-The endpoint offers ``/chat/completions`` with ``logit_bias`` and nothing more, as closed models do. Its answers are
+The endpoint offers ``/chat/completions`` with these fields and nothing more, as closed models do. Its answers are
 sampled and graded, a number for each token is fitted by ridge regression (``value_heads.bias_fit``), held-out prompts
-choose the strength and then the temperature among those whose answers repeat themselves no more than plain ones do, and
-other prompts compare that request with the plain one. Reconstruction: the static term and the sharpness of a tilt
-(``value_heads.tilt``) are all that such an endpoint applies.
+choose the strength and then the temperature among those whose answers repeat themselves no more than plain ones do,
+with a presence penalty where the best answers do repeat themselves, and other prompts compare that request with the
+plain one. Reconstruction: the static term, the sharpness and the constant penalty of a tilt (``value_heads.tilt``) are
+all that such an endpoint applies.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -32,6 +34,14 @@ from training.iro.data import AlignError, numbered_rows
 from training.iro.diagnostics import mean_and_error
 from training.iro.over_optimization import TAIL, measures
 from training.iro.seeds import ROLLOUTS, SPLIT, TILT, VALIDATION
+from training.iro.trials import (
+    SHARPNESS,
+    best_trial,
+    mean_reward,
+    penalised_trials,
+    repeating_trial,
+    sharper_trials,
+)
 from training.json_values import JsonObject
 from training.run import Job, JobConfig, Run
 from value_heads.bias_fit import fit_bias
@@ -41,7 +51,7 @@ LIMIT = 100.0  # what the API clamps an entry to
 SHARD = 16  # prompts that are asked at once
 MIN_PROMPTS = 12
 MOST_DOUBLINGS = 2  # of the largest strength, while it is the best
-COOLER = (2 / 3, 1 / 2, 1 / 3)  # times the temperature, tried in this order while the reward rises
+MOST_PENALTY = 2.0  # that the API takes
 Bias = dict[int, float]
 
 
@@ -62,12 +72,19 @@ class LogitBiasConfig(JobConfig):
         min_length=1,
         description="Tried on held-out prompts. The largest is doubled while it is the best, twice at most.",
     )
+    presence_penalties: tuple[float, ...] = Field(
+        (1.0, MOST_PENALTY),
+        description="Tried, in rising order, where the answers of the highest reward repeat themselves. [] tries none.",
+    )
     movable = frozenset({"url"})
+    extendable = frozenset({"presence_penalties"})
 
     @model_validator(mode="after")
-    def _strengths_are_positive(self) -> LogitBiasConfig:
+    def _numbers_are_in_their_ranges(self) -> LogitBiasConfig:
         if not all(math.isfinite(strength) and strength > 0 for strength in self.strengths):
             raise ValueError("strengths: positive numbers")
+        if not all(0 < penalty <= MOST_PENALTY for penalty in self.presence_penalties):
+            raise ValueError(f"presence_penalties: positive numbers, at most {MOST_PENALTY:g}")
         return self
 
 
@@ -84,29 +101,54 @@ class Decoding(NamedTuple):
 
     logit_bias: Bias
     temperature: float
+    presence_penalty: float = 0.0
+
+    def request(self) -> JsonObject:
+        """Without the fields that change nothing: an endpoint may not offer them."""
+        bias = {str(token): value for token, value in self.logit_bias.items()}
+        penalty = {"presence_penalty": self.presence_penalty} if self.presence_penalty else {}
+        return {"temperature": self.temperature} | ({"logit_bias": bias} if bias else {}) | penalty
 
 
 class Setting(NamedTuple):
-    """``strength``: of the bias, 0 for none."""
+    """``strength``: of the bias, 0 for none. ``sharpness``: s for the temperature of plain samples over 1 + s."""
 
-    strength: float
-    temperature: float
+    strength: float = 0.0
+    sharpness: float = 0.0
+    penalty: float = 0.0
+
+
+PLAIN = Setting()
 
 
 class Trial(NamedTuple):
     """Answers on held-out prompts in one setting: the mean reward of each prompt's, and the distinct-2 of each."""
 
+    setting: Setting
     rewards: list[float]
     distinct_2: list[float]
 
-    @property
-    def reward(self) -> float:
-        return mean_and_error(self.rewards)[0]
+
+class Varied(NamedTuple):
+    """What the answers of a setting keep to: the median of their distinct-2."""
+
+    least_distinct_2: float
+
+    @classmethod
+    def of(cls, plain: Trial) -> Varied:
+        """What ``TAIL`` of the plain answers have at most."""
+        return cls(float(np.nanquantile(plain.distinct_2, TAIL)))
+
+    def repeats(self, trial: Trial) -> bool:
+        return bool(np.nanmedian(trial.distinct_2) < self.least_distinct_2)
+
+    def allow(self, trial: Trial) -> bool:
+        return not self.repeats(trial)
 
 
 def run(config: LogitBiasConfig, run: Run) -> JsonObject:
-    """``request``: the chosen ``logit_bias`` and ``temperature``, those of plain samples where no others are surely
-    better; and what it is worth."""
+    """``request``: the chosen ``logit_bias``, ``temperature`` and ``presence_penalty``, those of plain samples where no
+    others are surely better; and what it is worth."""
     endpoint = Endpoint(config.url, os.environ.get(KEY_VARIABLE, ""), quoted=True)
     with closing(Asker(endpoint)) as asker, parse_grader(config.grader) as grader:
         if grader.compares:
@@ -116,6 +158,8 @@ def run(config: LogitBiasConfig, run: Run) -> JsonObject:
 
 
 class BiasFit:
+    static_V: torch.Tensor  # once fitted
+
     def __init__(self, config: LogitBiasConfig, run: Run, asker: Asker, grader: Grader) -> None:
         from transformers import AutoTokenizer
 
@@ -125,69 +169,82 @@ class BiasFit:
         self.tokens = 0  # that the endpoint counted
 
     def run_all(self) -> JsonObject:
-        plain = self.plain_setting
-        sampled = self.sample("rollouts", self.parts.train, self.plain, ROLLOUTS)
-        static_V = self.run.step("fit", lambda: self.fit(sampled), "fitting")
-        base = self.trial(plain, static_V)
-        trials = self.try_strengths(static_V, base)
-        trials |= self.try_temperatures(static_V, base, trials)
-        chosen = best_setting(trials, base) or plain
-        decoding = self.decoding(chosen, static_V)
-        result = self.check(decoding) | {"strength": chosen.strength, "request": decoding._asdict()}
-        (self.run.folder / "request.json").write_text(json.dumps(decoding._asdict(), indent=1) + "\n")
-        return result | {
-            "trials": [
-                setting._asdict() | {"reward": trial.reward, "distinct_2": float(np.nanmedian(trial.distinct_2))}
-                for setting, trial in ({plain: base} | trials).items()
-            ],
-            "tokens": self.tokens,
+        sampled = self.sample("rollouts", self.parts.train, self.decoding(PLAIN), ROLLOUTS)
+        self.static_V = self.run.step("fit", lambda: self.fit(sampled), "fitting")
+        base = self.trial(PLAIN)
+        limits = Varied.of(base)
+        trials = self.try_strengths(base, limits)
+        trials += self.try_temperatures(trials, base, limits)
+        trials += self.try_penalties(trials, base, limits)
+        chosen = (best_trial(trials, base, limits) or base).setting
+        decoding = self.decoding(chosen)
+        result = self.check(chosen) | {"setting": chosen._asdict(), "request": decoding._asdict()}
+        request = {"logit_bias": decoding.logit_bias} | decoding.request()
+        (self.run.folder / "request.json").write_text(json.dumps(request, indent=1) + "\n")
+        return result | {"trials": [self.row(trial) for trial in [base, *trials]], "tokens": self.tokens}
+
+    def row(self, trial: Trial) -> JsonObject:
+        return {
+            "strength": trial.setting.strength,
+            "temperature": self.temperature(trial.setting),
+            "presence_penalty": trial.setting.penalty,
+            "reward": mean_reward(trial),
+            "distinct_2": float(np.nanmedian(trial.distinct_2)),
         }
 
-    @property
-    def plain_setting(self) -> Setting:
-        return Setting(0.0, self.config.temperature)
-
-    @property
-    def plain(self) -> Decoding:
-        return Decoding({}, self.config.temperature)
-
-    def try_strengths(self, static_V: torch.Tensor, base: Trial) -> dict[Setting, Trial]:
-        settings = [Setting(strength, self.config.temperature) for strength in self.config.strengths]
-        trials = {setting: self.trial(setting, static_V) for setting in settings}
+    def try_strengths(self, base: Trial, limits: Varied) -> list[Trial]:
+        trials = [self.trial(Setting(strength)) for strength in self.config.strengths]
         for _ in range(MOST_DOUBLINGS):
-            largest = max(trials)
-            if best_setting(trials, base) != largest:
+            largest = max(trials, key=lambda trial: trial.setting.strength)
+            if best_trial(trials, base, limits) is not largest:
                 break
-            doubled = largest._replace(strength=2 * largest.strength)
-            trials[doubled] = self.trial(doubled, static_V)
+            trials.append(self.trial(Setting(2 * largest.setting.strength)))
         return trials
 
-    def try_temperatures(
-        self, static_V: torch.Tensor, base: Trial, tried: Mapping[Setting, Trial]
-    ) -> dict[Setting, Trial]:
-        """The best setting, or the plain one, at lower temperatures, up to the first that does not raise the reward."""
-        start = best_setting(tried, base) or self.plain_setting
-        trials: dict[Setting, Trial] = {}
-        before = tried.get(start, base)
-        for share in COOLER:
-            setting = start._replace(temperature=share * self.config.temperature)
-            trials[setting] = trial = self.trial(setting, static_V)
-            if trial.reward <= before.reward or repeats(trial, base):
-                break
-            before = trial
-        return trials
+    def try_temperatures(self, tried: Sequence[Trial], base: Trial, limits: Varied) -> list[Trial]:
+        """The best setting, or the plain one, at lower temperatures."""
+        start = best_trial(tried, base, limits) or base
+        return sharper_trials(start, lambda s: self.trial(start.setting._replace(sharpness=s)), limits)
 
-    def trial(self, setting: Setting, static_V: torch.Tensor) -> Trial:
-        cooler = f"-temperature-{setting.temperature:.3g}" if setting.temperature != self.config.temperature else ""
-        name = f"trial-{setting.strength:g}{cooler}"
-        parts = self.sample(name, self.parts.held_out, self.decoding(setting, static_V), TILT)
+    def try_penalties(self, tried: Sequence[Trial], base: Trial, limits: Varied) -> list[Trial]:
+        """Settings whose answers repeat themselves, and whose rewards are above all others, with penalties on that: by
+        falling reward, up to the first that a penalty mends."""
+        penalised: list[Trial] = []
+        while self.config.presence_penalties and not any(map(limits.allow, penalised)):
+            start = repeating_trial(tried, base, limits)
+            if start is None:
+                break
+            penalised += self.penalised(start.setting, limits)
+            tried = [trial for trial in tried if trial is not start]
+        return penalised
+
+    def penalised(self, start: Setting, limits: Varied) -> list[Trial]:
+        """With penalties, and at lower temperatures."""
+        levels = [start.sharpness, *(level for level in SHARPNESS if level > start.sharpness)]
+        penalties = sorted(self.config.presence_penalties)
+
+        def tried(sharpness: float, penalty: float) -> Trial:
+            return self.trial(Setting(start.strength, sharpness, penalty))
+
+        return penalised_trials(levels, tried, limits, penalties)
+
+    def trial(self, setting: Setting) -> Trial:
+        parts = self.sample(self.name("trial", setting), self.parts.held_out, self.decoding(setting), TILT)
         texts = [text for part in parts for group in part["texts"] for text in group]
         tokens = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        return Trial(rewards_of(parts), [measures(answer, 0.0)["distinct_2"] for answer in tokens])
+        return Trial(setting, rewards_of(parts), [measures(answer, 0.0)["distinct_2"] for answer in tokens])
 
-    def decoding(self, setting: Setting, static_V: torch.Tensor) -> Decoding:
-        bias = self.entries(static_V * setting.strength) if setting.strength else {}
-        return Decoding(bias, setting.temperature)
+    def name(self, purpose: str, setting: Setting) -> str:
+        """Of the steps that sample in a setting."""
+        cooler = f"-temperature-{self.temperature(setting):.3g}" if setting.sharpness else ""
+        return f"{purpose}-{setting.strength:g}{cooler}" + (f"-penalty-{setting.penalty:g}" if setting.penalty else "")
+
+    def temperature(self, setting: Setting) -> float:
+        return self.config.temperature / (1 + setting.sharpness)
+
+    def decoding(self, setting: Setting) -> Decoding:
+        bias = self.entries(self.static_V * setting.strength) if setting.strength else {}
+        return Decoding(bias, self.temperature(setting), setting.penalty)
 
     def sample(self, name: str, rows: Sequence[JsonObject], decoding: Decoding, stream: int) -> list[JsonObject]:
         """Graded answers to each row, shard by shard: ``texts`` and ``rewards`` [rows, samples] and ``tokens``."""
@@ -207,7 +264,8 @@ class BiasFit:
         requests = [self.request(row, seed, decoding) for row, seed in zip(rows, seeds, strict=True)]
         answers = self.asker.ask(requests)
         if errors := [answer.error for answer in answers if answer.error]:
-            raise AlignError(f"{self.config.url}: {errors[0]}", "endpoint_error", "url")
+            hint = "; presence_penalties=[] tries none" if decoding.presence_penalty else ""
+            raise AlignError(f"{self.config.url}: {errors[0]}{hint}", "endpoint_error", "url")
         texts = [[str(c["message"].get("content") or "") for c in answer.body["choices"]] for answer in answers]
         pairs = [(Sample(text), row) for row, group in zip(rows, texts, strict=True) for text in group]
         grades = iter(self.grader.grade_many(pairs))
@@ -221,9 +279,7 @@ class BiasFit:
         messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
         config = self.config
         body = {"model": config.model, "messages": messages, "n": config.samples_per_prompt, "seed": seed}
-        body |= {"max_tokens": config.max_tokens, "temperature": decoding.temperature}
-        bias = {str(token): value for token, value in decoding.logit_bias.items()}
-        return body | ({"logit_bias": bias} if bias else {})
+        return body | {"max_tokens": config.max_tokens} | decoding.request()
 
     def fit(self, sampled: Sequence[JsonObject]) -> torch.Tensor:
         """[V], in standard deviations of the reward within a prompt. AlignError where all rewards are equal."""
@@ -245,9 +301,9 @@ class BiasFit:
     def entries(self, static_V: torch.Tensor) -> Bias:
         return logit_bias(static_V.clamp(-LIMIT, LIMIT), self.config.entries)
 
-    def check(self, decoding: Decoding) -> JsonObject:
-        """The chosen request against the plain one on prompts that chose nothing: mean rewards and the paired gain."""
-        plain, chosen = (self.checked(each) for each in (self.plain, decoding))
+    def check(self, setting: Setting) -> JsonObject:
+        """The chosen setting against the plain one on prompts that chose nothing: mean rewards and the paired gain."""
+        plain, chosen = (rewards_of(self.checked(each)) for each in (PLAIN, setting))
         gain, error = mean_and_error([new - old for new, old in zip(chosen, plain, strict=True)])
         improved = gain - 1.96 * error > 0
         message = f"Held-out reward {mean_and_error(chosen)[0]:.3f}, plain {mean_and_error(plain)[0]:.3f}"
@@ -260,9 +316,8 @@ class BiasFit:
             "gain_error": 1.96 * error,
         }
 
-    def checked(self, decoding: Decoding) -> list[float]:
-        name = "check-0" if decoding == self.plain else "check-chosen"
-        return rewards_of(self.sample(name, self.parts.check, decoding, VALIDATION))
+    def checked(self, setting: Setting) -> list[JsonObject]:
+        return self.sample(self.name("check", setting), self.parts.check, self.decoding(setting), VALIDATION)
 
 
 def split_rows(config: LogitBiasConfig, rng: np.random.Generator) -> Parts:
@@ -293,25 +348,9 @@ def rewards_of(parts: Sequence[JsonObject]) -> list[float]:
     return [mean_and_error(rewards)[0] for part in parts for rewards in part["rewards"]]
 
 
-def best_setting(trials: Mapping[Setting, Trial], base: Trial) -> Setting | None:
-    """The setting of the highest reward among those whose answers do not repeat themselves; None unless it is above
-    the plain one's by twice the error of the paired difference."""
-    varied = {setting: trial for setting, trial in trials.items() if not repeats(trial, base)}
-    if not varied:
-        return None
-    best = max(varied, key=lambda setting: varied[setting].reward)
-    gain, error = mean_and_error([new - old for new, old in zip(varied[best].rewards, base.rewards, strict=True)])
-    return best if gain > 2 * error else None
-
-
-def repeats(trial: Trial, base: Trial) -> bool:
-    """Whether the median distinct-2 is one that ``TAIL`` of the plain answers have at most."""
-    return bool(np.nanmedian(trial.distinct_2) < np.nanquantile(base.distinct_2, TAIL))
-
-
 JOB = Job(
     name="align.logit_bias",
-    summary="A logit_bias and a temperature for a model behind a chat endpoint, from its own graded answers",
+    summary="What requests to a closed chat endpoint should set (logit_bias and more), from its own graded answers",
     Config=LogitBiasConfig,
     run=run,
 )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from training.iro.diagnostics import mean_and_error
 from training.iro.over_optimization import distinct_2, perplexity
+from training.iro.trials import best_trial, mean_reward, surely_above
 from training.json_values import JsonObject
 
 NONE = "none"  # the kind of a tilt that changes nothing
-SHARPNESS = (0.5, 1.0, 2.0)  # of the best tilt, tried while the reward rises: temperatures 2/3, 1/2 and 1/3
-PENALTIES = (1.0, 2.0, 3.0)  # nats on words that a response has already, tried while its text repeats itself
 MOST_PERPLEXITY, LEAST_DISTINCT_2 = 1.1, 0.95  # of a tilt's text, times the frozen model's own
 MUCH_MORE = 1.5  # times the gain of what is kept: by a tilt whose text is refused, of a grader that pays for such text
 
@@ -109,65 +107,6 @@ def starts(trials: Sequence[Trial], base: Trial, limits: Limits) -> list[Trial]:
     return [best] if highest is best or limits.repeats(highest) else [best, highest]
 
 
-def sharper_trials(start: Trial, tried: Callable[[float], Trial], limits: Limits) -> list[Trial]:
-    """``start`` ever sharper, up to the first trial that does not raise its reward, or that repeats itself."""
-    trials, reward = [], mean_reward(start)
-    for sharpness in SHARPNESS:
-        trials.append(tried(sharpness))
-        before, reward = reward, mean_reward(trials[-1])
-        if reward <= before or limits.repeats(trials[-1]):
-            break
-    return trials
-
-
-def repeating_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Trial | None:
-    """The trial of the highest reward among those whose text repeats itself, where no allowed one has a higher one."""
-    repeating = [trial for trial in trials if limits.repeats(trial)]
-    if not repeating:
-        return None
-    highest = max(repeating, key=mean_reward)
-    allowed = [base, *(trial for trial in trials if limits.allow(trial))]
-    return highest if mean_reward(highest) > max(map(mean_reward, allowed)) else None
-
-
-def penalised_trials(levels: Sequence[float], tried: Callable[[float, float], Trial], limits: Limits) -> list[Trial]:
-    """A tilt at ever lower temperatures, with a penalty on words that the response has already, which rises while the
-    text repeats itself. Up to the first temperature that does not raise the reward, or whose text repeats itself at
-    the highest penalty. A penalty makes a text unlikelier, a lower temperature likelier.
-
-    ``levels``: of sharpness, rising. ``tried``: takes a sharpness and a penalty.
-    """
-    trials: list[Trial] = []
-    reward, penalties = -math.inf, [*PENALTIES]
-    for sharpness in levels:
-        trials.append(tried(sharpness, penalties[0]))
-        while limits.repeats(trials[-1]) and len(penalties) > 1:
-            del penalties[0]
-            trials.append(tried(sharpness, penalties[0]))
-        before, reward = reward, mean_reward(trials[-1])
-        if reward <= before or limits.repeats(trials[-1]):
-            break
-    return trials
-
-
-def best_trial(trials: Sequence[Trial], base: Trial, limits: Limits) -> Trial | None:
-    """The trial of the highest reward whose text keeps to the limits.
-
-    None unless it is above ``base``, the policy of the rollouts, by twice the standard error of the paired difference.
-    """
-    allowed = [trial for trial in trials if limits.allow(trial)]
-    if not allowed:
-        return None
-    best = max(allowed, key=mean_reward)
-    return best if surely_above(best, base) else None
-
-
-def surely_above(trial: Trial, other: Trial, errors: float = 2.0) -> bool:
-    """Whether the reward is above the other's by so many standard errors of the paired difference."""
-    gain, error = mean_and_error([new - old for new, old in zip(trial.rewards, other.rewards, strict=True)])
-    return gain > errors * error
-
-
 class Tried(NamedTuple):
     """The ``trials`` of a round, the policy ``base`` that it began with and the one that it ``kept``, on the same
     prompts, and the limits of their text."""
@@ -187,10 +126,6 @@ def refused_trial(rounds: Sequence[Tried]) -> Trial | None:
     gain, kept_gain = (mean_reward(trial) - mean_reward(base) for trial in (highest, kept))
     pays = surely_above(highest, kept, 3.0) and gain >= MUCH_MORE * kept_gain
     return highest if pays and not limits.allow(highest) else None
-
-
-def mean_reward(trial: Trial) -> float:
-    return mean_and_error(trial.rewards)[0]
 
 
 def refusal_report(refused: Trial, tried: Tried) -> str:

@@ -21,21 +21,23 @@ from training.iro.seeds import TILT
 from training.iro.tilt_rows import TiltData, fit_tilts
 from training.iro.tilt_trials import (
     NONE,
-    SHARPNESS,
     Limits,
     Trial,
     Tried,
-    best_trial,
-    mean_reward,
     next_trial,
-    penalised_trials,
     refusal_report,
     refused_trial,
-    repeating_trial,
-    sharper_trials,
     starts,
     trial_data,
     trial_report,
+)
+from training.iro.trials import (
+    SHARPNESS,
+    best_trial,
+    mean_reward,
+    penalised_trials,
+    repeating_trial,
+    sharper_trials,
 )
 from training.iro.validation import LogprobsOf, Validation
 from training.json_values import JsonObject

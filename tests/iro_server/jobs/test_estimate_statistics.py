@@ -28,8 +28,8 @@ from iro_server.jobs.estimates.statistics import (
 from iro_server.jobs.estimates.verdict import judge
 from training.iro.data import HELDOUT_SHARE
 from training.iro.serving import searches
-from training.iro.tilt_trials import PENALTIES, SHARPNESS
 from training.iro.tilting import FURTHER_TRIALS, ROUNDS, TRIAL_SAMPLES, num_trials
+from training.iro.trials import PENALTIES, SHARPNESS
 from training.iro.validation import BETA_GRID
 
 NAN = math.nan

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from training.iro.data import AlignError
-from training.iro.logit_bias import LogitBiasConfig, Setting, Trial, best_setting, split_rows
+from training.iro.logit_bias import (
+    PLAIN,
+    BiasFit,
+    Decoding,
+    LogitBiasConfig,
+    Setting,
+    Trial,
+    Varied,
+    split_rows,
+)
+from training.iro.trials import best_trial
 from value_heads.bias_fit import fit_bias
 
 
@@ -46,25 +56,81 @@ def test_files_that_cannot_be_used_are_refused_by_line(tmp_path, content, messag
         split_rows(config_for(path), np.random.default_rng(0))
 
 
-BASE = Trial([0.0, 1.0, 0.0, 1.0], [0.8, 0.9, 1.0, 1.0])
+class Scripted(BiasFit):
+    """A job whose answers are known: reward and distinct-2 of each setting, in the order in which they are tried."""
+
+    def __init__(self, config: LogitBiasConfig, known: dict[Setting, tuple[float, float]]) -> None:
+        self.config, self.known, self.tried = config, known, list[Setting]()
+
+    def trial(self, setting: Setting) -> Trial:
+        self.tried.append(setting)
+        reward, distinct_2 = self.known[setting]
+        return Trial(setting, [reward, reward + 1], [distinct_2] * 4)
 
 
-def trial(*rewards: float, distinct_2: float = 0.95) -> Trial:
-    return Trial(list(rewards), [distinct_2] * 4)
+BASE = Trial(PLAIN, [0.0, 1.0], [0.8, 0.9, 1.0, 1.0])
+LIMITS = Varied.of(BASE)
 
 
-WEAK, STRONG, COOL = Setting(2.0, 1.0), Setting(4.0, 1.0), Setting(2.0, 0.5)
+@pytest.mark.parametrize(
+    ("known", "chosen"),
+    [
+        ({Setting(2): (0.5, 0.95), Setting(4): (0.4, 0.95)}, Setting(2)),
+        ({Setting(2): (0.5, 0.95), Setting(4): (0.6, 0.95), Setting(8): (0.7, 0.5)}, Setting(4)),
+        (
+            {Setting(2): (0.1, 0.95), Setting(4): (0.5, 0.95), Setting(8): (0.7, 0.95), Setting(16): (0.8, 0.9)},
+            Setting(16),
+        ),
+    ],
+)
+def test_the_largest_strength_is_doubled_while_it_is_the_best_of_varied_answers(tmp_path, known, chosen):
+    job = Scripted(config_for(tmp_path / "rows.jsonl", strengths=(2.0, 4.0)), known)
+    assert best_trial(job.try_strengths(BASE, LIMITS), BASE, LIMITS).setting == chosen
+    assert job.tried == list(known)
 
 
-def test_a_setting_is_chosen_only_where_it_is_surely_better():
-    assert best_setting({WEAK: trial(0.5, 1.4, 0.6, 1.5), STRONG: trial(0.9, 1.9, 1.0, 2.0)}, BASE) == STRONG
-    assert best_setting({WEAK: trial(1.0, 0.2, 0.0, 1.0), COOL: trial(0.0, 1.0, 0.0, 1.0)}, BASE) is None
+def test_a_temperature_falls_while_the_reward_rises(tmp_path):
+    known = {Setting(2, 0.5): (0.6, 0.95), Setting(2, 1.0): (0.5, 0.95)}
+    job = Scripted(config_for(tmp_path / "rows.jsonl", temperature=0.9), known)
+    job.try_temperatures([Trial(Setting(2), [0.5, 1.5], [0.95] * 4)], BASE, LIMITS)
+    assert [job.temperature(setting) for setting in job.tried] == pytest.approx([0.6, 0.45])
 
 
-def test_a_setting_whose_answers_repeat_themselves_is_not_taken():
-    repetitive = trial(0.9, 1.9, 1.0, 2.0, distinct_2=0.5)
-    assert best_setting({WEAK: trial(0.5, 1.4, 0.6, 1.5), COOL: repetitive}, BASE) == WEAK
-    assert best_setting({COOL: repetitive}, BASE) is None
+REPEATING, MORE_REPEATING = (Trial(Setting(s), [s / 10, s / 10 + 1], [0.5] * 4) for s in (4, 8))
+
+
+def test_answers_that_repeat_themselves_are_penalised_from_the_highest_reward_down(tmp_path):
+    known = {
+        Setting(8, 0.0, 1.0): (0.9, 0.5),
+        Setting(8, 0.0, 2.0): (0.9, 0.6),
+        Setting(4, 0.0, 1.0): (0.4, 0.6),
+        Setting(4, 0.0, 2.0): (0.4, 0.9),
+        Setting(4, 0.5, 2.0): (0.3, 0.9),
+    }
+    job = Scripted(config_for(tmp_path / "rows.jsonl"), known)
+    varied = Trial(Setting(2), [0.2, 1.2], [0.95] * 4)
+    trials = job.try_penalties([varied, REPEATING, MORE_REPEATING], BASE, LIMITS)
+    assert job.tried == list(known)
+    assert best_trial([varied, *trials], BASE, LIMITS).setting == Setting(4, 0.0, 2.0)
+
+
+def test_no_penalty_is_tried_where_varied_answers_have_the_highest_reward_or_the_endpoint_takes_none(tmp_path):
+    varied = Trial(Setting(2), [0.9, 1.9], [0.95] * 4)
+    assert not Scripted(config_for(tmp_path / "rows.jsonl"), {}).try_penalties([varied, REPEATING], BASE, LIMITS)
+    without = config_for(tmp_path / "rows.jsonl", presence_penalties=())
+    assert not Scripted(without, {}).try_penalties([REPEATING], BASE, LIMITS)
+
+
+def test_a_request_names_only_what_it_changes():
+    assert Decoding({}, 1.0).request() == {"temperature": 1.0}
+    expected = {"temperature": 0.5, "logit_bias": {"7": 2.0}, "presence_penalty": 1.0}
+    assert Decoding({7: 2.0}, 0.5, 1.0).request() == expected
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, 2.5, float("nan")])
+def test_penalties_are_those_that_the_api_takes(tmp_path, penalty):
+    with pytest.raises(ValueError, match="presence_penalties"):
+        config_for(tmp_path / "rows.jsonl", presence_penalties=(penalty,))
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, float("nan"), float("inf")])

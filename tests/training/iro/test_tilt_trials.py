@@ -7,20 +7,14 @@ import math
 import pytest
 
 from training.iro.over_optimization import perplexity
-from training.iro.tilt_trials import (
+from training.iro.tilt_trials import Limits, Trial, Tried, next_trial, refusal_report, refused_trial, starts
+from training.iro.trials import (
     PENALTIES,
     SHARPNESS,
-    Limits,
-    Trial,
-    Tried,
     best_trial,
-    next_trial,
     penalised_trials,
-    refusal_report,
-    refused_trial,
     repeating_trial,
     sharper_trials,
-    starts,
 )
 
 
