@@ -15,7 +15,7 @@ from torch import Tensor
 COUNTED = 1500  # tokens with a weight of their own
 COUNT_SCALE, ROW_SCALE = 2.0, 0.3  # how large each counts: larger is shrunk less
 PENALTIES = (100.0, 300.0, 1000.0, 3000.0, 10_000.0)
-HELDOUT_SHARE = 4  # one prompt in so many chooses the penalty
+FOLDS = 4  # of the prompts: each is left out in turn to choose the penalty
 MOST_ROLLOUTS = 4096  # the regression is solved in their number
 
 
@@ -38,8 +38,7 @@ def fit_bias(
     _, group_R = prompts_R.unique(return_inverse=True)
     features_RF, targets_R = within_groups(features_RF, group_R), within_groups(rewards_R.float(), group_R)
     targets_R = targets_R / (targets_R.std() + 1e-6)
-    heldout_R = group_R % HELDOUT_SHARE == 0
-    penalty = _best_penalty(features_RF, targets_R, heldout_R)
+    penalty = _best_penalty(features_RF, targets_R, group_R % FOLDS)
     weights_F = _ridge(features_RF, targets_R, penalty)
     bias_V = rows_VD @ weights_F[len(counted) :]
     bias_V[counted] += weights_F[: len(counted)] * COUNT_SCALE
@@ -60,15 +59,19 @@ def within_groups(values: Tensor, group_R: Tensor) -> Tensor:
     return values - (sums / sizes.view(shape))[group_R]
 
 
-def _best_penalty(features_RF: Tensor, targets_R: Tensor, heldout_R: Tensor) -> float:
-    """Of the highest correlation on held-out prompts; the largest where one prompt is all there is."""
-    if heldout_R.all():
+def _best_penalty(features_RF: Tensor, targets_R: Tensor, fold_R: Tensor) -> float:
+    """Of the highest correlation of targets with predictions for prompts that were left out; the largest where one
+    prompt is all there is."""
+    folds = [fold_R == fold for fold in fold_R.unique()]
+    if len(folds) == 1:
         return PENALTIES[-1]
 
     def correlation(penalty: float) -> float:
-        weights_F = _ridge(features_RF[~heldout_R], targets_R[~heldout_R], penalty)
-        predicted_R = features_RF[heldout_R] @ weights_F
-        return float(torch.corrcoef(torch.stack([predicted_R, targets_R[heldout_R]]))[0, 1].nan_to_num(-1.0))
+        predicted_R = torch.zeros_like(targets_R)
+        for heldout_R in folds:
+            weights_F = _ridge(features_RF[~heldout_R], targets_R[~heldout_R], penalty)
+            predicted_R[heldout_R] = features_RF[heldout_R] @ weights_F
+        return float(torch.corrcoef(torch.stack([predicted_R, targets_R]))[0, 1].nan_to_num(-1.0))
 
     return max(PENALTIES, key=correlation)
 
