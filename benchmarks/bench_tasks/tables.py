@@ -169,7 +169,7 @@ def strengths(content: JsonObject) -> str:
 
 def temperatures(content: JsonObject) -> str:
     """Temperatures of the rivals that validation prompts preferred for so many rows, one for each seed, among those
-    whose text kept to the limits of a job's tilts, and repetition penalties above 0."""
+    whose text kept to the limits of a job's tilts; and repetition penalties, where these were tried."""
     taken: dict[tuple[str, str], list[list[str]]] = {}
     for tuning in [row for row in content["tuning"] if "strength" not in row]:
         of_seed = [setting_text(chosen(tuning, count)) for count in COUNTED]
@@ -180,7 +180,7 @@ def temperatures(content: JsonObject) -> str:
 
 def setting_text(setting: JsonObject) -> str:
     temperature, penalty = f"{1 / (1 + setting['sharpness']):.2f}", setting.get("penalty")
-    return f"{temperature} (penalty {penalty:g})" if penalty else temperature
+    return temperature if penalty is None else f"{temperature} (penalty {penalty:g})"
 
 
 COUNTED = {1: "one sample", 4: "best of four", 16: "best of sixteen"}
