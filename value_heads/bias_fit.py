@@ -38,8 +38,9 @@ def fit_bias(
     _, group_R = prompts_R.unique(return_inverse=True)
     features_RF, targets_R = within_groups(features_RF, group_R), within_groups(rewards_R.float(), group_R)
     targets_R = targets_R / (targets_R.std() + 1e-6)
-    penalty = _best_penalty(features_RF, targets_R, group_R % FOLDS)
-    weights_F = _ridge(features_RF, targets_R, penalty)
+    gram_RR = features_RF @ features_RF.T
+    penalty = _best_penalty(gram_RR, targets_R, group_R % FOLDS)
+    weights_F = features_RF.T @ _duals(gram_RR, targets_R, penalty)
     bias_V = rows_VD @ weights_F[len(counted) :]
     bias_V[counted] += weights_F[: len(counted)] * COUNT_SCALE
     return bias_V - bias_V.mean()
@@ -59,7 +60,7 @@ def within_groups(values: Tensor, group_R: Tensor) -> Tensor:
     return values - (sums / sizes.view(shape))[group_R]
 
 
-def _best_penalty(features_RF: Tensor, targets_R: Tensor, fold_R: Tensor) -> float:
+def _best_penalty(gram_RR: Tensor, targets_R: Tensor, fold_R: Tensor) -> float:
     """Of the highest correlation of targets with predictions for prompts that were left out; the largest where one
     prompt is all there is."""
     folds = [fold_R == fold for fold in fold_R.unique()]
@@ -69,14 +70,15 @@ def _best_penalty(features_RF: Tensor, targets_R: Tensor, fold_R: Tensor) -> flo
     def correlation(penalty: float) -> float:
         predicted_R = torch.zeros_like(targets_R)
         for heldout_R in folds:
-            weights_F = _ridge(features_RF[~heldout_R], targets_R[~heldout_R], penalty)
-            predicted_R[heldout_R] = features_RF[heldout_R] @ weights_F
+            fitted_R = ~heldout_R
+            duals_R = _duals(gram_RR[fitted_R][:, fitted_R], targets_R[fitted_R], penalty)
+            predicted_R[heldout_R] = gram_RR[heldout_R][:, fitted_R] @ duals_R
         return float(torch.corrcoef(torch.stack([predicted_R, targets_R]))[0, 1].nan_to_num(-1.0))
 
     return max(PENALTIES, key=correlation)
 
 
-def _ridge(features_RF: Tensor, targets_R: Tensor, penalty: float) -> Tensor:
-    gram_RR = features_RF @ features_RF.T
+def _duals(gram_RR: Tensor, targets_R: Tensor, penalty: float) -> Tensor:
+    """Of a ridge regression: its weights are the features' transpose by these."""
     duals_R: Tensor = torch.linalg.solve(gram_RR + penalty * torch.eye(len(gram_RR)), targets_R)
-    return features_RF.T @ duals_R
+    return duals_R
