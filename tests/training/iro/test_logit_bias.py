@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from iro_server import JsonObject
+from iro_server.engines.prepare import prepare_model
+from iro_server.graders.asking import Answer
 from training.iro.data import AlignError
 from training.iro.logit_bias import (
+    JOB,
     PLAIN,
     BiasFit,
     Decoding,
@@ -119,6 +125,43 @@ def test_no_penalty_is_tried_where_varied_answers_have_the_highest_reward_or_the
     assert not Scripted(config_for(tmp_path / "rows.jsonl"), {}).try_penalties([varied, REPEATING], BASE, LIMITS)
     without = config_for(tmp_path / "rows.jsonl", presence_penalties=())
     assert not Scripted(without, {}).try_penalties([REPEATING], BASE, LIMITS)
+
+
+class EndpointWithoutPenalties:
+    """Says "the" where a bias asks for it, and refuses a presence penalty."""
+
+    asked: ClassVar[list[JsonObject]] = []
+
+    def __init__(self, endpoint: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def ask(self, requests: Sequence[JsonObject]) -> list[Answer]:
+        self.asked.extend(requests)
+        if any("presence_penalty" in request for request in requests):
+            return [Answer(error="unknown field presence_penalty")] * len(requests)
+        return [Answer(tokens=8, body={"choices": self.choices(request)}) for request in requests]
+
+    def choices(self, request: JsonObject) -> list[JsonObject]:
+        texts = ["a dog ran to the sea and swam", "a dog ran to a lake and swam"] * (request["n"] // 2)
+        if "logit_bias" in request:
+            texts = ["the the the the the the the the"] * request["n"]
+        return [{"message": {"content": text}} for text in texts]
+
+
+def test_a_run_whose_endpoint_refuses_penalties_goes_on_without_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.iro.logit_bias.Asker", EndpointWithoutPenalties)
+    path = write_rows(tmp_path / "rows.jsonl", [f"prompt {n}" for n in range(16)])
+    source = "def grade(sample, item): return sample['output_text'].split().count('the')"
+    config = {"url": "http://127.0.0.1:9/v1", "model": "m", "tokenizer": prepare_model(), "training_file": path}
+    config |= {"grader": {"type": "python", "source": source}, "strengths": [4.0]}
+    with pytest.raises(AlignError, match=r"unknown field presence_penalty; presence_penalties=\[\] tries none"):
+        JOB.execute(config, tmp_path / "run")
+    before = len(EndpointWithoutPenalties.asked)
+    result = JOB.execute(config | {"presence_penalties": []}, tmp_path / "run")
+    assert result["setting"]["strength"] == 0.0 and not result["improved"]
+    plain = sum("logit_bias" not in request for request in EndpointWithoutPenalties.asked[before:])
+    assert plain == 4 == len(EndpointWithoutPenalties.asked) - before  # its check; nothing is sampled twice
 
 
 def test_a_request_names_only_what_it_changes():
