@@ -3,8 +3,8 @@ presence penalty.
 
 The endpoint offers ``/chat/completions`` with these fields and nothing more, as closed models do. Its answers are
 sampled and graded, a number for each token is fitted by ridge regression (``value_heads.bias_fit``), held-out prompts
-choose the strength and then the temperature among those whose answers repeat themselves no more than plain ones do,
-with a presence penalty where the best answers do repeat themselves, and other prompts compare that request with the
+choose the strength, a presence penalty where the best answers repeat themselves, and then the temperature, among those
+whose answers repeat themselves no more than plain ones do, and other prompts compare that request with the
 plain one. Reconstruction: the static term, the sharpness and the constant penalty of a tilt (``value_heads.tilt``) are
 all that such an endpoint applies.
 """
@@ -34,14 +34,7 @@ from training.iro.data import AlignError, numbered_rows
 from training.iro.diagnostics import mean_and_error
 from training.iro.over_optimization import TAIL, measures
 from training.iro.seeds import ROLLOUTS, SPLIT, TILT, VALIDATION
-from training.iro.trials import (
-    SHARPNESS,
-    best_trial,
-    mean_reward,
-    penalised_trials,
-    repeating_trial,
-    sharper_trials,
-)
+from training.iro.trials import Levels, best_trial, mean_reward, mended_trials, refused_trials, sharper_trials
 from training.json_values import JsonObject
 from training.run import Job, JobConfig, Run
 from value_heads.bias_fit import fit_bias
@@ -128,6 +121,14 @@ class Trial(NamedTuple):
     rewards: list[float]
     distinct_2: list[float]
 
+    @property
+    def sharpness(self) -> float:
+        return self.setting.sharpness
+
+    @property
+    def penalty(self) -> float:
+        return self.setting.penalty
+
 
 class Varied(NamedTuple):
     """What the answers of a setting keep to: the median of their distinct-2."""
@@ -174,8 +175,8 @@ class BiasFit:
         base = self.trial(PLAIN)
         limits = Varied.of(base)
         trials = self.try_strengths(base, limits)
-        trials += self.try_temperatures(trials, base, limits)
         trials += self.try_penalties(trials, base, limits)
+        trials += self.try_temperatures(trials, base, limits)
         chosen = (best_trial(trials, base, limits) or base).setting
         decoding = self.decoding(chosen)
         result = self.check(chosen) | {"setting": chosen._asdict(), "request": decoding._asdict()}
@@ -201,32 +202,27 @@ class BiasFit:
             trials.append(self.trial(Setting(2 * largest.setting.strength)))
         return trials
 
-    def try_temperatures(self, tried: Sequence[Trial], base: Trial, limits: Varied) -> list[Trial]:
-        """The best setting, or the plain one, at lower temperatures."""
-        start = best_trial(tried, base, limits) or base
-        return sharper_trials(start, lambda s: self.trial(start.setting._replace(sharpness=s)), limits)
-
     def try_penalties(self, tried: Sequence[Trial], base: Trial, limits: Varied) -> list[Trial]:
         """Settings whose answers repeat themselves, and whose rewards are above all others, with penalties on that: by
         falling reward, up to the first that a penalty mends."""
-        penalised: list[Trial] = []
-        while self.config.presence_penalties and not any(map(limits.allow, penalised)):
-            start = repeating_trial(tried, base, limits)
-            if start is None:
+        trials: list[Trial] = []
+        for start in refused_trials(tried, base, limits):
+            trials += mended_trials(start, partial(self.adjusted, start.setting), limits, self.levels)
+            if trials and limits.allow(trials[-1]):
                 break
-            penalised += self.penalised(start.setting, limits)
-            tried = [trial for trial in tried if trial is not start]
-        return penalised
+        return trials
 
-    def penalised(self, start: Setting, limits: Varied) -> list[Trial]:
-        """With penalties, and at lower temperatures."""
-        levels = [start.sharpness, *(level for level in SHARPNESS if level > start.sharpness)]
-        penalties = sorted(self.config.presence_penalties)
+    def try_temperatures(self, tried: Sequence[Trial], base: Trial, limits: Varied) -> list[Trial]:
+        """The best setting, or the plain one, at lower temperatures."""
+        start = best_trial(tried, base, limits) or base
+        return sharper_trials(start, partial(self.adjusted, start.setting), limits, self.levels)
 
-        def tried(sharpness: float, penalty: float) -> Trial:
-            return self.trial(Setting(start.strength, sharpness, penalty))
+    @property
+    def levels(self) -> Levels:
+        return Levels(penalties=sorted(self.config.presence_penalties))
 
-        return penalised_trials(levels, tried, limits, penalties)
+    def adjusted(self, setting: Setting, sharpness: float, penalty: float) -> Trial:
+        return self.trial(Setting(setting.strength, sharpness, penalty))
 
     def trial(self, setting: Setting) -> Trial:
         parts = self.sample(self.name("trial", setting), self.parts.held_out, self.decoding(setting), TILT)

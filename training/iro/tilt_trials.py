@@ -99,12 +99,14 @@ def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | N
     return (best.kind, 1.5 * best.strength) if best is of_kind[-1] else None
 
 
-def starts(trials: Sequence[Trial], base: Trial, limits: Limits) -> list[Trial]:
-    """The trials to be sharpened: the best one, or none of the tilts; and that of the highest reward, whose text may be
-    too unlikely as it is, but not at a lower temperature."""
-    highest = max([base, *trials], key=mean_reward)
-    best = best_trial(trials, base, limits) or base
-    return [best] if highest is best or limits.repeats(highest) else [best, highest]
+def sharpened_trials(trials: Sequence[Trial], base: Trial, limits: Limits) -> list[Trial]:
+    """The trials to be sharpened: the best one; where none is surely better than the policy, the policy as well as the
+    tilt of the highest reward, which may be better at a lower temperature alone."""
+    best = best_trial(trials, base, limits)
+    highest = max([base, *filter(limits.allow, trials)], key=mean_reward)
+    if best is not None:
+        return [best]
+    return [base] if highest is base else [base, highest]
 
 
 class Tried(NamedTuple):

@@ -7,7 +7,8 @@ their rollouts from the tilted policy q. Reconstruction: the paper has no tilt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -27,16 +28,18 @@ from training.iro.tilt_trials import (
     next_trial,
     refusal_report,
     refused_trial,
-    starts,
+    sharpened_trials,
     trial_data,
     trial_report,
 )
 from training.iro.trials import (
+    PENALTIES,
     SHARPNESS,
+    Levels,
     best_trial,
     mean_reward,
-    penalised_trials,
-    repeating_trial,
+    mended_trials,
+    refused_trials,
     sharper_trials,
 )
 from training.iro.validation import LogprobsOf, Validation
@@ -51,6 +54,9 @@ FURTHER = ("", "further-", "further-2-")  # in names of a round's checkpoints
 TRIAL_SAMPLES = 8  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
 FURTHER_TRIALS = 2  # at most, weaker or stronger
+TRIAL_NAME = re.compile(
+    r"tilt-(?P<kind>[a-z]+)-(?P<strength>[\d.]+)(-penalty-(?P<penalty>[\d.]+))?(-sharpness-(?P<sharpness>[\d.]+))?-1-of-\d+"
+)
 EARLIER_VERSION = "this job's rollouts were stored by an earlier version, without their likelihood: start the job anew"
 
 
@@ -132,12 +138,8 @@ class Tilting:
 
         base = Trial(NONE, 0.0, self.run.step(f"{self.prefix}tilt-none", lambda: self.policy_rows(heldout, names)))
         limits = self.limits = self.limits or Limits.of(base.rows)
-        trials = [tried(kind, strength) for kind in TRIALS if kind in tilts for strength in TRIALS[kind]]
-        count = len(trials)
-        while len(trials) < count + FURTHER_TRIALS and (further := next_trial(trials, limits)):
-            trials.append(tried(*further))
-        trials += self.other_temperatures(trials, base, tried)
-        trials += self.without_repetition(trials, base, tried)
+        stored = self.ended_settings()
+        trials = [tried(*each) for each in stored] if stored else self.new_trials(tilts, base, tried, limits)
         best = best_trial(trials, base, limits)
         report = trial_report(base, trials, best)
         data = {
@@ -146,33 +148,45 @@ class Tilting:
             "tilts": [trial_data(trial, best) for trial in [base, *trials]],
         }
         self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", report, data))
-        self.outcome = Round(len(trials) - count, best is not None, Tried(base, trials, best or base, limits))
+        self.outcome = Round(
+            len(trials) - num_trials(self.data.steers), best is not None, Tried(base, trials, best or base, limits)
+        )
         return scaled(best.kind, best.strength, best.sharpness, best.penalty) if best else policy
 
-    def other_temperatures(self, trials: Sequence[Trial], base: Trial, tried: Callable[..., Trial]) -> list[Trial]:
-        """The best trial and that of the highest reward, sharper."""
-        if "sharpness" not in self.data.steers:
+    def new_trials(
+        self, tilts: Container[str], base: Trial, tried: Callable[..., Trial], limits: Limits
+    ) -> list[Trial]:
+        """At the temperature of the rollouts; lower ones only where the text is too unlikely without, where no tilt is
+        better without, and in the last round: draws at a low temperature differ little, and teach further tilts little.
+        """
+        trials = [tried(kind, strength) for kind in TRIALS if kind in tilts for strength in TRIALS[kind]]
+        most = len(trials) + FURTHER_TRIALS
+        while len(trials) < most and (further := next_trial(trials, limits)):
+            trials.append(tried(*further))
+        levels = Levels(
+            SHARPNESS if "sharpness" in self.data.steers else (), PENALTIES if "words" in self.data.steers else ()
+        )
+        for start in refused_trials(trials, base, limits)[:1]:
+            trials += mended_trials(start, partial(tried, start.kind, start.strength), limits, levels)
+        if self.round == ROUNDS or best_trial(trials, base, limits) is None:
+            for start in sharpened_trials(trials, base, limits):
+                trials += sharper_trials(start, partial(tried, start.kind, start.strength), limits, levels)
+        return trials
+
+    def ended_settings(self) -> list[tuple[str, float, float, float]]:
+        """Kind, strength, sharpness and penalty of the trials of a round that has ended, by an earlier version's rules
+        perhaps: later rollouts are of what it chose."""
+        names = self.run.checkpoints.names()
+        if f"{self.prefix}tilt-report" not in names:
             return []
-        assert self.limits is not None
-        return [
-            sharper
-            for start in starts(trials, base, self.limits)
-            for sharper in sharper_trials(start, partial(tried, start.kind, start.strength), self.limits)
+        matches = [
+            TRIAL_NAME.fullmatch(name.removeprefix(self.prefix)) for name in names if name.startswith(self.prefix)
         ]
-
-    def without_repetition(self, trials: Sequence[Trial], base: Trial, tried: Callable[..., Trial]) -> list[Trial]:
-        """The trial of the highest reward, where its text repeats itself, with penalties on that, and sharper."""
-        assert self.limits is not None
-        start = repeating_trial(trials, base, self.limits) if "words" in self.data.steers else None
-        if start is None or self.ended_without_penalties():
-            return []
-        sharper = [level for level in SHARPNESS if level > start.sharpness and "sharpness" in self.data.steers]
-        return penalised_trials([start.sharpness, *sharper], partial(tried, start.kind, start.strength), self.limits)
-
-    def ended_without_penalties(self) -> bool:
-        """Whether an earlier version, which tried none, ended this round: later rollouts are of what it chose."""
-        names = [name for name in self.run.checkpoints.names() if name.startswith(f"{self.prefix}tilt-")]
-        return f"{self.prefix}tilt-report" in names and not any("-penalty-" in name for name in names)
+        return [
+            (match["kind"], float(match["strength"]), float(match["sharpness"] or 0), float(match["penalty"] or 0))
+            for match in matches
+            if match
+        ]
 
     def policy_rows(self, prompts: Sequence[Prompt], names: Sequence[tuple[str, str]]) -> list[JsonObject]:
         reported = self.data.policy is None and self.data.model.info.logprobs

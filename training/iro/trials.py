@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from training.iro.diagnostics import mean_and_error
 
-SHARPNESS = (0.5, 1.0, 2.0)  # of the best tilt, tried while the reward rises: temperatures 2/3, 1/2 and 1/3
-PENALTIES = (1.0, 2.0, 3.0)  # nats on words that a response has already, tried while its text repeats itself
+SHARPNESS = (0.5, 1.0, 2.0)  # temperatures 2/3, 1/2 and 1/3
+PENALTIES = (1.0, 2.0, 3.0)  # nats on words that a response has already
+
+
+class Levels(NamedTuple):
+    """What a policy is tried at, rising."""
+
+    sharpness: Sequence[float] = SHARPNESS
+    penalties: Sequence[float] = PENALTIES
+
+
+EVERY_LEVEL = Levels()
 
 
 class Rewarded(Protocol):
@@ -19,7 +28,18 @@ class Rewarded(Protocol):
         """The mean of each held-out prompt's answers."""
 
 
+class Adjusted(Rewarded, Protocol):
+    @property
+    def sharpness(self) -> float:
+        """The inverse of the temperature, less 1."""
+
+    @property
+    def penalty(self) -> float:
+        """Nats on words that the response has already."""
+
+
 T = TypeVar("T", bound=Rewarded)
+A = TypeVar("A", bound=Adjusted)
 Judged = TypeVar("Judged", bound=Rewarded, contravariant=True)
 
 
@@ -54,47 +74,52 @@ def best_trial(trials: Sequence[T], base: T, limits: TextLimits[T]) -> T | None:
     return best if surely_above(best, base) else None
 
 
-def sharper_trials(start: T, tried: Callable[[float], T], limits: TextLimits[T]) -> list[T]:
-    """``start`` ever sharper, up to the first trial that does not raise its reward, or that repeats itself."""
-    trials, reward = [], mean_reward(start)
-    for sharpness in SHARPNESS:
-        trials.append(tried(sharpness))
-        before, reward = reward, mean_reward(trials[-1])
-        if reward <= before or limits.repeats(trials[-1]):
-            break
-    return trials
-
-
-def repeating_trial(trials: Sequence[T], base: T, limits: TextLimits[T]) -> T | None:
-    """The trial of the highest reward among those whose text repeats itself, where no allowed one has a higher one."""
-    repeating = [trial for trial in trials if limits.repeats(trial)]
-    if not repeating:
-        return None
-    highest = max(repeating, key=mean_reward)
+def refused_trials(trials: Sequence[T], base: T, limits: TextLimits[T]) -> list[T]:
+    """By falling reward, the trials whose text is outside the limits and whose reward is above all allowed ones."""
     allowed = [base, *(trial for trial in trials if limits.allow(trial))]
-    return highest if mean_reward(highest) > max(map(mean_reward, allowed)) else None
+    highest = max(map(mean_reward, allowed))
+    refused = [trial for trial in trials if not limits.allow(trial) and mean_reward(trial) > highest]
+    return sorted(refused, key=mean_reward, reverse=True)
 
 
-def penalised_trials(
-    levels: Sequence[float],
-    tried: Callable[[float, float], T],
-    limits: TextLimits[T],
-    penalties: Sequence[float] = PENALTIES,
-) -> list[T]:
-    """A policy at ever lower temperatures, with a penalty on words that the response has already, which rises while the
-    text repeats itself. Up to the first temperature that does not raise the reward, or whose text repeats itself at
-    the highest penalty. A penalty makes a text unlikelier, a lower temperature likelier.
+def mended_trials(
+    start: A, tried: Callable[[float, float], A], limits: TextLimits[A], levels: Levels = EVERY_LEVEL
+) -> list[A]:
+    """``start`` with a penalty that rises while its text repeats itself, and at a temperature that falls while the text
+    is unlikely, up to the first trial whose text keeps to the limits.
 
-    ``levels`` of sharpness and ``penalties`` rise. ``tried``: takes a sharpness and a penalty.
+    ``tried``: takes a sharpness and a penalty. A penalty makes a text unlikelier, a lower temperature likelier.
     """
-    trials: list[T] = []
-    reward, penalties = -math.inf, [*penalties]
-    for sharpness in levels:
-        trials.append(tried(sharpness, penalties[0]))
-        while limits.repeats(trials[-1]) and len(penalties) > 1:
-            del penalties[0]
-            trials.append(tried(sharpness, penalties[0]))
-        before, reward = reward, mean_reward(trials[-1])
-        if reward <= before or limits.repeats(trials[-1]):
+    trials, trial = list[A](), start
+    while not limits.allow(trial):
+        repeats = limits.repeats(trial)
+        next_level = higher(levels.penalties, trial.penalty) if repeats else higher(levels.sharpness, trial.sharpness)
+        if next_level is None:
+            break
+        trial = tried(trial.sharpness, next_level) if repeats else tried(next_level, trial.penalty)
+        trials.append(trial)
+    return trials
+
+
+def sharper_trials(
+    start: A, tried: Callable[[float, float], A], limits: TextLimits[A], levels: Levels = EVERY_LEVEL
+) -> list[A]:
+    """``start`` at ever lower temperatures, with a penalty that rises while its text repeats itself. Up to the first
+    temperature that does not raise the reward, or whose text repeats itself at the highest penalty."""
+    trials, trial = list[A](), start
+    for sharpness in levels.sharpness:
+        if sharpness <= start.sharpness:
+            continue
+        reward, trial = mean_reward(trial), tried(sharpness, trial.penalty)
+        trials.append(trial)
+        while limits.repeats(trial) and (penalty := higher(levels.penalties, trial.penalty)):
+            trial = tried(sharpness, penalty)
+            trials.append(trial)
+        if mean_reward(trial) <= reward or limits.repeats(trial):
             break
     return trials
+
+
+def higher(levels: Sequence[float], level: float) -> float | None:
+    """The next of rising ``levels``."""
+    return next((each for each in levels if each > level), None)

@@ -136,7 +136,7 @@ def test_the_cost_counts_rollouts_and_validations():
 def test_the_cost_counts_what_the_trainer_tries():
     """The server does not import the trainer."""
     assert cost.HELDOUT_SHARE == HELDOUT_SHARE
-    most = num_trials(frozenset({"states"})) + FURTHER_TRIALS + 3 * len(SHARPNESS) + len(PENALTIES)
+    most = num_trials(frozenset({"states"})) + FURTHER_TRIALS + 2 * (len(SHARPNESS) + len(PENALTIES))
     assert most == cost.TILT_TRIALS
     assert (cost.TRIAL_SAMPLES, cost.TILT_ROUNDS) == (TRIAL_SAMPLES, ROUNDS)
     assert len(BETA_GRID) == cost.BETA_TRIALS

@@ -7,23 +7,29 @@ import math
 import pytest
 
 from training.iro.over_optimization import perplexity
-from training.iro.tilt_trials import Limits, Trial, Tried, next_trial, refusal_report, refused_trial, starts
-from training.iro.trials import (
-    PENALTIES,
-    SHARPNESS,
-    best_trial,
-    penalised_trials,
-    repeating_trial,
-    sharper_trials,
+from training.iro.tilt_trials import (
+    Limits,
+    Trial,
+    Tried,
+    next_trial,
+    refusal_report,
+    refused_trial,
+    sharpened_trials,
 )
+from training.iro.trials import Levels, best_trial, mended_trials, refused_trials, sharper_trials
 
 
 def trial(
-    kind: str, rewards: list[float], logprob: float = -30.0, strength: float = 1.0, distinct: float = 1.0
+    kind: str,
+    rewards: list[float],
+    logprob: float = -30.0,
+    strength: float = 1.0,
+    distinct: float = 1.0,
+    setting: tuple[float, float] = (0.0, 0.0),
 ) -> Trial:
     completions = [{"distinct_2": distinct}, {"distinct_2": math.nan}]
     rows = [{"mean": reward, "logprob": logprob, "tokens": 10.0, "completions": completions} for reward in rewards]
-    return Trial(kind, strength, rows)
+    return Trial(kind, strength, rows, *setting)
 
 
 BASE = trial("none", [0.0, 0.2, 0.1, 0.3])
@@ -74,61 +80,81 @@ def test_a_further_strength_is_tried_about_that_of_the_highest_reward(
     assert next_trial([trial("words", [0.5] * 4), *states], LIMITS) == expected
 
 
+Adjusted = dict[tuple[float, float], tuple[float, float, float]]
+
+
+def of_settings(tried: Adjusted) -> dict[tuple[float, float], Trial]:
+    """By sharpness and penalty: of a reward, distinct-2, and log-probability of ten tokens."""
+    return {s: trial("states", [r] * 4, logprob, distinct=d, setting=s) for s, (r, d, logprob) in tried.items()}
+
+
 @pytest.mark.parametrize(
-    ("trials", "expected"),
+    ("start", "tried"),
     [
-        ([(0.7, 1.0), (0.8, 1.0), (0.9, 1.0)], [0.5, 1.0, 2.0]),
-        ([(0.7, 1.0), (0.6, 1.0), (0.9, 1.0)], [0.5, 1.0]),
-        ([(0.5, 1.0)], [0.5]),
-        ([(0.7, 0.9), (0.8, 1.0)], [0.5]),
+        ((1.0, -30.3), {}),
+        ((0.9, -30.3), {(0.0, 1.0): (0.7, 1.0, -30.3)}),
+        ((1.0, -32.5), {(0.5, 0.0): (0.7, 1.0, -32.5), (1.0, 0.0): (0.7, 1.0, -30.3)}),
+        ((0.9, -32.5), {(0.0, 1.0): (0.7, 0.9, -32.5), (0.0, 2.0): (0.7, 1.0, -32.5), (0.5, 2.0): (0.7, 1.0, -30.3)}),
+        ((1.0, -32.5), {(0.5, 0.0): (0.7, 0.9, -29.0), (0.5, 1.0): (0.7, 1.0, -30.3)}),
+        ((0.9, -30.3), {(0.0, p): (0.7, 0.9, -30.3) for p in (1.0, 2.0, 3.0)}),
+        ((1.0, -40.0), {(s, 0.0): (0.7, 1.0, -32.5) for s in (0.5, 1.0, 2.0)}),
     ],
 )
-def test_a_tilt_is_sharpened_while_its_reward_rises_inside_the_limits(
-    trials: list[tuple[float, float]], expected: list[float]
+def test_a_refused_trial_is_penalised_while_it_repeats_itself_and_sharpened_while_it_is_unlikely(
+    start: tuple[float, float], tried: Adjusted
 ) -> None:
-    """``trials``: reward and distinct-2 of each sharpness that could be tried; 0.6 is the tilt's own reward."""
-    of_sharpness = {
-        s: trial("words", [reward] * 4, distinct=d) for s, (reward, d) in zip(SHARPNESS, trials, strict=False)
-    }
-    sharper = sharper_trials(trial("words", [0.6] * 4), of_sharpness.__getitem__, LIMITS)
-    assert sharper == [of_sharpness[sharpness] for sharpness in expected]
+    """``start``: distinct-2 and log-probability; ``tried``: in the order in which they are."""
+    trials, (distinct, logprob) = of_settings(tried), start
+    mended = mended_trials(
+        trial("states", [0.9] * 4, logprob, distinct=distinct), lambda *s: trials.pop(s), LIMITS, Levels()
+    )
+    assert [(each.sharpness, each.penalty) for each in mended] == list(tried) and not trials
 
 
-def test_an_unlikely_tilt_of_the_highest_reward_is_sharpened_too() -> None:
-    """Lower temperatures make a text likelier; they make none less repetitive."""
-    likely, unlikely = trial("words", [0.6] * 4), trial("states", [0.9] * 4, -32.5)
-    assert starts([likely, unlikely], BASE, LIMITS) == [likely, unlikely]
-    assert starts([unlikely], BASE, LIMITS) == [BASE, unlikely]
-    assert starts([likely, trial("words", [0.5] * 4, -32.5)], BASE, LIMITS) == [likely]
-    assert starts([likely, trial("bias", [0.9] * 4, -32.5, distinct=0.9)], BASE, LIMITS) == [likely]
-    assert starts([trial("words", [0.1] * 4, -32.5)], BASE, LIMITS) == [BASE]
+@pytest.mark.parametrize(
+    ("start", "tried"),
+    [
+        ((0.0, 0.0), {(s, 0.0): (0.6 + s / 10, 1.0, -30.0) for s in (0.5, 1.0, 2.0)}),
+        ((0.0, 0.0), {(0.5, 0.0): (0.7, 1.0, -30.0), (1.0, 0.0): (0.7, 1.0, -30.0)}),
+        ((0.5, 2.0), {(1.0, 2.0): (0.7, 1.0, -30.0), (2.0, 2.0): (0.8, 1.0, -30.0)}),
+        ((0.0, 0.0), {(0.5, 0.0): (0.8, 0.9, -30.0), (0.5, 1.0): (0.7, 1.0, -30.0), (1.0, 1.0): (0.6, 1.0, -30.0)}),
+        ((1.0, 1.0), {(2.0, p): (0.8, 0.9, -30.0) for p in (1.0, 2.0, 3.0)}),
+    ],
+)
+def test_a_temperature_falls_while_the_reward_rises_and_a_penalty_rises_while_the_text_repeats_itself(
+    start: tuple[float, float], tried: Adjusted
+) -> None:
+    trials = of_settings(tried)
+    sharper = sharper_trials(trial("states", [0.6] * 4, setting=start), lambda *s: trials.pop(s), LIMITS, Levels())
+    assert [(each.sharpness, each.penalty) for each in sharper] == list(tried) and not trials
 
 
-def test_a_tilt_that_repeats_itself_is_penalised_where_its_reward_is_above_all_allowed_ones() -> None:
+def test_no_more_is_tried_than_the_model_can_apply() -> None:
+    repetitive, unlikely = trial("bias", [0.9] * 4, distinct=0.9), trial("bias", [0.9] * 4, -40.0)
+    likely = of_settings({(0.5, 0.0): (0.9, 0.9, -30.0)})
+    assert not mended_trials(repetitive, lambda *s: likely[s], LIMITS, Levels(penalties=()))
+    assert not mended_trials(unlikely, lambda *s: likely[s], LIMITS, Levels(sharpness=()))
+    assert len(sharper_trials(unlikely, lambda *s: likely[s], LIMITS, Levels(penalties=()))) == 1
+    assert not sharper_trials(unlikely, lambda *s: likely[s], LIMITS, Levels(sharpness=()))
+
+
+def test_a_trial_is_refused_where_its_reward_is_above_all_allowed_ones() -> None:
+    """By falling reward."""
     various, repetitive = trial("bias", [0.6] * 4), trial("states", [0.9] * 4, -32.5, distinct=0.9)
-    assert repeating_trial([various, repetitive], BASE, LIMITS) is repetitive
-    assert repeating_trial([various, trial("words", [1.0] * 4, -32.5), repetitive], BASE, LIMITS) is repetitive
-    assert repeating_trial([trial("bias", [1.0] * 4), repetitive], BASE, LIMITS) is None
-    assert repeating_trial([trial("bias", [0.1] * 4, distinct=0.9)], BASE, LIMITS) is None
-    assert repeating_trial([various, trial("words", [1.0] * 4, -32.5)], BASE, LIMITS) is None
+    unlikely = trial("words", [1.0] * 4, -32.5)
+    assert refused_trials([various, repetitive], BASE, LIMITS) == [repetitive]
+    assert refused_trials([various, repetitive, unlikely], BASE, LIMITS) == [unlikely, repetitive]
+    assert refused_trials([trial("bias", [1.0] * 4), repetitive, unlikely], BASE, LIMITS) == []
+    assert refused_trials([trial("bias", [0.1] * 4, distinct=0.9)], BASE, LIMITS) == []
 
 
-@pytest.mark.parametrize(
-    "tried",
-    [
-        {(0.0, 1.0): (0.7, 1.0), (0.5, 1.0): (0.9, 1.0), (1.0, 1.0): (0.8, 1.0)},
-        {(0.0, 1.0): (0.7, 0.9), (0.0, 2.0): (0.6, 1.0), (0.5, 2.0): (0.9, 0.9), (0.5, 3.0): (0.5, 1.0)},
-        {(0.0, 1.0): (0.7, 1.0), (0.5, 1.0): (0.9, 0.9), (0.5, 2.0): (0.8, 0.9), (0.5, 3.0): (0.8, 0.9)},
-    ],
-)
-def test_a_penalty_rises_while_a_text_repeats_itself_and_the_temperature_falls_while_the_reward_rises(
-    tried: dict[tuple[float, float], tuple[float, float]],
-) -> None:
-    """``tried``: by sharpness and penalty, in the order in which they are tried, reward and distinct-2."""
-    trials = {place: trial("states", [reward] * 4, distinct=d) for place, (reward, d) in tried.items()}
-    assert PENALTIES == (1.0, 2.0, 3.0)
-    penalised = penalised_trials([0.0, 0.5, 1.0], lambda *place: trials[place], LIMITS)
-    assert penalised == list(trials.values())
+def test_the_policy_is_sharpened_where_no_tilt_is_surely_better_than_it() -> None:
+    """And the tilt of the highest reward: it may be surely better at a lower temperature."""
+    better, best = trial("words", [0.5, 0.7, 0.6, 0.8]), trial("states", [0.8, 0.9, 1.0, 1.0])
+    lucky, unlikely = trial("words", [0.9, 0.0, 0.0, 0.2]), trial("states", [0.9] * 4, -32.5)
+    assert sharpened_trials([better, best, unlikely], BASE, LIMITS) == [best]
+    assert sharpened_trials([lucky, unlikely], BASE, LIMITS) == [BASE, lucky]
+    assert sharpened_trials([trial("words", [0.1] * 4), unlikely], BASE, LIMITS) == [BASE]
 
 
 def test_a_trial_is_named_by_all_that_it_tries() -> None:

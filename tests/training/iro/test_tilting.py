@@ -27,6 +27,7 @@ from training.iro.serving import best_way, cheapest, searches
 from training.iro.tilt_trials import Limits, Trial
 from training.iro.tilting import (
     ROUNDS,
+    TRIALS,
     Round,
     Tilting,
     planned_rounds,
@@ -59,27 +60,59 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
         rows_of_rollouts(source, prompts, names)
 
 
-def test_a_round_that_an_earlier_version_ended_tries_no_penalties(tmp_path: Path) -> None:
-    """Its further rollouts were drawn from what that version chose."""
-    rows = [{"mean": 0.0, "logprob": -30.0, "tokens": 10.0, "completions": [{"distinct_2": 1.0}]}] * 2
-    repeating = [row | {"mean": 1.0, "completions": [{"distinct_2": 0.5}]} for row in rows]
-    base, trial = Trial("none", 0.0, rows), Trial("states", 1.0, repeating)
+def tilting_of(run: Run, tilt_round: int = 1) -> Tilting:
     model = SimpleNamespace(info=SimpleNamespace(drift=True))
-    tried: list[tuple[float, float]] = []
+    data: Any = SimpleNamespace(model=model, steers=TILT_PARTS)
+    validation: Any = SimpleNamespace()
+    return Tilting(run, validation, data, tilt_round=tilt_round)
 
-    def penalised(kind: str, strength: float, sharpness: float, penalty: float) -> Trial:
-        tried.append((sharpness, penalty))
-        return Trial(kind, strength, rows, sharpness, penalty)
 
+@pytest.mark.parametrize(
+    ("gain", "tilt_round", "sharpened"),
+    [
+        (1.0, 1, []),
+        (1.0, ROUNDS, [("bias", 8.0, 0.5, 0.0)]),
+        (0.0, 1, [("none", 0.0, 0.5, 0.0)]),
+        (0.0, ROUNDS, [("none", 0.0, 0.5, 0.0)]),
+    ],
+)
+def test_lower_temperatures_are_tried_in_the_last_round_and_where_no_tilt_is_better(
+    tmp_path: Path, gain: float, tilt_round: int, sharpened: list[tuple[str, float, float, float]]
+) -> None:
+    """``gain``: of a static bias of strength 8; all else has the rewards of the policy."""
+    settings: list[tuple[str, float, float, float]] = []
+
+    def tried(kind: str, strength: float, sharpness: float = 0.0, penalty: float = 0.0) -> Trial:
+        settings.append((kind, strength, sharpness, penalty))
+        mean = gain * (kind == "bias" and strength == 8)
+        row = {"mean": mean, "logprob": -30.0, "tokens": 10.0, "completions": [{"distinct_2": 1.0}]}
+        return Trial(kind, strength, [row] * 2, sharpness, penalty)
+
+    base = tried("none", 0.0)
     with closing(Run(tmp_path, seed=0)) as run:
-        data: Any = SimpleNamespace(model=model, steers=TILT_PARTS)
-        validation: Any = SimpleNamespace()
-        tilting = Tilting(run, validation, data, limits=Limits.of(rows))
-        assert tilting.without_repetition([trial], base, penalised) and tried == [(0.0, 1.0), (0.5, 1.0)]
-        run.step("tilt-report", dict)
-        assert tilting.without_repetition([trial], base, penalised) == []
-        run.step("tilt-states-1.0-penalty-1.0-1-of-1", dict)
-        assert tilting.without_repetition([trial], base, penalised)
+        tilting_of(run, tilt_round).new_trials(TRIALS, base, tried, Limits.of(base.rows))
+    assert [setting for setting in settings if setting[2]] == sharpened
+
+
+def test_a_round_that_has_ended_keeps_to_the_trials_that_it_made(tmp_path: Path) -> None:
+    """Its further rollouts were drawn from what it chose, by the rules of an earlier version perhaps."""
+    trials = {
+        "further-tilt-states-0.75-2-of-2": None,
+        "further-tilt-states-0.75-1-of-2": ("states", 0.75, 0.0, 0.0),
+        "further-tilt-none-0.0-sharpness-0.5-1-of-2": ("none", 0.0, 0.5, 0.0),
+        "further-tilt-bias-8.0-penalty-1.0-sharpness-0.5-1-of-2": ("bias", 8.0, 0.5, 1.0),
+        "tilt-words-3.0-1-of-2": None,
+        "2-further-tilt-words-3.0-1-of-2": None,
+        "further-2-tilt-words-3.0-1-of-2": None,
+        "further-tilt-none": None,
+        "further-tilts": None,
+    }
+    with closing(Run(tmp_path, seed=0)) as run:
+        for name in trials:
+            run.step(name, dict)
+        assert tilting_of(run, 2).ended_settings() == []
+        run.step("further-tilt-report", dict)
+        assert set(tilting_of(run, 2).ended_settings()) == {setting for setting in trials.values() if setting}
 
 
 def test_rounds_go_on_until_one_finds_no_tilt() -> None:
