@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from training.iro.diagnostics import mean_and_error
 from training.iro.over_optimization import distinct_2, perplexity
-from training.iro.trials import best_trial, mean_reward, surely_above
+from training.iro.trials import Levels, best_trial, mean_reward, mended_trials, surely_above
 from training.json_values import JsonObject
 
 NONE = "none"  # the kind of a tilt that changes nothing
 MOST_PERPLEXITY, LEAST_DISTINCT_2 = 1.1, 0.95  # of a tilt's text, times the frozen model's own
+STRONGER, MOST_STRONGER = 1.5, 2  # times the strength of a tilt, and how often
 MUCH_MORE = 1.5  # times the gain of what is kept: by a tilt whose text is refused, of a grader that pays for such text
 
 
@@ -96,7 +98,28 @@ def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | N
     if best.strength in outside:
         inside = [trial.strength for trial in of_kind if trial.strength < min(outside)]
         return best.kind, (min(outside) + max(inside, default=0.0)) / 2
-    return (best.kind, 1.5 * best.strength) if best is of_kind[-1] else None
+    return (best.kind, STRONGER * best.strength) if best is of_kind[-1] else None
+
+
+def repaired_trials(
+    start: Trial, reward: float, tried: Callable[[str, float, float, float], Trial], limits: Limits, levels: Levels
+) -> list[Trial]:
+    """A trial whose text is refused, mended (``mended_trials``); and while that raises ``reward``, what it became with
+    half as strong a tilt again, mended likewise.
+
+    ``tried``: takes a kind, a strength, a sharpness and a penalty.
+    """
+    trials, trial = list[Trial](), start
+    for stronger in range(1 + MOST_STRONGER):
+        if stronger:
+            trial = tried(trial.kind, STRONGER * trial.strength, trial.sharpness, trial.penalty)
+            trials.append(trial)
+        trials += mended_trials(trial, partial(tried, trial.kind, trial.strength), limits, levels)
+        trial = trials[-1] if trials else start
+        if not limits.allow(trial) or mean_reward(trial) <= reward:
+            break
+        reward = mean_reward(trial)
+    return trials
 
 
 def sharpened_trials(trials: Sequence[Trial], base: Trial, limits: Limits) -> list[Trial]:

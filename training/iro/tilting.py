@@ -28,6 +28,7 @@ from training.iro.tilt_trials import (
     next_trial,
     refusal_report,
     refused_trial,
+    repaired_trials,
     sharpened_trials,
     trial_data,
     trial_report,
@@ -38,7 +39,6 @@ from training.iro.trials import (
     Levels,
     best_trial,
     mean_reward,
-    mended_trials,
     refused_trials,
     sharper_trials,
 )
@@ -167,7 +167,8 @@ class Tilting:
             SHARPNESS if "sharpness" in self.data.steers else (), PENALTIES if "words" in self.data.steers else ()
         )
         for start in refused_trials(trials, base, limits)[:1]:
-            trials += mended_trials(start, partial(tried, start.kind, start.strength), limits, levels)
+            reward = max(map(mean_reward, [base, *filter(limits.allow, trials)]))
+            trials += repaired_trials(start, reward, tried, limits, levels)
         if self.round == ROUNDS or best_trial(trials, base, limits) is None:
             for start in sharpened_trials(trials, base, limits):
                 trials += sharper_trials(start, partial(tried, start.kind, start.strength), limits, levels)

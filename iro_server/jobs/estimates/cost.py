@@ -13,7 +13,7 @@ from iro_server.alignment.definition import AlignmentOptions
 ACTIVATION_BYTES = 2  # half precision
 HELDOUT_SHARE = 0.2  # of an iteration's prompts
 TILT_ROUNDS = 3
-TILT_TRIALS, TRIAL_SAMPLES = 21, 8  # tilts that a round tries, and completions of each held-out prompt
+TILT_TRIALS, TRIAL_SAMPLES = 23, 8  # tilts that a round tries, and completions of each held-out prompt
 BETA_TRIALS = 3
 NumCalls = Callable[[int], int]
 

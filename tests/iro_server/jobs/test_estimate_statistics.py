@@ -28,6 +28,7 @@ from iro_server.jobs.estimates.statistics import (
 from iro_server.jobs.estimates.verdict import judge
 from training.iro.data import HELDOUT_SHARE
 from training.iro.serving import searches
+from training.iro.tilt_trials import MOST_STRONGER
 from training.iro.tilting import FURTHER_TRIALS, ROUNDS, TRIAL_SAMPLES, num_trials
 from training.iro.trials import PENALTIES, SHARPNESS
 from training.iro.validation import BETA_GRID
@@ -117,7 +118,7 @@ def test_the_cost_counts_rollouts_and_validations():
     )
     rollouts, validations = job_work(options, Rows(48))  # 8 of them reserved, 20 an iteration, 4 of these held out
     assert num_completions(rollouts) == 2 * 20 * (4 + 2 + 2 + 2)  # half as many again of each round's tilt
-    choosing, baseline, check = 2 * 4 * 3 * 21 * 8, 4 * 4, 4 * (4 + 2)
+    choosing, baseline, check = 2 * 4 * 3 * 23 * 8, 4 * 4, 4 * (4 + 2)
     assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 3 * 2 + 3 * 2)
     with_validation = Rows(48, validation=6)  # 3 and 3
     assert num_completions(job_work(options, with_validation)[0]) == 2 * 24 * (4 + 2 + 2 + 2)
@@ -136,7 +137,8 @@ def test_the_cost_counts_rollouts_and_validations():
 def test_the_cost_counts_what_the_trainer_tries():
     """The server does not import the trainer."""
     assert cost.HELDOUT_SHARE == HELDOUT_SHARE
-    most = num_trials(frozenset({"states"})) + FURTHER_TRIALS + 2 * (len(SHARPNESS) + len(PENALTIES))
+    adjusted = MOST_STRONGER + 2 * (len(SHARPNESS) + len(PENALTIES))  # one that was refused; and the best, sharper
+    most = num_trials(frozenset({"states"})) + FURTHER_TRIALS + adjusted
     assert most == cost.TILT_TRIALS
     assert (cost.TRIAL_SAMPLES, cost.TILT_ROUNDS) == (TRIAL_SAMPLES, ROUNDS)
     assert len(BETA_GRID) == cost.BETA_TRIALS

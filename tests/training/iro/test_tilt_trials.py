@@ -14,6 +14,7 @@ from training.iro.tilt_trials import (
     next_trial,
     refusal_report,
     refused_trial,
+    repaired_trials,
     sharpened_trials,
 )
 from training.iro.trials import Levels, best_trial, mended_trials, refused_trials, sharper_trials
@@ -109,6 +110,37 @@ def test_a_refused_trial_is_penalised_while_it_repeats_itself_and_sharpened_whil
         trial("states", [0.9] * 4, logprob, distinct=distinct), lambda *s: trials.pop(s), LIMITS, Levels()
     )
     assert [(each.sharpness, each.penalty) for each in mended] == list(tried) and not trials
+
+
+@pytest.mark.parametrize(
+    "tried",
+    [
+        {(1.0, 0.0, 1.0): (0.8, 0.9), (1.0, 0.0, 2.0): (0.6, 1.0)},
+        {(1.0, 0.0, 1.0): (0.8, 1.0), (1.5, 0.0, 1.0): (0.8, 1.0)},
+        {(1.0, 0.0, p): (0.8, 0.9) for p in (1.0, 2.0, 3.0)},
+        {(1.0, 0.0, 2.0): (0.8, 1.0)} | {(1.5, 0.0, p): (1.0, 0.9) for p in (2.0, 3.0)},
+        {(1.0, 0.0, 1.0): (0.8, 1.0), (1.5, 0.0, 1.0): (0.9, 0.9), (1.5, 0.0, 2.0): (0.9, 1.0)}
+        | {(2.25, 0.0, 2.0): (1.0, 1.0)},
+    ],
+)
+def test_a_mended_tilt_is_tried_stronger_while_its_reward_rises(
+    tried: dict[tuple[float, float, float], tuple[float, float]],
+) -> None:
+    """``tried``: reward and distinct-2 by strength, sharpness and penalty, in the order in which they are tried; 0.7 is
+    the highest reward of an allowed trial."""
+    first = next(iter(tried))[2]
+    start = trial("states", [0.9] * 4, distinct=0.9, setting=(0.0, first - 1))
+    known, names = dict(tried), list[tuple[float, float, float]]()
+
+    def trial_of(kind: str, *setting: float) -> Trial:
+        strength, sharpness, penalty = setting
+        reward, distinct = known[strength, sharpness, penalty]
+        names.append((strength, sharpness, penalty))
+        return trial(kind, [reward] * 4, -30.0, strength, distinct, (sharpness, penalty))
+
+    repaired = repaired_trials(start, 0.7, trial_of, LIMITS, Levels())
+    assert names == list(tried) == [(each.strength, each.sharpness, each.penalty) for each in repaired]
+    assert repaired_trials(start, 0.7, trial_of, LIMITS, Levels(penalties=())) == []
 
 
 @pytest.mark.parametrize(
