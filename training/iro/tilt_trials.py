@@ -101,7 +101,7 @@ def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | N
     return (best.kind, STRONGER * best.strength) if best is of_kind[-1] else None
 
 
-def repaired_trials(
+def stronger_trials(
     start: Trial, reward: float, tried: Callable[[str, float, float, float], Trial], limits: Limits, levels: Levels
 ) -> list[Trial]:
     """A trial whose text is refused, mended (``mended_trials``); and while that raises ``reward``, what it became with
@@ -125,10 +125,9 @@ def repaired_trials(
 def sharpened_trials(trials: Sequence[Trial], base: Trial, limits: Limits) -> list[Trial]:
     """The trials to be sharpened: the best one; where none is surely better than the policy, the policy as well as the
     tilt of the highest reward, which may be better at a lower temperature alone."""
-    best = best_trial(trials, base, limits)
-    highest = max([base, *filter(limits.allow, trials)], key=mean_reward)
-    if best is not None:
+    if best := best_trial(trials, base, limits):
         return [best]
+    highest = max([base, *filter(limits.allow, trials)], key=mean_reward)
     return [base] if highest is base else [base, highest]
 
 

@@ -28,8 +28,8 @@ from training.iro.tilt_trials import (
     next_trial,
     refusal_report,
     refused_trial,
-    repaired_trials,
     sharpened_trials,
+    stronger_trials,
     trial_data,
     trial_report,
 )
@@ -168,7 +168,7 @@ class Tilting:
         )
         for start in refused_trials(trials, base, limits)[:1]:
             reward = max(map(mean_reward, [base, *filter(limits.allow, trials)]))
-            trials += repaired_trials(start, reward, tried, limits, levels)
+            trials += stronger_trials(start, reward, tried, limits, levels)
         if self.round == ROUNDS or best_trial(trials, base, limits) is None:
             for start in sharpened_trials(trials, base, limits):
                 trials += sharper_trials(start, partial(tried, start.kind, start.strength), limits, levels)

@@ -19,9 +19,6 @@ class Levels(NamedTuple):
     penalties: Sequence[float] = PENALTIES
 
 
-EVERY_LEVEL = Levels()
-
-
 class Rewarded(Protocol):
     @property
     def rewards(self) -> list[float]:
@@ -82,9 +79,7 @@ def refused_trials(trials: Sequence[T], base: T, limits: TextLimits[T]) -> list[
     return sorted(refused, key=mean_reward, reverse=True)
 
 
-def mended_trials(
-    start: A, tried: Callable[[float, float], A], limits: TextLimits[A], levels: Levels = EVERY_LEVEL
-) -> list[A]:
+def mended_trials(start: A, tried: Callable[[float, float], A], limits: TextLimits[A], levels: Levels) -> list[A]:
     """``start`` with a penalty that rises while its text repeats itself, and at a temperature that falls while the text
     is unlikely, up to the first trial whose text keeps to the limits.
 
@@ -101,9 +96,7 @@ def mended_trials(
     return trials
 
 
-def sharper_trials(
-    start: A, tried: Callable[[float, float], A], limits: TextLimits[A], levels: Levels = EVERY_LEVEL
-) -> list[A]:
+def sharper_trials(start: A, tried: Callable[[float, float], A], limits: TextLimits[A], levels: Levels) -> list[A]:
     """``start`` at ever lower temperatures, with a penalty that rises while its text repeats itself. Up to the first
     temperature that does not raise the reward, or whose text repeats itself at the highest penalty."""
     trials, trial = list[A](), start

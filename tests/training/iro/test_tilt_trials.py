@@ -14,8 +14,8 @@ from training.iro.tilt_trials import (
     next_trial,
     refusal_report,
     refused_trial,
-    repaired_trials,
     sharpened_trials,
+    stronger_trials,
 )
 from training.iro.trials import Levels, best_trial, mended_trials, refused_trials, sharper_trials
 
@@ -138,9 +138,9 @@ def test_a_mended_tilt_is_tried_stronger_while_its_reward_rises(
         names.append((strength, sharpness, penalty))
         return trial(kind, [reward] * 4, -30.0, strength, distinct, (sharpness, penalty))
 
-    repaired = repaired_trials(start, 0.7, trial_of, LIMITS, Levels())
-    assert names == list(tried) == [(each.strength, each.sharpness, each.penalty) for each in repaired]
-    assert repaired_trials(start, 0.7, trial_of, LIMITS, Levels(penalties=())) == []
+    stronger = stronger_trials(start, 0.7, trial_of, LIMITS, Levels())
+    assert names == list(tried) == [(each.strength, each.sharpness, each.penalty) for each in stronger]
+    assert stronger_trials(start, 0.7, trial_of, LIMITS, Levels(penalties=())) == []
 
 
 @pytest.mark.parametrize(
