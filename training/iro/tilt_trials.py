@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from training.iro.diagnostics import mean_and_error
 from training.iro.over_optimization import distinct_2, perplexity
-from training.iro.trials import Levels, best_trial, mean_reward, mended_trials, surely_above
+from training.iro.trials import Levels, best_trial, mean_reward, mended_trials, refused_trials, surely_above
 from training.json_values import JsonObject
 
 NONE = "none"  # the kind of a tilt that changes nothing
@@ -102,24 +102,34 @@ def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | N
 
 
 def stronger_trials(
-    start: Trial, reward: float, tried: Callable[[str, float, float, float], Trial], limits: Limits, levels: Levels
+    trials: Sequence[Trial],
+    base: Trial,
+    tried: Callable[[str, float, float, float], Trial],
+    limits: Limits,
+    levels: Levels,
+    cooler: bool,
 ) -> list[Trial]:
-    """A trial whose text is refused, mended (``mended_trials``); and while that raises ``reward``, what it became with
-    half as strong a tilt again, mended likewise.
+    """The refused trial of the highest reward, if that is above all allowed ones, mended (``mended_trials``); and while
+    it is above them, what it became with half as strong a tilt again, mended likewise.
 
-    ``tried``: takes a kind, a strength, a sharpness and a penalty.
+    ``tried``: takes a kind, a strength, a sharpness and a penalty. ``cooler``: whether stronger ones are tried at lower
+    temperatures too.
     """
-    trials, trial = list[Trial](), start
+    refused = refused_trials(trials, base, limits)
+    if not refused:
+        return []
+    further, trial = list[Trial](), refused[0]
+    reward = max(map(mean_reward, [base, *filter(limits.allow, trials)]))
     for stronger in range(1 + MOST_STRONGER):
         if stronger:
             trial = tried(trial.kind, STRONGER * trial.strength, trial.sharpness, trial.penalty)
-            trials.append(trial)
-        trials += mended_trials(trial, partial(tried, trial.kind, trial.strength), limits, levels)
-        trial = trials[-1] if trials else start
-        if not limits.allow(trial) or mean_reward(trial) <= reward:
+            further.append(trial)
+        further += mended_trials(trial, partial(tried, trial.kind, trial.strength), limits, levels)
+        trial = further[-1] if further else trial
+        if not limits.allow(trial) or mean_reward(trial) <= reward or (trial.sharpness and not cooler):
             break
         reward = mean_reward(trial)
-    return trials
+    return further
 
 
 def sharpened_trials(trials: Sequence[Trial], base: Trial, limits: Limits) -> list[Trial]:

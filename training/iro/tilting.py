@@ -39,7 +39,6 @@ from training.iro.trials import (
     Levels,
     best_trial,
     mean_reward,
-    refused_trials,
     sharper_trials,
 )
 from training.iro.validation import LogprobsOf, Validation
@@ -166,10 +165,9 @@ class Tilting:
         levels = Levels(
             SHARPNESS if "sharpness" in self.data.steers else (), PENALTIES if "words" in self.data.steers else ()
         )
-        for start in refused_trials(trials, base, limits)[:1]:
-            reward = max(map(mean_reward, [base, *filter(limits.allow, trials)]))
-            trials += stronger_trials(start, reward, tried, limits, levels)
-        if self.round == ROUNDS or best_trial(trials, base, limits) is None:
+        is_last = self.round == ROUNDS
+        trials += stronger_trials(trials, base, tried, limits, levels, cooler=is_last)
+        if is_last or best_trial(trials, base, limits) is None:
             for start in sharpened_trials(trials, base, limits):
                 trials += sharper_trials(start, partial(tried, start.kind, start.strength), limits, levels)
         return trials
