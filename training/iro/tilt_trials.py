@@ -107,13 +107,11 @@ def stronger_trials(
     tried: Callable[[str, float, float, float], Trial],
     limits: Limits,
     levels: Levels,
-    cooler: bool,
 ) -> list[Trial]:
     """The refused trial of the highest reward, if that is above all allowed ones, mended (``mended_trials``); and while
     it is above them, what it became with half as strong a tilt again, mended likewise.
 
-    ``tried``: takes a kind, a strength, a sharpness and a penalty. ``cooler``: whether stronger ones are tried at lower
-    temperatures too.
+    ``tried``: takes a kind, a strength, a sharpness and a penalty.
     """
     refused = refused_trials(trials, base, limits)
     if not refused:
@@ -126,7 +124,7 @@ def stronger_trials(
             further.append(trial)
         further += mended_trials(trial, partial(tried, trial.kind, trial.strength), limits, levels)
         trial = further[-1] if further else trial
-        if not limits.allow(trial) or mean_reward(trial) <= reward or (trial.sharpness and not cooler):
+        if not limits.allow(trial) or mean_reward(trial) <= reward:
             break
         reward = mean_reward(trial)
     return further

@@ -155,21 +155,21 @@ class Tilting:
     def new_trials(
         self, tilts: Container[str], base: Trial, tried: Callable[..., Trial], limits: Limits
     ) -> list[Trial]:
-        """At the temperature of the rollouts; lower ones only where the text is too unlikely without, where no tilt is
-        better without, and in the last round: draws at a low temperature differ little, and teach further tilts little.
-        """
+        """At the temperature of the rollouts; lower ones only where no tilt is better without, and in the last round:
+        draws at a low temperature differ little, and teach further tilts little."""
         trials = [tried(kind, strength) for kind in TRIALS if kind in tilts for strength in TRIALS[kind]]
         most = len(trials) + FURTHER_TRIALS
         while len(trials) < most and (further := next_trial(trials, limits)):
             trials.append(tried(*further))
-        levels = Levels(
-            SHARPNESS if "sharpness" in self.data.steers else (), PENALTIES if "words" in self.data.steers else ()
-        )
-        is_last = self.round == ROUNDS
-        trials += stronger_trials(trials, base, tried, limits, levels, cooler=is_last)
-        if is_last or best_trial(trials, base, limits) is None:
-            for start in sharpened_trials(trials, base, limits):
-                trials += sharper_trials(start, partial(tried, start.kind, start.strength), limits, levels)
+        penalties = PENALTIES if "words" in self.data.steers else ()
+        if self.round < ROUNDS:
+            trials += stronger_trials(trials, base, tried, limits, Levels((), penalties))
+            if best_trial(trials, base, limits):
+                return trials
+        levels = Levels(SHARPNESS if "sharpness" in self.data.steers else (), penalties)
+        trials += stronger_trials(trials, base, tried, limits, levels)
+        for start in sharpened_trials(trials, base, limits):
+            trials += sharper_trials(start, partial(tried, start.kind, start.strength), limits, levels)
         return trials
 
     def ended_settings(self) -> list[tuple[str, float, float, float]]:

@@ -139,21 +139,10 @@ def test_a_mended_tilt_is_tried_stronger_while_its_reward_rises(
         return trial(kind, [reward] * 4, -30.0, strength, distinct, (sharpness, penalty))
 
     allowed = trial("words", [0.7] * 4)
-    stronger = stronger_trials([start, allowed], BASE, trial_of, LIMITS, Levels(), cooler=False)
+    stronger = stronger_trials([start, allowed], BASE, trial_of, LIMITS, Levels())
     assert names == list(tried) == [(each.strength, each.sharpness, each.penalty) for each in stronger]
-    assert stronger_trials([start, allowed], BASE, trial_of, LIMITS, Levels(penalties=()), cooler=True) == []
-    assert stronger_trials([allowed], BASE, trial_of, LIMITS, Levels(), cooler=True) == []
-
-
-def test_a_tilt_at_a_lower_temperature_is_tried_stronger_only_where_it_may_be_cool() -> None:
-    def trial_of(kind: str, *setting: float) -> Trial:
-        strength, sharpness, penalty = setting
-        return trial(kind, [0.5 + 0.1 * strength] * 4, -30.0, strength, setting=(sharpness, penalty))
-
-    unlikely = trial("states", [0.9] * 4, -32.5)
-    for cooler, strengths in ((False, [1.0]), (True, [1.0, 1.5, 2.25])):
-        stronger = stronger_trials([unlikely], BASE, trial_of, LIMITS, Levels(), cooler)
-        assert [(each.strength, each.sharpness) for each in stronger] == [(s, 0.5) for s in strengths]
+    assert stronger_trials([start, allowed], BASE, trial_of, LIMITS, Levels(penalties=())) == []
+    assert stronger_trials([allowed], BASE, trial_of, LIMITS, Levels()) == []
 
 
 @pytest.mark.parametrize(

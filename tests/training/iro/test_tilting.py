@@ -33,6 +33,7 @@ from training.iro.tilting import (
     planned_rounds,
     rows_of_rollouts,
 )
+from training.iro.trials import SHARPNESS
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
@@ -68,25 +69,30 @@ def tilting_of(run: Run, tilt_round: int = 1) -> Tilting:
 
 
 @pytest.mark.parametrize(
-    ("gain", "tilt_round", "sharpened"),
+    ("gain", "logprob", "tilt_round", "sharpened"),
     [
-        (1.0, 1, []),
-        (1.0, ROUNDS, [("bias", 8.0, 0.5, 0.0)]),
-        (0.0, 1, [("none", 0.0, 0.5, 0.0)]),
-        (0.0, ROUNDS, [("none", 0.0, 0.5, 0.0)]),
+        (1.0, -30.0, 1, []),
+        (1.0, -30.0, ROUNDS, [("bias", 8.0, 0.5, 0.0)]),
+        (0.0, -30.0, 1, [("none", 0.0, 0.5, 0.0)]),
+        (0.0, -30.0, ROUNDS, [("none", 0.0, 0.5, 0.0)]),
+        (1.0, -40.0, 1, [("bias", 8.0, s, 0.0) for s in SHARPNESS] + [("none", 0.0, 0.5, 0.0)]),
     ],
 )
 def test_lower_temperatures_are_tried_in_the_last_round_and_where_no_tilt_is_better(
-    tmp_path: Path, gain: float, tilt_round: int, sharpened: list[tuple[str, float, float, float]]
+    tmp_path: Path,
+    gain: float,
+    logprob: float,
+    tilt_round: int,
+    sharpened: list[tuple[str, float, float, float]],
 ) -> None:
-    """``gain``: of a static bias of strength 8; all else has the rewards of the policy."""
+    """``gain``: of a static bias of strength 8, whose text has the log-probability; all else is like the policy."""
     settings: list[tuple[str, float, float, float]] = []
 
     def tried(kind: str, strength: float, sharpness: float = 0.0, penalty: float = 0.0) -> Trial:
         settings.append((kind, strength, sharpness, penalty))
-        mean = gain * (kind == "bias" and strength == 8)
-        row = {"mean": mean, "logprob": -30.0, "tokens": 10.0, "completions": [{"distinct_2": 1.0}]}
-        return Trial(kind, strength, [row] * 2, sharpness, penalty)
+        biased = kind == "bias" and strength == 8
+        row = {"mean": gain * biased, "logprob": logprob if biased else -30.0, "tokens": 10.0}
+        return Trial(kind, strength, [row | {"completions": [{"distinct_2": 1.0}]}] * 2, sharpness, penalty)
 
     base = tried("none", 0.0)
     with closing(Run(tmp_path, seed=0)) as run:
