@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from benchmarks.bench_tasks.config import PRESETS, BenchTasksConfig
 from iro_server import JsonObject
+from iro_server.alignment.definition import DEFAULT_OPTIONS
 from training.run import Job, Run
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
     from benchmarks.bench_tasks.measure import comparisons, intervals, iteration_gains
     from benchmarks.bench_tasks.refitted_bias import strength_step
     from benchmarks.bench_tasks.yardsticks import YARDSTICKS, require_trl
-    from training.iro.tilting import ROUNDS
 
     if set(config.methods) & set(YARDSTICKS):
         require_trl()
@@ -45,7 +45,7 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
                     measured[part] += lines
                 training += saved(run, name, config.seed + seed, ["training", *(f"{m}-training" for m in YARDSTICKS)])
                 jobs += job_reports(run, name, config.seed + seed)
-                tuned = [*map(strength_step, range(2, ROUNDS + 1))]
+                tuned = [*map(strength_step, range(2, DEFAULT_OPTIONS.tilt_rounds + 1))]
                 tuned += [f"{method}-{what}" for method in config.methods for what in ("strength", "temperatures")]
                 tuning += saved(run, name, config.seed + seed, tuned)
     return measured | {

@@ -17,6 +17,7 @@ from benchmarks.bench_tasks.answers import best_of
 from benchmarks.bench_tasks.piece import TRAINING, Piece, text_limits
 from benchmarks.bench_tasks.temperatures import SAMPLES, Tempered, trial_of
 from iro_server import JsonObject
+from iro_server.alignment.definition import DEFAULT_OPTIONS
 from training.run import derive_seed
 
 if TYPE_CHECKING:
@@ -34,13 +35,12 @@ def strength_step(fit: int) -> str:
 def refitted_bias(piece: Piece) -> list[Tilt]:
     """The static bias with all that is added to it; empty where the rewards of the piece's job were all equal. Steps of
     the run keep each further bias and what was tried."""
-    from training.iro.tilting import ROUNDS
     from value_heads.tilt import fold_tilts
 
     if not piece.trained.static_biases:
         return []
     tilt = Tempered(piece, "static_bias", piece.trained.static_biases).tuned(rows=1)
-    for fit in range(2, ROUNDS + 1):
+    for fit in range(2, DEFAULT_OPTIONS.tilt_rounds + 1):
         fitted = piece.step(f"{NAME}-{fit}-fit", partial(fit_again, piece, tilt, fit))
         added = replace(piece.no_tilt, bias=fitted["bias"])
         tuning = piece.step(strength_step(fit), partial(tuned, piece, tilt, added, fitted, fit))

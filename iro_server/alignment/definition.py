@@ -163,6 +163,14 @@ class AlignmentOptions(BaseModel):
         "surely better than none at one row. It needs the frozen model in the job's own process and `value_model` "
         "`linear` or `mlp`; elsewhere, as with `off`, values steer the search alone.",
     )
+    tilt_rounds: int = Field(
+        3,
+        ge=1,
+        le=8,
+        description="Maximum number of rounds of tilts in each iteration. The first fits tilts to the iteration's "
+        "rollouts, each further one to samples of the tilt that the one before chose; the first that finds no better "
+        "tilt is the last. Fewer rounds take less time and leave the model nearer to the frozen one.",
+    )
     max_rows: int = Field(
         256,
         ge=1,

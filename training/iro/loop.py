@@ -39,7 +39,7 @@ from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, searches, serve
 from training.iro.tilt_rows import TiltData
 from training.iro.tilt_trials import Limits
-from training.iro.tilting import ROUNDS, Round, Tilting, num_trials, planned_rounds, trial_shards, warn_of_refused
+from training.iro.tilting import Round, Tilting, num_trials, numbered, planned_rounds, trial_shards, warn_of_refused
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -100,7 +100,7 @@ class Alignment:
         """Choose the step's tilt from draws of its policy. While a round finds a better one, its own draws say what to
         add to it, and are further rollouts for values, which are to rank such draws."""
         draws, rounds = collected, self.rounds.setdefault(step, [])
-        while len(rounds) < ROUNDS and (not rounds or rounds[-1].is_better):
+        while len(rounds) < self.config.tilt_rounds and (not rounds or rounds[-1].is_better):
             rounds.append(self.choose(step, len(rounds) + 1, draws))
             self.run.planned_steps = self.planned_steps()  # what the choice adds is known now
             for shard in [*draws.train, *draws.heldout]:
@@ -153,7 +153,7 @@ class Alignment:
                 total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
             ways = 1
             if draws:
-                rounds = planned_rounds(self.rounds.get(step, []))
+                rounds = planned_rounds(self.rounds.get(step, []), self.config.tilt_rounds)
                 for planned in rounds:
                     trials = num_trials(self.executor.steers) + planned.further_trials
                     total += trials * len(trial_shards(self.config, part.heldout)) + 3 + 2 * shards * planned.is_better
@@ -210,7 +210,7 @@ class Alignment:
 
     @staticmethod
     def shard_names(step: int, kind: str, number: int, tilt_round: int) -> ShardNames:
-        shard = f"{step}-{('', 'tilted-', 'tilted-2-', 'tilted-3-')[tilt_round]}{kind}-{number}"
+        shard = f"{step}-{numbered('tilted', tilt_round)}{kind}-{number}"
         return ShardNames(f"{shard}-rollouts", f"{shard}-rewards")
 
     def batch(self, step: int, prompts: Sequence[Prompt], tilt_round: int) -> Batch:
@@ -225,7 +225,9 @@ class Alignment:
         seeds = [self.run.derive_seed(stream, step, prompt.index, search, *later) for prompt, search in repeated]
         stack = None if self.tilt else self.stack
         batch = self.validation.batch([prompt for prompt, _ in repeated], seeds, params, stack, self.tilt)
-        return replace(batch, spec=self.learner.spec, head_states=self.draws(step) and tilt_round < ROUNDS)
+        return replace(
+            batch, spec=self.learner.spec, head_states=self.draws(step) and tilt_round < self.config.tilt_rounds
+        )
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         graded_names = [name for name in names if self.known_rewards([name])]

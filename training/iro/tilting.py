@@ -48,8 +48,6 @@ from value_heads.threads import on_fresh_thread
 from value_heads.tilt import Tilt, TiltPart, fold_tilts, sharpened, with_repetition_penalty
 
 CODE = "exploitable_grader"
-ROUNDS = 3  # of an iteration at most: on draws of its policy, and of each tilt that these gave
-FURTHER = ("", "further-", "further-2-")  # in names of a round's checkpoints
 TRIAL_SAMPLES = 8  # of each held-out prompt and tilt
 TRIALS = {"words": (1.0, 2.0, 3.0), "states": (0.5, 1.0), "bias": (4.0, 8.0)}
 FURTHER_TRIALS = 2  # at most, weaker or stronger
@@ -79,10 +77,15 @@ class Round(NamedTuple):
     tried: Tried | None = None
 
 
-def planned_rounds(done: Sequence[Round]) -> list[Round]:
+def planned_rounds(done: Sequence[Round], most: int) -> list[Round]:
     """Those of an iteration, as if all that are to come found a tilt."""
     ended = bool(done) and not done[-1].is_better
-    return [*done, *[Round()] * (0 if ended else ROUNDS - len(done))]
+    return [*done, *[Round()] * (0 if ended else most - len(done))]
+
+
+def numbered(word: str, count: int) -> str:
+    """In names of checkpoints: nothing for 0, the word alone for 1."""
+    return "" if count == 0 else f"{word}-" if count == 1 else f"{word}-{count}-"
 
 
 class Tilting:
@@ -104,7 +107,7 @@ class Tilting:
         limits: Limits | None = None,
     ) -> None:
         self.run, self.validation, self.data, self.iteration, self.round = run, validation, data, step, tilt_round
-        self.prefix = ("" if step == 1 else f"{step}-") + FURTHER[tilt_round - 1]
+        self.prefix = ("" if step == 1 else f"{step}-") + numbered("further", tilt_round - 1)
         self.limits = limits
         if not data.model.info.drift:
             validation.rescore = data.frozen_logprob
@@ -162,7 +165,7 @@ class Tilting:
         while len(trials) < most and (further := next_trial(trials, limits)):
             trials.append(tried(*further))
         penalties = PENALTIES if "words" in self.data.steers else ()
-        if self.round < ROUNDS:
+        if self.round < self.validation.config.tilt_rounds:
             trials += stronger_trials(trials, base, tried, limits, Levels((), penalties))
             if best_trial(trials, base, limits):
                 return trials

@@ -43,6 +43,7 @@ class DemoSize:
     """How much is done; the defaults took 22 minutes on two slow cores."""
 
     iterations: int = 1
+    tilt_rounds: int = 1  # further ones take as long, and write strings of praise
     train_prompts: int = 48
     validation_prompts: int = 8
     heldout_prompts: int = 32
@@ -91,6 +92,7 @@ def align(
     files = [_upload(client, name, part) for name, part in (("train", train), ("validation", validation))]
     options = {
         "iterations": size.iterations,
+        "tilt_rounds": size.tilt_rounds,
         "betas": [1.0] * size.iterations,  # chosen beforehand: "auto" would spend rollouts on it
         "max_tokens": size.max_tokens,
         "validation_prompts": size.validation_prompts,

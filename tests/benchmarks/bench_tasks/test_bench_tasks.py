@@ -23,8 +23,9 @@ from benchmarks.bench_tasks.tables import budgets, by_iteration, overoptimisatio
 from benchmarks.bench_tasks.temperatures import SAMPLES, chosen
 from benchmarks.bench_tasks.token_values import CANDIDATES
 from benchmarks.tasks import NULL_TASK, TASKS
+from iro_server.alignment.definition import DEFAULT_OPTIONS
 from training.iro.data import Prompt
-from training.iro.tilting import ROUNDS, TRIALS
+from training.iro.tilting import TRIALS
 from training.run import Cancelled
 from value_heads.tilt import TILT_PARTS
 
@@ -157,7 +158,9 @@ def test_further_biases_are_fitted_to_samples_of_those_before_until_none_is_bett
         samples = 6 * 2  # of six prompts half as many as the job's plain rollouts
         assert tuning["reward_calls"] == samples + len(tuning["tried"]) * SAMPLES
     assert [row["iteration"] for row in fits] == list(range(2, 2 + len(fits)))
-    assert all(row["strength"] for row in fits[:-1]) and (len(fits) == ROUNDS - 1 or not fits[-1]["strength"])
+    assert all(row["strength"] for row in fits[:-1]) and (
+        len(fits) == DEFAULT_OPTIONS.tilt_rounds - 1 or not fits[-1]["strength"]
+    )
     by_method = {row["method"]: row for row in result["rows"] if row["rows"] == 1}
     (tuning,) = (row for row in of_bias if "strength" not in row)
     if not fits[0]["strength"] and {chosen(tuning, 1)[name] for name in ("sharpness", "penalty")} == {0.0}:

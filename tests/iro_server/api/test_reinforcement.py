@@ -75,6 +75,7 @@ def test_the_job_takes_whatever_a_request_may_set(tmp_path) -> None:
         "counted_tokens": 10,
         "backbone_layers": 3,
         "tilt": "off",
+        "tilt_rounds": 2,
         "max_rows": 4,
         "keep_unproven": True,
         "early_stop": False,

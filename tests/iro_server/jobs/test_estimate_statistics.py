@@ -29,7 +29,7 @@ from iro_server.jobs.estimates.verdict import judge
 from training.iro.data import HELDOUT_SHARE
 from training.iro.serving import searches
 from training.iro.tilt_trials import MOST_STRONGER
-from training.iro.tilting import FURTHER_TRIALS, ROUNDS, TRIAL_SAMPLES, num_trials
+from training.iro.tilting import FURTHER_TRIALS, TRIAL_SAMPLES, num_trials
 from training.iro.trials import PENALTIES, SHARPNESS
 from training.iro.validation import BETA_GRID
 
@@ -122,6 +122,11 @@ def test_the_cost_counts_rollouts_and_validations():
     assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 3 * 2 + 3 * 2)
     with_validation = Rows(48, validation=6)  # 3 and 3
     assert num_completions(job_work(options, with_validation)[0]) == 2 * 24 * (4 + 2 + 2 + 2)
+    one_round = job_work(options.model_copy(update={"tilt_rounds": 1}), Rows(48))
+    assert [num_completions(each) for each in one_round] == [
+        num_completions(rollouts) - 2 * 20 * (2 + 2),
+        num_completions(validations) - 2 * choosing // 3,
+    ]
     untilted = options.model_copy(update={"tilt": "off"})
     rollouts, validations = job_work(untilted, Rows(48))
     assert num_completions(rollouts) == 20 * 4 + 20 * 2
@@ -140,7 +145,7 @@ def test_the_cost_counts_what_the_trainer_tries():
     adjusted = MOST_STRONGER + 2 * (len(SHARPNESS) + len(PENALTIES))  # one that was refused; and the best, sharper
     most = num_trials(frozenset({"states"})) + FURTHER_TRIALS + adjusted
     assert most == cost.TILT_TRIALS
-    assert (cost.TRIAL_SAMPLES, cost.TILT_ROUNDS) == (TRIAL_SAMPLES, ROUNDS)
+    assert cost.TRIAL_SAMPLES == TRIAL_SAMPLES
     assert len(BETA_GRID) == cost.BETA_TRIALS
     options = AlignmentOptions(beam_width=2, num_successors=8)
     config: Any = SimpleNamespace(**options.model_dump() | {"search": options.search, "horizon": 48})

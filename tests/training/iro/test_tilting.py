@@ -26,7 +26,6 @@ from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
 from training.iro.tilt_trials import Limits, Trial
 from training.iro.tilting import (
-    ROUNDS,
     TRIALS,
     Round,
     Tilting,
@@ -64,7 +63,7 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
 def tilting_of(run: Run, tilt_round: int = 1) -> Tilting:
     model = SimpleNamespace(info=SimpleNamespace(drift=True))
     data: Any = SimpleNamespace(model=model, steers=TILT_PARTS)
-    validation: Any = SimpleNamespace()
+    validation: Any = SimpleNamespace(config=SimpleNamespace(tilt_rounds=3))
     return Tilting(run, validation, data, tilt_round=tilt_round)
 
 
@@ -72,9 +71,9 @@ def tilting_of(run: Run, tilt_round: int = 1) -> Tilting:
     ("gain", "logprob", "tilt_round", "sharpened"),
     [
         (1.0, -30.0, 1, []),
-        (1.0, -30.0, ROUNDS, [("bias", 8.0, 0.5, 0.0)]),
+        (1.0, -30.0, 3, [("bias", 8.0, 0.5, 0.0)]),
         (0.0, -30.0, 1, [("none", 0.0, 0.5, 0.0)]),
-        (0.0, -30.0, ROUNDS, [("none", 0.0, 0.5, 0.0)]),
+        (0.0, -30.0, 3, [("none", 0.0, 0.5, 0.0)]),
         (1.0, -40.0, 1, [("bias", 8.0, s, 0.0) for s in SHARPNESS] + [("none", 0.0, 0.5, 0.0)]),
     ],
 )
@@ -122,11 +121,11 @@ def test_a_round_that_has_ended_keeps_to_the_trials_that_it_made(tmp_path: Path)
 
 
 def test_rounds_go_on_until_one_finds_no_tilt() -> None:
-    assert planned_rounds([]) == [Round()] * ROUNDS and all(each.is_better for each in planned_rounds([]))
+    assert planned_rounds([], 3) == [Round()] * 3 and all(each.is_better for each in planned_rounds([], 3))
     better, worse = Round(5, True), Round(5, False)
-    assert planned_rounds([better]) == [better, *[Round()] * (ROUNDS - 1)]
-    assert planned_rounds([worse]) == [worse] and planned_rounds([better, worse]) == [better, worse]
-    assert planned_rounds([better] * ROUNDS) == [better] * ROUNDS
+    assert planned_rounds([better], 3) == [better, Round(), Round()]
+    assert planned_rounds([worse], 3) == [worse] and planned_rounds([better, worse], 3) == [better, worse]
+    assert planned_rounds([better] * 2, 2) == [better] * 2
 
 
 def test_one_row_is_served_where_more_are_not_surely_better() -> None:
@@ -260,7 +259,7 @@ def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path, monkeypatc
     frozen model, its values start again, and the steps that its events plan are those that it takes."""
     fewer = {"words": (2.0,), "states": (1.0,)}
     monkeypatch.setattr("training.iro.tilting.TRIALS", fewer)
-    config = config_in(tmp_path, pairings=3, iterations=2, rollouts_per_prompt=16, max_tokens=24, seed=1)
+    config = config_in(tmp_path, pairings=3, iterations=2, rollouts_per_prompt=16, max_tokens=24, tilt_rounds=1, seed=1)
     progress: list[JsonObject] = []
 
     def note(event: RunEvent) -> None:
@@ -270,6 +269,7 @@ def test_later_iterations_draw_from_the_tilted_policy(tmp_path: Path, monkeypatc
     result = JOB.execute(config, tmp_path / "run", on_event=note)
     with closing(Run(tmp_path / "run", seed=0)) as run:
         assert run.has("2-tilts"), "no tilt was kept: choose another seed"
+        assert not run.has("further-tilts")  # the first round is the only one
         frozen, tilted, later = (reward_mean(run, part) for part in ("1-train", "1-tilted-train", "2-train"))
         assert frozen < min(tilted, later)
         untilted, drift = (run.load(f"1-{part}-0-rollouts")["drift"][0]["kl"] for part in ("train", "tilted-train"))
