@@ -63,6 +63,9 @@ class BenchTasksConfig(JobConfig):
     chunk_length: int = Field(4, ge=1, description="L: tokens between two selections of a search.")
     max_tokens: int = Field(48, ge=1, description="Of an answer, where the task does not set less.")
     counted_tokens: int = Field(1500, ge=0, description="How many of the most common tokens get a weight of their own.")
+    max_kl: float | None = Field(
+        None, gt=0, description="Mean nats of an answer from the frozen model: of the job's tilt and of its rivals."
+    )
     vllm_tilts: bool = Field(
         False, description="Fit the parts of a tilt that vLLM applies and no others, as jobs on vLLM do."
     )

@@ -196,6 +196,7 @@ def train(piece: Piece) -> Trained:
         "chunk_length": config.chunk_length,
         "max_tokens": piece.max_tokens,
         "counted_tokens": config.counted_tokens,
+        "max_kl": config.max_kl,
         "concurrency": config.concurrency,
         "seed": derive_seed(piece.seed, TRAINING) % 2**31,
     }
@@ -228,7 +229,7 @@ def static_biases(folder: Path, piece: Piece) -> list[Tilt]:
         if trial := BIAS_TRIAL.fullmatch(name):
             rows.setdefault(float(trial[1]), []).extend(checkpoints.load(name)["rows"])
     trials = [Trial("bias", strength, rows[strength]) for strength in sorted(rows)]
-    limits = text_limits(folder)
+    limits = text_limits(piece, folder)
     allowed = [trial for trial in trials if limits.allow(trial)] or trials[:1]
     best, highest = max(allowed, key=mean_reward), max(trials, key=mean_reward)
     bias = checkpoints.load("tilts")["bias"]["bias"]
@@ -236,12 +237,12 @@ def static_biases(folder: Path, piece: Piece) -> list[Tilt]:
     return [replace(piece.no_tilt, bias=bias * strength) for strength in strengths]
 
 
-def text_limits(folder: Path) -> Limits:
-    """What the text of the job's tilts kept to."""
+def text_limits(piece: Piece, folder: Path) -> Limits:
+    """What the tilts of the job in ``folder`` kept to."""
     from training.checkpoints import open_checkpoints
     from training.iro.tilt_trials import Limits
 
-    return Limits.of(open_checkpoints(str(folder / "checkpoints")).load("tilt-none"))
+    return Limits.of(open_checkpoints(str(folder / "checkpoints")).load("tilt-none"), piece.config.max_kl)
 
 
 def spent(folder: Path) -> JsonObject:

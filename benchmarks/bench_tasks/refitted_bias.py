@@ -84,7 +84,7 @@ def tuned(piece: Piece, before: Tilt, added: Tilt, fitted: JsonObject, fit: int)
     from training.iro.trials import best_trial, mean_reward
     from value_heads.tilt import fold_tilts
 
-    began, base_tokens, limits = time.monotonic(), fitted["base_tokens"], text_limits(piece.trained.folder)
+    began, base_tokens, limits = time.monotonic(), fitted["base_tokens"], text_limits(piece, piece.trained.folder)
     trials: list[Trial] = []
 
     def try_strength(strength: float) -> None:

@@ -81,7 +81,7 @@ class Tempered:
         """Ever lower temperatures of a tilt, with a higher penalty while the text repeats itself."""
         from training.iro.trials import PENALTIES, SHARPNESS
 
-        limits, settings = text_limits(self.piece.trained.folder), []
+        limits, settings = text_limits(self.piece, self.piece.trained.folder), []
         penalties = [0.0, *PENALTIES]
         for sharpness in (0.0, *SHARPNESS):
             while True:
@@ -128,6 +128,7 @@ def trial_of(piece: Piece, tilt: Tilt, strength: float = 1.0, sharpness: float =
                 "rewards": rewards,
                 "logprob": sum(logprobs),
                 "tokens": sum(len(final.tokens) for final in finals),
+                "kl": fmean(final.kl for final in finals),
                 "completions": [measures(final.tokens, each) for final, each in zip(finals, logprobs, strict=True)],
             }
         )

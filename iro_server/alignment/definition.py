@@ -171,6 +171,14 @@ class AlignmentOptions(BaseModel):
         "rollouts, each further one to samples of the tilt that the one before chose; the first that finds no better "
         "tilt is the last. Fewer rounds take less time and leave the model nearer to the frozen one.",
     )
+    max_kl: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="How far the tilt may move a completion of one row from the frozen model, in nats on average over "
+        "held-out prompts. Null sets no maximum; the text's perplexity and distinct-2 are limited in any case. "
+        "`search.max_kl` of a request limits each completion. It needs the frozen model in the job's own process.",
+    )
     max_rows: int = Field(
         256,
         ge=1,

@@ -143,6 +143,10 @@ class Varied(NamedTuple):
     def repeats(self, trial: Trial) -> bool:
         return bool(np.nanmedian(trial.distinct_2) < self.least_distinct_2)
 
+    def is_unlikely(self, trial: Trial) -> bool:
+        """An endpoint may not say how likely its answers are."""
+        return False
+
     def allow(self, trial: Trial) -> bool:
         return not self.repeats(trial)
 

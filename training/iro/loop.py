@@ -39,7 +39,7 @@ from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, searches, serve
 from training.iro.tilt_rows import TiltData
 from training.iro.tilt_trials import Limits
-from training.iro.tilting import Round, Tilting, num_trials, numbered, planned_rounds, trial_shards, warn_of_refused
+from training.iro.tilting import Round, Tilting, numbered, planned_rounds, round_steps, tries_tilts, warn_of_refused
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -82,7 +82,7 @@ class Alignment:
         self.refused: dict[int, JsonObject | None] = {}  # by step, a tilt whose text the grader prefers
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
         self.served: dict[int, Served] = {}  # likewise
-        self.tilts = config.tilt == "auto" and bool(executor.steers) and self.learner.spec is not None
+        self.tilts = self.learner.spec is not None and tries_tilts(config, executor.steers, model.info)
 
     def run_all(self) -> JsonObject:
         self.run.planned_steps = self.planned_steps()
@@ -154,9 +154,8 @@ class Alignment:
             ways = 1
             if draws:
                 rounds = planned_rounds(self.rounds.get(step, []), self.config.tilt_rounds)
-                for planned in rounds:
-                    trials = num_trials(self.executor.steers) + planned.further_trials
-                    total += trials * len(trial_shards(self.config, part.heldout)) + 3 + 2 * shards * planned.is_better
+                steers, heldout = self.executor.steers, part.heldout
+                total += sum(round_steps(self.config, steers, planned, heldout, shards) for planned in rounds)
                 ways = len(searches(self.config, tilted=bool(self.tilt) or rounds[0].is_better))
             total += (validation * ways + draws) * self.validates(step) + draws
         return total
@@ -225,9 +224,8 @@ class Alignment:
         seeds = [self.run.derive_seed(stream, step, prompt.index, search, *later) for prompt, search in repeated]
         stack = None if self.tilt else self.stack
         batch = self.validation.batch([prompt for prompt, _ in repeated], seeds, params, stack, self.tilt)
-        return replace(
-            batch, spec=self.learner.spec, head_states=self.draws(step) and tilt_round < self.config.tilt_rounds
-        )
+        head_states = self.draws(step) and tilt_round < self.config.tilt_rounds
+        return replace(batch, spec=self.learner.spec, head_states=head_states)
 
     def shards(self, names: Sequence[tuple[str, str]]) -> Shards:
         graded_names = [name for name in names if self.known_rewards([name])]

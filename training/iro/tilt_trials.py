@@ -38,7 +38,7 @@ def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
         "repetition_penalty": trial.penalty,
         "reward": reward,
         "error": error,
-        "kl": mean_and_error([row["kl"] for row in trial.rows])[0],
+        "kl": mean_kl(trial),
         "perplexity": perplexity(trial.rows),
         "distinct_2": distinct_2(trial.rows),
         "chosen": trial is best,
@@ -46,21 +46,31 @@ def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
 
 
 class Limits(NamedTuple):
-    """What the text of a tilt keeps to, so that the reward does not rise by text that the frozen model never writes."""
+    """What a tilt keeps to, so that the reward does not rise by text that the frozen model never writes.
+
+    ``most_kl``: mean nats of a completion from the frozen model; None: as many as it takes.
+    """
 
     most_perplexity: float
     least_distinct_2: float
+    most_kl: float | None = None
 
     @classmethod
-    def of(cls, frozen: Sequence[JsonObject]) -> Limits:
-        return cls(MOST_PERPLEXITY * perplexity(frozen), LEAST_DISTINCT_2 * distinct_2(frozen))
+    def of(cls, frozen: Sequence[JsonObject], most_kl: float | None = None) -> Limits:
+        return cls(MOST_PERPLEXITY * perplexity(frozen), LEAST_DISTINCT_2 * distinct_2(frozen), most_kl)
 
     def allow(self, trial: Trial) -> bool:
-        return perplexity(trial.rows) <= self.most_perplexity and not self.repeats(trial)
+        return not (self.is_unlikely(trial) or self.repeats(trial) or self.is_far(trial))
+
+    def is_unlikely(self, trial: Trial) -> bool:
+        return perplexity(trial.rows) > self.most_perplexity
 
     def repeats(self, trial: Trial) -> bool:
         """Not where answers are single tokens, which have no distinct-2."""
         return distinct_2(trial.rows) < self.least_distinct_2
+
+    def is_far(self, trial: Trial) -> bool:
+        return self.most_kl is not None and mean_kl(trial) > self.most_kl
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,11 @@ class Trial:
         return [row["mean"] for row in self.rows]
 
 
+def mean_kl(trial: Trial) -> float:
+    """Nats of a completion from the frozen model."""
+    return mean_and_error([row["kl"] for row in trial.rows])[0]
+
+
 def next_trial(trials: Sequence[Trial], limits: Limits) -> tuple[str, float] | None:
     """Kind and strength that would tell most after ``trials``, going by that of the highest reward.
 
@@ -108,12 +123,12 @@ def stronger_trials(
     limits: Limits,
     levels: Levels,
 ) -> list[Trial]:
-    """The refused trial of the highest reward, if that is above all allowed ones, mended (``mended_trials``); and while
-    it is above them, what it became with half as strong a tilt again, mended likewise.
+    """The trial of the highest reward whose text is refused, if that is above all allowed ones, mended
+    (``mended_trials``); and while it is above them, what it became with half as strong a tilt again, mended likewise.
 
     ``tried``: takes a kind, a strength, a sharpness and a penalty.
     """
-    refused = refused_trials(trials, base, limits)
+    refused = [trial for trial in refused_trials(trials, base, limits) if not limits.is_far(trial)]
     if not refused:
         return []
     further, trial = list[Trial](), refused[0]
@@ -153,8 +168,11 @@ def refused_trial(rounds: Sequence[Tried]) -> Trial | None:
     """Of all rounds, the trial of the highest reward, where its text is outside the limits and the grader pays for such
     text: its reward is surely above that of the policy that the last round kept, by half as much as that one gained.
     Three standard errors: the highest of many trials is above by two often enough by luck."""
-    highest = max((trial for tried in rounds for trial in tried.trials), key=mean_reward)
     base, kept, limits = rounds[0].base, rounds[-1].kept, rounds[-1].limits
+    near = [trial for tried in rounds for trial in tried.trials if not limits.is_far(trial)]
+    if not near:
+        return None
+    highest = max(near, key=mean_reward)
     gain, kept_gain = (mean_reward(trial) - mean_reward(base) for trial in (highest, kept))
     pays = surely_above(highest, kept, 3.0) and gain >= MUCH_MORE * kept_gain
     return highest if pays and not limits.allow(highest) else None

@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from iro_server.decoding.base import SearchParams
+from iro_server.engines.base import ModelInfo
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
@@ -57,6 +58,15 @@ TRIAL_NAME = re.compile(
 EARLIER_VERSION = "this job's rollouts were stored by an earlier version, without their likelihood: start the job anew"
 
 
+def tries_tilts(config: AlignConfig, steers: frozenset[TiltPart], info: ModelInfo) -> bool:
+    """Whether a job fits tilts. AlignError where it is to limit nats that the engine does not know."""
+    tries = config.tilt == "auto" and bool(steers)
+    if tries and config.max_kl is not None and not info.drift:
+        message = "max_kl needs the frozen model in the job's own process: servers do not report it; leave it out"
+        raise AlignError(message, "unknown_kl", "max_kl")
+    return tries
+
+
 def num_trials(steers: frozenset[TiltPart]) -> int:
     """Tilts that are tried, each at its strengths."""
     return sum(len(strengths) for kind, strengths in TRIALS.items() if kind != "states" or "states" in steers)
@@ -86,6 +96,14 @@ def planned_rounds(done: Sequence[Round], most: int) -> list[Round]:
 def numbered(word: str, count: int) -> str:
     """In names of checkpoints: nothing for 0, the word alone for 1."""
     return "" if count == 0 else f"{word}-" if count == 1 else f"{word}-{count}-"
+
+
+def round_steps(
+    config: AlignConfig, steers: frozenset[TiltPart], planned: Round, heldout: Sequence[Prompt], shards: int
+) -> int:
+    """Steps of the run that a round takes, those that draw so many ``shards`` of its tilt among them."""
+    trials = num_trials(steers) + planned.further_trials
+    return trials * len(trial_shards(config, heldout)) + 3 + 2 * shards * planned.is_better
 
 
 class Tilting:
@@ -139,7 +157,7 @@ class Tilting:
             return self.trial(kind, strength, sharpness, penalty, heldout, tilt)
 
         base = Trial(NONE, 0.0, self.run.step(f"{self.prefix}tilt-none", lambda: self.policy_rows(heldout, names)))
-        limits = self.limits = self.limits or Limits.of(base.rows)
+        limits = self.limits = self.limits or Limits.of(base.rows, self.validation.config.max_kl)
         stored = self.ended_settings()
         trials = [tried(*each) for each in stored] if stored else self.new_trials(tilts, base, tried, limits)
         best = best_trial(trials, base, limits)

@@ -48,6 +48,9 @@ class TextLimits(Protocol[Judged]):
     def repeats(self, trial: Judged, /) -> bool:
         """Whether the text repeats itself more than the limits allow."""
 
+    def is_unlikely(self, trial: Judged, /) -> bool:
+        """Whether the text is less likely than the limits allow."""
+
 
 def mean_reward(trial: Rewarded) -> float:
     return mean_and_error(trial.rewards)[0]
@@ -81,13 +84,12 @@ def refused_trials(trials: Sequence[T], base: T, limits: TextLimits[T]) -> list[
 
 def mended_trials(start: A, tried: Callable[[float, float], A], limits: TextLimits[A], levels: Levels) -> list[A]:
     """``start`` with a penalty that rises while its text repeats itself, and at a temperature that falls while the text
-    is unlikely, up to the first trial whose text keeps to the limits.
+    is unlikely, up to the first trial whose text is neither.
 
     ``tried``: takes a sharpness and a penalty. A penalty makes a text unlikelier, a lower temperature likelier.
     """
     trials, trial = list[A](), start
-    while not limits.allow(trial):
-        repeats = limits.repeats(trial)
+    while (repeats := limits.repeats(trial)) or limits.is_unlikely(trial):
         next_level = higher(levels.penalties, trial.penalty) if repeats else higher(levels.sharpness, trial.sharpness)
         if next_level is None:
             break

@@ -100,7 +100,8 @@ def test_a_saved_config_is_still_the_same_config(tmp_path: Path) -> None:
     """The fields of config.json as version 0.1.0 wrote it, and those added since: a run in a folder continues with
     equal fields alone."""
     saved = json.loads(Path(__file__).with_name("config.json").read_text())
-    added = {"keep_unproven": False, "tilt": "auto", "tilt_rounds": 3, "max_rows": 256, "engine_adapters": None}
+    added = {"keep_unproven": False, "tilt": "auto", "tilt_rounds": 3, "max_kl": None, "max_rows": 256}
+    added |= {"engine_adapters": None}
     assert AlignConfig.model_validate(saved).model_dump(mode="json") == saved | added
 
 

@@ -76,6 +76,7 @@ def test_the_job_takes_whatever_a_request_may_set(tmp_path) -> None:
         "backbone_layers": 3,
         "tilt": "off",
         "tilt_rounds": 2,
+        "max_kl": 12.5,
         "max_rows": 4,
         "keep_unproven": True,
         "early_stop": False,

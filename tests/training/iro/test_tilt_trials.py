@@ -27,9 +27,11 @@ def trial(
     strength: float = 1.0,
     distinct: float = 1.0,
     setting: tuple[float, float] = (0.0, 0.0),
+    kl: float = 0.0,
 ) -> Trial:
     completions = [{"distinct_2": distinct}, {"distinct_2": math.nan}]
-    rows = [{"mean": reward, "logprob": logprob, "tokens": 10.0, "completions": completions} for reward in rewards]
+    shared = {"logprob": logprob, "tokens": 10.0, "completions": completions, "kl": kl}
+    rows = [shared | {"mean": reward} for reward in rewards]
     return Trial(kind, strength, rows, *setting)
 
 
@@ -61,6 +63,24 @@ def test_a_tilt_whose_text_repeats_itself_is_not_kept() -> None:
     assert next_trial([various, repetitive], LIMITS) == ("bias", 1.5)
     single = trial("bias", [0.9] * 4, distinct=math.nan)
     assert best_trial([single], BASE, Limits.of(single.rows)) is single
+
+
+def test_a_tilt_that_is_further_than_a_job_allows_is_weakened_and_not_mended() -> None:
+    near, far = trial("bias", [0.5] * 4, strength=4, kl=6.0), trial("bias", [0.9] * 4, strength=8, kl=14.0)
+    assert best_trial([near, far], BASE, LIMITS) is far
+    limits = Limits.of(BASE.rows, most_kl=10.0)
+    assert best_trial([near, far], BASE, limits) is near
+    assert next_trial([near, far], limits) == ("bias", 6.0)
+
+    def untried(*_: object) -> Trial:
+        raise AssertionError("no penalty and no temperature brings it nearer")
+
+    assert stronger_trials([near, far], BASE, untried, limits, Levels()) == []
+    assert mended_trials(far, untried, limits, Levels()) == []
+    assert refused_trial([Tried(BASE, [near, far], near, limits)]) is None  # its text is like the frozen model's
+    unlikely = trial("bias", [0.8] * 4, -40.0, strength=6, kl=9.0)
+    tried = stronger_trials([near, far, unlikely], BASE, lambda *_: far, limits, Levels())
+    assert tried == [far]  # what the unlikely one became at a lower temperature
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ import math
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from iro_server import JsonObject
+from iro_server.engines.base import ModelInfo
 from iro_server.engines.describe import Description
 from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
@@ -31,6 +32,7 @@ from training.iro.tilting import (
     Tilting,
     planned_rounds,
     rows_of_rollouts,
+    tries_tilts,
 )
 from training.iro.trials import SHARPNESS
 from training.iro.values import Bundles
@@ -63,8 +65,17 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
 def tilting_of(run: Run, tilt_round: int = 1) -> Tilting:
     model = SimpleNamespace(info=SimpleNamespace(drift=True))
     data: Any = SimpleNamespace(model=model, steers=TILT_PARTS)
-    validation: Any = SimpleNamespace(config=SimpleNamespace(tilt_rounds=3))
+    validation: Any = SimpleNamespace(config=SimpleNamespace(tilt_rounds=3, max_kl=None))
     return Tilting(run, validation, data, tilt_round=tilt_round)
+
+
+def test_nats_cannot_be_limited_where_the_engine_does_not_know_them(tmp_path: Path) -> None:
+    known, unknown = (cast(ModelInfo, SimpleNamespace(drift=drift)) for drift in (True, False))
+    config, limited = config_in(tmp_path), config_in(tmp_path, max_kl=20.0)
+    assert tries_tilts(limited, TILT_PARTS, known) and tries_tilts(config, TILT_PARTS, unknown)
+    assert not tries_tilts(limited, frozenset(), unknown)
+    with pytest.raises(AlignError, match="max_kl needs the frozen model in the job's own process"):
+        tries_tilts(limited, TILT_PARTS, unknown)
 
 
 @pytest.mark.parametrize(
