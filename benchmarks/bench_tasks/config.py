@@ -47,7 +47,8 @@ class BenchTasksConfig(JobConfig):
     seeds_of: dict[str, int] = Field({}, description="Fewer seeds for some methods.")
     tasks_of: dict[str, tuple[str, ...]] = Field({}, description="Fewer tasks for some methods.")
     tilt_strengths: tuple[float, ...] = Field(
-        (), description="Multiples of the aligned model's tilt at one row: judge against reward as the strength grows."
+        (),
+        description="Multiples of a tilt at one row, ours and a static bias's: reward by strength.",
     )
     each_iteration: bool = Field(
         False, description="Measure the models of all iterations that a job kept: judge against reward as they go on."

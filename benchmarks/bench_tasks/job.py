@@ -100,7 +100,7 @@ def run_piece(
     config: BenchTasksConfig, name: str, seed: int, run: Run, engine: EmbeddedEngine
 ) -> dict[str, list[JsonObject]]:
     """Of a task at a seed: ``rows`` of each method, ``tilts`` at other strengths, ``iterations`` that the job kept."""
-    from benchmarks.bench_tasks.methods import METHODS
+    from benchmarks.bench_tasks.methods import METHODS, SCALED
     from benchmarks.bench_tasks.piece import open_piece
     from benchmarks.tasks import TASKS
     from iro_server.graders.parsing import parse_grader
@@ -123,7 +123,12 @@ def run_piece(
             if METHODS[method].takes(count)
         ]
         tilts = [
-            step(f"iro-at-{strength:g}{repetition_suffix(config, 1)}", partial(measure_tilt, piece, strength))
+            step(
+                f"{method}-at-{strength:g}{repetition_suffix(config, 1)}",
+                partial(measure_tilt, piece, method, strength),
+            )
+            for method in config.methods_for(name, seed - config.seed)
+            if method in SCALED
             for strength in config.tilt_strengths
         ]
         job = job_result(run, name, seed) if config.each_iteration else None
@@ -162,13 +167,14 @@ def measure_method(piece: Piece, method: str, count: int, run: Run) -> JsonObjec
     return row
 
 
-def measure_tilt(piece: Piece, strength: float) -> JsonObject:
-    """At one row. ``tilted``: whether the aligned model has a tilt at all."""
+def measure_tilt(piece: Piece, method: str, strength: float) -> JsonObject:
+    """At one row. ``tilted``: whether the aligned model has a tilt at all, or the piece a static bias."""
     from benchmarks.bench_tasks.measure import measured
-    from benchmarks.bench_tasks.methods import Iro
+    from benchmarks.bench_tasks.methods import at_strength
 
-    row = measured(piece, "iro", 1, Iro(piece, piece.trained.stack, strength=strength))
-    return row | {"strength": strength, "tilted": getattr(piece.trained.stack, "tilt", None) is not None}
+    row = measured(piece, method, 1, at_strength(piece, method, strength))
+    ours = getattr(piece.trained.stack, "tilt", None) is not None
+    return row | {"strength": strength, "tilted": ours if method == "iro" else bool(piece.trained.static_biases)}
 
 
 def measure_iteration(piece: Piece, job: JsonObject, iteration: JsonObject, count: int) -> JsonObject:

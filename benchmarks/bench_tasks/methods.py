@@ -139,6 +139,15 @@ def iro_search(rows: int, chunk_length: int) -> SearchParams:
     return SearchParams(beam_width=beams, num_successors=rows // beams, chunk_length=chunk_length)
 
 
+def at_strength(piece: Piece, method: str, strength: float) -> DecodingMethod:
+    """The method, one of ``SCALED``, at a multiple of its tilt at one row: with its temperature and its penalty."""
+    decoder = METHODS[method].build(piece)
+    if isinstance(decoder, Tempered):
+        return TiltedSamples(piece, decoder.tuned(rows=1) if decoder.tilts else None, strength)
+    return Iro(piece, piece.trained.stack, strength=strength)
+
+
+SCALED = ("iro", "static_bias", REFITTED_BIAS)
 METHODS: dict[str, Entry] = {
     "base": Entry(Base, min_rows=1, max_rows=1),
     "best_of_n": Entry(BestOfN),

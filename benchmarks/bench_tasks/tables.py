@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from benchmarks.bench_tasks.temperatures import chosen
 from benchmarks.tables import interval_text, table
 from iro_server import JsonObject
@@ -104,6 +106,27 @@ def reward_by_drift(content: JsonObject) -> str:
     return table(["task", "method", "seeds", "gain over the frozen model", "KL (nats)", "gain a nat"], lines)
 
 
+NATS = (2, 5, 10, 20, 50, 100)
+
+
+def reward_at_nats(content: JsonObject) -> str:
+    """Of one row of the methods whose tilt was measured at several strengths: the reward at so many nats from the
+    frozen model, interpolated between these, means over seeds; empty beyond the highest strength."""
+    tilts = [row for row in content["tilts"] if row["tilted"]]
+    lines = []
+    for task, method in dict.fromkeys((row["task"], row["method"]) for row in tilts):
+        one_row = [row for row in content["rows"] if row["task"] == task and row["rows"] == 1]
+        own = [row | {"strength": 1.0} for row in one_row if row["method"] == method]
+        frozen = [row | {"strength": 0.0, "kl": 0.0} for row in one_row if row["method"] == "base"]
+        scaled = [row for row in tilts if (row["task"], row["method"]) == (task, method)]
+        path = [*frozen, *scaled, *own]
+        strengths = [[row for row in path if row["strength"] == each] for each in {row["strength"] for row in path}]
+        nats, rewards = zip(*sorted((mean_of(rows, "kl"), mean_of(rows, "reward")) for rows in strengths), strict=True)
+        cells = [f"{np.interp(limit, nats, rewards):.2f}" if limit <= nats[-1] else "" for limit in NATS]
+        lines.append([task, method, *cells, f"{rewards[-1]:.2f} at {nats[-1]:.1f}"])
+    return table(["task", "method", *(f"{limit} nats" for limit in NATS), "furthest"], lines)
+
+
 def overoptimisation(content: JsonObject) -> str:
     """Judge against reward of the aligned model as its rows and its tilt's strength grow, means over seeds."""
     head = [
@@ -119,7 +142,7 @@ def overoptimisation(content: JsonObject) -> str:
         "KL (nats)",
     ]
     searched = [row | {"strength": 1.0} for row in content["rows"] if row["method"] == "iro"]
-    tilted = [row for row in content["tilts"] if row["tilted"] and row["strength"] != 1]
+    tilted = [row for row in content["tilts"] if row["method"] == "iro" and row["tilted"] and row["strength"] != 1]
     by_setting: dict[tuple[str, int, float], list[JsonObject]] = {}
     for row in sorted([*searched, *tilted], key=lambda row: (row["task"], row["rows"], row["strength"])):
         by_setting.setdefault((row["task"], row["rows"], row["strength"]), []).append(row)

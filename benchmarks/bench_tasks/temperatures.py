@@ -29,9 +29,10 @@ class TiltedSamples:
 
     piece: Piece
     tilt: Tilt | None
+    strength: float = 1.0
 
     def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
-        params = best_of(rows).model_copy(update={"strength": 1.0})
+        params = best_of(rows).model_copy(update={"strength": self.strength})
         results = self.piece.search(prompts, params, None, seed, self.tilt)
         if rows > 1:
             return picked_by_reward(self.piece, prompts, results)

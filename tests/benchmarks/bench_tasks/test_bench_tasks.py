@@ -17,9 +17,9 @@ from benchmarks.bench_tasks.dpo import graded_rollouts, preference_pairs
 from benchmarks.bench_tasks.engine import open_engine
 from benchmarks.bench_tasks.job import JOB
 from benchmarks.bench_tasks.measure import comparisons, sign_flip_p
-from benchmarks.bench_tasks.methods import METHODS, iro_search
+from benchmarks.bench_tasks.methods import METHODS, SCALED, iro_search
 from benchmarks.bench_tasks.strengths import STRENGTHS
-from benchmarks.bench_tasks.tables import budgets, by_iteration, overoptimisation, strengths
+from benchmarks.bench_tasks.tables import budgets, by_iteration, overoptimisation, reward_at_nats, strengths
 from benchmarks.bench_tasks.temperatures import SAMPLES, chosen
 from benchmarks.bench_tasks.token_values import CANDIDATES
 from benchmarks.tasks import NULL_TASK, TASKS
@@ -179,12 +179,28 @@ def test_the_iteration_that_the_job_took_is_the_aligned_model(result: dict[str, 
 
 @whole_run
 def test_a_tilt_at_other_strengths_is_measured_beside_the_rows(result: dict[str, Any]) -> None:
-    none, job, strong = result["tilts"]
-    base, iro = (next(row for row in result["rows"] if row["method"] == method) for method in ("base", "iro"))
-    assert none["rewards"] == base["rewards"] and job["rewards"] == iro["rewards"]
-    assert (none["texts"], job["texts"]) == (base["texts"], iro["texts"])
-    assert strong["strength"] == 4 and strong["tilted"] is False  # so few rollouts give no tilt that is surely better
+    rows = {row["method"]: row for row in result["rows"] if row["rows"] == 1}
+    for method in SCALED:
+        none, job, strong = (row for row in result["tilts"] if row["method"] == method)
+        assert [row["strength"] for row in (none, job, strong)] == [0, 1, 4]
+        for row, other in ((none, rows["base"]), (job, rows[method])):
+            assert (row["rewards"], row["texts"]) == (other["rewards"], other["texts"])
+        assert strong["tilted"] == (method != "iro")  # so few rollouts give no tilt that is surely better
     assert overoptimisation(result).count("| keywords |") == 2  # iro at one row and at two
+
+
+def test_rewards_at_equal_nats_are_read_off_the_line_from_the_frozen_model() -> None:
+    shared = {"task": "keywords", "rows": 1, "tilted": True}
+    rows = [
+        shared | {"method": "base", "kl": 0.0, "reward": 1.0},
+        shared | {"method": "iro", "kl": 30.0, "reward": 9.0},
+        shared | {"method": "iro", "kl": 50.0, "reward": 7.0},
+    ]
+    tilts = [shared | {"method": "iro", "kl": 10.0, "reward": 5.0, "strength": 0.5}]
+    line = "| keywords | iro | 1.80 | 3.00 | 5.00 | 6.00 |  |  | 8.00 at 40.0 |"
+    assert line in reward_at_nats({"rows": rows, "tilts": tilts})
+    other = tilts[0] | {"method": "static_bias", "tilted": False}
+    assert "static_bias" not in reward_at_nats({"rows": rows, "tilts": [*tilts, other]})
 
 
 @pytest.mark.slow(30)
