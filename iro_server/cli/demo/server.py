@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,12 @@ TRUSTED = {"IRO_PYTHON_GRADERS": "unsafe"}  # the demo's grader is its own, and 
 
 @contextlib.contextmanager
 def running_server(log: Path) -> Iterator[OpenAI]:
-    """``iro serve``, ready, by the official client. Raises DemoError, with the log's end, if it ends first."""
+    """``iro serve``, ready, by the official client; SIGTERM ends it too. Main thread only.
+
+    Raises DemoError, with the log's end, if it ends first.
+    """
     port = free_port()
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="iro-demo-") as data_dir, log.open("wb") as output:
         command = [str(Path(sys.executable).with_name("iro")), "serve", "--port", str(port), "--data-dir", data_dir]
         environment = os.environ | (TRUSTED if isolation_problem() else {})
@@ -41,6 +46,7 @@ def running_server(log: Path) -> Iterator[OpenAI]:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], client: OpenAI, log: Path) -> None:
