@@ -45,7 +45,7 @@ def run(config: BenchTasksConfig, run: Run) -> JsonObject:
                     measured[part] += lines
                 training += saved(run, name, config.seed + seed, ["training", *(f"{m}-training" for m in YARDSTICKS)])
                 jobs += job_reports(run, name, config.seed + seed)
-                tuned = [*map(strength_step, range(2, DEFAULT_OPTIONS.tilt_rounds + 1))]
+                tuned = [*map(strength_step, range(1, DEFAULT_OPTIONS.tilt_rounds + 1))]
                 tuned += [f"{method}-{what}" for method in config.methods for what in ("strength", "temperatures")]
                 tuning += saved(run, name, config.seed + seed, tuned)
     return measured | {

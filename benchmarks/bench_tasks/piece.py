@@ -17,6 +17,8 @@ from iro_server import JsonObject
 from training.run import Cancelled, Run, RunEvent, derive_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from benchmarks.bench_tasks.config import BenchTasksConfig
     from iro_server.decoding.base import Scorer, SearchParams, SearchResult
     from iro_server.engines.embedded import EmbeddedEngine
@@ -232,9 +234,17 @@ def static_biases(folder: Path, piece: Piece) -> list[Tilt]:
     limits = text_limits(piece, folder)
     allowed = [trial for trial in trials if limits.allow(trial)] or trials[:1]
     best, highest = max(allowed, key=mean_reward), max(trials, key=mean_reward)
-    bias = checkpoints.load("tilts")["bias"]["bias"]
+    bias = first_bias(folder)
     strengths = [best.strength, *([highest.strength] if limits.repeats(highest) and highest is not best else [])]
     return [replace(piece.no_tilt, bias=bias * strength) for strength in strengths]
+
+
+def first_bias(folder: Path) -> Tensor:
+    """[V], the static bias that the job in ``folder`` fitted to its plain rollouts, at strength 1."""
+    from training.checkpoints import open_checkpoints
+
+    bias: Tensor = open_checkpoints(str(folder / "checkpoints")).load("tilts")["bias"]["bias"]
+    return bias
 
 
 def text_limits(piece: Piece, folder: Path) -> Limits:

@@ -87,7 +87,7 @@ class Tempered:
         for sharpness in (0.0, *SHARPNESS):
             while True:
                 tilt = at_setting(self.tilts[number], sharpness, penalties[0])
-                trial, tokens = trial_of(self.piece, tilt, sharpness=sharpness)
+                trial, tokens = trial_of(self.piece, tilt, sharpness=sharpness, penalty=penalties[0])
                 setting = {"tilt": number, "sharpness": sharpness, "penalty": penalties[0], "base_tokens": tokens}
                 rewards = [row["rewards"] for row in trial.rows]
                 settings.append(setting | {"rewards": rewards, "usual": limits.allow(trial)})
@@ -110,9 +110,11 @@ def chosen(tuning: JsonObject, rows: int) -> JsonObject:
     return best
 
 
-def trial_of(piece: Piece, tilt: Tilt, strength: float = 1.0, sharpness: float = 0.0) -> tuple[Trial, int]:
-    """Samples of the validation prompts by ``tilt``, which has the strength and sharpness already; and the base tokens
-    that they took."""
+def trial_of(
+    piece: Piece, tilt: Tilt, strength: float = 1.0, sharpness: float = 0.0, penalty: float = 0.0
+) -> tuple[Trial, int]:
+    """Samples of the validation prompts by ``tilt``, which has strength, sharpness and penalty already; and the base
+    tokens that they took."""
     from training.iro.over_optimization import measures
     from training.iro.tilt_trials import Trial
 
@@ -133,7 +135,7 @@ def trial_of(piece: Piece, tilt: Tilt, strength: float = 1.0, sharpness: float =
                 "completions": [measures(final.tokens, each) for final, each in zip(finals, logprobs, strict=True)],
             }
         )
-    return Trial("bias", strength, rows, sharpness), sum(result.usage.base_tokens for result in results)
+    return Trial("bias", strength, rows, sharpness, penalty), sum(result.usage.base_tokens for result in results)
 
 
 def pick_of(rewards: Sequence[Sequence[float]], rows: int) -> float:

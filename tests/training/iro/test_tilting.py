@@ -7,9 +7,10 @@ import math
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
+import torch
 
 from iro_server import JsonObject
 from iro_server.engines.base import ModelInfo
@@ -17,6 +18,7 @@ from iro_server.engines.describe import Description
 from iro_server.engines.prepare import prepare_model
 from tests.training.iro.test_loop import comparable
 from tests.training.iro.test_prefixes import Folder
+from tests.value_heads.test_tilt import random_tilt
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
@@ -25,10 +27,11 @@ from training.iro.job import JOB
 from training.iro.over_optimization import departures, measures
 from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
-from training.iro.tilt_trials import Limits, Trial
+from training.iro.tilt_trials import NONE, Limits, Trial
 from training.iro.tilting import (
     TRIALS,
     Round,
+    Start,
     Tilting,
     planned_rounds,
     rows_of_rollouts,
@@ -38,7 +41,7 @@ from training.iro.trials import SHARPNESS
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
 from value_heads import ValueStack, load_bundle
-from value_heads.tilt import TILT_PARTS
+from value_heads.tilt import TILT_PARTS, Tilt, fold_tilts, sharpened
 
 
 def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Path) -> None:
@@ -62,11 +65,11 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
         rows_of_rollouts(source, prompts, names)
 
 
-def tilting_of(run: Run, tilt_round: int = 1) -> Tilting:
+def tilting_of(run: Run, tilt_round: int = 1, kind: type[Tilting] = Tilting) -> Tilting:
     model = SimpleNamespace(info=SimpleNamespace(drift=True))
     data: Any = SimpleNamespace(model=model, steers=TILT_PARTS)
     validation: Any = SimpleNamespace(config=SimpleNamespace(tilt_rounds=3, max_kl=None))
-    return Tilting(run, validation, data, tilt_round=tilt_round)
+    return kind(run, validation, data, tilt_round=tilt_round)
 
 
 def test_nats_cannot_be_limited_where_the_engine_does_not_know_them(tmp_path: Path) -> None:
@@ -85,6 +88,8 @@ def test_nats_cannot_be_limited_where_the_engine_does_not_know_them(tmp_path: Pa
         (1.0, -30.0, 3, [("bias", 8.0, 0.5, 0.0)]),
         (0.0, -30.0, 1, [("none", 0.0, 0.5, 0.0)]),
         (0.0, -30.0, 3, [("none", 0.0, 0.5, 0.0)]),
+        (1.0, -36.0, 1, []),
+        (1.0, -36.0, 3, [("bias", 8.0, s, 0.0) for s in SHARPNESS] + [("none", 0.0, 0.5, 0.0)]),
         (1.0, -40.0, 1, [("bias", 8.0, s, 0.0) for s in SHARPNESS] + [("none", 0.0, 0.5, 0.0)]),
     ],
 )
@@ -95,7 +100,8 @@ def test_lower_temperatures_are_tried_in_the_last_round_and_where_no_tilt_is_bet
     tilt_round: int,
     sharpened: list[tuple[str, float, float, float]],
 ) -> None:
-    """``gain``: of a static bias of strength 8, whose text has the log-probability; all else is like the policy."""
+    """``gain``: of a static bias of strength 8, whose text has the log-probability; all else is like the policy. Where
+    others follow, that may be less: 1.8 times the policy's perplexity, not 2.7 times."""
     settings: list[tuple[str, float, float, float]] = []
 
     def tried(kind: str, strength: float, sharpness: float = 0.0, penalty: float = 0.0) -> Trial:
@@ -106,8 +112,65 @@ def test_lower_temperatures_are_tried_in_the_last_round_and_where_no_tilt_is_bet
 
     base = tried("none", 0.0)
     with closing(Run(tmp_path, seed=0)) as run:
-        tilting_of(run, tilt_round).new_trials(TRIALS, base, tried, Limits.of(base.rows))
+        trials, is_last = tilting_of(run, tilt_round).new_trials(TRIALS, base, tried, Limits.of(base.rows))
     assert [setting for setting in settings if setting[2]] == sharpened
+    assert is_last == (tilt_round == 3 or bool(sharpened)) and len(trials) == len(settings) - 1
+
+
+class Scripted(Tilting):
+    """Trials with the outcomes that it is given: reward and log-probability of ten tokens, by kind, strength and
+    sharpness; others are like the policy."""
+
+    outcomes: ClassVar[dict[tuple[str, float, float], tuple[float, float]]] = {}
+
+    def fitted(self) -> dict[str, Tilt]:
+        return {kind: TILT for kind in (*TRIALS, NONE)}
+
+    def policy_rows(self, prompts: Any, names: Any) -> list[JsonObject]:
+        return self.rows(NONE, 0.0, 0.0)
+
+    def trial(self, kind: str, strength: float, sharpness: float, penalty: float, prompts: Any, tilt: Any) -> Trial:
+        self.run.step(f"{self.prefix}tilt-{kind}-{strength}-sharpness-{sharpness}-1-of-1", dict)
+        return Trial(kind, strength, self.rows(kind, strength, sharpness), sharpness, penalty)
+
+    def rows(self, *setting: Any) -> list[JsonObject]:
+        mean, logprob = self.outcomes.get(setting, self.outcomes[NONE, 0.0, 0.0])
+        row = {"mean": mean, "logprob": logprob, "tokens": 10.0, "kl": 1.0}
+        return [row | {"completions": [{"distinct_2": 1.0}]}] * 2
+
+
+TILT = random_tilt(0)
+LIKELY, UNLIKELY = -30.0, -36.0
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "is_better", "strengths"),
+    [
+        ({("bias", 8.0, 0.0): (2.5, UNLIKELY), ("bias", 8.0, 0.5): (3.0, LIKELY)}, True, (8.0 + 1.0, 0.5)),
+        ({("none", 0.0, 0.5): (2.5, LIKELY), ("none", 0.0, 1.0): (2.0, LIKELY)}, True, (1.0, 0.5)),
+        ({("words", 1.0, 0.0): (1.5, LIKELY)}, True, (1.0 + 1.0, 0.0)),
+        ({("words", 1.0, 0.0): (0.0, LIKELY)}, False, None),
+    ],
+)
+def test_a_policy_that_is_too_unlikely_to_serve_ends_as_the_best_likely_one(
+    tmp_path: Path, outcomes: dict[tuple[str, float, float], tuple[float, float]], is_better: bool, strengths: Any
+) -> None:
+    """A tilt that an early round kept, of reward 2: in the last one it is sharpened, or another one is better than the
+    frozen model, of reward 0; else the frozen model is what there is. ``strengths``: of the bias, and its sharpness."""
+    row = {"mean": 0.0, "logprob": LIKELY, "tokens": 10.0, "completions": [{"distinct_2": 1.0}]}
+    frozen = Trial(NONE, 0.0, [row] * 2)
+    with closing(Run(tmp_path, seed=0)) as run:
+        tilting = tilting_of(run, 3, Scripted)
+        tilting.data.policy, tilting.start, tilting.limits = TILT, Start(frozen, None), Limits.of(frozen.rows)
+        tilting.outcomes = {("none", 0.0, 0.0): (2.0, UNLIKELY)} | outcomes
+        tilt = tilting.choose([], [])
+        assert tilting.outcome.is_better == is_better
+        if strengths is None:
+            assert tilt is None and tilting.outcome.tried.kept is frozen
+        else:
+            bias, sharpness = strengths
+            expected = sharpened(fold_tilts([TILT], [bias]), sharpness)
+            assert torch.equal(tilt.bias, expected.bias) and tilt.sharpness == expected.sharpness
 
 
 def test_a_round_that_has_ended_keeps_to_the_trials_that_it_made(tmp_path: Path) -> None:
