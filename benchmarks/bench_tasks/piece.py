@@ -218,9 +218,9 @@ def train(piece: Piece) -> Trained:
 
 
 def static_biases(folder: Path, piece: Piece) -> list[Tilt]:
-    """Of the strengths that the job tried on held-out prompts, first the one that it would choose, the weakest where
-    none keeps to the limits of its text; and the one of the highest reward, where its text repeats itself and a
-    penalty on that could mend it."""
+    """Of the strengths that the job tried on held-out prompts, first the one of the highest reward within the limits of
+    its text, the weakest where none is; and the one of the highest reward outside, which a penalty on repetition or a
+    lower temperature could mend."""
     from training.checkpoints import open_checkpoints
     from training.iro.tilt_trials import Trial
     from training.iro.trials import mean_reward
@@ -235,7 +235,7 @@ def static_biases(folder: Path, piece: Piece) -> list[Tilt]:
     allowed = [trial for trial in trials if limits.allow(trial)] or trials[:1]
     best, highest = max(allowed, key=mean_reward), max(trials, key=mean_reward)
     bias = first_bias(folder)
-    strengths = [best.strength, *([highest.strength] if limits.repeats(highest) and highest is not best else [])]
+    strengths = dict.fromkeys([best.strength, highest.strength])
     return [replace(piece.no_tilt, bias=bias * strength) for strength in strengths]
 
 
