@@ -12,7 +12,8 @@ from iro_server.alignment.definition import AlignmentOptions
 
 ACTIVATION_BYTES = 2  # half precision
 HELDOUT_SHARE = 0.2  # of an iteration's prompts
-TILT_TRIALS, TRIAL_SAMPLES = 23, 8  # tilts that a round tries, and completions of each held-out prompt
+EARLY_TRIALS, LAST_TRIALS = 14, 29  # tilts that a round tries, without lower temperatures and with them
+TRIAL_SAMPLES = 8  # completions of each held-out prompt and tilt
 BETA_TRIALS = 3
 NumCalls = Callable[[int], int]
 
@@ -75,7 +76,8 @@ def job_work(options: AlignmentOptions, rows: Rows) -> tuple[list[Work], list[Wo
     rollouts = [Work(size, options.rollouts_per_prompt), *[Work(size, later)] * (options.iterations - 1)]
     if is_tilted:
         rollouts += [Work(size, max(2, options.rollouts_per_prompt // 2))] * options.tilt_rounds * options.iterations
-        choosing = [Work(held_out, options.tilt_rounds * TILT_TRIALS * TRIAL_SAMPLES)] * options.iterations
+        trials = (options.tilt_rounds - 1) * EARLY_TRIALS + LAST_TRIALS
+        choosing = [Work(held_out, trials * TRIAL_SAMPLES)] * options.iterations
         ways = rows_of_ways(search_rows)
     else:
         choosing = [Work(held_out, BETA_TRIALS * search_rows)] * (

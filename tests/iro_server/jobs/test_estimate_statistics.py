@@ -118,14 +118,14 @@ def test_the_cost_counts_rollouts_and_validations():
     )
     rollouts, validations = job_work(options, Rows(48))  # 8 of them reserved, 20 an iteration, 4 of these held out
     assert num_completions(rollouts) == 2 * 20 * (4 + 2 + 2 + 2)  # half as many again of each round's tilt
-    choosing, baseline, check = 2 * 4 * 3 * 23 * 8, 4 * 4, 4 * (4 + 2)
+    choosing, baseline, check = 2 * 4 * (14 + 14 + 29) * 8, 4 * 4, 4 * (4 + 2)
     assert num_completions(validations) == choosing + baseline + check + 2 * 4 * (1 + 3 * 2 + 3 * 2)
     with_validation = Rows(48, validation=6)  # 3 and 3
     assert num_completions(job_work(options, with_validation)[0]) == 2 * 24 * (4 + 2 + 2 + 2)
     one_round = job_work(options.model_copy(update={"tilt_rounds": 1}), Rows(48))
     assert [num_completions(each) for each in one_round] == [
         num_completions(rollouts) - 2 * 20 * (2 + 2),
-        num_completions(validations) - 2 * choosing // 3,
+        num_completions(validations) - 2 * 4 * (14 + 14) * 8,
     ]
     untilted = options.model_copy(update={"tilt": "off"})
     rollouts, validations = job_work(untilted, Rows(48))
@@ -142,9 +142,10 @@ def test_the_cost_counts_rollouts_and_validations():
 def test_the_cost_counts_what_the_trainer_tries():
     """The server does not import the trainer."""
     assert cost.HELDOUT_SHARE == HELDOUT_SHARE
-    adjusted = MOST_STRONGER + 2 * (len(SHARPNESS) + len(PENALTIES))  # one that was refused; and the best, sharper
-    most = num_trials(frozenset({"states"})) + FURTHER_TRIALS + adjusted
-    assert most == cost.TILT_TRIALS
+    least = num_trials(frozenset({"states"})) + FURTHER_TRIALS + MOST_STRONGER
+    assert least + len(PENALTIES) == cost.EARLY_TRIALS
+    settings = len(SHARPNESS) + len(PENALTIES)  # of one that was refused; and of the best and the policy, sharper
+    assert least + 3 * settings == cost.LAST_TRIALS
     assert cost.TRIAL_SAMPLES == TRIAL_SAMPLES
     assert len(BETA_GRID) == cost.BETA_TRIALS
     options = AlignmentOptions(beam_width=2, num_successors=8)
