@@ -40,10 +40,10 @@ Judge = Callable[[Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much is done; the defaults took 22 minutes on two slow cores."""
+    """How much is done; the defaults took 28 minutes on two slow cores, one of them busy with another run."""
 
     iterations: int = 1
-    tilt_rounds: int = 1  # further ones take as long, and write strings of praise
+    tilt_rounds: int = 1  # the text of further ones is less and less a sentence
     train_prompts: int = 48
     validation_prompts: int = 8
     heldout_prompts: int = 32
