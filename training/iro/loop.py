@@ -39,7 +39,16 @@ from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
 from training.iro.serving import Served, searches, serve
 from training.iro.tilt_rows import TiltData
 from training.iro.tilt_trials import Limits
-from training.iro.tilting import Round, Tilting, numbered, planned_rounds, round_steps, tries_tilts, warn_of_refused
+from training.iro.tilting import (
+    Round,
+    Start,
+    Tilting,
+    numbered,
+    planned_rounds,
+    round_steps,
+    tries_tilts,
+    warn_of_refused,
+)
 from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
@@ -78,6 +87,7 @@ class Alignment:
         self.betas: list[float] = []
         self.tilt: Tilt | None = None  # of the policy that the next rollouts are drawn from
         self.limits: Limits | None = None  # of a tilted model's text
+        self.start: Start | None = None  # of the step's tilts
         self.rounds: dict[int, list[Round]] = {}  # of tilts, by step
         self.refused: dict[int, JsonObject | None] = {}  # by step, a tilt whose text the grader prefers
         self.stacks: dict[int, Stack] = {}  # by the step that validated it
@@ -99,7 +109,7 @@ class Alignment:
     def choose_tilt(self, step: int, collected: Collected) -> Collected:
         """Choose the step's tilt from draws of its policy. While a round finds a better one, its own draws say what to
         add to it, and are further rollouts for values, which are to rank such draws."""
-        draws, rounds = collected, self.rounds.setdefault(step, [])
+        draws, rounds, self.start = collected, self.rounds.setdefault(step, []), None
         while len(rounds) < self.config.tilt_rounds and (not rounds or rounds[-1].is_better):
             rounds.append(self.choose(step, len(rounds) + 1, draws))
             self.run.planned_steps = self.planned_steps()  # what the choice adds is known now
@@ -117,9 +127,9 @@ class Alignment:
         prompts = {prompt.index: prompt for prompt in part.train}
         shards, temperature = self.shards(draws.train), self.config.temperature
         data = TiltData(prompts, shards, self.model, executor.load_frozen, executor.steers, policy, temperature)
-        tilting = Tilting(self.run, self.validation, data, step, tilt_round, self.limits)
+        tilting = Tilting(self.run, self.validation, data, step, tilt_round, self.limits, self.start)
         self.tilt = tilting.choose(part.heldout, draws.heldout)
-        self.limits = tilting.limits
+        self.limits, self.start = tilting.limits, tilting.start
         return tilting.outcome
 
     def serve(self, step: int) -> Served:

@@ -14,6 +14,7 @@ from training.json_values import JsonObject
 
 NONE = "none"  # the kind of a tilt that changes nothing
 MOST_PERPLEXITY, LEAST_DISTINCT_2 = 1.1, 0.95  # of a tilt's text, times the frozen model's own
+LIKELIER_LATER = 2.0  # times that perplexity, of a tilt that further rounds add to: it is sharpened at the end
 STRONGER, MOST_STRONGER = 1.5, 2  # times the strength of a tilt, and how often
 MUCH_MORE = 1.5  # times the gain of what is kept: by a tilt whose text is refused, of a grader that pays for such text
 
@@ -58,6 +59,10 @@ class Limits(NamedTuple):
     @classmethod
     def of(cls, frozen: Sequence[JsonObject], most_kl: float | None = None) -> Limits:
         return cls(MOST_PERPLEXITY * perplexity(frozen), LEAST_DISTINCT_2 * distinct_2(frozen), most_kl)
+
+    def before_cooling(self) -> Limits:
+        """Of a tilt that is to be sharpened later, which makes its text likelier."""
+        return self._replace(most_perplexity=LIKELIER_LATER * self.most_perplexity)
 
     def allow(self, trial: Trial) -> bool:
         return not (self.is_unlikely(trial) or self.repeats(trial) or self.is_far(trial))

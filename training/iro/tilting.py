@@ -106,11 +106,18 @@ def round_steps(
     return trials * len(trial_shards(config, heldout)) + 3 + 2 * shards * planned.is_better
 
 
+class Start(NamedTuple):
+    """The policy of an iteration's first round, on held-out prompts, and its tilt."""
+
+    trial: Trial
+    tilt: Tilt | None
+
+
 class Tilting:
     """The tilts of one round: fitted once, tried, and the best of them kept.
 
-    ``limits``: of a tilted model's text; None: what the round's policy sets, which is the frozen model. ``outcome``:
-    once it has chosen.
+    ``limits``: of a tilted model's text; None: what the round's policy sets, which is the frozen model. ``start``: None
+    in a first round. ``outcome``: once it has chosen.
     """
 
     outcome: Round
@@ -123,10 +130,11 @@ class Tilting:
         step: int = 1,
         tilt_round: int = 1,
         limits: Limits | None = None,
+        start: Start | None = None,
     ) -> None:
         self.run, self.validation, self.data, self.iteration, self.round = run, validation, data, step, tilt_round
         self.prefix = ("" if step == 1 else f"{step}-") + numbered("further", tilt_round - 1)
-        self.limits = limits
+        self.limits, self.start = limits, start
         if not data.model.info.drift:
             validation.rescore = data.frozen_logprob
 
@@ -157,41 +165,68 @@ class Tilting:
             return self.trial(kind, strength, sharpness, penalty, heldout, tilt)
 
         base = Trial(NONE, 0.0, self.run.step(f"{self.prefix}tilt-none", lambda: self.policy_rows(heldout, names)))
+        start = self.start = self.start or Start(base, policy)
         limits = self.limits = self.limits or Limits.of(base.rows, self.validation.config.max_kl)
-        stored = self.ended_settings()
-        trials = [tried(*each) for each in stored] if stored else self.new_trials(tilts, base, tried, limits)
-        best = best_trial(trials, base, limits)
+        if stored := self.ended_settings():
+            trials, is_last = [tried(*each) for each in stored], self.was_last()
+        else:
+            trials, is_last = self.new_trials(tilts, base, tried, limits)
+        kept, kept_tilt = (base, policy) if self.may_stay(base, limits) or not is_last else start
+        best = best_trial(trials, kept, limits if is_last else self.early_limits(limits))
         report = trial_report(base, trials, best)
         data = {
             "step": self.iteration,
             "round": self.round,
             "tilts": [trial_data(trial, best) for trial in [base, *trials]],
         }
-        self.run.step(f"{self.prefix}tilt-report", lambda: self.run.emit("message", report, data))
+
+        def tell() -> JsonObject:
+            self.run.emit("message", report, data)
+            return {"is_last": is_last}
+
+        self.run.step(f"{self.prefix}tilt-report", tell)
         self.outcome = Round(
-            len(trials) - num_trials(self.data.steers), best is not None, Tried(base, trials, best or base, limits)
+            len(trials) - num_trials(self.data.steers), best is not None, Tried(base, trials, best or kept, limits)
         )
-        return scaled(best.kind, best.strength, best.sharpness, best.penalty) if best else policy
+        return scaled(best.kind, best.strength, best.sharpness, best.penalty) if best else kept_tilt
+
+    def early_limits(self, limits: Limits) -> Limits:
+        """Of a round that others follow."""
+        return limits.before_cooling() if "sharpness" in self.data.steers else limits
+
+    def may_stay(self, base: Trial, limits: Limits) -> bool:
+        """Whether the round's policy may be what the job serves."""
+        return "sharpness" not in self.data.steers or not limits.is_unlikely(base)
 
     def new_trials(
         self, tilts: Container[str], base: Trial, tried: Callable[..., Trial], limits: Limits
-    ) -> list[Trial]:
-        """At the temperature of the rollouts; lower ones only where no tilt is better without, and in the last round:
-        draws at a low temperature differ little, and teach further tilts little."""
+    ) -> tuple[list[Trial], bool]:
+        """And whether they are those of a last round: at lower temperatures too, and within the limits of what is
+        served. That is one whose tilts are not surely better without. Draws at a low temperature differ little, and
+        teach further tilts little."""
         trials = [tried(kind, strength) for kind in TRIALS if kind in tilts for strength in TRIALS[kind]]
-        most = len(trials) + FURTHER_TRIALS
-        while len(trials) < most and (further := next_trial(trials, limits)):
-            trials.append(tried(*further))
         penalties = PENALTIES if "words" in self.data.steers else ()
-        if self.round < self.validation.config.tilt_rounds:
-            trials += stronger_trials(trials, base, tried, limits, Levels((), penalties))
-            if best_trial(trials, base, limits):
-                return trials
+        is_last = self.round == self.validation.config.tilt_rounds
+        early_limits = limits if is_last else self.early_limits(limits)
+        most = len(trials) + FURTHER_TRIALS
+        while len(trials) < most and (further := next_trial(trials, early_limits)):
+            trials.append(tried(*further))
+        if not is_last:
+            trials += stronger_trials(trials, base, tried, early_limits, Levels((), penalties))
+            if best_trial(trials, base, early_limits):
+                return trials, False
         levels = Levels(SHARPNESS if "sharpness" in self.data.steers else (), penalties)
         trials += stronger_trials(trials, base, tried, limits, levels)
-        for start in sharpened_trials(trials, base, limits):
-            trials += sharper_trials(start, partial(tried, start.kind, start.strength), limits, levels)
-        return trials
+        sharpened = sharpened_trials(trials, base, limits)
+        for trial in [*sharpened, *([] if self.may_stay(base, limits) or base in sharpened else [base])]:
+            trials += sharper_trials(trial, partial(tried, trial.kind, trial.strength), limits, levels)
+        return trials, True
+
+    def was_last(self) -> bool:
+        """Of a round that has ended: whether its tilt was chosen within the limits of what is served, as all were by
+        earlier versions."""
+        report: JsonObject | None = self.run.load(f"{self.prefix}tilt-report")
+        return report is None or report["is_last"]
 
     def ended_settings(self) -> list[tuple[str, float, float, float]]:
         """Kind, strength, sharpness and penalty of the trials of a round that has ended, by an earlier version's rules
