@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from benchmarks.bench_tasks.temperatures import chosen
 from benchmarks.tables import interval_text, table
 from iro_server import JsonObject
@@ -106,25 +104,22 @@ def reward_by_drift(content: JsonObject) -> str:
     return table(["task", "method", "seeds", "gain over the frozen model", "KL (nats)", "gain a nat"], lines)
 
 
-NATS = (2, 5, 10, 20, 50, 100)
-
-
-def reward_at_nats(content: JsonObject) -> str:
-    """Of one row of the methods whose tilt was measured at several strengths: the reward at so many nats from the
-    frozen model, interpolated between these, means over seeds; empty beyond the highest strength."""
+def by_strength(content: JsonObject) -> str:
+    """Of one row of the methods whose tilt was measured at several strengths: the reward, and the nats from the frozen
+    model, at each of them and at its own; means over seeds."""
     tilts = [row for row in content["tilts"] if row["tilted"]]
+    strengths = sorted({row["strength"] for row in tilts})
     lines = []
     for task, method in dict.fromkeys((row["task"], row["method"]) for row in tilts):
-        one_row = [row for row in content["rows"] if row["task"] == task and row["rows"] == 1]
-        own = [row | {"strength": 1.0} for row in one_row if row["method"] == method]
-        frozen = [row | {"strength": 0.0, "kl": 0.0} for row in one_row if row["method"] == "base"]
-        scaled = [row for row in tilts if (row["task"], row["method"]) == (task, method)]
-        path = [*frozen, *scaled, *own]
-        strengths = [[row for row in path if row["strength"] == each] for each in {row["strength"] for row in path}]
-        nats, rewards = zip(*sorted((mean_of(rows, "kl"), mean_of(rows, "reward")) for rows in strengths), strict=True)
-        cells = [f"{np.interp(limit, nats, rewards):.2f}" if limit <= nats[-1] else "" for limit in NATS]
-        lines.append([task, method, *cells, f"{rewards[-1]:.2f} at {nats[-1]:.1f}"])
-    return table(["task", "method", *(f"{limit} nats" for limit in NATS), "furthest"], lines)
+        scaled, own = (
+            [row for row in content[part] if (row["task"], row["method"]) == (task, method)]
+            for part in ("tilts", "rows")
+        )
+        points = [[row for row in scaled if row["strength"] == strength] for strength in strengths]
+        points.append([row for row in own if row["rows"] == min(row["rows"] for row in own)])
+        cells = [f"{mean_of(rows, 'reward'):.2f} at {mean_of(rows, 'kl'):.1f}" for rows in points]
+        lines.append([task, method, *cells])
+    return table(["task", "method", *(f"{strength:g} of its strength" for strength in strengths), "its own"], lines)
 
 
 def overoptimisation(content: JsonObject) -> str:
