@@ -66,6 +66,11 @@ class Split:
         return [*self.validation, *self.check, *(p for part in self.slices for p in [*part.train, *part.heldout])]
 
 
+def shards_of(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+    """In order, ``size`` at once, the last perhaps fewer."""
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+
 def numbered_rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     """The rows of a JSONL, Parquet or CSV file, each with its place, such as "line 3". ValueError with the place.
 

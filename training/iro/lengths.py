@@ -10,7 +10,7 @@ import numpy as np
 from iro_server.decoding.base import SearchParams
 from iro_server.engines.describe import Description
 from training.iro.config import AlignConfig
-from training.iro.data import Prompt
+from training.iro.data import Prompt, shards_of
 from training.iro.executor import Executor
 from training.iro.held import held_schema
 from training.iro.rollouts import Batch, rollout_sampling
@@ -37,7 +37,7 @@ def with_max_tokens(
     measured = prompts[:PROMPTS]
 
     def measure() -> JsonObject:
-        shards = [measured[i : i + config.concurrency] for i in range(0, len(measured), config.concurrency)]
+        shards = shards_of(measured, config.concurrency)
         sampling = rollout_sampling(config.temperature, model.info, held_schema(config, model))
         params = SearchParams(num_successors=SAMPLES)
         seeds = {prompt.index: run.derive_seed(LENGTHS, prompt.index) for prompt in measured}

@@ -25,7 +25,7 @@ from iro_server.graders.parsing import parse_grader
 from training.iro import report
 from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig
-from training.iro.data import AlignError, Prompt, Slice, split
+from training.iro.data import AlignError, Prompt, Slice, shards_of, split
 from training.iro.diagnostics import BY_POSITION, emit_correlation, mean_and_error
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
@@ -33,23 +33,15 @@ from training.iro.grading import Grading, Tally, merge
 from training.iro.learners import make_learner
 from training.iro.lengths import with_max_tokens
 from training.iro.over_optimization import CODE, departures, first_usual, warning
+from training.iro.planned_steps import planned_steps, validates
 from training.iro.rollouts import HEAD_STATES, PREFIXES, Batch, exploring, guided, plain, tilted_rollouts
 from training.iro.samples import emit_samples
 from training.iro.seeds import FIT, ROLLOUTS, SPLIT, TILTED
-from training.iro.serving import Served, searches, serve
+from training.iro.serving import Served, serve
 from training.iro.tilt_rows import TiltData
 from training.iro.tilt_trials import Limits
-from training.iro.tilting import (
-    Round,
-    Start,
-    Tilting,
-    numbered,
-    planned_rounds,
-    round_steps,
-    tries_tilts,
-    warn_of_refused,
-)
-from training.iro.validation import BETA_GRID, Validated, Validation, tries_betas
+from training.iro.tilting import Round, Start, Tilting, numbered, tries_tilts, warn_of_refused
+from training.iro.validation import Validated, Validation
 from training.iro.values import Bundles, Stack
 from training.json_values import JsonObject
 from training.run import Run, jsonable
@@ -145,34 +137,11 @@ class Alignment:
         """Whether the step's rollouts are plain draws, of the frozen model or of a tilted policy: what tilts fit."""
         return self.tilts and (step == 1 or self.tilt is not None)
 
-    def validates(self, step: int) -> bool:
-        return step % self.config.eval_interval == 0 or step == self.config.iterations
-
     def planned_steps(self) -> int:
-        """Steps of a run that is not stopped early."""
-        validation, check = (
-            len(self.shards_of(prompts)) * self.config.eval_samples
-            for prompts in (self.prompts.validation, self.prompts.check)
-        )
-        total = validation + 2 * check + 2  # the baseline, the final check of two models, and the scale of rewards
-        total += self.run.has("lengths")
-        for step, part in enumerate(self.prompts.slices, 1):
-            draws, shards = self.draws(step), len(self.shards_of(part.train)) + len(self.shards_of(part.heldout))
-            total += 2 * shards + 2
-            if tries_betas(self.config, 1 if self.tilt else step):
-                total += len(BETA_GRID) * len(self.shards_of(part.heldout)) + 1
-            ways = 1
-            if draws:
-                rounds = planned_rounds(self.rounds.get(step, []), self.config.tilt_rounds)
-                steers, heldout = self.executor.steers, part.heldout
-                total += sum(round_steps(self.config, steers, planned, heldout, shards) for planned in rounds)
-                ways = len(searches(self.config, tilted=bool(self.tilt) or rounds[0].is_better))
-            total += (validation * ways + draws) * self.validates(step) + draws
-        return total
-
-    def shards_of(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
-        size = self.config.concurrency
-        return [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        iterations = range(1, self.config.iterations + 1)
+        drawing, is_tilted = list(filter(self.draws, iterations)), self.tilt is not None
+        steps = planned_steps(self.config, self.prompts, drawing, self.rounds, self.executor.steers, is_tilted)
+        return steps + self.run.has("lengths")
 
     def iterate(self, step: int) -> JsonObject:
         """One iteration: its history row. Where it validates, ``stacks`` and ``served`` get what it is served with."""
@@ -192,7 +161,7 @@ class Alignment:
         params = guided(self.config).model_copy(update={"strength": 1.0 if self.tilt else 0.0})
         self.betas[-1], tried = self.validation.choose_beta(step, part, judged, self.betas, params)
         self.stack = self.values_of(fitted, "bundle").with_betas(self.betas).with_tilt(self.tilt)
-        served = self.serve(step) if self.validates(step) else None
+        served = self.serve(step) if validates(self.config, step) else None
         self.validation.rescore = None  # and with it the frozen model, where servers run it
         if served is not None:
             self.stacks[step], self.served[step] = self.stack, served
@@ -210,11 +179,11 @@ class Alignment:
         batches = {
             self.shard_names(step, kind, number, tilt_round): self.batch(step, shard, tilt_round)
             for kind, prompts in (("train", part.train), ("heldout", part.heldout))
-            for number, shard in enumerate(self.shards_of(prompts))
+            for number, shard in enumerate(shards_of(prompts, self.config.concurrency))
         }
         label = f"Iteration {step}: rollouts{' of its tilt' if tilt_round else ''}"
         self.collection.collect(batches, label, check_grader=step == 1 and not tilt_round)
-        train = len(self.shards_of(part.train))
+        train = len(shards_of(part.train, self.config.concurrency))
         return Collected(list(batches)[:train], list(batches)[train:])
 
     @staticmethod

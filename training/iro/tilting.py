@@ -15,7 +15,7 @@ from typing import NamedTuple
 from iro_server.decoding.base import SearchParams
 from iro_server.engines.base import ModelInfo
 from training.iro.config import AlignConfig
-from training.iro.data import AlignError, Prompt
+from training.iro.data import AlignError, Prompt, shards_of
 from training.iro.diagnostics import mean_and_error
 from training.iro.over_optimization import measures
 from training.iro.rollouts import Source, completions_of
@@ -75,7 +75,7 @@ def num_trials(steers: frozenset[TiltPart]) -> int:
 def trial_shards(config: AlignConfig, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
     """As many prompts at once as draw the rows of a batch of rollouts: smaller batches take longer for each token."""
     size = max(config.concurrency, config.concurrency * config.rollouts_per_prompt // TRIAL_SAMPLES)
-    return [prompts[i : i + size] for i in range(0, len(prompts), size)]
+    return shards_of(prompts, size)
 
 
 class Round(NamedTuple):
@@ -87,23 +87,9 @@ class Round(NamedTuple):
     tried: Tried | None = None
 
 
-def planned_rounds(done: Sequence[Round], most: int) -> list[Round]:
-    """Those of an iteration, as if all that are to come found a tilt."""
-    ended = bool(done) and not done[-1].is_better
-    return [*done, *[Round()] * (0 if ended else most - len(done))]
-
-
 def numbered(word: str, count: int) -> str:
     """In names of checkpoints: nothing for 0, the word alone for 1."""
     return "" if count == 0 else f"{word}-" if count == 1 else f"{word}-{count}-"
-
-
-def round_steps(
-    config: AlignConfig, steers: frozenset[TiltPart], planned: Round, heldout: Sequence[Prompt], shards: int
-) -> int:
-    """Steps of the run that a round takes, those that draw so many ``shards`` of its tilt among them."""
-    trials = num_trials(steers) + planned.further_trials
-    return trials * len(trial_shards(config, heldout)) + 3 + 2 * shards * planned.is_better
 
 
 class Start(NamedTuple):

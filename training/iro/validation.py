@@ -16,7 +16,7 @@ from iro_server.engines.describe import Description
 from iro_server.graders.base import Grade
 from training.iro.ahead import working_ahead
 from training.iro.config import AlignConfig
-from training.iro.data import Prompt, Slice
+from training.iro.data import Prompt, Slice, shards_of
 from training.iro.diagnostics import mean_and_error, samples_to_detect
 from training.iro.executor import Executor
 from training.iro.grading import Grading, Tally, merge
@@ -78,11 +78,11 @@ class Validation:
 
         ``picks``: what the values pick is graded, and nothing else.
         """
-        size, tilt = self.config.concurrency, None if stack is None else stack.tilt
+        tilt = None if stack is None else stack.tilt
         batches = [
             self.batch(shard, [self.seed(sample, prompt.index) for prompt in shard], params, stack, tilt)
             for sample in range(self.config.eval_samples)
-            for shard in (prompts[i : i + size] for i in range(0, len(prompts), size))
+            for shard in shards_of(prompts, self.config.concurrency)
         ]
         names = [f"{name}-{number}" for number in range(len(batches))]
         with self.run.progress(f"Validation of {label}", len(batches)) as advance:
@@ -175,8 +175,7 @@ class Validation:
             return self.config.betas[step - 1], []
         if not tries_betas(self.config, len(betas)):
             return 1.0, []
-        size = self.config.concurrency
-        shards = [part.heldout[i : i + size] for i in range(0, len(part.heldout), size)]
+        shards = shards_of(part.heldout, self.config.concurrency)
         trials = [(beta, number) for beta in BETA_GRID for number in range(len(shards))]
         names = [f"{step}-beta-{beta}-{number}" for beta, number in trials]
         batches = [

@@ -28,15 +28,7 @@ from training.iro.over_optimization import departures, measures
 from training.iro.rollouts import completions_of, stored
 from training.iro.serving import best_way, cheapest, searches
 from training.iro.tilt_trials import NONE, Limits, Trial
-from training.iro.tilting import (
-    TRIALS,
-    Round,
-    Start,
-    Tilting,
-    planned_rounds,
-    rows_of_rollouts,
-    tries_tilts,
-)
+from training.iro.tilting import TRIALS, Start, Tilting, rows_of_rollouts, tries_tilts
 from training.iro.trials import SHARPNESS
 from training.iro.values import Bundles
 from training.run import Run, RunEvent
@@ -192,14 +184,6 @@ def test_a_round_that_has_ended_keeps_to_the_trials_that_it_made(tmp_path: Path)
         assert tilting_of(run, 2).ended_settings() == []
         run.step("further-tilt-report", dict)
         assert set(tilting_of(run, 2).ended_settings()) == {setting for setting in trials.values() if setting}
-
-
-def test_rounds_go_on_until_one_finds_no_tilt() -> None:
-    assert planned_rounds([], 3) == [Round()] * 3 and all(each.is_better for each in planned_rounds([], 3))
-    better, worse = Round(5, True), Round(5, False)
-    assert planned_rounds([better], 3) == [better, Round(), Round()]
-    assert planned_rounds([worse], 3) == [worse] and planned_rounds([better, worse], 3) == [better, worse]
-    assert planned_rounds([better] * 2, 2) == [better] * 2
 
 
 def test_one_row_is_served_where_more_are_not_surely_better() -> None:
