@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from iro_server import JsonObject
 from iro_server.alignment.placement import Placement
-from iro_server.engines.endpoints import DEFAULT_KIND, Endpoints, EngineUrl
+from iro_server.engines.endpoints import DEFAULT_KIND, Endpoints, EngineUrl, Precision
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.graders.endpoint_limits import EndpointLimits, TokenPrice
@@ -58,6 +58,7 @@ class Settings(Placement):
     engine_kind: EngineKind = DEFAULT_KIND  # vllm without ``engine_urls``: embedded
     engine_model: str | None = None  # its name there; None: the first that is served
     engine_adapters: Path | None = None  # a directory that vLLM servers read too: tilts as LoRA adapters
+    engine_precision: Precision = "float32"  # of products in process on a CPU
     engine_key: SecretStr | None = Field(None, exclude=True)
     engine_timeout: float = Field(600.0, gt=0)  # of one answer: one chunk of a search, all of a plain sample
     engine_patience: float = Field(30.0, ge=0)  # how long a request waits for an engine that fails
@@ -159,13 +160,15 @@ class Settings(Placement):
             timeout=self.engine_timeout,
             patience=self.engine_patience,
             adapters=self.engine_adapters,
+            precision=self.engine_precision,
         )
 
     @property
     def engine_fields(self) -> JsonObject:
-        """The fields of a job's config that say where the frozen model is; none for the embedded engine."""
+        """The fields of a job's config that say where the frozen model is, or how this process runs it."""
         names = ("engine_urls", "engine_kind", "engine_model", "engine_timeout", "engine_adapters")
-        return {} if self.endpoints.embedded else {name: getattr(self, name) for name in names}
+        named = ("engine_precision",) if self.endpoints.embedded else names
+        return {name: getattr(self, name) for name in named}
 
     @property
     def served_embedding_model(self) -> tuple[str, Path] | None:

@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from iro_server import JsonObject
+from iro_server.engines.endpoints import Precision
 from training.run import JobConfig, check_names
 
 DECODERS = (
@@ -69,6 +70,9 @@ class BenchTasksConfig(JobConfig):
     )
     vllm_tilts: bool = Field(
         False, description="Fit the parts of a tilt that vLLM applies and no others, as jobs on vLLM do."
+    )
+    engine_precision: Precision = Field(
+        "float32", description="Of products on a CPU; bfloat16 takes less time (docs/models.md#data-types)."
     )
     concurrency: int = Field(8, ge=1, description="Prompts of 16 rows or more that are decoded at once.")
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from iro_server import JsonObject
 from iro_server.decoding.base import SearchParams, Selection
-from iro_server.engines.endpoints import DEFAULT_KIND, EngineUrl
+from iro_server.engines.endpoints import DEFAULT_KIND, EngineUrl, Precision
 from iro_server.engines.opening import EngineKind
 
 Auto = Literal["auto"]
@@ -290,6 +290,9 @@ class Alignment(AlignmentOptions):
     )
     engine_adapters: Path | None = Field(
         None, description="Directory that vLLM servers read too, for tilts as LoRA adapters. Null: they take none."
+    )
+    engine_precision: Precision = Field(
+        "float32", description="Of the products of an engine in this process on a CPU (docs/models.md#data-types)."
     )
     training_file: Path = Field(description="Training rows.")
     validation_file: Path | None = Field(

@@ -38,9 +38,7 @@ def _create(body: JobRequest, context: Context) -> JsonObject:
     sources = check_request(body, context)
     job_id = t.new_id("ftjob-")
     folder = context.settings.job_dir(job_id)
-    config = {"model_dir": str(context.settings.model_dir), "model_name": body.model}
-    if not context.models.engine.info.hidden:
-        config |= context.settings.engine_fields
+    config = {"model_dir": str(context.settings.model_dir), "model_name": body.model, **context.settings.engine_fields}
     for param, id in sources.items():
         if id is not None:  # the job's own name for it: the file may be deleted while the job runs
             _link(context, id, param, folder / f"{param}.jsonl")

@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 from iro_server.engines.adjusted import AdjustedRows
 from iro_server.engines.base import HEAD_STATE, Alternatives, Chunk, EngineHealth, ModelInfo, Sampling, Steering
 from iro_server.engines.describe import describe
+from iro_server.engines.endpoints import Precision
 from iro_server.engines.equality import check_equality
 from iro_server.engines.frozen_model import FrozenModel
 from iro_server.engines.grammars import GrammarRows, grammars_of
@@ -41,22 +42,30 @@ from value_heads.prompt_features import TokenGroups
 from value_heads.threads import compute_as_engine, on_fresh_thread, usual_threads
 from value_heads.tilt import BoundTilt, Tilt
 
+PRODUCTS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COMPACT = 32  # within a long chunk, rows that have stopped are dropped every so many tokens
 
 
 class EmbeddedEngine:
     """Engine over a model directory: in float32 on a CPU, in the data type of its weights on a GPU.
 
-    Close it, or use it as a context manager. ValueError for a model that it cannot run exactly.
+    ``precision``: of the products with weights on a CPU. Close it, or use it as a context manager. ValueError for a
+    model that it cannot run exactly, or a precision that this CPU does not multiply in.
     """
 
-    def __init__(self, model_dir: str | Path, name: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model_dir: str | Path,
+        name: str | None = None,
+        threads: int | None = None,
+        precision: Precision = "float32",
+    ) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._threads = ThreadCount(threads or usual_threads())
         torch.set_num_threads(1)  # of this thread: its small operations must not wake a team beside the engine's
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir)
         self.frozen = FrozenModel(model_dir, device)
-        self.frozen.pack_weights()
+        self.frozen.pack_weights(PRODUCTS[precision])
         info = describe(Path(model_dir), name, self.tokenizer)
         self._info = replace(info, max_length=self.frozen.exact_length(info.max_length))
         self.runner = ModelRunner(self.frozen)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
 DEFAULT_KIND = "vllm"
+Precision = Literal["float32", "bfloat16"]
 KEY_VARIABLE = "IRO_ENGINE_KEY"  # read where it is needed: a key is in no config, log or run folder
 
 
@@ -37,7 +38,7 @@ class Endpoints:
     ``kind``: a key of ``opening.ENGINES``. ``model``: its name on the servers; None: the first that is served.
     ``timeout``: the longest that one answer may take. ``patience``: how long a request waits, from the first failure
     on, for a server that answers. ``adapters``: a directory that vLLM servers read too, where tilts are written as LoRA
-    adapters; None: servers without LoRA.
+    adapters; None: servers without LoRA. ``precision``: of the products of an engine in this process on a CPU.
     """
 
     urls: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class Endpoints:
     timeout: float = 600.0
     patience: float = 30.0
     adapters: Path | None = None
+    precision: Precision = "float32"
 
     @property
     def embedded(self) -> bool:

@@ -50,7 +50,7 @@ def check_equality(engine: Engine, frozen: FrozenModel, tokenizer: PreTrainedTok
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise refusal(frozen.architecture, f"its layers do not run on a flat batch ({reason})") from error
         differences = [_differences(frozen, rows) for rows in sessions]
-    tolerance = TOLERANCE.get(frozen.model.dtype, TOLERANCE[torch.float32])
+    tolerance = TOLERANCE.get(frozen.products, TOLERANCE[torch.float32])
     logprobs, hidden = (max(values) for values in zip(*differences, strict=True))
     if not logprobs <= tolerance:
         raise refusal(

@@ -51,12 +51,19 @@ class FrozenModel:
             raise refusal(self.architecture, "its attention cannot be replaced")
         self._fused = {norm: fused for norm in self.decoder.modules() if (fused := fused_norm(norm))}
         self._packed: dict[nn.Linear, Forward] = {}
+        self.products: torch.dtype = self.model.dtype
         self._head = output_head(self.model, self.decoder)
         self._use_flat_batch()
 
-    def pack_weights(self) -> None:
-        """Multiply by packed copies of the weights from now on, where that is faster and memory holds them."""
-        self._packed = packed_forwards(self.model, available_memory(self.head_weight.device))
+    def pack_weights(self, products: torch.dtype = torch.float32) -> None:
+        """Multiply by packed copies of the weights from now on, where that is faster and memory holds them.
+
+        ``products``: the data type of both factors, of a model in float32 on a CPU. ValueError where this CPU, or the
+        memory, does not allow one that is asked for.
+        """
+        self._packed = packed_forwards(self.model, available_memory(self.head_weight.device), products)
+        if self._packed:
+            self.products = products
         self._use_flat_batch()
 
     def _decoder_layers(self) -> nn.ModuleList:
@@ -146,8 +153,8 @@ def find_decoder(model: Any) -> Any:
 
 
 def data_type(config: PreTrainedConfig, device: str) -> torch.dtype:
-    """Of the computation: float32 on a CPU, where bfloat16 is slow; else that of the weights, bfloat16 where the
-    configuration does not say.
+    """Of the computation: float32 on a CPU, where few operations but products are faster in bfloat16; else that of the
+    weights, bfloat16 where the configuration does not say.
     """
     if device == "cpu":
         return torch.float32

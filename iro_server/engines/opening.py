@@ -22,7 +22,7 @@ def _open_embedded(model_dir: Path, endpoints: Endpoints, name: str | None) -> E
 
     if endpoints.urls:
         raise ValueError("the embedded engine runs in this process: it takes no engine URLs")
-    return EmbeddedEngine(model_dir, name)
+    return EmbeddedEngine(model_dir, name, precision=endpoints.precision)
 
 
 def _open_vllm(model_dir: Path, endpoints: Endpoints, name: str | None) -> Engine:
@@ -60,4 +60,6 @@ def open_engine(model_dir: Path, name: str | None, endpoints: Endpoints) -> Engi
     ValueError for an unknown kind, or for endpoints that the engine cannot use. EngineUnavailable as ``RemoteEngine``.
     """
     kind = "embedded" if endpoints.embedded else check_kind(endpoints.kind)
+    if kind != "embedded" and endpoints.precision != "float32":
+        raise ValueError("engine_precision is of an engine in this process: the model's servers have their own")
     return ENGINES[kind](model_dir, endpoints, name)

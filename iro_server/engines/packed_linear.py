@@ -21,17 +21,34 @@ MOST_MEMORY = 0.25  # of what is available: the packed weights are copies
 Forward = Callable[[Tensor], Tensor]
 
 
-def packed_forwards(model: nn.Module, available: int) -> dict[nn.Linear, Forward]:
+def packed_forwards(
+    model: nn.Module, available: int, products: torch.dtype = torch.float32
+) -> dict[nn.Linear, Forward]:
     """Of each linear layer in float32 on a CPU, its product with packed weights. Empty where the copies would take more
-    than their share of ``available`` bytes, or where this build of torch has no such product."""
+    than their share of ``available`` bytes, or where this build of torch has no such product.
+
+    ``products``: the data type of both factors and of the product; sums are in float32. ValueError where that is
+    bfloat16 and cannot be: whoever asks for it gets it.
+    """
     linears = list(_linears(model))
-    size = sum(linear.weight.nbytes for linear in linears)
-    if not linears or not operators_work():
+    size = sum(linear.weight.numel() * products.itemsize for linear in linears)
+    if not linears:
         return {}
+    if problem := _problem(products, size, available):
+        if products != torch.float32:
+            raise ValueError(f"no products in bfloat16: {problem}. engine_precision float32 works without")
+        log.warning("weights are not packed, decoding is slower: %s", problem)
+        return {}
+    return {linear: _packed(linear, products) for linear in linears}
+
+
+def _problem(products: torch.dtype, size: int, available: int) -> str | None:
+    """Why weights cannot be packed."""
+    if not operators_work(products):
+        return f"this CPU, or this build of torch, does not multiply packed weights in {products}"
     if size > MOST_MEMORY * available:
-        log.info("weights are not packed: copies of %.1f GB, %.1f GB are available", size / 1e9, available / 1e9)
-        return {}
-    return {linear: _packed(linear) for linear in linears}
+        return f"copies of the weights take {size / 1e9:.1f} GB, {available / 1e9:.1f} GB are available"
+    return None
 
 
 def _linears(model: nn.Module) -> Iterator[nn.Linear]:
@@ -40,27 +57,33 @@ def _linears(model: nn.Module) -> Iterator[nn.Linear]:
             yield module
 
 
-def _packed(linear: nn.Linear) -> Forward:
-    weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
-    bias = None if linear.bias is None else linear.bias.detach()
+def _packed(linear: nn.Linear, products: torch.dtype) -> Forward:
+    weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(products), ROWS)
+    bias = None if linear.bias is None else linear.bias.detach().to(products)
 
     def forward(x: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return product
+        rows = x.to(products)
+        if is_lone := rows[..., 0].numel() == 1:  # by another kernel, oneDNN would round its product in another way
+            rows = rows.reshape(1, -1).expand(2, -1)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        return (product[:1].reshape(*x.shape[:-1], -1) if is_lone else product).to(x.dtype)
 
     return forward
 
 
 @cache
-def operators_work() -> bool:
+def operators_work(products: torch.dtype = torch.float32) -> bool:
     """Whether this build of torch has the operators, which its interface does not promise, and they multiply."""
     if not torch.backends.mkldnn.is_available():
         return False
     linear, x = nn.Linear(16, 8), torch.randn(3, 16)
+    rounding = {torch.float32: 1e-4, torch.bfloat16: 3e-2}[products]
     try:
+        if products == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
         with torch.no_grad():
-            torch.testing.assert_close(_packed(linear)(x), linear(x), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(_packed(linear, products)(x), linear(x), atol=rounding, rtol=rounding)
     except (AttributeError, RuntimeError, TypeError, AssertionError) as error:
-        log.warning("weights are not packed, decoding is slower: %s", error)
+        log.warning("no products with packed weights in %s: %s", products, error)
         return False
     return True

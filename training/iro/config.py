@@ -88,4 +88,5 @@ class AlignConfig(Alignment, JobConfig):
             timeout=self.engine_timeout,
             patience=self.engine_patience,
             adapters=self.engine_adapters,
+            precision=self.engine_precision,
         )

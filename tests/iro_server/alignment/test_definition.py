@@ -101,7 +101,7 @@ def test_a_saved_config_is_still_the_same_config(tmp_path: Path) -> None:
     equal fields alone."""
     saved = json.loads(Path(__file__).with_name("config.json").read_text())
     added = {"keep_unproven": False, "tilt": "auto", "tilt_rounds": 3, "max_kl": None, "max_rows": 256}
-    added |= {"engine_adapters": None}
+    added |= {"engine_adapters": None, "engine_precision": "float32"}
     assert AlignConfig.model_validate(saved).model_dump(mode="json") == saved | added
 
 

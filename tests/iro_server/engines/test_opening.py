@@ -53,4 +53,11 @@ def test_the_default_without_urls_is_the_embedded_engine(
     monkeypatch.setitem(opening.ENGINES, "embedded", lambda model_dir, endpoints, name: ToyEngine())
     settings = Settings(data_dir=tmp_path, engine_kind=kind)
     assert isinstance(open_engine(tmp_path, None, settings.endpoints), ToyEngine)
-    assert settings.engine_fields == {}
+    assert settings.engine_fields == {"engine_precision": "float32"}
+
+
+def test_a_precision_is_of_the_embedded_engine_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="engine_precision is of an engine in this process"):
+        open_engine(
+            tmp_path, None, Settings(data_dir=tmp_path, engine_urls=list(URLS), engine_precision="bfloat16").endpoints
+        )
