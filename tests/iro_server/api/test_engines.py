@@ -15,6 +15,7 @@ from iro_server.engines.text import TextEngine
 from iro_server.engines.vllm import VLLMEngine
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Job
+from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, serving, settings_for, start_job, wait_for
 from tests.iro_server.engines.fake_endpoint import FakeEndpoint, write_byte_model
 
@@ -94,6 +95,15 @@ def test_jobs_are_told_where_the_model_is_but_not_the_key(client, fake, settings
     assert config["engine_urls"] == [fake.url] and config["engine_kind"] == "vllm"
     assert "secret" not in json.dumps(config) and "secret" not in settings.model_dump_json()
     assert KEY_VARIABLE not in os.environ
+
+
+def test_jobs_keep_the_precision_of_the_server_that_created_them(tmp_path):
+    precise = settings_for(tmp_path / "data", engine_precision="bfloat16")
+    with serving(precise, ByteEngine()) as client:
+        job_id = start_job(client, GRADER, max_tokens=4)
+        with open_database(precise)() as session:
+            config = find(session, Job, job_id).config
+    assert config["engine_precision"] == "bfloat16" and "engine_urls" not in config
 
 
 def test_log_probabilities_of_a_text_endpoint_are_refused(settings, fake):

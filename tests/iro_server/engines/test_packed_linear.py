@@ -71,7 +71,7 @@ def test_products_in_bfloat16_are_refused_where_memory_does_not_hold_them(room):
 
 def test_a_cpu_without_products_in_bfloat16_refuses_them(monkeypatch):
     monkeypatch.setattr(packed_linear, "operators_work", lambda products: False)
-    with pytest.raises(ValueError, match="does not multiply packed weights in torch.bfloat16"):
+    with pytest.raises(ValueError, match="does not multiply packed weights"):
         packed_forwards(nn.Linear(8, 8), 2**40, torch.bfloat16)
     assert packed_forwards(nn.Linear(8, 8), 2**40) == {}
 
