@@ -20,6 +20,7 @@ from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
 from benchmarks.record import command_line, finish
+from benchmarks.tables import table
 from benchmarks.workload import PASSAGE, PROMPT_TOKENS
 from iro_server import JsonObject
 from iro_server.engines.base import Chunk, Sampling
@@ -103,11 +104,27 @@ def main() -> None:
     finish(args, measure(args.tokens, args.repeats), report)
 
 
+def speeds(content: JsonObject) -> str:
+    """Tokens a second by load and precision."""
+    rows = [
+        [
+            f"{row['requests']} × {row['rows']}",
+            *(f"{row['tokens_per_second'][name]:.0f}" for name in PRODUCTS),
+            f"{row['ratio']:.2f}",
+        ]
+        for row in content["rates"]
+    ]
+    return table(["requests × rows", *(f"{name}, tokens a second" for name in PRODUCTS), "ratio"], rows)
+
+
+def distances(content: JsonObject) -> str:
+    """Nats a token from the float32 model."""
+    rows = [[name, f"{drift:.5f}"] for name, drift in content["nats_per_token"].items()]
+    return table(["the model", "mean nats of a token's distribution from float32's"], rows)
+
+
 def report(result: JsonObject) -> None:
-    for row in result["rates"]:
-        print(f"{row['requests']} x {row['rows']} rows: bfloat16 / float32 {row['ratio']:.2f}")
-    for name, drift in result["nats_per_token"].items():
-        print(f"{drift:.5f} nats a token: {name}")
+    print(speeds(result), distances(result), sep="\n\n")
 
 
 if __name__ == "__main__":
