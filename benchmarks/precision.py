@@ -108,13 +108,14 @@ def speeds(content: JsonObject) -> str:
     """Tokens a second by load and precision."""
     rows = [
         [
-            f"{row['requests']} × {row['rows']}",
+            str(row["requests"]),
+            str(row["rows"]),
             *(f"{row['tokens_per_second'][name]:.0f}" for name in PRODUCTS),
             f"{row['ratio']:.2f}",
         ]
         for row in content["rates"]
     ]
-    return table(["requests × rows", *(f"{name}, tokens a second" for name in PRODUCTS), "ratio"], rows)
+    return table(["requests", "rows of each", *(f"{name}, tokens a second" for name in PRODUCTS), "ratio"], rows)
 
 
 def distances(content: JsonObject) -> str:
