@@ -13,13 +13,14 @@ OF_JOBS = ("training", "jobs")  # lists that two runs have alike where one goes 
 IDENTITY = ("task", "seed", "method", "rows", "strength", "iteration")
 UNITED = ("tasks", "methods", "rows")
 PLACES = {task: place for place, task in enumerate(ALL_TASKS)}
-MAY_DIFFER = BenchTasksConfig.extendable | {"seed"}
+OF_PARTS = {"engine_precision"}  # a piece's methods are compared with each other: they have the same one
+MAY_DIFFER = BenchTasksConfig.extendable | OF_PARTS | {"seed"}
 
 
 def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     """A results file of the measurements of both; ``run.parts`` has the configuration and the versions of each run.
 
-    ValueError where the runs differ in more than tasks, methods, rows and seeds, or measured the same.
+    ValueError where the runs differ in more than tasks, methods, rows, seeds and precision, or measured the same.
     """
     first, second = recorded["run"]["config"], added["run"]["config"]
     settled = [name for name in first | second if name not in MAY_DIFFER]
@@ -30,6 +31,7 @@ def merged(recorded: JsonObject, added: JsonObject) -> JsonObject:
     parts = [part for content in (recorded, added) for part in content["run"].get("parts", [content["run"]])]
     rows = lists["rows"]
     config = second | {name: list(dict.fromkeys([*first[name], *second[name]])) for name in UNITED}
+    config = {name: value for name, value in config.items() if name not in OF_PARTS}
     config["seed"], config["seeds"] = min(row["seed"] for row in rows), len({row["seed"] for row in rows})
     run = added["run"] | {"config": config, "seeds": sorted({row["seed"] for row in rows}), "parts": parts}
     gains = {"comparisons": comparisons(rows), "iteration_gains": iteration_gains(lists["iterations"])}

@@ -90,6 +90,15 @@ def test_runs_of_other_sizes_are_not_mixed(whole: JsonObject) -> None:
         merged(first, second)
 
 
+def test_pieces_may_differ_in_precision_which_their_parts_say(whole: JsonObject) -> None:
+    tasks = whole["run"]["config"]["tasks"]
+    first, second = (part(whole, task) for task in tasks[:2])
+    second["run"]["config"] = second["run"]["config"] | {"engine_precision": "bfloat16"}
+    run = merged(first, second)["run"]
+    assert [each["config"].get("engine_precision", "float32") for each in run["parts"]] == ["float32", "bfloat16"]
+    assert "engine_precision" not in run["config"]
+
+
 def test_seconds_of_a_busy_machine_are_left_out_of_means(whole: JsonObject) -> None:
     timed = part(whole, whole["run"]["config"]["tasks"][0])
     timed["rows"] = [row | {"seconds": 2.0 * len(row["rewards"])} for row in timed["rows"]]
