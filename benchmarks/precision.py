@@ -47,8 +47,8 @@ async def draw(engine: EmbeddedEngine, requests: int, rows: int, tokens: int) ->
 def rate(engine: EmbeddedEngine, requests: int, rows: int, tokens: int) -> float:
     """Tokens a second."""
     start = time.perf_counter()
-    drawn = asyncio.run(draw(engine, requests, rows, tokens))
-    return sum(int(chunk.lengths_R.sum()) for chunk in drawn) / (time.perf_counter() - start)
+    chunks = asyncio.run(draw(engine, requests, rows, tokens))
+    return sum(int(chunk.lengths_R.sum()) for chunk in chunks) / (time.perf_counter() - start)
 
 
 def rates(model_dir: Path, tokens: int, repeats: int) -> list[JsonObject]:
