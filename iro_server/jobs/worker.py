@@ -133,7 +133,8 @@ class Worker:
 
     def _execute(self, job: Job) -> None:
         alignment_job = load_alignment_job(self.settings.align_entry)
-        moved = self.settings.engine_fields if job.config.get("engine_urls") else {}  # since the job was created
+        on_servers = job.config.get("engine_urls") and self.settings.engine_urls
+        moved = self.settings.engine_fields if on_servers else {}  # since the job was created
         config = alignment_job.Config.model_validate(job.config | moved)
         search = config.served_defaults.model_dump(exclude_none=True)
         retry_while_unavailable(self._note_search)(search)
