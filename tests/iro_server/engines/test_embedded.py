@@ -170,7 +170,6 @@ def assert_full_forward_pass(
 
 @pytest.mark.skipif(not operators_work(torch.bfloat16), reason="this CPU has no products in bfloat16")
 def test_products_in_bfloat16_are_the_models_but_for_rounding(reference: torch.nn.Module) -> None:
-    """A model that computes in bfloat16 throughout is .05 nats off at a token, at the mean."""
     prompt_ids = text_prompt_ids(AutoTokenizer.from_pretrained(prepare_model()), PROMPT)
 
     async def sample(engine: EmbeddedEngine) -> Chunk:
