@@ -20,7 +20,7 @@ from benchmarks.bench_tasks.refitted_bias import NAME as REFITTED_BIAS
 from benchmarks.bench_tasks.refitted_bias import refitted_bias
 from benchmarks.bench_tasks.smc import Smc
 from benchmarks.bench_tasks.strengths import at_best_strength
-from benchmarks.bench_tasks.temperatures import Tempered, TiltedSamples
+from benchmarks.bench_tasks.temperatures import Tempered, TiltedSamples, tempered
 from benchmarks.bench_tasks.vas import Vas
 from benchmarks.bench_tasks.yardsticks import trained_adapter
 
@@ -143,7 +143,7 @@ def at_strength(piece: Piece, method: str, strength: float) -> DecodingMethod:
     """The method, one of ``SCALED``, at a multiple of its tilt at one row: with its temperature and its penalty."""
     decoder = METHODS[method].build(piece)
     if isinstance(decoder, Tempered):
-        return TiltedSamples(piece, decoder.tuned(rows=1) if decoder.tilts else None, strength)
+        return TiltedSamples(piece, decoder.tuned(rows=1), strength)
     return Iro(piece, piece.trained.stack, strength=strength)
 
 
@@ -151,10 +151,10 @@ SCALED = ("iro", "static_bias", REFITTED_BIAS)
 METHODS: dict[str, Entry] = {
     "base": Entry(Base, min_rows=1, max_rows=1),
     "best_of_n": Entry(BestOfN),
-    "tempered": Entry(lambda piece: Tempered(piece, "tempered", [piece.no_tilt]), min_rows=1),
+    "tempered": Entry(lambda piece: tempered(piece, "tempered", [piece.no_tilt]), min_rows=1),
     "blockwise": Entry(lambda piece: Blockwise(piece, piece.trained.stack)),
-    "static_bias": Entry(lambda piece: Tempered(piece, "static_bias", piece.trained.static_biases), min_rows=1),
-    REFITTED_BIAS: Entry(lambda piece: Tempered(piece, REFITTED_BIAS, refitted_bias(piece)), min_rows=1),
+    "static_bias": Entry(lambda piece: tempered(piece, "static_bias", piece.trained.static_biases), min_rows=1),
+    REFITTED_BIAS: Entry(lambda piece: tempered(piece, REFITTED_BIAS, refitted_bias(piece)), min_rows=1),
     "iro": Entry(lambda piece: Iro(piece, piece.trained.stack, "validated"), min_rows=1),
     "iro_by_chunk": Entry(lambda piece: Iro(piece, piece.trained.stack)),
     "iro_samples": Entry(lambda piece: Iro(piece, piece.trained.stack, "samples")),

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -42,59 +43,66 @@ class TiltedSamples:
 @dataclass(frozen=True)
 class Tempered:
     """``TiltedSamples`` of one of ``tilts``, at the temperature and with the repetition penalty whose pick among as
-    many rows has the highest reward on validation prompts.
-
-    ``name``: of the step of the run that keeps what was tried. The frozen model's where the rewards of the piece's job
-    were all equal.
-    """
+    many rows has the highest reward on validation prompts (``tuning``, as ``tune`` returns it; None: the frozen model's
+    samples)."""
 
     piece: Piece
-    name: str
     tilts: Sequence[Tilt]
+    tuning: JsonObject | None
 
     def answers(self, prompts: Sequence[Prompt], rows: int, seed: int) -> list[Answer]:
-        if not self.tilts or self.piece.trained.stack is None:
-            return TiltedSamples(self.piece, None).answers(prompts, rows, seed)
         return TiltedSamples(self.piece, self.tuned(rows)).answers(prompts, rows, seed)
 
-    def tuned(self, rows: int) -> Tilt:
+    def tuned(self, rows: int) -> Tilt | None:
         """The best setting for so many rows."""
-        best = chosen(self.piece.step(f"{self.name}-temperatures", self.tune), rows)
+        if self.tuning is None:
+            return None
+        best = chosen(self.tuning, rows)
         return at_setting(self.tilts[best["tilt"]], best["sharpness"], best["penalty"])
 
-    def tune(self) -> JsonObject:
-        """Of each setting that was ``tried``: ``rewards`` of every prompt's samples, and whether the text is inside the
-        limits of the job's tilts (``usual``)."""
-        began = time.monotonic()
-        tried = [setting for number in range(len(self.tilts)) for setting in self.tried(number)]
-        base_tokens = sum(setting.pop("base_tokens") for setting in tried)
-        return {
-            "task": self.piece.task.name,
-            "method": self.name,
-            "seed": self.piece.seed,
-            "tried": tried,
-            "base_tokens": base_tokens,
-            "reward_calls": len(tried) * SAMPLES * len(self.piece.validation),
-            "seconds": time.monotonic() - began,
-        }
 
-    def tried(self, number: int) -> list[JsonObject]:
-        """Ever lower temperatures of a tilt, with a higher penalty while the text repeats itself."""
-        from training.iro.trials import PENALTIES, SHARPNESS
+def tempered(piece: Piece, name: str, tilts: Sequence[Tilt]) -> Tempered:
+    """Tuned on the piece's validation prompts, unless the rewards of its job were all equal. A step of the run, by the
+    method's ``name``, keeps what was tried."""
+    if not tilts or piece.trained.stack is None:
+        return Tempered(piece, tilts, None)
+    return Tempered(piece, tilts, piece.step(f"{name}-temperatures", partial(tune, piece, name, tilts)))
 
-        limits, settings = text_limits(self.piece, self.piece.trained.folder), []
-        penalties = [0.0, *PENALTIES]
-        for sharpness in (0.0, *SHARPNESS):
-            while True:
-                tilt = at_setting(self.tilts[number], sharpness, penalties[0])
-                trial, tokens = trial_of(self.piece, tilt, sharpness=sharpness, penalty=penalties[0])
-                setting = {"tilt": number, "sharpness": sharpness, "penalty": penalties[0], "base_tokens": tokens}
-                rewards = [row["rewards"] for row in trial.rows]
-                settings.append(setting | {"rewards": rewards, "usual": limits.allow(trial)})
-                if len(penalties) == 1 or not limits.repeats(trial):
-                    break
-                penalties = penalties[1:]
-        return settings
+
+def tune(piece: Piece, name: str, tilts: Sequence[Tilt]) -> JsonObject:
+    """Of each setting that was ``tried``: ``rewards`` of every prompt's samples, and whether the text is inside the
+    limits of the job's tilts (``usual``)."""
+    began = time.monotonic()
+    tried = [setting for number, tilt in enumerate(tilts) for setting in settings_of(piece, tilt, number)]
+    base_tokens = sum(setting.pop("base_tokens") for setting in tried)
+    return {
+        "task": piece.task.name,
+        "method": name,
+        "seed": piece.seed,
+        "tried": tried,
+        "base_tokens": base_tokens,
+        "reward_calls": len(tried) * SAMPLES * len(piece.validation),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def settings_of(piece: Piece, tilt: Tilt, number: int) -> list[JsonObject]:
+    """Ever lower temperatures of a tilt, with a higher penalty while the text repeats itself."""
+    from training.iro.trials import PENALTIES, SHARPNESS
+
+    limits, settings = text_limits(piece, piece.trained.folder), []
+    penalties = [0.0, *PENALTIES]
+    for sharpness in (0.0, *SHARPNESS):
+        while True:
+            set_tilt = at_setting(tilt, sharpness, penalties[0])
+            trial, tokens = trial_of(piece, set_tilt, sharpness=sharpness, penalty=penalties[0])
+            setting = {"tilt": number, "sharpness": sharpness, "penalty": penalties[0], "base_tokens": tokens}
+            rewards = [row["rewards"] for row in trial.rows]
+            settings.append(setting | {"rewards": rewards, "usual": limits.allow(trial)})
+            if len(penalties) == 1 or not limits.repeats(trial):
+                break
+            penalties = penalties[1:]
+    return settings
 
 
 def at_setting(tilt: Tilt, sharpness: float, penalty: float) -> Tilt:

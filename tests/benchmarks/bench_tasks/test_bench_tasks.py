@@ -102,6 +102,14 @@ def test_training_is_counted_apart(result: dict[str, Any]) -> None:
 
 
 @whole_run
+def test_seconds_of_an_answer_are_without_those_of_tuning(result: dict[str, Any]) -> None:
+    tuning = {row["method"]: row["seconds"] for row in result["tuning"] if "strength" not in row}
+    decoding = {row["method"]: row["seconds"] for row in result["rows"] if row["rows"] == 1}
+    for method, seconds in tuning.items():  # of 16 samples at each setting that was tried, for one of two prompts
+        assert decoding[method] < seconds
+
+
+@whole_run
 def test_each_job_says_whether_it_improved_and_how_it_is_served(result: dict[str, Any], folder: Path) -> None:
     for job in result["jobs"]:
         align = json.loads((folder / "pieces" / f"{job['task']}-{job['seed']}" / "align" / "result.json").read_text())
