@@ -170,6 +170,11 @@ class Settings(Placement):
         named = ("engine_precision",) if self.endpoints.embedded else names
         return {name: getattr(self, name) for name in named}
 
+    def moved_engine_fields(self, job_config: JsonObject) -> JsonObject:
+        """Of a job on servers of the frozen model: where they are now, which may not be where they were when it was
+        created. A job keeps the precision that it was created with."""
+        return self.engine_fields if job_config.get("engine_urls") and self.engine_urls else {}
+
     @property
     def served_embedding_model(self) -> tuple[str, Path] | None:
         """The embedding model's name and directory."""

@@ -133,9 +133,7 @@ class Worker:
 
     def _execute(self, job: Job) -> None:
         alignment_job = load_alignment_job(self.settings.align_entry)
-        on_servers = job.config.get("engine_urls") and self.settings.engine_urls
-        moved = self.settings.engine_fields if on_servers else {}  # since the job was created
-        config = alignment_job.Config.model_validate(job.config | moved)
+        config = alignment_job.Config.model_validate(job.config | self.settings.moved_engine_fields(job.config))
         search = config.served_defaults.model_dump(exclude_none=True)
         retry_while_unavailable(self._note_search)(search)
         progress = Progress(self.sessions, job)

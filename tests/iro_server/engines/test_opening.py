@@ -56,6 +56,14 @@ def test_the_default_without_urls_is_the_embedded_engine(
     assert settings.engine_fields == {"engine_precision": "float32"}
 
 
+def test_a_worker_looks_for_a_jobs_servers_where_they_are_now_and_keeps_the_jobs_precision(tmp_path: Path) -> None:
+    on_servers, in_process = {"engine_urls": ["http://old:1/v1"]}, {"engine_precision": "bfloat16"}
+    moved, embedded = Settings(data_dir=tmp_path, engine_urls=list(URLS)), Settings(data_dir=tmp_path)
+    assert moved.moved_engine_fields(on_servers)["engine_urls"] == list(URLS)
+    assert moved.moved_engine_fields(in_process) == {}
+    assert embedded.moved_engine_fields(on_servers) == embedded.moved_engine_fields(in_process) == {}
+
+
 def test_a_precision_is_of_the_embedded_engine_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="engine_precision is of an engine in this process"):
         open_engine(
