@@ -46,7 +46,7 @@ SHORT = (
 
 
 def short(content: JsonObject) -> str:
-    """Rewards of the main methods, a column a task; empty where one was not run."""
+    """Rewards of the main methods, a column a task with its number of seeds; empty where one was not run."""
     cells = {(cell["task"], cell["method"], cell["rows"]): cell["reward"] for cell in content["intervals"]}
     tasks = list(dict.fromkeys(task for task, _, _ in cells))
     lines = []
@@ -54,7 +54,18 @@ def short(content: JsonObject) -> str:
         for count in sorted({count for _, name, count in cells if name == method})[shown]:
             rewards = [cells.get((task, method, count)) for task in tasks]
             lines.append([label, str(count), *("" if reward is None else interval_text(reward) for reward in rewards)])
-    return table(["method", "rows", *tasks], lines)
+    return table(["method", "rows", *(f"{task} ({seeds_text(content, task)})" for task in tasks)], lines)
+
+
+def seeds_text(content: JsonObject, task: str) -> str:
+    """How many seeds the task's rows of the main methods are from: "1 seed", or "2 to 5 seeds" where methods differ."""
+    shown = {method for method, _, _ in SHORT}
+    by_method: dict[str, set[int]] = {}
+    for row in content["rows"]:
+        if row["task"] == task and row["method"] in shown:
+            by_method.setdefault(row["method"], set()).add(row["seed"])
+    fewest, most = (extreme(map(len, by_method.values())) for extreme in (min, max))
+    return "1 seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
 
 
 def budgets(content: JsonObject) -> str:
