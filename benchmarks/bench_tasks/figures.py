@@ -23,6 +23,13 @@ def frontier(content: JsonObject, path: Path) -> None:
     draw_panels(points(content, "base_tokens"), path, "base tokens of an answer", log=True)
 
 
+def by_seconds(content: JsonObject, path: Path) -> None:
+    """The same against the seconds an answer, of prompts that are decoded side by side; of rows that were timed."""
+    timed = [row for row in content["rows"] if row["seconds"] is not None]
+    rows = [row | {"answer_seconds": row["seconds"] / len(row["rewards"])} for row in timed]
+    draw_panels(points(content | {"rows": rows}, "answer_seconds"), path, "seconds of an answer", log=True)
+
+
 def drift(content: JsonObject, path: Path) -> None:
     """The same against the nats that an answer of one row is from the frozen model, of tilts at other strengths too."""
     measured = points(content, "kl")
@@ -71,7 +78,7 @@ def draw_panels(cells: Sequence[JsonObject], path: Path, label: str, log: bool) 
                 draw_method(axes, of_method, mark)
         if log:
             axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_major_formatter("{x:.3g}")
         axes.set_title(task)
         axes.set_xlabel(label)
         axes.set_ylabel("held-out reward")

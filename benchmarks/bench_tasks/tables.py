@@ -65,7 +65,7 @@ def seeds_text(content: JsonObject, task: str) -> str:
         if row["task"] == task and row["method"] in shown:
             by_method.setdefault(row["method"], set()).add(row["seed"])
     fewest, most = (extreme(map(len, by_method.values())) for extreme in (min, max))
-    return "1 seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    return number_of_seeds(most) if fewest == most else f"{fewest} to {number_of_seeds(most)}"
 
 
 def budgets(content: JsonObject) -> str:
@@ -117,7 +117,7 @@ def reward_by_drift(content: JsonObject) -> str:
 
 def by_strength(content: JsonObject) -> str:
     """Of one row of the methods whose tilt was measured at several strengths: the reward, and the nats from the frozen
-    model, at each of them and at its own; means over seeds."""
+    model, at each of them and at its own; means over the seeds that were measured so."""
     tilts = [row for row in content["tilts"] if row["tilted"]]
     strengths = sorted({row["strength"] for row in tilts})
     lines = []
@@ -126,11 +126,17 @@ def by_strength(content: JsonObject) -> str:
             [row for row in content[part] if (row["task"], row["method"]) == (task, method)]
             for part in ("tilts", "rows")
         )
+        seeds = {row["seed"] for row in scaled}
         points = [[row for row in scaled if row["strength"] == strength] for strength in strengths]
-        points.append([row for row in own if row["rows"] == min(row["rows"] for row in own)])
+        fewest = min(row["rows"] for row in own)
+        points.append([row for row in own if row["rows"] == fewest and row["seed"] in seeds])
         cells = [f"{mean_of(rows, 'reward'):.2f} at {mean_of(rows, 'kl'):.1f}" for rows in points]
-        lines.append([task, method, *cells])
+        lines.append([f"{task} ({number_of_seeds(len(seeds))})", method, *cells])
     return table(["task", "method", *(f"{strength:g} of its strength" for strength in strengths), "its own"], lines)
+
+
+def number_of_seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def overoptimisation(content: JsonObject) -> str:

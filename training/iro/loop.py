@@ -22,7 +22,7 @@ import numpy as np
 from iro_server.engines.describe import Description
 from iro_server.graders.base import Grader
 from iro_server.graders.parsing import parse_grader
-from training.iro import report
+from training.iro import distance, report
 from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt, Slice, shards_of, split
@@ -352,6 +352,9 @@ class Alignment:
         if served.outside:
             data = {"code": CODE, "measures": served.outside}
             self.run.emit("message", warning(served.outside), data, level="warn")
+        if tilt := distance.far(served.prices):
+            data = {"code": distance.CODE, "kl": tilt["kl"], "kl_per_token": tilt["kl_per_token"]}
+            self.run.emit("message", distance.warning(tilt), data, level="warn")
         served_mean = mean_and_error([row["value_pick"] for row in served.validated.rows])[0]
         reward = f"{served_mean:.3f}, {base_mean:.3f} of the frozen model"
         self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")

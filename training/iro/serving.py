@@ -16,6 +16,7 @@ from iro_server.decoding.base import SearchParams
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
 from training.iro.diagnostics import mean_and_error
+from training.iro.distance import kl_per_token
 from training.iro.over_optimization import MEASURES, departures, perplexity, rises, writes_alike
 from training.iro.validation import Validated, Validation
 from training.iro.values import Stack
@@ -66,14 +67,15 @@ class Served:
 
 def price(name: str, params: SearchParams, valid: Validated, outside: list[JsonObject] | None) -> JsonObject:
     reward, error = mean_and_error([row["value_pick"] for row in valid.rows])
-    kl = mean_and_error([row["kl"] for row in valid.rows])[0] if params.rows == 1 else math.nan  # a pick's is unknown
+    single = params.rows == 1  # the nats of a pick are unknown
     return {
         "name": name,
         "rows": params.rows,
         "reward": reward,
         "error": error,
         "perplexity": perplexity(valid.rows),
-        "kl": kl,
+        "kl": mean_and_error([row["kl"] for row in valid.rows])[0] if single else math.nan,
+        "kl_per_token": kl_per_token(valid.rows) if single else math.nan,
         "over_optimization": outside,
         "search": params.model_dump(exclude_none=True) | {"chunk_length": params.chunk_length},
     }
@@ -81,10 +83,14 @@ def price(name: str, params: SearchParams, valid: Validated, outside: list[JsonO
 
 def price_report(prices: Sequence[JsonObject], chosen: str) -> str:
     parts = [
-        f"{p['name']} ({p['rows']} rows) {p['reward']:.3f} ± {1.96 * p['error']:.3f}{departures_text(p)}"
+        f"{p['name']} ({p['rows']} rows) {p['reward']:.3f} ± {1.96 * p['error']:.3f}{kl_text(p)}{departures_text(p)}"
         for p in prices
     ]
     return f"Validation reward by rows: {'; '.join(parts)}. Chosen: {chosen}"
+
+
+def kl_text(price: JsonObject) -> str:
+    return "" if math.isnan(price["kl"]) else f", {price['kl']:.3g} nats from the frozen model"
 
 
 def departures_text(price: JsonObject) -> str:

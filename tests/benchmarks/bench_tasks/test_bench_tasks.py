@@ -197,15 +197,16 @@ def test_a_tilt_at_other_strengths_is_measured_beside_the_rows(result: dict[str,
     assert overoptimisation(result).count("| keywords |") == 2  # iro at one row and at two
 
 
-def test_rewards_and_nats_by_strength_are_means_over_seeds() -> None:
+def test_rewards_and_nats_by_strength_are_means_over_the_seeds_that_have_them() -> None:
     shared = {"task": "keywords", "rows": 1, "tilted": True, "method": "iro"}
     rows = [
-        shared | {"kl": 30.0, "reward": 9.0},
-        shared | {"kl": 50.0, "reward": 7.0},
-        shared | {"rows": 4, "kl": None, "reward": 9.5},
+        shared | {"seed": 0, "kl": 30.0, "reward": 9.0},
+        shared | {"seed": 1, "kl": 50.0, "reward": 7.0},
+        shared | {"seed": 2, "kl": 90.0, "reward": 0.0},
+        shared | {"seed": 0, "rows": 4, "kl": None, "reward": 9.5},
     ]
-    tilts = [shared | {"kl": 10.0, "reward": 5.0, "strength": 0.5}]
-    assert "| keywords | iro | 5.00 at 10.0 | 8.00 at 40.0 |" in by_strength({"rows": rows, "tilts": tilts})
+    tilts = [shared | {"seed": seed, "kl": 10.0, "reward": 5.0, "strength": 0.5} for seed in (0, 1)]
+    assert "| keywords (2 seeds) | iro | 5.00 at 10.0 | 8.00 at 40.0 |" in by_strength({"rows": rows, "tilts": tilts})
     other = tilts[0] | {"method": "static_bias", "tilted": False}
     assert "static_bias" not in by_strength({"rows": rows, "tilts": [*tilts, other]})
 

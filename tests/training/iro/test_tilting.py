@@ -279,13 +279,16 @@ def test_a_search_is_tried_by_longer_chunks_too_where_a_completion_has_several(t
 
 
 @pytest.mark.slow
-def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path) -> None:
+def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the real model; a killed run's second half gives what one run does."""
+    monkeypatch.setattr("training.iro.distance.FAR", 0.01)  # of a token: any tilt is
     config = config_in(tmp_path)
     events: list[RunEvent] = []
     result = JOB.execute(config, tmp_path / "run", on_event=events.append)
     rows = [price["rows"] for price in result["prices"]]
     assert rows in ([1, 2, 2, 2, 4, 4, 4], [4, 4, 4])  # with a tilt, and without
+    warned = [event["data"]["kl_per_token"] for event in events if event["data"].get("code") == "distance"]
+    assert warned == [price["kl_per_token"] for price in result["prices"] if price["rows"] == 1]
     trials, *further = reported = [event["data"]["tilts"] for event in events if "tilts" in event["data"]]
     assert len(trials_told(events)) == sum(len(tilts) - 1 for tilts in reported)
     assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])

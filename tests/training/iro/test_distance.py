@@ -1,0 +1,33 @@
+"""Nats a token of a tilt's answers, and the warning of a job whose answers are far from the frozen model's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from training.iro.distance import FAR, far, kl_per_token, warning
+from training.iro.serving import price_report
+
+
+def test_nats_a_token_are_of_all_tokens_together() -> None:
+    assert kl_per_token([{"kl": 30.0, "tokens": 10}, {"kl": 6.0, "tokens": 2}]) == 3.0
+    assert kl_per_token([{"kl": 0.0, "tokens": 0}]) == 0.0
+    assert math.isnan(kl_per_token([{"kl": math.nan, "tokens": 10}]))
+
+
+def price(kl_per_token: float, **more: Any) -> dict[str, Any]:
+    of_text = {"reward": 0.5, "error": 0.01, "over_optimization": [], "kl": 12 * kl_per_token}
+    return {"name": "tilt", "rows": 1, "kl_per_token": kl_per_token} | of_text | more
+
+
+def test_only_answers_beyond_the_limit_are_far() -> None:
+    searched = price(math.nan, name="tilt and search", rows=16)
+    assert far([price(FAR), searched]) is None
+    assert far([price(2.75), searched]) == price(2.75)
+    assert "33 nats from the frozen model, 2.8 a token" in warning(price(2.75))
+
+
+def test_the_report_of_prices_has_nats_where_they_are_known() -> None:
+    report = price_report([price(1.0), price(math.nan, name="tilt and search", rows=16)], "tilt")
+    assert "tilt (1 rows) 0.500 ± 0.020, 12 nats from the frozen model;" in report
+    assert "tilt and search (16 rows) 0.500 ± 0.020." in report
