@@ -24,10 +24,17 @@ def far(prices: Sequence[JsonObject]) -> JsonObject | None:
     return next((price for price in prices if price["kl_per_token"] > FAR), None)
 
 
-def warning(price: JsonObject) -> str:
-    """What an event says of a price that is ``far``."""
+def warning(price: JsonObject, strengths: Sequence[JsonObject]) -> str:
+    """What an event says of a price that is ``far``. ``strengths``: prices at rising strengths of the same tilt."""
+    near = [each for each in strengths if each["kl_per_token"] <= FAR]
+    advice = (
+        f"search.strength {near[-1]['search']['strength']:g} of a request gives {near[-1]['reward']:.3g} at "
+        f"{near[-1]['kl_per_token']:.1f} nats a token; "
+        if near
+        else ""
+    )
     return (
         f"Distance: an answer of one row is {price['kl']:.0f} nats from the frozen model, {price['kl_per_token']:.1f} "
         "a token. Such text can be incoherent although its perplexity is that of the frozen model's text: read some "
-        "completions. max_kl limits the distance, as a hyperparameter of a job or in search of a request"
+        f"completions. {advice}max_kl limits the distance, as a hyperparameter of a job or in search of a request"
     )

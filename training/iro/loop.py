@@ -131,7 +131,7 @@ class Alignment:
         if self.draws(step):
             return serve(self.run, self.validation, step, prompts, self.stack, self.base_rows)
         valid = self.validation.validate(f"{step}-valid", prompts, search, self.stack, f"iteration {step}")
-        return Served(search, valid, [], departures(self.base_rows, valid.rows))
+        return Served(search, valid, [], [], departures(self.base_rows, valid.rows))
 
     def draws(self, step: int) -> bool:
         """Whether the step's rollouts are plain draws, of the frozen model or of a tilted policy: what tilts fit."""
@@ -354,7 +354,7 @@ class Alignment:
             self.run.emit("message", warning(served.outside), data, level="warn")
         if tilt := distance.far(served.prices):
             data = {"code": distance.CODE, "kl": tilt["kl"], "kl_per_token": tilt["kl_per_token"]}
-            self.run.emit("message", distance.warning(tilt), data, level="warn")
+            self.run.emit("message", distance.warning(tilt, served.strengths), data, level="warn")
         served_mean = mean_and_error([row["value_pick"] for row in served.validated.rows])[0]
         reward = f"{served_mean:.3f}, {base_mean:.3f} of the frozen model"
         self.run.emit("message", f"The best of {len(history)} steps is {best['step']}: validation reward {reward}")
@@ -363,6 +363,7 @@ class Alignment:
             "max_tokens": self.config.max_tokens,
             "search": served.params.model_dump(),
             "prices": served.prices,
+            "strengths": served.strengths,
             "over_optimization": served.outside,
             "refused_tilt": self.refused.get(best["step"]),
             "best_checkpoint": best["path"],

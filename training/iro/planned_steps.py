@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt, Split, shards_of
-from training.iro.serving import searches
+from training.iro.serving import STRENGTHS, searches
 from training.iro.tilting import Round, num_trials, trial_shards
 from training.iro.validation import BETA_GRID, tries_betas
 from value_heads.tilt import TiltPart
@@ -35,7 +35,8 @@ def planned_steps(
         if is_drawn:
             planned = planned_rounds(rounds.get(step, []), config.tilt_rounds)
             total += sum(round_steps(config, steers, each, part.heldout, shards) for each in planned)
-            ways = len(searches(config, tilted=is_tilted or planned[0].is_better))
+            tilted = is_tilted or planned[0].is_better
+            ways = len(searches(config, tilted)) + len(STRENGTHS) * tilted
         total += (validation * ways + is_drawn) * validates(config, step) + is_drawn
     return total
 

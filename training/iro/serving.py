@@ -23,6 +23,7 @@ from training.iro.values import Stack
 from training.json_values import JsonObject
 from training.run import Run
 
+STRENGTHS = (0.25, 0.5, 0.75)  # of a tilt, that are measured beside its own: weaker ones are nearer to the frozen model
 LONGER = 4  # chunks of the search that one longer chunk has: values of few tokens rank some tasks' prefixes badly
 
 
@@ -41,9 +42,33 @@ def serve(
     ways = {name: valid.rows for name, valid in validated.items()}
     chosen = best_way(frozen, ways, outside, {name: params.rows for name, params in by_name.items()})
     prices = [price(name, by_name[name], valid, outside[name]) for name, valid in validated.items()]
-    report, data = price_report(prices, chosen), {"step": step, "prices": prices, "chosen": chosen}
-    run.step(f"{prefix}serve-report", lambda: run.emit("message", report, data))
-    return Served(by_name[chosen], validated[chosen], prices, outside[chosen])
+    strengths = by_strength(validation, prefix, prompts, stack, frozen, sharpened) if stack.tilt else []
+    strengths += [each for each in prices if each["search"]["strength"] and each["rows"] == 1]
+
+    def tell() -> None:
+        run.emit("message", price_report(prices, chosen), {"step": step, "prices": prices, "chosen": chosen})
+        if strengths:
+            run.emit("message", strength_report(strengths), {"step": step, "strengths": strengths})
+
+    run.step(f"{prefix}serve-report", tell)
+    return Served(by_name[chosen], validated[chosen], prices, strengths, outside[chosen])
+
+
+def by_strength(
+    validation: Validation,
+    prefix: str,
+    prompts: Sequence[Prompt],
+    stack: Stack,
+    frozen: Sequence[JsonObject],
+    sharpened: bool,
+) -> list[JsonObject]:
+    """The ``price`` of one row at each of ``STRENGTHS``."""
+    priced = []
+    for strength in STRENGTHS:
+        name, params = f"tilt at strength {strength:g}", SearchParams(strength=strength)
+        valid = validation.validate(f"{prefix}strength-{strength:g}", prompts, params, stack, name)
+        priced.append(price(name, params, valid, departures(frozen, valid.rows, sharpened)))
+    return priced
 
 
 def step_name(config: AlignConfig, params: SearchParams) -> str:
@@ -57,11 +82,13 @@ def step_name(config: AlignConfig, params: SearchParams) -> str:
 class Served:
     """``prices``: of each way to serve the model, its rows, and reward, perplexity, KL and departures from the frozen
     model's text on validation prompts. One that departs by more than its length is served only where no other is above
-    the frozen model. ``outside``: the departures of the chosen way."""
+    the frozen model. ``strengths``: the same of one row at rising strengths of the tilt, the last of them its own.
+    ``outside``: the departures of the chosen way."""
 
     params: SearchParams
     validated: Validated
     prices: list[JsonObject]
+    strengths: list[JsonObject]
     outside: list[JsonObject] | None
 
 
@@ -82,11 +109,17 @@ def price(name: str, params: SearchParams, valid: Validated, outside: list[JsonO
 
 
 def price_report(prices: Sequence[JsonObject], chosen: str) -> str:
-    parts = [
-        f"{p['name']} ({p['rows']} rows) {p['reward']:.3f} ± {1.96 * p['error']:.3f}{kl_text(p)}{departures_text(p)}"
-        for p in prices
-    ]
+    parts = [f"{each['name']} ({each['rows']} rows) {price_text(each)}" for each in prices]
     return f"Validation reward by rows: {'; '.join(parts)}. Chosen: {chosen}"
+
+
+def strength_report(strengths: Sequence[JsonObject]) -> str:
+    parts = [f"{each['search']['strength']:g}: {price_text(each)}" for each in strengths]
+    return f"Validation reward of one row by search.strength: {'; '.join(parts)}"
+
+
+def price_text(price: JsonObject) -> str:
+    return f"{price['reward']:.3f} ± {1.96 * price['error']:.3f}{kl_text(price)}{departures_text(price)}"
 
 
 def kl_text(price: JsonObject) -> str:

@@ -82,6 +82,7 @@ export interface Metrics {
   by_token?: { tokens: number[]; correlation: number[] };
   tilts?: TiltTrial[];
   prices?: Price[];
+  strengths?: Strength[];
   chosen?: string;
   code?: string;
   measures?: Departure[];
@@ -115,6 +116,12 @@ export interface Price {
   perplexity: number | null;
   kl: number | null;
   over_optimization?: Departure[] | null;
+}
+
+/** One row at a strength of the tilt. */
+export interface Strength extends Price {
+  kl_per_token: number | null;
+  search: { strength: number };
 }
 
 /** A measure of the text that left the range of nine in ten of the frozen model's completions. */

@@ -19,6 +19,14 @@ PRICES = {
         {"name": "tilt and search", "rows": 16, "reward": 0.66, "error": 0.03, "perplexity": 24.0, "kl": None},
     ],
 }
+STRENGTHS = {
+    "step": ITERATIONS,
+    "strengths": [
+        {"name": f"tilt at strength {strength}", "rows": 1, "reward": reward, "error": 0.03, "perplexity": 21.5}
+        | {"kl": kl, "kl_per_token": None if kl is None else kl / 12, "search": {"strength": strength}}
+        for strength, reward, kl in [(0.25, 0.4, 1.2), (0.5, None, None), (1.0, 0.61, 3.1)]
+    ],
+}
 
 
 def _tilts(
@@ -66,7 +74,7 @@ def add_crowd(settings: Settings) -> str:
         for step in range(ITERATIONS + 1):
             session.add(_metrics(busy, step))
             session.flush()
-        last = [_samples(0), _samples(ITERATIONS), CORRELATION, TILTS, ADDED_TILTS, PRICES, ALARM]
+        last = [_samples(0), _samples(ITERATIONS), CORRELATION, TILTS, ADDED_TILTS, PRICES, STRENGTHS, ALARM]
         for number, data in enumerate(last):
             level = "warn" if "code" in data else "info"
             session.add(

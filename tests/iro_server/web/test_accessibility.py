@@ -117,11 +117,16 @@ def test_older_jobs_and_all_events_are_reached(browser, crowded):
         )
         rows = page.get_by_role("region", name="Table of rewards by rows").get_by_role("row")
         expect(rows.nth(1)).to_contain_text("served")
+        strengths = page.get_by_role("region", name="Table of rewards by strength").get_by_role("row")
+        assert [strengths.nth(row).inner_text().split() for row in (1, 3)] == [
+            ["0.25", "0.400", "±", "0.06", "21.5", "1.2", "0.10"],
+            ["1", "0.610", "±", "0.06", "21.5", "3.1", "0.26"],
+        ]
         expect(page.get_by_role("region", name="without doing what you want")).to_contain_text(
             "answers are much longer"
         )
         page.get_by_role("button", name="Show all").click()
-        expect(page.get_by_label("Events, newest first").get_by_role("listitem")).to_have_count(EVENTS + ITERATIONS + 8)
+        expect(page.get_by_label("Events, newest first").get_by_role("listitem")).to_have_count(EVENTS + ITERATIONS + 9)
         expect(page.get_by_text("the last iteration may exploit the training prompts")).to_be_visible()
         watch.assert_clean()
 

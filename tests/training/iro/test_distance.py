@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from training.iro.distance import FAR, far, kl_per_token, warning
-from training.iro.serving import price_report
+from training.iro.serving import price_report, strength_report
 
 
 def test_nats_a_token_are_of_all_tokens_together() -> None:
@@ -20,14 +20,29 @@ def price(kl_per_token: float, **more: Any) -> dict[str, Any]:
     return {"name": "tilt", "rows": 1, "kl_per_token": kl_per_token} | of_text | more
 
 
+def at_strength(strength: float, reward: float, kl_per_token: float) -> dict[str, Any]:
+    return price(kl_per_token, reward=reward, search={"strength": strength})
+
+
+STRENGTHS = [at_strength(0.25, 0.4, 0.7), at_strength(0.5, 0.45, 1.5), at_strength(1.0, 0.5, 2.75)]
+
+
 def test_only_answers_beyond_the_limit_are_far() -> None:
     searched = price(math.nan, name="tilt and search", rows=16)
     assert far([price(FAR), searched]) is None
     assert far([price(2.75), searched]) == price(2.75)
-    assert "33 nats from the frozen model, 2.8 a token" in warning(price(2.75))
+    assert "33 nats from the frozen model, 2.8 a token" in warning(price(2.75), [])
 
 
-def test_the_report_of_prices_has_nats_where_they_are_known() -> None:
+def test_the_warning_names_the_highest_strength_within_the_limit_where_one_is() -> None:
+    assert "search.strength 0.5 of a request gives 0.45 at 1.5 nats a token; max_kl" in warning(price(2.75), STRENGTHS)
+    assert "search.strength" not in warning(price(2.75), STRENGTHS[-1:])
+
+
+def test_the_reports_of_prices_have_nats_where_they_are_known() -> None:
     report = price_report([price(1.0), price(math.nan, name="tilt and search", rows=16)], "tilt")
     assert "tilt (1 rows) 0.500 ± 0.020, 12 nats from the frozen model;" in report
     assert "tilt and search (16 rows) 0.500 ± 0.020." in report
+    assert strength_report(STRENGTHS[:2]).endswith(
+        "0.25: 0.400 ± 0.020, 8.4 nats from the frozen model; 0.5: 0.450 ± 0.020, 18 nats from the frozen model"
+    )

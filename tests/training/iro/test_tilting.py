@@ -289,6 +289,11 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path, monkeypa
     assert rows in ([1, 2, 2, 2, 4, 4, 4], [4, 4, 4])  # with a tilt, and without
     warned = [event["data"]["kl_per_token"] for event in events if event["data"].get("code") == "distance"]
     assert warned == [price["kl_per_token"] for price in result["prices"] if price["rows"] == 1]
+    strengths = [(each["rows"], each["search"]["strength"]) for each in result["strengths"]]
+    assert strengths == ([(1, 0.25), (1, 0.5), (1, 0.75), (1, 1.0)] if len(rows) == 7 else [])
+    nats = [each["kl"] for each in result["strengths"]]
+    assert nats == sorted(nats)  # a weaker tilt is nearer to the frozen model
+    assert [event["data"]["strengths"] for event in events if "strengths" in event["data"]] == [result["strengths"]]
     trials, *further = reported = [event["data"]["tilts"] for event in events if "tilts" in event["data"]]
     assert len(trials_told(events)) == sum(len(tilts) - 1 for tilts in reported)
     assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])

@@ -15,6 +15,7 @@ import { OverOptimization } from "./OverOptimization";
 import { Prices } from "./Prices";
 import { Progress } from "./Progress";
 import { Samples } from "./Samples";
+import { Strengths } from "./Strengths";
 import { Tilts } from "./Tilts";
 import { ValueCorrelation } from "./ValueCorrelation";
 
@@ -65,6 +66,7 @@ export function JobPage({ id }: { id: string }) {
       <ValueCorrelation events={events.events} />
       <Samples events={events.events} />
       <Tilts events={events.events} />
+      <Strengths events={events.events} />
       <Prices events={events.events} served={isServed(value.job)} />
       <Checkpoints job={value.job} checkpoints={value.checkpoints} />
       <EventLog {...events} />

@@ -1,17 +1,14 @@
 // What each number of rows buys: the held-out reward of the ways to serve the model.
 
-import type { JobEvent, Price } from "../api";
+import type { JobEvent } from "../api";
 import { number } from "../format";
+import { Interval, Reward } from "./Interval";
 
 /** `served`: whether the model answers so, and not as the frozen one. */
 export function Prices({ events, served }: { events: JobEvent[]; served: boolean }) {
   const report = events.find(({ data }) => data.prices)?.data; // the newest
   const prices = report?.prices?.toSorted((a, b) => a.rows - b.rows || (a.reward ?? 0) - (b.reward ?? 0));
   if (!prices?.length) return null;
-  const ends = prices.flatMap((price) => interval(price) ?? []);
-  const low = Math.min(...ends);
-  const range = Math.max(...ends) - low || 1;
-  const place = (reward: number) => (100 * (reward - low)) / range;
   return (
     <section class="card" aria-labelledby="prices">
       <h2 id="prices">Reward by rows</h2>
@@ -37,39 +34,26 @@ export function Prices({ events, served }: { events: JobEvent[]; served: boolean
             </tr>
           </thead>
           <tbody>
-            {prices.map((price) => {
-              const band = interval(price);
-              return (
-                <tr key={price.name}>
-                  <td>{price.rows}</td>
-                  <td>
-                    {number(price.reward)}
-                    {typeof price.error === "number" && `\u00a0±\u00a0${number(1.96 * price.error, 2)}`}
-                  </td>
-                  <td>{number(price.perplexity, 1)}</td>
-                  <td>{number(price.kl, 1)}</td>
-                  <td class="wide">
-                    {band && (
-                      <div class="interval" aria-hidden="true">
-                        <i style={{ left: `${place(band[0])}%`, width: `${place(band[1]) - place(band[0])}%` }} />
-                        <b style={{ left: `${place(price.reward!)}%` }} />
-                      </div>
-                    )}
-                  </td>
-                  <td class="name">
-                    {price.name} {price.name === report?.chosen && <span class="badge succeeded">{served ? "served" : "chosen"}</span>}
-                    {!!price.over_optimization?.length && <span class="badge">unlike the frozen model</span>}
-                  </td>
-                </tr>
-              );
-            })}
+            {prices.map((price) => (
+              <tr key={price.name}>
+                <td>{price.rows}</td>
+                <td>
+                  <Reward price={price} />
+                </td>
+                <td>{number(price.perplexity, 1)}</td>
+                <td>{number(price.kl, 1)}</td>
+                <td class="wide">
+                  <Interval price={price} prices={prices} />
+                </td>
+                <td class="name">
+                  {price.name} {price.name === report?.chosen && <span class="badge succeeded">{served ? "served" : "chosen"}</span>}
+                  {!!price.over_optimization?.length && <span class="badge">unlike the frozen model</span>}
+                </td>
+              </tr>
+            ))}
           </tbody>
         </table>
       </div>
     </section>
   );
-}
-
-function interval({ reward, error }: Price): [number, number] | null {
-  return typeof reward === "number" ? [reward - 1.96 * (error ?? 0), reward + 1.96 * (error ?? 0)] : null;
 }
