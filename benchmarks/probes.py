@@ -98,23 +98,23 @@ def sample(engine: EmbeddedEngine, task: Task, split: Split, prompts: int, count
     ) -> list[list[tuple[list[int], float, dict[tuple[int, str], np.ndarray]]]]:
         return await asyncio.gather(*map(answers, places))
 
-    drawn = []
+    sampled = []
     for start in range(0, len(rows), AT_ONCE):
         places = range(start, min(start + AT_ONCE, len(rows)))
         with engine.lockstep(len(places)):
-            drawn += asyncio.run(answer_all(places))
+            sampled += asyncio.run(answer_all(places))
     texts = [
-        [str(engine.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens, *_ in group] for group in drawn
+        [str(engine.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens, *_ in group] for group in sampled
     ]
     with parse_grader(task.grader()) as grader:
         pairs = [(Sample(text), row) for row, group in zip(rows, texts, strict=True) for text in group]
         rewards = [grade.reward for grade in grader.grade_many(pairs)]
-    names = drawn[0][0][2]
+    names = sampled[0][0][2]
     return Samples(
         np.array(rewards).reshape(len(rows), count),
-        np.array([[logprob for _, logprob, _ in group] for group in drawn]),
+        np.array([[logprob for _, logprob, _ in group] for group in sampled]),
         texts,
-        {name: np.array([[states[name] for *_, states in group] for group in drawn]) for name in names},
+        {name: np.array([[states[name] for *_, states in group] for group in sampled]) for name in names},
     )
 
 

@@ -78,7 +78,7 @@ def shuffled(rows: Iterable[Row], split: Split, count: int, seed: int) -> list[R
     return distinct_rows(of_split, count)
 
 
-def drawn(generate: Callable[[random.Random], Row], split: Split, count: int, seed: int) -> list[Row]:
+def generated_rows(generate: Callable[[random.Random], Row], split: Split, count: int, seed: int) -> list[Row]:
     """``count`` different rows of ``generate``, whose draws have to stay within the split."""
     rng = rng_of_split(split, seed)
     return distinct_rows(_draws(generate, rng), count)

@@ -165,7 +165,7 @@ class BetterLearner:
         message = (
             f"Value functions are {name}: held-out correlation {by_heads:.3f} by linear ones, {by_lora:.3f} by lora"
         )
-        return better._replace(report=better.report | {"told": message})
+        return better._replace(report=better.report | {"message": message})
 
 
 def make_learner(config: AlignConfig, model: Description, prompts: Mapping[int, Prompt], has_frozen: bool) -> Learner:

@@ -235,8 +235,8 @@ class Alignment:
         seed = self.run.derive_seed(FIT, step)
         before = self.stack if self.tilt is None else None
         bundle, judged, diagnostics = self.executor.fit(self.learner, before, train, heldout, seed)
-        if "told" in diagnostics:
-            self.run.emit("message", diagnostics["told"])
+        if "message" in diagnostics:
+            self.run.emit("message", diagnostics["message"])
         trained = sum(map(len, chain(train.completions(), heldout.completions())))
         return diagnostics | {"trained_tokens": trained, "bundle": bundle, "judged": judged}
 
@@ -261,7 +261,7 @@ class Alignment:
         )
         base, best = (mean_and_error([row[key] for row in valid.rows])[0] for key in ("mean", "grader_pick"))
 
-        def tell() -> None:
+        def report_baseline() -> None:
             self.run.metrics(
                 {
                     "step": 0,
@@ -275,7 +275,7 @@ class Alignment:
             )
             emit_samples(self.run, 0, self.prompts.validation, valid.rows)
 
-        self.run.step("0-report", tell)
+        self.run.step("0-report", report_baseline)
         return valid.rows
 
     def report(

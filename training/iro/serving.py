@@ -45,12 +45,12 @@ def serve(
     strengths = by_strength(validation, prefix, prompts, stack, frozen, sharpened) if stack.tilt else []
     strengths += [each for each in prices if each["search"]["strength"] and each["rows"] == 1]
 
-    def tell() -> None:
+    def emit_reports() -> None:
         run.emit("message", price_report(prices, chosen), {"step": step, "prices": prices, "chosen": chosen})
         if strengths:
             run.emit("message", strength_report(strengths), {"step": step, "strengths": strengths})
 
-    run.step(f"{prefix}serve-report", tell)
+    run.step(f"{prefix}serve-report", emit_reports)
     return Served(by_name[chosen], validated[chosen], prices, strengths, outside[chosen])
 
 

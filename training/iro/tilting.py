@@ -156,11 +156,11 @@ class Tilting:
             "tilts": [trial_data(trial, best) for trial in [base, *trials]],
         }
 
-        def tell() -> JsonObject:
+        def emit_report() -> JsonObject:
             self.run.emit("message", report, data)
             return {"is_last": is_last}
 
-        self.run.step(f"{self.prefix}tilt-report", tell)
+        self.run.step(f"{self.prefix}tilt-report", emit_report)
         self.outcome = Round(
             len(trials) - num_trials(self.data.steers), best is not None, Tried(base, trials, best or kept, limits)
         )

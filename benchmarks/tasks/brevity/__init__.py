@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.tasks.task import Example, Row, Split, Task, chat, cosine_to_prompt, drawn, python_grader
+from benchmarks.tasks.task import Example, Row, Split, Task, chat, cosine_to_prompt, generated_rows, python_grader
 from benchmarks.tasks.topics import topics_of, with_article
 
 QUESTIONS = (
@@ -18,7 +18,7 @@ QUESTIONS = (
 
 def prompts(split: Split, count: int, seed: int) -> list[Row]:
     topics = topics_of(split)
-    return drawn(
+    return generated_rows(
         lambda rng: row_of(rng.choice(QUESTIONS).format(topic=with_article(rng.choice(topics)))), split, count, seed
     )
 

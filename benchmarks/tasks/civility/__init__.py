@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from functools import partial
 
-from benchmarks.tasks.task import Example, Row, Split, Task, drawn, python_grader, split_of, words_of
+from benchmarks.tasks.task import Example, Row, Split, Task, generated_rows, python_grader, split_of, words_of
 
 PEOPLE = words_of(
     "Adam Alice Barbara Ben Charles Claire David Diane Edward Ellen Frank Gina Harold Helen Ian Irene Jack Julia Keith "
@@ -30,7 +30,7 @@ def prompts(split: Split, count: int, seed: int) -> list[Row]:
             pair = rng.sample(PEOPLE, 2)
         return {"prompt": rng.choice(QUARRELS).format(a=pair[0], b=pair[1])}
 
-    return drawn(generate, split, count, seed)
+    return generated_rows(generate, split, count, seed)
 
 
 def judge(row: Row, completion: str) -> float:

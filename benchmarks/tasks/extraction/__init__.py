@@ -8,7 +8,7 @@ from functools import partial
 
 from jsonschema import Draft202012Validator
 
-from benchmarks.tasks.task import Example, Row, Split, Task, chat, drawn, python_grader, split_of, words_of
+from benchmarks.tasks.task import Example, Row, Split, Task, chat, generated_rows, python_grader, split_of, words_of
 from iro_server import JsonObject
 
 FIRST_NAMES = words_of(
@@ -49,7 +49,7 @@ def prompts(split: Split, count: int, seed: int) -> list[Row]:
         age, city = rng.randint(MIN_AGE, MAX_AGE), rng.choice(CITIES)
         return row_of(rng.choice(SENTENCES), name, age, city, rng.choice(JOBS))
 
-    return drawn(generate, split, count, seed)
+    return generated_rows(generate, split, count, seed)
 
 
 def row_of(sentence: str, name: str, age: int, city: str, job: str) -> Row:

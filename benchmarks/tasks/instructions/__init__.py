@@ -15,7 +15,7 @@ from benchmarks.tasks.task import (
     Task,
     chat,
     cosine_to_prompt,
-    drawn,
+    generated_rows,
     prompt_text,
     python_grader,
 )
@@ -80,7 +80,7 @@ def prompts(split: Split, count: int, seed: int) -> list[Row]:
         arguments = [{name: rng.choice(values) for name, values in each.arguments.items()} for each in chosen]
         return row_of(rng.choice(QUESTIONS).format(topic=with_article(rng.choice(topics))), chosen, arguments)
 
-    return drawn(generate, split, count, seed)
+    return generated_rows(generate, split, count, seed)
 
 
 def row_of(question: str, instructions: Sequence[Instruction], arguments: Sequence[JsonObject]) -> Row:

@@ -8,7 +8,7 @@ from functools import cache
 
 from nltk.stem import PorterStemmer
 
-from benchmarks.tasks.task import Example, Row, Split, Task, chat, drawn, split_of
+from benchmarks.tasks.task import Example, Row, Split, Task, chat, generated_rows, split_of
 from iro_server import JsonObject
 
 SUBJECTS = (
@@ -40,7 +40,7 @@ def prompts(split: Split, count: int, seed: int) -> list[Row]:
     def generate(rng: random.Random) -> Row:
         return row_of(rng.choice(SUBJECTS), rng.sample(vocabulary(split), WORDS))
 
-    return drawn(generate, split, count, seed)
+    return generated_rows(generate, split, count, seed)
 
 
 def row_of(subject: str, words: list[str]) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from benchmarks.tasks.task import Example, Row, Split, Task, chat, drawn, python_grader
+from benchmarks.tasks.task import Example, Row, Split, Task, chat, generated_rows, python_grader
 from benchmarks.tasks.topics import topics_of, with_article
 
 REQUESTS = (
@@ -19,7 +19,7 @@ TARGET, SCALE = 5.0, 5.0
 
 def prompts(split: Split, count: int, seed: int) -> list[Row]:
     topics = topics_of(split)
-    return drawn(
+    return generated_rows(
         lambda rng: chat(rng.choice(REQUESTS).format(topic=with_article(rng.choice(topics)))), split, count, seed
     )
 

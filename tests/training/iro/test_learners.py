@@ -37,7 +37,7 @@ def test_what_ranks_held_out_completions_better_is_kept(heads: Any, lora: Any, c
     learner = better(Fits(Heads, heads), Fits(LoraValues, lora))
     stack, _, first = learner.fit(None, *cast(Any, (None, None, 0)))
     assert type(stack) is chosen
-    assert first["told"].startswith(f"Value functions are {'lora' if chosen is LoraValues else 'linear'}: ")
+    assert first["message"].startswith(f"Value functions are {'lora' if chosen is LoraValues else 'linear'}: ")
     again, _, report = learner.fit(stack, *cast(Any, (None, None, 0)))
     assert type(again) is chosen and report["before"] is stack
     assert learner.spec == Fits.spec
