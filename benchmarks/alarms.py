@@ -2,9 +2,9 @@
 
 One small alignment job for each grader. Ten planted graders reward what is easily overdone, such as one repeated word.
 Ten clean ones are the tasks of ``benchmarks/tasks`` and two mild constraints. A job warns of the model that it serves
-(``over_optimization``), or of the grader (``refused_tilt``: a tilt whose text the grader prefers). Ways to serve that
-were passed over for their text are counted apart: no warning reports them. Finished jobs are kept under ``--out``: an
-interrupted run goes on with the next grader.
+(``over_optimization``, ``distance``), or of the grader (``refused_tilt``: a tilt whose text the grader prefers). Ways
+to serve that were passed over for their text are counted apart: no warning reports them. Finished jobs are kept under
+``--out``: an interrupted run goes on with the next grader.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def measured(engine: Any, model_dir: Path, folder: Path, case: Case, args: argpa
     """The job's warnings, its gain on prompts that chose nothing, and a completion there."""
     from training.checkpoints import open_checkpoints
     from training.iro.data import AlignError
+    from training.iro.distance import far
 
     written = partial(write_rows, folder, case.prompts, args.seed)
     options = {
@@ -129,11 +130,13 @@ def measured(engine: Any, model_dir: Path, folder: Path, case: Case, args: argpa
     except AlignError as error:
         if error.code != "constant_reward":
             raise
-        nothing: JsonObject = {"model": [], "refused": None, "passed_over": []}
+        nothing: JsonObject = {"model": [], "distance": None, "refused": None, "passed_over": []}
         return {"failed": error.code, "gain": None, "served": None, "text": None} | nothing
+    far_tilt = far(result["prices"])
     checked = open_checkpoints(str(folder / "run" / "checkpoints")).load("check-best-0")["rows"]
     return {
         "model": result["over_optimization"] or [],
+        "distance": far_tilt and far_tilt["kl_per_token"],
         "refused": result["refused_tilt"],
         "passed_over": [price["name"] for price in result["prices"] if price["over_optimization"]],
         "gain": result["checks"][0]["got"],
