@@ -160,8 +160,9 @@ class AlignmentOptions(BaseModel):
     tilt: Literal["auto", "off"] = Field(
         "auto",
         description="`auto` fits tilts, which steer each token as it is drawn, and keeps the best of them where it is "
-        "surely better than none at one row. It needs the frozen model in the job's own process and `value_model` "
-        "`linear` or `mlp`; elsewhere, as with `off`, values steer the search alone.",
+        "surely better than none at one row. It needs all weights of the frozen model in `model_dir`, an engine that "
+        "applies tilts (in process, or vLLM) and a `value_model` other than `lora`. Elsewhere (Ray, text endpoints), "
+        "as with `off`, values steer the search alone.",
     )
     tilt_rounds: int = Field(
         3,

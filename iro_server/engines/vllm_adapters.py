@@ -78,7 +78,7 @@ class AdapterFolder:
     adapters. ``unused``: tokens that no completion needs."""
 
     def __init__(self, model_dir: Path, folder: Path | None, unused: Sequence[int] = ()) -> None:
-        self.model_dir, self.folder, self.unused = model_dir, folder, unused
+        self.model_dir, self.folder, self.unused = model_dir, folder and folder.resolve(), unused
         self._of_tilts: WeakKeyDictionary[Tilt, Variants] = WeakKeyDictionary()
         self._of_rows = Variants(MOST_VARIANTS)  # without a tilt
 

@@ -6,6 +6,7 @@ import gc
 import logging
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,17 @@ async def test_the_base_and_a_bias_are_asked_for_by_an_adapter_that_changes_noth
     fake.close()
     assert adapter is not None and names == {adapter.name}
     assert not any(tensor.any() for tensor in load_file(adapter.path / "adapter_model.safetensors").values())
+
+
+async def test_a_server_with_another_working_directory_is_given_the_absolute_path(
+    model_dir, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fake = FakeEndpoint()
+    with engine_of(model_dir, fake, Path("adapters")) as engine:
+        adapter = engine.neutral
+    fake.close()
+    assert adapter is not None and adapter.path.parent == tmp_path / "adapters"
 
 
 async def test_servers_without_adapters_are_asked_by_the_models_name(model_dir, tmp_path, caplog) -> None:
