@@ -161,8 +161,8 @@ class AlignmentOptions(BaseModel):
         "auto",
         description="`auto` fits tilts, which steer each token as it is drawn, and keeps the best of them where it is "
         "surely better than none at one row. It needs all weights of the frozen model in `model_dir`, an engine that "
-        "applies tilts (in process, or vLLM) and a `value_model` other than `lora`. Elsewhere (Ray, text endpoints), "
-        "as with `off`, values steer the search alone.",
+        "applies tilts (in process, or vLLM; in process alone for `selection` `smc`) and a `value_model` other than "
+        "`lora`. Elsewhere (Ray, text endpoints), as with `off`, values steer the search alone.",
     )
     tilt_rounds: int = Field(
         3,

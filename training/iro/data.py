@@ -120,12 +120,15 @@ def _next(rows: Iterator[tuple[str, Any]], path: Path, param: str) -> tuple[str,
 def check(config: AlignConfig, model: Description, grader: Grader) -> list[str]:
     """Warnings about the files. AlignError where nothing could come of them: what can be known before anything runs."""
     parts = split(config, model, rng_of(config.seed, SPLIT))
-    training = [prompt for part in parts.slices for prompt in [*part.train, *part.heldout]]
-    validation = [*parts.validation, *parts.check]
+    training = {prompt.index: prompt for part in parts.slices for prompt in [*part.train, *part.heldout]}
+    validation = {prompt.index: prompt for prompt in [*parts.validation, *parts.check]}
+    files = {"training_file": training, "validation_file": validation}
+    if not config.validation_file:
+        files = {"training_file": training | validation}
     warnings = []
     for field in sorted(grader.item_fields()):
-        for prompts, param in ((training, "training_file"), (validation, "validation_file")):
-            lacking = [prompt.index for prompt in prompts if field not in prompt.item]
+        for param, prompts in files.items():
+            lacking = [index for index, prompt in sorted(prompts.items()) if field not in prompt.item]
             if len(lacking) == len(prompts):
                 raise AlignError(f"the grader reads item.{field}, a field that no row of the {param} has", param=param)
             if lacking:

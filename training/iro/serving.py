@@ -143,12 +143,13 @@ def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
     by_name["search"] = full
     if not tilted:
         return by_name
-    quarter = {"beam_width": 1, "num_successors": max(2, full.rows // 4), "strength": 1.0}
+    quarter = {"beam_width": 1, "num_successors": min(max(2, full.rows // 4), MAX_SUCCESSORS), "strength": 1.0}
     tilted_ways = {
         "tilt": SearchParams(strength=1.0),
         **{
             f"tilt and {name}, a quarter of the rows": params.model_copy(update=quarter)
             for name, params in by_name.items()
+            if full.rows > quarter["num_successors"]
         },
         **{f"tilt and {name}": params.model_copy(update={"strength": 1.0}) for name, params in by_name.items()},
     }

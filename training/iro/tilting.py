@@ -59,8 +59,10 @@ EARLIER_VERSION = "this job's rollouts were stored by an earlier version, withou
 
 
 def tries_tilts(config: AlignConfig, steers: frozenset[TiltPart], info: ModelInfo) -> bool:
-    """Whether a job fits tilts. AlignError where it is to limit nats that the engine does not know."""
-    tries = config.tilt == "auto" and bool(steers)
+    """Whether a job fits tilts. None where finals are resampled, which corrects for a tilt by its log-ratios, and the
+    engine does not report these. AlignError where it is to limit nats that the engine does not know."""
+    corrects = config.search.rule.samples and not info.drift
+    tries = config.tilt == "auto" and bool(steers) and not corrects
     if tries and config.max_kl is not None and not info.drift:
         message = "max_kl needs the frozen model in the job's own process: servers do not report it; leave it out"
         raise AlignError(message, "unknown_kl", "max_kl")
@@ -158,7 +160,8 @@ class Tilting:
 
         def emit_report() -> JsonObject:
             self.run.emit("message", report, data)
-            return {"is_last": is_last}
+            settings = [[trial.kind, trial.strength, trial.sharpness, trial.penalty] for trial in trials]
+            return {"is_last": is_last, "settings": settings}
 
         self.run.step(f"{self.prefix}tilt-report", emit_report)
         self.outcome = Round(
@@ -219,14 +222,15 @@ class Tilting:
         return bool(report.get("is_last", True))
 
     def ended_settings(self) -> list[tuple[str, float, float, float]]:
-        """Kind, strength, sharpness and penalty of the trials of a round that has ended, by an earlier version's rules
-        perhaps: later rollouts are of what it chose."""
-        names = self.run.checkpoints.names()
-        if f"{self.prefix}tilt-report" not in names:
+        """Kind, strength, sharpness and penalty of the trials of a round that has ended, in their order, by an earlier
+        version's rules perhaps: later rollouts are of what it chose, the first of equals."""
+        if not self.run.has(f"{self.prefix}tilt-report"):
             return []
-        matches = [
-            TRIAL_NAME.fullmatch(name.removeprefix(self.prefix)) for name in names if name.startswith(self.prefix)
-        ]
+        report: JsonObject = self.run.load(f"{self.prefix}tilt-report") or {}
+        if "settings" in report:
+            return [(kind, *levels) for kind, *levels in report["settings"]]
+        names = [name for name in self.run.checkpoints.names() if name.startswith(self.prefix)]
+        matches = [TRIAL_NAME.fullmatch(name.removeprefix(self.prefix)) for name in sorted(names)]
         return [
             (match["kind"], float(match["strength"]), float(match["sharpness"] or 0), float(match["penalty"] or 0))
             for match in matches

@@ -55,10 +55,23 @@ def test_a_job_that_cannot_run_fails_before_it_is_queued(client, arguments, para
 
 def test_rows_without_a_field_that_the_grader_reads_are_warned_of(client):
     content = rows(*NUMBERS, answer="z") + rows("without")
-    id = create(client, content, rows("held out", answer="z"), READS_ANSWER, iterations=1)
+    warning = first_warning(client, content, rows("held out", answer="z"), iterations=1)
+    assert warning.startswith("1 of 9 rows of the training_file, row 9 the first, lack the field 'answer'")
+
+
+@pytest.mark.parametrize("prompts_per_iteration", [None, 8])
+def test_rows_that_lack_a_field_are_counted_once_in_the_order_of_the_file(client, prompts_per_iteration):
+    """Without a validation file, and where iterations share rows."""
+    content = rows("first", answer="z") + rows("second", "third") + rows(*NUMBERS[1:], answer="z")
+    warning = first_warning(client, content, iterations=2, prompts_per_iteration=prompts_per_iteration)
+    assert warning.startswith("2 of 10 rows of the training_file, row 2 the first, lack the field 'answer'")
+
+
+def first_warning(client, content: bytes, validation: bytes | None = None, **iro) -> str:
+    id = create(client, content, validation, READS_ANSWER, **iro)
     warnings = wait_for(lambda: [e for e in client.fine_tuning.jobs.list_events(id) if e.level == "warn"])
     client.fine_tuning.jobs.cancel(id)
-    assert warnings[0].message.startswith("1 of 9 rows of the training_file, row 9 the first, lack the field 'answer'")
+    return warnings[0].message
 
 
 @pytest.mark.slow(4)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from iro_server import JsonObject
+from iro_server.decoding.base import SearchParams
 from iro_server.engines.base import ModelInfo
 from iro_server.engines.describe import Description
 from iro_server.engines.prepare import prepare_model
@@ -26,7 +27,7 @@ from training.iro.export import ROLLOUTS
 from training.iro.job import JOB
 from training.iro.over_optimization import departures, measures
 from training.iro.rollouts import completions_of, stored
-from training.iro.serving import best_way, cheapest, searches
+from training.iro.serving import best_way, cheapest, searches, step_name
 from training.iro.tilt_trials import NONE, Limits, Trial
 from training.iro.tilting import TRIALS, Start, Tilting, rows_of_rollouts, tries_tilts
 from training.iro.trials import SHARPNESS
@@ -71,6 +72,12 @@ def test_nats_cannot_be_limited_where_the_engine_does_not_know_them(tmp_path: Pa
     assert not tries_tilts(limited, frozenset(), unknown)
     with pytest.raises(AlignError, match="max_kl needs the frozen model in the job's own process"):
         tries_tilts(limited, TILT_PARTS, unknown)
+
+
+def test_smc_searches_without_a_tilt_where_the_engine_does_not_report_what_to_correct_for(tmp_path: Path) -> None:
+    known, unknown = (cast(ModelInfo, SimpleNamespace(drift=drift)) for drift in (True, False))
+    config = config_in(tmp_path, selection="smc")
+    assert tries_tilts(config, TILT_PARTS, known) and not tries_tilts(config, TILT_PARTS, unknown)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +193,20 @@ def test_a_round_that_has_ended_keeps_to_the_trials_that_it_made(tmp_path: Path)
         assert set(tilting_of(run, 2).ended_settings()) == {setting for setting in trials.values() if setting}
 
 
+def test_a_round_of_equal_tilts_keeps_the_same_one_when_the_job_goes_on(tmp_path: Path) -> None:
+    """A grader that is satisfied gives every tilt its highest reward."""
+    with closing(Run(tmp_path, seed=0)) as run:
+        tiltings = [tilting_of(run, 1, Scripted) for _ in range(2)]
+        for tilting in tiltings:
+            tilting.data.policy = None
+            tilting.outcomes = {(NONE, 0.0, 0.0): (0.0, LIKELY)}
+            tilting.outcomes |= {(kind, strength, 0.0): (1.0, LIKELY) for kind in TRIALS for strength in TRIALS[kind]}
+            tilting.choose([], [])
+    first, resumed = ([trial.name for trial in tilting.outcome.tried.trials] for tilting in tiltings)
+    assert resumed == first
+    assert tiltings[1].outcome.tried.kept == tiltings[0].outcome.tried.kept
+
+
 def test_one_row_is_served_where_more_are_not_surely_better() -> None:
     rows = {"tilt": 1, "search": 16}
     assert cheapest({"tilt": [0.9, 0.5, 0.7], "search": [0.8, 0.7, 0.7]}, rows) == "tilt"
@@ -276,6 +297,15 @@ def test_a_search_is_tried_by_longer_chunks_too_where_a_completion_has_several(t
         *[(4, length) for length in (None, 16, 4)],
     ]
     assert not any("longer" in name for name in searches(config_in(tmp_path, max_tokens=16), tilted=True))
+
+
+def test_ways_of_different_searches_are_validated_apart_and_can_be_served(tmp_path: Path) -> None:
+    for width, successors in ((2, 1), (1, 2), (4, 4), (32, 64)):
+        config = config_in(tmp_path, beam_width=width, num_successors=successors, max_rows=4096)
+        ways = searches(config, tilted=True)
+        params_of_steps = {step_name(config, params): params for params in ways.values()}
+        assert all(params_of_steps[step_name(config, params)] == params for params in ways.values())
+        assert all(SearchParams.model_validate(params.model_dump()) == params for params in ways.values())
 
 
 @pytest.mark.slow
