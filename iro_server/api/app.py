@@ -106,7 +106,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         evaluating = Background(
             settings, sessions, EvalRun, RunExecutor(sessions, grader_environment).execute, settings.eval_concurrency
         ).run(supervisor.stopping)
-        estimator = EstimateExecutor(settings, sessions, grader_environment, engine.info.hidden_size)
+        estimator = EstimateExecutor(settings, sessions, grader_environment, engine.info)
         estimating = Background(settings, sessions, Estimate, estimator.execute, settings.estimate_concurrency).run(
             supervisor.stopping
         )

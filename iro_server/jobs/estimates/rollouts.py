@@ -13,7 +13,7 @@ from iro_server.graders.asking import Answer, Asker
 from iro_server.graders.base import Grade, Grader, Sample
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.posting import Endpoint
-from iro_server.graders.response_format import ResponseFormat
+from iro_server.graders.response_format import parse_response_format
 from iro_server.jobs.background import Lease
 from iro_server.telemetry.grading import graded
 
@@ -21,11 +21,13 @@ FIRST_BATCH, BATCH = 1, 4  # prompts that are sampled at once
 SLICE = 4  # completions that one call of a grader gets, between looks at the clock
 REPEATED = 2  # completions of a prompt that are graded twice
 CONTINUATION_TOKENS = 48  # of a text where the job measures its own length, as in the job
+MESSAGE_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id")  # a row's messages may have others
+REFUSED_SCHEMA = "Invalid 'response_format'"  # how the server begins to refuse a schema
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A text and its grade. ``prompt``: its number."""
+    """A text, without its calls, and its grade. ``prompt``: its number."""
 
     prompt: int
     text: str
@@ -51,7 +53,11 @@ class Rollouts:
 
 
 class Roller:
-    """Samples ``rows``, training rows, and grades what it gets. Close it, from any thread."""
+    """Samples ``rows``, training rows, as a job would, and grades what it gets. Close it, from any thread.
+
+    ``response_format``: of the job, if it has one. ``holds_schemas``: whether its completions are held to it, as far as
+    the engine can.
+    """
 
     def __init__(
         self,
@@ -59,13 +65,16 @@ class Roller:
         options: AlignmentOptions,
         grader: Grader,
         environment: GraderEnvironment,
-        form: ResponseFormat,
+        response_format: JsonObject | None,
+        holds_schemas: bool,
         seed: int,
         completions: int,
         seconds: float,
     ) -> None:
         assert environment.base_url is not None
-        self.model, self.options, self.grader, self.form = model, options, grader, form
+        self.model, self.options, self.grader = model, options, grader
+        self.form = parse_response_format(response_format or {"type": "text"})
+        self.asked_format = response_format if holds_schemas else None
         self.seed, self.completions, self.seconds = seed, completions, seconds
         endpoint = Endpoint(environment.base_url, environment.api_key, environment.project, quoted=True)
         self.chat = Asker(endpoint, timeout=seconds, retries_timeouts=False)
@@ -98,12 +107,21 @@ class Roller:
         answers: dict[int, Answer] = {}
         for route, asker in ((True, self.chat), (False, self.text)):
             requests = [self._request(n, rows[n]) for n in numbers[route]]
-            answers |= zip(numbers[route], asker.ask(requests), strict=True)
+            answers |= zip(numbers[route], self._ask(asker, requests), strict=True)
         rollouts.sampling_seconds += time.monotonic() - began
         for answer in answers.values():
             rollouts.tokens += answer.body.get("usage", {}).get("completion_tokens", 0)
             rollouts.sampled += len(answer.body.get("choices", []))
         return [answers[n] for n in batch]
+
+    def _ask(self, asker: Asker, requests: list[JsonObject]) -> list[Answer]:
+        """Without the response format where the engine cannot hold to it: then the job does not either."""
+        answers = asker.ask(requests)
+        if self.asked_format and any(REFUSED_SCHEMA in (answer.error or "") for answer in answers):
+            self.asked_format = None
+            without = [{name: request[name] for name in request if name != "response_format"} for request in requests]
+            return asker.ask(without)
+        return answers
 
     def _request(self, number: int, row: JsonObject) -> JsonObject:
         request: JsonObject = {"model": self.model, "n": self.completions, "temperature": self.options.temperature}
@@ -111,21 +129,28 @@ class Roller:
         if self.options.max_tokens != "auto":
             request["max_tokens"] = self.options.max_tokens
         if "messages" in row:
-            messages = [{name: message[name] for name in ("role", "content")} for message in row["messages"]]
-            return request | {"messages": messages}
+            request["messages"] = [
+                {name: message[name] for name in MESSAGE_FIELDS if name in message} for message in row["messages"]
+            ]
+            if row.get("tools"):
+                request["tools"] = row["tools"]
+            elif self.asked_format:
+                request["response_format"] = self.asked_format
+            return request
         return {"max_tokens": CONTINUATION_TOKENS} | request | {"prompt": row["prompt"]}
 
     def _grade(self, number: int, row: JsonObject, answer: Answer, rollouts: Rollouts, deadline: float) -> None:
         if answer.error is not None:
             rollouts.errors.append(answer.error)
             return
-        texts = [_text(choice) for choice in answer.body["choices"]]
+        samples = [self._sample_of(choice) for choice in answer.body["choices"]]
         rollouts.by_prompt.append(completions := [])
-        size = len(texts) if self.grader.compares else SLICE
-        for start in range(0, len(texts), size):
-            part = texts[start : start + size]
+        size = len(samples) if self.grader.compares else SLICE
+        for start in range(0, len(samples), size):
+            part = samples[start : start + size]
+            texts = [_text(choice) for choice in answer.body["choices"][start : start + size]]
             completions += [
-                Completion(number, *pair) for pair in zip(part, self._grades(part, row, rollouts), strict=True)
+                Completion(number, *pair) for pair in zip(texts, self._grades(part, row, rollouts), strict=True)
             ]
             if not start:
                 second = slice(None, None, -1) if self.grader.compares else slice(REPEATED)  # all, in another order
@@ -135,9 +160,7 @@ class Roller:
             if time.monotonic() > deadline:
                 return
 
-    def _grades(self, texts: Sequence[str], row: JsonObject, rollouts: Rollouts) -> list[Grade]:
-        """As a job grades: without the response format a text gets 0."""
-        samples = [self._sample_of(text) for text in texts]
+    def _grades(self, samples: Sequence[Sample | Grade], row: JsonObject, rollouts: Rollouts) -> list[Grade]:
         pairs = [(sample, row) for sample in samples if isinstance(sample, Sample)]
         began = time.monotonic()
         with graded(self.grader.type):
@@ -146,7 +169,11 @@ class Roller:
         rollouts.graded += self.grader.num_calls(len(pairs))
         return [next(grades) if isinstance(sample, Sample) else sample for sample in samples]
 
-    def _sample_of(self, text: str) -> Sample | Grade:
+    def _sample_of(self, choice: JsonObject) -> Sample | Grade:
+        """As a job grades: calls without their ids, and 0 for a text without the response format."""
+        text = _text(choice)
+        if calls := choice.get("message", {}).get("tool_calls"):
+            return Sample(text, output_tools=[{name: call[name] for name in call if name != "id"} for call in calls])
         try:
             return Sample(text, output_json=self.form.parse(text))
         except ValueError as error:

@@ -9,10 +9,10 @@ from itertools import chain
 
 from iro_server import JsonObject
 from iro_server.alignment.definition import AlignmentOptions
+from iro_server.engines.base import ModelInfo
 from iro_server.graders.base import GraderError
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.parsing import parse_grader
-from iro_server.graders.response_format import parse_response_format
 from iro_server.jobs import records
 from iro_server.jobs.background import Lease, WorkFailed
 from iro_server.jobs.estimates import statistics
@@ -63,12 +63,13 @@ def options_of(config: JsonObject) -> AlignmentOptions:
 
 
 class EstimateExecutor:
-    """``width``: of the frozen model's hidden state."""
+    """``info``: of the frozen model."""
 
     def __init__(
-        self, settings: Settings, sessions: Sessions, grader_environment: GraderEnvironment, width: int
+        self, settings: Settings, sessions: Sessions, grader_environment: GraderEnvironment, info: ModelInfo
     ) -> None:
-        self.settings, self.sessions, self.width = settings, sessions, width
+        self.settings, self.sessions, self.width = settings, sessions, info.hidden_size
+        self.holds_schemas = info.adjusts and info.resumes  # what a job's searches need for a response format
         self.grader_environment = grader_environment
 
     def execute(self, estimate: Estimate, lease: Lease) -> None:
@@ -98,14 +99,15 @@ class EstimateExecutor:
     def _roll_out(self, estimate: Estimate, options: AlignmentOptions, lease: Lease) -> tuple[Rollouts, NumCalls]:
         """And the number of calls that the grader takes for so many completions of a prompt."""
         environment = self.grader_environment.of_job(estimate.project)
-        form = parse_response_format(estimate.config.get("response_format") or {"type": "text"})
+        response_format = estimate.config.get("response_format")
         try:
             grader = parse_grader(estimate.config["grader"], environment)
         except GraderError as error:
             raise WorkFailed(str(error), "invalid_grader") from error
         seed, completions = estimate.config["seed"], self.settings.estimate_rollouts
         limits = completions, self.settings.estimate_seconds
-        with grader, Roller(estimate.model, options, grader, environment, form, seed, *limits) as roller:
+        formats = response_format, self.holds_schemas
+        with grader, Roller(estimate.model, options, grader, environment, *formats, seed, *limits) as roller:
             lease.on_stop(roller.close)
             lease.on_stop(grader.close)
             rollouts = roller.roll_out(estimate.prompts, lease)

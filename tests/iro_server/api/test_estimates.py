@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import httpx
 import openai
@@ -112,12 +113,48 @@ def test_a_grader_that_gives_no_reward_is_quoted(client, body):
     assert result["samples"][0]["error"] and result["samples"][0]["error"] in result["message"]
 
 
-def test_a_response_format_that_nothing_fits_is_a_constant_reward(client):
+def formatted(client, format: dict) -> dict:
+    """A job whose answers have the format."""
     body = body_of(client, PLANTED["go"])
-    body["method"]["reinforcement"]["response_format"] = {"type": "json_object"}
-    result = estimated(client, body)
+    body["method"]["reinforcement"]["response_format"] = format
+    return body
+
+
+def test_completions_are_held_to_a_response_format_as_those_of_the_job(client):
+    format = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["a", "zz"]}}}
+    result = estimated(client, formatted(client, format))
+    assert result["reward"]["mean"] == 2.0
+    assert {(sample["text"], sample["error"]) for sample in result["samples"]} == {('"zz"', None)}
+
+
+@pytest.mark.parametrize(
+    ("adjusts", "format"),
+    [
+        (False, {"type": "json_object"}),
+        (True, {"type": "json_schema", "json_schema": {"name": "nothing", "schema": {"not": {}}}}),
+    ],
+)
+def test_a_response_format_that_completions_cannot_be_held_to_is_a_constant_reward(tmp_path, adjusts, format):
+    engine = ByteEngine()
+    engine.info = replace(engine.info, adjusts=adjusts)
+    with serving(settings_for(tmp_path, python_graders="unsafe"), engine) as client:
+        result = estimated(client, formatted(client, format))
     assert result["verdict"] == "constant_reward" and "always 0" in result["message"]
     assert "response_format" in result["samples"][0]["error"]
+
+
+def test_calls_are_graded_as_those_of_the_job(tmp_path):
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": city}}]
+    row = {"messages": [{"role": "user", "content": "hi"}], "tools": tools}
+    rows = b"".join(json.dumps(row | {"n": n}).encode() + b"\n" for n in range(12))
+    says = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    body = "return float(sample['output_tools'] == [{'type': 'function', 'function': {'name': 'weather', "
+    body += "'arguments': '{\"city\": \"Oslo\"}'}}])"
+    engine = ByteEngine(script=says, noise=0.0, length=4096)
+    with serving(settings_for(tmp_path, python_graders="unsafe"), engine) as client:
+        result = estimated(client, body_of(client, body, rows=rows, max_tokens=100))
+    assert result["reward"]["mean"] == 1.0, result["samples"]
 
 
 def test_texts_are_continued_as_they_stand(client):
