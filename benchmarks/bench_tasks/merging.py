@@ -9,7 +9,7 @@ from benchmarks.bench_tasks.measure import comparisons, intervals, iteration_gai
 from iro_server import JsonObject
 
 LISTS = ("rows", "training", "jobs", "tuning", "tilts", "iterations")
-OF_JOBS = ("training", "jobs")  # lists that two runs have alike where one goes on from the other's alignment jobs
+CONTINUED = ("training", "jobs", "tuning")  # lists that two runs have alike where one goes on from the other
 IDENTITY = ("task", "seed", "method", "rows", "strength", "iteration")
 UNITED = ("tasks", "methods", "rows")
 PLACES = {task: place for place, task in enumerate(ALL_TASKS)}
@@ -62,7 +62,7 @@ def joined(first: list[JsonObject], second: list[JsonObject], name: str) -> list
     rows = {tuple(row.get(field) for field in IDENTITY): row for row in first}
     for row in second:
         identity = tuple(row.get(field) for field in IDENTITY)
-        if name in OF_JOBS and rows.get(identity) == row:
+        if name in CONTINUED and rows.get(identity) == row:
             continue
         if identity in rows:
             raise ValueError(

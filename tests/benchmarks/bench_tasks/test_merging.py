@@ -58,10 +58,10 @@ def test_further_methods_of_a_recorded_job_are_added(whole: JsonObject) -> None:
     """A run that goes on from it says the same of the job."""
     further = part(whole, "keywords")
     further["rows"] = [row | {"method": "dpo"} for row in further["rows"] if row["method"] == "base"]
-    further["tuning"] = further["tilts"] = []
+    further["tilts"] = []
     further["run"]["config"] |= {"vllm_tilts": False}  # which the recorded version did not have
     together = merged(whole, further)
-    assert together["jobs"] == whole["jobs"] and together["training"] == whole["training"]
+    assert all(together[name] == whole[name] for name in ("jobs", "training", "tuning"))
     assert len(together["rows"]) == len(whole["rows"]) + 1
     further["jobs"] = [job | {"gain": job["gain"] + 1.0} for job in further["jobs"]]
     with pytest.raises(ValueError, match="both runs have jobs of keywords, 0"):
