@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from jinja2 import TemplateError
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
@@ -27,7 +27,7 @@ from iro_server.api.quotas import check_completions
 from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
 from iro_server.api.response_schema import check_schema, requested_schema, response_schema
-from iro_server.api.tools import CallStream, ToolUse, call_object, tool_use
+from iro_server.api.tools import CallStream, ToolUse, tool_use
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.beam import SampledTokens
 from iro_server.engines.prompts import chat_prompt_ids
@@ -135,22 +135,27 @@ async def answer_schema(
 def _generation(
     body: ChatRequest, context: Context, model: ServedModel, schema: str | None, use: ToolUse | None
 ) -> Generation:
-    messages = [message.plain() for message in body.messages]
-    tools, begun = (use.tools.functions, use.begun) if use else ((), "")
-    try:
-        prompt_ids = chat_prompt_ids(model.engine.tokenizer, messages, tools, begun)
-    except TemplateError as error:
-        raise bad_request(f"The model's chat template refuses these messages: {error}", "messages") from error
+    token_ids = prompt_ids(body.messages, model, use)
     max_tokens = body.max_completion_tokens or body.max_tokens
     default = context.settings.default_max_tokens
-    return body.generation(context, model, prompt_ids, max_tokens, default, schema=schema)
+    return body.generation(context, model, token_ids, max_tokens, default, schema=schema, use=use)
+
+
+def prompt_ids(messages: Sequence[Message], model: ServedModel, use: ToolUse | None) -> list[int]:
+    """Token ids of a conversation, as ``chat_prompt_ids``. 400 where the chat template cannot render it."""
+    plain = [message.plain() for message in messages]
+    tools, begun = (use.tools.functions, use.begun) if use else ((), "")
+    try:
+        return chat_prompt_ids(model.engine.tokenizer, plain, tools, begun)
+    except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render
+        raise bad_request(f"The model's chat template cannot render these messages: {error}", "messages") from error
 
 
 def _choice(generation: Generation, body: ChatRequest, use: ToolUse | None, index: int, choice: Choice) -> JsonObject:
     content, calls = use.read(choice.text) if use else (choice.text, [])
     message: JsonObject = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
-    if calls:
-        message["tool_calls"] = [call_object(call) for call in calls]
+    if use and calls:
+        message["tool_calls"] = use.call_objects(index, calls)
     return {
         "index": index,
         "message": message,
@@ -174,14 +179,14 @@ class ChatChunks:
     def text(self, index: int, text: str, sampled: SampledTokens) -> list[JsonObject]:
         if self.use is None:
             return [self._part(index, {"content": text}, sampled)]
-        stream = self.calls.setdefault(index, CallStream(self.use))
+        stream = self.calls.setdefault(index, CallStream(self.use, index))
         self.texts[index] += text
         return self._parts(index, stream.text(self.texts[index]), sampled)
 
     def tail(self, index: int, choice: Choice, rest: SampledTokens) -> list[JsonObject]:
         reason, parts = choice.finish_reason, []
         if self.use is not None:
-            stream = self.calls.setdefault(index, CallStream(self.use))
+            stream = self.calls.setdefault(index, CallStream(self.use, index))
             parts = self._parts(index, stream.end(choice.text), rest)
             rest = self.unsent.pop(index, SampledTokens())
             reason = self.use.finish_reason(reason, self.use.read(choice.text)[1])

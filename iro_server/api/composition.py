@@ -32,11 +32,11 @@ def served_model(name: str, search: JsonObject | None, context: Context) -> Serv
     model = context.model(name)
     if FIELD not in (search or {}):
         return model
-    weights = _weights(search or {})
-    if name != context.models.base:
+    weights, base = _weights(search or {}), context.models.base
+    if base in weights:
+        raise bad_request(f"{base} is the frozen model: it has no values to weigh.", f"search.{FIELD}")
+    if name != base:
         weights = {name: 1.0} | weights
-    elif name in weights:
-        raise bad_request(f"{name} is the frozen model: it has no values to weigh.", f"search.{FIELD}")
     parts = {part: model if part == name else _part(part, context) for part in weights}
     first = model if model.values is not None else next(iter(parts.values()))
     try:

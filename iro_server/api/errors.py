@@ -25,7 +25,7 @@ from iro_server.concurrency.admission import RequestTooLarge, TooManyWaiting
 from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
 from iro_server.concurrency.disconnect import ClientGone
 from iro_server.concurrency.fair_queue import QueueFull
-from iro_server.engines.endpoints import EngineUnavailable
+from iro_server.engines.endpoints import EngineRefused, EngineUnavailable
 from iro_server.engines.grammars import SchemaRefused
 from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.graders.remote import GraderServiceUnavailable
@@ -91,6 +91,11 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return APIError(400, message, param=param, code=code)
 
 
+def internal_error(error: Exception) -> APIError:
+    """For an exception that nobody expected: its type, since its text may name machines."""
+    return APIError(500, f"The server had an error: {type(error).__name__}", code="internal_error")
+
+
 def not_found(kind: str, id: str, param: str) -> APIError:
     code = f"{kind.replace(' ', '_').replace('-', '_')}_not_found"
     return APIError(404, f"No such {kind}: {id}", param=param, code=code)
@@ -104,6 +109,11 @@ def _unavailable(code: str, message: str) -> Callable[[Exception], APIError]:
         return APIError(503, message, code=code, headers={"Retry-After": "5"})
 
     return api_error
+
+
+def _refused_by_engine(error: EngineRefused) -> APIError:
+    log.warning("%s", error)
+    return bad_request(f"The model's server refuses the request: {error.reason}", code="engine_refused")
 
 
 def _rate_limit(error: RateLimitExceeded) -> APIError:
@@ -120,6 +130,7 @@ DOMAIN_ERRORS: dict[type[Exception], Callable[[Any], APIError]] = {
         "out_of_memory",
         "The model's memory does not hold this request now. Reduce the prompt, max_tokens, n or the search's rows.",
     ),
+    EngineRefused: _refused_by_engine,
     EngineUnavailable: _unavailable("engine_unavailable", "The model cannot be reached now. Try again soon."),
     GraderServiceUnavailable: _unavailable(
         GraderServiceUnavailable.code, "Python graders cannot run now. Try again soon."
@@ -250,5 +261,5 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
-        failure = APIError(500, f"The server had an error: {type(error).__name__}", code="internal_error")
-        return answer(failure, {"connection": "close"})  # the server logs the exception and drops the connection
+        # The server logs the exception and drops the connection.
+        return answer(internal_error(error), {"connection": "close"})

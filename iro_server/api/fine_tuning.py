@@ -6,10 +6,14 @@ import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, column, exists
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 from starlette.datastructures import QueryParams
 
 from iro_server import JsonObject
@@ -25,6 +29,19 @@ from iro_server.store import tables as t
 from iro_server.telemetry import tracing
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine tuning"])
+
+
+class Pairs(FunctionElement[Any]):
+    """The keys of a JSON object and their values, a row each."""
+
+    inherit_cache = True
+
+
+@compiles(Pairs, "sqlite")
+@compiles(Pairs, "postgresql")
+def _compiled(pairs: Pairs, compiler: SQLCompiler, **options: Any) -> str:
+    function = {"sqlite": "json_each", "postgresql": "json_each_text"}[compiler.dialect.name]
+    return f"{function}({compiler.process(pairs.clauses, **options)})"
 
 
 @router.post("")
@@ -135,8 +152,14 @@ def _metadata_filter(query: QueryParams) -> list[ColumnElement[bool]]:
                 raise bad_request("Filter by metadata[key]=value, or metadata=null.", "metadata", "invalid_value")
             where.append(t.Job.job_metadata.is_(None))
         elif name.startswith("metadata[") and name.endswith("]"):
-            where.append(t.Job.job_metadata[name[len("metadata[") : -1]].as_string() == value)
+            where.append(_carries(name[len("metadata[") : -1], value))
     return where
+
+
+def _carries(key: str, value: str) -> ColumnElement[bool]:
+    """Whether a job's metadata has the pair: SQLite's JSON paths cannot spell every key."""
+    pairs = Pairs(t.Job.job_metadata).table_valued(column("key", t.Text), column("value", t.Text))
+    return exists().where(pairs.c.key == key, pairs.c.value == value)
 
 
 @router.get("/{id}")

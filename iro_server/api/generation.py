@@ -13,6 +13,7 @@ from iro_server.api.registry import ServedModel
 from iro_server.api.search_telemetry import SearchTelemetry
 from iro_server.api.search_trace import OnRound, SearchTrace
 from iro_server.api.text import Detokenizer
+from iro_server.api.tools import ToolUse
 from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.decoding.base import Attribution, Final, Scorer, SearchParams, SearchResult, SearchUsage
 from iro_server.decoding.beam import SampledTokens
@@ -32,7 +33,7 @@ class Generation:
     """``n`` choices for one prompt. All is checked: what it holds fits the model.
 
     ``best_first``: by value, also where the selection rule returns samples. ``traced``: its rounds are reported.
-    ``attribution``: value functions that are shared among the tokens of the choices.
+    ``use``: of tools, by each choice. ``attribution``: value functions that are shared among the choices' tokens.
     """
 
     model: ServedModel
@@ -45,6 +46,7 @@ class Generation:
     n: int
     detokenizer: Detokenizer
     item: JsonObject
+    use: ToolUse | None = None
     best_first: bool = False
     traced: bool = False
     attribution: Attribution | None = None
@@ -80,8 +82,12 @@ class Choice:
     text: str
     sampled: SampledTokens
     finish_reason: str
-    kl: float = 0.0
     beam: int = 0  # its number in the search
+
+    @property
+    def kl(self) -> float:
+        """Nats from the frozen model along its tokens (0 without steering, NaN where the engine reports none)."""
+        return sum(self.sampled.kl, 0.0)
 
 
 @dataclass
@@ -155,8 +161,10 @@ def _ordered(request: Generation, result: SearchResult) -> Generated:
 def _choice(request: Generation, final: Final) -> Choice:
     text, count = request.detokenizer.final_text(final.tokens)
     finish_reason = "stop" if count < len(final.tokens) else final.finish_reason
-    sampled = SampledTokens(final.tokens, final.logprobs, final.alternatives, final.log_ratios, final.token_values)
-    return Choice(text, sampled[:count], finish_reason, final.kl, final.number)
+    sampled = SampledTokens(
+        final.tokens, final.logprobs, final.alternatives, final.log_ratios, final.token_values, final.token_kl
+    )
+    return Choice(text, sampled[:count], finish_reason, final.number)
 
 
 def sum_usage(usages: list[SearchUsage]) -> SearchUsage:

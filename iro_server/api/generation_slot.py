@@ -33,11 +33,14 @@ def take_slot(request: Request, context: Context, generations: list[Generation])
     Raises RequestTooLarge where their tokens never fit in memory, RateLimitExceeded where the key has no tokens left,
     TooManyWaiting where too many wait.
     """
-    cache_tokens = sum(each.cache_tokens for each in generations)
-    context.admission.check(cache_tokens)
+    cache_tokens, rows = sum(each.cache_tokens for each in generations), sum(each.rows for each in generations)
+    ticket = context.admission.queue(context.caller.project, rows, cache_tokens)
     if allowance := getattr(request.state, "allowance", None):
         tokens = sum(each.base_tokens + len(each.prompt_ids) for each in generations)
-        request.state.rates.spend(allowance, tokens, request.state.headers)
+        try:
+            request.state.rates.spend(allowance, tokens, request.state.headers)
+        except BaseException:
+            ticket.release()
+            raise
     deadline = asyncio.get_running_loop().time() + context.settings.request_timeout
-    rows = sum(each.rows for each in generations)
-    return GenerationSlot(context.admission.queue(context.caller.project, rows, cache_tokens), context, deadline)
+    return GenerationSlot(ticket, context, deadline)

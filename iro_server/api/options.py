@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, ClassVar
@@ -16,6 +17,7 @@ from iro_server.api.errors import bad_request, invalid
 from iro_server.api.generation import Generated, Generation
 from iro_server.api.registry import ServedModel
 from iro_server.api.text import Detokenizer
+from iro_server.api.tools import ToolUse
 from iro_server.decoding.base import Attribution, Scorer, SearchParams, repeatable
 from iro_server.engines.base import Sampling, Steering, cache_salt
 from value_heads.stack import ValueStack
@@ -31,6 +33,7 @@ COMPLETION_TOKENS_DETAILS = {
     "rejected_prediction_tokens": 0,
 }
 """No completion has tokens of these kinds here."""
+TOKEN_ID = re.compile(r"\d{1,18}")
 GREEDY_BELOW = 1e-3  # a temperature this low divides logits past fp32, and draws the likeliest token all the same
 
 
@@ -77,7 +80,7 @@ class Options(BaseModel):
     @field_validator("logit_bias")
     @classmethod
     def _keys_are_token_ids(cls, biases: dict[str, float] | None) -> dict[str, float] | None:
-        if wrong := [key for key in biases or {} if not key.isdecimal()]:
+        if wrong := [key for key in biases or {} if not TOKEN_ID.fullmatch(key)]:
             raise ValueError(f"{wrong[0][:20]!r} is no token id")
         return biases
 
@@ -109,6 +112,7 @@ class Options(BaseModel):
         index: int = 0,
         prompts: int = 1,
         schema: str | None = None,
+        use: ToolUse | None = None,
     ) -> Generation:
         """What to do for prompt ``index`` of ``prompts``, its tokens ``default`` where neither request nor model says.
 
@@ -142,6 +146,7 @@ class Options(BaseModel):
             item=self.item or {},
             best_first=self._is_greedy,
             traced=self.stream_options is not None and self.stream_options.include_search,
+            use=use,
             attribution=None if sampling.alternatives and model.reads_numbers else self._attribution(scorer),
         )
         if generation.base_tokens * prompts > context.settings.max_request_tokens:

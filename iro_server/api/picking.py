@@ -8,6 +8,7 @@ from itertools import cycle, islice
 from iro_server.api.context import Context
 from iro_server.api.errors import APIError, bad_request
 from iro_server.api.generation import Choice, Generated, Generation
+from iro_server.api.tools import ToolUse
 from iro_server.decoding.selection import top
 from iro_server.graders.base import Grade, Sample
 from iro_server.telemetry.grading import graded
@@ -32,7 +33,12 @@ async def pick(request: Generation, generated: Generated, context: Context) -> G
 def _grades(request: Generation, choices: list[Choice]) -> list[Grade]:
     assert request.model.grader is not None
     with request.model.grader.use() as grader, graded(grader.type):
-        return grader.grade_many([(Sample(choice.text), request.item) for choice in choices])
+        return grader.grade_many([(_sample(choice.text, request.use), request.item) for choice in choices])
+
+
+def _sample(text: str, use: ToolUse | None) -> Sample:
+    content, calls = use.read(text) if use else (text, [])
+    return Sample(content, output_tools=[call.as_object() for call in calls])
 
 
 def _ungradable(grade: Grade, is_owner: bool) -> APIError:

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from iro_server import JsonObject
-from iro_server.api.errors import ANSWERED, APIError, api_error
+from iro_server.api.errors import ANSWERED, api_error, internal_error
 from iro_server.api.generation import Choice, Generated, Generation, OnAgreed, generate
 from iro_server.api.generation_slot import GenerationSlot
 from iro_server.api.options import usage_object
@@ -144,7 +144,7 @@ class Stream:
             yield _event(api_error(error).envelope())
         except Exception as error:  # the status is sent: all that is left is to say so, and go on serving others
             log.exception("a stream broke off")
-            yield _event(APIError(500, f"The server had an error: {error}", code="internal_error").envelope())
+            yield _event(internal_error(error).envelope())
         finally:
             work.cancel()  # also where the client went away
         yield "data: [DONE]\n\n"

@@ -27,7 +27,7 @@ class ResponseEvents:
 
     def __init__(self, message_id: str, started: JsonObject, use: ToolUse | None = None) -> None:
         self.message_id, self.started = message_id, started
-        self._calls = CallStream(use) if use else None
+        self._calls = CallStream(use, 0) if use else None
         self._number = 0
         self._text = ""  # as the model wrote it so far
         self._sent: str | None = None  # of the message; None before it begins

@@ -6,11 +6,10 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from jinja2 import TemplateError
 from sqlalchemy import delete
 
 from iro_server import JsonObject
-from iro_server.api.chat import answer_schema
+from iro_server.api.chat import answer_schema, prompt_ids
 from iro_server.api.composition import served_model
 from iro_server.api.context import Context, Ctx, Limit, Order, list_page
 from iro_server.api.errors import APIError, bad_request, not_found
@@ -23,7 +22,6 @@ from iro_server.api.response_items import ITEM, call_item, messages_of
 from iro_server.api.response_request import ResponseRequest, as_sent
 from iro_server.api.response_stream import ResponseEvents, ResponseStream
 from iro_server.api.tools import ToolUse
-from iro_server.engines.prompts import chat_prompt_ids
 from iro_server.store import tables as t
 from iro_server.store.tables import new_id, now
 
@@ -45,15 +43,12 @@ class Answering:
         before = _conversation(self.context, self.body.previous_response_id)
         chat = self.body.chat(before)
         model = served_model(chat.model, chat.search, self.context)
-        messages = [message.plain() for message in chat.messages]
-        tools, begun = (self.use.tools.functions, self.use.begun) if self.use else ((), "")
-        try:
-            prompt_ids = chat_prompt_ids(model.engine.tokenizer, messages, tools, begun)
-        except TemplateError as error:
-            raise bad_request(f"The model's chat template refuses this input: {error}", "input") from error
         default = self.context.settings.default_max_tokens
         try:
-            return chat.generation(self.context, model, prompt_ids, chat.max_tokens, default, schema=self.schema)
+            token_ids = prompt_ids(chat.messages, model, self.use)
+            return chat.generation(
+                self.context, model, token_ids, chat.max_tokens, default, schema=self.schema, use=self.use
+            )
         except APIError as error:
             raise as_sent(error) from None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 from iro_server import JsonObject, JsonValue
 from iro_server.api.errors import bad_request
@@ -15,12 +16,14 @@ from iro_server.store.tables import new_id
 @dataclass(frozen=True)
 class ToolUse:
     """``required``: the functions of which the answer is a call; empty where the model decides. ``named``: whether the
-    request names the one. ``parallel``: whether an answer may have several."""
+    request names the one. ``parallel``: whether an answer may have several. ``ids``: of its calls, by choice and place.
+    """
 
     tools: Tools
     required: list[str]
     named: bool = False
     parallel: bool = True
+    ids: defaultdict[tuple[int, int], str] = field(default_factory=lambda: defaultdict(lambda: new_id("call_")))
 
     @property
     def begun(self) -> str:
@@ -34,6 +37,10 @@ class ToolUse:
             return ("", [call]) if call else ("", [])
         content, calls = self.tools.parse(text)
         return content, calls if self.parallel else calls[:1]
+
+    def call_objects(self, index: int, calls: list[ToolCall]) -> list[JsonObject]:
+        """The calls of choice ``index`` in OpenAI's words; each has its id in all answers and streams of the use."""
+        return [{"id": self.ids[index, place], **call.as_object()} for place, call in enumerate(calls)]
 
     def finish_reason(self, reason: str, calls: list[ToolCall]) -> str:
         """OpenAI's "stop" after the call of a function that the request names."""
@@ -84,15 +91,12 @@ def _name(tool: JsonValue) -> str | None:
     return None
 
 
-def call_object(call: ToolCall) -> JsonObject:
-    return {"id": new_id("call_"), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
 class CallStream:
-    """The deltas of one streamed answer: content until a call may begin, then calls; ``ToolUse.read`` of the whole."""
+    """The deltas of one streamed answer, choice ``index``: content until a call may begin, then calls; ``ToolUse.read``
+    of the whole."""
 
-    def __init__(self, use: ToolUse) -> None:
-        self.use = use
+    def __init__(self, use: ToolUse, index: int) -> None:
+        self.use, self.index = use, index
         self._sent_content = self._sent_arguments = 0
         self._has_begun = False
 
@@ -107,7 +111,7 @@ class CallStream:
         if self.use.required:
             return self._begun(text)
         content, calls = self.use.read(text)
-        whole = [{"index": i, **call_object(call)} for i, call in enumerate(calls)]
+        whole = [{"index": i, **call} for i, call in enumerate(self.use.call_objects(self.index, calls))]
         return self._content(content) + [{"tool_calls": [call]} for call in whole]
 
     def _content(self, content: str) -> list[JsonObject]:
@@ -122,7 +126,8 @@ class CallStream:
         deltas = []
         if not self._has_begun:
             self._has_begun = True
-            deltas.append({"tool_calls": [{"index": 0, **call_object(ToolCall(call.name, ""))}]})
+            (begun,) = self.use.call_objects(self.index, [ToolCall(call.name, "")])
+            deltas.append({"tool_calls": [{"index": 0, **begun}]})
         if new := call.arguments[self._sent_arguments :]:
             self._sent_arguments += len(new)
             deltas.append({"tool_calls": [{"index": 0, "function": {"arguments": new}}]})

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from iro_server import JsonObject
 from iro_server.decoding.selection import RULES, SelectionRule
@@ -27,9 +28,20 @@ Stage = Literal["prefill", "round", "extend", "score"]
 
 
 class Rows(BaseModel):
-    """Rows that step at once, as a request asks for them."""
+    """Rows that step at once, as a request asks for them, and W and K where it asks for these too."""
 
+    beam_width: int | None = None
+    num_successors: int | None = None
     rows: int = Field(ge=1, le=256)
+
+    @field_validator("rows")
+    @classmethod
+    def _is_a_product(cls, rows: int, info: ValidationInfo) -> int:
+        factors = {name: factor for name, factor in info.data.items() if factor is not None}
+        if rows % prod(factors.values()) or (len(factors) == 2 and rows != prod(factors.values())):
+            with_factors = ", ".join(f"{name} {factor}" for name, factor in factors.items())
+            raise ValueError(f"beam_width * num_successors cannot be {rows} with {with_factors}")
+        return rows
 
 
 class SearchParams(BaseModel):
@@ -67,15 +79,22 @@ class SearchParams(BaseModel):
         return self.rule.max_finals(self.beam_width, self.num_successors)
 
     def overridden(self, changes: JsonObject) -> SearchParams:
-        """With some fields changed. ``rows``, which is none, sets W·K: 1 is a single row; more keep W where it divides
-        them, and else one beam. ``values`` is for who resolves models. ValidationError for what is no search."""
+        """With some fields changed. ``rows``, which is none, sets W·K, beside a changed W or K; without, 1 is a single
+        row; more keep W where it divides them, and else one beam. ``values`` is for who resolves models.
+        ValidationError for what is no search."""
         no_fields = ("rows", "values")
         fields = self.model_dump() | {name: value for name, value in changes.items() if name not in no_fields}
-        if "rows" in changes:
-            rows = Rows.model_validate({"rows": changes["rows"]}).rows
-            width = self.beam_width if rows > self.beam_width and rows % self.beam_width == 0 else 1
-            fields |= {"beam_width": width, "num_successors": rows // width}
-        return SearchParams.model_validate(fields)
+        params = SearchParams.model_validate(fields)
+        if "rows" not in changes:
+            return params
+        factors = {name: fields[name] for name in ("beam_width", "num_successors") if name in changes}
+        rows = Rows.model_validate(factors | {"rows": changes["rows"]}).rows
+        width = self.beam_width if rows > self.beam_width and rows % self.beam_width == 0 else 1
+        if "beam_width" in changes:
+            width = params.beam_width
+        elif "num_successors" in changes:
+            width = rows // params.num_successors
+        return params.model_copy(update={"beam_width": width, "num_successors": rows // width})
 
     def drawn_by(self, sampling: Sampling) -> SearchParams:
         """W=K=1 at temperature 0, where all successors of a beam are the same row."""
@@ -156,12 +175,13 @@ class SearchObserver(Protocol):
 class Final:
     """One finished completion. ``hidden[layer]``: [T, D] where the search was asked to keep it.
 
-    ``value``: sum_t V_t/beta_t at the last token (0 without values). ``kl``: nats from the frozen model, summed over
-    the states that its tokens were drawn from (0 without steering, NaN where the engine does not report it).
+    ``value``: sum_t V_t/beta_t at the last token (0 without values).
     ``finish_reason``: "stop" or "length". ``alternatives``: of each token, as ``Chunk``; empty where the sampling asks
     for none. ``log_ratios``: log q/pi_0 of each token where the engine reports drift of a tilt q, else none.
     ``number``: of the beam that it ends with.
     ``token_values``: each token's share of a value, where the search was asked for them.
+    ``token_kl``: nats from the frozen model in the state that each token was drawn from; none without steering, NaN
+    where the engine does not report them.
     """
 
     tokens: list[int]
@@ -169,11 +189,16 @@ class Final:
     value: float
     finish_reason: Literal["stop", "length"]
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
-    kl: float = 0.0
     alternatives: list[Alternatives] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
     number: int = 0
     token_values: list[float] = field(default_factory=list)
+    token_kl: list[float] = field(default_factory=list)
+
+    @property
+    def kl(self) -> float:
+        """Nats from the frozen model along its tokens (0 without steering, NaN where the engine reports none)."""
+        return sum(self.token_kl, 0.0)
 
 
 @dataclass

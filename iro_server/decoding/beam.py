@@ -16,14 +16,15 @@ Term = TypeVar("Term")
 
 @dataclass(slots=True)
 class SampledTokens:
-    """Tokens with their log-probabilities; the likeliest tokens beside each, its log-ratio by a tilt and its share of
-    the value, where they are asked for, and else nothing."""
+    """Tokens with their log-probabilities; the likeliest tokens beside each, its log-ratio by a tilt, its share of the
+    value and the KL where it was drawn, where there are any, and else nothing."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[Alternatives] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
 
     def __add__(self, more: SampledTokens) -> SampledTokens:
         return SampledTokens(
@@ -32,6 +33,7 @@ class SampledTokens:
             self.alternatives + more.alternatives,
             self.log_ratios + more.log_ratios,
             self.values + more.values,
+            self.kl + more.kl,
         )
 
     def __getitem__(self, places: slice) -> SampledTokens:
@@ -41,6 +43,7 @@ class SampledTokens:
             self.alternatives[places],
             self.log_ratios[places],
             self.values[places],
+            self.kl[places],
         )
 
 
@@ -50,11 +53,11 @@ class Beam:
 
     Beams are equal where all their tokens since the prompt are, however chunks divide them.
 
-    ``logprobs``, ``alternatives``, ``log_ratios`` (where it was steered), ``token_values`` (their shares of the value,
-    where they are asked for), ``hidden[layer]`` [L, D]: of ``tokens``. ``row``: its place in the chunk. ``number``: its
-    place among all rows of the search, from 1. ``value``: sum_t V_t/beta_t at the last token. ``log_weight``: of SMC,
-    since the beam was resampled. ``kl``: nats from the frozen model along its tokens, where it was steered. ``length``:
-    tokens since the prompt.
+    ``logprobs``, ``alternatives``, ``log_ratios`` and ``token_kl`` (where it was steered; see ``Chunk``),
+    ``token_values`` (their shares of the value, where they are asked for), ``hidden[layer]`` [L, D]: of ``tokens``.
+    ``row``: its place in the chunk. ``number``: its place among all rows of the search, from 1. ``value``: sum_t
+    V_t/beta_t at the last token. ``log_weight``: of SMC, since the beam was resampled. ``length``: tokens since the
+    prompt.
     """
 
     parent: Beam | None = None
@@ -63,12 +66,12 @@ class Beam:
     alternatives: list[Alternatives] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
     token_values: list[float] = field(default_factory=list)
+    token_kl: list[float] = field(default_factory=list)
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     row: int = 0
     number: int = 0
     value: float = 0.0
     log_weight: float = 0.0
-    kl: float = 0.0
     finished: bool = False
     length: int = field(init=False)
     _digest: int = field(init=False)
@@ -108,6 +111,7 @@ class Beam:
             _last([beam.alternatives for beam in path], count),
             _last([beam.log_ratios for beam in path], count),
             _last([beam.token_values for beam in path], count),
+            _last([beam.token_kl for beam in path], count),
         )
 
     def _path_from(self, start: int) -> list[Beam]:

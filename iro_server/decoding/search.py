@@ -198,7 +198,9 @@ class _Search:
         lengths, stopped = chunk.lengths_R.tolist(), chunk.stopped_R.tolist()
         values = scores_R.tolist() if scores_R is not None else [0.0] * len(lengths)
         log_ratios = _sums(chunk.log_ratios_RL, chunk.lengths_R)
-        kl = _sums(chunk.kl_RL, chunk.lengths_R) if self.knows_drift else [math.nan] * len(lengths)
+        kl = [] if chunk.kl_RL is None else chunk.kl_RL.tolist()
+        if not self.knows_drift:
+            kl = [[math.nan] * length for length in lengths]
         ratios = [] if chunk.log_ratios_RL is None else chunk.log_ratios_RL.tolist()
         log_successors = torch.tensor(float(successors)).log().item()
         beams = []
@@ -211,13 +213,13 @@ class _Search:
                 chunk.alternatives[row][:length] if chunk.alternatives else [],
                 ratios[row][:length] if ratios else [],
                 shares_RL[row][:length] if shares_RL else [],
+                kl[row][:length] if kl else [],
                 {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
                 row,
                 self.num_rows + row + 1,
                 values[row],
                 log_weight=parent.log_weight + values[row] - parent.value - log_ratios[row] - log_successors,
                 finished=stopped[row],
-                kl=parent.kl + kl[row],
             )
             if self.stop_text and not beam.finished:
                 beam.finished = self.stop_text(beam.tokens_from(0))
@@ -251,10 +253,10 @@ class _Search:
             logprobs=sampled.logprobs,
             log_ratios=sampled.log_ratios,
             token_values=sampled.values,
+            token_kl=sampled.kl,
             value=beam.value,
             finish_reason="stop" if beam.finished else "length",
             hidden={layer: torch.cat([part.hidden[layer] for part in path]) for layer in self.keep_hidden},
-            kl=beam.kl,
             alternatives=sampled.alternatives,
             number=beam.number,
         )

@@ -14,6 +14,17 @@ Precision = Literal["float32", "bfloat16"]
 KEY_VARIABLE = "IRO_ENGINE_KEY"  # read where it is needed: a key is in no config, log or run folder
 
 
+class EngineRefused(ValueError):
+    """A server of the model refuses a request as wrong. ``reason``: its own words, without its address."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return f"{self.url} refuses the request: {self.reason}"
+
+
 class EngineUnavailable(RuntimeError):
     """None of the model's servers answered in time."""
 

@@ -19,7 +19,7 @@ import httpx
 
 from iro_server import JsonObject
 from iro_server.concurrency.tasks import gather_or_cancel
-from iro_server.engines.endpoints import KEY_VARIABLE, EngineUnavailable, base_url
+from iro_server.engines.endpoints import KEY_VARIABLE, EngineRefused, EngineUnavailable, base_url
 from iro_server.engines.vllm_adapters import Adapter
 from iro_server.telemetry.metrics import CACHED_TOKENS, SENT_TOKENS
 
@@ -149,7 +149,7 @@ class Replicas:
     ) -> tuple[Answer, Replica]:
         """What ``read`` makes of the answer to ``body`` (it raises for one that makes no sense), and who gave it.
 
-        ValueError where the request is refused as wrong, EngineUnavailable where no replica answers within the
+        EngineRefused where the request is refused as wrong, EngineUnavailable where no replica answers within the
         patience. ``prefer``: the replica that has the prompt in its cache. ``adapter``: loaded on the replica first.
         """
         call = _Call("POST", path, body, read, num_rows(body), adapter)
@@ -248,7 +248,7 @@ class Replicas:
         except httpx.TransportError as error:
             raise ReplicaFailure(f"{where} does not answer ({type(error).__name__}: {error})") from error
         if response.status_code in (400, 413, 422):
-            raise ValueError(f"{where} refuses the request: {_message(response)}")
+            raise EngineRefused(where, _message(response))
         if response.status_code == 403 and call.path == GENERATE:
             raise ReplicaFailure(f"{where} was started without {GENERATE}: {_message(response)}", settled=True)
         if response.status_code in (401, 403):

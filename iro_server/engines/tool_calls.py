@@ -36,6 +36,10 @@ class ToolCall:
     name: str
     arguments: str
 
+    def as_object(self) -> JsonObject:
+        """In OpenAI's shape, without an id."""
+        return {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
 
 @dataclass(frozen=True)
 class CallSyntax:
@@ -159,7 +163,7 @@ def tool_calls_of(
     if not isinstance(functions, list) or not functions:
         return text, []
     content, calls = Tools.of_item(tokenizer, functions).parse(text)
-    return content, [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in calls]
+    return content, [call.as_object() for call in calls]
 
 
 def template_for_tools(tokenizer: PreTrainedTokenizerBase, tools: Sequence[JsonObject]) -> str | None:

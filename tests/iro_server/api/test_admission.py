@@ -14,6 +14,8 @@ from iro_server.api.errors import api_error
 from iro_server.concurrency.admission import SHARED_SECONDS, Admission, RequestTooLarge, Ticket, TooManyWaiting
 from iro_server.engines.cache import cached_tokens
 from iro_server.engines.memory import EngineOutOfMemory
+from iro_server.store import keys
+from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import serving, settings_for, wait_for
 
@@ -177,6 +179,26 @@ def test_a_full_server_says_so_and_serves_again(tmp_path):
         assert refusal.value.response.headers["retry-after"]
         running.result(), queued.result()
         ask(client, max_tokens=1)
+
+
+def test_a_request_that_is_sent_away_spends_no_tokens_of_its_key_and_holds_no_rows(tmp_path):
+    engine, settings = slow_engine(), settings_for(tmp_path, max_active_rows=1, max_waiting=1)
+    secret = keys.create(open_database(settings), "mine", tokens_per_minute=400)[1]
+    with serving(settings, engine) as client, ThreadPoolExecutor() as pool:
+        client = client.with_options(api_key=secret)
+        running = [pool.submit(ask, client)]
+        wait_for(lambda: engine.open_sessions)
+        running.append(pool.submit(ask, client, max_tokens=1))
+        time.sleep(0.5)  # it waits by now
+        for _ in range(5):
+            with pytest.raises(openai.InternalServerError) as refusal:
+                ask(client, max_tokens=100)
+            assert refusal.value.code == "overloaded"
+        for request in running:
+            request.result()
+        with pytest.raises(openai.RateLimitError):
+            ask(client, max_tokens=350)
+        ask(client, max_tokens=100, timeout=10)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -270,6 +270,10 @@ BAD = [
     ({"search": {"selection": "worst"}}, "search.selection"),
     ({"search": {"depth": 3}}, "search.depth"),
     ({"search": {"beam_width": 256, "num_successors": 256}}, "search"),
+    ({"search": {"rows": 8, "beam_width": 300}}, "search.beam_width"),
+    ({"search": {"rows": 8, "beam_width": 3}}, "search.rows"),
+    ({"search": {"rows": 1, "num_successors": 4}}, "search.rows"),
+    ({"search": {"rows": 8, "beam_width": 2, "num_successors": 2}}, "search.rows"),
     ({"search": {"betas": [1.0]}}, "search.betas"),
     ({"search": {"num_successors": 4}, "n": 5}, "n"),
     ({"temperature": 3}, "temperature"),
@@ -295,6 +299,7 @@ BAD = [
     ),
     ({"logit_bias": {"99999": 1}}, "logit_bias"),
     ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
     ({"logit_bias": {"1": 101}}, "logit_bias.1"),
     ({"presence_penalty": 3}, "presence_penalty"),
 ]

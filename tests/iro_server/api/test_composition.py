@@ -124,6 +124,7 @@ def test_every_route_takes_them(client: openai.OpenAI) -> None:
 BAD = [
     ("bytes", {"nobody": 1.0}, 404, "model_not_found", "nobody"),
     ("bytes", {"a": 1.0, "bytes": 1.0}, 400, None, "frozen"),
+    ("a", {"bytes": 1.0}, 400, None, "frozen"),
     ("bytes", {"a": "much"}, 400, None, "number"),
     ("bytes", {"a": 1e9}, 400, None, "100"),
     ("bytes", {}, 400, None, "at least 1"),

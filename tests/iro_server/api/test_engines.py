@@ -88,6 +88,18 @@ def test_an_engine_that_is_away_is_a_503_and_health_says_so(client, fake):
     assert say(client).choices[0].text
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_that_the_engine_refuses_is_a_400_with_its_reason_and_no_address(client, fake, status):
+    fake.turn(status)
+    with pytest.raises(openai.BadRequestError) as refused:
+        say(client)
+    assert refused.value.code == "engine_refused" and "told to" in refused.value.message
+    with pytest.raises(openai.APIError) as streamed:
+        list(say(client, stream=True))
+    assert streamed.value.body == refused.value.body
+    assert fake.url not in str(refused.value.body)
+
+
 def test_jobs_are_told_where_the_model_is_but_not_the_key(client, fake, settings, monkeypatch):
     job_id = start_job(client, GRADER, max_tokens=4)
     with open_database(settings)() as session:

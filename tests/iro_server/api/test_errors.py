@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -11,7 +13,7 @@ from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadabl
 from iro_server.concurrency.admission import RequestTooLarge, TooManyWaiting
 from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
 from iro_server.concurrency.fair_queue import QueueFull
-from iro_server.engines.endpoints import EngineUnavailable
+from iro_server.engines.endpoints import EngineRefused, EngineUnavailable
 
 
 @pytest.mark.parametrize(
@@ -85,10 +87,22 @@ def test_a_stream_is_for_no_cache_and_no_buffer(client):
     assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
 
 
+def test_a_stream_that_breaks_off_says_no_more_than_a_whole_answer(client, monkeypatch):
+    async def fail(*_):
+        raise RuntimeError("no route to http://10.0.0.1")
+
+    monkeypatch.setattr("tests.iro_server.api.byte_engine.ByteSession.extend", fail)
+    body = {"model": "bytes", "prompt": "hi", "max_tokens": 2}
+    answers = [httpx.post(f"{client.base_url}completions", json=body | extra) for extra in ({}, {"stream": True})]
+    assert answers[0].json()["error"]["message"] == "The server had an error: RuntimeError"
+    assert f"data: {json.dumps(answers[0].json())}\n" in answers[1].text
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code", "header"),
     [
         (DeadlineExceeded(), 504, "deadline_exceeded", ("x-should-retry", "false")),
+        (EngineRefused("http://10.0.0.1", "no top_k"), 400, "engine_refused", None),
         (EngineUnavailable("http://10.0.0.1"), 503, "engine_unavailable", ("retry-after", "5")),
         (ModelMismatch("other weights"), 400, "model_mismatch", None),
         (ModelNotFound("no model"), 404, "model_not_found", None),

@@ -69,6 +69,18 @@ def test_jobs_are_listed_and_unknown_ones_are_not_found(client, job):
             call("ftjob-none")
 
 
+def test_jobs_are_listed_by_any_key_of_their_metadata(client):
+    keys = ["label", 'a"b', '"', "a'b", "a.b", "a[0]", "a\\b", "a\0b", "é", ""]
+    id = create(client, training_file=upload(client), metadata={key: f"of {key}" for key in keys}).id
+
+    def listed(key, value):
+        return [job.id for job in client.fine_tuning.jobs.list(extra_query={f"metadata[{key}]": value})]
+
+    assert [listed(key, f"of {key}") for key in keys] == [[id]] * len(keys)
+    assert [listed(key, "of none") for key in [*keys, "unknown"]] == [[]] * (len(keys) + 1)
+    ended(client, id)
+
+
 def test_a_request_is_stored_as_it_was_sent(client):
     hyperparameters = {"n_epochs": "auto", "compute_multiplier": 2.0, "reasoning_effort": "low"}
     reinforcement = {"grader": GRADER, "hyperparameters": hyperparameters, "iro": {"iterations": 1}}

@@ -8,7 +8,8 @@ import pytest
 from iro_server.store.database import open_database
 from iro_server.store.tables import Permission, new_id
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import aligned, new_key, serving, settings_for
+from tests.iro_server.api.serving import GRADER, aligned, new_key, serving, settings_for
+from tests.iro_server.api.test_tools import RESPONSE_TOOLS, SAYS, TOOLS
 
 HI = [{"role": "user", "content": "hi"}]
 SEARCH = {"beam_width": 2, "num_successors": 2, "pick": "grader"}
@@ -20,6 +21,10 @@ SCORE = {
     "sampling_params": {"temperature": 0, "max_tokens": 4},
 }
 LABEL = SCORE | {"type": "label_model", "labels": ["0.7", "0.2"], "passing_labels": ["0.7"]}
+CALLS = GRADER | {
+    "input": "{{ sample.output_tools[0].function.name }} {{ sample.output_text }}",
+    "reference": "get_weather I look.",
+}
 FAILS = {"type": "python", "name": "fails", "source": "def grade(*_): raise ValueError('the secret answer is 42')"}
 
 
@@ -59,3 +64,16 @@ def test_only_the_owner_reads_what_the_grader_says(tmp_path):
         message = refusal(guest)
     assert message.body["message"] == "The model's grader could grade no completion."
     assert message.body["param"] == "search.pick" and "secret" not in message.response.text
+
+
+def test_a_grader_that_picks_reads_the_calls_of_an_answer(tmp_path):
+    """As it does in a job and in an eval."""
+    settings = settings_for(tmp_path)
+    model, body = aligned(settings, "mine", grader=CALLS), {"search": SEARCH}
+    with serving(settings, ByteEngine(script=SAYS, noise=0.0, length=4096)) as client:
+        answer = client.chat.completions.create(model=model, messages=HI, tools=TOOLS, max_tokens=200, extra_body=body)
+        response = client.responses.create(
+            model=model, input="hi", tools=RESPONSE_TOOLS, max_output_tokens=200, extra_body=body
+        )
+    assert [call.function.name for call in answer.choices[0].message.tool_calls] == ["get_weather", "get_time"]
+    assert [item.name for item in response.output[1:]] == ["get_weather", "get_time"]

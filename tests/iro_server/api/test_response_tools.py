@@ -10,10 +10,9 @@ import pytest
 from tests.contract.strict import strictly
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import serving, settings_for
+from tests.iro_server.api.test_tools import RESPONSE_TOOLS as TOOLS
 from tests.iro_server.api.test_tools import SAYS
 from tests.iro_server.api.test_tools import TOOLS as CHAT_TOOLS
-
-TOOLS = [{"type": "function", "parameters": None, "strict": True} | tool["function"] for tool in CHAT_TOOLS]
 
 
 @pytest.fixture(scope="module")

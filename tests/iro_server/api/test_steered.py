@@ -54,6 +54,18 @@ def test_a_stream_is_the_whole_answer(client: openai.OpenAI) -> None:
     assert "".join(pieces) == ask(client)[0] and len(list(filter(None, pieces))) > 2
 
 
+def test_an_answer_that_stops_moved_as_far_as_its_tokens_did(client: openai.OpenAI) -> None:
+    """More tokens are drawn than the answer has: a stop string is looked for once every few."""
+    text, _ = ask(client)
+    stop = text[len(text) // 3 :][:2]
+    stopped = client.chat.completions.create(**ASK, stop=stop).usage
+    stream = client.chat.completions.create(**ASK, stop=stop, stream=True, stream_options={"include_usage": True})
+    (streamed,) = [chunk.usage for chunk in stream if chunk.usage]
+    assert stopped is not None and stopped.completion_tokens < stopped.model_extra["base_tokens"]
+    shorter = client.chat.completions.create(**ASK | {"max_tokens": stopped.completion_tokens}).usage
+    assert stopped.model_extra["kl"] == streamed.model_extra["kl"] == shorter.model_extra["kl"]
+
+
 def test_rows_add_a_search(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(**ASK, extra_body={"search": {"rows": 4, "chunk_length": 8}})
     usage = answer.usage.model_extra

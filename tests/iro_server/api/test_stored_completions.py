@@ -70,6 +70,17 @@ def test_a_stream_is_stored_as_the_answer_that_it_comes_to(client):
     assert retrieved.usage.completion_tokens == 6
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_calls_are_stored_with_the_ids_that_were_streamed(tmp_path, choice):
+    with serving(settings_for(tmp_path), ByteEngine(script=SAYS, noise=0.0, length=4096)) as client:
+        chunks = list(stored(client, tools=TOOLS, tool_choice=choice, max_tokens=200, n=2, stream=True))
+        retrieved = client.chat.completions.retrieve(chunks[0].id)
+    deltas = [(part.index, part.delta.tool_calls or []) for chunk in chunks for part in chunk.choices]
+    streamed = sorted((index, call.id) for index, calls in deltas for call in calls if call.id)
+    in_store = sorted((answer.index, call.id) for answer in retrieved.choices for call in answer.message.tool_calls)
+    assert streamed == in_store and len({id for _, id in in_store}) == (4 if choice == "auto" else 2)
+
+
 def test_lists_are_filtered_by_model_and_by_all_metadata_and_go_in_pages(client):
     tag = {"run": "filters"}
     ids = [stored(client, tag | {"kind": kind}).id for kind in ("a", "b", "a", "A", 'q"]\\ %_\0')]

@@ -19,6 +19,7 @@ TOOLS = [
     {"type": "function", "function": {"name": "get_weather", "description": "The weather", "parameters": CITY}},
     {"type": "function", "function": {"name": "get_time", "parameters": NOTHING}},
 ]
+RESPONSE_TOOLS = [{"type": "function", "parameters": None, "strict": True} | tool["function"] for tool in TOOLS]
 SAYS = """I look.
 <tool_call>
 {"name": "get_weather", "arguments": {"city": "Oslo"}}
@@ -152,6 +153,30 @@ def test_bad_requests_name_the_parameter(client, options, param):
     with pytest.raises(openai.BadRequestError) as refused:
         client.post("/chat/completions", body=body, cast_to=object)
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize("arguments", ['{"city": ', "[1]"])
+def test_messages_that_the_chat_template_cannot_render_are_a_bad_request(tmp_path, arguments):
+    """A template in the form of Qwen3-Coder's, which takes arguments apart, and arguments that are no object."""
+    engine = ByteEngine(length=4096)
+    engine.tokenizer.chat_template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% for call in m.tool_calls or [] %}"
+        "{% for name, value in call.function.arguments | items %}{{ name }}={{ value }}{% endfor %}"
+        "{% endfor %}{% endfor %}"
+    )
+    function = {"name": "get_weather", "arguments": arguments}
+    called = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "a", "type": "function", "function": function}],
+    }
+    items = [{"type": "function_call", "call_id": "a", **function}]
+    with serving(settings_for(tmp_path), engine) as client:
+        with pytest.raises(openai.BadRequestError, match="chat template cannot render") as refused:
+            chat(client, messages=[*HI, called])
+        with pytest.raises(openai.BadRequestError, match="chat template cannot render") as of_response:
+            client.responses.create(model="bytes", input=items, tools=RESPONSE_TOOLS)
+    assert (refused.value.param, of_response.value.param) == ("messages", "input")
 
 
 def test_parameters_that_no_call_can_be_held_to_name_the_tools(client):

@@ -290,6 +290,20 @@ def test_with_the_exact_advantage_every_row_weighs_the_same_and_is_a_draw_from_t
     assert chisquare(observed, expected).pvalue > 0.01
 
 
+@pytest.mark.parametrize("chunk_length", [1, 3, None])
+def test_each_token_has_the_kl_of_the_state_that_it_was_drawn_from(chunk_length: int | None) -> None:
+    params, steering = (
+        SearchParams(beam_width=2, num_successors=2, chunk_length=chunk_length),
+        ToySteering(of_the_state),
+    )
+    search = guided_search(ToyEngine(), PROMPT, params, Sampling(seed=1, stop_ids=(END,)), LENGTH, steering=steering)
+    for final in asyncio.run(search).finals:
+        prefixes = [(*PROMPT, *final.tokens[:count]) for count in range(len(final.tokens))]
+        pairs = [(tilted_probs(prefix, steering), next_probs(prefix)) for prefix in prefixes]
+        assert final.token_kl == pytest.approx([float((q * (q / p).log()).sum()) for q, p in pairs], abs=1e-6)
+        assert final.kl == pytest.approx(sum(final.token_kl))
+
+
 def test_the_kl_of_an_answer_is_unbiased_for_its_log_ratio() -> None:
     """E_q[log q/pi_0] over answers is the sum of the states' KL: both means agree, the sum with less noise."""
     params, kls, ratios = SearchParams(), [], []

@@ -98,6 +98,27 @@ def test_a_search_takes_the_rules_in_the_table_and_no_others() -> None:
         SearchParams(selection="best")
 
 
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({"rows": 1}, (1, 1)),
+        ({"rows": 3}, (1, 3)),  # the width does not divide it
+        ({"rows": 4}, (1, 4)),
+        ({"rows": 8}, (4, 2)),
+        ({"rows": 8, "beam_width": 2}, (2, 4)),
+        ({"rows": 8, "beam_width": 8}, (8, 1)),
+        ({"rows": 8, "num_successors": 8}, (1, 8)),
+        ({"rows": 8, "beam_width": 2, "num_successors": 4}, (2, 4)),
+        ({"beam_width": 2}, (2, 3)),
+    ],
+)
+def test_rows_keep_the_width_or_the_successors_asked_for_beside_them(
+    changes: dict[str, int], shape: tuple[int, int]
+) -> None:
+    params = SearchParams(beam_width=4, num_successors=3).overridden(changes)
+    assert (params.beam_width, params.num_successors) == shape
+
+
 class Recorder:
     """Notes what an observer is called with."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedding import Embedding
-from iro_server.engines.endpoints import Endpoints, EngineUnavailable, base_url
+from iro_server.engines.endpoints import Endpoints, EngineRefused, EngineUnavailable, base_url
 from iro_server.engines.replicas import STICKY_ROWS
 from iro_server.engines.vllm import VLLMEngine
 from iro_server.telemetry.metrics import REGISTRY
@@ -201,8 +202,9 @@ def test_a_request_that_is_refused_as_wrong_is_not_tried_elsewhere(served):
     engine = served(*fakes)
     for fake in fakes:
         fake.turn(400)
-    with pytest.raises(ValueError, match="told to"):
+    with pytest.raises(EngineRefused, match="told to") as refused:
         search(engine)
+    assert refused.value.reason == "told to" and str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
     assert sum(len(fake.bodies) for fake in fakes) == 1
 
 
