@@ -61,13 +61,14 @@ from iro_server.jobs.batches.running import BatchExecutor
 from iro_server.jobs.estimates.running import EstimateExecutor
 from iro_server.jobs.evals.running import RunExecutor
 from iro_server.jobs.job_runs.running import JobRunExecutor
+from iro_server.jobs.leftovers import discard_leftovers
 from iro_server.jobs.supervisor import Supervisor
 from iro_server.jobs.validation import Validation
 from iro_server.jobs.webhook_sender import Sender, lookup_executor
 from iro_server.settings import Settings, is_loopback
 from iro_server.store import keys
 from iro_server.store.database import open_database
-from iro_server.store.sweep import sweep_hourly
+from iro_server.store.sweep import sweep, sweep_hourly
 from iro_server.store.tables import Batch, Estimate, EvalRun, JobRun
 from iro_server.telemetry import logs, tracing
 from value_heads.scoring import CACHES
@@ -100,7 +101,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     async def supervised(_: FastAPI) -> AsyncIterator[None]:
         supervisor = Supervisor(settings, sessions, grader_environment)
         sender = Sender(sessions, supervisor.stopping, private_webhooks, lookups)
-        sweeping = sweep_hourly(settings, sessions, supervisor.stopping)
+        sweeping = sweep_hourly((sweep, discard_leftovers), settings, sessions, supervisor.stopping)
         validating = Validation(settings, sessions, grader_environment, engine).run(supervisor.stopping)
         idle = registry.sweep(supervisor.stopping)
         evaluating = Background(

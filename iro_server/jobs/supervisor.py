@@ -44,30 +44,44 @@ UNFINISHED_ELSEWHERE = select(Job).where(
 class Worker:
     """A job's process: our child, or (``process`` None) one that an earlier server left behind.
 
-    ``unstarted`` says why it could not be started. ``heartbeat`` is the last seen and ``since`` when it, or the job's
-    end, was first seen (monotonic seconds).
+    ``attempt``: of the job; another server that takes the job after a pause begins the next one. ``unstarted`` says why
+    it could not be started. ``heartbeat`` is the last seen and ``since`` when it, or the job's end, was first seen
+    (monotonic seconds).
     """
 
     folder: Path
+    attempt: int
     process: subprocess.Popen | None = None
     unstarted: str | None = None
     heartbeat: int | None = None
     since: float = field(default_factory=time.monotonic)
     ended: bool = False
 
-    def alive(self) -> bool:
-        child_lives = self.process is not None and self.process.poll() is None
-        return child_lives or lock.held(self.folder)
+    def child_lives(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
-    def kill(self, stop_signal: signal.Signals = signal.SIGKILL) -> None:
-        pid = self.process.pid if self.process and self.process.poll() is None else lock.holder(self.folder)
+    def alive(self) -> bool:
+        return self.child_lives() or lock.held(self.folder)
+
+    def kill(self, stop_signal: signal.Signals = signal.SIGKILL, only_child: bool = False) -> None:
+        if self.process is not None and self.child_lives():
+            pid: int | None = self.process.pid
+        else:
+            pid = None if only_child else lock.holder(self.folder)
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):  # it died this instant
                 os.killpg(pid, stop_signal)
 
+    def is_of(self, job: Job) -> bool:
+        """Whether the job is still at the worker's attempt: else another server took it, and has a worker for it."""
+        return job.attempt == self.attempt
+
+    def is_to_stop(self, job: Job) -> bool:
+        return job.status in STOPPED or not self.is_of(job)
+
     def seconds_silent(self, job: Job) -> float:
-        """Seconds since the heartbeat last grew or, of a job that is to stop, since it was."""
-        ended = job.status in STOPPED
+        """Seconds since the heartbeat last grew or, of a worker that is to stop, since it was."""
+        ended = self.is_to_stop(job)
         if (job.heartbeat != self.heartbeat and not ended) or ended != self.ended:
             self.heartbeat, self.ended, self.since = job.heartbeat, ended, time.monotonic()
         return time.monotonic() - self.since
@@ -113,7 +127,7 @@ class Supervisor:
         for job in jobs:
             if not self._abandoned(job):
                 continue
-            worker = Worker(self.settings.job_dir(job.id))
+            worker = Worker(self.settings.job_dir(job.id), job.attempt)
             stays = job.status == "running" or worker.alive()
             if stays and records.adopt(self.sessions, job, self.server):
                 self.workers[job.id] = worker
@@ -135,7 +149,7 @@ class Supervisor:
             self._watch(job_id, worker)
         while len(self.workers) < self.settings.job_concurrency and (job := self._take_next()):
             folder = self.settings.job_dir(job.id)
-            worker = self.workers[job.id] = Worker(folder)  # watched, whatever starting it raises
+            worker = self.workers[job.id] = Worker(folder, job.attempt)  # watched, whatever starting it raises
             try:
                 worker.process = self._start(job, worker.folder)
             except OSError as error:
@@ -148,30 +162,41 @@ class Supervisor:
 
     def stop(self) -> None:
         """End the workers; their jobs go on from their run folders when a server starts again."""
-        for worker in self.workers.values():
-            worker.kill(signal.SIGTERM)
+        taken = {job_id for job_id, worker in self.workers.items() if not worker.is_of(self._job(job_id))}
+        for job_id, worker in self.workers.items():
+            worker.kill(signal.SIGTERM, only_child=job_id in taken)
         deadline = time.monotonic() + STOP_SECONDS
         for job_id, worker in self.workers.items():
-            while worker.alive() and time.monotonic() < deadline:
+            lives = worker.child_lives if job_id in taken else worker.alive
+            while lives() and time.monotonic() < deadline:
                 time.sleep(0.05)
-            worker.kill()
-            records.requeue(self.sessions, job_id, "The server stopped; the job goes on when it starts again")
+            worker.kill(only_child=job_id in taken)
+            if job_id not in taken:
+                records.requeue(self.sessions, job_id, "The server stopped; the job goes on when it starts again")
 
     def _watch(self, job_id: str, worker: Worker) -> None:
         alive = worker.alive()  # before the status is read: a worker that ends well writes it first
-        with self.sessions() as session:
-            job = find(session, Job, job_id)
-        assert job is not None
-        limit = self.settings.cancel_grace if job.status in STOPPED else self.settings.heartbeat_timeout
+        job = self._job(job_id)
+        if not worker.is_of(job):
+            alive = worker.child_lives()  # the lock may be the other server's worker's
+        limit = self.settings.cancel_grace if worker.is_to_stop(job) else self.settings.heartbeat_timeout
         if alive:
             if worker.seconds_silent(job) > limit:
-                worker.kill()
+                worker.kill(only_child=not worker.is_of(job))
             return
-        if job.status == "running" and worker.process and worker.process.returncode == TAKEN:
+        if not worker.is_of(job):
+            log.info("%s was taken by another server while its worker here stopped", job_id)
+        elif job.status == "running" and worker.process and worker.process.returncode == TAKEN:
             records.requeue(self.sessions, job_id, "An earlier worker has not stopped yet; the job waits for it")
         elif job.status == "running":
             records.worker_died(self.sessions, job_id, worker.how_it_died(), self.settings.job_restarts)
         del self.workers[job_id]
+
+    def _job(self, job_id: str) -> Job:
+        with self.sessions() as session:
+            job = find(session, Job, job_id)
+        assert job is not None
+        return job
 
     def _start(self, job: Job, folder: Path) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)

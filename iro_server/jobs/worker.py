@@ -24,7 +24,7 @@ from iro_server import JsonObject
 from iro_server.alignment.definition import ServedDefaults
 from iro_server.alignment.entry import JobEvent, load_alignment_job
 from iro_server.engines.endpoints import EngineUnavailable
-from iro_server.jobs import lock, records
+from iro_server.jobs import leftovers, lock, records
 from iro_server.jobs.progress import Progress
 from iro_server.settings import Settings
 from iro_server.store import files
@@ -98,10 +98,9 @@ class Worker:
             self._discard()
 
     def _discard(self) -> None:
-        """Free the disk of what a job that has failed or was cancelled would have needed to go on."""
         job = retry_while_unavailable(self._read)()
-        if job and job.status in ("failed", "cancelled") and (self.out / "config.json").exists():
-            load_alignment_job(self.settings.align_entry).discard(self.out)
+        if job and job.status in ("failed", "cancelled"):
+            leftovers.discard(self.settings, self.job_id)
 
     def _passing(self, error: Exception) -> str | None:
         """What to tell where the error is no fault of the job's, which can go on once that has passed."""

@@ -65,9 +65,9 @@ def restore(settings: Settings, sessions: Sessions, source: Path) -> dict[str, i
     for folder in ("files", "jobs", "parts", "batches", "runs"):
         if (source / folder).exists():
             shutil.copytree(source / folder, settings.data_dir / folder, dirs_exist_ok=True)
-    configs = (settings.data_dir.glob(f"{folder}/*/run/config.json") for folder in ("jobs", "runs"))
-    for config in chain.from_iterable(configs):
-        config.write_text(json.dumps(paths.rewrite(json.loads(config.read_text())), indent=2))
+    patterns = (f"{folder}/*/run/{name}.json" for folder in ("jobs", "runs") for name in ("config", "result"))
+    for file in chain.from_iterable(map(settings.data_dir.glob, patterns)):
+        file.write_text(json.dumps(paths.rewrite(json.loads(file.read_text())), indent=2))
     for job in rows["jobs"]:
         if job["status"] == "running":
             job |= {"status": "queued", "server": None}

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sqlalchemy import delete, func, select, update
@@ -23,12 +24,18 @@ UNKNOWN = "unknown"  # the folder of what no row names, which a database restore
 UNKNOWN_HOURS = 7 * 24
 
 
-async def sweep_hourly(settings: Settings, sessions: Sessions, stopping: asyncio.Event) -> None:
+async def sweep_hourly(
+    sweeps: Sequence[Callable[[Settings, Sessions], None]],
+    settings: Settings,
+    sessions: Sessions,
+    stopping: asyncio.Event,
+) -> None:
     while not stopping.is_set():
-        try:
-            await asyncio.to_thread(sweep, settings, sessions)
-        except Exception:  # such as a database that is away: the next hour will do
-            log.exception("could not sweep the stored files")
+        for each in sweeps:
+            try:
+                await asyncio.to_thread(each, settings, sessions)
+            except Exception:  # such as a database that is away: the next hour will do
+                log.exception("could not sweep")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), HOUR)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from iro_server.engines.text_parts import text_of
 from training.checkpoints import Checkpoints, open_checkpoints
 from training.iro.data import AlignError, numbered_rows
-from training.iro.rollouts import PREFIXES, completions_of
+from training.iro.rollouts import HEAD_STATES, PREFIXES, completions_of
 from training.json_values import JsonObject
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def discard_states(folder: Path) -> None:
     with closing(_checkpoints(folder)) as checkpoints:
         for name in checkpoints.names():
             if ROLLOUTS.fullmatch(name):
-                checkpoints.drop_table(name, PREFIXES)
+                for table in (PREFIXES, HEAD_STATES):
+                    checkpoints.drop_table(name, table)
 
 
 def _checkpoints(folder: Path) -> Checkpoints:

@@ -167,6 +167,7 @@ class Alignment:
             self.stacks[step], self.served[step] = self.stack, served
         valid = None if served is None else served.validated
         row = self.run.step(f"{step}-report", lambda: self.report(step, collected, fitted, tried, valid))
+        row |= {"path": row["path"] and str(self.bundle_folder(step))}  # the run's folder may be restored elsewhere
         for rollouts, _ in [*names, *heldout_names]:
             self.run.drop_table(rollouts, PREFIXES)
         return row
@@ -296,7 +297,7 @@ class Alignment:
         row["betas"] = list(self.betas)
         row |= {name: fitted["overall"][name] for name in ("correlation", "stack_correlation")}
         row["r2"] = mean_and_error(fitted["r2"])[0]
-        folder = (self.run.folder / "iterations" / str(step)).absolute()
+        folder = self.bundle_folder(step)
         if valid:
             self.save(folder, self.stack, row)
         sampling = [name for names in shards for name in names]
@@ -313,6 +314,9 @@ class Alignment:
             "trained_tokens": fitted["trained_tokens"],
             "by_position": by_position,
         }
+
+    def bundle_folder(self, step: int) -> Path:
+        return (self.run.folder / "iterations" / str(step)).absolute()
 
     def tallies(self, names: Sequence[str], part: str) -> Tally:
         return merge(self.run.load(name)[part] for name in names)

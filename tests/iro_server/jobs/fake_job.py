@@ -52,7 +52,7 @@ class JOB:
 
     @staticmethod
     def discard(folder: Path) -> None:
-        pass
+        (folder / "states").unlink(missing_ok=True)
 
     @staticmethod
     def execute(config: Config, out: Path, *, on_event, should_stop) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs import lock, presence, records
-from iro_server.jobs.supervisor import Supervisor
+from iro_server.jobs.supervisor import Supervisor, Worker
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Checkpoint, Job
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -83,6 +83,37 @@ def test_another_machines_job_is_taken_over_once_its_worker_is_silent(settings, 
 def test_of_two_that_would_take_over_one_does(settings, sessions):
     job = running_job(sessions, FOREIGN)
     assert records.adopt(sessions, job, "one") and not records.adopt(sessions, job, "other")
+
+
+HOLD = "import sys, time; from pathlib import Path; from iro_server.jobs import lock\n"
+HOLD += "with lock.hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_job_that_another_server_took_after_a_pause_is_left_to_it(settings, sessions, stops):
+    """Whether the first server goes on or stops, the other's worker lives, and the job is its own."""
+    with presence.present(settings.data_dir) as first, presence.present(settings.data_dir) as second:
+        watching = supervisor(settings, sessions)
+        watching.server = first
+        job = running_job(sessions, first)
+        ended_worker = subprocess.Popen([sys.executable, "-c", ""])
+        ended_worker.wait()
+        watching.workers[job.id] = Worker(settings.job_dir(job.id), job.attempt, ended_worker)
+        records.pause(sessions, job.id, "")
+        with sessions.begin() as session:
+            records.move(session, job.id, "paused", "queued")
+        records.take_next(sessions, second)
+        folder = str(settings.job_dir(job.id))
+        other_worker = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
+        other_worker.stdout.readline()
+        watching.stop() if stops else watching.tick()
+        assert other_worker.poll() is None and status(sessions) == "running"
+        assert stops or not watching.workers
+        other_worker.kill()
+        other_worker.wait()
+        other_worker.stdout.close()
+        watching.tick()
+        assert status(sessions) == "running"  # the second server's tick is to see that
 
 
 def test_a_worker_that_was_given_up_on_cannot_write(sessions):

@@ -197,7 +197,7 @@ def test_a_worker_on_another_machine_is_seen_but_never_killed_by_its_number(tmp_
     monkeypatch.setattr(socket, "gethostname", lambda: "another-host")
     with lock.hold(tmp_path):
         monkeypatch.undo()
-        assert supervisor.Worker(tmp_path).alive()
+        assert supervisor.Worker(tmp_path, attempt=1).alive()
         assert lock.holder(tmp_path) is None  # so that `Worker.kill` finds nobody, and not whoever has that number here
 
 

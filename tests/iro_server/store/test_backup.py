@@ -95,6 +95,7 @@ def test_a_run_that_had_begun_finds_its_config_where_it_is_now(tmp_path, new_dat
     run.mkdir(parents=True)
     inside, outside = str(here.job_dir("ftjob-1") / "rows.jsonl"), str(tmp_path / "models")
     (run / "config.json").write_text(json.dumps({"config": {"training_file": inside, "model_dir": outside}}))
+    (run / "result.json").write_text(json.dumps({"best_checkpoint": str(run / "iterations/1")}))
     rest = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "model_name": "m"}
     with open_database(here).begin() as session:
         session.add(Job(id="ftjob-1", status="paused", config={"training_file": inside, "model_dir": outside}, **rest))
@@ -102,6 +103,8 @@ def test_a_run_that_had_begun_finds_its_config_where_it_is_now(tmp_path, new_dat
     restore(there, open_database(there), tmp_path / "backup")
     config = json.loads((there.job_dir("ftjob-1") / "run" / "config.json").read_text())["config"]
     assert config == {"training_file": str(there.job_dir("ftjob-1") / "rows.jsonl"), "model_dir": outside}
+    result = json.loads((there.job_dir("ftjob-1") / "run" / "result.json").read_text())
+    assert result == {"best_checkpoint": str(there.job_dir("ftjob-1") / "run/iterations/1")}
     with open_database(there)() as session:
         assert session.query(Job).one().config == config
 

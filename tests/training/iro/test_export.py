@@ -18,6 +18,7 @@ from training.iro.config import AlignConfig
 from training.iro.data import AlignError
 from training.iro.export import discard_states, export_rollouts
 from training.iro.loop import Alignment
+from training.iro.rollouts import COMPLETIONS, HEAD_STATES
 from training.run import Cancelled
 
 
@@ -122,6 +123,8 @@ def test_states_of_a_run_that_will_not_go_on_are_removed(config: AlignConfig, tm
     with pytest.raises(Cancelled):
         job().execute(config, tmp_path / "run", should_stop=lambda: (tmp_path / "run/checkpoints/scale.pt").exists())
     assert list((tmp_path / "run/checkpoints").glob("*.prefixes.arrow"))
+    (tmp_path / f"run/checkpoints/1-train-0-rollouts.{HEAD_STATES}.arrow").touch()  # of a job that fits tilts
     discard_states(tmp_path / "run")
-    assert not list((tmp_path / "run/checkpoints").glob("*.prefixes.arrow"))
+    tables = {path.name.split(".")[1] for path in (tmp_path / "run/checkpoints").glob("*.arrow")}
+    assert tables == {COMPLETIONS}
     assert len(export_rollouts(tmp_path / "run")) > 0

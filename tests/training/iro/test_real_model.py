@@ -46,6 +46,11 @@ def test_two_iterations_leave_bundles_figures_and_a_result(tmp_path: Path, optio
     # Guided rollouts: their mean is the steered policy's on prompts no value function was fitted on.
     assert result["history"][1]["train_mean_reward"] > result["history"][0]["train_mean_reward"]
     assert {path.name for path in (tmp_path / "run/figures").iterdir()} == {"reward.png", "correlation.png"}
+    (tmp_path / "run/result.json").unlink()
+    restored = (tmp_path / "run").rename(tmp_path / "restored")
+    result = JOB.execute(config_in(tmp_path) | options, restored)
+    assert [row["path"] for row in result["history"]] == [str(restored / "iterations" / str(t)) for t in (1, 2)]
+    assert Path(result["best_checkpoint"]).is_relative_to(restored)
 
 
 @pytest.mark.slow

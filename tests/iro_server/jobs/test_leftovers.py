@@ -1,0 +1,42 @@
+"""The disk of jobs that ended without a worker that could free it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from iro_server.jobs import lock
+from iro_server.jobs.leftovers import discard_leftovers
+from iro_server.store.database import open_database
+from iro_server.store.tables import Job
+from tests.iro_server.api.serving import settings_for
+
+
+@pytest.mark.parametrize(
+    ("status", "days_ago", "is_freed"),
+    [
+        ("cancelled", 0, True),
+        ("failed", 1, True),
+        ("cancelled", 30, False),
+        ("paused", None, False),
+        ("succeeded", 0, False),
+    ],
+)
+def test_what_only_a_continued_run_would_read_is_removed(tmp_path, status, days_ago, is_freed):
+    settings = settings_for(tmp_path)
+    sessions = open_database(settings)
+    rest = {"model": "bytes", "training_file": "f", "seed": 1, "method": {}, "model_name": "m", "config": {}}
+    finished_at = None if days_ago is None else int(time.time() - days_ago * 24 * 3600)
+    with sessions.begin() as session:
+        session.add(Job(id="ftjob-1", status=status, finished_at=finished_at, **rest))
+        session.add(Job(id="ftjob-never-run", status="cancelled", finished_at=int(time.time()), **rest))
+    run = settings.job_dir("ftjob-1") / "run"
+    run.mkdir(parents=True)
+    for name in ("config.json", "states"):
+        (run / name).write_text("{}")
+    with lock.hold(settings.job_dir("ftjob-1")):
+        discard_leftovers(settings, sessions)
+        assert (run / "states").exists()  # its worker has not stopped yet
+    discard_leftovers(settings, sessions)
+    assert (run / "states").exists() != is_freed and (run / "config.json").exists()
