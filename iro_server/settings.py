@@ -207,8 +207,8 @@ class Settings(Placement):
     @property
     def own_url(self) -> str:
         """Where this machine reaches the server's API."""
-        everywhere = self.host in ("0.0.0.0", "::")
-        return f"http://{'127.0.0.1' if everywhere else self.host}:{self.port}/v1"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
 
     def grader_environment(
         self, internal_key: str, keys_required: Callable[[], bool] = lambda: True

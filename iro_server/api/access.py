@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from contextlib import ExitStack
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from cachetools import TTLCache
 from fastapi.concurrency import run_in_threadpool
@@ -88,7 +88,7 @@ class Access:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         secret = secret.strip() if scheme.lower() == "bearer" else ""
         if secret and secrets.compare_digest(secret.encode(), self.internal_key.encode()):
-            caller = Caller(headers.get("openai-project", DEFAULT_PROJECT), "internal")
+            caller = Caller(unquote(headers.get("openai-project", DEFAULT_PROJECT)), "internal")
             return caller, await self._charged(headers.get(CHARGED_KEY))
         if scope["path"] in OPEN or is_page(scope["path"]) or (scope["path"] == METRICS and self.settings.metrics_open):
             return Caller(), None

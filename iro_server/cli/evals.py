@@ -97,15 +97,21 @@ def _criterion(criterion: JsonObject, judge: str | None) -> JsonObject:
 
 def run_request(exported: JsonObject, model: str | None, files: dict[str, str]) -> JsonObject:
     """The body that starts an exported run anew. ``files``: ids here by ids there. ValueError for a file not among
-    them."""
+    them, and for what is no run."""
+    label = exported.get("name") or exported.get("id")
+    data_source = exported.get("data_source")
+    if not isinstance(data_source, dict) or not isinstance(data_source.get("source"), dict):
+        raise ValueError(f"{label}: no run: it has no data_source with a source")
     body: JsonObject = {name: exported[name] for name in ("name", "metadata") if exported.get(name)}
-    source = _without_nulls(exported["data_source"])
+    source = _without_nulls(data_source)
+    if "content" in source["source"]:
+        source["source"]["content"] = data_source["source"]["content"]  # items, whose nulls are theirs
     if source.get("type") != "jsonl" and model is not None:
         source["model"] = model
     if source["source"].get("type") == "file_id":
         id = source["source"]["id"]
         if id not in files:
-            raise ValueError(f"{exported.get('name') or exported.get('id')}: give its items by --file {id}=PATH")
+            raise ValueError(f"{label}: give its items by --file {id}=PATH")
         source["source"] = {"type": "file_id", "id": files[id]}
     return body | {"data_source": source}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iro_server import JsonObject
+from iro_server import JsonObject, JsonValue
 
 if TYPE_CHECKING:
     import httpx
@@ -22,10 +22,14 @@ Key = Annotated[str, typer.Option("--key", envvar="IRO_KEY", help="An API key of
 
 @contextmanager
 def server_client(url: str, key: str) -> Iterator[httpx.Client]:
-    """Calls of the server; ``url`` with or without its path. OSError where it cannot be reached."""
+    """Calls of the server; ``url`` with or without its path. ValueError where that is none, OSError where the server
+    cannot be reached."""
     import httpx
 
-    base = httpx.URL(url.rstrip("/"))
+    try:
+        base = httpx.URL(url.rstrip("/"))
+    except httpx.InvalidURL as error:
+        raise ValueError(f"--url {url}: {error}") from None
     if base.path in ("", "/"):
         base = base.copy_with(path="/v1")
     with httpx.Client(base_url=base, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
@@ -52,10 +56,27 @@ def get(server: httpx.Client, path: str, **query: str | int) -> JsonObject:
     return _read(server.get(path, params=query))
 
 
+def refusal(response: httpx.Response) -> str:
+    """What the server says where it refuses."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return _not_of_the_api(response)
+
+
 def _read(response: httpx.Response) -> JsonObject:
-    body: JsonObject = response.json()
     if response.status_code == 401 and response.request.headers["authorization"] == f"Bearer {NO_KEY}":
         raise ValueError("The server requires an API key: give it by --key or IRO_KEY.")
     if response.status_code >= 400:
-        raise ValueError(body["error"]["message"])
+        raise ValueError(refusal(response))
+    try:
+        body: JsonValue = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ValueError(_not_of_the_api(response))
     return body
+
+
+def _not_of_the_api(response: httpx.Response) -> str:
+    return f"{response.url} answers with status {response.status_code} and no JSON of this API; name a server by --url"

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from iro_server import JsonObject
-from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, server_client
+from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, refusal, server_client
 
 if TYPE_CHECKING:
     import httpx
@@ -105,7 +105,8 @@ def follow(server: httpx.Client, job: str) -> Iterator[JsonObject]:
         try:
             with server.stream("GET", path, params=query) as response:
                 if response.status_code != 200:
-                    raise ValueError(json.loads(response.read())["error"]["message"])
+                    response.read()
+                    raise ValueError(refusal(response))
                 for line in response.iter_lines():
                     if line == "data: [DONE]":
                         return

@@ -21,14 +21,17 @@ app = typer.Typer(no_args_is_help=True, help="API keys. Once one exists, the ser
 
 DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.")]
 DatabaseUrl = Annotated[str | None, typer.Option(help="The server's database; SQLite in data_dir by default.")]
-PerMinute = Annotated[int | None, typer.Option(min=1)]
+MOST = 2**31 - 1  # of a limit
+MOST_DAYS = 36_500
+LAST_DAY = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
+PerMinute = Annotated[int | None, typer.Option(min=1, max=MOST)]
 Scopes = Annotated[
     list[Scope] | None,
     typer.Option(
         "--scope", help="A scope of the key; repeat for several. Default: everything but starting batch jobs."
     ),
 ]
-Days = Annotated[float | None, typer.Option(min=0, help="Days until the key expires.")]
+Days = Annotated[float | None, typer.Option(min=0, max=MOST_DAYS, help="Days until the key expires.")]
 
 
 @app.command()
@@ -37,7 +40,9 @@ def create(
     project: Annotated[str | None, typer.Option(help="Keys of one project share files, jobs and models.")] = None,
     requests_per_minute: PerMinute = None,
     tokens_per_minute: PerMinute = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Maximum number of concurrent requests.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Maximum number of concurrent requests.")
+    ] = None,
     scopes: Scopes = None,
     expires_in_days: Days = None,
     data_dir: DataDir = None,
@@ -150,4 +155,4 @@ def _is_active(key: ApiKey) -> bool:
 
 
 def _day(time: int) -> str:
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(min(time, LAST_DAY), UTC).strftime("%Y-%m-%d %H:%M")

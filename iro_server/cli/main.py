@@ -32,6 +32,7 @@ from iro_server.cli.model import model_dir
 from iro_server.cli.options import parse_value, read_grader, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
+from iro_server.store.files import FileCorrupt
 from iro_server.store.row_files import write_dataset
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ console = Console(highlight=False)
 
 
 class Commands(TyperGroup):
-    """Bad input is one line on stderr and exit status 2, from whichever command; 1: a failed demo, an absent engine."""
+    """Bad input is one line on stderr and exit status 2, from whichever command; 1: a failed demo, an absent engine, a
+    damaged file."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -55,7 +57,7 @@ class Commands(TyperGroup):
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except (ValueError, ModelError, MissingPackage) as error:
             _fail(str(error))
-        except (DemoError, EngineUnavailable) as error:
+        except (DemoError, EngineUnavailable, FileCorrupt) as error:
             _fail(str(error), FAILED)
 
 

@@ -26,21 +26,29 @@ def parse_value(text: str) -> object:
 
 def read_json(path: Path) -> JsonValue:
     """ValueError, with the file's name, for a file that is no JSON."""
+    text = _read_text(path)
     try:
-        value: JsonValue = json.loads(path.read_text(encoding="utf-8-sig"))
+        value: JsonValue = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     return value
 
 
 def read_grader(path: Path) -> JsonObject:
-    """A grader's JSON, or one in Python by a ``.py`` file. ValueError for a file that is no JSON object."""
+    """A grader's JSON, or one in Python by a ``.py`` file. ValueError for a file that is no JSON object, or no text."""
     if path.suffix == ".py":
-        return {"type": "python", "name": path.stem, "source": path.read_text()}
+        return {"type": "python", "name": path.stem, "source": _read_text(path)}
     grader = read_json(path)
     if not isinstance(grader, dict):
         raise ValueError(f"{path}: a grader is a JSON object")
     return grader
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error}") from None
 
 
 def with_options_of(model: type[BaseModel], panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

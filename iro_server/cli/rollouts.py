@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from iro_server.alignment.entry import load_alignment_job
 from iro_server.cli.keys import DataDir, settings_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Sampled and graded completions of a job.")
 
@@ -29,9 +33,20 @@ def export(
     if out.exists():
         raise FileExistsError(f"{out} exists")
     rollouts = load_alignment_job().export(_run_folder(job, data_dir))
-    write = {"arrow": rollouts.save_to_disk, "parquet": rollouts.to_parquet, "jsonl": rollouts.to_json}[format]
-    write(str(out))
+    if format == "jsonl":
+        _write_jsonl(rollouts, out)
+    else:
+        write = {"arrow": rollouts.save_to_disk, "parquet": rollouts.to_parquet}[format]
+        write(str(out))
     typer.echo(f"{len(rollouts)} completions: {out}")
+
+
+def _write_jsonl(rollouts: Dataset, out: Path) -> None:
+    """With all digits of each number, which ``Dataset.to_json`` rounds. Compressed where the name ends in .gz."""
+    import fsspec
+
+    with fsspec.open(str(out), "w", compression="infer") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rollouts)
 
 
 def _run_folder(job: str, data_dir: Path | None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -35,10 +35,15 @@ def check_schema(schema: Schema) -> None:
 def check_text(schema: Schema, text: str) -> None:
     """ValueError with the place and the reason where ``text``, which is JSON, does not fit ``schema``, or where the
     schema takes too long or too much memory: one can need time exponential in its size."""
-    _in_worker(_check_text, json.dumps(schema), text)
+    check_texts(schema, {"$": text})
 
 
-def _in_worker(check: Callable[..., None], *args: str) -> None:
+def check_texts(schema: Schema, texts: Mapping[str, str]) -> None:
+    """As ``check_text``, of all ``texts``, by place, within the limits of one."""
+    _in_worker(_check_texts, json.dumps(schema), dict(texts))
+
+
+def _in_worker(check: Callable[..., None], *args: object) -> None:
     try:
         in_worker_process(check, *args)
     except (TimeoutError, MemoryError, WorkerKilled) as error:
@@ -51,13 +56,14 @@ def _check_schema(schema_json: str) -> None:
     _check_targets(schema)
 
 
-def _check_text(schema_json: str, text: str) -> None:
-    try:
-        error = next(_validator(schema_json).iter_errors(json.loads(text)), None)
-    except (RecursionError, Unresolvable) as failure:
-        raise ValueError(f"the schema cannot be applied: {failure}") from failure
-    if error is not None:
-        raise ValueError(f"{error.json_path}: {error.message}")
+def _check_texts(schema_json: str, texts: Mapping[str, str]) -> None:
+    for place, text in texts.items():
+        try:
+            error = next(_validator(schema_json).iter_errors(json.loads(text)), None)
+        except (RecursionError, Unresolvable) as failure:
+            raise ValueError(f"the schema cannot be applied: {failure}") from failure
+        if error is not None:
+            raise ValueError(f"{place}{error.json_path.removeprefix('$')}: {error.message}")
 
 
 @lru_cache(maxsize=16)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from urllib.parse import quote
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_result, stop_after_attempt, stop_when_event_set
@@ -40,7 +41,7 @@ class Endpoint:
 
     def headers(self) -> dict[str, str]:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        return headers | ({} if self.project is None else {"OpenAI-Project": self.project})
+        return headers | ({} if self.project is None else {"OpenAI-Project": quote(self.project)})
 
     def charge(self, key_id: str | None) -> dict[str, str]:
         """The header that counts a request's tokens against a key, of Iro's own server; others learn of no key."""

@@ -67,7 +67,7 @@ class RemoteGraderProcess:
 
     def __init__(self, service: GraderService, source: str, timeout: float, project: str):
         self._service, self._source, self._timeout = service, source, timeout
-        self._names = {"project": project, "process": secrets.token_hex(16)}
+        self._names = _new_names(project)
         self._turn = threading.Lock()
         self._closed = threading.Event()
         self._started = False
@@ -136,6 +136,7 @@ class RemoteGraderProcess:
             ) as response:
                 content = _read(response)
         except httpx.HTTPError as error:
+            self._names = _new_names(self._names["project"])  # the service ends the process of a broken connection
             raise _NoAnswer(f"{type(error).__name__} {error}".strip()) from None
         match response.status_code:
             case 200:
@@ -154,6 +155,10 @@ class RemoteGraderProcess:
         """The service waits for a slot; then up to two sandboxes start, load the source and grade."""
         grading = QUEUE_SECONDS + 2 * (START_TIMEOUT + LOAD_TIMEOUT + self._timeout)
         return httpx.Timeout(grading + 10, connect=CONNECT)
+
+
+def _new_names(project: str) -> dict[str, str]:
+    return {"project": project, "process": secrets.token_hex(16)}
 
 
 @functools.lru_cache(maxsize=8)

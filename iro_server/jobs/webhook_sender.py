@@ -93,32 +93,33 @@ async def post(
     Unreachable where none comes; PrivateAddress where the endpoint is on a private network and not ``private``.
     """
     body = json.dumps(payload)
-    url = httpx.URL(endpoint.url)
-    headers = signed(endpoint, id, body) | {"host": url.netloc.decode()}
     try:
+        url = httpx.URL(endpoint.url)
+        host = url.raw_host.decode()
+        headers = signed(endpoint, id, body) | {"host": url.netloc.decode()}
         async with asyncio.timeout(TIMEOUT):
             # The address that was looked at is the one that is called, whatever the name resolves to next.
-            address = await _address(lookups, endpoint.project, url, private)
+            port = url.port or {"http": 80, "https": 443}[url.scheme]
+            address = await _address(lookups, endpoint.project, host, port, private)
             target = url.copy_with(host=address)
-            extensions = {"sni_hostname": url.host}
+            extensions = {"sni_hostname": host}
             request = client.build_request("POST", target, content=body, headers=headers, extensions=extensions)
             response = await client.send(request, stream=True)
             await response.aclose()
     except TimeoutError as error:
         raise Unreachable(f"no answer within {TIMEOUT:g} seconds") from error
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from error
     return Answer(response.status_code, is_public(address))
 
 
-async def _address(lookups: FairExecutor, project: str, url: httpx.URL, private: bool) -> str:
-    port = url.port or {"http": 80, "https": 443}[url.scheme]
+async def _address(lookups: FairExecutor, project: str, host: str, port: int, private: bool) -> str:
     try:
-        addresses = await lookups.run(project, _resolve, url.host, port)
-    except (OSError, QueueFull) as error:
-        raise Unreachable(f"{url.host}: {error}") from error
+        addresses = await lookups.run(project, _resolve, host, port)
+    except (OSError, UnicodeError, QueueFull) as error:  # UnicodeError: no name by the rules of DNS
+        raise Unreachable(f"{host}: {error}") from error
     if not private and not all(map(is_public, addresses)):
-        raise PrivateAddress(f"{url.host} has an address of a private network (IRO_PRIVATE_WEBHOOKS=true allows it)")
+        raise PrivateAddress(f"{host} has an address of a private network (IRO_PRIVATE_WEBHOOKS=true allows it)")
     return addresses[0]
 
 

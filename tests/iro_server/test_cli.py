@@ -19,7 +19,10 @@ from iro_server.alignment.definition import AlignmentOptions
 from iro_server.cli.demo import DemoError, MissingPackage
 from iro_server.cli.generate import parse_values
 from iro_server.cli.main import app
+from iro_server.cli.options import read_grader
 from iro_server.engines.prepare import prepare_model
+from tests.iro_server.api.byte_engine import ByteEngine
+from tests.iro_server.api.serving import serving, settings_for, upload
 from training.iro.config import AlignConfig
 from training.run import Job, JobConfig, Run
 
@@ -110,6 +113,28 @@ def test_a_demo_that_cannot_go_on_is_one_line(
     monkeypatch.setattr("iro_server.cli.demo.run.run_demo", fail)
     done = iro("demo", "--out", str(tmp_path))
     assert (done.exit_code, done.stderr) == (status, f"Error: {error}\n")
+
+
+def test_a_backup_of_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path / "here")
+    with serving(settings, ByteEngine()) as client:
+        file = upload(client)
+    (settings.files_dir / file).write_bytes(b"other bytes")
+    refused = iro("backup", str(tmp_path / "backup"), "--data-dir", str(settings.data_dir))
+    assert (refused.exit_code, refused.stderr) == (1, f"Error: {file} is not what was stored\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_grader_in_python_is_read_as_utf_8(encoding: str, tmp_path: Path) -> None:
+    source = "def grade(sample, item): return float('é' in sample['output_text'])\n"
+    (tmp_path / "grader.py").write_text(source, encoding=encoding)
+    assert read_grader(tmp_path / "grader.py")["source"] == source
+
+
+def test_a_grader_in_another_encoding_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "grader.py").write_bytes("# é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"grader\.py: not UTF-8: "):
+        read_grader(tmp_path / "grader.py")
 
 
 def test_the_installed_command_ends_with_status_2_and_no_traceback() -> None:

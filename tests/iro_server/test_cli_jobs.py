@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -132,3 +135,38 @@ def test_what_cannot_be_shown_is_one_line(served, command):
     ):
         result = iro("jobs", command, job_id, "--url", url)
         assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+@contextmanager
+def foreign_server(status: int, body: bytes) -> Iterator[str]:
+    """The URL of a server that is not Iro's, and answers everything alike."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(404, b'{"detail": "Not Found"}'), (502, b"<html></html>"), (200, b"<html></html>"), (200, b"[]")],
+)
+def test_a_server_of_another_kind_is_said_to_be_one(status, body):
+    with foreign_server(status, body) as url:
+        refused = iro("jobs", "list", "--url", url)
+    assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
+    assert f"{url}/fine_tuning/jobs" in refused.stderr and f"status {status}" in refused.stderr
+
+
+def test_an_address_that_is_no_url_is_one_line():
+    refused = iro("jobs", "list", "--url", "http://::1:8000")
+    assert refused.exit_code == 2 and refused.stderr == "Error: --url http://::1:8000: Invalid port: ':1:8000'\n"

@@ -47,6 +47,23 @@ def test_a_key_may_end_by_itself_and_do_less_than_all(tmp_path: Path) -> None:
     assert iro("create", "x", "--scope", "everything", *where).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "limit",
+    [("--expires-in-days", days) for days in ("9999999", "1e300", "inf", "nan")]
+    + [(f"--{name}", str(2**31)) for name in ("requests-per-minute", "tokens-per-minute", "concurrency")],
+    ids=" ".join,
+)
+def test_a_limit_that_no_key_can_hold_is_refused(tmp_path: Path, limit: tuple[str, str]) -> None:
+    refused = iro("create", "ci", *limit, "--data-dir", str(tmp_path))
+    assert refused.exit_code == 2 and refused.exception.__class__ is SystemExit and key_ids(tmp_path) == []
+
+
+def test_a_key_that_ends_after_all_dates_is_listed(tmp_path: Path) -> None:
+    keys.create(open_database(Settings(data_dir=tmp_path)), "old", expires_at=2**40)
+    listed = iro("list", "--data-dir", str(tmp_path))
+    assert listed.exit_code == 0 and "active until 9999-12-31" in listed.stdout
+
+
 def test_keys_without_a_project_do_not_share_one(tmp_path: Path) -> None:
     where = ("--data-dir", str(tmp_path))
     for name in ("one", "other"):

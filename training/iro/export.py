@@ -96,6 +96,6 @@ def _column(values: Sequence[object]) -> Sequence[object]:
 
     try:
         pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return [None if value is None else json.dumps(value) for value in values]
     return values

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from iro_server import JsonObject, JsonValue
 from iro_server.graders.base import Sample, TextTooLong
-from iro_server.graders.json_schema import check_text
+from iro_server.graders.json_schema import Schema, check_texts
 from iro_server.graders.messages import Message, render_messages
 from iro_server.graders.templates import MissingField
 
@@ -50,12 +50,12 @@ def completion_row(completion: JsonObject, messages: list[JsonObject], metadata:
     return {"input": messages, "model": completion["model"], "metadata": metadata}, sample
 
 
-def check_items(schema: JsonObject, items: list[JsonObject]) -> None:
+def check_items(schema: Schema, items: list[JsonObject]) -> None:
     """BadItem with the place, from 0, of the first item that does not fit the eval's ``item_schema``."""
-    of_all = {"type": "array", "items": schema, "$defs": schema.get("$defs", {})}
     for start in range(0, len(items), ITEMS_AT_ONCE):
+        texts = {f"$[{i}]": json.dumps(item) for i, item in enumerate(items[start : start + ITEMS_AT_ONCE])}
         try:
-            check_text(of_all, json.dumps(items[start : start + ITEMS_AT_ONCE]))
+            check_texts(schema, texts)
         except ValueError as error:
             after = f", counted from item {start}" if start else ""
             raise BadItem(f"an item does not fit item_schema{after}: {error}") from error

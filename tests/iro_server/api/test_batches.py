@@ -17,8 +17,9 @@ from iro_server.store.database import open_database
 from iro_server.store.sweep import sweep
 from tests.iro_server.api.batches import CHAT, answers, chat, ended_batch, lines_of, new_batch, uploaded
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import serving, settings_for, wait_for
+from tests.iro_server.api.serving import new_key, serving, settings_for, wait_for
 from tests.iro_server.api.test_evals import server_process
+from tests.iro_server.api.test_picking import SCORE
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,17 @@ def test_a_batch_belongs_to_its_project_and_counts_against_its_quotas(tmp_path, 
         ):
             assert refused(call).status_code == 404
         assert not theirs.batches.list().data and [each.id for each in ours.batches.list()] == [batch.id]
+
+
+@pytest.mark.parametrize("project", ["équipe", " a ", "50% off"])
+def test_a_project_may_have_any_name(tmp_path, project):
+    settings = settings_for(tmp_path)
+    with serving(settings, ByteEngine("0.7")) as client:
+        client = client.with_options(api_key=new_key(settings, project))
+        batch = ended_batch(client, new_batch(client, lines_of([chat(0, store=True)])).id)
+        assert (batch.status, batch.request_counts.completed) == ("completed", 1)
+        assert len(client.chat.completions.list().data) == 1
+        assert client.fine_tuning.alpha.graders.run(grader=SCORE, model_sample="x").reward == 0.7
 
 
 def test_a_key_that_may_generate_may_run_batches_and_its_tokens_are_counted(tmp_path):

@@ -196,6 +196,29 @@ def test_a_mistake_is_refused_where_it_stands(client):
     assert param(run(input_messages=image))[0] == 400
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"q": {"$ref": "#/definitions/Q"}}, "definitions": {"Q": {"type": "string"}}},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "$ref": "#/definitions/I"}
+        | {"definitions": {"I": {"properties": {"q": {"type": "string"}}}}},
+        {"properties": {"q": {"type": "string"}, "part": {"$ref": "#"}}},
+        True,
+    ],
+    ids=["definitions", "draft 7", "itself", "anything"],
+)
+def test_an_item_schema_may_refer_to_its_own_parts(client, schema):
+    config = {"type": "custom", "item_schema": schema}
+    eval_id = client.evals.create(data_source_config=config, testing_criteria=[SAYS_Z]).id
+    rows = [{"item": {"q": "a", "part": {"q": part}}, "sample": {"output_text": "z"}} for part in ("b", "c")]
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": rows}}
+    assert run_eval(client, eval_id, source).result_counts.passed == 2
+    rows[1]["item"]["q"] = 1
+    if schema is not True:
+        wrong = refusal(lambda: client.evals.runs.create(eval_id, data_source=source))
+        assert (wrong.status_code, wrong.param) == (400, "data_source.source.content") and "$[1].q" in wrong.message
+
+
 def test_a_run_that_is_canceled_keeps_what_is_graded_and_goes_no_further(settings):
     slow = {
         "type": "python",
@@ -271,6 +294,19 @@ def test_what_is_exported_is_imported_with_its_runs(client, tmp_path):
     assert {**made, "id": 0, "created_at": 0} == {**original, "id": 0, "created_at": 0}
     ended_run(client, new_id, new_run)
     assert output_items(client, new_id, new_run) == output_items(client, eval_id, run.id)
+
+
+def test_an_imported_run_keeps_the_nulls_of_its_items():
+    items = [{"item": {"q": None, "a": [{"b": None}]}, "sample": {"output_text": "z", "output_json": None}}]
+    source = {"type": "jsonl", "source": {"type": "file_content", "id": None, "content": items}, "model": None}
+    body = cli_evals.run_request({"id": "evalrun_1", "name": "run", "data_source": source}, None, {})
+    assert body["data_source"] == {"type": "jsonl", "source": {"type": "file_content", "content": items}}
+
+
+@pytest.mark.parametrize("run", [{}, {"data_source": {"type": "jsonl"}}, {"data_source": []}])
+def test_an_import_of_what_is_no_run_says_so(run):
+    with pytest.raises(ValueError, match="evalrun_1: no run: it has no data_source with a source"):
+        cli_evals.run_request({"id": "evalrun_1"} | run, None, {})
 
 
 def test_an_openai_export_is_imported_with_another_model_and_its_file(client, tmp_path):

@@ -262,6 +262,37 @@ def test_a_sample_to_nobody_is_refused(client):
         assert refused.value.code == "webhook_unreachable"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a..b.example.com/h",
+        f"https://{'a' * 64}.invalid/",
+        "https://💩.invalid/",
+        f"https://a.invalid/{'a' * 70000}",
+    ],
+    ids=["empty label", "long label", "emoji", "long path"],
+)
+def test_an_address_that_cannot_be_called_does_not_answer(served, monkeypatch, url):
+    monkeypatch.setattr(deliveries, "GIVE_UP", 0.0)
+    with listening(served.client, url) as endpoint:
+        with pytest.raises(openai.BadRequestError) as refused:
+            served.client.webhooks.test(endpoint.id, event_type=SUCCEEDED)
+        assert refused.value.code == "webhook_unreachable"
+        tell(served.settings)
+        wait_for(lambda: delivery(served.settings, endpoint).due is None)
+        assert delivery(served.settings, endpoint).last_error
+
+
+def test_a_name_outside_ascii_is_resolved_as_it_was_given(client, monkeypatch):
+    resolve, hosts = socket.getaddrinfo, []
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *args, **options: hosts.append(host) or resolve(host, *args)
+    )
+    with listening(client, "https://straße.invalid/") as endpoint, pytest.raises(openai.BadRequestError):
+        client.webhooks.test(endpoint.id, event_type=SUCCEEDED)
+    assert "xn--strae-oqa.invalid" in hosts  # not strasse.invalid, which may be another's
+
+
 @pytest.mark.slow(10)
 def test_a_slow_name_server_holds_up_its_own_projects_webhooks_alone(tmp_path, monkeypatch):
     resolve, answered = socket.getaddrinfo, threading.Event()

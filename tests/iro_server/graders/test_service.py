@@ -20,7 +20,7 @@ from benchmarks.hostile_graders import HOSTILE
 from iro_server.graders.base import Sample
 from iro_server.graders.parsing import parse_grader
 from iro_server.graders.pool import AT_WORK
-from iro_server.graders.remote import GraderServiceUnavailable
+from iro_server.graders.remote import GraderServiceUnavailable, RemoteGraderProcess
 from tests.iro_server.api.serving import wait_for
 from tests.iro_server.graders.grader_service import KEY, grader_service
 
@@ -201,6 +201,15 @@ parse_grader({{"type": "python", "source": {SLEEPS!r}}}, grader_environment).gra
     caller.kill()
     caller.wait()
     wait_for(lambda: not asleep(service))
+
+
+def test_a_call_whose_connection_is_lost_is_made_again(service, monkeypatch):
+    timeout, lost = RemoteGraderProcess._http_timeout, iter([httpx.Timeout(0.5)])
+    monkeypatch.setattr(RemoteGraderProcess, "_http_timeout", lambda process: next(lost, timeout(process)))
+    with ThreadPoolExecutor(1) as thread, python(service, SLEEPS) as grader:
+        assert thread.submit(grader.grade, Sample("x"), {"seconds": 2}).result(30).reward == 1
+        grader.close()
+        wait_for(lambda: not asleep(service))
 
 
 @pytest.mark.slow(8)

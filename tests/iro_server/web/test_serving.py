@@ -79,8 +79,9 @@ def test_the_api_document_leaves_the_page_out(tmp_path):
         ("iro.example", "http://iro.example:8000/"),
     ],
 )
-def test_the_address_that_a_server_logs(host, url):
-    assert address(Settings(host=host, port=8000)) == url
+def test_the_address_that_a_server_logs_and_calls_itself_by(host, url):
+    settings = Settings(host=host, port=8000)
+    assert (address(settings), settings.own_url) == (url, f"{url}v1")
 
 
 def test_a_server_logs_where_its_page_is(tmp_path, caplog):

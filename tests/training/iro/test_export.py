@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections import Counter
@@ -101,7 +102,16 @@ def test_rows_of_two_kinds_are_refused(config: AlignConfig, tmp_path: Path) -> N
         export_rollouts(tmp_path / "run")
 
 
+def test_integers_of_more_than_64_bits_are_exported_as_json(config: AlignConfig, tmp_path: Path) -> None:
+    write_rows(config, [{"prompt": f"{n:06b}", "hash": n * 2**70} for n in range(40)])
+    job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")
+    rollouts = export_rollouts(tmp_path / "run")
+    assert [json.loads(text) for text in rollouts["hash"]] == [n * 2**70 for n in rollouts["row"]]
+
+
 def test_the_command_writes_each_format_once(config: AlignConfig, tmp_path: Path) -> None:
+    ids = [{}, {"id": 2**53 + 1}]
+    write_rows(config, [{"prompt": f"{n:06b}", "weight": n / 7e6} | ids[n % 2] for n in range(40)])
     job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "server/jobs/ftjob-1/run")
     run_iro = CliRunner().invoke
     options = ["rollouts", "export", "ftjob-1", "--data-dir", str(tmp_path / "server")]
@@ -113,6 +123,8 @@ def test_the_command_writes_each_format_once(config: AlignConfig, tmp_path: Path
     assert run_iro(app, [*by_folder, "--format", "jsonl", "--out", str(tmp_path / "r.jsonl")]).exit_code == 0
     lines = (tmp_path / "r.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rollouts.to_list()
+    assert run_iro(app, [*by_folder, "--format", "jsonl", "--out", str(tmp_path / "r.jsonl.gz")]).exit_code == 0
+    assert gzip.decompress((tmp_path / "r.jsonl.gz").read_bytes()).decode().splitlines() == lines
     again = run_iro(app, [*by_folder, "--out", str(tmp_path / "arrow")])
     assert (again.exit_code, again.stderr) == (2, f"Error: {tmp_path / 'arrow'} exists\n")
     missing = run_iro(app, ["rollouts", "export", "ftjob-2", "--out", str(tmp_path / "x"), *options[3:]])
