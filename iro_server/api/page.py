@@ -51,8 +51,7 @@ class Assets(StaticFiles):
 
 def address(settings: Settings) -> str:
     """The page's URL, as this machine reaches it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{ROOT}"
+    return settings.own_url.removesuffix("/v1") + ROOT
 
 
 def install(app: FastAPI) -> None:
