@@ -6,15 +6,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rl_suite.agents import Agent, AgentConfig
 from rl_suite.control import POINT_MASSES, Bins, DMControl, make_vector
@@ -36,6 +36,7 @@ VARIANTS = {
     "AD-DQN, weighted, model": AgentConfig(projected=1.0, mixer="weighted", model=True),
     "AD-DQN, MLP, model": AgentConfig(projected=1.0, mixer="mlp", model=True),
 }
+VARIANT_RIVALS = ("DecQN", "AD-DQN")  # with which the variants are compared
 
 
 class PointMassConfig(JobConfig):
@@ -51,30 +52,51 @@ class PointMassConfig(JobConfig):
     agents: tuple[str, ...] = Field(
         tuple(AGENTS), min_length=1, description="Agents to compare, any of AGENTS and VARIANTS."
     )
-    bins: tuple[int, ...] = Field((9, 17, 33), description="Bins per dimension, one comparison for each.")
-    variants_at: tuple[int, ...] = Field(
-        (17,), description="The bins at which AD-DQN's mixers and models are compared."
+    bins: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (9, 17, 33), min_length=1, description="Bins per dimension, one comparison for each."
     )
-    repeats: int = Field(5, description="Seeds of each agent.")
-    steps: int = Field(100_000, description="Environment steps of a training.")
-    evaluations: int = Field(10, description="Number of evaluations during a training.")
-    episodes: int = Field(8, description="Greedy episodes of an evaluation, each of at most 1000 steps.")
-    n_step: int = Field(3, description="Steps of reward in a target.")
+    variants_at: tuple[int, ...] = Field(
+        (17,),
+        description="Those of `bins` at which AD-DQN's mixers and models are compared with DecQN and AD-DQN.",
+    )
+    repeats: int = Field(5, ge=1, description="Seeds of each agent.")
+    steps: int = Field(100_000, ge=1, description="Environment steps of a training.")
+    evaluations: int = Field(10, ge=1, description="Number of evaluations during a training.")
+    episodes: int = Field(8, ge=1, description="Greedy episodes of an evaluation, each of at most 1000 steps.")
+    n_step: int = Field(3, ge=1, description="Steps of reward in a target.")
     double: bool = Field(True, description="Double Q-learning.")
-    explore: int = Field(30_000, description="Steps over which the share of explored actions falls.")
+    explore: int = Field(30_000, ge=1, description="Steps over which the share of explored actions falls.")
     hold: int = Field(
         100,
+        ge=1,
         description="Most steps for which an explored action is held; a random action moves a point mass only if it "
         "is.",
     )
-    speed_steps: int = Field(5000, description="Steps of the measurement of speed.")
-    workers: int = Field(1, description="Processes that train agents in parallel; results do not depend on it.")
+    speed_steps: int = Field(5000, ge=1, description="Steps of the measurement of speed.")
+    workers: int = Field(1, ge=1, description="Processes that train agents in parallel; results do not depend on it.")
 
     @field_validator("agents")
     @classmethod
     def _available(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         check_names(value, AGENTS | VARIANTS, "agent")
         return value
+
+    @model_validator(mode="after")
+    def _variants_have_rivals(self) -> PointMassConfig:
+        other_bins = [bins for bins in self.variants_at if bins not in self.bins]
+        if other_bins:
+            raise ValueError(f"variants_at: {_listed(other_bins)} is not in bins, {_listed(self.bins)}")
+        rivals = [name for name in VARIANT_RIVALS if name not in self.agents]
+        if self.variants_at and rivals:
+            raise ValueError(
+                f"variants_at: the variants are compared with {_listed(rivals)}, which is not in agents: add it, or "
+                "give variants_at=[]"
+            )
+        return self
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def run(config: PointMassConfig, run: Run) -> Result:
@@ -143,7 +165,7 @@ def train(
     ``check_stop`` is called before each evaluation and may raise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    seed = derive_seed(config.seed, 0, n) % 2**31
+    seed, evaluation_seed = (derive_seed(config.seed, stream, n) % 2**31 for stream in (0, 1))
     agent_config = options(name, config, seed)
     envs = make_vector(config.task, agent_config.envs, bins)
     scores = folder / "curve.json"  # written after the agent it describes
@@ -152,7 +174,7 @@ def train(
     while len(curve) < config.evaluations:
         check_stop()
         agent.learn(config.steps * (len(curve) + 1) // config.evaluations - agent.steps)
-        curve.append(evaluate(agent, config.task, bins, config.episodes, seed + 1))
+        curve.append(evaluate(agent, config.task, bins, config.episodes, evaluation_seed))
         agent.save(folder / f"{len(curve)}.pt")
         partial_scores = scores.with_suffix(".partial")
         partial_scores.write_text(json.dumps(curve))
@@ -233,7 +255,7 @@ def _comparisons(curves: dict[str, list[list[float]]], config: PointMassConfig, 
     comparisons = {}
     for cell, x in curves.items():
         bins, _, name = cell.partition(", ")
-        baselines = {"DQN": (), "DecQN": ("DQN",), "AD-DQN": ("DQN", "DecQN")}.get(name, ("DecQN", "AD-DQN"))
+        baselines = {"DQN": (), "DecQN": ("DQN",), "AD-DQN": ("DQN", "DecQN")}.get(name, VARIANT_RIVALS)
         for baseline in (other for other in baselines if f"{bins}, {other}" in curves):
             a, b = (np.array(returns).mean(axis=1)[:, None] for returns in (x, curves[f"{bins}, {baseline}"]))
             gap = interval(lambda p, q: mean(p) - mean(q), a, b, rng=run.rng(2))
@@ -260,7 +282,7 @@ def draw(folder: Path) -> None:
     x = config["steps"] * np.arange(1, config["evaluations"] + 1) / config["evaluations"]
     panels = [(f"{bins} bins", [(f"{bins}, {name}", name) for name in config["agents"]]) for bins in config["bins"]]
     for bins in config["variants_at"]:
-        cells = [(f"{bins}, {name}", name) for name in ("DecQN", "AD-DQN", *VARIANTS)]
+        cells = [(f"{bins}, {name}", name) for name in (*VARIANT_RIVALS, *VARIANTS)]
         panels.append((f"{bins} bins: mixers and models", cells))
     figure, panel_axes = plt.subplots(
         1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained", squeeze=False

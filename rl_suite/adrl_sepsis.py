@@ -36,15 +36,17 @@ GOLDEN = {"ICU-Sepsis": {"optimal": 0.8751, "behaviour": 0.7818}, "simulator": {
 class SepsisConfig(JobConfig):
     """Datasets, learners and their evaluation."""
 
-    datasets: int = Field(5, description="Independent datasets and networks.")
-    episodes: int = Field(1000, description="Episodes in each of a dataset's three parts.")
+    datasets: int = Field(5, ge=1, description="Independent datasets and networks.")
+    episodes: int = Field(1000, ge=1, description="Episodes in each of a dataset's three parts.")
     thresholds: tuple[float, ...] = Field(
-        THRESHOLDS, description="τ, one policy for each: an action is allowed where π_b(a|s) > τ max π_b."
+        THRESHOLDS,
+        min_length=1,
+        description="τ, one policy for each: an action is allowed where π_b(a|s) > τ max π_b.",
     )
-    updates: int = Field(2000, description="Updates of a learner.")
-    polyak: float = Field(0.005, description="Share by which the target network moves in an update.")
-    epsilon: float = Field(0.01, description="ε: evaluated policies are (1 − ε) greedy + ε π_b.")
-    min_ess: float = Field(50.0, description="The effective sample size that selection by WIS requires.")
+    updates: int = Field(2000, ge=1, description="Updates of a learner.")
+    polyak: float = Field(0.005, gt=0, le=1, description="Share by which the target network moves in an update.")
+    epsilon: float = Field(0.01, ge=0, le=1, description="ε: evaluated policies are (1 − ε) greedy + ε π_b.")
+    min_ess: float = Field(50.0, ge=0, description="The effective sample size that selection by WIS requires.")
 
 
 @dataclass(frozen=True)

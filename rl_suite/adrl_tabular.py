@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 
 from rl_suite.factors import check_blocks
 from rl_suite.learners import samples_needed, steps_needed
@@ -42,29 +43,42 @@ GOLDEN = {"random": 0.7801, "expert": 0.7818, "optimal": 0.8751}
 class TabularConfig(JobConfig):
     """The random MDPs, and what counts as learned."""
 
-    shapes: tuple[tuple[int, int], ...] = Field(
-        SHAPES, description="(K, |A_k|): factors and the actions of each, of the sample-size study."
+    shapes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        SHAPES,
+        min_length=1,
+        description="(K, |A_k|): factors and the actions of each, of the sample-size study.",
     )
     weight: float = Field(
         0.25,
+        gt=0,
         description="Weight of each factor's effect, equal for every K, so that shapes differ in Σ|A_k| and Π|A_k| "
         "only.",
     )
-    states: int = Field(6, description="States of an MDP.")
-    repeats: int = Field(12, description="Random MDPs for each shape.")
-    epsilon: float = Field(0.1, description="The loss of expected return that is allowed.")
+    states: int = Field(6, ge=2, description="States of an MDP.")
+    repeats: int = Field(12, ge=1, description="Random MDPs for each shape.")
+    epsilon: float = Field(0.1, gt=0, description="The loss of expected return that is allowed.")
     accuracy: float = Field(
         0.4,
+        gt=0,
         description="The root mean square error of Q that is allowed, as a share of the standard deviation of V* over "
         "states, which sets the noise of a transition.",
     )
     visits: int = Field(
         8,
+        ge=1,
         description="RMax's m per joint action, or B times as many per action of each of B blocks, whose errors add "
         "up.",
     )
-    most: int = Field(2**16, description="Transitions after which a learner is stopped.")
-    resamples: int = Field(2000, description="Bootstrap samples of the intervals of exponents.")
+    most: int = Field(2**16, ge=1, description="Transitions after which a learner is stopped.")
+    resamples: int = Field(2000, ge=1, description="Bootstrap samples of the intervals of exponents.")
+
+    @model_validator(mode="after")
+    def _can_be_fitted(self) -> TabularConfig:
+        check_shapes([k * n for k, n in self.shapes], [n**k for k, n in self.shapes])
+        factors = max(k for k, _ in self.shapes)
+        if self.weight * factors > 1:
+            raise ValueError(f"weight {self.weight:g} times {factors} factors is above 1: at most {1 / factors:.3g}")
+        return self
 
 
 def run(config: TabularConfig, run: Run) -> Result:
@@ -168,15 +182,21 @@ def _row(k: int, n: int, repeat_counts: list[dict[str, int]], config: TabularCon
     return {"factors": k, "levels": n, "sum": k * n, "product": n**k, "counts": counts, "capped": capped}
 
 
+def check_shapes(sums: Sequence[int], products: Sequence[int]) -> None:
+    """Raises ValueError if these Σ|A_k| and Π|A_k| of shapes do not separate Σ from Π."""
+    if np.linalg.matrix_rank(np.stack([np.ones(len(sums)), np.log(sums), np.log(products)])) < 3:
+        raise ValueError("these shapes do not tell Σ|A_k| from Π|A_k|: give at least three, with another K among them")
+
+
 def exponents(rows: list[Result], name: str, resamples: int, rng: np.random.Generator) -> dict[str, list[float]]:
     """α and β of transitions = c (Σ|A_k|)^α (Π|A_k|)^β, and the slope over each of Σ and Π separately.
 
     [estimate, lower, upper], 95 % by bootstrap over each shape's random MDPs; least squares on logarithms. Raises
     ValueError if the shapes do not separate Σ from Π.
     """
-    intercept, s, p = np.ones(len(rows)), *(np.log([row[axis] for row in rows]) for axis in ("sum", "product"))
-    if np.linalg.matrix_rank(np.stack([intercept, s, p])) < 3:
-        raise ValueError("these shapes do not tell Σ|A_k| from Π|A_k|: give at least three, with another K among them")
+    sums, products = ([row[axis] for row in rows] for axis in ("sum", "product"))
+    check_shapes(sums, products)
+    intercept, s, p = np.ones(len(rows)), np.log(sums), np.log(products)
     y = np.log(np.array([row["counts"][name] for row in rows], float))  # [shapes, repeats]
     draws = rng.integers(y.shape[1], size=(resamples, *y.shape))
     means = np.take_along_axis(y[None], draws, axis=2).mean(axis=2)  # [resamples, shapes]

@@ -257,6 +257,8 @@ class Agent:
             agent._obs, agent._explored_actions, agent._remaining_hold = (
                 saved[name] for name in ("obs", "held", "left")
             )
+        else:
+            agent.replay.cut_newest()
         return agent
 
     @torch.no_grad()

@@ -64,6 +64,11 @@ class Replay:
             column[row] = value
         self.added += 1
 
+    def cut_newest(self) -> None:
+        """End the returns of the newest transitions there: what is added next is of other episodes."""
+        if self.added:
+            self.data["cut"][(self.added - 1) % self.rows] = 1
+
     def sample(self, count: int, n_step: int, gamma: float, generator: torch.Generator) -> Sample:
         """``count`` uniform transitions. The newest n − 1 rows are not sampled: their returns are incomplete."""
         stored = min(self.added, self.rows)

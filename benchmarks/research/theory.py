@@ -186,7 +186,7 @@ def _growth(studies: JsonObject) -> list[Claim]:
 
 
 def _classical(studies: JsonObject) -> list[Claim]:
-    """In-context learning below the best classical learner; α' .8, context 20."""
+    """In-context learning below a linear SVM; α' .8, context 20."""
     rows = []
     for kind, by_alpha in studies["classical"]["kinds"].items():
         errors = {name: at(bands, -1) for name, bands in by_alpha["0.8"].items()}

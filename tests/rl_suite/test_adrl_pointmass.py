@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
 pytest.importorskip("dm_control", reason="needs the rl extra")
 
-from rl_suite.adrl_pointmass import JOB
+from rl_suite import adrl_pointmass
+from rl_suite.adrl_pointmass import JOB, PointMassConfig
+from rl_suite.control import make_vector
 from training.run import Cancelled
 
 TINY = {"bins": (9,), "repeats": 1, "steps": 2400, "evaluations": 2, "episodes": 1, "speed_steps": 200}
@@ -38,3 +43,48 @@ def test_every_variant_runs_on_a_harder_task(tmp_path: Path) -> None:
     result = JOB.execute(TINY | short | {"task": "reacher-hard", "variants_at": (9,)}, tmp_path)
     assert len(result["curves"]) == 8
     assert (tmp_path / "figures" / "curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"bins": [9]}, "variants_at: 17 is not in bins, 9"),
+        ({"agents": ["DQN", "AD-DQN"]}, "variants_at: the variants are compared with DecQN, which is not in agents"),
+        ({"agents": ["DQN"]}, "variants_at: the variants are compared with DecQN, AD-DQN, which is not in agents"),
+        ({"bins": []}, "bins"),
+        ({"bins": [1], "variants_at": []}, "bins"),
+        *(({field: 0}, field) for field in ("repeats", "steps", "evaluations", "episodes", "n_step", "explore")),
+        *(({field: 0}, field) for field in ("hold", "speed_steps", "workers")),
+    ],
+)
+def test_a_config_that_nothing_can_be_measured_with_is_refused(bad: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        PointMassConfig.model_validate(bad)
+
+
+@pytest.mark.parametrize("preset", list(JOB.presets))
+def test_every_preset_is_a_config(preset: str) -> None:
+    PointMassConfig.model_validate(JOB.presets[preset])
+
+
+def test_evaluations_start_where_no_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[np.ndarray] = []
+
+    def recorded(*options: Any) -> Any:
+        envs = make_vector(*options)
+        reset = envs.reset
+
+        def start(**seeds: Any) -> Any:
+            observations, info = reset(**seeds)
+            starts.append(observations)
+            return observations, info
+
+        monkeypatch.setattr(envs, "reset", start)
+        return envs
+
+    monkeypatch.setattr(adrl_pointmass, "make_vector", recorded)
+    config = PointMassConfig(task="cartpole-balance", steps=16, evaluations=1, episodes=2)
+    adrl_pointmass.train(tmp_path, 3, "DecQN", 0, config, lambda: None)
+    training, evaluation = starts
+    assert len(training) == 16 and len(evaluation) == 2
+    assert not (evaluation[:, None] == training).all(axis=2).any()

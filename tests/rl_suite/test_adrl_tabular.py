@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from rl_suite.adrl_tabular import JOB, exponents
 from rl_suite.factors import check_blocks
@@ -119,6 +121,26 @@ def test_bad_input_says_what_to_change() -> None:
         learned_q((np.array([], int),) * 4, 3, (2, 2), SEPARATE_BLOCKS, 0.9)
     with pytest.raises(ValueError, match="action 1 was never taken at covariate 0"):
         backdoor(np.array([[[1, 1], [0, 0]], [[1, 1], [1, 1]]]))
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"shapes": [[2, 2], [2, 4], [2, 8]]}, "do not tell"),
+        ({"shapes": [[2, 2]]}, "do not tell"),
+        ({"shapes": [[0, 2], [2, 4], [3, 3]]}, "greater than 0"),
+        ({"weight": 0.5}, "weight 0.5 times 4 factors is above 1: at most 0.25"),
+        ({"repeats": 0}, "repeats"),
+        ({"states": 1}, "states"),
+        ({"accuracy": 0}, "accuracy"),
+        ({"visits": 0}, "visits"),
+        ({"most": 0}, "most"),
+        ({"resamples": 0}, "resamples"),
+    ],
+)
+def test_a_config_that_nothing_can_be_measured_with_is_refused(bad: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        JOB.Config.model_validate(bad)
 
 
 def test_a_box_action_space_is_refused() -> None:

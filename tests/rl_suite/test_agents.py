@@ -196,6 +196,38 @@ def test_a_resumed_agent_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path) 
     assert _equal(a, b)
 
 
+class Steps(gym.Env):  # type: ignore[misc, name-defined]
+    """Observes ``offset`` and the number of its step; does not end, and cannot save its state."""
+
+    observation_space, action_space = spaces.Box(0, np.inf, (1,)), spaces.MultiDiscrete([2, 2])
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self._step = 0
+        return np.array([self.offset], np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self._step += 1
+        return np.array([self.offset + self._step], np.float32), 1.0, False, False, {}
+
+
+def test_returns_do_not_go_on_from_the_saved_steps_into_new_episodes(tmp_path: Path) -> None:
+    config = AgentConfig(**SMALL | {"envs": 1, "start": 10**6})
+    Agent(lambda: Steps(0), config).learn(7).save(tmp_path / "agent.pt")
+    resumed = Agent.load(tmp_path / "agent.pt", lambda: Steps(100)).learn(7)
+    sample = resumed.replay.sample(500, 3, 0.5, torch.Generator().manual_seed(0))
+    starts, last_obs = sample.obs[:, 0], sample.last_obs[:, 0]
+    assert {5.0, 6.0, 100.0} <= set(starts.tolist())
+    assert (last_obs[starts < 100] <= 7).all(), "a return ends in another episode than it began in"
+    newest_saved = starts == 6
+    assert (last_obs[newest_saved] == 7).all() and (sample.discounts[newest_saved] == 0.5).all()  # bootstrapped
+    Agent(lambda: Steps(0), config).save(tmp_path / "new.pt")
+    assert Agent.load(tmp_path / "new.pt", lambda: Steps(0)).learn(3).replay.data["cut"].sum() == 0
+
+
 def test_bad_environments_and_blocks_say_what_to_change(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Box action space: these agents need Discrete or MultiDiscrete"):
         Agent(lambda: DMControl("point_mass", "easy"), AgentConfig(envs=2))

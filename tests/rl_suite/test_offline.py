@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 pytest.importorskip("gymnasium", reason="needs the rl extra")
 
@@ -163,6 +164,23 @@ def test_fronts_and_selection() -> None:
     rows = [{"validation_ess": e, "validation_wis": w} for e, w in ((300, 0.1), (250, 0.3), (20, 0.9))]
     assert select(rows, 200) is rows[1]
     assert select(rows, 400) is rows[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("datasets", 0),
+        ("episodes", 0),
+        ("thresholds", []),
+        ("updates", 0),
+        ("polyak", 0),
+        ("epsilon", 1.5),
+        ("min_ess", -1),
+    ],
+)
+def test_a_config_that_nothing_can_be_measured_with_is_refused(field: str, bad: Any) -> None:
+    with pytest.raises(ValidationError, match=field):
+        JOB.Config.model_validate({field: bad})
 
 
 @pytest.mark.slow(60)

@@ -136,6 +136,15 @@ def test_errors_of_all_lengths_are_those_of_shorter_prompts() -> None:
             assert errors(product, short, chain, patterns, M, [length])[0] == all_lengths[i]
 
 
+def test_errors_of_lengths_out_of_order_are_refused() -> None:
+    patterns = torch.eye(M, D)
+    chain = chain_of(0.4, 0.5, M, K)
+    prompts = draw_prompts(torch.Generator().manual_seed(3), chain, patterns, 0.5, 12, 20, 0.2)
+    for errors in (cot_errors, icl_errors):
+        with pytest.raises(ValueError, match="lengths must be positive and increase"):
+            errors(torch.eye(2 * D), prompts, chain, patterns, M, [12, 3, 7])
+
+
 def test_cot_by_running_sums_is_cot_done_step_by_step() -> None:
     patterns, chain, length = torch.eye(D)[:4], chain_of(0.5, 0.6, 4, K), 9
     prompts = draw_prompts(torch.Generator().manual_seed(2), chain, patterns, 0.7, length, 60, 0.1)
@@ -169,6 +178,10 @@ def test_cot_by_running_sums_is_cot_done_step_by_step() -> None:
             "row 0 of transition matrix 1 is no distribution: it sums to 1.1",
         ),
         ({"d": 20}, "d=20 is smaller than the 20 patterns and 2 position codes"),
+        ({"lengths": [5, 2, 10]}, r"lengths must be positive and increase, unlike \[5, 2, 10\]"),
+        ({"lengths": [2, 2]}, r"lengths must be positive and increase, unlike \[2, 2\]"),
+        ({"lengths": [0, 2]}, r"lengths must be positive and increase, unlike \[0, 2\]"),
+        ({"lengths": []}, "lengths"),
         ({"patterns": 25}, "25 orthonormal patterns with coefficient sum 1 do not fit the span of 20"),
     ],
 )

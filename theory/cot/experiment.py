@@ -19,7 +19,7 @@ from theory.cot.data import (
     output_chain_of,
     training_steps,
 )
-from theory.cot.inference import attention_shares, cot_errors, draw_prompts, icl_errors
+from theory.cot.inference import attention_shares, check_lengths, cot_errors, draw_prompts, icl_errors
 from theory.cot.model import Models, Setting, train
 from theory.lab import LabConfig, Result, check_fraction
 from theory.patterns import orthonormal_combinations
@@ -59,7 +59,9 @@ class CotConfig(LabConfig):
     prompts: int = Field(2000, description="Test prompts for each model.")
     required_prompts: int = Field(500, description="Test prompts for each model in the study of required examples.")
     lengths: tuple[int, ...] = Field(
-        (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100), description="Numbers of examples of a test prompt."
+        (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100),
+        min_length=1,
+        description="Numbers of examples of a test prompt, in increasing order.",
     )
     transitions: Transitions = Field(
         tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices)), description="The matrices of the study matrices."
@@ -80,6 +82,12 @@ class CotConfig(LabConfig):
     @classmethod
     def _fraction(cls, value: float, info: ValidationInfo) -> float:
         check_fraction(str(info.field_name), value)
+        return value
+
+    @field_validator("lengths")
+    @classmethod
+    def _increasing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        check_lengths(value)
         return value
 
     @field_validator("transitions")

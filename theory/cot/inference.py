@@ -7,6 +7,7 @@ shorter one as a prefix. Decoding is greedy: v_k = argmin_{u∈Y} ½‖F − u�
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +48,18 @@ def draw_prompts(
     return Prompts(noisy, index, query[:, 0])
 
 
+def check_lengths(lengths: Sequence[int]) -> None:
+    """Raises ValueError unless prompt lengths are positive and each is above the one before."""
+    if any(end <= begin for begin, end in itertools.pairwise([0, *lengths])):
+        raise ValueError(f"lengths must be positive and increase, unlike {list(lengths)}")
+
+
 def _prefix_outputs(logits: Tensor, outputs: Tensor, lengths: list[int]) -> Tensor:
     """F·u up to a factor [N, len(lengths), C, M'] of the prefixes: sums of e^logit (y·u) over examples and steps.
 
     logits [N, l, K, C] for each of C queries, outputs y·u [N, l, K, M']. Softmax's denominator does not move argmax.
     """
+    check_lengths(lengths)
     weights = (logits - logits.amax((1, 2), keepdim=True)).exp()
     parts = [
         weights[:, begin:end].flatten(1, 2).mT @ outputs[:, begin:end].flatten(1, 2)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from training.federated.comparison_checks import agreements
 from training.federated.comparison_summary import Choices, Results, end, summary
@@ -30,8 +30,10 @@ class ComparisonConfig(FederatedTask):
     )
     steps: dict[str, float] = Field({}, description="The server's step by method, for methods without selection.")
     seeds: int = Field(5, ge=1, description="Seeds of each run; the selection has a separate seed.")
-    updates: int = Field(2500, ge=1, description="Client updates of a run.")
-    tuning_updates: int = Field(500, ge=1, description="Client updates of a run that selects the server's step.")
+    updates: int = Field(2500, ge=1, description="Client updates of a run, a multiple of evaluate_every.")
+    tuning_updates: int = Field(
+        500, ge=1, description="Client updates of a run that selects the server's step, a multiple of evaluate_every."
+    )
     workers: int = Field(2, ge=1, description="Processes.")
     golden: dict[str, float] = Field({}, description="Expected final accuracies, by `delays, method`.")
 
@@ -46,6 +48,15 @@ class ComparisonConfig(FederatedTask):
     def _delays(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         check_names(value, DELAYS, "delay model")
         return value
+
+    @model_validator(mode="after")
+    def _ends_with_an_evaluation(self) -> ComparisonConfig:
+        selects = any(method not in self.steps for method in self.methods)
+        for name in ("updates", "tuning_updates") if selects else ("updates",):
+            if getattr(self, name) % self.evaluate_every:
+                every = self.evaluate_every
+                raise ValueError(f"{name} must be a multiple of evaluate_every, {every}, unlike {getattr(self, name)}")
+        return self
 
     def tried_steps(self, method: str) -> tuple[float, ...]:
         return self.grids.get(method, METHODS[method].steps)

@@ -153,7 +153,7 @@ TWO_CORES = {
 ROUNDS_150 = TWO_CORES | {
     "methods": ("FADAS", "FADAS, delay-adaptive", "FedBuff"),
     "updates": 750,
-    "tuning_updates": 250,
+    "tuning_updates": 225,
     "evaluate_every": 75,
 }
 

@@ -128,6 +128,17 @@ def test_names_that_are_not_known_are_refused(field: str) -> None:
         FadasConfig.model_validate({field: {"FADUS": 1.0} if field == "steps" else ["FADUS"]})
 
 
+@pytest.mark.parametrize("field", ["updates", "tuning_updates"])
+@pytest.mark.parametrize("value", [30, 120])
+def test_updates_that_no_evaluation_ends_are_refused(field: str, value: int) -> None:
+    with pytest.raises(ValidationError, match=f"{field} must be a multiple of evaluate_every, 50, unlike {value}"):
+        FadasConfig.model_validate({field: value})
+
+
+def test_updates_of_the_selection_do_not_matter_where_all_steps_are_given() -> None:
+    FadasConfig(methods=("FADAS",), steps={"FADAS": 1e-3}, tuning_updates=30)
+
+
 def test_without_the_data_the_run_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="apt install dataset-fashion-mnist"):
         JOB.execute(TINY | {"data": tmp_path}, tmp_path / "out")

@@ -60,6 +60,11 @@ def test_more_sentences_than_there_are_is_an_error() -> None:
         lower_outputs(ReviewsConfig(train=8000), "test")
 
 
+@pytest.mark.parametrize("preset", list(JOB.presets))
+def test_every_preset_is_a_config(preset: str) -> None:
+    ReviewsConfig.model_validate(JOB.presets[preset])
+
+
 def test_every_method_tries_equally_many_steps() -> None:
     config = ReviewsConfig.model_validate(JOB.presets["two-cores"])
     assert {len(config.tried_steps(method)) for method in config.methods} == {4}

@@ -31,3 +31,10 @@ def shrunk(images: Images, pool: int) -> Images:
     if pool == 1:
         return images
     return Images(avg_pool2d(images.pixels.view(-1, 1, SIDE, SIDE), pool).flatten(1), images.labels)
+
+
+def split_for_tuning(images: Images) -> tuple[Images, Images]:
+    """The first five sixths of training images, for the agents, and the others, by which step sizes are chosen."""
+    cut = len(images.labels) * 5 // 6
+    first, last = (Images(images.pixels[part], images.labels[part]) for part in (slice(cut), slice(cut, None)))
+    return first, last

@@ -159,10 +159,9 @@ def prepare(config: HyperCleaningConfig, images: Images, rng: Callable[[int, int
 
 def tuning_draw(config: HyperCleaningConfig, images: Images, run: Run) -> Tuning:
     """A draw at the middle corruption from the first five sixths of the training images; tested on the others."""
-    cut = len(images.labels) * 5 // 6
     middle = config.corruptions[len(config.corruptions) // 2]
     tuning_config = config.model_copy(update={"corruptions": (middle,), "repeats": 1})
-    first, last = (Images(images.pixels[part], images.labels[part]) for part in (slice(cut), slice(cut, None)))
+    first, last = fashion_mnist.split_for_tuning(images)
     agents = prepare(tuning_config, first, lambda level, repeat: run.rng(level, TUNING_DRAW))
     return Tuning(tuning_config, CleaningData(agents, last))
 

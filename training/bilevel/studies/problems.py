@@ -40,7 +40,8 @@ class ReadyProblemsConfig(JobConfig):
         (3.0, 1.0, 0.3, 0.1),
         min_length=1,
         description="Each method runs once with the step sizes of its study times each of these, on a separate draw, "
-        "and uses the scale with the best final score.",
+        "and uses the scale with the best final score; accuracies of that draw are on training images that none of its "
+        "agents has.",
     )
     data: Path = Field(FOLDER, description="A folder with Fashion-MNIST.")
 
@@ -97,7 +98,8 @@ def _curve(
 ) -> ScoreCurve:
     study, method, number = STUDIES[name], STUDIES[name].methods[method_name], list(STUDIES).index(name)
     seeds = [run.derive_seed(number, repeat) for repeat in repeats]
-    prepared = study.prepare(config.data, config.agents, seeds, study.steps.times(scale))
+    tuning = TUNING_DRAW in repeats
+    prepared = study.prepare(config.data, config.agents, seeds, study.steps.times(scale), tuning)
     steps = max(config.points, config.evaluations // max(method.evaluations, 3))
     recorded_steps = [steps * point // config.points for point in range(config.points + 1)]
     scores: list[list[float]] = []

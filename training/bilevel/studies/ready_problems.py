@@ -55,11 +55,14 @@ class StepSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class ProblemStudy:
-    """``prepare`` draws all runs from (data folder, agents, seeds, steps), the same for every method."""
+    """``prepare`` draws all runs from (data folder, agents, seeds, steps, tuning), the same for every method.
+
+    Where ``tuning``, to choose step sizes, scores are of training images that no agent has.
+    """
 
     title: str
     score: Literal["accuracy", "error"]
-    prepare: Callable[[Path, int, Sequence[int], StepSizes], Prepared]
+    prepare: Callable[[Path, int, Sequence[int], StepSizes, bool], Prepared]
     methods: dict[str, BilevelMethod]
     steps: StepSizes
 
@@ -77,8 +80,8 @@ def _mean_agent(tree: Tree) -> Tree:
 STATES, FEATURES, REWARD_NOISE = 20, 5, 0.2
 
 
-def policy(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes) -> Prepared:
-    """Rewards have noise at each step. Score: mean_i ‖x_i - x*‖² over ‖x*‖²."""
+def policy(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes, tuning: bool) -> Prepared:
+    """Rewards have noise at each step. Score: mean_i ‖x_i - x*‖² over ‖x*‖², also for tuning."""
     W = topology.ring(agents, 0.5).double()
     observations = [policy_evaluation.draw(agents, states=STATES, size=FEATURES, seed=seed) for seed in seeds]
     solutions = [policy_evaluation.solution(observed) for observed in observations]
@@ -105,14 +108,17 @@ POOL, IMAGES, BATCH, HIDDEN, CLASSES = 2, 200, 25, 32, 10
 
 
 @cache
-def _images(data: Path) -> tuple[fashion_mnist.Images, fashion_mnist.Images]:
-    train, test = (fashion_mnist.shrunk(fashion_mnist.load(data, train=train), POOL) for train in (True, False))
-    return train, test
+def _images(data: Path, tuning: bool) -> tuple[fashion_mnist.Images, fashion_mnist.Images]:
+    """Images of the agents, and of the scores: test images, for tuning training images that no agent has."""
+    train = fashion_mnist.shrunk(fashion_mnist.load(data, train=True), POOL)
+    if tuning:
+        return fashion_mnist.split_for_tuning(train)
+    return train, fashion_mnist.shrunk(fashion_mnist.load(data, train=False), POOL)
 
 
-def _shared(data: Path, agents: int, seeds: Sequence[int]) -> tuple[Callable[[], Batch], Rows]:
-    """Batches of all runs, and test images. The agents' shares of classes are Dirichlet(.3)."""
-    train, test = _images(data)
+def _shared(data: Path, agents: int, seeds: Sequence[int], tuning: bool) -> tuple[Callable[[], Batch], Rows]:
+    """Batches of all runs, and the images of the scores. The agents' shares of classes are Dirichlet(.3)."""
+    train, scored = _images(data, tuning)
     shares = [
         hyper_cleaning.share_out(train, agents, IMAGES, corruption=0, concentration=0.3, rng=rng_of(seed, 0))
         for seed in seeds
@@ -125,35 +131,35 @@ def _shared(data: Path, agents: int, seeds: Sequence[int]) -> tuple[Callable[[],
         ]
         return _stack([Batch(Rows(*batch.train), Rows(*batch.clean)) for batch in batches])
 
-    return draw_batch, Rows(*test)
+    return draw_batch, Rows(*scored)
 
 
-def representation(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes) -> Prepared:
-    """Score: test accuracy of the server's features and head."""
-    draw_batch, test = _shared(data, agents, seeds)
+def representation(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes, tuning: bool) -> Prepared:
+    """Score: accuracy of the server's features and head."""
+    draw_batch, scored = _shared(data, agents, seeds, tuning)
     starts = [
-        hyper_representation.start(test.inputs.shape[-1], HIDDEN, CLASSES, torch.Generator().manual_seed(seed))
+        hyper_representation.start(scored.inputs.shape[-1], HIDDEN, CLASSES, torch.Generator().manual_seed(seed))
         for seed in seeds
     ]
 
     def accuracy(x: Tree, y: Tree) -> float:
-        return few_shot.accuracy(_mean_agent(x), _mean_agent(y), test)
+        return few_shot.accuracy(_mean_agent(x), _mean_agent(y), scored)
 
     W = topology.ring(agents, 0.5)
     setups = [ProblemSetup(hyper_representation.PROBLEM, W, *start, *steps) for start in starts]
     return Prepared(setups, draw_batch, [accuracy] * len(seeds))
 
 
-def ridges(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes) -> Prepared:
-    """Score: test accuracy of the server's weights, fitted with the learnt ridges."""
-    draw_batch, test = _shared(data, agents, seeds)
-    size = test.inputs.shape[-1]
+def ridges(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes, tuning: bool) -> Prepared:
+    """Score: accuracy of the server's weights, fitted with the learnt ridges."""
+    draw_batch, scored = _shared(data, agents, seeds, tuning)
+    size = scored.inputs.shape[-1]
     x = torch.full((size,), -4.0)
     y = {"weights": torch.zeros(size, CLASSES), "bias": torch.zeros(CLASSES)}
 
     def accuracy(x: Tree, y: Tree) -> float:
-        logits = logistic.logits(_mean_agent(y), test.inputs)
-        return float((logits.argmax(-1) == test.classes).double().mean())
+        logits = logistic.logits(_mean_agent(y), scored.inputs)
+        return float((logits.argmax(-1) == scored.classes).double().mean())
 
     setup = ProblemSetup(logistic.PROBLEM, topology.ring(agents, 0.5), x, y, *steps)
     return Prepared([setup] * len(seeds), draw_batch, [accuracy] * len(seeds))
@@ -162,13 +168,13 @@ def ridges(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes) -> P
 # Few-shot learning
 
 WAYS, SHOTS, QUERIES, TASKS, UNSEEN_TASKS, FEW_SHOT_FEATURES = 3, 5, 15, 8, 40, 8
-TRAINING_CLASSES, CLASSES_PER_AGENT = 7, 4  # the other three classes are for the test
+TRAINING_CLASSES, CLASSES_PER_AGENT = 7, 4  # the other three classes are for the scores
 
 
-def meta(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes) -> Prepared:
+def meta(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes, tuning: bool) -> Prepared:
     """Tasks of four classes per agent. Score: accuracy on tasks of three classes that no agent has, with heads fitted
     to five examples per class."""
-    train, test = (Rows(*images) for images in _images(data))
+    train, scored = (Rows(*images) for images in _images(data, tuning))
     per_run, setups, scores = [], [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -178,9 +184,9 @@ def meta(data: Path, agents: int, seeds: Sequence[int], steps: StepSizes) -> Pre
         ]
         tasks = [few_shot.draw(rows, tasks=TASKS, **sizes, generator=generator) for rows in agents_rows]
         per_run.append(_stack(tasks))
-        test_rows = _of_classes(range(TRAINING_CLASSES, CLASSES), test)
-        unseen = few_shot.draw(test_rows, tasks=UNSEEN_TASKS, **sizes, generator=generator)
-        x, head = hyper_representation.start(test.inputs.shape[-1], FEW_SHOT_FEATURES, WAYS, generator)
+        unseen_rows = _of_classes(range(TRAINING_CLASSES, CLASSES), scored)
+        unseen = few_shot.draw(unseen_rows, tasks=UNSEEN_TASKS, **sizes, generator=generator)
+        x, head = hyper_representation.start(scored.inputs.shape[-1], FEW_SHOT_FEATURES, WAYS, generator)
         y = head.repeat(TASKS, 1, 1)
         setups.append(ProblemSetup(few_shot.PROBLEM, topology.ring(agents, 0.5), x, y, *steps))
         scores.append(partial(_accuracy_with_new_heads, unseen))

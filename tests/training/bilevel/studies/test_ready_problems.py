@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
+from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.training.idx import write_idx
+from training.bilevel.studies import ready_problems
 from training.bilevel.studies.problems import JOB
-from training.fashion_mnist import FOLDER
+from training.fashion_mnist import FOLDER, read
 from training.run import Cancelled
 
 
@@ -39,6 +43,39 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(folder: Path, tmp_path:
 def test_a_study_that_is_not_known_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="no study knapsack; there are policy, meta, representation, ridges"):
         JOB.execute(tiny(folder, studies=["knapsack"]), tmp_path)
+
+
+def write_images(folder: Path, parts: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Path:
+    folder.mkdir()
+    for stem, (images, labels) in parts.items():
+        write_idx(folder / f"{stem}-images-idx3-ubyte.gz", (images * 255).numpy())
+        write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", labels.numpy())
+    return folder
+
+
+@pytest.mark.parametrize("name", ["meta", "representation", "ridges"])
+def test_step_sizes_are_chosen_without_test_images(
+    folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other test images change the scores of the results alone. Images of the tuning draw's scores have a mark."""
+    monkeypatch.setattr(ready_problems, "IMAGES", 20)
+    (images, labels), (test_images, test_labels) = read(folder, "train"), read(folder, "test")
+    images[1250:, :2, :2] = 1
+    train = {"train": (images, labels)}
+    plain = write_images(tmp_path / "plain", train | {"t10k": (test_images, test_labels)})
+    other = write_images(tmp_path / "other", train | {"t10k": (test_images.flip(1), (test_labels + 1) % 10)})
+    study = ready_problems.STUDIES[name]
+
+    def score(data: Path, tuning: bool) -> float:
+        prepared = study.prepare(data, 3, [0], study.steps, tuning)
+        x, y = (tree_map(lambda leaf: leaf[None], part) for part in (prepared.setups[0].x, prepared.setups[0].y))
+        return prepared.scores[0](x, y)
+
+    assert score(plain, True) == score(other, True)
+    assert score(plain, False) != score(other, False)
+    draw_batch = study.prepare(plain, 3, [0], study.steps, True).draw_batch
+    inputs = [leaf for _ in range(20) for leaf in tree_leaves(draw_batch()) if leaf.is_floating_point()]
+    assert all((leaf[..., 0] == 0).all() for leaf in inputs), "an agent has an image of the scores"
 
 
 @pytest.mark.slow(30)
