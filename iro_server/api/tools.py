@@ -111,8 +111,8 @@ class CallStream:
         if self.use.required:
             return self._begun(text)
         content, calls = self.use.read(text)
-        whole = [{"index": i, **call} for i, call in enumerate(self.use.call_objects(self.index, calls))]
-        return self._content(content) + [{"tool_calls": [call]} for call in whole]
+        indexed_calls = [{"index": i, **call} for i, call in enumerate(self.use.call_objects(self.index, calls))]
+        return self._content(content) + [{"tool_calls": [call]} for call in indexed_calls]
 
     def _content(self, content: str) -> list[JsonObject]:
         new = content[self._sent_content :]

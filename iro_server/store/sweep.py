@@ -31,9 +31,9 @@ async def sweep_hourly(
     stopping: asyncio.Event,
 ) -> None:
     while not stopping.is_set():
-        for each in sweeps:
+        for run_sweep in sweeps:
             try:
-                await asyncio.to_thread(each, settings, sessions)
+                await asyncio.to_thread(run_sweep, settings, sessions)
             except Exception:  # such as a database that is away: the next hour will do
                 log.exception("could not sweep")
         with contextlib.suppress(TimeoutError):
