@@ -151,7 +151,11 @@ def searches(config: AlignConfig, tilted: bool) -> dict[str, SearchParams]:
             for name, params in by_name.items()
             if full.rows > quarter["num_successors"]
         },
-        **{f"tilt and {name}": params.model_copy(update={"strength": 1.0}) for name, params in by_name.items()},
+        **{
+            f"tilt and {name}": params.model_copy(update={"strength": 1.0})
+            for name, params in by_name.items()
+            if full.rows > 1
+        },
     }
     return {name: params for name, params in tilted_ways.items() if params.rows <= config.max_rows}
 
