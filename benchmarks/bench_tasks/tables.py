@@ -139,35 +139,6 @@ def number_of_seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def overoptimisation(content: JsonObject) -> str:
-    """Judge against reward of the aligned model as its rows and its tilt's strength grow, means over seeds."""
-    head = [
-        "task",
-        "rows",
-        "strength",
-        "reward",
-        "judge",
-        "perplexity",
-        "distinct-2",
-        "length",
-        "finished",
-        "KL (nats)",
-    ]
-    searched = [row | {"strength": 1.0} for row in content["rows"] if row["method"] == "iro"]
-    tilted = [row for row in content["tilts"] if row["method"] == "iro" and row["tilted"] and row["strength"] != 1]
-    by_setting: dict[tuple[str, int, float], list[JsonObject]] = {}
-    for row in sorted([*searched, *tilted], key=lambda row: (row["task"], row["rows"], row["strength"])):
-        by_setting.setdefault((row["task"], row["rows"], row["strength"]), []).append(row)
-    formats = {"reward": ".2f", "judge": ".2f", "perplexity": ".1f", "distinct_2": ".2f", "length": ".0f"}
-    formats |= {"finished": ".2f", "kl": ".1f"}
-    lines = []
-    for (task, count, strength), rows in by_setting.items():
-        means = {name: mean_of(rows, name) for name in formats}
-        cells = ["" if mean is None else format(mean, formats[name]) for name, mean in means.items()]
-        lines.append([task, str(count), f"{strength:g}", *cells])
-    return table(head, lines)
-
-
 def by_iteration(content: JsonObject) -> str:
     """Judge against reward of the aligned model of each iteration, means over seeds, and the paired difference from the
     first; * marks the one that most jobs took."""
