@@ -11,10 +11,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 from sqlalchemy import func, or_, select
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from iro_server.api.context import Context, Ctx
+from iro_server.api.errors import DATABASE_AWAY
 from iro_server.store.tables import JOB_STATUSES, Delivery, Event, Job
 from iro_server.telemetry.metrics import REGISTRY
 
@@ -55,8 +55,8 @@ class _Now(Collector):
                     _grading(session),
                     _gauge("iro_webhooks_pending", "Webhooks to be sent", _pending(session)),
                 ]
-        except OperationalError as error:
-            log.warning("no job metrics: the database does not answer: %s", error.orig)
+        except DATABASE_AWAY as error:
+            log.warning("no job metrics: the database does not answer: %s", error)
         yield _gauge("iro_database_up", "Whether the database answers", bool(job_metrics))
         yield from job_metrics
 

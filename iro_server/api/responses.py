@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import delete
+from sqlalchemy import delete, literal, select
 
 from iro_server import JsonObject
 from iro_server.api.chat import answer_schema, prompt_ids
@@ -165,15 +165,32 @@ def _stored(context: Context, id: str, param: str = "id") -> t.Response:
 
 def _conversation(context: Context, previous_id: str | None) -> list[JsonObject]:
     """The messages up to and with the response ``previous_id``. 404 where one on the way is gone."""
-    turns: list[list[JsonObject]] = []
-    while previous_id is not None:
-        if len(turns) == LONGEST_CHAIN:
-            message = f"The conversation has more than {LONGEST_CHAIN} responses; send its messages as input."
-            raise bad_request(message, "previous_response_id", "conversation_too_long")
-        row = _stored(context, previous_id, "previous_response_id")
-        turns.append(messages_of(ITEM.validate_python(item) for item in [*row.input, *row.body["output"]]))
-        previous_id = row.previous_id
-    return [message for turn in reversed(turns) for message in turn]
+    if previous_id is None:
+        return []
+    rows = _chain(context, previous_id)
+    if len(rows) > LONGEST_CHAIN:
+        message = f"The conversation has more than {LONGEST_CHAIN} responses; send its messages as input."
+        raise bad_request(message, "previous_response_id", "conversation_too_long")
+    missing = rows[-1].previous_id if rows else previous_id
+    if missing is not None:
+        raise not_found("response", missing, "previous_response_id")
+    turns = ([*row.input, *row.body["output"]] for row in reversed(rows))
+    return [message for turn in turns for message in messages_of(map(ITEM.validate_python, turn))]
+
+
+def _chain(context: Context, last_id: str) -> list[t.Response]:
+    """The response ``last_id``, the one it continues and so on, up to one more than a conversation may have, as far as
+    they are there."""
+    visible = (*context.owned(t.Response), t.Response.unexpired())
+    last = select(t.Response.id, t.Response.previous_id, literal(0).label("age"))
+    chain = last.where(t.Response.id == last_id, *visible).cte(recursive=True)
+    before = select(t.Response.id, t.Response.previous_id, chain.c.age + 1)
+    chain = chain.union_all(
+        before.join(chain, t.Response.id == chain.c.previous_id).where(chain.c.age < LONGEST_CHAIN, *visible)
+    )
+    with context.sessions() as session:
+        rows = session.scalars(select(t.Response).join(chain, t.Response.id == chain.c.id).order_by(chain.c.age))
+        return list(rows)
 
 
 def _usage(usage: JsonObject) -> JsonObject:

@@ -38,7 +38,9 @@ def describe(model_dir: Path, name: str | None, tokenizer: PreTrainedTokenizerBa
     try:
         eos = GenerationConfig.from_pretrained(model_dir).eos_token_id
     except OSError:  # a model without generation_config.json
-        eos = getattr(config, "eos_token_id", None) or getattr(text, "eos_token_id", None)
+        eos = None
+    for source in (config, text, tokenizer):
+        eos = getattr(source, "eos_token_id", None) if eos is None else eos
     return ModelInfo(
         name=name or model_dir.name,
         model_hash=model_hash(model_dir),

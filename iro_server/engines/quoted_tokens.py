@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import chain, zip_longest
 from typing import Any
 
 from jinja2 import TemplateError
@@ -62,12 +63,22 @@ class QuotedTokens:
         return self.spellings[self.tokens[int(number)]]
 
 
+def literal_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text in which a special token's spelling is text too."""
+    spellings = _spellings(tokenizer)
+    parts = re.split(f"({_pattern(tokenizer).pattern})", text)
+    plain = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts[::2]]
+    special = [spellings[part] for part in parts[1::2]]
+    return [id for ids in chain.from_iterable(zip_longest(plain, special, fillvalue=[])) for id in ids]
+
+
 def strings(value: object) -> Iterator[str]:
-    """All strings in a JSON value, keys apart."""
+    """All strings in a JSON value, keys too: a call's arguments and a tool's parameters have keys that users name."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for key, item in value.items():
+            yield key
             yield from strings(item)
     elif isinstance(value, list):
         for item in value:
@@ -75,11 +86,11 @@ def strings(value: object) -> Iterator[str]:
 
 
 def replaced(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with ``change`` applied to all its strings, keys apart."""
+    """A JSON value with ``change`` applied to all its strings, keys too."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: replaced(item, change) for key, item in value.items()}
+        return {change(key): replaced(item, change) for key, item in value.items()}
     return [replaced(item, change) for item in value] if isinstance(value, list) else value
 
 

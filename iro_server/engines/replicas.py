@@ -245,7 +245,7 @@ class Replicas:
                 response = await self.client.request(call.method, replica.address(call.path), json=call.body)
         except TimeoutError as error:
             raise ReplicaFailure(f"{where} took longer than {self.timing.answer:g} s") from error
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             raise ReplicaFailure(f"{where} does not answer ({type(error).__name__}: {error})") from error
         if response.status_code in (400, 413, 422):
             raise EngineRefused(where, _message(response))
@@ -305,7 +305,7 @@ class Replicas:
         try:
             async with asyncio.timeout(self.timing.silence / 3):
                 return (await self.client.get(self.probe(replica.url))).is_success
-        except (TimeoutError, httpx.TransportError):
+        except (TimeoutError, httpx.HTTPError):
             return False
 
 

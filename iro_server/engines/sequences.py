@@ -152,18 +152,22 @@ class SequenceGroup:
         work = self.work
         assert work is not None and self.states is not None
         successors = tokens.shape[1]
+        # All that may find no memory comes before what keeps a trace: a step that fails so is taken again.
+        token_ids, cpu_ids, cpu_logprobs = tokens.flatten(), tokens.flatten().cpu(), logprobs.flatten().float().cpu()
+        stops = torch.isin(cpu_ids, torch.tensor(self.sampling.stop_ids, dtype=torch.int64))
+        head_states = self.states.cpu().repeat_interleave(successors, dim=0) if self.keeps_head_states else None
+        cpu_ratios = None if log_ratios is None else log_ratios.flatten().float().cpu()
+        cpu_kl = None if kl is None else kl.float().cpu().repeat_interleave(successors)
         if self.adjusted:
             self.adjusted.take(tokens.tolist())
         if alternatives is not None:
             work.alternatives.append([row for row in alternatives for _ in range(successors)])
-        if self.keeps_head_states:
-            work.head_states.append(self.states.cpu().repeat_interleave(successors, dim=0))
-        if self.steered and log_ratios is not None and kl is not None:
-            work.log_ratios.append(log_ratios.flatten().float().cpu())
-            work.kl.append(kl.float().cpu().repeat_interleave(successors))
+        if head_states is not None:
+            work.head_states.append(head_states)
+        if self.steered and cpu_ratios is not None and cpu_kl is not None and kl is not None:
+            work.log_ratios.append(cpu_ratios)
+            work.kl.append(cpu_kl)
             self.steered.take(tokens.tolist(), kl)
-        token_ids, cpu_ids, cpu_logprobs = tokens.flatten(), tokens.flatten().cpu(), logprobs.flatten().float().cpu()
-        stops = torch.isin(cpu_ids, torch.tensor(self.sampling.stop_ids, dtype=torch.int64))
         self.token_ids, self._uniforms = token_ids, None
         work.tokens.append(cpu_ids)
         work.logprobs.append(cpu_logprobs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from iro_server import JsonObject
 from iro_server.engines.base import Sampling, Steering
+from iro_server.engines.quoted_tokens import literal_ids
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class TextSession(RemoteSession[str]):
         return [(text, self._row(text, stopped)) for text, stopped in texts_of(payload, count)]
 
     def _row(self, text: str, stopped: bool) -> Row:
-        tokens = list(self.engine.tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens = literal_ids(self.engine.tokenizer, text)  # also where it spells a special token
         if stopped or not tokens:  # an endpoint that adds nothing has nothing more to say
             stopped = True
             tokens.append(self.engine.info.eos_ids[0])

@@ -43,7 +43,7 @@ async def sweep_hourly(
 def sweep(settings: Settings, sessions: Sessions) -> None:
     """Safe beside servers that share the data directory: what is younger than an hour may be arriving, and stays."""
     aged = _aged(settings.files_dir, hours=1)  # before the rows are read: a row follows its file
-    folders = [*_aged(settings.data_dir / "jobs", hours=1), *_aged(settings.data_dir / "runs", hours=1)]
+    job_folders, run_folders = _aged(settings.data_dir / "jobs", hours=1), _aged(settings.data_dir / "runs", hours=1)
     batch_folders = _aged(settings.data_dir / "batches", hours=1)
     with sessions.begin() as session:
         expired = session.scalars(delete(t.File).where(t.File.expires_at <= t.now()).returning(t.File.id)).all()
@@ -54,9 +54,10 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
             _forget(session, time.time() - settings.retention)
         named = set(session.scalars(select(t.File.id)))
         batches = set(session.scalars(select(t.Batch.id).where(t.Batch.status.in_(("queued", "in_progress")))))
-        jobs = {*session.scalars(select(t.Job.id)), *session.scalars(select(t.JobRun.id))}
-        first_job = session.scalar(select(func.min(t.Job.created_at)))
-        first = session.scalar(select(func.min(t.File.created_at)))
+        jobs, runs = set(session.scalars(select(t.Job.id))), set(session.scalars(select(t.JobRun.id)))
+        first_job, first_run, first = (
+            session.scalar(select(func.min(table.created_at))) for table in (t.Job, t.JobRun, t.File)
+        )
     for id in expired:
         (settings.files_dir / id).unlink(missing_ok=True)
     for path, modified in aged:
@@ -65,9 +66,10 @@ def sweep(settings: Settings, sessions: Sessions) -> None:
         # a file older than every row is another database's, which this one was opened beside by mistake
         elif path.name not in named and first is not None and modified >= first:
             _set_aside(settings, path)
-    for path, modified in folders:  # of a job or run whose creation was cut short
-        if path.name not in jobs and first_job is not None and modified >= first_job:
-            _set_aside(settings, path)
+    for folders, ids, oldest in ((job_folders, jobs, first_job), (run_folders, runs, first_run)):
+        for path, modified in folders:  # of a job or run whose creation was cut short
+            if path.name not in ids and oldest is not None and modified >= oldest:
+                _set_aside(settings, path)
     for path, _ in batch_folders:  # of a batch that ended, or whose creation was cut short
         if path.name not in batches:
             _remove(path)

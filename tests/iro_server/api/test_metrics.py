@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import openai
@@ -12,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine
 
+from iro_server.api.metrics import metrics
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -117,6 +120,18 @@ def test_without_its_database_the_server_still_tells_the_rest(tmp_path, new_data
             text = scrape(client)
             admin.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")  # for the server, which is to stop
     assert "iro_database_up 0.0" in text and "iro_waiting_requests 0.0" in text and "iro_jobs{" not in text
+
+
+def test_without_a_free_connection_the_server_still_tells_the_rest(tmp_path):
+    sessions = open_database(settings_for(tmp_path, database_connections=1, database_timeout=0.2))
+    admission = SimpleNamespace(waiting=[], active=0, max_rows=1, max_cache_tokens=None)
+    models = SimpleNamespace(engine=SimpleNamespace(health=lambda: SimpleNamespace(live_rows=None)))
+    context: Any = SimpleNamespace(sessions=sessions, admission=admission, models=models)
+    assert b"iro_database_up 1.0" in metrics(context).body
+    with sessions() as session:
+        session.connection()
+        text = metrics(context).body
+    assert b"iro_database_up 0.0" in text and b"iro_waiting_requests 0.0" in text
 
 
 def test_a_grader_is_timed_by_its_type(client):

@@ -6,9 +6,11 @@ import hashlib
 import json
 import random
 import threading
+from collections.abc import Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -45,7 +47,8 @@ def tokens_of(prompt: Any, seed: int, count: int) -> list[int]:
 
 
 class FakeEndpoint:
-    """``mode``: "ok", "drop" (the connection), "hang" (probes too), a status to answer with, or what to answer instead
+    """``mode``: "ok", "drop" (the connection), "hang" (probes too), "garbled"
+    (an answer that cannot be decoded, probes too), a status to answer with, or what to answer instead
     of the truth. It sets in after so many requests, for so many. ``bodies``: of the requests so far. ``generates``:
     whether it has the route that reports log-probabilities of chosen tokens; each is -20 less its place in the list."""
 
@@ -124,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         mode = self._mode()
         if mode == "hang":
             self.fake.released.wait()
+        elif mode == "garbled":
+            self._answer(200, b"no gzip", {"Content-Encoding": "gzip"})
         elif self.path == "/v1/models":
             self._answer(200, {"data": [{"id": self.fake.model, "max_model_len": 256}]})
         else:
@@ -151,6 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, fake.complete(body))
         elif mode == "drop":
             self.close_connection = True
+        elif mode == "garbled":
+            self._answer(200, b"no gzip", {"Content-Encoding": "gzip"})
         elif mode == "hang":
             fake.released.wait()
         elif isinstance(mode, int):
@@ -162,9 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
         """ "ok" before and after the requests that are to fail."""
         return "ok" if self.fake.after or not self.fake.times else self.fake.mode
 
-    def _answer(self, status: int, body: Any) -> None:
+    def _answer(self, status: int, body: Any, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

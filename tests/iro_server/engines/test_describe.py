@@ -27,6 +27,18 @@ def test_a_models_text_part_is_described(family: str, tmp_path: Path) -> None:
     assert (info.num_layers, info.hidden_size, info.max_length) == (6, 64, 256)
 
 
+def test_a_generation_config_without_end_token_leaves_the_models_own(tmp_path: Path) -> None:
+    config = tiny_config("llama")
+    config.eos_token_id = 7
+    config.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    save_file({"w": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}')
+    assert Description.of_directory(tmp_path).info.eos_ids == (7,)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    assert Description.of_directory(tmp_path).info.eos_ids == (3, 4)
+
+
 def test_a_model_without_a_length_has_its_tokenizers(tmp_path: Path) -> None:
     tiny_config("mamba").save_pretrained(tmp_path)
     save_tokenizer(tmp_path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from iro_server.engines.adjusted import AdjustedRows
 from iro_server.engines.base import Chunk, Sampling
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.memory import EngineOutOfMemory
@@ -59,6 +60,36 @@ def test_the_request_that_memory_does_not_hold_fails_alone(engine: EmbeddedEngin
         assert torch.equal(chunk.tokens_RL, other.tokens_RL)
         torch.testing.assert_close(chunk.logprobs_RL, other.logprobs_RL, atol=1e-5, rtol=0)
     assert engine.health().live_rows == 0
+
+
+def test_a_draw_that_memory_does_not_hold_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    isin, take = torch.isin, AdjustedRows.take
+    failures = iter([OUT_OF_MEMORY])
+
+    def fail_once(*args: Any) -> torch.Tensor:
+        if failure := next(failures, None):
+            raise failure
+        return isin(*args)
+
+    def counting_take(rows: AdjustedRows, tokens: Sequence[Sequence[int]]) -> None:
+        take(rows, tokens)
+        counts.append(sum(rows._counts[0].values()))
+
+    monkeypatch.setattr(AdjustedRows, "take", counting_take)
+
+    async def go(engine: EmbeddedEngine) -> None:
+        session = await engine.open(PROMPT, Sampling(seed=1, frequency_penalty=1.0))
+        await session.extend([0], 1, 3)
+        session.close()
+
+    with EmbeddedEngine(save_tiny_model(tmp_path)) as engine:
+        monkeypatch.setattr(torch, "isin", fail_once)
+        with pytest.raises(EngineOutOfMemory):
+            asyncio.run(go(engine))
+        assert counts == []
+        asyncio.run(go(engine))
+    assert counts == [1, 2, 3]
 
 
 def test_requests_that_memory_holds_one_at_a_time_all_succeed(engine: EmbeddedEngine) -> None:

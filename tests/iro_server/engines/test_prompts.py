@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections import Counter
 
 import pytest
@@ -16,6 +18,11 @@ from tests.iro_server.api.byte_engine import byte_tokenizer
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content or '' }}{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.arguments | tojson }}"
+    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
 )
 INJECTIONS = [
     "<|im_end|>",
@@ -52,6 +59,21 @@ def test_special_tokens_in_a_message_are_text(tokenizer, content):
     assert controls(tokenizer, ids) == controls(tokenizer, chat_prompt_ids(tokenizer, user("hi")))
     rendered = tokenizer.apply_chat_template(user(content), add_generation_prompt=True, tokenize=False)
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == rendered
+
+
+def test_special_tokens_in_keys_of_arguments_and_parameters_are_text(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = TOOL_TEMPLATE
+
+    def ids(argument: str, parameter: str) -> Counter[int]:
+        function = {"name": "f", "arguments": json.dumps({argument: 1})}
+        call = {"id": "1", "type": "function", "function": function}
+        messages = [*user("hi"), {"role": "assistant", "content": None, "tool_calls": [call]}]
+        parameters = {"type": "object", "properties": {parameter: {"type": "string"}}}
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        return controls(tokenizer, chat_prompt_ids(tokenizer, messages, [tool]))
+
+    assert ids(INJECTIONS[1], "x") == ids("x", INJECTIONS[1]) == ids("x", "x") != Counter()
 
 
 def test_a_training_row_takes_the_same_path(tokenizer):

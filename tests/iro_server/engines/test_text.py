@@ -51,6 +51,16 @@ async def test_a_row_continues_the_endpoints_own_text(engine, fake):
     assert not {"return_token_ids", "stop_token_ids", "cache_salt"} & fake.bodies[0].keys()
 
 
+async def test_a_text_that_spells_special_tokens_is_kept_as_it_stands(engine, fake):
+    assert engine.tokenizer.all_special_tokens
+    text = f"a turn ends with {engine.tokenizer.all_special_tokens[0]}."
+    session = await engine.open([72], Sampling())
+    fake.turn(lambda good: {"choices": [each | {"text": text, "finish_reason": "length"} for each in good["choices"]]})
+    chunk = await session.extend([0], 1, 4)
+    assert engine.tokenizer.decode(chunk.tokens_RL[0], skip_special_tokens=True) == text
+    assert not chunk.stopped_R.any() and END not in chunk.tokens_RL[0]
+
+
 @pytest.mark.parametrize(("text", "reason"), [("ab", "stop"), ("", "stop"), ("", "length")])
 async def test_a_row_that_has_ended_ends_with_the_end_token(engine, fake, text, reason):
     session = await engine.open([72], Sampling())

@@ -273,11 +273,12 @@ def test_an_answer_that_takes_too_long_is_sought_elsewhere_though_probes_are_ans
             assert texts(search(engine)) == expected
 
 
-def test_without_any_replica_a_request_fails_within_its_patience_and_later_ones_succeed_again(served):
+@pytest.mark.parametrize(("mode", "message"), [(500, "answered 500: told to"), ("garbled", "does not answer")])
+def test_without_any_replica_a_request_fails_within_its_patience_and_later_ones_succeed_again(served, mode, message):
     fake = FakeEndpoint()
     engine = served(fake, patience=0.6)
-    fake.turn(500)
-    with within(20), pytest.raises(EngineUnavailable, match="answered 500: told to"):
+    fake.turn(mode)
+    with within(20), pytest.raises(EngineUnavailable, match=message):
         search(engine)
     assert len(fake.bodies) == 3  # then it was left alone
     fake.turn("ok")

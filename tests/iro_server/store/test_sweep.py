@@ -125,6 +125,18 @@ def test_folders_of_jobs_that_were_never_acknowledged_go_and_no_others(store):
     assert names(settings.data_dir / "jobs") == ["ftjob-kept", "ftjob-new"]
 
 
+def test_folders_of_runs_go_by_the_oldest_run(store):
+    settings, sessions = store
+    for name, hours in [("run_before", 19), ("run_kept", 9), ("run_crashed", 2)]:
+        folder = settings.run_dir(name)
+        folder.mkdir(parents=True)
+        then = time.time() - hours * HOUR
+        os.utime(folder, (then, then))
+    add(sessions, t.JobRun(id="run_kept", created_at=int(time.time() - 9 * HOUR), kind="k", config={}))
+    sweep(settings, sessions)
+    assert names(settings.data_dir / "runs") == ["run_before", "run_kept"]
+
+
 def test_what_ended_is_forgotten_after_the_retention_time_and_what_has_not_is_kept(store):
     settings, sessions = store
     settings = settings.model_copy(update={"retention": 2.0 * HOUR})
