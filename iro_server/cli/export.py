@@ -76,7 +76,10 @@ def _bundle(values: str, data_dir: Path | None) -> Path:
     if (folder / "manifest.json").is_file():
         return folder
     if not (folder / "result.json").is_file():
-        raise FileNotFoundError(f"{values}: neither a value bundle nor a run that has ended, in {folder}")
+        raise FileNotFoundError(
+            f"{values}: neither a value bundle nor a run that has ended, in {folder}; "
+            "a server with another data directory: --data-dir"
+        )
     best = json.loads((folder / "result.json").read_text())["best_checkpoint"]
     if best is None:
         raise ValueError(f"{values} ended without an aligned model")

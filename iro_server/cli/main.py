@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
@@ -29,7 +30,7 @@ from iro_server.cli import model as cli_model
 from iro_server.cli import rollouts as cli_rollouts
 from iro_server.cli.demo import DemoError, MissingPackage
 from iro_server.cli.model import model_dir
-from iro_server.cli.options import parse_value, read_grader, with_options_of
+from iro_server.cli.options import misspelled_settings, parse_value, read_grader, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 from iro_server.store.files import FileCorrupt
@@ -53,6 +54,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except ValidationError as error:
             _fail(_mistakes(error, ()))
+        except BrokenPipeError:  # as `| head` leaves: the command line ends without a word
+            raise
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except (ValueError, ModelError, MissingPackage) as error:
@@ -352,9 +355,11 @@ def _execute(job: BatchJob[BaseModel], config: JsonObject, out: Path, seeds: int
 
 
 def _settings(**options: Any) -> ServerSettings:
-    """The server's, from its environment where an option is None."""
+    """The server's, from its environment where an option is None; warns of variables that are none of its."""
     from iro_server.settings import Settings as ServerSettings
 
+    for warning in misspelled_settings(os.environ, ServerSettings.model_fields):
+        typer.echo(f"Warning: {warning}", err=True)
     return ServerSettings(**_without_none(**options))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,3 +95,15 @@ def _parameter(row: FieldRow, panel: str) -> inspect.Parameter:
     )
     annotation: Any = Annotated[bool | None, option] if is_flag else Annotated[str | None, option]
     return inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def misspelled_settings(environ: Mapping[str, str], fields: Collection[str]) -> Iterator[str]:
+    """A warning of each variable that is no setting of a server, and nearly one."""
+    names = [f"IRO_{field.upper()}" for field in fields]
+    for name in sorted(environ):
+        if (
+            name.startswith("IRO_")
+            and name not in names
+            and (similar := get_close_matches(name, names, 1, cutoff=0.85))
+        ):
+            yield f"{name} is no setting and has no effect; did you mean {similar[0]}?"

@@ -52,5 +52,8 @@ def _write_jsonl(rollouts: Dataset, out: Path) -> None:
 def _run_folder(job: str, data_dir: Path | None) -> Path:
     folder = Path(job) if Path(job).is_dir() else settings_of(data_dir, None).job_dir(job) / "run"
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{job}: neither a run folder nor a job that has begun, in {folder}")
+        raise FileNotFoundError(
+            f"{job}: neither a run folder nor a job that has begun, in {folder}; "
+            "a server with another data directory: --data-dir"
+        )
     return folder

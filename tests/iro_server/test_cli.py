@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,25 @@ def test_the_installed_command_ends_with_status_2_and_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-m", "iro_server", "run", "nope"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_word() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "iro_server", "list"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_setting_that_is_nearly_one_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("IRO_JOB_CONCURENCY", "2")
+    monkeypatch.setenv("IRO_KEY", "k")  # of the command line, and no setting
+    result = iro("health", "--port", "1", "--data-dir", str(tmp_path))
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("Warning")]
+    assert warnings == [
+        "Warning: IRO_JOB_CONCURENCY is no setting and has no effect; did you mean IRO_JOB_CONCURRENCY?"
+    ]
 
 
 def test_align_names_the_line_that_is_no_row(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from training.iro.seeds import SPLIT
 from training.json_values import JsonObject
 from training.run import rng_of
 
+SHOWING, SHOWING_VALIDATION = 16, 4  # different prompts, of which two are left to check the gain on
 HELDOUT_SHARE = 0.2  # of an iteration's prompts, for choosing the fit's settings and for diagnostics
 
 
@@ -53,12 +54,20 @@ class Split:
     """A job's prompts by purpose; no prompt's text serves two purposes.
 
     ``slices``: an iteration's each. ``validation``: choose the best iteration. ``check``: compare that iteration with
-    the frozen model once, at the end; the validation prompts themselves where there is only one.
+    the frozen model once, at the end; ``validation`` itself where that has the only prompt.
     """
 
     slices: list[Slice]
     validation: list[Prompt]
     check: list[Prompt]
+
+    @property
+    def check_groups(self) -> list[list[int]]:
+        """Places in ``check`` of each different prompt's rows."""
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, prompt in enumerate(self.check):
+            places.setdefault(prompt.token_ids, []).append(place)
+        return list(places.values())
 
     @property
     def all(self) -> list[Prompt]:
@@ -125,7 +134,7 @@ def check(config: AlignConfig, model: Description, grader: Grader) -> list[str]:
     files = {"training_file": training, "validation_file": validation}
     if not config.validation_file:
         files = {"training_file": training | validation}
-    warnings = []
+    warnings = [*_too_few_to_check(parts)]
     for field in sorted(grader.item_fields()):
         for param, prompts in files.items():
             lacking = [index for index, prompt in sorted(prompts.items()) if field not in prompt.item]
@@ -135,6 +144,18 @@ def check(config: AlignConfig, model: Description, grader: Grader) -> list[str]:
                 rows = f"{len(lacking)} of {len(prompts)} rows of the {param}, row {lacking[0] + 1} the first,"
                 warnings.append(f"{rows} lack the field {field!r} that the grader reads: they cannot be graded")
     return warnings
+
+
+def _too_few_to_check(parts: Split) -> Iterator[str]:
+    """A warning where the prompts that chose nothing give no interval of the gain."""
+    different = len(parts.check_groups)
+    if different < 2 or parts.check is parts.validation:
+        count = "no prompt" if parts.check is parts.validation else "1 prompt"
+        yield (
+            f"{count} is left to show a gain on, and 2 are needed: whatever the job learns, its model will answer as "
+            f"the frozen one unless iro.keep_unproven is set; use {SHOWING} different prompts or more, or a "
+            f"validation_file of {SHOWING_VALIDATION} or more, with validation_prompts of 2 or more"
+        )
 
 
 def split(config: AlignConfig, model: Description, rng: np.random.Generator) -> Split:
@@ -163,11 +184,12 @@ def split(config: AlignConfig, model: Description, rng: np.random.Generator) -> 
             * (len(rows) > len(training)),
             param="training_file",
         )
+    validation = _flat(pool[:half])
     size = min(asked or len(training) // config.iterations, len(training))
     return Split(
         slices=_slices(training, size, config.iterations),
-        validation=_flat(pool[:half]),
-        check=_flat(pool[half:] or pool),
+        validation=validation,
+        check=_flat(pool[half:]) or validation,
     )
 
 

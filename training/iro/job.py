@@ -40,8 +40,8 @@ def with_improvement(config: AlignConfig, run: Run, result: JsonObject) -> JsonO
     if not check["holds"]:
         served = "is served all the same, as keep_unproven demands" if config.keep_unproven else FROZEN_BEHAVIOUR
         got = str(check["got"]).replace(" ± nan", ", of a single prompt, which gives no interval")
-        gain = f"On held-out prompts that chose nothing, the gain in reward is {got}"
-        run.emit("message", f"{gain}: the 95 % interval is not above 0. The aligned model {served}", level="warn")
+        gain = f"Gain: {got} ({check['name']})"
+        run.emit("message", f"{gain}. The 95 % interval is not above 0. The aligned model {served}", level="warn")
     return result | {"improved": check["holds"]}
 
 

@@ -332,12 +332,13 @@ class Alignment:
             f"iteration {best['step']} on other prompts",
             picks=True,
         )
-        gain, error = mean_and_error(
-            [row["value_pick"] - base["mean"] for row, base in zip(after.rows, before.rows, strict=True)]
-        )
+        gains = [row["value_pick"] - base["mean"] for row, base in zip(after.rows, before.rows, strict=True)]
+        groups = self.prompts.check_groups  # rows of the same prompt tell of one prompt
+        gain, error = mean_and_error([mean_and_error([gains[i] for i in group])[0] for group in groups])
+        is_apart = self.prompts.check is not self.prompts.validation
         self.run.check(
             "held-out reward of the aligned model, without calling the grader, less the frozen model's, on "
-            f"{len(self.prompts.check)} prompts that chose nothing",
+            f"{len(groups)} prompts that chose {'nothing' if is_apart else 'it, as there are no others'}",
             expected="95 % interval above 0",
             got=f"{gain:.3f} ± {1.96 * error:.3f}",
             holds=gain - 1.96 * error > 0,

@@ -119,7 +119,8 @@ def strength_report(strengths: Sequence[JsonObject]) -> str:
 
 
 def price_text(price: JsonObject) -> str:
-    return f"{price['reward']:.3f} ± {1.96 * price['error']:.3f}{kl_text(price)}{departures_text(price)}"
+    interval = "" if math.isnan(price["error"]) else f" ± {1.96 * price['error']:.3f}"  # of a single prompt
+    return f"{price['reward']:.3f}{interval}{kl_text(price)}{departures_text(price)}"
 
 
 def kl_text(price: JsonObject) -> str:

@@ -19,14 +19,22 @@ STRONGER, MOST_STRONGER = 1.5, 2  # times the strength of a tilt, and how often
 MUCH_MORE = 1.5  # times the gain of what is kept: by a tilt whose text is refused, of a grader that pays for such text
 
 
-def trial_report(base: Trial, trials: Sequence[Trial], best: Trial | None) -> str:
+def trial_report(trials: Sequence[Trial], best: Trial | None) -> str:
     parts = [
         f"{trial.name}: {mean_reward(trial):.3f} "
         f"(perplexity {perplexity(trial.rows):.1f}, distinct-2 {distinct_2(trial.rows):.2f})"
-        for trial in [base, *trials]
+        for trial in trials
     ]
     chosen = best.name if best else "none, because none is surely better"
     return f"Tilts at one row, held-out reward: {'; '.join(parts)}. Chosen: {chosen}"
+
+
+def distinct_trials(trials: Sequence[Trial], best: Trial | None) -> list[Trial]:
+    """``trials`` without those of equal settings, which a round tries once and may list twice."""
+    by_setting: dict[tuple[str, float, float, float], Trial] = {}
+    for trial in [*trials, *(trial for trial in trials if trial is best)]:
+        by_setting[trial.kind, trial.strength, trial.sharpness, trial.penalty] = trial
+    return list(by_setting.values())
 
 
 def trial_data(trial: Trial, best: Trial | None) -> JsonObject:

@@ -26,6 +26,7 @@ from training.iro.tilt_trials import (
     Limits,
     Trial,
     Tried,
+    distinct_trials,
     next_trial,
     refusal_report,
     refused_trial,
@@ -151,11 +152,12 @@ class Tilting:
             trials, is_last = self.new_trials(tilts, base, tried, limits)
         kept, kept_tilt = (base, policy) if self.may_stay(base, limits) or not is_last else start
         best = best_trial(trials, kept, limits if is_last else self.early_limits(limits))
-        report = trial_report(base, trials, best)
+        listed = distinct_trials([base, *trials], best)
+        report = trial_report(listed, best)
         data = {
             "step": self.iteration,
             "round": self.round,
-            "tilts": [trial_data(trial, best) for trial in [base, *trials]],
+            "tilts": [trial_data(trial, best) for trial in listed],
         }
 
         def emit_report() -> JsonObject:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from iro_server.graders.parsing import parse_grader
 from tests.toy import enumerate_completions
-from tests.training.iro.toy_job import COUNT_ONES, MAX_TOKENS, MODEL, Killed, Toy, job
+from tests.training.iro.toy_job import COUNT_ONES, MAX_TOKENS, MODEL, Killed, Toy, job, write_prompts
 from training.iro.config import AlignConfig
-from training.iro.data import AlignError, Slice, split
+from training.iro.data import AlignError, Slice, check, split
 from training.iro.diagnostics import samples_to_detect
 from training.iro.fit import Scale, Shards, fit_head
 from training.iro.rollouts import completions_of
@@ -247,6 +248,24 @@ def test_the_best_iteration_is_checked_on_prompts_that_did_not_choose_it(config:
     gains = [after["value_pick"] - before["mean"] for before, after in zip(*list(rows.values())[1:], strict=True)]
     assert result["checks"][0]["got"].startswith(f"{np.mean(gains):.3f} ±")
     assert f"on {len(checked)} prompts that chose nothing" in result["checks"][0]["name"]
+
+
+def test_few_prompts_are_said_to_show_no_gain(config: AlignConfig) -> None:
+    for count, expected in ((40, []), (16, []), (12, ["1 prompt is left"]), (7, ["no prompt is left"])):
+        write_prompts(config.training_file, count)
+        with parse_grader(config.grader) as grader:
+            warnings = check(config.model_copy(update={"iterations": 1}), MODEL, grader)
+        assert [warning[: len(text)] for text, warning in zip(expected, warnings, strict=True)] == expected
+
+
+def test_rows_of_one_prompt_show_no_gain(config: AlignConfig, tmp_path: Path) -> None:
+    """However many they are, and where the only prompt of validation has to serve, that is said."""
+    for name, count, claim in (("three", 3, "1 prompts that chose it"), ("twelve", 12, "1 prompts that chose nothing")):
+        lines = write_prompts(config.training_file, count).read_text().splitlines()
+        rows = (json.dumps(json.loads(line) | {"n": n}) for n in range(3) for line in lines)
+        config.training_file.write_text("".join(f"{row}\n" for row in rows))
+        result = job().execute(config.model_copy(update={"iterations": 1}), tmp_path / name)
+        assert claim in result["checks"][0]["name"] and not result["checks"][0]["holds"]
 
 
 @pytest.mark.slow(7)
