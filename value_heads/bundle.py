@@ -95,7 +95,12 @@ def save_bundle(
     template_hash: str,
     metrics: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a stack with its heads unfolded, so that betas can be changed later. The manifest is written last."""
+    """Write a stack with its heads unfolded, so that betas can be changed later. The manifest is written last.
+
+    ValueError for a tilt folded of jobs that ignored different words, which no bundle holds.
+    """
+    if stack.tilt is not None and stack.tilt.word_sets:
+        raise ValueError("the tilt has several sets of gates on words, and a bundle holds one: save its parts")
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(stack, ValueStack):
         states = [_state(head) for head in stack.heads]

@@ -203,6 +203,15 @@ def last_states(
     return states, sums, t_R
 
 
+def sums_of(spec: FeatureSpec, containing: FeatureSpec, sums: Sums) -> Sums:
+    """What ``spec`` reads of the sums of a spec that contains it: the counts of its own tokens."""
+    if not spec.counted or spec.counted == containing.counted:
+        return sums
+    places = torch.searchsorted(torch.tensor(containing.counted), torch.tensor(spec.counted))
+    counts = sums[TOKENS, 1.0]
+    return sums | {(TOKENS, 1.0): counts[..., places.to(counts.device)]}
+
+
 def _sum_keys(spec: FeatureSpec) -> list[tuple[int, float]]:
     return sorted({(block.layer, block.decay) for block in spec.blocks if block.kind in ("sum", "mean", TEXT)})
 

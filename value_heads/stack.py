@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from value_heads.features import HEAD_STATE, TOKENS, Sums, assemble, features, last_states, union
+from value_heads.features import HEAD_STATE, TOKENS, Sums, assemble, features, last_states, sums_of, union
 from value_heads.heads import Head, LinearHead, MLPHead, feature_places, fold
 from value_heads.tilt import Tilt
 
@@ -123,7 +123,10 @@ class StackState:
                 self.start_R[parent_R].to(chunk.lengths_R.device),
             )
             self.start_R = t_R.cpu()
-            terms = [head(assemble(head.spec, states, self.sums, t_R)) / beta for head, beta in stack.terms()]
+            terms = []
+            for head, beta in stack.terms():
+                sums = sums_of(head.spec, stack.spec, self.sums)
+                terms.append(head(assemble(head.spec, states, sums, t_R)) / beta)
             return torch.stack(terms).sum(0)
 
 

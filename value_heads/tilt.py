@@ -192,7 +192,7 @@ class BoundTilt:
             part.float().to(device) if part is not None and "lengths" in tilt.parts else None
             for part in (tilt.length_factor, tilt.length_stop)
         )
-        self.token_rV = tilt.token_factor.float().to(device) @ head_VD.float().T
+        self.token_rV = token_products(tilt, head_VD)
         self.stop_ids = torch.tensor(tilt.stop_ids, dtype=torch.int64)
         self.sharpness = tilt.sharpness
 
@@ -225,6 +225,12 @@ class BoundTilt:
         features.along(tokens)
         addition_TV = self.additions(states_TD, [features])
         return with_sharpness(addition_TV, logits_TV, self.sharpness)
+
+
+def token_products(tilt: Tilt, head_VD: Tensor) -> Tensor:
+    """R E [r, V] float32 of the head's rows E, whose copy in float32 a tilt of rank 0 does without."""
+    token_rD = tilt.token_factor.float().to(head_VD.device)
+    return token_rD @ head_VD.float().T if len(token_rD) else token_rD.new_zeros(0, len(head_VD))
 
 
 def affine(states_MD: Tensor, weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from value_heads.tilt import STOP, Tilt
+from value_heads.tilt import STOP, Tilt, token_products
 
 PENALTY = 1e-3  # of the direction's ridge regression, relative to the states' mean square
 HELDOUT_SHARE = 4  # one state in so many measures the direction's error
@@ -37,7 +37,7 @@ class HeadAdapter:
 def head_adapter(tilt: Tilt, head_VD: Tensor) -> HeadAdapter:
     """What of the tilt depends on no word of the prompt or the response. Exact. Token factors and the stop gate count
     as ranks; ``static`` is centred, which changes no distribution."""
-    token_rV = tilt.token_factor.float() @ head_VD.float().T
+    token_rV = token_products(tilt, head_VD)
     stops = torch.zeros(len(tilt.bias), 1)
     stops[list(tilt.stop_ids)] = 1.0
     rows, columns = torch.cat([tilt.state_factor, tilt.gates[STOP:]]).float(), torch.cat([token_rV.T, stops], 1)

@@ -19,11 +19,12 @@ from iro_server.decoding.base import Attribution, Final, Scorer, SearchParams, S
 from iro_server.decoding.beam import SampledTokens
 from iro_server.decoding.search import guided_search
 from iro_server.decoding.selection import diversity_first
+from iro_server.decoding.stopping import STOP_TOKENS
 from iro_server.engines.base import Sampling, Steering
 from iro_server.engines.cache import cached_tokens
 from iro_server.telemetry import tracing
 
-STREAM_TOKENS, STOP_TOKENS = 4, 8  # how often plain sampling looks up, to send text or to look for stop strings
+STREAM_TOKENS = 4  # how often plain sampling looks up, to send text
 TELEMETRY = SearchTelemetry()
 OnAgreed = Callable[[range, SampledTokens], None]
 
@@ -139,7 +140,7 @@ async def _search(
         request.scorer if params.rows > 1 else None,
         steering=request.steering,
         attribution=request.attribution,
-        stop_text=request.detokenizer.stopped if request.detokenizer.stops else None,
+        stops=request.detokenizer if request.detokenizer.stops else None,
         on_agreed=partial(on_agreed, numbers) if on_agreed else None,
         observer=SearchTrace(on_round) if on_round else TELEMETRY,
     )

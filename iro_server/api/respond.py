@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from iro_server.api.generation_slot import GenerationSlot
 from iro_server.api.options import usage_object
 from iro_server.api.picking import pick
 from iro_server.api.search_trace import RoundWriter
+from iro_server.api.text import GrowingText
 from iro_server.concurrency.disconnect import unless_gone
 from iro_server.concurrency.tasks import gather_or_cancel
 from iro_server.decoding.base import Round
@@ -159,7 +161,8 @@ class Stream:
             admitted.cancel()
 
     async def _texts(self, agreed: Queue, work: asyncio.Task[list[Generated]]) -> AsyncIterator[str]:
-        count, detokenizer = self.generations[0].n, self.generations[0].detokenizer
+        count = self.generations[0].n
+        texts: defaultdict[range, GrowingText] = defaultdict(partial(GrowingText, self.generations[0].detokenizer))
         sent = ["" for _ in range(count * len(self.generations))]
         num_sent = [0 for _ in sent]  # tokens
         for index in range(len(sent)):
@@ -172,8 +175,7 @@ class Stream:
                 yield self._search({"prompt": prompt} | writers[prompt].write(selection))
                 continue
             numbers, sampled = part
-            settled = detokenizer.settled(sampled.tokens)
-            num_settled = detokenizer.tokens_within(sampled.tokens, settled)
+            settled, num_settled = texts[numbers].settled(sampled.tokens)
             for index in numbers:
                 if len(settled) > len(sent[index]):
                     new = settled[len(sent[index]) :], sampled[num_sent[index] : num_settled]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 UNFINISHED = "\ufffd"  # what the bytes of half a character decode to
+EDGE_TOKENS = 8  # more than half a character has, at which a row of tokens may begin
 
 
 @dataclass(frozen=True)
@@ -30,32 +31,75 @@ class Detokenizer:
     def stopped(self, tokens: Sequence[int]) -> bool:
         return self.stop_at(self.decode(tokens)) is not None
 
+    @property
+    def num_context_tokens(self) -> int:
+        """As ``StopStrings.num_context_tokens``: a token that has text has a byte of it or more."""
+        return EDGE_TOKENS + max((len(stop.encode()) for stop in self.stops), default=0)
+
+    def first_stop(self, context: Sequence[int], tokens: Sequence[int]) -> int | None:
+        """As ``StopStrings.first_stop``."""
+        before, after = list(context), list(tokens)
+        if not self.stopped(before + after):
+            return None
+        return self._tokens_to_stop(before, after)
+
+    def _tokens_to_stop(self, context: list[int], tokens: list[int]) -> int:
+        """How many of ``tokens``, which hold a stop string, it takes to see one: once there, it stays."""
+        return bisect_left(range(1, len(tokens)), True, key=lambda count: self.stopped(context + tokens[:count])) + 1
+
     def final_text(self, tokens: Sequence[int]) -> tuple[str, int]:
         """The text up to the first stop string, and how many of ``tokens`` it takes to see that it ends there."""
         text = self.decode(tokens)
         end = self.stop_at(text)
         if end is None:
             return text, len(tokens)
-        low, high = 1, len(tokens)  # the stop string, once there, stays: bisect for when it came
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.stopped(tokens[:middle]) else (middle + 1, high)
-        return text[:end], low
+        return text[:end], self._tokens_to_stop([], list(tokens))
 
     def settled(self, tokens: Sequence[int]) -> str:
         """The part of the text that no continuation of ``tokens`` can change."""
-        text = self.decode(tokens)
+        return self.settled_part(self.decode(tokens))
+
+    def settled_part(self, text: str) -> str:
+        """The part of a beginning of a text that no continuation can change."""
         end = self.stop_at(text)
         if end is not None:
             return text[:end]
         text = text.rstrip(UNFINISHED)
         return text[: len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)]
 
-    def tokens_within(self, tokens: Sequence[int], settled: str) -> int:
-        """How many of ``tokens`` have all their text within ``settled``, a beginning of theirs."""
-        if len(self.decode(tokens)) <= len(settled):
-            return len(tokens)
-        return bisect_right(range(len(tokens)), len(settled), key=lambda count: len(self.decode(tokens[:count]))) - 1
+
+class GrowingText:
+    """The text of tokens that become more. New ones are decoded beside a few before them, from where a character
+    begins: the time does not grow with the text."""
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self.detokenizer = detokenizer
+        self._text = ""  # of the tokens up to the last that ends with a whole character
+        self._rest = ""  # of those after it, which ends with half a character
+        self._lengths = [0]  # of the text of so many tokens
+        self._context, self._boundary = 0, 0  # tokens before the context, and before the rest
+        self._context_text = ""  # of those between
+
+    def settled(self, tokens: Sequence[int]) -> tuple[str, int]:
+        """``Detokenizer.settled`` of tokens that begin with those of the call before, and how many of them have all
+        their text within it."""
+        for count in range(len(self._lengths), len(tokens) + 1):
+            self._read(tokens, count)
+        settled = self.detokenizer.settled_part(self._text + self._rest)
+        if self._lengths[-1] <= len(settled):
+            return settled, len(tokens)
+        return settled, bisect_right(self._lengths, len(settled)) - 1
+
+    def _read(self, tokens: Sequence[int], count: int) -> None:
+        """Read the last of ``count`` tokens."""
+        text = self.detokenizer.decode(tokens[self._context : count])
+        # Some tokenizers show whole characters before half a one as halves too: then nothing is sure until it ends.
+        self._rest = text[len(self._context_text) :] if text.startswith(self._context_text) else UNFINISHED
+        self._lengths.append(len(self._text) + len(self._rest))
+        if self._rest and not self._rest.endswith(UNFINISHED):
+            self._text, self._rest = self._text + self._rest, ""
+            self._context, self._boundary = self._boundary, count
+            self._context_text = self.detokenizer.decode(tokens[self._context : count])
 
 
 def _overlap(text: str, stop: str) -> int:

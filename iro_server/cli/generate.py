@@ -87,7 +87,8 @@ def complete(
             values = values.with_betas(params.betas)
         sampling = replace(sampling, stop_ids=engine.info.eos_ids)
         prompt_ids = item_prompt_ids(engine.tokenizer, item)
-        if values and sampling.temperature == 0 and params.rows > 1:
+        best_first = values is not None and sampling.temperature == 0 and params.rows > 1
+        if best_first:
             sampling = repeatable(sampling, 1.0, prompt_ids)
         steering = steering_of(values, params)
         attribution = values if isinstance(values, ValueStack) and values.decomposes else None
@@ -95,7 +96,8 @@ def complete(
         search = guided_search(
             engine, prompt_ids, params, sampling, max_tokens, scorer, steering=steering, attribution=attribution
         )
-        final = asyncio.run(search).finals[0]
+        finals = asyncio.run(search).finals
+        final = max(finals, key=lambda final: final.value) if best_first else finals[0]
         return Completion(
             str(engine.tokenizer.decode(final.tokens, skip_special_tokens=True)),
             [str(engine.tokenizer.decode([token])) for token in final.tokens],

@@ -28,6 +28,7 @@ from iro_server.decoding.base import (
     TokenShares,
 )
 from iro_server.decoding.beam import Beam, SampledTokens
+from iro_server.decoding.stopping import STOP_TOKENS, StoppingSession, StopStrings
 from iro_server.engines.base import Chunk, Engine, Sampling, Session, Steering
 from value_heads.features import HEAD_STATE
 from value_heads.stack import ValueStack
@@ -59,7 +60,7 @@ async def guided_search(
     steering: Steering | None = None,
     attribution: Attribution | None = None,
     keep_hidden: tuple[int, ...] = (),
-    stop_text: Callable[[list[int]], bool] | None = None,
+    stops: StopStrings | None = None,
     on_agreed: Callable[[SampledTokens], None] | None = None,
     observer: SearchObserver | None = None,
 ) -> SearchResult:
@@ -71,10 +72,11 @@ async def guided_search(
             token depends on the earlier ones and the engine does not resume, the search is a single round.
         scorer: value functions; without them every value is 0 and the first rows are kept.
         steering: tilts what is drawn. Rules that resample correct for it: their finals are draws from
-            pi_base * exp(sum V/beta) still. Rules that rank order what q proposes by value.
+            pi_base * exp(sum V/beta) still, where neither top-p nor top-k cuts q: log-ratios are those of the whole q.
+            Rules that rank order what q proposes by value.
         attribution: value functions whose value is shared among the tokens of each final.
         keep_hidden: layers whose hidden states are returned with each final.
-        stop_text: a row for which it returns True (given the row's tokens) is finished at this chunk's end.
+        stops: strings that end a row at the token that completes one. Its value is read there.
         on_agreed: called with what was sampled that every live or finished beam now shares, as it grows.
         observer: follows the search's stages and rounds.
 
@@ -96,15 +98,18 @@ async def guided_search(
     if head_rows is not None and HEAD_STATE in keep_hidden:
         raise ValueError(f"{engine.info.name} reports numbers of the output head's state, and no state to keep")
     with observer.stage("prefill"):
-        session = await engine.open(prompt_ids, sampling, layers, steering, head_rows)
+        session: Session = await engine.open(prompt_ids, sampling, layers, steering, head_rows)
+    resumes = engine.info.resumes or not sampling.remembers
+    if stops:
+        session = StoppingSession(session, stops, STOP_TOKENS if resumes else None)
     try:
         values = scorer.start(prompt_ids) if scorer else None
         drawn = params.drawn_by(sampling)
         shares = attribution.start_tokens() if attribution else None
-        search = _Search(session, values, shares, drawn, sampling.seed, keep_hidden, stop_text, observer, knows_drift)
+        search = _Search(session, values, shares, drawn, sampling.seed, keep_hidden, observer, knows_drift)
         agreed = SampledTokens()
         remaining_tokens = max_tokens
-        chunk_length = None if sampling.remembers and not engine.info.resumes else params.chunk_length
+        chunk_length = params.chunk_length if resumes else None
         while remaining_tokens and search.live:
             length = min(chunk_length or remaining_tokens, remaining_tokens)
             remaining_tokens -= length
@@ -142,13 +147,11 @@ class _Search:
         params: SearchParams,
         seed: int | None,
         keep_hidden: tuple[int, ...],
-        stop_text: Callable[[list[int]], bool] | None,
         observer: SearchObserver,
         knows_drift: bool,
     ) -> None:
         self.session, self.values, self.params, self.observer = session, values, params, observer
-        self.shares = shares
-        self.keep_hidden, self.stop_text = keep_hidden, stop_text
+        self.shares, self.keep_hidden = shares, keep_hidden
         self.generator = torch.Generator()
         # Another stream than the session's, whose uniforms drew the tokens that are resampled here.
         self.generator.manual_seed((seed + RESAMPLING) % 2**63) if seed is not None else self.generator.seed()
@@ -206,24 +209,23 @@ class _Search:
         beams = []
         for row, length in enumerate(lengths):
             parent = live[row // successors]
-            beam = Beam(
-                parent,
-                tokens[row][:length],
-                logprobs[row][:length],
-                chunk.alternatives[row][:length] if chunk.alternatives else [],
-                ratios[row][:length] if ratios else [],
-                shares_RL[row][:length] if shares_RL else [],
-                kl[row][:length] if kl else [],
-                {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
-                row,
-                self.num_rows + row + 1,
-                values[row],
-                log_weight=parent.log_weight + values[row] - parent.value - log_ratios[row] - log_successors,
-                finished=stopped[row],
+            beams.append(
+                Beam(
+                    parent,
+                    tokens[row][:length],
+                    logprobs[row][:length],
+                    chunk.alternatives[row][:length] if chunk.alternatives else [],
+                    ratios[row][:length] if ratios else [],
+                    shares_RL[row][:length] if shares_RL else [],
+                    kl[row][:length] if kl else [],
+                    {layer: chunk.hidden[layer][row, :length] for layer in self.keep_hidden},
+                    row,
+                    self.num_rows + row + 1,
+                    values[row],
+                    log_weight=parent.log_weight + values[row] - parent.value - log_ratios[row] - log_successors,
+                    finished=stopped[row],
+                )
             )
-            if self.stop_text and not beam.finished:
-                beam.finished = self.stop_text(beam.tokens_from(0))
-            beams.append(beam)
         self.num_rows += len(beams)
         return beams
 
@@ -233,8 +235,8 @@ class _Search:
         return self.beams[0].sampled_from(start)[: len(shared)]
 
     def _count(self, chunk: Chunk, selection: Round) -> None:
-        base_tokens = int(chunk.lengths_R.sum())
-        round_usage = SearchUsage(base_tokens, base_tokens if self.values else 0, rounds=1)
+        num_tokens = int(chunk.lengths_R.sum())
+        round_usage = SearchUsage(num_tokens + chunk.discarded_tokens, num_tokens if self.values else 0, rounds=1)
         self.usage.base_tokens += round_usage.base_tokens
         self.usage.value_tokens += round_usage.value_tokens
         self.usage.rounds += 1

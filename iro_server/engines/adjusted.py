@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
 from iro_server.engines.base import Sampling
 from iro_server.engines.grammars import GrammarRows
+from iro_server.engines.sample import Distribution
 
 
 class AdjustedRows:
@@ -28,7 +30,8 @@ class AdjustedRows:
     def select(self, parents: Sequence[int]) -> None:
         """Keep these rows, in this order; repeats allowed."""
         if self.penalises:
-            self._counts = [self._counts[parent] for parent in parents]
+            rows = {parent: iter(forks(self._counts[parent], count)) for parent, count in Counter(parents).items()}
+            self._counts = [next(rows[parent]) for parent in parents]
         if self.grammar:
             self.grammar.select(parents)
 
@@ -38,7 +41,9 @@ class AdjustedRows:
             self.grammar.take(tokens)
         if self.penalises:
             pairs = zip(self._counts, tokens, strict=True)
-            self._counts = [counts + Counter([token]) for counts, successors in pairs for token in successors]
+            self._counts = [counts for counts, successors in pairs for counts in forks(counts, len(successors))]
+            for counts, token in zip(self._counts, chain.from_iterable(tokens), strict=True):
+                counts[token] += 1
 
     def logits(self, logits_MV: torch.Tensor) -> torch.Tensor:
         """The adjusted logits, a copy; a token that the schema does not allow is at -inf. SchemaRefused as
@@ -62,8 +67,15 @@ class AdjustedRows:
                 logits_V[ids] -= self.sampling.presence_penalty + self.sampling.frequency_penalty * drawn
 
 
+def forks(counts: Counter[int], number: int) -> list[Counter[int]]:
+    """So many rows' counts, the first of them these themselves: a row that goes on one way is not copied."""
+    return [counts.copy() if copied else counts for copied in range(number)]
+
+
 def top_alternatives(logits_MV: torch.Tensor, count: int) -> list[list[tuple[int, float]]]:
-    """Of each row, the likeliest ``count`` tokens with their log-probabilities; fewer where fewer are possible."""
-    logprobs, ids = torch.log_softmax(logits_MV.float(), -1).topk(min(count, logits_MV.shape[1]), dim=-1)
+    """Of each row, the likeliest ``count`` tokens with their log-probabilities, the numbers that a draw reports; fewer
+    where fewer are possible."""
+    ids = logits_MV.topk(min(count, logits_MV.shape[1]), dim=-1).indices
+    logprobs = Distribution.of(logits_MV).logprobs(logits_MV, ids)
     rows = zip(ids.tolist(), logprobs.tolist(), strict=True)
     return [[(id, value) for id, value in zip(*row, strict=True) if value > -torch.inf] for row in rows]

@@ -63,7 +63,8 @@ class Sampling:
 class Steering:
     """A tilt of the frozen model's logits: tokens are drawn from q(a|s) = pi_0(a|s) exp(strength A(s,a)) / Z(s).
 
-    The sampling's temperature is that of q, and of the pi_0 that KL is from; top-p and top-k truncate q. ``max_kl``:
+    The sampling's temperature is that of q, and of the pi_0 that KL is from; top-p and top-k truncate q, but not the q
+    of log-ratios and KL. ``max_kl``:
     nats, summed over a row's tokens, of KL(q || pi_0). Where a step would exceed what is left of it, the step's
     strength is lowered.
     """
@@ -127,6 +128,7 @@ class Chunk:
     KL(q || pi_0) where it was drawn, both float32; None without steering, and from an engine that does not report
     drift. alternatives[row][position]: the
     likeliest tokens and their log-probabilities, the likeliest first, where the sampling asks for them.
+    discarded_tokens: drawn past the strings that end rows, and in none of them.
     """
 
     tokens_RL: torch.Tensor
@@ -137,6 +139,7 @@ class Chunk:
     log_ratios_RL: torch.Tensor | None = None
     kl_RL: torch.Tensor | None = None
     alternatives: list[list[Alternatives]] | None = None
+    discarded_tokens: int = 0
 
 
 class Session(Protocol):

@@ -24,7 +24,8 @@ import torch
 from transformers import AutoTokenizer
 
 from iro_server.engines.adjusted import AdjustedRows
-from iro_server.engines.base import HEAD_STATE, Alternatives, Chunk, EngineHealth, ModelInfo, Sampling, Steering
+from iro_server.engines.base import HEAD_STATE, Chunk, EngineHealth, ModelInfo, Sampling, Steering
+from iro_server.engines.chunk_parts import ChunkParts
 from iro_server.engines.describe import describe
 from iro_server.engines.endpoints import Precision
 from iro_server.engines.equality import check_equality
@@ -286,15 +287,12 @@ class EmbeddedSession:
         room = self._engine.info.max_length - self._group.length
         if length > room:
             raise ValueError(f"{length} more tokens do not fit: the model has room for {room}")
-        chunk = part = await self._extend([self._inner[p] for p in parents], num_successors, min(length, COMPACT))
-        alive = torch.arange(len(chunk.lengths_R))
-        while (remaining_tokens := length - chunk.tokens_RL.shape[1]) and not part.stopped_R.all():
-            live_places = (~part.stopped_R).nonzero().flatten()
-            alive = alive[live_places]
-            part = await self._extend(live_places.tolist(), 1, min(remaining_tokens, COMPACT))
-            chunk = _append(chunk, alive, part)
-        self._inner = {outer: inner for inner, outer in enumerate(alive.tolist())}
-        return chunk
+        parts = ChunkParts()
+        parts.add(await self._extend([self._inner[p] for p in parents], num_successors, min(length, COMPACT)))
+        while (remaining_tokens := length - parts.length) and (live := parts.live):
+            parts.add(await self._extend(live, 1, min(remaining_tokens, COMPACT)))
+        self._inner = parts.places
+        return parts.chunk()
 
     async def _extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
         return await self._engine.extend(self._group, ChunkWork(parents, num_successors, length))
@@ -304,36 +302,3 @@ class EmbeddedSession:
         if self._open:
             self._open = False
             self._engine.leave(self._group)
-
-
-def _append(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> Chunk:
-    """``chunk`` with the rows ``alive`` continued by ``more``; the other rows are padded."""
-
-    def widen(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        padded = new.new_zeros(old.shape[0], *new.shape[1:])
-        padded[alive] = new
-        return torch.cat([old, padded], dim=1)
-
-    def widen_steered(old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
-        return None if old is None or new is None else widen(old, new)
-
-    lengths, stopped = chunk.lengths_R.clone(), chunk.stopped_R.clone()
-    lengths[alive] += more.lengths_R
-    stopped[alive] |= more.stopped_R
-    return Chunk(
-        tokens_RL=widen(chunk.tokens_RL, more.tokens_RL),
-        logprobs_RL=widen(chunk.logprobs_RL, more.logprobs_RL),
-        lengths_R=lengths,
-        stopped_R=stopped,
-        hidden={i: widen(h, more.hidden[i]) for i, h in chunk.hidden.items()},
-        log_ratios_RL=widen_steered(chunk.log_ratios_RL, more.log_ratios_RL),
-        kl_RL=widen_steered(chunk.kl_RL, more.kl_RL),
-        alternatives=_append_alternatives(chunk, alive, more),
-    )
-
-
-def _append_alternatives(chunk: Chunk, alive: torch.Tensor, more: Chunk) -> list[list[Alternatives]] | None:
-    if chunk.alternatives is None or more.alternatives is None:
-        return None
-    continued = dict(zip(alive.tolist(), more.alternatives, strict=True))
-    return [row + continued.get(place, []) for place, row in enumerate(chunk.alternatives)]

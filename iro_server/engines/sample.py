@@ -103,9 +103,9 @@ def _steered_tokens(
     return tokens, logprobs, log_ratios, _divergence(tilted, frozen, addition_MV)
 
 
-def divergence(logits_MV: torch.Tensor, addition_MV: torch.Tensor) -> torch.Tensor:
-    """KL(q || pi_0) in nats of q = softmax(logits + addition), [M] float64."""
-    return _divergence(Distribution.of(logits_MV + addition_MV), Distribution.of(logits_MV), addition_MV)
+def divergence(logits_MV: torch.Tensor, addition_MV: torch.Tensor, frozen: Distribution | None = None) -> torch.Tensor:
+    """KL(q || pi_0) in nats of q = softmax(logits + addition), [M] float64. ``frozen``: softmax(logits)."""
+    return _divergence(Distribution.of(logits_MV + addition_MV), frozen or Distribution.of(logits_MV), addition_MV)
 
 
 def _divergence(tilted: Distribution, frozen: Distribution, addition_MV: torch.Tensor) -> torch.Tensor:

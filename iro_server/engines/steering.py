@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from iro_server.engines.base import Steering
-from iro_server.engines.sample import divergence
+from iro_server.engines.sample import Distribution, divergence
 from value_heads.tilt import BoundTilt, with_sharpness
 
 LEAST_ROOM = 1e-3  # nats: what is less is none. KL is quadratic in the strength, so that rounding would choose it
@@ -67,15 +67,27 @@ def additions(
 
 
 def within_room(logits_MV: torch.Tensor, addition_MV: torch.Tensor, room_M: torch.Tensor) -> torch.Tensor:
-    """The addition, scaled down in the rows where its KL exceeds what is left of their ``max_kl``."""
+    """The addition, scaled down in the rows where its KL exceeds what is left of their ``max_kl``; 0 where none is."""
+    spent_M = room_M < LEAST_ROOM
+    if spent_M.any():
+        scaled_MV, rest = torch.zeros_like(addition_MV), (~spent_M).nonzero()[:, 0]
+        if len(rest):
+            scaled_MV[rest] = within_room(logits_MV[rest], addition_MV[rest], room_M[rest])
+        return scaled_MV
     over = (divergence(logits_MV, addition_MV) > room_M).nonzero()[:, 0]
     if not len(over):
         return addition_MV
-    low, high = torch.zeros(len(over), device=over.device), torch.ones(len(over), device=over.device)
+    scale_M = torch.ones(len(addition_MV), device=over.device)
+    scale_M[over] = _largest_scale(logits_MV[over], addition_MV[over], room_M[over])
+    return addition_MV * scale_M[:, None]
+
+
+def _largest_scale(logits_MV: torch.Tensor, addition_MV: torch.Tensor, room_M: torch.Tensor) -> torch.Tensor:
+    """The largest part [M] of the additions whose KL is within the room, by bisection."""
+    frozen, device = Distribution.of(logits_MV), logits_MV.device
+    low_M, high_M = torch.zeros(len(room_M), device=device), torch.ones(len(room_M), device=device)
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        fits = divergence(logits_MV[over], addition_MV[over] * middle[:, None]) <= room_M[over]
-        fits &= room_M[over] >= LEAST_ROOM
-        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    scale = torch.ones(len(addition_MV), device=over.device).index_put((over,), low)
-    return addition_MV * scale[:, None]
+        middle_M = (low_M + high_M) / 2
+        fits_M = divergence(logits_MV, addition_MV * middle_M[:, None], frozen) <= room_M
+        low_M, high_M = torch.where(fits_M, middle_M, low_M), torch.where(fits_M, high_M, middle_M)
+    return low_M

@@ -12,7 +12,7 @@ from value_heads import BundleMismatch, FeatureSpec, LinearHead, MLPHead, ValueS
 from value_heads.features import TOKENS
 from value_heads.length_features import NUM_LENGTH_FEATURES
 from value_heads.text_counts import pack
-from value_heads.tilt import zero_tilt
+from value_heads.tilt import fold_tilts, zero_tilt
 
 SIZE = 4
 HASHES = {"model_hash": "a" * 64, "template_hash": "b" * 64}
@@ -89,6 +89,14 @@ def test_a_tilt_comes_back_with_its_values(tmp_path, reads_lengths):
     manifest["format_version"] = 4
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert load_bundle(tmp_path, **HASHES).tilt.sharpness == 0.0
+
+
+def test_a_tilt_that_a_bundle_cannot_hold_is_refused(tmp_path):
+    tilts = [zero_tilt(7, SIZE, ignored, (3,)) for ignored in ((1,), (2,))]
+    tilts = [replace(tilt, gates=tilt.gates + 1.0) for tilt in tilts]
+    with pytest.raises(ValueError, match="sets of gates"):
+        save_bundle(tmp_path / "bundle", stack(0, 1).with_tilt(fold_tilts(tilts, [1.0, 1.0])), **HASHES)
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize(("changed", "named"), [("model_hash", "base model"), ("template_hash", "chat template")])

@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iro_server.engines.base import Chunk
 from tests.toy import VOCABULARY as TOY_VOCABULARY
 from tests.toy import next_probs
 from tests.value_heads.test_stack import SIZE, SPECS, linear, mlp, random_hidden
 from tests.value_heads.test_tilt import WIDTH, additions, random_tilt
 from value_heads import FeatureSpec, LinearHead, ValueStack
 from value_heads.compose import compose
+from value_heads.features import TOKENS
 from value_heads.prompt_features import TokenGroups
 from value_heads.tilt import BoundTilt, Tilt, fold_tilts, zero_tilt
 
@@ -36,6 +38,17 @@ def test_a_composite_is_the_weighted_sum(weights: list[float], deep: bool, seed:
     composite = compose(stacks, weights)
     torch.testing.assert_close(composite.values(hidden), expected, atol=1e-3, rtol=1e-4)
     assert len(composite.terms()) == (2 if deep else 1)  # linear heads of all models are one
+
+
+async def test_a_composite_of_models_that_count_different_tokens_scores_a_search() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counting, deep = ValueStack([linear(SPECS[3], generator)], [0.5]), ValueStack([mlp(SPECS[4])], [2.0])
+    composite, hidden = compose([counting, deep], [1.0, -0.5]), random_hidden(4, 5, generator)
+    chunk = Chunk(
+        hidden[TOKENS], torch.zeros(4, 5), torch.full((4,), 5), torch.zeros(4, dtype=torch.bool), hidden=hidden
+    )
+    scores = await composite.start([7]).score([0], 4, chunk)
+    torch.testing.assert_close(scores, composite.values(hidden)[:, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_one_model_of_weight_1_is_that_model_to_the_bit() -> None:

@@ -153,11 +153,12 @@ async def test_eight_linear_heads_cost_one_product(iterations):
     assert products.count == 1
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "both"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "counts", "both"])
 async def test_scores_of_a_search_equal_full_recomputation(kind):
     generator = torch.Generator().manual_seed(5)
     heads = {"linear": [linear(s, generator) for s in SPECS], "mlp": [mlp(SPECS[0]), mlp(SPECS[3])]}
-    heads["both"] = [*heads["linear"], mlp(SPECS[1])]
+    heads["counts"] = [mlp(SPECS[3]), mlp(SPECS[4])]  # which count different tokens
+    heads["both"] = [*heads["linear"], mlp(SPECS[1]), mlp(SPECS[4])]
     betas = [0.5 + 0.5 * t for t in range(len(heads[kind]))]
     stack = ValueStack(heads[kind], betas)
     state = stack.start([7])

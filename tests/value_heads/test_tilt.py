@@ -20,6 +20,7 @@ from value_heads.tilt import (
     with_sharpness,
     zero_tilt,
 )
+from value_heads.tilt_export import head_adapter
 from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt, tilt_loss
 
 WORDS = ["Ġriver", "river", "River", "Ġlamp", "Ġa", "a", ".", "<end>", "Ġ", "ĠLAMP", "Ġsea", "sea"]
@@ -206,3 +207,26 @@ def test_a_fitted_tilt_is_the_function_that_was_fitted() -> None:
     fitted = fitted + lengths @ tilt.length_factor.T @ (tilt.token_factor @ head().T)
     fitted = fitted + (lengths @ tilt.length_stop)[:, None] * features[..., FEATURES.index("stop")]
     assert tilt_loss(fitted, rows, 0.2) < tilt_loss(torch.zeros_like(fitted), rows, 0.2) - 0.05
+
+
+class CopiesOfHeads(torch.overrides.TorchFunctionMode):
+    """Counts copies of an output head in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        is_head = isinstance(result, torch.Tensor) and result.shape == (VOCABULARY, WIDTH)
+        self.count += is_head and function is torch.Tensor.float
+        return result
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_tilt_of_rank_0_copies_no_output_head(rank: int) -> None:
+    tilt, head_VD = random_tilt(0, rank), head().bfloat16()
+    with CopiesOfHeads() as copies:
+        bound, adapter = BoundTilt(tilt, head_VD, GROUPS), head_adapter(tilt, head_VD)
+    assert copies.count == (2 if rank else 0)
+    assert bound.token_rV.shape == (rank, VOCABULARY) and len(adapter.lora_A) == rank + 1

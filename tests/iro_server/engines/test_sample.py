@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iro_server.engines.adjusted import top_alternatives
 from iro_server.engines.base import Sampling
 from iro_server.engines.sample import MOST_NUMBERS, draw, next_tokens, steered_tokens, truncate
 
@@ -71,3 +72,10 @@ def test_steered_rows_are_drawn_alike_together_and_alone() -> None:
     torch.testing.assert_close(log_ratios.double(), (tilted - frozen).gather(1, tokens), atol=5e-6, rtol=0)
     torch.testing.assert_close(kl, (tilted.exp() * (tilted - frozen)).sum(-1), atol=5e-6, rtol=0)
     assert kl[0] == 0.0 and not log_ratios[0].any()
+
+
+def test_a_drawn_token_has_the_log_probability_of_the_same_token_among_the_likeliest() -> None:
+    logits = torch.randn(16, 49152, generator=torch.Generator().manual_seed(0)) * 3
+    tokens, logprobs = next_tokens(logits, Sampling(temperature=0.0), torch.zeros(16, 1))
+    for row, likeliest in enumerate(top_alternatives(logits, 3)):
+        assert likeliest[0] == (int(tokens[row, 0]), float(logprobs[row, 0]))

@@ -15,8 +15,8 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import HEAD_STATE, Chunk, Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.prompts import chat_prompt_ids
-from iro_server.engines.sample import divergence
-from iro_server.engines.steering import within_room
+from iro_server.engines.sample import Distribution, divergence
+from iro_server.engines.steering import BISECTIONS, within_room
 from value_heads.length_features import KNOTS, NUM_LENGTH_FEATURES
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import Tilt, sharpened, zero_tilt
@@ -199,6 +199,23 @@ def test_a_tilt_that_nobody_holds_is_forgotten(engine: EmbeddedEngine, prompt: l
     del tilt
     gc.collect()
     assert bound() is None
+
+
+def test_rows_without_room_cost_no_distribution_and_a_bisection_one_of_the_frozen_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_rows: list[int] = []
+    of = Distribution.of
+
+    def counted(logits_MV: torch.Tensor) -> Distribution:
+        num_rows.append(len(logits_MV))
+        return of(logits_MV)
+
+    monkeypatch.setattr(Distribution, "of", counted)
+    logits, addition = torch.randn(2, 4, 600, generator=torch.Generator().manual_seed(0))
+    assert not within_room(logits, addition, torch.zeros(4)).any() and num_rows == []
+    within_room(logits, addition, torch.tensor([0.0, 0.1, torch.inf, 0.0], dtype=torch.float64))
+    assert num_rows == [2, 2, *[1] * (BISECTIONS + 1)]  # those with room; then the one that is over
 
 
 def test_room_that_rounding_would_fill_is_none() -> None:
