@@ -18,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar, ov
 
 import numpy as np
 from opentelemetry import trace
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from training.checkpoints import VARIABLE as STORAGE_VARIABLE
 from training.checkpoints import About, SavedValue, WithTables, claim, open_checkpoints
 from training.json_values import JsonObject
 from training.metrics import Board, metrics_csv, read_rows
 from training.provenance import input_hashes, versions
+from training.run_folder import continues, has_several_seeds, has_single_run, is_record_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -266,23 +267,29 @@ class Job(Generic[AnyConfig]):
         """Run, or go on with what ``out`` holds of the same run, and return result.json.
 
         Several seeds (config.seed, +1, …) run one after another in ``out/seed-<seed>``. Raises pydantic's
-        ValidationError for a bad config, RunError if ``out`` holds another run or one of other input files, Cancelled
-        once ``should_stop`` is true, StorageUnavailable where checkpoints cannot be kept or read.
+        ValidationError for a bad config, RunError if ``out`` holds another run, one of other input files, or one of
+        several seeds where this is of one and the reverse, Cancelled once ``should_stop`` is true, StorageUnavailable
+        where checkpoints cannot be kept or read.
         """
         config = config if isinstance(config, self.Config) else self.Config.model_validate(config)
+        out = Path(out)
         if seeds == 1:
-            return self._execute(config, Path(out), on_event, should_stop)
+            if has_several_seeds(out):
+                raise RunError(f"{out} holds a run of several seeds; choose another folder for a run of one")
+            return self._execute(config, out, on_event, should_stop)
+        if has_single_run(out):
+            raise RunError(f"{out} holds a run of one seed; choose another folder for several seeds")
         per_seed = []
         for seed in range(config.seed, config.seed + seeds):
             seeded = config.model_copy(update={"seed": seed})
-            per_seed.append(self._execute(seeded, Path(out) / f"seed-{seed}", on_event, should_stop))
+            per_seed.append(self._execute(seeded, out / f"seed-{seed}", on_event, should_stop))
         result = {key: per_seed[0][key] for key in ("job", "config", "versions")}
         result["seeds"] = [record["config"]["seed"] for record in per_seed]
         result["checks"] = [
             check | {"seed": record["config"]["seed"]} for record in per_seed for check in record["checks"]
         ]
         result["per_seed"] = per_seed
-        _write_json(Path(out) / "result.json", result)
+        _write_json(out / "result.json", result)
         return result
 
     def _execute(
@@ -303,7 +310,7 @@ class Job(Generic[AnyConfig]):
         if started.exists():
             before = json.loads(started.read_text())
             location = before.pop("checkpoints", None)
-            if before["job"] != header["job"] or not _continues(before["config"], config):
+            if before["job"] != header["job"] or not continues(before["config"], config):
                 raise RunError(f"{out} holds another run ({before['job']}); choose another folder")
             # A folder of an earlier version has no "inputs".
             changed = [
@@ -317,13 +324,13 @@ class Job(Generic[AnyConfig]):
             location = claim(storage, f"{self.name}-{out.absolute().name}")
         finished = out / "result.json"
         is_drawn = any((out / "figures").glob("*"))
-        if not _is_of(finished, config, header):
+        if not is_record_of(finished, config, header):
             with closing(Run(out, config.seed, on_event, should_stop, location=location)) as run:
                 _write_json(started, header | ({"checkpoints": location} if location else {}))
                 try:
                     returned = self.run(config, run)
                 except ValueError:
-                    if location is None and not run.checkpoints.names():
+                    if location is None and not run.checkpoints.names() and not finished.exists():
                         started.unlink()  # a corrected config may use the folder
                     raise
             (out / "metrics.csv").write_text(metrics_csv(out))
@@ -336,7 +343,12 @@ class Job(Generic[AnyConfig]):
 
 
 def derive_seed(seed: int, *path: int) -> int:
-    """A 63-bit seed from a run's seed and ``path`` alone, so that a resumed run draws what it would have."""
+    """A 63-bit seed from a run's seed and ``path`` alone, so that a resumed run draws what it would have.
+
+    NumPy pads up to four numbers with zeros, so that paths which differ only in trailing zeros give one seed:
+    ``derive_seed(5) == derive_seed(5, 0)``. Let the paths of a run differ elsewhere. A number of 2³² or more counts
+    as two.
+    """
     return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -362,33 +374,6 @@ def jsonable(value: object) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _continues(before: Mapping[str, Any], config: JobConfig) -> bool:
-    """Whether a run of the saved config ``before`` may go on with ``config``: they differ in movable and extendable
-    fields alone.
-
-    A field that an earlier version did not have counts as its default.
-    """
-    try:
-        saved = type(config).model_validate(before)
-    except ValidationError:
-        return False
-    ignored = config.movable | config.extendable
-    saved_fields, fields = (_without(each.model_dump(mode="json"), ignored) for each in (saved, config))
-    return saved_fields == fields
-
-
-def _is_of(finished: Path, config: JobConfig, header: JsonObject) -> bool:
-    """Whether the record ``finished`` exists and has the steps of ``header``, by whose config the run goes on."""
-    if not finished.exists():
-        return False
-    recorded = json.loads(finished.read_text())["config"]
-    return all(recorded.get(name) == header["config"][name] for name in config.extendable)
-
-
-def _without(config: Mapping[str, Any], names: Container[str]) -> JsonObject:
-    return {name: value for name, value in config.items() if name not in names}
 
 
 def _write_json(path: Path, value: object) -> None:

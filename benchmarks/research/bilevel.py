@@ -21,10 +21,11 @@ from benchmarks.research.claims import (
 from benchmarks.tables import table
 from iro_server import JsonObject
 from training.bilevel.algorithms.registry import METHODS
+from training.bilevel.studies import transient_slopes
 from training.bilevel.studies.comparison import ByteCurve, bytes_ratio
 from training.bilevel.studies.hyper_cleaning_figure import draw_curves
-from training.bilevel.studies.transient import Lengths
 from training.bilevel.studies.transient_figure import draw_lengths
+from training.bilevel.studies.transient_slopes import Lengths, Slope
 
 PAPER_SLOPES = {
     ("gap, every_agent", "ED"): "at most 2",
@@ -91,7 +92,10 @@ def _floors(study: JsonObject) -> list[Claim]:
 
 def transient(result: JsonObject) -> JsonObject:
     """Lengths and slopes of transients. Differences are of log2, paired by problem, at the smallest gap that both
-    reach."""
+    reach.
+
+    ``result``: of the job, or what this function returns as "lengths".
+    """
     gaps = result["config"]["gaps"]
     lengths = result["gaps"]["every_agent"]
     rows: list[Claim] = []
@@ -103,15 +107,10 @@ def transient(result: JsonObject) -> JsonObject:
     levels = result["levels"]
     for name in lengths:
         rows += _longer(f"{name}, small gap for y and z,", levels["lower"][name], "for x", levels["upper"][name], gaps)
+    fitted = transient_slopes.slopes(result, gaps, result["config"]["sizes"])
     slopes = {
-        study: {
-            name: {
-                "paper": PAPER_SLOPES.get((study, name), ""),
-                "ours": None if slope is None else estimate(slope["of_repeats"]),
-            }
-            for name, slope in by_method.items()
-        }
-        for study, by_method in result["slopes"].items()
+        study: {name: _slope(study, name, slope) for name, slope in by_method.items()}
+        for study, by_method in fitted.items()
     }
     plotted = {name: result[name] for name in ("config", "gaps", "sizes", "levels")}
     return {"claims": rows, "slopes": slopes, "lengths": plotted}
@@ -129,14 +128,32 @@ def _longer(more: str, long: list[Lengths], less: str, short: list[Lengths], gap
     return [positive(paper, [gap], against(gap, 0))]
 
 
+def _slope(study: str, method: str, slope: Slope) -> JsonObject:
+    """Beside the paper's; None where a problem, of which ``unfitted`` counts those, has too few lengths for one."""
+    complete = [value for value in slope["of_repeats"] if value is not None]
+    problems = len(slope["of_repeats"])
+    return {
+        "paper": PAPER_SLOPES.get(("n" if study.startswith("n from") else study, method), ""),
+        "ours": estimate(complete) if len(complete) == problems else None,
+        "unfitted": problems - len(complete),
+        "problems": problems,
+    }
+
+
 def slopes(content: JsonObject) -> str:
     """Exponents of 1/(1 - ρ) and of n in the transient iterations, beside the paper's."""
     rows = [
-        [f"{study}, {name}", row["paper"], "none" if row["ours"] is None else cell_text(row["ours"])]
+        [f"{study}, {name}", row["paper"], _slope_text(row)]
         for study, by_method in content["slopes"].items()
         for name, row in by_method.items()
     ]
     return table(["transient against, method", "paper", "log–log slope"], rows)
+
+
+def _slope_text(row: JsonObject) -> str:
+    if row["ours"] is None:
+        return f"none: fewer than three lengths in {row['unfitted']} of {row['problems']} problems"
+    return cell_text(row["ours"])
 
 
 def transient_figure(content: JsonObject, path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from training.run import Cancelled, Job, JobConfig, Run, RunError
+from training.run import Cancelled, Job, JobConfig, Run, RunError, derive_seed
 
 
 class WalkConfig(JobConfig):
@@ -195,9 +195,49 @@ def test_seeds_run_apart_and_are_gathered(tmp_path: Path) -> None:
     assert result["per_seed"][1]["position"] == alone["position"] != result["per_seed"][0]["position"]
 
 
+def test_a_run_of_one_seed_and_one_of_several_keep_apart(tmp_path: Path) -> None:
+    single = WALK.execute({"steps": 2}, tmp_path / "single")
+    with pytest.raises(RunError, match="single holds a run of one seed; choose another folder for several seeds"):
+        WALK.execute({"steps": 3}, tmp_path / "single", seeds=2)
+    assert WALK.execute({"steps": 2}, tmp_path / "single") == single
+
+    several = WALK.execute({"steps": 2}, tmp_path / "several", seeds=2)
+    with pytest.raises(RunError, match="several holds a run of several seeds; choose another folder for a run of one"):
+        WALK.execute({"steps": 2}, tmp_path / "several")
+    assert WALK.execute({"steps": 2}, tmp_path / "several", seeds=2) == several
+
+
+def test_an_interrupted_run_of_several_seeds_takes_no_single_run(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        dying(1).execute({}, tmp_path, seeds=2)
+    with pytest.raises(RunError, match="several seeds"):
+        WALK.execute({}, tmp_path)
+    assert WALK.execute({}, tmp_path, seeds=2)["seeds"] == [0, 1]
+
+
+def test_a_refused_extension_leaves_the_record_to_its_config(tmp_path: Path) -> None:
+    def refuse(config: ExtendableConfig, run: Run) -> dict:
+        if config.steps > 2:
+            raise ValueError("too many steps")
+        return {"seed": config.seed}
+
+    job = Job("walk", "", ExtendableConfig, refuse)
+    assert job.execute({"steps": 2}, tmp_path)["seed"] == 0
+    with pytest.raises(ValueError, match="too many"):
+        job.execute({"steps": 4}, tmp_path)
+    with pytest.raises(RunError, match="another run"):
+        job.execute({"steps": 2, "seed": 1}, tmp_path)
+    assert job.execute({"steps": 2}, tmp_path)["seed"] == 0
+
+
 def test_events_carry_metrics_that_any_json_reader_accepts(tmp_path: Path) -> None:
     events: list[dict] = []
     run = Run(tmp_path, seed=0, on_event=events.append)
     run.metrics({"step": 1, "r2": float("nan")}, "Step 1/1")
     assert events == [{"type": "metrics", "level": "info", "message": "Step 1/1", "data": {"step": 1, "r2": None}}]
     assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)["r2"] is None
+
+
+def test_seeds_of_paths_differ_but_for_trailing_zeros() -> None:
+    assert derive_seed(5) == derive_seed(5, 0) and derive_seed(5, 1) == derive_seed(5, 1, 0)
+    assert len({derive_seed(5, *path) for path in ((), (1,), (0, 1), (1, 1), (0, 0, 1))}) == 5

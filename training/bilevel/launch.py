@@ -1,8 +1,8 @@
 """The quadratics over processes: ``torchrun --nproc-per-node 4 -m training.bilevel.launch out=DIR [key=value ...]``.
 
 On several hosts, run the same command with torchrun's ``--nnodes`` and ``--rdzv-endpoint``. ``key=value`` sets a field
-of ``LaunchConfig``. The same command resumes an interrupted run. DIR/result.json, on the first host, holds the recorded
-x of all agents and the bytes that each process sent.
+of ``LaunchConfig``. The same command resumes an interrupted run, and more ``steps`` extend a finished one.
+DIR/result.json, on the first host, holds the recorded x of all agents and the bytes that each process sent.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def mixing_of(config: LaunchConfig) -> torch.Tensor:
 
 
 def solver_of(config: LaunchConfig, W: torch.Tensor, network: Network = STACKED) -> Solver:
-    """Raises ValueError for an unknown strategy, and if the problem has fewer than k coordinates."""
+    """Raises ValueError for an unknown strategy, and if a message of EF-SOBA has fewer than k coordinates."""
     for name in (config.lower, config.upper):
         if name not in STRATEGIES:
             raise ValueError(f"no strategy {name}: take one of {', '.join(STRATEGIES)}")
@@ -113,6 +113,9 @@ def _algorithm(config: LaunchConfig, W: torch.Tensor, network: Network) -> Algor
     steps = {"alpha": 0.1, "beta": 0.2, "gamma": 0.2, "theta": 0.5}
     if config.algorithm == "sparkle":
         return Sparkle(PROBLEM, STRATEGIES[config.lower](W), STRATEGIES[config.upper](W), **steps, network=network)
+    coordinates = min(config.x_size, config.y_size)
+    if not 1 <= config.k <= coordinates:
+        raise ValueError(f"k: must be between 1 and the {coordinates} coordinates of a message, not {config.k}")
     return EFSoba(PROBLEM, RandK(config.k), RandK(config.k), **steps, network=network)
 
 
@@ -142,12 +145,20 @@ def advance(config: LaunchConfig, solver: Solver, progress: Progress, first: int
 
 
 def run(config: LaunchConfig, out: Path) -> None:
-    """This process's part, from the last common checkpoint to the end; process 0 writes result.json."""
+    """This process's part, from the last common checkpoint to the end; process 0 writes result.json.
+
+    Raises ValueError for a config that has no solver, which leaves the folder unclaimed; and if the folder holds a run
+    of another config, or a checkpoint after the last of ``steps``.
+    """
+    _check_folder(config, out)
     W = mixing_of(config)
     network = Processes(config.agents, [W], config.timeout)
     solver, checkpoints = solver_of(config, W, network), ProcessCheckpoints(out, network)
+    _claim_folder(config, out)
     progress = begin(config, solver)
     first, progress = checkpoints.last(progress) or (0, progress)
+    if first > config.steps:
+        raise ValueError(f"steps: {out} has a checkpoint of step {first}; take as many or more, or another folder")
     if network.rank == 0:
         print(f"{network.size} processes, {config.agents} agents: from step {first} to {config.steps}", flush=True)
     began, before, done = time.monotonic(), tcp_bytes(), first
@@ -180,16 +191,23 @@ def _result(config: LaunchConfig, parts: list[ProcessResult], steps: int, second
     }
 
 
-def _claim_folder(config: LaunchConfig, out: Path) -> None:
+def _check_folder(config: LaunchConfig, out: Path) -> None:
     """Raises ValueError if the folder holds a run of another config."""
-    fixed = config.model_dump(exclude=set(config.movable))
     path = out / "config.json"
-    if path.exists() and json.loads(path.read_text()) != fixed:
+    if path.exists() and json.loads(path.read_text()) != _fixed(config):
         raise ValueError(f"{out} holds another run; choose another folder")
+
+
+def _claim_folder(config: LaunchConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     partial = out / f"config.json.{os.getpid()}"  # every process writes the same, and may read while another writes
-    partial.write_text(json.dumps(fixed))
-    os.replace(partial, path)
+    partial.write_text(json.dumps(_fixed(config)))
+    os.replace(partial, out / "config.json")
+
+
+def _fixed(config: LaunchConfig) -> dict[str, object]:
+    """The fields that a resumed run may not change."""
+    return config.model_dump(exclude=set(config.movable))
 
 
 def main(arguments: list[str]) -> int:
@@ -197,7 +215,6 @@ def main(arguments: list[str]) -> int:
         settings = dict(argument.split("=", 1) for argument in arguments)
         out = Path(settings.pop("out", "runs/bilevel.launch"))
         config = LaunchConfig.model_validate(settings)
-        _claim_folder(config, out)
         run(config, out)
     except ProcessLost as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from training.json_values import JsonObject
@@ -14,11 +16,18 @@ from training.speech.results import table
 from training.speech.schedule import TrainingMethod, plan
 from training.speech.trainings import TrainingTask, build, corpus_of, schedule_of, train_all
 from training.speech.tuning import GridSearch
+from training.workers import one_thread
 
 TUNING = 10**6  # the number of the tuning runs
 
 
 def run(config: BLJustConfig, run: Run) -> dict[str, object]:
+    """On the CPU with one thread, as in the processes of ``processes``: the bits depend on the number of threads."""
+    with one_thread() if config.device.startswith("cpu") else nullcontext():
+        return _run(config, run)
+
+
+def _run(config: BLJustConfig, run: Run) -> dict[str, object]:
     _check_device(config.device)
     for name, claim in checks.CLAIMS.items():
         run.check(name, **claim())

@@ -213,6 +213,20 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_result(speech: Path, tmp_path
     assert len(heard) == 24 and set(json.loads(heard[0])) == {"audio", "text", "heard"}
 
 
+def test_a_training_on_the_cpu_has_one_thread_whatever_the_process_has(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    run_pass = Training.run_pass
+    monkeypatch.setattr(Training, "run_pass", lambda self: threads.append(torch.get_num_threads()) or run_pass(self))
+    torch.set_num_threads(2)
+    try:
+        JOB.execute(config(speech, methods=["supervised"], models=1), tmp_path)
+        assert set(threads) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.slow(20)
 def test_a_run_in_two_processes_has_the_rows_and_results_of_one_in_one(speech: Path, tmp_path: Path) -> None:
     changes = TUNED | {"methods": ["supervised", "pseudo"], "tune": False, "models": 1, "epochs": 2}

@@ -164,7 +164,11 @@ def _semidefinite(W: torch.Tensor) -> torch.Tensor:
 
 
 def _method(lower: str, upper: str) -> BilevelMethod:
-    """A strategy sends a vector per variable, gradient tracking two."""
+    """``bytes_sent`` is that of the textbook recursions: a vector per variable and step, two by gradient tracking.
+
+    `Sparkle` takes the same iterates in its general form, which exchanges s and its correction apart: over processes ED
+    and EXTRA send two vectors per variable and step, gradient tracking four, diffusion one.
+    """
     strategies = STRATEGIES | {"diffusion": diffusion}
 
     def build(setup: ProblemSetup) -> Sparkle:

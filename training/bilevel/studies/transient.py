@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
-from typing import TypedDict
 
-import numpy as np
 import torch
 from pydantic import Field, field_validator
 
@@ -18,7 +16,8 @@ from training.bilevel.problems.quadratic import PROBLEM, Quadratic
 from training.bilevel.studies.moments import SquaredGradients, moments, recursion, squared_gradients
 from training.bilevel.studies.quadratic_measurements import D_SOBA, strategies
 from training.bilevel.studies.transient_figure import draw
-from training.intervals import band
+from training.bilevel.studies.transient_slopes import Lengths, slopes
+from training.json_values import JsonObject
 from training.run import Job, JobConfig, Run
 
 METHODS = ("ED", "EXTRA", "ATC-GT", "ED/ATC-GT", D_SOBA)
@@ -26,7 +25,6 @@ MEASURES = SquaredGradients._fields
 LEVELS = ("lower", "upper")  # y and z; x
 LONGEST_RATIO = 2.0  # of the error to that of agents that average exactly, at the end of a transient
 THETA = 0.2
-LONGEST = 3  # transients that a slope is fitted to
 COARSE = 4  # powers of two between the horizons that are tried first
 
 
@@ -38,7 +36,7 @@ class TransientConfig(JobConfig):
     gaps: tuple[float, ...] = Field(
         tuple(2.0**-power for power in range(2, 11)), description="Spectral gaps g of the mixing matrix, falling."
     )
-    sizes: tuple[int, ...] = Field((4, 8, 16, 32), description="Numbers of agents n at the gap `size_gap`.")
+    sizes: tuple[int, ...] = Field((4, 8, 16, 32), description="Numbers of agents n at the gap `size_gap`, rising.")
     size_gap: float = Field(2.0**-6, gt=0, le=1, description="The spectral gap where the number of agents is varied.")
     level_gap: float = Field(0.5, gt=0, le=1, description="The spectral gap of the level whose gap is not varied.")
     powers: tuple[int, int] = Field((9, 38), description="The shortest and the longest horizon, as powers of two.")
@@ -53,6 +51,13 @@ class TransientConfig(JobConfig):
             raise ValueError(f"three gaps or more, falling, above 0 and at most 1, not {list(value)}")
         return value
 
+    @field_validator("sizes")
+    @classmethod
+    def _rising(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or list(value) != sorted(set(value)) or value[0] < 2:
+            raise ValueError(f"rising numbers of agents, 2 or more each, not {list(value)}")
+        return value
+
     @field_validator("powers")
     @classmethod
     def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
@@ -61,35 +66,11 @@ class TransientConfig(JobConfig):
         return value
 
 
-Lengths = list[float | None]
-"""log2 of the transient's length; None where it is not within the horizons."""
-
-
-class Slope(TypedDict):
-    """``of_repeats``: of log length over log 1/gap or log n, by least squares over the three longest transients."""
-
-    of_repeats: list[float]
-    band: dict[str, float]
-
-
-class TransientStudies(TypedDict):
-    """Lengths by method: gaps, by measure, and levels, by level: [repeats, gaps]; sizes: [repeats, sizes]."""
-
-    gaps: dict[str, dict[str, list[Lengths]]]
-    sizes: dict[str, list[Lengths]]
-    levels: dict[str, dict[str, list[Lengths]]]
-    slopes: dict[str, dict[str, Slope | None]]
-
-
 def run(config: TransientConfig, run: Run) -> dict[str, object]:
+    """Lengths by method: gaps, by measure, and levels, by level: [repeats, gaps]; sizes: [repeats, sizes]; slopes."""
     run.planned_steps = config.repeats * len(METHODS) * (1 + 1 + len(LEVELS))
-    gaps, sizes, levels = _gaps(config, run), _sizes(config, run), _levels(config, run)
-    by_gap = np.log2(1 / np.array(config.gaps))
-    slopes = {f"gap, {measure}": _slopes(gaps[measure], by_gap) for measure in MEASURES}
-    slopes["n"] = _slopes(sizes, np.log2(np.array(config.sizes)))
-    slopes |= {f"gap of the {level} level": _slopes(levels[level], by_gap) for level in LEVELS}
-    studies: TransientStudies = {"gaps": gaps, "sizes": sizes, "levels": levels, "slopes": slopes}
-    return {**studies}
+    lengths: JsonObject = {"gaps": _gaps(config, run), "sizes": _sizes(config, run), "levels": _levels(config, run)}
+    return lengths | {"slopes": slopes(lengths, config.gaps, config.sizes)}
 
 
 def _gaps(config: TransientConfig, run: Run) -> dict[str, dict[str, list[Lengths]]]:
@@ -200,22 +181,6 @@ def transient(ratio: Callable[[int], float], powers: tuple[int, int]) -> float |
 
 def _listed(lengths: Lengths) -> str:
     return ", ".join("none" if length is None else f"2^{length:.1f}" for length in lengths)
-
-
-def _slopes(lengths: dict[str, list[Lengths]], x: np.ndarray) -> dict[str, Slope | None]:
-    return {method: _slope(rows, x) for method, rows in lengths.items()}
-
-
-def _slope(rows: Sequence[Lengths], x: np.ndarray) -> Slope | None:
-    """None where a repeat has fewer than LONGEST lengths. A rate is that of long transients."""
-    slopes = []
-    for row in rows:
-        y = np.array(row, dtype=float)
-        reached = np.isfinite(y)
-        if reached.sum() < LONGEST:
-            return None
-        slopes.append(float(np.polyfit(x[reached][-LONGEST:], y[reached][-LONGEST:], 1)[0]))
-    return {"of_repeats": slopes, "band": band(slopes)}
 
 
 JOB = Job(

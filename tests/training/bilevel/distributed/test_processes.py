@@ -7,14 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from training.bilevel.algorithms.method import FLOAT_BYTES, RING_NEIGHBOURS, ProblemSetup
+from training.bilevel.algorithms.sparkle import METHODS
 from training.bilevel.distributed.processes import Processes
 from training.bilevel.launch import LaunchConfig, advance, begin, main, mixing_of, solver_of
+from training.bilevel.problems import quadratic
 
 Setting = str | int | float
 PROCESSES = 3  # 8 agents in blocks of 2, 3 and 3
@@ -122,3 +126,62 @@ def test_agents_who_are_no_neighbours_do_not_talk(monkeypatch: pytest.MonkeyPatc
         network.mix(mixing_of(LaunchConfig(topology="exponential")), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="the network has 8 agents, the algorithm 4: make them equal"):
         network.held(4)
+
+
+class Single(Alone):
+    """torch.distributed for one process."""
+
+    def get_world_size(self) -> int:
+        return 1
+
+    def all_gather_object(self, values: list[object], value: object) -> None:
+        values[0] = value
+
+    def broadcast(self, tensor: torch.Tensor, source: int) -> None: ...
+
+
+@pytest.fixture
+def single(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.bilevel.distributed.processes.dist", Single())
+
+
+def test_a_refused_config_leaves_the_folder_to_a_corrected_one(
+    single: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"out={tmp_path / 'run'}", "algorithm=ef-soba", "steps=20"]
+    assert main([*arguments, "k=9"]) == 2
+    expected = "Error: k: must be between 1 and the 3 coordinates of a message, not 9\n"
+    assert capsys.readouterr().err == expected and not (tmp_path / "run").exists()
+    assert main([*arguments, "k=2"]) == 0
+    assert main([*arguments, "k=1"]) == 2
+    assert capsys.readouterr().err == f"Error: {tmp_path / 'run'} holds another run; choose another folder\n"
+
+
+def test_more_steps_extend_a_run_and_fewer_are_refused(
+    single: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"out={tmp_path}", "steps=20"]) == main([f"out={tmp_path}", "steps=40"]) == 0
+    extended = json.loads((tmp_path / "result.json").read_text())
+    assert torch.equal(torch.tensor(extended["x"]), stacked(steps=40).to(torch.tensor(extended["x"])))
+    assert main([f"out={tmp_path}", "steps=20"]) == 2
+    expected = f"Error: steps: {tmp_path} has a checkpoint of step 40; take as many or more, or another folder\n"
+    assert capsys.readouterr().err == expected
+    assert json.loads((tmp_path / "result.json").read_text()) == extended
+
+
+@pytest.mark.parametrize(
+    ("method", "exchanged", "counted"), [("D-SOBA", 1, 1), ("ED", 2, 1), ("EXTRA", 2, 1), ("ATC-GT", 4, 2)]
+)
+def test_bytes_count_the_textbook_recursion_and_processes_exchange_more(
+    method: str, exchanged: int, counted: int, single: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    W, x, y = mixing_of(LaunchConfig()), torch.zeros(3), torch.zeros(4)
+    setup = ProblemSetup(quadratic.PROBLEM, W, x, y, alpha=0.1, beta=0.2, theta=0.5, sent_share=1.0)
+    network, widths = Processes(8, [W]), []
+    exchange = network._exchange
+    monkeypatch.setattr(network, "_exchange", lambda route, rows: widths.append(rows.shape[1]) or exchange(route, rows))
+    sparkle = replace(METHODS[method].build(setup), network=network)
+    batch = quadratic.draw(8, x_size=3, y_size=4, heterogeneity=1.0, seed=0)
+    sparkle.step(sparkle.start(x.double(), y.double(), batch), batch)
+    assert sum(widths) == exchanged * (3 + 2 * 4)
+    assert METHODS[method].bytes_sent(setup) == counted * (3 + 2 * 4) * FLOAT_BYTES * RING_NEIGHBOURS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from training.bilevel.problems import quadratic
 from training.bilevel.studies.moments import moments, recursion, squared_gradients
 from training.bilevel.studies.quadratic_measurements import D_SOBA, decentralized, strategies
 from training.bilevel.studies.transient import JOB, METHODS, THETA, mixing, transient, tuned
+from training.bilevel.studies.transient_slopes import slopes
 from training.bilevel.topology import spectral_gap
 from training.run import Cancelled
 
@@ -106,6 +108,25 @@ def test_steps_that_diverge_at_short_horizons_are_a_transient() -> None:
     assert transient(lambda power: float("nan") if power < 10 else 1.0, (4, 30)) == 10
 
 
+def test_slopes_over_n_are_of_the_same_n_for_all_methods() -> None:
+    """Exponent 4 up to n = 8 and 3 beyond; the last length of D-SOBA is beyond the horizons."""
+    sizes = {"ED": [[8.0, 12.0, 15.0, 18.0]] * 2, D_SOBA: [[8.0, 12.0, 15.0, 18.0], [8.0, 12.0, 15.0, None]]}
+    fitted = slopes({"gaps": {}, "sizes": sizes, "levels": {}}, (0.5, 0.25, 0.125), (4, 8, 16, 32))
+    assert list(fitted) == ["n from 4 to 16", "n from 8 to 32"]
+    assert fitted["n from 4 to 16"]["ED"]["of_repeats"] == pytest.approx([3.5, 3.5])
+    assert fitted["n from 4 to 16"][D_SOBA]["of_repeats"] == pytest.approx([3.5, 3.5])
+    assert fitted["n from 8 to 32"][D_SOBA]["of_repeats"] == [pytest.approx(3.0), None]
+    assert fitted["n from 8 to 32"][D_SOBA]["band"] is None
+
+
+def test_slopes_over_the_gap_are_of_the_smallest_with_a_length() -> None:
+    rows = {"ED": [[None, 1.0, 3.0, 5.0, 8.0], [2.0, 4.0, 6.0, 8.0, None]]}
+    gaps = tuple(2.0**-power for power in range(1, 6))
+    fitted = slopes({"gaps": {"every_agent": rows}, "sizes": {}, "levels": {"lower": rows}}, gaps, (4,))
+    assert fitted["gap, every_agent"]["ED"]["of_repeats"] == pytest.approx([2.5, 2.0])
+    assert fitted["gap of the lower level"] == fitted["gap, every_agent"]
+
+
 @pytest.mark.slow(60)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     uninterrupted = JOB.execute(TINY, tmp_path / "uninterrupted")
@@ -123,9 +144,11 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     [
         ({"gaps": (0.1, 0.2, 0.3)}, "three gaps or more, falling"),
         ({"gaps": (0.5, 0.25)}, "three gaps or more, falling"),
+        ({"sizes": (4, 16, 8)}, "rising numbers of agents, 2 or more each, not [4, 16, 8]"),
+        ({"sizes": (1, 2, 4)}, "rising numbers of agents, 2 or more each"),
         ({"powers": (9, 60)}, "two rising powers from 0 to 48"),
     ],
 )
 def test_bad_settings_say_what_to_change(settings: dict[str, object], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ValidationError, match=re.escape(message)):
         JOB.execute(settings, tmp_path)
