@@ -1,6 +1,6 @@
 // The frame of every page: who calls, where one is, and the page itself.
 
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, listModels, saveKey, savedKey } from "./api";
 import { KeyForm } from "./KeyForm";
 import { EvalList } from "./evals/EvalList";
@@ -30,6 +30,7 @@ const PAGES = [
 
 export function App() {
   const route = useRoute();
+  usePageChanges(route.path);
   const [key, setKey] = useState(savedKey);
   const models = usePolled(listModels, null, key);
   const refused = models.error instanceof ApiError && models.error.status === 401;
@@ -79,6 +80,21 @@ export function App() {
   );
 }
 
+/** Names each page in the title, and gives it the focus that the page before took with it. */
+function usePageChanges(path: string[]): void {
+  const isFirst = useRef(true);
+  useEffect(() => {
+    document.title = titleOf(path);
+    if (!isFirst.current && document.activeElement === document.body) document.getElementById("main")!.focus();
+    isFirst.current = false;
+  }, [path.join("/")]);
+}
+
+function titleOf([page = "jobs", ...parts]: string[]): string {
+  const name = PAGES.find(({ path }) => path === page)?.name ?? "No such page";
+  return [...parts.toReversed(), name, "Iro"].join(" · ");
+}
+
 function Body({ route, base }: { route: Route; base: string }) {
   const [page = "jobs", id] = route.path;
   if (page === "jobs") return id ? <JobPage key={id} id={id} /> : <JobList />;
@@ -99,7 +115,7 @@ function Body({ route, base }: { route: Route; base: string }) {
 function Evals({ path: [id, part], base }: { path: string[]; base: string }) {
   if (!id) return <EvalList />;
   if (id === "new") return <NewEval base={base} />;
-  return part === "new" ? <NewEvalRun key={id} id={id} base={base} /> : <EvalPage key={id} id={id} />;
+  return part === "new" ? <NewEvalRun key={id} id={id} base={base} /> : <EvalPage key={id} id={id} base={base} />;
 }
 
 function Runs({ id, query }: { id?: string; query: URLSearchParams }) {

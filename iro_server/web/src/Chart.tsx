@@ -15,6 +15,7 @@ export interface Curve {
 
 const HEIGHT = 260;
 const X_AXIS = 32; // pixels
+const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]; // steps between ticks
 const MANY = 60; // points of a curve, which then shows none
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -24,9 +25,10 @@ interface Props {
   curves: Curve[];
   numbers?: boolean; // whether x is any numbers instead of iterations, of which 0 is the frozen model
   logarithmic?: boolean;
+  whole?: boolean; // whether the numbers of x are whole, and so its ticks
 }
 
-export function Chart({ label, x, curves, numbers = false, logarithmic = false }: Props) {
+export function Chart({ label, x, curves, numbers = false, logarithmic = false, whole = false }: Props) {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const [isDark, setDark] = useState(dark.matches);
@@ -39,7 +41,7 @@ export function Chart({ label, x, curves, numbers = false, logarithmic = false }
   }, []);
   useEffect(() => {
     const element = place.current!;
-    const chart = new uPlot(options(element, x, curves, numbers, logarithmic), data, element);
+    const chart = new uPlot(options(element, x, curves, { numbers, logarithmic, whole }), data, element);
     plot.current = chart;
     const observer = new ResizeObserver(() => chart.setSize({ width: element.clientWidth, height: HEIGHT }));
     observer.observe(element);
@@ -90,8 +92,7 @@ function options(
   element: HTMLElement,
   x: number[],
   curves: Curve[],
-  numbers: boolean,
-  logarithmic: boolean,
+  { numbers, logarithmic, whole }: Record<"numbers" | "logarithmic" | "whole", boolean>,
 ): uPlot.Options {
   const [least, most] = [Math.min(...x), Math.max(...x)]; // uPlot widens a single value to 0 … 100
   const style = getComputedStyle(element);
@@ -126,11 +127,11 @@ function options(
     },
     axes: [
       numbers
-        ? { ...axis, size: X_AXIS, values: (_plot, places) => places.map(short) }
+        ? { ...axis, size: X_AXIS, incrs: whole ? WHOLE : undefined, values: (_plot, places) => places.map(short) }
         : {
             ...axis,
             size: X_AXIS,
-            incrs: [1, 2, 5, 10, 20, 50, 100],
+            incrs: WHOLE,
             values: (_plot, steps) => steps.map((step) => (step === 0 ? "frozen" : String(step))),
           },
       { ...axis, size: 64, values: (_plot, places) => places.map(short) },

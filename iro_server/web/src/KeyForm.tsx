@@ -1,9 +1,12 @@
+import { SENDABLE } from "./api";
 import { useEffect, useRef, useState } from "preact/hooks";
 
 export function KeyForm({ wrong, onKey }: { wrong: boolean; onKey: (key: string) => void }) {
   const [key, setKey] = useState("");
   const field = useRef<HTMLInputElement>(null);
   useEffect(() => field.current?.focus(), []);
+  const strange = [...key.trim()].find((character) => !SENDABLE.test(character));
+  const problem = strange ? `A key cannot contain “${strange}”.` : wrong ? "The server does not accept this key." : "";
   const submit = (event: Event) => {
     event.preventDefault();
     onKey(key.trim());
@@ -23,15 +26,15 @@ export function KeyForm({ wrong, onKey }: { wrong: boolean; onKey: (key: string)
           type="password"
           autocomplete="off"
           value={key}
-          aria-describedby={wrong ? "wrong-key" : undefined}
+          aria-describedby={problem ? "wrong-key" : undefined}
           onInput={(event) => setKey(event.currentTarget.value)}
         />
-        {wrong && (
+        {problem && (
           <p class="bad" id="wrong-key" role="alert">
-            The server does not accept this key.
+            {problem}
           </p>
         )}
-        <button class="main" disabled={!key.trim()}>
+        <button class="main" disabled={!key.trim() || strange !== undefined}>
           Continue
         </button>
       </form>

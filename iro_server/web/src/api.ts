@@ -5,6 +5,8 @@ import type { Chunk, EventStream } from "./stream";
 import { readEvents } from "./stream";
 
 const KEY = "iro-key";
+/** A character that a header can hold. */
+export const SENDABLE = /^[\u0020-\u007e\u00a0-\u00ff]$/;
 
 export const savedKey = (): string => sessionStorage.getItem(KEY) ?? "";
 
@@ -168,6 +170,7 @@ export interface EstimateResult {
 
 export interface Estimate {
   id: string;
+  created_at: number;
   status: string;
   error: { message: string } | null;
   result: EstimateResult | null;

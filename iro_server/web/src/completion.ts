@@ -5,6 +5,13 @@ import { stream } from "./api";
 
 export const isChat = (row: Record<string, unknown>): boolean => Array.isArray(row.messages);
 
+/** A message's content as text: a text itself, or its text parts joined, as `engines/text_parts.py` joins them. */
+export function contentText(content: unknown): string {
+  if (typeof content === "string") return content;
+  if (!Array.isArray(content)) return content ? JSON.stringify(content) : "";
+  return content.map((part: { text?: unknown }) => (typeof part.text === "string" ? part.text : JSON.stringify(part))).join("");
+}
+
 export function complete(
   model: string,
   row: Record<string, unknown>,

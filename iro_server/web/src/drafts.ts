@@ -17,6 +17,13 @@ export function saveDraft(name: string, value: unknown): void {
   }
 }
 
+/** A draft that is read once: it is kept no longer. */
+export function takeDraft<Value>(name: string): Value | null {
+  const value = draftOf<Value>(name);
+  sessionStorage.removeItem(PREFIX + name);
+  return value;
+}
+
 /** Keeps the drafts of these names, which are about to be replaced, for `takeReplaced`. */
 export function keepDrafts(names: readonly string[]): void {
   saveDraft(REPLACED, Object.fromEntries(names.map((name) => [name, draftOf(name)])));
@@ -25,11 +32,7 @@ export function keepDrafts(names: readonly string[]): void {
 export const hasReplaced = (): boolean => draftOf(REPLACED) !== null;
 
 /** The drafts that `keepDrafts` kept last, by name: null where there was none. They are kept no longer. */
-export function takeReplaced(): Record<string, unknown> {
-  const replaced = draftOf<Record<string, unknown>>(REPLACED) ?? {};
-  sessionStorage.removeItem(PREFIX + REPLACED);
-  return replaced;
-}
+export const takeReplaced = (): Record<string, unknown> => takeDraft<Record<string, unknown>>(REPLACED) ?? {};
 
 export function forgetDrafts(): void {
   for (const name of Object.keys(sessionStorage)) if (name.startsWith(PREFIX)) sessionStorage.removeItem(name);

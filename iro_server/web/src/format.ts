@@ -18,6 +18,10 @@ export function duration(seconds: number): string {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
+/** A grader by its name, where it has one, and its type. */
+export const graderTitle = ({ type, name }: { type: string; name?: string }): string =>
+  name && name !== type ? `${name} (${type})` : type;
+
 /** An aligned model's name from where it differs: the base model's name, which comes first, hides the rest in a menu. */
 export const nameWithout = (base: string, model: string): string =>
   model.startsWith(`ft:${base}:`) ? model.slice(`ft:${base}:`.length) : model;

@@ -1,7 +1,7 @@
 // Small pieces that several pages show.
 
 import type { ComponentChildren } from "preact";
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import type { Status } from "./api";
 
 const STATUS: Record<Status | "in_progress", string> = {
@@ -65,6 +65,9 @@ export function Field({
   );
 }
 
+/** For after a control that goes away, as a button that has done its work: else the page's start has the focus. */
+export const focusHeading = (): void => document.querySelector<HTMLElement>("main h1")?.focus();
+
 /** A button that acts on its second click, whose label says what it will do. */
 export function ConfirmedButton({
   label,
@@ -78,13 +81,18 @@ export function ConfirmedButton({
   onConfirm: () => void;
 }) {
   const [asks, setAsks] = useState(false);
+  const button = useRef<HTMLButtonElement>(null);
+  const keep = () => {
+    setAsks(false);
+    button.current!.focus(); // "Keep it" goes away
+  };
   return (
     <>
-      <button class="danger" disabled={disabled} onClick={() => (asks ? onConfirm() : setAsks(true))}>
+      <button class="danger" ref={button} disabled={disabled} onClick={() => (asks ? onConfirm() : setAsks(true))}>
         {asks ? confirmation : label}
       </button>
       {asks && (
-        <button disabled={disabled} onClick={() => setAsks(false)}>
+        <button disabled={disabled} onClick={keep}>
           Keep it
         </button>
       )}

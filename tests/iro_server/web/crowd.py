@@ -29,6 +29,9 @@ STRENGTHS = {
 }
 
 
+COOLED = {"kind": "none", "strength": 0.0, "sharpness": 1.0, "reward": 0.5, "error": 0.03, "kl": 5.6, "chosen": False}
+
+
 def _tilts(
     *trials: tuple[str, float, float | None, float | None], chosen: int, penalty: float = 0.0
 ) -> dict[str, object]:
@@ -40,7 +43,8 @@ def _tilts(
             | {"chosen": place == chosen, "sharpness": 1.0 * (place == chosen)}
             | {"repetition_penalty": penalty * (place == chosen)}
             for place, (kind, strength, reward, kl) in enumerate(trials)
-        ],
+        ]
+        + [COOLED],
     }
 
 

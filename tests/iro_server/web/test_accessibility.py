@@ -17,6 +17,14 @@ from tests.iro_server.web.conftest import opened
 from tests.iro_server.web.crowd import EVENTS, ITERATIONS, JOBS, add_crowd
 
 PHONE, DESK = {"width": 390, "height": 800}, {"width": 1100, "height": 800}
+RECORD_TEXTS_OF_CHARTS = """() => {
+  const { prototype } = CanvasRenderingContext2D, { fillText } = prototype;
+  window.chartTexts = new Map();
+  prototype.fillText = function (text, ...place) {
+    chartTexts.set(this.canvas, [...(chartTexts.get(this.canvas) ?? []), text]);
+    fillText.call(this, text, ...place);
+  };
+}"""
 on_each_screen = pytest.mark.parametrize(
     ("scheme", "viewport"),
     [
@@ -103,6 +111,7 @@ def test_older_jobs_and_all_events_are_reached(browser, crowded):
             page.get_by_role("button", name="Older jobs").click()
             expect(page.get_by_role("row")).to_have_count(rows)
         expect(page.get_by_role("button", name="Older jobs")).to_have_count(0)
+        page.evaluate(RECORD_TEXTS_OF_CHARTS)
         show_job(page)
         samples = page.get_by_role("region", name="Samples")
         samples.get_by_label("Held-out prompt").select_option("2 of 2")
@@ -111,6 +120,10 @@ def test_older_jobs_and_all_events_are_reached(browser, crowded):
             f"Iteration {ITERATIONS}\nreward 0.800\n\n{'z' * ITERATIONS}",
         ]
         expect(page.get_by_role("region", name="Value correlation by token").get_by_role("img")).to_be_visible()
+        ticks = page.evaluate("chartTexts.get(document.querySelector('[aria-label*=\"by token of\"] canvas'))")
+        assert {"5", "6"} < {*ticks} and not {"4.5", "5.5"} & {*ticks}
+        legend = page.get_by_role("region", name="Reward against KL").get_by_role("listitem")
+        expect(legend).to_have_text(["words", "bias", "temperature alone", "states, added", "temperature alone, added"])
         expect(page.get_by_role("region", name="Reward against KL")).to_contain_text(
             "Chosen: words at strength 2, temperature 0.50, and added to it states at strength 1, "
             "repetition penalty 2, temperature 0.50, reward 0.750 at 5.2 nats."

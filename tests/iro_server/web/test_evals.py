@@ -120,6 +120,16 @@ def test_an_eval_is_created_and_run_from_an_empty_page(browser, tmp_path):
             page.get_by_role("link", name="Create an eval").click()
             page.get_by_label("Name of the eval").fill("letters")
             page.get_by_label("Items", exact=True).fill('{"q": "z", "note": 1}\n{"q": "y"}')
+            page.get_by_label("Prompt").fill("say {{item.question}}")
+            expect(page.get_by_text("No row has the field question.")).to_be_visible()
+            page.get_by_label("Words").fill("z")
+            page.get_by_role("button", name="Create the eval").click()
+            expect(page.get_by_role("alert")).to_contain_text("no item has the field question")
+            page.get_by_role("link", name="Jobs", exact=True).first.click()
+            page.go_back()
+            expect(page.get_by_label("Name of the eval")).to_have_value("letters")
+            expect(page.get_by_label("Words")).to_have_value("z")
+            expect(page.get_by_text("2 rows, all valid")).to_be_visible()
             page.get_by_label("Prompt").fill("say {{item.q}}")
             page.get_by_label("Answer length").fill("6")
             page.get_by_label("Kind of grader").select_option("python")
@@ -137,6 +147,46 @@ def test_an_eval_is_created_and_run_from_an_empty_page(browser, tmp_path):
         assert evaluation.data_source_config.schema_["properties"]["item"]["required"] == ["q"]
         [run] = client.evals.runs.list(evaluation.id).data
         assert (run.status, run.result_counts.total, run.result_counts.errored) == ("completed", 2, 0)
+
+
+def test_items_without_an_answer_are_marked_and_their_run_is_deleted(browser, evaluated):
+    id = new_eval(evaluated.client, [SAYS_Z])
+    evaluated.client.evals.update(id, name="errors")
+    run_eval(evaluated.client, id, sampled(2))
+    template = {"type": "template", "template": [{"role": "user", "content": "say {{item.question}}"}]}
+    run = run_eval(evaluated.client, id, sampled(2) | {"input_messages": template})
+    assert run.result_counts.errored == 2
+    with opened(browser, evaluated.address, f"/#/evals/{id}") as (page, watch):
+        rows = page.get_by_role("region", name="Table of runs").get_by_role("row")
+        expect(rows).to_have_count(3)
+        expect(rows.nth(1)).to_contain_text("0 of 2\n2 errors", use_inner_text=True)
+        assert rows.nth(1).get_by_text("bytes · run").get_attribute("title") == f"bytes · run · {run.id}"
+        assert all(row[1].startswith("no answer:") for row in items(page))
+        rows.nth(1).get_by_role("button", name="Delete").click()
+        rows.nth(1).get_by_role("button", name="Delete the run").click()
+        expect(rows).to_have_count(2)
+        expect(page.get_by_role("heading", level=1)).to_be_focused()
+        watch.assert_clean()
+    assert [run.result_counts.errored for run in evaluated.client.evals.runs.list(id).data] == [0]
+
+
+def test_a_run_under_way_is_cancelled(browser, evaluated):
+    def as_running(route):
+        listed = route.fetch().json()
+        listed["data"][0]["status"] = "in_progress"
+        route.fulfill(json=listed)
+
+    cancelled = []
+    with opened(browser, evaluated.address) as (page, _):
+        page.route(f"**/evals/{evaluated.eval}/runs?*", as_running)
+        page.on("request", lambda request: cancelled.append(request.url) if request.method == "POST" else None)
+        page.goto(f"{evaluated.address}/#/evals/{evaluated.eval}")
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="End the run for good").click()
+        expect(page.get_by_role("heading", level=1)).to_be_focused()
+        page.unroute_all(behavior="ignoreErrors")  # the page reads on
+    run = evaluated.runs[1].id
+    assert cancelled == [f"{evaluated.address}/v1/evals/{evaluated.eval}/runs/{run}/cancel"]
 
 
 def test_an_empty_list_says_how_to_begin(browser, tmp_path):

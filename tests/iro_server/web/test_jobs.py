@@ -17,8 +17,11 @@ def test_a_job_runs_before_ones_eyes_is_paused_resumed_and_cancelled(browser, se
     with opened(browser, served.address) as (page, watch):
         page.get_by_role("link", name=job_id).click()
         expect(page.get_by_text("iteration 2 of 16")).to_be_visible()
+        expect(page).to_have_title(f"{job_id} · Jobs · Iro")
+        expect(page.get_by_role("main")).to_be_focused()  # the link that was clicked is gone
         page.get_by_role("button", name="Pause").click()
         expect(page.get_by_text("paused", exact=True)).to_be_visible()
+        expect(page.get_by_role("heading", level=1)).to_be_focused()
         expect(page.get_by_text("The job was paused")).to_be_visible()
         page.get_by_role("button", name="Resume").click()
         expect(page.get_by_text("running", exact=True)).to_be_visible()
@@ -27,10 +30,12 @@ def test_a_job_runs_before_ones_eyes_is_paused_resumed_and_cancelled(browser, se
         expect(checkpoints).to_have_count(1 + 4)  # with the head
         page.get_by_role("button", name="Cancel").click()
         page.get_by_role("button", name="Keep it").click()
+        expect(page.get_by_role("button", name="Cancel")).to_be_focused()
         page.get_by_role("button", name="Cancel").click()
         page.get_by_role("button", name="End the job for good").click()
         expect(page.get_by_text("cancelled", exact=True)).to_be_visible()
         expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+        expect(page.get_by_role("heading", level=1)).to_be_focused()
         watch.assert_clean()
     assert ended(served.client, job_id).status == "cancelled"
 
@@ -50,6 +55,12 @@ def test_a_job_that_failed_early_has_no_rewards_to_wait_for_and_a_reason_in_the_
         expect(page.get_by_role("row").filter(has_text=job_id)).to_contain_text(error.code)
         page.get_by_role("link", name=job_id).click()
         expect(page.get_by_text("there are no rewards")).to_be_visible()
+        with open_database(served.settings).begin() as session:
+            records.add_event(session, job_id, "Step 0/1", type="metrics", data={"step": 0, "total_steps": 1})
+        page.reload()
+        rewards = page.get_by_role("region", name="Reward by iteration")
+        expect(rewards.get_by_role("table")).to_be_visible()
+        assert rewards.get_by_role("img").count() == 0  # no chart of no values
         watch.assert_clean()
 
 
@@ -93,6 +104,12 @@ def test_a_model_that_is_served_unproven_is_not_said_to_answer_as_the_frozen_one
     with opened(browser, served.address, f"/#/jobs/{job_id}") as (page, watch):
         expect(page.get_by_text("The model is served all the same")).to_be_visible()
         expect(page.get_by_text("So the model answers as the frozen one does")).to_have_count(0)
+        expect(page.get_by_text("More prompts, or more rollouts of each")).to_be_visible()
+        with open_database(served.settings).begin() as session:
+            got = "Gain: 0.1, of a single prompt, which gives no interval"
+            records.add_event(session, job_id, got, level="warn")
+        page.reload()
+        expect(page.get_by_text("measured on a single prompt: more prompts may show a gain")).to_be_visible()
         watch.assert_clean()
 
 
@@ -141,16 +158,20 @@ def test_a_job_of_the_forms_own_grader_is_started_again_in_the_form(browser, ser
         watch.assert_clean()
 
 
-def test_a_job_whose_rows_are_gone_says_so_and_keeps_the_rest_of_its_request(browser, served):
+def test_a_job_whose_rows_are_gone_is_started_again_without_them_and_without_those_of_another(browser, served):
     job_id = start_job(served.client, GRADER | {"name": "raises"}, iterations=3)
     job = ended(served.client, job_id)
     served.client.files.delete(job.training_file)
-    with opened(browser, served.address, f"/#/jobs/{job_id}") as (page, watch):
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.get_by_label("Training rows").fill('{"prompt": "of another job"}')
+        page.goto(f"{served.address}/#/jobs/{job_id}")
         page.get_by_role("button", name="Start again").click()
-        expect(page.get_by_text(f"No such file: {job.training_file}")).to_be_visible()
-        page.get_by_role("link", name="Jobs", exact=True).first.click()
-        page.get_by_role("link", name="New job", exact=True).first.click()
         expect(page.get_by_label("Iterations")).to_have_value("3")
+        expect(page.get_by_role("alert")).to_contain_text(f"No such file: {job.training_file}")
+        expect(page.get_by_label("Training rows")).to_have_value("")
+        page.get_by_role("button", name="Undo").click()
+        expect(page.get_by_label("Training rows")).to_have_value('{"prompt": "of another job"}')
+        expect(page.get_by_role("alert")).to_have_count(0)
         watch.assert_clean(refusals=1)
 
 

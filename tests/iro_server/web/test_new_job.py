@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from playwright.sync_api import expect
@@ -62,8 +63,12 @@ def test_from_an_empty_page_to_a_finished_job_and_its_answer(browser, served, tm
         page.get_by_label("Choose a file").set_input_files(tmp_path / "mine.jsonl")
         expect(page.get_by_text("3 rows, all valid")).to_be_visible()
         page.get_by_label("Kind of grader").select_option("string_check")
+        page.get_by_label("Text", exact=True).fill("{{ item.letters }}")
+        expect(page.get_by_text("No row has the field letters.")).to_be_visible()
         page.get_by_label("Text", exact=True).fill("{{item.letter}}")
+        expect(page.get_by_text("No row has the field")).to_have_count(0)
         page.get_by_label("Answer to grade").fill("a zebra")
+        page.get_by_label("to row").fill("1.5")
         page.get_by_role("button", name="Grade it").click()
         expect(page.get_by_text("reward 1")).to_be_visible()
         page.get_by_label("Name").fill("mine")
@@ -106,6 +111,18 @@ def test_what_was_filled_in_stays_until_the_form_is_cleared(browser, served):
         watch.assert_clean()
 
 
+def test_a_file_is_chosen_again_once_it_is_corrected(page_of_new_job, tmp_path):
+    page, file = page_of_new_job, tmp_path / "rows.json"
+    file.write_text(f"[\n{ROW},\n{ROW}\n]\n")
+    page.get_by_label("Choose a file").set_input_files(file)
+    expect(page.locator(".problems li")).to_have_text(
+        ["Line 1 begins a JSON array: write one object a line, without the array around them"]
+    )
+    file.write_text(f"{ROW}\n{ROW}\n")
+    page.get_by_label("Choose a file").set_input_files(file)
+    expect(page.get_by_text("2 rows, all valid")).to_be_visible()
+
+
 @pytest.mark.parametrize(
     ("grader", "message"),
     [
@@ -122,6 +139,11 @@ def test_a_grader_that_is_none_starts_no_job(page_of_new_job, grader, message):
     page.get_by_role("button", name="Start the job").click()
     expect(page.get_by_role("alert")).to_contain_text(message)
     assert "#/new" in page.url
+    page.get_by_label("Grader", exact=True).press("End")
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.get_by_label("Grader", exact=True).press("Space")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    expect(page.get_by_label("Grader", exact=True)).to_have_accessible_description(re.compile("As in the API"))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +194,11 @@ def test_an_estimate_says_before_the_job_what_is_wrong(browser, served):
         expect(page.get_by_text("The reward is constant")).to_be_visible()
         expect(page.locator("blockquote")).to_have_count(3)
         expect(page.locator("blockquote").first).to_contain_text("reward 0.000")
+        page.get_by_role("link", name="Jobs", exact=True).first.click()
+        page.get_by_role("link", name="New job", exact=True).first.click()
+        expect(page.get_by_text("The reward is constant")).to_be_visible()
+        page.get_by_label("Text", exact=True).fill("z")
+        expect(page.get_by_text("Of the form before it was changed")).to_be_visible()
         watch.assert_clean()
     assert len(served.client.fine_tuning.jobs.list().data) == jobs
 
@@ -182,6 +209,8 @@ def test_the_example_starts_a_job(browser, served):
         page.get_by_label("Answer to grade").fill("A good film, really")
         page.get_by_role("button", name="Grade it").click()
         expect(page.get_by_text("reward 2")).to_be_visible()
+        page.get_by_label("Answer to grade").fill("A film")
+        expect(page.get_by_text("reward 2")).to_have_count(0)
         page.get_by_role("button", name="Start the job").click()
         expect(page.get_by_text("Created fine-tuning job")).to_be_visible()
         watch.assert_clean()

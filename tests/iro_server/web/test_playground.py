@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import aligned, serving, settings_for
+from tests.iro_server.api.serving import GRADER, aligned, serving, settings_for
 from tests.iro_server.web.conftest import opened
 
 ATTACK = (
@@ -58,7 +58,7 @@ def served(tmp_path_factory):
     settings = settings_for(tmp_path_factory.mktemp("data"))
     with serving(settings, ByteEngine("z" * 30 + "a" * 30, noise=0.5)) as client:
         address = str(client.base_url).removesuffix("/v1/")
-        aligned(settings, "ft:bytes:iro::other", iterations=1)
+        aligned(settings, "ft:bytes:iro::other", iterations=1, grader=GRADER | {"name": "strict"})
         yield SimpleNamespace(address=address, model=aligned(settings, "ft:bytes:iro::likes-z"), client=client)
 
 
@@ -134,3 +134,57 @@ def test_a_refusal_is_shown_in_its_column(browser, served):
         page.get_by_label("Prompt").fill("long " * 200)
         page.get_by_role("button", name="Generate").click()
         expect(page.get_by_role("alert").first).to_contain_text("maximum context length is 512 tokens")
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def test_content_in_parts_is_shown_and_sent_as_its_text(browser, served):
+    messages = [{"role": "system", "content": parts("Be ", "brief.")}, {"role": "user", "content": parts("Say ", "hi")}]
+    with opened(browser, served.address, "/#/new") as (page, watch):
+        page.route("**/v1/files/*/content", lambda route: route.fulfill(body=json.dumps({"messages": messages})))
+        page.goto(f"{served.address}/#/playground")
+        expect(page.get_by_label("Prompt")).to_have_value("Say hi")
+        page.get_by_text("1 message before it").click()
+        expect(page.get_by_text("system: Be brief.")).to_be_visible()
+        watch.assert_clean()
+
+
+def test_a_prompt_and_its_answers_stay_and_are_said_to_be_of_an_earlier_prompt(browser, served):
+    bodies = []
+    with opened(browser, served.address, "/#/playground") as (page, watch):
+        page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
+        prompt, outdated = page.get_by_label("Prompt"), page.get_by_text("With the settings before")
+        prompt.fill("say z")
+        page.get_by_label("Temperature").fill("0.75")
+        prompt.press("Control+Enter")
+        expect(page.locator(".reward b")).to_have_count(3)
+        assert [body["temperature"] for body in bodies if "messages" in body] == [0.75] * 3
+        expect(page.locator(".reward").first).to_contain_text("by quick (string_check)")
+        answers = page.get_by_role("region", name="Answer").all_inner_texts()
+        page.get_by_role("link", name="Jobs", exact=True).first.click()
+        page.go_back()
+        expect(prompt).to_have_value("say z")
+        page.reload()
+        expect(prompt).to_have_value("say z")
+        expect(page.locator(".reward b")).to_have_count(3)
+        assert page.get_by_role("region", name="Answer").all_inner_texts() == answers
+        expect(outdated).to_have_count(0)
+        prompt.fill("say y")
+        expect(outdated).to_have_count(3)
+        bodies.clear()
+        page.get_by_label("Temperature").fill("9")
+        prompt.press("Control+Enter")
+        assert page.get_by_label("Temperature").evaluate("field => field.matches(':invalid:focus')") and bodies == []
+        watch.assert_clean(refusals=3)  # the job's training file is gone, at each opening
+
+
+def test_a_best_of_n_by_another_grader_than_the_rewards_are_by_says_so(browser, served):
+    with opened(browser, served.address, "/#/playground") as (page, _):
+        column = page.get_by_role("region", name="Column 3")
+        column.get_by_label("Answers").select_option("best_of_n")
+        other_grader = page.get_by_text("Picked by another grader than the rewards are by")
+        expect(other_grader).to_have_count(0)
+        column.get_by_label("Model", exact=True).select_option("ft:bytes:iro::other")
+        expect(other_grader).to_contain_text("strict (string_check)")

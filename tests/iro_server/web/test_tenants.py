@@ -48,8 +48,15 @@ def test_a_wrong_key_is_refused_and_a_key_stays_in_its_tab(browser, tenants):
     with opened(browser, tenants.address) as (page, watch):
         sign_in(page, "wrong")
         expect(page.get_by_role("alert")).to_contain_text("does not accept this key")
+        page.get_by_label("Key", exact=True).fill("iro-ключ")
+        expect(page.get_by_role("alert")).to_contain_text("A key cannot contain “к”")
+        expect(page.get_by_role("button", name="Continue")).to_be_disabled()
+        alerts = []  # while the server is asked
+        page.route("**/v1/models", lambda route: (alerts.append(page.get_by_role("alert").count()), route.continue_()))
         sign_in(page, tenants.keys["second"])
         expect(page.get_by_text("No jobs yet")).to_be_visible()
+        assert alerts == [0]
+        page.unroute("**/v1/models")
         page.reload()
         expect(page.get_by_text("No jobs yet")).to_be_visible()
         stored = "[Object.values(localStorage), document.cookie, location.href, Object.keys(sessionStorage)]"

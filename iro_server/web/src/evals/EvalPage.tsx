@@ -1,29 +1,40 @@
 // One eval: its runs by criterion, and the items of one run, or of two side by side.
 
 import { useState } from "preact/hooks";
-import { date, number } from "../format";
+import { date, nameWithout, number } from "../format";
 import { usePolled } from "../hooks";
-import { Field, Problem } from "../parts";
+import { ConfirmedButton, Field, Problem, focusHeading } from "../parts";
 import { address } from "../router";
 import { Items } from "./Items";
 import type { EvalRun } from "./api";
-import { getEval, listRuns, thresholdOf } from "./api";
+import { cancelRun, deleteRun, getEval, listRuns, thresholdOf } from "./api";
 
 const EVERY = 2000; // milliseconds
 const RUNNING: readonly string[] = ["queued", "in_progress"];
 
-export function EvalPage({ id }: { id: string }) {
+export function EvalPage({ id, base }: { id: string; base: string }) {
   const [open, setOpen] = useState(true);
   const [picked, setPicked] = useState<{ run?: string; other?: string }>({});
   const { value, error, again } = usePolled(
     async (signal) => {
       const [evaluation, runs] = await Promise.all([getEval(id, signal), listRuns(id, signal)]);
-      setOpen(runs.data.some(({ status }) => RUNNING.includes(status)));
+      setOpen(runs.data.some(isOpen));
       return { evaluation, runs: runs.data };
     },
     open ? EVERY : null,
     id,
   );
+  const [actError, setActError] = useState<Error | null>(null);
+  const act = async (action: typeof cancelRun | typeof deleteRun, run: EvalRun) => {
+    try {
+      await action(id, run.id);
+      setActError(null);
+    } catch (problem) {
+      setActError(problem as Error);
+    }
+    focusHeading();
+    again();
+  };
   if (!value) return error ? <Problem error={error} again={again} /> : <p class="faint">Loading …</p>;
   const { evaluation, runs } = value;
   const run = runs.find((each) => each.id === picked.run) ?? runs[0];
@@ -34,21 +45,29 @@ export function EvalPage({ id }: { id: string }) {
         <a href="#/evals">Evals</a>
       </p>
       <div class="title">
-        <h1 class="break">{evaluation.name || evaluation.id}</h1>
+        <h1 class="break" tabIndex={-1}>{evaluation.name || evaluation.id}</h1>
         <a class="button main" href={address(["evals", id, "new"])}>
           New run
         </a>
       </div>
       {error && <Problem error={error} again={again} />}
+      {actError && <Problem error={actError} />}
       {!run && <p class="card faint">No runs yet.</p>}
       {run && (
         <>
-          <Runs runs={runs} shown={[run, other]} thresholds={evaluation.testing_criteria.map(thresholdOf)} />
+          <Runs
+            runs={runs}
+            base={base}
+            shown={[run, other]}
+            thresholds={evaluation.testing_criteria.map(thresholdOf)}
+            onAct={(action, run) => void act(action, run)}
+          />
           <div class="pair">
             <RunSelect
               id="run"
               label="Run"
               runs={runs}
+              base={base}
               value={run.id}
               onChange={(next) => setPicked({ ...picked, run: next })}
             />
@@ -56,6 +75,7 @@ export function EvalPage({ id }: { id: string }) {
               id="other"
               label="Compared with"
               runs={runs.filter((each) => each !== run)}
+              base={base}
               value={other?.id ?? ""}
               open
               onChange={(next) => setPicked({ run: run.id, other: next })}
@@ -68,23 +88,28 @@ export function EvalPage({ id }: { id: string }) {
   );
 }
 
-const titleOf = ({ name, model, id }: EvalRun): string => [name || id, model].filter(Boolean).join(" · ");
+/** The model first, by where it differs: runs often have the same name. */
+const titleOf = ({ name, model, id }: EvalRun, base: string): string =>
+  [model && nameWithout(base, model), name || id].filter(Boolean).join(" · ");
+
+const isOpen = ({ status }: EvalRun): boolean => RUNNING.includes(status);
 
 interface SelectProps {
   id: string;
   label: string;
   runs: EvalRun[];
+  base: string;
   value: string;
   open?: boolean; // whether none may be chosen
   onChange: (id: string) => void;
 }
 
-const RunSelect = ({ id, label, runs, value, open, onChange }: SelectProps) => (
+const RunSelect = ({ id, label, runs, base, value, open, onChange }: SelectProps) => (
   <Field id={id} label={label}>
     <select id={id} value={value} onChange={(event) => onChange(event.currentTarget.value)}>
       {open && <option value="">no other run</option>}
       {runs.map((run) => (
-        <option value={run.id}>{titleOf(run)}</option>
+        <option value={run.id}>{titleOf(run, base)}</option>
       ))}
     </select>
   </Field>
@@ -92,11 +117,13 @@ const RunSelect = ({ id, label, runs, value, open, onChange }: SelectProps) => (
 
 interface RunsProps {
   runs: EvalRun[];
+  base: string;
   shown: (EvalRun | undefined)[];
   thresholds: number[]; // of the criteria
+  onAct: (action: typeof cancelRun | typeof deleteRun, run: EvalRun) => void;
 }
 
-function Runs({ runs, shown, thresholds }: RunsProps) {
+function Runs({ runs, base, shown, thresholds, onAct }: RunsProps) {
   const criteria = runs[0]!.per_testing_criteria_results.map(({ testing_criteria }) => testing_criteria);
   return (
     <section class="card" aria-labelledby="runs">
@@ -115,23 +142,36 @@ function Runs({ runs, shown, thresholds }: RunsProps) {
                 </th>
               ))}
               <th scope="col">Created</th>
+              <th scope="col">
+                <span class="hidden">Actions</span>
+              </th>
             </tr>
           </thead>
           <tbody>
             {runs.map((run) => (
               <tr key={run.id} class={shown.includes(run) ? "shown" : undefined}>
                 <td>
-                  <span class="clip">{titleOf(run)}</span>
+                  <span class="clip" title={[run.model, run.name, run.id].filter(Boolean).join(" · ")}>
+                    {titleOf(run, base)}
+                  </span>
                   {run.error && <div class="bad text small">{run.error.message}</div>}
                 </td>
                 <td>{run.status.replace("_", " ")}</td>
                 <td>
                   {run.result_counts.passed} of {run.result_counts.total}
+                  {run.result_counts.errored > 0 && (
+                    <div class="bad small">
+                      {run.result_counts.errored === 1 ? "1 error" : `${run.result_counts.errored} errors`}
+                    </div>
+                  )}
                 </td>
                 {criteria.map((_, i) => (
                   <td>{number(run.per_testing_criteria_results[i]?.mean_score)}</td>
                 ))}
                 <td class="nowrap">{date(run.created_at)}</td>
+                <td class="nowrap">
+                  <RunButton key={isOpen(run) ? "cancel" : "delete"} run={run} onAct={onAct} />
+                </td>
               </tr>
             ))}
           </tbody>
@@ -141,3 +181,10 @@ function Runs({ runs, shown, thresholds }: RunsProps) {
     </section>
   );
 }
+
+const RunButton = ({ run, onAct }: { run: EvalRun } & Pick<RunsProps, "onAct">) =>
+  isOpen(run) ? (
+    <ConfirmedButton label="Cancel" confirmation="End the run for good" onConfirm={() => onAct(cancelRun, run)} />
+  ) : (
+    <ConfirmedButton label="Delete" confirmation="Delete the run" onConfirm={() => onAct(deleteRun, run)} />
+  );

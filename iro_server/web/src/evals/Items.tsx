@@ -98,11 +98,11 @@ function ItemRow({ row, criteria, compared }: { row: Row; criteria: number; comp
         <Text text={itemText((item ?? other)!)} />
       </td>
       <td>
-        <Text text={answerOf(item)} />
+        <Answer item={item} />
       </td>
       {compared && (
         <td>
-          <Text text={answerOf(other)} />
+          <Answer item={other} />
         </td>
       )}
       {Array.from({ length: criteria }, (_, i) => (
@@ -134,8 +134,16 @@ function itemText({ datasource_item }: OutputItem): string {
   return fields.map(([name, value]) => `${name}: ${write(value)}`).join("\n");
 }
 
-const answerOf = (item: OutputItem | undefined): string =>
-  item ? (item.sample.error?.message ?? (item.sample.output ?? []).map(({ content }) => content).join("")) : "–";
+function Answer({ item }: { item: OutputItem | undefined }) {
+  if (!item) return <Text text="–" />;
+  const { error, output } = item.sample;
+  if (!error) return <Text text={(output ?? []).map(({ content }) => content).join("")} />;
+  return (
+    <div class="text cell bad">
+      <strong>no answer:</strong> {error.message}
+    </div>
+  );
+}
 
 function Score({ item, place }: { item: OutputItem | undefined; place: number }) {
   const result = item?.results[place];

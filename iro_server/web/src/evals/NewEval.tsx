@@ -2,6 +2,7 @@
 
 import { useState } from "preact/hooks";
 import { named } from "../api";
+import { useDraft } from "../hooks";
 import { Field, Problem } from "../parts";
 import { address } from "../router";
 import { GraderForm } from "../new/GraderForm";
@@ -11,13 +12,27 @@ import { EMPTY, graderOf } from "../new/graders";
 import type { Row } from "../new/rows";
 import { checkedItem } from "../new/rows";
 import { createEval, createRun, deleteEval } from "./api";
+import type { RunDraft } from "./RunFields";
 import { RunFields, emptyDraft, hasItems, requestOf } from "./RunFields";
 
+const THRESHOLD = "0.5";
+
+/** The run's fields, which stay for this tab; a file that is not edited here does not. */
+function useRunDraft(base: string): [RunDraft, (draft: RunDraft) => void] {
+  const [fields, setFields] = useDraft("eval run", emptyDraft(base));
+  const [file, setFile] = useState<File | null>(null);
+  const change = (draft: RunDraft) => {
+    setFile(draft.items.file);
+    setFields({ ...draft, items: { ...draft.items, file: null } });
+  };
+  return [{ ...fields, items: { ...fields.items, file } }, change];
+}
+
 export function NewEval({ base }: { base: string }) {
-  const [name, setName] = useState("");
-  const [draft, setDraft] = useState(emptyDraft(base));
-  const [grader, setGrader] = useState<Draft>(EMPTY);
-  const [threshold, setThreshold] = useState("0.5");
+  const [name, setName] = useDraft("eval name", "");
+  const [draft, setDraft] = useRunDraft(base);
+  const [grader, setGrader] = useDraft<Draft>("eval grader", EMPTY);
+  const [threshold, setThreshold] = useDraft("eval threshold", THRESHOLD);
   const [error, setError] = useState<Error | null>(null);
   const [busy, setBusy] = useState(false);
   const checked = useChecked(draft.items.text, checkedItem);
@@ -40,6 +55,13 @@ export function NewEval({ base }: { base: string }) {
       setBusy(false);
     }
   };
+  const clear = () => {
+    setName("");
+    setDraft(emptyDraft(base));
+    setGrader(EMPTY);
+    setThreshold(THRESHOLD);
+    setError(null);
+  };
   return (
     <form onSubmit={(event) => void submit(event)}>
       <p class="crumb">
@@ -47,6 +69,11 @@ export function NewEval({ base }: { base: string }) {
       </p>
       <div class="title">
         <h1>New eval</h1>
+        <span class="actions">
+          <button type="button" onClick={clear}>
+            Clear the form
+          </button>
+        </span>
       </div>
       <section class="card" aria-labelledby="step-items">
         <h2 id="step-items">1. Items and first run</h2>

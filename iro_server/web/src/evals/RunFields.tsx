@@ -3,10 +3,11 @@
 import { listModels, uploadFile } from "../api";
 import { usePolled } from "../hooks";
 import { Field, Problem } from "../parts";
+import { MissingFields } from "../new/MissingFields";
 import { RowsEditor } from "../new/RowsEditor";
 import type { RowsSource } from "../new/RowsEditor";
-import type { Checked } from "../new/rows";
-import { itemLines } from "../new/rows";
+import type { Checked, Row } from "../new/rows";
+import { itemLines, missingFields } from "../new/rows";
 import type { DataSource, EvalRun, InputMessages } from "./api";
 
 export interface RunDraft {
@@ -38,7 +39,7 @@ const ITEM_MESSAGES: InputMessages = { type: "item_reference", item_reference: "
 
 export function RunFields({ draft, runs, checked, onChange }: Props) {
   const models = usePolled(listModels, null, "models");
-  const names = models.value?.data.map(({ id }) => id) ?? [draft.model];
+  const names = new Set([...(models.value?.data.map(({ id }) => id) ?? []), draft.model]);
   return (
     <>
       {models.error && <Problem error={models.error} again={models.again} />}
@@ -59,7 +60,7 @@ export function RunFields({ draft, runs, checked, onChange }: Props) {
             aria-describedby="model-hint"
             onChange={(event) => onChange({ model: event.currentTarget.value })}
           >
-            {names.map((name) => (
+            {[...names].map((name) => (
               <option key={name}>{name}</option>
             ))}
           </select>
@@ -93,7 +94,7 @@ export function RunFields({ draft, runs, checked, onChange }: Props) {
             onInput={(event) => onChange({ maxTokens: event.currentTarget.value })}
           />
         </Field>
-        <Prompt draft={draft} names={fieldNames(checked)} onChange={onChange} />
+        <Prompt draft={draft} rows={draft.like ? [] : checked.rows} onChange={onChange} />
       </div>
     </>
   );
@@ -115,7 +116,8 @@ function Source({ draft, runs, onChange }: Omit<Props, "checked">) {
   );
 }
 
-function Prompt({ draft, names, onChange }: { draft: RunDraft; names: string[]; onChange: Props["onChange"] }) {
+function Prompt({ draft, rows, onChange }: { draft: RunDraft; rows: Row[]; onChange: Props["onChange"] }) {
+  const names = fieldNames(rows);
   const fields = names.length > 0 ? `: ${names.map((name) => `{{item.${name}}}`).join(", ")}` : " as {{item.name}}";
   const otherwise = draft.like ? "as the earlier run asks" : "the item's own messages";
   return (
@@ -127,13 +129,14 @@ function Prompt({ draft, names, onChange }: { draft: RunDraft; names: string[]; 
         aria-describedby="prompt-hint"
         onInput={(event) => onChange({ prompt: event.currentTarget.value })}
       />
+      <MissingFields template={draft.prompt} rows={rows} />
     </Field>
   );
 }
 
 const SHOWN = 6; // names of fields
 
-const fieldNames = ({ rows }: Checked): string[] =>
+const fieldNames = (rows: Row[]): string[] =>
   [...new Set(rows.slice(0, 100).flatMap((row) => Object.keys(row)))].slice(0, SHOWN);
 
 export const hasItems = ({ like, items }: RunDraft, { rows, problems }: Checked): boolean =>
@@ -147,6 +150,12 @@ export function promptOf(run: EvalRun | undefined): string {
   return typeof content === "string" ? content : content.text;
 }
 
+/** Throws Error where the prompt names a field that no item has: every answer would be an error. */
+function checkPrompt(prompt: string, rows: Row[]): void {
+  const missing = missingFields(prompt, rows).find(({ lacking }) => lacking === rows.length);
+  if (missing) throw new Error(`Prompt: no item has the field ${missing.name}.`);
+}
+
 /** The run's request, once its new items are uploaded. Throws Error with what to change. */
 export async function requestOf(draft: RunDraft, { rows }: Checked, like: EvalRun | undefined) {
   const input_messages: InputMessages = draft.prompt.trim()
@@ -154,6 +163,7 @@ export async function requestOf(draft: RunDraft, { rows }: Checked, like: EvalRu
     : (like?.data_source.input_messages ?? ITEM_MESSAGES);
   if (!like && input_messages === ITEM_MESSAGES && rows.some(({ messages }) => messages === undefined))
     throw new Error("Prompt: write what the model is asked; there are items without messages of their own.");
+  if (!like) checkPrompt(draft.prompt, rows);
   const limit = draft.maxTokens ? { max_completion_tokens: Number(draft.maxTokens) } : {};
   const data_source: DataSource = {
     type: "completions",

@@ -56,6 +56,10 @@ export const createEval = (body: unknown) => post<Eval>("/evals", body);
 export const deleteEval = (id: string) => call(path(id), { method: "DELETE" });
 export const createRun = (id: string, body: unknown) => post<EvalRun>(`${path(id)}/runs`, body);
 
+const runPath = (id: string, run: string): string => `${path(id)}/runs/${encodeURIComponent(run)}`;
+export const cancelRun = (id: string, run: string) => post<EvalRun>(`${runPath(id, run)}/cancel`);
+export const deleteRun = (id: string, run: string) => call(runPath(id, run), { method: "DELETE" });
+
 /** The score from which an answer passes: `threshold` of iro_server/jobs/evals/criteria.py. */
 export function thresholdOf({ pass_threshold, range }: Eval["testing_criteria"][number]): number {
   const [low, high] = (range as [number, number] | undefined) ?? [0, 1];
@@ -69,7 +73,7 @@ export async function listItems(id: string, run: string, signal?: AbortSignal): 
   const items: OutputItem[] = [];
   for (let page = 0; page < PAGES; page++) {
     const after = items.length ? `&after=${encodeURIComponent(items.at(-1)!.id)}` : "";
-    const url = `${path(id)}/runs/${encodeURIComponent(run)}/output_items?limit=100${after}`;
+    const url = `${runPath(id, run)}/output_items?limit=100${after}`;
     const { data, has_more } = await get<Page<OutputItem>>(url, signal);
     items.push(...data);
     if (!has_more) break;

@@ -3,7 +3,7 @@
 import { useState } from "preact/hooks";
 import { date } from "../format";
 import { usePolled } from "../hooks";
-import { Badge, ConfirmedButton, Fact, Problem } from "../parts";
+import { Badge, ConfirmedButton, Fact, Problem, focusHeading } from "../parts";
 import { address } from "../router";
 import type { Check, JobRun } from "./api";
 import { allMetrics, cancelRun, deleteRun, figureUrl, getChecks, getRun, isOpen, titleOf } from "./api";
@@ -63,6 +63,7 @@ function Head({ run, again }: { run: JobRun; again: () => void }) {
     } catch (problem) {
       setError(problem as Error);
     }
+    focusHeading();
     again();
   };
   const remove = async () => {
@@ -76,7 +77,9 @@ function Head({ run, again }: { run: JobRun; again: () => void }) {
   return (
     <>
       <div class="title">
-        <h1 class="break">{titleOf(run)}</h1>
+        <h1 class="break" tabIndex={-1}>
+          {titleOf(run)}
+        </h1>
         <Badge status={run.status} />
         <span class="actions">
           {isOpen(run) && (

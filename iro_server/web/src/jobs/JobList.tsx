@@ -3,7 +3,7 @@
 import { useState } from "preact/hooks";
 import type { Job } from "../api";
 import { listJobs } from "../api";
-import { date, duration, nameWithout } from "../format";
+import { date, duration, graderTitle, nameWithout } from "../format";
 import { usePolled } from "../hooks";
 import { Badge, Problem } from "../parts";
 import { address } from "../router";
@@ -100,10 +100,7 @@ function Table({ jobs }: { jobs: Job[] }) {
 /** The aligned model's name, until there is one what the user called it, else the job's id. */
 export const nameOf = (job: Job): string => job.fine_tuned_model ?? job.iro.suffix ?? job.id;
 
-export const graderName = ({ method }: Job): string => {
-  const { type, name } = method.reinforcement.grader;
-  return name && name !== type ? `${name} (${type})` : type;
-};
+export const graderName = ({ method }: Job): string => graderTitle(method.reinforcement.grader);
 
 const ageOf = ({ created_at, finished_at }: Job): number => (finished_at ?? Date.now() / 1000) - created_at;
 

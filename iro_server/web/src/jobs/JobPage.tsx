@@ -1,12 +1,12 @@
 // One job: what it is doing, its rewards, its checkpoints and its events.
 
 import { useState } from "preact/hooks";
-import type { Checkpoint, Job } from "../api";
+import type { Checkpoint, Job, JobEvent } from "../api";
 import { OPEN, actOnJob, getJob, listCheckpoints } from "../api";
 import { fillFrom } from "../new/again";
 import { date, number } from "../format";
 import { usePolled } from "../hooks";
-import { Badge, ConfirmedButton, Fact, Problem } from "../parts";
+import { Badge, ConfirmedButton, Fact, Problem, focusHeading } from "../parts";
 import { address } from "../router";
 import { EventLog, useEvents } from "./EventLog";
 import { Warnings } from "./Warnings";
@@ -52,6 +52,7 @@ export function JobPage({ id }: { id: string }) {
       {crumb}
       <Head
         job={value.job}
+        events={events.events}
         onAct={() => {
           setOpen(true);
           again();
@@ -80,7 +81,7 @@ export function JobPage({ id }: { id: string }) {
   );
 }
 
-function Head({ job, onAct }: { job: Job; onAct: () => void }) {
+function Head({ job, events, onAct }: { job: Job; events: JobEvent[]; onAct: () => void }) {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<Error | null>(null);
   const act = async (action: "cancel" | "pause" | "resume") => {
@@ -92,6 +93,7 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
       setError(problem as Error);
     }
     setBusy(false);
+    focusHeading();
     onAct();
   };
   const startAgain = async () => {
@@ -108,7 +110,9 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
   return (
     <>
       <div class="title">
-        <h1 class="break">{nameOf(job)}</h1>
+        <h1 class="break" tabIndex={-1}>
+          {nameOf(job)}
+        </h1>
         <Badge status={job.status} />
         <span class="actions">
           {open && job.status !== "paused" && (
@@ -156,7 +160,9 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
           {isServed(job)
             ? "The model is served all the same, as keep_unproven demands."
             : "So the model answers as the frozen one does."}{" "}
-          More prompts, or more rollouts of each, may show a gain.
+          {isOfOnePrompt(events)
+            ? "It was measured on a single prompt: more prompts may show a gain."
+            : "More prompts, or more rollouts of each, may show a gain."}
         </p>
       )}
     </>
@@ -165,6 +171,10 @@ function Head({ job, onAct }: { job: Job; onAct: () => void }) {
 
 const isServed = (job: Job): boolean =>
   job.iro.improved !== false || job.method.reinforcement.iro?.keep_unproven === true;
+
+/** Whether the gain was measured on a single prompt, as `with_improvement` of training/iro/job.py then warns. */
+const isOfOnePrompt = (events: JobEvent[]): boolean =>
+  events.some(({ level, message }) => level === "warn" && message.includes("of a single prompt"));
 
 function Failure({ job }: { job: Job }) {
   return (

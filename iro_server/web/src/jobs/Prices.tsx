@@ -13,7 +13,7 @@ export function Prices({ events, served }: { events: JobEvent[]; served: boolean
     <section class="card" aria-labelledby="prices">
       <h2 id="prices">Reward by rows</h2>
       <p class="faint">
-        A request costs as many rows as are decoded at once. The cheapest way that is as good as the best is chosen, of
+        On the validation prompts. A request costs as many rows as are decoded at once. The cheapest way that is as good as the best is chosen, of
         those that write like the frozen model if one of them is better than it.
         {!served && " It is not served: the model answers as the frozen one."}
       </p>

@@ -15,6 +15,7 @@ export function Progress({ job, events }: { job: Job; events: JobEvent[] }) {
     const ended = "The job ended before the frozen model was measured: there are no rewards.";
     return <p class="card faint">{OPEN.includes(job.status) ? waiting : ended}</p>;
   }
+  const measured = curves(rows);
   return (
     <section class="card" aria-labelledby="rewards">
       <div class="title">
@@ -29,11 +30,13 @@ export function Progress({ job, events }: { job: Job; events: JobEvent[] }) {
           The training reward rose while the held-out reward fell: the last iteration may exploit the training prompts.
         </p>
       )}
-      <Chart
-        label="Reward by iteration; the table below has the numbers"
-        x={rows.map((row) => row.step ?? 0)}
-        curves={curves(rows)}
-      />
+      {measured.length > 0 && (
+        <Chart
+          label="Reward by iteration; the table below has the numbers"
+          x={rows.map((row) => row.step ?? 0)}
+          curves={measured}
+        />
+      )}
       <Table rows={rows} />
       <p class="faint small">± and the band: 95 % intervals over held-out prompts.</p>
     </section>

@@ -11,7 +11,7 @@ export function Strengths({ events }: { events: JobEvent[] }) {
     <section class="card" aria-labelledby="strengths">
       <h2 id="strengths">Reward by strength</h2>
       <p class="faint">
-        One row on held-out prompts. A request may set <code>search.strength</code>: a weaker tilt stays nearer to what
+        One row on the validation prompts, which are not those of the chart above. A request may set <code>search.strength</code>: a weaker tilt stays nearer to what
         the frozen model writes.
       </p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Table of rewards by strength">

@@ -13,11 +13,11 @@ export function Tilts({ events }: { events: JobEvent[] }) {
   const byKl = measured.toSorted((a, b) => a.kl - b.kl);
   const curves = rounds.flatMap((_, round) => {
     const ofRound = measured.filter((trial) => trial.round === round);
-    const kinds = [...new Set(ofRound.map(({ kind }) => kind))].filter((kind) => kind !== "none");
-    return kinds.map((kind) => {
-      const isOf = (trial: Measured) => trial.round === round && (trial.kind === kind || trial.kind === "none");
+    const names = new Set(ofRound.flatMap((trial) => curveName(trial) ?? []));
+    return [...names].map((name) => {
+      const isOf = (trial: Measured) => trial.round === round && (curveName(trial) ?? name) === name;
       return {
-        name: round ? `${kind}, added` : kind,
+        name: round ? `${name}, added` : name,
         values: byKl.map((trial) => (isOf(trial) ? trial.reward : null)),
         errors: byKl.map((trial) => (isOf(trial) ? trial.error : null)),
       };
@@ -28,8 +28,8 @@ export function Tilts({ events }: { events: JobEvent[] }) {
     <section class="card" aria-labelledby="tilts">
       <h2 id="tilts">Reward against KL</h2>
       <p class="faint">
-        Tilts at several strengths, one row on held-out prompts, by nats from the frozen model. Those of a later
-        round are added to the one that the round before chose. {choice(measured.filter(({ chosen }) => chosen))}
+        Tilts at several strengths, one row on prompts that the iteration held out of its training, by nats from the
+        frozen model. Those of a later round are added to the one that the round before chose. {choice(measured.filter(({ chosen }) => chosen))}
       </p>
       <Chart
         label="Held-out reward of each tilt against nats from the frozen model"
@@ -39,6 +39,13 @@ export function Tilts({ events }: { events: JobEvent[] }) {
       />
     </section>
   );
+}
+
+/** The curve of a trial. Null: of the policy of the rollouts, from which every curve starts. */
+function curveName({ kind, sharpness, repetition_penalty: penalty }: TiltTrial): string | null {
+  if (kind !== "none") return kind;
+  const settings = [...(sharpness ? ["temperature"] : []), ...(penalty ? ["repetition penalty"] : [])];
+  return settings.length > 0 ? `${settings.join(" and ")} alone` : null;
 }
 
 /** The trials of the newest iteration, a list for each round. */

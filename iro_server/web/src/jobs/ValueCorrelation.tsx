@@ -21,7 +21,7 @@ export function ValueCorrelation({ events }: { events: JobEvent[] }) {
         Correlation of the value with the reward among the answers to one held-out prompt, after so many tokens. Values
         that tell answers apart only at their end steer little.
       </p>
-      <Chart label="Correlation of values with rewards by token of the answer" x={x} curves={curves} numbers />
+      <Chart label="Correlation of values with rewards by token of the answer" x={x} curves={curves} numbers whole />
     </section>
   );
 }

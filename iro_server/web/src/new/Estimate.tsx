@@ -7,6 +7,11 @@ import { count, duration, number } from "../format";
 import { usePolled } from "../hooks";
 import { Problem } from "../parts";
 
+export interface StartedEstimate {
+  id: string;
+  outdated: boolean; // whether the form was changed since
+}
+
 const VERDICTS: Record<string, string> = {
   go: "Go",
   more_rollouts: "More samples of each prompt are needed",
@@ -17,7 +22,6 @@ const VERDICTS: Record<string, string> = {
 
 export function EstimateView({ id }: { id: string }) {
   const [ended, setEnded] = useState(false);
-  const [start] = useState(Date.now);
   const read = async (signal: AbortSignal) => {
     const estimate = await getEstimate(id, signal);
     setEnded(estimate.result !== null || estimate.error !== null);
@@ -26,7 +30,7 @@ export function EstimateView({ id }: { id: string }) {
   const { value: estimate, error } = usePolled(read, ended ? null : 1000, id);
   if (error) return <Problem error={error} />;
   if (estimate?.error) return <Problem error={new Error(estimate.error.message)} />;
-  if (!estimate?.result) return <Waiting seconds={(Date.now() - start) / 1000} />;
+  if (!estimate?.result) return <Waiting seconds={estimate ? Date.now() / 1000 - estimate.created_at : 0} />;
   return <Result result={estimate.result} />;
 }
 

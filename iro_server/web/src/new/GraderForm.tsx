@@ -6,9 +6,10 @@ import { runGrader } from "../api";
 import { answerTo } from "../completion";
 import { Field, Problem } from "../parts";
 import type { Draft, Kind } from "./graders";
-import { KINDS, METRICS, OPERATIONS, graderOf } from "./graders";
+import { KINDS, METRICS, OPERATIONS, graderOf, templateOf } from "./graders";
 import type { Row } from "./rows";
 import { itemFields } from "./rows";
+import { MissingFields } from "./MissingFields";
 
 interface Props {
   draft: Draft;
@@ -38,6 +39,7 @@ export function GraderForm({ draft, rows, base, onChange }: Props) {
           ))}
         </p>
       )}
+      <MissingFields template={templateOf(draft)} rows={rows} />
       <TryIt draft={draft} rows={rows} base={base} />
     </>
   );
@@ -54,6 +56,7 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
         <input
           id="words"
           placeholder="great, beautiful"
+          aria-describedby="words-hint"
           value={draft.words}
           onInput={(event) => change({ words: event.currentTarget.value })}
         />
@@ -74,6 +77,7 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
           wrap="off"
           spellcheck={false}
           value={draft.source}
+          aria-describedby="source-hint"
           onInput={(event) => change({ source: event.currentTarget.value })}
         />
       </Field>
@@ -93,6 +97,7 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
           wrap="off"
           spellcheck={false}
           value={draft.json}
+          aria-describedby="json-hint"
           onInput={(event) => change({ json: event.currentTarget.value })}
         />
       </Field>
@@ -125,6 +130,7 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
         <input
           id="reference"
           value={draft.reference}
+          aria-describedby="reference-hint"
           onInput={(event) => change({ reference: event.currentTarget.value })}
         />
       </Field>
@@ -132,25 +138,33 @@ function Fields({ draft, change }: { draft: Draft; change: (fields: Partial<Draf
   );
 }
 
+/** What the grader said, and the grader, answer and row that it is of. */
+interface Outcome {
+  input: string;
+  graded?: Graded;
+  error?: Error;
+}
+
 function TryIt({ draft, rows, base }: Omit<Props, "onChange">) {
   const [answer, setAnswer] = useState("");
   const [number, setNumber] = useState(1);
-  const [graded, setGraded] = useState<Graded | null>(null);
-  const [error, setError] = useState<Error | null>(null);
+  const [outcome, setOutcome] = useState<Outcome | null>(null);
   const [busy, setBusy] = useState(false);
   const row = rows[Math.min(number, rows.length) - 1] ?? null;
-  const attempt = async (work: () => Promise<void>) => {
+  const input = JSON.stringify([draft, answer, row]);
+  const { graded, error } = outcome?.input === input ? outcome : {};
+  const attempt = async (work: () => Promise<Graded | void>) => {
     setBusy(true);
-    setError(null);
-    setGraded(null);
+    setOutcome(null);
     try {
-      await work();
+      const result = await work();
+      if (result) setOutcome({ input, graded: result });
     } catch (problem) {
-      setError(problem as Error);
+      setOutcome({ input, error: problem as Error });
     }
     setBusy(false);
   };
-  const grade = () => attempt(async () => setGraded(await runGrader(graderOf(draft), answer, row ?? {})));
+  const grade = () => attempt(async () => runGrader(graderOf(draft), answer, row ?? {}));
   const write = () => attempt(async () => setAnswer(await answerTo(base, row!)));
   return (
     <fieldset class="try">
@@ -170,7 +184,7 @@ function TryIt({ draft, rows, base }: Omit<Props, "onChange">) {
               min={1}
               max={rows.length}
               value={number}
-              onInput={(event) => setNumber(Math.max(1, Number(event.currentTarget.value)))}
+              onInput={(event) => setNumber(Math.max(1, Math.round(Number(event.currentTarget.value))))}
             />
           </label>
         )}

@@ -2,15 +2,16 @@
 
 import { useState } from "preact/hooks";
 import { createEstimate, createJob, named, uploadFile, validateGrader } from "../api";
-import { hasReplaced, keepDrafts, takeReplaced } from "../drafts";
+import { hasReplaced, keepDrafts, takeDraft, takeReplaced } from "../drafts";
 import { useDraft } from "../hooks";
 import { Field, Problem } from "../parts";
 import { address } from "../router";
 import { EstimateView } from "./Estimate";
+import type { StartedEstimate } from "./Estimate";
 import { GraderForm } from "./GraderForm";
 import { RowsEditor, useChecked } from "./RowsEditor";
 import type { RowsSource } from "./RowsEditor";
-import { FORM } from "./again";
+import { ESTIMATE, FORM, PROBLEM } from "./again";
 import { EXAMPLE_GRADER, EXAMPLE_OPTIONS, EXAMPLE_ROWS } from "./example";
 import type { Draft } from "./graders";
 import { merged } from "./json";
@@ -28,18 +29,26 @@ export function NewJob({ base }: { base: string }) {
   const [draft, setDraft] = useDraft<Draft>("grader", EMPTY);
   const [options, setOptions] = useDraft<Options>("options", {});
   const [busy, setBusy] = useState("");
-  const [error, setError] = useState<Error | null>(null);
+  const [error, setError] = useState(problemBefore);
+  const [estimate, setEstimate] = useDraft<StartedEstimate | null>(ESTIMATE, null);
   const source: RowsSource = { text, file };
   const setSource = (changed: RowsSource) => {
     setText(changed.text);
     setFile(changed.file);
   };
+  /** `set`, after which an error and an estimate are of the form before. */
+  const changing =
+    <Value,>(set: (value: Value) => void) =>
+    (value: Value) => {
+      setError(null);
+      setEstimate((last) => last && { ...last, outdated: true });
+      set(value);
+    };
   const checked = useChecked(text, checkedRow);
   const ready = file !== null || (checked.rows.length > 0 && checked.problems.length === 0);
-  const [estimate, setEstimate] = useState("");
   const send = async (what: "job" | "estimate") => {
     setError(null);
-    setEstimate("");
+    setEstimate(null);
     try {
       setBusy("Checking the grader …");
       const grader = graderOf(draft);
@@ -58,7 +67,7 @@ export function NewJob({ base }: { base: string }) {
       const fields = { model: base, training_file, method, suffix, ...optionsIn("job", options) };
       const body = merged(otherFields(options), fields);
       if (what === "job") location.hash = address(["jobs", (await createJob(body)).id]);
-      else setEstimate((await createEstimate(body)).id);
+      else setEstimate({ id: (await createEstimate(body)).id, outdated: false });
       setBusy("");
     } catch (problem) {
       setError(problem as Error);
@@ -68,6 +77,8 @@ export function NewJob({ base }: { base: string }) {
   const [canUndo, setCanUndo] = useState(hasReplaced);
   const undo = () => {
     const { rows, grader, options: before } = takeReplaced();
+    setError(null);
+    setEstimate(null);
     setSource({ text: (rows as string | null) ?? "", file: null });
     setDraft((grader as Draft | null) ?? EMPTY);
     setOptions((before as Options | null) ?? {});
@@ -77,7 +88,7 @@ export function NewJob({ base }: { base: string }) {
     keepDrafts(FORM);
     setCanUndo(true);
     setError(null);
-    setEstimate("");
+    setEstimate(null);
     setSource({ text: rows, file: null });
     setDraft(grader);
     setOptions(chosen);
@@ -113,7 +124,7 @@ export function NewJob({ base }: { base: string }) {
           checked={checked}
           label="Training rows"
           accept=".jsonl,.json,.ndjson,.txt,.csv,.parquet"
-          onChange={setSource}
+          onChange={changing(setSource)}
         >
           One JSON object a line: <code>{'{"messages": [{"role": "user", "content": "…"}]}'}</code>, a conversation to
           answer, or <code>{'{"prompt": "…"}'}</code>, a text to continue. Other fields are for the grader.
@@ -122,17 +133,18 @@ export function NewJob({ base }: { base: string }) {
       <section class="card" aria-labelledby="step-grader">
         <h2 id="step-grader">2. Score</h2>
         <p class="faint small">The grader gives each answer a number. The job steers the model towards higher ones.</p>
-        <GraderForm draft={draft} rows={checked.rows} base={base} onChange={setDraft} />
+        <GraderForm draft={draft} rows={checked.rows} base={base} onChange={changing(setDraft)} />
       </section>
       <section class="card" aria-labelledby="step-options">
         <h2 id="step-options">3. Options</h2>
-        <OptionFields options={options} onChange={setOptions} />
+        <OptionFields options={options} onChange={changing(setOptions)} />
       </section>
       {error && <Problem error={named(error)} />}
       {estimate && (
         <section class="card" aria-labelledby="estimate">
           <h2 id="estimate">Estimate</h2>
-          <EstimateView id={estimate} />
+          {estimate.outdated && <p class="faint small">Of the form before it was changed: estimate again.</p>}
+          <EstimateView key={estimate.id} id={estimate.id} />
         </section>
       )}
       <div class="start">
@@ -148,6 +160,12 @@ export function NewJob({ base }: { base: string }) {
       </div>
     </form>
   );
+}
+
+/** What the form that "Start again" opens could not be filled with. */
+function problemBefore(): Error | null {
+  const message = takeDraft<string>(PROBLEM);
+  return message === null ? null : new Error(message);
 }
 
 function OptionFields({ options, onChange }: { options: Options; onChange: (options: Options) => void }) {

@@ -108,7 +108,10 @@ export function RowsEditor({ source, checked, label, accept, children, onChange 
             class="hidden"
             type="file"
             accept={accept}
-            onChange={(event) => void take(event.currentTarget.files?.[0])}
+            onChange={(event) => {
+              void take(event.currentTarget.files?.[0]);
+              event.currentTarget.value = ""; // else the same file, once corrected, is no change
+            }}
           />
         </label>
       </div>

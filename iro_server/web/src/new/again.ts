@@ -1,7 +1,7 @@
 // A job's request as what the form of a new job holds: to start the job again, changed or not.
 
 import type { Job } from "../api";
-import { fileText } from "../api";
+import { ApiError, fileText } from "../api";
 import { keepDrafts, saveDraft } from "../drafts";
 import { draftOfGrader } from "./graders";
 import type { Json } from "./json";
@@ -10,13 +10,28 @@ import { FIRST, MORE } from "./options";
 import { EDITABLE } from "./rows";
 
 export const FORM = ["rows", "grader", "options"] as const; // the drafts of the form
+export const PROBLEM = "problem"; // the draft that says what the form could not be filled with
+export const ESTIMATE = "estimate";
 
-/** Throws Error where the training rows are gone, or too many for the form; the rest is filled in all the same. */
+/**
+ * Without the rows, and with a problem for the form to show, where they are gone, or too many for it.
+ * Throws Error where the server does not answer; the form is then as it was.
+ */
 export async function fillFrom(job: Job): Promise<void> {
+  let rows = "";
+  let problem: string | null = null;
+  try {
+    rows = await fileText(job.training_file, EDITABLE);
+  } catch (error) {
+    if (error instanceof ApiError && error.status !== 404 && error.status !== 403) throw error;
+    problem = `The training rows are not filled in: ${(error as Error).message}`;
+  }
   keepDrafts(FORM);
   saveDraft("grader", draftOfGrader(job.method.reinforcement.grader));
   saveDraft("options", optionsOf(job));
-  saveDraft("rows", await fileText(job.training_file, EDITABLE));
+  saveDraft("rows", rows);
+  saveDraft(PROBLEM, problem);
+  saveDraft(ESTIMATE, null);
 }
 
 /** The seed is left out: the same request with another one is another measurement. */

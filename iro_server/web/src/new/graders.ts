@@ -76,6 +76,12 @@ export function graderOf(draft: Draft): Grader {
   }
 }
 
+/** The text of the draft in which `{{item.name}}` is filled in. */
+export function templateOf({ kind, reference, json }: Draft): string {
+  if (kind === "json") return json;
+  return kind === "string_check" || kind === "text_similarity" ? reference : "";
+}
+
 /** The number of `words` that the answer has, in any case. */
 function wordsGrader(words: string[]): Grader {
   if (words.length === 0) throw new Error("Give the words that the answer is to use, with commas between them.");

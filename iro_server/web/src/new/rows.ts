@@ -9,6 +9,7 @@ export interface Checked {
   problems: { line: number; message: string }[]; // lines count from 1
 }
 
+const ITEM_FIELD = /\{\{\s*item(?:\.([\w-]+)|\[['"]([^'"]+)['"]\])/g;
 const ROLES = ["system", "developer", "user", "assistant"];
 
 export function checkRows(text: string, check: (line: string) => Row): Checked {
@@ -25,7 +26,19 @@ export function checkRows(text: string, check: (line: string) => Row): Checked {
       checked.problems.push({ line: index + 1, message: (problem as Error).message });
     }
   });
-  return checked;
+  const message = checked.problems.length > 0 && spreadOverLines(text);
+  return message ? { rows: [], problems: [{ line: 1, message }] } : checked;
+}
+
+/** What is wrong with a text that is JSON as a whole, and not line by line. */
+function spreadOverLines(text: string): string | null {
+  try {
+    const value: unknown = JSON.parse(text.replace(/^\uFEFF/, ""));
+    if (Array.isArray(value)) return "begins a JSON array: write one object a line, without the array around them";
+    return isObject(value) && text.trim().includes("\n") ? "begins an object of several lines: write one object a line" : null;
+  } catch {
+    return null;
+  }
 }
 
 export function checkedRow(line: string): Row {
@@ -84,6 +97,13 @@ function checkMessages(messages: unknown): void {
   if ((messages.at(-1) as Row).role !== "user") {
     throw new Error('the last message must have the role "user": the model writes the answer');
   }
+}
+
+/** The fields `{{item.name}}` of a template that rows lack, and how many of them do. */
+export function missingFields(template: string, rows: Row[]): { name: string; lacking: number }[] {
+  const names = new Set([...template.matchAll(ITEM_FIELD)].map(([, name, quoted]) => (name ?? quoted)!));
+  const counts = [...names].map((name) => ({ name, lacking: rows.filter((row) => !(name in row)).length }));
+  return counts.filter(({ lacking }) => lacking > 0);
 }
 
 /** What graders may read of the rows beside the answer. */

@@ -12,15 +12,16 @@ interface Props {
   label: string;
   colouring: Colouring;
   best: boolean;
+  grader: string; // its title
 }
 
-export function AnswerView({ answer, label, colouring, best }: Props) {
+export function AnswerView({ answer, label, colouring, best, grader }: Props) {
   const { text, state, tokens, error, graderError } = answer;
   const split = colouring !== "none" && tokens.length > 0 && tokens.length <= COLOURED;
   const { current, setCurrent, onKeyDown } = useToken(split ? tokens.length : 0);
   return (
     <>
-      {error && <Problem error={error} />}
+      {error !== null && <Problem error={new Error(error)} />}
       <div
         class="answer text"
         hidden={error !== null && !text}
@@ -41,7 +42,10 @@ export function AnswerView({ answer, label, colouring, best }: Props) {
         {answer.reward !== null && (
           <>
             reward <b class={best ? "good" : undefined}>{number(answer.reward)}</b>
-            {best && <span class="hidden"> the highest here</span>}
+            {best && <span class="hidden"> the highest here</span>}{" "}
+            <span class="clip small" title={grader}>
+              by {grader}
+            </span>
           </>
         )}
         {graderError && <span class="bad text">not graded: {graderError}</span>}

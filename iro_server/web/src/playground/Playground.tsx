@@ -1,29 +1,31 @@
 // One prompt, answered by several models side by side.
 
 import { useEffect, useRef, useState } from "preact/hooks";
-import type { Grader } from "../api";
-import { ApiError, firstRow, getJob, listModels } from "../api";
 import { isChat } from "../completion";
+import { draftOf, saveDraft } from "../drafts";
+import { graderTitle } from "../format";
+import { useDraft } from "../hooks";
 import { Problem } from "../parts";
 import { AnswerView } from "./AnswerView";
 import { ColumnForm } from "./ColumnForm";
+import { PickGrader } from "./PickGrader";
 import type { Prompt } from "./PromptForm";
-import { PromptForm, promptOf, rowOf } from "./PromptForm";
+import { PromptForm, rowOf } from "./PromptForm";
 import type { Answer } from "./answer";
 import { answer } from "./answer";
 import { ColouringForm } from "./ColouringForm";
 import type { Colouring } from "./tokens";
 import type { Column } from "./search";
 import { searchOf } from "./search";
+import type { Subject } from "./subject";
+import { loadSubject } from "./subject";
 
 const MOST = 6; // columns
 
-interface Subject {
-  models: string[];
-  aligned: string[]; // those of them that can be mixed: final models, not checkpoints
-  columns: Column[];
-  grader: Grader | null;
-  prompt: Prompt;
+/** An answer, and the prompt and settings that it is of. */
+interface Answered {
+  answer: Answer;
+  request: string;
 }
 
 export function Playground({ base, query }: { base: string; query: URLSearchParams }) {
@@ -31,7 +33,7 @@ export function Playground({ base, query }: { base: string; query: URLSearchPara
   const [error, setError] = useState<Error | null>(null);
   useEffect(() => {
     const controller = new AbortController();
-    load(base, query, controller.signal).then(
+    loadSubject(base, query, controller.signal).then(
       setSubject,
       (problem: Error) => controller.signal.aborted || setError(problem),
     );
@@ -41,77 +43,57 @@ export function Playground({ base, query }: { base: string; query: URLSearchPara
   return subject ? <Columns base={base} {...subject} /> : <p class="faint">Loading …</p>;
 }
 
-/** The model that the address names, or the newest aligned one; its grader, and the first of its training rows. */
-async function load(base: string, query: URLSearchParams, signal: AbortSignal): Promise<Subject> {
-  const { data } = await listModels(signal);
-  const aligned = query.get("model") ?? data.filter((model) => model.iro).at(-1)?.id ?? null;
-  const jobId = query.get("job") ?? data.find((model) => model.id === aligned)?.iro?.job ?? null;
-  const names = new Set([...data.map((model) => model.id), ...(aligned ? [aligned] : [])]);
-  const { grader, row } = jobId ? await jobOf(jobId, signal) : { grader: null, row: null };
-  const column = { n: 16, settings: {}, weights: {}, mode: "served" as const };
-  const columns: Column[] = [{ ...column, id: 0, model: base }];
-  if (aligned)
-    columns.push({ ...column, id: 1, model: aligned, mode: "best_of_n" }, { ...column, id: 2, model: aligned });
-  const maxTokens = data.find((model) => jobId && model.iro?.job === jobId)?.iro?.max_tokens;
-  const mixable = data.filter((model) => model.iro).map((model) => model.id);
-  return { models: [...names], aligned: mixable, columns, grader, prompt: promptOf(row, maxTokens) };
+/** The answers by column, which stay for this tab once all of them have ended. */
+function useAnswers(name: string) {
+  const state = useState<Record<number, Answered>>(() => draftOf<Record<number, Answered>>(name) ?? {});
+  const [answers] = state;
+  const streaming = Object.values(answers).some(({ answer }) => answer.state === "streaming");
+  useEffect(() => {
+    if (!streaming) saveDraft(name, answers);
+  }, [name, answers, streaming]);
+  return state;
 }
 
-async function jobOf(id: string, signal: AbortSignal) {
-  try {
-    const job = await getJob(id, signal);
-    const row = await firstRow(job.training_file, signal).catch(orGone(null));
-    return { grader: job.method.reinforcement.grader, row };
-  } catch (error) {
-    return orGone({ grader: null, row: null })(error);
-  }
-}
+const requestOf = (prompt: Prompt, column: Column): string => JSON.stringify([prompt, column]);
 
-/** `value` for what was deleted, is another project's, or is not for this key to read. */
-const orGone =
-  <Value,>(value: Value) =>
-  (error: unknown): Value => {
-    if (error instanceof ApiError && (error.status === 404 || error.status === 403)) return value;
-    throw error;
-  };
-
-function Columns({ base, models, aligned, grader, ...first }: Subject & { base: string }) {
-  const [prompt, setPrompt] = useState(first.prompt);
-  const [columns, setColumns] = useState(first.columns);
-  const [answers, setAnswers] = useState<Record<number, Answer>>({});
-  const [colouring, setColouring] = useState<Colouring>("none");
-  const [outdated, setOutdated] = useState<number[]>([]); // columns that were changed since they answered
+function Columns({ base, models, aligned, jobs, grader, graderJob, ...first }: Subject & { base: string }) {
+  const [prompt, setPrompt] = useDraft(`${first.name} prompt`, first.prompt);
+  const [columns, setColumns] = useDraft(`${first.name} columns`, first.columns);
+  const [answers, setAnswers] = useAnswers(`${first.name} answers`);
+  const [colouring, setColouring] = useDraft<Colouring>("playground colouring", "none");
   const [running, setRunning] = useState(false);
   const controller = useRef<AbortController | null>(null);
-  const nextId = useRef(first.columns.length);
   useEffect(() => () => controller.current?.abort(), []);
   const generate = async () => {
     controller.current = new AbortController();
     const { signal } = controller.current;
     setAnswers({});
-    setOutdated([]);
     setRunning(true);
     const row = rowOf(prompt);
-    const show = (id: number) => (state: Answer) =>
-      (signal.aborted && state.state === "streaming") || setAnswers((all) => ({ ...all, [id]: state }));
+    const show = (column: Column) => {
+      const request = requestOf(prompt, column);
+      return (state: Answer) =>
+        (signal.aborted && state.state === "streaming") ||
+        setAnswers((all) => ({ ...all, [column.id]: { answer: state, request } }));
+    };
     await Promise.all(
       columns.map((column) => {
         const options = optionsOf(prompt, column, row, aligned);
-        return answer({ model: column.model, row, options, grader, logprobs: colouring !== "none" }, signal, show(column.id));
+        return answer({ model: column.model, row, options, grader, logprobs: colouring !== "none" }, signal, show(column));
       }),
     );
     setRunning(false);
   };
-  const rewards = Object.values(answers).flatMap(({ reward }) => reward ?? []);
+  const rewards = Object.values(answers).flatMap((answered) => answered.answer.reward ?? []);
   const highest = Math.max(...rewards);
   const distinct = new Set(rewards).size > 1;
-  const change = (column: Column) => {
+  const change = (column: Column) =>
     setColumns((all) => all.map((other) => (other.id === column.id ? column : other)));
-    setOutdated((ids) => [...ids, column.id]);
-  };
   const remove = (id: number) => setColumns((all) => all.filter((column) => column.id !== id));
-  const add = () =>
-    setColumns((all) => [...all, { id: nextId.current++, model: models.at(-1)!, mode: "served", n: 16, settings: {}, weights: {} }]);
+  const add = () => {
+    const id = Math.max(...columns.map((column) => column.id), ...Object.keys(answers).map(Number)) + 1;
+    setColumns((all) => [...all, { id, model: models.at(-1)!, mode: "served", n: 16, settings: {}, weights: {} }]);
+  };
   return (
     <section>
       <div class="title">
@@ -134,17 +116,23 @@ function Columns({ base, models, aligned, grader, ...first }: Subject & { base: 
       <div class="columns">
         {columns.map((column, index) => (
           <section class="card column" key={column.id} aria-label={`Column ${index + 1}`}>
-            <ColumnForm column={column} models={models} aligned={aligned} base={base} onChange={change} />
             <div>
-              {answers[column.id] && outdated.includes(column.id) && (
-                <p class="faint small">With the settings before: generate again.</p>
+              <ColumnForm column={column} models={models} aligned={aligned} base={base} onChange={change} />
+              {column.mode === "best_of_n" && grader && jobs[column.model] && jobs[column.model] !== graderJob && (
+                <PickGrader job={jobs[column.model]!} grader={grader} />
+              )}
+            </div>
+            <div>
+              {answers[column.id] && answers[column.id]!.request !== requestOf(prompt, column) && (
+                <p class="faint small">To the prompt or with the settings before: generate again.</p>
               )}
               {answers[column.id] && (
                 <AnswerView
-                  answer={answers[column.id]!}
+                  answer={answers[column.id]!.answer}
                   label={`Answer ${index + 1}`}
                   colouring={colouring}
-                  best={distinct && answers[column.id]!.reward === highest}
+                  best={distinct && answers[column.id]!.answer.reward === highest}
+                  grader={grader ? graderTitle(grader) : ""}
                 />
               )}
             </div>

@@ -1,5 +1,6 @@
 // The prompt: one message, or a text to continue; and what a training row holds beside it, for the grader.
 
+import { contentText } from "../completion";
 import { Field } from "../parts";
 
 type Row = Record<string, unknown>;
@@ -22,11 +23,9 @@ export interface Prompt {
 export function promptOf(row: Row | null, maxTokens?: number): Prompt {
   const { messages, prompt, ...item } = row ?? {};
   const conversation = (messages ?? []) as Message[];
-  const last = conversation.at(-1)?.content ?? "";
-  const text = typeof prompt === "string" ? prompt : typeof last === "string" ? last : JSON.stringify(last);
   return {
     chat: prompt === undefined,
-    text,
+    text: typeof prompt === "string" ? prompt : contentText(conversation.at(-1)?.content),
     before: conversation.slice(0, -1),
     item,
     maxTokens: maxTokens?.toString() ?? "",
@@ -71,7 +70,7 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
         <details>
           <summary>{prompt.before.length === 1 ? "1 message" : `${prompt.before.length} messages`} before it</summary>
           <pre class="text" tabIndex={0}>
-            {prompt.before.map(({ role, content }) => `${role}: ${String(content)}`).join("\n")}
+            {prompt.before.map(({ role, content }) => `${role}: ${contentText(content)}`).join("\n")}
           </pre>
           <button type="button" onClick={() => change({ before: [] })}>
             Leave out
@@ -85,7 +84,8 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
           value={prompt.text}
           onInput={(event) => change({ text: event.currentTarget.value })}
           onKeyDown={(event) => {
-            if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running && prompt.text) onGenerate();
+            const sends = event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running && prompt.text;
+            if (sends) event.currentTarget.form!.requestSubmit(); // which checks the numbers below
           }}
         />
       </Field>
@@ -119,7 +119,7 @@ export function PromptForm({ prompt, running, graded, onChange, onGenerate, onSt
           id="temperature"
           label="Temperature"
           most={2}
-          step={0.1}
+          fractions
           value={prompt.temperature}
           onInput={(temperature) => change({ temperature })}
         />
@@ -133,20 +133,20 @@ interface SmallProps {
   id: string;
   label: string;
   most: number;
-  step?: number;
+  fractions?: boolean; // whether it may be 0 and need not be whole
   value: string;
   onInput: (value: string) => void;
 }
 
-const Small = ({ id, label, most, step = 1, value, onInput }: SmallProps) => (
+const Small = ({ id, label, most, fractions, value, onInput }: SmallProps) => (
   <label class="inline" for={id}>
     {label}{" "}
     <input
       id={id}
       type="number"
-      min={step === 1 && id !== "seed" ? 1 : 0}
+      min={fractions || id === "seed" ? 0 : 1}
       max={most}
-      step={step}
+      step={fractions ? "any" : 1}
       placeholder="auto"
       value={value}
       onInput={(event) => onInput(event.currentTarget.value)}

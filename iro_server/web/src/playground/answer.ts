@@ -19,7 +19,7 @@ export interface Answer {
   tree: Tree;
   reward: number | null;
   graderError: string | null;
-  error: Error | null;
+  error: string | null;
 }
 
 const BEGUN: Answer = {
@@ -90,6 +90,6 @@ export async function answer(request: Request, signal: AbortSignal, show: (answe
   } catch (error) {
     if (signal.aborted) update({ state: "stopped" });
     else if (current.state === "done") update({ graderError: (error as Error).message });
-    else update({ state: "failed", error: error as Error });
+    else update({ state: "failed", error: (error as Error).message });
   }
 }
