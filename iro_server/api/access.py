@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from urllib.parse import unquote, urlsplit
 
 from cachetools import TTLCache
-from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from iro_server import JsonObject
 from iro_server.access import scopes
-from iro_server.access.audit import audit_log
+from iro_server.access.audit import MAX_PATH, audit_log
 from iro_server.access.key_requirement import KEY_SECONDS, KeyRequirement
 from iro_server.access.rates import Allowance, RateLimitExceeded, Rates
 from iro_server.api.context import Caller
 from iro_server.api.errors import DATABASE_AWAY, APIError, answer, api_error, storage_failure
 from iro_server.api.page import is_page
+from iro_server.concurrency.executors import in_thread
 from iro_server.settings import is_loopback
 from iro_server.store import keys
 from iro_server.store.database import find
@@ -30,6 +31,7 @@ from iro_server.telemetry.request import CHARGED_KEY
 
 OPEN = ("/v1/health", "/v1/health/live", "/v1/health/ready")  # for probes, which have no key
 METRICS = "/metrics"
+THREADS = 16  # that read keys from the database
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS")
 
 
@@ -40,6 +42,7 @@ class Access:
         self.app, self.required, self.internal_key = app, required, internal_key
         self.settings, self.sessions = required.settings, required.sessions
         self.rates = Rates()
+        self.threads = ThreadPoolExecutor(THREADS, "keys")  # which no request's own work takes
         self.audit = audit_log(self.settings)
         # A revoked key works until its entry expires.
         self._identities: TTLCache[str, tuple[Caller, Allowance] | None] = TTLCache(4096, KEY_SECONDS)
@@ -92,7 +95,7 @@ class Access:
             return caller, await self._charged(headers.get(CHARGED_KEY))
         if scope["path"] in OPEN or is_page(scope["path"]) or (scope["path"] == METRICS and self.settings.metrics_open):
             return Caller(), None
-        if not await run_in_threadpool(self.required):
+        if not await in_thread(self.threads, self.required):
             self._check_host(headers.get("host", ""))
             self._check_origin(headers)
             return Caller(), None
@@ -101,7 +104,7 @@ class Access:
         try:
             identity = self._identities[secret]
         except KeyError:
-            identity = self._identities[secret] = await run_in_threadpool(self._look_up, secret)
+            identity = self._identities[secret] = await in_thread(self.threads, self._look_up, secret)
         if identity is None:
             raise _unauthorized("Incorrect API key provided.", "invalid_api_key")
         _check_scope(identity[0], scope)
@@ -114,7 +117,7 @@ class Access:
         try:
             return self._allowances[key_id]
         except KeyError:
-            allowance = self._allowances[key_id] = await run_in_threadpool(self._allowance_of, key_id)
+            allowance = self._allowances[key_id] = await in_thread(self.threads, self._allowance_of, key_id)
             return allowance
 
     def _allowance_of(self, key_id: str) -> Allowance | None:
@@ -180,7 +183,8 @@ class Record:
 
     def line(self) -> str:
         fields: JsonObject = {"time": round(self.time, 3), "request": self.id, "client": self.client}
-        fields |= {"method": self.method, "path": self.path, "status": self.status, "ms": round(self._milliseconds())}
+        fields |= {"method": self.method[:MAX_PATH], "path": self.path[:MAX_PATH]}
+        fields |= {"status": self.status, "ms": round(self._milliseconds())}
         if self.caller:
             fields |= {"project": self.caller.project, "key": self.caller.key_id}
         return json.dumps(fields)

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
+from iro_server.access.audit import cut_access_log
 from iro_server.access.key_requirement import KeyRequirement
 from iro_server.api import (
     batches,
@@ -42,14 +43,17 @@ from iro_server.api import (
     webhooks,
 )
 from iro_server.api.access import Access
+from iro_server.api.connections import AcceptErrors, IdleConnections, max_idle_connections, raise_descriptor_limit
 from iro_server.api.context import Context
 from iro_server.api.limits import BodyLimit, BodyLimits
+from iro_server.api.receive_timeout import ReceiveTimeout
 from iro_server.api.registry import ModelRegistry
 from iro_server.api.respond import AsciiJSON
 from iro_server.api.send_timeout import SendTimeout, UnreadConnections
 from iro_server.concurrency.admission import Admission
 from iro_server.concurrency.deadlines import Deadlines
 from iro_server.concurrency.fair_executor import FairExecutor
+from iro_server.concurrency.fair_slots import FairSlots
 from iro_server.engines.base import Engine
 from iro_server.engines.grammars import SchemaRefused, grammars_of
 from iro_server.engines.opening import open_engine
@@ -75,6 +79,7 @@ from value_heads.scoring import CACHES
 
 log = logging.getLogger("iro")
 ENDING = 5  # seconds for errors and databases, after the drain
+IDLE_TICKS = 10  # of uvicorn, ten a second, from one look at idle connections to the next
 CLOSE_EVERY = 0.1  # seconds, while the server stops
 KEEP_ALIVE = 75  # seconds of an idle connection: longer than a client keeps one, so that none is closed under a request
 
@@ -92,7 +97,8 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     grading = FairExecutor("grading", settings.grading_threads, settings.grading_per_project, settings.grading_waiting)
     lookups = lookup_executor()
     schemas = FairExecutor("schemas", threads=2, per_project=1, max_waiting=64, max_seconds=30)
-    embedding = FairExecutor("embedding", threads=1, per_project=1, max_waiting=settings.max_waiting)
+    # Models run one at a time; the second thread tokenises another project's texts meanwhile.
+    embedding = FairExecutor("embedding", threads=2, per_project=1, max_waiting=settings.max_waiting)
 
     def private_webhooks() -> bool:
         return settings.webhooks_inside(keys_required())
@@ -148,7 +154,9 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
         schemas,
         embedding,
     )
+    app.state.file_slots = FairSlots(places=4, per_project=2, max_waiting=settings.max_waiting)
     json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
+    app.add_middleware(ReceiveTimeout)
     app.add_middleware(BodyLimit, limits=BodyLimits(settings.max_body_bytes, json_bytes, settings.max_json_values))
     app.add_middleware(Access, required=keys_required, internal_key=internal_key)
     app.add_middleware(SendTimeout, seconds=settings.send_timeout)
@@ -192,6 +200,8 @@ def _routes() -> list[BaseRoute]:
 def serve(settings: Settings) -> None:
     """Load the model, preparing it the first time, and serve until interrupted."""
     logs.configure(settings.log_format)
+    cut_access_log()
+    raise_descriptor_limit()
     if settings.otlp_endpoint:
         tracing.start(settings.otlp_endpoint)
     model_dir = settings.model_dir or prepare_model()
@@ -222,8 +232,10 @@ class Server(uvicorn.Server):
         self.drain = drain
         app: Any = config.app
         self.unread = UnreadConnections(app.state.context.settings.send_timeout)
+        self.idle = IdleConnections(max_idle_connections())
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(AcceptErrors())
         await super().startup(sockets)
         if self.started:
             app: Any = self.config.app
@@ -232,7 +244,10 @@ class Server(uvicorn.Server):
             log.info("the page is at %s", page.address(settings))
 
     async def on_tick(self, counter: int) -> bool:
-        self.unread.reset_old(connection.transport for connection in self.server_state.connections)
+        connections = self.server_state.connections
+        self.unread.reset_old(connection.transport for connection in connections)
+        if counter % IDLE_TICKS == 0 or len(connections) > self.idle.limit:
+            self.idle.close_old(connections)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from iro_server import JsonObject
@@ -23,6 +23,7 @@ from iro_server.api.job_request import Tags
 from iro_server.api.logprobs import chat_logprobs
 from iro_server.api.messages import Message, Tool
 from iro_server.api.options import Options, fingerprint, usage_object
+from iro_server.api.prompt_length import check_length
 from iro_server.api.quotas import check_completions
 from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
@@ -68,6 +69,13 @@ class ChatRequest(Options):
     audio: Annotated[object, Unsupported()] = None
     moderation: Annotated[object, Unsupported()] = None
     web_search_options: Annotated[object, Unsupported()] = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _comes_with_logprobs(cls, count: int | None, info: ValidationInfo) -> int | None:
+        if count and not info.data.get("logprobs"):
+            raise ValueError("it takes logprobs: true")
+        return count
 
     @property
     def wants_logprobs(self) -> bool:
@@ -142,9 +150,13 @@ def _generation(
 
 
 def prompt_ids(messages: Sequence[Message], model: ServedModel, use: ToolUse | None) -> list[int]:
-    """Token ids of a conversation, as ``chat_prompt_ids``. 400 where the chat template cannot render it."""
+    """Token ids of a conversation, as ``chat_prompt_ids``. 400 where the chat template cannot render it, and where its
+    texts are much too long."""
     plain = [message.plain() for message in messages]
     tools, begun = (use.tools.functions, use.begun) if use else ((), "")
+    texts = [message["content"] for message in plain]
+    texts += [json.dumps(part) for part in (*tools, *(message.get("tool_calls", []) for message in plain)) if part]
+    check_length(texts, model.engine.tokenizer, model.engine.info.max_length, "messages")
     try:
         return chat_prompt_ids(model.engine.tokenizer, plain, tools, begun)
     except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render

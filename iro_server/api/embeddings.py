@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +21,7 @@ from iro_server.graders import local_models
 
 router = APIRouter(tags=["embeddings"])
 MAX_INPUTS = 2048  # OpenAI's
+BYTES_PER_TOKEN = 100  # of a text, at most: longer than the words of a vocabulary
 Text = Annotated[str, Field(min_length=1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
@@ -79,26 +80,46 @@ def _token_ids(body: EmbeddingRequest, directory: Path, most: int) -> list[list[
     if body.dimensions not in (None, size := local_models.embedding_size(directory)):
         message = f"Invalid 'dimensions': {body.model} gives {size} dimensions and was not trained to be cut to fewer."
         raise bad_request(message, "dimensions", "unsupported_parameter")
-    inputs = body.inputs()
+    inputs, longest = body.inputs(), local_models.max_tokens(directory)
     if isinstance(inputs[0], str):
-        ids = local_models.token_ids(directory, inputs)  # type: ignore[arg-type]
+        batches = _tokenised(inputs, directory, longest)  # type: ignore[arg-type]
     else:
-        ids = inputs  # type: ignore[assignment]
-        size = local_models.vocabulary_size(directory)
-        if unknown := next((token for tokens in ids for token in tokens if token >= size), None):
-            message = (
-                f"Invalid 'input': token {unknown}; {body.model} has ids up to {size - 1}. Send texts: other models'"
-            )
-            raise bad_request(f"{message} token ids mean nothing to it.", "input", "invalid_value")
-    longest = local_models.max_tokens(directory)
-    for number, tokens in enumerate(ids):
-        if len(tokens) > longest:
-            message = f"This model's maximum context length is {longest} tokens, and input {number} has {len(tokens)}."
-            raise bad_request(message, "input", "context_length_exceeded")
-    if (total := sum(map(len, ids))) > most:
-        message = f"Invalid 'input': {total} tokens in all, over the limit of {most} (IRO_EMBEDDING_TOKENS)."
-        raise bad_request(message, "input", "too_many_tokens")
+        _check_ids(inputs, body.model, local_models.vocabulary_size(directory))  # type: ignore[arg-type]
+        batches = iter([inputs])  # type: ignore[list-item]
+    ids: list[list[int]] = []
+    total = 0
+    for batch in batches:
+        for number, tokens in enumerate(batch, len(ids)):
+            if len(tokens) > longest:
+                raise _too_long(number, f"{len(tokens)}", longest)
+        ids += batch
+        total += sum(map(len, batch))
+        if total > most:  # the rest is not tokenised
+            message = f"Invalid 'input': over the limit of {most} tokens in all (IRO_EMBEDDING_TOKENS)."
+            raise bad_request(message, "input", "too_many_tokens")
     return ids
+
+
+def _tokenised(texts: list[str], directory: Path, longest: int) -> Iterator[list[list[int]]]:
+    """The token ids of a batch of texts at a time. 400, before any is tokenised, for a text of more bytes than
+    ``longest`` tokens have."""
+    for number, text in enumerate(texts):
+        if len(text) > longest * BYTES_PER_TOKEN or len(text.encode(errors="replace")) > longest * BYTES_PER_TOKEN:
+            raise _too_long(number, f"over {BYTES_PER_TOKEN} bytes for each of them", longest)
+    for start in range(0, len(texts), local_models.BATCH):
+        yield local_models.token_ids(directory, texts[start : start + local_models.BATCH])
+
+
+def _check_ids(inputs: list[list[int]], model: str, size: int) -> None:
+    """400 for a token id that the vocabulary, of ``size`` ids, does not have."""
+    if unknown := next((token for tokens in inputs for token in tokens if token >= size), None):
+        message = f"Invalid 'input': token {unknown}; {model} has ids up to {size - 1}. Send texts: other models'"
+        raise bad_request(f"{message} token ids mean nothing to it.", "input", "invalid_value")
+
+
+def _too_long(number: int, length: str, longest: int) -> APIError:
+    message = f"This model's maximum context length is {longest} tokens, and input {number} has {length}."
+    return bad_request(message, "input", "context_length_exceeded")
 
 
 async def _embed(context: Context, directory: Path, ids: Sequence[list[int]]) -> np.ndarray:

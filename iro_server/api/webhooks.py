@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import httpx
 from fastapi import APIRouter, Query
@@ -141,8 +143,9 @@ async def test(id: str, body: TestRequest, context: Ctx) -> JsonObject:
 
 
 async def _send_sample(row: t.WebhookEndpoint, sample: JsonObject, context: Context) -> int:
-    """The status of the answer. A server of many tells nobody what listens where: without an answer, and where a
-    private address refuses the event, each 400 is the same and comes after ``TIMEOUT`` seconds."""
+    """The status of the answer. A server of many tells nobody what listens where, or which names exist: without an
+    answer, where a private address refuses the event, and where a name has a private address, each 400 is the same and
+    comes after ``TIMEOUT`` seconds. A URL with a private address in place of a name is refused at once."""
     latest = asyncio.get_running_loop().time() + webhooks.TIMEOUT
     keyed = await run_in_threadpool(context.keys_required)
     try:
@@ -152,12 +155,21 @@ async def _send_sample(row: t.WebhookEndpoint, sample: JsonObject, context: Cont
         if keyed and not answer.public and answer.error:
             raise Unreachable(answer.error)
         return answer.status
-    except PrivateAddress as error:
-        raise bad_request(f"The endpoint is not called: {error}", "url", "webhook_unreachable") from error
     except Unreachable as error:
+        if isinstance(error, PrivateAddress) and (not keyed or _names_address(row.url)):
+            raise bad_request(f"The endpoint is not called: {error}", "url", "webhook_unreachable") from error
         log.info("a sample to %s: %s", row.id, error)
         await asyncio.sleep(latest - asyncio.get_running_loop().time() if keyed else 0)
         raise bad_request("The endpoint does not answer.", "url", "webhook_unreachable") from error
+
+
+def _names_address(url: str) -> bool:
+    """Whether the host of ``url`` is an IP address, which no name server is asked for."""
+    try:
+        ipaddress.ip_address((urlsplit(url).hostname or "").strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 @router.delete("/webhook_endpoints/{id}")

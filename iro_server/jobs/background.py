@@ -10,9 +10,10 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, case, func, or_, select, update
@@ -28,6 +29,8 @@ from iro_server.store.database import Sessions
 from iro_server.store.tables import BackgroundRow, now
 
 log = logging.getLogger("iro.jobs")
+SLICE = 30.0  # seconds that a row keeps its place while another project's waits
+MAX_TURNS = 100  # projects whose last turn is known
 TRIES = 3  # of a row without progress: one that kills each server it comes to must not do so for ever
 
 
@@ -57,6 +60,8 @@ class Lease:
             row.attempt,
             seconds,
         )
+        self.project, self.since = row.project, time.monotonic()
+        self.progressed = False  # since ``Background`` looked last
         self._lock = threading.Lock()
         self.stopped = False
         self._closers: list[Callable[[], None]] = []
@@ -68,6 +73,7 @@ class Lease:
         change = update(self.table).where(*ours).values(**values).returning(self.table.id)
         if session.execute(change).first() is None:
             raise LeaseLost(f"{self.id} is not this server's any more")
+        self.progressed = self.progressed or columns.get("tries") == 0  # as work writes with what it has stored
 
     def end(self, status: str, error: JsonObject | None = None, **columns: object) -> None:
         with self.sessions.begin() as session:
@@ -101,17 +107,25 @@ class Lease:
             close()
 
 
-def claim(sessions: Sessions, table: type[Row], seconds: float, besides: Collection[str] = ()) -> Row | None:
-    """A row that waits, or that a server which died held, now ours: the oldest of the project whose turn it is."""
+def claim(
+    sessions: Sessions,
+    table: type[Row],
+    seconds: float,
+    besides: Collection[str] = (),
+    turns: Mapping[str, float] = MappingProxyType({}),
+) -> Row | None:
+    """A row that waits, or that a server which died held, now ours: the oldest of the project whose turn it is. Of
+    projects with as many rows under way, one without an entry in ``turns`` comes first, then the smallest entry."""
     if not _has_waiting_row(sessions, table):
         return None
     waiting = _waiting(table, time.time())
     with sessions.begin() as session:
         _give_up(session, table)
-        running = func.count(case((and_(table.status == "in_progress", table.lease_until >= time.time()), 1)))
+        running = _num_running(table)
         oldest = func.min(case((and_(waiting, table.id.not_in(besides)), table.seq)))
         turn = select(oldest).where(or_(waiting, table.status == "in_progress")).group_by(table.project)
-        turn = turn.having(oldest.is_not(None)).order_by(running, oldest)
+        last_turn = [case(*((table.project == name, at) for name, at in turns.items()), else_=0.0)] if turns else []
+        turn = turn.having(oldest.is_not(None)).order_by(running, *last_turn, oldest)
         if (seq := session.scalar(turn.limit(1))) is None:
             return None
         values = {"status": "in_progress", "attempt": table.attempt + 1, "tries": table.tries + 1}
@@ -119,6 +133,24 @@ def claim(sessions: Sessions, table: type[Row], seconds: float, besides: Collect
         if session.execute(ours.returning(table.seq)).first() is None:
             return None  # another server was faster
         return session.scalar(select(table).where(table.seq == seq))
+
+
+def is_needed_by_others(sessions: Sessions, table: type[BackgroundRow], project: str) -> bool:
+    """Whether a row waits of a project that has fewer under way than ``project``."""
+    if not _has_waiting_row(sessions, table):
+        return False
+    waiting = _waiting(table, time.time())
+    counts = select(table.project, _num_running(table), func.count(case((waiting, 1))))
+    counts = counts.where(or_(waiting, table.status == "in_progress")).group_by(table.project)
+    with sessions() as session:
+        rows = {name: (running, waiting) for name, running, waiting in session.execute(counts)}
+    own, _ = rows.get(project, (0, 0))
+    return any(waiting and running < own for running, waiting in rows.values())
+
+
+def _num_running(table: type[BackgroundRow]) -> ColumnElement[int]:
+    """Of a group of rows, those that a server holds."""
+    return func.count(case((and_(table.status == "in_progress", table.lease_until >= time.time()), 1)))
 
 
 def _has_waiting_row(sessions: Sessions, table: type[BackgroundRow]) -> bool:
@@ -147,6 +179,9 @@ def _give_up(session: Session, table: type[BackgroundRow]) -> None:
 class Background(Generic[Row]):
     """One a server and table. ``run`` it as a task, until ``stopping`` is set.
 
+    A row of work that is stored in steps gives its place back after ``SLICE`` seconds, once a step is stored, where a
+    project with fewer rows under way waits; it goes on later.
+
     ``execute`` does a row's work in a thread, writes by the row's lease alone, and ends it. WorkFailed fails the row; a
     database or a grader service that is away lets the lease run out, so that the work is tried again.
     """
@@ -170,12 +205,14 @@ class Background(Generic[Row]):
         self.threads = ThreadPoolExecutor(max(1, at_once), table.__tablename__)
         self.leases: dict[str, Lease] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.turns: dict[str, float] = {}  # when a project last gave a place back, monotonic
         self.renewed = time.monotonic()
 
     async def run(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             try:
                 await in_thread(self.database, self._renew)
+                await in_thread(self.database, self._give_way)
                 await self._start_waiting()
             except Exception:  # such as a database that is away
                 log.exception("%s: no work could be taken; trying again", self.table.__tablename__)
@@ -189,7 +226,8 @@ class Background(Generic[Row]):
 
     async def _start_waiting(self) -> None:
         while len(self.leases) < self.at_once:
-            row = await in_thread(self.database, claim, self.sessions, self.table, self.settings.lease, [*self.leases])
+            held, turns = [*self.leases], dict(self.turns)
+            row = await in_thread(self.database, claim, self.sessions, self.table, self.settings.lease, held, turns)
             if row is None:
                 return
             lease = self.leases[row.id] = Lease(self.sessions, row, self.settings.lease)
@@ -225,6 +263,22 @@ class Background(Generic[Row]):
         else:
             log.error("%s failed", row.id, exc_info=error)
             lease.end("failed", {"code": "internal_error", "message": f"the server had an error: {error}"})
+
+    def _give_way(self) -> None:
+        """Stop one row that has had its time, once a step of its work was stored, where another project waits."""
+        leases = list(self.leases.values())
+        progressed = [lease for lease in leases if lease.progressed and not lease.stopped]
+        for lease in leases:
+            lease.progressed = False
+        if len(leases) < self.at_once:
+            return
+        for lease in progressed:
+            over = time.monotonic() - lease.since > SLICE
+            if over and is_needed_by_others(self.sessions, self.table, lease.project):
+                log.info("%s gives way to another project's", lease.id)
+                others = ((name, at) for name, at in self.turns.items() if name != lease.project)
+                self.turns = dict([*others, (lease.project, time.monotonic())][-MAX_TURNS:])
+                return lease.stop()
 
     def _renew(self) -> None:
         if time.monotonic() - self.renewed < self.settings.lease / 4:

@@ -120,6 +120,23 @@ def test_the_gpu_composition_differs_in_vllm_alone():
     assert "float32" not in gpu["vllm"]["environment"]["ENGINE_FLAGS"]
 
 
+def test_the_number_of_workers_is_a_setting_of_env_in_all_compositions(monkeypatch):
+    assert {composed(names)["services"]["worker"]["scale"] for names in COMPOSITIONS} == {1}
+    monkeypatch.setenv("WORKERS", "3")
+    assert {composed(names)["services"]["worker"]["scale"] for names in COMPOSITIONS} == {3}
+    assert "--scale" not in (DOCKER / "README.md").read_text()
+
+
+def test_only_the_setup_of_a_cluster_reads_the_hubs_token():
+    readers = {
+        container["name"]
+        for pod in pods().values()
+        for container in (*pod.get("initContainers", ()), *pod["containers"])
+        if any(variable["name"] == "HF_TOKEN" for variable in container.get("env", ()))
+    }
+    assert readers == {"setup"}
+
+
 def test_compose_refuses_to_start_without_secrets():
     compose = program("docker-compose")
     command = [compose, "-f", str(DOCKER / "compose.yaml"), "--env-file", str(DOCKER / ".env.example"), "config"]

@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from iro_server.access import audit
 from iro_server.api import job_runs
 from iro_server.api.app import check_keys
 from iro_server.settings import Settings, is_loopback
@@ -225,6 +226,39 @@ def test_every_answer_names_its_request_and_the_audit_log_tells_of_it(settings):
     assert any((line["method"], line["path"], line["status"]) == ("POST", "/v1/files", 200) for line in lines)
     assert {"time", "client", "project", "key", "ms"} <= by_id[ids[0]].keys()
     logging.getLogger(f"iro.audit.{settings.data_dir}").handlers.clear()
+
+
+def test_a_long_path_is_cut_in_both_logs(settings):
+    with serving(settings, ByteEngine()) as client:
+        request = httpx.get(f"{client.base_url}{'x' * 5000}").headers["x-request-id"]
+    content = (settings.data_dir / "audit" / f"{socket.gethostname()}.jsonl").read_text()
+    line = next(line for line in map(json.loads, content.splitlines()) if line["request"] == request)
+    assert len(line["path"]) == audit.MAX_PATH
+    logging.getLogger(f"iro.audit.{settings.data_dir}").handlers.clear()
+
+    audit.cut_access_log()
+    access_log, arguments = logging.getLogger("uvicorn.access"), ("127.0.0.1:1", "GET", "/" + "x" * 5000, "1.1", 404)
+    record = access_log.makeRecord("", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', arguments, None)
+    assert access_log.filter(record)
+    assert len(record.getMessage()) < audit.MAX_PATH + 100 and record.getMessage().endswith("404")
+
+
+def test_a_full_audit_log_is_rotated_and_the_oldest_file_is_deleted(settings, monkeypatch):
+    monkeypatch.setattr(audit, "FILE_BYTES", 100)
+    monkeypatch.setattr(audit, "OLD_FILES", 2)
+    log, other_process = audit.audit_log(settings), logging.getLogger("other process")
+    path = settings.data_dir / "audit" / f"{socket.gethostname()}.jsonl"
+    other_process.addHandler(audit.RotatedFile(path))
+    for number in range(20):
+        log.info("%02d%s", number, "x" * 40)
+        other_process.warning("%02d%s", number, "y" * 40)
+    for each in (log, other_process):
+        each.handlers.pop().close()
+    files = sorted(path.parent.iterdir())
+    assert [each.name for each in files] == [path.name, f"{path.name}.1", f"{path.name}.2"]
+    lines = [line for each in reversed(files) for line in each.read_text().splitlines()]
+    assert [line[:3] for line in lines] == [f"{n:02d}{letter}" for n in range(20) for letter in "xy"][-len(lines) :]
+    assert all(each.stat().st_size < 200 for each in files)
 
 
 def test_a_web_page_on_another_name_is_kept_out_of_a_server_without_keys(settings):

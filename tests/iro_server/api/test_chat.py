@@ -107,6 +107,17 @@ def test_stop_strings_cut_the_text_and_its_tokens(client, stop):
     assert answer.usage.completion_tokens == len("héllo wör".encode()) == len(answer.choices[0].logprobs.content)
 
 
+def test_a_search_to_the_end_ranks_the_texts_that_stop_strings_leave(client, job):
+    options = {"model": job.fine_tuned_model, "stop": "l", "n": 8, "logprobs": True}
+    search = {"beam_width": 1, "num_successors": 8, "chunk_length": None}
+    for seed in range(6):
+        answers = chat(client, seed=seed, **options, extra_body={"search": search})
+        values = [sum(entry.value for entry in choice.logprobs.content) for choice in answers.choices]
+        assert values[0] == pytest.approx(max(values))
+        assert answers.usage.base_tokens < answers.usage.completion_tokens + 8 * 8
+        assert answers.usage.value_tokens == answers.usage.completion_tokens
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 3}, {"seed": 3, "stop": "zz"}, {"seed": 3, "n": 2}])
 def test_a_stream_says_what_the_whole_answer_says(client, options):
     whole = chat(client, **options)
@@ -302,6 +313,8 @@ BAD = [
     ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
     ({"logit_bias": {"1": 101}}, "logit_bias.1"),
     ({"presence_penalty": 3}, "presence_penalty"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": False, "top_logprobs": 2}, "top_logprobs"),
 ]
 
 

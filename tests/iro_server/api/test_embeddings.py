@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
@@ -10,6 +11,7 @@ import pytest
 from openai import OpenAI
 from transformers import AutoTokenizer
 
+from iro_server.graders import local_models
 from iro_server.graders.local_models import bundled_embedding_model
 from iro_server.store import keys
 from iro_server.store.database import open_database
@@ -74,6 +76,7 @@ def test_many_inputs_keep_their_order_over_batches(client):
         ({"input": []}, 400, "input", "invalid_value"),
         ({"input": ["a", ""]}, 400, "input", "invalid_value"),
         ({"input": "word " * 600}, 400, "input", "context_length_exceeded"),
+        ({"input": "word " * 600_000}, 400, "input", "context_length_exceeded"),
         ({"input": ["word " * 400] * 6}, 400, "input", "too_many_tokens"),
         ({"input": ["a"] * 2049}, 400, "input", "invalid_value"),
         ({"input": [100_000]}, 400, "input", "invalid_value"),
@@ -84,6 +87,29 @@ def test_many_inputs_keep_their_order_over_batches(client):
 def test_what_cannot_be_embedded_is_refused_by_name(client, change, status, param, code):
     error = refused(lambda: client.embeddings.create(**{"model": MODEL, "input": "a"} | change))
     assert (error.status_code, error.param.split(".")[0], error.code) == (status, param, code), error.message
+
+
+def test_a_text_of_too_many_bytes_is_refused_before_it_is_tokenised(client, monkeypatch):
+    monkeypatch.setattr(local_models, "token_ids", lambda *_: pytest.fail("a text was tokenised"))
+    error = refused(lambda: client.embeddings.create(model=MODEL, input=["a", "word " * 60_000]))
+    assert error.code == "context_length_exceeded" and "input 1" in error.message
+
+
+def test_texts_beyond_the_limit_of_a_request_are_not_tokenised(client, monkeypatch):
+    tokenised, token_ids = [], local_models.token_ids
+    monkeypatch.setattr(local_models, "token_ids", lambda *args: tokenised.append(len(args[1])) or token_ids(*args))
+    error = refused(lambda: client.embeddings.create(model=MODEL, input=["word " * 100] * 1000))
+    assert error.code == "too_many_tokens" and sum(tokenised) < 100
+
+
+def test_texts_are_tokenised_while_a_model_runs_and_by_many_threads():
+    model = bundled_embedding_model()
+    texts = [f"{'very ' * i}number {i}" for i in range(50)]
+    with local_models._TURN, ThreadPoolExecutor(4) as threads:
+        results = [threads.submit(local_models.token_ids, model, texts) for _ in range(20)]
+        expected = AutoTokenizer.from_pretrained(model)(texts)["input_ids"]
+        assert all(result.result(timeout=60) == expected for result in results)
+        assert local_models.max_tokens(model) and local_models.embedding_size(model)
 
 
 def test_the_full_size_is_no_reduction(client):

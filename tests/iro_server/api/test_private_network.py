@@ -110,6 +110,18 @@ def test_a_test_of_a_webhook_does_not_tell_ports_apart(settings, monkeypatch):
     assert all(answer.status is None and answer.seconds > 0.95 for answer in answers)
 
 
+def test_a_test_of_a_webhook_does_not_tell_which_names_exist(settings, monkeypatch):
+    monkeypatch.setattr(webhooks, "TIMEOUT", 1.0)
+    with serving(settings, ByteEngine()) as client:
+        tenant = keyed(settings, client)
+        time.sleep(2 * key_requirement.KEY_SECONDS)
+        private, unknown = sample(tenant, "https://localhost/"), sample(tenant, "https://iro-unknown.localdomain/")
+        address = sample(tenant, "https://10.0.0.1/")
+    assert private.said == unknown.said and "private" not in private.said
+    assert min(private.seconds, unknown.seconds) > 0.95
+    assert "private network" in address.said and address.seconds < 0.9
+
+
 @pytest.mark.parametrize(
     ("address", "public"),
     [

@@ -8,6 +8,7 @@ import time
 import pytest
 from sqlalchemy import select, update
 
+from iro_server.jobs import background
 from iro_server.jobs.background import TRIES, Background, Lease, Stopping, WorkFailed, claim
 from iro_server.jobs.records import LeaseLost
 from iro_server.settings import Settings
@@ -131,3 +132,44 @@ def test_work_that_is_cancelled_hears_of_it(settings, sessions):
 
     run(short, sessions, execute, seconds=1.5)
     assert row(sessions, "a").status == "canceled"
+
+
+def test_a_project_whose_row_is_long_gives_way_to_others(settings, sessions, monkeypatch):
+    monkeypatch.setattr(background, "SLICE", 0.1)
+    for id, project in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("c1", "c")):
+        add(sessions, id, project)
+    order: list[str] = []
+
+    def execute(estimate: Estimate, lease: Lease) -> None:
+        order.append(estimate.id)
+        steps = 2000 if estimate.project in "ab" and order.count(estimate.id) == 1 else 1
+        for _ in range(steps):
+            time.sleep(0.01)
+            lease.check()
+            with sessions.begin() as session:
+                lease.write(session, tries=0)
+        lease.end("completed")
+
+    run(settings, sessions, execute, seconds=60)
+    assert order[:4] == ["a1", "b1", "c1", "a1"] and set(order[4:]) == {"b1", "a2"}
+    assert not open_rows(sessions)
+
+
+def test_work_that_stores_no_step_and_work_beside_which_nobody_waits_go_on(settings, sessions, monkeypatch):
+    monkeypatch.setattr(background, "SLICE", 0.1)
+    for id, project in (("a1", "a"), ("b1", "b"), ("a2", "a")):
+        add(sessions, id, project)
+    order: list[str] = []
+
+    def execute(estimate: Estimate, lease: Lease) -> None:
+        order.append(estimate.id)
+        for _ in range(40):
+            time.sleep(0.01)
+            lease.check()
+            if estimate.id == "a2":  # the last one
+                with sessions.begin() as session:
+                    lease.write(session, tries=0)
+        lease.end("completed")
+
+    run(settings, sessions, execute, seconds=60)
+    assert order == ["a1", "b1", "a2"]
