@@ -70,6 +70,7 @@ class Settings(Placement):
     max_body_bytes: int = Field(512 * 2**20, gt=0)  # of a form with a file
     max_json_bytes: int = Field(4 * 2**20, gt=0)  # of any other body
     max_json_values: int = Field(50_000, gt=0)  # in it, counted by its commas and opening brackets
+    max_definition_bytes: int = Field(512 * 2**10, gt=0)  # of a job's method, or an eval's criteria or schema, as JSON
     max_upload_bytes: int = Field(8 * 2**30, gt=0)  # of a file that arrives in parts
     max_rows: int = Field(256, gt=0)  # W*K of one request
     max_request_tokens: int = Field(2**18, gt=0)  # W*K*max_tokens of one request

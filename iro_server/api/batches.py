@@ -5,21 +5,23 @@ from __future__ import annotations
 import shutil
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import func, update
 
 from iro_server import JsonObject
 from iro_server.api import files
 from iro_server.api.closed_model import ClosedModel
-from iro_server.api.context import Context, Ctx, list_object
+from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request
 from iro_server.api.eval_requests import Tags
 from iro_server.api.jsonl import BatchEndpoint
+from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_batches
-from iro_server.jobs.batches.running import INPUT, NO_USAGE
+from iro_server.jobs.batches.running import NO_USAGE
 from iro_server.store import tables as t
 from iro_server.store.files import link
+from iro_server.store.usage import BATCH_INPUT
 
 router = APIRouter(prefix="/batches", tags=["batches"])
 WINDOWS = {"24h": 24 * 3600}  # seconds
@@ -72,15 +74,15 @@ def _create(body: BatchRequest, context: Context) -> JsonObject:
         output_seconds=body.output_expires_after and body.output_expires_after.seconds,
         expires_at=created + WINDOWS[body.completion_window],
     )
-    link(context.settings.files_dir / file.id, context.settings.batch_dir(batch.id) / INPUT)
+    link(context.settings.files_dir / file.id, context.settings.batch_dir(batch.id) / BATCH_INPUT)
     with context.sessions.begin() as session:
         session.add(batch)
     return show(batch)
 
 
 @router.get("")
-def list_batches(context: Ctx, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None) -> JsonObject:
-    return list_object(context, t.Batch, show, limit=limit, after=after)
+def list_batches(context: Ctx, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None) -> Response:
+    return list_response(context, t.Batch, show, limit=limit, after=after)
 
 
 @router.get("/{id}")

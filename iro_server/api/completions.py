@@ -18,6 +18,7 @@ from iro_server.api.generation import Choice, Generation
 from iro_server.api.generation_slot import take_slot
 from iro_server.api.logprobs import text_logprobs
 from iro_server.api.options import Options, fingerprint, usage_object
+from iro_server.api.prompt_length import check_length
 from iro_server.api.respond import Stream, whole
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.beam import SampledTokens
@@ -80,15 +81,17 @@ async def create(body: CompletionRequest, request: Request, context: Ctx) -> Any
 
 def _generations(body: CompletionRequest, context: Context) -> list[Generation]:
     model = served_model(body.model, body.search, context)
-    prompts = [_token_ids(model.engine.tokenizer, prompt) for prompt in body.prompts()]
+    engine = model.engine
+    prompts = [_token_ids(engine.tokenizer, prompt, engine.info.max_length) for prompt in body.prompts()]
     return [
         body.generation(context, model, ids, body.max_tokens, DEFAULT_MAX_TOKENS, index, len(prompts))
         for index, ids in enumerate(prompts)
     ]
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[int]) -> list[int]:
+def _token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[int], max_length: int) -> list[int]:
     if isinstance(prompt, str):
+        check_length([prompt], tokenizer, max_length, "prompt")
         return text_prompt_ids(tokenizer, prompt)
     if max(prompt) >= len(tokenizer):
         raise bad_request(f"Invalid 'prompt': the model has token ids up to {len(tokenizer) - 1}.", "prompt")

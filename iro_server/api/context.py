@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import Depends, Query, Request
 from sqlalchemy import ColumnElement, select
@@ -66,7 +66,7 @@ class Context:
         return self.models.resolve(name, self.caller.project)
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:  # a plain function would wait for a thread
     return replace(request.app.state.context, caller=getattr(request.state, "caller", Caller()))
 
 
@@ -78,18 +78,19 @@ Order = Literal["asc", "desc"]
 def list_object(
     context: Context,
     table: type[Row],
-    show: Any,
+    show: Callable[[Row], JsonObject],
     *where: ColumnElement[bool],
     limit: int,
     after: str | None = None,
     ascending: bool = False,
 ) -> JsonObject:
-    """One page of what the caller may see, in OpenAI's list shape. 404 where ``after`` names no row."""
+    """One page of what the caller may see, in OpenAI's list shape, of bounded size. 404 where ``after`` names no
+    row."""
     where = (*context.owned(table), *where)
     last = None if after is None else context.get(table, table.__name__.lower(), after, "after", *where)
     with context.sessions() as session:
-        rows, more = page(session, table, where, limit, last, ascending)
-    return _page([show(row) for row in rows], more)
+        items, more = page(session, table, show, where, limit, last, ascending)
+    return _page(items, more)
 
 
 def list_page(

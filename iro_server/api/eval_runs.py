@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from pydantic import ValidationError
@@ -16,12 +16,13 @@ from iro_server import JsonObject
 from iro_server.api import files
 from iro_server.api.chat import ChatRequest
 from iro_server.api.composition import served_model
-from iro_server.api.context import Context, Ctx, Limit, Order, list_object
+from iro_server.api.context import Context, Ctx, Limit, Order
 from iro_server.api.errors import APIError, api_error, bad_request, invalid, not_found
 from iro_server.api.eval_report import report_page
 from iro_server.api.eval_requests import DataSource, RunRequest, SamplingParams, Source
 from iro_server.api.evals import owned_eval
 from iro_server.api.jsonl import lines_of
+from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_eval_runs
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
 from iro_server.api.response_schema import checked_schema
@@ -187,11 +188,11 @@ def list_runs(
     after: str | None = None,
     order: Order = "asc",
     status: RunStatus | None = None,
-) -> JsonObject:
+) -> Response:
     owned_eval(context, id)
     where: list[ColumnElement[bool]] = [t.EvalRun.eval_id == id]
     where += [t.EvalRun.status == status] if status else []
-    return list_object(
+    return list_response(
         context, t.EvalRun, lambda run: show(run, request), *where, limit=limit, after=after, ascending=order == "asc"
     )
 
@@ -232,7 +233,7 @@ def list_output_items(
     after: str | None = None,
     order: Order = "asc",
     status: Literal["pass", "fail"] | None = None,
-) -> JsonObject:
+) -> Response:
     """The items that are graded, in the order of the source. ``status`` "fail": also those with an error."""
     run = _run(context, id, run_id)
     statuses = {"pass": ["pass"], "fail": ["fail", "error"], None: ["pass", "fail", "error"]}[status]
@@ -242,7 +243,7 @@ def list_output_items(
         return _show_item(item, run)
 
     ascending = order == "asc"
-    return list_object(context, t.EvalItem, show_item, *where, limit=limit, after=after, ascending=ascending)
+    return list_response(context, t.EvalItem, show_item, *where, limit=limit, after=after, ascending=ascending)
 
 
 @router.get("/{run_id}/output_items/{item_id}")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import delete
 
 from iro_server import JsonObject
-from iro_server.api.context import Context, Ctx, Limit, Order, list_object
+from iro_server.api.context import Context, Ctx, Limit, Order
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.eval_requests import EvalRequest, EvalUpdate
 from iro_server.api.graders import check_grader
+from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_evals
+from iro_server.api.stored_size import check_stored_size
 from iro_server.graders.json_schema import check_schema
 from iro_server.jobs.evals.criteria import grader_spec
 from iro_server.store import tables as t
@@ -30,6 +32,9 @@ async def create(body: EvalRequest, context: Ctx) -> JsonObject:
 
 def _create(body: EvalRequest, context: Context) -> JsonObject:
     check_evals(context)
+    limit = context.settings.max_definition_bytes
+    check_stored_size(body.testing_criteria, "testing_criteria", limit)
+    check_stored_size(body.data_source_config.stored(), "data_source_config", limit)
     try:
         check_schema(body.data_source_config.stored()["item_schema"])
     except ValueError as error:
@@ -80,8 +85,8 @@ def list_evals(
     after: str | None = None,
     order: Order = "asc",
     order_by: Literal["created_at"] = "created_at",
-) -> JsonObject:
-    return list_object(context, t.Eval, show, limit=limit, after=after, ascending=order == "asc")
+) -> Response:
+    return list_response(context, t.Eval, show, limit=limit, after=after, ascending=order == "asc")
 
 
 @router.get("/{id}")

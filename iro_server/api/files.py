@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, get_args
 from urllib.parse import quote
 
-from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi import APIRouter, File, Form, Query, Response, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy import delete
+from sqlalchemy import delete, or_
 
 from iro_server import JsonObject
-from iro_server.api.context import Context, Ctx, list_object
+from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import APIError, bad_request, invalid, not_found
 from iro_server.api.file_route import FileRoute
-from iro_server.api.jsonl import checked_lines, lines_of
-from iro_server.api.quotas import check_file
+from iro_server.api.jsonl import MAX_LINE, checked_lines, lines_of
+from iro_server.api.listing import list_response
+from iro_server.api.quotas import check_file, remaining_bytes
+from iro_server.jobs.leftovers import discard_deleted_inputs
 from iro_server.store import files
 from iro_server.store import tables as t
+from iro_server.store.conversions import SLOTS
 from iro_server.store.row_files import PARQUET_MAGIC, BadRows, Format, converted, table_format
 
 router = APIRouter(prefix="/files", tags=["files"], route_class=FileRoute)
@@ -75,12 +78,14 @@ def _expires_after(text: str | None, anchor: str | None, seconds: str | None) ->
 
 @dataclass(frozen=True)
 class Received:
-    """A file as it was sent. ``head``: its first bytes; ``seconds``: how long it is kept."""
+    """A file as it was sent. ``head``: its first bytes; ``seconds``: how long it is kept; ``announced``: bytes that the
+    project's quota counts for it already."""
 
     blocks: Iterable[bytes]
     head: bytes
     name: str
     seconds: int | None
+    announced: int = 0
 
 
 def stored(context: Context, upload: Received, purpose: str) -> t.File:
@@ -90,7 +95,7 @@ def stored(context: Context, upload: Received, purpose: str) -> t.File:
     if (format := table_format(upload.name, upload.head)) is None:
         size, sha256 = files.write_whole(path, checked_lines(upload.blocks, purpose))
     else:
-        size, sha256 = _convert(context, upload.blocks, format, path, purpose)
+        size, sha256 = _convert(context, upload, format, path, purpose)
         name = f"{Path(upload.name).stem}.jsonl"
     return t.File(
         project=context.caller.project,
@@ -104,25 +109,31 @@ def stored(context: Context, upload: Received, purpose: str) -> t.File:
     )
 
 
-def _convert(context: Context, blocks: Iterable[bytes], format: Format, path: Path, purpose: str) -> files.Written:
-    """Write the rows of a Parquet or CSV file to ``path`` as JSONL."""
+def _convert(context: Context, upload: Received, format: Format, path: Path, purpose: str) -> files.Written:
+    """Write the rows of a Parquet or CSV file to ``path`` as JSONL. Raises QueueFull."""
     table = path.with_suffix(".table")  # which the sweep removes after a crash
     try:
-        files.write_whole(table, blocks)
-        lines = _bounded(converted(table, format), context.settings.max_upload_bytes)
-        return files.write_whole(path, checked_lines(lines, purpose, "row"))
+        files.write_whole(table, upload.blocks)
+        with SLOTS.hold(context.caller.project):
+            lines = _bounded(context, upload, converted(table, format, MAX_LINE + 1))
+            return files.write_whole(path, checked_lines(lines, purpose, "row"))
     except BadRows as error:
         raise bad_request(f"Invalid file: {error}.", "file", "invalid_file") from error
     finally:
         table.unlink(missing_ok=True)
 
 
-def _bounded(lines: Iterable[bytes], limit: int) -> Iterator[bytes]:
+def _bounded(context: Context, upload: Received, lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Pass ``lines`` on, up to the largest file and to what the project has room for."""
+    limit, room = context.settings.max_upload_bytes, remaining_bytes(context) + upload.announced
     size = 0
     for line in lines:
         size += len(line)
         if size > limit:
             raise bad_request(f"The file's rows take more than {limit} bytes as JSONL.", "file", "file_too_large")
+        if size > room:
+            check_file(context, size - upload.announced)
+            room = size  # there is more by now
         yield line
 
 
@@ -153,9 +164,9 @@ def list_files(
     after: str | None = None,
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
-) -> JsonObject:
+) -> Response:
     where = [t.File.unexpired()] + ([t.File.purpose == purpose] if purpose else [])
-    return list_object(context, t.File, show, *where, limit=limit, after=after, ascending=order == "asc")
+    return list_response(context, t.File, show, *where, limit=limit, after=after, ascending=order == "asc")
 
 
 @router.get("/{id}")
@@ -180,12 +191,14 @@ def _blocks(file: BinaryIO) -> Iterator[bytes]:
 
 @router.delete("/{id}")
 def remove(id: str, context: Ctx) -> JsonObject:
-    """Delete a file. Jobs made from it keep what they need."""
+    """Delete a file. Jobs and batches that have not ended keep what they need."""
     gone = delete(t.File).where(t.File.id == id, *context.owned(t.File), t.File.unexpired())
     with context.sessions.begin() as session:
         if session.execute(gone.returning(t.File.id)).first() is None:
             raise not_found("file", id, "id")
     (context.settings.files_dir / id).unlink(missing_ok=True)
+    of_file = or_(t.Job.training_file == id, t.Job.validation_file == id)
+    discard_deleted_inputs(context.settings, context.sessions, of_file)
     return {"id": id, "object": "file", "deleted": True}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import ColumnElement, column, exists
 from sqlalchemy.ext.compiler import compiles
@@ -22,8 +22,10 @@ from iro_server.api.context import Context, Ctx, Limit, list_object
 from iro_server.api.errors import APIError, bad_request, not_found
 from iro_server.api.graders import check_grader
 from iro_server.api.job_request import JobRequest
+from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_jobs
-from iro_server.jobs import records
+from iro_server.api.stored_size import check_stored_size
+from iro_server.jobs import leftovers, records
 from iro_server.store import files as store
 from iro_server.store import tables as t
 from iro_server.telemetry import tracing
@@ -95,6 +97,7 @@ def _create(body: JobRequest, context: Context) -> JsonObject:
 def check_request(body: JobRequest, context: Context) -> dict[str, str | None]:
     """The request's files by parameter. 400 or 404 for what can be known to fail."""
     _check_model(body, context)
+    _check_sizes(body, context.settings.max_definition_bytes)
     body.method.reinforcement.check_rows(context.settings.max_rows)
     body.method.reinforcement.check_format()
     _check_grader(body, context)
@@ -103,6 +106,14 @@ def check_request(body: JobRequest, context: Context) -> dict[str, str | None]:
         if id is not None:
             _check_purpose(files.unexpired_file(context, id, param), param)
     return sources
+
+
+def _check_sizes(body: JobRequest, limit: int) -> None:
+    reinforcement = body.method.reinforcement
+    check_stored_size(reinforcement.grader, "method.reinforcement.grader", limit)
+    check_stored_size(reinforcement.response_format, "method.reinforcement.response_format", limit)
+    check_stored_size(body.method.model_dump(exclude_none=True), "method", limit)
+    check_stored_size([each.model_dump(exclude_none=True) for each in body.integrations or []], "integrations", limit)
 
 
 def _check_purpose(file: t.File, param: str) -> None:
@@ -137,11 +148,11 @@ def _link(context: Context, id: str, param: str, target: Path) -> None:
 
 
 @router.get("")
-def list_jobs(request: Request, context: Ctx, limit: Limit = 20, after: str | None = None) -> JsonObject:
+def list_jobs(request: Request, context: Ctx, limit: Limit = 20, after: str | None = None) -> Response:
     """The jobs, newest first. ``metadata[key]=value``: those that carry it; ``metadata=null``: those without any."""
     where = _metadata_filter(request.query_params)
     ahead = _jobs_ahead(context)
-    return list_object(context, t.Job, lambda job: show(job, context, ahead), *where, limit=limit, after=after)
+    return list_response(context, t.Job, lambda job: show(job, context, ahead), *where, limit=limit, after=after)
 
 
 def _metadata_filter(query: QueryParams) -> list[ColumnElement[bool]]:
@@ -175,6 +186,7 @@ def cancel(id: str, context: Ctx) -> JsonObject:
         if not any(records.move(session, id, before, "cancelled") for before in records.OPEN):
             raise bad_request(f"{id} has already {job.status}.", "id", "job_ended")
         records.add_event(session, id, "The job was cancelled")
+    leftovers.discard_deleted_inputs(context.settings, context.sessions, t.Job.id == id)
     return show(_job(context, id), context)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import FileResponse
 from jsonschema import Draft202012Validator
 from pydantic import Field
@@ -15,8 +15,9 @@ from iro_server import JsonObject
 from iro_server.access.scopes import Scope
 from iro_server.api import files
 from iro_server.api.closed_model import ClosedModel
-from iro_server.api.context import Context, Ctx, Limit, list_object
+from iro_server.api.context import Context, Ctx, Limit
 from iro_server.api.errors import APIError, bad_request, not_found
+from iro_server.api.listing import list_response
 from iro_server.api.quotas import check_job_runs
 from iro_server.jobs import lock
 from iro_server.jobs.job_runs.folder import RunFolder
@@ -78,8 +79,8 @@ def create(body: JobRunRequest, context: Ctx) -> JsonObject:
 
 
 @router.get("/job_runs")
-def list_runs(context: Ctx, limit: Limit = 20, after: str | None = None) -> JsonObject:
-    return list_object(context, t.JobRun, lambda run: _show(context, run), limit=limit, after=after)
+def list_runs(context: Ctx, limit: Limit = 20, after: str | None = None) -> Response:
+    return list_response(context, t.JobRun, lambda run: _show(context, run), limit=limit, after=after)
 
 
 @router.get("/job_runs/{id}")

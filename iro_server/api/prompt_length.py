@@ -22,8 +22,8 @@ def check_length(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_l
     for piece in _pieces(texts):
         count += len(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
         if count > MARGIN * max_length:
-            message = f"This model's maximum context length is {max_length} tokens. Your {param} have over {count}."
-            raise bad_request(f"{message} Please reduce their length.", param, "context_length_exceeded")
+            message = f"This model's maximum context length is {max_length} tokens, and '{param}' takes over {count}."
+            raise bad_request(f"{message} Please reduce its length.", param, "context_length_exceeded")
 
 
 def _pieces(texts: Sequence[str]) -> Iterator[str]:

@@ -11,19 +11,26 @@ from iro_server.api.context import Context
 from iro_server.api.errors import APIError
 from iro_server.jobs.records import OPEN
 from iro_server.store import tables as t
+from iro_server.store.usage import used_bytes
 
 
 def check_file(context: Context, bytes: int) -> None:
     """Refuse a file of so many bytes, or an upload that announces them, which the project has no room for."""
     settings, project = context.settings, context.caller.project
     pending = (t.Upload.project == project, t.Upload.status == "pending", t.Upload.expires_at > t.now())
-    stored = select(func.count(), func.coalesce(func.sum(t.File.bytes), 0))
-    announced = select(func.count(), func.coalesce(func.sum(t.Upload.bytes), 0))
+    stored = select(func.count()).where(t.File.project == project, t.File.unexpired())
     with context.sessions() as session:
-        files, size = session.execute(stored.where(t.File.project == project, t.File.unexpired())).one()
-        uploads, coming = session.execute(announced.where(*pending)).one()
-    _check("files, with uploads under way", files + uploads + 1, settings.project_files, "Delete some")
-    _check("bytes of files", int(size + coming) + bytes, settings.project_bytes, "Delete some")
+        files = (session.scalar(stored) or 0) + (session.scalar(select(func.count()).where(*pending)) or 0)
+        size = used_bytes(session, settings, project)
+    _check("files, with uploads under way", files + 1, settings.project_files, "Delete some")
+    resource = "bytes of files, with those that its unfinished jobs and batches keep"
+    _check(resource, size + bytes, settings.project_bytes, "Delete some")
+
+
+def remaining_bytes(context: Context) -> int:
+    """Of files that the project has room for."""
+    with context.sessions() as session:
+        return context.settings.project_bytes - used_bytes(session, context.settings, context.caller.project)
 
 
 def check_jobs(context: Context) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from sqlalchemy import ColumnElement, delete
 
 from iro_server import JsonObject
 from iro_server.api.closed_model import ClosedModel
-from iro_server.api.context import Context, Ctx, Limit, Order, list_object, list_page
+from iro_server.api.context import Context, Ctx, Limit, Order, list_page
 from iro_server.api.errors import bad_request, not_found
 from iro_server.api.job_request import MAX_TAGS, Tags
+from iro_server.api.listing import list_response
 from iro_server.api.messages import Message
 from iro_server.store import tables as t
 from iro_server.store.database import find
@@ -58,7 +59,7 @@ def list_completions(
     after: str | None = None,
     order: Order = "asc",
     model: str | None = None,
-) -> JsonObject:
+) -> Response:
     """The stored completions, of a model, and with all of ``metadata[key]=value``."""
     wanted = [
         (match[1], value) for name, value in request.query_params.multi_items() if (match := FILTER.fullmatch(name))
@@ -66,7 +67,7 @@ def list_completions(
     if len(wanted) > MAX_TAGS:
         raise bad_request(f"Invalid 'metadata': more than {MAX_TAGS} keys to filter by", "metadata", "invalid_value")
     where = selected(wanted, model)
-    return list_object(context, t.Completion, show, *where, limit=limit, after=after, ascending=order == "asc")
+    return list_response(context, t.Completion, show, *where, limit=limit, after=after, ascending=order == "asc")
 
 
 def selected(metadata: Iterable[tuple[str, str]], model: str | None) -> list[ColumnElement[bool]]:

@@ -126,7 +126,8 @@ def _join(upload: t.Upload, body: Completion, context: Context) -> None:
     with files.joined(parts) as start, files.joined(parts) as content:
         lines = _matching(lines_of(content), body.md5)
         head = start.read(len(PARQUET_MAGIC))
-        row = api.stored(context, api.Received(lines, head, upload.filename, upload.file_seconds), upload.purpose)
+        received = api.Received(lines, head, upload.filename, upload.file_seconds, upload.bytes)
+        row = api.stored(context, received, upload.purpose)
     with context.sessions.begin() as session:
         won = _move(session, upload.id, "completed", file_id=row.id)
         if won:

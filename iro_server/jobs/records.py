@@ -15,6 +15,7 @@ from iro_server.store.tables import FINISHED, Checkpoint, Event, File, Job, Mode
 
 FIRST_QUEUED = select(Job.seq).where(Job.status == "queued").limit(1)
 OPEN = ("validating_files", "queued", "running", "paused")  # a job that may still be cancelled
+STOPPING = ("cancelled", "paused")  # a job whose worker may live for a while yet: its ``server`` is set until it ends
 
 
 class LeaseLost(Exception):
@@ -99,6 +100,13 @@ def adopt(sessions: Sessions, job: Job, server: str) -> bool:
     with sessions.begin() as session:
         change = update(Job).where(Job.id == job.id, Job.server.is_not_distinct_from(job.server)).values(server=server)
         return session.execute(change.returning(Job.id)).first() is not None
+
+
+def release(sessions: Sessions, job: Job) -> None:
+    """Note that a cancelled or paused job has no worker any more, unless it was taken again meanwhile."""
+    same = (Job.id == job.id, Job.attempt == job.attempt, Job.server.is_not_distinct_from(job.server))
+    with sessions.begin() as session:
+        session.execute(update(Job).where(*same, Job.status.in_(STOPPING)).values(server=None))
 
 
 def _fence(session: Session, job: Job, **columns: object) -> str:
@@ -216,7 +224,7 @@ def worker_died(sessions: Sessions, job_id: str, fate: str, restarts: int) -> No
         assert job is not None
         died = job.restarts
         if died < restarts:
-            if move(session, job_id, "running", "queued", restarts=died + 1):
+            if move(session, job_id, "running", "queued", restarts=died + 1, server=None):
                 counts = {"restart": died + 1, "most": restarts}
                 add_event(session, job_id, f"The worker {fate}; the job goes on", level="warn", data=counts)
             return
@@ -226,7 +234,7 @@ def worker_died(sessions: Sessions, job_id: str, fate: str, restarts: int) -> No
 def requeue(sessions: Sessions, job_id: str, message: str) -> None:
     """Queue a job again whose worker ended through no fault of its own."""
     with sessions.begin() as session:
-        if move(session, job_id, "running", "queued"):
+        if move(session, job_id, "running", "queued", server=None):
             add_event(session, job_id, message)
 
 

@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, or_, select
+from sqlalchemy.orm import load_only
 
 from iro_server.concurrency.executors import in_thread
 from iro_server.concurrency.openmp import job_environment
@@ -28,15 +29,21 @@ from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs import lock, presence, records
 from iro_server.jobs.worker import SETTINGS_VARIABLE, TAKEN
 from iro_server.settings import Settings
-from iro_server.store.database import Sessions, find
+from iro_server.store.database import Sessions
 from iro_server.store.tables import FINISHED, Job
 
 log = logging.getLogger("iro.jobs")
 STOP_SECONDS = 5.0
 STOPPED = (*FINISHED, "paused")  # a job whose worker is to end
-# Of jobs that run or are to stop, those that ``server`` does not look after.
-UNFINISHED_ELSEWHERE = select(Job).where(
-    Job.status.in_(("running", "cancelled", "paused")), Job.server.is_distinct_from(bindparam("server"))
+# Without the columns that a request fills, such as the grader: these rows are read at every tick.
+PLACEMENT = select(Job).options(
+    load_only(Job.id, Job.project, Job.status, Job.server, Job.attempt, Job.heartbeat, raiseload=True)
+)
+# Of jobs that run, and of cancelled or paused ones that may still have a worker, those that ``server`` does not look
+# after.
+UNFINISHED_ELSEWHERE = PLACEMENT.where(
+    or_(Job.status == "running", Job.status.in_(records.STOPPING) & Job.server.is_not(None)),
+    Job.server.is_distinct_from(bindparam("server")),
 )
 
 
@@ -128,8 +135,9 @@ class Supervisor:
             if not self._abandoned(job):
                 continue
             worker = Worker(self.settings.job_dir(job.id), job.attempt)
-            stays = job.status == "running" or worker.alive()
-            if stays and records.adopt(self.sessions, job, self.server):
+            if job.status in records.STOPPING and not worker.alive():
+                records.release(self.sessions, job)
+            elif records.adopt(self.sessions, job, self.server):
                 self.workers[job.id] = worker
 
     def _abandoned(self, job: Job) -> bool:
@@ -190,13 +198,13 @@ class Supervisor:
             records.requeue(self.sessions, job_id, "An earlier worker has not stopped yet; the job waits for it")
         elif job.status == "running":
             records.worker_died(self.sessions, job_id, worker.how_it_died(), self.settings.job_restarts)
+        else:
+            records.release(self.sessions, job)
         del self.workers[job_id]
 
     def _job(self, job_id: str) -> Job:
         with self.sessions() as session:
-            job = find(session, Job, job_id)
-        assert job is not None
-        return job
+            return session.scalars(PLACEMENT.where(Job.id == job_id)).one()
 
     def _start(self, job: Job, folder: Path) -> subprocess.Popen:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from iro_server.graders.base import Grader
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.parsing import parse_grader
 from iro_server.graders.remote import GraderServiceUnavailable
-from iro_server.jobs import records
+from iro_server.jobs import leftovers, records
 from iro_server.jobs.estimates.cost import Rows
 from iro_server.jobs.estimates.running import affordable_prompts, drawn_rows, num_rows, options_of
 from iro_server.jobs.worker import explain
@@ -99,7 +99,7 @@ class Validation:
             files.verified(self.settings.job_dir(job.id) / f"{param}.jsonl", row.sha256 if row else None).close()
         except (files.FileCorrupt, FileNotFoundError) as error:
             message = f"{id} cannot be read back: {error}"
-            records.refuse(self.sessions, job.id, f"invalid_{param}", message, param)
+            self._refuse(job, f"invalid_{param}", message, param)
             return False
         return True
 
@@ -111,10 +111,14 @@ class Validation:
         except Exception as error:  # a refusal, or a job that cannot be checked: its worker could not run it either
             if not self.stopping:
                 log.info("%s is refused", job.id, exc_info=error)
-                records.refuse(self.sessions, job.id, *explain(error))
+                self._refuse(job, *explain(error))
             return
         if not self.stopping:  # else the job's grader was closed in mid-check, and the next server validates the job
             self._queue(job, warnings)
+
+    def _refuse(self, job: Job, code: str, message: str, param: str | None) -> None:
+        records.refuse(self.sessions, job.id, code, message, param)
+        leftovers.discard_deleted_inputs(self.settings, self.sessions, Job.id == job.id)
 
     def _queue(self, job: Job, warnings: list[str]) -> None:
         estimate = self._estimate(job) if self.settings.job_estimates else None

@@ -101,6 +101,7 @@ class Worker:
         job = retry_while_unavailable(self._read)()
         if job and job.status in ("failed", "cancelled"):
             leftovers.discard(self.settings, self.job_id)
+        retry_while_unavailable(leftovers.discard_deleted_inputs)(self.settings, self.sessions, Job.id == self.job_id)
 
     def _passing(self, error: Exception) -> str | None:
         """What to tell where the error is no fault of the job's, which can go on once that has passed."""

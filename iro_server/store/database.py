@@ -6,8 +6,8 @@ import json
 import math
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Engine, create_engine, event, select
@@ -22,6 +22,8 @@ from iro_server.store.tables import Base
 Row = TypeVar("Row", bound=Base)
 Sessions = sessionmaker[Session]
 NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # as JSON writes it, its backslash not itself escaped
+PAGE_BYTES = 4 * 2**20  # of a list's rows, as JSON
+ROWS_READ_AT_ONCE = 16
 SQLITE_PATIENCE = 30  # seconds that a statement waits for another server's
 
 
@@ -117,14 +119,25 @@ def find(session: Session, table: type[Row], id: str) -> Row | None:
 def page(
     session: Session,
     table: type[Row],
+    show: Callable[[Row], JsonObject],
     where: Sequence[ColumnElement[bool]],
     limit: int,
     after: Row | None,
     ascending: bool,
-) -> tuple[list[Row], bool]:
-    """Up to ``limit`` rows that follow ``after``, newest first unless ``ascending``, and whether more follow."""
+) -> tuple[list[JsonObject], bool]:
+    """Up to ``limit`` rows that follow ``after`` as ``show`` gives them, newest first unless ``ascending``, and whether
+    more follow. A page ends before its JSON takes over PAGE_BYTES, after one row at the least."""
     query = select(table).where(*where).order_by(table.seq if ascending else table.seq.desc())
     if after is not None:
         query = query.where(table.seq > after.seq if ascending else table.seq < after.seq)
-    rows = list(session.scalars(query.limit(limit + 1)))
-    return rows[:limit], len(rows) > limit
+    query = query.limit(limit + 1).execution_options(yield_per=ROWS_READ_AT_ONCE)
+    items: list[JsonObject] = []
+    size = 0
+    with closing(session.scalars(query)) as rows:
+        for row in rows:
+            item = show(row)
+            size += len(json.dumps(item))
+            if len(items) == limit or (items and size > PAGE_BYTES):
+                return items, True
+            items.append(item)
+    return items, False

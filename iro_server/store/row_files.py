@@ -6,6 +6,7 @@ a process of its own, whose memory is bounded.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -13,6 +14,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
@@ -23,10 +25,19 @@ if TYPE_CHECKING:
 
 Format = Literal["parquet", "csv"]
 PARQUET_MAGIC = b"PAR1"
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 16
 UNREADABLE = 2  # the process's exit status
-CHILD_MEMORY = 4 * 2**30  # bytes of address space
+CHILD_MEMORY = 2**30  # bytes of address space
 CHILD_SECONDS = 600  # of CPU
+READ_BUFFER = 2**20  # bytes, of a column
+
+
+CHILD_ENVIRONMENT = {  # each thread would take address space
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "ARROW_IO_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 class BadRows(ValueError):
@@ -59,8 +70,8 @@ def table_rows(path: Path, format: Format) -> Iterator[JsonObject]:
 def _parquet_rows(path: Path) -> Iterator[JsonObject]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+    with pyarrow.parquet.ParquetFile(path, buffer_size=READ_BUFFER) as file:
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, use_threads=False):
             yield from batch.to_pylist()
 
 
@@ -147,14 +158,17 @@ def _without_nulls(value: object) -> object:
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def converted(path: Path, format: Format) -> Iterator[bytes]:
-    """The file's rows as lines of JSONL, read by a process of their own. BadRows, at the latest after the last line."""
+def converted(path: Path, format: Format, line_bytes: int = -1) -> Iterator[bytes]:
+    """The file's rows as lines of JSONL, read by a process of their own. BadRows, at the latest after the last line.
+
+    ``line_bytes``: of a longer line its parts of that length are given, so that none is in memory as a whole.
+    """
     command = [sys.executable, "-m", "iro_server.store.row_files", format, str(path)]
-    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | CHILD_ENVIRONMENT
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert child.stdout is not None and child.stderr is not None
     try:
-        yield from child.stdout
+        yield from iter(partial(child.stdout.readline, line_bytes), b"")
         problem = child.stderr.read().decode(errors="replace").strip()
         if child.wait() != 0:
             last = (
@@ -171,6 +185,8 @@ def converted(path: Path, format: Format) -> Iterator[bytes]:
 
 
 def main(arguments: list[str], out: BinaryIO) -> int:
+    with contextlib.suppress(OSError):  # where memory runs out, the kernel ends this process and not the server
+        Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, CHILD_MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (CHILD_SECONDS, CHILD_SECONDS))
     format, path = arguments

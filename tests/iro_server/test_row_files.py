@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,24 @@ def test_the_reading_process_tells_what_is_wrong(tmp_path: Path) -> None:
     Dataset.from_list([{"prompt": "a", "raw": b"x"}]).to_parquet(str(tmp_path / "rows.parquet"))
     with pytest.raises(BadRows, match=r"^row 1: the field 'raw' is no JSON: .*; make it a text$"):
         list(converted(tmp_path / "rows.parquet", "parquet"))
+
+
+def test_the_reading_process_has_a_gigabyte_and_is_the_first_to_be_ended(tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text("prompt\n" + "a\n" * 200_000)
+    lines = converted(table, "csv")
+    next(lines)
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    assert "1000\n" in [Path(f"/proc/{child}/oom_score_adj").read_text() for child in children]
+    limits = "".join(Path(f"/proc/{child}/limits").read_text() for child in children)
+    assert f"Max address space         {2**30} " in limits
+    lines.close()
+
+
+def test_no_long_line_is_read_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(f"prompt\n{'a' * 1000}\n")
+    parts = list(converted(tmp_path / "rows.csv", "csv", 100))
+    assert max(map(len, parts)) == 100 and json.loads(b"".join(parts)) == {"prompt": "a" * 1000}
 
 
 @pytest.mark.slow(13)

@@ -29,13 +29,16 @@ def export_rollouts(folder: Path) -> Dataset:
     0), and the training row's other fields.
 
     Rows with ``prompt`` give texts, rows with ``messages`` conversations, TRL's standard and conversational formats.
-    AlignError where the folder has none, or the training file rows of both kinds.
+    AlignError where the folder has none, or the training file is gone or has rows of both kinds.
     """
     from datasets import Dataset
     from transformers import AutoTokenizer
 
     config = json.loads((folder / "config.json").read_text())["config"]
-    items = [item for _, item in numbered_rows(Path(config["training_file"]))]
+    training_file = Path(config["training_file"])
+    if not training_file.exists():
+        raise AlignError(f"{training_file} is there no more: the rows of the rollouts' prompts were deleted")
+    items = [item for _, item in numbered_rows(training_file)]
     if len({"messages" in item for item in items}) > 1:
         raise AlignError("the training file has rows with prompt and rows with messages, which one table cannot hold")
     tokenizer = AutoTokenizer.from_pretrained(config["model_dir"])

@@ -24,6 +24,7 @@ from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find
 from iro_server.store.files import write_whole
 from iro_server.store.tables import Batch, File, new_id, now
+from iro_server.store.usage import BATCH_INPUT, used_bytes
 from iro_server.telemetry import request
 
 ATTEMPTS = 20  # of a request: one that is refused for the key's limit waits for the next minute
@@ -42,10 +43,10 @@ class BatchExecutor:
         """Answer what is not answered yet, and write the batch's files. Raises LeaseLost, Stopping."""
         request.set_current(request.Current(batch.id, charged_key=batch.key_id))
         folder = self.settings.batch_dir(batch.id)
-        if not (folder / INPUT).exists():  # a backup that was made while it ended may have its row alone
+        if not (folder / BATCH_INPUT).exists():  # a backup that was made while it ended may have its row alone
             raise WorkFailed("the batch's requests are not stored any more: upload them again", "input_lost")
         try:
-            self._validate(batch, lease, folder / INPUT)
+            self._validate(batch, lease, folder / BATCH_INPUT)
         except BadLine as error:
             mistake = {"code": error.code, "message": str(error), "line": error.line, "param": error.param}
             lease.end("failed", mistake)
@@ -69,8 +70,9 @@ class BatchExecutor:
             lease.write(session, **columns)
 
     def _answer(self, batch: Batch, lease: Lease, poster: Poster, folder: Path) -> str:
-        """Ask what is left, until the batch is done, cancelled or expired: which of these."""
-        requests = read_requests(folder / INPUT, batch.completed + batch.failed)
+        """Ask what is left, until the batch is done, cancelled or expired, or has failed for want of room: which of
+        these."""
+        requests = read_requests(folder / BATCH_INPUT, batch.completed + batch.failed)
         with AttemptOutput(folder, batch.attempt, batch.segments) as output:
             while group := [*islice(requests, AT_ONCE)]:
                 if status := self._early_end(batch):
@@ -83,9 +85,12 @@ class BatchExecutor:
     def _early_end(self, batch: Batch) -> str | None:
         with self.sessions() as session:
             current = find(session, Batch, batch.id)
+            size = used_bytes(session, self.settings, batch.project)
         assert current is not None  # a batch under way is not removed
         if current.cancelling_at is not None:
             return "cancelled"
+        if size > self.settings.project_bytes:
+            return "failed"
         return "expired" if time.time() >= current.expires_at else None
 
     def _store(self, batch: Batch, lease: Lease, output: AttemptOutput, lines: list[JsonObject]) -> None:
@@ -109,15 +114,22 @@ class BatchExecutor:
         expired: Iterator[JsonObject] = iter(())
         if status == "expired":
             unanswered = batch.total - answered
-            expired = (_line(line, error=EXPIRED) for line in read_requests(folder / INPUT, answered))
+            expired = (_line(line, error=EXPIRED) for line in read_requests(folder / BATCH_INPUT, answered))
         output = self._file(batch, "output", stored_blocks(folder, batch.segments, "output"))
         errors = self._file(batch, "errors", _with_lines(stored_blocks(folder, batch.segments, "errors"), expired))
         lease.check()
         with self.sessions.begin() as session:
             session.add_all(file for file in (output, errors) if file)
             ids = {"output_file_id": output and output.id, "error_file_id": errors and errors.id}
-            lease.write(session, status=status, finished_at=now(), failed=batch.failed + unanswered, **ids)
+            error = self._over_quota() if status == "failed" else None
+            failed = batch.failed + unanswered
+            lease.write(session, status=status, error=error, finished_at=now(), failed=failed, **ids)
         shutil.rmtree(folder, ignore_errors=True)
+
+    def _over_quota(self) -> JsonObject:
+        message = f"The project's files take more than its {self.settings.project_bytes} bytes. Delete some, and send"
+        message += " the requests without an answer again; the answers so far are in the batch's files."
+        return {"code": "insufficient_quota", "message": message}
 
     def _file(self, batch: Batch, kind: Kind, blocks: Iterator[bytes]) -> File | None:
         """The stored file of such lines; None without any."""
@@ -130,9 +142,6 @@ class BatchExecutor:
         expires_at = None if batch.output_seconds is None else created + batch.output_seconds
         fields = {"filename": f"{batch.id}_{kind}.jsonl", "purpose": "batch_output", "bytes": size, "sha256": sha256}
         return File(id=id, project=batch.project, created_at=created, expires_at=expires_at, **fields)
-
-
-INPUT = "input.jsonl"  # in the batch's folder
 
 
 def _line(request_line: JsonObject, response: JsonObject | None = None, error: JsonObject | None = None) -> JsonObject:

@@ -102,3 +102,10 @@ def test_bad_requests_name_the_parameter(client, options, param):
     with pytest.raises(openai.BadRequestError) as refused:
         complete(client, **options)
     assert refused.value.param == param
+
+
+def test_a_text_far_over_the_context_is_refused(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        complete(client, prompt="x" * 20_000)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
+    assert "takes over" in refused.value.message

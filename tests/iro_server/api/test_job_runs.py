@@ -64,7 +64,7 @@ def test_every_registered_job_has_a_schema_and_its_presets_conform(served: Simpl
         assert kind["problem"] or fields
         assert [name for name, field in fields.items() if not field.get("description")] == [], kind["id"]
     assert path_fields(kinds["align"]["config_schema"]) >= {"training_file", "model_dir", "engine_adapters"}
-    assert path_fields(kinds["federated.fadas"]["config_schema"]) == {"data"}
+    assert path_fields(kinds["federated.fadas"]["config_schema"]) == {"data", "trace"}
 
 
 def test_a_run_has_live_metrics_a_result_and_figures(served: SimpleNamespace) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import openai
 import pytest
+from datasets import Dataset
+from sqlalchemy import select
 
+from iro_server.graders.posting import AT_ONCE
 from iro_server.store import keys
 from iro_server.store.database import open_database
+from iro_server.store.tables import Upload
+from tests.iro_server.api.batches import answers, chat, ended_batch, lines_of, new_batch
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import serving, settings_for, start_job, upload
+from tests.iro_server.api.serving import GRADER, serving, settings_for, start_job, upload
 
 ROW = b'{"messages": [{"role": "user", "content": "say z"}]}\n'
 KIND = {"mime_type": "application/jsonl", "purpose": "fine-tune", "filename": "rows.jsonl"}
@@ -50,6 +55,65 @@ def test_bytes_are_bounded_those_announced_too(projects):
     used_up(lambda: upload(full, ROW * 6))
     full.uploads.create(bytes=4 * len(ROW), **KIND)
     used_up(lambda: upload(full, ROW * 2))
+
+
+def test_a_deleted_file_counts_until_the_jobs_that_read_it_have_ended(projects):
+    full, _ = projects
+    method = {"type": "reinforcement", "reinforcement": {"grader": GRADER}}
+    file = upload(full, ROW * 6)
+    job = full.fine_tuning.jobs.create(model="bytes", training_file=file, method=method)
+    full.fine_tuning.jobs.pause(job.id)
+    full.files.delete(file)
+    assert "unfinished jobs" in used_up(lambda: upload(full, ROW * 6))
+    full.fine_tuning.jobs.cancel(job.id)
+    upload(full, ROW * 6)
+
+
+@pytest.mark.parametrize("deleted_first", [False, True])
+def test_neither_order_of_cancelling_and_deleting_leaves_a_copy_of_the_file(projects, tmp_path, deleted_first):
+    full, _ = projects
+    job = full.fine_tuning.jobs.retrieve(start_job(full))
+    calls = [lambda: full.fine_tuning.jobs.cancel(job.id), lambda: full.files.delete(job.training_file)]
+    for call in calls[::-1] if deleted_first else calls:
+        assert list(tmp_path.glob("jobs/*/training_file.jsonl"))
+        call()
+    assert not list(tmp_path.glob("jobs/*/training_file.jsonl"))
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A client of a server whose projects may have 12,000 bytes of files."""
+    with serving(settings_for(tmp_path, job_concurrency=0, project_bytes=12_000), ByteEngine()) as client:
+        yield client
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_rows_of_a_table_count_as_the_jsonl_that_they_become(small, tmp_path, parts):
+    path = tmp_path / "rows.parquet"
+
+    def send(rows: int):
+        Dataset.from_dict({"prompt": ["x" * 20] * rows}).to_parquet(str(path))
+        assert path.stat().st_size < 2000
+        if parts:
+            kind = {"mime_type": "application/octet-stream", "purpose": "fine-tune"}
+            return small.uploads.upload_file_chunked(file=path, **kind).file
+        return small.files.create(file=path, purpose="fine-tune")
+
+    assert "bytes of files" in used_up(lambda: send(400))
+    assert not list(tmp_path.glob("files/*"))
+    for upload_row in open_database(settings_for(tmp_path))().scalars(select(Upload)):
+        small.uploads.cancel(upload_row.id)
+    assert send(330).bytes == 330 * 35  # an upload's announced bytes do not count twice
+
+
+def test_a_batch_ends_once_its_answers_leave_the_project_no_room(small):
+    batch = new_batch(small, lines_of([chat(i) for i in range(3 * AT_ONCE)]))
+    batch = ended_batch(small, batch.id)
+    assert (batch.status, batch.errors.data[0].code) == ("failed", "insufficient_quota")
+    assert "12000 bytes" in batch.errors.data[0].message
+    completed = batch.request_counts.completed
+    assert 0 < completed < batch.request_counts.total
+    assert len(answers(small, batch.output_file_id)) == completed
 
 
 def test_jobs_that_have_not_ended_are_bounded(projects):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from sqlalchemy import inspect
 
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs import lock, presence, records
-from iro_server.jobs.supervisor import Supervisor, Worker
+from iro_server.jobs.supervisor import UNFINISHED_ELSEWHERE, Supervisor, Worker
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Checkpoint, Job
 from tests.iro_server.api.byte_engine import ByteEngine
@@ -83,6 +85,55 @@ def test_another_machines_job_is_taken_over_once_its_worker_is_silent(settings, 
 def test_of_two_that_would_take_over_one_does(settings, sessions):
     job = running_job(sessions, FOREIGN)
     assert records.adopt(sessions, job, "one") and not records.adopt(sessions, job, "other")
+
+
+def watched_elsewhere(sessions) -> list[Job]:
+    with sessions() as session:
+        return list(session.scalars(UNFINISHED_ELSEWHERE, {"server": "one"}))
+
+
+@pytest.mark.parametrize("status", ["cancelled", "paused"])
+def test_a_stopped_job_without_a_worker_is_read_no_more(settings, sessions, status):
+    rest = {"model": "bytes", "training_file": "f", "seed": 1, "method": {}, "model_name": "m", "config": {}}
+    with sessions.begin() as session:
+        session.add(Job(id="ftjob-never-run", status=status, **rest))
+    assert not watched_elsewhere(sessions)
+    job = running_job(sessions, f"{socket.gethostname()}.gone")
+    with sessions.begin() as session:
+        records.move(session, job.id, "running", status)
+    assert [row.id for row in watched_elsewhere(sessions)] == [job.id]
+    assert {"method", "config"} <= inspect(watched_elsewhere(sessions)[0]).unloaded
+    watching = supervisor(settings, sessions)
+    with lock.hold(settings.job_dir(job.id)):
+        watching.tick()
+        assert watched_elsewhere(sessions)  # its worker lives
+    watching.tick()
+    assert not watched_elsewhere(sessions)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "paused"])
+def test_a_server_gives_up_a_stopped_job_once_its_worker_has_ended(settings, sessions, status):
+    watching = supervisor(settings, sessions)
+    watching.server = "this-server"
+    job = running_job(sessions, watching.server)
+    watching.workers[job.id] = Worker(settings.job_dir(job.id), job.attempt)
+    with sessions.begin() as session:
+        records.move(session, job.id, "running", status)
+    assert watched_elsewhere(sessions)
+    watching.tick()
+    assert not watching.workers and not watched_elsewhere(sessions)
+
+
+def test_a_stopped_job_that_was_taken_again_stays_its_servers(sessions):
+    paused = running_job(sessions, "one")
+    records.pause(sessions, paused.id, "")
+    with sessions.begin() as session:
+        records.move(session, paused.id, "paused", "queued")
+    records.take_next(sessions, "one")
+    records.pause(sessions, paused.id, "")
+    records.release(sessions, paused)  # by whoever saw the first pause
+    with sessions() as session:
+        assert find(session, Job, paused.id).server == "one"
 
 
 HOLD = "import sys, time; from pathlib import Path; from iro_server.jobs import lock\n"
@@ -213,3 +264,5 @@ def test_a_file_that_rotted_after_its_upload_fails_the_job(settings):
         assert made.status == "validating_files"
         job = ended(client, made.id)
         assert (job.status, job.error.code, job.error.param) == ("failed", "invalid_training_file", "training_file")
+        client.files.delete(file)
+        assert not (settings.job_dir(made.id) / "training_file.jsonl").exists()

@@ -9,7 +9,7 @@ import pytest
 from iro_server.jobs import lock
 from iro_server.jobs.leftovers import discard_leftovers
 from iro_server.store.database import open_database
-from iro_server.store.tables import Job
+from iro_server.store.tables import FINISHED, File, Job
 from tests.iro_server.api.serving import settings_for
 
 
@@ -40,3 +40,23 @@ def test_what_only_a_continued_run_would_read_is_removed(tmp_path, status, days_
         assert (run / "states").exists()  # its worker has not stopped yet
     discard_leftovers(settings, sessions)
     assert (run / "states").exists() != is_freed and (run / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "remaining"),
+    [(status, ["training_file.jsonl"]) for status in FINISHED]
+    + [("paused", ["training_file.jsonl", "validation_file.jsonl"])],
+)
+def test_an_ended_job_has_its_rows_for_as_long_as_its_file_is_stored(tmp_path, status, remaining):
+    settings = settings_for(tmp_path)
+    sessions = open_database(settings)
+    rest = {"model": "bytes", "seed": 1, "method": {}, "model_name": "m", "config": {}, "status": status}
+    with sessions.begin() as session:
+        session.add(File(id="file-1", filename="rows.jsonl", purpose="fine-tune", bytes=2))
+        session.add(Job(id="ftjob-1", training_file="file-1", validation_file="file-2", **rest))
+    folder = settings.job_dir("ftjob-1")
+    folder.mkdir(parents=True)
+    for name in ("training_file.jsonl", "validation_file.jsonl"):
+        (folder / name).write_text("{}")
+    discard_leftovers(settings, sessions)
+    assert sorted(path.name for path in folder.glob("*.jsonl")) == remaining

@@ -102,6 +102,13 @@ def test_rows_of_two_kinds_are_refused(config: AlignConfig, tmp_path: Path) -> N
         export_rollouts(tmp_path / "run")
 
 
+def test_rollouts_whose_training_file_is_gone_are_refused(config: AlignConfig, tmp_path: Path) -> None:
+    job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")
+    config.training_file.unlink()
+    with pytest.raises(AlignError, match="is there no more"):
+        export_rollouts(tmp_path / "run")
+
+
 def test_integers_of_more_than_64_bits_are_exported_as_json(config: AlignConfig, tmp_path: Path) -> None:
     write_rows(config, [{"prompt": f"{n:06b}", "hash": n * 2**70} for n in range(40)])
     job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")

@@ -61,7 +61,7 @@ export function EvalList() {
           </table>
         </div>
       )}
-      {value?.has_more && <p class="faint">The newest hundred are shown.</p>}
+      {value?.has_more && <p class="faint">Only the newest are shown.</p>}
     </section>
   );
 }
