@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine_job import engine_job
-from benchmarks.record import command_line, finish
+from benchmarks.record import command_line, computed_once, finish
 from benchmarks.tables import table
 from benchmarks.tasks import NULL_TASK, TASKS
 from benchmarks.tasks.brevity import BREVITY
@@ -94,13 +94,12 @@ def main() -> None:
 
 def measured_once(engine: Any, model_dir: Path, name: str, args: argparse.Namespace) -> JsonObject:
     folder = args.out / f"{name.replace(' ', '-')}-{args.prompts}x{args.rollouts}-{args.seed}"
-    path = folder / "row.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        case = cases()[name]
-        row = {"grader": name, "kind": case.kind} | measured(engine, model_dir, folder, case, args)
-        path.write_text(json.dumps(row))
-    content: JsonObject = json.loads(path.read_text())
+    case = cases()[name]
+    content: JsonObject = computed_once(
+        folder / "row.json",
+        lambda: {"grader": name, "kind": case.kind} | measured(engine, model_dir, folder, case, args),
+        {"validation_prompts": args.validation_prompts},
+    )
     gain, error = map(float, content["gain"].split(" ± ")) if content["gain"] else (None, None)
     return content | {"gain": gain, "gain_error": error}
 

@@ -65,7 +65,8 @@ def main() -> None:
 
 def measured_once(url: str, task: Task, seed: int, args: argparse.Namespace) -> JsonObject:
     folder = args.out / f"{task.name}-{seed}"
-    content: JsonObject = computed_once(folder / "row.json", partial(measured, url, task, seed, args.prompts, folder))
+    compute = partial(measured, url, task, seed, args.prompts, folder)
+    content: JsonObject = computed_once(folder / "row.json", compute, {"prompts": args.prompts})
     return content
 
 

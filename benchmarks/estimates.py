@@ -22,7 +22,7 @@ from scipy import stats
 from benchmarks.bench_tasks.config import ALL_TASKS
 from benchmarks.estimated_jobs import PLANTED, Case, EngineLoader, piece_case, realised, sized_case
 from benchmarks.faults_server import Server, wait_for
-from benchmarks.record import command_line, finish
+from benchmarks.record import command_line, computed_once, finish
 from benchmarks.tables import table
 from iro_server import JsonObject
 
@@ -33,6 +33,9 @@ AIMS = {"spearman": ">= 0.8", "go_without_a_gain": "none", "share": "<= 5 %"}
 JOB_OPTIONS = (
     *("iterations", "rollouts_per_prompt", "validation_prompts", "beam_width", "num_successors"),
     *("chunk_length", "max_tokens", "counted_tokens", "temperature"),
+)
+SIZES = (  # options of the command line that decide what comes of a case
+    *("prompts", "rollouts", "seconds", "train_prompts", "validation_prompts", "job_rollouts", "max_tokens"),
 )
 
 
@@ -65,17 +68,20 @@ def main() -> None:
 def row_of(name: str, engine: EngineLoader, args: argparse.Namespace) -> JsonObject | None:
     """What was predicted and what came of it; None where the job's piece is not finished."""
     path = args.out / f"{name}-{args.seed}" / "row.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_piece = args.pieces is not None and name not in PLANTED
-        case = piece_case(args.pieces, name, args.seed) if is_piece else sized_case(path.parent, name, args)
-        if case is None:
-            return None
+    is_piece = args.pieces is not None and name not in PLANTED
+    piece = piece_case(args.pieces, name, args.seed) if is_piece else None
+    if is_piece and piece is None and not path.exists():
+        return None
+
+    def compute() -> JsonObject:
+        case = piece or sized_case(path.parent, name, args)
         estimate = estimated_once(case, path.parent, args)
         kind = "planted" if name in PLANTED else "task"
-        row = {"case": name, "kind": kind, "of_a_piece": is_piece} | predicted(estimate) | realised(case, engine)
-        path.write_text(json.dumps(row))
-    content: JsonObject = json.loads(path.read_text())
+        return {"case": name, "kind": kind, "of_a_piece": is_piece} | predicted(estimate) | realised(case, engine)
+
+    options = {option: getattr(args, option) for option in SIZES}
+    options["pieces"] = str(args.pieces.resolve()) if is_piece else None
+    content: JsonObject = computed_once(path, compute, options)
     return content
 
 

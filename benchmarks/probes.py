@@ -207,7 +207,8 @@ def measured(engine: EmbeddedEngine, task: Task, seed: int, args: argparse.Names
 
 def measured_once(engine: EmbeddedEngine, task: Task, seed: int, args: argparse.Namespace) -> JsonObject:
     path = args.out / f"{task.name}-{args.prompts}x{args.samples}-{seed}.json"
-    content: JsonObject = computed_once(path, partial(measured, engine, task, seed, args))
+    options = {"heldout_prompts": args.heldout_prompts}
+    content: JsonObject = computed_once(path, partial(measured, engine, task, seed, args), options)
     return content
 
 

@@ -59,14 +59,30 @@ def finish(
         report(numbers)
 
 
-def computed_once(path: Path, compute: Callable[[], Any]) -> Any:
-    """What ``compute`` returned when ``path`` did not exist yet, as JSON: an interrupted benchmark goes on after it."""
+def computed_once(path: Path, compute: Callable[[], Any], options: JsonObject | None = None) -> Any:
+    """What ``compute`` returned when ``path`` did not exist yet, as JSON: an interrupted benchmark goes on after it.
+
+    ``options``: all that the result depends on and ``path`` does not name. They are saved beside it, before the
+    computation; SystemExit where it was computed, or begun, with others.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if options is not None:
+        _refuse_other_options(path, options)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".tmp").write_text(json.dumps(compute()))
         path.with_suffix(".tmp").rename(path)
         print(f"{time.strftime('%X')} {path.stem}", file=sys.stderr, flush=True)
     return json.loads(path.read_text())
+
+
+def _refuse_other_options(path: Path, options: JsonObject) -> None:
+    saved = path.with_suffix(".options.json")
+    wanted_text = json.dumps(options, sort_keys=True)
+    if not (saved.exists() or path.exists()):
+        saved.write_text(wanted_text)
+    saved_text = saved.read_text() if saved.exists() else "unknown options"
+    if saved_text != wanted_text:
+        raise SystemExit(f"{path} was run with {saved_text}, not {wanted_text}; choose another --out")
 
 
 def write(path: Path, run: JsonObject, numbers: JsonObject) -> str:

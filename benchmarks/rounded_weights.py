@@ -10,7 +10,7 @@ precision, divided by that on float32 weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,14 +61,23 @@ def rounded_weights(engine: EmbeddedEngine, precision: str) -> Iterator[None]:
 
     linears = [module for module in engine.frozen.layers.modules() if isinstance(module, torch.nn.Linear)]
     before = [linear.weight.data for linear in linears]
-    if rounding := PRECISIONS[precision]:
-        for linear in linears:
-            linear.weight.data = rounded(linear.weight.data, *rounding)
+    rounding = PRECISIONS[precision]
+    if rounding is None:
+        yield
+        return
+    set_weights(engine, {linear: rounded(linear.weight.data, *rounding) for linear in linears})
     try:
         yield
     finally:
-        for linear, weight in zip(linears, before, strict=True):
-            linear.weight.data = weight
+        set_weights(engine, dict(zip(linears, before, strict=True)))
+
+
+def set_weights(engine: EmbeddedEngine, weights: Mapping[torch.nn.Linear, torch.Tensor]) -> None:
+    """Replace weights of linear layers, and the packed copies that the engine multiplies by."""
+    for linear, weight in weights.items():
+        linear.weight.data = weight
+        vars(linear).pop("forward", None)  # the product with the packed copy, which memory may not hold again
+    engine.frozen.pack_weights(engine.frozen.products)
 
 
 def rewards(piece: Piece, stack: Any, params: SearchParams, by_value: bool) -> list[float]:

@@ -179,7 +179,8 @@ def by_row(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 def measured_once(engine: EmbeddedEngine, task: Task, seed: int, args: argparse.Namespace) -> JsonObject:
     path = args.out / f"{task.name}-{args.prompts}x{args.samples}-{seed}.json"
-    content: JsonObject = computed_once(path, partial(measured, engine, task, seed, args))
+    options = {"heldout_prompts": args.heldout_prompts, "features": args.features}
+    content: JsonObject = computed_once(path, partial(measured, engine, task, seed, args), options)
     return content
 
 

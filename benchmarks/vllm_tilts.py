@@ -202,12 +202,14 @@ def share_of_jobs(task: str, rows: Sequence[JsonObject], job_rows: Sequence[Json
 
 
 def share(gains_SP: np.ndarray, whole_SP: np.ndarray) -> dict[str, float]:
-    """Ratio of the means of two arrays [seeds, prompts], and its 95 % interval over prompts of all seeds."""
+    """Ratio of the means of two arrays [seeds, prompts], and its 95 % interval over seeds and, within them, prompts."""
     rng = np.random.default_rng(0)
-    gains, whole = gains_SP.ravel(), whole_SP.ravel()
-    picked = rng.integers(len(gains), size=(DRAWS, len(gains)))
-    low, high = np.quantile(gains[picked].mean(1) / whole[picked].mean(1), [0.025, 0.975])
-    return {"mean": float(gains.mean() / whole.mean()), "low": float(low), "high": float(high)}
+    seeds, prompts = gains_SP.shape
+    picked_S = rng.integers(seeds, size=(DRAWS, seeds))[:, :, None]
+    picked_P = rng.integers(prompts, size=(DRAWS, seeds, prompts))
+    gains, wholes = (array_SP[picked_S, picked_P].mean((1, 2)) for array_SP in (gains_SP, whole_SP))
+    low, high = np.quantile(gains / wholes, [0.025, 0.975])
+    return {"mean": float(gains_SP.mean() / whole_SP.mean()), "low": float(low), "high": float(high)}
 
 
 def main() -> None:

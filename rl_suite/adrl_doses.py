@@ -15,7 +15,7 @@ from rl_suite.bcq import OfflineAgent, OfflineConfig
 from rl_suite.dose_sim import GAMMA, HORIZON, LEVELS, arrival_rewards, clinicians, dose_mdp, severities
 from rl_suite.mdp import MDP, expected_return, greedy, optimal_q
 from rl_suite.offline import collect
-from rl_suite.stats import Result, draw_band, interval, mean
+from rl_suite.stats import Result, draw_band, student
 from training.run import Job, JobConfig, Run
 
 LEARNERS = {
@@ -140,7 +140,7 @@ def draw(folder: Path) -> None:
         doses = [row["doses"] for row in of_panel]
         for learner in LEARNERS:
             values = np.array([row["learners"][learner]["values"] for row in of_panel])[:, :, None]
-            draw_band(axes, doses, interval(mean, values, rng=np.random.default_rng(0)), learner, marker="o")
+            draw_band(axes, doses, student(values), learner, marker="o")
         axes.plot(doses, [row["optimal"] for row in of_panel], "k--", label="optimal")
         axes.plot(doses, [row["behaviour"] for row in of_panel], "k:", label="clinicians")
         axes.set(title=f"interaction {interaction:g}", xlabel="doses of each drug, n", ylabel="true value")

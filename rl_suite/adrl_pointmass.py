@@ -20,7 +20,7 @@ from rl_suite.agents import Agent, AgentConfig
 from rl_suite.control import POINT_MASSES, Bins, DMControl, make_vector
 from rl_suite.factors import sizes_of
 from rl_suite.single_loop import run_loop
-from rl_suite.stats import Estimate, Result, draw_band, interval, iqm, mean, probability_of_improvement
+from rl_suite.stats import Estimate, Result, draw_band, interval, iqm, probability_of_improvement, student
 from training.run import Job, JobConfig, Run, check_names, derive_seed
 from training.workers import computed_steps, stop_if_asked, workers
 
@@ -124,7 +124,7 @@ def run(config: PointMassConfig, run: Run) -> Result:
     table = {cell: _scores(seed_curves, run) for cell, seed_curves in curves.items()}
     for cell, scores in table.items():
         run.emit("message", f"{cell}: area {_text(scores['area'])}, final {_text(scores['final'])}")
-    comparisons = _comparisons(curves, config, run)
+    comparisons = _comparisons(curves, run)
     for line in comparisons.values():
         run.emit("message", line["verdict"])
     return {"speed": speed, "curves": curves, "table": table, "comparisons": comparisons}
@@ -245,20 +245,21 @@ def _scores(curves: list[list[float]], run: Run) -> Result:
     """Means over seeds of the area under the curve (its mean height) and of the last evaluation; IQM per evaluation."""
     returns = np.array(curves)  # [seeds, evaluations]
     summaries = {"area": returns.mean(axis=1), "final": returns[:, -1]}
-    return {name: interval(mean, scores[:, None], rng=run.rng(1)).plain() for name, scores in summaries.items()} | {
+    return {name: student(scores[:, None]).plain() for name, scores in summaries.items()} | {
         "iqm": interval(iqm, returns.T[:, :, None], rng=run.rng(1)).plain()
     }
 
 
-def _comparisons(curves: dict[str, list[list[float]]], config: PointMassConfig, run: Run) -> Result:
-    """AD-DQN and its variants against DecQN, DecQN and AD-DQN against DQN: area under the curve at the same bins."""
+def _comparisons(curves: dict[str, list[list[float]]], run: Run) -> Result:
+    """AD-DQN and its variants against DecQN, DecQN and AD-DQN against DQN: area under the curve at the same bins,
+    paired by seed; the probability of improvement is that of independent runs."""
     comparisons = {}
     for cell, x in curves.items():
         bins, _, name = cell.partition(", ")
         baselines = {"DQN": (), "DecQN": ("DQN",), "AD-DQN": ("DQN", "DecQN")}.get(name, VARIANT_RIVALS)
         for baseline in (other for other in baselines if f"{bins}, {other}" in curves):
             a, b = (np.array(returns).mean(axis=1)[:, None] for returns in (x, curves[f"{bins}, {baseline}"]))
-            gap = interval(lambda p, q: mean(p) - mean(q), a, b, rng=run.rng(2))
+            gap = student(a - b)
             better = interval(probability_of_improvement, a, b, rng=run.rng(3))
             noise = "within noise" if gap.low <= 0 <= gap.high else f"{name if gap.low > 0 else baseline} is better"
             verdict = f"{bins} bins, {name} less {baseline}: area {gap:+.1f}, {noise}; P(better) {better:.2f}"

@@ -19,7 +19,7 @@ from rl_suite.offline import Episodes, collect, pareto
 from rl_suite.ope import fqe, soften, wis
 from rl_suite.projection import bias
 from rl_suite.sepsis_sim import HORIZON, arrival_rewards, sepsis_mdp, variables
-from rl_suite.stats import Result, interval, mean
+from rl_suite.stats import Result, student
 from training.run import Job, JobConfig, Run
 
 NATURAL = ((0, 2), (1,))  # of the simulator: antibiotics and vasopressors meet in the blood pressure
@@ -99,7 +99,9 @@ def run(config: SepsisConfig, run: Run) -> Result:
                 for step, learner in zip(steps, learners, strict=True)
             ]
             dataset_rows.append([row for rows in learner_rows for row in rows])
-        results[name] = {"rows": [row for rows in dataset_rows for row in rows]} | _summary(dataset_rows, config, run)
+        results[name] = {"rows": [row for rows in dataset_rows for row in rows]} | _summary(
+            dataset_rows, config.min_ess
+        )
         for line in results[name]["verdicts"]:
             run.emit("message", f"{name}: {line}")
     return {"exact": exact, "results": results}
@@ -167,30 +169,31 @@ def select(rows: list[Result], min_ess: float) -> Result:
     return max(rows, key=lambda row: row["validation_ess"])
 
 
-def _summary(dataset_rows: list[list[Result]], config: SepsisConfig, run: Run) -> Result:
+def _summary(dataset_rows: list[list[Result]], min_ess: float) -> Result:
     learners = list(dict.fromkeys(row["learner"] for row in dataset_rows[0]))
     selected = {
-        learner: [select([row for row in rows if row["learner"] == learner], config.min_ess) for rows in dataset_rows]
+        learner: [select([row for row in rows if row["learner"] == learner], min_ess) for rows in dataset_rows]
         for learner in learners
     }
     columns = ("true", "test_wis", "test_ess", "test_fqe")
     table = {
-        learner: {column: _interval([row[column] for row in rows], run) for column in columns}
+        learner: {column: _interval([row[column] for row in rows]) for column in columns}
         | {"thresholds": [row["threshold"] for row in rows]}
+        | {"below_min_ess": sum(row["validation_ess"] < min_ess for row in rows)}
         for learner, rows in selected.items()
     }
     differences, verdicts = {}, []
     for x, y in combinations(learners, 2):
         gaps = [a["true"] - b["true"] for a, b in zip(selected[x], selected[y], strict=True)]
-        gap = differences[f"{x} less {y}"] = _interval(gaps, run)
+        gap = differences[f"{x} less {y}"] = _interval(gaps)
         low, high = gap["low"], gap["high"]
         verdict = "within noise" if low <= 0 <= high else f"{x if low > 0 else y} is better"
         verdicts.append(f"{x} less {y}: {gap['value']:+.4f} [{low:+.4f}, {high:+.4f}], {verdict}")
     return {"selected": table, "differences": differences, "verdicts": verdicts}
 
 
-def _interval(scores: list[float], run: Run) -> dict[str, float]:
-    return interval(mean, np.array(scores)[:, None], rng=run.rng(2)).plain()
+def _interval(scores: list[float]) -> dict[str, float]:
+    return student(np.array(scores)[:, None]).plain()
 
 
 def draw(folder: Path) -> None:

@@ -226,9 +226,13 @@ def draw(folder: Path) -> None:
 
 
 def draw_samples(result: Result, path: Path) -> None:
-    """Transitions needed by shape: ``samples`` and ``exponents`` of a result."""
+    """Transitions needed by shape: ``samples`` and ``exponents`` of a result or a results file.
+
+    A shape of which a learner was stopped at the limit has a hollow point: its mean is too low.
+    """
     from matplotlib.figure import Figure
 
+    most = result.get("run", result)["config"]["most"]
     figure = Figure(figsize=(15, 3.8), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     for axes, (rule, title) in zip(panels, RULES.items(), strict=True):
@@ -244,9 +248,13 @@ def draw_samples(result: Result, path: Path) -> None:
                 f"{learner}: Σ^{fit['sum'][0]:.2f} Π^{fit['product'][0]:.2f}, over {'Π' if axis == 'product' else 'Σ'}"
             )
             axes.errorbar(x, y, bars, fmt="o", color=colour, label=label, markersize=4)
+            stopped = [i for i, row in enumerate(result["samples"]) if max(row["counts"][name]) >= most]
+            axes.plot(
+                np.array(x)[stopped], y[stopped], "o", color=colour, markerfacecolor="white", markersize=4, zorder=3
+            )
         axes.set(title=title, xlabel="Σ|A_k| (blue), Π|A_k| (red)", xscale="log", yscale="log")
         axes.legend(fontsize=8)
-    panels[0].set_ylabel("transitions")
+    panels[0].set_ylabel(f"transitions (hollow: some stopped at {most:,})")
     figure.savefig(path, dpi=110)
 
 

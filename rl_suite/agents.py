@@ -35,7 +35,8 @@ Callback = Callable[["Agent"], bool | None]
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """``blocks``: a partition of the factors, by default each alone; ``projected``: weight of each projected loss.
+    """``blocks``: a partition of the factors, by default each alone; ``projected``: weight of each projected loss;
+    ``model``: these losses have transitions of a learned model too. ValueError for a model without them.
 
     One update of ``batch`` every ``train_every`` environment steps after ``start``; the target network is copied every
     ``target_every`` updates. Each block explores on its own: with probability ε, falling to ``epsilon`` over
@@ -62,6 +63,10 @@ class AgentConfig:
     hold: int = 1
     envs: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model and not self.projected:
+            raise ValueError("a model serves the projected losses alone: give projected a weight above 0, or no model")
 
 
 class QNet(nn.Module):

@@ -149,7 +149,7 @@ def steps_needed(
 
     RMax (Brafman & Tennenholtz 2002) with ``visits`` > 0: a pair has the largest return until each of its block actions
     was taken that often in its state; it replans when a count reaches ``visits``. Else Dyna (Sutton 1990): ε-greedy,
-    two planning sweeps from the last values after every step.
+    three planning sweeps from the last values after every step.
     """
     states, actions = mdp.R.shape
     model = Model(states, mdp.sizes, blocks, mdp.gamma)

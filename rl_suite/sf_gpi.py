@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from rl_suite.sf_dqn import DQNAgent, DQNSettings
 from rl_suite.sf_exact import distance_study, random_family, transfer
@@ -47,12 +47,14 @@ class SuccessorFeaturesConfig(JobConfig):
     teacher_steps: int = Field(16_384, ge=512, description="Steps of the study of teacher and student.")
     agents: int = Field(5, ge=1, description="Seeds of each method.")
     four_room_tasks: int = Field(20, ge=1, description="Tasks in the four rooms.")
-    four_room_steps: int = Field(20_000, description="Transitions per task in the four rooms.")
+    four_room_steps: int = Field(20_000, ge=1, description="Transitions per task in the four rooms.")
     reacher_steps: int = Field(100_000, description="Transitions per task of the reacher.")
     evaluate_every: int = Field(5_000, ge=EPISODE, description="Transitions between two evaluations.")
-    update_every: int = Field(1, description="Transitions per update.")
-    hidden: tuple[int, ...] = Field((256, 256), description="Widths of the network's hidden layers.")
-    speed_seconds: float = Field(5.0, description="Seconds of each measurement of speed.")
+    update_every: int = Field(1, ge=1, description="Transitions per update.")
+    hidden: tuple[PositiveInt, ...] = Field(
+        (256, 256), min_length=1, description="Widths of the network's hidden layers."
+    )
+    speed_seconds: float = Field(5.0, gt=0, description="Seconds of each measurement of speed.")
     workers: int = Field(1, ge=1, description="Processes that train agents in parallel; results do not depend on it.")
 
 

@@ -36,7 +36,7 @@ class TransferMethod:
 
 
 SF = TransferMethod(features=True, gpi=True)
-SF_WARM = TransferMethod(features=True)
+SF_WARM = TransferMethod(features=True)  # one network, trained for the last task alone: no GPI, no network a task
 Q_GPI = TransferMethod(gpi=True)
 Q_WARM = TransferMethod()
 Q_FRESH = TransferMethod(warm=False)

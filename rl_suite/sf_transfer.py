@@ -14,7 +14,7 @@ import numpy as np
 from rl_suite.sf_dqn import DQNAgent, DQNSettings
 from rl_suite.sf_tabular import TabularAgent
 from rl_suite.sf_tasks import Q_FRESH, Q_GPI, Q_WARM, SF, SF_WARM, UVFA, Family, four_room, reacher
-from rl_suite.stats import Result, interval, iqm, mean, probability_of_improvement, profile
+from rl_suite.stats import Result, interval, iqm, probability_of_improvement, profile, student
 from training.run import Run
 from training.workers import computed_steps
 
@@ -170,7 +170,8 @@ def evaluate(agent: DQNAgent, envs: Sequence[gym.Env], weights: np.ndarray, seed
 def summary(
     scores: dict[str, np.ndarray], ours: str, rng: np.random.Generator, final: Callable[[np.ndarray], np.ndarray]
 ) -> Result:
-    """Curves, final scores, profiles and the probability that ``ours`` improves, from scores [T, seeds, tasks].
+    """Curves, final scores, profiles and the probability that ``ours`` improves, from scores [T, seeds, tasks]. Means
+    have Student intervals, the rest those of the percentile bootstrap.
 
     ``final`` maps scores to the final scores [seeds, tasks]; ``per_seed`` of the summary is their mean over tasks.
     """
@@ -179,7 +180,7 @@ def summary(
     return {
         "curves": {name: interval(iqm, curves, rng=rng).plain() for name, curves in scores.items()},
         "final": {name: interval(iqm, curves, rng=rng).plain() for name, curves in final_scores.items()},
-        "final_mean": {name: interval(mean, curves, rng=rng).plain() for name, curves in final_scores.items()},
+        "final_mean": {name: student(curves).plain() for name, curves in final_scores.items()},
         "per_seed": {name: curves.mean(axis=1).tolist() for name, curves in final_scores.items()},
         "profile_levels": levels.tolist(),
         "profiles": {name: interval(profile(levels), curves, rng=rng).plain() for name, curves in final_scores.items()},

@@ -1,4 +1,4 @@
-"""Statistics of few runs: IQM, stratified bootstrap intervals, profiles, probability of improvement.
+"""Statistics of few runs: means with Student intervals; IQM, profiles and probability of improvement by bootstrap.
 
 Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", NeurIPS 2021 (arXiv:2108.13264).
 Scores are [..., N, M]: N runs (seeds) of each of M tasks, any axes before them, such as the steps of a curve.
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import trim_mean
+
+from training.intervals import band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,13 +68,23 @@ def interval(
     """A statistic of one or two arrays of scores, with its percentile interval by stratified bootstrap (§4.1).
 
     Each draw resamples the runs of each task independently, with replacement; a run keeps its full curve. With
-    ``iqm`` and scores [T, N, M] this is the sample-efficiency curve. Raises ValueError for scores that are empty or
-    not finite.
+    ``iqm`` and scores [T, N, M] this is the sample-efficiency curve. Too narrow for few runs (``student``). Raises
+    ValueError for scores that are empty or not finite.
     """
     arrays = [_checked(array) for array in scores]
     resampled = statistic(*(_resample(array, rng, draws) for array in arrays))
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Estimate(statistic(*arrays), low, high)
+
+
+def student(scores: ArrayLike) -> Estimate:
+    """The mean over runs and tasks of scores [..., N, M] with its 95 % Student interval over the N runs.
+
+    For few runs: with five, the percentile bootstrap of ``interval`` covers a normal mean in 84 % of cases. Raises
+    ValueError as ``interval`` does.
+    """
+    interval_of_mean = band(_checked(scores).mean(axis=-1), axis=-1)
+    return Estimate(*(np.asarray(interval_of_mean[name]) for name in ("mean", "low", "high")))
 
 
 def _checked(scores: ArrayLike) -> np.ndarray:

@@ -133,14 +133,18 @@ def plain(value: Any) -> Any:
     return value
 
 
-def check_fraction(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} is a fraction of the examples, in (0, 1], not {value:g}")
+def check_fraction(name: str, value: float | tuple[float, ...]) -> None:
+    """ValueError where the number, or one of several, is no fraction."""
+    for fraction in value if isinstance(value, tuple) else (value,):
+        if not 0 < fraction <= 1:
+            raise ValueError(f"{name} is a fraction of the examples, in (0, 1], not {fraction:g}")
 
 
 def band(values: ArrayLike, axis: int = 0) -> Result:
-    """Mean and 95 % Student interval over ``axis`` (seeds): {"mean", "low", "high", "seeds"}."""
-    return intervals.band(values, axis) | {"seeds": np.shape(values)[axis]}
+    """Mean and 95 % Student interval over ``axis`` (seeds), their number and values: {"mean", "low", "high", "seeds",
+    "samples"}; samples have the seeds first."""
+    samples = np.moveaxis(np.asarray(values, float), axis, 0)
+    return intervals.band(samples) | {"seeds": len(samples), "samples": samples.tolist()}
 
 
 def loglog(x: ArrayLike, y: ArrayLike) -> Result:
@@ -153,7 +157,7 @@ def loglog(x: ArrayLike, y: ArrayLike) -> Result:
         usable = np.isfinite(row) & (row > 0)
         if usable.sum() >= 3:
             slopes.append(np.polyfit(np.log(np.asarray(x, float)[usable]), np.log(row[usable]), 1)[0])
-    return band(slopes) if slopes else {"mean": None, "low": None, "high": None, "seeds": 0}
+    return band(slopes) if slopes else {"mean": None, "low": None, "high": None, "seeds": 0, "samples": []}
 
 
 def first_below(x: Sequence[float], errors: ArrayLike, level: float) -> float:

@@ -1,15 +1,15 @@
 """A paper's claim beside our estimates, with a t statistic and a verdict; and the table of a job's claims.
 
-Estimates are ``training.intervals.band``s over seeds: {"mean", "low", "high", "seeds"}, 95 % Student intervals. A
-verdict is "confirmed" or "contradicted" where the statistic is beyond the 2.5 % quantile of its distribution, and "not
-shown at this scale, because …" between.
+Estimates are ``training.intervals.band``s over seeds: {"mean", "low", "high", "seeds"}, 95 % Student intervals; those
+of the theory papers have each seed's value too, under "samples". A verdict is "confirmed" or "contradicted" where the
+statistic is beyond the 2.5 % quantile of its distribution, and "not shown at this scale, because …" between.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,9 +45,10 @@ def estimate(samples: ArrayLike) -> JsonObject:
     return band(samples) | {"seeds": len(np.asarray(samples))}
 
 
-def at(bands: Mapping[str, Sequence[float]], index: int) -> JsonObject:
-    """One point of a curve of bands."""
-    return {name: bands[name][index] for name in ("mean", "low", "high")} | {"seeds": bands["seeds"]}
+def at(bands: Mapping[str, Any], index: int) -> JsonObject:
+    """One point of a curve of bands, with the samples of its seeds where the bands have them."""
+    point = {name: bands[name][index] for name in ("mean", "low", "high")} | {"seeds": bands["seeds"]}
+    return point | ({"samples": [curve[index] for curve in bands["samples"]]} if "samples" in bands else {})
 
 
 def standard_error(cell: Estimate) -> float:
@@ -66,6 +67,11 @@ def welch(a: Estimate, b: Estimate) -> Statistic:
     variances = [standard_error(cell) ** 2 for cell in (a, b)]
     degrees = [variance**2 / (cell["seeds"] - 1) for variance, cell in zip(variances, (a, b), strict=True)]
     return {"t": (a["mean"] - b["mean"]) / sum(variances) ** 0.5, "df": sum(variances) ** 2 / sum(degrees)}
+
+
+def paired(a: Mapping[str, Any], b: Mapping[str, Any]) -> Statistic:
+    """Of a less b, two measures of the same models: their differences against 0."""
+    return against(estimate(np.subtract(a["samples"], b["samples"])), 0)
 
 
 def positive(paper: str, ours: Sequence[JsonObject], test: Statistic, because: str = NOISE) -> Claim:

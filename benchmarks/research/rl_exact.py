@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import numpy as np
 
 from benchmarks.research.claims import Claim, against, cell_text, estimate, exact, negative, positive
@@ -11,52 +14,101 @@ from rl_suite.adrl_sepsis import select
 from rl_suite.adrl_tabular import RULES
 
 EXPONENTS = ("sum", "product", "sum_alone", "product_alone")
+RAISED = 16  # times the limit of transitions, at which a verdict must be the same
 PAIRS = (("AD-BCQ", "BC"), ("AD-BCQ", "BCQ"), ("AD-BCQ", "BCQf"), ("BCQ", "BC"))
 
 
 def tabular(result: JsonObject) -> JsonObject:
     """Transitions needed. A sample is one random MDP of each shape: its counts are compared and fitted together."""
-    samples = result["samples"]
+    checked = [exact(check) for check in result["checks"]]
+    return {name: result[name] for name in ("samples", "exponents")} | _of_counts(checked, result, result["config"])
+
+
+def tabular_again(content: JsonObject) -> JsonObject:
+    """As ``tabular``, from the counts of a results file."""
+    checked = [claim for claim in content["claims"] if "test" not in claim]
+    return _of_counts(checked, content, content["run"]["config"])
+
+
+def _of_counts(checked: list[Claim], content: JsonObject, config: JsonObject) -> JsonObject:
+    """Claims, and for each criterion and learner how many counts are the limit's."""
+    samples, most = content["samples"], config["most"]
+    rows = list(checked)
+    for rule, title in RULES.items():
+        joint, projected = f"{rule}_joint", f"{rule}_projected"
+        grows, stays = f"{title}, joint: transitions grow with Π at fixed Σ", f"{title}, projected: they do not"
+        rows += [
+            _at_any_limit(partial(_compared, title, joint, projected), samples, most, (joint, projected)),
+            _at_any_limit(partial(_exponent, grows, joint, True), samples, most, (joint,)),
+            _at_any_limit(partial(_exponent, stays, projected, False), samples, most, (projected,)),
+        ]
+    return {"claims": rows, "limit": {name: _capped(samples, most, (name,)) for name in samples[0]["counts"]}}
+
+
+def _capped(samples: list[JsonObject], most: int, names: Sequence[str]) -> dict[str, int]:
+    counts = [count for row in samples for name in names for count in row["counts"][name]]
+    return {"reached": sum(count >= most for count in counts), "of": len(counts)}
+
+
+def _raised(samples: list[JsonObject], most: int, factor: int) -> list[JsonObject]:
+    """``samples`` with counts of the limit ``factor`` times as high: the learner was stopped there."""
+
+    def raised(counts: list[int]) -> list[int]:
+        return [factor * count if count >= most else count for count in counts]
+
+    return [row | {"counts": {name: raised(counts) for name, counts in row["counts"].items()}} for row in samples]
+
+
+def _at_any_limit(
+    claim_of: Callable[[list[JsonObject]], Claim], samples: list[JsonObject], most: int, names: Sequence[str]
+) -> Claim:
+    """The claim on the counts as they are; without a verdict where counts of the limit decide it."""
+    claim, raised = claim_of(samples), claim_of(_raised(samples, most, RAISED))
+    if claim["verdict"] != raised["verdict"]:
+        limit = _capped(samples, most, names)
+        claim["verdict"] = (
+            f"undecided, because {limit['reached']} of {limit['of']} counts are at the limit: "
+            f"{cell_text(raised['ours'][0])} were they {RAISED} times as high"
+        )
+    return claim
+
+
+def _logs(samples: list[JsonObject], name: str) -> np.ndarray:
+    """log10 of the transitions [shapes, repeats]."""
+    return np.log10([row["counts"][name] for row in samples])
+
+
+def _compared(title: str, joint: str, projected: str, samples: list[JsonObject]) -> Claim:
+    gap = estimate((_logs(samples, projected) - _logs(samples, joint)).mean(axis=0))
+    paper = f"{title}: log10 of the transitions, projected less joint, mean of shapes, below zero"
+    return negative(paper, [gap], against(gap, 0))
+
+
+def _exponent(paper: str, name: str, grows: bool, samples: list[JsonObject]) -> Claim:
+    """Of the exponent of Π. That counts do not grow is refuted by an exponent above 0 alone."""
     axes = np.log([[row[axis] for row in samples] for axis in ("sum", "product")])
     design = np.linalg.pinv(np.vstack([np.ones(len(samples)), axes]).T)
-    rows = [exact(check) for check in result["checks"]]
-    for rule, title in RULES.items():
-        joint, projected = (
-            np.log10([row["counts"][f"{rule}_{learner}"] for row in samples]) for learner in ("joint", "projected")
-        )  # [shapes, repeats]
-        gap = estimate((projected - joint).mean(axis=0))
-        paper = f"{title}: log10 of the transitions, projected less joint, mean of shapes, below zero"
-        rows.append(negative(paper, [gap], against(gap, 0)))
-        betas = [estimate(np.log(10) * (design @ counts)[2]) for counts in (joint, projected)]
-        rows.append(_exponent(f"{title}, joint: transitions grow with Π at fixed Σ", betas[0], grows=True))
-        rows.append(_exponent(f"{title}, projected: they do not", betas[1], grows=False))
-    capped = sum(row["capped"] for row in samples)
-    counts = sum(len(values) for row in samples for values in row["counts"].values())
-    fits = {name: result[name] for name in ("samples", "exponents")}
-    return {"claims": rows, "limit": {"reached": capped, "of": counts}, **fits}
+    beta = estimate(np.log(10) * (design @ _logs(samples, name))[2])
+    claim = positive(f"{paper} (exponent)", [beta], against(beta, 0), "the interval of the exponent includes zero")
+    if not grows:
+        claim["verdict"] = "contradicted" if claim["verdict"] == "confirmed" else "confirmed"
+    return claim
 
 
 def exponents(content: JsonObject) -> str:
-    """Exponents of Σ|A_k| and Π|A_k|, fitted together and alone."""
+    """Exponents of Σ|A_k| and Π|A_k|, fitted together and alone, and how many counts are those of the limit."""
     rows = []
     for rule, title in RULES.items():
         for learner in ("joint", "projected"):
-            fit = content["exponents"][f"{rule}_{learner}"]
-            rows.append([title, learner, *(_exponent_text(fit[name]) for name in EXPONENTS)])
-    return table(["criterion", "learner", "α", "β", "over Σ only", "over Π only"], rows)
+            fit, limit = (content[part][f"{rule}_{learner}"] for part in ("exponents", "limit"))
+            fits = (_exponent_text(fit[name]) for name in EXPONENTS)
+            rows.append([title, learner, *fits, f"{limit['reached']} of {limit['of']}"])
+    return table(["criterion", "learner", "α", "β", "over Σ only", "over Π only", "counts at the limit"], rows)
 
 
 def _exponent_text(values: list[float]) -> str:
     mean, low, high = values
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _exponent(paper: str, beta: JsonObject, grows: bool) -> Claim:
-    """Of the exponent of Π. That counts do not grow is refuted by an exponent above 0 alone."""
-    claim = positive(f"{paper} (exponent)", [beta], against(beta, 0), "the interval of the exponent includes zero")
-    if not grows:
-        claim["verdict"] = "contradicted" if claim["verdict"] == "confirmed" else "confirmed"
-    return claim
 
 
 def sepsis(result: JsonObject) -> JsonObject:
@@ -81,7 +133,12 @@ def sepsis(result: JsonObject) -> JsonObject:
         }
         for name, summary in result["results"].items()
     }
-    return {"claims": rows, "values": values, "exact": exact_values, "estimates": estimates}
+    below_min_ess = {
+        name: {learner: cell["below_min_ess"] for learner, cell in summary["selected"].items()}
+        for name, summary in result["results"].items()
+    }
+    parts = {"claims": rows, "values": values, "exact": exact_values, "estimates": estimates}
+    return parts | {"below_min_ess": below_min_ess}
 
 
 def _selected(rows: list[JsonObject], learner: str, config: JsonObject) -> list[JsonObject]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.research.claims import Claim, against, at, exact, negative, positive, welch, zero
+from benchmarks.research.claims import Claim, against, at, exact, negative, paired, positive, zero
 from benchmarks.tables import table
 from iro_server import JsonObject
 
@@ -38,11 +38,11 @@ def cot(result: JsonObject) -> JsonObject:
     first, last = at(same, 0), at(same, -1)
     highest, end = at(other, peak), at(other, -1)
     rows = [
-        positive("attention on the same step and pattern rises: .14 to .94", [first, last], welch(last, first)),
+        positive("attention on the same step and pattern rises: .14 to .94", [first, last], paired(last, first)),
         positive(
             "attention on the same step, other patterns, rises and falls: .41 at its peak, .05 at the end",
             [highest, end],
-            welch(highest, end),
+            paired(highest, end),
         ),
     ]
     for name, kind, length, paper in (
@@ -55,7 +55,7 @@ def cot(result: JsonObject) -> JsonObject:
     ):
         index = studies[name]["lengths"].index(length)
         cells = [at(row, index) for row in studies[name][kind]]
-        rows.append(positive(paper, cells, welch(cells[0], cells[-1])))
+        rows.append(positive(paper, cells, paired(cells[0], cells[-1])))
     return {"claims": [*rows, *_conditions(studies), *_exponents(studies)], "speed": studies["speed"]}
 
 
@@ -67,23 +67,23 @@ def _conditions(studies: JsonObject) -> list[Claim]:
         positive(
             "without Condition 1, CoT error falls with the number of examples (2, 100)",
             [at(without, 0), at(without, -1)],
-            welch(at(without, 0), at(without, -1)),
+            paired(at(without, 0), at(without, -1)),
         ),
         positive(
             "without Condition 1, ICL error stays high, .55 to .7, above CoT's (100 examples)",
             [at(in_context, -1), at(without, -1)],
-            welch(at(in_context, -1), at(without, -1)),
+            paired(at(in_context, -1), at(without, -1)),
         ),
         positive(
             "on the slides' matrices ICL error stays above CoT's (100 examples)",
             [at(slides["icl"], -1), at(slides["cot"], -1)],
-            welch(at(slides["icl"], -1), at(slides["cot"], -1)),
+            paired(at(slides["icl"], -1), at(slides["cot"], -1)),
         ),
     ]
     for layer, curve, reading in zip((1, 2, 3), studies["layers"]["layers"], (".79", ".78", ".70"), strict=True):
         cells = [at(curve, 0), at(curve, -1)]
         paper = f"three layers: attention in layer {layer} rises from .35 to {reading}"
-        rows.append(positive(paper, cells, welch(cells[1], cells[0])))
+        rows.append(positive(paper, cells, paired(cells[1], cells[0])))
     return rows
 
 
@@ -118,7 +118,7 @@ def icl(result: JsonObject) -> JsonObject:
         ("attention", "attention on the query's pattern rises: .42 to 1"),
     ):
         cells = [at(curves[name], 0), at(curves[name], -1)]
-        rows.append(positive(paper, cells, welch(cells[1], cells[0])))
+        rows.append(positive(paper, cells, paired(cells[1], cells[0])))
     rows += [*_domains(studies), *_pruning(studies), *_growth(studies), *_classical(studies)]
     return {"claims": rows, "speed": studies["speed"]}
 
@@ -133,14 +133,14 @@ def _domains(studies: JsonObject) -> list[Claim]:
     rows.append(negative(paper, [cell], against(cell, 1e-3), "the interval includes .001"))
     deep = [row["error"] for name, row in studies["layers"]["places"].items() if name.startswith("s1")]
     paper = "three layers: out-of-domain error falls with S_1 .5, .7, .9, 1.1, 1.3: .045 to .002"
-    rows.append(positive(paper, deep, welch(deep[0], deep[-1])))
+    rows.append(positive(paper, deep, paired(deep[0], deep[-1])))
     cells = [at(row, s1["lengths"].index(20)) for row in s1["kinds"]["mean"]]
     paper = "out-of-domain error falls with S_1 .5, .7, .9, 1.1, 1.3: .045 to .002 (mean patterns)"
-    rows.append(positive(paper, cells, welch(cells[0], cells[-1])))
+    rows.append(positive(paper, cells, paired(cells[0], cells[-1])))
     for place, readings in (("in_domain", ".07, .048, .02"), ("out_of_domain", ".07, .048, .01")):
         cells = [at(row, alpha["lengths"].index(10)) for row in alpha["places"][place]][-3:]
         paper = f"error {place.replace('_', ' ')} falls with α' .8, .9, 1: {readings} (context 20; ours: 10)"
-        rows.append(positive(paper, cells, welch(cells[0], cells[-1])))
+        rows.append(positive(paper, cells, paired(cells[0], cells[-1])))
     return rows
 
 
@@ -151,8 +151,8 @@ def _pruning(studies: JsonObject) -> list[Claim]:
     small, random, large = (at(pruning["orders"][order]["hinge"], index) for order in ("small", "random", "large"))
     paper = "hinge loss without 40 % of the neurons: smallest first below random (.03, .045)"
     return [
-        positive(paper, [small, random], welch(random, small)),
-        positive("the same: largest first above random", [large, random], welch(large, random)),
+        positive(paper, [small, random], paired(random, small)),
+        positive("the same: largest first above random", [large, random], paired(large, random)),
     ]
 
 
@@ -193,7 +193,7 @@ def _classical(studies: JsonObject) -> list[Claim]:
         in_context = errors.pop("in_context")
         linear = errors["linear SVM"]
         paper = f"in-context learning errs less than a linear SVM, α' .8, {kind} patterns: .001, .012"
-        rows.append(positive(paper, [in_context, linear], welch(linear, in_context)))
+        rows.append(positive(paper, [in_context, linear], paired(linear, in_context)))
     return rows
 
 

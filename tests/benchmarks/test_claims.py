@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.research import theory
 from benchmarks.research.claims import (
     against,
+    at,
     cell_text,
     claims,
     detectable_effect,
@@ -15,10 +17,13 @@ from benchmarks.research.claims import (
     exact,
     negative,
     number,
+    paired,
     positive,
     welch,
     zero,
 )
+from iro_server import JsonObject
+from theory.lab import band
 
 RNG = np.random.default_rng(0)
 SMALL, LARGE = RNG.normal(0, 1, 8), RNG.normal(3, 2, 12)
@@ -29,6 +34,30 @@ def test_the_statistics_are_scipys() -> None:
     assert against(estimate(LARGE), 1.5) == pytest.approx({"t": one.statistic, "df": 11})
     two = stats.ttest_ind(LARGE, SMALL, equal_var=False)
     assert welch(estimate(LARGE), estimate(SMALL)) == pytest.approx({"t": two.statistic, "df": two.df})
+
+
+def test_two_measures_of_the_same_models_are_compared_by_pairs() -> None:
+    """Errors of five models of three layers at the smallest and the largest S_1."""
+    small, large = [0.206, 0.3585, 0.0705, 0.059, 0.334], [0.0145, 0.2135, 0.002, 0.0065, 0.005]
+    related = stats.ttest_rel(small, large)
+    assert paired(band(small), band(large)) == pytest.approx({"t": related.statistic, "df": 4})
+    by_length = band(np.stack([small, large], axis=1))
+    assert paired(at(by_length, 0), at(by_length, 1)) == pytest.approx({"t": related.statistic, "df": 4})
+    rows = theory._domains(icl_studies(band(small), band(large)))
+    deep = next(row for row in rows if row["paper"].startswith("three layers"))
+    assert deep["verdict"] == "confirmed" and deep["test"]["df"] == 4
+
+
+def icl_studies(small: JsonObject, large: JsonObject) -> JsonObject:
+    """Those that claims on domains read; the errors of three layers are given."""
+    curve = band(np.random.default_rng(0).uniform(0, 0.1, (5, 1)))
+    return {
+        "unseen": {"places": {"unseen": {"error": curve}}, "lengths": [20]},
+        "tasks": {"rows": [curve], "lengths": [15], "counts": [6]},
+        "layers": {"places": {"unseen": {"error": large}, "s1_0.5": {"error": small}, "s1_1.3": {"error": large}}},
+        "s1": {"kinds": {"mean": [curve] * 5}, "lengths": [20]},
+        "alpha": {"places": dict.fromkeys(("in_domain", "out_of_domain"), [curve] * 6), "lengths": [10]},
+    }
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(2.0, "not shown"), (1.0, "confirmed"), (3.0, "contradicted")])

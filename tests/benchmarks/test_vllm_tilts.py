@@ -6,7 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.vllm_tilts import BY_HIDDEN, BY_STATE, CONTROL, by_engine, by_search, measured_once, summary
+import numpy as np
+import pytest
+
+from benchmarks.vllm_tilts import BY_HIDDEN, BY_STATE, CONTROL, by_engine, by_search, measured_once, share, summary
 
 
 def test_the_share_is_of_the_gain_in_process() -> None:
@@ -23,6 +26,13 @@ def test_the_share_is_of_the_gain_in_process() -> None:
     assert [gain["mean"] for gain in cell["searches"]["gains"].values()] == [0.75, -0.5]
     assert "| keywords | 0.50 [" in by_engine({"tasks": [cell]})
     assert "| keywords | 0.50 [" in by_search({"tasks": [cell]})
+
+
+def test_the_interval_of_a_share_is_over_seeds_and_prompts() -> None:
+    """Seeds of shares 0.2 and 1 without noise among prompts: a resample of one seed alone has that seed's share."""
+    in_process = np.ones((2, 30))
+    on_vllm = in_process * [[0.2], [1.0]]
+    assert share(on_vllm, in_process) == pytest.approx({"mean": 0.6, "low": 0.2, "high": 1.0})
 
 
 def test_a_part_is_measured_once_for_each_run(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 pytest.importorskip("dm_control", reason="needs the rl extra")
 
 from rl_suite import adrl_pointmass
-from rl_suite.adrl_pointmass import JOB, PointMassConfig
+from rl_suite.adrl_pointmass import JOB, PointMassConfig, _comparisons
 from rl_suite.control import make_vector
-from training.run import Cancelled
+from training.run import Cancelled, Run
 
 TINY = {"bins": (9,), "repeats": 1, "steps": 2400, "evaluations": 2, "episodes": 1, "speed_steps": 200}
 
@@ -65,6 +65,16 @@ def test_a_config_that_nothing_can_be_measured_with_is_refused(bad: dict[str, An
 @pytest.mark.parametrize("preset", list(JOB.presets))
 def test_every_preset_is_a_config(preset: str) -> None:
     PointMassConfig.model_validate(JOB.presets[preset])
+
+
+def test_areas_are_compared_by_pairs_of_seeds(tmp_path: Path) -> None:
+    """Seeds differ far more than the agents do, and one agent is above the other in each."""
+    decqn = [[10.0 * seed] * 2 for seed in range(6)]
+    ad_dqn = [[area + 1 + seed / 10 for area in curve] for seed, curve in enumerate(decqn)]
+    curves = {"9, DecQN": decqn, "9, AD-DQN": ad_dqn}
+    (comparison,) = _comparisons(curves, Run(tmp_path, 0)).values()
+    assert comparison["gap"]["value"] == pytest.approx(1.25) and 1 < comparison["gap"]["low"] < 1.25
+    assert "AD-DQN is better" in comparison["verdict"]
 
 
 def test_evaluations_start_where_no_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

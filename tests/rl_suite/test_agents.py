@@ -235,6 +235,8 @@ def test_bad_environments_and_blocks_say_what_to_change(tmp_path: Path) -> None:
         Agent(Switches, AgentConfig(blocks=((0,), (1,)), envs=2))
     with pytest.raises(ValueError, match=r"AutoresetMode\.SAME_STEP"):
         Agent(SyncVectorEnv([Switches] * 2), AgentConfig())
+    with pytest.raises(ValueError, match="a model serves the projected losses alone"):
+        AgentConfig(model=True)
     with pytest.raises(ValueError, match="only a Box"):
         Bins(Switches(), 3)
     with pytest.raises(ValueError, match="dm_control has no point_mass-simple"):

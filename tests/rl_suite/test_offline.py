@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from scipy import stats
 
 pytest.importorskip("gymnasium", reason="needs the rl extra")
 
 from gymnasium import spaces
 
-from rl_suite.adrl_sepsis import JOB, select
+from rl_suite.adrl_sepsis import JOB, _summary, select
 from rl_suite.bcq import OfflineAgent, OfflineConfig
 from rl_suite.mdp import MDP, expected_return, greedy, optimal_q, uniform
 from rl_suite.offline import Episodes, collect, pareto, read_minari, write_minari
@@ -164,6 +165,20 @@ def test_fronts_and_selection() -> None:
     rows = [{"validation_ess": e, "validation_wis": w} for e, w in ((300, 0.1), (250, 0.3), (20, 0.9))]
     assert select(rows, 200) is rows[1]
     assert select(rows, 400) is rows[0]
+
+
+def test_a_summary_has_students_intervals_and_counts_datasets_where_no_threshold_had_the_ess() -> None:
+    estimates = {"learner": "BC", "threshold": 0.1, "validation_wis": 0.5, "test_ess": 30.0, "test_fqe": 0.5}
+    true = [0.4, 0.5, 0.6]
+    rows = [
+        [estimates | {"validation_ess": ess, "true": value, "test_wis": value}]
+        for ess, value in zip([60.0, 20.0, 49.0], true, strict=True)
+    ]
+    selected = _summary(rows, min_ess=50)["selected"]["BC"]
+    assert selected["below_min_ess"] == 2
+    low, high = stats.ttest_1samp(true, 0).confidence_interval(0.95)
+    for column in ("true", "test_wis"):
+        assert selected[column] == pytest.approx({"value": 0.5, "low": low, "high": high})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rl_suite.mdp import greedy, interacting_mdp, optimal_q, policy_value
 from rl_suite.sf_exact import q_of_policy, random_family, successor_features, task, transfer
@@ -100,6 +101,15 @@ def test_w_of_another_length_is_refused() -> None:
     mdp, phi, _, _ = random_family(rng, 4, 2, 3, 1, 0.9)
     with pytest.raises(ValueError, match="one weight for each of the 3 features is needed"):
         task(mdp, phi, np.ones(2))
+
+
+@pytest.mark.parametrize("bad", [{"update_every": 0}, {"four_room_steps": 0}, {"hidden": []}, {"speed_seconds": 0}])
+def test_a_config_that_nothing_can_be_trained_with_is_refused(bad: dict[str, Any]) -> None:
+    pytest.importorskip("mo_gymnasium", reason="needs mo-gymnasium")
+    from rl_suite.sf_gpi import JOB
+
+    with pytest.raises(ValidationError, match=next(iter(bad))):
+        JOB.Config.model_validate(bad)
 
 
 @pytest.mark.slow(15)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, ttest_1samp
 
-from rl_suite.stats import Estimate, interval, iqm, mean, probability_of_improvement, profile
+from rl_suite.stats import Estimate, interval, iqm, mean, probability_of_improvement, profile, student
 
 
 def test_iqm_drops_a_quarter_at_each_end_over_runs_and_tasks_together() -> None:
@@ -50,6 +50,17 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         low <= 0 <= high for _, low, high in (interval(mean, task_scores, rng=rng, draws=400) for task_scores in scores)
     ]
     assert 0.88 < np.mean(covered) < 0.99
+
+
+def test_students_interval_of_a_mean_covers_the_truth_with_five_runs() -> None:
+    scores = np.random.default_rng(4).normal(size=(2000, 5, 3))
+    estimate = student(scores)
+    assert 0.93 < np.mean((estimate.low <= 0) & (estimate.high >= 0)) < 0.97
+    means = scores[0].mean(axis=1)
+    expected = ttest_1samp(means, 0).confidence_interval(0.95)
+    assert np.allclose([estimate.value[0], estimate.low[0], estimate.high[0]], [means.mean(), *expected])
+    with pytest.raises(ValueError, match="finite"):
+        student([[np.nan]])
 
 
 def test_two_arrays_profiles_and_the_same_seed() -> None:

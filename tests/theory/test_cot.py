@@ -182,6 +182,11 @@ def test_cot_by_running_sums_is_cot_done_step_by_step() -> None:
         ({"lengths": [2, 2]}, r"lengths must be positive and increase, unlike \[2, 2\]"),
         ({"lengths": [0, 2]}, r"lengths must be positive and increase, unlike \[0, 2\]"),
         ({"lengths": []}, "lengths"),
+        ({"rate_alphas": (1.5, 2.0)}, r"rate_alphas is a fraction of the examples, in \(0, 1\], not 1.5"),
+        ({"tau": 1.2}, "tau\n  Input should be less than or equal to 1"),
+        ({"rho": -0.1}, "rho\n  Input should be greater than or equal to 0"),
+        ({"tau_o": 0.05}, "no row has largest entry 0.224 and rho=0.75 over 10 patterns: give more patterns"),
+        ({"models": 0}, "models\n  Input should be greater than 0"),
         ({"patterns": 25}, "25 orthonormal patterns with coefficient sum 1 do not fit the span of 20"),
     ],
 )

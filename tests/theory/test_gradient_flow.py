@@ -183,7 +183,8 @@ def test_only_the_balanced_negative_branch_ends_at_the_saddle() -> None:
     ("bad", "says"),
     [
         ({"spectrum": [1.0, 0.0]}, "spectrum must be positive numbers"),
-        ({"n": 0}, "at least one example"),
+        ({"n": 0}, "n\n  Input should be greater than 0"),
+        ({"variance": -1}, "variance\n  Input should be greater than 0"),
         ({"studies": ["phases"]}, "no study phases; there are flows"),
     ],
 )

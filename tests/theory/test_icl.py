@@ -142,6 +142,11 @@ def test_classical_learners_learn_what_is_separable_and_nothing_from_one_label()
         ({"d": 29}, r"d=29 is smaller than the 6 \+ 24 patterns"),
         ({"tasks": 3}, "3 training tasks of 30: give at least M1=6"),
         ({"rate_patterns": (3, 6)}, "6 training tasks of 6: give at least M1=3"),
+        ({"rate_alphas": (1.5, 0.5)}, r"rate_alphas is a fraction of the examples, in \(0, 1\], not 1.5"),
+        ({"test_alphas": (0, 0.5)}, r"test_alphas is a fraction of the examples, in \(0, 1\], not 0"),
+        ({"train_alphas": (-0.1, 0.2)}, r"train_alphas is a fraction of the examples, in \(0, 1\], not -0.1"),
+        ({"lengths": (0, 5)}, "lengths.0\n  Input should be greater than 0"),
+        ({"models": 0}, "models\n  Input should be greater than 0"),
         ({"odr": 4}, "4 patterns of disjoint pairs need M1 >= 8"),
     ],
 )

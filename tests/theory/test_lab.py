@@ -21,6 +21,11 @@ def test_a_band_is_students_interval() -> None:
     assert interval["high"] == pytest.approx([14.706, 5.0], abs=1e-3)
 
 
+def test_a_band_has_the_samples_of_each_seed() -> None:
+    assert band([[1.0, 5.0], [3.0, 5.0]])["samples"] == [[1.0, 5.0], [3.0, 5.0]]
+    assert band([[1.0, 5.0], [3.0, 5.0]], axis=1)["samples"] == [[1.0, 3.0], [5.0, 5.0]]
+
+
 @given(st.floats(-3, 3), st.floats(0.1, 10))
 def test_a_loglog_fit_recovers_a_power(exponent: float, factor: float) -> None:
     x = np.array([0.2, 0.5, 1.0, 2.0])

@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor
 
 from theory.cot.data import (
@@ -32,32 +40,44 @@ Transitions = tuple[tuple[tuple[float, ...], ...], ...]
 class CotConfig(LabConfig):
     """Training, and testing where a figure does not vary it."""
 
-    d: int = Field(30, description="Dimension of patterns and position codes, which are orthogonal.")
-    M: int = Field(20, description="Training-relevant (TRR) patterns.")
-    steps: int = Field(2, description="K: reasoning steps.")
+    d: PositiveInt = Field(30, description="Dimension of patterns and position codes, which are orthogonal.")
+    M: PositiveInt = Field(20, description="Training-relevant (TRR) patterns.")
+    steps: PositiveInt = Field(2, description="K: reasoning steps.")
     alpha: float = Field(0.4, description="Share of a training prompt's examples that start from the query's pattern.")
-    length: int = Field(20, description="l_tr: examples of a training prompt.")
-    batch: int = Field(200, description="Prompts of an SGD step.")
-    rate: float = Field(1.0, description="Step size of SGD.")
+    length: PositiveInt = Field(20, description="l_tr: examples of a training prompt.")
+    batch: PositiveInt = Field(200, description="Prompts of an SGD step.")
+    rate: PositiveFloat = Field(1.0, description="Step size of SGD.")
     delta: float = Field(0.3, description="W_Q and W_K start as this times the identity.")
-    iterations: int = Field(1000, description="SGD steps.")
-    models: int = Field(10, description="Models trained, with different seeds.")
-    patterns: int = Field(10, description="M': testing-relevant (TSR) patterns.")
+    iterations: PositiveInt = Field(1000, description="SGD steps.")
+    models: PositiveInt = Field(10, description="Models trained, with different seeds.")
+    patterns: PositiveInt = Field(10, description="M': testing-relevant (TSR) patterns.")
     coefficient_sum: float = Field(1.0, description="What the coefficients of a TSR pattern sum to.")
-    noise: float = Field(0.1, description="Norm of the random vector that is added to a state in testing.")
-    test_alpha: float = Field(0.6, description="α' where a figure does not vary it: as alpha, in testing.")
+    noise: NonNegativeFloat = Field(0.1, description="Norm of the random vector that is added to a state in testing.")
+    test_alpha: float = Field(
+        0.6,
+        description="α' where a figure does not vary it: as alpha, in testing. The studies condition and matrices take "
+        ".8.",
+    )
     tau: float = Field(
-        0.4, description="τ where a figure does not vary it: the probability of the correct chain of steps."
+        0.4, gt=0, le=1, description="τ where a figure does not vary it: the probability of the correct chain of steps."
     )
     rho: float = Field(
         0.8,
+        ge=0,
+        le=1,
         description="ρ where a figure does not vary it: by which share a step's runner-up is below its likeliest "
         "state.",
     )
-    tau_o: float = Field(0.4, description="τ_o where a figure does not vary it: as τ, of the product of the steps.")
-    rho_o: float = Field(0.5, description="ρ_o where a figure does not vary it: as ρ, of the product of the steps.")
-    prompts: int = Field(2000, description="Test prompts for each model.")
-    required_prompts: int = Field(500, description="Test prompts for each model in the study of required examples.")
+    tau_o: float = Field(
+        0.4, gt=0, le=1, description="τ_o where a figure does not vary it: as τ, of the product of the steps."
+    )
+    rho_o: float = Field(
+        0.5, ge=0, le=1, description="ρ_o where a figure does not vary it: as ρ, of the product of the steps."
+    )
+    prompts: PositiveInt = Field(2000, description="Test prompts for each model.")
+    required_prompts: PositiveInt = Field(
+        500, description="Test prompts for each model in the study of required examples."
+    )
     lengths: tuple[int, ...] = Field(
         (2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100),
         min_length=1,
@@ -67,20 +87,20 @@ class CotConfig(LabConfig):
         tuple(map(lambda A: tuple(map(tuple, A)), SLIDES.matrices)), description="The matrices of the study matrices."
     )
     rate_alphas: tuple[float, ...] = Field((0.1, 0.15, 0.25, 0.4, 0.65), description="α of the study of rates.")
-    rate_models: int = Field(5, description="Models for each α, K or M of the studies of rates and scaling.")
-    rate_iterations: int = Field(2000, description="SGD steps of the study of rates.")
-    rate_steps: tuple[int, ...] = Field((1, 2, 3, 4, 6), description="K of the study of scaling.")
-    rate_patterns: tuple[int, ...] = Field((5, 10, 20, 40), description="M of the study of scaling.")
-    scaling_iterations: int = Field(800, description="SGD steps of the study of scaling.")
-    deep_models: int = Field(5, description="Models of three layers.")
-    deep_length: int = Field(10, description="Examples of a training prompt of the three-layer models.")
-    deep_batch: int = Field(32, description="Prompts of a training step of the three-layer models.")
-    deep_iterations: int = Field(1500, description="Training steps of the three-layer models.")
-    deep_rate: float = Field(1e-3, description="Learning rate of the three-layer models.")
+    rate_models: PositiveInt = Field(5, description="Models for each α, K or M of the studies of rates and scaling.")
+    rate_iterations: PositiveInt = Field(2000, description="SGD steps of the study of rates.")
+    rate_steps: tuple[PositiveInt, ...] = Field((1, 2, 3, 4, 6), description="K of the study of scaling.")
+    rate_patterns: tuple[PositiveInt, ...] = Field((5, 10, 20, 40), description="M of the study of scaling.")
+    scaling_iterations: PositiveInt = Field(800, description="SGD steps of the study of scaling.")
+    deep_models: PositiveInt = Field(5, description="Models of three layers.")
+    deep_length: PositiveInt = Field(10, description="Examples of a training prompt of the three-layer models.")
+    deep_batch: PositiveInt = Field(32, description="Prompts of a training step of the three-layer models.")
+    deep_iterations: PositiveInt = Field(1500, description="Training steps of the three-layer models.")
+    deep_rate: PositiveFloat = Field(1e-3, description="Learning rate of the three-layer models.")
 
-    @field_validator("alpha", "test_alpha")
+    @field_validator("alpha", "test_alpha", "rate_alphas")
     @classmethod
-    def _fraction(cls, value: float, info: ValidationInfo) -> float:
+    def _fraction(cls, value: float | tuple[float, ...], info: ValidationInfo) -> float | tuple[float, ...]:
         check_fraction(str(info.field_name), value)
         return value
 
@@ -100,6 +120,8 @@ class CotConfig(LabConfig):
     def _fits(self) -> CotConfig:
         check_dimension(self.d, self.M, self.steps)
         orthonormal_combinations(np.random.default_rng(0), self.M, self.patterns, self.coefficient_sum)
+        self.chain()
+        self.output_chain()
         return self
 
     def setting(self, alphas: Tensor) -> Setting:

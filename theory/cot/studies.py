@@ -159,7 +159,7 @@ def speed(config: CotConfig, run: Run, steps: int = 15) -> Result:
 
 
 def _train_plainly(config: CotConfig, steps: int) -> None:
-    """SGD of one run by autograd on `dense_loss`, on the same prompts."""
+    """SGD of one run by autograd on `dense_loss`, on prompts of the same distribution."""
     setting = config.setting(torch.full((1,), config.alpha))
     models, generator = Models.start(setting), torch.Generator().manual_seed(0)
     transitions, query_columns = training_steps(0, config.M), queries(config.d, config.M, config.steps).T

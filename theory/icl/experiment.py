@@ -6,7 +6,15 @@ import itertools
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor
 
 from theory.icl.data import Batch, Data, Domain, draw, in_domain, out_of_domain, tasks
@@ -19,54 +27,60 @@ from training.run import Run
 class IclConfig(LabConfig):
     """Patterns, training, pruning and testing."""
 
-    M1: int = Field(6, description="In-domain relevant patterns.")
-    M2: int = Field(24, description="In-domain irrelevant patterns.")
-    d: int = Field(30, description="Dimension of an input.")
-    d_y: int = Field(10, description="Dimension of a label.")
-    beta: float = Field(3.0, description="β: norm of a pattern.")
-    kappa: float = Field(0.5, description="Range of κ ~ U(−kappa, kappa), the weight of a token's irrelevant pattern.")
-    odr: int = Field(3, description="M1': out-of-domain relevant patterns.")
+    M1: PositiveInt = Field(6, description="In-domain relevant patterns.")
+    M2: PositiveInt = Field(24, description="In-domain irrelevant patterns.")
+    d: PositiveInt = Field(30, description="Dimension of an input.")
+    d_y: PositiveInt = Field(10, description="Dimension of a label.")
+    beta: PositiveFloat = Field(3.0, description="β: norm of a pattern.")
+    kappa: NonNegativeFloat = Field(
+        0.5, description="Range of κ ~ U(−kappa, kappa), the weight of a token's irrelevant pattern."
+    )
+    odr: PositiveInt = Field(3, description="M1': out-of-domain relevant patterns.")
     alpha: float = Field(0.8, description="Share of a prompt's examples that share the query's relevant pattern.")
-    length: int = Field(20, description="l_tr: examples of a training prompt.")
-    tasks: int = Field(12, description="Training tasks of the M1 (M1 − 1).")
-    batch: int = Field(256, description="Prompts of an SGD step.")
-    rate: float = Field(0.1, description="Step size of SGD.")
+    length: PositiveInt = Field(20, description="l_tr: examples of a training prompt.")
+    tasks: PositiveInt = Field(12, description="Training tasks of the M1 (M1 − 1).")
+    batch: PositiveInt = Field(256, description="Prompts of an SGD step.")
+    rate: PositiveFloat = Field(0.1, description="Step size of SGD.")
     delta: float = Field(0.2, description="W_Q, W_K and W_V start as this times the identity.")
-    neurons: int = Field(100, description="m: neurons of the hidden layer.")
-    std: float = Field(0.02, description="Standard deviation at which W_O starts.")
-    iterations: int = Field(600, description="SGD steps.")
-    models: int = Field(10, description="Models trained, with different seeds.")
-    pruning_beta: float = Field(1.0, description="β of the pruned models, whose neurons fall into tiers.")
-    pruning_rate: float = Field(0.3, description="Step size of SGD of the pruned models.")
-    pruning_iterations: int = Field(1500, description="SGD steps of the pruned models.")
-    prompts: int = Field(4000, description="Test prompts for each model.")
-    lengths: tuple[int, ...] = Field((2, 4, 6, 8, 10, 15, 20, 30, 40), description="Context lengths in testing.")
-    classical_prompts: int = Field(100, description="Test prompts of the comparison with classical methods.")
+    neurons: PositiveInt = Field(100, description="m: neurons of the hidden layer.")
+    std: PositiveFloat = Field(0.02, description="Standard deviation at which W_O starts.")
+    iterations: PositiveInt = Field(600, description="SGD steps.")
+    models: PositiveInt = Field(10, description="Models trained, with different seeds.")
+    pruning_beta: PositiveFloat = Field(1.0, description="β of the pruned models, whose neurons fall into tiers.")
+    pruning_rate: PositiveFloat = Field(0.3, description="Step size of SGD of the pruned models.")
+    pruning_iterations: PositiveInt = Field(1500, description="SGD steps of the pruned models.")
+    prompts: PositiveInt = Field(4000, description="Test prompts for each model.")
+    lengths: tuple[PositiveInt, ...] = Field(
+        (2, 4, 6, 8, 10, 15, 20, 30, 40), description="Context lengths in testing."
+    )
+    classical_prompts: PositiveInt = Field(100, description="Test prompts of the comparison with classical methods.")
     rate_alphas: tuple[float, ...] = Field((0.3, 0.45, 0.65, 1.0), description="α of the study of rates.")
-    rate_betas: tuple[float, ...] = Field((2.0, 2.3, 2.6, 3.0), description="β of the study of rates.")
-    rate_patterns: tuple[int, ...] = Field((4, 6, 9, 13, 20), description="M1 of the study of scaling, at least 4.")
-    rate_models: int = Field(
+    rate_betas: tuple[PositiveFloat, ...] = Field((2.0, 2.3, 2.6, 3.0), description="β of the study of rates.")
+    rate_patterns: tuple[PositiveInt, ...] = Field(
+        (4, 6, 9, 13, 20), description="M1 of the study of scaling, at least 4."
+    )
+    rate_models: PositiveInt = Field(
         5, description="Models for each value of the studies of rates, scaling, tasks and required examples."
     )
-    rate_iterations: int = Field(600, description="SGD steps of the studies of rates and scaling.")
+    rate_iterations: PositiveInt = Field(600, description="SGD steps of the studies of rates and scaling.")
     test_alphas: tuple[float, ...] = Field(
         (0.35, 0.5, 0.7, 1.0), description="α' of the study of required test examples."
     )
     train_alphas: tuple[float, ...] = Field(
         (0.12, 0.18, 0.27, 0.4), description="α of the study of required training examples."
     )
-    train_lengths: tuple[int, ...] = Field(
+    train_lengths: tuple[PositiveInt, ...] = Field(
         (2, 3, 4, 6, 9, 13, 20), description="l_tr of the study of required training examples."
     )
-    deep_models: int = Field(5, description="Models of three layers.")
-    deep_batch: int = Field(32, description="Prompts of a training step of the three-layer models.")
-    deep_iterations: int = Field(1000, description="Training steps of the three-layer models.")
-    deep_rate: float = Field(1e-3, description="Learning rate of the three-layer models.")
+    deep_models: PositiveInt = Field(5, description="Models of three layers.")
+    deep_batch: PositiveInt = Field(32, description="Prompts of a training step of the three-layer models.")
+    deep_iterations: PositiveInt = Field(1000, description="Training steps of the three-layer models.")
+    deep_rate: PositiveFloat = Field(1e-3, description="Learning rate of the three-layer models.")
 
-    @field_validator("alpha")
+    @field_validator("alpha", "rate_alphas", "test_alphas", "train_alphas")
     @classmethod
-    def _fraction(cls, value: float) -> float:
-        check_fraction("alpha", value)
+    def _fraction(cls, value: float | tuple[float, ...], info: ValidationInfo) -> float | tuple[float, ...]:
+        check_fraction(str(info.field_name), value)
         return value
 
     @model_validator(mode="after")

@@ -268,7 +268,7 @@ def speed(config: IclConfig, run: Run) -> Result:
 
 
 def _train_plainly(config: IclConfig, steps: int) -> None:
-    """SGD of one run by autograd on `dense_loss`, on the same prompts."""
+    """SGD of one run by autograd on `dense_loss`, on prompts of the same distribution."""
     setting = config.setting(torch.full((1,), config.alpha))
     models, generator = Models.start(setting, 0).single(0), torch.Generator().manual_seed(0)
     domain = in_domain(setting.data)
