@@ -310,7 +310,8 @@ class Job(Generic[AnyConfig]):
         if started.exists():
             before = json.loads(started.read_text())
             location = before.pop("checkpoints", None)
-            if before["job"] != header["job"] or not continues(before["config"], config):
+            free = config.movable | config.extendable
+            if before["job"] != header["job"] or not continues(before["config"], config, free):
                 raise RunError(f"{out} holds another run ({before['job']}); choose another folder")
             # A folder of an earlier version has no "inputs".
             changed = [
@@ -324,7 +325,7 @@ class Job(Generic[AnyConfig]):
             location = claim(storage, f"{self.name}-{out.absolute().name}")
         finished = out / "result.json"
         is_drawn = any((out / "figures").glob("*"))
-        if not is_record_of(finished, config, header):
+        if not is_record_of(finished, header, config.extendable):
             with closing(Run(out, config.seed, on_event, should_stop, location=location)) as run:
                 _write_json(started, header | ({"checkpoints": location} if location else {}))
                 try:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from training.json_values import JsonObject
-
-if TYPE_CHECKING:
-    from training.run import JobConfig
 
 
 def has_single_run(folder: Path) -> bool:
@@ -26,9 +23,8 @@ def has_several_seeds(folder: Path) -> bool:
     return started and not has_single_run(folder)
 
 
-def continues(before: Mapping[str, Any], config: JobConfig) -> bool:
-    """Whether a run of the saved config ``before`` may go on with ``config``: they differ in movable and extendable
-    fields alone.
+def continues(before: Mapping[str, Any], config: BaseModel, free: Container[str]) -> bool:
+    """Whether a run of the saved config ``before`` may go on with ``config``: they differ in the fields ``free`` alone.
 
     A field that an earlier version did not have counts as its default.
     """
@@ -36,17 +32,17 @@ def continues(before: Mapping[str, Any], config: JobConfig) -> bool:
         saved = type(config).model_validate(before)
     except ValidationError:
         return False
-    ignored = config.movable | config.extendable
-    saved_fields, fields = (_without(job_config.model_dump(mode="json"), ignored) for job_config in (saved, config))
+    saved_fields, fields = (_without(job_config.model_dump(mode="json"), free) for job_config in (saved, config))
     return saved_fields == fields
 
 
-def is_record_of(finished: Path, config: JobConfig, header: JsonObject) -> bool:
-    """Whether the record ``finished`` exists and has the steps of ``header``, by whose config the run goes on."""
+def is_record_of(finished: Path, header: JsonObject, extendable: Iterable[str]) -> bool:
+    """Whether the record ``finished`` exists and has the steps of ``header``, by whose config the run goes on: the
+    fields ``extendable`` are equal."""
     if not finished.exists():
         return False
     recorded = json.loads(finished.read_text())["config"]
-    return all(recorded.get(name) == header["config"][name] for name in config.extendable)
+    return all(recorded.get(name) == header["config"][name] for name in extendable)
 
 
 def _without(config: Mapping[str, Any], names: Container[str]) -> JsonObject:

@@ -3,15 +3,18 @@ of federated value functions, from ``federated.values``. Differences are paired 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.research.claims import Claim, against, cell_text, estimate, positive, welch
+from benchmarks.research import claims as research
+from benchmarks.research.claims import Claim, against, cell_text, estimate, number, positive, welch
 from benchmarks.tables import table
 from iro_server import JsonObject
+from training.federated.experiment import METHODS
 
 ADAPTIVE = "FADAS, delay-adaptive"
+IN_TIME = "in time"
 Pairs = tuple[tuple[str, str], ...]
 FADAS_PAIRS: Pairs = (
     ("FADAS", "FedBuff"),
@@ -38,8 +41,8 @@ def reviews(result: JsonObject) -> JsonObject:
 
 
 def _comparison(result: JsonObject, pairs: Pairs, synchronous: tuple[str, ...]) -> JsonObject:
-    """Claims, by delays and method the accuracy at the end and when the first asynchronous run ends, and the steps that
-    were tried.
+    """Claims, by delays and method the accuracy at the end and when the first asynchronous run ends, the steps that
+    were tried, and the clients that answered.
 
     ``pairs``: (better, worse) at the end. ``synchronous``: rules that ADAPTIVE exceeds when that run ends. A claim
     needs several seeds, and the methods that it compares.
@@ -53,12 +56,19 @@ def _comparison(result: JsonObject, pairs: Pairs, synchronous: tuple[str, ...]) 
                 "step": row["step"],
                 "end": row["end"] | {"seeds": len(row["per_seed"])},
                 "at_horizon": row["at_horizon"] | {"seeds": len(row["per_seed"])},
+                "rounds_at_horizon": row["rounds_at_horizon"],
             }
             for name, row in methods.items()
         }
         if all(len(row["per_seed"]) > 1 for row in methods.values()):
             rows += [*_paired(delays, methods, pairs), *_in_time(delays, accuracy[delays], synchronous)]
-    return {"claims": rows, "accuracy": accuracy, "tuning": _tuning(result["steps"])}
+    participation = {delays: by_delays["participation"] for delays, by_delays in result["results"].items()}
+    return {
+        "claims": rows,
+        "accuracy": accuracy,
+        "tuning": _tuning(result["steps"]),
+        "participation": participation,
+    }
 
 
 def _tuning(choices: JsonObject) -> list[JsonObject]:
@@ -80,31 +90,69 @@ def _paired(delays: str, methods: Mapping[str, JsonObject], pairs: Pairs) -> lis
 
 
 def _in_time(delays: str, accuracy: JsonObject, synchronous: tuple[str, ...]) -> list[Claim]:
-    rows = []
+    """Not tested where a synchronous run has no round at that time: its model is untrained."""
+    rows: list[Claim] = []
     for method in (name for name in synchronous if accuracy.keys() >= {name, ADAPTIVE}):
         cells = [accuracy[name]["at_horizon"] for name in (ADAPTIVE, method)]
-        paper = f"{delays} delays, in time: {ADAPTIVE} above {method}"
-        rows.append(positive(paper, cells, welch(*cells)))
+        rounds = accuracy[method]["rounds_at_horizon"]
+        paper = f"{delays} delays, {IN_TIME}: {ADAPTIVE} above {method}, which has {span(rounds)} rounds"
+        if min(rounds) > 0:
+            rows.append(positive(paper, cells, welch(*cells)))
+        else:
+            because = f"{method} has no round in {rounds.count(0)} of {len(rounds)} seeds"
+            rows.append({"paper": paper, "ours": cells, "verdict": f"not shown at this scale, because {because}"})
     return rows
+
+
+def span(values: Sequence[float]) -> str:
+    """The smallest and the largest value."""
+    low, high = (number(bound) for bound in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def claims(content: JsonObject) -> str:
+    """The table of claims. Without ``rounds_at_horizon`` those in time are left out: accuracies were interpolated."""
+    cells = [cell for methods in content["accuracy"].values() for cell in methods.values()]
+    evaluated = all("rounds_at_horizon" in cell for cell in cells)
+    rows = [claim for claim in content["claims"] if evaluated or IN_TIME not in claim["paper"]]
+    return research.claims(content | {"claims": rows})
 
 
 def accuracy(content: JsonObject) -> str:
     """By method: step, accuracy at the end and in time, for each delay model."""
     delays = list(content["accuracy"])
-    head = ["", *(f"{name} delays, {part}" for name in delays for part in ("step", "at the end", "in time"))]
+    head = ["", *(f"{name} delays, {part}" for name in delays for part in ("step", "at the end", IN_TIME))]
     rows = []
     for method in content["accuracy"][delays[0]]:
         cells = [content["accuracy"][name][method] for name in delays]
-        rows.append(
-            [
-                method,
-                *(
-                    text
-                    for c in cells
-                    for text in (f"{c['step']:.2g}", cell_text(c["end"]), cell_text(c["at_horizon"]))
-                ),
-            ]
-        )
+        texts = (text for c in cells for text in (f"{c['step']:.2g}", cell_text(c["end"]), in_time_text(method, c)))
+        rows.append([method, *texts])
+    return table(head, rows)
+
+
+def in_time_text(method: str, cell: JsonObject) -> str:
+    """With a synchronous method's finished rounds; where these were not recorded, it was not evaluated in time."""
+    if METHODS[method].waits == "no":
+        return cell_text(cell["at_horizon"])
+    if "rounds_at_horizon" not in cell:
+        return "not evaluated"
+    return f"{cell_text(cell['at_horizon'])} after {span(cell['rounds_at_horizon'])} rounds"
+
+
+def participation(content: JsonObject) -> str:
+    """Of the runs that select steps, and of the others: when they end, who answered, and the oldest update."""
+    parts = [(delays, *item) for delays, groups in content["participation"].items() for item in groups.items()]
+    speeds = list(dict.fromkeys(speed for _, _, part in parts for speed in part["answered"]))
+    rows = [
+        [
+            f"{delays} delays, {name}",
+            span(part["ends"]),
+            *(" of ".join(map(str, part["answered"].get(speed, ()))) for speed in speeds),
+            str(part["oldest"]),
+        ]
+        for delays, name, part in parts
+    ]
+    head = ["", "virtual time at the end", *(f"{speed} clients that answered" for speed in speeds), "oldest update"]
     return table(head, rows)
 
 
@@ -134,6 +182,7 @@ def values(result: JsonObject) -> JsonObject:
         "claims": rows,
         "rewards": {name: estimate(row) for name, row in rewards.items()},
         "correlation": correlation,
+        "settings": [{name: seed[name] for name in ("seed", "chosen", "at_edge")} for seed in seeds],
     }
 
 

@@ -101,7 +101,7 @@ class BufferedServer:
             return [Event(time, "reject", client, version, reason)]
         self.buffer.append(update)
         events = [Event(time, "arrive", client, version)]
-        if len(self.buffer) == self.settings.buffer_size:
+        if len(self.buffer) >= self.settings.buffer_size:  # more: restored with a smaller buffer_size
             self.state, self.params = self.rule.step(self.state, self.params, self.buffer)
             self.buffer = []
             self.round += 1

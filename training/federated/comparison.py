@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, TypeVar
 
@@ -10,8 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from training.federated.comparison_checks import agreements
 from training.federated.comparison_summary import Choices, Results, end, summary
-from training.federated.delays import DELAYS
-from training.federated.experiment import METHODS, Curve, FederatedTask, Trial, curve, retimed
+from training.federated.delays import DELAYS, TRACE, read_trace
+from training.federated.experiment import METHODS, Curve, FederatedTask, Trial, curve
+from training.federated.schedule import Participation, horizon, participation, retimed, schedule
 from training.run import Run, check_names
 from training.workers import computed_steps, workers
 
@@ -24,7 +27,9 @@ class ComparisonConfig(FederatedTask):
     movable: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     methods: tuple[str, ...] = Field(tuple(METHODS), min_length=1, description="Server rules to compare.")
-    delays: tuple[str, ...] = Field(tuple(DELAYS), min_length=1, description="Delay models to compare.")
+    delays: tuple[str, ...] = Field(
+        tuple(DELAYS), min_length=1, description="Delay models to compare: mild, large, heavy-tailed, trace."
+    )
     grids: dict[str, tuple[float, ...]] = Field(
         {}, description="The server's steps to try by method, where they are not those of METHODS."
     )
@@ -46,8 +51,36 @@ class ComparisonConfig(FederatedTask):
     @field_validator("delays")
     @classmethod
     def _delays(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        check_names(value, DELAYS, "delay model")
+        check_names(value, (*DELAYS, TRACE), "delay model")
         return value
+
+    @field_validator("grids")
+    @classmethod
+    def _grids(cls, value: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        empty = [method for method, steps in value.items() if not steps]
+        if empty:
+            raise ValueError(f"the grid of {', '.join(empty)} has no step to try")
+        return value
+
+    @model_validator(mode="after")
+    def _enough_clients_for_a_round(self) -> ComparisonConfig:
+        few = [method for method in self.methods if METHODS[method].waits == "for few"]
+        if few and self.buffer_size > self.clients:
+            raise ValueError(
+                f"a round of {', '.join(few)} takes buffer_size clients, {self.buffer_size}, more than the "
+                f"{self.clients} there are"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trace_with_every_client(self) -> ComparisonConfig:
+        if TRACE in self.delays:
+            if self.trace is None:
+                raise ValueError(f"the delay model {TRACE} takes a file: set trace")
+            durations = read_trace(self.trace, self.clients).durations
+            if any(math.isinf(duration) for client in durations for duration in client):
+                raise ValueError(f"{self.trace} has answers that never came, for which a synchronous round would wait")
+        return self
 
     @model_validator(mode="after")
     def _ends_with_an_evaluation(self) -> ComparisonConfig:
@@ -75,10 +108,14 @@ def compare(config: ComparisonConfig, task: FederatedTask, run: Run) -> tuple[Ch
     """The chosen steps, and the results by delays; with the agreements as checks of the run."""
     for check in agreements(task):
         run.check(**check)
-    trials = tuning_trials(config, task, run)
-    chosen = choose(trials, run_all(trials, config, run), config)
-    curves = all_curves(chosen, config, task, run)
-    return chosen, {delays: summary(curves[delays], chosen[delays]) for delays in config.delays}
+    selection = tuning_trials(config, task, run)
+    chosen = choose(selection, run_all(selection, config, run), config)
+    trials = all_trials(chosen, config, task, run)
+    curves = all_curves(trials, config, run)
+    return chosen, {
+        delays: summary(curves[delays], chosen[delays], participations(selection.values(), trials.values(), delays))
+        for delays in config.delays
+    }
 
 
 def tuning_trials(config: ComparisonConfig, task: FederatedTask, run: Run) -> dict[str, Trial]:
@@ -114,10 +151,14 @@ def choose(trials: Mapping[str, Trial], curves: Mapping[str, Curve], config: Com
     }
 
 
-def all_curves(
-    chosen: Choices, config: ComparisonConfig, task: FederatedTask, run: Run
-) -> dict[str, dict[str, list[Curve]]]:
-    """By delays and method, one curve per seed. Seeds are the outer loop: an interrupted run has all methods."""
+Trials = dict[tuple[str, str, int], Trial]  # by delays, method and index of the seed
+
+
+def all_trials(chosen: Choices, config: ComparisonConfig, task: FederatedTask, run: Run) -> Trials:
+    """The runs to compare, with seeds as the outer loop: an interrupted run has all methods.
+
+    Each is evaluated with the model that it has at the horizon, a synchronous one after every round until then.
+    """
     trials = {
         (delays, method, i): Trial(
             task, method, chosen[delays][method]["step"], delays, run.derive_seed(1, i), config.updates
@@ -126,6 +167,28 @@ def all_curves(
         for delays in config.delays
         for method in config.methods
     }
+    horizons = {
+        delays: horizon([trial for trial in trials.values() if trial.delays == delays]) for delays in config.delays
+    }
+    rounds = {key: schedule(trial).rounds_until(horizons[trial.delays]) for key, trial in trials.items()}
+
+    def also_after(delays: str, method: str, i: int) -> tuple[int, ...]:
+        if METHODS[method].waits == "no":
+            return (rounds[delays, method, i],)
+        return tuple(range(1, max(rounds[name, method, i] for name in config.delays) + 1))
+
+    return {key: replace(trial, also_after=also_after(*key)) for key, trial in trials.items()}
+
+
+def participations(selection: Iterable[Trial], trials: Iterable[Trial], delays: str) -> dict[str, Participation]:
+    """Of runs under one delay model that select steps ("selection"), if any, and of the others ("runs")."""
+    groups = {"selection": selection, "runs": trials}
+    parts = {name: [trial for trial in group if trial.delays == delays] for name, group in groups.items()}
+    return {name: participation(part) for name, part in parts.items() if part}
+
+
+def all_curves(trials: Trials, config: ComparisonConfig, run: Run) -> dict[str, dict[str, list[Curve]]]:
+    """By delays and method, one curve per seed."""
     names = {key: "-".join(map(str, key)) for key in trials if config.trains(key[1], key[0])}
     trained = run_all({name: trials[key] for key, name in names.items()}, config, run)
 

@@ -98,3 +98,11 @@ DELAYS: dict[str, Callable[..., Delays]] = {
     "large": partial(official, ranges=LARGE),
     "heavy-tailed": heavy_tailed,
 }
+TRACE = "trace"
+
+
+def delay_model(name: str, clients: int, rng: np.random.Generator, trace: Path | None = None) -> Delays:
+    """The model of DELAYS by ``name``, or the durations of the file ``trace``."""
+    if name == TRACE and trace is not None:
+        return read_trace(trace, clients)
+    return DELAYS[name](clients=clients, rng=rng)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple, Self, TypeAlias, TypedDict
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from training.federated.buffered import Event, FederatedSettings
 from training.federated.clients import LocalSGD
-from training.federated.delays import DELAYS
+from training.federated.delays import Delays, delay_model
 from training.federated.partition import dirichlet
 from training.federated.rules import RULES, Layout, Rule
 from training.federated.simulator import Simulator, Train
@@ -85,6 +86,15 @@ class FederatedTask(JobConfig):
     batch: int = Field(20, ge=1, description="Examples of a step of SGD at a client.")
     local_lr: float = Field(0.1, gt=0, description="Learning rate of SGD at a client.")
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay of SGD at a client.")
+    trace: Path | None = Field(
+        None, description="Durations of the delay model `trace`: a CSV with the columns client (from 0) and duration."
+    )
+
+    @model_validator(mode="after")
+    def _enough_clients(self) -> Self:
+        if self.concurrency > self.clients:
+            raise ValueError(f"concurrency {self.concurrency} is more than the {self.clients} clients there are")
+        return self
 
     @property
     def smallest_client(self) -> int:
@@ -102,7 +112,10 @@ class FederatedTask(JobConfig):
 
 @dataclass(frozen=True)
 class Trial:
-    """``updates``: client updates of the run. ``on``: the examples of the evaluation."""
+    """``updates``: client updates of the run. ``on``: the examples of the evaluation.
+
+    ``also_after``: server rounds after which the model is evaluated too.
+    """
 
     task: FederatedTask
     method: str
@@ -111,6 +124,14 @@ class Trial:
     seed: int
     updates: int
     on: Literal["development", "test"] = "test"
+    also_after: tuple[int, ...] = ()
+
+    @property
+    def settings(self) -> FederatedSettings:
+        return settings(self.task, METHODS[self.method], self.seed)
+
+    def delay_model(self) -> Delays:
+        return delay_model(self.delays, self.task.clients, rng_of(self.seed, SPEEDS), self.task.trace)
 
 
 def settings(task: FederatedTask, method: FederatedMethod, seed: int) -> FederatedSettings:
@@ -157,64 +178,64 @@ def local_sgd(task: FederatedTask, train: Examples, seed: int) -> tuple[LocalSGD
 
 
 def simulator(trial: Trial, train: Train, params: Tensor) -> Simulator:
-    task, method = trial.task, METHODS[trial.method]
-    delays = DELAYS[trial.delays](clients=task.clients, rng=rng_of(trial.seed, SPEEDS))
-    return Simulator(settings(task, method, trial.seed), rule(task, method, trial.step), train, delays, params)
+    server_rule = rule(trial.task, METHODS[trial.method], trial.step)
+    return Simulator(trial.settings, server_rule, train, trial.delay_model(), params)
 
 
 class Curve(TypedDict):
-    """``accuracy`` after ``updates`` of clients, at virtual ``times``.
+    """``accuracy`` after ``rounds`` of the server, at virtual ``times``.
 
-    ``staleness``: of the oldest update of each server round. ``bound``: rounds in which it lowered the server's step.
+    ``regular``: indices of the evaluations after each ``evaluate_every`` client updates; the others are ``also_after``.
+    ``updates``: client updates of the regular ones. ``staleness``: of the oldest update of each server round.
+    ``bound``: rounds in which it lowered the server's step.
     """
 
-    updates: list[int]
+    rounds: list[int]
     times: list[float]
     accuracy: list[float]
+    regular: list[int]
+    updates: list[int]
     staleness: list[int]
     bound: int
 
 
 def curve(trial: Trial) -> Curve:
-    """Evaluated after each ``evaluate_every`` client updates, rounded up to server rounds."""
+    """Evaluated after each ``evaluate_every`` client updates, rounded up to server rounds, and ``also_after``."""
     with one_thread():
         data = trial.task.splits()
         clients, params = local_sgd(trial.task, data["train"], trial.seed)
         server = simulator(trial, clients, params)
-        size, score = server.settings.buffer_size, evaluator(trial.task, clients.model, data[trial.on])
-        updates, times, accuracies = [0], [0.0], [score(params)]
+        score = evaluator(trial.task, clients.model, data[trial.on])
+        regular_rounds = {0, *(rounds_of(trial, goal) for goal in goals(trial))}
+        rounds, times, accuracies, regular = [0], [0.0], [score(params)], [0]
         events: list[Event] = []
-        for goal in goals(trial):
-            events += server.run(-(-goal // size))
-            updates.append(server.round * size)
+        for goal in sorted(regular_rounds.union(trial.also_after) - {0}):
+            events += server.run(goal)
+            if goal in regular_rounds:
+                regular.append(len(rounds))
+            rounds.append(server.round)
             times.append(server.clock)
             accuracies.append(score(server.params))
         return {
-            "updates": updates,
+            "rounds": rounds,
             "times": times,
             "accuracy": accuracies,
+            "regular": regular,
+            "updates": [rounds[i] * server.settings.buffer_size for i in regular],
             "staleness": staleness(events),
             "bound": server.state.get("bound", 0),
         }
 
 
 def goals(trial: Trial) -> range:
+    """Client updates after which the model is evaluated."""
     every = trial.task.evaluate_every
     return range(every, trial.updates + 1, every)
 
 
-def retimed(curve: Curve, trial: Trial) -> Curve:
-    """The curve of a method that waits, with the times of ``trial``'s delays, which affect nothing else."""
-
-    def idle(params: Tensor, clients: Sequence[int], seeds: Sequence[int]) -> list[tuple[Tensor, int]]:
-        return [(torch.zeros(1), 1) for _ in clients]
-
-    server = simulator(trial, idle, torch.zeros(1))
-    times = [0.0]
-    for goal in goals(trial):
-        server.run(-(-goal // server.settings.buffer_size))
-        times.append(server.clock)
-    return {**curve, "times": times}
+def rounds_of(trial: Trial, updates: int) -> int:
+    """Server rounds of so many client updates, rounded up."""
+    return -(-updates // trial.settings.buffer_size)
 
 
 def evaluator(task: FederatedTask, model: nn.Module, data: Examples) -> Callable[[Tensor], float]:

@@ -57,6 +57,7 @@ class Origin(TypedDict):
     rule: str
     model: dict[str, list[int]]
     clients: int
+    buffer_size: int
 
 
 class FlowerSnapshot(ServerSnapshot):
@@ -76,7 +77,7 @@ class AsyncServer(BufferedServer):
     An abandoned client gets work again once its late answer has arrived, or after a second ``timeout``. A client's
     number is that of its node, in the order in which nodes connected, lowest id first; a new node takes the place of a
     disconnected one. Raises ValueError for tensors that are not of one floating-point type, and for a checkpoint of
-    another model, rule or number of clients.
+    another model, rule, number of clients or buffer size.
     """
 
     def __init__(
@@ -253,7 +254,8 @@ class AsyncServer(BufferedServer):
 
     def _origin(self) -> Origin:
         shapes = {name: list(shape) for name, shape in self.layout.shapes.items()}
-        return {"rule": repr(self.rule), "model": shapes, "clients": self.settings.clients}
+        sizes = self.settings
+        return {"rule": repr(self.rule), "model": shapes, "clients": sizes.clients, "buffer_size": sizes.buffer_size}
 
     def _snapshot(self) -> FlowerSnapshot:
         return {
@@ -266,7 +268,7 @@ class AsyncServer(BufferedServer):
     def _restore(self, checkpoint: Path) -> None:
         snapshot: FlowerSnapshot = torch.load(checkpoint, weights_only=True)
         for name, value in self._origin().items():
-            saved = snapshot["belongs_to"][name]  # type: ignore[literal-required]
+            saved = snapshot["belongs_to"].get(name, value)  # an earlier version's has no buffer_size
             if saved != value:
                 raise ValueError(f"{checkpoint} is of another {name}: {saved}, not {value}")
         self.restore_server(snapshot)

@@ -11,7 +11,7 @@ search by the federated value function and by a value function fitted to the poo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from iro_server.engines.embedded import EmbeddedEngine
     from iro_server.graders.base import Grader
     from training.iro.data import Prompt
-    from value_heads.fit import Rows
+    from value_heads.features import Block, FeatureSpec
+    from value_heads.fit import HeadFit, Rows
 
 PROMPTS, ROLLOUTS, HELD_OUT, FEDERATED, DELAYS, BOOTSTRAP = range(6)  # streams of random numbers
 ROWS = 16  # sampled rows per prompt, for every method
@@ -151,7 +152,7 @@ class Seed:
         from training.iro.config import block_scales
         from training.iro.fit import Scale, Shards
         from training.iro.rollouts import commonest_tokens, completions_of
-        from value_heads.fit import Moments, fit_ridge, standard_units
+        from value_heads.fit import Moments, standard_units
 
         plain = SearchParams(beam_width=1, num_successors=self.config.rollouts_per_prompt, chunk_length=None)
         with self.run.progress(f"Seed {self.seed}: rollouts of", self.config.clients + 1) as advance:
@@ -172,9 +173,7 @@ class Seed:
             spec = self.spec.model_copy(update={"counted": counted})
             rows, judges = (list(Shards(self.run, steps, scale, spec)) for steps in (names, [choosing]))
             scales = block_scales(spec)
-            pooled = fit_ridge(spec, rows, judges, within=True, block_scales=scales)
-            fit_client = partial(fit_ridge, spec, alphas=[pooled.chosen], within=True, block_scales=scales)
-            alone = [fit_client([client_rows]) for client_rows in rows]
+            pooled, alone = ridge_fits(spec, rows, judges, scales)
             judge = Moments(judges, within=True)
             variance = Moments(rows, within=True).centred()[0].diagonal().clamp(min=0)
             units = standard_units(spec, variance, scales).float()
@@ -185,11 +184,13 @@ class Seed:
                     weight = federated(self.config, clients, rate, penalty, self.seed) / units
                     tried[judge.correlation(weight.double())] = (weight, rate, penalty)
             weight, rate, penalty = tried[max(tried)]
+            chosen = {"rate": rate, "penalty": penalty, "pooled": pooled.chosen, "alone": [fit.chosen for fit in alone]}
             return {
                 "counted": list(counted),
                 "weights": {"federated": weight, "pooled": pooled.head.weight},
                 "alone": [fit.head.weight for fit in alone],
-                "chosen": {"rate": rate, "penalty": penalty, "pooled": pooled.chosen},
+                "chosen": chosen,
+                "at_edge": edges(chosen, {"rate": self.config.rates, "penalty": self.config.penalties}),
             }
 
         return self.run.step(f"{self.seed}-fit", compute)
@@ -228,10 +229,32 @@ class Seed:
             "rewards": heldout_rewards,
             "correlation": correlations,
             "chosen": fitted["chosen"],
+            "at_edge": fitted["at_edge"],
         }
         means = {name: float(np.mean(values)) for name, values in heldout_rewards.items()}
         self.run.step(f"{self.seed}-report", lambda: self.run.metrics({"seed": self.seed, **means}, f"{means}"))
         return row
+
+
+def ridge_fits(
+    spec: FeatureSpec, rows: Sequence[Rows], choosing: Sequence[Rows], scales: Mapping[Block, float]
+) -> tuple[HeadFit, list[HeadFit]]:
+    """The fit to the pooled ``rows``, and one to each client's. Each selects its penalty on ``choosing``."""
+    from value_heads.fit import fit_ridge
+
+    fit = partial(fit_ridge, spec, heldout=choosing, within=True, block_scales=scales)
+    return fit(train=rows), [fit(train=[client_rows]) for client_rows in rows]
+
+
+def edges(chosen: Mapping[str, Any], grids: Mapping[str, Sequence[float]]) -> dict[str, list[bool]]:
+    """By setting, for each choice whether it is the smallest or largest of several; ridge penalties are ``ALPHAS``."""
+    from value_heads.fit import ALPHAS
+
+    at_edge = {}
+    for name, choice in chosen.items():
+        grid, values = grids.get(name, ALPHAS), choice if isinstance(choice, list) else [choice]
+        at_edge[name] = [len(grid) > 1 and value in (min(grid), max(grid)) for value in values]
+    return at_edge
 
 
 def _centred(rows: Rows, units: Tensor) -> ClientRows:

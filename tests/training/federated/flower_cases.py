@@ -95,19 +95,31 @@ def a_stopped_run_goes_on_to_the_same_bits() -> None:
         assert torch.equal(tensors["weight"], uninterrupted.run(8)["weight"])
 
 
-def a_checkpoint_of_another_rule_or_model_is_refused() -> None:
+def a_checkpoint_of_another_rule_model_or_buffer_is_refused() -> None:
+    two = ONE_BY_ONE.model_copy(update={"buffer_size": 2})
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "server.pt"
         AsyncServer(Grid(up), ZERO, RULES["fedbuff"](), ONE_BY_ONE, checkpoint=checkpoint, poll=0).run(1)
-        for tensors, rule, words in (
-            (ZERO, RULES["fadas"](), "another rule"),
-            ({"weight": torch.zeros(4)}, RULES["fedbuff"](), "another model"),
+        for tensors, rule, settings, words in (
+            (ZERO, RULES["fadas"](), ONE_BY_ONE, "another rule"),
+            ({"weight": torch.zeros(4)}, RULES["fedbuff"](), ONE_BY_ONE, "another model"),
+            (ZERO, RULES["fedbuff"](), two, "another buffer_size: 1, not 2"),
         ):
             fails(
-                lambda t=tensors, r=rule: AsyncServer(Grid(up), t, r, ONE_BY_ONE, checkpoint=checkpoint),
+                lambda t=tensors, r=rule, s=settings: AsyncServer(Grid(up), t, r, s, checkpoint=checkpoint),
                 ValueError,
                 words,
             )
+
+
+def a_checkpoint_of_an_earlier_version_without_a_buffer_size_is_continued() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "server.pt"
+        AsyncServer(Grid(up), ZERO, RULES["fedbuff"](), ONE_BY_ONE, checkpoint=checkpoint, poll=0).run(1)
+        snapshot = torch.load(checkpoint, weights_only=True)
+        del snapshot["belongs_to"]["buffer_size"]
+        torch.save(snapshot, checkpoint)
+        assert AsyncServer(Grid(up), ZERO, RULES["fedbuff"](), ONE_BY_ONE, checkpoint=checkpoint, poll=0).round == 1
 
 
 def a_new_node_takes_the_place_of_one_that_has_gone() -> None:
@@ -133,7 +145,8 @@ CASES = [
     tensors_that_cannot_be_trained_are_refused,
     answers_of_another_type_are_rejected_and_the_run_ends_when_nothing_else_comes,
     a_stopped_run_goes_on_to_the_same_bits,
-    a_checkpoint_of_another_rule_or_model_is_refused,
+    a_checkpoint_of_another_rule_model_or_buffer_is_refused,
+    a_checkpoint_of_an_earlier_version_without_a_buffer_size_is_continued,
     a_new_node_takes_the_place_of_one_that_has_gone,
     older_answers_than_allowed_are_rejected,
 ]

@@ -55,3 +55,12 @@ def test_a_restored_server_draws_the_same_clients_and_ends_at_the_same_bits() ->
     for buffered in (first, second):
         buffered.receive(2.0, 1, 0, torch.full((2,), 0.3), 1)
     assert first.round == second.round == 1 and torch.equal(first.params, second.params)
+
+
+def test_a_server_restored_with_a_smaller_buffer_applies_the_rule_to_all_that_waits() -> None:
+    larger, smaller = server(buffer_size=5), server(buffer_size=2)
+    for client in range(3):
+        larger.receive(1.0, client, 0, torch.ones(2), 1)
+    smaller.restore_server(larger.server_snapshot())
+    events = smaller.receive(2.0, 3, 0, torch.ones(2), 1)
+    assert events[-1] == Event(2.0, "update", None, 1) and smaller.buffer == []

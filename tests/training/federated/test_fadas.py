@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from training.fashion_mnist import FOLDER
 from training.federated.buffered import Event
 from training.federated.comparison_summary import summary
-from training.federated.experiment import METHODS, Curve, Trial, curve, retimed, settings, staleness
+from training.federated.experiment import METHODS, Curve, Trial, curve, settings, staleness
 from training.federated.fadas import JOB, FadasConfig
 from training.federated.fashion import FashionTask
+from training.federated.schedule import Participation, retimed, schedule
 from training.intervals import band
 from training.run import Cancelled
 
@@ -47,6 +48,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
         assert methods["FedAvg"]["oldest"] == 0 < methods["FADAS"]["oldest"] < methods["FedAsync"]["oldest"]
         tried = uninterrupted["steps"][delays]["FedAsync"]["tried"]
         assert tried[str(methods["FedAsync"]["step"])] == max(tried.values())
+        assert uninterrupted["results"][delays]["participation"].keys() == {"selection", "runs"}
     JOB.execute(TINY, tmp_path / "cut")  # a finished run draws what it has not drawn
     assert (tmp_path / "cut" / "figures" / "accuracy.png").exists()
 
@@ -104,20 +106,55 @@ def test_a_band_is_students_interval() -> None:
     assert band([[1.0]]) == {"mean": [1.0], "low": [1.0], "high": [1.0]}
 
 
-def test_a_summary_ends_where_the_first_that_does_not_wait_ends() -> None:
-    def curve_of(times: list[float], accuracy: list[float], oldest: int) -> Curve:
-        return {"updates": [0, 5], "times": times, "accuracy": accuracy, "staleness": [oldest], "bound": 0}
+@needs_data
+def test_a_model_is_evaluated_after_more_rounds_with_the_same_final_accuracy() -> None:
+    trial = Trial(FashionTask(**TASK), "FedAvg", 1.0, "large", 1, 24)
+    regular, denser = curve(trial), curve(replace(trial, also_after=(1, 2, 4)))
+    assert denser["rounds"] == [0, 1, 2, 4, 8] and denser["regular"] == [0, 3, 4]
+    assert denser["times"] == [schedule(trial).times[rounds] for rounds in denser["rounds"]]
+    assert [denser["accuracy"][i] for i in denser["regular"]] == regular["accuracy"]
+    assert denser["updates"] == regular["updates"] == [0, 12, 24]
 
-    curves = {
-        "FADAS": [curve_of([0, 10], [0, 1], 3), curve_of([0, 20], [0, 1], 600)],
-        "FedAvg": [curve_of([0, 40], [0, 0.8], 0)] * 2,
+
+def curve_of(rounds: list[int], times: list[float], accuracy: list[float], oldest: int = 0) -> Curve:
+    return {
+        "rounds": rounds,
+        "times": times,
+        "accuracy": accuracy,
+        "regular": [0, len(rounds) - 1],
+        "updates": [0, 5 * rounds[-1]],
+        "staleness": [oldest],
+        "bound": 0,
     }
-    result = summary(curves, {"FADAS": {"step": 2e-3}, "FedAvg": {"step": 1.0}})
+
+
+NOBODY: dict[str, Participation] = {}
+
+
+def test_a_summary_ends_where_the_first_that_does_not_wait_ends() -> None:
+    curves = {
+        "FADAS": [curve_of([0, 2], [0, 10], [0, 1], 3), curve_of([0, 1, 2], [0, 9, 20], [0, 0.6, 1], 600)],
+        "FedAvg": [curve_of([0, 2], [0, 40], [0, 0.8])] * 2,
+    }
+    result = summary(curves, {"FADAS": {"step": 2e-3}, "FedAvg": {"step": 1.0}}, NOBODY)
     assert result["horizon"] == 10
-    assert result["methods"]["FADAS"]["at_horizon"]["mean"] == pytest.approx((1 + 0.5) / 2)
-    assert result["methods"]["FedAvg"]["at_horizon"]["mean"] == pytest.approx(0.2)
+    assert result["methods"]["FADAS"]["at_horizon"]["mean"] == pytest.approx((1 + 0.6) / 2)
     assert result["methods"]["FADAS"]["oldest"] == 600
     assert result["methods"]["FADAS"]["binding_min_rounds"] == 1  # 1/600 < 2e-3 < 1/3
+
+
+def test_the_accuracy_in_time_is_that_of_the_last_model_and_not_of_one_to_come() -> None:
+    """FedAvg's second round ends after the horizon: of its way there nothing counts."""
+    curves = {
+        "FADAS": [curve_of([0, 2], [0, 10], [0.1, 0.7])],
+        "FedAvg": [curve_of([0, 1, 2], [0, 4, 11], [0.1, 0.5, 0.9])],
+        "FedAvg, all places": [curve_of([0, 1], [0, 11], [0.1, 0.9])],
+    }
+    methods = summary(curves, {method: {"step": 1.0} for method in curves}, NOBODY)["methods"]
+    assert [methods[name]["at_horizon"]["mean"] for name in curves] == [0.7, 0.5, 0.1]
+    assert [methods[name]["rounds_at_horizon"] for name in curves] == [[2], [1], [0]]
+    assert methods["FedAvg"]["by_updates"]["mean"] == [0.1, 0.9]
+    assert methods["FedAvg"]["by_time"]["mean"][15:17] == [0.1, 0.5]  # of 41 points until 10: at 3.75 and 4
 
 
 @pytest.mark.parametrize("field", ["methods", "steps", "delays"])
@@ -137,6 +174,35 @@ def test_updates_that_no_evaluation_ends_are_refused(field: str, value: int) -> 
 
 def test_updates_of_the_selection_do_not_matter_where_all_steps_are_given() -> None:
     FadasConfig(methods=("FADAS",), steps={"FADAS": 1e-3}, tuning_updates=30)
+
+
+def test_a_grid_without_steps_is_refused() -> None:
+    with pytest.raises(ValidationError, match="the grid of FADAS has no step to try"):
+        FadasConfig.model_validate({"grids": {"FADAS": []}})
+
+
+def test_fewer_clients_than_are_at_work_or_in_a_round_are_refused() -> None:
+    with pytest.raises(ValidationError, match="concurrency 25 is more than the 10 clients there are"):
+        FadasConfig(clients=10)
+    few = {"clients": 10, "concurrency": 10, "buffer_size": 12}
+    with pytest.raises(
+        ValidationError, match="a round of FedAvg takes buffer_size clients, 12, more than the 10 there"
+    ):
+        FadasConfig.model_validate(few | {"methods": ("FADAS", "FedAvg")})
+    FadasConfig.model_validate(few | {"methods": ("FADAS", "FedAvg, all places")})
+
+
+def test_a_trace_needs_a_file_in_which_every_client_answers(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    config = {"clients": 2, "concurrency": 2, "buffer_size": 2, "delays": ("trace",)}
+    with pytest.raises(ValidationError, match="the delay model trace takes a file: set trace"):
+        FadasConfig.model_validate(config)
+    path.write_text("client,duration\n0,1\n1,inf\n")
+    with pytest.raises(ValidationError, match="has answers that never came"):
+        FadasConfig.model_validate(config | {"trace": path})
+    path.write_text("client,duration\n0,1\n0,2\n1,4\n")
+    task = FadasConfig.model_validate(config | {"trace": path}).task
+    assert schedule(Trial(task, "FedAvg", 1.0, "trace", 0, 4)).times == [0, 4, 8]
 
 
 def test_without_the_data_the_run_says_what_to_do(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.federated.values import JOB, FederatedValuesConfig, _centred, _interval, federated
-from value_heads.fit import Rows
+from training.federated.values import JOB, FederatedValuesConfig, _centred, _interval, edges, federated, ridge_fits
+from value_heads.features import FeatureSpec
+from value_heads.fit import ALPHAS, Rows, fit_ridge
 
 FEATURES, CLIENTS = 5, 4
 TRUTH = torch.tensor([1.0, -0.5, 0.25, 0.0, 0.1])
@@ -41,6 +42,35 @@ def test_what_clients_learn_together_is_the_pooled_fit(rule: str) -> None:
     assert (b - pooled).norm() < 0.1 * pooled.norm()
 
 
+def test_a_client_alone_selects_its_own_penalty_on_the_rows_of_the_pooled_fit() -> None:
+    """A client of few, noisy rows needs a larger penalty than the pooled fit."""
+    draw = torch.Generator().manual_seed(0)
+    width = 40
+    spec = FeatureSpec(current=(0,), position=False)
+    truth = torch.randn(width, generator=draw)
+
+    def noisy(count: int) -> Rows:
+        features = torch.randn(count, width, generator=draw)
+        targets = features @ truth + 10 * torch.randn(count, generator=draw)
+        return Rows(features, targets, torch.ones(count), torch.arange(count) // 8)
+
+    clients, choosing = [noisy(48), *(noisy(2000) for _ in range(4))], [noisy(2000)]
+    pooled, alone = ridge_fits(spec, clients, choosing, {})
+    assert pooled.chosen == fit_ridge(spec, clients, choosing, within=True, block_scales={}).chosen
+    assert alone[0].chosen == fit_ridge(spec, clients[:1], choosing, within=True, block_scales={}).chosen
+    assert alone[0].chosen > pooled.chosen
+
+
+def test_choices_at_an_end_of_their_grid_are_marked() -> None:
+    chosen = {"rate": 0.03, "penalty": 0.1, "pooled": ALPHAS[3], "alone": [ALPHAS[0], ALPHAS[1], ALPHAS[-1]]}
+    assert edges(chosen, {"rate": (0.003, 0.01, 0.03), "penalty": (0.1,)}) == {
+        "rate": [True],
+        "penalty": [False],
+        "pooled": [False],
+        "alone": [True, False, True],
+    }
+
+
 def test_an_interval_counts_how_seeds_differ_and_not_only_prompts() -> None:
     rng = np.random.default_rng(0)
     alike = np.repeat([[0.0, 1.0]], 6, axis=0).repeat(50, axis=1)
@@ -59,4 +89,5 @@ def test_the_whole_way_on_the_real_model_to_decoding(tmp_path: Path) -> None:
         ("base", "best-of-16", "federated", "pooled"), 2
     )
     assert all(best > mean for best, mean in zip(rewards["best-of-16"], rewards["base"], strict=True))
+    assert result["per_seed"][0]["at_edge"].keys() == {"rate", "penalty", "pooled", "alone"}
     assert (tmp_path / "figures" / "rewards.png").exists()
