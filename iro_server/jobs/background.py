@@ -143,9 +143,9 @@ def is_needed_by_others(sessions: Sessions, table: type[BackgroundRow], project:
     counts = select(table.project, _num_running(table), func.count(case((waiting, 1))))
     counts = counts.where(or_(waiting, table.status == "in_progress")).group_by(table.project)
     with sessions() as session:
-        rows = {name: (running, waiting) for name, running, waiting in session.execute(counts)}
-    own, _ = rows.get(project, (0, 0))
-    return any(waiting and running < own for running, waiting in rows.values())
+        counts_of = {name: (running, waiting) for name, running, waiting in session.execute(counts)}
+    project_running, _ = counts_of.get(project, (0, 0))
+    return any(waiting and running < project_running for running, waiting in counts_of.values())
 
 
 def _num_running(table: type[BackgroundRow]) -> ColumnElement[int]:

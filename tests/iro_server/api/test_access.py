@@ -252,8 +252,8 @@ def test_a_full_audit_log_is_rotated_and_the_oldest_file_is_deleted(settings, mo
     for number in range(20):
         log.info("%02d%s", number, "x" * 40)
         other_process.warning("%02d%s", number, "y" * 40)
-    for each in (log, other_process):
-        each.handlers.pop().close()
+    for writer in (log, other_process):
+        writer.handlers.pop().close()
     files = sorted(path.parent.iterdir())
     assert [each.name for each in files] == [path.name, f"{path.name}.1", f"{path.name}.2"]
     lines = [line for each in reversed(files) for line in each.read_text().splitlines()]

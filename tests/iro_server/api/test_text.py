@@ -17,9 +17,9 @@ BYTE_NAMES = bytes_to_unicode()
 def test_settled_text_only_grows_towards_the_whole(data, stops):
     tokens = [TOKENIZER.convert_tokens_to_ids(BYTE_NAMES[byte]) for byte in data]
     detokenizer = Detokenizer(TOKENIZER, tuple(stops))
-    whole, _ = detokenizer.final_text(tokens)
+    text, _ = detokenizer.final_text(tokens)
     settled = [detokenizer.settled(tokens[:n]) for n in range(len(tokens) + 1)]
-    assert all(later.startswith(earlier) for earlier, later in zip(settled, [*settled[1:], whole], strict=True))
+    assert all(later.startswith(earlier) for earlier, later in zip(settled, [*settled[1:], text], strict=True))
 
 
 @given(
@@ -59,8 +59,8 @@ def test_text_read_token_by_token_is_the_whole_text_of_a_tokenizer_that_strips(p
     detokenizer = Detokenizer(SENTENCEPIECE, tuple(stops))
     growing = GrowingText(detokenizer)
     settled = [growing.settled(tokens[:count])[0] for count in range(len(tokens) + 1)]
-    whole, _ = detokenizer.final_text(tokens)
-    assert all(later.startswith(earlier) for earlier, later in zip(settled, [*settled[1:], whole], strict=True))
+    text, _ = detokenizer.final_text(tokens)
+    assert all(later.startswith(earlier) for earlier, later in zip(settled, [*settled[1:], text], strict=True))
     assert settled[-1] == detokenizer.settled(tokens)
 
 
