@@ -1,7 +1,7 @@
 // Values that are read again and again.
 
 import type { Dispatch, StateUpdater } from "preact/hooks";
-import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { ApiError } from "./api";
 import { draftOf, saveDraft } from "./drafts";
 
@@ -10,7 +10,7 @@ const HIDDEN = 5000; // milliseconds between reads of a page that nobody sees
 /** A value that outlives the page's parts, until the tab is closed or another key is used (`forgetDrafts`). */
 export function useDraft<Value>(name: string, initial: Value): [Value, Dispatch<StateUpdater<Value>>] {
   const [value, setValue] = useState<Value>(() => draftOf<Value>(name) ?? initial);
-  useEffect(() => saveDraft(name, value), [name, value]);
+  useLayoutEffect(() => saveDraft(name, value), [name, value]); // before the next event, which may leave the page
   return [value, setValue];
 }
 
