@@ -148,8 +148,7 @@ def check(config: AlignConfig, model: Description, grader: Grader) -> list[str]:
 
 def _too_few_to_check(parts: Split) -> Iterator[str]:
     """A warning where the prompts that chose nothing give no interval of the gain."""
-    different = len(parts.check_groups)
-    if different < 2 or parts.check is parts.validation:
+    if len(parts.check_groups) < 2:
         count = "no prompt" if parts.check is parts.validation else "1 prompt"
         yield (
             f"{count} is left to show a gain on, and 2 are needed: whatever the job learns, its model will answer as "
