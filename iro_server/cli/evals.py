@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import BaseModel, Field, TypeAdapter
 
 from iro_server import JsonObject, JsonValue
 from iro_server.cli.http import NO_KEY, SERVER, Key, Url, get, post, server_client, upload
@@ -17,6 +18,32 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Evals of a running server.")
 PAGE = 100
+
+
+class ExportedSchema(BaseModel):
+    properties: dict[str, JsonObject] = {}
+
+
+class ExportedConfig(BaseModel):
+    type: str
+    schema_: ExportedSchema | None = Field(default=None, alias="schema")
+
+
+class ExportedSource(BaseModel):
+    source: JsonObject
+
+
+class ExportedRun(BaseModel):
+    data_source: ExportedSource
+
+
+class ExportedEval(BaseModel):
+    """The parts of an exported eval that its import reads; what else it holds, the server checks."""
+
+    data_source_config: ExportedConfig
+    testing_criteria: list[JsonObject]
+    metadata: JsonObject | None = None
+    runs: list[ExportedRun] = []
 
 
 @app.command("import")
@@ -31,15 +58,17 @@ def import_evals(
     key: Key = NO_KEY,
 ) -> None:
     """Create the evals of FILE, and start the runs that they hold under "runs"."""
-    exported = read_json(file)
+    exported = exported_evals(read_json(file))
     paths = dict(_pair(text) for text in items or [])
     with server_client(url, key) as server:
         if model is not None:
             get(server, f"/models/{model}")  # refused before an eval is made
         files = {id: upload(server, Path(path), "evals") for id, path in paths.items()}
-        for evaluation in _evals(exported):
-            body = eval_request(evaluation, judge)
-            runs = [run_request(run, model, files) for run in evaluation.get("runs", [])]
+        requests = [
+            (eval_request(evaluation, judge), [run_request(run, model, files) for run in evaluation.get("runs", [])])
+            for evaluation in exported
+        ]  # all of them are read before one is made
+        for body, runs in requests:
             created = post(server, "/evals", body)
             typer.echo(f"{created['id']}  {created['name']}")
             for run in runs:
@@ -71,9 +100,7 @@ def eval_request(exported: JsonObject, judge: str | None = None) -> JsonObject:
 
     One over stored completions selects those that are stored here.
     """
-    config = exported.get("data_source_config")
-    if not isinstance(config, dict) or "testing_criteria" not in exported:
-        raise ValueError("no eval: it has no data_source_config or no testing_criteria")
+    config = exported["data_source_config"]
     body: JsonObject = {name: exported[name] for name in ("name", "metadata") if exported.get(name)}
     is_custom = config.get("type") == "custom"
     body["data_source_config"] = _custom(config) if is_custom else _without_nulls(config | {"schema": None})
@@ -83,8 +110,8 @@ def eval_request(exported: JsonObject, judge: str | None = None) -> JsonObject:
 
 def _custom(config: JsonObject) -> JsonObject:
     """GET answers with the schema of ``item`` and ``sample`` together, where POST takes that of ``item``."""
-    if "schema" not in config:
-        return config
+    if config.get("schema") is None:
+        return _without_nulls(config)
     properties = config["schema"].get("properties", {})
     with_sample = "sample" in properties
     return {"type": "custom", "item_schema": properties.get("item", {}), "include_sample_schema": with_sample}
@@ -97,11 +124,8 @@ def _criterion(criterion: JsonObject, judge: str | None) -> JsonObject:
 
 def run_request(exported: JsonObject, model: str | None, files: dict[str, str]) -> JsonObject:
     """The body that starts an exported run anew. ``files``: ids here by ids there. ValueError for a file not among
-    them, and for what is no run."""
-    label = exported.get("name") or exported.get("id")
-    data_source = exported.get("data_source")
-    if not isinstance(data_source, dict) or not isinstance(data_source.get("source"), dict):
-        raise ValueError(f"{label}: no run: it has no data_source with a source")
+    them."""
+    data_source = exported["data_source"]
     body: JsonObject = {name: exported[name] for name in ("name", "metadata") if exported.get(name)}
     source = _without_nulls(data_source)
     if "content" in source["source"]:
@@ -109,9 +133,9 @@ def run_request(exported: JsonObject, model: str | None, files: dict[str, str]) 
     if source.get("type") != "jsonl" and model is not None:
         source["model"] = model
     if source["source"].get("type") == "file_id":
-        id = source["source"]["id"]
+        id = source["source"].get("id")
         if id not in files:
-            raise ValueError(f"{label}: give its items by --file {id}=PATH")
+            raise ValueError(f"{exported.get('name') or exported.get('id')}: give its items by --file {id}=PATH")
         source["source"] = {"type": "file_id", "id": files[id]}
     return body | {"data_source": source}
 
@@ -126,12 +150,13 @@ def _clean(value: JsonValue) -> JsonValue:
     return _without_nulls(value) if isinstance(value, dict) else value
 
 
-def _evals(exported: JsonValue) -> list[JsonObject]:
+def exported_evals(exported: JsonValue) -> list[JsonObject]:
+    """The evals of an export: one, a list, or a page of the API. ValidationError for what is no eval."""
     if isinstance(exported, dict):
         exported = exported.get("data", [exported])
-    if not isinstance(exported, list) or not all(isinstance(evaluation, dict) for evaluation in exported):
-        raise ValueError("the file holds no eval and no list of evals")
-    return [evaluation for evaluation in exported if isinstance(evaluation, dict)]
+    evals: list[JsonObject] = TypeAdapter(list[JsonObject]).validate_python(exported)
+    TypeAdapter(list[ExportedEval]).validate_python(evals)
+    return evals
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 import httpx
 import openai
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from iro_server.cli import evals as cli_evals
@@ -303,10 +305,31 @@ def test_an_imported_run_keeps_the_nulls_of_its_items():
     assert body["data_source"] == {"type": "jsonl", "source": {"type": "file_content", "content": items}}
 
 
-@pytest.mark.parametrize("run", [{}, {"data_source": {"type": "jsonl"}}, {"data_source": []}])
-def test_an_import_of_what_is_no_run_says_so(run):
-    with pytest.raises(ValueError, match="evalrun_1: no run: it has no data_source with a source"):
-        cli_evals.run_request({"id": "evalrun_1"} | run, None, {})
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"testing_criteria": None}, "0.testing_criteria"),
+        ({"testing_criteria": ["string_check"]}, "0.testing_criteria.0"),
+        ({"data_source_config": []}, "0.data_source_config"),
+        ({"data_source_config": {"type": "custom", "schema": []}}, "0.data_source_config.schema"),
+        ({"data_source_config": {"type": "custom", "schema": {"properties": {"item": 1}}}}, "properties.item"),
+        ({"runs": {}}, "0.runs"),
+        ({"runs": [1]}, "0.runs.0"),
+        ({"runs": [{}]}, "0.runs.0.data_source"),
+        ({"runs": [{"data_source": {"type": "jsonl"}}]}, "0.runs.0.data_source.source"),
+        ({"runs": [{"data_source": []}]}, "0.runs.0.data_source"),
+    ],
+)
+def test_an_import_of_what_is_no_eval_names_the_field(change, field):
+    exported = {"data_source_config": {"type": "custom"}, "testing_criteria": []}
+    with pytest.raises(ValidationError, match=re.escape(field)):
+        cli_evals.exported_evals(exported | change)
+
+
+@pytest.mark.parametrize("exported", [None, 3, "eval", [1], {"data": 3}])
+def test_an_import_of_other_json_is_refused(exported):
+    with pytest.raises(ValidationError):
+        cli_evals.exported_evals(exported)
 
 
 def test_an_openai_export_is_imported_with_another_model_and_its_file(client, tmp_path):
