@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -75,6 +76,17 @@ def mean_and_error(samples: Sequence[float]) -> tuple[float, float]:
     valid_samples = np.array([sample for sample in samples if not math.isnan(sample)])
     error = valid_samples.std(ddof=1) / math.sqrt(len(valid_samples)) if len(valid_samples) > 1 else math.nan
     return float(valid_samples.mean()) if len(valid_samples) else math.nan, float(error)
+
+
+def mean_and_half_width(samples: Sequence[float]) -> tuple[float, float]:
+    """Mean of the samples that are not NaN, and half its 95 % Student interval (NaN for fewer than two).
+
+    Student's t, as the standard error is that of a few: of two samples the interval is 6.5 times as wide as the normal
+    approximation's, of twelve 1.12 times.
+    """
+    mean, error = mean_and_error(samples)
+    count = sum(not math.isnan(sample) for sample in samples)
+    return mean, error * float(stdtrit(count - 1, 0.975)) if count > 1 else math.nan
 
 
 def samples_to_detect(differences: Sequence[float]) -> int | None:

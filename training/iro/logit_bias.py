@@ -31,7 +31,7 @@ from iro_server.graders.base import Grader, Sample
 from iro_server.graders.parsing import parse_grader
 from iro_server.graders.posting import Endpoint
 from training.iro.data import AlignError, numbered_rows
-from training.iro.diagnostics import mean_and_error
+from training.iro.diagnostics import mean_and_error, mean_and_half_width
 from training.iro.over_optimization import TAIL, measures
 from training.iro.seeds import ROLLOUTS, SPLIT, TILT, VALIDATION
 from training.iro.trials import Levels, best_trial, mean_reward, mended_trials, refused_trials, sharper_trials
@@ -304,8 +304,8 @@ class BiasFit:
     def check(self, setting: Setting) -> JsonObject:
         """The chosen setting against the plain one on prompts that chose nothing: mean rewards and the paired gain."""
         plain, chosen = (rewards_of(self.checked(each)) for each in (PLAIN, setting))
-        gain, error = mean_and_error([new - old for new, old in zip(chosen, plain, strict=True)])
-        improved = gain - 1.96 * error > 0
+        gain, half_width = mean_and_half_width([new - old for new, old in zip(chosen, plain, strict=True)])
+        improved = gain - half_width > 0
         message = f"Held-out reward {mean_and_error(chosen)[0]:.3f}, plain {mean_and_error(plain)[0]:.3f}"
         self.run.emit("message", message, level="info" if improved else "warn")
         return {
@@ -313,7 +313,7 @@ class BiasFit:
             "baseline": mean_and_error(plain)[0],
             "reward": mean_and_error(chosen)[0],
             "gain": gain,
-            "gain_error": 1.96 * error,
+            "gain_error": half_width,
         }
 
     def checked(self, setting: Setting) -> list[JsonObject]:

@@ -26,7 +26,7 @@ from training.iro import distance, report
 from training.iro.collection import Collection, ShardNames
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Prompt, Slice, shards_of, split
-from training.iro.diagnostics import BY_POSITION, emit_correlation, mean_and_error
+from training.iro.diagnostics import BY_POSITION, emit_correlation, mean_and_error, mean_and_half_width
 from training.iro.executor import Executor
 from training.iro.fit import Scale, Shards
 from training.iro.grading import Grading, Tally, merge
@@ -305,7 +305,8 @@ class Alignment:
         self.run.metrics(row | {"timing": timing}, report.message(row))
         emit_correlation(self.run, step, fitted["stack_correlation"])
         if valid:
-            self.run.emit("checkpoint", data={"step": step, "path": str(folder), "metrics": row})
+            metrics = row | {"search": self.served[step].params.model_dump()}
+            self.run.emit("checkpoint", data={"step": step, "path": str(folder), "metrics": metrics})
             emit_samples(self.run, step, self.prompts.validation, valid.rows)
         by_position = {name: fitted[name] for name in BY_POSITION}
         return row | {
@@ -334,14 +335,14 @@ class Alignment:
         )
         gains = [row["value_pick"] - base["mean"] for row, base in zip(after.rows, before.rows, strict=True)]
         groups = self.prompts.check_groups  # rows of the same prompt tell of one prompt
-        gain, error = mean_and_error([mean_and_error([gains[i] for i in group])[0] for group in groups])
+        gain, half_width = mean_and_half_width([mean_and_error([gains[i] for i in group])[0] for group in groups])
         is_apart = self.prompts.check is not self.prompts.validation
         self.run.check(
             "held-out reward of the aligned model, without calling the grader, less the frozen model's, on "
             f"{len(groups)} prompts that chose {'nothing' if is_apart else 'it, as there are no others'}",
             expected="95 % interval above 0",
-            got=f"{gain:.3f} ± {1.96 * error:.3f}",
-            holds=gain - 1.96 * error > 0,
+            got=f"{gain:.3f} ± {half_width:.3f}",
+            holds=gain - half_width > 0,
         )
 
     def conclude(self, base: list[JsonObject], history: list[JsonObject]) -> JsonObject:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.training.iro.toy_job import MODEL, job
 from training.iro.config import AlignConfig
 from training.iro.data import split
+from training.iro.diagnostics import mean_and_half_width
 from training.iro.job import AlignJob, with_improvement
 from training.iro.seeds import SPLIT
 from training.run import Run, rng_of
@@ -40,6 +42,17 @@ def execute(config: AlignConfig, folder: Path) -> tuple[dict[str, Any], list[str
     events: list[dict[str, Any]] = []
     result = improvement_job().execute(config, folder, on_event=events.append)
     return result, [event["message"] for event in events if event["level"] == "warn"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_a_gain_of_zero_is_shown_as_rarely_on_few_prompts_as_on_many(count: int) -> None:
+    draws = np.random.default_rng(0).standard_normal((4000, count))
+    shown = [mean - half_width > 0 for mean, half_width in map(mean_and_half_width, draws)]
+    assert np.mean(shown) == pytest.approx(0.025, abs=0.008)
+
+
+def test_one_prompt_gives_no_interval() -> None:
+    assert np.isnan(mean_and_half_width([1.0, np.nan])[1])
 
 
 def test_a_proven_gain_is_an_improvement(config: AlignConfig, tmp_path: Path) -> None:
