@@ -4,7 +4,8 @@ One small alignment job for each grader. Ten planted graders reward what is easi
 Ten clean ones are the tasks of ``benchmarks/tasks`` and two mild constraints. A job warns of the model that it serves
 (``over_optimization``, ``distance``), or of the grader (``refused_tilt``: a tilt whose text the grader prefers). Ways
 to serve that were passed over for their text are counted apart: no warning reports them. Finished jobs are kept under
-``--out``: an interrupted run goes on with the next grader.
+``--out``: an interrupted run goes on with the next grader. With a part of the ``--graders`` no results file is written:
+a run without that option, and with the same ``--out``, joins the parts.
 """
 
 from __future__ import annotations
@@ -89,7 +90,20 @@ def main() -> None:
     model_dir = prepare_model()
     with EmbeddedEngine(model_dir) as engine:
         rows = [measured_once(engine, model_dir, name, args) for name in args.graders]
-    finish(args, {"counts": count_warnings(rows), "rows": rows}, report, seeds=[args.seed])
+    finish_all(args, rows)
+
+
+def finish_all(args: argparse.Namespace, rows: list[JsonObject]) -> None:
+    """Write the results file, or report alone where ``--graders`` are a part of all."""
+    numbers = {"counts": count_warnings(rows), "rows": rows}
+    if missing := [name for name in cases() if name not in args.graders]:
+        print(
+            f"{len(rows)} of {len(cases())} graders, so no results file is written: a run without --graders joins them."
+        )
+        print(f"Missing: {', '.join(missing)}")
+        report(numbers)
+    else:
+        finish(args, numbers, report, seeds=[args.seed])
 
 
 def measured_once(engine: Any, model_dir: Path, name: str, args: argparse.Namespace) -> JsonObject:

@@ -33,6 +33,7 @@ from value_heads import LoraBackbone, LoraValues
 from value_heads.threads import on_fresh_thread
 
 REQUESTS, ITERATIONS = 8, 3
+CHUNK = BEAM.chunk_length or 16  # new tokens between two choices of a search
 PACKED = (1, 4, 16)  # rows
 
 
@@ -97,13 +98,13 @@ class Bench:
 
     def papers_loop(self, tokens: int) -> float:
         """As the paper's repository decodes a prompt: a fresh ``generate`` a chunk, and T value models of the base's
-        size that each read every row's whole prefix again."""
+        size that each read every row's whole prefix again. ``tokens``: a multiple of ``CHUNK``."""
 
         @torch.no_grad()
         def go() -> int:
             beams = torch.tensor([self.prompt])
-            for _ in range(tokens // BEAM.chunk_length):  # type: ignore[operator]
-                rows = self._sample(beams.repeat_interleave(ROWS // len(beams), 0), BEAM.chunk_length or tokens)
+            for _ in range(tokens // CHUNK):
+                rows = self._sample(beams.repeat_interleave(ROWS // len(beams), 0), CHUNK)
                 values = sum(self.peer.model(rows).last_hidden_state[:, -1].mean(-1) for _ in range(ITERATIONS))
                 beams = rows[torch.as_tensor(values).topk(BEAM.beam_width).indices]
             return ROWS * tokens
@@ -238,6 +239,8 @@ def main() -> None:
     parser.add_argument("--loop-tokens", type=int, default=128, help="new tokens of each row against the paper's loop")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    if args.loop_tokens < 1 or args.loop_tokens % CHUNK:
+        parser.error(f"--loop-tokens: a multiple of {CHUNK}, since the paper's loop draws chunks of {CHUNK} tokens")
     bench = Bench(args.tokens, args.repeats)
     result = measure(bench, args.loop_tokens)
     bench.engine.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -57,15 +57,20 @@ def draw(summary: JsonObject, path: Path) -> None:
     axes.set_title(
         f"{total['kills']} kills, {total['acknowledged']} acknowledged items, {total['jobs']} jobs:\n{fault_counts}"
     )
-    axes.legend()
+    axes.legend(title="struck")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
-    summary = json.loads((out / "results.json").read_text())
-    draw(summary, out / "faults.png")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="the --out of benchmarks.faults")
+    folder = parser.parse_args().folder
+    results = folder / "results.json"
+    if not results.is_file():
+        parser.error(f"there is no {results}: benchmarks.faults --out {folder} writes it")
+    summary = json.loads(results.read_text())
+    draw(summary, folder / "faults.png")
     print_table(summary)
 
 

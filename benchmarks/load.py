@@ -76,10 +76,10 @@ class Tally:
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    if len(seconds) < 2:
-        return {"count": len(seconds)}
-    cuts = statistics.quantiles(seconds, n=20)
-    return {"count": len(seconds), "p50": statistics.median(seconds), "p95": cuts[18], "max": max(seconds)}
+    if not seconds:
+        return {"count": 0}
+    p95 = statistics.quantiles(seconds, n=20)[18] if len(seconds) > 1 else seconds[0]
+    return {"count": len(seconds), "p50": statistics.median(seconds), "p95": p95, "max": max(seconds)}
 
 
 async def client(api: openai.AsyncOpenAI, number: int, until: float, tally: Tally) -> None:
@@ -214,7 +214,8 @@ def report(result: JsonObject) -> None:
     for kind, latencies in result["below_the_limit"]["done"].items():
         print(f"{kind:8} {latencies['count']:5} done, seconds p50 {latencies['p50']:.2f}, p95 {latencies['p95']:.2f}")
     first = result["below_the_limit"]["first_chunk"]
-    print(f"time to a stream's first chunk: p50 {first['p50']:.2f} s, p95 {first['p95']:.2f} s")
+    if first["count"]:
+        print(f"time to a stream's first chunk: p50 {first['p50']:.2f} s, p95 {first['p95']:.2f} s")
 
 
 if __name__ == "__main__":

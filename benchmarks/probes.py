@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.quality_report import interval
+from benchmarks.quality_report import interval_of_seeds
 from benchmarks.record import command_line, computed_once, finish
 from benchmarks.research.claims import estimate
 from benchmarks.tables import interval_text, table
@@ -218,7 +218,7 @@ def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
         cells = {
-            name: {"reward": interval(np.array([row["picks"][name] for row in of_task]))}
+            name: {"reward": interval_of_seeds(np.array([row["picks"][name] for row in of_task]))}
             | (
                 {"correlation": estimate([row["correlations"][name] for row in of_task])}
                 if name in of_task[0]["correlations"]

@@ -8,9 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from benchmarks.tables import interval_text
 from iro_server import JsonObject
+from training.intervals import band
 
 Final = JsonObject
 PICKS: dict[str, Callable[[list[Final]], Final]] = {
@@ -25,7 +27,7 @@ def load(out: Path, seeds: int) -> list[JsonObject]:
 
 
 def summarise(out: Path, seeds: int) -> JsonObject:
-    """Everything that is printed and drawn. Intervals: percentile bootstrap over seeds, then prompts within a seed."""
+    """Everything that is printed and drawn. Intervals: ``interval_of_seeds``."""
     runs = load(out, seeds)
     names = list(runs[0]["methods"])
     chosen = {
@@ -33,27 +35,28 @@ def summarise(out: Path, seeds: int) -> JsonObject:
     }
     reward = {key: matrix(finals, "reward") for key, finals in chosen.items()}
     base = np.array([[np.mean([f["reward"] for f in fs]) for fs in run["methods"]["best-of-16"]] for run in runs])
-    rows = [{"method": "base, one sample", "pick": "none", "reward": interval(base)}]
+    rows = [{"method": "base, one sample", "pick": "none", "reward": interval_of_seeds(base)}]
     for (name, pick), finals in chosen.items():
-        rows.append({"method": name, "pick": pick, "reward": interval(reward[name, pick])} | quality(finals))
+        rows.append({"method": name, "pick": pick, "reward": interval_of_seeds(reward[name, pick])} | quality(finals))
     best_of_n = reward["best-of-16", "reward"]
     iterations = [name for name in names if name.startswith("IRO-")]
     gains = [
         {"method": name, "pick": pick, "over": "best-of-16, reward pick"}
-        | interval(reward[name, pick] - best_of_n)
+        | interval_of_seeds(reward[name, pick] - best_of_n)
         | {"by_seed": (reward[name, pick] - best_of_n).mean(axis=1).tolist()}
         for name in names
         for pick in PICKS
         if (name, pick) != ("best-of-16", "reward")
     ]
     steps = [
-        {"method": later, "pick": pick, "over": earlier} | interval(reward[later, pick] - reward[earlier, pick])
+        {"method": later, "pick": pick, "over": earlier}
+        | interval_of_seeds(reward[later, pick] - reward[earlier, pick])
         for earlier, later in pairwise(iterations)
         for pick in PICKS
     ]
     controls = [
         {"method": iterations[-1], "pick": pick, "over": control}
-        | interval(reward[iterations[-1], pick] - reward[control, pick])
+        | interval_of_seeds(reward[iterations[-1], pick] - reward[control, pick])
         for control in names
         if control not in iterations and control != "best-of-16"
         for pick in PICKS
@@ -85,7 +88,10 @@ def matrix(finals: Sequence[Sequence[Final]], key: str) -> np.ndarray:
 
 
 def interval(values_SP: np.ndarray, draws: int = 4000) -> dict[str, float]:
-    """Mean of [seeds, prompts] and its 95 % interval."""
+    """Mean of [seeds, prompts] and its 95 % interval: percentile bootstrap over seeds, then prompts within a seed.
+
+    Too narrow for several seeds that differ (``interval_of_seeds``); of one seed it is over prompts alone.
+    """
     rng = np.random.default_rng(0)
     seeds, prompts = values_SP.shape
     picked_S = rng.integers(seeds, size=(draws, seeds))
@@ -95,13 +101,43 @@ def interval(values_SP: np.ndarray, draws: int = 4000) -> dict[str, float]:
     return {"mean": float(values_SP.mean()), "low": float(low), "high": float(high)}
 
 
+def interval_of_seeds(values_SP: np.ndarray, draws: int = 4000) -> dict[str, float]:
+    """Mean of [seeds, prompts] and its 95 % interval: the bootstrap's, or Student's over the seeds' means where that
+    reaches further. Of five seeds it covers as much as it states however much seeds differ."""
+    return wider(interval(values_SP, draws), values_SP.mean(axis=1))
+
+
+def wider(bootstrapped: dict[str, float], means_S: ArrayLike) -> dict[str, float]:
+    """A bootstrap interval, and at each end the Student interval over seeds' means where that reaches further."""
+    student = band(means_S)
+    return bootstrapped | {
+        "low": min(bootstrapped["low"], student["low"]),
+        "high": max(bootstrapped["high"], student["high"]),
+    }
+
+
+def widened(content: JsonObject) -> JsonObject:
+    """Differences and checks of a results file whose intervals were bootstrapped alone, from the gains ``by_seed``.
+
+    Rewards and judges keep their intervals: the file does not have them by seed.
+    """
+    gains = [gain | wider(gain, gain["by_seed"]) for gain in content["gains"]]
+    by_seed = {(gain["method"], gain["pick"]): np.array(gain["by_seed"]) for gain in gains}
+    steps, controls = (
+        [row | wider(row, by_seed[row["method"], row["pick"]] - by_seed[row["over"], row["pick"]]) for row in rows]
+        for rows in (content["steps"], content["controls"])
+    )
+    checked = checks(gains, [*steps, *controls], content["judges"])
+    return {"gains": gains, "steps": steps, "controls": controls, "checks": checked}
+
+
 def quality(finals: Sequence[Sequence[Final]]) -> JsonObject:
     """What would show reward hacking: other judges, log-probability under the frozen model, repeated word pairs."""
     logprob = matrix(finals, "logprob")
     return {
-        "vader": interval(matrix(finals, "vader")),
-        "minilm": interval(matrix(finals, "minilm")),
-        "logprob": interval(logprob),
+        "vader": interval_of_seeds(matrix(finals, "vader")),
+        "minilm": interval_of_seeds(matrix(finals, "minilm")),
+        "logprob": interval_of_seeds(logprob),
         "perplexity": float(np.exp(-logprob.mean())),
         "distinct_2": float(np.mean([distinct([f["tokens"]], 2) for run in finals for f in run])),
     }
@@ -111,7 +147,7 @@ def judge_gains(chosen: dict[tuple[str, str], list[list[Final]]], iterations: Se
     """Each iteration's gain over best-of-16 by the judges the job never saw."""
     return [
         {"method": name, "pick": pick, "judge": judge}
-        | interval(matrix(chosen[name, pick], judge) - matrix(chosen["best-of-16", "reward"], judge))
+        | interval_of_seeds(matrix(chosen[name, pick], judge) - matrix(chosen["best-of-16", "reward"], judge))
         for name in iterations
         for pick in PICKS
         for judge in ("vader", "minilm")
@@ -207,7 +243,7 @@ def draw(summary: JsonObject, path: Path) -> None:
         )
     correlation_axes.set_xlabel("token of the response")
     correlation_axes.set_ylabel("within-prompt correlation\nwith the final reward")
-    correlation_axes.set_title("what the value functions know, and when")
+    correlation_axes.set_title("what the value functions know, and when (means over seeds)")
     correlation_axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=130)

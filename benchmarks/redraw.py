@@ -11,6 +11,7 @@ A table's function takes the file's content and returns Markdown, a figure's tak
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import re
 from collections.abc import Callable, Iterator
@@ -71,6 +72,8 @@ def redrawn(text: str) -> str:
 
 
 def main() -> None:
+    description = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=description).parse_args()
     for document in documents():
         text = document.read_text()
         if (redrawn_text := redrawn(text)) != text:

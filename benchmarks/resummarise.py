@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import vllm_tilts
+from benchmarks import probes, quality_report, value_features, vllm_tilts
 from benchmarks.record import read, write
 from benchmarks.research import bilevel, rl_exact
 from iro_server import JsonObject
@@ -19,7 +19,10 @@ from training.provenance import versions
 ROOT = Path(__file__).parents[1]
 SUMMARIES: dict[str, Callable[[JsonObject], JsonObject]] = {
     "bilevel.transient": lambda content: bilevel.transient(content["lengths"]),
+    "probes": lambda content: {"tasks": probes.summary(content["rows"])},
+    "quality": quality_report.widened,
     "rl.adrl_tabular": rl_exact.tabular_again,
+    "value_features": lambda content: {"tasks": value_features.summary(content["rows"])},
     "vllm_tilts": lambda content: {
         "tasks": vllm_tilts.summary(content["rows"], read(ROOT / content["run"]["config"]["jobs"])["rows"])
     },

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import openai
 import psutil
@@ -125,10 +126,11 @@ def arrows(repeats: int) -> dict[str, float]:
 
 
 async def real_users(server: ServerProcess, workload: Workload, seconds: float) -> Outcome:
-    """What so many clients saw of the real server in so many seconds, after a tenth of them."""
+    """What so many clients saw of the real server in so many seconds, after a tenth of them. A request that goes on at
+    their end counts as long as it has lasted: the quantiles are lower bounds then."""
     begin = time.monotonic() + seconds / 10
     end = begin + seconds
-    first_chunks, durations = [], []
+    spans: list[RequestSpan] = []
     search = {name: getattr(workload, name) for name in ("beam_width", "num_successors", "chunk_length")}
     text = " ".join(["tide"] * workload.prompt_tokens)
 
@@ -147,14 +149,29 @@ async def real_users(server: ServerProcess, workload: Workload, seconds: float) 
             ):
                 if first_chunk is None and chunk.choices and chunk.choices[0].text:
                     first_chunk = time.monotonic() - start
-            if begin <= time.monotonic() < end:
-                durations.append(time.monotonic() - start)
-                first_chunks.append(first_chunk or durations[-1])
+            if (finish := time.monotonic()) >= begin:
+                spans.append(span_until(end, start, first_chunk, finish))
             await asyncio.sleep(rng.expovariate(1 / workload.think))
 
     async with openai.AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=300) as api:
         await asyncio.gather(*(user(api, number) for number in range(workload.users)))
-    return Outcome.of(durations, first_chunks, seconds, busy=float("nan"))
+    durations, first_chunks = ([getattr(span, part) for span in spans] for part in ("duration", "first_chunk"))
+    return Outcome.of(durations, first_chunks, seconds, float("nan"), sum(not span.is_finished for span in spans))
+
+
+class RequestSpan(NamedTuple):
+    """Seconds of a request, and of its first chunk."""
+
+    duration: float
+    first_chunk: float
+    is_finished: bool
+
+
+def span_until(end: float, start: float, first_chunk: float | None, finish: float) -> RequestSpan:
+    """As far as it is seen at ``end``, where a request that goes on has lasted so long. ``first_chunk``: in seconds
+    after ``start``; None where the request had no text."""
+    duration = min(finish, end) - start
+    return RequestSpan(duration, min(first_chunk or duration, duration), finish < end)
 
 
 def checked(costs: Costs, seconds: float) -> list[JsonObject]:

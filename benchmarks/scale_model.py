@@ -78,8 +78,11 @@ class Outcome:
     busy: float
 
     @classmethod
-    def of(cls, durations: list[float], first: list[float], seconds: float, busy: float) -> Self:
-        return cls(len(durations) / seconds, _quantiles(first), _quantiles(durations), busy)
+    def of(
+        cls, durations: list[float], first: list[float], seconds: float, busy: float, num_unfinished: int = 0
+    ) -> Self:
+        """Of so many seconds. ``num_unfinished``: how many of the requests have lasted so long, and go on."""
+        return cls((len(durations) - num_unfinished) / seconds, _quantiles(first), _quantiles(durations), busy)
 
     def bearable(self) -> bool:
         return self.first_chunk[1] <= LIMIT["first_chunk_p95"] and self.whole[1] <= LIMIT["whole_p95"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,17 @@ class Bench:
         self.lora, self.linear = LoraValues(backbone, [1.0]), linear_heads(engine.info, 3)
         self.passage = engine.tokenizer(PASSAGE)["input_ids"][1:PROMPT_TOKENS]
         self.prompts = 0
+        self.client = httpx.AsyncClient(timeout=None)  # one for all calls: its connections are open before they count
+        self.runner = asyncio.Runner()  # whose event loop the connections belong to
+
+    def close(self) -> None:
+        self.runner.run(self.client.aclose())
+        self.runner.close()
+
+    def rate(self, work: Callable[[], Coroutine[Any, Any, int]]) -> float:
+        """Of base tokens that ``work`` counts."""
+        start = time.perf_counter()
+        return self.runner.run(work()) / (time.perf_counter() - start)
 
     def prompt(self) -> list[int]:
         """One that no cache holds."""
@@ -64,12 +75,12 @@ class Bench:
             ]
             return sum(result.usage.base_tokens for result in await asyncio.gather(*searches))
 
-        return rate(go)
+        return self.rate(go)
 
     def plain(self, rows: int, requests: int = 1, model: str | None = None) -> float:
         """vLLM's own sampling: so many requests at once, each of so many rows. ``model``: an adapter's name."""
         prompts = [(self.prompt(), rows, self.tokens, seed) for seed in range(requests)]
-        return rate(lambda: self._post(prompts, model))
+        return self.rate(lambda: self._post(prompts, model))
 
     def adapter_name(self, steering: Steering) -> str:
         """Of the aligned model on the server."""
@@ -79,7 +90,7 @@ class Bench:
                 assert session.adapter is not None
                 return session.adapter.name
 
-        return asyncio.run(go())
+        return self.runner.run(go())
 
     def one_row(self, requests: int, steering: Steering) -> float:
         """So many requests at once for one row of the aligned model."""
@@ -93,7 +104,7 @@ class Bench:
             ]
             return sum(result.usage.base_tokens for result in await asyncio.gather(*searches))
 
-        return rate(go)
+        return self.rate(go)
 
     def one_at_a_time(self) -> float:
         """The same search by a client that asks for each continuation of each beam by itself, and scores it by itself,
@@ -113,15 +124,14 @@ class Bench:
                 beams = [row for _, row in sorted(pool, reverse=True)[: BEAM.beam_width]]
             return ROWS * self.tokens
 
-        return rate(go)
+        return self.rate(go)
 
     async def _post(self, requests: list[tuple[list[int], int, int, int]], model: str | None = None) -> int:
         """Tokens drawn for (prompt, rows, length, seed) each; ``last``: the rows."""
         name = model or self.engine.model
         url = f"{self.engine.replicas.all[0].url}/completions"
-        async with httpx.AsyncClient(timeout=None) as client:
-            bodies = [request(name, p, n, length, Sampling(), seed) for p, n, length, seed in requests]
-            answers = await asyncio.gather(*(client.post(url, json=body) for body in bodies))
+        bodies = [request(name, p, n, length, Sampling(), seed) for p, n, length, seed in requests]
+        answers = await asyncio.gather(*(self.client.post(url, json=body) for body in bodies))
         payloads = [answer.raise_for_status().json() for answer in answers]
         self.last = [
             rows_of(each, n, length, Sampling()) for each, (_, n, length, _) in zip(payloads, requests, strict=True)
@@ -135,14 +145,6 @@ class Bench:
         after = self.engine.health().replicas[0]
         read, cached = (after[name] - before[name] for name in ("prompt_tokens", "cached_tokens"))
         return cached / read
-
-
-def rate(work: Callable[[], Awaitable[int]]) -> float:
-    async def go() -> int:
-        return await work()
-
-    start = time.perf_counter()
-    return asyncio.run(go()) / (time.perf_counter() - start)
 
 
 def median(repeats: int, measures: dict[str, Callable[[], float]]) -> dict[str, float]:
@@ -240,8 +242,11 @@ def main() -> None:
     backbone.add_iteration()
 
     def over(url: str, measure: Callable[[Bench, int], Any], adapters: Path | None = None) -> Any:
-        with VLLMEngine(model_dir, Endpoints((url,), adapters=adapters)) as engine:
-            return measure(Bench(engine, backbone, args.tokens), args.repeats)
+        with (
+            VLLMEngine(model_dir, Endpoints((url,), adapters=adapters)) as engine,
+            closing(Bench(engine, backbone, args.tokens)) as bench,
+        ):
+            return measure(bench, args.repeats)
 
     def measure_all(url: str) -> tuple[JsonObject, dict[str, float]]:
         return over(url, measure_cached), over(url, measure_one_row, args.out.resolve() / "adapters")

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.quality_report import interval
+from benchmarks.quality_report import interval_of_seeds
 from benchmarks.record import command_line, finish
 from iro_server import JsonObject
 from iro_server.decoding.base import Final, SearchParams, SearchResult
@@ -217,7 +217,7 @@ class Seed:
 
 
 def summarise(per_seed: Sequence[JsonObject]) -> JsonObject:
-    """Means with 95 % intervals, by bootstrap over seeds and, within them, prompts; gains are paired."""
+    """Means with 95 % intervals over seeds and prompts; gains are paired."""
     rewards, stopped = (
         {name: np.array([seed[part][name] for seed in per_seed]) for name in per_seed[0][part]}
         for part in ("rewards", "stopped")
@@ -233,9 +233,9 @@ def summarise(per_seed: Sequence[JsonObject]) -> JsonObject:
     }
     return {
         "heldout_prompts": rewards["base"].size,
-        "rewards": {name: interval(values) for name, values in rewards.items()},
-        "stopped": {name: interval(values) for name, values in stopped.items()},
-        "gains": {f"{a} less {b}": interval(rewards[a] - rewards[b]) for a, b in pairs},
+        "rewards": {name: interval_of_seeds(values) for name, values in rewards.items()},
+        "stopped": {name: interval_of_seeds(values) for name, values in stopped.items()},
+        "gains": {f"{a} less {b}": interval_of_seeds(rewards[a] - rewards[b]) for a, b in pairs},
         "finished less living, in sd of the reward": {
             name: {"mean": float(np.mean(values)), "by_seed": values} for name, values in gaps.items()
         },

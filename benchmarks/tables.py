@@ -12,6 +12,10 @@ Row = Sequence[str]
 MIB = 2**20
 METHODS = {"blockwise 4x4": "blockwise best-of-4x4, newest value functions"}
 IRO_PREFIX = "IRO-"
+REQUESTS_AT_ONCE = "answers a second, 16 requests of one row at once"
+SEQUENTIAL_SEARCHES = {  # what a row of older results files compared
+    f"{REQUESTS_AT_ONCE} / a search of 16 rows": f"{REQUESTS_AT_ONCE} / searches of 16 rows one after another"
+}
 
 
 def table(head: Row, rows: Iterable[Row]) -> str:
@@ -123,7 +127,7 @@ def tilts(content: Content) -> str:
     """What a tilt costs, as ratios within one run."""
     rows = [
         [
-            row["name"],
+            SEQUENTIAL_SEARCHES.get(row["name"], row["name"]),
             f"{row['median']:.2f}",
             f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}",
             f"≥ {row['aim']:g}",
@@ -224,14 +228,18 @@ def long_prompts(content: Content) -> str:
 
 
 def neighbours(content: Content) -> str:
-    """p95 of a tenant's calls beside each attack, in milliseconds, and its ratio to the same alone."""
+    """p95 of a tenant's calls beside each attack, in milliseconds, and its ratio to the same alone. The last column
+    has statuses of 500 and more in older results, and all but 2xx since."""
     kinds = list(content["rows"]["alone"]["p95"])
     rows = []
     for name, row in content["rows"].items():
-        cells = [f"{1000 * row['p95'][kind]:.0f} ({row['ratio'][kind]:.2f})" for kind in kinds]
+        cells = [
+            f"{1000 * row['p95'][kind]:.0f} ({row['ratio'][kind]:.2f})" if kind in row["p95"] else "no success"
+            for kind in kinds
+        ]
         failures = ", ".join(f"{count} of {status}" for status, count in row["failures"].items())
         rows.append([name, *cells, failures or "none"])
-    return table(["beside", *kinds, "5xx"], rows)
+    return table(["beside", *kinds, content.get("failed", "5xx")], rows)
 
 
 def page_reads(content: Content) -> str:

@@ -1,9 +1,9 @@
 """What a tilt costs, as ratios within one run: ``python -m benchmarks.tilts --json``.
 
-Tokens a second with a tilt over those without one, at equal rows. Against a search of 16 rows, which needs no tilt:
-how much sooner one row answers alone, and how many answers a second 16 such requests at once give. fp32, SmolLM2-135M,
-prompts of 40 tokens, tilts of rank 16 with all parts. The two sides of a ratio take turns. Run it on a quiet
-machine.
+Tokens a second with a tilt over those without one, at equal rows. Against searches of 16 rows, which need no tilt:
+how much sooner one row answers alone, and how many answers a second 16 such requests at once give, over 16 searches at
+once and over searches one after another. fp32, SmolLM2-135M, prompts of 40 tokens, tilts of rank 16 with all parts. The
+sides of a ratio take turns. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -71,14 +71,16 @@ class Bench:
         ]
         return [other / ours for other, ours in pairs[1:]]
 
-    def against_search(self, tilted: list[Steering]) -> list[float]:
-        """Answers a second of these requests at once over those of one search after another, of each repeat."""
-        values = linear_heads(self.engine.info, 1)
-        pairs = [
-            (self.seconds(BEAM, [None], values), self.seconds(SearchParams(), list(tilted)))
-            for _ in range(self.repeats)
-        ]
-        return [len(tilted) * search / ours for search, ours in pairs]
+    def against_searches(self, tilted: Sequence[Steering]) -> dict[str, list[float]]:
+        """Answers a second of these requests at once over those of as many searches, which run at once or one after
+        another, of each repeat."""
+        values, count = linear_heads(self.engine.info, 1), len(tilted)
+        ratios: dict[str, list[float]] = {"at once": [], "one after another": []}
+        for _ in range(self.repeats):
+            requests = self.seconds(SearchParams(), list(tilted))
+            ratios["at once"].append(self.seconds(BEAM, [None] * count, values) / requests)
+            ratios["one after another"].append(count * self.seconds(BEAM, [None], values) / requests)
+        return ratios
 
 
 def measure(bench: Bench) -> JsonObject:
@@ -92,8 +94,10 @@ def measure(bench: Bench) -> JsonObject:
     ratios["a tilt that is new to the engine, 16 rows / none"] = bench.ratio(sixteen, [tilt], sixteen, first_seen=True)
     aims = dict.fromkeys(ratios, AIM)
     ratios["one answer, a tilt at one row / a search of 16 rows"] = bench.ratio(plain, [tilt], BEAM)
-    alone = bench.against_search([Steering(tilt)] * BEAM.rows)
-    ratios["answers a second, 16 requests of one row at once / a search of 16 rows"] = alone
+    for order, values in bench.against_searches([Steering(tilt)] * BEAM.rows).items():
+        ratios[f"answers a second, {BEAM.rows} requests of one row at once / searches of {BEAM.rows} rows {order}"] = (
+            values
+        )
     aims = dict.fromkeys(ratios, SPEEDUP_AIM) | aims
     rows = [
         {"name": name, "median": statistics.median(values), "ratios": values, "aim": aims[name]}

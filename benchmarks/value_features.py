@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.quality_report import interval
+from benchmarks.quality_report import interval_of_seeds
 from benchmarks.record import command_line, computed_once, finish
 from benchmarks.research.claims import estimate
 from benchmarks.tables import interval_text, table
@@ -189,7 +189,9 @@ def summary(rows: Sequence[JsonObject]) -> list[JsonObject]:
     results = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
-        rewards = {name: interval(np.array([row["picks"][name] for row in of_task])) for name in of_task[0]["picks"]}
+        rewards = {
+            name: interval_of_seeds(np.array([row["picks"][name] for row in of_task])) for name in of_task[0]["picks"]
+        }
         correlations = {
             name: estimate([row["correlations"][name] for row in of_task]) for name in of_task[0]["correlations"]
         }

@@ -12,6 +12,7 @@ state too, and by the job's own values of hidden states. What ``--out`` has is n
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -133,10 +134,12 @@ def of_models(engine: Engine, piece: Piece, samples: int) -> JsonObject:
 
 
 def measured_once(folder: Path, piece: Piece, part: str, compute: Callable[[], Measured]) -> Measured:
-    """A part of a piece's numbers, measured once for its run in the life of ``folder``."""
+    """A part of a piece's numbers, measured once for its run in the life of ``folder``. SystemExit where it was
+    measured for another job of a run and a piece of these names."""
     run = piece.folder.parents[1]
     path = folder / f"{run.name}, {piece.folder.name}, {part}.json"
-    values: Measured = computed_once(path, compute)
+    job = (piece.folder / "align" / "result.json").read_bytes()
+    values: Measured = computed_once(path, compute, {"job_sha256": hashlib.sha256(job).hexdigest()})
     return values
 
 

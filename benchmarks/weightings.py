@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from benchmarks.bench_tasks.answers import Answer, answer_of, best_of
 from benchmarks.bench_tasks.config import BenchTasksConfig
 from benchmarks.bench_tasks.measure import qualities
@@ -181,8 +183,8 @@ def draw(content: JsonObject, path: Path) -> None:
     curves = {"iro": ("mixed models, one row", "o-", "C0"), "best_of_n": ("best of 16 by reward", "s-", "C1")}
     for method, (label, style, colour) in curves.items():
         rows = [row for row in content["rows"] if row["method"] == method]
-        points = [[row[name]["mean"] for name in NAMES] for row in rows if sum(row["weights"]) == 1]
-        axes.plot(*zip(*points, strict=True), style, color=colour, ms=5, lw=1.2, label=label)
+        points = [row for row in rows if sum(row["weights"]) == 1]
+        axes.errorbar(**means_and_bars(points), fmt=style, color=colour, ms=5, lw=1.2, elinewidth=0.4, label=label)
         for row in rows:
             if method == "iro":
                 x, y = (row[name]["mean"] for name in NAMES)
@@ -193,18 +195,26 @@ def draw(content: JsonObject, path: Path) -> None:
     base = next(row for row in content["rows"] if row["method"] == "base")
     axes.plot(*zip(*ends, strict=True), "--", color="grey", lw=1, label="either model by chance")
     for row, mark, label in ((at_full_strength, "D", "both whole, one row"), (base, "x", "frozen model")):
-        axes.plot(
-            *(row[name]["mean"] for name in NAMES),
-            mark,
-            color="C2" if row is at_full_strength else "black",
-            label=label,
-        )
+        colour = "C2" if row is at_full_strength else "black"
+        axes.errorbar(**means_and_bars([row]), fmt=mark, color=colour, elinewidth=0.4, label=label)
+    axes.set_title("means, and 95 % intervals over prompts alone", fontsize=9)
     axes.set(xlabel="sentiment: held-out reward", ylabel="reading level: held-out reward")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def means_and_bars(rows: Sequence[JsonObject]) -> dict[str, Any]:
+    """x, y and the lengths of their bars below and above, of both rewards."""
+    fields: dict[str, Any] = {}
+    for axis, name in zip("xy", NAMES, strict=True):
+        cells = [row[name] for row in rows]
+        fields[axis] = [cell["mean"] for cell in cells]
+        bars = [(cell["mean"] - cell["low"], cell["high"] - cell["mean"]) for cell in cells]
+        fields[f"{axis}err"] = np.transpose(bars)
+    return fields
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def draw_samples(result: Result, path: Path) -> None:
                 np.array(x)[stopped], y[stopped], "o", color=colour, markerfacecolor="white", markersize=4, zorder=3
             )
         axes.set(title=title, xlabel="Σ|A_k| (blue), Π|A_k| (red)", xscale="log", yscale="log")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower right")
     panels[0].set_ylabel(f"transitions (hollow: some stopped at {most:,})")
     figure.savefig(path, dpi=110)
 

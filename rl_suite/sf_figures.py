@@ -45,19 +45,19 @@ def _transfer(panels: np.ndarray, result: Result) -> None:
         draw_band(profiles, final["profile_levels"], curve, name)
     profiles.set(xlabel="return τ", ylabel="share of runs above τ", title="reacher, all 12 tasks, at the end")
     for row, (name, estimate) in enumerate(final["probability_of_improvement"].items()):
-        wins.plot([estimate["low"], estimate["high"]], [row, row], linewidth=6, alpha=0.4)
+        wins.plot([estimate["low"], estimate["high"]], [row, row], linewidth=6, alpha=0.4, color="0.4")
         wins.plot(estimate["value"], row, "k|", markersize=14)
-        wins.text(0.02, row + 0.15, f"SF-DQN over {name}")
+        wins.text(0.02, row + 0.25, f"SF-DQN over {name}")
     wins.axvline(0.5, color="0.8", zorder=0)
     wins.set(
         xlim=(0, 1),
-        ylim=(-0.5, row + 0.5),
+        ylim=(-0.5, row + 0.6),
         yticks=[],
         xlabel="probability of improvement",
         title="reacher, all 12 tasks, at the end",
     )
     for axes in (rooms, trained):
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
 def _theory(panels: np.ndarray, result: Result) -> None:

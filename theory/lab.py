@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase
 
 Result = dict[str, Any]
+GALLERY_DPI = 120
 SPEED_LABELS = {
     "batch_of_20_runs": "batch of 20 runs",
     "same_code_one_run": "same code, one run",
@@ -58,10 +59,12 @@ def lab(
     presets: Mapping[str, dict[str, Any]],
     minutes: Callable[[StudyConfig], float],
     page: tuple[str, str],
+    gallery: Sequence[str] = (),
 ) -> Job:
     """A job that runs ``studies`` in order.
 
-    ``minutes(config)``: the expected duration on two cores; ``page``: title and introduction of the interactive page.
+    ``minutes(config)``: the expected duration on two cores; ``page``: title and introduction of the interactive page;
+    ``gallery``: the studies of the figure that shows several, all of them if empty.
     """
 
     class CheckedConfig(config):  # type: ignore[misc, valid-type]
@@ -101,7 +104,8 @@ def lab(
             figure.savefig(folder / "figures" / f"{study_name}.png", dpi=110)
             plt.close(figure)
             panels += study.panels(result) if study.panels else []
-        _gallery(studies, results).savefig(folder / "figures" / "gallery.png", dpi=45)
+        shown = {study: results[study] for study in gallery if study in results} or results
+        _gallery(studies, shown).savefig(folder / "figures" / "gallery.png", dpi=GALLERY_DPI)
         plt.close("all")
         if panels:
             write_page(folder / "figures" / "page.html", *page, panels)
@@ -110,12 +114,12 @@ def lab(
 
 
 def _gallery(studies: Mapping[str, Study[StudyConfig]], results: Result) -> Figure:
-    """All figures of a run in one, three a row."""
+    """Several figures of a run in one, two a row."""
     from matplotlib import pyplot as plt
 
-    columns = min(3, len(results))
+    columns = min(2, len(results))
     rows = -(-len(results) // columns)
-    figure = plt.figure(figsize=(8 * columns, 4.3 * rows), layout="constrained")
+    figure = plt.figure(figsize=(7 * columns, 4.2 * rows), layout="constrained")
     cells = figure.subfigures(rows, columns, squeeze=False).flat
     for cell, (study, result) in zip(cells, results.items(), strict=False):
         studies[study].draw(cell, result)
@@ -182,6 +186,8 @@ def required_fit(values: ArrayLike, needed: ArrayLike, expected: float, quantity
 
 def draw_required(figure: FigureBase, result: Result, symbols: Mapping[str, str], threshold: str = "error") -> None:
     """Draw {"error", "fits": {name: `required_fit`}}, one panel per fit."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator
+
     panels = figure.subplots(1, len(result["fits"]), squeeze=False)[0]
     for axes, (name, fit) in zip(panels, result["fits"].items(), strict=True):
         mean = np.array([np.nan if m is None else m for m in fit["needed"]["mean"]], dtype=float)
@@ -189,7 +195,11 @@ def draw_required(figure: FigureBase, result: Result, symbols: Mapping[str, str]
         axes.loglog(values, mean, "o-")
         axes.loglog(values, np.nanmin(mean) * (values / values[np.nanargmin(mean)]) ** expected, "k:")
         axes.set(xlabel=symbols[name], ylabel=f"{fit['quantity']} to {threshold} {result['error']:g}")
-        axes.set_title(f"{slope_text(fit['slope'])}; dotted: {expected:g}".replace(": -", ": −"), fontsize=9)
+        axes.set_xticks(values, [f"{value:.2g}" for value in values], fontsize=8)
+        axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.set_title(f"{slope_text(fit['slope'])}\ndotted: {expected:g}".replace(": -", ": −"), fontsize=9)
 
 
 def draw_band(axes: Axes, x: list[float], curve: Result, label: str, colour: str) -> None:

@@ -11,10 +11,12 @@ from benchmarks.research import claims as research
 from benchmarks.research.claims import Claim, against, cell_text, estimate, number, positive, welch
 from benchmarks.tables import table
 from iro_server import JsonObject
+from training.federated.comparison_summary import LAST
 from training.federated.experiment import METHODS
 
 ADAPTIVE = "FADAS, delay-adaptive"
 IN_TIME = "in time"
+LAST_EVALUATIONS = f"last {LAST} evaluations"
 Pairs = tuple[tuple[str, str], ...]
 FADAS_PAIRS: Pairs = (
     ("FADAS", "FedBuff"),
@@ -41,11 +43,11 @@ def reviews(result: JsonObject) -> JsonObject:
 
 
 def _comparison(result: JsonObject, pairs: Pairs, synchronous: tuple[str, ...]) -> JsonObject:
-    """Claims, by delays and method the accuracy at the end and when the first asynchronous run ends, the steps that
-    were tried, and the clients that answered.
+    """Claims, by delays and method the mean accuracy of the last evaluations ("end") and the accuracy when the first
+    asynchronous run ends, the steps that were tried, and the clients that answered.
 
-    ``pairs``: (better, worse) at the end. ``synchronous``: rules that ADAPTIVE exceeds when that run ends. A claim
-    needs several seeds, and the methods that it compares.
+    ``pairs``: (better, worse) by the last evaluations. ``synchronous``: rules that ADAPTIVE exceeds when that run ends.
+    A claim needs several seeds, and the methods that it compares.
     """
     rows: list[Claim] = []
     accuracy: JsonObject = {}
@@ -119,9 +121,9 @@ def claims(content: JsonObject) -> str:
 
 
 def accuracy(content: JsonObject) -> str:
-    """By method: step, accuracy at the end and in time, for each delay model."""
+    """By method: step, mean accuracy of the last evaluations and accuracy in time, for each delay model."""
     delays = list(content["accuracy"])
-    head = ["", *(f"{name} delays, {part}" for name in delays for part in ("step", "at the end", IN_TIME))]
+    head = ["", *(f"{name} delays, {part}" for name in delays for part in ("step", LAST_EVALUATIONS, IN_TIME))]
     rows = []
     for method in content["accuracy"][delays[0]]:
         cells = [content["accuracy"][name][method] for name in delays]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from benchmarks.research.federated import accuracy, claims, fadas, participation, reviews
 from iro_server import JsonObject
+from training.federated.comparison_summary import end
 from training.federated.reviews import GRIDS
 from training.intervals import band
 
@@ -68,3 +73,11 @@ def test_claims_about_methods_that_did_not_run_are_left_out() -> None:
     content = fadas({"results": {"mild": {"methods": methods, "participation": PARTICIPATION}}, "steps": steps})
     assert [claim["paper"] for claim in content["claims"]] == ["mild delays: FADAS above FedBuff"]
     assert content["tuning"] == [{"delays": "mild", "method": "FADAS", "step": 1.0, "accuracy": 0.7}]
+
+
+def test_the_heading_says_that_accuracy_is_a_mean_of_the_last_evaluations() -> None:
+    head = accuracy(reviews(reviews_result())).splitlines()[0]
+    assert "heavy-tailed delays, last 3 evaluations" in head and "at the end" not in head
+    accuracies = [0.1, 0.5, 0.6, 0.7]
+    curve: Any = {"accuracy": accuracies, "regular": range(4)}
+    assert end(curve) == pytest.approx(0.6)

@@ -72,7 +72,17 @@ def test_a_results_file_is_summarised_again_from_its_rows(tmp_path: Path) -> Non
     assert (tmp_path / "samples.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("name", ["rl.adrl_tabular/two-cores", "vllm_tilts/default"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "probes/default",
+        "quality/imdb",
+        "rl.adrl_tabular/two-cores",
+        "value_features/default",
+        "value_features/text",
+        "vllm_tilts/default",
+    ],
+)
 def test_the_summary_of_a_results_file_is_that_of_its_rows(name: str) -> None:
     content = read(ROOT / "results" / f"{name}.json")
     for part, summary in SUMMARIES[content["run"]["benchmark"]](content).items():

@@ -35,9 +35,21 @@ def test_the_interval_of_a_share_is_over_seeds_and_prompts() -> None:
     assert share(on_vllm, in_process) == pytest.approx({"mean": 0.6, "low": 0.2, "high": 1.0})
 
 
+def piece_of(run: Path, result: str) -> Any:
+    folder = run / "pieces" / "keywords-0"
+    (folder / "align").mkdir(parents=True)
+    (folder / "align" / "result.json").write_text(result)
+    return SimpleNamespace(folder=folder)
+
+
 def test_a_part_is_measured_once_for_each_run(tmp_path: Path) -> None:
-    first: Any = SimpleNamespace(folder=tmp_path / "first" / "pieces" / "keywords-0")
-    second: Any = SimpleNamespace(folder=tmp_path / "second" / "pieces" / "keywords-0")
+    first, second = piece_of(tmp_path / "first", "{}"), piece_of(tmp_path / "second", "{}")
     assert measured_once(tmp_path, first, "control", lambda: [1.0]) == [1.0]
     assert measured_once(tmp_path, first, "control", lambda: [2.0]) == [1.0]
     assert measured_once(tmp_path, second, "control", lambda: [2.0]) == [2.0]
+
+
+def test_a_part_of_another_run_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    measured_once(tmp_path, piece_of(tmp_path / "a" / "run", "{}"), "control", lambda: [1.0])
+    with pytest.raises(SystemExit, match="choose another --out"):
+        measured_once(tmp_path, piece_of(tmp_path / "b" / "run", '{"seed": 1}'), "control", lambda: [2.0])

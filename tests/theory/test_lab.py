@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.image import imread
 
-from theory.lab import LabConfig, Study, band, first_below, lab, loglog
+from theory.lab import GALLERY_DPI, LabConfig, Study, band, first_below, lab, loglog
 from theory.page import Panel
 from training.run import Cancelled
 
@@ -88,3 +89,18 @@ def test_one_figure_is_one_study(tmp_path: Path) -> None:
     computed: list[str] = []
     a_lab(computed).execute({"studies": ["second"]}, tmp_path)
     assert computed == ["second"]
+
+
+def test_the_gallery_shows_the_named_studies_two_a_row(tmp_path: Path) -> None:
+    def draw(figure: Any, result: Any) -> None:
+        figure.subplots().plot(result["y"])
+
+    studies = {name: Study(lambda config, run: {"y": np.arange(3.0)}, draw) for name in "abc"}
+    shapes = {}
+    for gallery in ((), ("a",), ("a", "c")):
+        job = lab("theory.test", "", LabConfig, studies, {"all": {}}, lambda config: 0, ("", ""), gallery)
+        folder = tmp_path / "".join(gallery)
+        job.execute({}, folder / "run")
+        height, width, _ = imread(folder / "run" / "figures" / "gallery.png").shape
+        shapes["".join(gallery)] = (round(width / GALLERY_DPI), round(height / GALLERY_DPI, 1))
+    assert shapes == {"": (14, 8.4), "a": (7, 4.2), "ac": (14, 4.2)}

@@ -141,7 +141,7 @@ def layers(figure: FigureBase, result: Result) -> None:
         draw_band(axes, result["step"], curve, f"layer {i + 1}", f"C{i}")
         axes.plot([0, 2000], [0.35, (0.79, 0.78, 0.70)[i]], "o", color=f"C{i}", mfc="none")
     axes.set(xlabel="step", ylabel="attention on the same step and pattern", title="three layers (circles: paper)")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center right")
 
 
 def layers_panels(result: Result) -> list[Panel]:

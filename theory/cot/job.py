@@ -35,4 +35,5 @@ JOB = lab(
         "Training nonlinear transformers for chain-of-thought",
         "Bands are 95 % intervals over trained models. Computed once by <code>iro run theory.cot</code>.",
     ),
+    gallery=("attention", "alpha", "condition", "required", "scaling", "layers"),
 )

@@ -66,9 +66,7 @@ def phase(figure: FigureBase, result: Result) -> None:
     plane_axes.set(xlim=(-3, 3), ylim=(-3, 3), xlabel="u", ylabel="U", title="u² − U² = c; dashed: uU = 1/γ")
     plane_axes.legend(fontsize=7)
     product_axes.axhline(result["optimum"], color="k", ls="--", lw=1)
-    product_axes.set(
-        xlabel="t", ylabel="P = uU", ylim=(-3, 3), title=f"P(t); largest gap to the 1-D ODE {result['gap']:.0e}"
-    )
+    product_axes.set(xlabel="t", ylabel="P = uU", ylim=(-3, 3), title=f"largest gap to the 1-D ODE {result['gap']:.0e}")
 
 
 def phase_panels(result: Result) -> list[Panel]:
@@ -174,7 +172,7 @@ def general(figure: FigureBase, result: Result) -> None:
         axes.set(
             xlabel="t",
             ylabel="loss",
-            title=f"{DATA_LABELS[name]}\ndrift {drift:.0e}; blue W, orange KᵀQ; dashed: L* of I",
+            title=f"{DATA_LABELS[name]}\ndrift {drift:.0e}\nblue W, orange KᵀQ; dashed: L* of I",
         )
         axes.title.set_fontsize(9)
 

@@ -16,4 +16,5 @@ JOB = lab(
         "Gradient flows of linear in-context learning",
         "Each curve was computed once by <code>iro run theory.gradient_flow</code>; the sliders choose among them.",
     ),
+    gallery=("flows", "critical", "phase", "escape", "sgd", "general"),
 )

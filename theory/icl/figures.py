@@ -187,7 +187,8 @@ def pruning(figure: FigureBase, result: Result) -> None:
     hinge_axes.plot(0.4, 4.5e-2, "o", color="C1", mfc="none")
     norms = result["norms"]
     draw_band(norm_axes, list(np.linspace(0, 1, len(norms["mean"]))), norms, "ours", "C0")
-    norm_axes.set(xlabel="neurons, by norm", ylabel="norm of the row of W_O", title="paper: .15 → .5 at 17 %")
+    norm_axes.set(xlabel="neurons, by norm", ylabel="norm of the row of W_O")
+    norm_axes.set_title("paper: .15 → .5 at 17 %", fontsize=9)
 
 
 def pruning_panels(result: Result) -> list[Panel]:

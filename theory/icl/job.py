@@ -37,4 +37,5 @@ JOB = lab(
         "In-context learning and pruning",
         "Bands are 95 % intervals over trained models. Computed once by <code>iro run theory.icl</code>.",
     ),
+    gallery=("mechanism", "unseen", "s1", "alpha", "pruning", "required"),
 )

@@ -92,7 +92,7 @@ def as_earlier(results: Results, earlier: Mapping[str, float]) -> list[Check]:
         for method, accuracy in earlier.items():
             if method in methods:
                 got, bound = [methods[method]["end"][part] for part in ("mean", "low", "high")], accuracy - 0.03
-                name = f"{delays} delays: {method}, accuracy at the end ({accuracy} was seen elsewhere)"
+                name = f"{delays} delays: {method}, accuracy of the last evaluations ({accuracy} was seen elsewhere)"
                 checks.append({"name": name, "expected": f">= {bound:.2f}", "got": got, "holds": got[0] >= bound})
         if "FedBuff" in methods and "FADAS" in methods:
             gain = band(np.subtract(methods["FADAS"]["per_seed"], methods["FedBuff"]["per_seed"]))

@@ -44,11 +44,12 @@ def draw(folder: Path) -> None:
             _band(by_time, summary["times"], row["by_time"], method)
         by_updates.set(title=f"{delays} delays", xlabel=f"rounds of {size} client updates", ylabel="test accuracy")
         by_time.set(title=f"{delays} delays", xlabel="virtual time")
-    low = min(row["end"]["mean"] for summary in results.values() for row in summary["methods"].values())
-    panels[0, 0].set_ylim(max(0.0, low - 0.25), None)
+    rows = [row for summary in results.values() for row in summary["methods"].values()]
+    lowest = min(min(row["end"]["mean"] - 0.25, row["at_horizon"]["mean"] - 0.05) for row in rows)
+    panels[0, 0].set_ylim(max(0.0, lowest), None)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    figure.savefig(folder / "figures" / "accuracy.png", dpi=80)
+    figure.savefig(folder / "figures" / "accuracy.png", dpi=100)
     plt.close(figure)
 
 

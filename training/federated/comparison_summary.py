@@ -12,7 +12,7 @@ from training.federated.experiment import METHODS, Curve
 from training.federated.schedule import Participation
 from training.intervals import band
 
-LAST = 3  # evaluations whose mean is the final accuracy, which fluctuates between rounds
+LAST = 3  # evaluations whose mean is a run's final accuracy, since accuracy fluctuates between rounds
 POINTS = 41
 
 Band = dict[str, list[float]]

@@ -25,6 +25,7 @@ from training.federated.buffered import FederatedSettings
 from training.federated.delays import LARGE, official
 from training.federated.rules import RULES
 from training.federated.simulator import Simulator
+from training.intervals import band
 from training.run import Job, JobConfig, Run, derive_seed, rng_of
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ def _steps(config: FederatedValuesConfig, rows: ClientRows, start: Tensor, penal
 
 
 def summarise(config: FederatedValuesConfig, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds and prompts, with 95 % intervals by bootstrap over seeds and, within them, prompts."""
+    """Means over seeds and prompts, with 95 % intervals: ``_interval``."""
     rewards = {name: np.array([seed["rewards"][name] for seed in seeds]) for name in METHODS}  # [seeds, prompts]
     pairs = [("federated", "base"), ("federated", "best-of-16"), ("federated", "pooled"), ("pooled", "best-of-16")]
     differences = {f"{a} - {b}": rewards[a] - rewards[b] for a, b in pairs}
@@ -317,24 +318,37 @@ def summarise(config: FederatedValuesConfig, seeds: Sequence[dict[str, Any]]) ->
 
 
 def _interval(values: np.ndarray, rng: np.random.Generator, resamples: int = 4000) -> dict[str, Any]:
+    """Mean of [seeds, prompts] and its 95 % interval: the bootstrap's over seeds and, within them, prompts, or
+    Student's over the seeds' means where that reaches further."""
     seeds, prompts = values.shape
     who = rng.integers(seeds, size=(resamples, seeds))
     which = rng.integers(prompts, size=(resamples, seeds, prompts))
     means = values[who[:, :, None], which].mean((1, 2))
-    return {"mean": float(values.mean()), "interval": np.percentile(means, (2.5, 97.5)).tolist()}
+    low, high = np.percentile(means, (2.5, 97.5))
+    student = band(values.mean(axis=1))
+    interval = [min(float(low), student["low"]), max(float(high), student["high"])]
+    return {"mean": float(values.mean()), "interval": interval}
 
 
 def draw(folder: Path) -> None:
+    seeds = json.loads((folder / "result.json").read_text())["per_seed"]
+    rewards = {name: band([np.mean(seed["rewards"][name]) for seed in seeds]) for name in METHODS}
+    draw_rewards({"rewards": rewards}, folder / "figures" / "rewards.png")
+
+
+def draw_rewards(content: dict[str, Any], path: Path) -> None:
+    """Means over seeds, with Student intervals: ``content["rewards"]``, also that of a results file."""
     from matplotlib.figure import Figure
 
-    summary = json.loads((folder / "result.json").read_text())["summary"]["rewards"]
-    means = [summary[name]["mean"] for name in METHODS]
-    spread = np.abs(np.array([summary[name]["interval"] for name in METHODS]).T - means)
+    cells = [content["rewards"][name] for name in METHODS]
+    means = [cell["mean"] for cell in cells]
+    spread = [[cell["mean"] - cell["low"] for cell in cells], [cell["high"] - cell["mean"] for cell in cells]]
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
     axes.bar(METHODS, means, yerr=spread, capsize=4, color=["0.7", "0.7", "C0", "C1"])
     axes.set_ylabel("held-out reward (logit of sentiment)")
-    figure.savefig(folder / "figures" / "rewards.png", dpi=130)
+    axes.set_title("means, 95 % Student intervals over seeds", fontsize=9)
+    figure.savefig(path, dpi=130)
 
 
 JOB = Job(

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from training.federated.values import JOB, FederatedValuesConfig, _centred, _interval, edges, federated, ridge_fits
+from training.federated import values
+from training.federated.values import (
+    JOB,
+    METHODS,
+    FederatedValuesConfig,
+    _centred,
+    _interval,
+    edges,
+    federated,
+    ridge_fits,
+)
+from training.intervals import band
 from value_heads.features import FeatureSpec
 from value_heads.fit import ALPHAS, Rows, fit_ridge
 
@@ -75,9 +88,27 @@ def test_an_interval_counts_how_seeds_differ_and_not_only_prompts() -> None:
     rng = np.random.default_rng(0)
     alike = np.repeat([[0.0, 1.0]], 6, axis=0).repeat(50, axis=1)
     differing = np.repeat([[0.0], [1.0]], 3, axis=0) * np.ones((1, 100))
-    widths = [np.diff(_interval(values, rng)["interval"])[0] for values in (alike, differing)]
+    widths = [np.diff(_interval(table, rng)["interval"])[0] for table in (alike, differing)]
     assert _interval(alike, rng)["mean"] == _interval(differing, rng)["mean"] == 0.5
     assert widths[1] > 4 * widths[0]
+
+
+def test_an_interval_of_few_seeds_that_differ_is_students() -> None:
+    differing = np.repeat([[0.0], [0.5], [1.0]], 32, axis=1)
+    student = band([0.0, 0.5, 1.0])
+    assert _interval(differing, np.random.default_rng(0))["interval"] == pytest.approx(
+        [student["low"], student["high"]]
+    )
+
+
+def test_the_figure_has_the_intervals_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewards = {name: [[float(i + seed), 2.0 * i] for seed in range(3)] for i, name in enumerate(METHODS)}
+    seeds = [{"rewards": {name: rows[seed] for name, rows in rewards.items()}} for seed in range(3)]
+    (tmp_path / "result.json").write_text(json.dumps({"per_seed": seeds}))
+    drawn: list[Any] = []
+    monkeypatch.setattr(values, "draw_rewards", lambda content, path: drawn.append(content["rewards"]))
+    values.draw(tmp_path)
+    assert drawn == [{name: band(np.mean(rows, axis=1)) for name, rows in rewards.items()}]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def draw(folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     curves = json.loads((folder / "result.json").read_text())["curves"]
-    figure, panels = plt.subplots(1, len(curves), figsize=(4.6 * len(curves), 4), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(curves), figsize=(4.6 * len(curves), 5), layout="constrained", squeeze=False)
     for axes, (study, methods) in zip(panels[0], curves.items(), strict=True):
         score, by_bytes = STUDIES[study].score, "SOBA" in methods
         axes.set(title=STUDIES[study].title, ylabel=score)
@@ -31,7 +31,8 @@ def draw(folder: Path) -> None:
             axes.set_xscale("log")
         if score == "error":
             lowest = min(np.mean(curve[score], axis=1).min() for curve in methods.values())
-            axes.set(yscale="log", ylim=(lowest / 3, None))  # intervals may reach below 0
-        axes.legend(fontsize=8)
-    figure.savefig(folder / "figures" / "problems.png", dpi=80)
+            axes.set(yscale="log", ylim=(lowest / 3, None))
+            axes.text(0.02, 0.02, "bands that leave the panel reach 0 or less", transform=axes.transAxes, fontsize=7)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    figure.savefig(folder / "figures" / "problems.png", dpi=100)
     plt.close(figure)
