@@ -16,13 +16,13 @@ files=(--file compose.yaml)
 for name in "$@"; do
     files+=(--file "compose.$name.yaml")
 done
-docker compose "${files[@]}" up --build --detach
+docker compose "${files[@]}" up --build --detach --remove-orphans
 for ((tries = 0; tries < 120; tries++)); do
     if docker compose "${files[@]}" exec -T server /iro/bin/http-health.sh /v1/health 8000 2> /dev/null; then
         echo "http://127.0.0.1:$(sed -n 's/^PORT=//p' .env)/v1 answers."
-        # None after a restore: the keys are those of the backup.
+        # None after a restore: the keys are those of the backup. Revoking the key leaves the file.
         if key=$(docker compose "${files[@]}" exec -T server cat /data/first.key 2> /dev/null); then
-            echo "The first key: $key"
+            echo "The first key: $key (unless it has been revoked)"
         fi
         exit 0
     fi

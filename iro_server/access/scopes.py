@@ -6,7 +6,8 @@ from enum import StrEnum
 
 JOB_RUNS = "/v1/iro/job_runs"  # of whoever runs the machine
 JOB_KINDS = "/v1/iro/job_kinds"
-SHARED = ("/v1/fine_tuning/checkpoints/", "/v1/webhook_endpoints", "/metrics")  # whom a project tells, the whole server
+SHARED = ("/v1/fine_tuning/checkpoints/", "/v1/webhook_endpoints")  # whom a project tells
+METRICS = "/metrics"  # of the whole server
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/batches")
 
@@ -16,11 +17,14 @@ class Scope(StrEnum):
     generate = "generate"  # have models answer
     train = "train"  # store files, start jobs, try graders, delete
     admin = "admin"  # share models, webhooks, the metrics of the whole server, runs of batch jobs
+    metrics = "metrics"  # the metrics of the whole server, for a monitor
 
 
 def sufficient(method: str, path: str) -> tuple[Scope, ...]:
     """The scopes of which a key needs one for the request. Who may do a thing may also look at what it needs for it:
     who generates at the models, who runs batch jobs at those."""
+    if path.startswith(METRICS):
+        return (Scope.admin, Scope.metrics)
     if path.startswith(SHARED):
         return (Scope.admin,)
     if method in ("GET", "HEAD", "OPTIONS"):

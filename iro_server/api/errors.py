@@ -13,18 +13,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError, SQLAlchemyError, TimeoutError
+from sqlalchemy.exc import DataError, InterfaceError, InternalError, OperationalError, SQLAlchemyError, TimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from iro_server import JsonObject
 from iro_server.access.rates import RateLimitExceeded
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
-from iro_server.api.reinforcement_options import OPTIONS_BY_BLOCK
+from iro_server.api.reinforcement_options import OPTIONS_BY_BLOCK, REINFORCEMENT_FIELDS
 from iro_server.api.unsupported import UNSUPPORTED
 from iro_server.concurrency.admission import RequestTooLarge, TooManyWaiting
 from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
 from iro_server.concurrency.disconnect import ClientGone
 from iro_server.concurrency.fair_queue import QueueFull
+from iro_server.decoding.base import SearchParams
 from iro_server.engines.endpoints import EngineRefused, EngineUnavailable
 from iro_server.engines.grammars import SchemaRefused
 from iro_server.engines.memory import EngineOutOfMemory
@@ -33,9 +35,12 @@ from iro_server.telemetry.control_characters import escaped
 from iro_server.telemetry.metrics import REFUSED
 
 log = logging.getLogger("iro.api")
-DATABASE_AWAY = (TimeoutError, InterfaceError, OperationalError)
+VERSION = "/v1"  # that paths of the API begin with
+DATABASE_AWAY = (TimeoutError, InterfaceError, InternalError, OperationalError)  # InternalError: of a standby
 # A step of pydantic's path that is no field: which member of a union refused the value.
 MEMBER = re.compile(r"(str|int|float|bool|constrained-.*|(literal|list|dict)\[.*)")
+NO_OBJECT = ("dict_type", "model_attributes_type", "model_type")  # pydantic's types of the error
+SEARCH_FIELDS = (*SearchParams.model_fields, "rows", "values")
 HINTS = {  # by field
     "method": "A job says how: {'type': 'reinforcement', 'reinforcement': {'grader': ...}}.",
 }
@@ -184,17 +189,38 @@ def _first_mistake(errors: Sequence[JsonObject] | Sequence[ErrorDetails], prefix
         return bad_request(
             " ".join(filter(None, (message, HINTS.get(param or "")))), param, "missing_required_parameter"
         )
-    return bad_request(f"Invalid '{param}': {first['msg'].removeprefix('Value error, ')}", param, "invalid_value")
+    message = first["msg"].removeprefix("Value error, ")
+    if param is None:
+        return bad_request(_problem_of_body(first, message), None, "invalid_value")
+    return bad_request(f"Invalid '{param}': {message}", param, "invalid_value")
+
+
+def _problem_of_body(mistake: JsonObject | ErrorDetails, message: str) -> str:
+    if isinstance(mistake.get("input"), bytes):  # which is not read as JSON
+        return "Send the body as JSON with the header Content-Type: application/json."
+    if mistake["type"] in NO_OBJECT:
+        return "The body must be a JSON object."
+    return f"Invalid request: {message}"
 
 
 def _intended(param: str) -> str:
-    """What an unknown option of a job may be meant for; nothing of other fields."""
-    method, _, name = param.rpartition(".")
+    """What an unknown field may be meant for: an option of a job, or a field of a search or of sampling parameters."""
+    parent, _, name = param.rpartition(".")
+    if parent.rpartition(".")[2] == "search":
+        similar = get_close_matches(name, SEARCH_FIELDS, n=1)
+        return f". Did you mean {similar[0]}?" if similar else ""
+    if parent == "data_source.sampling_params" and name == "max_tokens":
+        return ". Did you mean max_completion_tokens?"
+    return _intended_option(parent, name)
+
+
+def _intended_option(method: str, name: str) -> str:
+    """``method``: the block of a job's request that has no option ``name``."""
     parent = method.rpartition(".")[0]
     blocks = {f"{parent}.{block}": fields for block, fields in OPTIONS_BY_BLOCK.items()}
     if parent != "method.reinforcement" or method not in blocks:
         return ""
-    places = [block for block, fields in blocks.items() if name in fields]
+    places = [block for block, fields in {parent: REINFORCEMENT_FIELDS, **blocks}.items() if name in fields]
     if places:
         return f". It belongs in {places[0]}."
     by_name = {field: block for block, fields in blocks.items() for field in fields}
@@ -217,6 +243,14 @@ def storage_failure(error: SQLAlchemyError) -> JSONResponse:
     return answer(APIError(503, message, code="storage_unavailable"), {"Retry-After": "2"})
 
 
+def _with_version(request: Request) -> str:
+    """The route that a path without the API's version is meant for."""
+    path = f"{VERSION}{request.url.path}"
+    scope = {**request.scope, "path": path}
+    is_route = any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    return f"; did you mean {path}?" if is_route else ""
+
+
 def install(app: FastAPI) -> None:
     """Make ``app`` answer every exception with the envelope."""
 
@@ -226,11 +260,11 @@ def install(app: FastAPI) -> None:
     for kind in ANSWERED:
         app.add_exception_handler(kind, raised)
 
-    @app.exception_handler(TimeoutError)
-    @app.exception_handler(InterfaceError)
-    @app.exception_handler(OperationalError)
     async def unstored(_: Request, error: SQLAlchemyError) -> JSONResponse:
         return storage_failure(error)
+
+    for away in DATABASE_AWAY:
+        app.add_exception_handler(away, unstored)
 
     @app.exception_handler(DataError)
     async def unstorable(_: Request, error: DataError) -> JSONResponse:
@@ -253,7 +287,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         call = f"{request.method} {request.url.path}"
-        message = {404: f"Unknown request URL: {call}", 405: f"Not allowed: {call}"}.get(
+        message = {404: f"Unknown request URL: {call}{_with_version(request)}", 405: f"Not allowed: {call}"}.get(
             error.status_code, error.detail
         )
         code = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code)

@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Annotated, BinaryIO, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from iro_server import JsonObject
 from iro_server.api.errors import APIError, bad_request
-from iro_server.engines.text_parts import text_of
+from iro_server.api.messages import Message, Tool
 
 MAX_LINE = 8 * 2**20  # bytes of one row, which is read as a whole
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+PLACE = re.compile(r"at line \d+ column (\d+)")
+JSON_LINES = "the file holds one JSON object a line (JSON Lines)"
 
 
-class RowMessage(BaseModel):
+class RowMessage(Message):
+    """A message of a chat request; a row may hold further fields, which nothing reads."""
+
     model_config = ConfigDict(extra="allow")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(text_of)]
 
 
 class Row(BaseModel):
-    """``messages``, a conversation to answer, or ``prompt``, a text to continue; any other field is the grader's."""
+    """``messages``, a conversation to answer with ``tools``, or ``prompt``, a text to continue; any other field is the
+    grader's."""
 
     model_config = ConfigDict(extra="allow")
 
     messages: list[RowMessage] = Field(default=[], min_length=1)
     prompt: str = Field("", min_length=1)
+    tools: list[Tool] | None = None
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Row:
         if (not self.messages and not self.prompt) or (self.messages and self.prompt):
             raise ValueError("a row has either 'messages' or 'prompt'")
-        if self.messages and self.messages[-1].role != "user":
-            raise ValueError("the last of 'messages' must have the role 'user': the model writes the answer")
+        if self.messages and self.messages[-1].role not in ("user", "tool"):
+            raise ValueError("the last of 'messages' must have the role 'user' or 'tool': the model writes the answer")
         return self
 
 
@@ -102,15 +107,14 @@ def checked_lines(lines: Iterable[bytes], purpose: str = "fine-tune", unit: str 
 
 def _check(unit: str, number: int, line: bytes, purpose: str) -> None:
     kind, noun = KINDS[purpose]
+    text = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).rstrip(b"\r\n")
     try:
-        row = from_json(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, allow_inf_nan=False)
+        row = from_json(text, allow_inf_nan=False)
         json.dumps(row, allow_nan=False)  # 1e999 is JSON, but no number that a grader could be handed
     except ValueError as error:
-        raise _invalid(
-            unit, number, f"is not valid JSON: {str(error).replace('at line 1 column', 'at column')}"
-        ) from None
+        raise _invalid(unit, number, _json_problem(text, number, error)) from None
     if not isinstance(row, dict):
-        raise _invalid(unit, number, "is not a JSON object")
+        raise _invalid(unit, number, f"is not a JSON object{f'; {JSON_LINES}' if isinstance(row, list) else ''}")
     try:
         kind.model_validate(row)
     except ValidationError as error:
@@ -119,6 +123,18 @@ def _check(unit: str, number: int, line: bytes, purpose: str) -> None:
         message = first["msg"].removeprefix("Value error, ")
         message = f"{f'{where}: ' if where else ''}{message}"
         raise _invalid(unit, number, f"is not {noun}: {message}") from None
+
+
+def _json_problem(text: bytes, number: int, error: ValueError) -> str:
+    """What is wrong with a line that is not JSON."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        encoding = " (it looks like UTF-16)" if text.startswith(UTF_16_MARKS) else ""
+        return f"is not UTF-8{encoding}: save the file as UTF-8"
+    reason = PLACE.sub(r"at column \1", str(error))
+    is_begun = number == 1 and text[:1] in (b"[", b"{") and reason.startswith("EOF while parsing")
+    return f"is not valid JSON: {reason}{f'; {JSON_LINES}' if is_begun else ''}"
 
 
 def _invalid(unit: str, number: int, problem: str) -> APIError:

@@ -8,6 +8,7 @@ from sqlalchemy import delete, select
 from iro_server import JsonObject
 from iro_server.api.context import Context, Ctx
 from iro_server.api.errors import bad_request, not_found
+from iro_server.graders import local_models
 from iro_server.store.named import find_named
 from iro_server.store.tables import Model
 
@@ -25,6 +26,8 @@ def list_models(context: Ctx) -> JsonObject:
 def retrieve(name: str, context: Ctx) -> JsonObject:
     if name == context.models.base:
         return _base(context)
+    if name == _embedding_model(context):
+        return _object(name, context.models.created, context.settings.organization)
     with context.sessions() as session:
         row_and_job = find_named(session, name, context.caller.project)
     if row_and_job is None:
@@ -47,6 +50,12 @@ def remove(name: str, context: Ctx) -> JsonObject:
         raise not_found("model", name, "model")
     context.models.drop(*deleted)
     return {"id": name, "object": "model", "deleted": True}
+
+
+def _embedding_model(context: Context) -> str | None:
+    """The name of the model that ``embeddings`` takes, which lists leave out: it answers no chat."""
+    model = context.settings.served_embedding_model
+    return model[0] if model is not None and local_models.is_model(model[1]) else None
 
 
 def _base(context: Context) -> JsonObject:

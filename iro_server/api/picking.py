@@ -13,6 +13,8 @@ from iro_server.decoding.selection import top
 from iro_server.graders.base import Grade, Sample
 from iro_server.telemetry.grading import graded
 
+LACKS_FIELD = "item has no"  # in the error of a grader that reads a field of an empty item
+
 
 async def pick(request: Generation, generated: Generated, context: Context) -> Generated:
     """``n`` choices, best reward first, where the grader picks; what cannot be graded comes last.
@@ -24,7 +26,7 @@ async def pick(request: Generation, generated: Generated, context: Context) -> G
         return generated
     grades = await context.grading.run(context.caller.project, _grades, request, generated.choices)
     if all(grade.error for grade in grades):
-        raise _ungradable(grades[0], request.model.owned_by_caller)
+        raise _ungradable(grades[0], request)
     rewards = [-math.inf if grade.error else grade.reward for grade in grades]
     best = islice(cycle(top(rewards, request.n)), request.n)
     return Generated([generated.choices[i] for i in best], generated.usage)
@@ -41,7 +43,10 @@ def _sample(text: str, use: ToolUse | None) -> Sample:
     return Sample(content, output_tools=[call.as_object() for call in calls])
 
 
-def _ungradable(grade: Grade, is_owner: bool) -> APIError:
+def _ungradable(grade: Grade, request: Generation) -> APIError:
     """What a grader says may tell of its owner's data: nobody else reads it."""
-    message = "The model's grader could grade no completion"
-    return bad_request(f"{message}: {grade.error}" if is_owner else f"{message}.", "search.pick")
+    message, error = "The model's grader could grade no completion", grade.error or ""
+    if not request.model.owned_by_caller:
+        return bad_request(f"{message}.", "search.pick")
+    hint = "; send the row's fields as `item` of the request" if not request.item and LACKS_FIELD in error else ""
+    return bad_request(f"{message}: {error}{hint}", "search.pick")

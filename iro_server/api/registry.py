@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from iro_server import JsonObject
 from iro_server.alignment.definition import ServedDefaults
 from iro_server.decoding.base import Scorer, SearchParams
 from iro_server.engines.base import Engine, Steering
@@ -19,7 +20,7 @@ from iro_server.graders.loaded import HeldGrader, Loaded
 from iro_server.graders.parsing import parse_grader
 from iro_server.store.database import Sessions
 from iro_server.store.named import find_named
-from iro_server.store.tables import Job, Model, now
+from iro_server.store.tables import Checkpoint, Job, Model, now
 from value_heads.backbone import LoraValues
 from value_heads.bundle import BundleMismatch, load_bundle
 from value_heads.compose import compose
@@ -199,9 +200,7 @@ class ModelRegistry:
         if row_and_job is None:
             return None
         row, job = row_and_job
-        search = row.search if isinstance(row, Model) else job.search
-        assert search is not None  # the worker notes it before anything else
-        return row.path, search, job
+        return row.path, row.search if isinstance(row, Model) else _checkpoint_defaults(row, job), job
 
     def _grader(self, job: Job, project: str) -> HeldGrader:
         """What the model was aligned to, for the calls of ``project`` alone: a python grader's processes may keep what
@@ -247,3 +246,11 @@ class ModelRegistry:
                 f"its values read {count} numbers of the states of {self.base}, which is served where "
                 f"{info.head_values} can be read"
             )
+
+
+def _checkpoint_defaults(checkpoint: Checkpoint, job: Job) -> JsonObject:
+    """The job's defaults with the search that the checkpoint's metrics were measured with. Checkpoints of earlier
+    versions do not name it and search as the job did."""
+    assert job.search is not None  # the worker notes it before anything else
+    search = checkpoint.metrics.get("search")
+    return job.search | ({"search": search} if search else {})

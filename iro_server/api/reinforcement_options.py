@@ -63,6 +63,9 @@ class IroOptions(ClosedModel):
         return AlignmentOptions.model_validate(self.set_fields()).model_dump(mode="json", exclude_unset=True)
 
 
+REINFORCEMENT_FIELDS = ("grader", "response_format")
+"""Fields of ``method.reinforcement`` beside the blocks of options."""
+
 OPTIONS_BY_BLOCK: dict[str, Collection[str]] = {
     "iro": IroOptions.model_fields,
     "hyperparameters": Hyperparameters.model_fields,

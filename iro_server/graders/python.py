@@ -52,8 +52,7 @@ class PythonGrader(Grader):
             raise ValueError(f"line {error.lineno}: {error.msg}") from None
         except (RecursionError, MemoryError):
             raise ValueError("nested too deeply to parse") from None
-        if not any(_binds_grade(node) for node in ast.walk(tree)):
-            raise ValueError("defines no function grade(sample, item)")
+        check_signature(tree)
         return source
 
     def model_post_init(self, context: object) -> None:
@@ -78,6 +77,26 @@ class PythonGrader(Grader):
     def close(self) -> None:
         for process in self._processes:
             process.close()
+
+
+def check_signature(tree: ast.Module) -> None:
+    """ValueError unless the source defines ``grade``, for two arguments where a single ``def`` says so."""
+    bindings = [node for node in ast.walk(tree) if _binds_grade(node)]
+    if not bindings and any(isinstance(node, ast.AsyncFunctionDef) and node.name == "grade" for node in ast.walk(tree)):
+        raise ValueError("grade is async; define it with def: grade(sample, item)")
+    if not bindings:
+        raise ValueError("defines no function grade(sample, item)")
+    match bindings:
+        case [ast.FunctionDef(args=arguments, decorator_list=[]) as function] if function in tree.body:
+            if not _takes_two(arguments):
+                raise ValueError(f"line {function.lineno}: grade is called with two arguments: def grade(sample, item)")
+
+
+def _takes_two(arguments: ast.arguments) -> bool:
+    """Whether a function can be called with two arguments by position."""
+    most = len(arguments.posonlyargs) + len(arguments.args)
+    required = most - len(arguments.defaults)
+    return required <= 2 and (most >= 2 or arguments.vararg is not None) and None not in arguments.kw_defaults
 
 
 def _binds_grade(node: ast.AST) -> bool:

@@ -34,6 +34,16 @@ class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_nested(cls, fields: object) -> object:
+        if not isinstance(fields, dict) or fields.get("type") != "json_schema" or "json_schema" in fields:
+            return fields
+        if misplaced := sorted({"name", "description", "strict", "schema"} & fields.keys()):
+            nested = '{"type": "json_schema", "json_schema": {"name": …, "schema": …}}'
+            raise ValueError(f"{', '.join(misplaced)}: these fields go under json_schema: {nested}")
+        return fields
+
     @model_validator(mode="after")
     def _goes_together(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):

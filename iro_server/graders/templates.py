@@ -93,7 +93,7 @@ def _pieces(template: str, scope: JsonObject) -> Iterator[str]:
 
 def _lookup(path: str, scope: JsonObject) -> Any:
     steps = _steps(path)
-    if steps[:2] == ["sample", "output_json"] and scope["sample"]["output_json"] is None:
+    if steps[:2] == ["sample", "output_json"] and scope["sample"].get("output_json", "") is None:
         raise MissingField(f"the sample is not JSON (in {{{{ {_short(path)} }}}})", "sample_parse_error")
     value: Any = scope
     for depth, step in enumerate(steps):

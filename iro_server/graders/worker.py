@@ -84,7 +84,8 @@ def describe(error: BaseException, confined: bool) -> str:
 
 def keys_of(arguments: dict[str, Any]) -> str:
     """The keys that a grader can read, for one that asked for another."""
-    texts = (f"{name} has {', '.join(map(str, value))}" for name, value in arguments.items() if isinstance(value, dict))
+    keys = {name: ", ".join(map(str, value)) for name, value in arguments.items() if isinstance(value, dict)}
+    texts = (f"{name} has {text or 'no fields'}" for name, text in keys.items())
     return "".join(f"; {text}" for text in texts)[:LONGEST_ERROR].encode(errors="replace").decode()
 
 

@@ -16,7 +16,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
-from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -25,6 +25,7 @@ from iro_server.concurrency.executors import in_thread
 from iro_server.graders.remote import GraderServiceUnavailable
 from iro_server.jobs.records import LeaseLost
 from iro_server.settings import Settings
+from iro_server.store.clock import UnixTime
 from iro_server.store.database import Sessions
 from iro_server.store.tables import BackgroundRow, now
 
@@ -69,7 +70,7 @@ class Lease:
     def write(self, session: Session, **columns: object) -> None:
         """Set columns of the row, in the transaction of ``session``. Raises LeaseLost unless it is still ours."""
         ours = (self.table.id == self.id, self.table.attempt == self.attempt, self.table.status == "in_progress")
-        values = {"lease_until": time.time() + self.seconds} | columns
+        values = {"lease_until": UnixTime() + self.seconds} | columns
         change = update(self.table).where(*ours).values(**values).returning(self.table.id)
         if session.execute(change).first() is None:
             raise LeaseLost(f"{self.id} is not this server's any more")
@@ -118,7 +119,7 @@ def claim(
     projects with as many rows under way, one without an entry in ``turns`` comes first, then the smallest entry."""
     if not _has_waiting_row(sessions, table):
         return None
-    waiting = _waiting(table, time.time())
+    waiting = _waiting(table)
     with sessions.begin() as session:
         _give_up(session, table)
         running = _num_running(table)
@@ -129,7 +130,7 @@ def claim(
         if (seq := session.scalar(turn.limit(1))) is None:
             return None
         values = {"status": "in_progress", "attempt": table.attempt + 1, "tries": table.tries + 1}
-        ours = update(table).where(table.seq == seq, waiting).values(**values, lease_until=time.time() + seconds)
+        ours = update(table).where(table.seq == seq, waiting).values(**values, lease_until=UnixTime() + seconds)
         if session.execute(ours.returning(table.seq)).first() is None:
             return None  # another server was faster
         return session.scalar(select(table).where(table.seq == seq))
@@ -139,7 +140,7 @@ def is_needed_by_others(sessions: Sessions, table: type[BackgroundRow], project:
     """Whether a row waits of a project that has fewer under way than ``project``."""
     if not _has_waiting_row(sessions, table):
         return False
-    waiting = _waiting(table, time.time())
+    waiting = _waiting(table)
     counts = select(table.project, _num_running(table), func.count(case((waiting, 1))))
     counts = counts.where(or_(waiting, table.status == "in_progress")).group_by(table.project)
     with sessions() as session:
@@ -150,29 +151,29 @@ def is_needed_by_others(sessions: Sessions, table: type[BackgroundRow], project:
 
 def _num_running(table: type[BackgroundRow]) -> ColumnElement[int]:
     """Of a group of rows, those that a server holds."""
-    return func.count(case((and_(table.status == "in_progress", table.lease_until >= time.time()), 1)))
+    return func.count(case((and_(table.status == "in_progress", table.lease_until >= UnixTime()), 1)))
 
 
 def _has_waiting_row(sessions: Sessions, table: type[BackgroundRow]) -> bool:
     """One read, whose statement is built once: servers ask several times a second, mostly in vain."""
     with sessions() as session:
-        return session.scalar(_first_waiting(table), {"now": time.time()}) is not None
+        return session.scalar(_first_waiting(table)) is not None
 
 
 @cache
 def _first_waiting(table: type[BackgroundRow]) -> Select[int]:
-    return select(table.seq).where(_waiting(table, bindparam("now"))).limit(1)
+    return select(table.seq).where(_waiting(table)).limit(1)
 
 
-def _waiting(table: type[BackgroundRow], at: float | BindParameter[float]) -> ColumnElement[bool]:
-    """Queued, or left by a server that died: its lease is over at that time."""
-    left_over = and_(table.status == "in_progress", table.lease_until < at)
+def _waiting(table: type[BackgroundRow]) -> ColumnElement[bool]:
+    """Queued, or left by a server that died: its lease is over."""
+    left_over = and_(table.status == "in_progress", table.lease_until < UnixTime())
     return or_(table.status == "queued", left_over)
 
 
 def _give_up(session: Session, table: type[BackgroundRow]) -> None:
     error = {"code": "server_died", "message": f"{TRIES} servers in turn ended while they worked on it"}
-    spent = update(table).where(_waiting(table, time.time()), table.tries >= TRIES)
+    spent = update(table).where(_waiting(table), table.tries >= TRIES)
     session.execute(spent.values(status="failed", error=error, finished_at=now()))
 
 

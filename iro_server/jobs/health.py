@@ -33,8 +33,8 @@ def _get_problem(url: str) -> str | None:
 
 
 def worker_problem(settings: Settings) -> str | None:
-    """Why jobs do not run here: no supervisor is on this machine, or the database does not answer."""
-    if not presence.here(settings.data_dir):
+    """Why jobs do not run here: nothing on this machine takes them, or the database does not answer."""
+    if not presence.takes_jobs_here(settings.data_dir):
         return f"nothing on this machine runs the jobs of {settings.data_dir}"
     try:
         create_engine(settings.url).connect().close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import time
@@ -11,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from iro_server.jobs.disk import FULL_ERRORS
+
+log = logging.getLogger("iro.jobs")
 PATIENCE = 5.0  # seconds: a look at the lock takes it for an instant, and must not turn a worker away
 
 
@@ -23,9 +27,18 @@ def hold(folder: Path) -> Iterator[bool]:
         while not (held := _try_lock(file)) and time.monotonic() < deadline:
             time.sleep(0.05)
         if held:
-            os.truncate(file.fileno(), 0)
-            os.pwrite(file.fileno(), f"{os.getpid()} {socket.gethostname()}".encode(), 0)
+            _note_holder(file)
         yield held
+
+
+def _note_holder(file: BinaryIO) -> None:
+    os.truncate(file.fileno(), 0)
+    try:
+        os.pwrite(file.fileno(), f"{os.getpid()} {socket.gethostname()}".encode(), 0)
+    except OSError as error:
+        if error.errno not in FULL_ERRORS:
+            raise
+        log.warning("%s: its holder could not be noted: %s", file.name, error.strerror)
 
 
 def held(folder: Path) -> bool:
@@ -35,13 +48,13 @@ def held(folder: Path) -> bool:
 
 
 def holder(folder: Path) -> int | None:
-    """The process id of the worker on ``folder``, None where there is none or it is another machine's, or container's:
-    here its number is another process's."""
+    """The process id of the worker on ``folder``, None where there is none, the disk was too full to note it, or it is
+    another machine's, or container's: here its number is another process's."""
     with _look(folder) as file:
         if file is None or _try_lock(file):
             return None
         pid, _, machine = os.pread(file.fileno(), 512, 0).decode().partition(" ")
-    return int(pid) if machine == socket.gethostname() else None
+    return int(pid) if pid.isdigit() and machine == socket.gethostname() else None
 
 
 @contextmanager

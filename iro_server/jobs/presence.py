@@ -12,24 +12,28 @@ from pathlib import Path
 
 from iro_server.jobs import lock
 
+TAKES_JOBS = "takes-jobs-"  # in the name of such a server
+
 
 def _folder(data_dir: Path, server: str) -> Path:
     return data_dir / "servers" / server
 
 
 @contextlib.contextmanager
-def present(data_dir: Path) -> Iterator[str]:
-    """This server's name for as long as it looks after jobs."""
-    server = f"{socket.gethostname()}.{secrets.token_hex(4)}"
+def present(data_dir: Path, takes_jobs: bool = True) -> Iterator[str]:
+    """This server's name for as long as it looks after jobs. ``takes_jobs``: whether it starts any; its name says so,
+    which takes no space on a full disk."""
+    server = f"{socket.gethostname()}.{TAKES_JOBS if takes_jobs else ''}{secrets.token_hex(4)}"
     folder = _folder(data_dir, server)
     with lock.hold(folder):
         yield server
     shutil.rmtree(folder)
 
 
-def here(data_dir: Path) -> bool:
-    """Whether a server of this machine looks after jobs."""
-    return any(lock.held(folder) for folder in (data_dir / "servers").glob(f"{glob.escape(socket.gethostname())}.*"))
+def takes_jobs_here(data_dir: Path) -> bool:
+    """Whether a server of this machine lives that takes jobs."""
+    pattern = f"{glob.escape(socket.gethostname())}.{TAKES_JOBS}*"
+    return any(lock.held(folder) for folder in (data_dir / "servers").glob(pattern))
 
 
 def gone(data_dir: Path, server: str | None) -> bool | None:

@@ -87,7 +87,8 @@ def _in_turn(session: Session, *queued: ColumnElement[bool]) -> list[str]:
 
 def _begin(session: Session, job: Job, server: str) -> bool:
     message = "Fine-tuning job started" if job.attempt == 0 else "Fine-tuning job goes on"
-    values = {"server": server, "attempt": Job.attempt + 1, "started_at": time.time()}
+    # The heartbeat grows: what was noted of it before the job waited says nothing of the worker that starts.
+    values = {"server": server, "attempt": Job.attempt + 1, "started_at": time.time(), "heartbeat": Job.heartbeat + 1}
     if not move(session, job.id, "queued", "running", **values):
         return False
     add_event(session, job.id, message)
@@ -236,6 +237,14 @@ def requeue(sessions: Sessions, job_id: str, message: str) -> None:
     with sessions.begin() as session:
         if move(session, job_id, "running", "queued", server=None):
             add_event(session, job_id, message)
+
+
+def warn_once(sessions: Sessions, job_id: str, message: str) -> None:
+    """Add an event of level "warn" unless it is the job's last: servers may notice the same in turn."""
+    last = select(Event.message).where(Event.job_id == job_id).order_by(Event.seq.desc()).limit(1)
+    with sessions.begin() as session:
+        if session.scalar(last) != message:
+            add_event(session, job_id, message, level="warn")
 
 
 def pause(sessions: Sessions, job_id: str, message: str, level: str = "info") -> bool:

@@ -110,7 +110,8 @@ class Validation:
             raise  # to be validated again
         except Exception as error:  # a refusal, or a job that cannot be checked: its worker could not run it either
             if not self.stopping:
-                log.info("%s is refused", job.id, exc_info=error)
+                # A refusal says with its code what is wrong with the files.
+                log.info("%s is refused: %s", job.id, error, exc_info=None if hasattr(error, "code") else error)
                 self._refuse(job, *explain(error))
             return
         if not self.stopping:  # else the job's grader was closed in mid-check, and the next server validates the job

@@ -6,36 +6,31 @@ Its settings are in ``$IRO_SETTINGS``, and where its graders run in ``$IRO_GRADE
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
-from tenacity import retry, retry_if_exception_type, wait_exponential
+from tenacity import retry, retry_if_exception, wait_exponential
 
 from iro_server import JsonObject
 from iro_server.alignment.definition import ServedDefaults
 from iro_server.alignment.entry import JobEvent, load_alignment_job
 from iro_server.engines.endpoints import EngineUnavailable
-from iro_server.jobs import leftovers, lock, records
+from iro_server.jobs import disk, leftovers, lock, records
 from iro_server.jobs.progress import Progress
 from iro_server.settings import Settings
 from iro_server.store import files
-from iro_server.store.database import Sessions, connect, find, sessions_on
+from iro_server.store.database import Sessions, connect, find, is_unavailable, sessions_on
 from iro_server.store.tables import File, Job, new_id
 from iro_server.telemetry import grading, logs, tracing
 
 log = logging.getLogger("iro.worker")  # which, unlike a print, raises nothing where the log's disk is full
 SETTINGS_VARIABLE = "IRO_SETTINGS"
 TAKEN = 75  # exit status: another worker has the job's folder
-ROOM = 16 * 2**20  # bytes: with less than this left, whatever failed did so for want of space
 AWAY = {  # by the code of the error
     "storage_unavailable": "The storage of checkpoints",
     "cluster_unavailable": "The Ray cluster",
@@ -63,7 +58,7 @@ def main() -> int:
 
 def retry_while_unavailable(call: Callable[..., Result]) -> Callable[..., Result]:
     """``call``, retried while the database is unavailable, so that no computed result is lost."""
-    unavailable = retry_if_exception_type(OperationalError)
+    unavailable = retry_if_exception(is_unavailable)
     return retry(retry=unavailable, wait=wait_exponential(multiplier=0.2, max=5), reraise=True)(call)
 
 
@@ -105,8 +100,8 @@ class Worker:
 
     def _passing(self, error: Exception) -> str | None:
         """What to tell where the error is no fault of the job's, which can go on once that has passed."""
-        if _disk_is_full(error, self.out):
-            return "The disk is full: the job is paused. Make room and resume it."
+        if disk.is_cause(error, self.out):
+            return disk.PAUSED
         if isinstance(error, EngineUnavailable):
             return "The model cannot be reached: the job is paused. Resume it once its servers answer."
         if (code := getattr(error, "code", None)) in AWAY:
@@ -134,7 +129,8 @@ class Worker:
     def _execute(self, job: Job) -> None:
         alignment_job = load_alignment_job(self.settings.align_entry)
         config = alignment_job.Config.model_validate(job.config | self.settings.moved_engine_fields(job.config))
-        search = config.served_defaults.model_dump(exclude_none=True)
+        defaults = config.served_defaults.model_dump(exclude_none=True)
+        search = (job.search or {}) | defaults  # an earlier worker's measured max_tokens stays
         retry_while_unavailable(self._note_search)(search)
         progress = Progress(self.sessions, job)
 
@@ -153,7 +149,7 @@ class Worker:
         search |= {name: result[name] for name in ("max_tokens", "improved", "over_optimization") if name in result}
         retry_while_unavailable(self._tell)(job)  # of what was graded since the last heartbeat
         retry_while_unavailable(self._note_search)(search)
-        if "search" in result:  # of the model alone: checkpoints have no tilt, and search as the job did
+        if "search" in result:  # of the model alone: a checkpoint's metrics name its own
             search |= {"search": result["search"]}
         if not (search.get("improved", True) or config.keep_unproven):
             search |= ServedDefaults().model_dump(include={"search"})
@@ -188,17 +184,6 @@ def explain(error: Exception) -> tuple[str, str, str | None]:
     code = getattr(error, "code", None)
     code = code if isinstance(code, str) else "job_failed"
     return code, str(error) or type(error).__name__, getattr(error, "param", None)
-
-
-def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
-    """Whether the error comes of that; a library may tell of a failed write in words of its own."""
-    if shutil.disk_usage(folder if folder.exists() else folder.parent).free < ROOM:
-        return True
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from itertools import chain
@@ -24,6 +25,11 @@ from iro_server.store.database import Sessions
 
 MANIFEST = "backup.json"
 Rows = dict[str, list[JsonObject]]
+PATH_COLUMNS = (("checkpoints", "path"), ("models", "path"))
+PATH_MEMBERS = {  # of columns with JSON
+    ("jobs", "config"): ("training_file", "validation_file", "model_dir", "engine_adapters"),
+    ("events", "data"): ("path",),
+}
 
 
 def backup(settings: Settings, sessions: Sessions, out: Path) -> dict[str, int]:
@@ -67,11 +73,12 @@ def restore(settings: Settings, sessions: Sessions, source: Path) -> dict[str, i
             shutil.copytree(source / folder, settings.data_dir / folder, dirs_exist_ok=True)
     patterns = (f"{folder}/*/run/{name}.json" for folder in ("jobs", "runs") for name in ("config", "result"))
     for file in chain.from_iterable(map(settings.data_dir.glob, patterns)):
-        file.write_text(json.dumps(paths.rewrite(json.loads(file.read_text())), indent=2))
+        file.write_text(json.dumps(paths.rewrite_existing(json.loads(file.read_text())), indent=2))
     for job in rows["jobs"]:
         if job["status"] == "running":
             job |= {"status": "queued", "server": None}
-    _insert(sessions.kw["bind"], {name: paths.rewrite(content) for name, content in rows.items()})
+    paths.rewrite_rows(rows)
+    _insert(sessions.kw["bind"], rows)
     return manifest["rows"]
 
 
@@ -164,16 +171,30 @@ def _insert(engine: Engine, rows: Rows) -> None:
 
 
 class DataDirPaths:
-    """Rewrites paths under one data directory to paths under another, in any JSON value."""
+    """Rewrites paths under one data directory to paths under another, and no text of a user that begins with one."""
 
     def __init__(self, source: str, target: str) -> None:
         self.source, self.target = source, target
 
-    def rewrite(self, value: Any) -> Any:
+    def rewrite_rows(self, rows: Rows) -> None:
+        """Rewrite, in place, the columns and the members of JSON that hold paths."""
+        for table, column in PATH_COLUMNS:
+            for row in rows[table]:
+                row[column] = self._moved(row[column])
+        for (table, column), members in PATH_MEMBERS.items():
+            for row in rows[table]:
+                row[column] |= {name: self._moved(row[column][name]) for name in members if name in row[column]}
+
+    def rewrite_existing(self, value: Any) -> Any:
+        """A JSON value whose fields are not known here: a text is a path if it names what the target has."""
         if isinstance(value, dict):
-            return {key: self.rewrite(item) for key, item in value.items()}
+            return {key: self.rewrite_existing(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self.rewrite(item) for item in value]
+            return [self.rewrite_existing(item) for item in value]
+        moved = self._moved(value)
+        return moved if moved != value and os.path.exists(moved) else value
+
+    def _moved(self, value: Any) -> Any:
         if isinstance(value, str) and value.startswith(f"{self.source}/"):
             return self.target + value.removeprefix(self.source)
         return value

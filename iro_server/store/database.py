@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Engine, create_engine, event, select
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy import ColumnElement, Engine, ExceptionContext, create_engine, event, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
@@ -25,6 +25,7 @@ NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")  # as JSON writes it, its backsla
 PAGE_BYTES = 4 * 2**20  # of a list's rows, as JSON
 ROWS_READ_AT_ONCE = 16
 SQLITE_PATIENCE = 30  # seconds that a statement waits for another server's
+READ_ONLY = "25006"  # SQLSTATE of a write to a standby, which a primary may be after a failover
 
 
 def open_database(settings: Settings) -> Sessions:
@@ -50,6 +51,13 @@ def reachable(engine: Engine) -> Iterator[Engine]:
         raise ConnectionError(f"the database {url} cannot be used: {why}") from error
 
 
+def is_unavailable(error: BaseException) -> bool:
+    """Whether the error passes once the database, or its new primary after a failover, answers."""
+    if isinstance(error, OperationalError | TimeoutError):  # TimeoutError: all connections are in use
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
 def sessions_on(engine: Engine) -> Sessions:
     """What is loaded stays readable after commit."""
     return sessionmaker(engine, expire_on_commit=False)
@@ -70,6 +78,7 @@ def connect(settings: Settings) -> Engine:
         _tune_sqlite(engine)
     if engine.dialect.name == "postgresql":
         _bound_statements(engine, settings.database_statement_timeout)
+        _leave_standbys(engine)
     return engine
 
 
@@ -110,6 +119,15 @@ def _bound_statements(engine: Engine, seconds: float) -> None:
     def configure(connection, _record) -> None:
         connection.execute(f"SET statement_timeout = {round(1000 * seconds)}")
         connection.commit()
+
+
+def _leave_standbys(engine: Engine) -> None:
+    """Close connections to a server that takes no writes: the next one may lead to the primary."""
+
+    @event.listens_for(engine, "handle_error")
+    def disconnect(context: ExceptionContext) -> None:
+        if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+            context.is_disconnect = True
 
 
 def find(session: Session, table: type[Row], id: str) -> Row | None:

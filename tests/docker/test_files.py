@@ -265,7 +265,8 @@ def test_up_writes_secrets_once_and_starts_what_it_is_told(tmp_path):
     path = {"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"}
     told = check(copy / "up.sh", "gpu", **path)
     assert "http://127.0.0.1:8000/v1" in told and "sk-iro-first" in told
-    assert "compose --file compose.yaml --file compose.gpu.yaml up" in (tmp_path / "calls").read_text()
+    (up,) = [line for line in (tmp_path / "calls").read_text().splitlines() if " up " in line]
+    assert up.startswith("compose --file compose.yaml --file compose.gpu.yaml up") and "--remove-orphans" in up
     written = read(copy / ".env")
     assert stat.S_IMODE((copy / ".env").stat().st_mode) == 0o600
     assert len({*(written[name] for name in SECRETS), ""}) == 4
@@ -303,6 +304,16 @@ def test_a_services_probe_fails_unless_the_service_can_serve(path, status, exit_
         assert subprocess.run(probe, env=environment).returncode == exit_status
         server.shutdown()
     assert subprocess.run(probe, env=environment).returncode != 0  # nothing listens
+
+
+def test_the_model_is_prepared_without_data_and_database(tmp_path):
+    iro, models = tmp_path / "bin" / "iro", tmp_path / "models"
+    iro.parent.mkdir()
+    iro.write_text('#!/bin/sh\n[ "$1 $2 $3" = "model prepare m" ] && echo /models/m\n')
+    iro.chmod(0o755)
+    environment = {"PATH": f"{iro.parent}{os.pathsep}{os.environ['PATH']}", "MODEL": "m", "IRO_HOME": str(models)}
+    done = subprocess.run([DOCKER / "bin/prepare-model.sh"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "model: /models/m\n")
 
 
 def test_setup_keeps_the_first_key_while_the_database_is_away(tmp_path):

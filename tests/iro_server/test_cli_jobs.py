@@ -104,6 +104,13 @@ def test_a_plot_has_a_longer_bar_for_a_higher_reward(served, monkeypatch):
     assert "± 0.06" in lines[0] and lines[-1].split()[-1] != lines[0].split()[-1]
 
 
+def test_a_plot_of_a_job_that_failed_before_any_reward_says_why(served):
+    job_id = start_job(served.client, GRADER | {"name": "raises"})
+    ended(served.client, job_id)
+    result = iro("jobs", "plot", job_id, "--url", served.url)
+    assert result.exit_code == 2 and "failed before its first measurement: the grader gave NaN" in result.output
+
+
 def test_jobs_are_listed_newest_first_in_pages(tmp_path):
     settings = settings_for(tmp_path, job_concurrency=0, retention=None)
     with serving(settings, ByteEngine()) as client:

@@ -110,13 +110,22 @@ def load_prompts(path: Path, param: str, model: Description, max_tokens: int) ->
                 raise ValueError('not an object with either "messages" or "prompt"')
             token_ids = item_prompt_ids(model.tokenizer, item)
         except Exception as error:  # chat templates raise errors of many kinds for messages they cannot render
-            raise AlignError(f"{path.name}, {place}: {error}", param=param) from error
+            raise AlignError(f"{path.name}, {place}: {_row_problem(error)}", param=param) from error
         if not 0 < len(token_ids) <= room:
             raise AlignError(f"{path.name}, {place}: {len(token_ids)} tokens; 1 to {room} fit", param=param)
         prompts.append(Prompt(len(prompts), tuple(token_ids), item))
     if not prompts:
         raise AlignError(f"{path.name} has no rows", param=param)
     return prompts
+
+
+def _row_problem(error: Exception) -> str:
+    """What an error says of the row that could not be rendered."""
+    if isinstance(error, KeyError):
+        return f"messages or tools lack the field {error}"
+    if isinstance(error, TypeError | AttributeError):
+        return f"messages or tools are not in OpenAI's shape: {error}"
+    return str(error)
 
 
 def _next(rows: Iterator[tuple[str, Any]], path: Path, param: str) -> tuple[str, Any] | None:

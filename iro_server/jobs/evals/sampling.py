@@ -9,7 +9,7 @@ from iro_server.graders.asking import Answer, Asker
 from iro_server.graders.base import Sample
 from iro_server.graders.environment import GraderEnvironment
 from iro_server.graders.posting import Endpoint
-from iro_server.jobs.evals.source import BadItem, messages_for
+from iro_server.jobs.evals.source import BadItem, NoSample, messages_for
 from iro_server.store.tables import EvalItem, EvalRun
 
 ATTEMPTS = 20  # of a request: one that is refused for the key's limit waits for the next minute
@@ -68,10 +68,11 @@ class Sampler:
 
 
 def shown_sample(sample: Sample) -> JsonObject:
-    """What is shown of a sample that came with its item."""
+    """What is shown of a sample that came with its item; no output where none came."""
     shown: JsonObject = {"error": None, "model": "", "input": [], "finish_reason": "stop", "usage": NO_TOKENS}
     shown |= {"max_completion_tokens": 0, "seed": 0, "temperature": 1.0, "top_p": 1.0}
-    return shown | {"output": [{"role": "assistant", "content": sample.output_text}]}
+    output = [] if isinstance(sample, NoSample) else [{"role": "assistant", "content": sample.output_text}]
+    return shown | {"output": output}
 
 
 def _tokens(usage: JsonObject) -> JsonObject:

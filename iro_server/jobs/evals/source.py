@@ -19,6 +19,13 @@ class BadItem(ValueError):
     """An item that cannot be used; the message says which and why."""
 
 
+class NoSample(Sample):
+    """Of a row that brings none: graders that read fields of a sample fail."""
+
+    def as_dict(self) -> JsonObject:
+        return {}
+
+
 def rows_of_lines(lines: Iterable[bytes]) -> Iterator[Row]:
     """The rows of a JSONL file: ``{"item": …, "sample": …}``, or a training row, which is the item itself. BadItem."""
     for number, line in enumerate(lines, 1):
@@ -39,6 +46,8 @@ def row_of(value: JsonValue, place: str) -> Row:
         raise BadItem(f"{place}: item is not an object")
     if sample is not None and not isinstance(sample, dict):
         raise BadItem(f"{place}: sample is not an object")
+    if sample is not None and sample.get("output_text") is None and not sample.get("choices"):
+        raise BadItem(f"{place}: sample has neither output_text nor choices")
     return item, sample
 
 
@@ -87,10 +96,12 @@ def _referenced(path: str, item: JsonObject) -> list[JsonObject]:
 
 
 def stored_sample(sample: JsonObject | None) -> Sample:
-    """A sample that a row brings, in OpenAI's shape; an empty one where it brings none."""
+    """A sample that a row brings, in OpenAI's shape; NoSample where it brings none."""
     fields = sample or {}
     choices = fields.get("choices") or None
     text = fields.get("output_text")
+    if text is None and choices is None:
+        return NoSample("")
     if text is None and choices:
         text = (choices[0].get("message") or {}).get("content")
     return Sample(str(text or ""), fields.get("output_json"), fields.get("output_tools"), choices)

@@ -16,10 +16,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from iro_server.concurrency.openmp import job_environment
 from iro_server.graders.environment import VARIABLE as GRADER_ENVIRONMENT_VARIABLE
 from iro_server.graders.environment import GraderEnvironment
+from iro_server.jobs import lock
 from iro_server.jobs.background import Lease, Stopping, WorkFailed
 from iro_server.jobs.job_runs.folder import RunFolder
 from iro_server.jobs.records import LeaseLost
 from iro_server.jobs.supervisor import STOP_SECONDS
+from iro_server.jobs.worker import TAKEN
 from iro_server.settings import Settings
 from iro_server.store.database import Sessions, find
 from iro_server.store.tables import JobRun
@@ -32,15 +34,17 @@ class JobRunExecutor:
         self.settings, self.sessions, self.grader_environment = settings, sessions, grader_environment
 
     def execute(self, run: JobRun, lease: Lease) -> None:
-        """Run it to its end; a process that is killed is started again, from the run's last checkpoint.
+        """Run it to its end; a process that is killed is started again, from the run's last checkpoint. Waits while the
+        process of a server that lost the lease has the run's folder.
 
         Raises WorkFailed with what the job raised, LeaseLost once it is cancelled, Stopping where the server stops.
         """
         folder = RunFolder(self.settings.run_dir(run.id))
-        folder.write_request(run.kind, run.config)
-        folder.clear_error()
-        status = -1
-        for _ in range(1 + self.settings.job_restarts):
+        status, deaths = -1, 0
+        while deaths <= self.settings.job_restarts:
+            self._wait_until_free(folder, run, lease)
+            folder.write_request(run.kind, run.config)
+            folder.clear_error()
             with self._process(run, folder) as process:
                 status = self._wait(process, run, lease)
             if status == 0:
@@ -48,8 +52,15 @@ class JobRunExecutor:
             if error := folder.error():
                 lease.end("failed", error)
                 return
+            deaths += status != TAKEN  # TAKEN: another server's process has the folder, and this one did nothing
         cause = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
-        raise WorkFailed(f"the run's process died ({cause}) {1 + self.settings.job_restarts} times", "worker_died")
+        raise WorkFailed(f"the run's process died ({cause}) {deaths} times", "worker_died")
+
+    def _wait_until_free(self, folder: RunFolder, run: JobRun, lease: Lease) -> None:
+        while lock.held(folder.path):
+            lease.check()
+            self._check_ours(run)
+            time.sleep(POLL)
 
     @contextmanager
     def _process(self, run: JobRun, folder: RunFolder) -> Iterator[subprocess.Popen[bytes]]:
@@ -80,9 +91,15 @@ class JobRunExecutor:
             if lease.stopped:
                 _stop(process, STOP_SECONDS)
                 raise Stopping
-            if not self._goes_on(run):
+            try:
+                self._check_ours(run)
+            except LeaseLost:
                 _stop(process, self.settings.cancel_grace)
-                raise LeaseLost(f"{run.id} was cancelled, or another server has it")
+                raise
+
+    def _check_ours(self, run: JobRun) -> None:
+        if not self._goes_on(run):
+            raise LeaseLost(f"{run.id} was cancelled, or another server has it")
 
     def _goes_on(self, run: JobRun) -> bool:
         try:

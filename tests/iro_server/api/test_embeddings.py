@@ -112,6 +112,11 @@ def test_texts_are_tokenised_while_a_model_runs_and_by_many_threads():
         assert local_models.max_tokens(model) and local_models.embedding_size(model)
 
 
+def test_the_model_is_retrieved_by_name_and_not_listed_among_those_that_chat(client):
+    assert client.models.retrieve(MODEL).id == MODEL
+    assert MODEL not in [model.id for model in client.models.list()]
+
+
 def test_the_full_size_is_no_reduction(client):
     assert embedded(client, input="a", dimensions=384).shape == (1, 384)
 

@@ -66,6 +66,39 @@ def test_errors_say_what_would_do(client):
     assert said.startswith("grader.type: there is no grader of type 'nonsense', only 'string_check'")
 
 
+def test_a_body_that_is_not_read_as_an_object_says_what_to_send(client):
+    def message(content: bytes, kind: str) -> str:
+        return httpx.post(url, content=content, headers={"content-type": kind}).json()["error"]["message"]
+
+    url = f"{client.base_url}chat/completions"
+    for kind in ("application/x-www-form-urlencoded", "text/plain", ""):
+        assert message(b'{"model": "bytes"}', kind).endswith("the header Content-Type: application/json.")
+    assert message(b"[1]", "application/json") == "The body must be a JSON object."
+    assert message(b'"text"', "application/json") == "The body must be a JSON object."
+
+
+def test_a_path_without_its_version_names_the_one_with_it(client):
+    def message(path: str) -> str:
+        return httpx.post(str(client.base_url.copy_with(path=path))).json()["error"]["message"]
+
+    call = "Unknown request URL: POST /chat/completions"
+    assert message("/chat/completions") == f"{call}; did you mean /v1/chat/completions?"
+    assert message("/chat/nothing") == "Unknown request URL: POST /chat/nothing"
+
+
+def test_an_unknown_field_of_a_search_names_the_one_that_is_like_it(client):
+    chat = {"model": "bytes", "messages": [{"role": "user", "content": "hi"}], "search": {"row": 4}}
+    message = httpx.post(f"{client.base_url}chat/completions", json=chat).json()["error"]["message"]
+    assert message == "Unrecognized request argument supplied: search.row. Did you mean rows?"
+
+
+def test_a_flat_response_format_is_told_where_its_fields_go(client):
+    flat = {"type": "json_schema", "name": "answer", "schema": {"type": "object"}}
+    chat = {"model": "bytes", "messages": [{"role": "user", "content": "hi"}], "response_format": flat}
+    message = httpx.post(f"{client.base_url}chat/completions", json=chat).json()["error"]["message"]
+    assert message.startswith("Invalid 'response_format': name, schema: these fields go under json_schema")
+
+
 @pytest.mark.parametrize("field", ["model", "messages"])
 def test_a_null_in_place_of_what_is_required_is_missing(client, field):
     chat = {"model": "bytes", "messages": [{"role": "user", "content": "hi"}], field: None}

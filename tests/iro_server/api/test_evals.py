@@ -188,6 +188,7 @@ def test_a_mistake_is_refused_where_it_stands(client):
         == "data_source_config.item_schema"
     )
     assert param(run(model="gpt-4o")) == (404, "data_source.model")
+    assert "Did you mean max_completion_tokens?" in refusal(run(sampling_params={"max_tokens": 3})).message
     assert param(run(sampling_params={"temperature": 3}))[1] == "data_source.sampling_params.temperature"
     named = param(run(sampling_params={"tools": [{"type": "web_search"}]}))[1]
     assert named == "data_source.sampling_params.tools.0.type"

@@ -22,7 +22,7 @@ from iro_server.store import keys
 from iro_server.store import tables as t
 from iro_server.store.database import open_database
 from tests.iro_server.api.serving import conforms, settings_for, upload
-from training.iro.data import load_prompts
+from training.iro.data import AlignError, load_prompts
 
 ON_EACH_DATABASE = True
 ROW = b'{"messages": [{"role": "user", "content": "hi"}], "label": 1}\n'
@@ -74,10 +74,14 @@ def test_a_file_is_its_own_projects_alone(served):
         (ROW + b"{nope\n", "line 2 is not valid JSON: key must be a string at column 2"),
         (ROW + b"\n" + ROW, "line 2 is blank"),
         (ROW + ROW + b"[1, 2]\n", "line 3 is not a JSON object"),
-        (b'{"prompt": "\xff"}', "line 1 is not valid JSON"),
+        (b'{"prompt": "\xff"}', "line 1 is not UTF-8: save the file as UTF-8"),
         (b'{"prompt": "a\x00b"}', "line 1 is not valid JSON"),
         (ROW + b"\xef\xbb\xbf" + ROW, "line 2 is not valid JSON"),
-        ('{"prompt": "a"}'.encode("utf-16"), "line 1 is not valid JSON"),
+        ('{"prompt": "a"}'.encode("utf-16"), "line 1 is not UTF-8 .it looks like UTF-16."),
+        (b"[\n" + ROW + b"]\n", "line 1 is not valid JSON: EOF while parsing a list at column 1; .* one JSON object a"),
+        (b"{\n  " + ROW + b"}\n", "line 1 is not valid JSON: EOF while parsing an object at column 1; .* .JSON Lines."),
+        (b"[" + ROW.strip() + b"]\n", "line 1 is not a JSON object; the file holds one JSON object a line"),
+        (ROW + b"{\n", r"line 2 is not valid JSON: EOF while parsing an object at column 1\.$"),
         (rb'{"prompt": "a", "label": "\ud800"}', "line 1 is not valid JSON"),
         (b'{"prompt": "a", "label": NaN}', "line 1 is not valid JSON"),
         (b'{"prompt": "a", "label": 1e999}', "line 1 is not valid JSON"),
@@ -87,9 +91,12 @@ def test_a_file_is_its_own_projects_alone(served):
         (b'{"messages": [{"role": "user", "content": ""}], "prompt": "a"}', "either 'messages' or 'prompt'"),
         (b'{"messages": null, "prompt": "a"}', "line 1 is not a training row: messages: Input should be a valid list"),
         (b'{"messages": []}', "line 1 is not a training row: messages"),
-        (b'{"messages": [{"role": "user"}]}', "messages.0.content"),
-        (b'{"messages": [{"role": "tool", "content": "3"}]}', "messages.0.role"),
-        (b'{"messages": [{"role": "assistant", "content": "3"}]}', "must have the role 'user'"),
+        (b'{"messages": [{"role": "user"}]}', "messages.0: content is missing"),
+        (b'{"messages": [{"role": "judge", "content": "3"}]}', "messages.0.role"),
+        (b'{"messages": [{"role": "tool", "content": "3"}]}', "messages.0: a tool's message names its call"),
+        (b'{"messages": [{"role": "assistant", "content": "3"}]}', "must have the role 'user' or 'tool'"),
+        (ROW.replace(b'"label": 1', b'"tools": [{"name": "f"}]'), "tools.0.type: Field required"),
+        (ROW.replace(b'"label": 1', b'"tools": "f"'), "tools: Input should be a valid list"),
         (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "content: a part of the type 'image"),
         (b"[" * 100_000, "over the limit"),
     ],
@@ -114,6 +121,37 @@ def test_a_message_may_come_in_parts_of_text(served):
     id = upload(served.client, b"\n".join(json.dumps(row).encode() for row in rows))
     whole, joined = load_prompts(served.settings.files_dir / id, "training_file", served.engine, max_tokens=4)
     assert whole.token_ids == joined.token_ids
+
+
+@pytest.mark.parametrize("turns", [3, 4])
+def test_a_row_may_hold_calls_of_tools_and_their_results_as_a_chat_does(served, turns):
+    """The last message is a tool's result, or the user's after it."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+    conversation = [
+        {"role": "user", "content": "What is 1 + 2?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "3"},
+        {"role": "user", "content": "And in words?"},
+    ][:turns]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    id = upload(served.client, json.dumps({"messages": conversation, "tools": tools}).encode())
+    (prompt,) = load_prompts(served.settings.files_dir / id, "training_file", served.engine, max_tokens=4)
+    assert prompt.item["messages"] == conversation
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [
+        ('[{"type": "function"}]', "line 1: messages or tools lack the field 'function'"),
+        ('["add"]', "line 1: messages or tools are not in OpenAI's shape"),
+    ],
+)
+def test_a_row_that_cannot_be_rendered_is_named_by_its_fields(tmp_path, served, tools, problem):
+    """Of a file that was not uploaded."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"messages": [{{"role": "user", "content": "hi"}}], "tools": {tools}}}\n')
+    with pytest.raises(AlignError, match=problem):
+        load_prompts(path, "training_file", served.engine, max_tokens=4)
 
 
 @pytest.mark.parametrize("purpose", ["assistants", "vision", "user_data"])
@@ -289,7 +327,7 @@ def test_a_table_is_stored_as_the_jsonl_of_its_rows(served, tmp_path, suffix, pa
     ("rows", "told"),
     [
         ([{"prompt": "a"}, {"text": "b"}], "row 2 is not a training row: a row has either 'messages' or 'prompt'"),
-        ([{"messages": [{"role": "tool", "content": "3"}]}], "row 1 is not a training row: messages.0.role"),
+        ([{"messages": [{"role": "tool", "content": "3"}]}], "row 1 is not a training row: messages.0: a tool's"),
         ([{"prompt": "a", "score": float("nan")}], "row 1: the field 'score'"),
     ],
 )

@@ -50,6 +50,7 @@ def test_rows_of_another_purpose_are_refused_with_the_purpose_to_give(client):
         ("hyperparameters", "iterations", "It belongs in method.reinforcement.iro."),
         ("hyperparameters", "epochs", "Did you mean method.reinforcement.hyperparameters.n_epochs?"),
         ("iro", "n_epochs", "It belongs in method.reinforcement.hyperparameters."),
+        ("hyperparameters", "response_format", "It belongs in method.reinforcement."),
         ("iro", "xyzzy", "iro.xyzzy"),
     ],
 )

@@ -66,6 +66,22 @@ def test_only_the_owner_reads_what_the_grader_says(tmp_path):
     assert message.body["param"] == "search.pick" and "secret" not in message.response.text
 
 
+@pytest.mark.parametrize(
+    "grader",
+    [
+        GRADER | {"reference": "{{ item.answer }}"},
+        {"type": "python", "name": "reads", "source": "def grade(sample, item): return item['answer']"},
+    ],
+    ids=["template", "python"],
+)
+def test_a_grader_that_lacks_the_item_says_where_to_send_it(tmp_path, grader):
+    settings = settings_for(tmp_path, python_graders="unsafe")
+    model = aligned(settings, "mine", grader=grader)
+    with serving(settings, ByteEngine()) as client, pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=model, messages=HI, max_tokens=4, extra_body={"search": SEARCH})
+    assert refused.value.body["message"].endswith("; send the row's fields as `item` of the request")
+
+
 def test_a_grader_that_picks_reads_the_calls_of_an_answer(tmp_path):
     """As it does in a job and in an eval."""
     settings = settings_for(tmp_path)

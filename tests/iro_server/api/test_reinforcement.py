@@ -9,7 +9,12 @@ from pydantic import ValidationError
 
 from iro_server.api.errors import APIError
 from iro_server.api.reinforcement import Reinforcement
-from iro_server.api.reinforcement_options import Hyperparameters, IroOptions
+from iro_server.api.reinforcement_options import (
+    OPTIONS_BY_BLOCK,
+    REINFORCEMENT_FIELDS,
+    Hyperparameters,
+    IroOptions,
+)
 from training.iro.config import AlignConfig
 
 GRADER = {
@@ -23,6 +28,10 @@ GRADER = {
 
 def method(hyperparameters: dict[str, Any] | None = None, **fields: Any) -> Reinforcement:
     return Reinforcement.model_validate({"grader": GRADER, "hyperparameters": hyperparameters or {}} | fields)
+
+
+def test_hints_know_all_fields_of_the_method():
+    assert {*REINFORCEMENT_FIELDS, *OPTIONS_BY_BLOCK} == set(Reinforcement.model_fields)
 
 
 @pytest.mark.parametrize(

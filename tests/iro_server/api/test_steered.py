@@ -9,7 +9,7 @@ import pytest
 
 from iro_server.engines.embedded import EmbeddedEngine
 from tests.iro_server.api.serving import settings_for
-from tests.iro_server.api.tilted import serving_tilted
+from tests.iro_server.api.tilted import add_checkpoint, serving_tilted
 
 ASK = {
     "model": "tilted",
@@ -22,7 +22,10 @@ WORDS = ("river", "lamp", "garden")
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, small_engine: EmbeddedEngine) -> Iterator[openai.OpenAI]:
-    with serving_tilted(settings_for(tmp_path_factory.mktemp("steered")), small_engine) as client:
+    settings = settings_for(tmp_path_factory.mktemp("steered"))
+    with serving_tilted(settings, small_engine) as client:
+        add_checkpoint(settings, "tilted", 1, {"search": {"strength": 1.0}})
+        add_checkpoint(settings, "tilted", 2, {})  # of a version before checkpoints named their search
         yield client
 
 
@@ -41,6 +44,18 @@ def test_one_row_is_steered_and_says_how_far(client: openai.OpenAI) -> None:
 
     assert words() > words(strength=0)
     assert ask(client)[1] > 1 and ask(client, strength=0)[1] == 0
+
+
+def test_a_checkpoint_answers_by_the_search_that_its_metrics_were_measured_with(client: openai.OpenAI) -> None:
+    def answer(model: str, **search: object) -> tuple[str | None, object]:
+        extra = {"search": search} if search else {}
+        completion = client.chat.completions.create(**ASK | {"model": model}, extra_body=extra)
+        return completion.choices[0].message.content, (completion.usage.model_extra or {}).get("kl")
+
+    model, checkpoint, earlier = "tilted", "tilted:ckpt-step-1", "tilted:ckpt-step-2"
+    assert answer(checkpoint) == answer(model) and answer(model)[1] > 1
+    assert answer("bytes", values={checkpoint: 1.0}) == answer(model)
+    assert answer(earlier) == answer(model, strength=0) and answer(earlier, strength=1.0) == answer(model)
 
 
 def test_a_request_bounds_how_far_an_answer_moves(client: openai.OpenAI) -> None:

@@ -67,3 +67,20 @@ def test_a_database_that_is_slow_while_a_key_is_checked_is_unavailable(new_datab
             answer = httpx.get(f"{client.base_url}models", headers=headers, timeout=20)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
         assert httpx.get(f"{client.base_url}models", headers=headers).status_code == 200
+
+
+def test_a_database_that_takes_no_writes_for_now_is_unavailable(new_database, tmp_path):
+    url = new_database("postgresql")
+    name = create_engine(url).url.database
+    read_only = f"ALTER DATABASE {name} SET default_transaction_read_only = "
+    with serving(settings_for(tmp_path, database_url=url), ByteEngine()) as client:
+        with create_engine(url, isolation_level="AUTOCOMMIT").connect() as primary:
+            primary.execute(text(f"{read_only} on"))  # as a standby, which is the primary after a failover
+            standby = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            primary.execute(text(f"{standby} AND datname = '{name}'"))
+            body = {"bytes": 8, "filename": "a.jsonl", "mime_type": "x", "purpose": "fine-tune"}
+            answers = [httpx.post(f"{client.base_url}uploads", json=body) for _ in range(3)]
+            primary.execute(text("SET default_transaction_read_only = off"))
+            primary.execute(text(f"{read_only} off"))
+        assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (503, "storage_unavailable")
+        assert client.uploads.create(**body).status == "pending"

@@ -10,10 +10,11 @@ from pathlib import Path
 import openai
 import torch
 
+from iro_server import JsonObject
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.settings import Settings
 from iro_server.store.database import find, open_database
-from iro_server.store.tables import Model
+from iro_server.store.tables import Checkpoint, Job, Model, new_id
 from tests.iro_server.api.serving import aligned, serving
 from value_heads import FeatureSpec, LinearHead, ValueStack, save_bundle
 from value_heads.prompt_features import FEATURES
@@ -41,6 +42,20 @@ def add_model(settings: Settings, engine: EmbeddedEngine, name: str, stack: Valu
         model.search = {"search": {"strength": 1.0} if stack.tilt else {}}
         path = Path(model.path)
     save_bundle(path, stack, model_hash=engine.info.model_hash, template_hash=engine.info.template_hash)
+
+
+def add_checkpoint(settings: Settings, name: str, step: int, metrics: JsonObject) -> str:
+    """A checkpoint with the values and the tilt of the model ``name``, whose job searched without a tilt; its name."""
+    with open_database(settings).begin() as session:
+        model = find(session, Model, name)
+        assert model is not None
+        job = find(session, Job, model.job_id)
+        assert job is not None
+        job.search = {}
+        checkpoint = Checkpoint(id=new_id("ftckpt-"), job_id=job.id, step=step, path=model.path, metrics=metrics)
+        checkpoint.model_name = f"{name}:ckpt-step-{step}"
+        session.add(checkpoint)
+        return checkpoint.model_name
 
 
 def words_tilt(engine: EmbeddedEngine) -> Tilt:

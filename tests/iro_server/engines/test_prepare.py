@@ -67,6 +67,19 @@ def test_a_model_no_source_has_leaves_nothing_behind(tmp_path: Path, monkeypatch
     assert list((tmp_path / "models").iterdir()) == []
 
 
+def test_the_last_part_of_a_prepared_models_name_stands_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("IRO_HOME", str(tmp_path))
+    for name in ("acme--small", "acme--large", "other--large"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        save_file({"w": torch.zeros(2)}, tmp_path / "models" / name / "model.safetensors")
+    assert prepare_model("small") == prepare_model("acme/small") == tmp_path / "models" / "acme--small"
+    with pytest.raises(ModelError, match="any of the prepared models acme/large, other/large: give the whole name"):
+        prepare_model("large")
+    with pytest.raises(ModelError, match="prepared models: acme/large, acme/small, other/large"):
+        prepare_model("medium")
+
+
 class Saved:
     """Model and tokenizer that are saved at once."""
 

@@ -42,6 +42,10 @@ def multi(formula, **graders):
         ({**CHECK, "extra": 1}, "grader.extra", "not permitted"),
         ({"type": "python", "source": "def grade(:"}, "grader.source", "line 1"),
         ({"type": "python", "source": "x = 1"}, "grader.source", "defines no function grade"),
+        ({"type": "python", "source": "async def grade(s, i): ..."}, "grader.source", "grade is async; define it"),
+        ({"type": "python", "source": "def grade(item): ..."}, "grader.source", "line 1: grade is called with two"),
+        ({"type": "python", "source": "def grade(s, i, x): ..."}, "grader.source", "line 1: grade is called with two"),
+        ({"type": "python", "source": "def grade(s, i, *, x): ..."}, "grader.source", "called with two arguments"),
         ({"type": "python", "source": "a = " + "(" * 10_000}, "grader.source", ""),
         (multi("a", a={**CHECK, "operation": "?"}), "grader.graders.a.operation", "eq"),
         ({**multi("a"), "graders": [{**CHECK, "operation": "?"}]}, "grader.graders.0.operation", "eq"),
@@ -64,6 +68,21 @@ def test_a_wrong_spec_names_the_field_and_the_mistake(spec, param, said):
         parse_grader(spec)
     assert refused.value.param == param
     assert said in refused.value.message and param in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def grade(*_): return 1",
+        "def grade(sample, /, item, *, scale=2): return 1",
+        "def grade(sample, item, scale=2): return 1",
+        "def wrap(f): return lambda s, i: f(s)\n@wrap\ndef grade(sample): return 1",
+        "def grade(sample): return 1\nfirst = grade\ndef grade(sample, item): return first(sample)",
+        "class A:\n def grade(self, a, b, c): return 1\ngrade = A().grade",
+    ],
+)
+def test_a_grader_that_can_be_called_with_two_arguments_is_accepted(source):
+    parse_grader({"type": "python", "name": "n", "source": source}).close()
 
 
 def test_the_official_clients_types_are_accepted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select, update
@@ -54,6 +55,16 @@ def test_a_row_whose_holder_died_is_taken_and_the_dead_one_may_not_write(session
         dead.end("completed")
     heir.end("completed", result={"verdict": "go"})
     assert (row(sessions, "a").status, row(sessions, "a").result) == ("completed", {"verdict": "go"})
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_a_lease_is_the_same_for_a_machine_whose_clock_differs(sessions, monkeypatch, seconds):
+    add(sessions, "held")
+    add(sessions, "over")
+    claim(sessions, Estimate, 30), claim(sessions, Estimate, -1)
+    monkeypatch.setattr(background, "time", SimpleNamespace(time=lambda: time.time() + seconds))
+    assert claim(sessions, Estimate, 30).id == "over"
+    assert claim(sessions, Estimate, 30) is None
 
 
 def test_a_row_that_kills_each_server_is_given_up(sessions):

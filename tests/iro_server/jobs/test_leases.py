@@ -10,15 +10,13 @@ import time
 import pytest
 from sqlalchemy import inspect
 
-from iro_server.graders.environment import GraderEnvironment
 from iro_server.jobs import lock, presence, records
-from iro_server.jobs.supervisor import UNFINISHED_ELSEWHERE, Supervisor, Worker
+from iro_server.jobs.supervisor import UNFINISHED_ELSEWHERE, Worker
 from iro_server.store.database import find, open_database
 from iro_server.store.tables import Checkpoint, Job
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload, wait_for
-
-FOREIGN = "another-host.1234abcd"
+from tests.iro_server.jobs.supervised import FOREIGN, running_job, status, supervisor
 
 
 @pytest.fixture
@@ -29,22 +27,6 @@ def settings(tmp_path, database_url):
 @pytest.fixture
 def sessions(settings):
     return open_database(settings)
-
-
-def running_job(sessions, server: str | None) -> Job:
-    with sessions.begin() as session:
-        job = Job(id="ftjob-1", model="bytes", training_file="f", seed=1, method={}, model_name="m", config={})
-        session.add(job)
-    return records.take_next(sessions, server)
-
-
-def supervisor(settings, sessions) -> Supervisor:
-    return Supervisor(settings.model_copy(update={"job_concurrency": 0}), sessions, GraderEnvironment())
-
-
-def status(sessions) -> str:
-    with sessions() as session:
-        return find(session, Job, "ftjob-1").status
 
 
 @pytest.mark.slow(10)

@@ -10,12 +10,20 @@ from iro_server.jobs import lock, presence
 
 
 def test_a_server_is_present_until_it_stops(tmp_path):
-    assert not presence.here(tmp_path)
+    assert not presence.takes_jobs_here(tmp_path)
     with presence.present(tmp_path) as server:
-        assert presence.here(tmp_path)
+        assert presence.takes_jobs_here(tmp_path)
         assert presence.gone(tmp_path, server) is False
     assert presence.gone(tmp_path, server) is True
-    assert not presence.here(tmp_path)
+    assert not presence.takes_jobs_here(tmp_path)
+
+
+def test_a_server_that_takes_no_jobs_is_present_and_does_not_count_as_a_worker(tmp_path):
+    with presence.present(tmp_path, takes_jobs=False) as server:
+        assert presence.gone(tmp_path, server) is False
+        assert not presence.takes_jobs_here(tmp_path)
+        with presence.present(tmp_path):
+            assert presence.takes_jobs_here(tmp_path)
 
 
 def test_looking_at_a_lock_makes_nothing(tmp_path):
@@ -30,7 +38,7 @@ def test_a_server_stops_while_others_look_at_it(tmp_path):
 
     def look() -> None:
         while not stopping.is_set():
-            presence.here(tmp_path)
+            presence.takes_jobs_here(tmp_path)
 
     lookers = [threading.Thread(target=look) for _ in range(4)]
     for looker in lookers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 
 import pytest
@@ -51,6 +52,13 @@ def test_a_job_that_cannot_run_fails_before_it_is_queued(client, arguments, para
     assert (job.status, job.error.code, job.error.param) == ("failed", "invalid_data", param)
     assert re.search(said, job.error.message)
     assert not any("started" in event.message for event in client.fine_tuning.jobs.list_events(job.id))
+
+
+def test_a_refusal_is_one_line_of_the_log(client, caplog):
+    caplog.set_level(logging.INFO, "iro.jobs")
+    job = ended(client, create(client, rows("a", "b")))
+    (record,) = [record for record in caplog.records if f"{job.id} is refused" in record.getMessage()]
+    assert job.error.message in record.getMessage() and not record.exc_info
 
 
 def test_rows_without_a_field_that_the_grader_reads_are_warned_of(client):

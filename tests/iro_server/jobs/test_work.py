@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from iro_server.jobs import presence
 from iro_server.settings import Settings
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, wait_for
@@ -75,6 +76,7 @@ def test_a_worker_is_well_while_it_runs_and_its_database_answers(settings):
 def test_a_server_is_well_while_it_answers(settings):
     with serving(settings, ByteEngine()) as client:
         assert iro(settings, "health", "--port", str(client.base_url.port)).returncode == 0
+        assert list(settings.data_dir.glob("servers/*")) and not presence.takes_jobs_here(settings.data_dir)
     gone = iro(settings, "health", "--port", str(client.base_url.port))
     assert gone.returncode == 1 and gone.stderr.startswith("Error: http://127.0.0.1:")
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import openai
 import pytest
 
+from iro_server.jobs import records
 from iro_server.settings import Settings
 from iro_server.store import keys
 from iro_server.store.backup import backup, restore
 from iro_server.store.database import open_database
 from iro_server.store.files import FileCorrupt
-from iro_server.store.tables import Job
+from iro_server.store.tables import Checkpoint, Eval, Event, Job, Model
 from tests.iro_server.api.byte_engine import ByteEngine
 from tests.iro_server.api.serving import GRADER, ended, serving, settings_for, start_job, upload, wait_for
 
@@ -92,9 +93,10 @@ def test_a_run_that_had_begun_finds_its_config_where_it_is_now(tmp_path, new_dat
     here, there = (settings_for(tmp_path / name) for name in ("here", "there"))
     open_database(here)
     run = here.job_dir("ftjob-1") / "run"
-    run.mkdir(parents=True)
+    (run / "iterations/1").mkdir(parents=True)
     inside, outside = str(here.job_dir("ftjob-1") / "rows.jsonl"), str(tmp_path / "models")
     (run / "config.json").write_text(json.dumps({"config": {"training_file": inside, "model_dir": outside}}))
+    Path(inside).touch(), (run / "iterations/1/manifest.json").touch()
     (run / "result.json").write_text(json.dumps({"best_checkpoint": str(run / "iterations/1")}))
     rest = {"model": "m", "training_file": "f", "seed": 1, "method": {}, "model_name": "m"}
     with open_database(here).begin() as session:
@@ -107,6 +109,38 @@ def test_a_run_that_had_begun_finds_its_config_where_it_is_now(tmp_path, new_dat
     assert result == {"best_checkpoint": str(there.job_dir("ftjob-1") / "run/iterations/1")}
     with open_database(there)() as session:
         assert session.query(Job).one().config == config
+
+
+def test_no_text_of_a_user_is_rewritten_that_begins_with_the_data_directory(tmp_path):
+    here, there = (settings_for(tmp_path / name) for name in ("here", "there"))
+    open_database(here)
+    text = f"{here.data_dir}/notes are where?"
+    grader = {"type": "string_check", "name": text, "input": text, "reference": text, "operation": "eq"}
+    rest = {"model": "m", "training_file": "f", "seed": 1, "model_name": "ft", "status": "succeeded"}
+    bundle = str(here.job_dir("ftjob-1") / "run/iterations/1")
+    config = {"training_file": str(here.job_dir("ftjob-1") / "training_file.jsonl"), "grader": grader}
+    with open_database(here).begin() as session:
+        session.add(Job(id="ftjob-1", method={"grader": grader}, config=config, job_metadata={"note": text}, **rest))
+        session.flush()
+        session.add(Model(id="ft", base="m", job_id="ftjob-1", path=bundle, search={}))
+        session.add(Checkpoint(id="c", job_id="ftjob-1", step=1, model_name="ft:1", path=bundle, metrics={}))
+        records.add_event(session, "ftjob-1", text, data={"path": bundle, "message": text})
+        session.add(Eval(id="eval_1", name=text, data_source_config={"path": text}, testing_criteria=[grader]))
+    run = here.job_dir("ftjob-1") / "run"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"config": {"grader": grader}}))
+    backup(here, open_database(here), tmp_path / "backup")
+    restore(there, open_database(there), tmp_path / "backup")
+    moved = str(there.job_dir("ftjob-1") / "run/iterations/1")
+    with open_database(there)() as session:
+        job = session.query(Job).one()
+        assert job.config == {"training_file": str(there.job_dir("ftjob-1") / "training_file.jsonl"), "grader": grader}
+        assert (job.method, job.job_metadata) == ({"grader": grader}, {"note": text})
+        assert session.query(Model).one().path == session.query(Checkpoint).one().path == moved
+        event, stored_eval = session.query(Event).one(), session.query(Eval).one()
+        assert (event.message, event.data) == (text, {"path": moved, "message": text})
+        assert (stored_eval.name, stored_eval.data_source_config) == (text, {"path": text})
+    assert json.loads((there.job_dir("ftjob-1") / "run" / "config.json").read_text()) == {"config": {"grader": grader}}
 
 
 def test_what_is_no_whole_backup_and_what_is_no_empty_server_is_refused(tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import exc, select, text
+from sqlalchemy import create_engine, exc, select, text
 
 from iro_server.jobs import records
+from iro_server.jobs.worker import retry_while_unavailable
 from iro_server.settings import Settings
-from iro_server.store.database import find, open_database
+from iro_server.store.database import find, is_unavailable, open_database
 from iro_server.store.tables import Event, File, Job, Upload
 
 pytestmark = pytest.mark.both_databases
@@ -52,6 +53,50 @@ def test_a_statement_that_takes_too_long_is_ended(settings):
     sessions = open_database(settings.model_copy(update={"database_statement_timeout": 0.2}))
     with sessions() as session, pytest.raises(exc.OperationalError, match="statement timeout"):
         session.execute(text("SELECT pg_sleep(20)"))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_write_to_a_standby_is_repeated_on_the_primary(settings):
+    sessions = open_database(settings)
+    name = sessions.kw["bind"].url.database
+    primary = create_engine(settings.url, isolation_level="AUTOCOMMIT")
+
+    def switch(value: str) -> None:
+        with primary.connect() as connection:
+            connection.execute(text("SET default_transaction_read_only = off"))
+            connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}"))
+
+    errors: list[exc.DBAPIError] = []
+
+    @retry_while_unavailable
+    def write() -> None:
+        try:
+            with sessions.begin() as session:
+                session.add(File(id="file-1", filename="rows.jsonl", purpose="fine-tune", bytes=1))
+        except exc.DBAPIError as error:
+            errors.append(error)
+            switch("off")  # the failover ends; connections from before it stay read-only
+            raise
+
+    switch("on")
+    sessions.kw["bind"].dispose()
+    write()
+    primary.dispose()
+    assert [type(error) for error in errors] == [exc.InternalError] and is_unavailable(errors[0])
+    with sessions() as session:
+        assert find(session, File, "file-1").bytes == 1
+
+
+def test_a_wait_for_a_connection_is_repeated():
+    errors = iter([exc.TimeoutError("all connections are in use"), None])
+
+    @retry_while_unavailable
+    def read() -> str:
+        if error := next(errors):
+            raise error
+        return "row"
+
+    assert read() == "row"
 
 
 def test_who_waits_for_a_connection_waits_for_a_bounded_time(settings):

@@ -133,6 +133,7 @@ def test_events_tell_each_iteration_and_its_checkpoint(config: AlignConfig, tmp_
         )
     checkpoints = [event["data"] for event in events if event["type"] == "checkpoint"]
     assert [checkpoint["step"] for checkpoint in checkpoints] == [1, 2]
+    assert checkpoints[result["best_iteration"] - 1]["metrics"]["search"] == result["search"]
     assert all((Path(checkpoint["path"]) / "manifest.json").exists() for checkpoint in checkpoints)
     by_token = {event["data"]["step"]: event["data"]["by_token"] for event in events if "by_token" in event["data"]}
     for row in result["history"]:

@@ -324,6 +324,8 @@ def test_a_job_keeps_a_tilt_and_says_what_each_row_buys(tmp_path: Path, monkeypa
     nats = [each["kl"] for each in result["strengths"]]
     assert nats == sorted(nats)  # a weaker tilt is nearer to the frozen model
     assert [event["data"]["strengths"] for event in events if "strengths" in event["data"]] == [result["strengths"]]
+    searches = [event["data"]["metrics"]["search"] for event in events if event["type"] == "checkpoint"]
+    assert searches == [result["search"]]
     trials, *further = reported = [event["data"]["tilts"] for event in events if "tilts" in event["data"]]
     assert len(trials_told(events)) == sum(len(tilts) - 1 for tilts in reported)
     assert (trials[0]["kind"], trials[0]["kl"]) == ("none", 0.0) and all(trial["kl"] > 0 for trial in trials[1:])
