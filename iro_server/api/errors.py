@@ -264,7 +264,7 @@ def install(app: FastAPI) -> None:
         return storage_failure(error)
 
     for away in DATABASE_AWAY:
-        app.add_exception_handler(away, unstored)
+        app.exception_handler(away)(unstored)
 
     @app.exception_handler(DataError)
     async def unstorable(_: Request, error: DataError) -> JSONResponse:
