@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from iro_server import JsonObject
 from iro_server.alignment.placement import Placement
-from iro_server.engines.endpoints import DEFAULT_KIND, Endpoints, EngineUrl, Precision
+from iro_server.engines.endpoints import DEFAULT_KIND, Endpoints, EngineUrl, Precision, checked_key
 from iro_server.engines.opening import EngineKind
 from iro_server.engines.prepare import DEFAULT_MODEL, iro_home
 from iro_server.graders.endpoint_limits import EndpointLimits, TokenPrice
@@ -222,7 +222,7 @@ class Settings(Placement):
             lambda: is_loopback(self.host) and not keys_required(),
             base_url=self.server_url or self.own_url,
             api_key=internal_key,
-            endpoints={url: os.environ.get(name, "") for url, name in self.grader_endpoints.items()},
+            endpoints={url: checked_key(os.environ.get(name, ""), name) for url, name in self.grader_endpoints.items()},
             reward_models=self.reward_models,
             embedding_model=self.embedding_model,
             max_text_bytes=self.max_graded_bytes,
@@ -239,5 +239,5 @@ class Settings(Placement):
             return None
         if self.grader_service_key is None:
             raise ValueError("IRO_GRADER_SERVICE needs IRO_GRADER_SERVICE_KEY, which the service asks for")
-        key = self.grader_service_key.get_secret_value()
+        key = checked_key(self.grader_service_key.get_secret_value(), "IRO_GRADER_SERVICE_KEY")
         return GraderService(url=self.grader_service.rstrip("/"), key=key, patience=self.grader_patience)

@@ -64,7 +64,7 @@ class TiltFit:
     decay: float = 1e-4
 
 
-class _Parameters:
+class TiltParameters:
     """Those of a tilt on standardised states."""
 
     def __init__(self, rows: TiltRows, head_VD: Tensor, rank: int, seed: int) -> None:
@@ -144,7 +144,7 @@ def fit_tilt(
     Token factors are those of centred head rows: what a constant of s adds to every token is nothing to q.
     """
     fit = fit or TiltFit()
-    parameters = _Parameters(rows, head_VD, fit.rank, seed)
+    parameters = TiltParameters(rows, head_VD, fit.rank, seed)
     optimizer = torch.optim.Adam(parameters.groups(fit))
     steps = fit.epochs * -(-len(rows) // fit.batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

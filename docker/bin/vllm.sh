@@ -7,4 +7,4 @@ set -euo pipefail
 read -ra flags <<< "${ENGINE_FLAGS:-}"
 exec python3 -m vllm.entrypoints.openai.api_server --model "$IRO_MODEL_DIR" --served-model-name "$IRO_MODEL_NAME" \
     --host "${ENGINE_HOST:-0.0.0.0}" --port "${ENGINE_PORT:-8001}" --tensor-parallel-size "${ENGINE_GPUS:-1}" \
-    --enable-prefix-caching --enable-prompt-tokens-details "${flags[@]}"
+    --enable-prefix-caching --enable-prompt-tokens-details --structured-outputs-config.backend guidance "${flags[@]}"

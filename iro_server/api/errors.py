@@ -27,7 +27,7 @@ from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
 from iro_server.concurrency.disconnect import ClientGone
 from iro_server.concurrency.fair_queue import QueueFull
 from iro_server.decoding.base import SearchParams
-from iro_server.engines.endpoints import EngineRefused, EngineUnavailable
+from iro_server.engines.endpoints import EngineRefused, EngineUnavailable, SchemaViolated
 from iro_server.engines.grammars import SchemaRefused
 from iro_server.engines.memory import EngineOutOfMemory
 from iro_server.graders.remote import GraderServiceUnavailable
@@ -116,6 +116,14 @@ def _unavailable(code: str, message: str) -> Callable[[Exception], APIError]:
     return api_error
 
 
+def _violated_schema(error: SchemaViolated) -> APIError:
+    log.error("%s", error)
+    message = (
+        "The model's server gave an answer that does not fit the schema. Its operator finds the reason in the log."
+    )
+    return APIError(502, message, code="schema_violated", headers={"x-should-retry": "false"})
+
+
 def _refused_by_engine(error: EngineRefused) -> APIError:
     log.warning("%s", error)
     return bad_request(f"The model's server refuses the request: {error.reason}", code="engine_refused")
@@ -151,6 +159,7 @@ DOMAIN_ERRORS: dict[type[Exception], Callable[[Any], APIError]] = {
     ),
     RateLimitExceeded: _rate_limit,
     RequestTooLarge: lambda error: bad_request(str(error), "max_tokens", "too_many_tokens"),
+    SchemaViolated: _violated_schema,
     SchemaRefused: lambda error: bad_request(f"The schema of the answer: {error}", "response_format", "invalid_value"),
     ServerStopping: lambda error: APIError(503, str(error), code="server_stopping", headers={"Retry-After": "2"}),
     TooManyWaiting: lambda error: APIError(503, str(error), code="overloaded", headers={"Retry-After": "2"}),

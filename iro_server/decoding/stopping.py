@@ -42,11 +42,13 @@ class StoppingSession:
 
     async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
         """As ``Session.extend``. Tokens past a string are drawn and discarded."""
-        part_length, parts = self._part_length or length, ChunkParts()
+        part_length, parts, remaining_tokens = self._part_length or length, ChunkParts(), length
         places, successors = [self._places[parent] for parent in parents], num_successors
         contexts = [self._contexts[parent] for parent in parents for _ in range(num_successors)]
-        while places and (remaining_tokens := length - parts.length):
-            part = await self._session.extend(places, successors, min(part_length, remaining_tokens))
+        while places and remaining_tokens > 0:  # as the engine counts: a part's tokens may be more or fewer
+            part_length = min(part_length, remaining_tokens)
+            part = await self._session.extend(places, successors, part_length)
+            remaining_tokens -= part_length
             parts.add(self._cut(part, contexts))
             places, successors = parts.live, 1
             contexts = [self._last(contexts[place] + part.tokens_RL[place].tolist()) for place in places]

@@ -29,6 +29,10 @@ class EngineUnavailable(RuntimeError):
     """None of the model's servers answered in time."""
 
 
+class SchemaViolated(EngineUnavailable):
+    """An answer of a server of the model does not fit the schema that it was asked for."""
+
+
 def base_url(url: str) -> str:
     """``url`` as a base that /completions can follow. ValueError where it is no URL."""
     address = urlsplit(url)
@@ -37,6 +41,15 @@ def base_url(url: str) -> str:
     if address.username or address.password:
         raise ValueError(f"the URL of an engine holds no password: give the key as {KEY_VARIABLE}")
     return url.rstrip("/") if address.path.strip("/") else f"{url.rstrip('/')}/v1"
+
+
+def checked_key(key: str, variable: str) -> str:
+    """``key`` as a header can hold it, without spaces and line ends around it. ValueError, which names the ``variable``
+    that it is from and not the key, for any other control or non-ASCII character."""
+    stripped = key.strip()
+    if not (stripped.isascii() and stripped.isprintable()):
+        raise ValueError(f"{variable} holds a control or non-ASCII character, which no HTTP header takes")
+    return stripped
 
 
 EngineUrl = Annotated[str, AfterValidator(base_url)]
@@ -50,6 +63,7 @@ class Endpoints:
     ``timeout``: the longest that one answer may take. ``patience``: how long a request waits, from the first failure
     on, for a server that answers. ``adapters``: a directory that vLLM servers read too, where tilts are written as LoRA
     adapters; None: servers without LoRA. ``precision``: of the products of an engine in this process on a CPU.
+    ValueError for a ``key`` that no header takes.
     """
 
     urls: tuple[str, ...] = ()
@@ -60,6 +74,10 @@ class Endpoints:
     patience: float = 30.0
     adapters: Path | None = None
     precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.key is not None:
+            object.__setattr__(self, "key", checked_key(self.key, KEY_VARIABLE))
 
     @property
     def embedded(self) -> bool:

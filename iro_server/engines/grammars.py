@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 KEPT_SCHEMAS = 64
 # A small model may write spaces without end.
 WHITESPACE: JsonCompileOptions = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
+ANY_WHITESPACE: JsonCompileOptions = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x0D\x09]*"}
 # Of a schema's compilation (20 ms for most), then of each row's step: some 4 ms of a lexer, 1 ms of a parser.
 LIMITS = LLParserLimits(
     step_lexer_fuel=50_000,
@@ -57,13 +58,22 @@ class Grammars:
                 self._compiled[schema] = matcher
         return matcher.deep_copy()
 
+    def misfit(self, schema: str, tokens: Sequence[int]) -> str | None:
+        """Why the tokens of an answer, which end with an end token where it is whole, do not fit ``schema``; None where
+        they do. JSON's white space may have any length. Blocks as ``start``."""
+        vocabulary = self.prepare()
+        matcher = LLMatcher(vocabulary, _grammar(schema, ANY_WHITESPACE), log_level=0)
+        is_whole = tokens[-1] in self._eos_ids
+        for token in tokens[:-1] if is_whole else tokens:
+            if token >= vocabulary.vocab_size:
+                return f"it has the unused token {token}"
+            if not matcher.consume_token(token):
+                return matcher.get_error().partition("\n")[0]
+        return "it ends too early" if is_whole and not matcher.is_accepting() else None
+
     def _compile(self, schema: str) -> LLMatcher:
         vocabulary = self.prepare()
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=WHITESPACE)
-        except ValueError as error:
-            raise SchemaRefused(str(error)) from error
-        matcher = LLMatcher(vocabulary, grammar, limits=LIMITS, log_level=0)
+        matcher = LLMatcher(vocabulary, _grammar(schema, WHITESPACE), limits=LIMITS, log_level=0)
         if not matcher.is_error() and not any(matcher.compute_bitmask()):
             raise SchemaRefused("no text fits the schema")
         _check(matcher)
@@ -128,6 +138,13 @@ class GrammarRows:
     def _copy(self, place: int) -> LLMatcher | None:
         matcher = self._rows[place]
         return None if matcher is None else matcher.deep_copy()
+
+
+def _grammar(schema: str, whitespace: JsonCompileOptions) -> str:
+    try:
+        return LLMatcher.grammar_from_json_schema(schema, overrides=whitespace)
+    except ValueError as error:
+        raise SchemaRefused(str(error)) from error
 
 
 def _check(matcher: LLMatcher) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import threading
 from collections import Counter
@@ -21,18 +22,21 @@ from transformers import AutoTokenizer
 
 from iro_server import JsonObject
 from iro_server.concurrency.tasks import gather_or_cancel
+from iro_server.engines.adapter_holds import Adapter
 from iro_server.engines.base import Alternatives, Chunk, EngineHealth, ModelInfo, Sampling, Steering
 from iro_server.engines.describe import describe
 from iro_server.engines.embedding import Embedding
 from iro_server.engines.endpoints import Endpoints
-from iro_server.engines.replicas import COMPLETIONS, Replica, Replicas, Timing
-from iro_server.engines.vllm_adapters import Adapter
+from iro_server.engines.replica import COMPLETIONS, Replica
+from iro_server.engines.replicas import Replicas, Timing
 from value_heads.features import HEAD_STATE
 from value_heads.threads import share_cores_with_engine
 
 Result = TypeVar("Result")
 Prefix = TypeVar("Prefix", str, list[int])
 START = 1200.0  # seconds that an engine which starts beside this process may take
+NOTICE = 3.0  # seconds of waiting for it, after which the log says so
+log = logging.getLogger("iro.engine")
 
 
 @dataclass(frozen=True)
@@ -104,18 +108,27 @@ class RemoteEngine:
             raise
 
     async def _start(self, model: str | None) -> None:
-        models = await self.replicas.models(START)
+        urls = ", ".join(replica.url for replica in self.replicas.all)
+        notice = self._loop.call_later(NOTICE, log.warning, "waiting up to %d s for an answer of %s", START, urls)
+        try:
+            models = await self.replicas.models(START)
+        finally:
+            notice.cancel()
         self.model = model or models[0]["id"]
         served_model = next((model for model in models if model["id"] == self.model), None)
         if served_model is None:
             served_names = ", ".join(model["id"] for model in models)
             raise ValueError(f"the engine serves no model {self.model!r}, only: {served_names}")
+        self.check_served(served_model)
         if max_length := served_model.get("max_model_len"):
             self._info = replace(self._info, max_length=min(max_length, self._info.max_length))
         await self.try_out()
 
     def probe_url(self, base: str) -> str:
         raise NotImplementedError
+
+    def check_served(self, model: JsonObject) -> None:
+        """ValueError for a model, as /models lists it, that this engine cannot use."""
 
     async def try_out(self) -> None:
         """Ask for one token: ValueError where the answer lacks what this engine needs."""

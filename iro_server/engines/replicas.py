@@ -1,91 +1,53 @@
 """Servers of one model, over HTTP: which of them is asked, and what becomes of one that dies, hangs or talks nonsense.
 
 A request to decode changes nothing where it is sent and carries its seed: whatever fails is asked again elsewhere. A
-replica that failed ``FAILURES`` times in a row, or does not answer probes while it should be decoding, is left alone
-until a probe finds it well again.
+replica at which ``FAILURES`` requests in a row failed gets no new ones until it answers a probe. One that answers no
+probes, while it decodes or after a failure, is given up: the requests that it decodes are asked again elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Container, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import Generic
 
 import httpx
 
 from iro_server import JsonObject
 from iro_server.concurrency.tasks import gather_or_cancel
+from iro_server.engines.adapter_holds import Adapter
 from iro_server.engines.endpoints import KEY_VARIABLE, EngineRefused, EngineUnavailable, base_url
-from iro_server.engines.vllm_adapters import Adapter
-from iro_server.telemetry.metrics import CACHED_TOKENS, SENT_TOKENS
+from iro_server.engines.replica import (
+    COMPLETIONS,
+    FAILURES,
+    GENERATE,
+    Answer,
+    Attempts,
+    Replica,
+    ReplicaFailure,
+    error_message,
+    unless_silent,
+)
 
 log = logging.getLogger("iro.engine")
-FAILURES = 3  # in a row, and a replica is left alone
 ALONE = 4  # so many times the silence is borne with a replica that is the last
 STICKY_ROWS = 64  # a session stays on its replica until it has so many rows more than the least loaded one
 CONNECT = 5.0  # seconds
 MOST_ADAPTERS = 64  # loaded on one replica
-COMPLETIONS, GENERATE = "/completions", "/inference/v1/generate"
-PAUSE = 0.2  # seconds between rounds of asking all replicas
-Answer = TypeVar("Answer")
-
-
-class ReplicaFailure(Exception):
-    """An answer that did not come, or that cannot be used. ``settled``: asking again will not change it. ``counts``:
-    towards the failures after which the replica is left alone."""
-
-    def __init__(self, message: str, settled: bool = False, counts: bool = True) -> None:
-        super().__init__(message)
-        self.settled, self.counts = settled, counts
 
 
 @dataclass(frozen=True)
 class Timing:
     """In seconds. ``answer``: the longest that a replica may take for one. ``patience``: how long a caller waits, from
     the first failure on, for a replica that answers. ``probe_every``: how often a replica that decodes, or is left
-    alone, is asked whether it lives. ``silence``: how long one may decode without answering that."""
+    alone, is asked whether it lives. ``silence``: how long it may not answer that."""
 
     answer: float = 600.0
     patience: float = 30.0
     probe_every: float = 2.0
     silence: float = 15.0
-
-
-@dataclass(eq=False)
-class Replica:
-    """``url``: its base, ending in /v1. ``rows``: being decoded. ``down``: set while it is left alone."""
-
-    url: str
-    rows: int = 0
-    requests: int = 0
-    failures: int = 0  # in a row
-    down: asyncio.Event = field(default_factory=asyncio.Event)
-    watch: asyncio.Task[None] | None = None
-    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    adapters: OrderedDict[str, None] = field(default_factory=OrderedDict)  # that it has loaded, last used last
-
-    def address(self, path: str) -> str:
-        """Of a route: GENERATE is beside the base."""
-        return (self.url.removesuffix("/v1") if path == GENERATE else self.url) + path
-
-    def count(self, usage: JsonObject) -> None:
-        sent = int(usage.get("prompt_tokens") or 0)
-        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-        self.prompt_tokens += sent
-        self.cached_tokens += cached
-        SENT_TOKENS.inc(sent)
-        CACHED_TOKENS.inc(cached)
-
-    def report(self) -> JsonObject:
-        """For /v1/health, which anybody may read: no address. ``cached_tokens``: of ``prompt_tokens``, not read."""
-        names = ("rows", "requests", "prompt_tokens", "cached_tokens")
-        return {"up": not self.down.is_set()} | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -160,7 +122,7 @@ class Replicas:
 
         async def takes(replica: Replica) -> bool:
             try:
-                response = await self._post(replica, path, body)
+                response = await self._send(replica, "POST", path, body)
             except ReplicaFailure:
                 return True  # the others tell
             return response.status_code not in (400, 403, 404, 405, 422)
@@ -170,27 +132,24 @@ class Replicas:
     async def _ask(self, call: _Call[Answer], prefer: Replica | None, patience: float) -> tuple[Answer, Replica]:
         clock = asyncio.get_running_loop().time
         deadline: float | None = None
-        failed: dict[Replica, ReplicaFailure] = {}  # in this round of asking all
-        why: ReplicaFailure | None = None
+        attempts = Attempts()
         while True:
-            replica = self._choose(prefer, failed)
+            replica = self._choose(prefer, attempts.failed)
             if replica is not None:
                 try:
                     return await self._answer(replica, call), replica
                 except ReplicaFailure as failure:
-                    if failure.counts:
+                    if attempts.add(replica, failure):
                         self._failed(replica, failure)
-                    failed[replica] = why = failure
             deadline = deadline or clock() + patience
-            settled = len(failed) == len(self.all) and all(failure.settled for failure in failed.values())
-            if settled or clock() >= deadline:
-                raise EngineUnavailable(f"no engine answers: {why or 'each has failed before'}")
+            if attempts.settled(self.all) or clock() >= deadline:
+                raise EngineUnavailable(f"no engine answers: {attempts.last_failure or 'each has failed before'}")
             if replica is None:
-                await asyncio.sleep(PAUSE)
-                failed.clear()
+                await asyncio.sleep(min(attempts.pause, deadline - clock()))
+                attempts.begin_round()
 
     def _choose(self, prefer: Replica | None, failed: Container[Replica]) -> Replica | None:
-        able = [replica for replica in self.all if not replica.down.is_set() and replica not in failed]
+        able = [replica for replica in self.all if replica.up and replica not in failed]
         least_loaded = min(able, key=lambda replica: (replica.rows, replica.requests), default=None)
         if prefer in able and prefer and least_loaded and prefer.rows - least_loaded.rows < STICKY_ROWS:
             return prefer
@@ -202,8 +161,8 @@ class Replicas:
         self._watch(replica)
         try:
             if call.adapter:
-                await _unless(replica.down, self._load(replica, call.adapter))
-            payload = await _unless(replica.down, self._payload(replica, call))
+                await unless_silent(replica, self._load(replica, call.adapter))
+            payload = await unless_silent(replica, self._payload(replica, call))
         finally:
             replica.rows -= call.rows
         try:
@@ -212,6 +171,7 @@ class Replicas:
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ReplicaFailure(f"{replica.url} gave an answer that makes no sense: {error!r}") from error
         replica.failures = 0
+        replica.answers += 1
         return answer
 
     async def _load(self, replica: Replica, adapter: Adapter) -> None:
@@ -219,9 +179,9 @@ class Replicas:
         async with replica.loading:
             if adapter.name not in replica.adapters:
                 body: JsonObject = {"lora_name": adapter.name, "lora_path": str(adapter.path)}
-                response = await self._post(replica, "/load_lora_adapter", body)
+                response = await self._send(replica, "POST", "/load_lora_adapter", body)
                 if not response.is_success and "already been loaded" not in response.text:
-                    message = f"{replica.url} cannot load the adapter of a model: {_message(response)}"
+                    message = f"{replica.url} cannot load the adapter of a model: {error_message(response)}"
                     hint = " (start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True)"
                     raise ReplicaFailure(
                         message + (hint if response.status_code == 404 else ""), settled=True, counts=False
@@ -229,37 +189,56 @@ class Replicas:
             replica.adapters[adapter.name] = None
             replica.adapters.move_to_end(adapter.name)
             while len(replica.adapters) > MOST_ADAPTERS:
-                oldest, _ = replica.adapters.popitem(last=False)
-                await self._post(replica, "/unload_lora_adapter", {"lora_name": oldest})
+                await self._unload(replica, next(iter(replica.adapters)))
 
-    async def _post(self, replica: Replica, path: str, body: JsonObject) -> httpx.Response:
+    async def unload(self, name: str) -> None:
+        """The adapter, from every replica that has loaded it."""
+
+        async def unload_from(replica: Replica) -> None:
+            async with replica.loading:
+                if name in replica.adapters:
+                    await self._unload(replica, name)
+
+        await gather_or_cancel(unload_from(replica) for replica in self.all)
+
+    async def _unload(self, replica: Replica, name: str) -> None:
+        """A replica that does not answer keeps an adapter that no request names any more."""
+        del replica.adapters[name]
         try:
-            return await self.client.post(replica.address(path), json=body)
+            await self._send(replica, "POST", "/unload_lora_adapter", {"lora_name": name})
+        except ReplicaFailure as failure:
+            log.warning("an adapter is not unloaded: %s", failure)
+
+    async def _send(self, replica: Replica, method: str, path: str, body: JsonObject | None) -> httpx.Response:
+        """ReplicaFailure without an answer. One that took too long is settled: it would take as long again."""
+        try:
+            async with asyncio.timeout(self.timing.answer):
+                return await self.client.request(method, replica.address(path), json=body)
+        except (TimeoutError, httpx.ReadTimeout) as error:
+            raise ReplicaFailure(f"{replica.url} took longer than {self.timing.answer:g} s", settled=True) from error
+        except httpx.LocalProtocolError:  # whose text may quote the key
+            message = f"{replica.url} cannot be sent a request: its headers are malformed"
+            raise ReplicaFailure(message, settled=True, counts=False) from None
         except httpx.HTTPError as error:
             raise ReplicaFailure(f"{replica.url} does not answer ({type(error).__name__}: {error})") from error
 
     async def _payload(self, replica: Replica, call: _Call[Answer]) -> JsonObject:
         where = replica.url
-        try:
-            async with asyncio.timeout(self.timing.answer):
-                response = await self.client.request(call.method, replica.address(call.path), json=call.body)
-        except TimeoutError as error:
-            raise ReplicaFailure(f"{where} took longer than {self.timing.answer:g} s") from error
-        except httpx.HTTPError as error:
-            raise ReplicaFailure(f"{where} does not answer ({type(error).__name__}: {error})") from error
+        response = await self._send(replica, call.method, call.path, call.body)
         if response.status_code in (400, 413, 422):
-            raise EngineRefused(where, _message(response))
+            raise EngineRefused(where, error_message(response))
         if response.status_code == 403 and call.path == GENERATE:
-            raise ReplicaFailure(f"{where} was started without {GENERATE}: {_message(response)}", settled=True)
+            raise ReplicaFailure(f"{where} was started without {GENERATE}: {error_message(response)}", settled=True)
         if response.status_code in (401, 403):
-            raise ReplicaFailure(f"{where} refuses the key ({KEY_VARIABLE}): {_message(response)}", settled=True)
-        if response.status_code == 404 and call.adapter:  # the server was started again since it loaded the adapter
+            raise ReplicaFailure(f"{where} refuses the key ({KEY_VARIABLE}): {error_message(response)}", settled=True)
+        if call.adapter and _lacks_adapter(response, call):  # the server was started again since it loaded the adapter
             replica.adapters.pop(call.adapter.name, None)
             raise ReplicaFailure(f"{where} has lost an adapter, which is loaded again", counts=False)
         if response.status_code == 404:
-            raise ReplicaFailure(f"{replica.address(call.path)} is not there: {_message(response)}", settled=True)
+            raise ReplicaFailure(f"{replica.address(call.path)} is not there: {error_message(response)}", settled=True)
         if not response.is_success:
-            raise ReplicaFailure(f"{where} answered {response.status_code}: {_message(response)}")
+            message = f"{where} answered {response.status_code}: {error_message(response)}"
+            raise ReplicaFailure(message, status=response.status_code)
         try:
             payload: JsonObject = response.json()
         except ValueError as error:
@@ -269,13 +248,13 @@ class Replicas:
     def _failed(self, replica: Replica, failure: ReplicaFailure) -> None:
         replica.failures += 1
         log.warning("%s", failure)
-        if replica.failures >= FAILURES and not replica.down.is_set():
+        if replica.failures >= FAILURES and not replica.left_alone:
             log.error("%s is left alone until it is well again", replica.url)
-            replica.down.set()
+            replica.left_alone = True
         self._watch(replica)
 
     def _watch(self, replica: Replica) -> None:
-        """Probe the replica for as long as it decodes or is left alone."""
+        """Probe the replica for as long as it decodes or is left alone, and once its last request has failed."""
         if replica.watch is None or replica.watch.done():
             replica.watch = asyncio.create_task(self._probe_on(replica))
 
@@ -284,48 +263,38 @@ class Replicas:
         heard = clock()
         while True:
             await asyncio.sleep(self.timing.probe_every)
-            if not replica.rows and not replica.down.is_set():
+            if not replica.rows and not replica.failures and replica.up:
                 return
             if await self._alive(replica):
                 heard = clock()
-                if replica.down.is_set():
+                if not replica.up:
                     log.info("%s is well again", replica.url)
-                    replica.down.clear()
+                    replica.left_alone = False
+                    replica.silent.clear()
                     replica.failures = FAILURES - 1  # one more, and it is left alone again
-            elif clock() - heard > self._silence(replica) and not replica.down.is_set():
+                if not replica.rows:
+                    return
+            elif clock() - heard > self._silence(replica) and not replica.silent.is_set():
                 log.error("%s does not answer probes: it is left alone until it does", replica.url)
-                replica.down.set()
+                replica.silent.set()
 
     def _silence(self, replica: Replica) -> float:
         """How long its probes may go unanswered: longer where no other could take over what it decodes."""
-        has_substitute = any(peer is not replica and not peer.down.is_set() for peer in self.all)
+        has_substitute = any(peer is not replica and peer.up for peer in self.all)
         return self.timing.silence * (1 if has_substitute else ALONE)
 
     async def _alive(self, replica: Replica) -> bool:
+        """Whether a probe is answered, also by a gateway that lacks the route (404) or keeps it (401, 403)."""
         try:
             async with asyncio.timeout(self.timing.silence / 3):
-                return (await self.client.get(self.probe(replica.url))).is_success
+                return (await self.client.get(self.probe(replica.url))).status_code < 500
         except (TimeoutError, httpx.HTTPError):
             return False
 
 
-async def _unless(down: asyncio.Event, work: Coroutine[object, None, Answer]) -> Answer:
-    """``work``'s result; ReplicaFailure, and no more of it, once ``down`` is set."""
-    task, ended = asyncio.ensure_future(work), asyncio.ensure_future(down.wait())
-    try:
-        await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ReplicaFailure("the replica stopped answering while it decoded")
-        return task.result()
-    finally:
-        task.cancel()
-        ended.cancel()
-
-
-def _message(response: httpx.Response) -> str:
-    """The error's own words, in OpenAI's envelope or none."""
-    try:
-        payload = response.json()
-        return str((payload.get("error") or payload)["message"])[:500]
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
-        return response.text[:200]
+def _lacks_adapter(response: httpx.Response, call: _Call[Answer]) -> bool:
+    """Whether the server does not know the call's adapter. vLLM names it then, which a server without the route
+    GENERATE does not."""
+    if response.status_code != 404 or call.adapter is None:
+        return False
+    return call.path != GENERATE or call.adapter.name in response.text

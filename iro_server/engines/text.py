@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 
+MORE_TOKENS = 4  # of a request that follows an empty text: the most that a character's bytes may take
+
+
 class TextEngine(RemoteEngine):
     """Engine over ``POST /v1/completions`` of text, whose model need not be that of ``model_dir``: its tokenizer cuts
     the text for the value functions, and its first layers are what they adapt.
@@ -23,7 +26,8 @@ class TextEngine(RemoteEngine):
     What is lost against token ids:
     - The exact tokens. Ids are ``model_dir``'s, chunk by chunk: a word that a chunk's end cuts in two is read as two.
     - Chunks of equal length: ``length`` counts the endpoint's tokens.
-    - A character whose bytes a chunk's end cuts in two.
+    - A character whose bytes a chunk's end cuts in two. Where it is all that a row draws, the row is drawn again with
+      ``MORE_TOKENS`` more tokens.
     - Stop ids. A row ends where the endpoint ends it, and gets ``model_dir``'s first end-of-sequence token.
     - Log-probabilities: all 0.
     A row always continues the endpoint's own text, never one that was tokenised and decoded again.
@@ -68,13 +72,23 @@ class TextSession(RemoteSession[str]):
             self.engine.model, self.prefixes[parent], count, length, self.sampling, seed >> 31
         )  # some take 32 bits
 
+    async def _continue(self, parent: int, count: int, length: int) -> list[tuple[str, Row]]:
+        """As of any session. A row that adds nothing, and has not ended, has ended only where a longer one does so
+        too."""
+        sampled = await super()._continue(parent, count, length)
+        empty = [place for place, (_, row) in enumerate(sampled) if not row.tokens]
+        if empty:
+            longer = await super()._continue(parent, len(empty), length + MORE_TOKENS)
+            for place, (text, row) in zip(empty, longer, strict=True):
+                sampled[place] = text, row if row.tokens else self._row(text, stopped=True)
+        return sampled
+
     def read(self, payload: JsonObject, count: int, length: int) -> list[tuple[str, Row]]:
         return [(text, self._row(text, stopped)) for text, stopped in texts_of(payload, count)]
 
     def _row(self, text: str, stopped: bool) -> Row:
         tokens = literal_ids(self.engine.tokenizer, text)  # also where it spells a special token
-        if stopped or not tokens:  # an endpoint that adds nothing has nothing more to say
-            stopped = True
+        if stopped:
             tokens.append(self.engine.info.eos_ids[0])
         return Row(tokens, [0.0] * len(tokens), stopped)
 

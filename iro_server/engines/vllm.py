@@ -15,24 +15,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
+from weakref import finalize
 
 import torch
 from transformers import AutoConfig
 
 from iro_server import JsonObject
 from iro_server.concurrency.tasks import gather_or_cancel
+from iro_server.engines.adapter_holds import Adapter, AdapterHolds
 from iro_server.engines.base import Sampling, Steering
-from iro_server.engines.endpoints import Endpoints, EngineUnavailable
+from iro_server.engines.endpoints import Endpoints, EngineUnavailable, SchemaViolated
+from iro_server.engines.grammars import grammars_of
 from iro_server.engines.remote import RemoteEngine, RemoteSession, Row
-from iro_server.engines.replicas import GENERATE
+from iro_server.engines.replica import GENERATE
 from iro_server.engines.unused_tokens import unused_tokens
-from iro_server.engines.vllm_adapters import Adapter, AdapterFolder
+from iro_server.engines.vllm_adapters import AdapterFolder
 from iro_server.engines.vllm_protocol import MOST_NUMBERS, generate_request, generated_rows, request, rows_of
+from iro_server.engines.vllm_server import SCHEMA_FLAGS
 from iro_server.engines.vllm_steering import WORDS_CHUNK, SteeredPrompt
 from value_heads.features import HEAD_STATE
 from value_heads.prompt_features import TokenGroups
 from value_heads.reserved_tokens import ReservedTokens
-from value_heads.tilt import TiltPart
+from value_heads.tilt import Tilt, TiltPart
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +45,43 @@ log = logging.getLogger(__name__)
 BIASED_PARTS: frozenset[TiltPart] = frozenset({"bias", "words", "sharpness"})
 """Of a tilt, that ``logit_bias`` and a temperature apply."""
 ADAPTED_PARTS: frozenset[TiltPart] = BIASED_PARTS | {"states"}  # that an adapter applies too
+HIGHEST_TEMPERATURE = 2.0  # that vLLM takes
 
 
 class VLLMEngine(RemoteEngine):
     """Engine over vLLM. Log-probabilities are those at temperature 1, whatever the sampling's, before biases, penalties
     and a schema's mask. Where a tilt has an adapter they are the adapted model's."""
 
+    removal_delay: ClassVar[float] = 1.0  # seconds that a server takes to drop the request of a session that is closed
+
     def __init__(self, model_dir: Path, endpoints: Endpoints, name: str | None = None) -> None:
-        self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters)
+        self._adapters = AdapterFolder(Path(model_dir), endpoints.adapters, dispose=self._dispose)
+        self.vocabulary: int = AutoConfig.from_pretrained(model_dir).get_text_config(decoder=True).vocab_size
         self.neutral: Adapter | None = None
         self._groups: TokenGroups | None = None
         self._preparing = threading.Lock()
         super().__init__(model_dir, endpoints, name)
-        self._info = replace(self._info, steers=ADAPTED_PARTS if endpoints.adapters else BIASED_PARTS)
+        self._info = replace(self._info, steers=ADAPTED_PARTS if self.neutral else BIASED_PARTS)
+
+    def _dispose(self, adapter: Adapter) -> None:
+        """Unload an adapter that no session or variant of a tilt holds, then remove its folder."""
+        if self._loop.is_closed():
+            self._adapters.holds.remove(adapter)
+        else:
+            self.submit(self._unload_and_remove(adapter))
+
+    async def _unload_and_remove(self, adapter: Adapter) -> None:
+        await asyncio.sleep(self.removal_delay)
+        await self.replicas.unload(adapter.name)
+        await asyncio.to_thread(self._adapters.holds.remove, adapter)
 
     def probe_url(self, base: str) -> str:
         return f"{base.removesuffix('/v1')}/health"
+
+    def check_served(self, model: JsonObject) -> None:
+        if model.get("parent") and self._adapters.folder is not None:
+            message = f"{model['id']!r} is a LoRA adapter of {model['parent']!r}, beside which no tilt has an adapter"
+            raise ValueError(f"{message}: unset IRO_ENGINE_ADAPTERS, or serve the merged model")
 
     async def try_out(self) -> None:
         prompt = [self.info.eos_ids[0] if self.info.eos_ids else 0]
@@ -66,8 +92,8 @@ class VLLMEngine(RemoteEngine):
 
         if not (await self.replicas.complete(body, has_ids))[0]:
             raise ValueError('the endpoint gives no token ids: for one that is not vLLM, use the engine kind "text"')
-        self._info = replace(self._info, head_values=await self._num_head_values(body))
         self.neutral = await self._neutral_adapter(body)
+        self._info = replace(self._info, head_values=await self._num_head_values(body))
 
     async def _neutral_adapter(self, body: JsonObject) -> Adapter | None:
         """What a request without an adapter of its own names, where the servers take adapters.
@@ -87,10 +113,9 @@ class VLLMEngine(RemoteEngine):
     async def _num_head_values(self, body: JsonObject) -> int:
         """Numbers of the model's state that a request may read; none where a server lacks the route for it."""
         adapters = self._adapters
-        if adapters.folder is None:
+        if self.neutral is None:
             return 0
-        config = AutoConfig.from_pretrained(adapters.model_dir).get_text_config(decoder=True)
-        adapters.unused = unused_tokens(self.tokenizer, config.vocab_size, self.info.eos_ids)[: MOST_NUMBERS + 1]
+        adapters.unused = unused_tokens(self.tokenizer, self.vocabulary, self.info.eos_ids)[: MOST_NUMBERS + 1]
         if len(adapters.unused) < 2:
             return 0
         reference, *ids = adapters.unused
@@ -131,18 +156,30 @@ class VLLMEngine(RemoteEngine):
         """The session's adapter, and what it adds to a row's logits beside that."""
         tilt, strength = (steering.tilt, steering.strength) if steering else (None, 0.0)
         if tilt is not None and tilt.sharpness:
-            temperature = tilt.temperature(strength)
-            session.sampling = replace(session.sampling, temperature=session.sampling.temperature * temperature)
-            strength *= temperature
+            temperature = self._tilted_temperature(tilt, strength, session.sampling.temperature)
+            session.sampling = replace(session.sampling, temperature=temperature)
+            strength *= tilt.temperature(strength)
         with self._preparing:
             static = self._adapters.of(tilt, strength, head_rows)
+            if static.adapter:
+                session.hold(static.adapter, self._adapters.holds)
             if tilt is not None and self._groups is None:
                 self._groups = TokenGroups.of_tokenizer(self.tokenizer, len(tilt.bias))
         if tilt is not None and self._groups is not None:
             session.steered = SteeredPrompt(tilt, strength, static, self._groups, session.prefixes[0])
-        session.adapter, session.reserved = static.adapter or self.neutral, static.reserved
+        session.reserved = static.reserved
         if static.reserved:
             session.path = GENERATE
+
+    def _tilted_temperature(self, tilt: Tilt, strength: float, temperature: float) -> float:
+        """The sampling's temperature with the tilt's sharpness. ValueError for one that vLLM does not take."""
+        factor = 1 + strength * tilt.sharpness
+        if factor <= 0:
+            raise ValueError(f"this mix leaves {factor:.3g} of the frozen model's logits, which no temperature does")
+        tilted = temperature * tilt.temperature(strength)
+        if tilted > max(HIGHEST_TEMPERATURE, temperature):
+            raise ValueError(f"this mix needs temperature {tilted:.3g}, vLLM takes 0 to {HIGHEST_TEMPERATURE:g}")
+        return tilted
 
 
 class VLLMSession(RemoteSession[list[int]]):
@@ -150,6 +187,19 @@ class VLLMSession(RemoteSession[list[int]]):
 
     steered: SteeredPrompt | None = None
     reserved: ReservedTokens | None = None
+    _release: finalize[..., VLLMSession] | None = None
+    engine: VLLMEngine
+
+    def hold(self, adapter: Adapter, holds: AdapterHolds) -> None:
+        """Name the adapter in requests, and keep it on disk until the session is closed."""
+        holds.hold(adapter)
+        self.adapter, self._release = adapter, finalize(self, holds.release, adapter)
+        self._release.atexit = False
+
+    def close(self) -> None:
+        super().close()
+        if self._release is not None:
+            self._release()
 
     def request(self, parent: int, count: int, length: int, seed: int) -> JsonObject:
         model = self.adapter.name if self.adapter else self.engine.model
@@ -181,7 +231,11 @@ class VLLMSession(RemoteSession[list[int]]):
 
     async def _draw(self, parents: Sequence[int], num_successors: int, length: int) -> list[Row]:
         """As of any session, but in several requests where what the rows have said changes their tilt, and the sampling
-        does not hold them to one."""
+        does not hold them to one. SchemaViolated where an answer does not fit the sampling's schema."""
+        if self.sampling.schema is not None:
+            rows = await super()._draw(parents, num_successors, length)
+            await asyncio.to_thread(self._check_schema, rows)
+            return rows
         if self.steered is None or not self.steered.reads_words or self.sampling.remembers:
             return await super()._draw(parents, num_successors, length)
         rows = await super()._draw(parents, num_successors, min(length, WORDS_CHUNK))
@@ -197,6 +251,14 @@ class VLLMSession(RemoteSession[list[int]]):
             self.prefixes, self.steered.features.rows = prefixes, said
         return rows
 
+    def _check_schema(self, rows: Sequence[Row]) -> None:
+        assert self.sampling.schema is not None
+        grammars = grammars_of(self.engine.tokenizer, self.engine.info.eos_ids)
+        for row in rows:
+            if misfit := grammars.misfit(self.sampling.schema, row.tokens):
+                advice = f"start vLLM with {' '.join(SCHEMA_FLAGS)}"
+                raise SchemaViolated(f"an answer does not fit its schema, {advice}: {misfit}")
+
     def follow(self, parents: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
         if self.steered:
             self.steered.follow(parents, tokens)
@@ -206,7 +268,7 @@ class VLLMSession(RemoteSession[list[int]]):
             details = (payload.get("usage") or {}).get("prompt_tokens_details") or {}
             self.cached_tokens = int(details.get("cached_tokens") or 0)
         if self.reserved:
-            rows = generated_rows(payload, count, length, self.sampling, self.reserved)
+            rows = generated_rows(payload, count, length, self.sampling, self.engine.vocabulary, self.reserved)
         else:
-            rows = rows_of(payload, count, length, self.sampling)
+            rows = rows_of(payload, count, length, self.sampling, self.engine.vocabulary)
         return [(row.tokens, row) for row in rows]

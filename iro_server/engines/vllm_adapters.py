@@ -6,9 +6,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from weakref import WeakKeyDictionary, finalize
 import torch
 from cachetools import LRUCache
 
+from iro_server.engines.adapter_holds import Adapter, AdapterHolds
 from iro_server.engines.output_head import OutputHead, read_output_head
 from iro_server.engines.vllm_server import MAX_RANK
 from value_heads.reserved_tokens import ReservedTokens, with_reserved
@@ -29,14 +29,6 @@ MOST_VARIANTS = 16  # of a tilt: strengths, and rows that report the state
 NUMBERS = 30.0  # how far rows of length 1 move a logit at most, in nats: they are hardly ever parallel to a state
 
 VariantKey = tuple[float, bytes]  # strength, rows
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """``name``: the model's name in requests, which no other tilt or strength has. ``path``: as the servers see it."""
-
-    name: str
-    path: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,34 +45,45 @@ class StaticTilt:
         """Whether its adapter is on disk still: processes that share the folder remove their own, which may be it."""
         return self.adapter is None or self.adapter.path.exists()
 
-    def remove(self) -> None:
-        if self.adapter:
-            shutil.rmtree(self.adapter.path, ignore_errors=True)  # another process may be at it too
-
 
 class Variants(LRUCache[VariantKey, StaticTilt]):
     """One tilt on a server, by what requests ask of it. Those that were asked for longest ago give way: a client may
-    ask for any strength."""
+    ask for any strength. Each holds its adapter."""
+
+    def __init__(self, holds: AdapterHolds) -> None:
+        super().__init__(MOST_VARIANTS)
+        self._holds = holds
 
     def popitem(self) -> tuple[VariantKey, StaticTilt]:
         key, static = super().popitem()
-        static.remove()
+        self.release(static)
         return key, static
 
-    def remove(self) -> None:
-        """What was written for a tilt that nobody holds any more."""
+    def release(self, static: StaticTilt) -> None:
+        if static.adapter:
+            self._holds.release(static.adapter)
+
+    def release_all(self) -> None:
+        """What was written for a tilt that nobody has any more."""
         for static in self.values():
-            static.remove()
+            self.release(static)
 
 
 class AdapterFolder:
-    """Writes each variant of a tilt once, and removes it with the tilt. ``folder``: None where the servers take no
-    adapters. ``unused``: tokens that no completion needs."""
+    """Writes each variant of a tilt once, and lets go of it with the tilt. ``folder``: None where the servers take no
+    adapters. ``unused``: tokens that no completion needs. ``dispose``: as of AdapterHolds."""
 
-    def __init__(self, model_dir: Path, folder: Path | None, unused: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        folder: Path | None,
+        unused: Sequence[int] = (),
+        dispose: Callable[[Adapter], None] | None = None,
+    ) -> None:
         self.model_dir, self.folder, self.unused = model_dir, folder and folder.resolve(), unused
+        self.holds = AdapterHolds(dispose)
         self._of_tilts: WeakKeyDictionary[Tilt, Variants] = WeakKeyDictionary()
-        self._of_rows = Variants(MOST_VARIANTS)  # without a tilt
+        self._of_rows = Variants(self.holds)  # without a tilt
 
     @cached_property
     def head(self) -> OutputHead:
@@ -95,13 +98,16 @@ class AdapterFolder:
         key = (strength, b"" if rows_KD is None else rows_KD.numpy().tobytes())
         static = variants.get(key)
         if static is None or not static.is_there:
-            variants[key] = static = self._static(tilt, strength, rows_KD)
+            written = self._static(tilt, strength, rows_KD)
+            if static is not None:
+                variants.release(static)
+            variants[key] = static = written
         return static
 
     def _variants(self, tilt: Tilt) -> Variants:
         if tilt not in self._of_tilts:
-            self._of_tilts[tilt] = variants = Variants(MOST_VARIANTS)
-            finalize(tilt, variants.remove).atexit = False  # a server that starts again finds them
+            self._of_tilts[tilt] = variants = Variants(self.holds)
+            finalize(tilt, variants.release_all).atexit = False  # a server that starts again finds them
         return self._of_tilts[tilt]
 
     def neutral(self) -> Adapter:
@@ -145,19 +151,19 @@ class AdapterFolder:
         return without_static(scaled, tilt.direction), None
 
     def _written(self, adapter: HeadAdapter, module: str) -> Adapter:
-        """``module``: the output head's name in the model."""
+        """An adapter that the caller holds. ``module``: the output head's name in the model."""
         assert self.folder is not None
         digest = hashlib.sha256()
         for tensor in (adapter.lora_A, adapter.lora_B):
             digest.update(tensor.float().contiguous().numpy().tobytes())
         name = f"iro-{digest.hexdigest()[:24]}"
         path = self.folder / name
+        self.holds.hold(written := Adapter(name, path))
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder) as made:
-                written = write_peft(adapter, Path(made) / name, str(self.model_dir), module)
-                move_into_place(written, path)
-        return Adapter(name, path)
+                move_into_place(write_peft(adapter, Path(made) / name, str(self.model_dir), module), path)
+        return written
 
 
 def move_into_place(written: Path, path: Path) -> None:

@@ -9,16 +9,20 @@ log-probabilities of others.
 from __future__ import annotations
 
 import json
+import math
 
 from iro_server import JsonObject
 from iro_server.engines.base import Alternatives, Sampling
 from iro_server.engines.remote import Row
-from iro_server.engines.replicas import ReplicaFailure
+from iro_server.engines.replica import ReplicaFailure
 from value_heads.reserved_tokens import ReservedTokens
 
 MOST_NUMBERS = 18  # of a token; vLLM takes 20 tokens by default, and reports one fewer
 BARRED = -100.0  # as ``logit_bias``
 NOT_REPORTED = -9999.0  # what vLLM writes where it has no log-probability
+# Regular expressions: one space at most, and only around commas and colons. Of ``whitespace_pattern`` the llguidance of
+# vLLM 0.32 takes any number.
+SEPARATORS: JsonObject = {"whitespace_flexible": False, "item_separator": " ?, ?", "key_separator": " ?: ?"}
 OF_COMPLETIONS = ("model", "prompt", "cache_salt", "return_token_ids", "logprobs", "return_tokens_as_token_ids")
 
 
@@ -51,14 +55,24 @@ def request(model: str, prompt: list[int], count: int, length: int, sampling: Sa
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if sampling.schema is not None:
-        body["structured_outputs"] = {"json": json.loads(sampling.schema)}
+        body["structured_outputs"] = {"json": _with_whitespace(json.loads(sampling.schema))}
     return body | ({"cache_salt": sampling.salt} if sampling.salt else {})
 
 
-def rows_of(payload: JsonObject, count: int, length: int, sampling: Sampling) -> list[Row]:
-    """ValueError, or another of a wrong shape's errors, unless these are ``count`` rows that each end where they
-    should."""
-    return [_row(choice, *tokens_of(choice, length, sampling), sampling) for choice in choices_of(payload, count)]
+def _with_whitespace(schema: JsonObject | bool) -> JsonObject | bool:
+    """The schema with the white space that vLLM's guidance backend, which is llguidance too, may write."""
+    return schema | {"x-guidance": SEPARATORS} if isinstance(schema, dict) else schema
+
+
+def rows_of(
+    payload: JsonObject, count: int, length: int, sampling: Sampling, vocabulary: float = math.inf
+) -> list[Row]:
+    """ValueError, or another of a wrong shape's errors, unless these are ``count`` rows of tokens below ``vocabulary``
+    that each end where they should."""
+    return [
+        _row(choice, *tokens_of(choice, length, sampling, vocabulary), sampling)
+        for choice in choices_of(payload, count)
+    ]
 
 
 def choices_of(payload: JsonObject, count: int) -> list[JsonObject]:
@@ -68,10 +82,10 @@ def choices_of(payload: JsonObject, count: int) -> list[JsonObject]:
     return choices
 
 
-def tokens_of(choice: JsonObject, length: int, sampling: Sampling) -> tuple[list[int], bool]:
+def tokens_of(choice: JsonObject, length: int, sampling: Sampling, vocabulary: float) -> tuple[list[int], bool]:
     """The tokens of a row, and whether it drew a stop id."""
     tokens: list[int] = choice["token_ids"]
-    if not tokens or not all(type(token) is int and token >= 0 for token in tokens):
+    if not tokens or not all(type(token) is int and 0 <= token < vocabulary for token in tokens):
         raise ValueError(f"token_ids are {str(tokens)[:80]}")
     stopped = tokens[-1] in sampling.stop_ids
     if len(tokens) > length or (len(tokens) < length and not stopped):
@@ -85,12 +99,19 @@ def _row(choice: JsonObject, tokens: list[int], stopped: bool, sampling: Samplin
         raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
     top_logprobs = choice["logprobs"]["top_logprobs"] if sampling.alternatives else []  # else named by their texts
     alternatives = [_alternatives(top, sampling.alternatives) for top in top_logprobs]
-    return Row(tokens, [float(logprob) for logprob in logprobs], stopped, alternatives)
+    return Row(tokens, [_finite(logprob) for logprob in logprobs], stopped, alternatives)
+
+
+def _finite(logprob: float | str) -> float:
+    number = float(logprob)
+    if not math.isfinite(number):
+        raise ValueError(f"a log-probability is {number}")
+    return number
 
 
 def _alternatives(top: JsonObject, count: int) -> Alternatives:
     """vLLM's own list, in which the token drawn may be one more."""
-    named = [(int(name.removeprefix("token_id:")), float(logprob)) for name, logprob in top.items()]
+    named = [(int(name.removeprefix("token_id:")), _finite(logprob)) for name, logprob in top.items()]
     if min(logprob for _, logprob in named) <= NOT_REPORTED:
         message = "a batch with a search that reads the model's state reports no likeliest tokens: asked for again"
         raise ReplicaFailure(message, counts=False)
@@ -112,12 +133,12 @@ def generate_request(body: JsonObject, reserved: ReservedTokens) -> JsonObject:
 
 
 def generated_rows(
-    payload: JsonObject, count: int, length: int, sampling: Sampling, reserved: ReservedTokens
+    payload: JsonObject, count: int, length: int, sampling: Sampling, vocabulary: int, reserved: ReservedTokens
 ) -> list[Row]:
-    """ValueError, or another of a wrong shape's errors, unless these are ``count`` rows that each end where they
-    should."""
+    """As ``rows_of``, with the numbers of the model's state that the reserved tokens report."""
     return [
-        _generated_row(choice, *tokens_of(choice, length, sampling), reserved) for choice in choices_of(payload, count)
+        _generated_row(choice, *tokens_of(choice, length, sampling, vocabulary), reserved)
+        for choice in choices_of(payload, count)
     ]
 
 
@@ -129,10 +150,10 @@ def _generated_row(choice: JsonObject, tokens: list[int], stopped: bool, reserve
         raise ValueError(f"the reserved tokens {sorted(drawn)} are drawn")
     logprobs, head_values = [], []
     for position in positions:
-        by_token = {entry["token_id"]: float(entry["logprob"]) for entry in position["top_logprobs"]}
+        by_token = {entry["token_id"]: _finite(entry["logprob"]) for entry in position["top_logprobs"]}
         of_reserved = [by_token[token] for token in reserved.all]
         if min(of_reserved) <= NOT_REPORTED:
             raise ValueError(f"the log-probabilities of the reserved tokens are {of_reserved}")
-        logprobs.append(reserved.without_reserved(float(position["logprob"]), of_reserved))
+        logprobs.append(reserved.without_reserved(_finite(position["logprob"]), of_reserved))
         head_values.append(reserved.numbers(of_reserved))
     return Row(tokens, logprobs, stopped, [], head_values)

@@ -14,6 +14,8 @@ from pathlib import Path
 from iro_server.engines.prepare import prepare_model
 
 MAX_RANK = 32  # of an adapter
+# vLLM's default backend ignores some keywords of a schema without a word. This one is llguidance, as in Iro's process.
+SCHEMA_FLAGS = ("--structured-outputs-config.backend", "guidance")
 # Of a CPU. A block is what the prefix cache reuses: 32 tokens is the least that vLLM takes there. A prompt that is read
 # in parts would end vLLM 0.32 where its request has a seed ("CPU Generator does not use offset"): it is read whole.
 FLAGS = (
@@ -28,6 +30,7 @@ FLAGS = (
     ),  # tilts: the output head alone
     *("--max-loras", "4", "--max-cpu-loras", "64"),
     "--enable-scale-out",  # the route that reports log-probabilities of chosen tokens
+    *SCHEMA_FLAGS,
 )
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB

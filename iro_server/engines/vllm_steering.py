@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from iro_server.engines.vllm_adapters import Adapter, StaticTilt
+from iro_server.engines.adapter_holds import Adapter
+from iro_server.engines.vllm_adapters import StaticTilt
 from value_heads.prompt_features import RunningFeatures, TokenGroups
 from value_heads.tilt import Tilt
 

@@ -144,6 +144,10 @@ class Poster:
             self._under_way += 1
         try:
             return self._within_limits(client, url, body, headers)
+        except httpx.LocalProtocolError:  # whose text may quote a header, and so the key
+            return Reply(
+                None, "the request cannot be sent: its key or its URL holds characters that HTTP does not take"
+            )
         except httpx.RequestError as error:
             timed_out = isinstance(error, httpx.ReadTimeout)
             return Reply(None, f"no answer: {type(error).__name__} {error}".strip(), timed_out)

@@ -134,7 +134,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         await run_in_threadpool(processes.end_all)
 
     def authorized(request: Request) -> None:
-        expected = f"Bearer {settings.grader_service_key.get_secret_value()}"
+        expected = f"Bearer {settings.grader_service_key.get_secret_value().strip()}"  # as its callers send it
         if not secrets.compare_digest(request.headers.get("authorization", "").encode(), expected.encode()):
             raise HTTPException(401)
 

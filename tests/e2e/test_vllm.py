@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 
+import jsonschema
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -48,6 +50,26 @@ def test_token_ids_and_log_probabilities_are_the_models_own(engine, prompt, mode
         logits = model(torch.cat([torch.tensor([prompt] * 6), tokens], dim=1)).logits[:, len(prompt) - 1 : -1]
     expected = logits.log_softmax(-1).gather(2, tokens[:, :, None]).squeeze(2)
     torch.testing.assert_close(logprobs, expected, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "^[a-z]+$", "maxLength": 3},
+        {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]},
+    ],
+)
+def test_answers_fit_keywords_that_vllms_default_backend_ignores(engine, schema):
+    """With one space at most beside commas and colons, though the model likes more."""
+    prompt = engine.tokenizer("Say elephant: ")["input_ids"]
+    properties = {"a": schema, "b": {"const": [1, 2]}}
+    whole = {"type": "object", "properties": properties, "required": ["a", "b"], "additionalProperties": False}
+    for seed in range(3):
+        sampling = Sampling(seed=seed, stop_ids=engine.info.eos_ids, schema=json.dumps(whole))
+        (final,) = asyncio.run(guided_search(engine, prompt, SearchParams(), sampling, 48)).finals
+        text = engine.tokenizer.decode(final.tokens, skip_special_tokens=True)
+        jsonschema.validate(json.loads(text), whole)
+        assert final.finish_reason == "stop" and "  " not in text and "\n" not in text
 
 
 @pytest.mark.slow(11)

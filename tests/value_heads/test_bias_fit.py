@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from value_heads.bias_fit import FOLDS, PENALTIES, fit_bias
@@ -42,3 +43,25 @@ def test_rollouts_of_a_single_prompt_are_shrunk_most() -> None:
     single = fitted(completions, torch.zeros(len(completions), dtype=torch.int64), rewards_R)
     several = fitted(completions, torch.arange(PROMPTS).repeat_interleave(SAMPLES), rewards_R)
     assert 0 < single[7] < several[7] and PENALTIES[-1] == max(PENALTIES)
+
+
+def test_prompts_that_were_left_out_choose_how_much_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that a fit has read, the least shrunk predictions would be the best, though noise is most of them."""
+    completions, rewards_R = rollouts(noise=5.0)
+    prompts_R = torch.arange(PROMPTS).repeat_interleave(SAMPLES)
+    chosen = fitted(completions, prompts_R, rewards_R)
+    monkeypatch.setattr("value_heads.bias_fit.PENALTIES", PENALTIES[-1:])
+    torch.testing.assert_close(chosen, fitted(completions, prompts_R, rewards_R))
+
+
+def test_an_unshrunk_bias_is_what_each_token_adds_to_the_reward_in_its_deviations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("value_heads.bias_fit.PENALTIES", (1e-3,))
+    completions, rewards_R = rollouts(noise=0.0)
+    prompts_R = torch.arange(PROMPTS).repeat_interleave(SAMPLES)
+    within_R = rewards_R - rewards_R.view(PROMPTS, SAMPLES).mean(1).repeat_interleave(SAMPLES)
+    expected = torch.zeros(VOCABULARY)
+    expected[7], expected[3] = 1 / within_R.std(), -1 / within_R.std()
+    for unit in (1.0, 10.0):
+        torch.testing.assert_close(fitted(completions, prompts_R, unit * rewards_R), expected, atol=1e-3, rtol=1e-3)

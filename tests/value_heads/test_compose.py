@@ -71,10 +71,12 @@ def test_tilts_of_jobs_with_other_prompts_fold_exactly(
         tilts[0] = replace(tilts[0], gates=gates)
     folded = fold_tilts(tilts, weights)
     nested = fold_tilts([fold_tilts(tilts[:1], weights[:1]), *tilts[1:]], [1.0, *weights[1:]])
+    halved = fold_tilts([folded], [0.5])
     states, response = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1)), [0, 6, 3, 7]
     expected = sum(w * additions(t, states, response) for w, t in zip(weights, tilts, strict=True))
     torch.testing.assert_close(additions(folded, states, response), expected, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(additions(nested, states, response), expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(additions(halved, states, response), expected / 2, atol=1e-3, rtol=1e-4)
     assert len(folded.word_sets) < len({tilt.ignored for tilt in tilts})
     assert ("word_sets" in folded.parts) == bool(folded.word_sets)
 

@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from value_heads import FeatureSpec, Rows, fit_logistic, fit_mlp, fit_ridge, lambda_returns, response_rows
 from value_heads.features import Block, features
-from value_heads.fit import Moments
+from value_heads.fit import Moments, standard_units
 
 SPEC = FeatureSpec(current=(0,))
 WIDTH = 6
@@ -90,6 +90,13 @@ def test_a_prior_is_that_of_as_many_rows_as_the_weights_sum_to():
         torch.testing.assert_close(fit.weight.double(), expected, atol=1e-4, rtol=1e-3)
 
 
+def test_a_blocks_total_variance_in_standard_units_is_its_scale_squared():
+    spec, variance = FeatureSpec(current=(0,), position=True), torch.tensor([1.0, 3.0, 0.5, 0.0])
+    std = standard_units(spec, variance, {Block("current", 0): 4.0})
+    torch.testing.assert_close((variance / std**2)[:3].sum(), torch.tensor(4.0**2))
+    assert len(std[:3].unique()) == 1 and std[3] == 1  # of a constant feature
+
+
 def test_logistic_is_scikit_learns():
     batch = rows(300, seed=5)
     labels = (batch.targets > batch.targets.mean()).double()
@@ -116,6 +123,25 @@ def test_mlp_learns_what_a_line_cannot():
     assert fit.scores[fit.chosen] > 0.9 > 0.3 > linear.scores[0.01]
     assert fit.chosen == max(fit.scores, key=fit.scores.get)
     assert fit.scores == repeated.scores
+
+
+def test_rows_of_an_mlp_fit_count_by_their_weights():
+    """Two targets of each input: the heavier one is what is learned."""
+    x, heavy = torch.tensor(np.random.default_rng(0).normal(size=(200, WIDTH))).repeat(2, 1), torch.arange(400) < 200
+    targets, weights = torch.where(heavy, x[:, 0], -x[:, 0]), torch.where(heavy, 1.0, 0.01).double()
+    batch = Rows(x, targets, weights, torch.arange(400) % 200)
+    fit = fit_mlp(SPEC, [batch], [batch], learning_rate=1e-2, dropout=0.0, batch_size=100)
+    predicted = fit.head(x.float()[:200])
+    assert np.corrcoef(predicted.detach().numpy(), x[:200, 0].numpy())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_an_mlp_fit_ends_so_many_epochs_after_its_best(patience):
+    """Held-out targets are the opposite of what is learned: the first epoch is the best."""
+    train, heldout = rows(200, seed=3), rows(200, seed=4)
+    opposite = heldout._replace(targets=-heldout.targets)
+    fit = fit_mlp(SPEC, [train], [opposite], learning_rate=1e-2, patience=patience, select="loss")
+    assert fit.chosen == 1 and list(fit.scores) == list(range(1, 2 + patience))
 
 
 def test_an_mlp_fit_can_be_stopped_at_a_batch():

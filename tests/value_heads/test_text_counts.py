@@ -1,6 +1,7 @@
 """Counts of a response's text, and the functions of them that values read."""
 
 import re
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from value_heads import FeatureSpec, LinearHead, ValueStack, features
 from value_heads.features import TOKENS
-from value_heads.text_counts import COUNTS, KNOTS, WIDTH, counts_of, pack, text_features, unpack
+from value_heads.text_counts import COUNTS, KNOTS, WIDTH, counts_of, pack, packed_counts, text_features, unpack
 
 PIECES = ["The", "Ġtide", "Ġgoes", "Ġout", ".", "Ċ", "Ġ10", ",", None, "!", "ĠNASA", "s"]
 PACKED = pack(PIECES)
@@ -46,6 +47,22 @@ def test_a_packed_vocabulary_comes_back_and_anything_else_is_refused() -> None:
     for packed in ("x", PACKED[:-7], "é"):
         with pytest.raises(ValueError, match="text_counts"):
             FeatureSpec(averaged=(1,), text_counts=packed)
+
+
+class Vocabulary:
+    """A tokenizer of PIECES and an end token, whose spelling has letters."""
+
+    all_special_ids: ClassVar[list[int]] = [len(PIECES)]
+
+    def __len__(self) -> int:
+        return len(PIECES) + 1
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
+        return [[*PIECES, "<|end|>"][token] for token in ids]
+
+
+def test_special_tokens_of_a_tokenizer_count_as_nothing() -> None:
+    assert packed_counts(Vocabulary()) == pack([*PIECES, None])
 
 
 @pytest.mark.parametrize("name", ["words", "sentences", "lines", "capitals", "digits", "marks"])

@@ -21,12 +21,12 @@ from value_heads.tilt import (
     zero_tilt,
 )
 from value_heads.tilt_export import head_adapter
-from value_heads.tilt_fit import TiltFit, TiltRows, fit_tilt, tilt_loss
+from value_heads.tilt_fit import MAX_RATIO, TiltFit, TiltParameters, TiltRows, fit_tilt, tilt_loss
 
 WORDS = ["Ġriver", "river", "River", "Ġlamp", "Ġa", "a", ".", "<end>", "Ġ", "ĠLAMP", "Ġsea", "sea"]
 GROUPS = TokenGroups(WORDS)
 VOCABULARY, WIDTH, STOP = len(WORDS), 6, 7
-PROMPT = [4, 0, 6, 3, 8]  # " a river. lamp "
+PROMPT = [4, 0, 6, 3, 4]  # " a river. lamp a": its last word is followed by "river"
 
 
 def random_tilt(seed: int, rank: int = 3) -> Tilt:
@@ -62,6 +62,19 @@ def additions(tilt: Tilt, states: torch.Tensor, response: list[int]) -> torch.Te
     return torch.stack(rows)
 
 
+def defined_additions(
+    tilt: Tilt, states_ND: torch.Tensor, lengths_NL: torch.Tensor, features_NVF: torch.Tensor
+) -> torch.Tensor:
+    """A(s, .) [N, V] without the sharpness, written out."""
+    with_one = torch.cat([states_ND, torch.ones(len(states_ND), 1)], 1)
+    states_Nr, gates_NF = with_one @ tilt.state_factor.T, with_one @ tilt.gates.T
+    if tilt.length_factor is not None and tilt.length_stop is not None:
+        states_Nr = states_Nr + lengths_NL @ tilt.length_factor.T
+        gates_NF[:, FEATURES.index("stop")] += lengths_NL @ tilt.length_stop
+    gated = torch.einsum("nf,nvf->nv", gates_NF, features_NVF.float())
+    return tilt.bias + states_Nr @ (tilt.token_factor @ head().T) + gated
+
+
 def test_tokens_of_one_word_form_a_group() -> None:
     river, lamp = GROUPS.of([0])[0], GROUPS.of([3])[0]
     assert GROUPS.members([river]).tolist() == [0, 1, 2]
@@ -76,15 +89,15 @@ def test_a_search_adds_what_the_fit_reads(response: list[int], seed: int) -> Non
     states = torch.randn(len(response), WIDTH, generator=torch.Generator().manual_seed(seed))
     candidates = torch.arange(VOCABULARY).expand(len(response), -1)
     stop_ids = torch.tensor(tilt.stop_ids)
-    features = candidate_features(GROUPS, PROMPT, tilt.ignored, stop_ids, response, candidates).float()
-    with_one = torch.cat([states, torch.ones(len(states), 1)], 1)
-    expected = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ head().T)
-    expected = expected + torch.einsum("tf,tvf->tv", with_one @ tilt.gates.T, features)
-    if tilt.length_factor is not None and tilt.length_stop is not None:
-        lengths = length_features(GROUPS.lengths(response)[:-1])
-        expected = expected + lengths @ tilt.length_factor.T @ (tilt.token_factor @ head().T)
-        expected[:, STOP] += lengths @ tilt.length_stop
+    features = candidate_features(GROUPS, PROMPT, tilt.ignored, stop_ids, response, candidates)
+    expected = defined_additions(tilt, states, length_features(GROUPS.lengths(response)[:-1]), features)
     assert torch.allclose(additions(tilt, states, response), expected, atol=1e-4)
+
+
+def test_ignored_tokens_are_no_words_of_the_prompt_however_they_are_spelled() -> None:
+    candidates = torch.tensor([[4, 0, 5]])  # " a", " river", "a"
+    features = candidate_features(GROUPS, [4, 0], (4,), torch.tensor([STOP]), [6], candidates)
+    assert features[0, :, FEATURES.index("prompt")].tolist() == [False, True, False]
 
 
 @given(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12), st.integers(0, 9))
@@ -128,6 +141,11 @@ def test_sharpening_is_a_temperature(sharpness: float, before: float, seed: int)
     bound = BoundTilt(sharpened(tilt, sharpness), head(), GROUPS)
     tilted = logits + bound.along(PROMPT, response, states, logits)
     assert torch.allclose(tilted.log_softmax(-1), expected.log_softmax(-1), atol=1e-3)
+
+
+def test_a_tilt_at_a_strength_has_the_temperature_of_so_much_of_its_sharpness() -> None:
+    tilt = replace(random_tilt(0), sharpness=1.0)
+    assert [tilt.temperature(strength) for strength in (0.0, 0.5, 1.0)] == [1.0, 1 / 1.5, 0.5]
 
 
 @given(st.lists(st.floats(0, 3), min_size=1, max_size=4))
@@ -190,23 +208,65 @@ def test_the_least_loss_is_the_soft_advantage() -> None:
     assert error.abs().max() < 0.1
 
 
+def random_rows(count: int) -> TiltRows:
+    """Of states that are not standardised, with features and lengths at random."""
+    generator = torch.Generator().manual_seed(1)
+    return replace(
+        rows_of(torch.linspace(-0.5, 0.5, VOCABULARY), count),
+        states_ND=torch.randn(count, WIDTH, generator=generator) * 3 + 1,
+        features_NKF=torch.rand(count, VOCABULARY, len(FEATURES), generator=generator) < 0.3,
+        lengths_NL=torch.rand(count, NUM_LENGTH_FEATURES, generator=generator),
+    )
+
+
 def test_a_fitted_tilt_is_the_function_that_was_fitted() -> None:
-    """Standardisation is folded into the factors: the fit's loss is that of the tilt which it returns."""
-    reward = torch.linspace(-0.5, 0.5, VOCABULARY)
-    rows = rows_of(reward, 500)
-    features = torch.rand(500, VOCABULARY, len(FEATURES), generator=torch.Generator().manual_seed(1)) < 0.3
-    lengths = torch.rand(500, NUM_LENGTH_FEATURES, generator=torch.Generator().manual_seed(4))
-    states = torch.randn(500, WIDTH, generator=torch.Generator().manual_seed(2)) * 3 + 1
-    rows = replace(rows, states_ND=states, features_NKF=features, lengths_NL=lengths)
-    zero = zero_tilt(VOCABULARY, WIDTH, (), (STOP,))
-    tilt = fit_tilt(rows, head(), zero, TiltFit(rank=2, beta=0.2, epochs=40, factor_rate=0.02, gate_rate=0.02))
-    with_one = torch.cat([rows.states_ND, torch.ones(500, 1)], 1)
-    fitted = tilt.bias + (with_one @ tilt.state_factor.T) @ (tilt.token_factor @ head().T)
-    fitted = fitted + torch.einsum("nf,nvf->nv", with_one @ tilt.gates.T, features.float())
-    assert tilt.length_factor is not None and tilt.length_stop is not None
-    fitted = fitted + lengths @ tilt.length_factor.T @ (tilt.token_factor @ head().T)
-    fitted = fitted + (lengths @ tilt.length_stop)[:, None] * features[..., FEATURES.index("stop")]
+    """Standardisation is folded into the factors. Centring the head's rows changes a constant of each state."""
+    rows, generator = random_rows(50), torch.Generator().manual_seed(2)
+    parameters = TiltParameters(rows, head(), 2, 0)
+    with torch.no_grad():
+        for tensor in (tensor for group in parameters.groups(TiltFit()) for tensor in group["params"]):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        fitted = parameters.additions(rows, parameters.place_NK)
+    tilt = parameters.tilt(zero_tilt(VOCABULARY, WIDTH, (), (STOP,)))
+    difference = defined_additions(tilt, rows.states_ND, rows.lengths_NL, rows.features_NKF) - fitted
+    torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-3, rtol=1e-3)
+
+
+def fitted_additions(rows: TiltRows, fit: TiltFit) -> torch.Tensor:
+    tilt = fit_tilt(rows, head(), zero_tilt(VOCABULARY, WIDTH, (), (STOP,)), fit)
+    return defined_additions(tilt, rows.states_ND, rows.lengths_NL, rows.features_NKF)
+
+
+def test_a_fit_lowers_its_loss_and_decay_keeps_it_small() -> None:
+    rows, fit = random_rows(500), TiltFit(rank=2, beta=0.2, epochs=40, factor_rate=0.02, gate_rate=0.02)
+    fitted, decayed = fitted_additions(rows, fit), fitted_additions(rows, replace(fit, decay=100.0))
     assert tilt_loss(fitted, rows, 0.2) < tilt_loss(torch.zeros_like(fitted), rows, 0.2) - 0.05
+    assert (decayed - decayed.mean(1, keepdim=True)).std() < 0.1 * (fitted - fitted.mean(1, keepdim=True)).std()
+
+
+def test_the_loss_is_kl_less_the_advantage_at_a_bounded_ratio() -> None:
+    """Over all tokens, where only five candidates of each state are tilted; rewarded tokens' ratios are bounded."""
+    generator, count, beta = torch.Generator().manual_seed(5), 400, 0.3
+    logprobs = torch.randn(count, VOCABULARY, generator=generator).mul(2).log_softmax(-1)
+    candidates = logprobs.topk(5).indices
+    tilt = torch.zeros(count, VOCABULARY).scatter(1, candidates, torch.randn(count, 5, generator=generator).mul(2))
+    rows = TiltRows(
+        states_ND=torch.zeros(count, WIDTH),
+        candidates_NK=candidates,
+        logprobs_NK=logprobs.gather(1, candidates),
+        features_NKF=torch.zeros(count, 5, len(FEATURES), dtype=torch.bool),
+        drawn_N=torch.randint(5, (count,), generator=generator),
+        advantages_N=torch.randn(count, generator=generator),
+        lengths_NL=torch.zeros(count, NUM_LENGTH_FEATURES),
+    )
+    log_ratios = (logprobs + tilt).log_softmax(-1) - logprobs
+    kl = ((logprobs + log_ratios).exp() * log_ratios).sum(1)
+    ratio = log_ratios.gather(1, candidates.gather(1, rows.drawn_N[:, None]))[:, 0].exp()
+    rewarded = rows.advantages_N > 0
+    assert all((ratio[part] > MAX_RATIO).any() for part in (rewarded, ~rewarded))
+    bounded = torch.where(rewarded, ratio.clamp(max=MAX_RATIO), ratio)
+    expected = beta * kl.mean() - (rows.advantages_N * (bounded - 1)).mean()
+    torch.testing.assert_close(tilt_loss(tilt.gather(1, candidates), rows, beta), expected, atol=1e-4, rtol=1e-4)
 
 
 class CopiesOfHeads(torch.overrides.TorchFunctionMode):

@@ -12,6 +12,7 @@ from tests.value_heads.test_tilt import GROUPS, VOCABULARY, WIDTH, head, random_
 from value_heads.prompt_features import FEATURES
 from value_heads.tilt import BoundTilt, Tilt, fold_tilts
 from value_heads.tilt_export import (
+    HeadAdapter,
     compressed,
     constant_direction,
     head_adapter,
@@ -73,6 +74,18 @@ def test_tilts_that_share_their_ranks_compress_without_loss(seed: int, rank: int
     assert len(folded.lora_A) == 3 * rank + 1 and len(small.lora_A) == rank + 1 and missing < 1e-5
     expected = folded.additions(states).log_softmax(-1)
     assert torch.allclose(small.additions(states).log_softmax(-1), expected, atol=1e-3)
+
+
+def test_what_adds_the_same_to_all_tokens_takes_no_rank() -> None:
+    generator = torch.Generator().manual_seed(0)
+    of_tokens = torch.randn(VOCABULARY, generator=generator)
+    columns = torch.stack([torch.full((VOCABULARY,), 100.0), of_tokens - of_tokens.mean()], 1)
+    adapter = HeadAdapter(torch.eye(2, WIDTH), columns, torch.zeros(VOCABULARY))
+    small, missing = compressed(adapter, 1)
+    states = torch.randn(5, WIDTH, generator=generator)
+    expected = adapter.additions(states).log_softmax(-1)
+    assert len(small.lora_A) == 1 and missing < 1e-5
+    torch.testing.assert_close(small.additions(states).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_compression_leaves_out_is_said() -> None:

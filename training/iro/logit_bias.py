@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from iro_server.engines.endpoints import KEY_VARIABLE, EngineUrl
-from iro_server.graders.asking import Asker
+from iro_server.engines.endpoints import KEY_VARIABLE, EngineUrl, checked_key
+from iro_server.graders.asking import Answer, Asker
 from iro_server.graders.base import Grader, Sample
 from iro_server.graders.parsing import parse_grader
 from iro_server.graders.posting import Endpoint
-from training.iro.data import AlignError, numbered_rows
+from training.iro.data import AlignError
 from training.iro.diagnostics import mean_and_error, mean_and_half_width
+from training.iro.logit_bias_rows import rewards_by_prompt, split_rows
 from training.iro.over_optimization import TAIL, measures
 from training.iro.seeds import ROLLOUTS, SPLIT, TILT, VALIDATION
 from training.iro.trials import Levels, best_trial, mean_reward, mended_trials, refused_trials, sharper_trials
@@ -42,7 +43,6 @@ from value_heads.tilt_export import logit_bias
 
 LIMIT = 100.0  # what the API clamps an entry to
 SHARD = 16  # prompts that are asked at once
-MIN_PROMPTS = 12
 MOST_DOUBLINGS = 2  # of the largest strength, while it is the best
 MOST_PENALTY = 2.0  # that the API takes
 Bias = dict[int, float]
@@ -79,14 +79,6 @@ class LogitBiasConfig(JobConfig):
         if not all(0 < penalty <= MOST_PENALTY for penalty in self.presence_penalties):
             raise ValueError(f"presence_penalties: positive numbers, at most {MOST_PENALTY:g}")
         return self
-
-
-class Parts(NamedTuple):
-    """Rows by purpose. ``held_out``: choose strength and temperature. ``check``: compare with plain requests."""
-
-    train: list[JsonObject]
-    held_out: list[JsonObject]
-    check: list[JsonObject]
 
 
 class Decoding(NamedTuple):
@@ -154,12 +146,20 @@ class Varied(NamedTuple):
 def run(config: LogitBiasConfig, run: Run) -> JsonObject:
     """``request``: the chosen ``logit_bias``, ``temperature`` and ``presence_penalty``, those of plain samples where no
     others are surely better; and what it is worth."""
-    endpoint = Endpoint(config.url, os.environ.get(KEY_VARIABLE, ""), quoted=True)
+    endpoint = Endpoint(config.url, endpoint_key(), quoted=True)
     with closing(Asker(endpoint)) as asker, parse_grader(config.grader) as grader:
         if grader.compares:
             message = "a ranking compares completions of one call alone, and this job compares biases by their rewards"
             raise AlignError(message, "invalid_grader", "grader")
         return BiasFit(config, run, asker, grader).run_all()
+
+
+def endpoint_key() -> str:
+    """Of the environment, "" for none. AlignError for one that no header takes."""
+    try:
+        return checked_key(os.environ.get(KEY_VARIABLE, ""), KEY_VARIABLE)
+    except ValueError as error:
+        raise AlignError(str(error), "endpoint_error") from error
 
 
 class BiasFit:
@@ -170,7 +170,7 @@ class BiasFit:
 
         self.config, self.run, self.asker, self.grader = config, run, asker, grader
         self.tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-        self.parts = split_rows(config, run.rng(SPLIT))
+        self.parts = split_rows(config.training_file, run.rng(SPLIT))
         self.tokens = 0  # that the endpoint counted
 
     def run_all(self) -> JsonObject:
@@ -232,7 +232,8 @@ class BiasFit:
         parts = self.sample(self.name("trial", setting), self.parts.held_out, self.decoding(setting), TILT)
         texts = [text for part in parts for group in part["texts"] for text in group]
         tokens = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        return Trial(setting, rewards_of(parts), [measures(answer, 0.0)["distinct_2"] for answer in tokens])
+        rewards = rewards_by_prompt(self.parts.held_out, parts)
+        return Trial(setting, rewards, [measures(answer, 0.0)["distinct_2"] for answer in tokens])
 
     def name(self, purpose: str, setting: Setting) -> str:
         """Of the steps that sample in a setting."""
@@ -261,24 +262,49 @@ class BiasFit:
 
     def ask(self, rows: Sequence[JsonObject], seeds: Sequence[int], decoding: Decoding) -> JsonObject:
         """AlignError for a request that the endpoint refuses, or a text that cannot be graded."""
-        requests = [self.request(row, seed, decoding) for row, seed in zip(rows, seeds, strict=True)]
-        answers = self.asker.ask(requests)
-        if errors := [answer.error for answer in answers if answer.error]:
-            hint = "; presence_penalties=[] tries none" if decoding.presence_penalty else ""
-            raise AlignError(f"{self.config.url}: {errors[0]}{hint}", "endpoint_error", "url")
-        texts = [[str(c["message"].get("content") or "") for c in answer.body["choices"]] for answer in answers]
+        texts, tokens = self.answer_texts(rows, seeds, decoding)
         pairs = [(Sample(text), row) for row, group in zip(rows, texts, strict=True) for text in group]
         grades = iter(self.grader.grade_many(pairs))
         rewards = [[next(grades) for _ in group] for group in texts]
         if failed := [grade.error for group in rewards for grade in group if math.isnan(grade.reward)]:
             raise AlignError(f"{len(failed)} of {len(pairs)} answers: {failed[0]}", "grader_error", "grader")
-        tokens = sum(answer.tokens for answer in answers)
         return {"texts": texts, "rewards": [[g.reward for g in group] for group in rewards], "tokens": tokens}
 
-    def request(self, row: JsonObject, seed: int, decoding: Decoding) -> JsonObject:
+    def answer_texts(
+        self, rows: Sequence[JsonObject], seeds: Sequence[int], decoding: Decoding
+    ) -> tuple[list[list[str]], int]:
+        """``samples_per_prompt`` answers to each row, and the tokens that the endpoint counted.
+
+        An endpoint that returns fewer choices than ``n`` is asked again, with other seeds, for those that are missing.
+        """
+        count = self.config.samples_per_prompt
+        texts: list[list[str]] = [[] for _ in rows]
+        tokens = 0
+        while short := [place for place, group in enumerate(texts) if len(group) < count]:
+            counts = [len(texts[place]) for place in short]
+            requests = [
+                self.request(rows[place], (seeds[place] + num_texts) % 2**31, count - num_texts, decoding)
+                for place, num_texts in zip(short, counts, strict=True)
+            ]
+            for place, num_texts, answer in zip(short, counts, self.answers(requests, decoding), strict=True):
+                choices = answer.body["choices"][: count - num_texts]
+                if not choices:
+                    raise AlignError(f"{self.config.url}: an answer has no choices", "endpoint_error", "url")
+                texts[place] += [str(choice["message"].get("content") or "") for choice in choices]
+                tokens += answer.tokens
+        return texts, tokens
+
+    def answers(self, requests: Sequence[JsonObject], decoding: Decoding) -> list[Answer]:
+        answers = self.asker.ask(requests)
+        if errors := [answer.error for answer in answers if answer.error]:
+            hint = "; presence_penalties=[] tries none" if decoding.presence_penalty else ""
+            raise AlignError(f"{self.config.url}: {errors[0]}{hint}", "endpoint_error", "url")
+        return answers
+
+    def request(self, row: JsonObject, seed: int, count: int, decoding: Decoding) -> JsonObject:
         messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
         config = self.config
-        body = {"model": config.model, "messages": messages, "n": config.samples_per_prompt, "seed": seed}
+        body = {"model": config.model, "messages": messages, "n": count, "seed": seed}
         return body | {"max_tokens": config.max_tokens} | decoding.request()
 
     def fit(self, sampled: Sequence[JsonObject]) -> torch.Tensor:
@@ -303,7 +329,7 @@ class BiasFit:
 
     def check(self, setting: Setting) -> JsonObject:
         """The chosen setting against the plain one on prompts that chose nothing: mean rewards and the paired gain."""
-        plain, chosen = (rewards_of(self.checked(each)) for each in (PLAIN, setting))
+        plain, chosen = (rewards_by_prompt(self.parts.check, self.checked(each)) for each in (PLAIN, setting))
         gain, half_width = mean_and_half_width([new - old for new, old in zip(chosen, plain, strict=True)])
         improved = gain - half_width > 0
         message = f"Held-out reward {mean_and_error(chosen)[0]:.3f}, plain {mean_and_error(plain)[0]:.3f}"
@@ -318,34 +344,6 @@ class BiasFit:
 
     def checked(self, setting: Setting) -> list[JsonObject]:
         return self.sample(self.name("check", setting), self.parts.check, self.decoding(setting), VALIDATION)
-
-
-def split_rows(config: LogitBiasConfig, rng: np.random.Generator) -> Parts:
-    """Half of the prompts fit, a quarter each chooses and checks; equal prompts stay together."""
-    by_text: dict[str, list[JsonObject]] = {}
-    for place, row in _rows(config.training_file):
-        if not isinstance(row, dict) or ("messages" in row) == ("prompt" in row):
-            raise AlignError(f'{config.training_file.name}, {place}: not an object with either "messages" or "prompt"')
-        by_text.setdefault(json.dumps(row.get("messages") or row["prompt"]), []).append(row)
-    groups = list(by_text.values())
-    if len(groups) < MIN_PROMPTS:
-        raise AlignError(f"{len(groups)} prompts are too few: {MIN_PROMPTS} are needed", param="training_file")
-    groups = [groups[place] for place in rng.permutation(len(groups))]
-    quarter = len(groups) // 4
-    parts = groups[2 * quarter :], groups[:quarter], groups[quarter : 2 * quarter]
-    return Parts(*([row for group in part for row in group] for part in parts))
-
-
-def _rows(path: Path) -> list[tuple[str, JsonObject]]:
-    try:
-        return list(numbered_rows(path))
-    except ValueError as error:
-        raise AlignError(f"{path.name}, {error}", param="training_file") from error
-
-
-def rewards_of(parts: Sequence[JsonObject]) -> list[float]:
-    """The mean reward of each row's answers."""
-    return [mean_and_error(rewards)[0] for part in parts for rewards in part["rewards"]]
 
 
 JOB = Job(

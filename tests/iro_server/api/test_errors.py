@@ -13,7 +13,7 @@ from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadabl
 from iro_server.concurrency.admission import RequestTooLarge, TooManyWaiting
 from iro_server.concurrency.deadlines import DeadlineExceeded, ServerStopping
 from iro_server.concurrency.fair_queue import QueueFull
-from iro_server.engines.endpoints import EngineRefused, EngineUnavailable
+from iro_server.engines.endpoints import EngineRefused, EngineUnavailable, SchemaViolated
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,7 @@ def test_a_stream_that_breaks_off_says_no_more_than_a_whole_answer(client, monke
         (DeadlineExceeded(), 504, "deadline_exceeded", ("x-should-retry", "false")),
         (EngineRefused("http://10.0.0.1", "no top_k"), 400, "engine_refused", None),
         (EngineUnavailable("http://10.0.0.1"), 503, "engine_unavailable", ("retry-after", "5")),
+        (SchemaViolated("http://10.0.0.1"), 502, "schema_violated", ("x-should-retry", "false")),
         (ModelMismatch("other weights"), 400, "model_mismatch", None),
         (ModelNotFound("no model"), 404, "model_not_found", None),
         (ModelUnreadable("damaged"), 500, "model_unreadable", None),

@@ -14,7 +14,7 @@ import torch
 from iro_server.engines.endpoints import Endpoints
 from iro_server.engines.vllm import VLLMEngine
 from iro_server.engines.vllm_adapters import MOST_VARIANTS
-from tests.iro_server.api.serving import serving, settings_for
+from tests.iro_server.api.serving import serving, settings_for, wait_for
 from tests.iro_server.api.tilted import add_model
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, endpoints, write_byte_model
 from value_heads import FeatureSpec, LinearHead, MLPHead, ValueStack
@@ -82,7 +82,7 @@ def test_several_models_are_mixed_as_in_process(tmp_path: Path) -> None:
         assert all("sampling_params" in body for body in fake.bodies)
         names = {body["model"] for body in fake.bodies}
         assert len(names) == 2 * MOST_VARIANTS
-        assert len(list((tmp_path / "adapters").iterdir())) <= MOST_VARIANTS + 1
+        wait_for(lambda: len(list((tmp_path / "adapters").iterdir())) <= MOST_VARIANTS + 1)
 
 
 def test_without_the_route_they_are_refused(tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from iro_server.decoding.base import SearchParams, repeatable
+from iro_server.decoding.base import Final, SearchParams, repeatable
 from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from tests.toy import END, VOCABULARY, ToyEngine, ToyScorer, enumerate_completions, next_probs, tilted_probs
@@ -317,3 +317,39 @@ def test_the_kl_of_an_answer_is_unbiased_for_its_log_ratio() -> None:
         kls.append(final.kl)
     assert np.mean(kls) == pytest.approx(np.mean(ratios), abs=4 * np.std(ratios) / math.sqrt(800))
     assert np.std(kls) < np.std(ratios)
+
+
+def test_what_is_resampled_does_not_depend_on_what_was_drawn() -> None:
+    """One token by SMC without values is a draw from the model, though one seed serves the draws and the resampling."""
+    params, searches = SearchParams(num_successors=4, selection="smc"), 400
+    drawn_tokens = [run(params, seed, length=1).finals[0].tokens[0] for seed in range(searches)]
+    expected = next_probs(PROMPT).double().numpy()
+    counts = np.bincount(drawn_tokens, minlength=VOCABULARY)
+    assert chisquare(counts, expected / expected.sum() * searches).pvalue > 0.01
+
+
+class WithoutDrift(ToyEngine):
+    """Reports no log-ratios and no KL of a tilt, as a server over HTTP."""
+
+    info = replace(ToyEngine.info, drift=False)
+
+
+def test_smc_refuses_a_tilt_whose_log_ratios_the_engine_does_not_report() -> None:
+    def steered_by(steering: ToySteering | None) -> list[Final]:
+        params = SearchParams(beam_width=2, num_successors=2, selection="smc")
+        search = guided_search(WithoutDrift(), PROMPT, params, Sampling(seed=0), LENGTH, steering=steering)
+        return asyncio.run(search).finals
+
+    assert len(steered_by(None)) == 2
+    with pytest.raises(ValueError, match="toy reports no log-ratios of a tilt, which smc corrects for"):
+        steered_by(ToySteering(static))
+
+
+@pytest.mark.parametrize("tilt", [None, static])
+def test_nats_that_an_engine_does_not_report_are_unknown_and_not_0(tilt: Callable | None) -> None:
+    steering = ToySteering(tilt) if tilt else None
+    search = guided_search(
+        WithoutDrift(), PROMPT, SearchParams(num_successors=2), Sampling(seed=0), 4, steering=steering
+    )
+    nats = [final.kl for final in asyncio.run(search).finals]
+    assert all(map(math.isnan, nats)) if tilt else nats == [0.0, 0.0]

@@ -153,3 +153,16 @@ def test_an_observer_follows_every_stage_and_round(scorer: ToyScorer | None) -> 
     score = ["score", "/score"] if scorer else []
     of_round = ["round", "extend", "/extend", *score, "/round", "counted"]
     assert recorder.calls == ["prompt 2", "prefill", "/prefill", *of_round, *of_round]
+
+
+def test_smc_gives_all_that_it_resamples_an_equal_weight() -> None:
+    beams = weighted([2.0, 1.0, -9.0, -9.0])
+    survivors = RULES["smc"].select(beams, 8, torch.Generator().manual_seed(0))
+    assert set(survivors) == {0, 1} and [beams[place].log_weight for place in survivors] == [0.0] * 8
+
+
+def test_smc_puts_any_final_first_equally_often() -> None:
+    """The finals come in the order of the pool, in which rows that stopped early are first."""
+    generator, finals = torch.Generator().manual_seed(0), weighted([0.0] * 4)
+    firsts = torch.tensor([RULES["smc"].order(finals, generator)[0] for _ in range(2000)])
+    torch.testing.assert_close(torch.bincount(firsts, minlength=4) / 2000, torch.full((4,), 0.25), atol=0.05, rtol=0)

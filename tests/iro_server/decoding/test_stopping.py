@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 
 from iro_server.decoding.base import SearchParams, SearchResult
 from iro_server.decoding.search import guided_search
-from iro_server.engines.base import Sampling
+from iro_server.decoding.stopping import StoppingSession
+from iro_server.engines.base import Chunk, Sampling
 from tests.toy import END, ToyEngine, ToyScorer, next_probs
 
 PROMPT, LENGTH, STOP = [0, 1], 40, [1, 2]
@@ -74,9 +76,78 @@ def test_a_row_ends_where_it_completes_a_string_and_has_its_value_there(
             assert final.logprobs == exact
 
 
+class WordSession:
+    """Rows without an end, as of an endpoint over text: each token asked for is three of the engine's."""
+
+    cached_tokens = 0
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        self.lengths.append(length)
+        rows, tokens = len(parents) * num_successors, 3 * length
+        return Chunk(
+            torch.zeros(rows, tokens, dtype=torch.int64),
+            torch.zeros(rows, tokens),
+            torch.full((rows,), tokens),
+            torch.zeros(rows, dtype=torch.bool),
+        )
+
+    def close(self) -> None: ...
+
+
+async def test_parts_are_as_many_tokens_as_were_asked_for_whatever_the_engine_counts() -> None:
+    words = WordSession()
+    chunk = await StoppingSession(words, ToyStops()).extend([0], 2, 20)
+    assert words.lengths == [8, 8, 4] and chunk.lengths_R.tolist() == [60, 60]
+
+
 def test_a_search_to_the_end_draws_little_past_the_strings() -> None:
     engine = ToyEngine()
     finals = run(SearchParams(num_successors=8), 0, engine).finals
     assert all(ends(final.tokens) for final in finals)
     assert engine.sampled < sum(len(final.tokens) for final in finals) + 8 * 8
     assert finals[0].value == max(final.value for final in finals)
+
+
+@pytest.mark.parametrize(("engine", "rounds"), [(ToyEngine, 4), (SingleChunkEngine, 1)])
+def test_a_penalised_search_is_one_round_where_the_engine_cannot_continue_its_rows(
+    engine: type[ToyEngine], rounds: int
+) -> None:
+    params, sampling = (
+        SearchParams(beam_width=2, num_successors=2, chunk_length=3),
+        Sampling(seed=0, presence_penalty=0.5),
+    )
+    result = asyncio.run(guided_search(engine(), PROMPT, params, sampling, 12, ToyScorer(value)))
+    assert result.usage.rounds == rounds
+
+
+class LongStop:
+    """Ends a row at ten tokens of one kind, which are more than a part has."""
+
+    num_context_tokens = 9
+
+    def first_stop(self, context: Sequence[int], tokens: Sequence[int]) -> int | None:
+        row = [*context, *tokens]
+        ends = [end - len(context) for end in range(10, len(row) + 1) if len(set(row[end - 10 : end])) == 1]
+        return next((end for end in ends if end > 0), None)
+
+
+async def test_a_string_may_begin_in_a_part_before_the_last() -> None:
+    """Parts of three tokens; the string is complete after ten of them."""
+    chunk = await StoppingSession(WordSession(), LongStop(), part_length=1).extend([0], 1, 8)
+    assert chunk.lengths_R.tolist() == [10] and chunk.stopped_R.tolist() == [True]
+
+
+class DiscardingSession(WordSession):
+    """Has drawn five more tokens than it returns."""
+
+    async def extend(self, parents: Sequence[int], num_successors: int, length: int) -> Chunk:
+        return replace(await super().extend(parents, num_successors, length), discarded_tokens=5)
+
+
+async def test_tokens_that_the_engine_discarded_are_counted_with_those_past_a_string() -> None:
+    """Four parts of three tokens each: two tokens are past the string."""
+    chunk = await StoppingSession(DiscardingSession(), LongStop(), part_length=1).extend([0], 1, 8)
+    assert chunk.discarded_tokens == 4 * 5 + 2

@@ -50,13 +50,18 @@ class FakeEndpoint:
     """``mode``: "ok", "drop" (the connection), "hang" (probes too), "garbled"
     (an answer that cannot be decoded, probes too), a status to answer with, or what to answer instead
     of the truth. It sets in after so many requests, for so many. ``bodies``: of the requests so far. ``generates``:
-    whether it has the route that reports log-probabilities of chosen tokens; each is -20 less its place in the list."""
+    whether it has the route that reports log-probabilities of chosen tokens; each is -20 less its place in the list.
+    ``respond``: from a request's body to a status or an answer, in place of ``mode``. ``adapter_requests``: routes and
+    names. ``generate_errors``: what the route of ``generates`` answers first, with status 404."""
 
     def __init__(self, *, model: str = "bytes", ids: bool = True, generates: bool = False, loads: bool = True) -> None:
         self.model, self.ids, self.generates, self.loads = model, ids, generates, loads
         self.mode: Any = "ok"
         self.after = self.times = 0
+        self.respond: Any = None
         self.bodies: list[dict[str, Any]] = []
+        self.generate_errors: list[dict[str, Any]] = []
+        self.adapter_requests: list[tuple[str, str]] = []
         self.keys: list[str | None] = []
         self.released = threading.Event()
         handler = type("Handler", (_Handler,), {"fake": self})
@@ -142,15 +147,22 @@ class _Handler(BaseHTTPRequestHandler):
         fake.after = max(0, fake.after - 1)
         fake.keys.append(self.headers["Authorization"])
         if self.path.endswith("_lora_adapter"):
+            fake.adapter_requests.append((self.path.rpartition("/")[2], body["lora_name"]))
             self._answer(200 if fake.loads else 404, {} if fake.loads else {"error": {"message": "no such route"}})
             return
         fake.bodies.append(body)
+        if "sampling_params" in body and fake.generate_errors:
+            self._answer(404, fake.generate_errors.pop(0))
+            return
         if "sampling_params" in body:
             self._answer(200, fake.generate(body)) if fake.generates else self._answer(
                 403, {"error": {"message": "no"}}
             )
             return
-        if body["n"] > 1 and body["temperature"] == 0:
+        if fake.respond:
+            reply = fake.respond(body)
+            self._answer(*((reply, {"error": {"message": "told to"}}) if isinstance(reply, int) else (200, reply)))
+        elif body["n"] > 1 and body["temperature"] == 0:
             self._answer(400, {"error": {"message": f"n must be 1 when using greedy sampling, got {body['n']}."}})
         elif mode == "ok":
             self._answer(200, fake.complete(body))

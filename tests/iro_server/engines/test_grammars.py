@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from jsonschema import Draft202012Validator
+from llguidance import LLMatcher
 
 from benchmarks.schemas import random_schema
 from iro_server.decoding.base import SearchParams
@@ -20,6 +21,7 @@ from iro_server.engines.base import HEAD_STATE, Chunk, Sampling, Steering
 from iro_server.engines.embedded import EmbeddedEngine
 from iro_server.engines.grammars import GrammarRows, Grammars, SchemaRefused, grammars_of
 from iro_server.engines.prompts import chat_prompt_ids
+from iro_server.engines.vllm_protocol import SEPARATORS
 from tests.iro_server.api.byte_engine import byte_tokenizer
 from tests.toy import ToyScorer
 from value_heads.tilt import zero_tilt
@@ -234,3 +236,43 @@ def test_what_no_grammar_can_be_made_of_is_refused(schema: dict) -> None:
     tokenizer = byte_tokenizer()
     with pytest.raises(SchemaRefused):
         Grammars(tokenizer, (tokenizer.eos_token_id,)).start(json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    ("text", "misfit"),
+    [
+        ('{"a": "abc"}', None),
+        ('{\n  "a" :\t"abc"\n}', None),
+        ('{"a": "abcd"}', "byte 'd' fails parse"),
+        ('{"b": 1}', "byte 'b' fails parse"),
+        ('{"a": "ab', "ends too early"),
+    ],
+)
+def test_a_whole_answer_is_checked_against_its_schema_whatever_its_white_space(text: str, misfit: str | None) -> None:
+    tokenizer = byte_tokenizer()
+    grammars = Grammars(tokenizer, [256])
+    letters = {"type": "string", "pattern": "^[a-z]+$", "maxLength": 3}
+    schema = {"type": "object", "properties": {"a": letters}, "required": ["a"], "additionalProperties": False}
+    reason = grammars.misfit(json.dumps(schema), [*tokenizer(text)["input_ids"], 256])
+    assert reason is None if misfit is None else misfit in str(reason)
+    assert grammars.misfit(json.dumps(schema), tokenizer('{"a": "ab')["input_ids"]) is None  # cut
+    assert "unused" in str(grammars.misfit(json.dumps(schema), [10**6, 256]))
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ('{"a":1, "b" : [1 ,2]}', True),
+        ('{"a":1,  "b": []}', False),
+        ('{"a":  1, "b": []}', False),
+        ('{"a": 1, "b": [1,\n2]}', False),
+        ('{ "a": 1, "b": []}', False),
+    ],
+)
+def test_the_white_space_that_vllm_is_asked_for_is_one_space_beside_commas_and_colons(text: str, fits: bool) -> None:
+    tokenizer = byte_tokenizer()
+    properties = {"a": {"type": "integer"}, "b": {"type": "array", "items": {"type": "integer"}}}
+    schema = {"type": "object", "properties": properties, "required": ["a", "b"], "x-guidance": SEPARATORS}
+    grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": True})  # as vLLM 0.32 does
+    matcher = LLMatcher(Grammars(tokenizer, [256]).prepare(), grammar, log_level=0)
+    assert all(matcher.consume_token(token) for token in tokenizer(text)["input_ids"]) == fits

@@ -11,7 +11,7 @@ from iro_server.decoding.search import guided_search
 from iro_server.engines.base import Sampling
 from iro_server.engines.endpoints import Endpoints, EngineUnavailable
 from iro_server.engines.opening import open_engine
-from iro_server.engines.text import TextEngine
+from iro_server.engines.text import MORE_TOKENS, TextEngine
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, write_byte_model
 
 
@@ -68,6 +68,20 @@ async def test_a_row_that_has_ended_ends_with_the_end_token(engine, fake, text, 
     chunk = await session.extend([0], 1, 4)
     assert chunk.stopped_R.all() and chunk.tokens_RL[0, -1] == END
     assert len(chunk.tokens_RL[0]) == len(text) + 1
+
+
+async def test_a_row_of_a_cut_character_is_drawn_again_with_more_tokens(engine, fake):
+    """Its text is empty though the endpoint has not ended it."""
+    session = await engine.open(engine.tokenizer("H")["input_ids"], Sampling(seed=1))
+
+    def cut(good):
+        texts = ["a", "", "b"] if fake.bodies[-1]["max_tokens"] == 2 else ["é"]
+        return {"choices": [{"index": i, "text": text, "finish_reason": "length"} for i, text in enumerate(texts)]}
+
+    fake.turn(cut)
+    chunk = await session.extend([0], 3, 2)
+    assert [(body["n"], body["max_tokens"]) for body in fake.bodies] == [(3, 2), (1, 2 + MORE_TOKENS)]
+    assert session.prefixes == ["Ha", "Hé", "Hb"] and not chunk.stopped_R.any()
 
 
 def test_a_search_over_text(engine):

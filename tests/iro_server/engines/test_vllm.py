@@ -14,12 +14,15 @@ from transformers import AutoModel
 
 from iro_server.decoding.base import SearchParams
 from iro_server.decoding.search import guided_search
+from iro_server.engines import remote
 from iro_server.engines.base import Sampling
 from iro_server.engines.embedding import Embedding
-from iro_server.engines.endpoints import Endpoints, EngineRefused, EngineUnavailable, base_url
+from iro_server.engines.endpoints import Endpoints, EngineRefused, EngineUnavailable, SchemaViolated, base_url
 from iro_server.engines.replicas import STICKY_ROWS
 from iro_server.engines.vllm import VLLMEngine
 from iro_server.telemetry.metrics import REGISTRY
+from tests.iro_server.api.byte_engine import byte_tokenizer
+from tests.iro_server.api.serving import wait_for
 from tests.iro_server.engines.fake_endpoint import END, FakeEndpoint, tokens_of, write_byte_model
 
 PROMPT = [72, 105, 33]
@@ -280,13 +283,95 @@ def test_without_any_replica_a_request_fails_within_its_patience_and_later_ones_
     fake.turn(mode)
     with within(20), pytest.raises(EngineUnavailable, match=message):
         search(engine)
-    assert len(fake.bodies) == 3  # then it was left alone
+    assert 2 <= len(fake.bodies) <= 4  # at growing intervals
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable):
+            search(engine)
+    assert not engine.health().replicas[0]["up"]  # after three requests
     fake.turn("ok")
-    deadline = time.monotonic() + 60
-    while not engine.health().replicas[0]["up"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: engine.health().replicas[0]["up"])
     assert search(engine).finals
+
+
+def test_a_request_that_a_server_always_fails_at_ends_alone(served):
+    """Four of them, which leave the replica alone, repeat no request that it decodes."""
+    fake, poison = FakeEndpoint(), [1, 2]
+    engine = served(fake, patience=60.0)
+
+    def respond(body):
+        if body["prompt"][:2] == poison:
+            return 500
+        time.sleep(0.5)
+        return fake.complete(body)
+
+    fake.respond = respond
+
+    async def ask(prompt: list[int]):
+        return await guided_search(engine, prompt, PARAMS, Sampling(seed=11, stop_ids=(END,)), 16)
+
+    async def all_at_once():
+        return await asyncio.gather(ask(PROMPT), *(ask(poison) for _ in range(4)), return_exceptions=True)
+
+    with within(30):
+        sound, *failures = asyncio.run(all_at_once())
+    sound_prompts = [tuple(body["prompt"]) for body in fake.bodies if body["prompt"][:2] != poison]
+    assert sound.finals and len(set(sound_prompts)) == len(sound_prompts)
+    assert all("while it answers other requests" in str(failure) for failure in failures)
+
+
+def test_a_hanging_server_costs_a_request_one_timeout(served):
+    fake = FakeEndpoint()
+    engine = served(fake, timeout=1.0, patience=60.0)
+    engine.replicas.timing = replace(engine.replicas.timing, silence=60.0)
+    fake.turn("hang")
+    with within(1.9), pytest.raises(EngineUnavailable, match="took longer than 1 s"):
+        search(engine)
+    assert len(fake.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_gateway_without_a_health_route_is_no_dead_server(served, monkeypatch, status):
+    fake = FakeEndpoint()
+    engine = served(fake, patience=1.0)
+    handler = fake.server.RequestHandlerClass
+    monkeypatch.setattr(handler, "do_GET", lambda self: self._answer(status, {}))
+
+    def slow(body):
+        time.sleep(2.0)  # longer than the silence of a replica that is the last
+        return fake.complete(body)
+
+    fake.respond = slow
+    assert search(engine, max_tokens=4).finals and len(fake.bodies) == 1
+
+
+@pytest.mark.parametrize("key", ["sk-sec\rret", "schlüssel", "sk-secret\x00"])
+def test_a_key_that_no_header_takes_is_refused_without_quoting_it(key):
+    with pytest.raises(ValueError, match=r"^IRO_ENGINE_KEY holds a control or non-ASCII character") as refused:
+        Endpoints(("http://host/v1",), key=key)
+    assert key[:5] not in str(refused.value)
+
+
+def test_a_key_is_sent_without_the_line_end_of_its_file(served):
+    fake = FakeEndpoint()
+    search(served(fake, key="secret\r\n"))
+    assert set(fake.keys) == {"Bearer secret"}
+
+
+def test_a_malformed_header_is_not_quoted(served, caplog):
+    fake = FakeEndpoint()
+    engine = served(fake, patience=60.0)
+    engine.replicas.client.headers["Authorization"] = "Bearer sk-secret\r"
+    with within(10), pytest.raises(EngineUnavailable, match="headers are malformed") as failure:
+        search(engine)
+    assert "sk-secret" not in f"{failure.value} {failure.value.__cause__}" + caplog.text
+
+
+def test_waiting_for_an_engine_is_logged_at_once(model_dir, monkeypatch, caplog):
+    monkeypatch.setattr(remote, "NOTICE", 0.05)
+    monkeypatch.setattr(remote, "START", 0.5)
+    with pytest.raises(EngineUnavailable):
+        Quick(model_dir, Endpoints(("http://127.0.0.1:9/v1",)))
+    assert "waiting up to 0 s for an answer of http://127.0.0.1:9/v1" in caplog.text
 
 
 def test_searches_spread_over_replicas_and_each_stays_on_its_own(served):
@@ -340,17 +425,58 @@ def test_a_schema_and_penalties_are_passed_on_in_one_round(served):
     """vLLM resumes neither from one chunk to the next."""
     fake = FakeEndpoint()
     engine = served(fake)
+    fake.turn(writing("7"), times=1)
     biased = Sampling(seed=1, stop_ids=(END,), logit_bias=((7, 2.0),))
     sampling = replace(biased, schema='{"type": "integer"}', frequency_penalty=0.5)
     result = asyncio.run(guided_search(engine, PROMPT, PARAMS, sampling, 16))
     (body,) = fake.bodies
     assert result.usage.rounds == 1 and (body["n"], body["max_tokens"]) == (6, 16)
-    assert body["structured_outputs"] == {"json": {"type": "integer"}} and body["logit_bias"] == {"7": 2.0}
+    separators = {"whitespace_flexible": False, "item_separator": " ?, ?", "key_separator": " ?: ?"}
+    assert body["structured_outputs"] == {"json": {"type": "integer", "x-guidance": separators}}
+    assert body["logit_bias"] == {"7": 2.0}
     assert (body["frequency_penalty"], body["presence_penalty"]) == (0.5, 0.0)
     assert result.usage.cached_tokens == 3
     fake.bodies.clear()
     assert asyncio.run(guided_search(engine, PROMPT, PARAMS, biased, 16)).usage.rounds == 4
     assert all("structured_outputs" not in body for body in fake.bodies)
+
+
+def writing(text: str):
+    """Answers whose rows are this text and the end."""
+    tokens = [*byte_tokenizer()(text)["input_ids"], END]
+    row = {"token_ids": tokens, "logprobs": {"token_logprobs": [-0.5] * len(tokens)}, "finish_reason": "stop"}
+    return lambda good: good | {"choices": [choice | row for choice in good["choices"]]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_ids": [65, 257]}, "token_ids are"),
+        ({"logprobs": {"token_logprobs": [-0.5, float("nan")]}}, "a log-probability is nan"),
+    ],
+)
+def test_ids_past_the_vocabulary_and_logprobs_that_are_no_numbers_are_no_answer(served, changes, message):
+    fake = FakeEndpoint()
+    engine = served(fake, patience=0.0)
+    choice = {
+        "index": 0,
+        "token_ids": [65, 66],
+        "logprobs": {"token_logprobs": [-0.5, -0.5]},
+        "finish_reason": "length",
+    }
+    fake.turn({"choices": [choice | changes]})
+    with pytest.raises(EngineUnavailable, match=message):
+        asyncio.run(guided_search(engine, PROMPT, SearchParams(), Sampling(seed=1, stop_ids=(END,)), 2))
+
+
+def test_an_answer_outside_its_schema_is_an_error_that_names_the_flag(served):
+    fake = FakeEndpoint()
+    engine = served(fake, patience=60.0)
+    sampling = Sampling(seed=1, stop_ids=(END,), schema='{"type": "integer", "maximum": 5}')
+    fake.turn(writing("7"))
+    with pytest.raises(SchemaViolated, match=r"--structured-outputs-config.backend guidance"):
+        asyncio.run(guided_search(engine, PROMPT, PARAMS, sampling, 16))
+    assert len(fake.bodies) == 1 and engine.health().replicas[0]["up"]
 
 
 def test_alternatives_are_read_by_their_ids(served):

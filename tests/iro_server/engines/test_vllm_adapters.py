@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import shutil
@@ -29,12 +30,17 @@ def model_dir(tmp_path_factory):
     return write_byte_model(tmp_path_factory.mktemp("model"), vocabulary=VOCABULARY)
 
 
+class PromptRemoval(VLLMEngine):
+    removal_delay = 0.0
+
+
 def engine_of(model_dir, fake: FakeEndpoint, adapters) -> VLLMEngine:
-    return VLLMEngine(model_dir, Endpoints((fake.url,), adapters=adapters, patience=1.0))
+    return PromptRemoval(model_dir, Endpoints((fake.url,), adapters=adapters, patience=1.0))
 
 
 async def asked_for(engine: VLLMEngine, steering: Steering | None = None) -> str:
     session = await engine.open(PROMPT, Sampling(), (), steering)
+    session.close()
     return session.request(0, 1, 1, seed=0)["model"]
 
 
@@ -64,6 +70,7 @@ async def test_servers_without_adapters_are_asked_by_the_models_name(model_dir, 
     for fake, adapters in ((FakeEndpoint(), None), (FakeEndpoint(loads=False), tmp_path / "adapters")):
         with caplog.at_level(logging.WARNING), engine_of(model_dir, fake, adapters) as engine:
             assert await asked_for(engine) == "bytes" and engine.neutral is None
+            assert "states" not in engine.info.steers and not engine.info.head_values
         fake.close()
     assert "--enable-lora" in caplog.text
 
@@ -111,11 +118,72 @@ async def test_a_client_that_tries_strengths_fills_no_disk_and_each_strength_has
         tilt = state_tilt(0)
         names = [await asked_for(engine, Steering(tilt, strength / 100)) for strength in range(50, 100)]
         assert len(set(names)) == 50
-        assert len(list(folder.iterdir())) <= vllm_adapters.MOST_VARIANTS + 1  # and the one that changes nothing
+        wait_for(lambda: len(list(folder.iterdir())) <= vllm_adapters.MOST_VARIANTS + 1)  # and one that changes nothing
         assert names[0] == await asked_for(engine, Steering(tilt, 0.5)) and (folder / names[0]).exists()
         del tilt
         gc.collect()  # as when the server lets go of a model; a thread of the engine's may hold it for a moment
         wait_for(lambda: [path.name for path in folder.iterdir()] == [engine.neutral.name])
+    fake.close()
+
+
+async def test_an_adapter_that_a_session_names_stays_until_it_is_unloaded(model_dir, tmp_path):
+    """A server reads the folders of waiting requests' adapters again, and ends where one is not there."""
+    fake, tilt = FakeEndpoint(), state_tilt(2)
+    with engine_of(model_dir, fake, tmp_path) as engine:
+        session = await engine.open(PROMPT, Sampling(seed=1, stop_ids=(END,)), (), Steering(tilt, 0.01))
+        await session.extend([0], 1, 2)
+        names = [await asked_for(engine, Steering(tilt, strength / 10)) for strength in range(1, 41)]
+        wait_for(lambda: not (tmp_path / names[0]).exists())
+        assert session.adapter.path.exists() and ("unload_lora_adapter", session.adapter.name) not in unloads(fake)
+        session.close()
+        wait_for(lambda: not session.adapter.path.exists())
+        assert unloads(fake) == [("unload_lora_adapter", session.adapter.name)]
+    fake.close()
+
+
+def unloads(fake: FakeEndpoint) -> list[tuple[str, str]]:
+    return [request for request in fake.adapter_requests if request[0] == "unload_lora_adapter"]
+
+
+async def test_tilts_of_equal_content_keep_their_adapter_as_long_as_one_of_them_is_there(model_dir, tmp_path):
+    fake, tilt, same = FakeEndpoint(), state_tilt(3), state_tilt(3)
+    with engine_of(model_dir, fake, tmp_path) as engine:
+        name = await asked_for(engine, Steering(tilt))
+        assert await asked_for(engine, Steering(same)) == name
+        del same
+        gc.collect()
+        await asyncio.sleep(0.3)
+        assert (tmp_path / name).exists()
+    fake.close()
+
+
+async def test_a_served_adapter_is_refused_where_tilts_are_adapters_too(model_dir, tmp_path, monkeypatch):
+    fake = FakeEndpoint(model="tuned")
+    models = {"data": [{"id": "tuned", "parent": "bytes"}]}
+    monkeypatch.setattr(fake.server.RequestHandlerClass, "do_GET", lambda self: self._answer(200, models))
+    with pytest.raises(ValueError, match=r"'tuned' is a LoRA adapter of 'bytes'.*IRO_ENGINE_ADAPTERS"):
+        engine_of(model_dir, fake, tmp_path)
+    engine_of(model_dir, fake, None).close()
+    fake.close()
+
+
+@pytest.mark.parametrize(
+    ("weight", "temperature", "needed"),
+    [(-0.5, 1.0, 2.0), (-0.6, 1.0, "needs temperature 2.5"), (-1.0, 1.0, "leaves 0"), (-2.0, 0.0, "leaves -1")],
+)
+async def test_a_mix_that_flattens_the_model_beyond_vllms_temperatures_is_refused(
+    model_dir, weight: float, temperature: float, needed: float | str
+) -> None:
+    fake = FakeEndpoint()
+    sharp = replace(zero_tilt(VOCABULARY, WIDTH, (), (END,)), bias=torch.ones(VOCABULARY), sharpness=1.0)
+    steering = Steering(fold_tilts([sharp], [weight]))
+    with engine_of(model_dir, fake, None) as engine:
+        if isinstance(needed, str):
+            with pytest.raises(ValueError, match=needed):
+                await engine.open(PROMPT, Sampling(temperature=temperature), (), steering)
+        else:
+            session = await engine.open(PROMPT, Sampling(temperature=temperature), (), steering)
+            assert session.request(0, 1, 1, seed=0)["temperature"] == needed
     fake.close()
 
 

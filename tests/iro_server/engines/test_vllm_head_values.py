@@ -179,3 +179,16 @@ def test_likeliest_tokens_that_a_shared_batch_hides_are_asked_for_again(served) 
 
     assert asyncio.run(draw()).alternatives[0][0] == [(65, -0.5), (66, -1.5)]
     assert engine.health().up
+
+
+async def test_a_server_started_again_without_the_route_is_not_taken_for_one_that_lost_an_adapter(served) -> None:
+    """vLLM names the model that it does not know; a server without the route names nothing."""
+    fake = FakeEndpoint(generates=True)
+    engine = served(fake, patience=60.0)
+    session = await engine.open(PROMPT, SAMPLING, (0, HEAD_STATE), None, ROWS)
+    answers = [{"error": {"message": f"The model `{session.adapter.name}` does not exist."}}, {"detail": "Not Found"}]
+    fake.generate_errors = list(answers)
+    with pytest.raises(EngineUnavailable, match="/inference/v1/generate is not there"):
+        await asyncio.wait_for(session.extend([0], 1, 2), 10)
+    loads = [name for route, name in fake.adapter_requests if route == "load_lora_adapter"]
+    assert loads.count(session.adapter.name) == 2 and not fake.generate_errors

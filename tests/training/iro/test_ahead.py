@@ -144,6 +144,20 @@ def test_a_job_whose_judges_exceed_their_tokens_fails_and_keeps_its_finished_ite
     assert len(watched.execute(config, tmp_path / "enough")["history"]) == 2
 
 
+def test_the_judges_of_a_job_may_take_all_tokens_of_their_limit_and_no_more(
+    config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = GraderEnvironment(any_endpoint=True, python="own", max_judge_tokens=10)
+    monkeypatch.setenv(VARIABLE, limit.model_dump_json())
+    grading = Grading(config, Run(tmp_path, seed=0), MODEL, Watched())
+    four_tokens, two_judges = ({"grader_tokens": tokens} for tokens in ({"a": 4.0}, {"a": 1.0, "b": 5.0}))
+    grading.charge(four_tokens)
+    grading.charge(two_judges)
+    with pytest.raises(AlignError, match="took 14 tokens; a job's limit is 10 tokens") as error:
+        grading.charge(four_tokens)
+    assert error.value.code == "judge_token_limit"
+
+
 def judge_tokens(step: Any) -> float:
     """Of a stored step of rewards, or of a validation."""
     tally = step.get("tally") or step.get("finals") if isinstance(step, dict) else None

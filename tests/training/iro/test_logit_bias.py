@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -24,8 +25,9 @@ from training.iro.logit_bias import (
     Setting,
     Trial,
     Varied,
-    split_rows,
+    endpoint_key,
 )
+from training.iro.logit_bias_rows import Parts, split_rows
 from training.iro.trials import best_trial
 from value_heads.bias_fit import fit_bias
 
@@ -42,7 +44,7 @@ def write_rows(path, prompts):
 
 def test_equal_prompts_serve_one_purpose(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [f"prompt {n % 16}" for n in range(48)])
-    parts = split_rows(config_for(path), np.random.default_rng(0))
+    parts = split_rows(path, np.random.default_rng(0))
     assert [len(part) for part in parts] == [24, 12, 12]
     texts = [{row["prompt"] for row in part} for part in parts]
     assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
@@ -54,13 +56,14 @@ def test_equal_prompts_serve_one_purpose(tmp_path):
         ('{"prompt": "a"}\n' * 40, "1 prompts are too few"),
         ('{"prompt": "a"}\nnot json\n', "line 2"),
         ('{"text": "a"}\n', 'line 1: not an object with either "messages" or "prompt"'),
+        ('{"messages": []}\n', "line 1: the prompt is empty"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused_by_line(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
     with pytest.raises(AlignError, match=message):
-        split_rows(config_for(path), np.random.default_rng(0))
+        split_rows(path, np.random.default_rng(0))
 
 
 class Scripted(BiasFit):
@@ -127,6 +130,35 @@ def test_no_penalty_is_tried_where_varied_answers_have_the_highest_reward_or_the
     assert not Scripted(without, {}).try_penalties([REPEATING], BASE, LIMITS)
 
 
+class EndpointOfSingleChoices:
+    """Ignores ``n``. Each answer names its request's seed."""
+
+    def __init__(self) -> None:
+        self.requests: list[JsonObject] = []
+
+    def ask(self, requests: Sequence[JsonObject]) -> list[Answer]:
+        self.requests.extend(requests)
+        choices = [[{"message": {"content": f"seed {request['seed']}"}}] for request in requests]
+        return [Answer(tokens=5, body={"choices": choice}) for choice in choices]
+
+
+def test_an_endpoint_that_ignores_n_is_asked_for_the_missing_answers_with_other_seeds(tmp_path):
+    job, endpoint = Scripted(config_for(tmp_path / "rows.jsonl", samples_per_prompt=3), {}), EndpointOfSingleChoices()
+    job.asker = endpoint
+    texts, tokens = job.answer_texts([{"prompt": "a"}, {"prompt": "b"}], [10, 2**31 - 1], Decoding({}, 1.0))
+    assert texts == [["seed 10", "seed 11", "seed 12"], [f"seed {2**31 - 1}", "seed 0", "seed 1"]]
+    assert tokens == 30 and [request["n"] for request in endpoint.requests] == [3, 3, 2, 2, 1, 1]
+
+
+def test_a_key_that_no_header_takes_is_named_by_its_variable(monkeypatch):
+    monkeypatch.setenv("IRO_ENGINE_KEY", "sk-secret\n")
+    assert endpoint_key() == "sk-secret"
+    monkeypatch.setenv("IRO_ENGINE_KEY", "sk-sec\rret")
+    with pytest.raises(AlignError, match=r"^IRO_ENGINE_KEY holds a control") as refused:
+        endpoint_key()
+    assert "sk-" not in str(refused.value)
+
+
 class EndpointWithoutPenalties:
     """Says "the" where a bias asks for it, and refuses a presence penalty."""
 
@@ -190,3 +222,29 @@ def test_without_an_output_head_the_rewarded_token_has_the_largest_weight():
     bias_V = fit_bias(completions, prompts_R, rewards_R, torch.zeros(30, 0))
     assert bias_V.argmax() == 7 and bias_V.argmin() == 3
     assert bias_V[20:].unique().numel() == 1  # tokens that no completion holds
+
+
+@pytest.mark.parametrize(
+    ("gains", "improved"),
+    [
+        ((0.5, -0.2, 0.4, 0.1), False),
+        ((0.4, 0.3, 0.1, 0.05), False),  # 0.21 ± 0.16 by the normal approximation, ± 0.26 by Student's t
+        ((0.4, 0.3, 0.2, 0.1), True),
+    ],
+)
+def test_a_request_is_an_improvement_where_the_interval_of_its_gain_is_above_0(tmp_path, gains, improved):
+    chosen, levels = Setting(4), list[str]()
+    rewards = {PLAIN: [0.0, 1.0, 2.0, 3.0], chosen: [n + gain for n, gain in enumerate(gains)]}
+    job = Scripted(config_for(tmp_path / "rows.jsonl"), {})
+    job.run = SimpleNamespace(emit=lambda kind, message, level: levels.append(level))
+    job.checked = lambda setting: [{"rewards": [[reward] for reward in rewards[setting] * 10]}]
+    rows = [{"prompt": f"prompt {n % 4}", "answer": n} for n in range(40)]  # each prompt's tell of one prompt
+    job.parts = Parts([], [], rows)
+    result = job.check(chosen)
+    assert result["gain"] == pytest.approx(sum(gains) / 4) and result["improved"] == improved
+    assert levels == ["info" if improved else "warn"]
+
+
+def test_entries_are_within_what_the_api_takes(tmp_path):
+    job = Scripted(config_for(tmp_path / "rows.jsonl", entries=3), {})
+    assert job.entries(torch.tensor([-250.0, 0.0, 130.0, 5.0, 1.0])) == {0: -100.0, 2: 100.0, 3: 5.0}

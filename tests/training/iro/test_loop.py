@@ -18,10 +18,9 @@ from tests.toy import enumerate_completions
 from tests.training.iro.toy_job import COUNT_ONES, MAX_TOKENS, MODEL, Killed, Toy, job, write_prompts
 from training.iro.config import AlignConfig
 from training.iro.data import AlignError, Slice, check, split
-from training.iro.diagnostics import samples_to_detect
 from training.iro.fit import Scale, Shards, fit_head
 from training.iro.rollouts import completions_of
-from training.iro.validation import Validation, better_beta
+from training.iro.validation import Validation
 from training.run import Cancelled, Run
 from value_heads import ValueStack, load_bundle
 
@@ -229,6 +228,11 @@ def test_iterations_share_the_prompts_or_take_as_many_as_asked_for(
     assert not trained & held_out and len(trained | held_out) == min(2 * given, 30)
 
 
+def test_as_many_prompts_choose_and_as_many_check_as_are_asked_for(config: AlignConfig) -> None:
+    prompts = split(config.model_copy(update={"validation_prompts": 4}), MODEL, np.random.default_rng(0))
+    assert len(prompts.validation) == len(prompts.check) == 4
+
+
 def test_rows_of_one_prompt_serve_one_purpose(config: AlignConfig) -> None:
     """Whatever else the rows hold: the answer to a prompt seen in training is no surprise when held out."""
     lines = [json.loads(line) for line in config.training_file.read_text().splitlines()]
@@ -311,25 +315,6 @@ def test_beta_is_chosen_by_a_value_function_that_has_not_seen_the_prompts(
 
 def shard_counts(part: Slice) -> list[tuple[str, int]]:
     return [("train", -(-len(part.train) // 8)), ("heldout", -(-len(part.heldout) // 8))]
-
-
-def test_another_beta_is_chosen_only_where_it_is_surely_better() -> None:
-    base = [0.0, 0.1, -0.1, 0.05]
-    by = {1.0: base, 0.5: [r + d for r, d in zip(base, (0.3, -0.25, 0.2, 0.1), strict=True)]}
-    beta, report = better_beta(by | {2.0: [r + 1 for r in base]})
-    assert beta == 2.0 and "on 4 prompts" in report and "2: +1.000 ± 0.000" in report
-    beta, report = better_beta(by | {2.0: [r - 1 for r in base]})
-    assert beta == 1.0  # .5 is better by .09 on average, within noise
-
-
-def test_so_many_prompts_tell_a_difference_four_times_in_five() -> None:
-    rng = np.random.default_rng(0)
-    needed = samples_to_detect((0.3 + rng.normal(size=100_000)).tolist())
-    assert needed == pytest.approx(87, abs=2)
-    draws = 0.3 + rng.normal(size=(4000, needed))
-    shown = np.abs(draws.mean(1)) > 1.96 * draws.std(1, ddof=1) / np.sqrt(needed)
-    assert shown.mean() == pytest.approx(0.8, abs=0.03)
-    assert samples_to_detect([0.5]) is None
 
 
 def test_stops_once_held_out_reward_no_longer_rises(config: AlignConfig, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.iro.toy_job import job
 from training.iro.config import AlignConfig
-from training.iro.over_optimization import departures, first_usual, measures
+from training.iro.over_optimization import departures, first_usual, measures, rises
 
 FROZEN = [measures(list(range(length)), -2.0 * length) for length in range(3, 23)]
 
@@ -48,6 +48,14 @@ def test_text_like_the_frozen_models_and_a_reward_that_does_not_rise_raise_no_al
     typical, repeated = FROZEN[10], measures([7] * 10, -20.0)
     assert departures(rows(0.0, FROZEN), rows(1.0, [typical])) == []
     assert departures(rows(0.0, FROZEN), rows(0.01, [repeated])) == []
+
+
+@pytest.mark.parametrize(("gains", "is_sure"), [((0.5, -0.2, 0.4, 0.1), False), ((0.5, 0.2, 0.4, 0.1), True)])
+def test_a_reward_rises_by_twice_its_standard_error(gains: tuple[float, ...], is_sure: bool) -> None:
+    """0.20 with an error of 0.16, and 0.30 with one of 0.09."""
+    base = [{"mean": reward} for reward in (0.0, 1.0, 2.0, 3.0)]
+    aligned = [{"value_pick": row["mean"] + gain} for row, gain in zip(base, gains, strict=True)]
+    assert rises(base, aligned) == is_sure
 
 
 def test_text_at_a_lower_temperature_may_be_likelier_but_not_repeat_itself() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.iro.toy_job import COUNT_ONES, Killed, job
+from tests.training.iro.toy_job import COUNT_ONES, Killed, job, write_prompts
 from training.iro.config import AlignConfig
-from training.iro.report import best
+from training.iro.report import best, rises
+from training.iro.validation import Validation
 from training.run import Run
 from value_heads import load_bundle
 
@@ -137,6 +138,33 @@ def test_of_equal_checkpoints_the_earlier_stays() -> None:
     history.append({"step": 6, "full_valid_mean_reward": float("nan"), "path": None})
     assert [row["step"] for row in best(history, 3)] == [2, 4, 1]
     assert [row["step"] for row in best(history, 9)] == [2, 4, 1, 5, 3]
+
+
+def test_a_reward_rises_above_all_earlier_ones_and_not_the_last_alone() -> None:
+    rewards = {0.7: False, 0.9: False, 1.0: True}
+    for reward, is_higher in rewards.items():
+        history = [{"path": "p", "full_valid_mean_reward": each} for each in (0.5, 0.9, 0.6, reward)]
+        assert rises(history) == is_higher
+
+
+def test_the_checked_gain_is_of_the_iteration_that_is_served(
+    config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second iteration hardly guides: its rewards are those of the first, which stays the best."""
+    betas: dict[str, tuple[float, ...] | None] = {}
+    validate = Validation.validate
+
+    def record(self, name, prompts, params, stack, *rest, **named):
+        betas[name] = None if stack is None else stack.betas
+        return validate(self, name, prompts, params, stack, *rest, **named)
+
+    monkeypatch.setattr(Validation, "validate", record)
+    write_prompts(config.training_file, 16)
+    config = config.model_copy(update={"betas": [0.1, 1e6], "rollouts_per_prompt": 4})
+    result = job().execute(config, tmp_path / "run")
+    served = load_bundle(Path(result["best_checkpoint"]), model_hash="toy-hash", template_hash="toy-template")
+    assert len(result["history"]) == 2 and result["best_iteration"] == 1
+    assert betas["check-0"] is None and betas["check-best"] == served.betas == (0.1,)
 
 
 def test_validations_alone_stop_a_job_and_make_checkpoints(config: AlignConfig, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.toy import END, VOCABULARY, ToyEngine, enumerate_completions
 from tests.training.iro.toy_job import MAX_TOKENS as TOY_TOKENS
 from tests.training.iro.toy_job import job, toy_config
 from training.iro.config import BLOCK_PRIORS, block_scales, default_feature_spec
+from training.run import Run
 from value_heads import (
     FeatureSpec,
     ValueStack,
@@ -146,3 +147,16 @@ def test_finished_completions_have_values_of_their_own(tmp_path: Path) -> None:
 
     assert value(1, 1, 0, END) > value(1, 0, 0, END) + 0.2 > value(0, 2, 0, END) + 0.4
     assert value(1, 1, 1, 0, 1) < value(1, 0, 2, 0, 0) - 0.2
+
+
+@pytest.mark.parametrize(("ended", "prefixes"), [(0.5, 0.4), (0.4, 0.4)])
+def test_finished_completions_have_values_of_their_own_where_held_out_prompts_prefer_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: float, prefixes: float
+) -> None:
+    """``ended``, ``prefixes``: held-out correlation of the two fits."""
+    correlations = iter((ended, prefixes))
+    monkeypatch.setattr("training.iro.fit.score", lambda *_: next(correlations))
+    spec = FeatureSpec(summed=(0,), stop_ids=(END,), position=False, horizon=TOY_TOKENS)
+    changes = {"feature_spec": spec, "iterations": 1}
+    job().execute(toy_config(tmp_path).model_copy(update=changes), tmp_path / "run")
+    assert (Run(tmp_path / "run", seed=0).load("1-fit")["ended_setting"] is not None) == (ended > prefixes)

@@ -16,7 +16,8 @@ from training.iro.fit import Scale, Shards
 from training.iro.head_states import head_states
 from training.iro.prefixes import state_table
 from training.iro.rollouts import HEAD_STATES, stored
-from training.iro.tilt_rows import TiltData, fit_tilts
+from training.iro.tilt_rows import TiltData, fit_tilts, tilt_rows
+from value_heads.tilt import zero_tilt
 
 TEMPERATURE = 0.5
 PROMPTS, SAMPLES, LENGTH = 6, 8, 12
@@ -66,6 +67,19 @@ def test_a_tilt_of_draws_at_a_temperature_is_divided_by_it_when_tokens_are_drawn
             if name not in ("direction", "direction_error"):
                 torch.testing.assert_close(tilt.tensors()[name] / TEMPERATURE, tensor, rtol=1e-3, atol=1e-5)
     assert expected["words"].gates.abs().max() > 0.01
+
+
+def test_a_fit_reads_whole_rollouts_of_about_as_many_positions_as_it_may(
+    small_model: Path, frozen: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = {index: Prompt(index, (5, 300 + index), {}) for index in range(PROMPTS)}
+    shards, description = drawn_at(1.0, frozen, tmp_path), Description.of_directory(small_model)
+    data = TiltData(prompts, shards, description, lambda: frozen, frozenset({"bias"}))
+    zero = zero_tilt(*frozen.head_weight.shape, (), description.info.eos_ids)
+    total = PROMPTS * SAMPLES * LENGTH
+    monkeypatch.setattr("training.iro.tilt_rows.MOST_POSITIONS", total // 4)
+    count = len(tilt_rows(data, zero, seed=0))
+    assert count % LENGTH == 0 and total / 8 < count < total / 2
 
 
 def test_states_that_an_earlier_version_did_not_store_are_recomputed(

@@ -173,6 +173,7 @@ def test_a_mended_tilt_is_tried_stronger_while_its_reward_rises(
         ((0.5, 2.0), {(1.0, 2.0): (0.7, 1.0, -30.0), (2.0, 2.0): (0.8, 1.0, -30.0)}),
         ((0.0, 0.0), {(0.5, 0.0): (0.8, 0.9, -30.0), (0.5, 1.0): (0.7, 1.0, -30.0), (1.0, 1.0): (0.6, 1.0, -30.0)}),
         ((1.0, 1.0), {(2.0, p): (0.8, 0.9, -30.0) for p in (1.0, 2.0, 3.0)}),
+        ((0.0, 0.0), {(0.5, p): (0.8, 0.9, -30.0) for p in (0.0, 1.0, 2.0, 3.0)}),
     ],
 )
 def test_a_temperature_falls_while_the_reward_rises_and_a_penalty_rises_while_the_text_repeats_itself(
@@ -223,10 +224,16 @@ def test_a_tilt_that_is_not_surely_better_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rewards", "warns"), [([0.9, 1.1, 1.0, 1.2], True), ([0.6, 0.8, 0.7, 0.9], False), ([0.9, 0.0, 0.7, 2.6], False)]
+    ("rewards", "warns"),
+    [
+        ([0.9, 1.1, 1.0, 1.2], True),
+        ([0.7, 0.9, 0.8, 1.0], False),
+        ([0.6, 0.8, 0.7, 0.9], False),
+        ([0.9, 0.0, 0.7, 2.6], False),
+    ],
 )
 def test_a_grader_that_pays_for_text_outside_the_limits_is_reported(rewards: list[float], warns: bool) -> None:
-    """Surely, and half as much again as what the last round kept has gained."""
+    """Surely, and half as much again as what the last round kept has gained over the frozen model in all rounds."""
     first, kept = trial("words", [0.3] * 4, -30.3), trial("words", [0.5, 0.7, 0.6, 0.8], -30.3)
     unlikely = trial("words", rewards, -32.5, strength=2)
     second = Tried(first, [kept], kept, LIMITS)

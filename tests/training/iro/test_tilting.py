@@ -1,4 +1,4 @@
-"""Which tilt a job keeps, and the rows that its model is served with."""
+"""Which tilt a job keeps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from iro_server import JsonObject
-from iro_server.decoding.base import SearchParams
 from iro_server.engines.base import ModelInfo
 from iro_server.engines.describe import Description
 from iro_server.engines.prepare import prepare_model
@@ -25,9 +24,8 @@ from training.iro.data import AlignError, Prompt
 from training.iro.diagnostics import mean_and_error
 from training.iro.export import ROLLOUTS
 from training.iro.job import JOB
-from training.iro.over_optimization import departures, measures
+from training.iro.over_optimization import measures
 from training.iro.rollouts import completions_of, stored
-from training.iro.serving import best_way, cheapest, searches, step_name
 from training.iro.tilt_trials import NONE, Limits, Trial
 from training.iro.tilting import TRIALS, Start, Tilting, rows_of_rollouts, tries_tilts
 from training.iro.trials import SHARPNESS
@@ -58,11 +56,11 @@ def test_tilts_are_compared_with_all_rollouts_of_a_held_out_prompt(tmp_path: Pat
         rows_of_rollouts(source, prompts, names)
 
 
-def tilting_of(run: Run, tilt_round: int = 1, kind: type[Tilting] = Tilting) -> Tilting:
+def tilting_of(run: Run, tilt_round: int = 1, kind: type[Tilting] = Tilting, step: int = 1) -> Tilting:
     model = SimpleNamespace(info=SimpleNamespace(drift=True))
     data: Any = SimpleNamespace(model=model, steers=TILT_PARTS)
     validation: Any = SimpleNamespace(config=SimpleNamespace(tilt_rounds=3, max_kl=None))
-    return kind(run, validation, data, tilt_round=tilt_round)
+    return kind(run, validation, data, step, tilt_round)
 
 
 def test_nats_cannot_be_limited_where_the_engine_does_not_know_them(tmp_path: Path) -> None:
@@ -172,6 +170,24 @@ def test_a_policy_that_is_too_unlikely_to_serve_ends_as_the_best_likely_one(
             assert torch.equal(tilt.bias, expected.bias) and tilt.sharpness == expected.sharpness
 
 
+def test_a_tilt_is_no_further_than_a_job_allows(tmp_path: Path) -> None:
+    """All trials of the script are a nat from the frozen model."""
+    for max_kl, is_better in ((2.0, True), (0.5, False)):
+        with closing(Run(tmp_path / str(max_kl), seed=0)) as run:
+            tilting = tilting_of(run, 3, Scripted)
+            tilting.validation.config.max_kl, tilting.data.policy = max_kl, None
+            tilting.outcomes = {(NONE, 0.0, 0.0): (1.0, LIKELY), ("bias", 8.0, 0.0): (3.0, LIKELY)}
+            tilting.choose([], [])
+            assert tilting.limits.most_kl == max_kl and tilting.outcome.is_better == is_better
+
+
+def test_trials_of_each_iteration_round_and_prompt_have_a_seed_of_their_own(tmp_path: Path) -> None:
+    with closing(Run(tmp_path, seed=0)) as run:
+        tiltings = [tilting_of(run, tilt_round, step=step) for step in (1, 2) for tilt_round in (1, 2)]
+        seeds = {tilting.trial_seed(Prompt(index, (1,), {})) for tilting in tiltings for index in (0, 1)}
+    assert len(seeds) == 8
+
+
 def test_a_round_that_has_ended_keeps_to_the_trials_that_it_made(tmp_path: Path) -> None:
     """Its further rollouts were drawn from what it chose, by the rules of an earlier version perhaps."""
     trials = {
@@ -205,33 +221,6 @@ def test_a_round_of_equal_tilts_keeps_the_same_one_when_the_job_goes_on(tmp_path
     first, resumed = ([trial.name for trial in tilting.outcome.tried.trials] for tilting in tiltings)
     assert resumed == first
     assert tiltings[1].outcome.tried.kept == tiltings[0].outcome.tried.kept
-
-
-def test_one_row_is_served_where_more_are_not_surely_better() -> None:
-    rows = {"tilt": 1, "search": 16}
-    assert cheapest({"tilt": [0.9, 0.5, 0.7], "search": [0.8, 0.7, 0.7]}, rows) == "tilt"
-    assert cheapest({"tilt": [0.1, 0.2, 0.1], "search": [0.8, 0.9, 0.9]}, rows) == "search"
-
-
-def test_a_way_that_writes_unlike_the_frozen_model_is_served_only_where_no_other_is_better() -> None:
-    usual, repeated = measures(list(range(10)), -30.0), measures([7] * 10, -30.0)
-    longer = measures(list(range(20)), -60.0)
-    texts = [measures(list(range(10)), -25.0 - i / 10) for i in range(100)]
-    frozen = [{"mean": 0.1 * i, "value_pick": 0.1 * i, "completions": texts, "picks": texts[:1]} for i in range(4)]
-
-    def way(gain: float, completion: dict[str, float]) -> list[JsonObject]:
-        parts = {"completions": [completion], "picks": [completion]}
-        return [row | {"value_pick": row["mean"] + gain + 0.01 * i} | parts for i, row in enumerate(frozen)]
-
-    def best(ways: dict[str, list[JsonObject]]) -> str:
-        outside = {name: departures(frozen, valid) for name, valid in ways.items()}
-        return best_way(frozen, ways, outside, {"tilt": 1, "search": 16})
-
-    assert best({"tilt": way(1.0, usual), "search": way(2.0, usual)}) == "search"
-    assert best({"tilt": way(1.0, usual), "search": way(2.0, repeated)}) == "tilt"
-    assert best({"tilt": way(-1.0, usual), "search": way(2.0, repeated)}) == "search"
-    assert [part["measure"] for part in departures(frozen, way(2.0, longer)) or []] == ["length"]
-    assert best({"tilt": way(1.0, usual), "search": way(2.0, longer)}) == "search"
 
 
 def config_in(folder: Path, pairings: int = 1, **options: object) -> AlignConfig:
@@ -279,33 +268,6 @@ def config_in(folder: Path, pairings: int = 1, **options: object) -> AlignConfig
         }
         | options
     )
-
-
-def test_without_a_tilt_values_steer_a_search_or_pick_among_samples(tmp_path: Path) -> None:
-    config = config_in(tmp_path, max_rows=1)
-    untilted = searches(config, tilted=False)
-    assert untilted["search"] == config.search and untilted["samples"].rows == config.search.rows
-    assert untilted["samples"].beam_width == 1 and untilted["samples"].chunk_length is None
-    assert [params.rows for params in searches(config, tilted=True).values()] == [1]
-
-
-def test_a_search_is_tried_by_longer_chunks_too_where_a_completion_has_several(tmp_path: Path) -> None:
-    ways = searches(config_in(tmp_path), tilted=True)  # 20 tokens at most
-    assert [(params.rows, params.chunk_length) for params in ways.values() if params.strength] == [
-        (1, None),
-        *[(2, length) for length in (None, 16, 4)],
-        *[(4, length) for length in (None, 16, 4)],
-    ]
-    assert not any("longer" in name for name in searches(config_in(tmp_path, max_tokens=16), tilted=True))
-
-
-def test_ways_of_different_searches_are_validated_apart_and_can_be_served(tmp_path: Path) -> None:
-    for width, successors in ((1, 1), (2, 1), (1, 2), (4, 4), (32, 64)):
-        config = config_in(tmp_path, beam_width=width, num_successors=successors, max_rows=4096)
-        ways = searches(config, tilted=True)
-        params_of_steps = {step_name(config, params): params for params in ways.values()}
-        assert all(params_of_steps[step_name(config, params)] == params for params in ways.values())
-        assert all(SearchParams.model_validate(params.model_dump()) == params for params in ways.values())
 
 
 @pytest.mark.slow
