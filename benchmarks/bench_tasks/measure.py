@@ -162,7 +162,11 @@ def paired(pairs: Sequence[tuple[ResultRow, ResultRow]]) -> JsonObject:
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided p of a paired permutation test: each prompt's difference changes its sign with probability 1/2."""
+    """Two-sided p of a paired permutation test: each prompt's difference changes its sign with probability 1/2.
+
+    It speaks of the jobs that were run alone: prompts of one job change their signs independently, so that what jobs
+    differ by counts as a difference of the methods. The intervals (``interval``) resample jobs too.
+    """
     from scipy.stats import permutation_test
 
     if not differences.any():

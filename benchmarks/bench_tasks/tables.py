@@ -213,7 +213,7 @@ def gains(content: JsonObject) -> str:
     lines: dict[tuple[str, int], dict[str, str]] = {}
     for cell in cells:
         line = lines.setdefault((cell["task"], cell["rows"]), {})
-        difference = interval_text(cell["reward"], "+") + stars(cell["p"])
+        difference = interval_text(cell["reward"], "+") + stars(cell)
         if cell["over_rows"] == cell["rows"] or cell["over"] == "base":
             line[f"less {cell['over']}"] = difference
         if (cell["over"], cell["over_rows"]) in of_more_rows:
@@ -223,8 +223,11 @@ def gains(content: JsonObject) -> str:
     return table(["task, rows", *rivals], rows)
 
 
-def stars(p: float) -> str:
-    return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else ""
+def stars(cell: JsonObject) -> str:
+    """Of a paired difference: by its p, which speaks of these jobs alone, and none where its interval holds 0."""
+    if cell["reward"]["low"] <= 0 <= cell["reward"]["high"]:
+        return ""
+    return "***" if cell["p"] < 0.001 else "**" if cell["p"] < 0.01 else "*" if cell["p"] < 0.05 else ""
 
 
 def sample_gains(content: JsonObject) -> str:

@@ -55,8 +55,8 @@ def test_projected_values_add_up_to_q_without_interaction() -> None:
 def test_adjusting_for_the_state_recovers_the_effect_and_ignoring_it_does_not() -> None:
     law = np.array([[[0.9, 0.1], [0.8, 0.2]], [[0.3, 0.7], [0.2, 0.8]]])  # P(y | z, x)
     behaviour = np.array([[0.9, 0.1], [0.1, 0.9]])  # π_b(x | z): sicker patients get x = 1
-    counts = 1000 * 0.5 * behaviour[:, :, None] * law
-    truth = law.mean(axis=0)
+    counts = np.array([3000, 1000])[:, None, None] * behaviour[:, :, None] * law
+    truth = 0.75 * law[0] + 0.25 * law[1]  # P(z) is of all transitions, whatever x
     assert np.allclose(backdoor(counts), truth)
     assert np.abs(naive(counts) - truth).max() > 0.2
 

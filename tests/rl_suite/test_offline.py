@@ -66,6 +66,15 @@ def test_estimates_of_a_known_mdp_meet_the_true_value() -> None:
     assert ess == pytest.approx(30_000)
 
 
+def test_fqe_takes_a_states_mean_for_an_action_that_was_never_logged_there() -> None:
+    """Episodes of one step. The third state was never logged: it gets the mean over all."""
+    states, actions, rewards = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), np.array([1.0, 3.0, 5.0, 7.0])
+    ends = np.ones(4, bool)
+    data = Episodes(states, actions, rewards, states, ends, ends, np.full(4, 0.5), (3,))
+    values = [fqe(data, np.tile(np.eye(3)[action], (3, 1)), np.eye(3)[s], 0.9) for s in range(3) for action in range(3)]
+    assert values == [2, 5, 3, 7, 7, 7, 4, 4, 4]
+
+
 @pytest.mark.parametrize(
     "kind",
     [pytest.param("bcq", marks=pytest.mark.slow(12)), pytest.param("bcqf", marks=pytest.mark.slow(11)), "ad-bcq"],
@@ -82,6 +91,22 @@ def test_offline_learners_beat_the_behaviour_they_learnt_from(kind: Any) -> None
     if kind == "bcq":  # only the likeliest action is left, which here is the worst
         assert np.array_equal(actions[1, :3], greedy(-optimal_q(mdp)).argmax(axis=1)[:3])
         assert imitation < free
+
+
+def test_a_factor_without_effect_gets_no_credit_from_a_log_of_two_policies() -> None:
+    """One step, two binary factors; the reward is the second. One policy prefers (0, 0), the other (1, 1)."""
+    rng, rows = np.random.default_rng(5), 4000
+    preferred = np.repeat([0, 1], rows // 2)[:, None]
+    factors = np.where(rng.random((rows, 2)) < 0.2, 1 - preferred, preferred)
+    propensity = np.where(factors == preferred, 0.8, 0.2).prod(axis=1)
+    states, ends = np.zeros(rows, int), np.ones(rows, bool)
+    rewards = factors[:, 1].astype(float)
+    data = Episodes(states, factors @ [2, 1], rewards, states, ends, ends, propensity, (2, 2))
+    config = OfflineConfig(thresholds=(0.0,), width=8, batch=1024, lr=0.02)
+    agent = OfflineAgent(spaces.MultiDiscrete([2, 2]), np.zeros((1, 1), int), config).learn(data, 120)
+    heads, _ = agent._heads(agent.q, torch.tensor([0]))
+    first, second = (float(head[0, 0].detach().diff()) for head in heads)
+    assert first == pytest.approx(0, abs=0.15) and second == pytest.approx(1, abs=0.15)
 
 
 def test_a_resumed_offline_agent_equals_an_uninterrupted_one_to_the_bit(tmp_path: Path) -> None:

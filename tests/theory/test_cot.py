@@ -22,7 +22,7 @@ from theory.cot.data import (
     training_steps,
     violating_chain,
 )
-from theory.cot.inference import cot_errors, draw_prompts, icl_errors
+from theory.cot.inference import attention_shares, cot_errors, draw_prompts, icl_errors
 from theory.cot.job import JOB, SMOKE
 from theory.cot.model import Models, Setting, attention, columns, dense_loss, gradient, loss, queries, train
 from theory.patterns import orthonormal_combinations
@@ -145,10 +145,12 @@ def test_errors_of_lengths_out_of_order_are_refused() -> None:
             errors(torch.eye(2 * D), prompts, chain, patterns, M, [12, 3, 7])
 
 
-def test_cot_by_running_sums_is_cot_done_step_by_step() -> None:
-    patterns, chain, length = torch.eye(D)[:4], chain_of(0.5, 0.6, 4, K), 9
+@pytest.mark.parametrize(("length", "diagonal"), [(9, 2.0), (9, 0.0), (1, 0.0)])
+def test_cot_by_running_sums_is_cot_done_step_by_step(length: int, diagonal: float) -> None:
+    """Where attention is nearly even, the columns of the query's own earlier steps decide some answers."""
+    patterns, chain = torch.eye(D)[:4], chain_of(0.5, 0.6, 4, K)
     prompts = draw_prompts(torch.Generator().manual_seed(2), chain, patterns, 0.7, length, 60, 0.1)
-    product = some_models(1).product[0] / 20 + 2 * torch.eye(2 * D)
+    product = some_models(1).product[0] / 20 + diagonal * torch.eye(2 * D)
     codes, wrong = torch.eye(2 * D)[M : M + K], 0
     for i in range(60):
         tokens = [
@@ -166,6 +168,16 @@ def test_cot_by_running_sums_is_cot_done_step_by_step() -> None:
             state = following
         wrong += int(state.argmax()) != chain.correct[prompts.query[i], -1]
     assert cot_errors(product, prompts, chain, patterns, M, [length])[0] == pytest.approx(wrong / 60)
+
+
+def test_shares_of_attention_are_those_of_the_columns_where_attention_is_even_and_add_up_to_1() -> None:
+    patterns, chain = torch.eye(D)[:4], chain_of(0.5, 0.6, 4, K)
+    prompts = draw_prompts(torch.Generator().manual_seed(4), chain, patterns, 0.7, 9, 60, 0.1)
+    same = float((prompts.states[:, :, 0] == prompts.query[:, None]).float().mean())
+    even = attention_shares(torch.zeros(2 * D, 2 * D), prompts, patterns, M)
+    assert list(even.values()) == pytest.approx([same / K, (1 - same) / K, 1 - 1 / K])
+    shares = attention_shares(some_models(1).product[0] / 20, prompts, patterns, M)
+    assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0.05
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from theory.gradient_flow.critical import find
 from theory.gradient_flow.instances import InstanceI, InstanceII, one_dimensional
 from theory.gradient_flow.job import JOB
 from theory.gradient_flow.system import estimated_moments, flow, gaussian_moments, linear_regression
@@ -127,6 +128,24 @@ def test_the_mixed_saddle_is_the_only_critical_point_with_both_products() -> Non
     expected = 1 / (LAMBDA * (a + e + sp.sqrt(3 * a * c)))
     assert sp.simplify(solution[X] - expected) == sp.simplify(solution[Y] - expected) == 0
     assert sp.simplify(reduced.subs(solution) - (LAMBDA / 2 - LAMBDA**2 * expected)) == 0
+
+
+class Product:
+    """L = (xy − 1)² / 2: a curve of minima xy = 1, along which it is flat, and a saddle at 0."""
+
+    def loss(self, theta: Any) -> Any:
+        return (theta[..., 0] * theta[..., 1] - 1) ** 2 / 2
+
+    def velocity(self, theta: np.ndarray) -> np.ndarray:
+        return -(theta[..., :1] * theta[..., 1:] - 1) * theta[..., ::-1]
+
+
+def test_critical_points_are_classed_by_loss_and_index_and_flat_directions_count_in_neither() -> None:
+    starts = np.random.default_rng(0).standard_normal((20, 2))
+    minima, saddle = find(Product(), starts)
+    assert (minima.loss, minima.index, minima.flat) == (pytest.approx(0, abs=1e-12), 0, 1)
+    assert (saddle.loss, saddle.index, saddle.flat) == (0.5, 1, 0)
+    assert saddle.eigenvalues == pytest.approx([-1, 1]) and np.prod(minima.point) == pytest.approx(1)
 
 
 @settings(max_examples=25, deadline=None)

@@ -135,6 +135,15 @@ def test_classical_learners_learn_what_is_separable_and_nothing_from_one_label()
     assert classical_error("logistic", x[:4, :3], same, 2) == 0.5
 
 
+def test_classical_learners_learn_from_the_first_examples() -> None:
+    """The labels of the first two are those of the query's rule, those of the next two are the opposite."""
+    x, y = np.array([[[1.0], [-1.0], [-1.0], [1.0], [1.0]]]), np.array([[1.0, -1.0, 1.0, -1.0, 1.0]])
+    opposite_first = [2, 3, 0, 1, 4]
+    for name in LEARNERS.keys() - {"3-NN"}:  # it has no majority among two
+        assert classical_error(name, x, y, 2) == 0
+        assert classical_error(name, x[:, opposite_first], y[:, opposite_first], 2) == 1
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [

@@ -1,4 +1,4 @@
-"""The harness: a small run of the real model, rows as results have them, resumption, and paired tests."""
+"""The harness: a small run of the real model, rows as results have them, and resumption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from benchmarks.bench_tasks.config import METHOD_NAMES, PRESETS, BenchTasksConfi
 from benchmarks.bench_tasks.dpo import graded_rollouts, preference_pairs
 from benchmarks.bench_tasks.engine import open_engine
 from benchmarks.bench_tasks.job import JOB
-from benchmarks.bench_tasks.measure import comparisons, sign_flip_p
 from benchmarks.bench_tasks.methods import METHODS, SCALED, iro_search
 from benchmarks.bench_tasks.strengths import STRENGTHS
 from benchmarks.bench_tasks.tables import budgets, by_iteration, by_strength, strengths
@@ -255,46 +254,6 @@ def test_a_prompt_of_few_rows_is_answered_several_times(result: dict[str, Any], 
     assert base["texts"] == base_once["texts"] and best["rewards"] == best_once["rewards"]
     assert all(reward * 9 == pytest.approx(round(reward * 9)) for reward in base["rewards"])  # thirds, of three answers
     assert base["base_tokens"] <= 8 and base["reward"] == pytest.approx(np.mean(base["rewards"]))
-
-
-def row(method: str, seed: int, rewards: list[float], rows: int = 1) -> dict[str, Any]:
-    return {"task": "t", "method": method, "rows": rows, "seed": seed, "rewards": rewards, "judges": rewards}
-
-
-def test_a_paired_difference_beyond_chance_is_told_from_chance() -> None:
-    rng = np.random.default_rng(0)
-    prompts = rng.normal(0, 5, size=(3, 20))  # prompts differ far more than methods do
-    noise = rng.normal(0, 0.1, size=(2, 3, 20))
-    rows = [
-        *(row("base", seed, list(prompts[seed])) for seed in range(3)),
-        *(row("iro", seed, list(prompts[seed] + 0.2 + noise[0, seed]), 4) for seed in range(3)),
-        *(row("blockwise", seed, list(prompts[seed] + noise[1, seed] - noise[1].mean()), 4) for seed in range(2)),
-    ]
-    iro, blockwise = comparisons(rows)
-    assert (iro["method"], iro["over"], iro["seeds"]) == ("iro", "base", 3)
-    assert iro["reward"]["mean"] == pytest.approx(0.2, abs=0.05)
-    assert iro["reward"]["low"] > 0 and iro["p"] < 0.001
-    assert blockwise["seeds"] == 2 and blockwise["reward"]["low"] < 0 < blockwise["reward"]["high"]
-    assert blockwise["p"] > 0.05
-
-
-def test_pairs_are_of_the_same_seed() -> None:
-    """A method that was run at the second seed alone has other prompts than the first seed of another."""
-    rows = [
-        *(row("base", seed, [10.0 * seed, 10.0 * seed + 1]) for seed in range(2)),
-        row("vas", 1, [12.0, 13.0]),
-        *(row("iro", seed, [10.0 * seed + 5, 10.0 * seed + 6]) for seed in range(2)),
-    ]
-    of_pair = {(cell["method"], cell["over"]): cell for cell in comparisons(rows)}
-    assert of_pair["vas", "base"]["reward"]["mean"] == 2 and of_pair["vas", "base"]["seeds"] == 1
-    assert of_pair["iro", "base"]["reward"]["mean"] == 5 and of_pair["iro", "base"]["seeds"] == 2
-    assert of_pair["iro", "vas"]["reward"]["mean"] == 3 and of_pair["iro", "vas"]["seeds"] == 1
-
-
-def test_equal_rewards_have_p_1() -> None:
-    assert sign_flip_p(np.zeros((2, 3))) == 1
-    # 2^4 sign patterns, two of which have a mean as far from 0
-    assert sign_flip_p(np.array([[1.0, 2.0], [3.0, 4.0]])) == pytest.approx(2 / 16)
 
 
 def test_fewer_tasks_and_seeds_of_some_methods() -> None:

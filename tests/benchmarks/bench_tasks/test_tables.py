@@ -1,10 +1,12 @@
-"""The table of rewards in the README."""
+"""The table of rewards in the README, and paired differences."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.bench_tasks.tables import short
+import pytest
+
+from benchmarks.bench_tasks.tables import gains, short
 
 
 def content_of(*rows: tuple[str, str, int]) -> dict[str, Any]:
@@ -23,3 +25,18 @@ def test_a_task_says_how_many_seeds_its_rewards_are_from():
     assert head == "| method | rows | once (1 seed) | twice (1 to 2 seeds) |"
     assert lines[0] == "| frozen model | 1 | 0.50 [0.25, 0.75] | 0.50 [0.25, 0.75] |"
     assert "twice (2 seeds)" in short(content_of(*twice))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "expected"),
+    [
+        (0.1, 0.3, 0.0004, "+0.20 [+0.10, +0.30]***"),
+        (0.1, 0.3, 0.02, "+0.20 [+0.10, +0.30]*"),
+        (0.1, 0.3, 0.06, "+0.20 [+0.10, +0.30]"),
+        (-0.1, 0.5, 0.0004, "+0.20 [-0.10, +0.50]"),  # jobs differ by more than the prompts of these
+    ],
+)
+def test_a_difference_has_stars_only_where_its_interval_excludes_0(low: float, high: float, p: float, expected: str):
+    reward = {"mean": 0.2, "low": low, "high": high}
+    cell = {"task": "t", "method": "iro", "rows": 1, "over": "base", "over_rows": 1, "reward": reward, "p": p}
+    assert gains({"comparisons": [cell]}).splitlines()[-1] == f"| t, 1 | {expected} |"

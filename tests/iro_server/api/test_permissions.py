@@ -8,7 +8,7 @@ import pytest
 from iro_server.store import keys
 from iro_server.store.database import open_database
 from tests.iro_server.api.byte_engine import ByteEngine
-from tests.iro_server.api.serving import conforms, ended, serving, settings_for, start_job
+from tests.iro_server.api.serving import aligned, conforms, ended, new_key, serving, settings_for, start_job
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -38,3 +38,24 @@ def test_a_checkpoint_can_be_called_by_those_who_were_allowed_to(tmp_path):
         assert conforms(permissions.delete(again.id, fine_tuned_model_checkpoint=name)).deleted
         with pytest.raises(openai.NotFoundError):
             theirs.chat.completions.create(model=name, messages=HI, max_tokens=4)
+
+
+def test_a_permission_is_for_one_model_and_only_its_owner_gives_or_takes_it(tmp_path):
+    settings = settings_for(tmp_path)
+    keys_of = {project: new_key(settings, project) for project in ("default", "guest", "stranger")}
+    shared, other = (aligned(settings, name, iterations=1) for name in ("shared", "other"))
+    with serving(settings, ByteEngine()) as client:
+        owner, guest, stranger = (client.with_options(api_key=key) for key in keys_of.values())
+        permissions = owner.fine_tuning.checkpoints.permissions
+        of_guest = permissions.create(shared, project_ids=["guest"]).data[0]
+        of_stranger = permissions.create(other, project_ids=["stranger"]).data[0]
+        with pytest.raises(openai.NotFoundError):
+            guest.models.retrieve(other)
+        for outsider in (guest, stranger):  # the guest may call the model
+            with pytest.raises(openai.NotFoundError):
+                outsider.fine_tuning.checkpoints.permissions.create(shared, project_ids=["stranger"])
+            with pytest.raises(openai.NotFoundError):
+                outsider.fine_tuning.checkpoints.permissions.delete(of_guest.id, fine_tuned_model_checkpoint=shared)
+        with pytest.raises(openai.NotFoundError):
+            permissions.delete(of_stranger.id, fine_tuned_model_checkpoint=shared)
+        assert guest.models.retrieve(shared).id == shared and stranger.models.retrieve(other).id == other

@@ -87,6 +87,7 @@ def test_the_noise_of_a_grader_is_half_the_squared_difference_of_two_grades():
     repeats = Repeats.of([*zip(first, second, strict=True)])
     assert repeats.noise == pytest.approx(1, rel=0.05) and repeats.disagreement == 1
     assert repeats.reliability(5.0) == pytest.approx(4 / 5, abs=0.02)
+    assert repeats.reliability(0.5) == 0 and repeats.reliability(0.0) == 1  # noise above all variance; none to explain
     assert Repeats.of([(1.0, NAN), (0.0, 0.0)]).disagreement == 0.5
 
 

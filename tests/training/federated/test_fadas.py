@@ -143,6 +143,12 @@ def test_a_summary_ends_where_the_first_that_does_not_wait_ends() -> None:
     assert result["methods"]["FADAS"]["binding_min_rounds"] == 1  # 1/600 < 2e-3 < 1/3
 
 
+def test_the_share_of_rounds_with_a_lower_step_is_of_all_rounds_of_all_seeds() -> None:
+    seeds = [curve_of([0, 4], [0, 10], [0, 1]) | {"staleness": [0] * 4, "bound": bound} for bound in (1, 3)]
+    result = summary({"FADAS": seeds}, {"FADAS": {"step": 2e-3}}, NOBODY)
+    assert result["methods"]["FADAS"]["lowered_step_share"] == (1 + 3) / (2 * 4)
+
+
 def test_the_accuracy_in_time_is_that_of_the_last_model_and_not_of_one_to_come() -> None:
     """FedAvg's second round ends after the horizon: of its way there nothing counts."""
     curves = {

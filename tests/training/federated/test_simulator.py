@@ -181,6 +181,11 @@ def test_delta_is_taken_against_the_model_that_the_client_started_from() -> None
     torch.testing.assert_close(mixed.params, (y2 + sgd(ZERO, 1)) / 2)  # the late client's own model, from 0
 
 
+def test_a_trace_gives_the_durations_of_a_clients_trainings_in_turn() -> None:
+    ours = simulator(FedBuff(), Trace([[1.0, 3.0]]), clients=1, concurrency=1, buffer_size=1)
+    assert [event.time for event in of(ours.run(4), "arrive")] == [1.0, 4.0, 5.0, 8.0]
+
+
 @pytest.mark.parametrize("name", ["fadas", "fadas-min", "fadas-divide"])
 def test_fadas_under_large_delays_nears_the_optimum_of_the_sum(name: str) -> None:
     common = torch.ones(N, P, dtype=torch.float64)  # equal curvatures, all clients drawn alike: the mean of centres

@@ -122,16 +122,31 @@ def test_a_resumed_training_ends_at_the_same_bits(
 def test_pseudo_labels_are_what_the_model_is_surest_of_among_the_recordings_without_a_text(speech: Path) -> None:
     training = started(speech, "pseudo", SCHEDULE._replace(epochs=2, pseudo_share=0.25))
     with torch.no_grad():
-        training.model.ctc[-1].bias[1] = 20.0  # every vector says the first letter
+        training.model.ctc[-1].bias[1] = 1.0  # every vector says the first letter, some less surely
     training.passes[0] = training.passes[0]._replace(kind="transcribe")
     assert training.run_pass() == {"pseudo_labels": 4.0}
     assert set(training.pseudo) < set(range(24, 40)) and list(training.pseudo.values()) == [[1]] * 4
     heard = dict(zip(range(24, 40), recognise(training.model, training.data.features, 24), strict=True))
-    assert min(heard[i][1] for i in training.pseudo) >= max(heard[i][1] for i in heard if i not in training.pseudo)
+    assert min(heard[i][1] for i in training.pseudo) > max(heard[i][1] for i in heard if i not in training.pseudo)
     texts = [batch[2] for batch in training._utterances(training.passes[2])]
     assert training.passes[2].kind == "pseudo"
     assert [len(batch[3]) for batch in training._utterances(training.passes[2])] == [8] * training.steps  # 4 and 4
     assert all((text[-4:] == 1).all() for text in texts)
+
+
+def test_how_sure_the_model_is_depends_on_no_padding(speech: Path) -> None:
+    training = started(speech, "pseudo")
+    lengths = {len(training.data.features[place]) for place in range(24, 40)}
+    alone, beside = (recognise(training.model, training.data.features, 24, batch) for batch in (1, 16))
+    assert len(lengths) > 1 and [sure for _, sure in beside] == pytest.approx([sure for _, sure in alone], rel=1e-4)
+
+
+def test_a_labelled_batch_is_masked_and_the_recordings_are_not(speech: Path) -> None:
+    training = started(speech, "supervised")
+    frames, counts, _, _ = next(training._utterances(training.passes[0]))
+    masked = [recording[:count] for recording, count in zip(frames, counts, strict=True)]
+    assert all((recording == 0).any() for recording in masked)
+    assert not any((training.data.features[place] == 0).any() for place in range(24))
 
 
 def test_exploration_leaves_the_ctc_head_and_supervision_the_cpc_head(speech: Path) -> None:
@@ -167,6 +182,10 @@ def test_words_of_tones_are_learnt(speech: Path) -> None:
     assert rates["wer"] < 0.8
     training.passes.append(training.passes[0])
     assert training.run_pass()["unsupervised"] < first - 0.3
+
+
+def test_error_rates_are_by_words_and_letters_of_the_text() -> None:
+    assert error_rates(["a"], ["a b c d"]) == {"wer": 3 / 4, "cer": 6 / 7}
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

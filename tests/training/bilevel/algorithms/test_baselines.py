@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,6 +60,15 @@ def test_mdbo_solves_what_agents_share_and_is_wrong_where_hessians_differ(agents
     rest = (x[0] - agents.e + torch.einsum("nij,ni->nj", agents.A, z)).mean(0)
     assert float(rest.norm()) < 1e-3
     assert squared_error(x, agents) > 0.1
+
+
+@pytest.mark.parametrize("terms", [1, 2, 5])
+def test_mdbo_sums_as_many_terms_of_the_series_as_it_says(terms: int, agents: Quadratic) -> None:
+    """At z_0 the gradient of f is y - c, so that the sum is Σ_j scale (I - scale H)^j (y - c)."""
+    agent, y = Quadratic(*(leaf[0] for leaf in agents)), ORIGIN[1] + 1
+    step = torch.eye(4, dtype=torch.float64) - 0.6 * agent.H
+    expected = sum(0.6 * step.matrix_power(j) @ (y - agent.c) for j in range(terms))
+    torch.testing.assert_close(replace(MDBO, terms=terms)._neumann(ORIGIN[0], y, agent), expected)
 
 
 def test_single_level_solves_the_lower_level_and_leaves_x(agents: Quadratic) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from training.bilevel import algorithms, topology
 from training.bilevel.algorithms.method import ProblemSetup
 from training.bilevel.algorithms.registry import METHODS, collect_methods
+from training.bilevel.problem import BilevelProblem
 from training.bilevel.problems import quadratic
 from training.bilevel.problems.quadratic import PROBLEM
 from training.bilevel.studies.comparison import run_method
@@ -56,6 +58,31 @@ def test_every_method_approaches_the_solution_of_its_runs(name: str) -> None:
         torch.testing.assert_close(errors[1], errors[0])
     else:
         assert (errors[1] < 0.5 * errors[0]).all(), errors
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "single-level ED"])
+def test_a_step_is_counted_by_its_gradients_and_products(name: str) -> None:
+    """A call of g gives a gradient or a product, and the last one both; f has one gradient, at the y of the end."""
+    calls: list[str] = []
+
+    def upper(*arguments: Any) -> torch.Tensor:
+        calls.append("f")
+        return quadratic.upper(*arguments)
+
+    def lower(*arguments: Any) -> torch.Tensor:
+        calls.append("g")
+        return quadratic.lower(*arguments)
+
+    algorithm = METHODS[name].build(SETUPS[0]._replace(problem=BilevelProblem(upper, lower)))
+    state = algorithm.start(SETUPS[0].x, SETUPS[0].y, BATCH)
+    calls.clear()
+    algorithm.step(state, BATCH, torch.Generator())
+    assert METHODS[name].evaluations == calls.count("g") + 1 + 1
+
+
+def test_the_inner_steps_of_a_double_loop_add_up_to_the_step_of_the_others() -> None:
+    algorithm = METHODS["MA-DSBO-GT"].build(SETUPS[0])
+    assert algorithm.inner * algorithm.beta == algorithm.inner * algorithm.gamma == pytest.approx(SETUPS[0].beta)
 
 
 def test_studies_compare_methods_of_the_registry() -> None:

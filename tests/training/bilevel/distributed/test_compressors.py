@@ -15,6 +15,7 @@ from training.bilevel.distributed.compressors import (
     RandK,
     TopK,
     draw_seeds,
+    index_bits,
     uniform,
 )
 from training.bilevel.distributed.packing import pack, packed_bytes, unpack
@@ -85,6 +86,7 @@ def test_bits_are_values_and_what_names_them() -> None:
     assert RandK(4, shared_seed=True).bits(40) == 4 * 32
     assert QSGD(3).bits(40) == 32 + 40 * 3
     assert Natural().bits(40) == 360
+    assert [index_bits(d) for d in (1, 2, 8, 9)] == [0, 1, 3, 4]
 
 
 def test_k_beyond_the_message_is_one_line() -> None:
