@@ -113,8 +113,8 @@ def realised(case: Case, engine: EngineLoader) -> JsonObject:
         peak = size()
     took = spent(case.folder)
     took |= {} if peak is None else {"disk_bytes": peak}
-    gain, error = (0.0, 0.0) if failed else gain_of(case.folder)
-    return {"gain": gain, "error": error, "is_shown": gain - 1.96 * error > 0, "failed": failed, "spent": took}
+    gain, error, is_shown = (0.0, 0.0, False) if failed else gain_of(case.folder)
+    return {"gain": gain, "error": error, "is_shown": is_shown, "failed": failed, "spent": took}
 
 
 def run_job(case: Case, engine: EmbeddedEngine) -> str | None:
@@ -129,10 +129,11 @@ def run_job(case: Case, engine: EmbeddedEngine) -> str | None:
     return None
 
 
-def gain_of(folder: Path) -> tuple[float, float]:
-    """The final check's gain over the frozen model on prompts that chose nothing, and its standard error."""
+def gain_of(folder: Path) -> tuple[float, float, bool]:
+    """The final check's gain over the frozen model on prompts that chose nothing, its standard error, and whether its
+    95 % Student interval is above 0."""
     from training.checkpoints import open_checkpoints
-    from training.iro.diagnostics import mean_and_error
+    from training.iro.diagnostics import mean_and_error, mean_and_half_width
 
     checkpoints = open_checkpoints(str(folder / "checkpoints"))
 
@@ -144,7 +145,7 @@ def gain_of(folder: Path) -> tuple[float, float]:
     assert before.keys() == after.keys() and before
     gains = [after[prompt]["value_pick"] - before[prompt]["mean"] for prompt in before]
     gain, error = mean_and_error(gains)
-    return float(gain), 0.0 if math.isnan(error) else float(error)
+    return float(gain), 0.0 if math.isnan(error) else float(error), gain - mean_and_half_width(gains)[1] > 0
 
 
 @contextmanager

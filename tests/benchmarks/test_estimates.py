@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from benchmarks.estimated_jobs import EngineLoader, largest_size, piece_case, realised
 from benchmarks.estimates import each_case, predicted, spearman, summary, totals
@@ -34,9 +35,11 @@ def test_a_finished_pieces_gain_is_that_of_its_jobs_own_check(tmp_path: Path) ->
     assert case is not None and case.training_file.exists() and case.validation_file.exists()
     with ExitStack() as stack:
         outcome = realised(case, EngineLoader(stack))
-    gain, half = map(float, re.findall(r"-?\d+\.\d+", result["checks"][0]["got"]))
-    assert outcome["gain"] == pytest.approx(gain, abs=6e-4) and 1.96 * outcome["error"] == pytest.approx(half, abs=6e-4)
-    assert outcome["is_shown"] == result["checks"][0]["holds"] and outcome["failed"] is None
+    check = result["checks"][0]
+    gain, half = map(float, re.findall(r"-?\d+\.\d+", check["got"]))
+    student = stats.t.ppf(0.975, int(re.findall(r"on (\d+) prompts", check["name"])[0]) - 1)
+    assert [outcome["gain"], student * outcome["error"]] == pytest.approx([gain, half], abs=1e-3)
+    assert outcome["is_shown"] == check["holds"] and outcome["failed"] is None
     assert outcome["spent"]["base_tokens"] > 0 and outcome["spent"]["reward_calls"] > 0
 
 
