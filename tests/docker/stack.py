@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import openai
@@ -98,7 +98,8 @@ class Stack:
         """End the service's processes at once, as a container's end does: no worker of a job outlives it."""
         process = self.processes.pop(service)
         for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            each.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended since
+                each.kill()
         process.wait()
 
     def stop(self, service: str) -> None:
