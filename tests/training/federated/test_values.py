@@ -105,10 +105,10 @@ def test_the_figure_has_the_intervals_of_the_table(tmp_path: Path, monkeypatch: 
     rewards = {name: [[float(i + seed), 2.0 * i] for seed in range(3)] for i, name in enumerate(METHODS)}
     seeds = [{"rewards": {name: rows[seed] for name, rows in rewards.items()}} for seed in range(3)]
     (tmp_path / "result.json").write_text(json.dumps({"per_seed": seeds}))
-    drawn: list[Any] = []
-    monkeypatch.setattr(values, "draw_rewards", lambda content, path: drawn.append(content["rewards"]))
+    figure_rewards: list[Any] = []
+    monkeypatch.setattr(values, "draw_rewards", lambda content, path: figure_rewards.append(content["rewards"]))
     values.draw(tmp_path)
-    assert drawn == [{name: band(np.mean(rows, axis=1)) for name, rows in rewards.items()}]
+    assert figure_rewards == [{name: band(np.mean(rows, axis=1)) for name, rows in rewards.items()}]
 
 
 @pytest.mark.slow
