@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Format = Literal["parquet", "csv"]
 PARQUET_MAGIC = b"PAR1"
 ROWS_AT_ONCE = 16
+STRUCTURED = ("messages", "tools")  # fields that a table may have as JSON in a text
 UNREADABLE = 2  # the process's exit status
 CHILD_MEMORY = 2**30  # bytes of address space
 CHILD_SECONDS = 600  # of CPU
@@ -135,7 +136,7 @@ def _with_prompt(item: JsonObject, column: str, as_text: bool) -> JsonObject:
 
 
 def as_items(rows: Iterable[Mapping[str, object]]) -> Iterator[JsonObject]:
-    """Rows as JSON objects: fields that are null or an empty text are left out, ``messages`` may be JSON in a text.
+    """Rows as JSON objects: fields that are null or an empty text are left out, ``STRUCTURED`` ones may be texts.
 
     BadRows for a row with a value that JSON has no word for.
     """
@@ -143,7 +144,7 @@ def as_items(rows: Iterable[Mapping[str, object]]) -> Iterator[JsonObject]:
         item = {name: _without_nulls(value) for name, value in row.items() if value is not None and value != ""}
         for name, value in item.items():
             try:
-                if name == "messages" and isinstance(value, str):
+                if name in STRUCTURED and isinstance(value, str):
                     item[name] = json.loads(value)
                 json.dumps(value, allow_nan=False)
             except (ValueError, TypeError) as error:

@@ -42,8 +42,9 @@ def test_csv_has_texts_and_conversations_as_json(tmp_path: Path) -> None:
     assert format_of(path) == "csv"
     assert list(table_rows(path, "csv")) == [{"prompt": "000101", "answer": "NA"}, {"prompt": 'a, "b"\nc'}]
     chats = tmp_path / "chats.csv"
-    Dataset.from_dict({"messages": [json.dumps(CHAT)], "n": [3]}).to_csv(str(chats))
-    assert list(converted(chats, "csv")) == [json.dumps({"messages": CHAT, "n": "3"}).encode() + b"\n"]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    Dataset.from_dict({"messages": [json.dumps(CHAT)], "tools": [json.dumps(tools)], "n": [3]}).to_csv(str(chats))
+    assert list(converted(chats, "csv")) == [json.dumps({"messages": CHAT, "tools": tools, "n": "3"}).encode() + b"\n"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,7 @@ def test_csv_has_texts_and_conversations_as_json(tmp_path: Path) -> None:
         ("a.csv", b"", "first row"),
         ("a.csv", b"prompt\n\xff\n", "can't decode byte 0xff"),
         ("a.csv", b'messages\n"[{"\n', "row 1: the field 'messages'"),
+        ("a.csv", b'prompt,tools\na,"[{"\n', "row 1: the field 'tools'"),
         ("a.parquet", b"PAR1 and nothing", "cannot be read as parquet"),
     ],
 )
