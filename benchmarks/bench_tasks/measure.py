@@ -16,7 +16,7 @@ from benchmarks.bench_tasks.answers import Answer, DecodingMethod
 from benchmarks.bench_tasks.methods import METHODS
 from benchmarks.bench_tasks.piece import Piece
 from benchmarks.bench_tasks.yardsticks import Adapted
-from benchmarks.quality_report import distinct, interval
+from benchmarks.quality_report import distinct, interval, interval_of_seeds
 from iro_server import JsonObject
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ RIVALS = (("vas", 1), ("args", 1), *((name, 16) for name in ("blockwise", "smc",
 """Methods that ``OURS`` are compared with too."""
 OURS = (("iro", 1), ("iro_samples", 16))
 SIGN_FLIPS = 9999
+STUDENT_SEEDS = 4
+"""From so many on Student's interval over seeds counts too. Of fewer it reaches four standard errors and further."""
 
 
 def measured(piece: Piece, method: str, rows: int, decoder: DecodingMethod | None = None) -> ResultRow:
@@ -105,13 +107,19 @@ def matrix(lines: Iterable[ResultRow], name: str) -> np.ndarray:
     return np.array([row[name] for row in lines])
 
 
+def interval_of_jobs(values_SP: np.ndarray) -> dict[str, float]:
+    """Mean of [seeds, prompts] and its 95 % interval: a bootstrap over both, and from ``STUDENT_SEEDS`` on Student's
+    over the seeds' means where that reaches further. Of fewer seeds it is too narrow where jobs differ."""
+    return interval_of_seeds(values_SP) if len(values_SP) >= STUDENT_SEEDS else interval(values_SP)
+
+
 def intervals(rows: Sequence[ResultRow]) -> list[JsonObject]:
-    """Reward and judge of each task, method and number of rows: 95 % bootstrap intervals over seeds and prompts."""
+    """Reward and judge of each task, method and number of rows, with their ``interval_of_jobs``."""
     settings = dict.fromkeys((row["task"], row["method"], row["rows"]) for row in rows)
     return [
         {"task": task, "method": method, "rows": count}
         | {
-            name: interval(matrix(lines_by_seed(rows, task, method, count).values(), f"{name}s"))
+            name: interval_of_jobs(matrix(lines_by_seed(rows, task, method, count).values(), f"{name}s"))
             for name in ("reward", "judge")
         }
         for task, method, count in settings
@@ -155,17 +163,17 @@ def iteration_gains(rows: Sequence[ResultRow]) -> list[JsonObject]:
 
 
 def paired(pairs: Sequence[tuple[ResultRow, ResultRow]]) -> JsonObject:
-    """Differences of two methods' lines, a pair a seed, with 95 % intervals and p."""
+    """Differences of two methods' lines, a pair a seed, with their ``interval_of_jobs`` and p."""
     firsts, seconds = zip(*pairs, strict=True)
     reward, judge = (matrix(firsts, name) - matrix(seconds, name) for name in ("rewards", "judges"))
-    return {"reward": interval(reward), "judge": interval(judge), "p": sign_flip_p(reward)}
+    return {"reward": interval_of_jobs(reward), "judge": interval_of_jobs(judge), "p": sign_flip_p(reward)}
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
     """Two-sided p of a paired permutation test: each prompt's difference changes its sign with probability 1/2.
 
     It speaks of the jobs that were run alone: prompts of one job change their signs independently, so that what jobs
-    differ by counts as a difference of the methods. The intervals (``interval``) resample jobs too.
+    differ by counts as a difference of the methods. The intervals are over jobs too.
     """
     from scipy.stats import permutation_test
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from benchmarks.bench_tasks.answers import Answer
 from benchmarks.bench_tasks.measure import comparisons, iteration_gains, qualities, sign_flip_p
@@ -49,6 +50,16 @@ def test_equal_rewards_have_p_1() -> None:
     assert sign_flip_p(np.zeros((2, 3))) == 1
     # 2^4 sign patterns, two of which have a mean as far from 0
     assert sign_flip_p(np.array([[1.0, 2.0], [3.0, 4.0]])) == pytest.approx(2 / 16)
+
+
+def test_of_four_jobs_the_interval_reaches_as_far_as_students_and_of_three_the_bootstrap_decides() -> None:
+    gains = [1.0, 0.6, 0.1, 0.1]
+    of_seeds = [("base", 0.0, seed) for seed in range(4)] + [("iro", gain, seed) for seed, gain in enumerate(gains)]
+    rows = [row(method, seed, [reward] * 8) for method, reward, seed in of_seeds]
+    (of_four,), (of_three,) = (comparisons([r for r in rows if r["seed"] < seeds]) for seeds in (4, 3))
+    student = ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert (of_four["reward"]["low"], of_four["reward"]["high"]) == pytest.approx((student.low, student.high))
+    assert of_four["reward"]["low"] < 0 and of_three["reward"]["low"] == pytest.approx(0.1)
 
 
 def test_a_method_is_compared_once_with_a_rival_at_equal_rows() -> None:
