@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -35,7 +34,8 @@ class Rates:
     """Sliding windows of a minute. ``headers`` of a request grow with what is counted for it."""
 
     def __init__(self) -> None:
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._storage = MemoryStorage()
+        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
         self._running: Counter[str] = Counter()
 
     def enter(self, allowance: Allowance, headers: dict[str, str]) -> None:
@@ -66,11 +66,24 @@ class Rates:
             raise RateLimitExceeded(message, unit, None)
         item = RateLimitItemPerMinute(limit)
         allowed = self._limiter.hit(item, unit, key_id, cost=cost)
-        window = self._limiter.get_window_stats(item, unit, key_id)
-        reset = max(0.0, window.reset_time - time.time())
         headers[f"x-ratelimit-limit-{unit}"] = str(limit)
-        headers[f"x-ratelimit-remaining-{unit}"] = str(window.remaining)
-        headers[f"x-ratelimit-reset-{unit}"] = f"{reset:.3f}s"
+        headers[f"x-ratelimit-remaining-{unit}"] = str(self._limiter.get_window_stats(item, unit, key_id).remaining)
+        headers[f"x-ratelimit-reset-{unit}"] = f"{self._seconds_until(item, unit, key_id, limit):.3f}s"
         if not allowed:
             message = f"Rate limit reached: {limit} {unit} a minute for this key, and this request takes {cost}."
-            raise RateLimitExceeded(message, unit, max(1, math.ceil(reset)))
+            raise RateLimitExceeded(message, unit, math.floor(self._seconds_until(item, unit, key_id, cost)) + 1)
+
+    def _seconds_until(self, item: RateLimitItemPerMinute, unit: str, key_id: str, cost: int) -> float:
+        """From now, until just before ``cost`` is allowed, if nothing else is counted until then.
+
+        The limiter allows it while the floor of previous · (what is left of this minute / 60) + current, and the cost,
+        are within the limit. At the minute's end, current becomes previous.
+        """
+        minute = item.get_expiry()
+        previous, _, current, expires_in = self._storage.get_sliding_window(item.key_for(unit, key_id), minute)
+        left, room = expires_in - minute, item.amount - cost + 1
+        if left * previous / minute + current < room:
+            return 0.0
+        if current < room:
+            return left - (room - current) * minute / previous
+        return left + max(0.0, minute - room * minute / current)
