@@ -26,7 +26,6 @@ PAGE = 100
 STATUS_WIDTH = len("validating_files")
 RECONNECT = 1.0  # seconds
 STATUS_EVERY = 10.0  # seconds: a key may have few requests a minute, and a long job has many events
-Z = 1.96  # of a 95 % interval
 STYLES = {"warn": "yellow", "error": "red"}
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, ftjob-….")]
 
@@ -147,9 +146,9 @@ def _line(event: JsonObject) -> str:
 
 
 def _held_out(row: JsonObject) -> str:
-    error = row.get("full_valid_error")
+    half_width = row.get("full_valid_half_width")
     reward = _number(row.get("full_valid_mean_reward"))
-    return f"{reward} ± {Z * error:.2f}" if reward and error is not None else reward
+    return f"{reward} ± {half_width:.2f}" if reward and half_width is not None else reward
 
 
 def _number(value: float | None) -> str:

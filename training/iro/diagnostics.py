@@ -89,6 +89,12 @@ def mean_and_half_width(samples: Sequence[float]) -> tuple[float, float]:
     return mean, error * float(stdtrit(count - 1, 0.975)) if count > 1 else math.nan
 
 
+def reward_statistics(rewards: Sequence[float]) -> JsonObject:
+    """``reward``, their mean; ``error``, its standard error; ``half_width``, of its 95 % interval."""
+    reward, error = mean_and_error(rewards)
+    return {"reward": reward, "error": error, "half_width": mean_and_half_width(rewards)[1]}
+
+
 def samples_to_detect(differences: Sequence[float]) -> int | None:
     """How many paired differences show a mean as far from 0 as theirs: at 5 %, two-sided, with power 80 %.
 

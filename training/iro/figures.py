@@ -26,11 +26,11 @@ def _reward(result: dict, path: Path) -> None:
     history, base = result["history"], result["baseline"]
     steps = [row["step"] for row in history]
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for key, error, label in (
-        ("valid_grader_pick", "valid_grader_pick_error", "guided, best of the finals by the grader"),
-        ("full_valid_mean_reward", "full_valid_error", "guided, picked by the values (no grader call)"),
+    for key, half_width, label in (
+        ("valid_grader_pick", "valid_grader_pick_half_width", "guided, best of the finals by the grader"),
+        ("full_valid_mean_reward", "full_valid_half_width", "guided, picked by the values (no grader call)"),
     ):
-        axes.errorbar(steps, _floats(history, key), 1.96 * _floats(history, error), marker="o", capsize=3, label=label)
+        axes.errorbar(steps, _floats(history, key), _floats(history, half_width), marker="o", capsize=3, label=label)
     axes.axhline(base["valid_best_of_n"], color="grey", linestyle="--", label="frozen model, best of N by the grader")
     axes.axhline(base["full_valid_mean_reward"], color="grey", linestyle=":", label="frozen model")
     axes.set(xlabel="iteration", ylabel="held-out reward (95 % interval)", xticks=steps)
@@ -54,7 +54,8 @@ def _correlation(result: dict, path: Path) -> None:
 
 
 def _floats(rows: list[dict], key: str) -> np.ndarray:
-    return np.array([row[key] for row in rows], dtype=float)
+    """NaN where the row is an earlier version's, without it."""
+    return np.array([row.get(key) for row in rows], dtype=float)
 
 
 if __name__ == "__main__":

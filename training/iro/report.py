@@ -10,7 +10,7 @@ from typing import get_args
 
 from iro_server.graders.base import Flag, Grader
 from iro_server.graders.multi import MultiGrader
-from training.iro.diagnostics import mean_and_error
+from training.iro.diagnostics import mean_and_error, mean_and_half_width
 from training.iro.grading import PARSE_ERROR, Tally, merge
 from training.iro.validation import Validated
 from training.json_values import JsonObject
@@ -31,9 +31,12 @@ def metrics_row(
     valid = valid or NOTHING
     row: JsonObject = {"train_mean_reward": mean_and_error(train_rewards)[0]}
     row["train_mean_parse_error"] = _share(train, "errors", PARSE_ERROR)
-    row["full_valid_mean_reward"], row["full_valid_error"] = mean_and_error([v["value_pick"] for v in valid.rows])
+    picked = [v["value_pick"] for v in valid.rows]
+    row["full_valid_mean_reward"], row["full_valid_error"] = mean_and_error(picked)
+    row["full_valid_half_width"] = mean_and_half_width(picked)[1]
     row["full_valid_mean_parse_error"] = _share(valid.picks, "errors", PARSE_ERROR)
-    row["valid_grader_pick"], row["valid_grader_pick_error"] = mean_and_error([v["grader_pick"] for v in valid.rows])
+    best = [v["grader_pick"] for v in valid.rows]
+    row["valid_grader_pick"], row["valid_grader_pick_half_width"] = mean_and_half_width(best)
     row["valid_mean_of_finals"] = mean_and_error([v["mean"] for v in valid.rows])[0]
     row["mean_unresponsive_rewards"] = _share(train, "samples", "unrewarded")
     row["completion_tokens_mean"] = train["usage"]["completion_tokens"] / train["samples"]["all"]

@@ -15,7 +15,7 @@ from iro_server.alignment.definition import MAX_SUCCESSORS
 from iro_server.decoding.base import SearchParams
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt
-from training.iro.diagnostics import mean_and_error
+from training.iro.diagnostics import mean_and_error, reward_statistics
 from training.iro.distance import kl_per_token
 from training.iro.over_optimization import MEASURES, departures, perplexity, rises, writes_alike
 from training.iro.validation import Validated, Validation
@@ -93,13 +93,11 @@ class Served:
 
 
 def price(name: str, params: SearchParams, valid: Validated, outside: list[JsonObject] | None) -> JsonObject:
-    reward, error = mean_and_error([row["value_pick"] for row in valid.rows])
     single = params.rows == 1  # the nats of a pick are unknown
     return {
         "name": name,
         "rows": params.rows,
-        "reward": reward,
-        "error": error,
+        **reward_statistics([row["value_pick"] for row in valid.rows]),
         "perplexity": perplexity(valid.rows),
         "kl": mean_and_error([row["kl"] for row in valid.rows])[0] if single else math.nan,
         "kl_per_token": kl_per_token(valid.rows) if single else math.nan,
@@ -119,7 +117,8 @@ def strength_report(strengths: Sequence[JsonObject]) -> str:
 
 
 def price_text(price: JsonObject) -> str:
-    interval = "" if math.isnan(price["error"]) else f" ± {1.96 * price['error']:.3f}"  # of a single prompt
+    half_width = price.get("half_width", math.nan)  # of an earlier version's price, or of a single prompt
+    interval = "" if math.isnan(half_width) else f" ± {half_width:.3f}"
     return f"{price['reward']:.3f}{interval}{kl_text(price)}{departures_text(price)}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from training.iro.diagnostics import mean_and_error
+from training.iro.diagnostics import mean_and_error, reward_statistics
 from training.iro.over_optimization import distinct_2, perplexity
 from training.iro.trials import Levels, best_trial, mean_reward, mended_trials, refused_trials, surely_above
 from training.json_values import JsonObject
@@ -39,14 +39,12 @@ def distinct_trials(trials: Sequence[Trial], best: Trial | None) -> list[Trial]:
 
 def trial_data(trial: Trial, best: Trial | None) -> JsonObject:
     """Reward at one row, nats from the frozen model, perplexity and distinct-2 of a trial."""
-    reward, error = mean_and_error(trial.rewards)
     return {
         "kind": trial.kind,
         "strength": trial.strength,
         "sharpness": trial.sharpness,
         "repetition_penalty": trial.penalty,
-        "reward": reward,
-        "error": error,
+        **reward_statistics(trial.rewards),
         "kl": mean_kl(trial),
         "perplexity": perplexity(trial.rows),
         "distinct_2": distinct_2(trial.rows),

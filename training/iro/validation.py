@@ -17,7 +17,7 @@ from iro_server.graders.base import Grade
 from training.iro.ahead import working_ahead
 from training.iro.config import AlignConfig
 from training.iro.data import Prompt, Slice, shards_of
-from training.iro.diagnostics import mean_and_error, samples_to_detect
+from training.iro.diagnostics import mean_and_error, mean_and_half_width, samples_to_detect
 from training.iro.executor import Executor
 from training.iro.grading import Grading, Tally, merge
 from training.iro.held import held_schema
@@ -220,7 +220,7 @@ def better_beta(rewards: Mapping[float, Sequence[float]]) -> tuple[float, str]:
     for beta in others:
         differences = [new - old for new, old in zip(rewards[beta], rewards[first], strict=True)]
         gain, error = mean_and_error(differences)
-        parts.append(f"{beta:g}: {gain:+.3f} ± {1.96 * error:.3f}")
+        parts.append(f"{beta:g}: {gain:+.3f} ± {mean_and_half_width(differences)[1]:.3f}")
         if gain > 2 * error and gain > best_gain:
             best, best_gain = beta, gain
     low, high = min(others), max(others)

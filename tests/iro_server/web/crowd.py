@@ -132,6 +132,7 @@ def _metrics(job_id: str, step: int) -> Event:
         "train_mean_reward": reward + 0.02 * step if step else None,
         "full_valid_mean_reward": reward - 0.12 * (step == ITERATIONS),
         "full_valid_error": 0.03,
+        "full_valid_half_width": 0.06,
         "valid_grader_pick": reward + 0.1,
         "stack_correlation": 0.5 + step / 40 if step else None,
         "completion_tokens_mean": 40.0 + step,

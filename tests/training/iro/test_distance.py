@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
+from scipy.stats import ttest_1samp
+
+from iro_server.decoding.base import SearchParams
 from training.iro.distance import FAR, far, kl_per_token, warning
+from training.iro.serving import price as measured_price
 from training.iro.serving import price_report, strength_report
+from training.iro.validation import Validated
 
 
 def test_nats_a_token_are_of_all_tokens_together() -> None:
@@ -16,7 +22,7 @@ def test_nats_a_token_are_of_all_tokens_together() -> None:
 
 
 def price(kl_per_token: float, **more: Any) -> dict[str, Any]:
-    of_text = {"reward": 0.5, "error": 0.01, "over_optimization": [], "kl": 12 * kl_per_token}
+    of_text = {"reward": 0.5, "half_width": 0.02, "over_optimization": [], "kl": 12 * kl_per_token}
     return {"name": "tilt", "rows": 1, "kl_per_token": kl_per_token} | of_text | more
 
 
@@ -46,3 +52,15 @@ def test_the_reports_of_prices_have_nats_where_they_are_known() -> None:
     assert strength_report(STRENGTHS[:2]).endswith(
         "0.25: 0.400 ± 0.020, 8.4 nats from the frozen model; 0.5: 0.450 ± 0.020, 18 nats from the frozen model"
     )
+
+
+def test_the_interval_of_a_price_is_students_and_one_prompt_has_none() -> None:
+    rewards = [0.2, 0.4, 0.9]
+    rows = [{"value_pick": reward, "logprob": -1.0, "tokens": 1, "kl": 0.5} for reward in rewards]
+    of_three, of_one = (
+        measured_price("tilt", SearchParams(), Validated(some, {}, {}, []), None) for some in (rows, rows[:1])
+    )
+    high = ttest_1samp(rewards, 0).confidence_interval(0.95).high
+    assert of_three["reward"] + of_three["half_width"] == pytest.approx(high)
+    assert f"tilt (1 rows) 0.500 ± {high - 0.5:.3f}, " in price_report([of_three], "tilt")
+    assert "tilt (1 rows) 0.200, " in price_report([of_one], "tilt")

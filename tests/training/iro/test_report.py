@@ -44,6 +44,8 @@ def test_metrics_have_the_names_of_reinforcement_fine_tuning(config: AlignConfig
         f"full validation mean reward={second['full_valid_mean_reward']:.3f}"
     )
     assert first["full_valid_mean_reward"] is None and first["scores"]["valid_reward_mean"] is None
+    assert first["full_valid_half_width"] is None
+    assert second["full_valid_half_width"] > 1.96 * second["full_valid_error"] > 0  # Student's, of a few prompts
     assert first["total_steps"] == 3 and first["train_mean_parse_error"] == first["mean_unresponsive_rewards"] == 0
     for row, kind in ((first, "train"), (second, "train"), (second, "valid")):
         ones, empty = row["scores"]["graders"]
