@@ -54,8 +54,19 @@ class FileRoute(APIRoute):
         project, size = context.caller.project, _file_bytes(request, context)
         with _arriving(project, size):
             if size:
-                await run_in_threadpool(check_file, context, arriving_bytes[project])
+                await run_in_threadpool(_check_room, context, "content-length" in request.headers)
             await request.form(max_files=1, max_fields=16)
+
+
+def _check_room(context: Context, has_length: bool) -> None:
+    """Refuse a file that the project has no room for beside those that arrive: 429, 411 without a length."""
+    try:
+        check_file(context, arriving_bytes[context.caller.project])
+    except APIError as error:
+        if has_length:
+            raise
+        message = "A request without Content-Length counts as the largest that is taken, and there is no room for it"
+        raise APIError(411, f"{message}: send its Content-Length.", code="length_required") from error
 
 
 def _file_bytes(request: Request, context: Context) -> int:

@@ -7,6 +7,7 @@ import socket
 import time
 from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from iro_server.api import receive_timeout
@@ -86,3 +87,14 @@ def uploaded(client, content: bytes) -> bool:
     except Exception as error:
         assert "insufficient_quota" in str(error)
         return False
+
+
+def test_a_form_without_length_is_told_to_send_one_where_the_largest_has_no_room(settings):
+    with serving(settings, ByteEngine()) as client:
+        form = {"files": {"file": ("rows.jsonl", b'{"prompt": "a"}\n')}, "data": {"purpose": "fine-tune"}}
+        request = httpx.Request("POST", f"{client.base_url}files", **form)
+        chunked = httpx.post(
+            request.url, content=iter([request.read()]), headers={"content-type": request.headers["content-type"]}
+        )
+        assert chunked.status_code == 411 and "Content-Length" in chunked.json()["error"]["message"]
+        assert httpx.post(request.url, **form).status_code == 200
