@@ -90,6 +90,7 @@ class Settings(Placement):
     project_bytes: int = Field(100 * 2**30, gt=0)  # of a project's files
     project_files: int = Field(10_000, gt=0)
     project_jobs: int = Field(200, gt=0)  # that have not ended
+    project_stored_bytes: int = Field(20 * 2**30, gt=0)  # of stored responses, chat completions and eval runs
     project_webhooks: int = Field(50, gt=0)
     project_responses: int = Field(100_000, gt=0)  # stored and not expired
     response_seconds: float = Field(30 * 86400.0, ge=1)  # that a response is stored

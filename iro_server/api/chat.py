@@ -28,6 +28,7 @@ from iro_server.api.quotas import check_completions
 from iro_server.api.registry import ServedModel
 from iro_server.api.respond import Stream, whole
 from iro_server.api.response_schema import check_schema, requested_schema, response_schema
+from iro_server.api.stored_size import json_bytes
 from iro_server.api.tools import CallStream, ToolUse, tool_use
 from iro_server.api.unsupported import Unsupported
 from iro_server.decoding.beam import SampledTokens
@@ -98,7 +99,8 @@ async def create(body: ChatRequest, request: Request, context: Ctx) -> Any:
     schema = await answer_schema(body.response_format, use, context, model)
     generation = await run_in_threadpool(_generation, body, context, model, schema, use)
     if body.store:
-        await run_in_threadpool(check_completions, context)
+        size = json_bytes([message.model_dump(exclude_none=True) for message in body.messages])
+        await run_in_threadpool(check_completions, context, size)
     slot = take_slot(request, context, [generation])
     frame: JsonObject = {
         "id": new_id("chatcmpl-"),

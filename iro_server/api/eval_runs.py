@@ -27,6 +27,7 @@ from iro_server.api.quotas import check_eval_runs
 from iro_server.api.registry import ModelMismatch, ModelNotFound, ModelUnreadable
 from iro_server.api.response_schema import checked_schema
 from iro_server.api.stored_completions import selected
+from iro_server.api.stored_size import json_bytes
 from iro_server.jobs.evals.criteria import criterion_names
 from iro_server.jobs.evals.running import new_counts, new_criteria
 from iro_server.jobs.evals.source import BadItem, Row, check_items, completion_row, row_of, rows_of_lines
@@ -49,7 +50,9 @@ def _create(id: str, body: RunRequest, request: Request, context: Context) -> Js
     model = body.data_source.model
     sampling = {} if model is None else _sampling(model, body.data_source, context)
     rows = _rows(body, evaluation, context)
-    check_eval_runs(context, len(rows))
+    data_source, size = _as_sent(body), sum(map(json_bytes, rows))
+    size += json_bytes(data_source)
+    check_eval_runs(context, len(rows), size)
     run = t.EvalRun(
         id=t.new_id("evalrun_"),
         project=context.caller.project,
@@ -57,7 +60,8 @@ def _create(id: str, body: RunRequest, request: Request, context: Context) -> Js
         eval_id=id,
         name=body.name or "",
         model=model,
-        data_source=_as_sent(body),
+        data_source=data_source,
+        bytes=size,
         run_metadata=body.metadata or {},
         sampling=sampling,
         counts=new_counts(),

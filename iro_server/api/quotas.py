@@ -11,7 +11,7 @@ from iro_server.api.context import Context
 from iro_server.api.errors import APIError
 from iro_server.jobs.records import OPEN
 from iro_server.store import tables as t
-from iro_server.store.usage import used_bytes
+from iro_server.store.usage import stored_bytes, used_bytes
 
 
 def check_file(context: Context, bytes: int) -> None:
@@ -52,8 +52,8 @@ def check_evals(context: Context) -> None:
     _check("evals", evals + 1, context.settings.project_evals, "Delete some")
 
 
-def check_eval_runs(context: Context, items: int) -> None:
-    """Refuse a run of so many items that the project has no room for."""
+def check_eval_runs(context: Context, items: int, bytes: int) -> None:
+    """Refuse a run of so many items and bytes that the project has no room for."""
     unfinished = _count(context, t.EvalRun, t.EvalRun.status.in_(("queued", "in_progress")))
     most = context.settings.project_eval_runs
     _check("eval runs that have not ended", unfinished + 1, most, "Wait for some, or cancel them")
@@ -61,6 +61,7 @@ def check_eval_runs(context: Context, items: int) -> None:
     with context.sessions() as session:
         stored = session.scalar(select(func.count()).select_from(t.EvalItem).where(owned)) or 0
     _check("items of eval runs", stored + items, context.settings.project_eval_items, "Delete some runs")
+    _check_stored(context, bytes)
 
 
 def check_estimates(context: Context) -> None:
@@ -80,15 +81,26 @@ def check_job_runs(context: Context) -> None:
     _check("runs of batch jobs that have not ended", unfinished + 1, most, "Wait for some, or cancel them")
 
 
-def check_responses(context: Context) -> None:
+def check_responses(context: Context, bytes: int) -> None:
+    """Refuse to store another response, to a request of so many bytes."""
     stored = _count(context, t.Response, t.Response.unexpired())
     _check("stored responses", stored + 1, context.settings.project_responses, "Delete some, or set store to false")
+    _check_stored(context, bytes)
 
 
-def check_completions(context: Context) -> None:
+def check_completions(context: Context, bytes: int) -> None:
+    """Refuse to store another chat completion, to a request of so many bytes."""
     stored = _count(context, t.Completion, t.Completion.unexpired())
     most = context.settings.project_completions
     _check("stored chat completions", stored + 1, most, "Delete some, or leave out store")
+    _check_stored(context, bytes)
+
+
+def _check_stored(context: Context, bytes: int) -> None:
+    with context.sessions() as session:
+        stored = stored_bytes(session, context.caller.project)
+    most = context.settings.project_stored_bytes
+    _check("bytes of stored responses, chat completions and eval runs", stored + bytes, most, "Delete some")
 
 
 def _count(context: Context, table: type[t.Base], *where: ColumnElement[bool]) -> int:

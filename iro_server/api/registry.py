@@ -220,7 +220,7 @@ class ModelRegistry:
             )
         except BundleMismatch as error:
             raise ModelMismatch(f"The model '{name}' cannot be served with {self.base}: {error}") from error
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ModelUnreadable(f"The model '{name}' cannot be loaded: {error}") from error
         if values.tilt is not None and (missing := info.cannot_apply(values.tilt)):
             message = f"The model '{name}' tilts the logits of {self.base}, which is served where no tilt has"

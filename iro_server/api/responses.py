@@ -21,6 +21,7 @@ from iro_server.api.respond import whole
 from iro_server.api.response_items import ITEM, call_item, messages_of
 from iro_server.api.response_request import ResponseRequest, as_sent
 from iro_server.api.response_stream import ResponseEvents, ResponseStream
+from iro_server.api.stored_size import json_bytes
 from iro_server.api.tools import ToolUse
 from iro_server.store import tables as t
 from iro_server.store.tables import new_id, now
@@ -35,8 +36,9 @@ class Answering:
     def __init__(self, body: ResponseRequest, context: Context, use: ToolUse | None, schema: str | None) -> None:
         self.body, self.context, self.use, self.schema = body, context, use, schema
         self.id, self.message_id, self.created = new_id("resp_"), new_id("msg_"), now()
+        self.input = [item.stored() for item in body.input]
         if body.store is not False:
-            check_responses(context)
+            check_responses(context, json_bytes(self.input))
         self.generation = self._generation()
 
     def _generation(self) -> Generation:
@@ -98,8 +100,9 @@ class Answering:
             id=self.id,
             project=self.context.caller.project,
             previous_id=self.body.previous_response_id,
-            input=[item.stored() for item in self.body.input],
+            input=self.input,
             body=response,
+            bytes=json_bytes(self.input) + json_bytes(response),
             expires_at=self.created + round(self.context.settings.response_seconds),
         )
         with self.context.sessions.begin() as session:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +17,7 @@ from iro_server.api.errors import bad_request, not_found
 from iro_server.api.job_request import MAX_TAGS, Tags
 from iro_server.api.listing import list_response
 from iro_server.api.messages import Message
+from iro_server.api.stored_size import json_bytes
 from iro_server.store import tables as t
 from iro_server.store.database import find
 
@@ -30,21 +33,32 @@ METADATA_FILTER = {
 }
 
 
+def tag_of(key: str, value: str) -> str:
+    """A key of metadata with its value, as it stands in ``Completion.tags``: safe in each database's text and LIKE."""
+    return f" {hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:32]} "
+
+
+def tags_of(metadata: dict[str, str]) -> str:
+    return "".join(tag_of(*pair) for pair in metadata.items())
+
+
 class UpdateRequest(ClosedModel):
     metadata: Tags | None
 
 
 def store(completion: JsonObject, messages: Sequence[Message], metadata: dict[str, str], context: Context) -> None:
     """Keep an answer of the chat route with its request's messages and metadata."""
+    stored_messages = [message.model_dump(exclude_none=True) for message in messages]
     row = t.Completion(
         id=completion["id"],
         created_at=completion["created"],
         project=context.caller.project,
         model=completion["model"],
-        messages=[message.model_dump(exclude_none=True) for message in messages],
+        messages=stored_messages,
         body=completion,
+        bytes=json_bytes(stored_messages) + json_bytes(completion),
         completion_metadata=metadata,
-        tags=t.tags_of(metadata),
+        tags=tags_of(metadata),
         expires_at=completion["created"] + round(context.settings.completion_seconds),
     )
     with context.sessions.begin() as session:
@@ -72,7 +86,7 @@ def list_completions(
 
 def selected(metadata: Iterable[tuple[str, str]], model: str | None) -> list[ColumnElement[bool]]:
     """Where a completion is still stored, has all the metadata, and is of the model."""
-    where = [t.Completion.unexpired(), *(t.Completion.tags.contains(t.tag_of(*pair)) for pair in metadata)]
+    where = [t.Completion.unexpired(), *(t.Completion.tags.contains(tag_of(*pair)) for pair in metadata)]
     return where if model is None else [*where, t.Completion.model == model]
 
 
@@ -90,7 +104,7 @@ def update(id: str, body: UpdateRequest, context: Ctx) -> JsonObject:
         row = find(session, t.Completion, id)
         if row is None:
             raise not_found("completion", id, "id")
-        row.completion_metadata, row.tags = metadata, t.tags_of(metadata)
+        row.completion_metadata, row.tags = metadata, tags_of(metadata)
     return show(row)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 import time
 from typing import Any, Literal, get_args
@@ -15,6 +13,7 @@ from sqlalchemy import (
     Dialect,
     Double,
     ForeignKey,
+    Index,
     Integer,
     String,
     TypeDecorator,
@@ -69,6 +68,12 @@ class Owned:
     """What belongs to a project; keys of other projects do not see it."""
 
     project: Mapped[str] = mapped_column(default=DEFAULT_PROJECT, server_default=DEFAULT_PROJECT, index=True)
+
+
+class Sized:
+    """``bytes``: of what the row keeps of a request and its answer, for the project's quota."""
+
+    bytes: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class ApiKey(Base, Owned):
@@ -266,7 +271,7 @@ class Eval(Base, Owned):
     eval_metadata: Mapped[JsonObject | None] = mapped_column("metadata", default=None)
 
 
-class EvalRun(BackgroundRow):
+class EvalRun(BackgroundRow, Sized):
     """A run of an eval over its items. ``model`` None: the items bring their samples.
 
     ``counts``: items by status. ``criteria``: passed, failed, errored and the sum of scores, in the criteria's order.
@@ -274,6 +279,7 @@ class EvalRun(BackgroundRow):
     """
 
     __tablename__ = "eval_runs"
+    __table_args__ = (Index("ix_eval_runs_bytes", "project", "bytes"),)
 
     eval_id: Mapped[str] = mapped_column(ForeignKey("evals.id", ondelete="CASCADE"), index=True)
     name: Mapped[str]
@@ -345,19 +351,11 @@ class Batch(BackgroundRow):
     error_file_id: Mapped[str | None] = mapped_column(default=None)
 
 
-def tag_of(key: str, value: str) -> str:
-    """A key of metadata with its value, as it stands in ``Completion.tags``: safe in each database's text and LIKE."""
-    return f" {hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:32]} "
-
-
-def tags_of(metadata: dict[str, str]) -> str:
-    return "".join(tag_of(*pair) for pair in metadata.items())
-
-
-class Completion(Base, Owned):
+class Completion(Base, Owned, Sized):
     """A stored chat completion. ``messages``: those of its request; ``tags``: the metadata's pairs, to be searched."""
 
     __tablename__ = "completions"
+    __table_args__ = (Index("ix_completions_bytes", "project", "expires_at", "bytes"),)
 
     model: Mapped[str]
     messages: Mapped[list[Any]]
@@ -382,10 +380,11 @@ class JobRun(BackgroundRow):
     config: Mapped[JsonObject]
 
 
-class Response(Base, Owned):
+class Response(Base, Owned, Sized):
     """A stored response. ``input``: its own items; ``previous_id``: the response that it continues."""
 
     __tablename__ = "responses"
+    __table_args__ = (Index("ix_responses_bytes", "project", "expires_at", "bytes"),)
 
     previous_id: Mapped[str | None] = mapped_column(default=None)
     input: Mapped[list[Any]]

@@ -1,4 +1,4 @@
-"""The bytes of a project on the disk, as its quota counts them."""
+"""The bytes of a project, as its quotas count them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, true
 from sqlalchemy.orm import Session
 
 from iro_server.settings import Settings
-from iro_server.store.tables import FINISHED, Batch, File, Job, Upload, now
+from iro_server.store.tables import FINISHED, Batch, Completion, EvalRun, File, Job, Response, Upload, now
 
 BATCH_INPUT = "input.jsonl"  # in the batch's folder
 
@@ -23,6 +23,13 @@ def used_bytes(session: Session, settings: Settings, project: str) -> int:
     announced = select(func.coalesce(func.sum(Upload.bytes), 0)).where(*pending)
     listed = int(session.scalar(files) or 0) + int(session.scalar(announced) or 0)
     return listed + _answer_bytes(session, project) + _deleted_input_bytes(session, settings, project)
+
+
+def stored_bytes(session: Session, project: str) -> int:
+    """Of the project's responses, chat completions and eval runs with their items, as far as they are not expired."""
+    tables = (Response, Response.unexpired()), (Completion, Completion.unexpired()), (EvalRun, true())
+    sums = [select(func.sum(table.bytes)).where(table.project == project, where) for table, where in tables]
+    return sum(int(session.scalar(query) or 0) for query in sums)
 
 
 def _answer_bytes(session: Session, project: str) -> int:

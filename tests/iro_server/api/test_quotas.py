@@ -17,6 +17,7 @@ from tests.iro_server.api.serving import GRADER, serving, settings_for, start_jo
 
 ROW = b'{"messages": [{"role": "user", "content": "say z"}]}\n'
 KIND = {"mime_type": "application/jsonl", "purpose": "fine-tune", "filename": "rows.jsonl"}
+LABELS = {"type": "string_check", "name": "a", "input": "{{ sample.output_text }}", "reference": "a", "operation": "eq"}
 QUOTAS = {"project_bytes": 10 * len(ROW), "project_files": 3, "project_jobs": 1, "project_webhooks": 1}
 
 
@@ -151,3 +152,32 @@ def test_a_part_without_bytes_and_too_many_parts_are_refused(projects, monkeypat
     with pytest.raises(openai.BadRequestError) as more:
         add(b"c")
     assert more.value.code == "too_many_parts"
+
+
+def test_bytes_of_stored_answers_and_eval_items_count_together_until_they_are_deleted(tmp_path):
+    secret = keys.create(open_database(settings_for(tmp_path)), "small")[1]
+    with serving(settings_for(tmp_path, project_stored_bytes=10_000), ByteEngine()) as client:
+        small = client.with_options(api_key=secret)
+        asking = {"model": "bytes", "max_tokens": 1, "messages": [{"role": "user", "content": "a" * 400}]}
+        response = small.responses.create(model="bytes", input="a", max_output_tokens=1, metadata={"a": "b"})
+        source = {"type": "custom", "item_schema": {"type": "object"}}
+        eval_id = small.evals.create(data_source_config=source, testing_criteria=[LABELS]).id
+
+        def run(size: int):
+            content = [{"item": {"text": "a" * size}, "sample": {"output_text": "a"}}]
+            jsonl = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
+            return small.evals.runs.create(eval_id, data_source=jsonl)
+
+        started = run(3000)  # its items, and its source as it was sent
+        assert "bytes of stored responses, chat completions and eval runs" in used_up(lambda: run(3000))
+        stored = []
+        with pytest.raises(openai.RateLimitError):
+            stored += (small.chat.completions.create(**asking, store=True).id for _ in range(20))
+        used_up(lambda: small.responses.create(model="bytes", input="a" * 400, max_output_tokens=1))
+        small.chat.completions.create(**asking)  # is not stored
+        small.chat.completions.delete(stored[0])
+        small.chat.completions.create(**asking, store=True)
+        small.responses.delete(response.id)
+        small.responses.create(model="bytes", input="a", max_output_tokens=1)
+        small.evals.runs.delete(started.id, eval_id=eval_id)
+        run(2000)

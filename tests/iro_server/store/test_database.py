@@ -60,7 +60,7 @@ def differences(engine) -> list:
 def test_the_migrations_make_the_tables_that_the_models_say(settings, engine):
     open_database(settings)
     assert differences(engine) == []
-    assert upgrade.revisions(engine) == ("0010", "0010")
+    assert upgrade.revisions(engine) == ("0011", "0011")
 
 
 def test_a_database_from_before_migrations_is_brought_up_and_keeps_its_rows(settings, engine):
@@ -97,7 +97,7 @@ def test_servers_that_start_at_once_do_not_collide(settings, engine):
     for server in servers:
         server.stdout.close()
     with engine.connect() as connection:
-        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["0010"]
+        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["0011"]
 
 
 def test_a_new_sqlite_database_waits_for_another_server_that_is_making_it(tmp_path):
