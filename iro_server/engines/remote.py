@@ -115,14 +115,19 @@ class RemoteEngine:
         finally:
             notice.cancel()
         self.model = model or models[0]["id"]
+        for url, served in (await self.replicas.models_by_url()).items():
+            self._check_replica(url, served)
+        await self.try_out()
+
+    def _check_replica(self, url: str, models: Sequence[JsonObject]) -> None:
+        """ValueError where it serves another model; prompts are as long as every replica takes."""
         served_model = next((model for model in models if model["id"] == self.model), None)
         if served_model is None:
             served_names = ", ".join(model["id"] for model in models)
-            raise ValueError(f"the engine serves no model {self.model!r}, only: {served_names}")
+            raise ValueError(f"the engine at {url} serves no model {self.model!r}, only: {served_names}")
         self.check_served(served_model)
         if max_length := served_model.get("max_model_len"):
             self._info = replace(self._info, max_length=min(max_length, self._info.max_length))
-        await self.try_out()
 
     def probe_url(self, base: str) -> str:
         raise NotImplementedError

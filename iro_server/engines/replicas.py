@@ -8,6 +8,7 @@ probes, while it decodes or after a failure, is given up: the requests that it d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,16 @@ class _Call(Generic[Answer]):
     adapter: Adapter | None = None
 
 
+def _served_models(payload: JsonObject) -> list[JsonObject]:
+    models = payload["data"]
+    if not models or not all(isinstance(model["id"], str) for model in models):
+        raise ValueError("no models")
+    return models
+
+
+MODELS = _Call("GET", "/models", None, _served_models, 0)
+
+
 def num_rows(body: JsonObject) -> int:
     """Rows that a request for completions draws: ``n`` of each prompt, where there is a list of them."""
     if "sampling_params" in body:
@@ -92,14 +103,18 @@ class Replicas:
 
     async def models(self, patience: float) -> list[JsonObject]:
         """What the first replica that answers serves; errors as of ``complete``."""
+        return (await self._ask(MODELS, None, patience))[0]
 
-        def read(payload: JsonObject) -> list[JsonObject]:
-            models = payload["data"]
-            if not models or not all(isinstance(model["id"], str) for model in models):
-                raise ValueError("no models")
-            return models
+    async def models_by_url(self) -> dict[str, list[JsonObject]]:
+        """What each replica serves, without those that do not answer."""
 
-        return (await self._ask(_Call("GET", "/models", None, read, 0), None, patience))[0]
+        async def models(replica: Replica) -> list[JsonObject]:
+            with contextlib.suppress(ReplicaFailure, EngineRefused):  # requests find out what it lacks
+                return await self._answer(replica, MODELS)
+            return []
+
+        served = await gather_or_cancel(map(models, self.all))
+        return {replica.url: models for replica, models in zip(self.all, served, strict=True) if models}
 
     async def complete(
         self,

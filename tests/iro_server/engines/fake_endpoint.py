@@ -56,6 +56,7 @@ class FakeEndpoint:
 
     def __init__(self, *, model: str = "bytes", ids: bool = True, generates: bool = False, loads: bool = True) -> None:
         self.model, self.ids, self.generates, self.loads = model, ids, generates, loads
+        self.max_length = 256
         self.mode: Any = "ok"
         self.after = self.times = 0
         self.respond: Any = None
@@ -135,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif mode == "garbled":
             self._answer(200, b"no gzip", {"Content-Encoding": "gzip"})
         elif self.path == "/v1/models":
-            self._answer(200, {"data": [{"id": self.fake.model, "max_model_len": 256}]})
+            self._answer(200, {"data": [{"id": self.fake.model, "max_model_len": self.fake.max_length}]})
         else:
             self._answer(200 if mode == "ok" else 500, {})
 

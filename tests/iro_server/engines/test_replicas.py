@@ -48,6 +48,16 @@ def test_a_request_that_is_refused_as_wrong_is_not_tried_elsewhere(served):
     assert sum(len(fake.bodies) for fake in fakes) == 1
 
 
+def test_prompts_are_as_long_as_every_replica_takes_and_one_of_another_model_is_named(served):
+    fakes = FakeEndpoint(), FakeEndpoint(), FakeEndpoint()
+    fakes[1].max_length = 100
+    fakes[2].turn(500)  # is not asked what it takes
+    assert served(*fakes).info.max_length == 100
+    other = FakeEndpoint(model="other")
+    with pytest.raises(ValueError, match=f"{other.url} serves no model 'bytes', only: other"):
+        served(FakeEndpoint(), other, model="bytes")
+
+
 GARBAGE = {
     "no JSON": b"<html>",
     "a list": [],
