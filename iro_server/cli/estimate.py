@@ -32,8 +32,12 @@ def estimate(
     method = _method(read_grader(grader), options | dict(_setting(text) for text in settings or []))
     with server_client(url, key) as server:
         model = get(server, "/models")["data"][0]["id"]
-        body = {"model": model, "training_file": upload(server, training_file, "fine-tune"), "method": method}
-        record = post(server, "/fine_tuning/jobs/estimate", body)
+        file = upload(server, training_file, "fine-tune")
+        try:
+            body = {"model": model, "training_file": file, "method": method}
+            record = post(server, "/fine_tuning/jobs/estimate", body)
+        finally:  # the estimate has a copy of the prompts that it samples
+            server.delete(f"/files/{file}")
         while record["status"] in ("queued", "in_progress"):
             time.sleep(POLL)
             record = get(server, f"/fine_tuning/jobs/estimate/{record['id']}")

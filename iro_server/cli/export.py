@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from iro_server import JsonObject
 from iro_server.cli.keys import DataDir, settings_of
 from iro_server.cli.model import model_dir
 from iro_server.engines.prepare import DEFAULT_MODEL
 
+if TYPE_CHECKING:
+    from value_heads.tilt_export import HeadAdapter
+
 Format = Literal["peft", "vllm", "logit_bias"]
 ENTRIES = 300  # that OpenAI's API takes
+UNPROVEN = "the 95 % interval of the job's gain is not above 0: a server answers as the frozen model, without this tilt"
 
 
 def export(
@@ -37,13 +42,14 @@ def export(
     from iro_server.engines.output_head import read_output_head
     from value_heads import load_bundle
     from value_heads.tilt import fold_tilts
-    from value_heads.tilt_export import head_adapter, logit_bias, without_static, write_peft
+    from value_heads.tilt_export import head_adapter, without_static, write_peft
 
     if out.exists():
         raise FileExistsError(f"{out} exists")
     directory = model_dir(model)
     info = Description.of_directory(directory).info
-    bundle = _bundle(values, data_dir)
+    folder = _folder(values, data_dir)
+    bundle = _bundle(folder, values)
     stack = load_bundle(bundle, model_hash=info.model_hash, template_hash=info.template_hash, backbone_dir=directory)
     tilt = stack.tilt
     if tilt is None:
@@ -56,7 +62,7 @@ def export(
     head, temperature = read_output_head(directory), tilt.temperature()
     adapter = head_adapter(fold_tilts([tilt], [temperature]), head.weight_VD)
     if format == "logit_bias":
-        out.write_text(json.dumps(logit_bias(adapter.static, entries), indent=1) + "\n")
+        _write_logit_bias(adapter, entries, out)
     elif format == "peft":
         write_peft(adapter, out, model, head.name)
     else:
@@ -65,14 +71,34 @@ def export(
         write_peft(without_static(adapter, tilt.direction), out, model, head.name)
         error = float(tilt.direction_error) * float(adapter.static.square().mean().sqrt())
         typer.echo(f"The bias is one of the ranks: off by {error:.4f} (root mean square, in logits)")
+    if _is_unproven(folder):
+        typer.echo(f"Warning: {UNPROVEN}", err=True)
     if tilt.sharpness:
         typer.echo(f"Sample at a temperature of {temperature:.4g}: the tilt sharpens the model, which no file holds")
     typer.echo(out)
 
 
-def _bundle(values: str, data_dir: Path | None) -> Path:
-    """The folder of a value bundle: itself, or the best one of a run."""
-    folder = Path(values) if Path(values).is_dir() else settings_of(data_dir, None).job_dir(values) / "run"
+def _write_logit_bias(adapter: HeadAdapter, entries: int, out: Path) -> None:
+    """Write the strongest entries of the adapter's bias, and print how much of the tilt they are."""
+    from value_heads.tilt_export import logit_bias
+
+    bias = logit_bias(adapter.static, entries)
+    if not bias:
+        raise ValueError("the tilt's bias has no entries, so that logit_bias would leave the model as it is")
+    out.write_text(json.dumps(bias, indent=1) + "\n")
+    squares = sum(value**2 for value in bias.values()) / float(adapter.static.double().square().sum())
+    summary = f"{len(bias):,} of {int(adapter.static.count_nonzero()):,} entries ({squares:.0%} of the bias's squares)"
+    reads_state = len(adapter.lora_A) > 0
+    typer.echo(summary + "; the part that reads the model's state is left out" * reads_state)
+
+
+def _folder(values: str, data_dir: Path | None) -> Path:
+    """The folder of a value bundle or of a run."""
+    return Path(values) if Path(values).is_dir() else settings_of(data_dir, None).job_dir(values) / "run"
+
+
+def _bundle(folder: Path, values: str) -> Path:
+    """The folder of a value bundle: itself, or the best one of a run, also of a run folder that was moved."""
     if (folder / "manifest.json").is_file():
         return folder
     if not (folder / "result.json").is_file():
@@ -80,7 +106,19 @@ def _bundle(values: str, data_dir: Path | None) -> Path:
             f"{values}: neither a value bundle nor a run that has ended, in {folder}; "
             "a server with another data directory: --data-dir"
         )
-    best = json.loads((folder / "result.json").read_text())["best_checkpoint"]
-    if best is None:
+    result = _result(folder)
+    if result["best_checkpoint"] is None:
         raise ValueError(f"{values} ended without an aligned model")
-    return Path(best)
+    in_folder = folder / "iterations" / str(result.get("best_iteration"))
+    return in_folder if (in_folder / "manifest.json").is_file() else Path(result["best_checkpoint"])
+
+
+def _is_unproven(folder: Path) -> bool:
+    """Whether the run in ``folder`` has shown no gain, so that a server answers as the frozen model for it."""
+    result = _result(folder) if (folder / "result.json").is_file() else {}
+    return not (result.get("improved", True) or result["config"].get("keep_unproven"))
+
+
+def _result(folder: Path) -> JsonObject:
+    result: JsonObject = json.loads((folder / "result.json").read_text())
+    return result

@@ -24,7 +24,8 @@ app = typer.Typer(no_args_is_help=True, help="Alignment jobs of a running server
 console = Console(highlight=False)
 PAGE = 100
 STATUS_WIDTH = len("validating_files")
-RECONNECT = 1.0  # seconds
+RECONNECT, LONGEST_PAUSE = 1.0, 600.0  # seconds
+UNAVAILABLE = (429, 502, 503, 504)  # statuses of a server that may answer soon
 STATUS_EVERY = 10.0  # seconds: a key may have few requests a minute, and a long job has many events
 STYLES = {"warn": "yellow", "error": "red"}
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, ftjob-….")]
@@ -58,16 +59,15 @@ def list_jobs(
 @app.command()
 def watch(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
     """Print a job's events and rewards until it has ended. Status 0: it succeeded, 1: it failed or was cancelled."""
-    path = f"/fine_tuning/jobs/{job}"
     with server_client(url, key) as server, console.status("") as status:  # on a terminal only
-        status.update(status_line(get(server, path), time.time()))
+        status.update(status_line(get(server, f"/fine_tuning/jobs/{job}"), time.time()))
         asked = time.monotonic()
         for event in follow(server, job):
             console.print(_line(event), style=STYLES.get(event["level"]), soft_wrap=True)
             if console.is_terminal and time.monotonic() - asked >= STATUS_EVERY:
-                status.update(status_line(get(server, path), time.time()))
+                status.update(status_line(available_job(server, job), time.time()))
                 asked = time.monotonic()
-        record = get(server, path)
+        record = available_job(server, job)
     if record["status"] != "succeeded":
         raise typer.Exit(1)
     console.print(f"Call it through the server's API, as model={escape(record['fine_tuned_model'])}", soft_wrap=True)
@@ -96,29 +96,59 @@ def plot(job: JobId, url: Url = SERVER, key: Key = NO_KEY) -> None:
 
 
 def follow(server: httpx.Client, job: str) -> Iterator[JsonObject]:
-    """A job's events, oldest first, until it has ended; goes on where a stream breaks off. ValueError with what the
-    server says where it refuses."""
+    """A job's events, oldest first, until it has ended; goes on where a stream breaks off or the server is unavailable
+    for a while. ValueError with what the server says where it refuses."""
     import httpx
 
     path, after = f"/fine_tuning/jobs/{job}/events", None
     while True:
         query = {"stream": "true"} | ({"after": after} if after else {})
+        pause = RECONNECT
         try:
             with server.stream("GET", path, params=query) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise ValueError(refusal(response))
-                for line in response.iter_lines():
-                    if line == "data: [DONE]":
-                        return
-                    if line.startswith("data: "):
-                        event = json.loads(line.removeprefix("data: "))
+                if response.status_code == 200:
+                    for event in _events(response):
+                        if event is None:
+                            return
                         yield event
                         after = event["id"]
+                else:
+                    response.read()
+                    pause = retry_pause(response)
         except httpx.TransportError as error:
             typer.echo(f"The stream broke off ({error}); trying again.", err=True)
-            get(server, f"/fine_tuning/jobs/{job}")  # OSError where the server is away
-        time.sleep(RECONNECT)
+            available_job(server, job)  # OSError where the server is away
+        time.sleep(pause)
+
+
+def _events(response: httpx.Response) -> Iterator[JsonObject | None]:
+    """The events of a stream; None where it says that the job has ended."""
+    for line in response.iter_lines():
+        if line == "data: [DONE]":
+            yield None
+        elif line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def available_job(server: httpx.Client, job: str) -> JsonObject:
+    """The job, once the server is available. ValueError with what the server says where it refuses."""
+    while (response := server.get(f"/fine_tuning/jobs/{job}")).status_code != 200:
+        time.sleep(retry_pause(response))
+    record: JsonObject = response.json()
+    return record
+
+
+def retry_pause(response: httpx.Response) -> float:
+    """Seconds until the request may be sent again, by ``Retry-After`` where the server says them. ValueError with what
+    the server says where it would refuse the request again."""
+    if response.status_code not in UNAVAILABLE:
+        raise ValueError(refusal(response))
+    try:
+        pause = min(max(RECONNECT, float(response.headers["retry-after"])), LONGEST_PAUSE)
+    except (KeyError, ValueError):  # none, or a date
+        pause = RECONNECT
+    typer.echo(f"The server answers with status {response.status_code}; trying again in {pause:.0f} s.", err=True)
+    return pause
 
 
 def iterations(events: list[JsonObject]) -> list[JsonObject]:

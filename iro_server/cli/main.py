@@ -28,13 +28,13 @@ from iro_server.cli import jobs as cli_jobs
 from iro_server.cli import keys as cli_keys
 from iro_server.cli import model as cli_model
 from iro_server.cli import rollouts as cli_rollouts
+from iro_server.cli.dataset_file import put_dataset, refuse_without_dataset
 from iro_server.cli.demo import DemoError, MissingPackage
 from iro_server.cli.model import model_dir
 from iro_server.cli.options import misspelled_settings, parse_value, read_grader, with_options_of
 from iro_server.engines.endpoints import EngineUnavailable
 from iro_server.engines.prepare import DEFAULT_MODEL, ModelError
 from iro_server.store.files import FileCorrupt
-from iro_server.store.row_files import write_dataset
 
 if TYPE_CHECKING:
     from iro_server.settings import Settings as ServerSettings
@@ -190,7 +190,9 @@ def align(
         Path | None, typer.Option(help="Format as TRAIN; by default rows of TRAIN are held out.")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="A data set of the Hugging Face hub, or a local folder.")] = None,
-    split: Annotated[str, typer.Option(help="Split of --dataset, such as train or train[:1000].")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Split of --dataset, such as train[:1000]; train by default.")
+    ] = None,
     prompt_column: Annotated[str | None, typer.Option(help="Column of --dataset with the prompts.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Continue the prompt column's texts, without a chat.")] = False,
     model: Model = DEFAULT_MODEL,
@@ -206,10 +208,10 @@ def align(
         raise ValueError("align takes TRAIN and GRADER, or GRADER and --dataset")
     grader = read_grader(Path(files[-1]))
     if dataset is None:
+        refuse_without_dataset(split, prompt_column, text)
         train = _existing(Path(files[0]))
     else:
-        train = out.resolve() / "train.jsonl"
-        write_dataset(dataset, split, prompt_column, text, train)
+        train = put_dataset(out, dataset, split, prompt_column, text)
     config = {"training_file": str(train), "grader": grader, **options, **_parse(overrides)}
     if validation is not None:
         config["validation_file"] = str(_existing(validation))
@@ -321,7 +323,7 @@ def demo(
         bool, typer.Option("--quick", help="One iteration on a few prompts: shows that it works.")
     ] = False,
 ) -> None:
-    """Align a model to the sentiment of film reviews, through the API, and compare (tens of minutes on two cores)."""
+    """Align a model to the sentiment of film reviews, through the API, and compare (12 minutes on two idle cores)."""
     try:
         from iro_server.cli.demo.run import QUICK, DemoSize, run_demo
     except ModuleNotFoundError as error:

@@ -58,12 +58,13 @@ def with_options_of(model: type[BaseModel], panel: str) -> Callable[[Callable[..
     The command receives those that the user sets, by the field's name. ``panel``: their heading in the help.
     """
     rows = field_rows(model)
+    arrays = _array_fields(model)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def with_options(**arguments: str | bool | None) -> None:
             texts = {row.name: arguments.pop(row.name) for row in rows}
-            options = {name: _option_value(text) for name, text in texts.items() if text is not None}
+            options = {name: _option_value(text, name in arrays) for name, text in texts.items() if text is not None}
             command(**arguments, **options)
 
         signature = inspect.signature(command, eval_str=True)
@@ -75,12 +76,21 @@ def with_options_of(model: type[BaseModel], panel: str) -> Callable[[Callable[..
     return decorate
 
 
-def _option_value(value: str | bool) -> object:
-    """``1,0.5`` is a list of numbers."""
+def _array_fields(model: type[BaseModel]) -> set[str]:
+    properties = model.model_json_schema()["properties"].items()
+    members = {name: schema.get("anyOf", [schema]) for name, schema in properties}
+    return {name for name, schemas in members.items() if any(schema.get("type") == "array" for schema in schemas)}
+
+
+def _option_value(value: str | bool, is_array: bool) -> object:
+    """Of an array field ``1,0.5``, ``[1,0.5]`` and ``1`` are lists of numbers."""
     if isinstance(value, bool):
         return value
-    numbers = parse_value(f"[{value}]") if "," in value else None
-    return numbers if isinstance(numbers, list) else parse_value(value)
+    parsed = parse_value(value)
+    if not is_array or parsed is None or isinstance(parsed, bool | list):
+        return parsed
+    numbers = parse_value(f"[{value}]")
+    return numbers if isinstance(numbers, list) else parsed
 
 
 def _parameter(row: FieldRow, panel: str) -> inspect.Parameter:

@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +28,8 @@ Format = Literal["parquet", "csv"]
 PARQUET_MAGIC = b"PAR1"
 ROWS_AT_ONCE = 16
 STRUCTURED = ("messages", "tools")  # fields that a table may have as JSON in a text
-UNREADABLE = 2  # the process's exit status
+UNREADABLE, OUT_OF_MEMORY = 2, 3  # the process's exit status
+LIMIT_SIGNALS = (signal.SIGKILL, signal.SIGXCPU)  # that end a process at its limits
 CHILD_MEMORY = 2**30  # bytes of address space
 CHILD_SECONDS = 600  # of CPU
 READ_BUFFER = 2**20  # bytes, of a column
@@ -95,7 +97,7 @@ def write_dataset(name: str, split: str, prompt_column: str | None, as_text: boo
 
     ``prompt_column``: conversations, or texts that are asked as a user's message, ``as_text`` continued as they stand;
     None: the set has ``messages`` or ``prompt`` itself. Its other columns are fields for the grader.
-    ValueError for a split or column that is not there.
+    ValueError for a split or column that is not there, BadRows for a row without a prompt.
     """
     if Path(name).is_file():
         raise ValueError(f"{name} is a file, not a set of the hub or a folder: give it as TRAIN, without --dataset")
@@ -106,12 +108,15 @@ def write_dataset(name: str, split: str, prompt_column: str | None, as_text: boo
     if prompt_column is not None and prompt_column not in columns:
         raise ValueError(f"{name} has no column {prompt_column!r}, only: {', '.join(columns)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for item in as_items(data):
-            row = item if prompt_column is None else _with_prompt(item, prompt_column, as_text)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    unfinished = path.with_suffix(".partial")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            for number, item in enumerate(as_items(data), 1):
+                row = item if prompt_column is None else _with_prompt(item, number, prompt_column, as_text)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _load(name: str, split: str) -> Dataset:
@@ -127,9 +132,14 @@ def _load(name: str, split: str) -> Dataset:
     return saved
 
 
-def _with_prompt(item: JsonObject, column: str, as_text: bool) -> JsonObject:
+def _with_prompt(item: JsonObject, number: int, column: str, as_text: bool) -> JsonObject:
+    """The training row of the set's row ``number``, from 1."""
     fields = {name: value for name, value in item.items() if name not in (column, "messages", "prompt")}
     prompt = item.get(column)
+    if prompt is None or prompt == []:
+        raise BadRows(f"row {number} has no {column}: fill it in, or leave the row out")
+    if not isinstance(prompt, str | list):
+        raise BadRows(f"row {number}: the column {column!r} has neither a text nor a conversation")
     if isinstance(prompt, list):
         return {"messages": prompt} | fields
     return ({"prompt": prompt} if as_text else {"messages": [{"role": "user", "content": prompt}]}) | fields
@@ -138,7 +148,7 @@ def _with_prompt(item: JsonObject, column: str, as_text: bool) -> JsonObject:
 def as_items(rows: Iterable[Mapping[str, object]]) -> Iterator[JsonObject]:
     """Rows as JSON objects: fields that are null or an empty text are left out, ``STRUCTURED`` ones may be texts.
 
-    BadRows for a row with a value that JSON has no word for.
+    BadRows for a row with a value that JSON has no word for, or with half a surrogate pair.
     """
     for number, row in enumerate(rows, 1):
         item = {name: _without_nulls(value) for name, value in row.items() if value is not None and value != ""}
@@ -146,8 +156,10 @@ def as_items(rows: Iterable[Mapping[str, object]]) -> Iterator[JsonObject]:
             try:
                 if name in STRUCTURED and isinstance(value, str):
                     item[name] = json.loads(value)
-                json.dumps(value, allow_nan=False)
-            except (ValueError, TypeError) as error:
+                json.dumps(item[name], ensure_ascii=False, allow_nan=False).encode()
+            except UnicodeEncodeError:
+                raise BadRows(f"row {number}: the field {name!r} has half a surrogate pair, which is no text") from None
+            except (ValueError, TypeError, RecursionError) as error:
                 raise BadRows(f"row {number}: the field {name!r} is no JSON: {error}; make it a text") from None
         yield item
 
@@ -172,17 +184,21 @@ def converted(path: Path, format: Format, line_bytes: int = -1) -> Iterator[byte
         yield from iter(partial(child.stdout.readline, line_bytes), b"")
         problem = child.stderr.read().decode(errors="replace").strip()
         if child.wait() != 0:
-            last = (
-                problem.splitlines()[-1]
-                if child.returncode == 2 and problem
-                else "it takes too much memory or time to read"
-            )
-            raise BadRows(last)
+            raise BadRows(_child_problem(child.returncode, problem, format))
     finally:
         child.kill()
         child.wait()
         child.stdout.close()
         child.stderr.close()
+
+
+def _child_problem(status: int, errors: str, format: Format) -> str:
+    """What is wrong with the file whose reading process ended with ``status`` and the text ``errors`` on stderr."""
+    if status == UNREADABLE and errors:
+        return errors.splitlines()[-1]
+    if status == OUT_OF_MEMORY or -status in LIMIT_SIGNALS or "bad_alloc" in errors:
+        return "it takes too much memory or time to read"
+    return f"it cannot be read as {format}"
 
 
 def main(arguments: list[str], out: BinaryIO) -> int:
@@ -199,6 +215,8 @@ def main(arguments: list[str], out: BinaryIO) -> int:
     except BadRows as error:
         print(" ".join(str(error).split()), file=sys.stderr, flush=True)
         return UNREADABLE
+    except MemoryError:
+        return OUT_OF_MEMORY
     return 0
 
 

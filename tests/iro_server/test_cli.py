@@ -196,6 +196,9 @@ def test_align_has_the_options_of_a_job(tmp_path: Path, monkeypatch: pytest.Monk
         "early_stop": False,
         "selection": "top",
     }
+    for betas in ("0.5", "[0.5]"):
+        arguments = ("align", str(train), str(grader), "--out", str(tmp_path / betas), "--betas", betas)
+        assert iro(*arguments).exit_code == 0 and configs.pop()["betas"] == [0.5]
     (tmp_path / "grader.json").write_text('{"type": "oracle"}')
     refused = iro("align", str(train), str(tmp_path / "grader.json"), "--out", str(tmp_path / "other"))
     assert (refused.exit_code, len(configs)) == (2, 1) and "no grader of type 'oracle'" in refused.stderr

@@ -95,8 +95,56 @@ def test_logit_bias_has_the_strongest_tokens(tmp_path: Path, tilt: Tilt, model_d
     only_bias = replace(tilt, bias=bias, state_factor=tilt.state_factor[:0], token_factor=tilt.token_factor[:0])
     only_bias = replace(only_bias, gates=torch.zeros_like(tilt.gates))
     bundle, out = saved(tmp_path / "bundle", only_bias, model_dir), tmp_path / "bias.json"
-    assert iro("export", bundle, "--format", "logit_bias", "--out", str(out)).exit_code == 0
+    done = iro("export", bundle, "--format", "logit_bias", "--out", str(out))
+    assert done.stdout == f"2 of 2 entries (100% of the bias's squares)\n{out}\n"
     assert json.loads(out.read_text()) == {"7": 2.0, "11": -3.0}
+    out.unlink()
+    done = iro("export", bundle, "--format", "logit_bias", "--entries", "1", "--out", str(out))
+    assert done.stdout.startswith("1 of 2 entries (69% of the bias's squares)\n")  # 9 of 13
+    assert json.loads(out.read_text()) == {"11": -3.0}
+
+
+def test_what_logit_bias_leaves_out_is_printed(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:
+    bundle = saved(tmp_path / "bundle", tilt, model_dir)
+    done = iro("export", bundle, "--format", "logit_bias", "--out", str(tmp_path / "bias.json"))
+    count = f"300 of {len(tilt.bias) - 1:,} entries"  # one is the median, which is 0
+    assert done.stdout.startswith(count) and "the part that reads the model's state is left out" in done.stdout
+
+
+def test_a_tilt_without_a_bias_is_no_logit_bias(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:
+    zero = zero_tilt(len(tilt.bias), tilt.token_factor.shape[1], (), STOP_IDS)
+    bundle, out = saved(tmp_path / "bundle", zero, model_dir), tmp_path / "bias.json"
+    assert "the tilt's bias has no entries" in refused(bundle, "--format", "logit_bias", "--out", str(out))
+    assert not out.exists()
+
+
+def ended_run(folder: Path, best: str, **config: bool) -> str:
+    """The folder of a run that has shown no gain."""
+    result = {"best_checkpoint": best, "best_iteration": 1, "improved": False, "config": config}
+    (folder / "result.json").write_text(json.dumps(result))
+    return str(folder)
+
+
+def test_a_run_folder_that_was_copied_exports_its_own_bundle(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:
+    bias = torch.zeros_like(tilt.bias)
+    bias[7] = 2.0
+    zero = zero_tilt(len(bias), tilt.token_factor.shape[1], (), STOP_IDS)
+    other = saved(tmp_path / "old/iterations/1", replace(zero, bias=bias * 2), model_dir)
+    saved(tmp_path / "new/iterations/1", replace(zero, bias=bias), model_dir)
+    run, out = ended_run(tmp_path / "new", other), tmp_path / "bias.json"
+    assert iro("export", run, "--format", "logit_bias", "--out", str(out)).exit_code == 0
+    assert json.loads(out.read_text()) == {"7": 2.0}
+
+
+@pytest.mark.parametrize(("keep_unproven", "warnings"), [(False, 1), (True, 0)])
+def test_a_tilt_that_its_server_does_not_serve_is_warned_of(
+    keep_unproven: bool, warnings: int, tmp_path: Path, tilt: Tilt, model_dir: Path
+) -> None:
+    bundle = saved(tmp_path / "run/iterations/1", tilt, model_dir)
+    run = ended_run(tmp_path / "run", bundle, keep_unproven=keep_unproven)
+    done = iro("export", run, "--format", "logit_bias", "--out", str(tmp_path / "bias.json"))
+    assert done.exit_code == 0 and done.stderr.count("\n") == warnings
+    assert done.stderr.startswith("Warning: the 95 % interval of the job's gain is not above 0" * warnings)
 
 
 def test_what_sharpens_the_model_is_told_as_a_temperature(tmp_path: Path, tilt: Tilt, model_dir: Path) -> None:

@@ -28,6 +28,9 @@ def served(tmp_path_factory):
         yield SimpleNamespace(client=client, url=str(client.base_url), settings=settings)
 
 
+Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
+
+
 def watched(url: str, job_id: str) -> Result:
     return iro("jobs", "watch", job_id, "--url", url)
 
@@ -85,6 +88,60 @@ def test_a_stream_that_the_server_cuts_loses_and_repeats_no_event(tmp_path):
         result = watched(str(client.base_url), job_id)
         assert result.exit_code == 0, result.output
         assert re.findall(r"Step (\d)", result.output) == ["1", "2", "3", "4"]
+
+
+@contextmanager
+def scripted_server(answers: dict[str, list[Answer]]) -> Iterator[str]:
+    """The URL of a server that gives the answers of a path in turn, the last one ever after."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0].removeprefix("/v1/fine_tuning/jobs/ftjob-1")
+            status, headers, body = answers[path].pop(0) if len(answers[path]) > 1 else answers[path][0]
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+SUCCEEDED = b'{"status": "succeeded", "estimated_finish": null, "fine_tuned_model": "ft:x"}'
+EVENT = b'data: {"id": "ev-1", "type": "message", "level": "info", "created_at": 0, "message": "Begun", "data": {}}\n'
+
+
+def test_a_server_that_is_unavailable_for_a_while_is_asked_again(monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(cli_jobs.time, "sleep", pauses.append)
+    answers: dict[str, list[Answer]] = {
+        "/events": [
+            (200, {}, EVENT),  # and the stream ends without the job
+            (503, {}, b'{"error": {"message": "starting"}}'),
+            (429, {"Retry-After": "7"}, b"{}"),
+            (502, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b"<html></html>"),
+            (200, {}, b"data: [DONE]\n"),
+        ],
+        "": [(200, {}, SUCCEEDED), (504, {"Retry-After": "1e9"}, b""), (200, {}, SUCCEEDED)],
+    }
+    with scripted_server(answers) as url:
+        result = watched(url, "ftjob-1")
+    assert result.exit_code == 0, result.output
+    assert pauses == [1.0, 1.0, 7.0, 1.0, 600.0] and result.stdout.count("Begun") == 1
+    assert "The server answers with status 429; trying again in 7 s.\n" in result.stderr
+
+
+def test_a_server_that_refuses_is_not_asked_again():
+    refusal = b'{"error": {"message": "The key was revoked."}}'
+    with scripted_server({"": [(200, {}, SUCCEEDED)], "/events": [(401, {}, refusal)]}) as url:
+        result = watched(url, "ftjob-1")
+    assert (result.exit_code, result.stderr) == (2, "Error: The key was revoked.\n")
 
 
 def test_a_plot_has_a_longer_bar_for_a_higher_reward(served, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from iro_server.store.row_files import BadRows, converted, format_of, table_rows, write_dataset
+from iro_server.store.row_files import BadRows, _child_problem, converted, format_of, table_rows, write_dataset
 
 CHAT = [{"role": "system", "content": "Be brief.", "name": "s"}, {"role": "user", "content": "Hi"}]
 ROWS: list[dict[str, Any]] = [
@@ -58,6 +59,9 @@ def test_csv_has_texts_and_conversations_as_json(tmp_path: Path) -> None:
         ("a.csv", b"prompt\n\xff\n", "can't decode byte 0xff"),
         ("a.csv", b'messages\n"[{"\n', "row 1: the field 'messages'"),
         ("a.csv", b'prompt,tools\na,"[{"\n', "row 1: the field 'tools'"),
+        ("a.csv", b"messages\n[NaN]\n", "row 1: the field 'messages' is no JSON: Out of range"),
+        ("a.csv", b"messages\n" + b"[" * 100_000 + b"\n", "row 1: the field 'messages' is no JSON: maximum recursion"),
+        ("a.csv", b'prompt,messages\na,\nb,"[""\\ud83d""]"\n', "row 2: the field 'messages' has half a surrogate pair"),
         ("a.parquet", b"PAR1 and nothing", "cannot be read as parquet"),
     ],
 )
@@ -81,6 +85,28 @@ def test_the_reading_process_tells_what_is_wrong(tmp_path: Path) -> None:
     Dataset.from_list([{"prompt": "a", "raw": b"x"}]).to_parquet(str(tmp_path / "rows.parquet"))
     with pytest.raises(BadRows, match=r"^row 1: the field 'raw' is no JSON: .*; make it a text$"):
         list(converted(tmp_path / "rows.parquet", "parquet"))
+
+
+def test_half_a_surrogate_pair_is_told_by_the_reading_process(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('messages\n"[{""role"": ""user"", ""content"": ""\\ud83d""}]"\n')
+    with pytest.raises(BadRows, match="row 1: the field 'messages' has half a surrogate pair"):
+        list(converted(tmp_path / "rows.csv", "csv"))
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "problem"),
+    [
+        (-signal.SIGKILL, "", "it takes too much memory or time to read"),
+        (-signal.SIGXCPU, "", "it takes too much memory or time to read"),
+        (3, "", "it takes too much memory or time to read"),
+        (-signal.SIGABRT, "terminate called …\n  what():  std::bad_alloc", "it takes too much memory or time to read"),
+        (1, "Traceback …\nAssertionError", "it cannot be read as csv"),
+        (-signal.SIGSEGV, "", "it cannot be read as csv"),
+        (2, "row 1 is wrong", "row 1 is wrong"),
+    ],
+)
+def test_only_a_process_at_its_limits_is_said_to_be(status: int, errors: str, problem: str) -> None:
+    assert _child_problem(status, errors, "csv") == problem
 
 
 def test_the_reading_process_has_a_gigabyte_and_is_the_first_to_be_ended(tmp_path: Path) -> None:
@@ -136,6 +162,20 @@ def test_a_local_set_becomes_training_rows(questions: Dataset, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"no column 'prompts', only: question, answer"):
         write_dataset(str(tmp_path / "set"), "train", "prompts", False, tmp_path / "x.jsonl")
     assert not (tmp_path / "x.jsonl").exists()
+
+
+@pytest.mark.parametrize("prompt", [None, ""])
+def test_a_row_of_a_set_without_a_prompt_is_named(prompt: str | None, tmp_path: Path) -> None:
+    Dataset.from_dict({"question": ["One?", prompt]}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(BadRows, match=r"^row 2 has no question: fill it in, or leave the row out$"):
+        write_dataset(str(tmp_path / "set"), "train", "question", False, tmp_path / "out/rows.jsonl")
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_a_column_of_numbers_has_no_prompts(tmp_path: Path) -> None:
+    Dataset.from_dict({"question": [7]}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(BadRows, match="row 1: the column 'question' has neither a text nor a conversation"):
+        write_dataset(str(tmp_path / "set"), "train", "question", True, tmp_path / "rows.jsonl")
 
 
 def test_a_folder_of_files_is_a_set_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

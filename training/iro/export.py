@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -28,26 +29,39 @@ def export_rollouts(folder: Path) -> Dataset:
     the tilt that the iteration chose), ``heldout`` (of the value fit), ``row`` (the prompt's in the training file, from
     0), and the training row's other fields.
 
-    Rows with ``prompt`` give texts, rows with ``messages`` conversations, TRL's standard and conversational formats.
-    AlignError where the folder has none, or the training file is gone or has rows of both kinds.
+    Rows with ``prompt`` give texts, rows with ``messages`` conversations, TRL's standard and conversational formats;
+    ``tools`` of the latter are JSON texts, since Arrow would give each schema the fields of all.
+    AlignError where the folder has none, or the training file is gone, has changed or has rows of both kinds.
     """
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    config = json.loads((folder / "config.json").read_text())["config"]
-    training_file = Path(config["training_file"])
-    if not training_file.exists():
-        raise AlignError(f"{training_file} is there no more: the rows of the rollouts' prompts were deleted")
-    items = [item for _, item in numbered_rows(training_file)]
+    header = json.loads((folder / "config.json").read_text())
+    items = [item for _, item in numbered_rows(_training_file(folder, header))]
     if len({"messages" in item for item in items}) > 1:
         raise AlignError("the training file has rows with prompt and rows with messages, which one table cannot hold")
-    tokenizer = AutoTokenizer.from_pretrained(config["model_dir"])
+    tokenizer = AutoTokenizer.from_pretrained(header["config"]["model_dir"])
     with closing(_checkpoints(folder)) as checkpoints:
         rows = list(_rows(checkpoints, items, tokenizer))
     if not rows:
         raise AlignError(f"{folder} has no graded rollouts yet")
     fields = dict.fromkeys(name for row in rows for name in row)
     return Dataset.from_dict({name: _column([row.get(name) for row in rows]) for name in fields})
+
+
+def _training_file(folder: Path, header: JsonObject) -> Path:
+    """The file that the run in ``folder`` has read: where ``header``, its config.json, says or, after the run was
+    moved, in the folder or beside it. AlignError where it is gone or has changed."""
+    recorded = Path(header["config"]["training_file"])
+    digest = header.get("inputs", {}).get("training_file")  # None: of an earlier version
+    places = [recorded] if digest is None else [recorded, folder / recorded.name, folder.parent / recorded.name]
+    existing_files = [path for path in places if path.is_file()]
+    if not existing_files:
+        raise AlignError(f"{recorded} is there no more: the rows of the rollouts' prompts were deleted")
+    for path in existing_files:
+        if digest is None or hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            return path
+    raise AlignError(f"the training file {existing_files[0]} has changed since the run; restore it")
 
 
 def discard_states(folder: Path) -> None:
@@ -89,8 +103,24 @@ def _row(item: Mapping[str, Any], text: str) -> JsonObject:
     fields = {name: value for name, value in item.items() if name not in (*ROLLOUT_COLUMNS, "messages")}
     if "messages" not in item:
         return {"prompt": item["prompt"], "completion": text} | fields
-    messages = [{"role": m["role"], "content": text_of(m["content"])} for m in item["messages"]]
-    return {"prompt": messages, "completion": [{"role": "assistant", "content": text}]} | fields
+    tools = fields.pop("tools", None)
+    if tools:
+        fields["tools"] = json.dumps(tools)
+    prompt = [_message(message) for message in item["messages"]]
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]} | fields
+
+
+def _message(message: Mapping[str, Any]) -> JsonObject:
+    """With its content as one text, and the arguments of its calls as JSON texts, OpenAI's shape."""
+    exported = {**message, "content": text_of(message.get("content")) or ""}
+    if message.get("tool_calls"):
+        exported["tool_calls"] = [call | {"function": _function(call["function"])} for call in message["tool_calls"]]
+    return exported
+
+
+def _function(function: JsonObject) -> JsonObject:
+    arguments = function.get("arguments")
+    return function if isinstance(arguments, str) else function | {"arguments": json.dumps(arguments)}
 
 
 def _column(values: Sequence[object]) -> Sequence[object]:

@@ -40,7 +40,7 @@ Judge = Callable[[Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much is done; the defaults took 28 minutes on two slow cores, one of them busy with another run."""
+    """How much is done; the defaults take twelve minutes on two cores that do nothing else."""
 
     iterations: int = 1
     tilt_rounds: int = 1  # the text of further ones is less and less a sentence

@@ -226,6 +226,7 @@ def test_the_command_says_what_to_change(client, tmp_path):
     command = ["estimate", str(train), str(grader), "--max-tokens", "6", "--url", str(client.base_url)]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1 and done.output.startswith("constant_reward: The reward is always 0"), done.output
+    assert train.name not in [file.filename for file in client.files.list()]
     grader.write_text("def grade(sample, item):\n    return sample['output_text'].count('z')\n")
     done = CliRunner().invoke(app, [*command, "--epochs", "1", "rollouts_per_prompt=16"])
     assert done.exit_code == 0 and done.output.startswith("go: Expected gain +"), done.output

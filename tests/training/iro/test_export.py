@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -95,9 +96,53 @@ def test_conversations_are_exported_as_conversations(
         assert row["row"] >= 4 or row["prompt"][0]["content"] == "0110"
 
 
+class ToolChats(Chats):
+    def get_chat_template(self, tools: object = None) -> str:
+        return "{{ tools }}"
+
+
+def test_tool_calls_and_tools_are_exported(
+    config: AlignConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows that Arrow could not tell apart: each schema would get the arguments of all."""
+    monkeypatch.setattr("tests.training.iro.toy_job.Toy.tokenizer", ToolChats())
+    function = {"name": "look_up", "arguments": '{"city": "Bonn"}'}
+    calls = [{"id": "call-1", "type": "function", "function": function}]
+    of_object = [{**calls[0], "function": {"name": "count", "arguments": {"n": 1}}}]
+    tools = [
+        [{"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}]
+        for name, properties in (("look_up", {"city": {"type": "string"}}), ("count", {"n": {"type": ["integer"]}}))
+    ]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "10"},
+                {"role": "assistant", "tool_calls": (calls, of_object)[n % 2]} | ({"content": None} if n < 20 else {}),
+                {"role": "tool", "tool_call_id": "call-1", "content": f"{n:06b}"},
+            ],
+            "tools": tools[n % 2],
+        }
+        for n in range(40)
+    ]
+    write_rows(config, rows)
+    job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")
+    for row in export_rollouts(tmp_path / "run"):
+        asked, call, answer = row["prompt"]
+        number = row["row"]
+        assert json.loads(row["tools"]) == tools[number % 2]
+        assert (asked["content"], asked["tool_calls"]) == ("10", None)
+        assert (call["content"], call["tool_calls"][0]["id"]) == ("", "call-1")
+        expected = (function, {"name": "count", "arguments": '{"n": 1}'})[number % 2]
+        assert call["tool_calls"][0]["function"] == expected
+        assert (answer["tool_call_id"], answer["content"]) == ("call-1", f"{number:06b}")
+
+
 def test_rows_of_two_kinds_are_refused(config: AlignConfig, tmp_path: Path) -> None:
     job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")
     write_rows(config, [{"prompt": "0"}, {"messages": []}])
+    header = json.loads((tmp_path / "run/config.json").read_text())
+    header["inputs"]["training_file"] = hashlib.sha256(config.training_file.read_bytes()).hexdigest()
+    (tmp_path / "run/config.json").write_text(json.dumps(header))
     with pytest.raises(AlignError, match="one table cannot hold"):
         export_rollouts(tmp_path / "run")
 
@@ -107,6 +152,32 @@ def test_rollouts_whose_training_file_is_gone_are_refused(config: AlignConfig, t
     config.training_file.unlink()
     with pytest.raises(AlignError, match="is there no more"):
         export_rollouts(tmp_path / "run")
+
+
+@pytest.mark.parametrize("count", [40, 1])
+def test_rollouts_whose_training_file_has_changed_are_refused(count: int, config: AlignConfig, tmp_path: Path) -> None:
+    """Whose prompts would be others than those that were completed."""
+    job().execute(config.model_copy(update={"iterations": 1}), tmp_path / "run")
+    write_rows(config, [{"prompt": f"{n:06b}"} for n in reversed(range(count))])
+    with pytest.raises(AlignError, match=r"the training file .*train\.jsonl has changed since the run; restore it"):
+        export_rollouts(tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["run/train.jsonl", "train.jsonl"])  # of a data set, of a job of a server
+def test_a_run_that_was_moved_with_its_training_file_is_exported(
+    place: str, config: AlignConfig, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "run").mkdir(parents=True)
+    training_file = config.training_file.rename(old / place)
+    one_step = config.model_copy(update={"iterations": 1, "training_file": training_file})
+    job().execute(one_step, old / "run")
+    rows = export_rollouts(old / "run").to_list()
+    shutil.copytree(old, new)
+    training_file.write_text('{"prompt": "0"}\n')
+    assert export_rollouts(new / "run").to_list() == rows
+    shutil.rmtree(old)
+    assert export_rollouts(new / "run").to_list() == rows
 
 
 def test_integers_of_more_than_64_bits_are_exported_as_json(config: AlignConfig, tmp_path: Path) -> None:
